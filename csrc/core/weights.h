@@ -10,7 +10,7 @@ namespace fastlstm {
 
 using at::Tensor;
 
-// Undefined if absent. Matrices may be packed (cpu/layer/packed_direction.h).
+// Undefined if absent. Matrices may be prepacked (cpu/gemm/prepacked.h).
 struct Direction {
   Tensor w_ih;        // [4H,I]
   Tensor w_hh;        // [4H,P]

@@ -34,7 +34,7 @@ constexpr const char* kFormatNames[] = {FASTLSTM_FOR_EACH_FORMAT(FASTLSTM_NAME)}
 #undef FASTLSTM_NAME
 constexpr int kFormats = sizeof kFormatNames / sizeof *kFormatNames;
 
-// That of rows of a layer as they are; nothing for those that no product takes.
+// The format of rows of a layer as they are; nothing for a dtype that no product takes.
 constexpr std::optional<Format> format_of(Dtype dtype) {
   switch (dtype) {
     case Dtype::kFloat64:

@@ -16,7 +16,7 @@ static bool has_amx() {
   return has;
 }
 
-// By an environment variable tests run either code on any processor.
+// An environment variable lets tests run either code on any processor.
 static bool wants_amx() {
   const char* const variable = std::getenv("FASTLSTM_AMX");
   const std::string value = variable ? variable : "";
@@ -27,10 +27,10 @@ static bool wants_amx() {
 
 static void use_tiles(Products& products, const TileProducts& tiles) {
   products[Format::bfloat16x2] = &tiles.bfloat16x2;
-  const Product &pairs = *products[Format::bfloat16], &fours = *products[Format::int8];
-  if (!pairs.trains() || fours.excess != kUnsigned) return;  // a machine that hides them
-  static const Product bfloat16 = bfloat16_on_tiles(pairs, tiles),
-                       int8 = int8_on_tiles(fours, tiles);
+  if (products[Format::bfloat16] != &avx512_bf16::product ||
+      products[Format::int8] != &avx512_vnni::int8_weights)
+    return;  // a machine that hides them
+  static const Product bfloat16 = bfloat16_on_tiles(tiles), int8 = int8_on_tiles(tiles);
   products[Format::bfloat16] = &bfloat16, products[Format::int8] = &int8;
 }
 #endif

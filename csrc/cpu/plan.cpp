@@ -10,6 +10,11 @@
 namespace fastlstm {
 namespace {
 
+// With less to do than this, waking another thread costs more than it helps: multiply-adds of a
+// walk, of a product, and of a single step; bytes of prepacked weights that few rows read.
+constexpr int64_t kWalkWorthAThread = 1 << 21, kProductWorthAThread = 1 << 19;
+constexpr int64_t kStepWorthAThread = 1 << 17, kBytesWorthAThread = 128 << 10;
+
 CpuEngine engine_of(const CpuTask& task) {
   const bool empty = task.input_size == 0 || task.hidden_size == 0 || task.output_size == 0;
   return task.engine == "stepwise" || task.only_stepwise || empty ? CpuEngine::kStepwise
@@ -22,7 +27,7 @@ CpuEngine engine_of(const CpuTask& task) {
 bool is_converted(const CpuTask& task, const CpuMachine& machine, const Product& product) {
   if (bytes_of(task.dtype) != 2) return false;
   const bool own = product.takes(task.dtype);
-  if (!task.packed_weights) return task.projects || (task.is_one_step() && !own);
+  if (!task.prepacked) return task.projects || (task.is_one_step() && !own);
   if (task.dtype == Dtype::kBFloat16)
     return !own || task.projects || !machine.own_product(task.dtype);
   return product.format != Format::float32 || task.projects || task.is_one_step();
@@ -63,21 +68,56 @@ void divide_among_threads(const CpuTask& task, const CpuMachine& machine, CpuPla
     for (int64_t used = 1; used <= threads; ++used) consider(1, used);
 }
 
-// The members of a single step with packed weights, which reading them bounds.
-int64_t unit_groups_of_packed_step(const CpuTask& task, const CpuMachine& machine) {
-  const int64_t weights = 4 * task.hidden_size * (task.input_size + task.output_size);
-  const int64_t bytes =
-      machine.products[*task.packed_weights]->bytes(weights) * divide_up(task.batch, 4);
-  const int64_t most = std::min(machine.threads, divide_up(task.hidden_size, 16));
-  return std::clamp<int64_t>(bytes / kBytesWorthAThread, 1, most);
+// The form of the matrices; the weights of a step that trains are multiplied as they lie only if
+// the product has their dtype.
+MatrixForm form_of(const CpuTask& task, const CpuMachine& machine, const CpuPlan& plan) {
+  // A panel is cheaper than transposing the weights for every tile of rows.
+  constexpr int64_t kRowsWorthAPanel = 13, kFewRows = 512;
+  if (task.steps > 1 || task.prepacked) return MatrixForm::kPacked;
+  if (task.backward)
+    return task.batch <= kFewRows && !task.projects ? MatrixForm::kInUse : MatrixForm::kPacked;
+  const bool as_they_are = !task.saves || plan.product->takes(plan.dtype);
+  if (!task.only_dense || !machine.own_product(plan.dtype) || !as_they_are)
+    return MatrixForm::kPacked;
+  return task.batch < kRowsWorthAPanel ? MatrixForm::kAsItLies : MatrixForm::kInUse;
 }
 
-// Where there are more threads than vectors of units, they share the rows of a single step.
-int64_t row_groups_of_one_step(const CpuTask& task, const CpuMachine& machine,
-                               const Product& product) {
-  const int64_t vectors = divide_up(task.hidden_size, product.lanes);
-  const int64_t most = std::max<int64_t>(machine.threads / vectors, 1);
-  return std::clamp<int64_t>(task.batch / 64, 1, most);
+// The threads of a single step forward, which reading the weights bounds. Where there are more
+// threads than vectors of units, they share the rows.
+ThreadGrid grid_of_step(const CpuTask& task, const CpuMachine& machine, const CpuPlan& plan) {
+  const int64_t weights = 4 * task.hidden_size * (task.input_size + task.output_size);
+  const int64_t vectors = divide_up(task.hidden_size, plan.product->lanes);
+  ThreadGrid grid;
+  if (!task.prepacked)
+    grid.row_groups =
+        std::clamp<int64_t>(task.batch / 64, 1, std::max<int64_t>(machine.threads / vectors, 1));
+  const int64_t worth =
+      task.prepacked ? plan.product->bytes(weights) * divide_up(task.batch, 4) / kBytesWorthAThread
+                     : weights * task.batch / grid.row_groups / kStepWorthAThread;
+  grid.unit_groups =
+      std::clamp<int64_t>(worth, 1, std::min(machine.threads / grid.row_groups, vectors));
+  return grid;
+}
+
+// Rows and tiles of a step between cell equations. Short rows take few calls around many of
+// them; of long rows a few are better. Where weights lie as they are, vectors of a gate are
+// neighbors in memory, so many of them come first.
+void divide_cells(const CpuTask& task, const CpuMachine& machine, CpuPlan& plan) {
+  constexpr int64_t kShortRow = 1024, kSums = 256 << 10;  // bytes
+  const Product& product = *plan.product;
+  const int64_t rows = divide_up(task.batch, plan.grid.row_groups);
+  const int64_t most = product.bytes(task.hidden_size) <= kShortRow ? 48 : 12;
+  plan.rows_at_once = round_up(std::min(rows, most), product.rows);
+  // One tile of rows leaves no time to fetch the panels of the next turn.
+  plan.fetches_next = machine.tuning.fetches_next_panels && rows > product.rows;
+  if (plan.form == MatrixForm::kPacked || task.backward) return;
+  plan.rows_at_once = rows;
+  plan.fetches_next = rows >= machine.tuning.rows_worth_prefetching;
+  const int64_t bytes = 4 * product.lanes * bytes_of(product.sums) * (rows + 1);
+  const int64_t tiles =
+      divide_up(divide_up(task.hidden_size, product.lanes), plan.grid.unit_groups);
+  if (plan.form == MatrixForm::kAsItLies)
+    plan.tiles_at_once = std::clamp<int64_t>(kSums / bytes, 1, tiles);
 }
 
 // Steps whose gates are computed from the input at once, then walked while they are in cache. 0
@@ -127,7 +167,7 @@ const Product* CpuMachine::own_product(Dtype dtype) const {
 }
 
 const Product& product_for(const CpuTask& task, const CpuMachine& machine) {
-  if (task.packed_weights) return *machine.products[*task.packed_weights];
+  if (task.prepacked) return *machine.products[*task.prepacked];
   const bool is_float32 = task.dtype == Dtype::kFloat32;
   const Product* const split = machine.products[Format::bfloat16x2];
   // A single step reads each weight once, and is bound by that.
@@ -138,7 +178,6 @@ const Product& product_for(const CpuTask& task, const CpuMachine& machine) {
 }
 
 CpuPlan plan(const CpuTask& task, const CpuMachine& machine) {
-  constexpr int64_t kFewRows = 512;
   CpuPlan plan;
   plan.engine = engine_of(task);
   plan.dtype = task.dtype;
@@ -146,31 +185,44 @@ CpuPlan plan(const CpuTask& task, const CpuMachine& machine) {
     if (bytes_of(task.dtype) == 2 && !machine.rows_of_16_bits) plan.dtype = Dtype::kFloat32;
     return plan;
   }
-  const Product* product = &product_for(task, machine);
-  if (is_converted(task, machine, *product)) {
+  plan.product = &product_for(task, machine);
+  if (is_converted(task, machine, *plan.product)) {
     plan.dtype = Dtype::kFloat32;
-    if (!task.packed_weights) product = machine.products[Format::float32];
+    if (!task.prepacked) plan.product = machine.products[Format::float32];
   }
-  // A step that trains multiplies in the product's dtype, if that has fewer bits.
-  plan.one_step = !task.backward && task.steps == 1 && task.only_dense && !task.packed_weights &&
-                  machine.own_product(plan.dtype) && (!task.saves || product->takes(plan.dtype));
-  if (plan.one_step) product = machine.own_product(plan.dtype);
-  plan.product = product;
-  plan.fetches_next_panels = machine.tuning.fetches_next_panels;
-  plan.leaves_unpacked =
-      task.backward && task.steps == 1 && task.batch <= kFewRows && !task.projects;
-  if (task.packed_weights && task.is_one_step() && task.directions == 1)
-    plan.grid.unit_groups = unit_groups_of_packed_step(task, machine);
-  else
-    divide_among_threads(task, machine, plan);
-  if (plan.one_step) {
-    plan.step_row_groups = row_groups_of_one_step(task, machine, *product);
-    plan.prefetches_weights =
-        divide_up(task.batch, plan.step_row_groups) >= machine.tuning.rows_worth_prefetching;
-  }
-  plan.steps_ahead = steps_ahead(task, machine, plan);
+  if (task.batch < plan.product->many_rows) plan.product = plan.product->of_few_rows;
+  plan.form = form_of(task, machine, plan);
+  const bool is_step = !task.backward && (plan.form != MatrixForm::kPacked || task.prepacked) &&
+                       task.steps == 1 && task.only_dense;
+  if (plan.form != MatrixForm::kPacked && !task.backward)
+    plan.product = machine.own_product(plan.dtype);
+  divide_among_threads(task, machine, plan);
+  if (is_step) plan.grid = grid_of_step(task, machine, plan);
+  divide_cells(task, machine, plan);
+  plan.steps_ahead = is_step ? 0 : steps_ahead(task, machine, plan);
   plan.chunk_steps = chunk_steps(task, plan);
   return plan;
+}
+
+ProductShare share_of_product(const ProductTask& task, const Product& product, int64_t threads) {
+  // Rows that each thread is to have, or it would load the panels for too few, and those that pass
+  // a piece of a panel together.
+  constexpr int64_t kRowsOfAThread = 24, kBlockRows = 96;
+  const int64_t rows = task.rows, work = rows * task.multiply_adds;
+  const int64_t parts = std::min(threads, divide_up(rows, kRowsOfAThread));
+  ProductShare share;
+  // Rows are few for the threads and panels are not: each panel is loaded once.
+  const bool few_rows = rows < kRowsOfAThread * threads && task.panels >= parts;
+  share.by_panels = task.form != MatrixForm::kPacked ||
+                    (task.panels > 0 && (rows <= product.panel_rows || few_rows));
+  if (share.by_panels) {
+    share.panels_of_a_thread = divide_up(kProductWorthAThread, 1 + work / task.panels);
+    return share;
+  }
+  share.threads = std::min(parts, 1 + work / kProductWorthAThread);
+  // A multiple of the threads: where blocks are few, one more takes a third longer.
+  share.blocks = share.threads > 0 ? round_up(divide_up(rows, kBlockRows), share.threads) : 0;
+  return share;
 }
 
 }  // namespace fastlstm

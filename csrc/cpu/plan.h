@@ -11,17 +11,10 @@
 
 namespace fastlstm {
 
-// With less to do than this, waking another thread costs more than it helps: multiply-adds of a
-// walk, of a product, and of rows that wait for no others; bytes of weights that few rows read.
-constexpr int64_t kWalkWorthAThread = 1 << 21, kProductWorthAThread = 1 << 19;
-constexpr int64_t kRowsWorthAThread = 1 << 17, kBytesWorthAThread = 128 << 10;
-// Rows of a product that each thread is to have, or it would load the panels for too few.
-constexpr int64_t kRowsOfAThread = 24;
-
 // What was measured on a kind of processor. The defaults hold for those that nobody measured.
 struct CpuTuning {
-  // Of a thread, in microseconds: multiply-adds of float32, bytes from beyond the L2 cache, and a
-  // barrier on an idle machine, for each thread that meets there.
+  // A thread's rates, in microseconds: multiply-adds of float32, bytes from beyond the L2 cache,
+  // and a barrier on an idle machine, for each thread that meets there.
   double multiply_adds_per_us = 1.2e5, bytes_per_us = 4e4, barrier_us = 0.25;
   // From so many rows on, weights that are multiplied as they lie are prefetched.
   int64_t rows_worth_prefetching = 1;
@@ -62,8 +55,8 @@ struct CpuTask {
   Precision precision = Precision::kFloat32;
   bool saves = false;  // a forward that backward follows
   bool backward = false;
-  std::optional<Format> packed_weights = {};  // of a call whose weights were packed before
-  std::string_view engine = "auto";           // or "stepwise", or "tiled"
+  std::optional<Format> prepacked = {};  // weights that were packed before the call
+  std::string_view engine = "auto";      // or "stepwise", or "tiled"
 
   // Decoding, reinforcement learning.
   bool is_one_step() const { return steps == 1 && only_dense && !resets; }
@@ -91,20 +84,38 @@ inline Member member_of(const ThreadGrid& grid, int64_t index) {
   return {index, index % grid.unit_groups, index / grid.unit_groups};
 }
 
+// Where a product finds a matrix: in panels, packed for the call or before it; in a panel that is
+// packed when it is multiplied; or as it lies. A single step reads each weight once, and panels of
+// all would cross memory twice more.
+enum class MatrixForm { kPacked, kInUse, kAsItLies };
+
 struct CpuPlan {
   CpuEngine engine = CpuEngine::kStepwise;
-  Dtype dtype;                       // what the layer is computed in
-  const Product* product = nullptr;  // of the tiled engine
-  bool one_step = false;        // the weights as they lie, or packed panel by panel, and no walk
-  int64_t step_row_groups = 1;  // of one step
-  bool prefetches_weights = false;   // of one step, while it multiplies others
-  bool fetches_next_panels = false;  // the same of a walk
-  bool leaves_unpacked = false;      // a backward that multiplies once with each weight packs none
+  Dtype dtype;                            // what the layer is computed in
+  const Product* product = nullptr;       // of the tiled engine
+  MatrixForm form = MatrixForm::kPacked;  // of W_ih and W_hh
   ThreadGrid grid;
   double step_us = 0;       // predicted, not measured
   int64_t steps_ahead = 0;  // forward: steps whose input is multiplied at once; 0: beside h
   int64_t chunk_steps = 1;  // backward: steps that are walked, then multiplied
+  // Forward: rows, and vectors of units, whose sums wait in the cache for the cell equations, and
+  // whether what is multiplied next comes into the cache meanwhile.
+  int64_t rows_at_once = 1, tiles_at_once = 1;
+  bool fetches_next = false;
 };
+
+// A product of many rows outside a walk: by blocks of rows, which pass all panels, or by panels, of
+// which each thread takes so many for all rows.
+struct ProductTask {
+  int64_t rows, multiply_adds;  // of a row
+  int64_t panels = 0;           // 0: only by rows
+  MatrixForm form = MatrixForm::kPacked;
+};
+struct ProductShare {
+  bool by_panels = false;
+  int64_t panels_of_a_thread = 1, threads = 1, blocks = 1;
+};
+ProductShare share_of_product(const ProductTask& task, const Product& product, int64_t threads);
 
 // Whether there is an engine of the task's name, and it serves it.
 bool has_engine(const CpuTask& task);
@@ -112,7 +123,7 @@ bool has_engine(const CpuTask& task);
 const Product& product_for(const CpuTask& task, const CpuMachine& machine);
 CpuPlan plan(const CpuTask& task, const CpuMachine& machine);
 
-// Of a core, as the system has it; 1 MB where it does not say.
+// The L2 cache of a core, as the system has it; 1 MB where it does not say.
 int64_t l2_cache_bytes();
 
 }  // namespace fastlstm

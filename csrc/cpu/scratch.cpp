@@ -1,6 +1,7 @@
 #include "scratch.h"
 
 #include <ATen/EmptyTensor.h>
+#include <c10/core/CPUAllocator.h>
 
 #include <algorithm>
 #include <atomic>
@@ -11,7 +12,7 @@ namespace fastlstm {
 namespace {
 
 constexpr int64_t kKeptBytes = 64 << 20;
-constexpr int64_t kSmallBytes = 128 << 10;  // malloc keeps such blocks itself
+constexpr int64_t kSmallBytes = 128 << 10;  // malloc keeps smaller blocks itself
 
 // Only ever tried: in a forked process another thread may have taken it for ever. std::mutex would
 // ask for glibc 2.34 when built there.
@@ -45,16 +46,16 @@ void shrink(Kept& kept, int64_t bytes) {
   }
 }
 
-}  // namespace
+at::Tensor fresh(int64_t bytes) {
+  return at::Tensor(at::detail::empty_cpu({bytes}, at::TensorOptions(at::kByte)));
+}
 
-at::Tensor scratch_bytes(int64_t bytes) {
-  const auto fresh = [bytes] {
-    return at::Tensor(at::detail::empty_cpu({bytes}, at::TensorOptions(at::kByte)));
-  };
-  if (bytes < kSmallBytes || bytes > kKeptBytes) return fresh();
+// A block that is kept, of nearly this size, or a new one in its place.
+at::Tensor block_of(int64_t bytes) {
+  if (bytes > kKeptBytes) return fresh(bytes);
   Kept& kept = fastlstm::kept();
   const std::unique_lock<Mutex> lock(kept.mutex, std::try_to_lock);
-  if (!lock) return fresh();
+  if (!lock) return fresh(bytes);
   auto& blocks = kept.blocks;
   // Blocks of nearly this size: one that is large enough is used, a smaller one is freed.
   const auto similar = [](int64_t smaller, int64_t larger) {
@@ -76,12 +77,25 @@ at::Tensor scratch_bytes(int64_t bytes) {
     kept.bytes -= smaller->nbytes();
     blocks.erase(smaller);
   }
-  at::Tensor block = fresh();
+  at::Tensor block = fresh(bytes);
   shrink(kept, kKeptBytes - bytes);
   if (kept.bytes + bytes > kKeptBytes) return block;
   kept.bytes += bytes;
   blocks.push_back(block);
   return block;
+}
+
+}  // namespace
+
+Scratch::Scratch(int64_t bytes) : nbytes_(bytes) {
+  if (bytes == 0) return;
+  if (bytes < kSmallBytes) {
+    small_ = c10::GetCPUAllocator()->allocate(bytes);
+    data_ = small_.get();
+  } else {
+    large_ = block_of(bytes);
+    data_ = large_.mutable_data_ptr();
+  }
 }
 
 int64_t release_scratch() {

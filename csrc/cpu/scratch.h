@@ -5,12 +5,28 @@
 
 namespace fastlstm {
 
-// `bytes` bytes of any content, aligned to a cache line. At most 64 MB are kept.
-at::Tensor scratch_bytes(int64_t bytes);
+// Bytes of any content, aligned to a cache line, until it is destroyed.
+class Scratch {
+ public:
+  Scratch() = default;
+  explicit Scratch(int64_t bytes);
+
+  int64_t nbytes() const { return nbytes_; }
+  template <typename T>
+  T* data() const {
+    return static_cast<T*>(data_);
+  }
+
+ private:
+  int64_t nbytes_ = 0;
+  void* data_ = nullptr;
+  c10::DataPtr small_;  // which malloc keeps, in less time than a tensor
+  at::Tensor large_;    // one of those that are kept, of 64 MB at most
+};
 
 template <typename T>
-at::Tensor scratch(int64_t count) {
-  return scratch_bytes(count * static_cast<int64_t>(sizeof(T)));
+Scratch scratch(int64_t count) {
+  return Scratch(count * static_cast<int64_t>(sizeof(T)));
 }
 
 // Gives back what is kept and not in use; returns how many bytes.

@@ -2,7 +2,7 @@
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/utils/pybind.h>
 
-#include "core/packed.h"
+#include "core/prepacked.h"
 #include "cpu/scratch.h"
 #include "op/fast_method.h"
 #include "op/planners.h"

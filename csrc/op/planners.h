@@ -71,13 +71,14 @@ inline py::dict plan_cpu(const std::string& dtype, int64_t input_size, int64_t h
   CpuMachine machine = cpu_machine();
   machine.threads = threads, machine.l2_cache_bytes = l2_cache_bytes;
   const CpuPlan chosen = plan(task, machine);
+  constexpr const char* kForms[] = {"packed", "packed in use", "as they lie"};
   const char* const dtype_name = kDtypeNames[static_cast<int>(chosen.dtype)];
   const Product* const product = chosen.product;  // none if ATen multiplies
   return py::dict(
       "engine"_a = chosen.engine == CpuEngine::kTiled ? "tiled" : "stepwise",
       "dtype"_a = dtype_name,
       "product"_a = product ? kFormatNames[static_cast<int>(product->format)] : dtype_name,
-      "one_step"_a = chosen.one_step, "unit_groups"_a = chosen.grid.unit_groups,
+      "weights"_a = kForms[static_cast<int>(chosen.form)], "unit_groups"_a = chosen.grid.unit_groups,
       "row_groups"_a = chosen.grid.row_groups, "directions"_a = chosen.grid.directions,
       "step_us"_a = chosen.step_us, "steps_ahead"_a = chosen.steps_ahead,
       "chunk_steps"_a = chosen.chunk_steps);

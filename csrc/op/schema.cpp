@@ -4,7 +4,7 @@
 
 #include "core/layer.h"
 #include "core/operators.h"
-#include "core/packed.h"
+#include "core/prepacked.h"
 
 namespace fastlstm {
 namespace {

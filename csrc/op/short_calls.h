@@ -16,7 +16,7 @@
 #include "core/call.h"
 #include "core/layer.h"
 #include "core/operators.h"
-#include "core/packed.h"
+#include "core/prepacked.h"
 
 namespace fastlstm::short_calls {
 
@@ -148,8 +148,6 @@ inline std::tuple<Tensor, Tensor> lstm_cell_packed(const Tensor& input, const Te
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
   LstmCall call{in_memory(input), in_memory(h_0), in_memory(c_0), std::move(weights),
                 std::move(layout)};
-  if (call.input.dim() == 2 && call.h_0.dim() == 2 && call.c_0.dim() == 2)
-    if (const auto step = lstm_packed_one_step(call)) return *step;
   for_each_tensor(call, [](Tensor& rows, const char*) { rows = rows.unsqueeze(0); });
   const auto [output, h_n, c_n, cells] = lstm_packed_cpu(std::move(call), {/*save_cells=*/false});
   return {h_n.squeeze(0), c_n.squeeze(0)};

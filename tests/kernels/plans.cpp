@@ -60,7 +60,7 @@ std::string text_of(const char* name, const CpuTask& task, const CpuMachine& mac
                        task.steps, ", B ", task.batch, ", I ", task.input_size, ", H ",
                        task.hidden_size, ", directions ", task.directions, ", saves ", task.saves,
                        ", backward ", task.backward, ", projects ", task.projects, ", weights ",
-                       task.packed_weights ? int(*task.packed_weights) : -1);
+                       task.prepacked ? int(*task.prepacked) : -1);
 }
 
 // Whether rows of a dtype come to a product: as they are, encoded, or of 16 bits widened.
@@ -89,18 +89,22 @@ void check_plan(const std::string& what, const CpuTask& task, const CpuMachine& 
         int(product.format));
   // Its walk has rows in the dtype of the state only.
   check(!task.projects || bytes_of(found.dtype) > 2, what, ": a projection in 16 bits");
-  if (task.packed_weights)
-    check(product.format == *task.packed_weights, what,
+  if (task.prepacked)
+    check(product.format == *task.prepacked, what,
           ": another product than that of the weights");
-  if (task.backward || found.one_step) check(product.trains(), what, ": no product to train with");
-  if (found.one_step)
-    check(product.takes(found.dtype) && task.steps == 1 && !task.packed_weights, what,
-          ": weights that do not lie as they are multiplied");
+  if (task.backward || found.form != MatrixForm::kPacked)
+    check(product.trains(), what, ": no product to train with");
+  if (found.form != MatrixForm::kPacked)
+    check(task.steps == 1 && !task.prepacked &&
+              (task.backward || (product.takes(found.dtype) && found.steps_ahead == 0)),
+          what, ": weights that do not lie as they are multiplied");
+  check(found.form != MatrixForm::kAsItLies || (!task.backward && task.batch < 13), what,
+        ": many rows times weights as they lie");
   check(found.steps_ahead >= 0 && found.steps_ahead <= task.steps && found.chunk_steps >= 1 &&
             found.chunk_steps <= task.steps,
         what, ": ", found.steps_ahead, " steps ahead, chunks of ", found.chunk_steps);
-  check(found.step_row_groups >= 1 && found.step_row_groups <= machine.threads, what, ": ",
-        found.step_row_groups, " row groups of a step");
+  check(found.rows_at_once >= 1 && found.tiles_at_once >= 1, what, ": ", found.rows_at_once,
+        " rows and ", found.tiles_at_once, " tiles at once");
 }
 
 // body(task) for calls of many kinds.
@@ -127,7 +131,7 @@ void for_packed_tasks(const auto& body) {
     if (task.saves || task.backward) return;
     for (const Format format : {Format::float32, Format::float64, Format::bfloat16, Format::int8}) {
       if ((format == Format::float64) != (task.dtype == Dtype::kFloat64)) continue;
-      task.packed_weights = format;
+      task.prepacked = format;
       body(task);
     }
   });
@@ -180,8 +184,31 @@ void check_split(const Named& of) {
   check(!with([](CpuTask& t) { t.precision = Precision::kFloat32; }), of.name, ": unasked");
   check(!with([](CpuTask& t) { t.precision = Precision::kBf16; }), of.name, ": bf16");
   check(!with([](CpuTask& t) { t.dtype = Dtype::kFloat64; }), of.name, ": float64");
-  check(!with([](CpuTask& t) { t.packed_weights = Format::float32; }), of.name, ": prepacked");
+  check(!with([](CpuTask& t) { t.prepacked = Format::float32; }), of.name, ": prepacked");
   check(!with([](CpuTask& t) { t.steps = t.rows = 1; }), of.name, ": a single step");
+}
+
+// Every row or panel of a product has a thread, and each thread has enough to do.
+void check_shares(const Named& of) {
+  const Product& product = *of.machine.products[Format::float32];
+  for (const int64_t threads : {1, 2, 3, 16, 128})
+    for (const int64_t rows : {0, 1, 5, 23, 24, 100, 3000})
+      for (const int64_t panels : {0, 1, 7, 64})
+        for (const MatrixForm form : {MatrixForm::kPacked, MatrixForm::kInUse}) {
+          if (form == MatrixForm::kInUse && panels == 0) continue;
+          const ProductTask task{rows, 64 * 256 * panels, panels, form};
+          const ProductShare share = share_of_product(task, product, threads);
+          const std::string what = testing::text(of.name, ": ", rows, " rows, ", panels,
+                                                 " panels, ", threads, " threads");
+          check(share.by_panels ? panels > 0 : form == MatrixForm::kPacked, what);
+          if (share.by_panels) {
+            check(share.panels_of_a_thread >= 1, what, ": no panels");
+          } else {
+            check(share.threads <= threads && share.blocks >= share.threads &&
+                      (rows == 0 || share.blocks * 96 >= rows),
+                  what, ": ", share.blocks, " blocks for ", share.threads);
+          }
+        }
 }
 
 const bool added = [] {
@@ -190,6 +217,7 @@ const bool added = [] {
       check_machine(of);
       check_threads(of);
       check_split(of);
+      check_shares(of);
     });
   }
   testing::Case("plans/names", [] {

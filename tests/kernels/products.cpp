@@ -525,9 +525,8 @@ void add_int8(const Product& whole) {
 #if defined(__x86_64__) && defined(__linux__)
 void add_tiles(const TileProducts& tiles) {
   static std::deque<Product> products;
-  const Products own = testing::tables().back().products;
-  add_bfloat16(products.emplace_back(bfloat16_on_tiles(*own[Format::bfloat16], tiles)));
-  add_int8(products.emplace_back(int8_on_tiles(*own[Format::int8], tiles)));
+  add_bfloat16(products.emplace_back(bfloat16_on_tiles(tiles)));
+  add_int8(products.emplace_back(int8_on_tiles(tiles)));
 }
 #endif
 

@@ -11,7 +11,7 @@ namespace fastlstm {
 template <typename T>
 struct ForwardRow {
   using A = State_t<T>;
-  const A* x_gates;  // x_t W_ih^T + b, in the order of pack_gates
+  const A* x_gates;  // x_t W_ih^T + b, in the order of gates_of
   T* gates;          // [4H] activated i, f, g, o out, or nullptr
   const A* c_prev;   // [H]
   A* c;              // [H] may be c_prev

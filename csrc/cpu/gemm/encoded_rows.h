@@ -15,37 +15,30 @@ namespace fastlstm {
 template <typename T>
 class EncodedRows {
  public:
-  // As the product multiplies them, or as it packs them.
+  // Rows that the product multiplies, or packs.
   EncodedRows(const Product& product, int64_t count, int64_t K, bool packs = false)
-      : product_(product),
-        as_they_are_(packs ? format_of(dtype_of_rows<T>) == product.given
-                           : product.takes(dtype_of_rows<T>)),
-        K_(K) {
-    if (as_they_are_) return;
-    bytes_ = kIsNarrow ? K * int64_t(sizeof(float)) : product.encoded_bytes(K);
-    rows_ = scratch_bytes(count * bytes_);
+      : encode_(encoder(product, packs)), K_(K) {
+    if (!encode_ || count == 0) return;
+    bytes_ = encode_ == widen ? K * int64_t(sizeof(float)) : product.encoded_bytes(K);
+    rows_ = Scratch(count * bytes_);
     zeros_.resize(bytes_);
   }
 
   // What stands for `zeros`, recognizable by its address.
   const void* zeros(const T* zeros) const {
-    if (as_they_are_) return zeros;
-    return zeros_.data();
+    return encode_ ? static_cast<const void*>(zeros_.data()) : zeros;
   }
   const void* encode(const T* row, int64_t place) const {
-    if (as_they_are_) return row;
-    void* const to = data<char>(rows_) + place * bytes_;
-    if constexpr (kIsNarrow)
-      for (int64_t k = 0; k < K_; ++k) static_cast<float*>(to)[k] = float(row[k]);
-    else
-      product_.encode(row, K_, to);
+    if (!encode_) return row;
+    void* const to = rows_.data<char>() + place * bytes_;
+    encode_(row, K_, to);
     return to;
   }
   // Pointers to rows of T, which may be pointers to void.
   template <typename Pointer>
   std::vector<const void*> encode(const std::vector<Pointer>& rows) const {
     std::vector<const void*> encoded(rows.begin(), rows.end());
-    if (as_they_are_) return encoded;
+    if (!encode_) return encoded;
     at::parallel_for(0, rows.size(), 1 + (1 << 15) / K_, [&](int64_t r, int64_t last) {
       for (; r < last; ++r) encoded[r] = encode(static_cast<const T*>(rows[r]), r);
     });
@@ -53,12 +46,22 @@ class EncodedRows {
   }
 
  private:
-  static constexpr bool kIsNarrow = sizeof(T) == 2;
+  using Encode = decltype(Product::encode);
 
-  const Product& product_;
-  bool as_they_are_;
+  // nullptr: as they are.
+  static Encode encoder(const Product& product, bool packs) {
+    const Format wanted = packs ? product.given : product.format;
+    if (format_of(dtype_of_rows<T>) == wanted && wanted == product.given) return nullptr;
+    return sizeof(T) == 2 ? widen : product.encode;
+  }
+  static void widen(const void* row, int64_t K, void* to) {
+    for (int64_t k = 0; k < K; ++k)
+      static_cast<float*>(to)[k] = float(static_cast<const T*>(row)[k]);
+  }
+
+  Encode encode_;
   int64_t K_, bytes_ = 0;
-  at::Tensor rows_;
+  Scratch rows_;
   std::vector<char> zeros_;
 };
 

@@ -9,6 +9,11 @@
 
 namespace fastlstm {
 
+// A tensor in a dtype, without the dispatcher where it is in it.
+inline Tensor as_dtype(const Tensor& tensor, at::ScalarType dtype) {
+  return tensor.scalar_type() == dtype ? tensor : tensor.to(dtype);
+}
+
 // The live rows of every step, sorted by length, and where each of them lies among the flat rows.
 class Rows {
  public:
@@ -16,38 +21,40 @@ class Rows {
       : steps_(layer.steps.expect_int()),
         batch_(layer.batch.expect_int()),
         packed_(layer.packed()),
-        order_(batch_),
-        length_(batch_, steps_),
-        live_(steps_, batch_),
-        offset_(steps_) {
-    std::iota(order_.begin(), order_.end(), 0);
+        numbers_(2 * (batch_ + steps_)),
+        order_(numbers_.data()),
+        length_(order_ + batch_),
+        live_(length_ + batch_),
+        offset_(live_ + steps_) {
+    std::iota(order_, order_ + batch_, 0);
+    std::fill_n(live_, steps_, batch_);
     if (packed_) {
       const Tensor sizes = layer.batch_sizes->contiguous();
-      std::copy_n(sizes.const_data_ptr<int64_t>(), steps_, live_.begin());
+      std::copy_n(sizes.const_data_ptr<int64_t>(), steps_, live_);
     } else if (layer.lengths) {
       const Tensor lengths = layer.lengths->contiguous();
       const int64_t* length = lengths.const_data_ptr<int64_t>();
-      std::stable_sort(order_.begin(), order_.end(),
+      std::stable_sort(order_, order_ + batch_,
                        [length](int64_t a, int64_t b) { return length[a] > length[b]; });
       for (int64_t t = 0, rows = batch_; t < steps_; ++t) {
         while (rows > 0 && length[order_[rows - 1]] <= t) --rows;
         live_[t] = rows;
       }
     }
-    for (int64_t t = 0, offset = 0; t < steps_; ++t) offset_[t] = offset, offset += live_[t];
+    for (int64_t t = 0; t < steps_; ++t) offset_[t] = total_, total_ += live_[t];
     for (int64_t t = steps_ - 1, row = 0; t >= 0; --t)
       for (; row < live_[t]; ++row) length_[row] = t + 1;
-    for (int64_t row = live_[0]; row < batch_; ++row) length_[row] = 0;
     if (layer.reset) {
       reset_tensor_ = layer.reset->contiguous();
       reset_ = reset_tensor_.const_data_ptr<bool>();
     }
   }
+  Rows(const Rows&) = delete;
 
   int64_t steps() const { return steps_; }
   int64_t batch() const { return batch_; }
   int64_t live(int64_t t) const { return live_[t]; }
-  int64_t total() const { return offset_.back() + live_.back(); }
+  int64_t total() const { return total_; }
   // Batch index of a row, for everything of shape [B,...].
   int64_t batch_index(int64_t row) const { return order_[row]; }
   int64_t length(int64_t row) const { return length_[row]; }
@@ -59,7 +66,9 @@ class Rows {
  private:
   int64_t steps_, batch_;
   bool packed_;
-  std::vector<int64_t> order_, length_, live_, offset_;
+  int64_t total_ = 0;
+  std::vector<int64_t> numbers_;  // those below, in one piece
+  int64_t *order_, *length_, *live_, *offset_;
   Tensor reset_tensor_;
   const bool* reset_ = nullptr;
 };

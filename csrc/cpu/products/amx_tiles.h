@@ -153,7 +153,7 @@ FASTLSTM_INLINE void multiply_on_tiles(const PanelProduct& p, int64_t begin, int
   }
 }
 
-// Of bfloat16 or int8, by a panel of the register tiles behind its header.
+// Rows of bfloat16 or int8 by a panel of the register tiles, behind its header.
 template <typename T>
 static void multiply_panel(const PanelProduct& p, int64_t begin, int64_t bytes, int64_t header,
                            decltype(Product::put_rows) put) {

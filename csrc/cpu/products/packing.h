@@ -194,7 +194,7 @@ template <>
       panel[2 * (k * width + n)] = panel[2 * (k * width + n) + 1] = bfloat16(0.0f);
 }
 
-// Of targets that multiply whole layers in bfloat16.
+// Used by targets that multiply whole layers in bfloat16.
 template <>
 [[maybe_unused]] void transpose<bfloat16>(const void* const* from, int64_t rows, int64_t begin,
                                           int64_t end, void* transposed) {

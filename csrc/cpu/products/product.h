@@ -114,8 +114,8 @@ struct ProductFunctions {
   // Columns `shape` of rows [k_begin, k_begin + K) of a matrix into a panel, behind its header.
   void (*pack)(const MatrixRows& matrix, int64_t k_begin, int64_t K, const PanelShape& shape,
                void* panel);
-  // Of weights packed once: a scale, if there is one, into a column; its elements and the scale out
-  // of it.
+  // Prepacked weights: puts a scale, if there is one, into a column; takes its elements and the
+  // scale out of it.
   void (*put_scale)(const PanelColumn& column, float scale);
   void (*unpack)(const PanelColumn& column, void* elements, float* scale);
   void (*multiply)(const PanelProduct& product);
@@ -124,9 +124,9 @@ struct ProductFunctions {
   void (*encode)(const void* row, int64_t K, void* to);
   int64_t (*encoded_bytes)(int64_t K);
   // The end of a product whose sums are in a buffer: whole vectors of a row, rows `stride` apart.
-  // Those of bfloat16 are rounded, those of int8, in int32, scaled.
+  // Sums of bfloat16 are rounded, those of int8, in int32, scaled.
   void (*put_rows)(const PanelProduct& product, const void* sums, int64_t stride);
-  // The same with one vector of columns as they lie, `columns` in place of the panel. Meanwhile
+  // multiply() with one vector of columns as they lie, `columns` in place of the panel. Meanwhile
   // `next`, where the next vector of columns begins, comes into the cache, if it is not nullptr.
   void (*multiply_unpacked)(const PanelProduct& product, const Columns& columns, const void* next);
   // Columns [begin, end) of `rows` rows, as they are packed, into rows as they are multiplied:
@@ -138,6 +138,8 @@ struct ProductFunctions {
   // Called in a thread after a series of products, or nullptr.
   void (*end_thread)();
 };
+
+struct Product;
 
 // What makes a product fast; no result depends on it.
 struct ProductTuning {
@@ -155,6 +157,10 @@ struct ProductTuning {
   // to hide the latency of multiply-adds.
   int64_t panels = 1, panels_of_one_row = 1;
   const char* instructions = nullptr;  // the instruction set, for people
+  // With fewer rows another product of the same panels is faster, if there is one: it gives the
+  // same bits.
+  int64_t many_rows = 0;
+  const Product* of_few_rows = nullptr;
 
   int64_t panels_for(int64_t rows) const { return rows == 1 ? panels_of_one_row : panels; }
 };
@@ -164,13 +170,13 @@ struct Product : ProductLayout, ProductFunctions, ProductTuning {
   bool trains() const { return transpose; }
   int64_t width() const { return vectors * lanes; }                  // of the widest panel
   bool packs_what_it_multiplies() const { return format == given; }  // the same rows
-  // Of a row of K elements as it is multiplied.
+  // The bytes of a row of K elements as it is multiplied.
   int64_t bytes_of_row(int64_t K) const {
     return packs_what_it_multiplies() ? bytes(K) : encoded_bytes(K);
   }
 };
 
-// Those of a processor by their format; nullptr where there is none.
+// The products of a processor by their format; nullptr where there is none.
 struct Products {
   const Product* of[kFormats];
 

@@ -154,7 +154,7 @@ struct SplitFloat32 {
     }
   }
 
-  // Those sums again in float32 that are not finite.
+  // Computes the sums again in float32 that are not finite.
   static void mend(const TileRows<kPlanes>& a, const PanelProduct& p, float* sums, int64_t width) {
     for (int64_t i = 0; i < p.rows * p.panels; ++i) {
       const int64_t r = i / p.panels, panel = i % p.panels;

@@ -32,7 +32,7 @@ FASTLSTM_INLINE Vec<A> load_lanes(const T* from) {
   return Vec<A>(read<typename Vec<A>::Native>(from));
 }
 
-// Of pairs of bfloat16, by multiply-adds of float32. A target with dot products of pairs overloads
+// Pairs of bfloat16 by multiply-adds of float32. A target with dot products of pairs overloads
 // the next two functions before.
 
 // sum + the products of the first elements of the pairs + those of the second.

@@ -6,7 +6,7 @@
 
 namespace fastlstm::FASTLSTM_ISA {
 
-// By tiles of at most R x V: what weights that are packed once need.
+// The product by tiles of at most R x V, for prepacked weights alone.
 template <int R, int V, typename T, typename A, bool trains = false>
 static constexpr Product forward_product(Format format) {
   static_assert(4 % V == 0, "the four gates of a vector of units are whole panels");

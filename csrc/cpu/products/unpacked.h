@@ -2,8 +2,8 @@
 // target.
 //
 // Squares of lanes x lanes elements are transposed in registers and multiplied from there, so no
-// panel is written and read back. Sums run as in tiles.h, and so do the bits. Shuffles bound it,
-// about 45 GB/s of matrix on a core of Zen 4; every tile of rows repeats them.
+// panel is written and read back. Sums run as in tiles.h, and so do the bits. Shuffles bound it;
+// every tile of rows repeats them.
 #pragma once
 #include "cpu/products/packing.h"
 #include "cpu/products/tiles.h"

@@ -8,7 +8,7 @@
 #include "core/flat_rows.h"
 #include "core/operators.h"
 #include "cpu/gemm/encoded_rows.h"
-#include "cpu/gemm/packed_matrix.h"
+#include "cpu/gemm/matrix.h"
 #include "cpu/layer/previous_state.h"
 #include "cpu/plan.h"
 #include "cpu/stages/cells.h"
@@ -22,7 +22,7 @@ class ProjectionForward {
 
  public:
   ProjectionForward(const DirectedRows& rows, int64_t hidden_size, const ThreadGrid& grid,
-                    const PackedMatrix& w_hr)
+                    const Matrix& w_hr)
       : rows_(rows),
         grid_(grid),
         hidden_size_(hidden_size),
@@ -33,7 +33,7 @@ class ProjectionForward {
         to_(grid.members(), std::vector<void*>(rows.all().batch())) {}
 
   // Where the cells of a row write o tanh(c).
-  T* unprojected(int64_t row) const { return data<T>(unprojected_) + row * hidden_size_; }
+  T* unprojected(int64_t row) const { return unprojected_.data<T>() + row * hidden_size_; }
 
   // h_t of a member's rows and columns, to where h_of(t, row) points.
   void forward(int64_t t, const Member& member, const auto& h_of) {
@@ -51,8 +51,8 @@ class ProjectionForward {
   const DirectedRows& rows_;
   ThreadGrid grid_;
   int64_t hidden_size_;
-  const PackedMatrix& w_hr_;
-  Tensor unprojected_;
+  const Matrix& w_hr_;
+  Scratch unprojected_;
   EncodedRows<T> encoded_;
   std::vector<std::vector<const void*>> from_;
   std::vector<std::vector<void*>> to_;
@@ -70,8 +70,8 @@ class ProjectionBackward {
         rows_(rows),
         hidden_size_(layer.hidden_size.expect_int()),
         output_size_(layer.output_size.expect_int()),
-        w_hr_(pack(*plan.product, layer.directions[d].w_hr.contiguous(), false,
-                   plan.grid.unit_groups)),
+        w_hr_(matrix_of(*plan.product, layer.directions[d].w_hr.contiguous(), false,
+                        plan.grid.unit_groups)),
         d_h_(scratch<T>(plan.chunk_steps * rows.all().batch() * output_size_)),
         encoded_(*plan.product, plan.grid.members() * rows.all().batch(), output_size_),
         grad_w_hr_(at::empty({output_size_, hidden_size_}, layer.state_options())) {
@@ -79,18 +79,18 @@ class ProjectionBackward {
     unprojected_ = hidden(o, cells).to(layer.input.scalar_type());
   }
 
-  const PackedMatrix& w_hr() const { return w_hr_; }
+  const Matrix& w_hr() const { return w_hr_; }
   const Tensor& gradient() const { return grad_w_hr_; }
 
   // dL/dh_t of a row in full, for a chunk of steps.
   T* d_h(int64_t t, int64_t row) const {
     const int64_t k = rows_.step_back(t);  // its own inverse
-    return data<T>(d_h_) + (k % plan_.chunk_steps * rows_.all().batch() + row) * output_size_;
+    return d_h_.data<T>() + (k % plan_.chunk_steps * rows_.all().batch() + row) * output_size_;
   }
 
   // The first phase of a step: d_h of a member's rows and columns, from what comes from outside
   // and from the next step through W_hh.
-  void sum_gradients(const StepRows<T>& step, const PackedMatrix& w_hh, const Member& member,
+  void sum_gradients(const StepRows<T>& step, const Matrix& w_hh, const Member& member,
                      const void* encoded_zeros) const {
     const Range panels = w_hh.share(member.unit_group, plan_.grid.unit_groups);
     const auto [begin, end] = w_hh.columns(panels);
@@ -136,8 +136,8 @@ class ProjectionBackward {
   const CpuPlan& plan_;
   const DirectedRows& rows_;
   int64_t hidden_size_, output_size_;
-  PackedMatrix w_hr_;
-  Tensor d_h_;
+  Matrix w_hr_;
+  Scratch d_h_;
   EncodedRows<T> encoded_;
   Tensor unprojected_, grad_w_hr_;
 };

@@ -10,7 +10,7 @@
 #include "core/layer.h"
 #include "core/operators.h"
 #include "cpu/gemm/encoded_rows.h"
-#include "cpu/gemm/packed_matrix.h"
+#include "cpu/gemm/matrix.h"
 
 namespace fastlstm {
 
@@ -19,7 +19,7 @@ class WeightGradients {
   using A = State_t<T>;
 
  public:
-  // Of at most `rows` rows at a time, in the dtype of the state.
+  // Sums at most `rows` rows at a time, in the dtype of the state.
   WeightGradients(const Product& product, const Sizes& sizes, bool has_bias,
                   const at::TensorOptions& state, int64_t rows)
       : product_(product),

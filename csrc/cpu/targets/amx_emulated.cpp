@@ -1,4 +1,4 @@
-// The same as amx.cpp on processors without AMX, tiles emulated to the bit: for tests alone.
+// Products on tiles that are emulated to the bit, for tests on processors without AMX.
 #if defined(__x86_64__)
 #include "cpu/targets/begin.h"
 FASTLSTM_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
@@ -23,7 +23,7 @@ struct Tiles {
   static void zero() {
     std::memset(tiles[t], 0, sizeof tiles[t]);
   }
-  // Of bfloat16 the sums of the first elements of the pairs and of the second, each by
+  // Products of bfloat16: the sums of the first elements of the pairs and of the second, each by
   // multiply-adds from zero, are added to each other and then to `sum`. Subnormal numbers are
   // zeros.
   template <typename T, int sum, int a, int b>

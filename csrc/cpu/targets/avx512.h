@@ -47,7 +47,7 @@ FASTLSTM_INLINE void store_lowest_bytes(const Fours& x, void* to) {
   std::memcpy(to, &bytes, sizeof bytes);
 }
 
-// As in avx2.h, the sign as a mask.
+// The dot product of avx2.h, the sign as a mask.
 struct DotProduct {
   static constexpr int32_t excess = 0;
   struct Row {

@@ -21,7 +21,7 @@ struct RowKernels : RowKernel<StepForward<T, A>>,
 
 template <typename T>
 struct Kernels {
-  // Of nullptr where the target converts 16 bits to float32 for the stepwise engine.
+  // Functions are nullptr where the target converts 16 bits to float32 for the stepwise engine.
   RowKernels<T, State_t<T>> row;
   const Cell<T>* cell = nullptr;  // of the tiled engine
 };
@@ -43,8 +43,8 @@ struct TileProducts {
 };
 
 // The products of AVX512_BF16 and AVX512_VNNI, whose panels are multiplied on tiles.
-Product bfloat16_on_tiles(const Product& own, const TileProducts& tiles);
-Product int8_on_tiles(const Product& own, const TileProducts& tiles);
+Product bfloat16_on_tiles(const TileProducts& tiles);
+Product int8_on_tiles(const TileProducts& tiles);
 
 // What the targets have: their tables, and optional instructions.
 #define FASTLSTM_DECLARE(target, type, name) \

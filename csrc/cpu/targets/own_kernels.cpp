@@ -47,8 +47,8 @@ static Product on_tiles(const Product& own, const Product& split) {
   return product;
 }
 
-Product bfloat16_on_tiles(const Product& own, const TileProducts& tiles) {
-  Product product = on_tiles(own, tiles.bfloat16x2);
+Product bfloat16_on_tiles(const TileProducts& tiles) {
+  Product product = on_tiles(avx512_bf16::product, tiles.bfloat16x2);
   product.padding = tiles.bfloat16x2.padding;
   product.pack = tiles.pack_bfloat16, product.multiply = tiles.multiply_bfloat16;
   product.panel_rows = 2 * product.rows, product.bytes_ahead = 256 << 10;
@@ -56,9 +56,10 @@ Product bfloat16_on_tiles(const Product& own, const TileProducts& tiles) {
   return product;
 }
 
-Product int8_on_tiles(const Product& own, const TileProducts& tiles) {
-  Product product = on_tiles(own, tiles.bfloat16x2);
+Product int8_on_tiles(const TileProducts& tiles) {
+  Product product = on_tiles(avx512_vnni::int8_weights, tiles.bfloat16x2);
   product.multiply = tiles.multiply_int8;
+  product.of_few_rows = &avx512_vnni::int8_weights, product.many_rows = 8;
   return product;
 }
 

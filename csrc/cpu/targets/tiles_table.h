@@ -19,11 +19,8 @@ static void multiply_bfloat16(const PanelProduct& p) {
                            p.rounds ? avx512_bf16::product.put_rows : put_rows<float, float>);
 }
 
-// A tile has 16 rows, so few are left to the register tiles. The sums are exact.
 static void multiply_int8(const PanelProduct& p) {
-  constexpr int64_t kRowsWorthATile = 8;
   const Product& own = avx512_vnni::int8_weights;
-  if (p.rows < kRowsWorthATile) return own.multiply(p);
   const int64_t bytes = own.encoded_bytes(p.K) - kInt8RowHeader;
   multiply_panel<int8_t>(p, kInt8RowHeader, bytes, own.header * p.shape.vectors * kTileRows,
                          own.put_rows);

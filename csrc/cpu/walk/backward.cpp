@@ -32,6 +32,7 @@ struct BackwardCall {
   const CpuPlan& plan;
   const BackwardInputs in;
   const SequenceRows<const T> x;
+  const InitialState<T> initial;
   const Zeros<T> zeros;
   Tensor grad_input, grad_h_0, grad_c_0;
 
@@ -47,6 +48,7 @@ struct BackwardCall {
             given.grads.c_n, contiguous_or_undefined(given.grads.cells)},
            given.request},
         x(layer.input, rows),
+        initial(layer),
         zeros(std::max({4 * sizes.hidden_size, sizes.output_size, int64_t(16)})) {  // a vector
     grad_input = !in.request.input ? at::empty({0}, layer.input.options())
                  : padded() || adds_to_input()
@@ -71,9 +73,11 @@ class BackwardWalk {
       : call_(call),
         d_(d),
         directed_(call.rows, d == 1),
-        w_hh_(prepared(direction().w_hh, call.plan.grid.unit_groups)),
-        previous_(call.layer, directed_, d, call.in.output, call.in.cells, nullptr, call.zeros),
-        d_gates_(make_d_gates()),
+        w_hh_(matrix(direction().w_hh, call.plan.grid.unit_groups)),
+        previous_(call.initial, directed_, call.sizes, d, const_data<T>(call.in.output),
+                  const_data<A>(call.in.cells), call.zeros),
+        per_row_(call.in.request.per_row ? empty_per_row() : Tensor()),
+        ring_(scratch<T>(call.in.request.per_row ? 0 : ring_rows() * 4 * hidden())),
         weights_(*call.plan.product, call.sizes, call.layer.has_bias(), call.layer.state_options(),
                  chunk_rows()),
         cells_(const_data<A>(call.in.cells) + d * flat_rows() * hidden()),
@@ -84,7 +88,7 @@ class BackwardWalk {
       projection_.emplace(call.layer, call.plan, directed_, d, flat(call.in.gates[d], flat_rows()),
                           flat(call.in.cells[d], flat_rows()));
     if (call.in.request.input) {
-      w_ih_.emplace(prepared(direction().w_ih, 1));
+      w_ih_.emplace(matrix(direction().w_ih, 1));
       if (!call.plan.product->packs_what_it_multiplies())
         to_input_.emplace(*call.plan.product, chunk_rows(), 4 * hidden());
       dx_.emplace(call.grad_input, call.rows);
@@ -126,7 +130,7 @@ class BackwardWalk {
   }
   // Appends the gradients of the weights, as BackwardResult has them.
   void finish(std::vector<Tensor>& gradients) {
-    if (call_.in.request.per_row) return gradients.push_back(d_gates_);
+    if (call_.in.request.per_row) return gradients.push_back(per_row_);
     for (const Tensor& gradient : weights_.all()) gradients.push_back(rounded(gradient));
     if (projection_) gradients.push_back(rounded(projection_->gradient()));
   }
@@ -143,11 +147,9 @@ class BackwardWalk {
 
   const Direction& direction() const { return call_.layer.directions[d_]; }
   // A weight [K,N] for products with d_gates.
-  PackedMatrix prepared(const Tensor& w, int64_t pieces) const {
+  Matrix matrix(const Tensor& w, int64_t pieces) const {
     const Product& product = *call_.plan.product;
-    const Tensor given = given_to(product, w);
-    if (call_.plan.leaves_unpacked) return {product, given};
-    return pack(product, given, false, pieces);
+    return matrix_of(product, given_to(product, w), false, pieces, call_.plan.form);
   }
   int64_t hidden() const { return call_.sizes.hidden_size; }
   int64_t chunk_rows() const { return call_.plan.chunk_steps * call_.rows.batch(); }
@@ -160,20 +162,18 @@ class BackwardWalk {
     return [this](int64_t t, int64_t row) { return d_gates(t, row); };
   }
 
-  // d_gates of all steps if they are requested per row, else of a chunk and of the step before it
-  // in this walk, as a ring.
-  Tensor make_d_gates() const {
-    if (!call_.in.request.per_row)
-      return scratch<T>((call_.plan.chunk_steps + 1) * call_.rows.batch() * 4 * hidden());
+  // d_gates of a chunk and of the step before it in this walk, as a ring; of all steps if they are
+  // requested per row.
+  int64_t ring_rows() const { return (call_.plan.chunk_steps + 1) * call_.rows.batch(); }
+  Tensor empty_per_row() const {
     const auto shape = call_.in.gates.sizes().slice(1);
     const auto options = call_.layer.input.options();
     return call_.padded() ? at::zeros(shape, options) : at::empty(shape, options);
   }
   T* d_gates(int64_t t, int64_t row) const {
+    if (per_row_.defined()) return data<T>(per_row_) + call_.rows.flat(t, row) * 4 * hidden();
     const int64_t k = directed_.step_back(t) % (call_.plan.chunk_steps + 1);  // its own inverse
-    const int64_t place =
-        call_.in.request.per_row ? call_.rows.flat(t, row) : k * call_.rows.batch() + row;
-    return data<T>(d_gates_) + place * 4 * hidden();
+    return ring_.data<T>() + (k * call_.rows.batch() + row) * 4 * hidden();
   }
 
   template <typename Pointer, typename Find>
@@ -212,7 +212,7 @@ class BackwardWalk {
       h_prev.pop_back();
   }
 
-  void through_cells(const PackedMatrix& to_cells, const void* const* from, const Member& member) {
+  void through_cells(const Matrix& to_cells, const void* const* from, const Member& member) {
     Room& room = members_[member.index];
     room.cells.run(to_cells, to_cells.share(member.unit_group, call_.plan.grid.unit_groups), from,
                    room.step.cells.data(), room.step.count, room.encoded.zeros(zeros()));
@@ -260,16 +260,17 @@ class BackwardWalk {
   const BackwardCall<T>& call_;
   const int64_t d_;
   const DirectedRows directed_;
-  const PackedMatrix w_hh_;
+  const Matrix w_hh_;
   const PreviousState<T> previous_;
-  const Tensor d_gates_;
+  const Tensor per_row_;
+  const Scratch ring_;
   WeightGradients<T> weights_;
   const A* const cells_;
   const T* const gates_;
   T* const d_h_0_;  // dL/dh_n of rows without a step
   A* const dc_;
   std::optional<ProjectionBackward<T>> projection_;
-  std::optional<PackedMatrix> w_ih_;
+  std::optional<Matrix> w_ih_;
   std::optional<EncodedRows<T>> to_input_;  // d_gates for it, if not those for the weights
   std::optional<SequenceRows<T>> dx_;
   std::vector<Room> members_;

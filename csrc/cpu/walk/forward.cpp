@@ -1,14 +1,15 @@
 // The forward walk, of one direction or of two. In chunks of steps: the input's part of the gates
 // of the whole chunk, then step by step the product with W_hh and the cells, while the chunk is in
 // cache. With many rows in a step its input is multiplied beside h instead.
+#include <ATen/EmptyTensor.h>
+
 #include <algorithm>
-#include <deque>
 #include <numeric>
 #include <optional>
 
 #include "core/torch_versions.h"
 #include "cpu/gemm/encoded_rows.h"
-#include "cpu/layer/packed_direction.h"
+#include "cpu/layer/matrices.h"
 #include "cpu/layer/previous_state.h"
 #include "cpu/layer/rows.h"
 #include "cpu/stages/cells.h"
@@ -19,31 +20,86 @@
 namespace fastlstm {
 namespace {
 
+// What both directions of a call share, and its results. Cells and gates that are not saved are
+// undefined.
+template <typename T>
+struct ForwardCall {
+  using A = State_t<T>;
+
+  const Layer& layer;
+  const CpuPlan& plan;
+  const Sizes sizes;
+  const Rows rows;
+  const SequenceRows<const T> x;
+  const InitialState<T> initial;
+  const Zeros<T> zeros;
+  Tensor output, h_n, c_n, cells, gates;
+
+  ForwardCall(const Layer& layer, const CpuPlan& plan, bool save_cells, bool save_gates)
+      : layer(layer),
+        plan(plan),
+        sizes(layer.sizes()),
+        rows(layer),
+        x(layer.input, rows),
+        initial(layer),
+        zeros(std::max(sizes.hidden_size, sizes.output_size)) {
+    const int64_t D = sizes.directions, H = sizes.hidden_size, P = sizes.output_size;
+    const auto dtype = layer.input.scalar_type(), state = state_dtype(dtype);
+    output = sequence(D * P, dtype, /*per_direction=*/false);
+    if (save_cells) cells = sequence(H, state);
+    if (save_gates) gates = sequence(4 * H, dtype);
+    h_n = empty({D, sizes.batch, P}, dtype), c_n = empty({D, sizes.batch, H}, state);
+    if (rows.total() == sizes.flat_rows && rows.live(0) == sizes.batch) return;
+    // No step writes to what is after the end of a row, nor to the states of a row without one.
+    for (const Tensor& tensor : {output, cells, gates})
+      if (tensor.defined()) tensor.zero_();
+    h_n.copy_(initial.h_0), c_n.copy_(initial.c_0);
+  }
+
+ private:
+  static Tensor empty(at::IntArrayRef sizes, at::ScalarType dtype) {  // without the dispatcher
+    return at::detail::empty_cpu(sizes, dtype);
+  }
+  Tensor sequence(int64_t size, at::ScalarType dtype, bool per_direction = true) const {
+    c10::SmallVector<int64_t, 4> shape;
+    if (per_direction) shape.push_back(sizes.directions);
+    if (layer.packed())
+      shape.push_back(sizes.flat_rows);
+    else
+      shape.append({sizes.steps, sizes.batch});
+    shape.push_back(size);
+    return empty(shape, dtype);
+  }
+};
+
 template <typename T>
 class ForwardWalk {
   using A = State_t<T>;
 
  public:
-  ForwardWalk(const Layer& layer, const CpuPlan& plan, const Rows& rows, const ForwardTensors& to,
-              int64_t d)
-      : sizes_(layer.sizes()),
-        rows_(rows),
-        directed_(rows, d == 1),
-        grid_(plan.grid),
-        x_(layer.input, rows),
-        weights_(pack_direction<A>(plan, layer, d, plan.grid.unit_groups)),
-        ahead_(plan.steps_ahead),
-        x_gates_(scratch<A>(ahead_ * rows.batch() * weights_.w_ih.N())),
-        encoded_x_(*plan.product, ahead_ * rows.batch(), sizes_.input_size),
-        zeros_(std::max(sizes_.hidden_size, sizes_.output_size)),
-        previous_(layer, directed_, d, to.output, to.cells, data<A>(to.c_n[d]), zeros_),
-        output_(data<T>(to.output) + d * sizes_.output_size),
-        cells_(to.cells.defined() ? data<A>(to.cells[d]) : nullptr),
-        gates_(to.gates.defined() ? data<T>(to.gates[d]) : nullptr),
-        h_n_(data<T>(to.h_n[d])),
-        c_n_(data<A>(to.c_n[d])) {
-    if (weights_.w_hr) projection_.emplace(directed_, sizes_.hidden_size, grid_, *weights_.w_hr);
-    for (int64_t k = 0; k < grid_.members(); ++k) members_.emplace_back(plan, rows.batch(), sizes_);
+  ForwardWalk(const ForwardCall<T>& call, int64_t d)
+      : call_(call),
+        sizes_(call.sizes),
+        rows_(call.rows),
+        directed_(rows_, d == 1),
+        grid_(call.plan.grid),
+        weights_(matrices_of<A>(call.plan, call.layer, d)),
+        ahead_(call.plan.steps_ahead),
+        x_gates_(scratch<A>(ahead_ * rows_.batch() * weights_.w_ih.N())),
+        encoded_x_(*call.plan.product, ahead_ * rows_.batch(), sizes_.input_size),
+        output_(data<T>(call.output)),
+        cells_(call.cells.defined() ? data<A>(call.cells) : nullptr),
+        gates_(call.gates.defined() ? data<T>(call.gates) : nullptr),
+        h_n_(data<T>(call.h_n) + d * rows_.batch() * sizes_.output_size),
+        c_n_(data<A>(call.c_n)),
+        previous_(call.initial, directed_, sizes_, d, output_, cells_, call.zeros, c_n_) {
+    output_ += d * sizes_.output_size, c_n_ += d * rows_.batch() * hidden();
+    if (cells_) cells_ += d * sizes_.flat_rows * hidden();
+    if (gates_) gates_ += d * sizes_.flat_rows * 4 * hidden();
+    if (weights_.w_hr) projection_.emplace(directed_, hidden(), grid_, *weights_.w_hr);
+    members_.reserve(grid_.members());
+    for (int64_t k = 0; k < grid_.members(); ++k)
+      members_.emplace_back(call.plan, rows_.batch(), sizes_);
   }
 
   int64_t phases() const { return projection_ ? 2 : 1; }
@@ -79,9 +135,9 @@ class ForwardWalk {
           encoded_h(*plan.product, batch, sizes.output_size),
           rows(batch),
           cells(plan, sizes.hidden_size) {}
-    std::vector<const void*> x, h_prev;
+    c10::SmallVector<const void*, 8> x, h_prev;
     EncodedRows<T> encoded_x, encoded_h;
-    std::vector<ForwardRow<T>> rows;
+    c10::SmallVector<ForwardRow<T>, 8> rows;
     CellsForward<T> cells;
   };
 
@@ -93,28 +149,28 @@ class ForwardWalk {
 
   A* x_gates(int64_t t, int64_t row) const {
     const int64_t k = directed_.step(t) - chunk_.begin;  // step is its own inverse
-    return data<A>(x_gates_) + (k * rows_.batch() + row) * weights_.w_ih.N();
+    return x_gates_.data<A>() + (k * rows_.batch() + row) * weights_.w_ih.N();
   }
 
   // x W_ih^T + b of a chunk of steps.
   void multiply_input(const Range& chunk) {
-    const auto x = directed_.live<const T*>(chunk, false,
-                                            [&](int64_t t, int64_t row) { return x_.at(t, row); });
+    const auto x = directed_.live<const T*>(
+        chunk, false, [&](int64_t t, int64_t row) { return call_.x.at(t, row); });
     const auto to = directed_.live<void*>(chunk, false,
                                           [&](int64_t t, int64_t row) { return x_gates(t, row); });
-    multiply(encoded_x_.encode(x), weights_.w_ih, to, false, weights_.bias_data());
+    multiply(encoded_x_.encode(x), weights_.w_ih, {to.data(), weights_.bias.data<void>()});
   }
 
   // One step of a member's rows and units.
   void step(int64_t t, const Member& member) {
     Room& room = members_[member.index];
-    const void* const zeros = room.encoded_h.zeros(zeros_.values());
+    const void* const zeros = room.encoded_h.zeros(call_.zeros.values());
     int64_t count = 0;
     for (int64_t row = member.row_group; row < rows_.live(t); row += grid_.row_groups, ++count) {
       const auto before = previous_.at(t, row);
       room.rows[count] = row_of_step(t, row, before);
-      if (!ahead_) room.x[count] = room.encoded_x.encode(x_.at(t, row), count);
-      room.h_prev[count] = before.h == zeros_.values()  // they stay recognizable
+      if (!ahead_) room.x[count] = room.encoded_x.encode(call_.x.at(t, row), count);
+      room.h_prev[count] = before.h == call_.zeros.values()  // they stay recognizable
                                ? zeros
                                : room.encoded_h.encode(before.h, count);
     }
@@ -135,24 +191,23 @@ class ForwardWalk {
     return cell;
   }
 
-  const Sizes sizes_;
+  const ForwardCall<T>& call_;
+  const Sizes& sizes_;
   const Rows& rows_;
   const DirectedRows directed_;
   const ThreadGrid grid_;
-  const SequenceRows<const T> x_;
-  const PackedDirection weights_;
+  const Matrices weights_;
   const int64_t ahead_;
-  const Tensor x_gates_;
+  const Scratch x_gates_;
   const EncodedRows<T> encoded_x_;
   Range chunk_{0, 0};
-  const Zeros<T> zeros_;
+  T* output_;
+  A* cells_;
+  T* gates_;
+  T* const h_n_;
+  A* c_n_;
   const PreviousState<T> previous_;
   std::optional<ProjectionForward<T>> projection_;
-  T* const output_;
-  A* const cells_;
-  T* const gates_;
-  T* const h_n_;
-  A* const c_n_;
   std::vector<Room> members_;
 };
 
@@ -183,26 +238,22 @@ CpuTask task_of(const Layer& layer) {
 template <typename T>
 ForwardResult tiled_forward(const Layer& layer, const CpuPlan& plan, bool save_cells,
                             bool save_gates) {
-  if (plan.one_step) return one_step_forward<T>(layer, plan, save_cells, save_gates);
-  const Rows rows(layer);
-  const ForwardTensors to(layer, save_cells, save_gates);
-  if (rows.total() <
-      layer.flat_rows.expect_int())  // no step writes to what is after the end of a row
-    for (const Tensor& tensor : {to.output, to.cells, to.gates})
-      if (tensor.defined()) tensor.zero_();
-  std::deque<ForwardWalk<T>> walks;
-  for (int64_t d = 0; d < layer.num_directions(); ++d) walks.emplace_back(layer, plan, rows, to, d);
-  const int64_t chunk_steps = plan.steps_ahead ? plan.steps_ahead : rows.steps();
-  for (int64_t begin = 0; begin < rows.steps(); begin += chunk_steps) {
-    const Range chunk{begin, std::min(begin + chunk_steps, rows.steps())};
-    for (auto& walk : walks) walk.begin(chunk);
-    walk_steps(*plan.product, plan.grid, walks.size(), chunk, walks[0].phases(),
+  const ForwardCall<T> call(layer, plan, save_cells, save_gates);
+  std::optional<ForwardWalk<T>> walks[2];
+  const int64_t directions = call.sizes.directions, steps = call.rows.steps();
+  for (int64_t d = 0; d < directions; ++d) walks[d].emplace(call, d);
+  const int64_t chunk_steps = plan.steps_ahead ? plan.steps_ahead : steps;
+  for (int64_t begin = 0; begin < steps; begin += chunk_steps) {
+    const Range chunk{begin, std::min(begin + chunk_steps, steps)};
+    for (int64_t d = 0; d < directions; ++d) walks[d]->begin(chunk);
+    walk_steps(*plan.product, plan.grid, directions, chunk, walks[0]->phases(),
                [&](int64_t d, int64_t k, int64_t phase, const Member& member) {
-                 walks[d].step(k, phase, member);
+                 walks[d]->step(k, phase, member);
                });
   }
-  for (auto& walk : walks) walk.keep_last_states();
-  return to.result(layer);
+  for (int64_t d = 0; d < directions; ++d) walks[d]->keep_last_states();
+  return {call.output, call.h_n, as_dtype(call.c_n, layer.c_0.scalar_type()), call.cells,
+          call.gates};
 }
 
 #define FASTLSTM_INSTANTIATE(T, A, name) \

@@ -15,14 +15,11 @@ inline CpuTask task_of(at::ScalarType dtype, const Sizes& s) {
           s.flat_rows,     s.input_size, s.hidden_size, s.output_size};
 }
 
-// As planned, by either engine, with the results in the dtypes of the layer.
+// Runs a plan, by either engine; the results have the dtypes of the layer.
 ForwardResult forward_as_planned(const Layer& layer, const CpuPlan& plan, bool save_cells,
                                  bool save_gates);
 
 // T: the dtype that a layer is computed in, which is that of its tensors.
-template <typename T>
-ForwardResult one_step_forward(const Layer& layer, const CpuPlan& plan, bool save_cells,
-                               bool save_gates);
 template <typename T>
 ForwardResult tiled_forward(const Layer& layer, const CpuPlan& plan, bool save_cells,
                             bool save_gates);

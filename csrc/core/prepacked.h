@@ -16,10 +16,5 @@ Tensor pack_weight(const Tensor& weight, const OptionalTensor& scale, const std:
 // What was packed, and the scales.
 std::tuple<Tensor, OptionalTensor> unpack_weight(const Tensor& packed);
 
-// One step of one direction on plain float32 tensors, without the overhead of a call: input
-// [B,I], h_0 [B,P] and c_0 [B,H], or the same with a 1 in front. Nothing for other tensors.
-using OneStepResult = std::optional<std::tuple<Tensor, Tensor>>;
-OneStepResult lstm_packed_one_step(const LstmCall& call);
-
 PackedResult lstm_packed_cpu(LstmCall call, const PackedOptions& options);
 }  // namespace fastlstm

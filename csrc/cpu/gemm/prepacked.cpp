@@ -1,10 +1,12 @@
 // Packs weights into the panels of this processor, and unpacks them for state_dict and pickle.
+#include "cpu/gemm/prepacked.h"
+
 #include <cstring>
 #include <limits>
 
+#include "core/layer.h"
 #include "core/operators.h"
-#include "core/packed.h"
-#include "cpu/layer/packed_direction.h"
+#include "core/prepacked.h"
 
 namespace fastlstm {
 namespace {
@@ -13,34 +15,34 @@ namespace {
 constexpr int64_t kMostInt8Terms = std::numeric_limits<int32_t>::max() / (255 * 127);
 
 // Calls visit(row of the weight, column of a panel) for every column that has a row.
-void for_each_column(PackedMatrix& matrix, const PackedHeader& of, const auto& visit) {
-  const int64_t lanes = of.format.lanes, hidden = of.rows / 4;
-  for (int64_t p = 0; p < matrix.panel_count(); ++p)
-    for (int64_t n = 0; n < matrix.panels()[p].columns; ++n) {
-      const int64_t column = matrix.panels()[p].first_column + n;
+void for_each_column(const Matrix& matrix, const PrepackedHeader& of, const auto& visit) {
+  const int64_t lanes = of.lanes, hidden = of.rows / 4;
+  for (int64_t p = 0; p < matrix.panel_count(); ++p) {
+    const auto [first, end] = matrix.columns({p, p + 1});
+    for (int64_t column = first; column < end; ++column) {
       const int64_t gate = column / lanes % 4, unit = column / (4 * lanes) * lanes + column % lanes;
       const int64_t row = of.by_gates ? gate * hidden + unit : column;
       if (!of.by_gates || unit < hidden)
-        visit(row, PanelColumn{matrix.panel(p), matrix.width(p), matrix.K(), n});
+        visit(row, PanelColumn{matrix.panel(p), matrix.width(p), matrix.K(), column - first});
     }
+  }
 }
 
 Tensor pack_as(const Product& product, const Tensor& weight, const OptionalTensor& scale,
                bool by_gates) {
   const int64_t rows = weight.size(0), K = weight.size(1);
-  const auto matrix =
-      by_gates ? pack_gates(product, weight) : pack(product, weight, true, pieces_of(by_gates));
+  const Matrix matrix =
+      by_gates ? gates_of(product, weight) : matrix_of(product, weight, true, pieces_of(by_gates));
   Tensor packed = at::empty({kHeaderBytes + matrix.nbytes()}, at::kByte);
-  PackedHeader of{{}, format_here(product), rows, K, by_gates};
-  std::memcpy(of.magic, kPackedMagic, sizeof kPackedMagic);
+  const PrepackedHeader of = header_of(product, rows, K, by_gates);
   std::memcpy(data<char>(packed), &of, sizeof of);
   std::memcpy(data<char>(packed) + kHeaderBytes, matrix.panel(0), matrix.nbytes());
   if (!scale) return packed;
-  auto view = view_packed(product, packed, rows, K, by_gates);
-  for (int64_t p = 0; p < view.panel_count(); ++p)
-    std::memset(view.panel(p), 0, product.header * view.width(p));
+  const Matrix in_place = prepacked_matrix(product, packed, rows, K, by_gates);
+  for (int64_t p = 0; p < in_place.panel_count(); ++p)
+    std::memset(in_place.panel(p), 0, product.header * in_place.width(p));
   const Tensor scales = in_memory(*scale).contiguous();
-  for_each_column(view, of, [&](int64_t row, const PanelColumn& column) {
+  for_each_column(in_place, of, [&](int64_t row, const PanelColumn& column) {
     product.put_scale(column, const_data<float>(scales)[row]);
   });
   return packed;
@@ -48,16 +50,16 @@ Tensor pack_as(const Product& product, const Tensor& weight, const OptionalTenso
 
 }  // namespace
 
-PackedHeader PackedHeader::of(const Tensor& packed) {
-  PackedHeader found{};
+PrepackedHeader PrepackedHeader::of(const Tensor& packed) {
+  PrepackedHeader found{};
   const bool there = packed.scalar_type() == at::kByte && packed.dim() == 1 &&
                      packed.is_contiguous() && packed.numel() > kHeaderBytes;
   if (there) {
     check_memory(packed, "a packed weight");
     std::memcpy(&found, packed.const_data_ptr(), sizeof found);
-    found.format.name[sizeof found.format.name - 1] = '\0';  // whatever the bytes are
+    found.format[sizeof found.format - 1] = '\0';  // whatever the bytes are
   }
-  TORCH_CHECK(there && std::memcmp(found.magic, kPackedMagic, sizeof kPackedMagic) == 0,
+  TORCH_CHECK(there && std::memcmp(found.magic, kPrepackedMagic, sizeof kPrepackedMagic) == 0,
               "lstm_packed: expected weights as fastlstm.prepack packs them, got a tensor ",
               packed.sizes(), " of ", packed.scalar_type(), ": pack the model again");
   return found;
@@ -74,7 +76,7 @@ Tensor pack_weight(const Tensor& weight, const OptionalTensor& scale, const std:
               format, " has some, got ", weight.sizes(), " ", weight.scalar_type(), " on ",
               weight.device());
   TORCH_CHECK(!scale || (scale->scalar_type() == at::kFloat && scale->device().is_cpu() &&
-                         scale->sizes() == at::IntArrayRef(weight.size(0))),
+                         scale->dim() == 1 && scale->numel() == weight.size(0)),
               "expected a scale of float32 for each of ", weight.size(0), " rows, got ",
               scale ? scale->sizes() : at::IntArrayRef());
   TORCH_CHECK(!scale || weight.size(1) <= kMostInt8Terms, "expected at most ", kMostInt8Terms,
@@ -83,9 +85,9 @@ Tensor pack_weight(const Tensor& weight, const OptionalTensor& scale, const std:
 }
 
 std::tuple<Tensor, OptionalTensor> unpack_weight(const Tensor& packed) {
-  const PackedHeader of = PackedHeader::of(packed);
-  const Product& product = product_named(of.format.name);
-  auto matrix = view_packed(product, packed, of.rows, of.columns, of.by_gates);
+  const PrepackedHeader of = PrepackedHeader::of(packed);
+  const Product& product = product_named(of.format);
+  const Matrix matrix = prepacked_matrix(product, packed, of.rows, of.columns, of.by_gates);
   const Tensor weight = at::empty({of.rows, of.columns}, unpacked_dtype(product.given));
   OptionalTensor scale;
   if (product.put_scale) scale = at::empty({of.rows}, at::kFloat);

@@ -1,0 +1,298 @@
+#include "cpu/gemm/matrix.h"
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+
+#include "cpu/targets/kernels.h"
+
+namespace fastlstm {
+namespace {
+
+constexpr int64_t kGradientRows = 1024;  // rows of a weight gradient's sum packed at a time
+constexpr int64_t kGates = 4;
+
+// body(begin, end, panels) over all threads, as planned. Blocks of rows go to threads as they
+// finish.
+void share_product(const Product& product, const ProductShare& share, int64_t rows, int64_t panels,
+                   const auto& body) {
+  if (share.by_panels) {
+    at::parallel_for(0, panels, share.panels_of_a_thread, [&](int64_t first, int64_t last) {
+      const ThreadSeries series(product);
+      body(0, rows, Range{first, last});
+    });
+    return;
+  }
+  std::atomic<int64_t> next = 0;
+  at::parallel_for(0, share.threads, 1, [&](int64_t, int64_t) {
+    const ThreadSeries series(product);
+    for (int64_t k; (k = next++) < share.blocks;)
+      body(k * rows / share.blocks, (k + 1) * rows / share.blocks, Range{0, panels});
+  });
+}
+
+}  // namespace
+
+void Matrix::cut_into_panels(int64_t pieces) {
+  const bool lies = form_ == MatrixForm::kAsItLies;
+  const int64_t narrowest = lies ? 1 : product_->narrowest;
+  part_columns_ = narrowest * product_->lanes;
+  parts_ = divide_up(N_, part_columns_);
+  const int64_t most = lies ? 1 : product_->vectors / narrowest;
+  panel_count_ = std::min(parts_, divide_up(divide_up(parts_, most), pieces) * pieces);
+}
+
+Matrix::Matrix(const Product& product, int64_t K, int64_t N, int64_t pieces, const at::Tensor& data,
+               int64_t offset)
+    : product_(&product), K_(K), N_(N), prepacked_(data) {
+  cut_into_panels(pieces);
+  const int64_t bytes = offset + nbytes();
+  TORCH_CHECK(data.is_contiguous() && int64_t(data.nbytes()) == bytes, "lstm_packed: expected ",
+              bytes, " bytes of a packed matrix [", N, ", ", K, "], got ", data.sizes());
+  first_ = static_cast<char*>(const_cast<void*>(data.const_data_ptr())) + offset;
+}
+
+Matrix::Matrix(const Product& product, Elements elements, int64_t pieces, MatrixForm form)
+    : product_(&product), K_(elements.K), N_(elements.N), form_(form) {
+  cut_into_panels(pieces);
+  if (form != MatrixForm::kPacked) {
+    elements_ = std::move(elements);
+    return;
+  }
+  own_ = Scratch(nbytes());
+  first_ = own_.data<char>();
+  // Threads share the work by squares of kPackRows, since panels may be few.
+  constexpr int64_t kPackRows = 128;
+  const int64_t blocks = divide_up(K_, kPackRows), panels = panel_count();
+  at::parallel_for(0, blocks * panels, (1 << 15) / (64 * kPackRows), [&](int64_t i, int64_t last) {
+    for (; i < last; ++i) {
+      const int64_t p = i / blocks, k = i % blocks * kPackRows;
+      product.pack(elements.rows(), k, std::min(kPackRows, K_ - k), shape(p),
+                   panel(p) + (product.header + product.bytes(k)) * width(p));
+    }
+  });
+}
+
+// Lines spread over the product, so that they come beside its arithmetic.
+Prefetch Matrix::fetch(int64_t panel, int64_t k, int64_t terms, const PanelProduct& during) const {
+  const PanelShape shape = this->shape(panel);
+  const bool by_columns = elements_.transposed;
+  const int64_t count = by_columns ? shape.columns : terms;
+  const int64_t begin = product_->bytes(by_columns ? k : shape.first_column);
+  const int64_t end = begin + product_->bytes(by_columns ? terms : shape.columns);
+  const int64_t lines = count * divide_up(end - begin, 64);
+  const int64_t times =
+      std::max<int64_t>(during.rows / product_->rows * (during.K / kTermsPerFetch), 1);
+  return {elements_.lines.data() + (by_columns ? shape.first_column : k), count, begin, end,
+          divide_up(lines, times)};
+}
+
+Range Matrix::next_group(const Range& panels, int64_t rows, bool backwards) const {
+  const int64_t most = std::min(product_->panels_for(rows), panels.end - panels.begin);
+  const int64_t first = backwards ? panels.end - 1 : panels.begin, step = backwards ? -1 : 1;
+  int64_t count = 1;
+  while (count < most && width(first + step * count) == width(first)) ++count;
+  return backwards ? Range{panels.end - count, panels.end}
+                   : Range{panels.begin, panels.begin + count};
+}
+
+PanelProduct Matrix::product_of(const Range& panels, const void* const* a, int64_t rows, int64_t k,
+                                int64_t terms, const SumsTo& to, int64_t origin) const {
+  const int64_t count = panels.end - panels.begin;
+  const Range of = columns(panels);
+  PanelShape shape{of.begin - origin, of.end - of.begin, width(panels.begin) / product_->lanes};
+  if (to.whole_vectors) shape.columns = count * width(panels.begin);
+  PanelProduct product{a, rows, k, terms, nullptr, shape, to.rows, to.accumulate || k > 0};
+  if (k == 0) product.bias = to.bias;
+  product.panels = count, product.rounds = to.rounds;
+  return product;
+}
+
+void Matrix::multiply(const Range& panels, const void* const* a, int64_t rows, int64_t piece,
+                      const SumsTo& to, Scratch& room, const Range* next) const {
+  if (rows == 0) return;  // libraries refuse empty products
+  if (form_ == MatrixForm::kAsItLies)
+    multiply_as_it_lies(panels, a, rows, piece, to, next);
+  else if (form_ == MatrixForm::kInUse)
+    multiply_in_use(panels, a, rows, piece, to, room, next);
+  else
+    multiply_packed(panels, a, rows, piece, to, next);
+}
+
+void Matrix::multiply_packed(const Range& panels, const void* const* a, int64_t rows, int64_t piece,
+                             const SumsTo& to, const Range* next) const {
+  const int64_t origin = to.whole_vectors ? columns(panels).begin : 0;
+  const bool fetches = next && next->begin < next->end;
+  NextPanels memory = fetches ? NextPanels{panel(next->begin), panel(next->end)} : NextPanels{};
+  for (int64_t k = 0; k == 0 || k < K_; k += piece)
+    for_groups(panels, rows, [&](const Range& group) {
+      PanelProduct some = product_of(group, a, rows, k, std::min(piece, K_ - k), to, origin);
+      some.panel = panel(group.begin) + width(group.begin) * product_->bytes(k);
+      some.panel_stride = width(group.begin) * bytes_of_column();
+      some.next = fetches ? &memory : nullptr;
+      product_->multiply(some);
+    });
+}
+
+void Matrix::multiply_in_use(const Range& panels, const void* const* a, int64_t rows, int64_t piece,
+                             const SumsTo& to, Scratch& room, const Range* next) const {
+  const int64_t origin = to.whole_vectors ? columns(panels).begin : 0;
+  const int64_t terms = round_up(std::min(piece, K_), product_->padding);
+  const int64_t pieces = divide_up(K_, terms), bytes = product_->width() * product_->bytes(terms);
+  if (room.nbytes() < bytes) room = Scratch(bytes);
+  const auto terms_of = [&](int64_t i) { return std::min(terms, K_ - i % pieces * terms); };
+  for (int64_t i = panels.begin * pieces; i < panels.end * pieces; ++i) {
+    const int64_t p = i / pieces, k = i % pieces * terms;
+    product_->pack(elements_.rows(), k, terms_of(i), shape(p), room.data<void>());
+    PanelProduct some = product_of({p, p + 1}, a, rows, k, terms_of(i), to, origin);
+    some.panel = room.data<void>();
+    const int64_t after = i + 1 < panels.end * pieces ? i + 1 : next ? next->begin * pieces : 0;
+    Prefetch prefetch = fetch(after / pieces, after % pieces * terms, terms_of(after), some);
+    if (after > i) some.prefetch = &prefetch;
+    product_->multiply(some);
+  }
+}
+
+Columns Matrix::columns_of(int64_t panel) const {
+  const int64_t hidden = elements_.owner.size(0) / kGates, unit = panel / kGates * product_->lanes;
+  const int64_t row = panel % kGates * hidden + unit;
+  return {const_data<char>(elements_.owner) + product_->bytes(row * K_), K_,
+          std::min(product_->lanes, hidden - unit)};
+}
+
+// Neighboring vectors of a gate are neighbors in memory, so gate comes after gate.
+void Matrix::multiply_as_it_lies(const Range& panels, const void* const* a, int64_t rows,
+                                 int64_t piece, const SumsTo& to, const Range* next) const {
+  const int64_t origin = to.whole_vectors ? columns(panels).begin : 0;
+  for (int64_t k = 0; k < K_; k += piece) {
+    const Range first{panels.begin, panels.begin + 1};
+    PanelProduct some = product_of(first, a, rows, k, std::min(piece, K_ - k), to, origin);
+    for (int64_t gate = 0; gate < kGates; ++gate)
+      for (int64_t p = panels.begin + gate; p < panels.end; p += kGates) {
+        some.shape.first_column = p * product_->lanes - origin;
+        const bool last = p + kGates >= panels.end;
+        const int64_t after = last ? panels.begin + (gate + 1) % kGates : p + kGates;
+        const auto* const fetched =
+            next ? static_cast<const char*>(columns_of(after).first) : nullptr;
+        product_->multiply_unpacked(
+            some, columns_of(p),
+            fetched ? fetched + product_->lanes * product_->bytes(k) : nullptr);
+      }
+  }
+}
+
+Matrix matrix_of(const Product& product, const at::Tensor& w, bool transposed, int64_t pieces,
+                 MatrixForm form) {
+  const int64_t rows = w.size(0), columns = w.size(1);
+  auto lines = row_pointers(const_data<char>(w), rows, columns * w.element_size());
+  return {
+      product,
+      {std::move(lines), transposed, transposed ? columns : rows, transposed ? rows : columns, w},
+      pieces,
+      form};
+}
+
+Matrix gates_of(const Product& product, const at::Tensor& w, MatrixForm form) {
+  const int64_t lanes = product.lanes, hidden = w.size(0) / 4, K = w.size(1);
+  const int64_t columns = gate_columns(hidden, lanes), bytes_of_row = K * w.element_size();
+  std::vector<const void*> lines;
+  if (form != MatrixForm::kAsItLies) lines.reserve(columns);
+  for (int64_t first = 0; first < hidden && form != MatrixForm::kAsItLies; first += lanes)
+    for (int64_t gate = 0; gate < kGates; ++gate)
+      for (int64_t unit = first; unit < first + lanes; ++unit)  // any where there is none
+        lines.push_back(const_data<char>(w) +
+                        (gate * hidden + std::min(unit, hidden - 1)) * bytes_of_row);
+  return {product, {std::move(lines), true, K, columns, w}, 1, form};
+}
+
+void multiply(const std::vector<const void*>& a, const Matrix& matrix, const SumsTo& to) {
+  const Product& product = matrix.product();
+  const int64_t rows = a.size(), K = matrix.K();
+  const ProductShare share = share_of_product(
+      {rows, K * matrix.N(), matrix.panel_count(), matrix.form()}, product, at::get_num_threads());
+  share_product(product, share, rows, matrix.panel_count(),
+                [&](int64_t begin, int64_t end, const Range& panels) {
+                  Scratch room;
+                  SumsTo some = to;
+                  some.rows += begin;
+                  matrix.multiply(panels, a.data() + begin, end - begin,
+                                  to.rounds ? K : product.piece, some, room);
+                });
+}
+
+template <typename T>
+void multiply_into(const std::vector<const void*>& a, const Matrix& matrix,
+                   const std::vector<void*>& c, bool accumulate) {
+  constexpr bool kRounds = sizeof(T) == 2;
+  if (!kRounds || matrix.product().takes(dtype_of_rows<T>))
+    return multiply(a, matrix, {.rows = c.data(), .accumulate = accumulate, .rounds = kRounds});
+  const int64_t rows = a.size(), N = matrix.N();
+  const Scratch buffer = scratch<float>(rows * N);
+  multiply(a, matrix, {row_pointers(buffer.data<float>(), rows, N).data()});
+  at::parallel_for(0, rows, 1 + (1 << 15) / N, [&](int64_t r, int64_t last) {
+    for (; r < last; ++r) {
+      const float* const sums = buffer.data<float>() + r * N;
+      T* const to = static_cast<T*>(c[r]);
+      for (int64_t n = 0; n < N; ++n) to[n] = T(accumulate ? float(to[n]) + sums[n] : sums[n]);
+    }
+  });
+}
+#define FASTLSTM_INSTANTIATE(T, A, name)                                         \
+  template void multiply_into<T>(const std::vector<const void*>&, const Matrix&, \
+                                 const std::vector<void*>&, bool);
+FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_INSTANTIATE)
+
+void multiply_transposed(const Product& product, const std::vector<const void*>& a, int64_t M,
+                         const std::vector<GradientPart>& parts, void* sums, bool accumulate) {
+  const int64_t bytes_of_sum = bytes_of(product.sums);
+  const int64_t rows = a.size();
+  if (rows == 0 && !accumulate) {
+    for (const auto& part : parts) std::memset(part.c, 0, M * part.N * bytes_of_sum);
+    if (sums) std::memset(sums, 0, M * bytes_of_sum);
+  }
+  std::vector<std::vector<void*>> c;
+  for (const auto& part : parts)
+    c.push_back(row_pointers(static_cast<char*>(part.c), M, part.N * bytes_of_sum));
+  for (int64_t r = 0; r < rows; r += kGradientRows, accumulate = true) {
+    const int64_t K = std::min(kGradientRows, rows - r);
+    std::vector<Matrix> packed;
+    int64_t multiply_adds = 0;  // of a row
+    for (const auto& part : parts) {
+      const auto first = part.b.begin() + std::min<int64_t>(r, part.b.size());
+      const auto last = part.b.begin() + std::min<int64_t>(r + K, part.b.size());
+      packed.emplace_back(product, Elements{{first, last}, false, last - first, part.N}, 1);
+      multiply_adds += (last - first) * part.N;
+    }
+    const ProductShare share =
+        share_of_product({M, multiply_adds, 0}, product, at::get_num_threads());
+    share_product(product, share, M, 0, [&](int64_t begin, int64_t end, const Range&) {
+      const int64_t bytes_of_row = product.bytes_of_row(K);
+      const Scratch transposed((end - begin) * bytes_of_row);
+      product.transpose(a.data() + r, K, begin, end, transposed.data<char>());
+      const char* const first = transposed.data<char>();
+      const auto a_rows = row_pointers(first, end - begin, bytes_of_row);
+      if (sums)
+        product.sum_rows(a_rows.data(), end - begin, K,
+                         static_cast<char*>(sums) + begin * bytes_of_sum, accumulate);
+      Scratch room;
+      for (size_t i = 0; i < parts.size(); ++i)
+        packed[i].multiply({0, packed[i].panel_count()}, a_rows.data(), end - begin, kGradientRows,
+                           {c[i].data() + begin, nullptr, accumulate}, room);
+    });
+  }
+}
+
+const void* PanelSums::multiply(const Matrix& matrix, const Range& panels, const void* const* a,
+                                int64_t rows, int64_t piece, const void* zeros, const void* bias,
+                                const Range* next) {
+  if (std::all_of(a, a + rows, [zeros](const void* row) { return row == zeros; }))
+    std::memset(rows_[0], 0, rows * bytes_of_row_);
+  else
+    matrix.multiply(panels, a, rows, piece,
+                    {.rows = rows_.data(), .bias = bias, .whole_vectors = true}, room_, next);
+  return rows_[0];
+}
+
+}  // namespace fastlstm

@@ -1,0 +1,75 @@
+// Matrices that were packed once: the format of their panels, and the header in front of them.
+#pragma once
+#include <cstring>
+#include <string>
+#include <string_view>
+
+#include "cpu/gemm/matrix.h"
+#include "cpu/targets/kernels.h"
+
+namespace fastlstm {
+
+// The first bytes of W [rows,columns]. Panels are those of `lanes` and `vectors`, the widest of the
+// processor that packed them; their columns are in the order of gates_of, or of the rows of W.
+struct PrepackedHeader {
+  char magic[8], format[16];
+  int64_t lanes, vectors, rows, columns, by_gates;
+
+  // Throws for a tensor that has no header.
+  static PrepackedHeader of(const at::Tensor& prepacked);
+  std::string panels() const {
+    return std::string(format) + " in panels of " + std::to_string(lanes) + "x" +
+           std::to_string(vectors);
+  }
+};
+constexpr char kPrepackedMagic[8] = {'f', 'a', 's', 't', 'l', 's', 't', '1'};
+constexpr int64_t kHeaderBytes = sizeof(PrepackedHeader);
+static_assert(kHeaderBytes == 64);  // panels are aligned to cache lines
+
+inline PrepackedHeader header_of(const Product& product, int64_t rows, int64_t columns,
+                                 bool by_gates) {
+  PrepackedHeader header{{}, {}, product.lanes, product.vectors, rows, columns, by_gates};
+  std::memcpy(header.magic, kPrepackedMagic, sizeof header.magic);
+  const std::string_view name = kFormatNames[static_cast<int>(product.format)];
+  name.copy(header.format, sizeof header.format - 1);
+  return header;
+}
+
+// The dtype of a tensor of weights in a format.
+inline at::ScalarType unpacked_dtype(Format format) {
+#define FASTLSTM_DTYPE(name, unpacked) at::k##unpacked,
+  constexpr at::ScalarType kDtypes[] = {FASTLSTM_FOR_EACH_FORMAT(FASTLSTM_DTYPE)};
+#undef FASTLSTM_DTYPE
+  return kDtypes[static_cast<int>(format)];
+}
+
+// The product of this processor for the format of that name.
+inline const Product& product_named(std::string_view format) {
+  for (const Product* const product : kernel_table().products.of)
+    if (product && product->unpack && format == kFormatNames[static_cast<int>(product->format)])
+      return *product;
+  TORCH_CHECK(false, "lstm_packed: expected a format that fastlstm.prepack takes, got \"", format,
+              "\"");
+}
+
+// Matrices that are packed once are cut for up to four threads where threads share a step.
+inline int64_t pieces_of(bool by_gates) { return by_gates ? 1 : 4; }
+
+// The matrix W^T of a weight W [rows,K] that pack_weight packed.
+inline Matrix prepacked_matrix(const Product& product, const at::Tensor& prepacked, int64_t rows,
+                               int64_t K, bool by_gates) {
+  const PrepackedHeader found = PrepackedHeader::of(prepacked);
+  const PrepackedHeader here = header_of(product, rows, K, by_gates);
+  if (std::memcmp(&found, &here, sizeof here) != 0) {
+    TORCH_CHECK(found.panels() == here.panels(),
+                "lstm_packed: expected weights that were packed for this processor (",
+                here.panels(), "), got some in ", found.panels(), ": pack the model here");
+    TORCH_CHECK(false, "lstm_packed: expected a packed matrix [", rows, ", ", K, "]",
+                by_gates ? " of gates" : "", ", got [", found.rows, ", ", found.columns, "]",
+                found.by_gates ? " of gates" : "");
+  }
+  const int64_t columns = by_gates ? gate_columns(rows / 4, product.lanes) : rows;
+  return {product, K, columns, pieces_of(by_gates), prepacked, kHeaderBytes};
+}
+
+}  // namespace fastlstm
