@@ -181,7 +181,7 @@ def unmeasured(call: Call) -> Engine:
     return REFERENCE
 
 
-def is_op_at_once(*tensors: Tensor) -> bool:
+def is_op_at_once(input: Tensor, *others: Tensor | None) -> bool:
     """Whether an eager call of these on a CPU is the op's, and nothing else has to see it.
 
     What `choose` and `run_op` would find, for the shortcuts of the modules.
@@ -195,7 +195,8 @@ def is_op_at_once(*tensors: Tensor) -> bool:
         and forward_ad._current_level < 0
         and torch._C._get_tracing_state() is None
         and not torch.is_autocast_enabled("cpu")
-        and not has_torch_function_variadic(*tensors)
+        and input.dtype in DTYPES
+        and not has_torch_function_variadic(input, *others)
     )
 
 

@@ -7,7 +7,7 @@ those of torch.nn by construction. `convert` changes the class of a model's modu
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import _build, engines
-from ._call import DTYPES, LAYOUTS, Call
+from ._call import LAYOUTS, Call
 from ._checks import check_kinds, in_training, stack_call
 from ._layers import results
 from ._regularize import Regularizers, check_probabilities
@@ -34,6 +34,26 @@ def _by_name(module: nn.Module, names: Iterable[str]) -> list[Any]:
         return [*map(parameters.__getitem__, names)]
     except KeyError:
         return [getattr(module, name) for name in names]
+
+
+def _is_plain(tensor: Any, dtype: torch.dtype, *shape: int) -> bool:
+    """Whether it is a dense tensor on the CPU, of no subclass, with this dtype and shape."""
+    return (
+        type(tensor) is Tensor
+        and tensor.dtype is dtype
+        and tensor.shape == shape
+        and tensor.is_cpu
+        and tensor.layout is torch.strided
+    )
+
+
+def _are_plain(hx: Any, dtype: torch.dtype, h_shape: Sequence[int], c_shape: Sequence[int]) -> bool:
+    return (
+        type(hx) is tuple
+        and len(hx) == 2
+        and _is_plain(hx[0], dtype, *h_shape)
+        and _is_plain(hx[1], dtype, *c_shape)
+    )
 
 
 def _check_pair(hx: Any, function: str) -> None:
@@ -249,8 +269,8 @@ class SequenceModule(nn.Module):
             shapes as in `functional.lstm`, without B if unbatched; a PackedSequence in gives a
             PackedSequence out.
         """
-        if self.num_layers == 1 and lengths is None and reset is None and not return_cell_states:
-            at_once = self._fastlstm_at_once(input, hx)
+        if self.num_layers == 1 and not return_cell_states:
+            at_once = self._fastlstm_at_once(input, hx, lengths, reset)
             if at_once is not None:
                 return at_once
         options = lengths, reset, return_cell_states
@@ -323,9 +343,41 @@ class SequenceModule(nn.Module):
         """The layers over a batch of three dimensions, or over packed data."""
         raise NotImplementedError
 
-    def _fastlstm_at_once(self, input: Any, hx: Any) -> tuple[Any, ...] | None:
-        """A plain call by one function, if nothing else is to be decided; else None."""
-        return None
+    def _fastlstm_at_once(
+        self, input: Any, hx: Any, lengths: Any, reset: Any
+    ) -> tuple[Any, ...] | None:
+        """A plain eager call of one layer on a CPU: spares a small step most of its Python.
+
+        None where something else has to be decided, or to see the call.
+        """
+        if type(input) is not Tensor or input.dim() != 3 or input.size(2) != self.input_size:
+            return None
+        if not input.is_cpu or input.layout is not torch.strided:
+            return None
+        x = input.transpose(0, 1) if self.batch_first else input
+        batch = x.size(1)
+        if hx is not None:
+            sizes: Any = self.hidden_size, self.proj_size or self.hidden_size
+            c_shape, h_shape = [(2 if self.bidirectional else 1, batch, size) for size in sizes]
+            if not _are_plain(hx, input.dtype, h_shape, c_shape):
+                return None
+        if lengths is not None and not _is_plain(lengths, torch.int64, batch):
+            return None
+        if reset is not None:
+            if not _is_plain(reset, torch.bool, *input.shape[:2]):
+                return None
+            reset = reset.transpose(0, 1) if self.batch_first else reset
+        found = self._fastlstm_op_at_once(x, hx, lengths, reset)
+        if found is None:
+            return None
+        output, h_n, c_n, _ = found
+        return output.transpose(0, 1) if self.batch_first else output, (h_n, c_n)
+
+    def _fastlstm_op_at_once(
+        self, input: Tensor, hx: State | None, lengths: Tensor | None, reset: Tensor | None
+    ) -> tuple[Any, ...] | None:
+        """The op's results for plain tensors on the CPU, steps first; None as above."""
+        raise NotImplementedError
 
 
 # What Python's own errors call it, of an unknown keyword for one.
@@ -440,39 +492,21 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
         found = engines.choose(call, engine).run(call)
         return results(call, found, self.batch_first and batch_sizes is None)
 
-    def _fastlstm_at_once(self, input: Any, hx: Any) -> tuple[Any, ...] | None:
-        """A plain eager call of one layer on a CPU: spares a small step most of its Python."""
-        if type(input) is not Tensor or not input.is_cpu or input.layout is not torch.strided:
-            return None
-        if input.dim() != 3 or input.size(-1) != self.input_size:
-            return None
+    def _fastlstm_op_at_once(
+        self, input: Tensor, hx: State | None, lengths: Tensor | None, reset: Tensor | None
+    ) -> tuple[Any, ...] | None:
         if self._fastlstm_options is not _NO_OPTIONS or (self.dropout and self.training):
             return None
-        x = input.transpose(0, 1) if self.batch_first else input
-        states = (None, None)
-        if hx is not None:
-            batch = 2 if self.bidirectional else 1, x.size(1)
-            sizes = self.proj_size or self.hidden_size, self.hidden_size
-            if type(hx) is not tuple or len(hx) != 2 or not type(hx[0]) is type(hx[1]) is Tensor:
-                return None
-            if hx[0].shape != (*batch, sizes[0]) or hx[1].shape != (*batch, sizes[1]):
-                return None
-            if not (hx[0].is_cpu and hx[1].is_cpu) or hx[1].layout is not torch.strided:
-                return None
-            states = hx
         weights = _by_name(self, self._flat_weights_names)
-        seen = (input, *weights) if hx is None else (input, *hx, *weights)
-        if input.dtype is not weights[0].dtype or not weights[0].is_cpu:
+        if weights[0].dtype is not input.dtype or not weights[0].is_cpu:
             return None
-        if input.dtype not in DTYPES:
-            return None
-        if not engines.is_op_at_once(*seen):
+        if not engines.is_op_at_once(input, *(hx or ()), lengths, reset, *weights):
             return None
         layout = LAYOUTS[bool(self.bias), self.proj_size > 0, self._fastlstm_normalizes]
-        output, h_n, c_n, _ = _build.library.lstm(
-            x, *states, weights, layout, None, None, None, None, False, "auto"
-        )
-        return output.transpose(0, 1) if self.batch_first else output, (h_n, c_n)
+        h_0, c_0 = hx or (None, None)
+        options = None, lengths, reset, None, False, "auto"
+        found: tuple[Any, ...] = _build.library.lstm(input, h_0, c_0, weights, layout, *options)
+        return found
 
     def _fastlstm_keep_flat(self, weights: list[Tensor]) -> None:
         """Puts new parameters into one chunk again, for cuDNN, unless a graph is captured."""
@@ -527,20 +561,17 @@ class LSTMCell(EngineModule, nn.RNNCellBase):
         Returns:
             The next (h, c).
         """
+        weights = _by_name(self, _CELL_WEIGHTS if self.bias else _CELL_WEIGHTS[:2])
+        at_once = self._fastlstm_at_once(input, hx, weights)
+        if at_once is not None:
+            return at_once
         if type(input) is not Tensor and isinstance(input, _Proxy):
             node: tuple[Tensor, Tensor] = _as_one_node(self, input, hx=hx)
             return node
-        weights = _by_name(self, _CELL_WEIGHTS if self.bias else _CELL_WEIGHTS[:2])
         if type(input) is not Tensor or input.layout is not torch.strided:
             check_kinds(input, None, {})
         _check_cell(self, input, hx, weights[0])
         is_batched, layout = input.dim() == 2, LAYOUTS[bool(self.bias), False, False]
-        if is_batched and input.is_cpu and self._fastlstm_options is _NO_OPTIONS:
-            h, c = hx if hx is not None else (None, None)
-            is_plain = input.dtype in DTYPES and (c is None or c.dtype is input.dtype)
-            if is_plain and engines.is_op_at_once(input, *(hx or ()), *weights):
-                step: State = _build.library.lstm_cell(input, h, c, weights, layout, "auto")
-                return step
         if not is_batched:
             input = input.unsqueeze(0)
             hx = None if hx is None else (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
@@ -548,6 +579,24 @@ class LSTMCell(EngineModule, nn.RNNCellBase):
             Call(input, hx, weights, layout, is_cell=True), self._fastlstm_options.engine
         )
         return (h, c) if is_batched else (h.squeeze(0), c.squeeze(0))
+
+    def _fastlstm_at_once(self, input: Any, hx: Any, weights: list[Any]) -> State | None:
+        """A plain eager call on a CPU, as of `LSTM`; None where more has to be decided."""
+        if type(input) is not Tensor or input.dim() != 2 or not input.is_cpu:
+            return None
+        shape, dtype = (input.size(0), self.hidden_size), input.dtype
+        if not _is_plain(input, weights[0].dtype, shape[0], self.input_size):
+            return None
+        if hx is not None and not _are_plain(hx, dtype, shape, shape):
+            return None
+        if self._fastlstm_options is not _NO_OPTIONS or not weights[0].is_cpu:
+            return None
+        if not engines.is_op_at_once(input, *(hx or ()), *weights):
+            return None
+        layout = LAYOUTS[bool(self.bias), False, False]
+        h, c = hx or (None, None)
+        step: State = _build.library.lstm_cell(input, h, c, weights, layout, "auto")
+        return step
 
     def extra_repr(self) -> str:
         """The text of nn.LSTMCell, and the engine if it is forced."""

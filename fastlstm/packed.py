@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from . import _formats
+from . import _build, _formats
 from ._call import DTYPES, Call
 from ._checks import stack_call
 from ._layers import Results, results
@@ -28,13 +28,16 @@ from .convert import (
     own_class,
 )
 from .convert import convert as convert_modules
-from .engines import PREPACKED
+from .engines import PREPACKED, is_op_at_once
 from .modules import (
     LSTM,
     LSTMCell,
     SequenceModule,
+    State,
+    _are_plain,
     _as_one_node,
     _check_pair,
+    _is_plain,
     _Proxy,
     qualified_name,
 )
@@ -159,6 +162,18 @@ class PackedLSTM(_Frozen, SequenceModule):
         batch_first = self.batch_first and batch_sizes is None
         return results(call, self._fastlstm_results(call), batch_first)
 
+    def _fastlstm_op_at_once(
+        self, input: Tensor, hx: State | None, lengths: Tensor | None, reset: Tensor | None
+    ) -> tuple[Any, ...] | None:
+        if input.dtype is not self.dtype or not _runs_at_once(input, hx, lengths, reset):
+            return None
+        if hx is None:
+            c_0 = input.new_zeros(2 if self.bidirectional else 1, input.size(1), self.hidden_size)
+            hx = (c_0[..., : self.proj_size or self.hidden_size].contiguous(), c_0)
+        given = input, *hx, self._op_weights(), self._layout, None, lengths, reset, False
+        found: tuple[Any, ...] = _build.library.lstm_packed(*given)
+        return found
+
     def flatten_parameters(self) -> None:
         """Does nothing: there are no parameters."""
 
@@ -183,6 +198,9 @@ class PackedLSTMCell(_Frozen):
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
         """Makes one step; for the arguments see `LSTMCell.forward`."""
+        at_once = self._fastlstm_at_once(input, hx)
+        if at_once is not None:
+            return at_once
         if type(input) is not Tensor and isinstance(input, _Proxy):
             node: tuple[Tensor, Tensor] = _as_one_node(self, input, hx=hx)
             return node
@@ -198,6 +216,32 @@ class PackedLSTMCell(_Frozen):
         call = Call(input, hx, self._op_weights(), self._layout, is_cell=True)
         _, (h, c), _ = self._fastlstm_results(call)
         return (h, c) if dim == 2 else (h.squeeze(0), c.squeeze(0))
+
+    def _fastlstm_at_once(self, input: Any, hx: Any) -> State | None:
+        """A plain eager call, as of `LSTM`; None where something else has to see it."""
+        if type(input) is not Tensor or input.dim() != 2:
+            return None
+        shape = input.size(0), self.hidden_size
+        if not _is_plain(input, self.dtype, shape[0], self.input_size):
+            return None
+        if hx is not None and not _are_plain(hx, self.dtype, shape, shape):
+            return None
+        if not _runs_at_once(input, hx):
+            return None
+        if hx is None:
+            zeros = input.new_zeros(*shape)
+            hx = (zeros, zeros)
+        given = input, *hx, self._op_weights(), self._layout
+        step: State = _build.library.lstm_cell_packed(*given)
+        return step
+
+
+def _runs_at_once(input: Tensor, hx: State | None, *others: Tensor | None) -> bool:
+    """Whether the op runs eagerly, nothing else has to see the call, and no gradient is needed."""
+    tensors = (input, *(hx or ()))
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return False
+    return is_op_at_once(*tensors, *others) and torch._C._len_torch_dispatch_stack() == 0
 
 
 def _as_bytes(module: _Frozen) -> tuple[Any, ...]:

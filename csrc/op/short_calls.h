@@ -146,11 +146,11 @@ inline std::tuple<Tensor, Tensor> lstm_cell_packed(const Tensor& input, const Te
                                                    std::string layout) {
   RECORD_FUNCTION("fastlstm::lstm_packed", std::vector<c10::IValue>());
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
-  LstmCall call{in_memory(input), in_memory(h_0), in_memory(c_0), std::move(weights),
-                std::move(layout)};
-  for_each_tensor(call, [](Tensor& rows, const char*) { rows = rows.unsqueeze(0); });
-  const auto [output, h_n, c_n, cells] = lstm_packed_cpu(std::move(call), {/*save_cells=*/false});
-  return {h_n.squeeze(0), c_n.squeeze(0)};
+  const auto step = [](const Tensor& rows) { return as_step(in_memory(rows), /*alone=*/true); };
+  const auto [output, h_n, c_n, cells] =
+      lstm_packed_cpu({step(input), step(h_0), step(c_0), std::move(weights), std::move(layout)},
+                      {/*save_cells=*/false});
+  return {as_rows(h_n, /*alone=*/true), as_rows(c_n, /*alone=*/true)};
 }
 
 }  // namespace fastlstm::short_calls
