@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.overrides import has_torch_function_variadic
 
 from . import _build, _layers, _measured, _transforms, onnx
 from ._call import DTYPES, Call
@@ -181,22 +180,19 @@ def unmeasured(call: Call) -> Engine:
     return REFERENCE
 
 
-def is_op_at_once(input: Tensor, *others: Tensor | None) -> bool:
+def is_op_at_once(*tensors: Any) -> bool:
     """Whether an eager call of these on a CPU is the op's, and nothing else has to see it.
 
-    What `choose` and `run_op` would find, for the shortcuts of the modules.
+    What `choose` and `run_op` would find, for the shortcuts of the modules. Lists of tensors are
+    allowed, and None.
     """
     return (
         DEFAULT == "auto"
         and not _measured.active
         and "cpu" in _build.kinds
         and not torch.compiler.is_compiling()
-        and not transforms_active()
         and forward_ad._current_level < 0
-        and torch._C._get_tracing_state() is None
-        and not torch.is_autocast_enabled("cpu")
-        and input.dtype in DTYPES
-        and not has_torch_function_variadic(input, *others)
+        and _build.library.are_plain(*tensors)
     )
 
 

@@ -36,24 +36,13 @@ def _by_name(module: nn.Module, names: Iterable[str]) -> list[Any]:
         return [getattr(module, name) for name in names]
 
 
-def _is_plain(tensor: Any, dtype: torch.dtype, *shape: int) -> bool:
-    """Whether it is a dense tensor on the CPU, of no subclass, with this dtype and shape."""
-    return (
-        type(tensor) is Tensor
-        and tensor.dtype is dtype
-        and tensor.shape == shape
-        and tensor.is_cpu
-        and tensor.layout is torch.strided
-    )
-
-
-def _are_plain(hx: Any, dtype: torch.dtype, h_shape: Sequence[int], c_shape: Sequence[int]) -> bool:
-    return (
-        type(hx) is tuple
-        and len(hx) == 2
-        and _is_plain(hx[0], dtype, *h_shape)
-        and _is_plain(hx[1], dtype, *c_shape)
-    )
+def _has_shapes(hx: Any, h_shape: Sequence[int], c_shape: Sequence[int]) -> bool:
+    """Whether it is a pair of tensors of these shapes."""
+    if type(hx) is not tuple or len(hx) != 2:
+        return False
+    h, c = hx
+    are_tensors = isinstance(h, Tensor) and isinstance(c, Tensor)
+    return are_tensors and h.shape == h_shape and c.shape == c_shape
 
 
 def _check_pair(hx: Any, function: str) -> None:
@@ -236,6 +225,8 @@ class EngineModule(nn.Module):
 class SequenceModule(nn.Module):
     """The call of an LSTM: what it takes and returns, whatever runs it."""
 
+    hidden_size: int
+    proj_size: int
     batch_first: bool
     permute_hidden = _torch_lstm.permute_hidden
 
@@ -352,19 +343,22 @@ class SequenceModule(nn.Module):
         """
         if type(input) is not Tensor or input.dim() != 3 or input.size(2) != self.input_size:
             return None
-        if not input.is_cpu or input.layout is not torch.strided:
-            return None
         x = input.transpose(0, 1) if self.batch_first else input
         batch = x.size(1)
         if hx is not None:
-            sizes: Any = self.hidden_size, self.proj_size or self.hidden_size
-            c_shape, h_shape = [(2 if self.bidirectional else 1, batch, size) for size in sizes]
-            if not _are_plain(hx, input.dtype, h_shape, c_shape):
+            c_shape = 2 if self.bidirectional else 1, batch, self.hidden_size
+            h_shape = (*c_shape[:2], self.proj_size) if self.proj_size else c_shape
+            if not _has_shapes(hx, h_shape, c_shape):
                 return None
-        if lengths is not None and not _is_plain(lengths, torch.int64, batch):
-            return None
+        if lengths is not None:
+            if type(lengths) is not Tensor or lengths.dtype is not torch.int64:
+                return None
+            if lengths.shape != (batch,):
+                return None
         if reset is not None:
-            if not _is_plain(reset, torch.bool, *input.shape[:2]):
+            if type(reset) is not Tensor or reset.dtype is not torch.bool:
+                return None
+            if reset.shape != input.shape[:2]:
                 return None
             reset = reset.transpose(0, 1) if self.batch_first else reset
         found = self._fastlstm_op_at_once(x, hx, lengths, reset)
@@ -498,9 +492,7 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
         if self._fastlstm_options is not _NO_OPTIONS or (self.dropout and self.training):
             return None
         weights = _by_name(self, self._flat_weights_names)
-        if weights[0].dtype is not input.dtype or not weights[0].is_cpu:
-            return None
-        if not engines.is_op_at_once(input, *(hx or ()), lengths, reset, *weights):
+        if not engines.is_op_at_once(input, hx, lengths, reset, weights):
             return None
         layout = LAYOUTS[bool(self.bias), self.proj_size > 0, self._fastlstm_normalizes]
         h_0, c_0 = hx or (None, None)
@@ -582,16 +574,14 @@ class LSTMCell(EngineModule, nn.RNNCellBase):
 
     def _fastlstm_at_once(self, input: Any, hx: Any, weights: list[Any]) -> State | None:
         """A plain eager call on a CPU, as of `LSTM`; None where more has to be decided."""
-        if type(input) is not Tensor or input.dim() != 2 or not input.is_cpu:
+        if type(input) is not Tensor or input.dim() != 2 or input.size(1) != self.input_size:
             return None
-        shape, dtype = (input.size(0), self.hidden_size), input.dtype
-        if not _is_plain(input, weights[0].dtype, shape[0], self.input_size):
+        shape = input.size(0), self.hidden_size
+        if hx is not None and not _has_shapes(hx, shape, shape):
             return None
-        if hx is not None and not _are_plain(hx, dtype, shape, shape):
+        if self._fastlstm_options is not _NO_OPTIONS:
             return None
-        if self._fastlstm_options is not _NO_OPTIONS or not weights[0].is_cpu:
-            return None
-        if not engines.is_op_at_once(input, *(hx or ()), *weights):
+        if not engines.is_op_at_once(input, hx, weights):
             return None
         layout = LAYOUTS[bool(self.bias), False, False]
         h, c = hx or (None, None)

@@ -34,10 +34,9 @@ from .modules import (
     LSTMCell,
     SequenceModule,
     State,
-    _are_plain,
     _as_one_node,
     _check_pair,
-    _is_plain,
+    _has_shapes,
     _Proxy,
     qualified_name,
 )
@@ -219,14 +218,12 @@ class PackedLSTMCell(_Frozen):
 
     def _fastlstm_at_once(self, input: Any, hx: Any) -> State | None:
         """A plain eager call, as of `LSTM`; None where something else has to see it."""
-        if type(input) is not Tensor or input.dim() != 2:
+        if type(input) is not Tensor or input.dim() != 2 or input.size(1) != self.input_size:
             return None
         shape = input.size(0), self.hidden_size
-        if not _is_plain(input, self.dtype, shape[0], self.input_size):
+        if hx is not None and not _has_shapes(hx, shape, shape):
             return None
-        if hx is not None and not _are_plain(hx, self.dtype, shape, shape):
-            return None
-        if not _runs_at_once(input, hx):
+        if input.dtype is not self.dtype or not _runs_at_once(input, hx):
             return None
         if hx is None:
             zeros = input.new_zeros(*shape)
@@ -238,10 +235,9 @@ class PackedLSTMCell(_Frozen):
 
 def _runs_at_once(input: Tensor, hx: State | None, *others: Tensor | None) -> bool:
     """Whether the op runs eagerly, nothing else has to see the call, and no gradient is needed."""
-    tensors = (input, *(hx or ()))
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (input, *(hx or ()))):
         return False
-    return is_op_at_once(*tensors, *others) and torch._C._len_torch_dispatch_stack() == 0
+    return is_op_at_once(input, hx, *others)
 
 
 def _as_bytes(module: _Frozen) -> tuple[Any, ...]:

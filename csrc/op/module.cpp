@@ -5,6 +5,7 @@
 #include "core/prepacked.h"
 #include "cpu/scratch.h"
 #include "op/fast_method.h"
+#include "op/plain_call.h"
 #include "op/planners.h"
 #include "op/short_calls.h"
 
@@ -39,6 +40,10 @@ static PyMethodDef kShortCalls[] = {
         "lstm_cell_packed",
         "lstm_cell_packed(input: Tensor, h: Tensor, c: Tensor, weights: list, layout: str) "
         "-> tuple\n\nOne step: input [B,I], h and c [B,H]."),
+    {"are_plain", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(fastlstm::are_plain)),
+     METH_FASTCALL,
+     "are_plain(*tensors) -> bool\n\nWhether an eager call of these tensors, lists of tensors and "
+     "None concerns nothing but the CPU's kernels."},
     {nullptr, nullptr, 0, nullptr}};
 
 PYBIND11_MODULE(_C, m) {
