@@ -20,13 +20,13 @@ from memory import allocated
 from report import write_json
 from timing import settle_malloc
 
-from captioning.cnn import CNNConfig
-from captioning.data import Vocabulary
-from captioning.data.words import SPECIAL
-from captioning.model import Captioner, Checkpoint
+from captioning.cnn.pretrained import CNNConfig
+from captioning.data.words import SPECIAL, Vocabulary
+from captioning.model.captioner import Captioner
+from captioning.model.checkpoint import Checkpoint
 from captioning.model.loss import BLOCK, linear_cross_entropy
-from captioning.search import DecodeConfig, decode_batch
-from captioning.settings import ModelConfig
+from captioning.search.generate import decode_batch
+from captioning.settings import DecodeConfig, ModelConfig
 
 
 def alternate(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
@@ -67,7 +67,7 @@ def training(vocab: int, args: argparse.Namespace) -> dict[str, Callable[[], obj
 
 
 def projection(vocab: int, args: argparse.Namespace) -> dict[str, Callable[[], object]]:
-    """Scores, cross-entropy and gradients of the tokens of a batch, in three ways."""
+    """Scores, cross-entropy and gradients of the tokens of a batch, in two ways."""
     tokens = 12 * args.batch
     linear = torch.nn.Linear(args.hidden, vocab)
     hidden = torch.randn(tokens, args.hidden, requires_grad=True)
@@ -82,12 +82,9 @@ def projection(vocab: int, args: argparse.Namespace) -> dict[str, Callable[[], o
 
         return run
 
-    def blockwise(block: int) -> torch.Tensor:
-        return linear_cross_entropy(hidden, linear, targets, weights, block=block)[0]
-
+    blockwise = lambda: linear_cross_entropy(hidden, linear, targets, weights)[0]
     return {
-        f"blocks of {BLOCK}": make(lambda: blockwise(BLOCK)),
-        "one block": make(lambda: blockwise(tokens)),
+        f"blocks of {BLOCK}": make(blockwise),
         "F.cross_entropy": make(lambda: F.cross_entropy(linear(hidden), targets, reduction="sum")),
     }
 

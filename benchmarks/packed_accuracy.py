@@ -48,11 +48,12 @@ def facts_right(demo: Path) -> list[str]:
     """The share of right captions in each dtype, of both splits."""
     from captioning.cnn.features import FeatureTable, extract_features
     from captioning.cnn.pretrained import load_cnn
+    from captioning.data import scenes
     from captioning.data.coco import load_coco
-    from captioning.demo import scenes
     from captioning.model.checkpoint import load_checkpoint
     from captioning.model.layers import freeze
-    from captioning.search.generate import DecodeConfig, best_captions
+    from captioning.search.generate import best_captions
+    from captioning.settings import DecodeConfig
 
     shares = []
     for weights in WEIGHTS:
@@ -66,7 +67,7 @@ def facts_right(demo: Path) -> list[str]:
             features = FeatureTable(dataset, cache)
             greedy = DecodeConfig("greedy")
             written = best_captions(checkpoint, features.read(), features.ids, config=greedy)
-            truth = {image.id: scenes.Facts(**(image.facts or {})) for image in dataset.images}
+            truth = {image.id: scenes.parse(image.captions[0]) for image in dataset.images}
             right += scenes.fact_scores(written, truth)["all"] * len(truth)
             count += len(truth)
         shares.append(f"{right / count:.2%}")

@@ -18,9 +18,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import trange
 
-from captioning.cnn import GRID, WEIGHTS, SceneCNN
+from captioning.cnn.pretrained import WEIGHTS, SceneCNN
 from captioning.console import say
-from captioning.demo import scenes
+from captioning.data import scenes
 from captioning.files import write_atomically
 
 
@@ -29,6 +29,7 @@ def to_input(pictures: np.ndarray) -> Tensor:
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div(127.5).sub(1)
 
 
+GRID = 16  # cells per side of the CNN's feature map
 ATTRIBUTES = [*scenes.COLORS, *scenes.SHAPES, *scenes.SIZES]
 BACKGROUNDS = list(scenes.BACKGROUNDS)
 KINDS = [len(scenes.COLORS), len(scenes.SHAPES), len(scenes.SIZES)]

@@ -3,19 +3,17 @@
 import argparse
 import importlib
 import io
-import re
 import sys
 from typing import NoReturn
 
+from captioning import __version__
 from captioning.commands import COMMANDS
-from captioning.console import printable
+from captioning.console import printable, say
 from captioning.errors import CaptioningError
 
 EPILOG = """begin with:  captioning demo
 more:        captioning COMMAND --help
 """
-# PyTorch's messages; only CUDA's error has a class of its own.
-OUT_OF_MEMORY = re.compile("can't allocate memory|[Oo]ut of memory|bad_alloc")
 
 
 class Parser(argparse.ArgumentParser):
@@ -39,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         name = (error.name or "captioning").split(".")[0]
         if name in ("captioning", "fastlstm"):
             raise  # part of this package: pip would not help
-        return fail(f"needs {name}: pip install ./captioning, in a clone of fastlstm")
+        return fail(f"needs {name}: pip install './captioning[serve]', in a clone of fastlstm")
     except BrokenPipeError:  # `| head -1` has read enough
         sys.stdout = None  # Python would flush it once more
         return 1
@@ -47,20 +45,15 @@ def main(argv: list[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return fail(f"{where}{error.strerror or error}")
     except CaptioningError as error:
-        return fail(*str(error).splitlines())
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error)):
-            return fail(f"out of memory {str(error).partition(chr(10))[0]}".rstrip())
-        raise
+        return fail(str(error))
     except KeyboardInterrupt:
         print("\ncaptioning: stopped", file=sys.stderr)
         return 130
 
 
-def fail(*lines: str) -> int:
+def fail(message: str) -> int:
     """Prints an error to stderr, and returns the exit status."""
-    for i, line in enumerate(lines):
-        print(f"captioning: {printable(line)}" if i == 0 else printable(line), file=sys.stderr)
+    say(*f"captioning: {message}".splitlines(), error=True)
     return 1
 
 
@@ -73,7 +66,7 @@ def run(argv: list[str]) -> int:
         epilog=EPILOG,
         formatter_class=plain,
     )
-    parser.add_argument("--version", action="store_true", help="print the version")
+    parser.add_argument("--version", action="version", version=f"captioning {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for name, text in COMMANDS.items():
         commands.add_parser(name, help=text, description=text, formatter_class=plain)
@@ -83,10 +76,7 @@ def run(argv: list[str]) -> int:
         module.add(command)
         # Intermixed: options may stand between the checkpoint and the pictures.
         return module.run(command.parse_intermixed_args(argv[1:])) or 0
-    if parser.parse_args(argv or ["--help"]).version:
-        from captioning import __version__
-
-        print(f"captioning {__version__}")
+    parser.parse_args(argv or ["--help"])
     return 0
 
 

@@ -1,8 +1,6 @@
 """The one exception that the command line turns into a message instead of a traceback."""
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 from captioning.console import printable
 
@@ -15,15 +13,6 @@ class CaptioningError(Exception):
 
     def __str__(self) -> str:
         return "\n".join(self.args)
-
-
-@contextlib.contextmanager
-def naming(path: str | Path) -> Iterator[None]:
-    """Puts the name of the file that is read before the message of an error."""
-    try:
-        yield
-    except CaptioningError as error:
-        raise CaptioningError(f"{path}: {error}") from error
 
 
 def list_reasons(found: Mapping[str, Sequence[str]]) -> list[str]:

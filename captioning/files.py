@@ -1,22 +1,12 @@
 """Files: written whole and moved into their place, and read strictly."""
 
-import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from captioning.errors import CaptioningError
-
-
-@contextlib.contextmanager
-def writing(path: str | Path) -> Iterator[None]:
-    """Turns an OSError while writing into a message that names the file."""
-    try:
-        yield
-    except OSError as error:
-        raise CaptioningError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def write_atomically(path: str | Path, write: Callable[[Any], Any]) -> None:
@@ -24,19 +14,18 @@ def write_atomically(path: str | Path, write: Callable[[Any], Any]) -> None:
 
     A failure (disk full, killed process) leaves the old file unchanged.
     """
-    with writing(path):
-        path = Path(os.path.realpath(path))  # a link stays one
-        check_output(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.new")
-        try:
-            with temporary.open("wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    path = Path(os.path.realpath(path))  # a link stays one
+    check_output(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.new")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def check_output(*paths: Path | None) -> None:
@@ -61,9 +50,7 @@ def write_text(path: str | Path, text: str) -> None:
 def read_text(path: str | Path) -> str:
     """The text of a UTF-8 file, with or without a byte order mark."""
     try:
-        return Path(path).read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise CaptioningError(f"cannot read {path}: {error.strerror}") from error
+        return Path(path).read_text("utf-8-sig")
     except UnicodeDecodeError as error:
         raise CaptioningError(f"{path}: expected text in UTF-8, got {error}") from error
 

@@ -11,7 +11,6 @@ from captioning.console import short
 from captioning.errors import CaptioningError
 
 SMALL_SET = 20_000  # pictures; fewer are a small set
-FEW_PICTURES = 50  # scores of fewer mean little
 POOLS = ("avg", "2x2", "grid")
 LARGEST = 2**31 - 1
 
@@ -92,11 +91,24 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class BeamConfig:
-    """The beam search that training chose on --val."""
+class DecodeConfig:
+    """How captions are written; a checkpoint has the beam search that training chose on --val.
 
+    Args:
+        method: "beam": keeps several captions; "greedy": the best word each time; "sample": draws.
+        beam_size: number of beams.
+        length_penalty: captions are ranked by log probability / length^length_penalty.
+        neighbors: weight of the agreement with captions of similar training pictures.
+        temperature: of sampling; below 1 prefers probable words.
+        seed: of sampling; the same seed gives the same captions.
+    """
+
+    method: str = "beam"
     beam_size: int = 5
     length_penalty: float = 0.7
+    neighbors: float = 0.0
+    temperature: float = 1.0
+    seed: int = 0
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -226,10 +238,9 @@ def describe_device(device: str) -> str:
         return (
             f"device: {device}, {torch.cuda.get_device_name(device)} (captioning never ran on CUDA)"
         )
+    why = "no CUDA: torch finds no GPU"
     if torch.cuda.is_available():
         why = f"CUDA is there: --device cuda takes {torch.cuda.get_device_name()}"
-    elif torch.version.cuda:
-        why = "no CUDA: torch finds no GPU"
-    else:
+    elif not torch.version.cuda:
         why = f"no CUDA: torch {torch.__version__} is built without"
     return f"device: {device}, {torch.get_num_threads()} threads of {os.cpu_count()} ({why})"

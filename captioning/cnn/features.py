@@ -20,9 +20,10 @@ from torch.utils.data import DataLoader
 
 from captioning.cnn.pretrained import FrozenCNN
 from captioning.console import printable, progress, say
-from captioning.data import CaptionDataset, CaptionedImage, ImageError, Transform, Vocabulary
+from captioning.data.coco import CaptionDataset, CaptionedImage
+from captioning.data.images import ImageError, Transform
+from captioning.data.words import Vocabulary
 from captioning.errors import CaptioningError
-from captioning.files import writing
 
 TO_DO, DONE, BROKEN = range(3)
 
@@ -33,31 +34,20 @@ class FeatureCache:
     def __init__(self, path: Path, shape: tuple[int, ...], dtype: str) -> None:
         self.path, state = path, path.with_suffix(".state.npy")
         if not state.exists():
-            self._create(path, shape, dtype)
-            self._create(state, shape[:1], "uint8")  # last: then the cache is complete
+            path.parent.mkdir(parents=True, exist_ok=True)
+            size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+            # Writing to a mapped file on a full disk would end this process.
+            if shutil.disk_usage(path.parent).free < size:
+                raise CaptioningError(f"{path} needs {size / 1e6:,.0f} MB, and the disk has less")
+            np.lib.format.open_memmap(path, "w+", dtype, shape)
+            np.lib.format.open_memmap(state, "w+", "uint8", shape[:1])  # last: then it is complete
         try:
             found = [np.load(file, mmap_mode="c") for file in (path, state)]
         except (OSError, ValueError, EOFError) as error:
             raise CaptioningError(f"{path} is damaged ({error}): delete it") from error
-        if found[0].shape != shape or found[1].shape != shape[:1]:
-            raise CaptioningError(
-                f"{path}: expected {shape} features, got {found[0].shape}: delete it"
-            )
         if (found[1] != DONE).any():  # a finished one is only read
             found = [np.load(file, mmap_mode="r+") for file in (path, state)]
         self.features, self.state = map(torch.from_numpy, found)
-
-    @staticmethod
-    def _create(path: Path, shape: tuple[int, ...], dtype: str) -> None:
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # Writing to a mapped file on a full disk would end this process.
-            if shutil.disk_usage(path.parent).free < size:
-                raise OSError(f"{size / 1e6:,.0f} MB are needed, and the disk has less")
-            new = path.with_name(f"{path.stem}.new.npy")
-            np.lib.format.open_memmap(new, "w+", dtype, shape)
-            os.replace(new, path)
 
 
 def cache_path(

@@ -7,7 +7,6 @@ CNNs whose features stand side by side.
 """
 
 import contextlib
-import difflib
 import hashlib
 import importlib
 import io
@@ -20,15 +19,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from captioning.cnn.scenes_cnn import IMAGE_SIZE, load_scene_cnn
-from captioning.data import Transform
+from captioning.data.images import Transform
 from captioning.errors import CaptioningError
 from captioning.settings import POOLS, check_choice
 
 DEFAULT_CNN = "efficientnet_lite0+efficientnet_lite2"  # the best of those without a download
+# The tiny CNN of the embedded data set, made by benchmarks/pretrain_scenes_cnn.py.
+WEIGHTS = Path(__file__).with_name("scenes_cnn.safetensors")
+IMAGE_SIZE = 128
 CPU_PIXELS = 4 * 224 * 224  # of one pass on a CPU: malloc can keep blocks of that size
 
 
@@ -39,8 +41,7 @@ class CNNConfig:
     Args:
         name: a torchvision classifier, "timm:NAME", "efficientnet_lite0", "1" or "2", "scenes_cnn",
             or several joined by "+".
-        weights: name of torchvision's or timm's weights, a file of weights for timm, or "none" for
-            random ones, for tests.
+        weights: name of torchvision's or timm's weights, or a file of weights for timm.
         pool: gives [C] ("avg"), [5C] ("2x2") or [cells,C] ("grid").
         transform: how pictures are prepared; None: as the CNN was trained.
         fingerprint: what `FrozenCNN.fingerprint` must give; "" for anything.
@@ -140,13 +141,27 @@ def _build(config: CNNConfig) -> FrozenCNN:
         transform = replace(largest, mean=(0.0,) * 3, std=(1.0,) * 3)  # each normalizes for itself
         return FrozenCNN(_SideBySide(members), config, transform)
     if config.name == "scenes_cnn":
-        transform = Transform(IMAGE_SIZE, IMAGE_SIZE, (0.5,) * 3, (0.5,) * 3)
-        return FrozenCNN(_MapOnly(load_scene_cnn()), config, transform)
+        transform, net = Transform(IMAGE_SIZE, IMAGE_SIZE, (0.5,) * 3, (0.5,) * 3), SceneCNN()
+        net.load_state_dict(load_file(WEIGHTS))
+        return FrozenCNN(_MapOnly(net), config, transform)
     if config.name.startswith("efficientnet_lite"):
         return _efficientnet_lite(config)
     if config.name.startswith("timm:"):
         return _timm(config)
     return _torchvision(config)
+
+
+class SceneCNN(nn.Sequential):
+    """Four 3x3 convolutions (39,888 parameters): [B,3,128,128] in -1..1 to [B,48,16,16]."""
+
+    channels = 48
+
+    def __init__(self) -> None:
+        layers: list[nn.Module] = []
+        for inputs, outputs, stride in ((3, 16, 2), (16, 32, 2), (32, 48, 2), (48, 48, 1)):
+            convolution = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+            layers += [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]
+        super().__init__(*layers)
 
 
 class _MapOnly(nn.Module):
@@ -218,18 +233,9 @@ class _TimmTrunk(nn.Module):
         super().__init__()
         self.net = net
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        features = self.net.forward_features(images)
-        vector, grid = self.net.forward_head(features, pre_logits=True), None
-        if isinstance(features, Tensor) and features.dim() == 4:
-            channels_last = getattr(self.net, "output_fmt", "NCHW") == "NHWC"
-            grid = features.permute(0, 3, 1, 2) if channels_last else features
-        elif isinstance(features, Tensor) and features.dim() == 3:
-            patches = features[:, getattr(self.net, "num_prefix_tokens", 0) :].transpose(1, 2)
-            side = math.isqrt(patches.size(2))
-            if side > 1 and side**2 == patches.size(2):
-                grid = patches.unflatten(2, (side, side))
-        return vector, grid
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features, (grid,) = self.net.forward_intermediates(images, indices=1, norm=True)
+        return self.net.forward_head(features, pre_logits=True), grid
 
 
 def _timm(config: CNNConfig) -> FrozenCNN:
@@ -240,13 +246,11 @@ def _timm(config: CNNConfig) -> FrozenCNN:
     model, _, tag = config.name.removeprefix("timm:").partition(".")
     weights, what = config.weights, f"weights of timm:{model}"
     if not timm.is_model(model):
-        close = difflib.get_close_matches(model, timm.list_models(), 1) or ["convnext_tiny"]
-        name = f"CNN {config.name!r}"
-        raise CaptioningError(f"{name}: expected a model of timm, such as timm:{close[0]}")
-    options: dict[str, Any] = {"num_classes": 0, "pretrained": weights != "none"}
+        raise CaptioningError(f"CNN {config.name!r}: expected one of timm.list_models()")
+    options: dict[str, Any] = {"num_classes": 0, "pretrained": True}
     if os.path.isfile(weights):
         options["pretrained_cfg_overlay"] = {"file": weights, "custom_load": False}
-    elif weights not in ("none", "DEFAULT"):
+    elif weights != "DEFAULT":
         tag = weights
     try:
         create = lambda: timm.create_model(f"{model}.{tag}".rstrip("."), **options)
@@ -282,17 +286,16 @@ def _torchvision(config: CNNConfig) -> FrozenCNN:
             "timm:NAME, efficientnet_lite0, 1, 2 or scenes_cnn"
         )
     known = models.get_model_weights(name)
-    chosen = "DEFAULT" if config.weights == "none" else config.weights
-    if chosen not in known.__members__:
+    if config.weights not in known.__members__:
         names = ", ".join(known.__members__)
-        raise CaptioningError(f"weights of {name}: expected one of {names}, got {chosen!r}")
-    weights = known[chosen]
+        raise CaptioningError(f"weights of {name}: expected one of {names}, got {config.weights!r}")
+    weights = known[config.weights]
     preset = weights.transforms()
     resize, crop, kind = preset.resize_size[0], preset.crop_size[0], preset.interpolation.value
     transform = Transform(resize, crop, tuple(preset.mean), tuple(preset.std), kind, squash=True)
     file = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
     try:
-        net = models.get_model(name, weights=None if config.weights == "none" else weights)
+        net = models.get_model(name, weights=weights)
     except OSError as error:  # URLError is one
         raise CaptioningError(
             f"cannot download the weights of {name} ({error}). Download {weights.url} on a machine "
@@ -302,8 +305,7 @@ def _torchvision(config: CNNConfig) -> FrozenCNN:
     except Exception as error:  # a damaged file raises anything
         reason = str(error).partition("\n")[0]
         raise CaptioningError(f"weights of {name} are damaged ({reason}): delete {file}") from error
-    if config.weights != "none":
-        config = replace(config, weights=weights.name)
+    config = replace(config, weights=weights.name)
     return FrozenCNN(_without_fc(net.eval(), transform.crop_size), config, transform)
 
 

@@ -1,13 +1,15 @@
 """Arguments that several commands share."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from captioning.cnn.pretrained import FrozenCNN, load_cnn
 from captioning.console import say
-from captioning.data import ON_ERROR
-from captioning.model import DECODERS, HELP, LSTMS, Checkpoint, freeze, load_ensemble
+from captioning.data.coco import ON_ERROR
+from captioning.model.captioner import DECODERS
+from captioning.model.checkpoint import Checkpoint, load_ensemble
+from captioning.model.layers import HELP, LSTMS, freeze
 from captioning.settings import choose_device, describe_device
 
 
@@ -31,18 +33,13 @@ def add_on_error(parser: Any) -> None:
     parser.add_argument("--on-error", choices=ON_ERROR, default="refuse", help=text)
 
 
-def add_checkpoint(parser: argparse.ArgumentParser) -> None:
-    text = "the captioner, such as runs/demo/best.pt, or several that write together"
-    parser.add_argument("checkpoint", type=Path, nargs="+", help=text)
-
-
 def load_captioner(
     paths: Sequence[str | Path], device: str, lstm_weights: str = "float32"
-) -> Checkpoint:
-    """Captioners, ready to write on a device, which is said."""
+) -> tuple[Checkpoint, FrozenCNN]:
+    """Captioners and their CNN, ready to write on a device, which is said."""
     device = choose_device(device)
     say(describe_device(device), error=True)
     checkpoint = load_ensemble(paths, device=device)
     for model in checkpoint.models:
         freeze(model, lstm_weights)
-    return checkpoint
+    return checkpoint, load_cnn(checkpoint.cnn).to(device)

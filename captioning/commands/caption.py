@@ -2,23 +2,23 @@
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from captioning.cnn import FrozenCNN, load_cnn
+from captioning.cnn.features import extract_features
+from captioning.cnn.pretrained import FrozenCNN
 from captioning.commands.arguments import add_device, load_captioner
-from captioning.console import say
-from captioning.data import CaptionDataset, CaptionedImage, load_coco
+from captioning.console import progress, say
+from captioning.data.coco import CaptionDataset, CaptionedImage, load_coco
 from captioning.errors import CaptioningError
 from captioning.files import check_output, write_json
-from captioning.model import WEIGHTS, Checkpoint
-from captioning.results import MAX_SHEET, attends, file_maps, write_panels, write_sheet
-from captioning.search import (
-    CaptionedFile,
-    DecodeConfig,
-    caption_dataset,
-    caption_files,
-    find_pictures,
-)
+from captioning.model.checkpoint import Checkpoint
+from captioning.model.layers import WEIGHTS
+from captioning.results.attention_maps import attends, file_maps
+from captioning.results.figures import MAX_SHEET, write_panels, write_sheet
+from captioning.search.generate import CaptionedFile, caption_files, find_pictures
+from captioning.settings import DecodeConfig
 
 OPTIONS = {"beam": ("neighbors", "beam_size"), "sample": ("temperature", "seed")}  # by method
 
@@ -48,21 +48,21 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    config = config_of(args)
+    search = search_of(args)
     more = [name for name in args.pictures if name.endswith(".pt") and not Path(name).is_dir()]
     paths = [args.checkpoint, *more]
     args.pictures = [name for name in args.pictures if name not in more]
     check_output(args.json, args.attention, args.sheet)
     dataset = pictures_of(args)
-    checkpoint = load_captioner(paths, args.device, args.lstm_weights)
-    check_captioner(args, config, checkpoint, len(dataset.images))
-    cnn = load_cnn(checkpoint.cnn).to(next(checkpoint.model.parameters()).device)
-    start, captioned = time.perf_counter(), {}
+    checkpoint, cnn = load_captioner(paths, args.device, args.lstm_weights)
+    check_captioner(args, checkpoint, len(dataset.images))
+    config = replace(checkpoint.search, **search)
+    start, captioned, images, cache = time.perf_counter(), {}, dataset.images, None
     if args.features:
-        found = caption_dataset(checkpoint, cnn, dataset, args.features, args.annotations, config)
-    else:
-        found = caption_files(checkpoint, cnn, [image.path for image in dataset.images], config)
-    for image, item in zip(dataset.images, found, strict=True):
+        cache = extract_features(cnn, images, args.features, args.annotations, "skip")
+    found = caption_files(checkpoint, cnn, [image.path for image in images], config, cache)
+    bar = progress(found, "caption" if args.json else None, total=len(images), unit="img")
+    for image, item in zip(images, bar, strict=True):
         if item.error:
             say(item.error, error=True)
             continue
@@ -71,17 +71,15 @@ def run(args: argparse.Namespace) -> int:
             say(f"{item.path}: {item.captions[0].text}")
     count, rate = len(captioned), len(captioned) / (time.perf_counter() - start)
     write_results(args, checkpoint, cnn, captioned)
-    failed = len(dataset.images) - count + len(dataset.skipped.get("missing picture", ()))
+    failed = len(images) - count + len(dataset.skipped.get("missing picture", ()))
     line = f"{count} picture{'s' * (count != 1)}, {rate:,.1f} a second"
     say(line + (f"; {failed} failed" if failed else ""), error=True)
     return 1 if failed else 0
 
 
-def check_captioner(
-    args: argparse.Namespace, config: DecodeConfig, checkpoint: Checkpoint, count: int
-) -> None:
+def check_captioner(args: argparse.Namespace, checkpoint: Checkpoint, count: int) -> None:
     """Refuse options that need another captioner, or another number of pictures."""
-    if config.neighbors and not checkpoint.neighbors:
+    if args.neighbors and not checkpoint.neighbors:
         expected = "expected a captioner that keeps its training pictures"
         raise CaptioningError(f"--neighbors: {expected}, got {args.checkpoint}")
     if args.attention and not (count == 1 and attends(checkpoint)):
@@ -124,13 +122,13 @@ def write_results(
             write_panels(args.attention, file_maps(checkpoint, cnn, item.path, texts[i]))
 
 
-def config_of(args: argparse.Namespace) -> DecodeConfig:
-    """How to search; an option that belongs to another method is refused."""
+def search_of(args: argparse.Namespace) -> dict[str, Any]:
+    """How to search, as far as it was given; an option of another method is refused."""
     values = {name: getattr(args, name) for names in OPTIONS.values() for name in names}
     values = {name: value for name, value in values.items() if value is not None}
     for method, names in OPTIONS.items():
-        wrong = [name for name in names if name in values and args.method != method]
-        if wrong:
+        if args.method != method and (wrong := [name for name in names if name in values]):
             option = f"--{wrong[0].replace('_', '-')}"
             raise CaptioningError(f"{option}: expected --method {method}, got {args.method}")
-    return DecodeConfig(args.method, **values)
+    DecodeConfig(**values)  # refuses a wrong value before a captioner is read
+    return {"method": args.method, **values}

@@ -3,14 +3,14 @@
 import argparse
 from pathlib import Path
 
-from captioning.cnn import load_cnn
 from captioning.commands.arguments import add_device, load_captioner
 from captioning.console import progress, say
-from captioning.data import load_references
+from captioning.data.coco import load_references
 from captioning.errors import CaptioningError
-from captioning.files import check_output, write_json
-from captioning.results import Section, evaluate, read_results, write_report
-from captioning.search import caption_files
+from captioning.files import check_output, read_json, write_json
+from captioning.results.metrics import score_captions
+from captioning.results.report import Section, write_report
+from captioning.search.generate import caption_files
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -34,9 +34,8 @@ def run(args: argparse.Namespace) -> None:
     results = read_results(files[0]) if files else {}
     need_pictures = bool(args.report) or not files
     dataset = load_references(args.references, args.images, need_pictures)
-    checkpoint = load_captioner(paths, args.device) if paths else None
-    if checkpoint and not files:
-        cnn = load_cnn(checkpoint.cnn).to(next(checkpoint.model.parameters()).device)
+    checkpoint, cnn = load_captioner(paths, args.device) if paths else (None, None)
+    if checkpoint and cnn and not files:
         found = caption_files(checkpoint, cnn, [image.path for image in dataset.images])
         bar = progress(found, "caption", total=len(dataset.images), unit="img")
         for image, item in zip(dataset.images, bar, strict=True):
@@ -44,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
                 say(item.error, error=True)
             else:
                 results[image.id] = item.captions[0].text
-    scores = evaluate(results, dataset, args.meteor)
+    scores = score_captions(results, dataset.references, args.meteor)
     say(*str(scores).splitlines())
     if args.json:
         data = {"scores": scores.overall, "notes": scores.notes, "per_image": scores.per_image}
@@ -54,5 +53,20 @@ def run(args: argparse.Namespace) -> None:
         title = f"Captions of {len(pictures)} pictures"
         section = Section(args.what[0].name, title, pictures, results, scores)
         history = checkpoint.training.get("history", []) if checkpoint else []
-        write_report(args.report, "Evaluation of captions", "", [section], history, checkpoint)
+        title = "Evaluation of captions"
+        write_report(args.report, title, "", [section], history, checkpoint, cnn)
         say(f"report: {args.report}")
+
+
+def read_results(path: Path) -> dict[int, str]:
+    """Captions by picture, from [{"image_id": 1, "caption": "..."}, ...]."""
+    try:
+        rows = [(row["image_id"], row["caption"].strip()) for row in read_json(path)]
+        results = dict(rows)
+    except (LookupError, TypeError, AttributeError) as error:
+        raise CaptioningError(
+            f'{path}: expected [{{"image_id": 1, "caption": "..."}}, ...], got {error!r}'
+        ) from error
+    if len(results) < len(rows):
+        raise CaptioningError(f"{path}: a picture has two captions")
+    return results

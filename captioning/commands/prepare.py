@@ -1,26 +1,17 @@
 """`captioning prepare`: see `captioning.data`."""
 
 import argparse
-import shutil
-import textwrap
 from pathlib import Path
 
 from captioning.commands.arguments import add_on_error
 from captioning.console import say
 from captioning.data import convert
 from captioning.errors import list_reasons
-from captioning.settings import FEW_PICTURES
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    width = shutil.get_terminal_size().columns - 2  # as argparse has it
-    table = [
-        textwrap.fill(text, width, initial_indent=f"  {name:10}", subsequent_indent=" " * 12)
-        for name, text in convert.FORMATS.items()
-    ]
-    parser.epilog = "\n".join(["formats:", *table])
     option = parser.add_argument
-    option("source", type=Path, help="captions: a file or folder of one of the formats below")
+    option("source", type=Path, help=convert.FORMATS)
     option("--images", type=Path, help="folder of the pictures (the source's, or one inside it)")
     option("--output", type=Path, required=True, help="folder to write to")
     text = "share of pictures to {}, if the source has no splits ({})"
@@ -42,7 +33,4 @@ def run(args: argparse.Namespace) -> None:
     counts, skipped = convert.prepare(source, images, args.output, shares, args.on_error)
     say(*(f"skipped {line}" for line in list_reasons(skipped)))
     say(f"{args.output}: " + ", ".join(f"{n} {split}" for split, n in counts.items()))
-    for split in ("val", "test"):
-        if 0 < counts[split] < FEW_PICTURES:
-            say(f"note: {split} is small: scores of under {FEW_PICTURES} pictures mean little")
     say(f"next: captioning train {args.output} --output runs/mine")

@@ -1,26 +1,21 @@
 """`captioning serve`: a web page by Gradio that captions the pictures dropped on it."""
 
 import argparse
-import contextlib
 import os
 import signal
 import tempfile
-import threading
-import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from captioning.cnn import FrozenCNN, load_cnn
-from captioning.commands.arguments import add_checkpoint, add_device, load_captioner
+from captioning.cnn.pretrained import FrozenCNN
+from captioning.commands.arguments import add_device, load_captioner
 from captioning.console import say
-from captioning.data import ImageError, load_image
-from captioning.errors import CaptioningError
-from captioning.model import Checkpoint
-from captioning.results import attends, compute_maps
-from captioning.search import DecodeConfig, generate_captions
+from captioning.data.images import ImageError, load_image
+from captioning.model.checkpoint import Checkpoint
+from captioning.results.attention_maps import Maps, attends, attention_maps
+from captioning.search.generate import Caption, generate_captions
 
-MIN_SIDE = 8  # pixels
 MAX_PIXELS = 64_000_000
 MAX_FILE = "20mb"
 MAX_BEAM = 20
@@ -28,7 +23,8 @@ TITLE = "Caption a picture"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    add_checkpoint(parser)
+    text = "the captioner, such as runs/demo/best.pt, or several that write together"
+    parser.add_argument("checkpoint", type=Path, nargs="+", help=text)
     text = "address to listen on; 0.0.0.0 lets other machines in (127.0.0.1)"
     parser.add_argument("--host", default="127.0.0.1", help=text)
     parser.add_argument("--port", type=int, help="port (the first free one from 7860 on)")
@@ -36,63 +32,44 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    checkpoint = load_captioner(args.checkpoint, args.device)
-    cnn = load_cnn(checkpoint.cnn).to(next(checkpoint.model.parameters()).device)
-    serve(checkpoint, cnn, args.host, args.port, ", ".join(map(str, args.checkpoint)))
+    name = ", ".join(map(str, args.checkpoint))
+    serve(*load_captioner(args.checkpoint, args.device), args.host, args.port, name)
 
 
 def answer(
     checkpoint: Checkpoint, cnn: FrozenCNN, picture: str | Path, beam_size: int
-) -> list[dict[str, Any]]:
-    """What greedy and beam search write about a picture's file.
+) -> tuple[list[Caption], Maps]:
+    """What beam search writes about a picture's file, the best first; and where it looked.
 
-    For each search its title, its milliseconds, its captions, the best first, and its maps: a
-    picture for each word of the best that shows where a decoder that attends looked. An ImageError
-    says why a picture is refused.
+    That is a picture for each word of the best, if the decoder attends. An ImageError says why a
+    picture is refused.
     """
     with open(picture, "rb") as file:
         image = load_image(file, 2 * cnn.transform.resize_size, MAX_PIXELS)
-    if min(image.size) < MIN_SIDE:
-        raise ImageError(
-            f"{image.width} x {image.height} pixels, expected {MIN_SIDE} x {MIN_SIDE} or more"
-        )
-    features, view, searches = cnn.encode(image), cnn.transform.view(image), []
-    for title, config in (
-        ("Greedy search", DecodeConfig("greedy")),
-        (f"Beam search, {beam_size} wide", DecodeConfig("beam", beam_size=beam_size)),
-    ):
-        start = time.perf_counter()
-        found = generate_captions(checkpoint, features, config)[0]
-        search = {"title": title, "milliseconds": round(1000 * (time.perf_counter() - start))}
-        words = [word for word, _ in found[0].words if word != "<end>"]
-        maps: list[Any] = []
-        if attends(checkpoint):
-            maps = compute_maps(checkpoint, view, features, words).pictures()
-        searches.append(search | {"captions": [*map(asdict, found)], "maps": maps})
-    return searches
+    features, config = cnn.encode(image), replace(checkpoint.search, beam_size=beam_size)
+    (captions,) = generate_captions(checkpoint, features, config)
+    if not attends(checkpoint):
+        return captions, []
+    words = [word for word, _ in captions[0].words if word != "<end>"]
+    return captions, attention_maps(checkpoint, cnn.transform.view(image), features, words)
 
 
 def build_page(checkpoint: Checkpoint, cnn: FrozenCNN, name: str) -> Any:
     """The page, a gradio.Blocks."""
     import gradio as gr
 
-    def caption(picture: dict[str, Any] | None, beams: float) -> list[Any]:
+    def caption(picture: dict[str, Any] | None, beams: float) -> tuple[Any, Any, Any]:
         if not picture:
-            return [None] * 5
+            return None, None, None
         path, size = picture.get("path"), min(max(int(beams), 1), MAX_BEAM)
         try:
             if not isinstance(path, str):
                 raise ImageError("expected the path of an uploaded file")
-            found = answer(checkpoint, cnn, path, size)
+            captions, maps = answer(checkpoint, cnn, path, size)
         except ImageError as error:
             raise gr.Error(f"No caption: {error}", print_exception=False) from error
-        shown: list[Any] = []
-        for search in found:
-            words = search["captions"][0]["words"]
-            tagged = [(word, f"{p:.0%}") for word, p in words if word != "<end>"]
-            label = f"{search['title']}, {search['milliseconds']} ms"
-            shown += [gr.HighlightedText(tagged, label=label), search.pop("maps")]
-        return [*shown, found]
+        words = [(word, f"{p:.0%}") for word, p in captions[0].words if word != "<end>"]
+        return words, maps, [asdict(one) for one in captions]
 
     uploads = (600, 3600)  # seconds: how often Gradio looks for old ones, and how old those are
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=uploads) as page:
@@ -100,22 +77,19 @@ def build_page(checkpoint: Checkpoint, cnn: FrozenCNN, name: str) -> Any:
         with gr.Row():
             with gr.Column():
                 picture = gr.Image(sources=["upload", "clipboard"], label="Picture", height=340)
-                widest = min(checkpoint.beam.beam_size, MAX_BEAM)
-                beams = gr.Slider(1, MAX_BEAM, widest, step=1, label="Beams")
+                widest = min(checkpoint.search.beam_size, MAX_BEAM)
+                beams = gr.Slider(1, MAX_BEAM, widest, step=1, label="Beams (1: greedy search)")
             with gr.Column():
-                outputs: list[Any] = []
-                for title in ("Greedy search", "Beam search"):
-                    outputs.append(gr.HighlightedText(label=title))
-                    looked = {"label": "Where it looked", "visible": attends(checkpoint)}
-                    outputs.append(gr.Gallery(columns=6, **looked))
-                outputs.append(gr.JSON(label="All captions, for programs"))
-        words, decoder = len(checkpoint.vocabulary), checkpoint.model.config.decoder
-        gr.Markdown(f"`{name}`. CNN: {checkpoint.cnn.name}. Decoder: {decoder}. {words:,} words.")
+                words = gr.HighlightedText(label="Caption, and the probability of each word")
+                maps = gr.Gallery(columns=6, label="Where it looked", visible=attends(checkpoint))
+                found = gr.JSON(label="All captions, for programs")
+        count, decoder = len(checkpoint.vocabulary), checkpoint.model.config.decoder
+        gr.Markdown(f"`{name}`. CNN: {checkpoint.cnn.name}. Decoder: {decoder}. {count:,} words.")
         gr.on(
             [picture.change, beams.release],
             caption,
             [picture, beams],
-            outputs,
+            [words, maps, found],
             api_name="caption",
             preprocess=False,  # Gradio would say less about a broken picture
             concurrency_limit=1,
@@ -125,17 +99,12 @@ def build_page(checkpoint: Checkpoint, cnn: FrozenCNN, name: str) -> Any:
 
 def serve(checkpoint: Checkpoint, cnn: FrozenCNN, host: str, port: int | None, name: str) -> None:
     """Serve the page, with the captioner's name below it, until Ctrl-C or SIGTERM."""
+    import gradio as gr
+
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs ignore ^C
         signal.signal(number, signal.default_int_handler)
-    with (
-        contextlib.suppress(KeyboardInterrupt),
-        tempfile.TemporaryDirectory(prefix="captioning-") as folder,
-    ):
+    with tempfile.TemporaryDirectory(prefix="captioning-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # of uploads
-        try:
-            import gradio as gr
-        except ImportError as error:
-            raise CaptioningError(f"serve needs {error.name}: pip install gradio") from error
         page = build_page(checkpoint, cnn, name)
         page.launch(
             server_name=host,
@@ -148,8 +117,5 @@ def serve(checkpoint: Checkpoint, cnn: FrozenCNN, host: str, port: int | None, n
             share=False,  # not even in a notebook
             run_history=False,
         )
-        try:
-            say(f"{name}: {page.local_url} (Ctrl-C to stop)")
-            threading.Event().wait()
-        finally:
-            page.close(verbose=False)
+        say(f"{name}: {page.local_url} (Ctrl-C to stop)")
+        page.block_thread()

@@ -4,16 +4,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from captioning.cnn import DEFAULT_CNN
+from captioning.cnn.pretrained import DEFAULT_CNN
 from captioning.commands.arguments import add_decoder, add_device, add_lstm, add_on_error
 from captioning.errors import CaptioningError
 from captioning.settings import BY_SET, SMALL_SET, describe_setting, parse_settings
-from captioning.training import TrainingRequest, train_captioner
+from captioning.training.pipeline import train_captioner
+from captioning.training.request import MODEL, TRAINING, TrainingRequest
 
 SAMPLES = 5  # captions of a picture in self-critical training
-# What has an option of its own, besides what --set takes.
-OPTIONS = "decoder embed_size hidden_size num_layers epochs batch_size learning_rate".split()
-OPTIONS += ["self_critical", "no_neighbors", "seed"]
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -85,7 +83,7 @@ def request_of(args: argparse.Namespace) -> TrainingRequest:
                 values[split] = file
     if values["train"] is None:
         raise CaptioningError("expected the folder that prepare wrote, or --train")
-    settings = {name: values.pop(name) for name in OPTIONS}
+    settings = {name: values.pop(name) for name in MODEL | TRAINING if name in values}
     settings = {name: value for name, value in settings.items() if value is not None}
     settings |= parse_settings(values.pop("set"))
     return TrainingRequest(**values, settings=settings)

@@ -2,10 +2,9 @@
 
 import contextlib
 import io
-import itertools
 import os
-from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,10 @@ from captioning.errors import CaptioningError, list_reasons
 from captioning.files import read_json
 
 ON_ERROR = ("refuse", "skip")
-REQUIRED = {"images": ("id", "file_name"), "annotations": ("id", "image_id", "caption")}
+COLUMNS: dict[str, dict[str, type]] = {
+    "images": {"id": int, "file_name": str},
+    "annotations": {"id": int, "image_id": int, "caption": str},
+}
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,6 @@ class CaptionedImage:
     id: int
     path: Path
     captions: list[str]
-    facts: dict[str, Any] | None = None  # of the embedded data set
 
 
 @dataclass(frozen=True)
@@ -55,26 +56,19 @@ def load_coco(
     Captions without words, pictures without a file and, with `need_captions`, without captions are
     refused or, if `on_error` is "skip", counted in the result. A damaged file is refused.
     """
-    coco = _read(annotations)
-    folder = picture_folder(coco.dataset, annotations, image_folder)
     images: list[CaptionedImage] = []
     skipped: defaultdict[str, list[str]] = defaultdict(list)
-    for image in coco.dataset["images"]:
-        path = folder / image["file_name"]
-        if not os.path.isfile(path):  # also for a name that is too long
-            skipped["missing picture"].append(str(path))
+    for image in load_references(annotations, image_folder, need_folder=True).images:
+        if not os.path.isfile(image.path):  # also for a name that is too long
+            skipped["missing picture"].append(str(image.path))
             continue
-        captions = []
-        for annotation in coco.imgToAnns.get(image["id"], []):
-            caption = " ".join(annotation["caption"].split())
-            if tokenize(caption):
-                captions.append(caption)
-            else:
-                skipped["caption without words"].append(f"annotation {annotation['id']}")
+        captions = [" ".join(caption.split()) for caption in image.captions if tokenize(caption)]
+        if len(captions) < len(image.captions):
+            skipped["caption without words"].append(str(image.path))
         if need_captions and not captions:
-            skipped["no caption"].append(str(path))
+            skipped["no caption"].append(str(image.path))
             continue
-        images.append(CaptionedImage(image["id"], path, captions, image.get("facts")))
+        images.append(replace(image, captions=captions))
     if skipped and on_error == "refuse":
         lines = list_reasons(skipped)
         raise CaptioningError(f"{annotations}:", *lines, "(--on-error skip leaves them out)")
@@ -90,52 +84,46 @@ def load_references(
 
     With `need_folder` their paths are those of their files, see `load_coco`.
     """
-    coco, images = _read(annotations), []
-    folder = picture_folder(coco.dataset, annotations, image_folder) if need_folder else Path()
-    for image in coco.dataset["images"]:
-        captions = [annotation["caption"] for annotation in coco.imgToAnns.get(image["id"], [])]
-        images.append(CaptionedImage(image["id"], folder / image["file_name"], captions))
-    return CaptionDataset(images)
+    coco, data = COCO(), read_json(annotations)
+    try:
+        for table, columns in COLUMNS.items():
+            for row in data[table]:
+                if not all(isinstance(row[key], kind) for key, kind in columns.items()):
+                    raise TypeError(short(row))
+        coco.dataset = data
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints
+            coco.createIndex()
+        folder = _picture_folder(data, annotations, image_folder) if need_folder else Path()
+    except (LookupError, TypeError, AttributeError) as error:
+        raise CaptioningError(
+            f"{annotations}: expected a COCO captions file, of images with an id and a file_name "
+            f"and annotations with an id, an image_id and a caption; got {error!r} (captioning "
+            "prepare makes one of other formats)"
+        ) from error
+    for table, index in (("images", coco.imgs), ("annotations", coco.anns)):
+        if len(index) < len(data[table]):
+            raise CaptioningError(f"{annotations}: ids occur more than once in {table!r}")
+    if lost := [*(coco.imgToAnns.keys() - coco.imgs.keys())]:
+        raise CaptioningError(f"{annotations}: annotations of unknown pictures: {lost[:5]}")
+    captions = {i: [a["caption"] for a in coco.imgToAnns.get(i, [])] for i in coco.imgs}
+    return CaptionDataset(
+        [
+            CaptionedImage(i, folder / image["file_name"], captions[i])
+            for i, image in coco.imgs.items()
+        ]
+    )
 
 
-def picture_folder(data: Any, annotations: str | Path, given: str | Path | None = None) -> Path:
+def _picture_folder(data: Any, annotations: str | Path, given: str | Path | None) -> Path:
     """The folder of the pictures of a COCO file: as given, or as the file says."""
     if given is not None:
         if not Path(given).is_dir():
             raise CaptioningError(f"images: {given} is not a folder")
         return Path(given)
-    info = data.get("info")
-    folder = info.get("image_folder") if isinstance(info, dict) else None
+    folder = (data.get("info") or {}).get("image_folder")
     if not isinstance(folder, str):
         raise CaptioningError(
             f"{annotations} does not say where its pictures are: name their folder "
             "(--images; of train: --train-images, --val-images, --test-images)"
         )
     return Path(annotations).parent / folder
-
-
-def _read(path: str | Path) -> COCO:
-    """The index of a COCO captions file; a CaptioningError says what is wrong with the file."""
-    data = read_json(path)
-    for table, keys in REQUIRED.items():
-        if not isinstance(data, dict) or not isinstance(data.get(table), list):
-            raise CaptioningError(
-                f"{path}: expected a COCO captions file with a list {table!r}; "
-                "captioning prepare makes one of other formats"
-            )
-        for row, key in itertools.product(data[table], keys):
-            kind, expected = (int, "an integer") if key.endswith("id") else (str, "text")
-            if not isinstance(row, dict) or type(row.get(key)) is not kind:
-                raise CaptioningError(
-                    f"{path}: expected {expected} as {key!r} in {table!r}, got {short(row)}"
-                )
-        counts = Counter(row["id"] for row in data[table])
-        if twice := [i for i, n in counts.items() if n > 1]:
-            raise CaptioningError(f"{path}: ids occur more than once in {table!r}: {twice[:5]}")
-    coco = COCO()
-    coco.dataset = data
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints
-        coco.createIndex()
-    if lost := [a["id"] for a in data["annotations"] if a["image_id"] not in coco.imgs]:
-        raise CaptioningError(f"{path}: annotations of unknown pictures: {lost[:5]}")
-    return coco

@@ -13,15 +13,15 @@ from captioning.console import progress, say
 from captioning.data.images import ImageError, load_image
 from captioning.data.words import tokenize
 from captioning.errors import CaptioningError, list_reasons
-from captioning.files import read_json, read_text, write_json, writing
+from captioning.files import read_json, read_text, write_json
 
 SPLITS = ("train", "val", "test")
-FORMATS = {
-    "csv": "a table with a header, the columns image and caption, separated by comma, tab, "
-    "semicolon or bar; a folder with a captions.txt, captions.csv or captions.tsv of this kind",
-    "karpathy": "dataset_coco.json, dataset_flickr8k.json and dataset_flickr30k.json of Karpathy "
-    "and Fei-Fei, with their own splits",
-}
+FORMATS = (
+    "captions: a table with a header, the columns image and caption, separated by comma, tab, "
+    "semicolon or bar, or a folder with one as captions.txt, .csv or .tsv; or "
+    "dataset_coco.json, dataset_flickr8k.json or dataset_flickr30k.json of Karpathy and Fei-Fei, "
+    "with their own splits"
+)
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Source:
 
 
 def read_source(path: str | Path) -> Source:
-    """Read captions of any of `FORMATS`, recognized by the name."""
+    """Read captions in one of the `FORMATS`, recognized by the name."""
     path = Path(path)
     if path.is_dir():
         names = ("captions.txt", "captions.csv", "captions.tsv")
@@ -137,9 +137,9 @@ class Shares:
 
 def prepare(
     source: Source,
-    images: str | Path,
-    output: str | Path,
-    shares: Shares | None = None,
+    images: Path,
+    output: Path,
+    shares: Shares = Shares(),
     on_error: str = "refuse",
 ) -> tuple[dict[str, int], dict[str, list[str]]]:
     """Check every picture and write `output`/captions_{train,val,test}.json.
@@ -148,7 +148,6 @@ def prepare(
     another split. What cannot be used is refused or skipped, by `on_error`. Returns the number of
     pictures by split, and what was skipped by reason.
     """
-    images, output, shares = Path(images), Path(output), shares or Shares()
     if not images.is_dir():
         raise CaptioningError(f"images: {images} is not a folder")
     skipped: defaultdict[str, list[str]] = defaultdict(list)
@@ -169,8 +168,7 @@ def prepare(
             info = {"description": f"{split} split", "image_folder": folder}
             write_json(path, _coco(names, kept, source, info))
         elif path.exists():
-            with writing(path):
-                path.unlink()
+            path.unlink()
             say(f"removed {path} of an earlier run: no picture is in this split now")
     return {split: len(names) for split, names in parts.items()}, skipped
 

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from captioning.console import short
 from captioning.errors import CaptioningError
 
 PAD, START, END, UNK = range(4)
@@ -83,16 +82,9 @@ class Vocabulary:
 
     def __init__(self, words: Sequence[str]) -> None:
         self.words = list(words)
-        if strange := [word for word in self.words if not isinstance(word, str)]:
-            raise CaptioningError(f"vocabulary: expected words, got {short(strange[0])}")
         self.index = {word: i for i, word in enumerate(self.words)}
-        if tuple(self.words[:4]) != SPECIAL:
-            raise CaptioningError(
-                f"vocabulary: expected it to begin with {SPECIAL}, got {self.words[:4]}"
-            )
-        if len(self.index) != len(self.words):
-            twice = [word for word, n in Counter(self.words).items() if n > 1]
-            raise CaptioningError(f"vocabulary: words occur more than once: {twice[:5]}")
+        if tuple(self.words[:4]) != SPECIAL or len(self.index) < len(self.words):
+            raise CaptioningError(f"vocabulary: expected {SPECIAL}, then words, each once")
 
     @classmethod
     def build(cls, captions: Iterable[str], min_count: int = 1) -> "Vocabulary":

@@ -14,9 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from captioning.data import PAD, START
+from captioning.data.words import PAD, START
 from captioning.errors import CaptioningError
-from captioning.model.decoder import register
 from captioning.model.layers import Dropout, make_lstm
 from captioning.settings import ModelConfig
 
@@ -35,7 +34,6 @@ class AttentionState(NamedTuple):
     weights: Tensor
 
 
-@register("attention")
 class AttentionDecoder(nn.Module):
     """An LSTM cell with soft attention over the cells; a `captioning.model.Decoder`.
 

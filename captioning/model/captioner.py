@@ -6,9 +6,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from captioning.model.decoder import Decoder, decoder_class
+from captioning.errors import CaptioningError
+from captioning.model.attention import AttentionDecoder
+from captioning.model.decoder import Decoder
 from captioning.model.loss import linear_cross_entropy
-from captioning.settings import ModelConfig
+from captioning.model.lstm import DecoderRNN
+from captioning.settings import ModelConfig, check_choice
+
+#: By the name that --decoder takes; a decoder of your own can be added.
+DECODERS: dict[str, type[Decoder]] = {"lstm": DecoderRNN, "attention": AttentionDecoder}
+
+
+def decoder_class(config: ModelConfig) -> type[Decoder]:
+    """The class of the decoder that `config` names; refuses one that does not take the sizes."""
+    check_choice("decoder", config.decoder, tuple(DECODERS))
+    decoder = DECODERS[config.decoder]
+    if decoder.pools == ("grid",) and not config.grid:
+        raise CaptioningError(f"grid: expected its side with decoder {config.decoder!r}, got 0")
+    return decoder
 
 
 class Encoder(nn.Module):

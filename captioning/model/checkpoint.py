@@ -15,16 +15,17 @@ from typing import Any
 
 import torch
 
-from captioning.cnn import CNNConfig
+from captioning.cnn.pretrained import CNNConfig
 from captioning.console import short
-from captioning.data import Transform, Vocabulary
+from captioning.data.images import Transform
+from captioning.data.words import Vocabulary
 from captioning.errors import CaptioningError
 from captioning.files import write_atomically
 from captioning.model.captioner import Captioner
 from captioning.model.neighbors import Neighbors
-from captioning.settings import BeamConfig, ModelConfig
+from captioning.settings import DecodeConfig, ModelConfig
 
-FORMAT = "fastlstm.captioning/2"
+FORMAT = "fastlstm.captioning/3"
 
 
 @dataclass
@@ -35,7 +36,7 @@ class Checkpoint:
         models: one captioner, or all that write together.
         vocabulary: their words.
         cnn: their CNN.
-        beam: how beam search searches.
+        search: the beam search that training chose.
         neighbors: similar training pictures, which help beam search, or None.
         training: what training needs to resume, and its `history` of epochs.
     """
@@ -43,7 +44,7 @@ class Checkpoint:
     models: list[Captioner]
     vocabulary: Vocabulary
     cnn: CNNConfig
-    beam: BeamConfig = BeamConfig()
+    search: DecodeConfig = DecodeConfig()
     neighbors: Neighbors | None = None
     training: dict[str, Any] = field(default_factory=dict)
 
@@ -60,7 +61,7 @@ class Checkpoint:
             "model": asdict(self.model.config),
             "weights": self.model.state_dict(),
             "cnn": asdict(self.cnn),
-            "beam": asdict(self.beam),
+            "search": asdict(self.search),
             "neighbors": self.neighbors.state_dict() if self.neighbors else None,
             "training": self.training,
         }
@@ -70,18 +71,10 @@ class Checkpoint:
 
 
 def load_checkpoint(path: str | Path, lstm: str = "fastlstm", device: str = "cpu") -> Checkpoint:
-    """Read a checkpoint; the model is in eval mode.
+    """Read a checkpoint; the model is in eval mode, and its LSTM one of `LSTMS`.
 
-    Args:
-        path: the file.
-        lstm: "fastlstm", "torch" or "reference".
-        device: of the model.
-
-    Raises:
-        CaptioningError: the file is missing, damaged or of another kind.
+    A file that is damaged or of another kind is a CaptioningError.
     """
-    if (best := Path(path) / "best.pt").is_file():
-        raise CaptioningError(f"{path} is a folder: expected a file, such as {best}")
     try:
         with zipfile.ZipFile(path) as archive:
             if broken := archive.testzip():  # PyTorch does not look at the CRCs
@@ -89,20 +82,15 @@ def load_checkpoint(path: str | Path, lstm: str = "fastlstm", device: str = "cpu
         data = torch.load(path, map_location="cpu", weights_only=True)
         if data["format"] != FORMAT:
             raise ValueError(f"expected a checkpoint of {FORMAT}, got {short(data['format'])}")
-        vocabulary, config = Vocabulary(data["vocabulary"]), ModelConfig(**data["model"])
-        if len(vocabulary) != config.vocab_size:
-            words = f"{len(vocabulary)} words, its model {config.vocab_size}"
-            raise ValueError(f"its vocabulary has {words}")
-        model = Captioner(config, lstm)
-        model.load_state_dict(data["weights"], strict=True)
+        vocabulary = Vocabulary(data["vocabulary"])
+        model = Captioner(ModelConfig(**data["model"]), lstm)
+        model.load_state_dict(data["weights"])
         transform = Transform(**data["cnn"].pop("transform"))
         cnn = CNNConfig(**data["cnn"], transform=transform)
-        beam, near = BeamConfig(**data["beam"]), data["neighbors"]
+        search, near = DecodeConfig(**data["search"]), data["neighbors"]
         neighbors = Neighbors.from_state_dict(near) if near else None
         training = dict(data["training"])
-    except OSError as error:
-        raise CaptioningError(f"cannot read {path}: {error.strerror}") from error
-    except Exception as error:  # a damaged zip or pickle raises anything
+    except Exception as error:  # a missing or damaged file raises anything
         reason = " ".join(str(error).split())[:300]
         raise CaptioningError(
             f"{path} is no captioner of this version, or damaged: {reason}"
@@ -111,7 +99,7 @@ def load_checkpoint(path: str | Path, lstm: str = "fastlstm", device: str = "cpu
     if os.path.isfile(beside):  # weights in a file, which moved with the checkpoint
         cnn = replace(cnn, weights=beside)
     models = [model.to(device).eval()]
-    return Checkpoint(models, vocabulary, cnn, beam, neighbors, training)
+    return Checkpoint(models, vocabulary, cnn, search, neighbors, training)
 
 
 def load_ensemble(
@@ -128,22 +116,19 @@ def load_ensemble(
     found = [load_checkpoint(path, lstm, device) for path in paths]
     first = found[0]
     for path, other in zip(paths, found, strict=True):
-        if other.vocabulary.words != first.vocabulary.words:
+        same_words = other.vocabulary.words == first.vocabulary.words
+        if not same_words or other.cnn.fingerprint != first.cnn.fingerprint:
+            wanted, got = (f"{one.cnn.name}, pooled by {one.cnn.pool}" for one in (first, other))
             raise CaptioningError(
-                f"{path}: expected the {len(first.vocabulary)} words of {paths[0]}, got "
-                f"{len(other.vocabulary)}, not the same (train --members makes fitting ones)"
-            )
-        if other.cnn.fingerprint != first.cnn.fingerprint:
-            raise CaptioningError(
-                f"{path}: expected the CNN of {paths[0]}, {first.cnn.name}, with its weights, "
-                f"pooled by {first.cnn.pool}; got {other.cnn.name}, pooled by {other.cnn.pool}"
+                f"{path}: expected the words and the CNN of {paths[0]} ({wanted}), got others "
+                f"({got}); train --members makes captioners that fit"
             )
     if len(found) == 1:
         return first
-    beams = max(one.beam.beam_size for one in found)
-    beam = BeamConfig(beams, fmean(one.beam.length_penalty for one in found))
+    search = DecodeConfig(
+        beam_size=max(one.search.beam_size for one in found),
+        length_penalty=fmean(one.search.length_penalty for one in found),
+        neighbors=fmean(one.search.neighbors for one in found),
+    )
     neighbors = next((one.neighbors for one in found if one.neighbors), None)
-    if neighbors:
-        weight = fmean(one.neighbors.weight if one.neighbors else 0.0 for one in found)
-        neighbors = replace(neighbors, weight=weight)
-    return replace(first, models=[one.model for one in found], beam=beam, neighbors=neighbors)
+    return replace(first, models=[one.model for one in found], search=search, neighbors=neighbors)

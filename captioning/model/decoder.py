@@ -1,16 +1,18 @@
-"""What the captioner needs of a decoder, and the registry of decoders."""
+"""What the captioner needs of a decoder."""
 
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from captioning.errors import CaptioningError
-from captioning.settings import ModelConfig, check_choice
+from captioning.settings import ModelConfig
 
 
 class Decoder(Protocol):
     """An nn.Module that turns an image, as the encoder embeds it, into captions.
+
+    One that can show where it looked has ``attention(image, tokens)`` too: the weights [B,T,cells]
+    of the image's cells before each word of its captions [B,T].
 
     Sizes: B captions of at most T tokens, E embed_size, H hidden_size, V vocab_size. The image is
     [B,E], or [B,cells,E] if the CNN pools to a grid. A state is whatever `start` returns.
@@ -62,40 +64,3 @@ class Decoder(Protocol):
     @staticmethod
     def select(state: Any, rows: Tensor) -> Any:
         """The state of some of the captions, in any order; a row may occur more than once."""
-
-
-@runtime_checkable
-class Attentive(Protocol):
-    """A decoder that can show where it looked: it has maps in the page and in the report."""
-
-    def attention(self, image: Tensor, tokens: Tensor) -> Tensor:
-        """Weights [B,T,cells] of the image's cells before each word of its captions [B,T]."""
-
-
-DECODERS: dict[str, type[Decoder]] = {}
-Class = TypeVar("Class", bound=type[Decoder])
-
-
-def register(name: str) -> Callable[[Class], Class]:
-    """A class decorator that adds a decoder to `DECODERS`."""
-
-    def add(decoder: Class) -> Class:
-        DECODERS[name] = decoder
-        return decoder
-
-    return add
-
-
-def decoder_class(config: ModelConfig) -> type[Decoder]:
-    """The class of the decoder that `config` names.
-
-    Raises:
-        CaptioningError: there is no such decoder, or it does not take the sizes.
-    """
-    check_choice("decoder", config.decoder, tuple(DECODERS))
-    decoder = DECODERS[config.decoder]
-    if decoder.pools == ("grid",) and not config.grid:
-        raise CaptioningError(
-            f"grid: expected the side of the feature map with decoder {config.decoder!r}, got 0"
-        )
-    return decoder

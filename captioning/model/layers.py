@@ -14,7 +14,6 @@ HELP = "which LSTM runs; torch: nn.LSTM; reference: fastlstm in plain PyTorch"
 
 def make_lstm(kind: str, *sizes: int, cell: bool = False, dropout: float = 0.0) -> nn.Module:
     """One of `LSTMS`, batch_first, or its cell; the sizes are in nn.LSTM's order."""
-    check_choice("lstm", kind, LSTMS)
     kinds = nn if kind == "torch" else fastlstm
     options = {} if cell else {"batch_first": True, "dropout": dropout}
     lstm = (kinds.LSTMCell if cell else kinds.LSTM)(*sizes, **options)

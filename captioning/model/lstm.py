@@ -19,8 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from captioning.data import PAD
-from captioning.model.decoder import register
+from captioning.data.words import PAD
 from captioning.model.layers import Dropout, make_lstm
 from captioning.settings import ModelConfig
 
@@ -33,7 +32,6 @@ class State(NamedTuple):
     beside: Tensor
 
 
-@register("lstm")
 class DecoderRNN(nn.Module):
     """An LSTM that reads an image vector and writes a caption; a `captioning.model.Decoder`."""
 

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captioning.cnn import FeatureTable
-from captioning.data import Vocabulary
+from captioning.cnn.features import FeatureTable
+from captioning.data.words import Vocabulary
 from captioning.model.cider import CiderD
 
 NEAREST = 100  # training pictures that a new one is compared with
@@ -33,21 +33,20 @@ class Neighbors:
     """Training pictures with their features and captions."""
 
     mean: Tensor  # [C], of the features of all of them
-    axes: Tensor  # [C,A]: (features - mean) @ axes are A numbers of equal variances
-    directions: Tensor  # [N,A], those of each, scaled to length 1
+    axes: Tensor  # float16 [C,A]: (features - mean) @ axes are A numbers of equal variances
+    directions: Tensor  # float16 [N,A], those of each, scaled to length 1
     captions: Sequence[Sequence[Sequence[int]]]  # tokens of each picture's, without <start>
-    weight: float  # what an `agreement` of 1 adds to the score of a hypothesis of beam search
 
     @classmethod
-    def of(cls, table: FeatureTable, vocabulary: Vocabulary, weight: float = 0.0) -> "Neighbors":
+    def of(cls, table: FeatureTable, vocabulary: Vocabulary) -> "Neighbors":
         """Those of a table of training pictures."""
         parts = torch.arange(len(table.images)).split(256)
         features = torch.cat([_vectors(table.read(rows)) for rows in parts])
         mean = features.mean(0)
         features -= mean
-        axes = _axes(features).half().float()  # as `state_dict` keeps them
-        directions = F.normalize(features @ axes, dim=1).half().float()
-        return cls(mean, axes, directions, table.tokens(vocabulary), weight)
+        axes = _axes(features).half()
+        directions = F.normalize(features @ axes.float(), dim=1).half()
+        return cls(mean, axes, directions, table.tokens(vocabulary))
 
     @cached_property
     def cider(self) -> CiderD:
@@ -64,9 +63,9 @@ class Neighbors:
         little of that against its other new captions.
         """
         vectors = _vectors(features).cpu() - self.mean
-        directions = F.normalize(vectors @ self.axes, dim=1)
+        directions = F.normalize(vectors @ self.axes.float(), dim=1)
         nearest = min(NEAREST, len(self.directions))
-        cosines, pictures = (directions @ self.directions.t()).topk(nearest)
+        cosines, pictures = (directions @ self.directions.float().t()).topk(nearest)
         shares = (cosines / TEMPERATURE).softmax(1)
         found = []
         for group, near, share in zip(captions, pictures.tolist(), shares.tolist(), strict=True):
@@ -79,10 +78,9 @@ class Neighbors:
         """Tensors and numbers for a checkpoint."""
         every = [caption for captions in self.captions for caption in captions]
         return {
-            "weight": self.weight,
             "mean": self.mean,
-            "axes": self.axes.half(),
-            "directions": self.directions.half(),
+            "axes": self.axes,
+            "directions": self.directions,
             "captions": torch.tensor([len(captions) for captions in self.captions]),
             "lengths": torch.tensor([len(caption) for caption in every]),
             "tokens": torch.tensor([t for caption in every for t in caption], dtype=torch.int32),
@@ -93,8 +91,7 @@ class Neighbors:
         """From what `state_dict` gave."""
         captions = iter(part.tolist() for part in state["tokens"].split(state["lengths"].tolist()))
         groups = [list(islice(captions, n)) for n in state["captions"].tolist()]
-        axes, directions = state["axes"].float(), state["directions"].float()
-        return cls(state["mean"], axes, directions, groups, state["weight"])
+        return cls(state["mean"], state["axes"], state["directions"], groups)
 
 
 def _vectors(features: Tensor) -> Tensor:

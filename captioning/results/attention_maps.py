@@ -2,80 +2,62 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from captioning.cnn import FrozenCNN
+from captioning.cnn.pretrained import FrozenCNN
 from captioning.console import printable
-from captioning.data import END, UNK, data_uri, load_image, tokenize
-from captioning.model import Attentive, Checkpoint
+from captioning.data.images import load_image
+from captioning.data.words import END, UNK, tokenize
+from captioning.model.checkpoint import Checkpoint
 
-
-@dataclass(frozen=True)
-class AttentionMaps:
-    """Where a decoder looked, word by word, in the square part of a picture that the CNN saw.
-
-    The weights [len(words),side,side] of the cells for each word sum to 1.
-    """
-
-    view: Image.Image
-    words: Sequence[str]
-    weights: Tensor
-
-    def pictures(self) -> list[tuple[Image.Image, str]]:
-        """For each word, the picture, dark where the decoder did not look before it wrote it."""
-        found = []
-        for word, weights in zip(self.words, self.weights, strict=True):
-            picture = self.view.copy()
-            picture.paste("black", mask=shade(weights, picture.size))
-            found.append((picture, printable(word)))
-        return found
-
-    def panels(self) -> dict[str, Any]:
-        """The picture, and a mask for each word, as data URIs; a page lays them over each other."""
-        masks = []
-        for word, weights in zip(self.words, self.weights, strict=True):
-            mask = Image.new("LA", (64, 64))
-            mask.putalpha(shade(weights, mask.size))
-            masks.append((word, data_uri(mask)))
-        return {"picture": data_uri(self.view), "words": masks}
+Maps = list[tuple[Image.Image, str]]  # pictures with their words
 
 
 def attends(checkpoint: Checkpoint) -> bool:
     """Whether all captioners of a checkpoint can show where they looked."""
-    return all(isinstance(model.decoder, Attentive) for model in checkpoint.models)
+    return all(hasattr(model.decoder, "attention") for model in checkpoint.models)
 
 
-def compute_maps(
-    checkpoint: Checkpoint, view: Image.Image, features: Tensor, words: Sequence[str]
-) -> AttentionMaps:
-    """Where captioners that attend looked on average when they wrote `words`, without <end>.
+def attention_weights(checkpoint: Checkpoint, features: Tensor, words: Sequence[str]) -> Tensor:
+    """The weights [len(words),side,side] of the cells of a picture's features [1,cells,C].
 
-    `view` is what the CNN saw, `features` [1,cells,C] what it made of it.
+    They are the means of captioners that attend, before each of the words, and sum to 1.
     """
-    index, model = checkpoint.vocabulary.index, checkpoint.model
-    device = next(model.parameters()).device
+    index, device = checkpoint.vocabulary.index, next(checkpoint.model.parameters()).device
     tokens = torch.tensor([[*(index.get(word, UNK) for word in words), END]], device=device)
     found = []
     with torch.no_grad():
         for model in checkpoint.models:
             cells = model.encoder.embed(features.to(device))
-            found.append(cast(Attentive, model.decoder).attention(cells, tokens)[0, :-1])
+            decoder: Any = model.decoder
+            found.append(decoder.attention(cells, tokens)[0, :-1])
     weights = torch.stack(found).float().mean(0).cpu()
     side = math.isqrt(weights.size(1))  # the CNN's input is a square, so its feature map is
-    return AttentionMaps(view, words, weights.unflatten(1, (side, side)))
+    return weights.unflatten(1, (side, side))
 
 
-def file_maps(checkpoint: Checkpoint, cnn: FrozenCNN, path: Path, caption: str) -> AttentionMaps:
-    """`compute_maps` for a picture's file and its caption."""
+def attention_maps(
+    checkpoint: Checkpoint, view: Image.Image, features: Tensor, words: Sequence[str]
+) -> Maps:
+    """For each word, what the CNN saw, dark where captioners did not look before they wrote it."""
+    found = []
+    for word, weights in zip(words, attention_weights(checkpoint, features, words), strict=True):
+        picture = view.copy()
+        picture.paste("black", mask=shade(weights, picture.size))
+        found.append((picture, printable(word)))
+    return found
+
+
+def file_maps(checkpoint: Checkpoint, cnn: FrozenCNN, path: Path, caption: str) -> Maps:
+    """What the CNN sees of a picture's file, and its `attention_maps` for a caption."""
     image = load_image(path, 2 * cnn.transform.resize_size)
-    view = cnn.transform.view(image)
-    return compute_maps(checkpoint, view, cnn.encode(image), tokenize(caption))
+    view, features = cnn.transform.view(image), cnn.encode(image)
+    return [(view, ""), *attention_maps(checkpoint, view, features, tokenize(caption))]
 
 
 def shade(weights: Tensor, size: tuple[int, int]) -> Image.Image:

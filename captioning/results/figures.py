@@ -4,16 +4,15 @@ import io
 import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from captioning.console import printable
-from captioning.data import load_image
+from captioning.data.images import load_image
 from captioning.files import write_atomically
-from captioning.results.attention_maps import AttentionMaps
+from captioning.results.attention_maps import Maps
 
 History = Sequence[Mapping[str, float]]
 INK, ACCENT = "#22303c", "#2a6f97"
@@ -21,24 +20,16 @@ MAX_SHEET = 300  # pictures; matplotlib draws at most 65,536 pixels
 
 
 # By the label of their axis; they are drawn if a history has the first of them.
-_CURVES = {
+CURVES = {
     "loss (nats per word)": ("loss", "val_loss"),
     "reward (CIDEr-D of samples)": ("reward",),
     "CIDEr-D (validation)": ("CIDEr-D",),
 }
 
 
-def curves(history: History) -> list[Callable[[Any], None]]:
-    """What draws the curves that a history has."""
-    return [
-        partial(_draw_curves, history=history, names=names, label=label)
-        for label, names in _CURVES.items()
-        if any(names[0] in entry for entry in history)
-    ]
-
-
-def _draw_curves(axes: Any, history: History, names: Sequence[str], label: str) -> None:
-    for name in names:
+def draw_curves(axes: Any, history: History, label: str) -> None:
+    """Draws the curves of an axis, of `CURVES`."""
+    for name in CURVES[label]:
         color, kind = (INK, "training") if name in ("loss", "reward") else (ACCENT, "validation")
         points = [(entry["epoch"], entry[name]) for entry in history if name in entry]
         if points:
@@ -47,12 +38,6 @@ def _draw_curves(axes: Any, history: History, names: Sequence[str], label: str) 
         axes.legend(frameon=False)
     axes.set(xlabel="epoch", ylabel=label, ylim=(0, None))
     axes.xaxis.get_major_locator().set_params(integer=True)
-
-
-def histogram(axes: Any, scores: Sequence[float]) -> None:
-    """Draws how the scores of pictures are distributed."""
-    axes.hist(scores, bins=30, color=ACCENT)
-    axes.set(xlabel="CIDEr-D of a picture", ylabel="pictures")
 
 
 def new_figure(size: tuple[float, float]) -> Any:
@@ -94,10 +79,9 @@ def write_sheet(path: str | Path, captions: Mapping[Path, str]) -> None:
     _write_grid(path, pictures, 3, (3.6, 3.4), 90, below)
 
 
-def write_panels(path: str | Path, maps: AttentionMaps) -> None:
-    """Write a PNG: the picture, then one panel for each word, dark where it did not look."""
-    panels = [(maps.view, ""), *maps.pictures()]
-    _write_grid(path, panels, 6, (1.8, 2.05), 100, {"fontsize": 13})
+def write_panels(path: str | Path, maps: Maps) -> None:
+    """Write a PNG with a panel for each of `file_maps`."""
+    _write_grid(path, maps, 6, (1.8, 2.05), 100, {"fontsize": 13})
 
 
 def _write_grid(

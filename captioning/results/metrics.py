@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from captioning.data import ptb_tokenize
+from captioning.data.words import ptb_tokenize
 from captioning.errors import CaptioningError
-from captioning.settings import FEW_PICTURES
+
+FEW_PICTURES = 50  # scores of fewer mean little
 
 
 @dataclass(frozen=True)
@@ -34,15 +35,9 @@ class Scores:
 def score_captions(
     captions: Mapping[int, str], references: Mapping[int, Sequence[str]], meteor: bool = False
 ) -> Scores:
-    """Score one caption per picture against its references.
+    """Score one caption a picture against captions by people, both by the ids of the pictures.
 
-    Args:
-        captions: picture id to caption.
-        references: picture id to captions by people; ids without a caption are not scored.
-        meteor: whether to add METEOR, if there is Java.
-
-    Raises:
-        CaptioningError: no captions, or a picture without references.
+    Pictures without a caption are not scored, and noted. METEOR is added if there is Java.
     """
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
@@ -62,6 +57,8 @@ def score_captions(
         (["CIDEr-D"], Cider()),
     ]
     notes = _notes([words[0] for words in written.values()])
+    if missing := len(references) - len(ids):
+        notes.append(f"{missing} of {len(references)} pictures have no caption")
     if meteor and shutil.which("java"):
         from pycocoevalcap.meteor.meteor import Meteor
 
@@ -78,6 +75,11 @@ def score_captions(
             for i, value in zip(ids, row, strict=True):
                 per_image[i][name] = value
     return Scores(overall, per_image, notes)
+
+
+def brief(scores: Mapping[str, float]) -> str:
+    """The two scores to judge by."""
+    return f"CIDEr-D {scores['CIDEr-D']:.3f}, BLEU-4 {scores['BLEU-4']:.3f}"
 
 
 def _notes(written: Sequence[str]) -> list[str]:

@@ -7,16 +7,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from captioning.cnn import load_cnn
-from captioning.data import CaptionedImage, ImageError, data_uri
+from captioning.cnn.pretrained import FrozenCNN
+from captioning.data.coco import CaptionedImage
+from captioning.data.images import ImageError, data_uri
 from captioning.files import write_text
-from captioning.model import Checkpoint
+from captioning.model.checkpoint import Checkpoint
 from captioning.results import figures
-from captioning.results.attention_maps import AttentionMaps, attends, file_maps
+from captioning.results.attention_maps import Maps, attends, file_maps
 from captioning.results.figures import History
 from captioning.results.metrics import Scores
 
-MapsFor = Callable[[Path, str], AttentionMaps]
+MapsFor = Callable[[Path, str], Maps]
 
 
 @dataclass(frozen=True)
@@ -54,17 +55,18 @@ def write_report(
     sections: Sequence[Section],
     history: History = (),
     checkpoint: Checkpoint | None = None,
+    cnn: FrozenCNN | None = None,
 ) -> None:
     """Write one HTML file that needs no other file.
 
     `text` is the paragraph below the title, `history` the epochs of training, for the curves, and
-    `checkpoint` the captioner, for its attention maps.
+    `checkpoint` the captioner with its `cnn`, for its attention maps.
     """
     from jinja2 import Environment, PackageLoader  # not at the top: few commands need it
 
     maps_for = None
-    if checkpoint and attends(checkpoint):
-        maps_for = partial(file_maps, checkpoint, load_cnn(checkpoint.cnn))
+    if checkpoint and cnn and attends(checkpoint):
+        maps_for = partial(file_maps, checkpoint, cnn)
     environment = Environment(loader=PackageLoader("captioning", "."), autoescape=True)
     page = environment.get_template("results/report.html").render(
         title=title,
@@ -72,9 +74,12 @@ def write_report(
         scores={s.title: s.scores.overall for s in sections},
         notes={note: s.title for s in sections for note in s.scores.notes},
         facts={s.title: s.facts for s in sections if s.facts},
-        curves=[figures.svg(draw, (4.8, 2.9)) for draw in figures.curves(history)],
+        curves=[
+            figures.svg(partial(figures.draw_curves, history=history, label=label), (4.8, 2.9))
+            for label, names in figures.CURVES.items()
+            if any(names[0] in entry for entry in history)
+        ],
         sections=sections,
-        histogram=_histogram,
         choose=choose,
         look=partial(_look, maps_for=maps_for),
         wide=maps_for is not None,
@@ -82,16 +87,11 @@ def write_report(
     write_text(path, page)
 
 
-def _histogram(section: Section) -> str:
-    scores = [*map(section.score, section.pictures)]
-    return figures.svg(partial(figures.histogram, scores=scores), (4.8, 2.2))
-
-
 def _look(path: Path, caption: str, maps_for: MapsFor | None) -> dict[str, Any]:
     """The pixels of a picture, and the maps if there are any; or why there are none."""
     try:
-        uri = data_uri(figures.small(path))
-        maps = maps_for(path, caption) if maps_for else None
-        return {"uri": uri, "panels": maps and maps.panels()}
+        found = maps_for(path, caption)[1:] if maps_for else []
+        maps = [(word, data_uri(picture.resize((160, 160)))) for picture, word in found]
+        return {"uri": data_uri(figures.small(path)), "maps": maps}
     except ImageError as error:
         return {"error": str(error)}

@@ -4,39 +4,15 @@ All three write at most `max_seq_length` tokens, <end> included, and never <pad>
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from captioning.data import END, PAD, START, UNK
-from captioning.model import Decoder
-from captioning.settings import BeamConfig, check_settings
-
-
-@dataclass(frozen=True)
-class DecodeConfig:
-    """How captions are written; what is None is as training chose it.
-
-    Args:
-        method: "beam": keeps several captions; "greedy": the best word each time; "sample": draws.
-        beam_size: number of beams.
-        length_penalty: captions are ranked by log probability / length^length_penalty.
-        neighbors: weight of the agreement with captions of similar training pictures; 0: none.
-        temperature: of sampling; below 1 prefers probable words.
-        seed: of sampling; the same seed gives the same captions.
-    """
-
-    method: str = "beam"
-    beam_size: int | None = None
-    length_penalty: float | None = None
-    neighbors: float | None = None
-    temperature: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_settings(self)
+from captioning.data.words import END, PAD, START, UNK
+from captioning.model.decoder import Decoder
+from captioning.settings import DecodeConfig
 
 
 class Hypothesis(NamedTuple):
@@ -52,14 +28,6 @@ def _log_probs(scores: Tensor) -> Tensor:
     scores = scores.float()
     scores[:, [PAD, START, UNK]] = -torch.inf
     return scores.log_softmax(1)
-
-
-def _hypotheses(tokens: Tensor, log_probs: Tensor) -> list[Hypothesis]:
-    hypotheses = []
-    for row, values in zip(tokens.tolist(), log_probs.tolist(), strict=True):
-        length = row.index(END) + 1 if END in row else len(row)
-        hypotheses.append(Hypothesis(row[:length], values[:length], sum(values[:length])))
-    return hypotheses
 
 
 # From log-probabilities [B,V] of the captions `going` [B] at step t: the words [B].
@@ -133,11 +101,33 @@ def write_captions(
         shape = len(images[0]), steps
         uniform = torch.rand(shape, generator=generator, device=images[0].device)
         choose = random_words(uniform, config.temperature)
-    return _hypotheses(*write_tokens(decoders, images, choose))
+    hypotheses, found = [], write_tokens(decoders, images, choose)
+    for row, values in zip(*(tensor.tolist() for tensor in found), strict=True):
+        length = row.index(END) + 1 if END in row else len(row)
+        hypotheses.append(Hypothesis(row[:length], values[:length], sum(values[:length])))
+    return hypotheses
+
+
+class _Path(NamedTuple):
+    """A caption while it is written: its last word, after another path; None before <start>."""
+
+    total: float  # the sum of its log-probabilities
+    word: int = START
+    log_prob: float = 0.0
+    row: int = 0  # of `before` in the batch
+    before: "_Path | None" = None
+
+    def hypothesis(self, score: float) -> Hypothesis:
+        tokens, log_probs, path = [], [], self
+        while path.before:
+            tokens.append(path.word)
+            log_probs.append(path.log_prob)
+            path = path.before
+        return Hypothesis(tokens[::-1], log_probs[::-1], score)
 
 
 @torch.no_grad()
-def beam_search(decoder: Decoder, image: Tensor, beam: BeamConfig) -> list[list[Hypothesis]]:
+def beam_search(decoder: Decoder, image: Tensor, config: DecodeConfig) -> list[list[Hypothesis]]:
     """Keep the K best unfinished captions at every step, for all pictures at once.
 
     Hypotheses are ranked by sum of log-probabilities / length ** length_penalty. Finished ones are
@@ -146,86 +136,53 @@ def beam_search(decoder: Decoder, image: Tensor, beam: BeamConfig) -> list[list[
     step unfinished ones count too: something is returned, K hypotheses per picture, best first, or
     fewer if there are no more.
     """
-    batch, k, device = len(image), beam.beam_size, image.device
-    steps, penalty = decoder.max_seq_length, beam.length_penalty
-    live, ended = (_Beams.empty(batch, k, steps, device) for _ in range(2))
-    live.ranks[:, 0] = 0.0  # all beams are equal at first: only one grows
-    first = torch.arange(batch, device=device).unsqueeze(1) * k  # the place of each first beam
-    rows = first.flatten()  # the place of the beam that each row of the state is of
-    words, state = torch.full_like(rows, START), decoder.start(image)
-    for t in range(steps):
+    k, steps, penalty = config.beam_size, decoder.max_seq_length, config.length_penalty
+    ended: list[list[Hypothesis]] = [[] for _ in image]
+    live = {picture: [_Path(0.0)] for picture in range(len(image))}
+    words, state = torch.full((len(image),), START, device=image.device), decoder.start(image)
+    for length in range(1, steps + 1):
         scores, state = decoder.step(words, state)
-        grown, parents, written = live.grow(_log_probs(scores), rows, t)
-        ends = written == END
-        stops = ends.clone() if t + 1 < steps else torch.ones_like(ends)
-        stops[:, k:] = False  # only the best K
-        ranks = (grown.ranks / (t + 1) ** penalty).masked_fill(~stops, -torch.inf)
-        ended = ended.join(grown._replace(ranks=ranks))
-        ended = ended.pick(ended.ranks.topk(k).indices)
-        order = ends.byte().argsort(stable=True)[:, :k]
-        live = grown.pick(order)
-        # Words to come can only lower the sum, and length can at most become `steps`.
-        hopeful = live.ranks / steps**penalty > ended.ranks[:, -1:]
-        if k == 1:
-            hopeful &= ~ends[:, :1]  # greedy search ends with the first <end>
-        places = hopeful.flatten().nonzero().squeeze(1)
-        if t + 1 == steps or not len(places):
+        grown = zip([*live], _grow(_log_probs(scores), [*live.values()], k), strict=True)
+        live = {}
+        for picture, paths in grown:
+            ends = [path for path in paths[:k] if path.word == END or length == steps]
+            ended[picture] += [path.hypothesis(path.total / length**penalty) for path in ends]
+            best = sorted(ended[picture], key=lambda h: h.score, reverse=True)[:k]
+            ended[picture] = best
+            # Words to come can only lower the sum, and length can at most become `steps`.
+            least = best[-1].score * steps**penalty if len(best) == k else -torch.inf
+            going = [path for path in paths if path.word != END][:k]
+            going = [path for path in going if path.total > least]
+            if going and not (k == 1 and ends):  # greedy search ends with the first <end>
+                live[picture] = going
+        if not live or length == steps:
             break
-        row_of = torch.zeros(batch * k, dtype=torch.long, device=device)
-        row_of[rows] = torch.arange(len(rows), device=device)
-        parents = (parents.gather(1, order) + first).flatten()[places]
-        state = decoder.select(state, row_of[parents])
-        rows, words = places, written.gather(1, order).flatten()[places]
-    return ended.hypotheses()
+        kept = [path for paths in live.values() for path in paths]
+        words, rows = torch.tensor([(path.word, path.row) for path in kept]).t().to(image.device)
+        state = decoder.select(state, rows)
+    return ended
 
 
-class _Beams(NamedTuple):
-    """The beams of some pictures; `ranks` [B,K] orders them, and is -inf where there is none."""
+def _grow(log_probs: Tensor, groups: list[list[_Path]], k: int) -> list[list[_Path]]:
+    """The 2 K captions of each picture that are one word longer and have the largest sums.
 
-    ranks: Tensor
-    tokens: Tensor  # int64 [B,K,steps], <pad> where nothing is written
-    values: Tensor  # [B,K,steps], the log-probability of each token
-
-    @classmethod
-    def empty(cls, batch: int, k: int, steps: int, device: torch.device) -> "_Beams":
-        values = torch.zeros(batch, k, steps, device=device)
-        tokens = torch.full_like(values, PAD, dtype=torch.long)
-        return cls(torch.full((batch, k), -torch.inf, device=device), tokens, values)
-
-    def pick(self, indices: Tensor) -> "_Beams":
-        """Some beams [B,M] of each picture."""
-        rows = indices.unsqueeze(2)
-        tokens, values = (t.take_along_dim(rows, 1) for t in (self.tokens, self.values))
-        return _Beams(self.ranks.gather(1, indices), tokens, values)
-
-    def grow(self, log_probs: Tensor, rows: Tensor, t: int) -> tuple["_Beams", Tensor, Tensor]:
-        """The best 2 K beams with one more word; where each came from, and its word, both [B,2 K].
-
-        `log_probs` [R,V] are those of the beams in the places `rows` [R]. Beams are ranked by their
-        sums. At most K of them end, one of each beam, so K are left.
-        """
-        batch, k, _ = self.tokens.shape
-        values, words = log_probs.topk(min(2 * k, log_probs.size(1)))
-        shape = batch * k, values.size(1)
-        sums = values.new_full(shape, -torch.inf)
-        sums[rows] = self.ranks.flatten()[rows].unsqueeze(1) + values
-        totals, best = sums.view(batch, -1).topk(min(2 * k, k * shape[1]))
-        of_picture = lambda part: part.new_zeros(shape).index_copy_(0, rows, part).view(batch, -1)
-        parents, written = best // shape[1], of_picture(words).gather(1, best)
-        grown = self.pick(parents)._replace(ranks=totals)
-        grown.tokens[:, :, t] = written
-        grown.values[:, :, t] = of_picture(values).gather(1, best)
-        return grown, parents, written
-
-    def hypotheses(self) -> list[list[Hypothesis]]:
-        """Those of each picture, best first."""
-        found = iter(_hypotheses(self.tokens.flatten(0, 1), self.values.flatten(0, 1)))
-        groups = []
-        for row in self.ranks.tolist():
-            group = [next(found)._replace(score=rank) for rank in row]
-            # A tiny vocabulary may not have K captions.
-            groups.append([h for h in group if h.score > -torch.inf] or group[:1])
-        return groups
-
-    def join(self, other: "_Beams") -> "_Beams":
-        return _Beams(*(torch.cat(pair, 1) for pair in zip(self, other, strict=True)))
+    `groups` are the captions of each picture so far; `log_probs` [R,V] has a row for each. At most
+    K of the new ones end, one of each row, so K are left.
+    """
+    before, counts = [path for group in groups for path in group], [*map(len, groups)]
+    values, words = log_probs.topk(min(2 * k, log_probs.size(1)))
+    sums = values + values.new_tensor([path.total for path in before]).unsqueeze(1)
+    padded = pad_sequence(sums.split(counts), batch_first=True, padding_value=-torch.inf)
+    totals, best = padded.flatten(1).topk(min(2 * k, padded[0].numel()))
+    first = torch.tensor([0, *counts[:-1]], device=words.device).cumsum(0).unsqueeze(1)
+    rows = (first + best // words.size(1)).clamp(max=len(before) - 1)
+    flat = rows * words.size(1) + best % words.size(1)
+    columns = (tensor.tolist() for tensor in (totals, words.take(flat), values.take(flat), rows))
+    return [
+        [
+            _Path(total, word, value, row, before[row])
+            for total, word, value, row in zip(*picture, strict=True)
+            if total != -torch.inf  # a tiny vocabulary may not have so many
+        ]
+        for picture in zip(*columns, strict=True)
+    ]

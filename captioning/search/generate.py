@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from captioning import console
-from captioning.cnn import FeatureTable, FrozenCNN, extract_features
-from captioning.data import CaptionDataset, Vocabulary, image_files
+from captioning.cnn.features import DONE, FeatureCache
+from captioning.cnn.pretrained import FrozenCNN
+from captioning.data.images import image_files
+from captioning.data.words import Vocabulary
 from captioning.errors import CaptioningError
-from captioning.model import Checkpoint
-from captioning.search.decoding import DecodeConfig, Hypothesis, beam_search, write_captions
-from captioning.settings import BeamConfig
+from captioning.model.checkpoint import Checkpoint
+from captioning.search.decoding import Hypothesis, beam_search, write_captions
+from captioning.settings import DecodeConfig
 
 
 @dataclass(frozen=True)
@@ -45,22 +47,18 @@ def decode_batch(
 
     In beam search each of several captioners searches alone.
     """
-    models, neighbors = checkpoint.models, checkpoint.neighbors
+    neighbors = checkpoint.neighbors
     with torch.no_grad():
-        images = [model.encoder.embed(features) for model in models]
-    decoders = [model.decoder for model in models]
+        images = [model.encoder.embed(features) for model in checkpoint.models]
+    decoders = [model.decoder for model in checkpoint.models]
     if config.method != "beam":
         return [[h] for h in write_captions(decoders, images, config, generator)]
-    given = config.length_penalty
-    penalty = checkpoint.beam.length_penalty if given is None else given
-    beam = BeamConfig(config.beam_size or checkpoint.beam.beam_size, penalty)
-    found = [beam_search(d, image, beam) for d, image in zip(decoders, images, strict=True)]
+    found = [beam_search(d, image, config) for d, image in zip(decoders, images, strict=True)]
     pooled = found[0] if len(found) == 1 else [_pool(groups) for groups in zip(*found, strict=True)]
-    weight = neighbors.weight if neighbors and config.neighbors is None else config.neighbors
-    if not neighbors or not weight:
+    if not neighbors or not config.neighbors:
         return pooled
     agreed = neighbors.agreement(features, [[h.tokens for h in group] for group in pooled])
-    return rank(pooled, agreed, weight)
+    return rank(pooled, agreed, config.neighbors)
 
 
 def _pool(groups: Sequence[list[Hypothesis]]) -> list[Hypothesis]:
@@ -98,24 +96,21 @@ def generate_captions(
 ) -> list[list[Caption]]:
     """The captions of each picture, best first, from features [M,...] of the frozen CNN.
 
-    The models are in eval mode meanwhile. `progress` is the label of a progress bar, if one is
+    The models are in eval mode afterwards. `progress` is the title of a progress bar, if one is
     wanted.
     """
-    config, models = config or DecodeConfig(), checkpoint.models
-    device = next(models[0].parameters()).device
+    config, words = config or checkpoint.search, checkpoint.vocabulary
+    device = next(checkpoint.model.parameters()).device
     generator = torch.Generator(device).manual_seed(config.seed)
-    was_training = [model.training for model in models]
-    decoded: list[list[Hypothesis]] = []
+    for model in checkpoint.models:
+        model.eval()
+    found: list[list[Caption]] = []
     with console.progress(None, progress, total=len(features), unit="img") as bar:
         for chunk in features.split(batch_size):
-            for model in models:
-                model.eval()
-            decoded += decode_batch(checkpoint, chunk.to(device), config, generator)
+            decoded = decode_batch(checkpoint, chunk.to(device), config, generator)
+            found += [[_caption(h, words) for h in hypotheses] for hypotheses in decoded]
             bar.update(len(chunk))
-    for model, mode in zip(models, was_training, strict=True):
-        model.train(mode)
-    words = checkpoint.vocabulary
-    return [[_caption(h, words) for h in hypotheses] for hypotheses in decoded]
+    return found
 
 
 def best_captions(
@@ -165,50 +160,27 @@ def caption_files(
     cnn: FrozenCNN,
     paths: Sequence[Path],
     config: DecodeConfig | None = None,
+    cache: FeatureCache | None = None,
     batch_size: int = 32,
 ) -> Iterator[CaptionedFile]:
     """Caption pictures; a broken one gives an error and does not stop the others.
 
-    Args:
-        checkpoint: the captioner.
-        cnn: its CNN, ``load_cnn(checkpoint.cnn)``.
-        paths: the pictures.
-        config: how to search.
-        batch_size: pictures at a time.
-
-    Yields:
-        One result for each path, in order.
+    `cnn` is ``load_cnn(checkpoint.cnn)``, and `cache` has the features of the pictures, if they are
+    encoded already. Without a `config` the search is the one that training chose. Yields one result
+    for each path, in order.
     """
     device = next(cnn.parameters()).device
-    for begin in range(0, len(paths), batch_size):
-        chunk = paths[begin : begin + batch_size]
-        inputs = [cnn.transform.load(path) for path in chunk]
-        pixels = [item for item in inputs if isinstance(item, Tensor)]
-        captions: Iterator[list[Caption]] = iter(())
-        if pixels:
-            features = cnn(torch.stack(pixels).to(device))
-            captions = iter(generate_captions(checkpoint, features, config))
-        for path, item in zip(chunk, inputs, strict=True):
-            if isinstance(item, str):
-                yield CaptionedFile(path, [], item)
-            else:
-                yield CaptionedFile(path, next(captions))
-
-
-def caption_dataset(
-    checkpoint: Checkpoint,
-    cnn: FrozenCNN,
-    dataset: CaptionDataset,
-    folder: Path,
-    annotations: Path,
-    config: DecodeConfig | None = None,
-) -> Iterator[CaptionedFile]:
-    """`caption_files` of a data set, by features in a cache in `folder`, see `extract_features`."""
-    cache = extract_features(cnn, dataset.images, folder, annotations, "skip")
-    table = FeatureTable(dataset, cache)
-    found = generate_captions(checkpoint, table.read(), config, progress="caption")
-    captions = dict(zip(table.ids, found, strict=True))
-    for image in dataset.images:
-        broken = f"{image.path}: broken, according to the feature cache"
-        error = None if image.id in captions else broken
-        yield CaptionedFile(image.path, captions.get(image.id, []), error)
+    for rows in torch.arange(len(paths)).split(batch_size):
+        chunk = [paths[row] for row in rows.tolist()]
+        if cache:
+            done = cache.state[rows] == DONE
+            features = cache.features[rows[done]]
+            errors = [None if ok else f"{p}: broken" for p, ok in zip(chunk, done, strict=True)]
+        else:
+            inputs = [cnn.transform.load(path) for path in chunk]
+            errors = [item if isinstance(item, str) else None for item in inputs]
+            pixels = [item for item in inputs if isinstance(item, Tensor)]
+            features = cnn(torch.stack(pixels).to(device)) if pixels else torch.empty(0)
+        captions = iter(generate_captions(checkpoint, features, config) if len(features) else [])
+        for path, error in zip(chunk, errors, strict=True):
+            yield CaptionedFile(path, [] if error else next(captions), error)

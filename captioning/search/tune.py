@@ -3,19 +3,19 @@ validation pictures."""
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import product
 from typing import NamedTuple
 
 import torch
 
-from captioning.cnn import FeatureTable
+from captioning.cnn.features import FeatureTable
 from captioning.console import progress
-from captioning.data import Vocabulary
-from captioning.model import Checkpoint, CiderD, Neighbors
-from captioning.search.decoding import DecodeConfig
+from captioning.data.words import Vocabulary
+from captioning.model.checkpoint import Checkpoint
+from captioning.model.cider import CiderD
+from captioning.model.neighbors import Neighbors
 from captioning.search.generate import decode_batch
-from captioning.settings import BeamConfig
+from captioning.settings import DecodeConfig
 
 # What is tried; the first of the best is taken.
 BEAM_SIZES, LENGTH_PENALTIES = (5, 20), (0.7, 0.5, 0.9, 1.1)
@@ -50,10 +50,10 @@ def choose_search(
                     total[size, penalty, weight] += _best(group, penalty, weight).cider
                 bar.update()
     best = max(total, key=total.__getitem__)
-    checkpoint.beam = BeamConfig(*best[:2])
+    checkpoint.search = DecodeConfig("beam", *best)
     said = f"search chosen on --val: {best[0]} beams, length penalty {best[1]}"
     if neighbors and best[2]:
-        checkpoint.neighbors = replace(neighbors, weight=float(best[2]))
+        checkpoint.neighbors = neighbors
         said += ", captions of similar training pictures"
     return f"{said}: CIDEr-D {total[best] / count:.3f}"
 
@@ -68,7 +68,7 @@ def _collect(
     tokens = lambda caption: every.encode(caption)[1:-1]
     reward = CiderD([[*map(tokens, image.captions)] for image in val.images])
     device = next(checkpoint.model.parameters()).device
-    config = DecodeConfig("beam", size, LENGTH_PENALTIES[0], neighbors=0.0)
+    config = DecodeConfig("beam", size, LENGTH_PENALTIES[0])
     for pictures in torch.arange(len(val.images))[:MAX_TRIED].split(BATCH):
         features = val.read(pictures)
         groups = decode_batch(checkpoint, features.to(device), config)

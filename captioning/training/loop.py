@@ -9,13 +9,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from captioning.cnn import FeatureTable
+from captioning.cnn.features import FeatureTable
 from captioning.console import progress, say
-from captioning.data import EncodedCaptions
-from captioning.errors import CaptioningError, naming
-from captioning.model import Checkpoint
-from captioning.results import Scores, score_captions
-from captioning.search import DecodeConfig, best_captions
+from captioning.data.words import EncodedCaptions
+from captioning.errors import CaptioningError
+from captioning.model.checkpoint import Checkpoint
+from captioning.results.metrics import Scores, brief, score_captions
+from captioning.search.generate import best_captions
+from captioning.settings import DecodeConfig
 from captioning.training.processes import SINGLE, Process
 from captioning.training.self_critical import SelfCriticalTrainer
 from captioning.training.setup import Setup
@@ -28,14 +29,7 @@ def train(setup: Setup, output: str | Path, process: Process = SINGLE) -> list[d
     Without a table "val" nothing is validated, and best.pt is last.pt unless an epoch before a
     resumption was validated. Returns what happened in each epoch.
     """
-    kind = SelfCriticalTrainer if setup.config.self_critical else Trainer
-    trainer = kind(setup.checkpoint, setup.config, setup.tables["train"], process)
-    run = _Run(setup, trainer, Path(output))
-    if setup.resumes:
-        with naming(run.last):
-            trainer.load_state_dict(setup.checkpoint.training["trainer"])
-        run.history += setup.checkpoint.training["history"]
-    return run.train()
+    return _Run(setup, Path(output), process).train()
 
 
 @torch.no_grad()
@@ -59,15 +53,19 @@ def validate(checkpoint: Checkpoint, table: FeatureTable) -> tuple[float, Scores
 class _Run:
     """The epochs of one call of `train`."""
 
-    def __init__(self, setup: Setup, trainer: Trainer, output: Path) -> None:
-        self.checkpoint, self.trainer = setup.checkpoint, trainer
+    def __init__(self, setup: Setup, output: Path, process: Process) -> None:
+        self.checkpoint, self.config, self.process = setup.checkpoint, setup.config, process
         self.val_table = setup.tables.get("val")
-        self.config, self.process = trainer.config, trainer.process
         self.last, self.best = output / "last.pt", output / "best.pt"
-        self.steps_per_epoch = len(trainer.batches(0))
-        self.steps = self.steps_per_epoch * self.config.epochs
+        kind = SelfCriticalTrainer if self.config.self_critical else Trainer
+        self.trainer = kind(self.checkpoint, self.config, setup.tables["train"], process)
         self.history: list[dict[str, float]] = []  # the finished epochs
-        self.curves = new_curves(output / "tensorboard") if self.process.is_first else None
+        if setup.resumes:
+            self.trainer.load_state_dict(self.checkpoint.training["trainer"])
+            self.history += self.checkpoint.training["history"]
+        self.steps_per_epoch = len(self.trainer.batches(0))
+        self.steps = self.steps_per_epoch * self.config.epochs
+        self.curves = new_curves(output / "tensorboard") if process.is_first else None
 
     def train(self) -> list[dict[str, float]]:
         trainer, history = self.trainer, self.history
@@ -76,12 +74,8 @@ class _Run:
                 f"{trainer.captions.cut:,} of {len(trainer.captions):,} captions were cut: they "
                 f"have more than {self.config.max_words} words (max_words)"
             )
-        if history and self.val_table and "CIDEr-D" not in history[-1]:
-            self.finish(history[-1])  # it was killed, or failed, during validation
         for epoch in range(trainer.step // self.steps_per_epoch, self.config.epochs):
             history.append(self.train_epoch(epoch))
-            if self.val_table:
-                self.save(self.last)  # so that an error in validation does not cost the epoch
             self.finish(history[-1])
         if self.curves:
             self.curves.close()
@@ -131,7 +125,7 @@ class _Run:
                 self.curves.add_scalar(f"epoch/{name}", number, int(entry["epoch"]))
             self.curves.flush()
         say(describe(entry))
-        # best.pt first: a run that is killed between the two validates this epoch again.
+        # best.pt first: a run that is killed between the two repeats this epoch.
         if entry["CIDEr-D"] > max(earlier, default=-1.0) if "CIDEr-D" in entry else not earlier:
             self.save(self.best)
         self.save(self.last)
@@ -151,8 +145,7 @@ def describe(entry: dict[str, float]) -> str:
     name = "loss" if "loss" in entry else "reward"
     line = f"epoch {entry['epoch']:.0f}: {name} {entry[name]:.3f}"
     if "val_loss" in entry:
-        line += f", val loss {entry['val_loss']:.3f}"
-        line += f", CIDEr-D {entry['CIDEr-D']:.3f}, BLEU-4 {entry['BLEU-4']:.3f}"
+        line += f", val loss {entry['val_loss']:.3f}, {brief(entry)}"
     return line + f", {entry['captions_per_second']:,.0f} captions/s"
 
 

@@ -1,6 +1,7 @@
 """From a request for training to a captioner that was validated and tested."""
 
 import contextlib
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -8,14 +9,16 @@ from pathlib import Path
 import torch.distributed as dist
 from filelock import FileLock, Timeout
 
-from captioning.cnn import FeatureTable
+from captioning.cnn.features import FeatureTable
 from captioning.console import say
 from captioning.errors import CaptioningError
-from captioning.files import writing
-from captioning.model import Checkpoint, freeze, load_checkpoint, load_ensemble
-from captioning.results import score_captions
-from captioning.search import DecodeConfig, best_captions, choose_search
-from captioning.settings import SMALL_SET, choose_device, describe_device
+from captioning.model.checkpoint import Checkpoint, load_checkpoint, load_ensemble
+from captioning.model.layers import freeze
+from captioning.model.neighbors import Neighbors
+from captioning.results.metrics import brief, score_captions
+from captioning.search.generate import best_captions
+from captioning.search.tune import choose_search
+from captioning.settings import SMALL_SET, DecodeConfig, choose_device, describe_device
 from captioning.training.loop import train
 from captioning.training.processes import Process, distributed
 from captioning.training.request import TrainingRequest
@@ -36,14 +39,8 @@ def train_captioner(request: TrainingRequest) -> list[dict[str, float]]:
     Several members are in its folders 1, 2 and so on. Self-critical training without a captioner to
     start from first trains one in the folder cross-entropy. Under torchrun, every process calls
     this with the same request.
-
-    Returns:
-        What happened in each epoch (of the last run, if there are several): its loss or reward and,
-        with `val`, the scores.
-
-    Raises:
-        CaptioningError: the request contradicts itself, its files, or the captioner that it
-            continues with.
+    Returns what happened in each epoch (of the last run, if there are several): its loss or reward
+    and, with `val`, the scores.
     """
     runs, device = runs_of(request), choose_device(request.device)
     with distributed(device) as process, _locked(request.output, process):
@@ -71,12 +68,14 @@ def _locked(folder: Path, process: Process) -> Iterator[None]:
     if not process.is_first:
         yield
         return
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        with lock.acquire(blocking=False):
-            yield
+        with FileLock(folder / ".lock", blocking=False):
+            try:
+                yield
+            finally:
+                if len([*folder.iterdir()]) == 1:  # nothing but the lock
+                    shutil.rmtree(folder, ignore_errors=True)
     except Timeout as error:
         raise CaptioningError(f"{folder} is being written by another process") from error
 
@@ -137,11 +136,13 @@ def finish(paths: list[Path], lstm: str, device: str, setup: Setup, no_neighbors
     who = f"all {len(paths)} together: " if several else ""
     found.neighbors = None  # of the run that is resumed
     if val:
-        similar = len(tables["train"].images) < SMALL_SET and not no_neighbors
-        say(who + choose_search(found, val, setup.neighbors() if similar else None))
+        near = None
+        if len(tables["train"].images) < SMALL_SET and not no_neighbors:
+            near = Neighbors.of(tables["train"], found.vocabulary)
+        say(who + choose_search(found, val, near))
     for path in paths:
         one = load_checkpoint(path, lstm)
-        one.beam, one.neighbors = found.beam, found.neighbors
+        one.search, one.neighbors = found.search, found.neighbors
         one.save(path)
     if test:
         say(who + score(found, test))
@@ -155,18 +156,14 @@ def summary(history: list[dict[str, float]], best: Path) -> str:
     if not validated:
         return f"{best} holds epoch {len(history)}, the last (no --val to choose by)"
     entry = max(validated, key=lambda entry: entry["CIDEr-D"])
-    return (
-        f"best of {len(history)} epochs: {entry['epoch']:.0f}, CIDEr-D {entry['CIDEr-D']:.3f}, "
-        f"BLEU-4 {entry['BLEU-4']:.3f} on --val: {best}"
-    )
+    return f"best of {len(history)} epochs: {entry['epoch']:.0f}, {brief(entry)} on --val: {best}"
 
 
 def score(checkpoint: Checkpoint, table: FeatureTable) -> str:
     """One line of scores on pictures that had no part in training."""
     parts = []
-    for method in ("greedy", "beam"):
-        config = DecodeConfig(method)
+    for config in (DecodeConfig("greedy"), checkpoint.search):
         written = best_captions(checkpoint, table.read(), table.ids, config=config, progress="test")
         scores = score_captions(written, table.references).overall
-        parts.append(f"{method} CIDEr-D {scores['CIDEr-D']:.3f}, BLEU-4 {scores['BLEU-4']:.3f}")
+        parts.append(f"{config.method} {brief(scores)}")
     return f"test, {len(table.images):,} pictures: {'; '.join(parts)}"

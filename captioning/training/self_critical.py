@@ -11,9 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from captioning.data import PAD, START, shuffled
-from captioning.model import CiderD
-from captioning.search import random_words, write_tokens
+from captioning.data.words import PAD, START, shuffled
+from captioning.model.cider import CiderD
+from captioning.search.decoding import random_words, write_tokens
 from captioning.training.trainer import Trainer
 
 

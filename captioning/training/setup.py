@@ -7,20 +7,17 @@ from typing import Any
 
 import torch
 
-from captioning.cnn import CNNConfig, FeatureTable, extract_features, load_cnn
+from captioning.cnn.features import FeatureTable, extract_features
+from captioning.cnn.pretrained import CNNConfig, load_cnn
 from captioning.console import say
-from captioning.data import CaptionDataset, Vocabulary, load_coco
+from captioning.data.coco import CaptionDataset, load_coco
+from captioning.data.words import Vocabulary
 from captioning.errors import CaptioningError, list_reasons
-from captioning.model import (
-    Captioner,
-    Checkpoint,
-    Decoder,
-    Neighbors,
-    decoder_class,
-    load_checkpoint,
-)
+from captioning.model.captioner import Captioner, decoder_class
+from captioning.model.checkpoint import Checkpoint, load_checkpoint
+from captioning.model.decoder import Decoder
 from captioning.settings import ModelConfig, TrainConfig, preset
-from captioning.training.request import MODEL, TRAINING, TrainingRequest
+from captioning.training.request import MODEL, TRAINING, TrainingRequest, only
 
 MAY_CHANGE = {"epochs", "no_neighbors"}  # of the settings of a run that is resumed
 
@@ -34,10 +31,6 @@ class Setup:
     tables: dict[str, FeatureTable]
     resumes: bool = False
 
-    def neighbors(self) -> Neighbors:
-        """The training pictures, to help beam search."""
-        return Neighbors.of(self.tables["train"], self.checkpoint.vocabulary)
-
 
 def set_up(request: TrainingRequest, device: str = "cpu") -> Setup:
     """Read the files of a request, encode the pictures, and build or read the captioner."""
@@ -46,7 +39,7 @@ def set_up(request: TrainingRequest, device: str = "cpu") -> Setup:
     path = last if resumes else request.start
     origin = load_checkpoint(path, request.lstm) if path else None
     # Errors are found before weights are downloaded and pictures encoded.
-    new = ModelConfig(1, 1, grid=1, **request.of({"decoder"}))
+    new = ModelConfig(1, 1, grid=1, **only({"decoder"}, request.settings))
     decoder = decoder_class(origin.model.config if origin else new)
     cnn_config = origin.cnn if origin else _new_cnn(request, decoder)
     if origin and path:
@@ -55,19 +48,19 @@ def set_up(request: TrainingRequest, device: str = "cpu") -> Setup:
     captions = [caption for image in data["train"].images for caption in image.captions]
     settings = dict(request.settings)
     if resumes and origin:
-        settings = origin.training["config"] | request.of(MAY_CHANGE)
+        settings = origin.training["config"] | only(MAY_CHANGE, request.settings)
     else:
         batches_of = settings.get("batches_of", decoder.batches_of)
         critical = bool(settings.get("self_critical"))
         settings = preset(len(data["train"].images), batches_of, critical) | settings
-    config = TrainConfig(**_only(settings, TRAINING))
+    config = TrainConfig(**only(TRAINING, settings))
     vocabulary = origin.vocabulary if origin else Vocabulary.build(captions, config.min_count)
 
     cnn = load_cnn(cnn_config).to(device)
-    folder = _features_folder(request, origin if resumes else None)
-    workers = (
-        (4 if device.startswith("cuda") else 0) if request.workers is None else request.workers
-    )
+    known = Path(origin.training.get("features", "nowhere") if origin else "nowhere")
+    folder = request.features or (known if known.is_dir() else request.output / "features")
+    several = 4 if device.startswith("cuda") else 0
+    workers = several if request.workers is None else request.workers
     tables = {}
     for split, (annotations, _) in request.splits.items():
         images = data[split].images
@@ -79,16 +72,12 @@ def set_up(request: TrainingRequest, device: str = "cpu") -> Setup:
     else:
         torch.manual_seed(config.seed)
         sizes: dict[str, Any] = {"vocab_size": len(vocabulary), "grid": cnn.grid}
-        model_config = ModelConfig(cnn.feature_shape[-1], **_only(settings, MODEL), **sizes)
+        model_config = ModelConfig(cnn.feature_shape[-1], **only(MODEL, settings), **sizes)
         model = Captioner(model_config, request.lstm)
         model.set_word_frequencies(map(vocabulary.encode, captions))
         checkpoint = Checkpoint([model], vocabulary, cnn.config)
     checkpoint.training["features"] = os.path.abspath(folder)
     return Setup(checkpoint, config, tables, resumes)
-
-
-def _only(settings: dict[str, Any], names: set[str]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name in names}
 
 
 def _load(request: TrainingRequest, split: str) -> CaptionDataset:
@@ -116,8 +105,6 @@ def _check_same(request: TrainingRequest, origin: Checkpoint, resumes: bool, pat
     known = {"cnn": cnn.name, "cnn_weights": cnn.weights, "pool": cnn.pool}
     known |= asdict(origin.model.config)
     if resumes:
-        if missing := {"config", "trainer", "history"} - origin.training.keys():
-            raise CaptioningError(f"{path}: expected a run to resume, got no {missing.pop()}")
         known |= {k: v for k, v in origin.training["config"].items() if k not in MAY_CHANGE}
     given = {"cnn": request.cnn, "cnn_weights": request.cnn_weights, **request.settings}
     for name, value in given.items():
@@ -125,12 +112,3 @@ def _check_same(request: TrainingRequest, origin: Checkpoint, resumes: bool, pat
             raise CaptioningError(
                 f"{name}: expected {known[name]}, as in {path}, got {value}; leave it out"
             )
-
-
-def _features_folder(request: TrainingRequest, resumed: Checkpoint | None) -> Path:
-    """Where features are kept: as given, as in the resumed run, or beside the captioner."""
-    if request.features:
-        return request.features
-    if resumed and os.path.isdir(resumed.training.get("features", "")):
-        return Path(resumed.training["features"])
-    return (request.start.parent if request.start else request.output) / "features"

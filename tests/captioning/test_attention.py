@@ -6,8 +6,8 @@ import torch
 from captioning.data.words import END, PAD, START
 from captioning.model.attention import AttentionDecoder
 from captioning.model.captioner import Captioner
-from captioning.search.decoding import DecodeConfig, write_captions
-from captioning.settings import ModelConfig
+from captioning.search.decoding import write_captions
+from captioning.settings import DecodeConfig, ModelConfig
 
 E, H, V, GRID = 6, 8, 12, 3
 CELLS = GRID**2

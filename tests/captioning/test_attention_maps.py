@@ -1,19 +1,17 @@
 """Attention maps: the weights of the decoder, at the right place over what the CNN saw."""
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from jinja2 import Environment, PackageLoader
 from PIL import Image
 
 from captioning.__main__ import main
 from captioning.data.coco import CaptionDataset
 from captioning.data.images import load_image
-from captioning.results.attention_maps import AttentionMaps, attends, compute_maps, file_maps, shade
-from captioning.results.evaluation import evaluate
+from captioning.results.attention_maps import attends, attention_maps, attention_weights, shade
+from captioning.results.metrics import score_captions
 from captioning.results.report import Section, write_report
 
 
@@ -25,13 +23,16 @@ def path(data):
 def test_maps_are_the_weights_of_the_decoder(attentive, grid_cnn, path):
     image = load_image(path)
     view = grid_cnn.transform.view(image)
-    maps = compute_maps(attentive, view, grid_cnn.encode(image), ["a", "red", "square"])
-    assert maps.view.size == (128, 128) and maps.weights.shape == (3, 16, 16)
-    tokens = torch.tensor([[attentive.vocabulary.index[w] for w in maps.words]])
+    words, features = ["a", "red", "square"], grid_cnn.encode(image)
+    found = attention_weights(attentive, features, words)
+    maps = attention_maps(attentive, view, features, words)
+    assert [(m.size, word) for m, word in maps] == [((128, 128), word) for word in words]
+    assert found.shape == (3, 16, 16)
+    tokens = torch.tensor([[attentive.vocabulary.index[word] for word in words]])
     with torch.no_grad():
         cells = attentive.model.encoder.embed(grid_cnn.encode(image))
     expected = attentive.model.decoder.attention(cells, tokens)[0]
-    torch.testing.assert_close(maps.weights.flatten(1), expected)
+    torch.testing.assert_close(found.flatten(1), expected)
 
 
 def test_each_cell_of_a_map_lies_over_its_part_of_the_view(attentive, grid_cnn, monkeypatch):
@@ -44,11 +45,9 @@ def test_each_cell_of_a_map_lies_over_its_part_of_the_view(attentive, grid_cnn, 
     looked = weights.expand(1, 2, 256)
     monkeypatch.setattr(type(attentive.model.decoder), "attention", lambda *_: looked)
     view = grid_cnn.transform.view(picture)
-    maps = compute_maps(attentive, view, grid_cnn.encode(picture), ["square"])
-    panel = maps.view.copy()
-    panel.paste("black", mask=shade(maps.weights[0], panel.size))
+    ((panel, _),) = attention_maps(attentive, view, grid_cnn.encode(picture), ["square"])
     y, x = divmod(int(panel.convert("RGB").tobytes()[::3].index(max(panel.tobytes()[::3]))), 128)
-    assert 128 * 0.6 < x < 128 * 0.9 and 128 * 0.05 < y < 128 * 0.35 and len(maps.weights) == 1
+    assert 128 * 0.6 < x < 128 * 0.9 and 128 * 0.05 < y < 128 * 0.35
 
 
 def test_shade_is_dark_where_it_did_not_look():
@@ -59,31 +58,19 @@ def test_shade_is_dark_where_it_did_not_look():
     assert shade(torch.full((4, 4), 1 / 16), (8, 8)).getextrema() == (0, 0)
 
 
-def test_panels_escape_words_and_hold_the_picture_once(attentive, grid_cnn, path):
-    maps = file_maps(attentive, grid_cnn, path, "a red")
-    page = '{% from "results/attention.html" import attention_panels %}{{ attention_panels(p) }}'
-    environment = Environment(loader=PackageLoader("captioning", "."), autoescape=True)
-
-    def panels_html(maps: AttentionMaps) -> str:
-        return environment.from_string(page).render(p=maps.panels())
-
-    found = panels_html(AttentionMaps(maps.view, ["<script>", '"'], maps.weights))
-    assert "<script>" not in found and "&lt;script&gt;" in found and 'for &quot;"' not in found
-    assert found.count("--picture: url(data:image/png") == 1
-    assert len(re.findall(r'<img alt="[^"]+" src="data:image/png;base64,', found)) == 2
-    assert panels_html(AttentionMaps(maps.view, [], maps.weights[:0]))  # nothing was written
-
-
 def test_who_attends(new_checkpoint, attentive):
     assert attends(attentive) and not attends(new_checkpoint())
 
 
-def test_the_report_shows_where_it_looked_and_names_what_it_cannot_open(attentive, data, tmp_path):
+def test_the_report_shows_where_it_looked_and_names_what_it_cannot_open(
+    attentive, grid_cnn, data, tmp_path
+):
     images = [replace(image, path=Path("none.png")) for image in data.val.images[:1]]
     dataset = CaptionDataset(images + data.val.images[1:])
-    results = {image.id: "a red square" for image in dataset.images}
-    section = Section("val", "", dataset.images, results, evaluate(results, dataset))
-    write_report(tmp_path / "r.html", "title", "", [section], (), attentive)
+    results = {image.id: 'a red <b> "square"' for image in dataset.images}
+    scores = score_captions(results, dataset.references)
+    section = Section("val", "", dataset.images, results, scores)
+    write_report(tmp_path / "r.html", "title", "", [section], (), attentive, grid_cnn)
     report = (tmp_path / "r.html").read_text()
     shown = report.count("<figure>")
     lost = report.count("none.png: no such file")

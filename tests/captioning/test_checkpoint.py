@@ -8,8 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from captioning.cnn import load_cnn
-from captioning.data.words import SPECIAL
+from captioning.cnn.pretrained import load_cnn
 from captioning.errors import CaptioningError
 from captioning.model.checkpoint import load_checkpoint
 
@@ -68,10 +67,12 @@ def test_a_flipped_bit_is_refused_or_means_nothing(new_checkpoint, tmp_path):
     ("change", "message"),
     [
         (lambda d: d.pop("format"), "format"),
-        (lambda d: d.update(format="x"), "expected a checkpoint of fastlstm.captioning/2, got 'x'"),
+        (lambda d: d.update(format="x"), "expected a checkpoint of fastlstm.captioning/3, got 'x'"),
         (lambda d: d.pop("vocabulary"), "vocabulary"),
-        (lambda d: d.update(vocabulary=[*SPECIAL, 5]), "vocabulary: expected words, got 5"),
-        (lambda d: d["vocabulary"].append("more"), "its vocabulary has [0-9]+ words, its model"),
+        (
+            lambda d: d.update(vocabulary=["a", "b"]),
+            "vocabulary: expected .*, then words",
+        ),
         (lambda d: d["model"].pop("vocab_size"), "vocab_size"),
         (lambda d: d["model"].update(depth=3), "depth"),
         (lambda d: d["model"].update(hidden_size="24"), "hidden_size: expected an integer from 1"),
@@ -82,8 +83,7 @@ def test_a_flipped_bit_is_refused_or_means_nothing(new_checkpoint, tmp_path):
         (lambda d: d["weights"].pop("encoder.bn.bias"), "Missing key.*encoder.bn.bias"),
         (lambda d: d["weights"].update(extra=torch.zeros(1)), "Unexpected key.*extra"),
         (lambda d: d["cnn"].update(depth=5), "depth"),
-        (lambda d: d["cnn"]["transform"].update(mean=(1, 2)), "transform: expected sizes"),
-        (lambda d: d["beam"].update(beam_size=0), "beam_size: expected an integer from 1"),
+        (lambda d: d["search"].update(beam_size=0), "beam_size: expected an integer from 1"),
         (lambda d: d.pop("training"), "training"),
     ],
 )
@@ -121,16 +121,13 @@ def test_other_files_are_refused_and_run_nothing(new_checkpoint, tmp_path, monke
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(CaptioningError, match="cannot read .*none.pt"):
+    with pytest.raises(CaptioningError, match="none.pt is no captioner .*No such file"):
         load_checkpoint(tmp_path / "none.pt")
 
 
-def test_a_folder_is_refused_with_the_captioner_in_it(new_checkpoint, tmp_path):
-    with pytest.raises(CaptioningError, match="cannot read .*: Is a directory$"):
+def test_a_folder_is_refused(tmp_path):
+    with pytest.raises(CaptioningError, match="is no captioner .*Is a directory"):
         load_checkpoint(tmp_path)
-    new_checkpoint().save(tmp_path / "best.pt")
-    with pytest.raises(CaptioningError, match="is a folder: expected a file, such as .*best.pt"):
-        load_checkpoint(str(tmp_path))
 
 
 def test_a_full_disk_leaves_the_old_checkpoint(new_checkpoint, tmp_path, monkeypatch):
@@ -142,7 +139,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(new_checkpoint, tmp_path, monkeyp
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(CaptioningError, match="cannot write .*No space left on device"):
+    with pytest.raises(OSError, match="No space left on device"):
         new_checkpoint().save(path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["c.pt"]

@@ -7,7 +7,6 @@ import sys
 
 import pytest
 
-from captioning.__main__ import main
 from captioning.console import printable, progress, say, short
 from captioning.errors import CaptioningError
 
@@ -88,13 +87,3 @@ def test_a_reader_that_is_gone_is_no_crash(arguments):
     done = run(sys.executable, *arguments, stdout=write)
     os.close(write)
     assert (done.returncode, done.stderr) == (1, "")
-
-
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[x] can't allocate memory: 9 TB")])
-def test_memory_that_runs_out_is_a_message(error, monkeypatch, capsys):
-    def run(_):
-        raise error
-
-    monkeypatch.setattr("captioning.__main__.run", run)
-    assert main(["demo"]) == 1
-    assert re.fullmatch("captioning: out of memory.*\n", capsys.readouterr().err)

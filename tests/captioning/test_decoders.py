@@ -11,11 +11,10 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from captioning.__main__ import main
 from captioning.data.words import END, PAD, START
 from captioning.errors import CaptioningError
-from captioning.model import DECODERS
-from captioning.model.decoder import Attentive, decoder_class
+from captioning.model.captioner import DECODERS, decoder_class
 from captioning.model.layers import WEIGHTS, freeze
-from captioning.search.decoding import DecodeConfig, beam_search, write_captions
-from captioning.settings import POOLS, BeamConfig, ModelConfig
+from captioning.search.decoding import beam_search, write_captions
+from captioning.settings import POOLS, DecodeConfig, ModelConfig
 from fastlstm import PackedLSTM, PackedLSTMCell
 
 E, H, V, GRID = 6, 8, 12, 3
@@ -118,7 +117,7 @@ def test_it_says_what_it_is(config, decoder):
     assert len(decoder.help) > 10 and set(decoder.pools) <= set(POOLS)
     assert decoder.demo["epochs"] and decoder.max_seq_length == config.max_seq_length
     assert decoder.linear.weight.shape == (V, H)
-    if isinstance(decoder, Attentive):
+    if hasattr(decoder, "attention"):
         assert "grid" in decoder.pools
 
 
@@ -136,7 +135,7 @@ def test_packed_weights(config, decoder, image, weights):
     assert len(packed) == hasattr(decoder, "lstm")
     if weights == "float32":
         greedy = [write_captions([d], [image], DecodeConfig("greedy")) for d in (frozen, decoder)]
-        beams = [beam_search(d, image, BeamConfig()) for d in (frozen, decoder)]
+        beams = [beam_search(d, image, DecodeConfig()) for d in (frozen, decoder)]
         assert greedy[0] == greedy[1] and beams[0] == beams[1]
     with torch.no_grad():
         found, _ = frozen.step(CAPTIONS[:, 0], frozen.start(image))

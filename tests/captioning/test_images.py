@@ -14,7 +14,8 @@ import torch
 from PIL import EpsImagePlugin, Image, ImageOps
 
 from captioning.data.images import MAX_PIXELS, ImageError, Transform, load_image
-from captioning.search.generate import DecodeConfig, caption_files
+from captioning.search.generate import caption_files
+from captioning.settings import DecodeConfig
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -93,7 +94,7 @@ def test_ten_thousand_pixels_a_side_are_read_and_more_is_refused(tmp_path):
         (MAX_PIXELS // 10, "broken picture"),  # its size is fine, its pixels are missed
         (MAX_PIXELS // 10 + 1, f"12800001 x 10 pixels, expected at most {MAX_PIXELS:,} in all$"),
         (2**24, "16777216 x 10 pixels"),  # Pillow warns
-        (2**25, f"too many pixels, expected at most {MAX_PIXELS:,}$"),  # Pillow refuses
+        (2**25, "broken picture .*exceeds limit"),  # Pillow refuses
     ],
 )
 def test_the_limit_of_pixels_is_the_one_that_is_told(tmp_path, width, message):

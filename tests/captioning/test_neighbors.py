@@ -1,6 +1,7 @@
 """Captions of similar training pictures rank what beam search finds; a checkpoint keeps them."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,8 +12,8 @@ from captioning.model.cider import CiderD
 from captioning.model.neighbors import Neighbors
 from captioning.search import tune
 from captioning.search.decoding import Hypothesis
-from captioning.search.generate import DecodeConfig, decode_batch, rank
-from captioning.settings import BeamConfig
+from captioning.search.generate import decode_batch, generate_captions, rank
+from captioning.settings import DecodeConfig
 
 A, B, C = [5, 6, 7, 2], [8, 9, 10, 2], [11, 12, 13, 2]
 
@@ -27,7 +28,7 @@ def three() -> Neighbors:
     directions = torch.eye(3) - 1 / 3
     directions /= directions.norm(dim=1, keepdim=True)
     mean, captions = torch.full((3,), 1 / 3), [[A, A], [B, B], [C]]
-    return Neighbors(mean, torch.eye(3), directions, captions, 2.0)
+    return Neighbors(mean, torch.eye(3), directions, captions)
 
 
 def test_agreement_is_the_mean_cider_d_weighed_by_similarity(three, monkeypatch):
@@ -56,7 +57,7 @@ def test_the_caption_that_agrees_comes_first(three):
     beams = [hypothesis(B, -1.0), hypothesis(A, -2.0)]
     first = torch.eye(3)[:1]
     found = three.agreement(first, [[B, A]])
-    assert [h.tokens for h in rank([beams], found, three.weight)[0]] == [A, B]
+    assert [h.tokens for h in rank([beams], found, 2.0)[0]] == [A, B]
     ranked = rank([beams], found, 1e-3)[0]
     assert [h.tokens for h in ranked] == [B, A]
     assert [h.score for h in ranked] == [-1 + 1e-3 * found[0][0], -2 + 1e-3 * found[0][1]]
@@ -65,25 +66,24 @@ def test_the_caption_that_agrees_comes_first(three):
 def test_only_beam_search_reads_them(new_checkpoint, data):
     one, features = new_checkpoint(), data.val.read()
     plain = {m: decode_batch(one, features, DecodeConfig(m)) for m in ("greedy", "beam")}
-    one.neighbors = Neighbors.of(data.train, data.vocabulary, 5.0)
-    assert decode_batch(one, features, DecodeConfig("greedy")) == plain["greedy"]
-    assert decode_batch(one, features, DecodeConfig("beam", neighbors=0.0)) == plain["beam"]
-    found = decode_batch(one, features, DecodeConfig("beam"))
+    one.neighbors, near = Neighbors.of(data.train, data.vocabulary), {"neighbors": 5.0}
+    assert decode_batch(one, features, DecodeConfig("greedy", **near)) == plain["greedy"]
+    assert decode_batch(one, features, DecodeConfig("beam")) == plain["beam"]
+    found = decode_batch(one, features, DecodeConfig("beam", **near))
     agreed = one.neighbors.agreement(features, [[h.tokens for h in g] for g in plain["beam"]])
     assert found == rank(plain["beam"], agreed, 5.0) != plain["beam"]
-    assert found == decode_batch(one, features, DecodeConfig("beam", neighbors=5.0))
 
 
 def test_they_are_all_training_pictures(data):
     found = Neighbors.of(data.train, data.vocabulary)
     features = data.train.read()
     torch.testing.assert_close(found.mean, features.mean(0))
-    numbers = (features - features.mean(0)) @ found.axes
+    numbers = (features - features.mean(0)) @ found.axes.float()
     covariance = numbers.T.cov()
     assert numbers.size(1) == neighbors.LEAST_AXES
     torch.testing.assert_close(covariance / covariance[0, 0], torch.eye(16), rtol=0, atol=5e-3)
     directions = numbers / numbers.norm(dim=1, keepdim=True)
-    torch.testing.assert_close(found.directions, directions, rtol=0, atol=5e-4)
+    torch.testing.assert_close(found.directions.float(), directions, rtol=0, atol=5e-4)
     assert len(found.captions) == len(features)
     for tokens, caption in zip(found.captions[3], data.train.images[3].captions, strict=True):
         assert tokens == data.vocabulary.encode(caption)[1:]
@@ -102,10 +102,10 @@ def test_a_checkpoint_keeps_them(new_checkpoint, data, tmp_path):
     checkpoint = new_checkpoint()
     checkpoint.save(tmp_path / "without.pt")
     assert load_checkpoint(tmp_path / "without.pt").neighbors is None
-    before = checkpoint.neighbors = Neighbors.of(data.train, data.vocabulary, 3.0)
+    before = checkpoint.neighbors = Neighbors.of(data.train, data.vocabulary)
     checkpoint.save(tmp_path / "c.pt")
     after = load_checkpoint(tmp_path / "c.pt").neighbors
-    assert after.weight == 3.0 and after.captions == before.captions
+    assert after.captions == before.captions
     assert torch.equal(after.mean, before.mean)
     assert torch.equal(after.axes, before.axes)
     assert torch.equal(after.directions, before.directions)
@@ -128,8 +128,9 @@ def test_training_keeps_them_if_they_help_on_val(new_checkpoint, data, monkeypat
     line = tune.choose_search(checkpoint, val, Neighbors.of(val, data.vocabulary))
     assert (checkpoint.neighbors is not None) == helps
     assert ("captions of similar training pictures" in line) == helps
-    assert not helps or checkpoint.neighbors.weight in tune.NEIGHBOR_WEIGHTS[1:]
-    assert checkpoint.beam == BeamConfig()  # the first of what is equal
+    assert (checkpoint.search.neighbors in tune.NEIGHBOR_WEIGHTS[1:]) == helps
+    # The first of what is equal.
+    assert replace(checkpoint.search, neighbors=0.0) == DecodeConfig()
 
 
 @pytest.mark.parametrize(("size", "penalty"), [(5, 0.5), (20, 0.9), (20, 1.1)])
@@ -153,17 +154,17 @@ def test_the_number_of_beams_and_the_penalty_are_what_is_best_on_val(
 
     monkeypatch.setattr(tune, "decode_batch", beams)
     tune.choose_search(checkpoint, val)
-    assert checkpoint.neighbors is None and checkpoint.beam == BeamConfig(size, penalty)
+    assert checkpoint.neighbors is None and checkpoint.search == DecodeConfig("beam", size, penalty)
 
 
 def test_beam_search_is_as_the_captioner_has_it_unless_told_otherwise(
     new_checkpoint, data, tmp_path
 ):
     checkpoint, features = new_checkpoint(), data.val.read()
-    checkpoint.beam = BeamConfig(3, 2.0)
+    checkpoint.search = DecodeConfig("beam", 3, 2.0)
     checkpoint.save(tmp_path / "c.pt")
     loaded = load_checkpoint(tmp_path / "c.pt")
-    assert loaded.beam == BeamConfig(3, 2.0)
-    found = decode_batch(loaded, features, DecodeConfig("beam"))
-    assert found == decode_batch(loaded, features, DecodeConfig("beam", 3, 2.0))
-    assert found != decode_batch(loaded, features, DecodeConfig("beam", 2, 0.0))
+    assert loaded.search == DecodeConfig("beam", 3, 2.0)
+    found = generate_captions(loaded, features)
+    assert found == generate_captions(loaded, features, DecodeConfig("beam", 3, 2.0))
+    assert found != generate_captions(loaded, features, DecodeConfig("beam", 2, 0.0))

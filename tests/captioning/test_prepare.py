@@ -110,13 +110,6 @@ def test_small_sets_are_validated_too(pictures, tmp_path, count, shares, expecte
     assert tuple(counts.values()) == expected
 
 
-def test_splits_too_small_to_score_are_told(run, tmp_path, capsys):
-    assert run("--val", "0.1", "--test", "0") == 0
-    out = capsys.readouterr().out
-    assert "note: val is small: scores of under 50 pictures mean little" in out
-    assert "test is small" not in out
-
-
 @pytest.mark.parametrize("source", ["captions.txt", "."])
 def test_the_pictures_are_found_in_a_folder_beside_the_captions(run, pictures, tmp_path, source):
     assert run(source=pictures.parent / source) == 0

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from captioning.cnn import CNNConfig
+from captioning.cnn.pretrained import CNNConfig
 from captioning.data.words import END, PAD, SPECIAL, START, UNK, Vocabulary
 from captioning.model.captioner import Captioner
 from captioning.model.checkpoint import Checkpoint
-from captioning.search.generate import DecodeConfig, decode_batch, generate_captions
-from captioning.settings import ModelConfig
+from captioning.search.generate import decode_batch, generate_captions
+from captioning.settings import DecodeConfig, ModelConfig
 
 C, GRID, V = 6, 2, 12
 

@@ -50,7 +50,7 @@ def test_shows_the_best_the_worst_and_some_others(section, report):
     for i in [*range(8), *range(COUNT - 8, COUNT), *drawn]:
         assert f"caption {i}." in text and f"reference {i}<" in text
     assert text.count("<figure>") == 24
-    assert text.count("<svg") == 3  # loss, CIDEr-D, distribution of scores
+    assert text.count("<svg") == 2  # loss, CIDEr-D
 
 
 def test_is_one_file_that_loads_nothing_and_runs_nothing(report):

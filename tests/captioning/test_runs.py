@@ -1,13 +1,11 @@
 """One command that stands for several runs: members, and both stages."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
 from captioning.__main__ import main
 from captioning.model.checkpoint import load_checkpoint
-from captioning.settings import BeamConfig
+from captioning.settings import DecodeConfig
 from captioning.training import pipeline, setup
 
 
@@ -61,18 +59,17 @@ def test_members_are_trained_on_one_feature_cache_and_scored_together(
 def test_one_search_is_chosen_for_all_members_and_kept_in_each(train, tmp_path, monkeypatch):
     def choose(checkpoint, val, neighbors):
         assert len(checkpoint.models) == 2 and checkpoint.neighbors is None
-        checkpoint.beam = BeamConfig(3, 0.5)
-        checkpoint.neighbors = neighbors and replace(neighbors, weight=2.0)
+        checkpoint.search, checkpoint.neighbors = DecodeConfig("beam", 3, 0.5, 2.0), neighbors
         return "chosen"
 
     monkeypatch.setattr(pipeline, "choose_search", choose)
     command = [*train, "--members", "2", "--epochs", "1"]
     files = [tmp_path / "run" / name / "best.pt" for name in "12"]
-    for more, weights in ((), [2.0, 2.0]), (("--resume", "--no-neighbors"), [None, None]):
+    for more, kept in ((), True), (("--resume", "--no-neighbors"), False):
         assert main([*command, *more]) == 0
         found = [load_checkpoint(path) for path in files]
-        assert [one.beam for one in found] == [BeamConfig(3, 0.5)] * 2
-        assert [one.neighbors and one.neighbors.weight for one in found] == weights
+        assert [one.search for one in found] == [DecodeConfig("beam", 3, 0.5, 2.0)] * 2
+        assert [one.neighbors is not None for one in found] == [kept] * 2
 
 
 def test_a_captioner_to_start_from_may_lie_in_the_output(train, tmp_path, capsys):

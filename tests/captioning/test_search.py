@@ -10,14 +10,14 @@ from captioning.data.words import END, PAD, START, UNK
 from captioning.errors import CaptioningError
 from captioning.model.lstm import DecoderRNN
 from captioning.search import decoding
-from captioning.search.decoding import DecodeConfig, Hypothesis, random_words, write_tokens
-from captioning.settings import BeamConfig, ModelConfig
+from captioning.search.decoding import Hypothesis, random_words, write_tokens
+from captioning.settings import DecodeConfig, ModelConfig
 
 E, V, STEPS = 5, 7, 3  # words 4, 5, 6
 
 
 def beam_search(model, image, beam_size=5, length_penalty=0.7) -> list[list[Hypothesis]]:
-    return decoding.beam_search(model, image, BeamConfig(beam_size, length_penalty))
+    return decoding.beam_search(model, image, DecodeConfig("beam", beam_size, length_penalty))
 
 
 def greedy_search(model, image) -> list[Hypothesis]:

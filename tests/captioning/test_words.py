@@ -70,12 +70,9 @@ def test_order_of_captions_does_not_matter():
     assert Vocabulary.build(captions).words == Vocabulary.build(captions[::-1]).words
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [(["a", "b", "c", "d"], "expected it to begin with"), ([*SPECIAL, "a", "a"], "more than once")],
-)
-def test_broken_vocabularies_are_refused(words, message):
-    with pytest.raises(CaptioningError, match=message):
+@pytest.mark.parametrize("words", [["a", "b", "c", "d"], [*SPECIAL, "a", "a"]])
+def test_broken_vocabularies_are_refused(words):
+    with pytest.raises(CaptioningError, match="vocabulary: expected .*, then words, each once"):
         Vocabulary(words)
 
 
