@@ -71,7 +71,7 @@ class ModelConfig:
         max_seq_length: maximum number of tokens of a caption, <end> included.
         dropout: of the embeddings, between LSTM layers and of what the output layer reads.
         image_at: the steps at which the lstm decoder reads the image, "first" or "every".
-        decoder: a name in `captioning.model.DECODERS`.
+        decoder: a name in `captioning.DECODERS`.
         grid: side of the square of cells if the CNN pools to "grid", else 0.
     """
 

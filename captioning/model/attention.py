@@ -35,7 +35,7 @@ class AttentionState(NamedTuple):
 
 
 class AttentionDecoder(nn.Module):
-    """An LSTM cell with soft attention over the cells; a `captioning.model.Decoder`.
+    """An LSTM cell with soft attention over the cells; a `captioning.Decoder`.
 
     The image is `config.grid` x `config.grid` cells, row by row. The state and the cells are
     compared in the size of the embedding, E.

@@ -42,7 +42,7 @@ class Encoder(nn.Module):
 
 
 class Captioner(nn.Module):
-    """Features of pictures in, captions out, by an LSTM of `captioning.model.LSTMS`."""
+    """Features of pictures in, captions out, by an LSTM of `layers.LSTMS`."""
 
     def __init__(self, config: ModelConfig, lstm: str = "fastlstm") -> None:
         super().__init__()

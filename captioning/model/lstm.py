@@ -33,7 +33,7 @@ class State(NamedTuple):
 
 
 class DecoderRNN(nn.Module):
-    """An LSTM that reads an image vector and writes a caption; a `captioning.model.Decoder`."""
+    """An LSTM that reads an image vector and writes a caption; a `captioning.Decoder`."""
 
     help = "an LSTM that reads one vector for each picture"
     pools: tuple[str, ...] = ("avg", "2x2")
