@@ -150,7 +150,7 @@ void Matrix::multiply_in_use(const Range& panels, const void* const* a, int64_t 
     some.panel = room.data<void>();
     const int64_t after = i + 1 < panels.end * pieces ? i + 1 : next ? next->begin * pieces : 0;
     Prefetch prefetch = fetch(after / pieces, after % pieces * terms, terms_of(after), some);
-    if (after > i) some.prefetch = &prefetch;
+    if (after > i && rows < product_->rows_beside_fetching) some.prefetch = &prefetch;
     product_->multiply(some);
   }
 }

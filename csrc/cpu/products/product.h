@@ -157,6 +157,8 @@ struct ProductTuning {
   // to hide the latency of multiply-adds.
   int64_t panels = 1, panels_of_one_row = 1;
   const char* instructions = nullptr;  // the instruction set, for people
+  // From so many rows on, waiting for the next panel costs less than fetching it beside them.
+  int64_t rows_beside_fetching = 64;
   // With fewer rows another product of the same panels is faster, if there is one: it gives the
   // same bits.
   int64_t many_rows = 0;
