@@ -1,4 +1,7 @@
-"""Programs in C++ that a test builds and runs: those of tests/kernels, tests/simt and tests/ptx."""
+"""Programs in C++ that a test builds and runs: those of tests/kernels, tests/simt and tests/ptx.
+
+They lie in build/, so that they are built once for all processes of a run, and for the next run.
+"""
 
 import fcntl
 import os
@@ -38,9 +41,14 @@ def make(source, folder, *arguments, cxx=CXX):
         check("make", "-C", str(ROOT / "tests" / source), "-j2", *variables, *arguments)
 
 
-def names_of_cases(build):
-    """Of the program that `build` builds, or none where it cannot: then test_builds says why."""
-    try:
-        return [] if missing() else check(build(), "--list").splitlines()
-    except AssertionError:
-        return []
+def cases_of(program, *groups):
+    """The names of a program's cases, or of those whose names begin with one of the groups."""
+    names = check(program, "--list").splitlines()
+    return [name for name in names if not groups or name.startswith(tuple(f"{g}/" for g in groups))]
+
+
+def check_cases(program, *groups):
+    """Runs them, of which there must be some, in one process."""
+    names = cases_of(program, *groups)
+    assert names, f"no case of {', '.join(groups)}"
+    check(program, *names)

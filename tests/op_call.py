@@ -29,6 +29,33 @@ def dtype_of(kind: str) -> torch.dtype:
     return dtype
 
 
+KINDS = ["float32", "tf32", "bfloat16", "float16"]
+RAGGED: dict[str, Any] = {"form": "lengths", "reset": True, "directions": 2}
+PACKED: dict[str, Any] = {"form": "packed", "directions": 2}
+# What each engine of a GPU has to do, in an emulator and on a GPU.
+OF_A_GPU: list[tuple[str, dict[str, Any]]] = [
+    *((engine, {"form": form, "directions": 2})
+      for engine in ("stepwise", "persistent", "persistent:16x8x2")
+      for form in ("dense", "packed", "lengths")),
+    ("stepwise", {"h_mask": True, "reset": True, "bias": False}),
+    ("stepwise", {"h_mask": True, **RAGGED}),
+    ("stepwise", {"h_mask": True, **PACKED}),
+    ("stepwise", {"norms": True}),
+    ("stepwise", {"norms": True, **RAGGED}),
+    ("stepwise", {"norms": True, **PACKED}),
+    ("stepwise", {"norms": True, "h_mask": True, "reset": True, "bias": False}),
+    ("stepwise", {"norms": True, "hidden_size": 70, "steps": 2, "batch": 3}),
+    # Blocks exchange padded rows; what is returned and saved has none, nor have gradients.
+    ("persistent", RAGGED),
+    ("persistent", {"bias": False, "hidden_size": 13}),
+    ("persistent", {"hidden_size": 10, **PACKED}),
+    ("persistent", {"hidden_size": 13, **RAGGED}),
+    ("persistent", {"steps": 1}),
+    ("persistent", {"batch": 1}),
+    ("persistent", {"batch": 21, "steps": 3, **PACKED}),
+]  # fmt: skip
+
+
 class Call:
     """A sample in one dtype, as the ops take it, and as tests may change it.
 
@@ -147,6 +174,11 @@ class Call:
             engine,
         )
         return results
+
+    def check(self, engine: str) -> None:
+        saved = self.forward(engine)
+        self.check_forward(saved)
+        self.check_backward(self.backward(saved, engine))
 
     def check_close(self, actual: Tensor, expected: Tensor, what: str) -> None:
         assert actual.shape == expected.shape, what

@@ -19,7 +19,6 @@ def program(*cxx, flags=()):
 def check_every_case(*command):
     """Returns the instruction sets that they are of."""
     cases = check(*command, "--list").splitlines()
-    assert len(cases) > 15
     check(*command, *cases)
     return {case.split("/")[0] for case in cases} - {"bits"}  # which compares them
 

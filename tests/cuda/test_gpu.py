@@ -2,7 +2,6 @@
 
 import copy
 import os
-import warnings
 from itertools import product
 
 import op_call
@@ -18,8 +17,6 @@ pytestmark = [
     pytest.mark.skipif(not _build.has_kernels("cuda"), reason="no CUDA kernels were built"),
 ]
 
-KINDS = ["float32", "tf32", "bfloat16", "float16"]
-
 
 def require(engine):
     gpu = torch.cuda.get_device_properties()
@@ -29,49 +26,12 @@ def require(engine):
         pytest.skip("FASTLSTM_FREE_SMS leaves the persistent engine no multiprocessor")
 
 
-def Call(kind, *args, **options):
-    return op_call.Call(kind, *args, ops=torch.ops.fastlstm, device="cuda", **options)
-
-
-@pytest.mark.parametrize("engine", ["stepwise", "persistent", "persistent:16x8x2"])
-@pytest.mark.parametrize("form", ["dense", "packed", "lengths"])
-@pytest.mark.parametrize("kind", KINDS, indirect=True)
-def test_engine(kind, form, engine):
+@pytest.mark.parametrize("engine, options", op_call.OF_A_GPU, ids=str)
+@pytest.mark.parametrize("kind", [*op_call.KINDS, "float64"], indirect=True)
+def test_engine(kind, engine, options):
     require(engine)
-    call = Call(kind, form, directions=2)
-    saved = call.forward(engine)
-    call.check_forward(saved)
-    call.check_backward(call.backward(saved, engine))
-
-
-@pytest.mark.parametrize("kind", ["float32", "tf32", "bfloat16"], indirect=True)
-@pytest.mark.parametrize(
-    "options",
-    [
-        dict(reset=True),
-        dict(hidden_size=13),
-        dict(hidden_size=100, batch=17),
-        dict(steps=1),
-        dict(batch=1),
-        dict(batch=70, form="packed", directions=2, steps=9),
-        dict(batch=70, form="lengths", directions=2, steps=9, reset=True),
-    ],
-    ids=str,
-)
-def test_options(kind, options):
-    require("persistent")
-    call = Call(kind, **options)
-    saved = call.forward("persistent")
-    call.check_forward(saved)
-    call.check_backward(call.backward(saved, "persistent"))
-
-
-@pytest.mark.parametrize("form", ["dense", "packed", "lengths"])
-def test_float64(form):
-    call = Call("float64", form, directions=2)
-    saved = call.forward("auto")
-    call.check_forward(saved)
-    call.check_backward(call.backward(saved, "auto"))
+    if kind != "float64" or engine == "stepwise":
+        op_call.Call(kind, **options, ops=torch.ops.fastlstm, device="cuda").check(engine)
 
 
 # The layers of the tests below: dtype, hidden_size, batch.
@@ -123,7 +83,7 @@ def run(lstm, x):
     ]
 
 
-@pytest.mark.parametrize("kind", KINDS, indirect=True)
+@pytest.mark.parametrize("kind", op_call.KINDS, indirect=True)
 @pytest.mark.parametrize("batch", [1, 16, 64, 128])
 @pytest.mark.parametrize("hidden_size", [256, 1024])
 def test_errors_are_like_those_of_nn_lstm(kind, batch, hidden_size):
@@ -150,12 +110,6 @@ def test_same_bits_every_time(dtype):
     first = run(lstm, x)
     for _ in range(10):
         assert all(torch.equal(a, b) for a, b in zip(first, run(lstm, x), strict=True))
-
-
-def test_many_steps():
-    require("persistent")
-    lstm, x = large(torch.bfloat16, hidden_size=256, batch=3, steps=5000)
-    assert all(t.isfinite().all() for t in run(lstm, x))
 
 
 def test_large_batch():
@@ -230,40 +184,6 @@ def test_two_streams():
         assert all(torch.equal(a, b) for a, b in zip(result, expected[i % 2], strict=True))
 
 
-def test_two_streams_and_a_third():
-    """Whether kernels of a third stream run while a persistent launch waits for another to end."""
-    require("persistent")
-    lstm, x = large(torch.bfloat16, hidden_size=1024, steps=4000)
-    with torch.no_grad():
-        expected, other = lstm(x)[0], torch.ones(8, device="cuda")
-        torch.cuda.synchronize()
-        streams = [torch.cuda.Stream() for _ in range(3)]
-        outputs, ends = [], []
-        for stream in streams:
-            with torch.cuda.stream(stream):
-                if stream is streams[2]:
-                    other += 1
-                else:
-                    outputs.append(lstm(x)[0])
-                ends.append(stream.record_event())
-    ends[2].synchronize()
-    waited = ends[0].query()
-    warnings.warn(
-        f"a third stream {'waits for' if waited else 'overtakes'} a pending launch", stacklevel=1
-    )
-    torch.cuda.synchronize()
-    assert all(torch.equal(output, expected) for output in outputs) and (other == 2).all()
-
-
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one device")
-def test_other_device():
-    lstm, x = large(torch.bfloat16)
-    expected = run(lstm, x)
-    results = run(lstm.to("cuda:1"), x.detach().to("cuda:1").requires_grad_())
-    for a, b in zip(expected, results, strict=True):
-        torch.testing.assert_close(a, b.to(a.device), rtol=1e-2, atol=1e-2)
-
-
 def test_no_synchronization():
     lstm, x = large(torch.bfloat16, steps=20)
     lengths = torch.randint(0, 21, (64,), device="cuda")
@@ -305,12 +225,3 @@ def test_compile(dynamic):
     assert torch.equal(y, expected[0])  # of the same engine
     y.float().square().sum().backward()
     assert x.grad.isfinite().all()
-
-
-def test_autocast():
-    lstm, x = large(torch.float32, hidden_size=128, steps=12)
-    with torch.autocast("cuda", torch.bfloat16):
-        y, _ = lstm(x)
-    assert y.dtype == torch.bfloat16
-    y.float().sum().backward()
-    assert x.grad.dtype == torch.float32 and x.grad.isfinite().all()

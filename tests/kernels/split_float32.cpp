@@ -172,31 +172,6 @@ void check_overflow(const Product& product, unsigned seed) {
           c[i]);
 }
 
-// The planes of a number add up to it, but for what they leave out.
-void check_planes(const Product& product, unsigned seed) {
-  constexpr uint32_t kExtremes[] = {0x7f7fffff, 0xff7fffff, 0x7f7f8000, 0};
-  std::mt19937 random(seed);
-  for (int i = 0; i < 1000; ++i) {
-    const uint32_t bits = i < 4 ? kExtremes[i] : uint32_t(random());
-    const uint32_t exponent = bits >> 23 & 0xff;
-    if (exponent == 0xff || (bits && exponent < 17)) continue;  // the second plane is subnormal
-    float x, sum = 0;
-    std::memcpy(&x, &bits, sizeof x);
-    char encoded[4 * 32] = {};
-    product.encode(&x, 1, encoded);
-    for (const int64_t plane : {1, 0}) {
-      uint16_t half;
-      std::memcpy(&half, encoded + 64 * plane, sizeof half);
-      const uint32_t wide = uint32_t(half) << 16;
-      float part;
-      std::memcpy(&part, &wide, sizeof part);
-      sum += part;
-    }
-    check(std::fabs(sum - x) <= (i < 4 ? 0x1p-15 : 0x1p-17) * std::fabs(x), x,
-          " is split into parts of ", sum);
-  }
-}
-
 // Columns of rows become rows, as encoding them gives.
 void check_transposed(const Product& product, unsigned seed) {
   Problem p(seed);
@@ -228,7 +203,6 @@ void add_cases(const std::string& name, const Product& product) {
   add("rows alone", check_rows_alone);
   add("special values", check_special);
   add("overflow", check_overflow);
-  add("planes", check_planes);
   add("transposed", check_transposed);
 }
 

@@ -74,15 +74,6 @@ def test_rows_and_advice(clock: Callable[..., None], capsys: pytest.CaptureFixtu
     ]
 
 
-def test_the_ways_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(MODULE, "seconds_of", lambda run, device: (run(), 1.0 + len(calls))[1])
-    calls: list[str] = []
-    steps = [lambda: calls.append("a"), lambda: calls.append("b")]
-    times = MODULE._alternate(steps, torch.device("cpu"), 0, quiet=True)
-    assert "".join(calls) == "aabb" + "abbaabbaab"
-    assert times == [[6.0, 9.0, 10.0, 13.0, 14.0], [7.0, 8.0, 11.0, 12.0, 15.0]]
-
-
 def test_the_codes_are_the_ways() -> None:
     """What a row says to write gives the outputs that the row was compared by."""
     model, given = Tagger().eval(), inputs()
@@ -92,16 +83,6 @@ def test_the_codes_are_the_ways() -> None:
         names = {"fastlstm": fastlstm, "torch": torch, "model": copy.deepcopy(model)}
         found = eval(row.code, names)(*given)["tags"]
         assert (found - expected).abs().max().item() <= row.difference + 1e-6
-
-
-def test_training(clock: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
-    clock(2.0, 1.0, 2.0, 1.0)
-    model, (packed, state) = Tagger(), inputs()
-    leaf = packed.data.requires_grad_()
-    rows = compare(model, packed, state, training=True, seconds=0)
-    assert [row.name for row in rows] == WAYS[:2]
-    assert leaf.grad is None
-    assert "Nothing is faster than nn.LSTM." in capsys.readouterr().out
 
 
 def test_the_model_stays_as_it_is() -> None:
@@ -114,14 +95,6 @@ def test_the_model_stays_as_it_is() -> None:
     assert type(model[0]) is nn.LSTM and model.training and model[0].training
     assert all(p.grad is None for p in model.parameters())
     assert not model[0]._forward_pre_hooks
-
-
-def test_a_noisy_machine(clock: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
-    """It hides small gains only."""
-    for ours, hides in ((8.0, True), (1.0, False)):
-        clock(8.0, 6.0, ours, 1.0, of_rounds=(0.8, 1.2))
-        compare(nn.LSTM(4, 8), torch.randn(5, 3, 4), training=True, seconds=0)
-        assert ("too noisy to tell" in capsys.readouterr().out) == hides
 
 
 def test_what_cannot_run_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,13 +124,6 @@ def test_errors() -> None:
             compare(model)
     with pytest.raises(TypeError, match="is scripted"):
         compare(torch.jit.script(nn.LSTM(4, 8)))
-
-
-def test_the_engines_of_a_gpu_by_name() -> None:
-    ways = list(MODULE._ways(torch.device("cuda"), False))
-    assert [name for name, *_ in ways] == [*WAYS[:2], "engine stepwise", "engine persistent"]
-    made = ways[2][2](nn.Sequential(nn.LSTM(4, 8)))
-    assert made[0].engine == "stepwise"
 
 
 def model_and_inputs() -> tuple[Any, ...]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from samples import ROUTES, Route
 from torch import Tensor, nn
-from torch.func import functional_call, functionalize, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+from torch.func import functional_call, functionalize, grad, hessian, jacfwd, jacrev, jvp, vmap
 
 import fastlstm
 from fastlstm import _build, reference
@@ -87,19 +87,6 @@ def no_reference(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_reference")
-def test_the_op_serves_first_derivatives(lstm: fastlstm.LSTM) -> None:
-    x = torch.randn(5, 4, 3, dtype=torch.float64)
-    weights = {n: p.detach() for n, p in lstm.named_parameters()}
-    per_sample = vmap(grad(lambda w, x: loss(lstm, w, x)), in_dims=(None, 0))(weights, x)
-    assert per_sample["weight_hh_l0"].shape == (5, 16, 4)
-    vmap(lambda x: lstm(x)[0])(x)
-    jacrev(lambda x: lstm(x)[0])(x)
-    vmap(lambda w: functional_call(lstm, w, (x,))[0])({n: w[None] for n, w in weights.items()})
-    cell = fastlstm.LSTMCell(3, 4)
-    vmap(cell)(torch.randn(5, 3))
-
-
-@pytest.mark.usefixtures("no_reference")
 def test_vmap_is_one_call(lstm: fastlstm.LSTM, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of each op for each layer; an ensemble's members have one each."""
     calls: list[int] = []
@@ -158,10 +145,6 @@ def test_vmap_over_any_dimension(route: Route, dim: int) -> None:
     torch.testing.assert_close(found, torch.stack([lstm(x[..., k])[0] for k in range(5)], 1))
 
 
-def test_vmap_of_an_empty_batch(lstm: fastlstm.LSTM) -> None:
-    assert vmap(lambda x: lstm(x)[0])(torch.zeros(5, 4, 0, 3).double()).shape == (5, 4, 0, 8)
-
-
 @every_route
 def test_gradients_outside_of_vmap(route: Route) -> None:
     """backward() through a vmap: the samples' gradients add up."""
@@ -172,25 +155,6 @@ def test_gradients_outside_of_vmap(route: Route) -> None:
     lstm.zero_grad()
     lstm(x.transpose(0, 1))[0].sin().sum().backward()
     torch.testing.assert_close(found, grads(dict(lstm.named_parameters())), **CLOSE)
-
-
-@every_route
-def test_second_derivatives(route: Route) -> None:
-    """A step of gradient descent inside, a gradient through it outside (MAML), by both kinds."""
-    lstm = make(route, num_layers=1)
-    x = torch.randn(4, 2, 3, dtype=torch.float64).to(route.device)
-    weights = {n: p.detach() for n, p in lstm.named_parameters()}
-
-    def outer(weights: dict[str, Tensor]) -> Tensor:
-        inner = grad(lambda w: loss(lstm, w, x))(weights)
-        return loss(lstm, {n: w - 0.1 * inner[n] for n, w in weights.items()}, x)
-
-    found = grad(outer)(weights)
-    leaves = {n: w.clone().requires_grad_() for n, w in weights.items()}
-    outer(leaves).backward()
-    torch.testing.assert_close(found, grads(leaves), **CLOSE)
-    lstm.engine = "reference"
-    torch.testing.assert_close(found, grad(outer)(weights), **CLOSE)
 
 
 @every_route
@@ -208,15 +172,6 @@ def test_second_derivatives_with_every_option(route: Route) -> None:
     torch.testing.assert_close(
         found, hessian(lambda x: loss(lstm, weights, x, **given))(x), **CLOSE
     )
-
-
-def test_forward_over_a_pullback(lstm: fastlstm.LSTM) -> None:
-    """vjp outside of jvp: forward mode meets the backward of the op."""
-    x = torch.randn(3, 2, 3, dtype=torch.float64)
-    output, pull = vjp(lambda x: lstm(x)[0], x)
-    cotangent = torch.randn_like(output)
-    _, found = jvp(lambda g: pull(g)[0], (cotangent,), (cotangent * 2,))
-    torch.testing.assert_close(found, 2 * pull(cotangent)[0], **CLOSE)
 
 
 @pytest.mark.parametrize("kind", ["projection", "autocast"])
@@ -237,47 +192,6 @@ def test_jacobians(lstm: fastlstm.LSTM) -> None:
     expected = torch.autograd.functional.jacobian(lambda x: lstm(x)[0], x)
     torch.testing.assert_close(reverse, expected, **CLOSE)
     torch.testing.assert_close(forward, expected, **CLOSE)
-
-
-def test_jvp_is_the_transpose_of_vjp(lstm: fastlstm.LSTM) -> None:
-    x, tangent = (torch.randn(3, 2, 3, dtype=torch.float64) for _ in range(2))
-    output, pushed = jvp(lambda x: lstm(x)[0], (x,), (tangent,))
-    _, pull = vjp(lambda x: lstm(x)[0], x)
-    cotangent = torch.randn_like(output)
-    torch.testing.assert_close(
-        (pushed * cotangent).sum(), (pull(cotangent)[0] * tangent).sum(), **CLOSE
-    )
-
-
-def test_hessian_vector_product(lstm: fastlstm.LSTM) -> None:
-    """The op's double backward gives what the transforms give by the reference."""
-    x, v = (torch.randn(2, 1, 3, dtype=torch.float64) for _ in range(2))
-    weights = {n: p.detach() for n, p in lstm.named_parameters()}
-
-    def function(x: Tensor) -> Tensor:
-        return loss(lstm, weights, x)
-
-    expected = torch.tensordot(hessian(function)(x), v, dims=3)
-    leaf = x.clone().requires_grad_()
-    (first,) = torch.autograd.grad(function(leaf), leaf, create_graph=True)
-    (found,) = torch.autograd.grad((first * v).sum(), leaf)
-    torch.testing.assert_close(found, expected, **CLOSE)
-
-
-def test_forward_mode_without_transforms(lstm: fastlstm.LSTM) -> None:
-    x, tangent = (torch.randn(3, 2, 3, dtype=torch.float64) for _ in range(2))
-    with torch.autograd.forward_ad.dual_level():
-        dual = torch.autograd.forward_ad.make_dual(x, tangent)
-        found = torch.autograd.forward_ad.unpack_dual(lstm(dual)[0]).tangent
-    expected = jvp(lambda x: lstm(x)[0], (x,), (tangent,))[1]
-    torch.testing.assert_close(found, expected, **CLOSE)
-
-
-def test_cell(lstm: fastlstm.LSTM) -> None:
-    cell = fastlstm.LSTMCell(3, 4, dtype=torch.float64)
-    x = torch.randn(5, 3, dtype=torch.float64)
-    found = vmap(lambda x: cell(x)[0])(x)
-    torch.testing.assert_close(found, cell(x)[0], **CLOSE)
 
 
 def test_functionalize(lstm: fastlstm.LSTM) -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-import math
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations
 
 import fastlstm
 from fastlstm import init
@@ -56,39 +54,3 @@ def test_orthogonal(make: Any) -> None:
         assert not torch.equal(blocks[0], blocks[1])
     changed = {n for n, p in module.state_dict().items() if not torch.equal(p, before[n])}
     assert changed == {n for n in before if n.startswith("weight_hh")}
-
-
-def test_orthogonal_projection() -> None:
-    module = init.orthogonal_(fastlstm.LSTM(3, 64, proj_size=8))
-    for block in module.weight_hh_l0.detach().chunk(4):
-        torch.testing.assert_close(block.t() @ block, torch.eye(8), rtol=0, atol=1e-5)
-
-
-def test_the_default_is_that_of_torch() -> None:
-    torch.manual_seed(0)
-    ours = fastlstm.LSTM(3, 64)
-    torch.manual_seed(0)
-    theirs = nn.LSTM(3, 64)
-    pairs = zip(ours.parameters(), theirs.parameters(), strict=True)
-    assert all(torch.equal(a, b) for a, b in pairs)
-
-
-def test_forgetting_starts_where_it_is_told() -> None:
-    """With zero input and weights, c shrinks by sigmoid(1) a step."""
-    module = fastlstm.LSTM(3, 4)
-    for parameter in module.parameters():
-        nn.init.zeros_(parameter)
-    init.forget_bias_(module)
-    zeros = torch.zeros(1, 2, 4)
-    _, (_, c_n) = module(torch.zeros(5, 2, 3), (zeros, zeros + 1))
-    torch.testing.assert_close(c_n, (zeros + 1) * (1 / (1 + math.exp(-1))) ** 5)
-
-
-def test_errors() -> None:
-    with pytest.raises(TypeError, match="lstm: expected an LSTM or an LSTMCell, got GRU"):
-        init.orthogonal_(nn.GRU(3, 4))
-    with pytest.raises(ValueError, match="with biases, got one with bias=False"):
-        init.forget_bias_(fastlstm.LSTM(3, 4, bias=False))
-    lstm = parametrizations.weight_norm(fastlstm.LSTM(3, 4), "weight_hh_l0")
-    with pytest.raises(ValueError, match="weight_hh_l0 to be a parameter, got one made from"):
-        init.orthogonal_(lstm)

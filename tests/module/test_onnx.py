@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import copy
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -70,27 +69,31 @@ def export(model: Model, given: str) -> Any:
 
 @needs_op
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+@pytest.mark.parametrize("weights", [None, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
     ("given", "options"),
     [
         ("", {}),
-        ("state", {"num_layers": 2, "bidirectional": True, "batch_first": True}),
-        ("lengths and state", {"num_layers": 2, "bidirectional": True}),
-        ("lengths", {"bias": False, "batch_first": True}),
+        ("lengths and state", {"num_layers": 2, "bidirectional": True, "batch_first": True}),
+        ("lengths", {"bias": False}),
     ],
 )
-def test_onnxruntime_gives_the_same(given: str, options: dict[str, Any]) -> None:
-    model = Model(**options)
+def test_onnxruntime_gives_the_same(given: str, options: dict[str, Any], weights: Any) -> None:
+    """Of a prepacked layer with the same weights, and nothing else rounded."""
+    model = Model(**options).eval()
+    if weights:
+        fastlstm.prepack(model, weights)
     proto = export(model, given)
     onnx.checker.check_model(proto)
     nodes = collections.Counter(node.op_type for node in proto.graph.node)
     assert nodes["LSTM"] == model.lstm.num_layers and "Loop" not in nodes and "Scan" not in nodes
     session = onnxruntime.InferenceSession(proto.SerializeToString())
+    whole = fastlstm.unpack(copy.deepcopy(model)) if weights else model
     for batch, steps in ((3, 6), (1, 9), (4, 2)):
         example = inputs(model, batch, steps, given)
         found = session.run(None, {name: t.numpy() for name, t in example.items()})
         with torch.no_grad():
-            expected = model(**example)
+            expected = whole(**example)
         for a, b in zip(found, expected, strict=True):
             torch.testing.assert_close(torch.from_numpy(a), b, rtol=1e-5, atol=1e-5)
 
@@ -137,74 +140,9 @@ def causes(error: BaseException) -> str:
     return f"{error}\n" + ("" if cause is None else causes(cause))
 
 
-@needs_op
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
-@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(
-    ("given", "options"),
-    [
-        ("", {"bias": False}),
-        ("lengths and state", {"num_layers": 2, "bidirectional": True, "batch_first": True}),
-    ],
-)
-def test_packed_layers(given: str, options: dict[str, Any], weights: Any) -> None:
-    model = Model(**options)
-    with torch.no_grad():  # rows of different scales
-        for name, parameter in model.lstm.named_parameters():
-            if name.startswith("weight_"):
-                parameter *= torch.rand(len(parameter), 1) * 4
-    fastlstm.prepack(model.eval(), weights)
-    proto = export(model, given)
-    onnx.checker.check_model(proto)
-    nodes = collections.Counter(node.op_type for node in proto.graph.node)
-    assert nodes["LSTM"] == model.lstm.num_layers
-    session = onnxruntime.InferenceSession(proto.SerializeToString())
-    unpacked = fastlstm.unpack(copy.deepcopy(model))  # the same weights, nothing else rounded
-    for batch, steps in ((3, 6), (1, 9), (4, 2)):
-        example = inputs(model, batch, steps, given)
-        found = session.run(None, {name: t.numpy() for name, t in example.items()})
-        with torch.no_grad():
-            expected = unpacked(**example)
-        for a, b in zip(map(torch.from_numpy, found), expected, strict=True):
-            assert a.shape == b.shape and (a - b).norm() <= 1e-6 * b.norm()
-
-
-@needs_op
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
-@pytest.mark.parametrize(
-    ("dtype", "weights", "message"),
-    [
-        (torch.bfloat16, None, "expected packed layers of float32 or float64, got"),
-        (torch.float16, None, "expected packed layers of float32 or float64, got"),
-        (torch.float32, torch.int8, "no LSTM of int8 weights: export the model before prepack"),
-    ],
-    ids=str,
-)
-def test_packed_layers_that_are_refused(
-    dtype: torch.dtype, weights: torch.dtype | None, message: str
-) -> None:
-    lstm = fastlstm.prepack(fastlstm.LSTM(3, 5, dtype=dtype).eval(), weights)
-    with pytest.raises(torch.onnx.errors.OnnxExporterError) as error:
-        torch.onnx.export(
-            lstm,
-            (torch.randn(4, 2, 3, dtype=dtype),),
-            dynamo=True,
-            custom_translation_table=fastlstm.onnx.translations(),
-            verbose=False,
-        )
-    assert message in causes(error.value)
-
-
 def test_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_build, "_reason", "it was not built")
     with pytest.raises(RuntimeError, match=r"onnx: the extension is not available .* to=\"torch\""):
-        fastlstm.onnx.translations()
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
-def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "onnx_ir", None)
-    with pytest.raises(ImportError, match=r"^onnx needs onnx_ir: pip install 'fastlstm\[onnx\]'"):
         fastlstm.onnx.translations()
 
 
@@ -237,24 +175,6 @@ def test_a_plain_call_needs_no_translations(monkeypatch: pytest.MonkeyPatch) -> 
     program = torch.onnx.export(lstm, (x,), dynamo=True, verbose=False)
     assert [node.op_type for node in program.model.graph].count("LSTM") == 2
     torch.testing.assert_close(program(x)[0], lstm(x)[0].detach())
-
-
-def test_the_translations_are_named_for_an_option(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fastlstm.onnx, "were_made", False)
-
-    class Options(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.lstm = fastlstm.LSTM(3, 5)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.lstm(x, lengths=torch.tensor([6, 3]))[0]  # type: ignore[no-any-return]
-
-    with (
-        pytest.warns(RuntimeWarning, match=r"custom_translation_table=fastlstm.onnx.translations"),
-        pytest.raises(Exception, match="fastlstm.lstm"),
-    ):
-        torch.onnx.export(Options().eval(), (torch.randn(6, 2, 3),), dynamo=True, verbose=False)
 
 
 def test_a_cell_needs_no_translations(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,6 @@ import pytest
 import torch
 from packed_layers import (
     LAYERS,
-    SMALLER,
     calls,
     every_layer,
     every_weights,
@@ -20,9 +19,9 @@ from packed_layers import (
     small,
 )
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.nn.utils.rnn import PackedSequence
 
-from fastlstm import LSTM, LSTMCell, _build
+from fastlstm import LSTMCell, _build
 
 pytestmark = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the extension is not built")
 
@@ -155,69 +154,6 @@ def test_against_float64(layer: tuple[int, int, dict[str, Any]], weights: Any) -
 
 
 @every_weights
-@every_layer
-def test_every_form_of_a_call_gives_the_same(
-    layer: tuple[int, int, dict[str, Any]], weights: Any
-) -> None:
-    """The bits of the dense batch: packed, with lengths, row by row, step by step, unbatched."""
-    lstm = make(layer)
-    frozen, T = packed(lstm, weights), 6
-    dim = 0 if lstm.batch_first else 1
-    x = torch.randn(*((5, T) if lstm.batch_first else (T, 5)), lstm.input_size)
-    output, state = frozen(x)
-    for b in range(5):
-        one = frozen(x.narrow(dim, b, 1))
-        assert torch.equal(one[0], output.narrow(dim, b, 1))
-        assert same(one[1], [s[:, b : b + 1] for s in state])
-        assert torch.equal(frozen(x.select(dim, b))[0], output.select(dim, b))
-    lengths = torch.full((5,), T)
-    assert same(frozen(x, lengths=lengths), (output, state))
-    data = pack_padded_sequence(x, lengths, lstm.batch_first)
-    expected = pack_padded_sequence(output, lengths, lstm.batch_first).data
-    assert torch.equal(frozen(data)[0].data, expected)
-    if not lstm.bidirectional:
-        hx, steps = None, []
-        for piece in x.split(1, 1 - dim):
-            y, hx = frozen(piece, hx)
-            steps.append(y)
-        assert same((torch.cat(steps, 1 - dim), hx), (output, state))
-
-
-@pytest.mark.parametrize("weights", [None, *SMALLER], ids=str)
-@pytest.mark.parametrize("shape", [(6, 50, 70, 90), (1, 50, 70, 90), (9, 1, 300, 256)], ids=str)
-def test_threads_do_not_change_a_bit(shape: tuple[int, int, int, int], weights: Any) -> None:
-    T, B, input_size, H = shape
-    frozen = packed(make((input_size, H, {"bidirectional": True})), weights)
-    projected = packed(make((input_size, H, {"proj_size": 20})), weights)
-    x, before = torch.randn(T, B, input_size), torch.get_num_threads()
-    found = []
-    try:
-        for threads in (1, 2, 3, 7):
-            torch.set_num_threads(threads)
-            found.append((frozen(x), projected(x)))
-    finally:
-        torch.set_num_threads(before)
-    assert all(same(results, found[0]) for results in found[1:])
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("layer", [LAYERS[1], LAYERS[3]], ids=str)
-def test_layers_of_16_bits_compute_as_float32_and_round(
-    layer: tuple[int, int, dict[str, Any]], dtype: torch.dtype
-) -> None:
-    lstm = make(layer, dtype)
-    wide = packed(copy.deepcopy(lstm).float(), torch.int8)
-    for _, arguments, options in calls(lstm, dtype):
-        if isinstance(arguments[0], Tensor):
-            arguments32 = (
-                arguments[0].float(),
-                *(tuple(s.float() for s in p) for p in arguments[1:]),
-            )
-            expected = [y.to(dtype) for y in flat(wide(*arguments32, **options))]
-            assert same(packed(lstm, torch.int8)(*arguments, **options), expected)
-
-
-@every_weights
 def test_rows_of_zeros_and_numbers_out_of_range(weights: Any) -> None:
     lstm = small(bias=False)
     frozen = packed(lstm, weights)
@@ -229,32 +165,3 @@ def test_rows_of_zeros_and_numbers_out_of_range(weights: Any) -> None:
     assert output[2, 3].isnan().all() and not output[:2].isnan().any()
     lstm.weight_ih_l0.data[3] = 0  # a row without a scale
     assert packed(lstm, weights)(x[:, :3])[0].isfinite().all()
-
-
-def test_a_row_with_an_infinity_saturates_as_in_float32() -> None:
-    lstm = small()
-    for weight in lstm.parameters():
-        weight.data += 0.2 * weight.data.sign()  # none rounds to zero, which no infinity passes
-    x = torch.randn(2, 4, 6)
-    x[0, 0, 0], x[0, 1, 2], x[1, 2, 3] = torch.inf, -torch.inf, torch.inf
-    found, expected = packed(lstm, torch.int8)(x)[0], lstm(x)[0]
-    assert expected.isfinite().all()
-    torch.testing.assert_close(found, expected, rtol=0, atol=0.02)
-
-
-@every_weights
-def test_negated_views_and_zero_tensors(weights: Any) -> None:
-    """Tensors that do not hold their values, given to calls past the dispatcher."""
-    lstm, cell = small(), LSTMCell(6, 10).eval()
-    x, h, c = torch.randn(3, 4, 6), torch.randn(1, 4, 10), torch.randn(1, 4, 10)
-    calls = ((lstm, (x, (h, c))), (cell, (x[0], (h[0], c[0]))))
-    for layer, args in ((packed(layer, weights), args) for layer, args in calls):
-        x_, (h_, c_) = args
-        negated = (torch._neg_view(-x_), (torch._neg_view(-h_), torch._neg_view(-c_)))
-        assert same(layer(*negated), layer(*args))
-        zero = torch._efficientzerotensor(x_.shape)
-        assert same(layer(zero, (h_, c_)), layer(torch.zeros_like(x_), (h_, c_)))
-    given = {name: torch._neg_view(-tensor) for name, tensor in lstm.state_dict().items()}
-    layer = packed(LSTM(6, 10).eval(), weights)
-    layer.load_state_dict(given)
-    assert same(layer(x), packed(lstm, weights)(x))

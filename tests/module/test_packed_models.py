@@ -95,39 +95,6 @@ def test_what_torch_ao_quantized_keeps_its_int8_weights(by_row: bool, kind: Any)
     assert (floats(x)[0] - expected).norm() / expected.norm() < 2 / 127
 
 
-@pytest.mark.filterwarnings("ignore:.*(torch.ao|quantiz)")
-def test_what_torch_ao_made_float16_becomes_float32() -> None:
-    model = in_a_model(lstm=nn.LSTM(6, 10).eval())
-    half = torch.ao.quantization.quantize_dynamic(model, {nn.LSTM}, dtype=torch.float16)
-    expected = half["lstm"](X[..., :6])[0]
-    frozen = prepack(half)["lstm"]
-    assert frozen.weights == torch.float32
-    torch.testing.assert_close(frozen(X[..., :6])[0], expected, rtol=0, atol=1e-3)
-
-
-def test_hooks_stay() -> None:
-    lstm, seen = small(), []
-    lstm.register_forward_pre_hook(lambda m, args: seen.append("before"))
-    handle = lstm.register_forward_hook(
-        lambda m, args, kwargs, y: seen.append(kwargs), with_kwargs=True
-    )
-    frozen = prepack(lstm)
-    frozen(X[..., :6], lengths=torch.tensor([1, 2, 3]))
-    assert seen[0] == "before" and list(seen[1]) == ["lengths"]
-    handle.remove()
-    fastlstm.unpack(frozen)(X[..., :6])
-    assert seen[2:] == ["before"]
-
-
-def test_a_layer_in_two_places_stays_one() -> None:
-    lstm = small()
-    model = prepack(in_a_model(a=lstm, b=nn.ModuleList([lstm])), torch.int8)
-    assert model["a"] is model["b"][0] and type(model["a"]) is PackedLSTM
-    model.load_state_dict(model.state_dict())
-    fastlstm.unpack(model)
-    assert model["a"] is model["b"][0] and type(model["a"]) is LSTM
-
-
 @pytest.mark.parametrize("source", [nn.LSTM, LSTM])
 def test_parametrised_weights_are_packed_as_they_are(source: Any) -> None:
     torch.manual_seed(0)
@@ -138,15 +105,6 @@ def test_parametrised_weights_are_packed_as_they_are(source: Any) -> None:
     frozen = prepack(lstm, convert=True)
     assert list(frozen.state_dict()) == list(LSTM(6, 10).state_dict())
     torch.testing.assert_close(frozen(X[..., :6]), expected)
-
-
-def test_nn_lstm_is_converted_if_asked() -> None:
-    torch.manual_seed(0)
-    model = in_a_model(a=nn.LSTM(6, 10), b=nn.LSTMCell(6, 10))
-    expected = model["a"](X[..., :6]), model["b"](X[0, :, :6])
-    assert prepack(model, convert=True) is model
-    assert type(model["a"]) is PackedLSTM and type(model["b"]) is PackedLSTMCell
-    torch.testing.assert_close((model["a"](X[..., :6]), model["b"](X[0, :, :6])), expected)
 
 
 def test_autocast_leaves_it_alone() -> None:
@@ -180,13 +138,6 @@ class TestCompilers:
             assert torch.equal(loaded.module()(x), model(x))
 
 
-@pytest.mark.slow
-@every_weights
-def test_compile_by_inductor(weights: Any) -> None:
-    model = tagger(weights=weights)
-    torch.testing.assert_close(torch.compile(model, fullgraph=True)(X), model(X))
-
-
 @every_weights
 def test_weights_for_another_processor_are_refused(weights: Any) -> None:
     frozen = packed(small(), weights)
@@ -206,11 +157,3 @@ def test_the_op_is_registered_rightly() -> None:
     arguments = (x, state, state, frozen._op_weights(), frozen._layout)
     for options in ({}, {"save_cells": True}, {"lengths": torch.tensor([1, 0, 5])}):
         torch.library.opcheck(torch.ops.fastlstm.lstm_packed.default, arguments, options)
-
-
-def test_a_profile_names_it() -> None:
-    frozen, cell = packed(small()), packed(LSTMCell(6, 10).eval())
-    with torch.profiler.profile() as profile:
-        frozen(X[..., :6]), cell(X[0, :, :6])
-    names = [event.name for event in profile.events()]
-    assert names.count("fastlstm::lstm_packed") == 2

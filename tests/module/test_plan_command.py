@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
-from hypothesis import given, settings, strategies
 
 from fastlstm import _build
 from fastlstm.__main__ import main
@@ -37,37 +34,3 @@ def test_a_size_that_cannot_be(size: str, capsys: pytest.CaptureFixture[str]) ->
     with pytest.raises(SystemExit):
         main(["plan", "--batch", "1", "--hidden", size])
     assert "argument --hidden: " in capsys.readouterr().err
-
-
-@settings(deadline=None)
-@given(
-    dtype=strategies.sampled_from(["float32", "float64", "bfloat16", "float16"]),
-    sizes=strategies.tuples(*[strategies.integers(1, 3000)] * 4),
-    directions=strategies.integers(1, 2),
-    training=strategies.booleans(),
-    backward=strategies.booleans(),
-    l2_cache_bytes=strategies.sampled_from([256 << 10, 512 << 10, 1 << 20, 2 << 20]),
-)
-def test_more_threads_are_never_predicted_slower(
-    sizes: tuple[int, ...], l2_cache_bytes: int, **task: Any
-) -> None:
-    names = ("input_size", "hidden_size", "batch", "steps")
-    task |= {**dict(zip(names, sizes, strict=True)), "l2_cache_bytes": l2_cache_bytes}
-    before = float("inf")
-    for threads in (1, 2, 3, 4, 6, 8, 16, 31, 64, 128):
-        plan = _build.library.plan_cpu(threads=threads, **task)
-        assert plan["engine"] == "tiled" and plan["product"] in (plan["dtype"], "float32")
-        assert plan["unit_groups"] * plan["row_groups"] * plan["directions"] <= threads
-        assert plan["unit_groups"] <= task["hidden_size"] and plan["row_groups"] <= task["batch"]
-        assert plan["directions"] in (1, task["directions"])
-        assert 0 <= plan["steps_ahead"] <= task["steps"] >= plan["chunk_steps"] >= 1
-        assert 0 < plan["step_us"] <= before
-        before = plan["step_us"]
-
-
-@pytest.mark.parametrize(("name", "value"), [("threads", 0), ("batch", 0), ("directions", 3)])
-def test_a_plan_of_nothing(name: str, value: int) -> None:
-    task = {"input_size": 8, "hidden_size": 8, "batch": 1, "steps": 1, "directions": 1}
-    task |= {"training": True, "backward": False, "threads": 1, "l2_cache_bytes": 1}
-    with pytest.raises(ValueError, match="expected sizes of at least 1 and 1 or 2 directions"):
-        _build.library.plan_cpu(dtype="float32", **{**task, name: value})

@@ -1,9 +1,14 @@
-"""torch.backends.mkldnn.rnn.fp32_precision: float32 layers that multiply in bfloat16."""
+"""torch.backends.mkldnn.rnn.fp32_precision: float32 layers that multiply in bfloat16, once ("bf16")
+or as sums of three products ("tf32")."""
 
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,16 +19,24 @@ import fastlstm
 from fastlstm import _build
 
 SWITCH = torch.backends.mkldnn.rnn
-
+INFO = _build.library.build_info() if _build.has_kernels("cpu") else {"products": {}}
+needs_tiles = pytest.mark.skipif(
+    "bfloat16x2" not in INFO["products"], reason="this processor has no AMX with bfloat16"
+)
 pytestmark = pytest.mark.skipif(
-    not _build.has_kernels("cpu") or not _build.library.build_info()["multiplies_bfloat16"],
+    not INFO.get("multiplies_bfloat16"),
     reason="the processor has no products of bfloat16 (or ATEN_CPU_CAPABILITY hides them)",
+)
+# The least and the most error: a factor is off by 2^-9; the second planes leave out 2^-15.
+ERRORS = {"bf16": (2**-9 / 10, 2**-6), "tf32": (2**-24, 2**-15)}
+every_precision = pytest.mark.parametrize(
+    "precision", ["bf16", pytest.param("tf32", marks=needs_tiles)]
 )
 
 CASES: list[dict[str, Any]] = [
     {"sizes": (33, 50)},
     {"sizes": (64, 64), "num_layers": 2, "bidirectional": True},
-    {"sizes": (40, 101)},
+    {"sizes": (70, 256), "steps": 4, "batch": 67},
     {"sizes": (1, 24), "bias": False},
 ]
 
@@ -38,9 +51,8 @@ def _restore() -> Iterator[None]:
 def results(
     module: fastlstm.LSTM, x: Tensor, hx: tuple[Tensor, Tensor], precision: str, **given: Any
 ) -> list[Tensor]:
-    """Outputs and gradients of everything, with the same masks in every call."""
+    """Outputs and gradients of everything."""
     SWITCH.fp32_precision = precision
-    torch.manual_seed(1)
     leaves = [t.detach().clone().requires_grad_() for t in (x, *hx)]
     output, (h_n, c_n) = module(leaves[0], (leaves[1], leaves[2]), **given)
     loss = output.sin().sum() + h_n.cos().sum() + c_n.sin().sum()
@@ -48,17 +60,22 @@ def results(
     return [t.detach() for t in (output, h_n, c_n, *gradients)]
 
 
-def error(result: Tensor, truth: Tensor) -> float:
-    return ((result.double() - truth).norm() / truth.norm()).item()
+def errors(found: list[Tensor], truth: list[Tensor]) -> list[float]:
+    pairs = zip(found, truth, strict=True)
+    return [((a.double() - b).norm() / b.double().norm()).item() for a, b in pairs]
 
 
+@every_precision
 @pytest.mark.parametrize("given", [None, "lengths", "reset"])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_the_error_is_that_of_rounding_the_factors(case: dict[str, Any], given: str | None) -> None:
+def test_the_error_is_that_of_rounding_the_factors(
+    case: dict[str, Any], given: str | None, precision: str
+) -> None:
     torch.manual_seed(0)
     options = {**case}
+    batch, steps = options.pop("batch", 9), options.pop("steps", 12)
     lstm = fastlstm.LSTM(*options.pop("sizes"), **options)
-    batch, steps, count = 9, 12, lstm.num_layers * (2 if lstm.bidirectional else 1)
+    count = lstm.num_layers * (2 if lstm.bidirectional else 1)
     x = torch.randn(steps, batch, lstm.input_size)
     hx = tuple(torch.randn(count, batch, lstm.hidden_size) / 2 for _ in range(2))
     extra = {
@@ -67,21 +84,12 @@ def test_the_error_is_that_of_rounding_the_factors(case: dict[str, Any], given: 
     }.get(given or "", {})
     wide = [t.double() for t in (x, *hx)]
     truth = results(copy.deepcopy(lstm).double(), wide[0], (wide[1], wide[2]), "ieee", **extra)
-    rounded = results(lstm, x, (hx[0], hx[1]), "bf16", **extra)
-    # A factor is off by 2^-9 at most; with a tenth of that, nothing would have been rounded.
-    errors = [error(r, t) for r, t in zip(rounded, truth, strict=True)]
-    assert max(errors) < 2**-6
-    assert max(errors) > 2**-9 / 10
-    full = results(lstm, x, (hx[0], hx[1]), "ieee", **extra)
-    assert max(error(f, t) for f, t in zip(full, truth, strict=True)) < 2e-6
-
-
-@pytest.mark.parametrize("precision", ["none", "ieee"])
-def test_other_precisions_are_float32(precision: str) -> None:
-    lstm, x = fastlstm.LSTM(24, 40), torch.randn(7, 5, 24)
-    hx = (torch.randn(1, 5, 40), torch.randn(1, 5, 40))
-    usual = results(lstm, x, hx, "none")
-    assert all(map(torch.equal, results(lstm, x, hx, precision), usual))
+    rounded, full = (
+        results(lstm, x, (hx[0], hx[1]), name, **extra) for name in (precision, "ieee")
+    )
+    least, most = ERRORS[precision]
+    assert least < max(errors(rounded, truth)) < most
+    assert max(errors(full, truth)) < 2e-6 and not torch.equal(rounded[0], full[0])
 
 
 def test_a_single_step_obeys_where_it_trains() -> None:
@@ -90,47 +98,74 @@ def test_a_single_step_obeys_where_it_trains() -> None:
     lstm, x = fastlstm.LSTM(24, 600), torch.randn(1, 5, 24)
     hx = (torch.randn(1, 5, 600), torch.randn(1, 5, 600))
     usual, rounded = (results(lstm, x, hx, precision) for precision in ("none", "bf16"))
-    errors = [error(r, t.double()) for r, t in zip(rounded, usual, strict=True)]
-    assert 2**-9 / 10 < errors[0] < 2**-6 and max(errors) < 2**-6
+    found, (least, most) = errors(rounded, usual), ERRORS["bf16"]
+    assert found[0] > least and max(found) < most
     with torch.no_grad():
         SWITCH.fp32_precision = "bf16"
         assert torch.equal(lstm(x, hx)[0], usual[0])
 
 
-def test_the_switch_is_read_in_every_call() -> None:
-    lstm, x = fastlstm.LSTM(24, 40), torch.randn(7, 5, 24)
-    usual, rounded, again = [], [], []
-    for results_, precision in ((usual, "none"), (rounded, "bf16"), (again, "none")):
-        SWITCH.fp32_precision = precision
-        results_.append(lstm(x)[0])
-    assert torch.equal(usual[0], again[0])
-    assert not torch.equal(usual[0], rounded[0])
-
-
-def test_the_switch_above_is_inherited() -> None:
-    lstm, x = fastlstm.LSTM(24, 40), torch.randn(7, 5, 24)
-    SWITCH.fp32_precision = "bf16"
-    rounded = lstm(x)[0]
-    SWITCH.fp32_precision = "none"
-    before = torch.backends.mkldnn.fp32_precision
+@torch.no_grad()
+def test_the_switch_and_the_one_above_are_read_in_every_call() -> None:
+    lstm, x, above = fastlstm.LSTM(24, 40), torch.randn(7, 5, 24), torch.backends.mkldnn
+    before = above.fp32_precision
     try:
-        torch.backends.mkldnn.fp32_precision = "bf16"
-        assert torch.equal(lstm(x)[0], rounded)
+        found = []
+        for own, inherited in (("none", "none"), ("bf16", "none"), ("none", "bf16"), ("ieee",) * 2):
+            SWITCH.fp32_precision, above.fp32_precision = own, inherited
+            found.append(lstm(x)[0])
     finally:
-        torch.backends.mkldnn.fp32_precision = before
+        above.fp32_precision = before
+    assert torch.equal(found[0], found[3]) and torch.equal(found[1], found[2])
+    assert not torch.equal(found[0], found[1])
 
 
-@pytest.mark.parametrize("options", [{"proj_size": 10}, {"dtype": torch.float64}])
-def test_projections_and_other_dtypes_stay_as_they_are(options: dict[str, Any]) -> None:
-    lstm = fastlstm.LSTM(24, 40, **options)
-    x = torch.randn(7, 5, 24, dtype=options.get("dtype"))
+@torch.no_grad()
+@every_precision
+@pytest.mark.parametrize("kind", ["float64", "prepacked", "projection"])
+def test_what_stays_as_it_is(kind: str, precision: str) -> None:
+    lstm = fastlstm.LSTM(40, 130, proj_size=10 if kind == "projection" else 0).eval()
+    lstm = {"float64": lstm.double, "prepacked": lambda: fastlstm.prepack(lstm)}.get(
+        kind, lambda: lstm
+    )()
+    x = torch.randn(6, 70, 40, dtype=torch.float64 if kind == "float64" else torch.float32)
     usual = lstm(x)[0]
-    SWITCH.fp32_precision = "bf16"
-    assert torch.equal(lstm(x)[0], usual)
+    SWITCH.fp32_precision = precision
+    assert torch.equal(lstm(x)[0], usual) == (kind != "projection" or precision == "bf16")
 
 
-def test_a_row_depends_neither_on_its_batch_nor_on_threads() -> None:
-    SWITCH.fp32_precision = "bf16"
+SCRIPT = """
+import sys, torch, fastlstm
+torch.manual_seed(0)
+lstm = fastlstm.LSTM(40, 256, bidirectional=True)
+x = torch.randn(3, 70, 40)
+found = []
+for precision in ("none", "ieee", "tf32"):
+    torch.backends.mkldnn.rnn.fp32_precision = precision
+    output, state = lstm(x)
+    found.append([output, *state, *torch.autograd.grad(output.sin().sum(), lstm.parameters())])
+torch.save(found, sys.argv[1])
+"""
+
+
+@pytest.mark.skipif(INFO.get("cpu_capability") != "avx512", reason="tiles need AVX-512")
+def test_tiles_change_tf32_alone(tmp_path: Path) -> None:
+    """With AMX or its emulation, and without: float32 has the same bits."""
+    found = []
+    for switch in "01":
+        command = [sys.executable, "-c", SCRIPT, str(tmp_path / switch)]
+        subprocess.run(command, env={**os.environ, "FASTLSTM_AMX": switch}, check=True)
+        found.append(torch.load(tmp_path / switch))
+    for without, with_tiles, same in zip(*found, (True, True, False), strict=True):
+        for a, b in zip(without, with_tiles, strict=True):
+            assert torch.equal(a, b) == same
+            torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
+
+
+@torch.no_grad()
+@every_precision
+def test_a_row_depends_neither_on_its_batch_nor_on_threads(precision: str) -> None:
+    SWITCH.fp32_precision = precision
     lstm, x = fastlstm.LSTM(48, 100), torch.randn(9, 33, 48)
     together, threads = lstm(x)[0], torch.get_num_threads()
     assert torch.equal(lstm(x[:, 5:6])[0], together[:, 5:6])

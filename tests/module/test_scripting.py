@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-import gc
 import io
-import pickle
-import weakref
 from typing import Any
 
 import pytest
@@ -64,69 +60,6 @@ def test_script_compiles_nn_lstm_and_leaves_the_model_alone(make: Any) -> None:
     torch.testing.assert_close(torch.jit.load(buffer)(x), model(x))
 
 
-@pytest.mark.parametrize("kind", ["LSTM", "LSTMCell"])
-def test_script_of_a_layer_itself(kind: str) -> None:
-    layer = getattr(fastlstm, kind)(3, 5)
-    scripted = torch.jit.script(layer)
-    assert scripted.original_name == kind and layer.__class__ is getattr(fastlstm, kind)
-    if kind == "LSTMCell":  # torch cannot call a scripted nn.LSTM that stands alone
-        torch.testing.assert_close(scripted(x[0]), layer(x[0]))
-
-
-def test_a_refused_script_does_not_disturb_the_next() -> None:
-    with pytest.raises(RuntimeError, match="LayerNormLSTM: torch.jit.script is not supported"):
-        torch.jit.script(nn.Sequential(fastlstm.LSTM(3, 3), fastlstm.LayerNormLSTM(3, 3)))
-    linear = nn.Linear(3, 3)
-    torch.testing.assert_close(torch.jit.script(linear)(x), linear(x))
-
-
-class Unfinished(nn.Module):
-    """What torch.jit.script refuses after it has prepared the LSTM, or before."""
-
-    def __init__(self, fails: str) -> None:
-        super().__init__()
-        self.lstm = fastlstm.LSTM(3, 5, zoneout_h=0.0)
-        self.fails = Refused() if fails == "prepare" else nn.Identity()
-
-    def forward(self, x: Tensor) -> Any:
-        return eval("x")
-
-
-class Refused(nn.Module):
-    def __prepare_scriptable__(self) -> Any:
-        raise RuntimeError("not today")
-
-
-@pytest.mark.parametrize("fails", ["prepare", "compile"])
-def test_a_script_that_fails_leaves_the_model_as_it_was(fails: str) -> None:
-    model = Unfinished(fails)
-    before = vars(torch.jit._recursive).copy()
-    with pytest.raises((RuntimeError, torch.jit.frontend.NotSupportedError)):
-        torch.jit.script(model)
-    assert isinstance(model.lstm, fastlstm.LSTM)
-    model.lstm(x, lengths=torch.tensor([4, 1]))
-    assert type(model.lstm) is fastlstm.LSTM
-    assert vars(torch.jit._recursive) == before
-    alive = weakref.ref(model.lstm)
-    del model
-    gc.collect()
-    assert alive() is None
-
-
-def pickled(lstm: nn.Module) -> Any:
-    return pickle.loads(pickle.dumps(lstm))
-
-
-@pytest.mark.parametrize("use", [copy.copy, copy.deepcopy, pickled, convert])
-def test_a_layer_after_it_was_scripted(use: Any) -> None:
-    lstm = fastlstm.LSTM(3, 5)
-    torch.jit.script(nn.Sequential(lstm))
-    lstm.engine = "reference"
-    torch.jit.script(nn.Sequential(lstm))
-    other = use(lstm)
-    assert type(other) is type(lstm) is fastlstm.LSTM and "engine='reference'" in repr(other)
-
-
 def test_a_parametrized_layer_is_refused() -> None:
     lstm = fastlstm.LSTM(3, 5)
     parametrizations.weight_norm(lstm, "weight_hh_l0")
@@ -155,20 +88,6 @@ def test_fx_keeps_a_layer_as_one_node(make: Any, packed: bool) -> None:
     assert nodes["lstm"].args == nodes["lstm"].args[:1] and nodes["lstm"].kwargs == {}
     with torch.no_grad():
         torch.testing.assert_close(graph(x), model(x))
-
-
-def test_fx_keeps_the_options_of_a_call() -> None:
-    class Ragged(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.lstm = fastlstm.LSTM(3, 5)
-
-        def forward(self, x: Tensor, h: Tensor, c: Tensor, lengths: Tensor) -> Any:
-            return self.lstm(x, (h, c), lengths=lengths, return_cell_states=True)
-
-    model, state = Ragged(), torch.ones(1, 2, 5)
-    arguments = x, state, state, torch.tensor([4, 1])
-    torch.testing.assert_close(torch.fx.symbolic_trace(model)(*arguments), model(*arguments))
 
 
 def test_fx_refuses_a_subclass_that_has_its_own_forward() -> None:

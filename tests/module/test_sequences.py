@@ -6,15 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from oracle import oracle
-from samples import ROUTES, Route, every_route
+from samples import Route, every_route
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import fastlstm
-from fastlstm import functional
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 
@@ -74,37 +71,6 @@ def test_full_lengths_are_no_lengths(route: Route) -> None:
 
 
 @every_route
-def test_each_row_is_that_row_alone(route: Route) -> None:
-    lstm, x = make(route), draw(route, 5, 3, 3)
-    lengths = [3, 5, 1]
-    output, (h_n, c_n) = lstm(x, lengths=torch.tensor(lengths))
-    for b, length in enumerate(lengths):
-        alone, (h, c) = lstm(x[:length, b : b + 1])
-        torch.testing.assert_close(output[:length, b : b + 1], alone, **EXACT)
-        torch.testing.assert_close(h_n[:, b : b + 1], h, **EXACT)
-        torch.testing.assert_close(c_n[:, b : b + 1], c, **EXACT)
-        assert output[length:, b].count_nonzero() == 0
-
-
-@every_route
-def test_a_row_of_length_zero_keeps_its_state(route: Route) -> None:
-    lstm, x = make(route, num_layers=1), draw(route, 3, 2, 3)
-    hx = (draw(route, 2, 2, 4), draw(route, 2, 2, 4))
-    output, (h_n, c_n) = lstm(x, hx, lengths=torch.tensor([0, 2]))
-    assert torch.equal(h_n[:, 0], hx[0][:, 0]) and torch.equal(c_n[:, 0], hx[1][:, 0])
-    assert output[:, 0].count_nonzero() == 0
-
-
-@every_route
-@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32, torch.int64], ids=str)
-def test_lengths_of_any_integer_dtype(route: Route, dtype: torch.dtype) -> None:
-    lstm, x = make(route), draw(route, 5, 2, 3)
-    expected = lstm(x, lengths=torch.tensor([2, 5]))
-    found = lstm(x, lengths=torch.tensor([2, 5], dtype=dtype))
-    torch.testing.assert_close(found, expected, **EXACT)
-
-
-@every_route
 def test_unbatched_lengths_and_reset(route: Route) -> None:
     lstm, x = make(route), draw(route, 5, 3)
     reset = torch.tensor([False, False, True, False, True], device=route.device)
@@ -116,48 +82,6 @@ def test_unbatched_lengths_and_reset(route: Route) -> None:
     assert torch.equal(found[1][0], batched[1][0][:, 0])
     assert torch.equal(found[1][1], batched[1][1][:, 0])
     assert torch.equal(found[2], batched[2][:, :, 0])
-
-
-@every_route
-def test_reset_is_splitting_the_sequence(route: Route) -> None:
-    """Both directions zero their state before the step that is marked, in walking order."""
-    lstm, x = make(route, num_layers=1), draw(route, 6, 2, 3)
-    hx = (draw(route, 2, 2, 4), draw(route, 2, 2, 4))
-    reset = torch.zeros(6, 2, dtype=torch.bool, device=route.device)
-    reset[2] = True
-    output, (h_n, c_n) = lstm(x, hx, reset=reset)
-
-    zero = torch.zeros_like(hx[0][:1])
-    forward = fastlstm.LSTM(3, 4, dtype=torch.float64, device=route.device)
-    backward = fastlstm.LSTM(3, 4, dtype=torch.float64, device=route.device)
-    parameters = list(lstm.parameters())
-    with torch.no_grad():
-        for one, theirs in ((forward, parameters[:4]), (backward, parameters[4:])):
-            one.engine = route.engine
-            for mine, p in zip(one.parameters(), theirs, strict=True):
-                mine.copy_(p)
-    first, _ = forward(x[:2], (hx[0][:1], hx[1][:1]))
-    second, (h, c) = forward(x[2:], (zero, zero))
-    torch.testing.assert_close(output[..., :4], torch.cat([first, second]), **EXACT)
-    torch.testing.assert_close((h_n[:1], c_n[:1]), (h, c), **EXACT)
-    late, _ = backward(x[3:].flip(0), (hx[0][1:], hx[1][1:]))
-    early, (h, c) = backward(x[:3].flip(0), (zero, zero))
-    torch.testing.assert_close(output[..., 4:], torch.cat([early.flip(0), late.flip(0)]), **EXACT)
-    torch.testing.assert_close((h_n[1:], c_n[1:]), (h, c), **EXACT)
-
-
-@every_route
-def test_no_gradient_crosses_a_reset(route: Route) -> None:
-    lstm = make(route, num_layers=1, bidirectional=False)
-    x = draw(route, 5, 2, 3).requires_grad_()
-    hx = tuple(draw(route, 1, 2, 4).requires_grad_() for _ in range(2))
-    reset = torch.zeros(5, 2, dtype=torch.bool, device=route.device)
-    reset[3, 0] = True
-    lstm(x, hx, reset=reset)[0][3:].square().sum().backward()
-    assert x.grad[:3, 0].count_nonzero() == 0
-    assert hx[0].grad[0, 0].count_nonzero() == 0 and hx[1].grad[0, 0].count_nonzero() == 0
-    for gradient in (x.grad[:3, 1], x.grad[3:], hx[0].grad[0, 1], hx[1].grad[0, 1]):
-        assert gradient.count_nonzero() == gradient.numel()
 
 
 @every_route
@@ -217,34 +141,3 @@ def test_cell_states_have_the_dtype_of_c_n(route: Route) -> None:
     lstm = make(route).bfloat16()
     _, (_, c_n), cells = lstm(draw(route, 3, 2, 3).bfloat16(), return_cell_states=True)
     assert cells.dtype == c_n.dtype == torch.bfloat16
-
-
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(data=st.data())
-@pytest.mark.parametrize("route", ROUTES)
-def test_any_shape_agrees_with_the_oracle(route: Route, data: st.DataObject) -> None:
-    size = st.integers(1, 9)
-    T, B, input_size, H = (data.draw(size, name) for name in ("T", "B", "I", "H"))
-    P = data.draw(st.sampled_from([0, 1, H - 1]), "P") if H > 1 else 0
-    bidirectional, bias = data.draw(st.booleans()), data.draw(st.booleans())
-    lengths = data.draw(st.none() | st.lists(st.integers(0, T), min_size=B, max_size=B), "lengths")
-    torch.manual_seed(0)
-    reset = torch.rand(T, B) < 0.3 if data.draw(st.booleans(), "reset") else None
-    D = 2 if bidirectional else 1
-    lstm = fastlstm.LSTM(
-        input_size, H, bias=bias, bidirectional=bidirectional, proj_size=P, dtype=torch.float64
-    )
-    x, h_0, c_0 = (torch.randn(s).double() for s in ((T, B, input_size), (D, B, P or H), (D, B, H)))
-    expected = oracle(x, h_0, c_0, list(lstm.parameters()), lengths, reset)
-    lstm.to(route.device)
-    output, (h_n, c_n) = functional.lstm(
-        x.to(route.device),
-        (h_0.to(route.device), c_0.to(route.device)),
-        list(lstm.parameters()),
-        bidirectional=bidirectional,
-        lengths=None if lengths is None else torch.tensor(lengths),
-        reset=None if reset is None else reset.to(route.device),
-        engine=route.engine,
-    )
-    found = [output.cpu(), h_n.cpu(), c_n.cpu()]
-    torch.testing.assert_close(found, list(expected[:3]), rtol=1e-10, atol=1e-12)

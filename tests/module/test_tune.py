@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -13,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils.rnn import pack_sequence
 
 import fastlstm
@@ -106,6 +103,7 @@ def test_the_faster_engine_is_chosen_and_remembered(file: Path, by_torch: list[i
         ([1.02], [1.0], "op"),  # less than 3 %
         ([1.04], [1.0], "torch"),
         ([9.0, 1.0], [1.0], "op"),  # the first calls, which fill caches, do not count
+        ([1.0], [9.0, 0.5, 0.5, 0.5, 1.0], "op"),  # a lucky round is measured again
         ([1.0, 50.0, 1.0, 1.0] * 2, [1.0], "op"),  # something else ran once, and once again
     ],
 )
@@ -138,11 +136,6 @@ def test_what_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     told = capsys.readouterr().out
     assert told.count(" op ") == 5 and all(call in told for call in sizes)
 
-    quick(fastlstm.LSTM(4, 6), Clock([2.0], [1.0]), quiet=False)
-    header, row = (line.split() for line in capsys.readouterr().out.splitlines())
-    assert header[:4] == ["op,", "us", "torch,", "us"]
-    assert row[:3] == ["2000000.0", "1000000.0", "torch"]
-
 
 @pytest.mark.parametrize("training", [True, False])
 def test_how_a_call_is_timed(
@@ -167,12 +160,6 @@ def test_how_a_call_is_timed(
     quick(lstm, clock, seconds=1e9)
     assert len(order) == 2 * (1 + 5)
     assert _measured.noted is None
-
-
-def test_a_lucky_round_is_measured_again() -> None:
-    lucky = [9.0, 0.5, 0.5, 0.5, 1.0]  # one to warm up, three rounds, then again
-    (found,) = quick(fastlstm.LSTM(4, 6), Clock([1.0], lucky))
-    assert found.chosen == "op"
 
 
 def test_a_model_without_a_call_to_measure() -> None:
@@ -205,9 +192,8 @@ def test_it_is_not_for_processes_of_a_group(monkeypatch: pytest.MonkeyPatch) -> 
         quick(fastlstm.LSTM(4, 6), Clock([1.0], [1.0]))
 
 
-BAD = ["", "{", "[]", '{"format": 2, "machines": {}}', '{"format": 1}',
-       '{"format": 1, "machines": {"m": {"c": {"engine": 5}}}}',
-       '{"format": 1, "machines": {"m": ["c"]}}']  # fmt: skip
+BAD = ["", "[" * 100_000, '{"format": 2, "machines": {}}', '{"format": 1}',
+       '{"format": 1, "machines": {"m": {"c": {"engine": 5}}}}']  # fmt: skip
 
 
 @pytest.mark.parametrize("content", BAD)
@@ -254,33 +240,6 @@ def test_an_entry_that_does_not_serve_the_call_changes_nothing(file: Path, engin
     assert torch.equal(lstm(X)[0], expected)
 
 
-def test_a_full_disk(file: Path, monkeypatch: pytest.MonkeyPatch, by_torch: list[int]) -> None:
-    lstm = fastlstm.LSTM(4, 6)
-    quick(lstm, Clock([2.0], [1.0]))
-    before = file.read_text()
-
-    def full(*args: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", full)
-    with pytest.warns(RuntimeWarning, match="cannot be written .*No space left"):
-        quick(fastlstm.LSTM(4, 7), Clock([2.0], [1.0]))
-    assert file.read_text() == before
-    assert sorted(p.name for p in file.parent.iterdir()) == ["tuned.json"]
-    by_torch.clear()
-    fastlstm.LSTM(4, 7)(X)
-    assert by_torch  # this process follows it all the same
-
-
-def test_symbolic_sizes_keep_the_op() -> None:
-    lstm = fastlstm.LSTM(4, 6)
-    quick(lstm, Clock([2.0], [1.0]))
-    graph = make_fx(lambda x: lstm(x), tracing_mode="symbolic", _allow_non_fake_inputs=True)(X)
-    assert "torch.ops.fastlstm.lstm" in graph.code
-    x = torch.randn(7, 2, 4)
-    torch.testing.assert_close(graph(x), lstm(x))
-
-
 def test_off(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     quick(fastlstm.LSTM(4, 6), Clock([2.0], [1.0]))
     monkeypatch.setenv("FASTLSTM_TUNE", "off")
@@ -292,91 +251,19 @@ def test_off(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert file.read_text() == before
 
 
-WRITER = """
-import sys
-from fastlstm import _measured
-for k in range(40):
-    entry = {"engine": "torch", "microseconds": {}}
-    _measured.store("m", {f"{sys.argv[1]} {k}": entry})
-"""
-
-
-def test_of_two_processes_the_last_one_wins(file: Path) -> None:
-    command = [sys.executable, "-c", WRITER]
-    writers = [subprocess.Popen([*command, name]) for name in ("one", "two")]
-    assert [writer.wait(timeout=300) for writer in writers] == [0, 0]
-    entries = json.loads(file.read_text())["machines"]["m"]
-    assert {"one 39", "two 39"} & entries.keys()
-    assert [path.name for path in file.parent.iterdir()] == ["tuned.json"]
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="no named pipes")
-@pytest.mark.parametrize("kind", ["folder", "pipe", "device", "large", "nested", "nowhere"])
-def test_what_is_no_file_of_ours_is_neither_read_nor_renamed(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_is_no_file_is_neither_read_nor_renamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = Path("/dev/zero") if kind == "device" else tmp_path / "place"
-    monkeypatch.setenv("FASTLSTM_TUNE", str(place))
-    if kind == "folder":
-        place.mkdir()
-    elif kind == "pipe":
-        os.mkfifo(place)
-    elif kind == "large":
-        with open(place, "wb") as stream:
-            stream.truncate(1 << 40)
-    elif kind == "nested":
-        place.write_text("[" * 100_000)
-    elif kind == "nowhere":
-        monkeypatch.setenv("FASTLSTM_TUNE", str(place := Path("~nobody-of-this-name/tuned.json")))
-        _measured.load()  # as at import
-        with pytest.warns(RuntimeWarning, match="cannot be written .*home"):
-            quick(fastlstm.LSTM(4, 6), Clock([2.0], [1.0]))
-        return
+    monkeypatch.setenv("FASTLSTM_TUNE", str(tmp_path))
     with pytest.warns(RuntimeWarning, match="fastlstm ignores"):
         _measured.load()
-    if kind in ("folder", "pipe"):
-        before = place.stat()
-        with pytest.warns(
-            RuntimeWarning, match="cannot be written .*not what fastlstm.tune writes"
-        ):
-            quick(fastlstm.LSTM(4, 6), Clock([2.0], [1.0]))
-        assert os.path.samestat(place.stat(), before)
-
-
-HOMELESS = """
-import os, pwd
-del os.environ["HOME"]
-pwd.getpwuid = {}.__getitem__  # a user id without a name, as in a container
-import fastlstm
-fastlstm.LSTM(3, 4)
-"""
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="no pwd")
-def test_an_import_needs_no_home() -> None:
-    left_out = ("FASTLSTM_TUNE", "XDG_CACHE_HOME")
-    environment = {name: v for name, v in os.environ.items() if name not in left_out}
-    environment["HOME"] = "/"
-    done = subprocess.run(
-        [sys.executable, "-c", HOMELESS], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def test_the_home_of_the_shell(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(file.parent))
-    monkeypatch.setenv("FASTLSTM_TUNE", "~/mine.json")
-    quick(fastlstm.LSTM(4, 6), Clock([2.0], [1.0]))
-    assert (file.parent / "mine.json").is_file()
-
-
-def test_a_link_in_the_place_of_the_new_file_is_not_followed(file: Path) -> None:
-    file.parent.mkdir()
-    other = file.parent / "other"
-    other.write_text("precious")
-    Path(f"{file}.{os.getpid()}.new").symlink_to(other)
-    quick(fastlstm.LSTM(4, 6), Clock([2.0], [1.0]))
-    assert other.read_text() == "precious" and json.loads(file.read_text())["machines"]
+    with pytest.warns(RuntimeWarning, match="cannot be written .*not what fastlstm.tune writes"):
+        quick(fastlstm.LSTM(4, 6), Clock([2.0], [1.0]))
+    assert tmp_path.is_dir()
+    monkeypatch.setenv("FASTLSTM_TUNE", "~nobody-of-this-name/tuned.json")
+    _measured.load()  # as at import
+    with pytest.warns(RuntimeWarning, match="cannot be written .*home"):
+        quick(fastlstm.LSTM(4, 6), Clock([2.0], [1.0]))
 
 
 def test_a_refused_launch_leaves_an_engine_out() -> None:

@@ -8,10 +8,7 @@ from typing import Any
 import pytest
 import torch
 from samples import SAMPLES, Route, Sample, every_route, floating, with_floating
-from torch import Tensor, nn
-from torch.autograd.functional import hessian, jacobian
-
-import fastlstm
+from torch import Tensor
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-11}
 COUNT = 3
@@ -65,37 +62,3 @@ def test_batched_gradients(route: Route, batched: Batched, sample: Sample) -> No
     ]:
         call = outputs[results], leaves[wanted], given[results]
         torch.testing.assert_close(list(batched(*call, **keep)), one_by_one(*call), **CLOSE)
-
-
-@every_route
-def test_vmap_of_vmap(route: Route) -> None:
-    lstm = fastlstm.LSTM(3, 4, proj_size=2).to(route.device, torch.float64)
-    lstm.engine = route.engine
-    output = lstm(torch.randn(5, 2, 3, dtype=torch.float64, device=route.device))[0]
-    grad = lambda g: torch.autograd.grad(output, lstm.parameters(), g, retain_graph=True)
-    given = torch.randn(3, 2, *output.shape, dtype=torch.float64).to(route.device)
-    expected = [g.unflatten(0, (3, 2)) for g in torch.func.vmap(grad)(given.flatten(0, 1))]
-    found = torch.func.vmap(torch.func.vmap(grad), in_dims=1)(given.transpose(0, 1))
-    torch.testing.assert_close(found, expected, **CLOSE)
-    found = torch._vmap_internals._vmap(torch._vmap_internals._vmap(grad))(given)
-    torch.testing.assert_close(found, expected, **CLOSE)
-    if route.engine != "reference":
-        for vmap in (torch.func.vmap, torch._vmap_internals._vmap):
-            with pytest.raises((RuntimeError, ValueError), match="sample"):
-                vmap(grad)(given[:0, 0])
-
-
-@every_route
-@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}], ids=str)
-def test_jacobians_and_hessians_of_torch(route: Route, options: dict[str, Any]) -> None:
-    theirs = nn.LSTM(3, 4, **options).to(route.device, torch.float64)
-    ours = fastlstm.LSTM(3, 4, **options).to(route.device, torch.float64)
-    ours.load_state_dict(theirs.state_dict())
-    ours.engine = route.engine
-    x = torch.randn(4, 3, 3, dtype=torch.float64).to(route.device)
-    found, expected = (jacobian(lambda x, m=m: m(x)[0], x, vectorize=True) for m in (ours, theirs))
-    torch.testing.assert_close(found, expected)
-    found, expected = (
-        hessian(lambda x, m=m: m(x)[0].sin().sum(), x, vectorize=True) for m in (ours, theirs)
-    )
-    torch.testing.assert_close(found, expected)

@@ -31,16 +31,10 @@ def check_seeds(first: int, count: int) -> None:
 
 
 def test_some() -> None:
-    check_seeds(0, 200)
+    check_seeds(0, 400)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("block", range(20))
 def test_thousands(block: int) -> None:
     check_seeds(1000 + block * BLOCK, BLOCK)
-
-
-def test_a_crash_is_a_failure_with_its_seed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FUZZ_CRASH_AT", "3")
-    with pytest.raises(pytest.fail.Exception, match="exit status -11(.|\n)*begin 3$"):
-        check_seeds(2, 3)

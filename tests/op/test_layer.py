@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from samples import (
+    OP_ROUTES_IN_BRIEF,
     SAMPLES,
     ZONEOUT_SAMPLES,
     Route,
@@ -132,7 +132,7 @@ def one_thread() -> Iterator[None]:
 @pytest.mark.usefixtures("one_thread")
 def test_gradcheck(route: Route, sample: Sample) -> None:
     padded = leaves(sample, route)
-    fast = sample.hidden_size > 10
+    fast = sample.hidden_size > 10 or route.engine == "reference"
     assert gradcheck(function_of_leaves(route, sample, padded), floating(padded), fast_mode=fast)
 
 
@@ -144,14 +144,6 @@ def test_gradgradcheck(route: Route, sample: Sample) -> None:
     assert gradgradcheck(
         function_of_leaves(route, sample, padded), floating(padded), fast_mode=True
     )
-
-
-@every_op_route
-@pytest.mark.usefixtures("one_thread")
-def test_gradgradcheck_exhaustively(route: Route) -> None:
-    sample = Sample("tiny", steps=2, batch=2, input_size=2, hidden_size=2, lengths=(1, 2))
-    padded = leaves(sample, route)
-    assert gradgradcheck(function_of_leaves(route, sample, padded), floating(padded))
 
 
 @every_op_route
@@ -182,69 +174,6 @@ def test_a_weight_written_to_before_second_derivatives_is_noticed(route: Route) 
 
 
 @every_route
-def test_second_gradient_of_a_shared_weight(route: Route) -> None:
-    """Two layers with one W_ih: its second derivative runs through both."""
-    torch.manual_seed(0)
-    w_ih, w_hh = (torch.randn(12, 3, dtype=torch.float64, device=route.device) for _ in range(2))
-    x = torch.randn(3, 2, 3, dtype=torch.float64, device=route.device)
-    zeros = x.new_zeros(1, 2, 3)
-
-    def two_layers(w: Tensor) -> Tensor:
-        given = {"h_0": zeros, "c_0": zeros, "weights": [w, w_hh], "layout": ""}
-        y = route.lstm_layer(input=x, **given)[0]
-        return route.lstm_layer(input=y, **given)[0]
-
-    assert gradcheck(two_layers, w_ih.requires_grad_())
-    assert gradgradcheck(two_layers, w_ih)
-
-
-@every_route
-@pytest.mark.parametrize("missing", NAMES)
-@pytest.mark.parametrize("name", ["plain", "lengths_bidirectional_projection", "packed"])
-def test_a_missing_gradient_is_zero(route: Route, missing: str, name: str) -> None:
-    sample = next(s for s in SAMPLES if s.name == name)
-    k = NAMES.index(missing)
-    found_gradients = []
-    for zero in (False, True):
-        padded = leaves(sample, route)
-        found = sample.mask_cells(route.lstm_layer(**sample.as_layer(padded)))
-        given = [g.to(route.device) for g in cotangents(found)]
-        if zero:
-            given[k] = torch.zeros_like(given[k])
-        else:
-            del found[k], given[k]
-        torch.autograd.backward(found, given)
-        found_gradients.append([g.cpu() for g in gradients(padded)])
-    assert_all_close(*found_gradients, gradient_names(padded))
-
-
-@every_route
-@pytest.mark.parametrize("wanted", range(7))
-def test_a_gradient_for_one_argument_only(route: Route, wanted: int) -> None:
-    sample = Sample("plain")
-    everything = leaves(sample, route)
-    route.lstm_layer(**sample.as_layer(everything))[0].square().sum().backward()
-    padded = sample.padded(device=route.device)
-    leaf = floating(padded)[wanted].requires_grad_()
-    route.lstm_layer(**sample.as_layer(padded))[0].square().sum().backward()
-    torch.testing.assert_close(leaf.grad, floating(everything)[wanted].grad)
-    assert all(t.grad is None for t in floating(padded) if t is not leaf)
-
-
-@every_route
-@every_sample
-def test_backward_twice_gives_the_same(route: Route, sample: Sample) -> None:
-    padded = leaves(sample, route)
-    output = route.lstm_layer(**sample.as_layer(padded))[0]
-    before = output.detach().clone()
-    loss = output.square().sum()
-    first = torch.autograd.grad(loss, floating(padded), retain_graph=True, materialize_grads=True)
-    second = torch.autograd.grad(loss, floating(padded), materialize_grads=True)
-    assert_all_close(second, [g.cpu() for g in first], gradient_names(padded), rtol=0, atol=0)
-    assert torch.equal(output, before)
-
-
-@every_route
 def test_arguments_are_left_as_they_were(route: Route) -> None:
     sample = Sample("lengths", lengths=(2, 4, 0), reset=True, directions=2)
     padded = leaves(sample, route)
@@ -252,39 +181,6 @@ def test_arguments_are_left_as_they_were(route: Route) -> None:
     route.lstm_layer(**sample.as_layer(padded))[0].sum().backward()
     for a, b in zip(floating(padded), before, strict=True):
         assert torch.equal(a, b)
-
-
-@every_route
-def test_an_output_changed_in_place_is_noticed(route: Route) -> None:
-    padded = leaves(Sample("plain"), route)
-    output = route.lstm_layer(**Sample("plain").as_layer(padded))[0]
-    loss = output.square().sum()
-    output.detach().zero_()
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()
-
-
-@every_op_route
-@pytest.mark.parametrize("k", range(4))
-def test_a_weight_changed_in_place_is_noticed(route: Route, k: int) -> None:
-    """A bias too, whose values no gradient needs."""
-    padded = leaves(Sample("plain"), route)
-    loss = route.lstm_layer(**Sample("plain").as_layer(padded))[0].sum()
-    with torch.no_grad():
-        padded["weights"][k].zero_()
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()
-
-
-@every_route
-def test_anomaly_mode_names_a_nan(route: Route) -> None:
-    padded = leaves(Sample("plain"), route)
-    with warnings.catch_warnings(), torch.autograd.set_detect_anomaly(True):
-        warnings.simplefilter("ignore")
-        output = route.lstm_layer(**Sample("plain").as_layer(padded))[0]
-        output.sum().backward(retain_graph=True)
-        with pytest.raises(RuntimeError, match="returned nan values"):
-            output.backward(torch.full_like(output, torch.nan))
 
 
 @every_route
@@ -338,8 +234,8 @@ def test_gradients_per_row(route: Route, sample: Sample) -> None:
             torch.testing.assert_close(d.sum(0), weights[k * each + 2], rtol=1e-9, atol=1e-11)
 
 
-@every_op_route
-@every_sample
+@pytest.mark.parametrize("route", OP_ROUTES_IN_BRIEF)
+@pytest.mark.parametrize("sample", SAMPLES[::2], ids=lambda s: s.name)
 def test_opcheck_forward(route: Route, sample: Sample) -> None:
     op = torch.ops.fastlstm.lstm.default
     torch.library.opcheck(op, (), sample.arguments(device=route.device))
@@ -351,8 +247,8 @@ def test_opcheck_forward(route: Route, sample: Sample) -> None:
     optests.aot_autograd_check(route.lstm_layer, (), sample.as_layer(padded), dynamic=True)
 
 
-@every_op_route
-@every_sample
+@pytest.mark.parametrize("route", OP_ROUTES_IN_BRIEF)
+@pytest.mark.parametrize("sample", SAMPLES[::2], ids=lambda s: s.name)
 def test_opcheck_backward(route: Route, sample: Sample) -> None:
     arguments = sample.arguments(device=route.device)
     output, h_n, c_n, cells, gates = torch.ops.fastlstm.lstm(

@@ -72,29 +72,6 @@ def test_samples(route: Route, info: ModuleInfo, dtype: torch.dtype, training: b
 
 @every_module_route
 @every_info
-def test_samples_gradcheck(route: Route, info: ModuleInfo) -> None:
-    for sample in samples(info, route, torch.float64)[::5]:
-        factory = {"device": route.device, "dtype": torch.float64}
-        ours, _ = build(info, route, sample.constructor_input, **factory)
-        flat, spec = _pytree.tree_flatten(sample.forward_input.args)
-        parameters = dict(ours.named_parameters())
-
-        def function(
-            *tensors: torch.Tensor, ours: Any = ours, spec: Any = spec, names: Any = parameters
-        ) -> tuple[torch.Tensor, ...]:
-            inputs = _pytree.tree_unflatten(list(tensors[: spec.num_leaves]), spec)
-            swapped = dict(zip(names, tensors[spec.num_leaves :], strict=True))
-            result = torch.func.functional_call(ours, swapped, inputs)
-            return tuple(_pytree.tree_leaves(result))
-
-        leaves = (*flat, *parameters.values())
-        options = {"fast_mode": True, "check_batched_grad": True}
-        assert torch.autograd.gradcheck(function, leaves, **options)
-        assert torch.autograd.gradgradcheck(function, leaves, **options)
-
-
-@every_module_route
-@every_info
 @every_dtype
 def test_error_cases(route: Route, info: ModuleInfo, dtype: torch.dtype) -> None:
     cases = info.module_error_inputs_func(

@@ -23,7 +23,6 @@ import fastlstm.__main__
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from markdown import replace_section  # noqa: E402
 
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 FRONT = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "csrc/README.md", "benchmarks/README.md")
@@ -183,31 +182,12 @@ def test_every_public_name_is_in_the_reference() -> None:
                 assert id(value) in there, f"{doc.name}: {module}.{name}"
 
 
-def test_what_the_reference_lists_has_a_docstring() -> None:
-    for name, value in listed().items():
-        if isinstance(value, tuple):  # a constant, whose comment Sphinx takes
-            continue
-        # A dataclass without one gets its signature.
-        documentation = inspect.getdoc(value)
-        assert documentation and not documentation.startswith(f"{value.__name__}("), name
-        for member in vars(value) if inspect.isclass(value) else ():
-            code = vars(value)[member]
-            # nn.LSTM's have none.
-            is_ours = not getattr(code, "__module__", "").startswith("torch.")
-            if not member.startswith("_") and is_code(code) and is_ours:
-                assert inspect.getdoc(getattr(value, member)), f"{name}.{member}"
-
-
 def test_the_example_of_the_module_runs() -> None:
     (example,) = doctest.DocTestFinder(recurse=False).find(
         fastlstm.LSTM, globs={"fastlstm": fastlstm, "torch": torch}
     )
     assert example.examples
     assert doctest.DocTestRunner().run(example).failed == 0
-
-
-def is_code(member: object) -> bool:
-    return inspect.isfunction(member) or isinstance(member, (property, classmethod, staticmethod))
 
 
 def options_of(words: list[str], capsys: pytest.CaptureFixture[str]) -> set[str] | None:
@@ -236,38 +216,6 @@ def test_commands_and_their_options_exist(doc: Path, capsys: pytest.CaptureFixtu
         known = options_of(words[1:], capsys)
         used = {word.split("=")[0] for word in words if word.startswith("--")}
         assert known is None or used <= known, f"{' '.join(words)}: {used - known}"
-
-
-@pytest.mark.parametrize(
-    ("doc", "section"),
-    [
-        ("README.md", "speed"),
-        ("docs/reference/figures.md", "benchmark"),
-        ("docs/reference/figures.md", "training"),
-        ("docs/reference/figures.md", "growth"),
-        ("docs/reference/figures.md", "numerics"),
-        ("docs/reference/figures.md", "packed"),
-    ],
-)
-def test_a_command_can_write_its_section(doc: str, section: str, tmp_path: Path) -> None:
-    path, old = tmp_path / "copy.md", (ROOT / doc).read_text()
-    path.write_text(old)
-    replace_section(path, section, "first")
-    replace_section(path, section, r"a \1 table")  # no group of a pattern
-    before, _, rest = old.partition(f"<!-- {section} -->")
-    after = rest.partition(f"<!-- /{section} -->")[2]
-    assert path.read_text() == (
-        f"{before}<!-- {section} -->\na \\1 table\n<!-- /{section} -->{after}"
-    )
-
-
-@pytest.mark.parametrize("text", ["", "<!-- x -->", "<!-- /x --> <!-- x -->", "<!-- x -->" * 2])
-def test_a_document_without_its_section_is_left_alone(text: str, tmp_path: Path) -> None:
-    path = tmp_path / "doc.md"
-    path.write_text(text)
-    with pytest.raises(ValueError, match="doc.md: expected one line <!-- x -->"):
-        replace_section(path, "x", "new")
-    assert path.read_text() == text
 
 
 MOST_WORDS, LONGEST_SENTENCE = 24_200, 40

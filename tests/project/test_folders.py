@@ -2,10 +2,7 @@
 
 import re
 from collections import defaultdict
-from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-
-import pytest
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 FILES = [file for suffix in ("h", "cpp", "cu") for file in sorted(CSRC.rglob(f"*.{suffix}"))]
@@ -28,16 +25,6 @@ def includes() -> dict[str, dict[str, list[str]]]:
             if target.exists() and floor(file) != floor(target):  # not the emulator's
                 found[floor(file)][floor(target)].append(f"{file.relative_to(CSRC)} -> {name}")
     return found
-
-
-def test_no_two_folders_include_each_other() -> None:
-    found = includes()
-    try:
-        TopologicalSorter(found).prepare()
-    except CycleError as error:
-        lower_first = error.args[1]
-        around = [found[b][a] for a, b in zip(lower_first, lower_first[1:], strict=False)]
-        pytest.fail(f"these includes lead around: {around}")
 
 
 def test_the_map_lists_the_folders_from_top_to_bottom() -> None:

@@ -8,7 +8,6 @@
 #include <cstring>
 #include <map>
 #include <memory>
-#include <regex>
 #include <vector>
 
 #include "machine.h"
@@ -76,37 +75,10 @@ cudaError_t result(cudaError_t error) {
   return error;
 }
 
-// The text with the mutation in it; `change` counts the places.
-std::string mutated(const std::string& text, const Mutation& m, int& places) {
-  std::string out, rest = text;
-  const std::regex from(m.from);
-  int seen = 0;
-  for (std::smatch found; std::regex_search(rest, found, from);) {
-    const bool chosen = m.occurrence < 0 || seen == m.occurrence;
-    out += found.prefix();
-    out += chosen ? found.format(m.to) : found.str();
-    places += chosen;
-    ++seen;
-    rest = found.suffix();
-  }
-  return out + rest;
-}
-
 Kernel& kernel_of(Function& f) {
   if (f.kernel) return *f.kernel;
   const OwnMemory own;
-  const Variables& variables = runtime().variables;
-  auto kernel = parse_kernel(f.text, variables);
-  Mutation& m = mutation();
-  if (!m.from.empty() && kernel->short_name().find(m.kernel) != std::string::npos) {
-    int places = 0;
-    const auto original = std::move(kernel);
-    kernel = parse_kernel(mutated(f.text, m, places), variables);
-    m.places += places;
-    for (size_t i = 0; i < kernel->code.size() && i < original->code.size(); ++i)
-      kernel->code[i].mutated = kernel->code[i].text != original->code[i].text;
-  }
-  f.kernel = std::move(kernel);
+  f.kernel = parse_kernel(f.text, runtime().variables);
   return *f.kernel;
 }
 
@@ -134,17 +106,6 @@ cudaError_t launch(const void* host, dim3 grid, dim3 block, void** arguments, si
 }
 
 }  // namespace
-
-Mutation& mutation() {
-  static Mutation m;
-  return m;
-}
-int mutated_places_that_ran() {
-  int ran = 0;
-  for (const Kernel* const kernel : launched_kernels())
-    for (const Instruction& in : kernel->code) ran += in.mutated && in.executed > 0;
-  return ran;
-}
 
 std::vector<const Kernel*> launched_kernels() {
   std::vector<const Kernel*> all;

@@ -119,37 +119,17 @@ Operation predicates(int sources, const F& f) {
 // The one NaN that arithmetic in f32 gives.
 f32 canonical(f32 x) { return std::isnan(x) ? bits_as<f32>(0x7fffffffu) : x; }
 
-// The rounded result, or a neighbor of it, always the same for the same arguments. What is exact
-// stays: exp of libdevice takes ex2.approx of whole numbers for a power of two.
-template <typename T>
-T approximate(f64 exact, uint64_t arguments, int most) {
-  const T rounded = static_cast<T>(exact);
-  const int noise = std::min(options().noise, most);
-  if (noise == 0 || !std::isfinite(rounded) || rounded == exact) return rounded;
-  uint64_t hash = (arguments + options().seed) * 0x9e3779b97f4a7c15u;
-  hash ^= hash >> 29;
-  const int steps = static_cast<int>(hash % (2 * noise + 1)) - noise;
-  T value = rounded;
-  for (int i = 0; i < std::abs(steps); ++i)
-    value = std::nextafter(value, steps < 0 ? T(0) : std::numeric_limits<T>::infinity() * value);
-  return value;
-}
-
 f32 flushed(f32 x) { return std::fabs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x; }
 
-f32 ex2_approx_ftz(f32 a) {
-  return flushed(approximate<f32>(std::exp2(f64(flushed(a))), bits_as<u32>(a), 2));
-}
-f32 rcp_approx_ftz(f32 a) {
-  return flushed(approximate<f32>(1.0 / f64(flushed(a)), bits_as<u32>(a), 1));
-}
-f32 rsqrt_approx(f32 a) { return approximate<f32>(1.0 / std::sqrt(f64(a)), bits_as<u32>(a), 1); }
-// Two ulp for divisors from 2^-126 to 2^126; beyond, the quotient is 0.
+f32 ex2_approx_ftz(f32 a) { return flushed(static_cast<f32>(std::exp2(f64(flushed(a))))); }
+f32 rcp_approx_ftz(f32 a) { return flushed(static_cast<f32>(1.0 / f64(flushed(a)))); }
+f32 rsqrt_approx(f32 a) { return static_cast<f32>(1.0 / std::sqrt(f64(a))); }
+// For divisors beyond 2^126 the quotient is 0.
 f32 div_approx(f32 a, f32 b) {
   const f32 size = std::fabs(b);
   if (size > 0x1p126f && std::isfinite(size))
     return std::isinf(a) ? std::numeric_limits<f32>::quiet_NaN() : a * std::copysign(0.0f, b);
-  return approximate<f32>(f64(a) / f64(b), uint64_t(bits_as<u32>(a)) << 32 | bits_as<u32>(b), 2);
+  return static_cast<f32>(f64(a) / f64(b));
 }
 // From the upper halves to an upper half.
 f64 rcp_approx_ftz(f64 a) {
@@ -248,7 +228,7 @@ void unpack_handler(Warp& w, const Instruction& in, uint32_t lanes) {
 
 // --- collectives of a warp ---
 
-enum class Shuffle { kIdx, kBfly, kUp, kDown };
+enum class Shuffle { kIdx, kBfly };
 
 template <Shuffle mode>
 void shuffle_handler(Warp& w, const Instruction& in, uint32_t lanes) {
@@ -259,22 +239,8 @@ void shuffle_handler(Warp& w, const Instruction& in, uint32_t lanes) {
   for_lanes(lanes, [&](int lane) {
     const int bval = b[lane] & 31, cval = c[lane] & 31, segmask = c[lane] >> 8 & 31;
     const int max_lane = (lane & segmask) | (cval & ~segmask), min_lane = lane & segmask;
-    int j = lane;
-    bool p = false;
-    switch (mode) {
-      case Shuffle::kUp:
-        j = lane - bval, p = j >= max_lane;
-        break;
-      case Shuffle::kDown:
-        j = lane + bval, p = j <= max_lane;
-        break;
-      case Shuffle::kBfly:
-        j = lane ^ bval, p = j <= max_lane;
-        break;
-      case Shuffle::kIdx:
-        j = min_lane | (bval & ~segmask), p = j <= max_lane;
-        break;
-    }
+    int j = mode == Shuffle::kBfly ? lane ^ bval : min_lane | (bval & ~segmask);
+    const bool p = j <= max_lane;
     if (!p) j = lane;
     if (!(lanes >> j & 1)) fault(w, in, lane, "a shuffle from a lane that takes no part");
     result[lane] = a[j];
@@ -389,7 +355,7 @@ unsigned char* global_bytes(Warp& w, const Instruction& in, int lane, uint64_t a
                             unsigned bytes, bool is_store) {
   if (in.recent.launch != w.machine->number || address < in.recent.begin ||
       address + bytes > in.recent.end) {
-    const Allocation* const a = find_allocation(address, !options().ignore_races);
+    const Allocation* const a = find_allocation(address, true);
     if (!a || address + bytes > a->end)
       fault(w, in, lane,
             a ? "an access beyond the end of an allocation of " +
@@ -399,7 +365,7 @@ unsigned char* global_bytes(Warp& w, const Instruction& in, int lane, uint64_t a
     in.recent = {w.machine->number, a->begin, a->end, a->shadow};
   }
   auto* const shadow = static_cast<Shadow*>(in.recent.shadow);
-  if (shadow && !options().ignore_races) {
+  if (shadow) {
     const Visit now = visit_of(w, in, lane);
     const uint64_t begin = address - in.recent.begin;
     for (uint64_t at = begin / kGranule; at <= (begin + bytes - 1) / kGranule; ++at)
@@ -418,11 +384,9 @@ unsigned char* shared_bytes(Warp& w, const Instruction& in, int lane, uint64_t a
     std::memset(&block.written[at], 1, bytes);
   else if (std::memchr(&block.written[at], 0, bytes))
     fault(w, in, lane, "shared memory is read before it was written, at " + std::to_string(at));
-  if (!options().ignore_races) {
-    const Visit now = visit_of(w, in, lane);
-    for (uint64_t word = at / 4; word <= (at + bytes - 1) / 4; ++word)
-      check_race(w, in, lane, block.shadow[word], now, is_store);
-  }
+  const Visit now = visit_of(w, in, lane);
+  for (uint64_t word = at / 4; word <= (at + bytes - 1) / 4; ++word)
+    check_race(w, in, lane, block.shadow[word], now, is_store);
   return &block.shared[at];
 }
 
@@ -457,39 +421,6 @@ void deliver_own(Warp& w, int lane, uint64_t address, uint32_t bytes) {
   }
 }
 
-// Different values.
-template <typename T>
-size_t count_different(std::vector<T>& values) {
-  std::sort(values.begin(), values.end());
-  return std::unique(values.begin(), values.end()) - values.begin();
-}
-
-void count_access(Warp& w, const Instruction& in, uint32_t lanes) {
-  const unsigned bytes = in.access.bytes * in.access.elements;
-  Counted& counted = in.counted;
-  ++counted.requests, counted.lanes += __builtin_popcount(lanes);
-  std::vector<u64> touched;
-  if (in.access.space == Space::kGlobal) {
-    for_lanes(lanes, [&](int lane) {
-      touched.push_back(address_of(w, in, lane) / 32);
-      touched.push_back((address_of(w, in, lane) + bytes - 1) / 32);
-    });
-    counted.sectors += count_different(touched);
-  } else if (in.access.space == Space::kShared) {
-    const int phase = bytes <= 4 ? 32 : 128 / bytes;
-    for (int first = 0; first < kLanes; first += phase) {
-      touched.clear();
-      for (int lane = first; lane < first + phase; ++lane)
-        for (unsigned at = 0; at < bytes && (lanes >> lane & 1); at += 4)
-          touched.push_back((address_of(w, in, lane) + at) / 4);
-      touched.resize(count_different(touched));
-      int of_bank[32] = {}, most = 1;
-      for (u64 word : touched) most = std::max(most, ++of_bank[word % 32]);
-      counted.conflicts += most - 1;
-    }
-  }
-}
-
 // Fresh memory is junk; what kernels are to fill has all bits set.
 bool is_unwritten(u64 value, unsigned bytes) {
   const u64 all = ~u64{0} >> (64 - 8 * bytes);
@@ -498,7 +429,6 @@ bool is_unwritten(u64 value, unsigned bytes) {
 
 void load_handler(Warp& w, const Instruction& in, uint32_t lanes) {
   const Access& a = in.access;
-  if (options().clocked) count_access(w, in, lanes);
   for_lanes(lanes, [&](int lane) {
     const unsigned char* const from = bytes_at(w, in, lane, false);
     if (options().delays && a.space == Space::kGlobal)
@@ -518,17 +448,15 @@ void load_handler(Warp& w, const Instruction& in, uint32_t lanes) {
 
 void store_handler(Warp& w, const Instruction& in, uint32_t lanes) {
   const Access& a = in.access;
-  if (options().clocked) count_access(w, in, lanes);
   w.machine->without_progress = 0;
   for_lanes(lanes, [&](int lane) {
     unsigned char* to = bytes_at(w, in, lane, true);
-    if ((options().delays || options().clocked) && a.space == Space::kGlobal) {
+    if (options().delays && a.space == Space::kGlobal) {
       const auto address = reinterpret_cast<uint64_t>(to);
       const uint32_t bytes = a.bytes * a.elements;
-      if (options().delays) w.machine->deliver_to(address, bytes);  // stores to one place in order
+      w.machine->deliver_to(address, bytes);  // stores to one place in order
       if (a.strong) {
-        w.machine->delayed.push_back(
-            {w.now + kStoreClocks, address, bytes, w.block->index, w.index * kLanes + lane, {}});
+        w.machine->delayed.push_back({address, bytes, w.block->index, w.index * kLanes + lane, {}});
         to = w.machine->delayed.back().value;
       }
     }
@@ -700,9 +628,6 @@ std::map<std::string, Operation> make_operations() {
   all["cvt.sat.f32.f32"] = lanewise([](f32 a) -> f32 { return a > 0 ? std::min(a, 1.0f) : 0; });
   all["cvt.rn.bf16.f32"] = lanewise([](f32 a) -> u16 { return to_bf16(a); });
   all["cvt.rn.f16.f32"] = lanewise([](f32 a) -> u16 { return to_f16(a); });
-  // Towards zero: for mutations alone.
-  all["cvt.rz.bf16.f32"] = lanewise([](f32 a) -> u16 { return bits_as<u32>(a) >> 16; });
-  all["cvt.rz.tf32.f32"] = lanewise([](f32 a) -> u32 { return bits_as<u32>(a) & ~0x1fffu; });
   all["cvt.f32.bf16"] = lanewise([](u16 a) -> f32 { return from_bf16(a); });
   all["cvt.f32.f16"] = lanewise([](u16 a) -> f32 { return from_f16(a); });
   all["cvt.rna.tf32.f32"] = lanewise([](f32 a) -> u32 { return to_tf32(a); });
@@ -716,8 +641,6 @@ std::map<std::string, Operation> make_operations() {
   all["bar.warp.sync"] = {nothing, {k32}, Control::kWarpBarrier, 0};
   all["shfl.sync.idx.b32"] = shuffle<Shuffle::kIdx>();
   all["shfl.sync.bfly.b32"] = shuffle<Shuffle::kBfly>();
-  all["shfl.sync.up.b32"] = shuffle<Shuffle::kUp>();
-  all["shfl.sync.down.b32"] = shuffle<Shuffle::kDown>();
   all["mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"] = mma(mma_m16n8k16_handler<from_bf16>);
   all["mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"] = mma(mma_m16n8k16_handler<from_f16>);
   all["mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32"] = mma(mma_m16n8k8_tf32_handler);

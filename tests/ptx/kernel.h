@@ -53,29 +53,16 @@ struct Recent {
   void* shadow = nullptr;
 };
 
-// What an access cost, as a GPU would serve it: shared memory in phases, of 32 lanes up to 4 bytes
-// wide, 16 of 8 or 8 of 16, in each of which a bank gives one word at a time; global memory in
-// sectors of 32 bytes.
-struct Counted {
-  uint64_t requests = 0, lanes = 0;  // of warps; their lanes
-  uint64_t conflicts = 0;            // times that a phase takes longer than without
-  uint64_t sectors = 0;
-};
-
 struct Instruction {
   Handler run = nullptr;
   Control control = Control::kPlain;
   bool guard_negated = false;
-  int guard = -1;          // predicate
-  uint32_t target = 0;     // of a branch
-  int members = -1;        // operand with the mask of a collective; -1: all lanes
-  uint32_t op[16] = {};    // offsets in the register file; of a predicate, its number
-  uint16_t registers = 0;  // bit i: op[i] is an offset
-  uint16_t slow_results = 0, latency = 0;  // those that take long, and how many clocks
+  int guard = -1;        // predicate
+  uint32_t target = 0;   // of a branch
+  int members = -1;      // operand with the mask of a collective; -1: all lanes
+  uint32_t op[16] = {};  // offsets in the register file; of a predicate, its number
   Access access;
-  bool mutated = false;
   mutable uint64_t executed = 0;
-  mutable Counted counted;
   mutable Recent recent;
   std::string text;
 };
@@ -102,14 +89,9 @@ struct Kernel {
   std::vector<Constant> constants;
   std::vector<SpecialRegister> specials;
   uint32_t parameter_bytes = 0, register_bytes = 0, predicates = 0, argument_bytes = 0;
-  mutable size_t most_looks = 0;  // that a warp had under way when it waited for one
 
   std::string short_name() const;
 };
-
-// Modelled time, in clocks of an SM: until a load from L2 is back, which has seen L2 in the middle,
-// and until L2 shows a relaxed store. An instruction takes 2, some results 30.
-constexpr int kTripClocks = 280, kStoreClocks = 250;
 
 // Addresses of these spaces start here, so that one is not taken for another's: parameters of the
 // kernel, shared memory, arguments of a call.

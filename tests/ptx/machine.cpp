@@ -32,11 +32,6 @@ void Machine::deliver_to(uint64_t address, uint32_t bytes) {
       deliver(i);
 }
 
-void Machine::deliver_until(int64_t time) {
-  for (size_t i = delayed.size(); i-- > 0;)
-    if (delayed[i].due <= time) deliver(i);
-}
-
 namespace {
 
 Dim3 unravel(uint32_t i, const Dim3& size) {
@@ -56,7 +51,6 @@ void fill_registers(Warp& warp, const Launch& launch) {
   const Kernel& kernel = *launch.kernel;
   std::minstd_rand& random = warp.machine->random;
   warp.registers.resize(kernel.register_bytes);
-  warp.ready.assign(kernel.register_bytes / (2 * kLanes), 0);
   for (size_t i = 0; i + 4 <= warp.registers.size(); i += 4) {
     const uint32_t junk = 0xc0000000u ^ static_cast<uint32_t>(random());
     std::memcpy(&warp.registers[i], &junk, 4);
@@ -100,10 +94,7 @@ void start(Block& block, Machine& m, uint32_t index) {
 void release_block(Block& block) {
   ++block.epoch;
   block.warps_waiting = 0;
-  int64_t last = 0;
-  for (const Warp& warp : block.warps) last = std::max(last, warp.now);
   for (Warp& warp : block.warps) {
-    warp.now = last;
     if (!warp.at_block_barrier) continue;
     warp.at_block_barrier = false;
     for (Group& g : warp.groups) ++g.pc, g.state = Group::kReady;
@@ -221,36 +212,6 @@ void exit_lanes(Warp& warp, Group& g, uint32_t lanes) {
   release_block_if_complete(*warp.block);
 }
 
-// --- modelled time ---
-
-template <typename F>
-void for_bits(uint32_t bits, const F& f) {
-  for (; bits; bits &= bits - 1) f(__builtin_ctz(bits));
-}
-
-// Waits until all operands are there.
-void begin_in_time(Warp& warp, const Instruction& in) {
-  int64_t start = warp.now;
-  for_bits(in.registers, [&](int i) { start = std::max(start, warp.ready[in.op[i] / 64]); });
-  if (start > warp.now && warp.block->epoch >= options().looks_from) {
-    auto& looks = warp.looks;
-    looks.erase(
-        std::remove_if(looks.begin(), looks.end(), [&](int64_t back) { return back <= warp.now; }),
-        looks.end());
-    size_t& most = warp.machine->launch.kernel->most_looks;
-    most = std::max(most, looks.size());
-  }
-  warp.now = start;
-  if (in.access.strong) warp.machine->deliver_until(start + kTripClocks / 2);
-}
-
-void end_in_time(Warp& warp, const Instruction& in, uint32_t active) {
-  for_bits(in.slow_results, [&](int i) { warp.ready[in.op[i] / 64] = warp.now + in.latency; });
-  if (in.access.strong && in.latency && active == kAllLanes)
-    warp.looks.push_back(warp.now + in.latency);
-  warp.now += 2;
-}
-
 // Executes up to `budget` instructions of one group; returns how many.
 int run_group(Warp& warp, Group& g, int budget) {
   const std::vector<Instruction>& code = warp.machine->launch.kernel->code;
@@ -262,7 +223,6 @@ int run_group(Warp& warp, Group& g, int budget) {
   bool stopped = false;  // g is up to date, or no more
   while (!stopped && done < budget && pc < meeting) {
     const Instruction& in = code[pc];
-    if (options().clocked && in.access.strong && done) break;  // in the order of time
     uint32_t active = lanes;
     if (in.guard >= 0) {
       const uint32_t p = warp.predicates[in.guard];
@@ -270,11 +230,8 @@ int run_group(Warp& warp, Group& g, int budget) {
     }
     ++done;
     in.executed += active != 0;
-    const bool in_time = options().clocked && active;
-    if (in_time) begin_in_time(warp, in);
     if (in.control == Control::kPlain) {
       if (active) in.run(warp, in, active);
-      if (in_time) end_in_time(warp, in, active);
       ++pc;
       continue;
     }
@@ -306,7 +263,6 @@ int run_group(Warp& warp, Group& g, int budget) {
       stopped = true;
     } else {
       in.run(warp, in, lanes);
-      if (in_time) end_in_time(warp, in, active);
       ++pc;
     }
   }
@@ -334,8 +290,7 @@ bool is_blocked(Warp& warp) {
   throw Fault(out.str());
 }
 
-// The warp that runs next: any, the slow ones less often unless the others wait for long; or the
-// earliest in modelled time.
+// The warp that runs next: any, the slow ones less often unless the others wait for long.
 size_t any(Machine& m, const std::vector<Warp*>& running) {
   size_t pick = m.random() % running.size();
   const int most = m.without_progress < options().patience / 2 ? 4 : 0;
@@ -343,15 +298,6 @@ size_t any(Machine& m, const std::vector<Warp*>& running) {
     pick = m.random() % running.size();
   return pick;
 }
-size_t earliest(const std::vector<Warp*>& running) {
-  size_t pick = 0;
-  for (size_t i = 1; i < running.size(); ++i) {
-    const bool waits = running[i]->at_block_barrier, waited = running[pick]->at_block_barrier;
-    if (waited != waits ? waited : running[i]->now < running[pick]->now) pick = i;
-  }
-  return pick;
-}
-
 // Runs the blocks first .. first + count - 1 together, to the end.
 void run_blocks(Machine& m, uint32_t first, uint32_t count) {
   m.blocks.clear();
@@ -364,9 +310,8 @@ void run_blocks(Machine& m, uint32_t first, uint32_t count) {
   m.without_progress = 0;
   uint64_t in_vain = 0;  // picks of blocked warps in a row
   while (!running.empty()) {
-    const size_t pick = options().clocked ? earliest(running) : any(m, running);
-    while (!options().clocked && !m.delayed.empty() && m.random() % 4 != 0)
-      m.deliver(m.random() % m.delayed.size());
+    const size_t pick = any(m, running);
+    while (!m.delayed.empty() && m.random() % 4 != 0) m.deliver(m.random() % m.delayed.size());
     Warp& warp = *running[pick];
     if (is_blocked(warp)) {
       if (++in_vain > 4 * running.size() &&
@@ -382,7 +327,6 @@ void run_blocks(Machine& m, uint32_t first, uint32_t count) {
       const int done = run_group(warp, *g, std::min(most, budget));
       budget -= std::max(done, 1);
       m.without_progress += done;
-      if (options().clocked) break;  // another one may be earlier now
     }
     if (m.without_progress > options().patience)
       report_standstill(m, "no progress, threads wait for values that nobody stores");

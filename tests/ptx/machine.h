@@ -15,11 +15,7 @@ namespace ptx {
 struct Options {
   unsigned seed = 1;
   bool random_lanes = false;  // any lanes of a warp may run ahead, wherever PTX lets them
-  bool ignore_races = false;  // no look for data races
   bool delays = false;        // relaxed stores reach memory late and in any order
-  bool clocked = false;       // warps run in the order of modelled time
-  unsigned looks_from = 0;    // so many barriers of a block are passed when looks begin to count
-  int noise = 0;              // units in the last place by which approximations may be off
   int patience = 20'000'000;  // instructions of warps without any progress: a deadlock
   int seed_offset = 0;
   unsigned resident_blocks = 1024;
@@ -60,10 +56,6 @@ struct Warp {
   uint32_t alive = 0;  // lanes that have not exited
   uint32_t epoch = 0;  // warp barriers passed
   bool at_block_barrier = false, slow = false;
-  // With `clocked`: its time, when each register has its value, and relaxed loads of
-  // all lanes under way.
-  int64_t now = 0;
-  std::vector<int64_t> ready, looks;
   std::vector<Group> groups;
   std::vector<unsigned char> registers;
   std::vector<uint32_t> predicates;
@@ -84,9 +76,8 @@ struct Block {
   std::vector<Shadow> shadow;                  // one per word
 };
 
-// A relaxed store on its way to memory, which with `clocked` shows it from `due` on.
+// A relaxed store on its way to memory.
 struct Delayed {
-  int64_t due;
   uint64_t address;
   uint32_t bytes, block, thread;
   unsigned char value[16];
@@ -102,7 +93,6 @@ struct Machine {
 
   void deliver(size_t index);                         // one of them
   void deliver_to(uint64_t address, uint32_t bytes);  // those that overlap
-  void deliver_until(int64_t time);
 };
 
 [[noreturn]] void fault(const Warp& warp, const Instruction& in, int lane, const std::string& what);

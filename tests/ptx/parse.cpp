@@ -324,9 +324,7 @@ class Parser {
     for (size_t i = 0; i < parts.size(); ++i) {
       const int bytes = kBytes[static_cast<int>(operation.operands[i])];
       in.op[i] = operand(parts[i], bytes, has_result && i == 0);
-      if (bytes) in.registers |= 1 << i;
     }
-    if (in.control == Control::kWarpCollective) in.latency = 30, in.slow_results = 15;
   }
 
   // ld and st: [values...] and an address; the qualifiers in any order that PTX allows. An address
@@ -370,11 +368,7 @@ class Parser {
       if (bytes < a.bytes) throw Fault("the register is narrower than the type");
       a.register_bytes[i] = static_cast<uint8_t>(bytes);
       in.op[1 + i] = operand(values[i], bytes, load);
-      in.registers |= 1 << (1 + i);
     }
-    if (load && a.space == Space::kGlobal) in.latency = kTripClocks;
-    if (load && a.space == Space::kShared) in.latency = 30;
-    if (load) in.slow_results = in.registers & ~1;
     in.run = load ? memory_handlers().load : memory_handlers().store;
   }
 
@@ -387,7 +381,6 @@ class Parser {
     in.access.base_bytes = 8;
     if (base[0] == '%') in.access.base_bytes = static_cast<uint8_t>(find_register(base).bytes);
     in.op[0] = operand(base, in.access.base_bytes, false);
-    in.registers |= 1;
   }
 
   std::string text_;

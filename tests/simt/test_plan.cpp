@@ -75,26 +75,6 @@ const Case fits("plan/what is divided fits", [] {
   check(divided > 6000, "only ", divided, " of 20000 fit");
 });
 
-// The shapes that the engine was built for.
-const Case targets("plan/the shapes to win fit an H100", [] {
-  const auto h100 = CudaDevice::of(132, 90);
-  for (bool backward : {false, true}) {
-    for (int64_t hidden : {256, 512})
-      for (int64_t batch : {1, 16, 64, 128})
-        check(divide({hidden, batch, 512, 1, Dtype::kBFloat16, true, backward}, h100).has_value(),
-              "bfloat16, H ", hidden, ", B ", batch);
-    for (int64_t batch : {1, 16, 64})
-      check(divide({1024, batch, 512, 1, Dtype::kBFloat16, true, backward}, h100).has_value(),
-            "bfloat16, H 1024, B ", batch);
-    for (int64_t hidden : {256, 512})
-      for (int64_t batch : {1, 16})
-        check(divide({hidden, batch, 512, 1, Dtype::kFloat32, true, backward}, h100).has_value(),
-              "TF32, H ", hidden, ", B ", batch);
-    const auto two = divide({512, 32, 512, 2, Dtype::kBFloat16, true, backward}, h100);
-    check(two && two->directions == 2, "both directions in one launch");
-  }
-});
-
 const Case others("plan/what it cannot do", [] {
   const auto h100 = CudaDevice::of(132, 90);
   const Task good{256, 16, 64, 1, Dtype::kBFloat16, true, false};
@@ -108,34 +88,6 @@ const Case others("plan/what it cannot do", [] {
   check(!divide(task, h100), "an empty batch");
   check(!divide(good, CudaDevice::of(40, 75)), "no bfloat16 mma before sm_80");
   check(!divide(good, CudaDevice::of(0, 90)), "no multiprocessor is left");
-});
-
-const Case names("plan/an engine by name", [] {
-  check(!parse_engine("auto")->persistent && !parse_engine("stepwise")->persistent, "stepwise");
-  const auto any = parse_engine("persistent"), one = parse_engine("persistent:16x8x120");
-  check(any->persistent && any->division.units == 0, "persistent");
-  check(one->persistent && one->division.units == 16 && one->division.row_tile == 8 &&
-            one->division.row_groups == 120,
-        "a division");
-  for (const char* name :
-       {"", "Auto", "tiled", "persistent:", "persistent:8x8", "persistent:8x8x1x",
-        "persistent:0x8x1", "persistent:8x-8x1", "persistent:99999x8x1", "stepwise "})
-    check(!parse_engine(name), name, " is no engine");
-});
-
-const Case free_multiprocessors("plan/multiprocessors left free", [] {
-  for (const char* text : {static_cast<const char*>(nullptr), "", "0"})
-    check(parse_free_sms(text) == 0, "none");
-  check(parse_free_sms("16") == 16, "16");
-  for (const char* text : {"-1", "x", "1x", " ", "99999999999"}) {
-    bool refused = false;
-    try {
-      parse_free_sms(text);
-    } catch (const std::invalid_argument& error) {
-      refused = std::string(error.what()).find(text) != std::string::npos;
-    }
-    check(refused, text, " is no number of them");
-  }
 });
 
 }  // namespace

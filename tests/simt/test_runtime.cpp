@@ -72,25 +72,4 @@ const Case errors("runtime/an error is returned once", [] {
       1, "no attribute");
 });
 
-template <typename Call>
-bool waits(Call call) {
-  try {
-    call();
-  } catch (const simt::Fault&) {
-    return true;
-  }
-  return false;
-}
-
-const Case waiting("runtime/notices calls that wait", [] {
-  int x = 0, y = 1;
-  check(waits([] { cudaDeviceSynchronize(); }) && waits([] { cudaStreamSynchronize(nullptr); }) &&
-            waits([&] { cudaMemcpy(&x, &y, sizeof x, cudaMemcpyDeviceToDevice); }) &&
-            waits([&] { cudaMemcpyAsync(&x, &y, sizeof x, cudaMemcpyHostToDevice, nullptr); }),
-        "a call that waits is not noticed");
-  check(!waits([&] { cudaMemcpyAsync(&x, &y, sizeof x, cudaMemcpyDeviceToDevice, nullptr); }) &&
-            x == 1,
-        "a copy on the device does not wait");
-});
-
 }  // namespace

@@ -1,0 +1,265 @@
+"""Plants small faults, one at a time, and tells which of them the tests notice.
+
+    python tests/mutate.py --count 200 --seed 1        # an hour on one core; goes on where it ended
+    python tests/mutate.py --report
+
+A fault is another operator, a number off by one, the other truth, or a statement left out, in the
+equations, the walks, the plan and the table of engines. It works in copies of the tree in
+build/mutants, one for each worker. A changed source is
+compiled without optimization that costs time, and the kernels for one instruction set alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import io
+import json
+import os
+import random
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+OUTPUT = ROOT / "build" / "mutants"
+RESULTS = OUTPUT / "results.jsonl"
+
+# Quick and telling ones first; in each item the tests of one process.
+_FIRST = "tests/op/test_layer.py -k (results or test_gradients) and not reference and not graph"
+_NATIVE = [
+    _FIRST,
+    "tests/op/test_same_bits.py tests/op/test_fuzzed_calls.py",
+    "tests/cpu/test_cpu_engine.py -k not every_instruction and not tiles",
+    "tests/op/test_layer.py -k not opcheck and not reference",
+    "tests/module/test_packed.py tests/module/test_errors.py tests/module/test_precision.py "
+    "tests/op/test_numerics.py tests/op/test_batched_grad.py",
+]
+_TABLE = [
+    "tests/module/test_engine.py tests/module/test_errors.py",
+    "tests/module/test_sequences.py tests/module/test_torch_engine.py "
+    "tests/op/test_fuzzed_calls.py",
+    "tests/module tests/op/test_same_bits.py -k not stream and not examples",
+]
+# Its files, its share of the faults, its tests.
+PARTS: dict[str, tuple[list[str], float, list[str]]] = {
+    "equations": (["csrc/equations/*.h"], 0.25, _NATIVE),
+    "walks": ([f"csrc/cpu/{name}" for name in ("walk/*.cpp", "stages/*.h", "layer/*.h")]
+              + ["csrc/stepwise/*.h"], 0.3, _NATIVE),
+    "plan": (["csrc/cpu/plan.cpp", "csrc/core/*.cpp"], 0.2,
+             [_FIRST, "tests/cpu/test_kernels.py -k this_machine", *_NATIVE[1:]]),
+    "engines": ([f"fastlstm/{name}.py" for name in ("engines", "_call", "_checks", "_layers")],
+                0.25, _TABLE),
+}  # fmt: skip
+OTHER = {"<": "<=", "<=": "<", ">": ">=", ">=": ">", "==": "!=", "!=": "==", "+": "-", "-": "+",
+         "*": "+", "/": "*", "&&": "||", "||": "&&", "and": "or", "or": "and", "true": "false",
+         "false": "true", "True": "False", "False": "True", "not": "", "!": "", "+=": "-=",
+         "-=": "+="}  # fmt: skip
+
+
+class Fault(NamedTuple):
+    part: str
+    file: str
+    line: int
+    column: int
+    old: str
+    new: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}: {self.old!r} becomes {self.new!r}"
+
+    def plant(self, tree: Path) -> None:
+        path = tree / self.file
+        lines = path.read_text().splitlines(keepends=True)
+        line, end = lines[self.line - 1], self.column + len(self.old)
+        assert line[self.column : end] == self.old, self
+        lines[self.line - 1] = line[: self.column] + self.new + line[end:]
+        path.write_text("".join(lines))
+
+
+def off_by_one(text: str) -> str:
+    return re.sub(r"^\d+", lambda digits: str(int(digits[0]) + 1), text)
+
+
+def in_python(text: str) -> Iterator[tuple[int, int, str, str]]:
+    """Line, column, what is there, what takes its place."""
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.NUMBER:
+            yield *token.start, token.string, off_by_one(token.string)
+        elif token.string in OTHER and token.string not in ("*", "/"):
+            yield *token.start, token.string, OTHER[token.string]
+    for node in ast.walk(ast.parse(text)):
+        is_call = isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
+        if (is_call or isinstance(node, ast.Raise)) and node.lineno == node.end_lineno:
+            yield node.lineno, node.col_offset, ast.get_source_segment(text, node) or "", "pass"
+
+
+# Comments, strings and lines of the preprocessor; then what may change.
+SKIPPED = re.compile(r'//.*|"(?:\\.|[^"])*"|^\s*#.*|static_assert.*|template <.*')
+TOKEN = re.compile(
+    r"(?<= )(?:[<>]=?|[=!]=|&&|\|\||[-+*/]|[-+]=)(?= )|\b(?:true|false)\b|!(?=\w)"
+    r"|(?<![\w.])\d+(?![\w.])"
+)
+STATEMENT = re.compile(
+    r"\s+((?:if \(.*\) )?(?!return|static_cast)[\w.*>:-]+(?:\(.*\)| [-+*/]?= .*);)$"
+)
+
+
+def in_cpp(text: str) -> Iterator[tuple[int, int, str, str]]:
+    for number, line in enumerate(text.splitlines(), 1):
+        blank = SKIPPED.sub(lambda found: " " * len(found[0]), line)
+        for found in TOKEN.finditer(blank):
+            yield number, found.start(), found[0], OTHER.get(found[0]) or off_by_one(found[0])
+        statement = STATEMENT.match(blank.rstrip())
+        if statement and statement[1].count("(") == statement[1].count(")"):
+            yield number, statement.start(1), line[statement.start(1) : statement.end(1)], ";"
+
+
+def all_faults(part: str) -> list[Fault]:
+    found = []
+    for pattern in PARTS[part][0]:
+        for path in sorted(ROOT.glob(pattern)):
+            search = in_python if path.suffix == ".py" else in_cpp
+            name = str(path.relative_to(ROOT))
+            found += [Fault(part, name, *place) for place in search(path.read_text())]
+    return [f for f in found if f.new != f.old]
+
+
+def chosen(count: int, seed: int) -> list[Fault]:
+    """As many of each part as its share says, in an order in which any beginning has all parts."""
+    generator, found = random.Random(seed), []
+    for part, (_, share, _) in PARTS.items():
+        every = all_faults(part)
+        found += generator.sample(every, min(len(every), round(count * share)))
+    generator.shuffle(found)
+    return found
+
+
+class Tree:
+    """A copy of the project, built as it is, in which a fault is planted and taken out again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        files = subprocess.run(["git", "ls-files", "-z", "-co", "--exclude-standard"],
+                               cwd=ROOT, capture_output=True, text=True, check=True)  # fmt: skip
+        for name in filter(None, files.stdout.split("\0")):
+            to = folder / name
+            now = (ROOT / name).read_bytes() if (ROOT / name).is_file() else None
+            if now is not None and not (to.is_file() and to.read_bytes() == now):
+                to.parent.mkdir(parents=True, exist_ok=True)
+                to.write_bytes(now)
+        own = {"PYTHONPATH": str(folder), "FASTLSTM_BUILD": "cpu", "FASTLSTM_TUNE": "off"}
+        self.environment = os.environ | own
+        self.run(sys.executable, "setup.py", "-q", "build_ext", "--inplace")
+        [self.ninja] = folder.glob("build/temp*/build.ninja")
+        [self.library] = folder.glob("fastlstm/_C*.so")
+        shutil.copy2(self.library, folder / "whole.so")
+        database = self.run("ninja", "-f", str(self.ninja), "-t", "compdb", "compile")
+        self.commands = {c["output"]: c["command"] for c in json.loads(database)}
+        self.includes: dict[str, list[str]] = {}
+        for line in self.run("ninja", "-C", str(self.ninja.parent), "-t", "deps").splitlines():
+            if ": #deps" in line:
+                target = self.includes.setdefault(line.partition(":")[0], [])
+            elif line.strip():
+                target.append(line.strip())
+
+    def run(self, *command: str, **options: Any) -> str:
+        done = subprocess.run(command, cwd=self.folder, env=self.environment, check=True,
+                              capture_output=True, text=True, **options)  # fmt: skip
+        return done.stdout
+
+    def compile(self, fault: Fault) -> None:
+        """The objects of a changed source; of kernels those of the lowest instruction set."""
+        path, changed = str(self.folder / fault.file), []
+        for target, sources in self.includes.items():
+            is_kernel = "/targets/" in target
+            if path in sources and (not is_kernel or "baseline" in target):
+                command = shlex.split(self.commands[target].replace("-O3", "-O1"))
+                to = f"{target}.mutant"
+                command[command.index("-o") + 1] = to
+                self.run(*command)
+                changed.append((target, to))
+        objects = [dict(changed).get(target, target) for target in self.includes]
+        import torch
+
+        where = Path(torch.__file__).parent / "lib"
+        torch_libraries = "-lc10", "-ltorch", "-ltorch_cpu", "-ltorch_python"
+        self.run("c++", "-shared", "-fopenmp", *objects, f"-L{where}", f"-Wl,-rpath,{where}",
+                 *torch_libraries, "-o", str(self.library))  # fmt: skip
+
+    def notices(self, fault: Fault, tests: list[str]) -> str:
+        """What noticed it, "" if nothing did, or that it does not compile."""
+        before = (self.folder / fault.file).read_text()
+        fault.plant(self.folder)
+        environment = dict(self.environment)
+        try:
+            if not fault.file.endswith(".py"):
+                try:
+                    self.compile(fault)
+                except subprocess.CalledProcessError:
+                    return "the compiler"
+            if fault.part == "equations":
+                environment["ATEN_CPU_CAPABILITY"] = "default"
+            for names in tests:
+                files, _, selected = names.partition(" -k ")
+                command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+                command += [*files.split(), "--timeout=120", *(["-k", selected] * bool(selected))]
+                try:
+                    done = subprocess.run(command, cwd=self.folder, env=environment, timeout=300,
+                                          capture_output=True, text=True)  # fmt: skip
+                except subprocess.TimeoutExpired:
+                    return "a hang"
+                if done.returncode not in (0, 5):
+                    told = re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.M)
+                    return (told or [f"exit status {done.returncode}"])[0]
+            return ""
+        finally:
+            (self.folder / fault.file).write_text(before)
+            shutil.copy2(self.folder / "whole.so", self.library)
+
+
+def known() -> dict[str, str]:
+    """What noticed each fault so far."""
+    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
+    return {record["fault"]: record["noticed by"] for record in map(json.loads, lines)}
+
+
+def report(faults: list[Fault]) -> None:
+    results = known()
+    found = [(fault, results[str(fault)]) for fault in faults if str(fault) in results]
+    found = [(fault, by) for fault, by in found if by != "the compiler"]
+    print(*(f"survives: {fault}" for fault, by in found if not by), sep="\n")
+    for part in (*PARTS, ""):
+        noticed = [bool(by) for fault, by in found if part in (fault.part, "")]
+        print(f"{part or 'all'}: {sum(noticed)} of {len(noticed)} noticed")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--count", type=int, default=200, help="of all faults; default: 200")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--part", choices=PARTS, help="this one alone")
+    parser.add_argument("--worker", default="0/1", help="0/2 and 1/2: a half each, side by side")
+    parser.add_argument("--report", action="store_true", help="plant nothing")
+    arguments = parser.parse_args()
+    every = chosen(arguments.count, arguments.seed)
+    every = [fault for fault in every if arguments.part in (None, fault.part)]
+    k, n = map(int, arguments.worker.split("/"))
+    faults = [] if arguments.report else [f for f in every[k::n] if str(f) not in known()]
+    tree = Tree(OUTPUT / f"tree-{k}") if faults else None
+    for fault in faults:
+        by = tree.notices(fault, PARTS[fault.part][2])  # type: ignore[union-attr]
+        with RESULTS.open("a") as file:
+            file.write(json.dumps({"fault": str(fault), "noticed by": by}) + "\n")
+        print(f"{fault}: {by or 'SURVIVES'}", flush=True)
+    report(every)
+
+
+if __name__ == "__main__":
+    main()

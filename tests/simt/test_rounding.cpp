@@ -1,0 +1,39 @@
+// The types of 16 bits, where nothing but C++ makes them.
+#include "harness.h"
+
+namespace {
+
+using testing::Case;
+using testing::check;
+
+// Every 16-bit value must survive the round trip, and a float must go to the nearest one, to the
+// even one of two equally near.
+template <typename H>
+void check_rounding(uint32_t mantissa_bits, uint32_t infinity) {
+  const auto value = [](uint32_t bits) {
+    H h;
+    h.bits = static_cast<uint16_t>(bits);
+    return static_cast<float>(h);
+  };
+  for (uint32_t bits = 0; bits <= infinity; ++bits)
+    for (uint32_t sign : {0u, 0x8000u})
+      check(H(value(bits | sign)).bits == (bits | sign), "round trip of ", bits | sign);
+  for (uint32_t bits = 0; bits + 1 < infinity; ++bits) {
+    const double low = value(bits), high = value(bits + 1), middle = (low + high) / 2;
+    const auto rounded = [](double x) { return H(static_cast<float>(x)).bits; };
+    check(rounded(middle) == (bits % 2 ? bits + 1 : bits), "tie above ", bits);
+    check(rounded(low + (high - low) * 0.49) == bits, "just below the middle above ", bits);
+    check(rounded(low + (high - low) * 0.51) == bits + 1, "just above the middle above ", bits);
+  }
+  check(std::isnan(static_cast<float>(H(std::nanf("")))), "NaN");
+  const float largest = value(infinity - 1);
+  check(H(largest * (1 + std::ldexp(1.0f, -static_cast<int>(mantissa_bits)))).bits == infinity ||
+            std::isinf(largest * 2),
+        "overflow to infinity");
+}
+const Case rounding_b("rounding/bfloat16 rounds to nearest",
+                      [] { check_rounding<fastlstm::bfloat16>(7, 0x7f80); });
+const Case rounding_h("rounding/float16 rounds to nearest",
+                      [] { check_rounding<fastlstm::float16>(10, 0x7c00); });
+
+}  // namespace
