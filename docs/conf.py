@@ -9,8 +9,9 @@ project = "fastlstm"
 author = "The fastlstm authors"
 (release,) = re.findall(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M)
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 myst_heading_anchors = 4
+copybutton_exclude = ".linenos, .gp"  # without the prompts of examples
 napoleon_custom_sections = ["Returns"]  # else what precedes a colon there is taken for a type
 default_role = "py:obj"  # `name` in a docstring is code, and a link where there is such a name
 add_module_names = False
