@@ -28,8 +28,9 @@ def check_kinds(input: Any, hx: Any, weights: Mapping[str, Any], **optional: Any
     for name, value in {"input": input, **states, **weights, **given}.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
-        if value.is_sparse or value.is_sparse_csr:
-            raise TypeError(f"{name}: expected a dense tensor, got one of layout {value.layout}")
+        if value.is_nested or value.layout is not torch.strided:
+            got = "a nested one" if value.is_nested else f"one of layout {value.layout}"
+            raise TypeError(f"{name}: expected a dense tensor, got {got}")
 
 
 def check_flags(**flags: Any) -> None:

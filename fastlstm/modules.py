@@ -245,8 +245,9 @@ class SequenceModule(nn.Module):
         hidden_size.
 
         Args:
-            input: [T,B,input_size] ([B,T,input_size] if batch_first), [T,input_size] unbatched, or
-                a PackedSequence, sorted or not.
+            input: [T,B,input_size] ([B,T,input_size] if batch_first), [T,input_size] unbatched, a
+                PackedSequence, sorted or not, or, whatever batch_first is, a nested tensor
+                [B,j,input_size] of layout torch.jagged, without the three options below.
             hx: (h_0 [L*D,B,P], c_0 [L*D,B,hidden_size]), without B if unbatched; zeros if None.
             lengths: [B] integers ([] unbatched), the number of real steps of each row: an
                 alternative to packing that takes rows in any order and of length 0, on any device,
@@ -258,7 +259,7 @@ class SequenceModule(nn.Module):
         Returns:
             `(output, (h_n, c_n))`, and with `return_cell_states` the cell states as a third item:
             shapes as in `functional.lstm`, without B if unbatched; a PackedSequence in gives a
-            PackedSequence out.
+            PackedSequence out, a nested tensor one with the same offsets.
         """
         if self.num_layers == 1 and not return_cell_states:
             at_once = self._fastlstm_at_once(input, hx, lengths, reset)
@@ -271,6 +272,8 @@ class SequenceModule(nn.Module):
             named = {"lengths": lengths, "reset": reset, "return_cell_states": return_cell_states}
             node: tuple[Any, ...] = _as_one_node(self, input, hx=hx, **named)
             return node
+        if isinstance(input, Tensor) and input.is_nested:
+            return self._fastlstm_nested(input, hx, *options)
         states: Any = () if hx is None else hx
         if type(states) is not tuple or {*map(type, (input, *states))} != {Tensor}:
             _check_kinds(input, hx)
@@ -322,6 +325,29 @@ class SequenceModule(nn.Module):
         packed = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
         return packed, self.permute_hidden(state, unsorted_indices), *cells
 
+    def _fastlstm_nested(self, input: Tensor, hx: State | None, *options: Any) -> tuple[Any, ...]:
+        """The rows padded, with their lengths, and the output with the offsets of the input."""
+        is_jagged = input.layout is torch.jagged
+        if not is_jagged or input.dim() != 3 or not isinstance(input.size(2), int):
+            raise TypeError(
+                "input: expected a nested tensor of layout torch.jagged and shape (batch, j, "
+                f"input_size), got {tuple(input.shape) if is_jagged else input.layout}"
+            )
+        if any(given is not None and given is not False for given in options):
+            raise RuntimeError(
+                "LSTM: lengths, reset and return_cell_states cannot be combined with a nested "
+                "tensor; torch.nested.to_padded_tensor pads it"
+            )
+        rows: Any = input.contiguous()  # without holes
+        rows._get_max_seqlen()  # which it keeps: else it pads to the sum of all lengths
+        padded, offsets = torch.nested.to_padded_tensor(rows, 0.0), rows.offsets()
+        longest, lengths = padded.size(1), offsets.diff()
+        are_real = torch.arange(longest, device=padded.device) < lengths.unsqueeze(1)
+        padded = padded if self.batch_first else padded.transpose(0, 1)
+        output, state = SequenceModule.forward(self, padded, hx, lengths=lengths)
+        values = (output if self.batch_first else output.transpose(0, 1))[are_real]
+        return torch.nested.nested_tensor_from_jagged(values, offsets, max_seqlen=longest), state
+
     def _fastlstm_run(
         self,
         input: Tensor,
@@ -341,7 +367,9 @@ class SequenceModule(nn.Module):
 
         None where something else has to be decided, or to see the call.
         """
-        if type(input) is not Tensor or input.dim() != 3 or input.size(2) != self.input_size:
+        if type(input) is not Tensor or input.is_nested or input.dim() != 3:
+            return None
+        if input.size(2) != self.input_size:
             return None
         x = input.transpose(0, 1) if self.batch_first else input
         batch = x.size(1)
