@@ -41,6 +41,7 @@ static void multiply_unpacked_tile(const PanelProduct& p, const Columns& columns
                                    const void* fetched, Int<R>, int64_t first_row) {
   constexpr int L = Vec<A>::lanes, square = L * Terms<T>::at_once;
   constexpr int line = 64, lines = L * sizeof(Vec<A>) / line;  // of a square
+  constexpr int64_t kAhead = 512 / sizeof(T);  // a lone row waits for memory; farther is slower
   const T* a[R];
   auto* next = static_cast<const T*>(fetched);
   Vec<A> sum[R], piece[R];
@@ -61,6 +62,10 @@ static void multiply_unpacked_tile(const PanelProduct& p, const Columns& columns
         for (int n = 0; n < lines; ++n) __builtin_prefetch(next + n * line / sizeof(T), 0, 2);
         next += L * square;
       }
+      if (R == 1 && !next)
+        for (int64_t l = 0; l < columns.count; ++l)
+          __builtin_prefetch(static_cast<const T*>(columns.first) + l * columns.stride + k +
+                             kAhead);
       add_square(a, k, square, columns, piece);
     }
     if (k < last) add_square(a, k, last - k, columns, piece);
