@@ -35,11 +35,10 @@ ELSEWHERE = {
         "module/test_regularizers.py"
     ),
     "second derivatives": "op/test_layer.py",
-    "initial values": "module/test_init.py",
     "the same seed, dropout included": "module/test_in_use.py",
     "tools that ask `type(m) is nn.LSTM`": "works_with.py",
     "16-bit types on a CPU": "op/test_numerics.py",
-    "`torch.backends.cudnn` flags": "cuda/test_cuda_op.py",
+    "TF32 on a GPU": "cuda/test_cuda_op.py",
     "gradients in eval mode": "module/test_torch_engine.py",
     "which engine runs": "module/test_engine.py",
 }
@@ -200,7 +199,7 @@ def cell_of(cls: Any) -> Any:
     return fastlstm.LSTMCell if cls is fastlstm.LSTM else nn.LSTMCell
 
 
-@row("a hook of a cell's c, or `retain_grad` of it", "through h too", "of the next step")
+@row("`retain_grad` of a cell's c", "through h too", "of the next step")
 def _(cls: Any, batch: Batch) -> object:
     cell, x = batch.layer(cell_of(cls)), batch.x
     h_1, c_1 = cell(x[0])
@@ -219,31 +218,31 @@ def writing_to(name: str, module: nn.Module, x: Tensor) -> object:
     return "works"
 
 
-@row("a cell's bias written to between forward and backward", "works", "raises")
+@row("`output`, or a cell's bias, written to before backward", "works", "raises")
 def _(cls: Any, batch: Batch) -> object:
     return writing_to("bias_ih", batch.layer(cell_of(cls)), batch.x[0])
 
 
-@row("a cell's bias written to between forward and backward", "raises", "raises")
+@row("`output`, or a cell's bias, written to before backward", "raises", "raises")
 def _(cls: Any, batch: Batch) -> object:
     """Of a layer, and so with any weight."""
     name = random.choice([name for name, _ in batch.layer(cls).named_parameters()])
     return writing_to(name, batch.layer(cls), batch.x)
 
 
-@row("`output` written to before backward", "raises", "raises")
+@row("`output`, or a cell's bias, written to before backward", "raises", "raises")
 def _(cls: Any, batch: Batch) -> object:
     batch.layer(cls)(batch.x)[0].mul_(2).sum().backward()
     return "works"
 
 
-@row("`output` written to before backward", "works", "raises")
+@row("`output`, or a cell's bias, written to before backward", "works", "raises")
 def _(cls: Any, batch: Batch) -> object:
     batch.layer(cls, bidirectional=True)(batch.x)[0].mul_(2).sum().backward()
     return "works"
 
 
-@row("`output` written to before backward", "works", "works")
+@row("`output`, or a cell's bias, written to before backward", "works", "works")
 def _(cls: Any, batch: Batch) -> object:
     output, (h_n, c_n) = batch.layer(cls)(batch.x)
     (output.sum() + h_n.mul_(2).sum() + c_n.mul_(2).sum()).backward()
