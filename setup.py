@@ -18,7 +18,6 @@ to torch.utils.cpp_extension. What was built is recorded beside the library in _
 import json
 import os
 import platform
-import re
 import shlex
 import shutil
 import subprocess
@@ -32,7 +31,6 @@ from setuptools import Extension, setup
 from setuptools.command.build_py import build_py
 
 ROOT = os.path.dirname(os.path.abspath(__file__))
-URL = "https://github.com/fastlstm/fastlstm"
 TORCH_FLOOR = (2, 8)
 KERNELS = "csrc/cpu/targets"  # the sources that know no torch
 CUDA_ARCHES = ["7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "11.0", "12.0"]  # where nvcc knows them
@@ -305,18 +303,6 @@ def wheel_torches():
     return {os.path.basename(folder): os.path.join(ROOT, folder, "torch") for folder in folders}
 
 
-def readme():
-    """README.md as PyPI shows it, where a link cannot be relative."""
-    with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
-        text = file.read()
-
-    def absolute(link):
-        is_picture = link[2].endswith((".png", ".svg"))
-        return f"{link[1]}{URL}/{'raw' if is_picture else 'blob'}/main/{link[2]}"
-
-    return re.sub(r'(\]\(|src="|srcset=")(?![a-z]+:|#)([^)"#]+)', absolute, text)
-
-
 def write_record(folder, record):
     path = os.path.join(folder, "_build_info.json")
     os.makedirs(folder, exist_ok=True)
@@ -406,8 +392,6 @@ def main():
     else:
         extensions = [own_extension(kinds)]
     setup(
-        long_description=readme(),
-        long_description_content_type="text/markdown",
         ext_modules=extensions,
         cmdclass=commands(kinds, note),
     )

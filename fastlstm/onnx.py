@@ -5,7 +5,7 @@
         custom_translation_table=fastlstm.onnx.translations(),
     )
 
-The operator: https://onnx.ai/onnx/operators/onnx__LSTM.html. Needs the extra `onnx`.
+The operator: https://onnx.ai/onnx/operators/onnx__LSTM.html. Needs onnx and onnxscript.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def translations() -> dict[Any, Callable[..., Any]]:
 
     Raises:
         RuntimeError: the extension is not available; then `convert(model, to="torch")` and export.
-        ImportError: the libraries of the extra `onnx` are not installed.
+        ImportError: onnx or onnxscript is not installed.
     """
     if not _build.extension_available():
         raise RuntimeError(
@@ -139,7 +139,7 @@ class _Operators:
             import onnx_ir
             from onnxscript import opset18
         except ImportError as error:
-            told = f"onnx needs {error.name}: pip install 'fastlstm[onnx]'"
+            told = f"onnx needs {error.name}: pip install onnx onnxscript"
             raise ImportError(told, name=error.name) from error
 
         self.ir: Any = onnx_ir
