@@ -261,7 +261,7 @@ class SequenceModule(nn.Module):
             shapes as in `functional.lstm`, without B if unbatched; a PackedSequence in gives a
             PackedSequence out, a nested tensor one with the same offsets.
         """
-        if self.num_layers == 1 and not return_cell_states:
+        if type(input) is Tensor and self.num_layers == 1 and not return_cell_states:
             at_once = self._fastlstm_at_once(input, hx, lengths, reset)
             if at_once is not None:
                 return at_once
@@ -361,13 +361,13 @@ class SequenceModule(nn.Module):
         raise NotImplementedError
 
     def _fastlstm_at_once(
-        self, input: Any, hx: Any, lengths: Any, reset: Any
+        self, input: Tensor, hx: Any, lengths: Any, reset: Any
     ) -> tuple[Any, ...] | None:
         """A plain eager call of one layer on a CPU: spares a small step most of its Python.
 
         None where something else has to be decided, or to see the call.
         """
-        if type(input) is not Tensor or input.is_nested or input.dim() != 3:
+        if input.is_nested or input.dim() != 3:
             return None
         if input.size(2) != self.input_size:
             return None
