@@ -65,7 +65,7 @@ def as_reset(reset: Tensor, input: Tensor, batch_first: bool) -> Tensor:
     try:
         if fits and reset.dtype != torch.bool:
             if reset.is_floating_point() and _is_readable(reset) and bool(reset.isnan().any()):
-                raise ValueError("reset: expected true or false, or numbers, got NaN")
+                _check(False, "reset of true or false, or of numbers", "NaN")
             reset = reset != 0
     except NotImplementedError:  # torch compares no numbers of this dtype
         fits = False

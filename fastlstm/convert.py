@@ -169,7 +169,10 @@ def convert(
         if note:
             notes.append(f"convert: {path} {note}")
     if not any(map(_is_lstm, modules.values())):
-        problem = "convert: expected a model with an LSTM or LSTMCell, got one without"
+        problem = (
+            "convert: expected a model with an LSTM or LSTMCell (GRUs are not supported), got one "
+            "without"
+        )
         raise ValueError("; ".join([problem, *notes]))
     for note in notes:
         warnings.warn(note, UserWarning, stacklevel=2)

@@ -99,11 +99,11 @@ def lstm(
           layer, zero after the end of each row.
 
     Raises:
-        RuntimeError: a tensor has the wrong shape, dtype or device, or T = 0.
+        RuntimeError: a tensor has the wrong shape, dtype, device or values, or T = 0.
         TypeError: an argument is not a tensor where one is expected, or `lengths` does not hold
             integers.
-        ValueError: `engine` is unknown, `num_layers` is not a positive integer, `reset` has a NaN,
-            or a probability is not between 0 and 1.
+        ValueError: `engine` is unknown, `num_layers` is not a positive integer, or a probability
+            is not between 0 and 1.
     """
     named = {f"weights[{k}]": weight for k, weight in enumerate(weights)}
     check_kinds(input, hx, named, batch_sizes=batch_sizes, reset=reset)

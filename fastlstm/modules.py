@@ -7,8 +7,9 @@ those of torch.nn by construction. `convert` changes the class of a model's modu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, NamedTuple
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -167,6 +168,29 @@ class _Option:
         if not module._fastlstm_has(self.name):
             raise AttributeError(self.name)  # Python then asks __getattr__, as for nn.LSTM
         return getattr(module._fastlstm_options, self.name)
+
+
+_Init = TypeVar("_Init", bound=Callable[..., None])
+_INSTEAD = {
+    "engine": "set it on the module: lstm.engine = ...",
+    "layer_norm": "fastlstm.LayerNormLSTM normalizes",
+    "zoneout": "fastlstm.LSTM takes zoneout_h and zoneout_c",
+}
+
+
+def _with_hints(init: _Init) -> _Init:
+    """A constructor that says what to write in place of what users expect it to take."""
+
+    @functools.wraps(init)
+    def checked(self: Any, *args: Any, **options: Any) -> None:
+        for name in _INSTEAD.keys() & options.keys():
+            raise TypeError(
+                f"{type(self).__name__}.__init__() got an unexpected keyword argument {name!r}; "
+                f"{_INSTEAD[name]}"
+            )
+        init(self, *args, **options)
+
+    return checked  # type: ignore[return-value]
 
 
 class EngineModule(nn.Module):
@@ -459,6 +483,7 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
     zoneout_c: float
     weight_dropout: float
 
+    @_with_hints
     def __init__(
         self,
         input_size: int,
@@ -559,6 +584,7 @@ class LSTMCell(EngineModule, nn.RNNCellBase):
 
     engine: str
 
+    @_with_hints
     def __init__(
         self,
         input_size: int,

@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 
 from . import _build, _formats
 from ._call import DTYPES, Call
-from ._checks import stack_call
+from ._checks import check_kinds, stack_call
 from ._layers import Results, results
 from ._packed_weights import PackedWeights, require_extension
 from .convert import (
@@ -203,6 +203,8 @@ class PackedLSTMCell(_Frozen):
         if type(input) is not Tensor and isinstance(input, _Proxy):
             node: tuple[Tensor, Tensor] = _as_one_node(self, input, hx=hx)
             return node
+        if type(input) is not Tensor:
+            check_kinds(input, None, {})
         dim = input.dim()
         if dim not in (1, 2):
             raise ValueError(f"PackedLSTMCell: Expected input to be 1D or 2D, got {dim}D instead")
@@ -416,9 +418,16 @@ def unpack(model: nn.Module) -> nn.Module:
 
     Returns:
         The model, its layers in eval mode; if it is itself replaced, what replaces it.
+
+    Raises:
+        ValueError: there is nothing to unpack.
     """
     check_model(model)
     packed = [m for m in model.modules() if isinstance(m, (PackedLSTM, PackedLSTMCell))]
+    if not packed:
+        raise ValueError(
+            "unpack: expected a model with layers that prepack has packed, got one without"
+        )
     return _replace(model, {module: _unpack_layer(module) for module in packed})
 
 

@@ -7,8 +7,10 @@ said in particular, and what nn.LSTM says too.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from samples import Route, every_module_route, every_route
@@ -102,7 +104,7 @@ def test_a_nan_is_no_reset(cls: type, packs: bool) -> None:
     with torch.no_grad():
         lstm(zeros(T, B, I), reset=reset)
         reset[1, 2] = torch.nan
-        with pytest.raises(ValueError, match="^reset: expected true or false, or numbers, got NaN"):
+        with pytest.raises(RuntimeError, match="reset of true or false, or of numbers, got NaN$"):
             lstm(zeros(T, B, I), reset=reset)
 
 
@@ -119,6 +121,52 @@ def test_flags_and_options_in_the_place_of_others(route: Route) -> None:
             lstm(x if wrong.dim() else x[:, 0], wrong)
     with pytest.raises(TypeError, match=r"^LSTM.forward\(\) got an unexpected keyword .*'length'"):
         lstm(x, length=torch.tensor([4, 2, 1]))
+
+
+def persistent() -> Any:
+    lstm = fastlstm.LSTM(I, H)
+    lstm.engine = "persistent"
+    return lstm
+
+
+def prepacked_cell() -> Any:
+    return fastlstm.prepack(fastlstm.LSTMCell(I, H).eval())
+
+
+# A call that users try; the error; what the message must say, for one what to write instead.
+MISTAKES: list[tuple[Callable[[], object], type[Exception], str]] = [
+    (lambda: fastlstm.LSTM(I, H)(np.zeros((T, B, I))), TypeError, "^input: .*tensor, got ndarray"),
+    (lambda: fastlstm.LSTMCell(I, H)(np.zeros((B, I))), TypeError, "^input: .* got ndarray"),
+    (lambda: prepacked_cell()(np.zeros((B, I))), TypeError, "^input: .*tensor, got ndarray"),
+    (lambda: fastlstm.LSTM(I, H, engine="torch"), TypeError, "'engine'; .* lstm.engine = "),
+    (lambda: fastlstm.LSTM(I, H, layer_norm=True), TypeError, "fastlstm.LayerNormLSTM"),
+    (lambda: fastlstm.LayerNormLSTM(I, H, zoneout=0.1), TypeError, "zoneout_h and zoneout_c"),
+    (lambda: fastlstm.LSTMCell(I, H, engine="torch"), TypeError, "'engine'; .* lstm.engine = "),
+    (lambda: fastlstm.LSTM(I, H, typo=1), TypeError, r"^LSTM.__init__\(\) got .* 'typo'$"),
+    (lambda: fastlstm.prepack(fastlstm.LSTM(I, H), "int8"), ValueError, "torch.int8, got 'int8'"),
+    (
+        lambda: fastlstm.prepack(nn.GRU(I, H)),
+        ValueError,
+        "a model with a fastlstm.LSTM or LSTMCell",
+    ),
+    (lambda: fastlstm.convert(nn.GRU(I, H)), ValueError, "GRUs are not supported"),
+    (lambda: fastlstm.unpack(fastlstm.LSTM(I, H)), ValueError, "layers that prepack has packed"),
+    (
+        lambda: persistent()(zeros(T, B, I)),
+        RuntimeError,
+        "'persistent' .*; use one of auto, .*tiled",
+    ),
+    (lambda: fastlstm.tune(fastlstm.LSTMCell(I, H), zeros(B, I)), ValueError, "an LSTMCell has no"),
+    (lambda: fastlstm.LSTM(I, H)(zeros(T, B, I), zeros(2, 1, B, H)), TypeError, "tuple of Tensors"),
+]
+
+
+@pytest.mark.skipif(not fastlstm.has_kernels("cpu"), reason="the extension is not built")
+@pytest.mark.parametrize("k", range(len(MISTAKES)))
+def test_mistakes_of_users(k: int) -> None:
+    call, error, message = MISTAKES[k]
+    with pytest.raises(error, match=message):
+        call()
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
