@@ -15,7 +15,10 @@ CUDA = ROOT / "csrc/cuda"
 BUILD = ROOT / "build/simt"
 GROUPS = "plan", "rounding", "runtime", "stepwise", "layer norm", "persistent"
 
-pytestmark = pytest.mark.skipif(bool(missing()), reason=f"not on PATH: {', '.join(missing())}")
+pytestmark = [
+    pytest.mark.skipif(bool(missing()), reason=f"not on PATH: {', '.join(missing())}"),
+    pytest.mark.timeout(3600),
+]
 
 
 @functools.cache
@@ -30,7 +33,6 @@ def test_cases(group):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("group", GROUPS)
 def test_sanitized(group):
     """Once more with ASan and UBSan."""
