@@ -180,11 +180,10 @@ def unmeasured(call: Call) -> Engine:
     return REFERENCE
 
 
-def is_op_at_once(*tensors: Any) -> bool:
-    """Whether an eager call of these on a CPU is the op's, and nothing else has to see it.
+def is_op_at_once() -> bool:
+    """Whether plain calls on a CPU are the op's; the op itself finds out which are plain.
 
-    What `choose` and `run_op` would find, for the shortcuts of the modules. Lists of tensors are
-    allowed, and None.
+    What `choose` and `run_op` would find, for the shortcuts of the modules.
     """
     return (
         DEFAULT == "auto"
@@ -192,7 +191,6 @@ def is_op_at_once(*tensors: Any) -> bool:
         and "cpu" in _build.kinds
         and not torch.compiler.is_compiling()
         and forward_ad._current_level < 0
-        and _build.library.are_plain(*tensors)
     )
 
 

@@ -249,8 +249,6 @@ class EngineModule(nn.Module):
 class SequenceModule(nn.Module):
     """The call of an LSTM: what it takes and returns, whatever runs it."""
 
-    hidden_size: int
-    proj_size: int
     batch_first: bool
     permute_hidden = _torch_lstm.permute_hidden
 
@@ -391,38 +389,6 @@ class SequenceModule(nn.Module):
 
         None where something else has to be decided, or to see the call.
         """
-        if input.is_nested or input.dim() != 3:
-            return None
-        if input.size(2) != self.input_size:
-            return None
-        x = input.transpose(0, 1) if self.batch_first else input
-        batch = x.size(1)
-        if hx is not None:
-            c_shape = 2 if self.bidirectional else 1, batch, self.hidden_size
-            h_shape = (*c_shape[:2], self.proj_size) if self.proj_size else c_shape
-            if not _has_shapes(hx, h_shape, c_shape):
-                return None
-        if lengths is not None:
-            if type(lengths) is not Tensor or lengths.dtype is not torch.int64:
-                return None
-            if lengths.shape != (batch,):
-                return None
-        if reset is not None:
-            if type(reset) is not Tensor or reset.dtype is not torch.bool:
-                return None
-            if reset.shape != input.shape[:2]:
-                return None
-            reset = reset.transpose(0, 1) if self.batch_first else reset
-        found = self._fastlstm_op_at_once(x, hx, lengths, reset)
-        if found is None:
-            return None
-        output, h_n, c_n, _ = found
-        return output.transpose(0, 1) if self.batch_first else output, (h_n, c_n)
-
-    def _fastlstm_op_at_once(
-        self, input: Tensor, hx: State | None, lengths: Tensor | None, reset: Tensor | None
-    ) -> tuple[Any, ...] | None:
-        """The op's results for plain tensors on the CPU, steps first; None as above."""
         raise NotImplementedError
 
 
@@ -539,19 +505,28 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
         found = engines.choose(call, engine).run(call)
         return results(call, found, self.batch_first and batch_sizes is None)
 
-    def _fastlstm_op_at_once(
-        self, input: Tensor, hx: State | None, lengths: Tensor | None, reset: Tensor | None
+    def _fastlstm_at_once(
+        self, input: Tensor, hx: Any, lengths: Any, reset: Any
     ) -> tuple[Any, ...] | None:
         if self._fastlstm_options is not _NO_OPTIONS or (self.dropout and self.training):
             return None
-        weights = _by_name(self, self._flat_weights_names)
-        if not engines.is_op_at_once(input, hx, lengths, reset, weights):
+        if not engines.is_op_at_once():
             return None
         layout = LAYOUTS[bool(self.bias), self.proj_size > 0, self._fastlstm_normalizes]
-        h_0, c_0 = hx or (None, None)
-        options = None, lengths, reset, None, False, "auto"
-        found: tuple[Any, ...] = _build.library.lstm(input, h_0, c_0, weights, layout, *options)
-        return found
+        results: tuple[Any, ...] | None = _build.library.plain_lstm(
+            input,
+            hx,
+            _by_name(self, self._flat_weights_names),
+            layout,
+            self.input_size,
+            self.hidden_size,
+            self.proj_size or self.hidden_size,
+            2 if self.bidirectional else 1,
+            self.batch_first,
+            lengths,
+            reset,
+        )
+        return results
 
     def _fastlstm_keep_flat(self, weights: list[Tensor]) -> None:
         """Puts new parameters into one chunk again, for cuDNN, unless a graph is captured."""
@@ -635,7 +610,7 @@ class LSTMCell(EngineModule, nn.RNNCellBase):
             return None
         if self._fastlstm_options is not _NO_OPTIONS:
             return None
-        if not engines.is_op_at_once(input, hx, weights):
+        if not (engines.is_op_at_once() and _build.library.are_plain(input, hx, weights)):
             return None
         layout = LAYOUTS[bool(self.bias), False, False]
         h, c = hx or (None, None)

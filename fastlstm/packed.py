@@ -161,16 +161,24 @@ class PackedLSTM(_Frozen, SequenceModule):
         batch_first = self.batch_first and batch_sizes is None
         return results(call, self._fastlstm_results(call), batch_first)
 
-    def _fastlstm_op_at_once(
-        self, input: Tensor, hx: State | None, lengths: Tensor | None, reset: Tensor | None
+    def _fastlstm_at_once(
+        self, input: Tensor, hx: Any, lengths: Any, reset: Any
     ) -> tuple[Any, ...] | None:
-        if input.dtype is not self.dtype or not _runs_at_once(input, hx, lengths, reset):
+        if input.dtype is not self.dtype or not is_op_at_once():
             return None
-        if hx is None:
-            c_0 = input.new_zeros(2 if self.bidirectional else 1, input.size(1), self.hidden_size)
-            hx = (c_0[..., : self.proj_size or self.hidden_size].contiguous(), c_0)
-        given = input, *hx, self._op_weights(), self._layout, None, lengths, reset, False
-        found: tuple[Any, ...] = _build.library.lstm_packed(*given)
+        found: tuple[Any, ...] | None = _build.library.plain_lstm_packed(
+            input,
+            hx,
+            self._op_weights(),
+            self._layout,
+            self.input_size,
+            self.hidden_size,
+            self.proj_size or self.hidden_size,
+            2 if self.bidirectional else 1,
+            self.batch_first,
+            lengths,
+            reset,
+        )
         return found
 
     def flatten_parameters(self) -> None:
@@ -225,7 +233,12 @@ class PackedLSTMCell(_Frozen):
         shape = input.size(0), self.hidden_size
         if hx is not None and not _has_shapes(hx, shape, shape):
             return None
-        if input.dtype is not self.dtype or not _runs_at_once(input, hx):
+        if input.dtype is not self.dtype or not is_op_at_once():
+            return None
+        tensors = (input, *(hx or ()))
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+            return None
+        if not _build.library.are_plain(*tensors):
             return None
         if hx is None:
             zeros = input.new_zeros(*shape)
@@ -233,13 +246,6 @@ class PackedLSTMCell(_Frozen):
         given = input, *hx, self._op_weights(), self._layout
         step: State = _build.library.lstm_cell_packed(*given)
         return step
-
-
-def _runs_at_once(input: Tensor, hx: State | None, *others: Tensor | None) -> bool:
-    """Whether the op runs eagerly, nothing else has to see the call, and no gradient is needed."""
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (input, *(hx or ()))):
-        return False
-    return is_op_at_once(input, hx, *others)
 
 
 def _as_bytes(module: _Frozen) -> tuple[Any, ...]:

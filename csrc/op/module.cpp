@@ -12,38 +12,46 @@
 namespace py = pybind11;
 using namespace py::literals;
 namespace short_calls = fastlstm::short_calls;
+using fastlstm::fast_method;
 
 template <auto function>
 static PyMethodDef method(const char* name, const char* doc) {
-  const auto untyped = reinterpret_cast<void (*)()>(fastlstm::fast_method<function>);
+  const auto untyped = reinterpret_cast<void (*)()>(function);
   return {name, reinterpret_cast<PyCFunction>(untyped), METH_FASTCALL, doc};
 }
 
 static PyMethodDef kShortCalls[] = {
-    method<&short_calls::lstm>(
+    method<fast_method<&short_calls::lstm>>(
         "lstm",
         "lstm(input: Tensor, h_0: Tensor | None, c_0: Tensor | None, weights: list, layout: str, "
         "batch_sizes: Tensor | None, lengths: Tensor | None, reset: Tensor | None, "
         "h_mask: Tensor | None, save_cells: bool, engine: str) -> tuple\n\n"
         "torch.ops.fastlstm.lstm without its last result; cells are None if they are not saved, "
         "and a state that is None is zeros."),
-    method<&short_calls::lstm_cell>(
+    method<fast_method<&short_calls::lstm_cell>>(
         "lstm_cell",
         "lstm_cell(input: Tensor, h: Tensor | None, c: Tensor | None, weights: list, layout: str, "
         "engine: str) -> tuple\n\nOne step: input [B,I], h and c [B,H]."),
-    method<&short_calls::lstm_packed>(
+    method<fast_method<&short_calls::lstm_packed>>(
         "lstm_packed",
         "lstm_packed(input: Tensor, h_0: Tensor, c_0: Tensor, weights: list, layout: str, "
         "batch_sizes: Tensor | None, lengths: Tensor | None, reset: Tensor | None, "
         "save_cells: bool) -> tuple\n\ntorch.ops.fastlstm.lstm_packed"),
-    method<&short_calls::lstm_cell_packed>(
+    method<fast_method<&short_calls::lstm_cell_packed>>(
         "lstm_cell_packed",
         "lstm_cell_packed(input: Tensor, h: Tensor, c: Tensor, weights: list, layout: str) "
         "-> tuple\n\nOne step: input [B,I], h and c [B,H]."),
-    {"are_plain", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(fastlstm::are_plain)),
-     METH_FASTCALL,
-     "are_plain(*tensors) -> bool\n\nWhether an eager call of these tensors, lists of tensors and "
-     "None concerns nothing but the CPU's kernels."},
+    method<fastlstm::plain_lstm</*prepacked=*/false>>(
+        "plain_lstm",
+        "plain_lstm(input, hx, weights: list, layout: str, input_size: int, hidden_size: int, "
+        "output_size: int, directions: int, batch_first: bool, lengths, reset)\n\nA call of one "
+        "layer as its module gets it, or None if it is not plain."),
+    method<fastlstm::plain_lstm</*prepacked=*/true>>("plain_lstm_packed",
+                                                     "plain_lstm with prepacked weights."),
+    method<fastlstm::are_plain>("are_plain",
+                                "are_plain(*tensors) -> bool\n\nWhether an eager call of these "
+                                "tensors, lists of tensors and "
+                                "None concerns nothing but the CPU's kernels."),
     {nullptr, nullptr, 0, nullptr}};
 
 PYBIND11_MODULE(_C, m) {
