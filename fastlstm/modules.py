@@ -174,6 +174,7 @@ _Init = TypeVar("_Init", bound=Callable[..., None])
 _INSTEAD = {
     "engine": "set it on the module: lstm.engine = ...",
     "layer_norm": "fastlstm.LayerNormLSTM normalizes",
+    "recompute": "torch.utils.checkpoint saves the memory of any module",
     "zoneout": "fastlstm.LSTM takes zoneout_h and zoneout_c",
 }
 

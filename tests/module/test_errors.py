@@ -150,6 +150,7 @@ MISTAKES: list[tuple[Callable[[], object], type[Exception], str]] = [
         "a model with a fastlstm.LSTM or LSTMCell",
     ),
     (lambda: fastlstm.convert(nn.GRU(I, H)), ValueError, "GRUs are not supported"),
+    (lambda: fastlstm.LSTM(I, H, recompute=True), TypeError, "torch.utils.checkpoint"),
     (lambda: fastlstm.unpack(fastlstm.LSTM(I, H)), ValueError, "layers that prepack has packed"),
     (
         lambda: persistent()(zeros(T, B, I)),
