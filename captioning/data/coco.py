@@ -36,7 +36,7 @@ class CaptionDataset:
     """Captioned pictures of one split, in the order of their file."""
 
     images: list[CaptionedImage]
-    # What was left out, by reason: {"caption without words": ["annotation 7"], ...}.
+    # What was left out, by reason: {"caption without words": ["val/7.png"], ...}.
     skipped: dict[str, list[str]] = field(default_factory=dict)
 
     @property
