@@ -78,10 +78,10 @@ inline py::dict plan_cpu(const std::string& dtype, int64_t input_size, int64_t h
       "engine"_a = chosen.engine == CpuEngine::kTiled ? "tiled" : "stepwise",
       "dtype"_a = dtype_name,
       "product"_a = product ? kFormatNames[static_cast<int>(product->format)] : dtype_name,
-      "weights"_a = kForms[static_cast<int>(chosen.form)], "unit_groups"_a = chosen.grid.unit_groups,
-      "row_groups"_a = chosen.grid.row_groups, "directions"_a = chosen.grid.directions,
-      "step_us"_a = chosen.step_us, "steps_ahead"_a = chosen.steps_ahead,
-      "chunk_steps"_a = chosen.chunk_steps);
+      "weights"_a = kForms[static_cast<int>(chosen.form)],
+      "unit_groups"_a = chosen.grid.unit_groups, "row_groups"_a = chosen.grid.row_groups,
+      "directions"_a = chosen.grid.directions, "step_us"_a = chosen.step_us,
+      "steps_ahead"_a = chosen.steps_ahead, "chunk_steps"_a = chosen.chunk_steps);
 }
 
 }  // namespace fastlstm::planners

@@ -90,8 +90,7 @@ void check_plan(const std::string& what, const CpuTask& task, const CpuMachine& 
   // Its walk has rows in the dtype of the state only.
   check(!task.projects || bytes_of(found.dtype) > 2, what, ": a projection in 16 bits");
   if (task.prepacked)
-    check(product.format == *task.prepacked, what,
-          ": another product than that of the weights");
+    check(product.format == *task.prepacked, what, ": another product than that of the weights");
   if (task.backward || found.form != MatrixForm::kPacked)
     check(product.trains(), what, ": no product to train with");
   if (found.form != MatrixForm::kPacked)
