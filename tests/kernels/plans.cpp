@@ -219,15 +219,6 @@ const bool added = [] {
       check_shares(of);
     });
   }
-  testing::Case("plans/names", [] {
-    for (const bool only_stepwise : {false, true}) {
-      CpuTask task{Dtype::kFloat32};
-      task.only_stepwise = only_stepwise;
-      const auto has = [&](const char* engine) { return task.engine = engine, has_engine(task); };
-      check(has("auto") && has("stepwise") && !has("persistent"), "names");
-      check(has("tiled") == !only_stepwise, "tiled");
-    }
-  });
   return true;
 }();
 

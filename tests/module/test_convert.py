@@ -176,21 +176,6 @@ def test_names_on_a_layer_stay_the_users() -> None:
     assert not torch.equal(lstm(x)[0], lstm.eval()(x)[0])
 
 
-class Registered(nn.LSTM):
-    def __init_subclass__(cls, *, name: str) -> None:
-        raise AssertionError("nobody derives")
-
-
-def test_what_a_class_does_with_its_subclasses_is_not_done() -> None:
-    own = Registered(3, 5).double()
-    expected = own(x)
-    convert(nn.Sequential(own, nn.LSTM(3, 5)))
-    assert isinstance(own, fastlstm.LSTM) and not isinstance(Registered(3, 5), type(own))
-    torch.testing.assert_close(own(x), expected, **CLOSE)
-    convert(own, to="torch")
-    assert type(own) is Registered
-
-
 @pytest.mark.parametrize("change", [convert, fastlstm.prepack, fastlstm.unpack])
 def test_what_is_no_module(change: Any) -> None:
     with pytest.raises(TypeError, match="model: expected a module, got the class LSTM"):

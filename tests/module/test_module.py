@@ -238,16 +238,6 @@ def test_weight_drop_by_a_hook(route: Route) -> None:
     assert_same(ours, theirs, draw(route, 3, 2, 3))
 
 
-@every_module_route
-def test_weight_tying(route: Route) -> None:
-    """One W_hh for two layers: its gradient is the sum of both."""
-    ours, theirs = pair(route, num_layers=2)
-    for module in (ours, theirs):
-        module.weight_hh_l1 = module.weight_hh_l0
-    assert len(list(ours.parameters())) == 7
-    assert_same(ours, theirs, draw(route, 4, 2, 3))
-
-
 def test_data_parallel_replicas() -> None:
     """What DataParallel makes of a module, without the devices that it needs."""
     ours, _ = pair(num_layers=2)

@@ -36,13 +36,6 @@ from fastlstm import (
 pytestmark = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the extension is not built")
 
 
-def test_repr() -> None:
-    lstm = packed(small(num_layers=2), torch.int8)
-    assert repr(lstm) == "fastlstm.PackedLSTM(6, 10, num_layers=2, weights=torch.int8)"
-    cell = "fastlstm.PackedLSTMCell(3, 4, weights=torch.float32)"
-    assert repr(packed(LSTMCell(3, 4).eval())) == cell
-
-
 @pytest.mark.parametrize(("weights", "steps"), [(None, None), (torch.int8, 254)], ids=str)
 def test_unpack(weights: Any, steps: Any) -> None:
     torch.manual_seed(0)

@@ -159,18 +159,6 @@ def test_a_reset_stops_a_nan(route: Route) -> None:
 
 
 @every_route
-def test_reset_follows_batch_first(route: Route) -> None:
-    lstm = make(route)
-    x = draw(route, 5, 2, 3)
-    reset = (torch.rand(5, 2) < 0.5).to(route.device)
-    output, state = lstm(x, reset=reset)
-    lstm.batch_first = True
-    found, found_state = lstm(x.transpose(0, 1), reset=reset.t())
-    assert torch.equal(found.transpose(0, 1), output)
-    torch.testing.assert_close(found_state, state, **EXACT)
-
-
-@every_route
 @pytest.mark.parametrize("proj_size", [0, 2])
 def test_cell_states(route: Route, proj_size: int) -> None:
     lstm = make(route, proj_size=proj_size)

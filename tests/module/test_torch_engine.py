@@ -80,18 +80,6 @@ def test_bits_of_a_state_a_cell_and_autocast() -> None:
             assert [state.dtype for state in cell(x[0])] == [s.dtype for s in known(x[0])]
 
 
-def test_transforms_and_compilers_say_that_they_cannot() -> None:
-    ours, _ = pair()
-    x = torch.randn(6, 2, 3)
-    for run in (
-        lambda: torch.func.jvp(lambda x: ours(x)[0], (x,), (x,)),
-        lambda: torch.func.vmap(lambda x: ours(x)[0])(x.expand(4, -1, -1, -1)),
-        lambda: torch.export.export(ours.eval(), (x,)),
-    ):
-        with pytest.raises(RuntimeError, match="engine 'torch' cannot serve this call"):
-            run()
-
-
 # flatten_parameters, with a stand-in for cuDNN's function, which copies all weights into one chunk.
 
 

@@ -240,17 +240,6 @@ def test_an_entry_that_does_not_serve_the_call_changes_nothing(file: Path, engin
     assert torch.equal(lstm(X)[0], expected)
 
 
-def test_off(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    quick(fastlstm.LSTM(4, 6), Clock([2.0], [1.0]))
-    monkeypatch.setenv("FASTLSTM_TUNE", "off")
-    _measured.machines.clear()
-    _measured.load()
-    assert not _measured.active and _measured.path() is None
-    before = file.read_text()
-    quick(fastlstm.LSTM(4, 8), Clock([2.0], [1.0]))
-    assert file.read_text() == before
-
-
 def test_what_is_no_file_is_neither_read_nor_renamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -146,21 +146,6 @@ def test_gradgradcheck(route: Route, sample: Sample) -> None:
     )
 
 
-@every_op_route
-@every_sample_and_large
-def test_gradients_under_create_graph_are_the_same(route: Route, sample: Sample) -> None:
-    padded = leaves(sample, route)
-    results = sample.mask_cells(route.lstm_layer(**sample.as_layer(padded)))
-    given = [g.to(route.device) for g in cotangents(results)]
-    plain = torch.autograd.grad(
-        results, floating(padded), given, retain_graph=True, materialize_grads=True
-    )
-    graph = torch.autograd.grad(
-        results, floating(padded), given, create_graph=True, materialize_grads=True
-    )
-    assert_all_close(graph, [g.cpu() for g in plain], gradient_names(padded), rtol=1e-9, atol=1e-11)
-
-
 @every_route
 def test_a_weight_written_to_before_second_derivatives_is_noticed(route: Route) -> None:
     """After the first ones, whose graph has the weights."""
@@ -197,41 +182,6 @@ def test_padding_is_never_read(route: Route) -> None:
         torch.autograd.backward(found, [g.to(route.device) for g in cotangents(found)])
         results.append([r.detach().cpu() for r in found] + [g.cpu() for g in gradients(padded)])
     assert_all_close(results[1], results[0], [*NAMES[:3], *gradient_names(clean)])
-
-
-@every_op_route
-@every_sample_and_large
-def test_gradients_per_row(route: Route, sample: Sample) -> None:
-    """Of the gates in place of the weights: dL/db_ih is their sum, dL/dinput their product."""
-    arguments = sample.arguments(device=route.device)
-    results = torch.ops.fastlstm.lstm(
-        **arguments, save_cells=True, save_gates=True, engine=route.engine
-    )
-    output, h_n, c_n, cells, gates = results
-    if sample.lengths is not None and not sample.packed:
-        cells = sample.mask_cells((output, h_n, c_n, cells))[3]
-    given = [g.to(route.device) for g in cotangents((output, h_n, c_n, cells))]
-    names = ("grad_output", "grad_h_n", "grad_c_n", "grad_cells")
-    arguments |= dict(zip(names, given, strict=True))
-    call = {**arguments, "output": output, "cells": cells, "gates": gates, "engine": route.engine}
-    call |= {"input_needs_grad": True, "state_needs_grad": True}
-    *state, weights = torch.ops.fastlstm.lstm_backward(**call)
-    if sample.norms:
-        with pytest.raises(RuntimeError, match="no layer normalization with per_row"):
-            torch.ops.fastlstm.lstm_backward(**call, per_row=True)
-        return
-    *state_again, d_gates = torch.ops.fastlstm.lstm_backward(**call, per_row=True)
-    assert len(d_gates) == sample.directions
-    assert all(d.shape == gates.shape[1:] for d in d_gates)
-    each, W = len(weights) // sample.directions, len(arguments["weights"]) // sample.directions
-    d_rows = [d.flatten(0, -2) for d in d_gates]
-    # A step without gradients of weights may have other products.
-    torch.testing.assert_close(state_again, state, rtol=1e-12, atol=1e-14)
-    products = sum(d @ arguments["weights"][k * W] for k, d in enumerate(d_rows))
-    torch.testing.assert_close(products, state[0].flatten(0, -2), rtol=1e-9, atol=1e-11)
-    if sample.bias:
-        for k, d in enumerate(d_rows):
-            torch.testing.assert_close(d.sum(0), weights[k * each + 2], rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("route", OP_ROUTES_IN_BRIEF)

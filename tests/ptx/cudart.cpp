@@ -107,14 +107,6 @@ cudaError_t launch(const void* host, dim3 grid, dim3 block, void** arguments, si
 
 }  // namespace
 
-std::vector<const Kernel*> launched_kernels() {
-  std::vector<const Kernel*> all;
-  for (const auto& [host, f] : runtime().functions)
-    if (f.kernel) all.push_back(f.kernel.get());
-  return all;
-}
-size_t registered_kernels() { return runtime().functions.size(); }
-
 std::set<std::string> faults_of_all_kernels() {
   std::set<std::string> faults;
   for (const auto& [name, text] : runtime().texts) {

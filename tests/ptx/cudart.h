@@ -2,14 +2,9 @@
 #pragma once
 #include <set>
 #include <string>
-#include <vector>
-
-#include "kernel.h"
 
 namespace ptx {
 
-std::vector<const Kernel*> launched_kernels();
-size_t registered_kernels();
 // Decodes every kernel; what is not implemented, once each.
 std::set<std::string> faults_of_all_kernels();
 

@@ -62,7 +62,6 @@ struct Instruction {
   int members = -1;      // operand with the mask of a collective; -1: all lanes
   uint32_t op[16] = {};  // offsets in the register file; of a predicate, its number
   Access access;
-  mutable uint64_t executed = 0;
   mutable Recent recent;
   std::string text;
 };

@@ -229,7 +229,6 @@ int run_group(Warp& warp, Group& g, int budget) {
       active &= in.guard_negated ? ~p : p;
     }
     ++done;
-    in.executed += active != 0;
     if (in.control == Control::kPlain) {
       if (active) in.run(warp, in, active);
       ++pc;
