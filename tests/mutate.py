@@ -45,7 +45,7 @@ _FIRST = "tests/op/test_layer.py -k (results or test_gradients) and not referenc
 _NATIVE = [
     _FIRST,
     "tests/op/test_same_bits.py",
-    "tests/cpu/test_cpu_engine.py -k not every_instruction and not tiles and not switch",
+    "tests/cpu/test_cpu_engine.py -k not every_instruction and not tiles",
     "tests/op/test_layer.py -k not opcheck and not reference",
     "tests/module/test_packed.py tests/module/test_errors.py tests/module/test_precision.py "
     "tests/op/test_numerics.py tests/op/test_batched_grad.py tests/op/test_fuzzed_calls.py",

@@ -181,17 +181,6 @@ def test_with_and_without_tiles_of_amx() -> None:
     assert ("amx" in chosen) != (default == "amx")
 
 
-def test_an_unknown_value_of_the_switch() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "fastlstm"],
-        env={**os.environ, "FASTLSTM_AMX": "yes"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode != 0
-    assert "FASTLSTM_AMX: expected 0 or 1, got yes" in done.stderr
-
-
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_two_directions_in_several_chunks(ragged: bool, number: int, threads) -> None:

@@ -14,7 +14,6 @@ from torch.nn.utils.rnn import pack_sequence
 
 import fastlstm
 from fastlstm import _build, compare
-from fastlstm.__main__ import main
 
 pytestmark = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the extension is not built")
 MODULE = sys.modules["fastlstm.compare"]  # fastlstm.compare is the function
@@ -124,15 +123,3 @@ def test_errors() -> None:
             compare(model)
     with pytest.raises(TypeError, match="is scripted"):
         compare(torch.jit.script(nn.LSTM(4, 8)))
-
-
-def model_and_inputs() -> tuple[Any, ...]:
-    return nn.LSTM(4, 8), torch.zeros(5, 3, 4)
-
-
-def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "mine", sys.modules[__name__])
-    main(["compare", "mine:model_and_inputs", "--training", "--seconds", "0"])
-    assert capsys.readouterr().out.startswith("training ")
-    with pytest.raises(SystemExit, match="expected package.module:function, got mine"):
-        main(["compare", "mine"])

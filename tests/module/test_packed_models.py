@@ -16,7 +16,6 @@ from packed_layers import (
     in_a_model,
     make,
     packed,
-    same,
     small,
     tagger,
 )
@@ -98,15 +97,6 @@ def test_parametrised_weights_are_packed_as_they_are(source: Any) -> None:
     frozen = prepack(lstm, convert=True)
     assert list(frozen.state_dict()) == list(LSTM(6, 10).state_dict())
     torch.testing.assert_close(frozen(X[..., :6]), expected)
-
-
-def test_autocast_leaves_it_alone() -> None:
-    frozen = packed(small())
-    expected = frozen(X[..., :6])
-    with torch.autocast("cpu", torch.bfloat16):
-        assert same(frozen(X[..., :6]), expected)
-        with pytest.raises(ValueError, match="bfloat16 and 6; autocast leaves packed layers alone"):
-            frozen(X[..., :6].bfloat16())
 
 
 @pytest.mark.parametrize("weights", [None, *SMALLER], ids=str)

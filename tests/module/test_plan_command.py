@@ -27,10 +27,3 @@ def test_plan_of_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     """It may be asked for without one; the kernels that were built are those of this machine."""
     main([*SHAPE, "--device", "cuda"])
     assert "auto: torch\n" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("size", ["0", "99999999999999999999", "many"])
-def test_a_size_that_cannot_be(size: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["plan", "--batch", "1", "--hidden", size])
-    assert "argument --hidden: " in capsys.readouterr().err

@@ -228,18 +228,6 @@ def test_entries_of_other_machines_stay_and_change_nothing(file: Path, by_torch:
     assert set(json.loads(file.read_text())["machines"]) == {"another", _measured.machine(X.device)}
 
 
-@pytest.mark.parametrize("engine", ["persistent", "no such engine"])
-def test_an_entry_that_does_not_serve_the_call_changes_nothing(file: Path, engine: str) -> None:
-    lstm = fastlstm.LSTM(4, 6)
-    quick(lstm, Clock([2.0], [1.0]))
-    file.write_text(file.read_text().replace('"torch",', f'"{engine}",'))
-    _measured.load()
-    assert engine in str(_measured.machines)
-    expected = lstm(X)[0]
-    lstm.engine = "tiled"
-    assert torch.equal(lstm(X)[0], expected)
-
-
 def test_what_is_no_file_is_neither_read_nor_renamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

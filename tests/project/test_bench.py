@@ -6,7 +6,6 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,7 +15,6 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import bench_lstm  # noqa: E402
 import gpu  # noqa: E402
-import overhead  # noqa: E402
 import peers  # noqa: E402
 import summary  # noqa: E402
 from cases import GROUPS, Case, Group  # noqa: E402
@@ -96,22 +94,6 @@ def test_the_documents_show_the_newest_results(
     summary.main([])
     for name in documents:
         assert (tmp_path / name).read_text() == (root / name).read_text(), name
-
-
-@needs_extension
-def test_overhead(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """Each row has a time of the module, and what a row compares gives the same."""
-    path = tmp_path / "overhead.json"
-    overhead.main(["--seconds", "0", "--json", str(path)])
-    printed = capsys.readouterr().out
-    for name, us in json.loads(path.read_text()).items():
-        assert f"| {name} |" in printed and us["module"] > 0
-    with torch.no_grad():
-        for columns in overhead.cases(3, 4, 5).values():
-            theirs, ours, op = (columns.get(name) for name in ("nn", "module", "op"))
-            found: Any = ours and ours()
-            for other in filter(None, (theirs, op)):
-                torch.testing.assert_close(other()[0], found[0])  # type: ignore[index]
 
 
 @needs_extension
