@@ -23,7 +23,7 @@ Run = Callable[[], object]
 Call = tuple[nn.Module, Sequence[Any], dict[str, Any]]
 
 LSTMS = (nn.LSTM, nn.LSTMCell, LSTM, LSTMCell, PackedLSTM, PackedLSTMCell)
-SAMPLE = 1e-3  # seconds of a sample, at least
+SAMPLE = 1e-2  # seconds of a sample, at least
 LEAST_ROUNDS = 5
 NOISY = 0.15  # of a ratio, between its quartiles
 
