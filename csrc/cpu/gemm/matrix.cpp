@@ -149,8 +149,11 @@ void Matrix::multiply_in_use(const Range& panels, const void* const* a, int64_t 
     PanelProduct some = product_of({p, p + 1}, a, rows, k, terms_of(i), to, origin);
     some.panel = room.data<void>();
     const int64_t after = i + 1 < panels.end * pieces ? i + 1 : next ? next->begin * pieces : 0;
-    Prefetch prefetch = fetch(after / pieces, after % pieces * terms, terms_of(after), some);
-    if (after > i && rows < product_->rows_beside_fetching) some.prefetch = &prefetch;
+    Prefetch prefetch{};
+    if (after > i && rows < product_->rows_beside_fetching) {
+      prefetch = fetch(after / pieces, after % pieces * terms, terms_of(after), some);
+      some.prefetch = &prefetch;
+    }
     product_->multiply(some);
   }
 }
