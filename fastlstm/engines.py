@@ -185,13 +185,12 @@ def is_op_at_once() -> bool:
 
     What `choose` and `run_op` would find, for the shortcuts of the modules.
     """
-    return (
-        DEFAULT == "auto"
-        and not _measured.active
-        and "cpu" in _build.kinds
-        and not torch.compiler.is_compiling()
-        and forward_ad._current_level < 0
-    )
+    return DEFAULT == "auto" and not _measured.active and "cpu" in _build.kinds and is_eager()
+
+
+def is_eager() -> bool:
+    """Whether no compiler and no forward-mode derivative has to see a call."""
+    return not torch.compiler.is_compiling() and forward_ad._current_level < 0
 
 
 def candidates(call: Call) -> list[Engine]:

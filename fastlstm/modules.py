@@ -8,7 +8,7 @@ those of torch.nn by construction. `convert` changes the class of a model's modu
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
@@ -37,13 +37,20 @@ def _by_name(module: nn.Module, names: Iterable[str]) -> list[Any]:
         return [getattr(module, name) for name in names]
 
 
-def _has_shapes(hx: Any, h_shape: Sequence[int], c_shape: Sequence[int]) -> bool:
-    """Whether it is a pair of tensors of these shapes."""
+def _is_step(cell: Any, input: Any, hx: Any) -> bool:
+    """Whether the input of a cell is a batch of its rows, and hx None or a pair for them."""
+    if type(input) is not Tensor or input.is_nested or input.dim() != 2:
+        return False
+    if input.size(1) != cell.input_size:
+        return False
+    if hx is None:
+        return True
     if type(hx) is not tuple or len(hx) != 2:
         return False
     h, c = hx
+    shape = input.size(0), cell.hidden_size
     are_tensors = isinstance(h, Tensor) and isinstance(c, Tensor)
-    return are_tensors and h.shape == h_shape and c.shape == c_shape
+    return are_tensors and h.shape == shape and c.shape == shape
 
 
 def _check_pair(hx: Any, function: str) -> None:
@@ -390,6 +397,27 @@ class SequenceModule(nn.Module):
 
         None where something else has to be decided, or to see the call.
         """
+        plain = self._fastlstm_plain_op(input)
+        if plain is None:
+            return None
+        op, weights, layout = plain
+        results: tuple[Any, ...] | None = op(
+            input,
+            hx,
+            weights,
+            layout,
+            self.input_size,
+            self.hidden_size,
+            self.proj_size or self.hidden_size,
+            2 if self.bidirectional else 1,
+            self.batch_first,
+            lengths,
+            reset,
+        )
+        return results
+
+    def _fastlstm_plain_op(self, input: Tensor) -> tuple[Any, list[Tensor], str] | None:
+        """The function for plain calls, its weights and their layout; None if there are none."""
         raise NotImplementedError
 
 
@@ -506,28 +534,13 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
         found = engines.choose(call, engine).run(call)
         return results(call, found, self.batch_first and batch_sizes is None)
 
-    def _fastlstm_at_once(
-        self, input: Tensor, hx: Any, lengths: Any, reset: Any
-    ) -> tuple[Any, ...] | None:
+    def _fastlstm_plain_op(self, input: Tensor) -> tuple[Any, list[Tensor], str] | None:
         if self._fastlstm_options is not _NO_OPTIONS or (self.dropout and self.training):
             return None
         if not engines.is_op_at_once():
             return None
         layout = LAYOUTS[bool(self.bias), self.proj_size > 0, self._fastlstm_normalizes]
-        results: tuple[Any, ...] | None = _build.library.plain_lstm(
-            input,
-            hx,
-            _by_name(self, self._flat_weights_names),
-            layout,
-            self.input_size,
-            self.hidden_size,
-            self.proj_size or self.hidden_size,
-            2 if self.bidirectional else 1,
-            self.batch_first,
-            lengths,
-            reset,
-        )
-        return results
+        return _build.library.plain_lstm, _by_name(self, self._flat_weights_names), layout
 
     def _fastlstm_keep_flat(self, weights: list[Tensor]) -> None:
         """Puts new parameters into one chunk again, for cuDNN, unless a graph is captured."""
@@ -590,7 +603,7 @@ class LSTMCell(EngineModule, nn.RNNCellBase):
         if type(input) is not Tensor and isinstance(input, _Proxy):
             node: tuple[Tensor, Tensor] = _as_one_node(self, input, hx=hx)
             return node
-        if type(input) is not Tensor or input.layout is not torch.strided:
+        if type(input) is not Tensor or input.is_nested or input.layout is not torch.strided:
             check_kinds(input, None, {})
         _check_cell(self, input, hx, weights[0])
         is_batched, layout = input.dim() == 2, LAYOUTS[bool(self.bias), False, False]
@@ -604,12 +617,7 @@ class LSTMCell(EngineModule, nn.RNNCellBase):
 
     def _fastlstm_at_once(self, input: Any, hx: Any, weights: list[Any]) -> State | None:
         """A plain eager call on a CPU, as of `LSTM`; None where more has to be decided."""
-        if type(input) is not Tensor or input.dim() != 2 or input.size(1) != self.input_size:
-            return None
-        shape = input.size(0), self.hidden_size
-        if hx is not None and not _has_shapes(hx, shape, shape):
-            return None
-        if self._fastlstm_options is not _NO_OPTIONS:
+        if self._fastlstm_options is not _NO_OPTIONS or not _is_step(self, input, hx):
             return None
         if not (engines.is_op_at_once() and _build.library.are_plain(input, hx, weights)):
             return None

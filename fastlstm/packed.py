@@ -28,7 +28,7 @@ from .convert import (
     own_class,
 )
 from .convert import convert as convert_modules
-from .engines import PREPACKED, is_op_at_once
+from .engines import PREPACKED, is_eager
 from .modules import (
     LSTM,
     LSTMCell,
@@ -36,7 +36,7 @@ from .modules import (
     State,
     _as_one_node,
     _check_pair,
-    _has_shapes,
+    _is_step,
     _Proxy,
     qualified_name,
 )
@@ -161,25 +161,10 @@ class PackedLSTM(_Frozen, SequenceModule):
         batch_first = self.batch_first and batch_sizes is None
         return results(call, self._fastlstm_results(call), batch_first)
 
-    def _fastlstm_at_once(
-        self, input: Tensor, hx: Any, lengths: Any, reset: Any
-    ) -> tuple[Any, ...] | None:
-        if input.dtype is not self.dtype or not is_op_at_once():
+    def _fastlstm_plain_op(self, input: Tensor) -> tuple[Any, list[Tensor], str] | None:
+        if input.dtype is not self.dtype or not is_eager():
             return None
-        found: tuple[Any, ...] | None = _build.library.plain_lstm_packed(
-            input,
-            hx,
-            self._op_weights(),
-            self._layout,
-            self.input_size,
-            self.hidden_size,
-            self.proj_size or self.hidden_size,
-            2 if self.bidirectional else 1,
-            self.batch_first,
-            lengths,
-            reset,
-        )
-        return found
+        return _build.library.plain_lstm_packed, self._op_weights(), self._layout
 
     def flatten_parameters(self) -> None:
         """Does nothing: there are no parameters."""
@@ -211,7 +196,7 @@ class PackedLSTMCell(_Frozen):
         if type(input) is not Tensor and isinstance(input, _Proxy):
             node: tuple[Tensor, Tensor] = _as_one_node(self, input, hx=hx)
             return node
-        if type(input) is not Tensor:
+        if type(input) is not Tensor or input.is_nested:
             check_kinds(input, None, {})
         dim = input.dim()
         if dim not in (1, 2):
@@ -228,12 +213,7 @@ class PackedLSTMCell(_Frozen):
 
     def _fastlstm_at_once(self, input: Any, hx: Any) -> State | None:
         """A plain eager call, as of `LSTM`; None where something else has to see it."""
-        if type(input) is not Tensor or input.dim() != 2 or input.size(1) != self.input_size:
-            return None
-        shape = input.size(0), self.hidden_size
-        if hx is not None and not _has_shapes(hx, shape, shape):
-            return None
-        if input.dtype is not self.dtype or not is_op_at_once():
+        if not _is_step(self, input, hx) or input.dtype is not self.dtype or not is_eager():
             return None
         tensors = (input, *(hx or ()))
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
@@ -241,10 +221,9 @@ class PackedLSTMCell(_Frozen):
         if not _build.library.are_plain(*tensors):
             return None
         if hx is None:
-            zeros = input.new_zeros(*shape)
+            zeros = input.new_zeros(input.size(0), self.hidden_size)
             hx = (zeros, zeros)
-        given = input, *hx, self._op_weights(), self._layout
-        step: State = _build.library.lstm_cell_packed(*given)
+        step: State = _build.library.lstm_cell_packed(input, *hx, self._op_weights(), self._layout)
         return step
 
 

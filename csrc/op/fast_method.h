@@ -24,6 +24,11 @@ T from_python(PyObject* object, size_t place) {
   if constexpr (std::is_same_v<T, bool>) {
     expect(PyBool_Check(object), "a bool");
     return object == Py_True;
+  } else if constexpr (std::is_same_v<T, int64_t>) {
+    expect(PyIndex_Check(object), "an int");
+    const int64_t number = PyLong_AsLongLong(object);
+    if (number == -1 && PyErr_Occurred()) throw python_error();
+    return number;
   } else if constexpr (std::is_same_v<T, std::string>) {
     expect(PyUnicode_Check(object), "a str");
     Py_ssize_t size = 0;

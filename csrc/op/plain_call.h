@@ -77,7 +77,7 @@ std::optional<PlainCall> plain_call(PyObject* const* args, bool batch_first) {
   PlainCall call{THPVariable_Unpack(args[0]), {}, {}, tensor(args[9]), tensor(args[10])};
   if (has_state)
     call.h_0 = tensor(PyTuple_GET_ITEM(hx, 0)), call.c_0 = tensor(PyTuple_GET_ITEM(hx, 1));
-  const auto size = [&](int place) -> int64_t { return PyLong_AsLongLong(args[place]); };
+  const auto size = [&](int place) { return from_python<int64_t>(args[place], place); };
   const int64_t hidden_size = size(5), output_size = size(6), directions = size(7);
   if (call.input.dim() != 3 || call.input.size(2) != size(4)) return {};
   if (has_state && !(call.h_0 && call.c_0)) return {};
@@ -114,7 +114,8 @@ template <bool prepacked>
 PyObject* plain_lstm(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   TORCH_CHECK_TYPE(count == 11, "expected 11 arguments, got ", count);
-  const bool batch_first = PyObject_IsTrue(args[8]);
+  const int batch_first = PyObject_IsTrue(args[8]);
+  if (batch_first < 0) throw python_error();
   const auto call = plain_call<prepacked>(args, batch_first);
   if (!call) Py_RETURN_NONE;
   auto weights = from_python<std::vector<Tensor>>(args[2], 2);

@@ -133,6 +133,17 @@ def prepacked_cell() -> Any:
     return fastlstm.prepack(fastlstm.LSTMCell(I, H).eval())
 
 
+def nested() -> torch.Tensor:
+    return torch.nested.nested_tensor([torch.zeros(I), torch.zeros(I)])
+
+
+def of_half_a_unit() -> nn.Module:
+    """An LSTM whose user has broken a size that C++ reads."""
+    lstm = fastlstm.LSTM(I, H)
+    lstm.hidden_size = H + 0.5
+    return lstm
+
+
 # A call that users try; the error; what the message must say, for one what to write instead.
 MISTAKES: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: fastlstm.LSTM(I, H)(np.zeros((T, B, I))), TypeError, "^input: .*tensor, got ndarray"),
@@ -149,6 +160,9 @@ MISTAKES: list[tuple[Callable[[], object], type[Exception], str]] = [
         ValueError,
         "a model with a fastlstm.LSTM or LSTMCell",
     ),
+    (lambda: fastlstm.LSTMCell(I, H)(nested()), TypeError, "expected a dense tensor, got a nested"),
+    (lambda: prepacked_cell()(nested()), TypeError, "expected a dense tensor, got a nested"),
+    (lambda: of_half_a_unit()(zeros(T, B, I)), TypeError, "expected an int, got float"),
     (lambda: fastlstm.convert(nn.GRU(I, H)), ValueError, "GRUs are not supported"),
     (lambda: fastlstm.LSTM(I, H, recompute=True), TypeError, "torch.utils.checkpoint"),
     (lambda: fastlstm.unpack(fastlstm.LSTM(I, H)), ValueError, "layers that prepack has packed"),
