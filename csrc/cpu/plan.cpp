@@ -112,7 +112,7 @@ void divide_cells(const CpuTask& task, const CpuMachine& machine, CpuPlan& plan)
   plan.fetches_next = machine.tuning.fetches_next_panels && rows > product.rows;
   if (plan.form == MatrixForm::kPacked || task.backward) return;
   plan.rows_at_once = rows;
-  plan.fetches_next = rows >= machine.tuning.rows_worth_prefetching;
+  plan.fetches_next = true;
   const int64_t bytes = 4 * product.lanes * bytes_of(product.sums) * (rows + 1);
   const int64_t tiles =
       divide_up(divide_up(task.hidden_size, product.lanes), plan.grid.unit_groups);

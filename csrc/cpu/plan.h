@@ -16,8 +16,6 @@ struct CpuTuning {
   // A thread's rates, in microseconds: multiply-adds of float32, bytes from beyond the L2 cache,
   // and a barrier on an idle machine, for each thread that meets there.
   double multiply_adds_per_us = 1.2e5, bytes_per_us = 4e4, barrier_us = 0.25;
-  // From so many rows on, weights that are multiplied as they lie are prefetched.
-  int64_t rows_worth_prefetching = 1;
   // From so many rows of a mean step on, their input is multiplied beside h, not steps ahead, if
   // each group of rows has a whole tile of them.
   int64_t rows_beside_h = INT64_MAX;
@@ -25,8 +23,7 @@ struct CpuTuning {
   bool fetches_next_panels = false;
 };
 
-// Below 4 rows a Xeon's product is bound by memory, and its own prefetcher is faster.
-inline constexpr CpuTuning kIntel{.rows_worth_prefetching = 4, .rows_beside_h = 48};
+inline constexpr CpuTuning kIntel{.rows_beside_h = 48};
 inline constexpr CpuTuning kAvx512{.rows_beside_h = 12, .fetches_next_panels = true};  // Zen 4
 
 struct CpuMachine {

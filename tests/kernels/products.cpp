@@ -273,8 +273,7 @@ struct Problem {
                                  to.data(),
                                  before == Before::kSums,
                                  before == Before::kBias ? &padded_bias[n] : nullptr},
-                                {&columns[n * stride], stride, count},
-                                n % (2 * lanes) ? nullptr : &columns[n * stride]);
+                                {&columns[n * stride], stride, count}, &columns[n * stride]);
       for (int64_t r = 0; r < rows; ++r)
         for (int64_t l = n; l < n + count; ++l)
           check(same_bits(c.of_row[r][l], expected.of_row[r][l]), text(), ": unpacked, row ", r,

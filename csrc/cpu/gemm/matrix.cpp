@@ -114,7 +114,7 @@ void Matrix::multiply(const Range& panels, const void* const* a, int64_t rows, i
                       const SumsTo& to, Scratch& room, const Range* next) const {
   if (rows == 0) return;  // libraries refuse empty products
   if (form_ == MatrixForm::kAsItLies)
-    multiply_as_it_lies(panels, a, rows, piece, to, next);
+    multiply_as_it_lies(panels, a, rows, piece, to);
   else if (form_ == MatrixForm::kInUse)
     multiply_in_use(panels, a, rows, piece, to, room, next);
   else
@@ -165,25 +165,24 @@ Columns Matrix::columns_of(int64_t panel) const {
           std::min(product_->lanes, hidden - unit)};
 }
 
-// Neighboring vectors of a gate are neighbors in memory, so gate comes after gate.
+// Memory is read in its order: gate after gate, in each the vectors of its units, of each its
+// terms.
 void Matrix::multiply_as_it_lies(const Range& panels, const void* const* a, int64_t rows,
-                                 int64_t piece, const SumsTo& to, const Range* next) const {
+                                 int64_t piece, const SumsTo& to) const {
   const int64_t origin = to.whole_vectors ? columns(panels).begin : 0;
-  for (int64_t k = 0; k < K_; k += piece) {
-    const Range first{panels.begin, panels.begin + 1};
-    PanelProduct some = product_of(first, a, rows, k, std::min(piece, K_ - k), to, origin);
-    for (int64_t gate = 0; gate < kGates; ++gate)
-      for (int64_t p = panels.begin + gate; p < panels.end; p += kGates) {
-        some.shape.first_column = p * product_->lanes - origin;
-        const bool last = p + kGates >= panels.end;
-        const int64_t after = last ? panels.begin + (gate + 1) % kGates : p + kGates;
-        const auto* const fetched =
-            next ? static_cast<const char*>(columns_of(after).first) : nullptr;
-        product_->multiply_unpacked(
-            some, columns_of(p),
-            fetched ? fetched + product_->lanes * product_->bytes(k) : nullptr);
+  for (int64_t gate = 0; gate < kGates; ++gate)
+    for (int64_t p = panels.begin + gate; p < panels.end; p += kGates) {
+      const int64_t after =
+          p + kGates < panels.end ? p + kGates : panels.begin + (gate + 1) % kGates;
+      const Columns vector = columns_of(p);
+      for (int64_t k = 0; k < K_; k += piece) {
+        const int64_t end = std::min(k + piece, K_);
+        const char* const next =
+            static_cast<const char*>(end < K_ ? vector.first : columns_of(after).first);
+        product_->multiply_unpacked(product_of({p, p + 1}, a, rows, k, end - k, to, origin), vector,
+                                    next + product_->bytes(end % K_));
       }
-  }
+    }
 }
 
 Matrix matrix_of(const Product& product, const at::Tensor& w, bool transposed, int64_t pieces,

@@ -101,7 +101,7 @@ class Matrix {
   void multiply_in_use(const Range& panels, const void* const* a, int64_t rows, int64_t piece,
                        const SumsTo& to, Scratch& room, const Range* next) const;
   void multiply_as_it_lies(const Range& panels, const void* const* a, int64_t rows, int64_t piece,
-                           const SumsTo& to, const Range* next) const;
+                           const SumsTo& to) const;
 
   const Product* product_;
   int64_t K_, N_;

@@ -126,8 +126,8 @@ struct ProductFunctions {
   // The end of a product whose sums are in a buffer: whole vectors of a row, rows `stride` apart.
   // Sums of bfloat16 are rounded, those of int8, in int32, scaled.
   void (*put_rows)(const PanelProduct& product, const void* sums, int64_t stride);
-  // multiply() with one vector of columns as they lie, `columns` in place of the panel. Meanwhile
-  // `next`, where the next vector of columns begins, comes into the cache, if it is not nullptr.
+  // multiply() with one vector of columns as they lie, `columns` in place of the panel. `next` is
+  // where the terms begin that are multiplied afterwards, which come into the cache meanwhile.
   void (*multiply_unpacked)(const PanelProduct& product, const Columns& columns, const void* next);
   // Columns [begin, end) of `rows` rows, as they are packed, into rows as they are multiplied:
   // to[column - begin][row].

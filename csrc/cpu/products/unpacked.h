@@ -2,8 +2,10 @@
 // target.
 //
 // Squares of lanes x lanes elements are transposed in registers and multiplied from there, so no
-// panel is written and read back. Sums run as in tiles.h, and so do the bits. Shuffles bound it;
-// every tile of rows repeats them.
+// panel is written and read back. Sums run as in tiles.h, and so do the bits. Memory bounds a few
+// rows, so each column is fetched a few lines ahead, beyond its end too: a processor's own
+// prefetcher begins anew with every column. Shuffles bound more rows; every tile of rows repeats
+// them.
 #pragma once
 #include "cpu/products/packing.h"
 #include "cpu/products/tiles.h"
@@ -37,13 +39,11 @@ FASTLSTM_INLINE void add_square(const T* const* a, int64_t k, int64_t n, const C
 }
 
 template <typename T, typename A, int R>
-static void multiply_unpacked_tile(const PanelProduct& p, const Columns& columns,
-                                   const void* fetched, Int<R>, int64_t first_row) {
+static void multiply_unpacked_tile(const PanelProduct& p, const Columns& columns, const void* next,
+                                   Int<R>, int64_t first_row) {
   constexpr int L = Vec<A>::lanes, square = L * Terms<T>::at_once;
-  constexpr int line = 64, lines = L * sizeof(Vec<A>) / line;  // of a square
-  constexpr int64_t kAhead = 512 / sizeof(T);  // a lone row waits for memory; farther is slower
+  constexpr int64_t kAhead = 512 / sizeof(T);
   const T* a[R];
-  auto* next = static_cast<const T*>(fetched);
   Vec<A> sum[R], piece[R];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
@@ -57,15 +57,11 @@ static void multiply_unpacked_tile(const PanelProduct& p, const Columns& columns
     for (int r = 0; r < R; ++r) piece[r] = Vec<A>(A(0));
     int64_t k = first;
     for (; k + square <= last; k += square) {
-      if (next) {
+      const int64_t at = k + kAhead;
+      auto* ahead =
+          static_cast<const T*>(at < end ? columns.first : next) + (at < end ? at : at - end);
 #pragma GCC unroll 16
-        for (int n = 0; n < lines; ++n) __builtin_prefetch(next + n * line / sizeof(T), 0, 2);
-        next += L * square;
-      }
-      if (R == 1 && !next)
-        for (int64_t l = 0; l < columns.count; ++l)
-          __builtin_prefetch(static_cast<const T*>(columns.first) + l * columns.stride + k +
-                             kAhead);
+      for (int l = 0; l < L; ++l, ahead += columns.stride) __builtin_prefetch(ahead);
       add_square(a, k, square, columns, piece);
     }
     if (k < last) add_square(a, k, last - k, columns, piece);
