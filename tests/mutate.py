@@ -192,7 +192,7 @@ class Tree:
             objects.append(target)
             is_kernel = "/targets/" in target
             if str(ROOT / fault.file) in sources and (not is_kernel or "baseline" in target):
-                objects[-1] = f"{self.folder}/{Path(target).stem}.mutant.o"
+                objects[-1] = f"{self.folder}/{Path(target).name}.{len(objects)}.mutant.o"
                 text = self.commands[target].replace(target, objects[-1]).replace("-O3", "-O1")
                 self.run(*shlex.split(text.replace(f"{ROOT}/csrc", f"{self.folder}/csrc")))
         where = Path(torch.__file__).parent / "lib"
