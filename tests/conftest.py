@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Iterator
-from unittest import mock
 
 import pytest
 import torch
@@ -19,13 +17,9 @@ SLOW_LEFT_OUT = pytest.StashKey[int]()
 if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(2)
 
-# Importing common_utils, as opcheck and tests/peer do, forbids setting torch.backends flags from
-# then on. Whether a test may set them must not depend on which tests were collected or run before.
-# It needs expecttest, which a machine that is here for its GPU may lack; then nobody imports it.
-if importlib.util.find_spec("expecttest"):
-    with mock.patch.object(torch.backends, "disable_global_flags"):
-        import torch.testing._internal.common_utils
-
+# torch.testing._internal calls it on import, as opcheck and tests/peer do: which tests ran before
+# would decide whether a test may set the flags of torch.backends.
+torch.backends.disable_global_flags = lambda: None
 
 # On a GPU float32 means TF32 to an LSTM unless this is off. Tests of TF32 turn it on.
 torch.backends.cudnn.allow_tf32 = False

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import nn
-from torchvision import models
 
 from captioning.cnn.pretrained import CNNConfig, FrozenCNN, _without_fc, load_cnn
 from captioning.data.images import Transform
@@ -30,6 +29,8 @@ def hub(monkeypatch, tmp_path) -> Path:
 
 def save(folder: Path, name: str = "resnet18") -> None:
     """Put random weights where torchvision looks for those of the name."""
+    from torchvision import models
+
     url = models.get_model_weights(name).DEFAULT.url
     weights = models.get_model(name).state_dict()
     torch.save(weights, folder / "checkpoints" / url.rpartition("/")[2])

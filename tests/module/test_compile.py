@@ -10,7 +10,6 @@ import pytest
 import torch
 from samples import OP_ROUTES_IN_BRIEF, ROUTES_IN_BRIEF, Route
 from torch import Tensor, nn
-from torch._dynamo.testing import CompileCounter
 
 import fastlstm
 
@@ -80,6 +79,8 @@ KINDS = pytest.mark.parametrize("kind", ["plain", "state", "lengths"])
 @KINDS
 def test_dynamic(route: Route, kind: str) -> None:
     """One graph for all batch sizes and lengths."""
+    from torch._dynamo.testing import CompileCounter
+
     model = Model(route)
     counter = CompileCounter()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=True)

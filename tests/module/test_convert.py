@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._dynamo.testing import CompileCounter
 from torch.nn.utils import parametrizations
 
 import fastlstm
@@ -352,6 +351,8 @@ class Stack(nn.Module):
 
 @pytest.mark.parametrize("model", [Stack, lambda: nn.LSTM(3, 5).double()], ids=["stack", "itself"])
 def test_torch_compile_does_as_with_nn_lstm(model: Any) -> None:
+    from torch._dynamo.testing import CompileCounter
+
     graphs = []
     for change in (lambda model: model, convert):
         torch.manual_seed(0)

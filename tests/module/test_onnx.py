@@ -14,10 +14,18 @@ from torch import Tensor, nn
 import fastlstm
 from fastlstm import _build
 
-onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
-onnxruntime = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
-pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
 needs_op = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="no CPU kernels")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def onnx() -> Any:
+    pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
+    return pytest.importorskip("onnx", reason="the extra onnx is not installed")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def onnxruntime() -> Any:
+    return pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
 
 
 class Model(nn.Module):
@@ -78,7 +86,9 @@ def export(model: Model, given: str) -> Any:
         ("lengths", {"bias": False}),
     ],
 )
-def test_onnxruntime_gives_the_same(given: str, options: dict[str, Any], weights: Any) -> None:
+def test_onnxruntime_gives_the_same(
+    given: str, options: dict[str, Any], weights: Any, onnx: Any, onnxruntime: Any
+) -> None:
     """Of a prepacked layer with the same weights, and nothing else rounded."""
     model = Model(**options).eval()
     if weights:
@@ -146,7 +156,7 @@ def test_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
         fastlstm.onnx.translations()
 
 
-def test_the_exporter_that_traces(tmp_path: Path) -> None:
+def test_the_exporter_that_traces(tmp_path: Path, onnxruntime: Any) -> None:
     x, path = torch.randn(6, 2, 3), tmp_path / "model.onnx"
     lstm = fastlstm.LSTM(3, 5, num_layers=2, bidirectional=True).eval()
     # Inside of a model: that exporter passes arguments that have a default by position.

@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from samples import Route, every_module_route
 from torch import nn
-from torch.testing._internal.common_modules import ModuleErrorEnum, ModuleInfo, module_db
 from torch.utils import _pytree
 
 import fastlstm
 
-OURS = {nn.LSTM: fastlstm.LSTM, nn.LSTMCell: fastlstm.LSTMCell}
-INFOS = [info for info in module_db if info.module_cls in OURS]
+if TYPE_CHECKING:
+    from torch.testing._internal.common_modules import ModuleInfo
 
-every_info = pytest.mark.parametrize("info", INFOS, ids=lambda info: info.module_cls.__name__)
+OURS = {nn.LSTM: fastlstm.LSTM, nn.LSTMCell: fastlstm.LSTMCell}
+
+every_info = pytest.mark.parametrize("info", OURS, ids=lambda cls: cls.__name__, indirect=True)
 every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+
+
+def info_of(cls: type[nn.Module]) -> ModuleInfo:
+    from torch.testing._internal.common_modules import module_db  # seconds, so not for all tests
+
+    return next(info for info in module_db if info.module_cls is cls)
+
+
+@pytest.fixture
+def info(request: pytest.FixtureRequest) -> ModuleInfo:
+    return info_of(request.param)
 
 
 def samples(info: ModuleInfo, route: Route, dtype: torch.dtype, **options: Any) -> list[Any]:
@@ -37,10 +49,8 @@ def build(info: ModuleInfo, route: Route, constructor: Any, **factory: Any) -> t
 
 
 def test_torch_still_brings_the_samples() -> None:
-    assert {info.module_cls for info in INFOS} == set(OURS)
-    route = Route("reference")
-    counts = {info.module_cls: len(samples(info, route, torch.float32)) for info in INFOS}
-    assert counts[nn.LSTM] >= 32 and counts[nn.LSTMCell] >= 2
+    for cls, least in {nn.LSTM: 32, nn.LSTMCell: 2}.items():
+        assert len(samples(info_of(cls), Route("reference"), torch.float32)) >= least
 
 
 @every_module_route
@@ -74,6 +84,8 @@ def test_samples(route: Route, info: ModuleInfo, dtype: torch.dtype, training: b
 @every_info
 @every_dtype
 def test_error_cases(route: Route, info: ModuleInfo, dtype: torch.dtype) -> None:
+    from torch.testing._internal.common_modules import ModuleErrorEnum
+
     cases = info.module_error_inputs_func(
         info, device=route.device, dtype=dtype, requires_grad=False, training=False
     )
