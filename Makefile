@@ -130,7 +130,7 @@ cuda-build:  ## compile, link and import with CUDA kernels; CUDA_PYTHON= and CUD
 ##@ Clean
 .PHONY: clean distclean help
 clean:  ## remove what was built; .venv and runs/ stay
-	rm -rf build dist {.,captioning}/*.egg-info captioning/{build,dist} .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf build dist {.,captioning}/*.egg-info captioning/{build,dist} .pytest_cache .mypy_cache .ruff_cache .coverage
 	rm -f fastlstm/_C*.so fastlstm/_build_info.json $(BUILT) $(DEMO)
 	find fastlstm captioning tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 distclean: clean  ## remove the environments as well

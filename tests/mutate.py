@@ -28,7 +28,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import hypothesis  # noqa: F401
 import pytest
 
 # Before torch looks: the kernels that compile fastest.

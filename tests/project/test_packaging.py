@@ -49,7 +49,7 @@ def project(tmp_path: Path) -> Path:
     """A copy of what a clone holds, without what was built there."""
     copy = tmp_path / "project"
     built = "*.so _build_info.json build dist runs *.egg-info __pycache__ .git .venv* .*_cache"
-    ignored = shutil.ignore_patterns(*built.split(), ".hypothesis", ".coverage")
+    ignored = shutil.ignore_patterns(*built.split(), ".coverage")
     shutil.copytree(ROOT, copy, ignore=ignored)
     return copy
 
