@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,8 +13,6 @@ from ._regularize import Regularizers, check_probabilities
 from .reference import state_dtype
 
 _BATCH_SIZES = "batch_sizes of shape (steps), dtype int64, on the CPU, as in a PackedSequence"
-_BITS = (8, 16, 32, 64)
-_INTEGERS = tuple(getattr(torch, f"{kind}{bits}") for kind in ("int", "uint") for bits in _BITS)
 
 
 def check_kinds(input: Any, hx: Any, weights: Mapping[str, Any], **optional: Any) -> None:
@@ -24,8 +21,8 @@ def check_kinds(input: Any, hx: Any, weights: Mapping[str, Any], **optional: Any
         got = f"{len(hx)} items" if isinstance(hx, (tuple, list)) else type(hx).__name__
         raise TypeError(f"hx: expected a pair (h_0, c_0), got {got}")
     states = {} if hx is None else dict(zip(("h_0", "c_0"), hx, strict=True))
-    given = {name: value for name, value in optional.items() if value is not None}
-    for name, value in {"input": input, **states, **weights, **given}.items():
+    options = {name: value for name, value in optional.items() if value is not None}
+    for name, value in {"input": input, **states, **weights, **options}.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
         if value.is_nested or value.layout is not torch.strided:
@@ -33,47 +30,22 @@ def check_kinds(input: Any, hx: Any, weights: Mapping[str, Any], **optional: Any
             raise TypeError(f"{name}: expected a dense tensor, got {got}")
 
 
-def check_flags(**flags: Any) -> None:
-    """Raises a TypeError that names what cannot be true or false, such as a string."""
-    for name, value in flags.items():
-        if not hasattr(type(value), "__bool__"):
-            raise TypeError(f"{name}: expected True or False, got {value!r}")
-
-
-def check_num_layers(num_layers: Any) -> None:
-    """Raises a ValueError unless it is a positive integer."""
-    if not hasattr(num_layers, "__index__") or num_layers < 1:
-        raise ValueError(f"num_layers: expected a positive integer, got {num_layers!r}")
-
-
-def as_lengths(lengths: Tensor, input: Tensor) -> Tensor:
-    """Any tensor of integers as int64 on the input's device."""
+def as_lengths(lengths: Any) -> Tensor:
+    """Any tensor of integers as int64."""
     if not isinstance(lengths, Tensor):
         raise TypeError(f"lengths: expected a tensor of integers, got {type(lengths).__name__}")
-    if lengths.dtype not in _INTEGERS:
+    if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
         raise TypeError(f"lengths: expected a tensor of integers, got dtype {lengths.dtype}")
-    if lengths.is_meta and not input.is_meta:
-        raise RuntimeError(f"lengths: expected values, for input on {input.device}, got meta")
-    return lengths.to(device=input.device, dtype=torch.int64)
+    return lengths.long()
 
 
-def as_reset(reset: Tensor, input: Tensor, batch_first: bool) -> Tensor:
-    """[T,B] bool of a mask in the order of the input, where any value but 0 is a reset."""
+def as_reset(reset: Any) -> Tensor:
+    """Bools of numbers, of which any but 0 is a reset."""
     if not isinstance(reset, Tensor):
         raise TypeError(f"reset: expected a tensor, got {type(reset).__name__}")
-    fits = reset.shape == input.shape[:2] and not reset.is_complex()
-    try:
-        if fits and reset.dtype != torch.bool:
-            if reset.is_floating_point() and _is_readable(reset) and bool(reset.isnan().any()):
-                _check(False, "reset of true or false, or of numbers", "NaN")
-            reset = reset != 0
-    except NotImplementedError:  # torch compares no numbers of this dtype
-        fits = False
-    if not fits:  # not before: a text takes as long as all the rest
-        names = "(batch, steps)" if batch_first else "(steps, batch)"
-        expected = f"reset of shape {names} = {tuple(input.shape[:2])}, bool or numbers"
-        _check(False, expected, _describe(reset))
-    return reset.transpose(0, 1) if batch_first else reset
+    if reset.is_floating_point() and _is_readable(reset) and bool(reset.isnan().any()):
+        _check(False, "reset of true or false, or of numbers", "NaN")
+    return reset if reset.dtype == torch.bool else reset != 0
 
 
 def check_dims(input: Tensor, batch_sizes: Tensor | None, batch_first: bool = False) -> None:
@@ -99,24 +71,19 @@ def stack_call(
     lengths: Tensor | None,
     reset: Tensor | None,
     return_cell_states: bool,
-    training: bool,
+    training: bool = False,
 ) -> Call:
     """The call of a stack of layers, steps first, without what acts in training."""
-    if reset is not None and batch_sizes is None:
-        reset = as_reset(reset, input, batch_first)
-    if batch_first and batch_sizes is None:
-        input = input.transpose(0, 1)
+    if batch_sizes is None:
+        if reset is not None and reset.shape != input.shape[:2]:
+            names = "(batch, steps)" if batch_first else "(steps, batch)"
+            expected = f"reset of shape {names} = {tuple(input.shape[:2])}"
+            _check(False, expected, _describe(reset))
+        if batch_first:
+            input = input.transpose(0, 1)
+            reset = None if reset is None else reset.transpose(0, 1)
     if lengths is not None:
-        lengths = as_lengths(lengths, input)
-    flag: Any = return_cell_states
-    if type(flag) is not bool:
-        check_flags(return_cell_states=return_cell_states)
-    count = num_layers * directions
-    if hx is not None and not hx[0].size(0) == hx[1].size(0) == count:
-        raise RuntimeError(
-            f"lstm: expected h_0 and c_0 of size(0) = layers * directions = {count}, got "
-            f"{tuple(hx[0].shape)} and {tuple(hx[1].shape)}"
-        )
+        lengths = lengths.to(input.device)
     options = batch_sizes, lengths, reset, training, 0.0, None, bool(return_cell_states)
     return Call(input, hx, weights, layout, num_layers, directions, *options)
 
@@ -131,8 +98,6 @@ def in_training(call: Call, dropout: float, regularizers: Regularizers) -> Call:
 
 def check_stack(call: Call) -> None:
     """Raises a RuntimeError unless the tensors of a plain call agree, which aten does not check."""
-    if _agrees(call):
-        return
     input, (h_0, c_0) = call.input, call.state()
     if call.is_cell:
         input, h_0, c_0 = input.unsqueeze(0), h_0.unsqueeze(0), c_0.unsqueeze(0)
@@ -144,46 +109,6 @@ def check_stack(call: Call) -> None:
             LstmCall(input, h_0[states], c_0[states], weights, call.layout, call.batch_sizes)
         )
         input = input.new_empty(1).expand(*input.shape[:-1], count * h_0.size(-1))
-
-
-def _agrees(call: Call) -> bool:
-    """Whether all is as it must be, found in a tenth of the time."""
-    input, weights, batch_sizes = call.input, call.weights, call.batch_sizes
-    h_0, c_0 = call.state()
-    gates, output_size = weights[0].size(0), weights[1].size(-1)
-    states: tuple[int, ...] = (input.size(0),)
-    if not call.is_cell:
-        batch = input.size(1) if batch_sizes is None else h_0.size(1)
-        states = (call.num_layers * call.directions, batch)
-    sizes = call.layout, call.num_layers, call.directions, input.size(-1), gates // 4, output_size
-    if (
-        h_0.shape != (*states, output_size)
-        or c_0.shape != (*states, gates // 4)
-        or tuple([weight.shape for weight in weights]) != _shapes_of_stack(*sizes)
-        or (input.size(0) == 0 and not call.is_cell)
-    ):
-        return False
-    device, dtype = input.device, input.dtype
-    for tensor in (h_0, c_0, *weights):
-        if tensor.device != device:
-            return False
-        if tensor.dtype is not dtype and not autocasts(device.type):
-            return False
-    if batch_sizes is not None:
-        check_batch_sizes(batch_sizes, states[-1], input.size(0))
-    return True
-
-
-@functools.lru_cache(maxsize=256)
-def _shapes_of_stack(
-    layout: str, num_layers: int, directions: int, input_size: int, hidden: int, output_size: int
-) -> tuple[tuple[int, ...], ...]:
-    """The shapes of all weights, in their order."""
-    if "projection" not in layout:
-        output_size = hidden
-    first = weight_shapes(layout, input_size, hidden, output_size)
-    others = weight_shapes(layout, directions * output_size, hidden, output_size)
-    return first * directions + others * (directions * (num_layers - 1))
 
 
 def check_layer(call: LstmCall) -> None:
@@ -202,7 +127,7 @@ def check_layer(call: LstmCall) -> None:
         _check_steps(steps)
     else:
         steps, batch = batch_sizes.numel(), h_0.size(1)
-        check_batch_sizes(batch_sizes, batch, input.size(0))
+        _check_batch_sizes(batch_sizes, batch, input.size(0))
         for name in ("lengths", "reset"):
             if getattr(call, name) is not None:
                 raise RuntimeError(
@@ -233,8 +158,7 @@ def check_layer(call: LstmCall) -> None:
         _check_lengths(call.lengths, steps)
 
 
-def check_batch_sizes(batch_sizes: Tensor, batch: int, rows: int) -> None:
-    """Raises a RuntimeError unless it is that of a PackedSequence of so many rows and data rows."""
+def _check_batch_sizes(batch_sizes: Tensor, batch: int, rows: int) -> None:
     are_integers = batch_sizes.dtype == torch.int64 and batch_sizes.is_cpu
     _check(batch_sizes.dim() == 1 and are_integers, _BATCH_SIZES, _describe(batch_sizes))
     _check_steps(batch_sizes.numel())
@@ -301,7 +225,8 @@ def _check_tensor(
     _check(tensor.device == input.device, f"{name} on {input.device} like input", tensor.device)
     dtypes = dtypes or (input.dtype,)
     like = " like input" * (dtypes[0] == input.dtype)
-    _check(tensor.dtype in dtypes, f"{name} of dtype {dtypes[0]}{like}", tensor.dtype)
+    fits = tensor.dtype in dtypes or autocasts(input.device.type)
+    _check(fits, f"{name} of dtype {dtypes[0]}{like}", tensor.dtype)
 
 
 def _check(condition: bool, expected: str, got: object) -> None:

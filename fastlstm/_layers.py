@@ -12,7 +12,7 @@ from torch.overrides import has_torch_function_variadic
 
 from . import _build, _transforms, onnx, reference
 from ._call import Call, LstmCall, autocasts
-from ._checks import check_layer, check_stack
+from ._checks import check_layer
 from ._regularize import regularize
 
 # output, (h_n, c_n), and the cell states of each layer if they are requested
@@ -79,7 +79,6 @@ def run_reference(call: Call) -> Results:
 
 def run_torch(call: Call) -> Results:
     """By aten, as nn.LSTM and nn.LSTMCell call it: results and gradients have their bits."""
-    check_stack(call)
     input, (h_0, c_0), weights = call.input, call.state(), call.weights
     aten: Any = torch._VF
     if call.is_cell:

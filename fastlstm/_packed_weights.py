@@ -127,11 +127,6 @@ class PackedWeights(nn.Module):
         return {**self.__dict__, "_buffers": {}, "_unpacked_weights": self._unpacked()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        if state["weights"] not in _formats.KNOWN:
-            raise ValueError(
-                f"expected weights of {', '.join(map(str, _formats.KNOWN))}, got a layer that was "
-                f"packed as {state['weights']!r}: prepack its model again"
-            )
         tensors = state.pop("_unpacked_weights")
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         require_extension()

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from .modules import LSTM, LSTMCell, Options
+from .modules import LSTM, LSTMCell
 
 
 class _StandIn(nn.Module):
@@ -250,7 +250,7 @@ def _to_torch(module: nn.Module) -> _Target:
     cls = own_class(module)
     for of_torch, ours, _ in _CLASSES:
         if issubclass(cls, ours):
-            values = vars(module).get("_fastlstm_options", Options()).regularizers._asdict()
+            values = module._fastlstm_regularizers._asdict()  # type: ignore[union-attr]
             lost = ", ".join(f"{name}={value}" for name, value in values.items() if value)
             note = f"goes on without {lost}, which nn.LSTM lacks" if lost else ""
             if issubclass(cls, _StandIn):
@@ -276,7 +276,7 @@ def _stand_in(cls: type[nn.Module], of_torch: type[nn.Module]) -> type[nn.Module
     if cls not in _stand_ins:
         methods = _LSTMMethods if of_torch is nn.LSTM else _LSTMCellMethods
         members = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
-        members |= {"_fastlstm_of": cls, "_fastlstm_names": ()}
+        members |= {"_fastlstm_of": cls, "_fastlstm_options": ()}
         _stand_ins[cls] = _new_class(cls.__name__, (_StandIn, cls, methods), members, type(cls))
     return _stand_ins[cls]
 

@@ -11,10 +11,18 @@ from typing import Any
 from torch import Tensor
 
 from ._call import Call, layout_of_stack, weight_names
-from ._checks import check_dims, check_kinds, check_num_layers, in_training, stack_call
+from ._checks import (
+    as_lengths,
+    as_reset,
+    check_dims,
+    check_kinds,
+    check_stack,
+    in_training,
+    stack_call,
+)
 from ._layers import results
 from ._regularize import Regularizers
-from .engines import ENGINES, choose, run_cell
+from .engines import ENGINES, TORCH, choose, run_cell
 
 __all__ = ["ENGINES", "lstm", "lstm_cell"]
 
@@ -107,31 +115,35 @@ def lstm(
     """
     named = {f"weights[{k}]": weight for k, weight in enumerate(weights)}
     check_kinds(input, hx, named, batch_sizes=batch_sizes, reset=reset)
-    check_num_layers(num_layers)
+    if not hasattr(num_layers, "__index__") or num_layers < 1:
+        raise ValueError(f"num_layers: expected a positive integer, got {num_layers!r}")
     directions = 2 if bidirectional else 1
-    layout = _layout(layout, weights, num_layers, directions)
+    count = num_layers * directions
+    if layout is None:
+        layout = layout_of_stack(weights, count)
+    if len(weights) != count * len(weight_names(layout)):
+        raise RuntimeError(
+            f"lstm: expected weights to hold 2 to 5 tensors, or what layout says, for each of "
+            f"{num_layers} layer(s) and {directions} direction(s), got {len(weights)} tensors"
+        )
     check_dims(input, batch_sizes, batch_first)
+    if hx is not None and not hx[0].size(0) == hx[1].size(0) == count:
+        raise RuntimeError(
+            f"lstm: expected h_0 and c_0 of size(0) = layers * directions = {count}, got "
+            f"{tuple(hx[0].shape)} and {tuple(hx[1].shape)}"
+        )
+    lengths = None if lengths is None else as_lengths(lengths)
+    reset = None if reset is None else as_reset(reset)
     form = num_layers, directions, batch_first
     options = batch_sizes, lengths, reset
     call = stack_call(input, hx, weights, layout, *form, *options, return_cell_states, training)
     if training:
         drawn = input_dropout, recurrent_dropout, zoneout_h, zoneout_c, weight_dropout
         call = in_training(call, dropout, Regularizers(*drawn))
-    return results(call, choose(call, engine).run(call), batch_first and batch_sizes is None)
-
-
-def _layout(layout: str | None, weights: Sequence[Tensor], num_layers: int, directions: int) -> str:
-    """The layout of a list of weights, which has to be as long as it says."""
-    count = num_layers * directions
-    if layout is None and num_layers >= 1:
-        layout = layout_of_stack(weights, count)
-    if not num_layers >= 1 or layout is None or len(weights) != count * len(weight_names(layout)):
-        check_num_layers(num_layers)
-        raise RuntimeError(
-            f"lstm: expected weights to hold 2 to 5 tensors, or what layout says, for each of "
-            f"{num_layers} layer(s) and {directions} direction(s), got {len(weights)} tensors"
-        )
-    return layout
+    chosen = choose(call, engine)
+    if chosen is TORCH:  # which does not check all of it
+        check_stack(call)
+    return results(call, chosen.run(call), batch_first and batch_sizes is None)
 
 
 def lstm_cell(
@@ -166,4 +178,7 @@ def lstm_cell(
         weights, layout = (w_ih, w_hh, b_ih, b_hh), "bias"
     names = ("w_ih", "w_hh", "b_ih", "b_hh")
     check_kinds(input, hx, dict(zip(names, weights, strict=False)))
-    return run_cell(Call(input, hx, weights, layout, is_cell=True), engine)
+    call = Call(input, hx, weights, layout, is_cell=True)
+    if choose(call, engine) is TORCH:
+        check_stack(call)
+    return run_cell(call, engine)

@@ -7,22 +7,21 @@ those of torch.nn by construction. `convert` changes the class of a model's modu
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from collections.abc import Iterable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils._pytree import tree_map_only
 
 from . import _build, engines
 from ._call import LAYOUTS, Call
-from ._checks import check_kinds, in_training, stack_call
+from ._checks import as_lengths, as_reset, check_kinds, in_training, stack_call
 from ._layers import results
 from ._regularize import Regularizers, check_probabilities
 
 _torch_lstm: Any = nn.LSTM  # whose methods run on modules that do not inherit from it
-_torch_cell: Any = nn.LSTMCell
 _Proxy: Any = torch.fx.Proxy  # which the annotations leave out
 State = tuple[Tensor, Tensor]  # h and c
 _CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -37,91 +36,57 @@ def _by_name(module: nn.Module, names: Iterable[str]) -> list[Any]:
         return [getattr(module, name) for name in names]
 
 
-def _is_step(cell: Any, input: Any, hx: Any) -> bool:
-    """Whether the input of a cell is a batch of its rows, and hx None or a pair for them."""
-    if type(input) is not Tensor or input.is_nested or input.dim() != 2:
+def _is_pair(hx: Any, h_shape: tuple[int, ...], c_shape: tuple[int, ...]) -> bool:
+    """Whether hx is (h, c) of these shapes."""
+    if not isinstance(hx, (tuple, list)) or len(hx) != 2:
         return False
-    if input.size(1) != cell.input_size:
+    h, c = hx
+    are_tensors = isinstance(h, Tensor) and isinstance(c, Tensor)
+    return are_tensors and h.shape == h_shape and c.shape == c_shape
+
+
+def _fits(
+    lstm: Any,
+    input: Tensor,
+    hx: Any,
+    batch_sizes: Tensor | None,
+    weight: Tensor,
+    dtype: torch.dtype,
+) -> bool:
+    """Whether nn.LSTM takes an input and a state, beside a weight on its device."""
+    if input.dim() not in ((2, 3) if batch_sizes is None else (2,)):
+        return False
+    if input.size(-1) != lstm.input_size or input.device != weight.device:
+        return False
+    if input.dtype != dtype and not torch._C._is_any_autocast_enabled():
         return False
     if hx is None:
         return True
-    if type(hx) is not tuple or len(hx) != 2:
-        return False
-    h, c = hx
-    shape = input.size(0), cell.hidden_size
-    are_tensors = isinstance(h, Tensor) and isinstance(c, Tensor)
-    return are_tensors and h.shape == shape and c.shape == shape
+    states: tuple[int, ...] = (lstm.num_layers * (2 if lstm.bidirectional else 1),)
+    if batch_sizes is not None:
+        states = (*states, int(batch_sizes[0]))
+    elif input.dim() == 3:
+        states = (*states, input.size(0 if lstm.batch_first else 1))
+    output_size = lstm.proj_size or lstm.hidden_size
+    is_pair = _is_pair(hx, (*states, output_size), (*states, lstm.hidden_size))
+    return is_pair and hx[0].device == hx[1].device == input.device
 
 
-def _check_pair(hx: Any, function: str) -> None:
-    """Raises what torch.lstm and torch.lstm_cell raise for another hx than (h, c)."""
-    if isinstance(hx, Tensor):
-        raise TypeError(
-            f"{function}(): argument 'hx' (position 2) must be tuple of Tensors, not Tensor"
-        )
-    if len(hx) != 2:
-        raise RuntimeError(f"{function} expects two hidden states")
-
-
-def _check_kinds(input: Any, hx: Any) -> None:
-    """Raises a TypeError that names what is not a dense tensor, or lengths and reset as hx."""
-    if isinstance(hx, Tensor) and not hx.is_floating_point():
-        dtype = str(hx.dtype).removeprefix("torch.")
-        raise TypeError(
-            f"hx: expected a pair (h_0, c_0), got a tensor of {dtype}; lengths and reset are "
-            "passed by name: lengths=lengths"
-        )
-    check_kinds(input, hx if isinstance(hx, (tuple, list)) and len(hx) == 2 else None, {})
-
-
-def _check_devices(input: Tensor, weight: Tensor, hx: State | None) -> None:
-    """Raises the error of nn.LSTM, which blames the input; the op blames the others."""
-    for kind, other in [("parameter", weight), *(("hidden", state) for state in hx or ())]:
-        if input.device != other.device:
-            raise RuntimeError(
-                f"Input and {kind} tensors are not at the same device, found input tensor at "
-                f"{input.device} and {kind} tensor at {other.device}"
-            )
-
-
-def _check_stack(
-    lstm: Any, input: Tensor, hx: State | None, weights: list[Tensor], batch_sizes: Tensor | None
-) -> None:
-    """The checks of nn.LSTM; its own methods raise, so that the errors are the same."""
-    device = input.device
-    if input.dtype != weights[0].dtype or input.size(-1) != lstm.input_size:
+def raise_as_torch(lstm: Any, input: Any, hx: Any) -> None:
+    """The error of nn.LSTM, which checks packed input less than it could."""
+    if isinstance(input, PackedSequence):
         lstm._update_flat_weights()
-        _torch_lstm.check_input(lstm, input, batch_sizes)
-    if hx is not None:
-        _check_pair(hx, "lstm")
-        h_shape = _torch_lstm.get_expected_hidden_size(lstm, input, batch_sizes)
-        if hx[0].shape != h_shape or hx[1].shape != (*h_shape[:2], lstm.hidden_size):
-            _torch_lstm.check_forward_args(lstm, input, hx, batch_sizes)
-    if device != weights[0].device or (hx and not device == hx[0].device == hx[1].device):
-        _check_devices(input, weights[0], hx)
-    if input.layout is not torch.strided or (hx and hx[1].layout is not torch.strided):
-        check_kinds(input, hx, {})
+        _torch_lstm.check_input(lstm, input.data, input.batch_sizes)
+        if hx is not None:
+            _torch_lstm.check_forward_args(lstm, input.data, hx, input.batch_sizes)
+    _torch_lstm.forward(lstm, input, hx)
 
 
-def _check_cell(cell: Any, input: Tensor, hx: Any, weight: Tensor) -> None:
-    """Raises nn.LSTMCell's errors, but where it ends the process instead."""
-    fits = input.dim() in (1, 2) and input.size(-1) == cell.input_size
-    if hx is not None and fits:
-        shape = (*input.shape[:-1], cell.hidden_size)
-        fits = isinstance(hx, (tuple, list)) and len(hx) == 2
-        fits = fits and hx[0].shape == hx[1].shape == shape
-    if not fits:
-        if hx is not None and input.dim() == 1 and {h.dim() for h in hx} in ({2}, {1, 2}):
-            raise RuntimeError("For unbatched 1-D input, hx and cx should also be 1-D")
-        _torch_cell.forward(cell, input, hx)
-    if input.device != weight.device or hx is not None:
-        _check_devices(input, weight, hx)
-    if input.dtype != weight.dtype and not torch.is_autocast_enabled(input.device.type):
-        raise RuntimeError(
-            f"LSTMCell input dtype ({input.dtype}) does not match weight dtype "
-            f"({weight.dtype}). Convert input: input.to({weight.dtype}), or "
-            f"convert model: model.to({input.dtype})"
-        )
+def on_meta(value: Any) -> Any:
+    """Tensors without values, of which torch.nn can still say what is wrong."""
+    if isinstance(value, PackedSequence):
+        return PackedSequence(value.data.to("meta"), value.batch_sizes)
+    return tree_map_only(Tensor, lambda tensor: tensor.to("meta"), value)
 
 
 def _as_one_node(module: nn.Module, input: Any, **options: Any) -> Any:
@@ -132,9 +97,9 @@ def _as_one_node(module: nn.Module, input: Any, **options: Any) -> Any:
             f"{cls.__name__}: torch.fx cannot trace its own forward; let is_leaf_module of the "
             "Tracer be true for it"
         )
-    given = {k: v for k, v in options.items() if v is not None and v is not False}
+    used = {k: v for k, v in options.items() if v is not None and v is not False}
     tracer = input.tracer
-    return tracer.create_proxy("call_module", tracer.path_of_module(module), (input,), given)
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), (input,), used)
 
 
 def qualified_name(module: nn.Module) -> str:
@@ -144,27 +109,8 @@ def qualified_name(module: nn.Module) -> str:
     return f"fastlstm.{cls.__name__}" if package == "fastlstm" else cls.__name__
 
 
-class Options(NamedTuple):
-    """What an LSTM of ours has beyond nn.LSTM."""
-
-    engine: str = "auto"
-    input_dropout: float = 0.0
-    recurrent_dropout: float = 0.0
-    zoneout_h: float = 0.0
-    zoneout_c: float = 0.0
-    weight_dropout: float = 0.0
-
-    @property
-    def regularizers(self) -> Regularizers:
-        """All but the engine."""
-        return Regularizers(*self[1:])
-
-
-_NO_OPTIONS = Options()
-
-
 class _Option:
-    """An attribute that reads one of the options, where its name is not the user's."""
+    """An attribute that reads an option, where its name is not the user's."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -174,42 +120,21 @@ class _Option:
             return self
         if not module._fastlstm_has(self.name):
             raise AttributeError(self.name)  # Python then asks __getattr__, as for nn.LSTM
-        return getattr(module._fastlstm_options, self.name)
-
-
-_Init = TypeVar("_Init", bound=Callable[..., None])
-_INSTEAD = {
-    "engine": "set it on the module: lstm.engine = ...",
-    "layer_norm": "fastlstm.LayerNormLSTM normalizes",
-    "recompute": "torch.utils.checkpoint saves the memory of any module",
-    "zoneout": "fastlstm.LSTM takes zoneout_h and zoneout_c",
-}
-
-
-def _with_hints(init: _Init) -> _Init:
-    """A constructor that says what to write in place of what users expect it to take."""
-
-    @functools.wraps(init)
-    def checked(self: Any, *args: Any, **options: Any) -> None:
-        for name in _INSTEAD.keys() & options.keys():
-            raise TypeError(
-                f"{type(self).__name__}.__init__() got an unexpected keyword argument {name!r}; "
-                f"{_INSTEAD[name]}"
-            )
-        init(self, *args, **options)
-
-    return checked  # type: ignore[return-value]
+        if self.name == "engine":
+            return module._fastlstm_engine
+        return getattr(module._fastlstm_regularizers, self.name)
 
 
 class EngineModule(nn.Module):
-    """What modules that run an engine share: its name, and theirs.
+    """A module that runs an engine, and has options that nn.LSTM lacks.
 
-    Of a converted module most names are the user's. So options lie under a name that nobody else
+    Most names of a converted module are the user's. So options lie under names that nobody else
     uses, and so do private methods.
     """
 
-    _fastlstm_options = _NO_OPTIONS
-    _fastlstm_names: ClassVar[tuple[str, ...]] = ("engine",)  # of options, as attributes
+    _fastlstm_engine = "auto"
+    _fastlstm_regularizers = Regularizers()
+    _fastlstm_options: ClassVar[tuple[str, ...]] = ("engine",)  # that are attributes
     _get_name = qualified_name
 
     def __prepare_scriptable__(self) -> nn.Module:
@@ -220,7 +145,7 @@ class EngineModule(nn.Module):
 
     def _fastlstm_has(self, name: str) -> bool:
         """Whether an attribute is an option, and not something that the user has set."""
-        if name not in self._fastlstm_names:
+        if name not in self._fastlstm_options:
             return False
         tables = [vars(self).get(table, ()) for table in ("_parameters", "_buffers", "_modules")]
         return not any(name in table for table in (vars(self), *tables))
@@ -228,34 +153,23 @@ class EngineModule(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         if not self._fastlstm_has(name):
             super().__setattr__(name, value)
-            return
-        if name == "engine":
+        elif name == "engine":
             engines.check_engine(value)
+            vars(self)["_fastlstm_engine"] = value
         else:
             check_probabilities(**{name: value})
-        options = self._fastlstm_options._replace(**{name: value})
-        vars(self)["_fastlstm_options"] = _NO_OPTIONS if options == _NO_OPTIONS else options
+            changed = self._fastlstm_regularizers._replace(**{name: value})
+            vars(self)["_fastlstm_regularizers"] = changed
 
-    def _fastlstm_forced_engine(self) -> str:
-        """For the repr."""
-        engine = self._fastlstm_options.engine
-        return "" if engine == "auto" else f", engine={engine!r}"
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
-        """Refuses the int8 weights of a packed layer, which copy_() would take for numbers."""
-        error_msgs: list[str] = others[-1]
-        error_msgs += [
-            f"{prefix}{name}: expected floating-point weights, got int8, as "
-            "fastlstm.prepack(model, torch.int8) stores them: load them into such a model, and "
-            "turn it back with fastlstm.unpack"
-            for name in self._parameters
-            if getattr(state_dict.get(prefix + name), "dtype", None) == torch.int8
-        ]
-        super()._load_from_state_dict(state_dict, prefix, *others)
+    def extra_repr(self) -> str:
+        """The text of torch.nn, and the options that are not as torch.nn has them."""
+        options = {**self._fastlstm_regularizers._asdict(), "engine": self._fastlstm_engine}
+        changed = (f", {k}={v!r}" for k, v in options.items() if v and v != "auto")
+        return super().extra_repr() + "".join(changed)
 
 
 class SequenceModule(nn.Module):
-    """The call of an LSTM: what it takes and returns, whatever runs it."""
+    """The call of an LSTM: its arguments and results, whatever runs it."""
 
     batch_first: bool
     permute_hidden = _torch_lstm.permute_hidden
@@ -291,69 +205,74 @@ class SequenceModule(nn.Module):
             shapes as in `functional.lstm`, without B if unbatched; a PackedSequence in gives a
             PackedSequence out, a nested tensor one with the same offsets.
         """
-        if type(input) is Tensor and self.num_layers == 1 and not return_cell_states:
-            at_once = self._fastlstm_at_once(input, hx, lengths, reset)
-            if at_once is not None:
-                return at_once
-        options = lengths, reset, return_cell_states
-        if isinstance(input, PackedSequence):
-            return self._fastlstm_packed(input, hx, *options)
         if type(input) is not Tensor and isinstance(input, _Proxy):
             named = {"lengths": lengths, "reset": reset, "return_cell_states": return_cell_states}
             node: tuple[Any, ...] = _as_one_node(self, input, hx=hx, **named)
             return node
-        if isinstance(input, Tensor) and input.is_nested:
-            return self._fastlstm_nested(input, hx, *options)
-        states: Any = () if hx is None else hx
-        if type(states) is not tuple or {*map(type, (input, *states))} != {Tensor}:
-            _check_kinds(input, hx)
-        dim = input.dim()
-        if dim not in (2, 3):
-            raise ValueError(f"LSTM: Expected input to be 2D or 3D, got {dim}D instead")
-        if hx is not None and (hx[0].dim() != dim or hx[1].dim() != dim):
-            kind = "batched 3-D" if dim == 3 else "unbatched 2-D"
-            raise RuntimeError(
-                f"For {kind} input, hx and cx should also be {dim}-D but got "
-                f"({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
+        if lengths is not None and getattr(lengths, "dtype", None) is not torch.int64:
+            lengths = as_lengths(lengths)
+        if reset is not None and getattr(reset, "dtype", None) is not torch.bool:
+            reset = as_reset(reset)
+        op, weights, layout, dtype = self._fastlstm_weights()
+        # A plain eager call of one layer on a CPU: a small step is spared most of its Python.
+        is_plain = type(input) is Tensor and self.num_layers == 1 and not return_cell_states
+        if is_plain and op is not None and input.dtype is dtype:
+            output_size, directions = self.proj_size or self.hidden_size, 1 + self.bidirectional
+            sizes = self.input_size, self.hidden_size, output_size, directions
+            at_once: tuple[Any, ...] | None = op(
+                input, hx, weights, layout, *sizes, self.batch_first, lengths, reset
             )
-        if dim == 2:
-            return self._fastlstm_unbatched(input, hx, *options)
-        return self._fastlstm_run(input, hx, None, *options)
+            if at_once is not None:  # else something else has to be decided, or to see the call
+                return at_once
+        options = lengths, reset, return_cell_states
+        data, batch_sizes, sorted_indices, unsorted_indices = input, None, None, None
+        if isinstance(input, PackedSequence):
+            data, batch_sizes, sorted_indices, unsorted_indices = input
+        elif not isinstance(input, Tensor):
+            check_kinds(input, None, {})
+        elif input.is_nested:
+            return self._fastlstm_nested(input, hx, *options)
+        if not _fits(self, data, hx, batch_sizes, weights[0], dtype):
+            self._fastlstm_refuse(input, hx)
+        if batch_sizes is None:
+            run = self._fastlstm_run if data.dim() == 3 else self._fastlstm_unbatched
+            return run(weights, layout, data, hx, None, *options)
+        if hx is not None:
+            hx = self.permute_hidden(hx, sorted_indices)
+        output, state, *cells = self._fastlstm_run(weights, layout, data, hx, batch_sizes, *options)
+        packed = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
+        return packed, self.permute_hidden(state, unsorted_indices), *cells
 
     def _fastlstm_unbatched(
-        self, input: Tensor, hx: State | None, lengths: Any, reset: Any, return_cell_states: bool
+        self,
+        weights: list[Tensor],
+        layout: str,
+        input: Tensor,
+        hx: State | None,
+        batch_sizes: None,
+        lengths: Tensor | None,
+        reset: Tensor | None,
+        *others: Any,
     ) -> tuple[Any, ...]:
-        if hx is not None:
-            _check_pair(hx, "lstm")
-            hx = (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
-        for name, given, shape in (("lengths", lengths, ()), ("reset", reset, input.shape[:1])):
-            if isinstance(given, Tensor) and given.shape != shape:
+        for name, option, shape in (("lengths", lengths, ()), ("reset", reset, input.shape[:1])):
+            if option is not None and option.shape != shape:
                 raise RuntimeError(
                     f"LSTM: expected {name} of shape {tuple(shape)} for unbatched input, got "
-                    f"{tuple(given.shape)}"
+                    f"{tuple(option.shape)}"
                 )
         batch_dim = 0 if self.batch_first else 1
         output, (h_n, c_n), *cells = self._fastlstm_run(
+            weights,
+            layout,
             input.unsqueeze(batch_dim),
-            hx,
+            None if hx is None else (hx[0].unsqueeze(1), hx[1].unsqueeze(1)),
             None,
-            lengths.unsqueeze(0) if isinstance(lengths, Tensor) else lengths,
-            reset.unsqueeze(batch_dim) if isinstance(reset, Tensor) else reset,
-            return_cell_states,
+            None if lengths is None else lengths.unsqueeze(0),
+            None if reset is None else reset.unsqueeze(batch_dim),
+            *others,
         )
         cells = [c.squeeze(batch_dim + 1) for c in cells]
         return output.squeeze(batch_dim), (h_n.squeeze(1), c_n.squeeze(1)), *cells
-
-    def _fastlstm_packed(
-        self, input: PackedSequence, hx: State | None, *options: Any
-    ) -> tuple[Any, ...]:
-        data, batch_sizes, sorted_indices, unsorted_indices = input
-        if hx is not None:
-            _check_kinds(data, hx)
-            hx = self.permute_hidden(hx, sorted_indices)
-        output, state, *cells = self._fastlstm_run(data, hx, batch_sizes, *options)
-        packed = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
-        return packed, self.permute_hidden(state, unsorted_indices), *cells
 
     def _fastlstm_nested(self, input: Tensor, hx: State | None, *options: Any) -> tuple[Any, ...]:
         """The rows padded, with their lengths, and the output with the offsets of the input."""
@@ -363,7 +282,7 @@ class SequenceModule(nn.Module):
                 "input: expected a nested tensor of layout torch.jagged and shape (batch, j, "
                 f"input_size), got {tuple(input.shape) if is_jagged else input.layout}"
             )
-        if any(given is not None and given is not False for given in options):
+        if any(option is not None and option is not False for option in options):
             raise RuntimeError(
                 "LSTM: lengths, reset and return_cell_states cannot be combined with a nested "
                 "tensor; torch.nested.to_padded_tensor pads it"
@@ -378,51 +297,25 @@ class SequenceModule(nn.Module):
         values = (output if self.batch_first else output.transpose(0, 1))[are_real]
         return torch.nested.nested_tensor_from_jagged(values, offsets, max_seqlen=longest), state
 
+    def _fastlstm_weights(self) -> tuple[Any, list[Tensor], str, torch.dtype]:
+        """The function for plain calls, if this may be one; weights, layout, dtype of the input."""
+        raise NotImplementedError
+
+    def _fastlstm_refuse(self, input: Any, hx: Any) -> None:
+        """Raises nn.LSTM's error for an input and a state."""
+        raise NotImplementedError
+
     def _fastlstm_run(
         self,
+        weights: list[Tensor],
+        layout: str,
         input: Tensor,
         hx: State | None,
         batch_sizes: Tensor | None,
-        lengths: Tensor | None,
-        reset: Tensor | None,
-        return_cell_states: bool,
+        *options: Any,
     ) -> tuple[Any, ...]:
         """The layers over a batch of three dimensions, or over packed data."""
         raise NotImplementedError
-
-    def _fastlstm_at_once(
-        self, input: Tensor, hx: Any, lengths: Any, reset: Any
-    ) -> tuple[Any, ...] | None:
-        """A plain eager call of one layer on a CPU: spares a small step most of its Python.
-
-        None where something else has to be decided, or to see the call.
-        """
-        plain = self._fastlstm_plain_op(input)
-        if plain is None:
-            return None
-        op, weights, layout = plain
-        results: tuple[Any, ...] | None = op(
-            input,
-            hx,
-            weights,
-            layout,
-            self.input_size,
-            self.hidden_size,
-            self.proj_size or self.hidden_size,
-            2 if self.bidirectional else 1,
-            self.batch_first,
-            lengths,
-            reset,
-        )
-        return results
-
-    def _fastlstm_plain_op(self, input: Tensor) -> tuple[Any, list[Tensor], str] | None:
-        """The function for plain calls, its weights and their layout; None if there are none."""
-        raise NotImplementedError
-
-
-# What Python's own errors call it, of an unknown keyword for one.
-SequenceModule.forward.__qualname__ = "LSTM.forward"
 
 
 class LSTM(SequenceModule, EngineModule, nn.RNNBase):
@@ -468,9 +361,9 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
     """
 
     _fastlstm_normalizes = False
+    _fastlstm_options = ("engine", *Regularizers._fields)
     check_forward_args = _torch_lstm.check_forward_args
     get_expected_cell_size = _torch_lstm.get_expected_cell_size
-    _fastlstm_names = Options._fields
     engine: str
     input_dropout: float
     recurrent_dropout: float
@@ -478,7 +371,6 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
     zoneout_c: float
     weight_dropout: float
 
-    @_with_hints
     def __init__(
         self,
         input_size: int,
@@ -500,64 +392,87 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
     ) -> None:
         options = num_layers, bias, batch_first, dropout, bidirectional, proj_size
         super().__init__("LSTM", input_size, hidden_size, *options, device, dtype)
-        drawn = input_dropout, recurrent_dropout, zoneout_h, zoneout_c, weight_dropout
-        check_probabilities(**Regularizers(*drawn)._asdict())
+        drawn = Regularizers(input_dropout, recurrent_dropout, zoneout_h, zoneout_c, weight_dropout)
+        check_probabilities(**drawn._asdict())
         if any(drawn):
-            self._fastlstm_options = Options("auto", *drawn)
+            self._fastlstm_regularizers = drawn
 
-    def extra_repr(self) -> str:
-        """The text of nn.LSTM, the options that nn.LSTM lacks, if they are on, and the engine."""
-        options = self._fastlstm_options.regularizers._asdict().items()
-        given = "".join(f", {name}={value}" for name, value in options if value)
-        return super().extra_repr() + given + self._fastlstm_forced_engine()
+    _fastlstm_refuse = raise_as_torch
+
+    def _fastlstm_weights(self) -> tuple[Any, list[Tensor], str, torch.dtype]:
+        weights = _by_name(self, self._flat_weights_names)
+        layout = LAYOUTS[bool(self.bias), self.proj_size > 0, self._fastlstm_normalizes]
+        is_plain = self._fastlstm_engine == "auto" and not any(self._fastlstm_regularizers)
+        op = _build.library.plain_lstm if is_plain and engines.is_op_at_once() else None
+        return op, weights, layout, weights[0].dtype
 
     def _fastlstm_run(
         self,
+        weights: list[Tensor],
+        layout: str,
         input: Tensor,
         hx: State | None,
         batch_sizes: Tensor | None,
-        lengths: Tensor | None,
-        reset: Tensor | None,
-        return_cell_states: bool,
+        *options: Any,
     ) -> tuple[Any, ...]:
-        weights = _by_name(self, self._flat_weights_names)
-        _check_stack(self, input, hx, weights, batch_sizes)
-        if input.is_cuda:
-            self._fastlstm_keep_flat(weights)
-        layout = LAYOUTS[bool(self.bias), self.proj_size > 0, self._fastlstm_normalizes]
-        form = self.num_layers, 2 if self.bidirectional else 1, self.batch_first
-        modes = return_cell_states, self.training
-        call = stack_call(input, hx, weights, layout, *form, batch_sizes, lengths, reset, *modes)
-        engine, *drawn = self._fastlstm_options
+        form = self.num_layers, 1 + self.bidirectional, self.batch_first
+        call = stack_call(
+            input, hx, weights, layout, *form, batch_sizes, *options, training=self.training
+        )
+        drawn = self._fastlstm_regularizers
         if self.training and (self.dropout or any(drawn)):
-            call = in_training(call, self.dropout, Regularizers(*drawn))
-        found = engines.choose(call, engine).run(call)
-        return results(call, found, self.batch_first and batch_sizes is None)
-
-    def _fastlstm_plain_op(self, input: Tensor) -> tuple[Any, list[Tensor], str] | None:
-        if self._fastlstm_options is not _NO_OPTIONS or (self.dropout and self.training):
-            return None
-        if not engines.is_op_at_once():
-            return None
-        layout = LAYOUTS[bool(self.bias), self.proj_size > 0, self._fastlstm_normalizes]
-        return _build.library.plain_lstm, _by_name(self, self._flat_weights_names), layout
-
-    def _fastlstm_keep_flat(self, weights: list[Tensor]) -> None:
-        """Puts new parameters into one chunk again, for cuDNN, unless a graph is captured."""
-        if torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing():
-            return
-        known = (None if ref is None else ref() for ref in self._flat_weight_refs)
-        if any(a is not b for a, b in zip(known, weights, strict=True)) and all(
-            isinstance(weight, nn.Parameter) for weight in weights
-        ):
-            self._init_flat_weights()
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self.flatten_parameters()  # deepcopy and pickle copy weight by weight
+            call = in_training(call, self.dropout, drawn)
+        result = engines.choose(call, self._fastlstm_engine).run(call)
+        return results(call, result, self.batch_first and batch_sizes is None)
 
 
-class LSTMCell(EngineModule, nn.RNNCellBase):
+class CellModule(nn.Module):
+    """The call of an LSTMCell: its arguments and results, whatever runs it."""
+
+    input_size: int
+    hidden_size: int
+    bias: bool
+
+    def forward(
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Makes one step.
+
+        Args:
+            input: [B,input_size], or [input_size].
+            hx: (h [B,hidden_size], c [B,hidden_size]), without B if unbatched; zeros if None.
+
+        Returns:
+            The next (h, c).
+        """
+        if type(input) is not Tensor and isinstance(input, _Proxy):
+            node: tuple[Tensor, Tensor] = _as_one_node(self, input, hx=hx)
+            return node
+        if not isinstance(input, Tensor) or input.is_nested:
+            check_kinds(input, None, {})
+        is_batched = input.dim() == 2
+        shape = (input.size(0), self.hidden_size) if is_batched else (self.hidden_size,)
+        fits = (is_batched or input.dim() == 1) and input.size(-1) == self.input_size
+        if not fits or (hx is not None and not _is_pair(hx, shape, shape)):
+            self._fastlstm_refuse(input, hx)
+        if is_batched:
+            return self._fastlstm_step(input, hx)
+        hx = None if hx is None else (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
+        h, c = self._fastlstm_step(input.unsqueeze(0), hx)
+        return h.squeeze(0), c.squeeze(0)
+
+    def _fastlstm_refuse(self, input: Any, hx: Any) -> None:
+        """Raises nn.LSTMCell's error for an input and a state."""
+        cell = nn.LSTMCell(self.input_size, self.hidden_size, bool(self.bias), device="meta")
+        cell(*on_meta((input, hx)))
+        raise RuntimeError("LSTMCell: expected input and hx of 2 dimensions each, or of 1")
+
+    def _fastlstm_step(self, input: Tensor, hx: State | None) -> State:
+        """The next state of a batch of rows."""
+        raise NotImplementedError
+
+
+class LSTMCell(CellModule, EngineModule, nn.RNNCellBase):
     """One step of an LSTM: `torch.nn.LSTMCell` with a fused engine.
 
     Weights: weight_ih [4*hidden_size, input_size], weight_hh [4*hidden_size, hidden_size],
@@ -573,7 +488,6 @@ class LSTMCell(EngineModule, nn.RNNCellBase):
 
     engine: str
 
-    @_with_hints
     def __init__(
         self,
         input_size: int,
@@ -584,53 +498,17 @@ class LSTMCell(EngineModule, nn.RNNCellBase):
     ) -> None:
         super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
 
-    def forward(
-        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Makes one step.
-
-        Args:
-            input: [B,input_size], or [input_size].
-            hx: (h [B,hidden_size], c [B,hidden_size]), without B if unbatched; zeros if None.
-
-        Returns:
-            The next (h, c).
-        """
+    def _fastlstm_step(self, input: Tensor, hx: State | None) -> State:
         weights = _by_name(self, _CELL_WEIGHTS if self.bias else _CELL_WEIGHTS[:2])
-        at_once = self._fastlstm_at_once(input, hx, weights)
-        if at_once is not None:
-            return at_once
-        if type(input) is not Tensor and isinstance(input, _Proxy):
-            node: tuple[Tensor, Tensor] = _as_one_node(self, input, hx=hx)
-            return node
-        if type(input) is not Tensor or input.is_nested or input.layout is not torch.strided:
-            check_kinds(input, None, {})
-        _check_cell(self, input, hx, weights[0])
-        is_batched, layout = input.dim() == 2, LAYOUTS[bool(self.bias), False, False]
-        if not is_batched:
-            input = input.unsqueeze(0)
-            hx = None if hx is None else (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
-        h, c = engines.run_cell(
-            Call(input, hx, weights, layout, is_cell=True), self._fastlstm_options.engine
-        )
-        return (h, c) if is_batched else (h.squeeze(0), c.squeeze(0))
-
-    def _fastlstm_at_once(self, input: Any, hx: Any, weights: list[Any]) -> State | None:
-        """A plain eager call on a CPU, as of `LSTM`; None where more has to be decided."""
-        if self._fastlstm_options is not _NO_OPTIONS or not _is_step(self, input, hx):
-            return None
-        if not (engines.is_op_at_once() and _build.library.are_plain(input, hx, weights)):
-            return None
-        layout = LAYOUTS[bool(self.bias), False, False]
-        h, c = hx or (None, None)
-        step: State = _build.library.lstm_cell(input, h, c, weights, layout, "auto")
-        return step
-
-    def extra_repr(self) -> str:
-        """The text of nn.LSTMCell, and the engine if it is forced."""
-        return super().extra_repr() + self._fastlstm_forced_engine()
+        layout, engine = LAYOUTS[bool(self.bias), False, False], self._fastlstm_engine
+        is_plain = engine == "auto" and engines.is_op_at_once()
+        if is_plain and _build.library.are_plain(input, hx, weights):
+            h, c = hx or (None, None)
+            step: State = _build.library.lstm_cell(input, h, c, weights, layout, "auto")
+            return step
+        return engines.run_cell(Call(input, hx, weights, layout, is_cell=True), engine)
 
 
 for _class in (LSTM, LSTMCell):
-    for _name in _class._fastlstm_names:  # not in their bodies, where a type checker reads the type
+    for _name in _class._fastlstm_options:  # not in their bodies, where type checkers read the type
         setattr(_class, _name, _Option(_name))

@@ -17,28 +17,21 @@ from torch.nn.utils import parametrize
 
 from . import _build, _formats
 from ._call import DTYPES, Call
-from ._checks import check_kinds, stack_call
+from ._checks import stack_call
 from ._layers import Results, results
 from ._packed_weights import PackedWeights, require_extension
-from .convert import (
-    _CLASSES,
-    Model,
-    check_model,
-    is_quantized_by_torch_ao,
-    own_class,
-)
+from .convert import _CLASSES, Model, check_model, is_quantized_by_torch_ao, own_class
 from .convert import convert as convert_modules
 from .engines import PREPACKED, is_eager
 from .modules import (
     LSTM,
+    CellModule,
     LSTMCell,
     SequenceModule,
     State,
-    _as_one_node,
-    _check_pair,
-    _is_step,
-    _Proxy,
+    on_meta,
     qualified_name,
+    raise_as_torch,
 )
 
 
@@ -62,28 +55,12 @@ class _Frozen(PackedWeights):
         self._pack(tensors)
         super().train(False)
 
-    def _fastlstm_check(self, input: Tensor, hx: tuple[Tensor, Tensor] | None) -> None:
-        """What the op cannot see: it knows no sizes but those of input and state."""
-        if input.dtype != self.dtype or input.size(-1) != self.input_size:
-            autocast = torch.is_autocast_enabled(input.device.type)
-            hint = "; autocast leaves packed layers alone" if autocast else ""
-            raise ValueError(
-                f"{type(self).__name__}: expected input of dtype {self.dtype} and "
-                f"{self.input_size} features, got {input.dtype} and {input.size(-1)}{hint}"
-            )
-        if hx is None:
-            return
-        if type(hx) is not tuple or len(hx) != 2:
-            _check_pair(hx, type(self).__name__)
-        h, c = hx
-        output_size = self.proj_size or self.hidden_size
-        if h.size(-1) != output_size or c.size(-1) != self.hidden_size:
-            raise ValueError(
-                f"{type(self).__name__}: expected h and c of {output_size} and "
-                f"{self.hidden_size} features, got {h.size(-1)} and {c.size(-1)}"
-            )
-
     def _fastlstm_results(self, call: Call) -> Results:
+        if call.input.dtype != self.dtype:
+            raise ValueError(
+                f"{type(self).__name__}: expected input of dtype {self.dtype}, got "
+                f"{call.input.dtype}; autocast leaves prepacked layers alone"
+            )
         if reason := PREPACKED.why_not(call):
             raise RuntimeError(
                 f"{type(self).__name__}: {reason}; call within torch.inference_mode() or "
@@ -115,10 +92,10 @@ def _names_of(layer: nn.Module) -> list[str]:
 
 def _copy_attributes(layer: nn.Module, to: nn.Module) -> None:
     """Sizes, options, hooks and whatever the user has set."""
-    kept = ("_forward_hooks", "_forward_pre_hooks", "_fastlstm_options")
+    kept = ("_forward_hooks", "_forward_pre_hooks", "_fastlstm_")
     left = ("dtype", "forward", "weights")  # which _Frozen has
-    own = {k: v for k, v in vars(layer).items() if k[0] != "_" or k.startswith(kept)}
-    to.__dict__.update({k: v for k, v in own.items() if k not in left})
+    attributes = {k: v for k, v in vars(layer).items() if k[0] != "_" or k.startswith(kept)}
+    to.__dict__.update({k: v for k, v in attributes.items() if k not in left})
 
 
 class PackedLSTM(_Frozen, SequenceModule):
@@ -138,33 +115,35 @@ class PackedLSTM(_Frozen, SequenceModule):
         "input_size hidden_size num_layers bias batch_first dropout bidirectional proj_size"
     ).split()
 
+    def _fastlstm_weights(self) -> tuple[Any, list[Tensor], str, torch.dtype]:
+        op = _build.library.plain_lstm_packed if is_eager() else None
+        return op, self._op_weights(), self._layout, self.dtype
+
+    def _fastlstm_refuse(self, input: Any, hx: Any) -> None:
+        sizes = {name: getattr(self, name) for name in self._SIZES}
+        lstm = nn.LSTM(**sizes, device="meta", dtype=self.dtype)
+        raise_as_torch(lstm, on_meta(input), on_meta(hx))
+        raise RuntimeError(f"{type(self).__name__}: expected input and hx on the CPU")
+
     def _fastlstm_run(
         self,
+        weights: list[Tensor],
+        layout: str,
         input: Tensor,
-        hx: tuple[Tensor, Tensor] | None,
+        hx: State | None,
         batch_sizes: Tensor | None,
-        lengths: Tensor | None,
-        reset: Tensor | None,
-        return_cell_states: bool,
+        *options: Any,
     ) -> tuple[Any, ...]:
-        self._fastlstm_check(input, hx)
-        directions = 2 if self.bidirectional else 1
-        if hx is None:  # of sizes that packed weights do not show
+        directions = 1 + self.bidirectional
+        if hx is None:  # of sizes that prepacked weights do not show
             batch = input.size(0 if self.batch_first else 1)
             batch = batch if batch_sizes is None else int(batch_sizes[0])
             c_0 = input.new_zeros(self.num_layers * directions, batch, self.hidden_size)
             hx = (c_0[..., : self.proj_size or self.hidden_size].contiguous(), c_0)
         form = self.num_layers, directions, self.batch_first
-        modes = return_cell_states, False
-        given = input, hx, self._op_weights(), self._layout
-        call = stack_call(*given, *form, batch_sizes, lengths, reset, *modes)
+        call = stack_call(input, hx, weights, layout, *form, batch_sizes, *options)
         batch_first = self.batch_first and batch_sizes is None
         return results(call, self._fastlstm_results(call), batch_first)
-
-    def _fastlstm_plain_op(self, input: Tensor) -> tuple[Any, list[Tensor], str] | None:
-        if input.dtype is not self.dtype or not is_eager():
-            return None
-        return _build.library.plain_lstm_packed, self._op_weights(), self._layout
 
     def flatten_parameters(self) -> None:
         """Does nothing: there are no parameters."""
@@ -174,7 +153,7 @@ class PackedLSTM(_Frozen, SequenceModule):
         return f"{nn.LSTM.extra_repr(self)}, weights={self.weights}"  # type: ignore[arg-type]
 
 
-class PackedLSTMCell(_Frozen):
+class PackedLSTMCell(_Frozen, CellModule):
     """An `LSTMCell` packed by `prepack`: called in the same way, without parameters and gradients.
 
     Attributes:
@@ -186,45 +165,18 @@ class PackedLSTMCell(_Frozen):
     _layer_class = LSTMCell
     _SIZES = ("input_size", "hidden_size", "bias")
 
-    def forward(
-        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Makes one step; for the arguments see `LSTMCell.forward`."""
-        at_once = self._fastlstm_at_once(input, hx)
-        if at_once is not None:
-            return at_once
-        if type(input) is not Tensor and isinstance(input, _Proxy):
-            node: tuple[Tensor, Tensor] = _as_one_node(self, input, hx=hx)
-            return node
-        if type(input) is not Tensor or input.is_nested:
-            check_kinds(input, None, {})
-        dim = input.dim()
-        if dim not in (1, 2):
-            raise ValueError(f"PackedLSTMCell: Expected input to be 1D or 2D, got {dim}D instead")
-        self._fastlstm_check(input, hx)
-        if hx is None:
-            zeros = input.new_zeros(*input.shape[:-1], self.hidden_size)
-            hx = (zeros, zeros)
-        if dim == 1:
-            input, hx = input.unsqueeze(0), (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
-        call = Call(input, hx, self._op_weights(), self._layout, is_cell=True)
-        _, (h, c), _ = self._fastlstm_results(call)
-        return (h, c) if dim == 2 else (h.squeeze(0), c.squeeze(0))
-
-    def _fastlstm_at_once(self, input: Any, hx: Any) -> State | None:
-        """A plain eager call, as of `LSTM`; None where something else has to see it."""
-        if not _is_step(self, input, hx) or input.dtype is not self.dtype or not is_eager():
-            return None
-        tensors = (input, *(hx or ()))
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-            return None
-        if not _build.library.are_plain(*tensors):
-            return None
+    def _fastlstm_step(self, input: Tensor, hx: State | None) -> State:
         if hx is None:
             zeros = input.new_zeros(input.size(0), self.hidden_size)
             hx = (zeros, zeros)
-        step: State = _build.library.lstm_cell_packed(input, *hx, self._op_weights(), self._layout)
-        return step
+        weights, tensors = self._op_weights(), (input, *hx)
+        if input.dtype is self.dtype and is_eager() and _build.library.are_plain(*tensors):
+            needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+            if not needs_grad:
+                step: State = _build.library.lstm_cell_packed(*tensors, weights, self._layout)
+                return step
+        _, state, _ = self._fastlstm_results(Call(input, hx, weights, self._layout, is_cell=True))
+        return state
 
 
 def _as_bytes(module: _Frozen) -> tuple[Any, ...]:
@@ -425,9 +377,3 @@ def _unpack_layer(packed: PackedLSTM | PackedLSTMCell) -> nn.Module:
             parameter.copy_(_formats.dequantize(tensors[name], tensors.get(f"{name}_scale")))
     _copy_attributes(packed, layer)
     return layer.eval()
-
-
-def __getattr__(name: str) -> Any:
-    if name == "PackedLayerNormLSTM":  # in a pickle, which hides an AttributeError
-        raise ImportError("a LayerNormLSTM is no longer packed: pickle the LayerNormLSTM itself")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

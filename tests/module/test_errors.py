@@ -108,21 +108,6 @@ def test_a_nan_is_no_reset(cls: type, packs: bool) -> None:
             lstm(zeros(T, B, I), reset=reset)
 
 
-@every_module_route
-def test_flags_and_options_in_the_place_of_others(route: Route) -> None:
-    lstm, x = module(route), torch.zeros(T, B, I, device=route.device)
-    for call in (lstm, functools.partial(functional.lstm, hx=None, weights=[*lstm.parameters()])):
-        with pytest.raises(
-            TypeError, match="^return_cell_states: expected True or False, got 'yes'"
-        ):
-            call(x, return_cell_states="yes")
-    for wrong in (torch.tensor([4, 2, 1]), torch.tensor(4), torch.zeros(T, B, dtype=torch.bool)):
-        with pytest.raises(TypeError, match=r"^hx: .*got a tensor of (int64|bool); lengths and"):
-            lstm(x if wrong.dim() else x[:, 0], wrong)
-    with pytest.raises(TypeError, match=r"^LSTM.forward\(\) got an unexpected keyword .*'length'"):
-        lstm(x, length=torch.tensor([4, 2, 1]))
-
-
 def persistent() -> Any:
     lstm = fastlstm.LSTM(I, H)
     lstm.engine = "persistent"
@@ -149,11 +134,6 @@ MISTAKES: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: fastlstm.LSTM(I, H)(np.zeros((T, B, I))), TypeError, "^input: .*tensor, got ndarray"),
     (lambda: fastlstm.LSTMCell(I, H)(np.zeros((B, I))), TypeError, "^input: .* got ndarray"),
     (lambda: prepacked_cell()(np.zeros((B, I))), TypeError, "^input: .*tensor, got ndarray"),
-    (lambda: fastlstm.LSTM(I, H, engine="torch"), TypeError, "'engine'; .* lstm.engine = "),
-    (lambda: fastlstm.LSTM(I, H, layer_norm=True), TypeError, "fastlstm.LayerNormLSTM"),
-    (lambda: fastlstm.LayerNormLSTM(I, H, zoneout=0.1), TypeError, "zoneout_h and zoneout_c"),
-    (lambda: fastlstm.LSTMCell(I, H, engine="torch"), TypeError, "'engine'; .* lstm.engine = "),
-    (lambda: fastlstm.LSTM(I, H, typo=1), TypeError, r"^LSTM.__init__\(\) got .* 'typo'$"),
     (lambda: fastlstm.prepack(fastlstm.LSTM(I, H), "int8"), ValueError, "torch.int8, got 'int8'"),
     (
         lambda: fastlstm.prepack(nn.GRU(I, H)),
@@ -164,7 +144,6 @@ MISTAKES: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: prepacked_cell()(nested()), TypeError, "expected a dense tensor, got a nested"),
     (lambda: of_half_a_unit()(zeros(T, B, I)), TypeError, "expected an int, got float"),
     (lambda: fastlstm.convert(nn.GRU(I, H)), ValueError, "GRUs are not supported"),
-    (lambda: fastlstm.LSTM(I, H, recompute=True), TypeError, "torch.utils.checkpoint"),
     (lambda: fastlstm.unpack(fastlstm.LSTM(I, H)), ValueError, "layers that prepack has packed"),
     (
         lambda: persistent()(zeros(T, B, I)),

@@ -36,13 +36,14 @@ pytestmark = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the exten
             AttributeError,
             "weight_ih_l0 is packed; load_state_dict replaces it",
         ),
-        (lambda m: m(X), ValueError, "expected input of dtype torch.float32 and 6 features.* 16"),
+        (lambda m: m(X), RuntimeError, "equal to input_size. Expected 6, got 16"),
+        (lambda m: m(X[..., :6].double()), ValueError, "input dtype .*float64.* weight dtype"),
         (
             lambda m: m(X[..., :6], (torch.zeros(1, 3, 9),) * 2),
-            ValueError,
-            "PackedLSTM: expected h and c of 10 and 10 features, got 9 and 9",
+            RuntimeError,
+            r"Expected hidden\[0\] size \(1, 3, 10\), got \[1, 3, 9\]",
         ),
-        (lambda m: m(X[..., :6], (torch.zeros(2, 3, 10),) * 2), RuntimeError, r"size\(0\) = .* 1"),
+        (lambda m: m(X[..., :6], (torch.zeros(2, 3, 10),) * 2), RuntimeError, r"size \(1, 3, 10\)"),
         (lambda m: torch.jit.script(m), RuntimeError, "torch.jit.script is not supported"),
         (lambda m: m(X[..., :6].clone().requires_grad_()), RuntimeError, "give no gradients"),
         (
@@ -74,10 +75,11 @@ def test_refusals(
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda m: m(X[0]), ValueError, "PackedLSTMCell: expected input .* 6 features, got .* 16"),
+        (lambda m: m(X[0]), RuntimeError, "input_size: got 16.* expected 6"),
+        (lambda m: m(X[0, :, :6].double()), ValueError, "dtype torch.float32, got torch.float64"),
         (lambda m: m(X[..., :6]), ValueError, "Expected input to be 1D or 2D, got 3D"),
         (lambda m: m(X[0, :, :6], torch.zeros(3, 10)), TypeError, "must be tuple of Tensors"),
-        (lambda m: m(X[0, :, :6], (torch.zeros(3, 9),) * 2), ValueError, "got 9 and 9"),
+        (lambda m: m(X[0, :, :6], (torch.zeros(3, 9),) * 2), RuntimeError, "got 9.* expected 10"),
         (lambda m: m(X[0, :, :6].clone().requires_grad_()), RuntimeError, "give no gradients"),
         (lambda m: torch.func.vmap(m)(X[..., :6]), RuntimeError, "torch.func transforms"),
     ],

@@ -1,8 +1,7 @@
-"""engine="torch": the bits of nn.LSTM, and what aten lacks added; on a GPU by stand-ins for it."""
+"""engine="torch": the bits of nn.LSTM."""
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
@@ -78,61 +77,3 @@ def test_bits_of_a_state_a_cell_and_autocast() -> None:
         for engine in ("torch", "reference", "auto"):
             cell.engine = engine
             assert [state.dtype for state in cell(x[0])] == [s.dtype for s in known(x[0])]
-
-
-# flatten_parameters, with a stand-in for cuDNN's function, which copies all weights into one chunk.
-
-
-@pytest.fixture
-def flat(monkeypatch: pytest.MonkeyPatch) -> list[list[Tensor]]:
-    """The lists of weights that were flattened, on what passes for a GPU."""
-    seen: list[list[Tensor]] = []
-
-    def flatten(self: nn.RNNBase) -> None:
-        if len(self._flat_weights) == len(self._flat_weights_names):  # else under construction
-            seen.append(list(self._flat_weights))
-
-    monkeypatch.setattr(nn.RNNBase, "flatten_parameters", flatten)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    return seen
-
-
-def is_flat(lstm: Any, seen: list[list[Tensor]]) -> bool:
-    weights = list(lstm.parameters())
-    return any(len(s) == len(weights) and all(map(lambda a, b: a is b, s, weights)) for s in seen)
-
-
-def test_weights_are_flat_whatever_made_them(flat: list[list[Tensor]]) -> None:
-    lstm = fastlstm.LSTM(3, 5, num_layers=2)
-    assert is_flat(lstm, flat)
-    flat.clear()
-    assert is_flat(lstm.double(), flat)
-    assert is_flat(copy.deepcopy(lstm), flat)
-    flat.clear()
-    assert is_flat(fastlstm.convert(nn.Sequential(nn.LSTM(3, 5)))[0], flat)
-    flat.clear()
-    lstm.load_state_dict(lstm.state_dict(), assign=True)
-    lstm._fastlstm_keep_flat(list(lstm.parameters()))  # as a call on a GPU does
-    assert is_flat(lstm, flat)
-    flat.clear()
-    lstm._fastlstm_keep_flat(list(lstm.parameters()))
-    assert not flat
-
-
-def test_weights_that_must_not_be_flattened(
-    flat: list[list[Tensor]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lstm = fastlstm.LSTM(3, 5)
-    nn.utils.parametrizations.weight_norm(lstm, "weight_hh_l0")
-    fastlstm.LayerNormLSTM(3, 5)
-    flat.clear()
-    lstm._fastlstm_keep_flat([getattr(lstm, name) for name in lstm._flat_weights_names])
-    assert not flat
-    lstm = fastlstm.LSTM(3, 5)
-    lstm.load_state_dict(lstm.state_dict(), assign=True)
-    flat.clear()
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    lstm._fastlstm_keep_flat(list(lstm.parameters()))
-    assert not flat
-    fastlstm.LayerNormLSTM(3, 5).double()
-    assert not flat
