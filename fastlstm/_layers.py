@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import has_torch_function_variadic
 
-from . import _build, _transforms, onnx, reference
+from . import _build, _transforms, reference
 from ._call import Call, LstmCall, autocasts
 from ._checks import check_layer
 from ._regularize import regularize
@@ -26,8 +26,6 @@ def run_op(call: Call, engine: str) -> Results:
     if not compiles and torch._C._are_functorch_transforms_active():
         call = call._replace(hx=call.state())
         return _by_layers(call, lambda layer: _transforms.lstm_layer(layer, engine))
-    if compiles or torch._C._get_tracing_state() is not None:
-        onnx.check_export(call)
     # Dynamo and tensor subclasses know torch.ops; other calls go the short way.
     if compiles or has_torch_function_variadic(call.input, *(call.hx or ()), *call.weights):
         saves = {"save_cells": call.return_cell_states, "engine": engine}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +76,6 @@ def export(model: Model, given: str) -> Any:
 
 @needs_op
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
-@pytest.mark.parametrize("weights", [None, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
     ("given", "options"),
     [
@@ -87,23 +85,19 @@ def export(model: Model, given: str) -> Any:
     ],
 )
 def test_onnxruntime_gives_the_same(
-    given: str, options: dict[str, Any], weights: Any, onnx: Any, onnxruntime: Any
+    given: str, options: dict[str, Any], onnx: Any, onnxruntime: Any
 ) -> None:
-    """Of a prepacked layer with the same weights, and nothing else rounded."""
     model = Model(**options).eval()
-    if weights:
-        fastlstm.prepack(model, weights)
     proto = export(model, given)
     onnx.checker.check_model(proto)
     nodes = collections.Counter(node.op_type for node in proto.graph.node)
     assert nodes["LSTM"] == model.lstm.num_layers and "Loop" not in nodes and "Scan" not in nodes
     session = onnxruntime.InferenceSession(proto.SerializeToString())
-    whole = fastlstm.unpack(copy.deepcopy(model)) if weights else model
     for batch, steps in ((3, 6), (1, 9), (4, 2)):
         example = inputs(model, batch, steps, given)
         found = session.run(None, {name: t.numpy() for name, t in example.items()})
         with torch.no_grad():
-            expected = whole(**example)
+            expected = model(**example)
         for a, b in zip(found, expected, strict=True):
             torch.testing.assert_close(torch.from_numpy(a), b, rtol=1e-5, atol=1e-5)
 
@@ -114,6 +108,9 @@ class Uses(nn.Module):
         self.what, self.lstm = what, fastlstm.LSTM(3, 5, proj_size=2 if what == "proj_size" else 0)
         if what == "layer normalization":
             self.lstm = fastlstm.LayerNormLSTM(3, 5)
+
+        if what == "prepack":
+            fastlstm.prepack(self.eval())
 
     def forward(self, x: Tensor) -> Tensor:
         if self.what == "reset":
@@ -126,13 +123,10 @@ class Uses(nn.Module):
 @needs_op
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 @pytest.mark.parametrize(
-    "what", ["proj_size", "reset", "return_cell_states", "layer normalization"]
+    "what", ["proj_size", "reset", "return_cell_states", "layer normalization", "prepack"]
 )
-@pytest.mark.parametrize("packed", [False, True])
-def test_what_onnx_does_not_have_is_named(what: str, packed: bool) -> None:
+def test_what_onnx_does_not_have_is_named(what: str) -> None:
     model = Uses(what).eval()
-    if packed and what != "layer normalization":
-        fastlstm.prepack(model)
     with pytest.raises(torch.onnx.errors.OnnxExporterError) as error:
         torch.onnx.export(
             model,
@@ -141,7 +135,8 @@ def test_what_onnx_does_not_have_is_named(what: str, packed: bool) -> None:
             custom_translation_table=fastlstm.onnx.translations(),
             verbose=False,
         )
-    assert f"operator of ONNX has no {what}" in causes(error.value)
+    message = "operator of ONNX has no" if what != "prepack" else "onnx: export a model before"
+    assert f"{message} {what}" in causes(error.value)
 
 
 def causes(error: BaseException) -> str:
@@ -165,17 +160,6 @@ def test_the_exporter_that_traces(tmp_path: Path, onnxruntime: Any) -> None:
     (name,) = (given.name for given in session.get_inputs())
     expected = lstm(x)[0].detach()
     torch.testing.assert_close(torch.from_numpy(session.run(None, {name: x.numpy()})[0]), expected)
-
-    class Options(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.lstm = lstm
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.lstm(x, lengths=torch.tensor([6, 3]))[0]  # type: ignore[no-any-return]
-
-    with pytest.raises(RuntimeError, match=r"got lengths; use .*fastlstm.onnx.translations\(\)"):
-        torch.onnx.export(Options(), (x,), path, dynamo=False)
 
 
 def test_a_plain_call_needs_no_translations(monkeypatch: pytest.MonkeyPatch) -> None:
