@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import functools
-import inspect
 import types
 import warnings
 from typing import Any, ClassVar, Literal, TypeVar, overload
@@ -31,10 +30,7 @@ class _StandIn(nn.Module):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """For pickle and copy, which cannot find a class that was made at run time."""
-        found = super().__reduce_ex__(protocol)
-        if isinstance(found, str):
-            return found
-        make, arguments, *rest = found
+        make, arguments, *rest = super().__reduce_ex__(protocol)
         named = [self._fastlstm_of if a is type(self) else a for a in (make, *arguments)]
         return _make, tuple(named), *rest
 
@@ -126,7 +122,7 @@ def convert(
 
     A module of a subclass of nn.LSTM or nn.LSTMCell keeps its methods too; its `super().forward`
     then runs fastlstm. If it overrides a method that nn.LSTM.forward calls, such as
-    `permute_hidden`, or never calls nn.LSTM.forward, it is left alone.
+    `permute_hidden`, it is left alone.
 
     Args:
         model: any module; it may be an LSTM itself.
@@ -146,9 +142,9 @@ def convert(
             or sharded. Nothing is changed then.
 
     Warns:
-        UserWarning: for each module that is left alone, with the reason: a subclass as above; what
-            torch.ao has quantized (`prepack` takes it); or, on the way to torch, a subclass of
-            fastlstm.LSTM or LSTMCell (LayerNormLSTM, for instance). And for each module that goes
+        UserWarning: for each module that is left alone, with the reason: a subclass as above, or,
+            on the way to torch, one of fastlstm.LSTM or LSTMCell (LayerNormLSTM, for instance).
+            And for each module that goes
             back to torch with options that nn.LSTM lacks: input_dropout, recurrent_dropout,
             zoneout_h, zoneout_c, weight_dropout.
     """
@@ -160,12 +156,9 @@ def convert(
         _refuse_wrapped(path, module)
     notes = []
     for path, module in modules.items():
-        try:
-            target, note = _to_torch(module) if to == "torch" else _to_fastlstm(module, keep_class)
-            if target is not None:
-                _change_class(module, target)
-        except TypeError as error:  # of Python, which takes not every class as a base
-            note = f"stays as it is: its class {own_class(module).__qualname__}: {error}"
+        target, note = _to_torch(module) if to == "torch" else _to_fastlstm(module, keep_class)
+        if target is not None:
+            _change_class(module, target)
         if note:
             notes.append(f"convert: {path} {note}")
     if not any(map(_is_lstm, modules.values())):
@@ -214,36 +207,11 @@ def _to_fastlstm(module: nn.Module, keep_class: bool) -> _Target:
         if issubclass(cls, of_torch) and not issubclass(cls, ours):
             parts = ((name, getattr(of_torch, name, None)) for name in _PARTS_OF_FORWARD)
             changed = [name for name, part in parts if getattr(cls, name, None) is not part]
-            why = f"stays as it is: its class {cls.__qualname__}"
             if changed:
                 which = f"overrides {', '.join(changed)}, which {of_torch.__name__}.forward calls"
-                return None, f"{why} {which}"
-            if not _calls_forward_of(of_torch, cls):
-                return None, f"{why} calls neither super().forward nor {of_torch.__name__}.forward"
+                return None, f"stays as it is: its class {cls.__qualname__} {which}"
             return _stand_in(cls, of_torch), ""
-    if is_quantized_by_torch_ao(module):
-        return None, (
-            "stays as it is: torch.ao has quantized it. Convert before that, or call "
-            "fastlstm.prepack, which takes its int8 weights"
-        )
     return None, ""
-
-
-def _calls_forward_of(of_torch: type[nn.Module], cls: type[nn.Module]) -> bool:
-    """Whether forward of a subclass is torch's or, as far as its names tell, may call it."""
-    if cls.forward is of_torch.forward:
-        return True
-    own = cls.__mro__[: cls.__mro__.index(of_torch)]
-    members = [member for each in own for member in vars(each).values()]
-    codes = [code for m in members if (code := getattr(inspect.unwrap(m), "__code__", None))]
-    return any("forward" in code.co_names for code in codes) or not hasattr(cls.forward, "__code__")
-
-
-def is_quantized_by_torch_ao(module: nn.Module) -> bool:
-    """Whether it is what torch.ao.quantization.quantize_dynamic makes of an LSTM or LSTMCell."""
-    cls = type(module)
-    of_torch_ao = cls.__module__ == "torch.ao.nn.quantized.dynamic.modules.rnn"
-    return of_torch_ao and cls.__name__ in ("LSTM", "LSTMCell")
 
 
 def _to_torch(module: nn.Module) -> _Target:

@@ -20,7 +20,7 @@ from ._call import DTYPES, Call
 from ._checks import stack_call
 from ._layers import Results, results
 from ._packed_weights import PackedWeights, require_extension
-from .convert import _CLASSES, Model, check_model, is_quantized_by_torch_ao, own_class
+from .convert import _CLASSES, Model, check_model, own_class
 from .convert import convert as convert_modules
 from .engines import PREPACKED, is_eager
 from .modules import (
@@ -275,13 +275,20 @@ def _what_to_pack(model: nn.Module, convert: bool) -> tuple[dict[str, nn.Module]
     """The layers by their paths, and those that torch.ao has quantized."""
     kinds = (*_KINDS, nn.LSTM, nn.LSTMCell) if convert else tuple(_KINDS)
     layers = {path: m for path, m in model.named_modules() if own_class(m) in kinds}
-    quantized = [module for module in model.modules() if is_quantized_by_torch_ao(module)]
+    quantized = [module for module in model.modules() if _is_of_torch_ao(module)]
     if not layers and not quantized:
         hint = "" if convert else "; convert=True takes nn.LSTM and nn.LSTMCell"
         if any(isinstance(module, _Frozen) for module in model.modules()):
             hint = ", and not one that is packed already; fastlstm.unpack turns it back"
         raise ValueError(f"prepack: expected a model with a fastlstm.LSTM or LSTMCell{hint}")
     return layers, quantized
+
+
+def _is_of_torch_ao(module: nn.Module) -> bool:
+    """Whether it is what torch.ao.quantization.quantize_dynamic makes of an LSTM or LSTMCell."""
+    cls = type(module)
+    is_dynamic = cls.__module__ == "torch.ao.nn.quantized.dynamic.modules.rnn"
+    return is_dynamic and cls.__name__ in ("LSTM", "LSTMCell")
 
 
 def _of_torch_ao(quantized: Any, weights: torch.dtype | None) -> nn.Module:

@@ -393,51 +393,6 @@ def test_a_subclass_that_changes_a_part_of_forward_is_left_alone() -> None:
     assert is_ours(model["first"]) and type(model["own"][0]) is Reversed
 
 
-class Scaled(nn.LSTM):
-    """As icefall has it: its forward calls torch's function itself."""
-
-    def scaled(self) -> list[Tensor]:
-        return [weight * 2 for weight in self._flat_weights]
-
-    def forward(self, input: Tensor, hx: Any = None) -> Any:
-        zeros = input.new_zeros(1, input.size(1), self.hidden_size)
-        output, h, c = torch.lstm(
-            input, (zeros, zeros), self.scaled(), True, 1, 0.0, False, False, False
-        )
-        return output, (h, c)
-
-
-class ByName(nn.LSTM):
-    def run(self, input: Tensor) -> Any:
-        return nn.LSTM.forward(self, input)
-
-    def forward(self, input: Tensor, hx: Any = None) -> Any:
-        return self.run(input)
-
-
-def test_a_subclass_that_never_calls_forward_of_nn_lstm_is_left_alone() -> None:
-    model = nn.ModuleDict({"own": Scaled(3, 5), "by_name": ByName(3, 5)})
-    with pytest.warns(UserWarning, match="^convert: ") as caught:
-        convert(model)
-    assert [str(warning.message) for warning in caught] == [
-        "convert: own stays as it is: its class Scaled calls neither super().forward nor "
-        "LSTM.forward"
-    ]
-    assert type(model["own"]) is Scaled and isinstance(model["by_name"], fastlstm.LSTM)
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.ao.quantization:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:.*quantiz")
-def test_what_torch_ao_has_quantized_is_named() -> None:
-    quantize = torch.ao.quantization.quantize_dynamic
-    model = quantize(nn.Sequential(nn.LSTM(3, 5), nn.LSTMCell(5, 5)), {nn.LSTM}, torch.qint8)
-    with pytest.warns(UserWarning, match="^convert: 0 stays as it is: torch.ao has .*prepack"):
-        convert(model)
-    assert is_ours(model[1])
-    with pytest.raises(ValueError, match="got one without; convert: 0 .*torch.ao has quantized"):
-        convert(model[:1])
-
-
 @needs_kernels
 def test_prepack_refuses_a_layer_with_a_forward_of_its_own() -> None:
     lstm = layer("torch").eval()
