@@ -13,7 +13,7 @@ from fastlstm.compare import Comparison, compare  # noqa: E402
 from fastlstm.convert import convert  # noqa: E402
 from fastlstm.layer_norm import LayerNormLSTM  # noqa: E402
 from fastlstm.modules import LSTM, LSTMCell  # noqa: E402
-from fastlstm.packed import (  # noqa: E402
+from fastlstm.prepacked import (  # noqa: E402
     PackedLSTM,
     PackedLSTMCell,
     prepack,

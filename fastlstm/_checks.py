@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -44,48 +44,19 @@ def as_reset(reset: Any) -> Tensor:
     if not isinstance(reset, Tensor):
         raise TypeError(f"reset: expected a tensor, got {type(reset).__name__}")
     if reset.is_floating_point() and _is_readable(reset) and bool(reset.isnan().any()):
-        _check(False, "reset of true or false, or of numbers", "NaN")
+        check(False, "reset of true or false, or of numbers", "NaN")
     return reset if reset.dtype == torch.bool else reset != 0
 
 
 def check_dims(input: Tensor, batch_sizes: Tensor | None, batch_first: bool = False) -> None:
     """Raises a RuntimeError unless the input is padded or packed as `batch_sizes` says."""
     if batch_sizes is not None:
-        _check(batch_sizes.dtype == torch.int64, _BATCH_SIZES, _describe(batch_sizes))
+        check(batch_sizes.dtype == torch.int64, _BATCH_SIZES, describe(batch_sizes))
     if input.dim() != (3 if batch_sizes is None else 2):
         expected = "(batch, steps, input_size)" if batch_first else "(steps, batch, input_size)"
         if batch_sizes is not None:
             expected = "(packed rows, input_size), since batch_sizes is given"
         raise RuntimeError(f"lstm: expected input of shape {expected}, got {tuple(input.shape)}")
-
-
-def stack_call(
-    input: Tensor,
-    hx: tuple[Tensor, Tensor] | None,
-    weights: Sequence[Tensor],
-    layout: str,
-    num_layers: int,
-    directions: int,
-    batch_first: bool,
-    batch_sizes: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    return_cell_states: bool,
-    training: bool = False,
-) -> Call:
-    """The call of a stack of layers, steps first, without what acts in training."""
-    if batch_sizes is None:
-        if reset is not None and reset.shape != input.shape[:2]:
-            names = "(batch, steps)" if batch_first else "(steps, batch)"
-            expected = f"reset of shape {names} = {tuple(input.shape[:2])}"
-            _check(False, expected, _describe(reset))
-        if batch_first:
-            input = input.transpose(0, 1)
-            reset = None if reset is None else reset.transpose(0, 1)
-    if lengths is not None:
-        lengths = lengths.to(input.device)
-    options = batch_sizes, lengths, reset, training, 0.0, None, bool(return_cell_states)
-    return Call(input, hx, weights, layout, num_layers, directions, *options)
 
 
 def in_training(call: Call, dropout: float, regularizers: Regularizers) -> Call:
@@ -115,9 +86,9 @@ def check_layer(call: LstmCall) -> None:
     """Raises a RuntimeError unless the arguments of one layer agree in shape, dtype and device."""
     input, h_0, batch_sizes = call.input, call.h_0, call.batch_sizes
     *others, last = (str(dtype).removeprefix("torch.") for dtype in DTYPES)
-    _check(input.dtype in DTYPES, f"input of dtype {', '.join(others)} or {last}", input.dtype)
+    check(input.dtype in DTYPES, f"input of dtype {', '.join(others)} or {last}", input.dtype)
     check_dims(input, batch_sizes)
-    _check(
+    check(
         h_0.dim() == 3 and h_0.size(0) in (1, 2),
         "h_0 of shape (1 or 2 directions, batch, output size)",
         tuple(h_0.shape),
@@ -160,15 +131,15 @@ def check_layer(call: LstmCall) -> None:
 
 def _check_batch_sizes(batch_sizes: Tensor, batch: int, rows: int) -> None:
     are_integers = batch_sizes.dtype == torch.int64 and batch_sizes.is_cpu
-    _check(batch_sizes.dim() == 1 and are_integers, _BATCH_SIZES, _describe(batch_sizes))
+    check(batch_sizes.dim() == 1 and are_integers, _BATCH_SIZES, describe(batch_sizes))
     _check_steps(batch_sizes.numel())
     sizes = batch_sizes.tolist()
-    _check(
+    check(
         sizes[0] == batch and sizes[-1] > 0 and sizes == sorted(sizes, reverse=True),
         f"batch_sizes to start with the batch size {batch} and never to grow or fall below 1",
         sizes,
     )
-    _check(sum(sizes) == rows, f"batch_sizes to sum to input.size(0) = {rows}", sum(sizes))
+    check(sum(sizes) == rows, f"batch_sizes to sum to input.size(0) = {rows}", sum(sizes))
 
 
 def _check_steps(steps: int) -> None:
@@ -179,14 +150,14 @@ def _check_steps(steps: int) -> None:
 def _check_weights(call: LstmCall) -> tuple[int, int]:
     """Returns hidden_size and output_size."""
     directions, names = call.h_0.size(0), weight_names(call.layout)
-    _check(
+    check(
         len(call.weights) == directions * len(names),
         f"weights to hold {', '.join(names)}, as layout says, for each of {directions} "
         "direction(s) (h_0.size(0))",
         f"{len(call.weights)} tensors",
     )
     W_ih = call.weights[0]
-    _check(
+    check(
         W_ih.dim() == 2 and W_ih.size(0) % 4 == 0,
         "W_ih of shape (4 * hidden_size, input_size)",
         tuple(W_ih.shape),
@@ -204,7 +175,7 @@ def _check_weights(call: LstmCall) -> tuple[int, int]:
 def _check_lengths(lengths: Tensor, steps: int) -> None:
     """Checks the values if they can be read."""
     if lengths.numel() > 0 and _is_readable(lengths):
-        _check(
+        check(
             bool((lengths.min() >= 0) & (lengths.max() <= steps)),
             f"lengths between 0 and the number of steps {steps}",
             lengths.tolist(),
@@ -221,18 +192,18 @@ def _is_readable(tensor: Tensor) -> bool:
 def _check_tensor(
     input: Tensor, tensor: Tensor, name: str, shape: tuple[int, ...], *dtypes: torch.dtype
 ) -> None:
-    _check(tuple(tensor.shape) == shape, f"{name} of shape {shape}", tuple(tensor.shape))
-    _check(tensor.device == input.device, f"{name} on {input.device} like input", tensor.device)
+    check(tuple(tensor.shape) == shape, f"{name} of shape {shape}", tuple(tensor.shape))
+    check(tensor.device == input.device, f"{name} on {input.device} like input", tensor.device)
     dtypes = dtypes or (input.dtype,)
     like = " like input" * (dtypes[0] == input.dtype)
     fits = tensor.dtype in dtypes or autocasts(input.device.type)
-    _check(fits, f"{name} of dtype {dtypes[0]}{like}", tensor.dtype)
+    check(fits, f"{name} of dtype {dtypes[0]}{like}", tensor.dtype)
 
 
-def _check(condition: bool, expected: str, got: object) -> None:
+def check(condition: bool, expected: str, got: object) -> None:
     if not condition:
         raise RuntimeError(f"lstm: expected {expected}, got {got}")
 
 
-def _describe(tensor: Tensor) -> str:
+def describe(tensor: Tensor) -> str:
     return f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"

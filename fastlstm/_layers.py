@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch.overrides import has_torch_function_variadic
 
 from . import _build, _transforms, reference
 from ._call import Call, LstmCall, autocasts
-from ._checks import check_layer
+from ._checks import check, check_layer, describe
 from ._regularize import regularize
 
 # output, (h_n, c_n), and the cell states of each layer if they are requested
@@ -129,17 +129,42 @@ def _by_layers(call: Call, run: _Layer) -> Results:
     return output, (torch.cat(all_h), torch.cat(all_c)), all_cells
 
 
-def results(call: Call, found: Results, batch_first: bool) -> tuple[Any, ...]:
-    """What `functional.lstm` returns, with cell states [L,T,B,D*H] if they are requested."""
-    output, state, layers = found
+def run_stack(
+    compute: Callable[[Call], Results],
+    input: Tensor,
+    hx: tuple[Tensor, Tensor] | None,
+    weights: Sequence[Tensor],
+    layout: str,
+    num_layers: int,
+    directions: int,
+    batch_first: bool,
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    return_cell_states: bool,
+    training: bool,
+) -> tuple[Any, ...]:
+    """What `functional.lstm` returns, of a call of a stack that `compute` takes steps first."""
+    if reset is not None and batch_sizes is None and reset.shape != input.shape[:2]:
+        names = "(batch, steps)" if batch_first else "(steps, batch)"
+        check(False, f"reset of shape {names} = {tuple(input.shape[:2])}", describe(reset))
+    batch_first = batch_first and batch_sizes is None
+    if batch_first:
+        input = input.transpose(0, 1)
+        reset = None if reset is None else reset.transpose(0, 1)
+    if lengths is not None:
+        lengths = lengths.to(input.device)
+    options = batch_sizes, lengths, reset, training, 0.0, None, bool(return_cell_states)
+    call = Call(input, hx, weights, layout, num_layers, directions, *options)
+    output, state, layers = compute(call)
     if batch_first:
         output = output.transpose(0, 1)
-    if not call.return_cell_states:
+    if not return_cell_states:
         return output, state
     cells = torch.stack([c.movedim(0, -2).flatten(-2) for c in layers]).to(state[1].dtype)
-    if call.lengths is not None:
+    if lengths is not None:
         steps = torch.arange(cells.size(1), device=cells.device).unsqueeze(1)
-        cells = torch.where((steps < call.lengths).unsqueeze(-1), cells, 0.0)
+        cells = torch.where((steps < lengths).unsqueeze(-1), cells, 0.0)
     return output, state, cells.transpose(1, 2) if batch_first else cells
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .convert import check_model, convert
 from .modules import LSTM, LSTMCell
-from .packed import PackedLSTM, PackedLSTMCell, prepack
+from .prepacked import PackedLSTM, PackedLSTMCell, prepack
 from .tune import seconds_of
 
 Run = Callable[[], object]

@@ -18,9 +18,8 @@ from ._checks import (
     check_kinds,
     check_stack,
     in_training,
-    stack_call,
 )
-from ._layers import results
+from ._layers import Results, run_stack
 from ._regularize import Regularizers
 from .engines import ENGINES, TORCH, choose, run_cell
 
@@ -134,16 +133,19 @@ def lstm(
         )
     lengths = None if lengths is None else as_lengths(lengths)
     reset = None if reset is None else as_reset(reset)
+
+    def compute(call: Call) -> Results:
+        if training:
+            drawn = input_dropout, recurrent_dropout, zoneout_h, zoneout_c, weight_dropout
+            call = in_training(call, dropout, Regularizers(*drawn))
+        chosen = choose(call, engine)
+        if chosen is TORCH:  # which does not check all of it
+            check_stack(call)
+        return chosen.run(call)
+
     form = num_layers, directions, batch_first
-    options = batch_sizes, lengths, reset
-    call = stack_call(input, hx, weights, layout, *form, *options, return_cell_states, training)
-    if training:
-        drawn = input_dropout, recurrent_dropout, zoneout_h, zoneout_c, weight_dropout
-        call = in_training(call, dropout, Regularizers(*drawn))
-    chosen = choose(call, engine)
-    if chosen is TORCH:  # which does not check all of it
-        check_stack(call)
-    return results(call, chosen.run(call), batch_first and batch_sizes is None)
+    options = batch_sizes, lengths, reset, return_cell_states, training
+    return run_stack(compute, input, hx, weights, layout, *form, *options)
 
 
 def lstm_cell(

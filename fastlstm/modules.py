@@ -17,8 +17,8 @@ from torch.utils._pytree import tree_map_only
 
 from . import _build, engines
 from ._call import LAYOUTS, Call
-from ._checks import as_lengths, as_reset, check_kinds, in_training, stack_call
-from ._layers import results
+from ._checks import as_lengths, as_reset, check_kinds, in_training
+from ._layers import Results, run_stack
 from ._regularize import Regularizers, check_probabilities
 
 _torch_lstm: Any = nn.LSTM  # whose methods run on modules that do not inherit from it
@@ -215,64 +215,40 @@ class SequenceModule(nn.Module):
             reset = as_reset(reset)
         op, weights, layout, dtype = self._fastlstm_weights()
         # A plain eager call of one layer on a CPU: a small step is spared most of its Python.
-        is_plain = type(input) is Tensor and self.num_layers == 1 and not return_cell_states
-        if is_plain and op is not None and input.dtype is dtype:
+        may_be_plain = op is not None and type(input) is Tensor and input.dtype is dtype
+        if may_be_plain and self.num_layers == 1 and not return_cell_states:
             output_size, directions = self.proj_size or self.hidden_size, 1 + self.bidirectional
             sizes = self.input_size, self.hidden_size, output_size, directions
-            at_once: tuple[Any, ...] | None = op(
+            plain: tuple[Any, ...] | None = op(
                 input, hx, weights, layout, *sizes, self.batch_first, lengths, reset
             )
-            if at_once is not None:  # else something else has to be decided, or to see the call
-                return at_once
-        options = lengths, reset, return_cell_states
+            if plain is not None:  # else something else has to be decided, or to see the call
+                return plain
         data, batch_sizes, sorted_indices, unsorted_indices = input, None, None, None
         if isinstance(input, PackedSequence):
             data, batch_sizes, sorted_indices, unsorted_indices = input
         elif not isinstance(input, Tensor):
             check_kinds(input, None, {})
         elif input.is_nested:
+            options = lengths, reset, return_cell_states
             return self._fastlstm_nested(input, hx, *options)
         if not _fits(self, data, hx, batch_sizes, weights[0], dtype):
             self._fastlstm_refuse(input, hx)
-        if batch_sizes is None:
-            run = self._fastlstm_run if data.dim() == 3 else self._fastlstm_unbatched
-            return run(weights, layout, data, hx, None, *options)
-        if hx is not None:
+        is_batched, batch_dim = batch_sizes is not None or data.dim() == 3, 1 - self.batch_first
+        if not is_batched:
+            data, hx, lengths, reset = _with_batch(batch_dim, data, hx, lengths, reset)
+        elif hx is not None:
             hx = self.permute_hidden(hx, sorted_indices)
-        output, state, *cells = self._fastlstm_run(weights, layout, data, hx, batch_sizes, *options)
-        packed = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
-        return packed, self.permute_hidden(state, unsorted_indices), *cells
-
-    def _fastlstm_unbatched(
-        self,
-        weights: list[Tensor],
-        layout: str,
-        input: Tensor,
-        hx: State | None,
-        batch_sizes: None,
-        lengths: Tensor | None,
-        reset: Tensor | None,
-        *others: Any,
-    ) -> tuple[Any, ...]:
-        for name, option, shape in (("lengths", lengths, ()), ("reset", reset, input.shape[:1])):
-            if option is not None and option.shape != shape:
-                raise RuntimeError(
-                    f"LSTM: expected {name} of shape {tuple(shape)} for unbatched input, got "
-                    f"{tuple(option.shape)}"
-                )
-        batch_dim = 0 if self.batch_first else 1
-        output, (h_n, c_n), *cells = self._fastlstm_run(
-            weights,
-            layout,
-            input.unsqueeze(batch_dim),
-            None if hx is None else (hx[0].unsqueeze(1), hx[1].unsqueeze(1)),
-            None,
-            None if lengths is None else lengths.unsqueeze(0),
-            None if reset is None else reset.unsqueeze(batch_dim),
-            *others,
+        form = self.num_layers, 1 + self.bidirectional, self.batch_first
+        options = batch_sizes, lengths, reset, return_cell_states, self.training
+        output, state, *cells = run_stack(
+            self._fastlstm_compute, data, hx, weights, layout, *form, *options
         )
-        cells = [c.squeeze(batch_dim + 1) for c in cells]
-        return output.squeeze(batch_dim), (h_n.squeeze(1), c_n.squeeze(1)), *cells
+        if not is_batched:
+            return _without_batch(batch_dim, output, state, *cells)
+        if batch_sizes is not None:
+            output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
+        return output, self.permute_hidden(state, unsorted_indices), *cells
 
     def _fastlstm_nested(self, input: Tensor, hx: State | None, *options: Any) -> tuple[Any, ...]:
         """The rows padded, with their lengths, and the output with the offsets of the input."""
@@ -305,17 +281,30 @@ class SequenceModule(nn.Module):
         """Raises nn.LSTM's error for an input and a state."""
         raise NotImplementedError
 
-    def _fastlstm_run(
-        self,
-        weights: list[Tensor],
-        layout: str,
-        input: Tensor,
-        hx: State | None,
-        batch_sizes: Tensor | None,
-        *options: Any,
-    ) -> tuple[Any, ...]:
-        """The layers over a batch of three dimensions, or over packed data."""
+    def _fastlstm_compute(self, call: Call) -> Results:
+        """The results of a call that has been checked."""
         raise NotImplementedError
+
+
+def _with_batch(
+    dim: int, input: Tensor, hx: State | None, lengths: Tensor | None, reset: Tensor | None
+) -> tuple[Tensor, State | None, Tensor | None, Tensor | None]:
+    """An unbatched call as one of a single row, which is dimension `dim` of the input."""
+    for name, option, shape in (("lengths", lengths, ()), ("reset", reset, input.shape[:1])):
+        if option is not None and option.shape != shape:
+            raise RuntimeError(
+                f"LSTM: expected {name} of shape {tuple(shape)} for unbatched input, got "
+                f"{tuple(option.shape)}"
+            )
+    hx = None if hx is None else (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
+    lengths = None if lengths is None else lengths.unsqueeze(0)
+    return input.unsqueeze(dim), hx, lengths, None if reset is None else reset.unsqueeze(dim)
+
+
+def _without_batch(dim: int, output: Tensor, state: State, *cells: Tensor) -> tuple[Any, ...]:
+    """The results of that row."""
+    h_n, c_n = state[0].squeeze(1), state[1].squeeze(1)
+    return output.squeeze(dim), (h_n, c_n), *(c.squeeze(dim + 1) for c in cells)
 
 
 class LSTM(SequenceModule, EngineModule, nn.RNNBase):
@@ -406,24 +395,11 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
         op = _build.library.plain_lstm if is_plain and engines.is_op_at_once() else None
         return op, weights, layout, weights[0].dtype
 
-    def _fastlstm_run(
-        self,
-        weights: list[Tensor],
-        layout: str,
-        input: Tensor,
-        hx: State | None,
-        batch_sizes: Tensor | None,
-        *options: Any,
-    ) -> tuple[Any, ...]:
-        form = self.num_layers, 1 + self.bidirectional, self.batch_first
-        call = stack_call(
-            input, hx, weights, layout, *form, batch_sizes, *options, training=self.training
-        )
+    def _fastlstm_compute(self, call: Call) -> Results:
         drawn = self._fastlstm_regularizers
         if self.training and (self.dropout or any(drawn)):
             call = in_training(call, self.dropout, drawn)
-        result = engines.choose(call, self._fastlstm_engine).run(call)
-        return results(call, result, self.batch_first and batch_sizes is None)
+        return engines.choose(call, self._fastlstm_engine).run(call)
 
 
 class CellModule(nn.Module):

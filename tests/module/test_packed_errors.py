@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the exten
         (lambda m: m.train(), RuntimeError, "PackedLSTM has no training mode: its weights"),
         (lambda m: m.to(torch.float64), RuntimeError, "packed for torch.float32 on the CPU"),
         (lambda m: m.to("meta"), RuntimeError, r"fastlstm.unpack\(model\)"),
-        (lambda m: m.weight_ih_l0, AttributeError, r"weight_ih_l0 is packed; state_dict\(\)"),
+        (lambda m: m.weight_ih_l0, AttributeError, "no attribute 'weight_ih_l0'"),
         (
             lambda m: setattr(m, "weight_ih_l0", nn.Parameter(torch.zeros(40, 6))),
             AttributeError,
@@ -44,7 +44,6 @@ pytestmark = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the exten
             r"Expected hidden\[0\] size \(1, 3, 10\), got \[1, 3, 9\]",
         ),
         (lambda m: m(X[..., :6], (torch.zeros(2, 3, 10),) * 2), RuntimeError, r"size \(1, 3, 10\)"),
-        (lambda m: torch.jit.script(m), RuntimeError, "torch.jit.script is not supported"),
         (lambda m: m(X[..., :6].clone().requires_grad_()), RuntimeError, "give no gradients"),
         (
             lambda m: torch.func.vmap(lambda x: m(x)[0])(X[None, ..., :6]),

@@ -1,195 +1,31 @@
-"""`prepack` freezes the LSTMs of a model for inference on the CPU: weights packed once, or smaller.
-
-The modules that it puts in place have no parameters, so that no packed copy can be out of date.
-"""
+"""`prepack` freezes the LSTMs of a model for inference on a CPU; `unpack` turns them back."""
 
 from __future__ import annotations
 
-import pickle
 import types
 import warnings
-from multiprocessing.reduction import ForkingPickler
 from typing import Any, overload
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrize
 
-from . import _build, _formats
-from ._call import DTYPES, Call
-from ._checks import stack_call
-from ._layers import Results, results
-from ._packed_weights import PackedWeights, require_extension
+from . import _formats
+from ._call import DTYPES
+from ._prepacked_layers import (
+    PackedLSTM,
+    PackedLSTMCell,
+    Prepacked,
+    copy_attributes,
+    require_extension,
+    weight_names,
+)
 from .convert import _CLASSES, Model, check_model, own_class
 from .convert import convert as convert_modules
-from .engines import PREPACKED, is_eager
-from .modules import (
-    LSTM,
-    CellModule,
-    LSTMCell,
-    SequenceModule,
-    State,
-    on_meta,
-    qualified_name,
-    raise_as_torch,
-)
+from .modules import LSTM, LSTMCell
 
-
-class _Frozen(PackedWeights):
-    """A layer without parameters: what calls of it have in common."""
-
-    input_size: int
-    hidden_size: int
-    _layer_class: type[nn.Module]  # of the layer that was packed
-    _get_name = qualified_name
-
-    def __init__(self, layer: nn.Module, weights: torch.dtype | None = None) -> None:
-        """Takes attributes, hooks and weights of a layer."""
-        super().__init__()
-        _copy_attributes(layer, self)
-        self._layer_class = own_class(layer)
-        tensors = {name: getattr(layer, name).detach() for name in _names_of(layer)}
-        self.__dict__["_shapes"] = {name: tuple(t.shape) for name, t in tensors.items()}
-        self.dtype = next(iter(tensors.values())).dtype
-        self.weights = weights or self.dtype
-        self._pack(tensors)
-        super().train(False)
-
-    def _fastlstm_results(self, call: Call) -> Results:
-        if call.input.dtype != self.dtype:
-            raise ValueError(
-                f"{type(self).__name__}: expected input of dtype {self.dtype}, got "
-                f"{call.input.dtype}; autocast leaves prepacked layers alone"
-            )
-        if reason := PREPACKED.why_not(call):
-            raise RuntimeError(
-                f"{type(self).__name__}: {reason}; call within torch.inference_mode() or "
-                "torch.no_grad() and outside torch.func, or turn the model back: "
-                "fastlstm.unpack(model)"
-            )
-        return PREPACKED.run(call)
-
-    def train(self, mode: bool = True) -> _Frozen:
-        """Stays in eval mode; a RuntimeError if `mode` is true, for there is nothing to train."""
-        if mode:
-            raise RuntimeError(
-                f"{type(self).__name__} has no training mode: its weights are packed. Train the "
-                "model that it was packed from, or turn it back: fastlstm.unpack(model)"
-            )
-        return super().train(False)
-
-    def extra_repr(self) -> str:
-        """That of the layer that was packed, and the dtype of the weights."""
-        return f"{self.input_size}, {self.hidden_size}, weights={self.weights}"
-
-
-def _names_of(layer: nn.Module) -> list[str]:
-    """The weights of all layers and directions, in the order in which the op takes them."""
-    if isinstance(layer, nn.RNNBase):
-        return layer._flat_weights_names
-    return ["weight_ih", "weight_hh"] + ["bias_ih", "bias_hh"] * bool(layer.bias)
-
-
-def _copy_attributes(layer: nn.Module, to: nn.Module) -> None:
-    """Sizes, options, hooks and whatever the user has set."""
-    kept = ("_forward_hooks", "_forward_pre_hooks", "_fastlstm_")
-    left = ("dtype", "forward", "weights")  # which _Frozen has
-    attributes = {k: v for k, v in vars(layer).items() if k[0] != "_" or k.startswith(kept)}
-    to.__dict__.update({k: v for k, v in attributes.items() if k not in left})
-
-
-class PackedLSTM(_Frozen, SequenceModule):
-    """An `LSTM` packed by `prepack`: called in the same way, without parameters and gradients.
-
-    Attributes:
-        dtype: of the input, the output and the state.
-        weights: the format of the weights, as `prepack` takes it.
-        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size:
-            as in `LSTM`.
-    """
-
-    num_layers: int
-    bidirectional: bool
-    _layer_class = LSTM
-    _SIZES = (
-        "input_size hidden_size num_layers bias batch_first dropout bidirectional proj_size"
-    ).split()
-
-    def _fastlstm_weights(self) -> tuple[Any, list[Tensor], str, torch.dtype]:
-        op = _build.library.plain_lstm_packed if is_eager() else None
-        return op, self._op_weights(), self._layout, self.dtype
-
-    def _fastlstm_refuse(self, input: Any, hx: Any) -> None:
-        sizes = {name: getattr(self, name) for name in self._SIZES}
-        lstm = nn.LSTM(**sizes, device="meta", dtype=self.dtype)
-        raise_as_torch(lstm, on_meta(input), on_meta(hx))
-        raise RuntimeError(f"{type(self).__name__}: expected input and hx on the CPU")
-
-    def _fastlstm_run(
-        self,
-        weights: list[Tensor],
-        layout: str,
-        input: Tensor,
-        hx: State | None,
-        batch_sizes: Tensor | None,
-        *options: Any,
-    ) -> tuple[Any, ...]:
-        directions = 1 + self.bidirectional
-        if hx is None:  # of sizes that prepacked weights do not show
-            batch = input.size(0 if self.batch_first else 1)
-            batch = batch if batch_sizes is None else int(batch_sizes[0])
-            c_0 = input.new_zeros(self.num_layers * directions, batch, self.hidden_size)
-            hx = (c_0[..., : self.proj_size or self.hidden_size].contiguous(), c_0)
-        form = self.num_layers, directions, self.batch_first
-        call = stack_call(input, hx, weights, layout, *form, batch_sizes, *options)
-        batch_first = self.batch_first and batch_sizes is None
-        return results(call, self._fastlstm_results(call), batch_first)
-
-    def flatten_parameters(self) -> None:
-        """Does nothing: there are no parameters."""
-
-    def extra_repr(self) -> str:
-        """That of nn.LSTM, and the dtype of the weights."""
-        return f"{nn.LSTM.extra_repr(self)}, weights={self.weights}"  # type: ignore[arg-type]
-
-
-class PackedLSTMCell(_Frozen, CellModule):
-    """An `LSTMCell` packed by `prepack`: called in the same way, without parameters and gradients.
-
-    Attributes:
-        dtype: of the input and the state.
-        weights: the format of the weights, as `prepack` takes it.
-        input_size, hidden_size, bias: as in `LSTMCell`.
-    """
-
-    _layer_class = LSTMCell
-    _SIZES = ("input_size", "hidden_size", "bias")
-
-    def _fastlstm_step(self, input: Tensor, hx: State | None) -> State:
-        if hx is None:
-            zeros = input.new_zeros(input.size(0), self.hidden_size)
-            hx = (zeros, zeros)
-        weights, tensors = self._op_weights(), (input, *hx)
-        if input.dtype is self.dtype and is_eager() and _build.library.are_plain(*tensors):
-            needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-            if not needs_grad:
-                step: State = _build.library.lstm_cell_packed(*tensors, weights, self._layout)
-                return step
-        _, state, _ = self._fastlstm_results(Call(input, hx, weights, self._layout, is_cell=True))
-        return state
-
-
-def _as_bytes(module: _Frozen) -> tuple[Any, ...]:
-    """For another process, which cannot share what is unpacked for this call only."""
-    return pickle.loads, (pickle.dumps(module),)
-
-
-_KINDS: dict[type[nn.Module], Any] = {
-    kind._layer_class: kind for kind in (PackedLSTM, PackedLSTMCell)
-}
+_KINDS: dict[type[nn.Module], Any] = {LSTM: PackedLSTM, LSTMCell: PackedLSTMCell}
 _KINDS |= {both: _KINDS[ours] for _, ours, both in _CLASSES}
-for _kind in _KINDS.values():
-    ForkingPickler.register(_kind, _as_bytes)
 
 
 @overload
@@ -278,7 +114,7 @@ def _what_to_pack(model: nn.Module, convert: bool) -> tuple[dict[str, nn.Module]
     quantized = [module for module in model.modules() if _is_of_torch_ao(module)]
     if not layers and not quantized:
         hint = "" if convert else "; convert=True takes nn.LSTM and nn.LSTMCell"
-        if any(isinstance(module, _Frozen) for module in model.modules()):
+        if any(isinstance(module, Prepacked) for module in model.modules()):
             hint = ", and not one that is packed already; fastlstm.unpack turns it back"
         raise ValueError(f"prepack: expected a model with a fastlstm.LSTM or LSTMCell{hint}")
     return layers, quantized
@@ -305,7 +141,7 @@ def _of_torch_ao(quantized: Any, weights: torch.dtype | None) -> nn.Module:
                 scale = weight.q_per_channel_scales() if per_row else weight.q_scale()
                 state[f"{name}_scale"] = torch.as_tensor(scale).float().expand(weight.size(0))
                 state[name] = weight.int_repr().clamp_min(-127)
-    sizes = {name: getattr(quantized, name) for name in kind._SIZES if hasattr(quantized, name)}
+    sizes = {name: getattr(quantized, name) for name in kind._sizes if hasattr(quantized, name)}
     packed: nn.Module = kind(kind._layer_class(**sizes).eval(), weights)
     packed.load_state_dict(state)
     return packed
@@ -332,7 +168,7 @@ def _check_layer(path: str, module: nn.Module, weights: torch.dtype | None) -> N
         )
     if any(0 in p.shape for p in module.parameters()):
         raise ValueError(f"prepack: expected sizes of at least 1 in {path}, got {module}")
-    for name in _names_of(module):
+    for name in weight_names(module):
         if name not in module._parameters and not parametrize.is_parametrized(module, name):
             raise ValueError(
                 f"prepack: {name} of {path} is computed by a hook in every call; make it "
@@ -376,11 +212,11 @@ def unpack(model: nn.Module) -> nn.Module:
 
 
 def _unpack_layer(packed: PackedLSTM | PackedLSTMCell) -> nn.Module:
-    sizes = {name: getattr(packed, name) for name in packed._SIZES}
+    sizes = {name: getattr(packed, name) for name in packed._sizes}
     layer = packed._layer_class(**sizes, dtype=packed.dtype)
     tensors = packed._unpacked()
     with torch.no_grad():
         for name, parameter in layer.named_parameters():
             parameter.copy_(_formats.dequantize(tensors[name], tensors.get(f"{name}_scale")))
-    _copy_attributes(packed, layer)
+    copy_attributes(packed, layer)
     return layer.eval()

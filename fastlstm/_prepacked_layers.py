@@ -1,0 +1,278 @@
+"""Layers that `prepack` made: no parameters, so that no copy of a weight can be out of date."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from multiprocessing.reduction import ForkingPickler
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import _build, _formats
+from ._call import LAYOUTS, Call
+from ._layers import Results
+from .convert import own_class
+from .engines import PREPACKED, is_eager
+from .modules import (
+    LSTM,
+    CellModule,
+    LSTMCell,
+    SequenceModule,
+    State,
+    on_meta,
+    qualified_name,
+    raise_as_torch,
+)
+from .reference import state_dtype
+
+
+def require_extension() -> None:
+    """Raises a RuntimeError unless weights can be packed."""
+    if not _build.has_kernels("cpu"):
+        raise RuntimeError(f"prepack needs the extension: {_build.unavailable_reason()}")
+
+
+def weight_names(layer: nn.Module) -> list[str]:
+    """The weights of all layers and directions, in the order in which the op takes them."""
+    if isinstance(layer, nn.RNNBase):
+        return layer._flat_weights_names
+    return ["weight_ih", "weight_hh"] + ["bias_ih", "bias_hh"] * bool(layer.bias)
+
+
+def copy_attributes(layer: nn.Module, to: nn.Module) -> None:
+    """Sizes, options, hooks and whatever the user has set."""
+    kept = ("_forward_hooks", "_forward_pre_hooks", "_fastlstm_")
+    left = ("dtype", "forward", "weights")  # which Prepacked has
+    attributes = {k: v for k, v in vars(layer).items() if k[0] != "_" or k.startswith(kept)}
+    to.__dict__.update({k: v for k, v in attributes.items() if k not in left})
+
+
+class Prepacked(nn.Module):
+    """A layer whose matrices lie as the processor at hand reads them.
+
+    `state_dict`, pickle and deepcopy hold the weights unpacked, by the names of the layer, so that
+    another processor can pack them again; whole numbers come with their scales, `NAME_scale`.
+    """
+
+    input_size: int
+    hidden_size: int
+    bias: bool
+    proj_size: int = 0
+    dtype: torch.dtype
+    weights: torch.dtype
+    _torch: Any  # nn.LSTM or nn.LSTMCell
+    _layer_class: type[nn.Module]  # of the layer that was packed
+    _sizes: tuple[str, ...]  # arguments of its constructor
+    _shapes: dict[str, tuple[int, ...]]  # of every weight, in the order in which the op takes them
+    _layout: str  # which weights a direction has, and their format
+    _op_names: list[str]  # of the buffers that the op takes
+    _get_name = qualified_name
+
+    def __init__(self, layer: nn.Module, weights: torch.dtype | None = None) -> None:
+        """Takes attributes, hooks and weights of a layer."""
+        super().__init__()
+        copy_attributes(layer, self)
+        self._layer_class = own_class(layer)
+        tensors = {name: getattr(layer, name).detach() for name in weight_names(layer)}
+        self.__dict__["_shapes"] = {name: tuple(t.shape) for name, t in tensors.items()}
+        self.dtype = next(iter(tensors.values())).dtype
+        self.weights = weights or self.dtype
+        self._pack(tensors)
+        super().train(False)
+
+    def _fastlstm_compute(self, call: Call) -> Results:
+        if call.input.dtype != self.dtype:
+            raise ValueError(
+                f"{type(self).__name__}: expected input of dtype {self.dtype}, got "
+                f"{call.input.dtype}; autocast leaves prepacked layers alone"
+            )
+        if reason := PREPACKED.why_not(call):
+            raise RuntimeError(
+                f"{type(self).__name__}: {reason}; call within torch.inference_mode() or "
+                "torch.no_grad() and outside torch.func, or turn the model back: "
+                "fastlstm.unpack(model)"
+            )
+        return PREPACKED.run(call)
+
+    def train(self, mode: bool = True) -> Prepacked:
+        """Stays in eval mode; a RuntimeError if `mode` is true, for there is nothing to train."""
+        if mode:
+            raise RuntimeError(
+                f"{type(self).__name__} has no training mode: its weights are packed. Train the "
+                "model that it was packed from, or turn it back: fastlstm.unpack(model)"
+            )
+        return super().train(False)
+
+    def extra_repr(self) -> str:
+        """The text of torch.nn, and the dtype of the weights."""
+        return f"{self._torch.extra_repr(self)}, weights={self.weights}"
+
+    def _pack(self, tensors: dict[str, Tensor]) -> None:
+        """Packs the matrices, given in any dtype, with `NAME_scale` beside whole numbers."""
+        layout = LAYOUTS[bool(self.bias), self.proj_size > 0, False]
+        self._layout = f"{layout} {_formats.name_of(self.weights)}".strip()
+        self._op_names = [f"packed_{name}" for name in self._shapes]
+        for name, shape in self._shapes.items():
+            tensor, scale = tensors[name], tensors.get(f"{name}_scale")
+            if problem := _formats.problem(name, tensor, scale, shape, self.weights):
+                raise ValueError(problem)
+            if len(shape) == 1:
+                packed = tensor.to(self.dtype).to(state_dtype(self.dtype), copy=True)
+            else:
+                by_gates = not name.startswith("weight_hr")
+                packed = _formats.pack(tensor, scale, self.weights, by_gates)
+            self.register_buffer(f"packed_{name}", packed, persistent=False)
+
+    def _unpacked(self) -> dict[str, Tensor]:
+        """Every weight by its name, and the scales."""
+        tensors: dict[str, Tensor] = {}
+        for name, shape in self._shapes.items():
+            packed, scale = self.get_buffer(f"packed_{name}"), None
+            if len(shape) == 1:
+                tensors[name] = packed.to(self.dtype, copy=True)
+            else:
+                tensors[name], scale = _formats.unpack(packed, self.weights)
+            if scale is not None:
+                tensors[f"{name}_scale"] = scale
+        return tensors
+
+    def _op_weights(self) -> list[Tensor]:
+        """What the op takes of all layers and directions."""
+        buffers = self._buffers
+        return [buffers[name] for name in self._op_names]  # type: ignore[misc]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Prepacked:
+        probe = fn(torch.empty(0, dtype=self.dtype))
+        if probe.device.type != "cpu" or probe.dtype != self.dtype:
+            raise RuntimeError(
+                f"{type(self).__name__} cannot be moved to {probe.dtype} on {probe.device}: its "
+                f"weights are packed for {self.dtype} on the CPU. Move the model before packing "
+                "it, or turn it back first: fastlstm.unpack(model)"
+            )
+        for name, buffer in self._buffers.items():
+            if buffer is not None:
+                new = fn(buffer)  # share_memory, for instance
+                self._buffers[name] = new if new.dtype == buffer.dtype else buffer
+        return self
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.__dict__.get("_shapes", ()):
+            raise AttributeError(f"{name} is packed; load_state_dict replaces it")
+        super().__setattr__(name, value)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        for name, tensor in self._unpacked().items():
+            destination[prefix + name] = tensor
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
+        """Takes weights of any dtype: those of the model before packing, or of a packed one."""
+        _, strict, missing_keys, unexpected_keys, error_msgs = others
+        tensors, used = self._unpacked(), set()
+        for name, shape in self._shapes.items():
+            given, scale = (state_dict.get(f"{prefix}{name}{end}") for end in ("", "_scale"))
+            used |= {f"{prefix}{name}", f"{prefix}{name}_scale"}
+            wrong = [each for each in (given, scale) if not isinstance(each, Tensor | None)]
+            if wrong:
+                error_msgs.append(
+                    f"{prefix}{name}: expected a tensor, and for int8 its scale, got "
+                    f"{type(wrong[0]).__name__}"
+                )
+            elif given is None or (given.dtype == torch.int8 and scale is None):
+                missing_keys.append(f"{prefix}{name}" + ("" if given is None else "_scale"))
+            elif problem := _formats.problem(prefix + name, given, scale, shape, self.weights):
+                error_msgs.append(problem)
+            else:
+                tensors[name] = given.detach().cpu()
+                tensors.pop(f"{name}_scale", None)
+                if scale is not None:
+                    tensors[f"{name}_scale"] = scale.detach().cpu()
+        if strict:
+            unexpected_keys += [k for k in state_dict if k.startswith(prefix) and k not in used]
+        self._pack(tensors)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_buffers": {}, "_unpacked_weights": self._unpacked()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        tensors = state.pop("_unpacked_weights")
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        require_extension()
+        self._non_persistent_buffers_set = set()
+        self._pack(tensors)
+
+
+class PackedLSTM(Prepacked, SequenceModule):
+    """An `LSTM` packed by `prepack`: called in the same way, without parameters and gradients.
+
+    Attributes:
+        dtype: of the input, the output and the state.
+        weights: the format of the weights, as `prepack` takes it.
+        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size:
+            as in `LSTM`.
+    """
+
+    num_layers: int
+    bidirectional: bool
+    _layer_class, _torch = LSTM, nn.LSTM
+    _sizes = (
+        *("input_size", "hidden_size", "num_layers", "bias"),
+        *("batch_first", "dropout", "bidirectional", "proj_size"),
+    )
+
+    def _fastlstm_weights(self) -> tuple[Any, list[Tensor], str, torch.dtype]:
+        op = _build.library.plain_lstm_packed if is_eager() else None
+        return op, self._op_weights(), self._layout, self.dtype
+
+    def _fastlstm_refuse(self, input: Any, hx: Any) -> None:
+        sizes = {name: getattr(self, name) for name in self._sizes}
+        lstm = nn.LSTM(**sizes, device="meta", dtype=self.dtype)
+        raise_as_torch(lstm, on_meta(input), on_meta(hx))
+        raise RuntimeError(f"{type(self).__name__}: expected input and hx on the CPU")
+
+    def _fastlstm_compute(self, call: Call) -> Results:
+        if call.hx is None:  # of sizes that prepacked weights do not show
+            rows = call.input.size(1) if call.batch_sizes is None else int(call.batch_sizes[0])
+            c_0 = call.input.new_zeros(call.num_layers * call.directions, rows, self.hidden_size)
+            h_0 = c_0[..., : self.proj_size or self.hidden_size].contiguous()
+            call = call._replace(hx=(h_0, c_0))
+        return super()._fastlstm_compute(call)
+
+    def flatten_parameters(self) -> None:
+        """Does nothing: there are no parameters."""
+
+
+class PackedLSTMCell(Prepacked, CellModule):
+    """An `LSTMCell` packed by `prepack`: called in the same way, without parameters and gradients.
+
+    Attributes:
+        dtype: of the input and the state.
+        weights: the format of the weights, as `prepack` takes it.
+        input_size, hidden_size, bias: as in `LSTMCell`.
+    """
+
+    _layer_class, _torch = LSTMCell, nn.LSTMCell
+    _sizes = ("input_size", "hidden_size", "bias")
+
+    def _fastlstm_step(self, input: Tensor, hx: State | None) -> State:
+        if hx is None:
+            zeros = input.new_zeros(input.size(0), self.hidden_size)
+            hx = (zeros, zeros)
+        weights, tensors = self._op_weights(), (input, *hx)
+        if input.dtype is self.dtype and is_eager() and _build.library.are_plain(*tensors):
+            needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+            if not needs_grad:
+                step: State = _build.library.lstm_cell_packed(*tensors, weights, self._layout)
+                return step
+        _, state, _ = self._fastlstm_compute(Call(input, hx, weights, self._layout, is_cell=True))
+        return state
+
+
+def _as_bytes(module: Prepacked) -> tuple[Any, ...]:
+    """For another process, which cannot share what is unpacked for this call only."""
+    return pickle.loads, (pickle.dumps(module),)
+
+
+for _kind in (PackedLSTM, PackedLSTMCell):
+    ForkingPickler.register(_kind, _as_bytes)
