@@ -189,9 +189,8 @@ class SequenceModule(nn.Module):
         hidden_size.
 
         Args:
-            input: [T,B,input_size] ([B,T,input_size] if batch_first), [T,input_size] unbatched, a
-                PackedSequence, sorted or not, or, whatever batch_first is, a nested tensor
-                [B,j,input_size] of layout torch.jagged, without the three options below.
+            input: [T,B,input_size] ([B,T,input_size] if batch_first), [T,input_size] unbatched, or
+                a PackedSequence, sorted or not.
             hx: (h_0 [L*D,B,P], c_0 [L*D,B,hidden_size]), without B if unbatched; zeros if None.
             lengths: [B] integers ([] unbatched), the number of real steps of each row: an
                 alternative to packing that takes rows in any order and of length 0, on any device,
@@ -203,7 +202,7 @@ class SequenceModule(nn.Module):
         Returns:
             `(output, (h_n, c_n))`, and with `return_cell_states` the cell states as a third item:
             shapes as in `functional.lstm`, without B if unbatched; a PackedSequence in gives a
-            PackedSequence out, a nested tensor one with the same offsets.
+            PackedSequence out.
         """
         if type(input) is not Tensor and isinstance(input, _Proxy):
             named = {"lengths": lengths, "reset": reset, "return_cell_states": return_cell_states}
@@ -227,11 +226,8 @@ class SequenceModule(nn.Module):
         data, batch_sizes, sorted_indices, unsorted_indices = input, None, None, None
         if isinstance(input, PackedSequence):
             data, batch_sizes, sorted_indices, unsorted_indices = input
-        elif not isinstance(input, Tensor):
+        elif not isinstance(input, Tensor) or input.is_nested:
             check_kinds(input, None, {})
-        elif input.is_nested:
-            options = lengths, reset, return_cell_states
-            return self._fastlstm_nested(input, hx, *options)
         if not _fits(self, data, hx, batch_sizes, weights[0], dtype):
             self._fastlstm_refuse(input, hx)
         is_batched, batch_dim = batch_sizes is not None or data.dim() == 3, 1 - self.batch_first
@@ -249,29 +245,6 @@ class SequenceModule(nn.Module):
         if batch_sizes is not None:
             output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
         return output, self.permute_hidden(state, unsorted_indices), *cells
-
-    def _fastlstm_nested(self, input: Tensor, hx: State | None, *options: Any) -> tuple[Any, ...]:
-        """The rows padded, with their lengths, and the output with the offsets of the input."""
-        is_jagged = input.layout is torch.jagged
-        if not is_jagged or input.dim() != 3 or not isinstance(input.size(2), int):
-            raise TypeError(
-                "input: expected a nested tensor of layout torch.jagged and shape (batch, j, "
-                f"input_size), got {tuple(input.shape) if is_jagged else input.layout}"
-            )
-        if any(option is not None and option is not False for option in options):
-            raise RuntimeError(
-                "LSTM: lengths, reset and return_cell_states cannot be combined with a nested "
-                "tensor; torch.nested.to_padded_tensor pads it"
-            )
-        rows: Any = input.contiguous()  # without holes
-        rows._get_max_seqlen()  # which it keeps: else it pads to the sum of all lengths
-        padded, offsets = torch.nested.to_padded_tensor(rows, 0.0), rows.offsets()
-        longest, lengths = padded.size(1), offsets.diff()
-        are_real = torch.arange(longest, device=padded.device) < lengths.unsqueeze(1)
-        padded = padded if self.batch_first else padded.transpose(0, 1)
-        output, state = SequenceModule.forward(self, padded, hx, lengths=lengths)
-        values = (output if self.batch_first else output.transpose(0, 1))[are_real]
-        return torch.nested.nested_tensor_from_jagged(values, offsets, max_seqlen=longest), state
 
     def _fastlstm_weights(self) -> tuple[Any, list[Tensor], str, torch.dtype]:
         """The function for plain calls, if this may be one; weights, layout, dtype of the input."""

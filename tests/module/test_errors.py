@@ -140,6 +140,7 @@ MISTAKES: list[tuple[Callable[[], object], type[Exception], str]] = [
         ValueError,
         "a model with a fastlstm.LSTM or LSTMCell",
     ),
+    (lambda: fastlstm.LSTM(I, H)(nested()), TypeError, "expected a dense tensor, got a nested"),
     (lambda: fastlstm.LSTMCell(I, H)(nested()), TypeError, "expected a dense tensor, got a nested"),
     (lambda: prepacked_cell()(nested()), TypeError, "expected a dense tensor, got a nested"),
     (lambda: of_half_a_unit()(zeros(T, B, I)), TypeError, "expected an int, got float"),
@@ -161,22 +162,6 @@ def test_mistakes_of_users(k: int) -> None:
     call, error, message = MISTAKES[k]
     with pytest.raises(error, match=message):
         call()
-
-
-@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
-def test_nested_tensors() -> None:
-    rows, lstm = [zeros(2, I), zeros(3, I)], fastlstm.LSTM(I, H)
-    jagged = torch.nested.nested_tensor(rows, layout=torch.jagged)
-    options = {"lengths": torch.tensor([2, 3]), "reset": zeros(3, 2), "return_cell_states": True}
-    for name, given in options.items():
-        with pytest.raises(RuntimeError, match=f"{name}.* cannot be combined with a nested tensor"):
-            lstm(jagged, **{name: given})
-    flat = torch.nested.nested_tensor([row[:, 0] for row in rows], layout=torch.jagged)
-    for nested in (torch.nested.nested_tensor(rows), jagged.transpose(1, 2), flat):
-        with pytest.raises(TypeError, match=r"nested tensor of layout torch.jagged and .*, got"):
-            lstm(nested)
-    with pytest.raises(TypeError, match="^input: expected a dense tensor, got a nested one"):
-        fastlstm.LSTMCell(I, H)(jagged)
 
 
 def test_masks_and_lengths_are_named_in_the_shape_that_was_passed() -> None:
