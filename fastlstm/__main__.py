@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import os
 import platform
-import sys
 import warnings
 
 import torch
@@ -24,14 +22,14 @@ _ON_A_GPU = """\
 def devices() -> list[tuple[torch.device, str]]:
     """The devices that fastlstm knows, with a description of each."""
     cpu = f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
-    found = [(torch.device("cpu"), cpu)]
+    here = [(torch.device("cpu"), cpu)]
     free = _build.library.free_sms() if _build.extension_available() else 0
     note = f", of which {free} are left free (FASTLSTM_FREE_SMS)" if free else ""
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)
         text = f"{gpu.name}, sm_{gpu.major}{gpu.minor}, {gpu.multi_processor_count} SMs"
-        found.append((torch.device("cuda", index), text + note))
-    return found
+        here.append((torch.device("cuda", index), text + note))
+    return here
 
 
 def engines_of(device: torch.device) -> tuple[str, str, str]:
@@ -69,17 +67,17 @@ def info() -> None:
         print_row(key, ", ".join(value) if isinstance(value, list) else str(value or "-"))
 
     print("\nDevices")
-    found = devices()
-    for device, text in found:
+    here = devices()
+    for device, text in here:
         print_row(str(device), text)
-    if len(found) == 1:
+    if len(here) == 1:
         print_row("cuda", "none visible")
 
     print("\nEngines (op: ours, where the shape decides which)")
     if engines.DEFAULT != "auto":
         print(f"  FASTLSTM_ENGINE={engines.DEFAULT} decides where the code does not")
     print_row("", "plain calls", "with lengths=, ...", "by name")
-    for device, _ in found:
+    for device, _ in here:
         print_row(str(device), *engines_of(device))
     print(_ON_A_GPU)
     print("  zoneout_h and zoneout_c are computed by the reference on every device.")
@@ -118,9 +116,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-        sys.stdout.flush()
-    except BrokenPipeError:  # `| head -1` has read enough; Python would flush once more at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+    main()

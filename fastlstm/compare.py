@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import importlib
 import statistics
-import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,19 +15,17 @@ from torch import Tensor, nn
 from .convert import check_model, convert
 from .modules import LSTM, LSTMCell
 from .prepacked import PackedLSTM, PackedLSTMCell, prepack
-from .tune import seconds_of
+from .tune import _alternate, seconds_of
 
 Run = Callable[[], object]
 Call = tuple[nn.Module, Sequence[Any], dict[str, Any]]
 
 LSTMS = (nn.LSTM, nn.LSTMCell, LSTM, LSTMCell, PackedLSTM, PackedLSTMCell)
 SAMPLE = 1e-2  # seconds of a sample, at least
-LEAST_ROUNDS = 5
-NOISY = 0.15  # of a ratio, between its quartiles
 
 
 class Comparison(NamedTuple):
-    """One way to run a model, as `compare` found it.
+    """One way to run a model, as `compare` measured it.
 
     Attributes:
         name: the way; the first is "nn.LSTM", unless the model cannot run with it.
@@ -86,7 +82,7 @@ def compare(
         for *_, made, calls in copies:
             steps.append(partial(_make_calls, [(made, inputs, {})], training))
             steps.append(partial(_make_calls, calls, training))
-        times = _alternate(steps, device, seconds * len(copies), quiet)
+        times = _in_turn(steps, device, seconds * len(copies))
         outputs = [_outputs(made, inputs) for _, _, made, _ in copies]
     rows = []
     for k, (name, code, _, _) in enumerate(copies):
@@ -194,31 +190,26 @@ def _make_calls(calls: Sequence[Call], training: bool) -> None:
                 torch.autograd.grad(outputs, wanted, [*ones], allow_unused=True)
 
 
-def _alternate(
-    steps: Sequence[Run], device: torch.device, seconds: float, quiet: bool
-) -> list[list[float]]:
-    """Seconds of a call of each step, in turn, in one order and in the other."""
+def _in_turn(steps: Sequence[Run], device: torch.device, seconds: float) -> list[list[float]]:
+    """Seconds of a call of each step, from samples of several calls."""
     once = [min(seconds_of(step, device) for _ in range(2)) for step in steps]
     counts = [max(1, round(SAMPLE / max(each, 1e-7))) for each in once]
-    times: list[list[float]] = [[] for _ in steps]
-    start, done = time.monotonic(), 0.0
-    while done < 1:
-        for k in sorted(range(len(steps)), reverse=len(times[0]) % 2 == 1):
-            sample = lambda k=k: [steps[k]() for _ in range(counts[k])]
-            times[k].append(seconds_of(sample, device) / counts[k])
-        elapsed = (time.monotonic() - start) / max(seconds, 1e-9)
-        done = min(len(times[0]) / LEAST_ROUNDS, elapsed)
-        if sys.stderr.isatty() and not quiet:
-            print(f"\rcompare: {min(done, 1):4.0%}", end="\r", file=sys.stderr, flush=True)
-    return times
+
+    def repeat(step: Run, count: int) -> None:
+        for _ in range(count):
+            step()
+
+    runs = {str(k): partial(repeat, step, counts[k]) for k, step in enumerate(steps)}
+    times = _alternate(runs, device, seconds)
+    return [[each / count for each in times[str(k)]] for k, count in enumerate(counts)]
 
 
 def _outputs(model: nn.Module, inputs: Sequence[Any]) -> Tensor:
     """All values that it returns in eval mode."""
     torch.manual_seed(0)
     with torch.no_grad():
-        found = [output.double().flatten() for output in _tensors(model.eval()(*inputs))]
-    return torch.cat(found) if found else torch.zeros(0)
+        outputs = [output.double().flatten() for output in _tensors(model.eval()(*inputs))]
+    return torch.cat(outputs) if outputs else torch.zeros(0)
 
 
 def _table(rows: Sequence[Comparison], training: bool) -> str:
@@ -230,10 +221,7 @@ def _table(rows: Sequence[Comparison], training: bool) -> str:
         lines.append(f"{name:<23}{figures}{difference:>12.1e}")
     best = max(rows, key=lambda row: row.ratio)
     exact = max((row for row in rows if " in " not in row.name), key=lambda row: row.ratio)
-    overlap = any(row.quartiles[1] > best.quartiles[0] for row in rows if row is not best)
-    if overlap and max((row.quartiles[1] - row.quartiles[0]) / row.ratio for row in rows) > NOISY:
-        lines.append("The machine is too noisy to tell: let nothing else run, or measure longer.")
-    elif best.quartiles[0] <= 1:
+    if best.quartiles[0] <= 1:
         lines.append(f"Nothing is faster than {rows[0].name}.")
     else:
         lines.append(f"Fastest: {best.code}")
