@@ -10,10 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib
-import importlib.machinery
-import importlib.metadata
 import json
-import platform
 import shlex
 import sys
 import warnings
@@ -133,16 +130,7 @@ def rebuild_command() -> str:
         return shlex.join([*pip, "-e", str(_PACKAGE.parent)])
     # Without --no-cache-dir pip may reuse the very wheel that does not fit.
     command = shlex.join([*pip, "--force-reinstall", "--no-cache-dir"])
-    try:
-        origin = importlib.metadata.distribution("fastlstm").read_text("direct_url.json")
-    except importlib.metadata.PackageNotFoundError:
-        origin = None
-    url = json.loads(origin or "{}")
-    if url.get("url", ".whl").endswith(".whl"):  # nothing to build from
-        return f"{command} <path of the fastlstm source>"
-    if "vcs_info" in url:
-        url["url"] = f"{url['vcs_info']['vcs']}+{url['url']}@{url['vcs_info']['commit_id']}"
-    return f"{command} {shlex.quote(url['url'])}"
+    return f"{command} <path of the fastlstm source>"
 
 
 def _load_cuda(path: Path) -> None:
@@ -169,14 +157,7 @@ def _load() -> str | None:
     if reason := mismatch(record, torch.__version__, torch.version.cuda):
         return reason
     folder = _PACKAGE / f"torch_{_minor(torch.__version__).replace('.', '_')}"  # of a wheel
-    places = sys.modules["fastlstm"].__path__
-    places.append(str(folder))
-    # Not find_spec, which finds the library of an editable installation elsewhere too.
-    if importlib.machinery.PathFinder.find_spec("fastlstm._C", places) is None:
-        built, running = record["python"], platform.python_version()
-        if _minor(built) == _minor(running):
-            return "its module fastlstm._C is missing"
-        return f"it was built for Python {built}, this is {running}"
+    sys.modules["fastlstm"].__path__.append(str(folder))
     global library
     try:
         library = importlib.import_module("fastlstm._C")
@@ -186,14 +167,10 @@ def _load() -> str | None:
         _load_cuda(folder / "libfastlstm_cuda.so")
     global kinds
     kinds = tuple(kind for kind in record["kinds"] if not (kind == "cuda" and _cuda_reason))
-    try:
-        library.free_sms()
-    except ValueError as error:
-        warnings.warn(f"{error}; a call on a GPU raises this", RuntimeWarning, stacklevel=4)
     return None
 
 
-# What is lost: the rest of a sentence of both warnings.
+# The end of both warnings: what is lost.
 _WITHOUT_KERNELS = (
     "plain calls run PyTorch's own LSTM, as fast as nn.LSTM; calls with an option that it lacks "
     "(lengths=, reset= and others) run in Python, which is slower."

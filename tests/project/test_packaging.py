@@ -210,7 +210,7 @@ def test_installs_from_git(small_project: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout
     assert record(target)["commit"] == commit
     shown = "from fastlstm import _build; print(_build.rebuild_command())"
-    assert python(target, shown).stdout.endswith(f"git+file://{small_project}@{commit}\n")
+    assert python(target, shown).stdout.endswith("<path of the fastlstm source>\n")
     # In the clone Python finds the source, and the warning says how to compile it.
     done = run(sys.executable, "-c", "import fastlstm", cwd=small_project, PYTHONPATH=str(target))
     assert f"{small_project} is a source that was not built" in done.stdout
@@ -229,26 +229,17 @@ def change_record(target: Path, **changes: object) -> None:
     path.write_text(json.dumps({**record(target), **changes}))
 
 
-def remove_library(target: Path) -> None:
-    for path in (target / "fastlstm").glob("_C*.so"):
-        path.unlink()
-
-
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
         (lambda p: change_record(p, torch="2.10.1"), r"it was built for torch 2\.10\.1 \("),
         (lambda p: (p / "fastlstm" / "_build_info.json").write_text('{"ki'), "it was not built"),
         (
-            lambda p: (remove_library(p), change_record(p, python="3.9.1")),
-            r"it was built for Python 3\.9\.1, this is 3\.\d+",
-        ),
-        (
             lambda p: [path.write_bytes(b"?" * 64) for path in (p / "fastlstm").glob("_C*.so")],
             "it cannot be loaded: .*invalid ELF header|it cannot be loaded: .*not a mach-o",
         ),
     ],
-    ids=["other torch", "broken record", "other Python", "broken library"],
+    ids=["other torch", "broken record", "broken library"],
 )
 def test_misfit_warns_once_and_the_reference_serves(package: Path, change, reason: str) -> None:
     assert _build.extension_available(), _build.unavailable_reason()
