@@ -13,11 +13,6 @@ from fastlstm import _build, _plan, engines
 from fastlstm._call import Call
 from fastlstm.compare import main as compare_command
 
-_ON_A_GPU = """\
-  On a GPU a plain call runs PyTorch's own LSTM, at nn.LSTM's speed. A call with an option that
-  nn.LSTM lacks runs our stepwise kernels; the persistent ones run by name or after fastlstm.tune
-  has measured them."""
-
 
 def devices() -> list[tuple[torch.device, str]]:
     """The devices that fastlstm knows, with a description of each."""
@@ -79,8 +74,6 @@ def info() -> None:
     print_row("", "plain calls", "with lengths=, ...", "by name")
     for device, _ in here:
         print_row(str(device), *engines_of(device))
-    print(_ON_A_GPU)
-    print("  zoneout_h and zoneout_c are computed by the reference on every device.")
     if _build.has_kernels("cpu"):
         built = _build.library.build_info()
         print(f"\nProducts on the CPU (L2 cache of {built['l2_cache_bytes'] >> 10} KiB a core)")

@@ -83,7 +83,7 @@ def _minor(version: str) -> str:
 
 @functools.cache
 def gpu(index: int) -> tuple[int, int, str]:
-    """Of a GPU of this machine: multiprocessors, capability as 90 for 9.0, and an error.
+    """Multiprocessors of a GPU, its capability as 90 for 9.0, and an error.
 
     The capability is that of the kernels where they were compiled for less than sm_80, and 0 where
     they cannot run, as under an old driver: then the error says why, unless there is no such code.

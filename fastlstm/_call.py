@@ -73,7 +73,7 @@ class Direction(NamedTuple):
     bias_c: Tensor | None = None  # [H]
 
     def tensors(self) -> list[Tensor]:
-        """Those that are not None."""
+        """The weights that there are."""
         return [weight for weight in self if weight is not None]
 
 

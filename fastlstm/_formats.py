@@ -16,11 +16,11 @@ def problem(
     name: str, tensor: Tensor, scale: Tensor | None, shape: tuple[int, ...], weights: torch.dtype
 ) -> str | None:
     """Why a weight, of whole numbers with its scales, cannot be packed."""
-    for of, given, expected in ((name, tensor, shape), (f"{name}_scale", scale, shape[:1])):
-        if given is not None and tuple(given.shape) != expected:
+    for key, value, expected in ((name, tensor, shape), (f"{name}_scale", scale, shape[:1])):
+        if value is not None and tuple(value.shape) != expected:
             return (
-                f"size mismatch for {of}: copying a param with shape {given.shape} from checkpoint,"
-                f" the shape in current model is {torch.Size(expected)}."
+                f"size mismatch for {key}: copying a param with shape {value.shape} from "
+                f"checkpoint, the shape in current model is {torch.Size(expected)}."
             )
     if scale is not None and not scale.isfinite().all():
         return f"{name}_scale: expected finite scales, got {scale[~scale.isfinite()][0]}"

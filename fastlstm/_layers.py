@@ -86,7 +86,7 @@ def run_torch(call: Call) -> Results:
     if not input.is_cpu:
         h_0, c_0 = h_0.contiguous(), c_0.contiguous()
         if not training and torch.is_grad_enabled():
-            # cuDNN keeps what backward needs only if it is told that this is training.
+            # cuDNN keeps what backward needs only if this is said to be training.
             training = any(t.requires_grad for t in (input, h_0, c_0, *weights))
     options = "bias" in call.layout, call.num_layers, dropout, training, call.directions == 2
     if call.batch_sizes is None:

@@ -171,20 +171,20 @@ class Prepacked(nn.Module):
         _, strict, missing_keys, unexpected_keys, error_msgs = others
         tensors, used = self._unpacked(), set()
         for name, shape in self._shapes.items():
-            given, scale = (state_dict.get(f"{prefix}{name}{end}") for end in ("", "_scale"))
+            weight, scale = (state_dict.get(f"{prefix}{name}{end}") for end in ("", "_scale"))
             used |= {f"{prefix}{name}", f"{prefix}{name}_scale"}
-            wrong = [each for each in (given, scale) if not isinstance(each, Tensor | None)]
+            wrong = [each for each in (weight, scale) if not isinstance(each, Tensor | None)]
             if wrong:
                 error_msgs.append(
                     f"{prefix}{name}: expected a tensor, and for int8 its scale, got "
                     f"{type(wrong[0]).__name__}"
                 )
-            elif given is None or (given.dtype == torch.int8 and scale is None):
-                missing_keys.append(f"{prefix}{name}" + ("" if given is None else "_scale"))
-            elif problem := _formats.problem(prefix + name, given, scale, shape, self.weights):
+            elif weight is None or (weight.dtype == torch.int8 and scale is None):
+                missing_keys.append(f"{prefix}{name}" + ("" if weight is None else "_scale"))
+            elif problem := _formats.problem(prefix + name, weight, scale, shape, self.weights):
                 error_msgs.append(problem)
             else:
-                tensors[name] = given.detach().cpu()
+                tensors[name] = weight.detach().cpu()
                 tensors.pop(f"{name}_scale", None)
                 if scale is not None:
                     tensors[f"{name}_scale"] = scale.detach().cpu()

@@ -21,7 +21,7 @@ class _InScript:
     class back as soon as anybody else reads or sets an attribute; until then `type` sees this one.
     """
 
-    _fastlstm_own: type[nn.Module]
+    _fastlstm_class: type[nn.Module]
 
     def __init_subclass__(cls) -> None:
         """Not that of a class of the user's."""
@@ -29,17 +29,17 @@ class _InScript:
     def __getattribute__(self, name: str) -> Any:
         if _compiles():
             return super().__getattribute__(name)
-        own = type(self)._fastlstm_own
+        cls = type(self)._fastlstm_class
         if name == "__class__":  # isinstance() asks, and compares with the type that it saw
-            return own
-        object.__setattr__(self, "__class__", own)
+            return cls
+        object.__setattr__(self, "__class__", cls)
         return getattr(self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if _compiles():
             super().__setattr__(name, value)
         else:
-            object.__setattr__(self, "__class__", type(self)._fastlstm_own)
+            object.__setattr__(self, "__class__", type(self)._fastlstm_class)
             setattr(self, name, value)
 
 
@@ -64,14 +64,14 @@ def prepare(module: nn.Module) -> nn.Module:
             f"{type(module).__name__}: torch.jit.script is not supported, for the module that "
             f'convert(to="torch") gives {note}; use torch.jit.trace, torch.compile or torch.export'
         )
-    own = type(module)
-    if own not in _in_script:
+    cls = type(module)
+    if cls not in _in_script:
         named = "__module__", "__qualname__", "__firstlineno__"  # where torch finds the source
         members = {name: vars(of_torch)[name] for name in named if name in vars(of_torch)}
-        members |= {"_fastlstm_own": own}
+        members |= {"_fastlstm_class": cls}
         bases = (_InScript, of_torch)
-        _in_script[own] = _new_class(of_torch.__name__, bases, members, type(of_torch))
-    object.__setattr__(module, "__class__", _in_script[own])
+        _in_script[cls] = _new_class(of_torch.__name__, bases, members, type(of_torch))
+    object.__setattr__(module, "__class__", _in_script[cls])
     return module
 
 

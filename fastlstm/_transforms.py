@@ -21,7 +21,7 @@ from . import _build, reference
 from ._call import Call, LstmCall, autocasts
 
 _Dims = tuple[int | None, ...]
-_Arguments = TypeVar("_Arguments", "_Given", "_Saved")
+_Arguments = TypeVar("_Arguments", "_Inputs", "_Saved")
 
 
 def serves(call: Call) -> bool:
@@ -39,12 +39,12 @@ def serves(call: Call) -> bool:
 def lstm_layer(call: LstmCall, engine: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`reference.lstm_layer` by an engine of the op, for calls that it `serves`."""
     apply: Any = _Layer.apply
-    given = _Given(engine, call.layout, call.lengths, call.reset, call.input, call.h_0, call.c_0)
-    output, h_n, c_n, cells, _ = apply(*given, *call.weights)
+    inputs = _Inputs(engine, call.layout, call.lengths, call.reset, call.input, call.h_0, call.c_0)
+    output, h_n, c_n, cells, _ = apply(*inputs, *call.weights)
     return output, h_n, c_n, cells
 
 
-class _Given(NamedTuple):
+class _Inputs(NamedTuple):
     """What a `Function` of a layer takes, before the weights; or the gradients of that."""
 
     engine: Any = None
@@ -74,18 +74,18 @@ class _Saved(NamedTuple):
 
 
 # Where they have the batch.
-_BATCH_OF_GIVEN = _Given(lengths=0, reset=1, input=1, h_0=1, c_0=1)
+_BATCH_OF_INPUTS = _Inputs(lengths=0, reset=1, input=1, h_0=1, c_0=1)
 _BATCH_OF_SAVED = _Saved(1, 1, 1, 2, output=1, cells=2, gates=2)
 
 
 class _Layer(Function):
-    """output, h_n, c_n, cells and gates of a `_Given` and the weights."""
+    """output, h_n, c_n, cells and gates of `_Inputs` and the weights."""
 
     @staticmethod
     def forward(*args: Any) -> Any:
-        given, weights = _split(_Given, args)
+        inputs, weights = _split(_Inputs, args)
         saved = {"save_cells": True, "save_gates": True}
-        return torch.ops.fastlstm.lstm(*given.call(weights).of_op(), **saved, engine=given.engine)
+        return torch.ops.fastlstm.lstm(*inputs.call(weights).of_op(), **saved, engine=inputs.engine)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -96,16 +96,16 @@ class _Layer(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         output, cells, gates, *tensors = ctx.saved_tensors
-        given, weights = _split(_Given, (ctx.engine, ctx.layout, *tensors))
-        input, lengths = given.input, given.lengths
+        inputs, weights = _split(_Inputs, (ctx.engine, ctx.layout, *tensors))
+        input, lengths = inputs.input, inputs.lengths
         if all(g is None for g in grads):
-            return *_Given(), *[None] * len(weights)
+            return *_Inputs(), *[None] * len(weights)
         if forward_ad._current_level >= 0:  # the pullback of a vjp inside a jvp
-            found: Any = _row_grads(grads[:4], given.call(weights))
+            gradients: Any = _row_grads(grads[:4], inputs.call(weights))
         else:
             apply: Any = _RowGrads.apply
-            found = apply(*_Saved._make((*grads[:4], output, cells, gates)), *given, *weights)
-        grad_input, grad_h_0, grad_c_0, *d_gates = found
+            gradients = apply(*_Saved._make((*grads[:4], output, cells, gates)), *inputs, *weights)
+        grad_input, grad_h_0, grad_c_0, *d_gates = gradients
         if lengths is not None:  # a NaN in the padding must not reach dL/dW_ih
             steps = torch.arange(input.shape[0], device=input.device).unsqueeze(1)
             input = torch.where((steps < lengths).unsqueeze(-1), input, 0.0)
@@ -113,31 +113,31 @@ class _Layer(Function):
         rows = input.shape[0] * input.shape[1]  # the older vmap has no rule for flatten
         for d, h in enumerate(output.chunk(len(d_gates), -1)):
             d_rows = d_gates[d].reshape(rows, d_gates[d].shape[-1])
-            h_prev = _previous_hidden(h, given.h_0[d], lengths, given.reset, reverse=d == 1)
+            h_prev = _previous_hidden(h, inputs.h_0[d], lengths, inputs.reset, reverse=d == 1)
             grad_weights += [d_rows.t() @ t.reshape(rows, t.shape[-1]) for t in (input, h_prev)]
-            if given.layout:  # a bias; the other options are not served here
+            if inputs.layout:  # a bias; the other options are not served here
                 grad_bias = d_rows.sum(0)
                 grad_weights += [grad_bias, grad_bias.clone()]  # users scale them in place
-        return *_Given(input=grad_input, h_0=grad_h_0, c_0=grad_c_0), *grad_weights
+        return *_Inputs(input=grad_input, h_0=grad_h_0, c_0=grad_c_0), *grad_weights
 
     @staticmethod
     def vmap(info: Any, in_dims: _Dims, *args: Any) -> Any:
-        return _fold(_Layer, _BATCH_OF_GIVEN, (1, 1, 1, 2, 2), info, in_dims, args)
+        return _fold(_Layer, _BATCH_OF_INPUTS, (1, 1, 1, 2, 2), info, in_dims, args)
 
 
 class _RowGrads(Function):
     """dL/dinput, dL/dh_0, dL/dc_0, and of each direction dL/d(pre-activations) [T,B,4H].
 
-    Of a `_Saved`, a `_Given` and the weights.
+    Its arguments are a `_Saved`, `_Inputs` and the weights.
     """
 
     @staticmethod
     def forward(*args: Any) -> Any:
         saved, others = _split(_Saved, args)
-        given, weights = _split(_Given, others)
+        inputs, weights = _split(_Inputs, others)
         requested = {"input_needs_grad": True, "state_needs_grad": True, "per_row": True}
         *state, d_gates = torch.ops.fastlstm.lstm_backward(
-            *given.call(weights).of_op(), *saved, **requested, engine=given.engine
+            *inputs.call(weights).of_op(), *saved, **requested, engine=inputs.engine
         )
         return *state, *d_gates
 
@@ -153,21 +153,21 @@ class _RowGrads(Function):
         there = [g is not None for g in incoming]
 
         def function(*floating: Tensor) -> tuple[Tensor, ...]:
-            found = iter(floating)
-            incoming_now = [next(found) if is_there else None for is_there in there]
-            given, weights = _split(_Given, (None, ctx.layout, lengths, reset, *found))
-            return _row_grads(incoming_now, given.call(weights))
+            rest = iter(floating)
+            incoming_now = [next(rest) if is_there else None for is_there in there]
+            inputs, weights = _split(_Inputs, (None, ctx.layout, lengths, reset, *rest))
+            return _row_grads(incoming_now, inputs.call(weights))
 
         floating = [t for t in (*incoming, *tensors) if t is not None]
-        found = iter(torch.func.vjp(function, *floating)[1](grads))
+        gradients = iter(torch.func.vjp(function, *floating)[1](grads))
         # output, cells and gates were recomputed, so all gradients have gone to the arguments
-        of_saved = _Saved(*(next(found) if is_there else None for is_there in there))
-        of_given = _Given(input=next(found), h_0=next(found), c_0=next(found))
-        return *of_saved, *of_given, *found
+        of_saved = _Saved(*(next(gradients) if is_there else None for is_there in there))
+        of_inputs = _Inputs(input=next(gradients), h_0=next(gradients), c_0=next(gradients))
+        return *of_saved, *of_inputs, *gradients
 
     @staticmethod
     def vmap(info: Any, in_dims: _Dims, *args: Any) -> Any:
-        where = (*_BATCH_OF_SAVED, *_BATCH_OF_GIVEN)
+        where = (*_BATCH_OF_SAVED, *_BATCH_OF_INPUTS)
         return _fold(_RowGrads, where, (1,) * 5, info, in_dims, args)
 
 
@@ -196,10 +196,10 @@ def _row_grads(grads: Sequence[Tensor | None], call: LstmCall) -> tuple[Tensor, 
     added = [input.new_zeros(*input.shape[:2], units)] * len(directions)
     results, pull, *_ = torch.func.vjp(layer, input, call.h_0, call.c_0, *added)
     pairs = zip(grads, results, strict=True)
-    found: tuple[Tensor, ...] = pull(
+    gradients: tuple[Tensor, ...] = pull(
         tuple(torch.zeros_like(r) if g is None else g for g, r in pairs)
     )
-    return found
+    return gradients
 
 
 def _previous_hidden(
@@ -258,12 +258,12 @@ def _sample_by_sample(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
             return [sample(*each, k) for each in zip(value, dims, strict=True)]
         return value if dims is None else value.select(dims, k)
 
-    found = []
+    results = []
     for k in range(info.batch_size):
-        given = (sample(*each, k) for each in zip(args, in_dims, strict=True))
-        *state, weights = torch.ops.fastlstm.lstm_backward(*given)
-        found.append((*state, *weights))
-    stacked = [torch.stack(samples) for samples in zip(*found, strict=True)]
+        inputs = (sample(*each, k) for each in zip(args, in_dims, strict=True))
+        *state, weights = torch.ops.fastlstm.lstm_backward(*inputs)
+        results.append((*state, *weights))
+    stacked = [torch.stack(samples) for samples in zip(*results, strict=True)]
     return (*stacked[:3], stacked[3:]), (0, 0, 0, [0] * len(stacked[3:]))
 
 

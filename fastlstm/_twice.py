@@ -25,16 +25,16 @@ def of_layer(grads: Sequence[Tensor | None], *call: Any) -> list[Tensor | None]:
     with torch.enable_grad(), as_given or contextlib.nullcontext():
         # Views: the derivative by one must not run on through the history of another, such as that
         # of a layer's input through a weight that both layers share.
-        own = [tensor.view_as(tensor) for tensor in tensors]
-        results = reference.lstm_layer(own[0], own[1], own[2], own[3:], *whole[4:])
+        views = [tensor.view_as(tensor) for tensor in tensors]
+        results = reference.lstm_layer(views[0], views[1], views[2], views[3:], *whole[4:])
         pairs = [(r, g) for r, g in zip(results, grads, strict=False) if g is not None]
-        needed = [tensor for tensor in own if tensor.requires_grad]
-        found = torch.autograd.grad(
+        needed = [tensor for tensor in views if tensor.requires_grad]
+        gradients = torch.autograd.grad(
             [result for result, _ in pairs],
             needed,
             [gradient.reshape(result.shape) for result, gradient in pairs],
             create_graph=True,
             allow_unused=True,
         )
-    of_needed = iter(found)
-    return [next(of_needed) if tensor.requires_grad else None for tensor in own]
+    each = iter(gradients)
+    return [next(each) if tensor.requires_grad else None for tensor in views]

@@ -128,7 +128,7 @@ def _is_of_torch_ao(module: nn.Module) -> bool:
 
 
 def _of_torch_ao(quantized: Any, weights: torch.dtype | None) -> nn.Module:
-    """A packed layer with the weights of one that quantize_dynamic made, in int8 unless told."""
+    """A packed layer with the weights of one that quantize_dynamic made, in int8 by default."""
     kind = PackedLSTM if type(quantized).__name__ == "LSTM" else PackedLSTMCell
     state = quantized.get_bias() if quantized.bias else {}
     for name, weight in quantized.get_weight().items():
@@ -160,8 +160,8 @@ def _check_layer(path: str, module: nn.Module, weights: torch.dtype | None) -> N
         raise ValueError(f"prepack: expected {path} on the CPU, got {tensor.device}")
     if module.training:
         raise ValueError(f"prepack: expected {path} in eval mode: call model.eval() first")
-    own = vars(module).get("forward")
-    if own is not None and own != types.MethodType(type(module).forward, module):
+    forward = vars(module).get("forward")
+    if forward is not None and forward != types.MethodType(type(module).forward, module):
         raise ValueError(
             f"prepack: {path} has a forward of its own, set on the module, which would go on with "
             "the weights before packing; take it off first, and set it again after packing"

@@ -8,17 +8,17 @@ from fastlstm import _build
 from fastlstm.__main__ import main
 
 pytestmark = pytest.mark.skipif(not _build.extension_available(), reason="no extension")
-SHAPE = ["plan", "--hidden", "512", "--batch", "64", "--dtype", "bf16"]
+SHAPE = ["plan", "--hidden", "512", "--batch", "64", "--dtype", "bfloat16"]
 
 
 def test_plan_of_a_cpu(capsys: pytest.CaptureFixture[str]) -> None:
     main([*SHAPE, "--device", "cpu"])
-    told = capsys.readouterr().out
-    assert "bfloat16, input_size 512, hidden_size 512, batch up to 64, steps up to 512" in told
+    printed = capsys.readouterr().out
+    assert "bfloat16, input_size 512, hidden_size 512, batch up to 64, steps up to 512" in printed
     for line in ("auto: op\n", "torch       serves it, by name", "tiled       serves it, by name"):
-        assert line in told
-    assert "persistent  it runs on cuda, meta, and the input is on cpu" in told
-    assert "\nforward\n" in told and "\nbackward\n" in told and "none was measured" in told
+        assert line in printed
+    assert "persistent  it runs on cuda, meta, and the input is on cpu" in printed
+    assert "\nforward\n" in printed and "\nbackward\n" in printed and "none was measured" in printed
     main([*SHAPE, "--device", "cpu", "--inference"])
     assert "\nbackward\n" not in capsys.readouterr().out
 
