@@ -30,7 +30,7 @@ def autocasts(device_type: str) -> bool:
 
 
 class LstmCall(NamedTuple):
-    """The tensors of one layer, in the order in which the op takes them, and zoneout after them.
+    """The tensors of one layer, in the order in which the op takes them.
 
     For their shapes see `reference.lstm_layer`.
     """
@@ -39,17 +39,11 @@ class LstmCall(NamedTuple):
     h_0: Tensor
     c_0: Tensor
     weights: Sequence[Tensor]
-    layout: str = "bias"  # which weights there are, in words: `layout_of`
+    layout: str = "bias"  # which weights there are, in words: `LAYOUTS`
     batch_sizes: Tensor | None = None
     lengths: Tensor | None = None
     reset: Tensor | None = None
     h_mask: Tensor | None = None
-    zoneout_h: Tensor | None = None
-    zoneout_c: Tensor | None = None
-
-    def of_op(self) -> tuple[Any, ...]:
-        """The arguments of the op, which has no zoneout."""
-        return self[:-2]
 
     @property
     def directions(self) -> list[Direction]:
@@ -84,7 +78,7 @@ class Call(NamedTuple):
         input: [T,B,I], or the data [N,I] of a PackedSequence; [B,I] of a cell.
         hx: (h_0 [L*D,B,P], c_0 [L*D,B,H]), or None for zeros; (h [B,H], c [B,H]) of a cell.
         weights: for each layer, for each direction, those of `layout`.
-        layout: which weights a direction has, in words: `layout_of`.
+        layout: which weights a direction has, in words: `LAYOUTS`.
         num_layers, directions: L and D.
         batch_sizes: [T] int64 on the CPU, the rows alive at each step of packed input.
         lengths: [B] int64 on the input's device.
@@ -154,7 +148,8 @@ _SHAPES = {
 }
 
 
-# A layout says in words which weights there are beside W_ih and W_hh, in this order.
+# A layout says in words which weights there are beside W_ih and W_hh, in this order. LAYOUTS has it
+# by whether there are biases, a projection, layer normalization.
 _NAMES = Direction._fields
 _WORDS = {"bias": _NAMES[2:4], "projection": _NAMES[4:5], "layer_norm": _NAMES[5:]}
 LAYOUTS = {has: " ".join(compress(_WORDS, has)) for has in product((False, True), repeat=3)}
@@ -163,15 +158,10 @@ _WEIGHTS = {
 }
 
 
-def layout_of(bias: bool, projection: bool = False, layer_norm: bool = False) -> str:
-    """The layout of a layer."""
-    return LAYOUTS[bool(bias), projection, layer_norm]
-
-
 def layout_of_stack(weights: Sequence[Tensor], count: int) -> str:
     """The layout of an LSTM of torch.nn, from its weights for `count` layers and directions."""
     each = len(weights) // count
-    return layout_of(each >= 4, each in (3, 5))
+    return LAYOUTS[each >= 4, each in (3, 5), False]
 
 
 def weight_names(layout: str) -> tuple[str, ...]:

@@ -64,7 +64,9 @@ def in_training(call: Call, dropout: float, regularizers: Regularizers) -> Call:
     acts = any(regularizers)
     if dropout or acts:
         check_probabilities(dropout=dropout, **regularizers._asdict())
-    return call._replace(dropout=dropout, regularizers=regularizers if acts else None)
+    if acts:  # some by masks of the shape of a state
+        call = call._replace(hx=call.state(), regularizers=regularizers)
+    return call._replace(dropout=dropout)
 
 
 def check_stack(call: Call) -> None:
@@ -106,15 +108,12 @@ def check_layer(call: LstmCall) -> None:
                 )
     directions = h_0.size(0)
     hidden_size, output_size = _check_weights(call)
-    sequence = (directions, *input.shape[:-1])
     shapes: dict[str, tuple[int, ...]] = {
         "h_0": (directions, batch, output_size),
         "c_0": (directions, batch, hidden_size),
         "lengths": (batch,),
         "reset": (steps, batch),
         "h_mask": (directions, batch, output_size),
-        "zoneout_h": (*sequence, output_size),
-        "zoneout_c": (*sequence, hidden_size),
     }
     dtypes: dict[str, tuple[torch.dtype, ...]] = {
         "c_0": (input.dtype, state_dtype(input.dtype)),

@@ -17,34 +17,23 @@ from ._regularize import regularize
 
 # output, (h_n, c_n), and the cell states of each layer if they are requested
 Results = tuple[Tensor, tuple[Tensor, Tensor], list[Tensor]]
-_Layer = Callable[[LstmCall], tuple[Tensor, Tensor, Tensor, Tensor]]  # output, h_n, c_n, cells
 
 
 def run_op(call: Call, engine: str) -> Results:
     """By `torch.ops.fastlstm.lstm`, an op for each layer; `engine` is a name that it knows."""
-    compiles = torch.compiler.is_compiling()
+    compiles, saves = torch.compiler.is_compiling(), call.return_cell_states
     if not compiles and torch._C._are_functorch_transforms_active():
         call = call._replace(hx=call.state())
-        return _by_layers(call, lambda layer: _transforms.lstm_layer(layer, engine))
+        return _by_layers(call, _transforms.lstm_layer, engine)
     # Dynamo and tensor subclasses know torch.ops; other calls go the short way.
     if compiles or has_torch_function_variadic(call.input, *(call.hx or ()), *call.weights):
-        saves = {"save_cells": call.return_cell_states, "engine": engine}
         call = call._replace(hx=call.state())
-        return _by_layers(call, lambda layer: torch.ops.fastlstm.lstm(*layer.of_op(), **saves)[:4])
-    run = _build.library.lstm
+        return _by_layers(call, torch.ops.fastlstm.lstm, saves, False, engine)
     if call.is_cell:
         h_0, c_0 = call.hx or (None, None)
         state = _build.library.lstm_cell(call.input, h_0, c_0, call.weights, call.layout, engine)
         return state[0], state, []
-    saves_cells = call.return_cell_states
-    if call.regularizers is not None:  # whose masks have the shape of a state
-        call = call._replace(hx=call.state())
-    if call.num_layers > 1 or call.regularizers is not None:
-        return _by_layers(call, lambda layer: run(*layer[:-2], saves_cells, engine))
-    options = call.batch_sizes, call.lengths, call.reset, None, saves_cells, engine
-    h_0, c_0 = call.hx or (None, None)
-    output, h_n, c_n, cells = run(call.input, h_0, c_0, call.weights, call.layout, *options)
-    return output, (h_n, c_n), [cells]
+    return _by_layers(call, _build.library.lstm, saves, engine)
 
 
 def run_prepacked(call: Call) -> Results:
@@ -57,17 +46,13 @@ def run_prepacked(call: Call) -> Results:
         or has_torch_function_variadic(call.input, *call.state())
     )
     saves = call.return_cell_states
-    if call.is_cell and not seen:
+    if seen:
+        return _by_layers(call, torch.ops.fastlstm.lstm_packed, saves)
+    if call.is_cell:
         state = call.state()
         h, c = _build.library.lstm_cell_packed(call.input, *state, call.weights, call.layout)
         return h, (h, c), []
-
-    def run(layer: LstmCall) -> Any:
-        if seen:
-            return torch.ops.fastlstm.lstm_packed(*layer.of_op(), save_cells=saves)
-        return _build.library.lstm_packed(*layer[:8], saves)
-
-    return _by_layers(call, run)
+    return _by_layers(call, lambda *layer: _build.library.lstm_packed(*layer[:8], saves))
 
 
 def run_reference(call: Call) -> Results:
@@ -96,17 +81,19 @@ def run_torch(call: Call) -> Results:
     return output, (h_n, c_n), []
 
 
-def _by_layers(call: Call, run: _Layer) -> Results:
-    """The layers one after the other, with what is dropped out before each; None for zeros."""
+def _by_layers(call: Call, run: Callable[..., Any], *rest: Any) -> Results:
+    """The layers one after the other, each by `run`, which takes a LstmCall one by one and `rest`.
+
+    It gives output, h_n, c_n, cells, and may give more.
+    """
     output, options = call.input, (call.batch_sizes, call.lengths, call.reset)
     h_0: Any = None
     c_0: Any = None
     if call.is_cell:
         h_0, c_0 = call.state()
         state = h_0.unsqueeze(0), c_0.unsqueeze(0)
-        _, h_n, c_n, _ = run(
-            LstmCall(output.unsqueeze(0), *state, call.weights, call.layout, *options)
-        )
+        layer = LstmCall(output.unsqueeze(0), *state, call.weights, call.layout)
+        _, h_n, c_n, *_ = run(*layer, *rest)
         return h_n[0], (h_n[0], c_n[0]), []
     each = len(call.weights) // call.num_layers
     all_h, all_c, all_cells = [], [], []
@@ -117,10 +104,10 @@ def _by_layers(call: Call, run: _Layer) -> Results:
             states = slice(k * call.directions, (k + 1) * call.directions)
             h_0, c_0 = call.hx[0][states], call.hx[1][states]
         weights = call.weights[k * each : (k + 1) * each]
-        layer = LstmCall(output, h_0, c_0, weights, call.layout, *options)
+        layer, zones = LstmCall(output, h_0, c_0, weights, call.layout, *options), []
         if call.regularizers is not None:
-            layer = regularize(layer, call.regularizers)
-        output, h_n, c_n, cells = run(layer)
+            layer, zones = regularize(layer, call.regularizers)
+        output, h_n, c_n, cells, *_ = run(*layer, *rest, *zones)
         all_h.append(h_n)
         all_c.append(c_n)
         all_cells.append(cells)
@@ -168,14 +155,16 @@ def run_stack(
     return output, state, cells.transpose(1, 2) if batch_first else cells
 
 
-def _reference_layer(call: LstmCall) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _reference_layer(*layer: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    count = len(LstmCall._fields)
+    call, zones = LstmCall(*layer[:count]), layer[count:]
     device = call.input.device.type
-    if autocasts(device):
-        call = _as_autocast(call, torch.get_autocast_dtype(device))
-        with torch.autocast(device, enabled=False):
-            return _reference_layer(call)
-    check_layer(call)
-    return reference.lstm_layer(*call)
+    if not autocasts(device):
+        check_layer(call)
+        return reference.lstm_layer(*call, *zones)
+    call = _as_autocast(call, torch.get_autocast_dtype(device))
+    with torch.autocast(device, enabled=False):
+        return _reference_layer(*call, *zones)
 
 
 def _as_autocast(call: LstmCall, dtype: torch.dtype) -> LstmCall:

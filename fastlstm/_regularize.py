@@ -41,8 +41,11 @@ class Regularizers(NamedTuple):
         return bool(self.zoneout_h or self.zoneout_c)
 
 
-def regularize(call: LstmCall, p: Regularizers) -> LstmCall:
-    """The call of a layer with its input and W_hh dropped out, and with masks for its state."""
+def regularize(call: LstmCall, p: Regularizers) -> tuple[LstmCall, list[Tensor | None]]:
+    """The call of a layer with what is dropped out; what zoneout keeps of h and of c, or nothing.
+
+    Zoneout is computed by the reference alone.
+    """
     input, weights, h_0, h_mask = call.input, call.weights, call.h_0, None
     if p.input_dropout:  # variational: the same features at every step of a row
         mask = F.dropout(input.new_ones(h_0.size(1), input.size(-1)), p.input_dropout)
@@ -55,14 +58,12 @@ def regularize(call: LstmCall, p: Regularizers) -> LstmCall:
     if p.recurrent_dropout:
         h_mask = F.dropout(torch.ones_like(h_0), p.recurrent_dropout)
 
+    call = call._replace(input=input, weights=weights, h_mask=h_mask)
+    if not p.zones_out():
+        return call, []
+
     def zones(state: Tensor, p: float) -> Tensor | None:
         shape = (state.size(0), *input.shape[:-1], state.size(-1))
         return input.new_empty(shape).bernoulli_(p) if p > 0 else None
 
-    return call._replace(
-        input=input,
-        weights=weights,
-        h_mask=h_mask,
-        zoneout_h=zones(h_0, p.zoneout_h),
-        zoneout_c=zones(call.c_0, p.zoneout_c),
-    )
+    return call, [zones(h_0, p.zoneout_h), zones(call.c_0, p.zoneout_c)]

@@ -36,9 +36,10 @@ def serves(call: Call) -> bool:
     return all(transform.key() != no_function for transform in stack)
 
 
-def lstm_layer(call: LstmCall, engine: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`reference.lstm_layer` by an engine of the op, for calls that it `serves`."""
-    apply: Any = _Layer.apply
+def lstm_layer(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`reference.lstm_layer` by an engine of the op, which comes last, for calls it `serves`."""
+    *layer, engine = arguments
+    apply, call = _Layer.apply, LstmCall(*layer)
     inputs = _Inputs(engine, call.layout, call.lengths, call.reset, call.input, call.h_0, call.c_0)
     output, h_n, c_n, cells, _ = apply(*inputs, *call.weights)
     return output, h_n, c_n, cells
@@ -85,7 +86,7 @@ class _Layer(Function):
     def forward(*args: Any) -> Any:
         inputs, weights = _split(_Inputs, args)
         saved = {"save_cells": True, "save_gates": True}
-        return torch.ops.fastlstm.lstm(*inputs.call(weights).of_op(), **saved, engine=inputs.engine)
+        return torch.ops.fastlstm.lstm(*inputs.call(weights), **saved, engine=inputs.engine)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -137,7 +138,7 @@ class _RowGrads(Function):
         inputs, weights = _split(_Inputs, others)
         requested = {"input_needs_grad": True, "state_needs_grad": True, "per_row": True}
         *state, d_gates = torch.ops.fastlstm.lstm_backward(
-            *inputs.call(weights).of_op(), *saved, **requested, engine=inputs.engine
+            *inputs.call(weights), *saved, **requested, engine=inputs.engine
         )
         return *state, *d_gates
 

@@ -71,7 +71,7 @@ def _prepacked(*args: Any, **options: Any) -> Any:
 
 def _lstm(*args: Any, save_cells: bool = False, **options: Any) -> Any:
     """The op as a node; its arguments and results are those of the op."""
-    count = len(LstmCall._fields) - 2  # the op has no zoneout
+    count = len(LstmCall._fields)
     call, op = LstmCall(*args[:count]), _operators()
     for name, is_used in {
         "layer normalization": "layer_norm" in call.layout,

@@ -110,24 +110,22 @@ def lstm_layer(
         live = torch.arange(input.shape[0], device=input.device).unsqueeze(1) < lengths
         live = live.unsqueeze(-1)
         input = torch.where(live, input, 0.0)  # a NaN in the padding must not reach dL/dW_ih
-    masks = (None if m is None else m.to(state) for m in (h_mask, zoneout_h, zoneout_c))
-    call = LstmCall(input, h_0, c_0, weights, layout, batch_sizes, lengths, reset, *masks)
-    walks = [_walk(call, live, d, named) for d, named in enumerate(call.directions)]
+    h_mask, *zones = (None if m is None else m.to(state) for m in (h_mask, zoneout_h, zoneout_c))
+    call = LstmCall(input, h_0, c_0, weights, layout, batch_sizes, lengths, reset, h_mask)
+    walks = [_walk(call, zones, live, d, named) for d, named in enumerate(call.directions)]
     outputs, h_n, c_n, cells = zip(*walks, strict=True)
     output = torch.cat(outputs, -1).to(dtype)
     return output, torch.stack(h_n).to(dtype), torch.stack(c_n).to(c_dtype), torch.stack(cells)
 
 
 def _walk(
-    call: LstmCall, live: Tensor | None, d: int, weights: Direction
+    call: LstmCall, zones: list[Tensor | None], live: Tensor | None, d: int, weights: Direction
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Direction d. Rows that have not started yet hold h_0, c_0; those that ended, h_n, c_n."""
     sizes = None if call.batch_sizes is None else call.batch_sizes.tolist()
     by_step: Any = torch.unbind if sizes is None else lambda sequence: sequence.split(sizes)
     steps = by_step(affine(call.input, weights.W_ih, weights.b_ih, weights.gain_ih))
-    zones_h, zones_c = (
-        None if zones is None else by_step(zones[d]) for zones in (call.zoneout_h, call.zoneout_c)
-    )
+    zones_h, zones_c = (None if zone is None else by_step(zone[d]) for zone in zones)
     h, c, reset = call.h_0[d], call.c_0[d], call.reset
     outputs, cells = [], []
     for t in reversed(range(len(steps))) if d == 1 else range(len(steps)):

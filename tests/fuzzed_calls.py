@@ -24,7 +24,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastlstm
 from fastlstm import _build, functional
-from fastlstm._call import layout_of
+from fastlstm._call import LAYOUTS
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 OTHER_DTYPES = (torch.int8, torch.int32, torch.complex64, torch.float8_e5m2)
@@ -271,7 +271,7 @@ def layer_arguments(draw: Draw, dtype: torch.dtype) -> dict[str, Any]:
         h_mask=draw.chance(0.2),
         seed=draw.size(0, 1 << 30),
     )
-    layout = layout_of(sample.bias, sample.proj_size > 0, sample.norms)
+    layout = LAYOUTS[sample.bias, sample.proj_size > 0, sample.norms]
     return {**sample.padded(dtype), "layout": layout}
 
 

@@ -150,7 +150,7 @@ class Call:
         )
 
     def forward(self, engine: str) -> tuple[Tensor, ...]:
-        results: tuple[Tensor, ...] = self.ops.lstm(*self.arguments().of_op(), True, True, engine)
+        results: tuple[Tensor, ...] = self.ops.lstm(*self.arguments(), True, True, engine)
         return results
 
     def backward(
@@ -163,7 +163,7 @@ class Call:
     ) -> tuple[Any, ...]:
         output, _, _, cells, gates = saved
         results: tuple[Any, ...] = self.ops.lstm_backward(
-            *self.arguments().of_op(),
+            *self.arguments(),
             *(grads or self.grads),
             output,
             cells,

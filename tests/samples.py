@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from fastlstm import _build, reference
-from fastlstm._call import layout_of
+from fastlstm._call import LAYOUTS
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class Sample:
 
     def as_layer(self, padded: dict[str, Any]) -> dict[str, Any]:
         """Packs if the sample is packed, and changes strides; differentiable."""
-        layout = layout_of(self.bias, self.proj_size > 0, self.norms)
+        layout = LAYOUTS[self.bias, self.proj_size > 0, self.norms]
         found = {**padded, "layout": layout, "batch_sizes": None}
         if self.packed:
             packed = pack_padded_sequence(found["input"], torch.tensor(self.lengths))

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastlstm
 from fastlstm import _build, functional
-from fastlstm._call import LstmCall, layout_of
+from fastlstm._call import LAYOUTS, LstmCall
 from fastlstm._regularize import Regularizers, regularize
 
 EXACT = {"rtol": 1e-11, "atol": 1e-12}
@@ -59,7 +59,7 @@ def replayed(lstm: fastlstm.LSTM, x: Tensor, lengths: list[int] | None = None) -
     weights = lstm._flat_weights
     each = len(weights) // lstm.num_layers
     probabilities = Regularizers(*(getattr(lstm, name) for name in Regularizers._fields))
-    layout = layout_of(lstm.bias, lstm.proj_size > 0)
+    layout = LAYOUTS[lstm.bias, lstm.proj_size > 0, False]
     h_n, c_n = [], []
     torch.manual_seed(1)
     for layer in range(lstm.num_layers):
@@ -68,8 +68,8 @@ def replayed(lstm: fastlstm.LSTM, x: Tensor, lengths: list[int] | None = None) -
         h_0 = x.new_zeros(directions, x.size(1), lstm.proj_size or lstm.hidden_size)
         c_0 = x.new_zeros(directions, x.size(1), lstm.hidden_size)
         here = weights[layer * each : (layer + 1) * each]
-        call = regularize(LstmCall(x, h_0, c_0, here, layout), probabilities)
-        masks = call.h_mask, call.zoneout_h, call.zoneout_c
+        call, zones = regularize(LstmCall(x, h_0, c_0, here, layout), probabilities)
+        masks = call.h_mask, *(zones or (None, None))
         x, h, c, _ = oracle(call.input, h_0, c_0, call.weights, lengths, None, *masks)
         h_n.append(h)
         c_n.append(c)
@@ -132,8 +132,8 @@ def test_what_is_drawn() -> None:
     torch.manual_seed(0)
     x, h_0, c_0 = torch.ones(50, 40, 30), torch.zeros(2, 40, 20), torch.zeros(2, 40, 25)
     rates = Regularizers(0.25, recurrent_dropout=0.25, zoneout_h=0.1, zoneout_c=0.3)
-    drawn = regularize(LstmCall(x, h_0, c_0, []), rates)
-    dropped, h_mask, zoneout_h, zoneout_c = drawn.input, *drawn[-3:]
+    drawn, (zoneout_h, zoneout_c) = regularize(LstmCall(x, h_0, c_0, []), rates)
+    dropped, h_mask = drawn.input, drawn.h_mask
     assert torch.equal(dropped, dropped[:1].expand_as(dropped))  # the same at every step
     assert set(dropped.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
     assert h_mask is not None and h_mask.shape == h_0.shape
@@ -149,7 +149,8 @@ def test_what_is_drawn() -> None:
         count = mask.numel() if mask is not dropped else mask[0].numel()
         assert abs(mask.float().mean() - rate) < 5 * (rate * (1 - rate) / min(count, 1200)) ** 0.5
     call = LstmCall(x, h_0, c_0, [])
-    assert all(a is b for a, b in zip(regularize(call, Regularizers()), call, strict=True))
+    same, zones = regularize(call, Regularizers())
+    assert zones == [] and all(a is b for a, b in zip(same, call, strict=True))
 
 
 def test_packed_input_is_dropped_as_padded_input_is() -> None:
@@ -157,10 +158,10 @@ def test_packed_input_is_dropped_as_padded_input_is() -> None:
     packed = pack_padded_sequence(x, lengths)
     torch.manual_seed(0)
     h_0, rates = torch.zeros(1, 3, 2), Regularizers(input_dropout=0.5)
-    padded = regularize(LstmCall(x, h_0, h_0, []), rates).input
+    padded = regularize(LstmCall(x, h_0, h_0, []), rates)[0].input
     torch.manual_seed(0)
     call = LstmCall(packed.data, h_0, h_0, [], batch_sizes=packed.batch_sizes)
-    data = regularize(call, rates).input
+    data = regularize(call, rates)[0].input
     assert torch.equal(data, pack_padded_sequence(padded, lengths).data)
 
 
@@ -216,7 +217,7 @@ def test_a_mask_that_does_not_fit(route: Route, wrong: str) -> None:
     mask = x.new_zeros(1, 2, 5) if wrong == "shape" else state.double()
     call = LstmCall(x, state, state, weights, "", h_mask=mask)
     with pytest.raises(RuntimeError, match=f"lstm: expected h_mask of {wrong}"):
-        torch.ops.fastlstm.lstm(*call.of_op(), engine=route.engine)
+        torch.ops.fastlstm.lstm(*call, engine=route.engine)
 
 
 def test_repr() -> None:
