@@ -101,8 +101,10 @@ def _by_layers(call: Call, run: Callable[..., Any], *rest: Any) -> Results:
         if k > 0 and call.dropout:
             output = F.dropout(output, call.dropout)
         if call.hx is not None:
-            states = slice(k * call.directions, (k + 1) * call.directions)
-            h_0, c_0 = call.hx[0][states], call.hx[1][states]
+            h_0, c_0 = call.hx
+            if call.num_layers > 1:
+                states = slice(k * call.directions, (k + 1) * call.directions)
+                h_0, c_0 = h_0[states], c_0[states]
         weights = call.weights[k * each : (k + 1) * each]
         layer, zones = LstmCall(output, h_0, c_0, weights, call.layout, *options), []
         if call.regularizers is not None:
