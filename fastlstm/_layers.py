@@ -106,7 +106,8 @@ def _by_layers(call: Call, run: Callable[..., Any], *rest: Any) -> Results:
                 states = slice(k * call.directions, (k + 1) * call.directions)
                 h_0, c_0 = h_0[states], c_0[states]
         weights = call.weights[k * each : (k + 1) * each]
-        layer, zones = LstmCall(output, h_0, c_0, weights, call.layout, *options), []
+        layer = LstmCall(output, h_0, c_0, weights, call.layout, *options)
+        zones: list[Tensor | None] = []
         if call.regularizers is not None:
             layer, zones = regularize(layer, call.regularizers)
         output, h_n, c_n, cells, *_ = run(*layer, *rest, *zones)

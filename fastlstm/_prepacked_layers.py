@@ -213,8 +213,6 @@ class PackedLSTM(Prepacked, SequenceModule):
             as in `LSTM`.
     """
 
-    num_layers: int
-    bidirectional: bool
     _layer_class, _torch = LSTM, nn.LSTM
     _sizes = (
         *("input_size", "hidden_size", "num_layers", "bias"),

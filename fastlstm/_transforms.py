@@ -39,7 +39,8 @@ def serves(call: Call) -> bool:
 def lstm_layer(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`reference.lstm_layer` by an engine of the op, which comes last, for calls it `serves`."""
     *layer, engine = arguments
-    apply, call = _Layer.apply, LstmCall(*layer)
+    apply: Any = _Layer.apply
+    call = LstmCall(*layer)
     inputs = _Inputs(engine, call.layout, call.lengths, call.reset, call.input, call.h_0, call.c_0)
     output, h_n, c_n, cells, _ = apply(*inputs, *call.weights)
     return output, h_n, c_n, cells

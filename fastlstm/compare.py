@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ._prepacked_layers import PackedLSTM, PackedLSTMCell
 from .convert import check_model, convert
 from .modules import LSTM, LSTMCell
-from .prepacked import PackedLSTM, PackedLSTMCell, prepack
+from .prepacked import prepack
 from .tune import _alternate, seconds_of
 
 Run = Callable[[], object]
@@ -199,7 +200,9 @@ def _in_turn(steps: Sequence[Run], device: torch.device, seconds: float) -> list
         for _ in range(count):
             step()
 
-    runs = {str(k): partial(repeat, step, counts[k]) for k, step in enumerate(steps)}
+    runs: dict[str, Run] = {
+        str(k): partial(repeat, step, counts[k]) for k, step in enumerate(steps)
+    }
     times = _alternate(runs, device, seconds)
     return [[each / count for each in times[str(k)]] for k, count in enumerate(counts)]
 

@@ -30,7 +30,8 @@ class _StandIn(nn.Module):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """For pickle and copy, which cannot find a class that was made at run time."""
-        make, arguments, *rest = super().__reduce_ex__(protocol)
+        reduced: Any = super().__reduce_ex__(protocol)
+        make, arguments, *rest = reduced
         named = [self._fastlstm_of if a is type(self) else a for a in (make, *arguments)]
         return _make, tuple(named), *rest
 
@@ -218,8 +219,8 @@ def _to_torch(module: nn.Module) -> _Target:
     cls = own_class(module)
     for of_torch, ours, _ in _CLASSES:
         if issubclass(cls, ours):
-            values = module._fastlstm_regularizers._asdict()  # type: ignore[union-attr]
-            lost = ", ".join(f"{name}={value}" for name, value in values.items() if value)
+            drawn: Any = module._fastlstm_regularizers
+            lost = ", ".join(f"{name}={p}" for name, p in drawn._asdict().items() if p)
             note = f"goes on without {lost}, which nn.LSTM lacks" if lost else ""
             if issubclass(cls, _StandIn):
                 return cls._fastlstm_of, note

@@ -144,8 +144,9 @@ def lstm(
         return chosen.run(call)
 
     form = num_layers, directions, batch_first
-    options = batch_sizes, lengths, reset, return_cell_states, training
-    return run_stack(compute, input, hx, weights, layout, *form, *options)
+    options = batch_sizes, lengths, reset
+    modes = return_cell_states, training
+    return run_stack(compute, input, hx, weights, layout, *form, *options, *modes)
 
 
 def lstm_cell(

@@ -171,7 +171,9 @@ class EngineModule(nn.Module):
 class SequenceModule(nn.Module):
     """The call of an LSTM: its arguments and results, whatever runs it."""
 
+    num_layers: int
     batch_first: bool
+    bidirectional: bool
     permute_hidden = _torch_lstm.permute_hidden
 
     def forward(
@@ -223,7 +225,8 @@ class SequenceModule(nn.Module):
             )
             if plain is not None:  # else something else has to be decided, or to see the call
                 return plain
-        data, batch_sizes, sorted_indices, unsorted_indices = input, None, None, None
+        data: Any = input
+        batch_sizes, sorted_indices, unsorted_indices = None, None, None
         if isinstance(input, PackedSequence):
             data, batch_sizes, sorted_indices, unsorted_indices = input
         elif not isinstance(input, Tensor) or input.is_nested:
@@ -236,9 +239,10 @@ class SequenceModule(nn.Module):
         elif hx is not None:
             hx = self.permute_hidden(hx, sorted_indices)
         form = self.num_layers, 1 + self.bidirectional, self.batch_first
-        options = batch_sizes, lengths, reset, return_cell_states, self.training
+        options = batch_sizes, lengths, reset
+        modes = return_cell_states, self.training
         output, state, *cells = run_stack(
-            self._fastlstm_compute, data, hx, weights, layout, *form, *options
+            self._fastlstm_compute, data, hx, weights, layout, *form, *options, *modes
         )
         if not is_batched:
             return _without_batch(batch_dim, output, state, *cells)
