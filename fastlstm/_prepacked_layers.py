@@ -219,8 +219,8 @@ class PackedLSTM(Prepacked, SequenceModule):
         *("batch_first", "dropout", "bidirectional", "proj_size"),
     )
 
-    def _fastlstm_weights(self) -> tuple[Any, list[Tensor], str, torch.dtype]:
-        op = _build.library.plain_lstm_packed if is_eager() else None
+    def _fastlstm_weights(self, plain: bool) -> tuple[Any, list[Tensor], str, torch.dtype]:
+        op = _build.library.plain_lstm_packed if plain and is_eager() else None
         return op, self._op_weights(), self._layout, self.dtype
 
     def _fastlstm_refuse(self, input: Any, hx: Any) -> None:

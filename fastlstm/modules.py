@@ -214,10 +214,10 @@ class SequenceModule(nn.Module):
             lengths = as_lengths(lengths)
         if reset is not None and getattr(reset, "dtype", None) is not torch.bool:
             reset = as_reset(reset)
-        op, weights, layout, dtype = self._fastlstm_weights()
+        may_be_plain = type(input) is Tensor and self.num_layers == 1 and not return_cell_states
+        op, weights, layout, dtype = self._fastlstm_weights(may_be_plain)
         # A plain eager call of one layer on a CPU: a small step is spared most of its Python.
-        may_be_plain = op is not None and type(input) is Tensor and input.dtype is dtype
-        if may_be_plain and self.num_layers == 1 and not return_cell_states:
+        if op is not None and input.dtype is dtype:  # type: ignore[union-attr]
             output_size, directions = self.proj_size or self.hidden_size, 1 + self.bidirectional
             sizes = self.input_size, self.hidden_size, output_size, directions
             plain: tuple[Any, ...] | None = op(
@@ -250,7 +250,7 @@ class SequenceModule(nn.Module):
             output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
         return output, self.permute_hidden(state, unsorted_indices), *cells
 
-    def _fastlstm_weights(self) -> tuple[Any, list[Tensor], str, torch.dtype]:
+    def _fastlstm_weights(self, plain: bool) -> tuple[Any, list[Tensor], str, torch.dtype]:
         """The function for plain calls, if this may be one; weights, layout, dtype of the input."""
         raise NotImplementedError
 
@@ -365,11 +365,11 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
 
     _fastlstm_refuse = raise_as_torch
 
-    def _fastlstm_weights(self) -> tuple[Any, list[Tensor], str, torch.dtype]:
+    def _fastlstm_weights(self, plain: bool) -> tuple[Any, list[Tensor], str, torch.dtype]:
         weights = _by_name(self, self._flat_weights_names)
         layout = LAYOUTS[bool(self.bias), self.proj_size > 0, self._fastlstm_normalizes]
-        is_plain = self._fastlstm_engine == "auto" and not any(self._fastlstm_regularizers)
-        op = _build.library.plain_lstm if is_plain and engines.is_op_at_once() else None
+        plain = plain and self._fastlstm_engine == "auto" and not any(self._fastlstm_regularizers)
+        op = _build.library.plain_lstm if plain and engines.is_op_at_once() else None
         return op, weights, layout, weights[0].dtype
 
     def _fastlstm_compute(self, call: Call) -> Results:
@@ -416,9 +416,11 @@ class CellModule(nn.Module):
 
     def _fastlstm_refuse(self, input: Any, hx: Any) -> None:
         """Raises nn.LSTMCell's error for an input and a state."""
+        if hx is not None and input.dim() == 1 and 2 in {state.dim() for state in hx}:
+            # nn.LSTMCell ends the process.
+            raise RuntimeError("For unbatched 1-D input, hx and cx should also be 1-D")
         cell = nn.LSTMCell(self.input_size, self.hidden_size, bool(self.bias), device="meta")
         cell(*on_meta((input, hx)))
-        raise RuntimeError("LSTMCell: expected input and hx of 2 dimensions each, or of 1")
 
     def _fastlstm_step(self, input: Tensor, hx: State | None) -> State:
         """The next state of a batch of rows."""
