@@ -143,6 +143,8 @@ def run_stack(
         input = input.transpose(0, 1)
         reset = None if reset is None else reset.transpose(0, 1)
     if lengths is not None:
+        if lengths.is_meta and not input.is_meta:
+            check(False, f"lengths with values, for input on {input.device}", describe(lengths))
         lengths = lengths.to(input.device)
     options = batch_sizes, lengths, reset, training, 0.0, None, bool(return_cell_states)
     call = Call(input, hx, weights, layout, num_layers, directions, *options)
