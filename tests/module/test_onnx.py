@@ -108,7 +108,6 @@ class Uses(nn.Module):
         self.what, self.lstm = what, fastlstm.LSTM(3, 5, proj_size=2 if what == "proj_size" else 0)
         if what == "layer normalization":
             self.lstm = fastlstm.LayerNormLSTM(3, 5)
-
         if what == "prepack":
             fastlstm.prepack(self.eval())
 
