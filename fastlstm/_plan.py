@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fastlstm import _build, _measured, engines
+from fastlstm import _build, engines
 from fastlstm._call import Call
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
     call = _plain_call(args)
     with torch.set_grad_enabled(not args.inference):
         chosen = engines.choose(call)
-        print(f"{_measured.kind_of(call)}\n\nauto: {chosen.name}\n")
+        print(f"auto: {chosen.name}\n")
     for row in engines.BY_NAME.values():
         if row is not chosen:
             print(f"  {row.name:<12}{row.why_not(call) or 'serves it, by name'}")
@@ -75,6 +75,4 @@ def _print_walks(args: argparse.Namespace, call: Call) -> None:
         )
         print(f"\n{'backward' if backward else 'forward'}")
         for key, value in plan.items():
-            text = f"{value:.2f}" if isinstance(value, float) else value
-            print(f"  {key.replace('_', ' '):<24}{text}")
-    print("\nTimes are predictions, in microseconds; none was measured.")
+            print(f"  {key.replace('_', ' '):<24}{value}")

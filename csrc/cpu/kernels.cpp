@@ -6,6 +6,9 @@
 
 #include <cstdlib>
 #include <string>
+#if defined(__linux__)
+#include <unistd.h>
+#endif
 
 namespace fastlstm {
 
@@ -48,6 +51,16 @@ static KernelTable choose() {
 const KernelTable& kernel_table() {
   static const KernelTable chosen = choose();
   return chosen;
+}
+
+// The L2 cache of a core, as the system has it; 1 MB where it does not say.
+static int64_t l2_cache_bytes() {
+#if defined(__linux__) && defined(_SC_LEVEL2_CACHE_SIZE)
+  static const int64_t known = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#else
+  constexpr int64_t known = 0;
+#endif
+  return known > 0 ? known : 1 << 20;
 }
 
 CpuMachine cpu_machine() {

@@ -14,18 +14,19 @@ struct CpuStepKernels : CpuSteps, stepwise::AtenProducts {};
 
 // The plan of a call whose task says what is to be done with the layer.
 CpuPlan plan_of(const Layer& layer, CpuTask task, std::string_view engine) {
-  task.engine = engine;
-  TORCH_CHECK(has_engine(task),
+  const bool is_stepwise = engine == "stepwise";
+  TORCH_CHECK(is_stepwise || engine == "auto" || (engine == "tiled" && !task.only_stepwise),
               "lstm: expected engine to be \"auto\", \"stepwise\" or \"tiled\" on the CPU, and "
               "\"tiled\" only without layer normalization and recurrent dropout, got \"",
               engine, "\"", layer.options().empty() ? "" : " with ", layer.options());
+  task.only_stepwise |= is_stepwise;
   return plan(task, cpu_machine());
 }
 
 BackwardResult backward(const Layer& layer, const CpuPlan& plan, const BackwardInputs& in) {
   return dispatch_dtype(plan.dtype, [&](auto t) {
     using T = decltype(t);
-    if (plan.engine == CpuEngine::kTiled) return tiled_backward<T>(layer, plan, in);
+    if (plan.product) return tiled_backward<T>(layer, plan, in);
     return stepwise_backward<T, State_t<T>, CpuStepKernels>(layer, in);
   });
 }
@@ -71,8 +72,7 @@ ForwardResult forward_as_planned(const Layer& layer, const CpuPlan& plan, bool s
   }
   return dispatch_dtype(plan.dtype, [&](auto t) {
     using T = decltype(t);
-    if (plan.engine == CpuEngine::kTiled)
-      return tiled_forward<T>(layer, plan, save_cells, save_gates);
+    if (plan.product) return tiled_forward<T>(layer, plan, save_cells, save_gates);
     return stepwise_forward<T, State_t<T>, CpuStepKernels>(layer, save_cells, save_gates);
   });
 }

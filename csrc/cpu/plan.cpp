@@ -1,9 +1,6 @@
 #include "plan.h"
 
 #include <algorithm>
-#if defined(__linux__)
-#include <unistd.h>
-#endif
 
 #include "parts.h"
 
@@ -11,15 +8,9 @@ namespace fastlstm {
 namespace {
 
 // With less to do than this, waking another thread costs more than it helps: multiply-adds of a
-// walk, of a product, and of a single step; bytes of prepacked weights that few rows read.
-constexpr int64_t kWalkWorthAThread = 1 << 21, kProductWorthAThread = 1 << 19;
+// walk and of a single step; bytes of prepacked weights that few rows read.
+constexpr int64_t kWalkWorthAThread = 1 << 21;
 constexpr int64_t kStepWorthAThread = 1 << 17, kBytesWorthAThread = 128 << 10;
-
-CpuEngine engine_of(const CpuTask& task) {
-  const bool empty = task.input_size == 0 || task.hidden_size == 0 || task.output_size == 0;
-  return task.engine == "stepwise" || task.only_stepwise || empty ? CpuEngine::kStepwise
-                                                                  : CpuEngine::kTiled;
-}
 
 // Whether a layer of 16 bits is converted to float32 on the way in, and rounded on the way out: for
 // a projection, for a single step, where there is little to convert, and where the processor has
@@ -33,11 +24,25 @@ bool is_converted(const CpuTask& task, const CpuMachine& machine, const Product&
   return product.format != Format::float32 || task.projects || task.is_one_step();
 }
 
+// The product of a task that is not converted.
+const Product& product_for(const CpuTask& task, const CpuMachine& machine) {
+  if (task.prepacked) return *machine.products[*task.prepacked];
+  const bool is_float32 = task.dtype == Dtype::kFloat32;
+  const Product* const split = machine.products[Format::bfloat16x2];
+  // A single step reads each weight once, and is bound by that.
+  if (split && is_float32 && task.precision == Precision::kTf32 && task.steps > 1) return *split;
+  const bool rounds = is_float32 && !task.projects && task.precision == Precision::kBf16;
+  const Product* const own = machine.own_product(rounds ? Dtype::kBFloat16 : task.dtype);
+  return own ? *own : *machine.products[Format::float32];
+}
+
 // The fastest division of a step by a model of its time: directions at the same time where there
 // are two, row groups where the weights of all units fit into the L2 cache of a core, and there are
 // rows enough. Loads run ahead of the arithmetic of our tiles, so the longer of the two counts.
-void divide_among_threads(const CpuTask& task, const CpuMachine& machine, CpuPlan& plan) {
-  const CpuTuning& tuning = machine.tuning;
+ThreadGrid grid_of_walk(const CpuTask& task, const CpuMachine& machine, const CpuPlan& plan) {
+  // A thread's rates, in microseconds: multiply-adds of float32, bytes from beyond the L2 cache,
+  // and a barrier on an idle machine, for each thread that meets there.
+  constexpr double kMultiplyAdds = 1.2e5, kBytes = 4e4, kBarrier = 0.25;
   const Product& product = *plan.product;
   const double hidden = task.hidden_size;
   const double cache_bytes = product.cache_share * machine.l2_cache_bytes;
@@ -46,26 +51,24 @@ void divide_among_threads(const CpuTask& task, const CpuMachine& machine, CpuPla
       product.takes(plan.dtype) ? product.panel_rows : product.panel_rows_encoded;
   const double work = task.rows * 4 * hidden * hidden;
   const int64_t threads = std::min<int64_t>(machine.threads, 1 + work / kWalkWorthAThread);
-  plan.step_us = 1e300;
-  const auto consider = [&](int64_t directions, int64_t used) {
-    for (int64_t row_groups = 1; row_groups <= used; ++row_groups) {
-      if (used % row_groups != 0) continue;
-      const int64_t unit_groups = used / row_groups;
-      if (row_groups > task.batch || unit_groups > tiles) continue;
-      const int64_t rows = divide_up(task.batch, row_groups);
-      const double weights = 4 * hidden * product.lanes * divide_up(tiles, unit_groups);
-      const double arithmetic =
-          weights * std::max(rows, panel_rows) / product.rate / tuning.multiply_adds_per_us;
-      const double bytes = weights * product.bits / 8;
-      const double loading = bytes > cache_bytes ? bytes / tuning.bytes_per_us : 0;
-      const double barrier = unit_groups > 1 ? unit_groups * tuning.barrier_us : 0;
-      const double us = task.directions / directions * (std::max(arithmetic, loading) + barrier);
-      if (us < plan.step_us) plan.step_us = us, plan.grid = {unit_groups, row_groups, directions};
-    }
+  ThreadGrid fastest;
+  double least_us = 1e300;
+  const auto consider = [&](const ThreadGrid& grid) {
+    if (grid.row_groups > task.batch || grid.unit_groups > tiles) return;
+    const int64_t rows = divide_up(task.batch, grid.row_groups);
+    const double weights = 4 * hidden * product.lanes * divide_up(tiles, grid.unit_groups);
+    const double arithmetic = weights * std::max(rows, panel_rows) / product.rate / kMultiplyAdds;
+    const double bytes = weights * product.bits / 8;
+    const double loading = bytes > cache_bytes ? bytes / kBytes : 0;
+    const double barrier = grid.unit_groups > 1 ? grid.unit_groups * kBarrier : 0;
+    const double us = task.directions / grid.directions * (std::max(arithmetic, loading) + barrier);
+    if (us < least_us) least_us = us, fastest = grid;
   };
-  for (int64_t used = 1; used <= threads / task.directions; ++used) consider(task.directions, used);
-  if (task.directions > 1)
-    for (int64_t used = 1; used <= threads; ++used) consider(1, used);
+  for (int64_t directions = task.directions; directions >= 1; --directions)
+    for (int64_t members = 1; members <= threads / directions; ++members)
+      for (int64_t row_groups = 1; row_groups <= members; ++row_groups)
+        if (members % row_groups == 0) consider({members / row_groups, row_groups, directions});
+  return fastest;
 }
 
 // The form of the matrices; the weights of a step that trains are multiplied as they lie only if
@@ -146,42 +149,17 @@ int64_t chunk_steps(const CpuTask& task, const CpuPlan& plan) {
 
 }  // namespace
 
-int64_t l2_cache_bytes() {
-#if defined(__linux__) && defined(_SC_LEVEL2_CACHE_SIZE)
-  static const int64_t known = sysconf(_SC_LEVEL2_CACHE_SIZE);
-#else
-  constexpr int64_t known = 0;
-#endif
-  return known > 0 ? known : 1 << 20;
-}
-
-bool has_engine(const CpuTask& task) {
-  return task.engine == "stepwise" || task.engine == "auto" ||
-         (task.engine == "tiled" && !task.only_stepwise);
-}
-
 const Product* CpuMachine::own_product(Dtype dtype) const {
   const auto format = format_of(dtype);
   const Product* const product = format ? products[*format] : nullptr;
   return product && product->trains() ? product : nullptr;
 }
 
-const Product& product_for(const CpuTask& task, const CpuMachine& machine) {
-  if (task.prepacked) return *machine.products[*task.prepacked];
-  const bool is_float32 = task.dtype == Dtype::kFloat32;
-  const Product* const split = machine.products[Format::bfloat16x2];
-  // A single step reads each weight once, and is bound by that.
-  if (split && is_float32 && task.precision == Precision::kTf32 && task.steps > 1) return *split;
-  const bool rounds = is_float32 && !task.projects && task.precision == Precision::kBf16;
-  const Product* const own = machine.own_product(rounds ? Dtype::kBFloat16 : task.dtype);
-  return own ? *own : *machine.products[Format::float32];
-}
-
 CpuPlan plan(const CpuTask& task, const CpuMachine& machine) {
   CpuPlan plan;
-  plan.engine = engine_of(task);
   plan.dtype = task.dtype;
-  if (plan.engine == CpuEngine::kStepwise) {
+  const bool is_empty = task.input_size == 0 || task.hidden_size == 0 || task.output_size == 0;
+  if (task.only_stepwise || is_empty) {
     if (bytes_of(task.dtype) == 2 && !machine.rows_of_16_bits) plan.dtype = Dtype::kFloat32;
     return plan;
   }
@@ -196,33 +174,11 @@ CpuPlan plan(const CpuTask& task, const CpuMachine& machine) {
                        task.steps == 1 && task.only_dense;
   if (plan.form != MatrixForm::kPacked && !task.backward)
     plan.product = machine.own_product(plan.dtype);
-  divide_among_threads(task, machine, plan);
-  if (is_step) plan.grid = grid_of_step(task, machine, plan);
+  plan.grid = is_step ? grid_of_step(task, machine, plan) : grid_of_walk(task, machine, plan);
   divide_cells(task, machine, plan);
   plan.steps_ahead = is_step ? 0 : steps_ahead(task, machine, plan);
   plan.chunk_steps = chunk_steps(task, plan);
   return plan;
-}
-
-ProductShare share_of_product(const ProductTask& task, const Product& product, int64_t threads) {
-  // Rows that each thread is to have, or it would load the panels for too few, and those that pass
-  // a piece of a panel together.
-  constexpr int64_t kRowsOfAThread = 24, kBlockRows = 96;
-  const int64_t rows = task.rows, work = rows * task.multiply_adds;
-  const int64_t parts = std::min(threads, divide_up(rows, kRowsOfAThread));
-  ProductShare share;
-  // Rows are few for the threads and panels are not: each panel is loaded once.
-  const bool few_rows = rows < kRowsOfAThread * threads && task.panels >= parts;
-  share.by_panels = task.form != MatrixForm::kPacked ||
-                    (task.panels > 0 && (rows <= product.panel_rows || few_rows));
-  if (share.by_panels) {
-    share.panels_of_a_thread = divide_up(kProductWorthAThread, 1 + work / task.panels);
-    return share;
-  }
-  share.threads = std::min(parts, 1 + work / kProductWorthAThread);
-  // A multiple of the threads: where blocks are few, one more takes a third longer.
-  share.blocks = share.threads > 0 ? round_up(divide_up(rows, kBlockRows), share.threads) : 0;
-  return share;
 }
 
 }  // namespace fastlstm

@@ -5,7 +5,6 @@
 #pragma once
 #include <cstdint>
 #include <optional>
-#include <string_view>
 
 #include "cpu/products/product.h"
 
@@ -13,9 +12,6 @@ namespace fastlstm {
 
 // What was measured on a kind of processor. The defaults hold for those that nobody measured.
 struct CpuTuning {
-  // A thread's rates, in microseconds: multiply-adds of float32, bytes from beyond the L2 cache,
-  // and a barrier on an idle machine, for each thread that meets there.
-  double multiply_adds_per_us = 1.2e5, bytes_per_us = 4e4, barrier_us = 0.25;
   // From so many rows of a mean step on, their input is multiplied beside h, not steps ahead, if
   // each group of rows has a whole tile of them.
   int64_t rows_beside_h = INT64_MAX;
@@ -45,7 +41,7 @@ struct CpuTask {
   int64_t directions = 1, steps = 1, batch = 1, rows = 1;  // rows: of all steps together
   int64_t input_size = 1, hidden_size = 1, output_size = 1;
   bool projects = false;
-  bool only_stepwise = false;  // layer normalization, recurrent dropout
+  bool only_stepwise = false;  // layer normalization, recurrent dropout, or by name
   bool only_dense = true;      // neither packed nor ragged, no mask
   bool resets = false;
   // torch.backends.mkldnn.rnn.fp32_precision.
@@ -53,13 +49,10 @@ struct CpuTask {
   bool saves = false;  // a forward that backward follows
   bool backward = false;
   std::optional<Format> prepacked = {};  // weights that were packed before the call
-  std::string_view engine = "auto";      // or "stepwise", or "tiled"
 
   // Decoding, reinforcement learning.
   bool is_one_step() const { return steps == 1 && only_dense && !resets; }
 };
-
-enum class CpuEngine { kStepwise, kTiled };
 
 // members = unit_groups * row_groups divide a direction, and so many directions are walked at the
 // same time. Rows are independent: row groups walk alone, unit groups meet at a barrier after every
@@ -68,7 +61,6 @@ struct ThreadGrid {
   int64_t unit_groups = 1, row_groups = 1, directions = 1;
   int64_t members() const { return unit_groups * row_groups; }
   int64_t threads() const { return members() * directions; }
-  bool operator==(const ThreadGrid&) const = default;
 };
 
 // One of the threads of a grid: its share of the units, and of the rows: row_group,
@@ -77,22 +69,16 @@ struct Member {
   int64_t index, unit_group, row_group;
 };
 
-inline Member member_of(const ThreadGrid& grid, int64_t index) {
-  return {index, index % grid.unit_groups, index / grid.unit_groups};
-}
-
 // Where a product finds a matrix: in panels, packed for the call or before it; in a panel that is
 // packed when it is multiplied; or as it lies. A single step reads each weight once, and panels of
 // all would cross memory twice more.
 enum class MatrixForm { kPacked, kInUse, kAsItLies };
 
 struct CpuPlan {
-  CpuEngine engine = CpuEngine::kStepwise;
   Dtype dtype;                            // what the layer is computed in
-  const Product* product = nullptr;       // of the tiled engine
+  const Product* product = nullptr;       // of the tiled engine; none: the stepwise one computes
   MatrixForm form = MatrixForm::kPacked;  // of W_ih and W_hh
   ThreadGrid grid;
-  double step_us = 0;       // predicted, not measured
   int64_t steps_ahead = 0;  // forward: steps whose input is multiplied at once; 0: beside h
   int64_t chunk_steps = 1;  // backward: steps that are walked, then multiplied
   // Forward: rows, and vectors of units, whose sums wait in the cache for the cell equations, and
@@ -101,26 +87,6 @@ struct CpuPlan {
   bool fetches_next = false;
 };
 
-// A product of many rows outside a walk: by blocks of rows, which pass all panels, or by panels, of
-// which each thread takes so many for all rows.
-struct ProductTask {
-  int64_t rows, multiply_adds;  // of a row
-  int64_t panels = 0;           // 0: only by rows
-  MatrixForm form = MatrixForm::kPacked;
-};
-struct ProductShare {
-  bool by_panels = false;
-  int64_t panels_of_a_thread = 1, threads = 1, blocks = 1;
-};
-ProductShare share_of_product(const ProductTask& task, const Product& product, int64_t threads);
-
-// Whether there is an engine of the task's name, and it serves it.
-bool has_engine(const CpuTask& task);
-// The product of a task that is not converted.
-const Product& product_for(const CpuTask& task, const CpuMachine& machine);
 CpuPlan plan(const CpuTask& task, const CpuMachine& machine);
-
-// The L2 cache of a core, as the system has it; 1 MB where it does not say.
-int64_t l2_cache_bytes();
 
 }  // namespace fastlstm

@@ -27,7 +27,7 @@ inline py::dict build_info() {
           py::make_tuple(product->instructions, product->rows, product->width());
   return py::dict("cpu_capability"_a = kernel_table().target,
                   "multiplies_bfloat16"_a = machine.own_product(Dtype::kBFloat16) != nullptr,
-                  "l2_cache_bytes"_a = l2_cache_bytes(), "products"_a = products);
+                  "l2_cache_bytes"_a = machine.l2_cache_bytes, "products"_a = products);
 }
 
 inline Dtype dtype_named(const std::string& name) {
@@ -51,7 +51,7 @@ inline bool divides(int64_t hidden_size, int64_t batch, int64_t steps, int direc
   return divide(task, CudaDevice::of(sm_count, capability)).has_value();
 }
 
-// A plain layer on this processor, with these threads and this cache; times are predicted.
+// A plain layer on this processor, with these threads and this cache.
 inline py::dict plan_cpu(const std::string& dtype, int64_t input_size, int64_t hidden_size,
                          int64_t batch, int64_t steps, int64_t directions, bool training,
                          bool backward, int64_t threads, int64_t l2_cache_bytes) {
@@ -75,13 +75,12 @@ inline py::dict plan_cpu(const std::string& dtype, int64_t input_size, int64_t h
   const char* const dtype_name = kDtypeNames[static_cast<int>(chosen.dtype)];
   const Product* const product = chosen.product;  // none if ATen multiplies
   return py::dict(
-      "engine"_a = chosen.engine == CpuEngine::kTiled ? "tiled" : "stepwise",
-      "dtype"_a = dtype_name,
+      "engine"_a = product ? "tiled" : "stepwise", "dtype"_a = dtype_name,
       "product"_a = product ? kFormatNames[static_cast<int>(product->format)] : dtype_name,
       "weights"_a = kForms[static_cast<int>(chosen.form)],
       "unit_groups"_a = chosen.grid.unit_groups, "row_groups"_a = chosen.grid.row_groups,
-      "directions"_a = chosen.grid.directions, "step_us"_a = chosen.step_us,
-      "steps_ahead"_a = chosen.steps_ahead, "chunk_steps"_a = chosen.chunk_steps);
+      "directions"_a = chosen.grid.directions, "steps_ahead"_a = chosen.steps_ahead,
+      "chunk_steps"_a = chosen.chunk_steps);
 }
 
 }  // namespace fastlstm::planners

@@ -14,11 +14,10 @@ SHAPE = ["plan", "--hidden", "512", "--batch", "64", "--dtype", "bfloat16"]
 def test_plan_of_a_cpu(capsys: pytest.CaptureFixture[str]) -> None:
     main([*SHAPE, "--device", "cpu"])
     printed = capsys.readouterr().out
-    assert "bfloat16, input_size 512, hidden_size 512, batch up to 64, steps up to 512" in printed
     for line in ("auto: op\n", "torch       serves it, by name", "tiled       serves it, by name"):
         assert line in printed
     assert "persistent  it runs on cuda, meta, and the input is on cpu" in printed
-    assert "\nforward\n" in printed and "\nbackward\n" in printed and "none was measured" in printed
+    assert "\nforward\n" in printed and "\nbackward\n" in printed
     main([*SHAPE, "--device", "cpu", "--inference"])
     assert "\nbackward\n" not in capsys.readouterr().out
 

@@ -14,22 +14,34 @@ namespace {
 constexpr int64_t kGradientRows = 1024;  // rows of a weight gradient's sum packed at a time
 constexpr int64_t kGates = 4;
 
-// body(begin, end, panels) over all threads, as planned. Blocks of rows go to threads as they
-// finish.
-void share_product(const Product& product, const ProductShare& share, int64_t rows, int64_t panels,
-                   const auto& body) {
-  if (share.by_panels) {
-    at::parallel_for(0, panels, share.panels_of_a_thread, [&](int64_t first, int64_t last) {
+// body(begin, end, panels) over all threads for a product outside a walk, of `rows` rows that take
+// so many multiply-adds each: by blocks of rows, which pass all panels and go to threads as they
+// finish, or, if there are panels, by panels, each of which passes all rows.
+void share_product(const Product& product, int64_t rows, int64_t multiply_adds, int64_t panels,
+                   MatrixForm form, const auto& body) {
+  // With fewer multiply-adds waking another thread costs more than it helps. A thread with fewer
+  // rows would load all panels for too few. So many rows pass a piece of a panel together.
+  constexpr int64_t kWorthAThread = 1 << 19, kRowsOfAThread = 24, kBlockRows = 96;
+  const int64_t most = at::get_num_threads(), work = rows * multiply_adds;
+  const int64_t parts = std::min(most, divide_up(rows, kRowsOfAThread));
+  const bool few_rows =
+      rows <= product.panel_rows || (rows < kRowsOfAThread * most && panels >= parts);
+  if (form != MatrixForm::kPacked || (panels > 0 && few_rows)) {
+    const int64_t grain = divide_up(kWorthAThread, 1 + work / panels);
+    at::parallel_for(0, panels, grain, [&](int64_t first, int64_t last) {
       const ThreadSeries series(product);
       body(0, rows, Range{first, last});
     });
     return;
   }
+  const int64_t threads = std::min(parts, 1 + work / kWorthAThread);
+  // A multiple of the threads: where blocks are few, one more takes a third longer.
+  const int64_t blocks = threads > 0 ? round_up(divide_up(rows, kBlockRows), threads) : 0;
   std::atomic<int64_t> next = 0;
-  at::parallel_for(0, share.threads, 1, [&](int64_t, int64_t) {
+  at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
     const ThreadSeries series(product);
-    for (int64_t k; (k = next++) < share.blocks;)
-      body(k * rows / share.blocks, (k + 1) * rows / share.blocks, Range{0, panels});
+    for (int64_t k; (k = next++) < blocks;)
+      body(k * rows / blocks, (k + 1) * rows / blocks, Range{0, panels});
   });
 }
 
@@ -212,9 +224,7 @@ Matrix gates_of(const Product& product, const at::Tensor& w, MatrixForm form) {
 void multiply(const std::vector<const void*>& a, const Matrix& matrix, const SumsTo& to) {
   const Product& product = matrix.product();
   const int64_t rows = a.size(), K = matrix.K();
-  const ProductShare share = share_of_product(
-      {rows, K * matrix.N(), matrix.panel_count(), matrix.form()}, product, at::get_num_threads());
-  share_product(product, share, rows, matrix.panel_count(),
+  share_product(product, rows, K * matrix.N(), matrix.panel_count(), matrix.form(),
                 [&](int64_t begin, int64_t end, const Range& panels) {
                   Scratch room;
                   SumsTo some = to;
@@ -267,9 +277,7 @@ void multiply_transposed(const Product& product, const std::vector<const void*>&
       packed.emplace_back(product, Elements{{first, last}, false, last - first, part.N}, 1);
       multiply_adds += (last - first) * part.N;
     }
-    const ProductShare share =
-        share_of_product({M, multiply_adds, 0}, product, at::get_num_threads());
-    share_product(product, share, M, 0, [&](int64_t begin, int64_t end, const Range&) {
+    const auto pass_rows = [&](int64_t begin, int64_t end, const Range&) {
       const int64_t bytes_of_row = product.bytes_of_row(K);
       const Scratch transposed((end - begin) * bytes_of_row);
       product.transpose(a.data() + r, K, begin, end, transposed.data<char>());
@@ -282,7 +290,8 @@ void multiply_transposed(const Product& product, const std::vector<const void*>&
       for (size_t i = 0; i < parts.size(); ++i)
         packed[i].multiply({0, packed[i].panel_count()}, a_rows.data(), end - begin, kGradientRows,
                            {c[i].data() + begin, nullptr, accumulate}, room);
-    });
+    };
+    share_product(product, M, multiply_adds, /*panels=*/0, MatrixForm::kPacked, pass_rows);
   }
 }
 

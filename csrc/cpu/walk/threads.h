@@ -71,7 +71,9 @@ void walk_steps(const Product& product, const ThreadGrid& grid, int64_t directio
   const Range range{steps.begin * phases, steps.end * phases};
   for (int64_t d = 0; d < directions; d += grid.directions)
     with_threads(product, grid.threads(), grid.unit_groups > 1, range, [&](int64_t i, int64_t v) {
-      work(d + v / grid.members(), i / phases, i % phases, member_of(grid, v % grid.members()));
+      const int64_t k = v % grid.members();
+      work(d + v / grid.members(), i / phases, i % phases,
+           Member{k, k % grid.unit_groups, k / grid.unit_groups});
     });
 }
 
