@@ -18,12 +18,10 @@ def devices() -> list[tuple[torch.device, str]]:
     """The devices that fastlstm knows, with a description of each."""
     cpu = f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
     here = [(torch.device("cpu"), cpu)]
-    free = _build.library.free_sms() if _build.extension_available() else 0
-    note = f", of which {free} are left free (FASTLSTM_FREE_SMS)" if free else ""
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)
         text = f"{gpu.name}, sm_{gpu.major}{gpu.minor}, {gpu.multi_processor_count} SMs"
-        here.append((torch.device("cuda", index), text + note))
+        here.append((torch.device("cuda", index), text))
     return here
 
 

@@ -85,24 +85,12 @@ def _minor(version: str) -> str:
 def gpu(index: int) -> tuple[int, int, str]:
     """Multiprocessors of a GPU, its capability as 90 for 9.0, and an error.
 
-    The capability is that of the kernels where they were compiled for less than sm_80, and 0 where
-    they cannot run, as under an old driver: then the error says why, unless there is no such code.
+    Multiprocessors that FASTLSTM_FREE_SMS leaves free do not count. The capability is that of the
+    kernels where they were compiled for less than sm_80, and 0 where they cannot run, as under an
+    old driver: then the error says why, unless there is no such code.
     """
     sm_count, capability, error = torch.ops.fastlstm.cuda_device(index)
     return sm_count, capability, error.partition("\n")[0]  # without how to debug kernels
-
-
-@functools.lru_cache(maxsize=4096)
-def divides(index: int, training: bool, *task: Any) -> bool:
-    """Whether the persistent engine can divide a layer on a GPU, in training backward too."""
-    names = ("hidden_size", "batch", "steps", "directions", "dtype", "allow_tf32")
-    sm_count, capability, _ = gpu(index)
-    rest = {"sm_count": sm_count - library.free_sms(), "capability": capability}
-    walks = [False, True] if training else [False]
-    return all(
-        library.divides(**dict(zip(names, task, strict=True)), **rest, backward=backward)
-        for backward in walks
-    )
 
 
 def mismatch(record: dict[str, Any], torch_version: str, torch_cuda: str | None) -> str | None:

@@ -123,19 +123,24 @@ class Call(NamedTuple):
             return torch.get_autocast_dtype(device)
         return dtype
 
+    def steps_and_batch(self) -> tuple[int, int]:
+        """T and B."""
+        if self.is_cell:
+            return 1, self.input.size(0)
+        if self.batch_sizes is None:
+            return self.input.size(0), self.input.size(1)
+        return self.batch_sizes.size(0), int(self.batch_sizes[0])
+
     def state(self) -> tuple[Tensor, Tensor]:
         """hx, made of zeros if it is None."""
         if self.hx is not None:
             return self.hx
         input, hidden_size = self.input, self.weights[0].size(0) // 4
         output_size = self.weights[1].size(-1)
-        if self.is_cell:
-            batch: tuple[int, ...] = (input.size(0),)
-        else:
-            rows = input.size(1) if self.batch_sizes is None else int(self.batch_sizes[0])
-            batch = (self.num_layers * self.directions, rows)
-        c_0 = input.new_zeros(*batch, hidden_size)
-        return c_0 if output_size == hidden_size else input.new_zeros(*batch, output_size), c_0
+        batch = self.steps_and_batch()[1]
+        rows = (batch,) if self.is_cell else (self.num_layers * self.directions, batch)
+        c_0 = input.new_zeros(*rows, hidden_size)
+        return c_0 if output_size == hidden_size else input.new_zeros(*rows, output_size), c_0
 
 
 # In sizes as of `reference.lstm_layer`.

@@ -48,27 +48,21 @@ def _why_not_torch(call: Call) -> str | None:
     return None
 
 
-_PERSISTENT = (
-    "it takes float32, bfloat16 and float16 without proj_size, layer normalization and recurrent "
-    "dropout, on sm_80 or newer, where W_hh fits into the shared memory of all multiprocessors"
-)
-
-
 def _why_not_persistent(call: Call) -> str | None:
     drops = call.regularizers is not None and call.regularizers.recurrent_dropout
-    if drops or "projection" in call.layout or "layer_norm" in call.layout:
-        return _PERSISTENT
-    if not call.input.is_cuda or torch.compiler.is_compiling():
-        return None  # the op knows more, when it runs
-    steps, batch = call.input.shape[:2] if not call.is_cell else (1, len(call.input))
-    if call.batch_sizes is not None:
-        steps, batch = len(call.batch_sizes), int(call.batch_sizes[0])
-    sizes = call.weights[0].size(0) // 4, batch, steps, call.directions
-    dtype = str(call.dtype()).removeprefix("torch.")
-    tf32 = _measured.matmul_precision() == "tf32"
-    device = call.input.device.index or 0
-    fits = _build.divides(device, torch.is_grad_enabled(), *sizes, dtype, tf32)
-    return None if fits else _PERSISTENT
+    fits = not (drops or "projection" in call.layout or "layer_norm" in call.layout)
+    if fits and call.input.is_cuda and not torch.compiler.is_compiling():
+        steps, batch = call.steps_and_batch()
+        sizes = call.weights[0].size(0) // 4, batch, steps, call.directions
+        dtype = str(call.dtype()).removeprefix("torch.")
+        sms, capability, _ = _build.gpu(call.input.device.index or 0)
+        fits = _build.library.divides(*sizes, dtype, torch.is_grad_enabled(), sms, capability)
+    if fits:
+        return None
+    return (
+        "it takes float32, bfloat16 and float16 without proj_size, layer normalization and "
+        "recurrent dropout, on sm_80 or newer, where W_hh fits into all shared memory together"
+    )
 
 
 def _why_not_prepacked(call: Call) -> str | None:

@@ -34,8 +34,8 @@ RAGGED: dict[str, Any] = {"form": "lengths", "reset": True, "directions": 2}
 PACKED: dict[str, Any] = {"form": "packed", "directions": 2}
 # What each engine of a GPU has to do, in an emulator and on a GPU.
 OF_A_GPU: list[tuple[str, dict[str, Any]]] = [
-    *((engine, {"form": form, "directions": 2})
-      for engine in ("stepwise", "persistent", "persistent:16x8x2")
+    *((engine, {"form": form, "directions": 2, "batch": batch})
+      for engine, batch in (("stepwise", 5), ("persistent", 5), ("persistent", 13))
       for form in ("dense", "packed", "lengths")),
     ("stepwise", {"h_mask": True, "reset": True, "bias": False}),
     ("stepwise", {"h_mask": True, **RAGGED}),

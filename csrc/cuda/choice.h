@@ -4,6 +4,7 @@
 #include <c10/cuda/CUDAFunctions.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <optional>
 
 #include "../core/layer.h"
@@ -11,22 +12,27 @@
 #include "device_sequence.h"
 #include "launch.h"
 #include "plan.h"
-#include "request.h"
 
 namespace fastlstm {
 
-// The compute capability for which the code was compiled that the current device runs, which may be
-// less than its own; 0 where the build has none for it.
-inline int code_capability() {
-  int capability = 0;
-  const cudaError_t error = compiled_capability(&capability);
-  if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction) return 0;
-  check_cuda(error, "cudaFuncGetAttributes");
-  return capability;
+// Multiprocessors that the persistent engine leaves to other streams and processes:
+// FASTLSTM_FREE_SMS, read once.
+inline int64_t free_sms() {
+  static const int64_t count = [] {
+    const char* const text = std::getenv("FASTLSTM_FREE_SMS");
+    char* end = nullptr;
+    const int64_t value = text ? std::strtol(text, &end, 10) : 0;
+    TORCH_CHECK(!text || (!*end && value >= 0),
+                "FASTLSTM_FREE_SMS: expected a number of multiprocessors, 0 or more, got \"", text,
+                "\"");
+    return value;
+  }();
+  return count;
 }
 
-// The current device, which is that of the call; with no multiprocessors if it makes no cooperative
-// launches.
+// The current device, which is that of the call, without the multiprocessors that are left free;
+// with none if it makes no cooperative launches. Its capability is that of the code that it runs
+// where this was compiled for less than sm_80, without the persistent kernels; 0 for no code.
 inline CudaDevice cuda_device() {
   const int index = c10::cuda::current_device();
   const auto attribute = [&](cudaDeviceAttr name) {
@@ -34,23 +40,27 @@ inline CudaDevice cuda_device() {
     check_cuda(cudaDeviceGetAttribute(&value, name, index), "cudaDeviceGetAttribute");
     return value;
   };
+  int code = 0;
+  const cudaError_t error = compiled_capability(&code);
+  if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction)
+    code = 0;
+  else
+    check_cuda(error, "cudaFuncGetAttributes");
   const int capability = 10 * attribute(cudaDevAttrComputeCapabilityMajor) +
                          attribute(cudaDevAttrComputeCapabilityMinor);
-  // Code for older GPUs lacks the persistent kernels, even where a newer one runs it.
-  const int code = code_capability();
   const bool cooperates = attribute(cudaDevAttrCooperativeLaunch);
-  return {cooperates ? attribute(cudaDevAttrMultiProcessorCount) : 0, code < 80 ? code : capability,
+  const int64_t sms = cooperates ? attribute(cudaDevAttrMultiProcessorCount) - free_sms() : 0;
+  return {static_cast<int>(std::max<int64_t>(sms, 0)), code < 80 ? code : capability,
           attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)};
 }
 
 // The division of a call's work by the persistent engine; nothing where the stepwise one serves it.
 inline std::optional<Tiling> plan_call(c10::string_view engine, const Layer& layer, bool backward) {
-  const auto request = parse_engine({engine.data(), engine.size()});
-  TORCH_CHECK(request,
-              "lstm: expected engine to be \"auto\", \"stepwise\", \"persistent\" or "
-              "\"persistent:UNITSxROW_TILExROW_GROUPS\" on CUDA, got \"",
-              engine, "\"");
-  if (!request->persistent) return std::nullopt;
+  if (engine == "auto" || engine == "stepwise") return std::nullopt;
+  TORCH_CHECK(
+      engine == "persistent",
+      "lstm: expected engine to be \"auto\", \"stepwise\" or \"persistent\" on CUDA, got \"",
+      engine, "\"");
   const Task task{layer.hidden_size.expect_int(),
                   layer.batch.expect_int(),
                   layer.steps.expect_int(),
@@ -58,19 +68,16 @@ inline std::optional<Tiling> plan_call(c10::string_view engine, const Layer& lay
                   dtype_of(layer.input.scalar_type()),
                   matmul_allows_tf32(),
                   backward};
-  CudaDevice device = cuda_device();
-  device.sm_count = std::max(0, device.sm_count - free_sms());
+  const CudaDevice device = cuda_device();
   std::optional<Tiling> tiling;
-  if (!layer.projects() && !layer.normalizes() && !layer.h_mask)
-    tiling = divide(task, device, request->division);
+  if (!layer.projects() && !layer.normalizes() && !layer.h_mask) tiling = divide(task, device);
   TORCH_CHECK(
-      tiling, "lstm: the engine \"", engine,
-      "\" takes float32, bfloat16 and float16 without proj_size, layer normalization and recurrent "
-      "dropout, a batch that is not empty, and a W_hh that fits into the shared memory of the GPU "
-      "(sm_80 or newer), got ",
+      tiling, "lstm: the engine \"persistent\" takes float32, bfloat16 and float16 without ",
+      "proj_size, layer normalization and recurrent dropout, a batch that is not empty, and a W_hh "
+      "that fits into the shared memory of the GPU (sm_80 or newer), got ",
       layer.input.scalar_type(), layer.options().empty() ? "" : " with ", layer.options(),
       ", batch ", task.batch, ", hidden_size ", task.hidden_size, " on sm_", device.capability,
-      " with ", device.sm_count, " SMs", free_sms() ? " beside those of FASTLSTM_FREE_SMS" : "");
+      " with ", device.sm_count, " SMs, and ", free_sms(), " left free by FASTLSTM_FREE_SMS");
   return tiling;
 }
 

@@ -139,15 +139,9 @@ inline double step_clocks(const Task& task, const Tiling& tiling, int sm_count) 
   return walk * task.directions / tiling.directions;
 }
 
-// A division that tests and measurements request; 0 leaves the choice to the planner.
-struct Division {
-  int units = 0, row_tile = 0, row_groups = 0;
-};
-
 // The division that takes the fewest clocks, all of whose blocks run at once with the shared memory
 // they need; nothing where there is none.
-inline std::optional<Tiling> divide(const Task& task, const CudaDevice& device,
-                                    const Division& forced = {}) {
+inline std::optional<Tiling> divide(const Task& task, const CudaDevice& device) {
   const bool possible = task.dtype != Dtype::kFloat64 && device.capability >= 80 &&
                         task.hidden_size > 0 && task.hidden_size <= (1 << 20) && task.batch > 0 &&
                         task.steps > 0 && std::max(task.batch, task.steps) < INT32_MAX;
@@ -162,15 +156,11 @@ inline std::optional<Tiling> divide(const Task& task, const CudaDevice& device,
   };
   for (int directions = task.directions; directions >= 1; --directions) {
     for (int units : {8, 16, 32}) {
-      if (forced.units && units != forced.units) continue;
       const int64_t room = device.sm_count / (divide_up(task.hidden_size, units) * directions);
       const int64_t useful = divide_up(task.batch, 8);  // a tile has no fewer rows
-      const int64_t first = forced.row_groups ? forced.row_groups : 1;
-      const int64_t last = forced.row_groups ? forced.row_groups : useful;
       for (int row_tile : {8, 16}) {
         if (!is_compiled(task.ffma(), units, row_tile)) continue;
-        if (forced.row_tile && row_tile != forced.row_tile) continue;
-        for (int64_t groups = first; groups <= std::min({last, room, task.batch}); ++groups)
+        for (int64_t groups = 1; groups <= std::min(useful, room); ++groups)
           consider(directions, units, row_tile, static_cast<int>(groups));
       }
     }

@@ -75,11 +75,9 @@ PYBIND11_MODULE(_C, m) {
         "batch"_a, "steps"_a, "directions"_a, "training"_a, "backward"_a, "threads"_a,
         "l2_cache_bytes"_a,
         "How a plain layer would run on this processor, with other threads or caches too.");
-  m.def("divides", &planners::divides, py::kw_only(), "hidden_size"_a, "batch"_a, "steps"_a,
-        "directions"_a, "dtype"_a, "allow_tf32"_a, "backward"_a, "sm_count"_a, "capability"_a,
+  m.def("divides", &planners::divides, "hidden_size"_a, "batch"_a, "steps"_a, "directions"_a,
+        "dtype"_a, "training"_a, "sm_count"_a, "capability"_a,
         "Whether the persistent engine can divide a layer's work on a GPU that need not be here.");
-  m.def("free_sms", &free_sms,
-        "How many multiprocessors of a GPU are left to other streams: FASTLSTM_FREE_SMS.");
   m.def("pack_weight", &pack_weight, "A weight in the panels of this processor");
   m.def("unpack_weight", &unpack_weight, "The opposite of pack_weight");
   PyModule_AddFunctions(m.ptr(), kShortCalls);

@@ -5,10 +5,10 @@
 #include <algorithm>
 #include <string>
 
+#include "core/torch_versions.h"
 #include "cpu/plan.h"
 #include "cpu/targets/kernels.h"
 #include "cuda/plan.h"
-#include "cuda/request.h"
 
 namespace fastlstm::planners {
 
@@ -43,12 +43,15 @@ inline py::dict engines() {
                   "persistent"_a = py::make_tuple("cuda"));
 }
 
-// Whether the persistent engine can divide a layer's work on a GPU, which need not be present.
+// Whether the persistent engine can divide a layer's work on a GPU, which need not be present, in
+// training backward too.
 inline bool divides(int64_t hidden_size, int64_t batch, int64_t steps, int directions,
-                    const std::string& dtype, bool allow_tf32, bool backward, int sm_count,
-                    int capability) {
-  const Task task{hidden_size, batch, steps, directions, dtype_named(dtype), allow_tf32, backward};
-  return divide(task, CudaDevice::of(sm_count, capability)).has_value();
+                    const std::string& dtype, bool training, int sm_count, int capability) {
+  Task task{hidden_size, batch, steps, directions, dtype_named(dtype), matmul_allows_tf32(), false};
+  const CudaDevice device = CudaDevice::of(sm_count, capability);
+  const bool forward = divide(task, device).has_value();
+  task.backward = true;
+  return forward && (!training || divide(task, device));
 }
 
 // A plain layer on this processor, with these threads and this cache.

@@ -10,7 +10,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import fastlstm
-from fastlstm import _build
+from fastlstm import _build, engines
+from fastlstm._call import Call
 
 pytestmark = [
     pytest.mark.gpu,
@@ -20,9 +21,9 @@ pytestmark = [
 
 def require(engine):
     gpu = torch.cuda.get_device_properties()
-    if engine.startswith("persistent") and gpu.major < 8:
+    if engine == "persistent" and gpu.major < 8:
         pytest.skip("the persistent engine needs sm_80")
-    if engine.startswith("persistent") and _build.library.free_sms() >= gpu.multi_processor_count:
+    if engine == "persistent" and not _build.gpu(0)[0]:
         pytest.skip("FASTLSTM_FREE_SMS leaves the persistent engine no multiprocessor")
 
 
@@ -41,31 +42,13 @@ LARGE = [
 ]
 
 
-def engine_for(kind, hidden_size, batch, sm_count, capability, steps=100):
-    """The persistent engine where it serves a layer, which is what these tests are for."""
-    task = dict(
-        hidden_size=hidden_size,
-        batch=batch,
-        steps=steps,
-        directions=1,
-        dtype=str(op_call.dtype_of(kind)).removeprefix("torch."),
-        allow_tf32=kind == "tf32",
-        sm_count=max(sm_count - _build.library.free_sms(), 0),
-        capability=capability,
-    )
-    fits = all(_build.library.divides(backward=b, **task) for b in (False, True))
-    return "persistent" if fits else "stepwise"
-
-
 def large(dtype, hidden_size=512, batch=64, steps=100):
+    """A layer on the persistent engine where that serves it, which is what these tests are for."""
     torch.manual_seed(0)
     lstm = fastlstm.LSTM(hidden_size, hidden_size, device="cuda", dtype=dtype)
-    kind = str(dtype).removeprefix("torch.")
-    kind = "tf32" if kind == "float32" and torch.backends.cuda.matmul.allow_tf32 else kind
-    gpu = _build.gpu(0)[:2]
-    asked = os.environ.get("FASTLSTM_ENGINE")
-    lstm.engine = asked or engine_for(kind, hidden_size, batch, *gpu, steps)
     x = torch.randn(steps, batch, hidden_size, device="cuda", dtype=dtype, requires_grad=True)
+    reason = engines.BY_NAME["persistent"].why_not(Call(x, None, lstm._flat_weights, "bias"))
+    lstm.engine = os.environ.get("FASTLSTM_ENGINE") or ("stepwise" if reason else "persistent")
     return lstm, x
 
 

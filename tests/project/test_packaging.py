@@ -28,8 +28,8 @@ MODULE = """
 #include <pybind11/pybind11.h>
 TORCH_LIBRARY(fastlstm, m) { m.def("lstm_backward(Tensor x) -> Tensor"); }
 PYBIND11_MODULE(_C, m) {
-  m.def("free_sms", [] { return 0; });
   m.def("engines", [] { return pybind11::dict(); });
+  m.def("answer", [] { return 0; });
 }
 """
 
@@ -265,7 +265,7 @@ def test_a_wheel_has_a_folder_for_each_torch(small_project: Path, tmp_path: Path
     done = install(small_project, target, FASTLSTM_BUILD="cpu", FASTLSTM_TORCH_HEADERS=headers)
     assert done.returncode == 0, done.stdout
     assert record(target)["torch"] == [here]
-    shown = "from fastlstm import _C, _build; print(_C.__file__, _build.library.free_sms())"
+    shown = "from fastlstm import _C, _build; print(_C.__file__, _build.library.answer())"
     done = python(target, shown)
     assert re.search(rf"/torch_{here.replace('.', '_')}/_C\S+ 7\n$", done.stdout), done.stdout
 
