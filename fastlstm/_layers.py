@@ -160,6 +160,15 @@ def run_stack(
     return output, state, cells.transpose(1, 2) if batch_first else cells
 
 
+def run_cell(compute: Callable[[Call], Results], call: Call) -> tuple[Tensor, Tensor]:
+    """The next h and c [B,H] of a cell's call."""
+    _, (h, c), _ = compute(call)
+    state = call.input.dtype if call.hx is None else call.hx[1].dtype
+    if c.dtype != state and c.is_cpu:  # as torch.lstm_cell has it under CPU autocast
+        return h.to(state), c.to(state)
+    return h, c
+
+
 def _reference_layer(*layer: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     count = len(LstmCall._fields)
     call, zones = LstmCall(*layer[:count]), layer[count:]

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from . import _build, _formats
 from ._call import LAYOUTS, Call
-from ._layers import Results
+from ._layers import Results, run_prepacked
 from .convert import own_class
-from .engines import PREPACKED, is_eager
+from .engines import is_eager, transforms_active
 from .modules import (
     LSTM,
     CellModule,
@@ -47,6 +48,19 @@ def copy_attributes(layer: nn.Module, to: nn.Module) -> None:
     left = ("dtype", "forward", "weights")  # which Prepacked has
     attributes = {k: v for k, v in vars(layer).items() if k[0] != "_" or k.startswith(kept)}
     to.__dict__.update({k: v for k, v in attributes.items() if k not in left})
+
+
+def is_differentiated(call: Call) -> bool:
+    """Whether input or state require a gradient, have a tangent or are transformed."""
+    tensors = (call.input, *(call.hx or ()))
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return True
+    if forward_ad._current_level >= 0:
+        duals = [forward_ad.unpack_dual(t) for t in tensors]  # type: ignore[no-untyped-call]
+        if any(dual.tangent is not None for dual in duals):
+            return True
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+    return transforms_active() and any(map(wrapped, tensors))
 
 
 class Prepacked(nn.Module):
@@ -88,13 +102,14 @@ class Prepacked(nn.Module):
                 f"{type(self).__name__}: expected input of dtype {self.dtype}, got "
                 f"{call.input.dtype}; autocast leaves prepacked layers alone"
             )
-        if reason := PREPACKED.why_not(call):
+        if is_differentiated(call):
             raise RuntimeError(
-                f"{type(self).__name__}: {reason}; call within torch.inference_mode() or "
+                f"{type(self).__name__}: prepacked weights give no gradients, nor do they take "
+                "part in torch.func transforms; call within torch.inference_mode() or "
                 "torch.no_grad() and outside torch.func, or turn the model back: "
                 "fastlstm.unpack(model)"
             )
-        return PREPACKED.run(call)
+        return run_prepacked(call)
 
     def train(self, mode: bool = True) -> Prepacked:
         """Stays in eval mode; a RuntimeError if `mode` is true, for there is nothing to train."""

@@ -1,19 +1,17 @@
 """The engines: what runs each, what each cannot do, and the choice among them, made once a call.
 
-An engine is a row of `ENGINES`. A call takes the engine that its caller names, or the one that
-`fastlstm.tune` measured, or the first of `preferred` that has no reason against it.
+An engine is a row of `BY_NAME`. A call takes the engine that its caller names, or the one that
+`fastlstm.tune` measured, or the first that has no reason against it.
 """
 
 from __future__ import annotations
 
 import functools
 import os
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import _build, _layers, _measured, _transforms, onnx
@@ -65,19 +63,6 @@ def _why_not_persistent(call: Call) -> str | None:
     )
 
 
-def _why_not_prepacked(call: Call) -> str | None:
-    tensors = (call.input, *call.state())
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        return "packed weights give no gradients, and the input or the state requires one"
-    if forward_ad._current_level >= 0:
-        duals = [forward_ad.unpack_dual(t) for t in tensors]  # type: ignore[no-untyped-call]
-        if any(dual.tangent is not None for dual in duals):
-            return "packed weights give no gradients, and the input or the state has a tangent"
-    if transforms_active() and any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors)):
-        return "packed weights give no gradients, nor do they take part in torch.func transforms"
-    return None
-
-
 def _op(name: str, *device_types: str) -> Engine:
     """An engine of the op, by its name there; "auto" leaves the choice to the device's planner."""
 
@@ -105,36 +90,24 @@ def _op(name: str, *device_types: str) -> Engine:
 
 TORCH = Engine("torch", _why_not_torch, _layers.run_torch)
 REFERENCE = Engine("reference", lambda call: None, _layers.run_reference)
-PREPACKED = Engine("prepacked", _why_not_prepacked, _layers.run_prepacked)  # by itself
 OP = _op("auto", "cpu", "cuda", "meta")
-_ROWS = (
-    TORCH,
-    REFERENCE,
-    OP,
-    *(_op(name, *types, "meta") for name, types in _build.engines_of_the_op().items()),
-)
-#: By name; "auto" is no engine, but the choice among them.
-BY_NAME = {row.name: row for row in _ROWS}
+_OF_THE_OP = [_op(name, *types, "meta") for name, types in _build.engines_of_the_op().items()]
+BY_NAME = {row.name: row for row in (TORCH, REFERENCE, OP, *_OF_THE_OP)}
+#: What users may name; "auto" is no engine, but the choice among them.
 ENGINES = ("auto", *(name for name in BY_NAME if name != "op"))
 
 
 def check_engine(name: Any) -> None:
     """Raises a ValueError unless there is such an engine."""
     if name not in ENGINES:
-        missing = _build.unavailable_reason()
-        without = f"; without the extension there are no others: {missing}" if missing else ""
         raise ValueError(
             f"engine: expected one of {', '.join(ENGINES)}, got {name!r} (the environment variable "
-            f"FASTLSTM_ENGINE decides where the code does not){without}"
+            "FASTLSTM_ENGINE decides where the code does not)"
         )
 
 
 # What "auto" stands for: the user's FASTLSTM_ENGINE, read once.
 DEFAULT = os.environ.get("FASTLSTM_ENGINE") or "auto"
-try:
-    check_engine(DEFAULT)
-except ValueError as error:  # of the calls too, but an import never fails
-    warnings.warn(str(error), RuntimeWarning, stacklevel=3)
 
 
 def choose(call: Call, requested: str = "auto") -> Engine:
@@ -149,10 +122,9 @@ def choose(call: Call, requested: str = "auto") -> Engine:
         check_engine(name)
         row = BY_NAME[name]
         if reason := row.why_not(call):
-            others = [e.name for e in _ROWS if e is not OP and not e.why_not(call)]
+            others = ", ".join(each for each in ENGINES[1:] if not BY_NAME[each].why_not(call))
             raise RuntimeError(
-                f"engine {name!r} cannot serve this call: {reason}; use one of auto, "
-                f"{', '.join(others)}"
+                f"engine {name!r} cannot serve this call: {reason}; use one of auto, {others}"
             )
         return row
     if _measured.active and not torch.compiler.is_compiling():
@@ -190,14 +162,5 @@ def is_eager() -> bool:
 def candidates(call: Call) -> list[Engine]:
     """The engines between which `fastlstm.tune` measures."""
     if call.input.is_cuda:
-        return [row for row in _ROWS if row not in (REFERENCE, OP)]
+        return [row for row in BY_NAME.values() if row not in (REFERENCE, OP)]
     return [OP, TORCH]
-
-
-def run_cell(call: Call, requested: str) -> tuple[Tensor, Tensor]:
-    """The next h and c [B,H] of a cell's call, by the engine that is chosen."""
-    _, (h, c), _ = choose(call, requested).run(call)
-    state = call.input.dtype if call.hx is None else call.hx[1].dtype
-    if c.dtype != state and c.is_cpu:  # as torch.lstm_cell has it under CPU autocast
-        return h.to(state), c.to(state)
-    return h, c

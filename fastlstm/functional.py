@@ -19,9 +19,9 @@ from ._checks import (
     check_stack,
     in_training,
 )
-from ._layers import Results, run_stack
+from ._layers import Results, run_cell, run_stack
 from ._regularize import Regularizers
-from .engines import ENGINES, TORCH, choose, run_cell
+from .engines import ENGINES, TORCH, choose
 
 __all__ = ["ENGINES", "lstm", "lstm_cell"]
 
@@ -182,6 +182,7 @@ def lstm_cell(
     names = ("w_ih", "w_hh", "b_ih", "b_hh")
     check_kinds(input, hx, dict(zip(names, weights, strict=False)))
     call = Call(input, hx, weights, layout, is_cell=True)
-    if choose(call, engine) is TORCH:
+    chosen = choose(call, engine)
+    if chosen is TORCH:
         check_stack(call)
-    return run_cell(call, engine)
+    return run_cell(chosen.run, call)

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map_only
 from . import _build, engines
 from ._call import LAYOUTS, Call
 from ._checks import as_lengths, as_reset, check_kinds, in_training
-from ._layers import Results, run_stack
+from ._layers import Results, run_cell, run_stack
 from ._regularize import Regularizers, check_probabilities
 
 _torch_lstm: Any = nn.LSTM  # whose methods run on modules that do not inherit from it
@@ -461,7 +461,8 @@ class LSTMCell(CellModule, EngineModule, nn.RNNCellBase):
             h, c = hx or (None, None)
             step: State = _build.library.lstm_cell(input, h, c, weights, layout, "auto")
             return step
-        return engines.run_cell(Call(input, hx, weights, layout, is_cell=True), engine)
+        call = Call(input, hx, weights, layout, is_cell=True)
+        return run_cell(engines.choose(call, engine).run, call)
 
 
 for _class in (LSTM, LSTMCell):
