@@ -70,7 +70,7 @@ def tune(case: Case, device: str, seconds: float) -> None:
         lengths = ragged_lengths(case.batch, case.steps)
         input = torch.nn.utils.rnn.pack_padded_sequence(input, lengths, enforce_sorted=False)
     with settings(case):
-        fastlstm.tune(build_module(case, "auto", device), input, seconds=seconds, quiet=True)
+        fastlstm.tune(build_module(case, "auto", device), input, seconds=seconds)
 
 
 def report(title: str, cases: Sequence[Case], ratios: Sequence[float]) -> None:
@@ -92,14 +92,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settle_malloc()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["FASTLSTM_TUNE"] = str(Path(folder, "tuned.json"))
-        _measured.machines.clear()
-        _measured.load()  # nothing: before means without any measurement
+        _measured.tuned.clear()  # before means without any measurement
         report("before tune", cases, [ratio(c, args.device, args.seconds) for c in cases])
         for case in cases:
             tune(case, args.device, args.seconds)
         report("after tune", cases, [ratio(c, args.device, args.seconds) for c in cases])
-    chosen = sum(map(len, _measured.machines.values()))
-    print(f"tune chose another engine for {chosen} kinds of calls")
+    print(f"tune chose another engine for {len(_measured.tuned)} kinds of calls")
 
 
 if __name__ == "__main__":

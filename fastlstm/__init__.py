@@ -15,7 +15,7 @@ from fastlstm.convert import convert  # noqa: E402
 from fastlstm.layer_norm import LayerNormLSTM  # noqa: E402
 from fastlstm.modules import LSTM, LSTMCell  # noqa: E402
 from fastlstm.prepacked import prepack, unpack  # noqa: E402
-from fastlstm.tune import Measurement, tune  # noqa: E402
+from fastlstm.tune import tune  # noqa: E402
 
 __version__ = "0.1.0"
 __all__ = [
@@ -23,7 +23,6 @@ __all__ = [
     "LSTM",
     "LSTMCell",
     "LayerNormLSTM",
-    "Measurement",
     "PackedLSTM",
     "PackedLSTMCell",
     "compare",

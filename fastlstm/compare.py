@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,13 +17,13 @@ from ._prepacked_layers import PackedLSTM, PackedLSTMCell
 from .convert import check_model, convert
 from .modules import LSTM, LSTMCell
 from .prepacked import prepack
-from .tune import _alternate, seconds_of
 
 Run = Callable[[], object]
 Call = tuple[nn.Module, Sequence[Any], dict[str, Any]]
 
 LSTMS = (nn.LSTM, nn.LSTMCell, LSTM, LSTMCell, PackedLSTM, PackedLSTMCell)
 SAMPLE = 1e-2  # seconds of a sample, at least
+LEAST_ROUNDS = 5
 
 
 class Comparison(NamedTuple):
@@ -83,7 +84,7 @@ def compare(
         for *_, made, calls in copies:
             steps.append(partial(_make_calls, [(made, inputs, {})], training))
             steps.append(partial(_make_calls, calls, training))
-        times = _in_turn(steps, device, seconds * len(copies))
+        times = in_turn(steps, device, seconds * len(copies))
         outputs = [_outputs(made, inputs) for _, _, made, _ in copies]
     rows = []
     for k, (name, code, _, _) in enumerate(copies):
@@ -191,20 +192,32 @@ def _make_calls(calls: Sequence[Call], training: bool) -> None:
                 torch.autograd.grad(outputs, wanted, [*ones], allow_unused=True)
 
 
-def _in_turn(steps: Sequence[Run], device: torch.device, seconds: float) -> list[list[float]]:
-    """Seconds of a call of each step, from samples of several calls."""
+def seconds_of(run: Run, device: torch.device) -> float:
+    """Seconds of one call: by events on a GPU, by the clock elsewhere."""
+    if device.type == "cuda":
+        event: Any = torch.cuda.Event
+        start, end = event(enable_timing=True), event(enable_timing=True)
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end)) / 1000
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
+
+
+def in_turn(steps: Sequence[Run], device: torch.device, seconds: float) -> list[list[float]]:
+    """Seconds of a call of each step, in one order and in the other, from samples of several."""
     once = [min(seconds_of(step, device) for _ in range(2)) for step in steps]
     counts = [max(1, round(SAMPLE / max(each, 1e-7))) for each in once]
-
-    def repeat(step: Run, count: int) -> None:
-        for _ in range(count):
-            step()
-
-    runs: dict[str, Run] = {
-        str(k): partial(repeat, step, counts[k]) for k, step in enumerate(steps)
-    }
-    times = _alternate(runs, device, seconds)
-    return [[each / count for each in times[str(k)]] for k, count in enumerate(counts)]
+    times: list[list[float]] = [[] for _ in steps]
+    start = time.monotonic()
+    while len(times[0]) < LEAST_ROUNDS or time.monotonic() - start < seconds:
+        for k in sorted(range(len(steps)), reverse=len(times[0]) % 2 == 1):
+            sample = lambda k=k: [steps[k]() for _ in range(counts[k])]
+            times[k].append(seconds_of(sample, device) / counts[k])
+    return times
 
 
 def _outputs(model: nn.Module, inputs: Sequence[Any]) -> Tensor:

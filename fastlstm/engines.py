@@ -127,7 +127,7 @@ def choose(call: Call, requested: str = "auto") -> Engine:
                 f"engine {name!r} cannot serve this call: {reason}; use one of auto, {others}"
             )
         return row
-    if _measured.active and not torch.compiler.is_compiling():
+    if (_measured.tuned or _measured.noted is not None) and not torch.compiler.is_compiling():
         measured = BY_NAME.get(_measured.engine(call) or "")
         if measured is not None and measured.why_not(call) is None:
             return measured
@@ -151,16 +151,10 @@ def is_op_at_once() -> bool:
 
     What `choose` and `run_op` would find, for the shortcuts of the modules.
     """
-    return DEFAULT == "auto" and not _measured.active and "cpu" in _build.kinds and is_eager()
+    nobody_else = DEFAULT == "auto" and not _measured.tuned and _measured.noted is None
+    return nobody_else and "cpu" in _build.kinds and is_eager()
 
 
 def is_eager() -> bool:
     """Whether no compiler and no forward-mode derivative has to see a call."""
     return not torch.compiler.is_compiling() and forward_ad._current_level < 0
-
-
-def candidates(call: Call) -> list[Engine]:
-    """The engines between which `fastlstm.tune` measures."""
-    if call.input.is_cuda:
-        return [row for row in BY_NAME.values() if row not in (REFERENCE, OP)]
-    return [OP, TORCH]

@@ -31,8 +31,7 @@ os.environ["FASTLSTM_TUNE"] = "off"
 
 @pytest.fixture(autouse=True)
 def _nothing_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_measured, "machines", {})
-    monkeypatch.setattr(_measured, "active", False)
+    monkeypatch.setattr(_measured, "tuned", {})
 
 
 @pytest.fixture

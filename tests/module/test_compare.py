@@ -45,7 +45,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             first = [seconds[0] * factor for factor in of_rounds]
             return [first, *([each] * len(of_rounds) for each in seconds[1:])]
 
-        monkeypatch.setattr(MODULE, "_in_turn", alternate)
+        monkeypatch.setattr(MODULE, "in_turn", alternate)
 
     return set_clock
 
