@@ -27,6 +27,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         label_smoothing: float,
     ) -> tuple[Tensor, Tensor]:
         w, b = (parameter.detach().requires_grad_() for parameter in (weight, bias))
+        dtype = torch.promote_types(weight.dtype, torch.float32)  # autocast's scores are bfloat16
         grads, losses, nlls = [], [], []
         # Blocks have equal sizes: a small last one would read the weight for a few tokens.
         count = max(1, math.ceil(len(hidden) / BLOCK))
@@ -34,7 +35,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for h, target, share in zip(*blocks, strict=True):
             part = h.detach().requires_grad_()
             with torch.enable_grad():
-                log_probs = F.linear(part, w, b).log_softmax(1)
+                log_probs = F.linear(part, w, b).log_softmax(1, dtype)
                 own = -log_probs.gather(1, target.unsqueeze(1)).squeeze(1)
                 smooth = own.lerp(-log_probs.mean(1), label_smoothing) if label_smoothing else own
                 total = (smooth * share).sum()

@@ -78,8 +78,10 @@ def test_autocast_works_in_16_bits_and_accumulates_in_32(inputs, monkeypatch):
     linear, hidden = linear.float(), hidden.detach().float().requires_grad_()
     plain = (F.cross_entropy(linear(hidden), targets, reduction="none") * weights).sum()
     with torch.autocast("cpu", torch.bfloat16):
-        loss = linear_cross_entropy(hidden, linear, targets, weights.float())[0]
-    assert loss.dtype == torch.float32
+        loss, nll = linear_cross_entropy(hidden, linear, targets, weights.float())
+        scores = torch.cat([linear(part) for part in hidden.chunk(5)]).float()
+    assert loss.dtype == nll.dtype == torch.float32
+    torch.testing.assert_close(nll, F.cross_entropy(scores, targets, reduction="sum"))
     # bfloat16 keeps 8 bits: scores of about 1 are off by up to 2^-8 each.
     assert abs(loss - plain) < N * 2**-8
     loss.backward()
