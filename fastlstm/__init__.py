@@ -9,11 +9,11 @@ if _build.extension_available():
 
 from fastlstm import functional, init, onnx, reference  # noqa: E402
 from fastlstm._build import has_kernels  # noqa: E402
-from fastlstm._prepacked_layers import PackedLSTM, PackedLSTMCell  # noqa: E402
 from fastlstm.compare import Comparison, compare  # noqa: E402
 from fastlstm.convert import convert  # noqa: E402
 from fastlstm.layer_norm import LayerNormLSTM  # noqa: E402
 from fastlstm.modules import LSTM, LSTMCell  # noqa: E402
+from fastlstm.packed import PackedLSTM, PackedLSTMCell  # noqa: E402
 from fastlstm.prepacked import prepack, unpack  # noqa: E402
 from fastlstm.tune import tune  # noqa: E402
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -13,9 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ._prepacked_layers import PackedLSTM, PackedLSTMCell
 from .convert import check_model, convert
 from .modules import LSTM, LSTMCell
+from .packed import PackedLSTM, PackedLSTMCell
 from .prepacked import prepack
 
 Run = Callable[[], object]
@@ -24,6 +25,7 @@ Call = tuple[nn.Module, Sequence[Any], dict[str, Any]]
 LSTMS = (nn.LSTM, nn.LSTMCell, LSTM, LSTMCell, PackedLSTM, PackedLSTMCell)
 SAMPLE = 1e-2  # seconds of a sample, at least
 LEAST_ROUNDS = 5
+NOISY = 0.15  # of a ratio, between its quartiles
 
 
 class Comparison(NamedTuple):
@@ -84,7 +86,7 @@ def compare(
         for *_, made, calls in copies:
             steps.append(partial(_make_calls, [(made, inputs, {})], training))
             steps.append(partial(_make_calls, calls, training))
-        times = in_turn(steps, device, seconds * len(copies))
+        times = in_turn(steps, device, seconds * len(copies), shows=not quiet)
         outputs = [_outputs(made, inputs) for _, _, made, _ in copies]
     rows = []
     for k, (name, code, _, _) in enumerate(copies):
@@ -207,16 +209,25 @@ def seconds_of(run: Run, device: torch.device) -> float:
     return time.perf_counter() - begin
 
 
-def in_turn(steps: Sequence[Run], device: torch.device, seconds: float) -> list[list[float]]:
-    """Seconds of a call of each step, in one order and in the other, from samples of several."""
+def in_turn(
+    steps: Sequence[Run], device: torch.device, seconds: float, shows: bool = False
+) -> list[list[float]]:
+    """Seconds of a call of each step, in one order and in the other, from samples of several.
+
+    On a terminal it `shows` how much of the time is over.
+    """
     once = [min(seconds_of(step, device) for _ in range(2)) for step in steps]
     counts = [max(1, round(SAMPLE / max(each, 1e-7))) for each in once]
     times: list[list[float]] = [[] for _ in steps]
-    start = time.monotonic()
-    while len(times[0]) < LEAST_ROUNDS or time.monotonic() - start < seconds:
+    start, elapsed = time.monotonic(), 0.0
+    while len(times[0]) < LEAST_ROUNDS or elapsed < seconds:
         for k in sorted(range(len(steps)), reverse=len(times[0]) % 2 == 1):
             sample = lambda k=k: [steps[k]() for _ in range(counts[k])]
             times[k].append(seconds_of(sample, device) / counts[k])
+        elapsed = time.monotonic() - start
+        if shows and sys.stderr.isatty():
+            share = min(1.0, elapsed / max(seconds, 1e-9))
+            print(f"\rcompare: {share:4.0%}", end="\r", file=sys.stderr, flush=True)
     return times
 
 
@@ -237,7 +248,10 @@ def _table(rows: Sequence[Comparison], training: bool) -> str:
         lines.append(f"{name:<23}{figures}{difference:>12.1e}")
     best = max(rows, key=lambda row: row.ratio)
     exact = max((row for row in rows if " in " not in row.name), key=lambda row: row.ratio)
-    if best.quartiles[0] <= 1:
+    overlap = any(row.quartiles[1] > best.quartiles[0] for row in rows if row is not best)
+    if overlap and max((row.quartiles[1] - row.quartiles[0]) / row.ratio for row in rows) > NOISY:
+        lines.append("The machine is too noisy to tell: let nothing else run, or measure longer.")
+    elif best.quartiles[0] <= 1:
         lines.append(f"Nothing is faster than {rows[0].name}.")
     else:
         lines.append(f"Fastest: {best.code}")

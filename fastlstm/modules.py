@@ -125,6 +125,14 @@ class _Option:
         return getattr(module._fastlstm_regularizers, self.name)
 
 
+_INSTEAD = {
+    "engine": "set it on the module: lstm.engine = ...",
+    "layer_norm": "fastlstm.LayerNormLSTM normalizes",
+    "recompute": "torch.utils.checkpoint saves the memory of any module",
+    "zoneout": "fastlstm.LSTM takes zoneout_h and zoneout_c",
+}
+
+
 class EngineModule(nn.Module):
     """A module that runs an engine, and has options that nn.LSTM lacks.
 
@@ -136,6 +144,17 @@ class EngineModule(nn.Module):
     _fastlstm_regularizers = Regularizers()
     _fastlstm_options: ClassVar[tuple[str, ...]] = ("engine",)  # that are attributes
     _get_name = qualified_name
+
+    def __new__(cls, *args: Any, **options: Any) -> Any:
+        """Says what to write in place of keywords that users expect the constructor to take."""
+        wrong = _INSTEAD.keys() & options.keys()
+        if wrong and cls.__init__.__module__.startswith("fastlstm."):
+            name = wrong.pop()
+            raise TypeError(
+                f"{cls.__name__}.__init__() got an unexpected keyword argument {name!r}; "
+                f"{_INSTEAD[name]}"
+            )
+        return super().__new__(cls)
 
     def __prepare_scriptable__(self) -> nn.Module:
         """For torch.jit.script, which compiles what convert(to="torch") gives instead."""
@@ -191,8 +210,9 @@ class SequenceModule(nn.Module):
         hidden_size.
 
         Args:
-            input: [T,B,input_size] ([B,T,input_size] if batch_first), [T,input_size] unbatched, or
-                a PackedSequence, sorted or not.
+            input: [T,B,input_size] ([B,T,input_size] if batch_first), [T,input_size] unbatched, a
+                PackedSequence, sorted or not, or, whatever batch_first is, a nested tensor
+                [B,j,input_size] of layout torch.jagged, without the three options below.
             hx: (h_0 [L*D,B,P], c_0 [L*D,B,hidden_size]), without B if unbatched; zeros if None.
             lengths: [B] integers ([] unbatched), the number of real steps of each row: an
                 alternative to packing that takes rows in any order and of length 0, on any device,
@@ -204,7 +224,7 @@ class SequenceModule(nn.Module):
         Returns:
             `(output, (h_n, c_n))`, and with `return_cell_states` the cell states as a third item:
             shapes as in `functional.lstm`, without B if unbatched; a PackedSequence in gives a
-            PackedSequence out.
+            PackedSequence out, a nested tensor one with the same offsets.
         """
         if type(input) is not Tensor and isinstance(input, _Proxy):
             named = {"lengths": lengths, "reset": reset, "return_cell_states": return_cell_states}
@@ -229,8 +249,10 @@ class SequenceModule(nn.Module):
         batch_sizes, sorted_indices, unsorted_indices = None, None, None
         if isinstance(input, PackedSequence):
             data, batch_sizes, sorted_indices, unsorted_indices = input
-        elif not isinstance(input, Tensor) or input.is_nested:
-            check_kinds(input, None, {})
+        elif not isinstance(data, Tensor):
+            check_kinds(data, None, {})
+        elif data.is_nested:
+            return _run_nested(self, data, hx, lengths, reset, return_cell_states)
         if not _fits(self, data, hx, batch_sizes, weights[0], dtype):
             self._fastlstm_refuse(input, hx)
         is_batched, batch_dim = batch_sizes is not None or data.dim() == 3, 1 - self.batch_first
@@ -282,6 +304,29 @@ def _without_batch(dim: int, output: Tensor, state: State, *cells: Tensor) -> tu
     """The results of that row."""
     h_n, c_n = state[0].squeeze(1), state[1].squeeze(1)
     return output.squeeze(dim), (h_n, c_n), *(c.squeeze(dim + 1) for c in cells)
+
+
+def _run_nested(lstm: Any, input: Any, hx: State | None, *options: Any) -> tuple[Tensor, State]:
+    """The rows padded, with their lengths, and the output with the offsets of the input."""
+    is_jagged = input.layout is torch.jagged
+    if not is_jagged or input.dim() != 3 or not isinstance(input.size(2), int):
+        raise TypeError(
+            "input: expected a nested tensor of layout torch.jagged and shape (batch, j, "
+            f"input_size), got {tuple(input.shape) if is_jagged else input.layout}"
+        )
+    if any(option is not None and option is not False for option in options):
+        raise RuntimeError(
+            "LSTM: lengths, reset and return_cell_states cannot be combined with a nested tensor"
+        )
+    rows = input.contiguous()  # without holes
+    rows._get_max_seqlen()  # which it keeps: else it pads to the sum of all lengths
+    padded, offsets = torch.nested.to_padded_tensor(rows, 0.0), rows.offsets()
+    longest, lengths = padded.size(1), offsets.diff()
+    are_real = torch.arange(longest, device=padded.device) < lengths.unsqueeze(1)
+    padded = padded if lstm.batch_first else padded.transpose(0, 1)
+    output, state = SequenceModule.forward(lstm, padded, hx, lengths=lengths)
+    values = (output if lstm.batch_first else output.transpose(0, 1))[are_real]
+    return torch.nested.nested_tensor_from_jagged(values, offsets, max_seqlen=longest), state
 
 
 class LSTM(SequenceModule, EngineModule, nn.RNNBase):

@@ -12,7 +12,10 @@ from torch.nn.utils import parametrize
 
 from . import _formats
 from ._call import DTYPES
-from ._prepacked_layers import (
+from .convert import _CLASSES, Model, check_model, own_class
+from .convert import convert as convert_modules
+from .modules import LSTM, LSTMCell
+from .packed import (
     PackedLSTM,
     PackedLSTMCell,
     Prepacked,
@@ -20,9 +23,6 @@ from ._prepacked_layers import (
     require_extension,
     weight_names,
 )
-from .convert import _CLASSES, Model, check_model, own_class
-from .convert import convert as convert_modules
-from .modules import LSTM, LSTMCell
 
 _KINDS: dict[type[nn.Module], Any] = {LSTM: PackedLSTM, LSTMCell: PackedLSTMCell}
 _KINDS |= {both: _KINDS[ours] for _, ours, both in _CLASSES}

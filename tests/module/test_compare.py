@@ -39,7 +39,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Sets the seconds that a call takes: of each way, whole and then its LSTMs alone."""
 
     def set_clock(*seconds: float, of_rounds: tuple[float, ...] = (1.0, 1.0)) -> None:
-        def alternate(steps: Any, *_: Any) -> list[list[float]]:
+        def alternate(steps: Any, *_: Any, **options: Any) -> list[list[float]]:
             for step in steps:
                 step()
             first = [seconds[0] * factor for factor in of_rounds]

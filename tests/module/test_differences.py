@@ -78,6 +78,13 @@ def weights_of(lstm: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach() for name, p in lstm.named_parameters()}
 
 
+@row("nested tensors", "raises", "jagged")
+def _(cls: Any, batch: Batch) -> object:
+    rows = [torch.randn(steps, batch.I) for steps in (batch.T, 1)]
+    output, _ = batch.layer(cls)(torch.nested.nested_tensor(rows, layout=torch.jagged))
+    return str(output.layout).removeprefix("torch.")
+
+
 @row("packed input on a CPU", "more operators for more steps", "one walk")
 def _(cls: Any, batch: Batch) -> object:
     def operators(steps: int) -> int:

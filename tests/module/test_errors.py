@@ -134,13 +134,18 @@ MISTAKES: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: fastlstm.LSTM(I, H)(np.zeros((T, B, I))), TypeError, "^input: .*tensor, got ndarray"),
     (lambda: fastlstm.LSTMCell(I, H)(np.zeros((B, I))), TypeError, "^input: .* got ndarray"),
     (lambda: prepacked_cell()(np.zeros((B, I))), TypeError, "^input: .*tensor, got ndarray"),
+    (lambda: fastlstm.LSTM(I, H, engine="torch"), TypeError, "'engine'; .* lstm.engine = "),
+    (lambda: fastlstm.LSTM(I, H, layer_norm=True), TypeError, "fastlstm.LayerNormLSTM"),
+    (lambda: fastlstm.LayerNormLSTM(I, H, zoneout=0.1), TypeError, "zoneout_h and zoneout_c"),
+    (lambda: fastlstm.LSTMCell(I, H, engine="torch"), TypeError, "'engine'; .* lstm.engine = "),
+    (lambda: fastlstm.LSTM(I, H, typo=1), TypeError, r"^LSTM.__init__\(\) got .* 'typo'$"),
+    (lambda: fastlstm.LSTM(I, H, recompute=True), TypeError, "torch.utils.checkpoint"),
     (lambda: fastlstm.prepack(fastlstm.LSTM(I, H), "int8"), ValueError, "torch.int8, got 'int8'"),
     (
         lambda: fastlstm.prepack(nn.GRU(I, H)),
         ValueError,
         "a model with a fastlstm.LSTM or LSTMCell",
     ),
-    (lambda: fastlstm.LSTM(I, H)(nested()), TypeError, "expected a dense tensor, got a nested"),
     (lambda: fastlstm.LSTMCell(I, H)(nested()), TypeError, "expected a dense tensor, got a nested"),
     (lambda: prepacked_cell()(nested()), TypeError, "expected a dense tensor, got a nested"),
     (lambda: of_half_a_unit()(zeros(T, B, I)), TypeError, "expected an int, got float"),
@@ -162,6 +167,22 @@ def test_mistakes_of_users(k: int) -> None:
     call, error, message = MISTAKES[k]
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_nested_tensors() -> None:
+    rows, lstm = [zeros(2, I), zeros(3, I)], fastlstm.LSTM(I, H)
+    jagged = torch.nested.nested_tensor(rows, layout=torch.jagged)
+    options = {"lengths": torch.tensor([2, 3]), "reset": zeros(3, 2), "return_cell_states": True}
+    for name, given in options.items():
+        with pytest.raises(RuntimeError, match=f"{name}.* cannot be combined with a nested tensor"):
+            lstm(jagged, **{name: given})
+    flat = torch.nested.nested_tensor([row[:, 0] for row in rows], layout=torch.jagged)
+    for nested in (torch.nested.nested_tensor(rows), jagged.transpose(1, 2), flat):
+        with pytest.raises(TypeError, match=r"nested tensor of layout torch.jagged and .*, got"):
+            lstm(nested)
+    with pytest.raises(TypeError, match="^input: expected a dense tensor, got a nested one"):
+        fastlstm.LSTMCell(I, H)(jagged)
 
 
 def test_masks_and_lengths_are_named_in_the_shape_that_was_passed() -> None:

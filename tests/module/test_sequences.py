@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from oracle import oracle
 from samples import Route, every_route
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import (
     PackedSequence,
     pack_padded_sequence,
     pad_packed_sequence,
+    pad_sequence,
 )
 
 import fastlstm
@@ -72,6 +74,66 @@ def test_lengths_is_packing(
 def test_full_lengths_are_no_lengths(route: Route) -> None:
     lstm, x = make(route), draw(route, 5, 2, 3)
     torch.testing.assert_close(run(lstm, x, lengths=torch.tensor([5, 5])), run(lstm, x), **EXACT)
+
+
+@every_route
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("with_state", [False, True])
+def test_nested_is_lengths(route: Route, batch_first: bool, with_state: bool) -> None:
+    lstm, lengths = make(route, batch_first=batch_first, proj_size=2), torch.tensor([3, 0, 5])
+    rows = [draw(route, length, 3).requires_grad_() for length in lengths]
+    hx = (draw(route, 4, 3, 2), draw(route, 4, 3, 4)) if with_state else None
+    nested = torch.nested.as_nested_tensor(rows, layout=torch.jagged)
+
+    output, state = lstm(nested, hx)
+    padded, expected_state = lstm(pad_sequence(rows, batch_first), hx, lengths=lengths)
+
+    assert output.size(1) == nested.size(1)
+    padded = padded if batch_first else padded.transpose(0, 1)
+    expected = torch.cat([row[:length] for row, length in zip(padded, lengths, strict=True)])
+    torch.testing.assert_close((output.values(), state), (expected, expected_state), **EXACT)
+    leaves = [*rows, *lstm.parameters()]
+    found, by_lengths = (
+        torch.autograd.grad(values.square().sum() + h_n.sum(), leaves)
+        for values, (h_n, _) in ((output.values(), state), (expected, expected_state))
+    )
+    torch.testing.assert_close(found, by_lengths, **EXACT)
+
+
+NESTED_CALLERS: dict[str, Callable[[], Any]] = {
+    "LayerNormLSTM": lambda: fastlstm.LayerNormLSTM(3, 3),
+    "prepacked": lambda: fastlstm.prepack(fastlstm.LSTM(3, 3).eval()),
+    "converted": lambda: fastlstm.convert(nn.LSTM(3, 3)),
+    "compiled": lambda: torch.compile(fastlstm.LSTM(3, 3), fullgraph=True, backend="aot_eager"),
+}
+
+
+@pytest.mark.skipif(not fastlstm.has_kernels("cpu"), reason="the extension is not built")
+@pytest.mark.parametrize("name", NESTED_CALLERS)
+def test_nested_is_lengths_for_every_module(name: str) -> None:
+    lstm, x, lengths = NESTED_CALLERS[name](), torch.randn(6, 3, 3), torch.tensor([2, 6, 1])
+    rows = [x[:length, b] for b, length in enumerate(lengths)]
+    nested = torch.nested.nested_tensor(rows, layout=torch.jagged)
+    output, state = lstm(nested)
+    padded, expected = lstm(x, lengths=lengths)
+    together = (output + nested).to_padded_tensor(0.0).transpose(0, 1)
+    assert torch.equal(together, torch.where(padded != 0, padded + x, 0.0))
+    torch.testing.assert_close(state, expected, rtol=0, atol=0)
+
+
+def test_nested_rows_are_padded_to_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where torch does not know its length yet, and rows with gaps between them."""
+    lstm, seen = fastlstm.LSTM(3, 4, num_layers=2), []
+    compute = lstm._fastlstm_compute
+    monkeypatch.setattr(
+        lstm, "_fastlstm_compute", lambda call: seen.append(call.input.shape) or compute(call)
+    )
+    starts, lengths = torch.tensor([4, 0]), torch.tensor([2, 5])
+    gaps = torch.nested.narrow(torch.randn(2, 9, 3), 1, starts, lengths, layout=torch.jagged)
+    flat = torch.nested.nested_tensor_from_jagged(torch.randn(7, 3), torch.tensor([0, 2, 7]))
+    for nested in (gaps, flat):
+        lstm(lstm(nested)[0][..., :3])
+    assert seen == [(5, 2, 3)] * 4
 
 
 @every_route

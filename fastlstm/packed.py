@@ -211,6 +211,11 @@ class Prepacked(nn.Module):
         return {**self.__dict__, "_buffers": {}, "_unpacked_weights": self._unpacked()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        if state["weights"] not in _formats.KNOWN:
+            raise ValueError(
+                f"expected weights of {', '.join(map(str, _formats.KNOWN))}, got a layer that was "
+                f"packed as {state['weights']!r}: prepack its model again"
+            )
         tensors = state.pop("_unpacked_weights")
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         require_extension()
@@ -289,3 +294,9 @@ def _as_bytes(module: Prepacked) -> tuple[Any, ...]:
 
 for _kind in (PackedLSTM, PackedLSTMCell):
     ForkingPickler.register(_kind, _as_bytes)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "PackedLayerNormLSTM":  # in a pickle, which hides an AttributeError
+        raise ImportError("a LayerNormLSTM is no longer packed: pickle the LayerNormLSTM itself")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
