@@ -133,6 +133,9 @@ _INSTEAD = {
 }
 
 
+_NO_REGULARIZERS = Regularizers()
+
+
 class EngineModule(nn.Module):
     """A module that runs an engine, and has options that nn.LSTM lacks.
 
@@ -141,7 +144,7 @@ class EngineModule(nn.Module):
     """
 
     _fastlstm_engine = "auto"
-    _fastlstm_regularizers = Regularizers()
+    _fastlstm_regularizers = _NO_REGULARIZERS
     _fastlstm_options: ClassVar[tuple[str, ...]] = ("engine",)  # that are attributes
     _get_name = qualified_name
 
@@ -177,8 +180,8 @@ class EngineModule(nn.Module):
             vars(self)["_fastlstm_engine"] = value
         else:
             check_probabilities(**{name: value})
-            changed = self._fastlstm_regularizers._replace(**{name: value})
-            vars(self)["_fastlstm_regularizers"] = changed
+            drawn = self._fastlstm_regularizers._replace(**{name: value})
+            vars(self)["_fastlstm_regularizers"] = drawn if any(drawn) else _NO_REGULARIZERS
 
     def extra_repr(self) -> str:
         """The text of torch.nn, and the options that are not as torch.nn has them."""
@@ -238,10 +241,18 @@ class SequenceModule(nn.Module):
         op, weights, layout, dtype = self._fastlstm_weights(may_be_plain)
         # A plain eager call of one layer on a CPU: a small step is spared most of its Python.
         if op is not None and input.dtype is dtype:  # type: ignore[union-attr]
-            output_size, directions = self.proj_size or self.hidden_size, 1 + self.bidirectional
-            sizes = self.input_size, self.hidden_size, output_size, directions
             plain: tuple[Any, ...] | None = op(
-                input, hx, weights, layout, *sizes, self.batch_first, lengths, reset
+                input,
+                hx,
+                weights,
+                layout,
+                self.input_size,
+                self.hidden_size,
+                self.proj_size or self.hidden_size,
+                2 if self.bidirectional else 1,
+                self.batch_first,
+                lengths,
+                reset,
             )
             if plain is not None:  # else something else has to be decided, or to see the call
                 return plain
@@ -413,8 +424,9 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
     def _fastlstm_weights(self, plain: bool) -> tuple[Any, list[Tensor], str, torch.dtype]:
         weights = _by_name(self, self._flat_weights_names)
         layout = LAYOUTS[bool(self.bias), self.proj_size > 0, self._fastlstm_normalizes]
-        plain = plain and self._fastlstm_engine == "auto" and not any(self._fastlstm_regularizers)
-        op = _build.library.plain_lstm if plain and engines.is_op_at_once() else None
+        is_plain = plain and self._fastlstm_regularizers is _NO_REGULARIZERS
+        is_plain = is_plain and self._fastlstm_engine == "auto" and engines.is_op_at_once()
+        op = _build.library.plain_lstm if is_plain else None
         return op, weights, layout, weights[0].dtype
 
     def _fastlstm_compute(self, call: Call) -> Results:
@@ -443,10 +455,10 @@ class CellModule(nn.Module):
         Returns:
             The next (h, c).
         """
-        if type(input) is not Tensor and isinstance(input, _Proxy):
-            node: tuple[Tensor, Tensor] = _as_one_node(self, input, hx=hx)
-            return node
-        if not isinstance(input, Tensor) or input.is_nested:
+        if type(input) is not Tensor or input.is_nested:
+            if isinstance(input, _Proxy):
+                node: tuple[Tensor, Tensor] = _as_one_node(self, input, hx=hx)
+                return node
             check_kinds(input, None, {})
         is_batched = input.dim() == 2
         shape = (input.size(0), self.hidden_size) if is_batched else (self.hidden_size,)
@@ -500,11 +512,15 @@ class LSTMCell(CellModule, EngineModule, nn.RNNCellBase):
 
     def _fastlstm_step(self, input: Tensor, hx: State | None) -> State:
         weights = _by_name(self, _CELL_WEIGHTS if self.bias else _CELL_WEIGHTS[:2])
-        layout, engine = LAYOUTS[bool(self.bias), False, False], self._fastlstm_engine
+        layout, engine, library = (
+            LAYOUTS[bool(self.bias), False, False],
+            self._fastlstm_engine,
+            _build.library,
+        )
         is_plain = engine == "auto" and engines.is_op_at_once()
-        if is_plain and _build.library.are_plain(input, hx, weights):
+        if is_plain and library.are_plain(input, hx, weights):
             h, c = hx or (None, None)
-            step: State = _build.library.lstm_cell(input, h, c, weights, layout, "auto")
+            step: State = library.lstm_cell(input, h, c, weights, layout, "auto")
             return step
         call = Call(input, hx, weights, layout, is_cell=True)
         return run_cell(engines.choose(call, engine).run, call)
