@@ -96,9 +96,6 @@ def gpu(index: int) -> tuple[int, int, str]:
 def mismatch(record: dict[str, Any], torch_version: str, torch_cuda: str | None) -> str | None:
     """How the recorded torch differs from the running one, or None if their ABI is the same."""
 
-    def abi(version: str, cuda: str | None) -> tuple[str, str]:
-        return _minor(version), (cuda or "none").split(".")[0]
-
     def name(version: str, cuda: str | None) -> str:
         return f"torch {version} ({f'CUDA {cuda}' if cuda else 'no CUDA'})"
 
@@ -106,7 +103,8 @@ def mismatch(record: dict[str, Any], torch_version: str, torch_cuda: str | None)
     if isinstance(built, list):  # the minor versions of a wheel
         fits, built_for = _minor(torch_version) in built, f"torch {', '.join(built)}"
     else:
-        fits, built_for = abi(built, cuda) == abi(torch_version, torch_cuda), name(built, cuda)
+        same_cuda = (cuda or "").split(".")[0] == (torch_cuda or "").split(".")[0]
+        fits, built_for = same_cuda and _minor(built) == _minor(torch_version), name(built, cuda)
     running = name(torch_version, torch_cuda)
     return None if fits else f"it was built for {built_for}, and this is {running}"
 

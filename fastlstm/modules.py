@@ -73,7 +73,7 @@ def _fits(
 
 
 def raise_as_torch(lstm: Any, input: Any, hx: Any) -> None:
-    """The error of nn.LSTM, which checks packed input less than it could."""
+    """Raises nn.LSTM's error; packed input is checked as dense input is."""
     if isinstance(input, PackedSequence):
         lstm._update_flat_weights()
         _torch_lstm.check_input(lstm, input.data, input.batch_sizes)
@@ -83,7 +83,7 @@ def raise_as_torch(lstm: Any, input: Any, hx: Any) -> None:
 
 
 def on_meta(value: Any) -> Any:
-    """Tensors without values, of which torch.nn can still say what is wrong."""
+    """Tensors without values, for which torch.nn raises the same errors."""
     if isinstance(value, PackedSequence):
         return PackedSequence(value.data.to("meta"), value.batch_sizes)
     return tree_map_only(Tensor, lambda tensor: tensor.to("meta"), value)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastlstm
 from fastlstm import _build, _measured, engines, functional
@@ -192,6 +194,42 @@ def test_the_choice_is_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     for engine in ("stepwise", "tiled") if built else ():  # what code asks for wins
         lstm.engine = engine
         assert runs_the_op(lstm, x)
+
+
+def a_call(name: str) -> Callable[[], object]:
+    x, lengths = torch.randn(3, 2, 4), torch.tensor([3, 1])
+    reset, hx = torch.rand(3, 2) < 0.5, (torch.zeros(2, 2, 5), torch.zeros(2, 2, 5))
+    one, two = fastlstm.LSTM(4, 5), fastlstm.LSTM(4, 5, 2)
+    converted = fastlstm.convert(torch.nn.LSTM(4, 5))
+    return {
+        "plain": lambda: one(x),
+        "lengths": lambda: one(x, lengths=lengths.int()),
+        "reset": lambda: one(x, reset=reset),
+        "reset of numbers": lambda: one(x, reset=reset.float()),
+        "packed": lambda: one(pack_padded_sequence(x, lengths)),
+        "two layers": lambda: two(x, hx, lengths=lengths, reset=reset),
+        "converted": lambda: converted(x),
+    }[name]
+
+
+@needs_op
+@pytest.mark.parametrize(
+    "name",
+    ["plain", "lengths", "reset", "reset of numbers", "packed", "two layers", "converted"],
+)
+def test_a_call_passes_few_functions(name: str) -> None:
+    seen, call = [], a_call(name)
+
+    def note(frame: Any, event: str, _: object) -> None:
+        if event == "call" and frame.f_globals["__name__"].startswith("fastlstm."):
+            seen.append(frame.f_code)
+
+    sys.setprofile(note)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    assert 0 < len(seen) <= 12 and len({code.co_filename for code in seen}) <= 5
 
 
 @needs_op
