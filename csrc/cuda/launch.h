@@ -7,7 +7,7 @@
 namespace fastlstm {
 
 // One step of the stepwise engine, all rows and units. S: StepForward, StepBackward,
-// OneStepForward, NormForward or NormBackward. T, A: the dtypes of dtype_list.h.
+// NormForward or NormBackward. T, A: the dtypes of dtype_list.h.
 template <template <typename, typename> class S, typename T, typename A>
 cudaError_t launch_step(const S<T, A>& step, cudaStream_t stream);
 

@@ -8,10 +8,16 @@
 #include "../stepwise/backward.h"
 #include "choice.h"
 #include "persistent_layer.h"
-#include "stepwise_kernels.h"
 
 namespace fastlstm {
 namespace {
+
+// The kernels of the stepwise engine, as csrc/stepwise calls them.
+struct CudaStepKernels : stepwise::AtenProducts {
+  static void run(const auto& step) {
+    check_cuda(launch_step(step, c10::cuda::getCurrentCUDAStream()), "launch_step");
+  }
+};
 
 template <typename T, typename A>
 ForwardResult forward(const Layer& layer, const ForwardOptions& options) {
@@ -19,8 +25,6 @@ ForwardResult forward(const Layer& layer, const ForwardOptions& options) {
   const auto tiling = plan_call(engine, layer, /*backward=*/false);
   if constexpr (!std::is_same_v<T, double>)
     if (tiling) return persistent_forward<T>(layer, *tiling, save_cells, save_gates);
-  if (layer.steps == 1 && !layer.projects() && !layer.normalizes())
-    return one_step<T, A>(layer, save_cells, save_gates);
   return stepwise_forward<T, A, CudaStepKernels>(layer, save_cells, save_gates);
 }
 

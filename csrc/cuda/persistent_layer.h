@@ -8,7 +8,6 @@
 #include "choice.h"
 #include "device_sequence.h"
 #include "persistent.h"
-#include "stepwise_kernels.h"
 
 namespace fastlstm {
 

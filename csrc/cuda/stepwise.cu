@@ -105,7 +105,6 @@ cudaError_t compiled_capability(int* capability) {
 
 #define FASTLSTM_INSTANTIATE(T, A, name)                                       \
   template cudaError_t launch_step(const StepForward<T, A>&, cudaStream_t);    \
-  template cudaError_t launch_step(const OneStepForward<T, A>&, cudaStream_t); \
   template cudaError_t launch_step(const StepBackward<T, A>&, cudaStream_t);   \
   template cudaError_t launch_step(const NormForward<T, A>&, cudaStream_t);    \
   template cudaError_t launch_step(const NormBackward<T, A>&, cudaStream_t);

@@ -41,18 +41,6 @@ struct StepForward : Step {
   int64_t output_stride;
 };
 
-// A single step: it takes the state from h_0 and c_0 to h_state and c_n. cells and gates may be
-// null; c_state is not used, and x_gates lacks the biases.
-template <typename T, typename A>
-struct OneStepForward : StepForward<T, A> {
-  const T *b_ih, *b_hh;  // [4H], or nullptr
-  const T* h_0;          // [rows,H]
-  const A* c_0;          // [rows,H], or nullptr: c is in T
-  A* c_n;                // [rows,H]; may be c_0
-  const T* c_0_narrow;   // instead of c_0 and c_n
-  T* c_n_narrow;
-};
-
 template <typename T, typename A>
 struct StepBackward : Step {
   const T* gates;       // [rows,4H] activated i, f, g, o

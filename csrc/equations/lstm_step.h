@@ -70,36 +70,6 @@ FASTLSTM_INLINE void step_row(const StepForward<T, A>& s, int64_t row, bool rese
   });
 }
 
-template <typename T, typename A, typename Team>
-FASTLSTM_INLINE void step_row(const OneStepForward<T, A>& s, int64_t row, bool reset,
-                              const Team& team) {
-  const bool live = is_live(s, row);
-  team.each(s.hidden_size, [&](int64_t unit) FASTLSTM_INLINE_LAMBDA {
-    const int64_t i = row * s.hidden_size + unit;
-    const A c_0 = s.c_0 ? s.c_0[i] : A(s.c_0_narrow[i]);
-    A h(s.h_0[i]), c = c_0;
-    Gates<A> gates{A(0), A(0), A(0), A(0)};
-    if (live) {
-      auto pre = load_gates<T, A>(s.x_gates + row * 4 * s.hidden_size, unit, s.hidden_size);
-      if (!reset)
-        pre = pre + load_gates<T, A>(s.h_gates + row * 4 * s.hidden_size, unit, s.hidden_size);
-      if (s.b_ih) pre = pre + load_gates<T, A>(s.b_ih, unit, s.hidden_size);
-      if (s.b_hh) pre = pre + load_gates<T, A>(s.b_hh, unit, s.hidden_size);
-      gates = activate(pre);
-      c = next_cell(gates, reset ? A(0) : c_0);
-      h = hidden(gates.o, c);
-    }
-    s.h_state[i] = T(h);
-    if (s.c_0)
-      s.c_n[i] = c;
-    else
-      s.c_n_narrow[i] = T(c);
-    s.output[row * s.output_stride + unit] = T(live ? h : A(0));
-    if (s.cells) s.cells[i] = c;
-    if (s.gates) store_gates(s.gates + row * 4 * s.hidden_size, unit, s.hidden_size, gates);
-  });
-}
-
 // The row of c_{t-1}, if the row is not reset.
 template <typename T, typename A>
 FASTLSTM_INLINE const A* cells_before(const StepBackward<T, A>& s, int64_t row) {

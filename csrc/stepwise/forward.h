@@ -25,8 +25,6 @@ class DirectionWalk {
         lengths_(contiguous_or_undefined(layer.lengths)),
         reset_(contiguous_or_undefined(layer.reset)) {}
 
-  const std::vector<WalkStep>& steps() const { return steps_; }
-
   // A step that has nothing yet but the sizes and which rows take it.
   template <template <typename, typename> class S, typename T, typename A>
   S<T, A> begin(const WalkStep& at) const {

@@ -7,7 +7,6 @@ tables, GEMMs, the layout of what is saved and the gradients of the weights.
 import ctypes
 import functools
 import os
-import re
 import shutil
 import sys
 from pathlib import Path
@@ -171,43 +170,15 @@ def test_launches(kind, options, use):
         assert all(blocks <= SMS for kind, *_, blocks in events if kind == COOPERATIVE_LAUNCH)
 
 
-# Operators of ATen that launch no kernel.
-QUIET = re.compile(
-    r"aten::(empty|view|t$|transpose|select|narrow|slice|as_strided|resolve_|to$|unsqueeze)"
-)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        dict(reset=True),
-        dict(form="lengths", directions=2, reset=True, batch=7),
-        dict(form="packed"),
-        dict(bias=False),
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("kind", ["float32", "float64", "bfloat16", "float16"], indirect=True)
-def test_one_step(kind, options):
-    """Two products and one kernel, as nn.LSTMCell has them, whatever the dtype of c_0."""
+@pytest.mark.parametrize("options", [{}, dict(form="lengths", directions=2, reset=True)], ids=str)
+@pytest.mark.parametrize("kind", ["float64", "bfloat16"], indirect=True)
+def test_one_step_from_c_0_of_either_dtype(kind, options):
     call = Call(kind, steps=1, **options)
-    if call.lengths is not None:
-        assert 0 in call.lengths
     state_dtype = torch.float64 if kind == "float64" else torch.float32
-    for given_c_0 in (call.c_0, call.c_0.to(state_dtype)):
-        call.c_0, call.grads[2] = given_c_0, call.grads[2].to(given_c_0.dtype)
-        ops().take_events()
-        with torch.profiler.profile() as profile:
-            saved = call.forward("auto")
-        directions = len(call.c_0)
-        assert [kind for kind, *_ in ops().take_events()] == [LAUNCH] * directions
-        called = [e.name for e in profile.events() if e.name.startswith("aten::")]
-        expected = ["aten::mm"] * 2 * directions
-        assert sorted(name for name in called if not QUIET.match(name)) == sorted(expected)
-        assert saved[2].dtype == given_c_0.dtype
-        call.check_forward(saved)
-        call.check_backward(call.backward(saved, "stepwise"))
+    for c_0 in (call.c_0, call.c_0.to(state_dtype)):
+        call.c_0, call.grads[2] = c_0, call.grads[2].to(c_0.dtype)
+        assert call.forward("auto")[2].dtype == c_0.dtype
+        call.check("auto")
 
 
 @pytest.fixture

@@ -44,16 +44,10 @@ struct Shape {
 template <typename T, typename A>
 void run(const Shape& shape, unsigned seed) {
   const int64_t B = shape.B, H = shape.H, steps = shape.T;
-  auto problem =
+  const auto problem =
       oracle::random_problem(steps, B, H, {shape.form, shape.reverse, shape.reset, shape.masks},
                              seed, [](double x) { return to_double(from_double<T>(x)); });
   auto x_gates = converted<T>(problem.x_gates);
-  const bool is_only = steps == 1;  // OneStepForward, which adds the biases itself
-  std::vector<T> b_ih, b_hh;
-  for (int64_t k = 0; is_only && k < 4 * H; ++k) {
-    b_ih.push_back(from_double<T>(k % 3 * 0.25)), b_hh.push_back(from_double<T>(0.5));
-    for (int64_t b = 0; b < B; ++b) problem.x_gates[b * 4 * H + k] += k % 3 * 0.25 + 0.5;
-  }
   const oracle::Solution solution = oracle::solve(problem);
 
   std::vector<int64_t> rows(steps), order(steps);
@@ -75,15 +69,13 @@ void run(const Shape& shape, unsigned seed) {
                 shape.reset ? reinterpret_cast<const bool*>(&reset[t * B]) : nullptr};
   };
 
-  const auto c_0_as_T = converted<T>(problem.c_0);
-  auto h_state = is_only ? unwritten<T>(B * H) : h_0;
-  auto c_state = is_only ? unwritten<A>(B * H) : c_0;
-  auto c_n = unwritten<T>(B * H);
+  auto h_state = h_0;
+  auto c_state = c_0;
   auto output = unwritten<T>(steps * B * H), gates = unwritten<T>(steps * B * 4 * H);
   auto cells = unwritten<A>(steps * B * H);
   for (int64_t n = 0; n < steps; ++n) {
     const int64_t t = order[n];
-    auto seen = n ? h_state : h_0;  // by W_hh
+    auto seen = h_state;  // by W_hh
     for (int64_t i = 0; i < B * H; ++i)
       seen[i] = from_double<T>(to_double(seen[i]) * problem.mask(i));
     const auto h_gates = gemm(seen.data(), w_hh.data(), rows[t], H, 4 * H, true);
@@ -94,22 +86,11 @@ void run(const Shape& shape, unsigned seed) {
     // What nobody wants goes where it does no harm, as csrc/stepwise/ does it.
     step.gates = shape.save ? &gates[t * B * 4 * H] : &x_gates[t * B * 4 * H];
     step.c_state = c_state.data();
-    step.cells = shape.save ? &cells[t * B * H] : is_only ? nullptr : c_state.data();
+    step.cells = shape.save ? &cells[t * B * H] : c_state.data();
     step.h_state = h_state.data();
     step.output = &output[t * B * H], step.output_stride = H;
-    OneStepForward<T, A> only{};
-    static_cast<StepForward<T, A>&>(only) = step;
-    only.b_ih = b_ih.data(), only.b_hh = b_hh.data(), only.h_0 = h_0.data();
-    if (shape.save)
-      only.c_0_narrow = c_0_as_T.data(), only.c_n_narrow = c_n.data();
-    else
-      only.c_0 = c_0.data(), only.c_n = c_state.data();
-    testing::check(
-        (is_only ? launch_step(only, nullptr) : launch_step(step, nullptr)) == cudaSuccess,
-        "launch");
+    testing::check(launch_step(step, nullptr) == cudaSuccess, "launch");
   }
-  const bool narrow = is_only && shape.save;
-  if (narrow) check_close(c_n, solution.c_n, testing::roundoff<T>(), 16, "c_n as it is returned");
 
   // Packed data has no dead positions; elsewhere output and gates must be 0 there.
   const auto expect = [&](auto& actual, int64_t size) {
@@ -120,7 +101,7 @@ void run(const Shape& shape, unsigned seed) {
   expect(output, H);
   check_close(output, solution.output, testing::roundoff<T>(), 16, "output");
   check_close(h_state, solution.h_n, testing::roundoff<T>(), 16, "h_n");
-  if (!narrow) check_close(c_state, solution.c_n, testing::roundoff<T>(), 16, "c_n");
+  check_close(c_state, solution.c_n, testing::roundoff<T>(), 16, "c_n");
   if (!shape.save) return;
   expect(gates, 4 * H);
   check_close(gates, solution.gates, testing::roundoff<T>(), 16, "gates");
@@ -175,8 +156,6 @@ void add_cases() {
   add("one unit", {3, 1, 1, kDense, false, false, true});
   add("odd sizes", {5, 3, 37, kDense, false, false, true});
   add("only step", {1, 3, 37, kDense, false, true, true});
-  add("only step, nothing saved, reverse", {1, 3, 8, kDense, true, false, false});
-  add("only step, lengths, recurrent dropout", {1, 7, 9, kLengths, false, true, true, true});
   add("wider than a block", {2, 2, 300, kDense, false, false, true});
   add("reverse", {5, 3, 8, kDense, true, false, true});
   add("nothing saved", {5, 3, 8, kDense, false, false, false});
