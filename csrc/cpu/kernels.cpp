@@ -13,22 +13,16 @@
 namespace fastlstm {
 
 #if defined(__x86_64__)
-// Whether the processor has AMX, and the system lets this process use it.
-static bool has_amx() {
-  static const bool has = at::cpu::init_amx();
-  return has;
-}
-
-// An environment variable lets tests run either code on any processor.
-static bool wants_amx() {
+// Whether the processor has AMX, the system lets this process use it, and so does the user.
+static bool use_amx() {
   const char* const variable = std::getenv("FASTLSTM_AMX");
-  const std::string value = variable ? variable : "";
-  TORCH_CHECK(value.empty() || value == "0" || value == "1", "FASTLSTM_AMX: expected 0 or 1, got ",
-              value);
-  return value.empty() ? has_amx() : value == "1";
+  const std::string value = variable && *variable ? variable : "1";
+  TORCH_CHECK(value == "0" || value == "1", "FASTLSTM_AMX: expected 0 or 1, got \"", value, "\"");
+  return value == "1" && at::cpu::init_amx();
 }
 
-static void use_tiles(Products& products, const TileProducts& tiles) {
+static void multiply_on_tiles(Products& products) {
+  const TileProducts& tiles = amx::tiles;
   products[Format::bfloat16x2] = &tiles.bfloat16x2;
   if (products[Format::bfloat16] != &avx512_bf16::product ||
       products[Format::int8] != &avx512_vnni::int8_weights)
@@ -42,8 +36,7 @@ static KernelTable choose() {
   const std::string capability = at::get_cpu_capability();
   KernelTable table = own_kernels(capability.c_str());
 #if defined(__x86_64__)
-  if (capability.starts_with("AVX512") && wants_amx())
-    use_tiles(table.products, has_amx() ? amx::tiles : amx_emulated::tiles);
+  if (capability.starts_with("AVX512") && use_amx()) multiply_on_tiles(table.products);
 #endif
   return table;
 }

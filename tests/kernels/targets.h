@@ -9,6 +9,12 @@
 #include <unistd.h>
 #endif
 
+#if defined(__x86_64__)
+namespace fastlstm::amx_emulated {
+extern const TileProducts tiles;  // amx_emulated.cpp
+}
+#endif
+
 namespace testing {
 
 inline std::vector<fastlstm::KernelTable> tables() {

@@ -1,10 +1,12 @@
-// Products on tiles that are emulated to the bit, for tests on processors without AMX.
+// Products on tiles that are emulated to the bit: the kernels of AMX on processors without it.
 #if defined(__x86_64__)
 #include "cpu/targets/begin.h"
 FASTLSTM_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 #define FASTLSTM_ISA amx_emulated
 #define FASTLSTM_VECTOR_BYTES 64
 #include "cpu/targets/avx512.h"
+//
+#include "cpu/targets/kernels.h"
 
 namespace fastlstm::amx_emulated {
 
@@ -80,6 +82,8 @@ struct Tiles {
 };
 thread_local float Tiles::tiles[8][16][16];
 thread_local int Tiles::rows[8];
+
+extern const TileProducts tiles;  // targets.h
 
 }  // namespace fastlstm::amx_emulated
 
