@@ -1,7 +1,7 @@
 """A call as one value: of a stack of layers as it was checked, and of one layer as the op takes it.
 
 The only place in Python that knows the order of the op's arguments and of its list of weights;
-in C++ those are csrc/core/call.h and csrc/core/weights.h.
+in C++ that is csrc/core/call.h.
 """
 
 from __future__ import annotations

@@ -49,10 +49,10 @@ def run_prepacked(call: Call) -> Results:
     if seen:
         return _by_layers(call, torch.ops.fastlstm.lstm_packed, saves)
     if call.is_cell:
-        state = call.state()
-        h, c = _build.library.lstm_cell_packed(call.input, *state, call.weights, call.layout)
-        return h, (h, c), []
-    return _by_layers(call, lambda *layer: _build.library.lstm_packed(*layer[:8], saves))
+        options = call.weights, call.layout, "auto"
+        state = _build.library.lstm_cell(call.input, *call.state(), *options)
+        return state[0], state, []
+    return _by_layers(call, _build.library.lstm, saves, "auto")
 
 
 def run_reference(call: Call) -> Results:

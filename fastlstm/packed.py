@@ -240,7 +240,7 @@ class PackedLSTM(Prepacked, SequenceModule):
     )
 
     def _fastlstm_weights(self, plain: bool) -> tuple[Any, list[Tensor], str, torch.dtype]:
-        op = _build.library.plain_lstm_packed if plain and is_eager() else None
+        op = _build.library.plain_lstm if plain and is_eager() else None
         return op, self._op_weights(), self._layout, self.dtype
 
     def _fastlstm_refuse(self, input: Any, hx: Any) -> None:
@@ -281,7 +281,7 @@ class PackedLSTMCell(Prepacked, CellModule):
         if input.dtype is self.dtype and is_eager() and _build.library.are_plain(*tensors):
             needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
             if not needs_grad:
-                step: State = _build.library.lstm_cell_packed(*tensors, weights, self._layout)
+                step: State = _build.library.lstm_cell(*tensors, weights, self._layout, "auto")
                 return step
         _, state, _ = self._fastlstm_compute(Call(input, hx, weights, self._layout, is_cell=True))
         return state

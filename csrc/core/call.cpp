@@ -28,28 +28,28 @@ ForwardResult completed(ForwardResult result) {
   return result;
 }
 
-PackedResult completed(PackedResult result) {
-  auto& [output, h_n, c_n, cells] = result;
-  fill(cells, output, state_dtype(output.scalar_type()));
-  return result;
+// The op of a name, whose arguments are those of the function.
+template <auto function>
+static auto op_named(const char* name) {
+  return c10::Dispatcher::singleton()
+      .findSchemaOrThrow(name, "")
+      .typed<std::remove_cvref_t<decltype(*op<function>)>>();
 }
 
-// function: whose arguments are those of the op.
-template <auto function>
-static auto dispatched(const char* name, const LstmCall& call, const auto& options) {
-  static const auto found = c10::Dispatcher::singleton()
-                                .findSchemaOrThrow(name, "")
-                                .typed<std::remove_cvref_t<decltype(*op<function>)>>();
-  return std::apply([](const auto&... arguments) { return found.call(arguments...); },
+static auto dispatched(const auto& op, const LstmCall& call, const auto& options) {
+  return std::apply([&](const auto&... arguments) { return op.call(arguments...); },
                     std::tuple_cat(call.list(), options.list()));
 }
 
 ForwardResult call_lstm(const LstmCall& call, const ForwardOptions& options) {
-  return dispatched<call_lstm>("fastlstm::lstm", call, options);
+  static const auto lstm = op_named<call_lstm>("fastlstm::lstm");
+  static const auto prepacked = op_named<call_lstm>("fastlstm::lstm_packed");
+  return dispatched(call.is_prepacked() ? prepacked : lstm, call, options);
 }
 
 BackwardResult call_lstm_backward(const LstmCall& call, const BackwardArguments& arguments) {
-  return dispatched<call_lstm_backward>("fastlstm::lstm_backward", call, arguments);
+  static const auto backward = op_named<call_lstm_backward>("fastlstm::lstm_backward");
+  return dispatched(backward, call, arguments);
 }
 
 }  // namespace fastlstm

@@ -83,10 +83,10 @@ void check(const Tensor& tensor, const char* name, const Shape& shape, at::Scala
               dtype == input.scalar_type() ? " like input" : "", ", got ", tensor.scalar_type());
 }
 
-// hidden_size and output_size, from the first weights. Packed matrices have no shapes, so then they
-// are those of the state.
+// hidden_size and output_size, from the first weights. Prepacked matrices have no shapes: then
+// they are those of the state.
 void find_sizes(Layer& layer) {
-  if (layer.has_packed_weights()) {
+  if (layer.is_prepacked()) {
     check_dims(layer.c_0, "c_0", 3);
     layer.hidden_size = layer.c_0.sym_size(2);
     layer.output_size = layer.h_0.sym_size(2);
@@ -105,13 +105,13 @@ void find_sizes(Layer& layer) {
 }
 
 void check_weights(const Layer& layer) {
-  const bool packed = layer.has_packed_weights();
-  const auto given = layer.input.scalar_type(), dtype = packed ? state_dtype(given) : given;
+  const auto input = layer.input.scalar_type();
+  const auto dtype = layer.is_prepacked() ? state_dtype(input) : input;
   for (const Direction& w : layer.directions)
     for (const NamedWeight& weight : kWeights) {
       const Tensor& tensor = w.*weight.tensor;
       if (!tensor.defined()) continue;
-      if (packed && weight.is_matrix())
+      if (layer.is_prepacked() && weight.is_matrix())
         check_device(tensor, weight.name, layer.input);
       else
         check(tensor, weight.name, shape_of(layer, weight), dtype, layer.input);
@@ -140,14 +140,14 @@ void check_input(const LstmCall& call) {
 }
 
 // The call but the sizes that follow from its weights.
-Layer unpack(LstmCall call, bool packed) {
+Layer unpack(LstmCall call, bool allows_prepacked) {
   Layer layer;
   static_cast<LstmCall&>(layer) = std::move(call);
   layer.kinds = WeightLayout::of(layer.layout);
   TORCH_CHECK(
-      layer.kinds.format.empty() != packed,
-      "lstm: expected layout to be of the words bias, projection, layer_norm, in this order",
-      packed ? ", and the format of packed weights" : "", ", got \"", layer.layout, "\"");
+      allows_prepacked || !layer.is_prepacked(),
+      "lstm: expected layout to be of the words bias, projection, layer_norm, in this order, got \"",
+      layer.layout, "\"");
   layer.directions =
       layer.kinds.directions(std::exchange(layer.weights, {}), layer.h_0.sym_size(0).expect_int());
   layer.input_size = layer.input.sym_size(-1);
@@ -224,9 +224,9 @@ std::vector<Direction> WeightLayout::directions(std::vector<Tensor> weights, int
   return directions;
 }
 
-Layer check_layer(LstmCall call, bool packed) {
+Layer check_layer(LstmCall call, bool allows_prepacked) {
   check_input(call);
-  Layer layer = unpack(std::move(call), packed);
+  Layer layer = unpack(std::move(call), allows_prepacked);
   find_sizes(layer);
   check_weights(layer);
   TORCH_CHECK(layer.steps > 0, "Expected sequence length to be larger than 0 in RNN");

@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "core/call.h"
-#include "core/weights.h"
 #include "dtype_list.h"
 
 namespace fastlstm {
@@ -29,7 +28,7 @@ struct Layer : LstmCall {
   bool projects() const { return kinds.projects; }
   bool normalizes() const { return kinds.normalizes; }
   std::string options() const;  // the names of what the call has beyond a plain LSTM, for messages
-  bool has_packed_weights() const { return !kinds.format.empty(); }
+  bool is_prepacked() const { return !kinds.format.empty(); }
   bool has_bias() const { return kinds.bias; }
   int64_t num_directions() const { return static_cast<int64_t>(directions.size()); }
   Sizes sizes() const;
@@ -50,9 +49,9 @@ struct ForwardTensors {
 };
 
 // Shapes, dtypes and devices agree, or the error names the argument, what was expected and what
-// came. These two serve CPU, CUDA and Meta alike, so they use symbolic sizes only. Of packed
-// matrices they see the device: who reads them knows their sizes.
-Layer check_layer(LstmCall call, bool packed = false);
+// came. These two serve CPU, CUDA and Meta alike, so they use symbolic sizes only. Of prepacked
+// matrices, if they are allowed, they see the device: who reads them knows their sizes.
+Layer check_layer(LstmCall call, bool allows_prepacked = false);
 
 // Every tensor in float32.
 Layer as_float(const Layer& layer);

@@ -1,6 +1,7 @@
 // CPU key: checks the call, asks the planner for an engine, runs it.
 #include <torch/library.h>
 
+#include "cpu/gemm/prepacked.h"
 #include "cpu/plan.h"
 #include "cpu/step.h"
 #include "cpu/targets/kernels.h"
@@ -11,6 +12,19 @@ namespace fastlstm {
 namespace {
 
 struct CpuStepKernels : CpuSteps, stepwise::AtenProducts {};
+
+// The format of a call's prepacked weights.
+Format prepacked_format(const Layer& layer, std::string_view engine) {
+  const Product& product = product_named(layer.kinds.format);
+  const auto dtype = layer.input.scalar_type();
+  TORCH_CHECK(!layer.normalizes() && !layer.h_mask && engine != "stepwise",
+              "lstm_packed: expected neither layer normalization, recurrent dropout nor the engine "
+              "\"stepwise\"");
+  TORCH_CHECK((product.format == Format::float64) == (dtype == at::kDouble),
+              "lstm_packed: expected input that goes with weights in ", layer.kinds.format,
+              ", got ", dtype);
+  return product.format;
+}
 
 // The plan of a call whose task says what is to be done with the layer.
 CpuPlan plan_of(const Layer& layer, CpuTask task, std::string_view engine) {
@@ -53,10 +67,11 @@ BackwardResult lstm_backward_cpu(LstmCall call, const BackwardArguments& argumen
 }  // namespace
 
 ForwardResult lstm_cpu(LstmCall call, const ForwardOptions& options) {
-  const Layer layer = check_layer(std::move(call));
+  const Layer layer = check_layer(std::move(call), /*allows_prepacked=*/true);
   check_values(layer);
   CpuTask task = task_of(layer);
   task.saves = options.save_cells || options.save_gates;
+  if (layer.is_prepacked()) task.prepacked = prepacked_format(layer, options.engine);
   return forward_as_planned(layer, plan_of(layer, task, options.engine), options.save_cells,
                             options.save_gates);
 }
@@ -80,6 +95,7 @@ ForwardResult forward_as_planned(const Layer& layer, const CpuPlan& plan, bool s
 }  // namespace fastlstm
 
 TORCH_LIBRARY_IMPL(fastlstm, CPU, m) {
-  m.impl("lstm", fastlstm::op<fastlstm::lstm_cpu>);
+  for (const char* const name : {"lstm", "lstm_packed"})
+    m.impl(name, fastlstm::op<fastlstm::lstm_cpu>);
   m.impl("lstm_backward", fastlstm::op<fastlstm::lstm_backward_cpu>);
 }

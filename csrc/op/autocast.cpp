@@ -5,7 +5,6 @@
 #include <torch/library.h>
 
 #include "core/call.h"
-#include "core/weights.h"
 
 namespace fastlstm {
 namespace {

@@ -2,17 +2,14 @@
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/utils/pybind.h>
 
-#include "core/prepacked.h"
+#include "cpu/gemm/prepacked.h"
 #include "cpu/scratch.h"
+#include "op/eager_calls.h"
 #include "op/fast_method.h"
-#include "op/plain_call.h"
 #include "op/planners.h"
-#include "op/short_calls.h"
 
 namespace py = pybind11;
 using namespace py::literals;
-namespace short_calls = fastlstm::short_calls;
-using fastlstm::fast_method;
 
 template <auto function>
 static PyMethodDef method(const char* name, const char* doc) {
@@ -20,34 +17,23 @@ static PyMethodDef method(const char* name, const char* doc) {
   return {name, reinterpret_cast<PyCFunction>(untyped), METH_FASTCALL, doc};
 }
 
-static PyMethodDef kShortCalls[] = {
-    method<fast_method<&short_calls::lstm>>(
+static PyMethodDef kEagerCalls[] = {
+    method<fastlstm::fast_method<&fastlstm::lstm>>(
         "lstm",
         "lstm(input: Tensor, h_0: Tensor | None, c_0: Tensor | None, weights: list, layout: str, "
         "batch_sizes: Tensor | None, lengths: Tensor | None, reset: Tensor | None, "
         "h_mask: Tensor | None, save_cells: bool, engine: str) -> tuple\n\n"
-        "torch.ops.fastlstm.lstm without its last result; cells are None if they are not saved, "
-        "and a state that is None is zeros."),
-    method<fast_method<&short_calls::lstm_cell>>(
+        "torch.ops.fastlstm.lstm, or lstm_packed, without the last result; cells are None if they "
+        "are not saved, and a state that is None is zeros."),
+    method<fastlstm::fast_method<&fastlstm::lstm_cell>>(
         "lstm_cell",
         "lstm_cell(input: Tensor, h: Tensor | None, c: Tensor | None, weights: list, layout: str, "
         "engine: str) -> tuple\n\nOne step: input [B,I], h and c [B,H]."),
-    method<fast_method<&short_calls::lstm_packed>>(
-        "lstm_packed",
-        "lstm_packed(input: Tensor, h_0: Tensor, c_0: Tensor, weights: list, layout: str, "
-        "batch_sizes: Tensor | None, lengths: Tensor | None, reset: Tensor | None, "
-        "save_cells: bool) -> tuple\n\ntorch.ops.fastlstm.lstm_packed"),
-    method<fast_method<&short_calls::lstm_cell_packed>>(
-        "lstm_cell_packed",
-        "lstm_cell_packed(input: Tensor, h: Tensor, c: Tensor, weights: list, layout: str) "
-        "-> tuple\n\nOne step: input [B,I], h and c [B,H]."),
-    method<fastlstm::plain_lstm</*prepacked=*/false>>(
+    method<fastlstm::plain_lstm>(
         "plain_lstm",
         "plain_lstm(input, hx, weights: list, layout: str, input_size: int, hidden_size: int, "
         "output_size: int, directions: int, batch_first: bool, lengths, reset)\n\nA call of one "
         "layer as its module gets it, or None if it is not plain."),
-    method<fastlstm::plain_lstm</*prepacked=*/true>>("plain_lstm_packed",
-                                                     "plain_lstm with prepacked weights."),
     method<fastlstm::are_plain>("are_plain",
                                 "are_plain(*tensors) -> bool\n\nWhether an eager call of these "
                                 "tensors, lists of tensors and "
@@ -80,5 +66,5 @@ PYBIND11_MODULE(_C, m) {
         "Whether the persistent engine can divide a layer's work on a GPU that need not be here.");
   m.def("pack_weight", &pack_weight, "A weight in the panels of this processor");
   m.def("unpack_weight", &unpack_weight, "The opposite of pack_weight");
-  PyModule_AddFunctions(m.ptr(), kShortCalls);
+  PyModule_AddFunctions(m.ptr(), kEagerCalls);
 }

@@ -4,21 +4,14 @@
 
 #include "core/layer.h"
 #include "core/operators.h"
-#include "core/prepacked.h"
 
 namespace fastlstm {
 namespace {
 
 ForwardResult lstm_meta(LstmCall call, const ForwardOptions& options) {
-  const Layer layer = check_layer(std::move(call));
+  const Layer layer = check_layer(std::move(call), /*allows_prepacked=*/true);
   return ForwardTensors(layer, options.save_cells, options.save_gates, /*copies_state=*/false)
       .result(layer);
-}
-
-PackedResult lstm_packed_meta(LstmCall call, const PackedOptions& options) {
-  const Layer layer = check_layer(std::move(call), /*packed=*/true);
-  const ForwardTensors to(layer, options.save_cells, false, /*copies_state=*/false);
-  return {to.output, to.h_n, to.c_n, to.cells};
 }
 
 BackwardResult lstm_backward_meta(LstmCall call, const BackwardArguments& arguments) {
@@ -40,16 +33,19 @@ BackwardResult lstm_backward_meta(LstmCall call, const BackwardArguments& argume
 
 }  // namespace
 
-// Tensor roles and shapes: layer.h; layout: weights.h; no gradient reaches h_mask. Autograd saves
-// cells and gates. engine: "auto" or the name of one.
+// Tensor roles and shapes: layer.h; layout: WeightLayout; no gradient reaches h_mask. Autograd saves
+// cells and gates. engine: "auto" or the name of one. Autograd and autocast leave prepacked weights
+// alone.
 TORCH_LIBRARY(fastlstm, m) {
   const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
-  m.def(
-      "lstm(Tensor input, Tensor h_0, Tensor c_0, Tensor[] weights, str layout=\"bias\", "
-      "Tensor? batch_sizes=None, Tensor? lengths=None, Tensor? reset=None, Tensor? h_mask=None, "
-      "bool save_cells=False, bool save_gates=False, str engine=\"auto\") "
-      "-> (Tensor output, Tensor h_n, Tensor c_n, Tensor cells, Tensor gates)",
-      tags);
+  for (const std::string name : {"lstm", "lstm_packed"})
+    m.def(name +
+              "(Tensor input, Tensor h_0, Tensor c_0, Tensor[] weights, str layout=\"bias\", "
+              "Tensor? batch_sizes=None, Tensor? lengths=None, Tensor? reset=None, "
+              "Tensor? h_mask=None, bool save_cells=False, bool save_gates=False, "
+              "str engine=\"auto\") "
+              "-> (Tensor output, Tensor h_n, Tensor c_n, Tensor cells, Tensor gates)",
+          tags);
   m.def(
       "lstm_backward(Tensor input, Tensor h_0, Tensor c_0, Tensor[] weights, str layout, "
       "Tensor? batch_sizes, Tensor? lengths, Tensor? reset, Tensor? h_mask, "
@@ -58,19 +54,13 @@ TORCH_LIBRARY(fastlstm, m) {
       "bool per_row=False, str engine=\"auto\") "
       "-> (Tensor grad_input, Tensor grad_h_0, Tensor grad_c_0, Tensor[] grad_weights)",
       tags);
-  m.def(
-      "lstm_packed(Tensor input, Tensor h_0, Tensor c_0, Tensor[] weights, str layout, "
-      "Tensor? batch_sizes=None, Tensor? lengths=None, Tensor? reset=None, Tensor? h_mask=None, "
-      "bool save_cells=False) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor cells)",
-      tags);
 }
 
 TORCH_LIBRARY_IMPL(fastlstm, Meta, m) {
   m.impl("lstm", op<lstm_meta>);
   m.impl("lstm_backward", op<lstm_backward_meta>);
-  m.impl("lstm_packed", op<lstm_packed_meta>);
+  m.impl("lstm_packed", op<lstm_meta>);
 }
-TORCH_LIBRARY_IMPL(fastlstm, CPU, m) { m.impl("lstm_packed", op<lstm_packed_cpu>); }
 TORCH_LIBRARY_IMPL(fastlstm, Autograd, m) {
   m.impl("lstm_packed", torch::autograd::autogradNotImplementedFallback());
 }

@@ -6,7 +6,6 @@
 
 #include "core/layer.h"
 #include "core/operators.h"
-#include "core/prepacked.h"
 
 namespace fastlstm {
 namespace {

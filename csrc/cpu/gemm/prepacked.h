@@ -1,4 +1,6 @@
-// Matrices that were packed once: the format of their panels, and the header in front of them.
+// Weights that do not change: packed once, in the layer's dtype or in fewer bits, for inference on
+// the CPU. A call has them where its layout ends in their format. A prepacked matrix is bytes behind
+// a header that says how to read them; the other weights are in the dtype of the state.
 #pragma once
 #include <cstring>
 #include <string>
@@ -9,6 +11,13 @@
 
 namespace fastlstm {
 
+// W [rows,K], of int8 with the scale [rows] of each row. by_gates: of W_ih and W_hh, whose
+// panels hold the gates of a unit together.
+at::Tensor pack_weight(const at::Tensor& weight, const std::optional<at::Tensor>& scale,
+                       const std::string& format, bool by_gates);
+// What was packed, and the scales.
+std::tuple<at::Tensor, std::optional<at::Tensor>> unpack_weight(const at::Tensor& prepacked);
+
 // The first bytes of W [rows,columns]. Panels are those of `lanes` and `vectors`, the widest of the
 // processor that packed them; their columns are in the order of gates_of, or of the rows of W.
 struct PrepackedHeader {
@@ -17,6 +26,7 @@ struct PrepackedHeader {
 
   // Throws for a tensor that has no header.
   static PrepackedHeader of(const at::Tensor& prepacked);
+  std::pair<int64_t, int64_t> shape() const { return {rows, columns}; }
   std::string panels() const {
     return std::string(format) + " in panels of " + std::to_string(lanes) + "x" +
            std::to_string(vectors);

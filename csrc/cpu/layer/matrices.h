@@ -50,7 +50,7 @@ Matrices matrices_of(const CpuPlan& plan, const Layer& layer, int64_t d) {
   const Product& product = *plan.product;
   const Sizes s = layer.sizes();
   const auto gates = [&](const Tensor& w, int64_t K) {
-    if (layer.has_packed_weights())
+    if (layer.is_prepacked())
       return prepacked_matrix(product, w, 4 * s.hidden_size, K, /*by_gates=*/true);
     return gates_of(product, given_to(product, w), plan.form);
   };
@@ -60,7 +60,7 @@ Matrices matrices_of(const CpuPlan& plan, const Layer& layer, int64_t d) {
                  ordered_bias<A>(w, product.lanes)};
   if (w.w_hr.defined())
     found.w_hr.emplace(
-        layer.has_packed_weights()
+        layer.is_prepacked()
             ? prepacked_matrix(product, w.w_hr, s.output_size, s.hidden_size, /*by_gates=*/false)
             : matrix_of(product, given_to(product, w.w_hr), true, plan.grid.unit_groups));
   return found;
