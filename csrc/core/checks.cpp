@@ -144,10 +144,10 @@ Layer unpack(LstmCall call, bool allows_prepacked) {
   Layer layer;
   static_cast<LstmCall&>(layer) = std::move(call);
   layer.kinds = WeightLayout::of(layer.layout);
-  TORCH_CHECK(
-      allows_prepacked || !layer.is_prepacked(),
-      "lstm: expected layout to be of the words bias, projection, layer_norm, in this order, got \"",
-      layer.layout, "\"");
+  TORCH_CHECK(allows_prepacked || !layer.is_prepacked(),
+              "lstm: expected layout to be of the words bias, projection, layer_norm, in this "
+              "order, got \"",
+              layer.layout, "\"");
   layer.directions =
       layer.kinds.directions(std::exchange(layer.weights, {}), layer.h_0.sym_size(0).expect_int());
   layer.input_size = layer.input.sym_size(-1);
@@ -238,25 +238,23 @@ Layer check_layer(LstmCall call, bool allows_prepacked) {
   return layer;
 }
 
-BackwardInputs check_backward(const Layer& layer, const BackwardArguments& a) {
-  const auto dtype = layer.input.scalar_type();
+void check_backward(const Layer& layer, const BackwardArguments& a, bool has_memory) {
   TORCH_CHECK(!a.request.per_row || !layer.normalizes(),
               "lstm_backward: expected no layer normalization with per_row");
-  const auto given = [&](const OptionalTensor& tensor, const char* name, Leading leading,
-                         Extent size, at::ScalarType dtype) {
-    if (tensor) check(*tensor, name, shape_of(layer, leading, size), dtype, layer.input);
-    return tensor.value_or(Tensor());
+  const auto expect = [&](const OptionalTensor& tensor, const char* name, Leading leading,
+                          Extent size, at::ScalarType dtype) {
+    if (!tensor) return;
+    check(*tensor, name, shape_of(layer, leading, size), dtype, layer.input);
+    if (has_memory) check_memory(*tensor, name);
   };
-  const auto state = state_dtype(dtype);
-  given(a.output, "the saved output", Leading::kSequence, Extent::kOutputs, dtype);
-  given(a.cells, "the saved cells", Leading::kSequences, Extent::kHidden, state);
-  given(a.gates, "the saved gates", Leading::kSequences, Extent::kGates, dtype);
-  const OutputGrads grads{
-      given(a.grad_output, "grad_output", Leading::kSequence, Extent::kOutputs, dtype),
-      given(a.grad_h_n, "grad_h_n", Leading::kState, Extent::kOutput, dtype),
-      given(a.grad_c_n, "grad_c_n", Leading::kState, Extent::kHidden, layer.c_0.scalar_type()),
-      given(a.grad_cells, "grad_cells", Leading::kSequences, Extent::kHidden, state)};
-  return {a.output, a.cells, a.gates, grads, a.request};
+  const auto dtype = layer.input.scalar_type(), state = state_dtype(dtype);
+  expect(a.output, "the saved output", Leading::kSequence, Extent::kOutputs, dtype);
+  expect(a.cells, "the saved cells", Leading::kSequences, Extent::kHidden, state);
+  expect(a.gates, "the saved gates", Leading::kSequences, Extent::kGates, dtype);
+  expect(a.grad_output, "grad_output", Leading::kSequence, Extent::kOutputs, dtype);
+  expect(a.grad_h_n, "grad_h_n", Leading::kState, Extent::kOutput, dtype);
+  expect(a.grad_c_n, "grad_c_n", Leading::kState, Extent::kHidden, layer.c_0.scalar_type());
+  expect(a.grad_cells, "grad_cells", Leading::kSequences, Extent::kHidden, state);
 }
 
 void check_memory(const Tensor& tensor, const char* name) {
@@ -272,13 +270,9 @@ void check_memory(const Tensor& tensor, const char* name) {
               storage.data() ? storage.nbytes() : 0);
 }
 
-void check_values(const Layer& layer, const BackwardInputs& in) {
+void check_values(const Layer& layer) {
   for_each_tensor(layer, check_memory);
   for (const Direction& w : layer.directions) for_each_weight(w, check_memory);
-  check_memory(in.output, "the saved output"), check_memory(in.cells, "the saved cells");
-  check_memory(in.gates, "the saved gates"), check_memory(in.grads.output, "grad_output");
-  check_memory(in.grads.h_n, "grad_h_n"), check_memory(in.grads.c_n, "grad_c_n");
-  check_memory(in.grads.cells, "grad_cells");
   if (layer.packed()) check_batch_sizes(layer);
   if (layer.lengths && layer.lengths->device().is_cpu()) {
     const Tensor lengths = layer.lengths->contiguous();

@@ -86,10 +86,10 @@ inline Tensor previous_hidden(const Layer& layer, int64_t d, const Tensor& outpu
 }
 
 // Where the gradient of a state begins on the way back: dL/dh_n or dL/dc_n, or zeros, of its own.
-inline Tensor initial_gradient(const Tensor& grad, const Tensor& state,
+inline Tensor initial_gradient(const OptionalTensor& grad, const Tensor& state,
                                const at::TensorOptions& options) {
-  return grad.defined() ? grad.to(options, /*non_blocking=*/false, /*copy=*/true).contiguous()
-                        : at::zeros(state.sizes(), options);
+  return grad ? grad->to(options, /*non_blocking=*/false, /*copy=*/true).contiguous()
+              : at::zeros(state.sizes(), options);
 }
 
 }  // namespace fastlstm

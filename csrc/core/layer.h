@@ -56,20 +56,12 @@ Layer check_layer(LstmCall call, bool allows_prepacked = false);
 // Every tensor in float32.
 Layer as_float(const Layer& layer);
 
-// What backward needs besides the layer.
-struct OutputGrads {  // undefined: zero
-  Tensor output, h_n, c_n, cells;
-};
-struct BackwardInputs {
-  Tensor output, cells, gates;  // saved
-  OutputGrads grads;
-  GradientRequest request;
-};
-BackwardInputs check_backward(const Layer& layer, const BackwardArguments& arguments);
+// has_memory: false for Meta tensors.
+void check_backward(const Layer& layer, const BackwardArguments& arguments, bool has_memory = true);
 
 // What only tensors with values have: the values inside batch_sizes, those of lengths where reading
 // them needs no device synchronization, and memory for every element.
-void check_values(const Layer& layer, const BackwardInputs& inputs = {});
+void check_values(const Layer& layer);
 
 // Whether there is memory for every element: it may have been freed
 // (tensor.untyped_storage().resize_(0)). May be undefined.

@@ -37,7 +37,7 @@ CpuPlan plan_of(const Layer& layer, CpuTask task, std::string_view engine) {
   return plan(task, cpu_machine());
 }
 
-BackwardResult backward(const Layer& layer, const CpuPlan& plan, const BackwardInputs& in) {
+BackwardResult backward(const Layer& layer, const CpuPlan& plan, const BackwardArguments& in) {
   return dispatch_dtype(plan.dtype, [&](auto t) {
     using T = decltype(t);
     if (plan.product) return tiled_backward<T>(layer, plan, in);
@@ -47,16 +47,18 @@ BackwardResult backward(const Layer& layer, const CpuPlan& plan, const BackwardI
 
 BackwardResult lstm_backward_cpu(LstmCall call, const BackwardArguments& arguments) {
   const Layer layer = check_layer(std::move(call));
-  const BackwardInputs in = check_backward(layer, arguments);
-  check_values(layer, in);
+  check_values(layer);
+  check_backward(layer, arguments);
   CpuTask task = task_of(layer);
   task.backward = true;
   const CpuPlan plan = plan_of(layer, task, arguments.engine);
-  if (plan.dtype == task.dtype) return backward(layer, plan, in);
-  BackwardInputs as_floats = in;
-  for (Tensor* const tensor : {&as_floats.output, &as_floats.gates, &as_floats.grads.output,
-                               &as_floats.grads.h_n, &as_floats.grads.c_n})
-    if (tensor->defined()) *tensor = tensor->to(at::kFloat);
+  if (plan.dtype == task.dtype) return backward(layer, plan, arguments);
+  BackwardArguments as_floats = arguments;
+  as_floats.output = arguments.output.to(at::kFloat);
+  as_floats.gates = arguments.gates.to(at::kFloat);
+  for (OptionalTensor* const grad :
+       {&as_floats.grad_output, &as_floats.grad_h_n, &as_floats.grad_c_n})
+    if (*grad) *grad = (*grad)->to(at::kFloat);
   auto [grad_input, grad_h_0, grad_c_0, grad_weights] = backward(as_float(layer), plan, as_floats);
   const auto dtype = layer.input.scalar_type();
   for (Tensor& gradient : grad_weights) gradient = gradient.to(dtype);

@@ -29,8 +29,8 @@ ForwardResult forward(const Layer& layer, const ForwardOptions& options) {
 }
 
 template <typename T, typename A>
-BackwardResult backward(const Layer& layer, const BackwardInputs& in, const std::string& engine) {
-  const auto tiling = plan_call(engine, layer, /*backward=*/true);
+BackwardResult backward(const Layer& layer, const BackwardArguments& in) {
+  const auto tiling = plan_call(in.engine, layer, /*backward=*/true);
   if constexpr (!std::is_same_v<T, double>)
     if (tiling) return persistent_backward<T>(layer, *tiling, in);
   return stepwise_backward<T, A, CudaStepKernels>(layer, in);
@@ -60,11 +60,11 @@ ForwardResult lstm_cuda(LstmCall call, const ForwardOptions& options) {
 
 BackwardResult lstm_backward_cuda(LstmCall call, const BackwardArguments& arguments) {
   const Layer layer = check_layer(std::move(call));
-  const BackwardInputs in = check_backward(layer, arguments);
-  check_values(layer, in);
+  check_values(layer);
+  check_backward(layer, arguments);
   const c10::cuda::CUDAGuard device(layer.input.device());
   return dispatch(layer.input.scalar_type(), [&](auto t, auto a) {
-    return backward<decltype(t), decltype(a)>(layer, in, arguments.engine);
+    return backward<decltype(t), decltype(a)>(layer, arguments);
   });
 }
 

@@ -76,7 +76,7 @@ ForwardResult persistent_forward(const Layer& layer, const Tiling& tiling, bool 
 
 template <typename T>
 BackwardResult persistent_backward(const Layer& layer, const Tiling& tiling,
-                                   const BackwardInputs& in) {
+                                   const BackwardArguments& in) {
   stepwise::BackwardCall tensors(layer, in);
   const Sizes& s = tensors.sizes;
   const int64_t hidden = s.hidden_size, width = tiling.exchange_width;

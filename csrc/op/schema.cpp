@@ -16,7 +16,7 @@ ForwardResult lstm_meta(LstmCall call, const ForwardOptions& options) {
 
 BackwardResult lstm_backward_meta(LstmCall call, const BackwardArguments& arguments) {
   const Layer layer = check_layer(std::move(call));
-  check_backward(layer, arguments);
+  check_backward(layer, arguments, /*has_memory=*/false);
   const auto like = [](const Tensor& t) { return at::empty_symint(t.sym_sizes(), t.options()); };
   std::vector<Tensor> grad_weights;
   for (Direction d : layer.directions) {
@@ -33,9 +33,9 @@ BackwardResult lstm_backward_meta(LstmCall call, const BackwardArguments& argume
 
 }  // namespace
 
-// Tensor roles and shapes: layer.h; layout: WeightLayout; no gradient reaches h_mask. Autograd saves
-// cells and gates. engine: "auto" or the name of one. Autograd and autocast leave prepacked weights
-// alone.
+// Tensor roles and shapes: layer.h; layout: WeightLayout; no gradient reaches h_mask. Autograd
+// saves cells and gates. engine: "auto" or the name of one. Autograd and autocast leave prepacked
+// weights alone.
 TORCH_LIBRARY(fastlstm, m) {
   const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
   for (const std::string name : {"lstm", "lstm_packed"})

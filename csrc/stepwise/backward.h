@@ -20,22 +20,21 @@ struct BackwardCall {
   Tensor grad_input, grad_h_0, grad_c_0;
   std::vector<Tensor> grad_weights;  // as BackwardResult has them
 
-  BackwardCall(const Layer& layer, const BackwardInputs& in)
+  BackwardCall(const Layer& layer, const BackwardArguments& in)
       : layer(layer), request(in.request), sizes(layer.sizes()) {
-    const OutputGrads& grads = in.grads;
     const int64_t R = sizes.flat_rows, H = sizes.hidden_size;
     const auto options = layer.input.options(), state_options = layer.state_options();
     input = flat(without_padding(layer), R);
     output = flat(in.output, R);
     cells = in.cells.contiguous().view({sizes.directions, R, H});
     gates = in.gates.contiguous().view({sizes.directions, R, 4 * H});
-    if (grads.output.defined()) d_output = flat(grads.output, R);
-    if (grads.cells.defined())
-      d_cells = grads.cells.to(state_options).contiguous().view({sizes.directions, R, H});
+    if (in.grad_output) d_output = flat(*in.grad_output, R);
+    if (in.grad_cells)
+      d_cells = in.grad_cells->to(state_options).contiguous().view({sizes.directions, R, H});
     c_0 = layer.c_0.to(state_options).contiguous();
     grad_input = request.input ? at::empty({R, input.size(1)}, options) : at::empty({0}, options);
-    grad_h_0 = initial_gradient(grads.h_n, layer.h_0, options);
-    grad_c_0 = initial_gradient(grads.c_n, layer.c_0, state_options);
+    grad_h_0 = initial_gradient(in.grad_h_n, layer.h_0, options);
+    grad_c_0 = initial_gradient(in.grad_c_n, layer.c_0, state_options);
   }
 
   // The columns of a direction in output or d_output.
@@ -178,7 +177,7 @@ class BackwardWalk : DirectionWalk {
 }  // namespace stepwise
 
 template <typename T, typename A, typename StepKernels>
-BackwardResult stepwise_backward(const Layer& layer, const BackwardInputs& in) {
+BackwardResult stepwise_backward(const Layer& layer, const BackwardArguments& in) {
   stepwise::BackwardCall call(layer, in);
   Tensor d_gates;
   for (int64_t d = 0; d < call.sizes.directions; ++d) {

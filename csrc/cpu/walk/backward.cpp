@@ -30,32 +30,35 @@ struct BackwardCall {
   const Sizes sizes;
   const Rows rows;
   const CpuPlan& plan;
-  const BackwardInputs in;
+  const GradientRequest request;
+  const Tensor output, cells, gates;      // saved
+  const Tensor d_output, d_h_n, d_cells;  // from outside, or undefined
   const SequenceRows<const T> x;
   const InitialState<T> initial;
   const Zeros<T> zeros;
   Tensor grad_input, grad_h_0, grad_c_0;
 
-  BackwardCall(const Layer& layer, const CpuPlan& plan, const BackwardInputs& given)
+  BackwardCall(const Layer& layer, const CpuPlan& plan, const BackwardArguments& in)
       : layer(layer),
         sizes(layer.sizes()),
         rows(layer),
         plan(plan),
-        in{given.output.contiguous(),
-           given.cells.contiguous(),
-           given.gates.contiguous(),
-           {contiguous_or_undefined(given.grads.output), contiguous_or_undefined(given.grads.h_n),
-            given.grads.c_n, contiguous_or_undefined(given.grads.cells)},
-           given.request},
+        request(in.request),
+        output(in.output.contiguous()),
+        cells(in.cells.contiguous()),
+        gates(in.gates.contiguous()),
+        d_output(contiguous_or_undefined(in.grad_output)),
+        d_h_n(contiguous_or_undefined(in.grad_h_n)),
+        d_cells(contiguous_or_undefined(in.grad_cells)),
         x(layer.input, rows),
         initial(layer),
         zeros(std::max({4 * sizes.hidden_size, sizes.output_size, int64_t(16)})) {  // a vector
-    grad_input = !in.request.input ? at::empty({0}, layer.input.options())
+    grad_input = !request.input ? at::empty({0}, layer.input.options())
                  : padded() || adds_to_input()
                      ? at::zeros(layer.input.sizes(), layer.input.options())
                      : at::empty(layer.input.sizes(), layer.input.options());
-    grad_h_0 = initial_gradient(in.grads.h_n, layer.h_0, layer.input.options());
-    grad_c_0 = initial_gradient(in.grads.c_n, layer.c_0, layer.state_options());
+    grad_h_0 = initial_gradient(in.grad_h_n, layer.h_0, layer.input.options());
+    grad_c_0 = initial_gradient(in.grad_c_n, layer.c_0, layer.state_options());
   }
 
   // Whether there are positions that no step reaches.
@@ -74,20 +77,20 @@ class BackwardWalk {
         d_(d),
         directed_(call.rows, d == 1),
         w_hh_(matrix(direction().w_hh, call.plan.grid.unit_groups)),
-        previous_(call.initial, directed_, call.sizes, d, const_data<T>(call.in.output),
-                  const_data<A>(call.in.cells), call.zeros),
-        per_row_(call.in.request.per_row ? empty_per_row() : Tensor()),
-        ring_(scratch<T>(call.in.request.per_row ? 0 : ring_rows() * 4 * hidden())),
+        previous_(call.initial, directed_, call.sizes, d, const_data<T>(call.output),
+                  const_data<A>(call.cells), call.zeros),
+        per_row_(call.request.per_row ? empty_per_row() : Tensor()),
+        ring_(scratch<T>(call.request.per_row ? 0 : ring_rows() * 4 * hidden())),
         weights_(*call.plan.product, call.sizes, call.layer.has_bias(), call.layer.state_options(),
                  chunk_rows()),
-        cells_(const_data<A>(call.in.cells) + d * flat_rows() * hidden()),
-        gates_(const_data<T>(call.in.gates) + d * flat_rows() * 4 * hidden()),
+        cells_(const_data<A>(call.cells) + d * flat_rows() * hidden()),
+        gates_(const_data<T>(call.gates) + d * flat_rows() * 4 * hidden()),
         d_h_0_(data<T>(call.grad_h_0[d])),
         dc_(data<A>(call.grad_c_0[d])) {
     if (call.layer.projects())
-      projection_.emplace(call.layer, call.plan, directed_, d, flat(call.in.gates[d], flat_rows()),
-                          flat(call.in.cells[d], flat_rows()));
-    if (call.in.request.input) {
+      projection_.emplace(call.layer, call.plan, directed_, d, flat(call.gates[d], flat_rows()),
+                          flat(call.cells[d], flat_rows()));
+    if (call.request.input) {
       w_ih_.emplace(matrix(direction().w_ih, 1));
       if (!call.plan.product->packs_what_it_multiplies())
         to_input_.emplace(*call.plan.product, chunk_rows(), 4 * hidden());
@@ -118,8 +121,8 @@ class BackwardWalk {
           to_input_ ? to_input_->encode(d_gates) : encoded, *w_ih_,
           rows_of<void*>(chunk, [&](int64_t t, int64_t row) { return dx_->at(t, row); }),
           d_ > 0 || call_.adds_to_input());
-    if (call_.in.request.state) add_initial_state(chunk);
-    if (call_.in.request.per_row) return;
+    if (call_.request.state) add_initial_state(chunk);
+    if (call_.request.per_row) return;
     const auto x =
         rows_of<const T*>(chunk, [&](int64_t t, int64_t row) { return call_.x.at(t, row); });
     auto h_prev =
@@ -130,7 +133,7 @@ class BackwardWalk {
   }
   // Appends the gradients of the weights, as BackwardResult has them.
   void finish(std::vector<Tensor>& gradients) {
-    if (call_.in.request.per_row) return gradients.push_back(per_row_);
+    if (call_.request.per_row) return gradients.push_back(per_row_);
     for (const Tensor& gradient : weights_.all()) gradients.push_back(rounded(gradient));
     if (projection_) gradients.push_back(rounded(projection_->gradient()));
   }
@@ -166,7 +169,7 @@ class BackwardWalk {
   // requested per row.
   int64_t ring_rows() const { return (call_.plan.chunk_steps + 1) * call_.rows.batch(); }
   Tensor empty_per_row() const {
-    const auto shape = call_.in.gates.sizes().slice(1);
+    const auto shape = call_.gates.sizes().slice(1);
     const auto options = call_.layer.input.options();
     return call_.padded() ? at::zeros(shape, options) : at::empty(shape, options);
   }
@@ -240,10 +243,10 @@ class BackwardWalk {
     const int64_t out = call_.sizes.output_size;
     BackwardRow<T> cell;
     cell.reset = call_.rows.is_reset(t, row);
-    cell.d_output = or_zeros(call_.in.grads.output, (flat * call_.sizes.directions + d_) * out);
-    cell.d_h_n = last ? or_zeros(call_.in.grads.h_n, (d_ * call_.rows.batch() + b) * out) : zeros();
-    cell.d_cells = call_.in.grads.cells.defined()
-                       ? const_data<A>(call_.in.grads.cells) + (d_ * flat_rows() + flat) * hidden()
+    cell.d_output = or_zeros(call_.d_output, (flat * call_.sizes.directions + d_) * out);
+    cell.d_h_n = last ? or_zeros(call_.d_h_n, (d_ * call_.rows.batch() + b) * out) : zeros();
+    cell.d_cells = call_.d_cells.defined()
+                       ? const_data<A>(call_.d_cells) + (d_ * flat_rows() + flat) * hidden()
                        : call_.zeros.states();
     cell.d_gates = d_gates(t, row);
     cell.gates = gates_ + flat * 4 * hidden();
@@ -279,7 +282,8 @@ class BackwardWalk {
 }  // namespace
 
 template <typename T>
-BackwardResult tiled_backward(const Layer& layer, const CpuPlan& plan, const BackwardInputs& in) {
+BackwardResult tiled_backward(const Layer& layer, const CpuPlan& plan,
+                              const BackwardArguments& in) {
   const BackwardCall<T> call(layer, plan, in);
   std::deque<BackwardWalk<T>> walks;
   for (int64_t d = 0; d < layer.num_directions(); ++d) walks.emplace_back(call, d);
@@ -298,7 +302,7 @@ BackwardResult tiled_backward(const Layer& layer, const CpuPlan& plan, const Bac
 }
 
 #define FASTLSTM_INSTANTIATE(T, A, name) \
-  template BackwardResult tiled_backward<T>(const Layer&, const CpuPlan&, const BackwardInputs&);
+  template BackwardResult tiled_backward<T>(const Layer&, const CpuPlan&, const BackwardArguments&);
 FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_INSTANTIATE)
 
 }  // namespace fastlstm

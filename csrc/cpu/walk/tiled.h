@@ -24,6 +24,6 @@ template <typename T>
 ForwardResult tiled_forward(const Layer& layer, const CpuPlan& plan, bool save_cells,
                             bool save_gates);
 template <typename T>
-BackwardResult tiled_backward(const Layer& layer, const CpuPlan& plan, const BackwardInputs& in);
+BackwardResult tiled_backward(const Layer& layer, const CpuPlan& plan, const BackwardArguments& in);
 
 }  // namespace fastlstm
