@@ -111,11 +111,8 @@ void divide_cells(const CpuTask& task, const CpuMachine& machine, CpuPlan& plan)
   const int64_t rows = divide_up(task.batch, plan.grid.row_groups);
   const int64_t most = product.bytes(task.hidden_size) <= kShortRow ? 48 : 12;
   plan.rows_at_once = round_up(std::min(rows, most), product.rows);
-  // One tile of rows leaves no time to fetch the panels of the next turn.
-  plan.fetches_next = machine.tuning.fetches_next_panels && rows > product.rows;
   if (plan.form == MatrixForm::kPacked || task.backward) return;
   plan.rows_at_once = rows;
-  plan.fetches_next = true;
   const int64_t bytes = 4 * product.lanes * bytes_of(product.sums) * (rows + 1);
   const int64_t tiles =
       divide_up(divide_up(task.hidden_size, product.lanes), plan.grid.unit_groups);

@@ -15,12 +15,10 @@ struct CpuTuning {
   // From so many rows of a mean step on, their input is multiplied beside h, not steps ahead, if
   // each group of rows has a whole tile of them.
   int64_t rows_beside_h = INT64_MAX;
-  // Whether the next panels of W_ih and W_hh come into the cache while others are multiplied.
-  bool fetches_next_panels = false;
 };
 
 inline constexpr CpuTuning kIntel{.rows_beside_h = 48};
-inline constexpr CpuTuning kAvx512{.rows_beside_h = 12, .fetches_next_panels = true};  // Zen 4
+inline constexpr CpuTuning kAvx512{.rows_beside_h = 12};  // Zen 4
 
 struct CpuMachine {
   int64_t threads = 1;
@@ -81,10 +79,8 @@ struct CpuPlan {
   ThreadGrid grid;
   int64_t steps_ahead = 0;  // forward: steps whose input is multiplied at once; 0: beside h
   int64_t chunk_steps = 1;  // backward: steps that are walked, then multiplied
-  // Forward: rows, and vectors of units, whose sums wait in the cache for the cell equations, and
-  // whether what is multiplied next comes into the cache meanwhile.
+  // Forward: rows, and vectors of units, whose sums wait in the cache for the cell equations.
   int64_t rows_at_once = 1, tiles_at_once = 1;
-  bool fetches_next = false;
 };
 
 CpuPlan plan(const CpuTask& task, const CpuMachine& machine);

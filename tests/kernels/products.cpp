@@ -214,13 +214,6 @@ struct Problem {
              [&](auto p) { p.prefetch = &prefetch, product.multiply(p); });
     check_same(other, c, text() + ": and fetch");
 
-    fill(other);
-    const char lines[100] = {};
-    NextPanels next{lines, lines + sizeof lines};
-    multiply(other, rows, product.panels, [&](auto p) { p.next = &next, product.multiply(p); });
-    check_same(other, c, text() + ": and fetch the next panels");
-    check(next.at >= lines && next.at < next.end + 64, text(), ": fetched beyond the next panels");
-
     const bool on_tiles = product.end_thread;  // whose sums have another order
     if (transposed && !on_tiles) check_unpacked(c);
     if (!product.put_rows) return;  // of 16 bits alone

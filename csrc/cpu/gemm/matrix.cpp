@@ -13,6 +13,8 @@ namespace {
 
 constexpr int64_t kGradientRows = 1024;  // rows of a weight gradient's sum packed at a time
 constexpr int64_t kGates = 4;
+// From so many rows on, waiting for the next panel costs less than fetching it beside them.
+constexpr int64_t kRowsBesideFetching = 64;
 
 // body(begin, end, panels) over all threads for a product outside a walk, of `rows` rows that take
 // so many multiply-adds each: by blocks of rows, which pass all panels and go to threads as they
@@ -123,33 +125,30 @@ PanelProduct Matrix::product_of(const Range& panels, const void* const* a, int64
 }
 
 void Matrix::multiply(const Range& panels, const void* const* a, int64_t rows, int64_t piece,
-                      const SumsTo& to, Scratch& room, const Range* next) const {
+                      const SumsTo& to, Scratch& room) const {
   if (rows == 0) return;  // libraries refuse empty products
   if (form_ == MatrixForm::kAsItLies)
     multiply_as_it_lies(panels, a, rows, piece, to);
   else if (form_ == MatrixForm::kInUse)
-    multiply_in_use(panels, a, rows, piece, to, room, next);
+    multiply_in_use(panels, a, rows, piece, to, room);
   else
-    multiply_packed(panels, a, rows, piece, to, next);
+    multiply_packed(panels, a, rows, piece, to);
 }
 
 void Matrix::multiply_packed(const Range& panels, const void* const* a, int64_t rows, int64_t piece,
-                             const SumsTo& to, const Range* next) const {
+                             const SumsTo& to) const {
   const int64_t origin = to.whole_vectors ? columns(panels).begin : 0;
-  const bool fetches = next && next->begin < next->end;
-  NextPanels memory = fetches ? NextPanels{panel(next->begin), panel(next->end)} : NextPanels{};
   for (int64_t k = 0; k == 0 || k < K_; k += piece)
     for_groups(panels, rows, [&](const Range& group) {
       PanelProduct some = product_of(group, a, rows, k, std::min(piece, K_ - k), to, origin);
       some.panel = panel(group.begin) + width(group.begin) * product_->bytes(k);
       some.panel_stride = width(group.begin) * bytes_of_column();
-      some.next = fetches ? &memory : nullptr;
       product_->multiply(some);
     });
 }
 
 void Matrix::multiply_in_use(const Range& panels, const void* const* a, int64_t rows, int64_t piece,
-                             const SumsTo& to, Scratch& room, const Range* next) const {
+                             const SumsTo& to, Scratch& room) const {
   const int64_t origin = to.whole_vectors ? columns(panels).begin : 0;
   const int64_t terms = round_up(std::min(piece, K_), product_->padding);
   const int64_t pieces = divide_up(K_, terms), bytes = product_->width() * product_->bytes(terms);
@@ -160,10 +159,9 @@ void Matrix::multiply_in_use(const Range& panels, const void* const* a, int64_t 
     product_->pack(elements_.rows(), k, terms_of(i), shape(p), room.data<void>());
     PanelProduct some = product_of({p, p + 1}, a, rows, k, terms_of(i), to, origin);
     some.panel = room.data<void>();
-    const int64_t after = i + 1 < panels.end * pieces ? i + 1 : next ? next->begin * pieces : 0;
     Prefetch prefetch{};
-    if (after > i && rows < product_->rows_beside_fetching) {
-      prefetch = fetch(after / pieces, after % pieces * terms, terms_of(after), some);
+    if (i + 1 < panel_count() * pieces && rows < kRowsBesideFetching) {
+      prefetch = fetch((i + 1) / pieces, (i + 1) % pieces * terms, terms_of(i + 1), some);
       some.prefetch = &prefetch;
     }
     product_->multiply(some);
@@ -296,13 +294,12 @@ void multiply_transposed(const Product& product, const std::vector<const void*>&
 }
 
 const void* PanelSums::multiply(const Matrix& matrix, const Range& panels, const void* const* a,
-                                int64_t rows, int64_t piece, const void* zeros, const void* bias,
-                                const Range* next) {
+                                int64_t rows, int64_t piece, const void* zeros, const void* bias) {
   if (std::all_of(a, a + rows, [zeros](const void* row) { return row == zeros; }))
     std::memset(rows_[0], 0, rows * bytes_of_row_);
   else
     matrix.multiply(panels, a, rows, piece,
-                    {.rows = rows_.data(), .bias = bias, .whole_vectors = true}, room_, next);
+                    {.rows = rows_.data(), .bias = bias, .whole_vectors = true}, room_);
   return rows_[0];
 }
 

@@ -67,10 +67,10 @@ class Matrix {
   int64_t nbytes() const { return parts_ * part_columns_ * bytes_of_column(); }
 
   // Rows `a` times some panels in one thread, `piece` terms of the sums at a time. `room` is the
-  // thread's, for a panel that is packed in use. Unless `next` is nullptr, what is multiplied next
-  // comes into the cache meanwhile, in the end these panels.
+  // thread's, for a panel that is packed in use. The panel after it comes into the
+  // cache meanwhile.
   void multiply(const Range& panels, const void* const* a, int64_t rows, int64_t piece,
-                const SumsTo& to, Scratch& room, const Range* next = nullptr) const;
+                const SumsTo& to, Scratch& room) const;
   // Calls body(panels) for as many panels at a time as a product of `rows` rows takes, from the
   // last to the first if `backwards`.
   void for_groups(Range panels, int64_t rows, const auto& body, bool backwards = false) const {
@@ -97,9 +97,9 @@ class Matrix {
   PanelProduct product_of(const Range& panels, const void* const* a, int64_t rows, int64_t k,
                           int64_t terms, const SumsTo& to, int64_t origin) const;
   void multiply_packed(const Range& panels, const void* const* a, int64_t rows, int64_t piece,
-                       const SumsTo& to, const Range* next) const;
+                       const SumsTo& to) const;
   void multiply_in_use(const Range& panels, const void* const* a, int64_t rows, int64_t piece,
-                       const SumsTo& to, Scratch& room, const Range* next) const;
+                       const SumsTo& to, Scratch& room) const;
   void multiply_as_it_lies(const Range& panels, const void* const* a, int64_t rows, int64_t piece,
                            const SumsTo& to) const;
 
@@ -169,8 +169,7 @@ class PanelSums {
   // are `zeros` are not multiplied where there are no others, so that they may meet an infinite
   // weight or not.
   const void* multiply(const Matrix& matrix, const Range& panels, const void* const* a,
-                       int64_t rows, int64_t piece, const void* zeros, const void* bias = nullptr,
-                       const Range* next = nullptr);
+                       int64_t rows, int64_t piece, const void* zeros, const void* bias = nullptr);
 
  private:
   int64_t stride_, bytes_of_row_;

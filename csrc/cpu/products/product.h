@@ -41,17 +41,6 @@ struct Prefetch {
 // Terms of a sum between two calls of `fetch`.
 constexpr int64_t kTermsPerFetch = 32;
 
-// Panels that come into the cache while others are multiplied: a line for each term, or pair of
-// terms, of a tile's sums.
-struct NextPanels {
-  const char *at, *end;
-
-  inline __attribute__((always_inline)) void fetch() {
-    __builtin_prefetch(at);
-    at += at < end ? 64 : 0;
-  }
-};
-
 // c[r][first column ...] (+)= sum over k of a[r][k_begin + k] * panel[k] + bias, r < rows, k < K.
 // Rows of `a` as the product takes them; c and bias are of its sums, or c of what they are rounded
 // to.
@@ -66,7 +55,6 @@ struct PanelProduct {
   // So many panels of `vectors` vectors side by side, at most the product's, whose columns together
   // are those of `shape`, and the bytes from one to the next.
   int64_t panels = 1, panel_stride = 0;
-  NextPanels* next = nullptr;    // read where Target::fetches_next_panels
   Prefetch* prefetch = nullptr;  // read by products that train
   bool rounds = false;  // c is of 16 bits, rounded once, over the whole of K, by such a product
 };
@@ -157,8 +145,6 @@ struct ProductTuning {
   // to hide the latency of multiply-adds.
   int64_t panels = 1, panels_of_one_row = 1;
   const char* instructions = nullptr;  // the instruction set, for people
-  // From so many rows on, waiting for the next panel costs less than fetching it beside them.
-  int64_t rows_beside_fetching = 64;
   // With fewer rows another product of the same panels is faster, if there is one: it gives the
   // same bits.
   int64_t many_rows = 0;

@@ -48,19 +48,14 @@ constexpr int64_t kTerms = 256;
 // How far ahead a panel is prefetched where it may come from beyond the L2 cache, page after page.
 constexpr int64_t kBytesAhead = 2048;
 
-// What a tile fetches meanwhile: always, before every term, or now and then.
+// What a tile fetches meanwhile, now and then.
 struct NoFetch {
-  static constexpr bool always = false, now_and_then = false;
+  static constexpr bool fetches = false;
 };
 struct FetchAhead {
-  static constexpr bool always = false, now_and_then = true;
+  static constexpr bool fetches = true;
   Prefetch* prefetch;
   FASTLSTM_INLINE void operator()() const { prefetch->fetch(); }
-};
-struct FetchNext {
-  static constexpr bool always = true, now_and_then = false;
-  NextPanels* next;
-  FASTLSTM_INLINE void operator()() const { next->fetch(); }
 };
 
 // Reads V / W panels of W vectors each, `stride` elements apart.
@@ -97,17 +92,14 @@ struct Tile {
   template <typename T, typename Fetch>
   FASTLSTM_INLINE void add(const T* const* a, int64_t k, int64_t end, const T* panel,
                            const Fetch& fetch) {
-    if constexpr (Fetch::now_and_then)
+    if constexpr (Fetch::fetches)
       for (; k + kTermsPerFetch < end; k += kTermsPerFetch) {
         fetch();
         add(a, k, k + kTermsPerFetch, panel, NoFetch());
         panel += kTermsPerFetch * W * L;
       }
     constexpr int P = Terms<T>::at_once;
-    for (; k + P <= end; k += P, panel += P * W * L) {
-      if constexpr (Fetch::always) fetch();
-      add_terms<P>(a, k, panel);
-    }
+    for (; k + P <= end; k += P, panel += P * W * L) add_terms<P>(a, k, panel);
     if (P > 1 && k < end) add_terms<1>(a, k, panel);
   }
 
@@ -188,8 +180,7 @@ FASTLSTM_INLINE void multiply_tiles(const PanelProduct& p, const Fetch& fetch) {
   for_tiles<R, V, narrowest>(p, [&](auto... tile) { multiply_tile<T, A, C>(p, fetch, tile...); });
 }
 
-// The panels of gates, which fetch those after them, are all of V vectors. Narrow panels of double,
-// rare, do not pay for code that fetches.
+// Narrow panels of double, rare, do not pay for code that fetches.
 template <int R, int V, typename T, typename A, bool trains>
 static void multiply(const PanelProduct& p) {
   if constexpr (trains) {
@@ -198,9 +189,6 @@ static void multiply(const PanelProduct& p) {
       if (p.rounds) return multiply_tiles<R, V, T, A, T>(p, NoFetch());
     if (p.prefetch && p.shape.vectors >= narrowest)
       return multiply_tiles<R, V, T, A, A, narrowest>(p, FetchAhead{p.prefetch});
-    if constexpr (Target::fetches_next_panels)
-      if (p.next && p.shape.vectors == V)
-        return multiply_tiles<R, V, T, A, A, V>(p, FetchNext{p.next});
   }
   multiply_tiles<R, V, T, A, A>(p, NoFetch());
 }

@@ -42,21 +42,17 @@ class CellsForward {
     const A* const bias = weights.bias.data<A>();
     for (int64_t i = 0; i < turns; ++i) {
       const Range turn = tiles_of(i);
-      const Range after = i + 1 < turns ? tiles_of(i + 1) : Range{0, 0};
-      const Range after_x = panels_of(w_ih, after), after_h = panels_of(w_hh, after);
       for (int64_t r = 0; r < count; r += sums_.rows()) {
         const int64_t some = std::min(sums_.rows(), count - r);
         const A* from_x = nullptr;
         if (x)
           from_x = static_cast<const A*>(
               x_sums_.multiply(w_ih, panels_of(w_ih, turn), x + r, some, product_.piece, nullptr,
-                               bias ? bias + turn.begin * 4 * product_.lanes : nullptr,
-                               plan_.fetches_next ? &after_x : nullptr));
+                               bias ? bias + turn.begin * 4 * product_.lanes : nullptr));
         for (int64_t t = turn.begin; t < turn.end; ++t)
           cell_.prefetch_forward(rows + r, some, units(t));
-        auto* h = static_cast<const A*>(sums_.multiply(w_hh, panels_of(w_hh, turn), h_prev + r,
-                                                       some, w_hh.K(), zeros, nullptr,
-                                                       plan_.fetches_next ? &after_h : nullptr));
+        auto* h = static_cast<const A*>(
+            sums_.multiply(w_hh, panels_of(w_hh, turn), h_prev + r, some, w_hh.K(), zeros));
         for (int64_t t = turn.begin; t < turn.end; ++t) {
           cell_.forward(rows + r, some, {h, sums_.stride(), from_x}, units(t));
           h += 4 * product_.lanes, from_x += x ? 4 * product_.lanes : 0;

@@ -11,7 +11,6 @@ struct Target {
   // 6 x 2 sums, 2 vectors of the panel and a broadcast: 15 of the 16 registers.
   static constexpr int tile_rows = 6, tile_vectors = 2;
   static constexpr int int8_tile_rows = 4;  // a row takes two registers
-  static constexpr bool fetches_next_panels = false;
   static constexpr bool rows_of_16_bits = false;
 };
 

@@ -11,7 +11,6 @@ struct Target {
   // 6 x 4 sums, 4 vectors of the panel and a broadcast: 29 of the 32 registers.
   static constexpr int tile_rows = 6, tile_vectors = 4;
   static constexpr int int8_tile_rows = 4;
-  static constexpr bool fetches_next_panels = true;
   static constexpr bool rows_of_16_bits = true;
 };
 

@@ -10,7 +10,6 @@ namespace fastlstm::baseline {
 struct Target {
   static constexpr int tile_rows = 2, tile_vectors = 4;
   static constexpr int int8_tile_rows = 2;
-  static constexpr bool fetches_next_panels = false;
   static constexpr bool rows_of_16_bits = false;
 };
 using DotProduct = PlainDotProduct;

@@ -12,7 +12,6 @@ struct Target {
   // 32 registers. With 6 x 4 sums GCC keeps two of them on the stack.
   static constexpr int tile_rows = 5, tile_vectors = 4;
   static constexpr int int8_tile_rows = 4;
-  static constexpr bool fetches_next_panels = false;
   static constexpr bool rows_of_16_bits = true;
 };
 
