@@ -58,7 +58,7 @@ _TABLE = [
 # Its files, its share of the faults, its tests.
 PARTS: dict[str, tuple[list[str], float, list[str]]] = {
     "equations": (["csrc/equations/*.h"], 0.25, [*_NATIVE, "tests/cuda/test_simt.py"]),
-    "walks": ([f"csrc/cpu/{name}" for name in ("walk/*.cpp", "stages/*.h", "layer/*.h")]
+    "walks": ([f"csrc/cpu/{name}" for name in ("walk/*.cpp", "stages/*.h", "rows.h")]
               + ["csrc/stepwise/*.h"], 0.3, _NATIVE),
     "plan": (["csrc/cpu/plan.cpp", "csrc/core/*.cpp"], 0.2,
              [_FIRST, "tests/cpu/test_kernels.py -k this_machine", *_NATIVE[1:]]),

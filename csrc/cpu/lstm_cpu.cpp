@@ -1,17 +1,72 @@
 // CPU key: checks the call, asks the planner for an engine, runs it.
+#include <ATen/Parallel.h>
 #include <torch/library.h>
 
+#include <algorithm>
+#include <numeric>
+
+#include "core/torch_versions.h"
 #include "cpu/gemm/prepacked.h"
 #include "cpu/plan.h"
-#include "cpu/step.h"
 #include "cpu/targets/kernels.h"
 #include "cpu/walk/tiled.h"
+#include "parts.h"
 #include "stepwise/backward.h"
 
 namespace fastlstm {
 namespace {
 
-struct CpuStepKernels : CpuSteps, stepwise::AtenProducts {};
+// Steps of the stepwise engine: all rows, in parallel.
+struct CpuStepKernels : stepwise::AtenProducts {
+  // Rows are cut into pieces where that may be, so that one long row keeps several threads busy
+  // too.
+  template <template <typename, typename> class S, typename T, typename A>
+  static void run(const S<T, A>& step) {
+    constexpr int64_t kUnitsPerPiece = 256, kUnitsPerThread = 2048;
+    const RowKernel<S<T, A>>& kernel = kernels<T>().row;
+    const int64_t size = step.kWholeRows ? std::max<int64_t>(step.hidden_size, 1) : kUnitsPerPiece;
+    const int64_t pieces = divide_up(step.hidden_size, size);
+    const int64_t grain = 1 + kUnitsPerThread / (size + 1);
+    at::parallel_for(0, step.rows * pieces, grain, [&](int64_t first, int64_t last) {
+      for (int64_t k = first; k < last; ++k) {
+        const int64_t begin = k % pieces * size;
+        kernel.run(step, k / pieces, begin, begin + size);
+      }
+    });
+  }
+};
+
+// The precision of float32 that the user requests.
+Precision precision() {
+  const auto requested = rnn_precision();
+  return requested == kTf32   ? Precision::kTf32
+         : requested == kBf16 ? Precision::kBf16
+                              : Precision::kFloat32;
+}
+
+// A forward with this layer, for the planner.
+CpuTask task_of(const Layer& layer) {
+  const Sizes s = layer.sizes();
+  CpuTask task{dtype_of(layer.input.scalar_type()),
+               s.directions,
+               s.steps,
+               s.batch,
+               s.flat_rows,
+               s.input_size,
+               s.hidden_size,
+               s.output_size};
+  task.projects = layer.projects();
+  task.only_stepwise = layer.normalizes() || layer.h_mask;
+  task.only_dense = !layer.packed() && !layer.lengths;
+  task.resets = layer.reset.has_value();
+  task.precision = precision();
+  if (layer.lengths) {
+    const Tensor lengths = layer.lengths->contiguous();
+    const int64_t* first = lengths.const_data_ptr<int64_t>();
+    task.rows = std::accumulate(first, first + task.batch, int64_t(0));
+  }
+  return task;
+}
 
 // The format of a call's prepacked weights.
 Format prepacked_format(const Layer& layer, std::string_view engine) {
@@ -35,6 +90,22 @@ CpuPlan plan_of(const Layer& layer, CpuTask task, std::string_view engine) {
               engine, "\"", layer.options().empty() ? "" : " with ", layer.options());
   task.only_stepwise |= is_stepwise;
   return plan(task, cpu_machine());
+}
+
+// Runs a plan, by either engine; the results have the dtypes of the layer.
+ForwardResult forward(const Layer& layer, const CpuPlan& plan, bool save_cells, bool save_gates) {
+  const auto dtype = layer.input.scalar_type();
+  if (plan.dtype != dtype_of(dtype)) {
+    const auto [output, h_n, c_n, cells, gates] =
+        forward(as_float(layer), plan, save_cells, save_gates);
+    return {output.to(dtype), h_n.to(dtype), c_n.to(layer.c_0.scalar_type()), cells,
+            gates.defined() ? gates.to(dtype) : gates};
+  }
+  return dispatch_dtype(plan.dtype, [&](auto t) {
+    using T = decltype(t);
+    if (plan.product) return tiled_forward<T>(layer, plan, save_cells, save_gates);
+    return stepwise_forward<T, State_t<T>, CpuStepKernels>(layer, save_cells, save_gates);
+  });
 }
 
 BackwardResult backward(const Layer& layer, const CpuPlan& plan, const BackwardArguments& in) {
@@ -74,24 +145,8 @@ ForwardResult lstm_cpu(LstmCall call, const ForwardOptions& options) {
   CpuTask task = task_of(layer);
   task.saves = options.save_cells || options.save_gates;
   if (layer.is_prepacked()) task.prepacked = prepacked_format(layer, options.engine);
-  return forward_as_planned(layer, plan_of(layer, task, options.engine), options.save_cells,
-                            options.save_gates);
-}
-
-ForwardResult forward_as_planned(const Layer& layer, const CpuPlan& plan, bool save_cells,
-                                 bool save_gates) {
-  const auto dtype = layer.input.scalar_type();
-  if (plan.dtype != dtype_of(dtype)) {
-    const auto [output, h_n, c_n, cells, gates] =
-        forward_as_planned(as_float(layer), plan, save_cells, save_gates);
-    return {output.to(dtype), h_n.to(dtype), c_n.to(layer.c_0.scalar_type()), cells,
-            gates.defined() ? gates.to(dtype) : gates};
-  }
-  return dispatch_dtype(plan.dtype, [&](auto t) {
-    using T = decltype(t);
-    if (plan.product) return tiled_forward<T>(layer, plan, save_cells, save_gates);
-    return stepwise_forward<T, State_t<T>, CpuStepKernels>(layer, save_cells, save_gates);
-  });
+  return forward(layer, plan_of(layer, task, options.engine), options.save_cells,
+                 options.save_gates);
 }
 
 }  // namespace fastlstm

@@ -50,32 +50,22 @@ at::Tensor fresh(int64_t bytes) {
   return at::Tensor(at::detail::empty_cpu({bytes}, at::TensorOptions(at::kByte)));
 }
 
-// A block that is kept, of nearly this size, or a new one in its place.
+// A block that is kept, of nearly this size, or a new one.
 at::Tensor block_of(int64_t bytes) {
   if (bytes > kKeptBytes) return fresh(bytes);
   Kept& kept = fastlstm::kept();
   const std::unique_lock<Mutex> lock(kept.mutex, std::try_to_lock);
   if (!lock) return fresh(bytes);
   auto& blocks = kept.blocks;
-  // Blocks of nearly this size: one that is large enough is used, a smaller one is freed.
-  const auto similar = [](int64_t smaller, int64_t larger) {
-    return smaller <= larger && larger <= smaller + smaller / 8;
+  const auto fits = [bytes](const at::Tensor& block) {
+    const auto size = static_cast<int64_t>(block.nbytes());
+    return is_free(block) && bytes <= size && size <= bytes + bytes / 8;
   };
-  const auto find = [&](const auto& fits) {
-    return std::find_if(blocks.begin(), blocks.end(), [&](const at::Tensor& block) {
-      return is_free(block) && fits(static_cast<int64_t>(block.nbytes()));
-    });
-  };
-  const auto found = find([&](int64_t size) { return similar(bytes, size); });
-  if (found != blocks.end()) {
+  const auto kept_one = std::find_if(blocks.begin(), blocks.end(), fits);
+  if (kept_one != blocks.end()) {
     std::atomic_thread_fence(std::memory_order_acquire);  // after its last user released it
-    std::rotate(found, found + 1, blocks.end());
+    std::rotate(kept_one, kept_one + 1, blocks.end());
     return blocks.back();
-  }
-  const auto smaller = find([&](int64_t size) { return similar(size, bytes); });
-  if (smaller != blocks.end()) {
-    kept.bytes -= smaller->nbytes();
-    blocks.erase(smaller);
   }
   at::Tensor block = fresh(bytes);
   shrink(kept, kKeptBytes - bytes);

@@ -6,7 +6,6 @@
 // after the last step gives dL/dh_0.
 #include "../equations/lstm_step.h"
 #include "persistent_block.h"
-#include "persistent_launch.h"
 
 namespace fastlstm {
 namespace {

@@ -7,7 +7,6 @@
 // of another pass are other recurrences: while one travels, the block works on the next.
 #include "../equations/lstm_step.h"
 #include "persistent_block.h"
-#include "persistent_launch.h"
 
 namespace fastlstm {
 namespace {

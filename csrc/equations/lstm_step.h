@@ -2,7 +2,7 @@
 // there is one for each kind of step; with `reset` a constant no loop has a branch. A
 // Team is what shares a row, one thread or more: each(n, f) calls f(k) for its part of [0, n).
 #pragma once
-#include "cell_step.h"
+#include "lstm_math.h"
 #include "lstm_params.h"
 
 namespace fastlstm {

@@ -2,11 +2,11 @@
 // any product. Arithmetic bounds forward, five exponentials and divisions a unit; memory bounds
 // backward, some ten numbers a unit.
 //
-// Only plain loops and always-inline functions here, as in row_kernels.h.
+// Only plain loops and always-inline functions here, as in kernels_table.h.
 #pragma once
 #include "cpu/cell/cell.h"
 #include "cpu/vec.h"
-#include "equations/cell_step.h"
+#include "equations/lstm_math.h"
 
 namespace fastlstm::FASTLSTM_ISA {
 

@@ -9,8 +9,8 @@
 #include "core/operators.h"
 #include "cpu/gemm/encoded_rows.h"
 #include "cpu/gemm/matrix.h"
-#include "cpu/layer/previous_state.h"
 #include "cpu/plan.h"
+#include "cpu/rows.h"
 #include "cpu/stages/cells.h"
 #include "equations/lstm_math.h"
 

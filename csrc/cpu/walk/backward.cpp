@@ -10,8 +10,7 @@
 
 #include "core/flat_rows.h"
 #include "core/operators.h"
-#include "cpu/layer/previous_state.h"
-#include "cpu/layer/rows.h"
+#include "cpu/rows.h"
 #include "cpu/stages/cells.h"
 #include "cpu/stages/projection.h"
 #include "cpu/stages/weight_gradients.h"

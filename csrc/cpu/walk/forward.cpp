@@ -4,14 +4,10 @@
 #include <ATen/EmptyTensor.h>
 
 #include <algorithm>
-#include <numeric>
 #include <optional>
 
-#include "core/torch_versions.h"
 #include "cpu/gemm/encoded_rows.h"
-#include "cpu/layer/matrices.h"
-#include "cpu/layer/previous_state.h"
-#include "cpu/layer/rows.h"
+#include "cpu/rows.h"
 #include "cpu/stages/cells.h"
 #include "cpu/stages/projection.h"
 #include "cpu/walk/threads.h"
@@ -212,28 +208,6 @@ class ForwardWalk {
 };
 
 }  // namespace
-
-Precision precision() {
-  const auto requested = rnn_precision();
-  return requested == kTf32   ? Precision::kTf32
-         : requested == kBf16 ? Precision::kBf16
-                              : Precision::kFloat32;
-}
-
-CpuTask task_of(const Layer& layer) {
-  CpuTask task = task_of(layer.input.scalar_type(), layer.sizes());
-  task.projects = layer.projects();
-  task.only_stepwise = layer.normalizes() || layer.h_mask;
-  task.only_dense = !layer.packed() && !layer.lengths;
-  task.resets = layer.reset.has_value();
-  task.precision = precision();
-  if (layer.lengths) {
-    const Tensor lengths = layer.lengths->contiguous();
-    const int64_t* first = lengths.const_data_ptr<int64_t>();
-    task.rows = std::accumulate(first, first + task.batch, int64_t(0));
-  }
-  return task;
-}
 
 template <typename T>
 ForwardResult tiled_forward(const Layer& layer, const CpuPlan& plan, bool save_cells,

@@ -8,8 +8,8 @@
 #include <atomic>
 #include <exception>
 
-#include "cpu/layer/rows.h"
 #include "cpu/plan.h"
+#include "cpu/rows.h"
 #include "cpu/targets/kernels.h"
 
 namespace fastlstm {
