@@ -93,12 +93,12 @@ class DirectedRows {
   // What find(t, row) says of the live rows of some steps of the walk, or of the walk back.
   template <typename Pointer>
   std::vector<Pointer> live(const Range& steps, bool back, const auto& find) const {
-    std::vector<Pointer> found;
+    std::vector<Pointer> pointers;
     for (int64_t k = steps.begin; k < steps.end; ++k) {
       const int64_t t = back ? step_back(k) : step(k);
-      for (int64_t row = 0; row < rows_.live(t); ++row) found.push_back(find(t, row));
+      for (int64_t row = 0; row < rows_.live(t); ++row) pointers.push_back(find(t, row));
     }
-    return found;
+    return pointers;
   }
 
  private:

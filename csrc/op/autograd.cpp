@@ -51,7 +51,7 @@ struct SavedCall {
     const pybind11::gil_scoped_acquire gil;
     const auto of_layer = pybind11::module_::import("fastlstm._twice").attr("of_layer");
     const variable_list of_results(grads.begin(), grads.begin() + 4);
-    return std::apply([&](const auto&... given) { return of_layer(of_results, given...); },
+    return std::apply([&](const auto&... arguments) { return of_layer(of_results, arguments...); },
                       call.list())
         .cast<std::vector<OptionalTensor>>();
   }
@@ -95,8 +95,8 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
       return result;
     if (at::GradMode::is_enabled()) {
       connect_weights(saved.call.weights);
-      const auto found = saved.differentiable_gradients(grads);
-      for (size_t k = 0; k < found.size(); ++k) result[k] = found[k].value_or(Tensor());
+      const auto gradients = saved.differentiable_gradients(grads);
+      for (size_t k = 0; k < gradients.size(); ++k) result[k] = gradients[k].value_or(Tensor());
       return result;
     }
     const auto layout = WeightLayout::of(saved.call.layout);

@@ -1,7 +1,7 @@
 // Eager calls from Python: the forward op as plain functions, a few microseconds cheaper than
-// torch.ops, which matters when a call makes a single step. Where nothing but the CPU's kernel would
-// see a call, it passes the dispatcher by. The checks of a plain call, of tensors that are nothing
-// but tensors, are here too, since in Python they take longer than a small step.
+// torch.ops, which matters when a call makes a single step. Where nothing but the CPU's kernel
+// would see a call, it passes the dispatcher by. The checks of a plain call, of tensors that are
+// nothing but tensors, are here too, since in Python they take longer than a small step.
 #pragma once
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/autocast_mode.h>
@@ -66,8 +66,8 @@ inline LstmCall with_state(LstmCall call) {
   const bool prepacked = !layout.format.empty();
   TORCH_CHECK(w.size() >= 2 && (prepacked || (w[0].dim() == 2 && w[1].dim() == 2)),
               "lstm: expected weights that begin with W_ih and W_hh, of 2 dimensions each");
-  const auto [gates, output_size] = prepacked ? PrepackedHeader::of(w[1]).shape()
-                                              : std::pair(w[0].size(0), w[1].size(1));
+  const auto [gates, output_size] =
+      prepacked ? PrepackedHeader::of(w[1]).shape() : std::pair(w[0].size(0), w[1].size(1));
   const auto directions = static_cast<int64_t>(w.size()) / layout.each();
   const auto batch = call.batch_sizes        ? call.batch_sizes->select(0, 0).item<int64_t>()
                      : call.input.dim() == 3 ? call.input.size(1)
@@ -132,9 +132,8 @@ inline std::tuple<Tensor, Tensor> lstm_cell(const Tensor& input, const OptionalT
   if (!at::GradMode::is_enabled()) guard.emplace();
   for (Tensor* const rows : {&call.input, &call.h_0, &call.c_0})
     if (rows->defined()) *rows = as_step(*rows, alone);
-  const auto [output, h_n, c_n, cells, gates] =
-      run(with_state(std::move(call)),
-          {/*save_cells=*/false, /*save_gates=*/false, std::move(engine)});
+  const auto [output, h_n, c_n, cells, gates] = run(
+      with_state(std::move(call)), {/*save_cells=*/false, /*save_gates=*/false, std::move(engine)});
   return {as_rows(h_n, alone), as_rows(c_n, alone)};
 }
 
@@ -157,15 +156,15 @@ inline bool is_plain(PyObject* object, std::optional<at::ScalarType>& dtype) {
     return std::all_of(items, items + Py_SIZE(object),
                        [&](PyObject* item) { return is_plain(item, dtype); });
   }
-  auto* const type = reinterpret_cast<PyObject*>(Py_TYPE(object));
-  if (type != THPVariableClass && type != ParameterClass) return false;
+  auto* const its_class = reinterpret_cast<PyObject*>(Py_TYPE(object));
+  if (its_class != THPVariableClass && its_class != ParameterClass) return false;
   const at::Tensor& tensor = THPVariable_Unpack(object);
   if (!tensor.is_cpu() || tensor.layout() != at::kStrided || tensor.is_nested()) return false;
-  const auto own = tensor.scalar_type();
-  if (dtype && (own == at::kBool || own == at::kLong)) return true;  // resets, lengths
-  if (!dtype) dtype = own;
-  return own == *dtype &&
-         (own == at::kFloat || own == at::kDouble || own == at::kBFloat16 || own == at::kHalf);
+  const auto type = tensor.scalar_type();
+  if (dtype && (type == at::kBool || type == at::kLong)) return true;  // resets, lengths
+  if (!dtype) dtype = type;
+  return type == *dtype &&
+         (type == at::kFloat || type == at::kDouble || type == at::kBFloat16 || type == at::kHalf);
 }
 
 inline bool are_all_plain(at::ArrayRef<PyObject*> objects) {
@@ -175,8 +174,8 @@ inline bool are_all_plain(at::ArrayRef<PyObject*> objects) {
 }
 
 // The call that the arguments of `plain_lstm` in module.cpp make, steps first; nothing where
-// something else has to be decided, or to see the call. Prepacked weights give no gradients, and are
-// bytes instead of numbers.
+// something else has to be decided, or to see the call. Prepacked weights give no gradients, and
+// are bytes instead of numbers.
 inline std::optional<LstmCall> plain_call(PyObject* const* args, bool batch_first) {
   auto layout = from_python<std::string>(args[3], 3);
   const bool prepacked = !WeightLayout::of(layout).format.empty();
@@ -208,14 +207,10 @@ inline std::optional<LstmCall> plain_call(PyObject* const* args, bool batch_firs
     return {};
   if (batch_first) input = input.transpose(0, 1);
   if (batch_first && reset) reset = reset->transpose(0, 1);
-  return LstmCall{std::move(input),
-                  h_0.value_or(Tensor()),
-                  c_0.value_or(Tensor()),
-                  from_python<std::vector<Tensor>>(args[2], 2),
-                  std::move(layout),
-                  {},
-                  std::move(lengths),
-                  std::move(reset)};
+  return LstmCall{std::move(input),       h_0.value_or(Tensor()),
+                  c_0.value_or(Tensor()), from_python<std::vector<Tensor>>(args[2], 2),
+                  std::move(layout),      {},
+                  std::move(lengths),     std::move(reset)};
 }
 
 // The results of nn.LSTM, or None where the call is not plain.

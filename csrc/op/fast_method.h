@@ -77,10 +77,11 @@ PyObject* call_from_python(Result (*function)(Args...), PyObject* const* args, P
                    count);
   return [&]<size_t... I>(std::index_sequence<I...>) {
     // Not moved: who releases the last reference that is not Python's takes the GIL.
-    const std::tuple<std::decay_t<Args>...> given{from_python<std::decay_t<Args>>(args[I], I)...};
+    const std::tuple<std::decay_t<Args>...> arguments{
+        from_python<std::decay_t<Args>>(args[I], I)...};
     return to_python([&] {
       const WithoutGil others_run;
-      return std::apply(function, given);
+      return std::apply(function, arguments);
     }());
   }(std::index_sequence_for<Args...>());
 }

@@ -39,12 +39,12 @@ BackwardResult lstm_backward_meta(LstmCall call, const BackwardArguments& argume
 TORCH_LIBRARY(fastlstm, m) {
   const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
   for (const std::string name : {"lstm", "lstm_packed"})
-    m.def(name +
-              "(Tensor input, Tensor h_0, Tensor c_0, Tensor[] weights, str layout=\"bias\", "
-              "Tensor? batch_sizes=None, Tensor? lengths=None, Tensor? reset=None, "
-              "Tensor? h_mask=None, bool save_cells=False, bool save_gates=False, "
-              "str engine=\"auto\") "
-              "-> (Tensor output, Tensor h_n, Tensor c_n, Tensor cells, Tensor gates)",
+    m.def((name + "(Tensor input, Tensor h_0, Tensor c_0, Tensor[] weights, str layout=\"bias\", "
+                  "Tensor? batch_sizes=None, Tensor? lengths=None, Tensor? reset=None, "
+                  "Tensor? h_mask=None, bool save_cells=False, bool save_gates=False, "
+                  "str engine=\"auto\") "
+                  "-> (Tensor output, Tensor h_n, Tensor c_n, Tensor cells, Tensor gates)")
+              .c_str(),
           tags);
   m.def(
       "lstm_backward(Tensor input, Tensor h_0, Tensor c_0, Tensor[] weights, str layout, "

@@ -74,15 +74,16 @@ class NormsBackward {
   // dL/d(W_hh h_{t-1}) of all rows, after the walk.
   const Tensor& d_h_gates() const { return d_h_gates_; }
 
-  // dL/d(W_ih x) of all rows; the gradients of gain_ih, gain_hh, gain_c and bias_c go to `found`.
+  // dL/d(W_ih x) of all rows; the gradients of gain_ih, gain_hh, gain_c and bias_c go to
+  // `gradients`.
   Tensor gradients(const Tensor& input, const OptionalTensor& bias, const Tensor& d_gates,
-                   at::ScalarType dtype, Direction& found) const {
+                   at::ScalarType dtype, Direction& gradients) const {
     const RowNorm x_norm(at::mm(input, w_.w_ih.t()), w_.gain_ih, bias);
     const auto [d_x, d_gain_ih, d_bias] = x_norm.backward(d_gates);
     const auto d_gain_hh = std::get<1>(RowNorm(h_gates_, w_.gain_hh, {}).backward(d_gates));
     const auto [d_c, d_gain_c, d_bias_c] = cells_->backward(d_normed_cells_);
-    found.gain_ih = d_gain_ih.to(dtype), found.gain_hh = d_gain_hh.to(dtype);
-    found.gain_c = d_gain_c.to(dtype), found.bias_c = d_bias_c.to(dtype);
+    gradients.gain_ih = d_gain_ih.to(dtype), gradients.gain_hh = d_gain_hh.to(dtype);
+    gradients.gain_c = d_gain_c.to(dtype), gradients.bias_c = d_bias_c.to(dtype);
     return d_x.to(dtype);
   }
 

@@ -13,7 +13,7 @@ using testing::check;
 // A product as planners see it: it is never run.
 Product product_of(Format format, int64_t bytes, int64_t lanes, int64_t rows, bool trains = true) {
   Product product{};
-  product.format = product.given = format, product.bits = 8 * bytes, product.lanes = lanes;
+  product.format = product.source = format, product.bits = 8 * bytes, product.lanes = lanes;
   product.sums = format == Format::float64 ? Dtype::kFloat64 : Dtype::kFloat32;
   product.rows = rows, product.vectors = 4, product.rate = 4.0 / bytes;
   if (format != Format::float32 && format != Format::float64)
@@ -42,7 +42,7 @@ std::vector<Named> machines() {
     static Product tiles = *avx512_bf16[Format::bfloat16];
     tiles.rows = 64, tiles.panel_rows = 128, tiles.bytes_ahead = 256 << 10;
     static Product split = product_of(Format::bfloat16x2, 4, 16, 64);
-    split.given = Format::float32, split.rate = 3.5, split.bytes_ahead = 0;
+    split.source = Format::float32, split.rate = 3.5, split.bytes_ahead = 0;
     Products products = avx512_bf16;
     products[Format::bfloat16] = &tiles, products[Format::bfloat16x2] = &split;
     return products;

@@ -50,8 +50,8 @@ class EncodedRows {
 
   // nullptr: as they are.
   static Encode encoder(const Product& product, bool packs) {
-    const Format wanted = packs ? product.given : product.format;
-    if (format_of(dtype_of_rows<T>) == wanted && wanted == product.given) return nullptr;
+    const Format wanted = packs ? product.source : product.format;
+    if (format_of(dtype_of_rows<T>) == wanted && wanted == product.source) return nullptr;
     return sizeof(T) == 2 ? widen : product.encode;
   }
   static void widen(const void* row, int64_t K, void* to) {

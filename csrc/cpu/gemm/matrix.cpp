@@ -140,10 +140,10 @@ void Matrix::multiply_packed(const Range& panels, const void* const* a, int64_t 
   const int64_t origin = to.whole_vectors ? columns(panels).begin : 0;
   for (int64_t k = 0; k == 0 || k < K_; k += piece)
     for_groups(panels, rows, [&](const Range& group) {
-      PanelProduct some = product_of(group, a, rows, k, std::min(piece, K_ - k), to, origin);
-      some.panel = panel(group.begin) + width(group.begin) * product_->bytes(k);
-      some.panel_stride = width(group.begin) * bytes_of_column();
-      product_->multiply(some);
+      PanelProduct part = product_of(group, a, rows, k, std::min(piece, K_ - k), to, origin);
+      part.panel = panel(group.begin) + width(group.begin) * product_->bytes(k);
+      part.panel_stride = width(group.begin) * bytes_of_column();
+      product_->multiply(part);
     });
 }
 
@@ -157,14 +157,14 @@ void Matrix::multiply_in_use(const Range& panels, const void* const* a, int64_t 
   for (int64_t i = panels.begin * pieces; i < panels.end * pieces; ++i) {
     const int64_t p = i / pieces, k = i % pieces * terms;
     product_->pack(elements_.rows(), k, terms_of(i), shape(p), room.data<void>());
-    PanelProduct some = product_of({p, p + 1}, a, rows, k, terms_of(i), to, origin);
-    some.panel = room.data<void>();
+    PanelProduct part = product_of({p, p + 1}, a, rows, k, terms_of(i), to, origin);
+    part.panel = room.data<void>();
     Prefetch prefetch{};
     if (i + 1 < panel_count() * pieces && rows < kRowsBesideFetching) {
-      prefetch = fetch((i + 1) / pieces, (i + 1) % pieces * terms, terms_of(i + 1), some);
-      some.prefetch = &prefetch;
+      prefetch = fetch((i + 1) / pieces, (i + 1) % pieces * terms, terms_of(i + 1), part);
+      part.prefetch = &prefetch;
     }
-    product_->multiply(some);
+    product_->multiply(part);
   }
 }
 
@@ -225,10 +225,10 @@ void multiply(const std::vector<const void*>& a, const Matrix& matrix, const Sum
   share_product(product, rows, K * matrix.N(), matrix.panel_count(), matrix.form(),
                 [&](int64_t begin, int64_t end, const Range& panels) {
                   Scratch room;
-                  SumsTo some = to;
-                  some.rows += begin;
+                  SumsTo sums = to;
+                  sums.rows += begin;
                   matrix.multiply(panels, a.data() + begin, end - begin,
-                                  to.rounds ? K : product.piece, some, room);
+                                  to.rounds ? K : product.piece, sums, room);
                 });
 }
 

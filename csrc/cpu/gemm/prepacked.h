@@ -1,6 +1,6 @@
 // Weights that do not change: packed once, in the layer's dtype or in fewer bits, for inference on
-// the CPU. A call has them where its layout ends in their format. A prepacked matrix is bytes behind
-// a header that says how to read them; the other weights are in the dtype of the state.
+// the CPU. A call has them where its layout ends in their format. A prepacked matrix is bytes
+// behind a header that says how to read them; the other weights are in the dtype of the state.
 #pragma once
 #include <cstring>
 #include <string>
@@ -68,15 +68,15 @@ inline int64_t pieces_of(bool by_gates) { return by_gates ? 1 : 4; }
 // The matrix W^T of a weight W [rows,K] that pack_weight packed.
 inline Matrix prepacked_matrix(const Product& product, const at::Tensor& prepacked, int64_t rows,
                                int64_t K, bool by_gates) {
-  const PrepackedHeader found = PrepackedHeader::of(prepacked);
-  const PrepackedHeader here = header_of(product, rows, K, by_gates);
-  if (std::memcmp(&found, &here, sizeof here) != 0) {
-    TORCH_CHECK(found.panels() == here.panels(),
+  const PrepackedHeader header = PrepackedHeader::of(prepacked);
+  const PrepackedHeader expected = header_of(product, rows, K, by_gates);
+  if (std::memcmp(&header, &expected, sizeof expected) != 0) {
+    TORCH_CHECK(header.panels() == expected.panels(),
                 "lstm_packed: expected weights that were packed for this processor (",
-                here.panels(), "), got some in ", found.panels(), ": pack the model here");
+                expected.panels(), "), got some in ", header.panels(), ": pack the model here");
     TORCH_CHECK(false, "lstm_packed: expected a packed matrix [", rows, ", ", K, "]",
-                by_gates ? " of gates" : "", ", got [", found.rows, ", ", found.columns, "]",
-                found.by_gates ? " of gates" : "");
+                by_gates ? " of gates" : "", ", got [", header.rows, ", ", header.columns, "]",
+                header.by_gates ? " of gates" : "");
   }
   const int64_t columns = by_gates ? gate_columns(rows / 4, product.lanes) : rows;
   return {product, K, columns, pieces_of(by_gates), prepacked, kHeaderBytes};

@@ -134,14 +134,14 @@ FASTLSTM_INLINE void multiply_on_tiles(const PanelProduct& p, int64_t begin, int
   const int64_t parts = (p.rows + kMostRows - 1) / kMostRows;
   for (int64_t i = 0; i < parts; ++i) {
     const int64_t first = p.rows * i / parts;
-    PanelProduct some = p;
-    some.a += first, some.c += first, some.rows = p.rows * (i + 1) / parts - first;
-    TileRows<kPlanes> a(some, begin, bytes);
+    PanelProduct part = p;
+    part.a += first, part.c += first, part.rows = p.rows * (i + 1) / parts - first;
+    TileRows<kPlanes> a(part, begin, bytes);
     alignas(64) char sums[kMostRows * 2 * kPairWidth * sizeof(float)];
     PanelTiles b = tiles;
     for (int64_t pair = 0; pair < pairs;) {
       char* const to = sums + 2 * pair * kLineBytes;
-      const int64_t count = some.rows <= kTileRows && 2 * pair + 4 <= vectors ? 2 : 1;
+      const int64_t count = part.rows <= kTileRows && 2 * pair + 4 <= vectors ? 2 : 1;
       if (2 * pair + 1 == vectors) b.second = 0;  // half a pair: its tile twice
       if (count == 2)
         multiply_two_pairs<T>(a, b, to, stride);
@@ -149,7 +149,7 @@ FASTLSTM_INLINE void multiply_on_tiles(const PanelProduct& p, int64_t begin, int
         multiply_pair<T>(a, b, to, stride);
       pair += count, b.first += count * b.pair;
     }
-    put(a, some, sums, width);
+    put(a, part, sums, width);
   }
 }
 
@@ -161,8 +161,8 @@ static void multiply_panel(const PanelProduct& p, int64_t begin, int64_t bytes, 
   const char* const first = static_cast<const char*>(p.panel) + header;
   multiply_on_tiles<T, 1>(p, begin, bytes,
                           {first, kTileRows * line, 0, 2 * kLineBytes, kLineBytes, line},
-                          [&](auto&, const PanelProduct& some, const void* sums, int64_t width) {
-                            put(some, sums, width);
+                          [&](auto&, const PanelProduct& part, const void* sums, int64_t width) {
+                            put(part, sums, width);
                           });
 }
 

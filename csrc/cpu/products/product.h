@@ -68,7 +68,7 @@ constexpr int64_t kPiece = 512;
 // How rows and panels are laid out, and in which pieces they are summed.
 struct ProductLayout {
   Format format;  // of their elements
-  Format given;   // of the matrices that are packed; of rows too that are taken as they are
+  Format source;  // of matrices before they are packed, and of rows that are taken as they are
   Dtype sums = Dtype::kFloat32;
   int64_t bits;        // of an element in a panel
   int64_t lanes;       // columns in a vector
@@ -81,7 +81,7 @@ struct ProductLayout {
   int32_t excess = 0;      // by how much the elements of a row encoded as int8 are shifted up
 
   int64_t bytes(int64_t K) const { return K * bits / 8; }  // of K terms of a column, all padding
-  bool takes(Dtype rows) const { return format == given && format_of(rows) == given; }
+  bool takes(Dtype rows) const { return format == source && format_of(rows) == source; }
 };
 
 // Column n of a panel of `width` columns of K terms.
@@ -156,8 +156,8 @@ struct ProductTuning {
 struct Product : ProductLayout, ProductFunctions, ProductTuning {
   // Whether layers are trained with it.
   bool trains() const { return transpose; }
-  int64_t width() const { return vectors * lanes; }                  // of the widest panel
-  bool packs_what_it_multiplies() const { return format == given; }  // the same rows
+  int64_t width() const { return vectors * lanes; }                   // of the widest panel
+  bool packs_what_it_multiplies() const { return format == source; }  // the same rows
   // The bytes of a row of K elements as it is multiplied.
   int64_t bytes_of_row(int64_t K) const {
     return packs_what_it_multiplies() ? bytes(K) : encoded_bytes(K);

@@ -158,10 +158,10 @@ struct SplitFloat32 {
   static void mend(const TileRows<kPlanes>& a, const PanelProduct& p, float* sums, int64_t width) {
     for (int64_t i = 0; i < p.rows * p.panels; ++i) {
       const int64_t r = i / p.panels, panel = i % p.panels;
-      float* const some = sums + r * width + panel * kPairWidth;
-      if (all_finite(some, kPairWidth / kTileRows)) continue;
+      float* const sums_of_panel = sums + r * width + panel * kPairWidth;
+      if (all_finite(sums_of_panel, kPairWidth / kTileRows)) continue;
       const auto* const b = static_cast<const char*>(p.panel) + panel * p.panel_stride;
-      multiply_in_float32(a.row(r), b, p.K, some);
+      multiply_in_float32(a.row(r), b, p.K, sums_of_panel);
     }
   }
 
@@ -172,11 +172,11 @@ struct SplitFloat32 {
     multiply_on_tiles<bfloat16, kPlanes>(
         p, p.k_begin * kBytesOfTerm, bytes,
         {first, block, 2 * kPanelPlane, p.panel_stride, 2 * kTile, kLineBytes},
-        [](const auto& a, const PanelProduct& some, void* found, int64_t width) {
-          float* const sums = static_cast<float*>(found);
-          if (__builtin_expect(!all_finite(sums, some.rows * width / kTileRows), 0))
-            mend(a, some, sums, width);
-          put_rows<float, float>(some, sums, width);
+        [](const auto& a, const PanelProduct& part, void* buffer, int64_t width) {
+          float* const sums = static_cast<float*>(buffer);
+          if (__builtin_expect(!all_finite(sums, part.rows * width / kTileRows), 0))
+            mend(a, part, sums, width);
+          put_rows<float, float>(part, sums, width);
         });
   }
 
@@ -206,7 +206,7 @@ struct SplitFloat32 {
 
   static constexpr Product product(const char* instructions) {
     Product product{};
-    product.format = Format::bfloat16x2, product.given = Format::float32;
+    product.format = Format::bfloat16x2, product.source = Format::float32;
     product.bits = 8 * kBytesOfTerm, product.rate = 3.5;
     product.lanes = kTileRows, product.vectors = product.narrowest = 2, product.padding = kBlock;
     product.rows = 4 * kTileRows;

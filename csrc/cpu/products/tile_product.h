@@ -11,7 +11,7 @@ template <int R, int V, typename T, typename A, bool trains = false>
 static constexpr Product forward_product(Format format) {
   static_assert(4 % V == 0, "the four gates of a vector of units are whole panels");
   Product product{};
-  product.format = product.given = format, product.bits = 8 * sizeof(T);
+  product.format = product.source = format, product.bits = 8 * sizeof(T);
   if (sizeof(A) == 8) product.sums = Dtype::kFloat64;
   product.lanes = Vec<A>::lanes, product.rows = R, product.vectors = V;
   product.pack = pack<T>, product.unpack = unpack<T, 1>;

@@ -188,7 +188,7 @@ static void unpack_int8(const PanelColumn& of, void* elements, float* scale) {
 template <int R, int V, typename Dot>
 static constexpr Product int8_product() {
   Product product{};
-  product.format = product.given = Format::int8, product.bits = 8, product.rate = 4;
+  product.format = product.source = Format::int8, product.bits = 8, product.rate = 4;
   product.lanes = Vec<float>::lanes, product.rows = R, product.vectors = V;
   product.pack = pack_int8, product.multiply = multiply_int8<R, V, Dot>;
   product.put_rows = put_int8_rows<V, Dot::excess>;

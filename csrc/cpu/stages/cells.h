@@ -1,5 +1,5 @@
-// The products of a step and the cells after them, for some rows and units, in one thread. A tile
-// of sums at a time goes through a buffer in the L1 cache.
+// The products of a step and the cells after them, for a group of rows and units, in one thread. A
+// tile of sums at a time goes through a buffer in the L1 cache.
 #pragma once
 #include <algorithm>
 #include <optional>
@@ -24,8 +24,8 @@ struct Matrices {
 };
 
 // A weight as a product packs it.
-inline Tensor given_to(const Product& product, const Tensor& w) {
-  return as_dtype(w, unpacked_dtype(product.given)).contiguous();
+inline Tensor as_packed_by(const Product& product, const Tensor& w) {
+  return as_dtype(w, unpacked_dtype(product.source)).contiguous();
 }
 
 // b_ih + b_hh [4H] in the order of gates_of; empty if they are undefined. A: the dtype of the
@@ -57,18 +57,18 @@ Matrices matrices_of(const CpuPlan& plan, const Layer& layer, int64_t d) {
   const auto gates = [&](const Tensor& w, int64_t K) {
     if (layer.is_prepacked())
       return prepacked_matrix(product, w, 4 * s.hidden_size, K, /*by_gates=*/true);
-    return gates_of(product, given_to(product, w), plan.form);
+    return gates_of(product, as_packed_by(product, w), plan.form);
   };
-  Matrices found{gates(w.w_ih, s.input_size),
-                 gates(w.w_hh, s.output_size),
-                 {},
-                 ordered_bias<A>(w, product.lanes)};
+  Matrices matrices{gates(w.w_ih, s.input_size),
+                    gates(w.w_hh, s.output_size),
+                    {},
+                    ordered_bias<A>(w, product.lanes)};
   if (w.w_hr.defined())
-    found.w_hr.emplace(
+    matrices.w_hr.emplace(
         layer.is_prepacked()
             ? prepacked_matrix(product, w.w_hr, s.output_size, s.hidden_size, /*by_gates=*/false)
-            : matrix_of(product, given_to(product, w.w_hr), true, plan.grid.unit_groups));
-  return found;
+            : matrix_of(product, as_packed_by(product, w.w_hr), true, plan.grid.unit_groups));
+  return matrices;
 }
 
 template <typename T>
@@ -104,18 +104,18 @@ class CellsForward {
     for (int64_t i = 0; i < turns; ++i) {
       const Range turn = tiles_of(i);
       for (int64_t r = 0; r < count; r += sums_.rows()) {
-        const int64_t some = std::min(sums_.rows(), count - r);
+        const int64_t n = std::min(sums_.rows(), count - r);
         const A* from_x = nullptr;
         if (x)
           from_x = static_cast<const A*>(
-              x_sums_.multiply(w_ih, panels_of(w_ih, turn), x + r, some, product_.piece, nullptr,
+              x_sums_.multiply(w_ih, panels_of(w_ih, turn), x + r, n, product_.piece, nullptr,
                                bias ? bias + turn.begin * 4 * product_.lanes : nullptr));
         for (int64_t t = turn.begin; t < turn.end; ++t)
-          cell_.prefetch_forward(rows + r, some, units(t));
+          cell_.prefetch_forward(rows + r, n, units(t));
         auto* h = static_cast<const A*>(
-            sums_.multiply(w_hh, panels_of(w_hh, turn), h_prev + r, some, w_hh.K(), zeros));
+            sums_.multiply(w_hh, panels_of(w_hh, turn), h_prev + r, n, w_hh.K(), zeros));
         for (int64_t t = turn.begin; t < turn.end; ++t) {
-          cell_.forward(rows + r, some, {h, sums_.stride(), from_x}, units(t));
+          cell_.forward(rows + r, n, {h, sums_.stride(), from_x}, units(t));
           h += 4 * product_.lanes, from_x += x ? 4 * product_.lanes : 0;
         }
       }
@@ -172,11 +172,11 @@ class CellsBackward {
       const auto [begin, end] = to_cells.columns(group);
       const Units units{begin, end - begin, hidden_size_};
       for (int64_t r = 0; r < count; r += sums_.rows()) {
-        const int64_t some = std::min(sums_.rows(), count - r);
-        cell_.prefetch_backward(rows + r, some, units);
+        const int64_t n = std::min(sums_.rows(), count - r);
+        cell_.prefetch_backward(rows + r, n, units);
         const auto* const sums = static_cast<const A*>(
-            sums_.multiply(to_cells, group, from + r, some, kPieceOfPanel, zeros));
-        cell_.backward(rows + r, some, sums, sums_.stride(), units);
+            sums_.multiply(to_cells, group, from + r, n, kPieceOfPanel, zeros));
+        cell_.backward(rows + r, n, sums, sums_.stride(), units);
       }
     };
     to_cells.for_groups(panels, count, through, backwards_);

@@ -40,8 +40,8 @@ KernelTable own_kernels(const char* capability) {
   return table;
 }
 
-static Product on_tiles(const Product& own, const Product& split) {
-  Product product = own;
+static Product on_tiles(const Product& original, const Product& split) {
+  Product product = original;
   product.rows = split.rows;
   product.end_thread = split.end_thread, product.instructions = split.instructions;
   return product;

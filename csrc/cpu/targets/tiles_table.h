@@ -20,10 +20,10 @@ static void multiply_bfloat16(const PanelProduct& p) {
 }
 
 static void multiply_int8(const PanelProduct& p) {
-  const Product& own = avx512_vnni::int8_weights;
-  const int64_t bytes = own.encoded_bytes(p.K) - kInt8RowHeader;
-  multiply_panel<int8_t>(p, kInt8RowHeader, bytes, own.header * p.shape.vectors * kTileRows,
-                         own.put_rows);
+  const Product& product = avx512_vnni::int8_weights;
+  const int64_t bytes = product.encoded_bytes(p.K) - kInt8RowHeader;
+  multiply_panel<int8_t>(p, kInt8RowHeader, bytes, product.header * p.shape.vectors * kTileRows,
+                         product.put_rows);
 }
 
 const TileProducts tiles = {SplitFloat32::product(FASTLSTM_STRING(FASTLSTM_ISA)), pack_bfloat16,

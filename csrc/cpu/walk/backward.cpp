@@ -151,7 +151,7 @@ class BackwardWalk {
   // A weight [K,N] for products with d_gates.
   Matrix matrix(const Tensor& w, int64_t pieces) const {
     const Product& product = *call_.plan.product;
-    return matrix_of(product, given_to(product, w), false, pieces, call_.plan.form);
+    return matrix_of(product, as_packed_by(product, w), false, pieces, call_.plan.form);
   }
   int64_t hidden() const { return call_.sizes.hidden_size; }
   int64_t chunk_rows() const { return call_.plan.chunk_steps * call_.rows.batch(); }
