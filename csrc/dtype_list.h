@@ -1,4 +1,4 @@
-// The dtypes of the library: what tensors hold, and what the cell state and all sums are kept in.
+// The dtypes of the library: of tensors, and of the cell state and all sums.
 // Dispatch, instantiations and checks follow from this list.
 #pragma once
 
@@ -9,10 +9,11 @@
 
 namespace fastlstm {
 
-// Their names, for planners.
+// The names of the dtypes, for planners.
 enum class Dtype { kFloat64, kFloat32, kBFloat16, kFloat16 };
 
-// Of an element. (Without a default, so that a compiler names the switch that lacks a dtype.)
+// The size of an element. (Without a default, so that a compiler names the switch that lacks a
+// dtype.)
 constexpr int bytes_of(Dtype dtype) {
   switch (dtype) {
     case Dtype::kFloat64:

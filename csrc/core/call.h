@@ -13,7 +13,8 @@ namespace fastlstm {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// Undefined if absent. Matrices may be prepacked (cpu/gemm/prepacked.h).
+// The weights of one direction, undefined if absent. Matrices may be prepacked
+// (cpu/gemm/prepacked.h).
 struct Direction {
   Tensor w_ih;        // [4H,I]
   Tensor w_hh;        // [4H,P]
@@ -24,8 +25,8 @@ struct Direction {
   Tensor gain_c, bias_c;    // [H]
 };
 
-// What a list holds for each direction. An op is told by words, in this order: "bias", "projection"
-// and "layer_norm" where there are such weights, and the format of matrices that are packed.
+// The weights that a list holds for each direction. An op takes it in words, in this order: "bias",
+// "projection" and "layer_norm" where there are such weights, and the format of prepacked matrices.
 struct WeightLayout {
   bool matrices = true, bias = false, projects = false, normalizes = false;
   std::string format;  // empty: tensors of the layer's dtype
@@ -107,7 +108,7 @@ struct ForwardOptions {
   auto list() const { return std::tie(save_cells, save_gates, engine); }
 };
 
-// Which gradients are requested besides those of the weights; per_row: what BackwardResult says.
+// The gradients that are requested besides those of the weights; per_row: see BackwardResult.
 struct GradientRequest {
   bool input, state, per_row;
 };
@@ -128,15 +129,15 @@ struct BackwardArguments {
 using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 // grad_input, grad_h_0, grad_c_0, grad_weights: per direction those of the list of weights, but one
 // for b_ih and b_hh. Without request.state the second and third hold nothing of use. With
-// request.per_row, grad_weights holds instead what those are products of: d_gates for each
-// direction, shaped as gates.
+// request.per_row, grad_weights holds instead d_gates for each direction, shaped as gates, of which
+// those are products.
 using BackwardResult = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>;
 
 // Whether a tensor stands for another, or for values that it does not hold: only the dispatcher may
 // look at its memory.
 bool is_wrapper(const Tensor& tensor);
 
-// The same values in memory of its own, if the dispatcher is not there to find them.
+// A tensor's values in memory of its own, if the dispatcher is not there to find them.
 inline Tensor in_memory(const Tensor& tensor) {
   return is_wrapper(tensor) ? tensor.clone() : tensor;
 }
@@ -169,7 +170,7 @@ inline std::string owned(c10::string_view text) { return std::string(text); }
 inline std::vector<Tensor> owned(at::TensorList tensors) { return tensors.vec(); }
 const auto& owned(const auto& value) { return value; }
 
-// With empty tensors for undefined ones, which the dispatcher does not take.
+// Results with empty tensors for undefined ones, which the dispatcher does not take.
 ForwardResult completed(ForwardResult result);
 inline BackwardResult completed(BackwardResult result) { return result; }
 

@@ -50,7 +50,7 @@ NamedSize size_of(const Layer& layer, Extent extent) {
   }
 }
 
-// What stands before the last dimension: that of a state, or of a sequence for all directions or
+// The dimensions before the last one: those of a state, or of a sequence for all directions or
 // for each.
 enum class Leading { kState, kSequence, kSequences };
 Shape shape_of(const Layer& layer, Leading leading, Extent size) {

@@ -85,7 +85,8 @@ inline Tensor previous_hidden(const Layer& layer, int64_t d, const Tensor& outpu
   return h_prev * at::cat(of_steps);
 }
 
-// Where the gradient of a state begins on the way back: dL/dh_n or dL/dc_n, or zeros, of its own.
+// The gradient of a state at the end of the walk, in memory of its own: dL/dh_n or dL/dc_n, or
+// zeros.
 inline Tensor initial_gradient(const OptionalTensor& grad, const Tensor& state,
                                const at::TensorOptions& options) {
   return grad ? grad->to(options, /*non_blocking=*/false, /*copy=*/true).contiguous()

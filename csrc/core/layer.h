@@ -37,8 +37,8 @@ struct Layer : LstmCall {
   at::TensorOptions state_options() const;
 };
 
-// What forward returns, before it is computed. The states begin as h_0 and c_0, in the dtype of the
-// state, unless `copies_state` is false. Cells and gates that are not saved are undefined.
+// The results of forward, before they are computed. The states begin as h_0 and c_0, in the dtype
+// of the state, unless `copies_state` is false. Cells and gates that are not saved are undefined.
 struct ForwardTensors {
   Tensor output, h_n, c_n, cells, gates;
 
@@ -49,8 +49,8 @@ struct ForwardTensors {
 };
 
 // Shapes, dtypes and devices agree, or the error names the argument, what was expected and what
-// came. These two serve CPU, CUDA and Meta alike, so they use symbolic sizes only. Of prepacked
-// matrices, if they are allowed, they see the device: who reads them knows their sizes.
+// came. These two serve CPU, CUDA and Meta alike, so they use symbolic sizes only. They see the
+// device alone of prepacked matrices, if those are allowed: who reads them knows their sizes.
 Layer check_layer(LstmCall call, bool allows_prepacked = false);
 
 // Every tensor in float32.
@@ -59,15 +59,15 @@ Layer as_float(const Layer& layer);
 // has_memory: false for Meta tensors.
 void check_backward(const Layer& layer, const BackwardArguments& arguments, bool has_memory = true);
 
-// What only tensors with values have: the values inside batch_sizes, those of lengths where reading
-// them needs no device synchronization, and memory for every element.
+// Checks of tensors with values: those inside batch_sizes, those of lengths where reading them
+// needs no device synchronization, and memory for every element.
 void check_values(const Layer& layer);
 
-// Whether there is memory for every element: it may have been freed
-// (tensor.untyped_storage().resize_(0)). May be undefined.
+// An error unless there is memory for every element: it may have been freed
+// (tensor.untyped_storage().resize_(0)). The tensor may be undefined.
 void check_memory(const Tensor& tensor, const char* name);
 
-// Where one step of a walk finds its rows among the flat rows.
+// The place of the rows of one step of a walk among the flat rows.
 struct WalkStep {
   int64_t t;            // position in time
   int64_t offset;       // first flat row
@@ -80,7 +80,7 @@ std::vector<WalkStep> walk(const Layer& layer, bool reverse);
 // float for the 16-bit types, else the dtype itself: the cell state and all arithmetic.
 at::ScalarType state_dtype(at::ScalarType dtype);
 
-// Of the input; an error for those that are not supported.
+// The dtype of the input; an error for one that is not supported.
 Dtype dtype_of(at::ScalarType dtype);
 
 }  // namespace fastlstm

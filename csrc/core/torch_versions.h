@@ -1,4 +1,4 @@
-// What differs between the versions of torch, down to TORCH_FLOOR in setup.py: the precisions of
+// The differences between the versions of torch, down to TORCH_FLOOR in setup.py: the precisions of
 // float32, which are enums from 2.10 on, strings in 2.9, and before that only switches for TF32.
 #pragma once
 #include <ATen/Context.h>

@@ -1,7 +1,7 @@
 // The two 16-bit types on the host, bit for bit those of PyTorch, with conversions that have no
-// branch and no library call, so that loops over them vectorize on any instruction set. Those over
-// Bits and Float are of one number, uint32_t and float, or of vectors of them (vec.h). All round to
-// nearest, ties to even.
+// branch and no library call, so that loops over them vectorize on any instruction set. Bits and
+// Float are one number, uint32_t and float, or vectors of them (vec.h). All round to nearest, ties
+// to even.
 #pragma once
 #include <cstdint>
 
@@ -9,7 +9,7 @@
 
 namespace fastlstm {
 
-// From the bits of a float to those of a 16-bit type, in the lower half.
+// The bits of a 16-bit type, in the lower half, from those of a float.
 template <typename Bits>
 FASTLSTM_INLINE Bits bfloat16_bits(const Bits& b) {
   const Bits rounded = (b + 0x7fff + ((b >> 16) & 1)) >> 16;

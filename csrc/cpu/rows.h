@@ -90,7 +90,7 @@ class DirectedRows {
   int64_t step_before(int64_t t) const { return reverse_ ? t + 1 : t - 1; }
   int64_t step_after(int64_t t) const { return reverse_ ? t - 1 : t + 1; }
 
-  // What find(t, row) says of the live rows of some steps of the walk, or of the walk back.
+  // The pointers find(t, row) of the live rows of some steps of the walk, or of the walk back.
   template <typename Pointer>
   std::vector<Pointer> live(const Range& steps, bool back, const auto& find) const {
     std::vector<Pointer> pointers;

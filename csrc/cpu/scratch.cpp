@@ -14,8 +14,8 @@ namespace {
 constexpr int64_t kKeptBytes = 64 << 20;
 constexpr int64_t kSmallBytes = 128 << 10;  // malloc keeps smaller blocks itself
 
-// Only ever tried: in a forked process another thread may have taken it for ever. std::mutex would
-// ask for glibc 2.34 when built there.
+// A mutex that is only ever tried: in a forked process another thread may have taken it for ever.
+// std::mutex would ask for glibc 2.34 when built there.
 struct Mutex {
   std::atomic_flag taken = ATOMIC_FLAG_INIT;
   bool try_lock() { return !taken.test_and_set(std::memory_order_acquire); }

@@ -85,7 +85,8 @@ FASTLSTM_INLINE void copy_few(const T* from, int64_t n, T* to) {
   }
 }
 
-// Only the first n lanes, for a ragged right edge. The other lanes are loaded as zero.
+// Load and store only the first n lanes, for a ragged right edge. The other lanes are loaded as
+// zero.
 template <typename T, typename A>
 FASTLSTM_INLINE void load(const T* from, Vec<A>& x, int64_t n) {
   if (n == Vec<A>::lanes) return load(from, x);

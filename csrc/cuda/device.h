@@ -57,7 +57,7 @@ cudaError_t launch_cooperative(void (*kernel)(P...), dim3 grid, dim3 block, size
   return cleared(error);
 }
 
-// What differs between a GPU and the emulator.
+// The functions that differ between a GPU and the emulator.
 //
 // Data that blocks exchange inside a kernel shows by itself that it is there: all bits of its
 // memory are set when the kernel starts, every value is written once and never has all bits set,
@@ -119,7 +119,7 @@ __device__ inline int in_register(int value) {
   asm volatile("" : "+r"(value));
   return __shfl_sync(0xffffffffu, value, threadIdx.x % 32);
 }
-// From an address of global memory, as which the compiler then knows it. It may be null.
+// A pointer to global memory, as which the compiler then knows it. It may be null.
 template <typename T>
 __device__ inline T* in_register(T* pointer) {
   size_t address = __cvta_generic_to_global(pointer);
@@ -155,7 +155,7 @@ __device__ inline void give_up() {
   __builtin_unreachable();  // else ptxas keeps what comes after in registers
 }
 
-// Of the emulator, between two polls.
+// A pause of the emulator, between two polls.
 __device__ inline void await_store(const Bits128*) {}
 
 __device__ inline void prefetch(const void* address) {

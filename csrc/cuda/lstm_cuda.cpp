@@ -68,7 +68,8 @@ BackwardResult lstm_backward_cuda(LstmCall call, const BackwardArguments& argume
   });
 }
 
-// fastlstm._build.gpu: of a device as the kernels may use it, or the error that keeps them from it.
+// A device as the kernels may use it, for fastlstm._build.gpu, or the error that keeps them from
+// it.
 std::tuple<int64_t, int64_t, std::string> cuda_device_of(int64_t index) {
   try {
     const c10::cuda::CUDAGuard guard(static_cast<c10::DeviceIndex>(index));

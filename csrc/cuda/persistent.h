@@ -13,7 +13,7 @@
 
 namespace fastlstm {
 
-// Which batch row is alive when, and where its flat row lies.
+// The rows of a call: which batch row is alive when, and where its flat row lies.
 struct Sequence {
   int steps, batch, hidden_size;
   const int64_t* lengths;  // [B] steps of each batch row, or nullptr: all of them

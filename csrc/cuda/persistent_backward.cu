@@ -10,7 +10,7 @@
 namespace fastlstm {
 namespace {
 
-// What a unit of a row needs in a step besides d_gates of all units of the step after.
+// The inputs of a unit of a row in a step besides d_gates of all units of the step after.
 template <typename T>
 struct UnitInputs {
   ThreadUnit at;
@@ -62,7 +62,7 @@ struct BackwardWalk {
     if (d.d_output) prefetch(d.d_output + flat_row * call.d_output_stride + column);
   }
 
-  // All that does not come from other blocks, before waiting for them.
+  // The inputs that do not come from other blocks, before waiting for them.
   __device__ UnitInputs<T> load_inputs(const TimeStep& step, const ThreadUnit& at) const {
     prefetch_step(step, at);
     const int column = block.column(at);
@@ -89,14 +89,14 @@ struct BackwardWalk {
   __device__ RowVector<T> d_gates_of(int row, int64_t offset) const {
     return {d.d_gates + (offset + block.batch_row[row]) * 4 * width, true};
   }
-  // Those of the step that came after in time, which this walk had before.
+  // d_gates of the step that came after in time, which this walk had before.
   __device__ RowVector<T> vector_of(const TimeStep& step, int row) const {
     if (!block.is_live(step.t, row) || block.is_last_step(step.t, row) ||
         block.is_reset(step.t_before, row))
       return {};
     return d_gates_of(row, step.offset_before);
   }
-  // Of the row's first step.
+  // d_gates of the row's first step.
   __device__ RowVector<T> first_d_gates(int row) const {
     if (!block.is_live(0, row)) return {};
     const int t = block.reverse ? block.length[row] - 1 : 0;

@@ -66,10 +66,10 @@ struct Block {
   uint32_t* const slice = reinterpret_cast<uint32_t*>(shared_memory());
   float* const partials = reinterpret_cast<float*>(slice + kRows * chunks * 16);
   float* const state = partials + kWarps * kTile * partial_stride(kRows);
-  // Of the group's rows, in the batch; length -1: no such row.
+  // The group's rows in the batch, and their lengths; -1: no such row.
   int* const batch_row = reinterpret_cast<int*>(state + tiling.group_rows * kUnits);
   int* const length = batch_row + tiling.group_rows;
-  // From where a lane counts its polls. Until it has seen values of the blocks that it waits for,
+  // The count from which a lane polls. Until it has seen values of the blocks that it waits for,
   // these may themselves wait for a multiprocessor that NCCL holds: it gives up much later.
   mutable int polls = INT32_MIN;
 
@@ -124,11 +124,11 @@ struct Block {
     return at;
   }
   __device__ int column(const ThreadUnit& at) const { return first_unit + at.unit; }
-  // Where the unit lies in [B,H].
+  // The place of the unit in [B,H].
   __device__ int64_t index(const ThreadUnit& at) const {
     return int64_t(at.batch_row) * sequence.hidden_size + column(at);
   }
-  // Its c, or dL/dc, from step to step.
+  // The unit's c, or dL/dc, from step to step.
   __device__ float& state_of(const ThreadUnit& at) const {
     return state[at.row * kUnits + at.unit];
   }
@@ -203,7 +203,7 @@ struct Block {
     __syncthreads();  // before the next pass overwrites the sums
   }
 
-  // Of batch row b of the pass: matrix rows r .. r + kCount - 1.
+  // The sums of batch row b of the pass: matrix rows r .. r + kCount - 1.
   template <int kCount>
   __device__ Sums<kCount> sums(int b, int r) const {
     return sum_partials<kCount>(partials, kTile, kRows, b, r);

@@ -1,7 +1,7 @@
 // How the blocks of a persistent kernel pass values to each other, through L2 and without a flag: a
 // block publishes h (forward) or d_gates (backward), and others that need a row load it again until
-// every value is there. device.h says how a value that is not there yet is recognized. What bounds
-// it is the trip of a value from one SM to another.
+// every value is there. device.h says how a value that is not there yet is recognized. The
+// trip of a value from one SM to another bounds it.
 //
 // A chunk is 64 bytes of a row: lane 4 g + q of a warp loads the 16 bytes at 16 q of batch row g.
 #pragma once
@@ -65,7 +65,7 @@ struct LanePart {
   }
 };
 
-// Of a row of `depth` values, whose chunks from `last` on are for other warps.
+// A lane's part of a row of `depth` values, whose chunks from `last` on are for other warps.
 template <typename T>
 __device__ LanePart<T> lane_part(const RowVector<T>& row, int last, int depth, int lane) {
   const int skipped = lane % 4 * (kPerChunk<T> / 4);
@@ -74,12 +74,13 @@ __device__ LanePart<T> lane_part(const RowVector<T>& row, int last, int depth, i
   return {row.values + skipped, end, row.exchanged};
 }
 
-// What a warp loads at once: kChunks chunks of kColumns rows, this lane's 16 bytes of each.
+// The values that a warp loads at once: kChunks chunks of kColumns rows, this lane's 16 bytes of
+// each.
 template <typename T, int kChunks, int kColumns>
 struct LoadedChunks {
   Bits128 words[kChunks][kColumns];
 
-  // From chunk `begin` on.
+  // Loads from chunk `begin` on.
   __device__ void load(const LanePart<T> (&parts)[kColumns], int begin) {
 #pragma unroll
     for (int j = 0; j < kColumns; ++j) {
@@ -91,7 +92,7 @@ struct LoadedChunks {
     }
   }
 
-  // Until every value is there. The polls count from `polls` on.
+  // Polls until every value is there. The polls count from `polls` on.
   __device__ void wait(const LanePart<T> (&parts)[kColumns], int begin, int polls) {
     for (; is_missing(parts); ++polls) {
       if (polls == FASTLSTM_SPIN_LIMIT) give_up();

@@ -3,7 +3,7 @@
 //
 // Per step a warp loads its eighth of h_{t-1}, again and again until it is there, straight into mma
 // operands, and leaves partial sums in shared memory; then each thread takes a unit of a row, adds
-// the sums and the input's part, and stores h_t. What limits it is the trip of h_t through L2. Rows
+// the sums and the input's part, and stores h_t. The trip of h_t through L2 limits it. Rows
 // of another pass are other recurrences: while one travels, the block works on the next.
 #include "../equations/lstm_step.h"
 #include "persistent_block.h"
@@ -11,7 +11,7 @@
 namespace fastlstm {
 namespace {
 
-// What a unit of a row needs in a step besides h_{t-1} of all units.
+// The inputs of a unit of a row in a step besides h_{t-1} of all units.
 template <typename T>
 struct UnitInputs {
   ThreadUnit at;
@@ -63,7 +63,7 @@ struct ForwardWalk {
     prefetch(exchange_at(at, flat_row));
   }
 
-  // All that does not come from other blocks, before waiting for them.
+  // The inputs that do not come from other blocks, before waiting for them.
   __device__ UnitInputs<T> load_inputs(const TimeStep& step, const ThreadUnit& at) const {
     prefetch_step(step, at);
     UnitInputs<T> in;
@@ -103,7 +103,7 @@ struct ForwardWalk {
     return result;
   }
 
-  // What no other block waits for.
+  // The results that no other block waits for.
   __device__ void store(const TimeStep& step, const ThreadUnit& at, UnitResult<T> result) const {
     if (!at.exists) return;
     const int column = block.column(at);

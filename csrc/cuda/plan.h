@@ -25,7 +25,7 @@ struct CudaDevice {
   int capability;        // 10 * major + minor
   int64_t shared_bytes;  // that a block may ask for
 
-  // By the data sheet.
+  // A device by its data sheet.
   static CudaDevice of(int sm_count, int capability) {
     const auto kib = [=]() -> int64_t {
       if (capability >= 120 || capability == 86 || capability == 89) return 99;
@@ -57,7 +57,7 @@ struct Task {
   int64_t chunks() const { return divide_up(depth(), kChunkBytes / element_bytes()); }
 };
 
-// What crosses into the kernel.
+// A division of the work, as it crosses into the kernel.
 struct Tiling {
   int units = 0;           // hidden units of a block
   int row_tile = 0;        // batch rows that a block treats at once

@@ -5,8 +5,8 @@
 namespace fastlstm {
 namespace {
 
-// As many values as the parameters of one launch may hold: host numbers reach the device without a
-// copy that would have to wait for the stream, and a CUDA graph keeps them.
+// The most values that the parameters of one launch may hold: host numbers reach the device without
+// a copy that would have to wait for the stream, and a CUDA graph keeps them.
 constexpr int kPiece = 496;
 struct Piece {
   int64_t value[kPiece];

@@ -8,7 +8,7 @@
 // its coefficients rounded, 1.7e-8 in float, 3.4e-17 in double, three tenths of a rounding.
 //
 // A gate that is shut is exactly 0, not a number so small that all that follows runs on subnormals,
-// which processors compute up to a hundred times slower.
+// which are slow.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -29,7 +29,7 @@
 
 namespace fastlstm {
 
-// The same bits as another type.
+// A value of another type with the same bits.
 template <typename To, typename From>
 FASTLSTM_INLINE To bits_as(From from) {
   static_assert(sizeof(To) == sizeof(From), "same size");
@@ -72,7 +72,7 @@ struct Constants<float> {
   static constexpr float round_shift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   static constexpr float max_exponent = 87.0f, tanh_saturates = 10.0f;  // k = 126 at most
   static constexpr Bits one = 127, mantissa_bits = 23;
-  // Of (exp(r) - 1) / r, beginning with that of r^0.
+  // The coefficients of (exp(r) - 1) / r, beginning with that of r^0.
   static constexpr int terms = 6;
   static constexpr double coefficients[terms] = {1.0,
                                                  0.49999998154059619,

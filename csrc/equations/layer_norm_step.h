@@ -40,7 +40,7 @@ struct Normalizer {
   FASTLSTM_INLINE A operator()(A x) const { return (x - mean) * scale; }
 };
 
-// Of at(k), k < n; inverse_n = 1 / n.
+// The normalizer of at(k), k < n; inverse_n = 1 / n.
 template <typename A, typename Team, typename At>
 FASTLSTM_INLINE Normalizer<A> normalizer(const Team& team, int64_t n, A inverse_n, const At& at) {
   const A mean = team.total(n, at) * inverse_n;

@@ -1,7 +1,7 @@
-// What crosses from the walk through time into a kernel: sizes, pointers, strides. No torch, no
-// CUDA. H is hidden_size. Rows are batch rows, contiguous unless they have a *_stride, the distance
-// in elements between two of them. Only lengths and reset may be null: an output that was
-// not requested points to one that is written anyway, a missing gradient to a row of zeros with
+// The arguments of a step that cross from the walk into a kernel: sizes, pointers, strides. No
+// torch, no CUDA. H is hidden_size. Rows are batch rows, contiguous unless they have a *_stride,
+// the distance in elements between two of them. Only lengths and reset may be null: an output that
+// was not requested points to one that is written anyway, a missing gradient to a row of zeros with
 // stride 0, so that the loop over units has no branch. T is the dtype of the tensors, A that of the
 // cell state and of the arithmetic (float for the 16-bit types, else T itself).
 //
@@ -15,7 +15,7 @@
 
 namespace fastlstm {
 
-// What forward and backward share about one step of one direction.
+// The part of one step of one direction that forward and backward share.
 struct Step {
   static constexpr bool kWholeRows = false;  // whether a row's sums are needed on the way
 

@@ -31,7 +31,7 @@ Tensor present_memory(const Tensor& tensor) {
       torch::autograd::impl::version_counter(tensor), /*allow_tensor_metadata_change=*/true));
 }
 
-// What backward gets of forward's arguments and results.
+// The arguments and results of forward that backward gets.
 struct SavedCall {
   LstmCall call;
   Tensor output, cells, gates;

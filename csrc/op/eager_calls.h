@@ -1,7 +1,7 @@
-// Eager calls from Python: the forward op as plain functions, a few microseconds cheaper than
-// torch.ops, which matters when a call makes a single step. Where nothing but the CPU's kernel
-// would see a call, it passes the dispatcher by. The checks of a plain call, of tensors that are
-// nothing but tensors, are here too, since in Python they take longer than a small step.
+// Eager calls from Python: the forward op as plain functions, and the checks of a plain call, of
+// tensors that are nothing but tensors. The ways through torch.ops and the same checks in Python
+// take longer than a small step. A call that nothing but the CPU's kernel would see passes the
+// dispatcher by.
 #pragma once
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/autocast_mode.h>
@@ -111,7 +111,7 @@ inline Tensor as_step(const Tensor& rows, bool alone) {
   step.unsafeGetTensorImpl()->set_sizes_and_strides(sizes, strides, rows.storage_offset());
   return step;
 }
-// And back: a state that nobody else has.
+// A step back to rows: a state that nobody else has.
 inline Tensor as_rows(const Tensor& state, bool alone) {
   const c10::SmallVector<int64_t, 4> sizes(state.sizes().begin() + 1, state.sizes().end());
   // To autograd it is no view: hooks of a view are lost when it is written to.

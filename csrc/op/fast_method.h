@@ -1,5 +1,5 @@
-// A C++ function of tensors as a Python function that takes its arguments by position: pybind11's
-// way through a call takes a microsecond longer.
+// A C++ function of tensors as a Python function that takes its arguments by position. pybind11's
+// way through a call takes as long as a small step.
 #pragma once
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>

@@ -41,7 +41,8 @@ static PyMethodDef kEagerCalls[] = {
     {nullptr, nullptr, 0, nullptr}};
 
 PYBIND11_MODULE(_C, m) {
-  // As torch raises errors of C++: without frames of the stack, and some as classes of their own.
+  // Errors of C++ as torch raises them: without frames of the stack, and some as classes of their
+  // own.
   py::register_local_exception_translator([](std::exception_ptr error) {
     try {
       std::rethrow_exception(error);

@@ -1,6 +1,7 @@
-// What the headers of newer glibc and libstdc++ call and those of manylinux_2_28 (glibc 2.28,
-// libstdc++ of GCC 8) do not export: defined here, so that a library linked on a newer system runs
-// there too. All are hidden: they are ours alone. tests/project/test_symbols.py reads the result.
+// Functions that headers of newer glibc and libstdc++ call and that manylinux_2_28 (glibc 2.28,
+// libstdc++ of GCC 8) does not export: defined here, so that a library linked on a newer system
+// runs there too. All are hidden: they are ours alone. tests/project/test_symbols.py reads the
+// result.
 #include <exception>
 #include <new>
 #include <sstream>

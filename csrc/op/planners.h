@@ -1,4 +1,4 @@
-// What Python asks the planners: how a call would run, and what was built.
+// The questions of Python to the planners: how a call would run, and what was built.
 #pragma once
 #include <torch/csrc/utils/pybind.h>
 
@@ -15,7 +15,7 @@ namespace fastlstm::planners {
 namespace py = pybind11;
 using namespace py::literals;
 
-// By Dtype.
+// The names of the dtypes, by Dtype.
 constexpr const char* kDtypeNames[] = {"float64", "float32", "bfloat16", "float16"};
 
 inline py::dict build_info() {

@@ -9,7 +9,7 @@
 namespace fastlstm {
 namespace stepwise {
 
-// What both directions of a call share, flat over rows, and its gradients.
+// The part of a call that both directions share, flat over rows, and its gradients.
 struct BackwardCall {
   const Layer& layer;
   const GradientRequest request;
@@ -121,7 +121,7 @@ class BackwardWalk : DirectionWalk {
   static Tensor rows(const Tensor& flat, const WalkStep& at) {
     return flat.narrow(0, at.offset, at.rows);
   }
-  // Of W_hh h_{t-1}: with layer normalization another one than that of the gates.
+  // The gradient of W_hh h_{t-1}: with layer normalization another one than that of the gates.
   const Tensor& d_h_gates() const { return norms_ ? norms_->d_h_gates() : d_gates_; }
 
   // o * tanh(c) of all rows, for W_hr's gradient.

@@ -41,7 +41,7 @@ class Projection {
   Projection(const Layer& layer, int64_t d)
       : w_hr_(layer.directions[d].w_hr), live_(live_mask(layer)) {}
 
-  // From unprojected [rows,H] into the step's outputs y_t and the state h_t [rows,P].
+  // Projects `unprojected` [rows,H] into the step's outputs y_t and the state h_t [rows,P].
   template <typename Products>
   void forward(const WalkStep& at, const Tensor& unprojected, const Tensor& y_t,
                const Tensor& h_t) const {

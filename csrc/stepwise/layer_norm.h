@@ -33,7 +33,7 @@ class RowNorm {
   Tensor x_, gain_, y_, mean_, scale_;
 };
 
-// What the row kernels need besides a step without them.
+// The weights of the norms for the row kernels, beside a step without them.
 template <typename T, typename A>
 class StepNorms {
  public:

@@ -37,7 +37,7 @@ struct Units {
   int64_t first, count, hidden_size;
 };
 
-// What a step's products gave some units of its rows, [4][lanes] each, rows `stride` apart.
+// The sums of a step's products for some units of its rows, [4][lanes] each, rows `stride` apart.
 template <typename A>
 struct StepSums {
   const A* h;  // h_{t-1} W_hh^T

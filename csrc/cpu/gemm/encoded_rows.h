@@ -24,7 +24,7 @@ class EncodedRows {
     zeros_.resize(bytes_);
   }
 
-  // What stands for `zeros`, recognizable by its address.
+  // The row that stands for `zeros`, recognizable by its address.
   const void* zeros(const T* zeros) const {
     return encode_ ? static_cast<const void*>(zeros_.data()) : zeros;
   }

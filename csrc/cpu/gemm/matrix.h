@@ -26,9 +26,9 @@ struct Elements {
   MatrixRows rows() const { return {lines.data(), transposed}; }
 };
 
-// Where the sums of a product go: to a row each, from the column of the matrix on, or whole vectors
-// from the first of the panels on. The bias is not read if they accumulate; rounded sums, of 16
-// bits, need the whole of K at once.
+// The destination of a product's sums: a row each, from the column of the matrix on, or whole
+// vectors from the first of the panels on. The bias is not read if they accumulate; rounded sums,
+// of 16 bits, need the whole of K at once.
 struct SumsTo {
   void* const* rows;
   const void* bias = nullptr;
@@ -42,7 +42,7 @@ class Matrix {
   // threads if there are so many vectors. Of kAsItLies panels are single vectors.
   Matrix(const Product& product, Elements elements, int64_t pieces,
          MatrixForm form = MatrixForm::kPacked);
-  // Panels that were packed before, `offset` bytes into `data`.
+  // Prepacked panels, `offset` bytes into `data`.
   Matrix(const Product& product, int64_t K, int64_t N, int64_t pieces, const at::Tensor& data,
          int64_t offset);
 

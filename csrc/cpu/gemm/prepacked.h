@@ -15,7 +15,7 @@ namespace fastlstm {
 // panels hold the gates of a unit together.
 at::Tensor pack_weight(const at::Tensor& weight, const std::optional<at::Tensor>& scale,
                        const std::string& format, bool by_gates);
-// What was packed, and the scales.
+// The weight that was packed, and the scales.
 std::tuple<at::Tensor, std::optional<at::Tensor>> unpack_weight(const at::Tensor& prepacked);
 
 // The first bytes of W [rows,columns]. Panels are those of `lanes` and `vectors`, the widest of the

@@ -53,7 +53,7 @@ class TileRows {
   alignas(64) char gathered_[kMostRows][kBytes], last_[kMostRows][kLineBytes];
 };
 
-// Where the tiles of panels lie: the first, and how many bytes it is to the next block of terms,
+// The place of the tiles of panels: the first, and how many bytes it is to the next block of terms,
 // the next plane, the next pair of tiles side by side, the second of a pair, and the next line.
 struct PanelTiles {
   const char* first;

@@ -52,8 +52,8 @@ struct PanelProduct {
   void* const* c;
   bool accumulate;
   const void* bias = nullptr;  // [N], not read with accumulate
-  // So many panels of `vectors` vectors side by side, at most the product's, whose columns together
-  // are those of `shape`, and the bytes from one to the next.
+  // The number of panels of `vectors` vectors side by side, at most the product's, whose columns
+  // together are those of `shape`, and the bytes from one to the next.
   int64_t panels = 1, panel_stride = 0;
   Prefetch* prefetch = nullptr;  // read by products that train
   bool rounds = false;  // c is of 16 bits, rounded once, over the whole of K, by such a product
@@ -97,7 +97,8 @@ struct Columns {
   int64_t stride, count;
 };
 
-// From put_rows on, nullptr where only weights that are packed once are multiplied.
+// The functions of a product; from put_rows on, nullptr where only prepacked weights are
+// multiplied.
 struct ProductFunctions {
   // Columns `shape` of rows [k_begin, k_begin + K) of a matrix into a panel, behind its header.
   void (*pack)(const MatrixRows& matrix, int64_t k_begin, int64_t K, const PanelShape& shape,
@@ -129,7 +130,7 @@ struct ProductFunctions {
 
 struct Product;
 
-// What makes a product fast; no result depends on it.
+// The settings that make a product fast; no result depends on them.
 struct ProductTuning {
   double rate = 1;  // multiply-adds, compared with float32
   int64_t rows;     // of a register tile: pass rows by a multiple of it
@@ -145,7 +146,7 @@ struct ProductTuning {
   // to hide the latency of multiply-adds.
   int64_t panels = 1, panels_of_one_row = 1;
   const char* instructions = nullptr;  // the instruction set, for people
-  // With fewer rows another product of the same panels is faster, if there is one: it gives the
+  // Below so many rows another product of the same panels is faster, if there is one: it gives the
   // same bits.
   int64_t many_rows = 0;
   const Product* of_few_rows = nullptr;

@@ -48,7 +48,8 @@ struct SplitFloat32 {
     };
     planes[0] = rounded(bits);
     planes[1] = rounded(minus(bits, planes[0]));
-    // What would round to infinity is cut off, and what is not finite is in the first plane alone.
+    // Numbers that would round to infinity are cut off; those not finite are in the first plane
+    // alone.
     const __m512i magnitude = _mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff));
     const __mmask16 large = _mm512_cmpge_epu32_mask(magnitude, _mm512_set1_epi32(0x7f7f8000));
     if (__builtin_expect(large == 0, 1)) return;
@@ -139,7 +140,7 @@ struct SplitFloat32 {
     return of(1) + of(0);
   }
 
-  // Rows of sums in float32, as other products have them: for the few that are not finite.
+  // A row of sums in float32, as other products have them, where they are not finite.
   static void multiply_in_float32(const void* row, const void* panel, int64_t K, float* sums) {
     const auto *a = static_cast<const uint16_t*>(row), *b = static_cast<const uint16_t*>(panel);
     for (int64_t n = 0; n < kPairWidth; ++n) sums[n] = 0;
@@ -154,7 +155,7 @@ struct SplitFloat32 {
     }
   }
 
-  // Computes the sums again in float32 that are not finite.
+  // Computes the sums that are not finite again in float32.
   static void mend(const TileRows<kPlanes>& a, const PanelProduct& p, float* sums, int64_t width) {
     for (int64_t i = 0; i < p.rows * p.panels; ++i) {
       const int64_t r = i / p.panels, panel = i % p.panels;
@@ -188,7 +189,7 @@ struct SplitFloat32 {
       const int64_t count = end - column < kTileRows ? end - column : kTileRows;
       char* const to = static_cast<char*>(transposed) + (column - begin) * bytes_of_row;
       for (int64_t k = 0; k < rows; k += kBlock) {
-        // What a panel of these columns would hold.
+        // The elements that a panel of these columns would hold.
         alignas(64) float pairs[kPlanes * kPanelPlane / 2];
         pack_rows(from + k, column, count, rows - k < kBlock ? rows - k : kBlock, pairs);
         for (int p = 0; p < kPlanes; ++p) {

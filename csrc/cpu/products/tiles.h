@@ -83,7 +83,7 @@ struct Terms<bfloat16> {
   }
 };
 
-// From the rows and vectors of a tile at run time to template arguments.
+// The rows or vectors of a tile as a template argument, from a number at run time.
 template <int N>
 struct Int {
   static constexpr int value = N;
@@ -115,7 +115,7 @@ constexpr int64_t kTerms = 256;
 // How far ahead a panel is prefetched where it may come from beyond the L2 cache, page after page.
 constexpr int64_t kBytesAhead = 2048;
 
-// What a tile fetches meanwhile, now and then.
+// The memory that a tile fetches meanwhile, now and then.
 struct NoFetch {
   static constexpr bool fetches = false;
 };

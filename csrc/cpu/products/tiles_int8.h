@@ -73,7 +73,7 @@ static void encode_int8(const void* from, int64_t K, void* encoded) {
   const Vec<float> to_whole(0x1.8p23f + excess);
   for (int64_t k = 0; k < K; k += L) {
     load(row + k, x, K - k < L ? K - k : L);
-    // Not fused, so that every processor gets the same whole numbers.
+    // The product is not fused, so that every processor gets the same whole numbers.
     const Vec<float> whole = keep_in_register(x * Vec<float>(inverse)) + to_whole;
     store_lowest_bytes(bits_as<Fours>(whole.v), to + kInt8RowHeader + k);
   }

@@ -1,5 +1,5 @@
-// The products of a step and the cells after them, for a group of rows and units, in one thread. A
-// tile of sums at a time goes through a buffer in the L1 cache.
+// The products of a step and the cells after them, for some rows and units, in one thread. A tile
+// of sums at a time goes through a buffer in the L1 cache.
 #pragma once
 #include <algorithm>
 #include <optional>

@@ -32,7 +32,7 @@ class ProjectionForward {
         from_(grid.members(), std::vector<const void*>(rows.all().batch())),
         to_(grid.members(), std::vector<void*>(rows.all().batch())) {}
 
-  // Where the cells of a row write o tanh(c).
+  // The memory in which the cells of a row write o tanh(c).
   T* unprojected(int64_t row) const { return unprojected_.data<T>() + row * hidden_size_; }
 
   // h_t of a member's rows and columns, to where h_of(t, row) points.
@@ -100,7 +100,7 @@ class ProjectionBackward {
       multiply_panels(step.d_gates_next, step.count, w_hh, panels, step.d_h);
     else  // an infinite W_hh must not make a NaN of them either
       for (int64_t r = 0; r < step.count; ++r) std::fill(d_h(r) + begin, d_h(r) + end, T(A(0)));
-    // From outside last: the small terms are added to each other first.
+    // The gradients from outside last: the small terms are added to each other first.
     for (int64_t r = 0; r < step.count; ++r) {
       const BackwardRow<T>& row = step.cells[r];
       for (int64_t n = begin; n < end; ++n)

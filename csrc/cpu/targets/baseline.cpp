@@ -1,4 +1,4 @@
-// The instruction set that the compiler uses without flags, of which vec.h has all: on x86-64,
+// The instruction set that the compiler uses without flags, all in vec.h: on x86-64,
 // vectors of 16 bytes.
 #if !defined(__aarch64__)
 #define FASTLSTM_ISA baseline

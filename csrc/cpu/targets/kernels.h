@@ -35,7 +35,7 @@ struct KernelTable {
 };
 #undef FASTLSTM_MEMBER
 
-// What AMX's tiles multiply: float32, and the panels of our own products of bfloat16 and int8.
+// The products on AMX's tiles: float32, and the panels of our own products of bfloat16 and int8.
 struct TileProducts {
   Product bfloat16x2;
   decltype(Product::pack) pack_bfloat16;
@@ -46,7 +46,7 @@ struct TileProducts {
 Product bfloat16_on_tiles(const TileProducts& tiles);
 Product int8_on_tiles(const TileProducts& tiles);
 
-// What the targets have: their tables, and optional instructions.
+// The tables of the targets, and of optional instructions.
 #define FASTLSTM_DECLARE(target, type, name) \
   namespace target {                         \
   extern const type name;                    \
@@ -86,7 +86,7 @@ const Kernels<T>& kernels();
 FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_KERNELS)
 #undef FASTLSTM_KERNELS
 
-// Processors compute with subnormal numbers up to a hundred times more slowly, and the states
+// Processors compute far more slowly with subnormal numbers, and the states
 // behind shut gates and the gradients of long sequences become such numbers. Meanwhile a subnormal
 // result is zero; operands may be subnormal, since a product with a large number is not.
 class FlushSubnormals {
@@ -100,7 +100,7 @@ class FlushSubnormals {
 #endif
 };
 
-// Around a thread's products, of which tiles keep a context. Nothing within may throw.
+// A guard around a thread's products, of which tiles keep a context. Nothing within may throw.
 class ThreadSeries {
  public:
   explicit ThreadSeries(const Product& product) : end_(product.end_thread) {}

@@ -1,4 +1,4 @@
-// Which of our kernels this processor gets. No torch, so that they can be tested without it.
+// The choice of our kernels for this processor. No torch, so that they can be tested without it.
 #include <cstring>
 
 #include "cpu/targets/kernels.h"

@@ -20,7 +20,7 @@
 namespace fastlstm {
 namespace {
 
-// What both directions of a call share.
+// The part of a call that both directions share.
 template <typename T>
 struct BackwardCall {
   using A = State_t<T>;
@@ -138,7 +138,7 @@ class BackwardWalk {
   }
 
  private:
-  // What a thread needs, allocated before the walk, as in forward.cpp.
+  // The memory of a thread, allocated before the walk, as in forward.cpp.
   struct Room {
     Room(const Product& product, int64_t batch, int64_t hidden_size)
         : step(batch), encoded(product, batch, 4 * hidden_size), cells(product, hidden_size) {}
@@ -184,7 +184,7 @@ class BackwardWalk {
   }
 
   // The gradient of h_0: what comes back through each row's first step, if it is in this chunk.
-  // (That of c_0 is what the cells leave.)
+  // (The cells leave the gradient of c_0.)
   void add_initial_state(const Range& chunk) const {
     std::vector<const T*> through;
     std::vector<void*> into;

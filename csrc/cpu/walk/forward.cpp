@@ -16,8 +16,8 @@
 namespace fastlstm {
 namespace {
 
-// What both directions of a call share, and its results. Cells and gates that are not saved are
-// undefined.
+// The part of a call that both directions share, and its results. Cells and gates that are not
+// saved are undefined.
 template <typename T>
 struct ForwardCall {
   using A = State_t<T>;
@@ -121,7 +121,7 @@ class ForwardWalk {
   }
 
  private:
-  // What a thread needs, allocated before the walk: within OpenMP's threads an allocation that
+  // The memory of a thread, allocated before the walk: within OpenMP's threads an allocation that
   // fails would end the process.
   struct Room {
     Room(const CpuPlan& plan, int64_t batch, const Sizes& sizes)
