@@ -18,10 +18,11 @@ constexpr int64_t kStepWorthAThread = 1 << 17, kBytesWorthAThread = 128 << 10;
 bool is_converted(const CpuTask& task, const CpuMachine& machine, const Product& product) {
   if (bytes_of(task.dtype) != 2) return false;
   const bool own = product.takes(task.dtype);
-  if (!task.prepacked) return task.projects || (task.is_one_step() && !own);
+  const bool is_one_step = task.steps == 1 && task.only_dense && !task.resets;
+  if (!task.prepacked) return task.projects || (is_one_step && !own);
   if (task.dtype == Dtype::kBFloat16)
     return !own || task.projects || !machine.own_product(task.dtype);
-  return product.format != Format::float32 || task.projects || task.is_one_step();
+  return product.format != Format::float32 || task.projects || is_one_step;
 }
 
 // The product of a task that is not converted.

@@ -47,9 +47,6 @@ struct CpuTask {
   bool saves = false;  // a forward that backward follows
   bool backward = false;
   std::optional<Format> prepacked = {};  // weights that were packed before the call
-
-  // Decoding, reinforcement learning.
-  bool is_one_step() const { return steps == 1 && only_dense && !resets; }
 };
 
 // members = unit_groups * row_groups divide a direction, and so many directions are walked at the
