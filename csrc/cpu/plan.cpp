@@ -106,7 +106,7 @@ ThreadGrid grid_of_step(const CpuTask& task, const CpuMachine& machine, const Cp
 // Rows and tiles of a step between cell equations. Short rows take few calls around many of
 // them; of long rows a few are better. Where weights lie as they are, vectors of a gate are
 // neighbors in memory, so many of them come first.
-void divide_cells(const CpuTask& task, const CpuMachine& machine, CpuPlan& plan) {
+void divide_cells(const CpuTask& task, CpuPlan& plan) {
   constexpr int64_t kShortRow = 1024, kSums = 256 << 10;  // bytes
   const Product& product = *plan.product;
   const int64_t rows = divide_up(task.batch, plan.grid.row_groups);
@@ -173,7 +173,7 @@ CpuPlan plan(const CpuTask& task, const CpuMachine& machine) {
   if (plan.form != MatrixForm::kPacked && !task.backward)
     plan.product = machine.own_product(plan.dtype);
   plan.grid = is_step ? grid_of_step(task, machine, plan) : grid_of_walk(task, machine, plan);
-  divide_cells(task, machine, plan);
+  divide_cells(task, plan);
   plan.steps_ahead = is_step ? 0 : steps_ahead(task, machine, plan);
   plan.chunk_steps = chunk_steps(task, plan);
   return plan;
