@@ -103,10 +103,10 @@ cudaError_t compiled_capability(int* capability) {
   return error;
 }
 
-#define FASTLSTM_INSTANTIATE(T, A, name)                                       \
-  template cudaError_t launch_step(const StepForward<T, A>&, cudaStream_t);    \
-  template cudaError_t launch_step(const StepBackward<T, A>&, cudaStream_t);   \
-  template cudaError_t launch_step(const NormForward<T, A>&, cudaStream_t);    \
+#define FASTLSTM_INSTANTIATE(T, A, name)                                     \
+  template cudaError_t launch_step(const StepForward<T, A>&, cudaStream_t);  \
+  template cudaError_t launch_step(const StepBackward<T, A>&, cudaStream_t); \
+  template cudaError_t launch_step(const NormForward<T, A>&, cudaStream_t);  \
   template cudaError_t launch_step(const NormBackward<T, A>&, cudaStream_t);
 FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_INSTANTIATE)
 
