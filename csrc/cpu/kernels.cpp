@@ -60,7 +60,7 @@ CpuMachine cpu_machine() {
   const KernelTable& table = kernel_table();
   const RowKernel<StepForward<bfloat16, float>>& row_of_16_bits = table.BFloat16.row;
   return {at::in_parallel_region() ? 1 : at::get_num_threads(), l2_cache_bytes(), table.products,
-          row_of_16_bits.run != nullptr, table.tuning};
+          row_of_16_bits.run != nullptr, table.rows_beside_h};
 }
 
 }  // namespace fastlstm

@@ -10,22 +10,14 @@
 
 namespace fastlstm {
 
-// What was measured on a kind of processor. The defaults hold for those that nobody measured.
-struct CpuTuning {
-  // From so many rows of a mean step on, their input is multiplied beside h, not steps ahead, if
-  // each group of rows has a whole tile of them.
-  int64_t rows_beside_h = INT64_MAX;
-};
-
-inline constexpr CpuTuning kIntel{.rows_beside_h = 48};
-inline constexpr CpuTuning kAvx512{.rows_beside_h = 12};  // Zen 4
-
 struct CpuMachine {
   int64_t threads = 1;
   int64_t l2_cache_bytes = 1 << 20;  // of a core
   Products products;
   bool rows_of_16_bits = true;  // whether the stepwise engine has cells for them
-  CpuTuning tuning;
+  // From so many rows of a mean step on, their input is multiplied beside h, not steps ahead, if
+  // each group of rows has a whole tile of them. Never on processors that nobody measured.
+  int64_t rows_beside_h = INT64_MAX;
 
   // The product that layers of a dtype are trained with, if there is one.
   const Product* own_product(Dtype dtype) const;

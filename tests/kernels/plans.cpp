@@ -47,12 +47,12 @@ std::vector<Named> machines() {
     products[Format::bfloat16] = &tiles, products[Format::bfloat16x2] = &split;
     return products;
   }();
-  return {{"Intel with AMX", {1, 2 << 20, amx, true, kIntel}},
-          {"Intel with AVX-512", {1, 1 << 20, avx512, true, kIntel}},
-          {"AMD with AVX-512", {1, 1 << 20, avx512_bf16, true, kAvx512}},
-          {"AVX2", {1, 512 << 10, avx2, true, {}}},
-          {"NEON", {1, 1 << 20, neon, true, {}}},
-          {"SSE2", {1, 256 << 10, sse, false, {}}}};
+  return {{"Intel with AMX", {1, 2 << 20, amx, true, 48}},
+          {"Intel with AVX-512", {1, 1 << 20, avx512, true, 48}},
+          {"AMD with AVX-512", {1, 1 << 20, avx512_bf16, true, 12}},
+          {"AVX2", {1, 512 << 10, avx2, true}},
+          {"NEON", {1, 1 << 20, neon, true}},
+          {"SSE2", {1, 256 << 10, sse, false}}};
 }
 
 std::string text_of(const char* name, const CpuTask& task, const CpuMachine& machine) {

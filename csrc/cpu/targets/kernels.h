@@ -31,7 +31,7 @@ struct KernelTable {
   const char* target;
   FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_MEMBER)
   Products products;
-  CpuTuning tuning = {};
+  int64_t rows_beside_h = INT64_MAX;  // as of CpuMachine
 };
 #undef FASTLSTM_MEMBER
 

@@ -34,9 +34,9 @@ static KernelTable kernels_of(const char* capability) {
 KernelTable own_kernels(const char* capability) {
   KernelTable table = kernels_of(capability);
   if (__builtin_cpu_is("intel"))
-    table.tuning = kIntel;
+    table.rows_beside_h = 48;
   else if (std::strncmp(capability, "AVX512", 6) == 0)
-    table.tuning = kAvx512;
+    table.rows_beside_h = 12;  // Zen 4
   return table;
 }
 
