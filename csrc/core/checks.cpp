@@ -99,7 +99,6 @@ void find_sizes(Layer& layer) {
   check_dims(w_ih, "W_ih", 2);
   TORCH_CHECK(w_ih.sym_size(0) % 4 == 0,
               "lstm: expected W_ih of shape (4 * hidden_size, input_size), got ", w_ih.sym_sizes());
-  if (w_hr.defined()) check_dims(w_hr, "W_hr", 2);
   layer.hidden_size = w_ih.sym_size(0) / 4;
   layer.output_size = w_hr.defined() ? w_hr.sym_size(0) : layer.hidden_size;
 }

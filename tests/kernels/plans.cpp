@@ -169,11 +169,31 @@ void check_split(const Named& of) {
   check(!with([](CpuTask& t) { t.steps = t.rows = 1; }), of.name, ": a single step");
 }
 
+// One thread where there is little to do, all of them where there is much.
+void check_threads(const Named& of) {
+  CpuMachine machine = of.machine;
+  machine.threads = 4;
+  for (const int64_t steps : {1, 20})
+    for (const bool prepacked : {false, true}) {
+      const auto threads = [&](int64_t size) {
+        CpuTask task{Dtype::kFloat32};
+        task.steps = task.rows = steps;
+        task.input_size = task.hidden_size = task.output_size = size;
+        if (prepacked) task.prepacked = Format::float32;
+        return plan(task, machine).grid.threads();
+      };
+      const std::string what = testing::text(of.name, ", T ", steps, ", prepacked ", prepacked);
+      check(threads(64) == 1, what, ": ", threads(64), " threads for 64 units");
+      check(threads(1024) == 4, what, ": ", threads(1024), " threads for 1,024 units");
+    }
+}
+
 const bool added = [] {
   for (const Named& of : machines()) {
     testing::Case(std::string("plans/") + of.name, [of] {
       check_machine(of);
       check_split(of);
+      check_threads(of);
     });
   }
   return true;
