@@ -19,8 +19,8 @@ namespace fastlstm {
 // holds. Gates that lie as they are have no lines: they are found in `owner` [4H,K].
 struct Elements {
   std::vector<const void*> lines;
-  bool transposed;
-  int64_t K, N;
+  bool transposed = false;
+  int64_t K = 0, N = 0;
   at::Tensor owner = {};
 
   MatrixRows rows() const { return {lines.data(), transposed}; }
