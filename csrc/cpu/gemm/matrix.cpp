@@ -180,17 +180,19 @@ Columns Matrix::columns_of(int64_t panel) const {
 void Matrix::multiply_as_it_lies(const Range& panels, const void* const* a, int64_t rows,
                                  int64_t piece, const SumsTo& to) const {
   const int64_t origin = to.whole_vectors ? columns(panels).begin : 0;
+  PanelProduct some = product_of({panels.begin, panels.begin + 1}, a, rows, 0, K_, to, origin);
   for (int64_t gate = 0; gate < kGates; ++gate)
     for (int64_t p = panels.begin + gate; p < panels.end; p += kGates) {
       const int64_t after =
           p + kGates < panels.end ? p + kGates : panels.begin + (gate + 1) % kGates;
       const Columns vector = columns_of(p);
+      some.shape.first_column = p * product_->lanes - origin;
       for (int64_t k = 0; k < K_; k += piece) {
         const int64_t end = std::min(k + piece, K_);
         const char* const next =
             static_cast<const char*>(end < K_ ? vector.first : columns_of(after).first);
-        product_->multiply_unpacked(product_of({p, p + 1}, a, rows, k, end - k, to, origin), vector,
-                                    next + product_->bytes(end % K_));
+        some.k_begin = k, some.K = end - k, some.accumulate = to.accumulate || k > 0;
+        product_->multiply_unpacked(some, vector, next + product_->bytes(end % K_));
       }
     }
 }
