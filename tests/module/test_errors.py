@@ -381,3 +381,9 @@ def test_a_batched_state_beside_an_unbatched_row(route: Route) -> None:
     for hx in ((h, h), (h[0], h), torch.stack([h, h])):
         with pytest.raises(RuntimeError, match="For unbatched 1-D input, hx and cx should also be"):
             module(route, fastlstm.LSTMCell)(x, hx)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.complex64])
+def test_lengths_are_integers(dtype: torch.dtype) -> None:
+    with pytest.raises(TypeError, match=f"lengths.*integers.*{dtype}"):
+        fastlstm.LSTM(I, H)(zeros(T, B, I), lengths=torch.ones(B).to(dtype))
