@@ -97,7 +97,7 @@ ptx:  ## run the PTX that nvcc makes of the CUDA kernels on the CPU; no GPU is n
 	@if command -v nvcc >/dev/null; then $(MAKE) -C tests/ptx check; \
 	  else echo "skipped: no nvcc on PATH"; fi
 # Tests whose calls reach the kernels of every instruction set, with errors and random strides;
-# compilers are not the point. Checks by calls, not inline, compile in a third of the time.
+# compilers are not the point. Checks by calls, not inline, compile faster.
 SANITIZED := op cpu/test_cpu_engine.py module/test_packed.py
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=undefined \
               --param asan-instrumentation-with-call-threshold=0

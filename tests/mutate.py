@@ -1,6 +1,6 @@
 """Plants small faults, one at a time, and tells which of them the tests notice.
 
-    python tests/mutate.py --count 200 --seed 1        # an hour on one core; goes on where it ended
+    python tests/mutate.py --count 200 --seed 1        # hours on one core; goes on where it ended
     python tests/mutate.py --report
 
 A fault is another operator, a number off by one, the other truth, or a statement left out, in the
