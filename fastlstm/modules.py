@@ -512,11 +512,8 @@ class LSTMCell(CellModule, EngineModule, nn.RNNCellBase):
 
     def _fastlstm_step(self, input: Tensor, hx: State | None) -> State:
         weights = _by_name(self, _CELL_WEIGHTS if self.bias else _CELL_WEIGHTS[:2])
-        layout, engine, library = (
-            LAYOUTS[bool(self.bias), False, False],
-            self._fastlstm_engine,
-            _build.library,
-        )
+        layout, engine = LAYOUTS[bool(self.bias), False, False], self._fastlstm_engine
+        library = _build.library
         is_plain = engine == "auto" and engines.is_op_at_once()
         if is_plain and library.are_plain(input, hx, weights):
             h, c = hx or (None, None)
