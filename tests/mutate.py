@@ -109,8 +109,12 @@ def in_python(text: str) -> Iterator[tuple[int, int, str, str]]:
             yield node.lineno, node.col_offset, ast.get_source_segment(text, node) or "", "pass"
 
 
-# Comments, strings and lines of the preprocessor; then what may change.
-SKIPPED = re.compile(r'//.*|"(?:\\.|[^"])*"|^\s*#.*|static_assert.*|template <.*')
+# Comments, strings, lines of the preprocessor, and what changes the speed alone: thresholds, sizes
+# of pieces, the capacity of a vector. Then what may change.
+SKIPPED = re.compile(
+    r'//.*|"(?:\\.|[^"])*"|^\s*#.*|static_assert.*|template <.*'
+    r"|constexpr (?:int64_t|double) k.*|SmallVector<.*?>"
+)
 TOKEN = re.compile(
     r"(?<= )(?:[<>]=?|[=!]=|&&|\|\||[-+*/]|[-+]=)(?= )|\b(?:true|false)\b|!(?=\w)"
     r"|(?<![\w.])\d+(?![\w.])"
