@@ -93,20 +93,21 @@ def generate_captions(
     config: DecodeConfig | None = None,
     batch_size: int = 64,
     progress: str | None = None,
+    generator: torch.Generator | None = None,
 ) -> list[list[Caption]]:
     """The captions of each picture, best first, from features [M,...] of the frozen CNN.
 
-    The models are in eval mode afterwards. `progress` is the title of a progress bar, if one is
-    wanted.
+    The models are in eval mode afterwards. `progress` is the title of a progress bar. Samples are
+    drawn by `generator`, or a new one.
     """
     config, words = config or checkpoint.search, checkpoint.vocabulary
     device = next(checkpoint.model.parameters()).device
-    generator = torch.Generator(device).manual_seed(config.seed)
+    generator = generator or torch.Generator(device).manual_seed(config.seed)
     for model in checkpoint.models:
         model.eval()
     found: list[list[Caption]] = []
     with console.progress(None, progress, total=len(features), unit="img") as bar:
-        for chunk in features.split(batch_size):
+        for chunk in features.split(batch_size) if len(features) else ():
             decoded = decode_batch(checkpoint, chunk.to(device), config, generator)
             found += [[_caption(h, words) for h in hypotheses] for hypotheses in decoded]
             bar.update(len(chunk))
@@ -122,10 +123,9 @@ def best_captions(
 
 
 def _caption(hypothesis: Hypothesis, vocabulary: Vocabulary) -> Caption:
-    probabilities = torch.tensor(hypothesis.log_probs).exp().tolist()
-    words = [vocabulary.words[t] for t in hypothesis.tokens]
-    pairs = list(zip(words, probabilities, strict=True))
-    return Caption(vocabulary.decode(hypothesis.tokens), pairs, hypothesis.score)
+    pairs = zip(hypothesis.tokens, torch.tensor(hypothesis.log_probs).exp().tolist(), strict=True)
+    words = [(vocabulary.words[t], probability) for t, probability in pairs]
+    return Caption(vocabulary.decode(hypothesis.tokens), words, hypothesis.score)
 
 
 def find_pictures(patterns: Sequence[str]) -> list[Path]:
@@ -165,11 +165,11 @@ def caption_files(
 ) -> Iterator[CaptionedFile]:
     """Caption pictures; a broken one gives an error and does not stop the others.
 
-    `cnn` is ``load_cnn(checkpoint.cnn)``, and `cache` has the features of the pictures, if they are
-    encoded already. Without a `config` the search is the one that training chose. Yields one result
-    for each path, in order.
+    `cnn` is ``load_cnn(checkpoint.cnn)``; `cache` may have the features of the pictures. Without a
+    `config` the search is the one that training chose. Yields a result for each path, in order.
     """
-    device = next(cnn.parameters()).device
+    device, config = next(cnn.parameters()).device, config or checkpoint.search
+    generator = torch.Generator(device).manual_seed(config.seed)
     for rows in torch.arange(len(paths)).split(batch_size):
         chunk = [paths[row] for row in rows.tolist()]
         if cache:
@@ -181,6 +181,6 @@ def caption_files(
             errors = [item if isinstance(item, str) else None for item in inputs]
             pixels = [item for item in inputs if isinstance(item, Tensor)]
             features = cnn(torch.stack(pixels).to(device)) if pixels else torch.empty(0)
-        captions = iter(generate_captions(checkpoint, features, config) if len(features) else [])
+        captions = iter(generate_captions(checkpoint, features, config, generator=generator))
         for path, error in zip(chunk, errors, strict=True):
             yield CaptionedFile(path, [] if error else next(captions), error)

@@ -190,3 +190,10 @@ def test_the_transform_does_what_torchvision_does():
     torch.testing.assert_close(ours, theirs)
     again = Transform(**asdict(Transform(232, 224, mean, std)))
     assert torch.equal(again(image), ours)
+
+
+def test_each_batch_draws_its_own_samples(attentive, grid_cnn, data):
+    pictures = [data.val.images[0].path] * 8
+    config = DecodeConfig("sample", temperature=3.0)
+    found = caption_files(attentive, grid_cnn, pictures, config, batch_size=1)
+    assert len({item.captions[0].text for item in found}) > 4
