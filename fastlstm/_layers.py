@@ -42,7 +42,7 @@ def run_prepacked(call: Call) -> Results:
     seen = (
         torch.compiler.is_compiling()
         or torch._C._is_tracing()
-        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._len_torch_dispatch_stack()
         or has_torch_function_variadic(call.input, *call.state())
     )
     saves = call.return_cell_states

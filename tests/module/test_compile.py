@@ -206,6 +206,17 @@ def test_a_carried_cell_state_is_float32_under_autocast(route: Route) -> None:
     torch.testing.assert_close(hx[1], torch.full((1, 1, 2), 1.25), rtol=0, atol=1e-6)
 
 
+@every_route
+def test_h_of_a_cell_stays_in_16_bits_beside_a_cell_state_in_float32(route: Route) -> None:
+    cell = fastlstm.LSTMCell(3, 5, device=route.device, dtype=torch.bfloat16)
+    cell.engine = route.engine
+    x, h = draw(route, 2, 3).bfloat16(), draw(route, 2, 5).bfloat16()
+    for c in (h, h.float()):
+        results = cell(x, (h, c))
+        assert [result.dtype for result in results] == [torch.bfloat16, c.dtype]
+        torch.testing.assert_close(results[1].bfloat16(), cell(x, (h, h))[1])
+
+
 @every_op_route
 @KINDS
 def test_export_with_any_number_of_steps(route: Route, kind: str) -> None:

@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from samples import Route, every_module_route, every_route
+from samples import ROUTES_IN_BRIEF, Route, every_module_route, every_route
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastlstm
 from fastlstm import functional
+from fastlstm._call import LstmCall
+from fastlstm._checks import check_layer
 
 T, B, I, H = 4, 3, 2, 5
 # In the words of newer and of older versions of torch.
@@ -80,6 +82,39 @@ def test_bad_argument_of_functional(route: Route, name: str) -> None:
         message = f"({message})|PyTorch's own LSTM has no (lengths|reset|layer normalization)"
     with pytest.raises(RuntimeError, match=message):
         functional.lstm(**{**given, **change(given["input"], given["weights"])})
+
+
+BAD_LAYERS: list[tuple[Callable[[LstmCall], dict[str, Any]], str]] = [
+    (
+        lambda call: {"weights": call.weights[:3]},
+        "weights .*W_ih, W_hh, b_ih, b_hh,.* 3 tensors",
+    ),
+    (lambda call: {"weights": [*call.weights, STATE]}, "weights .* 5 tensors"),
+    (lambda call: {"weights": [call.weights[0][0], *call.weights[1:]]}, r"W_ih .*got .*2,?.$"),
+    (lambda call: {"weights": [call.weights[0][1:], *call.weights[1:]]}, "W_ih .*got .19, 2.$"),
+    (lambda call: {"input": call.input[0]}, r"input of shape \(steps, batch, .* got .3, 2.$"),
+    (
+        lambda call: {"input": call.input.long()},
+        "input of dtype float32, .* or float16, got .*(L|64)",
+    ),
+    (lambda call: {"h_0": THREE}, "h_0 of shape .1 or 2 directions, .* got .3, 3, 5.$"),
+    (lambda call: {"h_0": STATE[0]}, "h_0 of shape .1 or 2 directions, .* got .3, 5.$"),
+    (lambda call: {"h_mask": STATE[0]}, "h_mask of shape .*1, 3, 5.* got .3, 5.$"),
+    (lambda call: {"lengths": call.input.new_ones(B)}, "lengths of dtype .* got .*([Ff]loat)"),
+]
+
+
+@pytest.mark.parametrize("route", ROUTES_IN_BRIEF)
+@pytest.mark.parametrize(("change", "message"), BAD_LAYERS)
+def test_the_op_and_the_equations_refuse_alike(route: Route, change: Any, message: str) -> None:
+    def check(call: LstmCall) -> None:
+        check_layer(call) if route.engine == "reference" else torch.ops.fastlstm.lstm(*call)
+
+    given = arguments(route)
+    call = LstmCall(given["input"], *given["hx"], given["weights"])
+    check(call)
+    with pytest.raises(RuntimeError, match=f"^lstm: expected {message}"):
+        check(call._replace(**change(call)))
 
 
 @every_route
