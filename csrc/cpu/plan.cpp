@@ -125,7 +125,7 @@ void divide_cells(const CpuTask& task, CpuPlan& plan) {
 // where a step has rows enough for reading W_ih: then the input is multiplied beside h.
 int64_t steps_ahead(const CpuTask& task, const CpuMachine& machine, const CpuPlan& plan) {
   const Product& product = *plan.product;
-  const int64_t rows_of_step = task.rows / std::max<int64_t>(task.steps, 1);
+  const int64_t rows_of_step = task.rows / task.steps;
   if (rows_of_step >= std::max(machine.rows_beside_h, product.rows * plan.grid.row_groups))
     return 0;
   const int64_t bytes_of_row = 4 * task.hidden_size * (plan.dtype == Dtype::kFloat64 ? 8 : 4);
