@@ -173,12 +173,10 @@ def _check_weights(call: LstmCall) -> tuple[int, int]:
 
 def _check_lengths(lengths: Tensor, steps: int) -> None:
     """Checks the values if they can be read."""
-    if lengths.numel() > 0 and _is_readable(lengths):
-        check(
-            bool((lengths.min() >= 0) & (lengths.max() <= steps)),
-            f"lengths between 0 and the number of steps {steps}",
-            lengths.tolist(),
-        )
+    if _is_readable(lengths):
+        outside = (lengths < 0) | (lengths > steps)
+        expected = f"lengths between 0 and the number of steps {steps}"
+        check(not bool(outside.any()), expected, lengths.tolist())
 
 
 def _is_readable(tensor: Tensor) -> bool:
