@@ -26,11 +26,11 @@ inline Tensor live_mask(const Layer& layer) {
   return steps.unsqueeze(1).lt(layer.lengths->unsqueeze(0)).unsqueeze(2);
 }
 
-// The input with zeros after the end of each row: whatever is there (NaN, say) must not reach a
-// weight's gradient as 0 * NaN.
-inline Tensor without_padding(const Layer& layer) {
+// A sequence [T,B,size] with zeros after the end of each row: whatever is there (NaN, say) must not
+// reach a weight's gradient as 0 * NaN.
+inline Tensor without_padding(const Layer& layer, const Tensor& sequence) {
   const Tensor live = live_mask(layer);
-  return live.defined() ? layer.input.masked_fill(live.logical_not(), 0) : layer.input;
+  return live.defined() ? sequence.masked_fill(live.logical_not(), 0) : sequence;
 }
 
 // The state before every flat row, from the states [R,size] after them: those one step earlier in

@@ -24,7 +24,7 @@ struct BackwardCall {
       : layer(layer), request(in.request), sizes(layer.sizes()) {
     const int64_t R = sizes.flat_rows, H = sizes.hidden_size;
     const auto options = layer.input.options(), state_options = layer.state_options();
-    input = flat(without_padding(layer), R);
+    input = flat(without_padding(layer, layer.input), R);
     output = flat(in.output, R);
     cells = in.cells.contiguous().view({sizes.directions, R, H});
     gates = in.gates.contiguous().view({sizes.directions, R, 4 * H});
@@ -129,7 +129,10 @@ class BackwardWalk : DirectionWalk {
     Tensor c = call_.cells[d_];
     if (norms_) c = norms_->normalize_cells(c);
     const Tensor o = gates_.narrow(1, 3 * sizes_.hidden_size, sizes_.hidden_size);
-    if (projection_) unprojected_ = hidden(o.to(c.scalar_type()), c).to(layer_.input.scalar_type());
+    if (!projection_) return;
+    const Tensor all = hidden(o.to(c.scalar_type()), c).to(layer_.input.scalar_type());
+    const auto sequence = layer_.sequence(sizes_.hidden_size, false);
+    unprojected_ = without_padding(layer_, all.view_symint(sequence)).view(all.sizes());
   }
 
   StepBackward<T, A> cells(const WalkStep& at) const {

@@ -183,6 +183,29 @@ def test_padding_is_never_read(route: Route) -> None:
     assert_all_close(results[1], results[0], [*NAMES[:3], *gradient_names(clean)])
 
 
+@every_op_route
+@pytest.mark.parametrize("proj_size", [0, 2])
+def test_what_is_saved_is_never_read_after_the_end_of_a_row(route: Route, proj_size: int) -> None:
+    """So that a backward takes what any forward of the device has saved."""
+    sample = Sample("lengths", lengths=(2, 4, 0), directions=2, proj_size=proj_size, reset=True)
+    arguments = sample.arguments(device=route.device)
+    arguments["engine"] = route.engine
+    output, h_n, c_n, cells, gates = torch.ops.fastlstm.lstm(
+        **arguments, save_cells=True, save_gates=True
+    )
+    arguments |= {"grad_output": output, "grad_h_n": h_n, "grad_c_n": c_n, "grad_cells": cells}
+    needs = {"input_needs_grad": True, "state_needs_grad": True}
+    results = []
+    for filled in (0.0, torch.nan):
+        saved = {"output": output, "cells": cells.clone(), "gates": gates.clone()}
+        for b, length in enumerate(sample.lengths):
+            saved["cells"][:, length:, b] = saved["gates"][:, length:, b] = filled
+        *state, weights = torch.ops.fastlstm.lstm_backward(**arguments, **saved, **needs)
+        results.append([*state, *weights])
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize("route", OP_ROUTES_IN_BRIEF)
 @pytest.mark.parametrize("sample", SAMPLES[::2], ids=lambda s: s.name)
 def test_opcheck_forward(route: Route, sample: Sample) -> None:
