@@ -73,13 +73,12 @@ struct Constants<float> {
   static constexpr float max_exponent = 87.0f, tanh_saturates = 10.0f;  // k = 126 at most
   static constexpr Bits one = 127, mantissa_bits = 23;
   // The coefficients of (exp(r) - 1) / r, beginning with that of r^0.
-  static constexpr int terms = 6;
-  static constexpr double coefficients[terms] = {1.0,
-                                                 0.49999998154059619,
-                                                 0.16666543621031182,
-                                                 0.041667199855066106,
-                                                 0.0083665205757436044,
-                                                 0.0013882521767132332};
+  static constexpr double coefficients[] = {1.0,
+                                            0.49999998154059619,
+                                            0.16666543621031182,
+                                            0.041667199855066106,
+                                            0.0083665205757436044,
+                                            0.0013882521767132332};
 };
 template <>
 struct Constants<double> {
@@ -87,18 +86,17 @@ struct Constants<double> {
   static constexpr double round_shift = 6755399441055744.0;             // 1.5 * 2^52
   static constexpr double max_exponent = 708.5, tanh_saturates = 20.0;  // k = 1022 at most
   static constexpr Bits one = 1023, mantissa_bits = 52;
-  static constexpr int terms = 11;
-  static constexpr double coefficients[terms] = {1.0,
-                                                 0.50000000000000052,
-                                                 0.16666666666666589,
-                                                 0.041666666666576755,
-                                                 0.0083333333333895521,
-                                                 0.0013888888931564846,
-                                                 0.00019841269719005343,
-                                                 2.4801505273827253e-5,
-                                                 2.7557407545020756e-6,
-                                                 2.7626037876158938e-7,
-                                                 2.5053773975691708e-8};
+  static constexpr double coefficients[] = {1.0,
+                                            0.50000000000000052,
+                                            0.16666666666666589,
+                                            0.041666666666576755,
+                                            0.0083333333333895521,
+                                            0.0013888888931564846,
+                                            0.00019841269719005343,
+                                            2.4801505273827253e-5,
+                                            2.7557407545020756e-6,
+                                            2.7626037876158938e-7,
+                                            2.5053773975691708e-8};
 };
 
 template <typename A>
@@ -122,7 +120,7 @@ constexpr double power(int x, int n) { return n == 0 ? 1 : x * power(x, n - 1); 
 template <typename C, int times, int n = 0, typename A>
 FASTLSTM_INLINE A expm1_over_r(const A& r) {
   constexpr double coefficient = C::coefficients[n] * power(times, n + 1);
-  if constexpr (n + 1 == C::terms)
+  if constexpr ((n + 1) * sizeof(double) == sizeof(C::coefficients))
     return A(coefficient);
   else
     return fused(r, expm1_over_r<C, times, n + 1>(r), A(coefficient));
