@@ -96,8 +96,7 @@ void find_sizes(Layer& layer) {
     return;
   }
   const Tensor &w_ih = layer.directions[0].w_ih, &w_hr = layer.directions[0].w_hr;
-  check_dims(w_ih, "W_ih", 2);
-  TORCH_CHECK(w_ih.sym_size(0) % 4 == 0,
+  TORCH_CHECK(w_ih.dim() == 2 && w_ih.sym_size(0) % 4 == 0,
               "lstm: expected W_ih of shape (4 * hidden_size, input_size), got ", w_ih.sym_sizes());
   layer.hidden_size = w_ih.sym_size(0) / 4;
   layer.output_size = w_hr.defined() ? w_hr.sym_size(0) : layer.hidden_size;

@@ -84,14 +84,19 @@ def test_bad_argument_of_functional(route: Route, name: str) -> None:
         functional.lstm(**{**given, **change(given["input"], given["weights"])})
 
 
+def w_ih(change: Callable[[Tensor], Tensor]) -> Callable[[LstmCall], dict[str, Any]]:
+    return lambda call: {"weights": [change(call.weights[0]), *call.weights[1:]]}
+
+
 BAD_LAYERS: list[tuple[Callable[[LstmCall], dict[str, Any]], str]] = [
     (
         lambda call: {"weights": call.weights[:3]},
         "weights .*W_ih, W_hh, b_ih, b_hh,.* 3 tensors",
     ),
     (lambda call: {"weights": [*call.weights, STATE]}, "weights .* 5 tensors"),
-    (lambda call: {"weights": [call.weights[0][0], *call.weights[1:]]}, r"W_ih .*got .*2,?.$"),
-    (lambda call: {"weights": [call.weights[0][1:], *call.weights[1:]]}, "W_ih .*got .19, 2.$"),
+    (w_ih(lambda weight: weight[0]), r"W_ih of shape \(4 \* hidden.* got .2,?.$"),
+    (w_ih(lambda weight: weight[1:]), r"W_ih of shape \(4 \* hidden.* got .19, 2.$"),
+    (w_ih(lambda weight: weight.sum()), r"W_ih of shape \(4 \* hidden"),
     (lambda call: {"input": call.input[0]}, r"input of shape \(steps, batch, .* got .3, 2.$"),
     (
         lambda call: {"input": call.input.long()},

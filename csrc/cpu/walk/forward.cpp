@@ -196,7 +196,7 @@ class ForwardWalk {
   const int64_t ahead_;
   const Scratch x_gates_;
   const EncodedRows<T> encoded_x_;
-  Range chunk_{0, 0};
+  Range chunk_{};
   T* output_;
   A* cells_;
   T* gates_;
