@@ -64,7 +64,7 @@ def test_rows_and_advice(clock: Callable[..., None], capsys: pytest.CaptureFixtu
     assert [row.share for row in rows] == [0.75, 0.25, 0.5, 0.5, 0.25]
     assert [row.milliseconds for row in rows] == [8e3, 4e3, 2e3, 4e3, 1e3]
     exact, rounded = [row.difference for row in rows[:3]], [row.difference for row in rows[3:]]
-    assert exact[0] == 0 and max(exact) < 1e-5 and all(1e-4 < d < 0.1 for d in rounded)
+    assert exact[0] == 0 and all(d < 1e-5 for d in exact) and all(1e-4 < d < 0.1 for d in rounded)
     printed = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in printed[:6]] == ["inference", *WAYS]
     assert printed[6:] == [

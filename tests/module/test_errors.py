@@ -88,6 +88,10 @@ def w_ih(change: Callable[[Tensor], Tensor]) -> Callable[[LstmCall], dict[str, A
     return lambda call: {"weights": [change(call.weights[0]), *call.weights[1:]]}
 
 
+def packed_as(batch_sizes: Tensor) -> Callable[[LstmCall], dict[str, Any]]:
+    return lambda call: {"input": call.input[0], "batch_sizes": batch_sizes}
+
+
 BAD_LAYERS: list[tuple[Callable[[LstmCall], dict[str, Any]], str]] = [
     (
         lambda call: {"weights": call.weights[:3]},
@@ -104,6 +108,8 @@ BAD_LAYERS: list[tuple[Callable[[LstmCall], dict[str, Any]], str]] = [
     ),
     (lambda call: {"h_0": THREE}, "h_0 of shape .1 or 2 directions, .* got .3, 3, 5.$"),
     (lambda call: {"h_0": STATE[0]}, "h_0 of shape .1 or 2 directions, .* got .3, 5.$"),
+    (packed_as(torch.tensor([[B]])), "batch_sizes of shape .steps., dtype int64.* got .1, 1"),
+    (packed_as(torch.tensor([B]).float()), "batch_sizes of shape .steps., dtype int64.* got .1"),
     (lambda call: {"h_mask": STATE[0]}, "h_mask of shape .*1, 3, 5.* got .3, 5.$"),
     (lambda call: {"lengths": call.input.new_ones(B)}, "lengths of dtype .* got .*([Ff]loat)"),
 ]

@@ -94,7 +94,7 @@ def test_error_is_that_of_torch(route: Route, shape: dict[str, Any], dtype: torc
     found, scale = (results(m, x, (h_0, c_0), given) for m in (ours, theirs))
 
     ratios = {n: error(found[n], truth[n]) / error(scale[n], truth[n]) for n in truth}
-    assert max(ratios.values()) <= FACTOR, {n: r for n, r in ratios.items() if r > 1.5}
+    assert all(r <= FACTOR for r in ratios.values()), ratios
 
 
 @every_route
