@@ -188,12 +188,25 @@ void check_threads(const Named& of) {
     }
 }
 
+// The input is multiplied steps ahead, and beside h where a step has rows enough for that.
+void check_steps_ahead(const Named& of) {
+  for (const int64_t batch : {1, 300}) {
+    CpuTask task{Dtype::kFloat32};
+    task.steps = 20, task.batch = batch, task.rows = 20 * batch;
+    task.input_size = 40, task.hidden_size = task.output_size = 64;
+    const int64_t ahead = plan(task, of.machine).steps_ahead;
+    check((ahead == 0) == (batch >= of.machine.rows_beside_h), of.name, ", B ", batch, ": ", ahead,
+          " steps ahead");
+  }
+}
+
 const bool added = [] {
   for (const Named& of : machines()) {
     testing::Case(std::string("plans/") + of.name, [of] {
       check_machine(of);
       check_split(of);
       check_threads(of);
+      check_steps_ahead(of);
     });
   }
   return true;

@@ -133,7 +133,7 @@ def test_what_the_persistent_engine_serves(
     change: dict[str, Any], gpu: tuple[int, int], serves: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_build, "kinds", ("cpu", "cuda"))
-    monkeypatch.setattr(_build, "gpu", lambda index: (*gpu, ""))
+    monkeypatch.setattr(_build, "gpu", {0: (*gpu, "")}.__getitem__)
     reason = engines.BY_NAME["persistent"].why_not(call_on("cuda", **change))
     assert (reason is None) == serves
     assert serves or str(reason).startswith("it takes float32, bfloat16 and float16 without")
