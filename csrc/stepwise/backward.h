@@ -128,11 +128,11 @@ class BackwardWalk : DirectionWalk {
   void keep_unprojected() {
     Tensor c = call_.cells[d_];
     if (norms_) c = norms_->normalize_cells(c);
-    const Tensor o = gates_.narrow(1, 3 * sizes_.hidden_size, sizes_.hidden_size);
     if (!projection_) return;
-    const Tensor all = hidden(o.to(c.scalar_type()), c).to(layer_.input.scalar_type());
-    const auto sequence = layer_.sequence(sizes_.hidden_size, false);
-    unprojected_ = without_padding(layer_, all.view_symint(sequence)).view(all.sizes());
+    const Tensor o = gates_.narrow(1, 3 * sizes_.hidden_size, sizes_.hidden_size);
+    const Tensor h = hidden(o.to(c.scalar_type()), c).to(layer_.input.scalar_type());
+    const auto sequence = layer_.sequence(sizes_.hidden_size, /*per_direction=*/false);
+    unprojected_ = without_padding(layer_, h.view_symint(sequence)).view(h.sizes());
   }
 
   StepBackward<T, A> cells(const WalkStep& at) const {
