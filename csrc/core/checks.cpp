@@ -14,11 +14,6 @@ void check_device(const Tensor& tensor, const char* name, const Tensor& input) {
               " like input, got ", tensor.device());
 }
 
-void check_dims(const Tensor& tensor, const char* name, int64_t dims) {
-  TORCH_CHECK(tensor.dim() == dims, "lstm: expected ", name, " to have ", dims,
-              " dimension(s), got shape ", tensor.sym_sizes());
-}
-
 struct NamedSize {
   const char* name;
   c10::SymInt size;
@@ -87,7 +82,8 @@ void check(const Tensor& tensor, const char* name, const Shape& shape, at::Scala
 // they are those of the state.
 void find_sizes(Layer& layer) {
   if (layer.is_prepacked()) {
-    check_dims(layer.c_0, "c_0", 3);
+    TORCH_CHECK(layer.c_0.dim() == 3, "lstm: expected c_0 to have 3 dimension(s), got shape ",
+                layer.c_0.sym_sizes());
     layer.hidden_size = layer.c_0.sym_size(2);
     layer.output_size = layer.h_0.sym_size(2);
     TORCH_CHECK(layer.projects() || layer.output_size == layer.hidden_size,
