@@ -53,8 +53,7 @@ _TABLE = [
     "tests/module/test_engine.py tests/module/test_errors.py",
     "tests/module/test_sequences.py tests/module/test_torch_engine.py tests/module/test_func.py",
     "tests/module tests/op/test_same_bits.py tests/op/test_fuzzed_calls.py "
-    "-k not stream and not examples and not inductor "
-    "and not another_processor",
+    "-k not stream and not examples and not inductor and not another_processor",
 ]
 # Its files, its share of the faults, its tests.
 PARTS: dict[str, tuple[list[str], float, list[str]]] = {
