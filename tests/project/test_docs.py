@@ -216,27 +216,3 @@ def test_commands_and_their_options_exist(doc: Path, capsys: pytest.CaptureFixtu
         known = options_of(words[1:], capsys)
         used = {word.split("=")[0] for word in words if word.startswith("--")}
         assert known is None or used <= known, f"{' '.join(words)}: {used - known}"
-
-
-MOST_WORDS, LONGEST_SENTENCE = 22_000, 40
-
-
-def test_the_documents_are_short() -> None:
-    """All pages together, as `wc -w` counts them."""
-    words = {doc: len(doc.read_text().split()) for doc in [*DOCS, ROOT / "CHANGELOG.md"]}
-    assert sum(words.values()) <= MOST_WORDS, words
-
-
-def sentences(text: str) -> list[str]:
-    """Those of the text, of list items and of the cells of tables, without code and links."""
-    text = re.sub(r"\A---\n.*?^---$|<!--.*?-->", "", FENCE.sub("\n\n", text), flags=re.M | re.S)
-    text = re.sub(r"`[^`]*`", "x", re.sub(r"\]\([^)]*\)", "]", text))
-    text = re.sub(r"^\s*(?:[-*#>]|\d+\.) ?|\|", "\n\n", text, flags=re.M)
-    parts = re.split(r"\n\s*\n|(?<=[.?!])[)*\"]*\s", text)
-    return [" ".join(part.split()) for part in parts if part.strip()]
-
-
-@every_doc
-def test_no_sentence_is_long(doc: Path) -> None:
-    long = [s for s in sentences(doc.read_text()) if len(s.split()) > LONGEST_SENTENCE]
-    assert not long
