@@ -1,12 +1,12 @@
 """Plants small faults, one at a time, and tells which of them the tests notice.
 
-    python tests/mutate.py --count 200 --seed 1        # hours on one core; goes on where it ended
-    python tests/mutate.py --report
+    python tests/mutate.py --count 250 --seed 1        # hours on one core; goes on where it ended
+    python tests/mutate.py --count 250 --seed 1 --report
 
-A fault is another operator, a number off by one, the other truth, or a statement left out, in the
-equations, the walks, the plan and the table of engines. It works in copies of the tree in
-build/mutants, one for each worker. A changed source is
-compiled without optimization that costs time, and the kernels for one instruction set alone.
+A fault is another operator, a number off by one, the other truth, or a statement left out. `PARTS`
+lists the files in which faults are planted. Each worker has its own copy of the tree in
+build/mutants. A changed C++ file is compiled with little optimization. If every instruction set
+compiles the file, the kernels are compiled for the baseline only.
 """
 
 from __future__ import annotations
@@ -37,9 +37,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = ROOT / "build" / "mutants"
 SECONDS = 900  # after which a test hangs
-RESULTS = OUTPUT / "results.jsonl"
 
-# Quick and telling ones first; in each item the tests of one process.
+# Each list begins with the quick tests that notice most; an item is what one process runs.
 _FIRST = "tests/op/test_layer.py -k (results or test_gradients) and not reference and not graph"
 _NATIVE = [
     _FIRST,
@@ -49,22 +48,84 @@ _NATIVE = [
     "tests/module/test_packed.py tests/module/test_errors.py tests/module/test_precision.py "
     "tests/op/test_numerics.py tests/op/test_batched_grad.py tests/op/test_fuzzed_calls.py",
 ]
-_TABLE = [
-    "tests/module/test_engine.py tests/module/test_errors.py",
-    "tests/module/test_sequences.py tests/module/test_torch_engine.py tests/module/test_func.py",
+_EMULATED = ["tests/cuda/test_simt.py", "tests/cuda/test_cuda_op.py"]
+_MODULE = [
     "tests/module tests/op/test_same_bits.py tests/op/test_fuzzed_calls.py "
     "-k not stream and not examples and not inductor and not another_processor",
+    "tests/module tests/peer tests/op/test_layer.py tests/project/test_front_door.py",
 ]
-# Its files, its share of the faults, its tests.
-PARTS: dict[str, tuple[list[str], float, list[str]]] = {
-    "equations": (["csrc/equations/*.h"], 0.25, [*_NATIVE, "tests/cuda/test_simt.py"]),
-    "walks": ([f"csrc/cpu/{name}" for name in ("walk/*.cpp", "stages/*.h", "rows.h")]
-              + ["csrc/stepwise/*.h"], 0.3, _NATIVE),
-    "plan": (["csrc/cpu/plan.cpp", "csrc/core/*.cpp"], 0.2,
-             [_FIRST, "tests/cpu/test_kernels.py -k this_machine", *_NATIVE[1:]]),
-    "engines": ([f"fastlstm/{name}.py" for name in ("engines", "_call", "_checks", "_layers")],
-                0.25, _TABLE),
-}  # fmt: skip
+_SEARCH = "test_search test_probabilities test_neighbors test_ensemble test_decoders test_decoder"
+_SEARCH += " test_loss test_words test_datasets test_checkpoint test_metrics test_self_critical"
+
+
+class Part(NamedTuple):
+    files: list[str]  # patterns
+    share: float  # of all faults
+    tests: list[str]
+
+
+def _cpu(*patterns: str) -> list[str]:
+    return [f"csrc/cpu/{pattern}" for pattern in patterns]
+
+
+def _python(*names: str) -> list[str]:
+    return [f"fastlstm/{name}.py" for name in names]
+
+
+def _module_tests(*names: str) -> str:
+    return " ".join(f"tests/module/test_{name}.py" for name in names)
+
+
+PARTS = {
+    "equations": Part(["csrc/equations/*.h"], 0.04, [*_NATIVE, _EMULATED[0]]),
+    "walks": Part(
+        [*_cpu("walk/*.cpp", "walk/*.h", "stages/*.h", "rows.h"), "csrc/stepwise/*.h"],
+        0.1,
+        [*_NATIVE, _EMULATED[1]],
+    ),
+    "products": Part(
+        _cpu("gemm/*", "products/*.h", "cell/*.h", "targets/[abkopt]*", "vec.h", "half.h"),
+        0.16,
+        [*_NATIVE, "tests/cpu/test_kernels.py", "tests/cpu/test_cpu_engine.py"],
+    ),
+    "plan": Part(
+        [*_cpu("plan.cpp", "lstm_cpu.cpp", "scratch.cpp"), "csrc/core/*"],
+        0.1,
+        [_FIRST, "tests/cpu/test_kernels.py -k this_machine", *_NATIVE[1:], *_MODULE],
+    ),
+    "op": Part(
+        ["csrc/op/*.h", "csrc/op/*.cpp"],
+        0.1,
+        [_FIRST, _module_tests("module", "sequences", "errors"), *_NATIVE[3:], *_MODULE],
+    ),
+    "cuda": Part(["csrc/cuda/*"], 0.12, _EMULATED),
+    "engines": Part(
+        _python("engines", "_call", "_checks", "_layers", "_transforms", "_regularize"),
+        0.1,
+        [_module_tests("engine", "errors", "sequences", "torch_engine", "func"), *_MODULE],
+    ),
+    "modules": Part(
+        _python("modules", "functional", "layer_norm", "convert", "compare", "tune", "_measured"),
+        0.14,
+        [_module_tests("module", "errors", "sequences", "convert", "compare", "tune"), *_MODULE],
+    ),
+    "prepack": Part(
+        _python("packed", "prepacked", "_formats"),
+        0.06,
+        [_module_tests("packed", "packed_errors", "packed_models", "packed_saved"), *_MODULE],
+    ),
+    "captioning": Part(
+        [
+            *(f"captioning/{folder}/*.py" for folder in ("search", "model", "data")),
+            "captioning/training/loss.py",
+        ],
+        0.08,
+        [
+            " ".join(f"tests/captioning/{name}.py" for name in _SEARCH.split()),
+            "tests/captioning",
+        ],
+    ),
+}
 OTHER = {"<": "<=", "<=": "<", ">": ">=", ">=": ">", "==": "!=", "!=": "==", "+": "-", "-": "+",
          "*": "+", "/": "*", "&&": "||", "||": "&&", "and": "or", "or": "and", "true": "false",
          "false": "true", "True": "False", "False": "True", "not": "", "!": "", "+=": "-=",
@@ -135,7 +196,7 @@ def in_cpp(text: str) -> Iterator[tuple[int, int, str, str]]:
 
 def all_faults(part: str) -> list[Fault]:
     found = []
-    for pattern in PARTS[part][0]:
+    for pattern in PARTS[part].files:
         for path in sorted(ROOT.glob(pattern)):
             search = in_python if path.suffix == ".py" else in_cpp
             name = str(path.relative_to(ROOT))
@@ -146,9 +207,9 @@ def all_faults(part: str) -> list[Fault]:
 def chosen(count: int, seed: int) -> list[Fault]:
     """As many of each part as its share says, in an order in which any beginning has all parts."""
     generator, found = random.Random(seed), []
-    for part, (_, share, _) in PARTS.items():
-        every = all_faults(part)
-        found += generator.sample(every, min(len(every), round(count * share)))
+    for name, part in PARTS.items():
+        every = all_faults(name)
+        found += generator.sample(every, min(len(every), round(count * part.share)))
     generator.shuffle(found)
     return found
 
@@ -188,22 +249,27 @@ class Tree:
         options: Any = {"check": True, "capture_output": True, "text": True}
         return subprocess.run(command, cwd=self.folder, env=self.environment, **options).stdout
 
-    def compile(self, fault: Fault) -> None:
-        """The objects of a changed source; of kernels those of the lowest instruction set."""
-        objects = []
-        for target, sources in self.includes.items():
-            objects.append(target)
-            is_kernel = "/targets/" in target
-            if str(ROOT / fault.file) in sources and (not is_kernel or "baseline" in target):
-                objects[-1] = f"{self.folder}/{Path(target).name}.{len(objects)}.mutant.o"
-                text = self.commands[target].replace(target, objects[-1]).replace("-O3", "-O1")
-                self.run(*shlex.split(text.replace(f"{ROOT}/csrc", f"{self.folder}/csrc")))
-        where = Path(torch.__file__).parent / "lib"
-        torch_libraries = "-lc10", "-ltorch", "-ltorch_cpu", "-ltorch_python"
-        self.run("c++", "-shared", "-fopenmp", *objects, f"-L{where}", f"-Wl,-rpath,{where}",
-                 *torch_libraries, "-o", str(self.library))  # fmt: skip
+    def compile(self, fault: Fault) -> bool:
+        """The objects of a changed source; True if the kernels of the baseline are not among them.
 
-    def failed(self, names: str) -> str:
+        Then the tests have to run with all instruction sets of this machine.
+        """
+        changed = {t for t, sources in self.includes.items() if str(ROOT / fault.file) in sources}
+        kernels = {target for target in changed if "/targets/" in target}
+        baseline = {target for target in kernels if "baseline" in target}
+        changed -= kernels - baseline if baseline else set()
+        objects = {target: f"{self.folder}/{k}.mutant.o" for k, target in enumerate(changed)}
+        for target, mutant in objects.items():
+            text = self.commands[target].replace(target, mutant).replace("-O3", "-O1")
+            self.run(*shlex.split(text.replace(f"{ROOT}/csrc", f"{self.folder}/csrc")))
+        if changed:
+            where = Path(torch.__file__).parent / "lib"
+            libraries = f"-L{where}", "-lc10", "-ltorch", "-ltorch_cpu", "-ltorch_python"
+            self.run("c++", "-shared", "-fopenmp", *(objects.get(t, t) for t in self.includes),
+                     f"-Wl,-rpath,{where}", *libraries, "-o", str(self.library))  # fmt: skip
+        return bool(kernels) and not baseline
+
+    def failed(self, names: str, every_instruction_set: bool) -> str:
         """The first of these tests to fail, in a process that has imported all but fastlstm."""
         files, _, selected = names.partition(" -k ")
         words = ["-x", "-q", "-p", "no:cacheprovider"]
@@ -218,38 +284,41 @@ class Tree:
             sys.path.insert(0, str(self.folder))
             with log.open("w") as file:
                 os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
+            if every_instruction_set:  # torch has read the variable in this process
+                del os.environ["ATEN_CPU_CAPABILITY"]
+                os.execv(sys.executable, [sys.executable, "-m", "pytest", *words])
             os._exit(pytest.main(words))
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        told = re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", log.read_text(), re.M)
+        text = log.read_text(errors="replace")
+        if re.search(r"\.(?:cu|cpp|h):\d+:\d+: error: ", text):
+            raise subprocess.CalledProcessError(status, names)
+        told = re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", text, re.M)
         return "" if status in (0, 5) else (told or [f"exit status {status}"])[0]
 
-    def notices(self, fault: Fault, tests: list[str]) -> str:
-        """What noticed it, "" if nothing did, or that it does not compile."""
+    def notices(self, fault: Fault, tests: list[str]) -> str | None:
+        """What noticed it: "" if nothing did; None if the test fails without the fault too."""
         before = (self.folder / fault.file).read_text()
+        every, by = False, ""
         fault.plant(self.folder)
         try:
             if not fault.file.endswith(".py"):
-                try:
-                    self.compile(fault)
-                except subprocess.CalledProcessError:
-                    return "the compiler"
-            by = next(filter(None, map(self.failed, tests)), "")
+                every = self.compile(fault)
+            by = next(filter(None, (self.failed(names, every) for names in tests)), "")
+        except subprocess.CalledProcessError:
+            return "the compiler"
         finally:
             (self.folder / fault.file).write_text(before)
             shutil.copy2(self.folder / "whole.so", self.library)
-        if by.startswith("tests/") and self.failed(by):
-            raise SystemExit(f"{by} fails without a fault")
-        return by
+        return None if by.startswith("tests/") and self.failed(by, every) else by
 
 
-def known() -> dict[str, str]:
+def known(results: Path) -> dict[str, str]:
     """What noticed each fault so far."""
-    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
+    lines = results.read_text().splitlines() if results.exists() else []
     return {record["fault"]: record["noticed by"] for record in map(json.loads, lines)}
 
 
-def report(faults: list[Fault]) -> None:
-    results = known()
+def report(faults: list[Fault], results: dict[str, str]) -> None:
     found = [(fault, results[str(fault)]) for fault in faults if str(fault) in results]
     found = [(fault, by) for fault, by in found if by != "the compiler"]
     print(*(f"survives: {fault}" for fault, by in found if not by), sep="\n")
@@ -260,23 +329,26 @@ def report(faults: list[Fault]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--count", type=int, default=200, help="of all faults; default: 200")
+    parser.add_argument("--count", type=int, default=250, help="of all faults; default: 250")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--part", choices=PARTS, help="this one alone")
     parser.add_argument("--worker", default="0/1", help="0/2 and 1/2: a half each, side by side")
     parser.add_argument("--report", action="store_true", help="plant nothing")
     arguments = parser.parse_args()
+    results = OUTPUT / f"results-{arguments.count}-{arguments.seed}.jsonl"
     every = chosen(arguments.count, arguments.seed)
     every = [fault for fault in every if arguments.part in (None, fault.part)]
     k, n = map(int, arguments.worker.split("/"))
-    faults = [] if arguments.report else [f for f in every[k::n] if str(f) not in known()]
+    faults = [] if arguments.report else [f for f in every[k::n] if str(f) not in known(results)]
     tree = Tree(OUTPUT / f"tree-{k}") if faults else None
     for fault in faults:
-        by = tree.notices(fault, PARTS[fault.part][2])  # type: ignore[union-attr]
-        with RESULTS.open("a") as file:
-            file.write(json.dumps({"fault": str(fault), "noticed by": by}) + "\n")
-        print(f"{fault}: {by or 'SURVIVES'}", flush=True)
-    report(every)
+        by = tree.notices(fault, PARTS[fault.part].tests)  # type: ignore[union-attr]
+        if by is not None:
+            with results.open("a") as file:
+                file.write(json.dumps({"fault": str(fault), "noticed by": by}) + "\n")
+        unknown = "a test fails without it"
+        print(f"{fault}: {unknown if by is None else by or 'SURVIVES'}", flush=True)
+    report(every, known(results))
 
 
 if __name__ == "__main__":
