@@ -35,6 +35,8 @@ class Case:
         precision: a key of `DTYPES`.
         module: "LSTM" or "LSTMCell".
         ragged: whether the input is a PackedSequence of different lengths, given in any order.
+        lengths: whether rows have different lengths in a padded batch: `lengths=` in fastlstm;
+            torch.nn packs and pads in each call.
         num_layers, bidirectional, proj_size: as in nn.LSTM.
         saturated: whether every input gate is shut, far beyond what a sigmoid can tell from 0.
         resets: whether the state is zeroed in the middle of the rows, where an episode ends:
@@ -53,6 +55,7 @@ class Case:
     precision: str = "float32"
     module: str = "LSTM"
     ragged: bool = False
+    lengths: bool = False
     num_layers: int = 1
     bidirectional: bool = False
     proj_size: int = 0
@@ -76,6 +79,7 @@ class Case:
             self.precision: self.precision != "float32",
             self.module: self.module != "LSTM",
             "ragged": self.ragged,
+            "lengths": self.lengths,
             f"{self.num_layers} layers": self.num_layers > 1,
             "bidirectional": self.bidirectional,
             f"proj_size {self.proj_size}": self.proj_size,

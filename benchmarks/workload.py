@@ -12,7 +12,7 @@ import peers
 import torch
 from cases import Case
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import fastlstm
 
@@ -70,6 +70,16 @@ def loop_with_resets(call: Callable[..., Any], reset: Tensor) -> Callable[..., A
             output, state = call(x_t, tuple(keep_t * s for s in state))
             outputs.append(output)
         return torch.cat(outputs), None
+
+    return forward
+
+
+def padded_and_packed(call: Callable[..., Any], lengths: Tensor) -> Callable[..., Any]:
+    """nn.LSTM called with a padded batch x [T,B,I], which is packed for it."""
+
+    def forward(x: Tensor) -> tuple[Tensor, Any]:
+        output, state = call(pack_padded_sequence(x, lengths, enforce_sorted=False))
+        return pad_packed_sequence(output, total_length=len(x))[0], state
 
     return forward
 
@@ -140,12 +150,16 @@ def build(
     if cell and T > 1:
         call = loop_over_steps(call)
     arguments: tuple[Any, ...] = ()
-    if T == 1:  # one step of decoding continues from a state
+    if T == 1 and not case.lengths:  # one step of decoding continues from a state
         count = () if cell else (case.num_layers * (1 + case.bidirectional),)
         arguments = ((draw(*count, B, case.output_size), draw(*count, B, H)),)
     if case.ragged:
         packed = pack_padded_sequence(x, ragged_lengths(B, T), enforce_sorted=False)
         x = packed.data
+    if case.lengths:
+        lengths = ragged_lengths(B, T)
+        is_torch = implementation == "torch.nn"
+        call = padded_and_packed(call, lengths) if is_torch else partial(call, lengths=lengths)
     if case.resets:
         reset = torch.rand((T, B), generator=generator, device=device) < 2 / T
         if implementation == "torch.nn":

@@ -16,9 +16,10 @@ sys.path.insert(0, str(BENCHMARKS))
 import bench_lstm  # noqa: E402
 import gpu  # noqa: E402
 import peers  # noqa: E402
+import random_calls  # noqa: E402
 import summary  # noqa: E402
 from cases import GROUPS, Case, Group  # noqa: E402
-from timing import cpu_clock  # noqa: E402
+from timing import Effort, Pairs, cpu_clock  # noqa: E402
 from workload import build, check_agreement, settings  # noqa: E402
 
 from fastlstm import _build  # noqa: E402
@@ -34,7 +35,8 @@ def small(case: Case) -> Case:
     return replace(case, name="", hidden_size=32, proj_size=proj_size, **sizes)
 
 
-KINDS = sorted({small(case) for group in GROUPS for case in group.cases}, key=str)
+OTHERS = replace(TINY, lengths=True), replace(TINY, lengths=True, mode="inference")
+KINDS = sorted({small(c) for c in (*(c for g in GROUPS for c in g.cases), *OTHERS)}, key=str)
 
 
 @pytest.mark.parametrize("case", KINDS, ids=str)
@@ -103,3 +105,27 @@ def test_the_smoke_test_of_a_gpu_compares(mode: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(gpu.check_agreement.__globals__["AGREEMENT"], "float32", -1.0)
     with pytest.raises(RuntimeError, match="the results differ by"):
         gpu.smoke("float32", mode, device="cpu", engine="auto")
+
+
+def test_random_calls_are_measured_by_group(capsys: pytest.CaptureFixture[str]) -> None:
+    drawn = list(random_calls.draw(300, seed=7))
+    assert drawn[:20] == list(random_calls.draw(20, seed=7)) != list(random_calls.draw(20, seed=8))
+    assert max(map(random_calls.multiply_adds, drawn)) <= random_calls.LARGEST
+    kinds = {random_calls.group(case) for case in drawn}
+    assert len(kinds) == 8 and any(case.proj_size for case in drawn)
+    random_calls.report({replace(TINY, lengths=True): 0.5, TINY: 2.0, replace(TINY, steps=3): 4.5})
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "dense, training 2 3.00 2.00 lengths, training 1 0.50 0.50 all 3 1.65 0.50" in printed
+    assert "1 of 3 calls are below 0.97" in printed
+
+
+def test_a_slow_call_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[int] = []
+
+    def alternate(theirs: object, ours: object, clock: object, effort: Effort) -> Pairs:
+        tries.append(effort.min_pairs)
+        return Pairs([0.9 if len(tries) == 1 else 1.2], [1.0])
+
+    monkeypatch.setattr(random_calls, "alternate", alternate)
+    assert random_calls.measure(replace(TINY, lengths=True), pairs=2) == 1.2
+    assert tries == [2, 6]

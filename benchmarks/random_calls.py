@@ -1,0 +1,143 @@
+"""Random calls of fastlstm and of torch.nn in turn: which calls are slower?
+
+    python benchmarks/random_calls.py --count 400 --seed 1 --threads 2
+    python benchmarks/random_calls.py --count 400 --seed 1 --isa avx2
+
+Sizes are drawn log-uniformly. A call that is below 1.0 is measured again with three times the
+pairs, and the second ratio counts. `--isa` limits both sides to an instruction set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from cases import Case
+from machine import describe, line
+from timing import Effort, alternate, cpu_clock, settle_malloc
+from workload import build, check_agreement, settings
+
+# What PyTorch, oneDNN and MKL call the instruction sets.
+ISAS = {"avx2": ("avx2", "AVX2", "AVX2"), "avx512": ("avx512", "AVX512_CORE", "AVX512")}
+VARIABLES = "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS"
+LEAST = 0.97
+LARGEST = 4e10  # multiply-adds of a forward pass, so that no call takes long
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--count", type=int, default=400, help="of the calls; default: 400")
+    parser.add_argument("--seed", type=int, default=1, help="of the draw; default: 1")
+    parser.add_argument("--threads", type=int, help="number of CPU threads; default: torch's")
+    parser.add_argument("--isa", choices=ISAS, help="the highest instruction set of both sides")
+    parser.add_argument("--pairs", type=int, default=7, help="of samples at first; default: 7")
+    args = parser.parse_args(arguments)
+    for name in ("count", "threads", "pairs"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            parser.error(f"--{name}: expected 1 or more, got {getattr(args, name)}")
+    return args
+
+
+def draw(count: int, seed: int) -> Iterator[Case]:
+    """Random cases, the same for the same seed; the first cases of a longer draw are the same."""
+    random_ = random.Random(seed)
+
+    def size(low: int, high: int) -> int:
+        return round(low * (high / low) ** random_.random())
+
+    while count:
+        sizes: dict[str, Any] = {
+            "batch": size(1, 256),
+            "input_size": size(1, 1024),
+            "hidden_size": size(8, 1536),
+            "mode": random_.choice(("inference", "training")),
+            "precision": random_.choice(("float32",) * 6 + ("bfloat16", "float64")),
+        }
+        if random_.random() < 0.25:
+            # One step, or in training the loop over steps that makes a gradient worth taking.
+            steps = 1 if sizes["mode"] == "inference" else 8
+            case = Case(steps=steps, module="LSTMCell", **sizes)
+        else:
+            form = random_.choice(("dense", "dense", "ragged", "lengths"))
+            case = Case(
+                steps=size(1, 400),
+                num_layers=random_.choice((1, 1, 1, 2, 3)),
+                bidirectional=random_.random() < 0.3,
+                proj_size=size(1, sizes["hidden_size"] - 1) if random_.random() < 0.15 else 0,
+                ragged=form == "ragged",
+                lengths=form == "lengths",
+                **sizes,
+            )
+        if multiply_adds(case) <= LARGEST:
+            count -= 1
+            yield case
+
+
+def multiply_adds(case: Case) -> int:
+    """Of a forward pass in which all rows have all steps."""
+    directions, inputs, work = 1 + case.bidirectional, case.input_size, 0
+    for _ in range(case.num_layers):
+        gates = 4 * case.hidden_size * (inputs + case.output_size)
+        work += directions * (gates + case.hidden_size * case.proj_size)
+        inputs = directions * case.output_size
+    return work * case.batch * case.steps
+
+
+def group(case: Case) -> str:
+    """The kind of a call, by which means are printed."""
+    form = "packed" if case.ragged else "lengths" if case.lengths else "dense"
+    return f"{'cells' if case.module == 'LSTMCell' else form}, {case.mode}"
+
+
+def measure(case: Case, pairs: int) -> float:
+    """The time of torch.nn / the time of fastlstm; measured again if it is below 1."""
+    with settings(case):
+        theirs, ours = build(case, "torch.nn", "cpu"), build(case, "auto", "cpu")
+        check_agreement(case, theirs, ours)
+        effort = Effort(0.1, min_pairs=pairs, sample=5e-3)
+        ratio = alternate(theirs.step, ours.step, cpu_clock, effort).ratio
+        if ratio < 1:
+            again = Effort(60.0, min_pairs=3 * pairs, max_pairs=3 * pairs, sample=5e-3)
+            ratio = alternate(theirs.step, ours.step, cpu_clock, again).ratio
+    return ratio
+
+
+def report(found: dict[Case, float]) -> None:
+    """Prints the geometric mean and the worst call of each group and of all, and the worst ten."""
+    groups: dict[str, list[float]] = {}
+    for case, ratio in found.items():
+        groups.setdefault(group(case), []).append(ratio)
+    print(f"\n{'torch.nn / fastlstm':24} calls   mean  worst")
+    for name, ratios in [*sorted(groups.items()), ("all", list(found.values()))]:
+        mean = statistics.geometric_mean(ratios)
+        print(f"{name:24} {len(ratios):5}  {mean:5.2f}  {min(ratios):5.2f}")
+    below = sum(ratio < LEAST for ratio in found.values())
+    print(f"\n{below} of {len(found)} calls are below {LEAST}. The slowest:")
+    for case, ratio in sorted(found.items(), key=lambda item: item[1])[:10]:
+        print(f"{ratio:6.2f}  {case}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parse(arguments)
+    limits = dict(zip(VARIABLES, ISAS.get(args.isa, ()), strict=False))
+    if limits.items() - os.environ.items():  # torch has read the variables in this process
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | limits)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    settle_malloc()
+    print(line(describe("cpu")))
+    found: dict[Case, float] = {}
+    for number, case in enumerate(draw(args.count, args.seed), 1):
+        found[case] = measure(case, args.pairs)
+        print(f"{number:4} {found[case]:6.2f}  {case}", flush=True)
+    report(found)
+
+
+if __name__ == "__main__":
+    main()
