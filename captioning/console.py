@@ -29,11 +29,11 @@ def _is_silent() -> bool:
 
 def say(*lines: object, error: bool = False) -> None:
     """Print lines to stdout or stderr, above progress bars; one of several processes prints."""
-    from tqdm import tqdm  # not at the top: __main__ says how to install it
-
     stream = sys.stderr if error else sys.stdout
+    tqdm = sys.modules.get("tqdm")  # if it was not imported, no progress bar can be on the screen
+    write = tqdm.tqdm.write if tqdm else print
     for line in lines if error or not _is_silent() else ():
-        tqdm.write(printable(line), file=stream)
+        write(printable(line), file=stream)
     stream.flush()  # somebody may read the address of `serve` from a pipe
 
 
@@ -42,7 +42,7 @@ def progress(work: Iterable[Any] | None, title: str | None, **more: Any) -> Any:
 
     Without a title it is not shown.
     """
-    from tqdm import tqdm
+    from tqdm import tqdm  # not at the top: __main__ says how to install it
 
     class Lines(tqdm):  # type: ignore[misc]
         tenths = 0

@@ -8,7 +8,7 @@ from captioning.console import progress, say
 from captioning.data.coco import load_references
 from captioning.errors import CaptioningError
 from captioning.files import check_output, read_json, write_json
-from captioning.results.metrics import score_captions
+from captioning.results.metrics import check_references, score_captions
 from captioning.results.report import Section, write_report
 from captioning.search.generate import caption_files
 
@@ -34,6 +34,7 @@ def run(args: argparse.Namespace) -> None:
     results = read_results(files[0]) if files else {}
     need_pictures = bool(args.report) or not files
     dataset = load_references(args.references, args.images, need_pictures)
+    check_references(results or dataset.references, dataset.references)
     checkpoint, cnn = load_captioner(paths, args.device) if paths else (None, None)
     if checkpoint and cnn and not files:
         found = caption_files(checkpoint, cnn, [image.path for image in dataset.images])

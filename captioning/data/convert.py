@@ -1,6 +1,7 @@
 """Convert captioned pictures to COCO caption files: train, val and test."""
 
 import csv
+import io
 import os
 import random
 from collections import Counter, defaultdict
@@ -67,8 +68,7 @@ def _read_karpathy(path: Path) -> Source:
 
 
 def _read_csv(path: Path) -> Source:
-    lines, source = read_text(path).splitlines(), Source()
-    header = lines[0] if lines else ""
+    source, (header, _, body) = Source(), read_text(path).partition("\n")
     separator = max(",\t;|", key=header.count)
     names = [column.strip().strip('"').lower() for column in header.split(separator)]
     image = next((c for c in ("image", "image_name", "file_name", "filename") if c in names), None)
@@ -78,7 +78,7 @@ def _read_csv(path: Path) -> Source:
             f"{path}: expected a first line with the columns image and caption, got {header!r}"
         )
     try:
-        rows = list(csv.reader([*lines[1:], "end"], delimiter=separator))
+        rows = list(csv.reader(io.StringIO(f"{body}\nend"), delimiter=separator))
         if rows.pop() != ["end"]:  # it is in a quote
             raise csv.Error("the file ends in it")
     except csv.Error as error:

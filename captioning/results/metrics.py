@@ -7,7 +7,7 @@ is added where Java is.
 import contextlib
 import io
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,8 +45,7 @@ def score_captions(
 
     if not captions:
         raise CaptioningError("there is no caption to score")
-    if unknown := [i for i in captions if not references.get(i)]:
-        raise CaptioningError(f"captions of pictures without references: {unknown[:5]}")
+    check_references(captions, references)
     ids = list(captions)
     written = {i: [" ".join(ptb_tokenize(captions[i]))] for i in ids}
     expected = {i: [" ".join(ptb_tokenize(r)) for r in references[i]] for i in ids}
@@ -75,6 +74,12 @@ def score_captions(
             for i, value in zip(ids, row, strict=True):
                 per_image[i][name] = value
     return Scores(overall, per_image, notes)
+
+
+def check_references(ids: Iterable[int], references: Mapping[int, Sequence[str]]) -> None:
+    """Refuses pictures that have no caption by people to compare with."""
+    if unknown := [i for i in ids if not references.get(i)]:
+        raise CaptioningError(f"pictures without a reference, by their id: {unknown[:5]}")
 
 
 def brief(scores: Mapping[str, float]) -> str:

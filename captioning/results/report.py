@@ -72,7 +72,7 @@ def write_report(
         title=title,
         text=text,
         scores={s.title: s.scores.overall for s in sections},
-        notes={note: s.title for s in sections for note in s.scores.notes},
+        notes=[(s.title, note) for s in sections for note in s.scores.notes],
         facts={s.title: s.facts for s in sections if s.facts},
         curves=[
             figures.svg(partial(figures.draw_curves, history=history, label=label), (4.8, 2.9))

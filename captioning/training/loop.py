@@ -90,9 +90,9 @@ class _Run:
         for done, indices in enumerate(bar, 1):
             value = trainer.train_step(indices, self.steps)
             if not math.isfinite(value):
+                kept = f". {self.last} holds epoch {epoch}" if epoch else ""
                 raise CaptioningError(
-                    f"the {metric} became {value} in step {trainer.step}: lower the learning rate. "
-                    f"The last good checkpoint is {self.last}"
+                    f"{metric} became {value} in step {trainer.step}: lower --learning-rate{kept}"
                 )
             total, seen = total + value, seen + len(indices)
             if self.curves:
@@ -150,7 +150,7 @@ def describe(entry: dict[str, float]) -> str:
 
 
 def new_curves(folder: Path) -> Any:
-    """A writer of TensorBoard's curves; None where it is not installed, which is said."""
+    """A writer of TensorBoard's curves, or None and a message if it is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

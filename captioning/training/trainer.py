@@ -73,14 +73,22 @@ class Trainer:
         self.step = 0  # number of finished steps
         several = process.world_size > 1
         self.parallel = DistributedDataParallel(self.model) if several else self.model
-        batches = self.batches(0)
-        vectors = min(map(len, batches))  # that BatchNorm sees, at least
-        if config.batches_of == "pictures" and not self.model.config.grid:
-            vectors = len(table.images) // len(batches)
-        if vectors < 2 or min(map(len, batches)) < process.world_size:
+        self._check_batches()
+
+    def _check_batches(self) -> None:
+        """Refuses batches that leave a process without a caption, or BatchNorm with one vector."""
+        config, images, processes = self.config, self.captions.image, self.process.world_size
+        smallest, small = min(map(len, self.batches(0))), False
+        # A picture has one vector, but with a grid it has many. Self-critical training runs in eval
+        # mode. A batch with more captions than any picture has is of two pictures.
+        one_vector = not self.model.config.grid and not config.self_critical
+        if one_vector and smallest <= images.bincount().max():
+            every = (batch for epoch in range(config.epochs) for batch in self.batches(epoch))
+            small = any(len(images[batch].unique()) < 2 for batch in every)
+        if small or smallest < processes:
             raise CaptioningError(
-                f"batches of {config.batch_size}, of {len(self.captions)} captions, are too small "
-                f"for BatchNorm and {process.world_size} processes"
+                "batch_size: expected captions of two pictures in each batch, for BatchNorm, and "
+                f"one for each process ({processes}); got {config.batch_size} of {len(images)}"
             )
 
     @property
@@ -117,10 +125,15 @@ class Trainer:
         by_picture = self.config.batches_of == "pictures"
         return self.captions.epoch(self.config.batch_size, self.config.seed, epoch, by_picture)
 
+    @property
+    def seed(self) -> int:
+        """The seed of the next step, the same in all processes."""
+        return self.config.seed * 1_000_003 + self.step
+
     def train_step(self, indices: Tensor, steps: int) -> float:
         """One of `steps` steps, on the batch `indices`; returns its metric before the step."""
         process, config = self.process, self.config
-        torch.manual_seed(config.seed * 1_000_003 + self.step)
+        torch.manual_seed(self.seed)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, self.step, steps)
         loss, count, metric = self.objective(indices)
@@ -147,7 +160,7 @@ class Trainer:
         tokens = int((batch.lengths - 1).sum())
         share = slice(process.rank, None, process.world_size)
         lengths = batch.lengths[share]
-        torch.manual_seed(torch.initial_seed() * 1009 + process.rank)  # its own dropout
+        torch.manual_seed(self.seed * 1009 + process.rank)  # dropout differs by process
         self.model.train()
         with self.autocast():
             loss, nll = self.parallel(

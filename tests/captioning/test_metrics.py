@@ -56,7 +56,7 @@ def test_meteor_tells_right_words_from_wrong_ones():
 
 
 def test_unknown_pictures_and_no_captions_are_refused():
-    with pytest.raises(CaptioningError, match="without references: .99."):
+    with pytest.raises(CaptioningError, match="without a reference, by their id: .99."):
         score_captions({99: "a"}, REFERENCES)
     with pytest.raises(CaptioningError, match="no caption to score"):
         score_captions({}, REFERENCES)

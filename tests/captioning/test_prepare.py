@@ -70,6 +70,12 @@ def test_a_quote_that_is_never_closed_is_an_error(tmp_path, dogs):
         read_source(tmp_path / "captions.txt")
 
 
+def test_a_line_break_within_quotes_parts_two_words(tmp_path):
+    (tmp_path / "captions.txt").write_text('image,caption\n1.jpg,"a dog\nruns"\n2.jpg,a\u2028cat\n')
+    captions = read_source(tmp_path / "captions.txt").captions
+    assert captions == {"1.jpg": ["a dog\nruns"], "2.jpg": ["a\u2028cat"]}
+
+
 def test_no_split_of_an_earlier_run_stays(run, tmp_path, capsys):
     assert run("--val", "0.2", "--test", "0.2") == 0
     capsys.readouterr()

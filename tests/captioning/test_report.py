@@ -2,6 +2,7 @@
 
 import os
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -51,6 +52,12 @@ def test_shows_the_best_the_worst_and_some_others(section, report):
         assert f"caption {i}." in text and f"reference {i}<" in text
     assert text.count("<figure>") == 24
     assert text.count("<svg") == 2  # loss, CIDEr-D
+
+
+def test_equal_notes_of_two_sections_are_both_shown(section, tmp_path):
+    write_report(tmp_path / "r.html", "", "", [section, replace(section, title="second")])
+    text = (tmp_path / "r.html").read_text()
+    assert text.count('<p class="note">') == 2 and '<p class="note">second: ' in text
 
 
 def test_is_one_file_that_loads_nothing_and_runs_nothing(report):

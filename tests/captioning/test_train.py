@@ -1,6 +1,7 @@
 """Training: what it changes, that it learns, resumes exactly, and runs in several processes."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from filelock import FileLock
 
 from captioning.__main__ import main
 from captioning.cnn.features import DONE
-from captioning.data.words import EncodedCaptions
+from captioning.data.words import EncodedCaptions, shuffled
 from captioning.errors import CaptioningError
 from captioning.model.checkpoint import load_checkpoint
 from captioning.model.cider import CiderD
@@ -230,8 +231,17 @@ def test_wrong_settings_are_refused(change, message):
 def test_a_loss_that_explodes_stops_and_keeps_the_last_checkpoint(new_checkpoint, data, tmp_path):
     checkpoint = new_checkpoint()
     checkpoint.model.decoder.linear.weight.data.fill_(torch.nan)
-    with pytest.raises(CaptioningError, match="the loss became nan in step 1"):
+    with pytest.raises(CaptioningError, match="loss became nan in step 1: lower .*-rate$"):
         run(checkpoint, data, tmp_path)
+
+
+def test_after_a_good_epoch_a_loss_that_explodes_names_the_checkpoint(
+    new_checkpoint, data, tmp_path, monkeypatch
+):
+    run(new_checkpoint(), data, tmp_path, replace(FAST, epochs=1))
+    monkeypatch.setattr(Trainer, "train_step", lambda *_: math.nan)
+    with pytest.raises(CaptioningError, match=f"rate. {tmp_path / 'last.pt'} holds epoch 1$"):
+        run(new_checkpoint(), data, tmp_path, resume=True)
 
 
 def test_a_second_run_in_a_folder_is_refused(scenes_root, tmp_path, capsys):
@@ -288,8 +298,26 @@ def test_the_first_process_encodes_the_pictures_for_all(scenes_root, tmp_path):
 
 def test_batches_of_one_picture_are_too_small_for_batchnorm(new_checkpoint, data):
     config = TrainConfig(batch_size=5, batches_of="pictures")
-    with pytest.raises(CaptioningError, match="batches of 5, of 480 captions, are too small"):
-        Trainer(new_checkpoint(), config, data.train)
-    with pytest.raises(CaptioningError, match="batches of 1, of 480 captions, are too small"):
-        Trainer(new_checkpoint(), replace(config, batch_size=1), data.train)
+    for size in (5, 1):
+        few = f"two pictures in each batch, for BatchNorm, .* got {size} of 480"
+        with pytest.raises(CaptioningError, match=few):
+            Trainer(new_checkpoint(), replace(config, batch_size=size), data.train)
     assert len(Trainer(new_checkpoint(), replace(config, batch_size=10), data.train).batches(0))
+
+
+def test_captions_of_one_picture_are_refused_before_the_first_step(new_checkpoint, data):
+    """Of batches of two captions some are of one picture; here the first such is in epoch 2."""
+    of_one = lambda seed, epoch: any(
+        len({row // 5 for row in batch.tolist()}) == 1 for batch in shuffled(480, 2, seed, epoch)
+    )
+    seed = next(seed for seed in range(1000) if not of_one(seed, 0) and of_one(seed, 1))
+    config = replace(FAST, batch_size=2, seed=seed)
+    with pytest.raises(CaptioningError, match="two pictures in each batch.* got 2 of 480"):
+        Trainer(new_checkpoint(), config, data.train)
+    Trainer(new_checkpoint(), replace(config, epochs=1), data.train)
+
+
+@pytest.mark.parametrize("seed", [-1, -(2**31) + 1, 2**31 - 1])
+def test_any_seed_trains(new_checkpoint, data, seed):
+    trainer = Trainer(new_checkpoint(dropout=0.3), replace(FAST, seed=seed), data.train)
+    assert math.isfinite(trainer.train_step(trainer.batches(0)[0], 10))
