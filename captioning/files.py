@@ -36,6 +36,13 @@ def check_output(*paths: Path | None) -> None:
             raise CaptioningError(f"cannot write {path}: it is no regular file")
 
 
+def check_folder(path: Path) -> None:
+    """Refuse a folder to write to whose path leads to a file or through one."""
+    for place in (path, *path.parents):
+        if place.exists() and not place.is_dir():
+            raise CaptioningError(f"--output: expected a folder, got {path}; {place} is a file")
+
+
 def write_json(path: str | Path, data: Any, indent: int | None = None) -> None:
     """Write data as JSON, atomically."""
     write_text(path, json.dumps(data, indent=indent, ensure_ascii=False))

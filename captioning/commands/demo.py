@@ -22,7 +22,8 @@ from captioning.results.metrics import score_captions
 from captioning.results.report import Section, choose, write_report
 from captioning.search.generate import caption_files
 from captioning.settings import DecodeConfig, TrainConfig, choose_device
-from captioning.training.pipeline import train_captioner
+from captioning.training.pipeline import locked, train_locked
+from captioning.training.processes import Process
 from captioning.training.request import TrainingRequest
 
 TEXT = {
@@ -82,14 +83,16 @@ def demo(
         device=device,
         settings=settings,
     )
-    say(f"1/4  drawing {sum(splits.values()):,} pictures with five captions each")
-    scenes.generate(output / "scenes", splits, seed)
-    say(f"2/4  training an LSTM ({lstm}) on {5 * splits['train']:,} captions")
-    for name in ("last.pt", "best.pt"):
-        (output / name).unlink(missing_ok=True)
-    shutil.rmtree(output / "tensorboard", ignore_errors=True)
-    history = train_captioner(request)
-    return _report(output, lstm, choose_device(device), history, start)
+    device = choose_device(device)
+    with locked(output):
+        say(f"1/4  drawing {sum(splits.values()):,} pictures with five captions each")
+        scenes.generate(output / "scenes", splits, seed)
+        say(f"2/4  training an LSTM ({lstm}) on {5 * splits['train']:,} captions")
+        for name in ("last.pt", "best.pt"):
+            (output / name).unlink(missing_ok=True)
+        shutil.rmtree(output / "tensorboard", ignore_errors=True)
+        history = train_locked(request, Process(device=device))
+        return _report(output, lstm, device, history, start)
 
 
 def _report(

@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 from captioning.cnn.features import FeatureTable
 from captioning.console import say
 from captioning.errors import CaptioningError
+from captioning.files import check_folder
 from captioning.model.checkpoint import Checkpoint, load_checkpoint, load_ensemble
 from captioning.model.layers import freeze
 from captioning.model.neighbors import Neighbors
@@ -42,32 +43,50 @@ def train_captioner(request: TrainingRequest) -> list[dict[str, float]]:
     Returns what happened in each epoch (of the last run, if there are several): its loss or reward
     and, with `val`, the scores.
     """
-    runs, device = runs_of(request), choose_device(request.device)
-    with distributed(device) as process, _locked(request.output, process):
-        say(describe_device(process.device))
-        for run in runs:
-            if (run.output / "last.pt").exists() and not run.resume:
-                raise CaptioningError(
-                    f"{run.output} holds a captioner already: --resume, or another --output"
-                )
-        no_neighbors = False  # not even if one run was resumed without saying so again
-        for run in runs:
-            setup, history = _train(run, process)
-            no_neighbors |= setup.config.no_neighbors
+    with contextlib.ExitStack() as stack:
+        process = stack.enter_context(distributed(choose_device(request.device)))
         if process.is_first:
-            stages = {run.start for run in runs} - {request.start}
-            files = [run.output / "best.pt" for run in runs]
-            last = [file for file in files if file not in stages]
-            finish(last, request.lstm, process.device, setup, no_neighbors)
+            stack.enter_context(locked(request.output))
+        return train_locked(request, process)
+
+
+def train_locked(request: TrainingRequest, process: Process) -> list[dict[str, float]]:
+    """`train_captioner`, for a caller that has locked the folder of the output."""
+    check_members(request)
+    runs = runs_of(request)
+    say(describe_device(process.device))
+    for run in runs:
+        if (run.output / "last.pt").exists() and not run.resume:
+            raise CaptioningError(
+                f"{run.output} holds a captioner already: --resume, or another --output"
+            )
+    no_neighbors = False  # not even if one run was resumed without saying so again
+    for run in runs:
+        setup, history = _train(run, process)
+        no_neighbors |= setup.config.no_neighbors
+    if process.is_first:
+        stages = {run.start for run in runs} - {request.start}
+        files = [run.output / "best.pt" for run in runs]
+        last = [file for file in files if file not in stages]
+        finish(last, request.lstm, process.device, setup, no_neighbors)
     return history
 
 
+def check_members(request: TrainingRequest) -> None:
+    """Refuses to resume fewer captioners than the folder holds, or several in place of one."""
+    alone = (request.output / "last.pt").exists()
+    held = 1 if alone else len([*request.output.glob("[0-9]*/last.pt")])
+    if request.resume and (request.members > 1 if alone else request.members < held):
+        expected = f"{held}, as in" if alone else f"at least {held}, as many as are in"
+        raise CaptioningError(
+            f"members: expected {expected} {request.output}, got {request.members}"
+        )
+
+
 @contextlib.contextmanager
-def _locked(folder: Path, process: Process) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Refuses a second run that would write to the same folder."""
-    if not process.is_first:
-        yield
-        return
+    check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".lock", blocking=False):

@@ -1,5 +1,7 @@
 """What a run of training needs: its files, CNN, words, sizes and settings."""
 
+import hashlib
+import json
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -46,6 +48,9 @@ def set_up(request: TrainingRequest, device: str = "cpu") -> Setup:
         _check_same(request, origin, resumes, path)
     data = {split: _load(request, split) for split in request.splits}
     captions = [caption for image in data["train"].images for caption in image.captions]
+    digest = _digest(data["train"])
+    if resumes and origin and origin.training.get("captions", digest) != digest:
+        raise CaptioningError(f"train: expected the captions of {last}, got {request.train}")
     settings = dict(request.settings)
     if resumes and origin:
         settings = origin.training["config"] | only(MAY_CHANGE, request.settings)
@@ -76,7 +81,9 @@ def set_up(request: TrainingRequest, device: str = "cpu") -> Setup:
         model = Captioner(model_config, request.lstm)
         model.set_word_frequencies(map(vocabulary.encode, captions))
         checkpoint = Checkpoint([model], vocabulary, cnn.config)
-    checkpoint.training["features"] = os.path.abspath(folder)
+    checkpoint.training |= {"features": os.path.abspath(folder), "captions": digest}
+    if not resumes:
+        checkpoint.training["start"] = request.start and os.path.abspath(request.start)
     return Setup(checkpoint, config, tables, resumes)
 
 
@@ -85,6 +92,12 @@ def _load(request: TrainingRequest, split: str) -> CaptionDataset:
     dataset = load_coco(*request.splits[split], request.on_error, need_captions=True)
     say(*(f"skipped {line}" for line in list_reasons(dataset.skipped)))
     return dataset
+
+
+def _digest(dataset: CaptionDataset) -> str:
+    """A hash of the ids and the captions of pictures, which tells training sets apart."""
+    rows = [(image.id, image.captions) for image in dataset.images]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def _new_cnn(request: TrainingRequest, decoder: type[Decoder]) -> CNNConfig:
@@ -106,7 +119,10 @@ def _check_same(request: TrainingRequest, origin: Checkpoint, resumes: bool, pat
     known |= asdict(origin.model.config)
     if resumes:
         known |= {k: v for k, v in origin.training["config"].items() if k not in MAY_CHANGE}
-    given = {"cnn": request.cnn, "cnn_weights": request.cnn_weights, **request.settings}
+        known["start"] = origin.training.get("start") or "no captioner"
+    start = request.start and os.path.abspath(request.start)
+    given = {"cnn": request.cnn, "cnn_weights": request.cnn_weights, "start": start}
+    given |= request.settings
     for name, value in given.items():
         if value is not None and name in known and value != known[name]:
             raise CaptioningError(

@@ -3,9 +3,11 @@
 import json
 
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from captioning.commands.demo import demo
+from captioning.errors import CaptioningError
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +37,16 @@ def test_describes_what_it_never_saw(decoder, tmp_path):
     assert min(v for fact, v in sections["val"].facts.items() if fact != "all") >= 0.9
     assert sections["unseen"].facts["all"] >= 0.55
     assert sections["val"].scores.overall["CIDEr-D"] >= 5.5
+
+
+def test_a_folder_that_another_run_writes_to_stays_as_it_is(output):
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
+    with FileLock(output / ".lock"), pytest.raises(CaptioningError, match="is being written by"):
+        demo(output, epochs=1, splits={"train": 64, "val": 12, "unseen": 12})
+    lock = output / ".lock"
+    assert {p: p.stat().st_mtime_ns for p in before if p != lock} == {
+        path: time for path, time in before.items() if path != lock
+    }
 
 
 def test_a_second_run_writes_the_same(output):
