@@ -74,8 +74,10 @@ def run(argv: list[str]) -> int:
         module = importlib.import_module(f"captioning.commands.{argv[0]}")
         command = commands.choices[argv[0]]
         module.add(command)
-        # Intermixed: options may stand between the checkpoint and the pictures.
-        return module.run(command.parse_intermixed_args(argv[1:])) or 0
+        # Intermixed: options may stand between the checkpoint and the pictures. But without any
+        # argument `parse_args` names all that are required, and not the options only.
+        parse = command.parse_intermixed_args if argv[1:] else command.parse_args
+        return module.run(parse(argv[1:])) or 0
     parser.parse_args(argv or ["--help"])
     return 0
 

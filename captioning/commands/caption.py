@@ -11,6 +11,7 @@ from captioning.cnn.pretrained import FrozenCNN
 from captioning.commands.arguments import add_device, load_captioner
 from captioning.console import progress, say
 from captioning.data.coco import CaptionDataset, CaptionedImage, load_coco
+from captioning.data.images import EXTENSIONS
 from captioning.errors import CaptioningError
 from captioning.files import check_output, write_json
 from captioning.model.checkpoint import Checkpoint
@@ -51,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
     search = search_of(args)
     more = [name for name in args.pictures if name.endswith(".pt") and not Path(name).is_dir()]
     paths = [args.checkpoint, *more]
+    if args.checkpoint.suffix.lower() in EXTENSIONS or args.checkpoint.is_dir():
+        raise CaptioningError(f"expected a captioner, then pictures; got {args.checkpoint} first")
     args.pictures = [name for name in args.pictures if name not in more]
     check_output(args.json, args.attention, args.sheet)
     dataset = pictures_of(args)
@@ -91,7 +94,8 @@ def check_captioner(args: argparse.Namespace, checkpoint: Checkpoint, count: int
 def pictures_of(args: argparse.Namespace) -> CaptionDataset:
     """The pictures to caption; names those of the captions file that are missing."""
     if bool(args.pictures) == bool(args.annotations):
-        raise CaptioningError("give either pictures or --annotations")
+        got = "both" if args.pictures else "neither"
+        raise CaptioningError(f"expected pictures to caption, or --annotations; got {got}")
     if args.features and not args.annotations:
         raise CaptioningError("--features: expected --annotations as well, got pictures")
     if args.annotations:

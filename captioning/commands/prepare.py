@@ -7,6 +7,7 @@ from captioning.commands.arguments import add_on_error
 from captioning.console import say
 from captioning.data import convert
 from captioning.errors import list_reasons
+from captioning.files import check_folder
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +23,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    check_folder(args.output)
     source = convert.read_source(args.source)
     given = {name: getattr(args, name) for name in ("val", "test")}
     given = {name: share for name, share in given.items() if share is not None}

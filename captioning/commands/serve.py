@@ -3,6 +3,7 @@
 import argparse
 import os
 import signal
+import socket
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from captioning.cnn.pretrained import FrozenCNN
 from captioning.commands.arguments import add_device, load_captioner
 from captioning.console import say
 from captioning.data.images import ImageError, load_image
+from captioning.errors import CaptioningError
 from captioning.model.checkpoint import Checkpoint
 from captioning.results.attention_maps import Maps, attends, attention_maps
 from captioning.search.generate import Caption, generate_captions
@@ -32,8 +34,20 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    check_address(args.host, args.port)
     name = ", ".join(map(str, args.checkpoint))
     serve(*load_captioner(args.checkpoint, args.device), args.host, args.port, name)
+
+
+def check_address(host: str, port: int | None) -> None:
+    """Refuses an address that this machine cannot listen on. Gradio would try port after port."""
+    if port is not None and not 1 <= port <= 65535:
+        raise CaptioningError(f"--port: expected a number from 1 to 65535, got {port}")
+    try:
+        socket.create_server((host, port or 0)).close()
+    except OSError as error:
+        address = f"{host} port {port}" if port else f"--host {host}"
+        raise CaptioningError(f"cannot listen on {address}: {error.strerror}") from error
 
 
 def answer(

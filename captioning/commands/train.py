@@ -20,9 +20,8 @@ def add(parser: argparse.ArgumentParser) -> None:
         "train a captioner; each picture is encoded once, and the features are kept\n\n"
         f"a | b | c: for fewer than {SMALL_SET:,} pictures, for more, and for --self-critical."
     )
-    parser.epilog = "\n".join(
-        ["settings of --set NAME=VALUE:", *rows, "", "curves: tensorboard --logdir OUTPUT"]
-    )
+    curves = "curves: tensorboard --logdir OUTPUT (install it before: pip install tensorboard)"
+    parser.epilog = "\n".join(["settings of --set NAME=VALUE:", *rows, "", curves])
     option = parser.add_argument
     option("data", type=Path, nargs="?", help="folder that prepare wrote, for the next three")
     option("--train", type=Path, help="COCO captions file to train on")
@@ -58,7 +57,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--no-neighbors",
         action="store_true",
         default=None,
-        help="leave the captions of training pictures, which help beam search, out of best.pt",
+        help="never keep the captions of training pictures, which can help beam search, in best.pt",
     )
     add_on_error(parser)
     add_device(parser)
@@ -77,6 +76,11 @@ def request_of(args: argparse.Namespace) -> TrainingRequest:
     """Makes the request for `train_captioner` from the options."""
     values: dict[str, Any] = dict(vars(args))
     if data := values.pop("data"):
+        if not (data / "captions_train.json").is_file():
+            raise CaptioningError(
+                "expected the folder that `captioning prepare` wrote, with captions_train.json, or "
+                f"--train FILE; got {data}"
+            )
         for split in ("train", "val", "test"):
             file = data / f"captions_{split}.json"
             if values[split] is None and (split == "train" or file.exists()):

@@ -75,6 +75,8 @@ def load_checkpoint(path: str | Path, lstm: str = "fastlstm", device: str = "cpu
 
     A file that is damaged or of another kind is a CaptioningError.
     """
+    if not os.path.isfile(path):
+        raise CaptioningError(f"{path}: no such file; expected a captioner, such as best.pt")
     try:
         with zipfile.ZipFile(path) as archive:
             if broken := archive.testzip():  # PyTorch does not look at the CRCs
@@ -90,7 +92,7 @@ def load_checkpoint(path: str | Path, lstm: str = "fastlstm", device: str = "cpu
         search, near = DecodeConfig(**data["search"]), data["neighbors"]
         neighbors = Neighbors.from_state_dict(near) if near else None
         training = dict(data["training"])
-    except Exception as error:  # a missing or damaged file raises anything
+    except Exception as error:  # a damaged file raises anything
         reason = " ".join(str(error).split())[:300]
         raise CaptioningError(
             f"{path} is no captioner of this version, or damaged: {reason}"

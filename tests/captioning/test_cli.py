@@ -59,6 +59,7 @@ def test_without_arguments_it_introduces_itself(capsys):
         (["train"], "captioning train: the following arguments are required: --output"),
         (["demo", "--epoch=x"], "argument --epochs: invalid int value: 'x'"),
         (["demo", "again"], "captioning demo: unrecognized arguments: again"),
+        (["prepare"], "prepare: the following arguments are required: source, --output"),
         (["caption", "c.pt", "x.png", "--nothing"], "caption: unrecognized arguments: --nothing\n"),
         (["prepare", "c", "--output", "o", "--nothing"], "(captioning prepare --help says"),
         (["--nothing"], "captioning: unrecognized arguments: --nothing"),
@@ -79,6 +80,7 @@ def test_a_wrong_call_gets_a_line_or_two(arguments, message, capsys):
         ("PIL", "demo --help"),
         ("safetensors", "train --help"),
         ("nltk", "train --train {val} --output {tmp}/o --cnn scenes_cnn"),  # read when it is used
+        ("tqdm", "demo --output {tmp}/o"),  # which prints the message in other cases
     ],
 )
 def test_a_library_that_is_missing_is_named(name, command, scenes_root, tmp_path):
@@ -124,6 +126,19 @@ def test_trains_captions_and_evaluates(trained, scenes_root, tmp_path, capsys):
     assert main(arguments + extra) == 0
     assert "BLEU-4" in capsys.readouterr().out and "<svg" in report.read_text()
     assert set(json.loads(scores.read_text())) == {"scores", "notes", "per_image"}
+
+
+def test_a_picture_without_a_reference_is_refused_before_the_work(
+    trained, scenes_root, tmp_path, monkeypatch, capsys
+):
+    data = json.loads((scenes_root / "annotations" / "captions_val.json").read_text())
+    lonely = data["images"][3]["id"]
+    data["annotations"] = [a for a in data["annotations"] if a["image_id"] != lonely]
+    (tmp_path / "c.json").write_text(json.dumps(data))
+    monkeypatch.setattr("captioning.commands.evaluate.load_captioner", lambda *_: pytest.fail("go"))
+    command = ["evaluate", str(trained / "best.pt"), "--references", str(tmp_path / "c.json")]
+    assert main([*command, "--images", str(scenes_root / "val")]) == 1
+    assert f"pictures without a reference, by their id: [{lonely}]" in capsys.readouterr().err
 
 
 def test_pictures_that_are_missing_are_scored_and_named(trained, scenes_root, tmp_path, capsys):
@@ -380,12 +395,16 @@ TRAIN = ["train", "--train", "x", "--output", "o"]
     ("arguments", "message"),
     [
         (["caption", "none.pt", "x.png"], "x.png: no such file or folder"),
-        (["caption", "none.pt"], "give either pictures or --annotations"),
+        (["caption", "none.pt"], "expected pictures to caption, or --annotations; got neither"),
+        (["caption", "c.pt", "x", "--annotations", "x"], "or --annotations; got both"),
+        (["caption", "x.jpg", "c.pt"], "expected a captioner, then pictures; got x.jpg first"),
+        (["caption", ".", "c.pt"], "expected a captioner, then pictures; got . first"),
         (["evaluate", "none.json", "--references", "none.json"], "none.json: No such file"),
         (["evaluate", "none.pt", "--references", "none.json"], "none.json: No such file"),
         (["prepare", "none.txt", "--output", "o"], "none.txt: No such file"),
         (["train", "--output", "o"], "expected the folder that prepare wrote, or --train"),
-        (["train", "none", "--output", "o"], "none/captions_train.json: No such file"),
+        (["train", ".", "--output", "o"], "captions_train.json, or --train FILE; got .\n"),
+        (["train", os.devnull, "--output", "o"], f"--train FILE; got {os.devnull}\n"),
         ([*TRAIN, "--decoder", "attention", "--set", "pool=2x2"], "pool: expected grid with this"),
         ([*TRAIN, "--set", "pool=grid"], "pool: expected avg or 2x2 with this decoder, got grid"),
         ([*TRAIN, "--set", "speed=2"], "--set: expected NAME=VALUE, NAME of pool, min_count,"),
@@ -396,7 +415,12 @@ TRAIN = ["train", "--train", "x", "--output", "o"]
         ([*TRAIN, "--learning-rate=-1"], "learning_rate: expected a number from"),
         ([*TRAIN, "--members", "0"], "members: expected 1 or more, got 0"),
         ([*TRAIN, "--self-critical", "1"], "at least 2 captions"),
-        ([*TRAIN, "--start", "none.pt"], "none.pt is no captioner"),
+        ([*TRAIN, "--start", "none.pt"], "none.pt: no such file; expected a captioner"),
+        (["serve", "none.pt"], "none.pt: no such file; expected a captioner"),
+        (["serve", "c.pt", "--port", "80000"], "--port: expected a number from 1 to 65535, got"),
+        (["serve", "c.pt", "--host", "192.0.2.1"], "cannot listen on --host 192.0.2.1: Cannot"),
+        ([*TRAIN[:-1], os.devnull], f"--output: expected a folder, got {os.devnull}; {os.devnull}"),
+        (["prepare", "x", "--output", f"{os.devnull}/x"], "--output: expected a folder, got"),
         ([*TRAIN, "--device", "abacus"], "--device: no device 'abacus' here: "),
         (["demo", "--output", "/dev/null/x"], "/dev/null/x"),
         (["demo", "--epochs", "0"], "epochs: expected an integer from 1"),
@@ -411,7 +435,8 @@ def test_bad_input_gives_a_message_not_a_traceback(
 ):
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 1
-    assert message in capsys.readouterr().err
+    told = [line for line in capsys.readouterr().err.splitlines(True) if line[:6] != "device"]
+    assert message in told[0] and len(told) == 1
     assert not [*tmp_path.iterdir()]  # no folder of a run that did not begin
 
 
@@ -469,6 +494,33 @@ def test_what_contradicts_the_captioner_to_go_on_with_is_refused(
         train += ["--resume", "--output", str(trained)]
     assert main([*train, *option.split()]) == 1
     assert message.format(path=path) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--start {path}", "start: expected no captioner, as in {path}, got {path}"),
+        ("--train {val}", "train: expected the captions of {path}, got {val}"),
+        ("--members 2", "members: expected 1, as in {path.parent}, got 2"),
+    ],
+)
+def test_a_run_that_resumes_keeps_its_start_its_captions_and_its_number(
+    option, message, trained, scenes_root, monkeypatch, capsys
+):
+    monkeypatch.setattr("captioning.training.setup.load_cnn", lambda _: pytest.fail("loaded"))
+    names = {"path": trained / "last.pt", "val": scenes_root / "annotations" / "captions_val.json"}
+    train = ["train", str(scenes_root / "annotations"), "--resume", "--output", str(trained)]
+    assert main([*train, *option.format(**names).split()]) == 1
+    assert message.format(**names) in capsys.readouterr().err
+
+
+def test_fewer_captioners_than_the_folder_holds_are_not_resumed(trained, tmp_path, capsys):
+    for name in ("1", "2"):
+        (tmp_path / name).mkdir()
+        shutil.copy(trained / "last.pt", tmp_path / name)
+    assert main(["train", "--train", "x", "--output", str(tmp_path), "--resume"]) == 1
+    expected = f"members: expected at least 2, as many as are in {tmp_path}, got 1"
+    assert expected in capsys.readouterr().err
 
 
 def test_resume_needs_no_option_again_and_refuses_another(
