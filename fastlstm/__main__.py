@@ -25,18 +25,19 @@ def devices() -> list[tuple[torch.device, str]]:
     return here
 
 
-def engines_of(device: torch.device) -> tuple[str, str, str]:
-    """The engine of a plain call on a device, that of a call with an option, and all by name."""
+def engines_of(device: torch.device) -> tuple[str, ...]:
+    """What runs plain calls on a device, calls with lengths, with an option; and all by name."""
     with torch._subclasses.FakeTensorMode():
         input = torch.empty(1, 1, 1, device=device)
         weights = [torch.empty(4, 1, device=device)] * 2
+        lengths = torch.empty(1, dtype=torch.int64, device=device)
     plain = Call(input, None, weights, "")
     named = [row.name for row in engines.BY_NAME.values() if not row.why_not(plain)]
-    option = plain._replace(return_cell_states=True)
+    calls = plain, plain._replace(lengths=lengths), plain._replace(return_cell_states=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a GPU without kernels: the table shows it
-        chosen = [engines.unmeasured(call).name for call in (plain, option)]
-    return chosen[0], chosen[1], ", ".join(name for name in named if name != "op")
+        chosen = [engines.unmeasured(call).name for call in calls]
+    return *chosen, ", ".join(name for name in named if name != "op")
 
 
 def print_row(name: str, *cells: str) -> None:
@@ -69,9 +70,10 @@ def info() -> None:
     print("\nEngines (op: ours, where the shape decides which)")
     if engines.DEFAULT != "auto":
         print(f"  FASTLSTM_ENGINE={engines.DEFAULT} decides where the code does not")
-    print_row("", "plain calls", "with lengths=, ...", "by name")
+    print_row("", "plain calls", "with lengths=", "with reset=, ...", "by name")
     for device, _ in here:
         print_row(str(device), *engines_of(device))
+    print(f"\n{_plan.ON_A_GPU}")
     if _build.has_kernels("cpu"):
         built = _build.library.build_info()
         print(f"\nProducts on the CPU (L2 cache of {built['l2_cache_bytes'] >> 10} KiB a core)")

@@ -158,8 +158,8 @@ def _load() -> str | None:
 
 # The end of both warnings: what is lost.
 _WITHOUT_KERNELS = (
-    "plain calls run PyTorch's own LSTM, as fast as nn.LSTM; calls with an option that it lacks "
-    "(lengths=, reset= and others) run in Python, which is slower."
+    "plain calls and lengths= run PyTorch's own LSTM, as fast as nn.LSTM; calls with other options "
+    "(reset= and others) run in Python, which is slower."
 )
 
 

@@ -103,9 +103,7 @@ def check_layer(call: LstmCall) -> None:
         _check_batch_sizes(batch_sizes, batch, input.size(0))
         for name in ("lengths", "reset"):
             if getattr(call, name) is not None:
-                raise RuntimeError(
-                    f"lstm: {name} cannot be combined with batch_sizes (packed input)"
-                )
+                _raise_of_packed(name)
     directions = h_0.size(0)
     hidden_size, output_size = _check_weights(call)
     shapes: dict[str, tuple[int, ...]] = {
@@ -169,6 +167,20 @@ def _check_weights(call: LstmCall) -> tuple[int, int]:
     ):
         _check_tensor(call.input, weight, name, shape)
     return hidden_size, output_size
+
+
+def _raise_of_packed(name: str) -> None:
+    raise RuntimeError(f"lstm: {name} cannot be combined with batch_sizes (packed input)")
+
+
+def check_lengths(call: Call) -> None:
+    """Raises a RuntimeError unless the lengths of a call, otherwise checked, fit its input."""
+    assert call.lengths is not None
+    if call.batch_sizes is not None:
+        _raise_of_packed("lengths")
+    steps, batch = call.input.shape[:2]
+    _check_tensor(call.input, call.lengths, "lengths", (batch,), torch.int64)
+    _check_lengths(call.lengths, steps)
 
 
 def _check_lengths(lengths: Tensor, steps: int) -> None:

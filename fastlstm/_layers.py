@@ -24,16 +24,16 @@ def run_op(call: Call, engine: str) -> Results:
     compiles, saves = torch.compiler.is_compiling(), call.return_cell_states
     if not compiles and torch._C._are_functorch_transforms_active():
         call = call._replace(hx=call.state())
-        return _by_layers(call, _transforms.lstm_layer, engine)
+        return by_layers(call, _transforms.lstm_layer, engine)
     # Dynamo and tensor subclasses know torch.ops; other calls go the short way.
     if compiles or has_torch_function_variadic(call.input, *(call.hx or ()), *call.weights):
         call = call._replace(hx=call.state())
-        return _by_layers(call, torch.ops.fastlstm.lstm, saves, False, engine)
+        return by_layers(call, torch.ops.fastlstm.lstm, saves, False, engine)
     if call.is_cell:
         h_0, c_0 = call.hx or (None, None)
         state = _build.library.lstm_cell(call.input, h_0, c_0, call.weights, call.layout, engine)
         return state[0], state, []
-    return _by_layers(call, _build.library.lstm, saves, engine)
+    return by_layers(call, _build.library.lstm, saves, engine)
 
 
 def run_prepacked(call: Call) -> Results:
@@ -47,17 +47,17 @@ def run_prepacked(call: Call) -> Results:
     )
     saves = call.return_cell_states
     if seen:
-        return _by_layers(call, torch.ops.fastlstm.lstm_packed, saves)
+        return by_layers(call, torch.ops.fastlstm.lstm_packed, saves)
     if call.is_cell:
         options = call.weights, call.layout, "auto"
         state = _build.library.lstm_cell(call.input, *call.state(), *options)
         return state[0], state, []
-    return _by_layers(call, _build.library.lstm, saves, "auto")
+    return by_layers(call, _build.library.lstm, saves, "auto")
 
 
 def run_reference(call: Call) -> Results:
     """By the equations in Python, under autocast with the op's rule for it."""
-    return _by_layers(call._replace(hx=call.state()), _reference_layer)
+    return by_layers(call._replace(hx=call.state()), _reference_layer)
 
 
 def run_torch(call: Call) -> Results:
@@ -81,7 +81,7 @@ def run_torch(call: Call) -> Results:
     return output, (h_n, c_n), []
 
 
-def _by_layers(call: Call, run: Callable[..., Any], *rest: Any) -> Results:
+def by_layers(call: Call, run: Callable[..., Any], *rest: Any) -> Results:
     """The layers one after the other, each by `run`, which takes a LstmCall one by one and `rest`.
 
     It gives output, h_n, c_n, cells, and may give more.

@@ -11,6 +11,10 @@ from fastlstm import _build, engines
 from fastlstm._call import Call
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
+ON_A_GPU = """\
+On a GPU plain calls and lengths= run PyTorch's own LSTM (cuDNN), at the speed of nn.LSTM.
+Other options and compiled graphs run our kernels, which have never run on a GPU: compare their
+results with nn.LSTM's before you rely on them."""
 
 
 def _size(text: str) -> int:
@@ -44,6 +48,8 @@ def run(args: argparse.Namespace) -> None:
             print(f"  {row.name:<12}{row.why_not(call) or 'serves it, by name'}")
     if args.device == "cpu" and engines.OP.why_not(call) is None:
         _print_walks(args, call)
+    if args.device == "cuda":
+        print(f"\n{ON_A_GPU}")
 
 
 def _plain_call(args: argparse.Namespace) -> Call:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd import forward_ad
 
-from . import _build, _layers, _measured, _transforms, onnx
+from . import _build, _layers, _measured, _shut_gate, _transforms, onnx
 from ._call import DTYPES, Call
 
 transforms_active = torch._C._are_functorch_transforms_active
@@ -35,8 +35,10 @@ class Engine(NamedTuple):
 
 
 def _why_not_torch(call: Call) -> str | None:
-    if lacking := call.options():
+    if lacking := [option for option in call.options() if option != "lengths"]:
         return f"PyTorch's own LSTM has no {', '.join(lacking)}"
+    if call.lengths is not None and (reason := _shut_gate.why_not(call)):
+        return reason
     if call.input.dtype not in (*DTYPES, torch.complex64, torch.complex128):
         return f"PyTorch's own LSTM does not serve an input of {call.input.dtype}"
     if torch.compiler.is_compiling() and not onnx.knows_torch_alone():
@@ -88,7 +90,11 @@ def _op(name: str, *device_types: str) -> Engine:
     return Engine("op" if name == "auto" else name, why_not, run)
 
 
-TORCH = Engine("torch", _why_not_torch, _layers.run_torch)
+def _run_torch(call: Call) -> _layers.Results:
+    return (_layers.run_torch if call.lengths is None else _shut_gate.run)(call)
+
+
+TORCH = Engine("torch", _why_not_torch, _run_torch)
 REFERENCE = Engine("reference", lambda call: None, _layers.run_reference)
 OP = _op("auto", "cpu", "cuda", "meta")
 _OF_THE_OP = [_op(name, *types, "meta") for name, types in _build.engines_of_the_op().items()]

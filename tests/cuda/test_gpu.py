@@ -143,7 +143,8 @@ def test_what_auto_runs(training):
     lstm, x = large(torch.bfloat16, hidden_size=256, batch=16, steps=20)
     lstm.engine, x = "auto", x.detach()
     lengths = torch.full((16,), 20, device="cuda")
-    for options, is_ours in (({}, False), ({"lengths": lengths}, True)):
+    reset = torch.zeros(20, 16, dtype=torch.bool, device="cuda")
+    for options, is_ours in (({}, False), ({"lengths": lengths}, False), ({"reset": reset}, True)):
         with torch.set_grad_enabled(training), profile(activities=[ProfilerActivity.CUDA]) as run_:
             lstm(x, **options)
             torch.cuda.synchronize()
@@ -191,9 +192,29 @@ def test_nan_keeps_nobody_waiting(dtype):
     torch.cuda.synchronize()
 
 
-def test_lengths_that_lie_do_no_harm():
+@pytest.mark.filterwarnings("error:RNN module weights are not part of single contiguous")
+@pytest.mark.parametrize(
+    "options", [{}, {"bidirectional": True, "bias": False}, {"proj_size": 64}], ids=str
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_lengths_by_cudnn_wait_for_nothing(dtype, options):
+    lstm = fastlstm.LSTM(256, 256, num_layers=2, **options, device="cuda", dtype=dtype)
+    x = torch.randn(20, 16, 256, device="cuda", dtype=dtype)
+    lengths = torch.randint(0, 21, (16,), device="cuda")
+    lstm.engine = "torch"
+    lstm(x, lengths=lengths)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        lstm(x, lengths=lengths)[0].float().sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("engine", ["torch", "stepwise"])
+def test_lengths_that_lie_do_no_harm(engine):
     """They are on the device, so nobody checks them; they must not lead outside the tensors."""
     lstm, x = large(torch.bfloat16, steps=20)
+    lstm.engine = engine
     lengths = torch.randint(-5, 50, (64,), device="cuda")
     assert torch.equal(lstm(x, lengths=lengths)[0], lstm(x, lengths=lengths.clamp(0, 20))[0])
     torch.cuda.synchronize()

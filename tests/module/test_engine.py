@@ -41,7 +41,10 @@ def call_on(device: str, **changes: Any) -> Call:
 
 KERNELS = {"none": (), "cpu": ("cpu",), "both": ("cpu", "cuda")}
 PLAIN: dict[str, Any] = {}
+HALF = torch.bfloat16
 LENGTHS = {"lengths": torch.tensor([1, 2, 3])}
+RESET = {"reset": torch.zeros(4, 3, dtype=torch.bool)}
+STATE = torch.zeros(1, 3, 5), torch.zeros(1, 3, 5)
 ZONEOUT = {"regularizers": Regularizers(zoneout_c=0.5)}
 DROPOUT = {"regularizers": Regularizers(recurrent_dropout=0.5)}
 
@@ -58,17 +61,28 @@ DROPOUT = {"regularizers": Regularizers(recurrent_dropout=0.5)}
         ("cpu", "cpu", {"dtype": torch.complex64}, "torch"),
         ("cpu", "cpu", {"dtype": torch.complex64, **LENGTHS}, "reference"),
         ("cpu", "none", PLAIN, "torch"),
-        ("cpu", "none", LENGTHS, "reference"),
+        ("cpu", "none", LENGTHS, "torch"),
+        ("cpu", "none", RESET, "reference"),
         ("meta", "cpu", PLAIN, "op"),
         ("meta", "none", PLAIN, "torch"),
         ("cuda", "both", PLAIN, "torch"),
-        ("cuda", "both", LENGTHS, "op"),
+        ("cuda", "both", LENGTHS, "torch"),
+        ("cuda", "both", {**LENGTHS, "num_layers": 2, "directions": 2, "dtype": HALF}, "torch"),
+        ("cuda", "both", {**LENGTHS, "hx": STATE}, "torch"),
+        ("cuda", "both", {**LENGTHS, "hx": STATE, "directions": 2}, "op"),
+        ("cuda", "both", {**LENGTHS, "hx": STATE, "dtype": HALF}, "op"),
+        ("cuda", "both", {**LENGTHS, "return_cell_states": True}, "op"),
+        ("cuda", "both", {**LENGTHS, **RESET}, "op"),
+        ("cuda", "both", {**LENGTHS, **DROPOUT}, "op"),
+        ("cuda", "both", RESET, "op"),
         ("cuda", "both", {"layout": "layer_norm"}, "op"),
         ("cuda", "both", {"return_cell_states": True}, "op"),
         ("cuda", "both", ZONEOUT, "reference"),
         ("cuda", "cpu", PLAIN, "torch"),
+        ("cuda", "cpu", LENGTHS, "torch"),
         ("mps", "both", PLAIN, "torch"),
-        ("mps", "both", LENGTHS, "reference"),
+        ("mps", "both", LENGTHS, "torch"),
+        ("mps", "both", RESET, "reference"),
     ],
 )
 def test_what_auto_stands_for(
@@ -92,7 +106,7 @@ def test_what_auto_stands_for(
         ("tiled", "cuda", PLAIN, "it is built for cpu, and the input is on cuda"),
         ("stepwise", "cpu", {"dtype": torch.int64}, "the input is torch.int64"),
         ("stepwise", "cpu", ZONEOUT, "zoneout is computed by the reference alone"),
-        ("torch", "cpu", LENGTHS, "PyTorch's own LSTM has no lengths"),
+        ("torch", "cpu", {**LENGTHS, **RESET}, "PyTorch's own LSTM has no reset"),
         (
             "torch",
             "cpu",
@@ -112,21 +126,18 @@ def test_a_named_engine_that_cannot_serve_a_call(
         engines.choose(call_on(device, **change), engine)
 
 
-HALF = {"dtype": torch.bfloat16}
-
-
 @needs_op
 @pytest.mark.parametrize(
     ("change", "gpu", "serves"),
     [
-        (HALF, (132, 90), True),
+        ({"dtype": HALF}, (132, 90), True),
         ({"regularizers": Regularizers(input_dropout=0.5), **LENGTHS}, (132, 90), True),
         ({"dtype": torch.float64}, (132, 90), False),
         ({"layout": "projection"}, (132, 90), False),
         ({"layout": "layer_norm"}, (132, 90), False),
         (DROPOUT, (132, 90), False),
-        (HALF, (40, 75), False),
-        (HALF, (0, 90), False),
+        ({"dtype": HALF}, (40, 75), False),
+        ({"dtype": HALF}, (0, 90), False),
     ],
 )
 def test_what_the_persistent_engine_serves(
@@ -262,7 +273,7 @@ def test_a_gpu_without_kernels_is_warned_of_once(
         cached.cache_clear()
     message = f"no CUDA kernels: {why}.*To build them: FASTLSTM_BUILD=cuda .*pip install"
     with pytest.warns(RuntimeWarning, match=message) as caught:
-        chosen = [engines.choose(call_on("cuda", **each)).name for each in (PLAIN, *[LENGTHS] * 2)]
+        chosen = [engines.choose(call_on("cuda", **each)).name for each in (PLAIN, *[RESET] * 2)]
     assert chosen == ["torch", "reference", "reference"] and len(caught) == 1
     for cached in caches:
         cached.cache_clear()

@@ -78,8 +78,8 @@ def test_bad_argument_of_functional(route: Route, name: str) -> None:
     change, message = BAD[name]
     given = arguments(route)
     functional.lstm(**given)
-    if route.engine == "torch":  # has none of the options, however good
-        message = f"({message})|PyTorch's own LSTM has no (lengths|reset|layer normalization)"
+    if route.engine == "torch":  # has none of these options, however good
+        message = f"({message})|PyTorch's own LSTM has no (reset|layer normalization)"
     with pytest.raises(RuntimeError, match=message):
         functional.lstm(**{**given, **change(given["input"], given["weights"])})
 
@@ -375,7 +375,7 @@ def test_packed_sequences_of_the_wrong_size(route: Route) -> None:
         hx = torch.zeros(shape, device=route.device)
         with pytest.raises(RuntimeError, match=r"Expected hidden\[0\] size \(1, 3, 5\), got"):
             lstm(good, (hx, hx))
-    with pytest.raises(RuntimeError, match="lengths cannot be combined|has no lengths"):
+    with pytest.raises(RuntimeError, match="lengths cannot be combined"):
         lstm(good, lengths=torch.tensor([1, 2, 3]))
     with pytest.raises(ValueError, match=OTHER_DTYPE):
         lstm(good.to(torch.float64))

@@ -170,6 +170,23 @@ def test_a_plain_call_needs_no_translations(monkeypatch: pytest.MonkeyPatch) -> 
     torch.testing.assert_close(program(x)[0], lstm(x)[0].detach())
 
 
+@pytest.mark.filterwarnings("ignore")  # torch's, about this exporter and tracing
+@pytest.mark.parametrize("dynamo", [False, True])
+def test_lengths_need_no_translations(
+    dynamo: bool, tmp_path: Path, onnxruntime: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fastlstm.onnx, "were_made", False)
+    model, path = Model(num_layers=2, bidirectional=True).eval(), tmp_path / "model.onnx"
+    x, lengths = torch.randn(6, 3, 3), torch.tensor([6, 2, 0])
+    arguments = (x, None, None, lengths) if dynamo else (x, {"lengths": lengths})
+    torch.onnx.export(model, arguments, path, dynamo=dynamo, verbose=False)
+    session = onnxruntime.InferenceSession(path)
+    names = [given.name for given in session.get_inputs()]
+    found = session.run(None, dict(zip(names, (x.numpy(), lengths.numpy()), strict=True)))
+    for a, b in zip(found, model(x, lengths=lengths), strict=True):
+        torch.testing.assert_close(torch.from_numpy(a), b.detach())
+
+
 def test_a_cell_needs_no_translations(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fastlstm.onnx, "were_made", False)
     lstm, x = fastlstm.LSTMCell(3, 5).eval(), torch.randn(2, 3)

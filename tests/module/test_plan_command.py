@@ -25,4 +25,6 @@ def test_plan_of_a_cpu(capsys: pytest.CaptureFixture[str]) -> None:
 def test_plan_of_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     """It may be asked for without one; the kernels that were built are those of this machine."""
     main([*SHAPE, "--device", "cuda"])
-    assert "auto: torch\n" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "auto: torch\n" in printed
+    assert "On a GPU plain calls and lengths= run PyTorch's own LSTM" in printed

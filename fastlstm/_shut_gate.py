@@ -1,0 +1,85 @@
+"""Calls with lengths by PyTorch's own LSTM: another input feature shuts the gates of ended rows.
+
+The feature is 1 after the end of a row and 0 before. Its weight is -SHUT in gate i and SHUT in
+gate f, so that after the end i is 0 and f is 1, exactly and in every dtype: c keeps its value. The
+second direction walks over the padding first, and its state stays zero until the row begins. So
+every row runs all steps, and the host reads no length.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ._call import DTYPES, Call, LstmCall, autocasts
+from ._checks import check_lengths
+from ._layers import Results, by_layers, run_torch
+
+# Exact in every dtype, TF32 too. The gates are shut as long as W_hh h + b of i and f stays within
+# 32000, because sigmoid(-746) is 0 and sigmoid(746) is 1 in float64, and nearer to 0 elsewhere.
+SHUT = 2.0**15
+
+
+def why_not(call: Call) -> str | None:
+    """Why PyTorch's own LSTM cannot serve a call with lengths, None if it can."""
+    if call.input.dtype not in DTYPES:
+        return f"with lengths it does not serve an input of {call.input.dtype}"
+    if call.hx is None:
+        return None
+    if call.directions == 2:
+        return "with lengths and two directions it takes no initial state"
+    if call.hx[1].dtype != call.input.dtype and not autocasts(call.input.device.type):
+        return f"it takes no c_0 of {call.hx[1].dtype} beside an input of {call.input.dtype}"
+    return None
+
+
+def run(call: Call) -> Results:
+    """By PyTorch's own LSTM, a layer at a time."""
+    check_lengths(call)
+    output, state, _ = by_layers(call._replace(hx=call.state()), _lstm_layer)
+    return output, state, []
+
+
+def _lstm_layer(*layer: Any) -> tuple[Tensor, Tensor, Tensor, None]:
+    """output, h_n, c_n of a LstmCall with lengths."""
+    call = LstmCall(*layer)
+    input, lengths, h_0, steps = call.input, call.lengths, call.h_0, call.input.size(0)
+    assert lengths is not None
+    live = (torch.arange(steps, device=input.device).unsqueeze(1) < lengths).unsqueeze(-1)
+    # Tensor cores need rows of a multiple of 8. In float16 PyTorch takes cuDNN's persistent kernels
+    # only for a multiple of 128.
+    more = 8 - input.size(-1) % 8 if input.size(-1) % 128 else 128
+    ended = F.pad((~live).to(input.dtype), (0, more - 1))
+    wide = torch.cat([torch.where(live, input, 0.0), ended], -1)  # without a NaN of the padding
+    layout = "bias projection" if "projection" in call.layout else "bias"
+    plain = Call(wide, (h_0, call.c_0), _wide_weights(call, more), layout, 1, len(call.directions))
+    output, (h_n, c_n), _ = run_torch(plain)
+    output = torch.where(live, output, 0.0)
+    last = (lengths - 1).clamp(0, steps - 1).view(1, -1, 1).expand_as(h_0[:1])
+    h_last = output[..., : h_0.size(-1)].gather(0, last)
+    h_last = torch.where((lengths > 0).unsqueeze(-1), h_last, h_0[:1].to(output.dtype))
+    return output, torch.cat([h_last, h_n[1:]]), c_n, None
+
+
+def _wide_weights(call: LstmCall, more: int) -> list[Tensor]:
+    """The weights and biases, W_ih with `more` columns, of which the first shuts the gates.
+
+    They are parts of one tensor, matrices first, which is cuDNN's layout. From any other layout
+    PyTorch copies the weights, and warns.
+    """
+    W_ih = call.weights[0]
+    shut = W_ih.new_zeros(4, W_ih.size(0) // 4, more)
+    shut[0, :, 0], shut[1, :, 0] = -SHUT, SHUT
+    no_bias, weights = W_ih.new_zeros(W_ih.size(0)), list[Tensor]()
+    for w in call.directions:
+        if w.b_ih is None:
+            w = w._replace(b_ih=no_bias, b_hh=no_bias)
+        weights += w._replace(W_ih=torch.cat([w.W_ih, shut.flatten(0, 1)], 1)).tensors()
+    order = sorted(range(len(weights)), key=lambda k: -weights[k].dim())
+    whole = torch.cat([weights[k].flatten() for k in order])
+    parts = torch.split(whole, [weights[k].numel() for k in order])
+    placed = dict(zip(order, parts, strict=True))
+    return [placed[k].view_as(weight) for k, weight in enumerate(weights)]

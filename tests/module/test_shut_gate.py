@@ -1,0 +1,260 @@
+"""engine="torch" with lengths: PyTorch's own LSTM, whose gates are shut after the end of a row."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from op_call import FACTOR
+from oracle import oracle
+from samples import TORCH, Route
+from torch import Tensor, nn
+
+import fastlstm
+from fastlstm import _shut_gate, functional
+from fastlstm._call import LstmCall
+
+every_device = pytest.mark.parametrize("route", TORCH)
+pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+EXACT = {"rtol": 1e-9, "atol": 1e-11}
+
+
+class Case:
+    """A stack on engine "torch", lengths, an input, perhaps a state, and gradients of results."""
+
+    def __init__(
+        self,
+        lstm: fastlstm.LSTM,
+        lengths: list[int],
+        steps: int,
+        has_state: bool = False,
+        device: str = "cpu",
+    ) -> None:
+        self.lstm = lstm.to(device)
+        lstm.engine = "torch"
+        self.lengths = torch.tensor(lengths, dtype=torch.long)
+        self.live = (torch.arange(steps)[:, None] < self.lengths)[..., None]
+        D, P = 1 + lstm.bidirectional, lstm.proj_size or lstm.hidden_size
+        batch, states = len(lengths), lstm.num_layers * D
+        state = (states, batch, P), (states, batch, lstm.hidden_size)
+        shapes = (steps, batch, lstm.input_size), *state, (steps, batch, D * P), *state
+        values = (torch.randn(shape).to(device, lstm.weight_ih_l0.dtype) for shape in shapes)
+        x, h_0, c_0, *self.given = values
+        self.leaves = [x, h_0, c_0] if has_state else [x]
+
+    def results(self, module: Any, padding: float | None = torch.nan) -> list[Tensor]:
+        """Of a module and a value in the padding; without lengths if there is none.
+
+        Output (steps first), h_n, c_n, then the gradients of input, state and weights.
+        """
+        leaves = [t.detach().clone().requires_grad_() for t in self.leaves]
+        x, options = leaves[0], {}
+        if padding is not None:
+            x = torch.where(self.live.to(x.device), x, padding)
+            options["lengths"] = self.lengths
+        x = x.transpose(0, 1) if module.batch_first else x
+        output, state = module(x, tuple(leaves[1:]) or None, **options)
+        output = output.transpose(0, 1) if module.batch_first else output
+        return self._with_gradients([output, *state], [*leaves, *module.parameters()])
+
+    def truth(self, of_all_steps: bool = False) -> list[Tensor]:
+        """The same by the oracle, layer by layer, in float64."""
+        lstm, D = self.lstm, 1 + self.lstm.bidirectional
+        tensors = [t.detach().cpu().double() for t in (*self.leaves, *lstm.parameters())]
+        leaves = [t.requires_grad_() for t in tensors]
+        hx, weights = leaves[1 : len(self.leaves)], leaves[len(self.leaves) :]
+        h_0, c_0 = hx or (torch.zeros_like(g, dtype=torch.float64).cpu() for g in self.given[1:])
+        lengths = None if of_all_steps else self.lengths.tolist()
+        output, each, states = leaves[0], len(weights) // lstm.num_layers, []
+        for k in range(lstm.num_layers):
+            layer, rows = weights[k * each : (k + 1) * each], slice(k * D, (k + 1) * D)
+            output, *state, _ = oracle(output, h_0[rows], c_0[rows], layer, lengths)
+            states.append(state)
+        h_n, c_n = (torch.cat(layers) for layers in zip(*states, strict=True))
+        return self._with_gradients([output, h_n, c_n], leaves)
+
+    def _with_gradients(self, results: list[Tensor], leaves: list[Tensor]) -> list[Tensor]:
+        pairs = zip(results, self.given, strict=True)
+        graph = [(r, g.to(r.device, r.dtype)) for r, g in pairs if r.requires_grad]
+        outputs, given = zip(*graph, strict=True) if graph else ((), ())
+        gradients = torch.autograd.grad(outputs, leaves, given, materialize_grads=True)
+        return [t.detach() for t in (*results, *gradients)]
+
+
+@every_device
+@pytest.mark.parametrize("seed", range(80))
+def test_any_call(route: Route, seed: int) -> None:
+    """Against the oracle and "auto", which on a CPU is ours, in float64."""
+    draw = random.Random(seed)
+    torch.manual_seed(seed)
+    H = draw.randint(1, 20)
+    lstm = fastlstm.LSTM(
+        draw.choice([1, 3, 7, 8, 9, 128]),
+        H,
+        num_layers=draw.choice([1, 1, 2, 3]),
+        bias=draw.random() < 0.7,
+        batch_first=draw.random() < 0.3,
+        bidirectional=draw.random() < 0.5,
+        proj_size=draw.randint(1, H - 1) if H > 1 and draw.random() < 0.4 else 0,
+        dtype=torch.float64,
+    )
+    steps, batch = draw.randint(1, 8), draw.randint(0, 5)
+    lengths = [draw.randint(0, steps) for _ in range(batch)]
+    if draw.random() < 0.2:
+        lengths = [draw.choice([0, steps])] * batch
+    has_state = not lstm.bidirectional and draw.random() < 0.6
+    case = Case(lstm, lengths, steps, has_state, route.device)
+    found = case.results(lstm)
+    assert not torch.where(case.live.to(found[0].device), 0.0, found[0]).any()
+    truth = case.truth()
+    lstm.engine = "auto"
+    for k, each in enumerate(zip(found, truth, case.results(lstm, 1e30), strict=True)):
+        a, b, c = (t.cpu() for t in each)
+        torch.testing.assert_close(a, b, **EXACT, msg=lambda m, k=k: f"{k}, {lstm}: {m}")
+        torch.testing.assert_close(a, c, **EXACT, msg=lambda m, k=k: f"{k}, {lstm}: {m}")
+
+
+@every_device
+@pytest.mark.parametrize("dtype", [*DTYPES[1:], "autocast"], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"bidirectional": True, "proj_size": 7}, {"num_layers": 2, "bias": False}],
+    ids=str,
+)
+def test_error_is_that_of_nn_lstm(route: Route, dtype: Any, options: dict[str, Any]) -> None:
+    """Of an nn.LSTM that runs all steps, relative to the truth; the dtypes are its own too."""
+    torch.manual_seed(0)
+    options = options | {"dtype": torch.float32 if dtype == "autocast" else dtype}
+    lstm, theirs = (cls(24, 32, **options) for cls in (fastlstm.LSTM, nn.LSTM))
+    theirs.load_state_dict(lstm.state_dict())
+    case = Case(lstm, [12, 3, 7, 1, 9, 5], 12, not lstm.bidirectional, route.device)
+    with torch.autocast(route.device, torch.bfloat16, enabled=dtype == "autocast"):
+        found, plain = case.results(lstm), case.results(theirs.to(route.device), None)
+    assert [t.dtype for t in found] == [t.dtype for t in plain]
+
+    def errors(results: list[Tensor], truth: list[Tensor]) -> list[float]:
+        pairs = [(r.cpu().double(), t) for r, t in zip(results, truth, strict=True)]
+        return [((r - t).norm() / t.norm()).item() for r, t in pairs]
+
+    scale = errors(plain, case.truth(of_all_steps=True))
+    ratios = [a / b for a, b in zip(errors(found, case.truth()), scale, strict=True)]
+    assert all(ratio <= FACTOR for ratio in ratios), ratios
+
+
+@every_device
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("proj_size", [0, 2])
+@pytest.mark.parametrize("size", [0.5, 30000.0])
+def test_the_cell_state_keeps_its_bits(
+    route: Route, dtype: torch.dtype, proj_size: int, size: float
+) -> None:
+    """Over 300 steps of padding, also if the bias works against the shut gates."""
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"dtype": dtype, "device": route.device}
+    lstm = fastlstm.LSTM(3, 5, proj_size=proj_size, **options)
+    lstm.engine = "torch"
+    with torch.no_grad():  # i open, f shut
+        lstm.bias_ih_l0[:5], lstm.bias_ih_l0[5:10] = size, -size
+    h_0, c_0 = (torch.randn(1, 4, n).to(lstm.bias_ih_l0) for n in (proj_size or 5, 5))
+    x, c_0 = torch.randn(310, 4, 3).to(c_0), c_0.requires_grad_()
+    _, (_, expected) = lstm(x[:8], (h_0, c_0))
+    _, (h_n, found) = lstm(x, (h_0, c_0), lengths=torch.tensor([8, 8, 8, 0]))
+    _, (_, once_more) = lstm(x[:9], (h_0, c_0), lengths=torch.tensor([8, 8, 8, 0]))
+    assert torch.equal(found, once_more) and torch.equal(found[:, 3], c_0[:, 3])
+    assert torch.equal(h_n[:, 3], h_0[:, 3])
+    roundoff = torch.finfo(dtype).eps
+    torch.testing.assert_close(found[:, :3], expected[:, :3], rtol=8 * roundoff, atol=roundoff)
+    (gradient,) = torch.autograd.grad(found.sum(), c_0)
+    assert (gradient[:, 3] == 1).all()
+
+
+@every_device
+def test_dropout_is_drawn_as_by_other_engines(route: Route) -> None:
+    torch.manual_seed(0)
+    lstm = fastlstm.LSTM(3, 4, num_layers=3, dropout=0.4, dtype=torch.float64)
+    case, results = Case(lstm, [5, 0, 3, 5], 5, device=route.device), []
+    for engine in ("torch", "reference"):
+        lstm.engine = engine
+        torch.manual_seed(1)
+        results.append(case.results(lstm))
+    torch.testing.assert_close(*results, **EXACT)
+    assert not torch.equal(results[0][0], case.results(lstm.eval())[0])
+
+
+def test_wrong_lengths() -> None:
+    lstm, x = fastlstm.LSTM(3, 4), torch.randn(5, 2, 3)
+    lstm.engine = "torch"
+    packed = nn.utils.rnn.pack_padded_sequence(x, torch.tensor([5, 5]))
+    for lengths, input, message in [
+        ([1, 6], x, r"lengths between 0 and the number of steps 5, got \[1, 6\]"),
+        ([1, -1], x, r"lengths between 0 and the number of steps 5, got \[1, -1\]"),
+        ([1, 2, 3], x, r"lengths of shape \(2,\), got \(3,\)"),
+        ([5, 5], packed, "lengths cannot be combined with batch_sizes"),
+    ]:
+        with pytest.raises(RuntimeError, match=message):
+            lstm(input, lengths=torch.tensor(lengths))
+    weights = [torch.zeros(16, 3), torch.zeros(16, 5)]
+    with pytest.raises(RuntimeError, match=r"W_hh of shape \(16, 4\), got \(16, 5\)"):
+        functional.lstm(x, None, weights, lengths=torch.tensor([1, 2]), engine="torch")
+
+
+def test_no_value_is_read() -> None:
+    """Tensors without values: so on a GPU nothing waits for the device, forward or backward."""
+    lstm = fastlstm.LSTM(3, 4, num_layers=2, bidirectional=True, device="meta")
+    lstm.engine = "torch"
+    x, lengths = torch.empty(5, 2, 3, device="meta"), torch.empty(2, device="meta").long()
+    output, (h_n, c_n) = lstm(x, lengths=lengths)
+    (output.sum() + h_n.sum() + c_n.sum()).backward()
+    assert lstm.weight_ih_l0.grad.shape == lstm.weight_ih_l0.shape
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_weights_are_as_cudnn_wants_them(bidirectional: bool, bias: bool) -> None:
+    """Parts of one tensor, those of both directions, first the matrices: torch warns of others."""
+    lstm = nn.LSTM(24, 16, bidirectional=bidirectional, bias=bias)
+    state = torch.zeros(1 + bidirectional, 2, 16)
+    layout, parameters = "bias" * bias, list(lstm.parameters())
+    call = LstmCall(torch.zeros(3, 2, 24), state, state, parameters, layout)
+    wide = _shut_gate._wide_weights(call, 8)
+    assert [w.shape[1:] for w in wide] == [(32,), (16,), (), ()] * (1 + bidirectional)
+    matrices, biases = ([w for w in wide if w.dim() == dim] for dim in (2, 1))
+    expected = wide[0].data_ptr()
+    for weight in (*matrices, *biases):
+        assert weight.data_ptr() == expected and weight.is_contiguous()
+        expected += weight.nbytes
+    assert wide[0].untyped_storage().nbytes() == expected - wide[0].data_ptr()
+
+
+@pytest.mark.parametrize("input_size, wide", [(1, 8), (7, 8), (8, 16), (60, 64), (128, 256)])
+def test_rows_are_multiples_of_8(
+    input_size: int, wide: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, run = [], _shut_gate.run_torch
+    monkeypatch.setattr(_shut_gate, "run_torch", lambda call: seen.append(call) or run(call))
+    lstm = fastlstm.LSTM(input_size, 3)
+    lstm.engine = "torch"
+    lstm(torch.randn(4, 2, input_size), lengths=torch.tensor([4, 1]))
+    assert [call.input.size(-1) for call in seen] == [wide]
+
+
+@pytest.mark.parametrize(
+    "why, options, c_dtype",
+    [
+        ("two directions it takes no initial state", {"bidirectional": True}, torch.bfloat16),
+        ("no c_0 of torch.float32 beside an input of torch.bfloat16", {}, torch.float32),
+    ],
+)
+def test_calls_that_go_on_to_another_engine(
+    why: str, options: dict[str, Any], c_dtype: torch.dtype
+) -> None:
+    lstm = fastlstm.LSTM(3, 4, **options, dtype=torch.bfloat16)
+    x, lengths = torch.randn(5, 2, 3).bfloat16(), torch.tensor([5, 1])
+    state = torch.zeros(1 + lstm.bidirectional, 2, 4).bfloat16()
+    lstm(x, (state, state.to(c_dtype)), lengths=lengths)
+    lstm.engine = "torch"
+    with pytest.raises(RuntimeError, match=f"'torch' cannot serve this call: .*{why}; use one of"):
+        lstm(x, (state, state.to(c_dtype)), lengths=lengths)
