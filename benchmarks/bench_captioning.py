@@ -21,7 +21,7 @@ from report import write_json
 from timing import settle_malloc
 
 from captioning.cnn.pretrained import CNNConfig
-from captioning.data.words import SPECIAL, Vocabulary
+from captioning.data.vocabulary import SPECIAL, Vocabulary
 from captioning.model.captioner import Captioner
 from captioning.model.checkpoint import Checkpoint
 from captioning.model.loss import BLOCK, linear_cross_entropy

@@ -22,7 +22,7 @@ from captioning.cnn.pretrained import FrozenCNN
 from captioning.console import printable, progress, say
 from captioning.data.coco import CaptionDataset, CaptionedImage
 from captioning.data.images import ImageError, Transform
-from captioning.data.words import Vocabulary
+from captioning.data.vocabulary import Vocabulary
 from captioning.errors import CaptioningError
 
 TO_DO, DONE, BROKEN = range(3)

@@ -24,13 +24,13 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from captioning.data.images import Transform
+from captioning.data.scenes import IMAGE_SIZE
 from captioning.errors import CaptioningError
 from captioning.settings import POOLS, check_choice
 
 DEFAULT_CNN = "efficientnet_lite0+efficientnet_lite2"  # the best of those without a download
 # The tiny CNN of the embedded data set, made by benchmarks/pretrain_scenes_cnn.py.
 WEIGHTS = Path(__file__).with_name("scenes_cnn.safetensors")
-IMAGE_SIZE = 128
 CPU_PIXELS = 4 * 224 * 224  # of one pass on a CPU: malloc can keep blocks of that size
 
 

@@ -1,1 +1,1 @@
-"""Captioned pictures: formats, captions, words, pixels."""
+"""Reads captioned pictures: caption files, words, batches, pixels; draws the embedded data set."""

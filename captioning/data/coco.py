@@ -1,4 +1,4 @@
-"""Captioned pictures, from COCO caption files, which pycocotools reads."""
+"""Reads COCO captions files, with pycocotools."""
 
 import contextlib
 import io
@@ -11,11 +11,12 @@ from typing import Any
 from pycocotools.coco import COCO
 
 from captioning.console import short
-from captioning.data.words import tokenize
+from captioning.data.tokenizer import tokenize
 from captioning.errors import CaptioningError, list_reasons
 from captioning.files import read_json
 
-ON_ERROR = ("refuse", "skip")
+ON_ERROR = ("refuse", "skip")  # what to do with pictures and captions that cannot be used
+# The fields that a file must have, and their types.
 COLUMNS: dict[str, dict[str, type]] = {
     "images": {"id": int, "file_name": str},
     "annotations": {"id": int, "image_id": int, "caption": str},
@@ -33,10 +34,10 @@ class CaptionedImage:
 
 @dataclass(frozen=True)
 class CaptionDataset:
-    """Captioned pictures of one split, in the order of their file."""
+    """The captioned pictures of one captions file, in the order of the file."""
 
     images: list[CaptionedImage]
-    # What was left out, by reason: {"caption without words": ["val/7.png"], ...}.
+    # The pictures that were left out, by reason: {"missing picture": ["val/7.png"], ...}.
     skipped: dict[str, list[str]] = field(default_factory=dict)
 
     @property
@@ -51,15 +52,23 @@ def load_coco(
     on_error: str = "refuse",
     need_captions: bool = False,
 ) -> CaptionDataset:
-    """Read a COCO captions file, whose info.image_folder stands for an `image_folder` of None.
+    """Reads the captions of a COCO captions file, and finds its pictures.
 
-    Captions without words, pictures without a file and, with `need_captions`, without captions are
-    refused or, if `on_error` is "skip", counted in the result. A damaged file is refused.
+    Args:
+        annotations: the captions file.
+        image_folder: the folder of the pictures; None for the one that info.image_folder names.
+        on_error: "skip" leaves out captions without words, pictures without a file and, with
+            `need_captions`, pictures without a caption, and lists them in the result's `skipped`.
+            "refuse" raises an error that lists them.
+        need_captions: whether each picture must have a caption.
+
+    Raises:
+        CaptioningError: the captions file is damaged, or no picture is left.
     """
     images: list[CaptionedImage] = []
     skipped: defaultdict[str, list[str]] = defaultdict(list)
     for image in load_references(annotations, image_folder, need_folder=True).images:
-        if not os.path.isfile(image.path):  # also for a name that is too long
+        if not os.path.isfile(image.path):  # False for a name that is too long, too
             skipped["missing picture"].append(str(image.path))
             continue
         captions = [" ".join(caption.split()) for caption in image.captions if tokenize(caption)]
@@ -80,9 +89,10 @@ def load_coco(
 def load_references(
     annotations: str | Path, image_folder: str | Path | None = None, need_folder: bool = False
 ) -> CaptionDataset:
-    """Read the captions of a COCO file, unchanged, for scoring; pictures may be missing.
+    """Reads the captions of a COCO captions file unchanged, as they are needed for scoring.
 
-    With `need_folder` their paths are those of their files, see `load_coco`.
+    The picture files may be missing. With `need_folder` the paths of the pictures are complete;
+    without, they are the names in the captions file.
     """
     coco, data = COCO(), read_json(annotations)
     try:
@@ -91,7 +101,7 @@ def load_references(
                 if not all(isinstance(row[key], kind) for key, kind in columns.items()):
                     raise TypeError(short(row))
         coco.dataset = data
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
             coco.createIndex()
         folder = _picture_folder(data, annotations, image_folder) if need_folder else Path()
     except (LookupError, TypeError, AttributeError) as error:
@@ -106,16 +116,12 @@ def load_references(
     if lost := [*(coco.imgToAnns.keys() - coco.imgs.keys())]:
         raise CaptioningError(f"{annotations}: annotations of unknown pictures: {lost[:5]}")
     captions = {i: [a["caption"] for a in coco.imgToAnns.get(i, [])] for i in coco.imgs}
-    return CaptionDataset(
-        [
-            CaptionedImage(i, folder / image["file_name"], captions[i])
-            for i, image in coco.imgs.items()
-        ]
-    )
+    paths = {i: folder / image["file_name"] for i, image in coco.imgs.items()}
+    return CaptionDataset([CaptionedImage(i, path, captions[i]) for i, path in paths.items()])
 
 
 def _picture_folder(data: Any, annotations: str | Path, given: str | Path | None) -> Path:
-    """The folder of the pictures of a COCO file: as given, or as the file says."""
+    """Returns the folder of the pictures: `given`, or else the one that the file names."""
     if given is not None:
         if not Path(given).is_dir():
             raise CaptioningError(f"images: {given} is not a folder")

@@ -1,4 +1,4 @@
-"""Convert captioned pictures to COCO caption files: train, val and test."""
+"""Converts captions of other formats to COCO captions files: train, val and test."""
 
 import csv
 import io
@@ -12,11 +12,12 @@ from pathlib import Path
 
 from captioning.console import progress, say
 from captioning.data.images import ImageError, load_image
-from captioning.data.words import tokenize
+from captioning.data.tokenizer import tokenize
 from captioning.errors import CaptioningError, list_reasons
 from captioning.files import read_json, read_text, write_json
 
 SPLITS = ("train", "val", "test")
+# For the help of `captioning prepare`.
 FORMATS = (
     "captions: a table with a header, the columns image and caption, separated by comma, tab, "
     "semicolon or bar, or a folder with one as captions.txt, .csv or .tsv; or "
@@ -27,16 +28,16 @@ FORMATS = (
 
 @dataclass
 class Source:
-    """Captions by file name, and the split and id of each picture if the source has them."""
+    """What a captions file of another format says. All dictionaries are by file name."""
 
     captions: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    splits: dict[str, str] = field(default_factory=dict)
-    ids: dict[str, int] = field(default_factory=dict)
-    bad_rows: list[str] = field(default_factory=list)  # the places and contents of these
+    splits: dict[str, str] = field(default_factory=dict)  # empty if the file has no splits
+    ids: dict[str, int] = field(default_factory=dict)  # only of the pictures that have an id
+    bad_rows: list[str] = field(default_factory=list)  # where each is, and what it contains
 
 
 def read_source(path: str | Path) -> Source:
-    """Read captions in one of the `FORMATS`, recognized by the name."""
+    """Reads captions in one of the `FORMATS`, which the name of the file or folder tells."""
     path = Path(path)
     if path.is_dir():
         names = ("captions.txt", "captions.csv", "captions.tsv")
@@ -48,11 +49,12 @@ def read_source(path: str | Path) -> Source:
 
 
 def _read_karpathy(path: Path) -> Source:
+    """Reads the JSON format of Karpathy and Fei-Fei."""
     data, source = read_json(path), Source()
     try:
         for image in data["images"]:
             name = "/".join(part for part in (image.get("filepath"), image["filename"]) if part)
-            # Karpathy's "restval" pictures of COCO are commonly trained on.
+            # It is common to train on the pictures of COCO that Karpathy calls "restval".
             source.splits[name] = {"restval": "train"}.get(image["split"], image["split"])
             if "cocoid" in image:
                 source.ids[name] = int(image["cocoid"])
@@ -68,6 +70,7 @@ def _read_karpathy(path: Path) -> Source:
 
 
 def _read_csv(path: Path) -> Source:
+    """Reads a table with a header. Rows with too few columns become `bad_rows`."""
     source, (header, _, body) = Source(), read_text(path).partition("\n")
     separator = max(",\t;|", key=header.count)
     names = [column.strip().strip('"').lower() for column in header.split(separator)]
@@ -78,8 +81,9 @@ def _read_csv(path: Path) -> Source:
             f"{path}: expected a first line with the columns image and caption, got {header!r}"
         )
     try:
+        # A last row is added. If it does not come back as it is, it is within an open quote.
         rows = list(csv.reader(io.StringIO(f"{body}\nend"), delimiter=separator))
-        if rows.pop() != ["end"]:  # it is in a quote
+        if rows.pop() != ["end"]:
             raise csv.Error("the file ends in it")
     except csv.Error as error:
         raise CaptioningError(f"{path}: a quote that is not closed ({error})") from error
@@ -89,14 +93,14 @@ def _read_csv(path: Path) -> Source:
         if len(row) < len(names):
             source.bad_rows.append(f"{path}, row {number}: expected {len(names)} columns: {row}")
             continue
-        # Unquoted commas: a caption in the last column takes all that is left.
+        # A caption in the last column may contain separators without quotes.
         row[len(names) - 1 :] = [separator.join(row[len(names) - 1 :])]
         source.captions[row[names.index(image)].strip()].append(row[names.index(text)].strip())
     return source
 
 
 def find_images(path: str | Path, source: Source) -> Path:
-    """The folder of a source's pictures: its own, or one in that, such as Images."""
+    """Finds the folder of the pictures: the folder of `path`, or one inside it, such as Images."""
     path = Path(path)
     folder = path if path.is_dir() else path.parent
     names = list(islice(source.captions, 100))
@@ -108,9 +112,12 @@ def find_images(path: str | Path, source: Source) -> Path:
 
 @dataclass(frozen=True)
 class Shares:
-    """Shares of pictures to validate and to test on, drawn by a seed, where a source has no splits.
+    """Divides pictures into splits at random, for a source that has no splits.
 
-    From three pictures on, each share that is not 0 gets at least one.
+    Args:
+        val: the share of pictures to validate on.
+        test: the share of pictures to test on.
+        seed: of the random division.
     """
 
     val: float = 0.05
@@ -118,17 +125,20 @@ class Shares:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not (0 <= self.val and 0 <= self.test and self.val + self.test < 1):  # nor NaN
+        if not (0 <= self.val and 0 <= self.test and self.val + self.test < 1):  # also true for NaN
             raise CaptioningError(
                 "val, test: expected shares that leave pictures to train on, got "
                 f"{self.val} and {self.test}"
             )
 
     def draw(self, names: Iterable[str]) -> dict[str, str]:
-        """The split of each picture."""
+        """Returns the split of each picture, by its name.
+
+        Of three or more pictures each share above 0 gets at least one.
+        """
         names = sorted(names)
         random.Random(self.seed).shuffle(names)
-        least = len(names) >= 3  # of ten pictures, 5 % are none
+        least = len(names) >= 3  # the least number of pictures of a share, as a bool
         first = max(round(len(names) * self.val), least and self.val > 0)
         second = max(round(len(names) * (self.val + self.test)), first + (least and self.test > 0))
         split = lambda i: "val" if i < first else "test" if i < second else "train"
@@ -136,17 +146,22 @@ class Shares:
 
 
 def prepare(
-    source: Source,
-    images: Path,
-    output: Path,
-    shares: Shares = Shares(),
-    on_error: str = "refuse",
+    source: Source, images: Path, output: Path, shares: Shares = Shares(), on_error: str = "refuse"
 ) -> tuple[dict[str, int], dict[str, list[str]]]:
-    """Check every picture and write `output`/captions_{train,val,test}.json.
+    """Checks every picture and writes captions_train.json, captions_val.json, captions_test.json.
 
-    If a split is empty now, its file of an earlier run is removed: the pictures in it may be in
-    another split. What cannot be used is refused or skipped, by `on_error`. Returns the number of
-    pictures by split, and what was skipped by reason.
+    If a split has no pictures, its file from an earlier run is removed, because the pictures in
+    that file may be in another split now.
+
+    Args:
+        source: the captions.
+        images: the folder of the pictures.
+        output: the folder to write to.
+        shares: how to divide the pictures, if the source has no splits.
+        on_error: what to do with pictures and captions that cannot be used, "refuse" or "skip".
+
+    Returns:
+        The number of pictures of each split, and the names that were skipped by reason.
     """
     if not images.is_dir():
         raise CaptioningError(f"images: {images} is not a folder")
@@ -176,7 +191,7 @@ def prepare(
 def _check_pictures(
     source: Source, images: Path, skipped: defaultdict[str, list[str]]
 ) -> dict[str, list[str]]:
-    """The captions of good pictures; reasons against others are added to `skipped`."""
+    """Returns the captions of the pictures that can be read; adds the others to `skipped`."""
     kept: dict[str, list[str]] = {}
     for name, captions in progress(source.captions.items(), "check pictures", unit="img"):
         try:
@@ -195,6 +210,7 @@ def _check_pictures(
 def _coco(
     names: Sequence[str], kept: Mapping[str, list[str]], source: Source, info: dict[str, str]
 ) -> dict[str, object]:
+    """Returns a COCO captions file of the pictures `names`."""
     ids = {name: source.ids.get(name, i) for i, name in enumerate(source.captions, 1)}
     if twice := [i for i, n in Counter(ids[name] for name in names).items() if n > 1]:
         raise CaptioningError(f"several pictures have the same id: {twice[:5]}")

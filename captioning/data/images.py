@@ -1,4 +1,4 @@
-"""Pictures from disk to RGB to tensors."""
+"""Reads picture files, and prepares pictures for a CNN."""
 
 import base64
 import contextlib
@@ -16,11 +16,11 @@ from torch import Tensor
 
 from captioning.errors import CaptioningError
 
-# The formats that are opened. Pillow reads others too; one of them (EPS) is a
-# program that it would run in Ghostscript.
+# The formats that are opened. Pillow reads others too, but not all are safe: an EPS file is a
+# program, which Pillow would run in Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 EXTENSIONS = {name for name, kind in Image.registered_extensions().items() if kind in FORMATS}
-MAX_PIXELS = 128_000_000  # above a camera's 108 million, below a decompression bomb
+MAX_PIXELS = 128_000_000  # cameras have up to 108 million; decompression bombs have more
 
 
 class ImageError(CaptioningError):
@@ -28,7 +28,7 @@ class ImageError(CaptioningError):
 
 
 def image_files(folder: Path) -> list[Path]:
-    """All files below `folder` with the extension of a picture."""
+    """Returns all files in `folder` and its subfolders that have the extension of a picture."""
     found = (path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
     return sorted(path for path in found if path.is_file())
 
@@ -36,21 +36,26 @@ def image_files(folder: Path) -> list[Path]:
 def load_image(
     path: str | Path | BinaryIO, min_side: int = 0, max_pixels: int = MAX_PIXELS
 ) -> Image.Image:
-    """Open a picture as RGB, upright (EXIF), transparency on white, any bit depth.
+    """Reads a picture of any bit depth as RGB, upright by its EXIF data, transparency on white.
 
-    The JPEG decoder may shrink it, to no less than `min_side`. It is an ImageError if the file is
-    missing, in none of `FORMATS`, broken, or has more than `max_pixels` by its header.
+    Args:
+        path: a file name or an open file.
+        min_side: if above 0, a JPEG may be decoded to a smaller size, with sides of at least this.
+        max_pixels: more pixels, by the header of the file, are refused.
+
+    Raises:
+        ImageError: the file is missing, broken, too large, or in none of `FORMATS`.
     """
     where = f"{path}: " if isinstance(path, (str, Path)) else ""
     if where and os.path.exists(str(path)) and not os.path.isfile(str(path)):
-        # Opening a named pipe would block.
+        # To open a named pipe would block.
         raise ImageError(f"{where}no file, but a folder, a pipe or a device")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image: Image.Image = Image.open(path, formats=FORMATS)
             width, height = image.size
-            if isinstance(image, TiffImagePlugin.TiffImageFile):  # a tile can be larger
+            if isinstance(image, TiffImagePlugin.TiffImageFile):  # a tile can exceed the picture
                 width = max(width, image.tag_v2.get(TiffImagePlugin.TILEWIDTH, 0))
                 height = max(height, image.tag_v2.get(TiffImagePlugin.TILELENGTH, 0))
             if width * height > max_pixels:
@@ -60,7 +65,7 @@ def load_image(
             if min_side:
                 image.draft("RGB", (min_side, min_side))
             image.load()
-            with contextlib.suppress(Exception):  # by damaged EXIF; the pixels are fine
+            with contextlib.suppress(Exception):  # EXIF data may be damaged; the pixels are not
                 ImageOps.exif_transpose(image, in_place=True)
             return _to_rgb(image)
     except ImageError:
@@ -70,12 +75,12 @@ def load_image(
         raise ImageError(f"{where}not a picture ({', '.join(first)} or {last})") from error
     except FileNotFoundError as error:
         raise ImageError(f"{where}no such file") from error
-    except Exception as error:  # decoders raise anything, and one picture must not end a run
+    except Exception as error:  # decoders raise exceptions of many kinds
         raise ImageError(f"{where}broken picture ({str(error) or type(error).__name__})") from error
 
 
 def data_uri(image: Image.Image) -> str:
-    """A picture as a data URI; small ones as PNG, so that drawings stay crisp."""
+    """Returns a picture as a data URI: a JPEG, or a PNG if it is small or has transparency."""
     kind = "PNG" if max(image.size) < 160 or "A" in image.mode else "JPEG"
     buffer = io.BytesIO()
     image.save(buffer, kind, **({"quality": 85} if kind == "JPEG" else {}))
@@ -83,7 +88,9 @@ def data_uri(image: Image.Image) -> str:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":  # 16 bits and more, which Pillow clips
+    """Converts a picture of any mode to RGB."""
+    # Pillow would clip values of 16 bits and more, so they are scaled first.
+    if image.mode.startswith("I") or image.mode == "F":
         top = max(cast(float, image.getextrema()[1]), 1e-9) if image.mode == "F" else 65535
         return image.point(lambda value: value * (255 / top)).convert("L").convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
@@ -95,21 +102,22 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True)
 class Transform:
-    """The input of a pretrained CNN: a square of the picture or all of it, normalized.
+    """Prepares pictures for a pretrained CNN: a square of `crop_size` pixels, normalized.
 
-    It is kept in every checkpoint, so that captioning treats pictures as training did.
+    Every checkpoint holds its transform, so that captioning prepares pictures as training did.
     """
 
-    resize_size: int  # length of the shorter side before the crop
-    crop_size: int  # side of the square cut from the middle
-    mean: tuple[float, ...]  # of each channel, whose values are in 0..1
-    std: tuple[float, ...]
+    resize_size: int  # length of the shorter side of the picture before the crop
+    crop_size: int  # side of the square that is cut from the middle
+    mean: tuple[float, ...]  # is subtracted from each channel, whose values are 0 to 1
+    std: tuple[float, ...]  # then each channel is divided by this
     interpolation: str = "bilinear"
-    squash: bool = False  # fit all of the picture into the square, instead of cropping
+    squash: bool = False  # whether to squash the whole picture into the square instead of a crop
 
     def view(self, image: Image.Image) -> Image.Image:
-        """The part of a picture that the CNN sees, before normalization."""
-        # Resizing only what the crop keeps gives the same pixels and bounds the work.
+        """Returns the square that the CNN sees, before normalization."""
+        # For a crop only the part that is kept is resized. The pixels are the same, and the work
+        # is bounded even for a very long picture.
         side = min(image.size) * self.crop_size / self.resize_size
         left, top = ((length - side) / 2 for length in image.size)
         return image.resize(
@@ -119,18 +127,18 @@ class Transform:
         )
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """RGB picture to float32 [3, crop_size, crop_size]."""
+        """Returns the input of the CNN for an RGB picture: float32 [3,crop_size,crop_size]."""
         pixels = torch.from_numpy(np.array(self.view(image))).permute(2, 0, 1).float().div(255)
         return self.normalize(pixels)
 
     def load(self, path: Path) -> Tensor | str:
-        """The input of the CNN, of a picture's file; or what is wrong with that."""
+        """Returns the input of the CNN for a picture file, or what is wrong with the file."""
         try:
             return self(load_image(path, 2 * self.resize_size))
         except ImageError as error:
             return str(error)
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """Pixels [...,3,H,W] from 0 to 1, normalized."""
+        """Normalizes pixels [...,3,H,W] with values from 0 to 1."""
         mean, std = (pixels.new_tensor(v)[:, None, None] for v in (self.mean, self.std))
         return (pixels - mean) / std

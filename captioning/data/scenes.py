@@ -1,12 +1,14 @@
-"""The embedded data set: drawn scenes with captions that cannot be guessed.
+"""Draws the embedded data set: pictures of simple scenes with captions.
 
-A scene is a group of one to three equal shapes on a plain background. Six facts describe it
-(432 combinations of the first five, each at one of five places). Five captions state all six facts,
-each in another order, so a caption can be parsed back into facts and scored exactly.
+A scene is a group of one to three equal shapes on a plain background. Six facts describe it: the
+count, size, color and shape, the background, and the place. The first five have 432 combinations,
+and there are five places. A scene has five captions. Each states all six facts in another order, so
+a caption can be parsed back into facts, and it can be counted how many facts are right.
 
-There are 2,000 scenes to train on, 300 new ones of the same combinations (val), and 300 of
-combinations that train never shows (unseen). They are written as ROOT/train/000001.png ..., with
-the COCO files ROOT/annotations/captions_{train,val,unseen}.json.
+There are 2,000 scenes to train on, 300 other scenes with the same combinations (val), and 300
+scenes with combinations that the training scenes do not have (unseen). They are written to
+ROOT/train/000001.png and so on, with the COCO captions files
+ROOT/annotations/captions_{train,val,unseen}.json.
 """
 
 import itertools
@@ -19,10 +21,10 @@ from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw
 
-from captioning.cnn.pretrained import IMAGE_SIZE
 from captioning.console import progress
 from captioning.files import write_json
 
+IMAGE_SIZE = 128  # side of a picture in pixels
 COLORS = {
     "red": (220, 50, 47),
     "green": (60, 160, 60),
@@ -35,7 +37,7 @@ SHAPES = ("circle", "square", "triangle", "star")
 COUNTS = {1: "a", 2: "two", 3: "three"}
 SIZES = {"small": 6.5, "large": 10.4}  # radius in pixels
 BACKGROUNDS = {"white": (247, 247, 247), "gray": (150, 150, 150), "black": (25, 25, 25)}
-PLACES = {  # where the middle of the group is, as a fraction of the picture
+PLACES = {  # x and y of the middle of the group, as a fraction of the side
     "in the top left": (0.25, 0.25),
     "in the top right": (0.75, 0.25),
     "in the bottom left": (0.25, 0.75),
@@ -43,11 +45,11 @@ PLACES = {  # where the middle of the group is, as a fraction of the picture
     "in the middle": (0.5, 0.5),
 }
 SPLITS = {"train": 2000, "val": 300, "unseen": 300}
-HELD_OUT = 72  # of the 432 combinations
+HELD_OUT = 72  # combinations of 432 that only the split "unseen" shows
 
 
 class Facts(NamedTuple):
-    """What a drawn scene shows; its captions say it in words."""
+    """The six facts about a scene."""
 
     count: int  # type: ignore[assignment]  # hides tuple.count
     size: str
@@ -60,7 +62,7 @@ class Facts(NamedTuple):
 def draw_shape(
     draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, radius: float, color: tuple[int, ...]
 ) -> None:
-    """Draw one shape around (x, y); all four cover about the same area for one radius."""
+    """Draws one shape around (x, y). All shapes of a radius cover about the same area."""
     r = radius
     if shape == "circle":
         draw.ellipse([x - r, y - r, x + r, y + r], fill=color)
@@ -69,7 +71,7 @@ def draw_shape(
         draw.rectangle([x - r, y - r, x + r, y + r], fill=color)
     elif shape == "triangle":
         draw.polygon([(x, y - 1.05 * r), (x - r, y + 0.85 * r), (x + r, y + 0.85 * r)], fill=color)
-    else:  # star: ten corners, every other one far out
+    else:  # a star has ten corners, five far from the middle and five near it
         corners = []
         for i in range(10):
             reach, angle = (1.15 * r, 0.48 * r)[i % 2], i * math.pi / 5
@@ -78,22 +80,22 @@ def draw_shape(
 
 
 def jitter(rng: random.Random, color: tuple[int, ...], amount: int) -> tuple[int, ...]:
-    """A random color whose channels differ from the given ones by at most `amount`."""
+    """Returns a random color whose channels differ from those of `color` by at most `amount`."""
     return tuple(max(0, min(255, c + rng.randint(-amount, amount))) for c in color)
 
 
 def new_canvas(rng: random.Random, background: str) -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    """A canvas of twice the picture's size; `Image.reduce(2)` then smooths the edges."""
+    """Makes a canvas of twice the picture's size; `Image.reduce(2)` later smooths the edges."""
     color = jitter(rng, BACKGROUNDS[background], 8)
     canvas = Image.new("RGB", (2 * IMAGE_SIZE, 2 * IMAGE_SIZE), color)
     return canvas, ImageDraw.Draw(canvas)
 
 
 def draw_scene(rng: random.Random, facts: Facts) -> Image.Image:
-    """A picture of these facts; the rest of it is random."""
+    """Draws a picture of these facts. All that they do not determine is random."""
     canvas, draw = new_canvas(rng, facts.background)
     radius = SIZES[facts.size] * rng.uniform(0.92, 1.08)
-    # The members stand on a circle around the group's middle, about a quarter of their width apart.
+    # The shapes stand on a circle around the middle of the group, and do not touch.
     circle = {1: 0.0, 2: 1.5, 3: 1.6}[facts.count] * radius
     free = IMAGE_SIZE / 4 - 1 - circle - 1.15 * radius
     reach = min(7.0 if facts.place == "in the middle" else 14.0, free)
@@ -108,7 +110,7 @@ def draw_scene(rng: random.Random, facts: Facts) -> Image.Image:
 
 
 def captions(facts: Facts) -> list[str]:
-    """Five captions, each with the group, the place and the background in another order."""
+    """Returns five captions that state the facts, each in another order."""
     plural, verb = ("", "is") if facts.count == 1 else ("s", "are")
     group = f"{COUNTS[facts.count]} {facts.size} {facts.color} {facts.shape}{plural}"
     background, place = facts.background, facts.place
@@ -122,6 +124,7 @@ def captions(facts: Facts) -> list[str]:
 
 
 def _one_of(words: Iterable[str]) -> str:
+    """Returns a regular expression with a group that matches any of the words."""
     return f"({'|'.join(words)})"
 
 
@@ -133,7 +136,7 @@ _NUMBER = {word: number for number, word in COUNTS.items()}
 
 
 def parse(caption: str) -> Facts | None:
-    """The facts that a caption states; None unless it states each exactly once."""
+    """Returns the facts that a caption states, or None unless it states each exactly once."""
     found = [pattern.findall(caption) for pattern in (_GROUP, _BACKGROUND, _PLACE)]
     if any(len(f) != 1 for f in found):
         return None
@@ -142,7 +145,12 @@ def parse(caption: str) -> Facts | None:
 
 
 def fact_scores(written: Mapping[int, str], truth: Mapping[int, Facts | None]) -> dict[str, float]:
-    """The share of pictures for which each fact, and all six, are right in the caption."""
+    """Returns the share of captions in which a fact is right, for each fact, and for "all" six.
+
+    Args:
+        written: a caption for each picture, by id.
+        truth: the facts of each picture, by id.
+    """
     right = dict.fromkeys((*Facts._fields, "all"), 0)
     for image_id, facts in truth.items():
         stated = parse(written[image_id])
@@ -157,10 +165,11 @@ Combination = tuple[int, str, str, str, str]
 
 
 def split_combinations(seed: int = 0) -> tuple[list[Combination], list[Combination]]:
-    """All combinations of the first five facts as (seen, unseen); every color-shape pair is seen.
+    """Divides all combinations of the first five facts into seen and unseen ones.
 
-    Full combinations are held out, not pairs: a captioner that never saw a green star cannot name
-    one, but one that saw small green stars and pairs of red stars should name two green stars.
+    Each pair of a color and a shape is seen in some combination. A captioner that never saw a green
+    star cannot name one. But if it saw one small green star and two red stars, it should be able to
+    name two green stars.
     """
     combinations = list(itertools.product(COUNTS, SIZES, COLORS, SHAPES, BACKGROUNDS))
     unseen = set(random.Random(seed).sample(combinations, HELD_OUT))
@@ -169,38 +178,33 @@ def split_combinations(seed: int = 0) -> tuple[list[Combination], list[Combinati
 
 
 def generate(root: str | Path, splits: dict[str, int] = SPLITS, seed: int = 0) -> Path:
-    """Write the data set to `root` and return it; the same arguments give the same pictures.
+    """Draws the data set into the folder `root`; the same arguments give the same pictures.
 
-    `splits` is the number of pictures of each split; only "unseen" is drawn from unseen
-    combinations.
+    Args:
+        root: the folder.
+        splits: the number of pictures of each split. Only the split "unseen" has the unseen
+            combinations.
+        seed: of all that is random.
+
+    Returns:
+        The folder.
     """
     root, first = Path(root), 1
     seen, unseen = split_combinations(seed)
     for split, count in splits.items():
-        numbers = progress(range(first, first + count), f"draw {split}")
-        rng = random.Random(f"{seed} {split}")
-        _write_split(root, split, numbers, unseen if split == "unseen" else seen, rng)
+        rng, combinations = random.Random(f"{seed} {split}"), unseen if split == "unseen" else seen
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
+        (root / split).mkdir(parents=True, exist_ok=True)
+        for number in progress(range(first, first + count), f"draw {split}"):
+            facts = Facts(*rng.choice(combinations), place=rng.choice(list(PLACES)))
+            name = f"{number:06d}.png"
+            draw_scene(rng, facts).save(root / split / name, compress_level=1)
+            images.append({"id": number, "file_name": name})
+            for k, caption in enumerate(captions(facts), 5 * (number - 1) + 1):
+                annotations.append({"id": k, "image_id": number, "caption": caption})
+        info = {"image_folder": f"../{split}"}
+        data = {"info": info, "images": images, "annotations": annotations}
+        write_json(root / "annotations" / f"captions_{split}.json", data)
         first += count
     return root
-
-
-def _write_split(
-    root: Path,
-    split: str,
-    numbers: Iterable[int],
-    combinations: list[Combination],
-    rng: random.Random,
-) -> None:
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    folder = root / split
-    folder.mkdir(parents=True, exist_ok=True)
-    for number in numbers:
-        facts = Facts(*rng.choice(combinations), place=rng.choice(list(PLACES)))
-        name = f"{number:06d}.png"
-        draw_scene(rng, facts).save(folder / name, compress_level=1)
-        images.append({"id": number, "file_name": name})
-        for k, caption in enumerate(captions(facts), 5 * (number - 1) + 1):
-            annotations.append({"id": k, "image_id": number, "caption": caption})
-    data = {"info": {"image_folder": f"../{split}"}, "images": images, "annotations": annotations}
-    write_json(root / "annotations" / f"captions_{split}.json", data)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from captioning.data.words import PAD, START
+from captioning.data.vocabulary import PAD, START
 from captioning.errors import CaptioningError
 from captioning.model.layers import Dropout, make_lstm
 from captioning.settings import ModelConfig

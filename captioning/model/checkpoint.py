@@ -18,7 +18,7 @@ import torch
 from captioning.cnn.pretrained import CNNConfig
 from captioning.console import short
 from captioning.data.images import Transform
-from captioning.data.words import Vocabulary
+from captioning.data.vocabulary import Vocabulary
 from captioning.errors import CaptioningError
 from captioning.files import write_atomically
 from captioning.model.captioner import Captioner

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from captioning.data.words import PAD
+from captioning.data.vocabulary import PAD
 from captioning.model.layers import Dropout, make_lstm
 from captioning.settings import ModelConfig
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captioning.cnn.features import FeatureTable
-from captioning.data.words import Vocabulary
+from captioning.data.vocabulary import Vocabulary
 from captioning.model.cider import CiderD
 
 NEAREST = 100  # training pictures that a new one is compared with

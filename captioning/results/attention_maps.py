@@ -12,7 +12,8 @@ from torch import Tensor
 from captioning.cnn.pretrained import FrozenCNN
 from captioning.console import printable
 from captioning.data.images import load_image
-from captioning.data.words import END, UNK, tokenize
+from captioning.data.tokenizer import tokenize
+from captioning.data.vocabulary import END, UNK
 from captioning.model.checkpoint import Checkpoint
 
 Maps = list[tuple[Image.Image, str]]  # pictures with their words

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from captioning.data.words import ptb_tokenize
+from captioning.data.tokenizer import ptb_tokenize
 from captioning.errors import CaptioningError
 
 FEW_PICTURES = 50  # scores of fewer mean little

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from captioning.data.words import END, PAD, START, UNK
+from captioning.data.vocabulary import END, PAD, START, UNK
 from captioning.model.decoder import Decoder
 from captioning.settings import DecodeConfig
 

@@ -14,7 +14,7 @@ from captioning import console
 from captioning.cnn.features import DONE, FeatureCache
 from captioning.cnn.pretrained import FrozenCNN
 from captioning.data.images import image_files
-from captioning.data.words import Vocabulary
+from captioning.data.vocabulary import Vocabulary
 from captioning.errors import CaptioningError
 from captioning.model.checkpoint import Checkpoint
 from captioning.search.decoding import Hypothesis, beam_search, write_captions

@@ -10,7 +10,7 @@ import torch
 
 from captioning.cnn.features import FeatureTable
 from captioning.console import progress
-from captioning.data.words import Vocabulary
+from captioning.data.vocabulary import Vocabulary
 from captioning.model.checkpoint import Checkpoint
 from captioning.model.cider import CiderD
 from captioning.model.neighbors import Neighbors

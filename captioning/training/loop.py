@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from captioning.cnn.features import FeatureTable
 from captioning.console import progress, say
-from captioning.data.words import EncodedCaptions
+from captioning.data.batches import EncodedCaptions
 from captioning.errors import CaptioningError
 from captioning.model.checkpoint import Checkpoint
 from captioning.results.metrics import Scores, brief, score_captions

@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from captioning.data.words import PAD, START, shuffled
+from captioning.data.batches import shuffled
+from captioning.data.vocabulary import PAD, START
 from captioning.model.cider import CiderD
 from captioning.search.decoding import random_words, write_tokens
 from captioning.training.trainer import Trainer

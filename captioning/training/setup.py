@@ -13,7 +13,7 @@ from captioning.cnn.features import FeatureTable, extract_features
 from captioning.cnn.pretrained import CNNConfig, load_cnn
 from captioning.console import say
 from captioning.data.coco import CaptionDataset, load_coco
-from captioning.data.words import Vocabulary
+from captioning.data.vocabulary import Vocabulary
 from captioning.errors import CaptioningError, list_reasons
 from captioning.model.captioner import Captioner, decoder_class
 from captioning.model.checkpoint import Checkpoint, load_checkpoint

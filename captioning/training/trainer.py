@@ -16,7 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from captioning.cnn.features import FeatureTable
-from captioning.data.words import EncodedCaptions, Vocabulary
+from captioning.data.batches import EncodedCaptions
+from captioning.data.vocabulary import Vocabulary
 from captioning.errors import CaptioningError
 from captioning.model.captioner import Captioner
 from captioning.model.checkpoint import Checkpoint

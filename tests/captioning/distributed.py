@@ -10,7 +10,7 @@ import torch
 from captioning.cnn.features import FeatureTable, extract_features
 from captioning.cnn.pretrained import CNNConfig, load_cnn
 from captioning.data.coco import load_coco
-from captioning.data.words import Vocabulary
+from captioning.data.vocabulary import Vocabulary
 from captioning.model.captioner import Captioner
 from captioning.model.checkpoint import Checkpoint
 from captioning.settings import ModelConfig, TrainConfig

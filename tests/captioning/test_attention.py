@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from captioning.data.words import END, PAD, START
+from captioning.data.vocabulary import END, PAD, START
 from captioning.model.attention import AttentionDecoder
 from captioning.model.captioner import Captioner
 from captioning.search.decoding import write_captions

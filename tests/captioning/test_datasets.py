@@ -6,8 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
+from captioning.data.batches import EncodedCaptions
 from captioning.data.coco import load_coco
-from captioning.data.words import END, PAD, START, EncodedCaptions, Vocabulary
+from captioning.data.vocabulary import END, PAD, START, Vocabulary
 from captioning.errors import CaptioningError
 
 DEEP = json.loads("[" * 900 + "]" * 900)

@@ -7,7 +7,7 @@ import torch
 
 from captioning.__main__ import main
 from captioning.data.coco import load_references
-from captioning.data.words import END, PAD, START
+from captioning.data.vocabulary import END, PAD, START
 from captioning.model.captioner import Captioner
 from captioning.model.checkpoint import load_checkpoint
 from captioning.model.layers import Dropout

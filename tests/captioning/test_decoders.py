@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from captioning.__main__ import main
-from captioning.data.words import END, PAD, START
+from captioning.data.vocabulary import END, PAD, START
 from captioning.errors import CaptioningError
 from captioning.model.captioner import DECODERS, decoder_class
 from captioning.model.layers import WEIGHTS, freeze

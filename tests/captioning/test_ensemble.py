@@ -9,7 +9,7 @@ import torch
 from captioning.__main__ import main
 from captioning.commands.serve import answer
 from captioning.data.images import load_image
-from captioning.data.words import PAD, START, UNK, Vocabulary
+from captioning.data.vocabulary import PAD, START, UNK, Vocabulary
 from captioning.errors import CaptioningError
 from captioning.model.captioner import Captioner
 from captioning.model.checkpoint import load_checkpoint, load_ensemble

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from captioning.cnn.pretrained import CNNConfig
-from captioning.data.words import END, PAD, SPECIAL, START, UNK, Vocabulary
+from captioning.data.vocabulary import END, PAD, SPECIAL, START, UNK, Vocabulary
 from captioning.model.captioner import Captioner
 from captioning.model.checkpoint import Checkpoint
 from captioning.search.generate import decode_batch, generate_captions

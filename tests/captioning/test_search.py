@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from captioning.data.words import END, PAD, START, UNK
+from captioning.data.vocabulary import END, PAD, START, UNK
 from captioning.errors import CaptioningError
 from captioning.model.lstm import DecoderRNN
 from captioning.search import decoding

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 
-from captioning.data.words import END, PAD, START, UNK
+from captioning.data.vocabulary import END, PAD, START, UNK
 from captioning.errors import CaptioningError
 from captioning.model.checkpoint import load_checkpoint
 from captioning.model.cider import CiderD

@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from captioning.__main__ import main
 from captioning.cnn.features import DONE
-from captioning.data.words import EncodedCaptions, shuffled
+from captioning.data.batches import EncodedCaptions, shuffled
 from captioning.errors import CaptioningError
 from captioning.model.checkpoint import load_checkpoint
 from captioning.model.cider import CiderD

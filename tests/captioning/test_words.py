@@ -5,17 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from captioning.data.words import (
-    END,
-    PAD,
-    SPECIAL,
-    START,
-    UNK,
-    Vocabulary,
-    detokenize,
-    ptb_tokenize,
-    tokenize,
-)
+from captioning.data.tokenizer import detokenize, ptb_tokenize, tokenize
+from captioning.data.vocabulary import END, PAD, SPECIAL, START, UNK, Vocabulary
 from captioning.errors import CaptioningError
 
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())

@@ -1,0 +1,89 @@
+"""Divides the captions of a training set into batches."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from captioning.data.tokenizer import tokenize
+from captioning.data.vocabulary import PAD, Vocabulary
+from captioning.errors import CaptioningError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B captions to train on, longest first, and the M pictures that they describe.
+
+    All tensors are int64. T is the number of tokens of the longest caption.
+    """
+
+    indices: Tensor  # [B], the index of each caption in the training set
+    images: Tensor  # [M], rows of the feature table, each picture once
+    rows: Tensor  # [B], the position in `images` of the picture that each caption describes
+    captions: Tensor  # [B,T], <start>, the words, <end>, then <pad>
+    lengths: Tensor  # [B], the number of tokens of each caption, with <start> and <end>
+
+
+class EncodedCaptions:
+    """All captions of a training set as one table of tokens.
+
+    Args:
+        images: the captions of each picture.
+        vocabulary: the words.
+        max_words: longer captions are cut. `cut` is the number of such captions.
+    """
+
+    def __init__(
+        self, images: list[list[str]], vocabulary: Vocabulary, max_words: int = 50
+    ) -> None:
+        captions = [(row, caption) for row, group in enumerate(images) for caption in group]
+        if not captions:
+            raise CaptioningError("there is no caption to train on")
+        self.cut = sum(len(tokenize(caption)) > max_words for _, caption in captions)
+        self.image = torch.tensor([row for row, _ in captions])  # the picture of each caption
+        tokens = [torch.tensor(vocabulary.encode(caption, max_words)) for _, caption in captions]
+        self.lengths = torch.tensor([len(row) for row in tokens])
+        self.tokens = pad_sequence(tokens, batch_first=True, padding_value=PAD).int()
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def batch(self, indices: Tensor) -> Batch:
+        """Returns the captions with these indices."""
+        indices = indices[self.lengths[indices].argsort(descending=True, stable=True)]
+        lengths = self.lengths[indices]
+        images, rows = self.image[indices].unique(return_inverse=True)
+        captions = self.tokens[indices, : int(lengths[0])].long()
+        return Batch(indices, images, rows, captions, lengths)
+
+    def epoch(
+        self, batch_size: int, seed: int, epoch: int, by_picture: bool = False
+    ) -> list[Tensor]:
+        """Divides all captions into random batches of about `batch_size`; see `shuffled`.
+
+        With `by_picture` all captions of a picture are in the same batch. The number of batches
+        is then the same as without, but at most the number of pictures, and batches differ in size
+        if pictures differ in their number of captions.
+
+        Returns:
+            The indices of the captions of each batch.
+        """
+        if not by_picture:
+            return shuffled(len(self), batch_size, seed, epoch)
+        counts = self.image.unique_consecutive(return_counts=True)[1]
+        of_picture = torch.arange(len(self)).split(counts.tolist())
+        per_batch = max(1.0, batch_size * len(counts) / len(self))
+        pictures = shuffled(len(counts), per_batch, seed, epoch)
+        return [torch.cat([of_picture[i] for i in part.tolist()]) for part in pictures]
+
+
+def shuffled(count: int, batch_size: float, seed: int, epoch: int) -> list[Tensor]:
+    """Divides the numbers below `count` into random batches of about `batch_size`.
+
+    The sizes of batches differ by at most 1, so that the last batch is not too small for BatchNorm.
+    The same arguments give the same batches.
+    """
+    generator = torch.Generator().manual_seed(1_000_003 * seed + epoch)
+    order = torch.randperm(count, generator=generator)
+    return list(order.tensor_split(max(1, round(count / batch_size))))
