@@ -1,1 +1,1 @@
-"""Writing captions: searches, and the pictures they are for."""
+"""Writes captions: the searches, their choice by validation, and captions for many pictures."""

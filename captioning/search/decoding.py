@@ -1,6 +1,8 @@
-"""Decoding: greedy, beam search, sampling. It uses `start`, `step` and `select` of a decoder.
+"""Writes captions with one or several decoders: greedy search, sampling and beam search.
 
-All three write at most `max_seq_length` tokens, <end> included, and never <pad>, <start>, <unk>.
+Each caption has at most `max_seq_length` tokens, including <end>. The tokens <pad>, <start> and
+<unk> are never written. Decoders are used only by their methods `start`, `step` and `select`, and
+must be in eval mode.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,36 +18,43 @@ from captioning.settings import DecodeConfig
 
 
 class Hypothesis(NamedTuple):
-    """One caption: `tokens` (with <end> if it ended) and the log-probability of each."""
+    """A finished caption that a search found."""
 
-    tokens: list[int]
-    log_probs: list[float]
-    score: float  # by which it was ranked
+    tokens: list[int]  # with <end>, unless the caption reached the maximum length
+    log_probs: list[float]  # the log-probability of each token
+    score: float  # the search ranks captions by this number
 
 
 def _log_probs(scores: Tensor) -> Tensor:
-    """Log-probabilities in float32, -inf for what must not be written."""
+    """Returns float32 log-probabilities [B,V] that exclude <pad>, <start> and <unk> (-inf)."""
     scores = scores.float()
     scores[:, [PAD, START, UNK]] = -torch.inf
     return scores.log_softmax(1)
 
 
-# From log-probabilities [B,V] of the captions `going` [B] at step t: the words [B].
+# Chooses the next word of each unfinished caption. The arguments are the log-probabilities [R,V],
+# the numbers of the R unfinished captions in the batch [R], and the step. Returns the words [R].
 Choose = Callable[[Tensor, Tensor, int], Tensor]
 
 
-def best_words(log_probs: Tensor, going: Tensor, t: int) -> Tensor:
-    """The most probable words."""
+def best_words(log_probs: Tensor, unfinished: Tensor, t: int) -> Tensor:
+    """Chooses the most probable words; a `Choose`."""
     return log_probs.argmax(1)
 
 
 def random_words(uniform: Tensor, temperature: float = 1.0) -> Choose:
-    """Words drawn at random; `uniform` [B,steps], in [0, 1), decides each."""
+    """Returns a `Choose` that draws words at random.
 
-    def choose(log_probs: Tensor, going: Tensor, t: int) -> Tensor:
+    Args:
+        uniform: [B,steps], random numbers in [0, 1). Each number decides one word.
+        temperature: divides the log-probabilities; below 1 probable words are drawn more often.
+    """
+
+    def choose(log_probs: Tensor, unfinished: Tensor, t: int) -> Tensor:
         sums = (log_probs / temperature).softmax(1).cumsum(1)
-        top = sums[:, -1:]
-        points = torch.minimum(uniform[going, t, None] * top, top.nextafter(torch.zeros_like(top)))
+        total = sums[:, -1:]
+        below_total = total.nextafter(torch.zeros_like(total))
+        points = torch.minimum(uniform[unfinished, t, None] * total, below_total)
         return torch.searchsorted(sums, points, right=True).squeeze(1)
 
     return choose
@@ -55,34 +64,43 @@ def random_words(uniform: Tensor, temperature: float = 1.0) -> Choose:
 def write_tokens(
     decoders: Sequence[Decoder], images: Sequence[Tensor], choose: Choose
 ) -> tuple[Tensor, Tensor]:
-    """Write captions word by word: int64 tokens [B,T], <pad> after <end>, and log-probabilities.
+    """Writes one caption for each of B pictures, word by word.
 
-    Each decoder has its embedding of the images; the probability of a word is the mean of theirs.
-    Log-probabilities are the models' own (temperature 1, nothing filtered), 0 after <end>.
+    With several decoders the probability of a word is the mean of their probabilities.
+
+    Args:
+        decoders: one or several decoders with the same vocabulary.
+        images: for each decoder, the B pictures as its encoder embeds them.
+        choose: chooses the next words.
+
+    Returns:
+        The int64 tokens [B,T], with <pad> after <end>, and their log-probabilities [B,T], with 0
+        after <end>. Log-probabilities are of temperature 1 and exclude the words that are never
+        written.
     """
     steps = min(decoder.max_seq_length for decoder in decoders)
     count, device = len(images[0]), images[0].device
     tokens = torch.full((count, steps), PAD, device=device)
-    values = torch.zeros(tokens.shape, device=device)
-    going = torch.arange(count, device=device)  # the captions that have not ended
+    log_probs = torch.zeros(tokens.shape, device=device)
+    unfinished = torch.arange(count, device=device)
     states = [decoder.start(image) for decoder, image in zip(decoders, images, strict=True)]
-    words = torch.full_like(going, START)
+    words = torch.full_like(unfinished, START)
     for t in range(steps):
         pairs = [decoder.step(words, s) for decoder, s in zip(decoders, states, strict=True)]
         scores, states = pairs[0][0], [state for _, state in pairs]
         if len(pairs) > 1:
             scores = torch.stack([s.float().log_softmax(1) for s, _ in pairs]).logsumexp(0)
-        log_probs = _log_probs(scores)
-        words = choose(log_probs, going, t)
-        tokens[going, t] = words
-        values[going, t] = log_probs.gather(1, words.unsqueeze(1)).squeeze(1)
+        candidates = _log_probs(scores)
+        words = choose(candidates, unfinished, t)
+        tokens[unfinished, t] = words
+        log_probs[unfinished, t] = candidates.gather(1, words.unsqueeze(1)).squeeze(1)
         rows = (words != END).nonzero().squeeze(1)
         if not len(rows):
             break
-        if len(rows) < len(going):
-            going, words = going[rows], words[rows]
+        if len(rows) < len(unfinished):
+            unfinished, words = unfinished[rows], words[rows]
             states = [d.select(s, rows) for d, s in zip(decoders, states, strict=True)]
-    return tokens[:, : t + 1], values[:, : t + 1]
+    return tokens[:, : t + 1], log_probs[:, : t + 1]
 
 
 def write_captions(
@@ -91,9 +109,9 @@ def write_captions(
     config: DecodeConfig,
     generator: torch.Generator | None = None,
 ) -> list[Hypothesis]:
-    """Greedy search or sampling, for images [B,...] as the encoders embed them.
+    """Runs greedy search, or sampling if `config.method` is "sample"; see `write_tokens`.
 
-    The decoders are in eval mode, here and in beam search.
+    `generator` draws the random numbers of sampling. Returns one hypothesis for each picture.
     """
     choose: Choose = best_words
     if config.method == "sample":
@@ -108,81 +126,97 @@ def write_captions(
     return hypotheses
 
 
-class _Path(NamedTuple):
-    """A caption while it is written: its last word, after another path; None before <start>."""
+class _Beginning(NamedTuple):
+    """The beginning of a caption in beam search: its last word, and a link to what is before."""
 
-    total: float  # the sum of its log-probabilities
+    total: float  # the sum of the log-probabilities of all its words
     word: int = START
-    log_prob: float = 0.0
-    row: int = 0  # of `before` in the batch
-    before: "_Path | None" = None
+    log_prob: float = 0.0  # of `word`
+    row: int = 0  # the row of `before` in the decoder's state of the step before
+    before: "_Beginning | None" = None  # None if `word` is <start>
 
     def hypothesis(self, score: float) -> Hypothesis:
-        tokens, log_probs, path = [], [], self
-        while path.before:
-            tokens.append(path.word)
-            log_probs.append(path.log_prob)
-            path = path.before
+        """Returns all words so far as a finished caption."""
+        tokens, log_probs, last = [], [], self
+        while last.before:
+            tokens.append(last.word)
+            log_probs.append(last.log_prob)
+            last = last.before
         return Hypothesis(tokens[::-1], log_probs[::-1], score)
 
 
 @torch.no_grad()
 def beam_search(decoder: Decoder, image: Tensor, config: DecodeConfig) -> list[list[Hypothesis]]:
-    """Keep the K best unfinished captions at every step, for all pictures at once.
+    """Searches the K = `config.beam_size` best captions of each picture, all pictures at once.
 
-    Hypotheses are ranked by sum of log-probabilities / length ** length_penalty. Finished ones are
-    kept apart, so that none that goes on displaces them and then ends worse. A caption is given up
-    when it can no longer end among the K best; the decoder computes only the others. At the last
-    step unfinished ones count too: something is returned, K hypotheses per picture, best first, or
-    fewer if there are no more.
+    The score of a caption is the sum of its log-probabilities / length ** length_penalty. After
+    each step the search keeps the K most probable unfinished captions of each picture. Finished
+    captions are kept in a list of their own, so an unfinished caption cannot replace a finished one
+    and then end with a lower score. An unfinished caption is dropped as soon as its score cannot
+    become one of the K best any more. After the last step unfinished captions count as finished.
+
+    Args:
+        decoder: must be in eval mode.
+        image: the pictures [B,...] as the encoder embeds them.
+        config: `beam_size` and `length_penalty` are read.
+
+    Returns:
+        For each picture K hypotheses, best first, or fewer if the vocabulary allows no more.
     """
     k, steps, penalty = config.beam_size, decoder.max_seq_length, config.length_penalty
-    ended: list[list[Hypothesis]] = [[] for _ in image]
-    live = {picture: [_Path(0.0)] for picture in range(len(image))}
+    finished: list[list[Hypothesis]] = [[] for _ in image]
+    live = {picture: [_Beginning(0.0)] for picture in range(len(image))}
     words, state = torch.full((len(image),), START, device=image.device), decoder.start(image)
     for length in range(1, steps + 1):
         scores, state = decoder.step(words, state)
-        grown = zip([*live], _grow(_log_probs(scores), [*live.values()], k), strict=True)
+        longer = zip([*live], _extend(_log_probs(scores), [*live.values()], k), strict=True)
         live = {}
-        for picture, paths in grown:
-            ends = [path for path in paths[:k] if path.word == END or length == steps]
-            ended[picture] += [path.hypothesis(path.total / length**penalty) for path in ends]
-            best = sorted(ended[picture], key=lambda h: h.score, reverse=True)[:k]
-            ended[picture] = best
-            # Words to come can only lower the sum, and length can at most become `steps`.
+        for picture, beginnings in longer:
+            ends = [one for one in beginnings[:k] if one.word == END or length == steps]
+            finished[picture] += [one.hypothesis(one.total / length**penalty) for one in ends]
+            best = sorted(finished[picture], key=lambda h: h.score, reverse=True)[:k]
+            finished[picture] = best
+            # A caption can only become less probable, and not longer than `steps`. So a sum that
+            # would score no better at that length cannot become one of the K best.
             least = best[-1].score * steps**penalty if len(best) == k else -torch.inf
-            going = [path for path in paths if path.word != END][:k]
-            going = [path for path in going if path.total > least]
-            if going and not (k == 1 and ends):  # greedy search ends with the first <end>
+            going = [one for one in beginnings if one.word != END][:k]
+            going = [one for one in going if one.total > least]
+            if going and not (k == 1 and ends):  # with one beam the search ends at the first <end>
                 live[picture] = going
         if not live or length == steps:
             break
-        kept = [path for paths in live.values() for path in paths]
-        words, rows = torch.tensor([(path.word, path.row) for path in kept]).t().to(image.device)
+        kept = [one for beginnings in live.values() for one in beginnings]
+        words, rows = torch.tensor([(one.word, one.row) for one in kept]).t().to(image.device)
         state = decoder.select(state, rows)
-    return ended
+    return finished
 
 
-def _grow(log_probs: Tensor, groups: list[list[_Path]], k: int) -> list[list[_Path]]:
-    """The 2 K captions of each picture that are one word longer and have the largest sums.
+def _extend(log_probs: Tensor, groups: list[list[_Beginning]], k: int) -> list[list[_Beginning]]:
+    """Adds one word to the captions of each picture, and returns the 2 K most probable results.
 
-    `groups` are the captions of each picture so far; `log_probs` [R,V] has a row for each. At most
-    K of the new ones end, one of each row, so K are left.
+    At most K of the results end with <end>, because each of the K captions has one result that
+    does. So at least K unfinished captions are left.
+
+    Args:
+        log_probs: [R,V], log-probabilities of the next word, a row for each caption.
+        groups: the captions of each picture, R in all.
+        k: the number of beams.
     """
-    before, counts = [path for group in groups for path in group], [*map(len, groups)]
+    before, counts = [one for group in groups for one in group], [*map(len, groups)]
     values, words = log_probs.topk(min(2 * k, log_probs.size(1)))
-    sums = values + values.new_tensor([path.total for path in before]).unsqueeze(1)
+    sums = values + values.new_tensor([one.total for one in before]).unsqueeze(1)
     padded = pad_sequence(sums.split(counts), batch_first=True, padding_value=-torch.inf)
     totals, best = padded.flatten(1).topk(min(2 * k, padded[0].numel()))
     first = torch.tensor([0, *counts[:-1]], device=words.device).cumsum(0).unsqueeze(1)
+    # Padding is beyond the last row; its sum is -inf, and it is left out below.
     rows = (first + best // words.size(1)).clamp(max=len(before) - 1)
     flat = rows * words.size(1) + best % words.size(1)
     columns = (tensor.tolist() for tensor in (totals, words.take(flat), values.take(flat), rows))
     return [
         [
-            _Path(total, word, value, row, before[row])
+            _Beginning(total, word, value, row, before[row])
             for total, word, value, row in zip(*picture, strict=True)
-            if total != -torch.inf  # a tiny vocabulary may not have so many
+            if total != -torch.inf  # padding, or a word that must not be written
         ]
         for picture in zip(*columns, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""Captions for many pictures, from their features or their files, in batches."""
+"""Writes captions for many pictures in batches, from their features or from their files."""
 
 import glob
 from collections.abc import Iterator, Sequence
@@ -23,13 +23,13 @@ from captioning.settings import DecodeConfig
 
 @dataclass(frozen=True)
 class Caption:
-    """A caption that was written.
+    """A caption that a captioner wrote.
 
     Attributes:
         text: the sentence.
-        words: each word written, <end> too, and its probability; in beam search of several
-            captioners, by one that found the caption.
-        score: what the search ranked it by.
+        words: each word, including <end>, with its probability. If several captioners wrote the
+            caption by beam search, the probabilities are those of one captioner that found it.
+        score: the search ranks captions by this number.
     """
 
     text: str
@@ -43,9 +43,10 @@ def decode_batch(
     config: DecodeConfig,
     generator: torch.Generator | None = None,
 ) -> list[list[Hypothesis]]:
-    """Hypotheses of each picture, best first: [M,...] features in, M lists out.
+    """Returns the hypotheses of each of M pictures, best first, from their features [M,...].
 
-    In beam search each of several captioners searches alone.
+    In beam search each captioner of the checkpoint searches separately, then the hypotheses of
+    all captioners are ranked together.
     """
     neighbors = checkpoint.neighbors
     with torch.no_grad():
@@ -54,32 +55,36 @@ def decode_batch(
     if config.method != "beam":
         return [[h] for h in write_captions(decoders, images, config, generator)]
     found = [beam_search(d, image, config) for d, image in zip(decoders, images, strict=True)]
-    pooled = found[0] if len(found) == 1 else [_pool(groups) for groups in zip(*found, strict=True)]
+    merged = [_merge(groups) for groups in zip(*found, strict=True)]
     if not neighbors or not config.neighbors:
-        return pooled
-    agreed = neighbors.agreement(features, [[h.tokens for h in group] for group in pooled])
-    return rank(pooled, agreed, config.neighbors)
+        return merged
+    agreement = neighbors.agreement(features, [[h.tokens for h in group] for group in merged])
+    return rank(merged, agreement, config.neighbors)
 
 
-def _pool(groups: Sequence[list[Hypothesis]]) -> list[Hypothesis]:
-    """What several captioners found for one picture, by the mean of their scores; best first.
+def _merge(groups: Sequence[list[Hypothesis]]) -> list[Hypothesis]:
+    """Merges the hypotheses that several captioners found for one picture, best first.
 
-    Where one has not found a caption, the score of its worst counts. Log-probabilities are those of
-    a captioner that found it.
+    The score of a caption is the mean of the captioners' scores. A captioner that did not find the
+    caption contributes the score of its own worst hypothesis. The log-probabilities are those of
+    one captioner that found the caption.
     """
     scores = [{tuple(h.tokens): h.score for h in group} for group in groups]
     every = {tuple(h.tokens): h for group in groups for h in group}
-    pooled = [
+    merged = [
         h._replace(score=fmean(own.get(tokens, min(own.values())) for own in scores))
         for tokens, h in every.items()
     ]
-    return sorted(pooled, key=lambda h: h.score, reverse=True)
+    return sorted(merged, key=lambda h: h.score, reverse=True)
 
 
 def rank(
     hypotheses: list[list[Hypothesis]], agreement: list[list[float]], weight: float
 ) -> list[list[Hypothesis]]:
-    """Adds the weighted agreement of each hypothesis to its score; the best come first."""
+    """Adds weight * agreement to the score of each hypothesis, and sorts by the new scores.
+
+    `agreement` has a number for each hypothesis of each picture; see `Neighbors.agreement`.
+    """
     scored = (
         [h._replace(score=h.score + weight * a) for h, a in zip(group, row, strict=True)]
         for group, row in zip(hypotheses, agreement, strict=True)
@@ -95,10 +100,18 @@ def generate_captions(
     progress: str | None = None,
     generator: torch.Generator | None = None,
 ) -> list[list[Caption]]:
-    """The captions of each picture, best first, from features [M,...] of the frozen CNN.
+    """Writes captions for M pictures from their features.
 
-    The models are in eval mode afterwards. `progress` is the title of a progress bar. Samples are
-    drawn by `generator`, or a new one.
+    Args:
+        checkpoint: the captioner. Its models are in eval mode afterwards.
+        features: [M,...], from the frozen CNN, on any device.
+        config: how to search; None for the search that training chose.
+        batch_size: the number of pictures that are captioned at once.
+        progress: the title of a progress bar; None for no bar.
+        generator: draws the random numbers of sampling; None for one with the seed of `config`.
+
+    Returns:
+        The captions of each picture, best first.
     """
     config, words = config or checkpoint.search, checkpoint.vocabulary
     device = next(checkpoint.model.parameters()).device
@@ -117,19 +130,24 @@ def generate_captions(
 def best_captions(
     checkpoint: Checkpoint, features: Tensor, ids: Sequence[int], **options: Any
 ) -> dict[int, str]:
-    """The best caption of each picture by id; options as in `generate_captions`."""
+    """Returns the text of the best caption of each picture, by the picture's id.
+
+    `ids` are the ids of the pictures in the order of `features`; `options` are passed to
+    `generate_captions`.
+    """
     captions = generate_captions(checkpoint, features, **options)
     return {i: found[0].text for i, found in zip(ids, captions, strict=True)}
 
 
 def _caption(hypothesis: Hypothesis, vocabulary: Vocabulary) -> Caption:
+    """Turns tokens into words."""
     pairs = zip(hypothesis.tokens, torch.tensor(hypothesis.log_probs).exp().tolist(), strict=True)
     words = [(vocabulary.words[t], probability) for t, probability in pairs]
     return Caption(vocabulary.decode(hypothesis.tokens), words, hypothesis.score)
 
 
 def find_pictures(patterns: Sequence[str]) -> list[Path]:
-    """Expands files, folders (with everything below them) and globs; lists each picture once."""
+    """Expands files, folders (with all subfolders) and globs; lists each picture once."""
     found: dict[Path, None] = {}
     for pattern in patterns:
         path = Path(pattern)
@@ -148,7 +166,7 @@ def find_pictures(patterns: Sequence[str]) -> list[Path]:
 
 @dataclass(frozen=True)
 class CaptionedFile:
-    """The captions of one file, best first, or the reason why there are none."""
+    """The captions of one file, best first, or the reason why the file has no caption."""
 
     path: Path
     captions: list[Caption]
@@ -163,10 +181,18 @@ def caption_files(
     cache: FeatureCache | None = None,
     batch_size: int = 32,
 ) -> Iterator[CaptionedFile]:
-    """Caption pictures; a broken one gives an error and does not stop the others.
+    """Writes captions for picture files. A broken file does not stop the others.
 
-    `cnn` is ``load_cnn(checkpoint.cnn)``; `cache` may have the features of the pictures. Without a
-    `config` the search is the one that training chose. Yields a result for each path, in order.
+    Args:
+        checkpoint: the captioner.
+        cnn: its frozen CNN, from ``load_cnn(checkpoint.cnn)``.
+        paths: the files.
+        config: how to search; None for the search that training chose.
+        cache: the features of exactly these files, which are then not read; None to encode them.
+        batch_size: the number of pictures that are encoded and captioned at once.
+
+    Yields:
+        A result for each path, in order.
     """
     device, config = next(cnn.parameters()).device, config or checkpoint.search
     generator = torch.Generator(device).manual_seed(config.seed)

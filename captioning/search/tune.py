@@ -1,5 +1,8 @@
-"""The choice of the search: beams, length penalty and weight of similar pictures, by CIDEr-D on
-validation pictures."""
+"""Chooses the beam search of a captioner by CIDEr-D on validation pictures.
+
+The choice is the number of beams, the length penalty, and the weight of the agreement with the
+captions of similar training pictures.
+"""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -17,35 +20,44 @@ from captioning.model.neighbors import Neighbors
 from captioning.search.generate import decode_batch
 from captioning.settings import DecodeConfig
 
-# What is tried; the first of the best is taken.
+# The values that are tried. If several combinations are equally good, the first is chosen.
 BEAM_SIZES, LENGTH_PENALTIES = (5, 20), (0.7, 0.5, 0.9, 1.1)
 NEIGHBOR_WEIGHTS = (0, 1, 2, 4, 6, 8, 12, 16)
-MAX_TRIED = 2000  # pictures
-BATCH = 64
+MAX_PICTURES = 2000  # validation pictures that are used
+BATCH = 64  # pictures
 
 
-class _Tried(NamedTuple):
-    """A caption that was found: its score, its length, its agreement, and its CIDEr-D."""
+class _Candidate(NamedTuple):
+    """A caption that beam search found for a validation picture."""
 
-    score: float
-    length: int
-    agreement: float
-    cider: float
+    score: float  # with the length penalty LENGTH_PENALTIES[0]
+    length: int  # number of tokens
+    agreement: float  # with the captions of similar training pictures
+    cider: float  # CIDEr-D against the captions of the validation picture
 
 
 def choose_search(
     checkpoint: Checkpoint, val: FeatureTable, neighbors: Neighbors | None = None
 ) -> str:
-    """Gives a captioner the beam search that has the best CIDEr-D on `val`; says what it has.
+    """Sets `checkpoint.search` to the beam search with the best CIDEr-D on `val`.
 
-    If the captions of the training pictures in `neighbors` help to rank, it keeps them.
+    If the captions of similar training pictures improve CIDEr-D, `checkpoint.neighbors` is set to
+    `neighbors` as well.
+
+    Args:
+        checkpoint: the captioner, or several that write together.
+        val: the validation pictures.
+        neighbors: the training pictures; None if the captioner must not keep them.
+
+    Returns:
+        A line for the user about the choice.
     """
     weights = NEIGHBOR_WEIGHTS if neighbors else (0,)
     total: defaultdict[tuple[int, float, float], float] = defaultdict(float)
-    count = min(len(val.images), MAX_TRIED)
+    count = min(len(val.images), MAX_PICTURES)
     with progress(None, "choose the search", total=len(BEAM_SIZES) * count, unit="img") as bar:
         for size in BEAM_SIZES:
-            for group in _collect(checkpoint, val, neighbors, size):
+            for group in _candidates(checkpoint, val, neighbors, size):
                 for penalty, weight in product(LENGTH_PENALTIES, weights):
                     total[size, penalty, weight] += _best(group, penalty, weight).cider
                 bar.update()
@@ -58,32 +70,33 @@ def choose_search(
     return f"{said}: CIDEr-D {total[best] / count:.3f}"
 
 
-def _collect(
+def _candidates(
     checkpoint: Checkpoint, val: FeatureTable, neighbors: Neighbors | None, size: int
-) -> Iterator[list[_Tried]]:
-    """What a search of so many beams finds for each picture."""
+) -> Iterator[list[_Candidate]]:
+    """Yields the captions that beam search with `size` beams finds for each picture."""
     words = checkpoint.vocabulary
-    # All words count, as they do in `score_captions`, also those that the captioner does not know.
+    # CIDEr-D counts all words, as in `score_captions`, including words that the captioner does not
+    # know. So the words of the validation captions have a vocabulary of their own.
     every = Vocabulary.build(caption for image in val.images for caption in image.captions)
     tokens = lambda caption: every.encode(caption)[1:-1]
-    reward = CiderD([[*map(tokens, image.captions)] for image in val.images])
+    cider = CiderD([[*map(tokens, image.captions)] for image in val.images])
     device = next(checkpoint.model.parameters()).device
     config = DecodeConfig("beam", size, LENGTH_PENALTIES[0])
-    for pictures in torch.arange(len(val.images))[:MAX_TRIED].split(BATCH):
+    for pictures in torch.arange(len(val.images))[:MAX_PICTURES].split(BATCH):
         features = val.read(pictures)
         groups = decode_batch(checkpoint, features.to(device), config)
         found = [[h.tokens for h in group] for group in groups]
-        none = [[0.0] * len(group) for group in groups]
-        agreed = neighbors.agreement(features, found) if neighbors else none
-        for picture, group, row in zip(pictures.tolist(), groups, agreed, strict=True):
-            scores = reward.scores(picture, [tokens(words.decode(h.tokens)) for h in group])
+        zeros = [[0.0] * len(group) for group in groups]
+        agreement = neighbors.agreement(features, found) if neighbors else zeros
+        for picture, group, row in zip(pictures.tolist(), groups, agreement, strict=True):
+            scores = cider.scores(picture, [tokens(words.decode(h.tokens)) for h in group])
             yield [
-                _Tried(h.score, len(h.tokens), a, cider)
-                for h, a, cider in zip(group, row, scores, strict=True)
+                _Candidate(h.score, len(h.tokens), agreed, score)
+                for h, agreed, score in zip(group, row, scores, strict=True)
             ]
 
 
-def _best(group: list[_Tried], penalty: float, weight: float) -> _Tried:
-    """The caption that a length penalty and a weight of the agreement put first."""
-    more = penalty - LENGTH_PENALTIES[0]  # than the scores have
-    return max(group, key=lambda one: one.score / one.length**more + weight * one.agreement)
+def _best(group: list[_Candidate], penalty: float, weight: float) -> _Candidate:
+    """Returns the caption that ranks first with this length penalty and weight of the agreement."""
+    extra = penalty - LENGTH_PENALTIES[0]  # the scores have been divided for the latter already
+    return max(group, key=lambda one: one.score / one.length**extra + weight * one.agreement)
