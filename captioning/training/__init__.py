@@ -1,1 +1,1 @@
-"""Training: what is requested, its preparation, the epochs and their steps."""
+"""Trains captioners: the request, its preparation, the epochs, and the steps of an epoch."""

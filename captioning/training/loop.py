@@ -1,4 +1,4 @@
-"""The epochs of a run: training and validation, checkpoints, curves, resuming."""
+"""Runs the epochs of a training: steps, validation, checkpoints, curves, resuming."""
 
 import math
 import time
@@ -24,21 +24,30 @@ from captioning.training.trainer import Trainer, learning_rate
 
 
 def train(setup: Setup, output: str | Path, process: Process = SINGLE) -> list[dict[str, float]]:
-    """Train a captioner; writes `output`/last.pt, best.pt (by CIDEr-D) and tensorboard/.
+    """Trains a captioner and writes last.pt, best.pt and tensorboard/ into `output`.
 
-    Without a table "val" nothing is validated, and best.pt is last.pt unless an epoch before a
-    resumption was validated. Returns what happened in each epoch.
+    best.pt is the first epoch with the highest CIDEr-D on the table "val". Without that table
+    best.pt is the last epoch, unless this run resumes one that had a table "val": then best.pt
+    stays as it is.
+
+    Returns:
+        An entry for each epoch: its loss or reward, and with "val" the scores.
     """
     return _Run(setup, Path(output), process).train()
 
 
 @torch.no_grad()
 def validate(checkpoint: Checkpoint, table: FeatureTable) -> tuple[float, Scores]:
-    """Mean cross-entropy per token, teacher-forced, and the scores of greedy search."""
+    """Computes the loss and the scores of a captioner on a table.
+
+    Returns:
+        The mean cross-entropy per token with teacher forcing, in nats, and the scores of the
+        captions that greedy search writes.
+    """
     model, words, greedy = checkpoint.model, checkpoint.vocabulary, DecodeConfig("greedy")
     features = table.read()
     written = best_captions(checkpoint, features, table.ids, config=greedy, progress="validate")
-    captions = EncodedCaptions([image.captions for image in table.images], words, 200)
+    captions = EncodedCaptions([image.captions for image in table.images], words, max_words=200)
     model.eval()
     device = next(model.parameters()).device
     total, tokens = 0.0, 0
@@ -51,7 +60,7 @@ def validate(checkpoint: Checkpoint, table: FeatureTable) -> tuple[float, Scores
 
 
 class _Run:
-    """The epochs of one call of `train`."""
+    """The state of one call of `train`."""
 
     def __init__(self, setup: Setup, output: Path, process: Process) -> None:
         self.checkpoint, self.config, self.process = setup.checkpoint, setup.config, process
@@ -59,7 +68,7 @@ class _Run:
         self.last, self.best = output / "last.pt", output / "best.pt"
         kind = SelfCriticalTrainer if self.config.self_critical else Trainer
         self.trainer = kind(self.checkpoint, self.config, setup.tables["train"], process)
-        self.history: list[dict[str, float]] = []  # the finished epochs
+        self.history: list[dict[str, float]] = []  # an entry for each finished epoch
         if setup.resumes:
             self.trainer.load_state_dict(self.checkpoint.training["trainer"])
             self.history += self.checkpoint.training["history"]
@@ -68,6 +77,7 @@ class _Run:
         self.curves = new_curves(output / "tensorboard") if process.is_first else None
 
     def train(self) -> list[dict[str, float]]:
+        """Runs all epochs that are left; returns the history."""
         trainer, history = self.trainer, self.history
         if trainer.captions.cut:
             say(
@@ -82,7 +92,7 @@ class _Run:
         return history
 
     def train_epoch(self, epoch: int) -> dict[str, float]:
-        """Runs the steps of an epoch; returns its entry in the history."""
+        """Runs the steps of an epoch (0 is the first); returns its entry for the history."""
         trainer, config, metric = self.trainer, self.config, self.trainer.metric
         start, seen, total = time.perf_counter(), 0, 0.0
         order = trainer.batches(epoch)
@@ -108,7 +118,7 @@ class _Run:
         }
 
     def finish(self, entry: dict[str, float]) -> None:
-        """Validate a finished epoch, the last of the history, and save."""
+        """Validates and saves the epoch of `entry`, which is the last of the history."""
         earlier = [e["CIDEr-D"] for e in self.history[:-1] if "CIDEr-D" in e]
         if self.val_table and self.process.is_first:
             averaged = replace(self.checkpoint, models=[self.trainer.averaged])
@@ -125,12 +135,14 @@ class _Run:
                 self.curves.add_scalar(f"epoch/{name}", number, int(entry["epoch"]))
             self.curves.flush()
         say(describe(entry))
-        # best.pt first: a run that is killed between the two repeats this epoch.
+        # best.pt is written first: if the run is killed between the two files, it resumes from the
+        # older last.pt and repeats this epoch.
         if entry["CIDEr-D"] > max(earlier, default=-1.0) if "CIDEr-D" in entry else not earlier:
             self.save(self.best)
         self.save(self.last)
 
     def save(self, path: Path) -> None:
+        """Writes a checkpoint, if this is the first process."""
         if self.process.is_first:
             self.checkpoint.training |= {
                 "config": asdict(self.config),
@@ -141,7 +153,7 @@ class _Run:
 
 
 def describe(entry: dict[str, float]) -> str:
-    """One line about an epoch."""
+    """Returns a line for the user about an epoch."""
     name = "loss" if "loss" in entry else "reward"
     line = f"epoch {entry['epoch']:.0f}: {name} {entry[name]:.3f}"
     if "val_loss" in entry:
@@ -150,7 +162,7 @@ def describe(entry: dict[str, float]) -> str:
 
 
 def new_curves(folder: Path) -> Any:
-    """A writer of TensorBoard's curves, or None and a message if it is not installed."""
+    """Returns a writer of TensorBoard's curves, or None and a message if it is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

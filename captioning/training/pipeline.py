@@ -1,4 +1,4 @@
-"""From a request for training to a captioner that was validated and tested."""
+"""Carries out a request for training, from the pictures to a captioner that is tested."""
 
 import contextlib
 import shutil
@@ -26,8 +26,8 @@ from captioning.training.request import TrainingRequest
 from captioning.training.setup import Setup, set_up
 
 FIRST_STAGE = "cross-entropy"  # the folder of the stage before self-critical training
-# Settings of the second stage alone.
-OF_SECOND = ("self_critical", "epochs", "batch_size", "learning_rate")
+# These settings of a request apply only to the self-critical stage.
+SECOND_STAGE_SETTINGS = ("self_critical", "epochs", "batch_size", "learning_rate")
 LEGEND = {
     "loss": "loss: nats per word, given the words before it, on --train with dropout and on --val",
     "reward": "reward: mean CIDEr-D of captions drawn for pictures of --train",
@@ -35,13 +35,18 @@ LEGEND = {
 
 
 def train_captioner(request: TrainingRequest) -> list[dict[str, float]]:
-    """Train as requested: writes last.pt and best.pt to `request.output`.
+    """Trains as requested, and writes last.pt and best.pt into `request.output`.
 
-    Several members are in its folders 1, 2 and so on. Self-critical training without a captioner to
-    start from first trains one in the folder cross-entropy. Under torchrun, every process calls
-    this with the same request.
-    Returns what happened in each epoch (of the last run, if there are several): its loss or reward
-    and, with `val`, the scores.
+    Several members are written into the folders 1, 2 and so on of `request.output`. Self-critical
+    training without a captioner to start from first trains one by cross-entropy, in the folder
+    cross-entropy. Under torchrun every process calls this function with the same request.
+
+    Returns:
+        An entry for each epoch: its loss or reward, and with `request.val` the scores. If there
+        are several runs (members or stages), the entries are those of the last run.
+
+    Raises:
+        CaptioningError: the request, or a file that it names, is wrong.
     """
     with contextlib.ExitStack() as stack:
         process = stack.enter_context(distributed(choose_device(request.device)))
@@ -51,7 +56,7 @@ def train_captioner(request: TrainingRequest) -> list[dict[str, float]]:
 
 
 def train_locked(request: TrainingRequest, process: Process) -> list[dict[str, float]]:
-    """`train_captioner`, for a caller that has locked the folder of the output."""
+    """Does the work of `train_captioner`, for a caller that holds the lock of the output folder."""
     check_members(request)
     runs = runs_of(request)
     say(describe_device(process.device))
@@ -60,7 +65,8 @@ def train_locked(request: TrainingRequest, process: Process) -> list[dict[str, f
             raise CaptioningError(
                 f"{run.output} holds a captioner already: --resume, or another --output"
             )
-    no_neighbors = False  # not even if one run was resumed without saying so again
+    # If any run, or the run that it resumes, had --no-neighbors, no captions are kept.
+    no_neighbors = False
     for run in runs:
         setup, history = _train(run, process)
         no_neighbors |= setup.config.no_neighbors
@@ -73,19 +79,17 @@ def train_locked(request: TrainingRequest, process: Process) -> list[dict[str, f
 
 
 def check_members(request: TrainingRequest) -> None:
-    """Refuses to resume fewer captioners than the folder holds, or several in place of one."""
-    alone = (request.output / "last.pt").exists()
-    held = 1 if alone else len([*request.output.glob("[0-9]*/last.pt")])
-    if request.resume and (request.members > 1 if alone else request.members < held):
-        expected = f"{held}, as in" if alone else f"at least {held}, as many as are in"
-        raise CaptioningError(
-            f"members: expected {expected} {request.output}, got {request.members}"
-        )
+    """Refuses to resume fewer members than the folder holds, or members in a folder of one run."""
+    folder, members = request.output, request.members
+    single, held = (folder / "last.pt").exists(), len([*folder.glob("[0-9]*/last.pt")])
+    if request.resume and (members > 1 if single else members < held):
+        expected = "1" if single else f"at least {held}"
+        raise CaptioningError(f"members: expected {expected}, as in {folder}, got {members}")
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Refuses a second run that would write to the same folder."""
+    """Makes a folder and holds its lock; refuses a folder that another process has locked."""
     check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -93,14 +97,14 @@ def locked(folder: Path) -> Iterator[None]:
             try:
                 yield
             finally:
-                if len([*folder.iterdir()]) == 1:  # nothing but the lock
+                if len([*folder.iterdir()]) == 1:  # only the lock
                     shutil.rmtree(folder, ignore_errors=True)
     except Timeout as error:
         raise CaptioningError(f"{folder} is being written by another process") from error
 
 
 def runs_of(request: TrainingRequest) -> list[TrainingRequest]:
-    """The runs that a request stands for: of each member, and of both stages."""
+    """Splits a request into one request for each member and each stage."""
     runs = []
     for i in range(request.members):
         run = request
@@ -113,19 +117,21 @@ def runs_of(request: TrainingRequest) -> list[TrainingRequest]:
             )
         resumes = run.resume and (run.output / "last.pt").exists()
         if run.settings.get("self_critical") and not run.start and not resumes:
-            kept = {name: v for name, v in run.settings.items() if name not in OF_SECOND}
+            kept = {
+                name: v for name, v in run.settings.items() if name not in SECOND_STAGE_SETTINGS
+            }
             run = replace(run, features=run.features or run.output / "features")
             first = replace(run, output=run.output / FIRST_STAGE, settings=kept)
             runs.append(first)
-            # The sizes are those of the first stage.
+            # The second stage reads the sizes of the captioner from the first stage.
             run = replace(run, start=first.output / "best.pt")
         runs.append(run)
     return runs
 
 
 def _train(request: TrainingRequest, process: Process) -> tuple[Setup, list[dict[str, float]]]:
-    """One run."""
-    if not process.is_first:  # until the first has encoded the pictures
+    """Does one run of `runs_of`; returns its setup and an entry for each epoch."""
+    if not process.is_first:  # wait until the first process has encoded the pictures
         dist.barrier()
     setup = set_up(request, process.device)
     if process.is_first and process.world_size > 1:
@@ -145,7 +151,15 @@ def _train(request: TrainingRequest, process: Process) -> tuple[Setup, list[dict
 
 
 def finish(paths: list[Path], lstm: str, device: str, setup: Setup, no_neighbors: bool) -> None:
-    """Chooses one search for the captioners that were trained, saves it in each, and tests them."""
+    """Chooses the search of the trained captioners, saves it in their files, and tests them.
+
+    Args:
+        paths: the checkpoints of the captioners, which write together.
+        lstm: the LSTM to run; see `captioning.model.layers.LSTMS`.
+        device: where to compute.
+        setup: the setup of any of the runs, for its feature tables.
+        no_neighbors: whether the captioners must not keep the captions of training pictures.
+    """
     tables = setup.tables
     val, test = tables.get("val"), tables.get("test")
     several = len(paths) > 1
@@ -153,7 +167,7 @@ def finish(paths: list[Path], lstm: str, device: str, setup: Setup, no_neighbors
     for model in found.models:
         freeze(model)
     who = f"all {len(paths)} together: " if several else ""
-    found.neighbors = None  # of the run that is resumed
+    found.neighbors = None  # a run that resumes may have read some
     if val:
         near = None
         if len(tables["train"].images) < SMALL_SET and not no_neighbors:
@@ -170,7 +184,7 @@ def finish(paths: list[Path], lstm: str, device: str, setup: Setup, no_neighbors
 
 
 def summary(history: list[dict[str, float]], best: Path) -> str:
-    """Which epoch is the best, and where it is."""
+    """Returns a line for the user: which epoch is in best.pt, and its scores."""
     validated = [entry for entry in history if "CIDEr-D" in entry]
     if not validated:
         return f"{best} holds epoch {len(history)}, the last (no --val to choose by)"
@@ -179,7 +193,7 @@ def summary(history: list[dict[str, float]], best: Path) -> str:
 
 
 def score(checkpoint: Checkpoint, table: FeatureTable) -> str:
-    """One line of scores on pictures that had no part in training."""
+    """Returns a line with the scores on the test pictures, by greedy and by the chosen search."""
     parts = []
     for config in (DecodeConfig("greedy"), checkpoint.search):
         written = best_captions(checkpoint, table.read(), table.ids, config=config, progress="test")

@@ -1,4 +1,4 @@
-"""The processes that torchrun starts, on one machine or several."""
+"""Joins the processes that torchrun starts, on one machine or several."""
 
 import contextlib
 import gc
@@ -13,15 +13,15 @@ import torch.distributed as dist
 
 @dataclass(frozen=True)
 class Process:
-    """This process among those that train together."""
+    """This process, and its place among the processes that train together."""
 
-    rank: int = 0
-    world_size: int = 1
+    rank: int = 0  # 0 to world_size - 1
+    world_size: int = 1  # the number of processes
     device: str = "cpu"
 
     @property
     def is_first(self) -> bool:
-        """Whether this process prints and writes files."""
+        """Whether this process prints and writes files, which the others do not."""
         return self.rank == 0
 
 
@@ -30,22 +30,23 @@ SINGLE = Process()
 
 @contextlib.contextmanager
 def distributed(device: str) -> Iterator[Process]:
-    """Join the processes that torchrun started, if any."""
+    """Joins the other processes if torchrun started this one; leaves them at the end."""
     if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Process(device=device)
         return
     if device.startswith("cuda"):
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
-    # The others wait while the first encodes the pictures of a large set.
+    # The other processes wait while the first encodes all pictures, which can take long.
     wait = timedelta(days=2)
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=wait)
     process = Process(dist.get_rank(), dist.get_world_size(), device)
     try:
         yield process
-        dist.barrier()  # gloo aborts if one leaves while others communicate
+        dist.barrier()  # gloo aborts if a process leaves while others communicate
     finally:
-        # DistributedDataParallel is in reference cycles and keeps the group alive. The group's
-        # threads must end before Python does: one that needs the GIL later aborts the process.
+        # DistributedDataParallel keeps the process group alive, and is itself kept alive by
+        # reference cycles. The group must end before Python does, because a thread of the group
+        # that asks for the GIL after that aborts the process.
         gc.collect()
         dist.destroy_process_group()

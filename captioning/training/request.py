@@ -1,4 +1,4 @@
-"""A request for training: `captioning train` makes one of its options, Python code can too."""
+"""The request for a training. `captioning train` makes one from its options."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -10,22 +10,24 @@ from captioning.errors import CaptioningError
 from captioning.model.layers import LSTMS
 from captioning.settings import ModelConfig, TrainConfig, check_choice
 
+# The names of the settings. The three sizes that are left out follow from the CNN and the captions.
 MODEL = {entry.name for entry in fields(ModelConfig)} - {"feature_size", "vocab_size", "grid"}
 TRAINING = {entry.name for entry in fields(TrainConfig)}
 
 
 def only(names: set[str], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of these names."""
+    """Returns the settings that have one of these names."""
     return {name: value for name, value in settings.items() if name in names}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRequest:
-    """What to train, on what, and where to write it: the options of `captioning train`.
+    """The options of `captioning train`.
 
-    `train`, `val` and `test` are COCO captions files; `settings` are fields of `ModelConfig` and
-    `TrainConfig`, and the CNN's "pool". Other settings are those of the captioner to continue
-    with, or suit the number of pictures (`captioning.settings.preset`).
+    `train`, `val` and `test` are COCO captions files, and `settings` has fields of `ModelConfig`
+    and `TrainConfig`, and the CNN's "pool". A setting that is left out has the value of the
+    captioner to continue with (`resume`, `start`), or else the value that suits the number of
+    pictures (`captioning.settings.preset`).
     """
 
     train: Path
@@ -50,20 +52,19 @@ class TrainingRequest:
     def __post_init__(self) -> None:
         known = MODEL | TRAINING | {"pool"}
         if unknown := sorted(self.settings.keys() - known):
-            raise CaptioningError(
-                f"settings: expected {', '.join(sorted(known))}; got {unknown[0]}"
-            )
+            names = ", ".join(sorted(known))
+            raise CaptioningError(f"settings: expected {names}; got {unknown[0]}")
         check_choice("lstm", self.lstm, LSTMS)
         check_choice("on_error", self.on_error, ON_ERROR)
         if self.members < 1:
             raise CaptioningError(f"members: expected 1 or more, got {self.members}")
-        # An error is found before the pictures are encoded.
+        # These check the values, before the pictures are encoded.
         ModelConfig(1, 1, **only(MODEL, self.settings))
         TrainConfig(**only(TRAINING, self.settings))
 
     @property
     def splits(self) -> dict[str, tuple[Path, Path | None]]:
-        """The captions files by split, each with the folder of its pictures."""
+        """The captions file of each split that has one, and the folder of its pictures or None."""
         names = ("train", "val", "test")
         found = {name: (getattr(self, name), getattr(self, f"{name}_images")) for name in names}
         return {split: pair for split, pair in found.items() if pair[0]}

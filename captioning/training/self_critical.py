@@ -1,8 +1,9 @@
-"""Self-critical training (Rennie et al., 2017): the captioner is rewarded by CIDEr-D.
+"""Self-critical training (Rennie et al., 2017): the reward of a caption is its CIDEr-D.
 
-For each picture several captions are drawn from the model. Those better than the mean of the
-others become more probable, the worse ones less (Luo, 2020, "A Better Variant of Self-Critical
-Sequence Training"). A second stage: it starts from a captioner that cross-entropy has trained.
+For each picture the model draws several captions. A caption with a higher reward than the mean of
+the other captions becomes more probable, and one with a lower reward less probable (Luo, 2020, "A
+Better Variant of Self-Critical Sequence Training"). This is the second stage of training: it starts
+from a captioner that was trained by cross-entropy.
 """
 
 from functools import cached_property
@@ -19,27 +20,28 @@ from captioning.training.trainer import Trainer
 
 
 class SelfCriticalTrainer(Trainer):
-    """Batches are pictures, each with `config.self_critical` sampled captions.
+    """A trainer whose batches are pictures, with `config.self_critical` drawn captions of each.
 
-    The model stays in eval mode, so the rewarded captions are those that it would write.
+    The model stays in eval mode, so that it draws captions as it will write them, without dropout.
     """
 
     metric = "reward"
 
     @cached_property
     def cider(self) -> CiderD:
-        """The reward; <end> counts as a word, or captions would learn to stop anywhere."""
+        """Computes the reward. <end> counts as a word, so that captions learn where to stop."""
         return CiderD(self.table.tokens(self.vocabulary))
 
     def batches(self, epoch: int) -> list[Tensor]:
-        """The pictures of every batch of an epoch."""
+        """Returns the batches of an epoch, each the numbers of some pictures."""
         config = self.config
         return shuffled(len(self.table.images), config.batch_size, config.seed, epoch)
 
     def objective(self, indices: Tensor) -> tuple[Tensor, int, Tensor]:
-        """Samples captions and weighs their likelihood by their reward; see `Trainer.objective`."""
+        """Draws captions and weights their losses by their rewards; see `Trainer.objective`."""
         process, samples, decoder = self.process, self.config.self_critical, self.model.decoder
-        # For the whole batch, so that the captions do not depend on the number of processes.
+        # Every process draws the numbers of the whole batch, so that the captions do not depend on
+        # the number of processes.
         noise = torch.rand(len(indices), samples, decoder.max_seq_length)
         share = slice(process.rank, None, process.world_size)
         pictures = indices[share]
@@ -68,7 +70,13 @@ class SelfCriticalTrainer(Trainer):
         return loss, int(count), (reward.sum() / (len(indices) * samples)).to(process.device)
 
     def reward(self, pictures: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """CIDEr-D [pictures, samples] of the sampled captions, <end> included."""
+        """Computes the CIDEr-D [pictures,samples] of drawn captions.
+
+        Args:
+            pictures: int64, the numbers of the pictures.
+            tokens: int64 [pictures * samples,T], the captions of each picture one after the other.
+            lengths: the number of tokens of each caption, including <end>.
+        """
         written = (row[:n] for row, n in zip(tokens.tolist(), lengths.tolist(), strict=True))
         samples = range(self.config.self_critical)
         groups = ((picture, [next(written) for _ in samples]) for picture in pictures.tolist())
@@ -76,6 +84,6 @@ class SelfCriticalTrainer(Trainer):
 
 
 def advantage(reward: Tensor) -> Tensor:
-    """How much better each caption [pictures, samples] is than the mean of the others."""
+    """Returns reward [pictures,samples] minus the mean reward of the picture's other captions."""
     samples = reward.size(1)
     return (reward - reward.mean(1, keepdim=True)) * (samples / (samples - 1))

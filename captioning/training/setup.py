@@ -1,4 +1,4 @@
-"""What a run of training needs: its files, CNN, words, sizes and settings."""
+"""Prepares a run of training: its files, CNN, vocabulary, sizes and settings."""
 
 import hashlib
 import json
@@ -21,12 +21,19 @@ from captioning.model.decoder import Decoder
 from captioning.settings import ModelConfig, TrainConfig, preset
 from captioning.training.request import MODEL, TRAINING, TrainingRequest, only
 
-MAY_CHANGE = {"epochs", "no_neighbors"}  # of the settings of a run that is resumed
+MAY_CHANGE = {"epochs", "no_neighbors"}  # settings that may change when a run resumes
 
 
 @dataclass
 class Setup:
-    """A run that can begin: the captioner, the settings, the feature tables by split."""
+    """All that a run needs to begin.
+
+    Attributes:
+        checkpoint: the captioner to train.
+        config: the settings.
+        tables: the feature tables of the splits "train", "val" and "test" that were given.
+        resumes: whether the run continues an earlier one.
+    """
 
     checkpoint: Checkpoint
     config: TrainConfig
@@ -35,12 +42,12 @@ class Setup:
 
 
 def set_up(request: TrainingRequest, device: str = "cpu") -> Setup:
-    """Read the files of a request, encode the pictures, and build or read the captioner."""
+    """Reads the files of a request, encodes the pictures, and makes or reads the captioner."""
     last = request.output / "last.pt"
     resumes = request.resume and last.exists()
     path = last if resumes else request.start
     origin = load_checkpoint(path, request.lstm) if path else None
-    # Errors are found before weights are downloaded and pictures encoded.
+    # What follows up to `load_cnn` finds errors before a download or the encoding of pictures.
     new = ModelConfig(1, 1, grid=1, **only({"decoder"}, request.settings))
     decoder = decoder_class(origin.model.config if origin else new)
     cnn_config = origin.cnn if origin else _new_cnn(request, decoder)
@@ -72,7 +79,7 @@ def set_up(request: TrainingRequest, device: str = "cpu") -> Setup:
         cache = extract_features(cnn, images, folder, annotations, request.on_error, workers)
         tables[split] = FeatureTable(data[split], cache)
     if origin:
-        checkpoint = replace(origin, neighbors=None)  # they may be those of another training set
+        checkpoint = replace(origin, neighbors=None)  # the training pictures may be others now
         checkpoint.training = origin.training if resumes else {}
     else:
         torch.manual_seed(config.seed)
@@ -88,32 +95,32 @@ def set_up(request: TrainingRequest, device: str = "cpu") -> Setup:
 
 
 def _load(request: TrainingRequest, split: str) -> CaptionDataset:
-    """The captions and pictures of a split; says which were skipped."""
+    """Reads the captions of a split, and prints what was skipped."""
     dataset = load_coco(*request.splits[split], request.on_error, need_captions=True)
     say(*(f"skipped {line}" for line in list_reasons(dataset.skipped)))
     return dataset
 
 
 def _digest(dataset: CaptionDataset) -> str:
-    """A hash of the ids and the captions of pictures, which tells training sets apart."""
+    """Returns a hash of the ids and captions, by which a run knows its training set again."""
     rows = [(image.id, image.captions) for image in dataset.images]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def _new_cnn(request: TrainingRequest, decoder: type[Decoder]) -> CNNConfig:
-    """The CNN of a new captioner, pooled as its decoder reads it."""
+    """Returns the CNN of a new captioner, with a pooling that its decoder can read."""
     pool = request.settings.get("pool", decoder.pools[0])
     if pool not in decoder.pools:
         expected = " or ".join(decoder.pools)
         raise CaptioningError(f"pool: expected {expected} with this decoder, got {pool}")
     weights = request.cnn_weights or "DEFAULT"
-    if os.path.isfile(weights):  # to be found from other folders too
+    if os.path.isfile(weights):  # an absolute path is valid in every working directory
         weights = os.path.abspath(weights)
     return CNNConfig(request.cnn or CNNConfig.name, weights, pool)
 
 
 def _check_same(request: TrainingRequest, origin: Checkpoint, resumes: bool, path: Path) -> None:
-    """Refuse what differs from the captioner that training continues with."""
+    """Refuses options that contradict the captioner in `path`, which training continues with."""
     cnn = origin.cnn
     known = {"cnn": cnn.name, "cnn_weights": cnn.weights, "pool": cnn.pool}
     known |= asdict(origin.model.config)

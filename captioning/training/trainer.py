@@ -1,9 +1,9 @@
-"""One step of training on cross-entropy: Adam over the decoder, encoder.linear and encoder.bn.
+"""One step of training by cross-entropy, with Adam on the decoder, encoder.linear and encoder.bn.
 
-Each step seeds its random numbers by (seed, step, process), so a run that was killed and resumed
-computes exactly what an uninterrupted one would. Under torchrun each process takes its share of
-every batch's captions and all of its pictures' features, so BatchNorm sees the whole batch and the
-loss is that of a single process.
+Each step seeds the random numbers with the run's seed and the step's number. So a run that was
+killed and resumed computes the same bits as one without interruption. Under torchrun each process
+computes the loss of its share of the captions of a batch. Every process encodes all pictures of the
+batch, so BatchNorm sees the whole batch, and the loss is the loss of a single process.
 """
 
 import math
@@ -27,17 +27,23 @@ from captioning.training.processes import SINGLE, Process
 
 
 def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
-    """The rate of a step: a linear start, then half a cosine down to 2 %."""
+    """Returns the learning rate of one of `steps` steps.
+
+    It is `config.learning_rate`, times a factor that rises linearly to 1 over `config.warmup`
+    steps, times half a cosine that falls from 1 to 0.02 over all steps.
+    """
     warm = min(1.0, (step + 1) / max(1, config.warmup))
     return config.learning_rate * warm * (0.02 + 0.98 * (1 + math.cos(math.pi * step / steps)) / 2)
 
 
 def consensus_weights(table: FeatureTable, vocabulary: Vocabulary, share: float) -> Tensor:
-    """The factor of each caption's loss, an idea of Phan et al. (2017).
+    """Returns a factor for the loss of each caption, larger for captions that agree with others.
 
-    A picture's captions have a mean factor of 1. The part `share` of a factor is proportional to
-    the caption's CIDEr-D against the picture's other captions plus a constant, a fifth of the mean
-    over all captions. Without it a word or two would decide where people agree on little.
+    This is an idea of Phan et al. (2017). The agreement of a caption is its CIDEr-D against the
+    other captions of its picture, plus a fifth of the mean CIDEr-D of all captions. Without that
+    constant a few equal words would decide the factors of pictures whose captions agree little. A
+    factor is 1 - share + share * agreement / (mean agreement of the picture's captions), so the
+    factors of a picture have the mean 1.
     """
     references = table.tokens(vocabulary)
     cider = CiderD(references)
@@ -49,9 +55,9 @@ def consensus_weights(table: FeatureTable, vocabulary: Vocabulary, share: float)
 
 
 class Trainer:
-    """The captioner of a checkpoint, its optimizer, and what a step of training on a table does."""
+    """Trains the captioner of a checkpoint on a table, step by step."""
 
-    metric = "loss"  # what `train_step` returns, without label smoothing and weights
+    metric = "loss"  # the name of the number that `train_step` returns
 
     def __init__(
         self,
@@ -65,11 +71,11 @@ class Trainer:
         self.model = checkpoint.model.to(process.device)
         captions = [image.captions for image in table.images]
         self.captions = EncodedCaptions(captions, self.vocabulary, config.max_words)
-        self.caption_weights = torch.ones(len(self.captions))  # factors of their losses
+        self.caption_weights = torch.ones(len(self.captions))  # a factor for each caption's loss
         if config.consensus and not config.self_critical:
             self.caption_weights = consensus_weights(table, self.vocabulary, config.consensus)
         self.parameters = [*self.model.decoder.parameters(), *self.model.encoder.parameters()]
-        self.average = AveragedModel(self.model, avg_fn=self._mean) if config.ema else None
+        self.average = AveragedModel(self.model, avg_fn=self._next_average) if config.ema else None
         self.optimizer = torch.optim.Adam(self.parameters, config.learning_rate, fused=True)
         self.step = 0  # number of finished steps
         several = process.world_size > 1
@@ -77,13 +83,14 @@ class Trainer:
         self._check_batches()
 
     def _check_batches(self) -> None:
-        """Refuses batches that leave a process without a caption, or BatchNorm with one vector."""
+        """Refuses batches too small for BatchNorm, or for the number of processes."""
         config, images, processes = self.config, self.captions.image, self.process.world_size
         smallest, small = min(map(len, self.batches(0))), False
-        # A picture has one vector, but with a grid it has many. Self-critical training runs in eval
-        # mode. A batch with more captions than any picture has is of two pictures.
-        one_vector = not self.model.config.grid and not config.self_critical
-        if one_vector and smallest <= images.bincount().max():
+        # BatchNorm needs two vectors in train mode. A picture has one vector, or many if the CNN
+        # pools to a grid. Self-critical training stays in eval mode. A batch that is larger than
+        # the captions of any one picture has at least two pictures.
+        needs_two_pictures = not self.model.config.grid and not config.self_critical
+        if needs_two_pictures and smallest <= images.bincount().max():
             every = (batch for epoch in range(config.epochs) for batch in self.batches(epoch))
             small = any(len(images[batch].unique()) < 2 for batch in every)
         if small or smallest < processes:
@@ -94,35 +101,38 @@ class Trainer:
 
     @property
     def averaged(self) -> Captioner:
-        """The captioner with the averaged weights, which is validated and saved."""
+        """The captioner that is validated and saved: with averaged weights if `config.ema` > 0."""
         return cast(Captioner, self.average.module) if self.average else self.model
 
-    def _mean(self, average: Tensor, weight: Tensor, count: Tensor | int) -> Tensor:
-        """The average after one more step; shorter at first, or early weights would stay in it."""
+    def _next_average(self, average: Tensor, weight: Tensor, count: Tensor | int) -> Tensor:
+        """Returns the running average of a weight after `count` + 1 steps.
+
+        The decay is smaller in the first steps, so that the average forgets the initial weights.
+        """
         decay = min(self.config.ema, (int(count) + 1) / (int(count) + 10))
         return average.lerp(weight, 1 - decay)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the averaged captioner's weights."""
+        """Returns the state that is not in the weights of `averaged`."""
         state = {"optimizer": self.optimizer.state_dict(), "step": self.step}
         return state | ({"weights": self.model.state_dict()} if self.average else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from what `state_dict` gave."""
+        """Continues from a state that `state_dict` returned."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
-        if self.average:  # a copy of the model as it was read: of the averaged weights
+        if self.average:  # the checkpoint held the averaged weights, which are in both now
             self.average.n_averaged.fill_(self.step)
             self.model.load_state_dict(state["weights"])
 
     def autocast(self) -> Any:
-        """The context of the forward pass, by `config.autocast`."""
+        """Returns the autocast context of the forward pass, by `config.autocast`."""
         device = self.process.device.split(":")[0]
         dtype = autocast_dtype(self.config.autocast, device)
         return torch.autocast(device, dtype, enabled=dtype is not None)
 
     def batches(self, epoch: int) -> list[Tensor]:
-        """The caption indices of every batch of an epoch."""
+        """Returns the batches of an epoch, each the indices of some captions."""
         by_picture = self.config.batches_of == "pictures"
         return self.captions.epoch(self.config.batch_size, self.config.seed, epoch, by_picture)
 
@@ -132,14 +142,20 @@ class Trainer:
         return self.config.seed * 1_000_003 + self.step
 
     def train_step(self, indices: Tensor, steps: int) -> float:
-        """One of `steps` steps, on the batch `indices`; returns its metric before the step."""
+        """Does one of `steps` steps of the run, on one of `batches`.
+
+        Returns:
+            The metric of the batch before the step: the mean cross-entropy per token in nats,
+            without label smoothing and without caption weights.
+        """
         process, config = self.process, self.config
         torch.manual_seed(self.seed)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, self.step, steps)
         loss, count, metric = self.objective(indices)
         self.optimizer.zero_grad()
-        # DistributedDataParallel averages over the processes, and the mean is over all tokens.
+        # The mean is over the tokens of all processes. DistributedDataParallel divides the sum of
+        # the gradients by the number of processes, which the factor takes back.
         (loss * (process.world_size / count)).backward()
         if config.clip_norm:
             nn.utils.clip_grad_norm_(self.parameters, config.clip_norm)
@@ -152,9 +168,14 @@ class Trainer:
         return metric.item()
 
     def objective(self, indices: Tensor) -> tuple[Tensor, int, Tensor]:
-        """What to minimize on one of `batches`, summed over this process's tokens.
+        """Computes the loss of this process's share of a batch.
 
-        Then the number of tokens of all processes, and the metric, to be summed over them.
+        Args:
+            indices: one of `batches`.
+
+        Returns:
+            The loss to minimize, summed over this process's tokens; the number of tokens of all
+            processes; and this process's summand of the metric.
         """
         process, config = self.process, self.config
         batch = self.captions.batch(indices)
@@ -172,5 +193,6 @@ class Trainer:
                 self.caption_weights[batch.indices[share]].to(process.device),
                 label_smoothing=config.label_smoothing,
             )
-        # Reported without weights and label smoothing, as validation is, so that the two compare.
+        # The metric has no caption weights and no label smoothing, like the loss on --val, so that
+        # the two can be compared.
         return loss, tokens, nll / tokens

@@ -519,7 +519,7 @@ def test_fewer_captioners_than_the_folder_holds_are_not_resumed(trained, tmp_pat
         (tmp_path / name).mkdir()
         shutil.copy(trained / "last.pt", tmp_path / name)
     assert main(["train", "--train", "x", "--output", str(tmp_path), "--resume"]) == 1
-    expected = f"members: expected at least 2, as many as are in {tmp_path}, got 1"
+    expected = f"members: expected at least 2, as in {tmp_path}, got 1"
     assert expected in capsys.readouterr().err
 
 
