@@ -1,1 +1,1 @@
-"""The captioner: encoder, decoders, loss, and the file that holds it."""
+"""The captioner: encoder, decoders, loss, checkpoint file, and the ranking by similar pictures."""

@@ -1,10 +1,10 @@
-"""Show, Attend and Tell (Xu et al., 2015): a decoder that looks at a place for every word.
+"""The decoder of Show, Attend and Tell (Xu et al., 2015), which looks at a place for every word.
 
-Before each word it weighs the cells of the CNN's feature map by what it has written so far,
-and reads their mean with the word. Inputs and targets are as in lstm.py, but
-there is no step 0: the image is the cells, and the first state comes from their mean. Each cell is
-given learned vectors of its row and its column. The paper leaves these out; without them "left" can
-only be guessed.
+Before each word the decoder weights the cells of the CNN's feature map by what it has written so
+far, and reads the weighted mean together with the last word. Inputs and targets are those of
+lstm.py without step 0: the image is not an input, and the first state is computed from the mean of
+the cells. A learned vector for its row and one for its column are added to each cell. The paper has
+no such vectors, but without them the decoder cannot tell left from right.
 """
 
 from typing import Any, NamedTuple
@@ -19,32 +19,30 @@ from captioning.errors import CaptioningError
 from captioning.model.layers import Dropout, make_lstm
 from captioning.settings import ModelConfig
 
-POSITION_STD = 0.1  # of the initial vectors of rows and columns; for vectors of cells it is about 1
+POSITION_STD = 0.1  # standard deviation of initial row and column vectors; cells have about 1
 
 
 class AttentionState(NamedTuple):
-    """h, c [B,H], the picture of each row [B], its cells and twice their keys [B,cells,E], and the
-    last weights [B,cells]."""
+    """The state of B captions."""
 
-    h: Tensor
-    c: Tensor
-    picture: Tensor
-    cells: Tensor
-    keys: Tensor
-    weights: Tensor
+    h: Tensor  # [B,H]
+    c: Tensor  # [B,H]
+    picture: Tensor  # int64 [B], which picture each caption describes
+    cells: Tensor  # [B,cells,E], the cells of that picture
+    keys: Tensor  # [B,cells,E], twice the keys of the cells
+    weights: Tensor  # [B,cells], of the cells in the last step
 
 
 class AttentionDecoder(nn.Module):
-    """An LSTM cell with soft attention over the cells; a `captioning.Decoder`.
+    """An LSTM cell with soft attention over the cells of a picture; a `captioning.Decoder`.
 
-    The image is `config.grid` x `config.grid` cells, row by row. The state and the cells are
-    compared in the size of the embedding, E.
+    The image [B,cells,E] has `config.grid` x `config.grid` cells, row by row.
     """
 
     help = "slower; looks at the cells of the feature map before each word, and shows where"
     pools: tuple[str, ...] = ("grid",)
     batches_of = "pictures"
-    # It compares 256 cells with its state before every word, so it is smaller.
+    # A picture of the demo has 256 cells, so the sizes are smaller than those of the LSTM decoder.
     demo: dict[str, Any] = {"epochs": 8, "embed_size": 64, "hidden_size": 128}
 
     def __init__(self, config: ModelConfig, lstm: str = "fastlstm") -> None:
@@ -66,19 +64,23 @@ class AttentionDecoder(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def start(self, image: Tensor) -> AttentionState:
+        """Computes the state before <start> from the image; see `Decoder.start`."""
         h, c = self.init(image.mean(1)).tanh().chunk(2, 1)
         places = (self.row.unsqueeze(1) + self.column).flatten(0, 1)
-        cells = self.dropout(image + places).to(image.dtype)  # what autocast would do in each step
+        cells = self.dropout(image + places).to(image.dtype)  # autocast would cast in each step
         keys = F.linear(cells, 2 * self.key.weight, 2 * self.key.bias).to(places.dtype)
         pictures = torch.arange(len(image), device=image.device)
         return AttentionState(h, c, pictures, cells, keys, image.new_zeros(image.shape[:2]))
 
     def advance(self, words: Tensor, state: AttentionState) -> AttentionState:
-        """Look, and read one word each, of `read` [B,E]."""
+        """Does a step: attends to the cells, and reads one word for each caption.
+
+        `words` are the vectors [B,E] that `read` returns.
+        """
         h, c, picture, cells, keys, _ = state
         query = 2 * self.query(h).unsqueeze(1)
-        # tanh(x) is 2 sigmoid(2 x) - 1. A CPU computes sigmoid six times as fast, and softmax
-        # ignores what the 1 adds to each energy.
+        # The paper has tanh(x), which is 2 sigmoid(2 x) - 1. A CPU computes sigmoid six times as
+        # fast. The - 1 adds the same number to each energy, which softmax ignores.
         with torch.autocast(h.device.type, enabled=False):
             energies = (keys + query).sigmoid_() @ self.energy.weight.squeeze(0)
             weights = (2 * energies).softmax(1)
@@ -87,29 +89,37 @@ class AttentionDecoder(nn.Module):
         return AttentionState(h, c, picture, cells, keys, weights)
 
     def read(self, words: Tensor) -> Tensor:
-        """The vectors of words; those of all steps at once in training: one gradient, one mask."""
+        """Returns the vectors of words, with dropout.
+
+        Training reads the words of all steps in one call, which makes one gradient and one mask.
+        """
         return self.dropout(self.embed(words))
 
     def step(self, words: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState]:
+        """Feeds a word; see `Decoder.step`."""
         state = self.advance(self.read(words), state)
         return self.linear(self.dropout(state.h)), state
 
     @staticmethod
     def select(state: AttentionState, rows: Tensor) -> AttentionState:
+        """Selects captions; see `Decoder.select`."""
         h, c, picture, weights = (
             tensor[rows] for tensor in (state.h, state.c, state.picture, state.weights)
         )
         cells, keys = state.cells, state.keys
-        if not torch.equal(picture, state.picture):  # most rows only change places with their like
+        # In beam search most captions only change places with others of the same picture, whose
+        # cells and keys are the same.
+        if not torch.equal(picture, state.picture):
             cells, keys = cells[rows], keys[rows]
         return AttentionState(h, c, picture, cells, keys, weights)
 
     def unroll(
         self, image: Tensor, captions: Tensor, lengths: Tensor, rows: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
+        """Runs over whole captions; see `Decoder.unroll`."""
         packed = pack_padded_sequence(captions[:, 1:], lengths - 1, batch_first=True)
         state, hidden = self.start(image), []
-        if rows is not None:  # the captions of a picture share its keys and its dropout
+        if rows is not None:  # the captions of a picture share its keys and its dropout mask
             state = self.select(state, rows)
         words = self.read(captions[:, :-1]).unbind(1)
         for vectors, count in zip(words, packed.batch_sizes.tolist(), strict=False):
@@ -121,6 +131,7 @@ class AttentionDecoder(nn.Module):
 
     @torch.no_grad()
     def attention(self, image: Tensor, tokens: Tensor) -> Tensor:
+        """Returns the weights [B,T,cells] of the cells before each of the tokens [B,T]."""
         state, words, weights = self.start(image), torch.full_like(tokens[:, 0], START), []
         for t in range(tokens.size(1)):
             state = self.advance(self.read(words), state)

@@ -1,4 +1,4 @@
-"""The captioner: encoder and decoder, and the loss that trains them."""
+"""The captioner: an encoder and a decoder, with the loss that trains them."""
 
 from collections.abc import Iterable, Sequence
 
@@ -13,12 +13,12 @@ from captioning.model.loss import linear_cross_entropy
 from captioning.model.lstm import DecoderRNN
 from captioning.settings import ModelConfig, check_choice
 
-#: By the name that --decoder takes; a decoder of your own can be added.
+#: The decoders by the name that --decoder takes. You can add a decoder of your own.
 DECODERS: dict[str, type[Decoder]] = {"lstm": DecoderRNN, "attention": AttentionDecoder}
 
 
 def decoder_class(config: ModelConfig) -> type[Decoder]:
-    """The class of the decoder that `config` names; refuses one that does not take the sizes."""
+    """Returns the class of the decoder that `config` names; refuses a grid of 0 if it needs one."""
     check_choice("decoder", config.decoder, tuple(DECODERS))
     decoder = DECODERS[config.decoder]
     if decoder.pools == ("grid",) and not config.grid:
@@ -27,7 +27,7 @@ def decoder_class(config: ModelConfig) -> type[Decoder]:
 
 
 class Encoder(nn.Module):
-    """Features of the frozen CNN to vectors of `embed_size`, by a Linear and a BatchNorm1d."""
+    """Turns features of the frozen CNN into vectors of `embed_size`: Linear, then BatchNorm1d."""
 
     def __init__(self, feature_size: int, embed_size: int) -> None:
         super().__init__()
@@ -35,14 +35,19 @@ class Encoder(nn.Module):
         self.bn = nn.BatchNorm1d(embed_size, momentum=0.01)
 
     def embed(self, features: Tensor) -> Tensor:
-        """Features [B,C] or [B,cells,C] to [B,E] or [B,cells,E]."""
-        if not torch.is_autocast_enabled(features.device.type):  # which casts float16 by itself
+        """Turns features [B,C] into [B,E], or [B,cells,C] into [B,cells,E]."""
+        if not torch.is_autocast_enabled(features.device.type):  # autocast casts by itself
             features = features.to(self.linear.weight.dtype)
         return self.bn(self.linear(features).flatten(0, -2)).unflatten(0, features.shape[:-1])
 
 
 class Captioner(nn.Module):
-    """Features of pictures in, captions out, by an LSTM of `layers.LSTMS`."""
+    """An encoder and a decoder, which write captions from the features of pictures.
+
+    Args:
+        config: the sizes and the name of the decoder.
+        lstm: the LSTM to run, one of `layers.LSTMS`.
+    """
 
     def __init__(self, config: ModelConfig, lstm: str = "fastlstm") -> None:
         super().__init__()
@@ -52,13 +57,16 @@ class Captioner(nn.Module):
 
     @torch.no_grad()
     def set_word_frequencies(self, captions: Iterable[Sequence[int]]) -> None:
-        """Set the output layer's bias to the log frequency of each word.
+        """Sets the bias of the output layer to the log frequency of each word.
 
-        The loss then begins near the entropy of single words instead of log(vocab_size), and the
-        first steps need not learn which words are rare. Captions have their <start> and <end>.
+        So the first steps need not learn which words are rare: the loss begins near the entropy of
+        single words instead of log(vocab_size).
+
+        Args:
+            captions: the tokens of each caption, with <start> and <end>.
         """
         predicted = torch.tensor([token for caption in captions for token in caption[1:]])
-        counts = predicted.bincount(minlength=self.config.vocab_size) + 1.0  # no word is impossible
+        counts = predicted.bincount(minlength=self.config.vocab_size) + 1.0  # at least 1
         self.decoder.linear.bias.copy_((counts / counts.sum()).log())
 
     def forward(
@@ -70,18 +78,19 @@ class Captioner(nn.Module):
         caption_weights: Tensor | None = None,
         label_smoothing: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
-        """The summed cross-entropy of captions, teacher-forced, in nats.
+        """Computes the summed cross-entropy of captions with teacher forcing, in nats.
 
         Args:
-            features: [M,C] or [M,cells,C], each picture once. BatchNorm sees exactly these, so
-                several processes that share a batch pass all of its pictures.
+            features: [M,C] or [M,cells,C], each picture once. BatchNorm takes its statistics from
+                these, so processes that share a batch must all pass all pictures of the batch.
             rows: int64 [B], which of the M pictures each caption describes.
             captions, lengths: see `Decoder.unroll`.
-            caption_weights: [B], factor of each caption's loss; 1 if None.
-            label_smoothing: share of the target spread over the vocabulary.
+            caption_weights: [B], a factor for the loss of each caption; None for 1.
+            label_smoothing: share of the target that is spread over the vocabulary.
 
         Returns:
-            The loss, and the same without weights, label smoothing and a gradient.
+            The loss, and the cross-entropy without weights and label smoothing, which has no
+            gradient.
         """
         image = self.encoder.embed(features)
         hidden, targets = self.decoder.unroll(image, captions, lengths, rows)

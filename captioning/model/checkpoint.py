@@ -1,7 +1,7 @@
-"""One file that holds a captioner: weights, words, sizes, CNN, search, similar pictures, training.
+"""Reads and writes checkpoints. A checkpoint is one file that holds a captioner.
 
-It holds tensors and plain containers only and is read with ``weights_only=True``: opening an
-untrusted checkpoint runs no code.
+The file has only tensors and plain containers, and it is read with ``weights_only=True``. So no
+code of an untrusted checkpoint can run.
 """
 
 import io
@@ -30,15 +30,15 @@ FORMAT = "fastlstm.captioning/3"
 
 @dataclass
 class Checkpoint:
-    """A captioner as it is saved, or several that write together.
+    """A captioner with all that it needs, or several captioners that write together.
 
     Attributes:
-        models: one captioner, or all that write together.
-        vocabulary: their words.
-        cnn: their CNN.
+        models: the captioner, or all captioners that write together.
+        vocabulary: the words, the same for all captioners.
+        cnn: the frozen CNN, the same for all captioners.
         search: the beam search that training chose.
-        neighbors: similar training pictures, which help beam search, or None.
-        training: what training needs to resume, and its `history` of epochs.
+        neighbors: the training pictures that help to rank captions, or None.
+        training: the data that training needs to resume, and its `history` of epochs.
     """
 
     models: list[Captioner]
@@ -54,7 +54,10 @@ class Checkpoint:
         return self.models[0]
 
     def save(self, path: str | Path) -> None:
-        """Write the file atomically: a full disk or a killed process leaves the old file."""
+        """Writes the checkpoint. If that fails, an older file stays as it is.
+
+        Only the first of several captioners is written.
+        """
         data = {
             "format": FORMAT,
             "vocabulary": self.vocabulary.words,
@@ -65,22 +68,28 @@ class Checkpoint:
             "neighbors": self.neighbors.state_dict() if self.neighbors else None,
             "training": self.training,
         }
-        buffer = io.BytesIO()  # torch.save hides why a file cannot be written
+        buffer = io.BytesIO()  # the errors of torch.save do not say why a file cannot be written
         torch.save(data, buffer)
         write_atomically(path, lambda file: file.write(buffer.getbuffer()))
 
 
 def load_checkpoint(path: str | Path, lstm: str = "fastlstm", device: str = "cpu") -> Checkpoint:
-    """Read a checkpoint; the model is in eval mode, and its LSTM one of `LSTMS`.
+    """Reads a checkpoint.
 
-    A file that is damaged or of another kind is a CaptioningError.
+    Args:
+        path: the file.
+        lstm: the LSTM to run: "fastlstm", "torch" for nn.LSTM, or "reference".
+        device: the device of the model, which is in eval mode.
+
+    Raises:
+        CaptioningError: the file is missing, damaged, or not a checkpoint of this version.
     """
     if not os.path.isfile(path):
-        raise CaptioningError(f"{path}: no such file; expected a captioner, such as best.pt")
+        raise CaptioningError(f"{path}: no such file; expected a captioner such as best.pt")
     try:
         with zipfile.ZipFile(path) as archive:
-            if broken := archive.testzip():  # PyTorch does not look at the CRCs
-                raise ValueError(f"the CRC of {broken} is wrong")
+            if broken := archive.testzip():  # PyTorch does not check CRCs
+                raise ValueError(f"{broken} has a wrong CRC")
         data = torch.load(path, map_location="cpu", weights_only=True)
         if data["format"] != FORMAT:
             raise ValueError(f"expected a checkpoint of {FORMAT}, got {short(data['format'])}")
@@ -92,14 +101,15 @@ def load_checkpoint(path: str | Path, lstm: str = "fastlstm", device: str = "cpu
         search, near = DecodeConfig(**data["search"]), data["neighbors"]
         neighbors = Neighbors.from_state_dict(near) if near else None
         training = dict(data["training"])
-    except Exception as error:  # a damaged file raises anything
+    except Exception as error:  # a damaged file raises exceptions of many kinds
         reason = " ".join(str(error).split())[:300]
         raise CaptioningError(
-            f"{path} is no captioner of this version, or damaged: {reason}"
+            f"{path} is damaged, or not a captioner of this version: {reason}"
         ) from error
-    beside = os.path.join(os.path.dirname(path), os.path.basename(cnn.weights))
-    if os.path.isfile(beside):  # weights in a file, which moved with the checkpoint
-        cnn = replace(cnn, weights=beside)
+    # If a file has the CNN's weights, it may have been moved together with the checkpoint.
+    moved = os.path.join(os.path.dirname(path), os.path.basename(cnn.weights))
+    if os.path.isfile(moved):
+        cnn = replace(cnn, weights=moved)
     models = [model.to(device).eval()]
     return Checkpoint(models, vocabulary, cnn, search, neighbors, training)
 
@@ -107,13 +117,19 @@ def load_checkpoint(path: str | Path, lstm: str = "fastlstm", device: str = "cpu
 def load_ensemble(
     paths: Sequence[str | Path], lstm: str = "fastlstm", device: str = "cpu"
 ) -> Checkpoint:
-    """Read a checkpoint, or several that write together; the history is that of the first.
+    """Reads one checkpoint, or several whose captioners write together.
 
-    They have as many beams as the one with most; their length penalty, and the weight of similar
-    pictures, are the mean of theirs.
+    The number of beams is the largest of the checkpoints' numbers. The length penalty, and the
+    weight of similar pictures, are the means over the checkpoints. The history is that of the
+    first.
+
+    Args:
+        paths: the files.
+        lstm: see `load_checkpoint`.
+        device: see `load_checkpoint`.
 
     Raises:
-        CaptioningError: as of `load_checkpoint`, or their words or CNNs are not the same.
+        CaptioningError: see `load_checkpoint`; or the words or the CNNs of the checkpoints differ.
     """
     found = [load_checkpoint(path, lstm, device) for path in paths]
     first = found[0]
@@ -123,7 +139,7 @@ def load_ensemble(
             wanted, got = (f"{one.cnn.name}, pooled by {one.cnn.pool}" for one in (first, other))
             raise CaptioningError(
                 f"{path}: expected the words and the CNN of {paths[0]} ({wanted}), got others "
-                f"({got}); train --members makes captioners that fit"
+                f"({got}); train --members makes captioners that write together"
             )
     if len(found) == 1:
         return first

@@ -1,6 +1,8 @@
-"""CIDEr-D (Vedantam et al., 2015) on tokens, with document frequencies counted once.
+"""CIDEr-D (Vedantam et al., 2015) on tokens.
 
-Agrees with pycocoevalcap's scorer, which recomputes them for every set of captions.
+CIDEr-D compares the n-grams of two captions, n = 1 to 4, by the cosine of their tf-idf weights. The
+results are those of pycocoevalcap's scorer. But that scorer counts the document frequencies anew
+for every set of captions, and this one counts them once.
 """
 
 import math
@@ -10,59 +12,86 @@ from typing import NamedTuple
 
 import numpy as np
 
-N, SIGMA = 4, 6.0
+N = 4  # the largest n
+SIGMA = 6.0  # of the Gaussian penalty for a difference in length
 Ngram = tuple[int, ...]
 
 
 class _Captions(NamedTuple):
-    """The n-grams of captions, one caption after the other."""
+    """The n-grams of C captions in arrays of E entries, one caption after the other.
 
-    ids: np.ndarray  # of each n-gram
-    counts: np.ndarray  # how often it occurs in its caption
-    sizes: np.ndarray  # its n - 1
-    ends: np.ndarray  # where the n-grams of each caption end
-    lengths: np.ndarray  # tokens of each caption
+    An entry is an n-gram that occurs in a caption, with its count there.
+    """
+
+    ids: np.ndarray  # [E], the n-gram's index in `CiderD.index`
+    counts: np.ndarray  # [E], how often the n-gram occurs in its caption
+    sizes: np.ndarray  # [E], n - 1
+    ends: np.ndarray  # [C], the end of each caption's entries
+    lengths: np.ndarray  # [C], the number of tokens of each caption
 
 
 class CiderD:
-    """Scores captions against references, given once: for each picture, lists of tokens."""
+    """Scores captions against references.
+
+    Args:
+        references: the references of each picture, as lists of tokens.
+    """
 
     def __init__(self, references: Sequence[Sequence[Sequence[int]]]) -> None:
         self.index: dict[Ngram, int] = {}
         self.table = self._encode([c for captions in references for c in captions], self.index)
-        # The captions of picture i are those from first[i] to first[i + 1].
+        # Picture i has the references first[i] to first[i + 1] - 1.
         self.first = np.cumsum([0, *map(len, references)])
         pictures = np.repeat(np.arange(len(references)), np.diff(self.first))
         entries = np.repeat(pictures, np.diff(self.table.ends, prepend=0))
         pairs = np.unique(self.table.ids.astype(np.int64) * len(references) + entries)
         frequency = np.bincount(pairs // len(references), minlength=len(self.index))
-        self.unseen = math.log(len(references))  # also the weight of an n-gram of one picture
+        # The inverse document frequency of an n-gram that no reference has, and of an n-gram that
+        # only one picture has.
+        self.unseen = math.log(len(references))
         self.idf = self.unseen - np.log(frequency)
 
     def scores(self, picture: int, captions: Sequence[Sequence[int]]) -> list[float]:
-        """CIDEr-D, 0 to 10, of each of several captions of one picture."""
+        """Returns the CIDEr-D, 0 to 10, of each caption against the references of a picture."""
         return self.agreement(captions, {picture: 1.0})
 
     def agreement(
         self, captions: Sequence[Sequence[int]], pictures: Mapping[int, float]
     ) -> list[float]:
-        """The sum over pictures of a factor times the CIDEr-D of each caption against them."""
+        """Returns for each caption a weighted sum of its CIDEr-D against several pictures.
+
+        Args:
+            captions: the captions, as lists of tokens.
+            pictures: the factor of each picture.
+        """
         spans = [(self.first[i], self.first[i + 1], factor) for i, factor in pictures.items()]
         rows = np.concatenate([np.arange(a, b) for a, b, _ in spans])
         shares = np.concatenate([np.full(b - a, factor / max(1, b - a)) for a, b, factor in spans])
         return self._compare(self._encode(captions), _select(self.table, rows), shares)
 
     def consensus(self, captions: Sequence[Sequence[int]]) -> list[float]:
-        """CIDEr-D of each of several captions of one picture against the others; 0 without any."""
+        """Returns the CIDEr-D of each caption against the other captions; 0 if it is the only one.
+
+        Args:
+            captions: the captions of one picture, as lists of tokens.
+        """
         found, others = self._encode(captions), max(1, len(captions) - 1)
         totals = self._compare(found, found, np.full(len(captions), 1 / others))
-        own = (self._norms(found) > 0).sum(1) * 10 / N / others  # each agrees with itself
+        # The share of each caption's comparison with itself: the cosine is 1 for each n that has
+        # n-grams with a weight.
+        own = (self._norms(found) > 0).sum(1) * 10 / N / others
         return [total - itself for total, itself in zip(totals, own.tolist(), strict=True)]
 
     def _encode(
         self, captions: Sequence[Sequence[int]], index: dict[Ngram, int] | None = None
     ) -> _Captions:
-        """The n-grams of captions, new ones added to `index`, or counted from its end."""
+        """Returns the n-grams of captions.
+
+        Args:
+            captions: the captions, as lists of tokens.
+            index: the ids of n-grams, to which new n-grams are added. If None, n-grams that are
+                not in `self.index` get ids behind those in `self.index`, which stays as it is.
+        """
         new = {} if index is None else index
         known = self.index if index is None else {}
         ids, counts, sizes, ends = [], [], [], []
@@ -83,22 +112,22 @@ class CiderD:
         return _Captions(np.array(ids, np.int32), *small, np.array(ends, np.int64), lengths)
 
     def _weights(self, captions: _Captions) -> np.ndarray:
-        """The tf-idf of each n-gram."""
+        """Returns the tf-idf weight [E] of each entry."""
         known = captions.ids < len(self.idf)
         idf = np.where(known, self.idf[np.where(known, captions.ids, 0)], self.unseen)
         return np.asarray(captions.counts * idf)
 
     def _norms(self, captions: _Captions) -> np.ndarray:
-        """The norm of the n-grams of each n, for each caption [captions,N]."""
-        squares = np.bincount(_cells(captions), self._weights(captions) ** 2, _count(captions))
+        """Returns the norm [C,N] of each caption's weights, for each n."""
+        squares = np.bincount(_bins(captions), self._weights(captions) ** 2, _bin_count(captions))
         return np.asarray(np.sqrt(squares).reshape(-1, N))
 
     def _compare(
         self, captions: _Captions, references: _Captions, shares: np.ndarray
     ) -> list[float]:
-        """The sum over references of a share times the CIDEr-D of each caption."""
+        """Returns for each caption the sum over references of its CIDEr-D times `shares`."""
         ids, places = np.unique(references.ids, return_inverse=True)
-        cells, weights = _cells(references), self._weights(references)
+        bins, weights = _bins(references), self._weights(references)
         own, scale = self._weights(captions), self._norms(references)
         norms, begin, totals = self._norms(captions), 0, []
         for i, end in enumerate(captions.ends.tolist()):
@@ -108,26 +137,27 @@ class CiderD:
             hits = ids[where] == list(mine) if len(ids) else np.zeros(len(mine), bool)
             values[where[hits]] = np.array(list(mine.values()))[hits]
             products = np.minimum(values[places], weights) * weights
-            sums = np.bincount(cells, products, _count(references)).reshape(-1, N)
+            sums = np.bincount(bins, products, _bin_count(references)).reshape(-1, N)
             both = scale * norms[i]
             cosines = np.divide(sums, both, out=np.zeros_like(sums), where=sums > 0).sum(1)
-            apart = (captions.lengths[i] - references.lengths) ** 2 / (2 * SIGMA**2)
-            totals.append(float(10 / N * (cosines * np.exp(-apart)) @ shares))
+            exponents = (captions.lengths[i] - references.lengths) ** 2 / (2 * SIGMA**2)
+            totals.append(float(10 / N * (cosines * np.exp(-exponents)) @ shares))
         return totals
 
 
-def _count(captions: _Captions) -> int:
+def _bin_count(captions: _Captions) -> int:
+    """Returns the number of bins of `_bins`: N for each caption."""
     return N * len(captions.ends)
 
 
-def _cells(captions: _Captions) -> np.ndarray:
-    """Of each n-gram, N times its caption plus its n - 1."""
+def _bins(captions: _Captions) -> np.ndarray:
+    """Returns the bin [E] of each entry, to sum entries by caption and by n."""
     rows = np.repeat(np.arange(len(captions.ends)), np.diff(captions.ends, prepend=0))
     return np.asarray(N * rows + captions.sizes)
 
 
 def _select(captions: _Captions, rows: np.ndarray) -> _Captions:
-    """Some of the captions."""
+    """Returns the captions `rows`."""
     begins = np.concatenate([[0], captions.ends])[rows]
     counts = captions.ends[rows] - begins
     ends = np.cumsum(counts)

@@ -1,4 +1,4 @@
-"""What the captioner needs of a decoder."""
+"""The interface of a decoder."""
 
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -9,22 +9,22 @@ from captioning.settings import ModelConfig
 
 
 class Decoder(Protocol):
-    """An nn.Module that turns an image, as the encoder embeds it, into captions.
-
-    One that can show where it looked has ``attention(image, tokens)`` too: the weights [B,T,cells]
-    of the image's cells before each word of its captions [B,T].
+    """An nn.Module that writes captions of images, which the encoder has embedded.
 
     Sizes: B captions of at most T tokens, E embed_size, H hidden_size, V vocab_size. The image is
-    [B,E], or [B,cells,E] if the CNN pools to a grid. A state is whatever `start` returns.
+    [B,E], or [B,cells,E] if the CNN pools to a grid. A state is of any type.
+
+    A decoder that can show where it looked also has a method ``attention(image, tokens)``. It
+    returns the weights [B,T,cells] of the image's cells before each of the tokens [B,T].
 
     Attributes:
-        help: one line for ``--help``; of the class, as are the next three.
-        pools: the poolings of the CNN that it reads (`captioning.settings.POOLS`), the default
-            first.
-        batches_of: how it is trained unless told otherwise, "captions" or "pictures".
-        demo: its settings in `captioning demo`.
+        help: a line for ``--help``. This and the next three are attributes of the class.
+        pools: the poolings of the CNN that the decoder can read, of `captioning.settings.POOLS`.
+            The first is the default.
+        batches_of: the default of the setting `batches_of`, "captions" or "pictures".
+        demo: the settings for `captioning demo`.
         linear: the output layer, from H to V.
-        max_seq_length: maximum number of tokens in a caption, <end> included, <start> not.
+        max_seq_length: the maximum number of tokens of a caption, with <end> and without <start>.
     """
 
     help: str
@@ -35,32 +35,42 @@ class Decoder(Protocol):
     max_seq_length: int
 
     def __init__(self, config: ModelConfig, lstm: str = "fastlstm") -> None:
-        """Build it in the sizes of `config`; `lstm` names the LSTM, if it has one (`LSTMS`)."""
+        """Makes a decoder with the sizes of `config`.
+
+        `lstm` is "fastlstm", "torch" for nn.LSTM, or "reference".
+        """
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
-        """As of any module."""
+        """Returns the parameters, as every module does."""
 
     def unroll(
         self, image: Tensor, captions: Tensor, lengths: Tensor, rows: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Teacher forcing: run over whole captions at once.
+        """Runs over whole captions at once, with teacher forcing.
 
         Args:
-            image: from the encoder: one row for each caption or, with `rows`, for each picture.
-            captions: int64 [B,T], each <start>, its words, <end>, then <pad>.
-            lengths: int64 [B] on the CPU, tokens of each with <start> and <end>, decreasing.
-            rows: int64 [B], which picture each caption describes.
+            image: has a row for each caption, or with `rows` for each picture.
+            captions: int64 [B,T], <start>, the words, <end>, then <pad>.
+            lengths: int64 [B] on the CPU, the number of tokens of each caption with <start> and
+                <end>, in decreasing order.
+            rows: int64 [B], which row of `image` each caption describes; None if row b is of
+                caption b.
 
         Returns:
-            What the output layer reads [N,H] and must predict [N], N = sum(lengths - 1), packed.
+            The input [N,H] of the output layer, and the tokens [N] that it must predict. Both are
+            the data of a PackedSequence, so N = sum(lengths - 1).
         """
 
     def start(self, image: Tensor) -> Any:
-        """The state before <start>."""
+        """Returns the state before <start>."""
 
     def step(self, words: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Feed one word each [B]; returns the scores [B,V] of the next word, and the state."""
+        """Feeds one word [B] of each caption.
+
+        Returns:
+            The scores [B,V] (logits) of the next word, and the new state.
+        """
 
     @staticmethod
     def select(state: Any, rows: Tensor) -> Any:
-        """The state of some of the captions, in any order; a row may occur more than once."""
+        """Returns the state of the captions `rows`, in any order, which may contain repeats."""

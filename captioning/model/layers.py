@@ -1,4 +1,4 @@
-"""What decoders are made of: the LSTM by name, to compare results with nn.LSTM's, and dropout."""
+"""Layers of the decoders: the LSTM, which is chosen by name, and a faster dropout."""
 
 import torch
 from torch import Tensor, nn
@@ -8,12 +8,15 @@ from captioning.errors import CaptioningError
 from captioning.settings import check_choice
 
 LSTMS = ("fastlstm", "torch", "reference")
-WEIGHTS = ("float32", "bfloat16", "int8")
+WEIGHTS = ("float32", "bfloat16", "int8")  # dtypes of prepacked weights
 HELP = "which LSTM runs; torch: nn.LSTM; reference: fastlstm in plain PyTorch"
 
 
 def make_lstm(kind: str, *sizes: int, cell: bool = False, dropout: float = 0.0) -> nn.Module:
-    """One of `LSTMS`, batch_first, or its cell; the sizes are in nn.LSTM's order."""
+    """Makes an LSTM with batch_first=True, or with `cell` an LSTM cell.
+
+    `kind` is one of `LSTMS`. `sizes` are the first positional arguments of nn.LSTM.
+    """
     kinds = nn if kind == "torch" else fastlstm
     options = {} if cell else {"batch_first": True, "dropout": dropout}
     lstm = (kinds.LSTMCell if cell else kinds.LSTM)(*sizes, **options)
@@ -23,10 +26,10 @@ def make_lstm(kind: str, *sizes: int, cell: bool = False, dropout: float = 0.0) 
 
 
 class Dropout(nn.Dropout):
-    """`nn.Dropout`, whose mask a CPU draws four times as fast, from uniform numbers.
+    """An `nn.Dropout` that draws its mask four times as fast on a CPU.
 
-    torch draws one Bernoulli number after the other in double precision, 11 ns each, which was a
-    seventh of a training step. fastlstm.LSTM does so too, so that a seed gives what nn.LSTM gives.
+    It compares uniform numbers with p. torch draws Bernoulli numbers in double precision, 11 ns
+    each, which took a seventh of a training step. A seed gives another mask than with nn.Dropout.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -37,10 +40,14 @@ class Dropout(nn.Dropout):
 
 
 def freeze(model: nn.Module, weights: str = "float32") -> None:
-    """Packs the weights of a model's LSTMs once, in one of `WEIGHTS`, to write captions on the CPU.
+    """Prepacks the weights of a model's LSTMs, to write captions faster on a CPU.
 
-    In float32 the captions stay the same, and a model without LSTMs that can be packed (of nn.LSTM,
-    of the reference, on a GPU) stays as it is; for other weights there must be one.
+    With float32 the captions stay the same. If no LSTM can be prepacked (nn.LSTM, the reference, a
+    model on a GPU), the model stays as it is with float32. Another dtype is then an error.
+
+    Args:
+        model: is changed in place.
+        weights: the dtype of the prepacked weights, one of `WEIGHTS`.
     """
     check_choice("weights", weights, WEIGHTS)
     own = (m for m in model.modules() if isinstance(m, (fastlstm.LSTM, fastlstm.LSTMCell)))

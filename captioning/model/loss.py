@@ -1,8 +1,8 @@
-"""Cross-entropy over the vocabulary, with only one block of scores in memory at a time.
+"""The cross-entropy over the vocabulary, computed in blocks of tokens to save memory.
 
-The scores of all tokens, [tokens, vocabulary], would be by far the largest tensor of training, and
-it would exist three times (scores, log-softmax, gradient). Here the gradients of each block of
-tokens are computed with its loss, and only they are kept.
+The scores of all tokens [tokens,vocabulary] would be by far the largest tensor of training, and
+memory would hold three of them (scores, log-softmax, gradient). Here the forward pass computes the
+loss and the gradients of one block after the other, and keeps only the gradients.
 """
 
 import math
@@ -12,10 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-BLOCK = 800  # tokens; larger ones are not faster; 800 x 10,000 float32 are 32 MB
+BLOCK = 800  # tokens; larger blocks are not faster; 800 x 10,000 float32 scores are 32 MB
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
+    """`linear_cross_entropy` as an autograd function."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -27,9 +29,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         label_smoothing: float,
     ) -> tuple[Tensor, Tensor]:
         w, b = (parameter.detach().requires_grad_() for parameter in (weight, bias))
-        dtype = torch.promote_types(weight.dtype, torch.float32)  # autocast's scores are bfloat16
+        dtype = torch.promote_types(
+            weight.dtype, torch.float32
+        )  # under autocast scores are bfloat16
         grads, losses, nlls = [], [], []
-        # Blocks have equal sizes: a small last one would read the weight for a few tokens.
+        # Blocks have equal sizes, because a small last block would read the whole weight matrix for
+        # a few tokens.
         count = max(1, math.ceil(len(hidden) / BLOCK))
         blocks = (tensor.chunk(count) for tensor in (hidden, targets, token_weights))
         for h, target, share in zip(*blocks, strict=True):
@@ -60,11 +65,18 @@ def linear_cross_entropy(
     token_weights: Tensor,
     label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """The weighted sum of the cross-entropies of ``linear(hidden)``, in nats, `BLOCK` at a time.
+    """Computes the weighted sum of the cross-entropies of ``linear(hidden)``, in nats.
 
-    From hidden [N,H], the indices of the correct words, int64 [N], and the factor of each token's
-    loss [N]. The sum is a scalar in float32, or float64 for float64 input, differentiable once; the
-    second result is without weights and label smoothing, to compare, and has no gradient.
+    Args:
+        hidden: [N,H], the inputs of the output layer for N tokens.
+        linear: the output layer.
+        targets: int64 [N], the indices of the correct words.
+        token_weights: [N], a factor for the loss of each token.
+        label_smoothing: share of the target that is spread over the vocabulary.
+
+    Returns:
+        The sum, and the sum without weights and label smoothing. Both are scalars in float32, or in
+        float64 for float64 weights. The first can be differentiated once, the second cannot.
     """
     return _LinearCrossEntropy.apply(
         hidden, linear.weight, linear.bias, targets, token_weights, label_smoothing

@@ -1,16 +1,16 @@
-"""The decoder of Vinyals et al. (2015): Embedding -> LSTM -> Linear to the vocabulary.
+"""The decoder of Vinyals et al. (2015): an embedding, an LSTM, and a linear output layer.
 
-What the LSTM is fed at each step and what it must predict, for a caption of n words::
+The inputs of the LSTM, and the words that it must predict, for a caption of n words::
 
     step      0       1         2     ...   n + 1
     input     image   <start>   w_1   ...   w_n
     target    -       w_1       w_2   ...   <end>
 
-The image comes first and predicts nothing; every word is predicted from the words before it.
-Decoding feeds the image, then <start>, then each word that it chose. (yunjey's tutorial, whose
-parameters have the same names, also trains step 0 to predict <start>; leaving that out changes
-nothing else.) With ``image_at="every"`` the image also stands beside
-the input of every step, so that the state need not carry it.
+The image comes first, and step 0 has no target. Every word is predicted from the words before it.
+To write a caption, the decoder gets the image, then <start>, then each word that the search chose.
+With ``image_at="every"`` the image is concatenated to the input of every step, so that the state
+need not remember it. The parameters have the names of yunjey's tutorial, which also trains step 0
+to predict <start>.
 """
 
 from typing import Any, NamedTuple
@@ -25,11 +25,11 @@ from captioning.settings import ModelConfig
 
 
 class State(NamedTuple):
-    """h, c [L,B,H], and what is read beside each word: the image [B,E], or nothing [B,0]."""
+    """The state of B captions."""
 
-    h: Tensor
-    c: Tensor
-    beside: Tensor
+    h: Tensor  # [L,B,H]
+    c: Tensor  # [L,B,H]
+    image: Tensor  # concatenated to every input: the image [B,E], or no columns [B,0]
 
 
 class DecoderRNN(nn.Module):
@@ -47,7 +47,8 @@ class DecoderRNN(nn.Module):
         self.embed = nn.Embedding(config.vocab_size, embed_size, PAD)
         self.every_step = config.image_at == "every"
         input_size = embed_size * (2 if self.every_step else 1)
-        between = dropout if config.num_layers > 1 else 0.0  # nn.LSTM warns otherwise
+        # With one layer nn.LSTM warns of a dropout above 0.
+        between = dropout if config.num_layers > 1 else 0.0
         self.lstm = make_lstm(lstm, input_size, hidden_size, config.num_layers, dropout=between)
         self.linear = nn.Linear(hidden_size, config.vocab_size)
         self.dropout = Dropout(dropout)
@@ -55,34 +56,37 @@ class DecoderRNN(nn.Module):
     def unroll(
         self, image: Tensor, captions: Tensor, lengths: Tensor, rows: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
+        """Runs over whole captions; see `Decoder.unroll`."""
         image = image if rows is None else image[rows]
         inputs = torch.cat([image.unsqueeze(1), self.embed(captions[:, :-1])], 1)
-        inputs = self._read(inputs, self._beside(image))
+        inputs = self._read(inputs, self._image_of_every_step(image))
         packed = pack_padded_sequence(inputs, lengths, batch_first=True)
         hidden = self.lstm(packed)[0].data[len(captions) :]  # step 0, the image, has no target
         targets = pack_padded_sequence(captions[:, 1:], lengths - 1, batch_first=True).data
         return self.dropout(hidden), targets
 
-    def _beside(self, image: Tensor) -> Tensor:
-        """What is read beside each word of [B,E]: the image, or nothing."""
+    def _image_of_every_step(self, image: Tensor) -> Tensor:
+        """Returns the part of the image [B,E] that every step reads: all columns, or none [B,0]."""
         return image if self.every_step else image[:, :0]
 
-    def _read(self, inputs: Tensor, beside: Tensor) -> Tensor:
-        """What the LSTM reads, of inputs [B,T,E]."""
-        beside = beside.unsqueeze(1).expand(-1, inputs.size(1), -1)
-        return self.dropout(torch.cat([inputs, beside], 2))
+    def _read(self, inputs: Tensor, image: Tensor) -> Tensor:
+        """Concatenates inputs [B,T,E] and the `image` of a state, and applies dropout."""
+        image = image.unsqueeze(1).expand(-1, inputs.size(1), -1)
+        return self.dropout(torch.cat([inputs, image], 2))
 
     def start(self, image: Tensor) -> State:
-        """Feed the image [B,E]; returns the state."""
-        beside = self._beside(image)
-        h, c = self.lstm(self._read(image.unsqueeze(1), beside))[1]
-        return State(h, c, beside)
+        """Feeds the image [B,E], which is step 0; see `Decoder.start`."""
+        every_step = self._image_of_every_step(image)
+        h, c = self.lstm(self._read(image.unsqueeze(1), every_step))[1]
+        return State(h, c, every_step)
 
     def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
-        h, c, beside = state
-        output, (h, c) = self.lstm(self._read(self.embed(words).unsqueeze(1), beside), (h, c))
-        return self.linear(self.dropout(output.squeeze(1))), State(h, c, beside)
+        """Feeds a word; see `Decoder.step`."""
+        h, c, image = state
+        output, (h, c) = self.lstm(self._read(self.embed(words).unsqueeze(1), image), (h, c))
+        return self.linear(self.dropout(output.squeeze(1))), State(h, c, image)
 
     @staticmethod
     def select(state: State, rows: Tensor) -> State:
-        return State(state.h[:, rows], state.c[:, rows], state.beside[rows])
+        """Selects captions; see `Decoder.select`."""
+        return State(state.h[:, rows], state.c[:, rows], state.image[rows])

@@ -1,9 +1,9 @@
-"""The training pictures most like a new one, whose captions help to rank what beam search finds.
+"""Consensus reranking: the captions of similar training pictures help to rank new captions.
 
-People describe similar pictures in similar words. So of the captions that beam search finds for a
-picture, those that agree with the captions of similar training pictures are better ("consensus
-reranking": Mao et al., 2015, "Deep Captioning with Multimodal Recurrent Neural Networks";
-Devlin et al., 2015, "Exploring Nearest Neighbor Approaches for Image Captioning").
+People describe similar pictures in similar words. So a caption that beam search finds for a picture
+is better if it agrees with the captions of similar training pictures (Mao et al., 2015, "Deep
+Captioning with Multimodal Recurrent Neural Networks"; Devlin et al., 2015, "Exploring Nearest
+Neighbor Approaches for Image Captioning").
 """
 
 from collections.abc import Sequence
@@ -20,26 +20,29 @@ from captioning.cnn.features import FeatureTable
 from captioning.data.vocabulary import Vocabulary
 from captioning.model.cider import CiderD
 
-NEAREST = 100  # training pictures that a new one is compared with
-TEMPERATURE = 0.15  # of the softmax of their cosines, by which they count
-# Principal axes of the features: one for so many pictures, but at least, and at most, so many.
-PICTURES_OF_AN_AXIS, LEAST_AXES, MOST_AXES = 20, 16, 256
-SMALLEST = 0.003  # deviation on an axis beside that on the first; less is rounding
-OTHERS = 0.02  # how much the other hypotheses of a picture count beside them
+NEAREST = 100  # the number of similar training pictures that are used for a new picture
+TEMPERATURE = 0.15  # the weight of a similar picture is softmax(cosine / TEMPERATURE)
+# The number of principal axes is the number of training pictures / PICTURES_PER_AXIS, within these
+# bounds.
+PICTURES_PER_AXIS, LEAST_AXES, MOST_AXES = 20, 16, 256
+# An axis is ignored if the deviation along it is less than this share of the largest deviation,
+# because then it is only rounding error.
+SMALLEST = 0.003
+OTHERS = 0.02  # the factor of the agreement with the other captions that the search found
 
 
 @dataclass(eq=False)
 class Neighbors:
-    """Training pictures with their features and captions."""
+    """The features and captions of N training pictures."""
 
-    mean: Tensor  # [C], of the features of all of them
-    axes: Tensor  # float16 [C,A]: (features - mean) @ axes are A numbers of equal variances
-    directions: Tensor  # float16 [N,A], those of each, scaled to length 1
-    captions: Sequence[Sequence[Sequence[int]]]  # tokens of each picture's, without <start>
+    mean: Tensor  # [C], the mean of the features
+    axes: Tensor  # float16 [C,A]; the A columns of (features - mean) @ axes have equal variances
+    directions: Tensor  # float16 [N,A], (features - mean) @ axes, with rows of length 1
+    captions: Sequence[Sequence[Sequence[int]]]  # the tokens of each caption, without <start>
 
     @classmethod
     def of(cls, table: FeatureTable, vocabulary: Vocabulary) -> "Neighbors":
-        """Those of a table of training pictures."""
+        """Makes the neighbors from a table of training pictures."""
         parts = torch.arange(len(table.images)).split(256)
         features = torch.cat([_vectors(table.read(rows)) for rows in parts])
         mean = features.mean(0)
@@ -50,17 +53,24 @@ class Neighbors:
 
     @cached_property
     def cider(self) -> CiderD:
-        """Counts the document frequencies, in a second for 30,000 captions."""
+        """The scorer with the captions as references. For 30,000 captions it takes a second."""
         return CiderD(self.captions)
 
     def agreement(
         self, features: Tensor, captions: Sequence[Sequence[Sequence[int]]]
     ) -> list[list[float]]:
-        """CIDEr-D of new captions of each picture against the captions of similar pictures.
+        """Returns how well the captions found for M pictures agree with similar pictures' captions.
 
-        For each, from features [M,C] or [M,cells,C] and the tokens of its captions, it is the mean
-        over the `NEAREST` most similar training pictures, weighted by their similarity, and a
-        little of that against its other new captions.
+        The agreement of a caption is the weighted mean of its CIDEr-D against the captions of the
+        `NEAREST` most similar training pictures, plus `OTHERS` times its CIDEr-D against the other
+        captions that were found for its picture.
+
+        Args:
+            features: [M,C] or [M,cells,C].
+            captions: the tokens of the captions that were found for each picture.
+
+        Returns:
+            A number for each caption of each picture.
         """
         vectors = _vectors(features).cpu() - self.mean
         directions = F.normalize(vectors @ self.axes.float(), dim=1)
@@ -75,7 +85,7 @@ class Neighbors:
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and numbers for a checkpoint."""
+        """Returns tensors that a checkpoint can hold."""
         every = [caption for captions in self.captions for caption in captions]
         return {
             "mean": self.mean,
@@ -88,29 +98,30 @@ class Neighbors:
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> "Neighbors":
-        """From what `state_dict` gave."""
+        """Makes the neighbors from a state that `state_dict` returned."""
         captions = iter(part.tolist() for part in state["tokens"].split(state["lengths"].tolist()))
         groups = [list(islice(captions, n)) for n in state["captions"].tolist()]
         return cls(state["mean"], state["axes"], state["directions"], groups)
 
 
 def _vectors(features: Tensor) -> Tensor:
-    """One vector for each picture: the mean of its cells, if it has cells."""
+    """Returns one float32 vector for each picture: its features, or the mean of its cells."""
     features = features.float()
     return features.mean(1) if features.dim() == 3 else features
 
 
 def _axes(features: Tensor) -> Tensor:
-    """The principal axes of features [N,C] without mean, each divided by its deviation.
+    """Returns the principal axes [C,A] of features [N,C], each divided by the deviation along it.
 
-    Pictures that differ in what most pictures differ in are no less similar for it (whitening:
-    Jegou & Chum, 2012, "Negative Evidences and Co-occurrences in Image Retrieval").
+    The mean of the features must be 0. This is whitening (Jegou & Chum, 2012, "Negative Evidences
+    and Co-occurrences in Image Retrieval"): without it, the few axes along which most pictures
+    differ would dominate every cosine.
     """
-    count = min(MOST_AXES, max(LEAST_AXES, len(features) // PICTURES_OF_AN_AXIS), *features.shape)
-    more = min(3 * count // 2, *features.shape)  # and 6 rounds, so that each is precise
+    count = min(MOST_AXES, max(LEAST_AXES, len(features) // PICTURES_PER_AXIS), *features.shape)
+    more = min(3 * count // 2, *features.shape)  # more axes and 6 iterations make `count` precise
     with torch.random.fork_rng(devices=()):
         torch.default_generator.manual_seed(0)
         _, deviations, axes = torch.svd_lowrank(features, more, niter=6)
     deviations, axes = deviations[:count], axes[:, :count]
     axes = torch.where(deviations > SMALLEST * deviations[0], axes / deviations, 0.0)
-    return axes / axes.abs().max().clamp_min(1e-30)  # cosines do not see it, float16 does
+    return axes / axes.abs().max().clamp_min(1e-30)  # float16 needs the scale; cosines ignore it

@@ -1,4 +1,4 @@
-"""One file holds the captioner, opens without running code, and is never half written."""
+"""Checkpoints: reading and writing, damaged files, files that run code, full disks."""
 
 import os
 import pickle
@@ -13,7 +13,7 @@ from captioning.errors import CaptioningError
 from captioning.model.checkpoint import load_checkpoint
 
 
-def test_goes_to_disk_and_back(new_checkpoint, tmp_path):
+def test_a_checkpoint_is_read_as_it_was_written(new_checkpoint, tmp_path):
     checkpoint = new_checkpoint()
     checkpoint.training = {"step": 3}
     checkpoint.save(tmp_path / "c.pt")
@@ -27,7 +27,7 @@ def test_goes_to_disk_and_back(new_checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize("lstm", ["torch", "reference"])
-def test_any_lstm_reads_it(new_checkpoint, tmp_path, lstm):
+def test_any_lstm_reads_a_checkpoint(new_checkpoint, tmp_path, lstm):
     checkpoint = new_checkpoint()
     checkpoint.save(tmp_path / "c.pt")
     other = load_checkpoint(tmp_path / "c.pt", lstm)
@@ -37,14 +37,14 @@ def test_any_lstm_reads_it(new_checkpoint, tmp_path, lstm):
 
 
 def contents(path):
-    """Everything that a checkpoint holds, in a form that compares."""
+    """Returns all that a checkpoint holds, in a form that can be compared."""
     found = load_checkpoint(path)
     weights = {name: tensor.tolist() for name, tensor in found.model.state_dict().items()}
     return weights, found.vocabulary.words, found.model.config, found.cnn, found.training
 
 
-def test_a_flipped_bit_is_refused_or_means_nothing(new_checkpoint, tmp_path):
-    """77 of 300 loaded with other weights or words: PyTorch does not look at the CRCs."""
+def test_a_flipped_bit_is_refused_or_changes_nothing(new_checkpoint, tmp_path):
+    """PyTorch does not check CRCs. Without our check 77 of 300 files load with other contents."""
     path = tmp_path / "c.pt"
     checkpoint = new_checkpoint(embed_size=4, hidden_size=6)
     checkpoint.training = {"history": [{"epoch": 1, "loss": 2.0}], "features": "features"}
@@ -60,7 +60,7 @@ def test_a_flipped_bit_is_refused_or_means_nothing(new_checkpoint, tmp_path):
         except CaptioningError as error:
             assert str(path) in str(error), bit
             refused += 1
-    assert refused > 150  # of 300, most are in the weights
+    assert refused > 150  # of 300; most of the file is weights
 
 
 @pytest.mark.parametrize(
@@ -87,13 +87,13 @@ def test_a_flipped_bit_is_refused_or_means_nothing(new_checkpoint, tmp_path):
         (lambda d: d.pop("training"), "training"),
     ],
 )
-def test_what_does_not_fit_is_named(new_checkpoint, tmp_path, change, message):
+def test_parts_that_do_not_fit_together_are_refused(new_checkpoint, tmp_path, change, message):
     path = tmp_path / "c.pt"
     new_checkpoint().save(path)
     data = torch.load(path)
     change(data)
     torch.save(data, path)
-    with pytest.raises(CaptioningError, match=f"^{path} is no captioner .*{message}"):
+    with pytest.raises(CaptioningError, match=f"^{path} is damaged, .*{message}"):
         load_checkpoint(path)
 
 
