@@ -8,7 +8,8 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# By module, which is imported when a name is asked for: `captioning --help` waits for none.
+# The public names by module. A module is imported when one of its names is used for the first time,
+# so that `captioning --help` imports no torch.
 _PUBLIC = {
     "settings": ("DecodeConfig", "ModelConfig", "TrainConfig"),
     "cnn.pretrained": ("CNNConfig", "load_cnn"),
@@ -25,6 +26,7 @@ __all__ = [name for names in _PUBLIC.values() for name in names]
 
 
 def __getattr__(name: str) -> Any:
+    """Imports a public name."""
     for module, names in _PUBLIC.items():
         if name in names:
             return getattr(importlib.import_module(f"captioning.{module}"), name)

@@ -17,29 +17,29 @@ more:        captioning COMMAND --help
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports a wrong option in one line, with the way to the help."""
+    """A parser that reports a wrong argument in one line, and then names the help."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {printable(message)}\n({self.prog} --help says more)\n")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command, and reports what fails; returns the exit status."""
+    """Runs a command and reports errors; returns the exit status."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # escapes what its encoding lacks
+        if isinstance(stream, io.TextIOWrapper):  # characters that it cannot encode are escaped
             stream.reconfigure(errors="backslashreplace")
     try:
         try:
             return run(sys.argv[1:] if argv is None else argv)
         finally:
-            sys.stdout.flush()  # while a failure can still be reported
+            sys.stdout.flush()  # here an error can still be reported
     except ModuleNotFoundError as error:
         name = (error.name or "captioning").split(".")[0]
         if name in ("captioning", "fastlstm"):
-            raise  # part of this package: pip would not help
+            raise  # a module of this repository is missing, which pip cannot install
         return fail(f"needs {name}: pip install './captioning[serve]', in a clone of fastlstm")
-    except BrokenPipeError:  # `| head -1` has read enough
-        sys.stdout = None  # Python would flush it once more
+    except BrokenPipeError:  # the reader of the output has ended, as in `| head -1`
+        sys.stdout = None  # otherwise Python would flush it at its end, and fail again
         return 1
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def fail(message: str) -> int:
-    """Prints an error to stderr, and returns the exit status."""
+    """Prints an error to stderr; returns the exit status."""
     say(*f"captioning: {message}".splitlines(), error=True)
     return 1
 
@@ -74,8 +74,8 @@ def run(argv: list[str]) -> int:
         module = importlib.import_module(f"captioning.commands.{argv[0]}")
         command = commands.choices[argv[0]]
         module.add(command)
-        # Intermixed: options may stand between the checkpoint and the pictures. But without any
-        # argument `parse_args` names all that are required, and not the options only.
+        # `parse_intermixed_args` allows options between the checkpoint and the pictures. But only
+        # `parse_args` names all required arguments if there are none.
         parse = command.parse_intermixed_args if argv[1:] else command.parse_args
         return module.run(parse(argv[1:])) or 0
     parser.parse_args(argv or ["--help"])

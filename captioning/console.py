@@ -1,4 +1,4 @@
-"""Printing: each message on one line, whatever names and words contain."""
+"""Prints messages and the progress of work. A message is on one line, whatever it contains."""
 
 import sys
 from collections.abc import Iterable
@@ -6,55 +6,62 @@ from typing import Any
 
 
 def printable(text: object) -> str:
-    """Text on one line, with characters escaped that a terminal would obey or refuse."""
+    """Escapes control characters and others that cannot be printed, such as line breaks."""
     escape = lambda c: c.encode("unicode_escape").decode()
-    joins = "\u200d"  # emojis
-    return "".join(c if c.isprintable() or c == joins else escape(c) for c in str(text))
+    joiner = "\u200d"  # makes one emoji of several
+    return "".join(c if c.isprintable() or c == joiner else escape(c) for c in str(text))
 
 
 def short(value: Any) -> str:
-    """A value for a message, cut if it is long or deeply nested."""
+    """Returns a value as text for a message: at most 100 characters of its repr, or its type."""
     try:
         return repr(value)[:100]
-    except (RecursionError, ValueError):  # ValueError: an integer of too many digits
+    except (RecursionError, ValueError):  # nested too deeply, or an integer of too many digits
         return f"a {type(value).__name__}"
 
 
 def _is_silent() -> bool:
-    """Whether this is one of several processes that train together, and not the first."""
-    from torch import distributed as dist  # not at the top: `captioning --help` is quick
+    """Returns True in all processes that train together, except the first."""
+    from torch import distributed as dist  # not at the top, because its import takes seconds
 
     return dist.is_available() and dist.is_initialized() and dist.get_rank() > 0
 
 
 def say(*lines: object, error: bool = False) -> None:
-    """Print lines to stdout or stderr, above progress bars; one of several processes prints."""
+    """Prints lines to stdout, or to stderr if `error`, above a progress bar.
+
+    Of several processes that train together all print errors, and only the first prints the rest.
+    """
     stream = sys.stderr if error else sys.stdout
-    tqdm = sys.modules.get("tqdm")  # if it was not imported, no progress bar can be on the screen
+    tqdm = sys.modules.get("tqdm")  # without it there is no progress bar
     write = tqdm.tqdm.write if tqdm else print
     for line in lines if error or not _is_silent() else ():
         write(printable(line), file=stream)
-    stream.flush()  # somebody may read the address of `serve` from a pipe
+    stream.flush()  # a program may wait for the line, such as the address that `serve` prints
 
 
 def progress(work: Iterable[Any] | None, title: str | None, **more: Any) -> Any:
-    """`tqdm(work)` on stderr; where that is no terminal, a line for each tenth of the work.
+    """Returns `tqdm(work, title, **more)`, which shows the progress of work on stderr.
 
-    Without a title it is not shown.
+    If stderr is not a terminal, a line is printed after each tenth of the work. Without a title,
+    and in all but the first of several processes, nothing is shown.
     """
-    from tqdm import tqdm  # not at the top: __main__ says how to install it
+    from tqdm import tqdm  # not at the top, so that __main__ can report that it is missing
 
     class Lines(tqdm):  # type: ignore[misc]
-        tenths = 0
+        """Prints lines instead of a bar."""
+
+        tenths = 0  # that were printed
 
         def display(self, msg: str | None = None, pos: int | None = None) -> None:
+            """Prints a line if another tenth is done; tqdm calls this after each item."""
             done = 10 * self.n // max(1, self.total or 1)
             if done > self.tenths and msg is None:
                 self.tenths = done
                 print(self, file=self.fp, flush=True)
 
         def clear(self, *_: Any, **__: Any) -> None:
-            """There is no bar to remove."""
+            """Does nothing, because there is no bar to remove."""
 
     more["disable"] = title is None or _is_silent()
     if sys.stderr.isatty():

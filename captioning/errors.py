@@ -1,4 +1,4 @@
-"""The one exception that the command line turns into a message instead of a traceback."""
+"""The exception for bad input. The command line prints its message without a traceback."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,7 +6,11 @@ from captioning.console import printable
 
 
 class CaptioningError(Exception):
-    """Bad input from the user; the message, in lines, says what was expected and what was given."""
+    """Bad input from the user. The message says what was expected and what was given.
+
+    Args:
+        lines: the lines of the message.
+    """
 
     def __init__(self, *lines: object) -> None:
         super().__init__(*map(printable, lines))
@@ -16,7 +20,10 @@ class CaptioningError(Exception):
 
 
 def list_reasons(found: Mapping[str, Sequence[str]]) -> list[str]:
-    """One line for each reason, such as "7 x empty caption: annotation 1, annotation 2, ..."."""
+    """Returns a line for each reason, such as "7 x missing picture: val/1.png, val/2.png, ...".
+
+    `found` has the names of what was skipped or refused, by reason. At most five are listed.
+    """
     return [
         f"{len(names)} x {reason}: {', '.join(names[:5])}" + (", ..." if len(names) > 5 else "")
         for reason, names in found.items()

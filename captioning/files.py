@@ -1,4 +1,4 @@
-"""Files: written whole and moved into their place, and read strictly."""
+"""Reads and writes files. A file is written as a whole or not at all."""
 
 import json
 import os
@@ -10,11 +10,11 @@ from captioning.errors import CaptioningError
 
 
 def write_atomically(path: str | Path, write: Callable[[Any], Any]) -> None:
-    """Call ``write(file)`` on a temporary file beside `path`, then move it to `path`.
+    """Calls ``write(file)`` on a temporary file in the folder of `path`, then moves it to `path`.
 
-    A failure (disk full, killed process) leaves the old file unchanged.
+    If writing fails (a full disk, a killed process), an older file stays as it is.
     """
-    path = Path(os.path.realpath(path))  # a link stays one
+    path = Path(os.path.realpath(path))  # so that a symbolic link is not replaced by a file
     check_output(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.new")
@@ -29,33 +29,33 @@ def write_atomically(path: str | Path, write: Callable[[Any], Any]) -> None:
 
 
 def check_output(*paths: Path | None) -> None:
-    """Refuse to replace a folder or a device; commands ask before the work."""
+    """Refuses files that cannot be written, such as folders and devices, before the work begins."""
     for path in filter(None, paths):
         below_file = any(parent.is_file() for parent in path.parents)
         if below_file or (path.exists() and not path.is_file()):
-            raise CaptioningError(f"cannot write {path}: it is no regular file")
+            raise CaptioningError(f"cannot write {path}: it is not a regular file")
 
 
 def check_folder(path: Path) -> None:
-    """Refuse a folder to write to whose path leads to a file or through one."""
+    """Refuses an output folder whose path, or a part of it, is a file."""
     for place in (path, *path.parents):
         if place.exists() and not place.is_dir():
             raise CaptioningError(f"--output: expected a folder, got {path}; {place} is a file")
 
 
 def write_json(path: str | Path, data: Any, indent: int | None = None) -> None:
-    """Write data as JSON, atomically."""
+    """Writes data as JSON; see `write_atomically`."""
     write_text(path, json.dumps(data, indent=indent, ensure_ascii=False))
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write text as UTF-8, atomically."""
-    # Surrogates, as in a file name that is not UTF-8, become the escapes that JSON reads.
+    """Writes text as UTF-8; see `write_atomically`."""
+    # A file name that is not UTF-8 has surrogates, which are escaped as JSON escapes them.
     write_atomically(path, lambda file: file.write(text.encode(errors="backslashreplace")))
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a UTF-8 file, with or without a byte order mark."""
+    """Reads a UTF-8 file, with or without a byte order mark."""
     try:
         return Path(path).read_text("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -63,7 +63,7 @@ def read_text(path: str | Path) -> str:
 
 
 def read_json(path: str | Path) -> Any:
-    """Parse a JSON file; the message about a damaged one says where."""
+    """Reads a JSON file; the error for a damaged file says where the damage is."""
     try:
         return json.loads(read_text(path))
     except (RecursionError, ValueError) as error:

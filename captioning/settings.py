@@ -1,4 +1,4 @@
-"""The sizes of a captioner, the settings of training and of the search, and the device."""
+"""The settings: sizes of a captioner, training, search, and the device."""
 
 import os
 from collections.abc import Iterable
@@ -10,11 +10,11 @@ import torch
 from captioning.console import short
 from captioning.errors import CaptioningError
 
-SMALL_SET = 20_000  # pictures; fewer are a small set
+SMALL_SET = 20_000  # a training set with fewer pictures is small
 POOLS = ("avg", "2x2", "grid")
 LARGEST = 2**31 - 1
 
-# What a setting may be: a range, both ends included, or one of some words.
+# The values that a setting may have: a range with both ends, or one of several words.
 ALLOWED: dict[str, Any] = {
     **dict.fromkeys(("feature_size", "vocab_size", "embed_size", "hidden_size"), (1, 2**20)),
     **dict.fromkeys(("num_layers", "beam_size"), (1, 1000)),
@@ -35,13 +35,13 @@ ALLOWED: dict[str, Any] = {
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    """Refuse a value that is not one of the choices."""
+    """Refuses a value that is not one of the choices."""
     if value not in choices:
         raise CaptioningError(f"{name}: expected one of {choices}, got {short(value)}")
 
 
 def check_settings(settings: Any) -> None:
-    """Refuse fields of a dataclass that have another type than declared, or are not `ALLOWED`."""
+    """Checks the fields of a dataclass that are in `ALLOWED`."""
     for entry in fields(settings):
         name, value = entry.name, getattr(settings, entry.name)
         allowed = ALLOWED.get(name)
@@ -69,10 +69,10 @@ class ModelConfig:
         hidden_size: size of the LSTM's state.
         num_layers: number of LSTM layers.
         max_seq_length: maximum number of tokens of a caption, <end> included.
-        dropout: of the embeddings, between LSTM layers and of what the output layer reads.
+        dropout: of the LSTM's inputs, between its layers, and of the output layer's inputs.
         image_at: the steps at which the lstm decoder reads the image, "first" or "every".
         decoder: a name in `captioning.DECODERS`.
-        grid: side of the square of cells if the CNN pools to "grid", else 0.
+        grid: the number of cells along each side if the CNN pools to "grid", else 0.
     """
 
     feature_size: int
@@ -92,14 +92,16 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DecodeConfig:
-    """How captions are written; a checkpoint has the beam search that training chose on --val.
+    """How to write captions. Training chooses a beam search on --val for each checkpoint.
 
     Args:
-        method: "beam": keeps several captions; "greedy": the best word each time; "sample": draws.
-        beam_size: number of beams.
-        length_penalty: captions are ranked by log probability / length^length_penalty.
-        neighbors: weight of the agreement with captions of similar training pictures.
-        temperature: of sampling; below 1 prefers probable words.
+        method: "beam" for beam search; "greedy" for the most probable word in each step; "sample"
+            to draw each word at random.
+        beam_size: number of unfinished captions that beam search keeps.
+        length_penalty: beam search ranks by log probability / length^length_penalty.
+        neighbors: beam search adds this times the agreement with captions of similar training
+            pictures.
+        temperature: of sampling; below 1 probable words are drawn more often.
         seed: of sampling; the same seed gives the same captions.
     """
 
@@ -120,20 +122,20 @@ class TrainConfig:
 
     Args:
         epochs: passes over all captions.
-        batch_size: captions a step, in all processes together; pictures in self-critical training.
-        learning_rate: the peak, after the warmup; then it falls along a cosine to a fiftieth.
-        seed: of the initial weights, the order and dropout.
-        self_critical: 0: train on cross-entropy; N >= 2: on the CIDEr-D of N captions a picture.
-        no_neighbors: whether to leave the training captions out of best.pt.
-        batches_of: "captions": any are drawn; "pictures": all captions of some pictures.
+        batch_size: captions in a step of all processes; pictures in self-critical training.
+        learning_rate: highest learning rate, after the warmup; then it falls to a fiftieth.
+        seed: of initial weights, order of the captions and dropout.
+        self_critical: 0 for cross-entropy; N >= 2 for the CIDEr-D of N captions of each picture.
+        no_neighbors: whether best.pt must not keep the captions of training pictures.
+        batches_of: "captions" in random order, or "pictures" in random order with all captions.
         min_count: words that occur less often are not learned.
         max_words: longer captions are cut.
-        warmup: steps over which the learning rate rises.
+        warmup: number of steps over which the learning rate rises.
         clip_norm: maximum norm of the gradient; 0 for no limit.
-        label_smoothing: share of the target spread over the vocabulary.
-        consensus: share of a caption's weight that follows its agreement with the picture's others.
-        ema: validate and save a running average of the weights; 0 for the weights themselves.
-        autocast: "none", "bfloat16", or "auto": bfloat16 where the device is fast at it.
+        label_smoothing: share of the target that is spread over the vocabulary.
+        consensus: share of a caption's weight that depends on its agreement with the others.
+        ema: decay of the running average of the weights, which is saved; 0 for no average.
+        autocast: "none", "bfloat16", or "auto" for bfloat16 if the device computes it faster.
     """
 
     epochs: int = 20
@@ -161,7 +163,7 @@ class TrainConfig:
 def preset(
     pictures: int, batches_of: str = "captions", self_critical: bool = False
 ) -> dict[str, Any]:
-    """The settings for training on this number of pictures, where they are not the defaults."""
+    """Returns settings that suit this number of pictures; other settings keep their defaults."""
     small = pictures < SMALL_SET
     found: dict[str, Any] = {"batches_of": batches_of, "dropout": 0.4 if small else 0.3}
     found["image_at"] = "every" if small else "first"
@@ -170,22 +172,25 @@ def preset(
         return found | {"epochs": epochs, "learning_rate": rate, "batch_size": 64}
     if small:
         epochs = 6 if batches_of == "captions" else 10
-        # A few hundred pictures make a few steps an epoch.
+        # With few pictures an epoch has few steps, so there are more epochs.
         found["epochs"] = min(60, max(epochs, 6000 * epochs // max(1, pictures)))
         found |= {"learning_rate": 3e-3, "label_smoothing": 0.1, "consensus": 0.5, "ema": 0.99}
     return found
 
 
-# What `train --set NAME=VALUE` takes: settings without an option of their own.
+# The settings without an option of their own, which `train --set NAME=VALUE` takes.
 BY_SET = "pool min_count max_seq_length max_words dropout image_at batches_of warmup".split()
 BY_SET += "clip_norm label_smoothing consensus ema autocast".split()
 _DECLARED = {entry.name: entry for kind in (ModelConfig, TrainConfig) for entry in fields(kind)}
 
 
 def describe_setting(name: str) -> str:
-    """Its defaults (for a small set, a large one, self-critical training) and its docstring."""
+    """Returns a setting's help: its defaults, a colon, and the first line of its docstring.
+
+    If the defaults differ, there are three: for a small set, a large set, self-critical training.
+    """
     if name == "pool":
-        return "avg, or grid with --decoder attention: what the features of a picture are, or 2x2"
+        return "avg, or grid with --decoder attention: how to pool the feature map; also 2x2"
     text = f"{ModelConfig.__doc__}{TrainConfig.__doc__}".split(f"{name}: ")[1].partition("\n")[0]
     stages = preset(6000), preset(SMALL_SET), preset(6000, self_critical=True)
     values = [str(stage.get(name, _DECLARED[name].default)) for stage in stages]
@@ -193,7 +198,7 @@ def describe_setting(name: str) -> str:
 
 
 def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:
-    """Settings from NAME=VALUE, for the names in `BY_SET`."""
+    """Reads settings from texts NAME=VALUE, for the names in `BY_SET`."""
     found: dict[str, Any] = {}
     for pair in pairs:
         name, _, text = pair.replace("-", "_", pair.partition("=")[0].count("-")).partition("=")
@@ -209,7 +214,11 @@ def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:
 
 
 def autocast_dtype(name: str, device: str) -> torch.dtype | None:
-    """The dtype of autocast; "auto" is bfloat16 where the device multiplies it faster."""
+    """Returns the dtype of autocast, or None for no autocast.
+
+    `name` is a value of the setting `autocast`. "auto" is bfloat16 if the device has instructions
+    for it.
+    """
     if name == "auto" and device.startswith("cuda"):
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     elif name == "auto" and device == "cpu":
@@ -221,7 +230,7 @@ def autocast_dtype(name: str, device: str) -> torch.dtype | None:
 
 
 def choose_device(name: str = "auto") -> str:
-    """A device of this machine; "auto" is CUDA if there is any."""
+    """Checks the name of a device and returns it; "auto" becomes "cuda" if there is a GPU."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -233,14 +242,13 @@ def choose_device(name: str = "auto") -> str:
 
 
 def describe_device(device: str) -> str:
-    """One line: which device works and, if it is not CUDA, why not."""
+    """Returns a line for the user: the device and, if it is not CUDA, the reason."""
     if device.startswith("cuda"):
-        return (
-            f"device: {device}, {torch.cuda.get_device_name(device)} (captioning never ran on CUDA)"
-        )
+        name = torch.cuda.get_device_name(device)
+        return f"device: {device}, {name} (captioning was never tested on CUDA)"
     why = "no CUDA: torch finds no GPU"
     if torch.cuda.is_available():
         why = f"CUDA is there: --device cuda takes {torch.cuda.get_device_name()}"
     elif not torch.version.cuda:
-        why = f"no CUDA: torch {torch.__version__} is built without"
+        why = f"no CUDA: torch {torch.__version__} was built without CUDA"
     return f"device: {device}, {torch.get_num_threads()} threads of {os.cpu_count()} ({why})"

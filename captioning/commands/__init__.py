@@ -1,6 +1,7 @@
-"""One file for each command: `add` adds its arguments to a parser, `run` runs it.
+"""The commands, each in a file of its own with two functions.
 
-A file is imported when its command is called, so that `captioning --help` is quick.
+`add(parser)` adds the arguments of the command to a parser, and `run(args)` runs the command. A
+file is imported when its command is called, so that `captioning --help` is quick.
 """
 
 COMMANDS = {

@@ -1,4 +1,4 @@
-"""Arguments that several commands share."""
+"""The arguments that several commands have, and the loading of captioners."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,9 +14,8 @@ from captioning.settings import choose_device, describe_device
 
 
 def add_device(parser: Any) -> None:
-    parser.add_argument(
-        "--device", default="auto", help="cpu, cuda, cuda:1, ... (auto: cuda if there is one)"
-    )
+    text = "cpu, cuda, cuda:1, ... (auto: cuda if there is a GPU)"
+    parser.add_argument("--device", default="auto", help=text)
 
 
 def add_lstm(parser: Any) -> None:
@@ -29,14 +28,23 @@ def add_decoder(parser: Any) -> None:
 
 
 def add_on_error(parser: Any) -> None:
-    text = "what is broken or missing: pictures, captions, rows of a table (refuse)"
+    text = "what to do with broken or missing pictures, captions, rows of a table (refuse)"
     parser.add_argument("--on-error", choices=ON_ERROR, default="refuse", help=text)
 
 
 def load_captioner(
     paths: Sequence[str | Path], device: str, lstm_weights: str = "float32"
 ) -> tuple[Checkpoint, FrozenCNN]:
-    """Captioners and their CNN, ready to write on a device, which is said."""
+    """Loads captioners that write together, and their CNN, and prints the device.
+
+    Args:
+        paths: the checkpoints.
+        device: the name of the device, or "auto".
+        lstm_weights: the dtype of the LSTMs' prepacked weights; see `freeze`.
+
+    Returns:
+        The captioners, and the CNN on the same device.
+    """
     device = choose_device(device)
     say(describe_device(device), error=True)
     checkpoint = load_ensemble(paths, device=device)

@@ -1,4 +1,4 @@
-"""`captioning caption`: see `captioning.search`."""
+"""`captioning caption` writes captions for pictures; see `captioning.search`."""
 
 import argparse
 import time
@@ -21,25 +21,26 @@ from captioning.results.figures import MAX_SHEET, write_panels, write_sheet
 from captioning.search.generate import CaptionedFile, caption_files, find_pictures
 from captioning.settings import DecodeConfig
 
-OPTIONS = {"beam": ("neighbors", "beam_size"), "sample": ("temperature", "seed")}  # by method
+# The options that only one method has.
+OPTIONS = {"beam": ("neighbors", "beam_size"), "sample": ("temperature", "seed")}
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
     option("checkpoint", type=Path, help="the captioner, such as runs/demo/best.pt")
-    text = "files, folders, globs; first more captioners, files *.pt, that write together with it"
+    text = "files, folders, globs; files *.pt are more captioners, which write together"
     option("pictures", nargs="*", help=text)
-    option("--annotations", type=Path, help="caption the pictures of a COCO file")
-    option("--images", type=Path, help="folder of those pictures, if the file does not say")
+    option("--annotations", type=Path, help="caption the pictures of a COCO captions file")
+    option("--images", type=Path, help="folder of those pictures, if the file does not name it")
     option("--features", type=Path, help="folder of feature caches, as for train")
     text = "JSON to write: the captions in COCO's format; for files, with their names"
     option("--json", type=Path, help=text)
-    option("--sheet", type=Path, help="PNG to write: the pictures, captions below")
-    option("--attention", type=Path, help="PNG to write: where it looked (one picture)")
+    option("--sheet", type=Path, help="PNG to write: the pictures with captions below")
+    option("--attention", type=Path, help="PNG to write: where it looked, for one picture")
     text = "how to search (beam, as training chose it)"
     option("--method", choices=("beam", "greedy", "sample"), default="beam", help=text)
-    option("--beam-size", type=int, help="beam: captions kept (as training chose)")
-    text = "beam: weight of similar training pictures' captions, 0: none (as training chose)"
+    option("--beam-size", type=int, help="beam: captions that are kept (as training chose)")
+    text = "beam: weight of similar training pictures' captions, 0 for none (as training chose)"
     option("--neighbors", type=float, help=text)
     option("--temperature", type=float, help="sample: below 1 prefers probable words (1)")
     option("--seed", type=int, help="sample: the same seed gives the same captions (0)")
@@ -81,7 +82,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check_captioner(args: argparse.Namespace, checkpoint: Checkpoint, count: int) -> None:
-    """Refuse options that need another captioner, or another number of pictures."""
+    """Refuses options that need another captioner or another number of pictures.
+
+    `count` is the number of pictures.
+    """
     if args.neighbors and not checkpoint.neighbors:
         expected = "expected a captioner that keeps its training pictures"
         raise CaptioningError(f"--neighbors: {expected}, got {args.checkpoint}")
@@ -92,7 +96,7 @@ def check_captioner(args: argparse.Namespace, checkpoint: Checkpoint, count: int
 
 
 def pictures_of(args: argparse.Namespace) -> CaptionDataset:
-    """The pictures to caption; names those of the captions file that are missing."""
+    """Returns the pictures to caption, and prints the names of those that are missing."""
     if bool(args.pictures) == bool(args.annotations):
         got = "both" if args.pictures else "neither"
         raise CaptioningError(f"expected pictures to caption, or --annotations; got {got}")
@@ -113,7 +117,7 @@ def pictures_of(args: argparse.Namespace) -> CaptionDataset:
 def write_results(
     args: argparse.Namespace, checkpoint: Checkpoint, cnn: FrozenCNN, best: dict[int, CaptionedFile]
 ) -> None:
-    """Write the best captions to --json, --sheet and --attention."""
+    """Writes the best captions, by the picture's id, to --json, --sheet and --attention."""
     texts = {i: item.captions[0].text for i, item in best.items()}
     if args.json:
         name = lambda i: {} if args.annotations else {"file_name": str(best[i].path)}
@@ -122,12 +126,12 @@ def write_results(
     if args.sheet and best:
         write_sheet(args.sheet, {item.path: texts[i] for i, item in best.items()})
     if args.attention:
-        for i, item in best.items():  # one, by `check_captioner`
+        for i, item in best.items():  # at most one, because of `check_captioner`
             write_panels(args.attention, file_maps(checkpoint, cnn, item.path, texts[i]))
 
 
 def search_of(args: argparse.Namespace) -> dict[str, Any]:
-    """How to search, as far as it was given; an option of another method is refused."""
+    """Returns the given fields of `DecodeConfig`; refuses options of another method."""
     values = {name: getattr(args, name) for names in OPTIONS.values() for name in names}
     values = {name: value for name, value in values.items() if value is not None}
     for method, names in OPTIONS.items():

@@ -1,7 +1,7 @@
-"""`captioning demo`: draw, train, caption, score, report; minutes on two CPU cores.
+"""`captioning demo` draws pictures, trains on them, captions new ones and writes a report.
 
-It is the pipeline of real data on a small scale: COCO files, a frozen pretrained CNN, a feature
-cache, the LSTM decoder, and validation on captions that the model writes by itself.
+It takes minutes on two CPU cores. All steps are those of real data: COCO captions files, a frozen
+pretrained CNN, a feature cache, the LSTM decoder, and validation by greedy search.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from captioning.training.pipeline import locked, train_locked
 from captioning.training.processes import Process
 from captioning.training.request import TrainingRequest
 
+# The text of each section of the report.
 TEXT = {
     "val": "New pictures. Their combinations of count, size, color, shape and background occur in "
     "the training pictures.",
@@ -59,15 +60,24 @@ def demo(
     device: str = "auto",
     splits: dict[str, int] = scenes.SPLITS,
 ) -> dict[str, Section]:
-    """Run the whole demonstration in the folder `output`.
+    """Runs the whole demonstration in the folder `output`.
 
-    Without `epochs` there are as many as the decoder needs. `seed` is that of pictures, initial
-    weights and order; `splits` has the number of pictures per split. Returns the sections of the
-    report, by split.
+    Args:
+        output: the folder. A captioner that an earlier demo trained there is deleted.
+        epochs: passes over the captions; None for as many as the decoder needs.
+        lstm: the LSTM to run; see `captioning.model.layers.LSTMS`.
+        seed: of the pictures, the initial weights and the order.
+        decoder: a name in `captioning.DECODERS`.
+        device: the name of the device, or "auto".
+        splits: the number of pictures of each split.
+
+    Returns:
+        The sections of the report, by split.
     """
     output, start = Path(output), time.perf_counter()
     settings = {"batches_of": "captions", "dropout": 0.0, "image_at": "first", "min_count": 1}
-    # The settings of a large set: the captions say all, so nothing can be learned by heart.
+    # The set is small, but it gets these settings of a large set. The captions of a scene state the
+    # same facts in few words, so a captioner hardly overfits.
     large = {n: getattr(TrainConfig(), n) for n in ("label_smoothing", "consensus", "ema")}
     settings |= {**large, "learning_rate": 4e-3, **DECODERS[decoder].demo}
     settings |= {"decoder": decoder, "seed": seed, "no_neighbors": True, "autocast": "none"}
@@ -98,7 +108,18 @@ def demo(
 def _report(
     output: Path, lstm: str, device: str, history: list[dict[str, float]], start: float
 ) -> dict[str, Section]:
-    """Caption, score and report with the captioner in `output`; the run began at `start`."""
+    """Captions and scores new pictures with the captioner in `output`, and writes the report.
+
+    Args:
+        output: the folder of the demo.
+        lstm: the LSTM to run.
+        device: the name of the device.
+        history: the entries of the epochs of training.
+        start: when the demo began, by `time.perf_counter`.
+
+    Returns:
+        The sections of the report, by split.
+    """
     say("3/4  captioning and scoring pictures that training never saw")
     checkpoint = load_checkpoint(output / "best.pt", lstm, device)
     cnn = load_cnn(checkpoint.cnn).to(device)
@@ -108,7 +129,7 @@ def _report(
     seconds = sum(entry["seconds"] for entry in history)
     text = (
         f"Trained for {len(history)} epochs ({seconds:.0f} s) on drawn pictures. Captions are "
-        "parsed back into facts; green ones have all six right."
+        "parsed back into facts. In green captions all six facts are right."
     )
     report, sheet = output / "report.html", output / "contact_sheet.png"
     parts = list(sections.values())
@@ -126,7 +147,7 @@ def _report(
 
 
 def _caption(checkpoint: Checkpoint, cnn: FrozenCNN, output: Path, split: str) -> Section:
-    """Greedy captions of a split, and the facts that are right in them."""
+    """Captions a split by greedy search, and counts the facts that are right."""
     dataset = load_coco(output / "scenes" / "annotations" / f"captions_{split}.json")
     paths = [image.path for image in dataset.images]
     found = caption_files(checkpoint, cnn, paths, DecodeConfig("greedy"))

@@ -1,4 +1,4 @@
-"""`captioning evaluate`: see `captioning.results`."""
+"""`captioning evaluate` scores captions or captioners; see `captioning.results`."""
 
 import argparse
 from pathlib import Path
@@ -18,9 +18,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", type=Path, nargs="+", help=f"{text}; or both, for the report")
     option = parser.add_argument
     option("--references", type=Path, required=True, help="COCO captions file")
-    option("--images", type=Path, help="folder of its pictures, if it does not say")
-    option("--meteor", action="store_true", help="score METEOR too (needs Java)")
-    option("--json", type=Path, help="JSON to write: scores, of each picture too")
+    option("--images", type=Path, help="folder of its pictures, if it does not name it")
+    option("--meteor", action="store_true", help="compute METEOR too (needs Java)")
+    option("--json", type=Path, help="JSON to write: scores, also of each picture")
     option("--report", type=Path, help="HTML page to write: scores and pictures")
     add_device(parser)
 
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def read_results(path: Path) -> dict[int, str]:
-    """Captions by picture, from [{"image_id": 1, "caption": "..."}, ...]."""
+    """Reads captions by the picture's id, from [{"image_id": 1, "caption": "..."}, ...]."""
     try:
         rows = [(row["image_id"], row["caption"].strip()) for row in read_json(path)]
         results = dict(rows)

@@ -1,4 +1,4 @@
-"""`captioning prepare`: see `captioning.data`."""
+"""`captioning prepare` makes COCO captions files; see `captioning.data.convert`."""
 
 import argparse
 from pathlib import Path

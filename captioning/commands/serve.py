@@ -1,4 +1,4 @@
-"""`captioning serve`: a web page by Gradio that captions the pictures dropped on it."""
+"""`captioning serve` serves a web page, made with Gradio, that captions pictures."""
 
 import argparse
 import os
@@ -18,9 +18,9 @@ from captioning.model.checkpoint import Checkpoint
 from captioning.results.attention_maps import Maps, attends, attention_maps
 from captioning.search.generate import Caption, generate_captions
 
-MAX_PIXELS = 64_000_000
-MAX_FILE = "20mb"
-MAX_BEAM = 20
+MAX_PIXELS = 64_000_000  # of a picture
+MAX_FILE = "20mb"  # size of an upload
+MAX_BEAM = 20  # beams; more are reduced to this
 TITLE = "Caption a picture"
 
 
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def check_address(host: str, port: int | None) -> None:
-    """Refuses an address that this machine cannot listen on. Gradio would try port after port."""
+    """Refuses an address that this machine cannot listen on. Gradio would try every port first."""
     if port is not None and not 1 <= port <= 65535:
         raise CaptioningError(f"--port: expected a number from 1 to 65535, got {port}")
     try:
@@ -53,10 +53,14 @@ def check_address(host: str, port: int | None) -> None:
 def answer(
     checkpoint: Checkpoint, cnn: FrozenCNN, picture: str | Path, beam_size: int
 ) -> tuple[list[Caption], Maps]:
-    """What beam search writes about a picture's file, the best first; and where it looked.
+    """Captions a picture file by beam search.
 
-    That is a picture for each word of the best, if the decoder attends. An ImageError says why a
-    picture is refused.
+    Returns:
+        The captions, best first, and the attention maps of the best caption, which are empty if the
+        decoder does not attend.
+
+    Raises:
+        ImageError: the picture is broken or too large.
     """
     with open(picture, "rb") as file:
         image = load_image(file, 2 * cnn.transform.resize_size, MAX_PIXELS)
@@ -69,7 +73,7 @@ def answer(
 
 
 def build_page(checkpoint: Checkpoint, cnn: FrozenCNN, name: str) -> Any:
-    """The page, a gradio.Blocks."""
+    """Makes the page, a gradio.Blocks. It shows the `name` of the captioner."""
     import gradio as gr
 
     def caption(picture: dict[str, Any] | None, beams: float) -> tuple[Any, Any, Any]:
@@ -85,7 +89,7 @@ def build_page(checkpoint: Checkpoint, cnn: FrozenCNN, name: str) -> Any:
         words = [(word, f"{p:.0%}") for word, p in captions[0].words if word != "<end>"]
         return words, maps, [asdict(one) for one in captions]
 
-    uploads = (600, 3600)  # seconds: how often Gradio looks for old ones, and how old those are
+    uploads = (600, 3600)  # every 600 seconds Gradio deletes uploads older than 3,600 seconds
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=uploads) as page:
         gr.Markdown(f"# {TITLE}")
         with gr.Row():
@@ -105,20 +109,20 @@ def build_page(checkpoint: Checkpoint, cnn: FrozenCNN, name: str) -> Any:
             [picture, beams],
             [words, maps, found],
             api_name="caption",
-            preprocess=False,  # Gradio would say less about a broken picture
+            preprocess=False,  # Gradio's own message about a broken picture says less
             concurrency_limit=1,
         )
     return page.queue(max_size=50)
 
 
 def serve(checkpoint: Checkpoint, cnn: FrozenCNN, host: str, port: int | None, name: str) -> None:
-    """Serve the page, with the captioner's name below it, until Ctrl-C or SIGTERM."""
+    """Serves the page until Ctrl-C or SIGTERM; see `build_page`."""
     import gradio as gr
 
-    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs ignore ^C
+    for number in (signal.SIGINT, signal.SIGTERM):  # background jobs of a shell ignore Ctrl-C
         signal.signal(number, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="captioning-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder  # of uploads
+        os.environ["GRADIO_TEMP_DIR"] = folder  # where Gradio keeps uploads
         page = build_page(checkpoint, cnn, name)
         page.launch(
             server_name=host,

@@ -1,4 +1,4 @@
-"""`captioning train`: see `captioning.training`."""
+"""`captioning train` trains a captioner; see `captioning.training`."""
 
 import argparse
 from pathlib import Path
@@ -11,60 +11,48 @@ from captioning.settings import BY_SET, SMALL_SET, describe_setting, parse_setti
 from captioning.training.pipeline import train_captioner
 from captioning.training.request import MODEL, TRAINING, TrainingRequest
 
-SAMPLES = 5  # captions of a picture in self-critical training
+SAMPLES = 5  # the default of --self-critical
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     rows = [f"  {name:16} {describe_setting(name)}" for name in BY_SET]
     parser.description = (
         "train a captioner; each picture is encoded once, and the features are kept\n\n"
-        f"a | b | c: for fewer than {SMALL_SET:,} pictures, for more, and for --self-critical."
+        f"Defaults a | b | c: for fewer than {SMALL_SET:,} pictures, for more, for --self-critical."
     )
     curves = "curves: tensorboard --logdir OUTPUT (install it before: pip install tensorboard)"
     parser.epilog = "\n".join(["settings of --set NAME=VALUE:", *rows, "", curves])
     option = parser.add_argument
-    option("data", type=Path, nargs="?", help="folder that prepare wrote, for the next three")
+    option("data", type=Path, nargs="?", help="folder that prepare wrote, with the next three")
     option("--train", type=Path, help="COCO captions file to train on")
     option("--val", type=Path, help="COCO captions file to validate on")
     option("--test", type=Path, help="COCO captions file to score the best epoch on")
     for split in ("train", "val", "test"):
-        option(f"--{split}-images", type=Path, help="folder of its pictures, if it does not say")
+        option(
+            f"--{split}-images", type=Path, help="folder of its pictures, if it does not name it"
+        )
     option("--output", type=Path, required=True, help="folder for checkpoints")
     option("--features", type=Path, help="folder of feature caches (OUTPUT/features, or START's)")
-    option(
-        "--cnn",
-        help="frozen CNN: resnet152 or another of torchvision, timm:NAME, efficientnet_lite0, 1, "
-        f"2, scenes_cnn, or several joined by + ({DEFAULT_CNN})",
-    )
+    text = "frozen CNN: resnet152 or another of torchvision, timm:NAME, efficientnet_lite0, 1, 2, "
+    option("--cnn", help=f"{text}scenes_cnn, or several joined by + ({DEFAULT_CNN})")
     option("--cnn-weights", help="name of torchvision's or timm's weights, or a file for timm")
     add_decoder(parser)
     for name in ("embed_size", "hidden_size", "num_layers", "epochs", "batch_size"):
         option(f"--{name.replace('_', '-')}", type=int, help=describe_setting(name))
     option("--learning-rate", type=float, help=describe_setting("learning_rate"))
-    option(
-        "--self-critical",
-        type=int,
-        nargs="?",
-        const=SAMPLES,
-        help=f"a second stage, on the CIDEr-D of N captions of each picture ({SAMPLES})",
-    )
+    text = f"add a stage that rewards the CIDEr-D of N captions of each picture ({SAMPLES})"
+    option("--self-critical", type=int, nargs="?", const=SAMPLES, metavar="N", help=text)
     option("--members", type=int, default=1, help="captioners to train that write together (1)")
-    option(
-        "--start", type=Path, help="checkpoint whose weights, words, sizes and CNN to start from"
-    )
+    option("--start", type=Path, help="checkpoint to take weights, words, sizes and CNN from")
     option("--resume", action="store_true", help="continue from OUTPUT/last.pt, if it exists")
-    option(
-        "--no-neighbors",
-        action="store_true",
-        default=None,
-        help="never keep the captions of training pictures, which can help beam search, in best.pt",
-    )
+    text = "never keep the captions of training pictures, which can help beam search, in best.pt"
+    option("--no-neighbors", action="store_true", default=None, help=text)
     add_on_error(parser)
     add_device(parser)
-    option("--workers", type=int, help="processes that load pictures (0; with CUDA 4)")
-    option("--seed", type=int, help="of initial weights, order and dropout (0)")
+    option("--workers", type=int, help="processes that load pictures (0; on CUDA 4)")
+    option("--seed", type=int, help="seed of initial weights, order and dropout (0)")
     add_lstm(parser)
-    text = "a setting of the list below; again for more"
+    text = "a setting of the list below; may be repeated"
     option("--set", action="append", default=[], metavar="NAME=VALUE", help=text)
 
 
@@ -73,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def request_of(args: argparse.Namespace) -> TrainingRequest:
-    """Makes the request for `train_captioner` from the options."""
+    """Makes the request for `train_captioner` from the arguments."""
     values: dict[str, Any] = dict(vars(args))
     if data := values.pop("data"):
         if not (data / "captions_train.json").is_file():

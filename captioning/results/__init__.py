@@ -1,1 +1,1 @@
-"""Scores of captions, and what they look like."""
+"""Scores captions, and shows them in reports, curves, sheets and attention maps."""

@@ -1,4 +1,4 @@
-"""Where a decoder looked for each word, over the picture (Xu et al., 2015, figure 2)."""
+"""Draws where a decoder looked before each word, as in figure 2 of Xu et al. (2015)."""
 
 import math
 from collections.abc import Sequence
@@ -16,18 +16,24 @@ from captioning.data.tokenizer import tokenize
 from captioning.data.vocabulary import END, UNK
 from captioning.model.checkpoint import Checkpoint
 
-Maps = list[tuple[Image.Image, str]]  # pictures with their words
+Maps = list[tuple[Image.Image, str]]  # for each word, a picture and the word
 
 
 def attends(checkpoint: Checkpoint) -> bool:
-    """Whether all captioners of a checkpoint can show where they looked."""
+    """Returns whether all captioners of a checkpoint can show where they looked."""
     return all(hasattr(model.decoder, "attention") for model in checkpoint.models)
 
 
 def attention_weights(checkpoint: Checkpoint, features: Tensor, words: Sequence[str]) -> Tensor:
-    """The weights [len(words),side,side] of the cells of a picture's features [1,cells,C].
+    """Returns the weights of a picture's cells before each word of a caption.
 
-    They are the means of captioners that attend, before each of the words, and sum to 1.
+    Args:
+        checkpoint: one captioner, or several, whose weights are averaged.
+        features: [1,cells,C], the features of the picture.
+        words: the caption.
+
+    Returns:
+        The weights [len(words),side,side], which sum to 1 for each word.
     """
     index, device = checkpoint.vocabulary.index, next(checkpoint.model.parameters()).device
     tokens = torch.tensor([[*(index.get(word, UNK) for word in words), END]], device=device)
@@ -38,14 +44,21 @@ def attention_weights(checkpoint: Checkpoint, features: Tensor, words: Sequence[
             decoder: Any = model.decoder
             found.append(decoder.attention(cells, tokens)[0, :-1])
     weights = torch.stack(found).float().mean(0).cpu()
-    side = math.isqrt(weights.size(1))  # the CNN's input is a square, so its feature map is
+    side = math.isqrt(weights.size(1))  # the feature map is a square, like the CNN's input
     return weights.unflatten(1, (side, side))
 
 
 def attention_maps(
     checkpoint: Checkpoint, view: Image.Image, features: Tensor, words: Sequence[str]
 ) -> Maps:
-    """For each word, what the CNN saw, dark where captioners did not look before they wrote it."""
+    """Returns for each word the picture that the CNN saw, dark where the captioner did not look.
+
+    Args:
+        checkpoint: the captioner, which attends.
+        view: the picture as the CNN sees it (`Transform.view`).
+        features: [1,cells,C], the features of the picture.
+        words: the caption.
+    """
     found = []
     for word, weights in zip(words, attention_weights(checkpoint, features, words), strict=True):
         picture = view.copy()
@@ -55,13 +68,13 @@ def attention_maps(
 
 
 def file_maps(checkpoint: Checkpoint, cnn: FrozenCNN, path: Path, caption: str) -> Maps:
-    """What the CNN sees of a picture's file, and its `attention_maps` for a caption."""
+    """Returns the picture that the CNN sees, with the word "", then `attention_maps`."""
     image = load_image(path, 2 * cnn.transform.resize_size)
     view, features = cnn.transform.view(image), cnn.encode(image)
     return [(view, ""), *attention_maps(checkpoint, view, features, tokenize(caption))]
 
 
 def shade(weights: Tensor, size: tuple[int, int]) -> Image.Image:
-    """A mask that is transparent at the largest weight and 80 % opaque at weight 0."""
+    """Returns a mask that is transparent at the largest weight, and 80 % opaque at weight 0."""
     dark = 204 * (1 - weights / weights.max())
     return Image.fromarray(dark.byte().numpy()).resize(size, Image.Resampling.BICUBIC)

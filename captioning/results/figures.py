@@ -1,4 +1,4 @@
-"""What is drawn by matplotlib: curves, sheets of captioned pictures, and panels of attention."""
+"""Draws curves, sheets of captioned pictures, and attention maps with matplotlib."""
 
 import io
 import re
@@ -16,10 +16,11 @@ from captioning.results.attention_maps import Maps
 
 History = Sequence[Mapping[str, float]]
 INK, ACCENT = "#22303c", "#2a6f97"
-MAX_SHEET = 300  # pictures; matplotlib draws at most 65,536 pixels
+MAX_SHEET = 300  # pictures in a sheet; matplotlib draws at most 65,536 pixels along a side
 
 
-# By the label of their axis; they are drawn if a history has the first of them.
+# The curves of each plot, by the label of the plot's y axis. A plot is drawn if the history has its
+# first curve.
 CURVES = {
     "loss (nats per word)": ("loss", "val_loss"),
     "reward (CIDEr-D of samples)": ("reward",),
@@ -28,7 +29,7 @@ CURVES = {
 
 
 def draw_curves(axes: Any, history: History, label: str) -> None:
-    """Draws the curves of an axis, of `CURVES`."""
+    """Draws the plot of `CURVES` that has this label."""
     for name in CURVES[label]:
         color, kind = (INK, "training") if name in ("loss", "reward") else (ACCENT, "validation")
         points = [(entry["epoch"], entry[name]) for entry in history if name in entry]
@@ -41,7 +42,7 @@ def draw_curves(axes: Any, history: History, label: str) -> None:
 
 
 def new_figure(size: tuple[float, float]) -> Any:
-    """An empty figure of a size in inches, whose parts find their places themselves."""
+    """Makes an empty figure of a size in inches, with an automatic layout."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -52,7 +53,7 @@ def new_figure(size: tuple[float, float]) -> Any:
 
 
 def svg(draw: Callable[[Any], None], size: tuple[float, float]) -> str:
-    """What ``draw(axes)`` draws, for an HTML page; the size is in inches."""
+    """Returns the SVG of what ``draw(axes)`` draws, for an HTML page. The size is in inches."""
     figure, buffer = new_figure(size), io.StringIO()
     draw(figure.subplots())
     figure.savefig(buffer, format="svg", transparent=True)
@@ -61,26 +62,29 @@ def svg(draw: Callable[[Any], None], size: tuple[float, float]) -> str:
 
 
 def small(path: Path) -> Image.Image:
-    """A picture of at most 480 x 480 pixels."""
+    """Reads a picture and shrinks it to at most 480 x 480 pixels."""
     image = load_image(path, 480)
     image.thumbnail((480, 480))
     return image
 
 
 def fill(caption: str, width: int) -> str:
-    """A caption in lines of at most `width` characters."""
+    """Breaks a caption into lines of at most `width` characters."""
     return textwrap.fill(printable(caption) or "(nothing)", width)
 
 
 def write_sheet(path: str | Path, captions: Mapping[Path, str]) -> None:
-    """Write a PNG: at most `MAX_SHEET` pictures in their own proportions, captions below."""
+    """Writes a PNG of at most `MAX_SHEET` pictures with captions below.
+
+    `captions` has the caption of each picture file.
+    """
     pictures = [(small(picture), fill(caption, 38)) for picture, caption in captions.items()]
     below = {"y": -0.04, "pad": 0, "va": "top", "fontsize": 11}
     _write_grid(path, pictures, 3, (3.6, 3.4), 90, below)
 
 
 def write_panels(path: str | Path, maps: Maps) -> None:
-    """Write a PNG with a panel for each of `file_maps`."""
+    """Writes a PNG with a panel for each picture of `file_maps`."""
     _write_grid(path, maps, 6, (1.8, 2.05), 100, {"fontsize": 13})
 
 
@@ -92,7 +96,7 @@ def _write_grid(
     dpi: int,
     style: Mapping[str, Any],
 ) -> None:
-    """Write a PNG of titled pictures, each of a size in inches."""
+    """Writes a PNG of pictures with titles in a grid. `size` is that of one picture, in inches."""
     rows = -(-len(pictures) // columns)
     figure = new_figure((size[0] * columns, size[1] * rows))
     grid = figure.subplots(rows, columns, squeeze=False)

@@ -1,7 +1,7 @@
-"""Scores of captions against references, by pycocoevalcap's scorers (no Java).
+"""Scores captions against references by BLEU-1 to 4, ROUGE-L, CIDEr-D and METEOR.
 
-BLEU-1..4, ROUGE-L and CIDEr-D are its pure Python classes, on words from `ptb_tokenize`. METEOR
-is added where Java is.
+The scorers are those of pycocoevalcap. They get the words of `ptb_tokenize`, so only METEOR needs
+Java.
 """
 
 import contextlib
@@ -16,16 +16,16 @@ import numpy as np
 from captioning.data.tokenizer import ptb_tokenize
 from captioning.errors import CaptioningError
 
-FEW_PICTURES = 50  # scores of fewer mean little
+FEW_PICTURES = 50  # the scores of fewer pictures mean little, which a note says
 
 
 @dataclass(frozen=True)
 class Scores:
-    """The scores of a set of captions, by name; CIDEr-D is 0..10, the others 0..1."""
+    """The scores of a set of captions. CIDEr-D is from 0 to 10, the other scores from 0 to 1."""
 
-    overall: dict[str, float]
-    per_image: dict[int, dict[str, float]]
-    notes: list[str]  # what a reader must know about the scores
+    overall: dict[str, float]  # the score of all captions, by its name
+    per_image: dict[int, dict[str, float]]  # the scores of each caption, by the picture's id
+    notes: list[str]  # sentences that a reader must know about the scores
 
     def __str__(self) -> str:
         line = "  ".join(f"{name} {value:.3f}" for name, value in self.overall.items())
@@ -35,9 +35,15 @@ class Scores:
 def score_captions(
     captions: Mapping[int, str], references: Mapping[int, Sequence[str]], meteor: bool = False
 ) -> Scores:
-    """Score one caption a picture against captions by people, both by the ids of the pictures.
+    """Scores one caption of each picture against captions by people.
 
-    Pictures without a caption are not scored, and noted. METEOR is added if there is Java.
+    Args:
+        captions: the caption of each picture, by id. A note counts pictures without a caption.
+        references: the captions by people, by the picture's id.
+        meteor: whether to add METEOR. A note says so if Java is missing.
+
+    Raises:
+        CaptioningError: there is no caption, or a picture has no reference.
     """
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
@@ -50,11 +56,8 @@ def score_captions(
     written = {i: [" ".join(ptb_tokenize(captions[i]))] for i in ids}
     expected = {i: [" ".join(ptb_tokenize(r)) for r in references[i]] for i in ids}
 
-    scorers: list[tuple[list[str], Any]] = [
-        ([f"BLEU-{n}" for n in range(1, 5)], Bleu(4)),
-        (["ROUGE-L"], Rouge()),
-        (["CIDEr-D"], Cider()),
-    ]
+    bleu = [f"BLEU-{n}" for n in range(1, 5)], Bleu(4)
+    scorers: list[tuple[list[str], Any]] = [bleu, (["ROUGE-L"], Rouge()), (["CIDEr-D"], Cider())]
     notes = _notes([words[0] for words in written.values()])
     if missing := len(references) - len(ids):
         notes.append(f"{missing} of {len(references)} pictures have no caption")
@@ -67,7 +70,7 @@ def score_captions(
     overall: dict[str, float] = {}
     per_image: dict[int, dict[str, float]] = {i: {} for i in ids}
     for names, scorer in scorers:
-        with contextlib.redirect_stdout(io.StringIO()):  # Bleu prints
+        with contextlib.redirect_stdout(io.StringIO()):  # Bleu prints its progress
             total, values = scorer.compute_score(expected, written)
         overall |= zip(names, np.atleast_1d(total).tolist(), strict=True)
         for name, row in zip(names, np.atleast_2d(values).tolist(), strict=True):
@@ -77,24 +80,21 @@ def score_captions(
 
 
 def check_references(ids: Iterable[int], references: Mapping[int, Sequence[str]]) -> None:
-    """Refuses pictures that have no caption by people to compare with."""
+    """Refuses pictures that have no reference. `ids` are the pictures to score."""
     if unknown := [i for i in ids if not references.get(i)]:
         raise CaptioningError(f"pictures without a reference, by their id: {unknown[:5]}")
 
 
 def brief(scores: Mapping[str, float]) -> str:
-    """The two scores to judge by."""
+    """Returns a text with CIDEr-D and BLEU-4."""
     return f"CIDEr-D {scores['CIDEr-D']:.3f}, BLEU-4 {scores['BLEU-4']:.3f}"
 
 
 def _notes(written: Sequence[str]) -> list[str]:
-    """What a reader must know about the scores of these captions."""
+    """Returns the notes about the scores of these captions."""
     notes = []
-    if len(written) == 1:
-        notes.append(
-            "CIDEr-D of one picture is 0 by construction: it weighs words by how few pictures have "
-            "them"
-        )
+    if len(written) == 1:  # its weights are the logarithm of 1
+        notes.append("CIDEr-D of a single picture is 0, whatever its caption")
     elif len(written) < FEW_PICTURES:
         notes.append(f"{len(written)} pictures are few: their CIDEr-D and BLEU-4 mean little")
     if len(set(written)) == 1 < len(written):

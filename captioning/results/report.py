@@ -1,4 +1,4 @@
-"""Results to look at: an HTML report in one file."""
+"""Writes an HTML report of captions: scores, curves and pictures, in one file."""
 
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -22,10 +22,16 @@ MapsFor = Callable[[Path, str], Maps]
 
 @dataclass(frozen=True)
 class Section:
-    """One split in the report: its heading, a text, and all pictures that were captioned.
+    """A part of the report, about the pictures of one split.
 
-    `captions` are what was written, by the ids of the pictures. If there are facts, `facts` is the
-    share of right captions by fact, and `right` the ids of those in which all are right.
+    Attributes:
+        title: the heading.
+        text: the paragraph below the heading.
+        pictures: all pictures that were captioned, with their references.
+        captions: the caption of each picture, by id.
+        scores: the scores of the captions.
+        facts: for drawn scenes, the share of captions in which each fact is right.
+        right: for drawn scenes, the ids of the pictures whose captions have all facts right.
     """
 
     title: str
@@ -37,12 +43,12 @@ class Section:
     right: Collection[int] = ()
 
     def score(self, picture: CaptionedImage) -> float:
-        """The CIDEr-D of its caption."""
+        """Returns the CIDEr-D of the caption of a picture."""
         return self.scores.per_image[picture.id]["CIDEr-D"]
 
 
 def choose(section: Section, each: int = 8, seed: int = 0) -> dict[str, list[CaptionedImage]]:
-    """Random, best and worst pictures of a section by CIDEr-D."""
+    """Chooses the pictures to show: `each` at random, `each` best and `each` worst by CIDEr-D."""
     ordered = sorted(section.pictures, key=section.score, reverse=True)
     drawn = random.Random(seed).sample(ordered, min(each, len(ordered)))
     return {"Drawn at random": drawn, "Best": ordered[:each], "Worst": ordered[::-1][:each]}
@@ -57,12 +63,18 @@ def write_report(
     checkpoint: Checkpoint | None = None,
     cnn: FrozenCNN | None = None,
 ) -> None:
-    """Write one HTML file that needs no other file.
+    """Writes an HTML file that needs no other file.
 
-    `text` is the paragraph below the title, `history` the epochs of training, for the curves, and
-    `checkpoint` the captioner with its `cnn`, for its attention maps.
+    Args:
+        path: the file.
+        title: the title of the page.
+        text: the paragraph below the title.
+        sections: the parts of the page.
+        history: the entries of the epochs of training, for the curves.
+        checkpoint: the captioner, for attention maps; None for none.
+        cnn: the CNN of the captioner.
     """
-    from jinja2 import Environment, PackageLoader  # not at the top: few commands need it
+    from jinja2 import Environment, PackageLoader  # not at the top, because few commands need it
 
     maps_for = None
     if checkpoint and cnn and attends(checkpoint):
@@ -88,7 +100,7 @@ def write_report(
 
 
 def _look(path: Path, caption: str, maps_for: MapsFor | None) -> dict[str, Any]:
-    """The pixels of a picture, and the maps if there are any; or why there are none."""
+    """Returns a picture and its attention maps as data URIs, or the error if it is broken."""
     try:
         found = maps_for(path, caption)[1:] if maps_for else []
         maps = [(word, data_uri(picture.resize((160, 160)))) for picture, word in found]

@@ -1,4 +1,4 @@
-"""Scores equal those of pycocoevalcap with its Java tokenizer."""
+"""Scores: they equal those of pycocoevalcap with its Java tokenizer, and notes explain them."""
 
 import json
 import shutil
@@ -28,15 +28,15 @@ def test_perfect_captions_and_the_order_of_pictures():
     assert score_captions(backwards, REFERENCES).overall == pytest.approx(GOLDEN["scores"])
 
 
-def test_says_in_words_when_a_score_means_nothing():
+def test_a_note_says_if_a_score_means_little():
     one = score_captions({1: REFERENCES[1][0]}, REFERENCES)
     assert one.overall["CIDEr-D"] == 0
-    assert "CIDEr-D of one picture is 0 by construction" in str(one)
+    assert "CIDEr-D of a single picture is 0" in str(one)
     blind = score_captions(dict.fromkeys(REFERENCES, "a dog"), REFERENCES)
     assert "every picture got the same caption" in str(blind)
 
 
-def test_meteor_is_missed_in_words_where_there_is_no_java(monkeypatch):
+def test_a_note_says_if_meteor_needs_java(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
     scores = score_captions(CAPTIONS, REFERENCES, meteor=True)
     assert "METEOR" not in scores.overall
