@@ -1,4 +1,4 @@
-"""A tiny embedded data set, its features, and a captioner of random weights."""
+"""Fixtures: a tiny embedded data set, its features, and captioners with random weights."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +24,7 @@ def scenes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def data(scenes_root: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """Feature tables train and val, the vocabulary and the frozen CNN."""
+    """The feature tables `train` and `val`, the vocabulary, the frozen CNN and its config."""
     folder = tmp_path_factory.mktemp("features")
     cnn = load_cnn(CNNConfig("scenes_cnn", pool="2x2"))
     tables = {}
@@ -41,13 +41,13 @@ def data(scenes_root: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleN
 
 @pytest.fixture(scope="module")
 def grid_cnn():
-    """The frozen CNN of a captioner that attends."""
+    """A frozen CNN that pools to a grid, which the attention decoder needs."""
     return load_cnn(CNNConfig("scenes_cnn", pool="grid"))
 
 
 @pytest.fixture(scope="module")
 def attentive(data, grid_cnn) -> Checkpoint:
-    """A captioner that attends, of random weights."""
+    """A captioner with the attention decoder and random weights."""
     torch.manual_seed(0)
     features, words = grid_cnn.feature_shape[-1], len(data.vocabulary)
     sizes = ModelConfig(features, words, 16, 24, decoder="attention", grid=grid_cnn.grid)
@@ -56,7 +56,7 @@ def attentive(data, grid_cnn) -> Checkpoint:
 
 @pytest.fixture
 def new_checkpoint(data: SimpleNamespace):
-    """Makes captioners with the same initial weights."""
+    """A function that makes captioners with the same initial weights for the same sizes."""
 
     def make(lstm: str = "fastlstm", **sizes) -> Checkpoint:
         torch.manual_seed(0)

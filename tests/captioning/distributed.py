@@ -1,4 +1,4 @@
-"""Trains two epochs and writes what became of them; run alone or by torchrun from test_train.py."""
+"""Trains two epochs and writes the losses. test_train.py runs it in one or several processes."""
 
 import json
 import sys
@@ -36,6 +36,6 @@ if stage == "reward":
 with distributed("cpu") as process:
     history = train(Setup(checkpoint, config, {"train": table}), out.parent / out.stem, process)
 if not out.exists():
-    # Adam does not see the scale of a gradient, so it is compared on its own.
+    # Adam ignores the scale of a gradient, so the gradient is compared separately.
     gradient = torch.cat([p.grad.flatten() for p in model.parameters()]).norm().item()
     out.write_text(json.dumps({stage: [e[stage] for e in history], "gradient": gradient}))

@@ -1,4 +1,4 @@
-"""The attention decoder: its routes agree, it looks where it must, and it trains and searches."""
+"""The attention decoder: its equations, where it looks, and that it learns where to look."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def decoder(lstm: str = "fastlstm") -> AttentionDecoder:
 
 
 def scores_of(decoder, image, captions, lengths) -> torch.Tensor:
-    """The scores of every word for the targets of `unroll`."""
+    """Returns the scores of all words for each target of `unroll`."""
     return decoder.linear(decoder.unroll(image, captions, lengths)[0])
 
 
@@ -68,7 +68,7 @@ def test_attention_finds_the_marked_cell(image):
 
 
 def test_learns_which_cell_decides():
-    """Pictures that differ only in the content of one cell, each with its own caption."""
+    """The pictures differ only in one cell, and each has its own caption."""
     torch.manual_seed(0)
     model = Captioner(ModelConfig(4, V, 16, 24, decoder="attention", grid=GRID))
     features = torch.zeros(4, CELLS, 4)
@@ -79,7 +79,7 @@ def test_learns_which_cell_decides():
         optimizer.zero_grad()
         model(features, torch.arange(4), captions, torch.full((4,), 4))[0].backward()
         optimizer.step()
-    model.encoder.train()  # the statistics of 80 steps have not settled yet
+    model.encoder.train()  # after 80 steps the running statistics are not exact yet
     image = model.encoder.embed(features)
     found = write_captions([model.decoder.eval()], [image], DecodeConfig("greedy"))
     assert [h.tokens for h in found] == captions[:, 1:].tolist()
@@ -87,10 +87,10 @@ def test_learns_which_cell_decides():
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_the_energies_are_those_of_the_paper(autocast):
-    """Energy of tanh(key + query), which the decoder computes by a sigmoid, in float32."""
+    """The paper has tanh(key + query). The decoder computes it by a sigmoid in float32."""
     torch.manual_seed(0)
     decoder = Captioner(ModelConfig(4, V, 16, 24, decoder="attention", grid=GRID)).decoder.eval()
-    decoder.energy.weight.data *= 8  # so that the weights differ
+    decoder.energy.weight.data *= 8  # so that the attention weights of the cells differ
     image, words = torch.randn(5, GRID * GRID, 16), torch.randn(5, 16)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         start = decoder.start(image)

@@ -1,4 +1,4 @@
-"""Attention maps: the weights of the decoder, at the right place over what the CNN saw."""
+"""Attention maps: they show the decoder's weights at the right place of the picture."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -36,9 +36,10 @@ def test_maps_are_the_weights_of_the_decoder(attentive, grid_cnn, path):
 
 
 def test_each_cell_of_a_map_lies_over_its_part_of_the_view(attentive, grid_cnn, monkeypatch):
-    """Look at nothing but the cells that differ from the background: there is the square."""
+    """All weight is on the cell that differs most from the background: the place of the square."""
     picture = Image.new("RGB", (200, 100), (20, 20, 20))
-    picture.paste((220, 40, 40), (115, 10, 135, 30))  # the CNN sees 50 to 150: right, at the top
+    # The CNN sees x from 50 to 150, so this square is at the top right.
+    picture.paste((220, 40, 40), (115, 10, 135, 30))
     cells = grid_cnn.encode(picture)[0]
     strange = (cells - cells[8 * 16 + 2]).abs().sum(1)
     weights = torch.nn.functional.one_hot(strange.argmax(), 256).float()
@@ -50,7 +51,7 @@ def test_each_cell_of_a_map_lies_over_its_part_of_the_view(attentive, grid_cnn, 
     assert 128 * 0.6 < x < 128 * 0.9 and 128 * 0.05 < y < 128 * 0.35
 
 
-def test_shade_is_dark_where_it_did_not_look():
+def test_shade_is_dark_where_the_weight_is_small():
     weights = torch.zeros(4, 4)
     weights[1, 3] = 0.7
     dark = shade(weights, (64, 64))
@@ -58,11 +59,11 @@ def test_shade_is_dark_where_it_did_not_look():
     assert shade(torch.full((4, 4), 1 / 16), (8, 8)).getextrema() == (0, 0)
 
 
-def test_who_attends(new_checkpoint, attentive):
+def test_only_attention_decoders_attend(new_checkpoint, attentive):
     assert attends(attentive) and not attends(new_checkpoint())
 
 
-def test_the_report_shows_where_it_looked_and_names_what_it_cannot_open(
+def test_the_report_shows_attention_maps_and_names_broken_pictures(
     attentive, grid_cnn, data, tmp_path
 ):
     images = [replace(image, path=Path("none.png")) for image in data.val.images[:1]]
@@ -78,7 +79,7 @@ def test_the_report_shows_where_it_looked_and_names_what_it_cannot_open(
     assert report.count("where it looked for &quot;red&quot;") == shown - lost
 
 
-def test_caption_writes_a_picture_of_it(attentive, data, new_checkpoint, path, tmp_path, capsys):
+def test_caption_writes_the_attention_maps(attentive, data, new_checkpoint, path, tmp_path, capsys):
     attentive.save(tmp_path / "attention.pt")
     new_checkpoint().save(tmp_path / "plain.pt")
     out = tmp_path / "out.png"

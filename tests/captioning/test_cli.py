@@ -1,4 +1,4 @@
-"""The command line from pictures to scores, and its messages."""
+"""The command line: all commands from pictures to scores, and their messages."""
 
 import importlib
 import json
@@ -40,7 +40,7 @@ def test_every_argument_is_explained(command):
     parser = Parser()
     importlib.import_module(f"captioning.commands.{command}").add(parser)
     for action in parser._actions:
-        text = action.help % {"default": action.default}  # as argparse does
+        text = action.help % {"default": action.default}  # argparse formats help so
         assert len(text) > 4 and "`" not in text, action.option_strings
 
 
@@ -79,12 +79,12 @@ def test_a_wrong_call_gets_a_line_or_two(arguments, message, capsys):
     [
         ("PIL", "demo --help"),
         ("safetensors", "train --help"),
-        ("nltk", "train --train {val} --output {tmp}/o --cnn scenes_cnn"),  # read when it is used
-        ("tqdm", "demo --output {tmp}/o"),  # which prints the message in other cases
+        ("nltk", "train --train {val} --output {tmp}/o --cnn scenes_cnn"),  # imported late
+        ("tqdm", "demo --output {tmp}/o"),  # prints most messages
     ],
 )
 def test_a_library_that_is_missing_is_named(name, command, scenes_root, tmp_path):
-    """As where fastlstm is installed without what its captioner needs."""
+    """The module is hidden, as if it were not installed."""
     val = scenes_root / "annotations" / "captions_val.json"
     words = command.format(val=val, tmp=tmp_path).split()
     code = (
@@ -142,7 +142,7 @@ def test_a_picture_without_a_reference_is_refused_before_the_work(
 
 
 def test_pictures_that_are_missing_are_scored_and_named(trained, scenes_root, tmp_path, capsys):
-    """Their references and captions are in the files, whether their pictures are there or not."""
+    """Scores need only the references and the captions, not the picture files."""
     val, folder = scenes_root / "annotations" / "captions_val.json", tmp_path / "some"
     shutil.copytree(scenes_root / "val", folder)
     results, report = tmp_path / "r.json", tmp_path / "report.html"
@@ -179,7 +179,7 @@ def test_captions_from_the_feature_cache_are_those_of_the_pictures(
     command = ["caption", str(trained / "best.pt"), "--annotations", val, "--images", str(folder)]
     written = []
     for extra in ([], ["--features", str(tmp_path / "f")], ["--features", str(tmp_path / "f")]):
-        if written[1:]:  # the second time nothing is encoded
+        if written[1:]:  # the third call reads features that the second has encoded
             monkeypatch.setattr("captioning.data.images.load_image", lambda *_: pytest.fail("read"))
         results = tmp_path / "r.json"
         assert main([*command, "--json", str(results), *extra]) == 1
@@ -192,7 +192,7 @@ def test_captions_from_the_feature_cache_are_those_of_the_pictures(
 
 
 def test_training_leaves_broken_pictures_out(scenes_root, tmp_path, capsys):
-    """A corrupt picture in train and in val, from pictures to a captioner."""
+    """A picture of train and one of val are corrupt; training and captioning skip them."""
     shutil.copytree(scenes_root, tmp_path / "scenes")
     broken = [sorted((tmp_path / "scenes" / split).iterdir())[5] for split in ("train", "val")]
     for path in broken:
@@ -233,7 +233,7 @@ def test_captions_files_folders_and_globs_and_names_the_broken_one(
     assert len(out.splitlines()) == 24 and str(first) in out.splitlines()[0]
     assert "broken.png: not a picture" in err and " a second; 1 failed" in err
     with Image.open(sheet) as image:
-        assert image.height > 2 * image.width  # eight rows of three
+        assert image.height > 2 * image.width  # eight rows of three pictures
 
 
 def test_captions_with_weights_of_fewer_bits(trained, scenes_root, capsys):
@@ -252,7 +252,7 @@ STRANGE = {
 
 @pytest.fixture
 def strange(scenes_root, tmp_path) -> Path:
-    """A folder of pictures with strange names, and of what is called a picture but is no file."""
+    """A folder of pictures with strange names, and of other things that are named like pictures."""
     folder = tmp_path / "strange"
     folder.mkdir()
     sources = sorted((scenes_root / "val").iterdir())
@@ -266,7 +266,7 @@ def strange(scenes_root, tmp_path) -> Path:
 
 
 def test_strange_names_are_printed_on_one_line_and_come_back(trained, strange, tmp_path, capsys):
-    """A pipe was waited for; a name that is not UTF-8 cost the captions of all."""
+    """The pipe in the folder must not block, and a name that is not UTF-8 must not be an error."""
     results = tmp_path / "r.json"
     command = ["caption", str(trained / "best.pt"), str(strange)]
     assert main([*command, "--sheet", str(tmp_path / "sheet.png")]) == 0
@@ -304,7 +304,7 @@ def test_a_second_stage_starts_from_the_first(trained, scenes_root, tmp_path, ca
     train = ["train", "--train", annotations, "--start", str(trained / "best.pt")]
     train += ["--output", str(tmp_path), "--self-critical", "2", "--epochs", "1"]
     assert main(train) == 0
-    assert not (tmp_path / "features").exists()  # those of the first stage serve
+    assert not (tmp_path / "features").exists()  # the features of the first stage are used
     first, second = load_checkpoint(trained / "best.pt"), load_checkpoint(tmp_path / "best.pt")
     assert second.vocabulary.words == first.vocabulary.words and second.cnn == first.cnn
     assert second.model.config == first.model.config
@@ -357,7 +357,7 @@ def test_ends_with_the_best_epoch_the_test_scores_and_what_to_do_next(
     assert search.startswith(f"search chosen on --val: {size} beams, length penalty ")
     assert test.startswith("test, 12 pictures: greedy CIDEr-D ")
     assert following == f"next: captioning caption {path} PICTURE"
-    # The command takes that search, as the test did.
+    # `evaluate` uses the search that training chose, so it gets the score that training printed.
     scores, unseen = str(tmp_path / "s.json"), str(annotations / "captions_unseen.json")
     assert main(["evaluate", str(path), "--references", unseen, "--json", scores]) == 0
     overall = json.loads(Path(scores).read_text())["scores"]
@@ -367,15 +367,15 @@ def test_ends_with_the_best_epoch_the_test_scores_and_what_to_do_next(
 def test_training_pictures_are_kept_unless_told_otherwise(
     trained, scenes_root, tmp_path, monkeypatch, capsys
 ):
-    """Whatever the captioner to start with has, and when it resumes too."""
+    """This holds for a run with --start, and for a run that resumes."""
     annotations, run = scenes_root / "annotations", tmp_path / "run"
     train = ["train", "--train", str(annotations / "captions_train.json"), "--output", str(run)]
     val = ["--val", str(annotations / "captions_val.json")]
-    # The first of the best is taken, and all score 0 after so few steps.
+    # After so few steps all weights score 0, and the first of equal ones is chosen.
     monkeypatch.setattr("captioning.search.tune.NEIGHBOR_WEIGHTS", (5, 0))
     kept = lambda: load_checkpoint(run / "best.pt").neighbors
     assert main([*train, "--start", str(trained / "best.pt"), "--epochs", "1"]) == 0
-    assert kept() is None  # nothing chooses a weight
+    assert kept() is None  # without --val no weight is chosen
     assert main([*train, *val, "--resume", "--epochs", "2"]) == 0
     assert len(kept().captions) == 96 and load_checkpoint(run / "best.pt").search.neighbors == 5
     assert main([*train, *val, "--resume", "--no-neighbors"]) == 0
@@ -437,7 +437,7 @@ def test_bad_input_gives_a_message_not_a_traceback(
     assert main(arguments) == 1
     told = [line for line in capsys.readouterr().err.splitlines(True) if line[:6] != "device"]
     assert message in told[0] and len(told) == 1
-    assert not [*tmp_path.iterdir()]  # no folder of a run that did not begin
+    assert not [*tmp_path.iterdir()]  # a run that did not begin leaves no folder
 
 
 def test_a_folder_of_pictures_may_be_called_like_a_captioner(
@@ -482,7 +482,7 @@ def test_bad_files_are_refused_before_a_cnn_is_loaded(
         ("--set pool=avg", "pool: expected 2x2, as in {path}, got avg"),
     ],
 )
-def test_what_contradicts_the_captioner_to_go_on_with_is_refused(
+def test_options_that_contradict_the_captioner_to_continue_with_are_refused(
     which, option, message, trained, scenes_root, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr("captioning.training.setup.load_cnn", lambda _: pytest.fail("loaded"))
@@ -542,8 +542,8 @@ def test_resume_needs_no_option_again_and_refuses_another(
     assert after.training["config"] == before.training["config"] | {"epochs": 2}
     assert after.model.config == before.model.config and after.cnn == before.cnn
     assert after.vocabulary.words == before.vocabulary.words
-    assert not (run / "features").exists()  # those of before serve
-    # The same call again with all that was given at first.
+    assert not (run / "features").exists()  # the features of the first call are used
+    # All options of the first call may be given again.
     again = [
         "--cnn",
         "scenes_cnn",

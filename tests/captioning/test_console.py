@@ -1,4 +1,4 @@
-"""What is printed stays on its line and is readable, and a reader that is gone is no crash."""
+"""Printing: messages stay on one line, progress is readable in a log, a closed pipe is handled."""
 
 import os
 import re
@@ -22,13 +22,13 @@ from captioning.errors import CaptioningError
         ("half of \ud83d", r"half of \ud83d"),
     ],
 )
-def test_what_a_terminal_would_obey_is_escaped(text, expected):
+def test_control_characters_are_escaped(text, expected):
     expected = text if expected is None else expected
     assert printable(text) == printable(expected) == expected
     assert str(CaptioningError(text, "second")) == f"{expected}\nsecond"
 
 
-def test_what_came_is_cut():
+def test_long_values_are_cut_in_messages():
     deep: list = []
     for _ in range(10**5):
         deep = [deep]
@@ -36,7 +36,7 @@ def test_what_came_is_cut():
     assert short({"id": 11}) == "{'id': 11}" and len(short("x" * 1000)) == 100
 
 
-def test_lines_go_to_where_they_belong(capsys):
+def test_lines_go_to_stdout_and_errors_to_stderr(capsys):
     say("one\ntwo", 3)
     say("four", error=True)
     assert capsys.readouterr() == ("one\\ntwo\n3\n", "four\n")
@@ -44,7 +44,7 @@ def test_lines_go_to_where_they_belong(capsys):
 
 def run(*command: str, **options) -> subprocess.CompletedProcess:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    environment.pop("PYTHONUNBUFFERED", None)  # with it, argparse hides what goes wrong
+    environment.pop("PYTHONUNBUFFERED", None)  # with this variable argparse hides the error
     return subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, **options)
 
 
@@ -72,7 +72,7 @@ def test_the_first_of_several_processes_prints_and_all_tell_errors(rank, monkeyp
     assert err.endswith("an error\n") and ("work: 5/5" in err) == (rank == 0)
 
 
-SAYS = """if True:  # what a command says, instead of what argparse prints
+SAYS = """if True:  # calls `say` in place of a command
     import sys
     import captioning.__main__ as program
     program.run = lambda _: program.importlib.import_module("captioning.console").say("a line")
@@ -81,7 +81,7 @@ SAYS = """if True:  # what a command says, instead of what argparse prints
 
 
 @pytest.mark.parametrize("arguments", [["-m", "captioning"], ["-c", SAYS]])
-def test_a_reader_that_is_gone_is_no_crash(arguments):
+def test_a_closed_pipe_gives_no_traceback(arguments):
     read, write = os.pipe()
     os.close(read)
     done = run(sys.executable, *arguments, stdout=write)

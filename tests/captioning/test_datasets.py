@@ -1,4 +1,4 @@
-"""COCO files, good and bad; batches."""
+"""COCO captions files, good and bad, and batches of captions."""
 
 import json
 
@@ -16,7 +16,7 @@ DEEP = json.loads("[" * 900 + "]" * 900)
 
 @pytest.fixture
 def coco(tmp_path):
-    """Writes a COCO file of three pictures with changes; returns (annotations, folder)."""
+    """A function that writes a COCO file of three pictures; returns it and the pictures' folder."""
 
     def write(change=lambda data: None, text=None):
         for i in (1, 2, 3):
@@ -105,7 +105,7 @@ def test_skipping_counts_and_names(coco):
 
 def test_pictures_without_captions_are_skipped_where_captions_are_needed(coco):
     def change(data):
-        data["annotations"] = data["annotations"][:3]  # one of picture 2, none of 3
+        data["annotations"] = data["annotations"][:3]  # none of picture 3
         data["annotations"][2]["caption"] = "..."
 
     path, folder = coco(change)
@@ -114,7 +114,7 @@ def test_pictures_without_captions_are_skipped_where_captions_are_needed(coco):
     assert dataset.skipped["no caption"] == [str(folder / name) for name in ("2.png", "3.png")]
     with pytest.raises(CaptioningError, match=r"2 x no caption: .*2\.png"):
         load_coco(path, folder, need_captions=True)
-    # To caption them, none is needed.
+    # Without `need_captions` a picture needs no caption.
     assert [image.id for image in load_coco(path, folder, "skip").images] == [1, 2, 3]
 
 

@@ -1,4 +1,4 @@
-"""The decoder: what it is fed, what it must predict, and that all ways to run it agree."""
+"""The LSTM decoder: its inputs and targets, dropout, initial bias, and equal results stepwise."""
 
 import math
 
@@ -28,12 +28,12 @@ def decoder(lstm: str = "fastlstm", **options) -> DecoderRNN:
 
 
 def scores_of(decoder, image, captions, lengths) -> torch.Tensor:
-    """The scores of every word for the targets of `unroll`."""
+    """Returns the scores of all words for each target of `unroll`."""
     return decoder.linear(decoder.unroll(image, captions, lengths)[0])
 
 
 def by_hand(model: DecoderRNN, image: torch.Tensor, words: list[int]) -> torch.Tensor:
-    """Scores after the image, <start> and each word, one LSTM step at a time."""
+    """Computes the scores after <start> and after each word, one LSTM step at a time."""
     inputs = torch.cat([image[None], model.embed(torch.tensor([START, *words]))])
     if model.every_step:
         inputs = torch.cat([inputs, image.expand(len(inputs), -1)], 1)
@@ -49,7 +49,7 @@ def test_image_first_then_start_and_every_word_is_predicted_from_those_before_it
     model, image = decoder(image_at=image_at), torch.randn(3, E)
     hidden, targets = model.unroll(image, CAPTIONS, LENGTHS)
     assert len(hidden) == int((LENGTHS - 1).sum())
-    # Packed: step by step, the captions that still run.
+    # The results are packed: for each step, those of the captions that have not ended.
     assert targets.tolist() == [5, 9, 4, 6, 5, END, 7, END, 8, END]
     scores = scores_of(model, image, CAPTIONS, LENGTHS)
     first = by_hand(model, image[0], [5, 6, 7, 8])
@@ -77,7 +77,7 @@ def test_a_prediction_depends_on_earlier_words_and_the_image_only():
     caption, length = CAPTIONS[:1], LENGTHS[:1]
     for t in range(5):
         changed = caption.clone()
-        changed[0, t + 1 :] = 4  # its own target and all that follows
+        changed[0, t + 1 :] = 4  # the target of step t and all later words
         same = scores_of(model, image, changed, length)[t]
         torch.testing.assert_close(
             same, scores_of(model, image, caption, length)[t], rtol=0, atol=0
@@ -101,7 +101,7 @@ def test_begins_with_words_as_frequent_as_they_are(sizes):
     captions = [[START, *([5] * 6), 6, END], [START, 5, 6, 7, END], [START, END]]
     model.set_word_frequencies(captions)
     counts = {5: 7, 6: 2, 7: 1, END: 3}
-    total = sum(counts.values()) + 50  # each word once more
+    total = sum(counts.values()) + 50  # each word is counted once more than it occurs
     found = model.decoder.linear.bias.exp()
     expected = torch.tensor([(counts.get(word, 0) + 1) / total for word in range(50)])
     torch.testing.assert_close(found, expected)

@@ -1,4 +1,4 @@
-"""What every registered decoder must do, whatever is in it."""
+"""The interface `Decoder`: every registered decoder, and one without an LSTM, must keep it."""
 
 import copy
 from functools import partial
@@ -23,7 +23,7 @@ LENGTHS = torch.tensor([5, 4, 3])
 
 
 class WithoutLSTM(nn.Module):
-    """Reads the image and the mean of the words so far: a decoder need not have an LSTM."""
+    """A decoder without an LSTM, which reads the image and the mean of the words so far."""
 
     help = "the mean of the words"
     pools = ("avg",)
@@ -113,7 +113,7 @@ def test_captions_may_share_pictures(decoder, image):
     torch.testing.assert_close(grads, expected_grads)
 
 
-def test_it_says_what_it_is(config, decoder):
+def test_a_decoder_has_all_attributes(config, decoder):
     assert len(decoder.help) > 10 and set(decoder.pools) <= set(POOLS)
     assert decoder.demo["epochs"] and decoder.max_seq_length == config.max_seq_length
     assert decoder.linear.weight.shape == (V, H)
@@ -122,8 +122,8 @@ def test_it_says_what_it_is(config, decoder):
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
-def test_packed_weights(config, decoder, image, weights):
-    """In float32 every search writes the same captions, to the bit."""
+def test_prepacked_weights(config, decoder, image, weights):
+    """With float32 every search writes the same captions and log-probabilities, bit for bit."""
     frozen = copy.deepcopy(decoder)
     if not hasattr(decoder, "lstm") and weights != "float32":
         with pytest.raises(CaptioningError, match="expected .* a decoder with an LSTM"):
@@ -144,7 +144,7 @@ def test_packed_weights(config, decoder, image, weights):
 
 
 @pytest.mark.parametrize("kind", ["torch", "reference"])
-def test_what_cannot_be_packed_stays_in_float32(config, kind):
+def test_a_decoder_that_cannot_be_prepacked_stays_in_float32(config, kind):
     other = decoder_class(config)(config, kind).eval()
     before = [type(module) for module in other.modules()]
     freeze(other)

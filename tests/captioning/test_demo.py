@@ -1,4 +1,4 @@
-"""The demo runs end to end on a few pictures, and again; the command line says what is wrong."""
+"""The demo: it runs on a few pictures, runs again, and refuses a folder that is in use."""
 
 import json
 
@@ -21,7 +21,7 @@ def test_writes_a_report_a_contact_sheet_and_results(output):
     report = (output / "report.html").read_text()
     for word in ("Captions of drawn scenes", "CIDEr-D", "unseen", "data:image/png;base64", "<svg"):
         assert word in report
-    assert "http" not in report.replace("http://www.w3.org", "")  # needs nothing from elsewhere
+    assert "http" not in report.replace("http://www.w3.org", "")  # the page loads nothing
     with Image.open(output / "contact_sheet.png") as sheet:
         assert sheet.width > 900 and sheet.height > 500
     results = json.loads((output / "results_val.json").read_text())
@@ -30,8 +30,8 @@ def test_writes_a_report_a_contact_sheet_and_results(output):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("decoder", ["lstm", "attention"])
-def test_describes_what_it_never_saw(decoder, tmp_path):
-    """The whole demo, minutes on two cores."""
+def test_captions_of_new_pictures_are_right(decoder, tmp_path):
+    """Runs the whole demo, which takes minutes on two cores."""
     sections = demo(tmp_path, decoder=decoder)
     assert min(sections["val"].facts.values()) >= 0.75
     assert min(v for fact, v in sections["val"].facts.items() if fact != "all") >= 0.9

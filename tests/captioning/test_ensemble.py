@@ -1,4 +1,4 @@
-"""Several captioners as one: the mean of their probabilities, in every search and command."""
+"""Several captioners that write together, in every search and every command."""
 
 import json
 from dataclasses import replace
@@ -22,7 +22,7 @@ METHODS = ("greedy", "beam", "sample")
 
 
 def another(checkpoint, seed: int = 1, **sizes):
-    """A captioner of the same words and CNN, with other weights and opinions."""
+    """Makes a captioner with the same words and CNN, and with other, larger weights."""
     torch.manual_seed(seed)
     model = Captioner(replace(checkpoint.model.config, **sizes)).eval()
     for parameter in model.parameters():
@@ -31,12 +31,13 @@ def another(checkpoint, seed: int = 1, **sizes):
 
 
 def together(*checkpoints):
+    """Makes one checkpoint of captioners that write together."""
     return replace(checkpoints[0], models=[checkpoint.model for checkpoint in checkpoints])
 
 
 @pytest.fixture(params=["lstm", "attention"])
 def pair(request, new_checkpoint, data, attentive):
-    """Two captioners of other sizes, and features that they read."""
+    """Two captioners with different sizes, and features that both can read."""
     if request.param == "attention":
         cells = torch.randn(5, 256, 48, generator=torch.Generator().manual_seed(0))
         return another(attentive, 3), another(attentive, embed_size=8, hidden_size=12), cells
@@ -44,8 +45,8 @@ def pair(request, new_checkpoint, data, attentive):
     return another(one, 3), another(one, embed_size=8, image_at="every"), data.val.read()
 
 
-def test_the_probability_of_a_word_is_the_mean_of_theirs(pair):
-    """In greedy search and sampling: it tells those of the members, fed its words."""
+def test_the_probability_of_a_word_is_the_mean_of_the_members(pair):
+    """In greedy search and sampling, when all members get the words that were written."""
     one, two, features = pair
     for method in ("greedy", "sample"):
         found = decode_batch(together(one, two), features, DecodeConfig(method))
@@ -67,7 +68,7 @@ def test_the_probability_of_a_word_is_the_mean_of_theirs(pair):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_it_writes_neither_what_the_one_nor_what_the_other_writes(pair, method):
+def test_members_write_other_captions_together_than_alone(pair, method):
     one, two, features = pair
 
     def words(checkpoint) -> list[list[list[int]]]:
@@ -81,7 +82,7 @@ def test_it_writes_neither_what_the_one_nor_what_the_other_writes(pair, method):
 
 
 def test_beam_search_ranks_all_that_the_members_find(pair):
-    """By the mean of their scores; who has not found a caption gives it that of its worst."""
+    """The score is the mean; a member that did not find a caption gives its worst score."""
     one, two, features = pair
     config = DecodeConfig("beam", 3, 0.7)
     both, *alone = (
@@ -100,7 +101,7 @@ def test_beam_search_ranks_all_that_the_members_find(pair):
         assert scores == sorted(scores, reverse=True)
 
 
-def test_the_map_is_the_mean_of_theirs(attentive, grid_cnn, data):
+def test_an_attention_map_is_the_mean_of_the_members(attentive, grid_cnn, data):
     one, two = another(attentive, 3), another(attentive)
     picture, both = data.val.images[0].path, together(one, two)
     text = "two small circles"
@@ -110,7 +111,7 @@ def test_the_map_is_the_mean_of_theirs(attentive, grid_cnn, data):
     assert answer(both, grid_cnn, picture, 2)[1]
 
 
-def test_their_search_is_that_of_all(files, data):
+def test_the_search_combines_the_searches_of_the_members(files, data):
     one, two = map(load_checkpoint, files)
     one.search, two.search = DecodeConfig("beam", 20, 0.4), DecodeConfig("beam", 5, 1.0, 4.0)
     two.neighbors = Neighbors.of(data.train, data.vocabulary)
@@ -130,7 +131,7 @@ def files(new_checkpoint, tmp_path):
     return paths
 
 
-def test_every_command_takes_several(files, scenes_root, tmp_path, data, capsys):
+def test_every_command_takes_several_captioners(files, scenes_root, tmp_path, data, capsys):
     names, results = [str(path) for path in files], tmp_path / "r.json"
     pictures, val = str(scenes_root / "val"), scenes_root / "annotations" / "captions_val.json"
     found = {}

@@ -1,4 +1,4 @@
-"""The feature cache: contents, going on after a kill, its name, broken pictures, full disks."""
+"""The feature cache: contents, name, killed runs, broken pictures, full disks, damaged files."""
 
 import re
 import shutil
@@ -48,7 +48,7 @@ def path_of(cnn, images, folder):
     return cache_path(folder, "captions.json", cnn, images)
 
 
-def test_holds_what_the_cnn_says_and_is_a_file_of_numpy(cnn, images, tmp_path):
+def test_a_cache_is_a_numpy_file_of_the_cnns_features(cnn, images, tmp_path):
     cache = extract(cnn, images, tmp_path)
     expected = cnn(torch.stack([cnn.transform(load_image(i.path)) for i in images]))
     torch.testing.assert_close(FeatureTable(CaptionDataset(images), cache).read(), expected)
@@ -57,7 +57,7 @@ def test_holds_what_the_cnn_says_and_is_a_file_of_numpy(cnn, images, tmp_path):
     assert np.array_equal(np.load(cache.path), cache.features)
 
 
-def test_a_killed_run_goes_on_where_it_was(cnn, images, tmp_path, monkeypatch):
+def test_a_killed_run_continues_where_it_stopped(cnn, images, tmp_path, monkeypatch):
     whole = extract(cnn, images, tmp_path / "whole")
     seen = []
 
@@ -84,7 +84,7 @@ def test_a_killed_run_goes_on_where_it_was(cnn, images, tmp_path, monkeypatch):
     assert not seen
 
 
-def test_what_differs_is_in_another_file_and_the_old_one_stays(cnn, images, tmp_path):
+def test_another_cnn_or_picture_gets_another_file_and_the_old_one_stays(cnn, images, tmp_path):
     extract(cnn, images, tmp_path)
     first = path_of(cnn, images, tmp_path)
     before = first.read_bytes()
@@ -115,7 +115,7 @@ def test_broken_pictures_are_refused_or_left_out(cnn, images, tmp_path):
     assert cache.state.tolist() == [DONE] * 6 + [BROKEN] + [DONE] * 5
     assert images[6].id not in FeatureTable(CaptionDataset(images), cache).ids
     with pytest.raises(ImageError, match=f"(?s){images[6].path.name}.*on-error skip"):
-        extract(cnn, images, tmp_path)  # one that skipped is not what was asked for
+        extract(cnn, images, tmp_path)  # "refuse" stops at a picture that was skipped before
     assert extract(cnn, images, tmp_path, on_error="skip").state[6] == BROKEN
 
 
@@ -132,7 +132,7 @@ def test_each_captions_file_has_a_cache_of_its_own(cnn, images, tmp_path, monkey
     assert a != b and a.parent == b.parent == Path("caches")
     assert re.fullmatch(r"captions-[0-9a-f]{16}\.npy", a.name)
     (tmp_path / "a").mkdir()
-    monkeypatch.chdir(tmp_path / "a")  # however the file is called
+    monkeypatch.chdir(tmp_path / "a")  # a relative path names the same file
     assert path("captions.json") == path("../a/captions.json") == a
     assert path("captions_val.json") != a
 

@@ -1,4 +1,4 @@
-"""Whatever people have on disk becomes upright RGB, or a message that names the file."""
+"""Reading pictures: any format becomes upright RGB, or an error that names the file."""
 
 import io
 import os
@@ -57,7 +57,7 @@ def test_exif_rotation_is_undone(tmp_path):
     image = Image.new("RGB", (20, 10), "white")
     image.paste((255, 0, 0), (0, 0, 10, 10))
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: show it a quarter turn clockwise
+    exif[0x0112] = 6  # the camera was turned, so a viewer must turn the picture clockwise
     path = save(tmp_path / "turned.png", image, exif=exif)
     upright = load_image(path)
     assert upright.size == (10, 20)
@@ -70,12 +70,12 @@ def test_damaged_exif_does_not_hide_a_picture(tmp_path):
     buffer = io.BytesIO()
     Image.new("RGB", (20, 10)).save(buffer, "JPEG", exif=exif)
     good = buffer.getvalue()
-    # The maker's name is called the picture's height: reading works, writing it again does not.
+    # The tag of the maker's name becomes that of the height, which Pillow reads but cannot write.
     (tmp_path / "tag.jpg").write_bytes(good.replace(b"\x01\x0f\x00\x02", b"\x01\x01\x00\x02"))
     assert load_image(tmp_path / "tag.jpg").size == (10, 20)
     with pytest.raises(struct.error):
         ImageOps.exif_transpose(Image.open(tmp_path / "tag.jpg"))
-    # What cannot be read at all does not say how the camera was held.
+    # Unreadable EXIF data do not turn the picture.
     path = save(tmp_path / "junk.png", Image.new("RGB", (20, 10)), exif=b"junk")
     assert load_image(path).size == (20, 10)
 
@@ -91,14 +91,14 @@ def test_ten_thousand_pixels_a_side_are_read_and_more_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("width", "message"),
     [
-        (MAX_PIXELS // 10, "broken picture"),  # its size is fine, its pixels are missed
+        (MAX_PIXELS // 10, "broken picture"),  # the size is allowed, but the pixels are missing
         (MAX_PIXELS // 10 + 1, f"12800001 x 10 pixels, expected at most {MAX_PIXELS:,} in all$"),
-        (2**24, "16777216 x 10 pixels"),  # Pillow warns
-        (2**25, "broken picture .*exceeds limit"),  # Pillow refuses
+        (2**24, "16777216 x 10 pixels"),  # Pillow warns of this size
+        (2**25, "broken picture .*exceeds limit"),  # Pillow refuses this size
     ],
 )
-def test_the_limit_of_pixels_is_the_one_that_is_told(tmp_path, width, message):
-    """A PNG of its header alone."""
+def test_too_many_pixels_are_refused_with_the_limit(tmp_path, width, message):
+    """The file has only the header of a PNG."""
     chunk = b"IHDR" + struct.pack(">IIBBBBB", width, 10, 8, 2, 0, 0, 0)
     png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk
     png += struct.pack(">I", zlib.crc32(chunk)) + struct.pack(">I", 0) + b"IDAT"
@@ -108,15 +108,15 @@ def test_the_limit_of_pixels_is_the_one_that_is_told(tmp_path, width, message):
 
 
 def tiled_tiff(side: int) -> bytes:
-    """A TIFF of 100 x 100 pixels in one tile of `side` x `side`, all black."""
+    """Makes a black TIFF of 100 x 100 pixels that is stored as one tile of `side` x `side`."""
     data = zlib.compress(bytes(side * side))
     tags = {256: 100, 257: 100, 258: 8, 259: 8, 262: 1, 277: 1, 322: side, 323: side}
-    tags |= {324: 8 + 2 + 12 * 10 + 4, 325: len(data)}  # where the data begin, how many
+    tags |= {324: 8 + 2 + 12 * 10 + 4, 325: len(data)}  # offset and size of the data
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
     return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + data
 
 
-def test_a_tile_larger_than_its_picture_counts(tmp_path):
+def test_a_tile_larger_than_its_picture_is_refused(tmp_path):
     (tmp_path / "x.tif").write_bytes(tiled_tiff(128))
     assert load_image(tmp_path / "x.tif").size == (100, 100)
     (tmp_path / "x.tif").write_bytes(tiled_tiff(12000))
@@ -143,13 +143,13 @@ def test_broken_files_are_named(tmp_path):
 
 @pytest.fixture
 def eps(tmp_path, monkeypatch):
-    """A program in PostScript called holiday.jpg; and a Ghostscript that leaves a trace."""
+    """A PostScript program called holiday.jpg, and a Ghostscript that must not be run."""
     (tmp_path / "bin").mkdir()
     ghostscript = tmp_path / "bin" / "gs"
     ghostscript.write_text(f"#!/bin/sh\ntouch '{tmp_path}/was_run'\nexit 1\n")
     ghostscript.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
-    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # as in a new process
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # Pillow has not looked for it yet
     path = tmp_path / "holiday.jpg"
     path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
     yield path
@@ -165,7 +165,7 @@ def test_a_failing_picture_does_not_end_a_run(eps, attentive, grid_cnn, data, mo
     good = data.val.images[0].path
     first, second = caption_files(attentive, grid_cnn, [eps, good], DecodeConfig("greedy"))
     assert "not a picture" in first.error and second.captions
-    # Whatever a decoder raises.
+    # Decoders raise exceptions of many kinds.
     for error in (MemoryError(), subprocess.CalledProcessError(1, "gs"), ZeroDivisionError("0")):
         monkeypatch.setattr(Image.Image, "load", Mock(side_effect=error))
         with pytest.raises(ImageError, match=f"{good.name}: broken picture \\(.+\\)"):
@@ -183,7 +183,7 @@ def test_the_transform_does_what_torchvision_does():
     from torchvision.transforms._presets import ImageClassification
 
     pixels = np.random.default_rng(0).integers(0, 255, (464, 580, 3), dtype=np.uint8)
-    image = Image.fromarray(pixels)  # sides for which torchvision has nothing to round
+    image = Image.fromarray(pixels)  # torchvision rounds no size for these sides
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     theirs = ImageClassification(crop_size=224, resize_size=232, mean=mean, std=std)(image)
     ours = Transform(232, 224, mean, std)(image)

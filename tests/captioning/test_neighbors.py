@@ -1,4 +1,4 @@
-"""Captions of similar training pictures rank what beam search finds; a checkpoint keeps them."""
+"""Neighbors: similar training pictures rank captions; training chooses the search; files."""
 
 import math
 from dataclasses import replace
@@ -24,7 +24,7 @@ def hypothesis(tokens: list[int], score: float) -> Hypothesis:
 
 @pytest.fixture
 def three() -> Neighbors:
-    """Three training pictures in three directions, each with captions of its own."""
+    """Three training pictures with features in three directions and different captions."""
     directions = torch.eye(3) - 1 / 3
     directions /= directions.norm(dim=1, keepdim=True)
     mean, captions = torch.full((3,), 1 / 3), [[A, A], [B, B], [C]]
@@ -63,7 +63,7 @@ def test_the_caption_that_agrees_comes_first(three):
     assert [h.score for h in ranked] == [-1 + 1e-3 * found[0][0], -2 + 1e-3 * found[0][1]]
 
 
-def test_only_beam_search_reads_them(new_checkpoint, data):
+def test_only_beam_search_uses_neighbors(new_checkpoint, data):
     one, features = new_checkpoint(), data.val.read()
     plain = {m: decode_batch(one, features, DecodeConfig(m)) for m in ("greedy", "beam")}
     one.neighbors, near = Neighbors.of(data.train, data.vocabulary), {"neighbors": 5.0}
@@ -74,7 +74,7 @@ def test_only_beam_search_reads_them(new_checkpoint, data):
     assert found == rank(plain["beam"], agreed, 5.0) != plain["beam"]
 
 
-def test_they_are_all_training_pictures(data):
+def test_neighbors_are_all_training_pictures_with_whitened_features(data):
     found = Neighbors.of(data.train, data.vocabulary)
     features = data.train.read()
     torch.testing.assert_close(found.mean, features.mean(0))
@@ -89,8 +89,8 @@ def test_they_are_all_training_pictures(data):
         assert tokens == data.vocabulary.encode(caption)[1:]
 
 
-def test_what_no_training_picture_has_makes_none_different():
-    """Features of rank 3: what is new in a picture counts for nothing, not for all."""
+def test_directions_without_variance_are_ignored():
+    """The features have rank 3, so 13 of the 16 axes are ignored instead of magnified."""
     features = torch.randn(100, 3) @ torch.randn(3, 20)
     axes = neighbors._axes(features - features.mean(0))
     assert axes.shape == (20, 16) and (axes.norm(dim=0) > 0).sum() == 3
@@ -98,7 +98,7 @@ def test_what_no_training_picture_has_makes_none_different():
     assert torch.equal(neighbors._axes(torch.zeros(5, 4)), torch.zeros(4, 4))
 
 
-def test_a_checkpoint_keeps_them(new_checkpoint, data, tmp_path):
+def test_a_checkpoint_keeps_neighbors(new_checkpoint, data, tmp_path):
     checkpoint = new_checkpoint()
     checkpoint.save(tmp_path / "without.pt")
     assert load_checkpoint(tmp_path / "without.pt").neighbors is None
@@ -112,8 +112,8 @@ def test_a_checkpoint_keeps_them(new_checkpoint, data, tmp_path):
 
 
 @pytest.mark.parametrize("helps", [True, False])
-def test_training_keeps_them_if_they_help_on_val(new_checkpoint, data, monkeypatch, helps):
-    """The right caption is the second of two beams, or the first already."""
+def test_training_keeps_neighbors_if_they_help_on_val(new_checkpoint, data, monkeypatch, helps):
+    """If neighbors help, the right caption is the second of two; else it is the first."""
     checkpoint, val = new_checkpoint(), data.val
     right = [data.vocabulary.encode(image.captions[0])[1:] for image in val.images]
 
@@ -124,23 +124,24 @@ def test_training_keeps_them_if_they_help_on_val(new_checkpoint, data, monkeypat
         return [[hypothesis(one, -1.0), hypothesis(two, -1.5)] for one, two in found]
 
     monkeypatch.setattr(tune, "decode_batch", beams)
-    # The training pictures are those of val.
+    # The pictures of val are also the training pictures.
     line = tune.choose_search(checkpoint, val, Neighbors.of(val, data.vocabulary))
     assert (checkpoint.neighbors is not None) == helps
     assert ("captions of similar training pictures" in line) == helps
     assert (checkpoint.search.neighbors in tune.NEIGHBOR_WEIGHTS[1:]) == helps
-    # The first of what is equal.
+    # Of equal searches the first is chosen.
     assert replace(checkpoint.search, neighbors=0.0) == DecodeConfig()
 
 
 @pytest.mark.parametrize(("size", "penalty"), [(5, 0.5), (20, 0.9), (20, 1.1)])
-def test_the_number_of_beams_and_the_penalty_are_what_is_best_on_val(
+def test_training_chooses_the_beams_and_the_penalty_that_are_best_on_val(
     new_checkpoint, data, monkeypatch, size, penalty
 ):
-    """Only so many beams have the right caption, and only this penalty ranks it first."""
+    """Only this number of beams finds the right caption, and only this penalty ranks it first."""
     checkpoint, val = new_checkpoint(), data.val
     right = [data.vocabulary.encode(image.captions[0])[1:] for image in val.images]
-    short, long = [4, 2], [4] * 40 + [2]  # smaller penalties prefer the one, larger ones the other
+    # A smaller penalty ranks the short one first, and a larger penalty the long one.
+    short, long = [4, 2], [4] * 40 + [2]
 
     def beams(checkpoint, features, config):
         groups = []
@@ -157,9 +158,7 @@ def test_the_number_of_beams_and_the_penalty_are_what_is_best_on_val(
     assert checkpoint.neighbors is None and checkpoint.search == DecodeConfig("beam", size, penalty)
 
 
-def test_beam_search_is_as_the_captioner_has_it_unless_told_otherwise(
-    new_checkpoint, data, tmp_path
-):
+def test_captions_are_written_by_the_search_of_the_checkpoint(new_checkpoint, data, tmp_path):
     checkpoint, features = new_checkpoint(), data.val.read()
     checkpoint.search = DecodeConfig("beam", 3, 2.0)
     checkpoint.save(tmp_path / "c.pt")

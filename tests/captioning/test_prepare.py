@@ -1,4 +1,4 @@
-"""Captions of other formats to COCO files: what is odd in them is reported, nothing leaks."""
+"""`captioning prepare`: bad rows, splits, the folder of the pictures, damaged sources."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def pictures(tmp_path) -> Path:
 
 @pytest.fixture
 def run(pictures, tmp_path):
-    """Runs the command on captions of the pictures."""
+    """A function that runs the command on captions of the pictures, with more arguments."""
     source = pictures.parent / "captions.txt"
     source.write_text("image,caption\n" + "".join(f"{name},picture {name}\n" for name in NAMES))
 
@@ -70,7 +70,7 @@ def test_a_quote_that_is_never_closed_is_an_error(tmp_path, dogs):
         read_source(tmp_path / "captions.txt")
 
 
-def test_a_line_break_within_quotes_parts_two_words(tmp_path):
+def test_a_line_break_within_quotes_separates_words(tmp_path):
     (tmp_path / "captions.txt").write_text('image,caption\n1.jpg,"a dog\nruns"\n2.jpg,a\u2028cat\n')
     captions = read_source(tmp_path / "captions.txt").captions
     assert captions == {"1.jpg": ["a dog\nruns"], "2.jpg": ["a\u2028cat"]}
@@ -123,7 +123,7 @@ def test_the_pictures_are_found_in_a_folder_beside_the_captions(run, pictures, t
     assert (tmp_path / "data" / data["info"]["image_folder"]).resolve() == pictures.resolve()
 
 
-def test_shares_that_splits_overrule_are_told(run, tmp_path, capsys):
+def test_shares_are_ignored_with_a_message_if_the_source_has_splits(run, tmp_path, capsys):
     images = [
         {"filename": name, "split": "train", "sentences": [{"raw": "a dog"}]} for name in NAMES
     ]
@@ -154,7 +154,7 @@ def test_shares_that_leave_nothing_are_refused(run, pictures, tmp_path, capsys, 
         ({"cocoid": 2}, "several pictures have the same id: [2]"),
     ],
 )
-def test_what_is_not_of_karpathys_format_is_named(run, pictures, tmp_path, capsys, change, message):
+def test_damaged_karpathy_files_are_refused(run, pictures, tmp_path, capsys, change, message):
     first = {"filename": "1.jpg", "split": "train", "cocoid": 1, "sentences": [{"raw": "a dog"}]}
     second = first | {"filename": "2.jpg", "cocoid": 2}
     (tmp_path / "k.json").write_text(json.dumps({"images": [first | change, second]}))

@@ -1,4 +1,4 @@
-"""The probability of each word that a search returns is the one of teacher forcing."""
+"""Probabilities of words: those that a search returns equal those of teacher forcing."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ C, GRID, V = 6, 2, 12
 
 
 def teacher_forced(model: Captioner, features: torch.Tensor, tokens: list[int]) -> torch.Tensor:
-    """Log-probabilities in float64 of a caption, among the words that may be written."""
+    """Computes the log-probabilities of a caption in float64, without the special words."""
     with torch.no_grad():
         image = model.encoder.embed(features[None])
         captions = torch.tensor([[START, *tokens]])
@@ -39,7 +39,7 @@ def test_probabilities_are_those_of_teacher_forcing(decoder, config):
     torch.manual_seed(3)
     model = Captioner(ModelConfig(C, V, 8, 16, max_seq_length=7, decoder=decoder, grid=GRID)).eval()
     for parameter in model.decoder.parameters():
-        parameter.data *= 3  # opinions, so that probabilities differ
+        parameter.data *= 3  # so that probabilities differ from word to word
     model.decoder.linear.bias.data[END] += 1
     shape = (24, C) if decoder == "lstm" else (24, GRID * GRID, C)
     features = 3 * torch.randn(shape)
@@ -53,7 +53,7 @@ def test_probabilities_are_those_of_teacher_forcing(decoder, config):
             values = torch.tensor(hypothesis.log_probs, dtype=torch.float64)
             torch.testing.assert_close(values, expected, atol=1e-5, rtol=1e-5)
             lengths.add((len(values), END in hypothesis.tokens))
-    assert len(lengths) > 1  # captions that ended, and at different lengths or not at all
+    assert len(lengths) > 1  # captions of different lengths
 
 
 @pytest.mark.parametrize("method", ["greedy", "beam", "sample"])

@@ -1,4 +1,4 @@
-"""The HTML report: one file that shows the right pictures, escapes, and stays small."""
+"""The HTML report: one file, the right pictures, escaped text, curves."""
 
 import os
 import re
@@ -20,7 +20,7 @@ EVIL = '<script>alert("x")</script>'
 
 @pytest.fixture(scope="module")
 def section(tmp_path_factory) -> Section:
-    """Captions of 5,000 photographs (of noise, which compresses worst), best first."""
+    """A section with captions of 5,000 pictures of noise, the best first."""
     folder = tmp_path_factory.mktemp("photographs")
     photographs = [folder / f"{EVIL.replace('/', '_')}{i}.jpg" for i in range(3)]
     for path in photographs:
@@ -51,7 +51,7 @@ def test_shows_the_best_the_worst_and_some_others(section, report):
     for i in [*range(8), *range(COUNT - 8, COUNT), *drawn]:
         assert f"caption {i}." in text and f"reference {i}<" in text
     assert text.count("<figure>") == 24
-    assert text.count("<svg") == 2  # loss, CIDEr-D
+    assert text.count("<svg") == 2  # the plots of the loss and of CIDEr-D
 
 
 def test_equal_notes_of_two_sections_are_both_shown(section, tmp_path):
@@ -85,7 +85,7 @@ def test_each_group_has_a_button_that_hides_the_others(report):
 
 @pytest.fixture
 def drawn(section, tmp_path, monkeypatch):
-    """The lines of the curves, as a report draws them of a history: [(label of y, x, y)]."""
+    """A function that returns the lines which a report draws: [(label of y, x, y)]."""
     from captioning.results import figures as module
 
     def draw(history) -> list[tuple[str, list, list]]:

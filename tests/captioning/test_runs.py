@@ -1,4 +1,4 @@
-"""One command that stands for several runs: members, and both stages."""
+"""Commands that do several runs: members, and both stages of self-critical training."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def train(scenes_root, tmp_path) -> list[str]:
 
 @pytest.fixture
 def quick(monkeypatch):
-    """The first stage has few epochs, which no option says."""
+    """Makes the first stage short, which no option can do."""
     preset = setup.preset
 
     def short(pictures, batches_of, self_critical):
@@ -98,12 +98,12 @@ def test_self_critical_training_begins_with_cross_entropy(train, tmp_path, quick
     assert out.count("search chosen on --val") == 1 and out.count("next:") == 1
 
 
-def test_both_stages_resume_where_they_were_stopped(train, tmp_path, quick, monkeypatch, capsys):
+def test_both_stages_resume_where_they_stopped(train, tmp_path, quick, monkeypatch, capsys):
     command, run = [*train, "--self-critical", "2", "--epochs", "2"], tmp_path / "run"
     real, killed = pipeline.train, []
 
     def stopped(*args):
-        """Stop before the second stage, then within it."""
+        """Stops the first call of the second stage."""
         if args[0].config.self_critical and len(killed) == 0:
             killed.append(1)
             raise KeyboardInterrupt
@@ -121,7 +121,7 @@ def test_both_stages_resume_where_they_were_stopped(train, tmp_path, quick, monk
     assert len(load_checkpoint(run / "last.pt").training["history"]) == 3
 
 
-def test_members_of_both_stages(train, tmp_path, quick):
+def test_members_with_both_stages(train, tmp_path, quick):
     command = [*train, "--members", "2", "--self-critical", "2", "--epochs", "1"]
     assert main(command) == 0
     run = tmp_path / "run"

@@ -1,4 +1,4 @@
-"""The embedded data set: its captions say everything, and nothing can be guessed."""
+"""The embedded data set: captions state all facts, splits differ, captions cannot be guessed."""
 
 import itertools
 import json
@@ -83,7 +83,7 @@ def test_pictures_are_reproducible_and_differ(tmp_path, scenes_root):
 
 
 def test_captions_cannot_be_guessed_without_looking():
-    """No caption, given to every picture of a fresh split, is right for more than a few."""
+    """The most frequent captions are right for at most 1 % of new pictures."""
     seen, _ = scenes.split_combinations()
     rng = random.Random(1)
     split = [scenes.Facts(*rng.choice(seen), rng.choice(list(scenes.PLACES))) for _ in range(3000)]

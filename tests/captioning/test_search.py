@@ -1,4 +1,4 @@
-"""Search on a decoder whose every caption can be enumerated."""
+"""The searches, on decoders that are so small that all captions can be enumerated."""
 
 import itertools
 import math
@@ -13,7 +13,7 @@ from captioning.search import decoding
 from captioning.search.decoding import Hypothesis, random_words, write_tokens
 from captioning.settings import DecodeConfig, ModelConfig
 
-E, V, STEPS = 5, 7, 3  # words 4, 5, 6
+E, V, STEPS = 5, 7, 3  # three words: 4, 5 and 6
 
 
 def beam_search(model, image, beam_size=5, length_penalty=0.7) -> list[list[Hypothesis]]:
@@ -33,7 +33,7 @@ def model() -> DecoderRNN:
     torch.manual_seed(14)
     decoder = DecoderRNN(ModelConfig(1, V, E, 6, max_seq_length=STEPS)).eval()
     for parameter in decoder.parameters():
-        parameter.data *= 5  # opinions, so that captions differ
+        parameter.data *= 5  # so that captions differ
     return decoder
 
 
@@ -75,7 +75,7 @@ def test_a_wide_beam_finds_the_best_of_all_captions(model, image, length_penalty
 
 
 def by_hand(model, image, k: int, length_penalty: float, steps: int) -> list:
-    """One picture's beam search in lists, which goes on to the last step: [(rank, tokens)]."""
+    """Beam search of one picture, which never drops a caption early: [(score, tokens)]."""
     live, ended = [(0.0, [])], []
     for t in range(1, steps + 1):
         grown = []
@@ -94,7 +94,7 @@ def by_hand(model, image, k: int, length_penalty: float, steps: int) -> list:
 def test_equals_the_search_by_hand(model, image, length_penalty):
     lengths, model.max_seq_length = set(), 6
     for beam_size, bias in itertools.product((2, 3, 5), (0.0, 1.0)):
-        model.linear.bias.data[END] += bias  # from late ends to early ones
+        model.linear.bias.data[END] += bias  # so that captions end earlier
         found = beam_search(model, image, beam_size, length_penalty)
         for i, group in enumerate(found):
             expected = by_hand(model, image[i], beam_size, length_penalty, 6)
@@ -106,7 +106,7 @@ def test_equals_the_search_by_hand(model, image, length_penalty):
 
 
 class Table(torch.nn.Module):
-    """A decoder of probabilities by what was written; its state is that."""
+    """A decoder with a table of probabilities. Its state is the text that was written so far."""
 
     max_seq_length = 4
 
@@ -132,8 +132,8 @@ class Table(torch.nn.Module):
         return [state[row] for row in rows.tolist()]
 
 
-def test_a_caption_that_ended_is_not_pushed_out_by_one_that_ends_worse():
-    """After three words "baa" and "bab" look better, word by word, than "a." did."""
+def test_a_finished_caption_is_not_replaced_by_one_that_ends_worse():
+    """ "a." ends early. Later "baa" and "bab" have more probability per word, and end worse."""
     table = {"": {"a": 0.6, "b": 0.4}, "a": {".": 0.52, "a": 0.48}, "b": {"a": 0.99, "b": 0.01}}
     decoder = Table(table | {"ba": {"a": 0.5, "b": 0.5}})
     best = beam_search(decoder, torch.zeros(1, 1), 2, length_penalty=1.0)[0][0]
@@ -143,14 +143,14 @@ def test_a_caption_that_ended_is_not_pushed_out_by_one_that_ends_worse():
 
 
 def test_a_beam_of_one_ends_where_greedy_search_does():
-    """Though the second best word would lead to a better mean."""
+    """The second best word would lead to a better mean log-probability."""
     table = {"": {"a": 1.0}, "a": {".": 0.51, "a": 0.49}, "aa": {"a": 1.0}, "aaa": {".": 1.0}}
     assert beam_search(Table(table), torch.zeros(1, 1), 1)[0][0].tokens == [4, END]
     assert greedy_search(Table(table), torch.zeros(1, 1))[0].tokens == [4, END]
     assert beam_search(Table(table), torch.zeros(1, 1), 2, 1.0)[0][0].tokens == [4, 4, 4, END]
 
 
-def test_stops_when_nothing_better_can_come():
+def test_stops_when_no_better_caption_can_follow():
     sure = Table({"": {"a": 0.9, "b": 0.1}, "a": {".": 0.95, "a": 0.05}, "b": {".": 1.0}})
     assert [h.tokens for h in beam_search(sure, torch.zeros(1, 1), 2, 0.0)[0]] == [
         [4, END],
@@ -179,7 +179,7 @@ def test_a_batch_gives_what_each_picture_gives_alone(model, image):
 
 
 @pytest.mark.parametrize("beam_size", [1, 2, 5])
-def test_something_comes_back_even_if_nothing_ends(model, image, beam_size):
+def test_captions_that_never_end_are_returned(model, image, beam_size):
     model.linear.bias.data[END] = -1e9
     for group in beam_search(model, image, beam_size):
         assert group and all(len(h.tokens) == STEPS and END not in h.tokens for h in group)
@@ -228,8 +228,8 @@ def test_wrong_options_are_refused(model, image, call, message):
         call(model, image)
 
 
-def test_captions_that_cannot_end_among_the_best_are_given_up():
-    """The decoder computes one row of two once the worse beam has no hope."""
+def test_captions_that_cannot_become_one_of_the_best_are_dropped():
+    """The decoder computes only one row when the other cannot become one of the best two."""
     table = {"": {"a": 0.9, "b": 0.1}, "a": {".": 0.55, "a": 0.45}, "b": {".": 0.6, "b": 0.4}}
     table |= {"aa": {".": 0.4, "a": 0.6}, "bb": {".": 0.6, "b": 0.4}, "aaa": {".": 1.0}}
     decoder, rows = Table(table), []

@@ -1,4 +1,4 @@
-"""Self-critical training: the reward is CIDEr-D, the gradient REINFORCE's, captions get better."""
+"""Self-critical training: the reward, the gradient, that captions get better, and resuming."""
 
 import copy
 from dataclasses import replace
@@ -52,16 +52,16 @@ def test_the_advantage_compares_with_the_mean_of_the_others():
 
 @pytest.fixture(params=["lstm", "attention"])
 def start(request, new_checkpoint, data):
-    """A captioner of each kind, and pictures with the features that it reads."""
+    """A function that makes captioners of each decoder, and a table with features for them."""
     if request.param == "lstm":
         return new_checkpoint, data.train
-    cells = copy.copy(data.train)  # the quarters behind the whole picture are the cells
+    cells = copy.copy(data.train)  # the means of the four quarters become the cells
     cells.read = lambda images=None: data.train.read(images).unflatten(1, (5, 48))[:, 1:]
     return partial(new_checkpoint, feature_size=48, decoder="attention", grid=2), cells
 
 
-def test_its_gradient_is_that_of_the_expected_reward(start):
-    """Captions of one word: the expected reward is a sum over words, so its gradient is known."""
+def test_the_gradient_is_that_of_the_expected_reward(start):
+    """With captions of one word the expected reward is a sum over words, with a known gradient."""
     make, table = start
     config = replace(STAGE, self_critical=40_000)
     trainer = SelfCriticalTrainer(make(max_seq_length=1), config, table)
@@ -77,11 +77,11 @@ def test_its_gradient_is_that_of_the_expected_reward(start):
     ) @ torch.tensor(gains)
     expected = torch.autograd.grad(-expected_reward.sum(), bias)[0]
     assert reward.item() == pytest.approx(expected_reward.item(), rel=0.1)
-    # 40,000 draws leave an error of some 2 % of the largest entry.
+    # 40,000 draws have an error of about 2 % of the largest entry.
     torch.testing.assert_close(found, expected, rtol=0, atol=0.06 * expected.abs().max().item())
 
 
-def test_it_raises_the_reward_and_leaves_batch_norm_alone(start, tmp_path):
+def test_training_raises_the_reward_and_does_not_change_batch_norm(start, tmp_path):
     make, table = start
     train(Setup(make(max_seq_length=16), FIRST, {"train": table}), tmp_path / "first")
     best = load_checkpoint(tmp_path / "first" / "best.pt")
@@ -93,7 +93,7 @@ def test_it_raises_the_reward_and_leaves_batch_norm_alone(start, tmp_path):
     assert torch.equal(best.model.encoder.bn.running_mean, statistics)
 
 
-def test_killed_and_resumed_equals_unbroken(start, tmp_path, monkeypatch):
+def test_a_resumed_run_equals_one_without_interruption(start, tmp_path, monkeypatch):
     make, table = start
     config = replace(STAGE, ema=0.9)
     train(Setup(make(), config, {"train": table}), tmp_path / "whole")
@@ -102,7 +102,7 @@ def test_killed_and_resumed_equals_unbroken(start, tmp_path, monkeypatch):
     def killed(self, *args):
         nonlocal count
         count += 1
-        if count == 6:  # of 8, four in each epoch
+        if count == 6:  # of 8 steps, four in each epoch
             raise KeyboardInterrupt
         return real(self, *args)
 

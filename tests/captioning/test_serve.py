@@ -1,4 +1,4 @@
-"""The web page: what it says of good and bad pictures, in a browser and without one."""
+"""The web page: its answers for good and bad pictures, by its API and in a browser."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def picture(data) -> Path:
 
 @pytest.fixture(scope="module")
 def bad(tmp_path_factory, picture) -> dict[str, Path]:
-    """Files that get a message, by what the message says."""
+    """Files that are refused, by the message that they get."""
     folder = tmp_path_factory.mktemp("bad")
     files = {
         "broken picture": folder / "cut.png",
@@ -47,7 +47,7 @@ def bad(tmp_path_factory, picture) -> dict[str, Path]:
     return files
 
 
-# What is answered --------------------------------------------------------------------------------
+# The answer --------------------------------------------------------------------------------------
 
 
 def test_answers_with_the_captions_and_where_it_looked(attentive, grid_cnn, picture):
@@ -58,7 +58,7 @@ def test_answers_with_the_captions_and_where_it_looked(attentive, grid_cnn, pict
     assert all(isinstance(image, Image.Image) for image, _ in maps)
 
 
-def test_without_attention_there_are_words_only(new_checkpoint, data, picture):
+def test_without_attention_there_are_no_maps(new_checkpoint, data, picture):
     assert answer(new_checkpoint(), data.cnn, picture, 2)[1] == []
 
 
@@ -82,7 +82,7 @@ def test_without_its_libraries_the_command_says_how_to_install_them(
 
 @dataclass(frozen=True)
 class Server:
-    """A running `captioning serve`: its address, and the folder that it may write to."""
+    """A running `captioning serve`: its address, and the folder of all that it may write."""
 
     address: str
     folder: Path
@@ -113,7 +113,7 @@ def server(attentive, tmp_path_factory):
         address = re.search(r"http://127\.0\.0\.1:\d+/", line)
         assert address, line
         yield Server(address[0], folder)
-        # SIGTERM ends it, and the pictures that it got are gone.
+        # SIGTERM ends the server, and the server deletes the pictures that it got.
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
         left = [*(folder / "tmp").rglob("*.png"), *(folder / "cwd").iterdir()]
@@ -236,8 +236,8 @@ def test_a_bad_picture_gets_a_message_in_the_browser(browser, bad):
     wait_for(browser, lambda: "No caption: not a picture" in said(browser))
 
 
-def test_the_page_asks_nobody_else(browser, server):
-    """Behind all that use the page, so that it sees their requests."""
+def test_the_page_loads_nothing_from_other_servers(browser, server):
+    """This test is the last, so that it sees the requests of all tests."""
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     asked = {
         message["params"]["request"]["url"]
@@ -245,6 +245,6 @@ def test_the_page_asks_nobody_else(browser, server):
         if message["method"] == "Network.requestWillBeSent"
     }
     assert len(asked) > 3
-    # The browser shows pages of its own, such as that of a new tab.
+    # The browser also loads pages of its own, such as the page of a new tab.
     local = (server.address, "data:", "blob:", "chrome:", "chrome-untrusted:")
     assert not [url for url in asked if not url.startswith(local)]

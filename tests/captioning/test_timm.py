@@ -1,4 +1,4 @@
-"""Models of timm by name, small ones of random weights, and weights from a file."""
+"""Models of timm: small ones with random weights from a file, and wrong names and files."""
 
 import json
 from dataclasses import replace
@@ -22,7 +22,7 @@ def timm():
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory, timm):
-    """Makes a file of weights, with those of the classifier, as timm's own files have them."""
+    """A function that saves random weights of a model, with its classifier, as timm's files do."""
 
     def save(name: str) -> str:
         torch.manual_seed(1)
@@ -42,7 +42,7 @@ def picture() -> Image.Image:
     ("name", "side"), [("test_vit", 10), ("test_convnext", 5), ("test_mambaout", 5)]
 )
 def test_the_vector_and_the_map_are_those_of_timm(name, side, weights, picture, timm):
-    """A transformer with a class token, a convolutional one, and one whose map is channels last."""
+    """The models: a transformer with a class token, a convolutional network, a map [B,h,w,C]."""
     path = weights(name)
     net = timm.create_model(name, num_classes=0).eval()
     timm.models.load_checkpoint(net, path, strict=False)

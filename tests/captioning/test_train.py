@@ -1,4 +1,4 @@
-"""Training: what it changes, that it learns, resumes exactly, and runs in several processes."""
+"""Training: steps, losses, checkpoints, resuming, several processes, errors."""
 
 import json
 import math
@@ -34,7 +34,7 @@ def encoded(table, vocabulary) -> EncodedCaptions:
 
 
 def run(checkpoint, data, output, config=FAST, resume=False, val=True):
-    """Train `checkpoint`, or the one in `output` whose run is resumed."""
+    """Trains `checkpoint`, or with `resume` continues the run in `output`."""
     resume = resume and (output / "last.pt").exists()
     if resume:
         checkpoint = load_checkpoint(output / "last.pt")
@@ -79,7 +79,8 @@ def test_a_step_is_the_same_with_every_lstm(new_checkpoint, data, lstm):
         states.append(trainer.model.state_dict())
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert losses[0][2] < losses[0][0]
-    for name in states[0]:  # Adam turns rounding of tiny gradients into steps of up to the rate
+    # Adam turns rounding errors of tiny gradients into steps as large as the learning rate.
+    for name in states[0]:
         torch.testing.assert_close(states[0][name], states[1][name], atol=3e-3, rtol=1e-3)
 
 
@@ -90,8 +91,8 @@ def test_the_loss_that_is_reported_has_no_label_smoothing(new_checkpoint, data):
         trainer = Trainer(new_checkpoint(), config, data.train)
         first.append(trainer.train_step(torch.arange(40), 10))
         second.append(trainer.train_step(torch.arange(40), 10))
-    assert first[0] == first[1]  # of the same weights
-    assert second[0] != second[1]  # the step itself was smoothed
+    assert first[0] == first[1]  # the weights are the same
+    assert second[0] != second[1]  # the first step was with label smoothing
 
 
 def test_the_loss_that_is_reported_has_no_weights(new_checkpoint, data):
@@ -124,7 +125,7 @@ def test_captions_that_agree_with_the_others_weigh_more(new_checkpoint, data):
 def test_the_weight_of_a_caption_is_that_of_its_loss(new_checkpoint, data):
     trainer = Trainer(new_checkpoint(), FAST, data.train)
     batch = trainer.captions.batch(torch.arange(10))
-    assert batch.indices[3] != 3  # they are sorted by length
+    assert batch.indices[3] != 3  # captions are sorted by length
     trainer.caption_weights[:] = 0
     trainer.caption_weights[3] = 2.0
     loss, _, _ = trainer.objective(torch.arange(10))
@@ -135,13 +136,13 @@ def test_the_weight_of_a_caption_is_that_of_its_loss(new_checkpoint, data):
     torch.testing.assert_close(loss, expected)
 
 
-def test_learns_a_handful_of_pictures_by_heart(new_checkpoint, data):
+def test_learns_a_few_pictures_by_heart(new_checkpoint, data):
     config = replace(FAST, learning_rate=1e-2)
     checkpoint = new_checkpoint(hidden_size=48)
     trainer = Trainer(checkpoint, config, data.train)
     features = data.train.read(torch.arange(8))
     for _ in range(150):
-        trainer.train_step(torch.arange(0, 40, 5), 300)  # the first caption of each
+        trainer.train_step(torch.arange(0, 40, 5), 300)  # the first caption of each picture
 
     ids = data.train.ids[:8]
     greedy = DecodeConfig("greedy")
@@ -155,14 +156,16 @@ def test_learns_a_handful_of_pictures_by_heart(new_checkpoint, data):
     "config",
     [replace(FAST, epochs=3), replace(FAST, epochs=3, label_smoothing=0.1, consensus=0.5, ema=0.9)],
 )
-def test_killed_and_resumed_equals_unbroken(new_checkpoint, data, tmp_path, monkeypatch, config):
+def test_a_resumed_run_equals_one_without_interruption(
+    new_checkpoint, data, tmp_path, monkeypatch, config
+):
     run(new_checkpoint(dropout=0.3), data, tmp_path / "whole", config)
     real, count = Trainer.train_step, 0
 
     def killed(self, *args):
         nonlocal count
         count += 1
-        if count == 17:  # of 30, ten in each epoch
+        if count == 17:  # of 30 steps, ten in each epoch
             raise KeyboardInterrupt
         return real(self, *args)
 
@@ -172,7 +175,7 @@ def test_killed_and_resumed_equals_unbroken(new_checkpoint, data, tmp_path, monk
     monkeypatch.setattr(Trainer, "train_step", real)
     stopped = load_checkpoint(tmp_path / "broken" / "last.pt").training["trainer"]["step"]
     assert stopped == 10
-    torch.manual_seed(99)  # whatever the new process did before
+    torch.manual_seed(99)  # a new process may be in any state
     history = run(new_checkpoint(dropout=0.3), data, tmp_path / "broken", config, resume=True)
     whole = load_checkpoint(tmp_path / "whole" / "last.pt")
     for name, tensor in weights(tmp_path / "broken" / "last.pt").items():
@@ -184,7 +187,7 @@ def test_killed_and_resumed_equals_unbroken(new_checkpoint, data, tmp_path, monk
 def test_best_is_the_epoch_of_the_highest_cider(new_checkpoint, data, tmp_path, monkeypatch):
     import captioning.training.loop as module
 
-    values = iter([1.0, 3.0, 3.0])  # the first of equal ones, which the summary names too
+    values = iter([1.0, 3.0, 3.0])  # of equal epochs the first is the best, and is named
 
     def validate_with(checkpoint, *args):
         scores = type("S", (), {"overall": {"CIDEr-D": next(values), "BLEU-4": 0.0}, "notes": []})
@@ -245,7 +248,7 @@ def test_after_a_good_epoch_a_loss_that_explodes_names_the_checkpoint(
 
 
 def test_a_second_run_in_a_folder_is_refused(scenes_root, tmp_path, capsys):
-    """Both ended well and left a mixture."""
+    """Two runs in a folder would leave a mixture of their files."""
     train = ["train", str(scenes_root / "annotations"), "--output", str(tmp_path)]
     with FileLock(tmp_path / ".lock"):
         assert main(train) == 1
@@ -253,7 +256,7 @@ def test_a_second_run_in_a_folder_is_refused(scenes_root, tmp_path, capsys):
 
 
 def run_processes(count: int, *command: object) -> str:
-    """Run Python with this command line, in several processes by torchrun; returns its output."""
+    """Runs Python with this command line in `count` processes of torchrun; returns the output."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
@@ -270,7 +273,7 @@ def run_processes(count: int, *command: object) -> str:
 
 @pytest.mark.parametrize("stage", ["loss", "reward"])
 def test_two_processes_do_what_one_does(scenes_root, data, tmp_path, stage):
-    """torchrun with gloo, the same global batches; the sums are only in another order."""
+    """The global batches are the same, and only the order of sums differs."""
     results = []
     for count in (1, 2):
         out = tmp_path / f"{count}.json"
@@ -290,7 +293,7 @@ def test_the_first_process_encodes_the_pictures_for_all(scenes_root, tmp_path):
         *(2, "-m", "captioning", "train", "--train", captions, "--output", tmp_path),
         *("--cnn", "scenes_cnn", "--epochs", 1, "--batch-size", 20, *sizes),
     )
-    assert out.count("12 pictures, ") == 1  # said by the first alone
+    assert out.count("12 pictures, ") == 1  # only the first process prints
     (state,) = (tmp_path / "features").glob("*.state.npy")
     assert np.load(state).tolist() == [DONE] * 12
     assert len(load_checkpoint(tmp_path / "last.pt").training["history"]) == 1
@@ -306,7 +309,7 @@ def test_batches_of_one_picture_are_too_small_for_batchnorm(new_checkpoint, data
 
 
 def test_captions_of_one_picture_are_refused_before_the_first_step(new_checkpoint, data):
-    """Of batches of two captions some are of one picture; here the first such is in epoch 2."""
+    """With this seed the first batch of two captions of one picture is in the second epoch."""
     of_one = lambda seed, epoch: any(
         len({row // 5 for row in batch.tolist()}) == 1 for batch in shuffled(480, 2, seed, epoch)
     )

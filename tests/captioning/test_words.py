@@ -1,4 +1,4 @@
-"""Tokenizers and vocabulary."""
+"""The tokenizers and the vocabulary."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ def test_ptb_tokenize_equals_the_java_tokenizer():
 
 
 def test_metrics_keep_brackets_as_coco_caption_does():
-    """Its list of punctuation says -LRB-, its Java tokenizer was told to write lower case."""
+    """coco-caption drops -LRB-, but its Java tokenizer writes -lrb-."""
     text = " ".join(" ".join(ptb_tokenize(c)) for c in ("a (b) {c}", "[d]"))
     assert text == "a -lrb- b -rrb- -lcb- c -rcb- -lsb- d -rsb-"
 
