@@ -2,8 +2,9 @@
 
 Each step seeds the random numbers with the run's seed and the step's number. So a run that was
 killed and resumed computes the same bits as one without interruption. Under torchrun each process
-computes the loss of its share of the captions of a batch. Every process encodes all pictures of the
-batch, so BatchNorm sees the whole batch, and the loss is the loss of a single process.
+computes the loss of its share of the captions of a batch. Every process reads the features of all
+pictures of the batch, so BatchNorm sees the whole batch, and the sum of the losses is the loss that
+a single process would compute.
 """
 
 import math
@@ -175,7 +176,8 @@ class Trainer:
 
         Returns:
             The loss to minimize, summed over this process's tokens; the number of tokens of all
-            processes; and this process's summand of the metric.
+            processes; and this process's part
+            of the metric, which is the sum over all processes.
         """
         process, config = self.process, self.config
         batch = self.captions.batch(indices)
