@@ -31,7 +31,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     text = "files, folders, globs; files *.pt are more captioners, which write together"
     option("pictures", nargs="*", help=text)
     option("--annotations", type=Path, help="caption the pictures of a COCO captions file")
-    option("--images", type=Path, help="folder of those pictures, if the file does not name it")
+    option("--images", type=Path, help="folder of those pictures, if the file names none")
     option("--features", type=Path, help="folder of feature caches, as for train")
     text = "JSON to write: the captions in COCO's format; for files, with their names"
     option("--json", type=Path, help=text)

@@ -18,7 +18,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", type=Path, nargs="+", help=f"{text}; or both, for the report")
     option = parser.add_argument
     option("--references", type=Path, required=True, help="COCO captions file")
-    option("--images", type=Path, help="folder of its pictures, if it does not name it")
+    option("--images", type=Path, help="folder of its pictures, if the file names none")
     option("--meteor", action="store_true", help="compute METEOR too (needs Java)")
     option("--json", type=Path, help="JSON to write: scores, also of each picture")
     option("--report", type=Path, help="HTML page to write: scores and pictures")

@@ -18,19 +18,18 @@ def add(parser: argparse.ArgumentParser) -> None:
     rows = [f"  {name:16} {describe_setting(name)}" for name in BY_SET]
     parser.description = (
         "train a captioner; each picture is encoded once, and the features are kept\n\n"
-        f"Defaults a | b | c: for fewer than {SMALL_SET:,} pictures, for more, for --self-critical."
+        f"Defaults a | b | c: fewer than {SMALL_SET:,} pictures, more, and --self-critical. With\n"
+        "fewer than 6,000 pictures there are more epochs, up to 60."
     )
     curves = "curves: tensorboard --logdir OUTPUT (install it before: pip install tensorboard)"
     parser.epilog = "\n".join(["settings of --set NAME=VALUE:", *rows, "", curves])
     option = parser.add_argument
-    option("data", type=Path, nargs="?", help="folder that prepare wrote, with the next three")
+    option("data", type=Path, nargs="?", help="folder that prepare wrote, in place of the next 3")
     option("--train", type=Path, help="COCO captions file to train on")
     option("--val", type=Path, help="COCO captions file to validate on")
     option("--test", type=Path, help="COCO captions file to score the best epoch on")
     for split in ("train", "val", "test"):
-        option(
-            f"--{split}-images", type=Path, help="folder of its pictures, if it does not name it"
-        )
+        option(f"--{split}-images", type=Path, help="folder of pictures, if the file names none")
     option("--output", type=Path, required=True, help="folder for checkpoints")
     option("--features", type=Path, help="folder of feature caches (OUTPUT/features, or START's)")
     text = "frozen CNN: resnet152 or another of torchvision, timm:NAME, efficientnet_lite0, 1, 2, "
