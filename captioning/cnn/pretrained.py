@@ -1,4 +1,4 @@
-"""Makes frozen CNNs, which turn pictures into features: pretrained classifiers without last layer.
+"""Makes frozen CNNs, which turn pictures into features: classifiers without their last layer.
 
 A CNN is chosen by its name:
 
@@ -41,7 +41,7 @@ CPU_PIXELS = 4 * 224 * 224
 
 @dataclass(frozen=True)
 class CNNConfig:
-    """Names a frozen CNN. Equal configs give equal features of a picture.
+    """Names a frozen CNN, its weights, its pooling, and how it prepares pictures.
 
     Args:
         name: "scenes_cnn", a torchvision classifier, "timm:NAME", "efficientnet_lite0", "1" or "2",
@@ -49,7 +49,7 @@ class CNNConfig:
         weights: name of torchvision's or timm's weights, or a file of weights for timm.
         pool: the features of a picture: "avg" for the mean of the feature map [C], "2x2" for the
             mean and the means of its four quarters [5C], "grid" for its cells [cells,C].
-        transform: how pictures are prepared; None to prepare them as for the CNN's own training.
+        transform: how pictures are prepared; None for the default of the CNN, see `load_cnn`.
         fingerprint: the `FrozenCNN.fingerprint` that is required; "" to allow any.
     """
 
@@ -103,6 +103,7 @@ class FrozenCNN(nn.Module):
         return torch.cat([self._features(part) for part in images.split(per_pass)])
 
     def _features(self, images: Tensor) -> Tensor:
+        """Pools what the trunk returns for images, as `CNNConfig.pool` says."""
         vector, grid = self.trunk(images)
         if self.config.pool != "avg" and grid is None:
             name, pool = self.config.name, self.config.pool

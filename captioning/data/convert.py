@@ -132,13 +132,10 @@ class Shares:
             )
 
     def draw(self, names: Iterable[str]) -> dict[str, str]:
-        """Returns the split of each picture, by its name.
-
-        Of three or more pictures each share above 0 gets at least one.
-        """
+        """Returns the split of each picture, by its name."""
         names = sorted(names)
         random.Random(self.seed).shuffle(names)
-        least = len(names) >= 3  # the least number of pictures of a share, as a bool
+        least = len(names) >= 3  # then each share above 0 gets at least one
         first = max(round(len(names) * self.val), least and self.val > 0)
         second = max(round(len(names) * (self.val + self.test)), first + (least and self.test > 0))
         split = lambda i: "val" if i < first else "test" if i < second else "train"

@@ -29,7 +29,7 @@ class AttentionState(NamedTuple):
     c: Tensor  # [B,H]
     picture: Tensor  # int64 [B], which picture each caption describes
     cells: Tensor  # [B,cells,E], the cells of that picture
-    keys: Tensor  # [B,cells,E], twice the keys of the cells
+    keys: Tensor  # [B,cells,E], twice the keys of the cells; see `AttentionDecoder.advance`
     weights: Tensor  # [B,cells], of the cells in the last step
 
 

@@ -44,6 +44,7 @@ class CiderD:
         self.first = np.cumsum([0, *map(len, references)])
         pictures = np.repeat(np.arange(len(references)), np.diff(self.first))
         entries = np.repeat(pictures, np.diff(self.table.ends, prepend=0))
+        # Each pair of an n-gram and a picture that has it in any reference, once.
         pairs = np.unique(self.table.ids.astype(np.int64) * len(references) + entries)
         frequency = np.bincount(pairs // len(references), minlength=len(self.index))
         # The inverse document frequency of an n-gram that no reference has, and of an n-gram that
@@ -132,6 +133,7 @@ class CiderD:
         norms, begin, totals = self._norms(captions), 0, []
         for i, end in enumerate(captions.ends.tolist()):
             mine = dict(zip(captions.ids[begin:end].tolist(), own[begin:end].tolist(), strict=True))
+            # The weight in this caption of each of `ids`, 0 if the caption does not have it.
             begin, values = end, np.zeros(len(ids))
             where = np.searchsorted(ids, list(mine)).clip(max=max(0, len(ids) - 1))
             hits = ids[where] == list(mine) if len(ids) else np.zeros(len(mine), bool)

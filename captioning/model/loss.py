@@ -29,9 +29,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         label_smoothing: float,
     ) -> tuple[Tensor, Tensor]:
         w, b = (parameter.detach().requires_grad_() for parameter in (weight, bias))
-        dtype = torch.promote_types(
-            weight.dtype, torch.float32
-        )  # under autocast scores are bfloat16
+        # Under autocast the scores are bfloat16, and log_softmax converts them to this dtype.
+        dtype = torch.promote_types(weight.dtype, torch.float32)
         grads, losses, nlls = [], [], []
         # Blocks have equal sizes, because a small last block would read the whole weight matrix for
         # a few tokens.

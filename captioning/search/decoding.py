@@ -176,8 +176,8 @@ def beam_search(decoder: Decoder, image: Tensor, config: DecodeConfig) -> list[l
             finished[picture] += [one.hypothesis(one.total / length**penalty) for one in ends]
             best = sorted(finished[picture], key=lambda h: h.score, reverse=True)[:k]
             finished[picture] = best
-            # A caption can only become less probable, and not longer than `steps`. So a sum that
-            # would score no better at that length cannot become one of the K best.
+            # More words only lower the sum, and the length is at most `steps`. So a caption whose
+            # sum is not above `least` cannot score better than the K-th best finished caption.
             least = best[-1].score * steps**penalty if len(best) == k else -torch.inf
             going = [one for one in beginnings if one.word != END][:k]
             going = [one for one in going if one.total > least]
