@@ -40,7 +40,7 @@ def check_folder(path: Path) -> None:
     """Refuses an output folder whose path, or a part of it, is a file."""
     for place in (path, *path.parents):
         if place.exists() and not place.is_dir():
-            raise CaptioningError(f"--output: expected a folder, got {path}; {place} is a file")
+            raise CaptioningError(f"--output {path}: expected a folder, but {place} is a file")
 
 
 def write_json(path: str | Path, data: Any, indent: int | None = None) -> None:

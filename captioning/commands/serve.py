@@ -43,11 +43,13 @@ def check_address(host: str, port: int | None) -> None:
     """Refuses an address that this machine cannot listen on. Gradio would try every port first."""
     if port is not None and not 1 <= port <= 65535:
         raise CaptioningError(f"--port: expected a number from 1 to 65535, got {port}")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        socket.create_server((host, port or 0)).close()
+        socket.create_server((host.strip("[]"), port or 0), family=family).close()
     except OSError as error:
         address = f"{host} port {port}" if port else f"--host {host}"
-        raise CaptioningError(f"cannot listen on {address}: {error.strerror}") from error
+        reason = str(error.strerror).partition(" (")[0]  # without the address again
+        raise CaptioningError(f"cannot listen on {address}: {reason}") from error
 
 
 def answer(
