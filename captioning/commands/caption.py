@@ -125,6 +125,7 @@ def write_results(
         write_json(args.json, results, indent=0)
     if args.sheet and best:
         write_sheet(args.sheet, {item.path: texts[i] for i, item in best.items()})
+        say(f"sheet: {args.sheet}", error=True)
     if args.attention:
         for i, item in best.items():  # at most one, because of `check_captioner`
             write_panels(args.attention, file_maps(checkpoint, cnn, item.path, texts[i]))
