@@ -3,7 +3,6 @@
 // the gradients come from the equations in Python instead, which can be differentiated.
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/variable.h>
-#include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -11,6 +10,7 @@
 
 #include "core/call.h"
 #include "core/layer.h"
+#include "op/second_derivatives.h"
 
 namespace fastlstm {
 namespace {
@@ -45,15 +45,6 @@ struct SavedCall {
       *option = if_defined(*next++);
     call.weights.assign(next, saved.end());
     call.layout = ctx->saved_data["layout"].toStringRef();
-  }
-  // The gradients of input, h_0, c_0 and the weights, which have derivatives of their own.
-  std::vector<OptionalTensor> differentiable_gradients(const variable_list& grads) const {
-    const pybind11::gil_scoped_acquire gil;
-    const auto of_layer = pybind11::module_::import("fastlstm._twice").attr("of_layer");
-    const variable_list of_results(grads.begin(), grads.begin() + 4);
-    return std::apply([&](const auto&... arguments) { return of_layer(of_results, arguments...); },
-                      call.list())
-        .cast<std::vector<OptionalTensor>>();
   }
   static void save(AutogradContext* ctx, const LstmCall& call, const ForwardResult& result) {
     const auto& [output, h_n, c_n, cells, gates] = result;
@@ -95,7 +86,9 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
       return result;
     if (at::GradMode::is_enabled()) {
       connect_weights(saved.call.weights);
-      const auto gradients = saved.differentiable_gradients(grads);
+      TORCH_CHECK(differentiable_gradients, "lstm: second derivatives need fastlstm in Python");
+      const auto gradients =
+          differentiable_gradients({grads.begin(), grads.begin() + 4}, saved.call);
       for (size_t k = 0; k < gradients.size(); ++k) result[k] = gradients[k].value_or(Tensor());
       return result;
     }

@@ -7,6 +7,7 @@
 #include "op/eager_calls.h"
 #include "op/fast_method.h"
 #include "op/planners.h"
+#include "op/second_derivatives.h"
 
 namespace py = pybind11;
 using namespace py::literals;
@@ -40,6 +41,15 @@ static PyMethodDef kEagerCalls[] = {
                                 "None concerns nothing but the CPU's kernels."),
     {nullptr, nullptr, 0, nullptr}};
 
+static std::vector<fastlstm::OptionalTensor> gradients_by_python(
+    const std::vector<at::Tensor>& of_results, const fastlstm::LstmCall& call) {
+  const py::gil_scoped_acquire gil;
+  const auto of_layer = py::module_::import("fastlstm._twice").attr("of_layer");
+  return std::apply([&](const auto&... arguments) { return of_layer(of_results, arguments...); },
+                    call.list())
+      .cast<std::vector<fastlstm::OptionalTensor>>();
+}
+
 PYBIND11_MODULE(_C, m) {
   // Errors of C++ as torch raises them: without frames of the stack, and some as classes of their
   // own.
@@ -68,4 +78,5 @@ PYBIND11_MODULE(_C, m) {
   m.def("pack_weight", &pack_weight, "A weight in the panels of this processor");
   m.def("unpack_weight", &unpack_weight, "The opposite of pack_weight");
   PyModule_AddFunctions(m.ptr(), kEagerCalls);
+  differentiable_gradients = gradients_by_python;
 }

@@ -15,14 +15,20 @@ def floor(file: Path) -> str:
     return where.relative_to(CSRC).as_posix()
 
 
+def included(file: Path) -> dict[str, Path]:
+    """What a file includes of csrc, by the name that it writes."""
+    names = re.findall(r'^#include "(.+)"', file.read_text(), re.M)
+    beside = {name: (file.parent / name).resolve() for name in names}
+    found = {name: path if path.exists() else CSRC / name for name, path in beside.items()}
+    return {name: path for name, path in found.items() if path.exists()}  # not the emulator's
+
+
 def includes() -> dict[str, dict[str, list[str]]]:
     """From floor to floor, the includes that lead there."""
     found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for file in FILES:
-        for name in re.findall(r'^#include "(.+)"', file.read_text(), re.M):
-            beside = (file.parent / name).resolve()
-            target = beside if beside.exists() else CSRC / name
-            if target.exists() and floor(file) != floor(target):  # not the emulator's
+        for name, target in included(file).items():
+            if floor(file) != floor(target):
                 found[floor(file)][floor(target)].append(f"{file.relative_to(CSRC)} -> {name}")
     return found
 
@@ -41,3 +47,12 @@ def test_the_map_lists_the_folders_from_top_to_bottom() -> None:
         if {source, target} <= set(listed) and listed.index(source) > listed.index(target)
     ]
     assert not upwards
+
+
+def test_only_the_python_module_includes_python() -> None:
+    """The other sources are built into programs without Python (examples/cpp)."""
+    python = r"^#include <(Python\.h|pybind11/|torch/csrc/(Exceptions|utils/|autograd/python_))"
+    needing: set[Path] = {file for file in FILES if re.search(python, file.read_text(), re.M)}
+    while more := {f for f in FILES if needing & {*included(f).values()}} - needing:
+        needing |= more
+    assert {file.name for file in needing if file.suffix != ".h"} == {"module.cpp"}
