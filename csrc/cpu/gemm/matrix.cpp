@@ -255,6 +255,7 @@ void multiply_into(const std::vector<const void*>& a, const Matrix& matrix,
   template void multiply_into<T>(const std::vector<const void*>&, const Matrix&, \
                                  const std::vector<void*>&, bool);
 FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_INSTANTIATE)
+#undef FASTLSTM_INSTANTIATE
 
 void multiply_transposed(const Product& product, const std::vector<const void*>& a, int64_t M,
                          const std::vector<GradientPart>& parts, void* sums, bool accumulate) {

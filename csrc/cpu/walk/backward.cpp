@@ -303,5 +303,6 @@ BackwardResult tiled_backward(const Layer& layer, const CpuPlan& plan,
 #define FASTLSTM_INSTANTIATE(T, A, name) \
   template BackwardResult tiled_backward<T>(const Layer&, const CpuPlan&, const BackwardArguments&);
 FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_INSTANTIATE)
+#undef FASTLSTM_INSTANTIATE
 
 }  // namespace fastlstm

@@ -233,5 +233,6 @@ ForwardResult tiled_forward(const Layer& layer, const CpuPlan& plan, bool save_c
 #define FASTLSTM_INSTANTIATE(T, A, name) \
   template ForwardResult tiled_forward<T>(const Layer&, const CpuPlan&, bool, bool);
 FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_INSTANTIATE)
+#undef FASTLSTM_INSTANTIATE
 
 }  // namespace fastlstm
