@@ -11,13 +11,15 @@ FASTLSTM_CHECKED=1 makes CUDA kernels that wait briefly, for tests on a GPU.
 FASTLSTM_TORCH_HEADERS names unpacked wheels of torch, "build/torch/2.8 build/torch/2.13": then the
 build is for all of these versions (`make wheels`), not for the torch that is installed.
 
-No GPU is needed to build. TORCH_CUDA_ARCH_LIST, CUDA_HOME, CXX and MAX_JOBS mean what they mean
-to torch.utils.cpp_extension. What was built is recorded beside the library in _build_info.json.
+CUDA kernels are compiled for the GPUs of this machine, or for all that nvcc knows if no GPU is
+visible; TORCH_CUDA_ARCH_LIST="8.0;9.0+PTX" names others. CUDA_HOME, CXX and MAX_JOBS mean what they
+mean to torch.utils.cpp_extension. _build_info.json beside the library records what was built.
 """
 
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -33,7 +35,7 @@ from setuptools.command.build_py import build_py
 ROOT = os.path.dirname(os.path.abspath(__file__))
 TORCH_FLOOR = (2, 8)
 KERNELS = "csrc/cpu/targets"  # the sources that know no torch
-CUDA_ARCHES = ["7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "11.0", "12.0"]  # where nvcc knows them
+CUDA_ARCHES = ["7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "11.0", "12.0"]  # that nvcc may know
 
 try:
     import torch
@@ -147,12 +149,25 @@ def choose(request, missing_cpu, missing_cuda):
     return (["cpu"], "; ".join(missing_cuda)) if missing_cuda else (["cpu", "cuda"], None)
 
 
+def visible_gpus():
+    """The compute capabilities of the GPUs here, (9, 0) for 9.0."""
+    try:
+        found = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+    except RuntimeError:  # as under a driver that is too old for this torch
+        found = set()
+    asked = run("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader")
+    return found or {version_tuple(text) for text in re.findall(r"\d+\.\d+", asked or "")}
+
+
 def cuda_arch_list(home):
-    """TORCH_CUDA_ARCH_LIST, or a default that does not depend on the GPU of the build machine."""
-    if os.environ.get("TORCH_CUDA_ARCH_LIST"):
-        return os.environ["TORCH_CUDA_ARCH_LIST"]
+    """TORCH_CUDA_ARCH_LIST, else what the GPUs here need; for a wheel or without a GPU, all."""
+    if asked := os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        return asked
     known = (run(os.path.join(home, "bin", "nvcc"), "--list-gpu-arch") or "").split()
-    return ";".join(a for a in CUDA_ARCHES if "compute_" + a.replace(".", "") in known) + "+PTX"
+    arches = [a for a in CUDA_ARCHES if "compute_" + a.replace(".", "") in known]
+    gpus = set() if wheel_torches() else visible_gpus()
+    newest = {gpu: arch for arch in arches for gpu in gpus if version_tuple(arch) <= gpu}
+    return ";".join(arch for arch in arches if arch in (newest.values() or arches)) + "+PTX"
 
 
 def checked_macros():
@@ -374,7 +389,8 @@ def main():
     if "cuda" in kinds:
         os.environ["CUDA_HOME"] = cuda_home()
         os.environ["TORCH_CUDA_ARCH_LIST"] = cuda_arch_list(os.environ["CUDA_HOME"])
-    print(f"fastlstm: kernels for {' and '.join(kinds) or 'no device'}", file=sys.stderr)
+    arches = f", for {os.environ['TORCH_CUDA_ARCH_LIST']}" if "cuda" in kinds else ""
+    print(f"fastlstm: kernels for {' and '.join(kinds) or 'no device'}{arches}", file=sys.stderr)
     if not kinds:
         bar = "*" * 80
         print(

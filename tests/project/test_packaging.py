@@ -13,6 +13,7 @@ import sys
 import tarfile
 import venv
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import setuptools
@@ -333,6 +334,53 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         setup.check_torch_version()
     monkeypatch.setattr(setup, "torch", None)
     assert setup.missing_for_cpu()[0].startswith("the build saw no torch: install torch first")
+
+
+def program(path: Path, prints: str) -> None:
+    """Writes a program that prints a text."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/bin/sh\necho '{prints}'\n")
+    path.chmod(0o755)
+
+
+@pytest.mark.parametrize("asked", ["torch", "nvidia-smi"])
+@pytest.mark.parametrize(
+    ("gpus", "arches"),
+    [
+        ([(9, 0)], "9.0+PTX"),
+        ([(9, 0), (7, 5), (9, 0)], "7.5;9.0+PTX"),
+        ([(8, 7), (13, 0)], "8.6;12.0+PTX"),  # the newest that they run
+        ([(7, 0), (8, 0)], "8.0+PTX"),  # no kernels for the first
+        ([(7, 0)], "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"),
+        ([], "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"),
+    ],
+)
+def test_kernels_are_compiled_for_the_gpus_here(
+    asked: str, gpus: list, arches: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = (75, 80, 86, 87, 89, 90, 100, 120, 121)  # as in CUDA 12.9, which lacks 11.0
+    program(tmp_path / "bin" / "nvcc", " ".join(f"compute_{arch}" for arch in known))
+    lines = [f"{major}.{minor}" for major, minor in gpus if asked == "nvidia-smi"]
+    program(tmp_path / "bin" / "nvidia-smi", "\n".join(lines) or "NVIDIA-SMI has failed")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(gpus))
+    old_driver = RuntimeError("The NVIDIA driver on your system is too old")
+    capability = Mock(side_effect=gpus.__getitem__ if asked == "torch" else old_driver)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
+    setup = load_setup()
+    assert setup.cuda_arch_list(str(tmp_path)) == arches
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.6")
+    assert setup.cuda_arch_list(str(tmp_path)) == "8.6"
+
+
+def test_wheels_have_kernels_for_all_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(tmp_path / "bin" / "nvcc", "compute_75 compute_80 compute_90 compute_120")
+    monkeypatch.setattr(torch.cuda, "device_count", Mock(side_effect=AssertionError))
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    (tmp_path / "2.13" / "torch" / "include").mkdir(parents=True)
+    monkeypatch.setenv("FASTLSTM_TORCH_HEADERS", str(tmp_path / "2.13"))
+    assert load_setup().cuda_arch_list(str(tmp_path)) == "7.5;8.0;9.0;12.0+PTX"
 
 
 def test_one_version_and_one_torch_floor() -> None:
