@@ -1,7 +1,10 @@
 """The documentation's settings; `make docs` builds it into build/docs."""
 
+import inspect
 import re
 from pathlib import Path
+
+from sphinx.util.inspect import signature, stringify_signature
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -26,3 +29,25 @@ html_copy_source = False
 html_show_copyright = False
 html_static_path = ["_static"]
 html_css_files = ["tables.css"]
+
+
+def constructor(app, what, name, obj, options, shown, returns):
+    """The arguments of a class, which autodoc does not see if a `__new__` takes any.
+
+    A class that passes all arguments on has those of its base.
+    """
+    if what != "class":
+        return None
+    for base in obj.__mro__:
+        if inspect.isfunction(vars(base).get("__init__")):
+            found = signature(base.__init__, bound_method=True)
+            if "args" not in found.parameters:
+                text = stringify_signature(
+                    found, show_return_annotation=False, unqualified_typehints=True
+                )
+                return text.replace("<factory>", "..."), None
+    return None
+
+
+def setup(app):
+    app.connect("autodoc-process-signature", constructor)
