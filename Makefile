@@ -31,13 +31,24 @@ BUILD_NEEDS := "setuptools>=77" wheel ninja "torch>=2.8"
 # The two distributions of this repository; EXTRAS are those of fastlstm, MORE those of captioning.
 EXTRAS := [test,lint,docs]
 MORE := [test]
-NATIVE := $(shell find csrc -name "*.cpp" -o -name "*.h" -o -name "*.cu")
-TESTS := $(shell find tests -name "*.cpp" -o -name "*.h")
+CXX_FILES := $(shell find csrc tests examples -name "*.cpp" -o -name "*.h" -o -name "*.cu")
+NATIVE := $(filter csrc/%,$(CXX_FILES))
+# The libraries that mypy looks into and the tools of `make lint`, without a build of fastlstm.
+define LINT_NEEDS
+from setuptools.compat.py310 import tomllib
+for path in ("pyproject.toml", "captioning/pyproject.toml"):
+    project = tomllib.load(open(path, "rb"))["project"]
+    extras = project["optional-dependencies"]
+    lists = project["dependencies"], *(extras.get(name, []) for name in ("onnx", "test", "lint"))
+    print(*(need for needs in lists for need in needs if not need.startswith("fastlstm")), sep="\n")
+endef
+export LINT_NEEDS
 
-# The stamps of the installation, with all extras and with what the demo needs. An extension is stale
-# too when torch was replaced since.
+# The stamps of the installation, with all extras, with what the demo needs and with what lint needs.
+# An extension is stale too when torch was replaced since.
 BUILT := $(ENV)/.fastlstm-built
 DEMO := $(ENV)/.fastlstm-demo
+LINT := $(ENV)/.fastlstm-lint
 INSTALLED_TORCH := $(wildcard $(ENV)/lib/python3*/site-packages/torch/version.py)
 
 ##@ Use
@@ -50,25 +61,28 @@ info: $(DEMO)  ## print what was built, and which engine serves which device and
 	$(PYTHON) -m fastlstm
 
 ##@ Develop
-.PHONY: build test coverage lint format docs wheels wheels-check ptx sanitize gpu-check
+.PHONY: build test coverage lint format format-cpp docs wheels wheels-check ptx sanitize gpu-check
 build: $(BUILT)  ## install the dependencies and build the extension
-test: $(BUILT)  ## run the tests; ARGS=--slow adds the slow ones, ARGS="-k packed" selects
-	$(PYTHON) -m pytest $(ARGS)
+# Two processes take turns at the files of tests, their threads wait asleep.
+PYTEST = OMP_WAIT_POLICY=passive $(PYTHON) -m pytest -n 2 --dist loadfile
+test: $(BUILT)  ## run the tests in two processes; ARGS=--slow adds the slow ones, ARGS="-k packed" selects
+	$(PYTEST) $(ARGS)
 coverage: $(BUILT)  ## the tests, with the lines of Python that none of them reached
 	$(PYTHON) -m pip install --quiet "pytest-cov>=6"
-	$(PYTHON) -m pytest --cov=fastlstm --cov=captioning --cov-report=term-missing:skip-covered $(ARGS)
-lint: $(BUILT)  ## ruff, mypy, clang-format, schemas; like the others it installs and builds first
+	$(PYTEST) --cov=fastlstm --cov=captioning --cov-report=term-missing:skip-covered $(ARGS)
+lint: $(LINT)  ## ruff, mypy, clang-format, schemas; it installs these tools, and compiles nothing
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
-	clang-format --dry-run --Werror $(NATIVE) $(TESTS)
+	clang-format --dry-run --Werror $(CXX_FILES)
 	check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/*.yml
 	check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
-format: $(BUILT)  ## let ruff and clang-format rewrite what they can
+format: $(LINT) format-cpp  ## let ruff and clang-format rewrite what they can
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
-	clang-format -i $(NATIVE) $(TESTS)
+format-cpp:
+	clang-format -i $(CXX_FILES)
 docs: $(BUILT)  ## build the documentation into build/docs; a warning is an error
 	$(PYTHON) -m sphinx --fail-on-warning --keep-going --quiet docs build/docs $(ARGS)
 	@echo "open build/docs/index.html"
@@ -111,7 +125,7 @@ sanitize: $(BUILT)  ## the extension and the emulated CUDA kernels under ASan an
 	  LD_PRELOAD="$(foreach name,asan ubsan stdc++,$$(c++ -print-file-name=lib$(name).so))" \
 	  pytest -s -n 2 --timeout 3000 -k "not opcheck" $(SANITIZED:%=$(CURDIR)/tests/%) $(ARGS)
 	$(MAKE) -C tests/simt sanitize
-gpu-check:  ## the first minutes on a GPU, with no download: build, compute-sanitizer, tests, benchmark
+gpu-check:  ## on a GPU, ten minutes without a download: are the kernels right and fast; ARGS=sanitize: races and bounds
 	PYTHON=$$(command -v $(PYTHON) || echo python3) .ci/gpu-check $(ARGS)
 
 ##@ CUDA without a GPU
@@ -166,4 +180,9 @@ $(DEMO) $(BUILT): $(VENV_PYTHON) pyproject.toml captioning/pyproject.toml setup.
 	$(PYTHON) -m pip install $(BUILD_NEEDS) torchvision
 	$(PYTHON) -m pip install --no-build-isolation -e ".$(EXTRAS)" -e "./captioning$(MORE)"
 	$(PYTHON) -m fastlstm
-	touch $(if $(filter $(BUILT),$@),$(DEMO)) $@
+	touch $(if $(filter $(BUILT),$@),$(DEMO) $(LINT)) $@
+
+$(LINT): $(VENV_PYTHON) pyproject.toml captioning/pyproject.toml
+	$(PYTHON) -m pip install $(BUILD_NEEDS) torchvision
+	$(PYTHON) -c "$$LINT_NEEDS" | $(PYTHON) -m pip install -r /dev/stdin
+	touch $@
