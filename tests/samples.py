@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -14,6 +15,10 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from fastlstm import _build, reference
 from fastlstm._call import LAYOUTS
+
+needs_expecttest = pytest.mark.skipif(
+    not find_spec("expecttest"), reason="no expecttest, which torch.testing._internal imports"
+)
 
 
 @dataclass(frozen=True)

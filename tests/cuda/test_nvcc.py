@@ -7,7 +7,7 @@ import re
 import shutil
 
 import pytest
-from native import NVCC, ROOT, check
+from native import NVCC, ROOT, cases_of, check, make
 
 CUDA = ROOT / "csrc/cuda"
 SOURCES = sorted(CUDA.glob("*.cu"))
@@ -61,3 +61,11 @@ def test_few_compile_without_spills(name, tmp_path):
     text += f"namespace fastlstm {{ extern const void* const kernels[] = {{{kernels}}}; }}\n"
     (tmp_path / "few.cu").write_text(text)
     check_compiled(tmp_path / "few.cu", "90", tmp_path)
+
+
+@pytest.mark.slow
+def test_the_cases_of_the_emulator_compile_for_a_gpu():
+    """`.ci/gpu-check sanitize` runs them there."""
+    make("gpu", ROOT / "build/gpu_sm_90", "ARCH=sm_90")
+    program = str(ROOT / "build/gpu_sm_90/gpu_tests")
+    assert cases_of(program, "persistent") and cases_of(program, "stepwise")

@@ -18,6 +18,7 @@ from samples import (
     every_sample,
     every_sample_and_large,
     floating,
+    needs_expecttest,
     with_floating,
 )
 from torch import Tensor
@@ -206,6 +207,7 @@ def test_what_is_saved_is_never_read_after_the_end_of_a_row(route: Route, proj_s
         assert torch.equal(a, b)
 
 
+@needs_expecttest
 @pytest.mark.parametrize("route", OP_ROUTES_IN_BRIEF)
 @pytest.mark.parametrize("sample", SAMPLES[::2], ids=lambda s: s.name)
 def test_opcheck_forward(route: Route, sample: Sample) -> None:
@@ -221,6 +223,7 @@ def test_opcheck_forward(route: Route, sample: Sample) -> None:
     optests.aot_autograd_check(route.lstm_layer, (), sample.as_layer(padded), dynamic=True)
 
 
+@needs_expecttest
 @pytest.mark.parametrize("route", OP_ROUTES_IN_BRIEF)
 @pytest.mark.parametrize("sample", SAMPLES[::2], ids=lambda s: s.name)
 def test_opcheck_backward(route: Route, sample: Sample) -> None:

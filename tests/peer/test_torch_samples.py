@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from samples import Route, every_module_route
+from samples import Route, every_module_route, needs_expecttest
 from torch import nn
 from torch.utils import _pytree
 
@@ -16,6 +16,7 @@ import fastlstm
 if TYPE_CHECKING:
     from torch.testing._internal.common_modules import ModuleInfo
 
+pytestmark = needs_expecttest
 OURS = {nn.LSTM: fastlstm.LSTM, nn.LSTMCell: fastlstm.LSTMCell}
 
 every_info = pytest.mark.parametrize("info", OURS, ids=lambda cls: cls.__name__, indirect=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,3 +46,17 @@ def test_docs_name_targets_that_exist() -> None:
     for doc in DOCS:
         named = set(re.findall(r"(?:^|`)make ([a-z-]+)(?=`|$| *#| [A-Z])", doc.read_text(), re.M))
         assert named <= TARGETS, f"{doc.name}: {named - TARGETS}"
+
+
+@pytest.mark.parametrize("wheel", ["", "dist/fastlstm.whl"])
+@pytest.mark.parametrize("command", ["first", "sanitize"])
+def test_gpu_check_takes_ten_minutes_at_most(command: str, wheel: str) -> None:
+    """The limits of its stages sum to that."""
+    environment = {**os.environ, "DRY_RUN": "1", "WHEEL": wheel, "PYTHON": sys.executable}
+    script = ROOT / ".ci" / "gpu-check"
+    done = subprocess.run([script, command], env=environment, text=True, stdout=subprocess.PIPE)
+    limits = re.findall(r"^=== \S+: up to (\d+) s, (\d+) s in all: .", done.stdout, re.M)
+    assert done.returncode == 0 and sum(int(limit) for limit, _ in limits) == int(limits[-1][1])
+    assert 500 < int(limits[-1][1]) < 600
+    for path in re.findall(r"\btests/\S+|\bbenchmarks/\S+py", done.stdout):
+        assert (ROOT / path).exists(), path

@@ -1,0 +1,24 @@
+// CUDA's own runtime, and the names by which the drivers of tests/simt talk to their emulator.
+#pragma once
+#include <cuda_runtime.h>
+
+namespace simt {
+inline unsigned& seed() {
+  static unsigned value = 1;
+  return value;
+}
+inline unsigned& resident_blocks() {
+  static unsigned value = 1;
+  return value;
+}
+}  // namespace simt
+
+namespace runtime {
+struct Runtime {
+  int shared_bytes = 227 * 1024;
+};
+inline Runtime& shared() {
+  static Runtime value;
+  return value;
+}
+}  // namespace runtime
