@@ -1,19 +1,20 @@
-// The dtypes of the library: of tensors, and of the cell state and all sums.
-// Dispatch, instantiations and checks follow from this list.
+// The dtypes that the library computes: the dtype of tensors, and that of the cell state and of all
+// sums. Dispatch, instantiations and checks follow from this list.
 #pragma once
 
-// macro(C++ type of a tensor's elements, type of the state, PyTorch's name of the first)
+// Calls macro(C++ type of a tensor's elements, type of the cell state, PyTorch's name of the
+// dtype).
 #define FASTLSTM_FOR_EACH_DTYPE(macro)                                                      \
   macro(float, float, Float) macro(double, double, Double) macro(bfloat16, float, BFloat16) \
       macro(float16, float, Half)
 
 namespace fastlstm {
 
-// The names of the dtypes, for planners.
+// The dtypes as an enum, for planners, which know no torch.
 enum class Dtype { kFloat64, kFloat32, kBFloat16, kFloat16 };
 
-// The size of an element. (Without a default, so that a compiler names the switch that lacks a
-// dtype.)
+// The size of an element in bytes. The switch has no default, so that the compiler warns if a new
+// dtype is missing here.
 constexpr int bytes_of(Dtype dtype) {
   switch (dtype) {
     case Dtype::kFloat64:
@@ -24,7 +25,7 @@ constexpr int bytes_of(Dtype dtype) {
     case Dtype::kFloat16:
       return 2;
   }
-  return 0;  // no value of Dtype
+  return 0;  // not reached: no value of Dtype is left
 }
 
 }  // namespace fastlstm

@@ -1,4 +1,4 @@
-// The arithmetic of cutting things into parts. Plain C++.
+// Dividing a range of integers into parts. This file knows neither torch nor CUDA.
 #pragma once
 #include <cstdint>
 
@@ -7,7 +7,8 @@ namespace fastlstm {
 constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
 
-// Part `index` of [0, count) cut into `parts`.
+// A range of integers, and part `index` of [0, count) after it is cut into `parts` nearly equal
+// parts.
 struct Range {
   int64_t begin, end;
 };

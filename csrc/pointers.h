@@ -1,4 +1,4 @@
-// Tensors as typed pointers.
+// Typed pointers to the memory of tensors.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -18,7 +18,8 @@ const T* const_data(const at::Tensor& tensor) {
   return static_cast<const T*>(tensor.const_data_ptr());
 }
 
-// Pointers to rows that lie `stride` elements apart, for whoever knows what they hold.
+// Untyped pointers to `rows` rows that lie `stride` elements apart. Kernels take rows in this form
+// and know the dtype from elsewhere.
 template <typename T>
 auto row_pointers(T* first, int64_t rows, int64_t stride) {
   std::vector<std::conditional_t<std::is_const_v<T>, const void*, void*>> pointers(rows);

@@ -28,7 +28,7 @@ ForwardResult completed(ForwardResult result) {
   return result;
 }
 
-// The op of a name, whose arguments are those of the function.
+// The handle of an op whose schema has the arguments of `function`.
 template <auto function>
 static auto op_named(const char* name) {
   return c10::Dispatcher::singleton()

@@ -1,5 +1,6 @@
-// A call of an op as one value, and the weights of a direction by name. The dispatcher takes every
-// argument by itself, in the order of the schema, which is that of `list` of these structs.
+// The arguments of an op as structs, and the weights of a direction by name. The dispatcher takes
+// every argument separately, in the order of the schema. The `list` of a struct returns its members
+// in that order.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -13,33 +14,36 @@ namespace fastlstm {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// The weights of one direction, undefined if absent. Matrices may be prepacked
-// (cpu/gemm/prepacked.h).
+// The weights of one direction. A weight that the layer does not have is an undefined tensor. The
+// matrices may be prepacked (cpu/gemm/prepacked.h).
 struct Direction {
   Tensor w_ih;        // [4H,I]
   Tensor w_hh;        // [4H,P]
   Tensor b_ih, b_hh;  // [4H]
   Tensor w_hr;        // [P,H] the projection
-  // Layer normalization (layer_norm_step.h); the biases are those of the norms too.
+  // Layer normalization (layer_norm_step.h). Its first two biases are b_ih and b_hh.
   Tensor gain_ih, gain_hh;  // [4H]
   Tensor gain_c, bias_c;    // [H]
 };
 
-// The weights that a list holds for each direction. An op takes it in words, in this order: "bias",
-// "projection" and "layer_norm" where there are such weights, and the format of prepacked matrices.
+// Says which weights a list of weights holds for each direction. An op takes the layout as a string
+// of words in this order: "bias", "projection" and "layer_norm" if there are such weights, then the
+// format of prepacked matrices. For example "bias int8".
 struct WeightLayout {
   bool matrices = true, bias = false, projects = false, normalizes = false;
-  std::string format;  // empty: tensors of the layer's dtype
+  std::string format;  // of prepacked matrices; empty if they are not prepacked
 
   static WeightLayout of(c10::string_view words);
-  int64_t each() const;  // how many weights a direction has
+  int64_t each() const;  // the number of weights of a direction
   std::vector<Direction> directions(std::vector<Tensor> weights, int64_t count) const;
 };
 
-// The size of a weight, or of a row, along a dimension. A vector has no columns.
+// What the size of a dimension of a weight or of a row is. kNone stands for the columns of a
+// vector.
 enum class Extent { kNone, kGates, kInput, kHidden, kOutput, kOutputs, kProjection };
 
-// A weight in the list, what has to be there for it, its shape, and what backward makes of it.
+// A weight of a direction: its name, its place in Direction, the part of the layout that it belongs
+// to, and its shape.
 struct NamedWeight {
   const char* name;
   Tensor Direction::* tensor;
@@ -47,7 +51,7 @@ struct NamedWeight {
   Extent rows, columns = Extent::kNone;
 
   bool is_matrix() const { return columns != Extent::kNone; }
-  // b_hh has b_ih's.
+  // The gradients of b_ih and b_hh are equal, so backward returns that of b_ih only.
   bool has_gradient() const { return tensor != &Direction::b_hh; }
 };
 constexpr NamedWeight kWeights[] = {
@@ -62,28 +66,29 @@ constexpr NamedWeight kWeights[] = {
     {"bias_c", &Direction::bias_c, &WeightLayout::normalizes, Extent::kHidden},
 };
 
-// visit(tensor, name) for the weights that a direction has.
+// Calls visit(tensor, name) for the weights that a direction has.
 void for_each_weight(auto& direction, const auto& visit) {
   for (const NamedWeight& weight : kWeights)
     if ((direction.*weight.tensor).defined()) visit(direction.*weight.tensor, weight.name);
 }
-// visit(weight) for each that a layout has, in the order of the list.
+// Calls visit(weight) for each weight that a layout has, in the order of the list.
 void for_each_weight_of(const WeightLayout& layout, const auto& visit) {
   for (const NamedWeight& weight : kWeights)
     if (layout.*weight.is_there) visit(weight);
 }
-// Appends the gradients of a direction, by the names of their weights, in the order of the list.
+// Appends the gradients of a direction's weights to a list, in the order of kWeights. Each gradient
+// stands under the name of its weight.
 inline void append_gradients(std::vector<Tensor>& list, const Direction& gradients) {
   for (const NamedWeight& weight : kWeights)
     if (weight.has_gradient() && (gradients.*weight.tensor).defined())
       list.push_back(gradients.*weight.tensor);
 }
 
-// Shapes: layer.h.
+// The arguments that all ops share. layer.h has their shapes.
 struct LstmCall {
   Tensor input, h_0, c_0;
   std::vector<Tensor> weights;
-  std::string layout;  // which weights there are: WeightLayout
+  std::string layout;  // see WeightLayout
   OptionalTensor batch_sizes = {}, lengths = {}, reset = {}, h_mask = {};
 
   bool is_prepacked() const { return !WeightLayout::of(layout).format.empty(); }
@@ -92,7 +97,7 @@ struct LstmCall {
   }
 };
 
-// visit(tensor, name) for the tensors that a call has beside its weights.
+// Calls visit(tensor, name) for the tensors of a call that are not weights.
 void for_each_tensor(auto& call, const auto& visit) {
   visit(call.input, "input"), visit(call.h_0, "h_0"), visit(call.c_0, "c_0");
   const auto visit_option = [&](auto& option, const char* name) {
@@ -108,14 +113,14 @@ struct ForwardOptions {
   auto list() const { return std::tie(save_cells, save_gates, engine); }
 };
 
-// The gradients that are requested besides those of the weights; per_row: see BackwardResult.
+// The gradients that a caller requests besides those of the weights. per_row: see BackwardResult.
 struct GradientRequest {
   bool input, state, per_row;
 };
 
 struct BackwardArguments {
   OptionalTensor grad_output, grad_h_n, grad_c_n, grad_cells;
-  Tensor output, cells, gates;  // saved
+  Tensor output, cells, gates;  // saved by forward
   GradientRequest request;
   std::string engine;
   auto list() const {
@@ -124,32 +129,32 @@ struct BackwardArguments {
   }
 };
 
-// output, h_n, c_n, cells, gates; the last two are undefined if they are not saved, and empty when
-// the dispatcher returns them.
+// output, h_n, c_n, cells, gates. Cells and gates that are not saved are undefined tensors, and
+// empty tensors when the dispatcher returns them.
 using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
-// grad_input, grad_h_0, grad_c_0, grad_weights: per direction those of the list of weights, but one
-// for b_ih and b_hh. Without request.state the second and third hold nothing of use. With
-// request.per_row, grad_weights holds instead d_gates for each direction, shaped as gates, of which
-// those are products.
+// grad_input, grad_h_0, grad_c_0, grad_weights. grad_weights holds for each direction the gradients
+// in the order of the weights, and one gradient for b_ih and b_hh together. Without request.state
+// the values of grad_h_0 and grad_c_0 are not defined. With request.per_row grad_weights holds
+// d_gates of each direction instead, in the shape of a direction's gates.
 using BackwardResult = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>;
 
-// Whether a tensor stands for another, or for values that it does not hold: only the dispatcher may
-// look at its memory.
+// True for wrapper tensors (functorch, fake, conjugate view, ...): their memory does not hold the
+// values, so only the dispatcher may read them.
 bool is_wrapper(const Tensor& tensor);
 
-// A tensor's values in memory of its own, if the dispatcher is not there to find them.
+// The tensor, or a copy with its values in memory if the tensor is a wrapper.
 inline Tensor in_memory(const Tensor& tensor) {
   return is_wrapper(tensor) ? tensor.clone() : tensor;
 }
 
-// The kernel of the CPU, of prepacked weights too.
+// The kernel of lstm and of lstm_packed on the CPU.
 ForwardResult lstm_cpu(LstmCall call, const ForwardOptions& options);
 
-// The ops, through the dispatcher; prepacked weights have one of their own.
+// Call an op through the dispatcher: lstm_packed if the weights are prepacked, else lstm.
 ForwardResult call_lstm(const LstmCall& call, const ForwardOptions& options);
 BackwardResult call_lstm_backward(const LstmCall& call, const BackwardArguments& arguments);
 
-// A member of those structs as the dispatcher passes it, and back.
+// The type in which the dispatcher passes a member of the structs above. `owned` converts it back.
 template <typename T>
 struct Passed {
   using type = const T&;
@@ -170,11 +175,12 @@ inline std::string owned(c10::string_view text) { return std::string(text); }
 inline std::vector<Tensor> owned(at::TensorList tensors) { return tensors.vec(); }
 const auto& owned(const auto& value) { return value; }
 
-// Results with empty tensors for undefined ones, which the dispatcher does not take.
+// Replaces undefined tensors, which the dispatcher does not return, by empty ones.
 ForwardResult completed(ForwardResult result);
 inline BackwardResult completed(BackwardResult result) { return result; }
 
-// A function of a call as the dispatcher calls it.
+// Turns a function of (LstmCall, options) into one that takes every argument separately, as the
+// dispatcher calls it.
 template <auto function, typename Call, typename Options>
 struct FlatOp;
 template <auto function, typename... C, typename... O>

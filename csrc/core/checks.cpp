@@ -1,4 +1,4 @@
-// The checks of a call, and all messages about its arguments.
+// The checks of a call's arguments that all engines share, with their messages.
 #include <ATen/EmptyTensor.h>
 
 #include <algorithm>
@@ -45,8 +45,8 @@ NamedSize size_of(const Layer& layer, Extent extent) {
   }
 }
 
-// The dimensions before the last one: those of a state, or of a sequence for all directions or
-// for each.
+// The dimensions before the last one. kState: [D,B]. kSequence: [T,B] or [R], for a sequence that
+// holds all directions next to each other. kSequences: [D,T,B] or [D,R], a sequence per direction.
 enum class Leading { kState, kSequence, kSequences };
 Shape shape_of(const Layer& layer, Leading leading, Extent size) {
   Shape shape;
@@ -78,8 +78,8 @@ void check(const Tensor& tensor, const char* name, const Shape& shape, at::Scala
               dtype == input.scalar_type() ? " like input" : "", ", got ", tensor.scalar_type());
 }
 
-// hidden_size and output_size, from the first weights. Prepacked matrices have no shapes: then
-// they are those of the state.
+// Sets hidden_size and output_size by the shapes of the first direction's weights. Prepacked
+// matrices have no shapes, so for them the shapes of h_0 and c_0 decide.
 void find_sizes(Layer& layer) {
   if (layer.is_prepacked()) {
     TORCH_CHECK(layer.c_0.dim() == 3, "lstm: expected c_0 to have 3 dimension(s), got shape ",
@@ -133,7 +133,7 @@ void check_input(const LstmCall& call) {
               " cannot be combined with batch_sizes (packed input)");
 }
 
-// The call but the sizes that follow from its weights.
+// The call with its weights by name and its sizes, without those that follow from the weights.
 Layer unpack(LstmCall call, bool allows_prepacked) {
   Layer layer;
   static_cast<LstmCall&>(layer) = std::move(call);

@@ -1,4 +1,5 @@
-// The operators of ATen that csrc calls. Its header of all of them takes a compiler ten seconds.
+// The operators of ATen that csrc calls. ATen's header with all operators would take the compiler
+// ten seconds.
 #pragma once
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/_unsafe_view.h>

@@ -1,5 +1,6 @@
-// The differences between the versions of torch, down to TORCH_FLOOR in setup.py: the precisions of
-// float32, which are enums from 2.10 on, strings in 2.9, and before that only switches for TF32.
+// The differences between the versions of torch, from TORCH_FLOOR in setup.py on. They concern the
+// precision of float32 products: torch has an enum for it from 2.10 on, a string in 2.9, and before
+// that only switches for TF32.
 #pragma once
 #include <ATen/Context.h>
 #include <torch/version.h>

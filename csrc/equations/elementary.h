@@ -1,21 +1,24 @@
-// sigmoid and tanh for float and double. On a GPU they are CUDA's own, but for a quotient that may
-// be 2 ulp off: an IEEE division takes as long as all the rest. On the host they are written
-// without branches and library calls, so that a compiler turns a loop over them into vector code,
-// and as templates, so that cpu/vec.h can use the same text for explicit vectors.
+// sigmoid and tanh for float and double. On a GPU they call CUDA's functions. The float sigmoid
+// divides by __fdividef, which may be 2 ulp off, because an IEEE division takes as long as the rest
+// of the function. On the host they have no branches and no library calls, so that the compiler can
+// vectorize a loop over them. They are templates, so that cpu/vec.h can use them with explicit
+// vectors.
 //
-// Both rest on exp(x) = 2^k exp(r), k the integer next to x / ln(2), r = x - k ln(2). A polynomial
-// with the least relative error on [-ln(2)/2, ln(2)/2] (Remez's algorithm) gives exp(r) - 1: with
-// its coefficients rounded, 1.7e-8 in float, 3.4e-17 in double, three tenths of a rounding.
+// Both rest on exp(x) = 2^k exp(r), where k is the integer nearest to x / ln(2) and r = x - k
+// ln(2). A polynomial with the least relative error on [-ln(2)/2, ln(2)/2] (Remez's algorithm)
+// gives exp(r) - 1. With rounded coefficients its relative error is 1.7e-8 in float and 3.4e-17 in
+// double, which is three tenths of a rounding error.
 //
-// A gate that is shut is exactly 0, not a number so small that all that follows runs on subnormals,
-// which are slow.
+// The sigmoid of a large negative number is exactly 0. A tiny result instead would make all later
+// arithmetic run on subnormal numbers, which is slow.
 #pragma once
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 
-// Always inlined, and with nvcc for both host and device. A long lambda has the second after its
-// parameters: GCC inlines short ones by itself, and vectorizes no loop with a call.
+// FASTLSTM_INLINE: always inlined, and for host and device with nvcc. FASTLSTM_INLINE_LAMBDA stands
+// after the parameters of a long lambda. GCC inlines only short lambdas by itself, and it does not
+// vectorize a loop that contains a call.
 #if defined(__CUDACC__)
 #define FASTLSTM_INLINE __host__ __device__ __forceinline__
 #define FASTLSTM_INLINE_LAMBDA
@@ -29,7 +32,7 @@
 
 namespace fastlstm {
 
-// A value of another type with the same bits.
+// The value of type To that has the same bits as `from`.
 template <typename To, typename From>
 FASTLSTM_INLINE To bits_as(From from) {
   static_assert(sizeof(To) == sizeof(From), "same size");
@@ -38,10 +41,9 @@ FASTLSTM_INLINE To bits_as(From from) {
   return to;
 }
 
-// x y + sum, rounded once where there is an instruction for it, which a vector type brings. A
-// compiler that may fuse by itself takes now one, now the other product of f c + i g, and fuses a
-// chain of sums but not a single one: bits would depend on what stands around them. So builds tell
-// it not to.
+// x * y + sum, rounded once if the target has a fused multiply-add. All builds forbid the compiler
+// to fuse by itself. Otherwise the last bits would depend on its choice: in f * c + i * g it could
+// fuse either product, and its choice changes with the code around the expression.
 template <typename A>
 FASTLSTM_INLINE A fused(const A& x, const A& y, const A& sum) {
   return x * y + sum;
@@ -105,8 +107,8 @@ FASTLSTM_INLINE A clamp(A x, A bound) {  // a NaN stays a NaN
   return x > bound ? bound : x;
 }
 
-// 2^(k + more). The low bits of `shifted`, k + round_shift, hold k: they move into the exponent
-// field.
+// 2^(k + more), where `shifted` is k + round_shift. The low bits of `shifted` hold k, and are moved
+// into the exponent field.
 template <int more, typename A>
 FASTLSTM_INLINE A power_of_two(A shifted, A) {
   using C = Constants<A>;
@@ -116,7 +118,7 @@ FASTLSTM_INLINE A power_of_two(A shifted, A) {
 
 constexpr double power(int x, int n) { return n == 0 ? 1 : x * power(x, n - 1); }
 
-// (exp(times r) - 1) / r by Horner's rule.
+// (exp(times * r) - 1) / r by Horner's rule.
 template <typename C, int times, int n = 0, typename A>
 FASTLSTM_INLINE A expm1_over_r(const A& r) {
   constexpr double coefficient = C::coefficients[n] * power(times, n + 1);
@@ -139,15 +141,16 @@ FASTLSTM_INLINE Exponential<A> exponential(const A& x) {
   return {power_of_two<more>(shifted, k), r * expm1_over_r<C, times>(r)};
 }
 
-// 1 / (1 + exp(-x)) as 4 / (4 + 4 exp(-x)): the same bits, but where the quotient would go below
-// the normal numbers, from k = 126 (double: 1022) on, the scale is infinity and the quotient 0.
+// 1 / (1 + exp(-x)), computed as 4 / (4 + 4 exp(-x)). Both have the same bits if the result is a
+// normal number. If it would be subnormal (k of 126 and more, in double 1022), 4 exp(-x) is
+// infinite and the result is 0.
 template <typename C, typename A>
 FASTLSTM_INLINE A sigmoid(const A& x) {
   const Exponential<A> e = exponential<C, -1, 2>(clamp(x, A(C::max_exponent)));
   return A(4) / fused(e.scale, A(1) + e.p, A(4));
 }
 
-// tanh(x) = m / (m + 2) with m = exp(2x) - 1: accurate to the last bits near zero too.
+// tanh(x) = m / (m + 2) with m = exp(2x) - 1, which is accurate near zero too.
 template <typename C, typename A>
 FASTLSTM_INLINE A tanh(const A& x) {
   const Exponential<A> e = exponential<C, 2, 0>(clamp(x, A(C::tanh_saturates)));

@@ -1,17 +1,17 @@
-// Gate equations of one LSTM unit: the only place in the C++ code where they are written down.
+// The equations of one LSTM unit, forward and backward. The C++ code has them only here.
 //
-// Every function is a template over the value type A, so one text serves double and float on both
-// devices, and at::Tensor for what the stepwise engine computes outside the loop. A value type
-// brings its own sigmoid(A) and tanh(A), found by argument-dependent lookup or below.
+// Every function is a template over the value type A: float and double on both devices, a vector of
+// units (cpu/vec.h), or at::Tensor. sigmoid(A) and tanh(A) of another type than float and double
+// are found by argument-dependent lookup.
 //
 // Hochreiter & Schmidhuber (1997), with the forget gate of Gers et al. (2000); names and gate
-// order (i, f, g, o) as in torch.nn.LSTM. docs/design.md has the table to the lecture's notation.
+// order (i, f, g, o) as in torch.nn.LSTM. docs/howto/from-the-lecture.md has the lecture's names.
 #pragma once
 #include "elementary.h"
 
 namespace fastlstm {
 
-// The four gates of a unit: pre-activations on the way in, activations on the way out.
+// The four gates of a unit, before or after their activation functions.
 template <typename A>
 struct Gates {
   A i, f, g, o;
@@ -39,7 +39,7 @@ FASTLSTM_INLINE A hidden(const A& o, const A& c) {
   return o * tanh(c);
 }
 
-// The gradients of `hidden`: with respect to o's pre-activation and to c.
+// The gradients of `hidden` with respect to the pre-activation of o, and to c.
 template <typename A>
 struct HiddenGradient {
   A o_pre, c;
@@ -51,8 +51,8 @@ FASTLSTM_INLINE HiddenGradient<A> hidden_backward(const A& o, const A& c, const 
   return {dh * tanh_c * o * (one - o), dh * o * fused(-tanh_c, tanh_c, one)};
 }
 
-// The gradients of `next_cell` with respect to the pre-activations of i, f and g (o has none). dc
-// enters as dL/dc_t and leaves as dL/dc_{t-1}.
+// The gradients of `next_cell` with respect to the pre-activations of i, f and g. The cell does not
+// depend on o, so its entry is 0. dc is dL/dc_t at the call and dL/dc_{t-1} afterwards.
 template <typename A>
 FASTLSTM_INLINE Gates<A> next_cell_backward(const Gates<A>& gates, const A& c_prev, A& dc) {
   const A one(1);
@@ -62,16 +62,16 @@ FASTLSTM_INLINE Gates<A> next_cell_backward(const Gates<A>& gates, const A& c_pr
           dc_t * gates.i * fused(-gates.g, gates.g, one), A(0)};
 }
 
-// The gradients of the pre-activations, and of the cell before. That of the hidden state before
-// comes from the product of d_pre with W_hh.
+// The gradients of the four pre-activations and of c_{t-1}. The gradient of h_{t-1} is the product
+// of d_pre and W_hh.
 template <typename A>
 struct PreviousGradient {
   Gates<A> d_pre;
   A dc;
 };
 
-// dh, dc: dL/dh_t and dL/dc_t, from the steps after and from outside. A reset row has a c_prev of
-// zeros.
+// One step backward. dh is dL/dh_t and dc is dL/dc_t, each the sum of what comes from later steps
+// and from outside. If `reset`, the caller passes a c_prev of 0, and no gradient reaches c_{t-1}.
 template <typename A>
 FASTLSTM_INLINE PreviousGradient<A> step_backward(const Gates<A>& gates, const A& c_prev,
                                                   const A& c, const A& dh, A dc, bool reset) {

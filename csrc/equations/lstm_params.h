@@ -1,23 +1,26 @@
-// The arguments of a step that cross from the walk into a kernel: sizes, pointers, strides. No
-// torch, no CUDA. H is hidden_size. Rows are batch rows, contiguous unless they have a *_stride,
-// the distance in elements between two of them. Only lengths and reset may be null: an output that
-// was not requested points to one that is written anyway, a missing gradient to a row of zeros with
-// stride 0, so that the loop over units has no branch. T is the dtype of the tensors, A that of the
-// cell state and of the arithmetic (float for the 16-bit types, else T itself).
+// The arguments of one step of one direction for a kernel of the stepwise engine: sizes, pointers
+// and strides. This file knows neither torch nor CUDA.
 //
-// Three ways to say which rows are alive at step t, in one struct:
+// H is hidden_size, rows are batch rows. Rows are contiguous, unless a member *_stride gives the
+// distance between two rows in elements. T is the dtype of the tensors, A that of the cell state
+// and of the arithmetic (float for the 16-bit types, else T itself). Only `lengths` and `reset` may
+// be nullptr, so that the loop over units has no branch: an output that was not requested points to
+// another output, and a missing gradient points to one row of zeros with stride 0.
+//
+// The rows that are live at step t:
 //   dense    rows = B, lengths = nullptr
 //   packed   rows = batch_sizes[t] (known on the host, rows sorted by length), lengths = nullptr
-//   lengths  rows = B, lengths[row] on the device: a row with t >= lengths[row] keeps its state,
-//            and its output is zero
+//   lengths  rows = B, lengths[row] on the device; a row with t >= lengths[row] is dead: it keeps
+//   its
+//            state, and its output is zero
 #pragma once
 #include <cstdint>
 
 namespace fastlstm {
 
-// The part of one step of one direction that forward and backward share.
+// The arguments that forward and backward share.
 struct Step {
-  static constexpr bool kWholeRows = false;  // whether a row's sums are needed on the way
+  static constexpr bool kWholeRows = false;  // whether a step needs sums over a whole row
 
   int64_t t;
   int64_t rows;

@@ -1,6 +1,7 @@
-// Autocast keys: like nn.LSTM, the op runs in the autocast dtype (gates in 16 bits, cell state in
-// float32). The cache of casts keeps a weight's cast copy for the region. As with nn.LSTM on a CPU,
-// c_0 and c_n of a layer with a projection stay in float32 there.
+// The Autocast keys. Like nn.LSTM, the op casts its tensors to the autocast dtype. Gates then have
+// 16 bits, and the cell state inside the op has float32. Autocast's cache keeps the cast copy of a
+// weight until the autocast region ends. On a CPU c_0 and c_n of a layer with a projection stay in
+// float32, as they do with nn.LSTM.
 #include <ATen/autocast_mode.h>
 #include <torch/library.h>
 

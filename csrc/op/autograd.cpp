@@ -1,6 +1,6 @@
-// Autograd key: forward saves gates and cells, backward is an op of its own, so that a compiled
-// graph holds one forward and one backward node whatever the number of steps. Under create_graph
-// the gradients come from the equations in Python instead, which can be differentiated.
+// The Autograd key. Forward saves cells and gates. Backward is an op of its own, so that a compiled
+// graph holds one forward and one backward node for any number of steps. Under create_graph the
+// gradients are computed by fastlstm/_twice.py instead, whose operations can be differentiated.
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/variable.h>
 #include <torch/library.h>
@@ -22,16 +22,17 @@ OptionalTensor if_defined(const Tensor& tensor) {
   return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
 }
 
-// The memory that a tensor has now, without its graph; the count of writes in place is shared. So
-// `weight.data = other` does not change what backward reads. And a node that keeps its outputs in
-// this way is not part of a cycle while autograd saves them, which a hook may end by an exception.
+// A tensor with the memory that `tensor` has now, without its graph. It shares the version counter,
+// so autograd still notices writes in place. If the user sets `weight.data = other`, backward reads
+// the old values. An output that is saved in this form does not refer to its own node, so no
+// reference cycle is left if a hook of saved tensors raises an exception.
 Tensor present_memory(const Tensor& tensor) {
   if (is_wrapper(tensor)) return tensor;
   return Tensor(tensor.unsafeGetTensorImpl()->shallow_copy_and_detach(
       torch::autograd::impl::version_counter(tensor), /*allow_tensor_metadata_change=*/true));
 }
 
-// The arguments and results of forward that backward gets.
+// The arguments and results of forward that backward needs, as autograd saves them.
 struct SavedCall {
   LstmCall call;
   Tensor output, cells, gates;
@@ -59,10 +60,11 @@ struct SavedCall {
   }
 };
 
-// Autograd looks for inputs among the arguments of forward: input, h_0, c_0 and the weights are in
-// one list, and the rest, of which nothing has a gradient, in `call`.
+// Autograd looks for tensors among the arguments of forward. So everything that can have a gradient
+// (input, h_0, c_0 and the weights) is passed once more, as one list of tensors. Autograd does not
+// look into `call`.
 struct LstmFunction : torch::autograd::Function<LstmFunction> {
-  static constexpr bool is_traceable = true;  // compiled autograd may look inside
+  static constexpr bool is_traceable = true;  // compiled autograd may trace backward
   static constexpr size_t kFirstWeight = 3;
 
   static variable_list forward(AutogradContext* ctx, at::TensorList /*inputs*/,
@@ -72,7 +74,7 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
         call_lstm(call, {/*save_cells=*/true, /*save_gates=*/true, options.engine});
     SavedCall::save(ctx, call, result);
     ctx->saved_data["engine"] = options.engine;
-    ctx->set_materialize_grads(false);  // a gradient that nobody gave stays undefined
+    ctx->set_materialize_grads(false);  // missing gradients stay undefined tensors
     const auto& [output, h_n, c_n, cells, gates] = result;
     return {output, h_n, c_n, cells, gates};
   }
@@ -81,7 +83,7 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
     TORCH_CHECK(!grads[4].defined(), "lstm: the gates output is reserve space without a gradient");
     SavedCall saved(ctx);
     const size_t end = kFirstWeight + saved.call.weights.size();
-    variable_list result(end + 2);  // the last 2 have no gradient
+    variable_list result(end + 2);  // `call` and `options` come last and have no gradient
     if (std::none_of(grads.begin(), grads.end(), [](const Tensor& g) { return g.defined(); }))
       return result;
     if (at::GradMode::is_enabled()) {
@@ -95,10 +97,11 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
     const auto layout = WeightLayout::of(saved.call.layout);
     const bool input_needs_grad = ctx->needs_input_grad(0);
     const bool state_needs_grad = ctx->needs_input_grad({{1, 3}});
-    // Without gradients of weights those of the gates are enough, which saves the products.
+    // If no weight needs a gradient, d_gates is enough, and the products for W_ih and W_hh are
+    // saved.
     const bool weights_need_grad = ctx->needs_input_grad({{kFirstWeight, end}});
     const bool per_row = !weights_need_grad && !layout.normalizes;
-    // There is nothing to record, and the fallback for ops without a derivative is slow.
+    // Nothing is recorded here. The fallback for ops without a derivative would be slow.
     at::AutoDispatchBelowADInplaceOrView guard;
     auto [grad_input, grad_h_0, grad_c_0, grad_weights] = call_lstm_backward(
         saved.call, {if_defined(grads[0]), if_defined(grads[1]), if_defined(grads[2]),
@@ -112,7 +115,7 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
   }
 
  private:
-  // Gives the weights their graph back, for second derivatives.
+  // Connects the saved weights to their graph again, for second derivatives.
   static void connect_weights(std::vector<Tensor>& weights) {
     const auto node = torch::autograd::get_current_node();
     for (size_t k = 0; k < weights.size(); ++k) {
@@ -123,12 +126,12 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
     }
   }
 
-  // The gradients of the weights in the order of the weights.
+  // Puts the gradients in the order of the weights. b_hh gets a copy of the gradient of b_ih.
   static void place(const std::vector<Tensor>& gradients, const WeightLayout& layout,
                     variable_list::iterator to) {
     for (auto next = gradients.begin(); next != gradients.end();)
       for_each_weight_of(layout, [&](const NamedWeight& weight) {
-        // Another's values in memory of its own: users scale gradients in place.
+        // A copy, because users scale gradients in place.
         *to++ = weight.has_gradient() ? *next++ : std::prev(next)->clone();
       });
   }

@@ -1,6 +1,7 @@
-// Autograd's batched gradients (is_grads_batched, jacobian(vectorize=True)): PyTorch's own fallback
-// for the older vmap, which they are, takes no lists of tensors. torch.func's vmap has its rule in
-// fastlstm/_transforms.py.
+// The Batched key, for batched gradients of autograd: is_grads_batched=True, and
+// jacobian(vectorize=True). They use the older vmap, whose fallback does not support ops that
+// return lists of tensors. So this file calls lstm_backward once for each sample. The rule for
+// torch.func's vmap is in fastlstm/_transforms.py.
 #include <ATen/LegacyVmapTransforms.h>
 #include <torch/library.h>
 
@@ -11,7 +12,8 @@ namespace {
 
 using Values = std::vector<c10::IValue>;
 
-// The tensors of N equal results as one, N along its first dimensions; those of a list by itself.
+// Stacks value k of all results along new first dimensions. If the value is a list of tensors, each
+// entry of the list is stacked by itself.
 c10::IValue stacked(const std::vector<Values>& results, size_t k, const auto& to_logical) {
   const auto stack = [&](const auto& tensor_of) {
     std::vector<at::Tensor> all;
@@ -26,7 +28,7 @@ c10::IValue stacked(const std::vector<Values>& results, size_t k, const auto& to
   return list;
 }
 
-// Calls the op for each sample. Its batched arguments are tensors, not in lists.
+// Calls the op for each sample. Only tensors can be batched arguments, not the lists of tensors.
 void sample_by_sample(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const Values arguments = torch::jit::pop(*stack, op.schema().arguments().size());
   std::vector<size_t> places;

@@ -1,5 +1,5 @@
-// A C++ function of tensors as a Python function that takes its arguments by position. pybind11's
-// way through a call takes as long as a small step.
+// Makes a Python function of a C++ function of tensors. It takes its arguments by position.
+// pybind11's conversion of arguments would take as long as a small step.
 #pragma once
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
@@ -52,7 +52,7 @@ T from_python(PyObject* object, size_t place) {
   }
 }
 
-// None for undefined tensors.
+// Tensors as a Python tuple; an undefined tensor becomes None.
 template <typename... Tensors>
 PyObject* to_python(std::tuple<Tensors...> results) {
   THPObjectPtr tuple(PyTuple_New(sizeof...(Tensors)));

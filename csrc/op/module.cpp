@@ -51,8 +51,8 @@ static std::vector<fastlstm::OptionalTensor> gradients_by_python(
 }
 
 PYBIND11_MODULE(_C, m) {
-  // Errors of C++ as torch raises them: without frames of the stack, and some as classes of their
-  // own.
+  // Translates C++ errors as torch does: the message has no stack frames, and each kind of error
+  // has its Python class.
   py::register_local_exception_translator([](std::exception_ptr error) {
     try {
       std::rethrow_exception(error);
@@ -75,8 +75,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("divides", &planners::divides, "hidden_size"_a, "batch"_a, "steps"_a, "directions"_a,
         "dtype"_a, "training"_a, "sm_count"_a, "capability"_a,
         "Whether the persistent engine can divide a layer's work on a GPU that need not be here.");
-  m.def("pack_weight", &pack_weight, "A weight in the panels of this processor");
-  m.def("unpack_weight", &unpack_weight, "The opposite of pack_weight");
+  m.def("pack_weight", &pack_weight, "A weight packed into panels as this processor reads them");
+  m.def("unpack_weight", &unpack_weight, "The weight that pack_weight packed, and its scales");
   PyModule_AddFunctions(m.ptr(), kEagerCalls);
   differentiable_gradients = gradients_by_python;
 }

@@ -1,7 +1,7 @@
-// Functions that headers of newer glibc and libstdc++ call and that manylinux_2_28 (glibc 2.28,
-// libstdc++ of GCC 8) does not export: defined here, so that a library linked on a newer system
-// runs there too. All are hidden: they are ours alone. tests/project/test_symbols.py reads the
-// result.
+// Defines functions that the headers of newer glibc and libstdc++ call and that manylinux_2_28
+// (glibc 2.28, libstdc++ of GCC 8) does not export. So a library that was linked on a newer system
+// runs on an older one too. All definitions are hidden, so no other library sees them.
+// tests/project/test_symbols.py checks the symbols of the built libraries.
 #include <exception>
 #include <new>
 #include <sstream>
@@ -13,15 +13,16 @@
 
 extern "C" {
 
-// Whether shared_ptr may count without atomic operations.
+// Whether shared_ptr may count references without atomic operations. 0 is always safe.
 FASTLSTM_HIDDEN char fastlstm_single_threaded __asm__("__libc_single_threaded") = 0;
 
 [[noreturn]] FASTLSTM_HIDDEN void fastlstm_bad_length() __asm__(
     "_ZSt28__throw_bad_array_new_lengthv");
 void fastlstm_bad_length() { throw std::bad_array_new_length(); }
 
-// The two parts of copying and destroying an exception_ptr, by what older versions export:
-// exception_ptr(void*), which adds a reference, and ~exception_ptr().
+// Newer headers copy and destroy an exception_ptr by _M_addref and _M_release. Here both are
+// written with what older versions export: exception_ptr(void*), which adds a reference, and
+// ~exception_ptr().
 void fastlstm_exception_of(void* self,
                            void* exception) __asm__("_ZNSt15__exception_ptr13exception_ptrC1EPv");
 void fastlstm_end_exception(void* self);
@@ -30,7 +31,7 @@ __asm__(".symver fastlstm_end_exception, _ZNSt15__exception_ptr13exception_ptrD1
 FASTLSTM_HIDDEN void fastlstm_add_reference(void** self) __asm__(
     "_ZNSt15__exception_ptr13exception_ptr9_M_addrefEv");
 void fastlstm_add_reference(void** self) {
-  void* counted;  // never destroyed
+  void* counted;  // never destroyed, so the reference stays
   fastlstm_exception_of(&counted, *self);
 }
 
@@ -43,7 +44,7 @@ void fastlstm_release(void** self) {
 
 }  // extern "C"
 
-// The streams of TORCH_CHECK's messages.
+// The string streams with which TORCH_CHECK builds its messages.
 template std::ostringstream::basic_ostringstream();
 __asm__(".hidden _ZNSt7__cxx1119basic_ostringstreamIcSt11char_traitsIcESaIcEEC1Ev");
 __asm__(".hidden _ZNSt7__cxx1119basic_ostringstreamIcSt11char_traitsIcESaIcEEC2Ev");

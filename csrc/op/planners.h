@@ -1,4 +1,4 @@
-// The questions of Python to the planners: how a call would run, and what was built.
+// What Python can ask the planners: how a call would run, and what was built.
 #pragma once
 #include <torch/csrc/utils/pybind.h>
 
@@ -15,12 +15,12 @@ namespace fastlstm::planners {
 namespace py = pybind11;
 using namespace py::literals;
 
-// The names of the dtypes, by Dtype.
+// The name of each Dtype.
 constexpr const char* kDtypeNames[] = {"float64", "float32", "bfloat16", "float16"};
 
 inline py::dict build_info() {
   const CpuMachine machine = cpu_machine();
-  py::dict products;  // their instructions, and the rows and columns of a register tile
+  py::dict products;  // by format: (instruction set, rows and columns of a register tile)
   for (int k = 0; k < kFormats; ++k)
     if (const Product* const product = machine.products.of[k])
       products[kFormatNames[k]] =
@@ -37,14 +37,14 @@ inline Dtype dtype_named(const std::string& name) {
       R"(dtype: expected "float32", "float64", "bfloat16" or "float16", got ")" + name + '"');
 }
 
-// The names of the engines that a user may request, and the device types that have each.
+// The engines that a user may request by name, and the device types that have each.
 inline py::dict engines() {
   return py::dict("stepwise"_a = py::make_tuple("cpu", "cuda"), "tiled"_a = py::make_tuple("cpu"),
                   "persistent"_a = py::make_tuple("cuda"));
 }
 
-// Whether the persistent engine can divide a layer's work on a GPU, which need not be present, in
-// training backward too.
+// Whether the persistent engine can divide a layer's work on a GPU, in training that of backward
+// too. The GPU need not be present.
 inline bool divides(int64_t hidden_size, int64_t batch, int64_t steps, int directions,
                     const std::string& dtype, bool training, int sm_count, int capability) {
   Task task{hidden_size, batch, steps, directions, dtype_named(dtype), matmul_allows_tf32(), false};
@@ -54,7 +54,7 @@ inline bool divides(int64_t hidden_size, int64_t batch, int64_t steps, int direc
   return forward && (!training || divide(task, device));
 }
 
-// A plain layer on this processor, with these threads and this cache.
+// How a plain layer would run on this processor with the given threads and L2 cache.
 inline py::dict plan_cpu(const std::string& dtype, int64_t input_size, int64_t hidden_size,
                          int64_t batch, int64_t steps, int64_t directions, bool training,
                          bool backward, int64_t threads, int64_t l2_cache_bytes) {
@@ -76,7 +76,7 @@ inline py::dict plan_cpu(const std::string& dtype, int64_t input_size, int64_t h
   const CpuPlan chosen = plan(task, machine);
   constexpr const char* kForms[] = {"packed", "packed in use", "as they lie"};
   const char* const dtype_name = kDtypeNames[static_cast<int>(chosen.dtype)];
-  const Product* const product = chosen.product;  // none if ATen multiplies
+  const Product* const product = chosen.product;  // nullptr: the stepwise engine computes
   return py::dict(
       "engine"_a = product ? "tiled" : "stepwise", "dtype"_a = dtype_name,
       "product"_a = product ? kFormatNames[static_cast<int>(product->format)] : dtype_name,

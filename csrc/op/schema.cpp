@@ -1,4 +1,5 @@
-// The ops: their schemas, and their shapes on symbolic sizes (Meta).
+// The schemas of the ops, and their Meta kernels, which compute the shapes of results from symbolic
+// sizes.
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
 
@@ -33,9 +34,9 @@ BackwardResult lstm_backward_meta(LstmCall call, const BackwardArguments& argume
 
 }  // namespace
 
-// Tensor roles and shapes: layer.h; layout: WeightLayout; no gradient reaches h_mask. Autograd
-// saves cells and gates. engine: "auto" or the name of one. Autograd and autocast leave prepacked
-// weights alone.
+// layer.h has the shapes of the tensors, WeightLayout explains `layout`. engine: "auto" or the name
+// of an engine. h_mask has no gradient. lstm_packed is lstm with prepacked weights; it is an op of
+// its own because autograd and autocast must not touch these weights.
 TORCH_LIBRARY(fastlstm, m) {
   const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
   for (const std::string name : {"lstm", "lstm_packed"})
