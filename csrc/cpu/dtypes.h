@@ -1,4 +1,4 @@
-// The dtypes on the CPU, and the formats in which products take rows and weights.
+// The dtypes on the CPU, and the formats in which products take rows and matrices.
 #pragma once
 #include <cstdint>
 #include <optional>
@@ -9,7 +9,7 @@
 
 namespace fastlstm {
 
-// The dtype of a layer's state, in which its products are summed.
+// The dtype of the cell state for tensors of type T. Products are summed in it.
 template <typename T>
 using State_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
@@ -19,9 +19,9 @@ constexpr Dtype dtype_of_rows = std::is_same_v<T, double>     ? Dtype::kFloat64
                                 : std::is_same_v<T, bfloat16> ? Dtype::kBFloat16
                                                               : Dtype::kFloat16;
 
-// The formats of products: macro(name, what a tensor of weights in it holds unpacked). The last is
-// float32 as the sum of two bfloat16 (products/split_float32.h), in which only a call packs
-// weights.
+// The formats of products. Calls macro(name, dtype of a tensor of weights that was unpacked from
+// this format). bfloat16x2 is float32 as the sum of two bfloat16 (products/split_float32.h);
+// weights are packed in it for one call only.
 #define FASTLSTM_FOR_EACH_FORMAT(macro)                                                    \
   macro(float32, Float) macro(float64, Double) macro(bfloat16, BFloat16) macro(int8, Char) \
       macro(bfloat16x2, Float)
@@ -34,7 +34,8 @@ constexpr const char* kFormatNames[] = {FASTLSTM_FOR_EACH_FORMAT(FASTLSTM_NAME)}
 #undef FASTLSTM_NAME
 constexpr int kFormats = sizeof kFormatNames / sizeof *kFormatNames;
 
-// The format of rows of a layer as they are; nothing for a dtype that no product takes.
+// The format of rows of a dtype without any conversion; nothing for float16, which no product
+// takes.
 constexpr std::optional<Format> format_of(Dtype dtype) {
   switch (dtype) {
     case Dtype::kFloat64:
@@ -46,10 +47,10 @@ constexpr std::optional<Format> format_of(Dtype dtype) {
     case Dtype::kFloat16:
       return std::nullopt;
   }
-  return std::nullopt;  // no value of Dtype
+  return std::nullopt;  // not reached: no value of Dtype is left
 }
 
-// function(T()) for a dtype.
+// Calls function(T()) with the C++ type T of a dtype.
 auto dispatch_dtype(Dtype dtype, const auto& function) {
   switch (dtype) {
     case Dtype::kFloat64:

@@ -13,7 +13,8 @@
 namespace fastlstm {
 
 #if defined(__x86_64__)
-// Whether the processor has AMX, the system lets this process use it, and so does the user.
+// Whether to use AMX: the processor has it, the system permits it to this process, and FASTLSTM_AMX
+// does not switch it off.
 static bool use_amx() {
   const char* const variable = std::getenv("FASTLSTM_AMX");
   const std::string value = variable && *variable ? variable : "1";
@@ -26,7 +27,7 @@ static void multiply_on_tiles(Products& products) {
   products[Format::bfloat16x2] = &tiles.bfloat16x2;
   if (products[Format::bfloat16] != &avx512_bf16::product ||
       products[Format::int8] != &avx512_vnni::int8_weights)
-    return;  // a machine that hides them
+    return;  // the machine reports AMX without AVX512_BF16 or AVX512_VNNI
   static const Product bfloat16 = bfloat16_on_tiles(tiles), int8 = int8_on_tiles(tiles);
   products[Format::bfloat16] = &bfloat16, products[Format::int8] = &int8;
 }
@@ -46,7 +47,7 @@ const KernelTable& kernel_table() {
   return chosen;
 }
 
-// The L2 cache of a core, as the system has it; 1 MB where it does not say.
+// The size of a core's L2 cache as the system reports it, or 1 MB if it does not.
 static int64_t l2_cache_bytes() {
 #if defined(__linux__) && defined(_SC_LEVEL2_CACHE_SIZE)
   static const int64_t known = sysconf(_SC_LEVEL2_CACHE_SIZE);

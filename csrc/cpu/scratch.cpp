@@ -12,10 +12,10 @@ namespace fastlstm {
 namespace {
 
 constexpr int64_t kKeptBytes = 64 << 20;
-constexpr int64_t kSmallBytes = 128 << 10;  // malloc keeps smaller blocks itself
+constexpr int64_t kSmallBytes = 128 << 10;  // malloc keeps smaller blocks by itself
 
-// A mutex that is only ever tried: in a forked process another thread may have taken it for ever.
-// std::mutex would ask for glibc 2.34 when built there.
+// A mutex without a blocking lock, because after a fork the thread that holds it may not exist any
+// more. std::mutex would need glibc 2.34 if it is built there.
 struct Mutex {
   std::atomic_flag taken = ATOMIC_FLAG_INIT;
   bool try_lock() { return !taken.test_and_set(std::memory_order_acquire); }
@@ -24,18 +24,18 @@ struct Mutex {
 
 struct Kept {
   Mutex mutex;
-  std::vector<at::Tensor> blocks;  // the longest unused first
+  std::vector<at::Tensor> blocks;  // in the order of their last use
   int64_t bytes = 0;
 };
 
 Kept& kept() {
-  static auto* const forever = new Kept;  // threads may still run when the process ends
+  static auto* const forever = new Kept;  // never freed: threads may run until the process ends
   return *forever;
 }
 
 bool is_free(const at::Tensor& block) { return block.use_count() == 1; }
 
-// Frees unused blocks, the longest unused first, until only `bytes` are kept.
+// Frees blocks that are not in use, the least recently used first, until at most `bytes` are kept.
 void shrink(Kept& kept, int64_t bytes) {
   auto& blocks = kept.blocks;
   while (kept.bytes > bytes) {
@@ -50,7 +50,7 @@ at::Tensor fresh(int64_t bytes) {
   return at::Tensor(at::detail::empty_cpu({bytes}, at::TensorOptions(at::kByte)));
 }
 
-// A block that is kept, of nearly this size, or a new one.
+// A kept block of this size or slightly more, or a new block.
 at::Tensor block_of(int64_t bytes) {
   if (bytes > kKeptBytes) return fresh(bytes);
   Kept& kept = fastlstm::kept();

@@ -1,11 +1,12 @@
-// Working memory for one call of an engine. The next call gets it again: new memory from
-// the system costs a page fault every 4 KB, more than half of a short walk with large weights.
+// Working memory for one call of an engine, which is kept for the next call. New memory from the
+// system costs a page fault every 4 KB. For a short walk with large weights that would be more than
+// half of the time.
 #pragma once
 #include <ATen/core/Tensor.h>
 
 namespace fastlstm {
 
-// Bytes of any content, aligned to a cache line, until it is destroyed.
+// Owns uninitialized memory that is aligned to a cache line.
 class Scratch {
  public:
   Scratch() = default;
@@ -20,8 +21,8 @@ class Scratch {
  private:
   int64_t nbytes_ = 0;
   void* data_ = nullptr;
-  c10::DataPtr small_;  // which malloc keeps, in less time than a tensor
-  at::Tensor large_;    // one of those that are kept, of 64 MB at most
+  c10::DataPtr small_;  // a small block, which malloc keeps for the next call by itself
+  at::Tensor large_;    // a large block, shared with the list of blocks that are kept
 };
 
 template <typename T>
@@ -29,7 +30,7 @@ Scratch scratch(int64_t count) {
   return Scratch(count * static_cast<int64_t>(sizeof(T)));
 }
 
-// Gives back what is kept and not in use; returns how many bytes.
+// Frees the blocks that are kept and not in use. Returns the number of freed bytes.
 int64_t release_scratch();
 
 }  // namespace fastlstm

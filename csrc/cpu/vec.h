@@ -1,8 +1,8 @@
-// Vec<A>: a vector register of float or double as a value type for the gate equations
-// (lstm_math.h), in GCC's and Clang's vector extensions. Included once for each target, which sets
-// FASTLSTM_ISA, a namespace of its own, and FASTLSTM_VECTOR_BYTES first. Where an instruction set
-// has something better than the extensions, the header of that target overloads the functions
-// below.
+// Vec<A>: a vector register of float or double as a value type, for the equations (lstm_math.h) and
+// the micro-kernels. It uses the vector extensions of GCC and Clang. Included once for each target,
+// which defines FASTLSTM_ISA (the target's namespace) and FASTLSTM_VECTOR_BYTES before. If an
+// instruction set has better instructions than the extensions use, the header of the target
+// overloads functions of this file.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -40,7 +40,8 @@ struct Vec {
   FASTLSTM_INLINE void store(A* to) const { std::memcpy(to, &v, sizeof v); }
 };
 
-// Load and store vectors of the state's dtype from and to memory of the storage dtype.
+// Load and store a vector of the state's dtype. The memory has the dtype of the tensor, to which a
+// store rounds.
 template <typename A>
 FASTLSTM_INLINE void load(const A* from, Vec<A>& x) {
   x = Vec<A>::load(from);
@@ -74,8 +75,8 @@ FASTLSTM_INLINE void store(const Vec<float>& x, float16* to) {
   store_halves(float16_bits<Vec<float>::Native>(bits_as<Registers<float>::Bits>(x.v)), to);
 }
 
-// Compilers turn a plain loop into a call of memcpy. For that call they put the sums of a tile on
-// the stack, and leave them there through the whole product.
+// Copies n elements. The compiler would turn a plain loop into a call of memcpy. For that call it
+// would keep the sums of a tile on the stack, through the whole product.
 template <typename T>
 FASTLSTM_INLINE void copy_few(const T* from, int64_t n, T* to) {
 #pragma GCC unroll 1
@@ -85,8 +86,7 @@ FASTLSTM_INLINE void copy_few(const T* from, int64_t n, T* to) {
   }
 }
 
-// Load and store only the first n lanes, for a ragged right edge. The other lanes are loaded as
-// zero.
+// Load and store only the first n lanes, for a masked tail. The other lanes are loaded as zero.
 template <typename T, typename A>
 FASTLSTM_INLINE void load(const T* from, Vec<A>& x, int64_t n) {
   if (n == Vec<A>::lanes) return load(from, x);
@@ -117,10 +117,11 @@ FASTLSTM_INLINE Vec<A> operator-(const Vec<A>& a) {
   return Vec<A>(-a.v);
 }
 
-// Each lane holds four int8 that are neighbors in k; sums are int32.
+// A vector whose lanes hold four int8 that are neighbors in k, or one sum in int32.
 typedef int32_t Fours __attribute__((vector_size(FASTLSTM_VECTOR_BYTES)));
 
-// The lowest byte of each lane. A target may overload this: GCC moves the bytes one by one.
+// Stores the lowest byte of each lane. Targets overload this function, because GCC would move the
+// bytes one by one.
 template <typename Ints>
 FASTLSTM_INLINE void store_lowest_bytes(const Ints& x, void* to) {
   typedef int8_t Bytes __attribute__((vector_size(sizeof(Ints) / 4)));
@@ -128,9 +129,10 @@ FASTLSTM_INLINE void store_lowest_bytes(const Ints& x, void* to) {
   std::memcpy(to, &bytes, sizeof bytes);
 }
 
-// sum += the dot product of four int8 of a row, the same in every lane, with the four of the lane.
+// Adds dot products of four int8. Every lane multiplies the same four elements of a row by the four
+// elements of the lane.
 struct PlainDotProduct {
-  static constexpr int32_t excess = 0;  // by how much the row's numbers are shifted up
+  static constexpr int32_t excess = 0;  // added to the elements of a row before they are stored
   using Row = int32_t;
   FASTLSTM_INLINE static Row row(int32_t fours) { return fours; }
   FASTLSTM_INLINE static Fours add(Row a, Fours b, Fours sum) {
@@ -140,17 +142,17 @@ struct PlainDotProduct {
   }
 };
 
-// Keeps the compiler from loading a vector again for every row of a tile, which makes small tiles
-// wait for the cache instead of the multipliers.
+// Makes the compiler keep a vector in a register. It would otherwise load the vector again for
+// every row of a tile, so that small tiles would wait for the cache.
 template <typename A>
 FASTLSTM_INLINE Vec<A> keep_in_register(Vec<A> x) {
-#if defined(FASTLSTM_REGISTER)  // a target's constraint of asm
+#if defined(FASTLSTM_REGISTER)  // the target's asm constraint for vector registers
   asm("" : FASTLSTM_REGISTER(x.v));
 #endif
   return x;
 }
 
-// Lane j of the result is lane index[j] of a and b, counted as one vector of twice as many lanes.
+// Lane j of the result is lane index[j] of the concatenation of a and b.
 template <typename Native, typename Bits>
 FASTLSTM_INLINE Native shuffle(const Native& a, const Native& b, const Bits& index) {
 #if defined(__clang__)

@@ -1,6 +1,6 @@
-// The cell equations for rows whose products are known: what the walks pass to them, and a table of
-// functions for one dtype and one target. Rows are pointers, so that dense, packed, ragged, reset
-// and batch-first input are all the same. A row is one batch row at one step.
+// The kernels of the cell equations for the tiled engine: their arguments, and a table of functions
+// for one dtype and one target. A row is one batch row at one step, given by pointers, so the
+// kernels do not distinguish dense, packed, ragged, reset and batch-first input.
 #pragma once
 #include <cstdint>
 
@@ -11,10 +11,10 @@ namespace fastlstm {
 template <typename T>
 struct ForwardRow {
   using A = State_t<T>;
-  const A* x_gates;  // x_t W_ih^T + b, in the order of gates_of
-  T* gates;          // [4H] activated i, f, g, o out, or nullptr
+  const A* x_gates;  // [4H] x_t W_ih^T + b, for each vector of units its four gates
+  T* gates;          // [4H] receives the activated i, f, g, o; may be nullptr
   const A* c_prev;   // [H]
-  A* c;              // [H] may be c_prev
+  A* c;              // [H] may be the same memory as c_prev
   T* h;              // [H]
 };
 
@@ -27,33 +27,35 @@ struct BackwardRow {
   const T* gates;     // [4H]
   const A* c;         // [H]
   const A* c_prev;    // [H]
-  A* dc;              // [H] dL/dc_t in, dL/dc_{t-1} out
-  T* d_gates;         // [4H] out; may be `gates`
+  A* dc;              // [H] dL/dc_t before the call, dL/dc_{t-1} after it
+  T* d_gates;         // [4H] receives the gradients; may be the same memory as `gates`
   bool reset;         // the state was zeroed before this step
 };
 
-// The units [first, first + count) of hidden_size, count <= lanes forward.
+// The units [first, first + count) of hidden_size. In forward count is at most one vector.
 struct Units {
   int64_t first, count, hidden_size;
 };
 
-// The sums of a step's products for some units of its rows, [4][lanes] each, rows `stride` apart.
+// The results of a step's products for one vector of units: [4][lanes] for each row. Rows lie
+// `stride` elements apart.
 template <typename A>
 struct StepSums {
   const A* h;  // h_{t-1} W_hh^T
   int64_t stride;
-  const A* x = nullptr;  // what the rows' x_gates are, or nullptr: they are read
+  const A* x = nullptr;  // used in place of the rows' x_gates, unless it is nullptr
 };
 
 template <typename T>
 struct Cell {
   using A = State_t<T>;
-  // Brings what `forward` and `backward` will read into the L1 cache, while the product runs.
+  // Prefetch what `forward` and `backward` will read, before the product of the same rows runs.
   void (*prefetch_forward)(const ForwardRow<T>* rows, int64_t count, const Units& units);
   void (*prefetch_backward)(const BackwardRow<T>* rows, int64_t count, const Units& units);
   void (*forward)(const ForwardRow<T>* rows, int64_t count, const StepSums<A>& sums,
                   const Units& units);
-  // sums[r]: [units] d_gates_{t+1} W_hh, dL/dh_t from the step after; rows lie `stride` apart.
+  // sums: [rows][units] d_gates_{t+1} W_hh, which is dL/dh_t from the step after. Rows lie `stride`
+  // elements apart.
   void (*backward)(const BackwardRow<T>* rows, int64_t count, const A* sums, int64_t stride,
                    const Units& units);
 };

@@ -1,8 +1,8 @@
-// The cell equations on vectors of units: included once for each target. Reads the sums of
-// any product. Arithmetic bounds forward, five exponentials and divisions a unit; memory bounds
-// backward, some ten numbers a unit.
+// The kernels of the cell equations, on vectors of units. Included once for each target. Arithmetic
+// bounds forward: five exponentials and five divisions a unit. Memory bounds backward: some ten
+// numbers a unit.
 //
-// Only plain loops and always-inline functions here, as in kernels_table.h.
+// This file contains only plain loops and always-inline functions; kernels_table.h says why.
 #pragma once
 #include "cpu/cell/cell.h"
 #include "cpu/vec.h"
@@ -10,7 +10,7 @@
 
 namespace fastlstm::FASTLSTM_ISA {
 
-// Loads and stores n lanes at a column of rows of any dtype.
+// Loads and stores n lanes from column `column` on of rows of any dtype.
 template <typename A>
 struct Lanes {
   int64_t column, n;
@@ -93,7 +93,7 @@ static void forward_cells(const ForwardRow<T>* rows, int64_t count, const StepSu
   for (int64_t r = 0; r < count; ++r) {
     const A* const h = sums.h + r * sums.stride;
     const A* const x = sums.x ? sums.x + r * sums.stride : rows[r].x_gates + 4 * units.first;
-    if (units.count == L)  // a constant: no masks
+    if (units.count == L)  // with the constant L the compiler needs no masks
       forward_vector<T, A>(rows[r], {units.first, L}, units.hidden_size, x, h);
     else
       forward_vector<T, A>(rows[r], {units.first, units.count}, units.hidden_size, x, h);

@@ -1,9 +1,11 @@
-// Products on AMX's tiles: included once for each target that has tiles, after its `Tiles`.
+// The micro-kernels for AMX tiles. Included once for each target that has tiles, after the
+// definition of its `Tiles`.
 //
-// A block of terms is 64 bytes of a row, 32 terms of bfloat16 or 64 of int8, and a tile has 16 rows
-// of A, or 16 columns of a panel. A thread multiplies two tiles of rows with two of columns, each
-// of which is loaded for two products; or one tile of rows with four of columns, since sums that
-// fewer tiles share would wait for each other. Loading tiles from the L1 and L2 caches bounds it.
+// A block of terms is 64 bytes of a row: 32 terms of bfloat16, or 64 of int8. A tile holds a block
+// of 16 rows of A, or of 16 columns of a panel. Two tiles of rows are multiplied by two tiles of
+// columns, so each loaded tile serves two products. If there are rows for one tile only, it is
+// multiplied by four tiles of columns, because fewer than four independent sums would wait for each
+// other. Loading tiles from the L1 and L2 caches bounds it.
 #pragma once
 #include "cpu/products/packing.h"
 #include "cpu/products/tiles.h"
@@ -14,13 +16,14 @@ constexpr int64_t kTileRows = 16, kLineBytes = 64, kMostRows = 2 * kTileRows;
 constexpr int64_t kPairWidth = 32;  // columns of two tiles
 static_assert(Vec<float>::lanes == kTileRows);
 
-// Rows of A as tiles load them, block by block, a line for each plane of a row: where they lie if
-// they are at one stride, or else gathered, as in the first step and after a reset. A block of one
-// plane in which K ends is filled up with zeros.
+// The rows of A in the form in which tiles load them, block by block. Each plane of a block is one
+// line of 64 bytes of a row. Tiles load rows directly if all rows have one stride. Otherwise, as in
+// the first step and after a reset, the rows of a block are copied next to each other. The block in
+// which K ends is padded with zeros.
 template <int kPlanes>
 class TileRows {
  public:
-  // The rows of a product, at most 32, of which `bytes` bytes from `begin` on are the terms.
+  // The rows of a product, at most 32. The terms of a row are `bytes` bytes from byte `begin` on.
   FASTLSTM_INLINE TileRows(const PanelProduct& p, int64_t begin, int64_t bytes)
       : rows_(p.a), count_(p.rows), begin_(begin), whole_(bytes / kBytes), rest_(bytes % kBytes) {
     stride_ = count_ > 1 ? row(1) - row(0) : 0;
@@ -53,14 +56,15 @@ class TileRows {
   alignas(64) char gathered_[kMostRows][kBytes], last_[kMostRows][kLineBytes];
 };
 
-// The place of the tiles of panels: the first, and how many bytes it is to the next block of terms,
-// the next plane, the next pair of tiles side by side, the second of a pair, and the next line.
+// Where the tiles of panels are: the address of the first tile, and the distances in bytes to the
+// next block of terms, the next plane, the next pair of neighboring tiles, the second tile of a
+// pair, and the next line of a tile.
 struct PanelTiles {
   const char* first;
   int64_t block, plane, pair, second, line;
 };
 
-// The products of planes (of A, of B) of a block, smallest first; body(a, b).
+// Calls body(plane of A, plane of B) for the products of the planes of a block, the smallest first.
 template <int kPlanes, typename Body>
 FASTLSTM_INLINE void for_each_product(const Body& body) {
   static_assert(kPlanes <= 2);
@@ -68,8 +72,9 @@ FASTLSTM_INLINE void for_each_product(const Body& body) {
   body(Int<0>(), Int<0>());
 }
 
-// Two tiles of rows by a pair of tiles: sums in tiles 0 to 3, A in 4 and 5, B in 6 and 7. A single
-// row is in both tiles of rows. `stride` bytes are between rows of sums.
+// Multiplies two tiles of rows by a pair of tiles of columns. Tiles 0 to 3 hold the sums, 4 and 5
+// hold A, 6 and 7 hold B. A single row is in both tiles of rows. `stride`: bytes between rows of
+// sums.
 template <typename T, int kPlanes>
 static void multiply_pair(TileRows<kPlanes>& a, PanelTiles b, char* sums, int64_t stride) {
   const int64_t rows = a.count(), lower = rows > 1 ? rows / 2 : 1,
@@ -99,7 +104,8 @@ static void multiply_pair(TileRows<kPlanes>& a, PanelTiles b, char* sums, int64_
   Tiles::store<2>(sums, stride), Tiles::store<3>(sums + kLineBytes, stride);
 }
 
-// One tile of rows by two pairs of tiles: sums in tiles 0 to 3, A in 4, B in 5 to 7.
+// Multiplies one tile of rows by two pairs of tiles of columns. Tiles 0 to 3 hold the sums, 4 holds
+// A, 5 to 7 hold B.
 template <typename T, int kPlanes>
 static void multiply_two_pairs(TileRows<kPlanes>& a, PanelTiles b, char* sums, int64_t stride) {
   const int64_t rows = a.count();
@@ -123,9 +129,9 @@ static void multiply_two_pairs(TileRows<kPlanes>& a, PanelTiles b, char* sums, i
   Tiles::store<2>(sums + 2 * kLineBytes, stride), Tiles::store<3>(sums + 3 * kLineBytes, stride);
 }
 
-// The sums of at most 32 rows at a time with all columns, at most 64: put(rows of A, the product of
-// these rows, sums, elements between rows of sums). Of a row `bytes` bytes from `begin` on are the
-// terms.
+// Multiplies at most 32 rows at a time by all columns, at most 64, and calls put(rows of A, the
+// product of these rows, sums, elements between rows of sums). The terms of a row are `bytes` bytes
+// from byte `begin` on.
 template <typename T, int kPlanes, typename Put>
 FASTLSTM_INLINE void multiply_on_tiles(const PanelProduct& p, int64_t begin, int64_t bytes,
                                        PanelTiles tiles, const Put& put) {
@@ -142,7 +148,7 @@ FASTLSTM_INLINE void multiply_on_tiles(const PanelProduct& p, int64_t begin, int
     for (int64_t pair = 0; pair < pairs;) {
       char* const to = sums + 2 * pair * kLineBytes;
       const int64_t count = part.rows <= kTileRows && 2 * pair + 4 <= vectors ? 2 : 1;
-      if (2 * pair + 1 == vectors) b.second = 0;  // half a pair: its tile twice
+      if (2 * pair + 1 == vectors) b.second = 0;  // no second tile: takes the first one twice
       if (count == 2)
         multiply_two_pairs<T>(a, b, to, stride);
       else
@@ -153,7 +159,8 @@ FASTLSTM_INLINE void multiply_on_tiles(const PanelProduct& p, int64_t begin, int
   }
 }
 
-// Rows of bfloat16 or int8 by a panel of the register tiles, behind its header.
+// Multiplies rows of bfloat16 or int8 by a panel that was packed for register tiles. `header`: the
+// bytes in front of its elements.
 template <typename T>
 static void multiply_panel(const PanelProduct& p, int64_t begin, int64_t bytes, int64_t header,
                            decltype(Product::put_rows) put) {

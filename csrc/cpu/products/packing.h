@@ -1,14 +1,15 @@
-// Packs matrices into panels, transposes blocks for the register tiles, and sums rows. Included
-// once for each target.
+// Packs matrices into panels, transposes blocks of a matrix, and sums rows. Included once for each
+// target. Memory bounds all of it: each element is read once and written once.
 #pragma once
 #include "cpu/products/product.h"
 #include "cpu/vec.h"
 
 namespace fastlstm::FASTLSTM_ISA {
 
-// Transposes a square of lanes x lanes elements in registers. There are two kinds of stages, each
-// one instruction a vector on x86: first rows interleave within blocks of 16 bytes, which
-// transposes the blocks; then the even and the odd blocks of two rows are separated.
+// One stage of transposing a square of lanes x lanes elements in registers. It combines rows that
+// are `distance` apart, by one shuffle instruction per vector on x86. The first stages interleave
+// two rows within blocks of 16 bytes, which transposes each block. The last stages separate the
+// even from the odd blocks of two rows.
 template <int distance, typename A>
 FASTLSTM_INLINE void transpose_stage(Vec<A> (&x)[Vec<A>::lanes]) {
   constexpr int L = Vec<A>::lanes, block = 16 / sizeof(A);
@@ -49,12 +50,12 @@ static void transpose_vector(const A* const* from, int64_t K, A* to, int64_t str
 #pragma GCC unroll 16
     for (int n = 0; n < L; ++n) x[n].store(to + (k + n) * stride);
   }
-  for (; k < K; ++k)  // pairs of 16 bits need not be aligned to 32
+  for (; k < K; ++k)  // memcpy, because a pair of 16-bit elements need not be aligned to 32 bits
     for (int n = 0; n < L; ++n) __builtin_memcpy(to + k * stride + n, from[n] + k, sizeof(A));
 }
 
-// Columns `n` and following of a panel, from row k on, of a transposed matrix: any column where
-// there is none.
+// Pointers to lanes many columns of a transposed matrix, from column `n` of the panel and row k on.
+// Where the panel has no column, the pointer is to another one, so that it can be read.
 template <typename T, int L>
 FASTLSTM_INLINE void find_columns(const MatrixRows& matrix, const PanelShape& shape, int64_t n,
                                   int64_t k, const T* (&columns)[L]) {
@@ -91,7 +92,7 @@ static void pack(const MatrixRows& matrix, int64_t k_begin, int64_t K, const Pan
   }
 }
 
-// Elements of a panel in which `together` neighboring k of a column lie together.
+// Reads a column out of a panel that keeps `together` neighboring elements of a column together.
 template <typename T, int together>
 [[maybe_unused]] static void unpack(const PanelColumn& of, void* elements, float*) {
   for (int64_t k = 0; k < of.K; ++k) {
@@ -116,7 +117,7 @@ static void transpose(const void* const* from, int64_t rows, int64_t begin, int6
     for (int64_t m = begin; m < end; ++m) to[(m - begin) * rows + r] = row(r)[m];
 }
 
-// sums[r] (+)= the sum of row r.
+// Sets sums[r] to the sum of row r, or adds that sum if `accumulate`.
 template <typename T, typename A>
 static void sum_rows(const void* const* rows, int64_t count, int64_t K, void* to, bool accumulate) {
   constexpr int L = Vec<A>::lanes;
@@ -136,15 +137,15 @@ static void sum_rows(const void* const* rows, int64_t count, int64_t K, void* to
   }
 }
 
-// Pairs of bfloat16.
+// bfloat16: two neighboring elements of a column form a pair.
 
-// A pair of bfloat16 is moved as one float; moves do not change bits.
+// Views pairs as floats, to move each pair as one element. Moves do not change bits.
 FASTLSTM_INLINE const float* as_pairs(const bfloat16* from) {
   return reinterpret_cast<const float*>(from);
 }
 FASTLSTM_INLINE float* as_pairs(bfloat16* from) { return reinterpret_cast<float*>(from); }
 
-// Rounds a row of float32 for a product of bfloat16; an odd K gets a zero.
+// Rounds a row of float32 to bfloat16. If K is odd, a zero completes the last pair.
 [[maybe_unused]] static int64_t bytes_of_pairs(int64_t K) { return 2 * (K + K % 2); }
 [[maybe_unused]] static void encode_bfloat16(const void* from, int64_t K, void* encoded) {
   constexpr int64_t L = Vec<float>::lanes;
@@ -194,7 +195,7 @@ template <>
       panel[2 * (k * width + n)] = panel[2 * (k * width + n) + 1] = bfloat16(0.0f);
 }
 
-// Used by targets that multiply whole layers in bfloat16.
+// Only targets that multiply whole layers in bfloat16 use this.
 template <>
 [[maybe_unused]] void transpose<bfloat16>(const void* const* from, int64_t rows, int64_t begin,
                                           int64_t end, void* transposed) {
@@ -202,7 +203,7 @@ template <>
   bfloat16* const to = static_cast<bfloat16*>(transposed);
   const auto row = [&](int64_t r) { return static_cast<const bfloat16*>(from[r]); };
   int64_t r = 0;
-  if (rows % 2 == 0) {  // so that the pairs of every row of `to` are aligned to each other
+  if (rows % 2 == 0) {  // then each row of `to` consists of whole pairs
     bfloat16 pairs[L][2 * 64];
     for (; r + 2 * L <= rows; r += 2 * L)
       for (int64_t m = begin; m < end; m += 64) {

@@ -1,19 +1,19 @@
-// float32 as three products of bfloat16, on tiles: included once for each target that has tiles,
-// after its `Tiles`.
+// The product of float32 as three products of bfloat16, on AMX tiles. Included once for each target
+// that has tiles, after the definition of its `Tiles`.
 //
-// A float32 is nearly the sum of two bfloat16, its planes: 8 bits of the significand each. Of the
-// four products of two such sums the three largest are added up, smallest first, which leaves out
-// 2^-15 of a product at most. A tile adds 32 terms before it touches the sum, so that sums of K
-// terms are rounded K / 32 times.
+// A float32 is split into two bfloat16, its planes, whose sum is nearly the number: each plane has
+// 8 bits of the significand. The product of two such sums has four terms. The three largest are
+// added, the smallest of them first. What is left out is at most 2^-15 of the product. A tile
+// instruction adds 32 terms before it rounds, so a sum of K terms is rounded K / 32 times.
 //
-// A row is [K / 32][plane][16 pairs of terms], a panel [K / 32][plane][2 tiles of 16 columns][16
-// pairs][16 columns]; terms k and k + 16 of a block are a pair, which takes no shuffle to put
-// together. K is filled up with zeros. Of 32 rows and columns 12 products of tiles load 10 tiles.
-// The products bound it, which processors slow down to save power; with few rows, or a panel beyond
-// the L2 cache, loading does.
+// A row is [K / 32][plane][16 pairs of terms]. A panel is [K / 32][plane][2 tiles of 16 columns][16
+// pairs][16 columns]. Terms k and k + 16 of a block form a pair, which takes no shuffle to put
+// together. K is padded with zeros. For 32 rows and 32 columns 12 tile products load 10 tiles, so
+// the tile products bound it. With few rows, or a panel that is not in the L2 cache, loading bounds
+// it.
 //
-// A sum that is not finite is computed again in float32, since the planes of an infinity, or of a
-// sum that overflows, make a NaN of what is none.
+// A sum that is not finite is computed again in float32. The planes of an infinity, or a sum that
+// overflows on the way, could otherwise give a NaN where float32 gives an infinity or a number.
 #pragma once
 #include "cpu/products/amx_tiles.h"
 
@@ -23,7 +23,7 @@ constexpr int64_t kBlock = 32, kTile = 16 * 32;  // terms and elements of a tile
 constexpr int64_t kPanelPlane = 2 * kTile;
 
 FASTLSTM_INLINE bool all_finite(const float* sums, int64_t vectors) {
-  // 0 times what is not finite is a NaN; chains that do not wait for each other
+  // 0 * x is NaN if x is not finite. Four independent chains hide the latency.
   Vec<float> zeros[4];
   for (auto& zero : zeros) zero = Vec<float>(0.0f);
   for (int64_t i = 0; i < vectors; ++i)
@@ -36,8 +36,8 @@ struct SplitFloat32 {
   static constexpr int kPlanes = 2;
   static constexpr int64_t kBytesOfTerm = 2 * kPlanes;
 
-  // The upper halves of 16 float32 are their bfloat16. The planes of each number are the upper
-  // halves of planes[0] and planes[1]. Ties round away.
+  // Splits 16 float32 into their planes. The upper half of each lane of planes[0] and planes[1] is
+  // a bfloat16; the lower halves are zero. Ties round away from zero.
   FASTLSTM_INLINE static void split(__m512i bits, __m512i (&planes)[kPlanes]) {
     const __m512i half = _mm512_set1_epi32(0x8000), upper = _mm512_set1_epi32(0xffff0000);
     const auto rounded = [&](__m512i x) __attribute__((always_inline)) {
@@ -48,8 +48,8 @@ struct SplitFloat32 {
     };
     planes[0] = rounded(bits);
     planes[1] = rounded(minus(bits, planes[0]));
-    // Numbers that would round to infinity are cut off; those not finite are in the first plane
-    // alone.
+    // A number that would round to infinity is truncated instead. An infinity or a NaN is in the
+    // first plane only.
     const __m512i magnitude = _mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff));
     const __mmask16 large = _mm512_cmpge_epu32_mask(magnitude, _mm512_set1_epi32(0x7f7f8000));
     if (__builtin_expect(large == 0, 1)) return;
@@ -57,10 +57,10 @@ struct SplitFloat32 {
     const __mmask16 finite = _mm512_cmplt_epu32_mask(magnitude, infinity);
     const __mmask16 is_nan = _mm512_cmpgt_epu32_mask(magnitude, infinity);
     __m512i cut = _mm512_and_si512(bits, upper);
-    cut = _mm512_mask_or_epi32(cut, is_nan, cut, _mm512_set1_epi32(0x400000));  // a NaN keeps a bit
+    cut = _mm512_mask_or_epi32(cut, is_nan, cut, _mm512_set1_epi32(0x400000));  // stays a NaN
     planes[0] = _mm512_mask_mov_epi32(planes[0], large, cut);
     const __m512i left = minus(bits, planes[0]);
-    // Rounded, both could add up to infinity.
+    // The second plane is truncated too: if it were rounded, the sum of both could be infinite.
     const __m512i second = _mm512_mask_and_epi32(rounded(left), large, left, upper);
     planes[1] = _mm512_maskz_mov_epi32(finite, second);
   }
@@ -74,8 +74,8 @@ struct SplitFloat32 {
       to[p].v = _mm512_castsi512_ps(
           _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(of_first[p], 16), of_second[p]));
   }
-  // An odd number of blocks from a row to the next, so that rows do not compete for the same lines
-  // of the L1 cache.
+  // The stride of rows is an odd number of blocks, so that rows do not compete for the same sets of
+  // the L1 cache.
   static int64_t encoded_bytes(int64_t K) {
     return ((K + kBlock - 1) / kBlock | 1) * kBlock * kBytesOfTerm;
   }
@@ -93,8 +93,8 @@ struct SplitFloat32 {
     }
   }
 
-  // 16 columns of a block, from rows [K][N] or from columns [N][K], `count` of them and `terms`
-  // terms.
+  // Pack 16 columns of a block of terms. `count` columns and `terms` terms exist, the rest is zero.
+  // pack_rows takes a matrix by its rows [K][N], pack_columns by its columns [N][K].
   FASTLSTM_INLINE static void pack_rows(const void* const* rows, int64_t column, int64_t count,
                                         int64_t terms, float* to) {
     for (int64_t k = 0; k < kTileRows; ++k, to += kTileRows) {
@@ -134,13 +134,13 @@ struct SplitFloat32 {
       }
   }
 
-  // The number whose planes lie at `planes`, `plane` elements apart.
+  // The number whose planes lie at `planes`, with a distance of `plane` elements.
   FASTLSTM_INLINE static float joined(const uint16_t* planes, int64_t plane) {
     const auto of = [&](int p) { return bits_as<float>(uint32_t(planes[p * plane]) << 16); };
     return of(1) + of(0);
   }
 
-  // A row of sums in float32, as other products have them, where they are not finite.
+  // The sums of one row, multiplied in float32.
   static void multiply_in_float32(const void* row, const void* panel, int64_t K, float* sums) {
     const auto *a = static_cast<const uint16_t*>(row), *b = static_cast<const uint16_t*>(panel);
     for (int64_t n = 0; n < kPairWidth; ++n) sums[n] = 0;
@@ -155,7 +155,7 @@ struct SplitFloat32 {
     }
   }
 
-  // Computes the sums that are not finite again in float32.
+  // Computes the sums again of rows and panels that have a sum which is not finite.
   static void mend(const TileRows<kPlanes>& a, const PanelProduct& p, float* sums, int64_t width) {
     for (int64_t i = 0; i < p.rows * p.panels; ++i) {
       const int64_t r = i / p.panels, panel = i % p.panels;
@@ -181,7 +181,7 @@ struct SplitFloat32 {
         });
   }
 
-  // Columns [begin, end) of rows of float32 as rows to multiply.
+  // Makes encoded rows of the columns [begin, end) of a matrix of float32.
   static void transpose(const void* const* from, int64_t rows, int64_t begin, int64_t end,
                         void* transposed) {
     const int64_t bytes_of_row = encoded_bytes(rows);
@@ -189,7 +189,7 @@ struct SplitFloat32 {
       const int64_t count = end - column < kTileRows ? end - column : kTileRows;
       char* const to = static_cast<char*>(transposed) + (column - begin) * bytes_of_row;
       for (int64_t k = 0; k < rows; k += kBlock) {
-        // The elements that a panel of these columns would hold.
+        // Packed as in a panel of these columns, then transposed.
         alignas(64) float pairs[kPlanes * kPanelPlane / 2];
         pack_rows(from + k, column, count, rows - k < kBlock ? rows - k : kBlock, pairs);
         for (int p = 0; p < kPlanes; ++p) {
@@ -213,7 +213,7 @@ struct SplitFloat32 {
     product.rows = 4 * kTileRows;
     product.panel_rows = product.panel_rows_encoded = 3 * kTileRows;
     product.cache_share = 0.8;  // encoded rows and sums take more
-    product.bytes_ahead = 0;    // the input is multiplied beside h
+    product.bytes_ahead = 0;    // the input is multiplied together with h
     product.panels = product.panels_of_one_row = 2;
     product.piece = 2048;
     product.pack = pack, product.multiply = multiply;

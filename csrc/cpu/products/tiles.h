@@ -1,12 +1,13 @@
-// Products by register tiles: included once for each target.
+// The micro-kernels for float and bfloat16: products by register tiles. Included once for each
+// target.
 //
-// A tile is R rows x V vectors of columns. Its sums stay in registers; each step over k loads V
-// vectors of the packed panel and broadcasts R scalars, so a tile of 6 x 4 needs 10 loads for 24
-// multiply-adds, and arithmetic bounds it. The order of the sum over k does not
-// depend on R and V, so a result depends neither on the shape of the tile nor on the rows beside
-// it. Few rows take two panels at a time, because the multipliers need many independent sums.
+// A register tile has R rows x V vectors of columns. Its accumulators stay in registers. Each step
+// over k loads V vectors of the panel and broadcasts R scalars. A tile of 6 x 4 needs 10 loads for
+// 24 multiply-adds, so arithmetic bounds it. The order of the sum over k does not depend on R and
+// V. So a result depends neither on the shape of the tile nor on the other rows of the tile. A tile
+// of few rows takes two panels at a time, because the multipliers need many independent sums.
 //
-// Only plain loops and always-inline functions here, as in kernels_table.h.
+// This file contains only plain loops and always-inline functions; kernels_table.h says why.
 #pragma once
 #include "cpu/products/product.h"
 #include "cpu/vec.h"
@@ -16,9 +17,9 @@
 
 namespace fastlstm::FASTLSTM_ISA {
 
-// How many neighboring k lie in one lane of a panel (`at_once`): they are broadcast from a row
-// together and multiplied by one instruction. One here; targets with dot products of pairs have
-// two.
+// How the terms of a sum over k are multiplied. `at_once` is the number of neighboring k in one
+// lane of a panel. One instruction multiplies them, after a broadcast of as many elements of a row.
+// It is 1 here, and 2 for bfloat16.
 template <typename T>
 struct Terms {
   static constexpr int at_once = 1;
@@ -30,7 +31,7 @@ struct Terms {
   FASTLSTM_INLINE static Vec<T> multiply_add(const Vec<T>& a, const Vec<T>& b, const Vec<T>& sum) {
     return fused(a, b, sum);
   }
-  // The first n elements of `from`; the others are zero.
+  // Loads the first n elements of `from`. The other lanes are zero.
   FASTLSTM_INLINE static Vec<T> load_first(const T* from, int64_t n) {
     Vec<T> x;
     load(from, x, n);
@@ -38,16 +39,16 @@ struct Terms {
   }
 };
 
-// A vector of a panel or of a row.
+// Loads a vector of a panel or of a row.
 template <typename A, typename T>
 FASTLSTM_INLINE Vec<A> load_lanes(const T* from) {
   return Vec<A>(read<typename Vec<A>::Native>(from));
 }
 
-// Pairs of bfloat16 by multiply-adds of float32. A target with dot products of pairs overloads
-// the next two functions before.
+// The next two functions multiply pairs of bfloat16 with instructions for float32. A target with an
+// instruction for dot products of pairs declares overloads before it includes this file.
 
-// sum + the products of the first elements of the pairs + those of the second.
+// Returns sum + the products of the first elements of the pairs + the products of the second ones.
 template <typename A>
 FASTLSTM_INLINE Vec<A> add_pairs(const Vec<A>& a, const Vec<A>& b, const Vec<A>& sum) {
   using Bits = typename Registers<A>::Bits;
@@ -57,7 +58,7 @@ FASTLSTM_INLINE Vec<A> add_pairs(const Vec<A>& a, const Vec<A>& b, const Vec<A>&
   return fused(second(a), second(b), fused(first(a), first(b), sum));
 }
 
-// The first n of the elements of a vector of pairs; the others are zero.
+// Loads the first n elements of a vector of pairs. The others are zero.
 template <typename T>
 FASTLSTM_INLINE Vec<float> load_pairs(const T* from, int64_t n) {
   T pairs[2 * Vec<float>::lanes] = {};
@@ -83,13 +84,13 @@ struct Terms<bfloat16> {
   }
 };
 
-// The rows or vectors of a tile as a template argument, from a number at run time.
+// A compile-time integer that is passed as an argument: the rows or the vectors of a tile.
 template <int N>
 struct Int {
   static constexpr int value = N;
 };
 
-// body(Int<count>) for least <= count <= most.
+// Calls body(Int<count>()) for a `count` that is known at run time, least <= count <= most.
 template <int most, int least = 1, typename Body>
 FASTLSTM_INLINE void with_count(int64_t count, const Body& body) {
   if (count == most)
@@ -98,7 +99,8 @@ FASTLSTM_INLINE void with_count(int64_t count, const Body& body) {
     with_count<most - 1, least>(count, body);
 }
 
-// body(Int<R>, first row) for tiles of at most `most` rows, as even as they can be.
+// Divides rows into tiles of nearly equal height, at most `most`, and calls body(Int<R>(), first
+// row) for each.
 template <int most, typename Body>
 FASTLSTM_INLINE void for_row_tiles(int64_t rows, const Body& body) {
   const int64_t tiles = (rows + most - 1) / most;
@@ -109,13 +111,13 @@ FASTLSTM_INLINE void for_row_tiles(int64_t rows, const Body& body) {
   }
 }
 
-// Blocks of this many terms are summed from zero, then added to the sum: the rounding error of a
-// sum of K terms grows with kTerms + K / kTerms instead of K.
+// Each block of so many terms is summed from zero and then added to the total. The rounding error
+// of a sum of K terms then grows with kTerms + K / kTerms instead of K.
 constexpr int64_t kTerms = 256;
-// How far ahead a panel is prefetched where it may come from beyond the L2 cache, page after page.
+// The distance in bytes at which a panel is prefetched. It may come from beyond the L2 cache.
 constexpr int64_t kBytesAhead = 2048;
 
-// The memory that a tile fetches meanwhile, now and then.
+// What a tile prefetches for the next product while it computes: nothing, or a Prefetch.
 struct NoFetch {
   static constexpr bool fetches = false;
 };
@@ -125,14 +127,15 @@ struct FetchAhead {
   FASTLSTM_INLINE void operator()() const { prefetch->fetch(); }
 };
 
-// Reads V / W panels of W vectors each, `stride` elements apart.
+// A register tile of R rows x V vectors. It reads V / W panels of W vectors each, which lie
+// `stride` elements apart.
 template <int R, int V, int W, typename A>
 struct Tile {
   static constexpr int L = Vec<A>::lanes;
   int64_t stride;
   Vec<A> sum[R][V];
 
-  // sum = the products of K terms.
+  // Sets `sum` to the products of K terms. `a`: R rows from their first term on.
   template <typename T, typename Fetch>
   FASTLSTM_INLINE void multiply(const T* const* a, int64_t K, const T* panel, const Fetch& fetch) {
     clear();
@@ -176,7 +179,8 @@ struct Tile {
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) {
       const T* const at = panel + v / W * stride + v % W * L * Terms<T>::at_once;
-      // A hardware prefetcher is faster where one row reads a panel once, in order (Intel Xeon).
+      // If one row reads the panel once and in order, the hardware prefetcher is faster (Intel
+      // Xeon).
       if constexpr (R > 1) __builtin_prefetch(reinterpret_cast<const char*>(at) + kBytesAhead);
       b[v] = keep_in_register(load_lanes<A>(at));
     }
@@ -189,7 +193,7 @@ struct Tile {
   }
 };
 
-// Writes vector v of a row of sums to its place in C; only the last vector may be cut off.
+// Writes vector v of a row of sums to its place in C. Only the last vector may be incomplete.
 template <typename A, typename C>
 FASTLSTM_INLINE void put_sums(const PanelProduct& p, const Vec<A>& sums, C* row, int64_t v) {
   const int64_t column = p.shape.first_column + v * Vec<A>::lanes;
@@ -203,7 +207,7 @@ FASTLSTM_INLINE void put_sums(const PanelProduct& p, const Vec<A>& sums, C* row,
   store(before + sums, row + column, n);
 }
 
-// Multiplies rows [first, first + R) with V / W panels of W vectors.
+// Multiplies the rows [first, first + R) by V / W panels of W vectors.
 template <typename T, typename A, typename C, typename Fetch, int R, int V, int W>
 static void multiply_tile(const PanelProduct& p, const Fetch& fetch, Int<R>, Int<V>, Int<W>,
                           int64_t first, int64_t panel) {
@@ -226,8 +230,9 @@ static void multiply_tile(const PanelProduct& p, const Fetch& fetch, Int<R>, Int
     for (int v = 0; v < V; ++v) put_sums<A, C>(p, tile.sum[r][v], c[r], panel * W + v);
 }
 
-// Calls tile(Int<r>, Int<v>, Int<W>, first row, panel) for tiles of at most R rows and one panel of
-// W <= V vectors, narrowest <= W, or for tiles of few rows and two panels.
+// Calls tile(Int<r>(), Int<v>(), Int<W>(), first row, first panel) for the tiles of a product. W is
+// the width of its panels in vectors, narrowest <= W <= V. A tile has at most R rows and one panel
+// (v = W), or few rows and two panels (v = 2 W).
 template <int R, int V, int narrowest = 1, typename Body>
 FASTLSTM_INLINE void for_tiles(const PanelProduct& p, const Body& tile) {
   constexpr int kSumsOfFewRows = 8;
@@ -247,7 +252,7 @@ FASTLSTM_INLINE void multiply_tiles(const PanelProduct& p, const Fetch& fetch) {
   for_tiles<R, V, narrowest>(p, [&](auto... tile) { multiply_tile<T, A, C>(p, fetch, tile...); });
 }
 
-// Narrow panels of double, rare, do not pay for code that fetches.
+// Narrow panels of double are rare, so no code that prefetches is compiled for them.
 template <int R, int V, typename T, typename A, bool trains>
 static void multiply(const PanelProduct& p) {
   if constexpr (trains) {

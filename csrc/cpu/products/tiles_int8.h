@@ -1,9 +1,9 @@
-// Products of int8 by register tiles: included once for each target.
+// The micro-kernels for int8: products by register tiles. Included once for each target.
 //
-// A row of a layer is encoded for them: one scale, then its elements as whole multiples of it, from
-// -127 to 127. A panel is [scale of each column][sum of each column][K / 4][columns][4]. The sums
-// are exact in int32, so a result depends neither on the tile nor on the thread. With few rows
-// loading the panel bounds it, with many the dot products.
+// A row of a layer is quantized for the product: one scale, then its elements as multiples of the
+// scale from -127 to 127. A panel is [scale of each column][sum of each column][K / 4][columns][4].
+// The sums are exact in int32, so a result depends neither on the tile nor on the thread. With few
+// rows loading the panel bounds the product, with many rows the dot products do.
 #pragma once
 #include "cpu/products/tiles.h"
 
@@ -11,7 +11,7 @@ namespace fastlstm::FASTLSTM_ISA {
 
 constexpr int64_t kFours = 4, kHeaderOfColumn = sizeof(float) + sizeof(int32_t);
 
-// An AMX tile takes 64 terms, and fewer cost as much.
+// K is padded to a multiple of the 64 terms of an AMX tile, where fewer terms cost as much.
 constexpr int64_t kInt8Padding = 64;
 FASTLSTM_INLINE int64_t padded(int64_t K) {
   return (K + kInt8Padding - 1) / kInt8Padding * kInt8Padding;
@@ -19,7 +19,7 @@ FASTLSTM_INLINE int64_t padded(int64_t K) {
 
 static int64_t encoded_bytes_int8(int64_t K) { return kInt8RowHeader + padded(K); }
 
-// The largest lane. Halves are compared, so the chain is short.
+// The largest lane. It compares halves of the vector, so the chain of comparisons is short.
 FASTLSTM_INLINE int32_t largest(const Fours& x) {
   constexpr int L = Vec<float>::lanes;
   int32_t of[L];
@@ -31,8 +31,8 @@ FASTLSTM_INLINE int32_t largest(const Fours& x) {
   return of[0];
 }
 
-// A row with infinities: beside them all else counts as 0. Their number is large enough to shut or
-// open every gate that it reaches, and its products are finite.
+// Encodes a row that has infinities. They become multiples of 2^100, and all other elements 0. Such
+// a number is large enough to saturate every gate that it reaches, and its products are finite.
 template <int32_t excess>
 static void encode_infinities(const float* row, int64_t K, int8_t* to) {
   const float scale = 0x1p100f, infinity = __builtin_inff();
@@ -48,7 +48,8 @@ static void encode_int8(const void* from, int64_t K, void* encoded) {
   constexpr int64_t L = Vec<float>::lanes;
   const float* const row = static_cast<const float*>(from);
   int8_t* const to = static_cast<int8_t*>(encoded);
-  // Magnitudes have the order of their bits, in which a NaN or an infinity is beyond any number.
+  // Magnitudes compare like their bits, and the bits of an infinity or a NaN are larger than those
+  // of any number.
   constexpr int32_t kMagnitude = 0x7fffffff, kInfinity = 0x7f800000;
   Fours magnitudes = {};
   Vec<float> x;
@@ -60,7 +61,7 @@ static void encode_int8(const void* from, int64_t K, void* encoded) {
   const int32_t largest_bits = largest(magnitudes);
   const float magnitude = bits_as<float>(largest_bits);
   float scale, inverse = 0;
-  constexpr float kSmallest = 0x1p-100f;  // its inverse is finite; anything smaller counts as 0
+  constexpr float kSmallest = 0x1p-100f;  // smaller magnitudes count as 0
   if (largest_bits == kInfinity) return encode_infinities<excess>(row, K, to);
   if (largest_bits > kInfinity)
     scale = magnitude;  // NaN
@@ -69,7 +70,7 @@ static void encode_int8(const void* from, int64_t K, void* encoded) {
   else
     scale = 0;
   std::memcpy(to, &scale, sizeof scale);
-  // Added, it leaves whole numbers in the lowest bits.
+  // After this number is added, the lowest bits of the sum hold the rounded integer.
   const Vec<float> to_whole(0x1.8p23f + excess);
   for (int64_t k = 0; k < K; k += L) {
     load(row + k, x, K - k < L ? K - k : L);
@@ -81,7 +82,7 @@ static void encode_int8(const void* from, int64_t K, void* encoded) {
   std::memset(to + kInt8RowHeader + written, 0, padded(K) - written);
 }
 
-// Writes the sums of vector v of row r to their place in C.
+// Scales the sums of vector v of row r and writes them to their place in C.
 template <int W>
 FASTLSTM_INLINE void put_int8(const PanelProduct& p, Fours sums, int64_t r, int64_t v,
                               int32_t excess) {
@@ -99,7 +100,8 @@ template <typename Dot, int R, int V, int W>
 static void multiply_int8_tile(const PanelProduct& p, Int<R>, Int<V>, Int<W>, int64_t first,
                                int64_t panel) {
   constexpr int L = Vec<float>::lanes;
-  // A dot product waits for the one before it in its chain; the sums are exact in any order.
+  // Several chains of dot products run at the same time, because each instruction waits for the one
+  // before it in its chain. The sums are exact in any order.
   constexpr int chains = R * V <= 4 ? 4 : R * V <= 8 ? 2 : 1;
   Fours sum[chains][R][V] = {};
   const char* a[R];
@@ -107,7 +109,7 @@ static void multiply_int8_tile(const PanelProduct& p, Int<R>, Int<V>, Int<W>, in
   for (int r = 0; r < R; ++r) a[r] = static_cast<const char*>(p.a[first + r]) + kInt8RowHeader;
   const char* b =
       static_cast<const char*>(p.panel) + panel * p.panel_stride + W * L * kHeaderOfColumn;
-  for (int64_t k = 0; k < p.K; k += chains * kFours) {  // the padding is whole chains
+  for (int64_t k = 0; k < p.K; k += chains * kFours) {  // padded K is a multiple of it
 #pragma GCC unroll 4
     for (int chain = 0; chain < chains; ++chain, b += W * L * kFours) {
       Fours terms[V];
@@ -140,7 +142,7 @@ static void multiply_int8(const PanelProduct& p) {
   for_tiles<R, V>(p, [&](auto... tile) { multiply_int8_tile<Dot>(p, tile...); });
 }
 
-// Writes sums that are in a buffer.
+// Scales sums that are in a buffer and writes them to their place in C.
 template <int most, int32_t excess>
 static void put_int8_rows(const PanelProduct& p, const void* sums, int64_t stride) {
   with_count<most>(p.shape.vectors, [&](auto vectors) {
@@ -155,13 +157,13 @@ static void put_int8_rows(const PanelProduct& p, const void* sums, int64_t strid
   });
 }
 
-// Element k of a column of a panel.
+// A reference to element k of a column of a panel.
 FASTLSTM_INLINE int8_t& element_int8(const PanelColumn& of, int64_t k) {
   auto* const terms = reinterpret_cast<int8_t*>(of.panel + kHeaderOfColumn * of.width);
   return terms[(k / kFours * of.width + of.n) * kFours + k % kFours];
 }
 
-// The rows are those of the transposed matrix, as weights are stored.
+// Packs columns of a transposed matrix, which is how weights are stored.
 static void pack_int8(const MatrixRows& matrix, int64_t k_begin, int64_t K, const PanelShape& shape,
                       void* panel) {
   const int64_t width = shape.vectors * Vec<float>::lanes;
@@ -184,7 +186,7 @@ static void unpack_int8(const PanelColumn& of, void* elements, float* scale) {
   *scale = read<float>(of.panel + of.n * sizeof(float));
 }
 
-// Dot: a dot product of four int8 (vec.h has a plain one).
+// Dot: how a target computes the dot product of four int8. vec.h has one in plain C++.
 template <int R, int V, typename Dot>
 static constexpr Product int8_product() {
   Product product{};
@@ -198,7 +200,7 @@ static constexpr Product int8_product() {
   product.encode = encode_int8<Dot::excess>, product.encoded_bytes = encoded_bytes_int8;
   product.panels = product.panels_of_one_row = 4 / V;
   product.instructions = FASTLSTM_STRING(FASTLSTM_ISA);
-  product.piece = int64_t(1) << 62;  // the scales are of a whole row
+  product.piece = int64_t(1) << 62;  // never cut: a scale belongs to a whole row
   return product;
 }
 

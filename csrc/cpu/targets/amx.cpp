@@ -1,4 +1,4 @@
-// bfloat16, int8, and float32 by products of bfloat16, on AMX's tiles.
+// Products of bfloat16 and int8, and of float32 as three products of bfloat16, on AMX tiles.
 #if defined(__x86_64__)
 #include "cpu/targets/begin.h"
 FASTLSTM_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,amx-tile,amx-bf16,amx-int8")
@@ -8,7 +8,7 @@ FASTLSTM_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,amx-tile,amx-bf16,a
 
 namespace fastlstm::amx {
 
-// Eight registers of 16 rows of 64 bytes each.
+// The eight tile registers. Each has 16 rows of 64 bytes.
 struct Tiles {
   template <int t>
   FASTLSTM_INLINE static void load(const void* from, int64_t stride) {
@@ -22,7 +22,8 @@ struct Tiles {
   FASTLSTM_INLINE static void zero() {
     asm volatile("tilezero %%tmm%c0" ::"i"(t));
   }
-  // sum += a b, of pairs of bfloat16, or of fours of int8, unsigned in a.
+  // Adds the product of tiles a and b to tile `sum`, for pairs of bfloat16, or for fours of int8,
+  // which are unsigned in a.
   template <typename T, int sum, int a, int b>
   FASTLSTM_INLINE static void multiply_add() {
     if constexpr (sizeof(T) == 2)
@@ -30,7 +31,7 @@ struct Tiles {
     else
       asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(sum), "i"(a), "i"(b));
   }
-  // How many rows each has.
+  // Sets the number of rows of each tile.
   static void configure(const int64_t (&rows)[8]) {
     struct alignas(64) {
       uint8_t palette = 1, start = 0, reserved[14] = {};
@@ -49,7 +50,7 @@ struct Tiles {
   }
 
  private:
-  static thread_local uint8_t configured[8];  // the first is 0 if the tiles are released
+  static thread_local uint8_t configured[8];  // rows of each tile; all 0 if tiles are released
 };
 thread_local uint8_t Tiles::configured[8] = {};
 

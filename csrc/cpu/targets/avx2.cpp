@@ -2,7 +2,7 @@
 #include "cpu/targets/begin.h"
 FASTLSTM_TARGET("avx2,fma")
 #define FASTLSTM_ISA avx2
-#define FASTLSTM_FMA  // which a pragma does not tell the preprocessor
+#define FASTLSTM_FMA  // the pragma above does not define __FMA__
 #define FASTLSTM_VECTOR_BYTES 32
 #include "cpu/targets/avx2.h"
 #include "cpu/targets/kernels_table.h"

@@ -10,7 +10,7 @@ namespace fastlstm::FASTLSTM_ISA {
 struct Target {
   // 6 x 2 sums, 2 vectors of the panel and a broadcast: 15 of the 16 registers.
   static constexpr int tile_rows = 6, tile_vectors = 2;
-  static constexpr int int8_tile_rows = 4;  // a row takes two registers
+  static constexpr int int8_tile_rows = 4;  // each row of int8 takes two registers
   static constexpr bool rows_of_16_bits = false;
 };
 
@@ -30,8 +30,9 @@ FASTLSTM_INLINE void store_lowest_bytes(const Fours& x, void* to) {
   std::memcpy(to, &bytes, 8);
 }
 
-// The instruction wants unsigned numbers on one side. It gets the row's magnitudes, and the row's
-// signs move to the weights. The sum of two products of numbers up to 127 fits into 16 bits.
+// The instruction multiplies unsigned by signed numbers. So it gets the magnitudes of the row, and
+// the signs of the row are moved to the weights. The sum of two products of numbers up to 127 fits
+// into 16 bits.
 struct DotProduct {
   static constexpr int32_t excess = 0;
   struct Row {

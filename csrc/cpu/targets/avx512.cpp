@@ -2,7 +2,7 @@
 #include "cpu/targets/begin.h"
 FASTLSTM_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 #define FASTLSTM_ISA avx512
-#define FASTLSTM_FMA  // which a pragma does not tell the preprocessor
+#define FASTLSTM_FMA  // the pragma above does not define __FMA__
 #define FASTLSTM_VECTOR_BYTES 64
 #include "cpu/targets/avx512.h"
 #include "cpu/targets/kernels_table.h"

@@ -1,4 +1,4 @@
-// AVX-512: 32 registers of 64 bytes, masks for ragged edges.
+// AVX-512: 32 registers of 64 bytes, and masks for incomplete vectors.
 #pragma once
 #include <immintrin.h>
 
@@ -16,8 +16,9 @@ struct Target {
 
 FASTLSTM_INLINE uint32_t first_lanes(int64_t n) { return (1u << n) - 1; }
 
-// power_of_two: one instruction in place of a shift and an addition. clamp: if one of the two is a
-// NaN, min and max return the second.
+// Overloads of functions of vec.h. power_of_two is one instruction instead of a shift and an
+// addition. In clamp a NaN stays a NaN, because min and max return their second operand if one of
+// the two is a NaN.
 #define FASTLSTM_OVERLOADS(A, ps, Mask)                                               \
   FASTLSTM_INLINE void load(const A* from, Vec<A>& x, int64_t n) {                    \
     if (n == Vec<A>::lanes) return load(from, x);                                     \
@@ -46,7 +47,7 @@ FASTLSTM_INLINE void store_lowest_bytes(const Fours& x, void* to) {
   std::memcpy(to, &bytes, sizeof bytes);
 }
 
-// The dot product of avx2.h, the sign as a mask.
+// The dot product of avx2.h, with the signs as a mask.
 struct DotProduct {
   static constexpr int32_t excess = 0;
   struct Row {

@@ -1,5 +1,5 @@
-// The instruction set that the compiler uses without flags, all in vec.h: on x86-64,
-// vectors of 16 bytes.
+// The kernels for the instruction set that the compiler uses by default: on x86-64 vectors of 16
+// bytes. vec.h has all that they need.
 #if !defined(__aarch64__)
 #define FASTLSTM_ISA baseline
 #define FASTLSTM_VECTOR_BYTES 16

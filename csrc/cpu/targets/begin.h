@@ -1,5 +1,5 @@
-// FASTLSTM_TARGET("avx2,fma"): functions may use these instructions, until FASTLSTM_TARGET_END. On
-// arm64 they are added to those that the compiler uses anyway.
+// Functions between FASTLSTM_TARGET("avx2,fma") and FASTLSTM_TARGET_END may use the named
+// instruction sets. On arm64 these are added to the instruction sets of the compiler's default.
 #pragma once
 
 #define FASTLSTM_PRAGMA(...) _Pragma(#__VA_ARGS__)

@@ -1,8 +1,9 @@
-// The kernel table of one target: included once by its source file, which sets the instruction set
-// and FASTLSTM_ISA before any include, and includes its header first.
+// The kernel table of one target. The target's source file includes it once, after it has set the
+// instruction set and FASTLSTM_ISA and has included the target's header.
 //
-// Only plain loops and always-inline functions here: an inline function of the standard library,
-// compiled for AVX-512 in one file, could be the copy that the linker keeps for all of them.
+// Files that are compiled for a target contain only plain loops and always-inline functions. An
+// inline function of the standard library would be compiled with AVX-512 in one object file, and
+// the linker might keep that copy for the whole library.
 #pragma once
 #include "cpu/cell/cell_kernels.h"
 #include "cpu/products/tile_product.h"

@@ -8,14 +8,14 @@
 namespace fastlstm::FASTLSTM_ISA {
 
 struct Target {
-  // 5 x 4 sums, 4 vectors of the panel and 5 numbers of the rows, which GCC loads ahead: 29 of the
-  // 32 registers. With 6 x 4 sums GCC keeps two of them on the stack.
+  // 5 x 4 sums, 4 vectors of the panel and 5 elements of rows, which GCC loads in advance: 29 of
+  // the 32 registers. With 6 x 4 sums GCC would keep two of them on the stack.
   static constexpr int tile_rows = 5, tile_vectors = 4;
   static constexpr int int8_tile_rows = 4;
   static constexpr bool rows_of_16_bits = true;
 };
 
-// clamp: if one of the two is a NaN, min and max return it.
+// Overloads of functions of vec.h. In clamp a NaN stays a NaN, because min and max return it.
 #define FASTLSTM_OVERLOADS(A, f32)                                                    \
   FASTLSTM_INLINE Vec<A> fused(const Vec<A>& x, const Vec<A>& y, const Vec<A>& sum) { \
     return Vec<A>(vfmaq_##f32(sum.v, x.v, y.v));                                      \

@@ -1,4 +1,5 @@
-// The choice of our kernels for this processor. No torch, so that they can be tested without it.
+// Chooses the kernels for this processor. This file does not know torch, so the kernels can be
+// tested without it.
 #include <cstring>
 
 #include "cpu/targets/kernels.h"
@@ -73,7 +74,7 @@ static bool has(const char* feature) {
 static bool has_dot_product() { return has("hw.optional.arm.FEAT_DotProd"); }
 static bool has_bfloat16() { return has("hw.optional.arm.FEAT_BF16"); }
 #else
-// Linux's HWCAP_ASIMDDP and HWCAP2_BF16, which older headers do not name.
+// Bits 20 and 14 are Linux's HWCAP_ASIMDDP and HWCAP2_BF16, which older headers do not define.
 static bool has_dot_product() { return getauxval(AT_HWCAP) >> 20 & 1; }
 static bool has_bfloat16() { return getauxval(AT_HWCAP2) >> 14 & 1; }
 #endif

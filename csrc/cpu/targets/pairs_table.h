@@ -1,4 +1,5 @@
-// The kernels of a target that multiplies pairs of bfloat16: included once by its source file.
+// The kernels of a target with an instruction for dot products of pairs of bfloat16. The target's
+// source file includes it once.
 #pragma once
 #include "cpu/cell/cell_kernels.h"
 #include "cpu/products/tile_product.h"

@@ -1,4 +1,4 @@
-// The products of a target that has tiles: included once by its source file, at its end.
+// The products of a target that has tiles. The target's source file includes it once, at its end.
 #pragma once
 #include "cpu/products/split_float32.h"
 #include "cpu/targets/kernels.h"
