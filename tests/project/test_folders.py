@@ -6,6 +6,7 @@ from pathlib import Path
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 FILES = [file for suffix in ("h", "cpp", "cu") for file in sorted(CSRC.rglob(f"*.{suffix}"))]
+PACKAGES = "fastlstm", "captioning", "benchmarks", "examples"
 PARENTS = {folder.parent for folder in {file.parent for file in FILES} if folder != CSRC}
 
 
@@ -56,3 +57,23 @@ def test_only_the_python_module_includes_python() -> None:
     while more := {f for f in FILES if needing & {*included(f).values()}} - needing:
         needing |= more
     assert {file.name for file in needing if file.suffix != ".h"} == {"module.cpp"}
+
+
+def test_the_map_of_the_tests_is_complete() -> None:
+    """tests/README.md lists each file of tests, and the tests of each source file."""
+    root, tests = CSRC.parent, CSRC.parent / "tests"
+    text = (tests / "README.md").read_text()
+    listed, from_source = text.split("## From source to tests")
+    names = set(re.findall(r"`(?:\w+/)?(\w+\.py)`", listed))
+    there = {file.name for file in tests.rglob("*.py")} - {"distributed.py"}
+    assert names == there
+    rows = re.findall(r"^\| (`.+?) \| (`.+) \|$", from_source, re.M)
+    of = re.compile(r"`([\w/.]+)`")
+    missing = [t for _, row in rows for t in of.findall(row) if not (tests / t).exists()]
+    assert not missing
+    covered = [path for sources, _ in rows for path in of.findall(sources)]
+    assert not [path for path in covered if not (root / path).exists()]
+    sources = [*FILES, *(file for name in PACKAGES for file in (root / name).rglob("*.py"))]
+    paths = [file.relative_to(root).as_posix() for file in sources]
+    uncovered = [p for p in paths if not any(p == c or p.startswith(f"{c}/") for c in covered)]
+    assert not uncovered
