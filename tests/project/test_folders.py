@@ -69,7 +69,7 @@ def test_the_map_of_the_tests_is_complete() -> None:
     assert names == there
     rows = re.findall(r"^\| (`.+?) \| (`.+) \|$", from_source, re.M)
     of = re.compile(r"`([\w/.]+)`")
-    missing = [t for _, row in rows for t in of.findall(row) if not (tests / t).exists()]
+    missing = [t for _, row in rows for t in of.findall(row) if not (root / t).exists()]
     assert not missing
     covered = [path for sources, _ in rows for path in of.findall(sources)]
     assert not [path for path in covered if not (root / path).exists()]
