@@ -112,7 +112,7 @@ ptx:  ## run the PTX that nvcc makes of the CUDA kernels on the CPU; no GPU is n
 	  else echo "skipped: no nvcc on PATH"; fi
 # Tests whose calls reach the kernels of every instruction set, with errors and random strides;
 # compilers are not the point. Checks by calls, not inline, compile faster.
-SANITIZED := op cpu/test_cpu_engine.py module/test_packed.py module/test_precision.py
+SANITIZED := op cpu/test_cpu_engine.py module/test_prepacked.py module/test_precision.py
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=undefined \
               --param asan-instrumentation-with-call-threshold=0
 sanitize: $(BUILT)  ## the extension and the emulated CUDA kernels under ASan and UBSan

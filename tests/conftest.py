@@ -1,4 +1,7 @@
-"""What every test run shares: threads, gpu and slow markers, a report that hides nothing."""
+"""Settings and fixtures of every test run: threads, TF32, the markers `gpu` and `slow`.
+
+The report of a run says which extension was tested, and how many slow tests were left out.
+"""
 
 from __future__ import annotations
 
@@ -12,32 +15,34 @@ from fastlstm import _build, _measured
 
 SLOW_LEFT_OUT = pytest.StashKey[int]()
 
-# Two threads on every machine, so that parallel code runs in parallel and results do not depend on
-# the number of cores. OMP_NUM_THREADS wins.
+# Two threads on every machine: parallel code then runs in parallel, and results do not depend on
+# the number of cores. OMP_NUM_THREADS overrides it.
 if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(2)
 
-# torch.testing._internal calls it on import, as opcheck and tests/peer do: which tests ran before
-# would decide whether a test may set the flags of torch.backends.
+# torch.testing._internal (opcheck, test_torch_samples.py) calls this function on import, and from
+# then on no test may set the flags of torch.backends. Without the call, tests run in any order.
 torch.backends.disable_global_flags = lambda: None
 
-# On a GPU float32 means TF32 to an LSTM unless this is off. Tests of TF32 turn it on.
+# By default cuDNN multiplies float32 in TF32. The tests of TF32 turn it on again.
 torch.backends.cudnn.allow_tf32 = False
 
 
-# What fastlstm.tune measured on this machine decides no test, and no test leaves it anything.
+# Tests neither read nor write the file in which fastlstm.tune stores what it measured.
 os.environ["FASTLSTM_TUNE"] = "off"
 
 
 @pytest.fixture(autouse=True)
 def _nothing_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test begins without measurements of fastlstm.tune."""
     monkeypatch.setattr(_measured, "tuned", {})
 
 
 @pytest.fixture
 def kind(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A dtype, and for "tf32" and "float32" the setting that tells one from the other."""
-    backends = torch.backends.cudnn, torch.backends.cuda.matmul  # of nn.LSTM, of ours
+    """The name of a dtype, or "tf32": float32 with TF32 allowed. Sets the flags of torch for it."""
+    # nn.LSTM obeys the flag of cuDNN, fastlstm that of matmul.
+    backends = torch.backends.cudnn, torch.backends.cuda.matmul
     before = [backend.allow_tf32 for backend in backends]
     for backend in backends:
         backend.allow_tf32 = request.param == "tf32"

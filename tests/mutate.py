@@ -45,15 +45,16 @@ _NATIVE = [
     "tests/op/test_same_bits.py",
     "tests/cpu/test_cpu_engine.py -k not every_instruction and not tiles",
     "tests/op/test_layer.py -k not opcheck and not reference",
-    "tests/module/test_packed.py tests/module/test_errors.py tests/module/test_precision.py "
+    "tests/module/test_prepacked.py tests/module/test_errors.py tests/module/test_precision.py "
     "tests/op/test_numerics.py tests/op/test_batched_grad.py tests/op/test_fuzzed_calls.py",
 ]
 _EMULATED = ["tests/cuda/test_simt.py", "tests/cuda/test_cuda_op.py"]
 _MODULE = [
     "tests/module tests/op/test_same_bits.py tests/op/test_fuzzed_calls.py "
-    "-k not stream and not examples and not inductor and not another_processor",
-    "tests/module tests/peer tests/op/test_layer.py tests/project/test_front_door.py",
+    "-k not inductor and not another_processor",
+    "tests/module tests/op/test_layer.py tests/project/test_commands.py",
 ]
+_PREPACKED = "prepacked", "prepacked_errors", "prepacked_models", "prepacked_saved"
 _SEARCH = "test_search test_probabilities test_neighbors test_ensemble test_decoders test_decoder"
 _SEARCH += " test_loss test_words test_datasets test_checkpoint test_metrics test_self_critical"
 
@@ -112,7 +113,7 @@ PARTS = {
     "prepack": Part(
         _python("packed", "prepacked", "_formats"),
         0.06,
-        [_module_tests("packed", "packed_errors", "packed_models", "packed_saved"), *_MODULE],
+        [_module_tests(*_PREPACKED), *_MODULE],
     ),
     "captioning": Part(
         [

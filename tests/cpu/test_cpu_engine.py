@@ -125,7 +125,7 @@ ON_EVERY_INSTRUCTION_SET = [
         "results", "gradients", "padding_is_never_read",
         "arguments_are_left_as_they_were",
     )),
-    *(f"module/test_packed.py::test_{name}" for name in (
+    *(f"module/test_prepacked.py::test_{name}" for name in (
         "the_bits_of_the_unpacked_path", "the_bits_of_an_unpacked_cell",
         "every_step_against_plain_equations", "rows_of_zeros_and_numbers_out_of_range",
     )),

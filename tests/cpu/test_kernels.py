@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from native import CXX, ROOT, check, make, missing
+from native_programs import CXX, ROOT, check, make, missing
 
 ARM64 = platform.machine() in ("aarch64", "arm64")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import op_call
 import pytest
 import torch
-from native import CXX, ROOT, check, run
+from native_programs import CXX, ROOT, check, run
 from torch.utils import cpp_extension
 
 from fastlstm import _build

@@ -7,7 +7,7 @@ import re
 import shutil
 
 import pytest
-from native import NVCC, ROOT, cases_of, check, make
+from native_programs import NVCC, ROOT, cases_of, check, make
 
 CUDA = ROOT / "csrc/cuda"
 SOURCES = sorted(CUDA.glob("*.cu"))

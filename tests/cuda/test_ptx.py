@@ -7,7 +7,7 @@ No GPU is needed, but nvcc. What is checked on the way is in docs/cuda.md.
 import functools
 
 import pytest
-from native import ROOT, cases_of, check, check_cases, make, missing
+from native_programs import ROOT, cases_of, check, check_cases, make, missing
 
 MISSING = missing("nvcc")
 pytestmark = [

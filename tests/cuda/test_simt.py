@@ -8,7 +8,7 @@ what it makes of them.
 import functools
 
 import pytest
-from native import CXX, ROOT, check_cases, make, missing, run
+from native_programs import CXX, ROOT, check_cases, make, missing, run
 
 SIMT = ROOT / "tests/simt"
 CUDA = ROOT / "csrc/cuda"

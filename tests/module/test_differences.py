@@ -35,7 +35,7 @@ ELSEWHERE = {
         "module/test_regularizers.py"
     ),
     "second derivatives": "op/test_layer.py",
-    "the same seed, dropout included": "module/test_in_use.py",
+    "the same seed, dropout included": "module/test_streams_and_seeds.py",
     "tools that ask `type(m) is nn.LSTM`": "works_with.py",
     "16-bit types on a CPU": "op/test_numerics.py",
     "TF32 on a GPU": "cuda/test_cuda_op.py",

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from packed_layers import (
+from prepacked_layers import (
     LAYERS,
     calls,
     every_layer,

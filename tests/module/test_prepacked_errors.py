@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from packed_layers import Tagger, X, every_weights, in_a_model, packed, same, small
+from prepacked_layers import Tagger, X, every_weights, in_a_model, packed, same, small
 from torch import nn
 from torch.nn.utils import prune
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing as mp
-from packed_layers import SMALLER, Tagger, X, in_a_model, packed, same, small, tagger
+from prepacked_layers import SMALLER, Tagger, X, in_a_model, packed, same, small, tagger
 from torch import Tensor, nn
 
 import fastlstm
@@ -133,7 +133,7 @@ def test_int8_that_cannot_be_right(change: Callable[[Any], Any], message: str) -
 NEW_PROCESS = """
 import sys, torch, fastlstm
 sys.path.insert(0, sys.argv[1])
-from packed_layers import Tagger, X
+from prepacked_layers import Tagger, X
 unpickled = torch.load(f"{sys.argv[2]}/model.pt", weights_only=False)
 model = fastlstm.prepack(Tagger().eval(), unpickled.lstm.weights)
 model.load_state_dict(torch.load(f"{sys.argv[2]}/state.pt"))
