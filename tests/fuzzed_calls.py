@@ -1,10 +1,10 @@
-"""Random calls, each made from a seed: every one gives the right result or a plain error.
+"""Random calls, each drawn from a seed: a call must give the right result or a plain error.
 
     python tests/fuzzed_calls.py 1234        # one call
     python tests/fuzzed_calls.py 0 500       # the calls of 500 seeds
 
-Prints each seed before its call, so that a crash has one. Runs in a process of its own for that
-reason; tests/op/test_fuzzed_calls.py starts it.
+The program prints each seed before its call, so that the last line before a crash names the seed.
+tests/op/test_fuzzed_calls.py runs the program in a process of its own.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 OTHER_DTYPES = (torch.int8, torch.int32, torch.complex64, torch.float8_e5m2)
 ENGINES = ("auto", "tiled", "stepwise", "reference")
 PLAIN_ERRORS = (RuntimeError, TypeError, ValueError)
-NOT_BY_ONEDNN = "could not create a primitive"  # float16 in training, bfloat16 without AVX-512
+# What oneDNN says to a dtype that this processor or training does not support.
+NOT_BY_ONEDNN = "could not create a primitive"
 
 
 class Draw:
-    """Everything that is random about a case."""
+    """The random choices of one case; all of them follow from its seed."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
@@ -46,7 +47,7 @@ class Draw:
         return self.random.random() < probability
 
     def values(self, *shape: int, wild: bool = False) -> Tensor:
-        """Normal values in float64; if wild, sometimes huge, tiny or zero ones, or with a NaN."""
+        """Returns normal values in float64. If `wild`, they may be huge, tiny, zero or NaN."""
         scale = self.pick(1, 1, 1e4, 1e-38, 1e-20, 0) if wild else 1
         values = torch.randn(*shape, dtype=torch.float64) * scale
         if wild and values.numel() and self.chance(0.1):
@@ -54,18 +55,18 @@ class Draw:
         return values
 
     def restride(self, tensor: Tensor) -> Tensor:
-        """The same values, differently in memory."""
-        kind = self.pick("as is", "as is", "permuted", "in a larger one", "every other one")
+        """Returns the same values, perhaps with other strides."""
+        kind = self.pick("as is", "as is", "permuted", "slice", "every other")
         if kind == "permuted":
             order = self.random.sample(range(tensor.dim()), tensor.dim())
             back = [order.index(k) for k in range(tensor.dim())]
             return tensor.permute(order).contiguous().permute(back)
-        if kind == "in a larger one":
+        if kind == "slice":
             wide = tensor.new_zeros([size + 2 for size in tensor.shape])
             for k, size in enumerate(tensor.shape):
                 wide = wide.narrow(k, 1, size)
             return wide.copy_(tensor)
-        if kind == "every other one":
+        if kind == "every other":
             return torch.stack([tensor, torch.zeros_like(tensor)], -1)[..., 0]
         return tensor
 
@@ -73,7 +74,7 @@ class Draw:
 # --- against nn.LSTM and nn.LSTMCell ---
 
 
-def sizes_of(draw: Draw) -> dict[str, Any]:
+def random_options(draw: Draw) -> dict[str, Any]:
     hidden_size = draw.size(1, 40)
     return {
         "input_size": draw.size(1, 20),
@@ -87,7 +88,10 @@ def sizes_of(draw: Draw) -> dict[str, Any]:
 
 
 def scale_weights(draw: Draw, module: nn.Module) -> bool:
-    """As they are, with gates shut or open, or some of any size; returns whether that is so."""
+    """Scales the weights in place, or leaves them; returns True if it chose "any size".
+
+    "saturated" opens or shuts gates, "any size" multiplies some weights by up to 1e30.
+    """
     kind = draw.pick("as drawn", "as drawn", "saturated", "large", "any size")
     largest = 30 if next(module.parameters()).dtype != torch.float16 else 2
     with torch.no_grad():
@@ -101,13 +105,15 @@ def scale_weights(draw: Draw, module: nn.Module) -> bool:
     return bool(kind == "any size")
 
 
+# Runs a module with arguments of a dtype; returns its results, then the gradients.
 Call = Callable[[nn.Module, torch.dtype], list[Tensor]]
-# Theirs, ours, the dtype that it computes in, the tensors of the call.
+# torch's module, the one of fastlstm, the dtype of its products, the arguments, and the call.
 Case = tuple[nn.Module, nn.Module, torch.dtype, list[Tensor], Call]
 
 
 def lstm_case(draw: Draw) -> Case:
-    options, dtype = sizes_of(draw), draw.pick(torch.float32, *DTYPES)
+    """An nn.LSTM and a fastlstm.LSTM with random options, and a call of any form."""
+    options, dtype = random_options(draw), draw.pick(torch.float32, *DTYPES)
     theirs, ours = nn.LSTM(**options, dtype=dtype), fastlstm.LSTM(**options, dtype=dtype)
     steps, batch = draw.size(1, 6), draw.size(0, 5)
     form = draw.pick("batch", "batch", "unbatched", "packed")
@@ -139,18 +145,19 @@ def lstm_case(draw: Draw) -> Case:
             output, state = module(x, tuple(leaves[1:]) or None)
         results = [output.data if isinstance(output, PackedSequence) else output, *state]
         generator = torch.Generator().manual_seed(seed)
-        given = [torch.randn(r.shape, generator=generator, dtype=torch.float64) for r in results]
-        pairs = [(r, g.to(r.dtype)) for r, g, u in zip(results, given, used, strict=True) if u]
+        grads = [torch.randn(r.shape, generator=generator, dtype=torch.float64) for r in results]
+        pairs = [(r, g.to(r.dtype)) for r, g, u in zip(results, grads, used, strict=True) if u]
         wanted = [*leaves, *module.parameters()]
         if not pairs:
             return results
-        outputs, given = zip(*pairs, strict=True)
-        return [*results, *torch.autograd.grad(outputs, wanted, given, materialize_grads=True)]
+        outputs, grads = zip(*pairs, strict=True)
+        return [*results, *torch.autograd.grad(outputs, wanted, grads, materialize_grads=True)]
 
     return theirs, ours, torch.bfloat16 if autocast else dtype, tensors, call
 
 
 def cell_case(draw: Draw) -> Case:
+    """An nn.LSTMCell and a fastlstm.LSTMCell, and a call."""
     dtype, I, H = draw.pick(*DTYPES), draw.size(1, 20), draw.size(1, 40)
     bias, wild = draw.chance(0.8), dtype != torch.float64
     theirs, ours = (k(I, H, bias=bias, dtype=dtype) for k in (nn.LSTMCell, fastlstm.LSTMCell))
@@ -168,39 +175,41 @@ def cell_case(draw: Draw) -> Case:
 
 
 def against_torch(draw: Draw) -> None:
+    """A random call must be as accurate as nn.LSTM's, and NaN only where nn.LSTM's is."""
     case = draw.pick(lstm_case, lstm_case, lstm_case, cell_case)
     theirs, ours, dtype, tensors, call = case(draw)
     any_size = scale_weights(draw, theirs)
     sizes = [t.double().nan_to_num().abs().max().item() for t in tensors if t.numel()]
     if any_size and 0 < min(sizes, default=0) < 1e-30:
-        return  # what is rounded to zero would be multiplied with up to 1e30
+        return  # weights of up to 1e30 would magnify the rounding of a subnormal input
     ours.load_state_dict(theirs.state_dict())
     ours.engine = draw.pick(*ENGINES)
-    given = next(theirs.parameters()).dtype
-    found = call(ours, given)
-    with torch.backends.mkldnn.flags(enabled=False):  # by ATen's operators, in every dtype
-        others = [call(theirs, given)]
+    weight_dtype = next(theirs.parameters()).dtype
+    found = call(ours, weight_dtype)
+    with torch.backends.mkldnn.flags(enabled=False):  # ATen's operators support every dtype
+        others = [call(theirs, weight_dtype)]
     try:
-        others.append(call(theirs, given))
+        others.append(call(theirs, weight_dtype))
     except RuntimeError as error:
         if NOT_BY_ONEDNN not in str(error):
             raise
     truth = call(theirs.double(), torch.float64)
     if dtype == torch.float16 and any((t.abs() > largest_of(dtype)).any() for t in truth):
-        return  # an infinite state or gradient becomes NaN in others
-    given_nan = any(t.isnan().any() for t in tensors)
-    # With AMX torch.mm lets a NaN into the row before it.
+        return  # an overflow gives infinities and NaNs, in places that depend on the engine
+    has_nan = any(t.isnan().any() for t in tensors)
+    # These engines call torch.mm, which with AMX spreads a NaN to the row before it.
     mixes_rows = ours.engine in ("stepwise", "reference") and dtype == torch.bfloat16
     for k, (a, b, true) in enumerate(zip(found, others[-1], truth, strict=True)):
-        if given_nan:  # zeros stand for what nn.LSTM had not to compute, where ours is 0 * NaN
+        if has_nan:  # nn.LSTM skips some products with zeros, where fastlstm gets 0 * NaN = NaN
             found[k] = a = torch.where(a.isnan() & (b == 0), b, a)
         wrong = b.isfinite() & ~a.isfinite() & ~(true.abs() > largest_of(dtype))
         assert mixes_rows or not wrong.any(), f"result {k} should be finite"
-        if given == dtype:  # but under autocast
-            assert a.dtype == b.dtype, f"result {k} is of {a.dtype}, expected {b.dtype}"
+        if weight_dtype == dtype:  # not under autocast
+            assert a.dtype == b.dtype, f"result {k} has {a.dtype}, expected {b.dtype}"
         exact = dtype in (torch.float32, torch.float64) and not any_size
-        if exact and ours.engine != "reference":  # which knows that c_n does not depend on o
-            assert torch.equal(a.isnan(), b.isnan()), f"result {k}: NaN in other places"
+        # In the reference no gradient of c_n passes through o, so fewer gradients are NaN.
+        if exact and ours.engine != "reference":
+            assert torch.equal(a.isnan(), b.isnan()), f"result {k}: other elements are NaN"
     with torch.no_grad():
         for weight in theirs.parameters():
             weight.mul_(1 + torch.finfo(dtype).eps / 2 * torch.randn_like(weight))
@@ -209,7 +218,7 @@ def against_torch(draw: Draw) -> None:
 
 
 def largest_of(dtype: torch.dtype) -> float:
-    """Of a larger true value a result may be infinite, if the call is ill-conditioned."""
+    """Returns the largest true value whose result must be finite, even if ill-conditioned."""
     return torch.finfo(dtype).max / 8
 
 
@@ -218,20 +227,24 @@ def compare(
     truth: list[Tensor],
     others: list[list[Tensor]],
     dtype: torch.dtype,
-    given: float,
+    largest_given: float,
 ) -> None:
-    """The error of each result, against the largest of the others.
+    """Checks that no error in `found` is much larger than the largest error in `others`.
 
-    These are what nn.LSTM makes of the same call in that dtype, with and without oneDNN, and in
-    float64 of weights that are off by a rounding: a call may be ill-conditioned. `given` is the
-    largest number among the inputs and the weights.
+    Args:
+        found: the results of fastlstm.
+        truth: the results of nn.LSTM in float64.
+        others: nn.LSTM's results for the same call in that dtype, with and without oneDNN; and in
+            float64 with weights that are off by a rounding, as a measure of the call's condition.
+        largest_given: the largest absolute value of the arguments and the weights.
     """
     info = torch.finfo(dtype)
     largest = max((t.abs().max().item() for t in truth if t.numel()), default=0)
-    # Sums of what is rounded to a subnormal number, or to zero: float16 is never rounded to zero.
+    # Errors below `floor` do not count. They come from subnormal numbers, which are less precise,
+    # and which become zero in every dtype but float16.
     least = 64 * info.tiny * (info.eps if dtype == torch.float16 else 1)
-    floor = least * max(1, given, largest if largest == largest else 1)
-    if dtype == torch.float64:  # 1 - o is off by eps in the truth too, and then multiplied
+    floor = least * max(1, largest_given, largest if largest == largest else 1)
+    if dtype == torch.float64:  # the truth, too, has the roundoff of float64
         floor = 64 * info.eps * largest
 
     def errors(results: list[Tensor], floor: float) -> list[float]:
@@ -247,14 +260,14 @@ def compare(
     allowed = 64 * info.eps
     allowed += 20 * max(error for other in others for error in [0, *errors(other, least)])
     for k, error in enumerate(errors(found, floor)):
-        assert error <= allowed, f"result {k}: relative error {error}, expected {allowed} at most"
+        assert error <= allowed, f"result {k}: relative error {error}, expected at most {allowed}"
 
 
-# --- what nn.LSTM cannot do, against the oracle ---
+# --- options that nn.LSTM lacks, against the oracle ---
 
 
 def layer_arguments(draw: Draw, dtype: torch.dtype) -> dict[str, Any]:
-    """The arguments of a layer, with padded sequences and `lengths` as a tuple or None."""
+    """Returns a layer's arguments, with a padded input and `lengths` as a tuple or None."""
     steps, batch, H = draw.size(1, 5), draw.size(1, 4), draw.size(1, 20)
     sample = Sample(
         "fuzzed",
@@ -276,7 +289,7 @@ def layer_arguments(draw: Draw, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def as_call(draw: Draw, layer: dict[str, Any]) -> dict[str, Any]:
-    """Packs the layer's arguments or makes a tensor of its lengths, and changes strides."""
+    """Returns the op's arguments: perhaps packed, lengths as a tensor, perhaps other strides."""
     call = {**layer, "batch_sizes": None}
     if layer["lengths"] is not None:
         call["lengths"] = torch.tensor(layer["lengths"])
@@ -292,14 +305,15 @@ def as_call(draw: Draw, layer: dict[str, Any]) -> dict[str, Any]:
 
 
 def against_the_oracle(draw: Draw) -> None:
+    """The results and gradients of a layer must be those of the oracle in float64."""
     layer = layer_arguments(draw, torch.float64)
     expected = list(oracle(**without_layout(leaves_of(layer))))
     torch.manual_seed(1)
-    given = [torch.randn(r.shape, dtype=torch.float64) for r in expected]
+    gradients = [torch.randn(r.shape, dtype=torch.float64) for r in expected]
     truth = leaves_of(layer)
     pairs = [
         (r, g)
-        for r, g in zip(oracle(**without_layout(truth)), given, strict=True)
+        for r, g in zip(oracle(**without_layout(truth)), gradients, strict=True)
         if r.requires_grad
     ]
     torch.autograd.backward(*zip(*pairs, strict=True))
@@ -312,7 +326,7 @@ def against_the_oracle(draw: Draw) -> None:
     if call["lengths"] is not None:
         live = torch.arange(len(layer["input"]))[:, None] < call["lengths"]
         found[3] = torch.where(live[..., None], found[3], 0.0)
-    torch.autograd.backward(found, [g.view(f.shape) for g, f in zip(given, found, strict=True)])
+    torch.autograd.backward(found, [g.view(f.shape) for g, f in zip(gradients, found, strict=True)])
     pairs = list(zip(found, expected, strict=True))
     names = ("input", "h_0", "c_0")
     pairs += [(leaves[n].grad, truth[n].grad) for n in names]
@@ -324,12 +338,12 @@ def against_the_oracle(draw: Draw) -> None:
 
 
 def without_layout(layer: dict[str, Any]) -> dict[str, Any]:
-    """As the oracle takes it, which counts."""
+    """Returns the arguments without `layout`, which the oracle finds by counting weights."""
     return {name: value for name, value in layer.items() if name != "layout"}
 
 
 def leaves_of(layer: dict[str, Any]) -> dict[str, Any]:
-    """With fresh leaves where gradients go; the values and the strides stay."""
+    """Returns the arguments with new leaves for the gradients; values and strides stay."""
     found = {**layer, "weights": [w.detach().requires_grad_() for w in layer["weights"]]}
     return found | {n: layer[n].detach().requires_grad_() for n in ("input", "h_0", "c_0")}
 
@@ -338,9 +352,9 @@ def leaves_of(layer: dict[str, Any]) -> dict[str, Any]:
 
 
 def damage(draw: Draw, tensor: Tensor, engine: str) -> Tensor:
-    """Something that cannot pass for the tensor."""
+    """Returns a tensor that a call must refuse in place of the given one."""
     kind = draw.pick("shorter", "longer", "flat", "dims", "transposed", "dtype", "meta", "memory")
-    if kind == "memory" and engine == "reference":  # ATen does not look whether there is any
+    if kind == "memory" and engine == "reference":  # ATen does not check the storage
         kind = "longer"
     k = draw.size(0, tensor.dim() - 1)
     if kind == "shorter":
@@ -363,7 +377,7 @@ def damage(draw: Draw, tensor: Tensor, engine: str) -> Tensor:
 
 
 def damaged_backward(draw: Draw) -> None:
-    """The backward op takes its saved tensors and gradients only as the forward op made them."""
+    """The backward op must refuse tensors unlike those that the forward op made."""
     dtype = draw.pick(*DTYPES)
     call = as_call(draw, layer_arguments(draw, dtype))
     norms = "layer_norm" in call["layout"]
@@ -380,14 +394,14 @@ def damaged_backward(draw: Draw) -> None:
     expected = backward(**tensors, **call, **needs)
     again = backward(**{n: draw.restride(t) for n, t in tensors.items()}, **call, **needs)
     for a, b in zip([*expected[:3], *expected[3]], [*again[:3], *again[3]], strict=True):
-        assert torch.equal(a, b), "other strides, other gradients"
+        assert torch.equal(a, b), "the gradients depend on the strides"
     for name in tensors:
         given = {**tensors, name: damage(draw, tensors[name], engine)}
         expect_error(lambda given=given: backward(**given, **call, **needs), name)
 
 
 def damaged_forward(draw: Draw) -> None:
-    """Each argument of `functional.lstm` bad in its turn."""
+    """`functional.lstm` must refuse each bad argument; one argument is bad at a time."""
     layer = as_call(draw, layer_arguments(draw, draw.pick(*DTYPES)))
     engine = draw.pick(*ENGINES)
     if "layer_norm" in layer["layout"] and engine == "tiled":
@@ -405,6 +419,7 @@ def damaged_forward(draw: Draw) -> None:
 def damage_argument(
     draw: Draw, layer: dict[str, Any], arguments: dict[str, Any], name: str
 ) -> None:
+    """Makes one argument bad, and expects an error that names it."""
     engine = arguments["engine"]
     no_tensor = draw.pick(3, "x", [1.0], (), True, float("nan"))
     if name == "number":
@@ -417,7 +432,7 @@ def damage_argument(
         bad = no_tensor if draw.chance(0.3) else damage(draw, state, engine)
         arguments["hx"] = (bad, layer["c_0"]) if name == "h_0" else (layer["h_0"], bad)
         if name == "c_0" and isinstance(bad, Tensor) and bad.dtype == torch.float32:
-            return  # which 16-bit layers take
+            return  # layers of 16-bit types accept c_0 in float32
         name = "h_0|c_0|batch_sizes to start with the batch size"
     elif name == "weights":
         k = draw.size(0, len(layer["weights"]) - 1)
@@ -432,18 +447,19 @@ def damage_argument(
         bad = no_tensor if draw.chance(0.3) else damage(draw, tensor, engine)
         like = isinstance(bad, Tensor) and bad.shape == tensor.shape and bad.device == tensor.device
         if name == "lengths" and like and bad.dtype.is_signed:
-            return  # any integers
+            return  # another signed dtype may be accepted
         if name == "reset" and like:
-            return  # any numbers
+            return  # a reset of another dtype may be accepted
         arguments[name] = bad
         if name == "input" and isinstance(bad, Tensor) and bad.shape[1:] == tensor.shape[1:]:
-            return  # more steps, or fewer
+            return  # another number of steps is valid
         if name in ("input", "batch_sizes"):
             name = "input|W_ih|h_0|reset|lengths|batch_sizes|sequence length"
     expect_error(lambda: functional.lstm(**arguments), name)
 
 
 def expect_error(function: Callable[[], Any], names: str) -> None:
+    """Expects a plain error whose message has one of the names, which `|` separates."""
     try:
         function()
     except PLAIN_ERRORS as error:
@@ -451,57 +467,57 @@ def expect_error(function: Callable[[], Any], names: str) -> None:
         assert "incompatible function arguments" not in str(error), error
         assert "INTERNAL ASSERT" not in str(error), error
     else:
-        raise AssertionError(f"a bad {names} was taken")
+        raise AssertionError(f"no error for a bad argument: {names}")
 
 
-# --- packed weights, by the raw op and directly ---
+# --- prepacked weights, by the op and by the direct call ---
 
 
-def damaged_packed(draw: Draw) -> None:
-    """The op of packed weights takes them only as `pack_weight` made them, in their memory."""
+def damaged_prepacked(draw: Draw) -> None:
+    """A call with prepacked weights must refuse any bad tensor."""
     dtype = draw.pick(torch.float32, torch.float64, torch.bfloat16)
-    sizes = {**sizes_of(draw), "num_layers": 1, "dtype": dtype}
+    sizes = {**random_options(draw), "num_layers": 1, "dtype": dtype}
     lstm = fastlstm.LSTM(**sizes).eval()
     smaller = () if dtype == torch.float64 else (torch.bfloat16, torch.int8)
-    packed = fastlstm.prepack(lstm, draw.pick(None, *smaller))
-    batch, directions = draw.size(1, 4), 1 + packed.bidirectional
-    H, P = packed.hidden_size, packed.proj_size or packed.hidden_size
+    prepacked = fastlstm.prepack(lstm, draw.pick(None, *smaller))
+    batch, directions = draw.size(1, 4), 1 + prepacked.bidirectional
+    H, P = prepacked.hidden_size, prepacked.proj_size or prepacked.hidden_size
     call: dict[str, Any] = {
-        "input": draw.values(draw.pick(1, 3), batch, packed.input_size).to(dtype),
+        "input": draw.values(draw.pick(1, 3), batch, prepacked.input_size).to(dtype),
         "h_0": draw.values(directions, batch, P).to(dtype),
         "c_0": draw.values(directions, batch, H).to(dtype),
     }
-    weights = packed._op_weights()
+    weights = prepacked._op_weights()
 
     def run_direct(input: Tensor, h_0: Tensor, c_0: Tensor, weights: list[Tensor]) -> Any:
-        layer = input, h_0, c_0, weights, packed._layout
+        layer = input, h_0, c_0, weights, prepacked._layout
         return _build.library.lstm(*layer, None, None, None, None, False, "auto")
 
     def run_op(input: Tensor, h_0: Tensor, c_0: Tensor, weights: list[Tensor]) -> Any:
-        return torch.ops.fastlstm.lstm_packed(input, h_0, c_0, weights, packed._layout)[:4]
+        return torch.ops.fastlstm.lstm_packed(input, h_0, c_0, weights, prepacked._layout)[:4]
 
     run = draw.pick(run_direct, run_op)
     expected = run(**call, weights=weights)
     negated = {name: torch._neg_view(-tensor) for name, tensor in call.items()}
     for a, b in zip(run(**negated, weights=weights), expected, strict=True):
-        assert a is b or torch.equal(a, b), "negated views, other results"
+        assert a is b or torch.equal(a, b), "negated views change the results"
     name = draw.pick("input", "h_0", "c_0", "weight")
     if name == "weight":
         k = draw.size(0, len(weights) - 1)
         damaged = [*weights]
-        damaged[k] = damage(draw, weights[k], "packed")
+        damaged[k] = damage(draw, weights[k], "auto")
         if damaged[k].shape == (1, weights[k].numel()):
-            return  # a packed matrix is a row of panels
+            return  # this is the shape of a prepacked matrix
         expect_error(lambda: run(**call, weights=damaged), "lstm|packed|weight|bias|memory|Meta")
     else:
         before = call[name]
-        call[name] = damage(draw, before, "packed")
-        if name == "input" and call[name].shape[1:] == (batch, packed.input_size):
-            return  # more steps, or fewer
+        call[name] = damage(draw, before, "auto")
+        if name == "input" and call[name].shape[1:] == (batch, prepacked.input_size):
+            return  # another number of steps is valid
         if call[name].shape[:-1] == before.shape[:-1] and (name == "input" or P != H):
-            return  # the module knows its sizes, a packed matrix only those of its panels
+            return  # prepacked matrices are padded: the op does not know the exact sizes
         if name == "c_0" and call[name].dtype == torch.float32 and call[name].is_cpu:
-            return  # which 16-bit layers take
+            return  # layers of 16-bit types accept c_0 in float32
         expect_error(lambda: run(**call, weights=weights), "lstm|packed|memory|sequence|Meta|h_0")
 
 
@@ -511,12 +527,12 @@ KINDS = (
     against_the_oracle,
     damaged_backward,
     damaged_forward,
-    damaged_packed,
+    damaged_prepacked,
 )
 
 
 def run(seed: int) -> str | None:
-    """Runs the case of a seed; returns what went wrong."""
+    """Runs the case of a seed; returns a text that says what failed, or None."""
     draw = Draw(seed)
     kind = draw.pick(*KINDS)
     try:

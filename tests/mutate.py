@@ -1,9 +1,9 @@
-"""Plants small faults, one at a time, and tells which of them the tests notice.
+"""Mutation testing: plants small faults, one at a time, and reports which ones the tests notice.
 
-    python tests/mutate.py --count 250 --seed 1        # hours on one core; goes on where it ended
+    python tests/mutate.py --count 250 --seed 1        # hours on one core; resumes if interrupted
     python tests/mutate.py --count 250 --seed 1 --report
 
-A fault is another operator, a number off by one, the other truth, or a statement left out. `PARTS`
+A fault is another operator, a number off by one, True for False, or a deleted statement. `PARTS`
 lists the files in which faults are planted. Each worker has its own copy of the tree in
 build/mutants. A changed C++ file is compiled with little optimization. If every instruction set
 compiles the file, the kernels are compiled for the baseline only.
@@ -30,15 +30,15 @@ from typing import Any, NamedTuple
 
 import pytest
 
-# Before torch looks: the kernels that compile fastest.
+# The tests call the kernels of the baseline. torch reads the variable when it is imported.
 os.environ |= {"ATEN_CPU_CAPABILITY": "default", "OMP_WAIT_POLICY": "passive"}
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = ROOT / "build" / "mutants"
-SECONDS = 900  # after which a test hangs
+TIME_LIMIT = 900  # seconds; a run of tests that takes longer has noticed the fault
 
-# Each list begins with the quick tests that notice most; an item is what one process runs.
+# Arguments of pytest. One process runs each item, until one fails; quick tests come first.
 _FIRST = "tests/op/test_layer.py -k (results or test_gradients) and not reference and not graph"
 _NATIVE = [
     _FIRST,
@@ -60,9 +60,11 @@ _SEARCH += " test_loss test_words test_datasets test_checkpoint test_metrics tes
 
 
 class Part(NamedTuple):
-    files: list[str]  # patterns
-    share: float  # of all faults
-    tests: list[str]
+    """A part of the sources, and the tests that should notice faults in it."""
+
+    files: list[str]  # glob patterns
+    share: float  # its share of all faults
+    tests: list[str]  # arguments of pytest, an item for each process
 
 
 def _cpu(*patterns: str) -> list[str]:
@@ -127,13 +129,17 @@ PARTS = {
         ],
     ),
 }
-OTHER = {"<": "<=", "<=": "<", ">": ">=", ">=": ">", "==": "!=", "!=": "==", "+": "-", "-": "+",
-         "*": "+", "/": "*", "&&": "||", "||": "&&", "and": "or", "or": "and", "true": "false",
-         "false": "true", "True": "False", "False": "True", "not": "", "!": "", "+=": "-=",
-         "-=": "+="}  # fmt: skip
+# What takes the place of a token.
+REPLACEMENT = {
+    "<": "<=", "<=": "<", ">": ">=", ">=": ">", "==": "!=", "!=": "==", "+": "-", "-": "+",
+    "*": "+", "/": "*", "&&": "||", "||": "&&", "and": "or", "or": "and", "true": "false",
+    "false": "true", "True": "False", "False": "True", "not": "", "!": "", "+=": "-=", "-=": "+=",
+}  # fmt: skip
 
 
 class Fault(NamedTuple):
+    """A text in a line of a file, and the text that replaces it."""
+
     part: str
     file: str
     line: int
@@ -157,21 +163,21 @@ def off_by_one(text: str) -> str:
     return re.sub(r"^\d+", lambda digits: str(int(digits[0]) + 1), text)
 
 
-def in_python(text: str) -> Iterator[tuple[int, int, str, str]]:
-    """Line, column, what is there, what takes its place."""
+def faults_in_python(text: str) -> Iterator[tuple[int, int, str, str]]:
+    """Yields line, column, the text there, and the text that replaces it."""
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.NUMBER:
             yield *token.start, token.string, off_by_one(token.string)
-        elif token.string in OTHER and token.string not in ("*", "/"):
-            yield *token.start, token.string, OTHER[token.string]
+        elif token.string in REPLACEMENT and token.string not in ("*", "/"):
+            yield *token.start, token.string, REPLACEMENT[token.string]
     for node in ast.walk(ast.parse(text)):
         is_call = isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
         if (is_call or isinstance(node, ast.Raise)) and node.lineno == node.end_lineno:
             yield node.lineno, node.col_offset, ast.get_source_segment(text, node) or "", "pass"
 
 
-# Comments, strings, lines of the preprocessor, and what changes the speed alone: thresholds, sizes
-# of pieces, the capacity of a vector. Then what may change.
+# No fault is planted in comments, strings and lines of the preprocessor, nor in constants that only
+# change the speed: thresholds, sizes of blocks, the capacity of a vector.
 SKIPPED = re.compile(
     r'//.*|"(?:\\.|[^"])*"|^\s*#.*|static_assert.*|template <.*'
     r"|constexpr (?:int64_t|double) k.*|SmallVector<.*?>"
@@ -185,28 +191,30 @@ STATEMENT = re.compile(
 )
 
 
-def in_cpp(text: str) -> Iterator[tuple[int, int, str, str]]:
+def faults_in_cpp(text: str) -> Iterator[tuple[int, int, str, str]]:
+    """Like `faults_in_python`, by patterns of the project's formatting."""
     for number, line in enumerate(text.splitlines(), 1):
         blank = SKIPPED.sub(lambda found: " " * len(found[0]), line)
         for found in TOKEN.finditer(blank):
-            yield number, found.start(), found[0], OTHER.get(found[0]) or off_by_one(found[0])
+            yield number, found.start(), found[0], REPLACEMENT.get(found[0]) or off_by_one(found[0])
         statement = STATEMENT.match(blank.rstrip())
         if statement and statement[1].count("(") == statement[1].count(")"):
             yield number, statement.start(1), line[statement.start(1) : statement.end(1)], ";"
 
 
 def all_faults(part: str) -> list[Fault]:
+    """Returns every fault that can be planted in the files of a part."""
     found = []
     for pattern in PARTS[part].files:
         for path in sorted(ROOT.glob(pattern)):
-            search = in_python if path.suffix == ".py" else in_cpp
+            search = faults_in_python if path.suffix == ".py" else faults_in_cpp
             name = str(path.relative_to(ROOT))
             found += [Fault(part, name, *place) for place in search(path.read_text())]
     return [f for f in found if f.new != f.old]
 
 
 def chosen(count: int, seed: int) -> list[Fault]:
-    """As many of each part as its share says, in an order in which any beginning has all parts."""
+    """Draws the faults: of each part as many as its share says, then shuffled."""
     generator, found = random.Random(seed), []
     for name, part in PARTS.items():
         every = all_faults(name)
@@ -216,7 +224,7 @@ def chosen(count: int, seed: int) -> list[Fault]:
 
 
 class Tree:
-    """A copy of the project, built as it is, in which a fault is planted and taken out again."""
+    """A copy of the project with its build, in which one fault at a time is planted."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -234,7 +242,7 @@ class Tree:
         shutil.copy2(built.with_name("_build_info.json"), folder / "fastlstm")
         shutil.copy2(built, folder / "whole.so")
         self.environment = os.environ | {"PYTHONPATH": str(folder), "FASTLSTM_TUNE": "off"}
-        # The project's own objects and commands, of whichever build was last.
+        # The objects and compiler commands of the last build of the project.
         ninja = max(ROOT.glob("build/*/build.ninja"), key=lambda path: path.stat().st_mtime)
         tool = "ninja", "-C", str(ninja.parent), "-t"
         database = json.loads(self.run(*tool, "compdb", "compile"))
@@ -251,9 +259,10 @@ class Tree:
         return subprocess.run(command, cwd=self.folder, env=self.environment, **options).stdout
 
     def compile(self, fault: Fault) -> bool:
-        """The objects of a changed source; True if the kernels of the baseline are not among them.
+        """Compiles the objects that include the changed file, and links the library.
 
-        Then the tests have to run with all instruction sets of this machine.
+        Returns True if only kernels of other instruction sets than the baseline changed. The tests
+        must then run with all instruction sets of this machine.
         """
         changed = {t for t, sources in self.includes.items() if str(ROOT / fault.file) in sources}
         kernels = {target for target in changed if "/targets/" in target}
@@ -271,7 +280,10 @@ class Tree:
         return bool(kernels) and not baseline
 
     def failed(self, names: str, every_instruction_set: bool) -> str:
-        """The first of these tests to fail, in a process that has imported all but fastlstm."""
+        """Runs tests; returns the first one that failed, or "" if none did.
+
+        They run in a fork of this process, which has imported torch and pytest but not fastlstm.
+        """
         files, _, selected = names.partition(" -k ")
         words = ["-x", "-q", "-p", "no:cacheprovider"]
         words += [names] if "::" in names else files.split()
@@ -279,7 +291,7 @@ class Tree:
         log = self.folder / "log"
         child = os.fork()
         if child == 0:
-            signal.alarm(SECONDS)
+            signal.alarm(TIME_LIMIT)
             os.chdir(self.folder)
             os.environ.update(self.environment)
             sys.path.insert(0, str(self.folder))
@@ -297,7 +309,10 @@ class Tree:
         return "" if status in (0, 5) else (told or [f"exit status {status}"])[0]
 
     def notices(self, fault: Fault, tests: list[str]) -> str | None:
-        """What noticed it: "" if nothing did; None if the test fails without the fault too."""
+        """Returns what noticed the fault: a test, "the compiler", or "" if nothing did.
+
+        Returns None if that test fails without the fault, too.
+        """
         before = (self.folder / fault.file).read_text()
         every, by = False, ""
         fault.plant(self.folder)
@@ -314,12 +329,16 @@ class Tree:
 
 
 def known(results: Path) -> dict[str, str]:
-    """What noticed each fault so far."""
+    """Returns what noticed each fault so far, from the file of results."""
     lines = results.read_text().splitlines() if results.exists() else []
     return {record["fault"]: record["noticed by"] for record in map(json.loads, lines)}
 
 
 def report(faults: list[Fault], results: dict[str, str]) -> None:
+    """Prints the faults that no test noticed, and counts by part.
+
+    Faults that do not compile are left out.
+    """
     found = [(fault, results[str(fault)]) for fault in faults if str(fault) in results]
     found = [(fault, by) for fault, by in found if by != "the compiler"]
     print(*(f"survives: {fault}" for fault, by in found if not by), sep="\n")
@@ -332,9 +351,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--count", type=int, default=250, help="of all faults; default: 250")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--part", choices=PARTS, help="this one alone")
-    parser.add_argument("--worker", default="0/1", help="0/2 and 1/2: a half each, side by side")
-    parser.add_argument("--report", action="store_true", help="plant nothing")
+    parser.add_argument("--part", choices=PARTS, help="only faults of this part")
+    parser.add_argument(
+        "--worker", default="0/1", help="0/2 and 1/2 divide the faults between two processes"
+    )
+    parser.add_argument("--report", action="store_true", help="only print the results so far")
     arguments = parser.parse_args()
     results = OUTPUT / f"results-{arguments.count}-{arguments.seed}.jsonl"
     every = chosen(arguments.count, arguments.seed)
@@ -347,7 +368,7 @@ def main() -> None:
         if by is not None:
             with results.open("a") as file:
                 file.write(json.dumps({"fault": str(fault), "noticed by": by}) + "\n")
-        unknown = "a test fails without it"
+        unknown = "a test fails without the fault, too"
         print(f"{fault}: {unknown if by is None else by or 'SURVIVES'}", flush=True)
     report(every, known(results))
 

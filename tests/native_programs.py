@@ -1,6 +1,6 @@
-"""Programs in C++ that a test builds and runs: those of tests/kernels, tests/simt and tests/ptx.
+"""Builds and runs the C++ programs of tests/kernels, tests/simt and tests/ptx.
 
-They lie in build/, so that they are built once for all processes of a run, and for the next run.
+The programs stay in build/: all test processes share them, and the next run reuses them.
 """
 
 import fcntl
@@ -16,24 +16,25 @@ NVCC = "nvcc", "-std=c++17", "-O3", "--fmad=false"  # as setup.py has it
 
 
 def missing(*tools):
+    """Returns the programs, besides make and the compiler, that are not on PATH."""
     return [tool for tool in ("make", CXX[0], *tools) if not shutil.which(tool)]
 
 
 def run(*command, **options):
-    """The exit status, and all that it prints as `stdout`."""
+    """Runs a command; `stdout` of what this returns has stdout and stderr together."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     return subprocess.run(command, text=True, **pipes, **options)
 
 
 def check(*command, **options):
-    """What a command prints that must succeed."""
+    """Runs a command that must succeed; returns what it printed."""
     done = run(*command, **options)
     assert done.returncode == 0, done.stdout
     return done.stdout
 
 
 def make(source, folder, *arguments, cxx=CXX):
-    """Builds what is out of date, in one process at a time."""
+    """Builds the program of a folder of tests/; other processes that want it wait meanwhile."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -42,13 +43,13 @@ def make(source, folder, *arguments, cxx=CXX):
 
 
 def cases_of(program, *groups):
-    """The names of a program's cases, or of those whose names begin with one of the groups."""
+    """Returns the names of a program's cases; if groups are given, only of cases in them."""
     names = check(program, "--list").splitlines()
     return [name for name in names if not groups or name.startswith(tuple(f"{g}/" for g in groups))]
 
 
 def check_cases(program, *groups):
-    """Runs them, of which there must be some, in one process."""
+    """Runs these cases in one process. There must be at least one."""
     names = cases_of(program, *groups)
     assert names, f"no case of {', '.join(groups)}"
     check(program, *names)

@@ -1,4 +1,4 @@
-"""One call of the ops with its arguments, the oracle's answer, and the comparison."""
+"""One call of the ops: its arguments, the results of the oracle, and the comparison of both."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastlstm._call import LstmCall
 
-# Roundoff of each kind of arithmetic; errors are stated in multiples of it.
+# The unit roundoff of each kind of arithmetic. Tolerances are multiples of it.
 ROUNDOFF = {
     "float64": 2.0**-53,
     "float32": 2.0**-24,
@@ -18,13 +18,13 @@ ROUNDOFF = {
     "float16": 2.0**-11,
 }
 TOLERANCE = 32
-# How much more error than nn.LSTM is allowed. Both round at different places and sum in different
-# orders, which makes either ahead by a factor of up to 1.7.
+# The error that is allowed, as a multiple of nn.LSTM's. Because both round and sum in different
+# orders, the error of either may be up to 1.7 times the error of the other.
 FACTOR = 2
 
 
 def dtype_of(kind: str) -> torch.dtype:
-    """kind is a dtype's name, or "tf32": float32 with products in TF32."""
+    """Returns the dtype of a kind: the name of a dtype, or "tf32", float32 multiplied in TF32."""
     dtype: torch.dtype = getattr(torch, "float32" if kind == "tf32" else kind)
     return dtype
 
@@ -32,8 +32,8 @@ def dtype_of(kind: str) -> torch.dtype:
 KINDS = ["float32", "tf32", "bfloat16", "float16"]
 RAGGED: dict[str, Any] = {"form": "lengths", "reset": True, "directions": 2}
 PACKED: dict[str, Any] = {"form": "packed", "directions": 2}
-# What each engine of a GPU has to do, in an emulator and on a GPU.
-OF_A_GPU: list[tuple[str, dict[str, Any]]] = [
+# Engines and options of calls that are tested in the emulator of a GPU and on a GPU.
+GPU_CALLS: list[tuple[str, dict[str, Any]]] = [
     *((engine, {"form": form, "directions": 2, "batch": batch})
       for engine, batch in (("stepwise", 5), ("persistent", 5), ("persistent", 13))
       for form in ("dense", "packed", "lengths")),
@@ -45,7 +45,7 @@ OF_A_GPU: list[tuple[str, dict[str, Any]]] = [
     ("stepwise", {"norms": True, **PACKED}),
     ("stepwise", {"norms": True, "h_mask": True, "reset": True, "bias": False}),
     ("stepwise", {"norms": True, "hidden_size": 70, "steps": 2, "batch": 3}),
-    # Blocks exchange padded rows; what is returned and saved has none, nor have gradients.
+    # Thread blocks exchange padded rows; results and gradients must have no padding.
     ("persistent", RAGGED),
     ("persistent", {"bias": False, "hidden_size": 13}),
     ("persistent", {"hidden_size": 10, **PACKED}),
@@ -57,9 +57,13 @@ OF_A_GPU: list[tuple[str, dict[str, Any]]] = [
 
 
 class Call:
-    """A sample in one dtype, as the ops take it, and as tests may change it.
+    """A sample as the arguments of the ops. Tests may change its attributes before a call.
 
-    ops: torch.ops.fastlstm or its stand-in. Values are drawn and judged on the CPU.
+    Args:
+        kind: see `dtype_of`.
+        form: "dense", "packed" or "lengths".
+        ops: torch.ops.fastlstm, or an object with the same functions.
+        device: where the ops run. Values are drawn and compared on the CPU.
     """
 
     def __init__(
@@ -80,7 +84,7 @@ class Call:
     ) -> None:
         torch.manual_seed(0)
         self.kind, self.form, self.ops = kind, form, ops
-        # A norm divides by deviations well below one, and errors with them.
+        # Layer normalization divides by a standard deviation well below one: errors grow.
         self.tolerance = 4 * TOLERANCE if norms else TOLERANCE
         drawn = torch.randint(1, steps + 1, (batch - 1,)).tolist()
         if form == "lengths" and drawn:
@@ -114,13 +118,16 @@ class Call:
         self.h_mask = given["h_mask"]
 
     def _expect(self, sample: Sample, padded: dict[str, Any]) -> list[Tensor]:
-        """Draws and returns gradients of the results; takes the oracle's answer in float64."""
+        """Draws the gradients of the results and returns them.
+
+        Stores the results and gradients of the oracle, computed in float64.
+        """
         wide = [t.to(torch.float64, copy=True).requires_grad_() for t in floating(padded)]
         h_mask = padded["h_mask"].double() if sample.h_mask else None
         outputs = sample.oracle({**with_floating(padded, wide), "h_mask": h_mask})
-        state = torch.float64 if self.kind == "float64" else torch.float32
-        grads: list[Tensor] = [torch.randn(each.shape).to(dtype_of(self.kind)) for each in outputs]
-        grads[3] = grads[3].to(state)
+        cells_dtype = torch.float64 if self.kind == "float64" else torch.float32
+        grads: list[Tensor] = [torch.randn(r.shape).to(dtype_of(self.kind)) for r in outputs]
+        grads[3] = grads[3].to(cells_dtype)
         if self.form == "lengths":
             grads[0] *= self.live[..., None]
             grads[3] *= self.live[..., None]
@@ -128,15 +135,15 @@ class Call:
         grad_input, grad_h_0, grad_c_0, *grad_weights = gradients
         if self.form == "packed":
             grad_input = grad_input[self.live]
-        if sample.bias:  # b_hh has b_ih's
-            each = len(grad_weights) // sample.directions
-            grad_weights = [g for k, g in enumerate(grad_weights) if k % each != 3]
-        self.expected = [each.detach() for each in outputs]
+        if sample.bias:  # the op returns one gradient for both biases
+            per_direction = len(grad_weights) // sample.directions
+            grad_weights = [g for k, g in enumerate(grad_weights) if k % per_direction != 3]
+        self.expected = [result.detach() for result in outputs]
         self.expected_gradients = [grad_input, grad_h_0, grad_c_0, *grad_weights]
         return grads
 
     def arguments(self) -> LstmCall:
-        """The tensors of a layer, as both ops take them."""
+        """Returns the tensors of the layer in the order of both ops."""
         return LstmCall(
             self.input,
             self.h_0,
@@ -184,14 +191,14 @@ class Call:
         assert actual.shape == expected.shape, what
         bound = self.tolerance * ROUNDOFF[self.kind] * max(1, expected.abs().max().item())
         error = (actual.cpu().double() - expected).abs().max().item()
-        assert error <= bound, f"{what}: {error} > {bound}"  # not for a NaN either
+        assert error <= bound, f"{what}: error {error}, expected at most {bound}"  # fails on NaN
 
     def check_forward(self, results: Sequence[Tensor]) -> None:
         for actual, expected, what in zip(
             results, self.expected, ("output", "h_n", "c_n", "cells"), strict=False
         ):
             if what == "cells" and self.form == "lengths":
-                actual = actual.cpu() * self.live[..., None]  # carried state where a row is dead
+                actual = actual.cpu() * self.live[..., None]  # unspecified after the end of a row
             self.check_close(actual, expected, what)
 
     def check_backward(self, results: Sequence[Any]) -> None:

@@ -1,8 +1,8 @@
-"""An LSTM layer as slowly and plainly as it can be written: row by row, step by step, in float64.
+"""The oracle: an LSTM layer written as plainly as possible, row by row and step by step.
 
-It imports nothing of fastlstm and calls no LSTM of torch; gradients come from autograd over these
-elementary operations. Padding and resets are seen the other way round than in fastlstm: a row is
-walked over its real steps only, and no state is masked.
+Tests call it in float64 and take its results as the truth. It imports nothing of fastlstm and calls
+no LSTM of torch; its gradients come from autograd. Unlike the code of fastlstm it masks no padding:
+it computes only the real steps of each row.
 """
 
 from __future__ import annotations
@@ -24,11 +24,23 @@ def oracle(
     zoneout_h: Tensor | None = None,
     zoneout_c: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """output [T,B,D*P], h_n [D,B,P], c_n [D,B,H], cells [D,T,B,H] (zero after the end of each row).
+    """Computes one layer in one direction or two.
 
-    h_mask [D,B,P] multiplies h on its way into W_hh; of the new h and c the shares zoneout_h
-    [D,T,B,P] and zoneout_c [D,T,B,H] are replaced by the old ones. Four more weights in a direction
-    are gain_ih, gain_hh, gain_c and bias_c of a layer-normalized LSTM.
+    Args:
+        input: [T,B,I].
+        h_0: [D,B,P].
+        c_0: [D,B,H].
+        weights: for each direction W_ih, W_hh, the two biases if any, W_hr if any; with layer
+            normalization then gain_ih, gain_hh, gain_c and bias_c.
+        lengths: the number of real steps of each row; default: all.
+        reset: [T,B], True where the state becomes zero before the step.
+        h_mask: [D,B,P], a factor of h in the product with W_hh.
+        zoneout_h: [D,T,B,P], the share of the old h in the new h.
+        zoneout_c: [D,T,B,H], the share of the old c in the new c.
+
+    Returns:
+        output [T,B,D*P], h_n [D,B,P], c_n [D,B,H] and cells [D,T,B,H]. Output and cells are zero
+        after the end of each row.
     """
 
     def normed(x: Tensor, gain: Tensor) -> Tensor:
@@ -79,6 +91,7 @@ def oracle(
             c_n[d].append(c)
 
     def join(rows: list[Tensor], state: Tensor) -> Tensor:
+        """Stacks the rows; an empty batch takes its shape and dtype from a state."""
         return torch.stack(rows) if rows else state[0]
 
     return (

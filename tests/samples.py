@@ -1,4 +1,7 @@
-"""One list of sample inputs of a layer, and the routes that must all give the oracle's results."""
+"""Sample calls of a layer, and the routes that must give the results of the oracle for each.
+
+A route is an engine on a device.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ needs_expecttest = pytest.mark.skipif(
 
 @dataclass(frozen=True)
 class Route:
-    """Who computes, and where."""
+    """An engine and a device."""
 
     engine: str
     device: str = "cpu"
@@ -32,7 +35,10 @@ class Route:
         return f"{self.engine}-{self.device}"
 
     def lstm_layer(self, **arguments: Any) -> tuple[Tensor, ...]:
-        """output, h_n, c_n, cells of one layer; cells after the end of a row are unspecified."""
+        """Returns output, h_n, c_n and cells of one layer.
+
+        Cells after the end of a row are unspecified; see `Sample.mask_cells`.
+        """
         if self.engine == "reference":
             return reference.lstm_layer(**arguments)
         run: Callable[..., tuple[Tensor, ...]] = torch.ops.fastlstm.lstm
@@ -48,7 +54,7 @@ def _op_routes(device: str) -> list[Any]:
     ]
     if device == "cuda":
         marks.append(pytest.mark.gpu)
-    # "auto": the fast engine of the device wherever it can serve, which depends on the call.
+    # "auto" takes the fastest engine that can serve the call.
     return [
         pytest.param(Route(engine, device), id=f"{engine}-{device}", marks=marks)
         for engine in ("stepwise", "auto")
@@ -57,13 +63,13 @@ def _op_routes(device: str) -> list[Any]:
 
 OP_ROUTES = _op_routes("cpu") + _op_routes("cuda")
 ROUTES = [pytest.param(Route("reference"), id="reference"), *OP_ROUTES]
-# Where it matters only whether there is the op, one engine will do.
-OP_ROUTES_IN_BRIEF = [route for route in OP_ROUTES if route.values[0].engine == "auto"]
-ROUTES_IN_BRIEF = [ROUTES[0], *OP_ROUTES_IN_BRIEF]
+# For tests in which it does not matter which engine of the op computes.
+AUTO_ROUTES = [route for route in OP_ROUTES if route.values[0].engine == "auto"]
+REFERENCE_AND_AUTO = [ROUTES[0], *AUTO_ROUTES]
 
 every_route = pytest.mark.parametrize("route", ROUTES)
-# PyTorch's own LSTM serves whole stacks without options, so it is no route of a layer.
-TORCH = [
+# Engine "torch" computes all layers of a module at once, so it cannot compute a single sample.
+TORCH_ROUTES = [
     pytest.param(Route("torch"), id="torch"),
     pytest.param(
         Route("torch", "cuda"),
@@ -71,12 +77,14 @@ TORCH = [
         marks=[pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"), pytest.mark.gpu],
     ),
 ]
-every_module_route = pytest.mark.parametrize("route", [*ROUTES, *TORCH])
+every_module_route = pytest.mark.parametrize("route", [*ROUTES, *TORCH_ROUTES])
 every_op_route = pytest.mark.parametrize("route", OP_ROUTES)
 
 
 @dataclass(frozen=True)
 class Sample:
+    """Sizes and options of one layer and its call. The values depend on the name and the seed."""
+
     name: str
     steps: int = 4
     batch: int = 3
@@ -86,18 +94,18 @@ class Sample:
     directions: int = 1
     bias: bool = True
     lengths: tuple[int, ...] | None = None
-    packed: bool = False  # lengths (sorted) become batch_sizes
+    packed: bool = False  # a PackedSequence of `lengths`, which are sorted
     reset: bool = False
-    norms: bool = False  # layer normalization
+    norms: bool = False  # a layer with layer normalization
     h_mask: bool = False
-    zoneout: tuple[str, ...] = ()  # of ZONEOUT
+    zoneout: tuple[str, ...] = ()  # some of the names in ZONEOUT
     expanded: bool = False  # one state for all rows, with a stride of 0
-    exact: bool = False  # small multiples of 1/128, the same in every dtype
-    change: Callable[[dict[str, Any]], None] | None = None  # of the arguments, such as strides
+    exact: bool = False  # values are small multiples of 1/128, exact in every dtype
+    change: Callable[[dict[str, Any]], None] | None = None  # changes strides of the arguments
     seed: int = 0
 
     def padded(self, dtype: torch.dtype = torch.float64, device: str = "cpu") -> dict[str, Any]:
-        """The arguments of a layer, with lengths as a tuple and nothing packed."""
+        """Returns the arguments for the oracle: a padded input, lengths as a tuple."""
         generator = torch.Generator().manual_seed(len(self.name) * 100 + self.steps + self.seed)
 
         def draw(*shape: int, divisor: float = 1.0) -> Tensor:
@@ -125,7 +133,7 @@ class Sample:
         if self.expanded:
             floating |= {k: floating[k].expand(-1, self.batch, -1) for k in ("h_0", "c_0")}
 
-        def shares(*shape: int) -> Tensor:  # dropped, kept, and a share as in an expectation
+        def shares(*shape: int) -> Tensor:  # masks have 0 and 1, an expected value lies between
             values = torch.tensor([0.0, 1.0, 0.25])
             return values[torch.randint(3, shape, generator=generator)].to(device, dtype)
 
@@ -143,11 +151,11 @@ class Sample:
         }
 
     def arguments(self, dtype: torch.dtype = torch.float64, device: str = "cpu") -> dict[str, Any]:
-        """The arguments as a layer takes them."""
+        """Returns the arguments for `Route.lstm_layer`."""
         return self.as_layer(self.padded(dtype, device))
 
     def as_layer(self, padded: dict[str, Any]) -> dict[str, Any]:
-        """Packs if the sample is packed, and changes strides; differentiable."""
+        """Converts what `padded` returned for `Route.lstm_layer`; differentiable."""
         layout = LAYOUTS[self.bias, self.proj_size > 0, self.norms]
         found = {**padded, "layout": layout, "batch_sizes": None}
         if self.packed:
@@ -162,7 +170,7 @@ class Sample:
         return found
 
     def oracle(self, padded: dict[str, Any]) -> list[Tensor]:
-        """The oracle's results, packed as the layer's are."""
+        """Returns the oracle's results; output and cells are packed if the sample is."""
         results = list(oracle(**padded))
         if self.packed:
             output, cells = results[0], results[3]
@@ -171,12 +179,12 @@ class Sample:
         return results
 
     def _pack_each(self, directions: Tensor) -> Tensor:
-        """[D,T,B,size] as [D,N,size]."""
+        """Packs [D,T,B,size] to [D,N,size], where N is the sum of the lengths."""
         lengths = torch.tensor(self.lengths)
         return torch.stack([pack_padded_sequence(each, lengths).data for each in directions])
 
     def mask_cells(self, results: tuple[Tensor, ...]) -> list[Tensor]:
-        """Cells after the end of each row set to zero."""
+        """Returns the results with cells set to zero after the end of each row."""
         output, h_n, c_n, cells = results
         if self.lengths is not None and not self.packed:
             lengths = torch.tensor(self.lengths, device=cells.device)
@@ -190,7 +198,7 @@ def _batch_first(arguments: dict[str, Any]) -> None:
 
 
 def _strided(arguments: dict[str, Any]) -> None:
-    """No tensor contiguous, not even in its last dimension."""
+    """Gives each tensor strides with which no dimension is contiguous."""
     for name in ("input", "h_0", "c_0"):
         arguments[name] = torch.stack([arguments[name]] * 2, -1).select(-1, 1)
     arguments["weights"] = [
@@ -244,7 +252,7 @@ SAMPLES = [
         proj_size=2,
     ),
 ]
-# Of the reference, which alone has zoneout.
+# Only the reference computes zoneout.
 ZONEOUT_SAMPLES = [
     Sample("zoneout_h", zoneout=ZONEOUT[:1], directions=2),
     Sample("zoneout_c", zoneout=ZONEOUT[1:], reset=True),
@@ -260,7 +268,7 @@ ZONEOUT_SAMPLES = [
         proj_size=2,
     ),
 ]
-# Sizes at which kernels take their wide and their parallel paths; too large for finite differences.
+# Kernels take their vectorized and parallel paths at these sizes. They are too large for gradcheck.
 LARGE_SAMPLES = [
     Sample("large_norms", steps=3, batch=5, hidden_size=67, norms=True, lengths=(3, 0, 3, 1, 2)),
     Sample("large", steps=6, batch=17, input_size=40, hidden_size=67),
@@ -282,13 +290,13 @@ every_sample_and_large = pytest.mark.parametrize(
 
 
 def floating(arguments: dict[str, Any]) -> list[Tensor]:
-    """The tensors of the arguments that gradients reach, in a fixed order."""
+    """Returns the tensors that have gradients: input, h_0, c_0, then the weights."""
     return [arguments["input"], arguments["h_0"], arguments["c_0"], *arguments["weights"]]
 
 
 def with_floating(
     arguments: dict[str, Any], tensors: list[Tensor] | tuple[Tensor, ...]
 ) -> dict[str, Any]:
-    """The arguments with those tensors replaced."""
+    """Returns the arguments with the tensors of `floating` replaced."""
     input, h_0, c_0, *weights = tensors
     return {**arguments, "input": input, "h_0": h_0, "c_0": c_0, "weights": list(weights)}

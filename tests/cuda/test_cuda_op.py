@@ -63,7 +63,7 @@ def Call(kind, *args, **options):
     return op_call.Call(kind, *args, ops=ops(), **options)
 
 
-@pytest.mark.parametrize("engine, options", op_call.OF_A_GPU, ids=str)
+@pytest.mark.parametrize("engine, options", op_call.GPU_CALLS, ids=str)
 @pytest.mark.parametrize("kind", [*op_call.KINDS, "float64"], indirect=True)
 def test_engine(kind, engine, options):
     if kind != "float64" or engine == "stepwise":

@@ -27,7 +27,7 @@ def require(engine):
         pytest.skip("FASTLSTM_FREE_SMS leaves the persistent engine no multiprocessor")
 
 
-@pytest.mark.parametrize("engine, options", op_call.OF_A_GPU, ids=str)
+@pytest.mark.parametrize("engine, options", op_call.GPU_CALLS, ids=str)
 @pytest.mark.parametrize("kind", [*op_call.KINDS, "float64"], indirect=True)
 def test_engine(kind, engine, options):
     require(engine)

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from samples import OP_ROUTES_IN_BRIEF, ROUTES_IN_BRIEF, Route
+from samples import AUTO_ROUTES, REFERENCE_AND_AUTO, Route
 from torch import Tensor, nn
 
 import fastlstm
 
-every_route = pytest.mark.parametrize("route", ROUTES_IN_BRIEF)
-every_op_route = pytest.mark.parametrize("route", OP_ROUTES_IN_BRIEF)
+every_route = pytest.mark.parametrize("route", REFERENCE_AND_AUTO)
+every_op_route = pytest.mark.parametrize("route", AUTO_ROUTES)
 CLOSE = {"rtol": 1e-10, "atol": 1e-12}
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from samples import ROUTES_IN_BRIEF, Route, every_module_route, every_route
+from samples import REFERENCE_AND_AUTO, Route, every_module_route, every_route
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
@@ -115,7 +115,7 @@ BAD_LAYERS: list[tuple[Callable[[LstmCall], dict[str, Any]], str]] = [
 ]
 
 
-@pytest.mark.parametrize("route", ROUTES_IN_BRIEF)
+@pytest.mark.parametrize("route", REFERENCE_AND_AUTO)
 @pytest.mark.parametrize(("change", "message"), BAD_LAYERS)
 def test_the_op_and_the_equations_refuse_alike(route: Route, change: Any, message: str) -> None:
     def check(call: LstmCall) -> None:

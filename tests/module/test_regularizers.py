@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from oracle import oracle
-from samples import ROUTES_IN_BRIEF, ZONEOUT, Route, every_op_route, every_route
+from samples import REFERENCE_AND_AUTO, ZONEOUT, Route, every_op_route, every_route
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
@@ -78,7 +78,7 @@ def replayed(lstm: fastlstm.LSTM, x: Tensor, lengths: list[int] | None = None) -
     return [*results, *torch.autograd.grad(loss, list(lstm.parameters()))]
 
 
-@pytest.mark.parametrize("route", ROUTES_IN_BRIEF)
+@pytest.mark.parametrize("route", REFERENCE_AND_AUTO)
 @pytest.mark.parametrize("seed", range(25))
 @pytest.mark.filterwarnings("ignore:dropout option adds dropout")
 def test_the_oracle_with_the_same_draws(route: Route, seed: int) -> None:

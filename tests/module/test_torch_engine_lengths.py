@@ -9,14 +9,14 @@ import pytest
 import torch
 from op_call import FACTOR
 from oracle import oracle
-from samples import TORCH, Route
+from samples import TORCH_ROUTES, Route
 from torch import Tensor, nn
 
 import fastlstm
 from fastlstm import _shut_gate, functional
 from fastlstm._call import LstmCall
 
-every_device = pytest.mark.parametrize("route", TORCH)
+every_device = pytest.mark.parametrize("route", TORCH_ROUTES)
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 EXACT = {"rtol": 1e-9, "atol": 1e-11}

@@ -1,4 +1,4 @@
-"""Many gradients of one forward at once: autograd's batched gradients, and vmap over a backward."""
+"""Several gradients of one forward pass at once, by is_grads_batched and by vmap."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from torch import Tensor
 CLOSE = {"rtol": 1e-9, "atol": 1e-11}
 COUNT = 3
 
-# grad(outputs, leaves, gradients with COUNT in front) -> gradients with COUNT in front
+# Takes outputs, leaves, and COUNT gradients of each output, stacked in dimension 0; returns COUNT
+# gradients of each leaf, stacked likewise.
 Batched = Callable[..., tuple[Tensor, ...]]
 
 
@@ -22,7 +23,7 @@ def by_autograd(outputs: Any, leaves: Any, given: Any, **options: Any) -> tuple[
 
 
 def by_vmap(outputs: Any, leaves: Any, given: Any, **options: Any) -> tuple[Tensor, ...]:
-    """The gradients' dimension is the last, as vmap may have it anywhere."""
+    """vmap over the last dimension: the batch dimension of vmap need not be the first."""
     last = [g.movedim(0, -1) for g in given]
     grad = lambda *g: torch.autograd.grad(outputs, leaves, g, **options)
     return torch.func.vmap(grad, in_dims=-1)(*last)
@@ -33,14 +34,15 @@ keep = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
 
 
 def one_by_one(outputs: Any, leaves: Any, given: Any) -> list[Tensor]:
+    """The expected result, computed with COUNT backward passes."""
     each = [
         torch.autograd.grad(outputs, leaves, [g[n] for g in given], **keep) for n in range(COUNT)
     ]
     return [torch.stack(gradients) for gradients in zip(*each, strict=True)]
 
 
-def traced(route: Route, sample: Sample) -> tuple[list[Tensor], list[Tensor]]:
-    """A layer's results and the leaves that they come from."""
+def call_with_leaves(route: Route, sample: Sample) -> tuple[list[Tensor], list[Tensor]]:
+    """Returns a layer's results and the leaves of its arguments."""
     padded = sample.padded(device=route.device)
     leaves = [t.clone().requires_grad_() for t in floating(padded)]
     results = route.lstm_layer(**sample.as_layer(with_floating(padded, leaves)))
@@ -52,9 +54,9 @@ def traced(route: Route, sample: Sample) -> tuple[list[Tensor], list[Tensor]]:
 @pytest.mark.filterwarnings("ignore:.*batching rule for aten::_pack_padded_sequence_backward")
 @pytest.mark.parametrize("sample", SAMPLES[::3], ids=lambda s: s.name)
 def test_batched_gradients(route: Route, batched: Batched, sample: Sample) -> None:
-    outputs, leaves = traced(route, sample)
+    outputs, leaves = call_with_leaves(route, sample)
     given = [torch.stack([torch.cos(k + o.detach()) for k in range(COUNT)]) for o in outputs]
-    # of all results with respect to all; of some with respect to the rows, and to the weights
+    # All results and all leaves; one result and the input and states; two results and the weights.
     for results, wanted in [
         (slice(None), slice(None)),
         (slice(2, 3), slice(0, 3)),

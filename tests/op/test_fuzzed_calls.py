@@ -1,4 +1,4 @@
-"""Random calls, in processes of their own: a crash fails with its seed."""
+"""Runs fuzzed_calls.py in processes of its own, so that a crash fails a test with its seed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def check_seeds(first: int, count: int) -> None:
     lines = done.stdout.splitlines()
     if done.returncode or lines[-1:] != ["done"]:
         failures = [line for line in lines[:-1] if not line.startswith("begin ")]
-        status = f"exit status {done.returncode}; a crash had the seed of the last line"
+        status = f"exit status {done.returncode}; if it is a crash, the last line has its seed"
         pytest.fail("\n".join([done.stderr, status, *failures, *lines[-1:]]), pytrace=False)
 
 

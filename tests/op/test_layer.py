@@ -1,4 +1,4 @@
-"""One layer, on every route: results, gradients and second gradients against the oracle."""
+"""Results, gradients and second gradients of one layer, by every engine, against the oracle."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from samples import (
-    OP_ROUTES_IN_BRIEF,
+    AUTO_ROUTES,
     SAMPLES,
     ZONEOUT_SAMPLES,
     Route,
@@ -46,11 +46,12 @@ def gradient_names(arguments: dict[str, Any]) -> list[str]:
 
 
 def gradients(arguments: dict[str, Any]) -> list[Tensor]:
-    """The .grad of the leaves; what the loss does not depend on has none, or zero."""
+    """Returns the .grad of the leaves, zero if a leaf has no .grad."""
     return [t.new_zeros(t.shape) if t.grad is None else t.grad for t in floating(arguments)]
 
 
 def cotangents(results: Any) -> list[Tensor]:
+    """Returns random gradients of the results."""
     generator = torch.Generator().manual_seed(1)
     return [torch.randn(r.shape, generator=generator, dtype=torch.float64) for r in results]
 
@@ -86,16 +87,19 @@ def test_zoneout(sample: Sample) -> None:
 
 @every_op_route
 @every_sample
-def test_gradients_without_those_of_the_weights(route: Route, sample: Sample) -> None:
-    """Backward then leaves the weights' products out; the other gradients are the same bits."""
+def test_some_gradients_only(route: Route, sample: Sample) -> None:
+    """Gradients that are asked for separately have the same bits as all gradients together.
+
+    If only the input and states need gradients, backward skips the products for the weights.
+    """
     padded = leaves(sample, route)
     found = sample.mask_cells(route.lstm_layer(**sample.as_layer(padded)))
     given = [g.to(route.device) for g in cotangents(found)]
     wanted = floating(padded)
-    everything = torch.autograd.grad(found, wanted, given, retain_graph=True)
-    for some in (slice(0, 3), slice(0, 1), slice(1, 2), slice(2, 3), slice(3, None)):
-        part = torch.autograd.grad(found, wanted[some], given, retain_graph=True)
-        for a, b in zip(part, everything[some], strict=True):
+    together = torch.autograd.grad(found, wanted, given, retain_graph=True)
+    for which in (slice(0, 3), slice(0, 1), slice(1, 2), slice(2, 3), slice(3, None)):
+        separately = torch.autograd.grad(found, wanted[which], given, retain_graph=True)
+        for a, b in zip(separately, together[which], strict=True):
             assert torch.equal(a, b)
 
     class Calls(TorchDispatchMode):
@@ -120,7 +124,7 @@ def function_of_leaves(route: Route, sample: Sample, padded: dict[str, Any]) -> 
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """For thousands of calls of tiny size."""
+    """One thread, because thousands of tiny calls are slower with more."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -147,8 +151,8 @@ def test_gradgradcheck(route: Route, sample: Sample) -> None:
 
 
 @every_route
-def test_a_weight_written_to_before_second_derivatives_is_noticed(route: Route) -> None:
-    """After the first ones, whose graph has the weights."""
+def test_a_weight_that_changes_before_second_derivatives_raises(route: Route) -> None:
+    """The graph of the first gradients holds the weights, so autograd must notice the change."""
     padded = leaves(Sample("plain"), route)
     output = route.lstm_layer(**Sample("plain").as_layer(padded))[0]
     first = torch.autograd.grad(output.sum(), padded["weights"], create_graph=True)
@@ -160,6 +164,7 @@ def test_a_weight_written_to_before_second_derivatives_is_noticed(route: Route) 
 
 @every_route
 def test_arguments_are_left_as_they_were(route: Route) -> None:
+    """Neither forward nor backward writes to an argument."""
     sample = Sample("lengths", lengths=(2, 4, 0), reset=True, directions=2)
     padded = leaves(sample, route)
     before = [t.detach().clone() for t in floating(padded)]
@@ -170,7 +175,7 @@ def test_arguments_are_left_as_they_were(route: Route) -> None:
 
 @every_route
 def test_padding_is_never_read(route: Route) -> None:
-    """Not even a NaN after the end of a row reaches a result or a gradient."""
+    """A NaN after the end of a row changes no result and no gradient."""
     sample = Sample("lengths", lengths=(2, 4, 0), directions=2)
     clean, dirty = leaves(sample, route), leaves(sample, route)
     with torch.no_grad():
@@ -186,8 +191,8 @@ def test_padding_is_never_read(route: Route) -> None:
 
 @every_op_route
 @pytest.mark.parametrize("proj_size", [0, 2])
-def test_what_is_saved_is_never_read_after_the_end_of_a_row(route: Route, proj_size: int) -> None:
-    """So that a backward takes what any forward of the device has saved."""
+def test_saved_tensors_are_not_read_after_the_end_of_a_row(route: Route, proj_size: int) -> None:
+    """Backward accepts the saved tensors of any engine, which differ after the end of a row."""
     sample = Sample("lengths", lengths=(2, 4, 0), directions=2, proj_size=proj_size)
     arguments = sample.arguments(device=route.device)
     arguments["engine"] = route.engine
@@ -208,15 +213,15 @@ def test_what_is_saved_is_never_read_after_the_end_of_a_row(route: Route, proj_s
 
 
 @needs_expecttest
-@pytest.mark.parametrize("route", OP_ROUTES_IN_BRIEF)
+@pytest.mark.parametrize("route", AUTO_ROUTES)
 @pytest.mark.parametrize("sample", SAMPLES[::2], ids=lambda s: s.name)
 def test_opcheck_forward(route: Route, sample: Sample) -> None:
     from torch.testing._internal import optests
 
     op = torch.ops.fastlstm.lstm.default
     torch.library.opcheck(op, (), sample.arguments(device=route.device))
-    # With gradients, opcheck would ask for one of the gates, which have none: the same check of
-    # AOTAutograd on a function that leaves them out.
+    # opcheck's test of AOTAutograd asks for gradients of all results, but the gates have none. The
+    # same test then runs on a function that does not return the gates.
     padded = leaves(sample, route)
     without_aot = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(op, (), sample.as_layer(padded), test_utils=without_aot)
@@ -224,7 +229,7 @@ def test_opcheck_forward(route: Route, sample: Sample) -> None:
 
 
 @needs_expecttest
-@pytest.mark.parametrize("route", OP_ROUTES_IN_BRIEF)
+@pytest.mark.parametrize("route", AUTO_ROUTES)
 @pytest.mark.parametrize("sample", SAMPLES[::2], ids=lambda s: s.name)
 def test_opcheck_backward(route: Route, sample: Sample) -> None:
     arguments = sample.arguments(device=route.device)
@@ -237,7 +242,7 @@ def test_opcheck_backward(route: Route, sample: Sample) -> None:
     torch.library.opcheck(
         op, (), {**given, **arguments, "input_needs_grad": True, "state_needs_grad": True}
     )
-    if not sample.norms:  # which are refused
+    if not sample.norms:  # per_row is refused with layer normalization
         needs = {"input_needs_grad": False, "state_needs_grad": False, "per_row": True}
         torch.library.opcheck(op, (), {**given, **arguments, **needs})
     only = dict.fromkeys(given) | {"grad_h_n": h_n}

@@ -1,8 +1,8 @@
-"""No more error than torch: each result within a small multiple of what nn.LSTM makes.
+"""Rounding errors: each result has at most a small multiple of the error of nn.LSTM.
 
-The truth is the oracle in float64 on the same, already rounded, tensors. The error of a tensor is
-its root mean square deviation from the truth; nn.LSTM of the same dtype sets the scale, so that no
-tolerance is picked by hand.
+The truth is the oracle in float64, computed from the same tensors, which are already rounded to the
+dtype of the call. The error of a result is the root mean square of its difference from the truth.
+The tolerance is a multiple of nn.LSTM's error in the same dtype.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ SHAPES = [
         "hidden_size": 17,
         "options": {"bidirectional": True, "proj_size": 7},
     },
-    # Large enough for float32 by bfloat16 on AMX.
+    # Large enough that float32 may be multiplied on AMX, as sums of bfloat16.
     {"steps": 6, "batch": 64, "input_size": 40, "hidden_size": 256, "options": {}},
 ]
 
 
 def results(module: nn.Module, x: Tensor, hx: tuple[Tensor, Tensor], given: list[Tensor]) -> Any:
-    """Outputs and all gradients, named."""
+    """Returns outputs and all gradients by name; `given` are the gradients of the outputs."""
     leaves = [t.detach().clone().requires_grad_() for t in (x, *hx)]
     output, (h_n, c_n) = module(leaves[0], (leaves[1], leaves[2]))
     weights = dict(module.named_parameters())
@@ -45,7 +45,7 @@ def results(module: nn.Module, x: Tensor, hx: tuple[Tensor, Tensor], given: list
 
 
 class Oracle(nn.Module):
-    """The oracle on the parameters of a module, in float64."""
+    """The oracle as a module with the parameters of another module in float64."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ def error(found: Tensor, truth: Tensor) -> float:
 @every_route
 @pytest.mark.parametrize("shape", SHAPES, ids=["plain", "bidirectional_projection", "large"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_error_is_that_of_torch(route: Route, shape: dict[str, Any], dtype: torch.dtype) -> None:
+def test_error_against_nn_lstm(route: Route, shape: dict[str, Any], dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     sizes = shape["input_size"], shape["hidden_size"]
     ours = fastlstm.LSTM(*sizes, **shape["options"], dtype=dtype, device=route.device)
@@ -100,7 +100,7 @@ def test_error_is_that_of_torch(route: Route, shape: dict[str, Any], dtype: torc
 @every_route
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_the_cell_state_is_float32(route: Route, dtype: torch.dtype) -> None:
-    """A thousand increments that a 16-bit sum would lose one by one: c = 1 + 1024 * 2^-12."""
+    """c keeps 1,024 increments of 2^-12, each of which rounding to 16 bits would lose."""
     zeros = {"dtype": dtype, "device": route.device}
     i, f, g, o = 20.0, 20.0, 2.0**-12, 0.0  # sigmoid(20) = 1
     _, _, c_n, cells = route.lstm_layer(
@@ -120,6 +120,7 @@ def test_the_cell_state_is_float32(route: Route, dtype: torch.dtype) -> None:
     torch.testing.assert_close(cells[0, :, 0, 0], expected, rtol=0, atol=1e-5)
 
 
+# Pre-activations at which the gates are saturated.
 GRID = {
     torch.float32: [-1e30, -1e4, -104, -100, -89, -88.5, -88, -87.5, -87.3, -87.1, -87.0],
     torch.float64: [-1e300, -1e4, -746, -745, -720, -710, -709.5, -709, -708.5],
@@ -128,7 +129,7 @@ GRID[torch.bfloat16] = GRID[torch.float16] = GRID[torch.float32]
 
 
 def gates_of(route: Route, values: list[float], dtype: torch.dtype) -> Tensor:
-    """[4, values]: i, f, g and o where each pre-activation is that value."""
+    """Returns i, f, g and o as [4, len(values)], with the values as their pre-activations."""
     bias = torch.tensor(values * 4, dtype=dtype, device=route.device)
     zeros = bias.new_zeros
     size = len(values)
@@ -143,7 +144,10 @@ def gates_of(route: Route, values: list[float], dtype: torch.dtype) -> Tensor:
 @every_op_route
 @pytest.mark.parametrize("dtype", GRID, ids=str)
 def test_saturated_gates_are_exact(route: Route, dtype: torch.dtype) -> None:
-    """A shut gate of 1e-38 in place of 0 would make all that follows subnormal, and slow."""
+    """At pre-activations far from zero, gates are exactly 0 or 1, and g is -1 or 1.
+
+    A tiny gate would lead to subnormal numbers, with which a CPU is slow.
+    """
     shut = GRID[dtype]
     i, f, g, o = gates_of(route, [*shut, *(-x for x in shut)], dtype)
     for gate in (i, f, o):
@@ -154,9 +158,9 @@ def test_saturated_gates_are_exact(route: Route, dtype: torch.dtype) -> None:
 @every_op_route
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_gates_before_saturation(route: Route, dtype: torch.dtype) -> None:
-    """Normal numbers down to the last before zero, as accurate as of a rounded pre-activation.
+    """Gates that are not saturated are normal numbers, with a small relative error.
 
-    A relative error of eps / 2 in x is one of |x| eps / 2 in a gate that is nearly shut.
+    A relative error of eps / 2 in x causes one of |x| eps / 2 in a gate that is nearly shut.
     """
     info = torch.finfo(dtype)
     lowest = 86.95 if dtype == torch.float32 else 708.0
@@ -177,10 +181,8 @@ def is_subnormal(tensor: Tensor) -> Tensor:
 @every_op_route
 @pytest.mark.parametrize("gate", ["i", "f", "o"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_nothing_is_subnormal_behind_shut_gates(
-    route: Route, gate: str, dtype: torch.dtype
-) -> None:
-    """Nor has what a shut gate keeps out a gradient: as in nn.LSTM, not a tiny one."""
+def test_shut_gates_give_no_subnormal_numbers(route: Route, gate: str, dtype: torch.dtype) -> None:
+    """If a gate is shut, no result is subnormal, and gradients are zero where nn.LSTM's are."""
     torch.manual_seed(0)
     theirs = nn.LSTM(3, 20, dtype=dtype, device=route.device)
     rows = slice("ifgo".index(gate) * 20, ("ifgo".index(gate) + 1) * 20)
@@ -201,8 +203,11 @@ def test_nothing_is_subnormal_behind_shut_gates(
 @every_route
 @pytest.mark.parametrize("where", ["input", "gradient"])
 @pytest.mark.parametrize("steps", [1, 3])
-def test_a_nan_is_where_it_is_in_torch(route: Route, where: str, steps: int) -> None:
-    """In the gradient of W_hh too, though 0 times it is all that the first step adds."""
+def test_nan_spreads_as_in_nn_lstm(route: Route, where: str, steps: int) -> None:
+    """A NaN reaches the same elements as in nn.LSTM.
+
+    The gradient of W_hh is NaN too, although h_0 is zero: 0 * NaN = NaN.
+    """
     torch.manual_seed(0)
     theirs = nn.LSTM(3, 20, device=route.device)
     ours = fastlstm.convert(copy.deepcopy(theirs))

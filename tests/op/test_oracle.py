@@ -1,4 +1,4 @@
-"""The oracle is judged by torch's own LSTM in float64, once, and by nothing of fastlstm."""
+"""The oracle against torch.nn.LSTM in float64."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""docs/numerics.md, "The same bits": each row of the table by random calls on the CPU."""
+"""Each row of the table "The same bits" in docs/numerics.md, by random calls on the CPU."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ HALF = (torch.bfloat16, torch.float16)
 
 
 class Case(NamedTuple):
-    """A layer, perhaps prepacked, a batch, and how it is called."""
+    """An LSTM, perhaps prepacked, and the arguments of a call."""
 
     lstm: Any
     x: Tensor  # [T,B,I]
-    h: Tensor
+    h: Tensor  # the initial state of all layers and directions
     c: Tensor
     lengths: Tensor | None
 
@@ -35,11 +35,12 @@ class Case(NamedTuple):
 
     @property
     def trains(self) -> bool:
+        """True unless the LSTM is prepacked, which has no gradients."""
         return isinstance(self.lstm, fastlstm.LSTM)
 
 
 def draw(rng: random.Random, stepwise: bool = False, **fixed: Any) -> Case:
-    """Sizes from one to some beyond a tile, a chunk of steps, and what each thread is worth."""
+    """Sizes from one to more than a register tile, a chunk of steps, and the work of one thread."""
     dtype = rng.choice([torch.float32, torch.float32, torch.float64, *HALF])
     I, H = rng.choice([1, 3, 17, 40, 96, 533]), rng.choice([1, 5, 16, 33, 64, 130, 200])
     T, B = rng.choice([1, 1, 2, 7, 30, 70]), rng.choice([1, 2, 3, 8, 21, 70, 400])
@@ -62,7 +63,10 @@ def draw(rng: random.Random, stepwise: bool = False, **fixed: Any) -> Case:
 
 
 def run(case: Case, call: Callable[..., Any] | None = None) -> Results:
-    """The outputs, and every gradient of a loss whose own gradients are all different."""
+    """Returns the outputs and, unless the LSTM is prepacked, all gradients of a loss.
+
+    `call` replaces the call of the LSTM. The loss has a different gradient for each output.
+    """
     lstm, x, h, c, lengths = case
     call = call or (lambda x, hx: lstm(x, hx, lengths=lengths))
     leaves = [t.detach().clone().requires_grad_(case.trains) for t in (x, h, c)]
@@ -77,15 +81,16 @@ def run(case: Case, call: Callable[..., Any] | None = None) -> Results:
     return {name: result.detach() for name, result in results.items()}
 
 
-def of_rows(results: Results) -> Results:
-    """But what the rows of a batch are summed for."""
+def without_sums_over_rows(results: Results) -> Results:
+    """Returns the results without the gradients of the weights, which are sums over the rows."""
     return {name: r for name, r in results.items() if "weight" not in name and "bias" not in name}
 
 
-# Each gives two results that are the same where both have them.
+# A promise draws a case and returns it with two dictionaries of results. Results of the same name
+# must have the same bits.
 
 
-def nothing(rng: random.Random) -> tuple[Case, Results, Results]:
+def repeated_call(rng: random.Random) -> tuple[Case, Results, Results]:
     case = draw(rng, stepwise=True)
     return case, run(case), run(case)
 
@@ -114,8 +119,8 @@ def the_other_rows_of_the_batch(rng: random.Random) -> tuple[Case, Results, Resu
     rows = rng.sample(range(batch), rng.randint(1, batch))
     lengths = None if case.lengths is None else case.lengths[rows]
     some = case._replace(x=case.x[:, rows], h=case.h[:, rows], c=case.c[:, rows], lengths=lengths)
-    whole = {name: result[:, rows] for name, result in of_rows(run(case)).items()}
-    if lstm.bidirectional:  # whose directions' gradients are added in any order
+    whole = {name: result[:, rows] for name, result in without_sums_over_rows(run(case)).items()}
+    if lstm.bidirectional:  # the order in which the directions' gradients are added may differ
         names = {*OUTPUTS} | ({"d h_0", "d c_0"} if lstm.num_layers == 1 else set())
         whole = {name: whole[name] for name in names & whole.keys()}
     return case, whole, run(some)
@@ -134,11 +139,11 @@ def packed_or_padded(rng: random.Random) -> tuple[Case, Results, Results]:
         return pad_packed_sequence(output)[0], state
 
     padded = run(case)
-    return case, padded if in_order else of_rows(padded), run(case, call)
+    return case, padded if in_order else without_sums_over_rows(padded), run(case, call)
 
 
 @torch.no_grad()
-def a_step_alone_or_within_a_sequence(rng: random.Random) -> tuple[Case, Results, Results]:
+def single_steps_or_a_sequence(rng: random.Random) -> tuple[Case, Results, Results]:
     case = draw(rng, num_layers=1, bidirectional=False, proj_size=0)
     lstm, x, h, c, _ = case
     cell: Any = fastlstm.LSTMCell(lstm.input_size, lstm.hidden_size, lstm.bias, dtype=x.dtype)
@@ -147,7 +152,7 @@ def a_step_alone_or_within_a_sequence(rng: random.Random) -> tuple[Case, Results
     if not case.trains:
         cell = fastlstm.prepack(cell.eval(), None if lstm.weights == x.dtype else lstm.weights)
     steps, state = [], (h[0], c[0])
-    for row in x[: 1 if x.dtype in HALF else None]:  # 16 bits round c between the calls
+    for row in x[: 1 if x.dtype in HALF else None]:  # between calls c is rounded to 16 bits
         state = cell(row, state)
         steps.append(state[0])
     output, (_, c_n) = lstm(x, (h, c))
@@ -182,12 +187,12 @@ def prepacked_or_not(rng: random.Random) -> tuple[Case, Results, Results]:
 
 
 PROMISES = [
-    nothing,
+    repeated_call,
     training_or_inference,
     the_number_of_threads,
     the_other_rows_of_the_batch,
     packed_or_padded,
-    a_step_alone_or_within_a_sequence,
+    single_steps_or_a_sequence,
     a_sequence_or_its_parts,
     prepacked_or_not,
 ]
@@ -198,9 +203,9 @@ ON_AMX = _build.has_kernels("cpu") and "amx" in str(_build.library.build_info()[
 def check(promise: Any, seed: int) -> None:
     case, one, other = promise(random.Random(seed))
     if ON_AMX and case.x.dtype == torch.bfloat16 and promise not in PROMISES[:3]:
-        return  # the exception: few rows of one step are summed in another order
+        return  # with AMX, products of few rows sum in another order
     different = [name for name in one.keys() & other if not torch.equal(one[name], other[name])]
-    assert not different, f"{promise.__name__} of seed {seed}: {case}: {different}"
+    assert not different, f"{promise.__name__}, seed {seed}, {case}: other bits in {different}"
 
 
 @every_promise
