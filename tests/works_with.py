@@ -1,11 +1,11 @@
-"""The LSTMs of other libraries, converted, beside themselves; docs/reference/works-with.md.
+"""Models of other libraries compared with their converted copies; docs/reference/works-with.md.
 
     pip install ".[works-with]"
     python tests/works_with.py --write docs/reference/works-with.md
 
-A case builds a model of a library with its own classes, and compares outputs and gradients, or the
-losses of a training, of the model and of a converted copy. Everything is computed in float64 where
-the library lets it, so that only a few last digits may differ.
+A case builds a model with the classes of a library. It compares the model with a converted copy by
+outputs and gradients, or by the losses of a training. If the library allows it, both compute in
+float64, so that only the last digits differ.
 """
 
 from __future__ import annotations
@@ -34,14 +34,16 @@ from markdown import publish  # noqa: E402
 
 
 class Case(NamedTuple):
-    package: str  # as pip names it, or "" where the code of the case models that of the library
+    """A row of the table, and the function that tests it."""
+
+    package: str  # name for pip, or "" if the case rebuilds a model of the library
     library: str
-    what: str
+    what: str  # what is compared
     run: Callable[[], None]
-    result: str
+    result: str  # what the table says if `run` raises nothing
 
     def version(self) -> str | None:
-        """None if it is not installed."""
+        """Returns the installed version, "" without a package, or None if it is not installed."""
         try:
             return importlib.metadata.version(self.package) if self.package else ""
         except importlib.metadata.PackageNotFoundError:
@@ -54,6 +56,8 @@ CASES: dict[str, Case] = {}
 def case(
     library: str, what: str, package: str | None = None, result: str = "the same"
 ) -> Callable[[Callable[[], None]], Callable[[], None]]:
+    """Adds the decorated function to CASES. `package` is the library if it is not given."""
+
     def add(run: Callable[[], None]) -> Callable[[], None]:
         name = library if package is None else package
         CASES[run.__name__] = Case(name, library, what, run, result)
@@ -64,6 +68,7 @@ def case(
 
 @contextmanager
 def float64() -> Iterator[None]:
+    """Makes float64 the default dtype."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
@@ -73,12 +78,13 @@ def float64() -> Iterator[None]:
 
 
 def both(model: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """Returns the model and a converted copy."""
     assert any(isinstance(module, nn.LSTM) for module in model.modules()), "no LSTM to convert"
     return model, fastlstm.convert(copy.deepcopy(model))
 
 
 def same(model: nn.Module, call: Callable[[nn.Module], Any], **tolerance: float) -> None:
-    """Compares what call returns for the model and its copy, and all gradients of its squares."""
+    """Compares the outputs of the model and its copy, and the gradients of their mean squares."""
     found = []
     for m in both(model):
         m.zero_grad()
@@ -92,7 +98,12 @@ def same(model: nn.Module, call: Callable[[nn.Module], Any], **tolerance: float)
 
 
 def same_losses(train: Callable[[Callable[[nn.Module], nn.Module]], list[float]]) -> None:
-    """Compares the losses of a training whose model goes through the function that it is given."""
+    """Compares the losses of a training with nn.LSTM and with the converted model.
+
+    Args:
+        train: passes its model to the function that it is given, trains what that returns, and
+            returns the losses.
+    """
     found = []
     for change in (lambda model: model, fastlstm.convert):
         torch.manual_seed(0)
@@ -102,7 +113,7 @@ def same_losses(train: Callable[[Callable[[nn.Module], nn.Module]], list[float]]
 
 
 class Tagger(nn.Module):
-    """For libraries that train or explain the models of their users."""
+    """A model for libraries that train or explain the models of their users."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -162,12 +173,12 @@ def sample_factory() -> None:
 
 @case("skrl", "PPO_RNN, a whole training of a GaussianMixin policy that resets where episodes end")
 def skrl() -> None:
-    torch.set_default_dtype(torch.float32)  # of its memory
+    torch.set_default_dtype(torch.float32)  # the dtype of skrl's memory
     same_losses(train_skrl)
 
 
 def train_skrl(change: Any) -> list[float]:
-    """The parameters that PPO_RNN has learned."""
+    """Trains a policy; returns its parameters."""
     import gymnasium
     from skrl.agents.torch.ppo import PPO_RNN
     from skrl.envs.wrappers.torch import wrap_env
@@ -212,16 +223,16 @@ def train_skrl(change: Any) -> list[float]:
         def compute(self, inputs: dict[str, Any], role: str) -> tuple[Tensor, dict[str, Any]]:
             return self.head(inputs["observations"]), {}
 
-    made = gymnasium.make_vec("Pendulum-v1", envs, "sync", max_episode_steps=13)
-    env = wrap_env(made, verbose=False)
+    environments = gymnasium.make_vec("Pendulum-v1", envs, "sync", max_episode_steps=13)
+    env = wrap_env(environments, verbose=False)
     spaces = {"observation_space": env.observation_space, "action_space": env.action_space}
     models = {"policy": change(Policy(**spaces, device="cpu")), "value": Value(**spaces)}
     before = [parameter.clone() for parameter in models["policy"].parameters()]
-    nothing = {"write_interval": 0, "checkpoint_interval": 0}
+    no_files = {"write_interval": 0, "checkpoint_interval": 0}
     agent = PPO_RNN(
         models=models,
         memory=RandomMemory(memory_size=32, num_envs=envs, device="cpu"),
-        cfg={"rollouts": 32, "learning_epochs": 2, "mini_batches": 2, "experiment": nothing},
+        cfg={"rollouts": 32, "learning_epochs": 2, "mini_batches": 2, "experiment": no_files},
         device="cpu",
         **spaces,
     )
@@ -417,7 +428,7 @@ def tts_angular() -> None:
 
 
 def row(case: Case) -> str:
-    """A line of the table."""
+    """Runs a case; returns its line of the table."""
     version = case.version()
     if version is None:
         result = "not tested: not installed"
@@ -428,7 +439,7 @@ def row(case: Case) -> str:
                 torch.manual_seed(0)
                 case.run()
             result = case.result
-        except Exception as error:  # the table is to show it
+        except Exception as error:  # shown in the table
             result = f"{type(error).__name__}: {str(error).splitlines()[0]}"
     name = f"{case.library} {version or ''}".strip() if case.package else f"{case.library} (code)"
     return f"| {name} | {case.what} | {result} |"
@@ -437,7 +448,7 @@ def row(case: Case) -> str:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--case", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--write", type=Path, metavar="FILE", help="into its section `works-with`")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="replace the table in FILE")
     args = parser.parse_args(argv)
     head = "| library | what was compared | result |\n|---|---|---|"
     rows = [row(CASES[name]) for name in args.case]

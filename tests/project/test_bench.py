@@ -1,4 +1,4 @@
-"""The benchmark: that both sides do the same work, that its figures are what was measured."""
+"""The benchmarks: both sides compute the same, and documents show the measured figures."""
 
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ needs_extension = pytest.mark.skipif(not _build.extension_available(), reason="n
 
 
 def small(case: Case) -> Case:
-    """The same kind of a case, in a moment."""
+    """Returns a case of the same kind whose sizes are so small that it takes milliseconds."""
     sizes = {"batch": min(case.batch, 4), "steps": min(case.steps, 9), "input_size": 3}
     proj_size = min(case.proj_size, 2)
     return replace(case, name="", hidden_size=32, proj_size=proj_size, **sizes)
 
 
+# Kinds that no group has.
 OTHERS = replace(TINY, lengths=True), replace(TINY, lengths=True, mode="inference")
 KINDS = sorted({small(c) for c in (*(c for g in GROUPS for c in g.cases), *OTHERS)}, key=str)
 
@@ -76,7 +77,7 @@ def test_a_run_prints_a_table_and_writes_json(
         first, third = entry["quartiles"]
         assert 0 < first <= entry["ratio"] <= third
         assert all(seconds > 0 for seconds in entry["seconds"].values())
-    # The gradients alone: the input's, and those of the weights.
+    # Training allocates at least the gradients of the input and of the weights.
     gradients = 4 * (2 * 5 * 3 + 16 * (3 + 4 + 2))
     assert all(training["memory"][who]["allocated"] >= gradients for who in ("torch", "fastlstm"))
     assert "memory" not in inference
@@ -86,7 +87,7 @@ def test_a_run_prints_a_table_and_writes_json(
 def test_the_documents_show_the_newest_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They hold what `python benchmarks/summary.py` writes."""
+    """README.md and figures.md have what `python benchmarks/summary.py` writes."""
     root = BENCHMARKS.parent
     monkeypatch.setattr(summary, "ROOT", tmp_path)
     (tmp_path / "docs" / "reference").mkdir(parents=True)
@@ -101,6 +102,7 @@ def test_the_documents_show_the_newest_results(
 @needs_extension
 @pytest.mark.parametrize("mode", gpu.MODES)
 def test_the_smoke_test_of_a_gpu_compares(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its comparison fails if the tolerance is negative."""
     gpu.smoke("float32", mode, device="cpu", engine="auto")
     monkeypatch.setitem(gpu.check_agreement.__globals__["AGREEMENT"], "float32", -1.0)
     with pytest.raises(RuntimeError, match="the results differ by"):

@@ -1,4 +1,4 @@
-"""What somebody meets first: `python -m fastlstm`, the make targets, the commands in the docs."""
+"""`python -m fastlstm info`, the targets of make that the documents name, and .ci/gpu-check."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import fastlstm
-from fastlstm import __main__ as front_door
+from fastlstm import __main__ as command_line
 from fastlstm import _build
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,7 +22,7 @@ TARGETS = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), r
 
 @pytest.mark.parametrize("args", [[], ["info"]])
 def test_info(capsys: pytest.CaptureFixture[str], args: list[str]) -> None:
-    front_door.main(args)
+    command_line.main(args)
     out = capsys.readouterr().out
     assert f"fastlstm {fastlstm.__version__}" in out
     assert f"torch {torch.__version__}" in out
@@ -36,7 +36,7 @@ def test_info(capsys: pytest.CaptureFixture[str], args: list[str]) -> None:
 
 def test_info_says_why_the_extension_is_not_used(capsys, monkeypatch) -> None:
     monkeypatch.setattr(_build, "_reason", "it was built for another torch")
-    front_door.main([])
+    command_line.main([])
     out = capsys.readouterr().out
     assert "  not used: it was built for another torch\n" in out
     assert f"  to build it: {_build.rebuild_command()}\n" in out
@@ -51,7 +51,7 @@ def test_docs_name_targets_that_exist() -> None:
 @pytest.mark.parametrize("wheel", ["", "dist/fastlstm.whl"])
 @pytest.mark.parametrize("command", ["first", "sanitize"])
 def test_gpu_check_takes_ten_minutes_at_most(command: str, wheel: str) -> None:
-    """The limits of its stages sum to that."""
+    """The time limits of its stages sum to less than ten minutes; the files it names exist."""
     environment = {**os.environ, "DRY_RUN": "1", "WHEEL": wheel, "PYTHON": sys.executable}
     script = ROOT / ".ci" / "gpu-check"
     done = subprocess.run([script, command], env=environment, text=True, stdout=subprocess.PIPE)

@@ -1,4 +1,4 @@
-"""The documents: their Python runs, and the files, commands, options and names in them exist."""
+"""The documents: their Python code runs, and all that they name exists."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 FOLDERS = ("csrc", "fastlstm", "captioning", "benchmarks", "tests", "docs", "examples")
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 
-# A package that snippets import, and the library to ask for.
+# If a snippet imports the package, the test needs the library.
 NEEDED = {"captioning": "pycocoevalcap", "nano_ocr": "nano_ocr", "sb3_contrib": "sb3_contrib"}
 
 every_doc = pytest.mark.parametrize("doc", DOCS, ids=lambda d: str(d.relative_to(ROOT)))
@@ -44,7 +44,7 @@ def code(doc: Path, language: str) -> list[str]:
 
 
 def commands(doc: Path) -> list[list[str]]:
-    """The words of each `python ...` or `captioning ...` command, in plain blocks and the text."""
+    """Returns each `python ...` or `captioning ...` command of blocks and text, as words."""
     text = doc.read_text()
     blocks = "\n".join(body for name, body in FENCE.findall(text) if name in ("", "sh", "bash"))
     lines = blocks.replace("\\\n", " ").splitlines()
@@ -59,7 +59,7 @@ def commands(doc: Path) -> list[list[str]]:
     ids=lambda d: str(d.relative_to(ROOT)),
 )
 def test_python_runs(doc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The snippets of a document, in order, in one namespace."""
+    """Runs the snippets of a document in order, in one namespace."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FASTLSTM_TUNE", str(tmp_path / "tuned.json"))
     for name, library in NEEDED.items():
@@ -70,22 +70,23 @@ def test_python_runs(doc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         exec(compile(snippet, f"{doc.name}, snippet {k + 1}", "exec"), namespace)
 
 
-# After the step of a section: with equal shares the averaged gradient is that of the whole batch.
+# Runs after a step in two processes: one process must reach the same weights with the whole batch.
+# Both processes have equal shares, so the average of their gradients is the gradient of the batch.
 COMPARE = """
 trained = {name: p.detach() for name, p in model.named_parameters()}
 trained = {name: getattr(p, "full_tensor", lambda: p)() for name, p in trained.items()}
 torch.manual_seed(0)
-alone = Tagger()
-optimizer = torch.optim.SGD(alone.parameters(), lr=0.1)
-alone(x, lengths).square().mean().backward()
+single = Tagger()
+optimizer = torch.optim.SGD(single.parameters(), lr=0.1)
+single(x, lengths).square().mean().backward()
 optimizer.step()
-for name, p in alone.named_parameters():
+for name, p in single.named_parameters():
     torch.testing.assert_close(trained[name], p)
 """
 
 
-def test_two_processes_take_the_step_of_one(tmp_path: Path) -> None:
-    """The page's snippets in two processes with gloo: DDP, then FSDP2 from the start again."""
+def test_two_processes_reach_the_weights_of_one(tmp_path: Path) -> None:
+    """Runs the snippets of the page in two processes: DDP, then a new model with FSDP2."""
     setup, ddp, fsdp, end = code(SEVERAL_PROCESSES, "python")
     parts = [setup, ddp, "assert dist.get_world_size() == 2", COMPARE]
     parts += ["torch.manual_seed(0)\nmodel = Tagger()", fsdp]
@@ -143,7 +144,7 @@ def test_the_map_of_csrc_is_complete() -> None:
 
 
 def listed() -> dict[str, Any]:
-    """What the pages of the reference list, by its full name."""
+    """Returns what the pages of the reference document, by full name."""
     directive = re.compile(r"^\.\. auto(class|function|exception|data|module):: ([\w.]+)", re.M)
     found = {}
     for page in (ROOT / "docs" / "reference").glob("*.md"):
@@ -159,7 +160,7 @@ def listed() -> dict[str, Any]:
 
 
 def public(module: ModuleType) -> dict[str, Any]:
-    """The public names of a module: its __all__, or else what it defines."""
+    """Returns the public names of a module: its __all__, or what it defines if it has none."""
     names = getattr(module, "__all__", None) or [
         name
         for name, value in vars(module).items()
@@ -191,7 +192,7 @@ def test_the_example_of_the_module_runs() -> None:
 
 
 def options_of(words: list[str], capsys: pytest.CaptureFixture[str]) -> set[str] | None:
-    """The options that a command takes, or None if it is a program of somebody else."""
+    """Returns the options of a command, or None if it is not a command of this project."""
     if words[0] != "-m":
         source = (ROOT / words[0]).read_text()
         return set(re.findall(r'"(--[a-z-]+)"', source)) | {"--help"}
@@ -202,7 +203,7 @@ def options_of(words: list[str], capsys: pytest.CaptureFixture[str]) -> set[str]
         main = importlib.import_module("captioning.__main__").main
     else:
         return None
-    # COMMAND is a placeholder.
+    # A word in capitals, such as COMMAND, is a placeholder.
     command = [word for word in words[2:3] if not word.startswith("-") and not word.isupper()]
     with pytest.raises(SystemExit) as stop:
         main([*command, "--help"])

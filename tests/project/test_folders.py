@@ -1,4 +1,4 @@
-"""The folders of csrc depend one way: its includes give the order that csrc/README.md states."""
+"""Includes of csrc go down only, in the order of csrc/README.md; tests/README.md is complete."""
 
 import re
 from collections import defaultdict
@@ -10,27 +10,29 @@ PACKAGES = "fastlstm", "captioning", "benchmarks", "examples"
 PARENTS = {folder.parent for folder in {file.parent for file in FILES} if folder != CSRC}
 
 
-def floor(file: Path) -> str:
-    """The folder of a file; a file that lies beside folders stands for itself, as `cpu/plan`."""
+def folder_of(file: Path) -> str:
+    """Returns the folder of a file. A file next to folders counts as a folder: `cpu/plan`."""
     where = file.with_suffix("") if file.parent in PARENTS else file.parent
     return where.relative_to(CSRC).as_posix()
 
 
 def included(file: Path) -> dict[str, Path]:
-    """What a file includes of csrc, by the name that it writes."""
+    """Returns the files of csrc that a file includes, by the name in the include."""
     names = re.findall(r'^#include "(.+)"', file.read_text(), re.M)
     beside = {name: (file.parent / name).resolve() for name in names}
     found = {name: path if path.exists() else CSRC / name for name, path in beside.items()}
-    return {name: path for name, path in found.items() if path.exists()}  # not the emulator's
+    # A file that does not exist in csrc belongs to the emulator of tests/simt.
+    return {name: path for name, path in found.items() if path.exists()}
 
 
 def includes() -> dict[str, dict[str, list[str]]]:
-    """From floor to floor, the includes that lead there."""
+    """Returns for each pair of folders the includes from the first to the second."""
     found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for file in FILES:
         for name, target in included(file).items():
-            if floor(file) != floor(target):
-                found[floor(file)][floor(target)].append(f"{file.relative_to(CSRC)} -> {name}")
+            source, other = folder_of(file), folder_of(target)
+            if source != other:
+                found[source][other].append(f"{file.relative_to(CSRC)} -> {name}")
     return found
 
 
@@ -51,12 +53,12 @@ def test_the_map_lists_the_folders_from_top_to_bottom() -> None:
 
 
 def test_only_the_python_module_includes_python() -> None:
-    """The other sources are built into programs without Python (examples/cpp)."""
+    """examples/cpp builds all other sources into a program without Python."""
     python = r"^#include <(Python\.h|pybind11/|torch/csrc/(Exceptions|utils/|autograd/python_))"
-    needing: set[Path] = {file for file in FILES if re.search(python, file.read_text(), re.M)}
-    while more := {f for f in FILES if needing & {*included(f).values()}} - needing:
-        needing |= more
-    assert {file.name for file in needing if file.suffix != ".h"} == {"module.cpp"}
+    with_python: set[Path] = {file for file in FILES if re.search(python, file.read_text(), re.M)}
+    while more := {f for f in FILES if with_python & {*included(f).values()}} - with_python:
+        with_python |= more
+    assert {file.name for file in with_python if file.suffix != ".h"} == {"module.cpp"}
 
 
 def test_the_map_of_the_tests_is_complete() -> None:

@@ -1,5 +1,7 @@
-"""Installing: what setup.py builds and refuses to build, what an sdist carries, and what `import
-fastlstm` says when the extension does not fit. Nothing here touches the network."""
+"""Installation: what setup.py builds, what an sdist contains, and warnings of `import fastlstm`.
+
+No test uses the network.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ from fastlstm import _build
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# A stand-in for csrc that compiles in seconds: a module, and the op that fastlstm gives a rule.
+# A source that compiles in seconds, in place of csrc. `import fastlstm` needs the module, and an op
+# for which it registers a rule.
 MODULE = """
 #include <torch/library.h>
 #include <pybind11/pybind11.h>
@@ -34,7 +37,7 @@ PYBIND11_MODULE(_C, m) {
 }
 """
 
-# Runs in a fresh interpreter against an installed copy.
+# Runs in a new process against an installed copy.
 FORWARD_EQUALS_TORCH = """
 import torch, fastlstm
 from fastlstm import _build
@@ -47,7 +50,7 @@ print(_build.extension_available(), fastlstm.__file__)
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A copy of what a clone holds, without what was built there."""
+    """A copy of the project without what was built in it."""
     copy = tmp_path / "project"
     built = "*.so _build_info.json build dist runs *.egg-info __pycache__ .git .venv* .*_cache"
     ignored = shutil.ignore_patterns(*built.split(), ".coverage")
@@ -57,7 +60,7 @@ def project(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def small_project(project: Path) -> Path:
-    """The same, with an extension that compiles in seconds."""
+    """A copy of the project with an extension that compiles in seconds."""
     shutil.rmtree(project / "csrc")
     (project / "csrc").mkdir()
     (project / "csrc" / "module.cpp").write_text(MODULE)
@@ -65,7 +68,7 @@ def small_project(project: Path) -> Path:
 
 
 def run(*command: object, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
-    """Runs a command; its stdout and stderr come back together as stdout."""
+    """Runs a command. The stdout of the result has stdout and stderr together."""
     return subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
@@ -77,14 +80,14 @@ def run(*command: object, cwd: Path | None = None, **env: str) -> subprocess.Com
 
 
 def install(source: object, target: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    """pip install of a folder, an sdist or a URL into a folder of its own, with the torch here."""
+    """Installs a folder, an sdist or a URL by pip into the folder `target`."""
     flags = "--no-build-isolation --no-deps --no-index --no-cache-dir -v --target".split()
     pip = [sys.executable, "-m", "pip", "install", *flags, target, source]
     return run(*pip, cwd=target.parent, **env)
 
 
 def python(target: Path, code: str) -> subprocess.CompletedProcess[str]:
-    """Runs code against what was installed in a folder."""
+    """Runs code with what was installed in the folder `target`."""
     return run(sys.executable, "-c", code, cwd=target.parent, PYTHONPATH=str(target))
 
 
@@ -103,7 +106,7 @@ def make_sdist(project: Path) -> Path:
     return sdist
 
 
-def test_sdist_carries_the_sources_and_nothing_that_was_built(project: Path) -> None:
+def test_sdist_has_the_sources_and_no_build_results(project: Path) -> None:
     sources = files_below(project)
     leftovers = ["fastlstm/_C.so", "fastlstm/_build_info.json", "tests/left.pyc", "csrc/left.o"]
     for leftover in leftovers:
@@ -117,7 +120,7 @@ def test_sdist_carries_the_sources_and_nothing_that_was_built(project: Path) -> 
 
 
 def test_captioning_is_a_distribution_of_its_own(project: Path, tmp_path: Path) -> None:
-    """Its sdist and its wheel have all of its package and nothing else."""
+    """Its sdist and its wheel have its whole package and no other files."""
     target, folder = tmp_path / "target", project / "captioning"
     own = {f"captioning/{path}" for path in files_below(folder)}
     assert install(folder, target).returncode == 0
@@ -138,7 +141,7 @@ def test_captioning_is_a_distribution_of_its_own(project: Path, tmp_path: Path) 
 @pytest.mark.slow
 def test_sdist_builds_and_runs(project: Path, tmp_path: Path) -> None:
     sources = files_below(project)
-    # All files of csrc, but not optimized: that takes a fraction of the time.
+    # Compiles all of csrc without optimization, which takes much less time.
     unoptimized = tmp_path / "c++"
     unoptimized.write_text('#!/bin/sh\nexec c++ "$@" -O0\n')
     unoptimized.chmod(0o755)
@@ -169,21 +172,24 @@ def test_none_installs_pure_python_that_works(small_project: Path, tmp_path: Pat
 
 
 def isolated(python: object, project: Path, hook: str, **env: str) -> str:
-    """What a hook of the backend returns where, as in an isolated build, only setuptools shows."""
-    shown = project.parent / "shown"
-    shown.mkdir(exist_ok=True)
+    """Calls a hook of the build backend as in an isolated build, where only setuptools is visible.
+
+    Returns the repr of what the hook returned.
+    """
+    visible = project.parent / "visible"
+    visible.mkdir(exist_ok=True)
     site = Path(setuptools.__file__).parent.parent
     for part in [*site.glob("setuptools*"), site / "_distutils_hack"]:
-        if not (shown / part.name).exists():
-            (shown / part.name).symlink_to(part)
+        if not (visible / part.name).exists():
+            (visible / part.name).symlink_to(part)
     code = f"import build_backend; print('returned', build_backend.{hook}())"
-    done = run(python, "-S", "-c", code, cwd=project, PYTHONPATH=str(shown), **env)
+    done = run(python, "-S", "-c", code, cwd=project, PYTHONPATH=str(visible), **env)
     assert done.returncode == 0, done.stdout
     return done.stdout.rpartition("returned ")[2].strip()
 
 
 def test_an_isolated_build_uses_the_torch_of_the_environment(project: Path, tmp_path: Path) -> None:
-    """And asks for one where there is none."""
+    """If the environment has no torch, the backend requires one."""
     for kind in ("wheel", "editable"):
         hook = f"get_requires_for_build_{kind}"
         assert isolated(sys.executable, project, hook, FASTLSTM_BUILD="cpu") == "[]"
@@ -210,16 +216,16 @@ def test_installs_from_git(small_project: Path, tmp_path: Path) -> None:
     done = install(f"git+file://{small_project}", target, FASTLSTM_BUILD="cpu")
     assert done.returncode == 0, done.stdout
     assert record(target)["commit"] == commit
-    shown = "from fastlstm import _build; print(_build.rebuild_command())"
-    assert python(target, shown).stdout.endswith("<path of the fastlstm source>\n")
-    # In the clone Python finds the source, and the warning says how to compile it.
+    code = "from fastlstm import _build; print(_build.rebuild_command())"
+    assert python(target, code).stdout.endswith("<path of the fastlstm source>\n")
+    # In the clone, Python imports the source. The warning must say how to compile it.
     done = run(sys.executable, "-c", "import fastlstm", cwd=small_project, PYTHONPATH=str(target))
     assert f"{small_project} is a source that was not built" in done.stdout
 
 
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
-    """A folder with a copy of the running fastlstm, its extension and its record."""
+    """A folder with a copy of the imported fastlstm, its extension and its build record."""
     target = tmp_path / "target"
     shutil.copytree(Path(_build.__file__).parent, target / "fastlstm")
     return target
@@ -242,7 +248,8 @@ def change_record(target: Path, **changes: object) -> None:
     ],
     ids=["other torch", "broken record", "broken library"],
 )
-def test_misfit_warns_once_and_the_reference_serves(package: Path, change, reason: str) -> None:
+def test_an_extension_that_does_not_fit_warns_once(package: Path, change, reason: str) -> None:
+    """The reference then computes."""
     assert _build.extension_available(), _build.unavailable_reason()
     change(package)
     done = python(package, FORWARD_EQUALS_TORCH + "import fastlstm.functional\n")
@@ -257,7 +264,8 @@ def test_a_wheel_has_a_folder_for_each_torch(small_project: Path, tmp_path: Path
     here = ".".join(torch.__version__.split(".")[:2])
     targets = small_project / "csrc" / "cpu" / "targets"
     targets.mkdir(parents=True)
-    (targets / "kernel.cpp").write_text("int kernel() { return 7; }")  # shared by all torches
+    # All versions of torch share the objects of csrc/cpu/targets.
+    (targets / "kernel.cpp").write_text("int kernel() { return 7; }")
     module = MODULE.replace("return 0", "return kernel()")
     (small_project / "csrc" / "module.cpp").write_text(f"int kernel();\n{module}")
     (tmp_path / here).mkdir()
@@ -266,8 +274,8 @@ def test_a_wheel_has_a_folder_for_each_torch(small_project: Path, tmp_path: Path
     done = install(small_project, target, FASTLSTM_BUILD="cpu", FASTLSTM_TORCH_HEADERS=headers)
     assert done.returncode == 0, done.stdout
     assert record(target)["torch"] == [here]
-    shown = "from fastlstm import _C, _build; print(_C.__file__, _build.library.answer())"
-    done = python(target, shown)
+    code = "from fastlstm import _C, _build; print(_C.__file__, _build.library.answer())"
+    done = python(target, code)
     assert re.search(rf"/torch_{here.replace('.', '_')}/_C\S+ 7\n$", done.stdout), done.stdout
 
 
@@ -285,11 +293,11 @@ def test_a_wheel_has_a_folder_for_each_torch(small_project: Path, tmp_path: Path
     ],
 )
 def test_mismatch(built, running, fits: bool) -> None:
-    said = _build.mismatch({"torch": built[0], "cuda": built[1]}, *running)
-    assert (said is None) == fits
-    if said:
+    reason = _build.mismatch({"torch": built[0], "cuda": built[1]}, *running)
+    assert (reason is None) == fits
+    if reason:
         named = built[0] if isinstance(built[0], str) else ", ".join(built[0])
-        assert f"built for torch {named}" in said and running[0] in said
+        assert f"built for torch {named}" in reason and running[0] in reason
 
 
 def load_setup():
@@ -318,7 +326,7 @@ def test_choose(request_: str, cpu: list[str], cuda: list[str], kinds: list[str]
 
 
 def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And is an error for a build that is asked for by name."""
+    """If FASTLSTM_BUILD names a kind, what it lacks is an error; the message names all of it."""
     setup = load_setup()
     for kind, missing in (("cpu", "no torch"), ("cuda", "no torch; no nvcc")):
         with pytest.raises(SystemExit, match=f"^FASTLSTM_BUILD={kind}: {missing}$"):
@@ -343,30 +351,30 @@ def program(path: Path, prints: str) -> None:
     path.chmod(0o755)
 
 
-@pytest.mark.parametrize("asked", ["torch", "nvidia-smi"])
+@pytest.mark.parametrize("source", ["torch", "nvidia-smi"])
 @pytest.mark.parametrize(
     ("gpus", "arches"),
     [
         ([(9, 0)], "9.0+PTX"),
         ([(9, 0), (7, 5), (9, 0)], "7.5;9.0+PTX"),
-        ([(8, 7), (13, 0)], "8.6;12.0+PTX"),  # the newest that they run
-        ([(7, 0), (8, 0)], "8.0+PTX"),  # no kernels for the first
+        ([(8, 7), (13, 0)], "8.6;12.0+PTX"),  # the newest kernels that these GPUs run
+        ([(7, 0), (8, 0)], "8.0+PTX"),  # the first has no kernels
         ([(7, 0)], "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"),
         ([], "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"),
     ],
 )
-def test_kernels_are_compiled_for_the_gpus_here(
-    asked: str, gpus: list, arches: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_kernels_are_compiled_for_the_gpus_of_this_machine(
+    source: str, gpus: list, arches: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = (75, 80, 86, 87, 89, 90, 100, 120, 121)  # as in CUDA 12.9, which lacks 11.0
     program(tmp_path / "bin" / "nvcc", " ".join(f"compute_{arch}" for arch in known))
-    lines = [f"{major}.{minor}" for major, minor in gpus if asked == "nvidia-smi"]
+    lines = [f"{major}.{minor}" for major, minor in gpus if source == "nvidia-smi"]
     program(tmp_path / "bin" / "nvidia-smi", "\n".join(lines) or "NVIDIA-SMI has failed")
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(gpus))
     old_driver = RuntimeError("The NVIDIA driver on your system is too old")
-    capability = Mock(side_effect=gpus.__getitem__ if asked == "torch" else old_driver)
+    capability = Mock(side_effect=gpus.__getitem__ if source == "torch" else old_driver)
     monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
     setup = load_setup()
     assert setup.cuda_arch_list(str(tmp_path)) == arches
@@ -384,12 +392,12 @@ def test_wheels_have_kernels_for_all_gpus(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_one_version_and_one_torch_floor() -> None:
-    """What two files must say alike, they say alike."""
+    """All files state the same version of fastlstm, and the same oldest torch."""
     pyproject = (ROOT / "pyproject.toml").read_text()
     init = (ROOT / "fastlstm" / "__init__.py").read_text()
     (version,) = re.findall(r'^version = "(.+)"$', pyproject, re.M)
     assert f'__version__ = "{version}"' in init
-    captioning = ROOT / "captioning"  # which the sdist of fastlstm does not carry
+    captioning = ROOT / "captioning"  # not part of the sdist of fastlstm
     for file in ("pyproject.toml", "__init__.py") if captioning.exists() else ():
         assert re.search(f'version(__)? = "{version}"', (captioning / file).read_text())
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()

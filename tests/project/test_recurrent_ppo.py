@@ -1,4 +1,4 @@
-"""The recurrent policies of other libraries train the same with nn.LSTM, converted, with resets."""
+"""Recurrent policies of other libraries train alike with nn.LSTM, converted, and with resets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 ROOT = Path(__file__).resolve().parents[2]
-# The programs, and what must be installed for them: pip install ".[works-with]".
+# The programs of examples/, and the package that each needs: pip install ".[works-with]".
 NEEDS = {
     "ppo_sb3": "sb3_contrib",
     "ppo_cleanrl": "gymnasium",
@@ -32,7 +32,7 @@ def example(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> 
 
 @pytest.fixture
 def norms(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The norm of the gradient of every batch, which each library clips."""
+    """The gradient norm of every batch, recorded where the library clips it."""
     found: list[float] = []
     clip = nn.utils.clip_grad_norm_
 
@@ -50,7 +50,7 @@ def norms(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 @pytest.mark.slow
 @pytest.mark.parametrize("example", NEEDS, indirect=True)
 def test_the_gradients_are_those_of_nn_lstm(example: Any, norms: list[float]) -> None:
-    """From the same seed: the episodes are the same, and so is every norm, to four digits."""
+    """From the same seed, all episodes are the same, and all gradient norms to four digits."""
     returns, every = {}, {}
     for lstm in example.LSTMS:
         norms.clear()

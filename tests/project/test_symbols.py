@@ -1,4 +1,4 @@
-"""The versions of glibc and libstdc++ that the built libraries ask for: those of manylinux_2_28."""
+"""The built libraries need no newer glibc or libstdc++ than manylinux_2_28 has."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import fastlstm
 
 LIBRARIES = sorted(Path(fastlstm.__file__).parent.rglob("*.so"))
-NEWEST = {"GLIBC": (2, 28), "GLIBCXX": (3, 4, 24), "CXXABI": (1, 3, 11)}  # of GCC 8
+NEWEST = {"GLIBC": (2, 28), "GLIBCXX": (3, 4, 24), "CXXABI": (1, 3, 11)}  # GCC 8
 
 
 @pytest.mark.skipif(not LIBRARIES, reason="no library was built")
@@ -24,7 +24,7 @@ def test_no_symbol_is_newer_than_manylinux_2_28(library: Path) -> None:
     assert wanted, table.stdout
     versions = [(kind, tuple(map(int, version.split("."))), name) for kind, version, name in wanted]
     assert [each for each in versions if each[1] > NEWEST[each[0]]] == []
-    # Hidden: else the C++ library might call what only our library should.
+    # These functions must be hidden. If not, libstdc++ might call the copies in our library.
     defined = re.findall(r"^(?!.*\*UND\*).*\s(\S+)$", table.stdout, re.M)
     own = re.compile("__libc_single_threaded|_ZNSt15__exception_ptr13exception_ptr|bad_array_new")
     assert [name for name in defined if own.search(name)] == []

@@ -1,4 +1,4 @@
-"""The cases of docs/reference/works-with.md hold, and the page lists them all."""
+"""The cases of works_with.py pass, and docs/reference/works-with.md lists all of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "works-with.
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # of the libraries
+@pytest.mark.filterwarnings("ignore")  # warnings of the libraries
 @pytest.mark.parametrize("name", CASES)
 def test_a_library_works(name: str) -> None:
     case = CASES[name]
