@@ -53,6 +53,7 @@ def test_in_python(package: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("cmake"), reason="needs cmake")
+@pytest.mark.timeout(1800)
 @torch.no_grad()
 def test_a_program_of_cpp(package: str, tmp_path: Path) -> None:
     run_program, x = tmp_path / "run", torch.randn(2, 11, 8)
