@@ -1,4 +1,4 @@
-"""torch.compile, torch.export and autocast, on the op: one node forward, one backward, any T."""
+"""torch.compile, torch.export and autocast: a layer is one node of a graph, for any sizes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def fresh_dynamo() -> Any:
 
 
 class Model(nn.Module):
-    """An LSTM where models have it: in the middle."""
+    """A model with a layer before the LSTM."""
 
     def __init__(self, route: Route, **options: Any) -> None:
         super().__init__()
@@ -55,6 +55,7 @@ def draw(route: Route, *shape: int) -> Tensor:
 
 
 def run(model: Any, *tensors: Tensor, **arguments: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """Returns the results of a call, and all gradients."""
     leaves = [t.detach().requires_grad_() for t in tensors]
     results = model(*leaves, **arguments)
     loss = sum(r.sin().sum() for r in results)
@@ -70,7 +71,7 @@ def inputs(route: Route, batch: int, steps: int, kind: str) -> tuple[list[Tensor
     return [x], {"lengths": lengths, "reset": reset} if kind == "lengths" else {}
 
 
-# Unlike any other size of the model, since dynamo takes equal sizes for one symbol.
+# No size equals another size of the model: dynamo would take equal sizes for the same symbol.
 SIZES = ((6, 8), (2, 7), (9, 11))
 KINDS = pytest.mark.parametrize("kind", ["plain", "state", "lengths"])
 
@@ -78,7 +79,7 @@ KINDS = pytest.mark.parametrize("kind", ["plain", "state", "lengths"])
 @every_op_route
 @KINDS
 def test_dynamic(route: Route, kind: str) -> None:
-    """One graph for all batch sizes and lengths."""
+    """With dynamic=True, one graph serves all batch sizes and numbers of steps."""
     from torch._dynamo.testing import CompileCounter
 
     model = Model(route)
@@ -164,7 +165,7 @@ def test_cell(route: Route) -> None:
 def test_dtypes_under_autocast_are_those_of_torch(
     route: Route, compiled: bool, proj_size: int, state: torch.dtype | None
 ) -> None:
-    """c_n of a layer with a projection stays in float32, on a CPU."""
+    """On a CPU, c_n of a layer with a projection stays in float32, as in nn.LSTM."""
     torch._dynamo.reset()
     theirs = nn.LSTM(3, 5, 2, bidirectional=True, proj_size=proj_size, device=route.device)
     ours = fastlstm.convert(copy.deepcopy(theirs), keep_class=False)
@@ -189,7 +190,7 @@ def test_dtypes_under_autocast_are_those_of_torch(
 
 @every_route
 def test_a_carried_cell_state_is_float32_under_autocast(route: Route) -> None:
-    """Increments that bfloat16 would lose one by one: c = 1 + 1024 * 2^-12."""
+    """c keeps 1,024 increments of 2^-12, each of which rounding to bfloat16 would lose."""
     if route.device != "cpu":
         pytest.skip("cuDNN rounds c to 16 bits too")
     lstm = fastlstm.LSTM(1, 2, proj_size=1)
@@ -207,7 +208,7 @@ def test_a_carried_cell_state_is_float32_under_autocast(route: Route) -> None:
 
 
 @every_route
-def test_h_of_a_cell_stays_in_16_bits_beside_a_cell_state_in_float32(route: Route) -> None:
+def test_a_cell_takes_c_in_float32_with_h_in_bfloat16(route: Route) -> None:
     cell = fastlstm.LSTMCell(3, 5, device=route.device, dtype=torch.bfloat16)
     cell.engine = route.engine
     x, h = draw(route, 2, 3).bfloat16(), draw(route, 2, 5).bfloat16()

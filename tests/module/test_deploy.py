@@ -1,4 +1,4 @@
-"""Models that leave training: AOTInductor packages, with and without Python."""
+"""AOTInductor packages, loaded in Python and in a C++ program without Python."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_in_python(package: str) -> None:
 @pytest.mark.skipif(not shutil.which("cmake"), reason="needs cmake")
 @pytest.mark.timeout(1800)
 @torch.no_grad()
-def test_a_program_of_cpp(package: str, tmp_path: Path) -> None:
+def test_in_a_cpp_program(package: str, tmp_path: Path) -> None:
     run_program, x = tmp_path / "run", torch.randn(2, 11, 8)
     cmake = ["cmake", "-S", ROOT / "examples/cpp", "-B", tmp_path]
     prefix = f"-DCMAKE_PREFIX_PATH={torch.utils.cmake_prefix_path}"

@@ -1,4 +1,4 @@
-"""docs/reference/differences.md, row by row: what nn.LSTM of torch 2.13 does, and what ours."""
+"""Each row of docs/reference/differences.md: what nn.LSTM of torch 2.13 and fastlstm.LSTM do."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ PAGE = Path(__file__).parents[2] / "docs" / "reference" / "differences.md"
 pytestmark = [
     pytest.mark.skipif(not torch.__version__.startswith("2.13."), reason="describes torch 2.13"),
     pytest.mark.skipif(not _build.has_kernels("cpu"), reason="no CPU kernels"),
-    pytest.mark.filterwarnings("ignore"),  # torch's, about fallbacks and exporters
+    pytest.mark.filterwarnings("ignore"),  # torch warns of fallbacks and exporters
 ]
+# For each row, its functions with the results expected of nn.LSTM and of fastlstm.LSTM.
 ROWS: dict[str, list[tuple[Callable[..., object], object, object]]] = {}
-# Rows that a GPU shows, or that other tests are about.
-ELSEWHERE = {
+# Rows that need a GPU or that other files test.
+TESTED_ELSEWHERE = {
     "rows of different length": "module/test_sequences.py",
     "state reset inside a sequence": "module/test_sequences.py",
     "all cell states": "module/test_sequences.py",
@@ -45,7 +46,11 @@ ELSEWHERE = {
 
 
 def row(name: str, torch_does: object, ours_does: object) -> Any:
-    """A row of the page: what the function of a class and a batch gives for each class."""
+    """Adds a function to a row of the page.
+
+    The function takes a class and a Batch. The arguments are the results that it must return, or
+    "raises", for nn.LSTM and for fastlstm.LSTM. A row may have several functions.
+    """
 
     def add(function: Any) -> Any:
         ROWS.setdefault(name, []).append((function, torch_does, ours_does))
@@ -55,7 +60,7 @@ def row(name: str, torch_does: object, ours_does: object) -> Any:
 
 
 class Batch:
-    """Sizes drawn at random, layers of them and what they take."""
+    """Random sizes, and layers and inputs of these sizes."""
 
     def __init__(self, seed: int) -> None:
         torch.manual_seed(seed)
@@ -152,7 +157,7 @@ def _(cls: Any, batch: Batch) -> object:
 
 @row("ONNX", 2, 2)
 def _(cls: Any, batch: Batch) -> object:
-    """By the exporter that traces."""
+    """The same with dynamo=False, which exports by tracing."""
     onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
     lstm, file = batch.layer(cls, num_layers=2, bidirectional=True).eval(), io.BytesIO()
     torch.onnx.export(nn.Sequential(lstm), (batch.x,), file, dynamo=False)
@@ -162,16 +167,16 @@ def _(cls: Any, batch: Batch) -> object:
 
 @row("`FlopCounterMode` on a CPU", "nothing", "the matrix products")
 def _(cls: Any, batch: Batch) -> object:
-    """Of a multiplication and an addition for each weight and row, backward twice as many."""
+    """Each weight counts two operations for a row and a step; backward counts twice as many."""
     T, B, I, H, P = batch.T, batch.B, batch.I, batch.H, batch.H // 2
     counts, expected = [], []
     projected = [({"proj_size": P}, I + P + P / 4)] if cls is fastlstm.LSTM else []
-    for options, of_step in (({}, I + H), *projected):
+    for options, per_step in (({}, I + H), *projected):
         lstm = batch.layer(cls, **options)
         with FlopCounterMode(display=False) as counter:
             lstm(batch.x)[0].sum().backward()
         counts.append(counter.get_total_flops())
-        expected.append(3 * 2 * T * B * 4 * H * of_step)
+        expected.append(3 * 2 * T * B * 4 * H * per_step)
     return "the matrix products" if counts == expected else "nothing" if not any(counts) else counts
 
 
@@ -188,11 +193,11 @@ def _(cls: Any, batch: Batch) -> object:
     return "works"
 
 
-@row("dynamic quantization by torch.ao", "converts it", "leaves it alone")
+@row("dynamic quantization by torch.ao", "converts it", "leaves it unchanged")
 def _(cls: Any, batch: Batch) -> object:
     model = nn.Sequential(batch.layer(cls))
     quantized = torch.ao.quantization.quantize_dynamic(model, {cls}, dtype=torch.qint8)
-    return "leaves it alone" if type(quantized[0]) is cls else "converts it"
+    return "leaves it unchanged" if type(quantized[0]) is cls else "converts it"
 
 
 def cell_of(cls: Any) -> Any:
@@ -211,6 +216,7 @@ def _(cls: Any, batch: Batch) -> object:
 
 
 def writing_to(name: str, module: nn.Module, x: Tensor) -> object:
+    """Changes a parameter in place between forward and backward."""
     output = module(x)[0].sum()
     with torch.no_grad():
         getattr(module, name).add_(1)
@@ -225,7 +231,7 @@ def _(cls: Any, batch: Batch) -> object:
 
 @row("`output`, or a cell's bias, written to before backward", "raises", "raises")
 def _(cls: Any, batch: Batch) -> object:
-    """Of a layer, and so with any weight."""
+    """The same with any weight of an LSTM."""
     name = random.choice([name for name, _ in batch.layer(cls).named_parameters()])
     return writing_to(name, batch.layer(cls), batch.x)
 
@@ -288,5 +294,5 @@ def test_row(name: str, k: int, cls: Any) -> None:
 
 def test_every_row_of_the_page_has_a_test() -> None:
     names = re.findall(r"^\| ([^|]+?) \|", PAGE.read_text(), re.M)
-    assert {*names} == {*ROWS, *ELSEWHERE}
-    assert all((PAGE.parents[2] / "tests" / file).exists() for file in ELSEWHERE.values())
+    assert {*names} == {*ROWS, *TESTED_ELSEWHERE}
+    assert all((PAGE.parents[2] / "tests" / file).exists() for file in TESTED_ELSEWHERE.values())

@@ -1,4 +1,4 @@
-"""torch.func transforms, which fold into the op, and forward mode, which goes by the reference."""
+"""torch.func: vmap and grad call the op; forward-mode derivatives need the reference."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def loss(lstm: fastlstm.LSTM, weights: dict[str, Tensor], x: Tensor, **arguments
 @pytest.mark.parametrize("kind", ["plain", "lengths", "reset", "state", "cells", "rows"])
 @pytest.mark.parametrize("options", [{}, {"num_layers": 1, "bidirectional": False, "bias": False}])
 def test_per_sample_gradients(route: Route, kind: str, options: dict[str, Any]) -> None:
-    """With respect to the weights, the input and the state: those of a loop over the samples."""
+    """Gradients of weights, input and state are those of a loop over the samples."""
     lstm = make(route, **options)
     draw = lambda *shape: torch.randn(*shape, dtype=torch.float64).to(route.device)
     samples, steps, states = 5, 4, lstm.num_layers * (2 if lstm.bidirectional else 1)
@@ -88,7 +88,7 @@ def no_reference(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_reference")
 def test_vmap_is_one_call(lstm: fastlstm.LSTM, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of each op for each layer; an ensemble's members have one each."""
+    """vmap over samples calls each op once for a layer; vmap over weights once for each member."""
     calls: list[int] = []
     for name in ("lstm", "lstm_backward"):
         op = getattr(torch.ops.fastlstm, name)
@@ -147,7 +147,7 @@ def test_vmap_over_any_dimension(route: Route, dim: int) -> None:
 
 @every_route
 def test_gradients_outside_of_vmap(route: Route) -> None:
-    """backward() through a vmap: the samples' gradients add up."""
+    """After a vmap, backward() gives the sum of the gradients of the samples."""
     lstm = make(route)
     x = torch.randn(5, 4, 3, dtype=torch.float64).to(route.device)
     vmap(lambda x: lstm(x)[0])(x).sin().sum().backward()
@@ -175,7 +175,7 @@ def test_second_derivatives_with_every_option(route: Route) -> None:
 
 
 @pytest.mark.parametrize("kind", ["projection", "autocast"])
-def test_what_the_op_leaves_to_the_reference(kind: str) -> None:
+def test_vmap_that_the_reference_serves(kind: str) -> None:
     lstm = make(proj_size=2 if kind == "projection" else 0).float()
     x = torch.randn(5, 4, 3)
     with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
@@ -212,7 +212,7 @@ def test_transforms_compile(lstm: fastlstm.LSTM) -> None:
     torch._dynamo.reset()
 
 
-def test_a_forced_engine_says_that_it_cannot(lstm: fastlstm.LSTM) -> None:
+def test_an_engine_by_name_refuses_forward_mode(lstm: fastlstm.LSTM) -> None:
     lstm.engine = "stepwise"
     reason = "no forward-mode" if _build.has_kernels("cpu") else "not available"
     x = torch.randn(5, 4, 3, dtype=torch.float64)
@@ -221,7 +221,7 @@ def test_a_forced_engine_says_that_it_cannot(lstm: fastlstm.LSTM) -> None:
 
 
 @pytest.mark.parametrize("module", [nn.LSTM(3, 4), fastlstm.LSTM(3, 4)], ids=["torch", "fastlstm"])
-def test_the_jacobian_of_no_rows(module: nn.Module) -> None:
+def test_the_jacobian_of_an_empty_batch(module: nn.Module) -> None:
     x = torch.zeros(2, 0, 3)
     assert jacrev(lambda x: module(x)[0])(x).shape == (2, 0, 4, 2, 0, 3)
     assert jacrev(lambda x: module(x)[1][1])(x).shape == (1, 0, 4, 2, 0, 3)

@@ -1,4 +1,4 @@
-"""fastlstm.init: which values are set, how they are spread, and that nothing else is touched."""
+"""fastlstm.init: which values it sets, and that all other values stay."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ every_module = pytest.mark.parametrize("make", MODULES, ids=["LSTM", "nn.LSTM", 
 
 
 def gates(module: nn.Module, kind: str) -> list[list[torch.Tensor]]:
-    """i, f, g, o of every parameter of one kind."""
+    """Returns the parts i, f, g and o of each parameter whose name begins with `kind`."""
     found = [p.detach().chunk(4) for n, p in module.named_parameters() if n.startswith(kind)]
     assert len(found) == (1 if hasattr(module, "weight_hh") else 4)
     return [list(f) for f in found]

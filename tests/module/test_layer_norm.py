@@ -1,4 +1,4 @@
-"""LayerNormLSTM as a module; its equations are among the samples of test_layer.py."""
+"""LayerNormLSTM as a module. op/test_layer.py tests its equations."""
 
 from __future__ import annotations
 

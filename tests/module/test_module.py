@@ -1,4 +1,4 @@
-"""fastlstm.LSTM and LSTMCell behave as torch.nn.LSTM and LSTMCell in every visible respect."""
+"""fastlstm.LSTM and LSTMCell behave as torch.nn.LSTM and torch.nn.LSTMCell."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ every_option = pytest.mark.parametrize(
 
 
 def pair(route: Route | None = None, **options: Any) -> tuple[fastlstm.LSTM, nn.LSTM]:
-    """The same LSTM twice: ours and torch's."""
+    """Returns a fastlstm.LSTM and an nn.LSTM with the same weights."""
     options = {"dtype": torch.float64} | options
     device = route.device if route else "cpu"
     torch.manual_seed(0)
@@ -45,7 +45,7 @@ def pair(route: Route | None = None, **options: Any) -> tuple[fastlstm.LSTM, nn.
     return ours, theirs
 
 
-def cells(route: Route | None = None, **options: Any) -> tuple[fastlstm.LSTMCell, nn.LSTMCell]:
+def cell_pair(route: Route | None = None, **options: Any) -> tuple[fastlstm.LSTMCell, nn.LSTMCell]:
     options = {"dtype": torch.float64} | options
     device = route.device if route else "cpu"
     torch.manual_seed(0)
@@ -68,12 +68,13 @@ def state(route: Route, module: nn.LSTM, *batch: int) -> tuple[Tensor, Tensor]:
 
 
 def tensors(result: Any) -> list[Tensor]:
+    """Returns output, h_n and c_n of an LSTM's result; of a PackedSequence its data."""
     output, (h_n, c_n) = result
     return [output.data if isinstance(output, PackedSequence) else output, h_n, c_n]
 
 
 def assert_same(ours: nn.Module, theirs: nn.Module, *arguments: Any) -> None:
-    """Results, gradients of the parameters and of the arguments."""
+    """Compares results, gradients of the parameters, and gradients of the arguments."""
 
     def run(module: nn.Module) -> Any:
         found = tensors(module(*arguments)) if isinstance(module, LSTMS) else module(*arguments)
@@ -126,7 +127,7 @@ def test_packed_sequences(route: Route, options: dict[str, Any], enforce_sorted:
 @every_module_route
 @pytest.mark.parametrize("p", [0.3, 1.0])
 def test_dropout_draws_the_mask_of_torch(route: Route, p: float) -> None:
-    """On the CPU the layers of nn.LSTM draw dropout as here, so that a seed means the same."""
+    """On a CPU both draw dropout alike, so that the same seed gives the same results."""
     if route.device != "cpu":
         pytest.skip("cuDNN draws dropout with a generator of its own")
     ours, theirs = pair(route, num_layers=3, dropout=p, bidirectional=True)
@@ -168,9 +169,9 @@ def test_state_dict_both_ways(options: dict[str, Any]) -> None:
 
 
 def test_constructor_errors_and_warnings() -> None:
-    # Older versions of torch take numbers as flags.
-    no_flags = ((3, 5, 1, 1), (3, 5, 1, True, 0)) if torch.__version__ >= (2, 13) else ()
-    for arguments in ((3, 0), (3, 5, 0), (3.0, 5), *no_flags):
+    # Older versions of torch accept numbers as flags.
+    numbers_as_flags = ((3, 5, 1, 1), (3, 5, 1, True, 0)) if torch.__version__ >= (2, 13) else ()
+    for arguments in ((3, 0), (3, 5, 0), (3.0, 5), *numbers_as_flags):
         with pytest.raises((TypeError, ValueError)) as theirs:
             nn.LSTM(*arguments)
         with pytest.raises(theirs.type) as ours:
@@ -227,7 +228,7 @@ def test_parametrizations(route: Route) -> None:
 
 @every_module_route
 def test_weight_drop_by_a_hook(route: Route) -> None:
-    """The usual recipe: a hook sets the weight as an attribute."""
+    """A pre-forward hook sets the weight as an attribute, as implementations of DropConnect do."""
     ours, theirs = pair(route)
     for module in (ours, theirs):
         raw = nn.Parameter(module._parameters.pop("weight_hh_l0").detach())
@@ -239,7 +240,7 @@ def test_weight_drop_by_a_hook(route: Route) -> None:
 
 
 def test_data_parallel_replicas() -> None:
-    """What DataParallel makes of a module, without the devices that it needs."""
+    """A replica as DataParallel makes it, without several devices."""
     ours, _ = pair(num_layers=2)
     x = torch.randn(3, 2, 3, dtype=torch.float64)
     replica = ours._replicate_for_data_parallel()
@@ -247,7 +248,7 @@ def test_data_parallel_replicas() -> None:
         setattr(replica, name, parameter.clone())
     replica._parameters = {}
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # nn.LSTM warns of weights that are no contiguous chunk
+        warnings.simplefilter("error")  # nn.LSTM warns if its weights are not one block of memory
         found = replica(x)
     torch.testing.assert_close(tensors(found), tensors(ours(x)), rtol=0, atol=0)
     found[0].sum().backward()
@@ -257,7 +258,7 @@ def test_data_parallel_replicas() -> None:
 @every_module_route
 @pytest.mark.parametrize("bias", [False, True])
 def test_cell(route: Route, bias: bool) -> None:
-    ours, theirs = cells(route, bias=bias)
+    ours, theirs = cell_pair(route, bias=bias)
     for batch in ((), (1,), (4,), (0,)):
         x, h, c = (draw(route, *batch, size) for size in (3, 5, 5))
         assert_same(ours, theirs, x, (h, c))
@@ -266,8 +267,8 @@ def test_cell(route: Route, bias: bool) -> None:
 
 @every_module_route
 def test_state_of_a_cell_may_be_written_to(route: Route) -> None:
-    """Rows of an episode that begins are often zeroed in place."""
-    ours, theirs = cells(route)
+    """Users often set the state of rows to zero in place when an episode begins."""
+    ours, theirs = cell_pair(route)
     x = draw(route, 4, 2, 3)
     found = []
     for cell in (ours, theirs):
@@ -283,21 +284,21 @@ def test_state_of_a_cell_may_be_written_to(route: Route) -> None:
 
 
 class Tagged(Tensor):
-    """A tensor that says what it is."""
+    """A subclass of Tensor, which results keep."""
 
 
-def kinds(result: Any) -> list[type]:
+def tensor_types(result: Any) -> list[type]:
     return [type(t) for t in _pytree.tree_leaves(result) if isinstance(t, Tensor)]
 
 
 @every_module_route
-def test_tensor_subclasses_come_out(route: Route) -> None:
-    """Of input, state or weights; a Parameter is none of them."""
-    lstm, cell = pair(route, num_layers=2), cells(route)
+def test_results_keep_tensor_subclasses(route: Route) -> None:
+    """Results have the subclass of input, state or weights. A Parameter is not such a subclass."""
+    lstm, cell = pair(route, num_layers=2), cell_pair(route)
     steps, h, c = draw(route, 4, 3, 3), draw(route, 2, 3, 5), draw(route, 2, 3, 5)
     tagged = lambda t: t.as_subclass(Tagged)
     for (ours, theirs), x, state in ((lstm, steps, (h, c)), (cell, steps[0], (h[0], c[0]))):
-        for expected_kind, *arguments in (
+        for expected_type, *arguments in (
             (Tensor, x),
             (Tensor, nn.Parameter(x), state),
             (Tagged, tagged(x)),
@@ -306,15 +307,17 @@ def test_tensor_subclasses_come_out(route: Route) -> None:
             (Tagged, x, (tagged(state[0]), state[1])),
         ):
             found, expected = ours(*arguments), theirs(*arguments)
-            assert set(kinds(found)) == set(kinds(expected)) == {expected_kind}
+            assert set(tensor_types(found)) == set(tensor_types(expected)) == {expected_type}
             torch.testing.assert_close(found, expected, **CLOSE)
         name, weight = next(theirs.named_parameters())
         for module in (ours, theirs):
             setattr(module, name, nn.Parameter(tagged(weight.detach())))
-        assert set(kinds(ours(x))) == set(kinds(theirs(x))) == {Tagged}
+        assert set(tensor_types(ours(x))) == set(tensor_types(theirs(x))) == {Tagged}
 
 
 class SeenFunctions(TorchFunctionMode):
+    """Records the names of all calls of __torch_function__."""
+
     def __init__(self) -> None:
         super().__init__()
         self.names: list[str] = []
@@ -325,6 +328,8 @@ class SeenFunctions(TorchFunctionMode):
 
 
 class SeenOps(TorchDispatchMode):
+    """Records the names of all dispatched ops."""
+
     def __init__(self) -> None:
         super().__init__()
         self.names: list[str] = []
@@ -337,7 +342,7 @@ class SeenOps(TorchDispatchMode):
 @every_op_route
 def test_modes_see_the_op(route: Route) -> None:
     lstm, _ = pair(route, num_layers=2)
-    cell, _ = cells(route)
+    cell, _ = cell_pair(route)
     for kind, name in ((SeenFunctions, "fastlstm.lstm"), (SeenOps, "fastlstm.lstm.default")):
         with kind() as seen:
             lstm(draw(route, 4, 2, 3))
@@ -351,12 +356,12 @@ def test_functional_is_the_module(route: Route) -> None:
     x = draw(route, 3, 4, 3)
     weights = list(ours.parameters())
     options = {"num_layers": 2, "bidirectional": True, "engine": route.engine}
-    assert_equal = {"rtol": 0, "atol": 0}
+    exact = {"rtol": 0, "atol": 0}
     found = functional.lstm(x, None, weights, **options)
-    torch.testing.assert_close(tensors(found), tensors(ours(x)), **assert_equal)
+    torch.testing.assert_close(tensors(found), tensors(ours(x)), **exact)
     ours.batch_first = True
     found = functional.lstm(x, None, weights, batch_first=True, **options)
-    torch.testing.assert_close(tensors(found), tensors(ours(x)), **assert_equal)
+    torch.testing.assert_close(tensors(found), tensors(ours(x)), **exact)
     packed = pack_padded_sequence(x, torch.tensor([3, 2, 2, 1]))
     found = functional.lstm(packed.data, None, weights, batch_sizes=packed.batch_sizes, **options)
-    torch.testing.assert_close(tensors(found), tensors(ours(packed)), **assert_equal)
+    torch.testing.assert_close(tensors(found), tensors(ours(packed)), **exact)

@@ -1,4 +1,4 @@
-"""ONNX: one LSTM node per layer, which onnxruntime computes as the module does."""
+"""ONNX export: each layer becomes one LSTM node, and onnxruntime gives the module's results."""
 
 from __future__ import annotations
 
@@ -102,7 +102,9 @@ def test_onnxruntime_gives_the_same(
             torch.testing.assert_close(torch.from_numpy(a), b, rtol=1e-5, atol=1e-5)
 
 
-class Uses(nn.Module):
+class WithOption(nn.Module):
+    """A model that uses an option which ONNX lacks."""
+
     def __init__(self, what: str) -> None:
         super().__init__()
         self.what, self.lstm = what, fastlstm.LSTM(3, 5, proj_size=2 if what == "proj_size" else 0)
@@ -124,8 +126,8 @@ class Uses(nn.Module):
 @pytest.mark.parametrize(
     "what", ["proj_size", "reset", "return_cell_states", "layer normalization", "prepack"]
 )
-def test_what_onnx_does_not_have_is_named(what: str) -> None:
-    model = Uses(what).eval()
+def test_the_error_names_the_option_that_onnx_lacks(what: str) -> None:
+    model = WithOption(what).eval()
     with pytest.raises(torch.onnx.errors.OnnxExporterError) as error:
         torch.onnx.export(
             model,
@@ -139,7 +141,7 @@ def test_what_onnx_does_not_have_is_named(what: str) -> None:
 
 
 def causes(error: BaseException) -> str:
-    """The messages of an error and of what led to it."""
+    """Returns the messages of an error and of all its causes."""
     cause = error.__cause__
     return f"{error}\n" + ("" if cause is None else causes(cause))
 
@@ -150,10 +152,10 @@ def test_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
         fastlstm.onnx.translations()
 
 
-def test_the_exporter_that_traces(tmp_path: Path, onnxruntime: Any) -> None:
+def test_the_tracing_exporter(tmp_path: Path, onnxruntime: Any) -> None:
     x, path = torch.randn(6, 2, 3), tmp_path / "model.onnx"
     lstm = fastlstm.LSTM(3, 5, num_layers=2, bidirectional=True).eval()
-    # Inside of a model: that exporter passes arguments that have a default by position.
+    # The LSTM is inside a model, because this exporter passes default arguments by position.
     torch.onnx.export(nn.Sequential(lstm), (x,), path, dynamo=False)
     session = onnxruntime.InferenceSession(path)
     (name,) = (given.name for given in session.get_inputs())
@@ -162,7 +164,7 @@ def test_the_exporter_that_traces(tmp_path: Path, onnxruntime: Any) -> None:
 
 
 def test_a_plain_call_needs_no_translations(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A library that exports for its user cannot be given our table."""
+    """A library that exports the models of its users cannot be given the table of fastlstm."""
     monkeypatch.setattr(fastlstm.onnx, "were_made", False)
     lstm, x = fastlstm.LSTM(3, 5, num_layers=2, bidirectional=True).eval(), torch.randn(6, 2, 3)
     program = torch.onnx.export(lstm, (x,), dynamo=True, verbose=False)
@@ -170,7 +172,7 @@ def test_a_plain_call_needs_no_translations(monkeypatch: pytest.MonkeyPatch) -> 
     torch.testing.assert_close(program(x)[0], lstm(x)[0].detach())
 
 
-@pytest.mark.filterwarnings("ignore")  # torch's, about this exporter and tracing
+@pytest.mark.filterwarnings("ignore")  # torch warns of this exporter and of tracing
 @pytest.mark.parametrize("dynamo", [False, True])
 def test_lengths_need_no_translations(
     dynamo: bool, tmp_path: Path, onnxruntime: Any, monkeypatch: pytest.MonkeyPatch

@@ -1,4 +1,4 @@
-"""`python -m fastlstm plan`: what it prints; what the CPU's planner says of random sizes."""
+"""What `python -m fastlstm plan` prints."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_plan_of_a_cpu(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_plan_of_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
-    """It may be asked for without one; the kernels that were built are those of this machine."""
+    """A plan for a GPU needs no GPU, but it depends on the kernels that were built."""
     main([*SHAPE, "--device", "cuda"])
     printed = capsys.readouterr().out
     assert "auto: torch\n" in printed

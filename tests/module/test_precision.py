@@ -1,5 +1,7 @@
-"""torch.backends.mkldnn.rnn.fp32_precision: float32 layers that multiply in bfloat16, once ("bf16")
-or as sums of three products ("tf32")."""
+"""torch.backends.mkldnn.rnn.fp32_precision: float32 layers that multiply in bfloat16.
+
+With "bf16" a product of float32 becomes one product of bfloat16, with "tf32" a sum of three.
+"""
 
 from __future__ import annotations
 
@@ -18,19 +20,20 @@ from torch import Tensor
 import fastlstm
 from fastlstm import _build
 
-SWITCH = torch.backends.mkldnn.rnn
+SETTING = torch.backends.mkldnn.rnn
 INFO = _build.library.build_info() if _build.has_kernels("cpu") else {"products": {}}
-needs_tiles = pytest.mark.skipif(
+needs_amx = pytest.mark.skipif(
     "bfloat16x2" not in INFO["products"], reason="this processor has no AMX with bfloat16"
 )
 pytestmark = pytest.mark.skipif(
     not INFO.get("multiplies_bfloat16"),
     reason="the processor has no products of bfloat16 (or ATEN_CPU_CAPABILITY hides them)",
 )
-# The least and the most error: a factor is off by 2^-9; the second planes leave out 2^-15.
+# The least and the largest relative error. With "bf16" each factor is rounded by up to 2^-9. With
+# "tf32" a factor is a sum of two bfloat16 numbers, which leaves out up to 2^-15.
 ERRORS = {"bf16": (2**-9 / 10, 2**-6), "tf32": (2**-24, 2**-15)}
 every_precision = pytest.mark.parametrize(
-    "precision", ["bf16", pytest.param("tf32", marks=needs_tiles)]
+    "precision", ["bf16", pytest.param("tf32", marks=needs_amx)]
 )
 
 CASES: list[dict[str, Any]] = [
@@ -44,16 +47,16 @@ CASES: list[dict[str, Any]] = [
 
 @pytest.fixture(autouse=True)
 def _restore() -> Iterator[None]:
-    before = SWITCH.fp32_precision
+    before = SETTING.fp32_precision
     yield
-    SWITCH.fp32_precision = before
+    SETTING.fp32_precision = before
 
 
 def results(
     module: fastlstm.LSTM, x: Tensor, hx: tuple[Tensor, Tensor], precision: str, **given: Any
 ) -> list[Tensor]:
-    """Outputs and gradients of everything."""
-    SWITCH.fp32_precision = precision
+    """Returns outputs and all gradients of a call with that precision."""
+    SETTING.fp32_precision = precision
     leaves = [t.detach().clone().requires_grad_() for t in (x, *hx)]
     output, (h_n, c_n) = module(leaves[0], (leaves[1], leaves[2]), **given)
     loss = output.sin().sum() + h_n.cos().sum() + c_n.sin().sum()
@@ -62,7 +65,7 @@ def results(
 
 
 def errors(found: list[Tensor], truth: list[Tensor]) -> Tensor:
-    """Of each result; the largest is NaN if one is."""
+    """Returns the relative error of each result. A NaN makes the maximum NaN."""
     pairs = zip(found, truth, strict=True)
     return torch.stack([(a.double() - b).norm() / b.double().norm() for a, b in pairs])
 
@@ -96,8 +99,8 @@ def test_the_error_is_that_of_rounding_the_factors(
     assert errors(full, truth).max() < 2e-6 and torch.equal(rounded[0], full[0]) == stays
 
 
-def test_a_single_step_obeys_where_it_trains() -> None:
-    """Forward and backward; without gradients it is bound by reading the weights."""
+def test_a_single_step_obeys_in_training() -> None:
+    """Without gradients a single step stays exact: its time is that of reading the weights."""
     torch.manual_seed(0)
     lstm, x = fastlstm.LSTM(24, 600), torch.randn(1, 5, 24)
     hx = (torch.randn(1, 5, 600), torch.randn(1, 5, 600))
@@ -105,21 +108,21 @@ def test_a_single_step_obeys_where_it_trains() -> None:
     found, (least, most) = errors(rounded, usual), ERRORS["bf16"]
     assert found[0] > least and found.max() < most
     with torch.no_grad():
-        SWITCH.fp32_precision = "bf16"
+        SETTING.fp32_precision = "bf16"
         assert torch.equal(lstm(x, hx)[0], usual[0])
 
 
 @torch.no_grad()
-def test_the_switch_and_the_one_above_are_read_in_every_call() -> None:
-    lstm, x, above = fastlstm.LSTM(24, 40), torch.randn(7, 5, 24), torch.backends.mkldnn
-    before = above.fp32_precision
+def test_the_setting_and_the_one_it_inherits_are_read_in_every_call() -> None:
+    lstm, x, parent = fastlstm.LSTM(24, 40), torch.randn(7, 5, 24), torch.backends.mkldnn
+    before = parent.fp32_precision
     try:
         found = []
         for own, inherited in (("none", "none"), ("bf16", "none"), ("none", "bf16"), ("ieee",) * 2):
-            SWITCH.fp32_precision, above.fp32_precision = own, inherited
+            SETTING.fp32_precision, parent.fp32_precision = own, inherited
             found.append(lstm(x)[0])
     finally:
-        above.fp32_precision = before
+        parent.fp32_precision = before
     assert torch.equal(found[0], found[3]) and torch.equal(found[1], found[2])
     assert not torch.equal(found[0], found[1])
 
@@ -127,14 +130,15 @@ def test_the_switch_and_the_one_above_are_read_in_every_call() -> None:
 @torch.no_grad()
 @every_precision
 @pytest.mark.parametrize("kind", ["float64", "prepacked", "projection"])
-def test_what_stays_as_it_is(kind: str, precision: str) -> None:
+def test_layers_that_keep_their_bits(kind: str, precision: str) -> None:
+    """float64 and prepacked layers ignore the setting; a projection ignores "bf16"."""
     lstm = fastlstm.LSTM(40, 130, proj_size=10 if kind == "projection" else 0).eval()
     lstm = {"float64": lstm.double, "prepacked": lambda: fastlstm.prepack(lstm)}.get(
         kind, lambda: lstm
     )()
     x = torch.randn(6, 70, 40, dtype=torch.float64 if kind == "float64" else torch.float32)
     usual = lstm(x)[0]
-    SWITCH.fp32_precision = precision
+    SETTING.fp32_precision = precision
     assert torch.equal(lstm(x)[0], usual) == (kind != "projection" or precision == "bf16")
 
 
@@ -152,14 +156,14 @@ torch.save(found, sys.argv[1])
 """
 
 
-@needs_tiles
-def test_tiles_change_tf32_alone(tmp_path: Path) -> None:
-    """With AMX and without: float32 has the same bits."""
+@needs_amx
+def test_amx_changes_only_tf32(tmp_path: Path) -> None:
+    """With AMX and without, the other precisions give the same bits."""
     found = []
-    for switch in "01":
-        command = [sys.executable, "-c", SCRIPT, str(tmp_path / switch)]
-        subprocess.run(command, env={**os.environ, "FASTLSTM_AMX": switch}, check=True)
-        found.append(torch.load(tmp_path / switch))
+    for amx in "01":
+        command = [sys.executable, "-c", SCRIPT, str(tmp_path / amx)]
+        subprocess.run(command, env={**os.environ, "FASTLSTM_AMX": amx}, check=True)
+        found.append(torch.load(tmp_path / amx))
     for without, with_tiles, same in zip(*found, (True, True, False), strict=True):
         for a, b in zip(without, with_tiles, strict=True):
             assert torch.equal(a, b) == same
@@ -169,7 +173,7 @@ def test_tiles_change_tf32_alone(tmp_path: Path) -> None:
 @torch.no_grad()
 @every_precision
 def test_a_row_depends_neither_on_its_batch_nor_on_threads(precision: str) -> None:
-    SWITCH.fp32_precision = precision
+    SETTING.fp32_precision = precision
     lstm, x = fastlstm.LSTM(48, 100), torch.randn(9, 33, 48)
     together, threads = lstm(x)[0], torch.get_num_threads()
     assert torch.equal(lstm(x[:, 5:6])[0], together[:, 5:6])

@@ -1,4 +1,4 @@
-"""Recurrent regularizers of the module: what is drawn, where it acts, and what the seed decides."""
+"""Dropout and zoneout of a module: which values are drawn, and where they act."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ ALL = {
     "zoneout_c": 0.5,
     "weight_dropout": 0.3,
 }
-OF_THE_OP = {name: p for name, p in ALL.items() if name not in ZONEOUT}
+WITHOUT_ZONEOUT = {name: p for name, p in ALL.items() if name not in ZONEOUT}
 
 
 def make(route: Route, dtype: torch.dtype = torch.float64, **options: Any) -> fastlstm.LSTM:
     torch.manual_seed(0)
     lstm = fastlstm.LSTM(3, 4, **options, dtype=dtype, device=route.device)
     zones_out = lstm.zoneout_h or lstm.zoneout_c
-    lstm.engine = "reference" if zones_out else route.engine  # which alone has it
+    lstm.engine = "reference" if zones_out else route.engine  # only the reference computes zoneout
     return lstm
 
 
@@ -45,7 +45,7 @@ def draw(*shape: int) -> Tensor:
 
 
 def seeded(lstm: fastlstm.LSTM, *arguments: Any, seed: int = 1, **keywords: Any) -> list[Tensor]:
-    """Results and gradients of one call in training mode."""
+    """Returns results and gradients of one call after setting the seed."""
     torch.manual_seed(seed)
     output, (h_n, c_n) = lstm(*arguments, **keywords)
     results = [output.data if isinstance(output, PackedSequence) else output, h_n, c_n]
@@ -54,7 +54,7 @@ def seeded(lstm: fastlstm.LSTM, *arguments: Any, seed: int = 1, **keywords: Any)
 
 
 def replayed(lstm: fastlstm.LSTM, x: Tensor, lengths: list[int] | None = None) -> list[Tensor]:
-    """The same by the oracle: layer by layer, with the draws repeated."""
+    """Returns what `seeded` returns, computed by the oracle with the same draws."""
     directions = 2 if lstm.bidirectional else 1
     weights = lstm._flat_weights
     each = len(weights) // lstm.num_layers
@@ -102,7 +102,7 @@ def test_the_oracle_with_the_same_draws(route: Route, seed: int) -> None:
 
 @every_route
 def test_every_engine_draws_the_same(route: Route) -> None:
-    options = OF_THE_OP | {"num_layers": 2, "bidirectional": True, "dropout": 0.5}
+    options = WITHOUT_ZONEOUT | {"num_layers": 2, "bidirectional": True, "dropout": 0.5}
     reference = Route("reference", route.device)
     x = draw(5, 3, 3).to(route.device)
     reset = draw(5, 3).to(route.device) > 1
@@ -117,7 +117,7 @@ def test_every_engine_draws_the_same(route: Route) -> None:
 
 @every_route
 @pytest.mark.parametrize("proj_size", [0, 2])
-def test_in_eval_mode_it_is_nn_lstm(route: Route, proj_size: int) -> None:
+def test_eval_mode_gives_the_results_of_nn_lstm(route: Route, proj_size: int) -> None:
     lstm = make(route, **ALL, num_layers=2, proj_size=proj_size).eval()
     lstm.engine = route.engine
     torch.manual_seed(0)
@@ -125,7 +125,7 @@ def test_in_eval_mode_it_is_nn_lstm(route: Route, proj_size: int) -> None:
     x = draw(5, 2, 3).to(route.device)
     torch.testing.assert_close(seeded(lstm, x), seeded(theirs.eval(), x), **EXACT)
     plain = make(route, num_layers=2, proj_size=proj_size)
-    assert torch.equal(seeded(plain, x)[0], seeded(lstm, x)[0])  # to the bit
+    assert torch.equal(seeded(plain, x)[0], seeded(lstm, x)[0])  # the same bits
 
 
 def test_what_is_drawn() -> None:
@@ -153,7 +153,7 @@ def test_what_is_drawn() -> None:
     assert zones == [] and all(a is b for a, b in zip(same, call, strict=True))
 
 
-def test_packed_input_is_dropped_as_padded_input_is() -> None:
+def test_input_dropout_of_packed_input_is_that_of_padded_input() -> None:
     x, lengths = draw(5, 3, 4), torch.tensor([5, 3, 1])
     packed = pack_padded_sequence(x, lengths)
     torch.manual_seed(0)
@@ -165,7 +165,7 @@ def test_packed_input_is_dropped_as_padded_input_is() -> None:
     assert torch.equal(data, pack_padded_sequence(padded, lengths).data)
 
 
-def test_zoneout_is_left_to_the_reference() -> None:
+def test_auto_takes_the_reference_for_zoneout() -> None:
     x, by_auto = draw(5, 2, 3), fastlstm.LSTM(3, 4, zoneout_h=0.5, dtype=torch.float64)
     by_name = copy.deepcopy(by_auto)
     by_name.engine = "reference"
@@ -196,7 +196,7 @@ def test_every_dtype(kind: str, form: str, norms: bool) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("value", [-0.1, 1.5, True, "half"])
-def test_no_probability(name: str, value: Any) -> None:
+def test_invalid_probability(name: str, value: Any) -> None:
     message = rf"{name}: expected a number in range \[0, 1\], got {value!r}"
     with pytest.raises(ValueError, match=message):
         fastlstm.LSTM(3, 4, **{name: value})

@@ -1,4 +1,4 @@
-"""torch.jit.script, torch.jit.trace and torch.fx: what they make of a model with LSTMs of ours."""
+"""torch.jit.script, torch.jit.trace and torch.fx with models that contain fastlstm's LSTMs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ every_model = pytest.mark.parametrize(
 
 
 @every_model
-def test_script_compiles_nn_lstm_and_leaves_the_model_alone(make: Any) -> None:
+def test_script_compiles_nn_lstm_and_leaves_the_model_unchanged(make: Any) -> None:
     model = make()
     modules = list(model.modules())
     for _ in range(2):
@@ -79,9 +79,9 @@ def test_trace_records_the_op_of_the_engine(engine: str, op: str) -> None:
 
 
 @every_model
-@pytest.mark.parametrize("packed", [False, pytest.param(True, marks=needs_kernels)])
-def test_fx_keeps_a_layer_as_one_node(make: Any, packed: bool) -> None:
-    model = prepack(make().eval()) if packed else make()
+@pytest.mark.parametrize("prepacks", [False, pytest.param(True, marks=needs_kernels)])
+def test_fx_keeps_a_layer_as_one_node(make: Any, prepacks: bool) -> None:
+    model = prepack(make().eval()) if prepacks else make()
     graph = torch.fx.symbolic_trace(model)
     nodes = {n.target: n for n in graph.graph.nodes if n.op == "call_module"}
     assert list(nodes) == ["lstm", "blocks.0", "cell"]

@@ -1,4 +1,4 @@
-"""Packed, padded with lengths, cut by resets: the same sequences said in different ways."""
+"""The forms of ragged batches: packed, lengths, nested; resets and cell states."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def draw(route: Route, *shape: int) -> Tensor:
 
 
 def run(module: fastlstm.LSTM, x: Any, hx: Any = None, **arguments: Any) -> dict[str, Tensor]:
-    """Outputs (padded) and gradients of a loss that weighs every output differently."""
+    """Returns padded outputs, and gradients of a loss with a different weight for each output."""
     leaves = [*module.parameters(), *(hx or ())]
     leaves = [t.requires_grad_() for t in leaves]
     output, (h_n, c_n) = module(x, hx, **arguments)
@@ -52,7 +52,7 @@ def run(module: fastlstm.LSTM, x: Any, hx: Any = None, **arguments: Any) -> dict
 @pytest.mark.parametrize("proj_size", [0, 2])
 @pytest.mark.parametrize("lengths", [[5, 3, 3, 1], [2, 5, 1, 4]], ids=["sorted", "unsorted"])
 @pytest.mark.parametrize("with_state", [False, True])
-def test_lengths_is_packing(
+def test_lengths_give_the_results_of_packed_input(
     route: Route, batch_first: bool, proj_size: int, lengths: list[int], with_state: bool
 ) -> None:
     lstm = make(route, batch_first=batch_first, proj_size=proj_size)
@@ -71,7 +71,7 @@ def test_lengths_is_packing(
 
 
 @every_route
-def test_full_lengths_are_no_lengths(route: Route) -> None:
+def test_full_lengths_change_nothing(route: Route) -> None:
     lstm, x = make(route), draw(route, 5, 2, 3)
     torch.testing.assert_close(run(lstm, x, lengths=torch.tensor([5, 5])), run(lstm, x), **EXACT)
 
@@ -79,7 +79,9 @@ def test_full_lengths_are_no_lengths(route: Route) -> None:
 @every_route
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("with_state", [False, True])
-def test_nested_is_lengths(route: Route, batch_first: bool, with_state: bool) -> None:
+def test_nested_input_gives_the_results_of_lengths(
+    route: Route, batch_first: bool, with_state: bool
+) -> None:
     lstm, lengths = make(route, batch_first=batch_first, proj_size=2), torch.tensor([3, 0, 5])
     rows = [draw(route, length, 3).requires_grad_() for length in lengths]
     hx = (draw(route, 4, 3, 2), draw(route, 4, 3, 4)) if with_state else None
@@ -100,7 +102,7 @@ def test_nested_is_lengths(route: Route, batch_first: bool, with_state: bool) ->
     torch.testing.assert_close(found, by_lengths, **EXACT)
 
 
-NESTED_CALLERS: dict[str, Callable[[], Any]] = {
+NESTED_MODULES: dict[str, Callable[[], Any]] = {
     "LayerNormLSTM": lambda: fastlstm.LayerNormLSTM(3, 3),
     "prepacked": lambda: fastlstm.prepack(fastlstm.LSTM(3, 3).eval()),
     "converted": lambda: fastlstm.convert(nn.LSTM(3, 3)),
@@ -109,9 +111,9 @@ NESTED_CALLERS: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.skipif(not fastlstm.has_kernels("cpu"), reason="the extension is not built")
-@pytest.mark.parametrize("name", NESTED_CALLERS)
-def test_nested_is_lengths_for_every_module(name: str) -> None:
-    lstm, x, lengths = NESTED_CALLERS[name](), torch.randn(6, 3, 3), torch.tensor([2, 6, 1])
+@pytest.mark.parametrize("name", NESTED_MODULES)
+def test_nested_input_of_every_module(name: str) -> None:
+    lstm, x, lengths = NESTED_MODULES[name](), torch.randn(6, 3, 3), torch.tensor([2, 6, 1])
     rows = [x[:length, b] for b, length in enumerate(lengths)]
     nested = torch.nested.nested_tensor(rows, layout=torch.jagged)
     output, state = lstm(nested)
@@ -122,7 +124,7 @@ def test_nested_is_lengths_for_every_module(name: str) -> None:
 
 
 def test_nested_rows_are_padded_to_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where torch does not know its length yet, and rows with gaps between them."""
+    """Also rows with gaps between them, and rows whose longest length torch does not know yet."""
     lstm, seen = fastlstm.LSTM(3, 4, num_layers=2), []
     compute = lstm._fastlstm_compute
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""engine="torch": the bits of nn.LSTM."""
+"""Engine "torch" gives the same bits as nn.LSTM."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def pair(cls: Any = nn.LSTM, **options: Any) -> tuple[Any, Any]:
 
 
 def results(module: nn.Module, x: Any, hx: Any = None) -> list[Tensor]:
-    """Outputs and gradients of a seeded call."""
+    """Returns outputs and gradients of a call after setting the seed."""
     torch.manual_seed(1)
     output, state = module(x, hx)
     data = output.data if isinstance(output, PackedSequence) else output
@@ -65,7 +65,7 @@ def test_bits(options: dict[str, Any], form: str, dtype: torch.dtype) -> None:
         assert same_bits(results(ours, x), results(theirs, x))
 
 
-def test_bits_of_a_state_a_cell_and_autocast() -> None:
+def test_bits_with_a_state_of_a_cell_and_under_autocast() -> None:
     ours, theirs = pair(num_layers=2)
     x = torch.randn(6, 4, 3, requires_grad=True)
     hx = torch.randn(2, 4, 5), torch.randn(2, 4, 5)

@@ -1,4 +1,8 @@
-"""engine="torch" with lengths: PyTorch's own LSTM, whose gates are shut after the end of a row."""
+"""engine="torch" with lengths: PyTorch's own LSTM with gates that are shut after the end of a row.
+
+_shut_gate.py adds an input feature that is nonzero in padding, and weights for it that shut the
+gates, so that c stays as it is.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ EXACT = {"rtol": 1e-9, "atol": 1e-11}
 
 
 class Case:
-    """A stack on engine "torch", lengths, an input, perhaps a state, and gradients of results."""
+    """An LSTM on engine "torch", the arguments of a call, and gradients of its results."""
 
     def __init__(
         self,
@@ -46,9 +50,10 @@ class Case:
         self.leaves = [x, h_0, c_0] if has_state else [x]
 
     def results(self, module: Any, padding: float | None = torch.nan) -> list[Tensor]:
-        """Of a module and a value in the padding; without lengths if there is none.
+        """Returns output (steps first), h_n, c_n, and the gradients of input, state and weights.
 
-        Output (steps first), h_n, c_n, then the gradients of input, state and weights.
+        Args:
+            padding: the value of x after the end of each row; None for a call without lengths.
         """
         leaves = [t.detach().clone().requires_grad_() for t in self.leaves]
         x, options = leaves[0], {}
@@ -61,7 +66,7 @@ class Case:
         return self._with_gradients([output, *state], [*leaves, *module.parameters()])
 
     def truth(self, of_all_steps: bool = False) -> list[Tensor]:
-        """The same by the oracle, layer by layer, in float64."""
+        """Returns the same tensors, computed by the oracle in float64."""
         lstm, D = self.lstm, 1 + self.lstm.bidirectional
         tensors = [t.detach().cpu().double() for t in (*self.leaves, *lstm.parameters())]
         leaves = [t.requires_grad_() for t in tensors]
@@ -87,7 +92,7 @@ class Case:
 @every_device
 @pytest.mark.parametrize("seed", range(80))
 def test_any_call(route: Route, seed: int) -> None:
-    """Against the oracle and "auto", which on a CPU is ours, in float64."""
+    """A random call against the oracle and against engine "auto", in float64."""
     draw = random.Random(seed)
     torch.manual_seed(seed)
     H = draw.randint(1, 20)
@@ -124,8 +129,11 @@ def test_any_call(route: Route, seed: int) -> None:
     [{}, {"bidirectional": True, "proj_size": 7}, {"num_layers": 2, "bias": False}],
     ids=str,
 )
-def test_error_is_that_of_nn_lstm(route: Route, dtype: Any, options: dict[str, Any]) -> None:
-    """Of an nn.LSTM that runs all steps, relative to the truth; the dtypes are its own too."""
+def test_error_against_nn_lstm(route: Route, dtype: Any, options: dict[str, Any]) -> None:
+    """Errors are at most a small multiple of nn.LSTM's, and dtypes are the same.
+
+    nn.LSTM computes all steps without lengths; its errors are relative to the truth of that call.
+    """
     torch.manual_seed(0)
     options = options | {"dtype": torch.float32 if dtype == "autocast" else dtype}
     lstm, theirs = (cls(24, 32, **options) for cls in (fastlstm.LSTM, nn.LSTM))
@@ -151,12 +159,12 @@ def test_error_is_that_of_nn_lstm(route: Route, dtype: Any, options: dict[str, A
 def test_the_cell_state_keeps_its_bits(
     route: Route, dtype: torch.dtype, proj_size: int, size: float
 ) -> None:
-    """Over 300 steps of padding, also if the bias works against the shut gates."""
+    """After 300 steps of padding c is the same, even if the bias counteracts the shut gates."""
     torch.manual_seed(0)
     options: dict[str, Any] = {"dtype": dtype, "device": route.device}
     lstm = fastlstm.LSTM(3, 5, proj_size=proj_size, **options)
     lstm.engine = "torch"
-    with torch.no_grad():  # i open, f shut
+    with torch.no_grad():  # the bias opens i and shuts f
         lstm.bias_ih_l0[:5], lstm.bias_ih_l0[5:10] = size, -size
     h_0, c_0 = (torch.randn(1, 4, n).to(lstm.bias_ih_l0) for n in (proj_size or 5, 5))
     x, c_0 = torch.randn(310, 4, 3).to(c_0), c_0.requires_grad_()
@@ -172,7 +180,7 @@ def test_the_cell_state_keeps_its_bits(
 
 
 @every_device
-def test_dropout_is_drawn_as_by_other_engines(route: Route) -> None:
+def test_every_engine_draws_the_same_dropout(route: Route) -> None:
     torch.manual_seed(0)
     lstm = fastlstm.LSTM(3, 4, num_layers=3, dropout=0.4, dtype=torch.float64)
     case, results = Case(lstm, [5, 0, 3, 5], 5, device=route.device), []
@@ -202,7 +210,7 @@ def test_wrong_lengths() -> None:
 
 
 def test_no_value_is_read() -> None:
-    """Tensors without values: so on a GPU nothing waits for the device, forward or backward."""
+    """The call works with meta tensors, so on a GPU neither forward nor backward synchronizes."""
     lstm = fastlstm.LSTM(3, 4, num_layers=2, bidirectional=True, device="meta")
     lstm.engine = "torch"
     x, lengths = torch.empty(5, 2, 3, device="meta"), torch.empty(2, device="meta").long()
@@ -213,8 +221,11 @@ def test_no_value_is_read() -> None:
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
-def test_the_weights_are_as_cudnn_wants_them(bidirectional: bool, bias: bool) -> None:
-    """Parts of one tensor, those of both directions, first the matrices: torch warns of others."""
+def test_the_weights_lie_as_cudnn_needs_them(bidirectional: bool, bias: bool) -> None:
+    """The weights of all directions are parts of one tensor, all matrices before all biases.
+
+    torch warns of weights that lie in another way.
+    """
     lstm = nn.LSTM(24, 16, bidirectional=bidirectional, bias=bias)
     state = torch.zeros(1 + bidirectional, 2, 16)
     layout, parameters = "bias" * bias, list(lstm.parameters())
@@ -230,7 +241,7 @@ def test_the_weights_are_as_cudnn_wants_them(bidirectional: bool, bias: bool) ->
 
 
 @pytest.mark.parametrize("input_size, wide", [(1, 8), (7, 8), (8, 16), (60, 64), (128, 256)])
-def test_rows_are_multiples_of_8(
+def test_the_input_size_is_padded_to_a_multiple_of_8(
     input_size: int, wide: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen, run = [], _shut_gate.run_torch
@@ -248,7 +259,7 @@ def test_rows_are_multiples_of_8(
         ("no c_0 of torch.float32 beside an input of torch.bfloat16", {}, torch.float32),
     ],
 )
-def test_calls_that_go_on_to_another_engine(
+def test_calls_that_auto_gives_to_another_engine(
     why: str, options: dict[str, Any], c_dtype: torch.dtype
 ) -> None:
     lstm = fastlstm.LSTM(3, 4, **options, dtype=torch.bfloat16)

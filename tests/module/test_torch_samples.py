@@ -1,4 +1,4 @@
-"""PyTorch's own samples and error cases for nn.LSTM and nn.LSTMCell, pointed at our classes."""
+"""fastlstm.LSTM and LSTMCell with PyTorch's own sample inputs and error cases of torch.nn's."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], i
 
 
 def info_of(cls: type[nn.Module]) -> ModuleInfo:
-    from torch.testing._internal.common_modules import module_db  # seconds, so not for all tests
+    from torch.testing._internal.common_modules import module_db  # takes seconds to import
 
     return next(info for info in module_db if info.module_cls is cls)
 
@@ -41,7 +41,7 @@ def samples(info: ModuleInfo, route: Route, dtype: torch.dtype, **options: Any) 
 
 
 def build(info: ModuleInfo, route: Route, constructor: Any, **factory: Any) -> tuple[Any, Any]:
-    """Ours and torch's with the same weights."""
+    """Returns a module of fastlstm and one of torch with the same weights."""
     theirs = info.module_cls(*constructor.args, **(factory | constructor.kwargs))
     ours = OURS[info.module_cls](*constructor.args, **(factory | constructor.kwargs))
     ours.engine = route.engine
@@ -49,7 +49,7 @@ def build(info: ModuleInfo, route: Route, constructor: Any, **factory: Any) -> t
     return ours, theirs
 
 
-def test_torch_still_brings_the_samples() -> None:
+def test_torch_has_the_samples() -> None:
     for cls, least in {nn.LSTM: 32, nn.LSTMCell: 2}.items():
         assert len(samples(info_of(cls), Route("reference"), torch.float32)) >= least
 
@@ -59,7 +59,7 @@ def test_torch_still_brings_the_samples() -> None:
 @every_dtype
 @pytest.mark.parametrize("training", [False, True])
 def test_samples(route: Route, info: ModuleInfo, dtype: torch.dtype, training: bool) -> None:
-    """Results, gradients, and the sample's own reference function where it has one."""
+    """Compares results and gradients, also with the reference function of the sample, if any."""
     for sample in samples(info, route, dtype, training=training):
         factory = {"device": route.device, "dtype": dtype}
         ours, theirs = build(info, route, sample.constructor_input, **factory)
