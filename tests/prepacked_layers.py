@@ -1,4 +1,4 @@
-"""Layers with packed weights, and calls of them: what the tests of packing share."""
+"""Prepacked layers and calls of them, for the tests module/test_prepacked*.py."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from fastlstm import LSTM, LSTMCell, prepack
 
-SMALLER = [torch.bfloat16, torch.int8]
-# input_size, hidden_size, options: whole and ragged vectors, pairs and fours.
+SMALLER_DTYPES = [torch.bfloat16, torch.int8]
+# input_size, hidden_size and options. The sizes are multiples of a vector, of 2 and of 4, or not.
 LAYERS: list[tuple[int, int, dict[str, Any]]] = [
     (1, 24, {}),
     (33, 50, {"batch_first": True}),
@@ -24,7 +24,7 @@ LAYERS: list[tuple[int, int, dict[str, Any]]] = [
     (7, 20, {"num_layers": 2, "bidirectional": True, "proj_size": 5, "batch_first": True}),
 ]
 every_layer = pytest.mark.parametrize("layer", LAYERS, ids=str)
-every_weights = pytest.mark.parametrize("weights", SMALLER, ids=str)
+every_weights = pytest.mark.parametrize("weights", SMALLER_DTYPES, ids=str)
 
 
 def make(layer: tuple[int, int, dict[str, Any]], dtype: torch.dtype = torch.float32) -> LSTM:
@@ -36,11 +36,12 @@ def small(**options: Any) -> LSTM:
     return make((6, 10, options))
 
 
-def packed(lstm: nn.Module, weights: Any = None) -> Any:
-    return prepack(copy.deepcopy(lstm), weights)
+def prepacked_copy(module: nn.Module, weights: Any = None) -> Any:
+    return prepack(copy.deepcopy(module), weights)
 
 
 def flat(results: Any) -> list[Tensor]:
+    """Returns all tensors of nested tuples, and the data of a PackedSequence."""
     if isinstance(results, Tensor):
         return [results]
     if isinstance(results, PackedSequence):
@@ -48,12 +49,12 @@ def flat(results: Any) -> list[Tensor]:
     return [tensor for part in results for tensor in flat(part)]
 
 
-def same(a: Any, b: Any) -> bool:
+def same_bits(a: Any, b: Any) -> bool:
     return all(torch.equal(x, y) for x, y in zip(flat(a), flat(b), strict=True))
 
 
 def calls(lstm: LSTM, dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...], dict[str, Any]]]:
-    """Every form of a call: its name, arguments and options."""
+    """Yields each form of a call: its name, arguments and options."""
     T, B = 7, 5
     generator = torch.Generator().manual_seed(1)
 
@@ -78,20 +79,22 @@ def calls(lstm: LSTM, dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]
     yield "cells", (x, state(B)), {"return_cell_states": True}
     yield "lengths", (x, state(B)), {"lengths": lengths, "return_cell_states": True}
     yield "reset", (x, state(B)), {"reset": reset}
-    yield "both", (x,), {"reset": reset, "lengths": lengths}
+    yield "reset and lengths", (x,), {"reset": reset, "lengths": lengths}
     for batch in (1, B, 60):
-        yield f"a step of {batch}", (sequence(1, batch), state(batch)), {}
+        yield f"one step, batch {batch}", (sequence(1, batch), state(batch)), {}
     strided = state(2 * B)
     yield "strided", (sequence(1, B), tuple(s[:, ::2] for s in strided)), {}
     yield "batch 0", (sequence(T, 0),), {}
     yield "unbatched", (draw(T, lstm.input_size), state()), {"return_cell_states": True}
     for enforce_sorted in (True, False):
         sizes = lengths.sort(descending=True)[0] if enforce_sorted else lengths
-        found = pack_padded_sequence(x, sizes.clamp_min(1), lstm.batch_first, enforce_sorted)
-        yield f"packed, sorted {enforce_sorted}", (found, state(B)), {"return_cell_states": True}
+        packed = pack_padded_sequence(x, sizes.clamp_min(1), lstm.batch_first, enforce_sorted)
+        yield f"packed, sorted {enforce_sorted}", (packed, state(B)), {"return_cell_states": True}
 
 
 class Tagger(nn.Module):
+    """A model with an LSTM of two layers and an LSTMCell."""
+
     def __init__(self, **options: Any) -> None:
         super().__init__()
         self.lstm = LSTM(16, 32, num_layers=2, bidirectional=True, **options)
@@ -102,11 +105,12 @@ class Tagger(nn.Module):
         return self.linear(self.cell(self.lstm(x)[0][-1])[0])
 
 
-def tagger(seed: int = 0, weights: Any = None, **options: Any) -> Tagger:
+def prepacked_tagger(seed: int = 0, weights: Any = None, **options: Any) -> Tagger:
     torch.manual_seed(seed)
     return prepack(Tagger(**options).eval(), weights)
 
 
+# An input of Tagger.
 X = torch.linspace(-1, 1, 5 * 3 * 16).view(5, 3, 16)
 
 

@@ -120,13 +120,13 @@ def test_against_the_oracle(
 # numerics, bits. Threads, modules, compilers, second derivatives and errors stand above them.
 ON_EVERY_INSTRUCTION_SET = [
     "cpu/test_cpu_engine.py::test_against_the_oracle",
-    "op/test_same_bits.py::test_some", "op/test_fuzzed_calls.py::test_some",
+    "op/test_same_bits.py::test_few_seeds", "op/test_fuzzed_calls.py::test_few_seeds",
     *(f"op/test_layer.py::test_{name}" for name in (
         "results", "gradients", "padding_is_never_read",
         "arguments_are_left_as_they_were",
     )),
     *(f"module/test_prepacked.py::test_{name}" for name in (
-        "the_bits_of_the_unpacked_path", "the_bits_of_an_unpacked_cell",
+        "the_bits_of_a_layer_that_is_not_prepacked", "the_bits_of_a_cell_that_is_not_prepacked",
         "every_step_against_plain_equations", "rows_of_zeros_and_numbers_out_of_range",
     )),
     "module/test_sequences.py", "op/test_numerics.py",

@@ -1,4 +1,4 @@
-"""prepack: the results of packed layers, bit by bit and against equations in Python."""
+"""Results of prepacked layers: the bits of other layers, equations in Python, and float64."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from prepacked_layers import (
     every_weights,
     flat,
     make,
-    packed,
-    same,
+    prepacked_copy,
+    same_bits,
     small,
 )
 from torch import Tensor
@@ -28,51 +28,52 @@ pytestmark = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the exten
 
 @every_layer
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)
-def test_the_bits_of_the_unpacked_path(
+def test_the_bits_of_a_layer_that_is_not_prepacked(
     layer: tuple[int, int, dict[str, Any]], dtype: torch.dtype
 ) -> None:
     lstm = make(layer, dtype)
-    frozen = packed(lstm)
+    prepacked = prepacked_copy(lstm)
     with torch.no_grad():
         for name, arguments, options in calls(lstm, dtype):
-            assert same(frozen(*arguments, **options), lstm(*arguments, **options)), name
+            assert same_bits(prepacked(*arguments, **options), lstm(*arguments, **options)), name
 
 
 @pytest.mark.parametrize("sizes", [(1, 24), (33, 50), (64, 64)], ids=str)
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-def test_the_bits_of_an_unpacked_cell(
+def test_the_bits_of_a_cell_that_is_not_prepacked(
     sizes: tuple[int, int], bias: bool, dtype: torch.dtype
 ) -> None:
-    """In bfloat16 rows may be summed in another order, so that the last bit differs: many rows, or
-    any with AMX's tiles.
+    """In bfloat16 the last bit may differ, because products may sum in another order.
+
+    This happens with many rows, or with AMX for any number of rows.
     """
     torch.manual_seed(0)
-    on_tiles = "amx" in _build.library.build_info()["products"]["bfloat16"][0]
+    with_amx = "amx" in _build.library.build_info()["products"]["bfloat16"][0]
     cell = LSTMCell(*sizes, bias=bias, dtype=dtype).eval()
-    frozen = packed(cell)
+    prepacked = prepacked_copy(cell)
     with torch.no_grad():
         for batch in ((), (0,), (1,), (5,), (40,)):
             x = torch.randn(*batch, sizes[0], dtype=dtype)
             state = tuple(torch.randn(2, *batch, sizes[1], dtype=dtype))
-            reorders = dtype == torch.bfloat16 and (on_tiles or batch == (40,))
+            reorders = dtype == torch.bfloat16 and (with_amx or batch == (40,))
             tolerance = {"rtol": 2.0**-7 if reorders else 0, "atol": 0}
-            torch.testing.assert_close(frozen(x, state), cell(x, state), **tolerance)
-            torch.testing.assert_close(frozen(x), cell(x), **tolerance)
+            torch.testing.assert_close(prepacked(x, state), cell(x, state), **tolerance)
+            torch.testing.assert_close(prepacked(x), cell(x), **tolerance)
 
 
 def encoded(rows: Tensor, weights: Any) -> Tensor:
-    """Rows [...,K] in float32 as a product takes them, in float64."""
+    """Returns rows [...,K] of float32 rounded as the product of that format rounds them."""
     if weights == torch.bfloat16:
         return rows.bfloat16().double()
     largest = rows.abs().amax(-1, keepdim=True)
-    quotient = torch.full_like(largest, 127) / largest  # 127 / largest would be rounded twice
+    quotient = torch.full_like(largest, 127) / largest  # a scalar 127 would round twice
     inverse = torch.where(largest > 2.0**-100, quotient, 0.0)
     return (rows * inverse).round().double() * (largest / 127).double()
 
 
 def dequantized(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a packed layer in float64."""
+    """Returns the weights of a prepacked layer in float64."""
     found = {}
     for name, tensor in state_dict.items():
         if not name.endswith("_scale"):
@@ -85,7 +86,7 @@ def dequantized(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 def step(
     w: dict[str, Tensor], suffix: str, weights: Any, x: Tensor, h: Tensor, c: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The next h and c in float64."""
+    """Returns the next h and c in float64."""
     from_x = encoded(x, weights) @ w[f"weight_ih{suffix}"].T
     from_h = encoded(h, weights) @ w[f"weight_hh{suffix}"].T
     a = from_x + from_h
@@ -105,28 +106,30 @@ def step(
 def test_every_step_against_plain_equations(
     layer: tuple[int, int, dict[str, Any]], weights: Any, batch: int, steps: int
 ) -> None:
-    """From the state that the layer itself had before the step, in both directions."""
+    """Each step is computed from the state of the layer before that step, in both directions."""
     input_size, H, options = layer
     lstm = make((input_size, H, options | {"bidirectional": True, "batch_first": False}))
-    frozen = packed(lstm, weights)
+    prepacked = prepacked_copy(lstm, weights)
     x = torch.randn(steps, batch, input_size) * torch.rand(batch, 1).exp2()
     h_0, c_0 = (torch.randn(2, batch, size) / 2 for size in (lstm.proj_size or H, H))
-    output, _, cells = frozen(x, (h_0, c_0), return_cell_states=True)
-    w = dequantized(frozen.state_dict())
+    output, _, cells = prepacked(x, (h_0, c_0), return_cell_states=True)
+    w = dequantized(prepacked.state_dict())
     for d, suffix in enumerate(("_l0", "_l0_reverse")):
-        h_of, c_of = output.chunk(2, -1)[d], cells[0].chunk(2, -1)[d]
+        h_steps, c_steps = output.chunk(2, -1)[d], cells[0].chunk(2, -1)[d]
         h, c = h_0[d], c_0[d]
         for t in reversed(range(steps)) if d else range(steps):
             h, c = step(w, suffix, weights, x[t], h, c)
-            torch.testing.assert_close(c_of[t].double(), c, rtol=0, atol=3e-6)
-            off = (h_of[t] - h).abs() > 3e-6
-            # With a projection a value between two of int8 may be rounded to the other one.
+            torch.testing.assert_close(c_steps[t].double(), c, rtol=0, atol=3e-6)
+            off = (h_steps[t] - h).abs() > 3e-6
+            # A projection quantizes h: a value half way between two int8 numbers may be rounded
+            # to the other one.
             assert off.any(-1).float().mean() <= (0.03 if lstm.proj_size else 0), (t, d)
-            assert (h_of[t] - h).abs().max() < 0.01
-            h, c = h_of[t], c_of[t]
+            assert (h_steps[t] - h).abs().max() < 0.01
+            h, c = h_steps[t], c_steps[t]
 
 
 def doubled(value: Any) -> Any:
+    """Converts floating-point tensors of nested tuples to float64."""
     if isinstance(value, Tensor):
         return value.double() if value.is_floating_point() else value
     if isinstance(value, PackedSequence):
@@ -138,15 +141,15 @@ def doubled(value: Any) -> Any:
 @every_layer
 def test_against_float64(layer: tuple[int, int, dict[str, Any]], weights: Any) -> None:
     lstm = make(layer)
-    frozen, exact = packed(lstm, weights), copy.deepcopy(lstm).double()
+    prepacked, exact = prepacked_copy(lstm, weights), copy.deepcopy(lstm).double()
 
-    # Of the norm. Of 60 seeds bfloat16 errs by 0.0037 at most, with a projection, which is a second
-    # product, by 0.0052; int8 by 0.012 and 0.016.
+    # Relative errors in the norm. The largest of 60 seeds was 0.0037 with bfloat16 and 0.012 with
+    # int8; with a projection, which is a second product, 0.0052 and 0.016.
     bound = {torch.bfloat16: 0.004, torch.int8: 0.016}[weights]
     bound *= 1.5 if lstm.proj_size else 1
     with torch.no_grad():
         for name, arguments, options in calls(lstm, torch.float32):
-            found = flat(frozen(*arguments, **options))
+            found = flat(prepacked(*arguments, **options))
             expected = flat(exact(*doubled(arguments), **options))
             for y, z in zip(found, expected, strict=True):
                 assert y.shape == z.shape and y.dtype == torch.float32, name
@@ -156,12 +159,12 @@ def test_against_float64(layer: tuple[int, int, dict[str, Any]], weights: Any) -
 @every_weights
 def test_rows_of_zeros_and_numbers_out_of_range(weights: Any) -> None:
     lstm = small(bias=False)
-    frozen = packed(lstm, weights)
+    prepacked = prepacked_copy(lstm, weights)
     x = torch.randn(3, 4, 6)
     x[:, 0], x[0, 1], x[1, 2, 0], x[2, 3, 0] = 0, 1e-42, 1e30, float("nan")
-    output = frozen(x)[0]
+    output = prepacked(x)[0]
     assert not output[:, 0].any()
     assert output[:, :3].isfinite().all()
     assert output[2, 3].isnan().all() and not output[:2].isnan().any()
     lstm.weight_ih_l0.data[3] = 0  # a row without a scale
-    assert packed(lstm, weights)(x[:, :3])[0].isfinite().all()
+    assert prepacked_copy(lstm, weights)(x[:, :3])[0].isfinite().all()

@@ -1,4 +1,4 @@
-"""prepack: what packed layers, their weights and prepack itself refuse."""
+"""The errors of prepack, of prepacked layers and of the op for prepacked weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from prepacked_layers import Tagger, X, every_weights, in_a_model, packed, same, small
+from prepacked_layers import Tagger, X, every_weights, in_a_model, prepacked_copy, same_bits, small
 from torch import nn
 from torch.nn.utils import prune
 
@@ -58,17 +58,17 @@ pytestmark = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the exten
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("weights", [None, torch.int8], ids=str)
-def test_refusals(
+def test_errors_of_a_layer(
     call: Callable[[Any], Any], error: Any, message: str, weights: torch.dtype | None
 ) -> None:
-    frozen = packed(small(), weights)
-    before = frozen.state_dict()
+    prepacked = prepacked_copy(small(), weights)
+    before = prepacked.state_dict()
     with pytest.raises(error, match=message):
-        call(frozen)
-    assert same(list(frozen.state_dict().values()), list(before.values()))
-    assert frozen.eval() is frozen.float() is frozen.cpu() is frozen.requires_grad_()
-    assert not list(frozen.parameters()) and not frozen.training
-    frozen.flatten_parameters()  # as code for nn.LSTM calls it
+        call(prepacked)
+    assert same_bits(list(prepacked.state_dict().values()), list(before.values()))
+    assert prepacked.eval() is prepacked.float() is prepacked.cpu() is prepacked.requires_grad_()
+    assert not list(prepacked.parameters()) and not prepacked.training
+    prepacked.flatten_parameters()  # code for nn.LSTM calls it
 
 
 @pytest.mark.parametrize(
@@ -83,15 +83,15 @@ def test_refusals(
         (lambda m: torch.func.vmap(m)(X[..., :6]), RuntimeError, "torch.func transforms"),
     ],
 )  # fmt: skip
-def test_refusals_of_a_cell(call: Callable[[Any], Any], error: Any, message: str) -> None:
+def test_errors_of_a_cell(call: Callable[[Any], Any], error: Any, message: str) -> None:
     with pytest.raises(error, match=message):
-        call(packed(LSTMCell(6, 10).eval(), torch.bfloat16))
+        call(prepacked_copy(LSTMCell(6, 10).eval(), torch.bfloat16))
 
 
 @every_weights
-def test_weights_that_are_no_packed_ones(weights: torch.dtype) -> None:
-    frozen = packed(small(proj_size=7), weights)
-    own, op = frozen._op_weights(), torch.ops.fastlstm.lstm_packed
+def test_the_op_refuses_weights_that_are_not_prepacked(weights: torch.dtype) -> None:
+    prepacked = prepacked_copy(small(proj_size=7), weights)
+    own, op = prepacked._op_weights(), torch.ops.fastlstm.lstm_packed
     for position, wrong, message in (
         (1, own[1].clone().zero_(), "pack the model again"),
         (1, own[0], r"expected a packed matrix \[40, 7\] of gates, got \[40, 6\]"),
@@ -99,14 +99,14 @@ def test_weights_that_are_no_packed_ones(weights: torch.dtype) -> None:
     ):
         given = [*own[:position], wrong, *own[position + 1 :]]
         with pytest.raises(RuntimeError, match=message):
-            op(X[..., :6], torch.zeros(1, 3, 7), torch.zeros(1, 3, 10), given, frozen._layout)
+            op(X[..., :6], torch.zeros(1, 3, 7), torch.zeros(1, 3, 10), given, prepacked._layout)
 
 
-class Own(LSTM):
+class OwnLSTM(LSTM):
     pass
 
 
-def not_a_number() -> LSTM:
+def with_nan() -> LSTM:
     lstm = LSTM(3, 4)
     nn.init.constant_(lstm.weight_hh_l0, float("nan"))
     return lstm
@@ -126,7 +126,7 @@ def not_a_number() -> LSTM:
         (LSTM(3, 4, device="meta"), (), ValueError, "expected bad on the CPU, got meta"),
         (LSTMCell(3, 0), (), ValueError, "expected sizes of at least 1 in bad"),
         (
-            not_a_number(), (torch.int8,), ValueError,
+            with_nan(), (torch.int8,), ValueError,
             "bad: weight_hh_l0: expected finite weights to make int8 of them, got nan",
         ),
         (
@@ -136,7 +136,7 @@ def not_a_number() -> LSTM:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("convert", [False, True])
-def test_nothing_is_packed_if_one_layer_cannot_be(
+def test_no_layer_is_prepacked_if_one_cannot_be(
     bad: nn.Module, arguments: tuple[Any, ...], error: Any, message: str, convert: bool
 ) -> None:
     model = in_a_model(good=LSTM(3, 4), other=nn.LSTM(3, 4), bad=bad)
@@ -146,18 +146,18 @@ def test_nothing_is_packed_if_one_layer_cannot_be(
     assert [type(m) for m in model.modules()] == before
 
 
-def test_nothing_to_pack() -> None:
+def test_a_model_that_prepack_cannot_change() -> None:
     with pytest.raises(ValueError, match="expected lstm in eval mode: call model.eval"):
         prepack(Tagger())
     for model in (nn.Linear(2, 2), nn.LSTM(3, 4)):
         with pytest.raises(ValueError, match=r"a model with a fastlstm.LSTM .* convert=True"):
             prepack(model.eval())
     with pytest.raises(ValueError, match="one that is packed already; fastlstm.unpack turns it"):
-        prepack(packed(LSTM(3, 4).eval()))
+        prepack(prepacked_copy(LSTM(3, 4).eval()))
 
 
-@pytest.mark.parametrize("kind", [LayerNormLSTM, Own])
-def test_a_layer_that_is_more_than_an_lstm_stays(kind: type[LSTM]) -> None:
+@pytest.mark.parametrize("kind", [LayerNormLSTM, OwnLSTM])
+def test_a_subclass_stays_unchanged(kind: type[LSTM]) -> None:
     model = in_a_model(a=kind(3, 4), b=LSTM(3, 4))
     with pytest.warns(UserWarning, match=f"prepack: a stays as it is: its class {kind.__name__} "):
         prepack(model)
@@ -165,7 +165,7 @@ def test_a_layer_that_is_more_than_an_lstm_stays(kind: type[LSTM]) -> None:
 
 
 def test_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
-    saved = pickle.dumps(packed(small()))
+    saved = pickle.dumps(prepacked_copy(small()))
     monkeypatch.setattr(_build, "_reason", "it was not built")
     monkeypatch.setattr(_build, "kinds", ())
     for call in (lambda: prepack(small()), lambda: pickle.loads(saved)):

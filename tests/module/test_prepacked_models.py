@@ -1,4 +1,4 @@
-"""prepack and unpack in models: what surrounds a packed layer, compilers among it."""
+"""prepack and unpack of whole models: conversion, torch.ao, parametrizations and compilers."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 from prepacked_layers import (
-    SMALLER,
+    SMALLER_DTYPES,
     Tagger,
     X,
     every_weights,
     in_a_model,
     make,
-    packed,
+    prepacked_copy,
+    prepacked_tagger,
     small,
-    tagger,
 )
 from torch import nn
 from torch.nn.utils import parametrizations
@@ -40,7 +40,7 @@ def test_unpack(weights: Any, steps: Any) -> None:
     torch.manual_seed(0)
     original = Tagger(zoneout_h=0.1, dropout=0.2).eval()
     original.lstm.tag = "kept"
-    model = fastlstm.unpack(packed(original, weights))
+    model = fastlstm.unpack(prepacked_copy(original, weights))
     assert repr(model) == repr(original) and model.lstm.tag == "kept"
     assert not model.training and type(model.lstm) is LSTM and type(model.cell) is LSTMCell
     for name, parameter in model.state_dict().items():
@@ -48,7 +48,7 @@ def test_unpack(weights: Any, steps: Any) -> None:
         assert (parameter - original.state_dict()[name]).abs().max() <= bound * 1.001, name
     model.train()(X).sum().backward()
     assert all(p.grad is not None for p in model.parameters())
-    assert type(fastlstm.unpack(packed(small()))) is LSTM
+    assert type(fastlstm.unpack(prepacked_copy(small()))) is LSTM
 
 
 @pytest.mark.parametrize("keep_class", [True, False])
@@ -56,16 +56,16 @@ def test_unpack_gives_the_class_that_convert_made(keep_class: bool) -> None:
     model = in_a_model(lstm=nn.LSTM(3, 5).eval(), cell=nn.LSTMCell(3, 5).eval())
     fastlstm.convert(model, keep_class=keep_class)
     classes = [type(model[name]) for name in ("lstm", "cell")]
-    frozen = pickle.loads(pickle.dumps(prepack(model)))
-    assert [type(frozen[name]) for name in ("lstm", "cell")] == [PackedLSTM, PackedLSTMCell]
-    fastlstm.unpack(frozen)
-    assert [type(frozen[name]) for name in ("lstm", "cell")] == classes
+    prepacked = pickle.loads(pickle.dumps(prepack(model)))
+    assert [type(prepacked[name]) for name in ("lstm", "cell")] == [PackedLSTM, PackedLSTMCell]
+    fastlstm.unpack(prepacked)
+    assert [type(prepacked[name]) for name in ("lstm", "cell")] == classes
 
 
 @pytest.mark.filterwarnings("ignore:.*(torch.ao|quantiz)")
 @pytest.mark.parametrize("by_row", [False, True])
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.LSTMCell])
-def test_what_torch_ao_quantized_keeps_its_int8_weights(by_row: bool, kind: Any) -> None:
+def test_layers_of_torch_ao_keep_their_int8_weights(by_row: bool, kind: Any) -> None:
     options = {"num_layers": 2, "bidirectional": True, "batch_first": True}
     ao = torch.ao.quantization
     torch.manual_seed(0)
@@ -75,45 +75,45 @@ def test_what_torch_ao_quantized_keeps_its_int8_weights(by_row: bool, kind: Any)
     weights, x = model["layer"].get_weight(), torch.randn(4, 3, 6)
     x = x if kind is nn.LSTM else x[0]
     expected = model["layer"](x)[0]
-    frozen = prepack(model)["layer"]
-    state = frozen.state_dict()
+    prepacked = prepack(model)["layer"]
+    state = prepacked.state_dict()
     for name, weight in weights.items():
         assert torch.equal(state[name], weight.int_repr().clamp_min(-127)), name
         scale = weight.q_per_channel_scales() if by_row else weight.q_scale()
         torch.testing.assert_close(state[f"{name}_scale"].double(), torch.ones(40).double() * scale)
-    # torch quantizes what it multiplies with one scale for a tensor, we for a row.
-    assert (frozen(x)[0] - expected).norm() / expected.norm() < 2 / 127
-    floats = fastlstm.unpack(frozen)
+    # torch quantizes the input with one scale for a tensor, fastlstm with one for each row.
+    assert (prepacked(x)[0] - expected).norm() / expected.norm() < 2 / 127
+    floats = fastlstm.unpack(prepacked)
     assert (floats(x)[0] - expected).norm() / expected.norm() < 2 / 127
 
 
 @pytest.mark.parametrize("source", [nn.LSTM, LSTM])
-def test_parametrised_weights_are_packed_as_they_are(source: Any) -> None:
+def test_parametrized_weights_are_prepacked_with_their_value(source: Any) -> None:
     torch.manual_seed(0)
     lstm = parametrizations.weight_norm(source(6, 10).eval(), "weight_hh_l0")
     with torch.no_grad():
         lstm.parametrizations.weight_hh_l0.original0.mul_(2)
     expected = lstm(X[..., :6])
-    frozen = prepack(lstm, convert=True)
-    assert list(frozen.state_dict()) == list(LSTM(6, 10).state_dict())
-    torch.testing.assert_close(frozen(X[..., :6]), expected)
+    prepacked = prepack(lstm, convert=True)
+    assert list(prepacked.state_dict()) == list(LSTM(6, 10).state_dict())
+    torch.testing.assert_close(prepacked(X[..., :6]), expected)
 
 
-@pytest.mark.parametrize("weights", [None, *SMALLER], ids=str)
+@pytest.mark.parametrize("weights", [None, *SMALLER_DTYPES], ids=str)
 class TestCompilers:
     def test_compile(self, weights: Any) -> None:
-        model = tagger(weights=weights)
+        model = prepacked_tagger(weights=weights)
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
         assert torch.equal(compiled(X), model(X))
 
     def test_trace(self, weights: Any) -> None:
-        model = tagger(weights=weights)
-        with pytest.warns(torch.jit.TracerWarning):  # of sizes that become constants
+        model = prepacked_tagger(weights=weights)
+        with pytest.warns(torch.jit.TracerWarning):  # sizes become constants
             traced = torch.jit.trace(model, (X,), check_trace=False)
         assert torch.equal(traced(X + 1), model(X + 1))
 
     def test_export(self, weights: Any, tmp_path: Path) -> None:
-        model, steps = tagger(weights=weights), torch.export.Dim("T")
+        model, steps = prepacked_tagger(weights=weights), torch.export.Dim("T")
         program = torch.export.export(model, (X,), dynamic_shapes=({0: steps},))
         torch.export.save(program, tmp_path / "tagger.pt2")
         loaded = torch.export.load(tmp_path / "tagger.pt2")
@@ -123,20 +123,20 @@ class TestCompilers:
 
 @every_weights
 def test_weights_for_another_processor_are_refused(weights: Any) -> None:
-    frozen = packed(small(), weights)
-    other = frozen.packed_weight_hh_l0
-    lanes = other[:64].view(torch.int64)[3:5]  # and vectors, of PackedHeader
+    prepacked = prepacked_copy(small(), weights)
+    other = prepacked.packed_weight_hh_l0
+    lanes = other[:64].view(torch.int64)[3:5]  # lanes and vectors of the header
     here = "x".join(map(str, lanes.tolist()))
     lanes[:] = torch.tensor([2, 4])
     message = f"packed for this processor .* panels of {here}.*, got .* panels of 2x4: pack"
     with pytest.raises(RuntimeError, match=message):
-        frozen(X[..., :6])
+        prepacked(X[..., :6])
 
 
-def test_the_op_is_registered_rightly() -> None:
-    frozen = packed(make((6, 10, {"bidirectional": True})), torch.int8)
+def test_opcheck() -> None:
+    prepacked = prepacked_copy(make((6, 10, {"bidirectional": True})), torch.int8)
     x = X[..., :6]
     state = torch.zeros(2, 3, 10)
-    arguments = (x, state, state, frozen._op_weights(), frozen._layout)
+    arguments = (x, state, state, prepacked._op_weights(), prepacked._layout)
     for options in ({}, {"save_cells": True}, {"lengths": torch.tensor([1, 0, 5])}):
         torch.library.opcheck(torch.ops.fastlstm.lstm_packed.default, arguments, options)

@@ -1,4 +1,4 @@
-"""prepack: what is saved and loaded, by other processors, processes and versions too."""
+"""Saving and loading prepacked layers, also on other processors and in other processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,16 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing as mp
-from prepacked_layers import SMALLER, Tagger, X, in_a_model, packed, same, small, tagger
+from prepacked_layers import (
+    SMALLER_DTYPES,
+    Tagger,
+    X,
+    in_a_model,
+    prepacked_copy,
+    prepacked_tagger,
+    same_bits,
+    small,
+)
 from torch import Tensor, nn
 
 import fastlstm
@@ -24,17 +33,17 @@ from fastlstm import _build, prepack
 pytestmark = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the extension is not built")
 
 
-@pytest.mark.parametrize("weights", [None, *SMALLER], ids=str)
+@pytest.mark.parametrize("weights", [None, *SMALLER_DTYPES], ids=str)
 @pytest.mark.parametrize("way", ["state_dict", "pickle", "deepcopy", "copy", "save", "safetensors"])
 def test_round_trips(way: str, weights: Any, tmp_path: Path) -> None:
-    model = tagger(weights=weights)
+    model = prepacked_tagger(weights=weights)
     if way == "state_dict":
-        other = tagger(1, weights)
+        other = prepacked_tagger(1, weights)
         other.load_state_dict(model.state_dict())
     elif way == "safetensors":
         safetensors = pytest.importorskip("safetensors.torch")
         safetensors.save_model(model, tmp_path / "model.safetensors")
-        other = tagger(1, weights)
+        other = prepacked_tagger(1, weights)
         safetensors.load_model(other, tmp_path / "model.safetensors")
     elif way == "save":
         torch.save(model, tmp_path / "model.pt")
@@ -47,32 +56,31 @@ def test_round_trips(way: str, weights: Any, tmp_path: Path) -> None:
         }[way]()
     assert torch.equal(other(X), model(X)) and repr(other) == repr(model)
     assert other.state_dict().keys() == model.state_dict().keys()
-    assert same(list(other.state_dict().values()), list(model.state_dict().values()))
+    assert same_bits(list(other.state_dict().values()), list(model.state_dict().values()))
     tensors = other.lstm.state_dict()
     other.lstm.load_state_dict({name: torch.zeros_like(t) for name, t in tensors.items()})
-    assert (way == "copy") == torch.equal(
-        other(X), model(X)
-    )  # weights of its own, but a shallow one
+    # Only a shallow copy shares its weights with the model.
+    assert (way == "copy") == torch.equal(other(X), model(X))
 
 
 def test_the_names_of_the_state_dict() -> None:
     names = Tagger().state_dict().keys()
-    assert tagger().state_dict().keys() == names
-    assert tagger(weights=torch.bfloat16).state_dict().keys() == names
+    assert prepacked_tagger().state_dict().keys() == names
+    assert prepacked_tagger(weights=torch.bfloat16).state_dict().keys() == names
     whole = {n for n in names if "weight" in n and "linear" not in n}
-    found = tagger(weights=torch.int8).state_dict()
+    found = prepacked_tagger(weights=torch.int8).state_dict()
     assert found.keys() == names | {f"{n}_scale" for n in whole}
     for n in whole:
         assert found[n].dtype == torch.int8 and found[n].abs().max() == 127
         assert found[f"{n}_scale"].shape == found[n].shape[:1]
 
 
-@pytest.mark.parametrize("source", [None, *SMALLER], ids=str)
-@pytest.mark.parametrize("target", [None, *SMALLER], ids=str)
-def test_a_dict_of_any_kind_into_any_kind(source: Any, target: Any) -> None:
-    """As if the layer that the weights came back to had been packed."""
-    model = tagger(weights=source)
-    loaded = tagger(1, target)
+@pytest.mark.parametrize("source", [None, *SMALLER_DTYPES], ids=str)
+@pytest.mark.parametrize("target", [None, *SMALLER_DTYPES], ids=str)
+def test_loading_a_state_dict_of_another_format(source: Any, target: Any) -> None:
+    """The result is that of unpacking the source and prepacking it in the format of the target."""
+    model = prepacked_tagger(weights=source)
+    loaded = prepacked_tagger(1, target)
     assert str(loaded.load_state_dict(model.state_dict())) == "<All keys matched successfully>"
     expected = prepack(fastlstm.unpack(copy.deepcopy(model)), target)
     assert torch.equal(loaded(X), expected(X))
@@ -84,18 +92,18 @@ def load_errors(module: nn.Module, state_dict: dict[str, Tensor], **options: Any
     return re.sub("(Packed)?LSTM", "LSTM", str(caught.value))
 
 
-def test_what_does_not_fit_is_reported_as_by_a_module() -> None:
+def test_load_state_dict_raises_the_errors_of_an_lstm() -> None:
     lstm = small(num_layers=2)
     given = {**lstm.state_dict(), "weight_hh_l0": torch.zeros(3, 4), "weight_hr_l0": torch.ones(1)}
     given |= {"bias_ih_l1": torch.zeros(2)}
     del given["weight_ih_l1"]
-    assert load_errors(packed(lstm), given) == load_errors(copy.deepcopy(lstm), given)
-    frozen = packed(lstm)
-    result = frozen.load_state_dict({"weight_hh_l0": lstm.weight_hh_l0 * 2}, strict=False)
+    assert load_errors(prepacked_copy(lstm), given) == load_errors(copy.deepcopy(lstm), given)
+    prepacked = prepacked_copy(lstm)
+    result = prepacked.load_state_dict({"weight_hh_l0": lstm.weight_hh_l0 * 2}, strict=False)
     expected = copy.deepcopy(lstm)
     expected.load_state_dict({"weight_hh_l0": lstm.weight_hh_l0 * 2}, strict=False)
     assert set(result.missing_keys) == set(lstm.state_dict()) - {"weight_hh_l0"}
-    assert same(frozen(X[..., :6]), expected(X[..., :6]))
+    assert same_bits(prepacked(X[..., :6]), expected(X[..., :6]))
 
 
 @pytest.mark.parametrize(
@@ -118,16 +126,16 @@ def test_what_does_not_fit_is_reported_as_by_a_module() -> None:
         (lambda d: d.update(weight_hh_l0="x"), "weight_hh_l0: expected a tensor, .* got str"),
     ],
 )  # fmt: skip
-def test_int8_that_cannot_be_right(change: Callable[[Any], Any], message: str) -> None:
-    frozen = packed(small(), torch.int8)
-    given = frozen.state_dict()
-    before = frozen(X[..., :6])
+def test_invalid_int8_weights_are_refused(change: Callable[[Any], Any], message: str) -> None:
+    prepacked = prepacked_copy(small(), torch.int8)
+    given = prepacked.state_dict()
+    before = prepacked(X[..., :6])
     change(given)
-    assert re.search(message.replace("(s)", r"\(s\)"), load_errors(frozen, given))
-    assert same(frozen(X[..., :6]), before)
-    inside = {f"lstm.{name}": tensor for name, tensor in given.items()}  # in a model
+    assert re.search(message.replace("(s)", r"\(s\)"), load_errors(prepacked, given))
+    assert same_bits(prepacked(X[..., :6]), before)
+    inside = {f"lstm.{name}": tensor for name, tensor in given.items()}  # names inside a model
     message = re.sub("((weight|bias)_)", r"lstm.\1", message.replace("(s)", r"\(s\)"))
-    assert re.search(message, load_errors(in_a_model(lstm=frozen), inside))
+    assert re.search(message, load_errors(in_a_model(lstm=prepacked), inside))
 
 
 NEW_PROCESS = """
@@ -144,7 +152,7 @@ torch.save((columns, model(X), unpickled(X)), f"{sys.argv[2]}/y.pt")
 
 @pytest.mark.parametrize("capability", ["default", "avx2"])
 def test_saved_here_and_loaded_by_another_processor(capability: str, tmp_path: Path) -> None:
-    model = tagger(weights=torch.int8)
+    model = prepacked_tagger(weights=torch.int8)
     torch.save(model.state_dict(), tmp_path / "state.pt")
     torch.save(model, tmp_path / "model.pt")
     done = subprocess.run(
@@ -157,7 +165,8 @@ def test_saved_here_and_loaded_by_another_processor(capability: str, tmp_path: P
     columns, loaded, unpickled = torch.load(tmp_path / "y.pt")
     assert columns != _build.library.build_info()["products"]["float32"][2]
     assert torch.equal(loaded, unpickled)
-    torch.testing.assert_close(loaded, model(X), rtol=0, atol=1e-5)  # other sigmoids
+    # The sigmoid of another instruction set differs in its last bits.
+    torch.testing.assert_close(loaded, model(X), rtol=0, atol=1e-5)
 
 
 def _put(model: nn.Module, results: Any) -> None:
@@ -167,7 +176,7 @@ def _put(model: nn.Module, results: Any) -> None:
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_processes_share_a_model(method: str) -> None:
-    model = tagger(weights=torch.int8).share_memory()
+    model = prepacked_tagger(weights=torch.int8).share_memory()
     assert all(buffer.is_shared() for buffer in model.lstm.buffers())
     context = mp.get_context(method)
     results = context.Queue()

@@ -30,11 +30,11 @@ def check_seeds(first: int, count: int) -> None:
         pytest.fail("\n".join([done.stderr, status, *failures, *lines[-1:]]), pytrace=False)
 
 
-def test_some() -> None:
+def test_few_seeds() -> None:
     check_seeds(0, 400)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("block", range(20))
-def test_thousands(block: int) -> None:
+def test_many_seeds(block: int) -> None:
     check_seeds(1000 + block * BLOCK, BLOCK)

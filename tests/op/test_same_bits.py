@@ -209,13 +209,13 @@ def check(promise: Any, seed: int) -> None:
 
 
 @every_promise
-def test_some(promise: Any) -> None:
+def test_few_seeds(promise: Any) -> None:
     for seed in range(20):
         check(promise, seed)
 
 
 @pytest.mark.slow
 @every_promise
-def test_many(promise: Any) -> None:
+def test_many_seeds(promise: Any) -> None:
     for seed in range(1000, 1300):
         check(promise, seed)
