@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nested._internal import nested_tensor
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_map_only
 
@@ -22,6 +23,8 @@ from ._layers import Results, run_cell, run_stack
 from ._regularize import Regularizers, check_probabilities
 
 _torch_lstm: Any = nn.LSTM  # whose methods run on modules that do not inherit from it
+# torch.nested.nested_tensor_from_jagged without its check for torch.fx, which logs a line.
+_nested: Any = nested_tensor.nested_view_from_values_offsets_lengths
 _Proxy: Any = torch.fx.Proxy  # which the annotations leave out
 State = tuple[Tensor, Tensor]  # h and c
 _CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -329,11 +332,17 @@ def _run_nested(lstm: Any, input: Any, hx: State | None, *options: Any) -> tuple
         raise RuntimeError(
             "LSTM: lengths, reset and return_cell_states cannot be combined with a nested tensor"
         )
-    rows = input.contiguous()  # without holes
-    rows._get_max_seqlen()  # which it keeps: else it pads to the sum of all lengths
-    padded, offsets = torch.nested.to_padded_tensor(rows, 0.0), rows.offsets()
-    longest, lengths = padded.size(1), offsets.diff()
-    are_real = torch.arange(longest, device=padded.device) < lengths.unsqueeze(1)
+    if not input.size(0):
+        raise RuntimeError("input: expected a nested tensor with rows, got one without")
+    values, offsets, holes = input.values(), input.offsets(), input.lengths()
+    lengths, longest = offsets.diff() if holes is None else holes, input._get_max_seqlen()
+    if holes is not None and bool((lengths > offsets.diff()).any()):
+        raise RuntimeError("input: expected a nested tensor whose rows do not overlap")
+    steps = torch.arange(longest, device=values.device)
+    are_real = steps < lengths.unsqueeze(1)
+    places = (offsets[:-1].unsqueeze(1) + steps).clamp_max(len(values) - 1)
+    padded = values.index_select(0, places.flatten()).unflatten(0, places.shape)
+    padded = torch.where(are_real.unsqueeze(-1), padded, 0.0)
     padded = padded if lstm.batch_first else padded.transpose(0, 1)
     output, state = SequenceModule.forward(lstm, padded, hx, lengths=lengths)
     values = (output if lstm.batch_first else output.transpose(0, 1))[are_real]

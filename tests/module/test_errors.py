@@ -291,6 +291,13 @@ MODULE_CALLS: dict[str, tuple[Any, ...]] = {
     "4-D": (zeros(1, T, B, I),),
     "input_size": (zeros(T, B, I + 1),),
     "unbatched input_size": (zeros(T, I + 1),),
+    empty = torch.nested.nested_tensor_from_jagged(zeros(0, I), torch.tensor([0]))
+    with pytest.raises(RuntimeError, match="^input: expected a nested tensor with rows, got one w"):
+        lstm(empty)
+    offsets, lengths = torch.tensor([0, 2, 5]), torch.tensor([3, 2])
+    overlap = torch.nested.nested_tensor_from_jagged(zeros(5, I), offsets, lengths)
+    with pytest.raises(RuntimeError, match="^input: .* whose rows do not overlap$"):
+        lstm(overlap)
     "dtype": (zeros(T, B, I).double(),),
     "no steps": (zeros(0, B, I),),
     "no steps unbatched": (zeros(0, I),),

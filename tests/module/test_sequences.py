@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -125,7 +127,7 @@ def test_nested_input_of_every_module(name: str) -> None:
 
 def test_nested_rows_are_padded_to_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also rows with gaps between them, and rows whose longest length torch does not know yet."""
-    lstm, seen = fastlstm.LSTM(3, 4, num_layers=2), []
+    lstm, seen = fastlstm.LSTM(3, 3, num_layers=2), []
     compute = lstm._fastlstm_compute
     monkeypatch.setattr(
         lstm, "_fastlstm_compute", lambda call: seen.append(call.input.shape) or compute(call)
@@ -134,8 +136,55 @@ def test_nested_rows_are_padded_to_the_longest(monkeypatch: pytest.MonkeyPatch) 
     gaps = torch.nested.narrow(torch.randn(2, 9, 3), 1, starts, lengths, layout=torch.jagged)
     flat = torch.nested.nested_tensor_from_jagged(torch.randn(7, 3), torch.tensor([0, 2, 7]))
     for nested in (gaps, flat):
-        lstm(lstm(nested)[0][..., :3])
+        lstm(lstm(nested)[0])
     assert seen == [(5, 2, 3)] * 4
+
+
+@every_route
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_nested_rows_with_holes_keep_their_offsets(route: Route, batch_first: bool) -> None:
+    lstm, x = make(route, batch_first=batch_first), draw(route, 3, 6, 3)
+    x[0, 3:], x[2, :2] = torch.nan, torch.nan  # in the holes
+    x.requires_grad_()
+    starts, lengths = torch.tensor([0, 1, 2]), torch.tensor([3, 0, 4])
+    nested = torch.nested.narrow(x, 1, starts, lengths, layout=torch.jagged)
+    rows = [x[b, s : s + n] for b, (s, n) in enumerate(zip(starts, lengths, strict=True))]
+
+    output, (h_n, _) = lstm(nested)
+    whole, (expected_h_n, _) = lstm(torch.nested.as_nested_tensor(rows, layout=torch.jagged))
+
+    assert output.offsets() is nested.offsets() and output.lengths() is nested.lengths()
+    assert output.size(1) == nested.size(1) and not output.values()[3:14].any()
+    found = torch.cat(output.unbind())
+    torch.testing.assert_close((found, h_n), (whole.values(), expected_h_n), **EXACT)
+    leaves = [x, *lstm.parameters()]
+    gradients, expected = (
+        torch.autograd.grad(values.square().sum() + h.sum(), leaves)
+        for values, h in ((output.values(), h_n), (whole.values(), expected_h_n))
+    )
+    torch.testing.assert_close(gradients, expected, **EXACT)
+
+
+@every_route
+def test_second_derivatives_of_nested_rows_are_an_error(route: Route) -> None:
+    """Of torch, which cannot differentiate the gradient of a nested tensor's values."""
+    lstm, rows = make(route), [draw(route, 4, 3), draw(route, 3, 3)]
+    nested = torch.nested.nested_tensor(rows, layout=torch.jagged).requires_grad_()
+    output = lstm(nested)[0].values()
+    (gradient,) = torch.autograd.grad(output.square().sum(), nested, create_graph=True)
+    with pytest.raises(NotImplementedError):
+        gradient.values().square().sum().backward()
+
+
+def test_a_first_nested_call_logs_nothing() -> None:
+    code = (
+        "import torch, fastlstm; rows = torch.nested.nested_tensor([torch.ones(2, 3)], "
+        "layout=torch.jagged); fastlstm.LSTM(3, 4)(rows)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 @every_route
