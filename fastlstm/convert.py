@@ -6,13 +6,14 @@ import abc
 import functools
 import types
 import warnings
+from collections.abc import Iterable
 from typing import Any, ClassVar, Literal, TypeVar, overload
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from .modules import LSTM, LSTMCell
+from .modules import LSTM, CellModule, LSTMCell, SequenceModule
 
 
 class _StandIn(nn.Module):
@@ -165,12 +166,29 @@ def convert(
     if not any(map(_is_lstm, modules.values())):
         problem = (
             "convert: expected a model with an LSTM or LSTMCell (GRUs are not supported), got one "
-            "without"
+            f"{_instead(modules.values())}"
         )
         raise ValueError("; ".join([problem, *notes]))
     for note in notes:
         warnings.warn(note, UserWarning, stacklevel=2)
     return model
+
+
+def is_of_torch_ao(module: nn.Module) -> bool:
+    """Whether it is what torch.ao.quantization.quantize_dynamic makes of an LSTM or LSTMCell."""
+    cls = type(module)
+    is_dynamic = cls.__module__ == "torch.ao.nn.quantized.dynamic.modules.rnn"
+    return is_dynamic and cls.__name__ in ("LSTM", "LSTMCell")
+
+
+def _instead(modules: Iterable[nn.Module]) -> str:
+    """What a model without an LSTM has instead."""
+    for module in modules:
+        if isinstance(module, (SequenceModule, CellModule)):
+            return "whose LSTMs are prepacked; fastlstm.unpack(model) turns them back"
+        if is_of_torch_ao(module):
+            return "whose LSTMs torch.ao has quantized; fastlstm.prepack(model) takes those"
+    return "without"
 
 
 def check_model(model: Any) -> None:

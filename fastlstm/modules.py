@@ -186,6 +186,18 @@ class EngineModule(nn.Module):
             drawn = self._fastlstm_regularizers._replace(**{name: value})
             vars(self)["_fastlstm_regularizers"] = drawn if any(drawn) else _NO_REGULARIZERS
 
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
+        """Refuses int8 weights of a prepacked layer, which are nothing without their scales."""
+        given = {name: state_dict.get(prefix + name) for name in self._parameters}
+        int8 = [name for name, t in given.items() if getattr(t, "dtype", None) is torch.int8]
+        if int8 and not self._load_state_dict_pre_hooks:  # a hook of the user may dequantize them
+            others[-1].append(
+                f"{prefix}{int8[0]}: expected floating weights, got int8 of a prepacked layer; "
+                "load them into fastlstm.prepack(model, torch.int8), then call fastlstm.unpack"
+            )
+            return
+        super()._load_from_state_dict(state_dict, prefix, *others)
+
     def extra_repr(self) -> str:
         """The text of torch.nn, and the options that are not as torch.nn has them."""
         options = {**self._fastlstm_regularizers._asdict(), "engine": self._fastlstm_engine}

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from . import _build, _formats
-from ._call import LAYOUTS, Call
+from ._additions import copy_additions, weight_names
+from ._call import LAYOUTS, Call, autocasts
+from ._checks import check_kinds
 from ._layers import Results, run_prepacked
 from .convert import own_class
 from .engines import is_eager, transforms_active
@@ -33,21 +35,6 @@ def require_extension() -> None:
     """Raises a RuntimeError unless weights can be packed."""
     if not _build.has_kernels("cpu"):
         raise RuntimeError(f"prepack needs the extension: {_build.unavailable_reason()}")
-
-
-def weight_names(layer: nn.Module) -> list[str]:
-    """The weights of all layers and directions, in the order in which the op takes them."""
-    if isinstance(layer, nn.RNNBase):
-        return layer._flat_weights_names
-    return ["weight_ih", "weight_hh"] + ["bias_ih", "bias_hh"] * bool(layer.bias)
-
-
-def copy_attributes(layer: nn.Module, to: nn.Module) -> None:
-    """Sizes, options, hooks and whatever the user has set."""
-    kept = ("_forward_hooks", "_forward_pre_hooks", "_fastlstm_")
-    left = ("dtype", "forward", "weights")  # which Prepacked has
-    attributes = {k: v for k, v in vars(layer).items() if k[0] != "_" or k.startswith(kept)}
-    to.__dict__.update({k: v for k, v in attributes.items() if k not in left})
 
 
 def is_differentiated(call: Call) -> bool:
@@ -82,26 +69,37 @@ class Prepacked(nn.Module):
     _shapes: dict[str, tuple[int, ...]]  # of every weight, in the order in which the op takes them
     _layout: str  # which weights a direction has, and their format
     _op_names: list[str]  # of the buffers that the op takes
+    _frozen: set[str]  # the weights that required no gradient
     _get_name = qualified_name
 
     def __init__(self, layer: nn.Module, weights: torch.dtype | None = None) -> None:
-        """Takes attributes, hooks and weights of a layer."""
+        """Takes the weights of a layer, and all that its user has put on it."""
         super().__init__()
-        copy_attributes(layer, self)
+        copy_additions(layer, self, weight_names(layer))
         self._layer_class = own_class(layer)
+        parameters = {name: p for name, p in layer._parameters.items() if p is not None}
+        self._frozen = {name for name, p in parameters.items() if not p.requires_grad}
         tensors = {name: getattr(layer, name).detach() for name in weight_names(layer)}
         self.__dict__["_shapes"] = {name: tuple(t.shape) for name, t in tensors.items()}
         self.dtype = next(iter(tensors.values())).dtype
         self.weights = weights or self.dtype
         self._pack(tensors)
-        super().train(False)
+
+    @classmethod
+    def own_names(cls) -> set[str]:
+        """The names that this class uses and a layer of torch.nn does not."""
+        return {*vars(Prepacked), *Prepacked.__annotations__} - {*dir(nn.Module()), *cls._sizes}
 
     def _fastlstm_compute(self, call: Call) -> Results:
+        casts = autocasts("cpu") and call.input.is_floating_point()
+        if casts and torch.float64 not in (call.input.dtype, self.dtype):
+            h_0, c_0 = call.state()
+            keeps_c_0 = c_0.dtype == state_dtype(self.dtype)
+            state = h_0.to(self.dtype), c_0 if keeps_c_0 else c_0.to(self.dtype)
+            call = call._replace(input=call.input.to(self.dtype), hx=state)
         if call.input.dtype != self.dtype:
-            raise ValueError(
-                f"{type(self).__name__}: expected input of dtype {self.dtype}, got "
-                f"{call.input.dtype}; autocast leaves prepacked layers alone"
-            )
+            expected = f"{type(self).__name__}: expected input of dtype {self.dtype}"
+            raise ValueError(f"{expected}, got {call.input.dtype}")
         if is_differentiated(call):
             raise RuntimeError(
                 f"{type(self).__name__}: prepacked weights give no gradients, nor do they take "
@@ -166,24 +164,40 @@ class Prepacked(nn.Module):
                 f"weights are packed for {self.dtype} on the CPU. Move the model before packing "
                 "it, or turn it back first: fastlstm.unpack(model)"
             )
-        for name, buffer in self._buffers.items():
-            if buffer is not None:
-                new = fn(buffer)  # share_memory, for instance
-                self._buffers[name] = new if new.dtype == buffer.dtype else buffer
+        packed = {name: self.get_buffer(name) for name in self._op_names}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in packed.items():
+            if self.get_buffer(name).dtype != buffer.dtype:
+                self._buffers[name] = buffer
         return self
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self.__dict__.get("_shapes", ()):
+            raise AttributeError(
+                f"{name} is packed: read it from state_dict(), or call fastlstm.unpack(model)"
+            )
+        return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self.__dict__.get("_shapes", ()):
             raise AttributeError(f"{name} is packed; load_state_dict replaces it")
+        options = getattr(self.__dict__.get("_layer_class"), "_fastlstm_options", ())
+        if name in options and name not in self.__dict__:
+            raise AttributeError(
+                f"{name}: a {type(self).__name__} has no such option; set it before packing, or "
+                "after fastlstm.unpack(model)"
+            )
         super().__setattr__(name, value)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         for name, tensor in self._unpacked().items():
             destination[prefix + name] = tensor
+        super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
         """Takes weights of any dtype: those of the model before packing, or of a packed one."""
-        _, strict, missing_keys, unexpected_keys, error_msgs = others
+        _, _, missing_keys, unexpected_keys, error_msgs = others
+        super()._load_from_state_dict(state_dict, prefix, *others)  # hooks, and what a user added
         tensors, used = self._unpacked(), set()
         for name, shape in self._shapes.items():
             weight, scale = (state_dict.get(f"{prefix}{name}{end}") for end in ("", "_scale"))
@@ -203,12 +217,12 @@ class Prepacked(nn.Module):
                 tensors.pop(f"{name}_scale", None)
                 if scale is not None:
                     tensors[f"{name}_scale"] = scale.detach().cpu()
-        if strict:
-            unexpected_keys += [k for k in state_dict if k.startswith(prefix) and k not in used]
+        unexpected_keys[:] = [key for key in unexpected_keys if key not in used]
         self._pack(tensors)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_buffers": {}, "_unpacked_weights": self._unpacked()}
+        kept = {k: v for k, v in self._buffers.items() if k not in self._op_names}
+        return {**self.__dict__, "_buffers": kept, "_unpacked_weights": self._unpacked()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if state["weights"] not in _formats.KNOWN:
@@ -219,7 +233,6 @@ class Prepacked(nn.Module):
         tensors = state.pop("_unpacked_weights")
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         require_extension()
-        self._non_persistent_buffers_set = set()
         self._pack(tensors)
 
 
@@ -252,7 +265,8 @@ class PackedLSTM(Prepacked, SequenceModule):
     def _fastlstm_compute(self, call: Call) -> Results:
         if call.hx is None:  # of sizes that prepacked weights do not show
             rows = call.input.size(1) if call.batch_sizes is None else int(call.batch_sizes[0])
-            c_0 = call.input.new_zeros(call.num_layers * call.directions, rows, self.hidden_size)
+            count = call.num_layers * call.directions
+            c_0 = call.input.new_zeros(count, rows, self.hidden_size, dtype=self.dtype)
             h_0 = c_0[..., : self.proj_size or self.hidden_size].contiguous()
             call = call._replace(hx=(h_0, c_0))
         return super()._fastlstm_compute(call)
@@ -275,7 +289,7 @@ class PackedLSTMCell(Prepacked, CellModule):
 
     def _fastlstm_step(self, input: Tensor, hx: State | None) -> State:
         if hx is None:
-            zeros = input.new_zeros(input.size(0), self.hidden_size)
+            zeros = input.new_zeros(input.size(0), self.hidden_size, dtype=self.dtype)
             hx = (zeros, zeros)
         weights, tensors = self._op_weights(), (input, *hx)
         if input.dtype is self.dtype and is_eager() and _build.library.are_plain(*tensors):
@@ -283,6 +297,7 @@ class PackedLSTMCell(Prepacked, CellModule):
             if not needs_grad:
                 step: State = _build.library.lstm_cell(*tensors, weights, self._layout, "auto")
                 return step
+        check_kinds(input, hx, {})
         _, state, _ = self._fastlstm_compute(Call(input, hx, weights, self._layout, is_cell=True))
         return state
 

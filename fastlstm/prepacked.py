@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import types
 import warnings
 from typing import Any, overload
 
@@ -11,21 +10,25 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from . import _formats
+from ._additions import check_additions, copy_additions, weight_names
 from ._call import DTYPES
-from .convert import _CLASSES, Model, check_model, own_class
+from .convert import _CLASSES, Model, check_model, is_of_torch_ao, own_class
 from .convert import convert as convert_modules
 from .modules import LSTM, LSTMCell
 from .packed import (
     PackedLSTM,
     PackedLSTMCell,
     Prepacked,
-    copy_attributes,
     require_extension,
-    weight_names,
 )
 
 _KINDS: dict[type[nn.Module], Any] = {LSTM: PackedLSTM, LSTMCell: PackedLSTMCell}
 _KINDS |= {both: _KINDS[ours] for _, ours, both in _CLASSES}
+# What torch.ao's modules have instead of parameters.
+_OF_TORCH_AO = (
+    *("_all_weight_values", "_packed_weight_ih", "_packed_weight_hh", "bias_ih", "bias_hh"),
+    *("version", "weight_dtype"),
+)
 
 
 @overload
@@ -51,6 +54,10 @@ def prepack(
     processor reads them, in fewer bits if requested. It is called as before.
     `state_dict` still has the weights by their names and `load_state_dict` takes those of the model
     before packing; training mode, another dtype or device, and gradients are refused with an error.
+    Attributes, hooks, buffers, parameters and submodules that you have put on a layer go along, and
+    `unpack` brings them back. Tables of hooks are copied: the handle of a hook that was registered
+    before removes it from the layer before packing only. Parametrized weights are packed as they
+    are at that time, without their parametrization.
 
     What torch.ao.quantization.quantize_dynamic made of an LSTM or LSTMCell is packed too: its int8
     weights with their scales (-128 becomes -127), or those of float16 in float32.
@@ -68,7 +75,8 @@ def prepack(
 
     Raises:
         ValueError: `weights` is none of these or does not suit a layer's dtype; a layer is in
-            training mode or not on the CPU; or there is nothing to pack. Nothing is changed then.
+            training mode or not on the CPU; you have put something on it that a packed layer cannot
+            take; or there is nothing to pack. Nothing is changed then.
         RuntimeError: the extension is not available.
         TypeError: `model` is no module.
 
@@ -111,23 +119,30 @@ def _what_to_pack(model: nn.Module, convert: bool) -> tuple[dict[str, nn.Module]
     """The layers by their paths, and those that torch.ao has quantized."""
     kinds = (*_KINDS, nn.LSTM, nn.LSTMCell) if convert else tuple(_KINDS)
     layers = {path: m for path, m in model.named_modules() if own_class(m) in kinds}
-    quantized = [module for module in model.modules() if _is_of_torch_ao(module)]
+    quantized = [module for module in model.modules() if is_of_torch_ao(module)]
     if not layers and not quantized:
-        hint = "" if convert else "; convert=True takes nn.LSTM and nn.LSTMCell"
-        if any(isinstance(module, Prepacked) for module in model.modules()):
-            hint = ", and not one that is packed already; fastlstm.unpack turns it back"
-        raise ValueError(f"prepack: expected a model with a fastlstm.LSTM or LSTMCell{hint}")
+        raise ValueError(
+            f"prepack: expected a model with a fastlstm.LSTM or LSTMCell{_hint(model)}"
+        )
     return layers, quantized
 
 
-def _is_of_torch_ao(module: nn.Module) -> bool:
-    """Whether it is what torch.ao.quantization.quantize_dynamic makes of an LSTM or LSTMCell."""
-    cls = type(module)
-    is_dynamic = cls.__module__ == "torch.ao.nn.quantized.dynamic.modules.rnn"
-    return is_dynamic and cls.__name__ in ("LSTM", "LSTMCell")
+def _hint(model: nn.Module) -> str:
+    """What a model has in place of layers that can be packed."""
+    modules = list(model.modules())
+    if any(isinstance(module, Prepacked) for module in modules):
+        return ", and not one that is packed already; fastlstm.unpack turns it back"
+    if any(own_class(module) in (nn.LSTM, nn.LSTMCell) for module in modules):
+        return "; convert=True takes nn.LSTM and nn.LSTMCell"
+    kinds = (nn.LSTM, nn.LSTMCell, LSTM, LSTMCell)
+    others = sorted(
+        {own_class(module).__qualname__ for module in modules if isinstance(module, kinds)}
+    )
+    note = ", which cannot be packed: it normalizes layers, or is a subclass of your own"
+    return f", got one with {', '.join(others)}{note}" if others else ""
 
 
-def _of_torch_ao(quantized: Any, weights: torch.dtype | None) -> nn.Module:
+def _of_torch_ao(quantized: Any, weights: torch.dtype | None) -> Prepacked:
     """A packed layer with the weights of one that quantize_dynamic made, in int8 by default."""
     kind = PackedLSTM if type(quantized).__name__ == "LSTM" else PackedLSTMCell
     state = quantized.get_bias() if quantized.bias else {}
@@ -142,8 +157,9 @@ def _of_torch_ao(quantized: Any, weights: torch.dtype | None) -> nn.Module:
                 state[f"{name}_scale"] = torch.as_tensor(scale).float().expand(weight.size(0))
                 state[name] = weight.int_repr().clamp_min(-127)
     sizes = {name: getattr(quantized, name) for name in kind._sizes if hasattr(quantized, name)}
-    packed: nn.Module = kind(kind._layer_class(**sizes).eval(), weights)
+    packed: Prepacked = kind(kind._layer_class(**sizes).eval(), weights)
     packed.load_state_dict(state)
+    copy_additions(quantized, packed, {*packed.own_names(), *_OF_TORCH_AO})
     return packed
 
 
@@ -160,12 +176,8 @@ def _check_layer(path: str, module: nn.Module, weights: torch.dtype | None) -> N
         raise ValueError(f"prepack: expected {path} on the CPU, got {tensor.device}")
     if module.training:
         raise ValueError(f"prepack: expected {path} in eval mode: call model.eval() first")
-    forward = vars(module).get("forward")
-    if forward is not None and forward != types.MethodType(type(module).forward, module):
-        raise ValueError(
-            f"prepack: {path} has a forward of its own, set on the module, which would go on with "
-            "the weights before packing; take it off first, and set it again after packing"
-        )
+    kind = PackedLSTM if isinstance(module, nn.RNNBase) else PackedLSTMCell
+    check_additions(path, module, kind.own_names())
     if any(0 in p.shape for p in module.parameters()):
         raise ValueError(f"prepack: expected sizes of at least 1 in {path}, got {module}")
     for name in weight_names(module):
@@ -218,5 +230,6 @@ def _unpack_layer(packed: PackedLSTM | PackedLSTMCell) -> nn.Module:
     with torch.no_grad():
         for name, parameter in layer.named_parameters():
             parameter.copy_(_formats.dequantize(tensors[name], tensors.get(f"{name}_scale")))
-    copy_attributes(packed, layer)
-    return layer.eval()
+            parameter.requires_grad_(name not in packed._frozen)
+    copy_additions(packed, layer, {*packed.own_names(), *packed._op_names})
+    return layer

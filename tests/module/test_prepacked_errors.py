@@ -30,7 +30,10 @@ pytestmark = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the exten
         (lambda m: m.train(), RuntimeError, "PackedLSTM has no training mode: its weights"),
         (lambda m: m.to(torch.float64), RuntimeError, "packed for torch.float32 on the CPU"),
         (lambda m: m.to("meta"), RuntimeError, r"fastlstm.unpack\(model\)"),
-        (lambda m: m.weight_ih_l0, AttributeError, "no attribute 'weight_ih_l0'"),
+        (lambda m: m.weight_ih_l0, AttributeError, r"read it from state_dict\(\), or .*unpack"),
+        (lambda m: m.weight_hr_l0, AttributeError, "no attribute 'weight_hr_l0'"),
+        (lambda m: setattr(m, "engine", "torch"), AttributeError, "engine: a PackedLSTM has no"),
+        (lambda m: setattr(m, "zoneout_h", 0.5), AttributeError, "zoneout_h: a PackedLSTM has no"),
         (
             lambda m: setattr(m, "weight_ih_l0", nn.Parameter(torch.zeros(40, 6))),
             AttributeError,
@@ -149,8 +152,19 @@ def test_no_layer_is_prepacked_if_one_cannot_be(
 def test_a_model_that_prepack_cannot_change() -> None:
     with pytest.raises(ValueError, match="expected lstm in eval mode: call model.eval"):
         prepack(Tagger())
-    for model in (nn.Linear(2, 2), nn.LSTM(3, 4)):
-        with pytest.raises(ValueError, match=r"a model with a fastlstm.LSTM .* convert=True"):
+    for model, hint in (
+        (nn.Linear(2, 2), "$"),
+        (nn.LSTM(3, 4), "; convert=True takes nn.LSTM and nn.LSTMCell$"),
+        (
+            LayerNormLSTM(3, 4),
+            ", got one with LayerNormLSTM, which cannot be packed: it normalizes",
+        ),
+        (
+            Own(3, 4),
+            ", got one with Own, which cannot be packed: it .* or is a subclass of your own$",
+        ),
+    ):
+        with pytest.raises(ValueError, match=f"a model with a fastlstm.LSTM or LSTMCell{hint}"):
             prepack(model.eval())
     with pytest.raises(ValueError, match="one that is packed already; fastlstm.unpack turns it"):
         prepack(prepacked_copy(LSTM(3, 4).eval()))

@@ -121,6 +121,33 @@ class TestCompilers:
             assert torch.equal(loaded.module()(x), model(x))
 
 
+@pytest.mark.parametrize("weights", [None, *SMALLER], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_autocast(weights: Any, dtype: torch.dtype) -> None:
+    """Under autocast what comes from other layers is cast to the dtype of the packed layer."""
+    torch.manual_seed(0)
+    model = in_a_model(linear=nn.Linear(8, 6), lstm=LSTM(6, 10), cell=LSTMCell(6, 10)).to(dtype)
+    frozen, x = prepack(model, weights), torch.randn(5, 3, 8)
+    lstm, cell = frozen["lstm"], frozen["cell"]
+
+    def run(cast: Any, h: Any) -> list[Any]:
+        state = cast(torch.ones(1, 3, 10).bfloat16()), torch.ones(1, 3, 10)
+        of_cell = tuple(s[0] for s in state)
+        h = cast(h)
+        return [lstm(h), lstm(h, state), cell(h[0]), cell(h[0], of_cell)]
+
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        h = frozen["linear"](x)
+        assert h.dtype == torch.bfloat16
+        found = run(lambda t: t, h), run(lambda t: t, h.float())
+        with pytest.raises(ValueError, match="(expected|input dtype).*float64"):
+            lstm(h.double())
+    with torch.no_grad():
+        expected = run(lambda t: t.to(dtype), h)
+    for each in found:
+        torch.testing.assert_close(each, expected, rtol=0, atol=0)
+
+
 @every_weights
 def test_weights_for_another_processor_are_refused(weights: Any) -> None:
     prepacked = prepacked_copy(small(), weights)

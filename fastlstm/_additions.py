@@ -1,0 +1,62 @@
+"""What a user has put on a layer: attributes, hooks, buffers, parameters, submodules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import MethodType
+from typing import Any
+
+from torch import nn
+
+# The tables of a module: its parameters, buffers, children, and each kind of hooks.
+_TABLES = [name for name, value in vars(nn.Module()).items() if isinstance(value, dict)]
+# Of nn.RNNBase, which lists its weights, of parametrized weights, and what is treated below.
+_LEFT = (
+    *("_flat_weights", "_flat_weights_names", "_flat_weight_refs", "_all_weights"),
+    *("parametrizations", "_non_persistent_buffers_set", "forward"),
+)
+
+
+def weight_names(layer: nn.Module) -> list[str]:
+    """The weights of all layers and directions, in the order in which the op takes them."""
+    if isinstance(layer, nn.RNNBase):
+        return layer._flat_weights_names
+    return ["weight_ih", "weight_hh"] + ["bias_ih", "bias_hh"] * bool(layer.bias)
+
+
+def check_additions(path: str, layer: nn.Module, used: Iterable[str]) -> None:
+    """Raises a ValueError for what a packed layer, which has `used` names itself, cannot take."""
+    names = set(weight_names(layer))
+    added = {*vars(layer), *layer._parameters, *layer._buffers, *layer._modules}
+    refused = added & {*used, "_compiled_call_impl", *(f"packed_{name}" for name in names)}
+    parametrizations: Any = getattr(layer, "parametrizations", ())
+    if refused := refused | set(parametrizations) - names:
+        raise ValueError(
+            f"prepack: {path} has {', '.join(sorted(refused))}, set on the module, which a packed "
+            "layer cannot take: it uses the name itself, or that works on the old layer only"
+        )
+    own_forward = MethodType(type(layer).forward, layer)
+    if vars(layer).get("forward", own_forward) != own_forward:
+        raise ValueError(
+            f"prepack: {path} has a forward of its own, set on the module, which would go on with "
+            "the weights before packing; take it off first, and set it again after packing"
+        )
+
+
+def copy_additions(layer: nn.Module, to: nn.Module, own: Iterable[str]) -> None:
+    """Gives another module all that a layer has under other names than its `own`: sizes, too.
+
+    The two do not share a table: a hook or buffer that is added to one later is not the other's.
+    """
+    left = {*own, *_LEFT}
+    for name, value in vars(layer).items():
+        if name in _TABLES:
+            vars(to)[name].update({k: v for k, v in value.items() if k not in left})
+        elif name not in left:
+            is_bound = isinstance(value, MethodType) and value.__self__ is layer
+            vars(to)[name] = MethodType(value.__func__, to) if is_bound else value
+    to._non_persistent_buffers_set |= layer._non_persistent_buffers_set.difference(left)
+    hooks: dict[int, Any] = to._load_state_dict_pre_hooks
+    for key, hook in hooks.items():
+        if hook.with_module:  # it passes the layer on to the user's function
+            hooks[key] = type(hook)(hook.hook, to)

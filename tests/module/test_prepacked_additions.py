@@ -1,0 +1,231 @@
+"""prepack and unpack: what a user has put on a layer goes along, or is refused by its name."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from types import MethodType
+from typing import Any
+
+import pytest
+import torch
+from prepacked_layers import X, in_a_model, packed, same, small
+from torch import nn
+from torch.nn.utils import parametrize
+
+import fastlstm
+from fastlstm import LSTM, LSTMCell, _build, prepack, unpack
+
+pytestmark = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the extension is not built")
+KINDS = {
+    "LSTM": lambda: small(),
+    "LSTMCell": lambda: LSTMCell(6, 10).eval(),
+    "nn.LSTM": lambda: nn.LSTM(6, 10).eval(),
+}
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def run(layer: nn.Module) -> Any:
+    return layer(X[0, :, :6])
+
+
+def with_additions(layer: Any) -> Any:
+    layer.tag, layer._private = ["kept"], "kept too"
+    layer.register_buffer("mean", torch.arange(3.0))
+    layer.register_buffer("scratch", torch.ones(2), persistent=False)
+    layer.register_parameter("gain", nn.Parameter(torch.full((4,), 2.0)))
+    layer.adapter = nn.Linear(2, 3)
+    layer.own_sizes = MethodType(lambda self: (type(self), self.hidden_size), layer)
+    layer.weight_hh_l0_frozen = None
+    next(layer.parameters()).requires_grad_(False)
+    return layer
+
+
+@every_kind
+def test_additions_come_along_and_back(kind: str) -> None:
+    layer = with_additions(KINDS[kind]())
+    before, adapter = layer.state_dict(), layer.adapter
+    frozen = prepack(layer, convert=True)
+    back = unpack(copy.deepcopy(frozen))
+    for now in (frozen, copy.deepcopy(frozen), back):
+        assert list(now.state_dict()) == list(before)
+        assert same(list(now.state_dict().values()), list(before.values()))
+        assert now.tag == ["kept"] and now._private == "kept too"
+        assert torch.equal(now.scratch, torch.ones(2)) and now.own_sizes() == (type(now), 10)
+        assert {name for name, _ in now.named_parameters()} >= {"gain", "adapter.weight"}
+        assert not now.training and now.adapter.training
+    assert frozen.adapter is adapter and frozen.gain is layer.gain
+    assert [p.requires_grad for p in back.parameters()] == [
+        p.requires_grad for p in layer.parameters()
+    ]
+    state = {k: v + 1 for k, v in before.items()}
+    frozen.load_state_dict(state)
+    assert same(list(frozen.state_dict().values()), list(state.values()))
+    with pytest.raises(RuntimeError, match='(?s)Missing.*"gain". .*Unexpected.*"other". $'):
+        frozen.load_state_dict({**{k: v for k, v in state.items() if k != "gain"}, "other": X})
+
+
+def register_all(layer: Any, log: list[tuple[str, nn.Module]]) -> None:
+    """Each kind of hook, which notes the module that it gets."""
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda module, *_: log.append((name, module))
+
+    def note_by_name(module: nn.Module, args: Any, kwargs: Any) -> None:
+        log.append(("by name", module))
+
+    def note_always(module: nn.Module, args: Any, results: Any) -> None:
+        log.append(("always", module))
+
+    layer.register_forward_pre_hook(note("before"))
+    layer.register_forward_pre_hook(note_by_name, with_kwargs=True)
+    layer.register_forward_hook(note("after"))
+    layer.register_forward_hook(note_always, always_call=True)
+    layer.register_full_backward_hook(note("backward"))
+    layer.register_state_dict_pre_hook(note("saves"))
+    layer.register_state_dict_post_hook(note("saved"))
+    layer.register_load_state_dict_pre_hook(note("loads"))
+    layer.register_load_state_dict_post_hook(note("loaded"))
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")
+@every_kind
+def test_hooks_come_along_and_back(kind: str) -> None:
+    log: list[tuple[str, nn.Module]] = []
+    layer = KINDS[kind]()
+    register_all(layer, log)
+    frozen = prepack(layer, convert=True)
+    back = unpack(copy.deepcopy(frozen))
+    del layer  # a hook that is called with the old layer would fail
+    forward = ["by name", "before", "after", "always"]
+    for now, names in ((frozen, forward), (back, [*forward, "backward"])):
+        log.clear()
+        h = run(now)[0]
+        if h.requires_grad:
+            h.sum().backward()
+        assert {name for name, _ in log} == set(names) and all(m is now for _, m in log)
+        log.clear()
+        now.load_state_dict(now.state_dict())
+        assert [name for name, _ in log] == ["saves", "saved", "loads", "loaded"]
+        assert all(module is now for _, module in log)
+    log.clear()
+    with pytest.raises(RuntimeError, match="got 16"):
+        frozen(X[0])
+    assert "always" in {name for name, _ in log} and "after" not in {name for name, _ in log}
+
+
+def test_a_hook_may_rename_the_weights() -> None:
+    lstm = small()
+
+    def rename(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+        state[f"{prefix}W"] = state.pop(f"{prefix}weight_ih_l0")
+
+    def name_back(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+        state[f"{prefix}weight_ih_l0"] = state.pop(f"{prefix}W")
+
+    lstm.register_state_dict_post_hook(rename)
+    lstm.register_load_state_dict_pre_hook(name_back)
+    frozen, other = packed(lstm), packed(lstm, torch.int8)
+    assert "W" in frozen.state_dict()
+    frozen.load_state_dict({k: v * 2 for k, v in lstm.state_dict().items()})
+    assert torch.equal(frozen.state_dict()["W"], lstm.weight_ih_l0 * 2)
+    frozen.load_state_dict(other.state_dict())
+
+
+@pytest.mark.parametrize("way", [prepack, unpack])
+def test_nothing_is_shared(way: Any) -> None:
+    """What is registered on one of the two, or removed from it, does not change the other."""
+    calls: list[nn.Module] = []
+    old = small()
+    if way is unpack:
+        old = prepack(old)
+    handle = old.register_forward_hook(lambda module, *_: calls.append(module))
+    new = way(old)
+    handle.remove()
+    new.register_forward_pre_hook(lambda module, _: calls.append(module))
+    new.register_buffer("more", torch.ones(1), persistent=False)
+    new.inner = nn.Linear(1, 1)
+    with torch.no_grad():
+        run(old)
+        assert calls == []
+        run(new)
+    assert calls == [new, new]
+    assert not hasattr(old, "more") and not hasattr(old, "inner")
+    assert "more" not in old._non_persistent_buffers_set
+
+
+def test_layers_inside_a_layer() -> None:
+    lstm = small()
+    lstm.inner = in_a_model(cell=LSTMCell(3, 4))
+    frozen = prepack(lstm)
+    assert type(frozen.inner["cell"]) is fastlstm.PackedLSTMCell
+    assert type(unpack(frozen).inner["cell"]) is LSTMCell
+
+
+@pytest.mark.filterwarnings("ignore:.*(torch.ao|quantiz)")
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.LSTMCell])
+def test_additions_to_what_torch_ao_quantized(kind: Any) -> None:
+    model = in_a_model(layer=kind(6, 10))
+    model = torch.ao.quantization.quantize_dynamic(model, {kind})
+    with pytest.raises(ValueError, match="torch.ao has quantized; fastlstm.prepack"):
+        fastlstm.convert(model)
+    calls: list[nn.Module] = []
+    model["layer"].tag = "kept"
+    model["layer"].register_forward_hook(lambda module, *_: calls.append(module))
+    frozen = prepack(model)["layer"]
+    run(frozen)
+    assert frozen.tag == "kept" and calls == [frozen]
+    names = kind(6, 10).state_dict().keys()
+    assert {name.removesuffix("_scale") for name in frozen.state_dict()} == names
+    assert not list(frozen.parameters())
+
+
+def parametrized(lstm: LSTM) -> None:
+    lstm.register_parameter("gain", nn.Parameter(torch.ones(1)))
+    parametrize.register_parametrization(lstm, "gain", nn.Identity())
+
+
+@pytest.mark.parametrize(
+    ("add", "message"),
+    [
+        (lambda m: setattr(m, "dtype", torch.float32), "lstm has dtype, set on the module"),
+        (lambda m: setattr(m, "weights", nn.Linear(1, 1)), "lstm has weights, set on the module"),
+        (lambda m: m.register_buffer("packed_weight_ih_l0", torch.ones(1)), "packed_weight_ih_l0"),
+        (lambda m: setattr(m, "_op_names", []), "lstm has _op_names"),
+        (lambda m: m.compile(backend="eager"), "lstm has _compiled_call_impl, set"),
+        (lambda m: setattr(m, "forward", lambda x: x), "lstm has a forward of its own"),
+        (parametrized, "lstm has gain, set on the module"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("source", [LSTM, nn.LSTM])
+def test_what_cannot_come_along_is_refused(add: Any, message: str, source: Any) -> None:
+    model = in_a_model(lstm=source(6, 10), other=source(6, 10))
+    add(model["lstm"])
+    before = [(type(m), dict(vars(m))) for m in model.modules()]
+    with pytest.raises(ValueError, match=f"prepack: .*{message}"):
+        prepack(model, convert=True)
+    assert [(type(m), dict(vars(m))) for m in model.modules()] == before
+
+
+@every_kind
+@pytest.mark.parametrize("prefix", ["", "inside."])
+def test_int8_weights_are_refused_by_a_layer_that_is_not_packed(kind: str, prefix: str) -> None:
+    layer = fastlstm.convert(KINDS[kind]())
+    model = in_a_model(inside=layer) if prefix else layer
+    given = packed(model, torch.int8).state_dict()
+    before = copy.deepcopy(layer.state_dict())
+    for options in ({"strict": False}, {"assign": True}, {}):
+        with pytest.raises(RuntimeError, match=f"{prefix}weight_ih.*: expected floating weights"):
+            model.load_state_dict(given, **options)
+        assert same(list(layer.state_dict().values()), list(before.values()))
+    model.load_state_dict(packed(model, torch.bfloat16).state_dict())
+
+    def dequantize(module: nn.Module, state: dict[str, Any], at: str, *_: Any) -> None:
+        for name in [name for name in state if name.endswith("_scale")]:
+            weight = name.removesuffix("_scale")
+            state[weight] = state[weight] * state.pop(name).unsqueeze(1)
+
+    layer.register_load_state_dict_pre_hook(dequantize)  # somebody who knows what the numbers mean
+    model.load_state_dict(given)
+    expected = unpack(packed(model, torch.int8)).state_dict()
+    torch.testing.assert_close(model.state_dict(), expected)
