@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import importlib
+import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import torch
@@ -37,7 +40,8 @@ class Comparison(NamedTuple):
         ratio: time of the first way / time of this one, the median over all rounds.
         quartiles: the first and the third quartile of these ratios.
         share: the part of the time that the LSTMs take alone, with the inputs that they get.
-        difference: largest difference of an output from that of the first way, in eval mode.
+        difference: largest difference of a number of the outputs from that of the first way, in
+            eval mode; NaN if the outputs cannot be compared.
         code: what to write for it.
     """
 
@@ -59,7 +63,9 @@ def compare(
 ) -> list[Comparison]:
     """Times a model with nn.LSTM, converted and prepacked, and compares the outputs.
 
-    Each way gets a copy of the model, which stays as it is, and the copies are called in turn.
+    Each way gets a copy of the model and of the inputs, which stay as they are, and the copies are
+    called in turn. Outputs are compared if they are tensors or numbers, in tuples, lists, mappings
+    and dataclasses.
     Inference on a CPU is measured with prepacked weights too, a GPU with each engine by its name.
     A way that cannot run the model is left out, and printed with the reason.
 
@@ -75,27 +81,32 @@ def compare(
         A row for each way.
 
     Raises:
-        TypeError, ValueError: `fastlstm.convert` does not take the model.
+        TypeError, ValueError: `fastlstm.convert` does not take the model, or has nothing to convert
+            in it.
     """
     check_model(model)
-    convert(copy.deepcopy(model))  # for its errors
-    device, inputs = next(model.parameters()).device, _detached(inputs)
+    converted = convert(copy.deepcopy(model), to="torch")  # for its errors
+    if not any(isinstance(module, (nn.LSTM, nn.LSTMCell)) for module in converted.modules()):
+        raise ValueError(
+            "compare: expected a model with an LSTM or LSTMCell that nn.LSTM can run; a "
+            "LayerNormLSTM, or a subclass of fastlstm.LSTM, has no other way to compare with"
+        )
+    device = next(model.parameters()).device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         copies = list(_copies(model, inputs, device, training, quiet))
         steps: list[Run] = []
         for *_, made, calls in copies:
-            steps.append(partial(_make_calls, [(made, inputs, {})], training))
+            steps.append(partial(_make_calls, [(made, _copied(inputs), {})], training))
             steps.append(partial(_make_calls, calls, training))
         times = in_turn(steps, device, seconds * len(copies), shows=not quiet)
-        outputs = [_outputs(made, inputs) for _, _, made, _ in copies]
+        outputs = [_outputs(made, _copied(inputs)) for _, _, made, _ in copies]
     rows = []
     for k, (name, code, _, _) in enumerate(copies):
         ratios = [a / b for a, b in zip(times[0], times[2 * k], strict=True)]
         low, ratio, high = statistics.quantiles(ratios, n=4, method="inclusive")
         whole, alone = map(statistics.median, times[2 * k : 2 * k + 2])
-        unequal = (outputs[k] - outputs[0])[outputs[k] != outputs[0]].abs()
-        difference = unequal.max().item() if unequal.numel() else 0.0
-        figures = (1e3 * whole, ratio, (low, high), min(1.0, alone / whole), difference)
+        share, difference = min(1.0, alone / whole), _difference(outputs[k], outputs[0])
+        figures = (1e3 * whole, ratio, (low, high), share, difference)
         rows.append(Comparison(name, *figures, code))
     if not quiet:
         print(_table(rows, training))
@@ -110,7 +121,7 @@ def _copies(
     for name, code, make in _ways(device, training):
         try:
             made = make(copy.deepcopy(model).train(training))
-            calls = _calls_of_lstms(made, inputs, training)
+            calls = _calls_of_lstms(made, _copied(inputs), training)
         except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
             if name == "converted" and not runs:
                 raise
@@ -146,25 +157,30 @@ def _convert_to_engine(engine: str, model: nn.Module) -> nn.Module:
     return model
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """The floating tensors in nested tuples (packed sequences too), lists and dicts."""
-    if isinstance(value, Tensor) and value.is_floating_point():
-        yield value
-    elif isinstance(value, (tuple, list, dict)):
-        for each in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(each)
-
-
-def _detached(value: Any) -> Any:
-    """The same without a graph; what required a gradient still does."""
-    if isinstance(value, Tensor):
-        return value.detach().requires_grad_(value.requires_grad)
-    if isinstance(value, dict):
-        return {name: _detached(each) for name, each in value.items()}
+def _leaves(value: Any) -> Iterator[Any]:
+    """What lies in nested tuples (packed sequences too), lists, mappings and dataclasses."""
+    if value is None:
+        return
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = [getattr(value, field.name) for field in dataclasses.fields(value)]
     if not isinstance(value, (tuple, list)):
-        return value
-    each = map(_detached, value)
-    return type(value)(*each) if hasattr(value, "_fields") else type(value)(each)
+        yield value
+        return
+    for each in value:
+        yield from _leaves(each)
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [leaf for leaf in _leaves(value) if isinstance(leaf, Tensor)]
+
+
+def _copied(value: Any) -> Any:
+    """A copy without a graph; what required a gradient still does."""
+    tensors = _tensors(value)
+    copies = [tensor.detach().clone().requires_grad_(tensor.requires_grad) for tensor in tensors]
+    return copy.deepcopy(value, dict(zip(map(id, tensors), copies, strict=True)))
 
 
 def _calls_of_lstms(model: nn.Module, inputs: Sequence[Any], training: bool) -> list[Call]:
@@ -172,7 +188,7 @@ def _calls_of_lstms(model: nn.Module, inputs: Sequence[Any], training: bool) -> 
     calls: list[Call] = []
 
     def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-        calls.append((module, _detached(args), _detached(kwargs)))
+        calls.append((module, _copied(args), _copied(kwargs)))
 
     lstms = (m for m in model.modules() if isinstance(m, LSTMS))
     handles = [m.register_forward_pre_hook(hook, with_kwargs=True) for m in lstms]
@@ -231,12 +247,40 @@ def in_turn(
     return times
 
 
-def _outputs(model: nn.Module, inputs: Sequence[Any]) -> Tensor:
-    """All values that it returns in eval mode."""
+def _outputs(model: nn.Module, inputs: Sequence[Any]) -> Any:
+    """What it returns in eval mode."""
     torch.manual_seed(0)
     with torch.no_grad():
-        outputs = [output.double().flatten() for output in _tensors(model.eval()(*inputs))]
-    return torch.cat(outputs) if outputs else torch.zeros(0)
+        return model.eval()(*inputs)
+
+
+def _difference(outputs: Any, others: Any) -> float:
+    """The largest difference of a number in the one from that in the other."""
+    pairs = zip_longest(_leaves(outputs), _leaves(others))
+    differences = [_difference_of_leaves(*pair) for pair in pairs]
+    return math.nan if any(map(math.isnan, differences)) else max(differences, default=math.nan)
+
+
+def _difference_of_leaves(one: Any, other: Any) -> float:
+    if isinstance(one, str) and one == other:
+        return 0.0
+    a, b = _numbers(one), _numbers(other)
+    if a is None or b is None or a.shape != b.shape:
+        return math.nan
+    unequal = (a - b)[(a != b) & ~(a.isnan() & b.isnan())].abs()
+    return unequal.max().item() if unequal.numel() else 0.0
+
+
+def _numbers(leaf: Any) -> Tensor | None:
+    """The numbers of a leaf, real or not, if it has such."""
+    if isinstance(leaf, (bool, int, float, complex)):
+        leaf = torch.tensor(leaf)
+    if not isinstance(leaf, Tensor):
+        return None
+    if leaf.is_nested:
+        leaf = torch.cat([row.flatten() for row in leaf.unbind()])
+    numbers: Tensor = leaf.to_dense().to(torch.complex128)
+    return numbers
 
 
 def _table(rows: Sequence[Comparison], training: bool) -> str:
@@ -244,8 +288,14 @@ def _table(rows: Sequence[Comparison], training: bool) -> str:
     mode = "training" if training else "inference"
     lines = [f"{mode:<23}{'ms':>10}{'ratio':>8}{'quartiles':>15}{'LSTMs':>7}{'difference':>12}"]
     for name, ms, ratio, (low, high), share, difference, _ in rows:
-        figures = f"{ms:>10.3f}{ratio:>8.2f}{low:>8.2f} to{high:>5.2f}{share:>7.0%}"
+        quartiles = f"{low:.2f} to {high:.2f}"
+        figures = f"{ms:>10.3f}{ratio:>8.2f} {quartiles:>15}{share:>7.0%}"
         lines.append(f"{name:<23}{figures}{difference:>12.1e}")
+    if any(math.isnan(row.difference) for row in rows):
+        lines.append(
+            "nan: the outputs cannot be compared. They are not tensors or numbers (in tuples, "
+            "lists, mappings and dataclasses), or differ in their number or shape, or by a NaN."
+        )
     best = max(rows, key=lambda row: row.ratio)
     exact = max((row for row in rows if " in " not in row.name), key=lambda row: row.ratio)
     overlap = any(row.quartiles[1] > best.quartiles[0] for row in rows if row is not best)
@@ -262,8 +312,17 @@ def _table(rows: Sequence[Comparison], training: bool) -> str:
 
 def main(function: str, training: bool, seconds: float) -> None:
     """`python -m fastlstm compare`: of a model that package.module:function returns with inputs."""
-    module, colon, name = function.partition(":")
-    if not colon:
-        raise SystemExit(f"function: expected package.module:function, got {function}")
-    model, *inputs = getattr(importlib.import_module(module), name)()
+    path, _, name = function.partition(":")
+    expected = f"function: expected package.module:function, got {function}"
+    try:
+        make = getattr(importlib.import_module(path), name, None)
+    except (ImportError, ValueError) as error:
+        raise SystemExit(f"{expected}: {error}") from None
+    if not callable(make):
+        raise SystemExit(f"{expected}: {path} has no function {name!r}")
+    made = make()
+    if not isinstance(made, (tuple, list)) or not made or not isinstance(made[0], nn.Module):
+        got = type(made).__name__
+        raise SystemExit(f"function: expected {function} to return (model, *inputs), got {got}")
+    model, *inputs = made
     compare(model, *inputs, training=training, seconds=seconds)

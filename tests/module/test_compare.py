@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import math
 import sys
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -94,6 +97,115 @@ def test_the_model_stays_as_it_is() -> None:
     assert type(model[0]) is nn.LSTM and model.training and model[0].training
     assert all(p.grad is None for p in model.parameters())
     assert not model[0]._forward_pre_hooks
+
+
+@dataclasses.dataclass
+class Result:
+    y: Any
+    name: str = "a name"
+
+
+class Other:
+    """What compare does not look into."""
+
+    def __init__(self, y: Tensor) -> None:
+        self.y = y
+
+
+class Returns(nn.Module):
+    """An LSTM, and what a function makes of its output."""
+
+    def __init__(self, function: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.lstm, self.function = nn.LSTM(4, 32), function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(self.lstm(x)[0])
+
+
+def rows_of(y: Tensor) -> Tensor:
+    return torch.nested.nested_tensor([y[0], y[1, :2]], layout=torch.jagged)
+
+
+OUTPUTS: dict[str, Callable[[Tensor], Any]] = {
+    "dataclass": lambda y: Result(Result(y)),
+    "mapping": lambda y: MappingProxyType({"y": y, "n": None}),
+    "complex": lambda y: torch.complex(torch.ones_like(y), y),
+    "nested": rows_of,
+    "sparse": lambda y: y[0].to_sparse(),
+    "whole numbers": lambda y: (1e4 * y).long(),
+    "a number": lambda y: [y.norm().item(), "text"],
+    "masked": lambda y: torch.where(torch.arange(32) < 4, -torch.inf, y),
+    "NaN": lambda y: torch.where(torch.arange(32) < 4, torch.nan, y),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*(nested|Sparse)")
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_outputs_of_every_kind_are_compared(name: str) -> None:
+    torch.manual_seed(0)
+    model, x = Returns(OUTPUTS[name]), torch.randn(5, 3, 4)
+    lstm: Any = fastlstm.prepack(copy.deepcopy(model.lstm).eval(), torch.int8, convert=True)
+    with torch.no_grad():
+        y, z = model.lstm(x)[0], lstm(x)[0]
+    rows = compare(model, x, seconds=0, quiet=True)
+    assert rows[0].difference == 0
+    expected = {"whole numbers": 1e4 * (y - z), "a number": y.norm() - z.norm()}.get(name, y - z)
+    largest = expected.abs().max().item()
+    assert 0.3 * largest <= rows[-1].difference <= largest + 1
+
+
+NOT_COMPARED: dict[str, Callable[[Tensor], Any]] = {
+    "an object": lambda y: (y, Other(y)),
+    "a set": lambda y: {y.sum().item()},
+    "nothing": lambda y: None,
+    "another shape": lambda y: y.new_zeros(int(1e9 * y.norm()) % 9973),
+    "another text": lambda y: [y, str(y.norm().item())],
+}
+
+
+@pytest.mark.parametrize("name", NOT_COMPARED)
+def test_what_cannot_be_compared(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    rows = compare(Returns(NOT_COMPARED[name]), torch.randn(5, 3, 4), seconds=0)
+    assert math.isnan(rows[-1].difference)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[5].endswith("  nan")
+    assert printed[6].startswith("nan: the outputs cannot be compared. They are not tensors or")
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("holes", [False, True])
+def test_nested_tensors(training: bool, holes: bool) -> None:
+    x = torch.randn(7, 4)
+    lengths = torch.tensor([2, 3]) if holes else None
+    nested = torch.nested.nested_tensor_from_jagged(x, torch.tensor([0, 3, 7]), lengths)
+    rows = compare(fastlstm.LSTM(4, 32), nested, training=training, seconds=0, quiet=True)
+    assert [row.name for row in rows] == (WAYS[1:2] if training else WAYS[1:])
+    assert 1e-4 < rows[-1].difference < 0.1 or training
+
+
+def test_a_model_that_writes_to_its_inputs() -> None:
+    class Adds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(4, 32)
+
+        def forward(self, x: Result, more: dict[str, Tensor]) -> Tensor:
+            more["new"] = x.y.add_(more["given"])
+            return self.lstm(x.y)[0]
+
+    x, more = torch.zeros(5, 3, 4), {"given": torch.ones(4)}
+    rows = compare(Adds(), Result(x), more, seconds=0, quiet=True)
+    assert torch.equal(x, torch.zeros(5, 3, 4)) and list(more) == ["given"]
+    assert rows[1].difference < 1e-5 and [row.name for row in rows] == WAYS
+
+
+def test_columns_stay_apart(clock: Callable[..., None], capsys: Any) -> None:
+    clock(511.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, of_rounds=(1.0, 6.0))
+    compare(Tagger().eval(), *inputs(), seconds=0)
+    line = capsys.readouterr().out.splitlines()[2]
+    assert line.split()[:6] == ["converted", "1000.000", "1788.50", "1149.75", "to", "2427.25"]
 
 
 def test_what_cannot_run_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
