@@ -69,6 +69,7 @@ def info() -> None:
 
     print("\nEngines (op: ours, where the shape decides which)")
     if engines.DEFAULT != "auto":
+        engines.check_engine(engines.DEFAULT)
         print(f"  FASTLSTM_ENGINE={engines.DEFAULT} decides where the code does not")
     print_row("", "plain calls", "with lengths=", "with reset=, ...", "by name")
     for device, _ in here:
@@ -103,9 +104,14 @@ def main(argv: list[str] | None = None) -> None:
     if args.command == "plan":
         _plan.run(args)
     elif args.command == "compare":
+        if not args.seconds >= 0:
+            timed.error(f"argument --seconds: expected 0 or more, got {args.seconds}")
         compare_command(args.function, args.training, args.seconds)
     else:
-        info()
+        try:
+            info()
+        except ValueError as error:  # of FASTLSTM_ENGINE
+            raise SystemExit(str(error)) from None
 
 
 if __name__ == "__main__":

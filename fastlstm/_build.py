@@ -45,9 +45,9 @@ def build_record() -> dict[str, Any]:
     return record
 
 
-def has_kernels(device_type: str) -> bool:
-    """Whether the loaded extension brings kernels for a device type ("cpu" or "cuda")."""
-    return device_type in kinds
+def has_kernels(device: torch.device | str) -> bool:
+    """Whether the loaded extension brings kernels for a device, such as "cpu", "cuda", "cuda:0"."""
+    return torch.device(device).type in kinds
 
 
 def engines_of_the_op() -> dict[str, tuple[str, ...]]:

@@ -43,6 +43,8 @@ def as_reset(reset: Any) -> Tensor:
     """Bools of numbers, of which any but 0 is a reset."""
     if not isinstance(reset, Tensor):
         raise TypeError(f"reset: expected a tensor, got {type(reset).__name__}")
+    if reset.is_complex():
+        raise TypeError(f"reset: expected a tensor of bool or numbers, got dtype {reset.dtype}")
     if reset.is_floating_point() and _is_readable(reset) and bool(reset.isnan().any()):
         check(False, "reset of true or false, or of numbers", "NaN")
     return reset if reset.dtype == torch.bool else reset != 0

@@ -137,7 +137,7 @@ def run_stack(
     """What `functional.lstm` returns, of a call of a stack that `compute` takes steps first."""
     if reset is not None and batch_sizes is None and reset.shape != input.shape[:2]:
         names = "(batch, steps)" if batch_first else "(steps, batch)"
-        check(False, f"reset of shape {names} = {tuple(input.shape[:2])}", describe(reset))
+        check(False, f"reset of shape {names} = {tuple(input.shape[:2])}", tuple(reset.shape))
     batch_first = batch_first and batch_sizes is None
     if batch_first:
         input = input.transpose(0, 1)

@@ -34,9 +34,11 @@ def load() -> Path | None:
         if not all(isinstance(name, str) for name in found.values()):
             raise ValueError("expected names of engines")
     except (OSError, ValueError, AttributeError, RecursionError) as error:
+        problem = f"is not what fastlstm.tune writes ({error!r}); delete it"
+        if file.is_dir():
+            problem = "is a folder; set FASTLSTM_TUNE to the path of a file"
         warnings.warn(
-            f"fastlstm ignores {file}, which is not what fastlstm.tune writes ({error!r}); "
-            "delete it, or set FASTLSTM_TUNE=off",
+            f"fastlstm ignores {file}, which {problem}, or set FASTLSTM_TUNE=off",
             RuntimeWarning,
             stacklevel=3,
         )

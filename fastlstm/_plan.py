@@ -18,8 +18,8 @@ results with nn.LSTM's before you rely on them."""
 
 
 def _size(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive size, got {text}")
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive whole number, got {text}")
     return int(text)
 
 

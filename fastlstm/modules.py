@@ -217,7 +217,7 @@ class SequenceModule(nn.Module):
         self,
         input: Tensor | PackedSequence,
         hx: tuple[Tensor, Tensor] | None = None,
-        *,
+        *positional: Any,
         lengths: Tensor | None = None,
         reset: Tensor | None = None,
         return_cell_states: bool = False,
@@ -244,6 +244,10 @@ class SequenceModule(nn.Module):
             shapes as in `functional.lstm`, without B if unbatched; a PackedSequence in gives a
             PackedSequence out, a nested tensor one with the same offsets.
         """
+        if positional:
+            raise TypeError(
+                "LSTM: expected lengths, reset and return_cell_states by their keywords"
+            )
         if type(input) is not Tensor and isinstance(input, _Proxy):
             named = {"lengths": lengths, "reset": reset, "return_cell_states": return_cell_states}
             node: tuple[Any, ...] = _as_one_node(self, input, hx=hx, **named)
@@ -279,6 +283,8 @@ class SequenceModule(nn.Module):
             check_kinds(data, None, {})
         elif data.is_nested:
             return _run_nested(self, data, hx, lengths, reset, return_cell_states)
+        elif data.layout is not torch.strided:
+            check_kinds(data, None, {})
         if not _fits(self, data, hx, batch_sizes, weights[0], dtype):
             self._fastlstm_refuse(input, hx)
         is_batched, batch_dim = batch_sizes is not None or data.dim() == 3, 1 - self.batch_first
@@ -357,8 +363,11 @@ def _run_nested(lstm: Any, input: Any, hx: State | None, *options: Any) -> tuple
     padded = torch.where(are_real.unsqueeze(-1), padded, 0.0)
     padded = padded if lstm.batch_first else padded.transpose(0, 1)
     output, state = SequenceModule.forward(lstm, padded, hx, lengths=lengths)
-    values = (output if lstm.batch_first else output.transpose(0, 1))[are_real]
-    return torch.nested.nested_tensor_from_jagged(values, offsets, max_seqlen=longest), state
+    results = (output if lstm.batch_first else output.transpose(0, 1))[are_real]
+    if holes is not None:
+        empty = results.new_zeros(len(values), results.size(1))
+        results = empty.index_copy(0, places[are_real], results)
+    return _nested(results, offsets, holes, max_seqlen=longest), state
 
 
 class LSTM(SequenceModule, EngineModule, nn.RNNBase):
@@ -540,6 +549,12 @@ class LSTMCell(CellModule, EngineModule, nn.RNNCellBase):
             h, c = hx or (None, None)
             step: State = library.lstm_cell(input, h, c, weights, layout, "auto")
             return step
+        check_kinds(input, hx, {})
+        if input.dtype != weights[0].dtype and not torch._C._is_any_autocast_enabled():
+            raise RuntimeError(
+                f"LSTMCell: expected input of dtype {weights[0].dtype} like the weights, got "
+                f"{input.dtype}"
+            )
         call = Call(input, hx, weights, layout, is_cell=True)
         return run_cell(engines.choose(call, engine).run, call)
 

@@ -50,9 +50,12 @@ def tune(model: nn.Module, *example: Any, seconds: float = 1.0) -> dict[str, dic
     finally:
         _measured.noted = None
     if not calls:
+        named = [getattr(module, "_fastlstm_engine", "auto") for module in model.modules()]
+        engine = next((name for name in (*named, engines.DEFAULT) if name != "auto"), None)
         raise ValueError(
             "tune: expected a model that makes a plain call of a fastlstm.LSTM (fastlstm.convert "
             "makes them of each nn.LSTM; an LSTMCell has no choice)"
+            + (f" with engine 'auto', got engine {engine!r}" if engine else "")
         )
     found = {}
     for key, call in calls.items():

@@ -160,6 +160,16 @@ def persistent() -> Any:
     return lstm
 
 
+def by_torch() -> Any:
+    lstm = fastlstm.LSTM(I, H)
+    lstm.engine = "torch"
+    return lstm
+
+
+def sparse(*shape: int) -> torch.Tensor:
+    return torch.eye(*shape[-2:]).expand(shape).to_sparse()
+
+
 def prepacked_cell() -> Any:
     return fastlstm.prepack(fastlstm.LSTMCell(I, H).eval())
 
@@ -204,6 +214,50 @@ MISTAKES: list[tuple[Callable[[], object], type[Exception], str]] = [
     ),
     (lambda: fastlstm.tune(fastlstm.LSTMCell(I, H), zeros(B, I)), ValueError, "an LSTMCell has no"),
     (lambda: fastlstm.LSTM(I, H)(zeros(T, B, I), zeros(2, 1, B, H)), TypeError, "tuple of Tensors"),
+    (
+        lambda: fastlstm.LSTM(I, H)(zeros(T, B, I), None, torch.tensor([1] * B)),
+        TypeError,
+        "^LSTM: expected lengths, reset and return_cell_states by their keywords$",
+    ),
+    (
+        lambda: fastlstm.LSTM(I, H)(sparse(T, B, I)),
+        TypeError,
+        "^input: .*got one of layout .*_coo$",
+    ),
+    (
+        lambda: fastlstm.LSTMCell(I, H)(sparse(B, I)),
+        TypeError,
+        "^input: .*layout torch.sparse_coo$",
+    ),
+    (lambda: prepacked_cell()(sparse(B, I)), TypeError, "^input: .*layout .*_coo$"),
+    (
+        lambda: fastlstm.LSTM(I, H)(zeros(T, B, I), reset=zeros(B, T)),
+        RuntimeError,
+        rf"reset of shape \(steps, batch\) = \({T}, {B}\), got \({B}, {T}\)$",
+    ),
+    (
+        lambda: fastlstm.LSTM(I, H)(zeros(T, B, I), reset=zeros(T, B) + 1j),
+        TypeError,
+        "^reset: expected a tensor of bool or numbers, got dtype torch.complex64$",
+    ),
+    (
+        lambda: fastlstm.LSTMCell(I, H)(zeros(B, I).double()),
+        RuntimeError,
+        "^LSTMCell: expected input of dtype torch.float32 like the weights, got torch.float64$",
+    ),
+    (
+        lambda: fastlstm.convert(prepacked_cell()),
+        ValueError,
+        r"whose LSTMs are prepacked; fastlstm.unpack\(model\) turns them back$",
+    ),
+    (lambda: fastlstm.compare(prepacked_cell()), ValueError, "whose LSTMs are prepacked"),
+    (
+        lambda: fastlstm.compare(fastlstm.LayerNormLSTM(I, H), zeros(T, B, I)),
+        ValueError,
+        "^compare: expected a model with an LSTM or LSTMCell that nn.LSTM can run; a LayerNormLSTM",
+    ),
+    (lambda: fastlstm.tune(by_torch(), zeros(T, B, I)), ValueError, "'auto', got engine 'torch'$"),
+    (lambda: fastlstm.has_kernels("gpu"), RuntimeError, "gpu"),
 ]
 
 
@@ -213,6 +267,14 @@ def test_mistakes_of_users(k: int) -> None:
     call, error, message = MISTAKES[k]
     with pytest.raises(error, match=message):
         call()
+
+
+def test_kernels_of_a_device_by_any_name_of_it() -> None:
+    expected = fastlstm.has_kernels("cpu")
+    for device in ("cpu:0", torch.device("cpu"), torch.device("cpu", 0)):
+        assert fastlstm.has_kernels(device) == expected
+    assert fastlstm.has_kernels("cuda:1") == fastlstm.has_kernels("cuda")
+    assert not fastlstm.has_kernels("meta")
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
@@ -229,6 +291,13 @@ def test_nested_tensors() -> None:
             lstm(nested)
     with pytest.raises(TypeError, match="^input: expected a dense tensor, got a nested one"):
         fastlstm.LSTMCell(I, H)(jagged)
+    empty = torch.nested.nested_tensor_from_jagged(zeros(0, I), torch.tensor([0]))
+    with pytest.raises(RuntimeError, match="^input: expected a nested tensor with rows, got one w"):
+        lstm(empty)
+    offsets, lengths = torch.tensor([0, 2, 5]), torch.tensor([3, 2])
+    overlap = torch.nested.nested_tensor_from_jagged(zeros(5, I), offsets, lengths)
+    with pytest.raises(RuntimeError, match="^input: .* whose rows do not overlap$"):
+        lstm(overlap)
 
 
 def test_masks_and_lengths_are_named_in_the_shape_that_was_passed() -> None:
@@ -291,13 +360,6 @@ MODULE_CALLS: dict[str, tuple[Any, ...]] = {
     "4-D": (zeros(1, T, B, I),),
     "input_size": (zeros(T, B, I + 1),),
     "unbatched input_size": (zeros(T, I + 1),),
-    empty = torch.nested.nested_tensor_from_jagged(zeros(0, I), torch.tensor([0]))
-    with pytest.raises(RuntimeError, match="^input: expected a nested tensor with rows, got one w"):
-        lstm(empty)
-    offsets, lengths = torch.tensor([0, 2, 5]), torch.tensor([3, 2])
-    overlap = torch.nested.nested_tensor_from_jagged(zeros(5, I), offsets, lengths)
-    with pytest.raises(RuntimeError, match="^input: .* whose rows do not overlap$"):
-        lstm(overlap)
     "dtype": (zeros(T, B, I).double(),),
     "no steps": (zeros(0, B, I),),
     "no steps unbatched": (zeros(0, I),),

@@ -22,6 +22,14 @@ def test_plan_of_a_cpu(capsys: pytest.CaptureFixture[str]) -> None:
     assert "\nbackward\n" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("size", ["a", "0", "-1", "1.5"])
+def test_sizes_that_are_none(size: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["plan", "--batch", "4", f"--hidden={size}"])
+    error = capsys.readouterr().err
+    assert f"argument --hidden: expected a positive whole number, got {size}\n" in error
+
+
 def test_plan_of_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     """A plan for a GPU needs no GPU, but it depends on the kernels that were built."""
     main([*SHAPE, "--device", "cuda"])

@@ -185,6 +185,12 @@ def test_a_damaged_or_foreign_file_is_ignored_and_kept(file: Path, content: str)
     assert list(json.loads(file.read_text()).values()) == ["torch"]
 
 
+def test_a_folder_in_place_of_the_file(file: Path) -> None:
+    file.mkdir(parents=True)
+    with pytest.warns(RuntimeWarning, match="ignores .*tuned.json, which is a folder; set FASTL"):
+        assert _measured.load() is None
+
+
 def test_entries_of_other_machines_stay_and_change_nothing(file: Path, by_torch: list[int]) -> None:
     lstm = fastlstm.LSTM(4, 6)
     quick(lstm, THEIRS)

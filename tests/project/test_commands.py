@@ -13,7 +13,7 @@ import torch
 
 import fastlstm
 from fastlstm import __main__ as command_line
-from fastlstm import _build
+from fastlstm import _build, engines
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
@@ -40,6 +40,39 @@ def test_info_says_why_the_extension_is_not_used(capsys, monkeypatch) -> None:
     out = capsys.readouterr().out
     assert "  not used: it was built for another torch\n" in out
     assert f"  to build it: {_build.rebuild_command()}\n" in out
+
+
+def test_an_engine_of_the_environment_that_does_not_exist(monkeypatch) -> None:
+    monkeypatch.setattr(engines, "DEFAULT", "foo")
+    with pytest.raises(SystemExit, match="^engine: expected one of auto, .* got 'foo'"):
+        command_line.main([])
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("mine", "got mine: mine has no function ''$"),
+        (":make", "got :make: Empty module name$"),
+        ("nomodule:make", "got nomodule:make: No module named 'nomodule'$"),
+        ("mine.py:make", "got mine.py:make: No module named 'mine.py'; 'mine' is not a package$"),
+        ("mine:nofunction", "got mine:nofunction: mine has no function 'nofunction'$"),
+        ("mine:number", "got mine:number: mine has no function 'number'$"),
+        ("mine:nothing", r"mine:nothing to return \(model, \*inputs\), got NoneType$"),
+        ("mine:model", r"mine:model to return \(model, \*inputs\), got Sequential$"),
+    ],
+)  # fmt: skip
+def test_compare_of_what_is_no_function(function: str, message: str, tmp_path, monkeypatch) -> None:
+    code = "import torch\nnumber = 3\nnothing = lambda: None\nmodel = torch.nn.Sequential"
+    (tmp_path / "mine.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SystemExit, match=f"^function: expected .*{message}"):
+        command_line.main(["compare", function])
+
+
+def test_seconds_below_0(capsys) -> None:
+    with pytest.raises(SystemExit):
+        command_line.main(["compare", "mine:make", "--seconds", "-1"])
+    assert "argument --seconds: expected 0 or more, got -1.0" in capsys.readouterr().err
 
 
 def test_docs_name_targets_that_exist() -> None:
