@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from prepacked_layers import X, in_a_model, packed, same, small
+from prepacked_layers import X, in_a_model, prepacked_copy, same_bits, small
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -49,7 +49,7 @@ def test_additions_come_along_and_back(kind: str) -> None:
     back = unpack(copy.deepcopy(frozen))
     for now in (frozen, copy.deepcopy(frozen), back):
         assert list(now.state_dict()) == list(before)
-        assert same(list(now.state_dict().values()), list(before.values()))
+        assert same_bits(list(now.state_dict().values()), list(before.values()))
         assert now.tag == ["kept"] and now._private == "kept too"
         assert torch.equal(now.scratch, torch.ones(2)) and now.own_sizes() == (type(now), 10)
         assert {name for name, _ in now.named_parameters()} >= {"gain", "adapter.weight"}
@@ -60,7 +60,7 @@ def test_additions_come_along_and_back(kind: str) -> None:
     ]
     state = {k: v + 1 for k, v in before.items()}
     frozen.load_state_dict(state)
-    assert same(list(frozen.state_dict().values()), list(state.values()))
+    assert same_bits(list(frozen.state_dict().values()), list(state.values()))
     with pytest.raises(RuntimeError, match='(?s)Missing.*"gain". .*Unexpected.*"other". $'):
         frozen.load_state_dict({**{k: v for k, v in state.items() if k != "gain"}, "other": X})
 
@@ -125,7 +125,7 @@ def test_a_hook_may_rename_the_weights() -> None:
 
     lstm.register_state_dict_post_hook(rename)
     lstm.register_load_state_dict_pre_hook(name_back)
-    frozen, other = packed(lstm), packed(lstm, torch.int8)
+    frozen, other = prepacked_copy(lstm), prepacked_copy(lstm, torch.int8)
     assert "W" in frozen.state_dict()
     frozen.load_state_dict({k: v * 2 for k, v in lstm.state_dict().items()})
     assert torch.equal(frozen.state_dict()["W"], lstm.weight_ih_l0 * 2)
@@ -212,13 +212,13 @@ def test_what_cannot_come_along_is_refused(add: Any, message: str, source: Any) 
 def test_int8_weights_are_refused_by_a_layer_that_is_not_packed(kind: str, prefix: str) -> None:
     layer = fastlstm.convert(KINDS[kind]())
     model = in_a_model(inside=layer) if prefix else layer
-    given = packed(model, torch.int8).state_dict()
+    given = prepacked_copy(model, torch.int8).state_dict()
     before = copy.deepcopy(layer.state_dict())
     for options in ({"strict": False}, {"assign": True}, {}):
         with pytest.raises(RuntimeError, match=f"{prefix}weight_ih.*: expected floating weights"):
             model.load_state_dict(given, **options)
-        assert same(list(layer.state_dict().values()), list(before.values()))
-    model.load_state_dict(packed(model, torch.bfloat16).state_dict())
+        assert same_bits(list(layer.state_dict().values()), list(before.values()))
+    model.load_state_dict(prepacked_copy(model, torch.bfloat16).state_dict())
 
     def dequantize(module: nn.Module, state: dict[str, Any], at: str, *_: Any) -> None:
         for name in [name for name in state if name.endswith("_scale")]:
@@ -227,5 +227,5 @@ def test_int8_weights_are_refused_by_a_layer_that_is_not_packed(kind: str, prefi
 
     layer.register_load_state_dict_pre_hook(dequantize)  # somebody who knows what the numbers mean
     model.load_state_dict(given)
-    expected = unpack(packed(model, torch.int8)).state_dict()
+    expected = unpack(prepacked_copy(model, torch.int8)).state_dict()
     torch.testing.assert_close(model.state_dict(), expected)

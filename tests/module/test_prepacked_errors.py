@@ -160,8 +160,8 @@ def test_a_model_that_prepack_cannot_change() -> None:
             ", got one with LayerNormLSTM, which cannot be packed: it normalizes",
         ),
         (
-            Own(3, 4),
-            ", got one with Own, which cannot be packed: it .* or is a subclass of your own$",
+            OwnLSTM(3, 4),
+            ", got one with OwnLSTM, which cannot be packed: it .* or is a subclass of your own$",
         ),
     ):
         with pytest.raises(ValueError, match=f"a model with a fastlstm.LSTM or LSTMCell{hint}"):

@@ -121,7 +121,7 @@ class TestCompilers:
             assert torch.equal(loaded.module()(x), model(x))
 
 
-@pytest.mark.parametrize("weights", [None, *SMALLER], ids=str)
+@pytest.mark.parametrize("weights", [None, *SMALLER_DTYPES], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_autocast(weights: Any, dtype: torch.dtype) -> None:
     """Under autocast what comes from other layers is cast to the dtype of the packed layer."""
