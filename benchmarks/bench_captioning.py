@@ -1,8 +1,9 @@
-"""Captions per second of training and decoding, fastlstm.LSTM against torch.nn.LSTM.
+"""Measures a captioner in captions per second, with fastlstm.LSTM and with torch.nn.LSTM.
 
-Both run in one process, in alternation, on the same random captions (lengths as in COCO) and
-cached features; only the LSTM differs. Then time and peak memory of the vocabulary projection with
-its cross-entropy and gradients, in blocks and in one piece. Prints tables::
+The first table shows training and decoding. The two captioners differ only in their LSTM. They run
+alternately in one process, on the same random captions (with lengths as in COCO) and on random
+image features. The second table shows the vocabulary projection with its cross-entropy and its
+gradients: time and peak memory, computed in blocks and computed in one piece. ::
 
     python benchmarks/bench_captioning.py
     python benchmarks/bench_captioning.py --autocast bfloat16
@@ -30,19 +31,22 @@ from captioning.settings import DecodeConfig, ModelConfig
 
 
 def alternate(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each, the runs taking turns so that the machine is the same for both."""
+    """Returns the median seconds of each run.
+
+    The runs take turns, so that a slow phase of the machine slows all of them.
+    """
     times: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(repeats + 1):
         for name, run in runs.items():
             start = time.perf_counter()
             run()
-            if repeat:  # the first one warms up
+            if repeat:  # the first round only warms up
                 times[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
 def training(vocab: int, args: argparse.Namespace) -> dict[str, Callable[[], object]]:
-    """A step on a batch of random captions, by the LSTM."""
+    """Returns a training step on one batch of random captions, for each of the two LSTMs."""
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(10, 17, (args.batch,), generator=generator).sort(descending=True).values
     captions = torch.randint(4, vocab, (args.batch, 16), generator=generator)
@@ -67,7 +71,11 @@ def training(vocab: int, args: argparse.Namespace) -> dict[str, Callable[[], obj
 
 
 def projection(vocab: int, args: argparse.Namespace) -> dict[str, Callable[[], object]]:
-    """Scores, cross-entropy and gradients of the tokens of a batch, in two ways."""
+    """Returns two functions that compute the vocabulary projection of a batch.
+
+    Each function computes the scores of all tokens, their cross-entropy and the gradients: one in
+    blocks of tokens, the other in one piece.
+    """
     tokens = 12 * args.batch
     linear = torch.nn.Linear(args.hidden, vocab)
     hidden = torch.randn(tokens, args.hidden, requires_grad=True)
@@ -78,7 +86,8 @@ def projection(vocab: int, args: argparse.Namespace) -> dict[str, Callable[[], o
             with torch.autocast("cpu", torch.bfloat16, args.autocast == "bfloat16"):
                 value = loss()
             value.backward()
-            hidden.grad = linear.weight.grad = linear.bias.grad = None  # each has its own peak
+            # Without old gradients, every run has the peak memory of a first run.
+            hidden.grad = linear.weight.grad = linear.bias.grad = None
 
         return run
 
@@ -90,13 +99,14 @@ def projection(vocab: int, args: argparse.Namespace) -> dict[str, Callable[[], o
 
 
 def decoding(method: str, vocab: int, args: argparse.Namespace) -> dict[str, Callable[[], object]]:
+    """Returns a function that captions one batch by a search method, for each of the two LSTMs."""
     features = torch.randn(args.batch, args.features)
 
     def make(lstm: str) -> Callable[[], object]:
         torch.manual_seed(0)
         sizes = ModelConfig(args.features, vocab, args.embed, args.hidden)
         model = Captioner(sizes, lstm).eval()
-        model.decoder.linear.bias.data[2] = -1e9  # never ends: all 20 steps are timed
+        model.decoder.linear.bias.data[2] = -1e9  # no caption ends early, so 20 steps are timed
         words = Vocabulary([*SPECIAL, *map(str, range(vocab - len(SPECIAL)))])
         checkpoint = Checkpoint([model], words, CNNConfig())
         return lambda: decode_batch(checkpoint, features, DecodeConfig(method))
@@ -112,10 +122,13 @@ def main() -> None:
     parser.add_argument("--features", type=int, default=2048)
     parser.add_argument("--vocab", type=int, nargs="+", default=[3000, 10000])
     parser.add_argument(
-        "--autocast", choices=("none", "bfloat16"), default="none", help="of training"
+        "--autocast",
+        choices=("none", "bfloat16"),
+        default="none",
+        help="autocast dtype during training; default: none",
     )
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--json", type=Path, help="write the numbers")
+    parser.add_argument("--json", type=Path, help="also write the numbers to this JSON file")
     args = parser.parse_args()
     settle_malloc()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {args.batch}")

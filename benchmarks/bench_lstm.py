@@ -1,9 +1,9 @@
-"""On a CPU, compare fastlstm.LSTM with torch.nn.LSTM, prepacked layers with their peers.
+"""Compare the speed of fastlstm with that of torch.nn, torch.ao and onnxruntime on a CPU.
 
     python benchmarks/bench_lstm.py
     python benchmarks/bench_lstm.py --group dense,packed --seconds 0.5
 
-Prints a table and writes a JSON file. benchmarks/README.md says how to read them.
+The command prints a table and writes a JSON file. benchmarks/README.md says how to read them.
 """
 
 from __future__ import annotations
@@ -34,18 +34,19 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parses and checks the command line; `groups` of the result has the groups to measure."""
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").split("\n")[0],
         epilog=f"groups: {', '.join(group.key for group in GROUPS)}",
     )
     add = parser.add_argument
     add("--group", metavar="KEY,...", help="measure only these groups")
-    add("--engine", choices=ENGINES, default="auto", help="of fastlstm; default: auto")
-    add("--quick", action="store_true", help="two small cases of each group and mode, briefly")
-    add("--seconds", type=float, help="for each case; default: 1")
+    add("--engine", choices=ENGINES, default="auto", help="engine of fastlstm; default: auto")
+    add("--quick", action="store_true", help="measure two small cases of each group and mode")
+    add("--seconds", type=float, help="time for each case; default: 1, with --quick 0.2")
     add("--threads", type=int, help="number of CPU threads; default: torch's")
-    add("--limit", type=float, metavar="SECONDS", help="start no case after this long")
-    add("--output", type=Path, metavar="FILE.json", help="default: in benchmarks/results")
+    add("--limit", type=float, metavar="SECONDS", help="start no more cases after this time")
+    add("--output", type=Path, metavar="FILE.json", help="default: a file in benchmarks/results")
     args = parser.parse_args(arguments)
     for name in ("seconds", "threads", "limit"):
         value = getattr(args, name)
@@ -66,9 +67,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def smallest(group: Group, count: int = 2) -> Group:
-    """The group with only its cheapest cases of each mode."""
+    """Returns the group with only the `count` cheapest cases of each mode."""
 
-    def cost(case: Case) -> float:  # roughly the seconds that nn.LSTM takes
+    def cost(case: Case) -> float:  # an estimate of the seconds that nn.LSTM takes
         return floor.flops(case) / 1e11 + case.steps * 1e-4
 
     modes = ([case for case in group.cases if case.mode == mode] for mode in MODES)
@@ -77,7 +78,14 @@ def smallest(group: Group, count: int = 2) -> Group:
 
 
 class Bench:
-    """One run: what all cases share, and the measurements of one case."""
+    """Measures one case after another.
+
+    Attributes:
+        engine: the engine of fastlstm.
+        effort: how long each case is measured.
+        memory: the peak memory of each training case, measured before all timings.
+        peaks: the FLOP/s of this CPU in matrix products, by precision.
+    """
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.engine: str = args.engine
@@ -89,6 +97,7 @@ class Bench:
         self.peaks = self._peaks(cases)
 
     def _memory(self, cases: list[Case]) -> dict[Case, dict[str, memory.Peak]]:
+        """Measures the peak memory of each case with torch.nn and with fastlstm."""
         if not cases:
             return {}
         names = self.engine, "torch.nn"
@@ -99,7 +108,7 @@ class Bench:
         }
 
     def _peaks(self, cases: list[Case]) -> dict[str, float]:
-        """FLOP/s of products with packed weights, by precision."""
+        """Measures the FLOP/s of oneDNN's matrix products, by precision."""
         peaks = {}
         for precision in dict.fromkeys(case.precision for case in cases):
             large = [c for c in cases if c.precision == precision and c.steps > 1]
@@ -109,13 +118,14 @@ class Bench:
         return peaks
 
     def _pairs(self, case: Case) -> Pairs:
+        """Checks that the peer and fastlstm agree, and times both alternately."""
         theirs, ours = (build(case, name, "cpu") for name in (case.beside, self.engine))
         check_agreement(case, theirs, ours)
         step = Rested(ours.step) if isinstance(theirs.step, peers.Onnxruntime) else ours.step
         return alternate(theirs.step, step, cpu_clock, self.effort)
 
     def measure(self, case: Case) -> Result:
-        """Measures one case; benchmarks/README.md has the entries."""
+        """Measures one case. benchmarks/README.md describes the entries of the result."""
         with settings(case):
             pairs = self._pairs(case)
             seconds = statistics.median(pairs.candidate)
@@ -135,6 +145,7 @@ class Bench:
 
 
 def output_path(args: argparse.Namespace, commit: str | None) -> Path:
+    """Returns the JSON file to write: --output, or a name made of the date and the commit."""
     if args.output:
         return Path(args.output)
     now = datetime.datetime.now().strftime("%Y%m%d")
@@ -156,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "groups": [],
     }
     path = output_path(args, record["git"]["commit"])
-    print("First, for all cases: memory, the GEMM peak", file=sys.stderr)
+    print("Measuring the memory of all training cases and the GEMM peak", file=sys.stderr)
     bench = Bench(args)
     record["gemm_peak"] = bench.peaks
     table = Table(max(len(str(case)) for group in args.groups for case in group.cases))
@@ -178,12 +189,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 result["error"] = f"{type(error).__name__}: {error}"
             results.append(result)
             print(table.row(str(case), result), flush=True)
-            write_json(path, record)  # a later case may be killed
+            write_json(path, record)  # now, because a later case may end the process
         print(means(results))
     record["complete"] = left_out == 0
     write_json(path, record)
     if left_out:
-        print(f"\n{left_out} cases were left out: over the limit, or their peer is not installed")
+        print(f"\n{left_out} cases were left out: over the time limit, or the peer is missing")
     print(f"\nwritten: {path}")
     failed = [r for group in record["groups"] for r in group["results"] if "error" in r]
     return 1 if failed else 0

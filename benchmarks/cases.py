@@ -1,6 +1,7 @@
-"""What is measured: the cases, in groups; tests and other benchmarks take them too.
+"""The cases that bench_lstm.py measures, in groups. Tests and other benchmarks use them as well.
 
-A ratio is the time of torch.nn, or of another peer, divided by that of fastlstm: larger is better.
+The ratio of a case is the time of torch.nn (or of another peer) divided by the time of fastlstm: a
+larger ratio is better.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import torch
 DTYPES = {
     "float64": torch.float64,
     "float32": torch.float32,
-    "tf32": torch.float32,  # by a GPU's allow_tf32, or on a CPU as below
-    "products in bfloat16": torch.float32,  # by torch.backends.mkldnn.rnn.fp32_precision
+    # On a GPU allow_tf32 is set, on a CPU torch.backends.mkldnn.rnn.fp32_precision = "tf32".
+    "tf32": torch.float32,
+    "products in bfloat16": torch.float32,  # torch.backends.mkldnn.rnn.fp32_precision = "bf16"
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
@@ -25,26 +27,27 @@ MODES = ("inference", "training")
 
 @dataclass(frozen=True)
 class Case:
-    """One workload.
+    """One workload: a module, the shape of its input, and what is computed.
 
     Attributes:
-        batch, steps, input_size, hidden_size: B, T, I and H; T is the longest length if ragged, and
-            the calls of an LSTMCell.
+        batch, steps, input_size, hidden_size: the sizes B, T, I and H. If `ragged`, T is the
+            longest length. For an LSTMCell, T is the number of calls.
         mode: "training" is forward and backward with the gradients of the input and of all weights,
             "inference" is forward without gradients.
         precision: a key of `DTYPES`.
         module: "LSTM" or "LSTMCell".
-        ragged: whether the input is a PackedSequence of different lengths, given in any order.
-        lengths: whether rows have different lengths in a padded batch: `lengths=` in fastlstm;
-            torch.nn packs and pads in each call.
+        ragged: True if the input is a PackedSequence whose rows have different lengths, in any
+            order.
+        lengths: True if the input is a padded batch whose rows have different lengths. fastlstm
+            gets `lengths=`; for torch.nn every call packs the input and pads the output.
         num_layers, bidirectional, proj_size: as in nn.LSTM.
-        saturated: whether every input gate is shut, far beyond what a sigmoid can tell from 0.
-        resets: whether the state is zeroed in the middle of the rows, where an episode ends:
-            `reset=` in fastlstm, a loop over single steps in torch.nn, as in CleanRL.
-        name: the project that runs such a case, if it was found in one.
-        prepacked: dtype of the weights if ours are prepacked.
-        beside: with what ours is compared: "torch.nn", "torch.ao" (dynamic quantization),
-            "onnxruntime" or "onnxruntime int8".
+        saturated: True if a bias of -100 shuts every input gate, so that its sigmoid is nearly 0.
+        resets: True if the state is reset to zero inside the rows, as at the end of an episode.
+            fastlstm gets `reset=`; torch.nn runs a loop over single steps, as in CleanRL.
+        name: the name of the project that runs this case, or "" if the case is from no project.
+        prepacked: the dtype of fastlstm's prepacked weights, or "" if the layer is not prepacked.
+        beside: the peer that fastlstm is compared with: "torch.nn", "torch.ao" (dynamic
+            quantization), "onnxruntime" or "onnxruntime int8".
     """
 
     batch: int
@@ -94,7 +97,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Group:
-    """Cases whose mean counts, in inference and in training apart."""
+    """Cases that are reported together, with one mean for inference and one for training."""
 
     key: str
     title: str
@@ -127,10 +130,10 @@ BFLOAT16: tuple[Shape, ...] = ((128, 20, 256, 512), (64, 100, 128, 256), (16, 20
 ONE_STEP: tuple[Shape, ...] = tuple(
     (batch, 1, *sizes) for sizes, batch in product(((256, 512), (64, 64), (512, 1024)), (1, 5, 32))
 )
-# The first is that of the captioner's attention decoder.
+# The first shape is the one of the captioner's attention decoder.
 CELL_LOOPS: tuple[Shape, ...] = ((128, 8, 1536, 512), (32, 8, 256, 512), (8, 8, 64, 128))
 
-# What these projects run, read from their source.
+# The LSTMs of these projects, with the shapes and options found in their source code.
 BOTH_WAYS: dict[str, Any] = {"bidirectional": True}
 REAL = (
     Case(2, 128, 512, 128, resets=True, name="CleanRL PPO"),
@@ -164,6 +167,7 @@ def _group(
     modes: Iterable[str] = MODES,
     **traits: Any,
 ) -> Group:
+    """Returns a group with one case for every mode and shape."""
     cases = (Case(*shape, mode, **traits) for mode, shape in product(modes, shapes))
     return Group(key, title, tuple(cases))
 
@@ -192,7 +196,7 @@ def _groups() -> tuple[Group, ...]:
             LARGE, precision="products in bfloat16",
         ),
         _group("projection", "projection", one, proj_size=200),
-        # As fast as with other gates: nothing may be computed on subnormal numbers.
+        # This case must be as fast as the others: arithmetic on subnormal numbers would be slow.
         _group("saturated", "saturated gates", ((16, 64, 64, 256),), saturated=True),
         *(
             _group(f"prepacked-{weights}", f"prepacked in {weights}", DENSE,

@@ -1,4 +1,4 @@
-"""The arithmetic of an LSTM, and how fast a CPU multiplies."""
+"""The number of operations of an LSTM, and the speed of a CPU in matrix products."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from timing import Effort, cpu_clock, median_time
 
 
 def flops(case: Case, steps: int | None = None) -> int:
-    """Floating point operations of the matrix products: 2 * steps * 4H * (I + H) per direction.
+    """Returns the floating point operations of the matrix products of a case.
 
-    With a projection to P numbers 2 * steps * (4H * (I + P) + P * H).
+    They are 2 * steps * 4H * (I + H) per layer and direction, and with a projection to P features
+    2 * steps * (4H * (I + P) + P * H).
 
     Args:
-        case: the case; training counts three times, for the two products of the backward pass.
-        steps: real steps of all rows together; B * T if None.
+        case: the case. In training the result is three times as large, because the backward pass
+            has two products for every product of the forward pass.
+        steps: the sum of the lengths of all rows; B * T if None.
     """
     rows = case.batch * case.steps if steps is None else steps
     directions = 2 if case.bidirectional else 1
@@ -30,14 +32,14 @@ def flops(case: Case, steps: int | None = None) -> int:
 
 
 def gemm_peak(dtype: torch.dtype, shapes: Iterable[tuple[int, int, int]]) -> float | None:
-    """FLOP/s of the best of some products x [M,K] times packed w [N,K], by oneDNN.
+    """Returns the highest FLOP/s that oneDNN reaches in x [M,K] times w [N,K], transposed.
 
     Args:
-        dtype: dtype of both factors.
-        shapes: (M, N, K) of each product to try.
+        dtype: the dtype of both factors.
+        shapes: (M, N, K) of each product to try; w is reordered once, before the measurement.
 
     Returns:
-        The peak, or None where this torch has no packed oneDNN product of that dtype.
+        The peak, or None if this torch has no oneDNN product with reordered weights in that dtype.
     """
     if not torch.backends.mkldnn.is_available():
         return None
@@ -45,13 +47,13 @@ def gemm_peak(dtype: torch.dtype, shapes: Iterable[tuple[int, int, int]]) -> flo
     for M, N, K in shapes:
         x, w = torch.randn(M, K).to(dtype), torch.randn(N, K).to(dtype)
         try:
-            packed = torch.ops.mkldnn._reorder_linear_weight(w, M)
-            torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+            reordered = torch.ops.mkldnn._reorder_linear_weight(w, M)
+            torch.ops.mkldnn._linear_pointwise(x, reordered, None, "none", [], "")
         except RuntimeError:  # oneDNN has no such product for this dtype on this CPU
             return None
 
-        def product(x: torch.Tensor = x, packed: torch.Tensor = packed) -> torch.Tensor:
-            return torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+        def product(x: torch.Tensor = x, reordered: torch.Tensor = reordered) -> torch.Tensor:
+            return torch.ops.mkldnn._linear_pointwise(x, reordered, None, "none", [], "")
 
         with torch.no_grad():
             best = max(best, 2 * M * N * K / median_time(product, cpu_clock, Effort(0.3)))
@@ -59,6 +61,6 @@ def gemm_peak(dtype: torch.dtype, shapes: Iterable[tuple[int, int, int]]) -> flo
 
 
 def peak_shapes(cases: Iterable[Case]) -> list[tuple[int, int, int]]:
-    """A square product, and the products of all steps of each case at once."""
-    own = {(c.batch * c.steps, 4 * c.hidden_size, c.input_size + c.hidden_size) for c in cases}
-    return [(1024, 1024, 1024), *sorted(own)]
+    """Returns (M, N, K) of a square product and, for each case, of one product for all steps."""
+    of_cases = {(c.batch * c.steps, 4 * c.hidden_size, c.input_size + c.hidden_size) for c in cases}
+    return [(1024, 1024, 1024), *sorted(of_cases)]

@@ -1,10 +1,12 @@
-"""Compare nn.LSTM with the engines of a GPU, each by name: which of them should be "auto"?
+"""Compare nn.LSTM with each engine of a GPU, to decide when engine "auto" should take which.
 
-    python benchmarks/gpu.py smoke                      # persistent against stepwise; first of all
+    python benchmarks/gpu.py smoke
     python benchmarks/gpu.py table gpu.json --limit 200
 
-`smoke` runs each case in a process of its own, so that one that hangs stops no other. `table`
-prints and writes each case as it comes, and in the end the table that decides.
+`smoke` compares the results of the persistent engine with the results of the stepwise engine, so
+run it first. Each case has its own process, so that a case that hangs does not stop the others.
+`table` measures nn.LSTM and each engine. It prints and writes every case when the case is finished,
+and prints a summary of all cases at the end.
 """
 
 from __future__ import annotations
@@ -35,20 +37,32 @@ MODES = ("inference", "training")
 SIZES = (128, 256, 512, 1024, 2048)
 BATCHES = (1, 16, 64, 256)
 EFFORT = Effort(seconds=0.1, min_pairs=5)
-LONG = 20  # steps from which on a case counts in the table
+LONG = 20  # only cases with at least this many steps count in the summary
 
 Row = dict[str, Any]
 
 
 def smoke(precision: str, mode: str, device: str = "cuda", engine: str = "persistent") -> None:
-    """Raises a RuntimeError where an engine and the stepwise one do not agree."""
+    """Compares the results of an engine and of the stepwise engine on one case.
+
+    Raises:
+        RuntimeError: the results differ by more than rounding.
+    """
     case = Case(16, 12, 64, 256, mode, precision)
     with settings(case):
         check_agreement(case, *(build(case, name, device) for name in ("stepwise", engine)))
 
 
 def smoke_in_a_process(names: tuple[str, str], seconds: float) -> bool:
-    """Whether a case passes in time; prints what it says."""
+    """Runs one smoke case in its own process and prints its outcome.
+
+    Args:
+        names: the precision and the mode of the case.
+        seconds: the process is killed after this time.
+
+    Returns:
+        Whether the case passed in time.
+    """
     command = [sys.executable, __file__, "smoke", *names]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
@@ -60,7 +74,7 @@ def smoke_in_a_process(names: tuple[str, str], seconds: float) -> bool:
 
 
 def smoke_all(seconds: float) -> int:
-    """How many cases fail, of all at once."""
+    """Runs all smoke cases at the same time and returns how many failed."""
     cases = list(product(PRECISIONS, MODES))
     with ThreadPoolExecutor(len(cases)) as pool:
         passed = sum(pool.map(lambda names: smoke_in_a_process(names, seconds), cases))
@@ -69,7 +83,10 @@ def smoke_all(seconds: float) -> int:
 
 
 def grid() -> list[Case]:
-    """Known workloads, then sizes in random order, so that any part of them covers all."""
+    """Returns the cases of known projects, then all combinations of sizes in random order.
+
+    The order is random so that a run that is stopped early has cases of all sizes.
+    """
     sizes = product(PRECISIONS, MODES, SIZES, BATCHES, (1, LONG, 100, 512))
     found = [Case(B, T, H, H, mode, precision) for precision, mode, H, B, T in sizes]
     random.Random(0).shuffle(found)
@@ -77,7 +94,12 @@ def grid() -> list[Case]:
 
 
 def measure(case: Case, engines: Sequence[str], device: str = "cuda") -> Row:
-    """Time of nn.LSTM in microseconds, and divided by that of each engine; or the error."""
+    """Measures one case.
+
+    Returns:
+        "torch.nn us", the time of nn.LSTM in microseconds, and for each engine the time of nn.LSTM
+        divided by the time of the engine, or the error message if the engine failed.
+    """
     found: Row = {}
     with settings(case):
         theirs = build(case, "torch.nn", device)
@@ -86,7 +108,7 @@ def measure(case: Case, engines: Sequence[str], device: str = "cuda") -> Row:
                 ours = build(case, engine, device)
                 check_agreement(case, theirs, ours)
                 pairs = alternate(theirs.step, ours.step, CLOCKS[device], EFFORT)
-            except RuntimeError as error:  # it does not serve the case, or is wrong
+            except RuntimeError as error:  # unsupported case, or a wrong result
                 found[engine] = str(error).splitlines()[0]
             else:
                 found[engine] = pairs.ratio
@@ -94,8 +116,11 @@ def measure(case: Case, engines: Sequence[str], device: str = "cuda") -> Row:
     return found
 
 
-def decisive(rows: Sequence[Row], engines: Sequence[str]) -> str:
-    """nn.LSTM's time / an engine's: geometric mean over long cases of the grid, and the least."""
+def summary(rows: Sequence[Row], engines: Sequence[str]) -> str:
+    """Returns a Markdown table of nn.LSTM's time divided by each engine's time.
+
+    A cell has the geometric mean and, in brackets, the smallest ratio of the grid's long cases.
+    """
     cells: dict[tuple[Any, ...], dict[str, list[float]]] = {}
     for row in rows:
         case = row["case"]
@@ -121,7 +146,13 @@ def decisive(rows: Sequence[Row], engines: Sequence[str]) -> str:
 
 
 def measure_all(path: Path, limit: float, engines: Sequence[str]) -> None:
-    """Writes a row for each case, and prints the table of all."""
+    """Measures all cases, writes a row for each to `path`, and prints the summary.
+
+    Args:
+        path: the JSON file.
+        limit: no case is started after this many seconds.
+        engines: the engines to measure.
+    """
     end = time.monotonic() + limit
     record = machine.describe("cuda") | {"complete": False, "rows": []}
 
@@ -131,19 +162,23 @@ def measure_all(path: Path, limit: float, engines: Sequence[str]) -> None:
         return f"{row['case']}: {'; '.join(words)}", found | {"case": vars(row["case"])}
 
     write_rows(path, record, "rows", [{"case": case} for case in grid()], measured, end)
-    print(decisive(record["rows"], engines))
+    print(summary(record["rows"], engines))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    one = commands.add_parser("smoke", help="the persistent engine against the stepwise one")
-    one.add_argument("precision", nargs="?", choices=PRECISIONS, help="one case, in this process")
+    one = commands.add_parser("smoke", help="compare the persistent with the stepwise engine")
+    one.add_argument(
+        "precision", nargs="?", choices=PRECISIONS, help="run only this case, in this process"
+    )
     one.add_argument("mode", nargs="?", choices=MODES, default="inference")
-    one.add_argument("--seconds", type=float, default=60.0, help="for each case; default: 60")
-    all_ = commands.add_parser("table", help="nn.LSTM against each engine")
+    one.add_argument("--seconds", type=float, default=60.0, help="limit of a case; default: 60")
+    all_ = commands.add_parser("table", help="compare nn.LSTM with each engine")
     all_.add_argument("output", type=Path, metavar="FILE.json")
-    all_.add_argument("--limit", type=float, default=math.inf, help="start no case after it")
+    all_.add_argument(
+        "--limit", type=float, default=math.inf, help="start no more cases after these seconds"
+    )
     all_.add_argument("--engines", default=",".join(ENGINES), help=f"default: {','.join(ENGINES)}")
     args = parser.parse_args(arguments)
     if args.command == "table":

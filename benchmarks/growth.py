@@ -1,10 +1,11 @@
-"""How far a process grows over thousands of calls that all have another shape.
+"""Measure how much the memory of a process grows over thousands of calls of different shapes.
 
     python benchmarks/growth.py
     python benchmarks/growth.py --write docs/reference/figures.md
 
-Each row is one process: an LSTM(64, 128), batches of 1 to 32 rows and 1 to 64 steps, the same ones
-for both. Growth is the resident memory after the calls minus that after the first fifty (Linux).
+Each cell of the table is one process with an LSTM(64, 128) and batches of 1 to 32 rows and 1 to 64
+steps. nn.LSTM and fastlstm.LSTM get the same batches. The growth is the resident memory after all
+calls minus the resident memory after the first fifty calls. It can be measured on Linux only.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ WARM_UP = 50
 
 
 def resident() -> int:
-    """Bytes."""
+    """Returns the resident memory of this process in bytes."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * 4096
 
@@ -52,7 +53,7 @@ KINDS = {"training": training, "inference": inference, "inference, packed": pack
 
 
 def growth(implementation: str, kind: str, calls: int) -> int:
-    """Bytes that this process grows by."""
+    """Calls an LSTM and returns by how many bytes this process grew after the warm-up calls."""
     torch.manual_seed(0)
     shapes = random.Random(0)
     lstm = (nn if implementation == "nn.LSTM" else fastlstm).LSTM(64, 128)
@@ -68,12 +69,15 @@ def growth(implementation: str, kind: str, calls: int) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--calls", type=int, default=3000)
-    parser.add_argument("--write", type=Path, metavar="FILE.md", help="put it into this file")
-    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)  # in the process of a row
+    parser.add_argument(
+        "--write", type=Path, metavar="FILE.md", help="also put the table into this file"
+    )
+    # Only the processes that this command starts get --measure.
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
-        kind, implementation = args.measure
-        print(growth(kind, implementation, args.calls))
+        implementation, kind = args.measure
+        print(growth(implementation, kind, args.calls))
         return
     rows = []
     for kind in KINDS:

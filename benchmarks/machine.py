@@ -1,4 +1,7 @@
-"""What a result depends on: the machine, the versions, the commit. No paths, no names of hosts."""
+"""Describes what a result depends on: the machine, the versions and the commit.
+
+The description has no paths and no host names, so that it can be published.
+"""
 
 from __future__ import annotations
 
@@ -20,44 +23,46 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def cpu_model() -> str:
+    """Returns the model name of the processor."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
-    except OSError:  # not Linux
+    except OSError:  # this system is not Linux
         pass
     return platform.processor() or platform.machine()
 
 
 def cores() -> int:
-    """How many cores this process may use."""
+    """Returns how many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def _git(*arguments: str) -> str | None:
+    """Returns what a git command prints, or None if there is no git or no git checkout."""
     try:
         command = ["git", "-C", str(ROOT), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):  # no git, or not a checkout
+    except (OSError, subprocess.CalledProcessError):
         return None
 
 
 def command(program: str, arguments: Sequence[str]) -> str:
-    """The command line, without the folders of files."""
+    """Returns the command line, with only the names of JSON files and not their folders."""
     words = [Path(a).name if a.endswith(".json") else a for a in arguments]
     return shlex.join(["python", f"benchmarks/{program}.py", *words])
 
 
 def name(record: dict[str, Any]) -> str:
-    """The processor or GPU of a result."""
+    """Returns the name of the GPU or processor of a result."""
     machine = record["machine"]
     return machine.get("gpu") or machine["cpu"] + (" with AMX" if machine.get("amx") else "")
 
 
 def line(record: dict[str, Any]) -> str:
-    """Where a result was measured, by what, and when."""
+    """Returns a line that says on which machine, with which versions and when it was measured."""
     git = record["git"]
     words = [
         f"{name(record)}, {record['threads']} threads, {record['machine']['capability']}",
@@ -69,7 +74,11 @@ def line(record: dict[str, Any]) -> str:
 
 
 def describe(device: str) -> dict[str, Any]:
-    """Describes the running process, as JSON."""
+    """Describes the machine and the versions of the running process, in values for JSON.
+
+    Args:
+        device: "cpu" or "cuda"; for "cuda" the description includes the GPU.
+    """
     changes = _git("status", "--porcelain", "--", ".", ":!benchmarks/results")
     build_keys = ("kinds", "torch", "cuda", "nvcc", "cuda_arch_list", "compiler", "commit", "date")
     record = _build.build_record()
@@ -91,7 +100,8 @@ def describe(device: str) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "machine": machine,
         "threads": torch.get_num_threads(),
-        "tf32": {  # as the user left it; the cases named tf32 turn both on, the others off
+        # The setting outside the cases: tf32 cases turn both on, all other cases turn both off.
+        "tf32": {
             "cudnn": torch.backends.cudnn.allow_tf32,
             "matmul": torch.backends.cuda.matmul.allow_tf32,
         },

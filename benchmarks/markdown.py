@@ -1,4 +1,4 @@
-"""Markdown tables, and the sections of a document that commands write."""
+"""Formats Markdown tables, and writes them into marked sections of a document."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from pathlib import Path
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table whose first column is text and whose other columns are numbers."""
+    """Returns a table: the first column is aligned left, as text, the others right, as numbers."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def publish(text: str, path: Path | None, section: str) -> None:
-    """Prints what a command found, and puts it into the section of a file if one is given."""
+    """Prints the text, and if `path` is given also puts it into that section of the file."""
     print(text)
     if path:
         replace_section(path, section, text)
 
 
 def replace_section(path: Path, name: str, text: str) -> None:
-    """Replaces what stands between <!-- name --> and <!-- /name --> in a file.
+    """Replaces the text between <!-- name --> and <!-- /name --> in a file.
 
     Raises:
-        ValueError: the file does not hold the two markers, once each and in this order.
+        ValueError: the file does not have each of the two markers exactly once and in this order.
     """
     old = path.read_text()
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.S)
     if old.count(begin) != 1 or old.count(end) != 1 or not pattern.search(old):
-        raise ValueError(f"{path.name}: expected one line {begin} and below it one line {end}")
+        raise ValueError(f"{path.name}: expected one {begin} and after it one {end}")
     new = pattern.sub(lambda _: f"{begin}\n{text}\n{end}", old)
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(new)

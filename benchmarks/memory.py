@@ -1,10 +1,13 @@
-"""Peak memory of one training step, beyond the weights and the input.
+"""Measures the peak memory of one training step, without the weights and the input.
 
-A fresh process measures it in two ways, since neither sees everything: `allocated`, the
-highest sum of the tensors that torch's allocator has handed out (exact, and the same on every run),
-and `resident`, how far the process grew in pages really touched, whoever allocated them (Linux).
-malloc is told to map every block of 16 KiB or more and to give smaller ones back before the step,
-so that the second number does not depend on what ran before and repeats to within a few pages.
+A new process measures two numbers, because neither of them includes everything:
+
+- `allocated` is the largest total size of the tensors that torch's allocator has given out. It is
+  exact and the same in every run.
+- `resident` is how much the resident memory of the process grew, including memory that libraries
+  allocate themselves. It can be measured on Linux only. To make it repeatable to a few pages,
+  malloc is configured to map every block of 16 KiB or more, and is asked before the step to return
+  smaller free blocks to the system.
 """
 
 from __future__ import annotations
@@ -26,13 +29,19 @@ from workload import build, settings
 
 from fastlstm import _build
 
-Peak = dict[str, int]  # bytes by "allocated" and "resident"; what cannot be measured is absent
+# Bytes under the keys "allocated" and "resident"; a number that cannot be measured is missing.
+Peak = dict[str, int]
 
 
 def measure(cases: Sequence[Case], implementation: str) -> list[Peak]:
-    """Measures each case, with no entry where the implementation refuses it.
+    """Measures each case in a new process.
 
-    For the arguments see `workload.build`.
+    Args:
+        cases: training cases.
+        implementation: as for `workload.build`.
+
+    Returns:
+        One peak for each case, which is empty if the implementation refuses the case.
     """
     request = json.dumps([implementation, [dataclasses.asdict(case) for case in cases]])
     environment = os.environ | {
@@ -52,12 +61,12 @@ def measure(cases: Sequence[Case], implementation: str) -> list[Peak]:
 def _peak(case: Case, implementation: str) -> Peak:
     try:
         return _cpu_peak(case, implementation)
-    except RuntimeError:  # the timing of this case meets the same error and reports it
+    except RuntimeError:  # timing this case raises the same error, which is reported then
         return {}
 
 
 def allocated(step: Callable[[], object]) -> int:
-    """The highest sum of the tensors that torch handed out during `step`, in bytes."""
+    """Returns the largest total size of the tensors allocated during `step`, in bytes."""
     with profile(profile_memory=True) as profiler:
         step()
     events = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
@@ -69,6 +78,7 @@ def allocated(step: Callable[[], object]) -> int:
 
 
 def _status(field: str) -> int:
+    """Returns a field of /proc/self/status in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
@@ -76,10 +86,12 @@ def _status(field: str) -> int:
 
 
 def _resident(step: Callable[[], object]) -> int | None:
+    """Returns by how many bytes the resident memory grew during `step`, or None if unknown."""
     try:
         ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # resets the peak, VmHWM
-    except (AttributeError, OSError):  # another C library, another system, a guarded container
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, the peak resident memory
+    # The C library has no malloc_trim, or the system or container does not allow the reset.
+    except (AttributeError, OSError):
         return None
     before = _status("VmRSS")
     step()
@@ -91,12 +103,12 @@ def _cpu_peak(case: Case, implementation: str) -> Peak:
     with settings(case):
         workload = build(case, implementation, "cpu")
         workload.step()
-        # Libraries take scratch memory now and then, so the largest of three growths counts.
+        # Libraries allocate scratch memory only in some steps, so the largest of three is taken.
         for name, method in (("allocated", allocated), *[("resident", _resident)] * 3):
             workload.clear()
             gc.collect()
             if _build.library:
-                _build.library.release_scratch()  # or it would count in no step
+                _build.library.release_scratch()  # so that the step's own scratch memory counts
             if (value := method(workload.step)) is not None:
                 peak[name] = max(value, peak.get(name, 0))
     return peak

@@ -3,8 +3,9 @@
     python benchmarks/numerics.py
     python benchmarks/numerics.py --write docs/reference/figures.md
 
-The error of a tensor is the root mean square of its deviation over the root mean square of the
-truth. The truth is nn.LSTM in float64 on the same tensors, which were rounded to the dtype before.
+The error of a tensor is the root mean square of its deviation from the exact tensor, divided by the
+root mean square of the exact tensor. The exact tensors are results of nn.LSTM in float64, on the
+same input and weights: those are rounded to the dtype first.
 """
 
 from __future__ import annotations
@@ -28,7 +29,13 @@ NAMES = ("output", *(f"gradient of {name}" for name in ("input", *WEIGHTS)))
 
 
 def results(module: nn.Module, x: Tensor, given: Tensor) -> list[Tensor]:
-    """What `NAMES` names."""
+    """Returns the tensors that `NAMES` lists.
+
+    Args:
+        module: an LSTM.
+        x: the input [T,B,I].
+        given: the gradient [T,B,H] of the output.
+    """
     x = x.detach().clone().requires_grad_()
     output, _ = module(x)
     leaves = [x, *map(module.get_parameter, WEIGHTS)]
@@ -36,7 +43,7 @@ def results(module: nn.Module, x: Tensor, given: Tensor) -> list[Tensor]:
 
 
 def errors(dtype: torch.dtype, device: str, engine: str) -> list[list[float]]:
-    """The relative errors of nn.LSTM, and those of fastlstm.LSTM."""
+    """Returns the relative errors of nn.LSTM and of fastlstm.LSTM, in the order of `NAMES`."""
     torch.manual_seed(0)
     ours = fastlstm.LSTM(INPUT, HIDDEN)
     ours.engine = engine
@@ -55,6 +62,7 @@ def errors(dtype: torch.dtype, device: str, engine: str) -> list[list[float]]:
 
 
 def report(device: str, engine: str) -> str:
+    """Returns the table of errors in Markdown, below a line that describes the machine."""
     columns, header = [], ["relative error"]
     for dtype in DTYPES:
         columns += errors(dtype, device, engine)
@@ -71,8 +79,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", choices=["cpu", "cuda"], default=default)
-    parser.add_argument("--engine", choices=ENGINES, default="auto", help="of fastlstm.LSTM")
-    parser.add_argument("--write", type=Path, metavar="FILE.md", help="put it into this file")
+    parser.add_argument(
+        "--engine", choices=ENGINES, default="auto", help="engine of fastlstm.LSTM; default: auto"
+    )
+    parser.add_argument(
+        "--write", type=Path, metavar="FILE.md", help="also put the table into this file"
+    )
     args = parser.parse_args(arguments)
     torch.backends.cudnn.allow_tf32 = False
     publish(report(args.device, args.engine), args.write, "numerics")

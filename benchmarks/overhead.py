@@ -1,11 +1,12 @@
-"""What a call costs beside its arithmetic: one small step by torch.nn, our module, our op.
+"""Measure the overhead of a call: one small step by torch.nn, a fastlstm module and its op.
 
     python benchmarks/overhead.py
     python benchmarks/overhead.py --batch 8 --hidden 128 --json overhead.json
 
-Microseconds of a forward call, the median of batches of 50; all columns take turns. *op* is what
-the module calls in C++, *nothing* a module that returns its input. With one thread processor time
-counts, so that other processes disturb little.
+The table has the microseconds of a forward call, as the median over batches of 50 calls. All
+columns of a row take turns. The column *op* is the function of the extension that the module calls,
+and *nothing* is a module that returns its input. With one thread the processor time of the thread
+is measured, which other processes disturb less than the wall time.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 import fastlstm
 from fastlstm import _build
 
-CALLS = 50  # of a batch
+CALLS = 50  # calls of one batch
 Call = Callable[[], object]
 
 
@@ -40,10 +41,17 @@ class Nothing(nn.Module):
 
 
 def op(name: str, tensors: Sequence[Any], weights: Sequence[Tensor], layout: str) -> Call | None:
-    """A function of the extension with input, h_0, c_0, then options (batch_sizes, lengths, reset).
+    """Returns a call of a function of the extension, or None if the function cannot be called so.
 
-    What follows is read from its signature, which differs between versions; None where it lacks the
-    function or takes no None.
+    The arguments after `layout` differ between versions of fastlstm, so their kinds are read from
+    the signature in the docstring of the function. An optional argument gets the next of
+    `tensors[3:]`, a bool gets False, and a string gets "auto".
+
+    Args:
+        name: the name of the function, which this version of fastlstm may not have.
+        tensors: input, h_0 and c_0, then the options batch_sizes, lengths and reset if needed.
+        weights: the weights of the layer.
+        layout: the layout of the weights.
     """
     function = getattr(_build.library, name, None)
     signature = re.match(r"\w+\((.*?)\) ->", getattr(function, "__doc__", ""))
@@ -62,7 +70,7 @@ def op(name: str, tensors: Sequence[Any], weights: Sequence[Tensor], layout: str
 
 
 def cases(batch: int, input_size: int, hidden: int) -> dict[str, dict[str, Call | None]]:
-    """By row and column, what is called; None where there is no such thing."""
+    """Returns the calls to measure, by row and column; None if there is no such call."""
     torch.manual_seed(0)
     x, row = torch.randn(1, batch, input_size), torch.randn(batch, input_size)
     h, c = torch.randn(1, batch, hidden), torch.randn(1, batch, hidden)
@@ -120,11 +128,16 @@ def cases(batch: int, input_size: int, hidden: int) -> dict[str, dict[str, Call 
 
 
 def measure(columns: dict[str, Call | None], seconds: float) -> dict[str, float]:
-    """Microseconds of a call of each column."""
+    """Returns the microseconds of a call for each column.
+
+    Args:
+        columns: the calls of one row, by column.
+        seconds: how long to measure.
+    """
     calls = {name: call for name, call in columns.items() if call is not None}
     times: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
-        for _ in range(CALLS):  # plans and memory
+        for _ in range(CALLS):  # warm up: the first calls make plans and allocate memory
             call()
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     end = time.perf_counter() + seconds
@@ -144,8 +157,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--input", type=int, default=64)
     parser.add_argument("--hidden", type=int, default=64)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of a row; default: 1")
-    parser.add_argument("--json", type=Path, metavar="FILE.json", help="the figures, by row")
+    parser.add_argument("--seconds", type=float, default=1.0, help="time for a row; default: 1")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE.json", help="also write the figures to this file"
+    )
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     found, rows = {}, []

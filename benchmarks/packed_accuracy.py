@@ -1,11 +1,12 @@
-"""Print what weights of fewer bits cost in accuracy (`fastlstm.prepack`), as Markdown.
+"""Print how accurate prepacked layers are in float32, bfloat16 and int8, as Markdown.
 
     python benchmarks/packed_accuracy.py
     python -m captioning demo --output runs/demo
     python benchmarks/packed_accuracy.py --demo runs/demo --write docs/reference/figures.md
 
-The error of an output is the root mean square of its deviation from the layer in float64, over the
-root mean square of the latter. Of the demo's captioner: how many captions state all six facts.
+The error of an output is the root mean square of its deviation from the output of the same layer in
+float64, divided by the root mean square of the float64 output. With --demo, a second table shows
+which share of the demo captioner's captions state all six facts of a picture correctly.
 """
 
 from __future__ import annotations
@@ -28,7 +29,11 @@ WEIGHTS = (torch.float32, torch.bfloat16, torch.int8)
 
 
 def random_layer(size: int) -> list[str]:
-    """The errors of each dtype after 1 and after `STEPS` steps, of a new layer."""
+    """Returns the errors of a random layer in each dtype, after 1 and after `STEPS` steps.
+
+    Args:
+        size: the input size and the hidden size.
+    """
     torch.manual_seed(size)
     lstm, x = fastlstm.LSTM(size, size).eval(), torch.randn(STEPS, BATCH, size)
     with torch.inference_mode():
@@ -41,11 +46,16 @@ def random_layer(size: int) -> list[str]:
 
 
 def error(found: Tensor, exact: Tensor) -> str:
+    """Returns the relative error of `found`, as text."""
     return f"{((found - exact).norm() / exact.norm()).item():.1e}"
 
 
 def facts_right(demo: Path) -> list[str]:
-    """The share of right captions in each dtype, of both splits."""
+    """Returns the number of pictures and, for each dtype, the share of correct captions.
+
+    Args:
+        demo: the folder that `captioning demo` wrote. The splits "val" and "unseen" count together.
+    """
     from captioning.cnn.features import FeatureTable, extract_features
     from captioning.cnn.pretrained import load_cnn
     from captioning.data import scenes
@@ -75,6 +85,7 @@ def facts_right(demo: Path) -> list[str]:
 
 
 def report(demo: Path | None) -> str:
+    """Returns the tables in Markdown, below a line that describes the machine."""
     names = [str(weights).removeprefix("torch.") for weights in WEIGHTS]
     columns = [f"{name}, {after}" for name in names for after in ("1 step", f"{STEPS} steps")]
     header = ["input and hidden size", *columns]
@@ -89,14 +100,16 @@ def report(demo: Path | None) -> str:
         header = ["captioner of the demo", "pictures", *names]
         parts.append(table(header, [["all facts right", *facts_right(demo)]]))
     else:
-        parts.append("Without --demo: the captioner was left out.")
+        parts.append("The captioner was left out, because --demo was not given.")
     return "\n\n".join(parts)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--demo", type=Path, help="folder that `captioning demo` wrote")
-    parser.add_argument("--write", type=Path, metavar="FILE.md", help="put it into this file")
+    parser.add_argument("--demo", type=Path, help="the folder that `captioning demo` wrote")
+    parser.add_argument(
+        "--write", type=Path, metavar="FILE.md", help="also put the tables into this file"
+    )
     args = parser.parse_args(arguments)
     text = report(args.demo)
     publish(text, args.write, "packed")

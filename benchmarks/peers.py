@@ -1,4 +1,4 @@
-"""Who else runs an LSTM for inference on a CPU: onnxruntime, and the int8 of torch.ao."""
+"""Runs an LSTM by the peers of fastlstm on a CPU: onnxruntime and int8 quantization of torch.ao."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ if TYPE_CHECKING:  # the process of onnxruntime starts without torch
 
 
 def is_installed(peer: str) -> bool:
+    """Returns whether the packages of a peer are installed; for the names see `Case.beside`."""
     names = ("onnxruntime", "onnx") if peer.startswith("onnxruntime") else ("torch",)
     return all(map(importlib.util.find_spec, names))
 
 
 def quantized_by_torch_ao(module: nn.Module) -> nn.Module:
-    """What quantize_dynamic makes of an LSTM or LSTMCell in int8."""
+    """Returns an LSTM or LSTMCell with int8 weights, made by torch.ao's quantize_dynamic."""
     import warnings
 
     import torch
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it is deprecated
+        warnings.simplefilter("ignore")  # torch.ao warns that it is deprecated
         whole = torch.ao.quantization.quantize_dynamic(
             torch.nn.Sequential(module), {type(module)}, dtype=torch.qint8
         )
@@ -38,11 +39,11 @@ def quantized_by_torch_ao(module: nn.Module) -> nn.Module:
 
 
 def save_onnx(lstm: Any, path: Path) -> None:
-    """Writes an ONNX LSTM of opset 17, from a state of zeros, with the weights of a layer."""
+    """Writes a layer as an ONNX model with one LSTM of opset 17, whose initial state is zero."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
-    def in_order(weight: Tensor) -> Any:  # ONNX has i, o, f, g
+    def in_order(weight: Tensor) -> Any:  # from PyTorch's gate order i, f, g, o to i, o, f, g
         i, f, g, o = weight.detach().numpy().reshape(4, lstm.hidden_size, -1)
         return np.concatenate([i, o, f, g])[None]
 
@@ -65,15 +66,22 @@ def save_onnx(lstm: Any, path: Path) -> None:
 
 
 class Onnxruntime:
-    """A layer by onnxruntime, in a process that is stopped while others work.
+    """Runs a layer by onnxruntime, in a process of its own.
 
-    Its threads wait by spinning. In int8 it is a DynamicQuantizeLSTM.
+    The process is stopped between measurements, because onnxruntime's threads wait in a busy loop.
 
     Attributes:
-        output: [T,B,H], of the first call.
+        output: the output [T,B,H] of the first call.
     """
 
     def __init__(self, lstm: nn.Module, x: Tensor, int8: bool) -> None:
+        """Starts the process and runs the layer once.
+
+        Args:
+            lstm: an nn.LSTM with one layer.
+            x: the input [T,B,I] of all calls.
+            int8: whether to quantize the layer to a DynamicQuantizeLSTM.
+        """
         import torch
 
         with tempfile.TemporaryDirectory() as name:
@@ -99,7 +107,7 @@ class Onnxruntime:
         return self.output
 
     def seconds(self, calls: int) -> float:
-        """Runs it; the seconds of a call."""
+        """Calls the layer `calls` times in its process and returns the seconds per call."""
         self.process.send_signal(signal.SIGCONT)
         assert self.process.stdin
         self.process.stdin.write(f"{calls}\n")
@@ -114,7 +122,16 @@ class Onnxruntime:
 
 
 def serve(folder: Path, threads: int, int8: bool) -> None:
-    """Calls the layer as often as a line of the input says, and prints the seconds of a call."""
+    """The main function of onnxruntime's process.
+
+    It writes the output of a first call to y.npy. Then every line of standard input is a number of
+    calls: it makes these calls and prints the seconds per call.
+
+    Args:
+        folder: the folder with the model lstm.onnx and its input x.npy.
+        threads: the number of threads.
+        int8: whether to quantize the model first.
+    """
     import onnxruntime
 
     path, x = folder / "lstm.onnx", {"X": np.load(folder / "x.npy")}
@@ -128,7 +145,7 @@ def serve(folder: Path, threads: int, int8: bool) -> None:
     np.save(folder / "y.npy", session.run(None, x)[0])
     print(0, flush=True)
     for line in sys.stdin:
-        for _ in range(2):  # the first after its rest
+        for _ in range(2):  # the first round, right after a stop, only warms up
             start = time.perf_counter()
             for _ in range(int(line)):
                 session.run(None, x)
@@ -137,5 +154,5 @@ def serve(folder: Path, threads: int, int8: bool) -> None:
 
 
 if __name__ == "__main__":
-    logging.disable(logging.WARNING)  # advice of quantize_dynamic
+    logging.disable(logging.WARNING)  # quantize_dynamic logs advice
     serve(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:] == ["int8"])

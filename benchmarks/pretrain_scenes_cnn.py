@@ -1,8 +1,8 @@
-"""The script that pretrains the tiny CNN of the embedded data set.
+"""Pretrains the tiny CNN that the demo of captioning uses.
 
-It is pretrained on attribute grids: pictures of scattered shapes, each with its own color, shape
-and size, labeled cell by cell. It never sees a group, a place in words or a caption. The weights
-in the package were made by::
+The CNN learns from pictures of scattered shapes. Each shape has a random color, shape and size, and
+an attribute grid labels every cell of the picture. The CNN never sees a caption or a scene of the
+demo's data set. This command made the weights in the package::
 
     python benchmarks/pretrain_scenes_cnn.py
 """
@@ -25,7 +25,7 @@ from captioning.files import write_atomically
 
 
 def to_input(pictures: np.ndarray) -> Tensor:
-    """uint8 [B,H,W,3] to the [B,3,H,W] in -1..1 that the CNN expects."""
+    """Converts uint8 pictures [B,H,W,3] to the floats [B,3,H,W] in -1..1 that the CNN expects."""
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div(127.5).sub(1)
 
 
@@ -36,10 +36,12 @@ KINDS = [len(scenes.COLORS), len(scenes.SHAPES), len(scenes.SIZES)]
 
 
 def draw_grid(rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
-    """A picture of one to six scattered shapes and its attribute grid.
+    """Draws a picture of one to six scattered shapes.
 
-    The grid [attributes + 1,GRID,GRID] is 1 where a shape of the attribute has its middle; the last
-    plane is the index of the background.
+    Returns:
+        The picture [H,W,3] and its attribute grid [attributes + 1,GRID,GRID]. In the plane of an
+        attribute, 1 marks a cell with the center of a shape that has the attribute. The last plane
+        is the index of the background in every cell.
     """
     background = rng.choice(BACKGROUNDS)
     canvas, draw = scenes.new_canvas(rng, background)
@@ -65,7 +67,7 @@ def draw_grid(rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Heads(nn.Module):
-    """What pretraining predicts from the feature map; not kept afterwards."""
+    """The layers that predict the attributes from the feature map; only pretraining needs them."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -73,10 +75,16 @@ class Heads(nn.Module):
         self.count = nn.Linear(channels, len(ATTRIBUTES))
 
     def losses(self, features: Tensor, grid: Tensor) -> dict[str, Tensor]:
-        """Per cell: whether there is a shape, its color, shape and size, and the background.
+        """Returns the losses by name.
 
-        Per quarter: how many shapes of each attribute, linear in the sum of the features, so that
-        pooled features contain it.
+        For each cell, the heads predict whether a shape is there, its color, shape and size, and
+        the background. For each quarter of the picture, they predict how many shapes have each
+        attribute. That prediction is linear in the sum of the features, so that the CNN learns
+        features whose average tells the counts.
+
+        Args:
+            features: the feature maps [B,channels,GRID,GRID].
+            grid: the attribute grids [B,attributes + 1,GRID,GRID].
         """
         attributes, background = grid[:, :-1], grid[:, -1].long()
         scores = self.cell(features)
@@ -86,8 +94,8 @@ class Heads(nn.Module):
         for name, kind, target in zip(
             ("color", "shape", "size"), kinds, attributes.split(KINDS, 1), strict=True
         ):
-            every = F.cross_entropy(kind, target.argmax(1), reduction="none")
-            losses[name] = (every * shape_there).sum() / shape_there.sum()
+            of_cells = F.cross_entropy(kind, target.argmax(1), reduction="none")
+            losses[name] = (of_cells * shape_there).sum() / shape_there.sum()
         losses["there"] = 10 * F.binary_cross_entropy_with_logits(there[:, 0], shape_there)
 
         def quarters(map_: Tensor) -> Tensor:
@@ -99,12 +107,12 @@ class Heads(nn.Module):
 
 
 def pretrain(steps: int, batch_size: int, learning_rate: float, seed: int) -> SceneCNN:
-    """Trains the CNN to tell the facts of drawn scenes."""
+    """Trains a new CNN on random attribute grids and returns it in evaluation mode."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
     cnn = SceneCNN()
     heads = Heads(cnn.channels)
-    heads.count.weight.data /= 10  # it reads sums over 64 cells
+    heads.count.weight.data /= 10  # small, because its inputs are sums over 64 cells
     parameters = [*cnn.parameters(), *heads.parameters()]
     optimizer = torch.optim.Adam(parameters, learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps)
@@ -122,9 +130,9 @@ def pretrain(steps: int, batch_size: int, learning_rate: float, seed: int) -> Sc
 
 
 def main() -> None:
-    """The command that pretrains the CNN and writes its weights."""
+    """Pretrains the CNN and writes its weights."""
     parser = argparse.ArgumentParser(description="Pretrain the CNN of the drawn scenes.")
-    parser.add_argument("--output", type=Path, default=WEIGHTS, help="weights file to write")
+    parser.add_argument("--output", type=Path, default=WEIGHTS, help="the weights file to write")
     parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=4e-3)

@@ -1,10 +1,11 @@
-"""Random calls of fastlstm and of torch.nn in turn: which calls are slower?
+"""Compare random calls of fastlstm and of torch.nn, to find calls that are slower in fastlstm.
 
     python benchmarks/random_calls.py --count 400 --seed 1 --threads 2
     python benchmarks/random_calls.py --count 400 --seed 1 --isa avx2
 
-Sizes are drawn log-uniformly. A call that is below 1.0 is measured again with three times the
-pairs, and the second ratio counts. `--isa` limits both sides to an instruction set.
+The sizes of a call are drawn log-uniformly. A ratio is the time of torch.nn divided by the time of
+fastlstm. A call with a ratio below 1.0 is measured again with three times as many pairs, and then
+the second ratio counts. `--isa` limits fastlstm and torch.nn to an instruction set.
 """
 
 from __future__ import annotations
@@ -23,20 +24,23 @@ from machine import describe, line
 from timing import Effort, alternate, cpu_clock, settle_malloc
 from workload import build, check_agreement, settings
 
-# What PyTorch, oneDNN and MKL call the instruction sets.
+# The names of the instruction sets in PyTorch, oneDNN and MKL: the values of `VARIABLES`.
 ISAS = {"avx2": ("avx2", "AVX2", "AVX2"), "avx512": ("avx512", "AVX512_CORE", "AVX512")}
 VARIABLES = "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS"
-LEAST = 0.97
-LARGEST = 4e10  # multiply-adds of a forward pass, so that no call takes long
+LEAST = 0.97  # calls with a smaller ratio are counted as slow
+LARGEST = 4e10  # the most multiply-adds of a forward pass, so that no call takes long
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parses and checks the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--count", type=int, default=400, help="of the calls; default: 400")
-    parser.add_argument("--seed", type=int, default=1, help="of the draw; default: 1")
+    parser.add_argument("--count", type=int, default=400, help="number of calls; default: 400")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the calls; default: 1")
     parser.add_argument("--threads", type=int, help="number of CPU threads; default: torch's")
-    parser.add_argument("--isa", choices=ISAS, help="the highest instruction set of both sides")
-    parser.add_argument("--pairs", type=int, default=7, help="of samples at first; default: 7")
+    parser.add_argument("--isa", choices=ISAS, help="the newest instruction set to use")
+    parser.add_argument(
+        "--pairs", type=int, default=7, help="pairs of samples of the first measurement; default: 7"
+    )
     args = parser.parse_args(arguments)
     for name in ("count", "threads", "pairs"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
@@ -45,7 +49,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def draw(count: int, seed: int) -> Iterator[Case]:
-    """Random cases, the same for the same seed; the first cases of a longer draw are the same."""
+    """Yields `count` random cases. The n-th case depends only on the seed, not on `count`."""
     random_ = random.Random(seed)
 
     def size(low: int, high: int) -> int:
@@ -60,7 +64,7 @@ def draw(count: int, seed: int) -> Iterator[Case]:
             "precision": random_.choice(("float32",) * 6 + ("bfloat16", "float64")),
         }
         if random_.random() < 0.25:
-            # One step, or in training the loop over steps that makes a gradient worth taking.
+            # One step in inference. In training a loop over steps, as models train an LSTMCell.
             steps = 1 if sizes["mode"] == "inference" else 8
             case = Case(steps=steps, module="LSTMCell", **sizes)
         else:
@@ -80,7 +84,7 @@ def draw(count: int, seed: int) -> Iterator[Case]:
 
 
 def multiply_adds(case: Case) -> int:
-    """Of a forward pass in which all rows have all steps."""
+    """Returns the multiply-adds of a forward pass in which all rows have all steps."""
     directions, inputs, work = 1 + case.bidirectional, case.input_size, 0
     for _ in range(case.num_layers):
         gates = 4 * case.hidden_size * (inputs + case.output_size)
@@ -90,13 +94,18 @@ def multiply_adds(case: Case) -> int:
 
 
 def group(case: Case) -> str:
-    """The kind of a call, by which means are printed."""
+    """Returns the name of the group in which a call is reported."""
     form = "packed" if case.ragged else "lengths" if case.lengths else "dense"
     return f"{'cells' if case.module == 'LSTMCell' else form}, {case.mode}"
 
 
 def measure(case: Case, pairs: int) -> float:
-    """The time of torch.nn / the time of fastlstm; measured again if it is below 1."""
+    """Returns the time of torch.nn divided by the time of fastlstm.
+
+    Args:
+        case: the call.
+        pairs: pairs of samples; if the ratio is below 1, it is measured again with 3 * pairs.
+    """
     with settings(case):
         theirs, ours = build(case, "torch.nn", "cpu"), build(case, "auto", "cpu")
         check_agreement(case, theirs, ours)
@@ -109,7 +118,7 @@ def measure(case: Case, pairs: int) -> float:
 
 
 def report(found: dict[Case, float]) -> None:
-    """Prints the geometric mean and the worst call of each group and of all, and the worst ten."""
+    """Prints the geometric mean and the worst ratio of each group, and the ten worst calls."""
     groups: dict[str, list[float]] = {}
     for case, ratio in found.items():
         groups.setdefault(group(case), []).append(ratio)
@@ -126,7 +135,8 @@ def report(found: dict[Case, float]) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse(arguments)
     limits = dict(zip(VARIABLES, ISAS.get(args.isa, ()), strict=False))
-    if limits.items() - os.environ.items():  # torch has read the variables in this process
+    # torch reads the variables only when it is imported, so this process is replaced.
+    if limits.items() - os.environ.items():
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | limits)
     if args.threads:
         torch.set_num_threads(args.threads)

@@ -1,13 +1,13 @@
-"""Whole trainings of recurrent policies, in libraries of others: nn.LSTM, converted, with resets.
+"""Time the training of recurrent policies in RL libraries: nn.LSTM, converted, and with `reset=`.
 
     python benchmarks/recurrent_ppo.py
     python benchmarks/recurrent_ppo.py --library ppo_sb3 --hidden 256 --rounds 3
     python benchmarks/recurrent_ppo.py --write docs/reference/figures.md
 
-The programs of `examples/` train the same policy from the same seed, in alternation in one process,
-on one thread. A figure is the time of nn.LSTM divided by that of the column: the median of the
-rounds, of the CPU time, environments and optimizer included. The libraries must be installed:
-`pip install ".[works-with]"`.
+The programs in `examples/` train the same policy from the same seed. The variants take turns in one
+process, on one thread. A figure is the CPU time of the training with nn.LSTM divided by the CPU
+time with the LSTM of the column, as the median over the rounds. The time includes the environments
+and the optimizer. The libraries must be installed: `pip install ".[works-with]"`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from timing import settle_malloc
 
 sys.path.insert(0, str(machine.ROOT / "examples"))
 
-# The program in examples, and whose library it shows.
+# For each program in examples/, the package that it demonstrates.
 LIBRARIES = {
     "ppo_sb3": "sb3-contrib",
     "ppo_cleanrl": "gymnasium",
@@ -38,15 +38,23 @@ LIBRARIES = {
 
 
 def seconds(example: Any, lstm: str, steps: int, hidden: int) -> float:
+    """Trains a policy once and returns the CPU time in seconds."""
     start = time.process_time()
     example.train(lstm, steps, hidden)
     return time.process_time() - start
 
 
 def measure(name: str, steps: int, hidden: int, rounds: int) -> list[str]:
-    """A row of the table."""
+    """Returns a row of the table.
+
+    Args:
+        name: a key of `LIBRARIES`.
+        steps: how many steps of all environments together a training takes.
+        hidden: the hidden size of the LSTM.
+        rounds: how often each variant trains.
+    """
     example = importlib.import_module(name)
-    for lstm in example.LSTMS:  # what only the first call does
+    for lstm in example.LSTMS:  # warm up
         example.train(lstm, 1024, hidden)
     times = [
         {lstm: seconds(example, lstm, steps, hidden) for lstm in example.LSTMS}
@@ -65,10 +73,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--library", nargs="+", choices=LIBRARIES, default=list(LIBRARIES))
     parser.add_argument("--hidden", nargs="+", type=int, default=[64, 256])
-    parser.add_argument("--steps", type=int, default=8192, help="of all environments together")
+    parser.add_argument(
+        "--steps", type=int, default=8192, help="steps of all environments together"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--write", type=Path, metavar="FILE", help="into its section `training`")
+    parser.add_argument(
+        "--write", type=Path, metavar="FILE", help="also put the table into this file"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     settle_malloc()

@@ -1,4 +1,4 @@
-"""What a run leaves behind: a printed table and a JSON file."""
+"""Formats the results of a benchmark as a table, and writes them to a JSON file."""
 
 from __future__ import annotations
 
@@ -16,18 +16,23 @@ WHO = ("fastlstm", "torch")
 
 
 def memory_ratio(result: Result, kind: str) -> float | None:
-    """Peak bytes of fastlstm / of torch, or None if they were not measured."""
+    """Returns fastlstm's peak memory divided by torch's, or None if either was not measured.
+
+    Args:
+        result: the result of one case.
+        kind: "allocated" or "resident".
+    """
     ours, theirs = (result.get("memory", {}).get(who, {}).get(kind) for who in WHO)
     return ours / theirs if ours is not None and theirs else None
 
 
 def ratios(results: Iterable[Result], mode: str | None = None) -> list[float]:
-    """Those of the cases of a mode that were measured."""
+    """Returns the ratios of all measured cases, or only of those in one mode."""
     return [r["ratio"] for r in results if "ratio" in r and mode in (None, r["case"]["mode"])]
 
 
 def means(results: Sequence[Result]) -> str:
-    """The geometric mean and the worst case, in each mode."""
+    """Returns a line with the geometric mean and the worst ratio of each mode."""
     found = {mode: ratios(results, mode) for mode in ("inference", "training")}
     words = [
         f"{mode}: mean {statistics.geometric_mean(each):.2f}, worst {min(each):.2f}"
@@ -47,7 +52,7 @@ def _peaks(result: Result, kind: str) -> str:
     return "-" if ours is None or theirs is None else f"{theirs / MIB:.1f} {ours / MIB:.1f}"
 
 
-# heading, width, text of the cell
+# For each column: heading, width, and the function that returns the text of a cell.
 COLUMNS: tuple[tuple[str, int, Callable[[Result], str]], ...] = (
     ("peer", 10, lambda r: _time(r["seconds"]["torch"])),
     ("fastlstm", 10, lambda r: _time(r["seconds"]["fastlstm"])),
@@ -58,15 +63,19 @@ COLUMNS: tuple[tuple[str, int, Callable[[Result], str]], ...] = (
     ("allocated MiB", 13, lambda r: _peaks(r, "allocated")),
     ("resident MiB", 13, lambda r: _peaks(r, "resident")),
 )
-LEGEND = """peer: torch.nn, or what a prepacked layer is compared with
-ratio: time of the peer / time of fastlstm, median of the pairs
-of peak: arithmetic of the case / time / the GEMM peak
-allocated MiB: peak of a training step in tensors: torch.nn, fastlstm
-resident MiB: peak of a training step in pages of the process: torch.nn, fastlstm"""
+LEGEND = """peer: time of torch.nn, or of the library that a prepacked layer is compared with
+ratio: time of the peer / time of fastlstm, as the median over the pairs of samples
+of peak: FLOP/s of fastlstm / FLOP/s of the fastest matrix product (the GEMM peak)
+allocated MiB: peak memory of the tensors of a training step: torch.nn, fastlstm
+resident MiB: peak growth of the process in a training step: torch.nn, fastlstm"""
 
 
 class Table:
-    """Formats rows as they come."""
+    """Formats the rows of a table one by one.
+
+    Args:
+        label_width: the width of the first column, in characters.
+    """
 
     def __init__(self, label_width: int) -> None:
         self.label_width = label_width
@@ -85,7 +94,7 @@ class Table:
 
 
 def write_json(path: Path, record: Result) -> None:
-    """Writes the whole file or nothing."""
+    """Writes a JSON file. If writing fails, an existing file stays as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
@@ -100,10 +109,15 @@ def write_rows(
     measure: Callable[[Result], tuple[str, Result]],
     end: float,
 ) -> None:
-    """Writes what was measured of each entry, into the list record[key], as it comes.
+    """Measures entries, and writes the record to a file after each of them.
 
-    `measure` returns a line to print and the row. Ends at `end` by time.monotonic(); the record is
-    `complete` if no entry is left out.
+    Args:
+        path: the JSON file.
+        record: the record. Its item `complete` becomes True if all entries were measured.
+        key: the key of the list in the record that gets the rows.
+        entries: the entries to measure.
+        measure: measures an entry and returns a line to print and the row.
+        end: the time.monotonic() after which no entry is started.
     """
     for entry in entries:
         if time.monotonic() > end:

@@ -1,9 +1,9 @@
-"""Put the newest results of bench_lstm.py into the documents, or print some.
+"""Write the newest results of bench_lstm.py into the documents, or print given results.
 
-python benchmarks/summary.py                # writes README.md and docs/reference/figures.md
-python benchmarks/summary.py RESULT.json    # prints the table of a result
+    python benchmarks/summary.py                # writes README.md and docs/reference/figures.md
+    python benchmarks/summary.py RESULT.json    # prints the table of a result
 
-Of each processor the newest result in benchmarks/results counts.
+The newest result of each processor in benchmarks/results is written.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 Record = dict[str, Any]
 MODES = ("inference", "training")
-#: Groups on the front page. Of the group "real" cases with resets are a row of their own.
+# The groups in README.md. `front_rows` adds two rows for the group "real".
 FRONT = (
     "dense packed two-layers bfloat16 step cell "
     "prepacked-float32 prepacked-int8 prepacked-cell-int8 onnxruntime onnxruntime-int8"
@@ -31,7 +31,7 @@ FRONT = (
 
 
 def cell(found: Sequence[float]) -> str:
-    """The geometric mean, and the worst in brackets."""
+    """Returns the geometric mean and, in brackets, the worst ratio."""
     if not found:
         return "-"
     mean = f"{statistics.geometric_mean(found):.2f}"
@@ -39,6 +39,7 @@ def cell(found: Sequence[float]) -> str:
 
 
 def row(group: Record) -> list[str]:
+    """Returns the cells of a group in the table of one result."""
     results = group["results"]
     failed = sum("error" in result for result in results)
     count = f"{len(results)}, {failed} failed" if failed else f"{len(results)}"
@@ -50,7 +51,7 @@ def row(group: Record) -> list[str]:
 
 
 def summary(record: Record) -> str:
-    """What was measured, where and by which command, and the table."""
+    """Returns the table of one result, below a line on the machine and the command."""
     words = [machine.line(record)]
     if record["gemm_peak"]:
         peaks = (f"{key} {peak / 1e9:.0f}" for key, peak in record["gemm_peak"].items())
@@ -63,7 +64,7 @@ def summary(record: Record) -> str:
 
 
 def front_rows(record: Record) -> dict[str, list[str]]:
-    """By title the cells of each mode."""
+    """Returns the rows of one result for README.md: a cell for each mode, by the row's title."""
     groups = {group["key"]: group for group in record["groups"]}
     rows = {groups[key]["title"]: groups[key]["results"] for key in FRONT if key in groups}
     real = groups["real"]["results"] if "real" in groups else []
@@ -77,7 +78,7 @@ def front_rows(record: Record) -> dict[str, list[str]]:
 
 
 def front_page(records: Sequence[Record]) -> str:
-    """What decides whether fastlstm is worth it, for all processors."""
+    """Returns the table of README.md, with two columns for each processor."""
     header = ["nn.LSTM's time / fastlstm's: mean (worst)"]
     found = [front_rows(record) for record in records]
     for record in records:
@@ -90,10 +91,10 @@ def front_page(records: Sequence[Record]) -> str:
 
 
 def newest() -> list[Record]:
-    """The newest result of each processor, by the processor's name.
+    """Returns the newest result of each processor, sorted by the name of the processor.
 
     Raises:
-        ValueError: there is none.
+        ValueError: benchmarks/results has no result.
     """
     records = [json.loads(path.read_text()) for path in RESULTS.glob("lstm-cpu-2*.json")]
     by_name = {machine.name(record): record for record in sorted(records, key=lambda r: r["date"])}
@@ -103,7 +104,7 @@ def newest() -> list[Record]:
 
 
 def publish() -> None:
-    """Writes the tables."""
+    """Writes the tables into README.md and docs/reference/figures.md."""
     records = newest()
     replace_section(ROOT / "README.md", "speed", front_page(records))
     document = ROOT / "docs" / "reference" / "figures.md"
@@ -112,7 +113,9 @@ def publish() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("results", type=Path, nargs="*", metavar="RESULT.json", help="print these")
+    parser.add_argument(
+        "results", type=Path, nargs="*", metavar="RESULT.json", help="results to print"
+    )
     args = parser.parse_args(arguments)
     for path in args.results:
         print(summary(json.loads(path.read_text())))

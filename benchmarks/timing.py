@@ -1,4 +1,4 @@
-"""Time two callables in alternation, so that what disturbs the machine disturbs both."""
+"""Times two functions alternately, so that other load on the machine slows both equally."""
 
 from __future__ import annotations
 
@@ -16,18 +16,23 @@ Clock = Callable[[Step, int], float]  # (step, calls) -> seconds per call
 
 
 def settle_malloc() -> None:
-    """Brings malloc into the state of a process that has worked for a while.
+    """Brings malloc into the state that it has in a process that has run for a while.
 
-    glibc maps every large block anew, at the price of its page faults, until a larger one has been
-    freed, up to 32 MiB. Without this a case would depend on the cases before it, and nn.LSTM, which
-    takes large blocks, would lose up to a fifth of its speed at some shapes.
+    glibc's malloc maps each block above a threshold anew, which costs page faults. Freeing a mapped
+    block of up to 32 MiB raises the threshold to the size of that block. Without this function the
+    time of a case would depend on the cases before it, and nn.LSTM, which allocates large blocks,
+    would be up to a fifth slower at some shapes.
     """
     torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
 def cpu_clock(step: Step, calls: int) -> float:
-    if own := getattr(step, "seconds", None):  # in another process
-        return float(own(calls))
+    """Calls `step` and returns the seconds per call.
+
+    If `step` has a method `seconds`, as a step that runs in another process, that method measures.
+    """
+    if measure := getattr(step, "seconds", None):
+        return float(measure(calls))
     start = time.perf_counter()
     for _ in range(calls):
         step()
@@ -35,7 +40,10 @@ def cpu_clock(step: Step, calls: int) -> float:
 
 
 class Rested:
-    """A step after a rest, in which another process worked: the first calls do not count."""
+    """A step that first warms up in every measurement.
+
+    It is for a step that alternates with another process, which uses the caches in between.
+    """
 
     def __init__(self, step: Step) -> None:
         self.step = step
@@ -49,6 +57,7 @@ class Rested:
 
 
 def cuda_clock(step: Step, calls: int) -> float:
+    """Calls `step` and returns the seconds per call, measured with events on the GPU."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     for _ in range(calls):
@@ -63,10 +72,14 @@ CLOCKS: dict[str, Clock] = {"cpu": cpu_clock, "cuda": cuda_clock}
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure: samples of at least `sample` seconds, in pairs, for `seconds`.
+    """How long a case is measured.
 
-    A case that is too slow for `min_pairs` within three times `seconds` stops there, at 3 pairs or
-    more.
+    Attributes:
+        seconds: the time for all pairs of samples.
+        min_pairs: at least this many pairs are taken. A case that is too slow for them stops after
+            three times `seconds`, with 3 pairs or more.
+        max_pairs: at most this many pairs are taken.
+        sample: the shortest time of one sample, in seconds.
     """
 
     seconds: float
@@ -77,7 +90,7 @@ class Effort:
 
 @dataclass
 class Pairs:
-    """Seconds per call of both, sample by sample, in the order in which they were taken."""
+    """Pairs of samples: the seconds per call of the baseline and of the candidate, in order."""
 
     baseline: list[float] = field(default_factory=list)
     candidate: list[float] = field(default_factory=list)
@@ -101,7 +114,7 @@ class Pairs:
 
 
 def warm_up(step: Step, clock: Clock, sample: float) -> int:
-    """Runs a few calls; returns how many calls make a sample of at least `sample` seconds."""
+    """Runs a few calls and returns how many calls take at least `sample` seconds."""
     step()
     duration = clock(step, 1)
     if duration < sample:
@@ -110,7 +123,7 @@ def warm_up(step: Step, clock: Clock, sample: float) -> int:
 
 
 def alternate(baseline: Step, candidate: Step, clock: Clock, effort: Effort) -> Pairs:
-    """Takes pairs of samples; which is first changes from pair to pair."""
+    """Measures pairs of samples. The baseline and the candidate go first in turn."""
     calls = {step: warm_up(step, clock, effort.sample) for step in (baseline, candidate)}
     pairs = Pairs()
     samples = {baseline: pairs.baseline, candidate: pairs.candidate}
@@ -133,7 +146,7 @@ def alternate(baseline: Step, candidate: Step, clock: Clock, effort: Effort) -> 
 
 
 def median_time(step: Step, clock: Clock, effort: Effort) -> float:
-    """The median seconds per call of one callable, from at least 3 samples."""
+    """Returns the median seconds per call of one function, over at least 3 samples."""
     calls = warm_up(step, clock, effort.sample)
     samples: list[float] = []
     start = time.perf_counter()

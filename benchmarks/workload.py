@@ -1,4 +1,4 @@
-"""Turn a case into a step: a callable that does the work once, and what it leaves behind."""
+"""Builds the workload of a case: a function that runs the case once, with its input and weights."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 import fastlstm
 
 SEED = 0
-FILL = (0.6, 0.75)  # of ragged batches: real steps / (B * T)
+FILL = (0.6, 0.75)  # the range of (sum of the lengths) / (B * T) in a ragged batch
 
-# Largest difference between two implementations, over the largest value: it only shows that both
-# did the same work. Accuracy has its own tests.
+# The largest difference allowed between two implementations, divided by the largest value. It only
+# shows that both did the same work; tests and numerics.py measure the accuracy.
 AGREEMENT = {
     "float64": 1e-9,
     "float32": 1e-3,
@@ -34,21 +34,28 @@ AGREEMENT = {
 
 @dataclass
 class Workload:
-    """`step()` does the work of a case once and returns the output.
+    """The work of a case.
 
-    `leaves` are the input and the weights: in training their .grad is the gradient of that step.
+    Attributes:
+        step: runs the case once and returns the output.
+        leaves: in training the input and the weights, whose .grad is the gradient of the last step;
+            in inference only the input.
     """
 
     step: Callable[[], Tensor]
     leaves: list[Tensor]
 
     def clear(self) -> None:
+        """Drops the gradients of the leaves."""
         for leaf in self.leaves:
             leaf.grad = None
 
 
 def ragged_lengths(batch: int, steps: int) -> Tensor:
-    """The same lengths [B] for the same sizes: uniform, one of them T, the sum within `FILL`."""
+    """Returns random lengths [B]: uniform, at least one of them T, with a sum within `FILL`.
+
+    The same sizes always get the same lengths.
+    """
     if batch == 1:
         return torch.tensor([steps])
     generator = torch.Generator().manual_seed(SEED)
@@ -60,7 +67,12 @@ def ragged_lengths(batch: int, steps: int) -> Tensor:
 
 
 def loop_with_resets(call: Callable[..., Any], reset: Tensor) -> Callable[..., Any]:
-    """nn.LSTM called for one step at a time, its state [L,B,H] zeroed where `reset` [T,B] says."""
+    """Returns a function of x [T,B,I] that calls nn.LSTM once for every step.
+
+    Args:
+        call: the nn.LSTM.
+        reset: [T,B]; the state of row b is set to zero before step t > 0 if reset[t,b].
+    """
     keep = (~reset).float().unsqueeze(-1)
 
     def forward(x: Tensor) -> tuple[Tensor, None]:
@@ -75,7 +87,7 @@ def loop_with_resets(call: Callable[..., Any], reset: Tensor) -> Callable[..., A
 
 
 def padded_and_packed(call: Callable[..., Any], lengths: Tensor) -> Callable[..., Any]:
-    """nn.LSTM called with a padded batch x [T,B,I], which is packed for it."""
+    """Returns a function of a padded batch x [T,B,I] that packs x, calls nn.LSTM and pads again."""
 
     def forward(x: Tensor) -> tuple[Tensor, Any]:
         output, state = call(pack_padded_sequence(x, lengths, enforce_sorted=False))
@@ -85,7 +97,7 @@ def padded_and_packed(call: Callable[..., Any], lengths: Tensor) -> Callable[...
 
 
 def loop_over_steps(cell: Callable[..., Any]) -> Callable[..., Any]:
-    """An LSTMCell called for one step of x [T,B,I] after the other."""
+    """Returns a function of x [T,B,I] that calls an LSTMCell once for every step."""
 
     def forward(x: Tensor) -> tuple[Tensor, None]:
         state, outputs = None, []
@@ -98,7 +110,13 @@ def loop_over_steps(cell: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def build_module(case: Case, implementation: str, device: str) -> nn.Module:
-    """Builds the module of a case: that of torch.nn or torch.ao, else ours by an engine."""
+    """Builds the module of a case.
+
+    Args:
+        case: the case.
+        implementation: "torch.nn", "torch.ao" or one of `fastlstm.functional.ENGINES`.
+        device: "cpu" or "cuda".
+    """
     layers: dict[str, Any] = {}
     if case.module == "LSTM":
         names = ("num_layers", "bidirectional", "proj_size")
@@ -125,18 +143,18 @@ def build(
     implementation: str,
     device: str,
 ) -> Workload:
-    """Builds the workload of a case: equal inputs and weights for every implementation.
+    """Builds the workload of a case, with the same input and weights for every implementation.
 
     Args:
-        case: what to build.
+        case: the case.
         implementation: "torch.nn", a peer as in `Case.beside`, or one of
             `fastlstm.functional.ENGINES`.
         device: "cpu" or "cuda".
     """
-    in_process = implementation.startswith("onnxruntime")
-    module = build_module(case, "torch.nn" if in_process else implementation, device)
+    by_onnxruntime = implementation.startswith("onnxruntime")
+    module = build_module(case, "torch.nn" if by_onnxruntime else implementation, device)
     call: Any = module
-    # On the device: a CPU would take longer to draw the input than a GPU to walk it.
+    # The input is drawn on the device, because drawing it on a CPU is slow for large cases.
     generator = torch.Generator(device).manual_seed(SEED)
 
     def draw(*shape: int) -> Tensor:
@@ -145,12 +163,12 @@ def build(
     B, T, I, H = case.batch, case.steps, case.input_size, case.hidden_size
     cell = case.module == "LSTMCell"
     x = draw(B, I) if cell and T == 1 else draw(T, B, I)
-    if in_process:
+    if by_onnxruntime:
         return Workload(peers.Onnxruntime(module, x, implementation.endswith("int8")), [x])
     if cell and T > 1:
         call = loop_over_steps(call)
     arguments: tuple[Any, ...] = ()
-    if T == 1 and not case.lengths:  # one step of decoding continues from a state
+    if T == 1 and not case.lengths:  # a single step starts from a state, as in decoding
         count = () if cell else (case.num_layers * (1 + case.bidirectional),)
         arguments = ((draw(*count, B, case.output_size), draw(*count, B, H)),)
     if case.ragged:
@@ -188,10 +206,10 @@ def build(
 
 
 def check_agreement(case: Case, expected: Workload, actual: Workload) -> None:
-    """Runs both once.
+    """Runs two workloads once and compares their outputs and, in training, their gradients.
 
     Raises:
-        RuntimeError: their outputs or gradients differ by more than rounding.
+        RuntimeError: they differ by more than `AGREEMENT` allows.
     """
     pairs: list[tuple[Any, Any]] = [(expected.step().detach(), actual.step().detach())]
     if case.mode == "training":
@@ -204,10 +222,11 @@ def check_agreement(case: Case, expected: Workload, actual: Workload) -> None:
 
 @contextmanager
 def settings(case: Case) -> Iterator[None]:
-    """Gradients on or off, and how float32 is multiplied on a GPU and a CPU, as the case says."""
-    mkldnn: Any = torch.backends.mkldnn  # whose stubs lack rnn
+    """A context with the settings of a case: gradients on or off, and the precision of float32."""
+    mkldnn: Any = torch.backends.mkldnn  # typed as Any because its type stubs lack `rnn`
     rnn = mkldnn.rnn
-    gpu: tuple[Any, ...] = torch.backends.cudnn, torch.backends.cuda.matmul  # nn.LSTM, ours
+    # cudnn is for nn.LSTM on a GPU, cuda.matmul for fastlstm.
+    gpu: tuple[Any, ...] = torch.backends.cudnn, torch.backends.cuda.matmul
     before = [backend.allow_tf32 for backend in gpu], rnn.fp32_precision
     for backend in gpu:
         backend.allow_tf32 = case.precision == "tf32"
