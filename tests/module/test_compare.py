@@ -1,4 +1,4 @@
-"""fastlstm.compare by a clock of the test: rows, differences, advice, and an untouched model."""
+"""fastlstm.compare with simulated times: rows, differences, advice, and an unchanged model."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from fastlstm import _build, compare
 
 pytestmark = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the extension is not built")
 MODULE = sys.modules["fastlstm.compare"]  # fastlstm.compare is the function
-WAYS = ["nn.LSTM", "converted", "prepacked", "prepacked in bfloat16", "prepacked in int8"]
+VARIANTS = ["nn.LSTM", "converted", "prepacked", "prepacked in bfloat16", "prepacked in int8"]
 
 
 class Tagger(nn.Module):
-    """Has a packed call, a step, dropout, and a layer of its own beside them."""
+    """A model with a packed call, a cell, dropout and a linear layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Tagger(nn.Module):
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Sets the seconds that a call takes: of each way, whole and then its LSTMs alone."""
+    """Sets the simulated seconds: for each variant those of the model, then of its LSTMs."""
 
     def set_clock(*seconds: float, of_rounds: tuple[float, ...] = (1.0, 1.0)) -> None:
         def alternate(steps: Any, *_: Any, **options: Any) -> list[list[float]]:
@@ -62,22 +62,22 @@ def inputs() -> tuple[Any, tuple[Tensor, Tensor]]:
 def test_rows_and_advice(clock: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
     clock(8.0, 6.0, 4.0, 1.0, 2.0, 1.0, 4.0, 2.0, 1.0, 0.25)
     rows = compare(Tagger().eval(), *inputs(), seconds=0)
-    assert [row.name for row in rows] == WAYS
+    assert [row.name for row in rows] == VARIANTS
     assert [row.ratio for row in rows] == [1.0, 2.0, 4.0, 2.0, 8.0]
     assert [row.share for row in rows] == [0.75, 0.25, 0.5, 0.5, 0.25]
     assert [row.milliseconds for row in rows] == [8e3, 4e3, 2e3, 4e3, 1e3]
     exact, rounded = [row.difference for row in rows[:3]], [row.difference for row in rows[3:]]
     assert exact[0] == 0 and all(d < 1e-5 for d in exact) and all(1e-4 < d < 0.1 for d in rounded)
     printed = capsys.readouterr().out.splitlines()
-    assert [line.split("  ")[0] for line in printed[:6]] == ["inference", *WAYS]
+    assert [line.split("  ")[0] for line in printed[:6]] == ["inference", *VARIANTS]
     assert printed[6:] == [
         "Fastest: fastlstm.prepack(model.eval(), torch.int8, convert=True)",
         "Fastest without rounding: fastlstm.prepack(model.eval(), convert=True)",
     ]
 
 
-def test_the_codes_are_the_ways() -> None:
-    """What a row says to write gives the outputs that the row was compared by."""
+def test_the_code_of_a_row_gives_its_outputs() -> None:
+    """The code that a row prints gives the outputs for which the row states the difference."""
     model, given = Tagger().eval(), inputs()
     rows = compare(model, *given, seconds=0, quiet=True)
     expected = model(*given)["tags"]
@@ -105,15 +105,15 @@ class Result:
     name: str = "a name"
 
 
-class Other:
-    """What compare does not look into."""
+class Opaque:
+    """An object whose attributes compare does not read."""
 
     def __init__(self, y: Tensor) -> None:
         self.y = y
 
 
 class Returns(nn.Module):
-    """An LSTM, and what a function makes of its output."""
+    """A model that returns a function of the output of its LSTM."""
 
     def __init__(self, function: Callable[[Tensor], Any]) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class Returns(nn.Module):
         return self.function(self.lstm(x)[0])
 
 
-def rows_of(y: Tensor) -> Tensor:
+def nested_rows(y: Tensor) -> Tensor:
     return torch.nested.nested_tensor([y[0], y[1, :2]], layout=torch.jagged)
 
 
@@ -131,7 +131,7 @@ OUTPUTS: dict[str, Callable[[Tensor], Any]] = {
     "dataclass": lambda y: Result(Result(y)),
     "mapping": lambda y: MappingProxyType({"y": y, "n": None}),
     "complex": lambda y: torch.complex(torch.ones_like(y), y),
-    "nested": rows_of,
+    "nested": nested_rows,
     "sparse": lambda y: y[0].to_sparse(),
     "whole numbers": lambda y: (1e4 * y).long(),
     "a number": lambda y: [y.norm().item(), "text"],
@@ -156,7 +156,7 @@ def test_outputs_of_every_kind_are_compared(name: str) -> None:
 
 
 NOT_COMPARED: dict[str, Callable[[Tensor], Any]] = {
-    "an object": lambda y: (y, Other(y)),
+    "an object": lambda y: (y, Opaque(y)),
     "a set": lambda y: {y.sum().item()},
     "nothing": lambda y: None,
     "another shape": lambda y: y.new_zeros(int(1e9 * y.norm()) % 9973),
@@ -165,7 +165,7 @@ NOT_COMPARED: dict[str, Callable[[Tensor], Any]] = {
 
 
 @pytest.mark.parametrize("name", NOT_COMPARED)
-def test_what_cannot_be_compared(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_outputs_that_cannot_be_compared(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
     rows = compare(Returns(NOT_COMPARED[name]), torch.randn(5, 3, 4), seconds=0)
     assert math.isnan(rows[-1].difference)
@@ -181,7 +181,7 @@ def test_nested_tensors(training: bool, holes: bool) -> None:
     lengths = torch.tensor([2, 3]) if holes else None
     nested = torch.nested.nested_tensor_from_jagged(x, torch.tensor([0, 3, 7]), lengths)
     rows = compare(fastlstm.LSTM(4, 32), nested, training=training, seconds=0, quiet=True)
-    assert [row.name for row in rows] == (WAYS[1:2] if training else WAYS[1:])
+    assert [row.name for row in rows] == (VARIANTS[1:2] if training else VARIANTS[1:])
     assert 1e-4 < rows[-1].difference < 0.1 or training
 
 
@@ -198,7 +198,7 @@ def test_a_model_that_writes_to_its_inputs() -> None:
     x, more = torch.zeros(5, 3, 4), {"given": torch.ones(4)}
     rows = compare(Adds(), Result(x), more, seconds=0, quiet=True)
     assert torch.equal(x, torch.zeros(5, 3, 4)) and list(more) == ["given"]
-    assert rows[1].difference < 1e-5 and [row.name for row in rows] == WAYS
+    assert rows[1].difference < 1e-5 and [row.name for row in rows] == VARIANTS
 
 
 def test_columns_stay_apart(clock: Callable[..., None], capsys: Any) -> None:
@@ -208,7 +208,7 @@ def test_columns_stay_apart(clock: Callable[..., None], capsys: Any) -> None:
     assert line.split()[:6] == ["converted", "1000.000", "1788.50", "1149.75", "to", "2427.25"]
 
 
-def test_what_cannot_run_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+def test_variants_that_cannot_run_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     class WithLengths(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -218,10 +218,10 @@ def test_what_cannot_run_is_left_out(capsys: pytest.CaptureFixture[str]) -> None
             return self.lstm(x, lengths=torch.tensor([5, 2, 3]))[0]
 
     rows = compare(WithLengths(), torch.randn(5, 3, 4), seconds=0)
-    assert [row.name for row in rows] == WAYS[1:] and rows[0].ratio == 1
+    assert [row.name for row in rows] == VARIANTS[1:] and rows[0].ratio == 1
     assert "nn.LSTM is left out: " in capsys.readouterr().out
     rows = compare(nn.LSTM(4, 8).double(), torch.randn(5, 3, 4).double(), seconds=0, quiet=True)
-    assert [row.name for row in rows] == WAYS[:3]
+    assert [row.name for row in rows] == VARIANTS[:3]
     with pytest.raises(RuntimeError, match="input.size"):
         compare(nn.LSTM(4, 8), torch.randn(5, 3, 7), quiet=True)
 
@@ -229,8 +229,8 @@ def test_what_cannot_run_is_left_out(capsys: pytest.CaptureFixture[str]) -> None
 def test_errors() -> None:
     with pytest.raises(TypeError, match="model: expected a module, got the class LSTM"):
         compare(nn.LSTM)  # type: ignore[arg-type]
-    frozen = fastlstm.prepack(fastlstm.LSTM(4, 32).eval())
-    for model in (nn.Linear(2, 3), frozen):
+    prepacked = fastlstm.prepack(fastlstm.LSTM(4, 32).eval())
+    for model in (nn.Linear(2, 3), prepacked):
         with pytest.raises(ValueError, match="expected a model with an LSTM or LSTMCell"):
             compare(model)
     with pytest.raises(TypeError, match="is scripted"):

@@ -1,4 +1,4 @@
-"""convert(): modules change their class, and nothing else changes."""
+"""convert changes the class of a module and nothing else."""
 
 from __future__ import annotations
 
@@ -20,9 +20,7 @@ import fastlstm
 from fastlstm import convert
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-12}
-needs_kernels = pytest.mark.skipif(
-    not fastlstm._build.has_kernels("cpu"), reason="no extension to pack for, nor for one graph"
-)
+needs_kernels = pytest.mark.skipif(not fastlstm._build.has_kernels("cpu"), reason="no CPU kernels")
 x = torch.linspace(-1, 1, 24, dtype=torch.float64).view(4, 2, 3)
 
 
@@ -44,10 +42,11 @@ class Model(nn.Module):
         return self.cell(self.gru(y)[0][-1])[0]
 
 
-def is_ours(module: nn.Module, keep_class: bool = True) -> bool:
-    """Whether convert made it of an nn.LSTM or nn.LSTMCell."""
-    of_torch, ours = [getattr(package, type(module).__name__) for package in (nn, fastlstm)]
-    return isinstance(module, ours) and isinstance(module, of_torch) == keep_class
+def is_converted(module: nn.Module, keep_class: bool = True) -> bool:
+    """True if convert has changed the class of this nn.LSTM or nn.LSTMCell."""
+    name = type(module).__name__
+    is_torch = isinstance(module, getattr(nn, name))
+    return isinstance(module, getattr(fastlstm, name)) and is_torch == keep_class
 
 
 @pytest.mark.parametrize("keep_class", [True, False])
@@ -59,7 +58,7 @@ def test_a_model_both_ways(keep_class: bool) -> None:
 
     assert convert(model, keep_class=keep_class) is convert(model, keep_class=keep_class) is model
     assert all(module is modules[name] for name, module in model.named_modules())
-    assert all(is_ours(m, keep_class) for m in (model.encoder, model.cell, model.shared))
+    assert all(is_converted(m, keep_class) for m in (model.encoder, model.cell, model.shared))
     assert type(model.gru) is nn.GRU and model.blocks[1] is model.shared
     found = dict(model.named_parameters())
     assert list(found) == list(parameters) and list(model.state_dict()) == keys
@@ -83,24 +82,24 @@ def test_keep_class_can_be_changed_later() -> None:
     model = convert(convert(Model()), keep_class=False)
     assert type(model.encoder) is fastlstm.LSTM and type(model.cell) is fastlstm.LSTMCell
     own = model.encoder
-    assert convert(model).encoder is own  # nobody's nn.LSTM
+    assert convert(model).encoder is own  # convert does not make it an nn.LSTM again
 
 
-# Who holds a module in another way than in the tables of its parents.
+# References to a module besides those of its parents.
 
 both_ways = pytest.mark.parametrize("to", ["fastlstm", "torch"])
 
 
 def layer(to: str, **options: Any) -> Any:
-    """A layer that convert(to=to) changes."""
+    """Returns a layer that convert(to=to) changes."""
     torch.manual_seed(0)
     made = nn.LSTM(3, 5, **options).double()
     return made if to == "fastlstm" else convert(made)
 
 
 @both_ways
-def test_a_forward_that_wraps_the_old_one(to: Any) -> None:
-    """As accelerate puts it on a module, and takes it off again."""
+def test_a_replaced_forward(to: Any) -> None:
+    """accelerate replaces the forward of a module so, and restores it."""
     lstm = layer(to)
     lstm._old_forward = lstm.forward
     lstm.forward = functools.partial(lambda module, x: module._old_forward(2 * x), lstm)
@@ -123,16 +122,16 @@ def test_a_layer_that_compiles_itself(to: Any) -> None:
 
 
 class Plain(nn.LSTM, ABC):
-    """Only its class is its own, and a metaclass."""
+    """A subclass that adds nothing but a metaclass."""
 
 
-# What is the user's: names, and what happens to subclasses.
+# Attributes of users, and subclasses.
 
 
 class Named(nn.LSTM):
-    """Every name is its own, that fastlstm.LSTM has too."""
+    """A subclass with attributes and methods of the same names as those of fastlstm.LSTM."""
 
-    zoneout_c = "its own"
+    zoneout_c = "the user's"
 
     def __init__(self, *sizes: int) -> None:
         super().__init__(*sizes)
@@ -140,7 +139,7 @@ class Named(nn.LSTM):
         self.engine = "v8"
 
     def _run(self, *_: Any) -> Any:
-        raise AssertionError("nobody calls it")
+        raise AssertionError("fastlstm called a method of the user")
 
     _check = _keep_flat = _forward_packed = _forward_at_once = _forced_engine = _run
 
@@ -152,7 +151,7 @@ class Named(nn.LSTM):
         return super().forward(input, hx)
 
 
-def test_names_of_a_subclass_stay_its_own() -> None:
+def test_attributes_of_a_subclass_stay() -> None:
     own = Named(3, 5).double()
     expected = own(x)
     back = [convert(own), convert(own, to="torch")]
@@ -160,11 +159,11 @@ def test_names_of_a_subclass_stay_its_own() -> None:
     torch.testing.assert_close(own(x), expected, **CLOSE)
     own(nn.utils.rnn.pack_sequence([x[:, 0]]))
     assert own.engine == "v8!!!" and own.weight_dropout == 0.5 and len(own.zoneout_h) == 3
-    assert own.zoneout_c == "its own" and isinstance(own.recurrent_dropout, nn.Dropout)
+    assert own.zoneout_c == "the user's" and isinstance(own.recurrent_dropout, nn.Dropout)
     assert not hasattr(own, "input_dropout") and back == [own, own]
 
 
-def test_names_on_a_layer_stay_the_users() -> None:
+def test_attributes_that_users_set_stay() -> None:
     lstm = layer("fastlstm")
     lstm.engine, lstm.zoneout_h = "v8", nn.Linear(1, 1)
     convert(lstm)(x)
@@ -176,7 +175,7 @@ def test_names_on_a_layer_stay_the_users() -> None:
 
 
 @pytest.mark.parametrize("change", [convert, fastlstm.prepack, fastlstm.unpack])
-def test_what_is_no_module(change: Any) -> None:
+def test_an_argument_that_is_not_a_module(change: Any) -> None:
     with pytest.raises(TypeError, match="model: expected a module, got the class LSTM"):
         change(nn.LSTM)
     with pytest.raises(TypeError, match="model: expected a module, got list"):
@@ -193,13 +192,13 @@ def test_a_model_without_lstms_is_an_error(to: Any) -> None:
     assert convert(already, to) is already
 
 
-def test_the_forced_engine_is_no_attribute_of_torch() -> None:
+def test_nn_lstm_has_no_attribute_engine() -> None:
     lstm = fastlstm.LSTM(3, 5)
     lstm.engine = "reference"
     assert not hasattr(convert(lstm, to="torch"), "engine")
 
 
-def test_options_that_torch_has_not_are_named_once_per_module() -> None:
+def test_options_that_nn_lstm_lacks_are_named_once_per_module() -> None:
     first = fastlstm.LSTM(3, 3, dropout=0.0, recurrent_dropout=0.5, zoneout_c=0.1)
     model = nn.ModuleDict({"a": first, "again": first, "plain": fastlstm.LSTM(3, 5)})
     model["last"] = nn.Sequential(fastlstm.LSTM(3, 5, weight_dropout=0.2))
@@ -212,7 +211,7 @@ def test_options_that_torch_has_not_are_named_once_per_module() -> None:
     assert {warning.filename for warning in caught} == {__file__}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert convert(model)["a"].zoneout_c == 0.1  # kept for the way back, which loses nothing
+        assert convert(model)["a"].zoneout_c == 0.1  # convert kept the option
 
 
 @pytest.mark.parametrize("cls", [nn.LSTM, nn.LSTMCell])
@@ -249,13 +248,13 @@ copied = pytest.mark.parametrize("copied", [copy.deepcopy, pickled, saved])
 def test_a_converted_model_is_copied_and_saved(copied: Any) -> None:
     model = convert(Model())
     other = copied(model)
-    assert is_ours(other.encoder) and is_ours(other.cell)
+    assert is_converted(other.encoder) and is_converted(other.cell)
     torch.testing.assert_close(other(x), model(x), rtol=0, atol=0)
     assert other.encoder.weight_ih_l0 is not model.encoder.weight_ih_l0
 
 
 class Doubled(nn.LSTM):
-    """A subclass as they are written: with options and methods of its own."""
+    """A subclass with options and methods, as users write them."""
 
     def __init__(self, input_size: int, hidden_size: int, **options: Any) -> None:
         super().__init__(input_size, hidden_size, **options)
@@ -281,7 +280,7 @@ class DoubledCell(nn.LSTMCell):
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The calls that reach fastlstm."""
+    """Records each call that fastlstm computes: "lstm" or "lstm_cell"."""
     seen: list[str] = []
     choose = fastlstm.engines.choose
 
@@ -332,12 +331,12 @@ def test_a_converted_subclass_is_copied_and_saved(copied: Any) -> None:
 
 
 class Stack(nn.Module):
-    """Layers between LSTMs of several kinds, each of which needs a graph of its own."""
+    """LSTMs of several kinds with other operators between them; torch.compile breaks the graph."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.LSTM(3, 3)
-        # Which torch 2.15 cannot compile, converted or not (InternalTorchDynamoError).
+        # torch 2.15 cannot compile Doubled, converted or not (InternalTorchDynamoError).
         own = Plain if torch.__version__.startswith("2.15") else Doubled
         self.second = own(3, 3, num_layers=2, bias=False)
         self.third = nn.LSTM(3, 3, num_layers=3)
@@ -350,7 +349,7 @@ class Stack(nn.Module):
 
 
 @pytest.mark.parametrize("model", [Stack, lambda: nn.LSTM(3, 5).double()], ids=["stack", "itself"])
-def test_torch_compile_does_as_with_nn_lstm(model: Any) -> None:
+def test_torch_compile_makes_the_graphs_of_nn_lstm(model: Any) -> None:
     from torch._dynamo.testing import CompileCounter
 
     graphs = []
@@ -369,7 +368,7 @@ def test_torch_compile_does_as_with_nn_lstm(model: Any) -> None:
 @needs_kernels
 @pytest.mark.parametrize("allow_rnn", [True, False])
 def test_one_graph(allow_rnn: bool) -> None:
-    """With keep_class=False, or where torch.compile is told not to mind nn.LSTM."""
+    """torch.compile makes one graph with keep_class=False, or if allow_rnn permits nn.LSTM."""
     model = convert(nn.Sequential(nn.LSTM(3, 5)).double(), keep_class=allow_rnn)
     with torch._dynamo.config.patch(allow_rnn=allow_rnn):
         found = torch.compile(model, backend="eager", fullgraph=True)(x)
@@ -381,7 +380,7 @@ class Reversed(nn.LSTM):
         return hx[::-1]
 
 
-def test_a_subclass_that_changes_a_part_of_forward_is_left_alone() -> None:
+def test_a_subclass_that_overrides_a_part_of_forward_stays() -> None:
     model = nn.ModuleDict({"first": nn.LSTM(3, 5), "own": nn.Sequential(Reversed(3, 5))})
     with pytest.warns(UserWarning, match="^convert: ") as caught:
         convert(model)
@@ -390,7 +389,7 @@ def test_a_subclass_that_changes_a_part_of_forward_is_left_alone() -> None:
         "LSTM.forward calls"
     ]
     assert caught[0].filename == __file__
-    assert is_ours(model["first"]) and type(model["own"][0]) is Reversed
+    assert is_converted(model["first"]) and type(model["own"][0]) is Reversed
 
 
 @needs_kernels
@@ -412,21 +411,23 @@ def test_prepack_leaves_a_subclass_as_convert_made_it() -> None:
     torch.testing.assert_close(model["own"](x), expected, **CLOSE)
 
 
-class OwnFast(fastlstm.LSTM):
+class DoubledFast(fastlstm.LSTM):
     def forward(self, input: Tensor, *args: Any, **options: Any) -> Any:
         output, *rest = super().forward(input, *args, **options)
         return output * 2, *rest
 
 
-def test_a_subclass_of_fastlstm_stays_on_the_way_to_torch() -> None:
-    model = nn.ModuleDict({"own": OwnFast(3, 5), "plain": fastlstm.LSTM(3, 5)})
-    with pytest.warns(UserWarning, match="^convert: own stays as it is: its class OwnFast derives"):
+def test_a_subclass_of_fastlstm_cannot_become_nn_lstm() -> None:
+    model = nn.ModuleDict({"own": DoubledFast(3, 5), "plain": fastlstm.LSTM(3, 5)})
+    with pytest.warns(
+        UserWarning, match="^convert: own stays as it is: its class DoubledFast derives"
+    ):
         convert(model, to="torch")
-    assert type(model["own"]) is OwnFast and type(model["plain"]) is nn.LSTM
+    assert type(model["own"]) is DoubledFast and type(model["plain"]) is nn.LSTM
 
 
 def test_an_overridden_forward_sees_an_unbatched_call_once() -> None:
-    own = OwnFast(3, 5).double()
+    own = DoubledFast(3, 5).double()
     expected = fastlstm.LSTM.forward(own, x[:, :1])[0].squeeze(1) * 2
     torch.testing.assert_close(own(x[:, 0])[0], expected, **CLOSE)
 

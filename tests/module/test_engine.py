@@ -1,4 +1,4 @@
-"""Which route serves a call: a pure function, the environment, and the state of the extension."""
+"""Which engine serves a call, by its options, FASTLSTM_ENGINE and the kernels that were built."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ needs_op = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="no CPU kern
 
 
 def test_the_extension_is_loaded_if_it_was_built() -> None:
-    """So that no test of the op is skipped because a build that was wanted is broken."""
+    """If a build exists it must load; otherwise the tests of the op would be skipped."""
     record = _build.build_record()
     if not record or not record["kinds"]:
         pytest.skip(f"the extension is not built: {_build.unavailable_reason()}")
@@ -32,7 +32,7 @@ def test_the_extension_is_loaded_if_it_was_built() -> None:
 
 
 def call_on(device: str, **changes: Any) -> Call:
-    """A plain call whose tensors have no memory."""
+    """Returns a call with fake tensors on a device."""
     with torch._subclasses.FakeTensorMode():
         input = torch.empty(4, 3, 2, device=device, dtype=changes.pop("dtype", torch.float32))
         weights = [torch.empty(20, n, device=device, dtype=input.dtype) for n in (2, 5)]
@@ -85,7 +85,7 @@ DROPOUT = {"regularizers": Regularizers(recurrent_dropout=0.5)}
         ("mps", "both", RESET, "reference"),
     ],
 )
-def test_what_auto_stands_for(
+def test_which_engine_auto_chooses(
     device: str,
     kernels: str,
     change: dict[str, Any],
@@ -119,7 +119,7 @@ def test_what_auto_stands_for(
 def test_a_named_engine_that_cannot_serve_a_call(
     engine: str, device: str, change: dict[str, Any], why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The error says why, and which engines could."""
+    """The error gives the reason, and the engines that can serve the call."""
     monkeypatch.setattr(_build, "kinds", ("cpu",))
     message = f"engine '{engine}' cannot serve this call: .*{why}; use one of auto, .*reference"
     with pytest.raises(RuntimeError, match=message):
@@ -140,7 +140,7 @@ def test_a_named_engine_that_cannot_serve_a_call(
         ({"dtype": HALF}, (0, 90), False),
     ],
 )
-def test_what_the_persistent_engine_serves(
+def test_which_calls_the_persistent_engine_serves(
     change: dict[str, Any], gpu: tuple[int, int], serves: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_build, "kinds", ("cpu", "cuda"))
@@ -151,8 +151,8 @@ def test_what_the_persistent_engine_serves(
 
 
 @needs_op
-def test_a_measured_engine_runs_where_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Calls count as alike up to a power of two, so one may fit and another not."""
+def test_a_measured_engine_runs_only_calls_that_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes with the same next power of two share a measurement, so some may not be served."""
     monkeypatch.setattr(_build, "kinds", ("cpu", "cuda"))
     monkeypatch.setattr(_build, "gpu", lambda index: (16, 90, ""))
     monkeypatch.setattr(_measured, "tuned", {"any": "persistent"})
@@ -192,7 +192,7 @@ def runs_the_op(lstm: fastlstm.LSTM, x: Tensor) -> bool:
     return "fastlstm::lstm" in {event.name for event in profile.events()}
 
 
-def test_the_choice_is_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_chosen_engine_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     lstm, x = fastlstm.LSTM(3, 5), torch.zeros(2, 1, 3)
     built = _build.has_kernels("cpu")
     monkeypatch.setattr(engines, "DEFAULT", "auto")
@@ -202,12 +202,12 @@ def test_the_choice_is_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     lstm.engine = "auto"
     monkeypatch.setattr(engines, "DEFAULT", "reference")
     assert not runs_the_op(lstm, x)
-    for engine in ("stepwise", "tiled") if built else ():  # what code asks for wins
+    for engine in ("stepwise", "tiled") if built else ():  # an attribute overrides the environment
         lstm.engine = engine
         assert runs_the_op(lstm, x)
 
 
-def a_call(name: str) -> Callable[[], object]:
+def make_call(name: str) -> Callable[[], object]:
     x, lengths = torch.randn(3, 2, 4), torch.tensor([3, 1])
     reset, hx = torch.rand(3, 2) < 0.5, (torch.zeros(2, 2, 5), torch.zeros(2, 2, 5))
     one, two = fastlstm.LSTM(4, 5), fastlstm.LSTM(4, 5, 2)
@@ -228,8 +228,8 @@ def a_call(name: str) -> Callable[[], object]:
     "name",
     ["plain", "lengths", "reset", "reset of numbers", "packed", "two layers", "converted"],
 )
-def test_a_call_passes_few_functions(name: str) -> None:
-    seen, call = [], a_call(name)
+def test_a_call_runs_few_python_functions(name: str) -> None:
+    seen, call = [], make_call(name)
 
     def note(frame: Any, event: str, _: object) -> None:
         if event == "call" and frame.f_globals["__name__"].startswith("fastlstm."):
@@ -260,10 +260,10 @@ def test_an_engine_of_the_op_that_does_not_serve_the_call_says_so() -> None:
         (("cpu", "cuda"), "cudaGetDevice failed: insufficient", "cudaGetDevice failed: insuff"),
     ],
 )
-def test_a_gpu_without_kernels_is_warned_of_once(
+def test_a_gpu_without_kernels_warns_once(
     monkeypatch: pytest.MonkeyPatch, kinds: tuple[str, ...], error: str, why: str
 ) -> None:
-    """Where that matters: a plain call runs PyTorch's own with kernels and without."""
+    """A plain call does not warn: it runs PyTorch's own LSTM with or without kernels."""
     record = {"note": "no toolkit" if len(kinds) == 1 else None, "cuda_arch_list": "9.0"}
     monkeypatch.setattr(_build, "kinds", kinds)
     monkeypatch.setattr(_build, "gpu", lambda index: (0, 0, error))
@@ -294,7 +294,9 @@ def test_the_environment_chooses() -> None:
     good = in_a_process("reference", code)
     assert good.returncode == 0 and good.stdout.strip() == "reference", good.stderr
     bad = in_a_process("cudnn", code)
-    assert bad.returncode != 0 and bad.stdout.strip() == "cudnn"  # the call raises, not the import
+    assert (
+        bad.returncode != 0 and bad.stdout.strip() == "cudnn"
+    )  # the import succeeds, the call raises
     assert bad.stderr.count("engine: expected one of auto, torch") == 1
     assert "FASTLSTM_ENGINE" in bad.stderr
     assert in_a_process("", code).stdout.strip() == "auto"
@@ -303,7 +305,7 @@ def test_the_environment_chooses() -> None:
 @pytest.mark.parametrize("engine", ["auto", "tiled", "stepwise", "reference"])
 @pytest.mark.parametrize("create_graph", [False, True])
 def test_each_bias_has_a_gradient_of_its_own(engine: str, create_graph: bool) -> None:
-    """Users scale gradients in place, and all-reduce them. (nn.LSTM itself has one for both.)"""
+    """Users change gradients in place, so b_ih and b_hh must not share one as in nn.LSTM."""
     lstm, cell = fastlstm.LSTM(3, 5), fastlstm.LSTMCell(3, 5)
     for layer, x in ((lstm, torch.randn(4, 2, 3)), (cell, torch.randn(2, 3))):
         layer.engine = engine

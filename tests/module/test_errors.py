@@ -1,7 +1,7 @@
-"""Bad input gives an error that names the argument, on every route; no crash, no garbage.
+"""Bad input gives an error that names the argument, with every engine.
 
-fuzzed_calls.py damages every argument in shape, dtype, device and memory; here is what has to be
-said in particular, and what nn.LSTM says too.
+These tests check particular messages, and that messages are those of nn.LSTM. fuzzed_calls.py gives
+each argument a wrong shape, dtype, device and memory.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fastlstm._call import LstmCall
 from fastlstm._checks import check_layer
 
 T, B, I, H = 4, 3, 2, 5
-# In the words of newer and of older versions of torch.
+# The messages of newer and of older versions of torch.
 OTHER_DTYPE = (
     r"input dtype \(.*64\) .* weight dtype|must have the type torch.float32, got type torch.float64"
 )
@@ -36,13 +36,13 @@ def arguments(route: Route) -> dict[str, Any]:
     return {"input": x, "hx": hx, "weights": weights, "engine": route.engine}
 
 
-def packed(sizes: Any, **more: Any) -> Any:
+def packed_input(sizes: Any, **more: Any) -> Any:
     return lambda x, w: {"input": x.new_zeros(8, I), "batch_sizes": torch.tensor(sizes), **more}
 
 
 STATE, THREE = torch.zeros(1, B, H), torch.zeros(3, B, H)
-NUMBERS, TRUTHS = torch.ones(3).long(), torch.ones(3, 3).bool()
-# What takes the place of good arguments; what the message must hold: the argument, and what came.
+LENGTHS, RESET = torch.ones(3).long(), torch.ones(3, 3).bool()
+# For each name: a function that returns bad arguments, and a pattern of the message.
 BAD: dict[str, tuple[Any, str]] = {
     "1-D without state": (lambda x, w: {"input": x[0, 0], "hx": None}, r"input.*\(2,?\)"),
     "W_hh without state": (
@@ -63,12 +63,12 @@ BAD: dict[str, tuple[Any, str]] = {
         lambda x, w: {"lengths": torch.tensor([1, 5, 2])},
         r"lengths.*between 0.*4.*5",
     ),
-    "batch_sizes grow": (packed([3, 2, 3]), r"batch_sizes.*never to grow"),
-    "batch_sizes zero": (packed([3, 3, 2, 0]), r"batch_sizes.*fall below 1"),
-    "batch_sizes sum": (packed([3, 3, 1]), r"batch_sizes to sum to.*8.*7"),
-    "batch_sizes first": (packed([2, 2, 2, 2]), r"batch_sizes.*3"),
-    "packed with lengths": (packed([3, 3, 2], lengths=NUMBERS), r"lengths.*batch_sizes"),
-    "packed with reset": (packed([3, 3, 2], reset=TRUTHS), r"reset.*batch_sizes"),
+    "batch_sizes grow": (packed_input([3, 2, 3]), r"batch_sizes.*never to grow"),
+    "batch_sizes zero": (packed_input([3, 3, 2, 0]), r"batch_sizes.*fall below 1"),
+    "batch_sizes sum": (packed_input([3, 3, 1]), r"batch_sizes to sum to.*8.*7"),
+    "batch_sizes first": (packed_input([2, 2, 2, 2]), r"batch_sizes.*3"),
+    "packed with lengths": (packed_input([3, 3, 2], lengths=LENGTHS), r"lengths.*batch_sizes"),
+    "packed with reset": (packed_input([3, 3, 2], reset=RESET), r"reset.*batch_sizes"),
 }
 
 
@@ -78,13 +78,13 @@ def test_bad_argument_of_functional(route: Route, name: str) -> None:
     change, message = BAD[name]
     given = arguments(route)
     functional.lstm(**given)
-    if route.engine == "torch":  # has none of these options, however good
+    if route.engine == "torch":  # refuses these options first
         message = f"({message})|PyTorch's own LSTM has no (reset|layer normalization)"
     with pytest.raises(RuntimeError, match=message):
         functional.lstm(**{**given, **change(given["input"], given["weights"])})
 
 
-def w_ih(change: Callable[[Tensor], Tensor]) -> Callable[[LstmCall], dict[str, Any]]:
+def with_w_ih(change: Callable[[Tensor], Tensor]) -> Callable[[LstmCall], dict[str, Any]]:
     return lambda call: {"weights": [change(call.weights[0]), *call.weights[1:]]}
 
 
@@ -98,9 +98,9 @@ BAD_LAYERS: list[tuple[Callable[[LstmCall], dict[str, Any]], str]] = [
         "weights .*W_ih, W_hh, b_ih, b_hh,.* 3 tensors",
     ),
     (lambda call: {"weights": [*call.weights, STATE]}, "weights .* 5 tensors"),
-    (w_ih(lambda weight: weight[0]), r"W_ih of shape \(4 \* hidden.* got .2,?.$"),
-    (w_ih(lambda weight: weight[1:]), r"W_ih of shape \(4 \* hidden.* got .19, 2.$"),
-    (w_ih(lambda weight: weight.sum()), r"W_ih of shape \(4 \* hidden"),
+    (with_w_ih(lambda weight: weight[0]), r"W_ih of shape \(4 \* hidden.* got .2,?.$"),
+    (with_w_ih(lambda weight: weight[1:]), r"W_ih of shape \(4 \* hidden.* got .19, 2.$"),
+    (with_w_ih(lambda weight: weight.sum()), r"W_ih of shape \(4 \* hidden"),
     (lambda call: {"input": call.input[0]}, r"input of shape \(steps, batch, .* got .3, 2.$"),
     (
         lambda call: {"input": call.input.long()},
@@ -117,7 +117,9 @@ BAD_LAYERS: list[tuple[Callable[[LstmCall], dict[str, Any]], str]] = [
 
 @pytest.mark.parametrize("route", REFERENCE_AND_AUTO)
 @pytest.mark.parametrize(("change", "message"), BAD_LAYERS)
-def test_the_op_and_the_equations_refuse_alike(route: Route, change: Any, message: str) -> None:
+def test_the_op_and_the_reference_raise_the_same_errors(
+    route: Route, change: Any, message: str
+) -> None:
     def check(call: LstmCall) -> None:
         check_layer(call) if route.engine == "reference" else torch.ops.fastlstm.lstm(*call)
 
@@ -130,7 +132,7 @@ def test_the_op_and_the_equations_refuse_alike(route: Route, change: Any, messag
 
 @every_route
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_a_reset_of_numbers_is_what_is_not_zero(route: Route, batch_first: bool) -> None:
+def test_a_reset_of_numbers_is_true_where_not_zero(route: Route, batch_first: bool) -> None:
     lstm = module(route, batch_first=batch_first)
     x = torch.randn(T, T, I, device=route.device)
     done = (torch.rand(T, T, device=route.device) < 0.4).index_fill(0, torch.tensor(1), True)
@@ -141,11 +143,11 @@ def test_a_reset_of_numbers_is_what_is_not_zero(route: Route, batch_first: bool)
 
 
 @pytest.mark.parametrize(
-    ("cls", "packs"),
+    ("cls", "prepacks"),
     [(fastlstm.LSTM, False), (fastlstm.LSTM, True), (fastlstm.LayerNormLSTM, False)],
 )
-def test_a_nan_is_no_reset(cls: type, packs: bool) -> None:
-    lstm = fastlstm.prepack(cls(I, H).eval()) if packs else cls(I, H)
+def test_a_reset_of_nan_raises(cls: type, prepacks: bool) -> None:
+    lstm = fastlstm.prepack(cls(I, H).eval()) if prepacks else cls(I, H)
     reset = torch.zeros(T, B, dtype=torch.float16)
     with torch.no_grad():
         lstm(zeros(T, B, I), reset=reset)
@@ -178,14 +180,15 @@ def nested() -> torch.Tensor:
     return torch.nested.nested_tensor([torch.zeros(I), torch.zeros(I)])
 
 
-def of_half_a_unit() -> nn.Module:
-    """An LSTM whose user has broken a size that C++ reads."""
+def with_a_broken_size() -> nn.Module:
+    """An LSTM whose attribute hidden_size, which C++ reads, is not an integer."""
     lstm = fastlstm.LSTM(I, H)
     lstm.hidden_size = H + 0.5
     return lstm
 
 
-# A call that users try; the error; what the message must say, for one what to write instead.
+# A mistake that users make, the type of the error, and a pattern of its message, which often says
+# what to write instead.
 MISTAKES: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: fastlstm.LSTM(I, H)(np.zeros((T, B, I))), TypeError, "^input: .*tensor, got ndarray"),
     (lambda: fastlstm.LSTMCell(I, H)(np.zeros((B, I))), TypeError, "^input: .* got ndarray"),
@@ -204,7 +207,7 @@ MISTAKES: list[tuple[Callable[[], object], type[Exception], str]] = [
     ),
     (lambda: fastlstm.LSTMCell(I, H)(nested()), TypeError, "expected a dense tensor, got a nested"),
     (lambda: prepacked_cell()(nested()), TypeError, "expected a dense tensor, got a nested"),
-    (lambda: of_half_a_unit()(zeros(T, B, I)), TypeError, "expected an int, got float"),
+    (lambda: with_a_broken_size()(zeros(T, B, I)), TypeError, "expected an int, got float"),
     (lambda: fastlstm.convert(nn.GRU(I, H)), ValueError, "GRUs are not supported"),
     (lambda: fastlstm.unpack(fastlstm.LSTM(I, H)), ValueError, "layers that prepack has packed"),
     (
@@ -300,7 +303,7 @@ def test_nested_tensors() -> None:
         lstm(overlap)
 
 
-def test_masks_and_lengths_are_named_in_the_shape_that_was_passed() -> None:
+def test_messages_state_shapes_as_the_user_passed_them() -> None:
     lstm = fastlstm.LSTM(I, H, batch_first=True)
     x = torch.zeros(B, T, I)
     with pytest.raises(RuntimeError, match=r"reset of shape \(batch, steps\) = \(3, 4\).*\(4, 3\)"):
@@ -323,7 +326,7 @@ def test_bad_layout(layout: Any) -> None:
 
 @every_module_route
 def test_bad_input_raises_under_no_grad_too(route: Route) -> None:
-    """The checks do not depend on the dispatch key that comes first."""
+    """The checks run with every dispatch key."""
     given = arguments(route)
     given["hx"] = given["hx"][0][..., :4], given["hx"][1]
     for mode in (torch.no_grad(), torch.inference_mode(), torch.autocast(route.device)):
@@ -373,7 +376,7 @@ MODULE_CALLS: dict[str, tuple[Any, ...]] = {
     "hx of one": (zeros(T, B, I), (zeros(1, B, H),)),
     "hx of three": (zeros(T, B, I), (zeros(1, B, H),) * 3),
     "hx of three, packed": (pack_padded_sequence(zeros(T, B, I), [4, 2, 1]), (zeros(1, B, H),) * 3),
-    "h_0 alone": (zeros(T, B, I), zeros(1, B, H)),
+    "h_0 only": (zeros(T, B, I), zeros(1, B, H)),
 }
 
 
@@ -381,7 +384,7 @@ MODULE_CALLS: dict[str, tuple[Any, ...]] = {
 @pytest.mark.parametrize("name", MODULE_CALLS)
 def test_the_module_raises_what_torch_raises(route: Route, name: str) -> None:
     if route.device != "cpu":
-        pytest.skip("the calls are of tensors on the CPU")
+        pytest.skip("the calls have tensors on the CPU")
     with pytest.raises((RuntimeError, ValueError, TypeError, IndexError)) as theirs:
         module(route, nn.LSTM)(*MODULE_CALLS[name])
     with pytest.raises(theirs.type) as ours:
@@ -394,9 +397,9 @@ def test_the_module_raises_what_torch_raises(route: Route, name: str) -> None:
 def test_replaced_weights_that_do_not_fit_the_module(
     sizes: tuple[int, int], compiles: bool
 ) -> None:
-    """They fit each other, the input and the state."""
+    """The weights fit each other, the input and the state, but not the module."""
     x, hx = zeros(T, B, sizes[0]), (zeros(1, B, sizes[1]),) * 2
-    said = []
+    messages = []
     for cls in (nn.LSTM, fastlstm.LSTM):
         lstm = cls(I, H)
         for name, weight in nn.LSTM(*sizes).named_parameters():
@@ -404,8 +407,8 @@ def test_replaced_weights_that_do_not_fit_the_module(
         run = torch.compile(lstm, backend="eager") if compiles else lstm
         with pytest.raises(RuntimeError) as error:
             run(x, hx)
-        said.append(str(error.value))
-    assert said[0] == said[1]
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
 
 
 @every_module_route
@@ -440,7 +443,7 @@ def test_packed_sequences_of_the_wrong_size(route: Route) -> None:
     with pytest.raises(RuntimeError, match="input_size. Expected 2, got 3"):
         lstm(packed)
     good = pack_padded_sequence(torch.zeros(T, B, I), [4, 2, 1]).to(route.device)
-    for shape in ((1, B + 1, H), (1, H), ()):  # nn.LSTM has an IndexError for the last two
+    for shape in ((1, B + 1, H), (1, H), ()):  # nn.LSTM raises IndexError for the last two
         hx = torch.zeros(shape, device=route.device)
         with pytest.raises(RuntimeError, match=r"Expected hidden\[0\] size \(1, 3, 5\), got"):
             lstm(good, (hx, hx))
@@ -463,10 +466,10 @@ CELL_CALLS: dict[str, tuple[Any, ...]] = {
     "h size": (zeros(B, I), (zeros(B, 4), zeros(B, H))),
     "c batch": (zeros(B, I), (zeros(B, H), zeros(2, H))),
     "c size": (zeros(B, I), (zeros(B, H), zeros(B, 4))),
-    "h alone": (zeros(B, I), zeros(B, H)),
-    "h alone, batch 2": (zeros(2, I), zeros(2, H)),
+    "h only": (zeros(B, I), zeros(B, H)),
+    "h only, batch 2": (zeros(2, I), zeros(2, H)),
     "h and c in one tensor": (zeros(B, I), zeros(2, B, H)),
-    "unbatched h alone": (zeros(I), zeros(H)),
+    "unbatched h only": (zeros(I), zeros(H)),
     "hx of none": (zeros(B, I), ()),
     "hx of one": (zeros(B, I), (zeros(B, H),)),
     "hx of three": (zeros(B, I), (zeros(B, H),) * 3),
@@ -479,7 +482,7 @@ CELL_CALLS: dict[str, tuple[Any, ...]] = {
 @pytest.mark.parametrize("name", CELL_CALLS)
 def test_the_cell_raises_what_torch_raises(route: Route, name: str) -> None:
     if route.device != "cpu":
-        pytest.skip("the calls are of tensors on the CPU")
+        pytest.skip("the calls have tensors on the CPU")
     with pytest.raises((RuntimeError, ValueError, TypeError, IndexError)) as theirs:
         module(route, nn.LSTMCell)(*CELL_CALLS[name])
     with pytest.raises(theirs.type) as ours:
@@ -488,10 +491,10 @@ def test_the_cell_raises_what_torch_raises(route: Route, name: str) -> None:
 
 
 @every_module_route
-def test_a_batched_state_beside_an_unbatched_row(route: Route) -> None:
-    """nn.LSTMCell may end the process."""
+def test_a_batched_state_with_an_unbatched_input(route: Route) -> None:
+    """fastlstm raises an error; nn.LSTMCell may crash."""
     if route.engine == "torch":
-        pytest.skip("nn.LSTMCell's own forward")
+        pytest.skip("engine 'torch' calls nn.LSTMCell.forward")
     x, h = (t.to(route.device) for t in (zeros(I), zeros(H, H)))
     for hx in ((h, h), (h[0], h), torch.stack([h, h])):
         with pytest.raises(RuntimeError, match="For unbatched 1-D input, hx and cx should also be"):

@@ -1,4 +1,4 @@
-"""fastlstm.tune with times of its own, and the file that it leaves."""
+"""fastlstm.tune with simulated times, and the file in which it stores the results."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def by_torch(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows with every call of PyTorch's own LSTM."""
+def torch_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that grows with each call of PyTorch's own LSTM."""
     calls: list[int] = []
     aten: Any = torch._VF
     real = aten.lstm
@@ -39,8 +39,8 @@ def by_torch(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
-def quick(model: nn.Module, *series: dict[str, list[float]]) -> Found:
-    """tune(model, X) with the seconds of each engine, in one series and then in the next."""
+def tune_with(model: nn.Module, *series: dict[str, list[float]]) -> Found:
+    """Calls tune(model, X) with simulated seconds of each engine, series after series."""
     left = list(series)
 
     def in_turn(names: Any, *_: Any) -> list[list[float]]:
@@ -53,28 +53,29 @@ def quick(model: nn.Module, *series: dict[str, list[float]]) -> Found:
         return tune(model, X)
 
 
-OURS, THEIRS = {"op": [1.0], "torch": [2.0]}, {"op": [2.0], "torch": [1.0]}  # the faster one
+OP_IS_FASTER, TORCH_IS_FASTER = {"op": [1.0], "torch": [2.0]}, {"op": [2.0], "torch": [1.0]}
 
 
-def as_in_a_later_process() -> None:
+def load_as_a_new_process() -> None:
     _measured.tuned.clear()
     _measured.load()
 
 
-def test_the_faster_engine_is_chosen_and_remembered(file: Path, by_torch: list[int]) -> None:
+def test_the_faster_engine_is_chosen_and_remembered(file: Path, torch_calls: list[int]) -> None:
     lstm = fastlstm.LSTM(4, 6)
-    ((call, times),) = quick(lstm, THEIRS).items()
+    ((call, times),) = tune_with(lstm, TORCH_IS_FASTER).items()
     assert list(times.items()) == [("torch", 1e6), ("op", 2e6)]
     ((key, engine),) = json.loads(file.read_text()).items()
     assert key.startswith(call) and f"{torch.get_num_threads()} threads" in key
     assert engine == "torch" and [each.name for each in file.parent.iterdir()] == [file.name]
 
     def runs_torch(*args: Any, **words: Any) -> bool:
-        before = len(by_torch)
+        before = len(torch_calls)
         lstm(*args, **words)
-        return len(by_torch) > before
+        return len(torch_calls) > before
 
-    assert runs_torch(X) and runs_torch(torch.zeros(8, 4, 4))  # up to the same powers of two
+    # Sizes with the same next power of two share a measurement.
+    assert runs_torch(X) and runs_torch(torch.zeros(8, 4, 4))
     assert not runs_torch(torch.zeros(9, 3, 4))
     assert not runs_torch(X, lengths=torch.tensor([1, 2, 3]))
     with torch.no_grad():
@@ -82,10 +83,10 @@ def test_the_faster_engine_is_chosen_and_remembered(file: Path, by_torch: list[i
     lstm.engine = "tiled"
     assert not runs_torch(X)
     lstm.engine = "auto"
-    as_in_a_later_process()
+    load_as_a_new_process()
     assert runs_torch(X)
 
-    (times,) = quick(lstm, OURS).values()
+    (times,) = tune_with(lstm, OP_IS_FASTER).values()
     assert list(times) == ["op", "torch"] and not runs_torch(X)
     assert json.loads(file.read_text()) == {}
 
@@ -94,22 +95,23 @@ def test_the_faster_engine_is_chosen_and_remembered(file: Path, by_torch: list[i
     ("series", "chosen"),
     [
         ([{"op": [1.0], "torch": [1.0]}], "op"),  # a tie
-        ([{"op": [1.02], "torch": [1.0]}], "op"),  # less than 3 %
+        ([{"op": [1.02], "torch": [1.0]}], "op"),  # a difference below 3 %
         ([{"op": [1.04], "torch": [1.0]}], "torch"),
-        ([THEIRS, OURS], "op"),  # a lucky series
+        ([TORCH_IS_FASTER, OP_IS_FASTER], "op"),  # the second series contradicts the first
         (
             [{"op": [1.0, 50.0, 1.0, 1.0, 1.0], "torch": [0.5, 1.0, 1.0, 1.0, 1.0]}],
-            "op",
-        ),  # outliers
-        ([{"op": [1.0, 2.0, 4.0], "torch": [0.9, 3.0, 3.6]}], "torch"),  # by pairs
+            "op",  # outliers do not count
+        ),
+        # The median of the ratios of pairs decides.
+        ([{"op": [1.0, 2.0, 4.0], "torch": [0.9, 3.0, 3.6]}], "torch"),
     ],
 )
 def test_ties_and_noise(series: Sequence[dict[str, list[float]]], chosen: str) -> None:
-    (times,) = quick(fastlstm.LSTM(4, 6), *series).values()
+    (times,) = tune_with(fastlstm.LSTM(4, 6), *series).values()
     assert next(iter(times)) == chosen
 
 
-def test_what_is_measured() -> None:
+def test_which_calls_are_measured() -> None:
     class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -124,7 +126,7 @@ def test_what_is_measured() -> None:
             self.first(input=pack_sequence([x[0], x[1, :2]]), hx=None)
             return self.second(self.first(x)[0])
 
-    sizes = list(quick(Model(), OURS))
+    sizes = list(tune_with(Model(), OP_IS_FASTER))
     assert len(sizes) == 5 and all("training on cpu" in call for call in sizes)
     assert "batch up to 1, steps up to 4" in sizes[0] and "packed" in sizes[2]
     assert "batch up to 8, steps up to 4" in sizes[3]
@@ -132,16 +134,16 @@ def test_what_is_measured() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_what_is_timed(
-    training: bool, monkeypatch: pytest.MonkeyPatch, by_torch: list[int]
+def test_which_functions_are_timed(
+    training: bool, monkeypatch: pytest.MonkeyPatch, torch_calls: list[int]
 ) -> None:
     lstm, engines, shapes = fastlstm.LSTM(4, 6), [], []
 
     def in_turn(runs: Sequence[Callable[[], Any]], *_: Any) -> list[list[float]]:
-        by_torch.clear()
+        torch_calls.clear()
         for run in runs:
             shapes.append([tensor.shape for tensor in run()])
-            engines.append(len(by_torch))
+            engines.append(len(torch_calls))
         return [[1.0] for _ in runs]
 
     monkeypatch.setattr(MODULE, "in_turn", in_turn)
@@ -149,21 +151,21 @@ def test_what_is_timed(
         tune(lstm, X)
     gradients, output = [weight.shape for weight in lstm.parameters()], [(3, 6)] * 5
     assert shapes == [gradients if training else output] * 2
-    assert engines == [1, 1]  # PyTorch's, then ours
+    assert engines == [1, 1]  # PyTorch's LSTM runs first, then the op
     assert _measured.noted is None and all(p.grad is None for p in lstm.parameters())
 
 
-def test_a_clock() -> None:
-    """tune as users call it; which engine is faster is not known here."""
+def test_real_times() -> None:
+    """tune with a real clock. The test does not know which engine is faster."""
     (times,) = tune(fastlstm.LSTM(4, 6), X, seconds=0).values()
     assert set(times) == {"op", "torch"} and all(0 < us < 1e6 for us in times.values())
 
 
 def test_a_model_without_a_call_to_measure() -> None:
     with pytest.raises(ValueError, match=r"expected a model that .*fastlstm\.convert"):
-        quick(nn.LSTM(4, 6), OURS)
+        tune_with(nn.LSTM(4, 6), OP_IS_FASTER)
     with pytest.raises(TypeError, match="model: expected a module, got the class LSTM"):
-        quick(fastlstm.LSTM, OURS)  # type: ignore[arg-type]
+        tune_with(fastlstm.LSTM, OP_IS_FASTER)  # type: ignore[arg-type]
 
 
 BAD = ["", "[" * 100_000, "[]", '{"call": 5}', '{"call": {"engine": "torch"}}']
@@ -178,10 +180,10 @@ def test_a_damaged_or_foreign_file_is_ignored_and_kept(file: Path, content: str)
     assert not _measured.tuned
     lstm = fastlstm.LSTM(4, 6)
     with pytest.warns(RuntimeWarning, match="fastlstm ignores .*tuned.json"):
-        quick(lstm, THEIRS)
+        tune_with(lstm, TORCH_IS_FASTER)
     assert file.read_text() == content and len(_measured.tuned) == 1
-    file.unlink()  # as the warning says
-    quick(lstm, THEIRS)
+    file.unlink()  # the warning says so
+    tune_with(lstm, TORCH_IS_FASTER)
     assert list(json.loads(file.read_text()).values()) == ["torch"]
 
 
@@ -191,32 +193,36 @@ def test_a_folder_in_place_of_the_file(file: Path) -> None:
         assert _measured.load() is None
 
 
-def test_entries_of_other_machines_stay_and_change_nothing(file: Path, by_torch: list[int]) -> None:
+def test_entries_of_other_machines_stay_and_change_nothing(
+    file: Path, torch_calls: list[int]
+) -> None:
     lstm = fastlstm.LSTM(4, 6)
-    quick(lstm, THEIRS)
+    tune_with(lstm, TORCH_IS_FASTER)
     ((key, _),) = json.loads(file.read_text()).items()
     file.write_text(json.dumps({f"another {key}": "torch"}))
-    as_in_a_later_process()
+    load_as_a_new_process()
     lstm(X)
-    assert not by_torch
-    quick(lstm, THEIRS)
+    assert not torch_calls
+    tune_with(lstm, TORCH_IS_FASTER)
     assert set(json.loads(file.read_text())) == {key, f"another {key}"}
 
 
-def test_no_file(tmp_path: Path, by_torch: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_variable(
+    tmp_path: Path, torch_calls: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     lstm = fastlstm.LSTM(4, 6)
     monkeypatch.setenv("FASTLSTM_TUNE", "off")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    quick(lstm, THEIRS)
+    tune_with(lstm, TORCH_IS_FASTER)
     lstm(X)
-    assert by_torch and not list(tmp_path.iterdir())
+    assert torch_calls and not list(tmp_path.iterdir())
     monkeypatch.setenv("FASTLSTM_TUNE", str(tmp_path))  # a folder
     with pytest.warns(RuntimeWarning, match="fastlstm ignores"):
-        quick(lstm, THEIRS)
+        tune_with(lstm, TORCH_IS_FASTER)
     (tmp_path / "file").touch()
     monkeypatch.setenv("FASTLSTM_TUNE", str(tmp_path / "file" / "tuned.json"))
     with pytest.raises(OSError, match="file"):
-        quick(lstm, THEIRS)
+        tune_with(lstm, TORCH_IS_FASTER)
     monkeypatch.delenv("FASTLSTM_TUNE")
-    quick(lstm, THEIRS)
+    tune_with(lstm, TORCH_IS_FASTER)
     assert (tmp_path / "fastlstm/tuned.json").exists()

@@ -87,7 +87,7 @@ def test_zoneout(sample: Sample) -> None:
 
 @every_op_route
 @every_sample
-def test_some_gradients_only(route: Route, sample: Sample) -> None:
+def test_gradients_of_some_arguments_only(route: Route, sample: Sample) -> None:
     """Gradients that are asked for separately have the same bits as all gradients together.
 
     If only the input and states need gradients, backward skips the products for the weights.
