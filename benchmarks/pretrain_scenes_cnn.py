@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import trange
 
-from captioning.cnn.pretrained import WEIGHTS, SceneCNN
+from captioning.cnn.pretrained import SCENES_WEIGHTS, SceneCNN
 from captioning.console import say
 from captioning.data import scenes
 from captioning.files import write_atomically
@@ -132,7 +132,7 @@ def pretrain(steps: int, batch_size: int, learning_rate: float, seed: int) -> Sc
 def main() -> None:
     """Pretrains the CNN and writes its weights."""
     parser = argparse.ArgumentParser(description="Pretrain the CNN of the drawn scenes.")
-    parser.add_argument("--output", type=Path, default=WEIGHTS, help="the weights file to write")
+    parser.add_argument("--output", type=Path, default=SCENES_WEIGHTS, help="the file to write")
     parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=4e-3)

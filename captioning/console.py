@@ -12,7 +12,7 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() or c == joiner else escape(c) for c in str(text))
 
 
-def short(value: Any) -> str:
+def abbreviate(value: Any) -> str:
     """Returns a value as text for a message: at most 100 characters of its repr, or its type."""
     try:
         return repr(value)[:100]

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from captioning.console import short
+from captioning.console import abbreviate
 from captioning.errors import CaptioningError
 
 SMALL_SET = 20_000  # a training set with fewer pictures is small
@@ -37,7 +37,7 @@ ALLOWED: dict[str, Any] = {
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Refuses a value that is not one of the choices."""
     if value not in choices:
-        raise CaptioningError(f"{name}: expected one of {choices}, got {short(value)}")
+        raise CaptioningError(f"{name}: expected one of {choices}, got {abbreviate(value)}")
 
 
 def check_settings(settings: Any) -> None:
@@ -54,7 +54,7 @@ def check_settings(settings: Any) -> None:
         if type(value) not in kinds or not allowed[0] <= value <= allowed[1]:
             expected = f"{'a number' if float in kinds else 'an integer'} from {allowed[0]}"
             raise CaptioningError(
-                f"{name}: expected {expected} to {allowed[1]}, got {short(value)}"
+                f"{name}: expected {expected} to {allowed[1]}, got {abbreviate(value)}"
             )
 
 

@@ -33,7 +33,7 @@ from captioning.settings import POOLS, check_choice
 
 DEFAULT_CNN = "efficientnet_lite0+efficientnet_lite2"  # the best that needs no download
 # The weights of scenes_cnn, which benchmarks/pretrain_scenes_cnn.py trained.
-WEIGHTS = Path(__file__).with_name("scenes_cnn.safetensors")
+SCENES_WEIGHTS = Path(__file__).with_name("scenes_cnn.safetensors")
 # The largest batch of one forward pass on a CPU, in pixels. The memory of larger batches is too
 # large for malloc to keep, so every pass would pay for fresh pages.
 CPU_PIXELS = 4 * 224 * 224
@@ -166,7 +166,7 @@ def _build(config: CNNConfig) -> FrozenCNN:
         return FrozenCNN(_Concatenated(members), config, transform)
     if config.name == "scenes_cnn":
         transform, net = Transform(IMAGE_SIZE, IMAGE_SIZE, (0.5,) * 3, (0.5,) * 3), SceneCNN()
-        net.load_state_dict(load_file(WEIGHTS))
+        net.load_state_dict(load_file(SCENES_WEIGHTS))
         return FrozenCNN(_MapOnly(net), config, transform)
     if config.name.startswith("efficientnet_lite"):
         return _efficientnet_lite(config)

@@ -9,7 +9,7 @@ from captioning.console import say
 from captioning.data.coco import ON_ERROR
 from captioning.model.captioner import DECODERS
 from captioning.model.checkpoint import Checkpoint, load_ensemble
-from captioning.model.layers import HELP, LSTMS, freeze
+from captioning.model.layers import LSTM_HELP, LSTMS, freeze
 from captioning.settings import choose_device, describe_device
 
 
@@ -19,7 +19,7 @@ def add_device(parser: Any) -> None:
 
 
 def add_lstm(parser: Any) -> None:
-    parser.add_argument("--lstm", choices=LSTMS, default="fastlstm", help=HELP)
+    parser.add_argument("--lstm", choices=LSTMS, default="fastlstm", help=LSTM_HELP)
 
 
 def add_decoder(parser: Any) -> None:

@@ -15,7 +15,7 @@ from captioning.data.images import EXTENSIONS
 from captioning.errors import CaptioningError
 from captioning.files import check_output, write_json
 from captioning.model.checkpoint import Checkpoint
-from captioning.model.layers import WEIGHTS
+from captioning.model.layers import LSTM_WEIGHTS
 from captioning.results.attention_maps import attends, file_maps
 from captioning.results.figures import MAX_SHEET, write_panels, write_sheet
 from captioning.search.generate import CaptionedFile, caption_files, find_pictures
@@ -46,7 +46,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     option("--seed", type=int, help="sample: the same seed gives the same captions (0)")
     add_device(parser)
     text = "dtype of the LSTM's weights on a CPU; fewer bits are faster (float32)"
-    option("--lstm-weights", choices=WEIGHTS, default="float32", help=text)
+    option("--lstm-weights", choices=LSTM_WEIGHTS, default="float32", help=text)
 
 
 def run(args: argparse.Namespace) -> int:

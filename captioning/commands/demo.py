@@ -19,7 +19,7 @@ from captioning.model.captioner import DECODERS
 from captioning.model.checkpoint import Checkpoint, load_checkpoint
 from captioning.results.figures import write_sheet
 from captioning.results.metrics import score_captions
-from captioning.results.report import Section, choose, write_report
+from captioning.results.report import Section, examples, write_report
 from captioning.search.generate import caption_files
 from captioning.settings import DecodeConfig, TrainConfig, choose_device
 from captioning.training.pipeline import locked, train_locked
@@ -27,7 +27,7 @@ from captioning.training.processes import Process
 from captioning.training.request import TrainingRequest
 
 # The text of each section of the report.
-TEXT = {
+SECTION_TEXTS = {
     "val": "New pictures. Their combinations of count, size, color, shape and background occur in "
     "the training pictures.",
     "unseen": "Combinations of count, size, color, shape and background that no training picture "
@@ -123,7 +123,7 @@ def _report(
     say("3/4  captioning and scoring pictures that training never saw")
     checkpoint = load_checkpoint(output / "best.pt", lstm, device)
     cnn = load_cnn(checkpoint.cnn).to(device)
-    sections = {split: _caption(checkpoint, cnn, output, split) for split in TEXT}
+    sections = {split: _caption(checkpoint, cnn, output, split) for split in SECTION_TEXTS}
 
     say("4/4  writing the report")
     seconds = sum(entry["seconds"] for entry in history)
@@ -134,7 +134,7 @@ def _report(
     report, sheet = output / "report.html", output / "contact_sheet.png"
     parts = list(sections.values())
     write_report(report, "Captions of drawn scenes", text, parts, history, checkpoint, cnn)
-    drawn = [(s, p) for s in parts for p in choose(s)["Drawn at random"][:3]]
+    drawn = [(s, p) for s in parts for p in examples(s)["Drawn at random"][:3]]
     write_sheet(sheet, {picture.path: s.captions[picture.id] for s, picture in drawn})
     for split, section in sections.items():
         written = [{"image_id": i, "caption": text} for i, text in section.captions.items()]
@@ -156,4 +156,4 @@ def _caption(checkpoint: Checkpoint, cnn: FrozenCNN, output: Path, split: str) -
     scores = score_captions(written, dataset.references)
     facts = scenes.fact_scores(written, truth)
     right = [i for i, caption in written.items() if scenes.parse(caption) == truth[i]]
-    return Section(split, TEXT[split], dataset.images, written, scores, facts, right)
+    return Section(split, SECTION_TEXTS[split], dataset.images, written, scores, facts, right)

@@ -52,7 +52,7 @@ def check_address(host: str, port: int | None) -> None:
         raise CaptioningError(f"cannot listen on {address}: {reason}") from error
 
 
-def answer(
+def caption_picture(
     checkpoint: Checkpoint, cnn: FrozenCNN, picture: str | Path, beam_size: int
 ) -> tuple[list[Caption], Maps]:
     """Captions a picture file by beam search.
@@ -85,7 +85,7 @@ def build_page(checkpoint: Checkpoint, cnn: FrozenCNN, name: str) -> Any:
         try:
             if not isinstance(path, str):
                 raise ImageError("expected the path of an uploaded file")
-            captions, maps = answer(checkpoint, cnn, path, size)
+            captions, maps = caption_picture(checkpoint, cnn, path, size)
         except ImageError as error:
             raise gr.Error(f"No caption: {error}", print_exception=False) from error
         words = [(word, f"{p:.0%}") for word, p in captions[0].words if word != "<end>"]

@@ -9,7 +9,7 @@ from captioning.commands.arguments import add_decoder, add_device, add_lstm, add
 from captioning.errors import CaptioningError
 from captioning.settings import BY_SET, SMALL_SET, describe_setting, parse_settings
 from captioning.training.pipeline import train_captioner
-from captioning.training.request import MODEL, TRAINING, TrainingRequest
+from captioning.training.request import MODEL_FIELDS, TRAIN_FIELDS, TrainingRequest
 
 SAMPLES = 5  # the default of --self-critical
 
@@ -74,7 +74,7 @@ def request_of(args: argparse.Namespace) -> TrainingRequest:
                 values[split] = file
     if values["train"] is None:
         raise CaptioningError("expected the folder that prepare wrote, or --train")
-    settings = {name: values.pop(name) for name in MODEL | TRAINING if name in values}
+    settings = {name: values.pop(name) for name in MODEL_FIELDS | TRAIN_FIELDS if name in values}
     settings = {name: value for name, value in settings.items() if value is not None}
     settings |= parse_settings(values.pop("set"))
     return TrainingRequest(**values, settings=settings)

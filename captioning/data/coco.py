@@ -10,7 +10,7 @@ from typing import Any
 
 from pycocotools.coco import COCO
 
-from captioning.console import short
+from captioning.console import abbreviate
 from captioning.data.tokenizer import tokenize
 from captioning.errors import CaptioningError, list_reasons
 from captioning.files import read_json
@@ -99,7 +99,7 @@ def load_references(
         for table, columns in COLUMNS.items():
             for row in data[table]:
                 if not all(isinstance(row[key], kind) for key, kind in columns.items()):
-                    raise TypeError(short(row))
+                    raise TypeError(abbreviate(row))
         coco.dataset = data
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
             coco.createIndex()

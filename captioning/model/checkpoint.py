@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from captioning.cnn.pretrained import CNNConfig
-from captioning.console import short
+from captioning.console import abbreviate
 from captioning.data.images import Transform
 from captioning.data.vocabulary import Vocabulary
 from captioning.errors import CaptioningError
@@ -92,7 +92,7 @@ def load_checkpoint(path: str | Path, lstm: str = "fastlstm", device: str = "cpu
                 raise ValueError(f"{broken} has a wrong CRC")
         data = torch.load(path, map_location="cpu", weights_only=True)
         if data["format"] != FORMAT:
-            raise ValueError(f"expected a checkpoint of {FORMAT}, got {short(data['format'])}")
+            raise ValueError(f"expected a checkpoint of {FORMAT}, got {abbreviate(data['format'])}")
         vocabulary = Vocabulary(data["vocabulary"])
         model = Captioner(ModelConfig(**data["model"]), lstm)
         model.load_state_dict(data["weights"])

@@ -8,8 +8,8 @@ from captioning.errors import CaptioningError
 from captioning.settings import check_choice
 
 LSTMS = ("fastlstm", "torch", "reference")
-WEIGHTS = ("float32", "bfloat16", "int8")  # dtypes of prepacked weights
-HELP = "which LSTM runs; torch: nn.LSTM; reference: fastlstm in plain PyTorch"
+LSTM_WEIGHTS = ("float32", "bfloat16", "int8")  # dtypes of prepacked weights
+LSTM_HELP = "which LSTM runs; torch: nn.LSTM; reference: fastlstm in plain PyTorch"
 
 
 def make_lstm(kind: str, *sizes: int, cell: bool = False, dropout: float = 0.0) -> nn.Module:
@@ -47,9 +47,9 @@ def freeze(model: nn.Module, weights: str = "float32") -> None:
 
     Args:
         model: is changed in place.
-        weights: the dtype of the prepacked weights, one of `WEIGHTS`.
+        weights: the dtype of the prepacked weights, one of `LSTM_WEIGHTS`.
     """
-    check_choice("weights", weights, WEIGHTS)
+    check_choice("weights", weights, LSTM_WEIGHTS)
     own = (m for m in model.modules() if isinstance(m, (fastlstm.LSTM, fastlstm.LSTMCell)))
     on_cpu = next(model.parameters()).device.type == "cpu" and fastlstm.has_kernels("cpu")
     if on_cpu and any(lstm.engine != "reference" for lstm in own):

@@ -61,14 +61,14 @@ def svg(draw: Callable[[Any], None], size: tuple[float, float]) -> str:
     return re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
 
 
-def small(path: Path) -> Image.Image:
+def thumbnail(path: Path) -> Image.Image:
     """Reads a picture and shrinks it to at most 480 x 480 pixels."""
     image = load_image(path, 480)
     image.thumbnail((480, 480))
     return image
 
 
-def fill(caption: str, width: int) -> str:
+def wrap(caption: str, width: int) -> str:
     """Breaks a caption into lines of at most `width` characters."""
     return textwrap.fill(printable(caption) or "(nothing)", width)
 
@@ -78,7 +78,7 @@ def write_sheet(path: str | Path, captions: Mapping[Path, str]) -> None:
 
     `captions` has the caption of each picture file.
     """
-    pictures = [(small(picture), fill(caption, 38)) for picture, caption in captions.items()]
+    pictures = [(thumbnail(picture), wrap(caption, 38)) for picture, caption in captions.items()]
     below = {"y": -0.04, "pad": 0, "va": "top", "fontsize": 11}
     _write_grid(path, pictures, 3, (3.6, 3.4), 90, below)
 

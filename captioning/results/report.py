@@ -47,7 +47,7 @@ class Section:
         return self.scores.per_image[picture.id]["CIDEr-D"]
 
 
-def choose(section: Section, each: int = 8, seed: int = 0) -> dict[str, list[CaptionedImage]]:
+def examples(section: Section, each: int = 8, seed: int = 0) -> dict[str, list[CaptionedImage]]:
     """Chooses the pictures to show: `each` at random, `each` best and `each` worst by CIDEr-D."""
     ordered = sorted(section.pictures, key=section.score, reverse=True)
     drawn = random.Random(seed).sample(ordered, min(each, len(ordered)))
@@ -92,7 +92,7 @@ def write_report(
             if any(names[0] in entry for entry in history)
         ],
         sections=sections,
-        choose=choose,
+        examples=examples,
         look=partial(_look, maps_for=maps_for),
         wide=maps_for is not None,
     )
@@ -104,6 +104,6 @@ def _look(path: Path, caption: str, maps_for: MapsFor | None) -> dict[str, Any]:
     try:
         found = maps_for(path, caption)[1:] if maps_for else []
         maps = [(word, data_uri(picture.resize((160, 160)))) for picture, word in found]
-        return {"uri": data_uri(figures.small(path)), "maps": maps}
+        return {"uri": data_uri(figures.thumbnail(path)), "maps": maps}
     except ImageError as error:
         return {"error": str(error)}

@@ -33,7 +33,7 @@ def train(setup: Setup, output: str | Path, process: Process = SINGLE) -> list[d
     Returns:
         An entry for each epoch: its loss or reward, and with "val" the scores.
     """
-    return _Run(setup, Path(output), process).train()
+    return _Run(setup, Path(output), process).run()
 
 
 @torch.no_grad()
@@ -76,7 +76,7 @@ class _Run:
         self.steps = self.steps_per_epoch * self.config.epochs
         self.curves = new_curves(output / "tensorboard") if process.is_first else None
 
-    def train(self) -> list[dict[str, float]]:
+    def run(self) -> list[dict[str, float]]:
         """Runs all epochs that are left; returns the history."""
         trainer, history = self.trainer, self.history
         if trainer.captions.cut:
@@ -86,7 +86,7 @@ class _Run:
             )
         for epoch in range(trainer.step // self.steps_per_epoch, self.config.epochs):
             history.append(self.train_epoch(epoch))
-            self.finish(history[-1])
+            self.validate_and_save(history[-1])
         if self.curves:
             self.curves.close()
         return history
@@ -117,7 +117,7 @@ class _Run:
             "captions_per_second": max(1, config.self_critical) * seen / seconds,
         }
 
-    def finish(self, entry: dict[str, float]) -> None:
+    def validate_and_save(self, entry: dict[str, float]) -> None:
         """Validates and saves the epoch of `entry`, which is the last of the history."""
         earlier = [e["CIDEr-D"] for e in self.history[:-1] if "CIDEr-D" in e]
         if self.val_table and self.process.is_first:

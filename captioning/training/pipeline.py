@@ -68,13 +68,13 @@ def train_locked(request: TrainingRequest, process: Process) -> list[dict[str, f
     # If any run, or the run that it resumes, had --no-neighbors, no captions are kept.
     no_neighbors = False
     for run in runs:
-        setup, history = _train(run, process)
+        setup, history = _do_run(run, process)
         no_neighbors |= setup.config.no_neighbors
     if process.is_first:
         stages = {run.start for run in runs} - {request.start}
         files = [run.output / "best.pt" for run in runs]
-        last = [file for file in files if file not in stages]
-        finish(last, request.lstm, process.device, setup, no_neighbors)
+        final = [file for file in files if file not in stages]
+        finish(final, request.lstm, process.device, setup, no_neighbors)
     return history
 
 
@@ -129,7 +129,7 @@ def runs_of(request: TrainingRequest) -> list[TrainingRequest]:
     return runs
 
 
-def _train(request: TrainingRequest, process: Process) -> tuple[Setup, list[dict[str, float]]]:
+def _do_run(request: TrainingRequest, process: Process) -> tuple[Setup, list[dict[str, float]]]:
     """Does one run of `runs_of`; returns its setup and an entry for each epoch."""
     if not process.is_first:  # wait until the first process has encoded the pictures
         dist.barrier()
@@ -169,9 +169,8 @@ def finish(paths: list[Path], lstm: str, device: str, setup: Setup, no_neighbors
     who = f"all {len(paths)} together: " if several else ""
     found.neighbors = None  # a run that resumes may have read some
     if val:
-        near = None
-        if len(tables["train"].images) < SMALL_SET and not no_neighbors:
-            near = Neighbors.of(tables["train"], found.vocabulary)
+        keeps = len(tables["train"].images) < SMALL_SET and not no_neighbors
+        near = Neighbors.of(tables["train"], found.vocabulary) if keeps else None
         say(who + choose_search(found, val, near))
     for path in paths:
         one = load_checkpoint(path, lstm)

@@ -11,11 +11,12 @@ from captioning.model.layers import LSTMS
 from captioning.settings import ModelConfig, TrainConfig, check_choice
 
 # The names of the settings. The three sizes that are left out follow from the CNN and the captions.
-MODEL = {entry.name for entry in fields(ModelConfig)} - {"feature_size", "vocab_size", "grid"}
-TRAINING = {entry.name for entry in fields(TrainConfig)}
+MODEL_FIELDS = {entry.name for entry in fields(ModelConfig)}
+MODEL_FIELDS -= {"feature_size", "vocab_size", "grid"}
+TRAIN_FIELDS = {entry.name for entry in fields(TrainConfig)}
 
 
-def only(names: set[str], settings: Mapping[str, Any]) -> dict[str, Any]:
+def select(names: set[str], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings that have one of these names."""
     return {name: value for name, value in settings.items() if name in names}
 
@@ -50,7 +51,7 @@ class TrainingRequest:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        known = MODEL | TRAINING | {"pool"}
+        known = MODEL_FIELDS | TRAIN_FIELDS | {"pool"}
         if unknown := sorted(self.settings.keys() - known):
             names = ", ".join(sorted(known))
             raise CaptioningError(f"settings: expected {names}; got {unknown[0]}")
@@ -59,8 +60,8 @@ class TrainingRequest:
         if self.members < 1:
             raise CaptioningError(f"members: expected 1 or more, got {self.members}")
         # These check the values, before the pictures are encoded.
-        ModelConfig(1, 1, **only(MODEL, self.settings))
-        TrainConfig(**only(TRAINING, self.settings))
+        ModelConfig(1, 1, **select(MODEL_FIELDS, self.settings))
+        TrainConfig(**select(TRAIN_FIELDS, self.settings))
 
     @property
     def splits(self) -> dict[str, tuple[Path, Path | None]]:

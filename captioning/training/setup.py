@@ -19,7 +19,7 @@ from captioning.model.captioner import Captioner, decoder_class
 from captioning.model.checkpoint import Checkpoint, load_checkpoint
 from captioning.model.decoder import Decoder
 from captioning.settings import ModelConfig, TrainConfig, preset
-from captioning.training.request import MODEL, TRAINING, TrainingRequest, only
+from captioning.training.request import MODEL_FIELDS, TRAIN_FIELDS, TrainingRequest, select
 
 MAY_CHANGE = {"epochs", "no_neighbors"}  # settings that may change when a run resumes
 
@@ -48,7 +48,7 @@ def set_up(request: TrainingRequest, device: str = "cpu") -> Setup:
     path = last if resumes else request.start
     origin = load_checkpoint(path, request.lstm) if path else None
     # What follows up to `load_cnn` finds errors before a download or the encoding of pictures.
-    new = ModelConfig(1, 1, grid=1, **only({"decoder"}, request.settings))
+    new = ModelConfig(1, 1, grid=1, **select({"decoder"}, request.settings))
     decoder = decoder_class(origin.model.config if origin else new)
     cnn_config = origin.cnn if origin else _new_cnn(request, decoder)
     if origin and path:
@@ -60,12 +60,12 @@ def set_up(request: TrainingRequest, device: str = "cpu") -> Setup:
         raise CaptioningError(f"train: expected the captions of {last}, got {request.train}")
     settings = dict(request.settings)
     if resumes and origin:
-        settings = origin.training["config"] | only(MAY_CHANGE, request.settings)
+        settings = origin.training["config"] | select(MAY_CHANGE, request.settings)
     else:
         batches_of = settings.get("batches_of", decoder.batches_of)
         critical = bool(settings.get("self_critical"))
         settings = preset(len(data["train"].images), batches_of, critical) | settings
-    config = TrainConfig(**only(TRAINING, settings))
+    config = TrainConfig(**select(TRAIN_FIELDS, settings))
     vocabulary = origin.vocabulary if origin else Vocabulary.build(captions, config.min_count)
 
     cnn = load_cnn(cnn_config).to(device)
@@ -84,7 +84,7 @@ def set_up(request: TrainingRequest, device: str = "cpu") -> Setup:
     else:
         torch.manual_seed(config.seed)
         sizes: dict[str, Any] = {"vocab_size": len(vocabulary), "grid": cnn.grid}
-        model_config = ModelConfig(cnn.feature_shape[-1], **only(MODEL, settings), **sizes)
+        model_config = ModelConfig(cnn.feature_shape[-1], **select(MODEL_FIELDS, settings), **sizes)
         model = Captioner(model_config, request.lstm)
         model.set_word_frequencies(map(vocabulary.encode, captions))
         checkpoint = Checkpoint([model], vocabulary, cnn.config)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from captioning.console import printable, progress, say, short
+from captioning.console import abbreviate, printable, progress, say
 from captioning.errors import CaptioningError
 
 
@@ -32,8 +32,8 @@ def test_long_values_are_cut_in_messages():
     deep: list = []
     for _ in range(10**5):
         deep = [deep]
-    assert short(deep) == "a list" and short(10**10_000) == "a int"
-    assert short({"id": 11}) == "{'id': 11}" and len(short("x" * 1000)) == 100
+    assert abbreviate(deep) == "a list" and abbreviate(10**10_000) == "a int"
+    assert abbreviate({"id": 11}) == "{'id': 11}" and len(abbreviate("x" * 1000)) == 100
 
 
 def test_lines_go_to_stdout_and_errors_to_stderr(capsys):

@@ -12,7 +12,7 @@ from captioning.__main__ import main
 from captioning.data.vocabulary import END, PAD, START
 from captioning.errors import CaptioningError
 from captioning.model.captioner import DECODERS, decoder_class
-from captioning.model.layers import WEIGHTS, freeze
+from captioning.model.layers import LSTM_WEIGHTS, freeze
 from captioning.search.decoding import beam_search, write_captions
 from captioning.settings import POOLS, DecodeConfig, ModelConfig
 from fastlstm import PackedLSTM, PackedLSTMCell
@@ -121,7 +121,7 @@ def test_a_decoder_has_all_attributes(config, decoder):
         assert "grid" in decoder.pools
 
 
-@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("weights", LSTM_WEIGHTS)
 def test_prepacked_weights(config, decoder, image, weights):
     """With float32 every search writes the same captions and log-probabilities, bit for bit."""
     frozen = copy.deepcopy(decoder)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from captioning.__main__ import main
-from captioning.commands.serve import answer
+from captioning.commands.serve import caption_picture
 from captioning.data.images import load_image
 from captioning.data.vocabulary import PAD, START, UNK, Vocabulary
 from captioning.errors import CaptioningError
@@ -108,7 +108,7 @@ def test_an_attention_map_is_the_mean_of_the_members(attentive, grid_cnn, data):
     features = grid_cnn.encode(load_image(picture))
     maps = [attention_weights(c, features, text.split()) for c in (one, two, both)]
     torch.testing.assert_close(maps[2], (maps[0] + maps[1]) / 2)
-    assert answer(both, grid_cnn, picture, 2)[1]
+    assert caption_picture(both, grid_cnn, picture, 2)[1]
 
 
 def test_the_search_combines_the_searches_of_the_members(files, data):

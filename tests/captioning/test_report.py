@@ -11,7 +11,7 @@ from PIL import Image
 
 from captioning.data.coco import CaptionedImage
 from captioning.results.metrics import Scores
-from captioning.results.report import Section, choose, write_report
+from captioning.results.report import Section, examples, write_report
 
 COUNT = 5000
 HISTORY = [{"epoch": e, "loss": 2 / e, "val_loss": 3 / e, "CIDEr-D": e / 10} for e in (1, 2, 3)]
@@ -42,7 +42,7 @@ def report(section, tmp_path_factory) -> Path:
 
 
 def test_shows_the_best_the_worst_and_some_others(section, report):
-    chosen = choose(section)
+    chosen = examples(section)
     assert [p.id for p in chosen["Best"]] == list(range(8))
     assert [p.id for p in chosen["Worst"]] == list(range(COUNT - 1, COUNT - 9, -1))
     drawn = {p.id for p in chosen["Drawn at random"]}

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from captioning.__main__ import main
-from captioning.commands.serve import answer, build_page
+from captioning.commands.serve import build_page, caption_picture
 from captioning.data.images import ImageError
 from captioning.search.generate import caption_files
 from captioning.settings import DecodeConfig
@@ -51,7 +51,7 @@ def bad(tmp_path_factory, picture) -> dict[str, Path]:
 
 
 def test_answers_with_the_captions_and_where_it_looked(attentive, grid_cnn, picture):
-    captions, maps = answer(attentive, grid_cnn, picture, beam_size=3)
+    captions, maps = caption_picture(attentive, grid_cnn, picture, beam_size=3)
     (item,) = caption_files(attentive, grid_cnn, [picture], DecodeConfig("beam", 3))
     assert captions == item.captions and len(captions) == 3
     assert " ".join(word for _, word in maps) == captions[0].text
@@ -59,13 +59,13 @@ def test_answers_with_the_captions_and_where_it_looked(attentive, grid_cnn, pict
 
 
 def test_without_attention_there_are_no_maps(new_checkpoint, data, picture):
-    assert answer(new_checkpoint(), data.cnn, picture, 2)[1] == []
+    assert caption_picture(new_checkpoint(), data.cnn, picture, 2)[1] == []
 
 
 def test_what_is_wrong_with_a_picture_is_said(attentive, grid_cnn, bad):
     for message, path in bad.items():
         with pytest.raises(ImageError, match=f"^{message}"):
-            answer(attentive, grid_cnn, path, 2)
+            caption_picture(attentive, grid_cnn, path, 2)
 
 
 def test_without_its_libraries_the_command_says_how_to_install_them(
@@ -139,11 +139,11 @@ def http(server):
         yield client
 
 
-def test_a_client_gets_what_answer_gives(client, attentive, grid_cnn, picture):
+def test_a_client_gets_the_captions_of_the_page(client, attentive, grid_cnn, picture):
     from gradio_client import handle_file
 
     words, maps, found = client.predict(handle_file(picture), 3, api_name="/caption")
-    captions, expected = answer(attentive, grid_cnn, picture, 3)
+    captions, expected = caption_picture(attentive, grid_cnn, picture, 3)
     assert [caption["text"] for caption in found] == [caption.text for caption in captions]
     tagged = [(word, f"{p:.0%}") for word, p in captions[0].words if word != "<end>"]
     assert [(item["token"], item["class_or_confidence"]) for item in words] == tagged
