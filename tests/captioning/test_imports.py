@@ -6,7 +6,7 @@ from pathlib import Path
 import captioning
 
 ROOT = Path(captioning.__file__).parent
-# From bottom to top. The files beside the folders are below all of them.
+# From bottom to top. The name "" stands for the files next to the folders.
 FOLDERS = ["", "data", "cnn", "model", "results", "search", "training", "commands"]
 
 
