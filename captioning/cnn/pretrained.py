@@ -162,7 +162,7 @@ def _build(config: CNNConfig) -> FrozenCNN:
         names = config.name.split("+")
         members = [_build(replace(config, name=name, pool="avg")) for name in names]
         largest = max((member.transform for member in members), key=lambda t: t.crop_size)
-        transform = replace(largest, mean=(0.0,) * 3, std=(1.0,) * 3)  # members normalize
+        transform = replace(largest, mean=(0.0,) * 3, std=(1.0,) * 3)  # each member normalizes
         return FrozenCNN(_Concatenated(members), config, transform)
     if config.name == "scenes_cnn":
         transform, net = Transform(IMAGE_SIZE, IMAGE_SIZE, (0.5,) * 3, (0.5,) * 3), SceneCNN()
