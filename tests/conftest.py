@@ -20,8 +20,8 @@ SLOW_LEFT_OUT = pytest.StashKey[int]()
 if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(2)
 
-# torch.testing._internal (opcheck, test_torch_samples.py) calls this function on import, and from
-# then on no test may set the flags of torch.backends. Without the call, tests run in any order.
+# The import of torch.testing._internal (opcheck, test_torch_samples.py) calls this function, which
+# forbids all later tests to set the flags of torch.backends. So this function does nothing here.
 torch.backends.disable_global_flags = lambda: None
 
 # By default cuDNN multiplies float32 in TF32. The tests of TF32 turn it on again.

@@ -133,7 +133,7 @@ class Sample:
         if self.expanded:
             floating |= {k: floating[k].expand(-1, self.batch, -1) for k in ("h_0", "c_0")}
 
-        def shares(*shape: int) -> Tensor:  # masks have 0 and 1, an expected value lies between
+        def shares(*shape: int) -> Tensor:  # 0 and 1 as in a drawn mask, 0.25 as a mean
             values = torch.tensor([0.0, 1.0, 0.25])
             return values[torch.randint(3, shape, generator=generator)].to(device, dtype)
 

@@ -78,7 +78,7 @@ def test_bad_argument_of_functional(route: Route, name: str) -> None:
     change, message = BAD[name]
     given = arguments(route)
     functional.lstm(**given)
-    if route.engine == "torch":  # refuses these options first
+    if route.engine == "torch":  # it refuses its options first
         message = f"({message})|PyTorch's own LSTM has no (reset|layer normalization)"
     with pytest.raises(RuntimeError, match=message):
         functional.lstm(**{**given, **change(given["input"], given["weights"])})
@@ -272,7 +272,7 @@ def test_mistakes_of_users(k: int) -> None:
         call()
 
 
-def test_kernels_of_a_device_by_any_name_of_it() -> None:
+def test_has_kernels_takes_any_name_of_a_device() -> None:
     expected = fastlstm.has_kernels("cpu")
     for device in ("cpu:0", torch.device("cpu"), torch.device("cpu", 0)):
         assert fastlstm.has_kernels(device) == expected

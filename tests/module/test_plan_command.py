@@ -23,7 +23,7 @@ def test_plan_of_a_cpu(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("size", ["a", "0", "-1", "1.5"])
-def test_sizes_that_are_none(size: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_sizes(size: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["plan", "--batch", "4", f"--hidden={size}"])
     error = capsys.readouterr().err

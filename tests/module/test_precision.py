@@ -100,7 +100,7 @@ def test_the_error_is_that_of_rounding_the_factors(
 
 
 def test_a_single_step_obeys_in_training() -> None:
-    """Without gradients a single step stays exact: its time is that of reading the weights."""
+    """Without gradients a single step stays exact, since it takes the time to read the weights."""
     torch.manual_seed(0)
     lstm, x = fastlstm.LSTM(24, 600), torch.randn(1, 5, 24)
     hx = (torch.randn(1, 5, 600), torch.randn(1, 5, 600))

@@ -67,7 +67,7 @@ def encoded(rows: Tensor, weights: Any) -> Tensor:
     if weights == torch.bfloat16:
         return rows.bfloat16().double()
     largest = rows.abs().amax(-1, keepdim=True)
-    quotient = torch.full_like(largest, 127) / largest  # a scalar 127 would round twice
+    quotient = torch.full_like(largest, 127) / largest  # 127 / largest is rounded twice
     inverse = torch.where(largest > 2.0**-100, quotient, 0.0)
     return (rows * inverse).round().double() * (largest / 127).double()
 

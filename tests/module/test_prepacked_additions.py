@@ -1,4 +1,4 @@
-"""prepack and unpack: what a user has put on a layer goes along, or is refused by its name."""
+"""Attributes, buffers and hooks that users add survive prepack and unpack, or are refused."""
 
 from __future__ import annotations
 
@@ -42,31 +42,31 @@ def with_additions(layer: Any) -> Any:
 
 
 @every_kind
-def test_additions_come_along_and_back(kind: str) -> None:
+def test_additions_survive_prepack_and_unpack(kind: str) -> None:
     layer = with_additions(KINDS[kind]())
     before, adapter = layer.state_dict(), layer.adapter
-    frozen = prepack(layer, convert=True)
-    back = unpack(copy.deepcopy(frozen))
-    for now in (frozen, copy.deepcopy(frozen), back):
+    prepacked = prepack(layer, convert=True)
+    back = unpack(copy.deepcopy(prepacked))
+    for now in (prepacked, copy.deepcopy(prepacked), back):
         assert list(now.state_dict()) == list(before)
         assert same_bits(list(now.state_dict().values()), list(before.values()))
         assert now.tag == ["kept"] and now._private == "kept too"
         assert torch.equal(now.scratch, torch.ones(2)) and now.own_sizes() == (type(now), 10)
         assert {name for name, _ in now.named_parameters()} >= {"gain", "adapter.weight"}
         assert not now.training and now.adapter.training
-    assert frozen.adapter is adapter and frozen.gain is layer.gain
+    assert prepacked.adapter is adapter and prepacked.gain is layer.gain
     assert [p.requires_grad for p in back.parameters()] == [
         p.requires_grad for p in layer.parameters()
     ]
     state = {k: v + 1 for k, v in before.items()}
-    frozen.load_state_dict(state)
-    assert same_bits(list(frozen.state_dict().values()), list(state.values()))
+    prepacked.load_state_dict(state)
+    assert same_bits(list(prepacked.state_dict().values()), list(state.values()))
     with pytest.raises(RuntimeError, match='(?s)Missing.*"gain". .*Unexpected.*"other". $'):
-        frozen.load_state_dict({**{k: v for k, v in state.items() if k != "gain"}, "other": X})
+        prepacked.load_state_dict({**{k: v for k, v in state.items() if k != "gain"}, "other": X})
 
 
 def register_all(layer: Any, log: list[tuple[str, nn.Module]]) -> None:
-    """Each kind of hook, which notes the module that it gets."""
+    """Registers hooks of each kind. A hook appends its name and its module to `log`."""
 
     def note(name: str) -> Callable[..., None]:
         return lambda module, *_: log.append((name, module))
@@ -90,15 +90,15 @@ def register_all(layer: Any, log: list[tuple[str, nn.Module]]) -> None:
 
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing")
 @every_kind
-def test_hooks_come_along_and_back(kind: str) -> None:
+def test_hooks_survive_prepack_and_unpack(kind: str) -> None:
     log: list[tuple[str, nn.Module]] = []
     layer = KINDS[kind]()
     register_all(layer, log)
-    frozen = prepack(layer, convert=True)
-    back = unpack(copy.deepcopy(frozen))
-    del layer  # a hook that is called with the old layer would fail
+    prepacked = prepack(layer, convert=True)
+    back = unpack(copy.deepcopy(prepacked))
+    del layer  # no hook may need the old layer
     forward = ["by name", "before", "after", "always"]
-    for now, names in ((frozen, forward), (back, [*forward, "backward"])):
+    for now, names in ((prepacked, forward), (back, [*forward, "backward"])):
         log.clear()
         h = run(now)[0]
         if h.requires_grad:
@@ -110,7 +110,7 @@ def test_hooks_come_along_and_back(kind: str) -> None:
         assert all(module is now for _, module in log)
     log.clear()
     with pytest.raises(RuntimeError, match="got 16"):
-        frozen(X[0])
+        prepacked(X[0])
     assert "always" in {name for name, _ in log} and "after" not in {name for name, _ in log}
 
 
@@ -125,16 +125,16 @@ def test_a_hook_may_rename_the_weights() -> None:
 
     lstm.register_state_dict_post_hook(rename)
     lstm.register_load_state_dict_pre_hook(name_back)
-    frozen, other = prepacked_copy(lstm), prepacked_copy(lstm, torch.int8)
-    assert "W" in frozen.state_dict()
-    frozen.load_state_dict({k: v * 2 for k, v in lstm.state_dict().items()})
-    assert torch.equal(frozen.state_dict()["W"], lstm.weight_ih_l0 * 2)
-    frozen.load_state_dict(other.state_dict())
+    prepacked, other = prepacked_copy(lstm), prepacked_copy(lstm, torch.int8)
+    assert "W" in prepacked.state_dict()
+    prepacked.load_state_dict({k: v * 2 for k, v in lstm.state_dict().items()})
+    assert torch.equal(prepacked.state_dict()["W"], lstm.weight_ih_l0 * 2)
+    prepacked.load_state_dict(other.state_dict())
 
 
 @pytest.mark.parametrize("way", [prepack, unpack])
 def test_nothing_is_shared(way: Any) -> None:
-    """What is registered on one of the two, or removed from it, does not change the other."""
+    """After prepack or unpack, a change of the old or the new layer does not change the other."""
     calls: list[nn.Module] = []
     old = small()
     if way is unpack:
@@ -157,14 +157,14 @@ def test_nothing_is_shared(way: Any) -> None:
 def test_layers_inside_a_layer() -> None:
     lstm = small()
     lstm.inner = in_a_model(cell=LSTMCell(3, 4))
-    frozen = prepack(lstm)
-    assert type(frozen.inner["cell"]) is fastlstm.PackedLSTMCell
-    assert type(unpack(frozen).inner["cell"]) is LSTMCell
+    prepacked = prepack(lstm)
+    assert type(prepacked.inner["cell"]) is fastlstm.PackedLSTMCell
+    assert type(unpack(prepacked).inner["cell"]) is LSTMCell
 
 
 @pytest.mark.filterwarnings("ignore:.*(torch.ao|quantiz)")
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.LSTMCell])
-def test_additions_to_what_torch_ao_quantized(kind: Any) -> None:
+def test_additions_to_layers_of_torch_ao(kind: Any) -> None:
     model = in_a_model(layer=kind(6, 10))
     model = torch.ao.quantization.quantize_dynamic(model, {kind})
     with pytest.raises(ValueError, match="torch.ao has quantized; fastlstm.prepack"):
@@ -172,12 +172,12 @@ def test_additions_to_what_torch_ao_quantized(kind: Any) -> None:
     calls: list[nn.Module] = []
     model["layer"].tag = "kept"
     model["layer"].register_forward_hook(lambda module, *_: calls.append(module))
-    frozen = prepack(model)["layer"]
-    run(frozen)
-    assert frozen.tag == "kept" and calls == [frozen]
+    prepacked = prepack(model)["layer"]
+    run(prepacked)
+    assert prepacked.tag == "kept" and calls == [prepacked]
     names = kind(6, 10).state_dict().keys()
-    assert {name.removesuffix("_scale") for name in frozen.state_dict()} == names
-    assert not list(frozen.parameters())
+    assert {name.removesuffix("_scale") for name in prepacked.state_dict()} == names
+    assert not list(prepacked.parameters())
 
 
 def parametrized(lstm: LSTM) -> None:
@@ -198,7 +198,7 @@ def parametrized(lstm: LSTM) -> None:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("source", [LSTM, nn.LSTM])
-def test_what_cannot_come_along_is_refused(add: Any, message: str, source: Any) -> None:
+def test_additions_that_prepack_refuses(add: Any, message: str, source: Any) -> None:
     model = in_a_model(lstm=source(6, 10), other=source(6, 10))
     add(model["lstm"])
     before = [(type(m), dict(vars(m))) for m in model.modules()]
@@ -209,7 +209,7 @@ def test_what_cannot_come_along_is_refused(add: Any, message: str, source: Any) 
 
 @every_kind
 @pytest.mark.parametrize("prefix", ["", "inside."])
-def test_int8_weights_are_refused_by_a_layer_that_is_not_packed(kind: str, prefix: str) -> None:
+def test_a_layer_that_is_not_prepacked_refuses_int8_weights(kind: str, prefix: str) -> None:
     layer = fastlstm.convert(KINDS[kind]())
     model = in_a_model(inside=layer) if prefix else layer
     given = prepacked_copy(model, torch.int8).state_dict()
@@ -225,7 +225,7 @@ def test_int8_weights_are_refused_by_a_layer_that_is_not_packed(kind: str, prefi
             weight = name.removesuffix("_scale")
             state[weight] = state[weight] * state.pop(name).unsqueeze(1)
 
-    layer.register_load_state_dict_pre_hook(dequantize)  # somebody who knows what the numbers mean
+    layer.register_load_state_dict_pre_hook(dequantize)  # a user may convert the weights
     model.load_state_dict(given)
     expected = unpack(prepacked_copy(model, torch.int8)).state_dict()
     torch.testing.assert_close(model.state_dict(), expected)

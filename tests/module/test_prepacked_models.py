@@ -124,11 +124,11 @@ class TestCompilers:
 @pytest.mark.parametrize("weights", [None, *SMALLER_DTYPES], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_autocast(weights: Any, dtype: torch.dtype) -> None:
-    """Under autocast what comes from other layers is cast to the dtype of the packed layer."""
+    """Under autocast, input and state are cast to the dtype of the prepacked layer."""
     torch.manual_seed(0)
     model = in_a_model(linear=nn.Linear(8, 6), lstm=LSTM(6, 10), cell=LSTMCell(6, 10)).to(dtype)
-    frozen, x = prepack(model, weights), torch.randn(5, 3, 8)
-    lstm, cell = frozen["lstm"], frozen["cell"]
+    prepacked, x = prepack(model, weights), torch.randn(5, 3, 8)
+    lstm, cell = prepacked["lstm"], prepacked["cell"]
 
     def run(cast: Any, h: Any) -> list[Any]:
         state = cast(torch.ones(1, 3, 10).bfloat16()), torch.ones(1, 3, 10)
@@ -137,7 +137,7 @@ def test_autocast(weights: Any, dtype: torch.dtype) -> None:
         return [lstm(h), lstm(h, state), cell(h[0]), cell(h[0], of_cell)]
 
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        h = frozen["linear"](x)
+        h = prepacked["linear"](x)
         assert h.dtype == torch.bfloat16
         found = run(lambda t: t, h), run(lambda t: t, h.float())
         with pytest.raises(ValueError, match="(expected|input dtype).*float64"):

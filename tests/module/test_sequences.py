@@ -144,7 +144,7 @@ def test_nested_rows_are_padded_to_the_longest(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_nested_rows_with_holes_keep_their_offsets(route: Route, batch_first: bool) -> None:
     lstm, x = make(route, batch_first=batch_first), draw(route, 3, 6, 3)
-    x[0, 3:], x[2, :2] = torch.nan, torch.nan  # in the holes
+    x[0, 3:], x[2, :2] = torch.nan, torch.nan  # the holes are never read
     x.requires_grad_()
     starts, lengths = torch.tensor([0, 1, 2]), torch.tensor([3, 0, 4])
     nested = torch.nested.narrow(x, 1, starts, lengths, layout=torch.jagged)
@@ -167,7 +167,7 @@ def test_nested_rows_with_holes_keep_their_offsets(route: Route, batch_first: bo
 
 @every_route
 def test_second_derivatives_of_nested_rows_are_an_error(route: Route) -> None:
-    """Of torch, which cannot differentiate the gradient of a nested tensor's values."""
+    """torch raises it: it cannot differentiate the gradient of a nested tensor's values."""
     lstm, rows = make(route), [draw(route, 4, 3), draw(route, 3, 3)]
     nested = torch.nested.nested_tensor(rows, layout=torch.jagged).requires_grad_()
     output = lstm(nested)[0].values()

@@ -1,4 +1,4 @@
-"""`python -m fastlstm info`, the targets of make that the documents name, and .ci/gpu-check."""
+"""`python -m fastlstm`, the targets of make that the documents name, and .ci/gpu-check."""
 
 from __future__ import annotations
 
@@ -61,7 +61,9 @@ def test_an_engine_of_the_environment_that_does_not_exist(monkeypatch) -> None:
         ("mine:model", r"mine:model to return \(model, \*inputs\), got Sequential$"),
     ],
 )  # fmt: skip
-def test_compare_of_what_is_no_function(function: str, message: str, tmp_path, monkeypatch) -> None:
+def test_compare_refuses_a_function_that_makes_no_model(
+    function: str, message: str, tmp_path, monkeypatch
+) -> None:
     code = "import torch\nnumber = 3\nnothing = lambda: None\nmodel = torch.nn.Sequential"
     (tmp_path / "mine.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
