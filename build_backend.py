@@ -1,9 +1,10 @@
-"""The build backend: that of setuptools, with the torch that fastlstm will run with.
+"""The build backend of setuptools, which also makes the right version of torch available.
 
-pip builds in isolation: the packages of the environment that it installs into are hidden, and the
-extension fits one minor version of torch. So torch is taken from that environment, in spite of
-the isolation. Where there is none (a new environment; uv, which isolates with another
-interpreter), the newest is requested, which the installation will choose as well.
+The extension fits only one minor version of torch: it must be built with the torch that fastlstm
+will run with. But pip builds in isolation, so a build does not see the packages of the environment
+into which pip installs. This backend makes torch visible in spite of the isolation. If that
+environment has no torch, or if uv isolates the build with another interpreter, the backend requests
+the newest torch, which is the version that the installation also chooses.
 """
 
 import importlib.util
@@ -35,7 +36,10 @@ __all__ = [
 
 
 def show_environment():
-    """Let this process import what its interpreter imports where nothing is hidden from it."""
+    """Lets this process import all packages of its interpreter's environment.
+
+    A new process of the interpreter, which ignores the variables of the isolation, tells the paths.
+    """
     code = "import json, sys; print(json.dumps(sys.path[1:]))"
     path = subprocess.check_output([sys.executable, "-E", "-c", code], text=True)
     sys.path += [folder for folder in json.loads(path) if folder not in sys.path]
@@ -46,7 +50,7 @@ if not importlib.util.find_spec("torch"):
 
 
 def with_torch(get_requires):
-    """The hook `get_requires`, which also requests torch if it is needed and not there."""
+    """Wraps the hook `get_requires`, so that it also requests torch if torch is not available."""
 
     def hook(config_settings=None):
         if importlib.util.find_spec("torch") or os.environ.get("FASTLSTM_BUILD") == "none":

@@ -1,19 +1,22 @@
-"""Build fastlstm: as pure Python, or with the extension fastlstm._C for one or several torches.
+"""Builds fastlstm as pure Python, or with the extension for one or several versions of torch.
 
-FASTLSTM_BUILD says what to build:
-  auto  (default) what can be built here: CPU and CUDA kernels, CPU kernels only, or none
-  cpu   CPU kernels only, or an error that says what is missing
-  cuda  CPU and CUDA kernels, or an error
-  none  pure Python
+The environment variable FASTLSTM_BUILD says what to build:
+  auto  (default) as much as possible: CPU and CUDA kernels, only CPU kernels, or no kernels
+  cpu   only CPU kernels; an error says what is missing
+  cuda  CPU and CUDA kernels; an error says what is missing
+  none  no kernels: pure Python
 
-FASTLSTM_CHECKED=1 makes CUDA kernels that wait briefly, for tests on a GPU.
+FASTLSTM_CHECKED=1 is for tests on a GPU: a block of a CUDA kernel that waits for a value of another
+block then gives up sooner.
 
-FASTLSTM_TORCH_HEADERS names unpacked wheels of torch, "build/torch/2.8 build/torch/2.13": then the
-build is for all of these versions (`make wheels`), not for the torch that is installed.
+FASTLSTM_TORCH_HEADERS lists folders with unpacked wheels of torch, for example
+"build/torch/2.8 build/torch/2.13". Then the build is for these versions of torch (`make wheels`),
+and not for the installed torch.
 
-CUDA kernels are compiled for the GPUs of this machine, or for all that nvcc knows if no GPU is
-visible; TORCH_CUDA_ARCH_LIST="8.0;9.0+PTX" names others. CUDA_HOME, CXX and MAX_JOBS mean what they
-mean to torch.utils.cpp_extension. _build_info.json beside the library records what was built.
+CUDA kernels are compiled for the GPUs of this machine, or for all GPUs that nvcc supports if no GPU
+is visible. TORCH_CUDA_ARCH_LIST="8.0;9.0+PTX" chooses other GPUs. CUDA_HOME, CXX and MAX_JOBS have
+the same meaning as in torch.utils.cpp_extension. The file _build_info.json next to the library
+records what was built.
 """
 
 import json
@@ -34,8 +37,9 @@ from setuptools.command.build_py import build_py
 
 ROOT = os.path.dirname(os.path.abspath(__file__))
 TORCH_FLOOR = (2, 8)
-KERNELS = "csrc/cpu/targets"  # the sources that know no torch
-CUDA_ARCHES = ["7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "11.0", "12.0"]  # that nvcc may know
+KERNELS = "csrc/cpu/targets"  # the CPU kernels, which do not include torch
+# The GPUs to compile for, if nvcc supports them.
+CUDA_ARCHES = ["7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "11.0", "12.0"]
 
 try:
     import torch
@@ -46,16 +50,20 @@ except ModuleNotFoundError as error:
 
 
 def version_tuple(version):
+    """Returns (major, minor) of a version."""
     return tuple(map(int, version.split(".")[:2]))
 
 
 def module_folder(version):
-    """Where in the package the module for a minor version of torch lies (fastlstm/_build.py)."""
+    """Returns the folder of the package with the module for a minor version of torch.
+
+    fastlstm/_build.py looks for the module in this folder.
+    """
     return "torch_" + version.replace(".", "_")
 
 
 def run(*command):
-    """Standard output of a command, or None if it cannot be run or fails."""
+    """Runs a command and returns its standard output, or None if the command fails."""
     try:
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
@@ -63,11 +71,12 @@ def run(*command):
 
 
 def cxx():
+    """Returns the C++ compiler."""
     return shlex.split(os.environ.get("CXX", "c++"))[0]
 
 
 def cuda_home():
-    """The first folder with both nvcc and the CUDA runtime's headers, or None."""
+    """Returns the first folder with both nvcc and the CUDA runtime's headers, or None."""
     nvcc = shutil.which("nvcc")
     chosen = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     guesses = [nvcc and os.path.dirname(os.path.dirname(os.path.realpath(nvcc))), "/usr/local/cuda"]
@@ -81,22 +90,23 @@ def cuda_home():
 
 
 def nvcc_version(home):
+    """Returns the version of the CUDA toolkit in a folder, such as "13.0"."""
     text = run(os.path.join(home, "bin", "nvcc"), "--version") or ""
     return text.partition("release ")[2].partition(",")[0]
 
 
 def check_torch_version():
-    """Stops if pip would replace the user's torch without asking."""
+    """Stops the build if torch is too old. Otherwise pip would replace the user's torch."""
     if torch and version_tuple(torch.__version__) < TORCH_FLOOR:
         raise SystemExit(
             f"fastlstm needs torch {TORCH_FLOOR[0]}.{TORCH_FLOOR[1]} or newer, and this "
-            f"environment has {torch.__version__}. To replace it: pip install -U torch; then "
+            f"environment has {torch.__version__}. Replace it by pip install -U torch, then "
             "install fastlstm again."
         )
 
 
 def missing_for_cpu():
-    """What the CPU kernels need and this machine does not have."""
+    """Returns what a build of the CPU kernels needs and this machine lacks, as messages."""
     if torch is None:
         return ["the build saw no torch: install torch first and pass --no-build-isolation"]
     missing = []
@@ -110,11 +120,11 @@ def missing_for_cpu():
 
 
 def missing_for_cuda():
-    """What the CUDA kernels need besides."""
+    """Returns what a build of the CUDA kernels also needs and this machine lacks, as messages."""
     missing = []
-    own_torch = None if wheel_torches() else torch
-    torch_cuda = own_torch and own_torch.version.cuda
-    if own_torch and not torch_cuda:
+    used_torch = None if wheel_torches() else torch
+    torch_cuda = used_torch and used_torch.version.cuda
+    if used_torch and not torch_cuda:
         missing.append(f"torch {torch.__version__} is not a CUDA build")
     home = cuda_home()
     if not home:
@@ -125,22 +135,30 @@ def missing_for_cuda():
         )
     elif torch_cuda and nvcc_version(home).split(".")[0] != torch_cuda.split(".")[0]:
         missing.append(
-            f"the CUDA toolkit in {home} is {nvcc_version(home)}, torch was built for {torch_cuda}"
+            f"the CUDA toolkit in {home} has version {nvcc_version(home)}, but torch was built "
+            f"with {torch_cuda}"
         )
     return missing
 
 
 def choose(request, missing_cpu, missing_cuda):
-    """Decide what to build.
+    """Decides what to build.
 
-    Returns (kinds, note): kinds is [], ["cpu"] or ["cpu", "cuda"]; note says why there is not more.
+    Args:
+        request: the value of FASTLSTM_BUILD.
+        missing_cpu: what the CPU kernels lack, from `missing_for_cpu`.
+        missing_cuda: what the CUDA kernels lack, from `missing_for_cuda`.
+
+    Returns:
+        (kinds, note). kinds is [], ["cpu"] or ["cpu", "cuda"]; note says why the other kernels are
+        not built, or is None.
     """
     if request not in ("auto", "cpu", "cuda", "none"):
         raise SystemExit(f"FASTLSTM_BUILD must be auto, cpu, cuda or none, got {request!r}")
     if request == "none":
         return [], "FASTLSTM_BUILD=none"
     missing = missing_cpu + missing_cuda if request == "cuda" else missing_cpu
-    if missing and request != "auto":  # what is asked for by name is never left out silently
+    if missing and request != "auto":  # kernels that the user requested are never just left out
         raise SystemExit(f"FASTLSTM_BUILD={request}: " + "; ".join(missing))
     if missing:
         return [], "; ".join(missing)
@@ -150,19 +168,23 @@ def choose(request, missing_cpu, missing_cuda):
 
 
 def visible_gpus():
-    """The compute capabilities of the GPUs here, (9, 0) for 9.0."""
+    """Returns the set of compute capabilities of this machine's GPUs, as (9, 0) for 9.0."""
     try:
         found = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
-    except RuntimeError:  # as under a driver that is too old for this torch
+    except RuntimeError:  # for example if the driver is too old for this torch
         found = set()
-    asked = run("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader")
-    return found or {version_tuple(text) for text in re.findall(r"\d+\.\d+", asked or "")}
+    listed = run("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader")
+    return found or {version_tuple(text) for text in re.findall(r"\d+\.\d+", listed or "")}
 
 
 def cuda_arch_list(home):
-    """TORCH_CUDA_ARCH_LIST, else what the GPUs here need; for a wheel or without a GPU, all."""
-    if asked := os.environ.get("TORCH_CUDA_ARCH_LIST"):
-        return asked
+    """Returns the GPUs to compile for, in the syntax of TORCH_CUDA_ARCH_LIST.
+
+    They are the value of that variable if it is set. Otherwise they are the GPUs of this machine,
+    or all GPUs that nvcc supports if the build is for a wheel or no GPU is visible.
+    """
+    if requested := os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        return requested
     known = (run(os.path.join(home, "bin", "nvcc"), "--list-gpu-arch") or "").split()
     arches = [a for a in CUDA_ARCHES if "compute_" + a.replace(".", "") in known]
     gpus = set() if wheel_torches() else visible_gpus()
@@ -171,7 +193,7 @@ def cuda_arch_list(home):
 
 
 def checked_macros():
-    """Macros of a build for tests: how often a block polls before it gives up."""
+    """Returns the macros for FASTLSTM_CHECKED: how often a block polls before it gives up."""
     checked = os.environ.get("FASTLSTM_CHECKED", "0")
     if checked not in ("0", "1"):
         raise SystemExit(f"FASTLSTM_CHECKED must be 0 or 1, got {checked!r}")
@@ -179,46 +201,49 @@ def checked_macros():
 
 
 def openmp_flags(platform, torch_headers):
-    """What the compiler and what the linker gets."""
+    """Returns the flags for OpenMP: those of the compiler and those of the linker."""
     if platform != "darwin":
         return ["-fopenmp"], ["-fopenmp"]
-    # torch brings omp.h and, loaded when the extension is, the library: its name within is not
-    # where it lies, so that it must not be linked.
+    # On macOS torch's wheel has omp.h and the OpenMP library. The library must not be linked,
+    # because the path recorded in it is not its real path. torch has loaded it before the extension
+    # is loaded.
     has_header = any(os.path.exists(os.path.join(path, "omp.h")) for path in torch_headers)
     return (["-Xpreprocessor", "-fopenmp"] if has_header else []), []
 
 
 def options(torch_headers):
-    """What every extension is compiled and linked with."""
-    # gcc 12 warns wrongly about a std::vector<bool> of torch that it inlines into our code. The
-    # last is of `in_one_file`.
-    gcc_errs = ["-Wno-array-bounds", "-Wno-stringop-overflow", "-Wno-subobject-linkage"]
-    warnings = ["-Wall", "-Wextra", *(f"-isystem{path}" for path in torch_headers), *gcc_errs]
+    """Returns the keyword arguments of every extension: how to compile and link it."""
+    # gcc 12 warns wrongly about a std::vector<bool> of torch that is inlined into this code. The
+    # third warning is wrong for the file that `in_one_file` makes.
+    wrong_warnings = ["-Wno-array-bounds", "-Wno-stringop-overflow", "-Wno-subobject-linkage"]
+    warnings = ["-Wall", "-Wextra", *(f"-isystem{path}" for path in torch_headers), *wrong_warnings]
     compile_openmp, link_openmp = openmp_flags(sys.platform, torch_headers)
-    # cpp_extension removes the operators of the 16-bit types; plain nvcc has them.
-    taken = ["HALF_OPERATORS", "HALF_CONVERSIONS", "HALF2_OPERATORS", "BFLOAT16_CONVERSIONS"]
-    bare_nvcc = [f"-U__CUDA_NO_{name}__" for name in taken]
-    # cpp_extension of an older torch would pass -std=c++17. No -march: one binary serves every
-    # machine. Without -fopenmp, at::parallel_for silently runs on one thread; with trapping
-    # math, gcc does not vectorize the clamps in the gate functions. Which sums are fused is written
-    # in the source (`fused`), so that bits depend on no compiler's choice: =on keeps gcc from all
-    # others, and clang from those of two expressions; --fmad=false keeps nvcc.
+    # cpp_extension disables the operators of the 16-bit types by macros, which are undone here.
+    disabled = ["HALF_OPERATORS", "HALF_CONVERSIONS", "HALF2_OPERATORS", "BFLOAT16_CONVERSIONS"]
+    undo_macros = [f"-U__CUDA_NO_{name}__" for name in disabled]
+    # -std=c++20: cpp_extension of an older torch would pass -std=c++17.
+    # No -march: one binary runs on every machine.
+    # -fopenmp: without this flag at::parallel_for runs on one thread, with no message.
+    # -fno-trapping-math: otherwise gcc does not vectorize the clamps in the gate functions.
+    # -ffp-contract=on, --fmad=false: the source says which multiply-adds are fused (`fused`), so
+    # that the bits of a result do not depend on the compiler. With =on, gcc fuses no others, and
+    # clang fuses no others across expressions; --fmad=false is the same for nvcc.
     optimize = ["-std=c++20", "-O3", "-fno-trapping-math", "-ffp-contract=on", "-g0"]
     return {
         "depends": sorted(glob("csrc/**/*.h", recursive=True)),
         "include_dirs": [os.path.join(ROOT, "csrc")],
-        # torch's headers then include no operator that is not named: half the time to compile.
+        # torch's headers then include only the operators that are named, which halves the time.
         "define_macros": [("AT_PER_OPERATOR_HEADERS", None)],
         "extra_compile_args": {
             "cxx": [*optimize, *warnings, *compile_openmp],
-            "nvcc": ["-std=c++20", "-O3", "--fmad=false", "--threads=2", *bare_nvcc],
+            "nvcc": ["-std=c++20", "-O3", "--fmad=false", "--threads=2", *undo_macros],
         },
         "extra_link_args": link_openmp,
     }
 
 
 def own_extension(kinds):
-    """All of csrc in one library, for the torch that is installed."""
+    """Returns the extension with all of csrc in one library, for the installed torch."""
     from torch.utils import cpp_extension
 
     sources = glob("csrc/**/*.cpp", recursive=True)
@@ -232,7 +257,7 @@ def own_extension(kinds):
 
 
 def shared_library(name, sources, libraries, folders, headers=()):
-    """One of a wheel's libraries, which finds the kernels in the folder above its own."""
+    """Returns one library of a wheel. At run time it finds the kernels in its parent folder."""
     extension = Extension(
         f"fastlstm.{name}",
         sorted(sources),
@@ -241,12 +266,21 @@ def shared_library(name, sources, libraries, folders, headers=()):
         runtime_library_dirs=["$ORIGIN/.."],
         **options(headers),
     )
-    extension.extra_link_args += ["-s", "-Wl,--exclude-libs,ALL"]  # cudart stays inside
+    # The library is stripped, and does not export the symbols of the static CUDA runtime.
+    extension.extra_link_args += ["-s", "-Wl,--exclude-libs,ALL"]
     return extension
 
 
 def wheel_extensions(kinds, packages):
-    """The kernels, which know no torch, and what calls them, for each torch in `packages`."""
+    """Returns the libraries of a wheel for several versions of torch.
+
+    The libraries of the kernels do not depend on torch. The libraries that call the kernels are
+    built once for each version.
+
+    Args:
+        kinds: ["cpu"] or ["cpu", "cuda"].
+        packages: the folder of the package torch, by minor version.
+    """
     from torch.utils import cpp_extension
 
     kernels = glob(f"{KERNELS}/*.cpp")
@@ -254,10 +288,11 @@ def wheel_extensions(kinds, packages):
     cuda, cuda_kernels = glob("csrc/cuda/*.cpp"), glob("csrc/cuda/*.cu")
     rest = set(glob("csrc/**/*.cpp", recursive=True)) - {*kernels, *cuda}
     home = os.environ.get("CUDA_HOME", "")
-    folders = [*cpp_extension.library_paths(), os.path.join(home, "lib64")]  # of any torch
+    # The libraries of the installed torch: their names are the same in every version.
+    folders = [*cpp_extension.library_paths(), os.path.join(home, "lib64")]
     found = [shared_library("libfastlstm_kernels", kernels, [], [])]
     if "cuda" in kinds:
-        cpp_extension.CUDA_HOME = home  # which torch does not look for if it is not a CUDA build
+        cpp_extension.CUDA_HOME = home  # a torch without CUDA has not looked for it
         name = "libfastlstm_cuda_kernels"
         found.append(shared_library(name, cuda_kernels, ["cudart_static"], folders))
     for version, package in packages.items():
@@ -269,28 +304,38 @@ def wheel_extensions(kinds, packages):
         if "cuda" in kinds:
             own = ["fastlstm_kernels", "fastlstm_cuda_kernels"]
             libraries = [*torch_libraries, "c10_cuda", *own, "cudart_static"]
-            places = [*folders, os.path.join(package, "lib")]
+            cuda_folders = [*folders, os.path.join(package, "lib")]
             headers.append(os.path.join(home, "include"))
             name = f"{module}.libfastlstm_cuda"
-            found.append(shared_library(name, cuda + core, libraries, places, headers))
+            found.append(shared_library(name, cuda + core, libraries, cuda_folders, headers))
     return found
 
 
 def in_one_file(sources, folder):
-    """Sources, those that include torch as one: its headers are most of their time."""
-    apart = (KERNELS, "csrc/cuda/", "csrc/op/module.cpp")
-    few = [s for s in sources if s.startswith("csrc/") and not s.startswith(apart)]
-    if len(few) < 2:
+    """Returns the sources, with those that include torch replaced by one file.
+
+    The file includes them. Compiling torch's headers only once saves most of the time.
+
+    Args:
+        sources: the sources of an extension.
+        folder: the folder for the new file.
+    """
+    separate = (KERNELS, "csrc/cuda/", "csrc/op/module.cpp")
+    joined = [s for s in sources if s.startswith("csrc/") and not s.startswith(separate)]
+    if len(joined) < 2:
         return sources
     os.makedirs(folder, exist_ok=True)
     path = os.path.join(folder, "with_torch.cpp")
     with open(path, "w") as file:
-        file.writelines(f'#include "{os.path.relpath(s, "csrc")}"\n' for s in few)
-    return [s for s in sources if s not in few] + [path]
+        file.writelines(f'#include "{os.path.relpath(s, "csrc")}"\n' for s in joined)
+    return [s for s in sources if s not in joined] + [path]
 
 
 def build_record(kinds, note):
-    """What fastlstm/_build.py compares with the running torch, and `python -m fastlstm` shows."""
+    """Returns the contents of _build_info.json.
+
+    fastlstm/_build.py compares it with the running torch, and `python -m fastlstm` prints it.
+    """
     commit = run("git", "rev-parse", "HEAD") if os.path.exists(os.path.join(ROOT, ".git")) else None
     if commit and run("git", "status", "--porcelain", "--untracked-files=no"):
         commit = commit.strip() + "-dirty"
@@ -310,7 +355,10 @@ def build_record(kinds, note):
 
 
 def wheel_torches():
-    """The minor versions of torch to build a wheel for: the folder of each; {} for an own build."""
+    """Returns the folder of the package torch for each minor version to build a wheel for.
+
+    The dictionary is empty if the build is for the installed torch.
+    """
     folders = os.environ.get("FASTLSTM_TORCH_HEADERS", "").split()
     for folder in folders:
         if not os.path.isdir(os.path.join(folder, "torch", "include")):
@@ -319,6 +367,7 @@ def wheel_torches():
 
 
 def write_record(folder, record):
+    """Writes _build_info.json into a folder."""
     path = os.path.join(folder, "_build_info.json")
     os.makedirs(folder, exist_ok=True)
     with open(path + ".tmp", "w") as file:
@@ -328,7 +377,12 @@ def write_record(folder, record):
 
 
 def commands(kinds, note):
-    """The setuptools commands that build what was chosen and record it where the package goes."""
+    """Returns the setuptools commands that build the chosen kernels and write _build_info.json.
+
+    Args:
+        kinds: [], ["cpu"] or ["cpu", "cuda"].
+        note: why other kernels are not built, or None.
+    """
 
     class BuildPy(build_py):
         def run(self):
@@ -345,20 +399,24 @@ def commands(kinds, note):
     class BuildExt(BuildExtension):
         def finalize_options(self):
             super().finalize_options()
-            self.force = True  # a library that is newer than its sources may be for another torch
-            if self.editable_mode:  # pip would give a temporary folder, so nothing could be reused
+            # A library that is newer than its sources may still be for another torch.
+            self.force = True
+            if self.editable_mode:
+                # A fixed folder, because object files in pip's temporary folder are not reused.
                 self.build_temp = os.path.join("build", f"editable-{sys.implementation.cache_tag}")
-            elif not self.inplace:  # which will hardly be compiled again, file by file
-                for each in self.extensions:
-                    folder = os.path.join(self.build_temp, each.name)  # each has a file of its own
-                    each.sources = in_one_file(each.sources, folder)
+            elif not self.inplace:
+                # This build is not repeated after each change of a file, so it joins the files.
+                for extension in self.extensions:
+                    folder = os.path.join(self.build_temp, extension.name)
+                    extension.sources = in_one_file(extension.sources, folder)
 
         def get_ext_filename(self, name):
             return f"{name}.so" if name.startswith("lib") else super().get_ext_filename(name)
 
         def build_extension(self, extension):
             temp = self.build_temp
-            if extension.name != "fastlstm._C":  # one of several, which share sources
+            # Several libraries of a wheel share sources, so each has a folder for its object files.
+            if extension.name != "fastlstm._C":
                 self.build_temp = os.path.join(temp, extension.name)
                 extension.library_dirs.append(os.path.dirname(self.get_ext_fullpath("fastlstm._C")))
             super().build_extension(extension)
@@ -373,7 +431,8 @@ def commands(kinds, note):
 
 
 def main():
-    # ninja of this environment counts as present even when the environment is not activated.
+    """Decides what to build, says so, and runs setuptools."""
+    # The ninja of this environment must be found even if the environment is not activated.
     os.environ["PATH"] = os.pathsep.join(
         [os.environ.get("PATH", os.defpath), os.path.dirname(sys.executable)]
     )
@@ -395,7 +454,7 @@ def main():
         bar = "*" * 80
         print(
             f"{bar}\nfastlstm is installed as pure Python, without its fast kernels: {note}.\n"
-            "fastlstm.LSTM works, at the speed of nn.LSTM.\n"
+            "fastlstm.LSTM works, but only at the speed of nn.LSTM.\n"
             f"To build the kernels: pip install --no-build-isolation <this source>\n{bar}",
             file=sys.stderr,
         )

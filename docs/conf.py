@@ -1,4 +1,4 @@
-"""The documentation's settings; `make docs` builds it into build/docs."""
+"""The settings of Sphinx for the documentation, which `make docs` builds into build/docs."""
 
 import inspect
 import re
@@ -14,15 +14,16 @@ author = "The fastlstm authors"
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 myst_heading_anchors = 4
-copybutton_exclude = ".linenos, .gp"  # without the prompts of examples
-napoleon_custom_sections = ["Returns"]  # else what precedes a colon there is taken for a type
-default_role = "py:obj"  # `name` in a docstring is code, and a link where there is such a name
+copybutton_exclude = ".linenos, .gp"  # the copy button leaves out line numbers and prompts
+# A custom section, because napoleon would take the text before a colon in "Returns" for a type.
+napoleon_custom_sections = ["Returns"]
+default_role = "py:obj"  # `name` in a docstring is code, and a link if the name is documented
 add_module_names = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 python_maximum_signature_line_length = 88
-highlight_language = "text"  # of a block that names none
+highlight_language = "text"  # the language of a code block that names no language
 html_theme = "furo"
 html_title = f"fastlstm {release}"
 html_copy_source = False
@@ -32,9 +33,10 @@ html_css_files = ["tables.css"]
 
 
 def constructor(app, what, name, obj, options, shown, returns):
-    """The arguments of a class, which autodoc does not see if a `__new__` takes any.
+    """Returns the signature of a class for autodoc, from its `__init__`.
 
-    A class that passes all arguments on has those of its base.
+    By itself autodoc would take the signature from `__new__`, which here accepts any arguments. For
+    a class whose `__init__` passes `*args` on, the signature is the one of a base class.
     """
     if what != "class":
         return None
