@@ -1,8 +1,9 @@
-"""A character language model in the style of AWD-LSTM, on the sources of Python's own library.
+"""A character language model in the style of AWD-LSTM, trained on the source code of Python.
 
-Weight drop on W_hh and one dropout mask for all steps, both options of fastlstm.LSTM; tied
-embeddings; truncated backpropagation: the state goes on from window to window, the gradient does
-not (Merity, Keskar & Socher, 2018). Then the same with nn.LSTM::
+As in AWD-LSTM (Merity, Keskar & Socher, 2018), the model has weight drop on W_hh, dropout with one
+mask for all steps, and tied embeddings. Weight drop and dropout are options of fastlstm.LSTM. The
+training uses truncated backpropagation: a window starts from the last state of the window before,
+but the gradient stops there. The program trains the same model with nn.LSTM as well::
 
     python examples/language_model.py
     python examples/language_model.py --lstm fastlstm --steps 2000 --hidden 512
@@ -28,7 +29,10 @@ State = tuple[Tensor, Tensor]
 
 
 def library_text() -> tuple[str, str]:
-    """Training and validation text: every tenth file of some packages is held out."""
+    """Returns the text for training and for validation, from packages of Python's library.
+
+    Every tenth file is for validation.
+    """
     stdlib = Path(sysconfig.get_paths()["stdlib"])
     packages = ("asyncio", "email", "http", "json")
     files = sorted(f for name in packages for f in stdlib.glob(f"{name}/*.py"))
@@ -37,21 +41,26 @@ def library_text() -> tuple[str, str]:
 
 
 def variational_dropout(x: Tensor, p: float, training: bool) -> Tensor:
-    """Drops the same features [B,E] at every step of x [T,B,E] (Gal & Ghahramani, 2016)."""
+    """Applies one dropout mask [B,E] to every step of x [T,B,E] (Gal & Ghahramani, 2016)."""
     return x * F.dropout(torch.ones_like(x[:1]), p, training)
 
 
 class TorchLSTM(nn.Module):
-    """What fastlstm.LSTM does itself, around nn.LSTM; a seed gives the same masks."""
+    """fastlstm.LSTM with `input_dropout` and `weight_dropout`, written with nn.LSTM.
+
+    With the same seed, it draws the same masks as fastlstm.LSTM.
+    """
 
     def __init__(self, hidden: int, layers: int, p: float) -> None:
         super().__init__()
         self.p = p
         self.layers = nn.ModuleList(nn.LSTM(hidden, hidden) for _ in range(layers))
-        for module in self.layers:  # unsafe: without a draw of its own
+        # unsafe=True, because the check that it skips would draw a mask.
+        for module in self.layers:
             parametrize.register_parametrization(module, "weight_hh_l0", nn.Dropout(p), unsafe=True)
 
     def forward(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
+        """x [T,B,H], state h and c [layers,B,H]; returns the output [T,B,H] and the last state."""
         last = []
         for k, lstm in enumerate(self.layers):
             given = None if state is None else (state[0][k : k + 1], state[1][k : k + 1])
@@ -61,6 +70,8 @@ class TorchLSTM(nn.Module):
 
 
 class LanguageModel(nn.Module):
+    """An embedding, the LSTM, and a linear layer that shares its weight with the embedding."""
+
     def __init__(self, vocabulary: int, hidden: int, layers: int, p: float, lstm: str) -> None:
         super().__init__()
         self.p = p
@@ -73,22 +84,25 @@ class LanguageModel(nn.Module):
             fastlstm.init.forget_bias_(module)
         self.output = nn.Linear(hidden, vocabulary)
         nn.init.uniform_(self.embed.weight, -0.1, 0.1)
-        self.output.weight = self.embed.weight  # tied: Press & Wolf (2017)
+        self.output.weight = self.embed.weight  # tied embeddings: Press & Wolf (2017)
 
     def forward(self, characters: Tensor, state: State | None) -> tuple[Tensor, State]:
-        """characters [T,B]; returns the logits [T,B,V] and the last state."""
+        """Takes characters [T,B] and a state; returns the logits [T,B,V] and the last state."""
         x, state = self.lstm(self.embed(characters), state)
         return self.output(variational_dropout(x, self.p, self.training)), state
 
 
 def columns(text: str, vocabulary: dict[str, int], batch: int) -> Tensor:
-    """The text as [N,B]: B stretches that are read side by side. Unknown characters are 0."""
+    """Returns the text as [N,B] indices: B pieces that are read in parallel.
+
+    Characters that the vocabulary does not have get index 0.
+    """
     ids = torch.tensor([vocabulary.get(c, 0) for c in text])
     return ids[: len(ids) // batch * batch].view(batch, -1).t().contiguous()
 
 
 def bits(model: LanguageModel, data: Tensor, window: int) -> float:
-    """Bits per character, with the state carried through all of the data [N,B]."""
+    """Returns the bits per character on data [N,B]. The state is kept from window to window."""
     model.eval()
     state, total = None, 0.0
     with torch.no_grad():
@@ -100,7 +114,7 @@ def bits(model: LanguageModel, data: Tensor, window: int) -> float:
 
 
 def train(lstm: str, args: argparse.Namespace) -> tuple[float, float]:
-    """Bits per character of held-out text, and the seconds that training took."""
+    """Trains a model; returns the bits per character of held-out text and the training seconds."""
     torch.manual_seed(args.seed)
     text, held_out = library_text()
     vocabulary = {c: k for k, c in enumerate(["", *sorted(set(text))])}
@@ -115,7 +129,7 @@ def train(lstm: str, args: argparse.Namespace) -> tuple[float, float]:
         inputs, target = (data[k : k + args.window] for k in (position, position + 1))
         position += args.window
         logits, (h, c) = model(inputs, state)
-        state = (h.detach(), c.detach())  # the gradient ends here
+        state = (h.detach(), c.detach())  # the gradient does not flow into the window before
         loss = F.cross_entropy(logits.flatten(0, 1), target.flatten())
         optimizer.zero_grad()
         loss.backward()
@@ -131,9 +145,9 @@ def train(lstm: str, args: argparse.Namespace) -> tuple[float, float]:
 def main(argv: list[str] | None = None) -> dict[str, tuple[float, float]]:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--lstm", nargs="+", choices=LSTMS, default=LSTMS)
-    parser.add_argument("--steps", type=int, default=300, help="windows to train on")
+    parser.add_argument("--steps", type=int, default=300, help="number of windows to train on")
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--window", type=int, default=64, help="steps of truncated backpropagation")
+    parser.add_argument("--window", type=int, default=64, help="number of steps in a window")
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--dropout", type=float, default=0.1)

@@ -1,7 +1,8 @@
-"""PPO with an LSTM in one file, as CleanRL's ppo_atari_lstm has it, on CartPole without velocities.
+"""PPO with an LSTM in one file, in the style of CleanRL's ppo_atari_lstm.
 
-CleanRL's agent walks a rollout step by step, to zero the state where an episode begins. With
-`reset=` the whole rollout is one call, and the loop goes::
+The task is CartPole without the velocities, so the policy needs a memory. CleanRL's agent calls
+nn.LSTM once per step, because the state must be reset when an episode begins. With `reset=` one
+call processes the whole rollout, and no loop over steps is needed::
 
     pip install "gymnasium[classic-control]>=1.1"
     python examples/ppo_cleanrl.py
@@ -28,11 +29,14 @@ State = tuple[Tensor, ...]
 
 
 def hidden_velocities() -> gym.Env:
+    """Makes a CartPole whose observation is only the position and the angle, without velocities."""
     space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
     return gym.wrappers.TransformObservation(gym.make("CartPole-v1"), lambda x: x[::2], space)
 
 
 class Agent(nn.Module):
+    """The policy and the value function, with a common LSTM."""
+
     def __init__(self, lstm: str, hidden: int) -> None:
         super().__init__()
         self.network = nn.Sequential(nn.Linear(2, 64), nn.Tanh())
@@ -42,7 +46,7 @@ class Agent(nn.Module):
         self.in_one_call = lstm == "reset"
 
     def remember(self, x: Tensor, state: State, done: Tensor) -> tuple[Tensor, State]:
-        """x [T,B,64]; done [T,B] is 1 where an episode begins."""
+        """Runs the LSTM on x [T,B,64]; done [T,B] is 1 at the first step of an episode."""
         if self.in_one_call:
             return self.lstm(x, state, reset=done)
         outputs = []
@@ -58,6 +62,8 @@ class Agent(nn.Module):
 
 
 class Training:
+    """Trains an agent in environments that run in this process."""
+
     def __init__(self, lstm: str, hidden: int) -> None:
         torch.manual_seed(0)
         self.environments = gym.wrappers.vector.RecordEpisodeStatistics(
@@ -74,8 +80,12 @@ class Training:
 
     @torch.no_grad()
     def play(self) -> tuple[Tensor, ...]:
-        """A rollout [T,B]: observations, done before them, actions, log probabilities, values,
-        advantages."""
+        """Plays a rollout of `STEPS` steps.
+
+        Returns:
+            Tensors [T,B,...]: observations, done (1 if the observation is the first of an episode),
+            actions, log probabilities of the actions, values, advantages.
+        """
         steps = []
         for _ in range(STEPS):
             policy, value, self.state = self.agent(self.x[None], self.state, self.done[None])
@@ -94,6 +104,7 @@ class Training:
         return *rollout, value, advantage
 
     def update(self) -> None:
+        """Plays a rollout and improves the agent on it."""
         first = self.state
         rollout = self.play()
         for _ in range(EPOCHS):
@@ -113,7 +124,7 @@ class Training:
 
 
 def train(lstm: str, steps: int, hidden: int = 64) -> float:
-    """The mean return of the last hundred episodes."""
+    """Trains an agent and returns the mean return of the last hundred episodes."""
     training = Training(lstm, hidden)
     for _ in range(-(-steps // (STEPS * ENVIRONMENTS))):
         training.update()
@@ -123,7 +134,9 @@ def train(lstm: str, steps: int, hidden: int = 64) -> float:
 def main(argv: list[str] | None = None) -> dict[str, float]:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--lstm", nargs="+", choices=LSTMS, default=list(LSTMS))
-    parser.add_argument("--steps", type=int, default=100_000, help="of all environments together")
+    parser.add_argument(
+        "--steps", type=int, default=100_000, help="number of steps of all environments together"
+    )
     parser.add_argument("--hidden", type=int, default=64)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)

@@ -1,7 +1,8 @@
-"""PPO of rl_games: nn.LSTM, converted, and one call for sequences with resets.
+"""PPO of rl_games with nn.LSTM, with the LSTM converted, and with `reset=`.
 
-CartPole shows its positions and hides its velocities, so the policy needs a memory. rl_games cuts a
-batch wherever an episode begins in one of its rows; `LSTMWithResets` calls the LSTM once::
+The task is CartPole without the velocities, so the policy needs a memory. If an episode begins in
+any row of a batch, rl_games cuts the whole batch at that step and calls the LSTM for each part.
+`LSTMWithResets` calls the LSTM once for the whole batch::
 
     pip install "rl-games>=1.6" "gymnasium[classic-control]>=1.1"
     python examples/ppo_rl_games.py
@@ -31,6 +32,8 @@ import fastlstm
 
 
 class Converted(A2CBuilder):
+    """A builder of rl_games' network whose LSTM is converted to fastlstm.LSTM."""
+
     class Network(A2CBuilder.Network):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
@@ -41,7 +44,7 @@ class Converted(A2CBuilder):
 
 
 class LSTMWithResets(nn.Module):
-    """For rl_games' LSTMWithDones: the same names of weights, one call of the LSTM."""
+    """Replaces rl_games' LSTMWithDones: the same parameter names, but one call of the LSTM."""
 
     def __init__(self, input_size: int, hidden_size: int, layers: int) -> None:
         super().__init__()
@@ -50,12 +53,14 @@ class LSTMWithResets(nn.Module):
     def forward(
         self, input: Tensor, states: Any, done_masks: Tensor | None = None, bptt_len: int = 0
     ) -> tuple[Tensor, Any]:
-        """input [T,B,input_size], done_masks [T,B,1]."""
+        """Takes input [T,B,input_size] and done_masks [T,B,1]; returns the output and the state."""
         reset = None if done_masks is None else done_masks.squeeze(-1)
         return self.rnn(input, tuple(states), reset=reset)
 
 
 class WithResets(Converted):
+    """A builder of rl_games' network with an `LSTMWithResets`."""
+
     class Network(A2CBuilder.Network):
         def _build_rnn(self, name: str, input: int, units: int, layers: int) -> nn.Module:
             return LSTMWithResets(input, units, layers)
@@ -67,12 +72,13 @@ LSTMS = {"nn.LSTM": "actor_critic", "convert": "converted", "reset": "with_reset
 
 
 def hidden_velocities() -> gym.Env:
+    """Makes a CartPole whose observation is only the position and the angle, without velocities."""
     space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
     return gym.wrappers.TransformObservation(gym.make("CartPole-v1"), lambda x: x[::2], space)
 
 
 class Environments(IVecEnv):
-    """Environments in this process; rl_games' own run in processes of Ray."""
+    """Environments in this process. By default rl_games runs environments in processes of Ray."""
 
     def __init__(self, name: str, count: int, **options: Any) -> None:
         mode = gym.vector.AutoresetMode.SAME_STEP
@@ -97,6 +103,7 @@ env_configurations.register("hidden velocities", {"vecenv_type": "in this proces
 
 
 def configuration(lstm: str, steps: int, hidden: int, folder: str) -> dict[str, Any]:
+    """Returns the configuration of rl_games."""
     return {
         "params": {
             "seed": 1,
@@ -141,7 +148,7 @@ def configuration(lstm: str, steps: int, hidden: int, folder: str) -> dict[str, 
 
 
 def train(lstm: str, steps: int, hidden: int = 64) -> float:
-    """The mean return of the last hundred episodes."""
+    """Trains an agent and returns the mean return of the last hundred episodes."""
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         runner = Runner()
         runner.load(configuration(lstm, steps, hidden, folder))
@@ -153,7 +160,9 @@ def train(lstm: str, steps: int, hidden: int = 64) -> float:
 def main(argv: list[str] | None = None) -> dict[str, float]:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--lstm", nargs="+", choices=LSTMS, default=list(LSTMS))
-    parser.add_argument("--steps", type=int, default=100_000, help="of all environments together")
+    parser.add_argument(
+        "--steps", type=int, default=100_000, help="number of steps of all environments together"
+    )
     parser.add_argument("--hidden", type=int, default=64)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)

@@ -1,7 +1,8 @@
-"""RecurrentPPO of sb3-contrib: nn.LSTM, converted, and one call for sequences with resets.
+"""RecurrentPPO of sb3-contrib with nn.LSTM, with the LSTM converted, and with `reset=`.
 
-CartPole shows its positions and hides its velocities, so the policy needs a memory. sb3-contrib
-walks a sequence step by step where an episode begins in it; `WithResets` calls the LSTM once::
+The task is CartPole without the velocities, so the policy needs a memory. If an episode begins
+inside a sequence, sb3-contrib calls the LSTM once per step. `WithResets` calls the LSTM only once
+for all sequences::
 
     pip install "sb3-contrib>=2.9"
     python examples/ppo_sb3.py
@@ -26,11 +27,11 @@ from torch import Tensor
 import fastlstm
 
 State = tuple[Tensor, Tensor]
-PADDING = 2  # in episode_starts, behind the end of a sequence
+PADDING = 2  # the value of episode_starts at a padded step, after the end of a sequence
 
 
 class Converted(MlpLstmPolicy):
-    """It converts its LSTMs itself, so those of `RecurrentPPO.load` are converted too."""
+    """A policy that converts its LSTMs in its constructor, so also in `RecurrentPPO.load`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -38,11 +39,20 @@ class Converted(MlpLstmPolicy):
 
 
 class WithResets(Converted):
+    """A policy that processes sequences by one call of the LSTM with `reset=`."""
+
     @staticmethod
     def _process_sequence(
         features: Tensor, lstm_states: State, episode_starts: Tensor, lstm: fastlstm.LSTM
     ) -> tuple[Tensor, State]:
-        """features [sequences * steps, features], episode_starts [sequences * steps]."""
+        """Runs the LSTM on a batch of sequences.
+
+        Args:
+            features: [sequences * steps, features].
+            lstm_states: h and c, each [layers, sequences, hidden_size].
+            episode_starts: [sequences * steps], 1 at the first step of an episode, or `PADDING`.
+            lstm: the LSTM.
+        """
         sequences = lstm_states[0].shape[1]
         x = features.reshape(sequences, -1, lstm.input_size).transpose(0, 1)
         starts = episode_starts.reshape(sequences, -1).transpose(0, 1)
@@ -52,11 +62,11 @@ class WithResets(Converted):
 
 
 def mark_padding(buffer: RecurrentRolloutBuffer) -> None:
-    """Puts PADDING into the episode_starts of its batches, so that the LSTM leaves it out."""
-    samples = buffer._get_samples
+    """Lets a buffer write `PADDING` into the episode_starts of its batches at padded steps."""
+    get_samples = buffer._get_samples
 
     def marked(*args: Any) -> Any:
-        batch = samples(*args)
+        batch = get_samples(*args)
         return batch._replace(episode_starts=batch.episode_starts + PADDING * (1 - batch.mask))
 
     buffer._get_samples = marked
@@ -66,12 +76,13 @@ LSTMS = {"nn.LSTM": MlpLstmPolicy, "convert": Converted, "reset": WithResets}
 
 
 def hidden_velocities() -> gym.Env:
+    """Makes a CartPole whose observation is only the position and the angle, without velocities."""
     space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
     return gym.wrappers.TransformObservation(gym.make("CartPole-v1"), lambda x: x[::2], space)
 
 
 def train(lstm: str, steps: int, hidden: int = 64) -> float:
-    """The mean return of the last hundred episodes."""
+    """Trains a policy and returns the mean return of the last hundred episodes."""
     model = RecurrentPPO(
         LSTMS[lstm],
         make_vec_env(hidden_velocities, n_envs=8, seed=0),
@@ -92,7 +103,9 @@ def train(lstm: str, steps: int, hidden: int = 64) -> float:
 def main(argv: list[str] | None = None) -> dict[str, float]:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--lstm", nargs="+", choices=LSTMS, default=list(LSTMS))
-    parser.add_argument("--steps", type=int, default=100_000, help="of all environments together")
+    parser.add_argument(
+        "--steps", type=int, default=100_000, help="number of steps of all environments together"
+    )
     parser.add_argument("--hidden", type=int, default=64)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)

@@ -1,8 +1,8 @@
-"""PPO of TorchRL with an LSTMModule, as it is and converted.
+"""PPO of TorchRL with an LSTMModule of nn.LSTM, and with the LSTM converted.
 
-CartPole shows its positions and hides its velocities, so the policy needs a memory. Where an
-episode begins inside a row of a batch, TorchRL packs its parts. Packed batches are what fastlstm
-gains most with, so `convert` is all that it takes::
+The task is CartPole without the velocities, so the policy needs a memory. If an episode begins
+inside a row of a batch, TorchRL splits the row and packs the parts into a PackedSequence. fastlstm
+speeds up a PackedSequence as it is, so `convert` is enough::
 
     pip install "torchrl>=0.14" "gymnasium[classic-control]>=1.1"
     python examples/ppo_torchrl.py
@@ -36,11 +36,14 @@ LSTMS = ("nn.LSTM", "convert")
 
 
 def hidden_velocities() -> gym.Env:
+    """Makes a CartPole whose observation is only the position and the angle, without velocities."""
     space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
     return gym.wrappers.TransformObservation(gym.make("CartPole-v1"), lambda x: x[::2], space)
 
 
 class Training:
+    """A policy with a common LSTM for actor and critic, its environments and its optimizer."""
+
     def __init__(self, lstm: str, steps: int, hidden: int) -> None:
         torch.manual_seed(0)
         memory = LSTMModule(2, hidden, in_key="observation", out_key="memory")
@@ -71,6 +74,7 @@ class Training:
         )
 
     def update(self, rollout: TensorDictBase) -> None:
+        """Improves the policy on a rollout [B,T]."""
         with torch.no_grad():
             rollout = self.advantage(rollout)
         for _ in range(EPOCHS):
@@ -84,7 +88,7 @@ class Training:
 
 
 def train(lstm: str, steps: int, hidden: int = 64) -> float:
-    """The mean return of the last hundred episodes."""
+    """Trains a policy and returns the mean return of the last hundred episodes."""
     training = Training(lstm, steps, hidden)
     returns: list[float] = []
     for rollout in training.collector:
@@ -98,7 +102,9 @@ def train(lstm: str, steps: int, hidden: int = 64) -> float:
 def main(argv: list[str] | None = None) -> dict[str, float]:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--lstm", nargs="+", choices=LSTMS, default=LSTMS)
-    parser.add_argument("--steps", type=int, default=100_000, help="of all environments together")
+    parser.add_argument(
+        "--steps", type=int, default=100_000, help="number of steps of all environments together"
+    )
     parser.add_argument("--hidden", type=int, default=64)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)

@@ -1,10 +1,10 @@
-"""A recurrent policy that has to remember: actor-critic in T-mazes, with resets inside a sequence.
+"""A recurrent policy that must remember: actor-critic in T-mazes, with resets inside a sequence.
 
-A sign at the entrance says left or right; at the end of a corridor of unknown length one has to
-turn there (Bakker, 2002). Without memory one is right half of the time. Many mazes run side by
-side and end at different steps, so each row of a batch [T,B] holds pieces of several episodes:
-`reset=` keeps the state and the gradient of one out of the next. torch.nn.LSTM has no such thing
-and is walked step by step::
+A sign at the entrance of a maze says left or right. At the end of a corridor of unknown length the
+agent must turn in that direction (Bakker, 2002). Without a memory half of its turns are right. Many
+mazes run in parallel and end at different steps, so a row of a batch [T,B] has pieces of several
+episodes. `reset=` resets the state, so that neither the state nor the gradient of an episode
+reaches the next or the previous one. torch.nn.LSTM has no such option and is called once per step::
 
     python examples/recurrent_policy.py
     python examples/recurrent_policy.py --lstm fastlstm
@@ -26,10 +26,16 @@ State = tuple[Tensor, Tensor]
 
 
 class TMazes:
-    """B mazes. One sees [B,4]: sign left, sign right, corridor, junction; acts: on, left, right.
+    """B mazes that run in parallel.
 
-    Turning at the junction gives 1 or -1 and ends the episode; the next one starts at once. Bumping
-    into a wall gives -0.1.
+    An observation [B,4] has the features sign left, sign right, corridor and junction. The actions
+    are 0 (forward), 1 (left) and 2 (right). A turn at the junction ends the episode with the reward
+    1 or -1, and the next episode starts at once. Bumping into a wall has the reward -0.1.
+
+    Args:
+        batch: the number of mazes, B.
+        corridor: the longest corridor, in steps; the shortest is half as long.
+        generator: draws the lengths and the signs.
     """
 
     def __init__(self, batch: int, corridor: int, generator: torch.Generator) -> None:
@@ -38,6 +44,8 @@ class TMazes:
         self.begin(torch.ones(batch, dtype=torch.bool))
 
     def begin(self, rows: Tensor) -> None:
+        """Starts a new episode in the mazes that `rows` [B] marks."""
+
         def draw(low: int, high: int) -> Tensor:
             return torch.randint(low, high, rows.shape, generator=self.generator)
 
@@ -46,13 +54,14 @@ class TMazes:
         self.sign = torch.where(rows, draw(0, 2), self.sign)
 
     def observe(self) -> Tensor:
+        """Returns the observation [B,4]."""
         entrance, junction = self.position == 0, self.position == self.length
         return torch.stack(
             [entrance & (self.sign == 0), entrance & (self.sign == 1), ~junction, junction], -1
         ).float()
 
     def step(self, action: Tensor) -> tuple[Tensor, Tensor]:
-        """Reward [B] and done [B]."""
+        """Takes the actions [B]; returns the rewards [B] and done [B]."""
         junction, forward = self.position == self.length, action == 0
         done = junction & ~forward
         turned = torch.where(action - 1 == self.sign, 1.0, -1.0)
@@ -63,6 +72,8 @@ class TMazes:
 
 
 class Policy(nn.Module):
+    """An LSTM, with a linear layer for the actions and the value."""
+
     def __init__(self, hidden: int, lstm: str) -> None:
         super().__init__()
         self.lstm = LSTMS[lstm](4, hidden)
@@ -70,7 +81,11 @@ class Policy(nn.Module):
         fastlstm.init.forget_bias_(self.lstm, 2.0)
 
     def forward(self, x: Tensor, state: State, reset: Tensor) -> tuple[Tensor, Tensor, State]:
-        """x [T,B,4], reset [T,B]; returns logits [T,B,3], values [T,B] and the last state."""
+        """Takes observations x [T,B,4], a state and reset [T,B].
+
+        Returns:
+            The logits [T,B,3], the values [T,B] and the last state.
+        """
         if isinstance(self.lstm, fastlstm.LSTM):
             output, state = self.lstm(x, state, reset=reset)
         else:
@@ -85,7 +100,7 @@ class Policy(nn.Module):
 
 
 def train(lstm: str, args: argparse.Namespace) -> tuple[float, float]:
-    """The share of right turns in the last tenth of training, and the seconds it took."""
+    """Trains a policy; returns the share of right turns in the last tenth, and the seconds."""
     torch.manual_seed(args.seed)
     mazes = TMazes(args.batch, args.corridor, torch.Generator().manual_seed(args.seed))
     policy = Policy(args.hidden, lstm)
@@ -96,7 +111,7 @@ def train(lstm: str, args: argparse.Namespace) -> tuple[float, float]:
     start = time.perf_counter()
     for update in range(args.updates):
         first, steps = state, []
-        with torch.no_grad():  # play
+        with torch.no_grad():  # play `steps` steps, by one call per step
             for _ in range(args.steps):
                 x = mazes.observe()
                 logits, value, state = policy(x.unsqueeze(0), state, reset.unsqueeze(0))
@@ -108,10 +123,10 @@ def train(lstm: str, args: argparse.Namespace) -> tuple[float, float]:
             after = policy(mazes.observe().unsqueeze(0), state, reset.unsqueeze(0))[1]
             goes_on = (~done).float()
             target = reward + args.discount * goes_on * torch.cat([value[1:], after])
-            advantage = target - value  # generalized over steps (Schulman et al., 2016)
+            advantage = target - value  # generalized advantage estimation (Schulman et al., 2016)
             for t in reversed(range(args.steps - 1)):
                 advantage[t] += args.discount * args.trace * goes_on[t] * advantage[t + 1]
-        logits, value_now, _ = policy(x, first, resets)  # learn: the whole sequence at once
+        logits, value_now, _ = policy(x, first, resets)  # learn from the whole sequence at once
         chosen = torch.distributions.Categorical(logits=logits)
         loss = F.mse_loss(value_now, value + advantage) - 0.01 * chosen.entropy().mean()
         loss = loss - (chosen.log_prob(action) * advantage).mean()
@@ -123,7 +138,7 @@ def train(lstm: str, args: argparse.Namespace) -> tuple[float, float]:
             right, turns = right + int((reward == 1).sum()), turns + int(done.sum())
         if update % 50 == 0:
             share = (reward == 1).sum() / done.sum().clamp(min=1)
-            print(f"{lstm}: update {update}, {share:.0%} of the turns right", flush=True)
+            print(f"{lstm}: update {update}, {share:.0%} of the turns are right", flush=True)
     return right / max(turns, 1), time.perf_counter() - start
 
 
@@ -132,17 +147,19 @@ def main(argv: list[str] | None = None) -> dict[str, tuple[float, float]]:
     parser.add_argument("--lstm", nargs="+", choices=LSTMS, default=list(LSTMS))
     parser.add_argument("--updates", type=int, default=300)
     parser.add_argument("--corridor", type=int, default=10, help="the longest corridor, in steps")
-    parser.add_argument("--batch", type=int, default=64, help="mazes side by side")
-    parser.add_argument("--steps", type=int, default=32, help="steps of each update")
+    parser.add_argument("--batch", type=int, default=64, help="number of mazes in parallel")
+    parser.add_argument("--steps", type=int, default=32, help="number of steps in an update")
     parser.add_argument("--hidden", type=int, default=64)
     parser.add_argument("--discount", type=float, default=0.98)
-    parser.add_argument("--trace", type=float, default=0.95, help="lambda of the advantages")
+    parser.add_argument(
+        "--trace", type=float, default=0.95, help="lambda of generalized advantage estimation"
+    )
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     results = {lstm: train(lstm, args) for lstm in args.lstm}
     for lstm, (share, seconds) in results.items():
-        print(f"{lstm:>8}: {share:.1%} of the last turns right, {seconds:.1f} s")
+        print(f"{lstm:>8}: {share:.1%} of the last turns are right, {seconds:.1f} s")
     return results
 
 

@@ -1,8 +1,9 @@
-"""Streaming: frames of sound go through an LSTM one by one, as they would come from a microphone.
+"""Streaming: an LSTM processes frames of sound one by one, as they come from a microphone.
 
-The model has nn.LSTM, as many trained models do. `fastlstm.prepack` packs its weights once, in
-float32, bfloat16 or int8. Each copy hears the same sound, on one thread; the real-time factor is
-the computing time of a second of it. onnxruntime runs it too where it and onnxscript are there::
+The model has an nn.LSTM, as many trained models have. `fastlstm.prepack` converts the LSTM and
+packs its weights once, in float32, bfloat16 or int8. Each copy of the model processes the same
+sound, on one thread. The real-time factor is the computing time for one second of sound. If
+onnxruntime and onnxscript are installed, onnxruntime runs the model as well::
 
     python examples/stream.py
     python examples/stream.py --hidden 1024 --layers 3 --seconds 30
@@ -24,13 +25,13 @@ from torch import Tensor, nn
 
 import fastlstm
 
-RATE, WINDOW, HOP, BANDS, SOUNDS = 16000, 400, 160, 80, 42  # 25 ms at a time, every 10 ms
+RATE, WINDOW, HOP, BANDS, SOUNDS = 16000, 400, 160, 80, 42  # a frame of 25 ms every 10 ms
 State = tuple[Tensor, Tensor]
-Step = Callable[[Tensor, Any], tuple[Tensor, Any]]  # frame, state -> scores, state
+Step = Callable[[Tensor, Any], tuple[Tensor, Any]]  # (frame, state) -> (scores, state)
 
 
 class Recognizer(nn.Module):
-    """Scores of the sound that is heard, frame by frame."""
+    """Computes, for each frame, the scores of `SOUNDS` kinds of sound."""
 
     def __init__(self, hidden_size: int, num_layers: int) -> None:
         super().__init__()
@@ -38,17 +39,22 @@ class Recognizer(nn.Module):
         self.linear = nn.Linear(hidden_size, SOUNDS)
 
     def forward(self, frame: Tensor, state: State) -> tuple[Tensor, State]:
-        """frame [1,1,BANDS]; h and c [num_layers,1,hidden_size]."""
+        """Takes a frame [1,1,BANDS] and a state: h and c, each [num_layers,1,hidden_size].
+
+        Returns:
+            The scores [1,1,SOUNDS] and the state after the frame.
+        """
         output, state = self.lstm(frame, state)
         return self.linear(output), state
 
     def start(self) -> State:
+        """Returns the state before the first frame."""
         zeros = torch.zeros(self.lstm.num_layers, 1, self.lstm.hidden_size)
-        return zeros, zeros.clone()  # two inputs for torch.export
+        return zeros, zeros.clone()  # two tensors, because torch.export makes them two inputs
 
 
 def listen(seconds: int) -> Tensor:
-    """Frames [T,BANDS]: the logarithm of the energy in bands of a wandering tone with noise."""
+    """Returns frames [T,BANDS] of a noisy tone of changing pitch: its log spectrum in bands."""
     t = torch.arange(seconds * RATE) / RATE
     pitch = 200 + 100 * (3 * t).sin() + 50 * (17 * t).cos()
     wave = torch.sin(2 * torch.pi * pitch.cumsum(0) / RATE) + 0.1 * torch.randn(len(t))
@@ -57,7 +63,7 @@ def listen(seconds: int) -> Tensor:
 
 
 def onnxruntime_step(model: Recognizer) -> Step:
-    """The same model in onnxruntime, one thread."""
+    """Returns the step of the same model in onnxruntime, on one thread."""
     import onnxruntime
 
     file, state = io.BytesIO(), model.start()
@@ -80,7 +86,7 @@ def onnxruntime_step(model: Recognizer) -> Step:
 
 @torch.inference_mode()
 def run(step: Step, frames: Tensor, state: State) -> tuple[Tensor, float]:
-    """The scores [T,SOUNDS], and the seconds that they took."""
+    """Runs a step on every frame; returns the scores [T,SOUNDS] and the seconds."""
     for frame in frames[:20]:  # warm up
         step(frame.view(1, 1, -1), state)
     scores, start = torch.empty(len(frames), SOUNDS), time.perf_counter()

@@ -1,6 +1,7 @@
-// Runs a model that torch._inductor.aoti_compile_and_package wrote, without Python:
+// Runs a model without Python. torch._inductor.aoti_compile_and_package writes such a model:
 //   run model.pt2 input.pt output.pt
-// input.pt: a tensor that torch.jit's pickle can read (torch.save of a tensor); output.pt likewise.
+// input.pt is a file with one tensor, written by torch.save; the program writes output.pt in the
+// same format.
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 #include <torch/serialize.h>
 
