@@ -1,4 +1,4 @@
-// A list of named cases, run by name, and comparisons that a NaN cannot pass.
+// Registers test cases and runs them by name; compares values so that a NaN never passes.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -17,20 +17,23 @@
 
 namespace testing {
 
+// All cases of the program, by name.
 inline std::map<std::string, std::function<void()>>& cases() {
   static std::map<std::string, std::function<void()>> all;
   return all;
 }
+// Registers a case: `name` is "group/name", `body` throws an exception if the case fails.
 struct Case {
   Case(const std::string& name, std::function<void()> body) { cases()[name] = std::move(body); }
 };
 
+// A case that failed.
 struct Failure : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// Prints the names, or runs those given: 0 if all pass, 1 if one fails, 2 if there is none of that
-// name.
+// Runs the cases with these names, or prints the names of all cases if `names` is {"--list"}.
+// Returns the exit status: 0 if all cases pass, 1 if a case fails, 2 if a name does not exist.
 inline int run_cases(const std::vector<std::string>& names) {
   int failures = 0;
   if (names == std::vector<std::string>{"--list"})
@@ -54,6 +57,7 @@ inline int run_cases(const std::vector<std::string>& names) {
   return failures != 0;
 }
 
+// The parts, written one after the other as text.
 template <typename... Parts>
 std::string text(const Parts&... parts) {
   std::ostringstream out;
@@ -61,12 +65,13 @@ std::string text(const Parts&... parts) {
   return out.str();
 }
 
+// Throws a Failure with the text of `what` if `ok` is false.
 template <typename... Parts>
 void check(bool ok, const Parts&... what) {
   if (!ok) throw Failure(text(what...));
 }
 
-// Unit roundoff of a stored dtype.
+// The unit roundoff of T.
 template <typename T>
 double roundoff();
 template <>
@@ -121,7 +126,8 @@ T from_double(double x) {
     return T(static_cast<float>(x));
 }
 
-// The largest error may be `multiple` roundoffs of the largest expected value (at least of 1).
+// Checks that no error is larger than `multiple` * `unit` * the largest expected value. If the
+// largest expected value is below 1, 1 is used instead.
 template <typename T>
 void check_close(const std::vector<T>& actual, const std::vector<double>& expected, double unit,
                  double multiple, const std::string& what) {
@@ -137,7 +143,7 @@ void check_close(const std::vector<T>& actual, const std::vector<double>& expect
   }
 }
 
-// Memory that a kernel is to fill starts with all bits set, which is a NaN.
+// n values for a kernel to overwrite: all their bits are set, which is a NaN.
 template <typename T>
 std::vector<T> unwritten(size_t n) {
   std::vector<T> values(n);
@@ -145,6 +151,7 @@ std::vector<T> unwritten(size_t n) {
   return values;
 }
 
+// The values, rounded to To.
 template <typename To>
 std::vector<To> converted(const std::vector<double>& from) {
   std::vector<To> to;

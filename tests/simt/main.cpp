@@ -3,6 +3,6 @@
 
 int main(int argc, char** argv) {
   if (argc > 1) return testing::run_cases({argv + 1, argv + argc});
-  std::puts("expected --list or the names of cases");
+  std::puts("expected --list or names of cases");
   return 2;
 }

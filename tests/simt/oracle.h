@@ -1,5 +1,5 @@
-// The LSTM and its gradient in float64, as plain loops from the equations of Hochreiter and
-// Schmidhuber (1997) with a forget gate: it shares no line with the code under test.
+// Computes the LSTM and its gradient in float64, by plain loops over the equations of Hochreiter
+// and Schmidhuber (1997) with a forget gate. It shares no code with the kernels under test.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -11,27 +11,31 @@ namespace oracle {
 
 using Values = std::vector<double>;
 
-enum Form { kDense, kPacked, kLengths };  // packed rows are sorted by length
+// The kind of batch: all rows have T steps; a PackedSequence, whose rows are sorted by length; or a
+// padded batch with lengths in any order.
+enum Form { kDense, kPacked, kLengths };
 
-// What a problem has beside its sizes: masks are those of recurrent dropout.
 struct Options {
   Form form = kDense;
-  bool reverse = false, reset = false, masks = false;
+  bool reverse = false;  // whether the direction goes from the last step to the first
+  bool reset = false;    // whether states are reset inside the rows
+  bool masks = false;    // whether there is recurrent dropout
 };
 
-// One direction of one layer after the input projection. Everything is padded to [T,B]; row b is
-// alive for t < length[b].
+// One direction of one layer, with the input already multiplied by W_ih. All values are padded to
+// [T,B]. The position (t, b) is alive if t < length[b], and dead otherwise.
 struct Problem {
   int64_t T, B, H;
   Options options;
   std::vector<int64_t> length;             // [B]
   std::vector<char> reset;                 // [T,B], or empty
   Values x_gates, w_hh, h_0, c_0;          // [T,B,4H] [4H,H] [B,H] [B,H]
-  Values d_output, d_cells, d_h_n, d_c_n;  // [T,B,H] [T,B,H] [B,H] [B,H]
-  Values h_mask;                           // [B,H], or empty: W_hh sees h_mask * h
+  Values d_output, d_cells, d_h_n, d_c_n;  // gradients: [T,B,H] [T,B,H] [B,H] [B,H]
+  Values h_mask;  // [B,H], or empty: the recurrent dropout, W_hh is multiplied by h_mask * h
 
   bool alive(int64_t t, int64_t b) const { return t < length[b]; }
-  int64_t rows(int64_t t) const {  // that step t holds
+  // The number of rows that the data has at step t.
+  int64_t rows(int64_t t) const {
     return options.form == kPacked
                ? std::count_if(length.begin(), length.end(), [&](int64_t n) { return n > t; })
                : B;
@@ -40,12 +44,13 @@ struct Problem {
   double mask(int64_t i) const { return h_mask.empty() ? 1 : h_mask[i]; }
 };
 
+// The results of a problem. At dead positions output and gates are 0.
 struct Solution {
-  Values output, gates, cells, h_n, c_n;  // dead positions of output and gates are 0
-  Values d_gates, d_h_0, d_c_0;
+  Values output, gates, cells, h_n, c_n;  // [T,B,H] [T,B,4H] [T,B,H] [B,H] [B,H]
+  Values d_gates, d_h_0, d_c_0;           // gradients: [T,B,4H] [B,H] [B,H]
 };
 
-// Factors that every dtype holds exactly, some of them 0 and 1.
+// n random factors 0, 0.25, 0.5, 0.75 or 1, which every dtype represents exactly.
 inline Values random_mask(int64_t n, unsigned seed) {
   std::mt19937 random(seed);
   Values values(n);
@@ -53,8 +58,9 @@ inline Values random_mask(int64_t n, unsigned seed) {
   return values;
 }
 
-// Values of a dtype (`round` rounds to it), so that the kernel starts from the same numbers.
-// Lengths and resets of a seed are the same in both directions.
+// A random problem. `round` rounds each value to the dtype of the kernel, so that the kernel and
+// the oracle start from the same numbers. Two directions with the same seed have the same lengths
+// and resets, and different values.
 template <typename Round>
 Problem random_problem(int64_t T, int64_t B, int64_t H, const Options& options, unsigned seed,
                        Round round, int direction = 0) {

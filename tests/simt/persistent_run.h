@@ -1,7 +1,7 @@
-// A launch of the persistent engine on random data, forward and backward, and its comparison with
+// Runs the persistent engine on random data, forward and backward, and compares the results with
 // the oracle.
 #pragma once
-#include <runtime.h>  // of the emulator, or of tests/ptx
+#include <runtime.h>  // from this folder, tests/ptx or tests/gpu
 
 #include <algorithm>
 #include <array>
@@ -28,10 +28,10 @@ struct Shape {
   int T, B, H;
   Form form = kDense;
   int directions = 1;
-  bool reverse = false;  // of a single direction
+  bool reverse = false;  // whether a single direction goes backward in time
   bool reset = false;
-  int units = 8, row_tile = 8, row_groups = 1;
-  bool order = false;  // hand over the rows sorted by length
+  int units = 8, row_tile = 8, row_groups = 1;  // the tiling, see plan.h
+  bool order = false;  // whether the kernel gets a table of the rows sorted by length
 };
 
 template <typename T>
@@ -41,7 +41,7 @@ Dtype dtype_of() {
                                        : Dtype::kFloat16;
 }
 
-// Units and rows of every tile that is compiled for this arithmetic.
+// {units, rows} of every tile that is compiled for T; allow_tf32 matters only for float32.
 template <typename T>
 std::vector<std::array<int, 2>> compiled_tiles(bool allow_tf32) {
   std::vector<std::array<int, 2>> tiles;
@@ -52,21 +52,25 @@ std::vector<std::array<int, 2>> compiled_tiles(bool allow_tf32) {
   return tiles;
 }
 
-// Everything that a launch reads and writes, in the layout of the op.
+// Everything that a launch reads and writes, in the layout of the op. R is the number of flat rows:
+// position (t, b) is the flat row offsets[t] + b.
 template <typename T>
 struct Buffers {
-  std::vector<int64_t> rows, offsets, order;  // of step t; flat row of (t, b) = offsets[t] + b
-  int64_t flat_rows;
-  std::vector<T> output;
+  std::vector<int64_t> rows,
+      offsets;                 // [T], the number of rows of each step and its first flat row
+  std::vector<int64_t> order;  // [B], the rows sorted by length
+  int64_t flat_rows;           // R
+  std::vector<T> output;       // [R,directions * H]
   struct Direction {
     std::vector<T> w_hh, h_0, gates, h_n, d_gates, d_h;
-    std::vector<T> exchange;  // padded, where output does not serve
+    std::vector<T> exchange;  // h with padded rows; empty if blocks can exchange h through `output`
     std::vector<float> c_0, cells, c_n, d_c, d_cells;
   };
   std::vector<Direction> direction;
   std::vector<T> d_output;
 };
 
+// A problem of each direction, and the launches that solve it.
 template <typename T>
 struct Run {
   Shape shape;
@@ -77,7 +81,7 @@ struct Run {
   Run(const Shape& shape, unsigned seed, bool allow_tf32)
       : shape(shape),
         task{shape.H, shape.B, shape.T, shape.directions, dtype_of<T>(), allow_tf32, false} {
-    runtime::shared().shared_bytes = 1 << 20;  // for tiles that no device has room for
+    runtime::shared().shared_bytes = 1 << 20;  // enough for tiles that are too large for a GPU
     for (int d = 0; d < shape.directions; ++d)
       problems.push_back(oracle::random_problem(
           shape.T, shape.B, shape.H, {shape.form, d == 1 || shape.reverse, shape.reset}, seed,
@@ -121,30 +125,31 @@ struct Run {
     }
   }
 
-  // Values of a row that blocks exchange (of a gate, in backward).
+  // The width of a row that blocks exchange: of h in forward, of one gate's gradient in backward.
   int64_t width(bool backward) const {
     Task padded = task;
     padded.backward = backward;
     return padded.exchange_width();
   }
-  // Rows of H values with zeros behind them, and back.
+  // Pads each row of H values with zeros to `width` values.
   std::vector<T> padded(const std::vector<T>& rows, int64_t width) const {
     std::vector<T> out(rows.size() / shape.H * width, T(0.0f));
     for (size_t i = 0; i < rows.size(); ++i) out[i / shape.H * width + i % shape.H] = rows[i];
     return out;
   }
+  // Removes the padding, which must be zero.
   std::vector<T> unpadded(const std::vector<T>& rows, int64_t width) const {
     std::vector<T> out;
     for (size_t i = 0; i < rows.size(); ++i) {
       if (int64_t(i) % width < shape.H)
         out.push_back(rows[i]);
       else
-        check(to_double(rows[i]) == 0, "the padding behind a row is not 0");
+        check(to_double(rows[i]) == 0, "the padding after a row is not 0");
     }
     return out;
   }
 
-  // [T,B,size] of the oracle -> [R,size] as the kernels see it.
+  // Converts the oracle's layout [T,B,size] to the kernels' layout [R,size].
   template <typename To>
   std::vector<To> flat(const oracle::Values& padded, int64_t size) const {
     std::vector<To> out;
@@ -216,7 +221,7 @@ struct Run {
     check(launch_walk(call, tiling(), nullptr) == cudaSuccess, "launch");
   }
 
-  // What both passes have written.
+  // The bytes of everything that forward and backward have written, by name.
   std::map<std::string, std::vector<unsigned char>> bits() const {
     std::map<std::string, std::vector<unsigned char>> all;
     const auto add = [&](const char* name, const auto& values) {
@@ -231,6 +236,7 @@ struct Run {
     return all;
   }
 
+  // Checks all results of forward and backward against the oracle; `unit` is the unit roundoff.
   void compare(double unit) const {
     for (int d = 0; d < shape.directions; ++d) {
       const auto solution = oracle::solve(problems[d]);

@@ -1,7 +1,7 @@
-// A CUDA runtime for the project's host code. It launches kernels into the emulator, each to its
-// end, and remembers what it was asked for. An error here is what a GPU would make of it later:
-//   - a launch with more shared memory than its function's attribute says, which is of the function
-//     and the device, not of the thread;
+// A CUDA runtime for the project's host code. A launch runs the kernel in the emulator to its end.
+// The runtime records the calls, and reports two mistakes that would fail on a GPU only later:
+//   - a launch with more shared memory than the attribute of its function allows; the attribute
+//     belongs to the function and the device, not to the thread;
 //   - a call that waits for the device, which a CUDA graph cannot capture.
 #pragma once
 #include <functional>
@@ -32,30 +32,31 @@ enum cudaMemcpyKind {
 
 namespace runtime {
 
+// A recorded call.
 struct Event {
   enum Kind { kMemset, kLaunch, kCooperativeLaunch } kind;
   int device;
   cudaStream_t stream;
-  size_t bytes;  // that are set; of shared memory
-  unsigned blocks;
+  size_t bytes;     // bytes set by a memset, or bytes of shared memory of a launch
+  unsigned blocks;  // thread blocks of a launch
 };
 
-// What all threads share: every device looks the same.
+// The state that all threads share. All devices are equal.
 struct Runtime {
-  std::mutex mutex;  // of everything, the emulator included
+  std::mutex mutex;  // guards this state and the emulator
   int sm_count = 24, shared_bytes = 227 * 1024;
-  int code = 90;  // for which compute capability kernels were compiled; 0: they were not
-  cudaError_t driver_error = cudaSuccess;
-  std::map<std::pair<int, const void*>, int> shared_limit;  // of a function on a device
+  int code = 90;  // the compute capability that the kernels were compiled for; 0: no kernels
+  cudaError_t driver_error = cudaSuccess;  // the error of every call that queries the device
+  std::map<std::pair<int, const void*>, int> shared_limit;  // bytes, by device and function
   std::vector<Event> events;
-  std::function<void()> attribute_is_set;  // the moment between a function's attribute and a launch
+  std::function<void()> attribute_is_set;  // if set, called after a function's attribute is set
 };
 inline Runtime& shared() {
   static Runtime r;
   return r;
 }
 
-// What every thread has of its own.
+// The state of one host thread.
 struct Thread {
   int device = 0;
   cudaStream_t stream = nullptr;
@@ -66,6 +67,7 @@ inline Thread& thread() {
   return t;
 }
 
+// Records an error as the last error of the thread, and returns the error.
 inline cudaError_t result(cudaError_t error) {
   if (error != cudaSuccess) thread().last_error = error;
   return error;
@@ -87,6 +89,7 @@ cudaError_t launch(simt::Residency residency, void (*kernel)(P...), dim3 grid, d
                              [&] { kernel(*static_cast<P*>(arguments[kIndex])...); }));
 }
 
+// Reports a call that waits for the device.
 inline cudaError_t waits(const char* call) {
   throw simt::Fault(std::string(call) + " waits for the device");
 }
@@ -151,7 +154,7 @@ inline const char* cudaGetErrorString(cudaError_t error) {
   return error == cudaSuccess ? "no error" : "an error of the emulator";
 }
 
-// A copy from or to memory of the host waits as well, where that is pageable: all of it is here.
+// A copy from or to pageable host memory waits as well, and here all host memory is pageable.
 inline cudaError_t cudaDeviceSynchronize() { return runtime::waits("cudaDeviceSynchronize"); }
 inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
   return runtime::waits("cudaStreamSynchronize");

@@ -1,13 +1,15 @@
-// A GPU on one host thread, for running the project's .cu files without one.
+// An emulator of a GPU on one host thread, which runs the project's .cu files without a GPU.
 //
-// Every CUDA thread is a fiber. A fiber runs until it meets a barrier or waits for a value; which
-// one runs next is drawn from a seeded generator, and half of the warps are far slower than the
-// others, so an order that the kernel takes for granted fails under some seed instead of working by
-// luck. What is checked on the way:
-//   - a barrier that some of its threads never reach, or a value that nobody stores (deadlock);
-//   - shared memory read before it was written (it starts as NaN) or beyond its end (ASan);
-//   - a value exchanged between blocks that is stored twice, or looks like none (exchange_store).
-// Only what the kernels use is here; masks of warp functions are taken to be full.
+// Every CUDA thread is a fiber. A fiber runs until it reaches a barrier or waits for a value. A
+// seeded random generator then chooses the next fiber, and half of the warps are far slower than
+// the others. So a kernel that relies on some order of the threads fails under some seeds, and does
+// not work by luck. The emulator detects:
+//   - a deadlock: a barrier that some threads never reach, or a value that no thread stores;
+//   - a read of shared memory that was not written (it is initialized to NaN), and an access beyond
+//     its end (by ASan);
+//   - a value exchanged between blocks that is stored twice, or that has the bits of an unwritten
+//     value (exchange_store).
+// It has only the CUDA features that the kernels use. The masks of warp functions must be full.
 #pragma once
 #include <setjmp.h>
 #include <ucontext.h>
@@ -55,7 +57,8 @@ enum cudaError_t {
   cudaErrorNotSupported = 801
 };
 
-#define FASTLSTM_SPIN_LIMIT 1000  // polls; a thread here polls again only when something was stored
+// The number of polls after which a block gives up. A thread here polls again only after a store.
+#define FASTLSTM_SPIN_LIMIT 1000
 
 namespace simt {
 
@@ -67,6 +70,7 @@ To bits_of(const From& from) {
   return to;
 }
 
+// An error of the kernel under test.
 struct Fault : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
@@ -81,13 +85,13 @@ struct Barrier {
 struct Warp {
   Barrier barrier;
   bool slow = false;
-  uint32_t mail[2][32][8];  // what lanes hand each other, in two buffers that take turns
-  unsigned turn[32] = {};
+  uint32_t mail[2][32][8];  // words that lanes exchange: [buffer][lane][word], see `post`
+  unsigned turn[32] = {};   // for each lane, the number of exchanges so far
 };
 
 struct Block {
   dim3 index;
-  std::unique_ptr<unsigned char[]> shared;  // exactly as long as asked for, so ASan sees its end
+  std::unique_ptr<unsigned char[]> shared;  // its own allocation, so that ASan checks its end
   size_t shared_bytes = 0;
   Barrier barrier;
   std::vector<Warp> warps;
@@ -99,7 +103,7 @@ struct Fiber {
   ucontext_t context;
   jmp_buf resume;
   bool started = false;
-  void* fake_stack = nullptr;  // ASan's
+  void* fake_stack = nullptr;  // for ASan
   char* stack = nullptr;
   Block* block = nullptr;
   Warp* warp = nullptr;
@@ -107,13 +111,15 @@ struct Fiber {
   unsigned lane = 0;
 };
 
+// The state of one launch.
 struct Machine {
   dim3 grid_size, block_size;
   std::vector<Block> blocks;
   std::vector<Fiber> fibers;
   std::vector<Fiber*> ready;
-  std::vector<Fiber*> late;  // of a block that has no multiprocessor yet
-  std::unordered_map<const void*, std::vector<Fiber*>> awaiting;  // by address
+  std::vector<Fiber*> late;  // fibers of a block that has not started yet, see `late_polls`
+  // The fibers that wait for a store, by its address.
+  std::unordered_map<const void*, std::vector<Fiber*>> awaiting;
   const std::function<void()>* body = nullptr;
   Fiber* current = nullptr;
   size_t running = 0;
@@ -131,29 +137,32 @@ inline Machine*& machine() {
 }
 inline Fiber& self() { return *machine()->current; }
 
-// Seed of the order in which fibers run; how many blocks fit on the device at once, and how a
-// cooperative launch of more is refused.
+// The seed of the order in which fibers run.
 inline unsigned& seed() {
   static unsigned s = 1;
   return s;
 }
+// How many blocks fit on the device at the same time.
 inline unsigned& resident_blocks() {
   static unsigned n = 1024;
   return n;
 }
-// How often threads poll in vain before the last block of a cooperative launch starts.
+// The number of polls, by all threads together, after which the last block of a cooperative launch
+// starts.
 inline int& late_polls() {
   static int n = 0;
   return n;
 }
+// The error of a cooperative launch of more than `resident_blocks` blocks.
 inline cudaError_t& refusal() {
   static cudaError_t error = cudaErrorCooperativeLaunchTooLarge;
   return error;
 }
 
-// --- switching ---
-// The first entry of a fiber needs ucontext; after that setjmp and longjmp do, without a system
-// call per switch. ASan follows only swapcontext.
+// --- switching between fibers ---
+// The first entry of a fiber needs ucontext. Later switches use setjmp and longjmp, which need no
+// system call. With ASan all switches use swapcontext, because ASan does not support longjmp
+// between stacks.
 
 #if defined(__SANITIZE_ADDRESS__)
 inline void enter(Machine& m, Fiber& f) {
@@ -182,7 +191,7 @@ __attribute__((noinline)) inline void leave(Machine& m, Fiber& f, bool = false) 
 
 inline void suspend() { leave(*machine(), self()); }
 
-// --- who runs next ---
+// --- scheduling ---
 
 inline void make_ready(Machine& m, Fiber* f) { m.ready.push_back(f); }
 
@@ -212,6 +221,7 @@ inline void fiber_main() {
 
 // --- barriers ---
 
+// Waits until all threads have arrived at the barrier.
 inline void arrive(Barrier& barrier) {
   Machine& m = *machine();
   barrier.waiting.push_back(m.current);
@@ -224,7 +234,7 @@ inline void arrive(Barrier& barrier) {
 
 // --- data exchanged between blocks ---
 
-// Now and then another fiber goes first, so that a neighbor's write may come late.
+// Sometimes lets another fiber run first, so that a store may come late.
 inline void hesitate() {
   Machine& m = *machine();
   if (m.random() % 8 != 0) return;
@@ -232,13 +242,13 @@ inline void hesitate() {
   suspend();
 }
 
-// No word has all bits set: that means that there is none yet. Each is stored once, over that.
+// All bits set mean that a word was not stored yet. Each word is stored exactly once.
 constexpr uint32_t kUnwritten = 0xffffffff;
 
 inline void exchange_store(uint32_t* address, uint32_t word) {
   hesitate();
-  if (*address != kUnwritten) throw Fault("a value is stored where one stands already");
-  if (word == kUnwritten) throw Fault("a value is stored that looks like none");
+  if (*address != kUnwritten) throw Fault("a value is stored twice");
+  if (word == kUnwritten) throw Fault("a value is stored that has the bits of an unwritten value");
   *address = word;
   Machine& m = *machine();
   const auto found = m.awaiting.find(address);
@@ -247,7 +257,7 @@ inline void exchange_store(uint32_t* address, uint32_t word) {
   m.awaiting.erase(found);
 }
 
-// Until the first of `count` words that is missing has been stored.
+// Waits until the first unwritten word of `count` words at `address` is stored.
 inline void await_store(const uint32_t* address, int count) {
   if (late_polls() > 0) {
     --late_polls();
@@ -263,8 +273,8 @@ inline void await_store(const uint32_t* address, int count) {
 
 // --- warp functions ---
 
-// Hands `count` words to the other lanes and returns everybody's. Two buffers take turns: a lane
-// can be one exchange ahead of the slowest, never two.
+// Gives `count` words to the other lanes of the warp, and returns the words of all lanes: [32][8].
+// There are two buffers, because a lane can be one exchange ahead of the slowest lane, but not two.
 inline const uint32_t (*post(const uint32_t* words, int count))[8] {
   Fiber& f = self();
   auto& mail = f.warp->mail[f.warp->turn[f.lane]++ % 2];
@@ -284,9 +294,11 @@ inline uint32_t shuffle(uint32_t word, int lane) { return post(&word, 1)[lane][0
 
 // --- launch ---
 
-enum Residency { kBlocksInTurn, kAllBlocks };  // an ordinary launch; a cooperative one
+// An ordinary launch runs its blocks one after the other; a cooperative launch runs all together.
+enum Residency { kBlocksInTurn, kAllBlocks };
 
-inline char* stack_of(size_t fiber) {  // kept from launch to launch
+// The stack of a fiber, which the next launch uses again.
+inline char* stack_of(size_t fiber) {
   static std::vector<std::unique_ptr<char[]>> stacks;
   while (stacks.size() <= fiber) stacks.emplace_back(new char[kStackBytes]);
   return stacks[fiber].get();
@@ -305,7 +317,7 @@ inline void prepare(Fiber& f, char* stack) {
   makecontext(&f.context, fiber_main, 0);
 }
 
-// Runs the blocks first .. first + count - 1 together, to the end.
+// Runs the blocks first .. first + count - 1 together, to their end.
 inline void run_blocks(Machine& m, unsigned first, unsigned count, size_t shared_bytes) {
   const unsigned threads = m.block_size.x * m.block_size.y * m.block_size.z;
   m.blocks = std::vector<Block>(count);
@@ -341,7 +353,8 @@ inline void run_blocks(Machine& m, unsigned first, unsigned count, size_t shared
       std::move(m.late.begin(), m.late.end(), std::back_inserter(m.ready)), m.late.clear();
     if (m.ready.empty())
       throw Fault("deadlock: " + std::to_string(m.running) +
-                  " threads wait at a barrier or for a value that the others never reach");
+                  " threads wait at a barrier that not all threads reach, or for a value that no "
+                  "thread stores");
     m.current = take_ready(m);
     enter(m, *m.current);
     if (m.fault) std::rethrow_exception(m.fault);

@@ -1,12 +1,12 @@
-// Scalar twins of the tensor core instructions, in the register layouts of the PTX manual, "Matrix
-// Fragments for mma".
+// Scalar versions of the tensor core instructions, with the register layouts of the PTX manual,
+// section "Matrix Fragments for mma".
 #pragma once
 #include "../../csrc/cpu/half.h"
 #include "simt.h"
 
 namespace simt {
 
-// To the 10 mantissa bits of TF32: nearest, ties away from zero.
+// Rounds to TF32, which has 10 mantissa bits: to nearest, ties away from zero.
 inline uint32_t to_tf32(float x) {
   const auto u = bits_of<uint32_t>(x);
   return std::isfinite(x) ? (u + 0x1000) & ~0x1fffu : u;
@@ -19,8 +19,11 @@ float half_of_word(uint32_t word, int half) {
   return static_cast<float>(h);
 }
 
-// Lane 4 g + q holds of A (16 x 16) rows g, g + 8 and columns 2q, 2q + 1, 2q + 8, 2q + 9; of B
-// (16 x 8) the same columns as rows, in column g; of D (16 x 8) rows g, g + 8, columns 2q, 2q + 1.
+// d += A B, for the part of d that this lane has. a, b0 and b1 are this lane's words of A and B,
+// each with two 16-bit values. Lane 4 g + q has these elements:
+//   A (16 x 16): rows g and g + 8, columns 2q, 2q + 1, 2q + 8 and 2q + 9;
+//   B (16 x 8): rows 2q, 2q + 1, 2q + 8 and 2q + 9, column g;
+//   D (16 x 8): rows g and g + 8, columns 2q and 2q + 1.
 template <typename H, typename W>
 void mma_16bit(float (&d)[4], const W& a, uint32_t b0, uint32_t b1) {
   const uint32_t mine[] = {a.word[0], a.word[1], a.word[2], a.word[3], b0, b1};
@@ -45,7 +48,8 @@ void mma_float16(float (&d)[4], const W& a, uint32_t b0, uint32_t b1) {
   mma_16bit<fastlstm::float16>(d, a, b0, b1);
 }
 
-// The same with A 16 x 8 (columns q, q + 4) and B 8 x 8. The low 13 bits are not looked at.
+// The same for TF32. A is 16 x 8, with the columns q and q + 4 in lane 4 g + q, and B is 8 x 8,
+// with the rows q and q + 4. The low 13 bits of a word are ignored.
 template <typename W>
 void mma_tf32(float (&d)[4], const W& a, uint32_t b0, uint32_t b1) {
   const uint32_t mine[] = {a.word[0], a.word[1], a.word[2], a.word[3], b0, b1};

@@ -1,5 +1,5 @@
-// One step of the stepwise engine with layer normalization, against the equations as plain loops
-// and their gradients by central differences, both in float64.
+// One step of the stepwise engine with layer normalization, against plain loops over the equations
+// and gradients by central differences, both in float64.
 #include <runtime.h>
 
 #include <algorithm>
@@ -19,14 +19,15 @@ using testing::to_double;
 using testing::unwritten;
 using Values = std::vector<double>;
 
-// Everything that the new state of a row depends on. LN(c) gain_c + bias_c is moved by `shift`, for
-// the gradient with respect to it.
+// The inputs of one step of one row. `shift` is added to LN(c) * gain_c + bias_c, so that the
+// gradient with respect to shift is the gradient of that sum.
 struct Row {
   Values x, h_gates, gain_hh, gain_c, bias_c, shift;  // [4H] [4H] [4H] [H] [H] [H]
   Values h, c;                                        // [H], before the step
   bool reset;
 };
 
+// x, normalized to mean 0 and variance 1.
 Values normed(const Values& x) {
   double mean = 0, variance = 0;
   for (double v : x) mean += v / x.size();
@@ -39,7 +40,7 @@ Values normed(const Values& x) {
 double logistic(double x) { return 1 / (1 + std::exp(-x)); }
 
 struct State {
-  Values gates, h, c;
+  Values gates, h, c;  // [4H] [H] [H], after the step
 };
 State step(const Row& row) {
   const size_t H = row.c.size();
@@ -58,7 +59,7 @@ State step(const Row& row) {
   return s;
 }
 
-// dL/d(row.*input) of L = h dh + c dc.
+// The gradient of L = h * dh + c * dc with respect to row.*input, by central differences.
 Values gradient(Row row, Values Row::* input, const Values& dh, const Values& dc) {
   const auto loss = [&] {
     const State s = step(row);
@@ -79,7 +80,8 @@ Values gradient(Row row, Values Row::* input, const Values& dh, const Values& dc
   return d;
 }
 
-// Rows 0 .. 3: as any, reset before the step, dead, and starting here (backward takes its c_0).
+// Checks a step of four rows: an ordinary row, a row that is reset before the step, a dead row, and
+// a row that starts at this step, so that backward uses its c_0.
 template <typename T, typename A>
 void run(int64_t H) {
   constexpr int64_t B = 4, kDead = 2, kStarts = 3;
@@ -95,7 +97,8 @@ void run(int64_t H) {
   const Values h = draw(B * H, 0.5), c = draw(B * H, 1);
   const Values d_output = draw(B * H, 0.5), d_cells = draw(B * H, 0.5);
   const Values dh = draw(B * H, 0.5), dc = draw(B * H, 0.5);
-  // Device memory is the heap's.
+  // Vectors and no arrays, because on a GPU (tests/gpu) kernels can read only memory of operator
+  // new.
   const std::vector<char> reset = {false, true, false, false};
   const std::vector<int64_t> lengths = {2, 2, 1, 2};
 
@@ -149,7 +152,8 @@ void run(int64_t H) {
   forward.bias_c = bias_c_T.data();
   check(launch_step(forward, nullptr) == cudaSuccess, "launch");
 
-  // Central differences leave some 1e-9; a norm divides by deviations below one, and errors too.
+  // Central differences have an error of about 1e-9. Layer normalization divides by a standard
+  // deviation, which may be below 1, so it enlarges errors.
   const double unit = testing::roundoff<T>(), unit_backward = std::fmax(unit, 1e-11);
   Values shown = h_new;
   std::fill_n(shown.begin() + kDead * H, H, 0);
@@ -193,7 +197,8 @@ void add_cases() {
   };
   add("one row", 13);
   add("more units than threads", 270);
-  // Loops are unrolled by four. Over so many units, central differences leave too much for double.
+  // 1,100 units are for the loops that are unrolled by four. With so many units, the error of the
+  // central differences is too large for float64.
   if (sizeof(T) < 8) Case("deep/" + prefix + "many units", [] { run<T, A>(1100); });
 }
 const bool added = (add_cases<double, double>(), add_cases<float, float>(),

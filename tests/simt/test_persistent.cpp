@@ -1,5 +1,5 @@
-// The persistent engine against the oracle: all kinds of arithmetic, forms of input and divisions
-// of the work, with several orders of the fibers.
+// The persistent engine against the oracle: every arithmetic, kind of batch and tiling, with
+// several orders of the threads.
 #include <array>
 
 #include "persistent_run.h"
@@ -9,6 +9,7 @@ namespace {
 using namespace persistent;
 using testing::Case;
 
+// Adds the cases of one arithmetic; `unit` is its unit roundoff.
 template <typename T>
 void add(const char* kind, bool allow_tf32, double unit) {
   const std::string prefix = std::string("persistent/") + kind + "/";
@@ -33,7 +34,7 @@ void add(const char* kind, bool allow_tf32, double unit) {
   add_shape("lengths sorted by a table", {4, 9, 16, kLengths, 1, true, false, 8, 8, 2, true});
   add_shape("resets", {4, 4, 16, kDense, 1, false, true});
   add_shape("deep", {2, 2, 136, kDense, 1, false, false, 32, 8, 1}, 1);
-  // More chunks of K than two groups of loads hold.
+  // Rows of h with more chunks than two groups of loads can have in flight.
   add_shape("very deep", {2, 2, 520, kDense, 1, true, false, 32, 8, 1}, 1);
   if (is_compiled(dtype_of<T>() == Dtype::kFloat32 && !allow_tf32, 8, 16)) {
     add_shape("very deep, wide tile", {2, 10, 520, kDense, 1, false, false, 32, 16, 1}, 1);
@@ -72,7 +73,7 @@ void add(const char* kind, bool allow_tf32, double unit) {
     }
   });
 
-  // A row's result depends neither on how the work is divided nor on the rows beside it.
+  // The result of a row depends neither on the tiling nor on the other rows.
   Case(prefix + "same bits for every division", [=] {
     simt::seed() = 1;
     const auto bits_of = [&](int units, int tile, int groups) {
@@ -123,7 +124,7 @@ const bool added =
     (add<float>("float32", false, 0x1p-24), add<float>("tf32", true, 0x1p-11),
      add<bfloat16>("bfloat16", false, 0x1p-9), add<float16>("float16", false, 0x1p-11), true);
 
-// After one step an output is the exact one, rounded to nearest: sums are float32.
+// After one step each output is the exact output rounded to nearest, because sums are in float32.
 template <typename T>
 void check_rounding(int mantissa_bits) {
   Run<T> run({1, 3, 64}, 1, false);
@@ -140,9 +141,9 @@ const Case nearest("persistent/16 bits round to nearest", [] {
   check_rounding<float16>(10);
 });
 
-// f c + i g is rounded after the first product, whatever the tile: no compiler's choice.
+// In every tile, f c + i g is computed as fma(f, c, i g): the compiler does not choose.
 const Case fused_sum("persistent/the cell is fused in one way", [] {
-#if defined(FASTLSTM_EMULATOR)  // the compiler's baseline may have no such instruction
+#if defined(FASTLSTM_EMULATOR)  // the host's baseline may have no fused multiply-add
   const auto multiply_add = [](float x, float y, float sum) { return fused(x, y, sum); };
 #else
   const auto multiply_add = [](float x, float y, float sum) { return std::fma(x, y, sum); };
@@ -161,7 +162,7 @@ const Case fused_sum("persistent/the cell is fused in one way", [] {
     }
 });
 
-// Both factors go to the nearest TF32 value, and what is beyond its bits does not survive.
+// Both factors of a product are rounded to the nearest TF32 value.
 const Case rounds("persistent/tf32 rounds its factors", [] {
   const double eps = 0x1p-11;  // half a last place of TF32 at 1
   Run<float> run({2, 1, 8}, 1, true);
@@ -174,7 +175,7 @@ const Case rounds("persistent/tf32 rounds its factors", [] {
   check_close(std::vector<float>{b.gates[0]}, {1 / (1 + std::exp(-pre))}, 0x1p-24, 4, "gate");
 });
 
-// A NaN whose bits are those of memory that was not written yet must not keep anybody waiting.
+// A NaN with the bits of unwritten memory must not let another block wait forever.
 template <typename T>
 void check_nan_travels() {
   Run<T> run({3, 3, 16}, 1, false);
@@ -203,7 +204,7 @@ const Case upload("persistent/upload of host values", [] {
   }
 });
 
-const Case refused("persistent/refused where the blocks do not fit", [] {
+const Case refused("persistent/refused if the blocks do not fit", [] {
   Run<float> run({2, 2, 32}, 1, false);
   simt::resident_blocks() = 3;
   bool failed = false;

@@ -1,4 +1,4 @@
-// The planner over thousands of shapes and known devices, none of which is here.
+// The planner of the persistent engine, for thousands of shapes on known GPUs.
 #include "../../csrc/cuda/plan.h"
 #include "harness.h"
 
@@ -16,32 +16,33 @@ constexpr Card kCards[] = {{"H100", 132, 90},  {"A100", 108, 80}, {"L4", 58, 89}
                            {"A10", 72, 86},    {"T4", 40, 75},    {"4090", 128, 89},
                            {"B200", 148, 100}, {"MIG", 14, 90}};
 
+// Checks that a tiling covers the task and fits on the GPU.
 void check_tiling(const Tiling& t, const Task& task, const Card& card) {
   const std::string where =
       testing::text(card.name, " H ", task.hidden_size, " B ", task.batch, " T ", task.steps, " D ",
                     task.directions, " dtype ", int(task.dtype), " tf32 ", task.allow_tf32,
                     " backward ", task.backward, ": ");
   const auto device = CudaDevice::of(card.sms, card.capability);
-  check(card.capability >= 80, where, "no tensor cores for it");
-  check(task.dtype != Dtype::kFloat64, where, "not a task for this engine");
-  check(is_compiled(task.ffma(), t.units, t.row_tile), where, "a tile that is not compiled");
+  check(card.capability >= 80, where, "the GPU has no tensor cores for this engine");
+  check(task.dtype != Dtype::kFloat64, where, "this engine does not support the dtype");
+  check(is_compiled(task.ffma(), t.units, t.row_tile), where, "the tile is not compiled");
   check(t.blocks() >= 1 && t.blocks() <= card.sms, where, t.blocks(), " blocks");
   check(int64_t(t.unit_blocks) * t.units >= task.hidden_size &&
             int64_t(t.unit_blocks - 1) * t.units < task.hidden_size,
-        where, "units are left out or a block has none");
+        where, "some units have no block, or some block has no units");
   check(int64_t(t.row_groups) * t.group_rows >= task.batch && t.row_groups <= task.batch, where,
-        "rows are left out or a group has none");
+        "some rows have no group, or some group has no rows");
   check(t.directions >= 1 && t.directions <= task.directions, where, t.directions, " directions");
   check(t.shared_bytes == shared_bytes_of(task, t) && t.shared_bytes <= device.shared_bytes, where,
         t.shared_bytes, " bytes of shared memory");
   check(t.shared_bytes > matrix_rows(task.backward, t.units) * task.depth() * task.element_bytes(),
-        where, "the slice does not fit its place");
+        where, "the slice of W_hh does not fit into shared memory");
   check(t.exchange_width >= task.hidden_size && t.exchange_width <= t.unit_blocks * t.units, where,
         t.exchange_width, " values exchanged");
   check(task.depth() * task.element_bytes() % 16 == 0, where, "rows are not aligned");
 }
 
-const Case fits("plan/what is divided fits", [] {
+const Case fits("plan/every tiling fits", [] {
   std::mt19937 random(1);
   const auto draw = [&](int64_t low, int64_t high) {
     return std::uniform_int_distribution<int64_t>(low, high)(random);
@@ -65,15 +66,15 @@ const Case fits("plan/what is divided fits", [] {
     const Tiling other = make_tiling(task, 8 << draw(0, 2), 8, static_cast<int>(groups), 1);
     if (other.blocks() <= card.sms && other.shared_bytes <= device.shared_bytes)
       check(step_clocks(task, *chosen, card.sms) <= step_clocks(task, other, card.sms),
-            "not the one with the fewest clocks");
+            "another tiling takes fewer clocks");
   }
-  check(divided > 6000, "only ", divided, " of 20000 fit");
+  check(divided > 6000, "only ", divided, " of 20000 tasks have a tiling");
 });
 
-const Case others("plan/what it cannot do", [] {
+const Case others("plan/unsupported tasks have no tiling", [] {
   const auto h100 = CudaDevice::of(132, 90);
   const Task good{256, 16, 64, 1, Dtype::kBFloat16, true, false};
-  check(divide(good, h100).has_value(), "this one it can do");
+  check(divide(good, h100).has_value(), "a supported task has no tiling");
   Task task = good;
   task.dtype = Dtype::kFloat64;
   check(!divide(task, h100), "float64");

@@ -1,4 +1,4 @@
-// The types of 16 bits, where nothing but C++ makes them.
+// The conversions of the 16-bit types in csrc/cpu/half.h, compiled as plain C++.
 #include "harness.h"
 
 namespace {
@@ -6,8 +6,8 @@ namespace {
 using testing::Case;
 using testing::check;
 
-// Every 16-bit value must survive the round trip, and a float must go to the nearest one, to the
-// even one of two equally near.
+// Checks that every 16-bit value survives a round trip through float, and that a float is rounded
+// to the nearest 16-bit value, with ties to even.
 template <typename H>
 void check_rounding(uint32_t mantissa_bits, uint32_t infinity) {
   const auto value = [](uint32_t bits) {

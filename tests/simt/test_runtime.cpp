@@ -1,4 +1,4 @@
-// The host's side of a launch (device.h) against a runtime that a test can look into.
+// The host code of a launch (device.h), with a CUDA runtime that records its calls (runtime.h).
 #include <chrono>
 #include <future>
 
@@ -11,15 +11,16 @@ namespace {
 using testing::Case;
 using testing::check;
 
-// Two threads launch one function with slices of different size: when the larger has set its
-// attribute, the smaller sets its own before the larger launches.
+// Two threads launch the same kernel with shared memory of different size. After the thread with
+// the larger size has set the attribute of the kernel, the other thread sets its own before the
+// larger launch. Then the larger launch must not fail.
 const Case two_threads("runtime/two threads, one function, different slices", [] {
   persistent::Run<float> large({2, 2, 128}, 1, false), small({2, 2, 64}, 2, false);
   static thread_local bool is_larger = false;
   std::promise<void> large_is_set, small_is_set;
   const auto wait = [](std::promise<void>& event) {
     const auto status = event.get_future().wait_for(std::chrono::seconds(60));
-    check(status == std::future_status::ready, "the other thread does not come to its launch");
+    check(status == std::future_status::ready, "the other thread does not reach its launch");
   };
   runtime::shared().attribute_is_set = [&] {
     (is_larger ? large_is_set : small_is_set).set_value();

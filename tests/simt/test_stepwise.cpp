@@ -1,5 +1,5 @@
-// The kernels of the stepwise engine against the oracle: a walk in plain loops around the launches
-// stands in for the one that csrc/stepwise.cpp makes with ATen.
+// The CUDA kernels of the stepwise engine against the oracle. Plain loops over the time steps and
+// plain matrix products replace the code of csrc/stepwise, which uses ATen.
 #include <runtime.h>
 
 #include <algorithm>
@@ -18,7 +18,8 @@ using testing::from_double;
 using testing::to_double;
 using testing::unwritten;
 
-// out[rows,n] = a[rows,k] b[k,n], rounded to T as a GEMM of that dtype does.
+// Returns out[rows,n] = a[rows,k] b[k,n], rounded to T as by a GEMM of that dtype. With
+// `transposed_b`, b is stored as [n,k].
 template <typename T>
 std::vector<T> gemm(const T* a, const T* b, int64_t rows, int64_t k, int64_t n, bool transposed_b) {
   std::vector<T> out(rows * n);
@@ -41,6 +42,7 @@ struct Shape {
   bool masks = false;
 };
 
+// Runs forward and backward with states in the dtype A, and compares all results with the oracle.
 template <typename T, typename A>
 void run(const Shape& shape, unsigned seed) {
   const int64_t B = shape.B, H = shape.H, steps = shape.T;
@@ -83,7 +85,8 @@ void run(const Shape& shape, unsigned seed) {
     static_cast<Step&>(step) = step_at(n);
     step.x_gates = &x_gates[t * B * 4 * H];
     step.h_gates = h_gates.data();
-    // What nobody wants goes where it does no harm, as csrc/stepwise/ does it.
+    // A result that is not needed overwrites a buffer that is no longer needed, as in
+    // csrc/stepwise.
     step.gates = shape.save ? &gates[t * B * 4 * H] : &x_gates[t * B * 4 * H];
     step.c_state = c_state.data();
     step.cells = shape.save ? &cells[t * B * H] : c_state.data();
@@ -92,18 +95,19 @@ void run(const Shape& shape, unsigned seed) {
     testing::check(launch_step(step, nullptr) == cudaSuccess, "launch");
   }
 
-  // Packed data has no dead positions; elsewhere output and gates must be 0 there.
-  const auto expect = [&](auto& actual, int64_t size) {
+  // Dead positions of output and gates must be 0. Positions that packed data does not have are set
+  // to 0 here, because the kernels do not write them.
+  const auto zero_missing = [&](auto& actual, int64_t size) {
     for (int64_t t = 0; t < steps; ++t)
       for (int64_t i = rows[t] * size; i < B * size; ++i)
         actual[t * B * size + i] = from_double<std::decay_t<decltype(actual[0])>>(0);
   };
-  expect(output, H);
+  zero_missing(output, H);
   check_close(output, solution.output, testing::roundoff<T>(), 16, "output");
   check_close(h_state, solution.h_n, testing::roundoff<T>(), 16, "h_n");
   check_close(c_state, solution.c_n, testing::roundoff<T>(), 16, "c_n");
   if (!shape.save) return;
-  expect(gates, 4 * H);
+  zero_missing(gates, 4 * H);
   check_close(gates, solution.gates, testing::roundoff<T>(), 16, "gates");
   for (int64_t t = 0; t < steps; ++t)
     for (int64_t b = 0; b < B; ++b)
@@ -139,7 +143,7 @@ void run(const Shape& shape, unsigned seed) {
           dh_state[j] =
               from_double<T>(to_double(dh_state[j]) + problem.mask(j) * to_double(from_gates[j]));
   }
-  expect(d_gates, 4 * H);
+  zero_missing(d_gates, 4 * H);
   check_close(d_gates, solution.d_gates, testing::roundoff<T>(), 32, "d_gates");
   check_close(dh_state, solution.d_h_0, testing::roundoff<T>(), 32, "d_h_0");
   check_close(dc_state, solution.d_c_0, testing::roundoff<T>(), 32, "d_c_0");
@@ -172,7 +176,7 @@ void add_cases() {
 const bool added = (add_cases<double, double>(), add_cases<float, float>(),
                     add_cases<bfloat16, float>(), add_cases<float16, float>(), true);
 
-// Rows beyond the largest grid are reached by striding.
+// If there are more rows than the grid is high, a block processes several rows.
 const Case many_rows("stepwise/more rows than a grid is high", [] {
   const int64_t rows = 1024 * 8 + 3, H = 1;
   const std::vector<float> x_gates(rows * 4, 0.0f), h_gates(rows * 4, 0.0f);

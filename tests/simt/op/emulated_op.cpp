@@ -1,35 +1,33 @@
-// The CUDA side of the ops, ATen part and kernels, for CPU tensors: torch.ops.fastlstm_emulated.*
-// Built and used by tests/cuda/test_cuda_op.py; csrc/op and the rest come from the installed
-// extension.
+// The CUDA part of the ops (the code with ATen, and the kernels in the emulator), for CPU tensors:
+// torch.ops.fastlstm_emulated.*. tests/cuda/test_cuda_op.py builds and uses it. The other parts,
+// such as csrc/op, are in the installed extension.
 #include <torch/library.h>
 
-#undef TORCH_LIBRARY_IMPL  // instead of the CUDA key of the real ops
+#undef TORCH_LIBRARY_IMPL  // so that lstm_cuda.cpp does not register the real ops for CUDA
 #define TORCH_LIBRARY_IMPL(ns, key, m) [[maybe_unused]] static void registration(torch::Library& m)
 #include "../../../csrc/cuda/lstm_cuda.cpp"
 
 TORCH_LIBRARY(fastlstm_emulated, m) {
   m.def("lstm", fastlstm::op<fastlstm::lstm_cuda>);
   m.def("lstm_backward", fastlstm::op<fastlstm::lstm_backward_cuda>);
-  // The device: persistent launches of more than `blocks` blocks are refused, with this error of
-  // CUDA.
   simt::resident_blocks() = runtime::shared().sm_count;
+  // Lets cooperative launches of more than `blocks` blocks fail with a CUDA error.
   m.def("refuse", [](int64_t blocks, int64_t error) {
     simt::resident_blocks() = static_cast<unsigned>(blocks);
     simt::refusal() = static_cast<cudaError_t>(error);
   });
-  // For which compute capability the kernels were compiled.
+  // Sets the compute capability that the kernels were compiled for; 0: no kernels.
   m.def("set_code", [](int64_t code) { runtime::shared().code = static_cast<int>(code); });
-  // An error of every call of the runtime that asks about the device, as under an old driver.
+  // Sets the error of every call that queries the device, as with a driver that is too old.
   m.def("set_driver_error",
         [](int64_t error) { runtime::shared().driver_error = static_cast<cudaError_t>(error); });
   m.def("cuda_device", fastlstm::cuda_device_of);
-  // The current device and stream.
+  // Sets the current device and stream.
   m.def("use", [](int64_t device, int64_t stream) {
     runtime::thread().device = static_cast<int>(device);
     runtime::thread().stream = reinterpret_cast<cudaStream_t>(stream);
   });
-  // What the runtime was asked for since the last call: kind (of runtime::Event), device, stream,
-  // bytes, blocks.
+  // Returns the runtime::Events since the last call, each as [kind, device, stream, bytes, blocks].
   m.def("take_events", [] {
     std::vector<std::vector<int64_t>> events;
     for (const auto& e : std::exchange(runtime::shared().events, {}))

@@ -1,4 +1,4 @@
-// Stands in for the header of a CUDA build of torch: the emulator's runtime.
+// Replaces the header of a CUDA build of torch, with the emulator's runtime.
 #pragma once
 #include <c10/core/Device.h>
 

@@ -1,3 +1,4 @@
+// Replaces the header of a CUDA build of torch: setting a device has no effect.
 #pragma once
 #include <c10/core/Device.h>
 

@@ -1,4 +1,5 @@
-// A block that gets its multiprocessor late: others may poll for it longer than for a lost value.
+// The persistent engine when one block starts late: the other blocks must wait for its start longer
+// than they wait for a value of a block that runs.
 #include "persistent_run.h"
 
 namespace {
