@@ -1,4 +1,5 @@
-// Products on tiles that are emulated to the bit: the kernels of AMX on processors without it.
+// The kernels for AMX, compiled with an emulation of AMX's tiles that gives the same bits, so that
+// they run on processors without AMX.
 #if defined(__x86_64__)
 #include "cpu/targets/begin.h"
 FASTLSTM_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
@@ -10,6 +11,7 @@ FASTLSTM_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 
 namespace fastlstm::amx_emulated {
 
+// The eight tile registers, each with 16 rows of 64 bytes.
 struct Tiles {
   template <int t>
   static void load(const void* from, int64_t stride) {
@@ -25,9 +27,10 @@ struct Tiles {
   static void zero() {
     std::memset(tiles[t], 0, sizeof tiles[t]);
   }
-  // Products of bfloat16: the sums of the first elements of the pairs and of the second, each by
-  // multiply-adds from zero, are added to each other and then to `sum`. Subnormal numbers are
-  // zeros.
+  // Adds the product of the tiles a and b to the tile `sum`. b holds pairs (bfloat16) or groups of
+  // four (int8) of consecutive rows of its matrix. For bfloat16, the first elements of all pairs
+  // are summed by multiply-adds from zero, the second elements likewise. The two sums are added to
+  // each other, then to `sum`. Subnormal numbers count as zeros.
   template <typename T, int sum, int a, int b>
   static void multiply_add() {
     for (int r = 0; r < rows[a]; ++r) {
@@ -52,7 +55,8 @@ struct Tiles {
   static void release() {}
 
  private:
-  // Each of 16 sums in int32 gets the products of four unsigned with its four signed numbers.
+  // Adds to each of 16 int32 sums the products of four unsigned numbers of a row of A with four
+  // signed numbers of B.
   static void add_fours(const void* of_a, const void* of_b, void* to) {
     const auto* const a = static_cast<const uint8_t*>(of_a);
     const auto* const b = static_cast<const int8_t*>(of_b);
@@ -61,16 +65,18 @@ struct Tiles {
       *sum += a[n % 4] * b[n];
     }
   }
+  // x, with subnormal numbers replaced by zeros.
   FASTLSTM_INLINE static Vec<float> flushed(const Vec<float>& x) {
     const __m512i bits = _mm512_castps_si512(x.v);
     const __mmask16 is_normal = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x7f800000));
     const __m512i sign = _mm512_and_si512(bits, _mm512_set1_epi32(0x80000000));
     return Vec<float>(_mm512_castsi512_ps(_mm512_mask_mov_epi32(sign, is_normal, bits)));
   }
-  FASTLSTM_INLINE static Vec<float> broadcast(const float* pair) {  // whose bits are no number
+  // The 32 bits of a pair of bfloat16, in every lane.
+  FASTLSTM_INLINE static Vec<float> broadcast(const float* pair) {
     return Vec<float>(_mm512_castsi512_ps(_mm512_set1_epi32(read<int32_t>(pair))));
   }
-  // The first or the second bfloat16 of every pair.
+  // The first (place 0) or the second (place 1) bfloat16 of every pair, as float32.
   FASTLSTM_INLINE static Vec<float> element(const Vec<float>& pairs, int place) {
     const __m512i bits = _mm512_castps_si512(pairs.v), upper = _mm512_set1_epi32(0xffff0000);
     return flushed(Vec<float>(

@@ -1,5 +1,5 @@
-// The planner on machines that are not this one: what holds for every plan, and what each of them
-// is known to take.
+// The CPU planner, for known machines: what every plan must satisfy, and some decisions for each
+// machine.
 #include <initializer_list>
 
 #include "../simt/harness.h"
@@ -10,7 +10,7 @@ namespace {
 using namespace fastlstm;
 using testing::check;
 
-// A product as planners see it: it is never run.
+// A product with the fields that the planner reads. It has no kernels and is never run.
 Product product_of(Format format, int64_t bytes, int64_t lanes, int64_t rows, bool trains = true) {
   Product product{};
   product.format = product.source = format, product.bits = 8 * bytes, product.lanes = lanes;
@@ -63,14 +63,15 @@ std::string text_of(const char* name, const CpuTask& task, const CpuMachine& mac
                        task.prepacked ? int(*task.prepacked) : -1);
 }
 
-// Whether rows of a dtype come to a product: as they are, encoded, or of 16 bits widened.
+// Whether a product can multiply rows of a dtype: as they are, encoded, or converted from 16 bits
+// to float32.
 bool can_take(const Product& product, Dtype dtype) {
   if (product.takes(dtype)) return true;
   if (dtype == Dtype::kFloat64 || product.sums == Dtype::kFloat64) return false;
   return bytes_of(dtype) == 2 ? product.format == Format::float32 : product.encode != nullptr;
 }
 
-// What every walk relies on.
+// Checks what the tiled engine requires of every plan.
 void check_plan(const std::string& what, const CpuTask& task, const CpuMachine& machine) {
   const CpuPlan found = plan(task, machine);
   check(found.dtype == task.dtype || (bytes_of(task.dtype) == 2 && found.dtype == Dtype::kFloat32),
@@ -84,7 +85,7 @@ void check_plan(const std::string& what, const CpuTask& task, const CpuMachine& 
         what, ": a grid of ", grid.unit_groups, "x", grid.row_groups, "x", grid.directions);
   check(can_take(product, found.dtype), what, ": rows of ", int(found.dtype), " for ",
         int(product.format));
-  // Its walk has rows in the dtype of the state only.
+  // With a projection the rows must have the dtype of the state.
   check(!task.projects || bytes_of(found.dtype) > 2, what, ": a projection in 16 bits");
   if (task.prepacked)
     check(product.format == *task.prepacked, what, ": another product than that of the weights");
@@ -103,7 +104,7 @@ void check_plan(const std::string& what, const CpuTask& task, const CpuMachine& 
         " rows and ", found.tiles_at_once, " tiles at once");
 }
 
-// body(task) for calls of many kinds.
+// Calls body(task) for many kinds of calls.
 void for_tasks(const auto& body) {
   for (const Dtype dtype : {Dtype::kFloat64, Dtype::kFloat32, Dtype::kBFloat16, Dtype::kFloat16})
     for (const int64_t steps : {1, 2, 100})
@@ -122,7 +123,8 @@ void for_tasks(const auto& body) {
             }
 }
 
-void for_packed_tasks(const auto& body) {
+// The same for layers with prepacked weights.
+void for_prepacked_tasks(const auto& body) {
   for_tasks([&](CpuTask task) {
     if (task.saves || task.backward) return;
     for (const Format format : {Format::float32, Format::float64, Format::bfloat16, Format::int8}) {
@@ -142,10 +144,10 @@ void check_machine(const Named& of) {
     }
   };
   for_tasks(check_one);
-  for_packed_tasks(check_one);
+  for_prepacked_tasks(check_one);
 }
 
-// float32 as sums of bfloat16: where that is requested and the processor has it, and nowhere else.
+// Checks that float32 is split into bfloat16 only if that is requested and the processor has AMX.
 void check_split(const Named& of) {
   CpuTask task{Dtype::kFloat32};
   task.steps = 2, task.rows = 2, task.precision = Precision::kTf32;
@@ -169,7 +171,7 @@ void check_split(const Named& of) {
   check(!with([](CpuTask& t) { t.steps = t.rows = 1; }), of.name, ": a single step");
 }
 
-// One thread where there is little to do, all of them where there is much.
+// Checks that a small layer gets one thread and a large layer gets all threads.
 void check_threads(const Named& of) {
   CpuMachine machine = of.machine;
   machine.threads = 4;
@@ -188,7 +190,8 @@ void check_threads(const Named& of) {
     }
 }
 
-// The input is multiplied steps ahead, and beside h where a step has rows enough for that.
+// Checks that the input is multiplied for several steps at once, unless a step has so many rows
+// that the input is multiplied together with h.
 void check_steps_ahead(const Named& of) {
   for (const int64_t batch : {1, 300}) {
     CpuTask task{Dtype::kFloat32};

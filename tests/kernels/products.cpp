@@ -1,4 +1,5 @@
-// Products, packing and what belongs to them, against plain loops in float64.
+// The matrix products of the CPU kernels, with packing, encoding and transposing, against plain
+// loops in float64.
 #include <cfloat>
 #include <cmath>
 #include <cstring>
@@ -23,7 +24,7 @@ class Random {
     return first + int64_t(engine_() % (last - first + 1));
   }
   bool coin() { return engine_() % 2; }
-  // A few terms, or around the lengths at which a sum or a loop is cut.
+  // A random length near the lengths at which the kernels split a sum or a loop.
   int64_t terms() {
     const int64_t around[] = {1, 8, 32, 64, 256, 512};
     const int64_t length = around[between(0, 5)];
@@ -39,6 +40,7 @@ class Random {
   std::normal_distribution<double> normal_;
 };
 
+// A matrix with its own memory for each row, because the kernels get a pointer for each row.
 template <typename T>
 struct Matrix {
   Matrix(int64_t rows, int64_t columns, T value = T()) : of_row(rows) {
@@ -67,7 +69,7 @@ void check_same(const Matrix<T>& actual, const Matrix<T>& expected, const std::s
             to_double(expected.of_row[r][n]));
 }
 
-// A packed matrix of N columns.
+// A matrix of K rows and N columns, packed into panels of a product.
 template <typename T>
 struct Panels {
   struct Panel {
@@ -96,7 +98,8 @@ struct Panels {
                    &data[offset] + shape.vectors * product.lanes * header);
   }
 
-  // Of `product` with the first panel of some: for the others too, as many as it takes together.
+  // Extends a product with panel `first` to at most `most` neighboring panels of the same width.
+  // Returns the index of the first panel that the product does not have.
   size_t take(PanelProduct& product, size_t first, int64_t most) const {
     size_t end = first + 1;
     while (end < panels.size() && int64_t(end - first) < most &&
@@ -111,18 +114,20 @@ struct Panels {
   }
 };
 
+// The first term of each sum: zero, a bias for each column, or the value in the destination.
 enum class Before { kNothing, kBias, kSums };
 
+// A random product of a matrix a [rows,k_begin + K] with b, over the terms [k_begin, k_begin + K).
 template <typename T>
 struct Problem {
   using A = State_t<T>;
   const Product& product;
   Random random;
   int64_t rows, k_begin, K, N;
-  bool transposed;
+  bool transposed;  // b is [N,k_begin + K] if true, else [k_begin + K,N]
   Before before;
   Matrix<T> a, b;
-  Matrix<A> bias, sums;  // one row; what is accumulated to
+  Matrix<A> bias, sums;  // [1,N] and [rows,N]; `sums` is what the products are added to
   Panels<T> packed;
 
   Problem(const Product& product, unsigned seed)
@@ -140,6 +145,7 @@ struct Problem {
         sums(rows, N, random),
         packed(product, {b.at(), transposed}, k_begin, K, N) {}
 
+  // The product of rows [first, first + count) with one panel, written to c.
   PanelProduct panel_product(size_t panel, int64_t first, int64_t count, void* const* c,
                              Before before) const {
     const auto& [shape, offset] = packed.panels[panel];
@@ -153,7 +159,7 @@ struct Problem {
             before == Before::kSums,
             before == Before::kBias ? bias.at()[0] : nullptr};
   }
-  // run(product) for `step` rows and for `together` panels at a time.
+  // Calls run(product) for the whole problem, with `step` rows and `together` panels at a time.
   template <typename C, typename Run>
   void multiply(Matrix<C>& c, int64_t step, int64_t together, const Run& run) const {
     for (int64_t first = 0; first < rows; first += step)
@@ -164,7 +170,7 @@ struct Problem {
         run(some);
       }
   }
-  // To which products are added or written.
+  // Initializes a destination: with `sums`, or with NaN if the products overwrite it.
   template <typename C>
   void fill(Matrix<C>& c) const {
     for (int64_t r = 0; r < rows; ++r)
@@ -177,6 +183,7 @@ struct Problem {
                          " columns, transposed ", transposed, ", before ", int(before));
   }
 
+  // Checks the error of every sum against float64.
   void check_sums(const Matrix<A>& c) const {
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t n = 0; n < N; ++n) {
@@ -195,7 +202,7 @@ struct Problem {
       }
   }
 
-  // Whichever way and however many rows together: the same bits.
+  // Checks the sums, and that every other way to compute them gives the same bits.
   void run() const {
     Matrix<A> c(rows, N), other(rows, N);
     fill(c);
@@ -206,17 +213,17 @@ struct Problem {
     multiply(other, 1, product.panels_for(1), product.multiply);
     check_same(other, c, text() + ": row by row");
 
-    if (!product.trains()) return;  // of packed weights alone
+    if (!product.trains()) return;  // a product only for prepacked weights
     fill(other);
     const void* const fetched[] = {a.at()[0]};
     Prefetch prefetch{fetched, 1, 0, 4, 1};
     multiply(other, rows, product.panels,
              [&](auto p) { p.prefetch = &prefetch, product.multiply(p); });
-    check_same(other, c, text() + ": and fetch");
+    check_same(other, c, text() + ": with prefetch");
 
     const bool on_tiles = product.end_thread;  // whose sums have another order
     if (transposed && !on_tiles) check_unpacked(c);
-    if (!product.put_rows) return;  // of 16 bits alone
+    if (!product.put_rows) return;  // only 16-bit products have put_rows
     Matrix<T> rounded(rows, N), expected(rows, N);
     fill(rounded);
     multiply(rounded, rows, product.panels, [&](auto p) { p.rounds = true, product.multiply(p); });
@@ -231,7 +238,7 @@ struct Problem {
     }
   }
 
-  // The sums alone, in a buffer of whole vectors, then to where they belong.
+  // Computes c in two steps: the sums into a buffer of whole vectors, then put_rows to c.
   void put_rows(Matrix<T>& c) const {
     for (size_t p = 0; p < packed.panels.size(); ++p) {
       const int64_t width = packed.panels[p].shape.vectors * product.lanes;
@@ -245,9 +252,10 @@ struct Problem {
     }
   }
 
+  // Checks that a product with columns that are not packed gives the same bits.
   void check_unpacked(const Matrix<A>& expected) const {
     const int64_t lanes = product.lanes, stride = b.of_row[0].size();
-    std::vector<T> columns;  // one after the other
+    std::vector<T> columns;  // [N,k_begin + K]
     for (const auto& column : b.of_row) columns.insert(columns.end(), column.begin(), column.end());
     std::vector<A> padded_bias(N + lanes);
     if (before == Before::kBias) std::copy_n(bias.of_row[0].begin(), N, padded_bias.begin());
@@ -306,6 +314,7 @@ void check_sum_rows(const Product& product, unsigned seed) {
   }
 }
 
+// Checks that float32 rows are encoded as bfloat16, padded with zeros.
 void check_encoded(const Product& product, unsigned seed) {
   Random random(seed);
   const int64_t K = random.terms();
@@ -317,15 +326,15 @@ void check_encoded(const Product& product, unsigned seed) {
           " of ", K);
 }
 
-// int8: rows of a layer, encoded, with weights that are whole numbers times a scale of the column.
-struct WholeProblem {
+// A random product in int8: encoded float32 rows times int8 weights with a scale for each column.
+struct Int8Problem {
   const Product& product;
   Random random;
   int64_t rows, K, N;
-  Matrix<float> row, scales;  // [rows,K] and [1,N]
-  Matrix<int8_t> weights, encoded;
+  Matrix<float> row, scales;        // [rows,K] and [1,N]
+  Matrix<int8_t> weights, encoded;  // [N,K], and the encoded rows
 
-  WholeProblem(const Product& product, unsigned seed)
+  Int8Problem(const Product& product, unsigned seed)
       : product(product),
         random(seed),
         rows(random.between(1, 2 * product.rows + 1)),
@@ -339,15 +348,18 @@ struct WholeProblem {
       for (int8_t& w : column) w = static_cast<int8_t>(random.between(-127, 127));
   }
 
+  // The scale in the header of an encoded row.
   float scale_of(int64_t r) const {
     float scale;
     std::memcpy(&scale, encoded.at()[r], sizeof scale);
     return scale;
   }
+  // The k-th element of an encoded row, as a number in -127 .. 127.
   int term(int64_t r, int64_t k) const {
     return static_cast<int8_t>(encoded.of_row[r][kInt8RowHeader + k] - product.excess);
   }
 
+  // Encodes the rows and checks the rounding error.
   void encode() {
     for (int64_t r = 0; r < rows; ++r) {
       product.encode(row.at()[r], K, encoded.at()[r]);
@@ -362,6 +374,7 @@ struct WholeProblem {
     }
   }
 
+  // Packs the weights with their scales, and checks that they can be unpacked.
   Panels<int8_t> pack() const {
     Panels<int8_t> packed(product, {weights.at(), true}, 0, K, N);
     for (const auto& [shape, offset] : packed.panels) {
@@ -382,7 +395,7 @@ struct WholeProblem {
     float scale;
     product.unpack(column, elements.data(), &scale);
     check(elements == weights.of_row[n] && scale == scales.of_row[0][n], "column ", n, " of ", K,
-          " terms is unpacked as another");
+          " terms differs after unpacking");
   }
 
   void multiply(const Matrix<int8_t>& a, const Panels<int8_t>& packed, int64_t step,
@@ -420,7 +433,7 @@ struct WholeProblem {
     check_zeros(packed);
   }
 
-  // From the sums of what is stored, as a library leaves them.
+  // Checks put_rows on int32 sums of the stored bytes, which another library may compute.
   void check_put_rows(const Panels<int8_t>& packed, const Matrix<float>& expected) const {
     Matrix<float> c(rows, N, 0.25f);
     for (const auto& [shape, offset] : packed.panels) {
@@ -439,7 +452,7 @@ struct WholeProblem {
     check_same(c, expected, "put rows");
   }
 
-  // A row of zero bytes stands for one that has nothing to multiply.
+  // Checks that an encoded row of zero bytes adds nothing.
   void check_zeros(const Panels<int8_t>& packed) const {
     Matrix<float> c(1, N, 0.25f);
     multiply(Matrix<int8_t>(1, product.encoded_bytes(K)), packed, 1, 1, c);
@@ -447,6 +460,7 @@ struct WholeProblem {
   }
 };
 
+// Checks how rows with a NaN or an infinity are encoded in int8.
 void check_encoded_nan(const Product& product) {
   for (const float x : {NAN, -NAN, INFINITY, -INFINITY}) {
     std::vector<float> row(37, 1.0f);
@@ -459,7 +473,7 @@ void check_encoded_nan(const Product& product) {
       check(std::isnan(scale), "the scale of a row with ", x, " is ", scale, ", expected NaN");
       continue;
     }
-    // Finite, so that products are, and large; beside the infinity all else is zero.
+    // The scale is large but finite, so that products are finite. All other elements become zero.
     const auto sign = [&](int k) {
       return static_cast<int8_t>(encoded[kInt8RowHeader + k] - product.excess);
     };
@@ -468,6 +482,7 @@ void check_encoded_nan(const Product& product) {
   }
 }
 
+// Checks how rows of equal tiny or huge values are encoded in int8.
 void check_encoded_extremes(const Product& product) {
   for (const float x : {0.0f, -0.0f, 1e-45f, 0x1p-100f, 0x1p-99f, FLT_MAX, -FLT_MAX}) {
     const std::vector<float> row(37, x);
@@ -486,9 +501,10 @@ void check_encoded_extremes(const Product& product) {
 
 constexpr unsigned kSeeds = 60;
 
+// Adds a case that calls body(seed) for many seeds.
 template <typename Body>
 void add(const std::string& name, const Body& body) {
-  testing::Case(name, [body] {
+  testing::Case("products/" + name, [body] {
     for (unsigned seed = 1; seed <= kSeeds; ++seed) body(seed);
   });
 }
@@ -501,17 +517,17 @@ void add_cases(const std::string& prefix, const Product& product) {
   add(prefix + "sums of rows", [&](unsigned seed) { check_sum_rows<T>(product, seed); });
 }
 
-void add_bfloat16(const Product& pairs) {
-  const std::string name = pairs.instructions + std::string("/bfloat16/");
-  add_cases<bfloat16>(name, pairs);
-  add(name + "encoded rows", [&](unsigned seed) { check_encoded(pairs, seed); });
+void add_bfloat16(const Product& product) {
+  const std::string name = product.instructions + std::string("/bfloat16/");
+  add_cases<bfloat16>(name, product);
+  add(name + "encoded rows", [&](unsigned seed) { check_encoded(product, seed); });
 }
 
-void add_int8(const Product& whole) {
-  const std::string name = whole.instructions + std::string("/int8/");
-  add(name + "products", [&](unsigned seed) { WholeProblem(whole, seed).run(); });
-  testing::Case(name + "NaN", [&] { check_encoded_nan(whole); });
-  testing::Case(name + "extremes", [&] { check_encoded_extremes(whole); });
+void add_int8(const Product& product) {
+  const std::string name = product.instructions + std::string("/int8/");
+  add(name + "products", [&](unsigned seed) { Int8Problem(product, seed).run(); });
+  testing::Case("products/" + name + "NaN", [&] { check_encoded_nan(product); });
+  testing::Case("products/" + name + "extremes", [&] { check_encoded_extremes(product); });
 }
 
 #if defined(__x86_64__) && defined(__linux__)

@@ -1,5 +1,5 @@
-// float32 by three products of bfloat16: against float64, against plain float32, and the emulated
-// tiles against those of the processor.
+// The float32 product that is computed as three products of bfloat16 on AMX's tiles: against
+// float64, against plain float32, and the emulated tiles against the tiles of the processor.
 #include <algorithm>
 #include <cfloat>
 #include <cmath>
@@ -15,12 +15,15 @@ namespace {
 using namespace fastlstm;
 using testing::check;
 
-// Rows [rows,K] times columns [N,K], or their transpose [K,N].
+// A random product a [rows,K] times b.
 struct Problem {
   std::mt19937 random;
   int64_t rows, K, N;
-  bool transposed, scattered, accumulate, adds_bias;
-  std::vector<float> a, b, bias, before;
+  bool transposed;  // b is [N,K] if true, else [K,N]
+  bool scattered;   // whether the encoded rows of a are in another order in memory
+  bool accumulate;  // whether the product is added to `before`
+  bool adds_bias;
+  std::vector<float> a, b, bias, before;  // bias [N], before [rows,N]
 
   explicit Problem(unsigned seed)
       : random(seed),
@@ -39,7 +42,7 @@ struct Problem {
   int64_t between(int64_t first, int64_t last) {
     return first + int64_t(random() % (last - first + 1));
   }
-  // Of one magnitude, or of ten decades of them.
+  // Random numbers, either of about the same magnitude or of magnitudes between 1e-5 and 1e5.
   std::vector<float> numbers(int64_t count) {
     std::normal_distribution<float> normal;
     const bool decades = between(0, 3) == 0;
@@ -52,6 +55,7 @@ struct Problem {
   }
   float weight(int64_t k, int64_t n) const { return transposed ? b[n * K + k] : b[k * N + n]; }
 
+  // Encodes a, packs b, and returns the result [rows,N].
   std::vector<float> run(const Product& product) const {
     const int64_t size = product.encoded_bytes(K), width = product.width();
     const int64_t blocks = (K + product.padding - 1) / product.padding * product.padding;
@@ -64,7 +68,6 @@ struct Problem {
     for (int64_t r = 0; r < rows; ++r) {
       a_rows.push_back(&encoded[r * size]), c_rows.push_back(&c[r * N]);
     }
-    // Scattered rows lie in another order.
     if (scattered) std::reverse(a_rows.begin(), a_rows.begin() + rows / 2);
     for (int64_t r = 0; r < rows; ++r) product.encode(&a[r * K], K, a_rows[r]);
     for (int64_t i = 0; i < (transposed ? N : K); ++i)
@@ -97,9 +100,11 @@ struct Problem {
   }
 };
 
-// Two planes leave out 2^-17 of each factor, and the product of their second planes.
+// The relative error of a term: two bfloat16 numbers represent a factor up to 2^-17, and the
+// product of the two lower parts is left out.
 constexpr double kLeftOut = 0x1p-15;
 
+// Checks the error of every sum against float64.
 void check_sums(const Product& product, unsigned seed) {
   const Problem p(seed);
   const auto c = p.run(product);
@@ -120,8 +125,8 @@ bool same(const std::vector<float>& x, const std::vector<float>& y, int64_t coun
   return std::memcmp(x.data(), y.data(), count * sizeof(float)) == 0;
 }
 
-// The bits of a row, whatever is beside it.
-void check_rows_alone(const Product& product, unsigned seed) {
+// Checks that the bits of a row do not depend on the number of rows and on their order in memory.
+void check_fewer_rows(const Product& product, unsigned seed) {
   Problem p(seed);
   const auto all = p.run(product);
   p.scattered = false;
@@ -129,11 +134,12 @@ void check_rows_alone(const Product& product, unsigned seed) {
     Problem few = p;
     few.rows = rows;
     check(same(few.run(product), all, rows * p.N), "seed ", seed, ": ", rows, " of ", p.rows,
-          " rows have other bits");
+          " rows differ from the same rows in the whole product");
   }
 }
 
-// Infinities, NaN and sums that overflow: what plain float32 gives, and other rows as they were.
+// Checks that with infinities, NaN or overflow the result is special exactly if the result of plain
+// float32 is special. If only a row of a has a special value, the other rows must not change.
 void check_special(const Product& product, unsigned seed) {
   Problem p(seed);
   p.rows = p.rows < 2 ? 2 : p.rows, p.a = p.numbers(p.rows * p.K),
@@ -154,11 +160,12 @@ void check_special(const Product& product, unsigned seed) {
       check(both_nan || both_infinite || (std::isfinite(expected) && std::isfinite(found)), "seed ",
             seed, ", row ", r, ", column ", n, ": ", found, ", expected ", expected);
       if (r != row && seed % 3)
-        check(found == without[r * p.N + n], "seed ", seed, ": row ", r, " has other bits");
+        check(found == without[r * p.N + n], "seed ", seed, ": row ", r, " changed");
     }
 }
 
-// Products beyond float32 that cancel each other: the first decides, as with fused multiply-adds.
+// Checks two terms beyond the range of float32 with opposite signs: the sum is the infinity of the
+// first term, as with fused multiply-adds.
 void check_overflow(const Product& product, unsigned seed) {
   Problem p(seed);
   p.K += 2;
@@ -172,7 +179,7 @@ void check_overflow(const Product& product, unsigned seed) {
           c[i]);
 }
 
-// Columns of rows become rows, as encoding them gives.
+// Checks that transposing encodes each column of a in the same way as `encode` does.
 void check_transposed(const Product& product, unsigned seed) {
   Problem p(seed);
   const int64_t begin = p.between(0, p.K - 1), end = p.between(begin + 1, p.K);
@@ -195,12 +202,12 @@ constexpr unsigned kSeeds = 60;
 
 void add_cases(const std::string& name, const Product& product) {
   const auto add = [&](const char* what, auto body) {
-    testing::Case(name + "/float32 by bfloat16/" + what, [&product, body] {
+    testing::Case("split float32/" + name + "/" + what, [&product, body] {
       for (unsigned seed = 1; seed <= kSeeds; ++seed) body(product, seed);
     });
   };
   add("products", check_sums);
-  add("rows alone", check_rows_alone);
+  add("fewer rows", check_fewer_rows);
   add("special values", check_special);
   add("overflow", check_overflow);
   add("transposed", check_transposed);
@@ -211,12 +218,12 @@ const bool added = [] {
   add_cases("amx_emulated", amx_emulated::tiles.bfloat16x2);
   if (!testing::has_amx()) return true;
   add_cases("amx", amx::tiles.bfloat16x2);
-  testing::Case("amx/float32 by bfloat16/as emulated", [] {
+  testing::Case("split float32/amx/same bits as emulated", [] {
     for (unsigned seed = 1; seed <= kSeeds; ++seed) {
       const Problem p(seed);
       const auto expected = p.run(amx_emulated::tiles.bfloat16x2);
       check(same(p.run(amx::tiles.bfloat16x2), expected, expected.size()), "seed ", seed,
-            ": other bits than the emulated tiles give");
+            ": the bits differ from those of the emulated tiles");
     }
   });
   return true;

@@ -17,6 +17,7 @@ extern const TileProducts tiles;  // amx_emulated.cpp
 
 namespace testing {
 
+// From the baseline to the newest instruction set.
 inline std::vector<fastlstm::KernelTable> tables() {
   std::vector<fastlstm::KernelTable> all{fastlstm::own_kernels("DEFAULT")};
 #if defined(__x86_64__)
@@ -29,7 +30,8 @@ inline std::vector<fastlstm::KernelTable> tables() {
   return all;
 }
 
-// Whether the processor has AMX with bfloat16 and int8, and the system lets this process use it.
+// Whether the processor has AMX with bfloat16 and int8, and the system allows this process to use
+// it.
 inline bool has_amx() {
 #if defined(__x86_64__) && defined(__linux__)
   unsigned a, b, c, d;

@@ -1,5 +1,5 @@
-// The cells of both engines against the oracle: a walk in plain loops stands in for the ones of
-// csrc/cpu/walk and csrc/stepwise.
+// The cell kernels of the tiled and the stepwise engine against the oracle. Plain loops over the
+// time steps replace csrc/cpu/walk and csrc/stepwise.
 #include <algorithm>
 #include <cmath>
 
@@ -24,6 +24,8 @@ struct Shape {
 };
 
 using Bytes = std::vector<unsigned char>;
+
+// The bytes of all vectors, one vector after the other.
 template <typename... Values>
 Bytes bytes_of(const Values&... values) {
   Bytes bytes;
@@ -42,7 +44,7 @@ oracle::Problem problem_of(const Shape& shape, unsigned seed) {
                                 [](double x) { return to_double(from_double<T>(x)); });
 }
 
-// The tiled engine: products of the table with W_hh, and its cells behind them.
+// A layer by the tiled engine: products with W_hh by `product`, then the cell kernels `cell`.
 template <typename T>
 class Walk {
   using A = State_t<T>;
@@ -63,7 +65,7 @@ class Walk {
         d_gates_(gates_),
         cells_(unwritten<A>(steps_ * B_ * H_)) {}
 
-  // The bits of everything that it computes.
+  // Runs forward and backward, checks all results, and returns their bytes.
   Bytes run() {
     const oracle::Solution solution = oracle::solve(problem_);
     forward();
@@ -79,24 +81,26 @@ class Walk {
  private:
   bool resets(int64_t t, int64_t b) const { return problem_.resets(t, b); }
 
-  // sums[B][N in whole vectors] = rows times columns [first, first + N) of a matrix.
+  // Multiplies B rows by the columns [first, first + N) of a matrix of K rows. Returns the sums
+  // [B, N rounded up to whole vectors].
   std::vector<A> multiply(const std::vector<const void*>& rows, const MatrixRows& matrix, int64_t K,
                           int64_t first, int64_t N) const {
     const int64_t lanes = product_.lanes, vectors = (N + lanes - 1) / lanes;
     std::vector<A> sums(B_ * vectors * lanes);
     for (int64_t v = 0; v < vectors; v += product_.vectors) {
-      const int64_t some = std::min<int64_t>(product_.vectors, vectors - v), width = some * lanes;
+      const int64_t count = std::min<int64_t>(product_.vectors, vectors - v), width = count * lanes;
       std::vector<T> panel((divide_up(K, product_.padding) * product_.padding) * width);
-      product_.pack(matrix, 0, K, {first + v * lanes, std::min(N - v * lanes, width), some},
+      product_.pack(matrix, 0, K, {first + v * lanes, std::min(N - v * lanes, width), count},
                     panel.data());
       std::vector<void*> to;
       for (int64_t b = 0; b < B_; ++b) to.push_back(&sums[(b * vectors + v) * lanes]);
-      product_.multiply({rows.data(), B_, 0, K, panel.data(), {0, width, some}, to.data(), false});
+      product_.multiply({rows.data(), B_, 0, K, panel.data(), {0, width, count}, to.data(), false});
     }
     return sums;
   }
 
-  // x_gates in the order vector of units, gate, unit, the last vector filled up with zeros.
+  // x_gates [T,B,4H] in the order [T,B,vector of units,4,lanes]; the last vector is padded with
+  // zeros.
   std::vector<A> ordered_x_gates() const {
     const auto x_gates = converted<A>(problem_.x_gates);
     const int64_t lanes = product_.lanes, width = divide_up(H_, lanes) * lanes;
@@ -128,7 +132,7 @@ class Walk {
       }
       const int64_t lanes = product_.lanes;
       for (int64_t unit = 0; unit < H_; unit += lanes) {
-        std::vector<const void*> columns;  // of a panel: the gates of a vector of units
+        std::vector<const void*> columns;  // of W_hh, transposed: the gates of one vector of units
         for (int64_t gate = 0; gate < 4; ++gate)
           for (int64_t u = unit; u < unit + lanes; ++u)
             columns.push_back(u < H_ ? &w_hh_[(gate * H_ + u) * H_] : zeros_.data());
@@ -181,7 +185,7 @@ class Walk {
   std::vector<A> cells_;
 };
 
-// A NaN stays one, and an infinity shuts or opens a gate.
+// Checks that a NaN in x_gates gives NaN, and that an infinity shuts or opens the gates.
 template <typename T>
 void check_special(const Cell<T>& cell, int64_t H) {
   using A = State_t<T>;
@@ -201,14 +205,15 @@ void check_special(const Cell<T>& cell, int64_t H) {
   }
 }
 
-// The kernel for a kind of step, or nullptr.
+// The kernel for the kind of step S, or nullptr if the table has none.
 template <template <typename, typename> class S, typename T, typename A>
 auto kernel_of(const RowKernels<T, A>& kernels) {
   return static_cast<const RowKernel<S<T, A>>&>(kernels).run;
 }
 
-// The stepwise engine: its products are ATen's, so that one step tells all. It takes `together`
-// units at a time; the bits of everything that it computes.
+// Checks forward and backward of one step of the stepwise engine and returns the bytes of all
+// results. One step is enough, because the products between steps are ATen's. Each call of a kernel
+// computes `together` units.
 template <typename T, typename A>
 Bytes check_step(const RowKernels<T, A>& kernels, const Shape& shape, unsigned seed,
                  int64_t together) {
@@ -216,7 +221,7 @@ Bytes check_step(const RowKernels<T, A>& kernels, const Shape& shape, unsigned s
   auto problem = problem_of<T>(shape, seed);
   const auto x_gates = converted<T>(problem.x_gates), h_0 = converted<T>(problem.h_0);
   const auto c_0 = converted<A>(problem.c_0);
-  problem.w_hh.assign(4 * H * H, 0);  // products of zeros, whose gradient is left to ATen
+  problem.w_hh.assign(4 * H * H, 0);  // no product with h, because ATen would compute the product
   const oracle::Solution solution = oracle::solve(problem);
   const std::vector<T> h_gates(B * 4 * H, T());
   const Step common{0, B, H, 0, false, nullptr, reinterpret_cast<bool*>(problem.reset.data())};
@@ -228,6 +233,7 @@ Bytes check_step(const RowKernels<T, A>& kernels, const Shape& shape, unsigned s
   to.x_gates = x_gates.data(), to.h_gates = h_gates.data(), to.gates = gates.data();
   to.c_state = c.data(), to.cells = cells.data(), to.h_state = h.data(), to.output = output.data();
   to.output_stride = H;
+  // Calls f(row, first unit, end of the units) for all rows and units.
   const auto for_pieces = [&](const auto& f) {
     for (int64_t b = 0; b < B; ++b)
       for (int64_t u = 0; u < H; u += together) f(b, u, std::min(u + together, H));
@@ -258,7 +264,7 @@ Bytes check_step(const RowKernels<T, A>& kernels, const Shape& shape, unsigned s
   return bytes_of(output, h, gates, cells, d_gates, dh, dc);
 }
 
-// What a table trains layers of T with, or nullptr.
+// The product with which a table trains layers of T, or nullptr.
 template <typename T>
 const Product* product_of(const KernelTable& table) {
   CpuMachine machine;
@@ -266,13 +272,14 @@ const Product* product_of(const KernelTable& table) {
   return machine.own_product(dtype_of_rows<T>);
 }
 
-// Whatever fuses x y + z gives the same bits: the equations say what is fused, and no compiler.
+// Adds a case: all instruction sets with fused multiply-add give the same bits, because the source
+// and not the compiler says which multiply-adds are fused.
 template <typename T>
 void add_comparison(Kernels<T> KernelTable::* kernels) {
-  testing::Case(testing::text("bits/", testing::name_of<T>()), [=] {
+  testing::Case(testing::text("cells/same bits/", testing::name_of<T>()), [=] {
     std::vector<KernelTable> tables = testing::tables();
-    const auto cannot = [](const KernelTable& t) { return t.target == std::string("baseline"); };
-    tables.erase(std::remove_if(tables.begin(), tables.end(), cannot), tables.end());
+    const auto lacks_fma = [](const KernelTable& t) { return t.target == std::string("baseline"); };
+    tables.erase(std::remove_if(tables.begin(), tables.end(), lacks_fma), tables.end());
     for (const int64_t H : {3, 37})
       for (size_t i = 1; i < tables.size(); ++i) {
         const Kernels<T>&a = tables[0].*kernels, &b = tables[i].*kernels;
@@ -291,24 +298,23 @@ void add_comparison(Kernels<T> KernelTable::* kernels) {
 
 template <typename T>
 void add_cases(const KernelTable& table, const Kernels<T>& kernels) {
-  const char* const target = table.target;
-  const std::string dtype = std::string("/") + testing::name_of<T>() + "/";
+  const std::string group = "cells/", dtype = std::string("/") + testing::name_of<T>() + "/";
   const auto row = kernels.row;
-  // A target without rows of 16 bits converts to float32.
+  // A table may have no kernels of a 16-bit dtype; the engine then converts to float32.
   if (kernel_of<StepForward>(row))
-    testing::Case(target + dtype + "a step of the stepwise engine", [row] {
+    testing::Case(group + table.target + dtype + "a step of the stepwise engine", [row] {
       unsigned seed = 0;
       for (const int64_t H : {1, 3, 4, 16, 37}) {
         const Shape shape{1, 3, H};
         const Bytes whole = check_step(row, shape, ++seed, H);
         check(whole == check_step(row, shape, seed, 1), "H ", H,
-              ": a unit's bits depend on the units beside it");
+              ": the bits of a unit depend on the other units");
       }
     });
   const Product* const product = product_of<T>(table);
   if (!product) return;
-  const std::string tiled = product->instructions + dtype;
-  testing::Case(tiled + "cells", [product, kernels] {
+  const std::string tiled = group + product->instructions + dtype;
+  testing::Case(tiled + "a layer of the tiled engine", [product, kernels] {
     unsigned seed = 0;
     for (const int64_t H : {1, 3, 4, 7, 16, 37, 70})
       Walk<T>(*product, *kernels.cell, {4, int64_t(1 + H % 7), H}, ++seed).run();
