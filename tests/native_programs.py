@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 CXX = shlex.split(os.environ.get("CXX", "g++"))
-NVCC = "nvcc", "-std=c++17", "-O3", "--fmad=false"  # as setup.py has it
+NVCC = "nvcc", "-std=c++20", "-O3", "--fmad=false"  # the same as in setup.py
 
 
 def missing(*tools):
