@@ -25,11 +25,14 @@ from pathlib import Path
 from typing import Any
 
 import machine
+import torch
 from cases import REAL, Case
 from markdown import table
 from report import write_rows
 from timing import CLOCKS, Effort, alternate
 from workload import build, check_agreement, settings
+
+from fastlstm import _check_gate
 
 ENGINES = ("stepwise", "persistent")
 PRECISIONS = ("bfloat16", "float16", "tf32", "float32")
@@ -74,7 +77,9 @@ def smoke_in_a_process(names: tuple[str, str], seconds: float) -> bool:
 
 
 def smoke_all(seconds: float) -> int:
-    """Runs all smoke cases at the same time and returns how many failed."""
+    """Checks the engine, runs all smoke cases at the same time, and returns how many failed."""
+    if reason := _check_gate.why_not_persistent(torch.device("cuda", 0)):
+        print(reason)
     cases = list(product(PRECISIONS, MODES))
     with ThreadPoolExecutor(len(cases)) as pool:
         passed = sum(pool.map(lambda names: smoke_in_a_process(names, seconds), cases))

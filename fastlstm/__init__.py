@@ -9,6 +9,7 @@ if _build.extension_available():
 
 from fastlstm import functional, init, onnx, reference  # noqa: E402
 from fastlstm._build import has_kernels  # noqa: E402
+from fastlstm.check import check  # noqa: E402
 from fastlstm.compare import Comparison, compare  # noqa: E402
 from fastlstm.convert import convert  # noqa: E402
 from fastlstm.layer_norm import LayerNormLSTM  # noqa: E402
@@ -25,6 +26,7 @@ __all__ = [
     "LayerNormLSTM",
     "PackedLSTM",
     "PackedLSTMCell",
+    "check",
     "compare",
     "convert",
     "functional",

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import platform
 import warnings
+from pathlib import Path
 
 import torch
 
 import fastlstm
 from fastlstm import _build, _plan, engines
 from fastlstm._call import Call
+from fastlstm.check import main as check_command
 from fastlstm.compare import main as compare_command
 
 
@@ -100,6 +102,11 @@ def main(argv: list[str] | None = None) -> None:
     timed.add_argument("function", metavar="package.module:function", help=returns)
     timed.add_argument("--training", action="store_true", help="time training steps")
     timed.add_argument("--seconds", type=float, default=1.0, help="for each way; default: 1")
+    about = "compare each engine with the LSTM's equations, and time it next to nn.LSTM"
+    checked = commands.add_parser("check", help=about, description=about)
+    checked.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda if it is there")
+    checked.add_argument("--json", type=Path, metavar="FILE", help="write all results to a file")
+    checked.add_argument("--seconds", type=float, default=60.0, help="at most; default: 60")
     args = parser.parse_args(argv)
     if args.command == "plan":
         _plan.run(args)
@@ -107,6 +114,8 @@ def main(argv: list[str] | None = None) -> None:
         if not args.seconds >= 0:
             timed.error(f"argument --seconds: expected 0 or more, got {args.seconds}")
         compare_command(args.function, args.training, args.seconds)
+    elif args.command == "check":
+        raise SystemExit(check_command(args.device, args.seconds, args.json))
     else:
         try:
             info()

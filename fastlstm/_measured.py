@@ -1,10 +1,12 @@
-"""What `fastlstm.tune` measured: a JSON object of engines by call, read at import.
+"""What `fastlstm.tune` and `fastlstm.check` found on this machine: a JSON object of strings.
 
-A call has an entry where another engine was faster than the one that would run anyway.
+For a call of `tune` it holds the engine that was faster than the one that would run anyway. For an
+engine that `check` compared with the equations it holds the verdict. The file is read at import.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -12,27 +14,82 @@ import platform
 import re
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from . import _build
 from ._call import Call
 
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl: Any = None  # type: ignore[no-redef]
+
 tuned: dict[str, str] = {}  # engines by call
+checked: dict[str, str] = {}  # verdicts by engine and machine
 noted: dict[str, Call] | None = None  # while tune runs a model: its calls
+_CHECK = "check of "  # how the key of a verdict begins
 
 
-def load() -> Path | None:
-    """Reads the file; where it is, unless there is to be none, or it is not ours."""
+def load() -> None:
+    """Reads the file, if there is one and FASTLSTM_TUNE is not "off"."""
+    file = _file()
+    found = _read(file) if file else None
+    for key, value in (found or {}).items():
+        (checked if key.startswith(_CHECK) else tuned)[key] = value
+
+
+def store(key: str, value: str | None) -> None:
+    """Keeps an engine or a verdict under its key, for this process and for later ones.
+
+    No other process writes the file meanwhile, and it is moved into its place when it is complete.
+    A file with other content than ours stays as it is.
+
+    Args:
+        key: of a call, or from `verdict_key`.
+        value: None removes the entry.
+
+    Raises:
+        OSError: the file cannot be written. This process has the entry nevertheless.
+    """
+    _put(checked if key.startswith(_CHECK) else tuned, key, value)
+    file = _file()
+    if file is None:
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(f"{file}.lock", "w") as lock:
+        with contextlib.suppress(
+            AttributeError, OSError
+        ):  # Windows and some file systems have none
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        found = _read(file)
+        if found is not None:
+            _put(found, key, value)
+            new = Path(f"{file}.{os.getpid()}.new")
+            new.write_text(json.dumps(found, indent=1), encoding="utf-8")
+            os.replace(new, file)
+
+
+def _put(entries: dict[str, str], key: str, value: str | None) -> None:
+    entries.pop(key, None)
+    if value is not None:
+        entries[key] = value
+
+
+def _file() -> Path | None:
+    """The path of the file; None if there is to be none."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     given = os.environ.get("FASTLSTM_TUNE") or f"{cache}/fastlstm/tuned.json"
-    if given == "off":
-        return None
-    file = Path(os.path.expanduser(given))
+    return None if given == "off" else Path(os.path.expanduser(given))
+
+
+def _read(file: Path) -> dict[str, str] | None:
+    """The content of the file, {} if there is no file; None, with a warning, if it is not ours."""
     try:
         found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-        if not all(isinstance(name, str) for name in found.values()):
-            raise ValueError("expected names of engines")
+        if not all(isinstance(value, str) for value in found.values()):
+            raise ValueError("expected names of engines, or verdicts")
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         problem = f"is not what fastlstm.tune writes ({error!r}); delete it"
         if file.is_dir():
@@ -40,27 +97,10 @@ def load() -> Path | None:
         warnings.warn(
             f"fastlstm ignores {file}, which {problem}, or set FASTLSTM_TUNE=off",
             RuntimeWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
         return None
-    tuned.update(found)
-    return file
-
-
-def store(call: str, engine: str | None) -> None:
-    """Makes "auto" follow an engine for a call, None for none, here and in later processes.
-
-    The file is written whole and moved into its place: of two processes at once the last one wins.
-    """
-    file = load()
-    tuned.pop(call, None)
-    if engine is not None:
-        tuned[call] = engine
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        new = Path(f"{file}.{os.getpid()}.new")
-        new.write_text(json.dumps(tuned, indent=1), encoding="utf-8")
-        os.replace(new, file)
+    return dict(found)
 
 
 def engine(call: Call) -> str | None:
@@ -90,16 +130,50 @@ def describe(call: Call) -> str:
     )
 
 
+def verdict_key(engine: str, device: torch.device, instructions: str = "") -> str:
+    """The key of the verdict on an engine.
+
+    Args:
+        engine: its name.
+        device: with an index if it is a GPU.
+        instructions: the environment variable that selects an instruction set of a CPU.
+    """
+    parts = engine, instructions, machine(device)
+    return f"{_CHECK}{', '.join(filter(None, parts))}"
+
+
+@functools.cache
+def machine(device: torch.device) -> str:
+    """What the results of an engine depend on: the processor or GPU, and what was built for it."""
+    is_cuda = device.type == "cuda"
+    parts = [_name(device), _driver() if is_cuda else torch.backends.cpu.get_cpu_capability()]
+    record = _build.build_record()
+    build = f"fastlstm {record.get('commit')} of {record.get('date')}"
+    return ", ".join([*parts, f"torch {torch.__version__}", build])
+
+
 @functools.cache
 def _machine(device: torch.device, threads: int) -> str:
     """What the time of a call depends on besides it."""
+    commit = _build.build_record().get("commit")
+    return f"{_name(device)}, {threads} threads, torch {torch.__version__}, fastlstm {commit}"
+
+
+def _name(device: torch.device) -> str:
+    """The name of the GPU or of the processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device) if torch.cuda.is_available() else "no GPU"
     cpus = Path("/proc/cpuinfo")  # of Linux alone
     found = re.search("model name.*: (.*)", cpus.read_text()) if cpus.exists() else None
-    name = found[1] if found else platform.processor()
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    commit = _build.build_record().get("commit")
-    return f"{name}, {threads} threads, torch {torch.__version__}, fastlstm {commit}"
+    return found[1] if found else platform.processor()
+
+
+def _driver() -> str:
+    """The version of NVIDIA's driver, or if the system does not show it, the newest CUDA for it."""
+    file = Path("/proc/driver/nvidia/version")  # of Linux alone
+    found = re.search(r"NVRM version:.*?(\d+\.[\d.]+)", file.read_text()) if file.exists() else None
+    cuda = getattr(torch._C, "_cuda_getDriverVersion", lambda: "unknown")
+    return f"driver {found[1] if found else cuda()}"
 
 
 def _precision() -> str:

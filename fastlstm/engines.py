@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd import forward_ad
 
-from . import _build, _layers, _measured, _shut_gate, _transforms, onnx
+from . import _build, _check_gate, _layers, _measured, _shut_gate, _transforms, onnx
 from ._call import DTYPES, Call
+from ._check_child import PASSED
 
 transforms_active = torch._C._are_functorch_transforms_active
 
@@ -65,6 +66,12 @@ def _why_not_persistent(call: Call) -> str | None:
     )
 
 
+def _why_not_tiled(call: Call) -> str | None:
+    drops = call.regularizers is not None and call.regularizers.recurrent_dropout
+    has_them = drops or "layer_norm" in call.layout
+    return "it has no layer normalization and no recurrent dropout" if has_them else None
+
+
 def _op(name: str, *device_types: str) -> Engine:
     """An engine of the op, by its name there; "auto" leaves the choice to the device's planner."""
 
@@ -84,7 +91,9 @@ def _op(name: str, *device_types: str) -> Engine:
                 "the op has no forward-mode derivatives, and of torch.func no functionalize and no "
                 "transform of packed input, masks, projections, autocast and compiled code"
             )
-        return _why_not_persistent(call) if name == "persistent" else None
+        if name == "persistent":
+            return _why_not_persistent(call)
+        return _why_not_tiled(call) if name == "tiled" else None
 
     run = functools.partial(_layers.run_op, engine=name)
     return Engine("op" if name == "auto" else name, why_not, run)
@@ -117,14 +126,18 @@ DEFAULT = os.environ.get("FASTLSTM_ENGINE") or "auto"
 
 
 def choose(call: Call, requested: str = "auto") -> Engine:
-    """The engine of a call.
+    """The engine of a call. On a GPU it is one of ours only after that was checked there.
 
     Raises:
         ValueError: there is no engine called `requested`.
-        RuntimeError: it cannot serve this call; the message says why.
+        RuntimeError: it cannot serve this call, or did not pass the check; the message says why.
     """
     name = DEFAULT if requested == "auto" else requested
-    if name != "auto":
+    if name == "auto":
+        is_tuned = _measured.tuned or _measured.noted is not None
+        row = measured(call) if is_tuned and not torch.compiler.is_compiling() else None
+        row = row or unmeasured(call)
+    else:
         check_engine(name)
         row = BY_NAME[name]
         if reason := row.why_not(call):
@@ -132,12 +145,25 @@ def choose(call: Call, requested: str = "auto") -> Engine:
             raise RuntimeError(
                 f"engine {name!r} cannot serve this call: {reason}; use one of auto, {others}"
             )
+    device = call.input.device
+    if device.type != _check_gate.DEVICE_TYPE:
         return row
-    if (_measured.tuned or _measured.noted is not None) and not torch.compiler.is_compiling():
-        measured = BY_NAME.get(_measured.engine(call) or "")
-        if measured is not None and measured.why_not(call) is None:
-            return measured
-    return unmeasured(call)
+    if row.name == "persistent":
+        if reason := _check_gate.why_not_persistent(device):
+            raise RuntimeError(f"engine 'persistent' cannot run on {device}: {reason}")
+    elif row.name in ("op", "stepwise") and _check_gate.stepwise_is_wrong(device, call.dtype()):
+        return REFERENCE
+    return row
+
+
+def measured(call: Call) -> Engine | None:
+    """The engine that was measured as the fastest, if it serves the call and may run."""
+    row = BY_NAME.get(_measured.engine(call) or "")
+    if row is None or row.why_not(call):
+        return None
+    if row.name == "persistent" and _check_gate.on_record(row.name, call.input.device) != PASSED:
+        return None
+    return row
 
 
 def unmeasured(call: Call) -> Engine:

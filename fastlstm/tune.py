@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import _measured, engines
+from . import _check_gate, _measured, engines
 from ._call import Call
 from .compare import in_turn
 from .convert import check_model
@@ -35,8 +35,9 @@ def tune(model: nn.Module, *example: Any, seconds: float = 1.0) -> dict[str, dic
 
     Returns:
         For each kind of call the median microseconds of a call, in training with its gradients, by
-        "op" (ours, as the device's planner chooses it), "torch" (PyTorch's own LSTM) and, on a GPU,
-        "persistent". The first of them is the one that "auto" follows from now on.
+        "op" (ours, as the device's planner chooses it), "torch" (PyTorch's own LSTM) and, on a GPU
+        where it passed `fastlstm.check`, "persistent". The first of them is the one that "auto"
+        follows from now on.
 
     Raises:
         TypeError: `model` is no module.
@@ -70,7 +71,7 @@ def tune(model: nn.Module, *example: Any, seconds: float = 1.0) -> dict[str, dic
 def _measure(call: Call, default: str, seconds: float) -> dict[str, float]:
     """Microseconds by engine, first the one to choose, which was faster in two series."""
     rows = (engines.BY_NAME.get(name) for name in ("torch", "op", "persistent"))
-    runs = {row.name: _runner(call, row) for row in rows if row and not row.why_not(call)}
+    runs = {row.name: _runner(call, row) for row in rows if row and _may_run(row, call)}
     times: dict[str, list[float]] = {}
     chosen, names = default, list(runs)
     for _ in range(2):
@@ -84,6 +85,13 @@ def _measure(call: Call, default: str, seconds: float) -> dict[str, float]:
         names = [default, chosen]
     names = sorted(times, key=lambda name: name != chosen)
     return {name: 1e6 * statistics.median(times[name]) for name in names}
+
+
+def _may_run(row: Engine, call: Call) -> bool:
+    """Whether an engine serves a call, and if it is the persistent one, passed its check."""
+    if row.why_not(call):
+        return False
+    return row.name != "persistent" or not _check_gate.why_not_persistent(call.input.device)
 
 
 def _runner(call: Call, row: Engine) -> Callable[[], object]:

@@ -28,14 +28,15 @@ torch.backends.disable_global_flags = lambda: None
 torch.backends.cudnn.allow_tf32 = False
 
 
-# Tests neither read nor write the file in which fastlstm.tune stores what it measured.
+# Tests neither read nor write the file of fastlstm.tune and fastlstm.check.
 os.environ["FASTLSTM_TUNE"] = "off"
 
 
 @pytest.fixture(autouse=True)
 def _nothing_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each test begins without measurements of fastlstm.tune."""
+    """Each test begins without results of fastlstm.tune and fastlstm.check."""
     monkeypatch.setattr(_measured, "tuned", {})
+    monkeypatch.setattr(_measured, "checked", {})
 
 
 @pytest.fixture

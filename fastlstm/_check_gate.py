@@ -1,0 +1,122 @@
+"""Lets our CUDA kernels compute only after they were checked on this GPU.
+
+The persistent engine waits inside its kernels, so it needs a check in a child process that passed.
+The stepwise kernels cannot hang: without such a check a small layer is compared before their first
+use.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+
+from . import _measured
+from ._check_cases import SMALL, draw, expected, judge, results
+from ._check_child import FAILED, PASSED, check_engines, verdict_on
+from ._layers import run_op
+
+DEVICE_TYPE = "cuda"  # of the kernels that have to be checked
+SECONDS = 60.0  # that a check may take
+_compared: dict[tuple[torch.device, torch.dtype], str] = {}  # what is wrong, or ""
+_lock = threading.Lock()  # one check at a time
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+# A compiler calls such a function and does not trace it.
+_untraced: Callable[[_Function], _Function] = torch.compiler.assume_constant_result
+
+
+def can_check() -> bool:
+    """Whether a check may be done now: not while a CUDA graph is captured.
+
+    Raises:
+        ValueError: FASTLSTM_CHECK is neither on nor off.
+    """
+    value = os.environ.get("FASTLSTM_CHECK") or "on"
+    if value not in ("on", "off"):
+        raise ValueError(f"FASTLSTM_CHECK: expected on or off, got {value!r}")
+    cuda: Any = torch.cuda
+    is_capturing = cuda.is_initialized() and cuda.is_current_stream_capturing()
+    return value == "on" and cuda.is_available() and not is_capturing
+
+
+def on_record(engine: str, device: torch.device) -> str:
+    """The verdict of a check of an engine on this GPU, "" for none; reads the file once."""
+    key = _measured.verdict_key(engine, device)
+    if key not in _measured.checked:
+        _measured.load()  # another process may have checked it
+    verdict = _measured.checked.setdefault(key, "")
+    return verdict if verdict.startswith((PASSED, FAILED)) else ""
+
+
+@_untraced
+def why_not_persistent(device: torch.device) -> str:
+    """Why the persistent engine must not run on a GPU, or "" if it passed a check there.
+
+    If no check is on record, it is done now.
+    """
+    with _lock:
+        verdict = on_record("persistent", device)
+        if not verdict and can_check():
+            warnings.warn(
+                'fastlstm checks the engine "persistent" on this GPU, which takes up to '
+                f"{SECONDS:.0f} s, and keeps the result for later",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            verdict = verdict_on(check_engines(device, ["persistent"], time.monotonic() + SECONDS))
+    if verdict == PASSED:
+        return ""
+    return f"its check on this GPU (`python -m fastlstm check`): {verdict or 'none'}"
+
+
+@_untraced
+def stepwise_is_wrong(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the stepwise kernels compute something else than the equations on a GPU.
+
+    The first question in a process is answered by the record of a check, or by a small layer, and
+    if they differ, with a warning. Without either they count as right.
+    """
+    key = device, dtype
+    with _lock:
+        if key not in _compared:
+            verdict = on_record("stepwise", device)
+            if not verdict:
+                if not can_check():
+                    return False
+                # A new thread is in no autocast, no gradient mode and no tracer.
+                with ThreadPoolExecutor(1) as thread:
+                    verdict = thread.submit(_compare, device, dtype).result()
+            _compared[key] = verdict.removeprefix(PASSED)
+            if _compared[key]:
+                warnings.warn(
+                    f"fastlstm's kernels are not used on {device} in {dtype}: {verdict}. Instead "
+                    "of them the equations in Python run, which are slower. Please report this "
+                    "with the output of `python -m fastlstm check`.",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+        return bool(_compared[key])
+
+
+def _compare(device: torch.device, dtype: torch.dtype) -> str:
+    """What is wrong in a small layer, forward and backward, by the equations on the same device."""
+    kind = str(dtype).removeprefix("torch.")
+    # Not in torch 2.8, which has another question.
+    ask = getattr(torch._C, "_get_fp32_precision_getter", None)
+    is_tf32 = ask("cuda", "matmul") == "tf32" if ask else torch.backends.cuda.matmul.allow_tf32
+    if is_tf32 and kind == "float32":
+        kind = "tf32"
+    try:
+        found = results(partial(run_op, engine="stepwise"), draw(SMALL, kind, device), dtype)
+        return judge(SMALL, kind, found, expected(SMALL, kind, device))[1]
+    except torch.OutOfMemoryError:
+        raise
+    except (AssertionError, RuntimeError) as error:
+        return str(error).partition("\n")[0]
