@@ -1,13 +1,14 @@
-// gpu_tests --list prints the names of the cases; gpu_tests NAME... runs them on the GPU. What they
-// allocate can be read by the GPU, and every launch ends before the host goes on.
+// gpu_tests --list prints the names of the cases; gpu_tests NAME... runs these cases on the GPU.
+// The GPU can access all memory that the cases allocate, and the host waits for the end of every
+// launch.
 #include <cstdlib>
 #include <new>
 
 #include "harness.h"
 #include "runtime.h"
 
-// Memory that host and GPU share, cut from large pieces. Nothing is given back. Without a GPU the
-// memory is the host's, so that --list works.
+// Allocates managed memory, which host and GPU share, from large pieces that are never freed.
+// Without a GPU the memory is host memory, so that --list works.
 void* operator new(size_t bytes) {
   constexpr size_t kPiece = size_t{256} << 20, kAligned = 256;
   static char* next = nullptr;
@@ -49,7 +50,7 @@ int main(int argc, char** argv) {
   for (int i = 1; i < argc; ++i) {
     status |= testing::run_cases({argv[i]});
     const cudaError_t error = std::string(argv[i]) == "--list" ? cudaSuccess : cudaFree(nullptr);
-    if (error != cudaSuccess) {  // no launch after it would succeed
+    if (error != cudaSuccess) {  // after a device error all launches fail
       std::printf("FAILED the device: %s\n", cudaGetErrorString(error));
       return 1;
     }

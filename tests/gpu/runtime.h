@@ -1,4 +1,4 @@
-// CUDA's own runtime, and the names by which the drivers of tests/simt talk to their emulator.
+// CUDA's runtime, and the emulator's names that the test cases of tests/simt use.
 #pragma once
 #include <cuda_runtime.h>
 

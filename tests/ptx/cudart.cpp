@@ -1,6 +1,5 @@
-// The CUDA runtime that the project's objects call, in place of NVIDIA's: it finds the PTX that
-// nvcc put into them, and a launch runs in the interpreter, to its end. Device memory is host
-// memory.
+// Replaces NVIDIA's CUDA runtime for the project's object files. It reads the PTX that nvcc embeds
+// in them. A launch runs in the interpreter to its end. Device memory is host memory.
 #include "cudart.h"
 
 #include <cuda_runtime_api.h>
@@ -17,7 +16,8 @@ namespace {
 
 // --- the container in which nvcc embeds code ---
 
-struct Wrapper {  // what __cudaRegisterFatBinary gets
+// The argument of __cudaRegisterFatBinary.
+struct Wrapper {
   uint32_t magic, version;
   const unsigned char* data;
   void* unused;
@@ -32,8 +32,10 @@ T value_at(const unsigned char* p) {
   return value;
 }
 
-// Container: magic, version (16), header size (16), size of what follows (64). Entry: kind (16),
-// version (16), header size (32), size (64), size if compressed (32), ...
+// Returns the PTX texts in a container. The fields of a container, with their bits: magic (32),
+// version (16), size of the header (16), size of all entries (64); then the entries. The fields of
+// an entry: kind (16), version (16), size of the header (32), size of the data (64), size if
+// compressed (32), ...
 std::vector<std::string> embedded_ptx(const Wrapper& wrapper) {
   std::vector<std::string> texts;
   const unsigned char* at = wrapper.data;
@@ -54,27 +56,29 @@ std::vector<std::string> embedded_ptx(const Wrapper& wrapper) {
 }
 
 struct Function {
-  std::string text;                // of the kernel
-  std::unique_ptr<Kernel> kernel;  // once it was launched
-  size_t shared_limit = 48 * 1024;
+  std::string text;                 // the PTX of the kernel
+  std::unique_ptr<Kernel> kernel;   // decoded at the first launch
+  size_t shared_limit = 48 * 1024;  // the most dynamic shared memory of a launch, in bytes
 };
 
 struct Runtime {
-  std::map<std::string, std::string> texts;  // of all kernels, by name
+  std::map<std::string, std::string> texts;  // the PTX of all kernels, by name
   Variables variables;
-  std::map<const void*, Function> functions;  // by host address
+  std::map<const void*, Function> functions;  // by the address of the host function
   cudaError_t last_error = cudaSuccess;
 };
 Runtime& runtime() {
-  static Runtime* const r = new Runtime;  // registered before main, and never destroyed
+  static Runtime* const r = new Runtime;  // in use before main and after main, so never destroyed
   return *r;
 }
 
+// Records an error as the last error, and returns the error.
 cudaError_t result(cudaError_t error) {
   if (error != cudaSuccess) runtime().last_error = error;
   return error;
 }
 
+// The decoded kernel of a function.
 Kernel& kernel_of(Function& f) {
   if (f.kernel) return *f.kernel;
   const OwnMemory own;
@@ -121,7 +125,7 @@ std::set<std::string> faults_of_all_kernels() {
 
 }  // namespace ptx
 
-// --- what objects of nvcc register ---
+// --- the functions by which nvcc's object files register kernels ---
 
 extern "C" {
 
@@ -141,7 +145,7 @@ void __cudaRegisterFunction(void**, const char* host, char*, const char* name, i
   ptx::runtime().functions[host].text = ptx::runtime().texts.at(name);
 }
 
-// For <<<>>>, which nvcc's stubs are written with and the project does not use.
+// The functions for <<<>>>. nvcc's stubs call them, but the project does not use <<<>>>.
 unsigned __cudaPushCallConfiguration(dim3, dim3, size_t, void*) { return 1; }
 cudaError_t __cudaPopCallConfiguration(dim3*, dim3*, size_t*, void*) {
   return cudaErrorNotSupported;
@@ -151,7 +155,7 @@ cudaError_t __cudaLaunchKernel(cudaKernel_t, dim3, dim3, void**, size_t, cudaStr
   return cudaErrorNotSupported;
 }
 
-// --- the runtime's interface, as far as the kernels' host code calls it ---
+// --- the functions of the CUDA runtime that the host code of the kernels calls ---
 
 cudaError_t cudaLaunchKernel(const void* function, dim3 grid, dim3 block, void** arguments,
                              size_t shared_bytes, cudaStream_t) {
@@ -171,7 +175,7 @@ cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute attribu
   return cudaSuccess;
 }
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, const void*) {
-  return ptx::result(cudaErrorNotSupported);  // no case asks
+  return ptx::result(cudaErrorNotSupported);  // no test case calls this function
 }
 cudaError_t cudaGetDevice(int* device) {
   *device = 0;

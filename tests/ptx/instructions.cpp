@@ -1,5 +1,5 @@
-// What the instructions do, from the PTX ISA's description of each. Only those that nvcc makes of
-// the project's kernels are here; another one is an error that names it.
+// Implements the instructions as the PTX ISA describes them. Only instructions of the project's
+// kernels are implemented; for others the parser throws a Fault with the name.
 #include <algorithm>
 #include <cfenv>
 #include <cmath>
@@ -42,9 +42,9 @@ constexpr Kind kind_of() {
   return sizeof(T) == 2 ? Kind::k16 : sizeof(T) == 4 ? Kind::k32 : Kind::k64;
 }
 
-// --- functions of a lane's values ---
+// --- instructions that compute each lane separately ---
 
-// Keeps a lambda without captures where a handler, which is a plain function, finds it.
+// Stores a lambda without captures for a handler: a handler is a plain function without state.
 template <typename F>
 struct Kept {
   static inline const F* f = nullptr;
@@ -66,7 +66,7 @@ Operation lanewise_as(const F& f, D (F::*)(S...) const) {
   Kept<F>::f = &kept;
   return {lanewise_handler<F, D, S...>, {kind_of<D>(), kind_of<S>()...}};
 }
-// d = f(a, b, ...), whose types are those of the lambda.
+// The operation d = f(a, b, ...). The types of the operands are the types of the lambda.
 template <typename F>
 Operation lanewise(const F& f) {
   return lanewise_as(f, &F::operator());
@@ -81,6 +81,7 @@ void compare_handler(Warp& w, const Instruction& in, uint32_t lanes) {
   uint32_t& p = w.predicates[in.op[0]];
   p = (p & ~lanes) | (result & lanes);
 }
+// The operation p = f(a, b), with a predicate p.
 template <typename T, typename F>
 Operation compare(const F& f) {
   static const F kept = f;
@@ -95,12 +96,13 @@ void select_handler(Warp& w, const Instruction& in, uint32_t lanes) {
   const uint32_t p = w.predicates[in.op[3]];
   for_lanes(lanes, [&](int lane) { d[lane] = p >> lane & 1 ? a[lane] : b[lane]; });
 }
+// The operation d = p ? a : b.
 template <typename T>
 Operation select() {
   return {select_handler<T>, {kind_of<T>(), kind_of<T>(), kind_of<T>(), Kind::kPredicate}};
 }
 
-// Predicates, a bit per lane.
+// An operation on predicates. A predicate has one bit for each lane.
 template <typename F>
 void predicate_handler(Warp& w, const Instruction& in, uint32_t lanes) {
   const uint32_t result = (*Kept<F>::f)(w.predicates[in.op[1]], w.predicates[in.op[2]]);
@@ -116,22 +118,23 @@ Operation predicates(int sources, const F& f) {
 
 // --- arithmetic ---
 
-// The one NaN that arithmetic in f32 gives.
+// Replaces every NaN by the NaN that f32 instructions return.
 f32 canonical(f32 x) { return std::isnan(x) ? bits_as<f32>(0x7fffffffu) : x; }
 
+// Replaces subnormal numbers by zeros.
 f32 flushed(f32 x) { return std::fabs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x; }
 
 f32 ex2_approx_ftz(f32 a) { return flushed(static_cast<f32>(std::exp2(f64(flushed(a))))); }
 f32 rcp_approx_ftz(f32 a) { return flushed(static_cast<f32>(1.0 / f64(flushed(a)))); }
 f32 rsqrt_approx(f32 a) { return static_cast<f32>(1.0 / std::sqrt(f64(a))); }
-// For divisors beyond 2^126 the quotient is 0.
+// If |b| is above 2^126, the quotient is 0.
 f32 div_approx(f32 a, f32 b) {
   const f32 size = std::fabs(b);
   if (size > 0x1p126f && std::isfinite(size))
     return std::isinf(a) ? std::numeric_limits<f32>::quiet_NaN() : a * std::copysign(0.0f, b);
   return static_cast<f32>(f64(a) / f64(b));
 }
-// From the upper halves to an upper half.
+// Uses only the upper 32 bits of the operand, and sets the lower 32 bits of the result to 0.
 f64 rcp_approx_ftz(f64 a) {
   const auto upper = [](f64 x) { return bits_as<f64>(bits_as<u64>(x) & 0xffffffff00000000u); };
   if (std::fabs(a) < 0x1p-1022) a = std::copysign(0.0, a);
@@ -139,7 +142,7 @@ f64 rcp_approx_ftz(f64 a) {
   return std::fabs(r) < 0x1p-1022 ? std::copysign(0.0, r) : r;
 }
 
-// a b + c towards minus infinity.
+// a * b + c, rounded towards minus infinity.
 __attribute__((noinline, optimize("rounding-math"))) f32 fma_rm(f32 a, f32 b, f32 c) {
   const int before = std::fegetround();
   std::fesetround(FE_DOWNWARD);
@@ -158,7 +161,7 @@ u32 divide(u32 a, u32 b) {
   return a / b;
 }
 
-// Shifts by more than the width count as shifts by the width.
+// A shift by more bits than the width of the value is a shift by the width.
 template <typename T>
 T shift_left(T a, u32 n) {
   return n >= 8 * sizeof(T) ? 0 : static_cast<T>(a << n);
@@ -172,7 +175,7 @@ T shift_right(T a, u32 n) {
 
 // --- conversions ---
 
-// Round to nearest even; NaN becomes 0x7fff.
+// Rounds to nearest, ties to even; NaN becomes 0x7fff.
 u16 to_bf16(f32 a) {
   if (std::isnan(a)) return 0x7fff;
   const u32 u = bits_as<u32>(a), kept = u >> 16, rest = u & 0xffff;
@@ -185,15 +188,16 @@ u16 to_f16(f32 a) {
   return bits_as<u16>(half);
 }
 f32 from_f16(u16 a) { return static_cast<f32>(bits_as<_Float16>(a)); }
-// To 10 bits of mantissa: nearest, ties away from zero.
+// Rounds to 10 bits of mantissa: to nearest, ties away from zero.
 u32 to_tf32(f32 a) {
   if (std::isnan(a)) return 0x7fffffff;
   const u32 u = bits_as<u32>(a);
   if (std::isinf(a)) return u;
   const u32 rest = u & 0x1fff, kept = u - rest;
-  return rest >= 0x1000 ? kept + 0x2000 : kept;  // a carry into the exponent is right
+  return rest >= 0x1000 ? kept + 0x2000 : kept;  // a carry into the exponent is correct
 }
 
+// prmt: selects four of the eight bytes of a and b.
 u32 permute_bytes(u32 a, u32 b, u32 selector) {
   const u64 bytes = u64(b) << 32 | a;
   u32 d = 0;
@@ -242,7 +246,7 @@ void shuffle_handler(Warp& w, const Instruction& in, uint32_t lanes) {
     int j = mode == Shuffle::kBfly ? lane ^ bval : min_lane | (bval & ~segmask);
     const bool p = j <= max_lane;
     if (!p) j = lane;
-    if (!(lanes >> j & 1)) fault(w, in, lane, "a shuffle from a lane that takes no part");
+    if (!(lanes >> j & 1)) fault(w, in, lane, "a shuffle from a lane that is not a member");
     result[lane] = a[j];
     valid |= uint32_t(p) << lane;
   });
@@ -258,7 +262,7 @@ Operation shuffle() {
           5};
 }
 
-// d (16 x 8) = a (16 x k) b (k x 8) + c; products are exact, the sum is rounded once.
+// d (16 x 8) = a (16 x k) * b (k x 8) + c, computed in float64 and rounded once.
 template <int k>
 struct Tile {
   f64 a[16][k], b[k][8];
@@ -276,8 +280,8 @@ struct Tile {
   }
 };
 
-// "Matrix Fragments for mma.m16n8k16 with floating point type": a register holds elements 2 r
-// (lower half) and 2 r + 1.
+// The layout is in the section "Matrix Fragments for mma.m16n8k16 with floating point type" of the
+// PTX ISA. Register r has the elements 2 r (in its lower half) and 2 r + 1.
 template <f32 (*value)(u16)>
 void mma_m16n8k16_handler(Warp& w, const Instruction& in, uint32_t) {
   Tile<16> tile;
@@ -299,8 +303,8 @@ void mma_m16n8k16_handler(Warp& w, const Instruction& in, uint32_t) {
   tile.finish(w, in);
 }
 
-// "Matrix Fragments for mma.m16n8k8", .tf32: the lower 13 bits are ignored. Who leaves something in
-// them has not rounded.
+// The layout is in the section "Matrix Fragments for mma.m16n8k8" of the PTX ISA, type .tf32. The
+// hardware ignores the lower 13 bits. If they are not 0, the kernel forgot to round the factor.
 void mma_m16n8k8_tf32_handler(Warp& w, const Instruction& in, uint32_t) {
   Tile<8> tile;
   const auto element = [&](int operand, int lane) -> f64 {
@@ -320,6 +324,7 @@ void mma_m16n8k8_tf32_handler(Warp& w, const Instruction& in, uint32_t) {
   tile.finish(w, in);
 }
 
+// The operation of an mma instruction: d, a, b and c have 14 registers together.
 Operation mma(Handler run) {
   return {run, std::vector<Kind>(14, Kind::k32), Control::kWarpCollective, -1};
 }
@@ -350,7 +355,7 @@ void check_race(const Warp& w, const Instruction& in, int lane, Shadow& shadow, 
     fault(w, in, lane, std::string("a data race with ") + race);
 }
 
-// Where the bytes of an access of `bytes` are on the host, after all checks.
+// Checks an access to global memory and returns the host address of its bytes.
 unsigned char* global_bytes(Warp& w, const Instruction& in, int lane, uint64_t address,
                             unsigned bytes, bool is_store) {
   if (in.recent.launch != w.machine->number || address < in.recent.begin ||
@@ -374,6 +379,7 @@ unsigned char* global_bytes(Warp& w, const Instruction& in, int lane, uint64_t a
   return reinterpret_cast<unsigned char*>(address);
 }
 
+// Checks an access to shared memory and returns the host address of its bytes.
 unsigned char* shared_bytes(Warp& w, const Instruction& in, int lane, uint64_t address,
                             unsigned bytes, bool is_store) {
   Block& block = *w.block;
@@ -390,6 +396,7 @@ unsigned char* shared_bytes(Warp& w, const Instruction& in, int lane, uint64_t a
   return &block.shared[at];
 }
 
+// Checks an access to any memory and returns the host address of its bytes.
 unsigned char* bytes_at(Warp& w, const Instruction& in, int lane, bool is_store) {
   const Access& a = in.access;
   const unsigned bytes = a.bytes * a.elements;
@@ -410,7 +417,7 @@ unsigned char* bytes_at(Warp& w, const Instruction& in, int lane, bool is_store)
   return const_cast<unsigned char*>(&parameters[at]);
 }
 
-// A thread sees its own stores at once.
+// Delivers the delayed stores of a thread to these bytes, because a thread sees its own stores.
 void deliver_own(Warp& w, int lane, uint64_t address, uint32_t bytes) {
   Machine& m = *w.machine;
   for (size_t i = m.delayed.size(); i-- > 0;) {
@@ -421,7 +428,8 @@ void deliver_own(Warp& w, int lane, uint64_t address, uint32_t bytes) {
   }
 }
 
-// Fresh memory is junk; what kernels are to fill has all bits set.
+// Whether a value is the content of new memory, or of memory that the tests set to all bits for a
+// kernel to overwrite.
 bool is_unwritten(u64 value, unsigned bytes) {
   const u64 all = ~u64{0} >> (64 - 8 * bytes);
   return (bytes > 1 && value == all) || value == (kJunk * 0x0101010101010101u & all);
@@ -454,7 +462,7 @@ void store_handler(Warp& w, const Instruction& in, uint32_t lanes) {
     if (options().delays && a.space == Space::kGlobal) {
       const auto address = reinterpret_cast<uint64_t>(to);
       const uint32_t bytes = a.bytes * a.elements;
-      w.machine->deliver_to(address, bytes);  // stores to one place in order
+      w.machine->deliver_to(address, bytes);  // stores to the same address stay in order
       if (a.strong) {
         w.machine->delayed.push_back({address, bytes, w.block->index, w.index * kLanes + lane, {}});
         to = w.machine->delayed.back().value;
@@ -466,7 +474,7 @@ void store_handler(Warp& w, const Instruction& in, uint32_t lanes) {
   });
 }
 
-// Has no effect, but nobody wants it of an address that is nowhere.
+// A prefetch has no effect, but its address must be in an allocation.
 void prefetch_handler(Warp& w, const Instruction& in, uint32_t lanes) {
   for_lanes(lanes, [&](int lane) {
     if (!find_allocation(address_of(w, in, lane), false))
@@ -480,13 +488,13 @@ void trap_handler(Warp& w, const Instruction& in, uint32_t lanes) {
   fault(w, in, __builtin_ctz(lanes), "a trap");
 }
 
-// vprintf(format, values) of a format without values.
+// vprintf(format, values); only a format without values is supported.
 void print_handler(Warp& w, const Instruction& in, uint32_t lanes) {
   for_lanes(lanes, [&](int lane) {
     const u64 at = w.lanes<u64>(in.op[0])[lane] - kArgumentBase;
     const size_t own = size_t(lane) * w.machine->launch.kernel->argument_bytes;
     const auto* const format = value_at<const char*>(&w.arguments[own + at]);
-    if (std::strchr(format, '%')) fault(w, in, lane, "not implemented: values that are printed");
+    if (std::strchr(format, '%')) fault(w, in, lane, "not implemented: printf with values");
     std::fputs(format, stdout);
   });
 }
@@ -496,7 +504,7 @@ void print_handler(Warp& w, const Instruction& in, uint32_t lanes) {
 template <typename T>
 void add_compares(std::map<std::string, Operation>& all, const std::string& type) {
   all["setp.eq." + type] = compare<T>([](T a, T b) { return a == b; });
-  // For floats: true only if both are numbers.
+  // For floats, ne is true only if neither operand is NaN.
   all["setp.ne." + type] = compare<T>([](T a, T b) { return a < b || a > b; });
   all["setp.lt." + type] = compare<T>([](T a, T b) { return a < b; });
   all["setp.le." + type] = compare<T>([](T a, T b) { return a <= b; });
@@ -590,7 +598,7 @@ std::map<std::string, Operation> make_operations() {
   all["fma.rm.f32"] = lanewise([](f32 a, f32 b, f32 c) -> f32 { return fma_rm(a, b, c); });
   all["neg.f32"] = lanewise([](f32 a) -> f32 { return -a; });
   all["abs.f32"] = lanewise([](f32 a) -> f32 { return std::fabs(a); });
-  // The sign is the first operand's.
+  // copysign takes the sign of the first operand.
   all["copysign.f32"] = lanewise([](f32 a, f32 b) -> f32 { return std::copysign(b, a); });
   all["div.approx.f32"] = lanewise([](f32 a, f32 b) -> f32 { return div_approx(a, b); });
   all["ex2.approx.ftz.f32"] = lanewise([](f32 a) -> f32 { return ex2_approx_ftz(a); });
@@ -607,7 +615,8 @@ std::map<std::string, Operation> make_operations() {
   all["rcp.rn.f64"] = lanewise([](f64 a) -> f64 { return 1 / a; });
   all["rcp.approx.ftz.f64"] = lanewise([](f64 a) -> f64 { return rcp_approx_ftz(a); });
   all["rsqrt.approx.f64"] = lanewise([](f64 a) -> f64 { return 1 / std::sqrt(a); });
-  for (const char* const name : {"add", "sub", "mul"})  // with .rn they must not be fused
+  // With .rn these instructions are the same; the assembler only may not fuse them.
+  for (const char* const name : {"add", "sub", "mul"})
     for (const char* const type : {".f32", ".f64"})
       all[std::string(name) + ".rn" + type] = all[std::string(name) + type];
 
@@ -624,14 +633,14 @@ std::map<std::string, Operation> make_operations() {
   all["cvt.f64.f32"] = lanewise([](f32 a) -> f64 { return a; });
   all["cvt.rn.f32.f64"] = lanewise([](f64 a) -> f32 { return static_cast<f32>(a); });
   all["cvt.rni.f32.f32"] = lanewise([](f32 a) -> f32 { return std::nearbyint(a); });
-  // To [0, 1]; NaN becomes 0.
+  // Clamps to [0, 1]; NaN becomes 0.
   all["cvt.sat.f32.f32"] = lanewise([](f32 a) -> f32 { return a > 0 ? std::min(a, 1.0f) : 0; });
   all["cvt.rn.bf16.f32"] = lanewise([](f32 a) -> u16 { return to_bf16(a); });
   all["cvt.rn.f16.f32"] = lanewise([](f32 a) -> u16 { return to_f16(a); });
   all["cvt.f32.bf16"] = lanewise([](u16 a) -> f32 { return from_bf16(a); });
   all["cvt.f32.f16"] = lanewise([](u16 a) -> f32 { return from_f16(a); });
   all["cvt.rna.tf32.f32"] = lanewise([](f32 a) -> u32 { return to_tf32(a); });
-  // Global addresses are generic ones.
+  // Global addresses are the same as generic addresses.
   all["add.u64"] = all["add.s64"];
   all["cvta.to.global.u64"] = all["cvta.global.u64"] = all["mov.u64"];
 

@@ -1,5 +1,5 @@
-// A kernel of a PTX module, decoded: every operand of an instruction is a place in the register
-// file of a warp, where immediates and special registers lie too.
+// A decoded kernel of a PTX module. Every operand of an instruction is a location in the register
+// file of a warp; immediates and special registers also have locations there.
 #pragma once
 #include <cstdint>
 #include <map>
@@ -13,7 +13,7 @@ namespace ptx {
 constexpr int kLanes = 32;
 constexpr uint32_t kAllLanes = ~uint32_t{0};
 
-// What the program under test, or the text of its PTX, does wrong.
+// An error of the program under test, or a feature of its PTX that is not implemented.
 struct Fault : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
@@ -28,25 +28,25 @@ enum class Control : uint8_t {
   kBranch,
   kExit,
   kBlockBarrier,    // bar.sync
-  kWarpBarrier,     // bar.warp.sync: waits for lanes wherever they execute one
-  kWarpCollective,  // waits until the lanes named have come here, then executes for all
+  kWarpBarrier,     // bar.warp.sync: waits until all members execute some bar.warp.sync
+  kWarpCollective,  // waits until all members reach this instruction, then executes it for all
 };
 
 enum class Space : uint8_t { kParam, kShared, kGlobal };
 
-// Of ld, st and prefetch.
+// The memory access of ld, st or prefetch.
 struct Access {
   Space space = Space::kGlobal;
-  bool strong = false;     // .relaxed with a scope
-  bool is_signed = false;  // a narrow value is sign-extended
-  uint8_t bytes = 0;       // of an element
-  uint8_t elements = 1;    // .v2, .v4
-  uint8_t register_bytes[4] = {};
-  uint8_t base_bytes = 8;  // of the register that holds the address
-  int64_t displacement = 0;
+  bool strong = false;             // whether the access is .relaxed, with a scope
+  bool is_signed = false;          // whether a value narrower than its register is sign-extended
+  uint8_t bytes = 0;               // the size of an element
+  uint8_t elements = 1;            // 2 or 4 for .v2 or .v4
+  uint8_t register_bytes[4] = {};  // the size of the register of each element
+  uint8_t base_bytes = 8;          // the size of the register with the address
+  int64_t displacement = 0;        // added to the address
 };
 
-// The allocation that an instruction met last, in a launch.
+// The allocation that an instruction accessed last, as a cache.
 struct Recent {
   uint32_t launch = 0;
   uintptr_t begin = 0, end = 0;
@@ -57,68 +57,76 @@ struct Instruction {
   Handler run = nullptr;
   Control control = Control::kPlain;
   bool guard_negated = false;
-  int guard = -1;        // predicate
-  uint32_t target = 0;   // of a branch
-  int members = -1;      // operand with the mask of a collective; -1: all lanes
-  uint32_t op[16] = {};  // offsets in the register file; of a predicate, its number
+  int guard = -1;        // the number of the predicate that guards the instruction; -1: no guard
+  uint32_t target = 0;   // the index of the instruction that a branch jumps to
+  int members = -1;      // the operand with the mask of member lanes; -1: all lanes are members
+  uint32_t op[16] = {};  // the operands: offsets in the register file, or numbers of predicates
   Access access;
   mutable Recent recent;
   std::string text;
 };
 
+// An immediate: its location, its size (0 for a predicate) and its value.
 struct Constant {
   uint32_t at;
   uint8_t bytes;
   uint64_t bits;
 };
-// %tid, %ctaid, %ntid, %nctaid: three each; then %laneid.
+// A special register: its location, and its number in the list %tid.x, .y, .z, %ctaid.x, .y, .z,
+// %ntid.x, .y, .z, %nctaid.x, .y, .z, %laneid.
 struct SpecialRegister {
   uint32_t at;
   int which;
 };
 constexpr int kLaneid = 12;
+// A parameter of a kernel: its offset in the parameter space, and its size.
 struct Parameter {
   uint32_t offset, bytes;
 };
 
 struct Kernel {
-  std::string name;  // as the assembler has it
+  std::string name;  // the mangled name
   std::vector<Instruction> code;
   std::vector<Parameter> parameters;
   std::vector<Constant> constants;
   std::vector<SpecialRegister> specials;
   uint32_t parameter_bytes = 0, register_bytes = 0, predicates = 0, argument_bytes = 0;
 
+  // The demangled name without namespaces and arguments.
   std::string short_name() const;
 };
 
-// Addresses of these spaces start here, so that one is not taken for another's: parameters of the
-// kernel, shared memory, arguments of a call.
+// The first addresses of three spaces: parameters of the kernel, shared memory, and arguments of a
+// call. They differ, so that an address of one space is not valid in another.
 constexpr uint64_t kParamBase = 0x10000, kSharedBase = 0x400, kArgumentBase = 0x20000;
 
+// A global variable of a module.
 struct Variable {
   std::unique_ptr<unsigned char[]> memory;
   uint64_t address() const { return reinterpret_cast<uint64_t>(memory.get()); }
 };
-// What all kernels of a program share.
+// The global variables, by name, which all kernels of a program share.
 using Variables = std::map<std::string, Variable>;
 
-// Text from ".entry" to the closing brace. Throws a Fault that names what is not implemented.
+// Decodes the text of a kernel, from ".entry" to the closing brace. Throws a Fault that names a
+// feature that is not implemented.
 std::unique_ptr<Kernel> parse_kernel(const std::string& text, const Variables& variables);
-// The text of each kernel of a module, and its variables.
+// Returns the text of each kernel of a module, by name, and adds the module's variables.
 std::map<std::string, std::string> split_module(const std::string& text, Variables& variables);
 
-// The operands an operation expects.
+// The size of an operand.
 enum class Kind : uint8_t { kPredicate, k16, k32, k64 };
+// How an opcode is executed.
 struct Operation {
   Handler run = nullptr;
   std::vector<Kind> operands;  // results first
   Control control = Control::kPlain;
-  int members = -1;
+  int members = -1;  // as in Instruction
 };
+// All operations, by opcode.
 const std::map<std::string, Operation>& operations();
 
-// ld, st, prefetch.
+// The handlers of ld, st and prefetch.
 struct MemoryHandlers {
   Handler load, store, prefetch;
 };

@@ -1,3 +1,4 @@
+// The scheduler of the interpreter: blocks, warps, groups of lanes, barriers and deadlocks.
 #include "machine.h"
 
 #include <algorithm>
@@ -38,6 +39,7 @@ Dim3 unravel(uint32_t i, const Dim3& size) {
   return {i % size.x, i / size.x % size.y, i / (size.x * size.y)};
 }
 
+// The value of a special register in a thread.
 uint32_t special_value(int which, const Launch& launch, const Block& block, uint32_t thread) {
   if (which == kLaneid) return thread % kLanes;
   const Dim3 of[] = {unravel(thread, launch.block), unravel(block.index, launch.grid), launch.block,
@@ -46,7 +48,8 @@ uint32_t special_value(int which, const Launch& launch, const Block& block, uint
   return which % 3 == 0 ? d.x : which % 3 == 1 ? d.y : d.z;
 }
 
-// Registers start with junk that differs from lane to lane.
+// Initializes the registers of a warp: constants and special registers with their values, all
+// others with random values.
 void fill_registers(Warp& warp, const Launch& launch) {
   const Kernel& kernel = *launch.kernel;
   std::minstd_rand& random = warp.machine->random;
@@ -69,6 +72,7 @@ void fill_registers(Warp& warp, const Launch& launch) {
           special_value(s.which, launch, *warp.block, warp.index * kLanes + lane);
 }
 
+// Initializes a block and its warps.
 void start(Block& block, Machine& m, uint32_t index) {
   const Launch& launch = m.launch;
   const auto threads = static_cast<uint32_t>(launch.block.count());
@@ -105,7 +109,8 @@ void release_block_if_complete(Block& block) {
   if (block.warps_waiting > 0 && block.warps_waiting == block.warps_alive) release_block(block);
 }
 
-// All threads of a warp must execute the same bar.sync. True when the whole block is there.
+// A group arrives at bar.sync, which all threads of a warp must execute together. Returns whether
+// the whole warp has arrived.
 bool enter_block_barrier(Warp& warp, Group& g, const Instruction& in) {
   if (g.lanes != warp.alive) {
     g.state = Group::kAtBlockBarrier;
@@ -119,18 +124,20 @@ bool enter_block_barrier(Warp& warp, Group& g, const Instruction& in) {
   return true;
 }
 
+// The mask of the lanes that must execute a barrier or a collective together.
 uint32_t members_of(Warp& warp, const Group& g, const Instruction& in) {
   if (in.members < 0) return kAllLanes;
   const uint32_t* const mask = warp.lanes<uint32_t>(in.op[in.members]);
   const int first = __builtin_ctz(g.lanes);
   for_lanes(g.lanes, [&](int lane) {
-    if (mask[lane] != mask[first]) fault(warp, in, lane, "lanes that differ about the members");
-    if (!(mask[lane] >> lane & 1)) fault(warp, in, lane, "a lane that is no member");
+    if (mask[lane] != mask[first]) fault(warp, in, lane, "lanes have different member masks");
+    if (!(mask[lane] >> lane & 1)) fault(warp, in, lane, "a lane is not in its member mask");
   });
   return mask[first];
 }
 
-// True when the lanes of `g` may go on.
+// A group arrives at bar.warp.sync. Returns whether all members have arrived, so that the lanes may
+// continue.
 bool pass_warp_barrier(Warp& warp, Group& g, const Instruction& in) {
   const uint32_t members = members_of(warp, g, in);
   uint32_t here = g.lanes;
@@ -149,6 +156,7 @@ bool pass_warp_barrier(Warp& warp, Group& g, const Instruction& in) {
 
 // --- groups ---
 
+// Removes groups without lanes.
 void drop_empty(Warp& warp) {
   auto& groups = warp.groups;
   groups.erase(
@@ -156,7 +164,7 @@ void drop_empty(Warp& warp) {
       groups.end());
 }
 
-// Groups that stand at the same instruction go on together, and look anew at what they waited for.
+// Joins groups that are at the same instruction. A joined group checks again whether it must wait.
 void merge(Warp& warp) {
   auto& groups = warp.groups;
   for (size_t i = 0; i < groups.size(); ++i)
@@ -169,7 +177,8 @@ void merge(Warp& warp) {
   drop_empty(warp);
 }
 
-// The group that runs next: the one farthest behind, so that lanes meet again; or any.
+// Chooses the group that runs next: usually the group that is farthest behind, so that the groups
+// meet again. With Options::random_lanes any group may run, and some of its lanes may run ahead.
 Group* choose(Warp& warp) {
   Machine& m = *warp.machine;
   const bool any = options().random_lanes;
@@ -187,7 +196,8 @@ Group* choose(Warp& warp) {
   for (Group& g : warp.groups)
     if (g.state == Group::kReady) ready.push_back(&g);
   if (any) return ready[m.random() % ready.size()];
-  // Once in a while another one, so that a spinning group does not keep the lane it waits for.
+  // Sometimes another group runs, because the group farthest behind may wait for a value of a lane
+  // that is ahead.
   if (ready.size() > 1 && m.random() % 64 == 0) return ready[m.random() % ready.size()];
   return *std::min_element(ready.begin(), ready.end(),
                            [](const Group* a, const Group* b) { return a->pc < b->pc; });
@@ -201,18 +211,20 @@ uint32_t meeting_point(const Warp& warp, const Group& mine) {
   return at;
 }
 
+// Ends some lanes of a group.
 void exit_lanes(Warp& warp, Group& g, uint32_t lanes) {
   warp.alive &= ~lanes;
   g.lanes &= ~lanes;
   warp.machine->without_progress = 0;
-  for (Group& other : warp.groups) other.state = Group::kReady;  // perhaps they waited for these
+  for (Group& other : warp.groups) other.state = Group::kReady;  // they may have waited for `lanes`
   drop_empty(warp);
   if (warp.alive) return;
   --warp.block->warps_alive;
   release_block_if_complete(*warp.block);
 }
 
-// Executes up to `budget` instructions of one group; returns how many.
+// Executes up to `budget` instructions of one group and returns the number of executed
+// instructions.
 int run_group(Warp& warp, Group& g, int budget) {
   const std::vector<Instruction>& code = warp.machine->launch.kernel->code;
   const bool alone = warp.groups.size() == 1, together = !options().random_lanes;
@@ -220,7 +232,7 @@ int run_group(Warp& warp, Group& g, int budget) {
   const uint32_t lanes = g.lanes;
   uint32_t pc = g.pc;
   int done = 0;
-  bool stopped = false;  // g is up to date, or no more
+  bool stopped = false;  // if true, g.pc is already correct or g no longer exists
   while (!stopped && done < budget && pc < meeting) {
     const Instruction& in = code[pc];
     uint32_t active = lanes;
@@ -243,14 +255,14 @@ int run_group(Warp& warp, Group& g, int budget) {
         stopped = true;
       } else {
         g.pc = pc = active ? in.target : pc + 1;
-        stopped = active && !alone;  // others may stand here
+        stopped = active && !alone;  // another group may be at the target
       }
     } else if (in.control == Control::kExit) {
       g.pc = ++pc;
       stopped = active;
       if (active) exit_lanes(warp, g, active);
     } else if (active != lanes) {
-      fault(warp, in, 0, "a guard that lets only some lanes pass");
+      fault(warp, in, 0, "the guard is true for some lanes and false for others");
     } else if (in.control == Control::kBlockBarrier) {
       if (enter_block_barrier(warp, g, in)) release_block_if_complete(*warp.block);
       stopped = true;
@@ -269,6 +281,7 @@ int run_group(Warp& warp, Group& g, int budget) {
   return done;
 }
 
+// Whether no group of a warp can run now.
 bool is_blocked(Warp& warp) {
   if (!warp.at_block_barrier && warp.groups.size() > 1) merge(warp);
   return warp.at_block_barrier ||
@@ -276,6 +289,7 @@ bool is_blocked(Warp& warp) {
                       [](const Group& g) { return g.state == Group::kReady; });
 }
 
+// Throws a Fault that says where the first six groups wait.
 [[noreturn]] void report_standstill(const Machine& m, const char* what) {
   std::ostringstream out;
   out << m.launch.kernel->short_name() << ": " << what;
@@ -289,15 +303,17 @@ bool is_blocked(Warp& warp) {
   throw Fault(out.str());
 }
 
-// The warp that runs next: any, the slow ones less often unless the others wait for long.
-size_t any(Machine& m, const std::vector<Warp*>& running) {
+// Returns the index of the warp that runs next. Slow warps are chosen less often, until the others
+// make no progress for long.
+size_t choose_warp(Machine& m, const std::vector<Warp*>& running) {
   size_t pick = m.random() % running.size();
   const int most = m.without_progress < options().patience / 2 ? 4 : 0;
   for (int tries = 0; tries < most && running[pick]->slow; ++tries)
     pick = m.random() % running.size();
   return pick;
 }
-// Runs the blocks first .. first + count - 1 together, to the end.
+
+// Runs the blocks first .. first + count - 1 together, to their end.
 void run_blocks(Machine& m, uint32_t first, uint32_t count) {
   m.blocks.clear();
   m.blocks.resize(count);
@@ -307,18 +323,18 @@ void run_blocks(Machine& m, uint32_t first, uint32_t count) {
     for (Warp& warp : m.blocks[b].warps) running.push_back(&warp);
   }
   m.without_progress = 0;
-  uint64_t in_vain = 0;  // picks of blocked warps in a row
+  uint64_t blocked_picks = 0;  // the number of blocked warps chosen since a warp ran
   while (!running.empty()) {
-    const size_t pick = any(m, running);
+    const size_t pick = choose_warp(m, running);
     while (!m.delayed.empty() && m.random() % 4 != 0) m.deliver(m.random() % m.delayed.size());
     Warp& warp = *running[pick];
     if (is_blocked(warp)) {
-      if (++in_vain > 4 * running.size() &&
+      if (++blocked_picks > 4 * running.size() &&
           std::all_of(running.begin(), running.end(), [](Warp* w) { return is_blocked(*w); }))
         report_standstill(m, "deadlock, all threads wait at barriers");
       continue;
     }
-    in_vain = 0;
+    blocked_picks = 0;
     for (int budget = 1 + static_cast<int>(m.random() % 400); budget > 0 && warp.alive;) {
       if (is_blocked(warp)) break;
       Group* const g = choose(warp);
@@ -328,7 +344,7 @@ void run_blocks(Machine& m, uint32_t first, uint32_t count) {
       m.without_progress += done;
     }
     if (m.without_progress > options().patience)
-      report_standstill(m, "no progress, threads wait for values that nobody stores");
+      report_standstill(m, "no progress, threads wait for values that no thread stores");
     if (!warp.alive) {
       running[pick] = running.back();
       running.pop_back();

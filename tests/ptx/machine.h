@@ -1,6 +1,5 @@
-// Runs the grid of a kernel on one thread of the host. A warp is a set of groups of lanes that
-// stand at the same instruction; a warp gets a slice of time, then another one does, drawn at
-// random.
+// Runs a grid on one host thread. The lanes of a warp form groups; the lanes of a group are at the
+// same instruction. A warp runs for a short random time, then another warp, chosen at random, runs.
 #pragma once
 #include <cstdint>
 #include <random>
@@ -14,12 +13,12 @@ namespace ptx {
 
 struct Options {
   unsigned seed = 1;
-  bool random_lanes = false;  // any lanes of a warp may run ahead, wherever PTX lets them
-  bool delays = false;        // relaxed stores reach memory late and in any order
-  int patience = 20'000'000;  // instructions of warps without any progress: a deadlock
-  int seed_offset = 0;
-  unsigned resident_blocks = 1024;
-  int shared_bytes = 227 * 1024;  // that a block may ask for
+  bool random_lanes = false;  // whether lanes may run ahead of their warp if PTX allows it
+  bool delays = false;        // whether relaxed stores reach memory late and in any order
+  int patience = 20'000'000;  // after so many instructions without progress there is a deadlock
+  int seed_offset = 0;        // added to the seed
+  unsigned resident_blocks = 1024;  // how many blocks of a cooperative launch fit on the device
+  int shared_bytes = 227 * 1024;    // the most shared memory of a block
 };
 Options& options();
 
@@ -36,11 +35,12 @@ struct Launch {
   bool cooperative;
 };
 
-// To the end of the grid. Throws a Fault.
+// Runs a launch to the end of its grid. Throws a Fault for an error of the kernel.
 void run(const Launch& launch);
 
-// --- for the instructions ---
+// --- the state of a running grid, for the handlers of instructions ---
 
+// Lanes of a warp at the same instruction.
 struct Group {
   uint32_t pc = 0, lanes = 0, members = 0;
   enum State : uint8_t { kReady, kAtWarpBarrier, kAtCollective, kAtBlockBarrier } state = kReady;
@@ -53,14 +53,16 @@ struct Warp {
   Machine* machine = nullptr;
   Block* block = nullptr;
   uint32_t index = 0;  // in the block
-  uint32_t alive = 0;  // lanes that have not exited
-  uint32_t epoch = 0;  // warp barriers passed
-  bool at_block_barrier = false, slow = false;
+  uint32_t alive = 0;  // the mask of lanes that have not exited
+  uint32_t epoch = 0;  // the number of warp barriers passed
+  bool at_block_barrier = false;
+  bool slow = false;  // whether the warp is chosen less often
   std::vector<Group> groups;
   std::vector<unsigned char> registers;
   std::vector<uint32_t> predicates;
-  std::vector<unsigned char> arguments;  // of a call, of lane after lane
+  std::vector<unsigned char> arguments;  // [lane][argument_bytes], the arguments of a call
 
+  // The values of a register in all lanes.
   template <typename V>
   V* lanes(uint32_t at) {
     return reinterpret_cast<V*>(registers.data() + at);
@@ -70,33 +72,38 @@ struct Warp {
 struct Block {
   uint32_t index = 0;  // in the grid
   uint32_t warps_alive = 0, warps_waiting = 0;
-  uint32_t epoch = 0;  // block barriers passed
+  uint32_t epoch = 0;  // the number of block barriers passed
   std::vector<Warp> warps;
   std::vector<unsigned char> shared, written;  // written: 1 where shared memory has a value
-  std::vector<Shadow> shadow;                  // one per word
+  std::vector<Shadow> shadow;                  // one for each 32-bit word of shared memory
 };
 
-// A relaxed store on its way to memory.
+// A relaxed store that has not reached memory yet.
 struct Delayed {
   uint64_t address;
   uint32_t bytes, block, thread;
   unsigned char value[16];
 };
 
+// The state of a launch.
 struct Machine {
   const Launch& launch;
-  uint32_t number = 0;  // of the launch
-  int without_progress = 0;
+  uint32_t number = 0;       // the number of the launch
+  int without_progress = 0;  // the number of instructions since the last progress
   std::minstd_rand random;
   std::vector<Block> blocks;
   std::vector<Delayed> delayed;
 
-  void deliver(size_t index);                         // one of them
-  void deliver_to(uint64_t address, uint32_t bytes);  // those that overlap
+  // Writes one delayed store to memory.
+  void deliver(size_t index);
+  // Writes all delayed stores that overlap these bytes.
+  void deliver_to(uint64_t address, uint32_t bytes);
 };
 
+// Throws a Fault with the place of the error in the kernel.
 [[noreturn]] void fault(const Warp& warp, const Instruction& in, int lane, const std::string& what);
 
+// Calls f(lane) for each lane of a mask.
 template <typename F>
 inline void for_lanes(uint32_t lanes, const F& f) {
   if (lanes == kAllLanes) {

@@ -1,8 +1,8 @@
-// ptx_tests --list prints the names of the cases; ptx_tests [option...] NAME... runs them.
-//   --seed-offset N     another order of warps
-//   --random-lanes      lanes of a warp run apart wherever PTX lets them
-//   --delays            relaxed stores reach memory late and in any order
-//   --decode            decodes all kernels and prints what is not implemented
+// ptx_tests --list prints the names of the cases; ptx_tests [option...] NAME... runs these cases.
+//   --seed-offset N     runs the warps in another order
+//   --random-lanes      lets lanes of a warp run apart if PTX allows it
+//   --delays            lets relaxed stores reach memory late and in any order
+//   --decode            decodes all kernels and prints the features that are not implemented
 #include "cudart.h"
 #include "harness.h"
 #include "machine.h"

@@ -10,7 +10,8 @@
 namespace ptx {
 namespace {
 
-// operator new is replaced below, so the table must not call it.
+// An allocator that calls malloc. The table of allocations needs it, because operator new is
+// replaced below and uses the table.
 template <typename T>
 struct Plain {
   using value_type = T;
@@ -29,8 +30,9 @@ struct Plain {
   }
 };
 
-constexpr size_t kAlignment = 256;  // as cudaMalloc has it
+constexpr size_t kAlignment = 256;  // the same as cudaMalloc's
 
+// All recorded allocations, by their end; `own` is the number of OwnMemory objects.
 struct Table {
   std::mutex mutex;
   std::map<uintptr_t, Allocation, std::less<uintptr_t>,
@@ -39,7 +41,7 @@ struct Table {
   int own = 0;
 };
 Table& table() {
-  alignas(Table) static unsigned char memory[sizeof(Table)];  // outlives all destructors
+  alignas(Table) static unsigned char memory[sizeof(Table)];  // never destroyed
   static Table* const t = new (memory) Table;
   return *t;
 }
@@ -91,6 +93,8 @@ OwnMemory::OwnMemory() { ++table().own; }
 OwnMemory::~OwnMemory() { --table().own; }
 
 namespace {
+// Returns `race` if the two accesses are a data race, another message if they are relaxed accesses
+// of different sizes, or null if there is no race.
 const char* judge(const Visit& before, const Visit& now, const char* race) {
   if (!unordered(before, now)) return nullptr;
   if (!before.strong || !now.strong) return race;

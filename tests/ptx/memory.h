@@ -1,7 +1,8 @@
-// Memory of the program under test. Global memory is memory of the host, so every allocation of the
-// process is recorded, and an access must lie in one. Shadow values say who accessed what last, to
-// find data races: two accesses, one of them a store, by different threads without a barrier
-// between them. Of two relaxed accesses of one size that is none.
+// Records the memory of the program under test, and finds data races. Global memory is host memory,
+// so every allocation of the process is recorded, and an access must be inside an allocation. A
+// data race is two accesses to the same memory by different threads, at least one of them a store,
+// without a barrier between them; two relaxed accesses of the same size are no race. To find races,
+// shadow memory stores the last accesses to each piece of memory.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -10,20 +11,21 @@
 
 namespace ptx {
 
-// Who accessed a piece of memory, and how far the barriers were then.
+// An access to a piece of memory, with the number of barriers that its thread had passed.
 struct Visit {
   uint32_t launch = 0;
-  uint32_t block = 0, thread = 0;  // of the grid; of the block
+  uint32_t block = 0, thread = 0;  // the index of the block in the grid, of the thread in the block
   uint32_t block_epoch = 0, warp_epoch = 0;
   uint8_t bytes = 0;
-  bool strong = false;
+  bool strong = false;  // whether the access is relaxed
 };
 
+// The last accesses to a piece of memory; other_load is the last load by another thread than load.
 struct Shadow {
-  Visit store, load, other_load;  // the last ones; other_load: of another thread than load
+  Visit store, load, other_load;
 };
 
-// Whether nothing orders `before` and `now`, which one thread or two make.
+// Whether neither a barrier nor the order within a thread orders two accesses.
 inline bool unordered(const Visit& before, const Visit& now) {
   if (before.launch != now.launch) return false;
   if (before.block != now.block) return true;
@@ -31,24 +33,26 @@ inline bool unordered(const Visit& before, const Visit& now) {
   return before.thread / 32 != now.thread / 32 || before.warp_epoch == now.warp_epoch;
 }
 
-// Notes an access; with what it races, or null.
+// Records an access in its shadow. Returns the access that it races with, as text, or null.
 const char* visit(Shadow& shadow, const Visit& now, bool is_store);
 
 // --- allocations of the host ---
 
-// Each byte of fresh memory: no value that a test would use.
+// The value of each byte of new memory, which no test uses.
 constexpr uint8_t kJunk = 0xfb;
-constexpr int kGranule = 2;  // bytes of global memory that share a shadow
+constexpr int kGranule = 2;  // the number of bytes of global memory that share a shadow
 
 struct Allocation {
   uintptr_t begin = 0, end = 0;
-  Shadow* shadow = nullptr;  // one per granule, or null: not tracked
+  Shadow* shadow = nullptr;  // one for each granule, or null if there is no shadow memory yet
 };
 
-// The allocation with this address, or null. Shadow memory is made when asked for.
+// Returns the allocation that contains an address, or null. If `with_shadow`, the allocation gets
+// shadow memory.
 const Allocation* find_allocation(uintptr_t address, bool with_shadow);
 
-// While one lives, new allocations are the interpreter's own and not recorded.
+// While an object of this class exists, new allocations belong to the interpreter and are not
+// recorded.
 class OwnMemory {
  public:
   OwnMemory();

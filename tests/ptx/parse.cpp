@@ -1,3 +1,4 @@
+// Decodes the text of PTX modules.
 #include <cxxabi.h>
 
 #include <cctype>
@@ -37,6 +38,7 @@ std::vector<std::string> split(const std::string& s, char separator) {
   return parts;
 }
 
+// The size of each PTX type in bytes; 0 for a predicate.
 const std::map<std::string, int>& type_bytes() {
   static const std::map<std::string, int> bytes = {{"pred", 0}, {"b8", 1},  {"u8", 1},  {"s8", 1},
                                                    {"b16", 2},  {"u16", 2}, {"s16", 2}, {"b32", 4},
@@ -45,7 +47,7 @@ const std::map<std::string, int>& type_bytes() {
   return bytes;
 }
 
-// As SpecialRegister counts them, or -1.
+// The number of a special register, as in SpecialRegister::which, or -1 for other operands.
 int special_register(const std::string& text) {
   static const char* const names[] = {"%tid.", "%ctaid.", "%ntid.", "%nctaid."};
   for (int i = 0; i < kLaneid; ++i)
@@ -53,6 +55,7 @@ int special_register(const std::string& text) {
   return text == "%laneid" ? kLaneid : -1;
 }
 
+// Decodes one kernel.
 class Parser {
  public:
   Parser(const std::string& source, const Variables& variables) : text_(without_comments(source)) {
@@ -74,8 +77,8 @@ class Parser {
 
  private:
   struct Register {
-    int bytes;  // 0: a predicate
-    int64_t place = -1;
+    int bytes;           // 0: a predicate
+    int64_t place = -1;  // its location in the register file, once the register is used
   };
 
   void read_header() {
@@ -149,7 +152,7 @@ class Parser {
     decode(statement);
   }
 
-  // .param type name, of a call.
+  // .param type name: declares an argument of a call.
   void declare_argument(const std::string& statement) {
     std::stringstream in(statement);
     std::string word, type, name;
@@ -178,12 +181,14 @@ class Parser {
     }
   }
 
+  // Reserves a location in the register file.
   uint32_t new_place(int bytes) {
     const uint32_t place = kernel_->register_bytes;
     kernel_->register_bytes += kLanes * bytes;
     return place;
   }
 
+  // The location of a constant.
   uint32_t constant(uint64_t bits, int bytes) {
     if (bytes < 8) bits &= (uint64_t{1} << 8 * bytes) - 1;
     const auto [at, is_new] = constants_.try_emplace({bits, bytes}, 0);
@@ -202,7 +207,8 @@ class Parser {
     return r;
   }
 
-  // A register, an immediate or the address of a symbol, which must have `bytes` (0: a predicate).
+  // The location of an operand, or its number for a predicate. The operand is a register, an
+  // immediate or the address of a symbol, and must have `bytes` bytes (0: a predicate).
   uint32_t operand(const std::string& text, int bytes, bool result) {
     if (text == "_" && result) return bytes ? new_place(bytes) : kernel_->predicates++;
     if (const int special = special_register(text); special >= 0) {
@@ -235,7 +241,7 @@ class Parser {
       if (bytes == 0) return constant_predicate(value != 0);
       return constant(value, bytes);
     }
-    // What is left is the one extern array of dynamic shared memory.
+    // The only other symbol is the extern array of dynamic shared memory.
     return constant(kSharedBase, bytes);
   }
 
@@ -248,7 +254,8 @@ class Parser {
     return at->second;
   }
 
-  // Operands without the braces of vectors, the bar of pairs and the brackets of calls.
+  // Splits the operands of an instruction, without the braces of vectors, the bar of pairs and the
+  // parentheses of calls.
   static std::vector<std::string> operands_of(const std::string& text) {
     std::vector<std::string> parts;
     std::string part;
@@ -307,7 +314,7 @@ class Parser {
       opcode += " " + parts[1];
       parts.erase(parts.begin(), parts.begin() + 2);
     }
-    // A conversion may take the lower half of a register.
+    // The operand of this conversion may be a 64-bit register, of which the lower half counts.
     if (opcode == "cvt.s64.s32" && registers_.count(parts[1]) && registers_[parts[1]].bytes == 8)
       opcode += " of 64 bits";
     const auto found = operations().find(opcode);
@@ -327,8 +334,8 @@ class Parser {
     }
   }
 
-  // ld and st: [values...] and an address; the qualifiers in any order that PTX allows. An address
-  // of no space is taken for one of global memory, which a load or store checks.
+  // Decodes ld, st and prefetch. The qualifiers may be in any order. An address without a state
+  // space counts as an address of global memory, and each load and store checks that it is one.
   void decode_access(Instruction& in, const std::string& opcode, const std::string& rest) {
     Access& a = in.access;
     const auto words = split(opcode, '.');
@@ -352,7 +359,8 @@ class Parser {
         throw Fault("not implemented: ." + words[i]);
       }
     }
-    if (a.strong != has_scope) throw Fault("not implemented: a scope without .relaxed, or none");
+    if (a.strong != has_scope)
+      throw Fault("not implemented: a scope without .relaxed, or .relaxed without a scope");
     const size_t open = rest.find('['), close = rest.find(']');
     read_address(in, trimmed(rest.substr(open + 1, close - open - 1)));
     if (words[0] == "prefetch") {
@@ -361,7 +369,8 @@ class Parser {
     }
     const bool load = words[0] == "ld";
     const auto values = operands_of(load ? rest.substr(0, open) : rest.substr(close + 1));
-    if (values.size() != a.elements || a.bytes == 0) throw Fault("operands");
+    if (values.size() != a.elements || a.bytes == 0)
+      throw Fault("wrong number or type of operands");
     for (int i = 0; i < a.elements; ++i) {
       int bytes = std::max<int>(a.bytes, 2);  // the register may be wider than the type
       if (values[i][0] == '%') bytes = find_register(values[i]).bytes;
@@ -372,7 +381,7 @@ class Parser {
     in.run = load ? memory_handlers().load : memory_handlers().store;
   }
 
-  // [register], [register+n], [symbol], [symbol+n]
+  // Decodes an address: register, register+n, symbol or symbol+n.
   void read_address(Instruction& in, const std::string& text) {
     const size_t plus = text.find('+');
     const std::string base = trimmed(text.substr(0, plus));
@@ -421,7 +430,7 @@ std::map<std::string, std::string> split_module(const std::string& text, Variabl
   return kernels;
 }
 
-// walk_kernel<ForwardWalk<Tf32Mma, 8, 8> >
+// For example walk_kernel<ForwardWalk<Tf32Mma, 8, 8> >.
 std::string Kernel::short_name() const {
   int status = 0;
   char* const demangled = abi::__cxa_demangle(name.c_str(), nullptr, nullptr, &status);

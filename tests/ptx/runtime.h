@@ -1,4 +1,4 @@
-// The names by which the drivers of tests/simt talk to their emulator, for the interpreter.
+// The emulator's names that the test cases of tests/simt use, implemented by the interpreter.
 #pragma once
 #include "cudart.h"
 #include "machine.h"

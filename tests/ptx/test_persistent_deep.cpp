@@ -1,5 +1,6 @@
-// Rows so long that every group of loads of every tile takes its turn, and waits: more blocks than
-// the emulator has room for. And rows so many that every thread of a block has several.
+// The persistent engine, for every tile, with two shapes that are too large for the emulator of
+// tests/simt: rows so long that every group of loads is used several times, and so many rows that
+// every thread of a block has several rows.
 #include "persistent_run.h"
 
 namespace {
@@ -9,8 +10,8 @@ using namespace persistent;
 template <typename T>
 void add(const char* kind, bool allow_tf32, double unit) {
   for (const auto& [units, row_tile] : compiled_tiles<T>(allow_tf32)) {
-    // Of two groups of loads and a chunk; of many groups backward, whose rows are four times as
-    // long.
+    // In forward each warp loads two full groups of chunks of a row and one chunk more. In backward
+    // rows are four times as long, so each warp loads many groups.
     const bool ffma = std::is_same_v<T, float> && !allow_tf32;
     const int chunks = kWarps * (2 * chunks_in_flight(ffma, false, units, row_tile) + 1);
     Shape of_long_rows{2, row_tile, chunks * kChunkBytes / int(sizeof(T)) - 3};
@@ -19,7 +20,7 @@ void add(const char* kind, bool allow_tf32, double unit) {
     for (Shape shape : {of_long_rows, of_many_rows}) {
       shape.units = units, shape.row_tile = row_tile;
       const char* const name = shape.B > row_tile ? " many rows" : "";
-      testing::Case(testing::text("deep/", kind, "/", units, "x", row_tile, name), [=] {
+      testing::Case(testing::text("deep/persistent/", kind, "/", units, "x", row_tile, name), [=] {
         simt::seed() = shape.units + shape.row_tile;
         Run<T> run(shape, 1, allow_tf32);
         run.forward();
