@@ -1,5 +1,5 @@
-// Which engine serves a call on a GPU: the stepwise one, which takes every call, unless the
-// persistent one is requested by name.
+// Which engine of the op serves a call on a GPU: the persistent one if it is requested by name,
+// otherwise the stepwise one, which takes every call.
 #pragma once
 #include <c10/cuda/CUDAFunctions.h>
 
@@ -15,8 +15,8 @@
 
 namespace fastlstm {
 
-// Multiprocessors that the persistent engine leaves to other streams and processes:
-// FASTLSTM_FREE_SMS, read once.
+// The number of multiprocessors that the persistent engine leaves to other streams and processes.
+// The environment variable FASTLSTM_FREE_SMS sets it and is read once.
 inline int64_t free_sms() {
   static const int64_t count = [] {
     const char* const text = std::getenv("FASTLSTM_FREE_SMS");
@@ -30,9 +30,10 @@ inline int64_t free_sms() {
   return count;
 }
 
-// The current device, which is that of the call, without the multiprocessors that are left free;
-// with none if it makes no cooperative launches. Its capability is that of the code that it runs
-// where this was compiled for less than sm_80, without the persistent kernels; 0 for no code.
+// The current device, which is the device of the call. Its multiprocessors do not include those
+// that are left free, and are 0 if the device supports no cooperative launches. Its capability is
+// that of the loaded code if that is below sm_80 and has no persistent kernels (0 if there is no
+// code), otherwise the GPU's.
 inline CudaDevice cuda_device() {
   const int index = c10::cuda::current_device();
   const auto attribute = [&](cudaDeviceAttr name) {
@@ -54,7 +55,8 @@ inline CudaDevice cuda_device() {
           attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)};
 }
 
-// The division of a call's work by the persistent engine; nothing where the stepwise one serves it.
+// The division of a call's work by the persistent engine; nothing if the stepwise engine serves the
+// call.
 inline std::optional<Tiling> plan_call(c10::string_view engine, const Layer& layer, bool backward) {
   if (engine == "auto" || engine == "stepwise") return std::nullopt;
   TORCH_CHECK(

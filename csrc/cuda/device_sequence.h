@@ -1,4 +1,4 @@
-// The rows of a call as tables on the device, for the kernels.
+// The rows of a call as tables on the device, for the persistent kernels.
 #pragma once
 #include <ATen/ATen.h>
 #include <c10/cuda/CUDAStream.h>
@@ -14,8 +14,8 @@ inline void check_cuda(cudaError_t error, const char* call) {
   TORCH_CHECK(error == cudaSuccess, "lstm: ", call, " failed: ", cudaGetErrorString(error));
 }
 
-// Rows as blocks load them: `width` values, with zeros after those that exist, from a multiple
-// of 16 bytes on.
+// Rows in the form in which blocks load them: padded with zeros to `width` values, and starting at
+// a multiple of 16 bytes.
 inline Tensor exchangeable(const Tensor& rows, int64_t width) {
   const int64_t padding = width - rows.size(-1);
   if (padding > 0) return at::constant_pad_nd(rows, {0, padding});
@@ -24,12 +24,12 @@ inline Tensor exchangeable(const Tensor& rows, int64_t width) {
   return aligned ? contiguous : contiguous.clone();
 }
 
-// The sequence as the kernels see it, and the tensors that it points into.
+// The `Sequence` of a call, and the tensors that own its memory.
 struct DeviceSequence {
   Tensor table, lengths, order, reset;
   Sequence sequence;
 
-  // sorted: whether padded rows of similar length should share a tile.
+  // sorted: whether rows with `lengths` are sorted, so that rows of similar length share a tile.
   DeviceSequence(const Layer& layer, bool sorted) {
     const int64_t steps = layer.steps.expect_int(), batch = layer.batch.expect_int();
     sequence = {};

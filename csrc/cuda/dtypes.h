@@ -1,6 +1,6 @@
-// The CUDA types that cross into the launchers: stream, error code and the 16-bit floats. With
-// FASTLSTM_EMULATOR defined they are those of tests/simt/simt.h and of the CPU, so that a plain C++
-// compiler builds the same .cu files.
+// The CUDA types in the interface of the launchers: stream, error code and the 16-bit floats. If
+// FASTLSTM_EMULATOR is defined they come from tests/simt/simt.h and cpu/half.h, so that a plain C++
+// compiler can build the same .cu files.
 #pragma once
 
 #if defined(FASTLSTM_EMULATOR)

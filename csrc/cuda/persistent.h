@@ -1,8 +1,10 @@
-// The persistent engine's interface: everything one launch reads and writes. R flat rows in time
-// order: R = T * B, or the length of the packed data. T is float, bfloat16 or float16; the cell
-// state is float. Pointers are to contiguous rows; only `output`, `exchange` and `d_output` have a
-// row stride, since both directions share them. W is Tiling::exchange_width: H, or more where rows
-// of H values are not whole pieces of 16 bytes. What is exchanged starts at a multiple of 16 bytes.
+// The arguments of a launch of the persistent engine: all memory that it reads and writes.
+//
+// R is the number of flat rows in time order: T * B, or the length of packed data. The type T is
+// float, bfloat16 or float16, and the cell state is float. Rows are contiguous. Only `output`,
+// `exchange` and `d_output` have a row stride, because both directions share them. W is
+// Tiling::exchange_width: H, or more if a row of H values is not a multiple of 16 bytes. Exchanged
+// memory starts at a multiple of 16 bytes.
 #pragma once
 #include <cstdint>
 
@@ -13,18 +15,18 @@
 
 namespace fastlstm {
 
-// The rows of a call: which batch row is alive when, and where its flat row lies.
+// The rows of a call: how many steps each batch row has, and where the rows of a step are.
 struct Sequence {
   int steps, batch, hidden_size;
-  const int64_t* lengths;  // [B] steps of each batch row, or nullptr: all of them
-  const int64_t* offsets;  // [T] packed data: first flat row of a step; nullptr: t * B
-  const int64_t* order;    // [B] batch rows, longest first, so that short ones share a tile and
-                           // leave it early; or nullptr: as they are (packed data is sorted)
-  const bool* reset;       // [T,B] state is zeroed before that step; or nullptr
+  const int64_t* lengths;  // [B] steps of each batch row; nullptr: every row has all steps
+  const int64_t* offsets;  // [T] first flat row of each step of packed data; nullptr: t * B
+  const int64_t* order;    // [B] the batch rows sorted by length, the longest first, so that short
+                           // rows share a tile, which is then skipped early; nullptr: not sorted
+  const bool* reset;       // [T,B] whether the state is zeroed before a step; nullptr: never
 };
 
-// Steps of a batch row. Lengths on the device were not checked by the host: they must not lead
-// outside the sequence.
+// The number of steps of a batch row. The host has not checked lengths that are on the device, so
+// they are clamped here.
 FASTLSTM_INLINE int live_steps(const Sequence& sequence, int64_t row) {
   if (!sequence.lengths) return sequence.steps;
   const int64_t length = sequence.lengths[row];
@@ -34,14 +36,14 @@ FASTLSTM_INLINE int live_steps(const Sequence& sequence, int64_t row) {
 template <typename T>
 struct ForwardDirection {
   const T* w_hh;  // [4H,H]
-  const T* h_0;   // [B,W]  0 after the units
-  T* gates;       // [R,4H] x W_ih^T + b in; the activated gates out, if they are saved
-  T* output;      // [R,H]  h_t, 0 at dead positions
-  T* exchange;    // [R,W]  h_t, 0 after the units; on entry all bits are set. It is output where
-                  //        it need not be another
-  float* cells;   // [R,H]  c_t, or nullptr
-  T* h_n;         // [B,H]  holds h_0 on entry: rows of length 0 keep it
-  float* c_n;     // [B,H]  likewise c_0
+  const T* h_0;   // [B,W]  columns H to W are 0
+  T* gates;       // [R,4H] x W_ih^T + b; receives the activated gates if they are saved
+  T* output;      // [R,H]  receives h_t, and 0 after the end of a row
+  T* exchange;  // [R,W]  receives h_t, and 0 in columns H to W. All bits are set before the launch.
+                //        It is the same memory as output if W = H
+  float* cells;  // [R,H]  receives c_t; may be nullptr
+  T* h_n;        // [B,H]  holds h_0 before the launch; rows of length 0 keep it
+  float* c_n;    // [B,H]  holds c_0 before the launch, likewise
 
   template <class Function>
   FASTLSTM_INLINE void for_each_pointer(const Function& f) {
@@ -53,7 +55,7 @@ template <typename T>
 struct PersistentForward {
   Sequence sequence;
   ForwardDirection<T> direction[2];  // the second walks in reverse
-  bool first_reverse;                // a launch of one direction: whether it is the reverse one
+  bool first_reverse;                // whether direction[0] walks in reverse, if it is the only one
   bool save_gates;
   int64_t output_stride, exchange_stride;
 };
@@ -64,12 +66,12 @@ struct BackwardDirection {
   const float* c_0;      // [B,H]
   const T* gates;        // [R,4H] activated
   const float* cells;    // [R,H]
-  const T* d_output;     // [R,H] or nullptr: 0
-  const float* d_cells;  // [R,H] or nullptr: 0
-  T* d_gates;            // [R,4,W] out, 0 at dead positions and after the units; on entry all bits
-                         //        are set
-  T* d_h;                // [B,H] dL/dh_n in, dL/dh_0 out if state_needs_grad
-  float* d_c;            // [B,H] dL/dc_n in, dL/dc_0 out likewise
+  const T* d_output;     // [R,H]  nullptr stands for 0
+  const float* d_cells;  // [R,H]  nullptr stands for 0
+  T* d_gates;            // [R,4,W] receives the gradients, and 0 after the end of a row and in
+                         //        columns H to W. All bits are set before the launch
+  T* d_h;                // [B,H]  dL/dh_n; receives dL/dh_0 if state_needs_grad
+  float* d_c;            // [B,H]  dL/dc_n; receives dL/dc_0 if state_needs_grad
 
   template <class Function>
   FASTLSTM_INLINE void for_each_pointer(const Function& f) {
@@ -86,9 +88,9 @@ struct PersistentBackward {
   int64_t d_output_stride;
 };
 
-// Walks the whole sequence in one cooperative launch, divided as planned.
-// cudaErrorCooperativeLaunchTooLarge (or another error of the launch) means that nothing ran, and
-// so does cudaErrorInvalidValue: no such tile.
+// Walks over all steps in one cooperative launch, divided as `tiling` says. If it returns an error,
+// nothing ran: cudaErrorCooperativeLaunchTooLarge if not all blocks can run at the same time,
+// cudaErrorInvalidValue if the tile shape was not compiled.
 template <typename T>
 cudaError_t launch_walk(const PersistentForward<T>& call, const Tiling& tiling,
                         cudaStream_t stream);
@@ -96,7 +98,8 @@ template <typename T>
 cudaError_t launch_walk(const PersistentBackward<T>& call, const Tiling& tiling,
                         cudaStream_t stream);
 
-// Copies host values to the device as parameters of kernels: no synchronization, capture-safe.
+// Copies host values to the device as kernel parameters, without synchronization, so that a CUDA
+// graph can capture it.
 cudaError_t launch_upload(const int64_t* host, int64_t count, int64_t* device, cudaStream_t stream);
 
 }  // namespace fastlstm

@@ -1,21 +1,23 @@
-// Persistent engine, backward: the steps of the forward walk in opposite order, in one launch.
+// The persistent engine, backward: one launch walks over the steps of the forward walk in opposite
+// order.
 //
-// A block owns columns of W_hh (all 4H rows of its units), so dL/dh_{t-1} of its units is whole in
-// the block: it reads d_gates of the step that came after, of all units, and no sums leave it.
-// d_gates is a buffer of its own, the saved gates stay as they are (retain_graph). One more product
-// after the last step gives dL/dh_0.
+// A block keeps the columns of W_hh that belong to its units, with all 4H rows. It loads d_gates of
+// step t+1 of all units, which the blocks exchange, and computes dL/dh_t of its own units
+// completely. So no partial sums leave a block. d_gates has memory of its own, because the saved
+// gates must stay unchanged (retain_graph). One more product after the last step gives dL/dh_0. L2
+// bounds a step, since every block of a group loads all 4H values of a row.
 #include "../equations/lstm_step.h"
 #include "persistent_block.h"
 
 namespace fastlstm {
 namespace {
 
-// The inputs of a unit of a row in a step besides d_gates of all units of the step after.
+// The inputs of a unit of a row in a step, without d_gates of the step after.
 template <typename T>
 struct UnitInputs {
   ThreadUnit at;
   int64_t index;  // of the unit in [B,H]
-  T *d_i, *d_f;   // where the gradients of these gates go; those of g and o are as far apart
+  T *d_i, *d_f;   // where the gradients of gates i and f go; g and o follow at the same distance
   Gates<T> gates;
   float c, c_prev, d_cells;
   T d_output, d_h;
@@ -62,7 +64,7 @@ struct BackwardWalk {
     if (d.d_output) prefetch(d.d_output + flat_row * call.d_output_stride + column);
   }
 
-  // The inputs that do not come from other blocks, before waiting for them.
+  // Loads the inputs that do not come from other blocks, before the block waits for d_gates.
   __device__ UnitInputs<T> load_inputs(const TimeStep& step, const ThreadUnit& at) const {
     prefetch_step(step, at);
     const int column = block.column(at);
@@ -85,11 +87,11 @@ struct BackwardWalk {
     return in;
   }
 
-  // d_gates of a row of the group, whose flat row is given.
+  // d_gates of a row of the group in the step whose first flat row is `offset`.
   __device__ RowVector<T> d_gates_of(int row, int64_t offset) const {
     return {d.d_gates + (offset + block.batch_row[row]) * 4 * width, true};
   }
-  // d_gates of the step that came after in time, which this walk had before.
+  // d_gates of the step after in forward's order, which this walk has computed before.
   __device__ RowVector<T> vector_of(const TimeStep& step, int row) const {
     if (!block.is_live(step.t, row) || block.is_last_step(step.t, row) ||
         block.is_reset(step.t_before, row))
@@ -103,7 +105,8 @@ struct BackwardWalk {
     return block.is_reset(t, row) ? RowVector<T>{} : d_gates_of(row, block.offset(t));
   }
 
-  // The cell equations backward of a live unit: dL/d(gates); dL/dc_t becomes dL/dc_{t-1}.
+  // The cell equations of a live unit backward. Returns the gradients of the pre-activations; dc is
+  // dL/dc_t at the call and dL/dc_{t-1} afterwards.
   __device__ Gates<float> compute(const UnitInputs<T>& in, float& dc) const {
     const float from_next = block.template sums<1>(in.at.pass_row, in.at.unit).value[0];
     const float dh = from_next + (float(in.d_output) + float(in.d_h));
@@ -116,14 +119,14 @@ struct BackwardWalk {
 
   __device__ float compute_and_publish(const UnitInputs<T>& in) const {
     const ThreadUnit& at = in.at;
-    if (at.pass_row >= kTile) return 0.0f;  // whole warps
+    if (at.pass_row >= kTile) return 0.0f;  // true for all lanes of a warp or for none
     float dc = 0.0f;
     Gates<float> d_gates = {0.0f, 0.0f, 0.0f, 0.0f};
     if (at.live) {
       dc = block.state_of(at);
       d_gates = compute(in, dc);
     }
-    const int64_t apart = in.d_f - in.d_i;  // of registers: width would be fetched again
+    const int64_t apart = in.d_f - in.d_i;  // is in registers; `width` would have to be loaded
     publish(in.d_i, T(d_gates.i), at.unit, at.exchanged);
     publish(in.d_f, T(d_gates.f), at.unit, at.exchanged);
     publish(in.d_f + apart, T(d_gates.g), at.unit, at.exchanged);
@@ -142,7 +145,7 @@ struct BackwardWalk {
     for (int pass = 0; pass < block.passes; ++pass) run_initial_state(pass);
   }
 
-  // dL/dh_0, dL/dc_0. A row of length 0 keeps dL/dh_n, dL/dc_n.
+  // Computes dL/dh_0 and dL/dc_0. A row of length 0 keeps dL/dh_n and dL/dc_n.
   __device__ void run_initial_state(int pass) const {
     block.multiply(pass, [&](int row) { return first_d_gates(row); });
     __syncthreads();

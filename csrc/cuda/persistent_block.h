@@ -1,12 +1,13 @@
-// A block of a persistent kernel: the units and the batch rows that it has, its shared memory, and
-// the product of a pass over kTile of its rows. Both walks are written with it.
+// A thread block of a persistent kernel: its share of the units and of the batch rows, its shared
+// memory, and the product of one pass. A pass is kTile of the block's rows in one step. The forward
+// walk and the backward walk both use this file.
 #pragma once
 #include "persistent_product.h"
 
 namespace fastlstm {
 
-// Steps from asking L2 for what an earlier pass over the sequence left in memory, to loading it:
-// memory may take longer than a step.
+// The prefetch distance in time steps: how long before its use a value is prefetched into L2. A
+// load from memory may take longer than a step.
 constexpr int kPrefetch = 2;
 
 template <typename T>
@@ -14,7 +15,8 @@ __device__ Gates<float> to_float(const Gates<T>& gates) {
   return {float(gates.i), float(gates.f), float(gates.g), float(gates.o)};
 }
 
-// The pointers of a direction, fetched now and not, by their index, when each is used.
+// Copies the pointers of a direction into registers. Otherwise each use would load its pointer
+// again, by the index of the direction.
 template <class Direction>
 __device__ Direction fetch(const Direction (&direction)[2], int index) {
   Direction fetched = direction[index];
@@ -22,36 +24,39 @@ __device__ Direction fetch(const Direction (&direction)[2], int index) {
   return fetched;
 }
 
-// A unit of a row in a step, which one thread computes.
+// A unit of a row in a step. One thread computes it. All flags are false for a row that does not
+// exist.
 struct ThreadUnit {
-  int pass_row, row, unit;  // row of the pass and of the group; unit of the block
-  bool exchanged;           // other blocks load it
-  bool exists;              // the layer has this unit; the others fill up the exchanged row
-  bool live;                // the row has not ended; else it is padding, where 0 is stored
+  int pass_row, row,
+      unit;        // index of the row in the pass and in the group, of the unit in the block
+  bool exchanged;  // other blocks load the value of this unit
+  bool exists;     // the layer has this unit; otherwise it pads the exchanged row
+  bool live;       // the row has not ended; otherwise this is padding, where 0 is stored
   int batch_row;
 };
 
-// A step of a walk, with those before and after it in the order of the walk, and the one to
-// prefetch: their times, and their first flat rows.
+// A step of a walk: its time and its first flat row, the same of the steps before and after it in
+// the order of the walk, and of the step to prefetch (`soon`).
 struct TimeStep {
   int t, t_before, t_soon;
   int64_t offset, offset_before, offset_after, offset_soon;
 };
 
-// P: the kind of arithmetic; kRows: matrix rows of the slice.
+// P: the kind of arithmetic. kRows: the rows of the block's slice of W_hh. kUnits: the units of the
+// block. kTile: the rows of a pass.
 template <class P, int kRows, int kUnits, int kTile>
 struct Block {
   using T = typename P::T;
   static constexpr int kItems = (kUnits * kTile + kThreads - 1) / kThreads;  // units of a thread
-  static constexpr int kChunks =                                             // loaded at once
+  static constexpr int kChunks =                                             // loaded together
       chunks_in_flight(std::is_same<P, Ffma>::value, kRows == kUnits, kUnits, kTile);
 
   const Sequence& sequence;
   const Tiling& tiling;
   const bool first_reverse;
-  const int depth;  // of the rows that the slice is multiplied with
+  const int depth;  // the number of terms of a product: values in a row of h or of d_gates
   const int chunks = (depth + kPerChunk<T> - 1) / kPerChunk<T>;
-  const int part = blockIdx.x % tiling.unit_blocks;  // which units: fewer than kUnits in the last
+  const int part = blockIdx.x % tiling.unit_blocks;  // the last part may have fewer than kUnits
   const int first_unit = part * kUnits;
   const int units = min(sequence.hidden_size - first_unit, kUnits);
   const int exchanged_units = min(tiling.exchange_width - first_unit, kUnits);
@@ -62,15 +67,16 @@ struct Block {
   const int thread = in_register(static_cast<int>(threadIdx.x));
   const int lane = thread % 32, warp = thread / 32;
   const int first_chunk = warp * chunks / kWarps, last_chunk = (warp + 1) * chunks / kWarps;
-  // The shared memory, as shared_bytes_of counts it.
+  // The arrays in shared memory, in the order in which shared_bytes_of (plan.h) counts them.
   uint32_t* const slice = reinterpret_cast<uint32_t*>(shared_memory());
   float* const partials = reinterpret_cast<float*>(slice + kRows * chunks * 16);
   float* const state = partials + kWarps * kTile * partial_stride(kRows);
-  // The group's rows in the batch, and their lengths; -1: no such row.
+  // For each row of the group its batch row, and its length or -1 if the row does not exist.
   int* const batch_row = reinterpret_cast<int*>(state + tiling.group_rows * kUnits);
   int* const length = batch_row + tiling.group_rows;
-  // The count from which a lane polls. Until it has seen values of the blocks that it waits for,
-  // these may themselves wait for a multiprocessor that NCCL holds: it gives up much later.
+  // The value from which the polls of a lane are counted. It begins far below 0, so the first wait
+  // may take much longer: until a block has seen values of the blocks that it waits for, these may
+  // still wait for a multiprocessor that another kernel (NCCL's, for instance) occupies.
   mutable int polls = INT32_MIN;
 
   __device__ void find_rows() const {
@@ -84,12 +90,13 @@ struct Block {
     }
   }
 
-  // Fills the slice with element(row, k), as load_slice, and the state from `initial` [B,H].
+  // Fills the slice by load_slice with element(row, k), and the state with values of `initial`
+  // [B,H].
   template <class Element>
   __device__ void load(const float* initial, const Element& element) const {
     find_rows();
     load_slice<P, kRows>(slice, chunks, element);
-    __syncthreads();  // find_rows is done
+    __syncthreads();  // after find_rows, whose results the next lines read
     for (int i = thread; i < tiling.group_rows * kUnits; i += kThreads)
       if (length[i / kUnits] >= 0 && i % kUnits < units)
         state[i] = initial[int64_t(batch_row[i / kUnits]) * sequence.hidden_size + first_unit +
@@ -97,20 +104,20 @@ struct Block {
     __syncthreads();
   }
 
-  // First flat row of a step; 0 for a step that does not exist.
+  // The first flat row of a step, or 0 for a step that does not exist.
   __device__ int64_t offset(int t) const {
     if (t < 0 || t >= sequence.steps) return 0;
     return sequence.offsets ? sequence.offsets[t] : int64_t(t) * sequence.batch;
   }
 
-  // The n-th step, from the first or from the last in time.
+  // The n-th step of a walk that begins with the first or with the last step in time.
   __device__ TimeStep step(int n, bool from_last, int64_t offset_before) const {
     const int t = from_last ? sequence.steps - 1 - n : n, way = from_last ? -1 : 1;
     const int t_soon = t + kPrefetch * way;
     return {t, t - way, t_soon, offset(t), offset_before, offset(t + way), offset(t_soon)};
   }
 
-  // The thread's j-th unit of a pass; none of it is true where there is no such row.
+  // The thread's j-th unit of a pass.
   __device__ ThreadUnit unit(int t, int pass, int j) const {
     const int index = thread + j * kThreads, row = index / kUnits;
     ThreadUnit at = {row, pass * kTile + row, index % kUnits, false, false, false, 0};
@@ -124,11 +131,11 @@ struct Block {
     return at;
   }
   __device__ int column(const ThreadUnit& at) const { return first_unit + at.unit; }
-  // The place of the unit in [B,H].
+  // The index of the unit in a tensor [B,H].
   __device__ int64_t index(const ThreadUnit& at) const {
     return int64_t(at.batch_row) * sequence.hidden_size + column(at);
   }
-  // The unit's c, or dL/dc, from step to step.
+  // The unit's cell state, or dL/dc, which is kept from step to step.
   __device__ float& state_of(const ThreadUnit& at) const {
     return state[at.row * kUnits + at.unit];
   }
@@ -136,7 +143,7 @@ struct Block {
   __device__ bool is_live(int t, int row) const {
     return row < tiling.group_rows && t < length[row];
   }
-  // A flag as it lies in memory.
+  // The byte of the reset flag in memory, 0 or 1.
   __device__ unsigned char is_reset(int t, int row) const {
     if (!sequence.reset) return 0;
     return reinterpret_cast<const unsigned char*>(
@@ -149,34 +156,35 @@ struct Block {
     return t == (reverse ? 0 : length[row] - 1);
   }
 
-  // Whether any row of a pass is alive: the same answer for the whole block.
+  // Whether any row of a pass is live. All threads of the block get the same answer.
   __device__ bool pass_is_live(int t, int pass) const {
     for (int i = pass * kTile; i < (pass + 1) * kTile && i < tiling.group_rows; ++i)
       if (t < length[i]) return true;
     return false;
   }
 
-  // Multiplies the slice with vector_of(row) of the rows of a pass. After a barrier `sums` has the
-  // results.
+  // Multiplies the slice by the vectors vector_of(row) of the rows of a pass. After the next
+  // barrier `sums` returns the results.
   template <class VectorOf>
   __device__ void multiply(int pass, const VectorOf& vector_of) const {
     RowVector<T> vectors[kTile / 8];
 #pragma unroll
     for (int j = 0; j < kTile / 8; ++j) vectors[j] = vector_of(pass * kTile + 8 * j + lane / 4);
-    __syncwarp();  // loads that stand above are under way before this waits
+    __syncwarp();  // the loads above are issued before this warp waits for other blocks
     LanePart<T> parts[kTile / 8];
 #pragma unroll
     for (int j = 0; j < kTile / 8; ++j) parts[j] = lane_part(vectors[j], last_chunk, depth, lane);
     WarpProduct<P, kRows, kTile> product{slice, chunks, lane, {}};
     add_chunks<kChunks>(product, parts, first_chunk, last_chunk, polls);
-    // The widest tile has no register for it: it is always as patient.
+    // The widest tile has no register left for the count. It keeps the long limit for all waits.
     for (const auto& part : parts)
       if (kChunks > 1 && part.exchanged) polls = 0;
     product.sums.store(partials + warp * kTile * partial_stride(kRows), lane);
   }
 
-  // All steps of a walk, which says what comes before the product of a pass (load_inputs), what is
-  // multiplied (vector_of), and what comes after it (compute_and_publish, store).
+  // Runs all steps of a walk. The walk provides what happens before the product of a pass
+  // (load_inputs), the vectors of the product (vector_of), and what happens after the product
+  // (compute_and_publish, store).
   template <class Walk>
   __device__ void run(const Walk& walk, bool from_last) const {
     int64_t offset_before = 0;
@@ -203,14 +211,14 @@ struct Block {
     __syncthreads();  // before the next pass overwrites the sums
   }
 
-  // The sums of batch row b of the pass: matrix rows r .. r + kCount - 1.
+  // The results of the product for row b of the pass and matrix rows r to r + kCount - 1.
   template <int kCount>
   __device__ Sums<kCount> sums(int b, int r) const {
     return sum_partials<kCount>(partials, kTile, kRows, b, r);
   }
 };
 
-// function(P()) for the kind of arithmetic of a dtype.
+// Calls function(P()) with the kind of arithmetic of a dtype.
 template <typename T, class Function>
 cudaError_t with_product(bool ffma, const Function& function) {
   if constexpr (std::is_same<T, bfloat16>::value)
@@ -232,10 +240,10 @@ __global__ void __launch_bounds__(kThreads, 1)
     __trap();
 }
 
-// Launches the instance of Walk<P, units, row_tile> that was planned.
+// Launches Walk<P, units, row_tile> with the tile shape that was planned.
 template <template <class, int, int> class Walk, class P, class Call>
 cudaError_t launch_tile(const Call& call, const Tiling& tiling, cudaStream_t stream) {
-  cudaError_t error = cudaErrorInvalidValue;  // not compiled
+  cudaError_t error = cudaErrorInvalidValue;  // remains if the tile shape was not compiled
   const auto launch_if_planned = [&](auto units, auto rows) {
     if constexpr (is_compiled(std::is_same<P, Ffma>::value, units, rows))
       if (tiling.units == units && tiling.row_tile == rows)

@@ -1,9 +1,10 @@
-// How the blocks of a persistent kernel pass values to each other, through L2 and without a flag: a
-// block publishes h (forward) or d_gates (backward), and others that need a row load it again until
-// every value is there. device.h says how a value that is not there yet is recognized. The
-// trip of a value from one SM to another bounds it.
+// The exchange of values between the blocks of a persistent kernel, through L2 and without flags. A
+// block publishes h (forward) or d_gates (backward). A block that needs a row loads it again and
+// again until every value is there; device.h says how it recognizes a value that is not. The
+// latency from one SM to another bounds the exchange.
 //
-// A chunk is 64 bytes of a row: lane 4 g + q of a warp loads the 16 bytes at 16 q of batch row g.
+// A chunk is 64 bytes of a row. Lane 4 g + q of a warp loads bytes 16 q to 16 q + 15 of a chunk,
+// for batch row g.
 #pragma once
 #include <type_traits>
 
@@ -16,11 +17,12 @@ namespace fastlstm {
 template <typename T>
 constexpr int kPerChunk = kChunkBytes / sizeof(T);
 
-// The memory of a value that is exchanged.
+// The unsigned integer type of the size of an exchanged value.
 template <typename T>
 using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint16_t>;
 
-// The bits of a value, but never all of them set: a NaN becomes another NaN.
+// The bits of a value. If all of them are set, which is one of the NaNs, they become those of
+// another NaN.
 template <typename T>
 FASTLSTM_INLINE Bits<T> published_bits(T value) {
   constexpr Bits<T> kLast = static_cast<Bits<T>>(~Bits<T>(1));
@@ -34,8 +36,9 @@ FASTLSTM_INLINE bool is_unwritten(const Bits128& words) {
   return any;
 }
 
-// Stores a value for the other blocks, if `store` says so. The whole warp comes here: of 16-bit
-// values two lanes side by side, units 2 n and 2 n + 1, who agree about `store`, make a word.
+// Stores a value for the other blocks if `store` is true. All lanes of the warp must call it. Two
+// neighboring lanes, with units 2 n and 2 n + 1, store their 16-bit values as one word. Their
+// `store` must be equal.
 template <typename T>
 __device__ void publish(T* address, T value, int unit, bool store) {
   uint32_t word = published_bits(value);
@@ -46,18 +49,18 @@ __device__ void publish(T* address, T value, int unit, bool store) {
   if (store) store_exchanged(reinterpret_cast<uint32_t*>(address), word);
 }
 
-// The row that the slice is multiplied with for a batch row; nullptr: zeros.
+// The vector by which the slice is multiplied for a batch row. nullptr stands for zeros.
 template <typename T>
 struct RowVector {
   const T* values = nullptr;
   bool exchanged = false;  // other blocks write it while this kernel runs
 };
 
-// A lane's part of a row: 16 bytes of each chunk, 64 bytes apart.
+// A lane's part of a row: 16 bytes of each chunk.
 template <typename T>
 struct LanePart {
-  const T* address;  // of chunk 0
-  int end;           // chunks from this one on are zeros
+  const T* address;  // of the lane's bytes in chunk 0
+  int end;           // chunks from this index on are taken as zeros
   bool exchanged;
 
   __device__ const Bits128* at(int chunk) const {
@@ -65,7 +68,7 @@ struct LanePart {
   }
 };
 
-// A lane's part of a row of `depth` values, whose chunks from `last` on are for other warps.
+// A lane's part of a row of `depth` values. Other warps load the chunks from `last` on.
 template <typename T>
 __device__ LanePart<T> lane_part(const RowVector<T>& row, int last, int depth, int lane) {
   const int skipped = lane % 4 * (kPerChunk<T> / 4);
@@ -74,13 +77,12 @@ __device__ LanePart<T> lane_part(const RowVector<T>& row, int last, int depth, i
   return {row.values + skipped, end, row.exchanged};
 }
 
-// The values that a warp loads at once: kChunks chunks of kColumns rows, this lane's 16 bytes of
-// each.
+// The values that a lane loads together: its 16 bytes of kChunks chunks of kColumns rows.
 template <typename T, int kChunks, int kColumns>
 struct LoadedChunks {
   Bits128 words[kChunks][kColumns];
 
-  // Loads from chunk `begin` on.
+  // Loads kChunks chunks from chunk `begin` on.
   __device__ void load(const LanePart<T> (&parts)[kColumns], int begin) {
 #pragma unroll
     for (int j = 0; j < kColumns; ++j) {

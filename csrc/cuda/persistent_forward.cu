@@ -1,22 +1,23 @@
-// Persistent engine, forward: one launch walks the whole sequence. W_hh never leaves shared memory;
-// h passes from block to block through `exchange`, once per step.
+// The persistent engine, forward: one launch walks over all steps. Each block keeps its slice of
+// W_hh in shared memory. The blocks exchange h once per step through the memory `exchange`.
 //
-// Per step a warp loads its eighth of h_{t-1}, again and again until it is there, straight into mma
-// operands, and leaves partial sums in shared memory; then each thread takes a unit of a row, adds
-// the sums and the input's part, and stores h_t. The trip of h_t through L2 limits it. Rows
-// of another pass are other recurrences: while one travels, the block works on the next.
+// In a step each warp polls its eighth of h_{t-1} until it is there, loads it directly into mma
+// operands, and leaves partial sums in shared memory. Then each thread takes one unit of a row,
+// adds the sums and the input's part of the gates, and stores h_t. The latency of h_t through L2
+// bounds a step. Two passes of a block have different rows, so while h of one pass is on its way
+// the block computes the other pass.
 #include "../equations/lstm_step.h"
 #include "persistent_block.h"
 
 namespace fastlstm {
 namespace {
 
-// The inputs of a unit of a row in a step besides h_{t-1} of all units.
+// The inputs of a unit of a row in a step, without h_{t-1}.
 template <typename T>
 struct UnitInputs {
   ThreadUnit at;
-  T* exchanged;     // where h_t goes
-  Gates<T> from_x;  // the input's part
+  T* exchanged;     // where h_t is published
+  Gates<T> from_x;  // the input's part of the gates
   unsigned char reset;
 };
 
@@ -63,7 +64,7 @@ struct ForwardWalk {
     prefetch(exchange_at(at, flat_row));
   }
 
-  // The inputs that do not come from other blocks, before waiting for them.
+  // Loads the inputs that do not come from other blocks, before the block waits for h_{t-1}.
   __device__ UnitInputs<T> load_inputs(const TimeStep& step, const ThreadUnit& at) const {
     prefetch_step(step, at);
     UnitInputs<T> in;
@@ -96,14 +97,14 @@ struct ForwardWalk {
 
   __device__ UnitResult<T> compute_and_publish(const UnitInputs<T>& in) const {
     const ThreadUnit& at = in.at;
-    if (at.pass_row >= kTile) return {};  // whole warps
+    if (at.pass_row >= kTile) return {};  // true for all lanes of a warp or for none
     UnitResult<T> result = {{0.0f, 0.0f, 0.0f, 0.0f}, 0.0f, T(0.0f)};
     if (at.live) result = compute(in, block.state_of(at));
     publish(in.exchanged, result.h, at.unit, at.exchanged);
     return result;
   }
 
-  // The results that no other block waits for.
+  // Stores the results that no other block waits for.
   __device__ void store(const TimeStep& step, const ThreadUnit& at, UnitResult<T> result) const {
     if (!at.exists) return;
     const int column = block.column(at);

@@ -1,4 +1,5 @@
-// The persistent engine of a layer: GEMMs and memory around the launches, in ATen.
+// The persistent engine for a layer: allocates the memory, and computes by ATen the GEMMs before
+// and after the launch.
 #pragma once
 #include <c10/cuda/CUDAStream.h>
 
@@ -17,9 +18,9 @@ inline std::vector<Tensor> contiguous_w_hh(const Layer& layer) {
   return w_hh;
 }
 
-// Fills in `call` and launches it for as many directions at a time as the plan says. Just before
-// the first launch all bits of `exchange` are set, which means that no value is there yet, so that
-// it is in L2 when it is polled.
+// Launches the walk for as many directions at a time as the plan says. direction_of(d) gives the
+// arguments of a direction. All bits of `exchange` are set before, which means that no value is
+// there yet. This is done just before the first launch, so that the memory is still in L2.
 template <typename Call, typename DirectionOf>
 void launch_directions(Call& call, const Layer& layer, const Tiling& tiling, const Tensor& exchange,
                        const DirectionOf& direction_of) {
@@ -106,7 +107,7 @@ BackwardResult persistent_backward(const Layer& layer, const Tiling& tiling,
   launch_directions(call, layer, tiling, d_gates, direction_of);
   for (int64_t d = 0; d < s.directions; ++d) {
     const Tensor rows = d_gates[d].view({s.flat_rows, 4, width}).narrow(2, 0, hidden);
-    const Tensor dense = rows.reshape({s.flat_rows, 4 * hidden});  // a copy where there is padding
+    const Tensor dense = rows.reshape({s.flat_rows, 4 * hidden});  // copies if width > hidden
     tensors.add_gradients(layer.directions[d], dense, dense, dense, [&] { return h_prev_of(d); });
   }
   return tensors.result();

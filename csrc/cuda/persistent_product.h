@@ -1,23 +1,25 @@
-// The product of a step: a block's slice of W_hh in shared memory, and a warp's sums of that slice
-// with rows that other blocks publish.
+// The product of one pass: a block's slice of W_hh in shared memory times the rows that other
+// blocks publish. Each warp computes partial sums over an eighth of k:
 //
 //   partial[w][b][r] = sum over the w-th eighth of k of  slice[r][k] * row[b][k]
 //
-// r counts the block's kRows matrix rows, b the kTile batch rows of a pass, w the warps. K is
-// always split 8 ways in whole chunks and summed in the same order, so the result of a row depends
-// neither on the division of the work nor on the other rows.
+// r is one of the kRows rows of the slice, b one of the kTile batch rows of the pass, w the warp. K
+// is always divided among 8 warps in whole chunks, and the sums have one order. So the result of a
+// row depends neither on the division of the work nor on the other rows.
 //
-// The four words that a lane has of a chunk are the B operands of two mma steps without any
-// shuffling, because the order of k within a chunk is free as long as the slice is stored in the
-// same one (Fragments::place). One pass reads the whole slice from shared memory, which bounds it.
+// The order of k within a chunk is free, if the slice is stored in the same order
+// (Fragments::place). It is chosen so that the four words that a lane loads of a chunk are the B
+// operands of two mma steps; with tensor cores no shuffle is needed. Reading the slice from shared
+// memory once a pass bounds the product.
 #pragma once
 #include "persistent_exchange.h"
 
 namespace fastlstm {
 
-// The kinds of arithmetic. operand(): a word of memory (two 16-bit values or a float) as the
-// multiplication takes it. mma(): d += a b of one tile of 16 rows and 8 columns, whose registers
-// are those of mma (device.h); columns() makes a factor of what a lane has of it.
+// The kinds of arithmetic. operand() converts a word of memory (two 16-bit values or a float) for
+// the multiplication. columns() makes the factor b of the two words that a lane has of it. mma()
+// computes d += a b for a tile of 16 rows and 8 columns. Its registers are laid out as those of the
+// mma instruction (device.h).
 
 template <typename Value>
 struct TensorCores {
@@ -49,8 +51,8 @@ struct Tf32Mma : TensorCores<float> {
   }
 };
 
-// IEEE float32 without tensor cores: what the four lanes of a column have is handed to each lane
-// that multiplies it. Of rows the lanes read all four from shared memory (Fragments).
+// IEEE float32 without tensor cores. Shuffles give every lane the eight values of a column that
+// four lanes hold. The rows are read from shared memory by each lane (Fragments).
 struct Ffma {
   using T = float;
   struct Rows {
@@ -81,9 +83,9 @@ struct Ffma {
   }
 };
 
-// Where the words of the slice lie: [row tile][chunk][step 0, 1][lane][register], so that a lane
-// reads a fragment at once; a tile of only 8 rows leaves out the registers of the others. With FFMA
-// lanes that read the same fragment stand side by side: [quarter of a chunk][row] for [lane].
+// The order of the slice in shared memory: [row tile][chunk][step 0, 1][lane][register], so that a
+// lane reads a fragment by one load. A tile of 8 rows has no registers for rows 8 to 15. With FFMA
+// the index [lane] is [quarter of a chunk][row], because several lanes read the same fragment.
 template <class P, int kRows>
 struct Fragments {
   static constexpr int kRegisters = kRows == 8 ? 2 : 4;
@@ -92,7 +94,7 @@ struct Fragments {
     uint32_t low, high;
   };
 
-  // Row and K word of the i-th stored word.
+  // The row, and the index along K in words, of the i-th stored word.
   static __device__ void place(int i, int chunks, int& row, int& word) {
     const int r = i % kRegisters, lane = i / kRegisters % 32, step = i / (kRegisters * 32) % 2;
     const int chunk = i / (kRegisters * 64) % chunks, tile = i / (kRegisters * 64) / chunks;
@@ -124,7 +126,7 @@ struct Fragments {
 
 FASTLSTM_INLINE uint32_t pack(uint16_t low, uint16_t high) { return low | uint32_t(high) << 16; }
 
-// Fills the slice; element(row, k) is its value, or 0 beyond the matrix.
+// Fills the slice with the values element(row, k), which is 0 outside the matrix.
 template <class P, int kRows, typename Element>
 __device__ void load_slice(uint32_t* slice, int chunks, const Element& element) {
   const int count = kRows * chunks * 16;
@@ -144,7 +146,7 @@ __device__ void load_slice(uint32_t* slice, int chunks, const Element& element) 
 
 constexpr __host__ __device__ int partial_stride(int rows) { return rows + kPartialPadding; }
 
-// The sums of a warp as mma has them, in tiles of 16 matrix rows and 8 batch rows.
+// The accumulators of a warp, in tiles of 16 matrix rows and 8 batch rows as mma lays them out.
 template <int kRows, int kTile>
 struct WarpSums {
   static constexpr int kTiles = (kRows + 15) / 16, kColumns = kTile / 8;
@@ -169,8 +171,8 @@ struct WarpSums {
   }
 };
 
-// A warp's product with the slice. add() takes loaded chunks from `begin` on, up to chunk `last`; a
-// lane has the batch rows 8 j + lane / 4 of the pass.
+// The product of a warp. add() multiplies loaded chunks, from chunk `begin` on and before chunk
+// `last`. A lane has loaded values of the batch rows 8 j + lane / 4 of the pass.
 template <class P, int kRows, int kTile>
 struct WarpProduct {
   using Tiles = WarpSums<kRows, kTile>;
@@ -202,8 +204,8 @@ struct WarpProduct {
   }
 };
 
-// Sums over all warps, which left theirs in partials [kWarps][tile][partial_stride(rows)]: of batch
-// row b the matrix rows r .. r + kCount - 1.
+// Adds the partial sums [kWarps][tile][partial_stride(rows)] of all warps, for batch row b and the
+// matrix rows r to r + kCount - 1.
 template <int kCount>
 struct alignas(4 * kCount) Sums {
   float value[kCount];
@@ -219,8 +221,8 @@ __device__ Sums<kCount> sum_partials(const float* partials, int tile, int rows, 
   return sum;
 }
 
-// Adds a warp's chunks [first, last), kChunks at a time: while some are multiplied the next ones
-// are on their way. `polls`: see LoadedChunks::wait.
+// Multiplies a warp's chunks [first, last), kChunks at a time. The next chunks are loaded while the
+// current ones are multiplied. `polls`: see LoadedChunks::wait.
 template <int kChunks, class Product, typename T, int kColumns>
 __device__ void add_chunks(Product& product, const LanePart<T> (&parts)[kColumns], int first,
                            int last, int polls) {

@@ -1,11 +1,10 @@
-// How the persistent engine divides the work of a layer, and whether it can. Plain C++ without
-// CUDA: the tests ask it about devices that are not here.
+// The plan of the persistent engine: whether and how it divides the work of a layer among blocks.
+// This file does not use CUDA, so tests can plan for devices that are not present.
 //
-// It gives every block `units` hidden units and a group of batch rows. A block
-// keeps its slice of W_hh in shared memory for the whole sequence; in each step it multiplies the
-// slice with the state of all units, which its neighbors (same rows, other units) computed in the
-// step before. So fewer units mean less arithmetic per block, and more blocks that read the
-// whole state.
+// Every block gets `units` hidden units and a group of batch rows. It keeps its slice of W_hh in
+// shared memory for all steps. In each step it multiplies the slice by the state of all units,
+// which the blocks with the same rows and other units have computed in the step before. With fewer
+// units per block there is less arithmetic per block, but more blocks read the whole state.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -17,15 +16,15 @@
 namespace fastlstm {
 
 constexpr int kWarps = 8, kThreads = 32 * kWarps;
-constexpr int kChunkBytes = 64;     // of the state of one row: what 4 lanes load, 16 bytes each
-constexpr int kPartialPadding = 4;  // floats between rows of partial sums, against bank conflicts
+constexpr int kChunkBytes = 64;     // a chunk of a row: 4 lanes load 16 bytes each
+constexpr int kPartialPadding = 4;  // floats between rows of partial sums, avoids bank conflicts
 
 struct CudaDevice {
   int sm_count;
   int capability;        // 10 * major + minor
-  int64_t shared_bytes;  // that a block may ask for
+  int64_t shared_bytes;  // the most shared memory of a block
 
-  // A device by its data sheet.
+  // A device of this capability, with the shared memory that its data sheet states.
   static CudaDevice of(int sm_count, int capability) {
     const auto kib = [=]() -> int64_t {
       if (capability >= 120 || capability == 86 || capability == 89) return 99;
@@ -40,49 +39,48 @@ struct Task {
   int64_t hidden_size, batch, steps;
   int directions;
   Dtype dtype;
-  bool allow_tf32;  // float32 products may round their factors to TF32
+  bool allow_tf32;  // whether factors of float32 products may be rounded to TF32
   bool backward;
 
   bool ffma() const { return dtype == Dtype::kFloat32 && !allow_tf32; }
   int64_t element_bytes() const { return bytes_of(dtype); }
-  // Hidden units of a row as blocks exchange it: with zeros after them, so that rows of h (of four
-  // gates, in backward) are whole pieces of 16 bytes. The last block's units have room for them.
+  // The number of values of h in an exchanged row. Zeros after the hidden units make a row of h, or
+  // of four gates in backward, a multiple of 16 bytes. The last block stores them.
   int64_t exchange_width() const {
     const int64_t piece = std::max<int64_t>((backward ? 4 : 16) / element_bytes(), 1);
     return round_up(hidden_size, piece);
   }
-  // A block multiplies its `matrix_rows` rows of W_hh (its columns, in backward) with vectors of
-  // this many values: h forward, d_gates backward.
+  // The number of terms of a product: values in an exchanged row of h, or of d_gates in backward.
   int64_t depth() const { return (backward ? 4 : 1) * exchange_width(); }
   int64_t chunks() const { return divide_up(depth(), kChunkBytes / element_bytes()); }
 };
 
-// A division of the work, as it crosses into the kernel.
+// A division of the work. The kernel takes it as an argument.
 struct Tiling {
-  int units = 0;           // hidden units of a block
-  int row_tile = 0;        // batch rows that a block treats at once
-  int unit_blocks = 0;     // blocks that share the units; they need each other's results every step
-  int row_groups = 0;      // groups of batch rows, independent of each other
-  int group_rows = 0;      // rows of the largest group
-  int directions = 0;      // walked in the same launch
+  int units = 0;        // hidden units of a block
+  int row_tile = 0;     // batch rows of a pass of a block
+  int unit_blocks = 0;  // blocks that divide the units; each needs the others' results every step
+  int row_groups = 0;   // groups of batch rows, which are independent of each other
+  int group_rows = 0;   // rows of the largest group
+  int directions = 0;   // directions that one launch walks
   int exchange_width = 0;  // Task::exchange_width
   bool ffma = false;       // Task::ffma
   int64_t shared_bytes = 0;
 
   int blocks() const { return unit_blocks * row_groups * directions; }
-  bool has_passes() const { return group_rows > row_tile; }  // of a block, over its rows
+  bool has_passes() const { return group_rows > row_tile; }  // several passes in a step
 };
 
 constexpr int matrix_rows(bool backward, int units) { return backward ? units : 4 * units; }
 
-// The tile shapes that persistent_forward.cu and persistent_backward.cu instantiate.
+// Whether a tile shape is compiled. launch_tile (persistent_block.h) instantiates these shapes.
 constexpr bool is_compiled(bool ffma, int units, int row_tile) {
   return (units == 8 || units == 16 || units == 32) && (row_tile == 8 || (row_tile == 16 && !ffma));
 }
 
-// Chunks of a row that a warp has asked for and not yet seen, at most. Backward has rows four times
-// as long. FFMA and the widest tile take long for a chunk, and the latter's sums leave few
-// registers.
+// How many chunks of a row a warp loads together. Backward loads more, because its rows are four
+// times as long. FFMA and the widest tile load fewer, because a chunk occupies them longer. The
+// accumulators of the widest tile also leave few registers.
 constexpr int chunks_in_flight(bool ffma, bool backward, int units, int row_tile) {
   const int columns = row_tile / 8;
   if (ffma) return 2;
@@ -90,7 +88,7 @@ constexpr int chunks_in_flight(bool ffma, bool backward, int units, int row_tile
   return (backward ? 8 : 4) / columns;
 }
 
-// Bytes of shared memory of a block, in the order in which they lie there (persistent_block.h).
+// The bytes of shared memory of a block: its arrays in the order of persistent_block.h.
 inline int64_t shared_bytes_of(const Task& task, const Tiling& tiling) {
   const int64_t matrix = matrix_rows(task.backward, tiling.units);
   const int64_t weights = matrix * task.chunks() * kChunkBytes;
@@ -113,12 +111,13 @@ inline Tiling make_tiling(const Task& task, int units, int row_tile, int row_gro
   return tiling;
 }
 
-// Clocks of a step of all directions, to compare divisions on one GPU: what an H100's data sheet
-// says, and estimates for the rest. Nobody has measured them.
+// Estimates the clocks of a step of all directions, to compare divisions on one GPU. The numbers
+// are from an H100's data sheet, or estimates. None was measured.
 inline double step_clocks(const Task& task, const Tiling& tiling, int sm_count) {
-  constexpr double kIntoSm = 64, kFromL2 = 24, kShared = 128;  // bytes of an SM per clock
-  constexpr double kTrip = 900;  // from a store in one SM to another that sees it, through L2
-  constexpr double kCell = 600;  // of a pass beside its product
+  // Bytes per clock of an SM: into the SM, its share of L2's rate, from shared memory.
+  constexpr double kIntoSm = 64, kFromL2 = 24, kShared = 128;
+  constexpr double kTrip = 900;  // from a store in one SM to a load in another that sees it
+  constexpr double kCell = 600;  // of a pass, without its product
   const double multiply_adds =   // of an SM per clock
       task.ffma()                     ? 128
       : task.dtype == Dtype::kFloat32 ? 512
@@ -134,13 +133,13 @@ inline double step_clocks(const Task& task, const Tiling& tiling, int sm_count) 
   const double reduce = 2 * 4.0 * kWarps * tiling.row_tile * matrix / kShared;
   const double pass = multiply + reduce + kCell;
   const auto passes = static_cast<double>(divide_up(tiling.group_rows, tiling.row_tile));
-  // While the results of one pass travel, the block works on the next.
+  // While the results of one pass are on their way, the block computes the next pass.
   const double walk = exchange + std::max(kTrip + pass, passes * pass);
   return walk * task.directions / tiling.directions;
 }
 
-// The division that takes the fewest clocks, all of whose blocks run at once with the shared memory
-// they need; nothing where there is none.
+// The division that takes the fewest clocks among those whose blocks can all run at the same time
+// with the shared memory that they need; nothing if there is none.
 inline std::optional<Tiling> divide(const Task& task, const CudaDevice& device) {
   const bool possible = task.dtype != Dtype::kFloat64 && device.capability >= 80 &&
                         task.hidden_size > 0 && task.hidden_size <= (1 << 20) && task.batch > 0 &&
@@ -157,7 +156,7 @@ inline std::optional<Tiling> divide(const Task& task, const CudaDevice& device) 
   for (int directions = task.directions; directions >= 1; --directions) {
     for (int units : {8, 16, 32}) {
       const int64_t room = device.sm_count / (divide_up(task.hidden_size, units) * directions);
-      const int64_t useful = divide_up(task.batch, 8);  // a tile has no fewer rows
+      const int64_t useful = divide_up(task.batch, 8);  // the smallest tile has 8 rows
       for (int row_tile : {8, 16}) {
         if (!is_compiled(task.ffma(), units, row_tile)) continue;
         for (int64_t groups = 1; groups <= std::min(useful, room); ++groups)

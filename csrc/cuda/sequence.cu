@@ -1,12 +1,13 @@
-// The tables of packed data onto the device.
+// Copies the tables of packed data to the device.
 #include "device.h"
 #include "persistent.h"
 
 namespace fastlstm {
 namespace {
 
-// The most values that the parameters of one launch may hold: host numbers reach the device without
-// a copy that would have to wait for the stream, and a CUDA graph keeps them.
+// The number of values that one launch copies. They are parameters of the kernel, so no copy has to
+// wait for the stream, and a CUDA graph keeps them. CUDA limits parameters to 4096 bytes on every
+// GPU.
 constexpr int kPiece = 496;
 struct Piece {
   int64_t value[kPiece];
