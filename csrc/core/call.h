@@ -1,88 +1,16 @@
-// The arguments of an op as structs, and the weights of a direction by name. The dispatcher takes
-// every argument separately, in the order of the schema. The `list` of a struct returns its members
-// in that order.
+// The arguments of an op as structs. The dispatcher takes every argument separately, in the order
+// of the schema. The `list` of a struct returns its members in that order.
 #pragma once
-#include <ATen/core/Tensor.h>
-
 #include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
 
+#include "core/weights.h"
+
 namespace fastlstm {
 
-using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
-
-// The weights of one direction. A weight that the layer does not have is an undefined tensor. The
-// matrices may be prepacked (cpu/gemm/prepacked.h).
-struct Direction {
-  Tensor w_ih;        // [4H,I]
-  Tensor w_hh;        // [4H,P]
-  Tensor b_ih, b_hh;  // [4H]
-  Tensor w_hr;        // [P,H] the projection
-  // Layer normalization (layer_norm_step.h). Its first two biases are b_ih and b_hh.
-  Tensor gain_ih, gain_hh;  // [4H]
-  Tensor gain_c, bias_c;    // [H]
-};
-
-// Says which weights a list of weights holds for each direction. An op takes the layout as a string
-// of words in this order: "bias", "projection" and "layer_norm" if there are such weights, then the
-// format of prepacked matrices. For example "bias int8".
-struct WeightLayout {
-  bool matrices = true, bias = false, projects = false, normalizes = false;
-  std::string format;  // of prepacked matrices; empty if they are not prepacked
-
-  static WeightLayout of(c10::string_view words);
-  int64_t each() const;  // the number of weights of a direction
-  std::vector<Direction> directions(std::vector<Tensor> weights, int64_t count) const;
-};
-
-// What the size of a dimension of a weight or of a row is. kNone stands for the columns of a
-// vector.
-enum class Extent { kNone, kGates, kInput, kHidden, kOutput, kOutputs, kProjection };
-
-// A weight of a direction: its name, its place in Direction, the part of the layout that it belongs
-// to, and its shape.
-struct NamedWeight {
-  const char* name;
-  Tensor Direction::* tensor;
-  bool WeightLayout::* is_there;
-  Extent rows, columns = Extent::kNone;
-
-  bool is_matrix() const { return columns != Extent::kNone; }
-  // The gradients of b_ih and b_hh are equal, so backward returns that of b_ih only.
-  bool has_gradient() const { return tensor != &Direction::b_hh; }
-};
-constexpr NamedWeight kWeights[] = {
-    {"W_ih", &Direction::w_ih, &WeightLayout::matrices, Extent::kGates, Extent::kInput},
-    {"W_hh", &Direction::w_hh, &WeightLayout::matrices, Extent::kGates, Extent::kOutput},
-    {"b_ih", &Direction::b_ih, &WeightLayout::bias, Extent::kGates},
-    {"b_hh", &Direction::b_hh, &WeightLayout::bias, Extent::kGates},
-    {"W_hr", &Direction::w_hr, &WeightLayout::projects, Extent::kProjection, Extent::kHidden},
-    {"gain_ih", &Direction::gain_ih, &WeightLayout::normalizes, Extent::kGates},
-    {"gain_hh", &Direction::gain_hh, &WeightLayout::normalizes, Extent::kGates},
-    {"gain_c", &Direction::gain_c, &WeightLayout::normalizes, Extent::kHidden},
-    {"bias_c", &Direction::bias_c, &WeightLayout::normalizes, Extent::kHidden},
-};
-
-// Calls visit(tensor, name) for the weights that a direction has.
-void for_each_weight(auto& direction, const auto& visit) {
-  for (const NamedWeight& weight : kWeights)
-    if ((direction.*weight.tensor).defined()) visit(direction.*weight.tensor, weight.name);
-}
-// Calls visit(weight) for each weight that a layout has, in the order of the list.
-void for_each_weight_of(const WeightLayout& layout, const auto& visit) {
-  for (const NamedWeight& weight : kWeights)
-    if (layout.*weight.is_there) visit(weight);
-}
-// Appends the gradients of a direction's weights to a list, in the order of kWeights. Each gradient
-// stands under the name of its weight.
-inline void append_gradients(std::vector<Tensor>& list, const Direction& gradients) {
-  for (const NamedWeight& weight : kWeights)
-    if (weight.has_gradient() && (gradients.*weight.tensor).defined())
-      list.push_back(gradients.*weight.tensor);
-}
 
 // The arguments that all ops share. layer.h has their shapes.
 struct LstmCall {
@@ -146,9 +74,6 @@ bool is_wrapper(const Tensor& tensor);
 inline Tensor in_memory(const Tensor& tensor) {
   return is_wrapper(tensor) ? tensor.clone() : tensor;
 }
-
-// The kernel of lstm and of lstm_packed on the CPU.
-ForwardResult lstm_cpu(LstmCall call, const ForwardOptions& options);
 
 // Call an op through the dispatcher: lstm_packed if the weights are prepacked, else lstm.
 ForwardResult call_lstm(const LstmCall& call, const ForwardOptions& options);

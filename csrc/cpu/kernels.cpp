@@ -1,4 +1,4 @@
-#include "cpu/targets/kernels.h"
+#include "cpu/kernels.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>

@@ -1,4 +1,6 @@
-// CPU key: checks the call, asks the planner for an engine, runs it.
+// The CPU key: checks the call, asks the planner for an engine, runs the engine.
+#include "cpu/lstm_cpu.h"
+
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
@@ -7,8 +9,8 @@
 
 #include "core/torch_versions.h"
 #include "cpu/gemm/prepacked.h"
+#include "cpu/kernels.h"
 #include "cpu/plan.h"
-#include "cpu/targets/kernels.h"
 #include "cpu/walk/tiled.h"
 #include "parts.h"
 #include "stepwise/backward.h"

@@ -22,6 +22,7 @@
 #include "core/call.h"
 #include "core/operators.h"
 #include "cpu/gemm/prepacked.h"
+#include "cpu/lstm_cpu.h"
 #include "op/fast_method.h"
 
 namespace fastlstm {

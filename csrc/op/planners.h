@@ -6,8 +6,8 @@
 #include <string>
 
 #include "core/torch_versions.h"
+#include "cpu/kernels.h"
 #include "cpu/plan.h"
-#include "cpu/targets/kernels.h"
 #include "cuda/plan.h"
 
 namespace fastlstm::planners {

@@ -79,3 +79,23 @@ def test_the_map_of_the_tests_is_complete() -> None:
     paths = [file.relative_to(root).as_posix() for file in sources]
     uncovered = [p for p in paths if not any(p == c or p.startswith(f"{c}/") for c in covered)]
     assert not uncovered
+
+
+def test_functions_are_declared_where_they_are_defined() -> None:
+    """A declaration in a lower folder would be a dependency upward that no include shows."""
+    function = r"^(?!using|return|static|template)\w[\w:<>&*, ]+ [&*]?(\w+)\(([^;{}()]*)\)"
+    declared, defined = (
+        {name: floor(file) for file in files for name, _ in re.findall(pattern, text_of(file))}
+        for files, pattern in (
+            ([f for f in FILES if f.suffix == ".h"], re.compile(function + ";", re.M)),
+            ([f for f in FILES if f.suffix != ".h"], re.compile(function + r" \{", re.M)),
+        )
+    )
+    both = declared.keys() & defined.keys()
+    assert len(both) > 20
+    assert not {n: (declared[n], defined[n]) for n in both if declared[n] != defined[n]}
+
+
+def text_of(file: Path) -> str:
+    """The text without comments."""
+    return re.sub(r"//.*", "", file.read_text())

@@ -7,7 +7,7 @@
 #include <string_view>
 
 #include "cpu/gemm/matrix.h"
-#include "cpu/targets/kernels.h"
+#include "cpu/kernels.h"
 
 namespace fastlstm {
 

@@ -10,7 +10,7 @@
 #include "cpu/gemm/prepacked.h"
 #include "cpu/plan.h"
 #include "cpu/rows.h"
-#include "cpu/targets/kernels.h"
+#include "cpu/kernels.h"
 
 namespace fastlstm {
 

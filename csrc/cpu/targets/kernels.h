@@ -1,4 +1,5 @@
-// The kernels of every dtype as tables, one for each target, chosen at run time.
+// The kernel tables: for each target the kernels of every dtype. One table is chosen at run time
+// (cpu/kernels.h).
 #pragma once
 #include "cpu/cell/cell.h"
 #include "cpu/dtypes.h"
@@ -8,7 +9,8 @@
 
 namespace fastlstm {
 
-// Units [begin, end) of one row of a step of the stepwise engine, or the row if kWholeRows.
+// A kernel of the stepwise engine: computes the units [begin, end) of one row of a step, or the
+// whole row if S::kWholeRows.
 template <typename S>
 struct RowKernel {
   void (*run)(const S& step, int64_t row, int64_t begin, int64_t end);
@@ -21,9 +23,10 @@ struct RowKernels : RowKernel<StepForward<T, A>>,
 
 template <typename T>
 struct Kernels {
-  // Functions are nullptr where the target converts 16 bits to float32 for the stepwise engine.
+  // The functions are nullptr for 16-bit types if the target converts these to float32 for the
+  // stepwise engine.
   RowKernels<T, State_t<T>> row;
-  const Cell<T>* cell = nullptr;  // of the tiled engine
+  const Cell<T>* cell = nullptr;  // for the tiled engine
 };
 
 #define FASTLSTM_MEMBER(T, A, name) Kernels<T> name;
@@ -31,18 +34,19 @@ struct KernelTable {
   const char* target;
   FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_MEMBER)
   Products products;
-  int64_t rows_beside_h = INT64_MAX;  // as of CpuMachine
+  int64_t rows_beside_h = INT64_MAX;  // see CpuMachine
 };
 #undef FASTLSTM_MEMBER
 
-// The products on AMX's tiles: float32, and the panels of our own products of bfloat16 and int8.
+// What AMX tiles multiply: float32 by its own product, and panels that the products of AVX512_BF16
+// and AVX512_VNNI have packed.
 struct TileProducts {
   Product bfloat16x2;
   decltype(Product::pack) pack_bfloat16;
   decltype(Product::multiply) multiply_bfloat16, multiply_int8;
 };
 
-// The products of AVX512_BF16 and AVX512_VNNI, whose panels are multiplied on tiles.
+// The products of AVX512_BF16 and AVX512_VNNI with tiles as their micro-kernels.
 Product bfloat16_on_tiles(const TileProducts& tiles);
 Product int8_on_tiles(const TileProducts& tiles);
 
@@ -65,30 +69,14 @@ FASTLSTM_DECLARE(neon_bf16, Product, product)
 FASTLSTM_DECLARE(neon_bf16, Cell<bfloat16>, cell)
 #undef FASTLSTM_DECLARE
 
-// Our own kernels for one of ATen's capabilities, with the optional instructions of this machine.
-// On arm64 only these optional ones are chosen.
+// The kernels for one of ATen's capabilities, with the optional instructions of this machine. On
+// arm64 the capability has no effect, only the optional instructions are chosen.
 KernelTable own_kernels(const char* capability);
 
-// The kernels for this machine, or for less if the environment variable ATEN_CPU_CAPABILITY says
-// so, as with PyTorch's own kernels.
-const KernelTable& kernel_table();
-
-// This machine with the threads that a call may use now, for the planner.
-CpuMachine cpu_machine();
-
-template <typename T>
-const Kernels<T>& kernels();
-#define FASTLSTM_KERNELS(T, A, name)   \
-  template <>                          \
-  inline const Kernels<T>& kernels() { \
-    return kernel_table().name;        \
-  }
-FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_KERNELS)
-#undef FASTLSTM_KERNELS
-
-// Processors compute far more slowly with subnormal numbers, and the states
-// behind shut gates and the gradients of long sequences become such numbers. Meanwhile a subnormal
-// result is zero; operands may be subnormal, since a product with a large number is not.
+// While an object of this class exists, a subnormal result is rounded to zero. Processors compute
+// far more slowly with subnormal numbers, and the states behind shut gates and the gradients of
+// long sequences become such numbers. Operands may still be subnormal, because their product with a
+// large number is not.
 class FlushSubnormals {
 #if defined(__x86_64__)
  public:
@@ -100,7 +88,8 @@ class FlushSubnormals {
 #endif
 };
 
-// A guard around a thread's products, of which tiles keep a context. Nothing within may throw.
+// A guard around a series of products of a thread. It ends the context that AMX tiles need. Code
+// under the guard must not throw.
 class ThreadSeries {
  public:
   explicit ThreadSeries(const Product& product) : end_(product.end_thread) {}

@@ -1,0 +1,43 @@
+#include "core/weights.h"
+
+#include <algorithm>
+#include <string_view>
+#include <utility>
+
+namespace fastlstm {
+
+WeightLayout WeightLayout::of(c10::string_view words) {
+  std::string_view left(words.data(), words.size());
+  const auto begins_with = [&left](std::string_view word) {
+    if (left.substr(0, left.find(' ')) != word) return false;
+    left.remove_prefix(std::min(word.size() + 1, left.size()));
+    return true;
+  };
+  WeightLayout layout;
+  layout.bias = begins_with("bias"), layout.projects = begins_with("projection");
+  layout.normalizes = begins_with("layer_norm"), layout.format = left;
+  return layout;
+}
+
+int64_t WeightLayout::each() const {
+  return std::count_if(std::begin(kWeights), std::end(kWeights),
+                       [this](const NamedWeight& weight) { return this->*weight.is_there; });
+}
+
+std::vector<Direction> WeightLayout::directions(std::vector<Tensor> weights, int64_t count) const {
+  if (static_cast<int64_t>(weights.size()) != count * each()) {
+    std::string names;
+    for_each_weight_of(
+        *this, [&names](const NamedWeight& weight) { names.append(weight.name).append(", "); });
+    TORCH_CHECK(false, "lstm: expected weights to hold ", names, "as layout says, for each of ",
+                count, " direction(s) (h_0.size(0)), got ", weights.size(), " tensors");
+  }
+  std::vector<Direction> directions(count);
+  auto next = weights.begin();
+  for (Direction& direction : directions)
+    for (const NamedWeight& weight : kWeights)
+      if (this->*weight.is_there) direction.*weight.tensor = std::move(*next++);
+  return directions;
+}
+
+}  // namespace fastlstm

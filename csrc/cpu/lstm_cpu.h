@@ -1,0 +1,10 @@
+// The kernel of the CPU key.
+#pragma once
+#include "core/call.h"
+
+namespace fastlstm {
+
+// Computes lstm, or lstm_packed if the weights are prepacked.
+ForwardResult lstm_cpu(LstmCall call, const ForwardOptions& options);
+
+}  // namespace fastlstm
