@@ -1,4 +1,4 @@
-"""What `torch.utils.flop_counter.FlopCounterMode` counts for the ops: their matrix products."""
+"""Formulas of the ops for `torch.utils.flop_counter.FlopCounterMode`: it counts matrix products."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def _forward(
     *_: Any,
     **options: Any,
 ) -> int:
-    """2 for each weight, row and step: 8 T B H (I + H) for one direction without a projection.
+    """2 operations for each weight, row and step: 8 T B H (I + H) without a projection.
 
-    Every row counts in full, whatever `lengths` says.
+    Every row counts with all steps, whatever `lengths` says.
     """
-    rows = math.prod(input[:-1])  # T * B, or those of packed data
+    rows = math.prod(input[:-1])  # T * B, or the rows of packed data
     directions, hidden_size, output_size = h_0[0], c_0[-1], h_0[-1]
     weights_of_one = 4 * hidden_size * (input[-1] + output_size)
     if "projection" in layout:
@@ -33,12 +33,12 @@ def _forward(
 
 
 def _backward(*call: Any, **options: Any) -> int:
-    """Twice that of forward: the gradients of what is multiplied, and those of the weights."""
+    """Twice the operations of forward: the gradients of both factors of each product."""
     return 2 * _forward(*call)
 
 
 def register() -> None:
-    """For those ops that the extension has, once it is loaded."""
+    """Registers the formulas of the ops that the extension has."""
     formulas = {"lstm": _forward, "lstm_packed": _forward, "lstm_backward": _backward}
     for name, formula in formulas.items():
         if hasattr(torch.ops.fastlstm, name):

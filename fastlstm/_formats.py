@@ -1,4 +1,4 @@
-"""A weight in the format in which a packed layer holds it: checked, quantized, packed, unpacked."""
+"""The weight formats of prepacked layers: checks, quantization, packing and unpacking."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from torch import Tensor
 
 from . import _build
 
-_LARGEST = 127  # of the whole numbers of int8, which have a scale for each row
-SMALLER = (torch.bfloat16, torch.int8)  # for layers of 32 or 16 bits
+_LARGEST = 127  # the largest int8 weight; each row has a scale
+SMALLER = (torch.bfloat16, torch.int8)  # formats for layers of 32 or 16 bits
 KNOWN = (torch.float32, torch.float64, torch.float16, *SMALLER)
 
 
 def problem(
     name: str, tensor: Tensor, scale: Tensor | None, shape: tuple[int, ...], weights: torch.dtype
 ) -> str | None:
-    """Why a weight, of whole numbers with its scales, cannot be packed."""
+    """Why a weight cannot be packed, or None. An int8 weight comes with the scales of its rows."""
     for key, value, expected in ((name, tensor, shape), (f"{name}_scale", scale, shape[:1])):
         if value is not None and tuple(value.shape) != expected:
             return (
@@ -29,31 +29,38 @@ def problem(
             return f"{name}: expected int8 weights from -{_LARGEST} to {_LARGEST}, got {got}"
     if weights == torch.int8 and len(shape) == 2 and not tensor.isfinite().all():
         got = tensor[~tensor.isfinite()][0]
-        return f"{name}: expected finite weights to make int8 of them, got {got}"
+        return f"{name}: expected finite weights to quantize to int8, got {got}"
     return None
 
 
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Whole numbers with a float32 scale for each row: weight is about `dequantize` of them."""
+    """Rounds a weight to int8. Returns it with a float32 scale for each row."""
     scale = weight.float().abs().amax(1) / _LARGEST
     q = weight.float() / scale.clamp_min(torch.finfo(torch.float32).tiny).unsqueeze(1)
     return q.round().clamp(-_LARGEST, _LARGEST).to(torch.int8), scale
 
 
 def dequantize(tensor: Tensor, scale: Tensor | None) -> Tensor:
-    """A weight by its whole numbers and the scales of its rows."""
+    """A weight from int8 values and the scales of its rows, or the tensor itself without scales."""
     return tensor if scale is None else tensor * scale.unsqueeze(1)
 
 
 def name_of(weights: torch.dtype) -> str:
-    """The name of a format; no processor multiplies float16."""
+    """The name of the format of weights. float16 is multiplied as float32."""
     return "float32" if weights == torch.float16 else str(weights).removeprefix("torch.")
 
 
 def pack(tensor: Tensor, scale: Tensor | None, weights: torch.dtype, by_gates: bool) -> Tensor:
-    """A matrix in the panels of this processor: bytes, behind a header that describes them.
+    """Packs a matrix into panels as this processor reads them.
 
-    `weights` is the format wanted. With `by_gates` a panel holds all four gates of a unit.
+    Args:
+        tensor: [rows, columns], int8 if `scale` is given.
+        scale: [rows] float32, or None.
+        weights: the format of the panels.
+        by_gates: whether a panel holds all four gates of its units.
+
+    Returns:
+        Bytes: a header that describes the panels, then the panels.
     """
     name = name_of(weights)
     if weights != torch.int8:
@@ -65,6 +72,6 @@ def pack(tensor: Tensor, scale: Tensor | None, weights: torch.dtype, by_gates: b
 
 
 def unpack(packed: Tensor, weights: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """The matrix that was packed, in its format, and its scales."""
+    """The matrix that `pack` has packed, in the format `weights`, and its scales or None."""
     tensor, scale = _build.library.unpack_weight(packed)
     return (tensor if scale is not None else tensor.to(weights)), scale

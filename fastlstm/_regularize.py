@@ -1,6 +1,6 @@
-"""What the recurrent regularizers draw before a layer runs, from torch's generator.
+"""Recurrent regularizers: draws their masks before a layer runs, from torch's generator.
 
-The draws are tensors that the layer takes, so every engine computes with the same ones.
+The masks are tensors that the layer takes, so every engine computes with the same masks.
 """
 
 from __future__ import annotations
@@ -33,21 +33,23 @@ class Regularizers(NamedTuple):
     weight_dropout: float = 0.0
 
     def have_masks(self) -> bool:
-        """Whether a layer's call gets masks for its state."""
+        """Whether the call of a layer takes masks for its state."""
         return bool(self.recurrent_dropout) or self.zones_out()
 
     def zones_out(self) -> bool:
-        """Whether units keep values over a step."""
+        """Whether zoneout acts."""
         return bool(self.zoneout_h or self.zoneout_c)
 
 
 def regularize(call: LstmCall, p: Regularizers) -> tuple[LstmCall, list[Tensor | None]]:
-    """The call of a layer with what is dropped out; what zoneout keeps of h and of c, or nothing.
+    """Draws the masks of a layer's call.
 
-    Zoneout is computed by the reference alone.
+    Returns:
+        The call with dropout applied, and the masks of zoneout for h and for c: [] without zoneout,
+        None for the one of both that does not act. Only the reference computes zoneout.
     """
     input, weights, h_0, h_mask = call.input, call.weights, call.h_0, None
-    if p.input_dropout:  # variational: the same features at every step of a row
+    if p.input_dropout:  # variational dropout: the same features at every step of a row
         mask = F.dropout(input.new_ones(h_0.size(1), input.size(-1)), p.input_dropout)
         if call.batch_sizes is not None:
             mask = torch.cat([mask[:rows] for rows in call.batch_sizes.tolist()])

@@ -1,4 +1,4 @@
-"""torch.jit.script of a model whose LSTMs are ours: it compiles them as modules of torch.nn."""
+"""Support for torch.jit.script, which compiles our LSTMs as modules of torch.nn."""
 
 from __future__ import annotations
 
@@ -11,26 +11,27 @@ from torch.nn.utils import parametrize
 
 from .convert import _new_class, _to_torch
 
-_SCRIPT = torch.jit.script.__globals__  # of the file that has it
+_SCRIPT = torch.jit.script.__globals__  # the globals of the file that defines torch.jit.script
 
 
 class _InScript:
     """First base of the class that a module has while torch.jit.script compiles it.
 
-    torch tells a module when that begins, and not when it ends or fails. So the module gets its own
-    class back as soon as anybody else reads or sets an attribute; until then `type` sees this one.
+    torch tells a module when compilation begins, but not when it ends or fails. So the module gets
+    its own class back as soon as code outside torch.jit.script reads or sets an attribute. Until
+    then `type(module)` is this class.
     """
 
     _fastlstm_class: type[nn.Module]
 
     def __init_subclass__(cls) -> None:
-        """Not that of a class of the user's."""
+        """Does not call the `__init_subclass__` of a user's class."""
 
     def __getattribute__(self, name: str) -> Any:
         if _compiles():
             return super().__getattribute__(name)
         cls = type(self)._fastlstm_class
-        if name == "__class__":  # isinstance() asks, and compares with the type that it saw
+        if name == "__class__":  # isinstance() reads it, and compares it with type(module)
             return cls
         object.__setattr__(self, "__class__", cls)
         return getattr(self, name)
@@ -44,7 +45,7 @@ class _InScript:
 
 
 def _compiles() -> bool:
-    """Whether torch.jit.script has called what runs."""
+    """Whether torch.jit.script is among the callers."""
     frame: Any = sys._getframe(2)
     while frame is not None and frame.f_globals is not _SCRIPT:
         frame = frame.f_back
@@ -52,9 +53,10 @@ def _compiles() -> bool:
 
 
 def prepare(module: nn.Module) -> nn.Module:
-    """What `__prepare_scriptable__` returns for a module: itself, in a class that compiles.
+    """Gives a module a class that torch.jit.script can compile, and returns the module.
 
-    Raises a RuntimeError if convert(to="torch") would not give the same.
+    Raises:
+        RuntimeError: `convert(to="torch")` would not give a module with the same results.
     """
     of_torch, note = _to_torch(module)
     if parametrize.is_parametrized(module):

@@ -1,6 +1,6 @@
-"""Second derivatives: under create_graph the gradients are made of operations that have their own.
+"""Second derivatives: gradients of a layer, computed by operations that autograd records.
 
-The backward of our op (csrc/op/autograd.cpp) calls `of_layer`.
+The backward of the op calls `of_layer` under create_graph (csrc/op/autograd.cpp).
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from ._call import LstmCall, autocasts
 
 
 def of_layer(grads: Sequence[Tensor | None], *call: Any) -> list[Tensor | None]:
-    """The gradients of a layer's input, h_0, c_0 and weights from those of what the op returns."""
+    """The gradients of a layer's input, h_0, c_0 and weights from the gradients of its results."""
     whole = LstmCall(*call)
     tensors = [*whole[:3], *whole.weights]
     device = whole.input.device.type
     as_given = torch.autocast(device, enabled=False) if autocasts(device) else None
     with torch.enable_grad(), as_given or contextlib.nullcontext():
-        # Views: the derivative by one must not run on through the history of another, such as that
-        # of a layer's input through a weight that both layers share.
+        # With views autograd stops at the layer's own arguments. Without them it could go on
+        # through the history of an argument, for instance through an input that was computed with
+        # the same weight.
         views = [tensor.view_as(tensor) for tensor in tensors]
         results = reference.lstm_layer(views[0], views[1], views[2], views[3:], *whole[4:])
         pairs = [(r, g) for r, g in zip(results, grads, strict=False) if g is not None]

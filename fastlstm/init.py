@@ -1,7 +1,7 @@
 """Initial values for LSTMs, in the style of `torch.nn.init`: in place, and returning the module.
 
-They take `fastlstm.LSTM`, `torch.nn.LSTM`, and the LSTMCell of either, with any number of layers
-and directions. None is applied by default: a new module has the values of torch.nn.
+The functions take a `fastlstm.LSTM`, a `torch.nn.LSTM`, or the LSTMCell of either, with any number
+of layers and directions. A new module has the initial values of torch.nn.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ _Module = TypeVar("_Module", bound=nn.Module)
 def forget_bias_(lstm: _Module, value: float = 1.0) -> _Module:
     """Sets the forget gate's bias, so that a new LSTM remembers: f = sigmoid(value) at zero input.
 
-    b_ih holds the value and b_hh zero, since the two are added; other gates stay as they are.
+    b_ih gets the value and b_hh zero, because the two are added. The other gates do not change.
     Source: Gers, Schmidhuber & Cummins (2000); value 1: Jozefowicz, Zaremba & Sutskever (2015).
 
     Raises:
         TypeError: `lstm` is no LSTM or LSTMCell.
-        ValueError: it has no biases, or the bias is parametrized.
+        ValueError: `lstm` has no biases, or a bias is parametrized.
     """
     with torch.no_grad():
         for b_ih, b_hh in _parameters(lstm, "bias_ih", "bias_hh"):
-            b_ih.chunk(4)[1].fill_(value)  # the rows of the gates stand in the order i, f, g, o
+            b_ih.chunk(4)[1].fill_(value)  # the rows have the order i, f, g, o
             b_hh.chunk(4)[1].zero_()
     return lstm
 
@@ -44,8 +44,8 @@ def orthogonal_(
 
     Args:
         lstm: the module.
-        gain: factor of the matrices.
-        generator: draws them.
+        gain: the factor of the matrices.
+        generator: the generator to draw with; None is torch's default.
 
     Raises:
         TypeError: `lstm` is no LSTM or LSTMCell.
@@ -58,7 +58,7 @@ def orthogonal_(
 
 
 def _parameters(lstm: nn.Module, *names: str) -> list[list[Tensor]]:
-    """The parameters of every layer and direction that have these names before their suffix."""
+    """For every layer and direction the parameters with these names, without their suffix."""
     if isinstance(lstm, (LSTMCell, nn.LSTMCell)):
         suffixes = [""]
     elif isinstance(lstm, (LSTM, nn.LSTM)):

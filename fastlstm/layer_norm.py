@@ -19,12 +19,13 @@ class LayerNormLSTM(LSTM):
         c_t = f * c_{t-1} + i * g
         h_t = o * tanh(LN(c_t) * gain_c + bias_c)
 
-    The norms of the gates run over all 4 * hidden_size elements. Their biases are the LSTM's own.
-    Arguments and `forward` are those of `LSTM`; the stepwise engine serves it, or the reference.
+    LN of the gates is over all 4 * hidden_size elements, with the LSTM's b_ih and b_hh as biases.
+    Arguments and `forward` are those of `LSTM`. The stepwise engine computes it, or the reference.
 
-    Parameters beyond those of `LSTM`, for each layer k (and with the suffix _reverse): gain_ih_l{k}
-    and gain_hh_l{k} [4*hidden_size], gain_c_l{k} and bias_c_l{k} [hidden_size]. Gains start at 1,
-    bias_c at 0; the others are what nn.LSTM draws from the same seed.
+    Besides the parameters of `LSTM` each layer k has gain_ih_l{k} and gain_hh_l{k}
+    [4*hidden_size], gain_c_l{k} and bias_c_l{k} [hidden_size], and those with the suffix _reverse.
+    Gains start at 1 and bias_c at 0. The other parameters start with the values that nn.LSTM draws
+    from the same seed.
     """
 
     _fastlstm_normalizes = True
@@ -49,7 +50,7 @@ class LayerNormLSTM(LSTM):
         self._reset_norms()
 
     def flatten_parameters(self) -> None:
-        """Does nothing: cuDNN, which wants the weights in one chunk, has no such layer."""
+        """Does nothing. Only cuDNN needs weights in one chunk, and it has no such layer."""
 
     def _reset_norms(self) -> None:
         for name, parameter in self.named_parameters():

@@ -22,11 +22,11 @@ from ._call import LstmCall
 __all__ = ["translations"]
 
 _GATES = [0, 3, 1, 2]  # ONNX's order i, o, f, c
-were_made = False  # the translations: only then can the exporter have got them
+were_made = False  # whether `translations` was called, so that the exporter may have its table
 
 
 def knows_torch_alone() -> bool:
-    """Whether torch.onnx.export runs and knows nn.LSTM's op alone: where our table is not used."""
+    """Whether torch.onnx.export runs without our translations, and so knows only nn.LSTM's op."""
     if torch._C._get_tracing_state() is not None:
         return torch.onnx.is_in_onnx_export()
     if not torch.compiler.is_compiling() or torch.compiler.is_dynamo_compiling():
@@ -35,14 +35,15 @@ def knows_torch_alone() -> bool:
 
 
 def translations() -> dict[Any, Callable[..., Any]]:
-    """What `torch.onnx.export(dynamo=True)` needs as its `custom_translation_table`.
+    """The `custom_translation_table` for `torch.onnx.export(dynamo=True)`.
 
     Batch size and number of steps may be dynamic; `lengths` becomes sequence_lens. The node has no
-    projection, resets or cell states of every step, and takes no packed data: exporting a model
-    that uses one of those raises an error that names it. Export a model before you prepack it.
+    projection, resets, layer normalization or cell states of every step, and takes no packed data.
+    The export of a model that uses one of those raises an error that names it. Export a model
+    before you prepack it.
 
     Raises:
-        RuntimeError: the extension is not available; then `convert(model, to="torch")` and export.
+        RuntimeError: the extension is not available. Then export `convert(model, to="torch")`.
         ImportError: onnx or onnxscript is not installed.
     """
     if not _build.extension_available():
@@ -70,7 +71,7 @@ def _prepacked(*args: Any, **options: Any) -> Any:
 
 
 def _lstm(*args: Any, save_cells: bool = False, **options: Any) -> Any:
-    """The op as a node; its arguments and results are those of the op."""
+    """Translates a call of the op. Arguments and results are those of the op."""
     count = len(LstmCall._fields)
     call, op = LstmCall(*args[:count]), _operators()
     for name, is_used in {
@@ -86,7 +87,7 @@ def _lstm(*args: Any, save_cells: bool = False, **options: Any) -> Any:
     hidden_size, directions = call.c_0.shape[2], call.h_0.shape[0]
 
     def stack(parameters: Sequence[Any], rows: int, *columns: int) -> Any:
-        """[4H,...] each, as one [D,rows,...] with the gates in ONNX's order."""
+        """Stacks parameters [4H,...] to one [D,rows,...], with the gates in ONNX's order."""
         one = len(parameters) == 1
         joined = parameters[0] if one else op.Concat(*parameters, axis=0)
         by_gate = op.Reshape(joined, [len(parameters), 4, hidden_size, -1])

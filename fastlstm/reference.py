@@ -1,7 +1,7 @@
 """The LSTM in plain PyTorch: the specification that every engine is tested against.
 
-It is also the route where no compiled op can go: under `torch.func` transforms and forward-mode
-differentiation, on devices and dtypes without an engine, and where the extension is not built.
+It also computes the calls that no other engine serves: forward-mode derivatives and some transforms
+of `torch.func`, devices and dtypes without a kernel, and every call if the extension is not built.
 
 With x the input of a step, and h and c the state before it::
 
@@ -12,7 +12,7 @@ With x the input of a step, and h and c the state before it::
     c = f * c + i * g
     h = o * tanh(c)
 
-docs/design.md has the letters of the lecture that the project began from.
+docs/howto/from-the-lecture.md has the names of the lecture that the project began from.
 
 Sources: Hochreiter & Schmidhuber (1997); the forget gate: Gers, Schmidhuber & Cummins (2000);
 the projection h = W_hr (o * tanh(c)): Sak, Senior & Beaufays (2014).
@@ -56,7 +56,7 @@ def layer_norm(x: Tensor, gain: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def zoneout(keep: Tensor, previous: Tensor, next: Tensor) -> Tensor:
-    """The share `keep` of the previous state stays."""
+    """Keeps the share `keep` of the previous state and takes the rest from the next one."""
     return keep * previous + (1 - keep) * next
 
 
@@ -75,21 +75,21 @@ def lstm_layer(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One layer in one or two directions: the contract of the op `fastlstm::lstm`.
 
-    The 16-bit types are computed in float32 and rounded at the end, as exact as any engine.
+    The 16-bit types are computed in float32 and rounded at the end.
     T steps, B batch rows, I input_size, H hidden_size, P = proj_size or H, D directions.
 
     Args:
         input: [T,B,I], or the [N,I] data of a PackedSequence if `batch_sizes` is given.
         h_0: [D,B,P] initial hidden state; direction 1 walks from the last step to the first.
-        c_0: [D,B,H] initial cell state; of the 16-bit types it may be in float32 too.
+        c_0: [D,B,H] initial cell state. With an input of 16 bits it may be float32.
         weights: for each direction W_ih [4H,I], W_hh [4H,P], then b_ih, b_hh [4H] if there are
             biases, then W_hr [P,H] if there is a projection; for layer normalization also gain_ih
             and gain_hh [4H], gain_c and bias_c [H] (Ba, Kiros & Hinton, 2016): the gates are
             activated from LN(W_ih x) gain_ih + b_ih + LN(W_hh h) gain_hh + b_hh, and
             h = o * tanh(LN(c) gain_c + bias_c).
-        layout: which weights there are beside W_ih and W_hh: of the words "bias", "projection" and
-            "layer_norm" those that apply, in this order.
-        batch_sizes: [T] int64 on the CPU, rows alive at each step, as in a PackedSequence.
+        layout: which weights there are besides W_ih and W_hh: those of the words "bias",
+            "projection" and "layer_norm" that apply, in this order.
+        batch_sizes: [T] int64 on the CPU, the number of rows of each step, as in a PackedSequence.
         lengths: [B] int64. From its length on a row keeps its state and its output is zero.
         reset: [T,B] bool. h and c are zero before such a step; no gradient passes it.
         h_mask: [D,B,P]. W_hh sees h_mask * h instead of h (recurrent dropout, Gal & Ghahramani,
@@ -121,7 +121,7 @@ def lstm_layer(
 def _walk(
     call: LstmCall, zones: list[Tensor | None], live: Tensor | None, d: int, weights: Direction
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Direction d. Rows that have not started yet hold h_0, c_0; those that ended, h_n, c_n."""
+    """Walks direction d. `h` and `c` hold the states of all rows, also of those that have ended."""
     sizes = None if call.batch_sizes is None else call.batch_sizes.tolist()
     by_step: Any = torch.unbind if sizes is None else lambda sequence: sequence.split(sizes)
     steps = by_step(affine(call.input, weights.W_ih, weights.b_ih, weights.gain_ih))

@@ -130,7 +130,7 @@ def with_nan() -> LSTM:
         (LSTMCell(3, 0), (), ValueError, "expected sizes of at least 1 in bad"),
         (
             with_nan(), (torch.int8,), ValueError,
-            "bad: weight_hh_l0: expected finite weights to make int8 of them, got nan",
+            "bad: weight_hh_l0: expected finite weights to quantize to int8, got nan",
         ),
         (
             prune.l1_unstructured(LSTM(3, 4), "weight_hh_l0", 0.5), (), ValueError,

@@ -121,7 +121,7 @@ def test_load_state_dict_raises_the_errors_of_an_lstm() -> None:
         ),
         (
             lambda d: d.update(weight_hh_l0=torch.full((40, 10), float("inf"))),
-            "weight_hh_l0: expected finite weights to make int8 of them, got inf",
+            "weight_hh_l0: expected finite weights to quantize to int8, got inf",
         ),
         (lambda d: d.update(weight_hh_l0="x"), "weight_hh_l0: expected a tensor, .* got str"),
     ],
