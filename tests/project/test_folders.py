@@ -85,7 +85,7 @@ def test_functions_are_declared_where_they_are_defined() -> None:
     """A declaration in a lower folder would be a dependency upward that no include shows."""
     function = r"^(?!using|return|static|template)\w[\w:<>&*, ]+ [&*]?(\w+)\(([^;{}()]*)\)"
     declared, defined = (
-        {name: floor(file) for file in files for name, _ in re.findall(pattern, text_of(file))}
+        {name: folder_of(file) for file in files for name, _ in re.findall(pattern, text_of(file))}
         for files, pattern in (
             ([f for f in FILES if f.suffix == ".h"], re.compile(function + ";", re.M)),
             ([f for f in FILES if f.suffix != ".h"], re.compile(function + r" \{", re.M)),
