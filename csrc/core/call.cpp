@@ -28,7 +28,8 @@ ForwardResult completed(ForwardResult result) {
   return result;
 }
 
-// The handle of an op whose schema has the arguments of `function`.
+// Returns the dispatcher's typed handle of the op `name`. The op takes the arguments of `function`,
+// each separately (FlatOp).
 template <auto function>
 static auto op_named(const char* name) {
   return c10::Dispatcher::singleton()

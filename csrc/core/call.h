@@ -41,7 +41,9 @@ struct ForwardOptions {
   auto list() const { return std::tie(save_cells, save_gates, engine); }
 };
 
-// The gradients that a caller requests besides those of the weights. per_row: see BackwardResult.
+// The gradients that a caller requests. `input`: grad_input. `state`: grad_h_0 and grad_c_0. The
+// gradients of the weights are always returned, unless `per_row` requests d_gates in their place
+// (see BackwardResult).
 struct GradientRequest {
   bool input, state, per_row;
 };
@@ -57,20 +59,22 @@ struct BackwardArguments {
   }
 };
 
-// output, h_n, c_n, cells, gates. Cells and gates that are not saved are undefined tensors, and
-// empty tensors when the dispatcher returns them.
+// output, h_n, c_n, cells, gates. An engine returns undefined tensors for cells and gates that are
+// not saved. The op returns empty tensors for them (see `completed`).
 using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
-// grad_input, grad_h_0, grad_c_0, grad_weights. grad_weights holds for each direction the gradients
-// in the order of the weights, and one gradient for b_ih and b_hh together. Without request.state
-// the values of grad_h_0 and grad_c_0 are not defined. With request.per_row grad_weights holds
-// d_gates of each direction instead, in the shape of a direction's gates.
+// grad_input, grad_h_0, grad_c_0, grad_weights. grad_weights holds the gradients of each direction
+// in the order of the weights, without b_hh, whose gradient is equal to that of b_ih. Without
+// request.state the values of grad_h_0 and grad_c_0 are not defined. With request.per_row
+// grad_weights holds one tensor for each direction instead: d_gates [T,B,4H] or [R,4H], the
+// gradients of the pre-activations of i, f, g and o.
 using BackwardResult = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>;
 
 // True for wrapper tensors (functorch, fake, conjugate view, ...): their memory does not hold the
 // values, so only the dispatcher may read them.
 bool is_wrapper(const Tensor& tensor);
 
-// The tensor, or a copy with its values in memory if the tensor is a wrapper.
+// Returns the tensor, or a clone if it is a wrapper. The clone of a lazy view (conjugate, negative)
+// has its values in memory.
 inline Tensor in_memory(const Tensor& tensor) {
   return is_wrapper(tensor) ? tensor.clone() : tensor;
 }
@@ -114,8 +118,10 @@ struct FlatOp<function, std::tuple<const C&...>, std::tuple<const O&...>> {
     return completed(function({owned(call)...}, {owned(options)...}));
   }
 };
+// The options type of a function. Only declared, for decltype.
 template <typename Result, typename Call, typename Options>
 Options options_of(Result (*)(Call, const Options&));
+// `function` in the form that m.impl takes.
 template <auto function>
 constexpr auto op = FlatOp<function, decltype(std::declval<LstmCall>().list()),
                            decltype(options_of(function).list())>::run;

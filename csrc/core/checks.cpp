@@ -133,7 +133,8 @@ void check_input(const LstmCall& call) {
               " cannot be combined with batch_sizes (packed input)");
 }
 
-// The call with its weights by name and its sizes, without those that follow from the weights.
+// Unpacks a call: its weights by name, and its sizes except hidden_size and output_size, which
+// find_sizes sets.
 Layer unpack(LstmCall call, bool allows_prepacked) {
   Layer layer;
   static_cast<LstmCall&>(layer) = std::move(call);

@@ -76,10 +76,11 @@ void check_memory(const Tensor& tensor, const char* name);
 struct WalkStep {
   int64_t t;            // position in time
   int64_t offset;       // first flat row
-  int64_t rows;         // live rows; all B rows if `lengths` decides on the device
+  int64_t rows;         // batch_sizes[t] of packed data, else B; with `lengths` some may be dead
   int64_t prev_offset;  // first flat row of the step before, in walking order
-  int64_t prev_rows;    // live rows of the step before; 0 at the first step
+  int64_t prev_rows;    // `rows` of the step before; 0 at the first step
 };
+// Returns all steps of a walk, in walking order.
 std::vector<WalkStep> walk(const Layer& layer, bool reverse);
 
 // The dtype of the cell state and of all arithmetic: float32 for the 16-bit types, else the dtype

@@ -33,8 +33,8 @@ struct WeightLayout {
   std::vector<Direction> directions(std::vector<Tensor> weights, int64_t count) const;
 };
 
-// What the size of a dimension of a weight or of a row is. kNone stands for the columns of a
-// vector.
+// The size of a dimension of a weight, or of a row of another tensor: kGates 4H, kInput I, kHidden
+// H, kOutput P, kOutputs D * P, kProjection P of a layer with W_hr. A vector has kNone columns.
 enum class Extent { kNone, kGates, kInput, kHidden, kOutput, kOutputs, kProjection };
 
 // A weight of a direction: its name, its place in Direction, the part of the layout that it belongs
@@ -71,8 +71,8 @@ void for_each_weight_of(const WeightLayout& layout, const auto& visit) {
   for (const NamedWeight& weight : kWeights)
     if (layout.*weight.is_there) visit(weight);
 }
-// Appends the gradients of a direction's weights to a list, in the order of kWeights. Each gradient
-// stands under the name of its weight.
+// Appends the gradients of a direction's weights to a list, in the order of kWeights. Each member
+// of `gradients` is the gradient of the weight with the same name.
 inline void append_gradients(std::vector<Tensor>& list, const Direction& gradients) {
   for (const NamedWeight& weight : kWeights)
     if (weight.has_gradient() && (gradients.*weight.tensor).defined())

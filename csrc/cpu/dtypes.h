@@ -13,15 +13,16 @@ namespace fastlstm {
 template <typename T>
 using State_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
+// The Dtype of the C++ type T.
 template <typename T>
 constexpr Dtype dtype_of_rows = std::is_same_v<T, double>     ? Dtype::kFloat64
                                 : std::is_same_v<T, float>    ? Dtype::kFloat32
                                 : std::is_same_v<T, bfloat16> ? Dtype::kBFloat16
                                                               : Dtype::kFloat16;
 
-// The formats of products. Calls macro(name, dtype of a tensor of weights that was unpacked from
-// this format). bfloat16x2 is float32 as the sum of two bfloat16 (products/split_float32.h);
-// weights are packed in it for one call only.
+// The formats of products. Calls macro(name of the format, PyTorch's name of the dtype). The dtype
+// is the one that weights have after they are unpacked from the format. bfloat16x2 is float32 as
+// the sum of two bfloat16 (products/split_float32.h); weights are packed in it for one call only.
 #define FASTLSTM_FOR_EACH_FORMAT(macro)                                                    \
   macro(float32, Float) macro(float64, Double) macro(bfloat16, BFloat16) macro(int8, Char) \
       macro(bfloat16x2, Float)

@@ -14,8 +14,9 @@ namespace {
 constexpr int64_t kKeptBytes = 64 << 20;
 constexpr int64_t kSmallBytes = 128 << 10;  // malloc keeps smaller blocks by itself
 
-// A mutex without a blocking lock, because after a fork the thread that holds it may not exist any
-// more. std::mutex would need glibc 2.34 if it is built there.
+// A mutex that can only try to lock. A blocking lock could wait forever after a fork, because the
+// thread that holds the mutex does not exist in the child. It is not a std::mutex, because a
+// library with std::mutex that is built on a system with glibc 2.34 also needs glibc 2.34 to run.
 struct Mutex {
   std::atomic_flag taken = ATOMIC_FLAG_INIT;
   bool try_lock() { return !taken.test_and_set(std::memory_order_acquire); }

@@ -40,8 +40,8 @@ struct Vec {
   FASTLSTM_INLINE void store(A* to) const { std::memcpy(to, &v, sizeof v); }
 };
 
-// Load and store a vector of the state's dtype. The memory has the dtype of the tensor, to which a
-// store rounds.
+// Load and store a vector of float or double. The elements in memory have the same type, or they
+// are bfloat16 or float16. A load converts them, a store rounds to them.
 template <typename A>
 FASTLSTM_INLINE void load(const A* from, Vec<A>& x) {
   x = Vec<A>::load(from);

@@ -30,10 +30,13 @@ inline int64_t free_sms() {
   return count;
 }
 
-// The current device, which is the device of the call. Its multiprocessors do not include those
-// that are left free, and are 0 if the device supports no cooperative launches. Its capability is
-// that of the loaded code if that is below sm_80 and has no persistent kernels (0 if there is no
-// code), otherwise the GPU's.
+// Describes the current device, which is the device of the call.
+//   sm_count      without the multiprocessors that are left free; 0 if the device supports no
+//                 cooperative launches
+//   capability    the compute capability of the GPU. If the loaded code was compiled for less than
+//                 sm_80, it has no persistent kernels. Then this is the capability of the code, or
+//                 0 if the build has no code for the GPU
+//   shared_bytes  the most shared memory of a block
 inline CudaDevice cuda_device() {
   const int index = c10::cuda::current_device();
   const auto attribute = [&](cudaDeviceAttr name) {

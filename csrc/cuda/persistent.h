@@ -39,8 +39,9 @@ struct ForwardDirection {
   const T* h_0;   // [B,W]  columns H to W are 0
   T* gates;       // [R,4H] x W_ih^T + b; receives the activated gates if they are saved
   T* output;      // [R,H]  receives h_t, and 0 after the end of a row
-  T* exchange;  // [R,W]  receives h_t, and 0 in columns H to W. All bits are set before the launch.
-                //        It is the same memory as output if W = H
+  T* exchange;  // [R,W]  receives h_t, and 0 in columns H to W. Before the launch all bits are set,
+                //        which means that no value is there yet. It is the same memory as output
+                //        if W = H
   float* cells;  // [R,H]  receives c_t; may be nullptr
   T* h_n;        // [B,H]  holds h_0 before the launch; rows of length 0 keep it
   float* c_n;    // [B,H]  holds c_0 before the launch, likewise
@@ -69,7 +70,8 @@ struct BackwardDirection {
   const T* d_output;     // [R,H]  nullptr stands for 0
   const float* d_cells;  // [R,H]  nullptr stands for 0
   T* d_gates;            // [R,4,W] receives the gradients, and 0 after the end of a row and in
-                         //        columns H to W. All bits are set before the launch
+                         //        columns H to W. Before the launch all bits are set, which means
+                         //        that no value is there yet
   T* d_h;                // [B,H]  dL/dh_n; receives dL/dh_0 if state_needs_grad
   float* d_c;            // [B,H]  dL/dc_n; receives dL/dc_0 if state_needs_grad
 

@@ -16,10 +16,12 @@
 
 namespace fastlstm {
 
-// The kinds of arithmetic. operand() converts a word of memory (two 16-bit values or a float) for
-// the multiplication. columns() makes the factor b of the two words that a lane has of it. mma()
-// computes d += a b for a tile of 16 rows and 8 columns. Its registers are laid out as those of the
-// mma instruction (device.h).
+// The kinds of arithmetic. A factor a has 16 rows of the slice, a factor b has 8 columns, which are
+// batch rows.
+//   operand()  converts a word of memory (two 16-bit values or a float) for the multiplication
+//   columns()  returns a lane's part of b, from the two words of b that the lane has loaded
+//   mma()      computes d += a b for a tile of 16 rows and 8 columns. The four elements of d in a
+//              lane are those of the mma instruction (device.h)
 
 template <typename Value>
 struct TensorCores {
@@ -51,8 +53,10 @@ struct Tf32Mma : TensorCores<float> {
   }
 };
 
-// IEEE float32 without tensor cores. Shuffles give every lane the eight values of a column that
-// four lanes hold. The rows are read from shared memory by each lane (Fragments).
+// IEEE float32 without tensor cores. Each lane computes the same four elements of d as in the mma
+// instruction. So it needs two columns of b with eight values each: with q = lane % 4, columns 2q
+// (`even`) and 2q + 1 (`odd`). Four lanes hold the values of a column, and shuffles pass them to
+// the other lanes. Each lane reads its rows of the slice from shared memory (Fragments).
 struct Ffma {
   using T = float;
   struct Rows {
@@ -84,8 +88,11 @@ struct Ffma {
 };
 
 // The order of the slice in shared memory: [row tile][chunk][step 0, 1][lane][register], so that a
-// lane reads a fragment by one load. A tile of 8 rows has no registers for rows 8 to 15. With FFMA
-// the index [lane] is [quarter of a chunk][row], because several lanes read the same fragment.
+// lane reads a fragment by one load. A tile of 8 rows has no registers for rows 8 to 15.
+//
+// With FFMA a fragment belongs to no single lane, and the 32 fragments of a step have the order
+// [quarter of a chunk][row]. A load of a warp then reads eight neighboring fragments, each of them
+// for four lanes.
 template <class P, int kRows>
 struct Fragments {
   static constexpr int kRegisters = kRows == 8 ? 2 : 4;
@@ -171,8 +178,9 @@ struct WarpSums {
   }
 };
 
-// The product of a warp. add() multiplies loaded chunks, from chunk `begin` on and before chunk
-// `last`. A lane has loaded values of the batch rows 8 j + lane / 4 of the pass.
+// The product of a warp. add() multiplies the loaded chunks begin, begin + 1, ..., but only those
+// before chunk `last`. words[a][j] are the lane's 16 bytes of chunk begin + a, of batch row
+// 8 j + lane / 4 of the pass.
 template <class P, int kRows, int kTile>
 struct WarpProduct {
   using Tiles = WarpSums<kRows, kTile>;
@@ -204,12 +212,13 @@ struct WarpProduct {
   }
 };
 
-// Adds the partial sums [kWarps][tile][partial_stride(rows)] of all warps, for batch row b and the
-// matrix rows r to r + kCount - 1.
+// The sums of kCount neighboring rows of the slice, for one batch row.
 template <int kCount>
 struct alignas(4 * kCount) Sums {
   float value[kCount];
 };
+// Adds the partial sums [kWarps][tile][partial_stride(rows)] of all warps, for batch row b of the
+// pass and the rows r to r + kCount - 1 of the slice.
 template <int kCount>
 __device__ Sums<kCount> sum_partials(const float* partials, int tile, int rows, int b, int r) {
   Sums<kCount> sum = {};

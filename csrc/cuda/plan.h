@@ -44,8 +44,9 @@ struct Task {
 
   bool ffma() const { return dtype == Dtype::kFloat32 && !allow_tf32; }
   int64_t element_bytes() const { return bytes_of(dtype); }
-  // The number of values of h in an exchanged row. Zeros after the hidden units make a row of h, or
-  // of four gates in backward, a multiple of 16 bytes. The last block stores them.
+  // The values that an exchanged row has for a state or a gate: hidden_size, rounded up so that the
+  // row is a multiple of 16 bytes. A row is h in forward, and d_gates with four gates in backward.
+  // The values after the hidden units are zeros, which the last block of the units stores.
   int64_t exchange_width() const {
     const int64_t piece = std::max<int64_t>((backward ? 4 : 16) / element_bytes(), 1);
     return round_up(hidden_size, piece);
@@ -79,8 +80,9 @@ constexpr bool is_compiled(bool ffma, int units, int row_tile) {
 }
 
 // How many chunks of a row a warp loads together. Backward loads more, because its rows are four
-// times as long. FFMA and the widest tile load fewer, because a chunk occupies them longer. The
-// accumulators of the widest tile also leave few registers.
+// times as long. FFMA and the widest tile load fewer, because they take longer to multiply a chunk,
+// so fewer loads in flight hide the latency. The accumulators of the widest tile also leave few
+// registers.
 constexpr int chunks_in_flight(bool ffma, bool backward, int units, int row_tile) {
   const int columns = row_tile / 8;
   if (ffma) return 2;
@@ -114,11 +116,13 @@ inline Tiling make_tiling(const Task& task, int units, int row_tile, int row_gro
 // Estimates the clocks of a step of all directions, to compare divisions on one GPU. The numbers
 // are from an H100's data sheet, or estimates. None was measured.
 inline double step_clocks(const Task& task, const Tiling& tiling, int sm_count) {
-  // Bytes per clock of an SM: into the SM, its share of L2's rate, from shared memory.
-  constexpr double kIntoSm = 64, kFromL2 = 24, kShared = 128;
-  constexpr double kTrip = 900;  // from a store in one SM to a load in another that sees it
-  constexpr double kCell = 600;  // of a pass, without its product
-  const double multiply_adds =   // of an SM per clock
+  // Bytes per clock.
+  constexpr double kIntoSm = 64,  // that one SM can load from L2
+      kFromL2 = 24,               // an SM's share of the bandwidth of L2, if all SMs load
+      kShared = 128;              // from the shared memory of an SM
+  constexpr double kTrip = 900;   // from a store in one SM to a load in another that sees it
+  constexpr double kCell = 600;   // of a pass, without its product
+  const double multiply_adds =    // of an SM per clock
       task.ffma()                     ? 128
       : task.dtype == Dtype::kFloat32 ? 512
                                       : 1024;

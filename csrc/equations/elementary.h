@@ -6,8 +6,8 @@
 //
 // Both rest on exp(x) = 2^k exp(r), where k is the integer nearest to x / ln(2) and r = x - k
 // ln(2). A polynomial with the least relative error on [-ln(2)/2, ln(2)/2] (Remez's algorithm)
-// gives exp(r) - 1. With rounded coefficients its relative error is 1.7e-8 in float and 3.4e-17 in
-// double, which is three tenths of a rounding error.
+// gives exp(r) - 1. With its coefficients rounded to the type, the relative error of the polynomial
+// is 1.7e-8 in float and 3.4e-17 in double. This is 0.3 of the unit roundoff (2^-24 and 2^-53).
 //
 // The sigmoid of a large negative number is exactly 0. A tiny result instead would make all later
 // arithmetic run on subnormal numbers, which is slow.
@@ -70,10 +70,10 @@ template <typename A>
 struct Constants;
 template <>
 struct Constants<float> {
-  using Bits = uint32_t;
+  using Bits = uint32_t;                             // an integer of the same size
   static constexpr float round_shift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   static constexpr float max_exponent = 87.0f, tanh_saturates = 10.0f;  // k = 126 at most
-  static constexpr Bits one = 127, mantissa_bits = 23;
+  static constexpr Bits one = 127, mantissa_bits = 23;  // one: the exponent field of 1.0
   // The coefficients of (exp(r) - 1) / r, beginning with that of r^0.
   static constexpr double coefficients[] = {1.0,
                                             0.49999998154059619,
@@ -133,6 +133,7 @@ struct Exponential {
   A scale, p;  // 2^more exp(times x) = scale * (1 + p)
 };
 
+// Computes 2^more exp(times x) for |times x| <= C::max_exponent.
 template <typename C, int times, int more, typename A>
 FASTLSTM_INLINE Exponential<A> exponential(const A& x) {
   constexpr double kLn2 = 0.6931471805599453;
@@ -141,9 +142,9 @@ FASTLSTM_INLINE Exponential<A> exponential(const A& x) {
   return {power_of_two<more>(shifted, k), r * expm1_over_r<C, times>(r)};
 }
 
-// 1 / (1 + exp(-x)), computed as 4 / (4 + 4 exp(-x)). Both have the same bits if the result is a
-// normal number. If it would be subnormal (k of 126 and more, in double 1022), 4 exp(-x) is
-// infinite and the result is 0.
+// 1 / (1 + exp(-x)), computed as 4 / (4 + 4 exp(-x)). The two formulas give the same bits,
+// unless k of exp(-x) is 126 (in double 1022). Then the result would be subnormal or nearly so,
+// 4 exp(-x) overflows to infinity, and the result is 0.
 template <typename C, typename A>
 FASTLSTM_INLINE A sigmoid(const A& x) {
   const Exponential<A> e = exponential<C, -1, 2>(clamp(x, A(C::max_exponent)));

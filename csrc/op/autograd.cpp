@@ -22,10 +22,13 @@ OptionalTensor if_defined(const Tensor& tensor) {
   return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
 }
 
-// A tensor with the memory that `tensor` has now, without its graph. It shares the version counter,
-// so autograd still notices writes in place. If the user sets `weight.data = other`, backward reads
-// the old values. An output that is saved in this form does not refer to its own node, so no
-// reference cycle is left if a hook of saved tensors raises an exception.
+// Returns a detached alias: a tensor with the same memory and the same version counter as `tensor`,
+// but without an autograd graph. A wrapper is returned as it is.
+//
+// Because the version counter is shared, autograd detects writes in place. If the user assigns
+// `weight.data = other` after forward, the alias keeps the old memory, and backward reads the old
+// values. The alias of an output does not refer to the node that saves it, so no reference cycle is
+// left if a hook of saved tensors raises an exception.
 Tensor present_memory(const Tensor& tensor) {
   if (is_wrapper(tensor)) return tensor;
   return Tensor(tensor.unsafeGetTensorImpl()->shallow_copy_and_detach(
@@ -97,11 +100,12 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
     const auto layout = WeightLayout::of(saved.call.layout);
     const bool input_needs_grad = ctx->needs_input_grad(0);
     const bool state_needs_grad = ctx->needs_input_grad({{1, 3}});
-    // If no weight needs a gradient, d_gates is enough, and the products for W_ih and W_hh are
-    // saved.
+    // If no weight needs a gradient, backward returns d_gates instead and skips the GEMMs that
+    // compute the gradients of W_ih and W_hh.
     const bool weights_need_grad = ctx->needs_input_grad({{kFirstWeight, end}});
     const bool per_row = !weights_need_grad && !layout.normalizes;
-    // Nothing is recorded here. The fallback for ops without a derivative would be slow.
+    // lstm_backward has no derivative of its own. The guard bypasses the dispatcher's Autograd
+    // fallback for such ops, which would be slow.
     at::AutoDispatchBelowADInplaceOrView guard;
     auto [grad_input, grad_h_0, grad_c_0, grad_weights] = call_lstm_backward(
         saved.call, {if_defined(grads[0]), if_defined(grads[1]), if_defined(grads[2]),
@@ -115,7 +119,8 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
   }
 
  private:
-  // Connects the saved weights to their graph again, for second derivatives.
+  // Connects the saved weights to their graph again, for second derivatives. They were saved as
+  // detached aliases (present_memory).
   static void connect_weights(std::vector<Tensor>& weights) {
     const auto node = torch::autograd::get_current_node();
     for (size_t k = 0; k < weights.size(); ++k) {

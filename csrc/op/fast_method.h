@@ -76,7 +76,9 @@ PyObject* call_from_python(Result (*function)(Args...), PyObject* const* args, P
   TORCH_CHECK_TYPE(count == sizeof...(Args), "expected ", sizeof...(Args), " arguments, got ",
                    count);
   return [&]<size_t... I>(std::index_sequence<I...>) {
-    // Not moved: who releases the last reference that is not Python's takes the GIL.
+    // `arguments` is not moved into the function. Releasing the last C++ reference to a tensor that
+    // Python refers to acquires the GIL. So the tuple releases its references here, when this
+    // thread holds the GIL again.
     const std::tuple<std::decay_t<Args>...> arguments{
         from_python<std::decay_t<Args>>(args[I], I)...};
     return to_python([&] {

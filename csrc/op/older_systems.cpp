@@ -7,7 +7,8 @@
 #include <sstream>
 #include <string>
 
-#if defined(__GLIBCXX__) && defined(__GLIBC__) && defined(__OPTIMIZE__)  // else not all is inlined
+// Only in optimized builds. Without optimization not all functions of the headers are inlined.
+#if defined(__GLIBCXX__) && defined(__GLIBC__) && defined(__OPTIMIZE__)
 
 #define FASTLSTM_HIDDEN __attribute__((visibility("hidden"), used))
 

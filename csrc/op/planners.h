@@ -43,8 +43,8 @@ inline py::dict engines() {
                   "persistent"_a = py::make_tuple("cuda"));
 }
 
-// Whether the persistent engine can divide a layer's work on a GPU, in training that of backward
-// too. The GPU need not be present.
+// Whether the persistent engine can divide a layer's work on a GPU: the work of forward, and in
+// training also the work of backward. The GPU need not be present.
 inline bool divides(int64_t hidden_size, int64_t batch, int64_t steps, int directions,
                     const std::string& dtype, bool training, int sm_count, int capability) {
   Task task{hidden_size, batch, steps, directions, dtype_named(dtype), matmul_allows_tf32(), false};

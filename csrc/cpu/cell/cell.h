@@ -11,7 +11,8 @@ namespace fastlstm {
 template <typename T>
 struct ForwardRow {
   using A = State_t<T>;
-  const A* x_gates;  // [4H] x_t W_ih^T + b, for each vector of units its four gates
+  const A* x_gates;  // [vectors of units][4 gates][lanes] x_t W_ih^T + b; may be nullptr if
+                     // StepSums::x is used
   T* gates;          // [4H] receives the activated i, f, g, o; may be nullptr
   const A* c_prev;   // [H]
   A* c;              // [H] may be the same memory as c_prev

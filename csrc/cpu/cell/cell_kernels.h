@@ -10,7 +10,8 @@
 
 namespace fastlstm::FASTLSTM_ISA {
 
-// Loads and stores n lanes from column `column` on of rows of any dtype.
+// The columns [column, column + n) of rows, which it loads as a vector and stores from a vector. n
+// is at most the number of lanes. The elements of a row may have any dtype.
 template <typename A>
 struct Lanes {
   int64_t column, n;

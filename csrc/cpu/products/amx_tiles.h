@@ -16,10 +16,13 @@ constexpr int64_t kTileRows = 16, kLineBytes = 64, kMostRows = 2 * kTileRows;
 constexpr int64_t kPairWidth = 32;  // columns of two tiles
 static_assert(Vec<float>::lanes == kTileRows);
 
-// The rows of A in the form in which tiles load them, block by block. Each plane of a block is one
-// line of 64 bytes of a row. Tiles load rows directly if all rows have one stride. Otherwise, as in
-// the first step and after a reset, the rows of a block are copied next to each other. The block in
-// which K ends is padded with zeros.
+// The rows of A in the form in which tiles load them, block by block. A block of a row is kPlanes
+// lines of 64 bytes, one for each plane. Rows of float32 have two planes: the two bfloat16 into
+// which each number is split (split_float32.h). Other rows have one.
+//
+// Tiles load rows directly if all rows have one stride. Otherwise, as in the first step and after a
+// reset, the rows of a block are copied next to each other. The last block of K is padded with
+// zeros.
 template <int kPlanes>
 class TileRows {
  public:
@@ -56,15 +59,18 @@ class TileRows {
   alignas(64) char gathered_[kMostRows][kBytes], last_[kMostRows][kLineBytes];
 };
 
-// Where the tiles of panels are: the address of the first tile, and the distances in bytes to the
-// next block of terms, the next plane, the next pair of neighboring tiles, the second tile of a
-// pair, and the next line of a tile.
+// The places of the tiles of panels. Distances are in bytes.
 struct PanelTiles {
-  const char* first;
-  int64_t block, plane, pair, second, line;
+  const char* first;  // address of the first tile
+  int64_t block,      // to the same tile of the next block of terms
+      plane,          // to the same tile of the next plane
+      pair,           // to the next pair of neighboring tiles (32 columns)
+      second,         // from the first to the second tile of a pair
+      line;           // to the next line of a tile
 };
 
-// Calls body(plane of A, plane of B) for the products of the planes of a block, the smallest first.
+// Calls body(plane of A, plane of B) for each product of planes of a block that is computed, the
+// smallest product first. The product of the two second planes is left out.
 template <int kPlanes, typename Body>
 FASTLSTM_INLINE void for_each_product(const Body& body) {
   static_assert(kPlanes <= 2);
@@ -129,9 +135,9 @@ static void multiply_two_pairs(TileRows<kPlanes>& a, PanelTiles b, char* sums, i
   Tiles::store<2>(sums + 2 * kLineBytes, stride), Tiles::store<3>(sums + 3 * kLineBytes, stride);
 }
 
-// Multiplies at most 32 rows at a time by all columns, at most 64, and calls put(rows of A, the
-// product of these rows, sums, elements between rows of sums). The terms of a row are `bytes` bytes
-// from byte `begin` on.
+// Multiplies the rows of a product, at most 32 at a time, by all columns, at most 64. For each part
+// of the rows it calls put(TileRows of the part, PanelProduct of the part, sums, distance between
+// rows of sums in elements). The terms of a row are `bytes` bytes from byte `begin` on.
 template <typename T, int kPlanes, typename Put>
 FASTLSTM_INLINE void multiply_on_tiles(const PanelProduct& p, int64_t begin, int64_t bytes,
                                        PanelTiles tiles, const Put& put) {

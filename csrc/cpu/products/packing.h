@@ -6,10 +6,11 @@
 
 namespace fastlstm::FASTLSTM_ISA {
 
-// One stage of transposing a square of lanes x lanes elements in registers. It combines rows that
-// are `distance` apart, by one shuffle instruction per vector on x86. The first stages interleave
-// two rows within blocks of 16 bytes, which transposes each block. The last stages separate the
-// even from the odd blocks of two rows.
+// One stage of transposing a square of lanes x lanes elements in registers. It replaces each pair
+// of rows x[i] and x[i + distance]. With `distance` below the elements of a 16-byte block, it
+// interleaves the elements of the two rows within each block (unpacklo and unpackhi on x86); these
+// stages transpose each block. With a larger `distance`, x[i] receives the even blocks of the two
+// rows, and x[i + distance] the odd ones.
 template <int distance, typename A>
 FASTLSTM_INLINE void transpose_stage(Vec<A> (&x)[Vec<A>::lanes]) {
   constexpr int L = Vec<A>::lanes, block = 16 / sizeof(A);
@@ -54,8 +55,9 @@ static void transpose_vector(const A* const* from, int64_t K, A* to, int64_t str
     for (int n = 0; n < L; ++n) __builtin_memcpy(to + k * stride + n, from[n] + k, sizeof(A));
 }
 
-// Pointers to lanes many columns of a transposed matrix, from column `n` of the panel and row k on.
-// Where the panel has no column, the pointer is to another one, so that it can be read.
+// Finds L columns of a transposed matrix: columns[l] points to row k of column n + l of the panel.
+// If the panel has no such column, the pointer is to the panel's first column, so that it can be
+// read.
 template <typename T, int L>
 FASTLSTM_INLINE void find_columns(const MatrixRows& matrix, const PanelShape& shape, int64_t n,
                                   int64_t k, const T* (&columns)[L]) {
@@ -145,8 +147,9 @@ FASTLSTM_INLINE const float* as_pairs(const bfloat16* from) {
 }
 FASTLSTM_INLINE float* as_pairs(bfloat16* from) { return reinterpret_cast<float*>(from); }
 
-// Rounds a row of float32 to bfloat16. If K is odd, a zero completes the last pair.
+// The bytes of a row of K bfloat16 that is filled up to whole pairs.
 [[maybe_unused]] static int64_t bytes_of_pairs(int64_t K) { return 2 * (K + K % 2); }
+// Rounds a row of float32 to bfloat16. If K is odd, a zero completes the last pair.
 [[maybe_unused]] static void encode_bfloat16(const void* from, int64_t K, void* encoded) {
   constexpr int64_t L = Vec<float>::lanes;
   const float* const row = static_cast<const float*>(from);
@@ -195,7 +198,8 @@ template <>
       panel[2 * (k * width + n)] = panel[2 * (k * width + n) + 1] = bfloat16(0.0f);
 }
 
-// Only targets that multiply whole layers in bfloat16 use this.
+// Used only by targets with dot products of bfloat16 (pairs_table.h). Other targets do not train in
+// bfloat16.
 template <>
 [[maybe_unused]] void transpose<bfloat16>(const void* const* from, int64_t rows, int64_t begin,
                                           int64_t end, void* transposed) {

@@ -19,8 +19,9 @@
 
 namespace fastlstm::FASTLSTM_ISA {
 
-constexpr int64_t kBlock = 32, kTile = 16 * 32;  // terms and elements of a tile
-constexpr int64_t kPanelPlane = 2 * kTile;
+constexpr int64_t kBlock = 32,              // terms of a block
+    kTile = 16 * 32;                        // bfloat16 elements of a tile
+constexpr int64_t kPanelPlane = 2 * kTile;  // bfloat16 elements of a plane of a panel's block
 
 FASTLSTM_INLINE bool all_finite(const float* sums, int64_t vectors) {
   // 0 * x is NaN if x is not finite. Four independent chains hide the latency.
@@ -155,7 +156,8 @@ struct SplitFloat32 {
     }
   }
 
-  // Computes the sums again of rows and panels that have a sum which is not finite.
+  // If a row and a panel have a sum that is not finite, computes all sums of this row and panel
+  // again in float32. `width`: elements between rows of sums.
   static void mend(const TileRows<kPlanes>& a, const PanelProduct& p, float* sums, int64_t width) {
     for (int64_t i = 0; i < p.rows * p.panels; ++i) {
       const int64_t r = i / p.panels, panel = i % p.panels;

@@ -114,7 +114,8 @@ FASTLSTM_INLINE void for_row_tiles(int64_t rows, const Body& body) {
 // Each block of so many terms is summed from zero and then added to the total. The rounding error
 // of a sum of K terms then grows with kTerms + K / kTerms instead of K.
 constexpr int64_t kTerms = 256;
-// The distance in bytes at which a panel is prefetched. It may come from beyond the L2 cache.
+// The distance in bytes at which a panel is prefetched: far ahead, because the panel may be neither
+// in the L1 nor in the L2 cache.
 constexpr int64_t kBytesAhead = 2048;
 
 // What a tile prefetches for the next product while it computes: nothing, or a Prefetch.

@@ -11,7 +11,8 @@ namespace fastlstm::FASTLSTM_ISA {
 
 constexpr int64_t kFours = 4, kHeaderOfColumn = sizeof(float) + sizeof(int32_t);
 
-// K is padded to a multiple of the 64 terms of an AMX tile, where fewer terms cost as much.
+// K is padded to a multiple of the 64 terms of an AMX tile. A tile with fewer terms would take as
+// long.
 constexpr int64_t kInt8Padding = 64;
 FASTLSTM_INLINE int64_t padded(int64_t K) {
   return (K + kInt8Padding - 1) / kInt8Padding * kInt8Padding;
@@ -109,7 +110,9 @@ static void multiply_int8_tile(const PanelProduct& p, Int<R>, Int<V>, Int<W>, in
   for (int r = 0; r < R; ++r) a[r] = static_cast<const char*>(p.a[first + r]) + kInt8RowHeader;
   const char* b =
       static_cast<const char*>(p.panel) + panel * p.panel_stride + W * L * kHeaderOfColumn;
-  for (int64_t k = 0; k < p.K; k += chains * kFours) {  // padded K is a multiple of it
+  // The last round may read past p.K, but never past padded(p.K), which is a multiple of a round.
+  // The padding of the panel is zero.
+  for (int64_t k = 0; k < p.K; k += chains * kFours) {
 #pragma GCC unroll 4
     for (int chain = 0; chain < chains; ++chain, b += W * L * kFours) {
       Fours terms[V];

@@ -5,7 +5,7 @@ FASTLSTM_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")
 #define FASTLSTM_ISA avx512_vnni
 #define FASTLSTM_VECTOR_BYTES 64
 #include "cpu/targets/avx512.h"
-//
+// Included after avx512.h, because tiles_int8.h uses its overloads.
 #include "cpu/products/tiles_int8.h"
 #include "cpu/targets/kernels.h"
 

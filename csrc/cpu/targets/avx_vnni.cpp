@@ -5,7 +5,7 @@ FASTLSTM_TARGET("avx2,fma,avxvnni")
 #define FASTLSTM_ISA avx_vnni
 #define FASTLSTM_VECTOR_BYTES 32
 #include "cpu/targets/avx2.h"
-//
+// Included after avx2.h, because tiles_int8.h uses its overloads.
 #include "cpu/products/tiles_int8.h"
 #include "cpu/targets/kernels.h"
 

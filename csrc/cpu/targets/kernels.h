@@ -38,15 +38,15 @@ struct KernelTable {
 };
 #undef FASTLSTM_MEMBER
 
-// What AMX tiles multiply: float32 by its own product, and panels that the products of AVX512_BF16
-// and AVX512_VNNI have packed.
+// The products on AMX tiles. bfloat16 and int8 have the panels of the products of AVX512_BF16 and
+// AVX512_VNNI, so only some functions of these products are replaced.
 struct TileProducts {
-  Product bfloat16x2;
-  decltype(Product::pack) pack_bfloat16;
+  Product bfloat16x2;                     // float32
+  decltype(Product::pack) pack_bfloat16;  // pads K with zeros to a multiple of 32
   decltype(Product::multiply) multiply_bfloat16, multiply_int8;
 };
 
-// The products of AVX512_BF16 and AVX512_VNNI with tiles as their micro-kernels.
+// The products of AVX512_BF16 and AVX512_VNNI, with micro-kernels on AMX tiles.
 Product bfloat16_on_tiles(const TileProducts& tiles);
 Product int8_on_tiles(const TileProducts& tiles);
 
@@ -88,8 +88,9 @@ class FlushSubnormals {
 #endif
 };
 
-// A guard around a series of products of a thread. It ends the context that AMX tiles need. Code
-// under the guard must not throw.
+// A guard around a series of products of a thread. While it exists, subnormal results are rounded
+// to zero. At its end it calls Product::end_thread, which releases the thread's AMX tiles if the
+// product uses them. Code under the guard must not throw.
 class ThreadSeries {
  public:
   explicit ThreadSeries(const Product& product) : end_(product.end_thread) {}

@@ -13,7 +13,8 @@
 
 namespace fastlstm::FASTLSTM_ISA {
 
-// One thread has [begin, end) of what a row has; where sums are needed that is all of it.
+// The Team (lstm_step.h) of one thread that computes the indices [begin, end) of a row. For a step
+// with sums over a whole row, [begin, end) contains all indices of the row.
 struct OneThread {
   int64_t begin, end;
 
@@ -34,7 +35,8 @@ template <typename S>
 static void run_row(const S& step, int64_t row, int64_t begin, int64_t end) {
   const S s = step;
   const OneThread team{begin, S::kWholeRows ? 4 * s.hidden_size : end};
-  if (is_reset(s, row))  // constants: a loop without branches is vectorized
+  // step_row is inlined twice, with a constant `reset`, so its loops have no branch and vectorize.
+  if (is_reset(s, row))
     step_row(s, row, true, team);
   else
     step_row(s, row, false, team);

@@ -19,7 +19,7 @@ FASTLSTM_INLINE Vec<float> add_pairs(const Vec<float>& a, const Vec<float>& b,
 }
 
 }  // namespace fastlstm::neon_bf16
-//
+// Included after the overloads above, which it uses.
 #include "cpu/targets/pairs_table.h"
 FASTLSTM_TARGET_END
 #endif

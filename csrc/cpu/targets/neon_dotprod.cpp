@@ -5,7 +5,7 @@ FASTLSTM_TARGET("dotprod")
 #define FASTLSTM_ISA neon_dotprod
 #define FASTLSTM_VECTOR_BYTES 16
 #include "cpu/targets/neon.h"
-//
+// Included after neon.h, because tiles_int8.h uses its overloads.
 #include "cpu/products/tiles_int8.h"
 #include "cpu/targets/kernels.h"
 

@@ -37,7 +37,7 @@ KernelTable own_kernels(const char* capability) {
   if (__builtin_cpu_is("intel"))
     table.rows_beside_h = 48;
   else if (std::strncmp(capability, "AVX512", 6) == 0)
-    table.rows_beside_h = 12;  // Zen 4
+    table.rows_beside_h = 12;  // measured on AMD Zen 4
   return table;
 }
 
