@@ -12,6 +12,9 @@ namespace {
 constexpr int64_t kWalkWorthAThread = 1 << 21;
 constexpr int64_t kStepWorthAThread = 1 << 17, kBytesWorthAThread = 128 << 10;
 
+// The most rows for which a panel is packed when it is multiplied.
+constexpr int64_t kRowsInUse = 512;
+
 // Whether a layer of 16 bits is converted to float32 on the way in, and rounded on the way out: for
 // a projection, for a single step, where there is little to convert, and where the processor has
 // no kernels for it.
@@ -72,18 +75,29 @@ ThreadGrid grid_of_walk(const CpuTask& task, const CpuMachine& machine, const Cp
   return fastest;
 }
 
-// The form of the matrices; the weights of a step that trains are multiplied as they lie only if
-// the product has their dtype.
-MatrixForm form_of(const CpuTask& task, const CpuMachine& machine, const CpuPlan& plan) {
-  // A panel is cheaper than transposing the weights for every tile of rows.
-  constexpr int64_t kRowsWorthAPanel = 13, kFewRows = 512;
-  if (task.steps > 1 || task.prepacked) return MatrixForm::kPacked;
-  if (task.backward)
-    return task.batch <= kFewRows && !task.projects ? MatrixForm::kInUse : MatrixForm::kPacked;
-  const bool as_they_are = !task.saves || plan.product->takes(plan.dtype);
-  if (!task.only_dense || !machine.own_product(plan.dtype) || !as_they_are)
+// Whether every form of a matrix gives the same bits: the weights have the dtype of the sums.
+bool may_have_any_form(const CpuTask& task, const CpuPlan& plan) {
+  return !task.prepacked && plan.product->takes(plan.dtype) && plan.product->sums == plan.dtype;
+}
+
+// The form of a matrix [K,4H] that the call reads `reads` times, each time for `rows` rows at most.
+// Packing reads and writes the matrix once more. Then a read is faster: a little if it comes from
+// memory, much if it comes from the L2 cache.
+MatrixForm form_of(const CpuTask& task, const CpuMachine& machine, const CpuPlan& plan, int64_t K,
+                   int64_t reads, int64_t rows) {
+  const Product& product = *plan.product;
+  const bool any = may_have_any_form(task, plan);
+  const bool is_own = machine.own_product(plan.dtype) && task.only_dense &&
+                      (!task.saves || product.takes(plan.dtype));
+  if (!any && (task.steps > 1 || task.prepacked || !(task.backward || is_own)))
     return MatrixForm::kPacked;
-  return task.batch < kRowsWorthAPanel ? MatrixForm::kAsItLies : MatrixForm::kInUse;
+  const int64_t times_l2 = product.bytes(4 * task.hidden_size * K) / machine.l2_cache_bytes;
+  // With more rows a panel is cheaper than transposing the weights for every tile of rows.
+  if (rows <= (reads == 1 ? 12 : 8) && reads <= 2 + times_l2 && (any || !task.backward))
+    return MatrixForm::kAsItLies;
+  const bool is_step = task.steps == 1 && !task.backward;
+  const bool is_few = reads <= 2 && rows <= kRowsInUse && (task.steps == 1 || times_l2 > 0);
+  return is_step || is_few ? MatrixForm::kInUse : MatrixForm::kPacked;
 }
 
 // The threads of a single step forward, which reading the weights bounds. Where there are more
@@ -112,12 +126,12 @@ void divide_cells(const CpuTask& task, CpuPlan& plan) {
   const int64_t rows = divide_up(task.batch, plan.grid.row_groups);
   const int64_t most = product.bytes(task.hidden_size) <= kShortRow ? 48 : 12;
   plan.rows_at_once = round_up(std::min(rows, most), product.rows);
-  if (plan.form == MatrixForm::kPacked || task.backward) return;
+  if (plan.w_hh == MatrixForm::kPacked || task.backward) return;
   plan.rows_at_once = rows;
   const int64_t bytes = 4 * product.lanes * bytes_of(product.sums) * (rows + 1);
   const int64_t tiles =
       divide_up(divide_up(task.hidden_size, product.lanes), plan.grid.unit_groups);
-  if (plan.form == MatrixForm::kAsItLies)
+  if (plan.w_hh == MatrixForm::kAsItLies)
     plan.tiles_at_once = std::clamp<int64_t>(kSums / bytes, 1, tiles);
 }
 
@@ -125,6 +139,10 @@ void divide_cells(const CpuTask& task, CpuPlan& plan) {
 // where a step has rows enough for reading W_ih: then the input is multiplied beside h.
 int64_t steps_ahead(const CpuTask& task, const CpuMachine& machine, const CpuPlan& plan) {
   const Product& product = *plan.product;
+  // If the gates of all steps take less memory than W_ih, then W_ih is read only once.
+  if (may_have_any_form(task, plan) &&
+      task.steps * task.batch <= std::min(task.input_size, kRowsInUse))
+    return task.steps;
   const int64_t rows_of_step = task.rows / task.steps;
   if (rows_of_step >= std::max(machine.rows_beside_h, product.rows * plan.grid.row_groups))
     return 0;
@@ -167,15 +185,20 @@ CpuPlan plan(const CpuTask& task, const CpuMachine& machine) {
     if (!task.prepacked) plan.product = machine.products[Format::float32];
   }
   if (task.batch < plan.product->many_rows) plan.product = plan.product->of_few_rows;
-  plan.form = form_of(task, machine, plan);
-  const bool is_step = !task.backward && (plan.form != MatrixForm::kPacked || task.prepacked) &&
-                       task.steps == 1 && task.only_dense;
-  if (plan.form != MatrixForm::kPacked && !task.backward)
+  plan.w_hh = form_of(task, machine, plan, task.output_size, task.steps, task.batch);
+  const bool is_step = !task.backward && task.steps == 1 &&
+                       (plan.w_hh != MatrixForm::kPacked || (task.prepacked && task.only_dense));
+  if (plan.w_hh != MatrixForm::kPacked && !task.backward)
     plan.product = machine.own_product(plan.dtype);
   plan.grid = is_step ? grid_of_step(task, machine, plan) : grid_of_walk(task, machine, plan);
   divide_cells(task, plan);
   plan.steps_ahead = is_step ? 0 : steps_ahead(task, machine, plan);
   plan.chunk_steps = chunk_steps(task, plan);
+  const int64_t at_once = task.backward ? plan.chunk_steps : plan.steps_ahead;
+  plan.w_ih = at_once == 0
+                  ? plan.w_hh
+                  : form_of(task, machine, plan, task.input_size, divide_up(task.steps, at_once),
+                            std::min(at_once * task.batch, task.rows));
   return plan;
 }
 

@@ -57,14 +57,15 @@ struct Member {
 };
 
 // Where a product finds a matrix: in panels, packed for the call or before it; in a panel that is
-// packed when it is multiplied; or as it lies. A single step reads each weight once, and panels of
-// all would cross memory twice more.
+// packed when it is multiplied; or as it lies. A walk of few steps reads each weight a few times,
+// and panels of all would cross memory twice more.
 enum class MatrixForm { kPacked, kInUse, kAsItLies };
 
 struct CpuPlan {
-  Dtype dtype;                            // what the layer is computed in
-  const Product* product = nullptr;       // of the tiled engine; none: the stepwise one computes
-  MatrixForm form = MatrixForm::kPacked;  // of W_ih and W_hh
+  Dtype dtype;                       // what the layer is computed in
+  const Product* product = nullptr;  // of the tiled engine; none: the stepwise one computes
+  MatrixForm w_ih = MatrixForm::kPacked;
+  MatrixForm w_hh = MatrixForm::kPacked;  // and W_hr
   ThreadGrid grid;
   int64_t steps_ahead = 0;  // forward: steps whose input is multiplied at once; 0: beside h
   int64_t chunk_steps = 1;  // backward: steps that are walked, then multiplied

@@ -80,7 +80,7 @@ inline py::dict plan_cpu(const std::string& dtype, int64_t input_size, int64_t h
   return py::dict(
       "engine"_a = product ? "tiled" : "stepwise", "dtype"_a = dtype_name,
       "product"_a = product ? kFormatNames[static_cast<int>(product->format)] : dtype_name,
-      "weights"_a = kForms[static_cast<int>(chosen.form)],
+      "weights"_a = kForms[static_cast<int>(chosen.w_hh)],
       "unit_groups"_a = chosen.grid.unit_groups, "row_groups"_a = chosen.grid.row_groups,
       "directions"_a = chosen.grid.directions, "steps_ahead"_a = chosen.steps_ahead,
       "chunk_steps"_a = chosen.chunk_steps);

@@ -89,14 +89,16 @@ void check_plan(const std::string& what, const CpuTask& task, const CpuMachine& 
   check(!task.projects || bytes_of(found.dtype) > 2, what, ": a projection in 16 bits");
   if (task.prepacked)
     check(product.format == *task.prepacked, what, ": another product than that of the weights");
-  if (task.backward || found.form != MatrixForm::kPacked)
-    check(product.trains(), what, ": no product to train with");
-  if (found.form != MatrixForm::kPacked)
-    check(task.steps == 1 && !task.prepacked &&
-              (task.backward || (product.takes(found.dtype) && found.steps_ahead == 0)),
+  if (task.backward) check(product.trains(), what, ": no product to train with");
+  const bool any_form = product.takes(found.dtype) && product.sums == found.dtype;
+  for (const MatrixForm form : {found.w_ih, found.w_hh}) {
+    if (form == MatrixForm::kPacked) continue;
+    check(product.trains() && !task.prepacked && (any_form || task.steps == 1) &&
+              (task.backward || product.takes(found.dtype)),
           what, ": weights that do not lie as they are multiplied");
-  check(found.form != MatrixForm::kAsItLies || (!task.backward && task.batch < 13), what,
-        ": many rows times weights as they lie");
+    check(form != MatrixForm::kAsItLies || (task.batch <= 12 && (any_form || !task.backward)), what,
+          ": many rows times weights as they lie");
+  }
   check(found.steps_ahead >= 0 && found.steps_ahead <= task.steps && found.chunk_steps >= 1 &&
             found.chunk_steps <= task.steps,
         what, ": ", found.steps_ahead, " steps ahead, chunks of ", found.chunk_steps);
@@ -203,6 +205,29 @@ void check_steps_ahead(const Named& of) {
   }
 }
 
+// Weights lie as they are for few steps of few rows, and for more of them the larger they are.
+void check_forms(const Named& of) {
+  const auto form = [&](int64_t steps, int64_t batch, int64_t size, bool backward) {
+    CpuTask task{Dtype::kFloat32};
+    task.steps = steps, task.batch = batch, task.rows = steps * batch, task.backward = backward;
+    task.input_size = task.hidden_size = task.output_size = size;
+    return plan(task, of.machine).w_hh;
+  };
+  for (const bool backward : {false, true}) {
+    const auto is = [&](MatrixForm expected, int64_t steps, int64_t batch, int64_t size) {
+      const MatrixForm found = form(steps, batch, size, backward);
+      check(found == expected, of.name, ", backward ", backward, ", T ", steps, ", B ", batch,
+            ", H ", size, ": form ", int(found));
+    };
+    is(MatrixForm::kAsItLies, 1, 12, 64);
+    is(MatrixForm::kAsItLies, 7, 8, 1494);
+    is(MatrixForm::kPacked, 7, 8, 64);
+    is(MatrixForm::kPacked, 100, 8, 1494);
+    is(MatrixForm::kInUse, 2, 95, 1040);
+    is(MatrixForm::kPacked, 3, 95, 1040);
+  }
+}
+
 const bool added = [] {
   for (const Named& of : machines()) {
     testing::Case(std::string("plans/") + of.name, [of] {
@@ -210,6 +235,7 @@ const bool added = [] {
       check_split(of);
       check_threads(of);
       check_steps_ahead(of);
+      check_forms(of);
     });
   }
   return true;

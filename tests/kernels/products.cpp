@@ -223,6 +223,7 @@ struct Problem {
 
     const bool on_tiles = product.end_thread;  // whose sums have another order
     if (transposed && !on_tiles) check_unpacked(c);
+    if (!transposed && product.multiply_lines) check_lines(c);
     if (!product.put_rows) return;  // only 16-bit products have put_rows
     Matrix<T> rounded(rows, N), expected(rows, N);
     fill(rounded);
@@ -280,6 +281,26 @@ struct Problem {
           check(same_bits(c.of_row[r][l], expected.of_row[r][l]), text(), ": unpacked, row ", r,
                 ", column ", l);
     }
+  }
+
+  void check_lines(const Matrix<A>& expected) const {
+    const int64_t vectors = (N + product.lanes - 1) / product.lanes;
+    std::vector<T> lines;  // one after the other
+    for (const auto& line : b.of_row) lines.insert(lines.end(), line.begin(), line.end());
+    std::vector<A> room(2 * rows * vectors * product.lanes);
+    Matrix<A> c(rows, N);
+    fill(c);
+    product.multiply_lines({a.at(),
+                            rows,
+                            k_begin,
+                            K,
+                            nullptr,
+                            {0, N, vectors},
+                            c.at(),
+                            before == Before::kSums,
+                            before == Before::kBias ? bias.at()[0] : nullptr},
+                           {lines.data(), N, N}, room.data());
+    check_same(c, expected, text() + ": by lines");
   }
 };
 

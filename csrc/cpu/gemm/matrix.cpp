@@ -13,6 +13,7 @@ namespace {
 
 constexpr int64_t kGradientRows = 1024;  // rows of a weight gradient's sum packed at a time
 constexpr int64_t kGates = 4;
+constexpr int64_t kLineBytes = 4096;  // that are read at a time from a row of a matrix
 // From so many rows on, waiting for the next panel costs less than fetching it beside them.
 constexpr int64_t kRowsBesideFetching = 64;
 
@@ -54,7 +55,11 @@ void Matrix::cut_into_panels(int64_t pieces) {
   const int64_t narrowest = lies ? 1 : product_->narrowest;
   part_columns_ = narrowest * product_->lanes;
   parts_ = divide_up(N_, part_columns_);
-  const int64_t most = lies ? 1 : product_->vectors / narrowest;
+  const int64_t most = !lies                  ? product_->vectors / narrowest
+                       : elements_.transposed ? 1
+                                              : kLineBytes / product_->bytes(product_->lanes);
+  if (form_ != MatrixForm::kPacked && !elements_.transposed)
+    pieces = std::max<int64_t>(pieces, at::get_num_threads());
   panel_count_ = std::min(parts_, divide_up(divide_up(parts_, most), pieces) * pieces);
 }
 
@@ -70,11 +75,9 @@ Matrix::Matrix(const Product& product, int64_t K, int64_t N, int64_t pieces, con
 
 Matrix::Matrix(const Product& product, Elements elements, int64_t pieces, MatrixForm form)
     : product_(&product), K_(elements.K), N_(elements.N), form_(form) {
+  if (form != MatrixForm::kPacked) elements_ = std::move(elements);
   cut_into_panels(pieces);
-  if (form != MatrixForm::kPacked) {
-    elements_ = std::move(elements);
-    return;
-  }
+  if (form != MatrixForm::kPacked) return;
   own_ = Scratch(nbytes());
   first_ = own_.data<char>();
   // Threads share the work by squares of kPackRows, since panels may be few.
@@ -104,7 +107,7 @@ Prefetch Matrix::fetch(int64_t panel, int64_t k, int64_t terms, const PanelProdu
 }
 
 Range Matrix::next_group(const Range& panels, int64_t rows, bool backwards) const {
-  const int64_t most = std::min(product_->panels_for(rows), panels.end - panels.begin);
+  const int64_t most = std::min(panels_at_once(rows), panels.end - panels.begin);
   const int64_t first = backwards ? panels.end - 1 : panels.begin, step = backwards ? -1 : 1;
   int64_t count = 1;
   while (count < most && width(first + step * count) == width(first)) ++count;
@@ -127,8 +130,10 @@ PanelProduct Matrix::product_of(const Range& panels, const void* const* a, int64
 void Matrix::multiply(const Range& panels, const void* const* a, int64_t rows, int64_t piece,
                       const SumsTo& to, Scratch& room) const {
   if (rows == 0) return;  // libraries refuse empty products
-  if (form_ == MatrixForm::kAsItLies)
+  if (form_ == MatrixForm::kAsItLies && elements_.transposed)
     multiply_as_it_lies(panels, a, rows, piece, to);
+  else if (form_ == MatrixForm::kAsItLies)
+    multiply_lines(panels, a, rows, piece, to, room);
   else if (form_ == MatrixForm::kInUse)
     multiply_in_use(panels, a, rows, piece, to, room);
   else
@@ -169,10 +174,15 @@ void Matrix::multiply_in_use(const Range& panels, const void* const* a, int64_t 
 }
 
 Columns Matrix::columns_of(int64_t panel) const {
-  const int64_t hidden = elements_.owner.size(0) / kGates, unit = panel / kGates * product_->lanes;
-  const int64_t row = panel % kGates * hidden + unit;
-  return {const_data<char>(elements_.owner) + product_->bytes(row * K_), K_,
-          std::min(product_->lanes, hidden - unit)};
+  const char* const first = const_data<char>(elements_.owner);
+  if (!elements_.transposed) {
+    const auto [begin, end] = columns({panel, panel + 1});
+    return {first + product_->bytes(begin), N_, end - begin};
+  }
+  const int64_t gates = elements_.gates, of_gate = elements_.owner.size(0) / gates;
+  const int64_t column = panel / gates * product_->lanes;
+  return {first + product_->bytes((panel % gates * of_gate + column) * K_), K_,
+          std::min(product_->lanes, of_gate - column)};
 }
 
 // Memory is read in its order: gate after gate, in each the vectors of its units, of each its
@@ -180,13 +190,13 @@ Columns Matrix::columns_of(int64_t panel) const {
 void Matrix::multiply_as_it_lies(const Range& panels, const void* const* a, int64_t rows,
                                  int64_t piece, const SumsTo& to) const {
   const int64_t origin = to.whole_vectors ? columns(panels).begin : 0;
-  PanelProduct some = product_of({panels.begin, panels.begin + 1}, a, rows, 0, K_, to, origin);
-  for (int64_t gate = 0; gate < kGates; ++gate)
-    for (int64_t p = panels.begin + gate; p < panels.end; p += kGates) {
-      const int64_t after =
-          p + kGates < panels.end ? p + kGates : panels.begin + (gate + 1) % kGates;
+  const int64_t gates = elements_.gates;
+  for (int64_t gate = 0; gate < gates; ++gate)
+    for (int64_t p = panels.begin + gate; p < panels.end; p += gates) {
+      PanelProduct some = product_of({p, p + 1}, a, rows, 0, K_, to, origin);
+      const int64_t of_next_gate = std::min(panels.begin + (gate + 1) % gates, panels.end - 1);
+      const int64_t after = p + gates < panels.end ? p + gates : of_next_gate;
       const Columns vector = columns_of(p);
-      some.shape.first_column = p * product_->lanes - origin;
       for (int64_t k = 0; k < K_; k += piece) {
         const int64_t end = std::min(k + piece, K_);
         const char* const next =
@@ -197,10 +207,25 @@ void Matrix::multiply_as_it_lies(const Range& panels, const void* const* a, int6
     }
 }
 
+void Matrix::multiply_lines(const Range& panels, const void* const* a, int64_t rows, int64_t piece,
+                            const SumsTo& to, Scratch& room) const {
+  const int64_t origin = to.whole_vectors ? columns(panels).begin : 0;
+  const int64_t bytes = 2 * rows * widest() * bytes_of(product_->sums);
+  if (room.nbytes() < bytes) room = Scratch(bytes);
+  for (int64_t p = panels.begin; p < panels.end; ++p)
+    for (int64_t k = 0; k < K_; k += piece) {
+      const int64_t terms = std::min(piece, K_ - k);
+      product_->multiply_lines(product_of({p, p + 1}, a, rows, k, terms, to, origin), columns_of(p),
+                               room.data<void>());
+    }
+}
+
 Matrix matrix_of(const Product& product, const at::Tensor& w, bool transposed, int64_t pieces,
                  MatrixForm form) {
   const int64_t rows = w.size(0), columns = w.size(1);
-  auto lines = row_pointers(const_data<char>(w), rows, columns * w.element_size());
+  std::vector<const void*> lines;
+  if (form != MatrixForm::kAsItLies)
+    lines = row_pointers(const_data<char>(w), rows, columns * w.element_size());
   return {
       product,
       {std::move(lines), transposed, transposed ? columns : rows, transposed ? rows : columns, w},
@@ -218,7 +243,7 @@ Matrix gates_of(const Product& product, const at::Tensor& w, MatrixForm form) {
       for (int64_t unit = first; unit < first + lanes; ++unit)  // any where there is none
         lines.push_back(const_data<char>(w) +
                         (gate * hidden + std::min(unit, hidden - 1)) * bytes_of_row);
-  return {product, {std::move(lines), true, K, columns, w}, 1, form};
+  return {product, {std::move(lines), true, K, columns, w, kGates}, 1, form};
 }
 
 void multiply(const std::vector<const void*>& a, const Matrix& matrix, const SumsTo& to) {

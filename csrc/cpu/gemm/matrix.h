@@ -16,12 +16,14 @@
 namespace fastlstm {
 
 // The elements [K,N] of a matrix: its rows, or its columns if `transposed`, in memory that `owner`
-// holds. Gates that lie as they are have no lines: they are found in `owner` [4H,K].
+// holds. A matrix that lies as it is has no lines: it is found in `owner` [K,N], or [N,K] if
+// transposed, where N are so many gates side by side, whose vectors take turns.
 struct Elements {
   std::vector<const void*> lines;
   bool transposed = false;
   int64_t K = 0, N = 0;
   at::Tensor owner = {};
+  int64_t gates = 1;
 
   MatrixRows rows() const { return {lines.data(), transposed}; }
 };
@@ -39,7 +41,8 @@ struct SumsTo {
 class Matrix {
  public:
   // A panel is at most as wide as the product takes, and there are as many for each of `pieces`
-  // threads if there are so many vectors. Of kAsItLies panels are single vectors.
+  // threads if there are so many vectors. Of kAsItLies panels are single vectors if it is
+  // transposed, else as wide as kLineBytes.
   Matrix(const Product& product, Elements elements, int64_t pieces,
          MatrixForm form = MatrixForm::kPacked);
   // Prepacked panels, `offset` bytes into `data`.
@@ -52,6 +55,9 @@ class Matrix {
   MatrixForm form() const { return form_; }
 
   int64_t panel_count() const { return panel_count_; }
+  // The width of the widest panel, and of the most panels that for_groups takes at a time.
+  int64_t widest() const { return divide_up(parts_, panel_count_) * part_columns_; }
+  int64_t widest_group() const { return widest() * panels_at_once(1); }
   PanelShape shape(int64_t panel) const {
     const auto [begin, end] = columns({panel, panel + 1});
     return {begin, end - begin, width(panel) / product_->lanes};
@@ -89,8 +95,11 @@ class Matrix {
     return product_->header + product_->bytes(round_up(K_, product_->padding));
   }
   void cut_into_panels(int64_t pieces);
+  int64_t panels_at_once(int64_t rows) const {
+    return form_ == MatrixForm::kAsItLies ? 1 : product_->panels_for(rows);
+  }
   Range next_group(const Range& panels, int64_t rows, bool backwards) const;
-  Columns columns_of(int64_t panel) const;  // of gates that lie as they are
+  Columns columns_of(int64_t panel) const;  // of a matrix that lies as it is
   // Fetches terms [k, k + terms) of a panel that is not packed, during a product.
   Prefetch fetch(int64_t panel, int64_t k, int64_t terms, const PanelProduct& during) const;
   // Terms [k, k + terms) of rows with some panels of one width.
@@ -102,6 +111,8 @@ class Matrix {
                        const SumsTo& to, Scratch& room) const;
   void multiply_as_it_lies(const Range& panels, const void* const* a, int64_t rows, int64_t piece,
                            const SumsTo& to) const;
+  void multiply_lines(const Range& panels, const void* const* a, int64_t rows, int64_t piece,
+                      const SumsTo& to, Scratch& room) const;
 
   const Product* product_;
   int64_t K_, N_;

@@ -90,8 +90,8 @@ struct PanelColumn {
   int64_t width, K, n;
 };
 
-// Columns of a transposed matrix: `count` of a vector's lanes, K terms each, `stride` elements
-// apart. The sums of the other lanes are any.
+// Columns of a matrix as it lies. Transposed: `count` of a vector's lanes, K terms each, `stride`
+// elements apart; the sums of the other lanes are any. Else: `count` columns, terms `stride` apart.
 struct Columns {
   const void* first;
   int64_t stride, count;
@@ -118,6 +118,9 @@ struct ProductFunctions {
   // multiply() with one vector of columns as they lie, `columns` in place of the panel. `next` is
   // where the terms begin that are multiplied afterwards, which come into the cache meanwhile.
   void (*multiply_unpacked)(const PanelProduct& product, const Columns& columns, const void* next);
+  // multiply() with columns of a matrix that is not transposed, as it lies. `room`: memory for
+  // twice the sums of whole vectors. nullptr for 16 bits.
+  void (*multiply_lines)(const PanelProduct& product, const Columns& columns, void* room);
   // Columns [begin, end) of `rows` rows, as they are packed, into rows as they are multiplied:
   // to[column - begin][row].
   void (*transpose)(const void* const* from, int64_t rows, int64_t begin, int64_t end, void* to);

@@ -32,6 +32,7 @@ static constexpr Product tile_product(Format format) {
   // Each tile of rows transposes the squares again. So 8 rows in one tile are faster than 4 and 4,
   // and AVX-512 has enough registers.
   product.multiply_unpacked = multiply_unpacked<(sizeof(Vec<A>) == 64 ? 8 : R), T, A>;
+  if constexpr (sizeof(T) == sizeof(A)) product.multiply_lines = multiply_lines<A>;
   product.transpose = transpose<T>;
   product.sum_rows = sum_rows<T, A>;
   if (sizeof(T) == 8) product.bytes_ahead = 3 << 17;  // limits the peak memory

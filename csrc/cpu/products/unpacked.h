@@ -1,11 +1,11 @@
-// The product of few rows with a transposed matrix as it lies in memory: included once for each
-// target.
+// The products of few rows with a matrix as it lies in memory, transposed or not: included once for
+// each target.
 //
-// Squares of lanes x lanes elements are transposed in registers and multiplied from there, so no
-// panel is written and read back. Sums run as in tiles.h, and so do the bits. Memory bounds a few
-// rows, so each column is fetched a few lines ahead, beyond its end too: a processor's own
-// prefetcher begins anew with every column. Shuffles bound more rows; every tile of rows repeats
-// them.
+// Transposed, squares of lanes x lanes elements are transposed in registers and multiplied from
+// there, so no panel is written and read back. Sums run as in tiles.h, and so do the bits. Memory
+// bounds a few rows, so each column is fetched a few lines ahead, beyond its end too: a processor's
+// own prefetcher begins anew with every column. Shuffles bound more rows; every tile of rows
+// repeats them.
 #pragma once
 #include "cpu/products/packing.h"
 #include "cpu/products/tiles.h"
@@ -76,6 +76,55 @@ template <int R, typename T, typename A>
 static void multiply_unpacked(const PanelProduct& p, const Columns& columns, const void* next) {
   for_row_tiles<R>(p.rows,
                    [&](auto... tile) { multiply_unpacked_tile<T, A>(p, columns, next, tile...); });
+}
+
+// sums[r] = or += the products of `count` rows of a matrix that begin at term k, of all rows r.
+// The rows that follow come into the L2 cache meanwhile.
+template <typename A, int count>
+FASTLSTM_INLINE void add_lines(const PanelProduct& p, const Columns& of, int64_t k, Int<count>,
+                               A* sums, bool first) {
+  constexpr int L = Vec<A>::lanes;
+  const A* const lines = static_cast<const A*>(of.first) + k * of.stride;
+  const int64_t width = p.shape.vectors * L;
+  for (int64_t n = 0; n < of.count; n += L) {
+    Vec<A> x[count];
+#pragma GCC unroll 8
+    for (int i = 0; i < count; ++i) {
+      const A* const at = lines + i * of.stride + n;
+      __builtin_prefetch(at + count * of.stride, 0, 2);
+      load(at, x[i], of.count - n < L ? of.count - n : L);
+    }
+    for (int64_t r = 0; r < p.rows; ++r) {
+      const A* const terms = static_cast<const A*>(p.a[r]) + k;
+      A* const to = sums + r * width + n;
+      Vec<A> sum(A(0));
+      if (!first) sum = Vec<A>::load(to);
+#pragma GCC unroll 8
+      for (int i = 0; i < count; ++i) sum = fused(Vec<A>(terms[i]), x[i], sum);
+      sum.store(to);
+    }
+  }
+}
+
+// The same for a matrix that is not transposed, a few of its rows at a time, in sums that stay in
+// the L1 cache. They run as in tiles.h.
+template <typename A>
+static void multiply_lines(const PanelProduct& p, const Columns& of, void* room) {
+  constexpr int L = Vec<A>::lanes, kLines = 8;
+  const int64_t end = p.k_begin + p.K, width = p.shape.vectors * L;
+  A *const sums = static_cast<A*>(room), *const piece = sums + p.rows * width;
+  for (int64_t begin = p.k_begin; begin < end; begin += kTerms) {
+    const int64_t last = end - begin < kTerms ? end : begin + kTerms;
+    A* const to = begin == p.k_begin ? sums : piece;
+    int64_t k = begin;
+    for (; k + kLines <= last; k += kLines) add_lines(p, of, k, Int<kLines>(), to, k == begin);
+    for (; k < last; ++k) add_lines(p, of, k, Int<1>(), to, k == begin);
+    for (int64_t n = 0; to == piece && n < p.rows * width; n += L)
+      (Vec<A>::load(sums + n) + Vec<A>::load(piece + n)).store(sums + n);
+  }
+  for (int64_t r = 0; r < p.rows; ++r)
+    for (int64_t v = 0; v < p.shape.vectors; ++v)
+      put_sums(p, Vec<A>::load(sums + r * width + v * L), static_cast<A*>(p.c[r]), v);
 }
 
 }  // namespace fastlstm::FASTLSTM_ISA

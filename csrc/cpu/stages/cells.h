@@ -54,20 +54,20 @@ Matrices matrices_of(const CpuPlan& plan, const Layer& layer, int64_t d) {
   const Direction& w = layer.directions[d];
   const Product& product = *plan.product;
   const Sizes s = layer.sizes();
-  const auto gates = [&](const Tensor& w, int64_t K) {
+  const auto gates = [&](const Tensor& w, int64_t K, MatrixForm form) {
     if (layer.is_prepacked())
       return prepacked_matrix(product, w, 4 * s.hidden_size, K, /*by_gates=*/true);
-    return gates_of(product, as_packed_by(product, w), plan.form);
+    return gates_of(product, as_packed_by(product, w), form);
   };
-  Matrices matrices{gates(w.w_ih, s.input_size),
-                    gates(w.w_hh, s.output_size),
+  Matrices matrices{gates(w.w_ih, s.input_size, plan.w_ih),
+                    gates(w.w_hh, s.output_size, plan.w_hh),
                     {},
                     ordered_bias<A>(w, product.lanes)};
   if (w.w_hr.defined())
-    matrices.w_hr.emplace(
-        layer.is_prepacked()
-            ? prepacked_matrix(product, w.w_hr, s.output_size, s.hidden_size, /*by_gates=*/false)
-            : matrix_of(product, as_packed_by(product, w.w_hr), true, plan.grid.unit_groups));
+    matrices.w_hr.emplace(layer.is_prepacked() ? prepacked_matrix(product, w.w_hr, s.output_size,
+                                                                  s.hidden_size, /*by_gates=*/false)
+                                               : matrix_of(product, as_packed_by(product, w.w_hr),
+                                                           true, plan.grid.unit_groups, plan.w_hh));
   return matrices;
 }
 
@@ -158,10 +158,14 @@ class CellsBackward {
   using A = State_t<T>;
 
  public:
-  CellsBackward(const Product& product, int64_t hidden_size)
-      : product_(product),
-        hidden_size_(hidden_size),
-        sums_(product, round_up(kRows, product.rows), product.vectors * product.panels_for(1)) {}
+  // `through`: the matrix of `run`, of which a step has `rows` rows at most.
+  CellsBackward(const Matrix& through, int64_t rows, int64_t hidden_size)
+      : hidden_size_(hidden_size),
+        sums_(through.product(),
+              through.form() == MatrixForm::kPacked
+                  ? std::min(round_up(kRows, through.product().rows), rows)
+                  : rows,
+              through.widest_group() / through.product().lanes) {}
 
   // `to_cells` takes the rows `from` to dL/d(o tanh(c)): W_hh and d_gates of the next step, or W_hr
   // and dL/dh_t.
@@ -186,7 +190,6 @@ class CellsBackward {
   // A panel is cut along k so that a piece stays in the L2 cache while all rows pass.
   static constexpr int64_t kRows = 96, kPieceOfPanel = 1024;
 
-  const Product& product_;
   const Cell<T>& cell_ = *kernels<T>().cell;
   int64_t hidden_size_;
   bool backwards_ = true;  // as in CellsForward

@@ -71,7 +71,7 @@ class ProjectionBackward {
         hidden_size_(layer.hidden_size.expect_int()),
         output_size_(layer.output_size.expect_int()),
         w_hr_(matrix_of(*plan.product, layer.directions[d].w_hr.contiguous(), false,
-                        plan.grid.unit_groups)),
+                        plan.grid.unit_groups, plan.w_hh)),
         d_h_(scratch<T>(plan.chunk_steps * rows.all().batch() * output_size_)),
         encoded_(*plan.product, plan.grid.members() * rows.all().batch(), output_size_),
         grad_w_hr_(at::empty({output_size_, hidden_size_}, layer.state_options())) {

@@ -75,7 +75,7 @@ class BackwardWalk {
       : call_(call),
         d_(d),
         directed_(call.rows, d == 1),
-        w_hh_(matrix(direction().w_hh, call.plan.grid.unit_groups)),
+        w_hh_(matrix(direction().w_hh, call.plan.grid.unit_groups, call.plan.w_hh)),
         previous_(call.initial, directed_, call.sizes, d, const_data<T>(call.output),
                   const_data<A>(call.cells), call.zeros),
         per_row_(call.request.per_row ? empty_per_row() : Tensor()),
@@ -90,14 +90,14 @@ class BackwardWalk {
       projection_.emplace(call.layer, call.plan, directed_, d, flat(call.gates[d], flat_rows()),
                           flat(call.cells[d], flat_rows()));
     if (call.request.input) {
-      w_ih_.emplace(matrix(direction().w_ih, 1));
+      w_ih_.emplace(matrix(direction().w_ih, 1, call.plan.w_ih));
       if (!call.plan.product->packs_what_it_multiplies())
         to_input_.emplace(*call.plan.product, chunk_rows(), 4 * hidden());
       dx_.emplace(call.grad_input, call.rows);
     }
     members_.reserve(call.plan.grid.members());
     for (int64_t k = 0; k < call.plan.grid.members(); ++k)
-      members_.emplace_back(*call.plan.product, call.rows.batch(), hidden());
+      members_.emplace_back(projection_ ? projection_->w_hr() : w_hh_, call.rows.batch(), hidden());
   }
 
   int64_t phases() const { return projection_ ? 2 : 1; }
@@ -140,8 +140,10 @@ class BackwardWalk {
  private:
   // The memory of a thread, allocated before the walk, as in forward.cpp.
   struct Room {
-    Room(const Product& product, int64_t batch, int64_t hidden_size)
-        : step(batch), encoded(product, batch, 4 * hidden_size), cells(product, hidden_size) {}
+    Room(const Matrix& to_cells, int64_t batch, int64_t hidden_size)
+        : step(batch),
+          encoded(to_cells.product(), batch, 4 * hidden_size),
+          cells(to_cells, batch, hidden_size) {}
     StepRows<T> step;
     EncodedRows<T> encoded;
     CellsBackward<T> cells;
@@ -149,9 +151,9 @@ class BackwardWalk {
 
   const Direction& direction() const { return call_.layer.directions[d_]; }
   // A weight [K,N] for products with d_gates.
-  Matrix matrix(const Tensor& w, int64_t pieces) const {
+  Matrix matrix(const Tensor& w, int64_t pieces, MatrixForm form) const {
     const Product& product = *call_.plan.product;
-    return matrix_of(product, as_packed_by(product, w), false, pieces, call_.plan.form);
+    return matrix_of(product, as_packed_by(product, w), false, pieces, form);
   }
   int64_t hidden() const { return call_.sizes.hidden_size; }
   int64_t chunk_rows() const { return call_.plan.chunk_steps * call_.rows.batch(); }
