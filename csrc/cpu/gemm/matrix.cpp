@@ -13,7 +13,8 @@ namespace {
 
 constexpr int64_t kGradientRows = 1024;  // rows of a weight gradient's sum packed at a time
 constexpr int64_t kGates = 4;
-constexpr int64_t kLineBytes = 4096;  // that are read at a time from a row of a matrix
+constexpr int64_t kBytesOfFewTerms = 128 << 10;  // of panels that all tiles of rows pass
+constexpr int64_t kLineBytes = 4096;             // that are read at a time from a row of a matrix
 // From so many rows on, waiting for the next panel costs less than fetching it beside them.
 constexpr int64_t kRowsBesideFetching = 64;
 
@@ -60,6 +61,8 @@ void Matrix::cut_into_panels(int64_t pieces) {
                                               : kLineBytes / product_->bytes(product_->lanes);
   if (form_ != MatrixForm::kPacked && !elements_.transposed)
     pieces = std::max<int64_t>(pieces, at::get_num_threads());
+  whole_ = pieces == kAllTogether ? most : 0;
+  if (whole_) pieces = 1;
   panel_count_ = std::min(parts_, divide_up(divide_up(parts_, most), pieces) * pieces);
 }
 
@@ -107,7 +110,8 @@ Prefetch Matrix::fetch(int64_t panel, int64_t k, int64_t terms, const PanelProdu
 }
 
 Range Matrix::next_group(const Range& panels, int64_t rows, bool backwards) const {
-  const int64_t most = std::min(panels_at_once(rows), panels.end - panels.begin);
+  const int64_t most =
+      std::min(whole_ ? panel_count() : panels_at_once(rows), panels.end - panels.begin);
   const int64_t first = backwards ? panels.end - 1 : panels.begin, step = backwards ? -1 : 1;
   int64_t count = 1;
   while (count < most && width(first + step * count) == width(first)) ++count;
@@ -300,7 +304,11 @@ void multiply_transposed(const Product& product, const std::vector<const void*>&
     for (const auto& part : parts) {
       const auto first = part.b.begin() + std::min<int64_t>(r, part.b.size());
       const auto last = part.b.begin() + std::min<int64_t>(r + K, part.b.size());
-      packed.emplace_back(product, Elements{{first, last}, false, last - first, part.N}, 1);
+      // With few terms the sums are many, and are written row by row, through all panels.
+      const int64_t bytes = product.bytes((last - first) * part.N);
+      const bool by_rows = product.takes(product.sums) && bytes <= kBytesOfFewTerms;
+      packed.emplace_back(product, Elements{{first, last}, false, last - first, part.N},
+                          by_rows ? kAllTogether : 1);
       multiply_adds += (last - first) * part.N;
     }
     const auto pass_rows = [&](int64_t begin, int64_t end, const Range&) {

@@ -37,6 +37,10 @@ struct SumsTo {
   bool accumulate = false, rounds = false, whole_vectors = false;
 };
 
+// In place of a number of pieces: panels are as wide as they can be, and all are multiplied
+// together.
+constexpr int64_t kAllTogether = 0;
+
 // Columns cut into panels of a few vectors, wherever their elements are.
 class Matrix {
  public:
@@ -89,7 +93,8 @@ class Matrix {
 
  private:
   int64_t first_column(int64_t panel) const {
-    return panel * parts_ / panel_count_ * part_columns_;
+    const int64_t part = whole_ ? std::min(panel * whole_, parts_) : panel * parts_ / panel_count_;
+    return part * part_columns_;
   }
   int64_t bytes_of_column() const {
     return product_->header + product_->bytes(round_up(K_, product_->padding));
@@ -118,10 +123,11 @@ class Matrix {
   int64_t K_, N_;
   MatrixForm form_ = MatrixForm::kPacked;
   int64_t part_columns_, parts_, panel_count_;  // a panel is one part, or a few
-  Scratch own_;                                 // the panels that were packed for a call
-  at::Tensor prepacked_;                        // the owner of others
-  char* first_ = nullptr;                       // panel
-  Elements elements_;                           // unless packed
+  int64_t whole_;  // parts of every panel but the last, if they are multiplied together; else 0
+  Scratch own_;    // the panels that were packed for a call
+  at::Tensor prepacked_;   // the owner of others
+  char* first_ = nullptr;  // panel
+  Elements elements_;      // unless packed
 };
 
 // W [rows,K], contiguous, as itself or, transposed, as the matrix W^T [K,rows].
