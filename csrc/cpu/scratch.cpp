@@ -3,6 +3,10 @@
 #include <ATen/EmptyTensor.h>
 #include <c10/core/CPUAllocator.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
 #include <atomic>
 #include <mutex>
@@ -87,6 +91,18 @@ Scratch::Scratch(int64_t bytes) : nbytes_(bytes) {
     large_ = block_of(bytes);
     data_ = large_.mutable_data_ptr();
   }
+}
+
+at::Tensor empty_on_huge_pages(at::IntArrayRef sizes, const at::TensorOptions& options) {
+  at::Tensor tensor(at::detail::empty_cpu(sizes, options));
+#if defined(__linux__)
+  constexpr uintptr_t kPage = 2 << 20, kMapped = 32 << 20;
+  const auto begin = reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr());
+  const uintptr_t first = (begin + kPage - 1) / kPage * kPage;
+  if (tensor.nbytes() >= kMapped)
+    madvise(reinterpret_cast<void*>(first), begin + tensor.nbytes() - first, MADV_HUGEPAGE);
+#endif
+  return tensor;
 }
 
 int64_t release_scratch() {

@@ -27,8 +27,8 @@ class WeightGradients {
         d_gates_(product, rows, 4 * sizes_.hidden_size, /*packs=*/true),
         x_(product, rows, sizes_.input_size, /*packs=*/true),
         h_(product, rows, sizes_.output_size, /*packs=*/true),
-        w_ih_(at::empty({4 * sizes_.hidden_size, sizes_.input_size}, state)),
-        w_hh_(at::empty({4 * sizes_.hidden_size, sizes_.output_size}, state)) {
+        w_ih_(empty_on_huge_pages({4 * sizes_.hidden_size, sizes_.input_size}, state)),
+        w_hh_(empty_on_huge_pages({4 * sizes_.hidden_size, sizes_.output_size}, state)) {
     if (has_bias) bias_ = at::empty({4 * sizes_.hidden_size}, state);
   }
 
