@@ -53,7 +53,11 @@ struct SavedCall {
   static void save(AutogradContext* ctx, const LstmCall& call, const ForwardResult& result) {
     const auto& [output, h_n, c_n, cells, gates] = result;
     variable_list saved{call.input, call.h_0, call.c_0};
-    for (const Tensor* tensor : {&output, &cells, &gates}) saved.push_back(present_memory(*tensor));
+    // Backward of a single step reads no output: h_0, which has the same shape, takes its place.
+    const bool is_one_step =
+        !call.batch_sizes && call.h_0.sym_size(0) == 1 && call.input.sym_size(0) == 1;
+    saved.push_back(is_one_step ? call.h_0 : present_memory(output));
+    for (const Tensor* tensor : {&cells, &gates}) saved.push_back(present_memory(*tensor));
     for (const OptionalTensor* option :
          {&call.batch_sizes, &call.lengths, &call.reset, &call.h_mask})
       saved.push_back(option->value_or(Tensor()));
