@@ -64,7 +64,8 @@ inline Tensor previous(const Layer& layer, int64_t d, const Tensor& states, cons
   before = before.view({layer.steps.expect_int(), layer.batch.expect_int(), states.size(-1)});
   if (layer.lengths && d == 1) {  // in reverse a row starts at its last real step
     const auto t = at::arange(before.size(0), layer.lengths->options()).view({-1, 1, 1});
-    before = at::where(t.eq(layer.lengths->view({1, -1, 1}) - 1), initial, before);
+    const Tensor starts = t.eq(layer.lengths->view({1, -1, 1}) - 1);
+    before = at::where(starts, initial, before).contiguous();  // initial may have any strides
   }
   if (layer.lengths) before.masked_fill_(live_mask(layer).logical_not(), 0);
   if (layer.reset) before.masked_fill_(layer.reset->unsqueeze(2), 0);

@@ -14,6 +14,7 @@ from pathlib import Path
 import op_call
 import pytest
 import torch
+from fuzzed_calls import Draw
 from native_programs import CXX, ROOT, check, run
 from torch.utils import cpp_extension
 
@@ -95,6 +96,20 @@ def test_h_0_that_starts_anywhere(kind):
     call.h_0 = storage[1:].view_as(call.h_0).copy_(call.h_0)
     assert call.h_0.data_ptr() % 16 != 0
     call.check("persistent")
+
+
+@pytest.mark.parametrize(
+    "engine, options", [each for each in op_call.OF_A_GPU if each[1].get("batch", 5) == 5], ids=str
+)
+@pytest.mark.parametrize("kind", ["float32"], indirect=True)
+def test_any_strides(kind, engine, options):
+    for seed in range(4):
+        call, restride = Call(kind, **options), Draw(seed).restride
+        for name, value in vars(call).items():
+            if isinstance(value, torch.Tensor) and name != "live":
+                setattr(call, name, restride(value))
+        call.weights, call.grads = ([restride(t) for t in ts] for ts in (call.weights, call.grads))
+        call.check(engine)
 
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16"], indirect=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from fuzzed_calls import Draw
 from samples import (
     AUTO_ROUTES,
     SAMPLES,
@@ -77,6 +78,30 @@ def test_gradients(route: Route, sample: Sample) -> None:
 
     names = gradient_names(truth)
     assert_all_close(gradients(padded), gradients(truth), names, rtol=1e-9, atol=1e-11)
+
+
+@every_route
+@pytest.mark.parametrize("sample", [*SAMPLES, *ZONEOUT_SAMPLES], ids=lambda s: s.name)
+def test_any_strides(route: Route, sample: Sample) -> None:
+    """Of every argument, and of every gradient that comes in."""
+    if sample.zoneout and route.engine != "reference":
+        return  # which alone has zoneout
+
+    def run(restride: Any) -> list[Tensor]:
+        padded = leaves(sample, route)
+        given = sample.as_layer(padded)
+        for name, value in given.items():
+            if isinstance(value, Tensor):
+                given[name] = restride(value)
+        given["weights"] = [restride(w) for w in given["weights"]]
+        found = sample.mask_cells(route.lstm_layer(**given))
+        torch.autograd.backward(found, [restride(g.to(route.device)) for g in cotangents(found)])
+        return [*found, *gradients(padded)]
+
+    expected = run(lambda tensor: tensor)
+    for seed in range(8):
+        for a, b in zip(run(Draw(seed).restride), expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("sample", ZONEOUT_SAMPLES, ids=lambda s: s.name)
