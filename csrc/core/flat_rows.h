@@ -19,6 +19,25 @@ inline Tensor contiguous_or_undefined(const OptionalTensor& tensor) {
   return tensor && tensor->defined() ? tensor->contiguous() : Tensor();
 }
 
+// A view of some rows of a matrix [R,size], which is moved from step to step: to make a new view
+// for each step takes three operators of ATen.
+class MovingRows {
+ public:
+  explicit MovingRows(const Tensor& matrix)
+      : matrix_(matrix), rows_(matrix.defined() ? matrix.alias() : Tensor()) {}
+
+  // [count,size] from row `first` on, until the next call.
+  Tensor& at(int64_t first, int64_t count) {
+    rows_.unsafeGetTensorImpl()->set_sizes_and_strides(
+        {count, matrix_.size(1)}, matrix_.strides(),
+        matrix_.storage_offset() + first * matrix_.stride(0));
+    return rows_;
+  }
+
+ private:
+  Tensor matrix_, rows_;
+};
+
 // [T,B,1] whether a row is alive at a step, or undefined without lengths.
 inline Tensor live_mask(const Layer& layer) {
   if (!layer.lengths) return {};

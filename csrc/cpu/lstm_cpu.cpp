@@ -19,7 +19,7 @@ namespace fastlstm {
 namespace {
 
 // Steps of the stepwise engine: all rows, in parallel.
-struct CpuStepKernels : stepwise::AtenProducts {
+struct CpuStepKernels {
   // Rows are cut into pieces where that may be, so that one long row keeps several threads busy
   // too.
   template <template <typename, typename> class S, typename T, typename A>

@@ -162,8 +162,9 @@ __device__ inline void prefetch(const void* address) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
 }
 
-__device__ inline uint32_t shuffle_xor(uint32_t word, int mask) {
-  return __shfl_xor_sync(0xffffffffu, word, mask);
+template <typename T>
+__device__ T shuffle_xor(T value, int mask) {
+  return __shfl_xor_sync(0xffffffffu, value, mask);
 }
 __device__ inline uint32_t shuffle(uint32_t word, int lane) {
   return __shfl_sync(0xffffffffu, word, lane);

@@ -13,7 +13,7 @@ namespace fastlstm {
 namespace {
 
 // The kernels of the stepwise engine, as csrc/stepwise calls them.
-struct CudaStepKernels : stepwise::AtenProducts {
+struct CudaStepKernels {
   static void run(const auto& step) {
     check_cuda(launch_step(step, c10::cuda::getCurrentCUDAStream()), "launch_step");
   }

@@ -13,7 +13,7 @@
 namespace fastlstm {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 256, kWarps = kThreads / 32;
 constexpr int64_t kMaxGridY = 1024;  // fills any GPU; CUDA's own limit is 65535
 constexpr int64_t kMaxRowGrid = 65535;
 
@@ -33,15 +33,17 @@ __global__ void __launch_bounds__(kThreads) units_kernel(S<T, A> step) {
   const int64_t unit = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (unit >= step.hidden_size) return;
   const int64_t rows_per_grid = int64_t(gridDim.y) * blockDim.y;
+#pragma unroll 1  // most grids reach all rows at once; a count of the rounds would take a division
   for (int64_t row = int64_t(blockIdx.y) * blockDim.y + threadIdx.y; row < step.rows;
        row += rows_per_grid)
     step_row(step, row, is_reset(step, row), OneUnit{unit});
 }
 
-// The threads of a block, which has a whole row. Sums are added in a fixed order.
+// The threads of a block, which has a whole row. Sums are added in a fixed order: in each warp by
+// shuffles, then those of the warps.
 template <typename A>
 struct Block {
-  A* partial;  // [kThreads] in shared memory
+  A* partial;  // [kWarps] in shared memory
   int64_t thread;
 
   template <typename F>
@@ -51,20 +53,16 @@ struct Block {
   template <typename F>
   FASTLSTM_INLINE A total(int64_t n, const F& f) const {
     A sum(0);
-    barrier();  // what f reads may be another thread's; and all have read the last total
-    for (int64_t k = thread; k < n; k += kThreads) sum += f(k);
-    partial[thread] = sum;
-    barrier();
-    for (int half = kThreads / 2; half > 0; half /= 2) {
-      if (thread < half) partial[thread] += partial[thread + half];
-      barrier();
-    }
-    return partial[0];
-  }
-  FASTLSTM_INLINE static void barrier() {
 #if defined(__CUDA_ARCH__) || defined(FASTLSTM_EMULATOR)
+    __syncthreads();  // what f reads may be another thread's; and all have read the last total
+    for (int64_t k = thread; k < n; k += kThreads) sum += f(k);
+    for (int lanes = 16; lanes > 0; lanes /= 2) sum += shuffle_xor(sum, lanes);
+    if (thread % 32 == 0) partial[thread / 32] = sum;
     __syncthreads();
+    sum = A(0);
+    for (int warp = 0; warp < kWarps; ++warp) sum += partial[warp];
 #endif
+    return sum;
   }
 };
 
@@ -82,7 +80,7 @@ cudaError_t launch_step(const S<T, A>& step, cudaStream_t stream) {
   if (step.rows == 0 || step.hidden_size == 0) return cudaSuccess;
   if constexpr (S<T, A>::kWholeRows) {
     const dim3 grid(static_cast<unsigned>(std::min(step.rows, kMaxRowGrid)));
-    return launch(rows_kernel<S, T, A>, grid, dim3(kThreads), kThreads * sizeof(A), stream, step);
+    return launch(rows_kernel<S, T, A>, grid, dim3(kThreads), kWarps * sizeof(A), stream, step);
   } else {
     int64_t width = 32;  // lanes along the units: no wider than they are
     while (width < kThreads && width < step.hidden_size) width *= 2;
@@ -103,10 +101,12 @@ cudaError_t compiled_capability(int* capability) {
   return error;
 }
 
-#define FASTLSTM_INSTANTIATE(T, A, name)                                     \
-  template cudaError_t launch_step(const StepForward<T, A>&, cudaStream_t);  \
-  template cudaError_t launch_step(const StepBackward<T, A>&, cudaStream_t); \
-  template cudaError_t launch_step(const NormForward<T, A>&, cudaStream_t);  \
+#define FASTLSTM_INSTANTIATE(T, A, name)                                          \
+  template cudaError_t launch_step(const StepForward<T, A>&, cudaStream_t);       \
+  template cudaError_t launch_step(const StepBackward<T, A>&, cudaStream_t);      \
+  template cudaError_t launch_step(const ProjectedForward<T, A>&, cudaStream_t);  \
+  template cudaError_t launch_step(const ProjectedBackward<T, A>&, cudaStream_t); \
+  template cudaError_t launch_step(const NormForward<T, A>&, cudaStream_t);       \
   template cudaError_t launch_step(const NormBackward<T, A>&, cudaStream_t);
 FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_INSTANTIATE)
 

@@ -123,9 +123,7 @@ FASTLSTM_INLINE void step_row(const NormBackward<T, A>& s, int64_t row, bool res
   const auto normal_c = normalizer<A>(team, hidden_size, inverse_size, c);
   // h = o tanh(normed)
   team.each(hidden_size, [&](int64_t u) FASTLSTM_INLINE_LAMBDA {
-    T* const dh_state = s.dh_state + row * hidden_size + u;
-    const A dh = A(*dh_state) + A(s.d_output[row * s.d_output_stride + u]);
-    *dh_state = T(A(0));
+    const A dh = take_hidden_gradient<A>(s, row, u);
     const A normed = fused(A(s.gain_c[u]), normal_c(c(u)), A(s.bias_c[u]));
     const HiddenGradient<A> d = hidden_backward(gates_at(u).o, normed, dh);
     d_normed[u] = d.c;

@@ -3,9 +3,10 @@
 //
 // H is hidden_size, rows are batch rows. Rows are contiguous, unless a member *_stride gives the
 // distance between two rows in elements. T is the dtype of the tensors, A that of the cell state
-// and of the arithmetic (float for the 16-bit types, else T itself). Only `lengths` and `reset` may
-// be nullptr, so that the loop over units has no branch: an output that was not requested points to
-// another output, and a missing gradient points to one row of zeros with stride 0.
+// and of the arithmetic (float for the 16-bit types, else T itself). Only `lengths`, resets and
+// `h_mask` may be nullptr, so that the loop over units has no branch: an output that was not
+// requested points to another output, and a missing gradient points to one row of zeros with
+// stride 0.
 //
 // The rows that are live at step t:
 //   dense    rows = B, lengths = nullptr
@@ -32,31 +33,61 @@ struct Step {
   const bool* reset;       // [rows] or nullptr: state is zeroed before this step
 };
 
+// Where a step stores h_t.
+template <typename T>
+struct HiddenOutput : Step {
+  T* h_state;       // [rows,H]  h_t out (dead rows untouched)
+  const T* h_mask;  // [rows,H] or nullptr: W_hh sees h_mask * h
+  T* h_seen;        // [rows,H]  h_mask * h_t out (dead rows untouched); only with h_mask
+  T* output;        // [rows,H]  h_t (0 for dead rows); may alias h_state when lengths is null
+  int64_t output_stride;
+};
+
 template <typename T, typename A>
-struct StepForward : Step {
+struct StepForward : HiddenOutput<T> {
   const T* x_gates;  // [rows,4H] x_t W_ih^T + b_ih + b_hh
   const T* h_gates;  // [rows,4H] h_{t-1} W_hh^T; ignored where reset
   T* gates;          // [rows,4H] activated i, f, g, o; may alias x_gates
   A* c_state;        // [rows,H]  c_{t-1} in, c_t out
   A* cells;          // [rows,H]  c_t (a dead row stores its carried state); may alias c_state
-  T* h_state;        // [rows,H]  h_t out (dead rows untouched)
-  T* output;         // [rows,H]  h_t (0 for dead rows); may alias h_state when lengths is null
-  int64_t output_stride;
+};
+
+// What a layer with a projection does in a step after the product with W_hr. hidden_size is
+// proj_size here.
+template <typename T, typename A>
+struct ProjectedForward : HiddenOutput<T> {
+  const T* projected;  // [rows,H] h_t
+};
+
+// Where a step finds dL/dh_t. The step "after" this one is the next in walking order.
+template <typename T>
+struct HiddenGradientInput : Step {
+  T* dh_state;      // [rows,H] d_gates W_hh of the step after, or dL/dh_n if this is the row's last
+                    //          step; zeroed here, so that the next GEMM may accumulate. Dead rows
+                    //          keep theirs
+  const T* h_mask;  // [rows,H] or nullptr: the factor of d_gates W_hh
+  int64_t rows_after;       // rows that have a step after this one (0 at the last step)
+  const bool* reset_after;  // [rows_after] or nullptr: d_gates W_hh is ignored
+  const T* d_output;        // [rows,H] dL/dh_t from outside
+  int64_t d_output_stride;
 };
 
 template <typename T, typename A>
-struct StepBackward : Step {
+struct StepBackward : HiddenGradientInput<T> {
   const T* gates;       // [rows,4H] activated i, f, g, o
   const A* cells;       // [rows,H]  c_t
   const A* prev_cells;  // [prev_rows,H] c_{t-1} in walking order
   const A* c_0;         // [rows,H]  for the rows that start here
-  const T* d_output;    // [rows,H]  dL/dh_t from outside
   const A* d_cells;     // [rows,H]  dL/dc_t from outside
-  T* dh_state;  // [rows,H]  dL/dh_t from the future; zeroed where it was used, so that the GEMM
-                //           that follows may accumulate; dead rows keep theirs
+  int64_t d_cells_stride;
   A* dc_state;  // [rows,H]  dL/dc_t in, dL/dc_{t-1} out (0 where reset)
   T* d_gates;   // [rows,4H] d pre-activations out (0 for dead rows); may alias gates
-  int64_t d_output_stride, d_cells_stride;
+};
+
+// What a layer with a projection does in a step backward before the product with W_hr.
+template <typename T, typename A>
+struct ProjectedBackward : HiddenGradientInput<T> {
+  T* d_projected;  // [rows,H] dL/dh_t out (0 for dead rows)
 };
 
 }  // namespace fastlstm

@@ -32,12 +32,20 @@ FASTLSTM_INLINE void store_gates(T* row, int64_t unit, int64_t hidden_size, cons
   row[unit + 3 * hidden_size] = T(gates.o);
 }
 
-// The state of a live row, to where it goes.
+// Stores h_t of a live row.
+template <typename T, typename A>
+FASTLSTM_INLINE void store_hidden(const HiddenOutput<T>& s, int64_t row, int64_t unit, A h) {
+  const int64_t at = row * s.hidden_size + unit;
+  s.h_state[at] = T(h);
+  if (s.h_mask) s.h_seen[at] = T(A(T(h)) * A(s.h_mask[at]));
+  s.output[row * s.output_stride + unit] = T(h);
+}
+
+// Stores the state of a live row.
 template <typename T, typename A>
 FASTLSTM_INLINE void store_state(const StepForward<T, A>& s, int64_t row, int64_t unit, A h, A c) {
   s.c_state[row * s.hidden_size + unit] = c;
-  s.h_state[row * s.hidden_size + unit] = T(h);
-  s.output[row * s.output_stride + unit] = T(h);
+  store_hidden(s, row, unit, h);
   s.cells[row * s.hidden_size + unit] = c;
 }
 
@@ -70,6 +78,46 @@ FASTLSTM_INLINE void step_row(const StepForward<T, A>& s, int64_t row, bool rese
   });
 }
 
+template <typename T, typename A, typename Team>
+FASTLSTM_INLINE void step_row(const ProjectedForward<T, A>& s, int64_t row, bool,
+                              const Team& team) {
+  const bool live = is_live(s, row);
+  team.each(s.hidden_size, [&](int64_t unit) FASTLSTM_INLINE_LAMBDA {
+    if (live)
+      store_hidden(s, row, unit, A(s.projected[row * s.hidden_size + unit]));
+    else
+      s.output[row * s.output_stride + unit] = T(A(0));
+  });
+}
+
+// Whether a row has a step after this one, in walking order.
+template <typename T>
+FASTLSTM_INLINE bool goes_on(const HiddenGradientInput<T>& s, int64_t row) {
+  return row < s.rows_after && (!s.lengths || s.t + (s.reverse ? -1 : 1) < s.lengths[row]);
+}
+
+// Returns dL/dh_t of a unit of a live row, and sets its dh_state to zero.
+template <typename A, typename T>
+FASTLSTM_INLINE A take_hidden_gradient(const HiddenGradientInput<T>& s, int64_t row, int64_t unit) {
+  const int64_t at = row * s.hidden_size + unit;
+  const bool after = goes_on(s, row);
+  A dh = A(s.dh_state[at]);
+  if (after && s.h_mask) dh = A(T(dh * A(s.h_mask[at])));
+  if (after && s.reset_after && s.reset_after[row]) dh = A(0);
+  s.dh_state[at] = T(A(0));
+  return dh + A(s.d_output[row * s.d_output_stride + unit]);
+}
+
+template <typename T, typename A, typename Team>
+FASTLSTM_INLINE void step_row(const ProjectedBackward<T, A>& s, int64_t row, bool,
+                              const Team& team) {
+  const bool live = is_live(s, row);
+  team.each(s.hidden_size, [&](int64_t unit) FASTLSTM_INLINE_LAMBDA {
+    const A dh = live ? take_hidden_gradient<A>(s, row, unit) : A(0);
+    s.d_projected[row * s.hidden_size + unit] = T(dh);
+  });
+}
+
 // The row of c_{t-1}, if the row is not reset.
 template <typename T, typename A>
 FASTLSTM_INLINE const A* cells_before(const StepBackward<T, A>& s, int64_t row) {
@@ -92,13 +140,11 @@ FASTLSTM_INLINE void step_row(const StepBackward<T, A>& s, int64_t row, bool res
   team.each(s.hidden_size, [&](int64_t unit) FASTLSTM_INLINE_LAMBDA {
     const auto gates = load_gates<T, A>(s.gates + row * 4 * s.hidden_size, unit, s.hidden_size);
     const A c_prev = reset ? A(0) : before[unit];
-    T* dh_state = s.dh_state + row * s.hidden_size + unit;
     A* dc_state = s.dc_state + row * s.hidden_size + unit;
-    const A dh = A(*dh_state) + A(s.d_output[row * s.d_output_stride + unit]);
+    const A dh = take_hidden_gradient<A>(s, row, unit);
     const A dc = *dc_state + s.d_cells[row * s.d_cells_stride + unit];
     const A c = s.cells[row * s.hidden_size + unit];
     const auto d = step_backward(gates, c_prev, c, dh, dc, reset);
-    *dh_state = T(A(0));
     *dc_state = d.dc;
     store_gates(s.d_gates + row * 4 * s.hidden_size, unit, s.hidden_size, d.d_pre);
   });

@@ -74,36 +74,44 @@ class BackwardWalk : DirectionWalk {
         call_(call),
         d_gates_(d_gates),
         gates_(call.gates[d]),
+        cells_(call.cells[d]),
+        c_0_(call.c_0[d]),
         h_prev_(previous_hidden(layer_, d, call.of_direction(call.output, d))),
-        dy_(call.d_output.defined() ? call.of_direction(call.d_output, d) : Tensor()),
+        no_d_output_(at::zeros({1, sizes_.hidden_size}, layer_.input.options())),
+        dy_(call.d_output.defined() ? call.of_direction(call.d_output, d) : no_d_output_),
+        d_cells_(call.d_cells.defined()
+                     ? call.d_cells[d]
+                     : at::zeros({1, sizes_.hidden_size}, layer_.state_options())),
         dh_(call.grad_h_0[d]),
-        dc_(call.grad_c_0[d]),
-        d_hidden_(dh_),
-        no_d_output_(at::zeros({sizes_.hidden_size}, layer_.input.options())),
-        no_d_cells_(at::zeros({sizes_.hidden_size}, layer_.state_options())) {
-    if (layer_.normalizes()) norms_.emplace(w_, h_prev_, call.cells[d]);
+        dc_(call.grad_c_0[d]) {
+    if (layer_.normalizes()) norms_.emplace(w_, h_prev_, cells_);
     if (layer_.projects()) {
-      projection_.emplace(layer_, d);
       d_hidden_ = at::empty({sizes_.batch, sizes_.hidden_size}, layer_.input.options());
       d_projected_ = at::empty({sizes_.flat_rows, sizes_.output_size}, layer_.input.options());
     }
-    if (norms_ || projection_) keep_unprojected();
+    if (norms_ || layer_.projects()) keep_unprojected();
   }
 
   void run() {
-    for (auto at = steps_.rbegin(); at != steps_.rend(); ++at) {
-      Tensor dh_t = dh_.narrow(0, 0, at->rows);
-      if (projection_)
-        projection_->backward(*at, dy_.defined() ? rows(dy_, *at) : Tensor(), dh_t,
-                              rows(d_projected_, *at), d_hidden_.narrow(0, 0, at->rows));
-      const StepBackward<T, A> step = cells(*at);
+    MovingRows dh(dh_), d_h_gates(this->d_h_gates()), d_hidden(d_hidden_),
+        d_projected(d_projected_);
+    const WalkStep* after = nullptr;
+    for (auto at = steps_.rbegin(); at != steps_.rend(); after = &*at++) {
+      if (layer_.projects()) {
+        StepKernels::run(ProjectedBackward<T, A>{
+            hidden_gradient(*at, after), data<T>(d_projected_) + at->offset * sizes_.output_size});
+        at::mm_out(d_hidden.at(0, at->rows), d_projected.at(at->offset, at->rows), w_.w_hr);
+      }
+      const StepBackward<T, A> step = cells(*at, after);
       if (norms_)
         StepKernels::run(norms_->step(step, at->offset));
       else
         StepKernels::run(step);
-      // Nothing but h_0 comes before the first step.
-      if (call_.request.state || at->prev_rows > 0) through_w_hh(*at, dh_t);
+      // Only h_0 comes before the first step.
+      if (call_.request.state || at->prev_rows > 0)
+        dh.at(0, at->rows).addmm_(d_h_gates.at(at->offset, at->rows), w_.w_hh);
     }
+    if (call_.request.state) mask_grad_h_0();
   }
 
   void add_gradients() {
@@ -112,69 +120,82 @@ class BackwardWalk : DirectionWalk {
     if (norms_)
       d_x_gates =
           norms_->gradients(call_.input, bias_of(w_), d_gates_, layer_.input.scalar_type(), others);
-    if (projection_ && !call_.request.per_row) others.w_hr = at::mm(d_projected_.t(), unprojected_);
+    if (layer_.projects() && !call_.request.per_row)
+      others.w_hr = at::mm(d_projected_.t(), unprojected_);
     const auto h_prev = [&] { return h_prev_; };
     call_.add_gradients(w_, d_gates_, d_x_gates, d_h_gates(), h_prev, others);
   }
 
  private:
-  static Tensor rows(const Tensor& flat, const WalkStep& at) {
-    return flat.narrow(0, at.offset, at.rows);
-  }
   // The gradient of W_hh h_{t-1}: with layer normalization another one than that of the gates.
   const Tensor& d_h_gates() const { return norms_ ? norms_->d_h_gates() : d_gates_; }
 
   // o * tanh(c) of all rows, for W_hr's gradient.
   void keep_unprojected() {
-    Tensor c = call_.cells[d_];
-    if (norms_) c = norms_->normalize_cells(c);
-    if (!projection_) return;
+    const Tensor c = norms_ ? norms_->normalize_cells(cells_) : cells_;
+    if (!layer_.projects()) return;
     const Tensor o = gates_.narrow(1, 3 * sizes_.hidden_size, sizes_.hidden_size);
     const Tensor h = hidden(o.to(c.scalar_type()), c).to(layer_.input.scalar_type());
     const auto sequence = layer_.sequence(sizes_.hidden_size, /*per_direction=*/false);
     unprojected_ = without_padding(layer_, h.view_symint(sequence)).view(h.sizes());
   }
 
-  StepBackward<T, A> cells(const WalkStep& at) const {
+  // The stride of the rows of a gradient from outside; 0 for the one row of zeros in its place.
+  static int64_t stride_of(const Tensor& rows) { return rows.size(0) == 1 ? 0 : rows.stride(0); }
+
+  // The part of a step that says where dL/dh_t is.
+  HiddenGradientInput<T> hidden_gradient(const WalkStep& at, const WalkStep* after) const {
+    const int64_t stride = stride_of(dy_);
+    return {begin(at, sizes_.output_size),
+            data<T>(dh_),
+            data_or_null<T>(h_mask_),
+            after ? after->rows : 0,
+            reset_at(after),
+            const_data<T>(dy_) + at.offset * stride,
+            stride};
+  }
+
+  StepBackward<T, A> cells(const WalkStep& at, const WalkStep* after) const {
     const int64_t hidden = sizes_.hidden_size;
-    const A* const all_cells = const_data<A>(call_.cells[d_]);
-    auto step = begin<StepBackward, T, A>(at);
+    StepBackward<T, A> step{};
+    static_cast<HiddenGradientInput<T>&>(step) = hidden_gradient(at, after);
+    if (layer_.projects()) {
+      step.hidden_size = hidden, step.rows_after = 0, step.dh_state = data<T>(d_hidden_);
+      step.d_output = const_data<T>(no_d_output_), step.d_output_stride = 0;
+    }
     step.gates = const_data<T>(gates_) + at.offset * 4 * hidden;
-    step.cells = all_cells + at.offset * hidden;
-    step.prev_cells = all_cells + at.prev_offset * hidden;
-    step.c_0 = const_data<A>(call_.c_0[d_]);
-    const bool outside = dy_.defined() && !projection_;
-    step.d_output_stride = outside ? dy_.stride(0) : 0;
-    step.d_output = outside ? const_data<T>(dy_) + at.offset * step.d_output_stride
-                            : const_data<T>(no_d_output_);
-    step.d_cells_stride = call_.d_cells.defined() ? hidden : 0;
-    step.d_cells = call_.d_cells.defined() ? const_data<A>(call_.d_cells[d_]) + at.offset * hidden
-                                           : const_data<A>(no_d_cells_);
-    step.dh_state = data<T>(d_hidden_);
+    step.cells = const_data<A>(cells_) + at.offset * hidden;
+    step.prev_cells = const_data<A>(cells_) + at.prev_offset * hidden;
+    step.c_0 = const_data<A>(c_0_);
+    step.d_cells_stride = stride_of(d_cells_);
+    step.d_cells = const_data<A>(d_cells_) + at.offset * step.d_cells_stride;
     step.dc_state = data<A>(dc_);
     step.d_gates = data<T>(d_gates_) + at.offset * 4 * hidden;
     return step;
   }
 
-  // dL/dh_{t-1}, except for rows that were reset before this step; rows that have ended keep
-  // theirs, since their d_gates are zero.
-  void through_w_hh(const WalkStep& at, Tensor& dh_t) const {
-    Tensor carried = rows(d_h_gates(), at);
-    if (layer_.reset) carried = carried.masked_fill(layer_.reset->select(0, at.t).unsqueeze(1), 0);
-    if (layer_.h_mask)
-      dh_t.addcmul_(at::mm(carried, w_.w_hh), layer_.h_mask->select(0, d_).narrow(0, 0, at.rows));
-    else
-      dh_t.addmm_(carried, w_.w_hh);
+  // dL/dh_0 from the products of the first steps: times h_mask, and zero if that step was reset. A
+  // row without steps keeps dL/dh_n.
+  void mask_grad_h_0() {
+    const OptionalTensor& lengths = layer_.lengths;
+    if (h_mask_.defined())
+      dh_.mul_(lengths ? h_mask_.masked_fill(lengths->eq(0).unsqueeze(1), 1) : h_mask_);
+    if (!reset_.defined()) return;
+    Tensor reset = reset_[steps_[0].t];
+    if (lengths && d_ == 1)
+      reset = reset_.gather(0, (*lengths - 1).clamp(0, sizes_.steps - 1).unsqueeze(0))[0];
+    if (lengths) reset = reset.logical_and(lengths->gt(0));
+    dh_.masked_fill_(reset.unsqueeze(1), 0);
   }
 
   BackwardCall& call_;
-  Tensor d_gates_, gates_, h_prev_;
-  Tensor dy_, dh_, dc_;
-  Tensor d_hidden_;  // dL/d(o tanh(c)), which is dL/dh where nothing is projected
-  Tensor no_d_output_, no_d_cells_;
-  Tensor unprojected_, d_projected_;  // [R,H], [R,P]
+  Tensor d_gates_, gates_, cells_, c_0_, h_prev_;
+  Tensor no_d_output_;   // [1,H] zeros
+  Tensor dy_, d_cells_;  // of every flat row, or one row of zeros
+  Tensor dh_, dc_;
+  // With a projection: dL/d(o tanh(c)) of a step [B,H], o tanh(c) [R,H], dL/dh [R,P].
+  Tensor d_hidden_, unprojected_, d_projected_;
   std::optional<NormsBackward<T, A>> norms_;
-  std::optional<Projection> projection_;
 };
 
 }  // namespace stepwise

@@ -64,6 +64,43 @@ def Call(kind, *args, **options):
     return op_call.Call(kind, *args, ops=ops(), **options)
 
 
+@pytest.mark.parametrize(
+    "launches, options",
+    [
+        (1, {}),
+        (1, op_call.PACKED),
+        (1, op_call.RAGGED),
+        (1, {"h_mask": True, **op_call.RAGGED}),
+        (1, {"norms": True, "h_mask": True, **op_call.RAGGED}),
+        (2, {"proj_size": 4, "h_mask": True, **op_call.RAGGED}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", ["float32"], indirect=True)
+def test_events_of_a_step(kind, launches, options):
+    """A step is a product of ATen and a kernel of ours, twice that with a projection. The events
+    of a product are its own, and those of its arguments."""
+
+    def counted(run_it):
+        ops().take_events()
+        with torch.profiler.profile() as trace:
+            result = run_it()
+        names = [event.name for event in trace.events() if event.name.startswith("aten::")]
+        products = sum(name.startswith(("aten::mm", "aten::addmm")) for name in names)
+        return result, (len(ops().take_events()), products, len(names))
+
+    def events(steps):
+        call = Call(kind, steps=steps, **options)
+        saved, forward = counted(lambda: call.forward("stepwise"))
+        _, backward = counted(lambda: call.backward(saved, "stepwise"))
+        return torch.tensor([forward, backward])
+
+    steps = options.get("directions", 1) * 10
+    forward, backward = ((events(20) - events(10)) / steps).tolist()
+    assert forward[:2] == backward[:2] == [launches, launches]
+    assert forward[2] <= 4 * launches and backward[2] <= 5 * launches
+
+
 @pytest.mark.parametrize("engine, options", op_call.GPU_CALLS, ids=str)
 @pytest.mark.parametrize("kind", [*op_call.KINDS, "float64"], indirect=True)
 def test_engine(kind, engine, options):
@@ -99,7 +136,7 @@ def test_h_0_that_starts_anywhere(kind):
 
 
 @pytest.mark.parametrize(
-    "engine, options", [each for each in op_call.OF_A_GPU if each[1].get("batch", 5) == 5], ids=str
+    "engine, options", [each for each in op_call.GPU_CALLS if each[1].get("batch", 5) == 5], ids=str
 )
 @pytest.mark.parametrize("kind", ["float32"], indirect=True)
 def test_any_strides(kind, engine, options):

@@ -228,7 +228,7 @@ Bytes check_step(const RowKernels<T, A>& kernels, const Shape& shape, unsigned s
 
   auto h = h_0, output = unwritten<T>(B * H), gates = unwritten<T>(B * 4 * H);
   auto c = c_0, cells = unwritten<A>(B * H);
-  StepForward<T, A> to;
+  StepForward<T, A> to{};
   static_cast<Step&>(to) = common;
   to.x_gates = x_gates.data(), to.h_gates = h_gates.data(), to.gates = gates.data();
   to.c_state = c.data(), to.cells = cells.data(), to.h_state = h.data(), to.output = output.data();
@@ -249,7 +249,7 @@ Bytes check_step(const RowKernels<T, A>& kernels, const Shape& shape, unsigned s
   const auto d_cells = converted<A>(problem.d_cells);
   auto dh = converted<T>(problem.d_h_n), d_gates = unwritten<T>(B * 4 * H);
   auto dc = converted<A>(problem.d_c_n);
-  StepBackward<T, A> back;
+  StepBackward<T, A> back{};
   static_cast<Step&>(back) = common;
   back.gates = gates.data(), back.cells = cells.data(), back.c_0 = c_0.data();
   back.prev_cells = nullptr, back.d_output = d_output.data(), back.d_cells = d_cells.data();

@@ -285,9 +285,11 @@ inline const uint32_t (*post(const uint32_t* words, int count))[8] {
 
 template <typename T>
 T shuffle_xor(T value, int mask) {
-  const auto word = bits_of<uint32_t>(value);
+  uint32_t words[sizeof(T) / 4];
+  std::memcpy(words, &value, sizeof value);
   const unsigned lane = self().lane;
-  return bits_of<T>(post(&word, 1)[lane ^ mask][0]);
+  std::memcpy(&value, post(words, sizeof(T) / 4)[lane ^ mask], sizeof value);
+  return value;
 }
 
 inline uint32_t shuffle(uint32_t word, int lane) { return post(&word, 1)[lane][0]; }

@@ -71,17 +71,18 @@ void run(const Shape& shape, unsigned seed) {
                 shape.reset ? reinterpret_cast<const bool*>(&reset[t * B]) : nullptr};
   };
 
-  auto h_state = h_0;
+  const auto h_mask = converted<T>(problem.h_mask);
+  auto h_state = h_0, h_seen = h_0;  // by W_hh
+  for (int64_t i = 0; i < B * H; ++i)
+    h_seen[i] = from_double<T>(to_double(h_0[i]) * problem.mask(i));
   auto c_state = c_0;
   auto output = unwritten<T>(steps * B * H), gates = unwritten<T>(steps * B * 4 * H);
   auto cells = unwritten<A>(steps * B * H);
   for (int64_t n = 0; n < steps; ++n) {
     const int64_t t = order[n];
-    auto seen = h_state;  // by W_hh
-    for (int64_t i = 0; i < B * H; ++i)
-      seen[i] = from_double<T>(to_double(seen[i]) * problem.mask(i));
-    const auto h_gates = gemm(seen.data(), w_hh.data(), rows[t], H, 4 * H, true);
-    StepForward<T, A> step;
+    const T* const seen = shape.masks ? h_seen.data() : h_state.data();
+    const auto h_gates = gemm(seen, w_hh.data(), rows[t], H, 4 * H, true);
+    StepForward<T, A> step{};
     static_cast<Step&>(step) = step_at(n);
     step.x_gates = &x_gates[t * B * 4 * H];
     step.h_gates = h_gates.data();
@@ -91,6 +92,7 @@ void run(const Shape& shape, unsigned seed) {
     step.c_state = c_state.data();
     step.cells = shape.save ? &cells[t * B * H] : c_state.data();
     step.h_state = h_state.data();
+    if (shape.masks) step.h_mask = h_mask.data(), step.h_seen = h_seen.data();
     step.output = &output[t * B * H], step.output_stride = H;
     testing::check(launch_step(step, nullptr) == cudaSuccess, "launch");
   }
@@ -124,7 +126,7 @@ void run(const Shape& shape, unsigned seed) {
   auto d_gates = unwritten<T>(steps * B * 4 * H);
   for (int64_t n = steps; n-- > 0;) {
     const int64_t t = order[n];
-    StepBackward<T, A> step;
+    StepBackward<T, A> step{};
     static_cast<Step&>(step) = step_at(n);
     step.gates = &gates[t * B * 4 * H];
     step.cells = &cells[t * B * H];
@@ -133,20 +135,82 @@ void run(const Shape& shape, unsigned seed) {
     step.d_output = &d_output[t * B * H], step.d_output_stride = H;
     step.d_cells = &d_cells[t * B * H], step.d_cells_stride = H;
     step.dh_state = dh_state.data();
+    if (shape.masks) step.h_mask = h_mask.data();
+    if (n + 1 < steps) {
+      const Step after = step_at(n + 1);
+      step.rows_after = after.rows, step.reset_after = after.reset;
+    }
     step.dc_state = dc_state.data();
     step.d_gates = &d_gates[t * B * 4 * H];
     testing::check(launch_step(step, nullptr) == cudaSuccess, "launch");
     const auto from_gates = gemm(&d_gates[t * B * 4 * H], w_hh.data(), rows[t], 4 * H, H, false);
-    for (int64_t b = 0; b < rows[t]; ++b)
-      if (!problem.resets(t, b))
-        for (int64_t j = b * H; j < (b + 1) * H; ++j)
-          dh_state[j] =
-              from_double<T>(to_double(dh_state[j]) + problem.mask(j) * to_double(from_gates[j]));
+    for (int64_t j = 0; j < rows[t] * H; ++j)
+      dh_state[j] = from_double<T>(to_double(dh_state[j]) + to_double(from_gates[j]));
+  }
+  for (int64_t j = 0; j < B * H; ++j) {  // after the first steps
+    const int64_t b = j / H, first = shape.reverse ? problem.length[b] - 1 : 0;
+    if (problem.length[b] == 0) continue;
+    const double factor = problem.resets(first, b) ? 0 : problem.mask(j);
+    dh_state[j] = from_double<T>(factor * to_double(dh_state[j]));
   }
   zero_missing(d_gates, 4 * H);
   check_close(d_gates, solution.d_gates, testing::roundoff<T>(), 32, "d_gates");
   check_close(dh_state, solution.d_h_0, testing::roundoff<T>(), 32, "d_h_0");
   check_close(dc_state, solution.d_c_0, testing::roundoff<T>(), 32, "d_c_0");
+}
+
+// Rows 0 .. 3: as any, reset at the step after, dead, and at its last step.
+template <typename T, typename A>
+void run_projected(int64_t P) {
+  constexpr int64_t B = 4, kReset = 1, kDead = 2, kLast = 3;
+  std::mt19937 random(1);
+  std::normal_distribution<double> normal;
+  const auto draw = [&](int64_t n) {
+    oracle::Values values(n);
+    for (double& v : values) v = to_double(from_double<T>(normal(random)));
+    return values;
+  };
+  const oracle::Values projected = draw(B * P), before = draw(B * P), mask = draw(B * P);
+  const oracle::Values d_output = draw(B * P), dh = draw(B * P);
+  oracle::Values output, h, seen, d_projected, dh_after;
+  for (int64_t i = 0; i < B * P; ++i) {
+    const int64_t b = i / P;
+    output.push_back(b == kDead ? 0 : projected[i]);
+    h.push_back(b == kDead ? before[i] : projected[i]);
+    seen.push_back(b == kDead ? before[i] : projected[i] * mask[i]);
+    const double factor = b == kReset ? 0 : b == kLast ? 1 : mask[i];
+    d_projected.push_back(b == kDead ? 0 : factor * dh[i] + d_output[i]);
+    dh_after.push_back(b == kDead ? dh[i] : 0);
+  }
+  // Device memory is the heap's.
+  const std::vector<char> reset = {false, true, false, true};
+  const std::vector<int64_t> lengths = {3, 3, 1, 2};
+  Step common{};
+  common.t = 1, common.rows = B, common.hidden_size = P, common.lengths = lengths.data();
+  const auto mask_T = converted<T>(mask), projected_T = converted<T>(projected);
+  const auto d_output_T = converted<T>(d_output);
+
+  auto h_state = converted<T>(before), h_seen = h_state, output_T = unwritten<T>(B * P);
+  ProjectedForward<T, A> forward{};
+  static_cast<Step&>(forward) = common;
+  forward.projected = projected_T.data(), forward.h_state = h_state.data();
+  forward.h_mask = mask_T.data(), forward.h_seen = h_seen.data();
+  forward.output = output_T.data(), forward.output_stride = P;
+  testing::check(launch_step(forward, nullptr) == cudaSuccess, "launch");
+  check_close(output_T, output, testing::roundoff<T>(), 0, "output");
+  check_close(h_state, h, testing::roundoff<T>(), 0, "h");
+  check_close(h_seen, seen, testing::roundoff<T>(), 2, "h_seen");
+
+  auto dh_state = converted<T>(dh), d_projected_T = unwritten<T>(B * P);
+  ProjectedBackward<T, A> backward{};
+  static_cast<Step&>(backward) = common;
+  backward.dh_state = dh_state.data(), backward.h_mask = mask_T.data();
+  backward.rows_after = B, backward.reset_after = reinterpret_cast<const bool*>(reset.data());
+  backward.d_output = d_output_T.data(), backward.d_output_stride = P;
+  backward.d_projected = d_projected_T.data();
+  testing::check(launch_step(backward, nullptr) == cudaSuccess, "launch");
+  check_close(d_projected_T, d_projected, testing::roundoff<T>(), 4, "d_projected");
+  check_close(dh_state, dh_after, testing::roundoff<T>(), 0, "dh");
 }
 
 template <typename T, typename A>
@@ -172,6 +236,8 @@ void add_cases() {
   add("recurrent dropout", {5, 3, 8, kDense, false, true, true, true});
   add("recurrent dropout, packed reverse", {6, 5, 9, kPacked, true, false, true, true});
   add("recurrent dropout, lengths", {6, 7, 9, kLengths, false, true, true, true});
+  add("recurrent dropout, lengths, reverse", {6, 7, 9, kLengths, true, true, true, true});
+  Case(prefix + "projection", [] { run_projected<T, A>(9); });
 }
 const bool added = (add_cases<double, double>(), add_cases<float, float>(),
                     add_cases<bfloat16, float>(), add_cases<float16, float>(), true);

@@ -18,6 +18,8 @@ struct RowKernel {
 template <typename T, typename A>
 struct RowKernels : RowKernel<StepForward<T, A>>,
                     RowKernel<StepBackward<T, A>>,
+                    RowKernel<ProjectedForward<T, A>>,
+                    RowKernel<ProjectedBackward<T, A>>,
                     RowKernel<NormForward<T, A>>,
                     RowKernel<NormBackward<T, A>> {};
 

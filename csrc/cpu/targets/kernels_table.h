@@ -47,8 +47,9 @@ static constexpr RowKernels<T, A> row_kernels() {
   if constexpr (sizeof(T) == 2 && !Target::rows_of_16_bits)
     return {};
   else
-    return {run_row<StepForward<T, A>>, run_row<StepBackward<T, A>>, run_row<NormForward<T, A>>,
-            run_row<NormBackward<T, A>>};
+    return {run_row<StepForward<T, A>>,      run_row<StepBackward<T, A>>,
+            run_row<ProjectedForward<T, A>>, run_row<ProjectedBackward<T, A>>,
+            run_row<NormForward<T, A>>,      run_row<NormBackward<T, A>>};
 }
 
 template <typename T>
