@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from ._attributes import named_weights
+
 # The tables of a module: its parameters, buffers, children, and each kind of hooks.
 _TABLES = [name for name, value in vars(nn.Module()).items() if isinstance(value, dict)]
 # Of nn.RNNBase, which lists its weights, of parametrized weights, and what is treated below.
@@ -17,16 +19,9 @@ _LEFT = (
 )
 
 
-def weight_names(layer: nn.Module) -> list[str]:
-    """The weights of all layers and directions, in the order in which the op takes them."""
-    if isinstance(layer, nn.RNNBase):
-        return layer._flat_weights_names
-    return ["weight_ih", "weight_hh"] + ["bias_ih", "bias_hh"] * bool(layer.bias)
-
-
 def check_additions(path: str, layer: nn.Module, used: Iterable[str]) -> None:
     """Raises a ValueError for what a packed layer, which has `used` names itself, cannot take."""
-    names = set(weight_names(layer))
+    names = set(named_weights(layer))
     added = {*vars(layer), *layer._parameters, *layer._buffers, *layer._modules}
     refused = added & {*used, "_compiled_call_impl", *(f"packed_{name}" for name in names)}
     parametrizations: Any = getattr(layer, "parametrizations", ())

@@ -143,16 +143,6 @@ class Call(NamedTuple):
         return c_0 if output_size == hidden_size else input.new_zeros(*rows, output_size), c_0
 
 
-# In sizes as of `reference.lstm_layer`.
-_SHAPES = {
-    "W_ih": ("4H", "I"),
-    "W_hh": ("4H", "P"),
-    "W_hr": ("P", "H"),
-    "gain_c": ("H",),
-    "bias_c": ("H",),
-}
-
-
 # A layout says in words which weights there are beside W_ih and W_hh, in this order. LAYOUTS has it
 # by whether there are biases, a projection, layer normalization.
 _NAMES = Direction._fields
@@ -183,6 +173,12 @@ def weight_shapes(
     layout: str, input_size: int, hidden_size: int, output_size: int
 ) -> tuple[tuple[int, ...], ...]:
     """The shapes of a direction's weights, in the order of the list."""
-    sizes = {"I": input_size, "H": hidden_size, "4H": 4 * hidden_size, "P": output_size}
-    shapes = (_SHAPES.get(name, ("4H",)) for name in weight_names(layout))
-    return tuple(tuple(sizes[size] for size in shape) for shape in shapes)
+    gates = 4 * hidden_size
+    shapes: dict[str, tuple[int, ...]] = {
+        "W_ih": (gates, input_size),
+        "W_hh": (gates, output_size),
+        "W_hr": (output_size, hidden_size),
+        "gain_c": (hidden_size,),
+        "bias_c": (hidden_size,),
+    }
+    return tuple(shapes.get(name, (gates,)) for name in weight_names(layout))

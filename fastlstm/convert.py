@@ -30,11 +30,18 @@ class _StandIn(nn.Module):
         """Not that of Own, which may keep a list of its subclasses, or refuse them."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """For pickle and copy, which cannot find a class that was made at run time."""
+        """For pickle and copy, which cannot find a class that convert made at run time."""
         reduced: Any = super().__reduce_ex__(protocol)
+        if not _is_stand_in(type(self)):
+            return reduced
         make, arguments, *rest = reduced
         named = [self._fastlstm_of if a is type(self) else a for a in (make, *arguments)]
         return _make, tuple(named), *rest
+
+
+def _is_stand_in(cls: type[nn.Module]) -> bool:
+    """Whether convert made a class; others may inherit from it."""
+    return "_fastlstm_of" in vars(cls)
 
 
 def _make(make: Any, *arguments: Any) -> nn.Module:
@@ -86,8 +93,8 @@ for _, _ours, _both in _CLASSES:
 
 # What nn.LSTM.forward calls in every call, and fastlstm only where it needs it.
 _PARTS_OF_FORWARD = (
-    "check_forward_args check_hidden_size check_input get_expected_cell_size "
-    "get_expected_hidden_size permute_hidden"
+    "_init_flat_weights _update_flat_weights _weights_have_changed check_forward_args "
+    "check_hidden_size check_input get_expected_cell_size get_expected_hidden_size permute_hidden"
 ).split()
 
 
@@ -240,8 +247,8 @@ def _to_torch(module: nn.Module) -> _Target:
             drawn: Any = module._fastlstm_regularizers
             lost = ", ".join(f"{name}={p}" for name, p in drawn._asdict().items() if p)
             note = f"goes on without {lost}, which nn.LSTM lacks" if lost else ""
-            if issubclass(cls, _StandIn):
-                return cls._fastlstm_of, note
+            if _is_stand_in(cls):
+                return cls._fastlstm_of, note  # type: ignore[attr-defined]
             if cls is ours:
                 return of_torch, note
             why = f"{cls.__qualname__} derives from fastlstm.{ours.__name__}"

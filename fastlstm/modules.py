@@ -7,89 +7,35 @@ those of torch.nn by construction. `convert` changes the class of a model's modu
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nested._internal import nested_tensor
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils._pytree import tree_map_only
 
 from . import _build, engines
+from ._attributes import (
+    fit_cell,
+    fits,
+    is_pair,
+    read_weights,
+    refuse_as_torch,
+    run_torch,
+    run_torch_lstm,
+    shapes_of,
+    torch_lstm,
+    weights_of_cell,
+)
 from ._call import LAYOUTS, Call
 from ._checks import as_lengths, as_reset, check_kinds, in_training
 from ._layers import Results, run_cell, run_stack
 from ._regularize import Regularizers, check_probabilities
 
-_torch_lstm: Any = nn.LSTM  # whose methods run on modules that do not inherit from it
 # torch.nested.nested_tensor_from_jagged without its check for torch.fx, which logs a line.
 _nested: Any = nested_tensor.nested_view_from_values_offsets_lengths
 _Proxy: Any = torch.fx.Proxy  # which the annotations leave out
 State = tuple[Tensor, Tensor]  # h and c
-_CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-
-
-def _by_name(module: nn.Module, names: Iterable[str]) -> list[Any]:
-    """The parameters as they are now: functional_call, parametrizations and replicas swap them."""
-    parameters = module._parameters
-    try:  # ten times faster than nn.Module.__getattr__
-        return [*map(parameters.__getitem__, names)]
-    except KeyError:
-        return [getattr(module, name) for name in names]
-
-
-def _is_pair(hx: Any, h_shape: tuple[int, ...], c_shape: tuple[int, ...]) -> bool:
-    """Whether hx is (h, c) of these shapes."""
-    if not isinstance(hx, (tuple, list)) or len(hx) != 2:
-        return False
-    h, c = hx
-    are_tensors = isinstance(h, Tensor) and isinstance(c, Tensor)
-    return are_tensors and h.shape == h_shape and c.shape == c_shape
-
-
-def _fits(
-    lstm: Any,
-    input: Tensor,
-    hx: Any,
-    batch_sizes: Tensor | None,
-    weight: Tensor,
-    dtype: torch.dtype,
-) -> bool:
-    """Whether nn.LSTM takes an input and a state, beside a weight on its device."""
-    if input.dim() not in ((2, 3) if batch_sizes is None else (2,)):
-        return False
-    if input.size(-1) != lstm.input_size or input.device != weight.device:
-        return False
-    if input.dtype != dtype and not torch._C._is_any_autocast_enabled():
-        return False
-    if hx is None:
-        return True
-    states: tuple[int, ...] = (lstm.num_layers * (2 if lstm.bidirectional else 1),)
-    if batch_sizes is not None:
-        states = (*states, int(batch_sizes[0]))
-    elif input.dim() == 3:
-        states = (*states, input.size(0 if lstm.batch_first else 1))
-    output_size = lstm.proj_size or lstm.hidden_size
-    is_pair = _is_pair(hx, (*states, output_size), (*states, lstm.hidden_size))
-    return is_pair and hx[0].device == hx[1].device == input.device
-
-
-def raise_as_torch(lstm: Any, input: Any, hx: Any) -> None:
-    """Raises nn.LSTM's error; packed input is checked as dense input is."""
-    if isinstance(input, PackedSequence):
-        lstm._update_flat_weights()
-        _torch_lstm.check_input(lstm, input.data, input.batch_sizes)
-        if hx is not None:
-            _torch_lstm.check_forward_args(lstm, input.data, hx, input.batch_sizes)
-    _torch_lstm.forward(lstm, input, hx)
-
-
-def on_meta(value: Any) -> Any:
-    """Tensors without values, for which torch.nn raises the same errors."""
-    if isinstance(value, PackedSequence):
-        return PackedSequence(value.data.to("meta"), value.batch_sizes)
-    return tree_map_only(Tensor, lambda tensor: tensor.to("meta"), value)
 
 
 def _as_one_node(module: nn.Module, input: Any, **options: Any) -> Any:
@@ -211,7 +157,7 @@ class SequenceModule(nn.Module):
     num_layers: int
     batch_first: bool
     bidirectional: bool
-    permute_hidden = _torch_lstm.permute_hidden
+    permute_hidden = torch_lstm.permute_hidden
 
     def forward(
         self,
@@ -256,25 +202,33 @@ class SequenceModule(nn.Module):
             lengths = as_lengths(lengths)
         if reset is not None and getattr(reset, "dtype", None) is not torch.bool:
             reset = as_reset(reset)
-        may_be_plain = type(input) is Tensor and self.num_layers == 1 and not return_cell_states
-        op, weights, layout, dtype = self._fastlstm_weights(may_be_plain)
         # A plain eager call of one layer on a CPU: a small step is spared most of its Python.
-        if op is not None and input.dtype is dtype:  # type: ignore[union-attr]
-            plain: tuple[Any, ...] | None = op(
+        try:
+            layer = None
+            if type(input) is Tensor and self.num_layers == 1 and not return_cell_states:
+                layer = self._fastlstm_plain(input)
+            plain: tuple[Any, ...] | None = layer and _build.library.plain_lstm(
                 input,
                 hx,
-                weights,
-                layout,
-                self.input_size,
-                self.hidden_size,
-                self.proj_size or self.hidden_size,
-                2 if self.bidirectional else 1,
-                self.batch_first,
+                *layer,
                 lengths,
                 reset,
+                self.input_size,
+                self.hidden_size,
+                self.proj_size,
+                self.num_layers,
+                self.bias,
+                self.bidirectional,
+                self.batch_first,
+                self.dropout,
             )
-            if plain is not None:  # else something else has to be decided, or to see the call
-                return plain
+        except (AttributeError, RuntimeError, TypeError):
+            plain = None  # what follows raises it again, or has nn.LSTM decide
+        if plain is not None:  # else something else has to be decided, or to see the call
+            return plain
+        weights, layout, dtype = self._fastlstm_weights()
+        if layout is None:
+            return self._fastlstm_as_torch(input, hx, lengths, reset, return_cell_states)
         data: Any = input
         batch_sizes, sorted_indices, unsorted_indices = None, None, None
         if isinstance(input, PackedSequence):
@@ -285,7 +239,7 @@ class SequenceModule(nn.Module):
             return _run_nested(self, data, hx, lengths, reset, return_cell_states)
         elif data.layout is not torch.strided:
             check_kinds(data, None, {})
-        if not _fits(self, data, hx, batch_sizes, weights[0], dtype):
+        if not fits(self, data, hx, batch_sizes, weights[0], dtype):
             self._fastlstm_refuse(input, hx)
         is_batched, batch_dim = batch_sizes is not None or data.dim() == 3, 1 - self.batch_first
         if not is_batched:
@@ -304,13 +258,35 @@ class SequenceModule(nn.Module):
             output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
         return output, self.permute_hidden(state, unsorted_indices), *cells
 
-    def _fastlstm_weights(self, plain: bool) -> tuple[Any, list[Tensor], str, torch.dtype]:
-        """The function for plain calls, if this may be one; weights, layout, dtype of the input."""
+    def _fastlstm_plain(self, input: Tensor) -> tuple[Any, ...] | None:
+        """Weights, layout, parameters and their names, for `plain_lstm`; None for another call."""
         raise NotImplementedError
+
+    def _fastlstm_weights(self) -> tuple[list[Any], str | None, torch.dtype | None]:
+        """Weights, layout and the dtype of the input; see `read_weights`."""
+        raise NotImplementedError
+
+    def _fastlstm_as_torch(self, input: Any, hx: Any, *options: Any) -> tuple[Any, ...]:
+        """What nn.LSTM gives with weights of other shapes than the attributes describe."""
+        if self._fastlstm_extends(*options):
+            raise RuntimeError(
+                f"{type(self).__name__}: expected weights of the shapes that its attributes "
+                "(num_layers, hidden_size, ...) describe"
+            )
+        result: tuple[Any, ...] = run_torch_lstm(self._fastlstm_torch(), input, hx)
+        return result
+
+    def _fastlstm_extends(self, lengths: Any, reset: Any, return_cell_states: bool) -> bool:
+        """Whether a call uses what nn.LSTM lacks."""
+        return lengths is not None or reset is not None or return_cell_states
+
+    def _fastlstm_torch(self) -> Any:
+        """A module on which the methods of nn.LSTM run."""
+        return self
 
     def _fastlstm_refuse(self, input: Any, hx: Any) -> None:
         """Raises nn.LSTM's error for an input and a state."""
-        raise NotImplementedError
+        refuse_as_torch(self._fastlstm_torch(), input, hx)
 
     def _fastlstm_compute(self, call: Call) -> Results:
         """The results of a call that has been checked."""
@@ -414,8 +390,8 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
 
     _fastlstm_normalizes = False
     _fastlstm_options = ("engine", *Regularizers._fields)
-    check_forward_args = _torch_lstm.check_forward_args
-    get_expected_cell_size = _torch_lstm.get_expected_cell_size
+    check_forward_args = torch_lstm.check_forward_args
+    get_expected_cell_size = torch_lstm.get_expected_cell_size
     engine: str
     input_dropout: float
     recurrent_dropout: float
@@ -449,15 +425,18 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
         if any(drawn):
             self._fastlstm_regularizers = drawn
 
-    _fastlstm_refuse = raise_as_torch
+    def _fastlstm_plain(self, input: Tensor) -> tuple[Any, ...] | None:
+        is_plain = self._fastlstm_regularizers is _NO_REGULARIZERS
+        if not (is_plain and self._fastlstm_engine == "auto" and engines.is_op_at_once()):
+            return None
+        layout = LAYOUTS[self.bias is True, self.proj_size > 0, self._fastlstm_normalizes]
+        return self._flat_weights, layout, self._parameters, self._flat_weights_names
 
-    def _fastlstm_weights(self, plain: bool) -> tuple[Any, list[Tensor], str, torch.dtype]:
-        weights = _by_name(self, self._flat_weights_names)
-        layout = LAYOUTS[bool(self.bias), self.proj_size > 0, self._fastlstm_normalizes]
-        is_plain = plain and self._fastlstm_regularizers is _NO_REGULARIZERS
-        is_plain = is_plain and self._fastlstm_engine == "auto" and engines.is_op_at_once()
-        op = _build.library.plain_lstm if is_plain else None
-        return op, weights, layout, weights[0].dtype
+    _fastlstm_weights = read_weights
+
+    def _fastlstm_extends(self, *options: Any) -> bool:
+        draws = self.training and any(self._fastlstm_regularizers)
+        return draws or self._fastlstm_normalizes or super()._fastlstm_extends(*options)
 
     def _fastlstm_compute(self, call: Call) -> Results:
         drawn = self._fastlstm_regularizers
@@ -491,27 +470,34 @@ class CellModule(nn.Module):
                 return node
             check_kinds(input, None, {})
         is_batched = input.dim() == 2
-        shape = (input.size(0), self.hidden_size) if is_batched else (self.hidden_size,)
-        fits = (is_batched or input.dim() == 1) and input.size(-1) == self.input_size
-        if not fits or (hx is not None and not _is_pair(hx, shape, shape)):
-            self._fastlstm_refuse(input, hx)
+        # nn.LSTMCell reads no input_size, and hidden_size only where it makes a state.
+        size = getattr(self, "hidden_size", None)
+        shape: Any = (input.size(0), size) if is_batched else (size,)
+        has_other_dims = not is_batched and input.dim() != 1
+        if has_other_dims or (hx is not None and not is_pair(hx, shape, shape)):
+            return self._fastlstm_as_torch(input, hx)
         if is_batched:
             return self._fastlstm_step(input, hx)
         hx = None if hx is None else (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
         h, c = self._fastlstm_step(input.unsqueeze(0), hx)
         return h.squeeze(0), c.squeeze(0)
 
-    def _fastlstm_refuse(self, input: Any, hx: Any) -> None:
-        """Raises nn.LSTMCell's error for an input and a state."""
-        if hx is not None and input.dim() == 1 and 2 in {state.dim() for state in hx}:
-            # nn.LSTMCell ends the process.
-            raise RuntimeError("For unbatched 1-D input, hx and cx should also be 1-D")
-        cell = nn.LSTMCell(self.input_size, self.hidden_size, bool(self.bias), device="meta")
-        cell(*on_meta((input, hx)))
-
     def _fastlstm_step(self, input: Tensor, hx: State | None) -> State:
         """The next state of a batch of rows."""
         raise NotImplementedError
+
+    def _fastlstm_torch(self) -> Any:
+        """A module on which nn.LSTMCell.forward runs."""
+        return self
+
+    def _fastlstm_as_torch(self, input: Tensor, hx: Any) -> State:
+        """What nn.LSTMCell gives where shapes do not fit."""
+        is_row = hx is not None and input.dim() == 1
+        if is_row and any(isinstance(state, Tensor) and state.dim() == 2 for state in hx):
+            # nn.LSTMCell ends the process.
+            raise RuntimeError("For unbatched 1-D input, hx and cx should also be 1-D")
+        state: State = run_torch(nn.LSTMCell.forward, self._fastlstm_torch(), input, hx)
+        return state
 
 
 class LSTMCell(CellModule, EngineModule, nn.RNNCellBase):
@@ -541,15 +527,21 @@ class LSTMCell(CellModule, EngineModule, nn.RNNCellBase):
         super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
 
     def _fastlstm_step(self, input: Tensor, hx: State | None) -> State:
-        weights = _by_name(self, _CELL_WEIGHTS if self.bias else _CELL_WEIGHTS[:2])
-        layout, engine = LAYOUTS[bool(self.bias), False, False], self._fastlstm_engine
-        library = _build.library
+        if hx is None:
+            zeros = input.new_zeros(input.size(0), self.hidden_size)
+            hx = (zeros, zeros)
+        weights, layout = weights_of_cell(self)
+        engine, library = self._fastlstm_engine, _build.library
         is_plain = engine == "auto" and engines.is_op_at_once()
         if is_plain and library.are_plain(input, hx, weights):
-            h, c = hx or (None, None)
-            step: State = library.lstm_cell(input, h, c, weights, layout, "auto")
-            return step
+            try:
+                step: State = library.lstm_cell(input, *hx, weights, layout, "auto")
+                return step
+            except (RuntimeError, TypeError):
+                is_plain = False  # what follows raises it again, or has nn.LSTMCell decide
         check_kinds(input, hx, {})
+        if not fit_cell(input, hx, shapes_of(weights)):
+            return self._fastlstm_as_torch(input, hx)
         if input.dtype != weights[0].dtype and not torch._C._is_any_autocast_enabled():
             raise RuntimeError(
                 f"LSTMCell: expected input of dtype {weights[0].dtype} like the weights, got "

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from . import _build, _formats
-from ._additions import copy_additions, weight_names
+from ._additions import copy_additions
+from ._attributes import CELL_WEIGHTS, described, fit_cell, named_weights
 from ._call import LAYOUTS, Call, autocasts
 from ._checks import check_kinds
 from ._layers import Results, run_prepacked
@@ -24,9 +25,7 @@ from .modules import (
     LSTMCell,
     SequenceModule,
     State,
-    on_meta,
     qualified_name,
-    raise_as_torch,
 )
 from .reference import state_dtype
 
@@ -60,7 +59,6 @@ class Prepacked(nn.Module):
     input_size: int
     hidden_size: int
     bias: bool
-    proj_size: int = 0
     dtype: torch.dtype
     weights: torch.dtype
     _torch: Any  # nn.LSTM or nn.LSTMCell
@@ -75,11 +73,11 @@ class Prepacked(nn.Module):
     def __init__(self, layer: nn.Module, weights: torch.dtype | None = None) -> None:
         """Takes the weights of a layer, and all that its user has put on it."""
         super().__init__()
-        copy_additions(layer, self, weight_names(layer))
+        copy_additions(layer, self, named_weights(layer))
         self._layer_class = own_class(layer)
         parameters = {name: p for name, p in layer._parameters.items() if p is not None}
         self._frozen = {name for name, p in parameters.items() if not p.requires_grad}
-        tensors = {name: getattr(layer, name).detach() for name in weight_names(layer)}
+        tensors = {name: weight.detach() for name, weight in named_weights(layer).items()}
         self.__dict__["_shapes"] = {name: tuple(t.shape) for name, t in tensors.items()}
         self.dtype = next(iter(tensors.values())).dtype
         self.weights = weights or self.dtype
@@ -124,7 +122,8 @@ class Prepacked(nn.Module):
 
     def _pack(self, tensors: dict[str, Tensor]) -> None:
         """Packs the matrices, given in any dtype, with `NAME_scale` beside whole numbers."""
-        layout = LAYOUTS[bool(self.bias), self.proj_size > 0, False]
+        kinds = {name.split("_l")[0] for name in self._shapes}
+        layout = LAYOUTS["bias_ih" in kinds, "weight_hr" in kinds, False]
         self._layout = f"{layout} {_formats.name_of(self.weights)}".strip()
         self._op_names = [f"packed_{name}" for name in self._shapes]
         for name, shape in self._shapes.items():
@@ -150,6 +149,24 @@ class Prepacked(nn.Module):
             if scale is not None:
                 tensors[f"{name}_scale"] = scale
         return tensors
+
+    def _rebuild(self, cls: Any) -> Any:
+        """A layer of a class like nn.LSTM or nn.LSTMCell: weights unpacked, the same additions."""
+        tensors, layer = self._unpacked(), cls(1, 1, bias=False, device="meta")
+        for name in self._shapes:
+            weight = _formats.dequantize(tensors[name], tensors.get(f"{name}_scale"))
+            weight = nn.Parameter(weight.to(self.dtype), name not in self._frozen)
+            layer.register_parameter(name, weight)
+        if isinstance(layer, nn.RNNBase):
+            by_suffix: dict[str, list[str]] = {}
+            for name in self._shapes:
+                by_suffix.setdefault(name.partition("_l")[2], []).append(name)
+            layer._flat_weights_names, layer._all_weights = [*self._shapes], [*by_suffix.values()]
+            layer._init_flat_weights()
+        for name in self._sizes:  # some may have been deleted
+            vars(layer).pop(name, None)
+        copy_additions(self, layer, {*self.own_names(), *self._op_names})
+        return layer
 
     def _op_weights(self) -> list[Tensor]:
         """What the op takes of all layers and directions."""
@@ -179,8 +196,7 @@ class Prepacked(nn.Module):
         return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in self.__dict__.get("_shapes", ()):
-            raise AttributeError(f"{name} is packed; load_state_dict replaces it")
+        self._refuse_weight(name)
         options = getattr(self.__dict__.get("_layer_class"), "_fastlstm_options", ())
         if name in options and name not in self.__dict__:
             raise AttributeError(
@@ -188,6 +204,15 @@ class Prepacked(nn.Module):
                 "after fastlstm.unpack(model)"
             )
         super().__setattr__(name, value)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Refuses weights of the layer."""
+        self._refuse_weight(name)
+        super().register_parameter(name, param)
+
+    def _refuse_weight(self, name: str) -> None:
+        if name in (*self.__dict__.get("_shapes", ()), *CELL_WEIGHTS, "_flat_weights"):
+            raise AttributeError(f"{name}: the weights are packed; load_state_dict replaces them")
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         for name, tensor in self._unpacked().items():
@@ -246,20 +271,29 @@ class PackedLSTM(Prepacked, SequenceModule):
             as in `LSTM`.
     """
 
+    proj_size: int
     _layer_class, _torch = LSTM, nn.LSTM
     _sizes = (
         *("input_size", "hidden_size", "num_layers", "bias"),
         *("batch_first", "dropout", "bidirectional", "proj_size"),
     )
 
-    def _fastlstm_weights(self, plain: bool) -> tuple[Any, list[Tensor], str, torch.dtype]:
-        op = _build.library.plain_lstm if plain and is_eager() else None
-        return op, self._op_weights(), self._layout, self.dtype
+    def _fastlstm_plain(self, input: Tensor) -> tuple[Any, ...] | None:
+        is_plain = input.dtype is self.dtype and is_eager()
+        return (self._op_weights(), self._layout, None, None) if is_plain else None
+
+    def _fastlstm_weights(self) -> tuple[list[Any], str | None, torch.dtype | None]:
+        try:
+            fit = described(self)[1] == [*self._shapes.values()]
+        except AttributeError:  # an attribute is missing
+            fit = False
+        return self._op_weights(), self._layout if fit else None, self.dtype
+
+    def _fastlstm_torch(self) -> Any:
+        return self._rebuild(nn.LSTM).requires_grad_(False)
 
     def _fastlstm_refuse(self, input: Any, hx: Any) -> None:
-        sizes = {name: getattr(self, name) for name in self._sizes}
-        lstm = nn.LSTM(**sizes, device="meta", dtype=self.dtype)
-        raise_as_torch(lstm, on_meta(input), on_meta(hx))
+        super()._fastlstm_refuse(input, hx)
         raise RuntimeError(f"{type(self).__name__}: expected input and hx on the CPU")
 
     def _fastlstm_compute(self, call: Call) -> Results:
@@ -267,7 +301,7 @@ class PackedLSTM(Prepacked, SequenceModule):
             rows = call.input.size(1) if call.batch_sizes is None else int(call.batch_sizes[0])
             count = call.num_layers * call.directions
             c_0 = call.input.new_zeros(count, rows, self.hidden_size, dtype=self.dtype)
-            h_0 = c_0[..., : self.proj_size or self.hidden_size].contiguous()
+            h_0 = c_0[..., : self.proj_size].contiguous() if self.proj_size > 0 else c_0
             call = call._replace(hx=(h_0, c_0))
         return super()._fastlstm_compute(call)
 
@@ -287,17 +321,24 @@ class PackedLSTMCell(Prepacked, CellModule):
     _layer_class, _torch = LSTMCell, nn.LSTMCell
     _sizes = ("input_size", "hidden_size", "bias")
 
+    def _fastlstm_torch(self) -> Any:
+        return self._rebuild(nn.LSTMCell).requires_grad_(False)
+
     def _fastlstm_step(self, input: Tensor, hx: State | None) -> State:
         if hx is None:
             zeros = input.new_zeros(input.size(0), self.hidden_size, dtype=self.dtype)
             hx = (zeros, zeros)
         weights, tensors = self._op_weights(), (input, *hx)
-        if input.dtype is self.dtype and is_eager() and _build.library.are_plain(*tensors):
-            needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-            if not needs_grad:
+        is_plain = input.dtype is self.dtype and is_eager() and _build.library.are_plain(*tensors)
+        if is_plain and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
+            try:
                 step: State = _build.library.lstm_cell(*tensors, weights, self._layout, "auto")
                 return step
+            except RuntimeError:
+                is_plain = False  # as in `LSTMCell`
         check_kinds(input, hx, {})
+        if not fit_cell(input, hx, [*self._shapes.values()]):
+            return self._fastlstm_as_torch(input, hx)
         _, state, _ = self._fastlstm_compute(Call(input, hx, weights, self._layout, is_cell=True))
         return state
 

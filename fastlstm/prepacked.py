@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from . import _formats
-from ._additions import check_additions, copy_additions, weight_names
+from ._additions import check_additions, copy_additions
+from ._attributes import named_weights
 from ._call import DTYPES
 from .convert import _CLASSES, Model, check_model, is_of_torch_ao, own_class
 from .convert import convert as convert_modules
@@ -180,13 +181,14 @@ def _check_layer(path: str, module: nn.Module, weights: torch.dtype | None) -> N
     check_additions(path, module, kind.own_names())
     if any(0 in p.shape for p in module.parameters()):
         raise ValueError(f"prepack: expected sizes of at least 1 in {path}, got {module}")
-    for name in weight_names(module):
+    for name, weight in named_weights(module).items():
+        if weight is None:
+            raise TypeError(f"prepack: expected {name} of {path} to be a tensor, got None")
         if name not in module._parameters and not parametrize.is_parametrized(module, name):
             raise ValueError(
                 f"prepack: {name} of {path} is computed by a hook in every call; make it "
                 "permanent first (prune.remove, remove_weight_norm)"
             )
-        weight = getattr(module, name)
         if problem := _formats.problem(
             name, weight, None, tuple(weight.shape), weights or weight.dtype
         ):
@@ -220,16 +222,4 @@ def unpack(model: nn.Module) -> nn.Module:
         raise ValueError(
             "unpack: expected a model with layers that prepack has packed, got one without"
         )
-    return _replace(model, {module: _unpack_layer(module) for module in packed})
-
-
-def _unpack_layer(packed: PackedLSTM | PackedLSTMCell) -> nn.Module:
-    sizes = {name: getattr(packed, name) for name in packed._sizes}
-    layer = packed._layer_class(**sizes, dtype=packed.dtype)
-    tensors = packed._unpacked()
-    with torch.no_grad():
-        for name, parameter in layer.named_parameters():
-            parameter.copy_(_formats.dequantize(tensors[name], tensors.get(f"{name}_scale")))
-            parameter.requires_grad_(name not in packed._frozen)
-    copy_additions(packed, layer, {*packed.own_names(), *packed._op_names})
-    return layer
+    return _replace(model, {module: module._rebuild(module._layer_class) for module in packed})

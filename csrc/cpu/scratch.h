@@ -30,8 +30,9 @@ Scratch scratch(int64_t count) {
   return Scratch(count * static_cast<int64_t>(sizeof(T)));
 }
 
-// Returns a tensor with uninitialized values. If it has 32 MB or more, huge pages are requested: malloc
-// maps such a block anew each time, and page faults of 4 KB would take longer than writing it.
+// Returns a tensor with uninitialized values. If it has 32 MB or more, huge pages are requested:
+// malloc maps such a block anew each time, and page faults of 4 KB would take longer than writing
+// it.
 at::Tensor empty_on_huge_pages(at::IntArrayRef sizes, const at::TensorOptions& options);
 
 // Frees the blocks that are kept and not in use. Returns the number of freed bytes.

@@ -13,6 +13,7 @@
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <algorithm>
+#include <cstring>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -21,7 +22,6 @@
 
 #include "core/call.h"
 #include "core/operators.h"
-#include "cpu/gemm/prepacked.h"
 #include "cpu/lstm_cpu.h"
 #include "op/fast_method.h"
 
@@ -63,13 +63,10 @@ inline LstmCall with_state(LstmCall call) {
               "lstm: expected h_0 and c_0, or None for both, got one of them");
   if (call.h_0.defined()) return call;
   const auto& w = call.weights;
-  const auto layout = WeightLayout::of(call.layout);
-  const bool prepacked = !layout.format.empty();
-  TORCH_CHECK(w.size() >= 2 && (prepacked || (w[0].dim() == 2 && w[1].dim() == 2)),
+  TORCH_CHECK(w.size() >= 2 && w[0].dim() == 2 && w[1].dim() == 2,
               "lstm: expected weights that begin with W_ih and W_hh, of 2 dimensions each");
-  const auto [gates, output_size] =
-      prepacked ? PrepackedHeader::of(w[1]).shape() : std::pair(w[0].size(0), w[1].size(1));
-  const auto directions = static_cast<int64_t>(w.size()) / layout.each();
+  const int64_t gates = w[0].size(0), output_size = w[1].size(1);
+  const auto directions = static_cast<int64_t>(w.size()) / WeightLayout::of(call.layout).each();
   const auto batch = call.batch_sizes        ? call.batch_sizes->select(0, 0).item<int64_t>()
                      : call.input.dim() == 3 ? call.input.size(1)
                                              : 0;  // an error of the input
@@ -148,15 +145,10 @@ inline bool is_plain_thread() {
          !at::autocast::is_autocast_enabled(at::kCPU);
 }
 
-// A dense tensor on the CPU and of no subclass, or a list or tuple of such, or None. All that hold
-// numbers have one dtype, which the engines compute.
+// Whether an object is None or a dense tensor on the CPU, of no subclass. All tensors of numbers
+// must have one dtype, one that the engines compute.
 inline bool is_plain(PyObject* object, std::optional<at::ScalarType>& dtype) {
   if (object == Py_None) return true;
-  if (PyList_CheckExact(object) || PyTuple_CheckExact(object)) {
-    PyObject* const* const items = PySequence_Fast_ITEMS(object);
-    return std::all_of(items, items + Py_SIZE(object),
-                       [&](PyObject* item) { return is_plain(item, dtype); });
-  }
   auto* const its_class = reinterpret_cast<PyObject*>(Py_TYPE(object));
   if (its_class != THPVariableClass && its_class != ParameterClass) return false;
   const at::Tensor& tensor = THPVariable_Unpack(object);
@@ -168,30 +160,60 @@ inline bool is_plain(PyObject* object, std::optional<at::ScalarType>& dtype) {
          (type == at::kFloat || type == at::kDouble || type == at::kBFloat16 || type == at::kHalf);
 }
 
-inline bool are_all_plain(at::ArrayRef<PyObject*> objects) {
-  std::optional<at::ScalarType> dtype;
-  return is_plain_thread() && std::all_of(objects.begin(), objects.end(),
-                                          [&](PyObject* each) { return is_plain(each, dtype); });
+using Objects = at::ArrayRef<PyObject*>;
+// The items of a list or tuple, or else the object itself.
+inline Objects items_of(PyObject* const& object) {
+  if (!PyList_CheckExact(object) && !PyTuple_CheckExact(object)) return object;
+  return {PySequence_Fast_ITEMS(object), static_cast<size_t>(Py_SIZE(object))};
 }
 
-// The call that the arguments of `plain_lstm` in module.cpp make, steps first; nothing where
-// something else has to be decided, or to see the call. Prepacked weights give no gradients, and
-// are bytes instead of numbers.
-inline std::optional<LstmCall> plain_call(PyObject* const* args, bool batch_first) {
-  auto layout = from_python<std::string>(args[3], 3);
-  const bool prepacked = !WeightLayout::of(layout).format.empty();
-  PyObject *const hx = args[1], *const weights = prepacked ? Py_None : args[2];
-  const bool has_state = PyTuple_CheckExact(hx) && Py_SIZE(hx) == 2;
-  if (!THPVariable_Check(args[0]) || (hx != Py_None && !has_state) ||
-      !are_all_plain({args[0], hx, weights, args[9], args[10]}))
-    return {};
+// Whether is_plain holds for all of these objects, or for their items.
+inline bool are_all_plain(Objects objects) {
+  std::optional<at::ScalarType> dtype;
+  const auto plain = [&](PyObject* item) { return is_plain(item, dtype); };
+  return is_plain_thread() && std::ranges::all_of(objects, [&](PyObject* const& object) {
+           return std::ranges::all_of(items_of(object), plain);
+         });
+}
+
+// Whether the weights are the parameters that a module has now under these names.
+inline bool are_parameters(Objects weights, PyObject* parameters, Objects names) {
+  const auto is_named = [&](PyObject* weight, PyObject* name) {
+    return weight == PyDict_GetItem(parameters, name);
+  };
+  return PyDict_CheckExact(parameters) && std::ranges::equal(weights, names, is_named);
+}
+
+// The arguments of `plain_lstm`, which module.cpp describes.
+struct PlainArguments {
+  PyObject *input, *hx, *weights, *layout, *parameters, *names, *lengths, *reset;
+  PyObject *input_size, *hidden_size, *proj_size, *num_layers;
+  PyObject *bias, *bidirectional, *batch_first, *dropout;
+};
+
+// The call that these arguments make, steps first; nothing where something else has to be decided,
+// or to see the call. Prepacked weights give no gradients, and are bytes instead of numbers.
+inline std::optional<LstmCall> plain_call(const PlainArguments& a) {
+  const auto size = [](PyObject* object) { return from_python<int64_t>(object, 0); };
+  const auto flag = [](PyObject* object) { return from_python<bool>(object, 0); };
   const auto tensor = [](PyObject* object) { return from_python<OptionalTensor>(object, 0); };
-  OptionalTensor h_0, c_0, lengths = tensor(args[9]), reset = tensor(args[10]);
-  if (has_state) h_0 = tensor(PyTuple_GET_ITEM(hx, 0)), c_0 = tensor(PyTuple_GET_ITEM(hx, 1));
-  const auto size = [&](int place) { return from_python<int64_t>(args[place], place); };
-  const int64_t hidden_size = size(5), output_size = size(6), directions = size(7);
-  Tensor input = THPVariable_Unpack(args[0]);
-  if (input.dim() != 3 || input.size(2) != size(4)) return {};
+  auto layout = from_python<std::string>(a.layout, 3);
+  const auto kinds = WeightLayout::of(layout);
+  const bool prepacked = !kinds.format.empty();
+  const bool has_state = PyTuple_CheckExact(a.hx) && Py_SIZE(a.hx) == 2;
+  if (size(a.num_layers) != 1 || flag(a.bias) != kinds.bias || !PyFloat_Check(a.dropout) ||
+      !THPVariable_Check(a.input) || (a.hx != Py_None && !has_state) ||
+      !are_all_plain({a.input, a.hx, prepacked ? Py_None : a.weights, a.lengths, a.reset}) ||
+      !(prepacked || are_parameters(items_of(a.weights), a.parameters, items_of(a.names))))
+    return {};
+  OptionalTensor h_0, c_0, lengths = tensor(a.lengths), reset = tensor(a.reset);
+  if (has_state) h_0 = tensor(PyTuple_GET_ITEM(a.hx, 0)), c_0 = tensor(PyTuple_GET_ITEM(a.hx, 1));
+  const int64_t hidden_size = size(a.hidden_size), proj_size = size(a.proj_size);
+  const int64_t output_size = proj_size > 0 ? proj_size : hidden_size;
+  const int64_t directions = flag(a.bidirectional) ? 2 : 1;
+  const bool batch_first = flag(a.batch_first);
+  Tensor input = THPVariable_Unpack(a.input);
+  if (input.dim() != 3 || input.size(2) != size(a.input_size)) return {};
   if (has_state && !(h_0 && c_0)) return {};
   const int64_t batch = input.size(batch_first ? 0 : 1);
   const auto has = [](const OptionalTensor& tensor, at::ScalarType dtype, at::IntArrayRef shape) {
@@ -208,25 +230,31 @@ inline std::optional<LstmCall> plain_call(PyObject* const* args, bool batch_firs
     return {};
   if (batch_first) input = input.transpose(0, 1);
   if (batch_first && reset) reset = reset->transpose(0, 1);
-  return LstmCall{std::move(input),       h_0.value_or(Tensor()),
-                  c_0.value_or(Tensor()), from_python<std::vector<Tensor>>(args[2], 2),
-                  std::move(layout),      {},
-                  std::move(lengths),     std::move(reset)};
+  if (!has_state) {
+    c_0 = at::zeros({directions, batch, hidden_size}, input.options());
+    h_0 = output_size == hidden_size ? c_0
+                                     : at::zeros({directions, batch, output_size}, input.options());
+  }
+  auto weights = from_python<std::vector<Tensor>>(a.weights, 2);
+  return LstmCall{
+      std::move(input), *h_0, *c_0, std::move(weights), std::move(layout), {}, std::move(lengths),
+      std::move(reset)};
 }
 
 // The results of nn.LSTM, or None where the call is not plain.
 inline PyObject* plain_lstm(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  TORCH_CHECK_TYPE(count == 11, "expected 11 arguments, got ", count);
-  const int batch_first = PyObject_IsTrue(args[8]);
-  if (batch_first < 0) throw python_error();
-  const auto call = plain_call(args, batch_first);
+  PlainArguments arguments;
+  TORCH_CHECK_TYPE(count * sizeof(PyObject*) == sizeof arguments, "expected ",
+                   sizeof arguments / sizeof(PyObject*), " arguments, got ", count);
+  std::memcpy(&arguments, args, sizeof arguments);
+  const auto call = plain_call(arguments);
   if (!call) Py_RETURN_NONE;
   auto [output, h_n, c_n, cells, gates] = [&] {
     const WithoutGil others_run;
-    return run(with_state(*call), {/*save_cells=*/false, /*save_gates=*/false, "auto"});
+    return run(*call, {/*save_cells=*/false, /*save_gates=*/false, "auto"});
   }();
-  if (batch_first) output = output.transpose(0, 1);
+  if (arguments.batch_first == Py_True) output = output.transpose(0, 1);
   THPObjectPtr state(to_python(std::tuple(std::move(h_n), std::move(c_n))));
   THPObjectPtr results(PyTuple_New(2));
   if (!results) throw python_error();

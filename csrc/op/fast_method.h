@@ -25,7 +25,7 @@ T from_python(PyObject* object, size_t place) {
     expect(PyBool_Check(object), "a bool");
     return object == Py_True;
   } else if constexpr (std::is_same_v<T, int64_t>) {
-    expect(PyIndex_Check(object), "an int");
+    expect(PyIndex_Check(object) && !PyBool_Check(object), "an int");
     const int64_t number = PyLong_AsLongLong(object);
     if (number == -1 && PyErr_Occurred()) throw python_error();
     return number;

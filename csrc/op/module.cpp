@@ -32,9 +32,11 @@ static PyMethodDef kEagerCalls[] = {
         "engine: str) -> tuple\n\nOne step: input [B,I], h and c [B,H]."),
     method<fastlstm::plain_lstm>(
         "plain_lstm",
-        "plain_lstm(input, hx, weights: list, layout: str, input_size: int, hidden_size: int, "
-        "output_size: int, directions: int, batch_first: bool, lengths, reset)\n\nA call of one "
-        "layer as its module gets it, or None if it is not plain."),
+        "plain_lstm(input, hx, weights, layout: str, parameters: dict, names, lengths, reset, "
+        "input_size: int, hidden_size: int, proj_size: int, num_layers: int, bias: bool, "
+        "bidirectional: bool, batch_first: bool, dropout: float)\n\nA call of one layer as its "
+        "module gets it; None if it is not plain, or if the weights are not the parameters of "
+        "these names."),
     method<fastlstm::are_plain>("are_plain",
                                 "are_plain(*tensors) -> bool\n\nWhether an eager call of these "
                                 "tensors, lists of tensors and "

@@ -272,6 +272,34 @@ class Doubled(nn.LSTM):
         return "doubled"
 
 
+class Mixin:
+    def forward(self, input: Tensor, hx: Any = None) -> Any:
+        return super().forward(2 * input, hx)  # type: ignore[misc]
+
+
+Wrapped = type("Wrapped", (Mixin, type(convert(nn.LSTM(1, 1)))), {"__module__": __name__})
+
+
+@copied
+@pytest.mark.parametrize("cls", [nn.LSTM, Doubled, nn.LSTMCell])
+def test_a_class_on_top_of_a_converted_one_is_copied(copied: Any, cls: type[nn.Module]) -> None:
+    """As libraries add methods to a module."""
+    module = convert(cls(3, 5).double())
+    kind: Any = Wrapped if cls is nn.LSTM else type("Wrapped", (Mixin, type(module)), {})
+    module.__class__ = kind
+    argument = x[0] if cls is nn.LSTMCell else x
+    if copied is not copy.deepcopy and kind is not Wrapped:
+        with pytest.raises((pickle.PicklingError, AttributeError), match="Wrapped"):
+            copied(module)  # pickle finds no class that was made at run time
+        return
+    other = copied(module)
+    assert type(other) is kind
+    torch.testing.assert_close(other(argument), module(argument), rtol=0, atol=0)
+    with pytest.warns(UserWarning, match="stays as it is: its class Wrapped derives from fastlstm"):
+        convert(module, to="torch")
+    assert type(module) is kind
+
+
 class DoubledCell(nn.LSTMCell):
     def forward(self, input: Tensor, hx: Any = None) -> Any:
         h, c = super().forward(input, hx)
@@ -390,6 +418,13 @@ def test_a_subclass_that_overrides_a_part_of_forward_stays() -> None:
     ]
     assert caught[0].filename == __file__
     assert is_converted(model["first"]) and type(model["own"][0]) is Reversed
+
+
+@pytest.mark.parametrize("name", ["_update_flat_weights", "_weights_have_changed"])
+def test_what_makes_flat_weights_is_left_alone(name: str) -> None:
+    own = type("Own", (nn.LSTM,), {name: lambda self: False})(3, 5)
+    with pytest.warns(UserWarning, match=f"its class Own overrides {name}, which LSTM.forward"):
+        assert type(convert(nn.ModuleList([own]))[0]).__name__ == "Own"
 
 
 @needs_kernels

@@ -234,6 +234,7 @@ def make_call(name: str) -> Callable[[], object]:
 )
 def test_a_call_runs_few_python_functions(name: str) -> None:
     seen, call = [], make_call(name)
+    call()  # fills caches
 
     def note(frame: Any, event: str, _: object) -> None:
         if event == "call" and frame.f_globals["__name__"].startswith("fastlstm."):
@@ -244,7 +245,8 @@ def test_a_call_runs_few_python_functions(name: str) -> None:
         call()
     finally:
         sys.setprofile(None)
-    assert 0 < len(seen) <= 12 and len({code.co_filename for code in seen}) <= 5
+    most = 12 if name in ("packed", "two layers") else 6
+    assert 0 < len(seen) <= most and len({code.co_filename for code in seen}) <= 5
 
 
 @needs_op

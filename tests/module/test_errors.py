@@ -207,7 +207,7 @@ MISTAKES: list[tuple[Callable[[], object], type[Exception], str]] = [
     ),
     (lambda: fastlstm.LSTMCell(I, H)(nested()), TypeError, "expected a dense tensor, got a nested"),
     (lambda: prepacked_cell()(nested()), TypeError, "expected a dense tensor, got a nested"),
-    (lambda: with_a_broken_size()(zeros(T, B, I)), TypeError, "expected an int, got float"),
+    (lambda: with_a_broken_size()(zeros(T, B, I)), TypeError, "tuple of ints, ?but got float"),
     (lambda: fastlstm.convert(nn.GRU(I, H)), ValueError, "GRUs are not supported"),
     (lambda: fastlstm.unpack(fastlstm.LSTM(I, H)), ValueError, "layers that prepack has packed"),
     (
@@ -488,6 +488,40 @@ def test_the_cell_raises_what_torch_raises(route: Route, name: str) -> None:
     with pytest.raises(theirs.type) as ours:
         module(route, fastlstm.LSTMCell)(*CELL_CALLS[name])
     assert str(ours.value) == str(theirs.value)
+
+
+def in_itself() -> Any:
+    nested: list[Any] = []
+    nested.append(nested)
+    return nested
+
+
+NO_STATES: dict[str, Callable[[], Any]] = {
+    "tuple and tuple": lambda: ((STATE[0],), (STATE[0],)),
+    "list and list": lambda: (in_itself(),) * 2,
+    "list and Tensor": lambda: [in_itself(), STATE],
+    "NoneType and NoneType": lambda: (None, None),
+    "int and str": lambda: (1, "2"),
+}
+
+
+@every_module_route
+@pytest.mark.parametrize("packs", [False, True])
+@pytest.mark.parametrize("kinds", NO_STATES)
+def test_a_state_of_other_things_than_tensors(route: Route, packs: bool, kinds: str) -> None:
+    """Of the type that torch.nn raises, with a message that names hx."""
+    if route.device != "cpu":
+        pytest.skip("the calls are of tensors on the CPU")
+    dense = zeros(T, B, I)
+    inputs = {"LSTM": [dense, dense[:, 0], pack_padded_sequence(dense, [4, 2, 1])]}
+    for name, arguments in {**inputs, "LSTMCell": [dense[0], dense[0, 0]]}.items():
+        ours = module(route, getattr(fastlstm, name)).eval()
+        for x in arguments:
+            hx = NO_STATES[kinds]()
+            with pytest.raises(Exception) as theirs:
+                getattr(nn, name)(I, H)(x, hx)
+            with pytest.raises(theirs.type, match=rf"^hx: .* pair of tensors .*, got {kinds}$"):
+                (fastlstm.prepack(ours) if packs and fastlstm.has_kernels("cpu") else ours)(x, hx)
 
 
 @every_module_route

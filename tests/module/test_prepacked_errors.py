@@ -37,7 +37,7 @@ pytestmark = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the exten
         (
             lambda m: setattr(m, "weight_ih_l0", nn.Parameter(torch.zeros(40, 6))),
             AttributeError,
-            "weight_ih_l0 is packed; load_state_dict replaces it",
+            "weight_ih_l0: the weights are packed; load_state_dict replaces them",
         ),
         (lambda m: m(X), RuntimeError, "equal to input_size. Expected 6, got 16"),
         (lambda m: m(X[..., :6].double()), ValueError, "input dtype .*float64.* weight dtype"),

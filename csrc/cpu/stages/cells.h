@@ -8,9 +8,9 @@
 #include "core/layer.h"
 #include "cpu/cell/cell.h"
 #include "cpu/gemm/prepacked.h"
+#include "cpu/kernels.h"
 #include "cpu/plan.h"
 #include "cpu/rows.h"
-#include "cpu/kernels.h"
 
 namespace fastlstm {
 

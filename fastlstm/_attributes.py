@@ -1,0 +1,202 @@
+"""What a call reads of its module: the attributes and weights that nn.LSTM reads when it is called.
+
+Our engines compute a call if the weights have the shapes that the attributes describe. If they have
+other shapes, torch.nn's own forward decides whether there is a result or an error.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from ._call import LAYOUTS, weight_shapes
+
+torch_lstm: Any = nn.LSTM  # whose methods run on modules that do not inherit from it
+CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
+def read_weights(lstm: Any) -> tuple[list[Any], str | None, torch.dtype | None]:
+    """The weights of an LSTM, their layout and dtype; no layout for other weights than described.
+
+    These are `_flat_weights`, or those by name if one of them was replaced since `_flat_weights`
+    was made. nn.LSTM makes it anew then, and computes a parametrization twice.
+    """
+    names, weights, parameters = lstm._flat_weights_names, lstm._flat_weights, lstm._parameters
+    try:  # ten times faster than nn.Module.__getattr__
+        by_name = [*map(parameters.__getitem__, names)]
+    except KeyError:  # functional_call, parametrizations and replicas swap parameters
+        by_name = [getattr(lstm, name, None) for name in names]
+    if len(weights) != len(names) or not all(map(is_, weights, by_name)):
+        for weight, ref in zip(by_name, lstm._flat_weight_refs, strict=True):
+            if weight is not None and ref is not None and ref() is not weight:
+                weights = by_name
+    try:
+        layout, shapes = described(lstm)
+        fit = [*map(Tensor.size, weights)] == shapes
+    except (AttributeError, TypeError):  # an attribute or a weight is missing
+        fit = False
+    return ([*weights], layout, weights[0].dtype) if fit and weights else ([*weights], None, None)
+
+
+def weights_of_cell(cell: nn.Module) -> tuple[list[Any], str]:
+    """The weights of an LSTMCell and their layout, whatever its attribute `bias` says."""
+    try:
+        weights = [*map(cell._parameters.__getitem__, CELL_WEIGHTS)]
+    except KeyError:
+        weights = [getattr(cell, name) for name in CELL_WEIGHTS]
+    if weights[2] is None and weights[3] is None:
+        return weights[:2], ""
+    return weights, "bias"
+
+
+def named_weights(layer: nn.Module) -> dict[str, Any]:
+    """The weights of a layer by name, in the order in which the op takes them."""
+    if isinstance(layer, nn.RNNBase):
+        return dict(zip(layer._flat_weights_names, read_weights(layer)[0], strict=True))
+    named = zip(CELL_WEIGHTS, weights_of_cell(layer)[0], strict=False)
+    return {name: weight for name, weight in named if weight is not None}
+
+
+def described(lstm: Any) -> tuple[str, list[tuple[int, ...]]]:
+    """The layout and the shapes of the weights that the attributes of an LSTM describe.
+
+    There are no shapes if an attribute is of a type or a value that nn.LSTM may refuse.
+    """
+    describe = _describe if torch.compiler.is_compiling() else _describe_once
+    flags = lstm.bias, lstm.bidirectional, lstm.batch_first
+    sizes = lstm.num_layers, lstm.input_size, lstm.hidden_size, lstm.proj_size
+    return describe(getattr(lstm, "_fastlstm_normalizes", False), *flags, *sizes, lstm.dropout)
+
+
+def _describe(
+    normalizes: bool,
+    bias: Any,
+    bidirectional: Any,
+    batch_first: Any,
+    num_layers: Any,
+    input_size: Any,
+    hidden_size: Any,
+    proj_size: Any,
+    dropout: Any,
+) -> tuple[str, list[tuple[int, ...]]]:
+    flags, sizes = (bias, bidirectional, batch_first), (input_size, hidden_size, proj_size)
+    are_flags = all(type(flag) is bool for flag in flags)
+    are_sizes = all(
+        type(size) is not bool and hasattr(size, "__index__") for size in (num_layers, *sizes)
+    )
+    is_probability = isinstance(dropout, (int, float)) and 0 <= dropout <= 1
+    if not (are_flags and are_sizes and is_probability and num_layers > 0):
+        return "", []
+    directions, output_size = 1 + bidirectional, proj_size if proj_size > 0 else hidden_size
+    layout = LAYOUTS[bias, output_size != hidden_size, normalizes]
+    first, other = (
+        weight_shapes(layout, size, hidden_size, output_size) * directions
+        for size in (input_size, directions * output_size)
+    )
+    return layout, [*first, *other * (num_layers - 1)]
+
+
+_describe_once = functools.lru_cache(typed=True)(_describe)  # True is not 1
+
+
+def is_pair(hx: Any, h_shape: tuple[int, ...], c_shape: tuple[int, ...]) -> bool:
+    """Whether hx is (h, c) of these shapes."""
+    if not isinstance(hx, (tuple, list)) or len(hx) != 2:
+        return False
+    h, c = hx
+    are_tensors = isinstance(h, Tensor) and isinstance(c, Tensor)
+    return are_tensors and h.shape == h_shape and c.shape == c_shape
+
+
+def fits(
+    lstm: Any,
+    input: Tensor,
+    hx: Any,
+    batch_sizes: Tensor | None,
+    weight: Tensor,
+    dtype: torch.dtype,
+) -> bool:
+    """Whether nn.LSTM takes an input and a state, beside a weight on its device."""
+    if input.dim() not in ((2, 3) if batch_sizes is None else (2,)):
+        return False
+    if input.size(-1) != lstm.input_size or input.device != weight.device:
+        return False
+    if input.dtype != dtype and not torch._C._is_any_autocast_enabled():
+        return False
+    if hx is None:
+        return True
+    states: tuple[int, ...] = (lstm.num_layers * (2 if lstm.bidirectional else 1),)
+    if batch_sizes is not None:
+        states = (*states, int(batch_sizes[0]))
+    elif input.dim() == 3:
+        states = (*states, input.size(0 if lstm.batch_first else 1))
+    output_size = lstm.proj_size if lstm.proj_size > 0 else lstm.hidden_size
+    has_shapes = is_pair(hx, (*states, output_size), (*states, lstm.hidden_size))
+    return has_shapes and hx[0].device == hx[1].device == input.device
+
+
+def fit_cell(input: Tensor, hx: tuple[Tensor, Tensor], shapes: list[Any]) -> bool:
+    """Whether weights of these shapes are those of an LSTMCell, for this input and state."""
+    hidden_size = hx[1].size(-1)
+    layout = "bias" if len(shapes) == 4 else ""
+    return shapes == [*weight_shapes(layout, input.size(-1), hidden_size, hidden_size)]
+
+
+def shapes_of(weights: list[Any]) -> list[Any]:
+    """The shapes of weights; None for what is no tensor."""
+    return [getattr(weight, "shape", None) for weight in weights]
+
+
+def run_torch_lstm(lstm: Any, input: Any, hx: Any) -> Any:
+    """What nn.LSTM.forward gives; an error if it would read beyond the end of a matrix."""
+    if not isinstance(input, PackedSequence):
+        _check_memory(lstm)
+    return run_torch(torch_lstm.forward, lstm, input, hx)
+
+
+def _check_memory(lstm: Any) -> None:
+    """Raises for a matrix that is too small for oneDNN, which compares no shapes."""
+    try:
+        _, shapes = described(lstm)
+    except AttributeError:  # an attribute is missing, for which nn.LSTM raises
+        return
+    for weight, shape in zip(read_weights(lstm)[0], shapes, strict=False):
+        is_small = isinstance(weight, Tensor) and weight.numel() < math.prod(shape)
+        if is_small and len(shape) == 2:
+            raise RuntimeError(
+                f"{type(lstm).__name__}: expected a weight of shape {shape}, as the attributes "
+                f"describe it, got {tuple(weight.shape)}"
+            )
+
+
+def run_torch(forward: Callable[..., Any], module: Any, input: Any, hx: Any) -> Any:
+    """What a forward of torch.nn gives; if hx holds anything but tensors, the error says so."""
+    try:
+        return forward(module, input, hx)
+    except (AttributeError, TypeError) as error:
+        if not isinstance(hx, (tuple, list)) or len(hx) != 2 or _are_tensors(hx):
+            raise
+        kinds = " and ".join(type(state).__name__ for state in hx)
+        expected = "hx: expected a pair of tensors (h_0, c_0)"
+        raise type(error)(f"{expected}, got {kinds}") from error
+
+
+def refuse_as_torch(lstm: Any, input: Any, hx: Any) -> None:
+    """Raises nn.LSTM's error; packed input is checked as dense input is."""
+    if isinstance(input, PackedSequence):
+        lstm._update_flat_weights()
+        torch_lstm.check_input(lstm, input.data, input.batch_sizes)
+        if isinstance(hx, (tuple, list)) and _are_tensors(hx):
+            torch_lstm.check_forward_args(lstm, input.data, hx, input.batch_sizes)
+    run_torch(torch_lstm.forward, lstm, input, hx)
+
+
+def _are_tensors(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, Tensor) for value in values)

@@ -1,0 +1,328 @@
+"""Attributes changed after construction: the results of torch.nn, or an error of the same type."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+import fastlstm
+from fastlstm import _build, functional
+
+SIZE, T, B = 4, 5, 3  # of the input and of h: weights of one layer then fit another
+ENGINES = [name for name in functional.ENGINES if name != "persistent"]
+needs_kernels = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="no CPU kernels")
+pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+Change = Callable[[Any], object]
+
+
+class Case(NamedTuple):
+    """A change of a layer made with these options."""
+
+    change: Change
+    options: dict[str, Any] = {}
+    overreads: bool = False  # nn.LSTM reads beyond a matrix through oneDNN, but raises without it
+
+
+def sets(**attributes: Any) -> Change:
+    return lambda layer: [setattr(layer, name, value) for name, value in attributes.items()]
+
+
+def deletes(name: str) -> Change:
+    return lambda layer: delattr(layer, name)
+
+
+def weight(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.linspace(-0.5, 0.5, torch.Size(shape).numel()).view(shape))
+
+
+def registers(name: str, value: nn.Parameter | None) -> Change:
+    return lambda layer: layer.register_parameter(name, like(layer, value))
+
+
+def like(layer: Any, value: nn.Parameter | None) -> nn.Parameter | None:
+    dtype = next(iter(layer.parameters())).dtype
+    return None if value is None else nn.Parameter(value.detach().to(dtype))
+
+
+def replaces(name: str, *shape: int) -> Change:
+    return lambda layer: setattr(layer, name, like(layer, weight(*shape)))
+
+
+def flat(change: Callable[[list[Any]], Any]) -> Change:
+    return lambda layer: setattr(layer, "_flat_weights", change([*layer._flat_weights]))
+
+
+def doubled_first(weights: list[Any]) -> list[Any]:
+    return [2 * weights[0].detach(), *weights[1:]]
+
+
+def changes_in_place(layer: Any) -> None:
+    layer._flat_weights[1] = 2 * layer._flat_weights[1].detach()
+
+
+def overrides(layer: Any) -> None:
+    """`_flat_weights` as a property of a subclass, which computes them."""
+
+    def read(self: Any) -> list[Any]:
+        return [2 * w.detach() for w in vars(self)["_flat_weights"]]
+
+    def write(self: Any, weights: list[Any]) -> None:
+        vars(self)["_flat_weights"] = weights
+
+    members = {"_flat_weights": property(read, write)}
+    layer.__class__ = type("Own", (type(layer),), members)
+
+
+TWO, BOTH = {"num_layers": 2}, {"bidirectional": True}
+# Layers times directions, sizes of h and c: those of some attributes before or after a change.
+STATES = [*((n, SIZE, SIZE) for n in (1, 2, 4)), (1, 2, SIZE), (1, SIZE + 3, SIZE + 3)]
+ATTRIBUTES: dict[str, Case] = {
+    "nothing": Case(sets()),
+    "num_layers lowered": Case(sets(num_layers=1), TWO),
+    "num_layers lowered by one": Case(sets(num_layers=2), {"num_layers": 3}),
+    "num_layers lowered, bidirectional": Case(sets(num_layers=1), {**TWO, **BOTH}),
+    "num_layers lowered, projected": Case(sets(num_layers=1), {**TWO, "proj_size": 2}),
+    "num_layers raised": Case(sets(num_layers=2)),
+    "num_layers 0": Case(sets(num_layers=0)),
+    "num_layers -1": Case(sets(num_layers=-1)),
+    "num_layers True": Case(sets(num_layers=True)),
+    "num_layers 1.0": Case(sets(num_layers=1.0)),
+    "num_layers None": Case(sets(num_layers=None), TWO),
+    "no num_layers": Case(deletes("num_layers")),
+    "bidirectional off": Case(sets(bidirectional=False), BOTH),
+    "bidirectional off, two layers": Case(sets(bidirectional=False), {**TWO, **BOTH}),
+    "bidirectional on": Case(sets(bidirectional=True)),
+    "bidirectional for a layer": Case(sets(bidirectional=True, num_layers=1), TWO),
+    "a layer for bidirectional": Case(sets(bidirectional=False, num_layers=2), BOTH),
+    "bidirectional 1": Case(sets(bidirectional=1), BOTH),
+    "bidirectional None": Case(sets(bidirectional=None)),
+    "no bidirectional": Case(deletes("bidirectional")),
+    "hidden_size raised": Case(sets(hidden_size=SIZE + 3), {}, True),
+    "hidden_size lowered": Case(sets(hidden_size=SIZE - 1)),
+    "hidden_size 1": Case(sets(hidden_size=1)),
+    "hidden_size 1, projected": Case(sets(hidden_size=1), {"proj_size": 2}),
+    "hidden_size 4.0": Case(sets(hidden_size=4.0)),
+    "hidden_size None": Case(sets(hidden_size=None)),
+    "no hidden_size": Case(deletes("hidden_size")),
+    "input_size raised": Case(sets(input_size=SIZE + 1)),
+    "input_size None": Case(sets(input_size=None)),
+    "no input_size": Case(deletes("input_size")),
+    "proj_size on": Case(sets(proj_size=2)),
+    "proj_size off": Case(sets(proj_size=0), {"proj_size": 2}),
+    "proj_size raised": Case(sets(proj_size=3), {"proj_size": 2}),
+    "proj_size of hidden_size": Case(sets(proj_size=SIZE)),
+    "proj_size -1": Case(sets(proj_size=-1)),
+    "proj_size None": Case(sets(proj_size=None)),
+    "no proj_size": Case(deletes("proj_size")),
+    "bias off": Case(sets(bias=False)),
+    "bias off, two layers": Case(sets(bias=False), TWO, True),
+    "bias off, projected": Case(sets(bias=False), {"proj_size": 2}),
+    "bias on": Case(sets(bias=True), {"bias": False}),
+    "bias on, two layers": Case(sets(bias=True), {"bias": False, **TWO}),
+    "bias 1": Case(sets(bias=1)),
+    "bias None": Case(sets(bias=None), {"bias": False}),
+    "no bias": Case(deletes("bias")),
+    "batch_first on": Case(sets(batch_first=True)),
+    "batch_first off": Case(sets(batch_first=False), {"batch_first": True}),
+    "batch_first 1": Case(sets(batch_first=1)),
+    "no batch_first": Case(deletes("batch_first")),
+    "dropout on": Case(sets(dropout=0.5), TWO),
+    "dropout 2.0": Case(sets(dropout=2.0), TWO),
+    "dropout 1": Case(sets(dropout=1), TWO),
+    "dropout None": Case(sets(dropout=None)),
+    "no dropout": Case(deletes("dropout"), TWO),
+}
+WEIGHTS: dict[str, Case] = {
+    "_flat_weights set": Case(flat(doubled_first)),
+    "_flat_weights set, two layers": Case(flat(doubled_first), {**TWO, **BOTH}),
+    "_flat_weights a tuple": Case(flat(tuple)),
+    "_flat_weights shorter": Case(flat(lambda weights: weights[:3])),
+    "_flat_weights longer": Case(flat(lambda weights: weights * 2)),
+    "_flat_weights empty": Case(flat(lambda weights: [])),
+    "_flat_weights of None": Case(flat(lambda weights: [*weights[:3], None])),
+    "_flat_weights of another size": Case(flat(lambda w: [w[0][:8], *w[1:]]), {}, True),
+    "_flat_weights None": Case(sets(_flat_weights=None)),
+    "_flat_weights changed": Case(changes_in_place),
+    "_flat_weights a property": Case(overrides, TWO),
+    "no _flat_weights": Case(deletes("_flat_weights")),
+    "a bias None": Case(sets(bias_hh_l0=None)),
+    "a bias registered as None": Case(registers("bias_hh_l0", None)),
+    "no bias_hh_l0": Case(deletes("bias_hh_l0")),
+    "no weight_ih_l0": Case(deletes("weight_ih_l0")),
+    "a weight registered": Case(registers("weight_hh_l0", weight(4 * SIZE, SIZE))),
+    "a weight replaced": Case(replaces("weight_hh_l0", 4 * SIZE, SIZE)),
+    "a larger weight": Case(replaces("weight_hh_l0", 8 * SIZE, SIZE)),
+    "a smaller weight": Case(replaces("weight_hh_l0", SIZE, SIZE), {}, True),
+    "a bias of one number": Case(replaces("bias_hh_l0", 1)),
+    "a bias of three numbers": Case(replaces("bias_hh_l0", 3)),
+    "a parametrized weight": Case(lambda lstm: parametrizations.weight_norm(lstm, "weight_hh_l0")),
+    "all weights None": Case(lambda lstm: [setattr(lstm, n, None) for n in lstm.state_dict()]),
+}
+CELL: dict[str, Case] = {
+    "nothing": Case(sets()),
+    "biases later": Case(
+        lambda cell: [registers(f"bias_{end}", weight(4 * SIZE))(cell) for end in ("ih", "hh")],
+        {"bias": False},
+    ),
+    "a bias None": Case(registers("bias_hh", None)),
+    "the other bias None": Case(sets(bias_ih=None)),
+    "both biases None": Case(sets(bias_ih=None, bias_hh=None)),
+    "no bias_hh": Case(deletes("bias_hh")),
+    "a weight None": Case(sets(weight_hh=None)),
+    "a weight replaced": Case(replaces("weight_hh", 4 * SIZE, SIZE)),
+    "a larger weight": Case(replaces("weight_hh", 8 * SIZE, 2 * SIZE)),
+    "all weights larger": Case(
+        lambda cell: [
+            replaces(name, *shape)(cell)
+            for name, shape in {
+                "weight_ih": (8 * SIZE, SIZE),
+                "weight_hh": (8 * SIZE, 2 * SIZE),
+                "bias_ih": (8 * SIZE,),
+                "bias_hh": (8 * SIZE,),
+            }.items()
+        ]
+    ),
+    "a bias of one number": Case(replaces("bias_hh", 1)),
+    "a parametrized weight": Case(lambda cell: parametrizations.weight_norm(cell, "weight_hh")),
+}
+CELL_ATTRIBUTES: dict[str, Case] = {
+    "bias off": Case(sets(bias=False)),
+    "bias on": Case(sets(bias=True), {"bias": False}),
+    "bias None": Case(sets(bias=None)),
+    "no bias": Case(deletes("bias")),
+    "input_size raised": Case(sets(input_size=SIZE + 1)),
+    "no input_size": Case(deletes("input_size")),
+    "hidden_size raised": Case(sets(hidden_size=SIZE + 1)),
+    "hidden_size lowered": Case(sets(hidden_size=SIZE - 1)),
+    "hidden_size None": Case(sets(hidden_size=None)),
+    "no hidden_size": Case(deletes("hidden_size")),
+}
+
+
+def calls(layer: Any, dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """Arguments by name; hx of the sizes that the attributes say, and of those at construction."""
+    torch.manual_seed(1)
+    if isinstance(layer, nn.LSTMCell):
+        x, wide = torch.randn(B, SIZE, dtype=dtype), torch.randn(B, 2 * SIZE, dtype=dtype)
+        state = torch.randn(2, B, SIZE, dtype=dtype).unbind()
+        yield from {"cell": (x,), "cell, hx": (x, state), "wide hx": (x, (wide, wide))}.items()
+        yield from {"row": (x[0],), "row, hx": (x[0], (state[0][0], state[1][0]))}.items()
+        return
+    x = torch.randn(T, B, SIZE, dtype=dtype)
+    packed = pack_padded_sequence(x, [5, 3, 2])
+    inputs = {"dense": x, "packed": packed, "unbatched": x[:, 0]}
+    for name, given in inputs.items():
+        yield name, (given,)
+        for layers, h, c in STATES:
+            rows = () if name == "unbatched" else (B,)
+            h_0, c_0 = (torch.randn(layers, *rows, size, dtype=dtype) for size in (h, c))
+            yield f"{name}, hx of {layers} layers, {h} and {c}", (given, (h_0, c_0))
+
+
+Outcome = "list[Tensor] | type[Exception]"
+
+
+def outcome(layer: Any, arguments: tuple[Any, ...]) -> Any:
+    """The tensors that a call returns, or the type of its error."""
+    try:
+        with torch.no_grad():
+            results = layer(*arguments)
+    except Exception as error:
+        return type(error)
+    output, state = (results[0], results) if "Cell" in type(layer).__name__ else results
+    if isinstance(output, PackedSequence):
+        output = output.data
+    return [output, *state]
+
+
+def expected(torch_layer: Any, arguments: tuple[Any, ...], overreads: bool) -> Any:
+    with torch.backends.mkldnn.flags(enabled=not overreads):
+        return outcome(torch_layer, arguments)
+
+
+def compare(ours: Any, theirs: Any, context: str) -> None:
+    if isinstance(theirs, type) or isinstance(ours, type):
+        assert ours is theirs, f"{context}: {ours}, torch.nn: {theirs}"
+        return
+    for found, wanted in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(
+            found, wanted, rtol=1e-4, atol=1e-5, msg=lambda m: f"{context}: {m}"
+        )
+
+
+def layers(cls: Any, case: Case, dtype: torch.dtype) -> tuple[Any, dict[str, Callable[[], Any]]]:
+    """The layer of torch.nn, changed, and what makes ours by name."""
+    torch.manual_seed(0)
+    before = cls(SIZE, SIZE, **case.options, dtype=dtype).eval()
+    after = copy.deepcopy(before)
+    case.change(after)
+
+    def ours() -> Any:
+        layer = getattr(fastlstm, cls.__name__)(SIZE, SIZE, **case.options, dtype=dtype).eval()
+        layer.load_state_dict(before.state_dict())
+        return layer
+
+    def changed(layer: Any) -> Any:
+        case.change(layer)
+        return layer
+
+    return after, {
+        "fastlstm": lambda: changed(ours()),
+        "converted": lambda: changed(fastlstm.convert(copy.deepcopy(before))),
+        "changed, then converted": lambda: fastlstm.convert(changed(copy.deepcopy(before))),
+        "without the class": lambda: changed(
+            fastlstm.convert(copy.deepcopy(before), keep_class=False)
+        ),
+        "packed": lambda: changed(fastlstm.prepack(ours())),
+        "changed, then packed": lambda: fastlstm.prepack(changed(ours())),
+    }
+
+
+def check(cls: Any, case: Case, packs: bool) -> None:
+    for dtype in (torch.float32, torch.float64):
+        theirs, ways = layers(cls, case, dtype)
+        wanted = {
+            name: (arguments, expected(theirs, arguments, case.overreads))
+            for name, arguments in calls(theirs, dtype)
+        }
+        for way, make in ways.items():
+            if "packed" in way and not packs:
+                continue
+            layer = make()
+            for engine in ENGINES if way == "fastlstm" else ["auto"]:
+                if engine != "auto":
+                    layer.engine = engine
+                for name, (arguments, results) in wanted.items():
+                    context = f"{way}, {engine}, {dtype}, {name}"
+                    compare(outcome(layer, arguments), results, context)
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", ATTRIBUTES)
+def test_attributes(name: str) -> None:
+    check(nn.LSTM, ATTRIBUTES[name], packs=True)
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_weights(name: str) -> None:
+    check(nn.LSTM, WEIGHTS[name], packs=False)
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", CELL_ATTRIBUTES)
+def test_attributes_of_a_cell(name: str) -> None:
+    check(nn.LSTMCell, CELL_ATTRIBUTES[name], packs=True)
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", CELL)
+def test_weights_of_a_cell(name: str) -> None:
+    check(nn.LSTMCell, CELL[name], packs=False)
