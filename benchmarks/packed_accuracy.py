@@ -61,14 +61,14 @@ def facts_right(demo: Path) -> list[str]:
     from captioning.data import scenes
     from captioning.data.coco import load_coco
     from captioning.model.checkpoint import load_checkpoint
-    from captioning.model.layers import freeze
+    from captioning.model.layers import prepack_lstms
     from captioning.search.generate import best_captions
     from captioning.settings import DecodeConfig
 
     shares = []
     for weights in WEIGHTS:
         checkpoint = load_checkpoint(demo / "best.pt")
-        freeze(checkpoint.model, str(weights).removeprefix("torch."))
+        prepack_lstms(checkpoint.model, str(weights).removeprefix("torch."))
         cnn, right, count = load_cnn(checkpoint.cnn), 0.0, 0
         for split in ("val", "unseen"):
             annotations = demo / "scenes" / "annotations" / f"captions_{split}.json"

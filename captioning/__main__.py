@@ -74,8 +74,9 @@ def run(argv: list[str]) -> int:
         module = importlib.import_module(f"captioning.commands.{argv[0]}")
         command = commands.choices[argv[0]]
         module.add(command)
-        # `parse_intermixed_args` allows options between the checkpoint and the pictures. But if no
-        # argument is given, only the error of `parse_args` names all that are required.
+        # `parse_intermixed_args` allows options between the checkpoint and the pictures. But if a
+        # command gets no arguments, the error of `parse_args` is better: it names all arguments
+        # that are required.
         parse = command.parse_intermixed_args if argv[1:] else command.parse_args
         return module.run(parse(argv[1:])) or 0
     parser.parse_args(argv or ["--help"])

@@ -50,7 +50,8 @@ def write_json(path: str | Path, data: Any, indent: int | None = None) -> None:
 
 def write_text(path: str | Path, text: str) -> None:
     """Writes text as UTF-8; see `write_atomically`."""
-    # A file name that is not UTF-8 has surrogates, which are escaped as JSON escapes them.
+    # `text` may have a file name that is not UTF-8. Python represents its bytes by surrogates,
+    # which UTF-8 cannot encode. They are written as escapes such as \udc80, which JSON can read.
     write_atomically(path, lambda file: file.write(text.encode(errors="backslashreplace")))
 
 

@@ -127,7 +127,7 @@ class TrainConfig:
         seed: of initial weights, order of the captions and dropout.
         self_critical: 0 for cross-entropy; N >= 2 for the CIDEr-D of N captions of each picture.
         no_neighbors: whether best.pt must not keep the captions of training pictures.
-        batches_of: "captions" in random order, or "pictures" in random order with all captions.
+        batches_of: batches of random "captions", or of random "pictures" with all their captions.
         min_count: words that occur less often are not learned.
         max_words: longer captions are cut.
         warmup: number of steps over which the learning rate rises.
@@ -179,8 +179,8 @@ def preset(
 
 
 # The settings without an option of their own, which `train --set NAME=VALUE` takes.
-BY_SET = "pool min_count max_seq_length max_words dropout image_at batches_of warmup".split()
-BY_SET += "clip_norm label_smoothing consensus ema autocast".split()
+SET_NAMES = "pool min_count max_seq_length max_words dropout image_at batches_of warmup".split()
+SET_NAMES += "clip_norm label_smoothing consensus ema autocast".split()
 _DECLARED = {entry.name: entry for kind in (ModelConfig, TrainConfig) for entry in fields(kind)}
 
 
@@ -190,20 +190,21 @@ def describe_setting(name: str) -> str:
     If the defaults differ, there are three: for a small set, a large set, self-critical training.
     """
     if name == "pool":
-        return "avg, or grid with --decoder attention: how to pool the feature map; also 2x2"
+        return "avg (or 2x2), and grid for --decoder attention: how to pool the feature map"
     text = f"{ModelConfig.__doc__}{TrainConfig.__doc__}".split(f"{name}: ")[1].partition("\n")[0]
-    stages = preset(6000), preset(SMALL_SET), preset(6000, self_critical=True)
-    values = [str(stage.get(name, _DECLARED[name].default)) for stage in stages]
+    presets = preset(6000), preset(SMALL_SET), preset(6000, self_critical=True)
+    values = [str(one.get(name, _DECLARED[name].default)) for one in presets]
     return f"{values[0] if len({*values}) == 1 else ' | '.join(values)}: {text}"
 
 
 def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:
-    """Reads settings from texts NAME=VALUE, for the names in `BY_SET`."""
+    """Reads settings from texts NAME=VALUE, for the names in `SET_NAMES`."""
     found: dict[str, Any] = {}
     for pair in pairs:
+        # Hyphens before the = are replaced: label-smoothing=0.1 sets label_smoothing.
         name, _, text = pair.replace("-", "_", pair.partition("=")[0].count("-")).partition("=")
-        if name not in BY_SET or not text:
-            names = ", ".join(BY_SET)
+        if name not in SET_NAMES or not text:
+            names = ", ".join(SET_NAMES)
             raise CaptioningError(f"--set: expected NAME=VALUE, NAME of {names}; got {pair}")
         kind: Any = str if name == "pool" else _DECLARED[name].type
         try:

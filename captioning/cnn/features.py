@@ -108,6 +108,7 @@ def extract_features(
     if on_error == "refuse":
         cache.state[cache.state == BROKEN] = TO_DO
     rows = (cache.state == TO_DO).nonzero().flatten().tolist()
+    # The loader's items are row numbers, and `load` collates a batch of them to inputs.
     load = partial(_load, images, cnn.transform)
     loader = DataLoader(cast(Any, rows), batch_size, num_workers=workers, collate_fn=load)
     broken: list[str] = []
@@ -122,10 +123,11 @@ def extract_features(
             broken += wrong.values()
             cache.state[[*wrong]] = BROKEN
             if good:
-                found, pixels = zip(*good, strict=True)
+                good_rows, pixels = zip(*good, strict=True)
                 features = cnn(torch.stack(pixels).to(next(cnn.parameters()).device))
-                cache.features[[*found]] = features.to("cpu", cache.features.dtype)
-                cache.state[[*found]] = DONE  # after the features, which must not be missing then
+                cache.features[[*good_rows]] = features.to("cpu", cache.features.dtype)
+                # Written last, so that a killed run does not mark pictures without features.
+                cache.state[[*good_rows]] = DONE
             bar.update(len(items))
     if broken:
         say(f"skipped {len(broken)} broken pictures:", *(f"  {item}" for item in broken[:10]))

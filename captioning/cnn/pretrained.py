@@ -34,8 +34,8 @@ from captioning.settings import POOLS, check_choice
 DEFAULT_CNN = "efficientnet_lite0+efficientnet_lite2"  # the best that needs no download
 # The weights of scenes_cnn, which benchmarks/pretrain_scenes_cnn.py trained.
 SCENES_WEIGHTS = Path(__file__).with_name("scenes_cnn.safetensors")
-# The largest batch of one forward pass on a CPU, in pixels. The memory of larger batches is too
-# large for malloc to keep, so every pass would pay for fresh pages.
+# The largest batch of one forward pass on a CPU, in pixels. With larger batches every pass would be
+# slowed by page faults, because malloc gives such large blocks back to the system after use.
 CPU_PIXELS = 4 * 224 * 224
 
 
@@ -67,9 +67,10 @@ class FrozenCNN(nn.Module):
     train mode the statistics of BatchNorm would change even without gradients.
 
     Args:
-        trunk: takes pictures [B,3,H,W] and returns a vector and a feature map. The vector [B,C] is
-            the input of the removed layer; None stands for the mean of the feature map. The feature
-            map is the last one [B,C,h,w], or None if there is no such map.
+        trunk: the CNN without its last layer. It takes pictures [B,3,H,W] and returns two tensors.
+            The first is the vector [B,C] that the removed layer would read, or None if that is the
+            mean of the feature map. The second is the last feature map [B,C,h,w], or None if the
+            CNN has no feature map.
         config: the config, of which the pooling is read here.
         transform: prepares pictures.
 
@@ -83,7 +84,7 @@ class FrozenCNN(nn.Module):
         check_choice("pool", config.pool, POOLS)
         self.trunk, self.config, self.transform = trunk, config, transform
         self.requires_grad_(False)
-        channels_last: Any = {"memory_format": torch.channels_last}  # not in torch 2.13's overloads
+        channels_last: Any = {"memory_format": torch.channels_last}  # unknown to torch's type hints
         self.to(**channels_last)  # convolutions on a CPU are up to twice as fast
         self.train()
         size = transform.crop_size
@@ -104,16 +105,16 @@ class FrozenCNN(nn.Module):
 
     def _features(self, images: Tensor) -> Tensor:
         """Pools what the trunk returns for images, as `CNNConfig.pool` says."""
-        vector, grid = self.trunk(images)
-        if self.config.pool != "avg" and grid is None:
+        vector, feature_map = self.trunk(images)
+        if self.config.pool != "avg" and feature_map is None:
             name, pool = self.config.name, self.config.pool
             raise CaptioningError(f"{name} has no feature map to pool by {pool!r}; use 'avg'")
         if self.config.pool == "grid":
-            return grid.flatten(2).transpose(1, 2).contiguous()
+            return feature_map.flatten(2).transpose(1, 2).contiguous()
         if vector is None:
-            vector = grid.mean((2, 3))
+            vector = feature_map.mean((2, 3))
         if self.config.pool == "2x2":
-            vector = torch.cat([vector, F.adaptive_avg_pool2d(grid, 2).flatten(1)], 1)
+            vector = torch.cat([vector, F.adaptive_avg_pool2d(feature_map, 2).flatten(1)], 1)
         return vector
 
     def encode(self, image: Image.Image) -> Tensor:
@@ -220,13 +221,13 @@ class _Concatenated(nn.Module):
             side, pixels = transform.crop_size, images
             if images.size(2) != side:
                 pixels = F.interpolate(images, (side, side), mode="bicubic", antialias=True)
-            vector, grid = trunk(transform.normalize(pixels))
-            vectors.append(grid.mean((2, 3)) if vector is None else vector)
-            maps.append(grid)
-        if any(grid is None for grid in maps):
+            vector, feature_map = trunk(transform.normalize(pixels))
+            vectors.append(feature_map.mean((2, 3)) if vector is None else vector)
+            maps.append(feature_map)
+        if any(feature_map is None for feature_map in maps):
             return torch.cat(vectors, 1), None
-        smallest = min(grid.shape[2:] for grid in maps)
-        maps = [F.adaptive_avg_pool2d(grid, smallest) for grid in maps]
+        smallest = min(feature_map.shape[2:] for feature_map in maps)
+        maps = [F.adaptive_avg_pool2d(feature_map, smallest) for feature_map in maps]
         return torch.cat(vectors, 1), torch.cat(maps, 1)
 
 

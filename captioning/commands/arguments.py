@@ -9,7 +9,7 @@ from captioning.console import say
 from captioning.data.coco import ON_ERROR
 from captioning.model.captioner import DECODERS
 from captioning.model.checkpoint import Checkpoint, load_ensemble
-from captioning.model.layers import LSTM_HELP, LSTMS, freeze
+from captioning.model.layers import LSTM_HELP, LSTMS, prepack_lstms
 from captioning.settings import choose_device, describe_device
 
 
@@ -40,7 +40,7 @@ def load_captioner(
     Args:
         paths: the checkpoints.
         device: the name of the device, or "auto".
-        lstm_weights: the dtype of the LSTMs' prepacked weights; see `freeze`.
+        lstm_weights: the dtype of the LSTMs' prepacked weights; see `prepack_lstms`.
 
     Returns:
         The captioners, and the CNN on the same device.
@@ -49,5 +49,5 @@ def load_captioner(
     say(describe_device(device), error=True)
     checkpoint = load_ensemble(paths, device=device)
     for model in checkpoint.models:
-        freeze(model, lstm_weights)
+        prepack_lstms(model, lstm_weights)
     return checkpoint, load_cnn(checkpoint.cnn).to(device)

@@ -28,12 +28,12 @@ OPTIONS = {"beam": ("neighbors", "beam_size"), "sample": ("temperature", "seed")
 def add(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
     option("checkpoint", type=Path, help="the captioner, such as runs/demo/best.pt")
-    text = "files, folders, globs; files *.pt are more captioners, which write together"
+    text = "files, folders, globs; and *.pt: more captioners, which all write together"
     option("pictures", nargs="*", help=text)
     option("--annotations", type=Path, help="caption the pictures of a COCO captions file")
     option("--images", type=Path, help="folder of those pictures, if the file names none")
     option("--features", type=Path, help="folder of feature caches, as for train")
-    text = "JSON to write: the captions in COCO's format; for files, with their names"
+    text = "JSON to write: captions in COCO's format (with file names, without --annotations)"
     option("--json", type=Path, help=text)
     option("--sheet", type=Path, help="PNG to write: the pictures with captions below")
     option("--attention", type=Path, help="PNG to write: where it looked, for one picture")
@@ -120,8 +120,8 @@ def write_results(
     """Writes the best captions, by the picture's id, to --json, --sheet and --attention."""
     texts = {i: item.captions[0].text for i, item in best.items()}
     if args.json:
-        name = lambda i: {} if args.annotations else {"file_name": str(best[i].path)}
-        results = [{"image_id": i, "caption": text, **name(i)} for i, text in texts.items()]
+        file_name = lambda i: {} if args.annotations else {"file_name": str(best[i].path)}
+        results = [{"image_id": i, "caption": text, **file_name(i)} for i, text in texts.items()]
         write_json(args.json, results, indent=0)
     if args.sheet and best:
         write_sheet(args.sheet, {item.path: texts[i] for i, item in best.items()})

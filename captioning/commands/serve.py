@@ -91,14 +91,14 @@ def build_page(checkpoint: Checkpoint, cnn: FrozenCNN, name: str) -> Any:
         words = [(word, f"{p:.0%}") for word, p in captions[0].words if word != "<end>"]
         return words, maps, [asdict(one) for one in captions]
 
-    uploads = (600, 3600)  # every 600 seconds Gradio deletes uploads older than 3,600 seconds
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=uploads) as page:
+    cleanup = (600, 3600)  # every 600 seconds Gradio deletes uploads older than 3,600 seconds
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=cleanup) as page:
         gr.Markdown(f"# {TITLE}")
         with gr.Row():
             with gr.Column():
                 picture = gr.Image(sources=["upload", "clipboard"], label="Picture", height=340)
-                widest = min(checkpoint.search.beam_size, MAX_BEAM)
-                beams = gr.Slider(1, MAX_BEAM, widest, step=1, label="Beams (1: greedy search)")
+                initial = min(checkpoint.search.beam_size, MAX_BEAM)
+                beams = gr.Slider(1, MAX_BEAM, initial, step=1, label="Beams (1: greedy search)")
             with gr.Column():
                 words = gr.HighlightedText(label="Caption, and the probability of each word")
                 maps = gr.Gallery(columns=6, label="Where it looked", visible=attends(checkpoint))
@@ -121,7 +121,8 @@ def serve(checkpoint: Checkpoint, cnn: FrozenCNN, host: str, port: int | None, n
     """Serves the page until Ctrl-C or SIGTERM; see `build_page`."""
     import gradio as gr
 
-    for number in (signal.SIGINT, signal.SIGTERM):  # background jobs of a shell ignore Ctrl-C
+    # Both signals end `block_thread` below. A shell's background jobs ignore SIGINT by default.
+    for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="captioning-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # where Gradio keeps uploads

@@ -7,7 +7,7 @@ from typing import Any
 from captioning.cnn.pretrained import DEFAULT_CNN
 from captioning.commands.arguments import add_decoder, add_device, add_lstm, add_on_error
 from captioning.errors import CaptioningError
-from captioning.settings import BY_SET, SMALL_SET, describe_setting, parse_settings
+from captioning.settings import SET_NAMES, SMALL_SET, describe_setting, parse_settings
 from captioning.training.pipeline import train_captioner
 from captioning.training.request import MODEL_FIELDS, TRAIN_FIELDS, TrainingRequest
 
@@ -15,11 +15,11 @@ SAMPLES = 5  # the default of --self-critical
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    rows = [f"  {name:16} {describe_setting(name)}" for name in BY_SET]
+    rows = [f"  {name:16} {describe_setting(name)}" for name in SET_NAMES]
     parser.description = (
         "train a captioner; each picture is encoded once, and the features are kept\n\n"
-        f"Defaults a | b | c: fewer than {SMALL_SET:,} pictures, more, and --self-critical. With\n"
-        "fewer than 6,000 pictures there are more epochs, up to 60."
+        f"Defaults a | b | c: a for fewer than {SMALL_SET:,} pictures, b for more, c for\n"
+        "--self-critical. Fewer than 6,000 pictures get more epochs, up to 60."
     )
     curves = "curves: tensorboard --logdir OUTPUT (install it before: pip install tensorboard)"
     parser.epilog = "\n".join(["settings of --set NAME=VALUE:", *rows, "", curves])
@@ -44,7 +44,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     option("--members", type=int, default=1, help="captioners to train that write together (1)")
     option("--start", type=Path, help="checkpoint to take weights, words, sizes and CNN from")
     option("--resume", action="store_true", help="continue from OUTPUT/last.pt, if it exists")
-    text = "never keep the captions of training pictures, which can help beam search, in best.pt"
+    text = "keep no captions of training pictures in best.pt; they can help beam search"
     option("--no-neighbors", action="store_true", default=None, help=text)
     add_on_error(parser)
     add_device(parser)

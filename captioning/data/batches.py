@@ -29,19 +29,19 @@ class EncodedCaptions:
     """All captions of a training set as one table of tokens.
 
     Args:
-        images: the captions of each picture.
+        groups: the captions of each picture.
         vocabulary: the words.
         max_words: longer captions are cut. `cut` is the number of such captions.
     """
 
     def __init__(
-        self, images: list[list[str]], vocabulary: Vocabulary, max_words: int = 50
+        self, groups: list[list[str]], vocabulary: Vocabulary, max_words: int = 50
     ) -> None:
-        captions = [(row, caption) for row, group in enumerate(images) for caption in group]
+        captions = [(row, caption) for row, group in enumerate(groups) for caption in group]
         if not captions:
             raise CaptioningError("there is no caption to train on")
         self.cut = sum(len(tokenize(caption)) > max_words for _, caption in captions)
-        self.image = torch.tensor([row for row, _ in captions])  # the picture of each caption
+        self.image = torch.tensor([row for row, _ in captions])  # index of each caption's picture
         tokens = [torch.tensor(vocabulary.encode(caption, max_words)) for _, caption in captions]
         self.lengths = torch.tensor([len(row) for row in tokens])
         self.tokens = pad_sequence(tokens, batch_first=True, padding_value=PAD).int()
@@ -63,8 +63,8 @@ class EncodedCaptions:
         """Divides all captions into random batches of about `batch_size`; see `shuffled`.
 
         With `by_picture` all captions of a picture are in the same batch. The number of batches
-        is then the same as without, but at most the number of pictures, and batches differ in size
-        if pictures differ in their number of captions.
+        does not depend on `by_picture`, except that there are never more batches than pictures. The
+        sizes of batches differ if some pictures have more captions than others.
 
         Returns:
             The indices of the captions of each batch.

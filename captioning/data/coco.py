@@ -57,10 +57,10 @@ def load_coco(
     Args:
         annotations: the captions file.
         image_folder: the folder of the pictures; None for the one that info.image_folder names.
-        on_error: "skip" leaves out captions without words, pictures without a file and, with
-            `need_captions`, pictures without a caption, and lists them in the result's `skipped`.
-            "refuse" raises an error that lists them.
-        need_captions: whether each picture must have a caption.
+        on_error: "skip" leaves out what cannot be used, and lists it in the result's `skipped`.
+            "refuse" raises an error that lists it. Captions without words and pictures whose file
+            is missing cannot be used.
+        need_captions: True if pictures without a caption cannot be used either.
 
     Raises:
         CaptioningError: the captions file is damaged, or no picture is left.
@@ -108,7 +108,7 @@ def load_references(
         raise CaptioningError(
             f"{annotations}: expected a COCO captions file, of images with an id and a file_name "
             f"and annotations with an id, an image_id and a caption; got {error!r} (captioning "
-            "prepare makes one of other formats)"
+            "prepare converts other formats)"
         ) from error
     for table, index in (("images", coco.imgs), ("annotations", coco.anns)):
         if len(index) < len(data[table]):

@@ -19,10 +19,10 @@ from captioning.files import read_json, read_text, write_json
 SPLITS = ("train", "val", "test")
 # For the help of `captioning prepare`.
 FORMATS = (
-    "captions: a table with a header, the columns image and caption, separated by comma, tab, "
-    "semicolon or bar, or a folder with one as captions.txt, .csv or .tsv; or "
+    "file of captions: a table whose header names the columns image and caption, separated by "
+    "comma, tab, semicolon or bar (or a folder that has it as captions.txt, .csv or .tsv); or "
     "dataset_coco.json, dataset_flickr8k.json or dataset_flickr30k.json of Karpathy and Fei-Fei, "
-    "with their own splits"
+    "which have splits"
 )
 
 
@@ -125,7 +125,8 @@ class Shares:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not (0 <= self.val and 0 <= self.test and self.val + self.test < 1):  # also true for NaN
+        # NaN is refused too, because every comparison with NaN is false.
+        if not (0 <= self.val and 0 <= self.test and self.val + self.test < 1):
             raise CaptioningError(
                 "val, test: expected shares that leave pictures to train on, got "
                 f"{self.val} and {self.test}"
@@ -135,9 +136,9 @@ class Shares:
         """Returns the split of each picture, by its name."""
         names = sorted(names)
         random.Random(self.seed).shuffle(names)
-        least = len(names) >= 3  # then each share above 0 gets at least one
-        first = max(round(len(names) * self.val), least and self.val > 0)
-        second = max(round(len(names) * (self.val + self.test)), first + (least and self.test > 0))
+        enough = len(names) >= 3  # so many that each share above 0 gets at least one picture
+        first = max(round(len(names) * self.val), enough and self.val > 0)
+        second = max(round(len(names) * (self.val + self.test)), first + (enough and self.test > 0))
         split = lambda i: "val" if i < first else "test" if i < second else "train"
         return {name: split(i) for i, name in enumerate(names)}
 

@@ -95,15 +95,15 @@ def draw_scene(rng: random.Random, facts: Facts) -> Image.Image:
     """Draws a picture of these facts. All that they do not determine is random."""
     canvas, draw = new_canvas(rng, facts.background)
     radius = SIZES[facts.size] * rng.uniform(0.92, 1.08)
-    # The shapes stand on a circle around the middle of the group, and do not touch.
-    circle = {1: 0.0, 2: 1.5, 3: 1.6}[facts.count] * radius
-    free = IMAGE_SIZE / 4 - 1 - circle - 1.15 * radius
-    reach = min(7.0 if facts.place == "in the middle" else 14.0, free)
-    x, y = (IMAGE_SIZE * p + rng.uniform(-reach, reach) for p in PLACES[facts.place])
+    # The shapes stand on a circle of radius `ring` around the group's middle, and do not touch.
+    ring = {1: 0.0, 2: 1.5, 3: 1.6}[facts.count] * radius
+    free = IMAGE_SIZE / 4 - 1 - ring - 1.15 * radius
+    shift = min(7.0 if facts.place == "in the middle" else 14.0, free)
+    x, y = (IMAGE_SIZE * p + rng.uniform(-shift, shift) for p in PLACES[facts.place])
     turn = rng.uniform(0, 2 * math.pi)
     for i in range(facts.count):
         angle = turn + 2 * math.pi * i / facts.count
-        middle = 2 * (x + circle * math.sin(angle)), 2 * (y - circle * math.cos(angle))
+        middle = 2 * (x + ring * math.sin(angle)), 2 * (y - ring * math.cos(angle))
         color = jitter(rng, COLORS[facts.color], 12)
         draw_shape(draw, facts.shape, *middle, 2 * radius, color)
     return canvas.reduce(2)

@@ -31,9 +31,10 @@ def _treebank() -> Callable[[str], list[str]]:
 def ptb_tokenize(caption: str) -> tuple[str, ...]:
     """Returns the words that coco-caption scores.
 
-    They are in lower case, without punctuation. Brackets are spelled as words such as -lrb-:
-    coco-caption means to drop round and curly brackets too, but compares -LRB- with -lrb-. The
-    result equals that of the Java PTBTokenizer for 99.9 % of 65,014 captions of COCO.
+    They are in lower case, without punctuation. Brackets are spelled as words such as -lrb-.
+    coco-caption lists round and curly brackets as punctuation, but in capital letters (-LRB-), so
+    it does not drop them. The result equals that of the Java PTBTokenizer for 99.9 % of 65,014
+    captions of COCO.
     """
     words = []
     for word in _treebank()(caption.lower().translate(_STRAIGHT)):

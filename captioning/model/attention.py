@@ -1,10 +1,11 @@
 """The decoder of Show, Attend and Tell (Xu et al., 2015), which looks at a place for every word.
 
 Before each word the decoder weights the cells of the CNN's feature map by what it has written so
-far, and reads the weighted mean together with the last word. Inputs and targets are those of
-lstm.py without step 0: the image is not an input, and the first state is computed from the mean of
-the cells. A learned vector for its row and one for its column are added to each cell. The paper has
-no such vectors, but without them the decoder cannot tell left from right.
+far, and reads the weighted mean together with the last word. The first input is <start>, and each
+target is the next word. The image is not an input, but the first state is computed from the mean of
+the cells. The decoder adds two learned vectors to each cell, one for the cell's row and one for the
+cell's column. The paper has no such vectors, but without them the decoder cannot tell left from
+right.
 """
 
 from typing import Any, NamedTuple
@@ -19,7 +20,9 @@ from captioning.errors import CaptioningError
 from captioning.model.layers import Dropout, make_lstm
 from captioning.settings import ModelConfig
 
-POSITION_STD = 0.1  # standard deviation of initial row and column vectors; cells have about 1
+# The standard deviation of the initial row and column vectors. The encoder's BatchNorm gives the
+# cells a standard deviation of about 1.
+POSITION_STD = 0.1
 
 
 class AttentionState(NamedTuple):
@@ -29,7 +32,7 @@ class AttentionState(NamedTuple):
     c: Tensor  # [B,H]
     picture: Tensor  # int64 [B], which picture each caption describes
     cells: Tensor  # [B,cells,E], the cells of that picture
-    keys: Tensor  # [B,cells,E], twice the keys of the cells; see `AttentionDecoder.advance`
+    double_keys: Tensor  # [B,cells,E], 2 * keys of the cells, the 2 x in `advance`
     weights: Tensor  # [B,cells], of the cells in the last step
 
 
@@ -67,15 +70,15 @@ class AttentionDecoder(nn.Module):
         """Computes the state before <start> from the image; see `Decoder.start`."""
         h, c = self.init(image.mean(1)).tanh().chunk(2, 1)
         places = (self.row.unsqueeze(1) + self.column).flatten(0, 1)
-        cells = self.dropout(image + places).to(image.dtype)  # autocast would cast in each step
+        cells = self.dropout(image + places).to(image.dtype)  # or autocast casts them in each step
         keys = F.linear(cells, 2 * self.key.weight, 2 * self.key.bias).to(places.dtype)
         pictures = torch.arange(len(image), device=image.device)
         return AttentionState(h, c, pictures, cells, keys, image.new_zeros(image.shape[:2]))
 
-    def advance(self, words: Tensor, state: AttentionState) -> AttentionState:
+    def advance(self, vectors: Tensor, state: AttentionState) -> AttentionState:
         """Does a step: attends to the cells, and reads one word for each caption.
 
-        `words` are the vectors [B,E] that `read` returns.
+        `vectors` [B,E] are the words' vectors, which `read` returns.
         """
         h, c, picture, cells, keys, _ = state
         query = 2 * self.query(h).unsqueeze(1)
@@ -85,13 +88,14 @@ class AttentionDecoder(nn.Module):
             energies = (keys + query).sigmoid_() @ self.energy.weight.squeeze(0)
             weights = (2 * energies).softmax(1)
         seen = torch.bmm(weights.unsqueeze(1), cells).squeeze(1) * self.gate(h).sigmoid()
-        h, c = self.lstm(torch.cat([words, seen], 1), (h, c))
+        h, c = self.lstm(torch.cat([vectors, seen], 1), (h, c))
         return AttentionState(h, c, picture, cells, keys, weights)
 
     def read(self, words: Tensor) -> Tensor:
         """Returns the vectors of words, with dropout.
 
-        Training reads the words of all steps in one call, which makes one gradient and one mask.
+        Training reads the words of all steps in one call. So the gradient of the embedding is
+        computed once, and the dropout mask is drawn once, instead of in each step.
         """
         return self.dropout(self.embed(words))
 
@@ -106,7 +110,7 @@ class AttentionDecoder(nn.Module):
         h, c, picture, weights = (
             tensor[rows] for tensor in (state.h, state.c, state.picture, state.weights)
         )
-        cells, keys = state.cells, state.keys
+        cells, keys = state.cells, state.double_keys
         # In beam search most captions only change places with others of the same picture, whose
         # cells and keys are the same.
         if not torch.equal(picture, state.picture):

@@ -18,11 +18,14 @@ DECODERS: dict[str, type[Decoder]] = {"lstm": DecoderRNN, "attention": Attention
 
 
 def decoder_class(config: ModelConfig) -> type[Decoder]:
-    """Returns the class of the decoder that `config` names; refuses a grid of 0 if it needs one."""
+    """Returns the class of the decoder that `config` names.
+
+    Refuses `config.grid` == 0 for a decoder that reads only the cells of a grid.
+    """
     check_choice("decoder", config.decoder, tuple(DECODERS))
     decoder = DECODERS[config.decoder]
     if decoder.pools == ("grid",) and not config.grid:
-        raise CaptioningError(f"grid: expected its side with decoder {config.decoder!r}, got 0")
+        raise CaptioningError(f"grid: expected 1 or more for decoder {config.decoder!r}, got 0")
     return decoder
 
 
@@ -66,7 +69,7 @@ class Captioner(nn.Module):
             captions: the tokens of each caption, with <start> and <end>.
         """
         predicted = torch.tensor([token for caption in captions for token in caption[1:]])
-        counts = predicted.bincount(minlength=self.config.vocab_size) + 1.0  # at least 1
+        counts = predicted.bincount(minlength=self.config.vocab_size) + 1.0  # the log of 0 is -inf
         self.decoder.linear.bias.copy_((counts / counts.sum()).log())
 
     def forward(
@@ -96,7 +99,7 @@ class Captioner(nn.Module):
         hidden, targets = self.decoder.unroll(image, captions, lengths, rows)
         weights = torch.ones_like(targets, dtype=hidden.dtype)
         if caption_weights is not None:
-            tokens = caption_weights.unsqueeze(1).expand(-1, captions.size(1) - 1)
-            weights = pack_padded_sequence(tokens, lengths - 1, batch_first=True).data
+            token_weights = caption_weights.unsqueeze(1).expand(-1, captions.size(1) - 1)
+            weights = pack_padded_sequence(token_weights, lengths - 1, batch_first=True).data
         linear = self.decoder.linear
         return linear_cross_entropy(hidden, linear, targets, weights, label_smoothing)

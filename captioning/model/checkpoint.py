@@ -106,7 +106,8 @@ def load_checkpoint(path: str | Path, lstm: str = "fastlstm", device: str = "cpu
         raise CaptioningError(
             f"{path} is damaged, or not a captioner of this version: {reason}"
         ) from error
-    # If a file has the CNN's weights, it may have been moved together with the checkpoint.
+    # The CNN's weights may be a file. Such a file is first looked for next to the checkpoint, where
+    # it is if both were moved together.
     moved = os.path.join(os.path.dirname(path), os.path.basename(cnn.weights))
     if os.path.isfile(moved):
         cnn = replace(cnn, weights=moved)

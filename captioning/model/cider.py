@@ -47,16 +47,16 @@ class CiderD:
         # Each pair of an n-gram and a picture that has it in any reference, once.
         pairs = np.unique(self.table.ids.astype(np.int64) * len(references) + entries)
         frequency = np.bincount(pairs // len(references), minlength=len(self.index))
-        # The inverse document frequency of an n-gram that no reference has, and of an n-gram that
-        # only one picture has.
-        self.unseen = math.log(len(references))
-        self.idf = self.unseen - np.log(frequency)
+        # An n-gram that no reference has gets the inverse document frequency of an n-gram that only
+        # one picture has, as in pycocoevalcap.
+        self.unseen_idf = math.log(len(references))
+        self.idf = self.unseen_idf - np.log(frequency)
 
     def scores(self, picture: int, captions: Sequence[Sequence[int]]) -> list[float]:
         """Returns the CIDEr-D, 0 to 10, of each caption against the references of a picture."""
-        return self.agreement(captions, {picture: 1.0})
+        return self.weighted_scores(captions, {picture: 1.0})
 
-    def agreement(
+    def weighted_scores(
         self, captions: Sequence[Sequence[int]], pictures: Mapping[int, float]
     ) -> list[float]:
         """Returns for each caption a weighted sum of its CIDEr-D against several pictures.
@@ -76,11 +76,11 @@ class CiderD:
         Args:
             captions: the captions of one picture, as lists of tokens.
         """
-        found, others = self._encode(captions), max(1, len(captions) - 1)
-        totals = self._compare(found, found, np.full(len(captions), 1 / others))
-        # The share of each caption's comparison with itself: the cosine is 1 for each n that has
-        # n-grams with a weight.
-        own = (self._norms(found) > 0).sum(1) * 10 / N / others
+        found, other_count = self._encode(captions), max(1, len(captions) - 1)
+        totals = self._compare(found, found, np.full(len(captions), 1 / other_count))
+        # `totals` include the comparison of each caption with itself, which is subtracted. Its
+        # cosine is 1 for each n for which the norm of the caption's weights is not 0.
+        own = (self._norms(found) > 0).sum(1) * 10 / N / other_count
         return [total - itself for total, itself in zip(totals, own.tolist(), strict=True)]
 
     def _encode(
@@ -90,10 +90,10 @@ class CiderD:
 
         Args:
             captions: the captions, as lists of tokens.
-            index: the ids of n-grams, to which new n-grams are added. If None, n-grams that are
-                not in `self.index` get ids behind those in `self.index`, which stays as it is.
+            index: the id of each n-gram. New n-grams are added to it. If None, the ids are those
+                of `self.index`, which is not changed, and new n-grams get higher ids.
         """
-        new = {} if index is None else index
+        added = {} if index is None else index
         known = self.index if index is None else {}
         ids, counts, sizes, ends = [], [], [], []
         for tokens in captions:
@@ -103,8 +103,8 @@ class CiderD:
                 for i in range(len(tokens) - n + 1)
             )
             for ngram, count in ngrams.items():
-                found = known.get(ngram)
-                ids.append(new.setdefault(ngram, len(known) + len(new)) if found is None else found)
+                old = known.get(ngram)
+                ids.append(added.setdefault(ngram, len(known) + len(added)) if old is None else old)
                 counts.append(count)
                 sizes.append(len(ngram) - 1)
             ends.append(len(ids))
@@ -115,7 +115,7 @@ class CiderD:
     def _weights(self, captions: _Captions) -> np.ndarray:
         """Returns the tf-idf weight [E] of each entry."""
         known = captions.ids < len(self.idf)
-        idf = np.where(known, self.idf[np.where(known, captions.ids, 0)], self.unseen)
+        idf = np.where(known, self.idf[np.where(known, captions.ids, 0)], self.unseen_idf)
         return np.asarray(captions.counts * idf)
 
     def _norms(self, captions: _Captions) -> np.ndarray:
@@ -129,7 +129,7 @@ class CiderD:
         """Returns for each caption the sum over references of its CIDEr-D times `shares`."""
         ids, places = np.unique(references.ids, return_inverse=True)
         bins, weights = _bins(references), self._weights(references)
-        own, scale = self._weights(captions), self._norms(references)
+        own, reference_norms = self._weights(captions), self._norms(references)
         norms, begin, totals = self._norms(captions), 0, []
         for i, end in enumerate(captions.ends.tolist()):
             mine = dict(zip(captions.ids[begin:end].tolist(), own[begin:end].tolist(), strict=True))
@@ -140,7 +140,7 @@ class CiderD:
             values[where[hits]] = np.array(list(mine.values()))[hits]
             products = np.minimum(values[places], weights) * weights
             sums = np.bincount(bins, products, _bin_count(references)).reshape(-1, N)
-            both = scale * norms[i]
+            both = reference_norms * norms[i]
             cosines = np.divide(sums, both, out=np.zeros_like(sums), where=sums > 0).sum(1)
             exponents = (captions.lengths[i] - references.lengths) ** 2 / (2 * SIGMA**2)
             totals.append(float(10 / N * (cosines * np.exp(-exponents)) @ shares))
@@ -153,7 +153,10 @@ def _bin_count(captions: _Captions) -> int:
 
 
 def _bins(captions: _Captions) -> np.ndarray:
-    """Returns the bin [E] of each entry, to sum entries by caption and by n."""
+    """Returns the bin [E] of each entry: N times the index of its caption, plus n - 1.
+
+    With these bins `np.bincount` sums values of the entries for each caption and each n.
+    """
     rows = np.repeat(np.arange(len(captions.ends)), np.diff(captions.ends, prepend=0))
     return np.asarray(N * rows + captions.sizes)
 

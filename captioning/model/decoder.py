@@ -53,8 +53,8 @@ class Decoder(Protocol):
             captions: int64 [B,T], <start>, the words, <end>, then <pad>.
             lengths: int64 [B] on the CPU, the number of tokens of each caption with <start> and
                 <end>, in decreasing order.
-            rows: int64 [B], which row of `image` each caption describes; None if row b is of
-                caption b.
+            rows: int64 [B], which row of `image` each caption describes; None if caption b
+                describes row b.
 
         Returns:
             The input [N,H] of the output layer, and the tokens [N] that it must predict. Both are

@@ -17,9 +17,9 @@ def make_lstm(kind: str, *sizes: int, cell: bool = False, dropout: float = 0.0) 
 
     `kind` is one of `LSTMS`. `sizes` are the first positional arguments of nn.LSTM.
     """
-    kinds = nn if kind == "torch" else fastlstm
+    library = nn if kind == "torch" else fastlstm
     options = {} if cell else {"batch_first": True, "dropout": dropout}
-    lstm = (kinds.LSTMCell if cell else kinds.LSTM)(*sizes, **options)
+    lstm = (library.LSTMCell if cell else library.LSTM)(*sizes, **options)
     if kind == "reference":
         lstm.engine = "reference"
     return lstm
@@ -39,7 +39,7 @@ class Dropout(nn.Dropout):
         return input * mask.to(input.dtype)
 
 
-def freeze(model: nn.Module, weights: str = "float32") -> None:
+def prepack_lstms(model: nn.Module, weights: str = "float32") -> None:
     """Prepacks the weights of a model's LSTMs, to write captions faster on a CPU.
 
     With float32 the captions stay the same. If no LSTM can be prepacked (nn.LSTM, the reference, a

@@ -66,7 +66,7 @@ class DecoderRNN(nn.Module):
         return self.dropout(hidden), targets
 
     def _image_of_every_step(self, image: Tensor) -> Tensor:
-        """Returns the part of the image [B,E] that every step reads: all columns, or none [B,0]."""
+        """Returns the image [B,E] if every step reads it, or else no columns of it [B,0]."""
         return image if self.every_step else image[:, :0]
 
     def _read(self, inputs: Tensor, image: Tensor) -> Tensor:

@@ -25,15 +25,15 @@ TEMPERATURE = 0.15  # the weight of a similar picture is softmax(cosine / TEMPER
 # The number of principal axes is the number of training pictures / PICTURES_PER_AXIS, within these
 # bounds.
 PICTURES_PER_AXIS, LEAST_AXES, MOST_AXES = 20, 16, 256
-# An axis is ignored if the deviation along it is less than this share of the largest deviation,
-# because then it is only rounding error.
-SMALLEST = 0.003
-OTHERS = 0.02  # the factor of the agreement with the other captions that the search found
+# An axis is ignored if the deviation along it is less than this share of the largest deviation.
+# Such a deviation is only rounding error.
+LEAST_DEVIATION = 0.003
+OTHERS_WEIGHT = 0.02  # the factor of the agreement with the other captions that the search found
 
 
 @dataclass(eq=False)
 class Neighbors:
-    """The features and captions of N training pictures."""
+    """The features and captions of all N training pictures, from which the nearest are taken."""
 
     mean: Tensor  # [C], the mean of the features
     axes: Tensor  # float16 [C,A]; the A columns of (features - mean) @ axes have equal variances
@@ -62,8 +62,8 @@ class Neighbors:
         """Returns how well the captions found for M pictures agree with similar pictures' captions.
 
         The agreement of a caption is the weighted mean of its CIDEr-D against the captions of the
-        `NEAREST` most similar training pictures, plus `OTHERS` times its CIDEr-D against the other
-        captions that were found for its picture.
+        `NEAREST` most similar training pictures, plus `OTHERS_WEIGHT` times its CIDEr-D
+        against the other captions that were found for its picture.
 
         Args:
             features: [M,C] or [M,cells,C].
@@ -79,9 +79,9 @@ class Neighbors:
         shares = (cosines / TEMPERATURE).softmax(1)
         found = []
         for group, near, share in zip(captions, pictures.tolist(), shares.tolist(), strict=True):
-            agreed = self.cider.agreement(group, dict(zip(near, share, strict=True)))
+            agreed = self.cider.weighted_scores(group, dict(zip(near, share, strict=True)))
             others = self.cider.consensus(group)
-            found.append([a + OTHERS * other for a, other in zip(agreed, others, strict=True)])
+            found.append([a + OTHERS_WEIGHT * b for a, b in zip(agreed, others, strict=True)])
         return found
 
     def state_dict(self) -> dict[str, Any]:
@@ -118,10 +118,12 @@ def _axes(features: Tensor) -> Tensor:
     differ would dominate every cosine.
     """
     count = min(MOST_AXES, max(LEAST_AXES, len(features) // PICTURES_PER_AXIS), *features.shape)
-    more = min(3 * count // 2, *features.shape)  # more axes and 6 iterations make `count` precise
+    # The first `count` axes are precise only if more axes are computed, with several iterations.
+    more = min(3 * count // 2, *features.shape)
     with torch.random.fork_rng(devices=()):
         torch.default_generator.manual_seed(0)
         _, deviations, axes = torch.svd_lowrank(features, more, niter=6)
     deviations, axes = deviations[:count], axes[:, :count]
-    axes = torch.where(deviations > SMALLEST * deviations[0], axes / deviations, 0.0)
-    return axes / axes.abs().max().clamp_min(1e-30)  # float16 needs the scale; cosines ignore it
+    axes = torch.where(deviations > LEAST_DEVIATION * deviations[0], axes / deviations, 0.0)
+    # Values up to 1 do not overflow in float16. The cosines do not depend on the factor.
+    return axes / axes.abs().max().clamp_min(1e-30)

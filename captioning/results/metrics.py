@@ -93,7 +93,8 @@ def brief(scores: Mapping[str, float]) -> str:
 def _notes(written: Sequence[str]) -> list[str]:
     """Returns the notes about the scores of these captions."""
     notes = []
-    if len(written) == 1:  # its weights are the logarithm of 1
+    # CIDEr-D weights an n-gram by log(pictures / pictures that have it), which is log(1) = 0 here.
+    if len(written) == 1:
         notes.append("CIDEr-D of a single picture is 0, whatever its caption")
     elif len(written) < FEW_PICTURES:
         notes.append(f"{len(written)} pictures are few: their CIDEr-D and BLEU-4 mean little")

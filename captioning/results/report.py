@@ -93,13 +93,13 @@ def write_report(
         ],
         sections=sections,
         examples=examples,
-        look=partial(_look, maps_for=maps_for),
+        look=partial(_picture_and_maps, maps_for=maps_for),
         wide=maps_for is not None,
     )
     write_text(path, page)
 
 
-def _look(path: Path, caption: str, maps_for: MapsFor | None) -> dict[str, Any]:
+def _picture_and_maps(path: Path, caption: str, maps_for: MapsFor | None) -> dict[str, Any]:
     """Returns a picture and its attention maps as data URIs, or the error if it is broken."""
     try:
         found = maps_for(path, caption)[1:] if maps_for else []

@@ -32,8 +32,9 @@ def _log_probs(scores: Tensor) -> Tensor:
     return scores.log_softmax(1)
 
 
-# Chooses the next word of each unfinished caption. The arguments are the log-probabilities [R,V],
-# the numbers of the R unfinished captions in the batch [R], and the step. Returns the words [R].
+# A function that chooses the next word of each of R unfinished captions. Its arguments are the
+# log-probabilities [R,V] of the next word, the indices [R] of these captions in the batch, and the
+# step. It returns the words [R].
 Choose = Callable[[Tensor, Tensor, int], Tensor]
 
 
@@ -53,6 +54,7 @@ def random_words(uniform: Tensor, temperature: float = 1.0) -> Choose:
     def choose(log_probs: Tensor, unfinished: Tensor, t: int) -> Tensor:
         sums = (log_probs / temperature).softmax(1).cumsum(1)
         total = sums[:, -1:]
+        # Rounding could give a point that is not below the last sum, for which there is no word.
         below_total = total.nextafter(torch.zeros_like(total))
         points = torch.minimum(uniform[unfinished, t, None] * total, below_total)
         return torch.searchsorted(sums, points, right=True).squeeze(1)
@@ -75,8 +77,8 @@ def write_tokens(
 
     Returns:
         The int64 tokens [B,T], with <pad> after <end>, and their log-probabilities [B,T], with 0
-        after <end>. Log-probabilities are of temperature 1 and exclude the words that are never
-        written.
+        after <end>. The log-probabilities do not depend on the temperature, and the words that are
+        never written have probability 0.
     """
     steps = min(decoder.max_seq_length for decoder in decoders)
     count, device = len(images[0]), images[0].device
@@ -89,6 +91,7 @@ def write_tokens(
         pairs = [decoder.step(words, s) for decoder, s in zip(decoders, states, strict=True)]
         scores, states = pairs[0][0], [state for _, state in pairs]
         if len(pairs) > 1:
+            # The sum in place of the mean: `_log_probs` normalizes it.
             scores = torch.stack([s.float().log_softmax(1) for s, _ in pairs]).logsumexp(0)
         candidates = _log_probs(scores)
         words = choose(candidates, unfinished, t)
@@ -127,21 +130,21 @@ def write_captions(
 
 
 class _Beginning(NamedTuple):
-    """The beginning of a caption in beam search: its last word, and a link to what is before."""
+    """The beginning of a caption in beam search: its last word, and a link to the words before."""
 
     total: float  # the sum of the log-probabilities of all its words
     word: int = START
     log_prob: float = 0.0  # of `word`
-    row: int = 0  # the row of `before` in the decoder's state of the step before
-    before: "_Beginning | None" = None  # None if `word` is <start>
+    row: int = 0  # the row of `previous` in the decoder's state that predicted `word`
+    previous: "_Beginning | None" = None  # ends before `word`; None if `word` is <start>
 
     def hypothesis(self, score: float) -> Hypothesis:
         """Returns all words so far as a finished caption."""
         tokens, log_probs, last = [], [], self
-        while last.before:
+        while last.previous:
             tokens.append(last.word)
             log_probs.append(last.log_prob)
-            last = last.before
+            last = last.previous
         return Hypothesis(tokens[::-1], log_probs[::-1], score)
 
 
@@ -151,9 +154,10 @@ def beam_search(decoder: Decoder, image: Tensor, config: DecodeConfig) -> list[l
 
     The score of a caption is the sum of its log-probabilities / length ** length_penalty. After
     each step the search keeps the K most probable unfinished captions of each picture. Finished
-    captions are kept in a list of their own, so an unfinished caption cannot replace a finished one
-    and then end with a lower score. An unfinished caption is dropped as soon as its score cannot
-    become one of the K best any more. After the last step unfinished captions count as finished.
+    captions have a list of their own. If both competed for K places, an unfinished caption could
+    displace a finished one, and its own score could then fall below the score of that caption. An
+    unfinished caption is dropped as soon as it cannot become one of the K best any more. After the
+    last step unfinished captions count as finished.
 
     Args:
         decoder: must be in eval mode.
@@ -169,20 +173,23 @@ def beam_search(decoder: Decoder, image: Tensor, config: DecodeConfig) -> list[l
     words, state = torch.full((len(image),), START, device=image.device), decoder.start(image)
     for length in range(1, steps + 1):
         scores, state = decoder.step(words, state)
-        longer = zip([*live], _extend(_log_probs(scores), [*live.values()], k), strict=True)
+        extended = zip([*live], _extend(_log_probs(scores), [*live.values()], k), strict=True)
         live = {}
-        for picture, beginnings in longer:
+        for picture, beginnings in extended:
             ends = [one for one in beginnings[:k] if one.word == END or length == steps]
             finished[picture] += [one.hypothesis(one.total / length**penalty) for one in ends]
             best = sorted(finished[picture], key=lambda h: h.score, reverse=True)[:k]
             finished[picture] = best
-            # More words only lower the sum, and the length is at most `steps`. So a caption whose
-            # sum is not above `least` cannot score better than the K-th best finished caption.
+            # The sum of log-probabilities is negative, and each word lowers it. The score is the
+            # sum / length ** penalty, and the length is at most `steps`. So an unfinished caption
+            # can reach at most sum / steps ** penalty. That is above the score of the K-th best
+            # finished caption only if the sum is above `least`.
             least = best[-1].score * steps**penalty if len(best) == k else -torch.inf
-            going = [one for one in beginnings if one.word != END][:k]
-            going = [one for one in going if one.total > least]
-            if going and not (k == 1 and ends):  # with one beam the search ends at the first <end>
-                live[picture] = going
+            unfinished = [one for one in beginnings if one.word != END][:k]
+            unfinished = [one for one in unfinished if one.total > least]
+            # With one beam the search ends at the first <end>, as greedy search does.
+            if unfinished and not (k == 1 and ends):
+                live[picture] = unfinished
         if not live or length == steps:
             break
         kept = [one for beginnings in live.values() for one in beginnings]
@@ -192,29 +199,30 @@ def beam_search(decoder: Decoder, image: Tensor, config: DecodeConfig) -> list[l
 
 
 def _extend(log_probs: Tensor, groups: list[list[_Beginning]], k: int) -> list[list[_Beginning]]:
-    """Adds one word to the captions of each picture, and returns the 2 K most probable results.
+    """Extends captions by one word, and returns the 2 K most probable results of each picture.
 
-    At most K of the results end with <end>, because each of the K captions has one result that
-    does. So at least K unfinished captions are left.
+    Each of the K captions of a picture can be extended by <end> in only one way. So at most K of
+    the 2 K results are finished, and at least K are unfinished.
 
     Args:
         log_probs: [R,V], log-probabilities of the next word, a row for each caption.
         groups: the captions of each picture, R in all.
         k: the number of beams.
     """
-    before, counts = [one for group in groups for one in group], [*map(len, groups)]
+    beginnings, counts = [one for group in groups for one in group], [*map(len, groups)]
     values, words = log_probs.topk(min(2 * k, log_probs.size(1)))
-    sums = values + values.new_tensor([one.total for one in before]).unsqueeze(1)
+    sums = values + values.new_tensor([one.total for one in beginnings]).unsqueeze(1)
     padded = pad_sequence(sums.split(counts), batch_first=True, padding_value=-torch.inf)
     totals, best = padded.flatten(1).topk(min(2 * k, padded[0].numel()))
     first = torch.tensor([0, *counts[:-1]], device=words.device).cumsum(0).unsqueeze(1)
-    # Padding is beyond the last row; its sum is -inf, and it is left out below.
-    rows = (first + best // words.size(1)).clamp(max=len(before) - 1)
+    # A picture with fewer captions than others has padding here. Its sums are -inf, so it is left
+    # out below, but its row must exist: after the last picture it would be beyond the last row.
+    rows = (first + best // words.size(1)).clamp(max=len(beginnings) - 1)
     flat = rows * words.size(1) + best % words.size(1)
     columns = (tensor.tolist() for tensor in (totals, words.take(flat), values.take(flat), rows))
     return [
         [
-            _Beginning(total, word, value, row, before[row])
+            _Beginning(total, word, value, row, beginnings[row])
             for total, word, value, row in zip(*picture, strict=True)
             if total != -torch.inf  # padding, or a word that must not be written
         ]

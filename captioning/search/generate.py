@@ -70,10 +70,10 @@ def _merge(groups: Sequence[list[Hypothesis]]) -> list[Hypothesis]:
     one captioner that found the caption.
     """
     scores = [{tuple(h.tokens): h.score for h in group} for group in groups]
-    every = {tuple(h.tokens): h for group in groups for h in group}
+    distinct = {tuple(h.tokens): h for group in groups for h in group}
     merged = [
         h._replace(score=fmean(own.get(tokens, min(own.values())) for own in scores))
-        for tokens, h in every.items()
+        for tokens, h in distinct.items()
     ]
     return sorted(merged, key=lambda h: h.score, reverse=True)
 
@@ -188,7 +188,8 @@ def caption_files(
         cnn: its frozen CNN, from ``load_cnn(checkpoint.cnn)``.
         paths: the files.
         config: how to search; None for the search that training chose.
-        cache: the features of exactly these files, which are then not read; None to encode them.
+        cache: the features of exactly these files, if they have been encoded before; then the
+            files are not read. None to read and encode the files.
         batch_size: the number of pictures that are encoded and captioned at once.
 
     Yields:

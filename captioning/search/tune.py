@@ -75,10 +75,11 @@ def _candidates(
 ) -> Iterator[list[_Candidate]]:
     """Yields the captions that beam search with `size` beams finds for each picture."""
     words = checkpoint.vocabulary
-    # CIDEr-D counts all words, as in `score_captions`, including words that the captioner does not
-    # know. So the words of the validation captions have a vocabulary of their own.
-    every = Vocabulary.build(caption for image in val.images for caption in image.captions)
-    tokens = lambda caption: every.encode(caption)[1:-1]
+    # `score_captions` compares all words, and so does CIDEr-D here. The captioner's vocabulary
+    # would turn the words that the captioner does not know into <unk>. So this vocabulary has all
+    # words of the validation captions.
+    all_words = Vocabulary.build(caption for image in val.images for caption in image.captions)
+    tokens = lambda caption: all_words.encode(caption)[1:-1]
     cider = CiderD([[*map(tokens, image.captions)] for image in val.images])
     device = next(checkpoint.model.parameters()).device
     config = DecodeConfig("beam", size, LENGTH_PENALTIES[0])
@@ -98,5 +99,6 @@ def _candidates(
 
 def _best(group: list[_Candidate], penalty: float, weight: float) -> _Candidate:
     """Returns the caption that ranks first with this length penalty and weight of the agreement."""
-    extra = penalty - LENGTH_PENALTIES[0]  # the scores have been divided for the latter already
+    # A score is already divided by length ** LENGTH_PENALTIES[0].
+    extra = penalty - LENGTH_PENALTIES[0]
     return max(group, key=lambda one: one.score / one.length**extra + weight * one.agreement)

@@ -26,9 +26,9 @@ from captioning.training.trainer import Trainer, learning_rate
 def train(setup: Setup, output: str | Path, process: Process = SINGLE) -> list[dict[str, float]]:
     """Trains a captioner and writes last.pt, best.pt and tensorboard/ into `output`.
 
-    best.pt is the first epoch with the highest CIDEr-D on the table "val". Without that table
-    best.pt is the last epoch, unless this run resumes one that had a table "val": then best.pt
-    stays as it is.
+    best.pt holds the epoch with the highest CIDEr-D on the validation pictures, the first of them
+    if several are equal. Without validation pictures best.pt holds the last epoch. But if the run
+    is resumed, and had validation pictures before, best.pt is not written again.
 
     Returns:
         An entry for each epoch: its loss or reward, and with "val" the scores.
@@ -135,8 +135,9 @@ class _Run:
                 self.curves.add_scalar(f"epoch/{name}", number, int(entry["epoch"]))
             self.curves.flush()
         say(describe(entry))
-        # best.pt is written first: if the run is killed between the two files, it resumes from the
-        # older last.pt and repeats this epoch.
+        # With scores best.pt is the best epoch so far. Without scores it is this epoch, unless an
+        # earlier epoch had scores. best.pt is written first: if the run is killed between the two
+        # files, it resumes from the older last.pt and repeats this epoch.
         if entry["CIDEr-D"] > max(earlier, default=-1.0) if "CIDEr-D" in entry else not earlier:
             self.save(self.best)
         self.save(self.last)
@@ -162,7 +163,7 @@ def describe(entry: dict[str, float]) -> str:
 
 
 def new_curves(folder: Path) -> Any:
-    """Returns a writer of TensorBoard's curves, or None and a message if it is not installed."""
+    """Returns a writer of TensorBoard's curves. Prints a message if TensorBoard is missing."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

@@ -14,7 +14,7 @@ from captioning.console import say
 from captioning.errors import CaptioningError
 from captioning.files import check_folder
 from captioning.model.checkpoint import Checkpoint, load_checkpoint, load_ensemble
-from captioning.model.layers import freeze
+from captioning.model.layers import prepack_lstms
 from captioning.model.neighbors import Neighbors
 from captioning.results.metrics import brief, score_captions
 from captioning.search.generate import best_captions
@@ -29,7 +29,7 @@ FIRST_STAGE = "cross-entropy"  # the folder of the stage before self-critical tr
 # These settings of a request apply only to the self-critical stage.
 SECOND_STAGE_SETTINGS = ("self_critical", "epochs", "batch_size", "learning_rate")
 LEGEND = {
-    "loss": "loss: nats per word, given the words before it, on --train with dropout and on --val",
+    "loss": "loss: cross-entropy in nats per word; dropout is active on --train, not on --val",
     "reward": "reward: mean CIDEr-D of captions drawn for pictures of --train",
 }
 
@@ -71,15 +71,18 @@ def train_locked(request: TrainingRequest, process: Process) -> list[dict[str, f
         setup, history = _do_run(run, process)
         no_neighbors |= setup.config.no_neighbors
     if process.is_first:
-        stages = {run.start for run in runs} - {request.start}
+        first_stages = {run.start for run in runs} - {request.start}
         files = [run.output / "best.pt" for run in runs]
-        final = [file for file in files if file not in stages]
+        final = [file for file in files if file not in first_stages]
         finish(final, request.lstm, process.device, setup, no_neighbors)
     return history
 
 
 def check_members(request: TrainingRequest) -> None:
-    """Refuses to resume fewer members than the folder holds, or members in a folder of one run."""
+    """Refuses to resume with fewer members than the folder holds.
+
+    A folder that holds one run without members can be resumed only with one member.
+    """
     folder, members = request.output, request.members
     single, held = (folder / "last.pt").exists(), len([*folder.glob("[0-9]*/last.pt")])
     if request.resume and (members > 1 if single else members < held):
@@ -165,9 +168,10 @@ def finish(paths: list[Path], lstm: str, device: str, setup: Setup, no_neighbors
     several = len(paths) > 1
     found = load_ensemble(paths, lstm, device)
     for model in found.models:
-        freeze(model)
+        prepack_lstms(model)
     who = f"all {len(paths)} together: " if several else ""
-    found.neighbors = None  # a run that resumes may have read some
+    # best.pt can hold neighbors, if an earlier run wrote it and the resumed run did not.
+    found.neighbors = None
     if val:
         keeps = len(tables["train"].images) < SMALL_SET and not no_neighbors
         near = Neighbors.of(tables["train"], found.vocabulary) if keeps else None
@@ -177,7 +181,7 @@ def finish(paths: list[Path], lstm: str, device: str, setup: Setup, no_neighbors
         one.search, one.neighbors = found.search, found.neighbors
         one.save(path)
     if test:
-        say(who + score(found, test))
+        say(who + describe_scores(found, test))
     best = paths[0].parents[1] / "*" / "best.pt" if several else paths[0]
     say(f"next: captioning caption {best} PICTURE")
 
@@ -191,7 +195,7 @@ def summary(history: list[dict[str, float]], best: Path) -> str:
     return f"best of {len(history)} epochs: {entry['epoch']:.0f}, {brief(entry)} on --val: {best}"
 
 
-def score(checkpoint: Checkpoint, table: FeatureTable) -> str:
+def describe_scores(checkpoint: Checkpoint, table: FeatureTable) -> str:
     """Returns a line with the scores on the test pictures, by greedy and by the chosen search."""
     parts = []
     for config in (DecodeConfig("greedy"), checkpoint.search):

@@ -45,8 +45,8 @@ def distributed(device: str) -> Iterator[Process]:
         yield process
         dist.barrier()  # gloo aborts if a process leaves while others communicate
     finally:
-        # DistributedDataParallel keeps the process group alive, and is itself kept alive by
-        # reference cycles. The group must end before Python does, because a thread of the group
-        # that asks for the GIL after that aborts the process.
+        # The group must end before the interpreter does. Otherwise a thread of the group may ask
+        # for the GIL of an interpreter that has ended, which aborts the process. Reference cycles
+        # keep DistributedDataParallel alive, which keeps the group alive, so they are collected.
         gc.collect()
         dist.destroy_process_group()

@@ -33,23 +33,23 @@ class SelfCriticalTrainer(Trainer):
         return CiderD(self.table.tokens(self.vocabulary))
 
     def batches(self, epoch: int) -> list[Tensor]:
-        """Returns the batches of an epoch, each the numbers of some pictures."""
+        """Returns the batches of an epoch, each the indices of some pictures."""
         config = self.config
         return shuffled(len(self.table.images), config.batch_size, config.seed, epoch)
 
     def objective(self, indices: Tensor) -> tuple[Tensor, int, Tensor]:
         """Draws captions and weights their losses by their rewards; see `Trainer.objective`."""
         process, samples, decoder = self.process, self.config.self_critical, self.model.decoder
-        # Every process draws the numbers of the whole batch, so that the captions do not depend on
-        # the number of processes.
+        # Every process draws the random numbers of the whole batch, so that the captions do not
+        # depend on how many processes there are.
         noise = torch.rand(len(indices), samples, decoder.max_seq_length)
-        share = slice(process.rank, None, process.world_size)
-        pictures = indices[share]
+        own = slice(process.rank, None, process.world_size)
+        pictures = indices[own]
         features = self.table.read(pictures).to(process.device)
         self.model.eval()
         with torch.no_grad(), self.autocast():
             image = self.model.encoder.embed(features).repeat_interleave(samples, 0)
-            uniform = noise[share].flatten(0, 1).to(process.device)
+            uniform = noise[own].flatten(0, 1).to(process.device)
             tokens = write_tokens([decoder], [image], random_words(uniform))[0].cpu()
         lengths = (tokens != PAD).sum(1)
         reward = self.reward(pictures, tokens, lengths)
@@ -73,7 +73,7 @@ class SelfCriticalTrainer(Trainer):
         """Computes the CIDEr-D [pictures,samples] of drawn captions.
 
         Args:
-            pictures: int64, the numbers of the pictures.
+            pictures: int64, the indices of the pictures.
             tokens: int64 [pictures * samples,T], the captions of each picture one after the other.
             lengths: the number of tokens of each caption, including <end>.
         """

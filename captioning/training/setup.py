@@ -47,9 +47,10 @@ def set_up(request: TrainingRequest, device: str = "cpu") -> Setup:
     resumes = request.resume and last.exists()
     path = last if resumes else request.start
     origin = load_checkpoint(path, request.lstm) if path else None
-    # What follows up to `load_cnn` finds errors before a download or the encoding of pictures.
-    new = ModelConfig(1, 1, grid=1, **select({"decoder"}, request.settings))
-    decoder = decoder_class(origin.model.config if origin else new)
+    # Loading the CNN may download weights, and encoding the pictures takes long. So what can
+    # be checked without them is checked before `load_cnn`.
+    requested = ModelConfig(1, 1, grid=1, **select({"decoder"}, request.settings))
+    decoder = decoder_class(origin.model.config if origin else requested)
     cnn_config = origin.cnn if origin else _new_cnn(request, decoder)
     if origin and path:
         _check_same(request, origin, resumes, path)
@@ -69,10 +70,10 @@ def set_up(request: TrainingRequest, device: str = "cpu") -> Setup:
     vocabulary = origin.vocabulary if origin else Vocabulary.build(captions, config.min_count)
 
     cnn = load_cnn(cnn_config).to(device)
-    known = Path(origin.training.get("features", "nowhere") if origin else "nowhere")
-    folder = request.features or (known if known.is_dir() else request.output / "features")
-    several = 4 if device.startswith("cuda") else 0
-    workers = several if request.workers is None else request.workers
+    earlier = Path(origin.training.get("features", "nowhere") if origin else "nowhere")
+    folder = request.features or (earlier if earlier.is_dir() else request.output / "features")
+    default_workers = 4 if device.startswith("cuda") else 0
+    workers = default_workers if request.workers is None else request.workers
     tables = {}
     for split, (annotations, _) in request.splits.items():
         images = data[split].images

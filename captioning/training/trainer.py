@@ -41,10 +41,10 @@ def consensus_weights(table: FeatureTable, vocabulary: Vocabulary, share: float)
     """Returns a factor for the loss of each caption, larger for captions that agree with others.
 
     This is an idea of Phan et al. (2017). The agreement of a caption is its CIDEr-D against the
-    other captions of its picture, plus a fifth of the mean CIDEr-D of all captions. Without that
-    constant a few equal words would decide the factors of pictures whose captions agree little. A
-    factor is 1 - share + share * agreement / (mean agreement of the picture's captions), so the
-    factors of a picture have the mean 1.
+    other captions of its picture, plus a constant: a fifth of the mean CIDEr-D of all captions. If
+    the captions of a picture have few words in common, their CIDEr-D are near 0, and without the
+    constant the factors would depend on a word or two. A factor is 1 - share + share * agreement /
+    (mean agreement of the picture's captions), so the factors of a picture have the mean 1.
     """
     references = table.tokens(vocabulary)
     cider = CiderD(references)
@@ -86,15 +86,16 @@ class Trainer:
     def _check_batches(self) -> None:
         """Refuses batches too small for BatchNorm, or for the number of processes."""
         config, images, processes = self.config, self.captions.image, self.process.world_size
-        smallest, small = min(map(len, self.batches(0))), False
-        # BatchNorm needs two vectors in train mode. A picture has one vector, or many if the CNN
-        # pools to a grid. Self-critical training stays in eval mode. A batch that is larger than
-        # the captions of any one picture has at least two pictures.
+        smallest, too_small = min(map(len, self.batches(0))), False
+        # In train mode BatchNorm needs at least two vectors. A picture has one vector, so a batch
+        # needs two pictures. There are two exceptions: if the CNN pools to a grid, one picture has
+        # many vectors, and self-critical training stays in eval mode.
         needs_two_pictures = not self.model.config.grid and not config.self_critical
+        # A batch of more captions than any picture has is about at least two pictures.
         if needs_two_pictures and smallest <= images.bincount().max():
             every = (batch for epoch in range(config.epochs) for batch in self.batches(epoch))
-            small = any(len(images[batch].unique()) < 2 for batch in every)
-        if small or smallest < processes:
+            too_small = any(len(images[batch].unique()) < 2 for batch in every)
+        if too_small or smallest < processes:
             raise CaptioningError(
                 "batch_size: expected captions of two pictures in each batch, for BatchNorm, and "
                 f"one for each process ({processes}); got {config.batch_size} of {len(images)}"
@@ -114,7 +115,10 @@ class Trainer:
         return average.lerp(weight, 1 - decay)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the state that is not in the weights of `averaged`."""
+        """Returns what training needs to resume, besides the weights of `averaged`.
+
+        If the weights are averaged, this includes the weights that are trained.
+        """
         state = {"optimizer": self.optimizer.state_dict(), "step": self.step}
         return state | ({"weights": self.model.state_dict()} if self.average else {})
 
@@ -122,7 +126,8 @@ class Trainer:
         """Continues from a state that `state_dict` returned."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
-        if self.average:  # the checkpoint held the averaged weights, which are in both now
+        # The checkpoint holds the averaged weights, which both `average` and `model` have now.
+        if self.average:
             self.average.n_averaged.fill_(self.step)
             self.model.load_state_dict(state["weights"])
 
@@ -143,7 +148,11 @@ class Trainer:
         return self.config.seed * 1_000_003 + self.step
 
     def train_step(self, indices: Tensor, steps: int) -> float:
-        """Does one of `steps` steps of the run, on one of `batches`.
+        """Trains on one batch.
+
+        Args:
+            indices: one of `batches`.
+            steps: the number of steps of the whole run, on which the learning rate depends.
 
         Returns:
             The metric of the batch before the step: the mean cross-entropy per token in nats,
@@ -176,23 +185,22 @@ class Trainer:
 
         Returns:
             The loss to minimize, summed over this process's tokens; the number of tokens of all
-            processes; and this process's part
-            of the metric, which is the sum over all processes.
+            processes; and this process's summand of the metric.
         """
         process, config = self.process, self.config
         batch = self.captions.batch(indices)
         tokens = int((batch.lengths - 1).sum())
-        share = slice(process.rank, None, process.world_size)
-        lengths = batch.lengths[share]
+        own = slice(process.rank, None, process.world_size)
+        lengths = batch.lengths[own]
         torch.manual_seed(self.seed * 1009 + process.rank)  # dropout differs by process
         self.model.train()
         with self.autocast():
             loss, nll = self.parallel(
                 self.table.read(batch.images).to(process.device),
-                batch.rows[share].to(process.device),
-                batch.captions[share, : int(lengths[0])].to(process.device),
+                batch.rows[own].to(process.device),
+                batch.captions[own, : int(lengths[0])].to(process.device),
                 lengths,
-                self.caption_weights[batch.indices[share]].to(process.device),
+                self.caption_weights[batch.indices[own]].to(process.device),
                 label_smoothing=config.label_smoothing,
             )
         # The metric has no caption weights and no label smoothing, like the loss on --val, so that

@@ -12,7 +12,7 @@ from captioning.__main__ import main
 from captioning.data.vocabulary import END, PAD, START
 from captioning.errors import CaptioningError
 from captioning.model.captioner import DECODERS, decoder_class
-from captioning.model.layers import LSTM_WEIGHTS, freeze
+from captioning.model.layers import LSTM_WEIGHTS, prepack_lstms
 from captioning.search.decoding import beam_search, write_captions
 from captioning.settings import POOLS, DecodeConfig, ModelConfig
 from fastlstm import PackedLSTM, PackedLSTMCell
@@ -127,9 +127,9 @@ def test_prepacked_weights(config, decoder, image, weights):
     frozen = copy.deepcopy(decoder)
     if not hasattr(decoder, "lstm") and weights != "float32":
         with pytest.raises(CaptioningError, match="expected .* a decoder with an LSTM"):
-            freeze(frozen, weights)
+            prepack_lstms(frozen, weights)
         return
-    freeze(frozen, weights)
+    prepack_lstms(frozen, weights)
     packed = [m for m in frozen.modules() if isinstance(m, (PackedLSTM, PackedLSTMCell))]
     assert all(str(lstm.weights).endswith(weights) for lstm in packed)
     assert len(packed) == hasattr(decoder, "lstm")
@@ -147,10 +147,10 @@ def test_prepacked_weights(config, decoder, image, weights):
 def test_a_decoder_that_cannot_be_prepacked_stays_in_float32(config, kind):
     other = decoder_class(config)(config, kind).eval()
     before = [type(module) for module in other.modules()]
-    freeze(other)
+    prepack_lstms(other)
     assert [type(module) for module in other.modules()] == before
     with pytest.raises(CaptioningError, match="--lstm-weights int8: expected fastlstm"):
-        freeze(other, "int8")
+        prepack_lstms(other, "int8")
 
 
 def test_help_and_errors_name_every_decoder(capsys):

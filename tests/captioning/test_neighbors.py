@@ -50,7 +50,7 @@ def test_agreement_with_the_other_captions_counts_a_little(three):
     picture = torch.eye(3)[:1]
     alone, pair = three.agreement(picture, [[A]])[0], three.agreement(picture, [[A, A]])[0]
     other = three.cider.consensus([A, A])[0]
-    assert other > 0 and pair == pytest.approx([alone[0] + neighbors.OTHERS * other] * 2)
+    assert other > 0 and pair == pytest.approx([alone[0] + neighbors.OTHERS_WEIGHT * other] * 2)
 
 
 def test_the_caption_that_agrees_comes_first(three):
