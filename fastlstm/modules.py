@@ -227,7 +227,7 @@ class SequenceModule(nn.Module):
         if plain is not None:  # else something else has to be decided, or to see the call
             return plain
         weights, layout, dtype = self._fastlstm_weights()
-        if layout is None:
+        if layout is None or dtype is None:
             return self._fastlstm_as_torch(input, hx, lengths, reset, return_cell_states)
         data: Any = input
         batch_sizes, sorted_indices, unsorted_indices = None, None, None
