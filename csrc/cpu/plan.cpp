@@ -87,13 +87,16 @@ MatrixForm form_of(const CpuTask& task, const CpuMachine& machine, const CpuPlan
                    int64_t reads, int64_t rows) {
   const Product& product = *plan.product;
   const bool any = may_have_any_form(task, plan);
+  // 16 bits: only a single step, and one that trains only if the product takes their dtype.
   const bool is_own = machine.own_product(plan.dtype) && task.only_dense &&
                       (!task.saves || product.takes(plan.dtype));
   if (!any && (task.steps > 1 || task.prepacked || !(task.backward || is_own)))
     return MatrixForm::kPacked;
   const int64_t times_l2 = product.bytes(4 * task.hidden_size * K) / machine.l2_cache_bytes;
-  // With more rows a panel is cheaper than transposing the weights for every tile of rows.
-  if (rows <= (reads == 1 ? 12 : 8) && reads <= 2 + times_l2 && (any || !task.backward))
+  const int64_t few_reads = std::min<int64_t>(3 + times_l2, 16);
+  // Forward, a panel for more rows costs less than transposing the weights for every tile of rows.
+  const int64_t few_rows = reads > 1 ? 8 : task.backward ? 32 : 12;
+  if (rows <= few_rows && reads <= few_reads && (any || !task.backward))
     return MatrixForm::kAsItLies;
   const bool is_step = task.steps == 1 && !task.backward;
   const bool is_few = reads <= 2 && rows <= kRowsInUse && (task.steps == 1 || times_l2 > 0);

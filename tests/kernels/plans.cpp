@@ -96,8 +96,9 @@ void check_plan(const std::string& what, const CpuTask& task, const CpuMachine& 
     check(product.trains() && !task.prepacked && (any_form || task.steps == 1) &&
               (task.backward || product.takes(found.dtype)),
           what, ": weights that do not lie as they are multiplied");
-    check(form != MatrixForm::kAsItLies || (task.batch <= 12 && (any_form || !task.backward)), what,
-          ": many rows times weights as they lie");
+    const int64_t few_rows = task.backward ? 32 : 12;
+    check(form != MatrixForm::kAsItLies || (task.batch <= few_rows && (any_form || !task.backward)),
+          what, ": many rows times weights as they lie");
   }
   check(found.steps_ahead >= 0 && found.steps_ahead <= task.steps && found.chunk_steps >= 1 &&
             found.chunk_steps <= task.steps,
