@@ -6,9 +6,6 @@ The environment variable FASTLSTM_BUILD says what to build:
   cuda  CPU and CUDA kernels; an error says what is missing
   none  no kernels: pure Python
 
-FASTLSTM_CHECKED=1 is for tests on a GPU: a block of a CUDA kernel that waits for a value of another
-block then gives up sooner.
-
 FASTLSTM_TORCH_HEADERS lists folders with unpacked wheels of torch, for example
 "build/torch/2.8 build/torch/2.13". Then the build is for these versions of torch (`make wheels`),
 and not for the installed torch.
@@ -192,14 +189,6 @@ def cuda_arch_list(home):
     return ";".join(arch for arch in arches if arch in (newest.values() or arches)) + "+PTX"
 
 
-def checked_macros():
-    """Returns the macros for FASTLSTM_CHECKED: how often a block polls before it gives up."""
-    checked = os.environ.get("FASTLSTM_CHECKED", "0")
-    if checked not in ("0", "1"):
-        raise SystemExit(f"FASTLSTM_CHECKED must be 0 or 1, got {checked!r}")
-    return [("FASTLSTM_SPIN_LIMIT", "2000000")] if checked == "1" else []
-
-
 def openmp_flags(platform, torch_headers):
     """Returns the flags for OpenMP: those of the compiler and those of the linker."""
     if platform != "darwin":
@@ -252,7 +241,6 @@ def own_extension(kinds):
         sources = [source for source in sources if not source.startswith("csrc/cuda/")]
         return cpp_extension.CppExtension("fastlstm._C", sorted(sources), **shared)
     sources += glob("csrc/cuda/*.cu")
-    shared["define_macros"] += checked_macros()
     return cpp_extension.CUDAExtension("fastlstm._C", sorted(sources), **shared)
 
 

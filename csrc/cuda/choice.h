@@ -15,19 +15,27 @@
 
 namespace fastlstm {
 
+// Returns the number that an environment variable holds.
+inline int64_t number_in(const char* variable, const char* what, int64_t least, int64_t otherwise) {
+  const char* const text = std::getenv(variable);
+  char* end = nullptr;
+  const int64_t value = text ? std::strtol(text, &end, 10) : otherwise;
+  TORCH_CHECK(!text || (!*end && value >= least), variable, ": expected a number of ", what, ", ",
+              least, " or more, got \"", text, "\"");
+  return value;
+}
+
 // The number of multiprocessors that the persistent engine leaves to other streams and processes.
-// The environment variable FASTLSTM_FREE_SMS sets it and is read once.
 inline int64_t free_sms() {
-  static const int64_t count = [] {
-    const char* const text = std::getenv("FASTLSTM_FREE_SMS");
-    char* end = nullptr;
-    const int64_t value = text ? std::strtol(text, &end, 10) : 0;
-    TORCH_CHECK(!text || (!*end && value >= 0),
-                "FASTLSTM_FREE_SMS: expected a number of multiprocessors, 0 or more, got \"", text,
-                "\"");
-    return value;
-  }();
+  static const int64_t count = number_in("FASTLSTM_FREE_SMS", "multiprocessors", 0, 0);
   return count;
+}
+
+// Sequence::patience, from the environment.
+inline uint32_t patience() {
+  constexpr int64_t kMost = 100'000;  // 20 times as many milliseconds are a uint32_t
+  static const int64_t seconds = number_in("FASTLSTM_WAIT_SECONDS", "seconds", 1, 60);
+  return static_cast<uint32_t>(1000 * std::min(seconds, kMost));
 }
 
 // Describes the current device, which is the device of the call.

@@ -65,7 +65,8 @@ cudaError_t launch_cooperative(void (*kernel)(P...), dim3 grid, dim3 block, size
 // are of words, and a vector load is one of words: the memory model promises nothing where a load
 // meets stores of half its size. Such memory is never read through const __restrict__ or __ldg, for
 // which the compiler may take a cache that does not notice other SMs' writes.
-// give_up() ends the launch of a block that polls in vain.
+// give_up() ends the launch of a block that polls in vain; milliseconds() is the clock of its wait,
+// of 32 bits that wrap around.
 //
 // in_register: the value itself, which the compiler keeps in a register. It does not know what
 // lanes hand each other; otherwise it computes addresses and indices again at every use, from
@@ -84,12 +85,6 @@ constexpr bool kRunsPersistent = false;
 constexpr bool kRunsPersistent = true;
 #endif
 
-// A block that waits longer gives up: about a minute, and for the first values 20 minutes more. A
-// checked build has fewer (setup.py).
-#if !defined(FASTLSTM_SPIN_LIMIT)
-#define FASTLSTM_SPIN_LIMIT 100000000
-#endif
-
 #if defined(FASTLSTM_EMULATOR)
 
 template <typename T>
@@ -103,6 +98,7 @@ inline void store_exchanged(uint32_t* address, uint32_t word) {
 }
 inline Bits128 load_exchanged(const Bits128* address) { return *address; }
 inline void give_up() { throw simt::Fault("a block waits in vain"); }
+using simt::milliseconds;
 inline void await_store(const Bits128* address) { simt::await_store(address->word, 4); }
 using std::min;
 inline void prefetch(const void* address) { *static_cast<const volatile char*>(address); }
@@ -146,6 +142,13 @@ __device__ inline Bits128 load_exchanged(const Bits128* address) {
                : "=r"(w.word[0]), "=r"(w.word[1]), "=r"(w.word[2]), "=r"(w.word[3])
                : "l"(address));
   return w;
+}
+
+// By the device's clock, in units of 2^20 nanoseconds.
+__device__ inline uint32_t milliseconds() {
+  uint64_t nanoseconds;
+  asm volatile("mov.u64 %0, %globaltimer;" : "=l"(nanoseconds));
+  return static_cast<uint32_t>(nanoseconds >> 20);
 }
 
 // Says so and ends the launch. Without arguments printf needs no stack.

@@ -23,6 +23,8 @@ struct Sequence {
   const int64_t* order;    // [B] the batch rows sorted by length, the longest first, so that short
                            // rows share a tile, which is then skipped early; nullptr: not sorted
   const bool* reset;       // [T,B] whether the state is zeroed before a step; nullptr: never
+  uint32_t patience;       // milliseconds that a block waits for a value of another block; 20 times
+                           // as long for the first value
 };
 
 // The number of steps of a batch row. The host has not checked lengths that are on the device, so

@@ -74,10 +74,10 @@ struct Block {
   // For each row of the group its batch row, and its length or -1 if the row does not exist.
   int* const batch_row = reinterpret_cast<int*>(state + tiling.group_rows * kUnits);
   int* const length = batch_row + tiling.group_rows;
-  // The value from which the polls of a lane are counted. It begins far below 0, so the first wait
-  // may take much longer: until a block has seen values of the blocks that it waits for, these may
-  // still wait for a multiprocessor that another kernel (NCCL's, for instance) occupies.
-  mutable int polls = INT32_MIN;
+  // The milliseconds that a lane waits for a value. The first wait may take much longer: until a
+  // block has seen values of the blocks that it waits for, these may still wait for a
+  // multiprocessor that another kernel (NCCL's, for instance) occupies.
+  mutable uint32_t patience = 20 * sequence.patience;
 
   __device__ void find_rows() const {
     for (int i = thread; i < tiling.group_rows; i += kThreads) {
@@ -175,10 +175,10 @@ struct Block {
 #pragma unroll
     for (int j = 0; j < kTile / 8; ++j) parts[j] = lane_part(vectors[j], last_chunk, depth, lane);
     WarpProduct<P, kRows, kTile> product{slice, chunks, lane, {}};
-    add_chunks<kChunks>(product, parts, first_chunk, last_chunk, polls);
-    // The widest tile has no register left for the count. It keeps the long limit for all waits.
+    add_chunks<kChunks>(product, parts, first_chunk, last_chunk, patience);
+    // The widest tile has no register left for it. It keeps the long limit for all waits.
     for (const auto& part : parts)
-      if (kChunks > 1 && part.exchanged) polls = 0;
+      if (kChunks > 1 && part.exchanged) patience = sequence.patience;
     product.sums.store(partials + warp * kTile * partial_stride(kRows), lane);
   }
 

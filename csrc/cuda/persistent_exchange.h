@@ -77,6 +77,18 @@ __device__ LanePart<T> lane_part(const RowVector<T>& row, int last, int depth, i
   return {row.values + skipped, end, row.exchanged};
 }
 
+// Polls a piece until it is there, and gives up after `patience` milliseconds.
+__device__ inline void await_piece(const Bits128* piece, uint32_t patience) {
+  const uint32_t start = milliseconds();
+  for (;;) {
+    await_store(piece);
+    const Bits128 words = load_exchanged(piece);
+    const bool is_late = milliseconds() - start > patience;  // while the piece is on its way
+    if (!is_unwritten(words)) return;
+    if (is_late) give_up();
+  }
+}
+
 // The values that a lane loads together: its 16 bytes of kChunks chunks of kColumns rows.
 template <typename T, int kChunks, int kColumns>
 struct LoadedChunks {
@@ -94,23 +106,26 @@ struct LoadedChunks {
     }
   }
 
-  // Polls until every value is there. The polls count from `polls` on.
-  __device__ void wait(const LanePart<T> (&parts)[kColumns], int begin, int polls) {
-    for (; is_missing(parts); ++polls) {
-      if (polls == FASTLSTM_SPIN_LIMIT) give_up();
+  // Waits until every value is there. It polls one missing piece and loads the others after that
+  // one: polling all of them would take L2's time from the values that everybody waits for.
+  __device__ void wait(const LanePart<T> (&parts)[kColumns], int begin, uint32_t patience) {
+    while (const Bits128* const piece = missing_piece(parts, begin)) {
+      await_piece(piece, patience);
       reload_missing(parts, begin);
     }
     __syncwarp();
   }
 
-  __device__ bool is_missing(const LanePart<T> (&parts)[kColumns]) const {
-    bool any = false;
+  // The last piece that is missing, or nullptr.
+  __device__ const Bits128* missing_piece(const LanePart<T> (&parts)[kColumns], int begin) const {
+    const Bits128* piece = nullptr;
 #pragma unroll
     for (int j = 0; j < kColumns; ++j) {
 #pragma unroll
-      for (int a = 0; a < kChunks; ++a) any |= parts[j].exchanged && is_unwritten(words[a][j]);
+      for (int a = 0; a < kChunks; ++a)
+        if (parts[j].exchanged && is_unwritten(words[a][j])) piece = parts[j].at(begin + a);
     }
-    return any;
+    return piece;
   }
 
   // Loads all that is missing, together.
@@ -119,9 +134,8 @@ struct LoadedChunks {
     for (int j = 0; j < kColumns; ++j) {
 #pragma unroll
       for (int a = 0; a < kChunks; ++a) {
-        if (!is_unwritten(words[a][j]) || !parts[j].exchanged) continue;
-        await_store(parts[j].at(begin + a));
-        words[a][j] = load_exchanged(parts[j].at(begin + a));
+        if (is_unwritten(words[a][j]) && parts[j].exchanged)
+          words[a][j] = load_exchanged(parts[j].at(begin + a));
       }
     }
   }

@@ -25,6 +25,7 @@ template <typename Call, typename DirectionOf>
 void launch_directions(Call& call, const Layer& layer, const Tiling& tiling, const Tensor& exchange,
                        const DirectionOf& direction_of) {
   const auto stream = c10::cuda::getCurrentCUDAStream();
+  call.sequence.patience = patience();
   for (int64_t first = 0; first < layer.num_directions(); first += tiling.directions) {
     call.first_reverse = first == 1;
     for (int k = 0; k < tiling.directions; ++k) call.direction[k] = direction_of(first + k);

@@ -231,19 +231,19 @@ __device__ Sums<kCount> sum_partials(const float* partials, int tile, int rows, 
 }
 
 // Multiplies a warp's chunks [first, last), kChunks at a time. The next chunks are loaded while the
-// current ones are multiplied. `polls`: see LoadedChunks::wait.
+// current ones are multiplied. `patience`: see await_piece.
 template <int kChunks, class Product, typename T, int kColumns>
 __device__ void add_chunks(Product& product, const LanePart<T> (&parts)[kColumns], int first,
-                           int last, int polls) {
+                           int last, uint32_t patience) {
   LoadedChunks<T, kChunks, kColumns> one, other;
   const auto multiply = [&](auto& loaded, auto& next, int begin) {
     const int end = begin + kChunks;
     if (end < last) next.load(parts, end);
     product.add(loaded.words, begin, last);
-    if (end < last) next.wait(parts, end, polls);
+    if (end < last) next.wait(parts, end, patience);
   };
   one.load(parts, first);
-  one.wait(parts, first, polls);
+  one.wait(parts, first, patience);
   for (int begin = first; begin < last; begin += 2 * kChunks) {
     multiply(one, other, begin);
     if (begin + kChunks < last) multiply(other, one, begin + kChunks);

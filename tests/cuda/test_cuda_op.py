@@ -292,19 +292,21 @@ test_cuda_op.Call("float32", hidden_size=256).forward("persistent")
 """
 
 
-def test_free_multiprocessors():
+def test_variables_of_the_environment():
     """Of the SMS that the emulated device has, 4 are left."""
     ops()
     folders = str(ROOT / "tests"), str(ROOT / "tests/cuda")
     environment = os.environ | {"FASTLSTM_FREE_SMS": "20"}
     done = run(sys.executable, "-c", FREE_SMS, *folders, env=environment)
     assert "with 4 SMs, and 20 left free by FASTLSTM_FREE_SMS" in done.stdout, done.stdout
-    done = run(
-        sys.executable, "-c", FREE_SMS, *folders, env=environment | {"FASTLSTM_FREE_SMS": "x"}
-    )
-    assert (
-        'FASTLSTM_FREE_SMS: expected a number of multiprocessors, 0 or more, got "x"' in done.stdout
-    )
+    for variable, what, value in (
+        ("FREE_SMS", "multiprocessors, 0", "x"),
+        ("FREE_SMS", "multiprocessors, 0", "-1"),
+        ("WAIT_SECONDS", "seconds, 1", "0"),
+    ):
+        name = f"FASTLSTM_{variable}"
+        done = run(sys.executable, "-c", FREE_SMS, *folders, env=environment | {name: value})
+        assert f'{name}: expected a number of {what} or more, got "{value}"' in done.stdout
 
 
 @pytest.mark.parametrize("kind", ["float32"], indirect=True)

@@ -648,6 +648,11 @@ std::map<std::string, Operation> make_operations() {
   all["call.uni vprintf"] = {print_handler, {k64, k64}};
   all["bar.sync"] = {nothing, {k32}, Control::kBlockBarrier, -1};
   all["bar.warp.sync"] = {nothing, {k32}, Control::kWarpBarrier, 0};
+  // A microsecond passes between two looks.
+  all["mov.u64 %globaltimer"] = lanewise([] {
+    static u64 now = 0;
+    return now += 1000;
+  });
   all["shfl.sync.idx.b32"] = shuffle<Shuffle::kIdx>();
   all["shfl.sync.bfly.b32"] = shuffle<Shuffle::kBfly>();
   all["mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"] = mma(mma_m16n8k16_handler<from_bf16>);

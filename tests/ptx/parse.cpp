@@ -309,6 +309,10 @@ class Parser {
     if (opcode.rfind("mov.b", 0) == 0 && rest.find('{') != std::string::npos)
       opcode += rest[0] == '{' ? " unpack" : " pack";
     auto parts = operands_of(rest);
+    if (parts.size() == 2 && parts[1] == "%globaltimer") {  // differs at every look
+      opcode += " " + parts[1];
+      parts.pop_back();
+    }
     const bool is_call = opcode == "call.uni";
     if (is_call && parts.size() > 1) {  // result, function, arguments
       opcode += " " + parts[1];

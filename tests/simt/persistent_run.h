@@ -77,6 +77,7 @@ struct Run {
   std::vector<oracle::Problem> problems;
   Buffers<T> buffers;
   Task task;
+  uint32_t patience = runtime::kPatience;
 
   Run(const Shape& shape, unsigned seed, bool allow_tf32)
       : shape(shape),
@@ -169,7 +170,8 @@ struct Run {
             shape.form == kDense ? nullptr : problems[0].length.data(),
             shape.form == kPacked ? buffers.offsets.data() : nullptr,
             shape.order ? buffers.order.data() : nullptr,
-            shape.reset ? reinterpret_cast<const bool*>(problems[0].reset.data()) : nullptr};
+            shape.reset ? reinterpret_cast<const bool*>(problems[0].reset.data()) : nullptr,
+            patience};
   }
 
   Tiling tiling() const {

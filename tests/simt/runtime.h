@@ -31,6 +31,8 @@ enum cudaMemcpyKind {
 };
 
 namespace runtime {
+// Sequence::patience, by a clock that every look sets forward.
+constexpr uint32_t kPatience = 1'000'000;
 
 // A recorded call.
 struct Event {

@@ -57,9 +57,6 @@ enum cudaError_t {
   cudaErrorNotSupported = 801
 };
 
-// The number of polls after which a block gives up. A thread here polls again only after a store.
-#define FASTLSTM_SPIN_LIMIT 1000
-
 namespace simt {
 
 template <typename To, typename From>
@@ -255,6 +252,12 @@ inline void exchange_store(uint32_t* address, uint32_t word) {
   if (found == m.awaiting.end()) return;
   for (Fiber* f : found->second) make_ready(m, f);
   m.awaiting.erase(found);
+}
+
+// The clock of the device, which every look sets forward.
+inline uint32_t milliseconds() {
+  static uint32_t now = 0;
+  return ++now;
 }
 
 // Waits until the first unwritten word of `count` words at `address` is stored.

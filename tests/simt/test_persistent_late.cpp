@@ -7,18 +7,36 @@ namespace {
 using namespace persistent;
 
 const testing::Case late("persistent/a block that starts late", [] {
+  constexpr uint32_t kPatience = 50'000;
   for (bool allow_tf32 : {true, false}) {
     for (const Shape& shape : {Shape{3, 2, 64}, Shape{4, 3, 64, kLengths, 1, true}}) {
       Run<float> run(shape, 1, allow_tf32);
+      run.patience = kPatience;
       for (const auto& pass : {std::function<void()>([&] { run.forward(); }),
                                std::function<void()>([&] { run.backward(); })}) {
-        simt::late_polls() = 2000 * FASTLSTM_SPIN_LIMIT;
+        simt::late_polls() = 10 * kPatience;
         pass();
         check(simt::late_polls() == 0, simt::late_polls(), " polls before the last block started");
       }
       run.compare(allow_tf32 ? 0x1p-11 : 0x1p-24);
     }
   }
+});
+
+const testing::Case too_late("persistent/a block that starts too late", [] {
+  Run<float> run({3, 2, 64}, 1, true);
+  run.patience = 50'000;
+  simt::late_polls() = 30 * run.patience;
+  std::string message;
+  try {
+    run.forward();
+  } catch (const simt::Fault& fault) {
+    message = fault.what();
+  }
+  const int left = std::exchange(simt::late_polls(), 0);
+  check(message == "a block waits in vain", "expected a fault, got \"", message, '"');
+  const uint32_t polls = 30 * run.patience - left;
+  check(polls >= 19 * run.patience && polls <= 21 * run.patience, "gave up after ", polls);
 });
 
 }  // namespace
