@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from . import _build
 from ._call import LAYOUTS, weight_shapes
 
 torch_lstm: Any = nn.LSTM  # whose methods run on modules that do not inherit from it
@@ -29,20 +30,20 @@ def read_weights(lstm: Any) -> tuple[list[Any], str | None, torch.dtype | None]:
     was made. nn.LSTM makes it anew then, and computes a parametrization twice.
     """
     names, weights, parameters = lstm._flat_weights_names, lstm._flat_weights, lstm._parameters
-    try:  # ten times faster than nn.Module.__getattr__
-        by_name = [*map(parameters.__getitem__, names)]
-    except KeyError:  # functional_call, parametrizations and replicas swap parameters
-        by_name = [getattr(lstm, name, None) for name in names]
+    try:
+        layout, shapes = described(lstm)
+    except AttributeError:  # an attribute is missing
+        layout, shapes = None, []
+    library = None if torch.compiler.is_compiling() else _build.library
+    if library is not None and library.are_described(weights, parameters, names, shapes):
+        return weights, layout, weights[0].dtype
+    by_name = [getattr(lstm, name, None) for name in names]
     if len(weights) != len(names) or not all(map(is_, weights, by_name)):
         for weight, ref in zip(by_name, lstm._flat_weight_refs, strict=True):
             if weight is not None and ref is not None and ref() is not weight:
                 weights = by_name
-    try:
-        layout, shapes = described(lstm)
-        fit = [*map(Tensor.size, weights)] == shapes
-    except (AttributeError, TypeError):  # an attribute or a weight is missing
-        fit = False
-    return ([*weights], layout, weights[0].dtype) if fit and weights else ([*weights], None, None)
+    fit = bool(shapes) and shapes_of(weights) == shapes
+    return [*weights], layout if fit else None, weights[0].dtype if fit else None
 
 
 def weights_of_cell(cell: nn.Module) -> tuple[list[Any], str]:

@@ -203,25 +203,30 @@ class SequenceModule(nn.Module):
         if reset is not None and getattr(reset, "dtype", None) is not torch.bool:
             reset = as_reset(reset)
         # A plain eager call of one layer on a CPU: a small step is spared most of its Python.
+        plain: tuple[Any, ...] | None = None
         try:
-            layer = None
             if type(input) is Tensor and self.num_layers == 1 and not return_cell_states:
                 layer = self._fastlstm_plain(input)
-            plain: tuple[Any, ...] | None = layer and _build.library.plain_lstm(
-                input,
-                hx,
-                *layer,
-                lengths,
-                reset,
-                self.input_size,
-                self.hidden_size,
-                self.proj_size,
-                self.num_layers,
-                self.bias,
-                self.bidirectional,
-                self.batch_first,
-                self.dropout,
-            )
+                if layer is not None:
+                    weights, layout, parameters, names = layer
+                    plain = _build.library.plain_lstm(
+                        input,
+                        hx,
+                        weights,
+                        layout,
+                        parameters,
+                        names,
+                        lengths,
+                        reset,
+                        self.input_size,
+                        self.hidden_size,
+                        self.proj_size,
+                        self.num_layers,
+                        self.bias,
+                        self.bidirectional,
+                        self.batch_first,
+                        self.dropout,
+                    )
         except (AttributeError, RuntimeError, TypeError):
             plain = None  # what follows raises it again, or has nn.LSTM decide
         if plain is not None:  # else something else has to be decided, or to see the call

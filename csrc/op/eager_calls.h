@@ -145,12 +145,17 @@ inline bool is_plain_thread() {
          !at::autocast::is_autocast_enabled(at::kCPU);
 }
 
+// Whether an object is a tensor of no subclass.
+inline bool is_tensor(PyObject* object) {
+  auto* const its_class = reinterpret_cast<PyObject*>(Py_TYPE(object));
+  return its_class == THPVariableClass || its_class == ParameterClass;
+}
+
 // Whether an object is None or a dense tensor on the CPU, of no subclass. All tensors of numbers
 // must have one dtype, one that the engines compute.
 inline bool is_plain(PyObject* object, std::optional<at::ScalarType>& dtype) {
   if (object == Py_None) return true;
-  auto* const its_class = reinterpret_cast<PyObject*>(Py_TYPE(object));
-  if (its_class != THPVariableClass && its_class != ParameterClass) return false;
+  if (!is_tensor(object)) return false;
   const at::Tensor& tensor = THPVariable_Unpack(object);
   if (!tensor.is_cpu() || tensor.layout() != at::kStrided || tensor.is_nested()) return false;
   const auto type = tensor.scalar_type();
@@ -182,6 +187,15 @@ inline bool are_parameters(Objects weights, PyObject* parameters, Objects names)
     return weight == PyDict_GetItem(parameters, name);
   };
   return PyDict_CheckExact(parameters) && std::ranges::equal(weights, names, is_named);
+}
+
+// Whether an object is a tensor of no subclass, of the sizes in a tuple.
+inline bool has_shape(PyObject* object, PyObject* shape) {
+  const auto is = [](int64_t size, PyObject* expected) {
+    return PyLong_CheckExact(expected) && PyLong_AsLongLong(expected) == size;
+  };
+  return is_tensor(object) &&
+         std::ranges::equal(THPVariable_Unpack(object).sizes(), items_of(shape), is);
 }
 
 // The arguments of `plain_lstm`, which module.cpp describes.
@@ -267,6 +281,15 @@ inline PyObject* plain_lstm(PyObject*, PyObject* const* args, Py_ssize_t count) 
 inline PyObject* are_plain(PyObject*, PyObject* const* objects, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   return PyBool_FromLong(are_all_plain({objects, static_cast<size_t>(count)}));
+  END_HANDLE_TH_ERRORS
+}
+
+inline PyObject* are_described(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  TORCH_CHECK_TYPE(count == 4, "expected 4 arguments, got ", count);
+  const Objects weights = items_of(args[0]), names = items_of(args[2]), shapes = items_of(args[3]);
+  return PyBool_FromLong(are_parameters(weights, args[1], names) &&
+                         std::ranges::equal(weights, shapes, has_shape));
   END_HANDLE_TH_ERRORS
 }
 

@@ -41,6 +41,10 @@ static PyMethodDef kEagerCalls[] = {
                                 "are_plain(*tensors) -> bool\n\nWhether an eager call of these "
                                 "tensors, lists of tensors and "
                                 "None concerns nothing but the CPU's kernels."),
+    method<fastlstm::are_described>(
+        "are_described",
+        "are_described(weights, parameters: dict, names, shapes) -> bool\n\nWhether the weights "
+        "are the parameters of these names, of no subclass and of these shapes."),
     {nullptr, nullptr, 0, nullptr}};
 
 static std::vector<fastlstm::OptionalTensor> gradients_by_python(
