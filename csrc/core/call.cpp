@@ -2,7 +2,7 @@
 
 #include <ATen/core/dispatch/Dispatcher.h>
 
-#include "core/layer.h"
+#include "core/layer_call.h"
 #include "core/operators.h"
 
 namespace fastlstm {

@@ -12,7 +12,7 @@ namespace fastlstm {
 
 using OptionalTensor = std::optional<Tensor>;
 
-// The arguments that all ops share. layer.h has their shapes.
+// The arguments that all ops share. layer_call.h has their shapes.
 struct LstmCall {
   Tensor input, h_0, c_0;
   std::vector<Tensor> weights;

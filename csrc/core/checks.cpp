@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "core/layer.h"
+#include "core/layer_call.h"
 
 namespace fastlstm {
 namespace {
@@ -28,7 +28,7 @@ std::ostream& operator<<(std::ostream& out, const Shape& shape) {
   return out << ") = " << c10::SymIntArrayRef(sizes);
 }
 
-NamedSize size_of(const Layer& layer, Extent extent) {
+NamedSize size_of(const LayerCall& layer, Extent extent) {
   switch (extent) {
     case Extent::kGates:
       return {"4 * hidden_size", 4 * layer.hidden_size};
@@ -48,7 +48,7 @@ NamedSize size_of(const Layer& layer, Extent extent) {
 // The dimensions before the last one. kState: [D,B]. kSequence: [T,B] or [R], for a sequence that
 // holds all directions next to each other. kSequences: [D,T,B] or [D,R], a sequence per direction.
 enum class Leading { kState, kSequence, kSequences };
-Shape shape_of(const Layer& layer, Leading leading, Extent size) {
+Shape shape_of(const LayerCall& layer, Leading leading, Extent size) {
   Shape shape;
   const bool by_rows = leading != Leading::kState && layer.packed();
   if (leading != Leading::kSequence) shape.push_back({"directions", layer.num_directions()});
@@ -59,7 +59,7 @@ Shape shape_of(const Layer& layer, Leading leading, Extent size) {
   return shape;
 }
 
-Shape shape_of(const Layer& layer, const NamedWeight& weight) {
+Shape shape_of(const LayerCall& layer, const NamedWeight& weight) {
   Shape shape{size_of(layer, weight.rows)};
   if (weight.is_matrix()) shape.push_back(size_of(layer, weight.columns));
   return shape;
@@ -80,7 +80,7 @@ void check(const Tensor& tensor, const char* name, const Shape& shape, at::Scala
 
 // Sets hidden_size and output_size by the shapes of the first direction's weights. Prepacked
 // matrices have no shapes, so for them the shapes of h_0 and c_0 decide.
-void find_sizes(Layer& layer) {
+void find_sizes(LayerCall& layer) {
   if (layer.is_prepacked()) {
     TORCH_CHECK(layer.c_0.dim() == 3, "lstm: expected c_0 to have 3 dimension(s), got shape ",
                 layer.c_0.sym_sizes());
@@ -98,7 +98,7 @@ void find_sizes(Layer& layer) {
   layer.output_size = w_hr.defined() ? w_hr.sym_size(0) : layer.hidden_size;
 }
 
-void check_weights(const Layer& layer) {
+void check_weights(const LayerCall& layer) {
   const auto input = layer.input.scalar_type();
   const auto dtype = layer.is_prepacked() ? state_dtype(input) : input;
   for (const Direction& w : layer.directions)
@@ -135,8 +135,8 @@ void check_input(const LstmCall& call) {
 
 // Unpacks a call: its weights by name, and its sizes except hidden_size and output_size, which
 // find_sizes sets.
-Layer unpack(LstmCall call, bool allows_prepacked) {
-  Layer layer;
+LayerCall unpack(LstmCall call, bool allows_prepacked) {
+  LayerCall layer;
   static_cast<LstmCall&>(layer) = std::move(call);
   layer.kinds = WeightLayout::of(layer.layout);
   TORCH_CHECK(allows_prepacked || !layer.is_prepacked(),
@@ -158,7 +158,7 @@ Layer unpack(LstmCall call, bool allows_prepacked) {
   return layer;
 }
 
-void check_options(const Layer& layer) {
+void check_options(const LayerCall& layer) {
   const Tensor& input = layer.input;
   const NamedSize steps{"steps", layer.steps}, batch{"batch", layer.batch};
   if (layer.lengths) check(*layer.lengths, "lengths", {batch}, at::kLong, input);
@@ -168,7 +168,7 @@ void check_options(const Layer& layer) {
           input.scalar_type(), input);
 }
 
-void check_batch_sizes(const Layer& layer) {
+void check_batch_sizes(const LayerCall& layer) {
   const Tensor sizes = layer.batch_sizes->contiguous();
   const int64_t* size = sizes.const_data_ptr<int64_t>();
   int64_t total = 0, last = layer.batch.expect_int();
@@ -185,9 +185,9 @@ void check_batch_sizes(const Layer& layer) {
 
 }  // namespace
 
-Layer check_layer(LstmCall call, bool allows_prepacked) {
+LayerCall check_layer(LstmCall call, bool allows_prepacked) {
   check_input(call);
-  Layer layer = unpack(std::move(call), allows_prepacked);
+  LayerCall layer = unpack(std::move(call), allows_prepacked);
   find_sizes(layer);
   check_weights(layer);
   TORCH_CHECK(layer.steps > 0, "Expected sequence length to be larger than 0 in RNN");
@@ -199,7 +199,7 @@ Layer check_layer(LstmCall call, bool allows_prepacked) {
   return layer;
 }
 
-void check_backward(const Layer& layer, const BackwardArguments& a, bool has_memory) {
+void check_backward(const LayerCall& layer, const BackwardArguments& a, bool has_memory) {
   TORCH_CHECK(!a.request.per_row || !layer.normalizes(),
               "lstm_backward: expected no layer normalization with per_row");
   const auto expect = [&](const OptionalTensor& tensor, const char* name, Leading leading,
@@ -231,7 +231,7 @@ void check_memory(const Tensor& tensor, const char* name) {
               storage.data() ? storage.nbytes() : 0);
 }
 
-void check_values(const Layer& layer) {
+void check_values(const LayerCall& layer) {
   for_each_tensor(layer, check_memory);
   for (const Direction& w : layer.directions) for_each_weight(w, check_memory);
   if (layer.packed()) check_batch_sizes(layer);

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "core/layer.h"
+#include "core/layer_call.h"
 #include "core/operators.h"
 #include "equations/lstm_math.h"
 
@@ -39,7 +39,7 @@ class MovingRows {
 };
 
 // [T,B,1] whether a row is alive at a step, or undefined without lengths.
-inline Tensor live_mask(const Layer& layer) {
+inline Tensor live_mask(const LayerCall& layer) {
   if (!layer.lengths) return {};
   const auto steps = at::arange(layer.steps.expect_int(), layer.lengths->options());
   return steps.unsqueeze(1).lt(layer.lengths->unsqueeze(0)).unsqueeze(2);
@@ -47,7 +47,7 @@ inline Tensor live_mask(const Layer& layer) {
 
 // A sequence [T,B,size] with zeros after the end of each row: whatever is there (NaN, say) must not
 // reach a weight's gradient as 0 * NaN.
-inline Tensor without_padding(const Layer& layer, const Tensor& sequence) {
+inline Tensor without_padding(const LayerCall& layer, const Tensor& sequence) {
   const Tensor live = live_mask(layer);
   return live.defined() ? sequence.masked_fill(live.logical_not(), 0) : sequence;
 }
@@ -56,7 +56,8 @@ inline Tensor without_padding(const Layer& layer, const Tensor& sequence) {
 // walking order, the initial state [B,size] where a row starts, zero where it was reset and at dead
 // positions. Pieces of both that lie one after the other are one, so that there are few of them:
 // two of padded data, at most two for each row of packed data.
-inline Tensor previous(const Layer& layer, int64_t d, const Tensor& states, const Tensor& initial) {
+inline Tensor previous(const LayerCall& layer, int64_t d, const Tensor& states,
+                       const Tensor& initial) {
   struct Piece {
     const Tensor* of;
     int64_t first, rows;
@@ -92,7 +93,7 @@ inline Tensor previous(const Layer& layer, int64_t d, const Tensor& states, cons
 }
 
 // h_{t-1} of every flat row [R,P] as W_hh sees it: times h_mask.
-inline Tensor previous_hidden(const Layer& layer, int64_t d, const Tensor& output) {
+inline Tensor previous_hidden(const LayerCall& layer, int64_t d, const Tensor& output) {
   const Tensor h_prev = previous(layer, d, output, layer.h_0.select(0, d));
   if (!layer.h_mask) return h_prev;
   const Tensor mask = layer.h_mask->select(0, d);

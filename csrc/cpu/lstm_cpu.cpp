@@ -47,7 +47,7 @@ Precision precision() {
 }
 
 // A forward with this layer, for the planner.
-CpuTask task_of(const Layer& layer) {
+CpuTask task_of(const LayerCall& layer) {
   const Sizes s = layer.sizes();
   CpuTask task{dtype_of(layer.input.scalar_type()),
                s.directions,
@@ -71,7 +71,7 @@ CpuTask task_of(const Layer& layer) {
 }
 
 // The format of a call's prepacked weights.
-Format prepacked_format(const Layer& layer, std::string_view engine) {
+Format prepacked_format(const LayerCall& layer, std::string_view engine) {
   const Product& product = product_named(layer.kinds.format);
   const auto dtype = layer.input.scalar_type();
   TORCH_CHECK(!layer.normalizes() && !layer.h_mask && engine != "stepwise",
@@ -84,7 +84,7 @@ Format prepacked_format(const Layer& layer, std::string_view engine) {
 }
 
 // The plan of a call whose task says what is to be done with the layer.
-CpuPlan plan_of(const Layer& layer, CpuTask task, std::string_view engine) {
+CpuPlan plan_of(const LayerCall& layer, CpuTask task, std::string_view engine) {
   const bool is_stepwise = engine == "stepwise";
   TORCH_CHECK(is_stepwise || engine == "auto" || (engine == "tiled" && !task.only_stepwise),
               "lstm: expected engine to be \"auto\", \"stepwise\" or \"tiled\" on the CPU, and "
@@ -95,7 +95,8 @@ CpuPlan plan_of(const Layer& layer, CpuTask task, std::string_view engine) {
 }
 
 // Runs a plan, by either engine; the results have the dtypes of the layer.
-ForwardResult forward(const Layer& layer, const CpuPlan& plan, bool save_cells, bool save_gates) {
+ForwardResult forward(const LayerCall& layer, const CpuPlan& plan, bool save_cells,
+                      bool save_gates) {
   const auto dtype = layer.input.scalar_type();
   if (plan.dtype != dtype_of(dtype)) {
     const auto [output, h_n, c_n, cells, gates] =
@@ -110,7 +111,7 @@ ForwardResult forward(const Layer& layer, const CpuPlan& plan, bool save_cells, 
   });
 }
 
-BackwardResult backward(const Layer& layer, const CpuPlan& plan, const BackwardArguments& in) {
+BackwardResult backward(const LayerCall& layer, const CpuPlan& plan, const BackwardArguments& in) {
   return dispatch_dtype(plan.dtype, [&](auto t) {
     using T = decltype(t);
     if (plan.product) return tiled_backward<T>(layer, plan, in);
@@ -119,7 +120,7 @@ BackwardResult backward(const Layer& layer, const CpuPlan& plan, const BackwardA
 }
 
 BackwardResult lstm_backward_cpu(LstmCall call, const BackwardArguments& arguments) {
-  const Layer layer = check_layer(std::move(call));
+  const LayerCall layer = check_layer(std::move(call));
   check_values(layer);
   check_backward(layer, arguments);
   CpuTask task = task_of(layer);
@@ -142,7 +143,7 @@ BackwardResult lstm_backward_cpu(LstmCall call, const BackwardArguments& argumen
 }  // namespace
 
 ForwardResult lstm_cpu(LstmCall call, const ForwardOptions& options) {
-  const Layer layer = check_layer(std::move(call), /*allows_prepacked=*/true);
+  const LayerCall layer = check_layer(std::move(call), /*allows_prepacked=*/true);
   check_values(layer);
   CpuTask task = task_of(layer);
   task.saves = options.save_cells || options.save_gates;

@@ -5,7 +5,7 @@
 #include <numeric>
 #include <vector>
 
-#include "core/layer.h"
+#include "core/layer_call.h"
 #include "cpu/dtypes.h"
 #include "pointers.h"
 
@@ -19,7 +19,7 @@ inline Tensor as_dtype(const Tensor& tensor, at::ScalarType dtype) {
 // The live rows of every step, sorted by length, and where each of them lies among the flat rows.
 class Rows {
  public:
-  explicit Rows(const Layer& layer)
+  explicit Rows(const LayerCall& layer)
       : steps_(layer.steps.expect_int()),
         batch_(layer.batch.expect_int()),
         packed_(layer.packed()),
@@ -143,7 +143,7 @@ class Zeros {
 // h_0 [D,B,P] and c_0 [D,B,H] in the dtype of the state, contiguous.
 template <typename T>
 struct InitialState {
-  explicit InitialState(const Layer& layer)
+  explicit InitialState(const LayerCall& layer)
       : h_0(layer.h_0.contiguous()),
         c_0(as_dtype(layer.c_0, state_dtype(layer.input.scalar_type())).contiguous()) {}
   Tensor h_0, c_0;

@@ -7,7 +7,7 @@
 #include <cstdlib>
 #include <optional>
 
-#include "../core/layer.h"
+#include "../core/layer_call.h"
 #include "../core/torch_versions.h"
 #include "device_sequence.h"
 #include "launch.h"
@@ -68,7 +68,8 @@ inline CudaDevice cuda_device() {
 
 // The division of a call's work by the persistent engine; nothing if the stepwise engine serves the
 // call.
-inline std::optional<Tiling> plan_call(c10::string_view engine, const Layer& layer, bool backward) {
+inline std::optional<Tiling> plan_call(c10::string_view engine, const LayerCall& layer,
+                                       bool backward) {
   if (engine == "auto" || engine == "stepwise") return std::nullopt;
   TORCH_CHECK(
       engine == "persistent",

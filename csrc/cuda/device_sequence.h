@@ -5,7 +5,7 @@
 
 #include <vector>
 
-#include "../core/layer.h"
+#include "../core/layer_call.h"
 #include "persistent.h"
 
 namespace fastlstm {
@@ -30,7 +30,7 @@ struct DeviceSequence {
   Sequence sequence;
 
   // sorted: whether rows with `lengths` are sorted, so that rows of similar length share a tile.
-  DeviceSequence(const Layer& layer, bool sorted) {
+  DeviceSequence(const LayerCall& layer, bool sorted) {
     const int64_t steps = layer.steps.expect_int(), batch = layer.batch.expect_int();
     sequence = {};
     sequence.steps = static_cast<int>(steps), sequence.batch = static_cast<int>(batch);

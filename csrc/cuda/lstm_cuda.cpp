@@ -20,7 +20,7 @@ struct CudaStepKernels {
 };
 
 template <typename T, typename A>
-ForwardResult forward(const Layer& layer, const ForwardOptions& options) {
+ForwardResult forward(const LayerCall& layer, const ForwardOptions& options) {
   const auto& [save_cells, save_gates, engine] = options;
   const auto tiling = plan_call(engine, layer, /*backward=*/false);
   if constexpr (!std::is_same_v<T, double>)
@@ -29,7 +29,7 @@ ForwardResult forward(const Layer& layer, const ForwardOptions& options) {
 }
 
 template <typename T, typename A>
-BackwardResult backward(const Layer& layer, const BackwardArguments& in) {
+BackwardResult backward(const LayerCall& layer, const BackwardArguments& in) {
   const auto tiling = plan_call(in.engine, layer, /*backward=*/true);
   if constexpr (!std::is_same_v<T, double>)
     if (tiling) return persistent_backward<T>(layer, *tiling, in);
@@ -50,7 +50,7 @@ auto dispatch(at::ScalarType dtype, const auto& function) {
 }
 
 ForwardResult lstm_cuda(LstmCall call, const ForwardOptions& options) {
-  const Layer layer = check_layer(std::move(call));
+  const LayerCall layer = check_layer(std::move(call));
   check_values(layer);
   const c10::cuda::CUDAGuard device(layer.input.device());
   return dispatch(layer.input.scalar_type(), [&](auto t, auto a) {
@@ -59,7 +59,7 @@ ForwardResult lstm_cuda(LstmCall call, const ForwardOptions& options) {
 }
 
 BackwardResult lstm_backward_cuda(LstmCall call, const BackwardArguments& arguments) {
-  const Layer layer = check_layer(std::move(call));
+  const LayerCall layer = check_layer(std::move(call));
   check_values(layer);
   check_backward(layer, arguments);
   const c10::cuda::CUDAGuard device(layer.input.device());

@@ -12,7 +12,7 @@
 
 namespace fastlstm {
 
-inline std::vector<Tensor> contiguous_w_hh(const Layer& layer) {
+inline std::vector<Tensor> contiguous_w_hh(const LayerCall& layer) {
   std::vector<Tensor> w_hh;
   for (const Direction& w : layer.directions) w_hh.push_back(w.w_hh.contiguous());
   return w_hh;
@@ -22,8 +22,8 @@ inline std::vector<Tensor> contiguous_w_hh(const Layer& layer) {
 // arguments of a direction. All bits of `exchange` are set before, which means that no value is
 // there yet. This is done just before the first launch, so that the memory is still in L2.
 template <typename Call, typename DirectionOf>
-void launch_directions(Call& call, const Layer& layer, const Tiling& tiling, const Tensor& exchange,
-                       const DirectionOf& direction_of) {
+void launch_directions(Call& call, const LayerCall& layer, const Tiling& tiling,
+                       const Tensor& exchange, const DirectionOf& direction_of) {
   const auto stream = c10::cuda::getCurrentCUDAStream();
   call.sequence.patience = patience();
   for (int64_t first = 0; first < layer.num_directions(); first += tiling.directions) {
@@ -41,7 +41,7 @@ void launch_directions(Call& call, const Layer& layer, const Tiling& tiling, con
 }
 
 template <typename T>
-ForwardResult persistent_forward(const Layer& layer, const Tiling& tiling, bool save_cells,
+ForwardResult persistent_forward(const LayerCall& layer, const Tiling& tiling, bool save_cells,
                                  bool save_gates) {
   const Sizes s = layer.sizes();
   const int64_t hidden = s.hidden_size, width = tiling.exchange_width;
@@ -77,7 +77,7 @@ ForwardResult persistent_forward(const Layer& layer, const Tiling& tiling, bool 
 }
 
 template <typename T>
-BackwardResult persistent_backward(const Layer& layer, const Tiling& tiling,
+BackwardResult persistent_backward(const LayerCall& layer, const Tiling& tiling,
                                    const BackwardArguments& in) {
   stepwise::BackwardCall tensors(layer, in);
   const Sizes& s = tensors.sizes;

@@ -9,7 +9,7 @@
 #include <string>
 
 #include "core/call.h"
-#include "core/layer.h"
+#include "core/layer_call.h"
 #include "op/second_derivatives.h"
 
 namespace fastlstm {

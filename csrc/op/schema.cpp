@@ -3,20 +3,20 @@
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
 
-#include "core/layer.h"
+#include "core/layer_call.h"
 #include "core/operators.h"
 
 namespace fastlstm {
 namespace {
 
 ForwardResult lstm_meta(LstmCall call, const ForwardOptions& options) {
-  const Layer layer = check_layer(std::move(call), /*allows_prepacked=*/true);
+  const LayerCall layer = check_layer(std::move(call), /*allows_prepacked=*/true);
   return ForwardTensors(layer, options.save_cells, options.save_gates, /*copies_state=*/false)
       .result(layer);
 }
 
 BackwardResult lstm_backward_meta(LstmCall call, const BackwardArguments& arguments) {
-  const Layer layer = check_layer(std::move(call));
+  const LayerCall layer = check_layer(std::move(call));
   check_backward(layer, arguments, /*has_memory=*/false);
   const auto like = [](const Tensor& t) { return at::empty_symint(t.sym_sizes(), t.options()); };
   std::vector<Tensor> grad_weights;
@@ -34,9 +34,9 @@ BackwardResult lstm_backward_meta(LstmCall call, const BackwardArguments& argume
 
 }  // namespace
 
-// layer.h has the shapes of the tensors, WeightLayout explains `layout`. engine: "auto" or the name
-// of an engine. h_mask has no gradient. lstm_packed is lstm with prepacked weights; it is an op of
-// its own because autograd and autocast must not touch these weights.
+// layer_call.h has the shapes of the tensors, WeightLayout explains `layout`. engine: "auto" or the
+// name of an engine. h_mask has no gradient. lstm_packed is lstm with prepacked weights; it is an
+// op of its own because autograd and autocast must not touch these weights.
 TORCH_LIBRARY(fastlstm, m) {
   const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
   for (const std::string name : {"lstm", "lstm_packed"})

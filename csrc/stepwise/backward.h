@@ -11,7 +11,7 @@ namespace stepwise {
 
 // The part of a call that both directions share, flat over rows, and its gradients.
 struct BackwardCall {
-  const Layer& layer;
+  const LayerCall& layer;
   const GradientRequest request;
   const Sizes sizes;
   Tensor input, output;           // [R,I], zero after the end of each row; [R,D*P]
@@ -20,7 +20,7 @@ struct BackwardCall {
   Tensor grad_input, grad_h_0, grad_c_0;
   std::vector<Tensor> grad_weights;  // as BackwardResult has them
 
-  BackwardCall(const Layer& layer, const BackwardArguments& in)
+  BackwardCall(const LayerCall& layer, const BackwardArguments& in)
       : layer(layer), request(in.request), sizes(layer.sizes()) {
     const int64_t R = sizes.flat_rows, H = sizes.hidden_size;
     const auto options = layer.input.options(), state_options = layer.state_options();
@@ -201,7 +201,7 @@ class BackwardWalk : DirectionWalk {
 }  // namespace stepwise
 
 template <typename T, typename A, typename StepKernels>
-BackwardResult stepwise_backward(const Layer& layer, const BackwardArguments& in) {
+BackwardResult stepwise_backward(const LayerCall& layer, const BackwardArguments& in) {
   stepwise::BackwardCall call(layer, in);
   Tensor d_gates;
   for (int64_t d = 0; d < call.sizes.directions; ++d) {

@@ -17,7 +17,7 @@ inline OptionalTensor bias_of(const Direction& w) {
 }
 
 // x W_ih^T + b of every flat row into x_gates [R,4H]; where the layer normalizes, LN(x W_ih^T) + b.
-inline void multiply_input(const Layer& layer, const Direction& w, const Tensor& input,
+inline void multiply_input(const LayerCall& layer, const Direction& w, const Tensor& input,
                            Tensor& x_gates) {
   if (layer.has_bias() && !layer.normalizes())
     at::addmm_out(x_gates, *bias_of(w), input, w.w_ih.t());
@@ -29,7 +29,7 @@ inline void multiply_input(const Layer& layer, const Direction& w, const Tensor&
 // The walk of one direction: its steps, and what is alike in all passes over them.
 class DirectionWalk {
  public:
-  DirectionWalk(const Layer& layer, int64_t d)
+  DirectionWalk(const LayerCall& layer, int64_t d)
       : layer_(layer),
         w_(layer.directions[d]),
         d_(d),
@@ -50,7 +50,7 @@ class DirectionWalk {
   }
 
  protected:
-  const Layer& layer_;
+  const LayerCall& layer_;
   const Direction& w_;
   int64_t d_;
   Sizes sizes_;
@@ -62,7 +62,7 @@ template <typename T, typename A, typename StepKernels>
 class ForwardWalk : DirectionWalk {
  public:
   // x_gates [R,4H] holds the input's part, and in the end the activated gates.
-  ForwardWalk(const Layer& layer, int64_t d, const ForwardTensors& to, const Tensor& x_gates)
+  ForwardWalk(const LayerCall& layer, int64_t d, const ForwardTensors& to, const Tensor& x_gates)
       : DirectionWalk(layer, d),
         x_gates_(x_gates),
         h_gates_(at::empty({sizes_.batch, 4 * sizes_.hidden_size}, layer.input.options())),
@@ -130,7 +130,7 @@ class ForwardWalk : DirectionWalk {
 }  // namespace stepwise
 
 template <typename T, typename A, typename StepKernels>
-ForwardResult stepwise_forward(const Layer& layer, bool save_cells, bool save_gates) {
+ForwardResult stepwise_forward(const LayerCall& layer, bool save_cells, bool save_gates) {
   const Sizes s = layer.sizes();
   const Tensor input = flat(layer.input, s.flat_rows);
   const ForwardTensors to(layer, save_cells, save_gates);

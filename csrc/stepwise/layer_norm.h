@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include "core/layer.h"
+#include "core/layer_call.h"
 #include "equations/layer_norm_step.h"
 #include "pointers.h"
 

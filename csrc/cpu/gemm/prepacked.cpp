@@ -4,7 +4,7 @@
 #include <cstring>
 #include <limits>
 
-#include "core/layer.h"
+#include "core/layer_call.h"
 #include "core/operators.h"
 
 namespace fastlstm {

@@ -5,7 +5,7 @@
 #include <optional>
 #include <vector>
 
-#include "core/layer.h"
+#include "core/layer_call.h"
 #include "cpu/cell/cell.h"
 #include "cpu/gemm/prepacked.h"
 #include "cpu/kernels.h"
@@ -50,7 +50,7 @@ Scratch ordered_bias(const Direction& w, int64_t lanes) {
 }
 
 template <typename A>
-Matrices matrices_of(const CpuPlan& plan, const Layer& layer, int64_t d) {
+Matrices matrices_of(const CpuPlan& plan, const LayerCall& layer, int64_t d) {
   const Direction& w = layer.directions[d];
   const Product& product = *plan.product;
   const Sizes s = layer.sizes();

@@ -64,8 +64,8 @@ class ProjectionBackward {
 
  public:
   // gates [R,4H] and cells [R,H] of the direction.
-  ProjectionBackward(const Layer& layer, const CpuPlan& plan, const DirectedRows& rows, int64_t d,
-                     const Tensor& gates, const Tensor& cells)
+  ProjectionBackward(const LayerCall& layer, const CpuPlan& plan, const DirectedRows& rows,
+                     int64_t d, const Tensor& gates, const Tensor& cells)
       : plan_(plan),
         rows_(rows),
         hidden_size_(layer.hidden_size.expect_int()),

@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include "core/layer.h"
+#include "core/layer_call.h"
 #include "core/operators.h"
 #include "cpu/gemm/encoded_rows.h"
 #include "cpu/gemm/matrix.h"

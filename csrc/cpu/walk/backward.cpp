@@ -25,7 +25,7 @@ template <typename T>
 struct BackwardCall {
   using A = State_t<T>;
 
-  const Layer& layer;
+  const LayerCall& layer;
   const Sizes sizes;
   const Rows rows;
   const CpuPlan& plan;
@@ -37,7 +37,7 @@ struct BackwardCall {
   const Zeros<T> zeros;
   Tensor grad_input, grad_h_0, grad_c_0;
 
-  BackwardCall(const Layer& layer, const CpuPlan& plan, const BackwardArguments& in)
+  BackwardCall(const LayerCall& layer, const CpuPlan& plan, const BackwardArguments& in)
       : layer(layer),
         sizes(layer.sizes()),
         rows(layer),
@@ -283,7 +283,7 @@ class BackwardWalk {
 }  // namespace
 
 template <typename T>
-BackwardResult tiled_backward(const Layer& layer, const CpuPlan& plan,
+BackwardResult tiled_backward(const LayerCall& layer, const CpuPlan& plan,
                               const BackwardArguments& in) {
   const BackwardCall<T> call(layer, plan, in);
   std::deque<BackwardWalk<T>> walks;
@@ -302,8 +302,9 @@ BackwardResult tiled_backward(const Layer& layer, const CpuPlan& plan,
   return {call.grad_input, call.grad_h_0, call.grad_c_0.to(layer.c_0.scalar_type()), grad_weights};
 }
 
-#define FASTLSTM_INSTANTIATE(T, A, name) \
-  template BackwardResult tiled_backward<T>(const Layer&, const CpuPlan&, const BackwardArguments&);
+#define FASTLSTM_INSTANTIATE(T, A, name)                                      \
+  template BackwardResult tiled_backward<T>(const LayerCall&, const CpuPlan&, \
+                                            const BackwardArguments&);
 FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_INSTANTIATE)
 #undef FASTLSTM_INSTANTIATE
 

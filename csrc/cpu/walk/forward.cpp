@@ -22,7 +22,7 @@ template <typename T>
 struct ForwardCall {
   using A = State_t<T>;
 
-  const Layer& layer;
+  const LayerCall& layer;
   const CpuPlan& plan;
   const Sizes sizes;
   const Rows rows;
@@ -31,7 +31,7 @@ struct ForwardCall {
   const Zeros<T> zeros;
   Tensor output, h_n, c_n, cells, gates;
 
-  ForwardCall(const Layer& layer, const CpuPlan& plan, bool save_cells, bool save_gates)
+  ForwardCall(const LayerCall& layer, const CpuPlan& plan, bool save_cells, bool save_gates)
       : layer(layer),
         plan(plan),
         sizes(layer.sizes()),
@@ -210,7 +210,7 @@ class ForwardWalk {
 }  // namespace
 
 template <typename T>
-ForwardResult tiled_forward(const Layer& layer, const CpuPlan& plan, bool save_cells,
+ForwardResult tiled_forward(const LayerCall& layer, const CpuPlan& plan, bool save_cells,
                             bool save_gates) {
   const ForwardCall<T> call(layer, plan, save_cells, save_gates);
   std::optional<ForwardWalk<T>> walks[2];
@@ -231,7 +231,7 @@ ForwardResult tiled_forward(const Layer& layer, const CpuPlan& plan, bool save_c
 }
 
 #define FASTLSTM_INSTANTIATE(T, A, name) \
-  template ForwardResult tiled_forward<T>(const Layer&, const CpuPlan&, bool, bool);
+  template ForwardResult tiled_forward<T>(const LayerCall&, const CpuPlan&, bool, bool);
 FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_INSTANTIATE)
 #undef FASTLSTM_INSTANTIATE
 

@@ -21,7 +21,7 @@ struct Sizes {
 
 // input [T,B,I] or [R,I]; h_0 [D,B,P]; c_0 [D,B,H], in the dtype of the input or in state_dtype;
 // h_mask [D,B,P]: the factor of h_{t-1} before it is multiplied by W_hh.
-struct Layer : LstmCall {
+struct LayerCall : LstmCall {
   std::vector<Direction> directions;  // the weights, moved out of `weights`, which is empty
   WeightLayout kinds;                 // `layout`, parsed
   c10::SymInt steps, batch, flat_rows, input_size, hidden_size, output_size;
@@ -46,8 +46,9 @@ struct Layer : LstmCall {
 struct ForwardTensors {
   Tensor output, h_n, c_n, cells, gates;
 
-  ForwardTensors(const Layer& layer, bool save_cells, bool save_gates, bool copies_state = true);
-  ForwardResult result(const Layer& layer) const {
+  ForwardTensors(const LayerCall& layer, bool save_cells, bool save_gates,
+                 bool copies_state = true);
+  ForwardResult result(const LayerCall& layer) const {
     return {output, h_n, c_n.to(layer.c_0.scalar_type()), cells, gates};
   }
 };
@@ -56,17 +57,18 @@ struct ForwardTensors {
 // what came. check_layer and check_backward serve CPU, CUDA and Meta, so they compare symbolic
 // sizes only. For prepacked matrices only the device is checked here. Their sizes are checked when
 // their header is read.
-Layer check_layer(LstmCall call, bool allows_prepacked = false);
+LayerCall check_layer(LstmCall call, bool allows_prepacked = false);
 
 // The call with every floating point tensor in float32.
-Layer as_float(const Layer& layer);
+LayerCall as_float(const LayerCall& layer);
 
 // Checks the arguments of backward that forward does not have. has_memory: false for Meta tensors.
-void check_backward(const Layer& layer, const BackwardArguments& arguments, bool has_memory = true);
+void check_backward(const LayerCall& layer, const BackwardArguments& arguments,
+                    bool has_memory = true);
 
 // Checks the values of batch_sizes, the values of lengths if they are on the CPU (reading them
 // elsewhere would synchronize the device), and that every tensor has memory for its elements.
-void check_values(const Layer& layer);
+void check_values(const LayerCall& layer);
 
 // Raises an error unless the tensor has memory for every element. A user may have freed it by
 // tensor.untyped_storage().resize_(0). An undefined tensor passes.
@@ -81,7 +83,7 @@ struct WalkStep {
   int64_t prev_rows;    // `rows` of the step before; 0 at the first step
 };
 // Returns all steps of a walk, in walking order.
-std::vector<WalkStep> walk(const Layer& layer, bool reverse);
+std::vector<WalkStep> walk(const LayerCall& layer, bool reverse);
 
 // The dtype of the cell state and of all arithmetic: float32 for the 16-bit types, else the dtype
 // itself.

@@ -1,16 +1,16 @@
-#include "core/layer.h"
+#include "core/layer_call.h"
 
 #include "core/operators.h"
 
 namespace fastlstm {
 
-Sizes Layer::sizes() const {
+Sizes LayerCall::sizes() const {
   return {num_directions(),        steps.expect_int(),      batch.expect_int(),
           flat_rows.expect_int(),  input_size.expect_int(), hidden_size.expect_int(),
           output_size.expect_int()};
 }
 
-std::vector<c10::SymInt> Layer::sequence(const c10::SymInt& size, bool per_direction) const {
+std::vector<c10::SymInt> LayerCall::sequence(const c10::SymInt& size, bool per_direction) const {
   std::vector<c10::SymInt> shape;
   if (per_direction) shape.push_back(num_directions());
   if (packed())
@@ -21,11 +21,11 @@ std::vector<c10::SymInt> Layer::sequence(const c10::SymInt& size, bool per_direc
   return shape;
 }
 
-at::TensorOptions Layer::state_options() const {
+at::TensorOptions LayerCall::state_options() const {
   return input.options().dtype(state_dtype(input.scalar_type()));
 }
 
-ForwardTensors::ForwardTensors(const Layer& layer, bool save_cells, bool save_gates,
+ForwardTensors::ForwardTensors(const LayerCall& layer, bool save_cells, bool save_gates,
                                bool copies_state) {
   const auto options = layer.input.options(), state = layer.state_options();
   const auto sequence = [&](const c10::SymInt& size, bool per_direction, const auto& options) {
@@ -43,7 +43,7 @@ ForwardTensors::ForwardTensors(const Layer& layer, bool save_cells, bool save_ga
   }
 }
 
-std::string Layer::options() const {
+std::string LayerCall::options() const {
   std::string names;
   const auto add = [&](bool is_there, const char* name) {
     if (is_there) names += names.empty() ? name : std::string(", ") + name;
@@ -54,8 +54,8 @@ std::string Layer::options() const {
   return names;
 }
 
-Layer as_float(const Layer& original) {
-  Layer layer = original;
+LayerCall as_float(const LayerCall& original) {
+  LayerCall layer = original;
   const auto convert = [](Tensor& tensor, const char*) {
     if (tensor.is_floating_point()) tensor = tensor.to(at::kFloat);
   };
@@ -64,7 +64,7 @@ Layer as_float(const Layer& original) {
   return layer;
 }
 
-std::vector<WalkStep> walk(const Layer& layer, bool reverse) {
+std::vector<WalkStep> walk(const LayerCall& layer, bool reverse) {
   const int64_t steps = layer.steps.expect_int(), batch = layer.batch.expect_int();
   std::vector<WalkStep> walk(steps);
   const Tensor sizes = layer.packed() ? layer.batch_sizes->contiguous() : Tensor();
