@@ -87,7 +87,7 @@ PARTS = {
         [*_NATIVE, _EMULATED[1]],
     ),
     "products": Part(
-        _cpu("gemm/*", "products/*.h", "cell/*.h", "targets/[abkopt]*", "vec.h", "half.h"),
+        _cpu("gemm/*", "products/*.h", "cell/*.h", "targets/[abkt]*", "vec.h", "half.h"),
         0.16,
         [*_NATIVE, "tests/cpu/test_kernels.py", "tests/cpu/test_cpu_engine.py"],
     ),

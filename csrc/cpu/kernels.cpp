@@ -22,22 +22,23 @@ static bool use_amx() {
   return value == "1" && at::cpu::init_amx();
 }
 
-static void multiply_on_tiles(Products& products) {
-  const TileProducts& tiles = amx::tiles;
-  products[Format::bfloat16x2] = &tiles.bfloat16x2;
-  if (products[Format::bfloat16] != &avx512_bf16::product ||
-      products[Format::int8] != &avx512_vnni::int8_weights)
+static void use_amx_gemms(GemmTable& gemms) {
+  const AmxGemms& gemms_on_amx = amx::amx_gemms;
+  gemms[Format::bfloat16x2] = &gemms_on_amx.bfloat16x2;
+  if (gemms[Format::bfloat16] != &avx512_bf16::bfloat16_gemm ||
+      gemms[Format::int8] != &avx512_vnni::int8_gemm)
     return;  // the machine reports AMX without AVX512_BF16 or AVX512_VNNI
-  static const Product bfloat16 = bfloat16_on_tiles(tiles), int8 = int8_on_tiles(tiles);
-  products[Format::bfloat16] = &bfloat16, products[Format::int8] = &int8;
+  static const GemmKernels bfloat16_gemm = amx_bfloat16_gemm(gemms_on_amx),
+                           int8_gemm = amx_int8_gemm(gemms_on_amx);
+  gemms[Format::bfloat16] = &bfloat16_gemm, gemms[Format::int8] = &int8_gemm;
 }
 #endif
 
 static KernelTable choose() {
   const std::string capability = at::get_cpu_capability();
-  KernelTable table = own_kernels(capability.c_str());
+  KernelTable table = kernels_for_machine(capability.c_str());
 #if defined(__x86_64__)
-  if (capability.starts_with("AVX512") && use_amx()) multiply_on_tiles(table.products);
+  if (capability.starts_with("AVX512") && use_amx()) use_amx_gemms(table.gemms);
 #endif
   return table;
 }
@@ -60,8 +61,8 @@ static int64_t l2_cache_bytes() {
 CpuMachine cpu_machine() {
   const KernelTable& table = kernel_table();
   const RowKernel<StepForward<bfloat16, float>>& row_of_16_bits = table.BFloat16.row;
-  return {at::in_parallel_region() ? 1 : at::get_num_threads(), l2_cache_bytes(), table.products,
-          row_of_16_bits.run != nullptr, table.rows_beside_h};
+  return {at::in_parallel_region() ? 1 : at::get_num_threads(), l2_cache_bytes(), table.gemms,
+          row_of_16_bits.run != nullptr, table.min_rows_to_fuse_input};
 }
 
 }  // namespace fastlstm

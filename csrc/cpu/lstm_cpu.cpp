@@ -72,15 +72,15 @@ CpuTask task_of(const LayerCall& layer) {
 
 // The format of a call's prepacked weights.
 Format prepacked_format(const LayerCall& layer, std::string_view engine) {
-  const Product& product = product_named(layer.kinds.format);
+  const GemmKernels& gemm = gemm_named(layer.kinds.format);
   const auto dtype = layer.input.scalar_type();
   TORCH_CHECK(!layer.normalizes() && !layer.h_mask && engine != "stepwise",
               "lstm_packed: expected neither layer normalization, recurrent dropout nor the engine "
               "\"stepwise\"");
-  TORCH_CHECK((product.format == Format::float64) == (dtype == at::kDouble),
+  TORCH_CHECK((gemm.format == Format::float64) == (dtype == at::kDouble),
               "lstm_packed: expected input that goes with weights in ", layer.kinds.format,
               ", got ", dtype);
-  return product.format;
+  return gemm.format;
 }
 
 // The plan of a call whose task says what is to be done with the layer.
@@ -106,7 +106,7 @@ ForwardResult forward(const LayerCall& layer, const CpuPlan& plan, bool save_cel
   }
   return dispatch_dtype(plan.dtype, [&](auto t) {
     using T = decltype(t);
-    if (plan.product) return tiled_forward<T>(layer, plan, save_cells, save_gates);
+    if (plan.gemm) return tiled_forward<T>(layer, plan, save_cells, save_gates);
     return stepwise_forward<T, State_t<T>, CpuStepKernels>(layer, save_cells, save_gates);
   });
 }
@@ -114,7 +114,7 @@ ForwardResult forward(const LayerCall& layer, const CpuPlan& plan, bool save_cel
 BackwardResult backward(const LayerCall& layer, const CpuPlan& plan, const BackwardArguments& in) {
   return dispatch_dtype(plan.dtype, [&](auto t) {
     using T = decltype(t);
-    if (plan.product) return tiled_backward<T>(layer, plan, in);
+    if (plan.gemm) return tiled_backward<T>(layer, plan, in);
     return stepwise_backward<T, State_t<T>, CpuStepKernels>(layer, in);
   });
 }

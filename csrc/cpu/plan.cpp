@@ -18,26 +18,25 @@ constexpr int64_t kRowsInUse = 512;
 // Whether a layer of 16 bits is converted to float32 on the way in, and rounded on the way out: for
 // a projection, for a single step, where there is little to convert, and where the processor has
 // no kernels for it.
-bool is_converted(const CpuTask& task, const CpuMachine& machine, const Product& product) {
+bool is_converted(const CpuTask& task, const CpuMachine& machine, const GemmKernels& gemm) {
   if (bytes_of(task.dtype) != 2) return false;
-  const bool own = product.takes(task.dtype);
+  const bool own = gemm.takes(task.dtype);
   const bool is_one_step = task.steps == 1 && task.only_dense && !task.resets;
   if (!task.prepacked) return task.projects || (is_one_step && !own);
-  if (task.dtype == Dtype::kBFloat16)
-    return !own || task.projects || !machine.own_product(task.dtype);
-  return product.format != Format::float32 || task.projects || is_one_step;
+  if (task.dtype == Dtype::kBFloat16) return !own || task.projects || !machine.own_gemm(task.dtype);
+  return gemm.format != Format::float32 || task.projects || is_one_step;
 }
 
 // The product of a task that is not converted.
-const Product& product_for(const CpuTask& task, const CpuMachine& machine) {
-  if (task.prepacked) return *machine.products[*task.prepacked];
+const GemmKernels& gemm_for(const CpuTask& task, const CpuMachine& machine) {
+  if (task.prepacked) return *machine.gemms[*task.prepacked];
   const bool is_float32 = task.dtype == Dtype::kFloat32;
-  const Product* const split = machine.products[Format::bfloat16x2];
+  const GemmKernels* const split = machine.gemms[Format::bfloat16x2];
   // A single step reads each weight once, and is bound by that.
   if (split && is_float32 && task.precision == Precision::kTf32 && task.steps > 1) return *split;
   const bool rounds = is_float32 && !task.projects && task.precision == Precision::kBf16;
-  const Product* const own = machine.own_product(rounds ? Dtype::kBFloat16 : task.dtype);
-  return own ? *own : *machine.products[Format::float32];
+  const GemmKernels* const own = machine.own_gemm(rounds ? Dtype::kBFloat16 : task.dtype);
+  return own ? *own : *machine.gemms[Format::float32];
 }
 
 // The fastest division of a step by a model of its time: directions at the same time where there
@@ -47,12 +46,12 @@ ThreadGrid grid_of_walk(const CpuTask& task, const CpuMachine& machine, const Cp
   // A thread's rates, in microseconds: multiply-adds of float32, bytes from beyond the L2 cache,
   // and a barrier on an idle machine, for each thread that meets there.
   constexpr double kMultiplyAdds = 1.2e5, kBytes = 4e4, kBarrier = 0.25;
-  const Product& product = *plan.product;
+  const GemmKernels& gemm = *plan.gemm;
   const double hidden = task.hidden_size;
-  const double cache_bytes = product.cache_share * machine.l2_cache_bytes;
-  const int64_t tiles = divide_up(task.hidden_size, product.lanes);
-  const int64_t panel_rows =
-      product.takes(plan.dtype) ? product.panel_rows : product.panel_rows_encoded;
+  const double cache_bytes = gemm.l2_share * machine.l2_cache_bytes;
+  const int64_t tiles = divide_up(task.hidden_size, gemm.lanes);
+  const int64_t min_rows_per_panel_load =
+      gemm.takes(plan.dtype) ? gemm.min_rows_per_panel_load : gemm.min_encoded_rows_per_panel_load;
   const double work = task.rows * 4 * hidden * hidden;
   const int64_t threads = std::min<int64_t>(machine.threads, 1 + work / kWalkWorthAThread);
   ThreadGrid fastest;
@@ -60,9 +59,10 @@ ThreadGrid grid_of_walk(const CpuTask& task, const CpuMachine& machine, const Cp
   const auto consider = [&](const ThreadGrid& grid) {
     if (grid.row_groups > task.batch || grid.unit_groups > tiles) return;
     const int64_t rows = divide_up(task.batch, grid.row_groups);
-    const double weights = 4 * hidden * product.lanes * divide_up(tiles, grid.unit_groups);
-    const double arithmetic = weights * std::max(rows, panel_rows) / product.rate / kMultiplyAdds;
-    const double bytes = weights * product.bits / 8;
+    const double weights = 4 * hidden * gemm.lanes * divide_up(tiles, grid.unit_groups);
+    const double arithmetic =
+        weights * std::max(rows, min_rows_per_panel_load) / gemm.relative_speed / kMultiplyAdds;
+    const double bytes = weights * gemm.element_bits / 8;
     const double loading = bytes > cache_bytes ? bytes / kBytes : 0;
     const double barrier = grid.unit_groups > 1 ? grid.unit_groups * kBarrier : 0;
     const double us = task.directions / grid.directions * (std::max(arithmetic, loading) + barrier);
@@ -77,7 +77,7 @@ ThreadGrid grid_of_walk(const CpuTask& task, const CpuMachine& machine, const Cp
 
 // Whether every form of a matrix gives the same bits: the weights have the dtype of the sums.
 bool may_have_any_form(const CpuTask& task, const CpuPlan& plan) {
-  return !task.prepacked && plan.product->takes(plan.dtype) && plan.product->sums == plan.dtype;
+  return !task.prepacked && plan.gemm->takes(plan.dtype) && plan.gemm->sum_dtype == plan.dtype;
 }
 
 // The form of a matrix [K,4H] that the call reads `reads` times, each time for `rows` rows at most.
@@ -85,35 +85,35 @@ bool may_have_any_form(const CpuTask& task, const CpuPlan& plan) {
 // memory, much if it comes from the L2 cache.
 MatrixForm form_of(const CpuTask& task, const CpuMachine& machine, const CpuPlan& plan, int64_t K,
                    int64_t reads, int64_t rows) {
-  const Product& product = *plan.product;
+  const GemmKernels& gemm = *plan.gemm;
   const bool any = may_have_any_form(task, plan);
   // 16 bits: only a single step, and one that trains only if the product takes their dtype.
-  const bool is_own = machine.own_product(plan.dtype) && task.only_dense &&
-                      (!task.saves || product.takes(plan.dtype));
+  const bool is_own =
+      machine.own_gemm(plan.dtype) && task.only_dense && (!task.saves || gemm.takes(plan.dtype));
   if (!any && (task.steps > 1 || task.prepacked || !(task.backward || is_own)))
-    return MatrixForm::kPacked;
-  const int64_t times_l2 = product.bytes(4 * task.hidden_size * K) / machine.l2_cache_bytes;
+    return MatrixForm::kPanels;
+  const int64_t times_l2 = gemm.bytes(4 * task.hidden_size * K) / machine.l2_cache_bytes;
   const int64_t few_reads = std::min<int64_t>(3 + times_l2, 16);
   // Forward, a panel for more rows costs less than transposing the weights for every tile of rows.
   const int64_t few_rows = reads > 1 ? 8 : task.backward ? 32 : 12;
   if (rows <= few_rows && reads <= few_reads && (any || !task.backward))
-    return MatrixForm::kAsItLies;
+    return MatrixForm::kInPlace;
   const bool is_step = task.steps == 1 && !task.backward;
   const bool is_few = reads <= 2 && rows <= kRowsInUse && (task.steps == 1 || times_l2 > 0);
-  return is_step || is_few ? MatrixForm::kInUse : MatrixForm::kPacked;
+  return is_step || is_few ? MatrixForm::kPanelOnDemand : MatrixForm::kPanels;
 }
 
 // The threads of a single step forward, which reading the weights bounds. Where there are more
 // threads than vectors of units, they share the rows.
 ThreadGrid grid_of_step(const CpuTask& task, const CpuMachine& machine, const CpuPlan& plan) {
   const int64_t weights = 4 * task.hidden_size * (task.input_size + task.output_size);
-  const int64_t vectors = divide_up(task.hidden_size, plan.product->lanes);
+  const int64_t vectors = divide_up(task.hidden_size, plan.gemm->lanes);
   ThreadGrid grid;
   if (!task.prepacked)
     grid.row_groups =
         std::clamp<int64_t>(task.batch / 64, 1, std::max<int64_t>(machine.threads / vectors, 1));
   const int64_t worth =
-      task.prepacked ? plan.product->bytes(weights) * divide_up(task.batch, 4) / kBytesWorthAThread
+      task.prepacked ? plan.gemm->bytes(weights) * divide_up(task.batch, 4) / kBytesWorthAThread
                      : weights * task.batch / grid.row_groups / kStepWorthAThread;
   grid.unit_groups =
       std::clamp<int64_t>(worth, 1, std::min(machine.threads / grid.row_groups, vectors));
@@ -125,32 +125,32 @@ ThreadGrid grid_of_step(const CpuTask& task, const CpuMachine& machine, const Cp
 // neighbors in memory, so many of them come first.
 void divide_cells(const CpuTask& task, CpuPlan& plan) {
   constexpr int64_t kShortRow = 1024, kSums = 256 << 10;  // bytes
-  const Product& product = *plan.product;
+  const GemmKernels& gemm = *plan.gemm;
   const int64_t rows = divide_up(task.batch, plan.grid.row_groups);
-  const int64_t most = product.bytes(task.hidden_size) <= kShortRow ? 48 : 12;
-  plan.rows_at_once = round_up(std::min(rows, most), product.rows);
-  if (plan.w_hh == MatrixForm::kPacked || task.backward) return;
+  const int64_t most = gemm.bytes(task.hidden_size) <= kShortRow ? 48 : 12;
+  plan.rows_at_once = round_up(std::min(rows, most), gemm.tile_rows);
+  if (plan.w_hh == MatrixForm::kPanels || task.backward) return;
   plan.rows_at_once = rows;
-  const int64_t bytes = 4 * product.lanes * bytes_of(product.sums) * (rows + 1);
-  const int64_t tiles =
-      divide_up(divide_up(task.hidden_size, product.lanes), plan.grid.unit_groups);
-  if (plan.w_hh == MatrixForm::kAsItLies)
+  const int64_t bytes = 4 * gemm.lanes * bytes_of(gemm.sum_dtype) * (rows + 1);
+  const int64_t tiles = divide_up(divide_up(task.hidden_size, gemm.lanes), plan.grid.unit_groups);
+  if (plan.w_hh == MatrixForm::kInPlace)
     plan.tiles_at_once = std::clamp<int64_t>(kSums / bytes, 1, tiles);
 }
 
 // Steps whose gates are computed from the input at once, then walked while they are in cache. 0
 // where a step has rows enough for reading W_ih: then the input is multiplied beside h.
 int64_t steps_ahead(const CpuTask& task, const CpuMachine& machine, const CpuPlan& plan) {
-  const Product& product = *plan.product;
+  const GemmKernels& gemm = *plan.gemm;
   // If the gates of all steps take less memory than W_ih, then W_ih is read only once.
   if (may_have_any_form(task, plan) &&
       task.steps * task.batch <= std::min(task.input_size, kRowsInUse))
     return task.steps;
   const int64_t rows_of_step = task.rows / task.steps;
-  if (rows_of_step >= std::max(machine.rows_beside_h, product.rows * plan.grid.row_groups))
+  if (rows_of_step >=
+      std::max(machine.min_rows_to_fuse_input, gemm.tile_rows * plan.grid.row_groups))
     return 0;
   const int64_t bytes_of_row = 4 * task.hidden_size * (plan.dtype == Dtype::kFloat64 ? 8 : 4);
-  const int64_t rows_ahead = std::max(product.bytes_ahead / bytes_of_row, product.rows);
+  const int64_t rows_ahead = std::max(gemm.bytes_ahead / bytes_of_row, gemm.tile_rows);
   const int64_t steps = rows_ahead / std::max<int64_t>(task.batch, 1);
   // Two directions at the same time share the cache.
   return steps > 1 ? std::clamp<int64_t>(steps / plan.grid.directions, 1, task.steps) : 0;
@@ -168,10 +168,10 @@ int64_t chunk_steps(const CpuTask& task, const CpuPlan& plan) {
 
 }  // namespace
 
-const Product* CpuMachine::own_product(Dtype dtype) const {
+const GemmKernels* CpuMachine::own_gemm(Dtype dtype) const {
   const auto format = format_of(dtype);
-  const Product* const product = format ? products[*format] : nullptr;
-  return product && product->trains() ? product : nullptr;
+  const GemmKernels* const gemm = format ? gemms[*format] : nullptr;
+  return gemm && gemm->trains() ? gemm : nullptr;
 }
 
 CpuPlan plan(const CpuTask& task, const CpuMachine& machine) {
@@ -179,20 +179,19 @@ CpuPlan plan(const CpuTask& task, const CpuMachine& machine) {
   plan.dtype = task.dtype;
   const bool is_empty = task.input_size == 0 || task.hidden_size == 0 || task.output_size == 0;
   if (task.only_stepwise || is_empty) {
-    if (bytes_of(task.dtype) == 2 && !machine.rows_of_16_bits) plan.dtype = Dtype::kFloat32;
+    if (bytes_of(task.dtype) == 2 && !machine.has_16_bit_row_kernels) plan.dtype = Dtype::kFloat32;
     return plan;
   }
-  plan.product = &product_for(task, machine);
-  if (is_converted(task, machine, *plan.product)) {
+  plan.gemm = &gemm_for(task, machine);
+  if (is_converted(task, machine, *plan.gemm)) {
     plan.dtype = Dtype::kFloat32;
-    if (!task.prepacked) plan.product = machine.products[Format::float32];
+    if (!task.prepacked) plan.gemm = machine.gemms[Format::float32];
   }
-  if (task.batch < plan.product->many_rows) plan.product = plan.product->of_few_rows;
+  if (task.batch < plan.gemm->few_rows_limit) plan.gemm = plan.gemm->few_rows_gemm;
   plan.w_hh = form_of(task, machine, plan, task.output_size, task.steps, task.batch);
   const bool is_step = !task.backward && task.steps == 1 &&
-                       (plan.w_hh != MatrixForm::kPacked || (task.prepacked && task.only_dense));
-  if (plan.w_hh != MatrixForm::kPacked && !task.backward)
-    plan.product = machine.own_product(plan.dtype);
+                       (plan.w_hh != MatrixForm::kPanels || (task.prepacked && task.only_dense));
+  if (plan.w_hh != MatrixForm::kPanels && !task.backward) plan.gemm = machine.own_gemm(plan.dtype);
   plan.grid = is_step ? grid_of_step(task, machine, plan) : grid_of_walk(task, machine, plan);
   divide_cells(task, plan);
   plan.steps_ahead = is_step ? 0 : steps_ahead(task, machine, plan);

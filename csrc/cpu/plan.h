@@ -6,21 +6,21 @@
 #include <cstdint>
 #include <optional>
 
-#include "cpu/products/product.h"
+#include "cpu/products/gemm_kernels.h"
 
 namespace fastlstm {
 
 struct CpuMachine {
   int64_t threads = 1;
   int64_t l2_cache_bytes = 1 << 20;  // of a core
-  Products products;
-  bool rows_of_16_bits = true;  // whether the stepwise engine has cells for them
+  GemmTable gemms;
+  bool has_16_bit_row_kernels = true;  // whether the stepwise engine has cells for them
   // From so many rows of a mean step on, their input is multiplied beside h, not steps ahead, if
   // each group of rows has a whole tile of them. Never on processors that nobody measured.
-  int64_t rows_beside_h = INT64_MAX;
+  int64_t min_rows_to_fuse_input = INT64_MAX;
 
   // The product that layers of a dtype are trained with, if there is one.
-  const Product* own_product(Dtype dtype) const;
+  const GemmKernels* own_gemm(Dtype dtype) const;
 };
 
 // How float32 is multiplied: as it is, as three products of bfloat16, or rounded to bfloat16.
@@ -59,13 +59,13 @@ struct Member {
 // Where a product finds a matrix: in panels, packed for the call or before it; in a panel that is
 // packed when it is multiplied; or as it lies. A walk of few steps reads each weight a few times,
 // and panels of all would cross memory twice more.
-enum class MatrixForm { kPacked, kInUse, kAsItLies };
+enum class MatrixForm { kPanels, kPanelOnDemand, kInPlace };
 
 struct CpuPlan {
-  Dtype dtype;                       // what the layer is computed in
-  const Product* product = nullptr;  // of the tiled engine; none: the stepwise one computes
-  MatrixForm w_ih = MatrixForm::kPacked;
-  MatrixForm w_hh = MatrixForm::kPacked;  // and W_hr
+  Dtype dtype;                        // what the layer is computed in
+  const GemmKernels* gemm = nullptr;  // of the tiled engine; none: the stepwise one computes
+  MatrixForm w_ih = MatrixForm::kPanels;
+  MatrixForm w_hh = MatrixForm::kPanels;  // and W_hr
   ThreadGrid grid;
   int64_t steps_ahead = 0;  // forward: steps whose input is multiplied at once; 0: beside h
   int64_t chunk_steps = 1;  // backward: steps that are walked, then multiplied

@@ -27,21 +27,22 @@ struct Mutex {
   void unlock() { taken.clear(std::memory_order_release); }
 };
 
-struct Kept {
+struct BlockCache {
   Mutex mutex;
   std::vector<at::Tensor> blocks;  // in the order of their last use
   int64_t bytes = 0;
 };
 
-Kept& kept() {
-  static auto* const forever = new Kept;  // never freed: threads may run until the process ends
+BlockCache& kept() {
+  static auto* const forever =
+      new BlockCache;  // never freed: threads may run until the process ends
   return *forever;
 }
 
 bool is_free(const at::Tensor& block) { return block.use_count() == 1; }
 
 // Frees blocks that are not in use, the least recently used first, until at most `bytes` are kept.
-void shrink(Kept& kept, int64_t bytes) {
+void shrink(BlockCache& kept, int64_t bytes) {
   auto& blocks = kept.blocks;
   while (kept.bytes > bytes) {
     const auto block = std::find_if(blocks.begin(), blocks.end(), is_free);
@@ -58,7 +59,7 @@ at::Tensor fresh(int64_t bytes) {
 // A kept block of this size or slightly more, or a new block.
 at::Tensor block_of(int64_t bytes) {
   if (bytes > kKeptBytes) return fresh(bytes);
-  Kept& kept = fastlstm::kept();
+  BlockCache& kept = fastlstm::kept();
   const std::unique_lock<Mutex> lock(kept.mutex, std::try_to_lock);
   if (!lock) return fresh(bytes);
   auto& blocks = kept.blocks;
@@ -106,7 +107,7 @@ at::Tensor empty_on_huge_pages(at::IntArrayRef sizes, const at::TensorOptions& o
 }
 
 int64_t release_scratch() {
-  Kept& kept = fastlstm::kept();
+  BlockCache& kept = fastlstm::kept();
   const std::unique_lock<Mutex> lock(kept.mutex, std::try_to_lock);
   if (!lock) return 0;
   const int64_t before = kept.bytes;

@@ -118,7 +118,7 @@ FASTLSTM_INLINE Vec<A> operator-(const Vec<A>& a) {
 }
 
 // A vector whose lanes hold four int8 that are neighbors in k, or one sum in int32.
-typedef int32_t Fours __attribute__((vector_size(FASTLSTM_VECTOR_BYTES)));
+typedef int32_t Int8Quads __attribute__((vector_size(FASTLSTM_VECTOR_BYTES)));
 
 // Stores the lowest byte of each lane. Targets overload this function, because GCC would move the
 // bytes one by one.
@@ -132,10 +132,10 @@ FASTLSTM_INLINE void store_lowest_bytes(const Ints& x, void* to) {
 // Adds dot products of four int8. Every lane multiplies the same four elements of a row by the four
 // elements of the lane.
 struct PlainDotProduct {
-  static constexpr int32_t excess = 0;  // added to the elements of a row before they are stored
+  static constexpr int32_t zero_point = 0;  // added to the elements of a row before they are stored
   using Row = int32_t;
-  FASTLSTM_INLINE static Row row(int32_t fours) { return fours; }
-  FASTLSTM_INLINE static Fours add(Row a, Fours b, Fours sum) {
+  FASTLSTM_INLINE static Row row(int32_t quad) { return quad; }
+  FASTLSTM_INLINE static Int8Quads add(Row a, Int8Quads b, Int8Quads sum) {
     for (int byte = 0; byte < 4; ++byte)
       sum += (b << (24 - 8 * byte) >> 24) * static_cast<int8_t>(a >> 8 * byte);
     return sum;

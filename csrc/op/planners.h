@@ -20,14 +20,14 @@ constexpr const char* kDtypeNames[] = {"float64", "float32", "bfloat16", "float1
 
 inline py::dict build_info() {
   const CpuMachine machine = cpu_machine();
-  py::dict products;  // by format: (instruction set, rows and columns of a register tile)
+  py::dict gemms;  // by format: (instruction set, rows and columns of a register tile)
   for (int k = 0; k < kFormats; ++k)
-    if (const Product* const product = machine.products.of[k])
-      products[kFormatNames[k]] =
-          py::make_tuple(product->instructions, product->rows, product->width());
+    if (const GemmKernels* const gemm = machine.gemms.by_format[k])
+      gemms[kFormatNames[k]] =
+          py::make_tuple(gemm->instruction_set, gemm->tile_rows, gemm->max_width());
   return py::dict("cpu_capability"_a = kernel_table().target,
-                  "multiplies_bfloat16"_a = machine.own_product(Dtype::kBFloat16) != nullptr,
-                  "l2_cache_bytes"_a = machine.l2_cache_bytes, "products"_a = products);
+                  "multiplies_bfloat16"_a = machine.own_gemm(Dtype::kBFloat16) != nullptr,
+                  "l2_cache_bytes"_a = machine.l2_cache_bytes, "products"_a = gemms);
 }
 
 inline Dtype dtype_named(const std::string& name) {
@@ -76,14 +76,13 @@ inline py::dict plan_cpu(const std::string& dtype, int64_t input_size, int64_t h
   const CpuPlan chosen = plan(task, machine);
   constexpr const char* kForms[] = {"packed", "packed in use", "as they lie"};
   const char* const dtype_name = kDtypeNames[static_cast<int>(chosen.dtype)];
-  const Product* const product = chosen.product;  // nullptr: the stepwise engine computes
-  return py::dict(
-      "engine"_a = product ? "tiled" : "stepwise", "dtype"_a = dtype_name,
-      "product"_a = product ? kFormatNames[static_cast<int>(product->format)] : dtype_name,
-      "weights"_a = kForms[static_cast<int>(chosen.w_hh)],
-      "unit_groups"_a = chosen.grid.unit_groups, "row_groups"_a = chosen.grid.row_groups,
-      "directions"_a = chosen.grid.directions, "steps_ahead"_a = chosen.steps_ahead,
-      "chunk_steps"_a = chosen.chunk_steps);
+  const GemmKernels* const gemm = chosen.gemm;  // nullptr: the stepwise engine computes
+  return py::dict("engine"_a = gemm ? "tiled" : "stepwise", "dtype"_a = dtype_name,
+                  "product"_a = gemm ? kFormatNames[static_cast<int>(gemm->format)] : dtype_name,
+                  "weights"_a = kForms[static_cast<int>(chosen.w_hh)],
+                  "unit_groups"_a = chosen.grid.unit_groups,
+                  "row_groups"_a = chosen.grid.row_groups, "directions"_a = chosen.grid.directions,
+                  "steps_ahead"_a = chosen.steps_ahead, "chunk_steps"_a = chosen.chunk_steps);
 }
 
 }  // namespace fastlstm::planners

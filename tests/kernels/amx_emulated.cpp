@@ -1,7 +1,7 @@
 // The kernels for AMX, compiled with an emulation of AMX's tiles that gives the same bits, so that
 // they run on processors without AMX.
 #if defined(__x86_64__)
-#include "cpu/targets/begin.h"
+#include "cpu/targets/target_pragma.h"
 FASTLSTM_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 #define FASTLSTM_ISA amx_emulated
 #define FASTLSTM_VECTOR_BYTES 64
@@ -12,7 +12,7 @@ FASTLSTM_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 namespace fastlstm::amx_emulated {
 
 // The eight tile registers, each with 16 rows of 64 bytes.
-struct Tiles {
+struct TileRegisters {
   template <int t>
   static void load(const void* from, int64_t stride) {
     for (int r = 0; r < rows[t]; ++r)
@@ -86,14 +86,14 @@ struct Tiles {
   static thread_local float tiles[8][16][16];
   static thread_local int rows[8];
 };
-thread_local float Tiles::tiles[8][16][16];
-thread_local int Tiles::rows[8];
+thread_local float TileRegisters::tiles[8][16][16];
+thread_local int TileRegisters::rows[8];
 
-extern const TileProducts tiles;  // targets.h
+extern const AmxGemms amx_gemms;  // targets.h
 
 }  // namespace fastlstm::amx_emulated
 
 #include "cpu/products/split_float32.h"
-#include "cpu/targets/tiles_table.h"
+#include "cpu/targets/amx_table.h"
 FASTLSTM_TARGET_END
 #endif

@@ -50,8 +50,8 @@ class Walk {
   using A = State_t<T>;
 
  public:
-  Walk(const Product& product, const Cell<T>& cell, const Shape& shape, unsigned seed)
-      : product_(product),
+  Walk(const GemmKernels& gemm, const CellKernels<T>& cell, const Shape& shape, unsigned seed)
+      : gemm_(gemm),
         cell_(cell),
         steps_(shape.T),
         B_(shape.B),
@@ -85,16 +85,17 @@ class Walk {
   // [B, N rounded up to whole vectors].
   std::vector<A> multiply(const std::vector<const void*>& rows, const MatrixRows& matrix, int64_t K,
                           int64_t first, int64_t N) const {
-    const int64_t lanes = product_.lanes, vectors = (N + lanes - 1) / lanes;
+    const int64_t lanes = gemm_.lanes, vectors = (N + lanes - 1) / lanes;
     std::vector<A> sums(B_ * vectors * lanes);
-    for (int64_t v = 0; v < vectors; v += product_.vectors) {
-      const int64_t count = std::min<int64_t>(product_.vectors, vectors - v), width = count * lanes;
-      std::vector<T> panel((divide_up(K, product_.padding) * product_.padding) * width);
-      product_.pack(matrix, 0, K, {first + v * lanes, std::min(N - v * lanes, width), count},
-                    panel.data());
+    for (int64_t v = 0; v < vectors; v += gemm_.max_vectors) {
+      const int64_t count = std::min<int64_t>(gemm_.max_vectors, vectors - v),
+                    width = count * lanes;
+      std::vector<T> panel((divide_up(K, gemm_.k_multiple) * gemm_.k_multiple) * width);
+      gemm_.pack(matrix, 0, K, {first + v * lanes, std::min(N - v * lanes, width), count},
+                 panel.data());
       std::vector<void*> to;
       for (int64_t b = 0; b < B_; ++b) to.push_back(&sums[(b * vectors + v) * lanes]);
-      product_.multiply({rows.data(), B_, 0, K, panel.data(), {0, width, count}, to.data(), false});
+      gemm_.multiply({rows.data(), B_, 0, K, panel.data(), {0, width, count}, to.data(), false});
     }
     return sums;
   }
@@ -103,7 +104,7 @@ class Walk {
   // zeros.
   std::vector<A> ordered_x_gates() const {
     const auto x_gates = converted<A>(problem_.x_gates);
-    const int64_t lanes = product_.lanes, width = divide_up(H_, lanes) * lanes;
+    const int64_t lanes = gemm_.lanes, width = divide_up(H_, lanes) * lanes;
     std::vector<A> ordered(steps_ * B_ * 4 * width);
     for (int64_t row = 0; row < steps_ * B_; ++row)
       for (int64_t gate = 0; gate < 4; ++gate)
@@ -130,7 +131,7 @@ class Walk {
         rows.push_back({&x_gates[row * x_width], &gates_[row * 4 * H_], c, &cells_[row * H_],
                         &output_[row * H_]});
       }
-      const int64_t lanes = product_.lanes;
+      const int64_t lanes = gemm_.lanes;
       for (int64_t unit = 0; unit < H_; unit += lanes) {
         std::vector<const void*> columns;  // of W_hh, transposed: the gates of one vector of units
         for (int64_t gate = 0; gate < 4; ++gate)
@@ -164,9 +165,9 @@ class Walk {
                         resets(t, b) ? state_zeros_.data() : c_prev, &dc[state],
                         &d_gates_[row * 4 * H_], resets(t, b)});
       }
-      const int64_t widest = product_.vectors * product_.panels * product_.lanes;
-      for (int64_t unit = 0; unit < H_; unit += widest) {
-        const Units units{unit, std::min(widest, H_ - unit), H_};
+      const int64_t max_panel_width = gemm_.max_vectors * gemm_.panels_at_once * gemm_.lanes;
+      for (int64_t unit = 0; unit < H_; unit += max_panel_width) {
+        const Units units{unit, std::min(max_panel_width, H_ - unit), H_};
         cell_.prefetch_backward(rows.data(), B_, units);
         const auto sums = multiply(d_gates_next, {w_rows.data(), false}, 4 * H_, unit, units.count);
         cell_.backward(rows.data(), B_, sums.data(), sums.size() / B_, units);
@@ -175,8 +176,8 @@ class Walk {
     return dc;
   }
 
-  const Product& product_;
-  const Cell<T>& cell_;
+  const GemmKernels& gemm_;
+  const CellKernels<T>& cell_;
   int64_t steps_, B_, H_;
   oracle::Problem problem_;
   std::vector<T> w_hh_, zeros_;
@@ -187,7 +188,7 @@ class Walk {
 
 // Checks that a NaN in x_gates gives NaN, and that an infinity shuts or opens the gates.
 template <typename T>
-void check_special(const Cell<T>& cell, int64_t H) {
+void check_special(const CellKernels<T>& cell, int64_t H) {
   using A = State_t<T>;
   for (const double x : {double(NAN), double(INFINITY), -double(INFINITY)}) {
     const std::vector<A> x_gates(4 * H, from_double<A>(x)), c_prev(H, A(0.5)), sums(4 * H, A(1));
@@ -266,10 +267,10 @@ Bytes check_step(const RowKernels<T, A>& kernels, const Shape& shape, unsigned s
 
 // The product with which a table trains layers of T, or nullptr.
 template <typename T>
-const Product* product_of(const KernelTable& table) {
+const GemmKernels* product_of(const KernelTable& table) {
   CpuMachine machine;
-  machine.products = table.products;
-  return machine.own_product(dtype_of_rows<T>);
+  machine.gemms = table.gemms;
+  return machine.own_gemm(dtype_of_rows<T>);
 }
 
 // Adds a case: all instruction sets with fused multiply-add give the same bits, because the source
@@ -283,8 +284,8 @@ void add_comparison(Kernels<T> KernelTable::* kernels) {
     for (const int64_t H : {3, 37})
       for (size_t i = 1; i < tables.size(); ++i) {
         const Kernels<T>&a = tables[0].*kernels, &b = tables[i].*kernels;
-        const Product *const of_a = product_of<T>(tables[0]), *const of_b =
-                                                                  product_of<T>(tables[i]);
+        const GemmKernels *const of_a = product_of<T>(tables[0]), *const of_b =
+                                                                      product_of<T>(tables[i]);
         const std::string where = testing::text(tables[i].target, ", H ", H);
         const Shape step{1, 3, H}, steps{4, 3, H};
         if (kernel_of<StepForward>(a.row) && kernel_of<StepForward>(b.row))
@@ -311,16 +312,16 @@ void add_cases(const KernelTable& table, const Kernels<T>& kernels) {
               ": the bits of a unit depend on the other units");
       }
     });
-  const Product* const product = product_of<T>(table);
-  if (!product) return;
-  const std::string tiled = group + product->instructions + dtype;
-  testing::Case(tiled + "a layer of the tiled engine", [product, kernels] {
+  const GemmKernels* const gemm = product_of<T>(table);
+  if (!gemm) return;
+  const std::string tiled = group + gemm->instruction_set + dtype;
+  testing::Case(tiled + "a layer of the tiled engine", [gemm, kernels] {
     unsigned seed = 0;
     for (const int64_t H : {1, 3, 4, 7, 16, 37, 70})
-      Walk<T>(*product, *kernels.cell, {4, int64_t(1 + H % 7), H}, ++seed).run();
+      Walk<T>(*gemm, *kernels.cell, {4, int64_t(1 + H % 7), H}, ++seed).run();
   });
   testing::Case(tiled + "NaN and infinity",
-                [product, kernels] { check_special(*kernels.cell, product->lanes); });
+                [gemm, kernels] { check_special(*kernels.cell, gemm->lanes); });
 }
 
 const bool added = [] {

@@ -11,15 +11,16 @@ using namespace fastlstm;
 using testing::check;
 
 // A product with the fields that the planner reads. It has no kernels and is never run.
-Product product_of(Format format, int64_t bytes, int64_t lanes, int64_t rows, bool trains = true) {
-  Product product{};
-  product.format = product.source = format, product.bits = 8 * bytes, product.lanes = lanes;
-  product.sums = format == Format::float64 ? Dtype::kFloat64 : Dtype::kFloat32;
-  product.rows = rows, product.vectors = 4, product.rate = 4.0 / bytes;
+GemmKernels product_of(Format format, int64_t bytes, int64_t lanes, int64_t rows,
+                       bool trains = true) {
+  GemmKernels gemm{};
+  gemm.format = gemm.source_format = format, gemm.element_bits = 8 * bytes, gemm.lanes = lanes;
+  gemm.sum_dtype = format == Format::float64 ? Dtype::kFloat64 : Dtype::kFloat32;
+  gemm.tile_rows = rows, gemm.max_vectors = 4, gemm.relative_speed = 4.0 / bytes;
   if (format != Format::float32 && format != Format::float64)
-    product.encode = [](const void*, int64_t, void*) {};
-  if (trains) product.transpose = [](const void* const*, int64_t, int64_t, int64_t, void*) {};
-  return product;
+    gemm.encode = [](const void*, int64_t, void*) {};
+  if (trains) gemm.transpose = [](const void* const*, int64_t, int64_t, int64_t, void*) {};
+  return gemm;
 }
 
 struct Named {
@@ -30,22 +31,22 @@ struct Named {
 std::vector<Named> machines() {
   static const auto own = [](int64_t lanes, int64_t rows, bool trains_bfloat16) {
     const auto* const all =
-        new Product[]{product_of(Format::float32, 4, lanes, rows),
-                      product_of(Format::float64, 8, lanes / 2, rows),
-                      product_of(Format::bfloat16, 2, lanes, rows, trains_bfloat16),
-                      product_of(Format::int8, 1, lanes, 4, false)};
-    return Products{{all, all + 1, all + 2, all + 3}};
+        new GemmKernels[]{product_of(Format::float32, 4, lanes, rows),
+                          product_of(Format::float64, 8, lanes / 2, rows),
+                          product_of(Format::bfloat16, 2, lanes, rows, trains_bfloat16),
+                          product_of(Format::int8, 1, lanes, 4, false)};
+    return GemmTable{{all, all + 1, all + 2, all + 3}};
   };
-  static const Products avx512 = own(16, 6, false), avx512_bf16 = own(16, 6, true),
-                        avx2 = own(8, 6, false), neon = own(4, 5, true), sse = own(4, 2, false);
-  static const Products amx = [] {
-    static Product tiles = *avx512_bf16[Format::bfloat16];
-    tiles.rows = 64, tiles.panel_rows = 128, tiles.bytes_ahead = 256 << 10;
-    static Product split = product_of(Format::bfloat16x2, 4, 16, 64);
-    split.source = Format::float32, split.rate = 3.5, split.bytes_ahead = 0;
-    Products products = avx512_bf16;
-    products[Format::bfloat16] = &tiles, products[Format::bfloat16x2] = &split;
-    return products;
+  static const GemmTable avx512 = own(16, 6, false), avx512_bf16 = own(16, 6, true),
+                         avx2 = own(8, 6, false), neon = own(4, 5, true), sse = own(4, 2, false);
+  static const GemmTable amx = [] {
+    static GemmKernels tiles = *avx512_bf16[Format::bfloat16];
+    tiles.tile_rows = 64, tiles.min_rows_per_panel_load = 128, tiles.bytes_ahead = 256 << 10;
+    static GemmKernels split = product_of(Format::bfloat16x2, 4, 16, 64);
+    split.source_format = Format::float32, split.relative_speed = 3.5, split.bytes_ahead = 0;
+    GemmTable gemms = avx512_bf16;
+    gemms[Format::bfloat16] = &tiles, gemms[Format::bfloat16x2] = &split;
+    return gemms;
   }();
   return {{"Intel with AMX", {1, 2 << 20, amx, true, 48}},
           {"Intel with AVX-512", {1, 1 << 20, avx512, true, 48}},
@@ -65,10 +66,10 @@ std::string text_of(const char* name, const CpuTask& task, const CpuMachine& mac
 
 // Whether a product can multiply rows of a dtype: as they are, encoded, or converted from 16 bits
 // to float32.
-bool can_take(const Product& product, Dtype dtype) {
-  if (product.takes(dtype)) return true;
-  if (dtype == Dtype::kFloat64 || product.sums == Dtype::kFloat64) return false;
-  return bytes_of(dtype) == 2 ? product.format == Format::float32 : product.encode != nullptr;
+bool can_take(const GemmKernels& gemm, Dtype dtype) {
+  if (gemm.takes(dtype)) return true;
+  if (dtype == Dtype::kFloat64 || gemm.sum_dtype == Dtype::kFloat64) return false;
+  return bytes_of(dtype) == 2 ? gemm.format == Format::float32 : gemm.encode != nullptr;
 }
 
 // Checks what the tiled engine requires of every plan.
@@ -76,28 +77,28 @@ void check_plan(const std::string& what, const CpuTask& task, const CpuMachine& 
   const CpuPlan found = plan(task, machine);
   check(found.dtype == task.dtype || (bytes_of(task.dtype) == 2 && found.dtype == Dtype::kFloat32),
         what, ": converted to ", int(found.dtype));
-  if (!found.product) return;  // the stepwise engine
+  if (!found.gemm) return;  // the stepwise engine
   const ThreadGrid& grid = found.grid;
-  const Product& product = *found.product;
+  const GemmKernels& gemm = *found.gemm;
   check(grid.threads() >= 1 && grid.threads() <= machine.threads && grid.row_groups <= task.batch &&
-            grid.unit_groups <= (task.hidden_size + product.lanes - 1) / product.lanes &&
+            grid.unit_groups <= (task.hidden_size + gemm.lanes - 1) / gemm.lanes &&
             grid.directions <= task.directions,
         what, ": a grid of ", grid.unit_groups, "x", grid.row_groups, "x", grid.directions);
-  check(can_take(product, found.dtype), what, ": rows of ", int(found.dtype), " for ",
-        int(product.format));
+  check(can_take(gemm, found.dtype), what, ": rows of ", int(found.dtype), " for ",
+        int(gemm.format));
   // With a projection the rows must have the dtype of the state.
   check(!task.projects || bytes_of(found.dtype) > 2, what, ": a projection in 16 bits");
   if (task.prepacked)
-    check(product.format == *task.prepacked, what, ": another product than that of the weights");
-  if (task.backward) check(product.trains(), what, ": no product to train with");
-  const bool any_form = product.takes(found.dtype) && product.sums == found.dtype;
+    check(gemm.format == *task.prepacked, what, ": another product than that of the weights");
+  if (task.backward) check(gemm.trains(), what, ": no product to train with");
+  const bool any_form = gemm.takes(found.dtype) && gemm.sum_dtype == found.dtype;
   for (const MatrixForm form : {found.w_ih, found.w_hh}) {
-    if (form == MatrixForm::kPacked) continue;
-    check(product.trains() && !task.prepacked && (any_form || task.steps == 1) &&
-              (task.backward || product.takes(found.dtype)),
+    if (form == MatrixForm::kPanels) continue;
+    check(gemm.trains() && !task.prepacked && (any_form || task.steps == 1) &&
+              (task.backward || gemm.takes(found.dtype)),
           what, ": weights that do not lie as they are multiplied");
     const int64_t few_rows = task.backward ? 32 : 12;
-    check(form != MatrixForm::kAsItLies || (task.batch <= few_rows && (any_form || !task.backward)),
+    check(form != MatrixForm::kInPlace || (task.batch <= few_rows && (any_form || !task.backward)),
           what, ": many rows times weights as they lie");
   }
   check(found.steps_ahead >= 0 && found.steps_ahead <= task.steps && found.chunk_steps >= 1 &&
@@ -156,9 +157,9 @@ void check_split(const Named& of) {
   task.steps = 2, task.rows = 2, task.precision = Precision::kTf32;
   const auto splits = [&](const CpuTask& task) {
     const CpuPlan found = plan(task, of.machine);
-    return found.product && found.product->format == Format::bfloat16x2;
+    return found.gemm && found.gemm->format == Format::bfloat16x2;
   };
-  const bool has = of.machine.products[Format::bfloat16x2] != nullptr;
+  const bool has = of.machine.gemms[Format::bfloat16x2] != nullptr;
   check(splits(task) == has, of.name);
   const auto with = [&](const auto& change) {
     CpuTask other = task;
@@ -201,8 +202,8 @@ void check_steps_ahead(const Named& of) {
     task.steps = 20, task.batch = batch, task.rows = 20 * batch;
     task.input_size = 40, task.hidden_size = task.output_size = 64;
     const int64_t ahead = plan(task, of.machine).steps_ahead;
-    check((ahead == 0) == (batch >= of.machine.rows_beside_h), of.name, ", B ", batch, ": ", ahead,
-          " steps ahead");
+    check((ahead == 0) == (batch >= of.machine.min_rows_to_fuse_input), of.name, ", B ", batch,
+          ": ", ahead, " steps ahead");
   }
 }
 
@@ -220,12 +221,12 @@ void check_forms(const Named& of) {
       check(found == expected, of.name, ", backward ", backward, ", T ", steps, ", B ", batch,
             ", H ", size, ": form ", int(found));
     };
-    is(MatrixForm::kAsItLies, 1, 12, 64);
-    is(MatrixForm::kAsItLies, 7, 8, 1494);
-    is(MatrixForm::kPacked, 7, 8, 64);
-    is(MatrixForm::kPacked, 100, 8, 1494);
-    is(MatrixForm::kInUse, 2, 95, 1040);
-    is(MatrixForm::kPacked, 3, 95, 1040);
+    is(MatrixForm::kInPlace, 1, 12, 64);
+    is(MatrixForm::kInPlace, 7, 8, 1494);
+    is(MatrixForm::kPanels, 7, 8, 64);
+    is(MatrixForm::kPanels, 100, 8, 1494);
+    is(MatrixForm::kPanelOnDemand, 2, 95, 1040);
+    is(MatrixForm::kPanels, 3, 95, 1040);
   }
 }
 

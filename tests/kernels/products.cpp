@@ -79,23 +79,22 @@ struct Panels {
   std::vector<Panel> panels;
   std::vector<T> data;
 
-  Panels(const Product& product, const MatrixRows& matrix, int64_t k_begin, int64_t K, int64_t N) {
-    const int64_t header = product.header / int64_t(sizeof(T));
-    const int64_t terms = (K + product.padding - 1) / product.padding * product.padding;
-    const int64_t of_column = header + product.bytes(terms) / int64_t(sizeof(T));
+  Panels(const GemmKernels& gemm, const MatrixRows& matrix, int64_t k_begin, int64_t K, int64_t N) {
+    const int64_t header = gemm.header_bytes / int64_t(sizeof(T));
+    const int64_t terms = (K + gemm.k_multiple - 1) / gemm.k_multiple * gemm.k_multiple;
+    const int64_t of_column = header + gemm.bytes(terms) / int64_t(sizeof(T));
     int64_t size = 0;
     for (int64_t column = 0; column < N;) {
-      const int64_t narrowest = product.narrowest * product.lanes;
+      const int64_t narrowest = gemm.vectors_multiple * gemm.lanes;
       const int64_t parts = (N - column + narrowest - 1) / narrowest;
-      const int64_t vectors = std::min<int64_t>(parts * product.narrowest, product.vectors);
-      const int64_t width = vectors * product.lanes;
+      const int64_t vectors = std::min<int64_t>(parts * gemm.vectors_multiple, gemm.max_vectors);
+      const int64_t width = vectors * gemm.lanes;
       panels.push_back({{column, std::min(N - column, width), vectors}, size});
       column += width, size += width * of_column;
     }
     data = testing::unwritten<T>(size);
     for (const auto& [shape, offset] : panels)
-      product.pack(matrix, k_begin, K, shape,
-                   &data[offset] + shape.vectors * product.lanes * header);
+      gemm.pack(matrix, k_begin, K, shape, &data[offset] + shape.vectors * gemm.lanes * header);
   }
 
   // Extends a product with panel `first` to at most `most` neighboring panels of the same width.
@@ -121,7 +120,7 @@ enum class Before { kNothing, kBias, kSums };
 template <typename T>
 struct Problem {
   using A = State_t<T>;
-  const Product& product;
+  const GemmKernels& gemm;
   Random random;
   int64_t rows, k_begin, K, N;
   bool transposed;  // b is [N,k_begin + K] if true, else [k_begin + K,N]
@@ -130,20 +129,20 @@ struct Problem {
   Matrix<A> bias, sums;  // [1,N] and [rows,N]; `sums` is what the products are added to
   Panels<T> packed;
 
-  Problem(const Product& product, unsigned seed)
-      : product(product),
+  Problem(const GemmKernels& gemm, unsigned seed)
+      : gemm(gemm),
         random(seed),
-        rows(random.between(1, 2 * product.rows + 1)),
+        rows(random.between(1, 2 * gemm.tile_rows + 1)),
         k_begin(random.between(0, 3)),
         K(random.terms()),
-        N(random.between(1, 9 * product.lanes + 1)),
+        N(random.between(1, 9 * gemm.lanes + 1)),
         transposed(random.coin()),
         before(Before(random.between(0, 2))),
         a(rows, k_begin + K, random),
         b(transposed ? N : k_begin + K, transposed ? k_begin + K : N, random),
         bias(1, N, random),
         sums(rows, N, random),
-        packed(product, {b.at(), transposed}, k_begin, K, N) {}
+        packed(gemm, {b.at(), transposed}, k_begin, K, N) {}
 
   // The product of rows [first, first + count) with one panel, written to c.
   PanelProduct panel_product(size_t panel, int64_t first, int64_t count, void* const* c,
@@ -206,28 +205,29 @@ struct Problem {
   void run() const {
     Matrix<A> c(rows, N), other(rows, N);
     fill(c);
-    multiply(c, rows, 1, product.multiply);
+    multiply(c, rows, 1, gemm.multiply);
     check_sums(c);
 
     fill(other);
-    multiply(other, 1, product.panels_for(1), product.multiply);
+    multiply(other, 1, gemm.panels_at_once_for(1), gemm.multiply);
     check_same(other, c, text() + ": row by row");
 
-    if (!product.trains()) return;  // a product only for prepacked weights
+    if (!gemm.trains()) return;  // a product only for prepacked weights
     fill(other);
     const void* const fetched[] = {a.at()[0]};
     Prefetch prefetch{fetched, 1, 0, 4, 1};
-    multiply(other, rows, product.panels,
-             [&](auto p) { p.prefetch = &prefetch, product.multiply(p); });
+    multiply(other, rows, gemm.panels_at_once,
+             [&](auto p) { p.prefetch = &prefetch, gemm.multiply(p); });
     check_same(other, c, text() + ": with prefetch");
 
-    const bool on_tiles = product.end_thread;  // whose sums have another order
+    const bool on_tiles = gemm.end_thread;  // whose sums have another order
     if (transposed && !on_tiles) check_unpacked(c);
-    if (!transposed && product.multiply_lines) check_lines(c);
-    if (!product.put_rows) return;  // only 16-bit products have put_rows
+    if (!transposed && gemm.multiply_unpacked_rows) check_lines(c);
+    if (!gemm.put_rows) return;  // only 16-bit products have put_rows
     Matrix<T> rounded(rows, N), expected(rows, N);
     fill(rounded);
-    multiply(rounded, rows, product.panels, [&](auto p) { p.rounds = true, product.multiply(p); });
+    multiply(rounded, rows, gemm.panels_at_once,
+             [&](auto p) { p.c_is_16_bit = true, gemm.multiply(p); });
     fill(expected);
     put_rows(expected);
     check_same(rounded, expected, text() + ": rounded");
@@ -242,20 +242,20 @@ struct Problem {
   // Computes c in two steps: the sums into a buffer of whole vectors, then put_rows to c.
   void put_rows(Matrix<T>& c) const {
     for (size_t p = 0; p < packed.panels.size(); ++p) {
-      const int64_t width = packed.panels[p].shape.vectors * product.lanes;
+      const int64_t width = packed.panels[p].shape.vectors * gemm.lanes;
       std::vector<A> buffer(rows * width);
       auto alone = panel_product(p, 0, rows, nullptr, Before::kNothing);
       std::vector<void*> to;
       for (int64_t r = 0; r < rows; ++r) to.push_back(buffer.data() + r * width);
       alone.c = to.data(), alone.shape.first_column = 0, alone.shape.columns = width;
-      product.multiply(alone);
-      product.put_rows(panel_product(p, 0, rows, c.at(), before), buffer.data(), width);
+      gemm.multiply(alone);
+      gemm.put_rows(panel_product(p, 0, rows, c.at(), before), buffer.data(), width);
     }
   }
 
   // Checks that a product with columns that are not packed gives the same bits.
   void check_unpacked(const Matrix<A>& expected) const {
-    const int64_t lanes = product.lanes, stride = b.of_row[0].size();
+    const int64_t lanes = gemm.lanes, stride = b.of_row[0].size();
     std::vector<T> columns;  // [N,k_begin + K]
     for (const auto& column : b.of_row) columns.insert(columns.end(), column.begin(), column.end());
     std::vector<A> padded_bias(N + lanes);
@@ -266,16 +266,16 @@ struct Problem {
       fill(c);
       std::vector<void*> to;
       for (auto& row : c.of_row) to.push_back(&row[n]);
-      product.multiply_unpacked({a.at(),
-                                 rows,
-                                 k_begin,
-                                 K,
-                                 nullptr,
-                                 {0, lanes, 1},
-                                 to.data(),
-                                 before == Before::kSums,
-                                 before == Before::kBias ? &padded_bias[n] : nullptr},
-                                {&columns[n * stride], stride, count}, &columns[n * stride]);
+      gemm.multiply_unpacked_columns({a.at(),
+                                      rows,
+                                      k_begin,
+                                      K,
+                                      nullptr,
+                                      {0, lanes, 1},
+                                      to.data(),
+                                      before == Before::kSums,
+                                      before == Before::kBias ? &padded_bias[n] : nullptr},
+                                     {&columns[n * stride], stride, count}, &columns[n * stride]);
       for (int64_t r = 0; r < rows; ++r)
         for (int64_t l = n; l < n + count; ++l)
           check(same_bits(c.of_row[r][l], expected.of_row[r][l]), text(), ": unpacked, row ", r,
@@ -284,34 +284,34 @@ struct Problem {
   }
 
   void check_lines(const Matrix<A>& expected) const {
-    const int64_t vectors = (N + product.lanes - 1) / product.lanes;
+    const int64_t vectors = (N + gemm.lanes - 1) / gemm.lanes;
     std::vector<T> lines;  // one after the other
     for (const auto& line : b.of_row) lines.insert(lines.end(), line.begin(), line.end());
-    std::vector<A> room(2 * rows * vectors * product.lanes);
+    std::vector<A> room(2 * rows * vectors * gemm.lanes);
     Matrix<A> c(rows, N);
     fill(c);
-    product.multiply_lines({a.at(),
-                            rows,
-                            k_begin,
-                            K,
-                            nullptr,
-                            {0, N, vectors},
-                            c.at(),
-                            before == Before::kSums,
-                            before == Before::kBias ? bias.at()[0] : nullptr},
-                           {lines.data(), N, N}, room.data());
+    gemm.multiply_unpacked_rows({a.at(),
+                                 rows,
+                                 k_begin,
+                                 K,
+                                 nullptr,
+                                 {0, N, vectors},
+                                 c.at(),
+                                 before == Before::kSums,
+                                 before == Before::kBias ? bias.at()[0] : nullptr},
+                                {lines.data(), N, N}, room.data());
     check_same(c, expected, text() + ": by lines");
   }
 };
 
 template <typename T>
-void check_transpose(const Product& product, unsigned seed) {
+void check_transpose(const GemmKernels& gemm, unsigned seed) {
   Random random(seed);
   const int64_t rows = random.between(1, 70), columns = random.between(1, 150);
   const int64_t begin = random.between(0, columns), end = random.between(begin, columns);
   const Matrix<T> from(rows, columns, random);
   std::vector<T> to(rows * (end - begin));
-  product.transpose(from.at(), rows, begin, end, to.data());
+  gemm.transpose(from.at(), rows, begin, end, to.data());
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t m = begin; m < end; ++m)
       check(same_bits(to[(m - begin) * rows + r], from.of_row[r][m]), "transposed [", rows, ", ",
@@ -319,14 +319,14 @@ void check_transpose(const Product& product, unsigned seed) {
 }
 
 template <typename T>
-void check_sum_rows(const Product& product, unsigned seed) {
+void check_sum_rows(const GemmKernels& gemm, unsigned seed) {
   using A = State_t<T>;
   Random random(seed);
   const int64_t rows = random.between(1, 5), K = random.terms();
   const bool accumulate = random.coin();
   const Matrix<T> matrix(rows, K, random);
   std::vector<A> sums(rows, accumulate ? A(0.5) : A(NAN));
-  product.sum_rows(matrix.at(), rows, K, sums.data(), accumulate);
+  gemm.sum_rows(matrix.at(), rows, K, sums.data(), accumulate);
   for (int64_t r = 0; r < rows; ++r) {
     double sum = accumulate ? 0.5 : 0, size = sum;
     for (T x : matrix.of_row[r]) sum += to_double(x), size += std::fabs(to_double(x));
@@ -336,12 +336,12 @@ void check_sum_rows(const Product& product, unsigned seed) {
 }
 
 // Checks that float32 rows are encoded as bfloat16, padded with zeros.
-void check_encoded(const Product& product, unsigned seed) {
+void check_encoded(const GemmKernels& gemm, unsigned seed) {
   Random random(seed);
   const int64_t K = random.terms();
   const Matrix<float> row(1, K, random);
-  std::vector<bfloat16> encoded(product.encoded_bytes(K) / 2);
-  product.encode(row.at()[0], K, encoded.data());
+  std::vector<bfloat16> encoded(gemm.encoded_bytes(K) / 2);
+  gemm.encode(row.at()[0], K, encoded.data());
   for (size_t k = 0; k < encoded.size(); ++k)
     check(encoded[k].bits == bfloat16(k < size_t(K) ? row.of_row[0][k] : 0.0f).bits, "encoded ", k,
           " of ", K);
@@ -349,22 +349,22 @@ void check_encoded(const Product& product, unsigned seed) {
 
 // A random product in int8: encoded float32 rows times int8 weights with a scale for each column.
 struct Int8Problem {
-  const Product& product;
+  const GemmKernels& gemm;
   Random random;
   int64_t rows, K, N;
   Matrix<float> row, scales;        // [rows,K] and [1,N]
   Matrix<int8_t> weights, encoded;  // [N,K], and the encoded rows
 
-  Int8Problem(const Product& product, unsigned seed)
-      : product(product),
+  Int8Problem(const GemmKernels& gemm, unsigned seed)
+      : gemm(gemm),
         random(seed),
-        rows(random.between(1, 2 * product.rows + 1)),
+        rows(random.between(1, 2 * gemm.tile_rows + 1)),
         K(random.terms()),
-        N(random.between(1, 9 * product.lanes + 1)),
+        N(random.between(1, 9 * gemm.lanes + 1)),
         row(rows, K, random),
         scales(1, N, random),
         weights(N, K),
-        encoded(rows, product.encoded_bytes(K)) {
+        encoded(rows, gemm.encoded_bytes(K)) {
     for (auto& column : weights.of_row)
       for (int8_t& w : column) w = static_cast<int8_t>(random.between(-127, 127));
   }
@@ -377,13 +377,13 @@ struct Int8Problem {
   }
   // The k-th element of an encoded row, as a number in -127 .. 127.
   int term(int64_t r, int64_t k) const {
-    return static_cast<int8_t>(encoded.of_row[r][kInt8RowHeader + k] - product.excess);
+    return static_cast<int8_t>(encoded.of_row[r][kInt8RowHeader + k] - gemm.zero_point);
   }
 
   // Encodes the rows and checks the rounding error.
   void encode() {
     for (int64_t r = 0; r < rows; ++r) {
-      product.encode(row.at()[r], K, encoded.at()[r]);
+      gemm.encode(row.at()[r], K, encoded.at()[r]);
       const float scale = scale_of(r);
       int largest = 0;
       for (int64_t k = 0; k < K; ++k) {
@@ -397,15 +397,15 @@ struct Int8Problem {
 
   // Packs the weights with their scales, and checks that they can be unpacked.
   Panels<int8_t> pack() const {
-    Panels<int8_t> packed(product, {weights.at(), true}, 0, K, N);
+    Panels<int8_t> packed(gemm, {weights.at(), true}, 0, K, N);
     for (const auto& [shape, offset] : packed.panels) {
-      const int64_t width = shape.vectors * product.lanes;
+      const int64_t width = shape.vectors * gemm.lanes;
       auto* const panel = reinterpret_cast<char*>(&packed.data[offset]);
-      std::memset(panel, 0, width * product.header);
+      std::memset(panel, 0, width * gemm.header_bytes);
       for (int64_t n = 0; n < shape.columns; ++n) {
         const PanelColumn column{panel, width, K, n};
         const size_t index = shape.first_column + n;
-        product.put_scale(column, scales.of_row[0][index]);
+        gemm.put_scale(column, scales.of_row[0][index]);
         check_unpacked(column, index);
       }
     }
@@ -414,7 +414,7 @@ struct Int8Problem {
   void check_unpacked(const PanelColumn& column, size_t n) const {
     std::vector<int8_t> elements(K);
     float scale;
-    product.unpack(column, elements.data(), &scale);
+    gemm.unpack(column, elements.data(), &scale);
     check(elements == weights.of_row[n] && scale == scales.of_row[0][n], "column ", n, " of ", K,
           " terms differs after unpacking");
   }
@@ -429,7 +429,7 @@ struct Int8Problem {
         some.panel = &packed.data[packed.panels[p].offset], some.shape = packed.panels[p].shape;
         some.c = c.at() + first, some.accumulate = true;
         p = packed.take(some, p, together);
-        product.multiply(some);
+        gemm.multiply(some);
       }
   }
 
@@ -442,13 +442,13 @@ struct Int8Problem {
       for (int64_t n = 0; n < N; ++n) {
         int64_t sum = 0;  // exact
         for (int64_t k = 0; k < K; ++k) sum += term(r, k) * weights.of_row[n][k];
-        const double product = double(sum) * scale_of(r) * scales.of_row[0][n];
-        check(std::fabs(c.of_row[r][n] - (0.25 + product)) <=
-                  4 * roundoff<float>() * (0.25 + std::fabs(product)),
+        const double gemm = double(sum) * scale_of(r) * scales.of_row[0][n];
+        check(std::fabs(c.of_row[r][n] - (0.25 + gemm)) <=
+                  4 * roundoff<float>() * (0.25 + std::fabs(gemm)),
               rows, " rows, ", K, " terms, ", N, " columns: row ", r, ", column ", n, ": ",
-              c.of_row[r][n], ", expected ", 0.25 + product);
+              c.of_row[r][n], ", expected ", 0.25 + gemm);
       }
-    multiply(encoded, packed, 1, product.panels_for(1), alone);
+    multiply(encoded, packed, 1, gemm.panels_at_once_for(1), alone);
     check_same(alone, c, "row by row");
     check_put_rows(packed, c);
     check_zeros(packed);
@@ -458,17 +458,17 @@ struct Int8Problem {
   void check_put_rows(const Panels<int8_t>& packed, const Matrix<float>& expected) const {
     Matrix<float> c(rows, N, 0.25f);
     for (const auto& [shape, offset] : packed.panels) {
-      const int64_t width = shape.vectors * product.lanes;
+      const int64_t width = shape.vectors * gemm.lanes;
       std::vector<int32_t> sums(rows * width);
       for (int64_t r = 0; r < rows; ++r)
         for (int64_t n = 0; n < shape.columns; ++n)
           for (int64_t k = 0; k < K; ++k)
             sums[r * width + n] +=
-                (term(r, k) + product.excess) * weights.of_row[shape.first_column + n][k];
+                (term(r, k) + gemm.zero_point) * weights.of_row[shape.first_column + n][k];
       PanelProduct p{};
       p.a = encoded.at(), p.rows = rows, p.K = K, p.panel = &packed.data[offset], p.shape = shape;
       p.c = c.at(), p.accumulate = true;
-      product.put_rows(p, sums.data(), width);
+      gemm.put_rows(p, sums.data(), width);
     }
     check_same(c, expected, "put rows");
   }
@@ -476,18 +476,18 @@ struct Int8Problem {
   // Checks that an encoded row of zero bytes adds nothing.
   void check_zeros(const Panels<int8_t>& packed) const {
     Matrix<float> c(1, N, 0.25f);
-    multiply(Matrix<int8_t>(1, product.encoded_bytes(K)), packed, 1, 1, c);
+    multiply(Matrix<int8_t>(1, gemm.encoded_bytes(K)), packed, 1, 1, c);
     check_same(c, Matrix<float>(1, N, 0.25f), "zeros");
   }
 };
 
 // Checks how rows with a NaN or an infinity are encoded in int8.
-void check_encoded_nan(const Product& product) {
+void check_encoded_nan(const GemmKernels& gemm) {
   for (const float x : {NAN, -NAN, INFINITY, -INFINITY}) {
     std::vector<float> row(37, 1.0f);
     row[36] = x;
-    std::vector<int8_t> encoded(product.encoded_bytes(37));
-    product.encode(row.data(), 37, encoded.data());
+    std::vector<int8_t> encoded(gemm.encoded_bytes(37));
+    gemm.encode(row.data(), 37, encoded.data());
     float scale;
     std::memcpy(&scale, encoded.data(), sizeof scale);
     if (std::isnan(x)) {
@@ -496,7 +496,7 @@ void check_encoded_nan(const Product& product) {
     }
     // The scale is large but finite, so that products are finite. All other elements become zero.
     const auto sign = [&](int k) {
-      return static_cast<int8_t>(encoded[kInt8RowHeader + k] - product.excess);
+      return static_cast<int8_t>(encoded[kInt8RowHeader + k] - gemm.zero_point);
     };
     check(scale == 0x1p100f && sign(36) == (x > 0 ? 1 : -1) && sign(0) == 0, "a row with ", x,
           " has the scale ", scale, " and ends with ", int{sign(36)});
@@ -504,15 +504,15 @@ void check_encoded_nan(const Product& product) {
 }
 
 // Checks how rows of equal tiny or huge values are encoded in int8.
-void check_encoded_extremes(const Product& product) {
+void check_encoded_extremes(const GemmKernels& gemm) {
   for (const float x : {0.0f, -0.0f, 1e-45f, 0x1p-100f, 0x1p-99f, FLT_MAX, -FLT_MAX}) {
     const std::vector<float> row(37, x);
-    std::vector<int8_t> encoded(product.encoded_bytes(37));
-    product.encode(row.data(), 37, encoded.data());
+    std::vector<int8_t> encoded(gemm.encoded_bytes(37));
+    gemm.encode(row.data(), 37, encoded.data());
     float scale;
     std::memcpy(&scale, encoded.data(), sizeof scale);
     const int sign = x > 0x1p-100f ? 1 : x < -0x1p-100f ? -1 : 0;
-    const int8_t byte = static_cast<int8_t>(127 * sign + product.excess);
+    const int8_t byte = static_cast<int8_t>(127 * sign + gemm.zero_point);
     check(scale == (sign ? std::fabs(x) / 127 : 0), "the scale of ", x, " is ", scale);
     for (int k = 0; k < 37; ++k)
       check(encoded[kInt8RowHeader + k] == byte, x, " became ", int(encoded[kInt8RowHeader + k]),
@@ -531,48 +531,47 @@ void add(const std::string& name, const Body& body) {
 }
 
 template <typename T>
-void add_cases(const std::string& prefix, const Product& product) {
-  add(prefix + "products", [&](unsigned seed) { Problem<T>(product, seed).run(); });
-  if (!product.transpose) return;
-  add(prefix + "transpose", [&](unsigned seed) { check_transpose<T>(product, seed); });
-  add(prefix + "sums of rows", [&](unsigned seed) { check_sum_rows<T>(product, seed); });
+void add_cases(const std::string& prefix, const GemmKernels& gemm) {
+  add(prefix + "products", [&](unsigned seed) { Problem<T>(gemm, seed).run(); });
+  if (!gemm.transpose) return;
+  add(prefix + "transpose", [&](unsigned seed) { check_transpose<T>(gemm, seed); });
+  add(prefix + "sums of rows", [&](unsigned seed) { check_sum_rows<T>(gemm, seed); });
 }
 
-void add_bfloat16(const Product& product) {
-  const std::string name = product.instructions + std::string("/bfloat16/");
-  add_cases<bfloat16>(name, product);
-  add(name + "encoded rows", [&](unsigned seed) { check_encoded(product, seed); });
+void add_bfloat16(const GemmKernels& gemm) {
+  const std::string name = gemm.instruction_set + std::string("/bfloat16/");
+  add_cases<bfloat16>(name, gemm);
+  add(name + "encoded rows", [&](unsigned seed) { check_encoded(gemm, seed); });
 }
 
-void add_int8(const Product& product) {
-  const std::string name = product.instructions + std::string("/int8/");
-  add(name + "products", [&](unsigned seed) { Int8Problem(product, seed).run(); });
-  testing::Case("products/" + name + "NaN", [&] { check_encoded_nan(product); });
-  testing::Case("products/" + name + "extremes", [&] { check_encoded_extremes(product); });
+void add_int8(const GemmKernels& gemm) {
+  const std::string name = gemm.instruction_set + std::string("/int8/");
+  add(name + "products", [&](unsigned seed) { Int8Problem(gemm, seed).run(); });
+  testing::Case("products/" + name + "NaN", [&] { check_encoded_nan(gemm); });
+  testing::Case("products/" + name + "extremes", [&] { check_encoded_extremes(gemm); });
 }
 
 #if defined(__x86_64__) && defined(__linux__)
-void add_tiles(const TileProducts& tiles) {
-  static std::deque<Product> products;
-  add_bfloat16(products.emplace_back(bfloat16_on_tiles(tiles)));
-  add_int8(products.emplace_back(int8_on_tiles(tiles)));
+void add_tiles(const AmxGemms& tiles) {
+  static std::deque<GemmKernels> gemms;
+  add_bfloat16(gemms.emplace_back(amx_bfloat16_gemm(tiles)));
+  add_int8(gemms.emplace_back(amx_int8_gemm(tiles)));
 }
 #endif
 
 const bool added = [] {
   for (const KernelTable& table : testing::tables()) {
     const std::string target = table.target;
-    add_cases<float>(target + "/float32/", *table.products[Format::float32]);
-    add_cases<double>(target + "/float64/", *table.products[Format::float64]);
-    add_bfloat16(*table.products[Format::bfloat16]);
-    add_int8(*table.products[Format::int8]);
+    add_cases<float>(target + "/float32/", *table.gemms[Format::float32]);
+    add_cases<double>(target + "/float64/", *table.gemms[Format::float64]);
+    add_bfloat16(*table.gemms[Format::bfloat16]);
+    add_int8(*table.gemms[Format::int8]);
   }
 #if defined(__x86_64__) && defined(__linux__)
   const KernelTable& last = testing::tables().back();
-  if (last.target != std::string("avx512") || !last.products[Format::bfloat16]->trains())
-    return true;
-  add_tiles(amx_emulated::tiles);
-  if (testing::has_amx()) add_tiles(amx::tiles);
+  if (last.target != std::string("avx512") || !last.gemms[Format::bfloat16]->trains()) return true;
+  add_tiles(amx_emulated::amx_gemms);
+  if (testing::has_amx()) add_tiles(amx::amx_gemms);
 #endif
   return true;
 }();

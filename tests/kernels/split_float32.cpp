@@ -56,11 +56,11 @@ struct Problem {
   float weight(int64_t k, int64_t n) const { return transposed ? b[n * K + k] : b[k * N + n]; }
 
   // Encodes a, packs b, and returns the result [rows,N].
-  std::vector<float> run(const Product& product) const {
-    const int64_t size = product.encoded_bytes(K), width = product.width();
-    const int64_t blocks = (K + product.padding - 1) / product.padding * product.padding;
+  std::vector<float> run(const GemmKernels& gemm) const {
+    const int64_t size = gemm.encoded_bytes(K), width = gemm.max_width();
+    const int64_t blocks = (K + gemm.k_multiple - 1) / gemm.k_multiple * gemm.k_multiple;
     std::vector<char> encoded(rows * size),
-        panels((N + width) / width * width * product.bytes(blocks));
+        panels((N + width) / width * width * gemm.bytes(blocks));
     std::vector<void*> a_rows;
     std::vector<const void*> b_rows;
     std::vector<float> c = before;
@@ -69,17 +69,17 @@ struct Problem {
       a_rows.push_back(&encoded[r * size]), c_rows.push_back(&c[r * N]);
     }
     if (scattered) std::reverse(a_rows.begin(), a_rows.begin() + rows / 2);
-    for (int64_t r = 0; r < rows; ++r) product.encode(&a[r * K], K, a_rows[r]);
+    for (int64_t r = 0; r < rows; ++r) gemm.encode(&a[r * K], K, a_rows[r]);
     for (int64_t i = 0; i < (transposed ? N : K); ++i)
       b_rows.push_back(&b[i * (transposed ? K : N)]);
-    const int64_t count = (N + width - 1) / width, stride = width * product.bytes(blocks);
+    const int64_t count = (N + width - 1) / width, stride = width * gemm.bytes(blocks);
     for (int64_t i = 0; i < count; ++i) {
-      const PanelShape shape{i * width, std::min(width, N - i * width), product.vectors};
-      product.pack({b_rows.data(), transposed}, 0, K, shape, &panels[i * stride]);
+      const PanelShape shape{i * width, std::min(width, N - i * width), gemm.max_vectors};
+      gemm.pack({b_rows.data(), transposed}, 0, K, shape, &panels[i * stride]);
     }
-    for (int64_t i = 0; i < count; i += product.panels) {
-      const PanelShape shape{i * width, std::min(product.panels * width, N - i * width),
-                             product.vectors};
+    for (int64_t i = 0; i < count; i += gemm.panels_at_once) {
+      const PanelShape shape{i * width, std::min(gemm.panels_at_once * width, N - i * width),
+                             gemm.max_vectors};
       PanelProduct p{a_rows.data(),
                      rows,
                      0,
@@ -89,10 +89,10 @@ struct Problem {
                      c_rows.data(),
                      accumulate,
                      adds_bias ? bias.data() : nullptr};
-      p.panels = std::min(product.panels, count - i), p.panel_stride = stride;
-      product.multiply(p);
+      p.panels = std::min(gemm.panels_at_once, count - i), p.panel_stride = stride;
+      gemm.multiply(p);
     }
-    product.end_thread();
+    gemm.end_thread();
     return c;
   }
   float first_term(int64_t r, int64_t n) const {
@@ -105,9 +105,9 @@ struct Problem {
 constexpr double kLeftOut = 0x1p-15;
 
 // Checks the error of every sum against float64.
-void check_sums(const Product& product, unsigned seed) {
+void check_sums(const GemmKernels& gemm, unsigned seed) {
   const Problem p(seed);
-  const auto c = p.run(product);
+  const auto c = p.run(gemm);
   for (int64_t r = 0; r < p.rows; ++r)
     for (int64_t n = 0; n < p.N; ++n) {
       double sum = p.first_term(r, n), size = std::fabs(sum) + 1e-30;
@@ -126,30 +126,30 @@ bool same(const std::vector<float>& x, const std::vector<float>& y, int64_t coun
 }
 
 // Checks that the bits of a row do not depend on the number of rows and on their order in memory.
-void check_fewer_rows(const Product& product, unsigned seed) {
+void check_fewer_rows(const GemmKernels& gemm, unsigned seed) {
   Problem p(seed);
-  const auto all = p.run(product);
+  const auto all = p.run(gemm);
   p.scattered = false;
   for (const int64_t rows : {int64_t(1), (p.rows + 1) / 2, std::min<int64_t>(p.rows, 17)}) {
     Problem few = p;
     few.rows = rows;
-    check(same(few.run(product), all, rows * p.N), "seed ", seed, ": ", rows, " of ", p.rows,
+    check(same(few.run(gemm), all, rows * p.N), "seed ", seed, ": ", rows, " of ", p.rows,
           " rows differ from the same rows in the whole product");
   }
 }
 
 // Checks that with infinities, NaN or overflow the result is special exactly if the result of plain
 // float32 is special. If only a row of a has a special value, the other rows must not change.
-void check_special(const Product& product, unsigned seed) {
+void check_special(const GemmKernels& gemm, unsigned seed) {
   Problem p(seed);
   p.rows = p.rows < 2 ? 2 : p.rows, p.a = p.numbers(p.rows * p.K),
   p.before = p.numbers(p.rows * p.N);
-  const auto without = p.run(product);
+  const auto without = p.run(gemm);
   const float special[] = {INFINITY, -INFINITY, NAN, FLT_MAX, -FLT_MAX};
   const int64_t row = p.between(0, p.rows - 1);
   p.a[row * p.K + p.between(0, p.K - 1)] = special[seed % 5];
   if (seed % 3 == 0) p.b[p.between(0, p.N * p.K - 1)] = special[seed / 3 % 5];
-  const auto c = p.run(product);
+  const auto c = p.run(gemm);
   for (int64_t r = 0; r < p.rows; ++r)
     for (int64_t n = 0; n < p.N; ++n) {
       float sum = 0;
@@ -166,33 +166,33 @@ void check_special(const Product& product, unsigned seed) {
 
 // Checks two terms beyond the range of float32 with opposite signs: the sum is the infinity of the
 // first term, as with fused multiply-adds.
-void check_overflow(const Product& product, unsigned seed) {
+void check_overflow(const GemmKernels& gemm, unsigned seed) {
   Problem p(seed);
   p.K += 2;
   const int64_t first = p.between(0, p.K - 2), second = p.between(first + 1, p.K - 1);
   p.a.assign(p.rows * p.K, 0), p.b.assign(p.N * p.K, 3e38f);
   for (int64_t r = 0; r < p.rows; ++r)
     p.a[r * p.K + first] = r % 2 ? -2 : 2, p.a[r * p.K + second] = r % 2 ? 2 : -2;
-  const auto c = p.run(product);
+  const auto c = p.run(gemm);
   for (int64_t i = 0; i < p.rows * p.N; ++i)
     check(c[i] == (i / p.N % 2 ? -INFINITY : INFINITY), "seed ", seed, ", row ", i / p.N, ": ",
           c[i]);
 }
 
 // Checks that transposing encodes each column of a in the same way as `encode` does.
-void check_transposed(const Product& product, unsigned seed) {
+void check_transposed(const GemmKernels& gemm, unsigned seed) {
   Problem p(seed);
   const int64_t begin = p.between(0, p.K - 1), end = p.between(begin + 1, p.K);
-  const int64_t bytes = product.encoded_bytes(p.rows);
+  const int64_t bytes = gemm.encoded_bytes(p.rows);
   std::vector<const void*> rows;
   for (int64_t r = 0; r < p.rows; ++r) rows.push_back(&p.a[r * p.K]);
   std::vector<char> found((end - begin) * bytes), expected(bytes);
-  product.transpose(rows.data(), p.rows, begin, end, found.data());
+  gemm.transpose(rows.data(), p.rows, begin, end, found.data());
   for (int64_t column = begin; column < end; ++column) {
     std::vector<float> of_column;
     for (int64_t r = 0; r < p.rows; ++r) of_column.push_back(p.a[r * p.K + column]);
-    product.encode(of_column.data(), p.rows, expected.data());
-    const int64_t written = product.bytes((p.rows + 31) / 32 * 32);
+    gemm.encode(of_column.data(), p.rows, expected.data());
+    const int64_t written = gemm.bytes((p.rows + 31) / 32 * 32);
     check(std::memcmp(&found[(column - begin) * bytes], expected.data(), written) == 0, "seed ",
           seed, ": column ", column, " of [", begin, ", ", end, ")");
   }
@@ -200,10 +200,10 @@ void check_transposed(const Product& product, unsigned seed) {
 
 constexpr unsigned kSeeds = 60;
 
-void add_cases(const std::string& name, const Product& product) {
+void add_cases(const std::string& name, const GemmKernels& gemm) {
   const auto add = [&](const char* what, auto body) {
-    testing::Case("split float32/" + name + "/" + what, [&product, body] {
-      for (unsigned seed = 1; seed <= kSeeds; ++seed) body(product, seed);
+    testing::Case("split float32/" + name + "/" + what, [&gemm, body] {
+      for (unsigned seed = 1; seed <= kSeeds; ++seed) body(gemm, seed);
     });
   };
   add("products", check_sums);
@@ -215,14 +215,14 @@ void add_cases(const std::string& name, const Product& product) {
 
 const bool added = [] {
   if (testing::tables().back().target != std::string("avx512")) return false;
-  add_cases("amx_emulated", amx_emulated::tiles.bfloat16x2);
+  add_cases("amx_emulated", amx_emulated::amx_gemms.bfloat16x2);
   if (!testing::has_amx()) return true;
-  add_cases("amx", amx::tiles.bfloat16x2);
+  add_cases("amx", amx::amx_gemms.bfloat16x2);
   testing::Case("split float32/amx/same bits as emulated", [] {
     for (unsigned seed = 1; seed <= kSeeds; ++seed) {
       const Problem p(seed);
-      const auto expected = p.run(amx_emulated::tiles.bfloat16x2);
-      check(same(p.run(amx::tiles.bfloat16x2), expected, expected.size()), "seed ", seed,
+      const auto expected = p.run(amx_emulated::amx_gemms.bfloat16x2);
+      check(same(p.run(amx::amx_gemms.bfloat16x2), expected, expected.size()), "seed ", seed,
             ": the bits differ from those of the emulated tiles");
     }
   });

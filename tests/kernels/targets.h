@@ -11,7 +11,7 @@
 
 #if defined(__x86_64__)
 namespace fastlstm::amx_emulated {
-extern const TileProducts tiles;  // amx_emulated.cpp
+extern const AmxGemms amx_gemms;  // amx_emulated.cpp
 }
 #endif
 
@@ -19,13 +19,13 @@ namespace testing {
 
 // From the baseline to the newest instruction set.
 inline std::vector<fastlstm::KernelTable> tables() {
-  std::vector<fastlstm::KernelTable> all{fastlstm::own_kernels("DEFAULT")};
+  std::vector<fastlstm::KernelTable> all{fastlstm::kernels_for_machine("DEFAULT")};
 #if defined(__x86_64__)
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (avx2) all.push_back(fastlstm::own_kernels("AVX2"));
-  if (avx512) all.push_back(fastlstm::own_kernels("AVX512"));
+  if (avx2) all.push_back(fastlstm::kernels_for_machine("AVX2"));
+  if (avx512) all.push_back(fastlstm::kernels_for_machine("AVX512"));
 #endif
   return all;
 }

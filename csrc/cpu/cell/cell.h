@@ -48,7 +48,7 @@ struct StepSums {
 };
 
 template <typename T>
-struct Cell {
+struct CellKernels {
   using A = State_t<T>;
   // Prefetch what `forward` and `backward` will read, before the product of the same rows runs.
   void (*prefetch_forward)(const ForwardRow<T>* rows, int64_t count, const Units& units);

@@ -5,7 +5,7 @@
 
 #include <vector>
 
-#include "cpu/products/product.h"
+#include "cpu/products/gemm_kernels.h"
 #include "cpu/scratch.h"
 #include "pointers.h"
 
@@ -16,10 +16,10 @@ template <typename T>
 class EncodedRows {
  public:
   // Rows that the product multiplies, or packs.
-  EncodedRows(const Product& product, int64_t count, int64_t K, bool packs = false)
-      : encode_(encoder(product, packs)), K_(K) {
+  EncodedRows(const GemmKernels& gemm, int64_t count, int64_t K, bool packs = false)
+      : encode_(encoder(gemm, packs)), K_(K) {
     if (!encode_ || count == 0) return;
-    bytes_ = encode_ == widen ? K * int64_t(sizeof(float)) : product.encoded_bytes(K);
+    bytes_ = encode_ == widen ? K * int64_t(sizeof(float)) : gemm.encoded_bytes(K);
     rows_ = Scratch(count * bytes_);
     zeros_.resize(bytes_);
   }
@@ -46,13 +46,13 @@ class EncodedRows {
   }
 
  private:
-  using Encode = decltype(Product::encode);
+  using Encode = decltype(GemmKernels::encode);
 
   // nullptr: as they are.
-  static Encode encoder(const Product& product, bool packs) {
-    const Format wanted = packs ? product.source : product.format;
-    if (format_of(dtype_of_rows<T>) == wanted && wanted == product.source) return nullptr;
-    return sizeof(T) == 2 ? widen : product.encode;
+  static Encode encoder(const GemmKernels& gemm, bool packs) {
+    const Format wanted = packs ? gemm.source_format : gemm.format;
+    if (format_of(dtype_of_rows<T>) == wanted && wanted == gemm.source_format) return nullptr;
+    return sizeof(T) == 2 ? widen : gemm.encode;
   }
   static void widen(const void* row, int64_t K, void* to) {
     for (int64_t k = 0; k < K; ++k)

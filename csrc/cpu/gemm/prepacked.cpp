@@ -20,29 +20,30 @@ void for_each_column(const Matrix& matrix, const PrepackedHeader& header, const 
     const auto [first, end] = matrix.columns({p, p + 1});
     for (int64_t column = first; column < end; ++column) {
       const int64_t gate = column / lanes % 4, unit = column / (4 * lanes) * lanes + column % lanes;
-      const int64_t row = header.by_gates ? gate * hidden + unit : column;
-      if (!header.by_gates || unit < hidden)
+      const int64_t row = header.in_gate_order ? gate * hidden + unit : column;
+      if (!header.in_gate_order || unit < hidden)
         visit(row, PanelColumn{matrix.panel(p), matrix.width(p), matrix.K(), column - first});
     }
   }
 }
 
-Tensor pack_as(const Product& product, const Tensor& weight, const OptionalTensor& scale,
-               bool by_gates) {
+Tensor pack_as(const GemmKernels& gemm, const Tensor& weight, const OptionalTensor& scale,
+               bool in_gate_order) {
   const int64_t rows = weight.size(0), K = weight.size(1);
-  const Matrix matrix =
-      by_gates ? gates_of(product, weight) : matrix_of(product, weight, true, pieces_of(by_gates));
+  const Matrix matrix = in_gate_order
+                            ? gate_matrix_of(gemm, weight)
+                            : matrix_of(gemm, weight, true, prepacked_groups(in_gate_order));
   Tensor prepacked = at::empty({kHeaderBytes + matrix.nbytes()}, at::kByte);
-  const PrepackedHeader header = header_of(product, rows, K, by_gates);
+  const PrepackedHeader header = header_of(gemm, rows, K, in_gate_order);
   std::memcpy(data<char>(prepacked), &header, sizeof header);
   std::memcpy(data<char>(prepacked) + kHeaderBytes, matrix.panel(0), matrix.nbytes());
   if (!scale) return prepacked;
-  const Matrix in_place = prepacked_matrix(product, prepacked, rows, K, by_gates);
+  const Matrix in_place = prepacked_matrix(gemm, prepacked, rows, K, in_gate_order);
   for (int64_t p = 0; p < in_place.panel_count(); ++p)
-    std::memset(in_place.panel(p), 0, product.header * in_place.width(p));
+    std::memset(in_place.panel(p), 0, gemm.header_bytes * in_place.width(p));
   const Tensor scales = in_memory(*scale).contiguous();
   for_each_column(in_place, header, [&](int64_t row, const PanelColumn& column) {
-    product.put_scale(column, const_data<float>(scales)[row]);
+    gemm.put_scale(column, const_data<float>(scales)[row]);
   });
   return prepacked;
 }
@@ -65,12 +66,12 @@ PrepackedHeader PrepackedHeader::of(const Tensor& prepacked) {
 }
 
 Tensor pack_weight(const Tensor& weight, const OptionalTensor& scale, const std::string& format,
-                   bool by_gates) {
-  const Product& product = product_named(format);
-  const auto dtype = unpacked_dtype(product.source);
+                   bool in_gate_order) {
+  const GemmKernels& gemm = gemm_named(format);
+  const auto dtype = unpacked_dtype(gemm.source_format);
   TORCH_CHECK(weight.dim() == 2 && weight.numel() > 0 && weight.device().is_cpu() &&
                   weight.layout() == at::kStrided && weight.scalar_type() == dtype &&
-                  scale.has_value() == bool(product.put_scale),
+                  scale.has_value() == bool(gemm.put_scale),
               "expected a weight of two dimensions in ", dtype, " on the CPU, and scales if ",
               format, " has some, got ", weight.sizes(), " ", weight.scalar_type(), " on ",
               weight.device());
@@ -80,20 +81,21 @@ Tensor pack_weight(const Tensor& weight, const OptionalTensor& scale, const std:
               scale ? scale->sizes() : at::IntArrayRef());
   TORCH_CHECK(!scale || weight.size(1) <= kMostInt8Terms, "expected at most ", kMostInt8Terms,
               " columns of ", format, ", got ", weight.size(1));
-  return pack_as(product, in_memory(weight).contiguous(), scale, by_gates);
+  return pack_as(gemm, in_memory(weight).contiguous(), scale, in_gate_order);
 }
 
 std::tuple<Tensor, OptionalTensor> unpack_weight(const Tensor& prepacked) {
   const PrepackedHeader header = PrepackedHeader::of(prepacked);
-  const Product& product = product_named(header.format);
+  const GemmKernels& gemm = gemm_named(header.format);
   const Matrix matrix =
-      prepacked_matrix(product, prepacked, header.rows, header.columns, header.by_gates);
-  const Tensor weight = at::empty({header.rows, header.columns}, unpacked_dtype(product.source));
+      prepacked_matrix(gemm, prepacked, header.rows, header.columns, header.in_gate_order);
+  const Tensor weight =
+      at::empty({header.rows, header.columns}, unpacked_dtype(gemm.source_format));
   OptionalTensor scale;
-  if (product.put_scale) scale = at::empty({header.rows}, at::kFloat);
+  if (gemm.put_scale) scale = at::empty({header.rows}, at::kFloat);
   for_each_column(matrix, header, [&](int64_t row, const PanelColumn& column) {
-    product.unpack(column, data<char>(weight) + row * header.columns * weight.element_size(),
-                   scale ? data<float>(*scale) + row : nullptr);
+    gemm.unpack(column, data<char>(weight) + row * header.columns * weight.element_size(),
+                scale ? data<float>(*scale) + row : nullptr);
   });
   return {weight, scale};
 }

@@ -14,7 +14,7 @@ namespace fastlstm {
 // W [rows,K], of int8 with the scale [rows] of each row. by_gates: of W_ih and W_hh, whose
 // panels hold the gates of a unit together.
 at::Tensor pack_weight(const at::Tensor& weight, const std::optional<at::Tensor>& scale,
-                       const std::string& format, bool by_gates);
+                       const std::string& format, bool in_gate_order);
 // The weight that was packed, and the scales.
 std::tuple<at::Tensor, std::optional<at::Tensor>> unpack_weight(const at::Tensor& prepacked);
 
@@ -22,7 +22,7 @@ std::tuple<at::Tensor, std::optional<at::Tensor>> unpack_weight(const at::Tensor
 // processor that packed them; their columns are in the order of gates_of, or of the rows of W.
 struct PrepackedHeader {
   char magic[8], format[16];
-  int64_t lanes, vectors, rows, columns, by_gates;
+  int64_t lanes, vectors, rows, columns, in_gate_order;
 
   // Throws for a tensor that has no header.
   static PrepackedHeader of(const at::Tensor& prepacked);
@@ -36,11 +36,11 @@ constexpr char kPrepackedMagic[8] = {'f', 'a', 's', 't', 'l', 's', 't', '1'};
 constexpr int64_t kHeaderBytes = sizeof(PrepackedHeader);
 static_assert(kHeaderBytes == 64);  // panels are aligned to cache lines
 
-inline PrepackedHeader header_of(const Product& product, int64_t rows, int64_t columns,
-                                 bool by_gates) {
-  PrepackedHeader header{{}, {}, product.lanes, product.vectors, rows, columns, by_gates};
+inline PrepackedHeader header_of(const GemmKernels& gemm, int64_t rows, int64_t columns,
+                                 bool in_gate_order) {
+  PrepackedHeader header{{}, {}, gemm.lanes, gemm.max_vectors, rows, columns, in_gate_order};
   std::memcpy(header.magic, kPrepackedMagic, sizeof header.magic);
-  const std::string_view name = kFormatNames[static_cast<int>(product.format)];
+  const std::string_view name = kFormatNames[static_cast<int>(gemm.format)];
   name.copy(header.format, sizeof header.format - 1);
   return header;
 }
@@ -54,32 +54,32 @@ inline at::ScalarType unpacked_dtype(Format format) {
 }
 
 // The product of this processor for the format of that name.
-inline const Product& product_named(std::string_view format) {
-  for (const Product* const product : kernel_table().products.of)
-    if (product && product->unpack && format == kFormatNames[static_cast<int>(product->format)])
-      return *product;
+inline const GemmKernels& gemm_named(std::string_view format) {
+  for (const GemmKernels* const gemm : kernel_table().gemms.by_format)
+    if (gemm && gemm->unpack && format == kFormatNames[static_cast<int>(gemm->format)])
+      return *gemm;
   TORCH_CHECK(false, "lstm_packed: expected a format that fastlstm.prepack takes, got \"", format,
               "\"");
 }
 
 // Matrices that are packed once are cut for up to four threads where threads share a step.
-inline int64_t pieces_of(bool by_gates) { return by_gates ? 1 : 4; }
+inline int64_t prepacked_groups(bool in_gate_order) { return in_gate_order ? 1 : 4; }
 
 // The matrix W^T of a weight W [rows,K] that pack_weight packed.
-inline Matrix prepacked_matrix(const Product& product, const at::Tensor& prepacked, int64_t rows,
-                               int64_t K, bool by_gates) {
+inline Matrix prepacked_matrix(const GemmKernels& gemm, const at::Tensor& prepacked, int64_t rows,
+                               int64_t K, bool in_gate_order) {
   const PrepackedHeader header = PrepackedHeader::of(prepacked);
-  const PrepackedHeader expected = header_of(product, rows, K, by_gates);
+  const PrepackedHeader expected = header_of(gemm, rows, K, in_gate_order);
   if (std::memcmp(&header, &expected, sizeof expected) != 0) {
     TORCH_CHECK(header.panels() == expected.panels(),
                 "lstm_packed: expected weights that were packed for this processor (",
                 expected.panels(), "), got some in ", header.panels(), ": pack the model here");
     TORCH_CHECK(false, "lstm_packed: expected a packed matrix [", rows, ", ", K, "]",
-                by_gates ? " of gates" : "", ", got [", header.rows, ", ", header.columns, "]",
-                header.by_gates ? " of gates" : "");
+                in_gate_order ? " of gates" : "", ", got [", header.rows, ", ", header.columns, "]",
+                header.in_gate_order ? " of gates" : "");
   }
-  const int64_t columns = by_gates ? gate_columns(rows / 4, product.lanes) : rows;
-  return {product, K, columns, pieces_of(by_gates), prepacked, kHeaderBytes};
+  const int64_t columns = in_gate_order ? gate_columns(rows / 4, gemm.lanes) : rows;
+  return {gemm, K, columns, prepacked_groups(in_gate_order), prepacked, kHeaderBytes};
 }
 
 }  // namespace fastlstm

@@ -12,7 +12,7 @@
 
 namespace fastlstm::FASTLSTM_ISA {
 
-constexpr int64_t kTileRows = 16, kLineBytes = 64, kMostRows = 2 * kTileRows;
+constexpr int64_t kTileRows = 16, kLineBytes = 64, kMaxRows = 2 * kTileRows;
 constexpr int64_t kPairWidth = 32;  // columns of two tiles
 static_assert(Vec<float>::lanes == kTileRows);
 
@@ -56,7 +56,7 @@ class TileRows {
   const void* const* rows_;
   int64_t count_, begin_, whole_, rest_, stride_;
   bool at_one_stride_;
-  alignas(64) char gathered_[kMostRows][kBytes], last_[kMostRows][kLineBytes];
+  alignas(64) char gathered_[kMaxRows][kBytes], last_[kMaxRows][kLineBytes];
 };
 
 // The places of the tiles of panels. Distances are in bytes.
@@ -85,29 +85,30 @@ template <typename T, int kPlanes>
 static void multiply_pair(TileRows<kPlanes>& a, PanelTiles b, char* sums, int64_t stride) {
   const int64_t rows = a.count(), lower = rows > 1 ? rows / 2 : 1,
                 upper = rows > 1 ? rows - lower : 1;
-  Tiles::configure({upper, upper, lower, lower, upper, lower, 16, 16});
-  Tiles::zero<0>(), Tiles::zero<1>(), Tiles::zero<2>(), Tiles::zero<3>();
+  TileRegisters::configure({upper, upper, lower, lower, upper, lower, 16, 16});
+  TileRegisters::zero<0>(), TileRegisters::zero<1>(), TileRegisters::zero<2>(),
+      TileRegisters::zero<3>();
   for (int64_t k = 0; k < a.blocks(); ++k, b.first += b.block) {
     const auto of_a = a.block(k);
     int loaded_a = -1, loaded_b = -1;
     for_each_product<kPlanes>([&](auto plane_of_a, auto plane_of_b) {
       constexpr int i = decltype(plane_of_a)::value, j = decltype(plane_of_b)::value;
       if (loaded_a != i) {
-        Tiles::load<4>(of_a.first + i * kLineBytes, of_a.stride);
-        Tiles::load<5>(of_a.first + i * kLineBytes + upper * of_a.stride, of_a.stride);
+        TileRegisters::load<4>(of_a.first + i * kLineBytes, of_a.stride);
+        TileRegisters::load<5>(of_a.first + i * kLineBytes + upper * of_a.stride, of_a.stride);
       }
       if (loaded_b != j) {
-        Tiles::load<6>(b.first + j * b.plane, b.line);
-        Tiles::load<7>(b.first + j * b.plane + b.second, b.line);
+        TileRegisters::load<6>(b.first + j * b.plane, b.line);
+        TileRegisters::load<7>(b.first + j * b.plane + b.second, b.line);
       }
       loaded_a = i, loaded_b = j;
-      Tiles::multiply_add<T, 0, 4, 6>(), Tiles::multiply_add<T, 1, 4, 7>();
-      Tiles::multiply_add<T, 2, 5, 6>(), Tiles::multiply_add<T, 3, 5, 7>();
+      TileRegisters::multiply_add<T, 0, 4, 6>(), TileRegisters::multiply_add<T, 1, 4, 7>();
+      TileRegisters::multiply_add<T, 2, 5, 6>(), TileRegisters::multiply_add<T, 3, 5, 7>();
     });
   }
-  Tiles::store<0>(sums, stride), Tiles::store<1>(sums + kLineBytes, stride);
+  TileRegisters::store<0>(sums, stride), TileRegisters::store<1>(sums + kLineBytes, stride);
   sums += upper * stride;
-  Tiles::store<2>(sums, stride), Tiles::store<3>(sums + kLineBytes, stride);
+  TileRegisters::store<2>(sums, stride), TileRegisters::store<3>(sums + kLineBytes, stride);
 }
 
 // Multiplies one tile of rows by two pairs of tiles of columns. Tiles 0 to 3 hold the sums, 4 holds
@@ -115,24 +116,27 @@ static void multiply_pair(TileRows<kPlanes>& a, PanelTiles b, char* sums, int64_
 template <typename T, int kPlanes>
 static void multiply_two_pairs(TileRows<kPlanes>& a, PanelTiles b, char* sums, int64_t stride) {
   const int64_t rows = a.count();
-  Tiles::configure({rows, rows, rows, rows, rows, 16, 16, 16});
-  Tiles::zero<0>(), Tiles::zero<1>(), Tiles::zero<2>(), Tiles::zero<3>();
+  TileRegisters::configure({rows, rows, rows, rows, rows, 16, 16, 16});
+  TileRegisters::zero<0>(), TileRegisters::zero<1>(), TileRegisters::zero<2>(),
+      TileRegisters::zero<3>();
   for (int64_t k = 0; k < a.blocks(); ++k, b.first += b.block) {
     const auto of_a = a.block(k);
     int loaded_a = -1;
     for_each_product<kPlanes>([&](auto plane_of_a, auto plane_of_b) {
       constexpr int i = decltype(plane_of_a)::value, j = decltype(plane_of_b)::value;
-      if (loaded_a != i) Tiles::load<4>(of_a.first + i * kLineBytes, of_a.stride);
+      if (loaded_a != i) TileRegisters::load<4>(of_a.first + i * kLineBytes, of_a.stride);
       loaded_a = i;
       const char* const of_b = b.first + j * b.plane;
-      Tiles::load<5>(of_b, b.line), Tiles::load<6>(of_b + b.second, b.line);
-      Tiles::multiply_add<T, 0, 4, 5>(), Tiles::multiply_add<T, 1, 4, 6>();
-      Tiles::load<7>(of_b + b.pair, b.line), Tiles::load<5>(of_b + b.pair + b.second, b.line);
-      Tiles::multiply_add<T, 2, 4, 7>(), Tiles::multiply_add<T, 3, 4, 5>();
+      TileRegisters::load<5>(of_b, b.line), TileRegisters::load<6>(of_b + b.second, b.line);
+      TileRegisters::multiply_add<T, 0, 4, 5>(), TileRegisters::multiply_add<T, 1, 4, 6>();
+      TileRegisters::load<7>(of_b + b.pair, b.line),
+          TileRegisters::load<5>(of_b + b.pair + b.second, b.line);
+      TileRegisters::multiply_add<T, 2, 4, 7>(), TileRegisters::multiply_add<T, 3, 4, 5>();
     });
   }
-  Tiles::store<0>(sums, stride), Tiles::store<1>(sums + kLineBytes, stride);
-  Tiles::store<2>(sums + 2 * kLineBytes, stride), Tiles::store<3>(sums + 3 * kLineBytes, stride);
+  TileRegisters::store<0>(sums, stride), TileRegisters::store<1>(sums + kLineBytes, stride);
+  TileRegisters::store<2>(sums + 2 * kLineBytes, stride),
+      TileRegisters::store<3>(sums + 3 * kLineBytes, stride);
 }
 
 // Multiplies the rows of a product, at most 32 at a time, by all columns, at most 64. For each part
@@ -143,13 +147,13 @@ FASTLSTM_INLINE void multiply_on_tiles(const PanelProduct& p, int64_t begin, int
                                        PanelTiles tiles, const Put& put) {
   const int64_t vectors = p.panels * p.shape.vectors, pairs = (vectors + 1) / 2;
   const int64_t width = pairs * kPairWidth, stride = width * sizeof(float);
-  const int64_t parts = (p.rows + kMostRows - 1) / kMostRows;
+  const int64_t parts = (p.rows + kMaxRows - 1) / kMaxRows;
   for (int64_t i = 0; i < parts; ++i) {
     const int64_t first = p.rows * i / parts;
     PanelProduct part = p;
     part.a += first, part.c += first, part.rows = p.rows * (i + 1) / parts - first;
     TileRows<kPlanes> a(part, begin, bytes);
-    alignas(64) char sums[kMostRows * 2 * kPairWidth * sizeof(float)];
+    alignas(64) char sums[kMaxRows * 2 * kPairWidth * sizeof(float)];
     PanelTiles b = tiles;
     for (int64_t pair = 0; pair < pairs;) {
       char* const to = sums + 2 * pair * kLineBytes;
@@ -169,7 +173,7 @@ FASTLSTM_INLINE void multiply_on_tiles(const PanelProduct& p, int64_t begin, int
 // bytes in front of its elements.
 template <typename T>
 static void multiply_panel(const PanelProduct& p, int64_t begin, int64_t bytes, int64_t header,
-                           decltype(Product::put_rows) put) {
+                           decltype(GemmKernels::put_rows) put) {
   const int64_t line = p.shape.vectors * kLineBytes;
   const char* const first = static_cast<const char*>(p.panel) + header;
   multiply_on_tiles<T, 1>(p, begin, bytes,

@@ -1,7 +1,7 @@
 // Packs matrices into panels, transposes blocks of a matrix, and sums rows. Included once for each
 // target. Memory bounds all of it: each element is read once and written once.
 #pragma once
-#include "cpu/products/product.h"
+#include "cpu/products/gemm_kernels.h"
 #include "cpu/vec.h"
 
 namespace fastlstm::FASTLSTM_ISA {
@@ -198,8 +198,8 @@ template <>
       panel[2 * (k * width + n)] = panel[2 * (k * width + n) + 1] = bfloat16(0.0f);
 }
 
-// Used only by targets with dot products of bfloat16 (pairs_table.h). Other targets do not train in
-// bfloat16.
+// Used only by targets with dot products of bfloat16 (bfloat16_table.h). Other targets do not train
+// in bfloat16.
 template <>
 [[maybe_unused]] void transpose<bfloat16>(const void* const* from, int64_t rows, int64_t begin,
                                           int64_t end, void* transposed) {

@@ -19,9 +19,10 @@
 
 namespace fastlstm::FASTLSTM_ISA {
 
-constexpr int64_t kBlock = 32,              // terms of a block
-    kTile = 16 * 32;                        // bfloat16 elements of a tile
-constexpr int64_t kPanelPlane = 2 * kTile;  // bfloat16 elements of a plane of a panel's block
+constexpr int64_t kBlockTerms = 32,  // terms of a block
+    kTileElements = 16 * 32;         // bfloat16 elements of a tile
+constexpr int64_t kPanelPlane =
+    2 * kTileElements;  // bfloat16 elements of a plane of a panel's block
 
 FASTLSTM_INLINE bool all_finite(const float* sums, int64_t vectors) {
   // 0 * x is NaN if x is not finite. Four independent chains hide the latency.
@@ -78,13 +79,13 @@ struct SplitFloat32 {
   // The stride of rows is an odd number of blocks, so that rows do not compete for the same sets of
   // the L1 cache.
   static int64_t encoded_bytes(int64_t K) {
-    return ((K + kBlock - 1) / kBlock | 1) * kBlock * kBytesOfTerm;
+    return ((K + kBlockTerms - 1) / kBlockTerms | 1) * kBlockTerms * kBytesOfTerm;
   }
 
   static void encode(const void* from, int64_t K, void* to) {
     const float* const row = static_cast<const float*>(from);
     float* at = static_cast<float*>(to);
-    for (int64_t k = 0; k < K; k += kBlock, at += kPlanes * kTileRows) {
+    for (int64_t k = 0; k < K; k += kBlockTerms, at += kPlanes * kTileRows) {
       const int64_t left = K - k, more = left - kTileRows;
       Vec<float> first, second(0.0f), pairs[kPlanes];
       load(row + k, first, left < kTileRows ? left : kTileRows);
@@ -123,9 +124,9 @@ struct SplitFloat32 {
   static void pack(const MatrixRows& matrix, int64_t k_begin, int64_t K, const PanelShape& shape,
                    void* panel) {
     float* to = static_cast<float*>(panel);
-    for (int64_t k = 0; k < K; k += kBlock, to += kPlanes * kPanelPlane / 2)
+    for (int64_t k = 0; k < K; k += kBlockTerms, to += kPlanes * kPanelPlane / 2)
       for (int64_t n = 0; n < kPairWidth; n += kTileRows) {
-        const int64_t left = shape.columns - n, terms = K - k < kBlock ? K - k : kBlock;
+        const int64_t left = shape.columns - n, terms = K - k < kBlockTerms ? K - k : kBlockTerms;
         const int64_t count = left < 0 ? 0 : left < kTileRows ? left : kTileRows;
         const int64_t column = shape.first_column + n;
         if (matrix.transposed)
@@ -146,19 +147,21 @@ struct SplitFloat32 {
     const auto *a = static_cast<const uint16_t*>(row), *b = static_cast<const uint16_t*>(panel);
     for (int64_t n = 0; n < kPairWidth; ++n) sums[n] = 0;
     for (int64_t k = 0; k < K; ++k) {
-      const int64_t block = k / kBlock * kPlanes, pair = k % kTileRows,
-                    place = k % kBlock / kTileRows;
-      const float x = joined(a + block * kBlock + 2 * pair + place, kBlock);
-      const uint16_t* const pairs = b + block * kPanelPlane + pair * kBlock + place;
+      const int64_t block = k / kBlockTerms * kPlanes, pair = k % kTileRows,
+                    place = k % kBlockTerms / kTileRows;
+      const float x = joined(a + block * kBlockTerms + 2 * pair + place, kBlockTerms);
+      const uint16_t* const pairs = b + block * kPanelPlane + pair * kBlockTerms + place;
       for (int64_t n = 0; n < kPairWidth; ++n)
         sums[n] = __builtin_fmaf(
-            x, joined(pairs + n / kTileRows * kTile + n % kTileRows * 2, kPanelPlane), sums[n]);
+            x, joined(pairs + n / kTileRows * kTileElements + n % kTileRows * 2, kPanelPlane),
+            sums[n]);
     }
   }
 
   // If a row and a panel have a sum that is not finite, computes all sums of this row and panel
   // again in float32. `width`: elements between rows of sums.
-  static void mend(const TileRows<kPlanes>& a, const PanelProduct& p, float* sums, int64_t width) {
+  static void recompute_nonfinite(const TileRows<kPlanes>& a, const PanelProduct& p, float* sums,
+                                  int64_t width) {
     for (int64_t i = 0; i < p.rows * p.panels; ++i) {
       const int64_t r = i / p.panels, panel = i % p.panels;
       float* const sums_of_panel = sums + r * width + panel * kPairWidth;
@@ -170,15 +173,16 @@ struct SplitFloat32 {
 
   static void multiply(const PanelProduct& p) {
     constexpr int64_t block = 2 * kPlanes * kPanelPlane;
-    const int64_t blocks = (p.K + kBlock - 1) / kBlock, bytes = blocks * kBlock * kBytesOfTerm;
+    const int64_t blocks = (p.K + kBlockTerms - 1) / kBlockTerms,
+                  bytes = blocks * kBlockTerms * kBytesOfTerm;
     const auto* const first = static_cast<const char*>(p.panel);
     multiply_on_tiles<bfloat16, kPlanes>(
         p, p.k_begin * kBytesOfTerm, bytes,
-        {first, block, 2 * kPanelPlane, p.panel_stride, 2 * kTile, kLineBytes},
+        {first, block, 2 * kPanelPlane, p.panel_stride, 2 * kTileElements, kLineBytes},
         [](const auto& a, const PanelProduct& part, void* buffer, int64_t width) {
           float* const sums = static_cast<float*>(buffer);
           if (__builtin_expect(!all_finite(sums, part.rows * width / kTileRows), 0))
-            mend(a, part, sums, width);
+            recompute_nonfinite(a, part, sums, width);
           put_rows<float, float>(part, sums, width);
         });
   }
@@ -190,10 +194,10 @@ struct SplitFloat32 {
     for (int64_t column = begin; column < end; column += kTileRows) {
       const int64_t count = end - column < kTileRows ? end - column : kTileRows;
       char* const to = static_cast<char*>(transposed) + (column - begin) * bytes_of_row;
-      for (int64_t k = 0; k < rows; k += kBlock) {
+      for (int64_t k = 0; k < rows; k += kBlockTerms) {
         // Packed as in a panel of these columns, then transposed.
         alignas(64) float pairs[kPlanes * kPanelPlane / 2];
-        pack_rows(from + k, column, count, rows - k < kBlock ? rows - k : kBlock, pairs);
+        pack_rows(from + k, column, count, rows - k < kBlockTerms ? rows - k : kBlockTerms, pairs);
         for (int p = 0; p < kPlanes; ++p) {
           Vec<float> x[kTileRows];
           for (int64_t n = 0; n < kTileRows; ++n)
@@ -207,23 +211,24 @@ struct SplitFloat32 {
     }
   }
 
-  static constexpr Product product(const char* instructions) {
-    Product product{};
-    product.format = Format::bfloat16x2, product.source = Format::float32;
-    product.bits = 8 * kBytesOfTerm, product.rate = 3.5;
-    product.lanes = kTileRows, product.vectors = product.narrowest = 2, product.padding = kBlock;
-    product.rows = 4 * kTileRows;
-    product.panel_rows = product.panel_rows_encoded = 3 * kTileRows;
-    product.cache_share = 0.8;  // encoded rows and sums take more
-    product.bytes_ahead = 0;    // the input is multiplied together with h
-    product.panels = product.panels_of_one_row = 2;
-    product.piece = 2048;
-    product.pack = pack, product.multiply = multiply;
-    product.encode = encode, product.encoded_bytes = encoded_bytes;
-    product.transpose = transpose;
-    product.end_thread = Tiles::release;
-    product.instructions = instructions;
-    return product;
+  static constexpr GemmKernels gemm(const char* instructions) {
+    GemmKernels gemm{};
+    gemm.format = Format::bfloat16x2, gemm.source_format = Format::float32;
+    gemm.element_bits = 8 * kBytesOfTerm, gemm.relative_speed = 3.5;
+    gemm.lanes = kTileRows, gemm.max_vectors = gemm.vectors_multiple = 2,
+    gemm.k_multiple = kBlockTerms;
+    gemm.tile_rows = 4 * kTileRows;
+    gemm.min_rows_per_panel_load = gemm.min_encoded_rows_per_panel_load = 3 * kTileRows;
+    gemm.l2_share = 0.8;   // encoded rows and sums take more
+    gemm.bytes_ahead = 0;  // the input is multiplied together with h
+    gemm.panels_at_once = gemm.panels_at_once_of_one_row = 2;
+    gemm.kc = 2048;
+    gemm.pack = pack, gemm.multiply = multiply;
+    gemm.encode = encode, gemm.encoded_bytes = encoded_bytes;
+    gemm.transpose = transpose;
+    gemm.end_thread = TileRegisters::release;
+    gemm.instruction_set = instructions;
+    return gemm;
   }
 };
 

@@ -9,7 +9,7 @@
 //
 // This file contains only plain loops and always-inline functions; kernels_table.h says why.
 #pragma once
-#include "cpu/products/product.h"
+#include "cpu/products/gemm_kernels.h"
 #include "cpu/vec.h"
 
 #define FASTLSTM_STRING_(x) #x
@@ -21,8 +21,8 @@ namespace fastlstm::FASTLSTM_ISA {
 // lane of a panel. One instruction multiplies them, after a broadcast of as many elements of a row.
 // It is 1 here, and 2 for bfloat16.
 template <typename T>
-struct Terms {
-  static constexpr int at_once = 1;
+struct DotStep {
+  static constexpr int terms_per_lane = 1;
 
   template <int count>
   FASTLSTM_INLINE static Vec<T> broadcast(const T* a) {
@@ -67,8 +67,8 @@ FASTLSTM_INLINE Vec<float> load_pairs(const T* from, int64_t n) {
 }
 
 template <>
-struct Terms<bfloat16> {
-  static constexpr int at_once = 2;
+struct DotStep<bfloat16> {
+  static constexpr int terms_per_lane = 2;
 
   template <int count>
   FASTLSTM_INLINE static Vec<float> broadcast(const bfloat16* a) {
@@ -113,7 +113,7 @@ FASTLSTM_INLINE void for_row_tiles(int64_t rows, const Body& body) {
 
 // Each block of so many terms is summed from zero and then added to the total. The rounding error
 // of a sum of K terms then grows with kTerms + K / kTerms instead of K.
-constexpr int64_t kTerms = 256;
+constexpr int64_t kTermsPerPartialSum = 256;
 // The distance in bytes at which a panel is prefetched: far ahead, because the panel may be neither
 // in the L1 nor in the L2 cache.
 constexpr int64_t kBytesAhead = 2048;
@@ -140,11 +140,12 @@ struct Tile {
   template <typename T, typename Fetch>
   FASTLSTM_INLINE void multiply(const T* const* a, int64_t K, const T* panel, const Fetch& fetch) {
     clear();
-    add(a, 0, K < kTerms ? K : kTerms, panel, fetch);
-    for (int64_t k = kTerms; k < K; k += kTerms) {
+    add(a, 0, K < kTermsPerPartialSum ? K : kTermsPerPartialSum, panel, fetch);
+    for (int64_t k = kTermsPerPartialSum; k < K; k += kTermsPerPartialSum) {
       Tile piece{stride, {}};
       piece.clear();
-      piece.add(a, k, K - k < kTerms ? K : k + kTerms, panel + k * W * L, fetch);
+      piece.add(a, k, K - k < kTermsPerPartialSum ? K : k + kTermsPerPartialSum, panel + k * W * L,
+                fetch);
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
@@ -169,7 +170,7 @@ struct Tile {
         add(a, k, k + kTermsPerFetch, panel, NoFetch());
         panel += kTermsPerFetch * W * L;
       }
-    constexpr int P = Terms<T>::at_once;
+    constexpr int P = DotStep<T>::terms_per_lane;
     for (; k + P <= end; k += P, panel += P * W * L) add_terms<P>(a, k, panel);
     if (P > 1 && k < end) add_terms<1>(a, k, panel);
   }
@@ -179,7 +180,7 @@ struct Tile {
     Vec<A> b[V];
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) {
-      const T* const at = panel + v / W * stride + v % W * L * Terms<T>::at_once;
+      const T* const at = panel + v / W * stride + v % W * L * DotStep<T>::terms_per_lane;
       // If one row reads the panel once and in order, the hardware prefetcher is faster (Intel
       // Xeon).
       if constexpr (R > 1) __builtin_prefetch(reinterpret_cast<const char*>(at) + kBytesAhead);
@@ -187,9 +188,9 @@ struct Tile {
     }
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
-      const Vec<A> x = Terms<T>::template broadcast<count>(a[r] + k);
+      const Vec<A> x = DotStep<T>::template broadcast<count>(a[r] + k);
 #pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) sum[r][v] = Terms<T>::multiply_add(x, b[v], sum[r][v]);
+      for (int v = 0; v < V; ++v) sum[r][v] = DotStep<T>::multiply_add(x, b[v], sum[r][v]);
     }
   }
 };
@@ -259,7 +260,7 @@ static void multiply(const PanelProduct& p) {
   if constexpr (trains) {
     constexpr int narrowest = sizeof(T) == 8 ? V : 1;
     if constexpr (sizeof(T) < sizeof(A))
-      if (p.rounds) return multiply_tiles<R, V, T, A, T>(p, NoFetch());
+      if (p.c_is_16_bit) return multiply_tiles<R, V, T, A, T>(p, NoFetch());
     if (p.prefetch && p.shape.vectors >= narrowest)
       return multiply_tiles<R, V, T, A, A, narrowest>(p, FetchAhead{p.prefetch});
   }

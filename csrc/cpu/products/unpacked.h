@@ -16,12 +16,12 @@ namespace fastlstm::FASTLSTM_ISA {
 template <int R, typename T, typename A>
 FASTLSTM_INLINE void add_square(const T* const* a, int64_t k, int64_t n, const Columns& columns,
                                 Vec<A> (&sum)[R]) {
-  constexpr int L = Vec<A>::lanes, P = Terms<T>::at_once;
+  constexpr int L = Vec<A>::lanes, P = DotStep<T>::terms_per_lane;
   Vec<A> x[L];
   auto* column = static_cast<const T*>(columns.first) + k;
 #pragma GCC unroll 16
   for (int l = 0; l < L; ++l) {
-    x[l] = n == L * P ? load_lanes<A>(column) : Terms<T>::load_first(column, n);
+    x[l] = n == L * P ? load_lanes<A>(column) : DotStep<T>::load_first(column, n);
     if (l + 1 < columns.count) column += columns.stride;
   }
   transpose_square(x);
@@ -31,9 +31,9 @@ FASTLSTM_INLINE void add_square(const T* const* a, int64_t k, int64_t n, const C
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const T* const at = a[r] + k + l * P;
-      const Vec<A> terms = l * P + P <= n ? Terms<T>::template broadcast<P>(at)
-                                          : Terms<T>::template broadcast<1>(at);
-      sum[r] = Terms<T>::multiply_add(terms, x[l], sum[r]);
+      const Vec<A> terms = l * P + P <= n ? DotStep<T>::template broadcast<P>(at)
+                                          : DotStep<T>::template broadcast<1>(at);
+      sum[r] = DotStep<T>::multiply_add(terms, x[l], sum[r]);
     }
   }
 }
@@ -41,7 +41,7 @@ FASTLSTM_INLINE void add_square(const T* const* a, int64_t k, int64_t n, const C
 template <typename T, typename A, int R>
 static void multiply_unpacked_tile(const PanelProduct& p, const Columns& columns, const void* next,
                                    Int<R>, int64_t first_row) {
-  constexpr int L = Vec<A>::lanes, square = L * Terms<T>::at_once;
+  constexpr int L = Vec<A>::lanes, square = L * DotStep<T>::terms_per_lane;
   constexpr int64_t kAhead = 512 / sizeof(T);
   const T* a[R];
   Vec<A> sum[R], piece[R];
@@ -51,8 +51,8 @@ static void multiply_unpacked_tile(const PanelProduct& p, const Columns& columns
     sum[r] = Vec<A>(A(0));
   }
   const int64_t end = p.k_begin + p.K;
-  for (int64_t first = p.k_begin; first < end; first += kTerms) {
-    const int64_t last = end - first < kTerms ? end : first + kTerms;
+  for (int64_t first = p.k_begin; first < end; first += kTermsPerPartialSum) {
+    const int64_t last = end - first < kTermsPerPartialSum ? end : first + kTermsPerPartialSum;
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) piece[r] = Vec<A>(A(0));
     int64_t k = first;
@@ -73,7 +73,8 @@ static void multiply_unpacked_tile(const PanelProduct& p, const Columns& columns
 }
 
 template <int R, typename T, typename A>
-static void multiply_unpacked(const PanelProduct& p, const Columns& columns, const void* next) {
+static void multiply_unpacked_columns(const PanelProduct& p, const Columns& columns,
+                                      const void* next) {
   for_row_tiles<R>(p.rows,
                    [&](auto... tile) { multiply_unpacked_tile<T, A>(p, columns, next, tile...); });
 }
@@ -109,12 +110,12 @@ FASTLSTM_INLINE void add_lines(const PanelProduct& p, const Columns& of, int64_t
 // The same for a matrix that is not transposed, a few of its rows at a time, in sums that stay in
 // the L1 cache. They run as in tiles.h.
 template <typename A>
-static void multiply_lines(const PanelProduct& p, const Columns& of, void* room) {
+static void multiply_unpacked_rows(const PanelProduct& p, const Columns& of, void* room) {
   constexpr int L = Vec<A>::lanes, kLines = 8;
   const int64_t end = p.k_begin + p.K, width = p.shape.vectors * L;
   A *const sums = static_cast<A*>(room), *const piece = sums + p.rows * width;
-  for (int64_t begin = p.k_begin; begin < end; begin += kTerms) {
-    const int64_t last = end - begin < kTerms ? end : begin + kTerms;
+  for (int64_t begin = p.k_begin; begin < end; begin += kTermsPerPartialSum) {
+    const int64_t last = end - begin < kTermsPerPartialSum ? end : begin + kTermsPerPartialSum;
     A* const to = begin == p.k_begin ? sums : piece;
     int64_t k = begin;
     for (; k + kLines <= last; k += kLines) add_lines(p, of, k, Int<kLines>(), to, k == begin);

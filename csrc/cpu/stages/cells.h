@@ -24,8 +24,8 @@ struct Matrices {
 };
 
 // A weight as a product packs it.
-inline Tensor as_packed_by(const Product& product, const Tensor& w) {
-  return as_dtype(w, unpacked_dtype(product.source)).contiguous();
+inline Tensor as_packed_by(const GemmKernels& gemm, const Tensor& w) {
+  return as_dtype(w, unpacked_dtype(gemm.source_format)).contiguous();
 }
 
 // b_ih + b_hh [4H] in the order of gates_of; empty if they are undefined. A: the dtype of the
@@ -52,22 +52,22 @@ Scratch ordered_bias(const Direction& w, int64_t lanes) {
 template <typename A>
 Matrices matrices_of(const CpuPlan& plan, const LayerCall& layer, int64_t d) {
   const Direction& w = layer.directions[d];
-  const Product& product = *plan.product;
+  const GemmKernels& gemm = *plan.gemm;
   const Sizes s = layer.sizes();
   const auto gates = [&](const Tensor& w, int64_t K, MatrixForm form) {
     if (layer.is_prepacked())
-      return prepacked_matrix(product, w, 4 * s.hidden_size, K, /*by_gates=*/true);
-    return gates_of(product, as_packed_by(product, w), form);
+      return prepacked_matrix(gemm, w, 4 * s.hidden_size, K, /*in_gate_order=*/true);
+    return gate_matrix_of(gemm, as_packed_by(gemm, w), form);
   };
   Matrices matrices{gates(w.w_ih, s.input_size, plan.w_ih),
                     gates(w.w_hh, s.output_size, plan.w_hh),
                     {},
-                    ordered_bias<A>(w, product.lanes)};
+                    ordered_bias<A>(w, gemm.lanes)};
   if (w.w_hr.defined())
-    matrices.w_hr.emplace(layer.is_prepacked() ? prepacked_matrix(product, w.w_hr, s.output_size,
-                                                                  s.hidden_size, /*by_gates=*/false)
-                                               : matrix_of(product, as_packed_by(product, w.w_hr),
-                                                           true, plan.grid.unit_groups, plan.w_hh));
+    matrices.w_hr.emplace(
+        layer.is_prepacked()
+            ? prepacked_matrix(gemm, w.w_hr, s.output_size, s.hidden_size, /*in_gate_order=*/false)
+            : matrix_of(gemm, as_packed_by(gemm, w.w_hr), true, plan.grid.unit_groups, plan.w_hh));
   return matrices;
 }
 
@@ -78,14 +78,14 @@ class CellsForward {
  public:
   CellsForward(const CpuPlan& plan, int64_t hidden_size)
       : plan_(plan),
-        product_(*plan.product),
+        gemm_(*plan.gemm),
         hidden_size_(hidden_size),
-        x_sums_(product_, plan.rows_at_once, 4 * tiles_at_once(1)),
-        sums_(product_, plan.rows_at_once, 4 * tiles_at_once(1)) {}
+        x_sums_(gemm_, plan.rows_at_once, 4 * tiles_at_once(1)),
+        sums_(gemm_, plan.rows_at_once, 4 * tiles_at_once(1)) {}
 
   // A tile is a vector of units; the tiles of one of `groups` groups of threads.
   Range tiles(int64_t group, int64_t groups) const {
-    return part_of(divide_up(hidden_size_, product_.lanes), group, groups);
+    return part_of(divide_up(hidden_size_, gemm_.lanes), group, groups);
   }
 
   // Rows whose h_prev is `zeros` have nothing to multiply. With rows x of the input, the x_gates of
@@ -108,15 +108,15 @@ class CellsForward {
         const A* from_x = nullptr;
         if (x)
           from_x = static_cast<const A*>(
-              x_sums_.multiply(w_ih, panels_of(w_ih, turn), x + r, n, product_.piece, nullptr,
-                               bias ? bias + turn.begin * 4 * product_.lanes : nullptr));
+              x_sums_.multiply(w_ih, panels_of(w_ih, turn), x + r, n, gemm_.kc, nullptr,
+                               bias ? bias + turn.begin * 4 * gemm_.lanes : nullptr));
         for (int64_t t = turn.begin; t < turn.end; ++t)
           cell_.prefetch_forward(rows + r, n, units(t));
         auto* h = static_cast<const A*>(
             sums_.multiply(w_hh, panels_of(w_hh, turn), h_prev + r, n, w_hh.K(), zeros));
         for (int64_t t = turn.begin; t < turn.end; ++t) {
           cell_.forward(rows + r, n, {h, sums_.stride(), from_x}, units(t));
-          h += 4 * product_.lanes, from_x += x ? 4 * product_.lanes : 0;
+          h += 4 * gemm_.lanes, from_x += x ? 4 * gemm_.lanes : 0;
         }
       }
     }
@@ -124,23 +124,23 @@ class CellsForward {
 
  private:
   int64_t tiles_at_once(int64_t rows) const {
-    return std::max(plan_.tiles_at_once, product_.panels_for(rows) * product_.vectors / 4);
+    return std::max(plan_.tiles_at_once, gemm_.panels_at_once_for(rows) * gemm_.max_vectors / 4);
   }
   Range panels_of(const Matrix& weights, const Range& tiles) const {
-    const int64_t in_tile = 4 * product_.lanes / weights.width(0);
+    const int64_t in_tile = 4 * gemm_.lanes / weights.width(0);
     return {tiles.begin * in_tile, tiles.end * in_tile};
   }
   Units units(int64_t tile) const {
-    const int64_t unit = tile * product_.lanes;
-    return {unit, std::min<int64_t>(product_.lanes, hidden_size_ - unit), hidden_size_};
+    const int64_t unit = tile * gemm_.lanes;
+    return {unit, std::min<int64_t>(gemm_.lanes, hidden_size_ - unit), hidden_size_};
   }
 
   const CpuPlan& plan_;
-  const Product& product_;
-  const Cell<T>& cell_ = *kernels<T>().cell;
+  const GemmKernels& gemm_;
+  const CellKernels<T>& cell_ = *kernels<T>().cell;
   int64_t hidden_size_;
   bool backwards_ = true;  // every other step: what was read last is still in the L2 cache
-  PanelSums x_sums_, sums_;
+  Accumulators x_sums_, sums_;
 };
 
 // The rows of one step of the walk back that one thread has.
@@ -161,11 +161,11 @@ class CellsBackward {
   // `through`: the matrix of `run`, of which a step has `rows` rows at most.
   CellsBackward(const Matrix& through, int64_t rows, int64_t hidden_size)
       : hidden_size_(hidden_size),
-        sums_(through.product(),
-              through.form() == MatrixForm::kPacked
-                  ? std::min(round_up(kRows, through.product().rows), rows)
+        sums_(through.gemm(),
+              through.form() == MatrixForm::kPanels
+                  ? std::min(round_up(kRows, through.gemm().tile_rows), rows)
                   : rows,
-              through.widest_group() / through.product().lanes) {}
+              through.max_group_width() / through.gemm().lanes) {}
 
   // `to_cells` takes the rows `from` to dL/d(o tanh(c)): W_hh and d_gates of the next step, or W_hr
   // and dL/dh_t.
@@ -183,17 +183,17 @@ class CellsBackward {
         cell_.backward(rows + r, n, sums, sums_.stride(), units);
       }
     };
-    to_cells.for_groups(panels, count, through, backwards_);
+    to_cells.for_panel_groups(panels, count, through, backwards_);
   }
 
  private:
   // A panel is cut along k so that a piece stays in the L2 cache while all rows pass.
   static constexpr int64_t kRows = 96, kPieceOfPanel = 1024;
 
-  const Cell<T>& cell_ = *kernels<T>().cell;
+  const CellKernels<T>& cell_ = *kernels<T>().cell;
   int64_t hidden_size_;
   bool backwards_ = true;  // as in CellsForward
-  PanelSums sums_;
+  Accumulators sums_;
 };
 
 }  // namespace fastlstm

@@ -28,7 +28,7 @@ class ProjectionForward {
         hidden_size_(hidden_size),
         w_hr_(w_hr),
         unprojected_(scratch<T>(rows.all().batch() * hidden_size_)),
-        encoded_(w_hr.product(), grid.members() * rows.all().batch(), hidden_size_),
+        encoded_(w_hr.gemm(), grid.members() * rows.all().batch(), hidden_size_),
         from_(grid.members(), std::vector<const void*>(rows.all().batch())),
         to_(grid.members(), std::vector<void*>(rows.all().batch())) {}
 
@@ -44,7 +44,7 @@ class ProjectionForward {
       from[count] = encoded_.encode(unprojected(row), member.index * rows_.all().batch() + count);
       to[count++] = h_of(t, row);
     }
-    multiply_panels(from, count, w_hr_, w_hr_.share(member.unit_group, grid_.unit_groups), to);
+    serial_gemm(from, count, w_hr_, w_hr_.share(member.unit_group, grid_.unit_groups), to);
   }
 
  private:
@@ -70,10 +70,10 @@ class ProjectionBackward {
         rows_(rows),
         hidden_size_(layer.hidden_size.expect_int()),
         output_size_(layer.output_size.expect_int()),
-        w_hr_(matrix_of(*plan.product, layer.directions[d].w_hr.contiguous(), false,
+        w_hr_(matrix_of(*plan.gemm, layer.directions[d].w_hr.contiguous(), false,
                         plan.grid.unit_groups, plan.w_hh)),
         d_h_(scratch<T>(plan.chunk_steps * rows.all().batch() * output_size_)),
-        encoded_(*plan.product, plan.grid.members() * rows.all().batch(), output_size_),
+        encoded_(*plan.gemm, plan.grid.members() * rows.all().batch(), output_size_),
         grad_w_hr_(at::empty({output_size_, hidden_size_}, layer.state_options())) {
     const Tensor o = gates.narrow(1, 3 * hidden_size_, hidden_size_).to(cells.scalar_type());
     unprojected_ = hidden(o, cells).to(layer.input.scalar_type());
@@ -97,7 +97,7 @@ class ProjectionBackward {
     const auto next = step.d_gates_next.begin();
     const auto d_h = [&](int64_t r) { return static_cast<T*>(step.d_h[r]); };
     if (std::any_of(next, next + step.count, [&](const void* row) { return row != encoded_zeros; }))
-      multiply_panels(step.d_gates_next, step.count, w_hh, panels, step.d_h);
+      serial_gemm(step.d_gates_next, step.count, w_hh, panels, step.d_h);
     else  // an infinite W_hh must not make a NaN of them either
       for (int64_t r = 0; r < step.count; ++r) std::fill(d_h(r) + begin, d_h(r) + end, T(A(0)));
     // The gradients from outside last: the small terms are added to each other first.
@@ -127,9 +127,9 @@ class ProjectionBackward {
     auto hidden_rows = rows_.live<const void*>(chunk, /*back=*/true, [&](int64_t t, int64_t row) {
       return const_data<T>(unprojected_) + rows_.all().flat(t, row) * hidden_size_;
     });
-    multiply_transposed(*plan_.product, d_h_rows, output_size_,
-                        {{std::move(hidden_rows), hidden_size_, data<A>(grad_w_hr_)}}, nullptr,
-                        chunk.begin > 0);
+    weight_gradient_gemm(*plan_.gemm, d_h_rows, output_size_,
+                         {{std::move(hidden_rows), hidden_size_, data<A>(grad_w_hr_)}}, nullptr,
+                         chunk.begin > 0);
   }
 
  private:

@@ -20,13 +20,13 @@ class WeightGradients {
 
  public:
   // Sums at most `rows` rows at a time, in the dtype of the state.
-  WeightGradients(const Product& product, const Sizes& sizes, bool has_bias,
+  WeightGradients(const GemmKernels& gemm, const Sizes& sizes, bool has_bias,
                   const at::TensorOptions& state, int64_t rows)
-      : product_(product),
+      : gemm_(gemm),
         sizes_(sizes),
-        d_gates_(product, rows, 4 * sizes_.hidden_size, /*packs=*/true),
-        x_(product, rows, sizes_.input_size, /*packs=*/true),
-        h_(product, rows, sizes_.output_size, /*packs=*/true),
+        d_gates_(gemm, rows, 4 * sizes_.hidden_size, /*packs=*/true),
+        x_(gemm, rows, sizes_.input_size, /*packs=*/true),
+        h_(gemm, rows, sizes_.output_size, /*packs=*/true),
         w_ih_(empty_on_huge_pages({4 * sizes_.hidden_size, sizes_.input_size}, state)),
         w_hh_(empty_on_huge_pages({4 * sizes_.hidden_size, sizes_.output_size}, state)) {
     if (has_bias) bias_ = at::empty({4 * sizes_.hidden_size}, state);
@@ -43,14 +43,14 @@ class WeightGradients {
            const std::vector<const T*>& x, const std::vector<const T*>& h_prev, bool accumulate) {
     auto x_rows = x_.encode(x), h_rows = h_.encode(h_prev);
     A* bias = bias_.defined() ? data<A>(bias_) : nullptr;
-    if (bias && !product_.takes(dtype_of_rows<T>)) {
+    if (bias && !gemm_.takes(dtype_of_rows<T>)) {
       add_rows(d_gates, accumulate);  // in full
       bias = nullptr;
     }
-    multiply_transposed(product_, encoded, 4 * sizes_.hidden_size,
-                        {{std::move(x_rows), sizes_.input_size, data<A>(w_ih_)},
-                         {std::move(h_rows), sizes_.output_size, data<A>(w_hh_)}},
-                        bias, accumulate);
+    weight_gradient_gemm(gemm_, encoded, 4 * sizes_.hidden_size,
+                         {{std::move(x_rows), sizes_.input_size, data<A>(w_ih_)},
+                          {std::move(h_rows), sizes_.output_size, data<A>(w_hh_)}},
+                         bias, accumulate);
   }
 
   // W_ih, W_hh, and the biases' if there are biases.
@@ -79,7 +79,7 @@ class WeightGradients {
     });
   }
 
-  const Product& product_;
+  const GemmKernels& gemm_;
   Sizes sizes_;
   EncodedRows<T> d_gates_, x_, h_;
   Tensor w_ih_, w_hh_, bias_;

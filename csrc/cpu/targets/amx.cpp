@@ -1,6 +1,6 @@
 // Products of bfloat16 and int8, and of float32 as three products of bfloat16, on AMX tiles.
 #if defined(__x86_64__)
-#include "cpu/targets/begin.h"
+#include "cpu/targets/target_pragma.h"
 FASTLSTM_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,amx-tile,amx-bf16,amx-int8")
 #define FASTLSTM_ISA amx
 #define FASTLSTM_VECTOR_BYTES 64
@@ -9,7 +9,7 @@ FASTLSTM_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,amx-tile,amx-bf16,a
 namespace fastlstm::amx {
 
 // The eight tile registers. Each has 16 rows of 64 bytes.
-struct Tiles {
+struct TileRegisters {
   template <int t>
   FASTLSTM_INLINE static void load(const void* from, int64_t stride) {
     asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride), "i"(t) : "memory");
@@ -52,11 +52,11 @@ struct Tiles {
  private:
   static thread_local uint8_t configured[8];  // rows of each tile; all 0 if tiles are released
 };
-thread_local uint8_t Tiles::configured[8] = {};
+thread_local uint8_t TileRegisters::configured[8] = {};
 
 }  // namespace fastlstm::amx
 
 #include "cpu/products/split_float32.h"
-#include "cpu/targets/tiles_table.h"
+#include "cpu/targets/amx_table.h"
 FASTLSTM_TARGET_END
 #endif

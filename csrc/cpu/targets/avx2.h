@@ -11,7 +11,7 @@ struct Target {
   // 6 x 2 sums, 2 vectors of the panel and a broadcast: 15 of the 16 registers.
   static constexpr int tile_rows = 6, tile_vectors = 2;
   static constexpr int int8_tile_rows = 4;  // each row of int8 takes two registers
-  static constexpr bool rows_of_16_bits = false;
+  static constexpr bool has_16_bit_row_kernels = false;
 };
 
 FASTLSTM_INLINE Vec<float> fused(const Vec<float>& x, const Vec<float>& y, const Vec<float>& sum) {
@@ -22,7 +22,7 @@ FASTLSTM_INLINE Vec<double> fused(const Vec<double>& x, const Vec<double>& y,
   return Vec<double>(_mm256_fmadd_pd(x.v, y.v, sum.v));
 }
 
-FASTLSTM_INLINE void store_lowest_bytes(const Fours& x, void* to) {
+FASTLSTM_INLINE void store_lowest_bytes(const Int8Quads& x, void* to) {
   const __m256i to_front = _mm256_broadcastsi128_si256(_mm_setr_epi32(0x0c080400, -1, -1, -1));
   const __m256i fours = _mm256_shuffle_epi8((__m256i)x, to_front);
   const __m128i bytes =
@@ -34,17 +34,17 @@ FASTLSTM_INLINE void store_lowest_bytes(const Fours& x, void* to) {
 // the signs of the row are moved to the weights. The sum of two products of numbers up to 127 fits
 // into 16 bits.
 struct DotProduct {
-  static constexpr int32_t excess = 0;
+  static constexpr int32_t zero_point = 0;
   struct Row {
     __m256i magnitude, sign;
   };
-  FASTLSTM_INLINE static Row row(int32_t fours) {
-    const __m256i a = _mm256_set1_epi32(fours);
+  FASTLSTM_INLINE static Row row(int32_t quad) {
+    const __m256i a = _mm256_set1_epi32(quad);
     return {_mm256_abs_epi8(a), a};
   }
-  FASTLSTM_INLINE static Fours add(const Row& a, Fours b, Fours sum) {
+  FASTLSTM_INLINE static Int8Quads add(const Row& a, Int8Quads b, Int8Quads sum) {
     const __m256i pairs = _mm256_maddubs_epi16(a.magnitude, _mm256_sign_epi8((__m256i)b, a.sign));
-    return sum + (Fours)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+    return sum + (Int8Quads)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
   }
 };
 

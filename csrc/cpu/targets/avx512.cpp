@@ -1,5 +1,5 @@
 #if defined(__x86_64__)
-#include "cpu/targets/begin.h"
+#include "cpu/targets/target_pragma.h"
 FASTLSTM_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 #define FASTLSTM_ISA avx512
 #define FASTLSTM_FMA  // the pragma above does not define __FMA__

@@ -11,7 +11,7 @@ struct Target {
   // 6 x 4 sums, 4 vectors of the panel and a broadcast: 29 of the 32 registers.
   static constexpr int tile_rows = 6, tile_vectors = 4;
   static constexpr int int8_tile_rows = 4;
-  static constexpr bool rows_of_16_bits = true;
+  static constexpr bool has_16_bit_row_kernels = true;
 };
 
 FASTLSTM_INLINE uint32_t first_lanes(int64_t n) { return (1u << n) - 1; }
@@ -42,27 +42,27 @@ FASTLSTM_OVERLOADS(float, ps, __mmask16)
 FASTLSTM_OVERLOADS(double, pd, __mmask8)
 #undef FASTLSTM_OVERLOADS
 
-FASTLSTM_INLINE void store_lowest_bytes(const Fours& x, void* to) {
+FASTLSTM_INLINE void store_lowest_bytes(const Int8Quads& x, void* to) {
   const __m128i bytes = _mm512_cvtepi32_epi8((__m512i)x);
   std::memcpy(to, &bytes, sizeof bytes);
 }
 
 // The dot product of avx2.h, with the signs as a mask.
 struct DotProduct {
-  static constexpr int32_t excess = 0;
+  static constexpr int32_t zero_point = 0;
   struct Row {
     __m512i magnitude;
     __mmask64 negative;
   };
-  FASTLSTM_INLINE static Row row(int32_t fours) {
-    const __m512i a = _mm512_set1_epi32(fours);
+  FASTLSTM_INLINE static Row row(int32_t quad) {
+    const __m512i a = _mm512_set1_epi32(quad);
     return {_mm512_abs_epi8(a), _mm512_movepi8_mask(a)};
   }
-  FASTLSTM_INLINE static Fours add(const Row& a, Fours b, Fours sum) {
+  FASTLSTM_INLINE static Int8Quads add(const Row& a, Int8Quads b, Int8Quads sum) {
     const __m512i terms = (__m512i)b;
     const __m512i of_sign = _mm512_mask_sub_epi8(terms, a.negative, _mm512_setzero_si512(), terms);
     const __m512i pairs = _mm512_maddubs_epi16(a.magnitude, of_sign);
-    return sum + (Fours)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
+    return sum + (Int8Quads)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
   }
 };
 

@@ -1,6 +1,6 @@
 // bfloat16 by the dot products of pairs of AVX512_BF16, summed in float32.
 #if defined(__x86_64__)
-#include "cpu/targets/begin.h"
+#include "cpu/targets/target_pragma.h"
 FASTLSTM_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")
 #define FASTLSTM_ISA avx512_bf16
 #define FASTLSTM_VECTOR_BYTES 64
@@ -34,6 +34,6 @@ FASTLSTM_INLINE Vec<float> load_pairs(const bfloat16* from, int64_t n) {
 
 }  // namespace fastlstm::avx512_bf16
 // Included after the overloads above, which it uses.
-#include "cpu/targets/pairs_table.h"
+#include "cpu/targets/bfloat16_table.h"
 FASTLSTM_TARGET_END
 #endif

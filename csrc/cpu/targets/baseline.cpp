@@ -10,7 +10,7 @@ namespace fastlstm::baseline {
 struct Target {
   static constexpr int tile_rows = 2, tile_vectors = 4;
   static constexpr int int8_tile_rows = 2;
-  static constexpr bool rows_of_16_bits = false;
+  static constexpr bool has_16_bit_row_kernels = false;
 };
 using DotProduct = PlainDotProduct;
 

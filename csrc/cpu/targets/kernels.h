@@ -4,7 +4,7 @@
 #include "cpu/cell/cell.h"
 #include "cpu/dtypes.h"
 #include "cpu/plan.h"
-#include "cpu/products/product.h"
+#include "cpu/products/gemm_kernels.h"
 #include "equations/layer_norm_step.h"
 
 namespace fastlstm {
@@ -28,29 +28,29 @@ struct Kernels {
   // The functions are nullptr for 16-bit types if the target converts these to float32 for the
   // stepwise engine.
   RowKernels<T, State_t<T>> row;
-  const Cell<T>* cell = nullptr;  // for the tiled engine
+  const CellKernels<T>* cell = nullptr;  // for the tiled engine
 };
 
 #define FASTLSTM_MEMBER(T, A, name) Kernels<T> name;
 struct KernelTable {
   const char* target;
   FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_MEMBER)
-  Products products;
-  int64_t rows_beside_h = INT64_MAX;  // see CpuMachine
+  GemmTable gemms;
+  int64_t min_rows_to_fuse_input = INT64_MAX;  // see CpuMachine
 };
 #undef FASTLSTM_MEMBER
 
 // The products on AMX tiles. bfloat16 and int8 have the panels of the products of AVX512_BF16 and
 // AVX512_VNNI, so only some functions of these products are replaced.
-struct TileProducts {
-  Product bfloat16x2;                     // float32
-  decltype(Product::pack) pack_bfloat16;  // pads K with zeros to a multiple of 32
-  decltype(Product::multiply) multiply_bfloat16, multiply_int8;
+struct AmxGemms {
+  GemmKernels bfloat16x2;                     // float32
+  decltype(GemmKernels::pack) pack_bfloat16;  // pads K with zeros to a multiple of 32
+  decltype(GemmKernels::multiply) multiply_bfloat16, multiply_int8;
 };
 
 // The products of AVX512_BF16 and AVX512_VNNI, with micro-kernels on AMX tiles.
-Product bfloat16_on_tiles(const TileProducts& tiles);
-Product int8_on_tiles(const TileProducts& tiles);
+GemmKernels amx_bfloat16_gemm(const AmxGemms& amx);
+GemmKernels amx_int8_gemm(const AmxGemms& amx);
 
 // The tables of the targets, and of optional instructions.
 #define FASTLSTM_DECLARE(target, type, name) \
@@ -61,19 +61,19 @@ FASTLSTM_DECLARE(baseline, KernelTable, table)
 FASTLSTM_DECLARE(avx2, KernelTable, table)
 FASTLSTM_DECLARE(avx512, KernelTable, table)
 FASTLSTM_DECLARE(neon, KernelTable, table)
-FASTLSTM_DECLARE(avx_vnni, Product, int8_weights)
-FASTLSTM_DECLARE(avx512_vnni, Product, int8_weights)
-FASTLSTM_DECLARE(avx512_bf16, Product, product)
-FASTLSTM_DECLARE(avx512_bf16, Cell<bfloat16>, cell)
-FASTLSTM_DECLARE(amx, TileProducts, tiles)
-FASTLSTM_DECLARE(neon_dotprod, Product, int8_weights)
-FASTLSTM_DECLARE(neon_bf16, Product, product)
-FASTLSTM_DECLARE(neon_bf16, Cell<bfloat16>, cell)
+FASTLSTM_DECLARE(avx_vnni, GemmKernels, int8_gemm)
+FASTLSTM_DECLARE(avx512_vnni, GemmKernels, int8_gemm)
+FASTLSTM_DECLARE(avx512_bf16, GemmKernels, bfloat16_gemm)
+FASTLSTM_DECLARE(avx512_bf16, CellKernels<bfloat16>, bfloat16_cell)
+FASTLSTM_DECLARE(amx, AmxGemms, amx_gemms)
+FASTLSTM_DECLARE(neon_dotprod, GemmKernels, int8_gemm)
+FASTLSTM_DECLARE(neon_bf16, GemmKernels, bfloat16_gemm)
+FASTLSTM_DECLARE(neon_bf16, CellKernels<bfloat16>, bfloat16_cell)
 #undef FASTLSTM_DECLARE
 
 // The kernels for one of ATen's capabilities, with the optional instructions of this machine. On
 // arm64 the capability has no effect, only the optional instructions are chosen.
-KernelTable own_kernels(const char* capability);
+KernelTable kernels_for_machine(const char* capability);
 
 // While an object of this class exists, a subnormal result is rounded to zero. Processors compute
 // far more slowly with subnormal numbers, and the states behind shut gates and the gradients of
@@ -95,7 +95,7 @@ class FlushSubnormals {
 // product uses them. Code under the guard must not throw.
 class ThreadSeries {
  public:
-  explicit ThreadSeries(const Product& product) : end_(product.end_thread) {}
+  explicit ThreadSeries(const GemmKernels& gemm) : end_(gemm.end_thread) {}
   ThreadSeries(const ThreadSeries&) = delete;
   ~ThreadSeries() {
     if (end_) end_();

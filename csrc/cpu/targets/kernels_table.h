@@ -6,8 +6,8 @@
 // the linker might keep that copy for the whole library.
 #pragma once
 #include "cpu/cell/cell_kernels.h"
-#include "cpu/products/tile_product.h"
-#include "cpu/products/tiles_int8.h"
+#include "cpu/products/int8_tiles.h"
+#include "cpu/products/make_gemm.h"
 #include "cpu/targets/kernels.h"
 #include "equations/layer_norm_step.h"
 
@@ -44,7 +44,7 @@ static void run_row(const S& step, int64_t row, int64_t begin, int64_t end) {
 
 template <typename T, typename A>
 static constexpr RowKernels<T, A> row_kernels() {
-  if constexpr (sizeof(T) == 2 && !Target::rows_of_16_bits)
+  if constexpr (sizeof(T) == 2 && !Target::has_16_bit_row_kernels)
     return {};
   else
     return {run_row<StepForward<T, A>>,      run_row<StepBackward<T, A>>,
@@ -53,21 +53,23 @@ static constexpr RowKernels<T, A> row_kernels() {
 }
 
 template <typename T>
-constexpr Cell<T> cell = {prefetch_forward<T>, prefetch_backward<T>, forward_cells<T, State_t<T>>,
-                          backward_cells<T, State_t<T>>};
+constexpr CellKernels<T> cell = {prefetch_forward<T>, prefetch_backward<T>,
+                                 forward_cells<T, State_t<T>>, backward_cells<T, State_t<T>>};
 
 constexpr int kRows = Target::tile_rows, kVectors = Target::tile_vectors;
-constexpr Product float32 = tile_product<kRows, kVectors, float, float>(Format::float32);
-constexpr Product float64 = tile_product<kRows, kVectors, double, double>(Format::float64);
-constexpr Product pairs =
-    with_rounding(forward_product<kRows, kVectors, bfloat16, float>(Format::bfloat16));
-constexpr Product fours = int8_product<Target::int8_tile_rows, kVectors, DotProduct>();
+constexpr GemmKernels float32_gemm =
+    make_training_gemm<kRows, kVectors, float, float>(Format::float32);
+constexpr GemmKernels float64_gemm =
+    make_training_gemm<kRows, kVectors, double, double>(Format::float64);
+constexpr GemmKernels bfloat16_gemm =
+    with_rounding(make_inference_gemm<kRows, kVectors, bfloat16, float>(Format::bfloat16));
+constexpr GemmKernels int8_gemm = make_int8_gemm<Target::int8_tile_rows, kVectors, DotProduct>();
 
 const KernelTable table = {FASTLSTM_STRING(FASTLSTM_ISA),
                            {row_kernels<float, float>(), &cell<float>},
                            {row_kernels<double, double>(), &cell<double>},
                            {row_kernels<bfloat16, float>(), &cell<bfloat16>},
                            {row_kernels<float16, float>(), &cell<float16>},
-                           {&float32, &float64, &pairs, &fours}};
+                           {&float32_gemm, &float64_gemm, &bfloat16_gemm, &int8_gemm}};
 
 }  // namespace fastlstm::FASTLSTM_ISA

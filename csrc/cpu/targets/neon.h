@@ -12,7 +12,7 @@ struct Target {
   // the 32 registers. With 6 x 4 sums GCC would keep two of them on the stack.
   static constexpr int tile_rows = 5, tile_vectors = 4;
   static constexpr int int8_tile_rows = 4;
-  static constexpr bool rows_of_16_bits = true;
+  static constexpr bool has_16_bit_row_kernels = true;
 };
 
 // Overloads of functions of vec.h. In clamp a NaN stays a NaN, because min and max return it.
@@ -27,7 +27,7 @@ FASTLSTM_OVERLOADS(float, f32)
 FASTLSTM_OVERLOADS(double, f64)
 #undef FASTLSTM_OVERLOADS
 
-FASTLSTM_INLINE void store_lowest_bytes(const Fours& x, void* to) {
+FASTLSTM_INLINE void store_lowest_bytes(const Int8Quads& x, void* to) {
   const int16x4_t pairs = vmovn_s32((int32x4_t)x);
   const int8x8_t bytes = vmovn_s16(vcombine_s16(pairs, pairs));
   std::memcpy(to, &bytes, 4);
@@ -35,14 +35,14 @@ FASTLSTM_INLINE void store_lowest_bytes(const Fours& x, void* to) {
 
 // The sum of two products of numbers up to 127 fits into 16 bits.
 struct DotProduct {
-  static constexpr int32_t excess = 0;
+  static constexpr int32_t zero_point = 0;
   using Row = int8x16_t;
-  FASTLSTM_INLINE static Row row(int32_t fours) { return (Row)vdupq_n_s32(fours); }
-  FASTLSTM_INLINE static Fours add(const Row& a, Fours b, Fours sum) {
+  FASTLSTM_INLINE static Row row(int32_t quad) { return (Row)vdupq_n_s32(quad); }
+  FASTLSTM_INLINE static Int8Quads add(const Row& a, Int8Quads b, Int8Quads sum) {
     const int8x16_t terms = (int8x16_t)b;
     const int16x8_t low = vmull_s8(vget_low_s8(a), vget_low_s8(terms));
     const int16x8_t high = vmull_high_s8(a, terms);
-    return (Fours)vpadalq_s16((int32x4_t)sum, vpaddq_s16(low, high));
+    return (Int8Quads)vpadalq_s16((int32x4_t)sum, vpaddq_s16(low, high));
   }
 };
 

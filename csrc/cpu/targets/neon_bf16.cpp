@@ -1,7 +1,7 @@
 // bfloat16 by the dot products of pairs of arm64 (FEAT_BF16), summed in float32. Unless the system
 // sets it otherwise, they round to odd and flush subnormal numbers to zero.
 #if defined(__aarch64__)
-#include "cpu/targets/begin.h"
+#include "cpu/targets/target_pragma.h"
 FASTLSTM_TARGET("bf16")
 #define FASTLSTM_ISA neon_bf16
 #define FASTLSTM_VECTOR_BYTES 16
@@ -20,6 +20,6 @@ FASTLSTM_INLINE Vec<float> add_pairs(const Vec<float>& a, const Vec<float>& b,
 
 }  // namespace fastlstm::neon_bf16
 // Included after the overloads above, which it uses.
-#include "cpu/targets/pairs_table.h"
+#include "cpu/targets/bfloat16_table.h"
 FASTLSTM_TARGET_END
 #endif

@@ -80,7 +80,7 @@ class BackwardWalk {
                   const_data<A>(call.cells), call.zeros),
         per_row_(call.request.per_row ? empty_per_row() : Tensor()),
         ring_(scratch<T>(call.request.per_row ? 0 : ring_rows() * 4 * hidden())),
-        weights_(*call.plan.product, call.sizes, call.layer.has_bias(), call.layer.state_options(),
+        weights_(*call.plan.gemm, call.sizes, call.layer.has_bias(), call.layer.state_options(),
                  chunk_rows()),
         cells_(const_data<A>(call.cells) + d * flat_rows() * hidden()),
         gates_(const_data<T>(call.gates) + d * flat_rows() * 4 * hidden()),
@@ -91,8 +91,8 @@ class BackwardWalk {
                           flat(call.cells[d], flat_rows()));
     if (call.request.input) {
       w_ih_.emplace(matrix(direction().w_ih, 1, call.plan.w_ih));
-      if (!call.plan.product->packs_what_it_multiplies())
-        to_input_.emplace(*call.plan.product, chunk_rows(), 4 * hidden());
+      if (!call.plan.gemm->multiplies_source_rows())
+        to_input_.emplace(*call.plan.gemm, chunk_rows(), 4 * hidden());
       dx_.emplace(call.grad_input, call.rows);
     }
     members_.reserve(call.plan.grid.members());
@@ -116,7 +116,7 @@ class BackwardWalk {
     const auto d_gates = rows_of<const T*>(chunk, d_gates_of());
     const auto encoded = weights_.encode(d_gates);
     if (w_ih_)
-      multiply_into<T>(
+      parallel_gemm_into<T>(
           to_input_ ? to_input_->encode(d_gates) : encoded, *w_ih_,
           rows_of<void*>(chunk, [&](int64_t t, int64_t row) { return dx_->at(t, row); }),
           d_ > 0 || call_.adds_to_input());
@@ -142,7 +142,7 @@ class BackwardWalk {
   struct Room {
     Room(const Matrix& to_cells, int64_t batch, int64_t hidden_size)
         : step(batch),
-          encoded(to_cells.product(), batch, 4 * hidden_size),
+          encoded(to_cells.gemm(), batch, 4 * hidden_size),
           cells(to_cells, batch, hidden_size) {}
     StepRows<T> step;
     EncodedRows<T> encoded;
@@ -152,8 +152,8 @@ class BackwardWalk {
   const Direction& direction() const { return call_.layer.directions[d_]; }
   // A weight [K,N] for products with d_gates.
   Matrix matrix(const Tensor& w, int64_t pieces, MatrixForm form) const {
-    const Product& product = *call_.plan.product;
-    return matrix_of(product, as_packed_by(product, w), false, pieces, form);
+    const GemmKernels& gemm = *call_.plan.gemm;
+    return matrix_of(gemm, as_packed_by(gemm, w), false, pieces, form);
   }
   int64_t hidden() const { return call_.sizes.hidden_size; }
   int64_t chunk_rows() const { return call_.plan.chunk_steps * call_.rows.batch(); }
@@ -200,8 +200,8 @@ class BackwardWalk {
         into.push_back(d_h_0(row));
       }
     }
-    const EncodedRows<T> encoded(*call_.plan.product, through.size(), 4 * hidden());
-    multiply_into<T>(encoded.encode(through), w_hh_, into, false);
+    const EncodedRows<T> encoded(*call_.plan.gemm, through.size(), 4 * hidden());
+    parallel_gemm_into<T>(encoded.encode(through), w_hh_, into, false);
   }
   T* d_h_0(int64_t row) const {
     return d_h_0_ + call_.rows.batch_index(row) * call_.sizes.output_size;
@@ -291,7 +291,7 @@ BackwardResult tiled_backward(const LayerCall& layer, const CpuPlan& plan,
   const int64_t chunks = divide_up(call.rows.steps(), call.plan.chunk_steps);
   for (int64_t i = 0; i < chunks; ++i) {
     const Range chunk = part_of(call.rows.steps(), i, chunks);
-    walk_steps(*plan.product, plan.grid, walks.size(), chunk, walks[0].phases(),
+    walk_steps(*plan.gemm, plan.grid, walks.size(), chunk, walks[0].phases(),
                [&](int64_t d, int64_t k, int64_t phase, const Member& member) {
                  walks[d].step(k, phase, member);
                });

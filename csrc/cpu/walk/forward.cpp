@@ -82,7 +82,7 @@ class ForwardWalk {
         weights_(matrices_of<A>(call.plan, call.layer, d)),
         ahead_(call.plan.steps_ahead),
         x_gates_(scratch<A>(ahead_ * rows_.batch() * weights_.w_ih.N())),
-        encoded_x_(*call.plan.product, ahead_ * rows_.batch(), sizes_.input_size),
+        encoded_x_(*call.plan.gemm, ahead_ * rows_.batch(), sizes_.input_size),
         output_(data<T>(call.output)),
         cells_(call.cells.defined() ? data<A>(call.cells) : nullptr),
         gates_(call.gates.defined() ? data<T>(call.gates) : nullptr),
@@ -127,8 +127,8 @@ class ForwardWalk {
     Room(const CpuPlan& plan, int64_t batch, const Sizes& sizes)
         : x(batch),
           h_prev(batch),
-          encoded_x(*plan.product, plan.steps_ahead ? 0 : batch, sizes.input_size),
-          encoded_h(*plan.product, batch, sizes.output_size),
+          encoded_x(*plan.gemm, plan.steps_ahead ? 0 : batch, sizes.input_size),
+          encoded_h(*plan.gemm, batch, sizes.output_size),
           rows(batch),
           cells(plan, sizes.hidden_size) {}
     c10::SmallVector<const void*, 8> x, h_prev;
@@ -154,7 +154,7 @@ class ForwardWalk {
         chunk, false, [&](int64_t t, int64_t row) { return call_.x.at(t, row); });
     const auto to = directed_.live<void*>(chunk, false,
                                           [&](int64_t t, int64_t row) { return x_gates(t, row); });
-    multiply(encoded_x_.encode(x), weights_.w_ih, {to.data(), weights_.bias.data<void>()});
+    parallel_gemm(encoded_x_.encode(x), weights_.w_ih, {to.data(), weights_.bias.data<void>()});
   }
 
   // One step of a member's rows and units.
@@ -220,7 +220,7 @@ ForwardResult tiled_forward(const LayerCall& layer, const CpuPlan& plan, bool sa
   for (int64_t begin = 0; begin < steps; begin += chunk_steps) {
     const Range chunk{begin, std::min(begin + chunk_steps, steps)};
     for (int64_t d = 0; d < directions; ++d) walks[d]->begin(chunk);
-    walk_steps(*plan.product, plan.grid, directions, chunk, walks[0]->phases(),
+    walk_steps(*plan.gemm, plan.grid, directions, chunk, walks[0]->phases(),
                [&](int64_t d, int64_t k, int64_t phase, const Member& member) {
                  walks[d]->step(k, phase, member);
                });

@@ -37,14 +37,14 @@ class FirstException {
 
 // work(i, v) for i in `range` and every thread v < `threads`, and if they `meet` a barrier after
 // each i. Correct for any number of threads that there really are.
-void with_threads(const Product& product, int64_t threads, bool meet, const Range& range,
+void with_threads(const GemmKernels& gemm, int64_t threads, bool meet, const Range& range,
                   const auto& work) {
 #ifdef _OPENMP
   if (threads > 1 && !at::in_parallel_region()) {
     FirstException thrown;
 #pragma omp parallel num_threads(static_cast<int>(threads))
     {
-      const ThreadSeries series(product);
+      const ThreadSeries series(gemm);
       const int64_t id = omp_get_thread_num(), team = omp_get_num_threads();
       const auto do_all = [&](int64_t i) {
         for (int64_t v = id; v < threads; v += team) thrown.guard([&] { work(i, v); });
@@ -59,18 +59,18 @@ void with_threads(const Product& product, int64_t threads, bool meet, const Rang
     return;
   }
 #endif
-  const ThreadSeries series(product);
+  const ThreadSeries series(gemm);
   for (int64_t i = range.begin; i < range.end; ++i)
     for (int64_t v = 0; v < threads; ++v) work(i, v);
 }
 
 // work(d, k, phase, member) for `directions` directions, every step k of a walk, each phase of a
 // step and every member of the grid.
-void walk_steps(const Product& product, const ThreadGrid& grid, int64_t directions,
+void walk_steps(const GemmKernels& gemm, const ThreadGrid& grid, int64_t directions,
                 const Range& steps, int64_t phases, const auto& work) {
   const Range range{steps.begin * phases, steps.end * phases};
   for (int64_t d = 0; d < directions; d += grid.directions)
-    with_threads(product, grid.threads(), grid.unit_groups > 1, range, [&](int64_t i, int64_t v) {
+    with_threads(gemm, grid.threads(), grid.unit_groups > 1, range, [&](int64_t i, int64_t v) {
       const int64_t k = v % grid.members();
       work(d + v / grid.members(), i / phases, i % phases,
            Member{k, k % grid.unit_groups, k / grid.unit_groups});

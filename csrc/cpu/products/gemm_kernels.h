@@ -56,32 +56,38 @@ struct PanelProduct {
   // together are those of `shape`, and the bytes from one to the next.
   int64_t panels = 1, panel_stride = 0;
   Prefetch* prefetch = nullptr;  // read by products that train
-  bool rounds = false;  // c is of 16 bits, rounded once, over the whole of K, by such a product
+  bool c_is_16_bit =
+      false;  // c is of 16 bits, rounded once, over the whole of K, by such a product
 };
 
 // Bytes in front of a row that was encoded as int8: its scale.
 constexpr int64_t kInt8RowHeader = 64;
-constexpr int32_t kUnsigned = 128;  // added to its elements, it makes them unsigned
+constexpr int32_t kUnsignedZeroPoint = 128;  // added to its elements, it makes them unsigned
 // Terms of a sum over k for which a panel stays in the L2 cache.
-constexpr int64_t kPiece = 512;
+constexpr int64_t kDefaultKc = 512;
 
 // How rows and panels are laid out, and in which pieces they are summed.
-struct ProductLayout {
+struct GemmLayout {
   Format format;  // of their elements
-  Format source;  // of matrices before they are packed, and of rows that are taken as they are
-  Dtype sums = Dtype::kFloat32;
-  int64_t bits;        // of an element in a panel
-  int64_t lanes;       // columns in a vector
-  int vectors;         // of the widest panel
-  int narrowest = 1;   // vectors of a panel are a multiple of it
-  int64_t header = 0;  // bytes in front of a panel for each column
+  Format
+      source_format;  // of matrices before they are packed, and of rows that are taken as they are
+  Dtype sum_dtype = Dtype::kFloat32;
+  int64_t element_bits;      // of an element in a panel
+  int64_t lanes;             // columns in a vector
+  int max_vectors;           // of the widest panel
+  int vectors_multiple = 1;  // vectors of a panel are a multiple of it
+  int64_t header_bytes = 0;  // bytes in front of a panel for each column
   // K is filled up with zeros; what is there in a row has no effect.
-  int64_t padding = 1;
-  int64_t piece = kPiece;  // terms of a sum that it may be cut into
-  int32_t excess = 0;      // by how much the elements of a row encoded as int8 are shifted up
+  int64_t k_multiple = 1;
+  int64_t kc = kDefaultKc;  // terms of a sum that it may be cut into
+  int32_t zero_point = 0;   // by how much the elements of a row encoded as int8 are shifted up
 
-  int64_t bytes(int64_t K) const { return K * bits / 8; }  // of K terms of a column, all padding
-  bool takes(Dtype rows) const { return format == source && format_of(rows) == source; }
+  int64_t bytes(int64_t K) const {
+    return K * element_bits / 8;
+  }  // of K terms of a column, all padding
+  bool takes(Dtype rows) const {
+    return format == source_format && format_of(rows) == source_format;
+  }
 };
 
 // Column n of a panel of `width` columns of K terms.
@@ -99,7 +105,7 @@ struct Columns {
 
 // The functions of a product; from put_rows on, nullptr where only prepacked weights are
 // multiplied.
-struct ProductFunctions {
+struct GemmFunctions {
   // Columns `shape` of rows [k_begin, k_begin + K) of a matrix into a panel, behind its header.
   void (*pack)(const MatrixRows& matrix, int64_t k_begin, int64_t K, const PanelShape& shape,
                void* panel);
@@ -117,10 +123,11 @@ struct ProductFunctions {
   void (*put_rows)(const PanelProduct& product, const void* sums, int64_t stride);
   // multiply() with one vector of columns as they lie, `columns` in place of the panel. `next` is
   // where the terms begin that are multiplied afterwards, which come into the cache meanwhile.
-  void (*multiply_unpacked)(const PanelProduct& product, const Columns& columns, const void* next);
+  void (*multiply_unpacked_columns)(const PanelProduct& product, const Columns& columns,
+                                    const void* next);
   // multiply() with columns of a matrix that is not transposed, as it lies. `room`: memory for
   // twice the sums of whole vectors. nullptr for 16 bits.
-  void (*multiply_lines)(const PanelProduct& product, const Columns& columns, void* room);
+  void (*multiply_unpacked_rows)(const PanelProduct& product, const Columns& columns, void* room);
   // Columns [begin, end) of `rows` rows, as they are packed, into rows as they are multiplied:
   // to[column - begin][row].
   void (*transpose)(const void* const* from, int64_t rows, int64_t begin, int64_t end, void* to);
@@ -131,49 +138,51 @@ struct ProductFunctions {
   void (*end_thread)();
 };
 
-struct Product;
+struct GemmKernels;
 
 // The settings that make a product fast; no result depends on them.
-struct ProductTuning {
-  double rate = 1;  // multiply-adds, compared with float32
-  int64_t rows;     // of a register tile: pass rows by a multiple of it
+struct GemmTuning {
+  double relative_speed = 1;  // multiply-adds, compared with float32
+  int64_t tile_rows;          // of a register tile: pass rows by a multiple of it
   // How many bytes of the input's part of the gates a walk computes ahead. The faster the product,
   // the more it matters that they are still in cache.
   int64_t bytes_ahead = 2 << 20;
   // A product of fewer rows is bound by loading its panel from the L2 cache. And with rows that
   // each thread encodes for itself, which then costs more than loading fewer panels saves.
-  int64_t panel_rows = 3, panel_rows_encoded = 3;
+  int64_t min_rows_per_panel_load = 3, min_encoded_rows_per_panel_load = 3;
   // The share of the L2 cache that the panels of a step may take; the rest is for rows and sums.
-  double cache_share = 0.75;
+  double l2_share = 0.75;
   // How many panels `multiply` takes at a time. With one row the sums of a single panel are too few
   // to hide the latency of multiply-adds.
-  int64_t panels = 1, panels_of_one_row = 1;
-  const char* instructions = nullptr;  // the instruction set, for people
+  int64_t panels_at_once = 1, panels_at_once_of_one_row = 1;
+  const char* instruction_set = nullptr;  // the instruction set, for people
   // Below so many rows another product of the same panels is faster, if there is one: it gives the
   // same bits.
-  int64_t many_rows = 0;
-  const Product* of_few_rows = nullptr;
+  int64_t few_rows_limit = 0;
+  const GemmKernels* few_rows_gemm = nullptr;
 
-  int64_t panels_for(int64_t rows) const { return rows == 1 ? panels_of_one_row : panels; }
+  int64_t panels_at_once_for(int64_t rows) const {
+    return rows == 1 ? panels_at_once_of_one_row : panels_at_once;
+  }
 };
 
-struct Product : ProductLayout, ProductFunctions, ProductTuning {
+struct GemmKernels : GemmLayout, GemmFunctions, GemmTuning {
   // Whether layers are trained with it.
   bool trains() const { return transpose; }
-  int64_t width() const { return vectors * lanes; }                   // of the widest panel
-  bool packs_what_it_multiplies() const { return format == source; }  // the same rows
+  int64_t max_width() const { return max_vectors * lanes; }                // of the widest panel
+  bool multiplies_source_rows() const { return format == source_format; }  // the same rows
   // The bytes of a row of K elements as it is multiplied.
   int64_t bytes_of_row(int64_t K) const {
-    return packs_what_it_multiplies() ? bytes(K) : encoded_bytes(K);
+    return multiplies_source_rows() ? bytes(K) : encoded_bytes(K);
   }
 };
 
 // The products of a processor by their format; nullptr where there is none.
-struct Products {
-  const Product* of[kFormats];
+struct GemmTable {
+  const GemmKernels* by_format[kFormats];
 
-  const Product*& operator[](Format format) { return of[static_cast<int>(format)]; }
-  const Product* operator[](Format format) const { return of[static_cast<int>(format)]; }
+  const GemmKernels*& operator[](Format format) { return by_format[static_cast<int>(format)]; }
+  const GemmKernels* operator[](Format format) const { return by_format[static_cast<int>(format)]; }
 };
 
 }  // namespace fastlstm

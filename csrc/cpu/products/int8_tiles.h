@@ -9,7 +9,7 @@
 
 namespace fastlstm::FASTLSTM_ISA {
 
-constexpr int64_t kFours = 4, kHeaderOfColumn = sizeof(float) + sizeof(int32_t);
+constexpr int64_t kQuad = 4, kHeaderOfColumn = sizeof(float) + sizeof(int32_t);
 
 // K is padded to a multiple of the 64 terms of an AMX tile. A tile with fewer terms would take as
 // long.
@@ -21,7 +21,7 @@ FASTLSTM_INLINE int64_t padded(int64_t K) {
 static int64_t encoded_bytes_int8(int64_t K) { return kInt8RowHeader + padded(K); }
 
 // The largest lane. It compares halves of the vector, so the chain of comparisons is short.
-FASTLSTM_INLINE int32_t largest(const Fours& x) {
+FASTLSTM_INLINE int32_t largest(const Int8Quads& x) {
   constexpr int L = Vec<float>::lanes;
   int32_t of[L];
   std::memcpy(of, &x, sizeof x);
@@ -34,17 +34,17 @@ FASTLSTM_INLINE int32_t largest(const Fours& x) {
 
 // Encodes a row that has infinities. They become multiples of 2^100, and all other elements 0. Such
 // a number is large enough to saturate every gate that it reaches, and its products are finite.
-template <int32_t excess>
+template <int32_t zero_point>
 static void encode_infinities(const float* row, int64_t K, int8_t* to) {
   const float scale = 0x1p100f, infinity = __builtin_inff();
   std::memcpy(to, &scale, sizeof scale);
   for (int64_t k = 0; k < padded(K); ++k) {
     const int sign = k < K ? (row[k] == infinity) - (row[k] == -infinity) : 0;
-    to[kInt8RowHeader + k] = static_cast<int8_t>(k < K ? sign + excess : 0);
+    to[kInt8RowHeader + k] = static_cast<int8_t>(k < K ? sign + zero_point : 0);
   }
 }
 
-template <int32_t excess>
+template <int32_t zero_point>
 static void encode_int8(const void* from, int64_t K, void* encoded) {
   constexpr int64_t L = Vec<float>::lanes;
   const float* const row = static_cast<const float*>(from);
@@ -52,18 +52,18 @@ static void encode_int8(const void* from, int64_t K, void* encoded) {
   // Magnitudes compare like their bits, and the bits of an infinity or a NaN are larger than those
   // of any number.
   constexpr int32_t kMagnitude = 0x7fffffff, kInfinity = 0x7f800000;
-  Fours magnitudes = {};
+  Int8Quads magnitudes = {};
   Vec<float> x;
   for (int64_t k = 0; k < K; k += L) {
     load(row + k, x, K - k < L ? K - k : L);
-    const Fours bits = bits_as<Fours>(x.v) & kMagnitude;
+    const Int8Quads bits = bits_as<Int8Quads>(x.v) & kMagnitude;
     magnitudes = bits > magnitudes ? bits : magnitudes;
   }
   const int32_t largest_bits = largest(magnitudes);
   const float magnitude = bits_as<float>(largest_bits);
   float scale, inverse = 0;
   constexpr float kSmallest = 0x1p-100f;  // smaller magnitudes count as 0
-  if (largest_bits == kInfinity) return encode_infinities<excess>(row, K, to);
+  if (largest_bits == kInfinity) return encode_infinities<zero_point>(row, K, to);
   if (largest_bits > kInfinity)
     scale = magnitude;  // NaN
   else if (magnitude > kSmallest)
@@ -72,12 +72,12 @@ static void encode_int8(const void* from, int64_t K, void* encoded) {
     scale = 0;
   std::memcpy(to, &scale, sizeof scale);
   // After this number is added, the lowest bits of the sum hold the rounded integer.
-  const Vec<float> to_whole(0x1.8p23f + excess);
+  const Vec<float> to_whole(0x1.8p23f + zero_point);
   for (int64_t k = 0; k < K; k += L) {
     load(row + k, x, K - k < L ? K - k : L);
     // The product is not fused, so that every processor gets the same whole numbers.
     const Vec<float> whole = keep_in_register(x * Vec<float>(inverse)) + to_whole;
-    store_lowest_bytes(bits_as<Fours>(whole.v), to + kInt8RowHeader + k);
+    store_lowest_bytes(bits_as<Int8Quads>(whole.v), to + kInt8RowHeader + k);
   }
   const int64_t written = (K + L - 1) / L * L;
   std::memset(to + kInt8RowHeader + written, 0, padded(K) - written);
@@ -85,12 +85,12 @@ static void encode_int8(const void* from, int64_t K, void* encoded) {
 
 // Scales the sums of vector v of row r and writes them to their place in C.
 template <int W>
-FASTLSTM_INLINE void put_int8(const PanelProduct& p, Fours sums, int64_t r, int64_t v,
-                              int32_t excess) {
+FASTLSTM_INLINE void put_int8(const PanelProduct& p, Int8Quads sums, int64_t r, int64_t v,
+                              int32_t zero_point) {
   constexpr int L = Vec<float>::lanes;
   const char* const scale =
       static_cast<const char*>(p.panel) + v / W * p.panel_stride + v % W * L * sizeof(float);
-  if (excess) sums -= excess * read<Fours>(scale + W * L * sizeof(float));
+  if (zero_point) sums -= zero_point * read<Int8Quads>(scale + W * L * sizeof(float));
   const Vec<float> whole(__builtin_convertvector(sums, Vec<float>::Native));
   const Vec<float> scales =
       Vec<float>(read<Vec<float>::Native>(scale)) * Vec<float>(read<float>(p.a[r]));
@@ -104,7 +104,7 @@ static void multiply_int8_tile(const PanelProduct& p, Int<R>, Int<V>, Int<W>, in
   // Several chains of dot products run at the same time, because each instruction waits for the one
   // before it in its chain. The sums are exact in any order.
   constexpr int chains = R * V <= 4 ? 4 : R * V <= 8 ? 2 : 1;
-  Fours sum[chains][R][V] = {};
+  Int8Quads sum[chains][R][V] = {};
   const char* a[R];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) a[r] = static_cast<const char*>(p.a[first + r]) + kInt8RowHeader;
@@ -112,19 +112,19 @@ static void multiply_int8_tile(const PanelProduct& p, Int<R>, Int<V>, Int<W>, in
       static_cast<const char*>(p.panel) + panel * p.panel_stride + W * L * kHeaderOfColumn;
   // The last round may read past p.K, but never past padded(p.K), which is a multiple of a round.
   // The padding of the panel is zero.
-  for (int64_t k = 0; k < p.K; k += chains * kFours) {
+  for (int64_t k = 0; k < p.K; k += chains * kQuad) {
 #pragma GCC unroll 4
-    for (int chain = 0; chain < chains; ++chain, b += W * L * kFours) {
-      Fours terms[V];
+    for (int chain = 0; chain < chains; ++chain, b += W * L * kQuad) {
+      Int8Quads terms[V];
 #pragma GCC unroll 8
       for (int v = 0; v < V; ++v) {
-        const char* const at = b + v / W * p.panel_stride + v % W * L * kFours;
+        const char* const at = b + v / W * p.panel_stride + v % W * L * kQuad;
         __builtin_prefetch(at + kBytesAhead);
-        terms[v] = read<Fours>(at);
+        terms[v] = read<Int8Quads>(at);
       }
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
-        const typename Dot::Row row = Dot::row(read<int32_t>(a[r] + k + chain * kFours));
+        const typename Dot::Row row = Dot::row(read<int32_t>(a[r] + k + chain * kQuad));
 #pragma GCC unroll 8
         for (int v = 0; v < V; ++v) sum[chain][r][v] = Dot::add(row, terms[v], sum[chain][r][v]);
       }
@@ -136,7 +136,7 @@ static void multiply_int8_tile(const PanelProduct& p, Int<R>, Int<V>, Int<W>, in
     for (int v = 0; v < V; ++v) {
 #pragma GCC unroll 4
       for (int chain = 1; chain < chains; ++chain) sum[0][r][v] += sum[chain][r][v];
-      put_int8<W>(p, sum[0][r][v], first + r, panel * W + v, Dot::excess);
+      put_int8<W>(p, sum[0][r][v], first + r, panel * W + v, Dot::zero_point);
     }
 }
 
@@ -146,16 +146,16 @@ static void multiply_int8(const PanelProduct& p) {
 }
 
 // Scales sums that are in a buffer and writes them to their place in C.
-template <int most, int32_t excess>
+template <int most, int32_t zero_point>
 static void put_int8_rows(const PanelProduct& p, const void* sums, int64_t stride) {
   with_count<most>(p.shape.vectors, [&](auto vectors) {
     constexpr int V = decltype(vectors)::value;
     for (int64_t r = 0; r < p.rows; ++r)
 #pragma GCC unroll 8
       for (int v = 0; v < V; ++v) {
-        const Fours sum =
-            read<Fours>(static_cast<const int32_t*>(sums) + r * stride + v * Vec<float>::lanes);
-        put_int8<V>(p, sum, r, v, excess);
+        const Int8Quads sum =
+            read<Int8Quads>(static_cast<const int32_t*>(sums) + r * stride + v * Vec<float>::lanes);
+        put_int8<V>(p, sum, r, v, zero_point);
       }
   });
 }
@@ -163,7 +163,7 @@ static void put_int8_rows(const PanelProduct& p, const void* sums, int64_t strid
 // A reference to element k of a column of a panel.
 FASTLSTM_INLINE int8_t& element_int8(const PanelColumn& of, int64_t k) {
   auto* const terms = reinterpret_cast<int8_t*>(of.panel + kHeaderOfColumn * of.width);
-  return terms[(k / kFours * of.width + of.n) * kFours + k % kFours];
+  return terms[(k / kQuad * of.width + of.n) * kQuad + k % kQuad];
 }
 
 // Packs columns of a transposed matrix, which is how weights are stored.
@@ -191,20 +191,20 @@ static void unpack_int8(const PanelColumn& of, void* elements, float* scale) {
 
 // Dot: how a target computes the dot product of four int8. vec.h has one in plain C++.
 template <int R, int V, typename Dot>
-static constexpr Product int8_product() {
-  Product product{};
-  product.format = product.source = Format::int8, product.bits = 8, product.rate = 4;
-  product.lanes = Vec<float>::lanes, product.rows = R, product.vectors = V;
-  product.pack = pack_int8, product.multiply = multiply_int8<R, V, Dot>;
-  product.put_rows = put_int8_rows<V, Dot::excess>;
-  product.put_scale = put_scale_int8, product.unpack = unpack_int8;
-  product.padding = kInt8Padding, product.header = kHeaderOfColumn;
-  product.excess = Dot::excess;
-  product.encode = encode_int8<Dot::excess>, product.encoded_bytes = encoded_bytes_int8;
-  product.panels = product.panels_of_one_row = 4 / V;
-  product.instructions = FASTLSTM_STRING(FASTLSTM_ISA);
-  product.piece = int64_t(1) << 62;  // never cut: a scale belongs to a whole row
-  return product;
+static constexpr GemmKernels make_int8_gemm() {
+  GemmKernels gemm{};
+  gemm.format = gemm.source_format = Format::int8, gemm.element_bits = 8, gemm.relative_speed = 4;
+  gemm.lanes = Vec<float>::lanes, gemm.tile_rows = R, gemm.max_vectors = V;
+  gemm.pack = pack_int8, gemm.multiply = multiply_int8<R, V, Dot>;
+  gemm.put_rows = put_int8_rows<V, Dot::zero_point>;
+  gemm.put_scale = put_scale_int8, gemm.unpack = unpack_int8;
+  gemm.k_multiple = kInt8Padding, gemm.header_bytes = kHeaderOfColumn;
+  gemm.zero_point = Dot::zero_point;
+  gemm.encode = encode_int8<Dot::zero_point>, gemm.encoded_bytes = encoded_bytes_int8;
+  gemm.panels_at_once = gemm.panels_at_once_of_one_row = 4 / V;
+  gemm.instruction_set = FASTLSTM_STRING(FASTLSTM_ISA);
+  gemm.kc = int64_t(1) << 62;  // never cut: a scale belongs to a whole row
+  return gemm;
 }
 
 }  // namespace fastlstm::FASTLSTM_ISA

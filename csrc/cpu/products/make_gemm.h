@@ -1,0 +1,49 @@
+// Fills the `Product` of a format with the functions of tiles.h and packing.h. Included once for
+// each target.
+#pragma once
+#include "cpu/products/packing.h"
+#include "cpu/products/tiles.h"
+#include "cpu/products/unpacked.h"
+
+namespace fastlstm::FASTLSTM_ISA {
+
+// The product of prepacked weights, by register tiles of at most R rows and V vectors.
+template <int R, int V, typename T, typename A, bool trains = false>
+static constexpr GemmKernels make_inference_gemm(Format format) {
+  static_assert(4 % V == 0, "the four gates of a vector of units are whole panels");
+  GemmKernels gemm{};
+  gemm.format = gemm.source_format = format, gemm.element_bits = 8 * sizeof(T);
+  if (sizeof(A) == 8) gemm.sum_dtype = Dtype::kFloat64;
+  gemm.lanes = Vec<A>::lanes, gemm.tile_rows = R, gemm.max_vectors = V;
+  gemm.pack = pack<T>, gemm.unpack = unpack<T, 1>;
+  gemm.multiply = multiply<R, V, T, A, trains>;
+  gemm.relative_speed = 4.0 / sizeof(T);
+  gemm.panels_at_once = 4 / V;
+  gemm.panels_at_once_of_one_row = V == 4 ? 2 : 4 / V;
+  gemm.instruction_set = FASTLSTM_STRING(FASTLSTM_ISA);
+  return gemm;
+}
+
+// The same, with what training and weights that are not prepacked need.
+template <int R, int V, typename T, typename A>
+static constexpr GemmKernels make_training_gemm(Format format) {
+  GemmKernels gemm = make_inference_gemm<R, V, T, A, /*trains=*/true>(format);
+  if constexpr (sizeof(T) < sizeof(A)) gemm.put_rows = put_rows<A, T>;
+  // Each tile of rows transposes the squares again. So 8 rows in one tile are faster than 4 and 4,
+  // and AVX-512 has enough registers.
+  gemm.multiply_unpacked_columns = multiply_unpacked_columns<(sizeof(Vec<A>) == 64 ? 8 : R), T, A>;
+  if constexpr (sizeof(T) == sizeof(A)) gemm.multiply_unpacked_rows = multiply_unpacked_rows<A>;
+  gemm.transpose = transpose<T>;
+  gemm.sum_rows = sum_rows<T, A>;
+  if (sizeof(T) == 8) gemm.bytes_ahead = 3 << 17;  // limits the peak memory
+  return gemm;
+}
+
+// A product of bfloat16 that also takes rows of float32, which it rounds to bfloat16.
+static constexpr GemmKernels with_rounding(GemmKernels gemm) {
+  gemm.k_multiple = 2, gemm.unpack = unpack<bfloat16, 2>;
+  gemm.encode = encode_bfloat16, gemm.encoded_bytes = bytes_of_pairs;
+  return gemm;
+}
+
+}  // namespace fastlstm::FASTLSTM_ISA

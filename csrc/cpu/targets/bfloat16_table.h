@@ -1,0 +1,16 @@
+// The kernels of a target with an instruction for dot products of pairs of bfloat16. The target's
+// source file includes it once.
+#pragma once
+#include "cpu/cell/cell_kernels.h"
+#include "cpu/products/make_gemm.h"
+#include "cpu/targets/kernels.h"
+
+namespace fastlstm::FASTLSTM_ISA {
+
+const GemmKernels bfloat16_gemm = with_rounding(
+    make_training_gemm<Target::tile_rows, Target::tile_vectors, bfloat16, float>(Format::bfloat16));
+const CellKernels<bfloat16> bfloat16_cell = {
+    prefetch_forward<bfloat16>, prefetch_backward<bfloat16>, forward_cells<bfloat16, float>,
+    backward_cells<bfloat16, float>};
+
+}  // namespace fastlstm::FASTLSTM_ISA
