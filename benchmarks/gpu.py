@@ -32,7 +32,7 @@ from report import write_rows
 from timing import CLOCKS, Effort, alternate
 from workload import build, check_agreement, settings
 
-from fastlstm import _check_gate
+from fastlstm.check import gate
 
 ENGINES = ("stepwise", "persistent")
 PRECISIONS = ("bfloat16", "float16", "tf32", "float32")
@@ -78,7 +78,7 @@ def smoke_in_a_process(names: tuple[str, str], seconds: float) -> bool:
 
 def smoke_all(seconds: float) -> int:
     """Checks the engine, runs all smoke cases at the same time, and returns how many failed."""
-    if reason := _check_gate.why_not_persistent(torch.device("cuda", 0)):
+    if reason := gate.why_not_persistent(torch.device("cuda", 0)):
         print(reason)
     cases = list(product(PRECISIONS, MODES))
     with ThreadPoolExecutor(len(cases)) as pool:

@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 
 import fastlstm
-from fastlstm import _build, _plan, engines
-from fastlstm._call import Call
-from fastlstm.check import main as check_command
+from fastlstm import _build, _plan
+from fastlstm.check.check import main as check_command
 from fastlstm.compare import main as compare_command
+from fastlstm.engine import engines
+from fastlstm.engine.call import Call
 
 
 def devices() -> list[tuple[torch.device, str]]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import _build
-from ._call import LAYOUTS, weight_shapes
+from .engine.call import LAYOUTS, weight_shapes
 
 torch_lstm: Any = nn.LSTM  # whose methods run on modules that do not inherit from it
 CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")

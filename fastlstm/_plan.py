@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from fastlstm import _build, engines
-from fastlstm._call import Call
+from fastlstm import _build
+from fastlstm.engine import engines
+from fastlstm.engine.call import Call
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 ON_A_GPU = """\

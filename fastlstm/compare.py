@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from .convert import check_model, convert
 from .modules import LSTM, LSTMCell
-from .packed import PackedLSTM, PackedLSTMCell
-from .prepacked import prepack
+from .prepack.layers import PackedLSTM, PackedLSTMCell
+from .prepack.prepack import prepack
 
 Run = Callable[[], object]
 Call = tuple[nn.Module, Sequence[Any], dict[str, Any]]

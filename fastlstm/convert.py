@@ -258,7 +258,7 @@ def _to_torch(module: nn.Module) -> _Target:
 
 def own_class(module: nn.Module) -> type[nn.Module]:
     """The class of a module, without what parametrize puts before it."""
-    cls = module.__class__  # not type(), which may be that of _scripting
+    cls = module.__class__  # not type(), which may be that of scripting.py
     return cls.__bases__[0] if parametrize.is_parametrized(module) else cls
 
 

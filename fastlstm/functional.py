@@ -10,18 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ._call import Call, layout_of_stack, weight_names
-from ._checks import (
-    as_lengths,
-    as_reset,
-    check_dims,
-    check_kinds,
-    check_stack,
-    in_training,
-)
-from ._layers import Results, run_cell, run_stack
-from ._regularize import Regularizers
-from .engines import ENGINES, TORCH, choose
+from .engine.call import Call, layout_of_stack, weight_names
+from .engine.checks import as_lengths, as_reset, check_dims, check_kinds, check_stack, in_training
+from .engine.engines import ENGINES, TORCH, choose
+from .engine.layers import Results, run_cell, run_stack
+from .engine.regularizers import Regularizers
 
 __all__ = ["ENGINES", "lstm", "lstm_cell"]
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nested._internal import nested_tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from . import _build, engines
+from . import _build
 from ._attributes import (
     fit_cell,
     fits,
@@ -27,10 +27,11 @@ from ._attributes import (
     torch_lstm,
     weights_of_cell,
 )
-from ._call import LAYOUTS, Call
-from ._checks import as_lengths, as_reset, check_kinds, in_training
-from ._layers import Results, run_cell, run_stack
-from ._regularize import Regularizers, check_probabilities
+from .engine import engines
+from .engine.call import LAYOUTS, Call
+from .engine.checks import as_lengths, as_reset, check_kinds, in_training
+from .engine.layers import Results, run_cell, run_stack
+from .engine.regularizers import Regularizers, check_probabilities
 
 # torch.nested.nested_tensor_from_jagged without its check for torch.fx, which logs a line.
 _nested: Any = nested_tensor.nested_view_from_values_offsets_lengths
@@ -110,7 +111,7 @@ class EngineModule(nn.Module):
 
     def __prepare_scriptable__(self) -> nn.Module:
         """For torch.jit.script, which compiles what convert(to="torch") gives instead."""
-        from ._scripting import prepare
+        from .interop.scripting import prepare
 
         return prepare(self)
 

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import _check_gate, _measured, engines
-from ._call import Call
+from .check import gate
 from .compare import in_turn
 from .convert import check_model
-from .engines import Engine
+from .engine import engines, records
+from .engine.call import Call
+from .engine.engines import Engine
 
 MARGIN = 1.03  # how many times as fast another engine must be to be chosen
 
@@ -45,11 +46,11 @@ def tune(model: nn.Module, *example: Any, seconds: float = 1.0) -> dict[str, dic
         OSError: the file of FASTLSTM_TUNE cannot be written; then this process alone follows.
     """
     check_model(model)
-    _measured.noted = calls = dict[str, Call]()
+    records.noted = calls = dict[str, Call]()
     try:
         model(*example)
     finally:
-        _measured.noted = None
+        records.noted = None
     if not calls:
         named = [getattr(module, "_fastlstm_engine", "auto") for module in model.modules()]
         engine = next((name for name in (*named, engines.DEFAULT) if name != "auto"), None)
@@ -63,8 +64,8 @@ def tune(model: nn.Module, *example: Any, seconds: float = 1.0) -> dict[str, dic
         default = engines.unmeasured(call).name
         times = _measure(call, default, seconds)
         chosen = next(iter(times))
-        _measured.store(key, None if chosen == default else chosen)
-        found[_measured.describe(call)] = times
+        records.store(key, None if chosen == default else chosen)
+        found[records.describe(call)] = times
     return found
 
 
@@ -91,7 +92,7 @@ def _may_run(row: Engine, call: Call) -> bool:
     """Whether an engine serves a call, and if it is the persistent one, passed its check."""
     if row.why_not(call):
         return False
-    return row.name != "persistent" or not _check_gate.why_not_persistent(call.input.device)
+    return row.name != "persistent" or not gate.why_not_persistent(call.input.device)
 
 
 def _runner(call: Call, row: Engine) -> Callable[[], object]:

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from fastlstm import _build, _measured
+from fastlstm import _build
+from fastlstm.engine import records
 
 SLOW_LEFT_OUT = pytest.StashKey[int]()
 
@@ -35,8 +36,8 @@ os.environ["FASTLSTM_TUNE"] = "off"
 @pytest.fixture(autouse=True)
 def _nothing_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test begins without results of fastlstm.tune and fastlstm.check."""
-    monkeypatch.setattr(_measured, "tuned", {})
-    monkeypatch.setattr(_measured, "checked", {})
+    monkeypatch.setattr(records, "tuned", {})
+    monkeypatch.setattr(records, "checked", {})
 
 
 @pytest.fixture

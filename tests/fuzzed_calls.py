@@ -24,7 +24,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastlstm
 from fastlstm import _build, functional
-from fastlstm._call import LAYOUTS
+from fastlstm.engine.call import LAYOUTS
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 OTHER_DTYPES = (torch.int8, torch.int32, torch.complex64, torch.float8_e5m2)

@@ -103,17 +103,17 @@ PARTS = {
     ),
     "cuda": Part(["csrc/cuda/*"], 0.12, _EMULATED),
     "engines": Part(
-        _python("engines", "_call", "_checks", "_layers", "_transforms", "_regularize"),
+        _python("engine/*"),
         0.1,
         [_module_tests("engine", "errors", "sequences", "torch_engine", "func"), *_MODULE],
     ),
     "modules": Part(
-        _python("modules", "functional", "layer_norm", "convert", "compare", "tune", "_measured"),
+        _python("modules", "functional", "layer_norm", "convert", "compare", "tune"),
         0.14,
         [_module_tests("module", "errors", "sequences", "convert", "compare", "tune"), *_MODULE],
     ),
     "prepack": Part(
-        _python("packed", "prepacked", "_formats"),
+        _python("prepack/*"),
         0.06,
         [_module_tests(*_PREPACKED), *_MODULE],
     ),

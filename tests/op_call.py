@@ -7,7 +7,7 @@ import torch
 from samples import Sample, floating, with_floating
 from torch import Tensor
 
-from fastlstm._call import LstmCall
+from fastlstm.engine.call import LstmCall
 
 # The unit roundoff of each kind of arithmetic. Tolerances are multiples of it.
 ROUNDOFF = {

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from fastlstm import _build, reference
-from fastlstm._call import LAYOUTS
+from fastlstm.engine.call import LAYOUTS
 
 needs_expecttest = pytest.mark.skipif(
     not find_spec("expecttest"), reason="no expecttest, which torch.testing._internal imports"

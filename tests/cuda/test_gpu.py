@@ -10,8 +10,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import fastlstm
-from fastlstm import _build, engines
-from fastlstm._call import Call
+from fastlstm import _build
+from fastlstm.engine import engines
+from fastlstm.engine.call import Call
 
 pytestmark = [
     pytest.mark.gpu,

@@ -19,12 +19,14 @@ from torch import Tensor
 
 import fastlstm
 from fastlstm import __main__ as front_door
-from fastlstm import _build, _check_child, _check_gate, _measured, engines
-from fastlstm._call import Call
-from fastlstm._check_cases import CASES, draw
+from fastlstm import _build
+from fastlstm.check import child, gate
+from fastlstm.check.cases import CASES, draw
+from fastlstm.engine import engines, records
+from fastlstm.engine.call import Call
 
 needs_op = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the extension is not built")
-CHECK = sys.modules["fastlstm.check"]  # fastlstm.check is the function
+CHECK = sys.modules["fastlstm.check.check"]
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 Row = dict[str, Any]
 
@@ -35,9 +37,9 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     path = tmp_path / "cache" / "tuned.json"
     monkeypatch.setenv("FASTLSTM_TUNE", str(path))
     monkeypatch.delenv("FASTLSTM_CHECK", raising=False)
-    monkeypatch.setattr(_check_gate, "_compared", {})
+    monkeypatch.setattr(gate, "_compared", {})
     yield path
-    _measured.machine.cache_clear()
+    records.machine.cache_clear()
 
 
 # --- the child process: programs that print what the worker prints, or do something else ---
@@ -59,8 +61,8 @@ print('{"result": "complete"}')
 def run_child(
     monkeypatch: pytest.MonkeyPatch, program: str, names: tuple[str, ...] = ("one", "two")
 ) -> list[Row]:
-    monkeypatch.setattr(_check_child, "PROGRAM", program)
-    return _check_child.check_engines(CPU, names, time.monotonic() + 60)
+    monkeypatch.setattr(child, "PROGRAM", program)
+    return child.check_engines(CPU, names, time.monotonic() + 60)
 
 
 def verdicts(file: Path) -> dict[str, str]:
@@ -97,7 +99,7 @@ BROKEN = {
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_child_that_breaks(name: str, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine failed, and another child goes on with the next one."""
-    monkeypatch.setattr(_check_child, "SILENCE", 1.5)
+    monkeypatch.setattr(child, "SILENCE", 1.5)
     code, reason = BROKEN[name]
     program = f"{BEGIN}\nif names[0] == 'one':\n    say('begun'); {code}\n{COMPLETE}"
     start = time.monotonic()
@@ -132,14 +134,14 @@ def test_a_child_that_tells_nothing_of_the_kernels(
 
 def test_the_time_is_over(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = f"{BEGIN}say('begun'); say('passed'); say('begun', 'two'); time.sleep(99)"
-    monkeypatch.setattr(_check_child, "PROGRAM", program)
+    monkeypatch.setattr(child, "PROGRAM", program)
     now = [0.0]
-    monkeypatch.setattr(_check_child, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(child, "time", SimpleNamespace(monotonic=lambda: now[0]))
 
     def show(row: Row) -> None:
         now[0] = 61.0 if row["result"] == "begun" and row["engine"] == "two" else 0.0
 
-    rows = _check_child.check_engines(CPU, ["one", "two", "three"], 60.0, show=show)
+    rows = child.check_engines(CPU, ["one", "two", "three"], 60.0, show=show)
     assert [row["result"] for row in rows] == ["passed", "not checked", "not checked"]
     assert rows[2]["engine"] == "three" and rows[2]["reason"] == "the time is over"
     assert verdicts(file) == {"one": "passed"}
@@ -156,9 +158,9 @@ def test_what_the_child_inherits(monkeypatch: pytest.MonkeyPatch) -> None:
         "found = {name: os.environ.get(name) for name in names}; "
         "print(json.dumps({'result': 'complete', 'path': sys.path, **found}))"
     )
-    monkeypatch.setattr(_check_child, "PROGRAM", program)
+    monkeypatch.setattr(child, "PROGRAM", program)
     settings = {"FASTLSTM_AMX": "0"}
-    _check_child.check_engines(CPU, ["x"], time.monotonic() + 60, settings, show=found.append)
+    child.check_engines(CPU, ["x"], time.monotonic() + 60, settings, show=found.append)
     assert found[0]["path"] == sys.path and found[0]["OF_THE_USER"] == "kept"
     assert found[0]["ATEN_CPU_CAPABILITY"] is None and found[0]["FASTLSTM_AMX"] == "0"
 
@@ -167,7 +169,8 @@ def test_what_the_child_inherits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 PLANT = """
 import sys, torch
-from fastlstm import _check_worker as worker, engines
+from fastlstm.check import worker
+from fastlstm.engine import engines
 right, calls = worker.BY_NAME["stepwise"], []
 def run(call):
     calls.append(call)
@@ -246,17 +249,17 @@ def children(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     monkeypatch.setattr(_build, "_why_not_this_gpu", lambda index: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A GPU")
-    monkeypatch.setattr(_check_child, "PROGRAM", BEGIN + COMPLETE)
-    _measured.machine.cache_clear()
+    monkeypatch.setattr(child, "PROGRAM", BEGIN + COMPLETE)
+    records.machine.cache_clear()
     started: list[list[str]] = []
-    rows = _check_child._rows
+    rows = child._rows
     noted = lambda task, *rest: started.append(task[2:]) or rows(task, *rest)
-    monkeypatch.setattr(_check_child, "_rows", noted)
+    monkeypatch.setattr(child, "_rows", noted)
     return started
 
 
 def fails_on_the_gpu(monkeypatch: pytest.MonkeyPatch, line: str = "os.abort()") -> None:
-    monkeypatch.setattr(_check_child, "PROGRAM", f"{BEGIN}\nsay('begun'); {line}")
+    monkeypatch.setattr(child, "PROGRAM", f"{BEGIN}\nsay('begun'); {line}")
 
 
 def fake_call(requires_grad: bool = False) -> Call:
@@ -284,8 +287,8 @@ def switch_off(patch: pytest.MonkeyPatch) -> None:
 
 
 def as_in_a_later_process() -> None:
-    _measured.checked.clear()
-    _measured.load()
+    records.checked.clear()
+    records.load()
 
 
 def checks() -> Any:
@@ -301,7 +304,7 @@ def test_persistent_by_name_is_checked_once(children: list[list[str]], file: Pat
     engines.choose(fake_call(), "persistent")
     as_in_a_later_process()
     engines.choose(fake_call(), "persistent")
-    _measured.checked.clear()  # another process has checked it since this one began
+    records.checked.clear()  # another process has checked it since this one began
     engines.choose(fake_call(), "persistent")
     assert len(children) == 1
 
@@ -316,13 +319,13 @@ def test_a_check_counts_for_one_machine_and_build(
     if other == "GPU":
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Another GPU")
     elif other == "driver":
-        monkeypatch.setattr(_measured, "_driver", lambda: "driver 999.1")
+        monkeypatch.setattr(records, "_driver", lambda: "driver 999.1")
     elif other == "torch":
         monkeypatch.setattr(torch, "__version__", "2.99.0")
     else:
         record = _build.build_record()
         monkeypatch.setattr(_build, "build_record", lambda: {**record, "date": "2030-01-01"})
-    _measured.machine.cache_clear()
+    records.machine.cache_clear()
     with checks():
         engines.choose(fake_call(), "persistent")
     assert len(children) == 2 and len(json.loads(file.read_text())) == 2
@@ -366,7 +369,7 @@ def test_a_check_that_was_not_completed_is_not_kept(
         with checks(), pytest.raises(RuntimeError, match="not checked: float32, plain: memory"):
             engines.choose(fake_call(), "persistent")
     assert len(children) == 2 and verdicts(file) == {}
-    monkeypatch.setattr(_check_child, "PROGRAM", """print('{"result": "complete"}')""")
+    monkeypatch.setattr(child, "PROGRAM", """print('{"result": "complete"}')""")
     with checks(), pytest.raises(RuntimeError, match="not checked: the engine serves no case"):
         engines.choose(fake_call(), "persistent")
 
@@ -380,9 +383,9 @@ def test_no_check_while_a_graph_is_captured_or_checks_are_off(
             patch(each)
             with pytest.raises(RuntimeError, match="its check on this GPU .*: none"):
                 engines.choose(fake_call(), "persistent")
-            each.setitem(_measured.checked, _measured.verdict_key("persistent", GPU), "passed")
+            each.setitem(records.checked, records.verdict_key("persistent", GPU), "passed")
             assert engines.choose(fake_call(), "persistent").name == "persistent"
-    assert _check_gate.can_check()
+    assert gate.can_check()
     monkeypatch.setenv("FASTLSTM_CHECK", "yes")
     with pytest.raises(ValueError, match="FASTLSTM_CHECK: expected on or off, got 'yes'"):
         engines.choose(fake_call(), "persistent")
@@ -396,7 +399,7 @@ def test_a_record_that_is_corrupt(
 ) -> None:
     """The check is done again; a file that is not ours stays as it is."""
     file.parent.mkdir()
-    key = _measured.verdict_key("persistent", GPU)
+    key = records.verdict_key("persistent", GPU)
     is_ours = content in (None, "torch")
     file.write_text(json.dumps({key: content or "torch"}) if is_ours else str(content))
     with pytest.warns(RuntimeWarning) as caught:
@@ -404,7 +407,7 @@ def test_a_record_that_is_corrupt(
     texts = [str(each.message) for each in caught]
     assert any("ignores" in text for text in texts) != is_ours
     engines.choose(fake_call(), "persistent")
-    assert len(children) == 1 and _measured.checked[key] == "passed"
+    assert len(children) == 1 and records.checked[key] == "passed"
     assert file.read_text() == content or is_ours
 
 
@@ -412,10 +415,10 @@ def test_a_record_that_is_corrupt(
 def test_auto_follows_a_measurement_only_after_a_check(
     children: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_measured, "tuned", {"any": "persistent"})
-    monkeypatch.setattr(_measured, "engine", lambda call: "persistent")
+    monkeypatch.setattr(records, "tuned", {"any": "persistent"})
+    monkeypatch.setattr(records, "engine", lambda call: "persistent")
     assert engines.choose(fake_call()).name == "torch"
-    _measured.checked[_measured.verdict_key("persistent", GPU)] = "passed"
+    records.checked[records.verdict_key("persistent", GPU)] = "passed"
     assert engines.choose(fake_call()).name == "persistent"
     assert children == []
 
@@ -451,7 +454,7 @@ def test_compare_and_tune_run_persistent_only_after_a_check(
         monkeypatch.setattr(module, "in_turn", once)
     monkeypatch.setattr(compared, "_outputs", lambda made, inputs: [])
     monkeypatch.setattr(compared, "_difference", lambda found, expected: 0.0)
-    monkeypatch.setattr(_check_gate, "_compare", lambda device, dtype: "")
+    monkeypatch.setattr(gate, "_compare", lambda device, dtype: "")
     monkeypatch.setattr(torch.random, "fork_rng", lambda devices: nullcontext())
     if state == "fails":
         fails_on_the_gpu(monkeypatch)
@@ -483,12 +486,12 @@ def test_compare_and_tune_run_persistent_only_after_a_check(
 @pytest.fixture
 def compared(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
     """The dtypes of the layers that are compared; the CPU is treated as a GPU is."""
-    monkeypatch.setattr(_check_gate, "DEVICE_TYPE", "cpu")
-    monkeypatch.setattr(_check_gate, "can_check", lambda: True)
+    monkeypatch.setattr(gate, "DEVICE_TYPE", "cpu")
+    monkeypatch.setattr(gate, "can_check", lambda: True)
     dtypes: list[torch.dtype] = []
-    compare = _check_gate._compare
+    compare = gate._compare
     noted = lambda device, dtype: (dtypes.append(dtype), compare(device, dtype))[1]
-    monkeypatch.setattr(_check_gate, "_compare", noted)
+    monkeypatch.setattr(gate, "_compare", noted)
     return dtypes
 
 
@@ -506,10 +509,8 @@ def runs_the_op(run: Callable[[], object]) -> bool:
 
 def plant(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], Any]) -> None:
     """Makes the kernels give something else where they are compared."""
-    right = _check_gate.run_op
-    monkeypatch.setattr(
-        _check_gate, "run_op", lambda *args, **options: change(right(*args, **options))
-    )
+    right = gate.run_op
+    monkeypatch.setattr(gate, "run_op", lambda *args, **options: change(right(*args, **options)))
 
 
 X = torch.zeros(5, 3, 4)
@@ -551,19 +552,17 @@ def test_what_keeps_stepwise_from_being_compared(
     plant(monkeypatch, WRONG["NaN"])
     lstm = stepwise()
     for patch in (
-        lambda each: each.setattr(_check_gate, "can_check", lambda: False),
-        lambda each: each.setitem(
-            _measured.checked, _measured.verdict_key("stepwise", CPU), "passed"
-        ),
+        lambda each: each.setattr(gate, "can_check", lambda: False),
+        lambda each: each.setitem(records.checked, records.verdict_key("stepwise", CPU), "passed"),
     ):
         with monkeypatch.context() as each:
-            each.setattr(_check_gate, "_compared", {})
+            each.setattr(gate, "_compared", {})
             patch(each)
             assert runs_the_op(lambda: lstm(X))
     assert compared == []
     monkeypatch.setitem(
-        _measured.checked,
-        _measured.verdict_key("stepwise", CPU),
+        records.checked,
+        records.verdict_key("stepwise", CPU),
         "failed: float32, plain: it hangs",
     )
     with pytest.warns(RuntimeWarning, match="torch.float32: failed: float32, plain: it hangs. Ins"):
@@ -608,7 +607,7 @@ def test_modes_do_not_reach_the_layer_that_is_compared(
         call = torch.func.grad(call)
     with MODES[mode]():
         torch.vmap(call)(X.expand(2, -1, -1, -1)) if mode == "vmap" else call(X)
-    assert len(compared) == 1 and set(_check_gate._compared.values()) == {""}
+    assert len(compared) == 1 and set(gate._compared.values()) == {""}
 
 
 @needs_op
@@ -636,7 +635,7 @@ def test_what_traces_a_model_calls_the_comparison(
         plant(monkeypatch, WRONG["values"])
     lstm = stepwise()
     expected_output = lstm(X + 1)[0] if not wrong else None
-    _check_gate._compared.clear(), compared.clear()
+    gate._compared.clear(), compared.clear()
     with pytest.warns(RuntimeWarning, match="not used on cpu") if wrong else nullcontext():
         if by == "compile":
             torch._dynamo.reset()
@@ -671,8 +670,8 @@ def test_a_compiler_meets_the_check_of_persistent(
 
 def store_many(first: int) -> None:
     for k in range(first, first + 25):
-        _measured.store(f"check of {k}", "passed")
-        _measured.store(f"call {k}", "torch")
+        records.store(f"check of {k}", "passed")
+        records.store(f"call {k}", "torch")
 
 
 def test_processes_at_once_lose_nothing(file: Path) -> None:
@@ -693,7 +692,7 @@ def test_a_file_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("FASTLSTM_TUNE", str(tmp_path / "file" / "tuned.json"))
     with pytest.warns(UserWarning, match="cannot keep the result of its check"):
         run_child(monkeypatch, BEGIN + COMPLETE, ("one",))
-    assert list(_measured.checked.values()) == ["passed"]
+    assert list(records.checked.values()) == ["passed"]
 
 
 @needs_op
@@ -730,9 +729,9 @@ def test_the_whole_check_of_a_cpu(
 def test_the_command_says_what_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(_check_child, "SILENCE", 1.5)
+    monkeypatch.setattr(child, "SILENCE", 1.5)
     hang = "\nif 'stepwise' in names:\n    say('begun', 'stepwise'); time.sleep(99)\n"
-    monkeypatch.setattr(_check_child, "PROGRAM", BEGIN + hang + COMPLETE)
+    monkeypatch.setattr(child, "PROGRAM", BEGIN + hang + COMPLETE)
     with pytest.raises(SystemExit) as ended:
         front_door.main(["check", "--device", "cpu", "--seconds", "60"])
     printed = capsys.readouterr().out

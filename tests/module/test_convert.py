@@ -310,14 +310,14 @@ class DoubledCell(nn.LSTMCell):
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Records each call that fastlstm computes: "lstm" or "lstm_cell"."""
     seen: list[str] = []
-    choose = fastlstm.engines.choose
+    choose = fastlstm.engine.engines.choose
 
     def record(call: Any, *requested: str) -> Any:
         seen.append("lstm_cell" if call.is_cell else "lstm")
         return choose(call, *requested)
 
-    monkeypatch.setattr(fastlstm.engines, "choose", record)
-    monkeypatch.setattr(fastlstm.engines, "is_op_at_once", lambda *tensors: False)
+    monkeypatch.setattr(fastlstm.engine.engines, "choose", record)
+    monkeypatch.setattr(fastlstm.engine.engines, "is_op_at_once", lambda *tensors: False)
     return seen
 
 

@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastlstm
-from fastlstm import _build, _measured, engines, functional
-from fastlstm._call import Call
-from fastlstm._regularize import Regularizers
+from fastlstm import _build, functional
+from fastlstm.engine import engines, records
+from fastlstm.engine.call import Call
+from fastlstm.engine.regularizers import Regularizers
 
 needs_op = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="no CPU kernels")
 
@@ -157,10 +158,10 @@ def test_a_measured_engine_runs_only_calls_that_it_serves(monkeypatch: pytest.Mo
     """Sizes with the same next power of two share a measurement, so some may not be served."""
     monkeypatch.setattr(_build, "kinds", ("cpu", "cuda"))
     monkeypatch.setattr(_build, "gpu", lambda index: (16, 90, ""))
-    monkeypatch.setattr(_measured, "tuned", {"any": "persistent"})
-    key = _measured.verdict_key("persistent", torch.device("cuda", 0))
-    monkeypatch.setitem(_measured.checked, key, "passed")
-    monkeypatch.setattr(_measured, "engine", lambda call: "persistent")
+    monkeypatch.setattr(records, "tuned", {"any": "persistent"})
+    key = records.verdict_key("persistent", torch.device("cuda", 0))
+    monkeypatch.setitem(records.checked, key, "passed")
+    monkeypatch.setattr(records, "engine", lambda call: "persistent")
     chosen = []
     for batch in (257, 512):
         with torch._subclasses.FakeTensorMode():
@@ -288,7 +289,7 @@ def in_a_process(engine: str, code: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_environment_chooses() -> None:
-    code = "print(fastlstm.engines.DEFAULT); fastlstm.LSTM(3, 5)(torch.zeros(2, 1, 3))"
+    code = "print(fastlstm.engine.engines.DEFAULT); fastlstm.LSTM(3, 5)(torch.zeros(2, 1, 3))"
     good = in_a_process("reference", code)
     assert good.returncode == 0 and good.stdout.strip() == "reference", good.stderr
     bad = in_a_process("cudnn", code)

@@ -19,8 +19,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastlstm
 from fastlstm import functional
-from fastlstm._call import LstmCall
-from fastlstm._checks import check_layer
+from fastlstm.engine.call import LstmCall
+from fastlstm.engine.checks import check_layer
 
 T, B, I, H = 4, 3, 2, 5
 # The messages of newer and of older versions of torch.

@@ -12,14 +12,7 @@ from prepacked_layers import Tagger, X, every_weights, in_a_model, prepacked_cop
 from torch import nn
 from torch.nn.utils import prune
 
-from fastlstm import (
-    LSTM,
-    LayerNormLSTM,
-    LSTMCell,
-    PackedLSTM,
-    _build,
-    prepack,
-)
+from fastlstm import LSTM, LayerNormLSTM, LSTMCell, PackedLSTM, _build, prepack
 
 pytestmark = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the extension is not built")
 

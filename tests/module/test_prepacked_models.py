@@ -23,14 +23,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import fastlstm
-from fastlstm import (
-    LSTM,
-    LSTMCell,
-    PackedLSTM,
-    PackedLSTMCell,
-    _build,
-    prepack,
-)
+from fastlstm import LSTM, LSTMCell, PackedLSTM, PackedLSTMCell, _build, prepack
 
 pytestmark = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the extension is not built")
 

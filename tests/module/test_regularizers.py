@@ -17,8 +17,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastlstm
 from fastlstm import _build, functional
-from fastlstm._call import LAYOUTS, LstmCall
-from fastlstm._regularize import Regularizers, regularize
+from fastlstm.engine.call import LAYOUTS, LstmCall
+from fastlstm.engine.regularizers import Regularizers, regularize
 
 EXACT = {"rtol": 1e-11, "atol": 1e-12}
 ALL = {

@@ -1,6 +1,6 @@
 """engine="torch" with lengths: PyTorch's own LSTM with gates that are shut after the end of a row.
 
-_shut_gate.py adds an input feature that is nonzero in padding, and weights for it that shut the
+shut_gate.py adds an input feature that is nonzero in padding, and weights for it that shut the
 gates, so that c stays as it is.
 """
 
@@ -17,8 +17,9 @@ from samples import TORCH_ROUTES, Route
 from torch import Tensor, nn
 
 import fastlstm
-from fastlstm import _shut_gate, functional
-from fastlstm._call import LstmCall
+from fastlstm import functional
+from fastlstm.engine import shut_gate
+from fastlstm.engine.call import LstmCall
 
 every_device = pytest.mark.parametrize("route", TORCH_ROUTES)
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
@@ -230,7 +231,7 @@ def test_the_weights_lie_as_cudnn_needs_them(bidirectional: bool, bias: bool) ->
     state = torch.zeros(1 + bidirectional, 2, 16)
     layout, parameters = "bias" * bias, list(lstm.parameters())
     call = LstmCall(torch.zeros(3, 2, 24), state, state, parameters, layout)
-    wide = _shut_gate._wide_weights(call, 8)
+    wide = shut_gate._wide_weights(call, 8)
     assert [w.shape[1:] for w in wide] == [(32,), (16,), (), ()] * (1 + bidirectional)
     matrices, biases = ([w for w in wide if w.dim() == dim] for dim in (2, 1))
     expected = wide[0].data_ptr()
@@ -244,8 +245,8 @@ def test_the_weights_lie_as_cudnn_needs_them(bidirectional: bool, bias: bool) ->
 def test_the_input_size_is_padded_to_a_multiple_of_8(
     input_size: int, wide: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen, run = [], _shut_gate.run_torch
-    monkeypatch.setattr(_shut_gate, "run_torch", lambda call: seen.append(call) or run(call))
+    seen, run = [], shut_gate.run_torch
+    monkeypatch.setattr(shut_gate, "run_torch", lambda call: seen.append(call) or run(call))
     lstm = fastlstm.LSTM(input_size, 3)
     lstm.engine = "torch"
     lstm(torch.randn(4, 2, input_size), lengths=torch.tensor([4, 1]))

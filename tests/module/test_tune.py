@@ -14,7 +14,8 @@ from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
 import fastlstm
-from fastlstm import _build, _measured, tune
+from fastlstm import _build, tune
+from fastlstm.engine import records
 
 pytestmark = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the extension is not built")
 X = torch.zeros(5, 3, 4)
@@ -57,8 +58,8 @@ OP_IS_FASTER, TORCH_IS_FASTER = {"op": [1.0], "torch": [2.0]}, {"op": [2.0], "to
 
 
 def load_as_a_new_process() -> None:
-    _measured.tuned.clear()
-    _measured.load()
+    records.tuned.clear()
+    records.load()
 
 
 def test_the_faster_engine_is_chosen_and_remembered(file: Path, torch_calls: list[int]) -> None:
@@ -153,7 +154,7 @@ def test_which_functions_are_timed(
     gradients, output = [weight.shape for weight in lstm.parameters()], [(3, 6)] * 5
     assert shapes == [gradients if training else output] * 2
     assert engines == [1, 1]  # PyTorch's LSTM runs first, then the op
-    assert _measured.noted is None and all(p.grad is None for p in lstm.parameters())
+    assert records.noted is None and all(p.grad is None for p in lstm.parameters())
 
 
 def test_real_times() -> None:
@@ -177,12 +178,12 @@ def test_a_damaged_or_foreign_file_is_ignored_and_kept(file: Path, content: str)
     file.parent.mkdir()
     file.write_text(content)
     with pytest.warns(RuntimeWarning, match="fastlstm ignores .*tuned.json.*FASTLSTM_TUNE=off"):
-        _measured.load()
-    assert not _measured.tuned
+        records.load()
+    assert not records.tuned
     lstm = fastlstm.LSTM(4, 6)
     with pytest.warns(RuntimeWarning, match="fastlstm ignores .*tuned.json"):
         tune_with(lstm, TORCH_IS_FASTER)
-    assert file.read_text() == content and len(_measured.tuned) == 1
+    assert file.read_text() == content and len(records.tuned) == 1
     file.unlink()  # the warning says so
     tune_with(lstm, TORCH_IS_FASTER)
     assert list(json.loads(file.read_text()).values()) == ["torch"]
@@ -191,7 +192,7 @@ def test_a_damaged_or_foreign_file_is_ignored_and_kept(file: Path, content: str)
 def test_a_folder_in_place_of_the_file(file: Path) -> None:
     file.mkdir(parents=True)
     with pytest.warns(RuntimeWarning, match="ignores .*tuned.json, which is a folder; set FASTL"):
-        assert _measured.load() is None
+        assert records.load() is None
 
 
 def test_entries_of_other_machines_stay_and_change_nothing(

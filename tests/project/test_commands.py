@@ -13,7 +13,8 @@ import torch
 
 import fastlstm
 from fastlstm import __main__ as command_line
-from fastlstm import _build, engines
+from fastlstm import _build
+from fastlstm.engine import engines
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]

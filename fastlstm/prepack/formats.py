@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _build
+from .. import _build
 
 _LARGEST = 127  # the largest int8 weight; each row has a scale
 SMALLER = (torch.bfloat16, torch.int8)  # formats for layers of 32 or 16 bits

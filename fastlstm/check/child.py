@@ -1,6 +1,6 @@
 """Checks engines in a child process, so that a kernel that hangs or crashes ends only the child.
 
-The child runs `_check_worker`, which prints a row of JSON before and after each case.
+The child runs `worker.py`, which prints a row of JSON before and after each case.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
-from . import _measured
+from ..engine import records
 
-PROGRAM = "from fastlstm import _check_worker; _check_worker.main()"
+PROGRAM = "from fastlstm.check import worker; worker.main()"
 SILENCE = 20.0  # seconds of a case after which the child counts as hanging
 BEGUN, PASSED, FAILED, UNCHECKED, COMPLETE = "begun", "passed", "failed", "not checked", "complete"
 _SETTINGS = ("ATEN_CPU_CAPABILITY", "FASTLSTM_AMX")  # of the user; the child has its own
@@ -72,7 +72,7 @@ def check_engines(
         rows = [row for row in found if row["engine"] == engine]
         verdict = verdict_on(rows)
         if verdict.startswith((PASSED, FAILED)):
-            _keep(_measured.verdict_key(engine, device, chosen), verdict)
+            _keep(records.verdict_key(engine, device, chosen), verdict)
     return found
 
 
@@ -93,7 +93,7 @@ def sentence(row: Row) -> str:
 
 def _keep(key: str, verdict: str) -> None:
     try:
-        _measured.store(key, verdict)
+        records.store(key, verdict)
     except OSError as error:
         warnings.warn(f"fastlstm cannot keep the result of its check: {error}", stacklevel=4)
 

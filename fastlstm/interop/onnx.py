@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from . import _build
-from ._call import LstmCall
+from .. import _build
+from ..engine.call import LstmCall
 
 __all__ = ["translations"]
 

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from . import _build, reference
-from ._call import Call, LstmCall, autocasts
+from .. import _build
+from . import reference
+from .call import Call, LstmCall, autocasts
 
 _Dims = tuple[int | None, ...]
 _Arguments = TypeVar("_Arguments", "_Inputs", "_Saved")

@@ -11,23 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from . import _build, _formats
-from ._additions import copy_additions
-from ._attributes import CELL_WEIGHTS, described, fit_cell, named_weights
-from ._call import LAYOUTS, Call, autocasts
-from ._checks import check_kinds
-from ._layers import Results, run_prepacked
-from .convert import own_class
-from .engines import is_eager, transforms_active
-from .modules import (
-    LSTM,
-    CellModule,
-    LSTMCell,
-    SequenceModule,
-    State,
-    qualified_name,
-)
-from .reference import state_dtype
+from .. import _build
+from .._attributes import CELL_WEIGHTS, described, fit_cell, named_weights
+from ..convert import own_class
+from ..engine.call import LAYOUTS, Call, autocasts
+from ..engine.checks import check_kinds
+from ..engine.engines import is_eager, transforms_active
+from ..engine.layers import Results, run_prepacked
+from ..engine.reference import state_dtype
+from ..modules import LSTM, CellModule, LSTMCell, SequenceModule, State, qualified_name
+from . import formats
+from .additions import copy_additions
 
 
 def require_extension() -> None:
@@ -124,17 +118,17 @@ class Prepacked(nn.Module):
         """Packs the matrices, given in any dtype, with `NAME_scale` beside whole numbers."""
         kinds = {name.split("_l")[0] for name in self._shapes}
         layout = LAYOUTS["bias_ih" in kinds, "weight_hr" in kinds, False]
-        self._layout = f"{layout} {_formats.name_of(self.weights)}".strip()
+        self._layout = f"{layout} {formats.name_of(self.weights)}".strip()
         self._op_names = [f"packed_{name}" for name in self._shapes]
         for name, shape in self._shapes.items():
             tensor, scale = tensors[name], tensors.get(f"{name}_scale")
-            if problem := _formats.problem(name, tensor, scale, shape, self.weights):
+            if problem := formats.problem(name, tensor, scale, shape, self.weights):
                 raise ValueError(problem)
             if len(shape) == 1:
                 packed = tensor.to(self.dtype).to(state_dtype(self.dtype), copy=True)
             else:
                 by_gates = not name.startswith("weight_hr")
-                packed = _formats.pack(tensor, scale, self.weights, by_gates)
+                packed = formats.pack(tensor, scale, self.weights, by_gates)
             self.register_buffer(f"packed_{name}", packed, persistent=False)
 
     def _unpacked(self) -> dict[str, Tensor]:
@@ -145,7 +139,7 @@ class Prepacked(nn.Module):
             if len(shape) == 1:
                 tensors[name] = packed.to(self.dtype, copy=True)
             else:
-                tensors[name], scale = _formats.unpack(packed, self.weights)
+                tensors[name], scale = formats.unpack(packed, self.weights)
             if scale is not None:
                 tensors[f"{name}_scale"] = scale
         return tensors
@@ -154,7 +148,7 @@ class Prepacked(nn.Module):
         """A layer of a class like nn.LSTM or nn.LSTMCell: weights unpacked, the same additions."""
         tensors, layer = self._unpacked(), cls(1, 1, bias=False, device="meta")
         for name in self._shapes:
-            weight = _formats.dequantize(tensors[name], tensors.get(f"{name}_scale"))
+            weight = formats.dequantize(tensors[name], tensors.get(f"{name}_scale"))
             weight = nn.Parameter(weight.to(self.dtype), name not in self._frozen)
             layer.register_parameter(name, weight)
         if isinstance(layer, nn.RNNBase):
@@ -235,7 +229,7 @@ class Prepacked(nn.Module):
                 )
             elif weight is None or (weight.dtype == torch.int8 and scale is None):
                 missing_keys.append(f"{prefix}{name}" + ("" if weight is None else "_scale"))
-            elif problem := _formats.problem(prefix + name, weight, scale, shape, self.weights):
+            elif problem := formats.problem(prefix + name, weight, scale, shape, self.weights):
                 error_msgs.append(problem)
             else:
                 tensors[name] = weight.detach().cpu()
@@ -250,9 +244,9 @@ class Prepacked(nn.Module):
         return {**self.__dict__, "_buffers": kept, "_unpacked_weights": self._unpacked()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        if state["weights"] not in _formats.KNOWN:
+        if state["weights"] not in formats.KNOWN:
             raise ValueError(
-                f"expected weights of {', '.join(map(str, _formats.KNOWN))}, got a layer that was "
+                f"expected weights of {', '.join(map(str, formats.KNOWN))}, got a layer that was "
                 f"packed as {state['weights']!r}: prepack its model again"
             )
         tensors = state.pop("_unpacked_weights")

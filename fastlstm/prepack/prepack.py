@@ -9,19 +9,14 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from . import _formats
-from ._additions import check_additions, copy_additions
-from ._attributes import named_weights
-from ._call import DTYPES
-from .convert import _CLASSES, Model, check_model, is_of_torch_ao, own_class
-from .convert import convert as convert_modules
-from .modules import LSTM, LSTMCell
-from .packed import (
-    PackedLSTM,
-    PackedLSTMCell,
-    Prepacked,
-    require_extension,
-)
+from .._attributes import named_weights
+from ..convert import _CLASSES, Model, check_model, is_of_torch_ao, own_class
+from ..convert import convert as convert_modules
+from ..engine.call import DTYPES
+from ..modules import LSTM, LSTMCell
+from . import formats
+from .additions import check_additions, copy_additions
+from .layers import PackedLSTM, PackedLSTMCell, Prepacked, require_extension
 
 _KINDS: dict[type[nn.Module], Any] = {LSTM: PackedLSTM, LSTMCell: PackedLSTMCell}
 _KINDS |= {both: _KINDS[ours] for _, ours, both in _CLASSES}
@@ -84,8 +79,8 @@ def prepack(
     Warns:
         UserWarning: for each LayerNormLSTM and subclass of your own: it stays as it is.
     """
-    if weights not in (None, torch.float32, *_formats.SMALLER):
-        known = ", ".join(map(repr, (torch.float32, *_formats.SMALLER)))
+    if weights not in (None, torch.float32, *formats.SMALLER):
+        known = ", ".join(map(repr, (torch.float32, *formats.SMALLER)))
         raise ValueError(f"weights: expected None or one of {known}, got {weights!r}")
     check_model(model)
     require_extension()
@@ -166,7 +161,7 @@ def _of_torch_ao(quantized: Any, weights: torch.dtype | None) -> Prepacked:
 
 def _check_layer(path: str, module: nn.Module, weights: torch.dtype | None) -> None:
     tensor = next(iter(module.parameters()))
-    smaller = () if tensor.dtype == torch.float64 else _formats.SMALLER
+    smaller = () if tensor.dtype == torch.float64 else formats.SMALLER
     allowed = tuple(dict.fromkeys((None, tensor.dtype, *smaller)))
     if weights not in allowed or tensor.dtype not in DTYPES:
         raise ValueError(
@@ -189,7 +184,7 @@ def _check_layer(path: str, module: nn.Module, weights: torch.dtype | None) -> N
                 f"prepack: {name} of {path} is computed by a hook in every call; make it "
                 "permanent first (prune.remove, remove_weight_norm)"
             )
-        if problem := _formats.problem(
+        if problem := formats.problem(
             name, weight, None, tuple(weight.shape), weights or weight.dtype
         ):
             raise ValueError(f"prepack: {path}: {problem}")

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._call import DTYPES, Call, LstmCall, autocasts, weight_names, weight_shapes
-from ._regularize import Regularizers, check_probabilities
+from .call import DTYPES, Call, LstmCall, autocasts, weight_names, weight_shapes
 from .reference import state_dtype
+from .regularizers import Regularizers, check_probabilities
 
 _BATCH_SIZES = "batch_sizes of shape (steps), dtype int64, on the CPU, as in a PackedSequence"
 
@@ -212,9 +212,11 @@ def _check_tensor(
 
 
 def check(condition: bool, expected: str, got: object) -> None:
+    """Raises a RuntimeError unless the condition holds."""
     if not condition:
         raise RuntimeError(f"lstm: expected {expected}, got {got}")
 
 
 def describe(tensor: Tensor) -> str:
+    """Returns shape, dtype and device for a message."""
     return f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"

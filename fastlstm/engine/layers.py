@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import has_torch_function_variadic
 
-from . import _build, _transforms, reference
-from ._call import Call, LstmCall, autocasts
-from ._checks import check, check_layer, describe
-from ._regularize import regularize
+from .. import _build
+from . import reference, transforms
+from .call import Call, LstmCall, autocasts
+from .checks import check, check_layer, describe
+from .regularizers import regularize
 
 # output, (h_n, c_n), and the cell states of each layer if they are requested
 Results = tuple[Tensor, tuple[Tensor, Tensor], list[Tensor]]
@@ -24,7 +25,7 @@ def run_op(call: Call, engine: str) -> Results:
     compiles, saves = torch.compiler.is_compiling(), call.return_cell_states
     if not compiles and torch._C._are_functorch_transforms_active():
         call = call._replace(hx=call.state())
-        return by_layers(call, _transforms.lstm_layer, engine)
+        return by_layers(call, transforms.lstm_layer, engine)
     # Dynamo and tensor subclasses know torch.ops; other calls go the short way.
     if compiles or has_torch_function_variadic(call.input, *(call.hx or ()), *call.weights):
         call = call._replace(hx=call.state())

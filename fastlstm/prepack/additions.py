@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ._attributes import named_weights
+from .._attributes import named_weights
 
 # The tables of a module: its parameters, buffers, children, and each kind of hooks.
 _TABLES = [name for name, value in vars(nn.Module()).items() if isinstance(value, dict)]

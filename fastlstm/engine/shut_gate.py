@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._call import DTYPES, Call, LstmCall, autocasts
-from ._checks import check_lengths
-from ._layers import Results, by_layers, run_torch
+from .call import DTYPES, Call, LstmCall, autocasts
+from .checks import check_lengths
+from .layers import Results, by_layers, run_torch
 
 # Exact in every dtype, TF32 too. The gates are shut as long as W_hh h + b of i and f stays within
 # 32000, because sigmoid(-746) is 0 and sigmoid(746) is 1 in float64, and nearer to 0 elsewhere.

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from ._call import LstmCall
+    from .call import LstmCall
 
 
 def check_probabilities(**probabilities: Any) -> None:

@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from . import _build
-from ._call import Call
+from .. import _build
+from .call import Call
 
 try:
     import fcntl

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from . import _build, _measured
-from ._check_child import FAILED, PASSED, UNCHECKED, Row, check_engines, sentence
-from ._check_gate import SECONDS
+from .. import _build
+from ..engine import records
+from .child import FAILED, PASSED, UNCHECKED, Row, check_engines, sentence
+from .gate import SECONDS
 
 # The lower instruction sets that a processor has too, as ATEN_CPU_CAPABILITY names them.
 _LOWER = {"AVX512": ("avx2", "default"), "AVX2": ("default",)}
@@ -74,7 +75,7 @@ def check(
     sound = [name for name in ours if name not in failed]
     rows += check_engines(device, sound, end, task="times", show=show)
     found = {
-        "machine": _measured.machine(device),
+        "machine": records.machine(device),
         "passed": all(row["result"] == PASSED for row in rows),
         "cases": [row for row in rows if "ratio" not in row],
         "times": [row for row in rows if "ratio" in row],

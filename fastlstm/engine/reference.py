@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._call import Direction, LstmCall
+from .call import Direction, LstmCall
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._regularize import Regularizers
+from .regularizers import Regularizers
 
 # What a layer is computed in; in C++ csrc/dtype_list.h.
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

@@ -13,11 +13,11 @@ from operator import truediv
 
 import torch
 
-from ._check_cases import CASES, TIMED, draw, dtype_of, expected, judge, kinds_of, results
-from ._check_child import BEGUN, COMPLETE, FAILED, PASSED, UNCHECKED, Row
-from .compare import in_turn
-from .engines import BY_NAME, TORCH
-from .tune import _runner
+from ..compare import in_turn
+from ..engine.engines import BY_NAME, TORCH
+from ..tune import _runner
+from .cases import CASES, TIMED, draw, dtype_of, expected, judge, kinds_of, results
+from .child import BEGUN, COMPLETE, FAILED, PASSED, UNCHECKED, Row
 
 _NO_MEMORY = re.compile("MemoryError|out of memory|enough memory|allocate memory|ALLOC_FAILED")
 _SECONDS = 0.05  # of a call that is timed

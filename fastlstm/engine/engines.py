@@ -14,9 +14,12 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd import forward_ad
 
-from . import _build, _check_gate, _layers, _measured, _shut_gate, _transforms, onnx
-from ._call import DTYPES, Call
-from ._check_child import PASSED
+from .. import _build
+from ..check import gate
+from ..check.child import PASSED
+from ..interop import onnx
+from . import layers, records, shut_gate, transforms
+from .call import DTYPES, Call
 
 transforms_active = torch._C._are_functorch_transforms_active
 
@@ -32,13 +35,13 @@ class Engine(NamedTuple):
 
     name: str
     why_not: Callable[[Call], str | None]
-    run: Callable[[Call], _layers.Results]
+    run: Callable[[Call], layers.Results]
 
 
 def _why_not_torch(call: Call) -> str | None:
     if lacking := [option for option in call.options() if option != "lengths"]:
         return f"PyTorch's own LSTM has no {', '.join(lacking)}"
-    if call.lengths is not None and (reason := _shut_gate.why_not(call)):
+    if call.lengths is not None and (reason := shut_gate.why_not(call)):
         return reason
     if call.input.dtype not in (*DTYPES, torch.complex64, torch.complex128):
         return f"PyTorch's own LSTM does not serve an input of {call.input.dtype}"
@@ -86,7 +89,7 @@ def _op(name: str, *device_types: str) -> Engine:
             return f"it computes {', '.join(map(str, DTYPES))}, and the input is {dtype}"
         if call.regularizers is not None and call.regularizers.zones_out():
             return "zoneout is computed by the reference alone"
-        if forward_ad._current_level >= 0 or (transforms_active() and not _transforms.serves(call)):
+        if forward_ad._current_level >= 0 or (transforms_active() and not transforms.serves(call)):
             return (
                 "the op has no forward-mode derivatives, and of torch.func no functionalize and no "
                 "transform of packed input, masks, projections, autocast and compiled code"
@@ -95,16 +98,16 @@ def _op(name: str, *device_types: str) -> Engine:
             return _why_not_persistent(call)
         return _why_not_tiled(call) if name == "tiled" else None
 
-    run = functools.partial(_layers.run_op, engine=name)
+    run = functools.partial(layers.run_op, engine=name)
     return Engine("op" if name == "auto" else name, why_not, run)
 
 
-def _run_torch(call: Call) -> _layers.Results:
-    return (_layers.run_torch if call.lengths is None else _shut_gate.run)(call)
+def _run_torch(call: Call) -> layers.Results:
+    return (layers.run_torch if call.lengths is None else shut_gate.run)(call)
 
 
 TORCH = Engine("torch", _why_not_torch, _run_torch)
-REFERENCE = Engine("reference", lambda call: None, _layers.run_reference)
+REFERENCE = Engine("reference", lambda call: None, layers.run_reference)
 OP = _op("auto", "cpu", "cuda", "meta")
 _OF_THE_OP = [_op(name, *types, "meta") for name, types in _build.engines_of_the_op().items()]
 BY_NAME = {row.name: row for row in (TORCH, REFERENCE, OP, *_OF_THE_OP)}
@@ -134,7 +137,7 @@ def choose(call: Call, requested: str = "auto") -> Engine:
     """
     name = DEFAULT if requested == "auto" else requested
     if name == "auto":
-        is_tuned = _measured.tuned or _measured.noted is not None
+        is_tuned = records.tuned or records.noted is not None
         row = measured(call) if is_tuned and not torch.compiler.is_compiling() else None
         row = row or unmeasured(call)
     else:
@@ -146,22 +149,22 @@ def choose(call: Call, requested: str = "auto") -> Engine:
                 f"engine {name!r} cannot serve this call: {reason}; use one of auto, {others}"
             )
     device = call.input.device
-    if device.type != _check_gate.DEVICE_TYPE:
+    if device.type != gate.DEVICE_TYPE:
         return row
     if row.name == "persistent":
-        if reason := _check_gate.why_not_persistent(device):
+        if reason := gate.why_not_persistent(device):
             raise RuntimeError(f"engine 'persistent' cannot run on {device}: {reason}")
-    elif row.name in ("op", "stepwise") and _check_gate.stepwise_is_wrong(device, call.dtype()):
+    elif row.name in ("op", "stepwise") and gate.stepwise_is_wrong(device, call.dtype()):
         return REFERENCE
     return row
 
 
 def measured(call: Call) -> Engine | None:
     """The engine that was measured as the fastest, if it serves the call and may run."""
-    row = BY_NAME.get(_measured.engine(call) or "")
+    row = BY_NAME.get(records.engine(call) or "")
     if row is None or row.why_not(call):
         return None
-    if row.name == "persistent" and _check_gate.on_record(row.name, call.input.device) != PASSED:
+    if row.name == "persistent" and gate.on_record(row.name, call.input.device) != PASSED:
         return None
     return row
 
@@ -183,7 +186,7 @@ def is_op_at_once() -> bool:
 
     What `choose` and `run_op` would find, for the shortcuts of the modules.
     """
-    nobody_else = DEFAULT == "auto" and not _measured.tuned and _measured.noted is None
+    nobody_else = DEFAULT == "auto" and not records.tuned and records.noted is None
     return nobody_else and "cpu" in _build.kinds and is_eager()
 
 

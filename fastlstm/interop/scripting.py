@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from .convert import _new_class, _to_torch
+from ..convert import _new_class, _to_torch
 
 _SCRIPT = torch.jit.script.__globals__  # the globals of the file that defines torch.jit.script
 

@@ -18,10 +18,10 @@ from typing import Any, TypeVar
 
 import torch
 
-from . import _measured
-from ._check_cases import SMALL, draw, expected, judge, results
-from ._check_child import FAILED, PASSED, check_engines, verdict_on
-from ._layers import run_op
+from ..engine import records
+from ..engine.layers import run_op
+from .cases import SMALL, draw, expected, judge, results
+from .child import FAILED, PASSED, check_engines, verdict_on
 
 DEVICE_TYPE = "cuda"  # of the kernels that have to be checked
 SECONDS = 60.0  # that a check may take
@@ -48,10 +48,10 @@ def can_check() -> bool:
 
 def on_record(engine: str, device: torch.device) -> str:
     """The verdict of a check of an engine on this GPU, "" for none; reads the file once."""
-    key = _measured.verdict_key(engine, device)
-    if key not in _measured.checked:
-        _measured.load()  # another process may have checked it
-    verdict = _measured.checked.setdefault(key, "")
+    key = records.verdict_key(engine, device)
+    if key not in records.checked:
+        records.load()  # another process may have checked it
+    verdict = records.checked.setdefault(key, "")
     return verdict if verdict.startswith((PASSED, FAILED)) else ""
 
 

@@ -1,0 +1,1 @@
+"""`check`: each engine against the equations of the LSTM, on the user's machine."""

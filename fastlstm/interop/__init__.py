@@ -1,0 +1,1 @@
+"""What other parts of PyTorch need to know of our modules and ops."""

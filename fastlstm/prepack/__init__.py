@@ -1,0 +1,1 @@
+"""`prepack` and `unpack`, the prepacked layers and the formats of their weights."""
