@@ -28,8 +28,15 @@ SECONDS = 60.0  # that a check may take
 _compared: dict[tuple[torch.device, torch.dtype], str] = {}  # what is wrong, or ""
 _lock = threading.Lock()  # one check at a time
 _Function = TypeVar("_Function", bound=Callable[..., Any])
-# A compiler calls such a function and does not trace it.
-_untraced: Callable[[_Function], _Function] = torch.compiler.assume_constant_result
+
+
+def _untraced(function: _Function) -> _Function:
+    """As torch.compiler.assume_constant_result, which imports a compiler that few programs need.
+
+    A compiler calls such a function and does not trace it.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def can_check() -> bool:

@@ -35,6 +35,14 @@ def test_info(capsys: pytest.CaptureFixture[str], args: list[str]) -> None:
     assert re.search(rf"^  cpu +{engine} ", out.split("Engines")[1], re.M)
 
 
+def test_an_import_takes_no_time_for_a_compiler() -> None:
+    code = (
+        "import sys, torch; known = {*sys.modules}; import fastlstm; print({*sys.modules} - known)"
+    )
+    new = subprocess.run([sys.executable, "-c", code], text=True, stdout=subprocess.PIPE, cwd=ROOT)
+    assert "fastlstm.check.gate" in new.stdout and "torch._dynamo" not in new.stdout
+
+
 def test_info_says_why_the_extension_is_not_used(capsys, monkeypatch) -> None:
     monkeypatch.setattr(_build, "_reason", "it was built for another torch")
     command_line.main([])
