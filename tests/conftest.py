@@ -3,10 +3,7 @@
 The report of a run says which extension was tested, and how many slow tests were left out.
 """
 
-from __future__ import annotations
-
 import os
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -34,14 +31,14 @@ os.environ["FASTLSTM_TUNE"] = "off"
 
 
 @pytest.fixture(autouse=True)
-def _nothing_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def _nothing_measured(monkeypatch):
     """Each test begins without results of fastlstm.tune and fastlstm.check."""
     monkeypatch.setattr(records, "tuned", {})
     monkeypatch.setattr(records, "checked", {})
 
 
 @pytest.fixture
-def kind(request: pytest.FixtureRequest) -> Iterator[str]:
+def kind(request):
     """The name of a dtype, or "tf32": float32 with TF32 allowed. Sets the flags of torch for it."""
     # nn.LSTM obeys the flag of cuDNN, fastlstm that of matmul.
     backends = torch.backends.cudnn, torch.backends.cuda.matmul
@@ -53,17 +50,17 @@ def kind(request: pytest.FixtureRequest) -> Iterator[str]:
         backend.allow_tf32 = allowed
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
+def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run the tests marked slow as well")
 
 
-def pytest_report_header() -> str:
+def pytest_report_header():
     kinds = ", ".join(_build.build_record().get("kinds", []))
     extension = _build.unavailable_reason() or f"loaded, kernels for {kinds}"
     return f"torch {torch.__version__}, {torch.get_num_threads()} threads; extension: {extension}"
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config, items):
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
@@ -75,6 +72,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.stash[SLOW_LEFT_OUT] = len(slow)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def pytest_terminal_summary(terminalreporter):
     if count := terminalreporter.config.stash.get(SLOW_LEFT_OUT, 0):
         terminalreporter.write_line(f"{count} slow tests left out; --slow runs them")

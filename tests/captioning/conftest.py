@@ -1,6 +1,5 @@
 """Fixtures: a tiny embedded data set, its features, and captioners with random weights."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,13 +16,13 @@ from captioning.settings import ModelConfig
 
 
 @pytest.fixture(scope="session")
-def scenes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def scenes_root(tmp_path_factory):
     splits = {"train": 96, "val": 12, "unseen": 12}
     return scenes.generate(tmp_path_factory.mktemp("scenes"), splits)
 
 
 @pytest.fixture(scope="session")
-def data(scenes_root: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+def data(scenes_root, tmp_path_factory):
     """The feature tables `train` and `val`, the vocabulary, the frozen CNN and its config."""
     folder = tmp_path_factory.mktemp("features")
     cnn = load_cnn(CNNConfig("scenes_cnn", pool="2x2"))
@@ -46,7 +45,7 @@ def grid_cnn():
 
 
 @pytest.fixture(scope="module")
-def attentive(data, grid_cnn) -> Checkpoint:
+def attentive(data, grid_cnn):
     """A captioner with the attention decoder and random weights."""
     torch.manual_seed(0)
     features, words = grid_cnn.feature_shape[-1], len(data.vocabulary)
@@ -55,10 +54,10 @@ def attentive(data, grid_cnn) -> Checkpoint:
 
 
 @pytest.fixture
-def new_checkpoint(data: SimpleNamespace):
+def new_checkpoint(data):
     """A function that makes captioners with the same initial weights for the same sizes."""
 
-    def make(lstm: str = "fastlstm", **sizes) -> Checkpoint:
+    def make(lstm="fastlstm", **sizes):
         torch.manual_seed(0)
         sizes = {"feature_size": 240, "embed_size": 16, "hidden_size": 24} | sizes
         config = ModelConfig(vocab_size=len(data.vocabulary), **sizes)

@@ -15,18 +15,18 @@ CAPTIONS = torch.tensor([[START, 5, 6, 7, END], [START, 9, 5, END, PAD], [START,
 LENGTHS = torch.tensor([5, 4, 3])
 
 
-def decoder(lstm: str = "fastlstm") -> AttentionDecoder:
+def decoder(lstm="fastlstm"):
     torch.manual_seed(0)
     return AttentionDecoder(ModelConfig(1, V, E, H, grid=GRID), lstm).eval()
 
 
-def scores_of(decoder, image, captions, lengths) -> torch.Tensor:
+def scores_of(decoder, image, captions, lengths):
     """Returns the scores of all words for each target of `unroll`."""
     return decoder.linear(decoder.unroll(image, captions, lengths)[0])
 
 
 @pytest.fixture
-def image() -> torch.Tensor:
+def image():
     torch.manual_seed(1)
     return torch.randn(3, CELLS, E)
 

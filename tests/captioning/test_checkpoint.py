@@ -69,10 +69,7 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(new_checkpoint, tmp_path):
         (lambda d: d.pop("format"), "format"),
         (lambda d: d.update(format="x"), "expected a checkpoint of fastlstm.captioning/3, got 'x'"),
         (lambda d: d.pop("vocabulary"), "vocabulary"),
-        (
-            lambda d: d.update(vocabulary=["a", "b"]),
-            "vocabulary: expected .*, then words",
-        ),
+        (lambda d: d.update(vocabulary=["a", "b"]), "vocabulary: expected .*, then words"),
         (lambda d: d["model"].pop("vocab_size"), "vocab_size"),
         (lambda d: d["model"].update(depth=3), "depth"),
         (lambda d: d["model"].update(hidden_size="24"), "hidden_size: expected an integer from 1"),

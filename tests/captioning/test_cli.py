@@ -100,7 +100,7 @@ def test_a_library_that_is_missing_is_named(name, command, scenes_root, tmp_path
 
 
 @pytest.fixture(scope="module")
-def trained(scenes_root, tmp_path_factory) -> Path:
+def trained(scenes_root, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     annotations = scenes_root / "annotations"
     code = main(
@@ -251,7 +251,7 @@ STRANGE = {
 
 
 @pytest.fixture
-def strange(scenes_root, tmp_path) -> Path:
+def strange(scenes_root, tmp_path):
     """A folder of pictures with strange names, and of other things that are named like pictures."""
     folder = tmp_path / "strange"
     folder.mkdir()
@@ -562,7 +562,7 @@ def test_resume_needs_no_option_again_and_refuses_another(
 
 
 @pytest.fixture
-def pictures(tmp_path) -> Path:
+def pictures(tmp_path):
     folder = tmp_path / "pictures"
     folder.mkdir()
     for i in range(10):

@@ -29,7 +29,7 @@ def test_control_characters_are_escaped(text, expected):
 
 
 def test_long_values_are_cut_in_messages():
-    deep: list = []
+    deep = []
     for _ in range(10**5):
         deep = [deep]
     assert abbreviate(deep) == "a list" and abbreviate(10**10_000) == "a int"
@@ -42,7 +42,7 @@ def test_lines_go_to_stdout_and_errors_to_stderr(capsys):
     assert capsys.readouterr() == ("one\\ntwo\n3\n", "four\n")
 
 
-def run(*command: str, **options) -> subprocess.CompletedProcess:
+def run(*command, **options):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     environment.pop("PYTHONUNBUFFERED", None)  # with this variable argparse hides the error
     return subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, **options)

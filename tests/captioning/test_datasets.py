@@ -61,10 +61,7 @@ def test_reads_pictures_with_their_captions(coco):
         (lambda d: d["images"][0].update(file_name="\ud800"), r"missing picture: .*/\\ud800"),
         (lambda d: d["annotations"][0].update(caption=DEEP), "expected a COCO captions file"),
         (lambda d: d["annotations"][0].update(image_id="1"), "expected a COCO captions file"),
-        (
-            lambda d: d["images"].append({"id": 1, "file_name": "1.png"}),
-            "once in 'images'",
-        ),
+        (lambda d: d["images"].append({"id": 1, "file_name": "1.png"}), "once in 'images'"),
         (lambda d: d["annotations"].append(d["annotations"][0]), "more than once in 'annotations'"),
         (lambda d: d["annotations"][0].update(image_id=99), "unknown pictures: .99."),
         (lambda d: d["images"][0].update(file_name="x.png"), "1 x missing picture: .*x.png"),

@@ -22,17 +22,17 @@ LENGTHS = torch.tensor([6, 4, 3])
 every_way = pytest.mark.parametrize("image_at", ["first", "every"])
 
 
-def decoder(lstm: str = "fastlstm", **options) -> DecoderRNN:
+def decoder(lstm="fastlstm", **options):
     torch.manual_seed(0)
     return DecoderRNN(ModelConfig(1, V, E, H, **options), lstm)
 
 
-def scores_of(decoder, image, captions, lengths) -> torch.Tensor:
+def scores_of(decoder, image, captions, lengths):
     """Returns the scores of all words for each target of `unroll`."""
     return decoder.linear(decoder.unroll(image, captions, lengths)[0])
 
 
-def by_hand(model: DecoderRNN, image: torch.Tensor, words: list[int]) -> torch.Tensor:
+def by_hand(model, image, words):
     """Computes the scores after <start> and after each word, one LSTM step at a time."""
     inputs = torch.cat([image[None], model.embed(torch.tensor([START, *words]))])
     if model.every_step:

@@ -3,7 +3,6 @@
 import copy
 import io
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ from captioning.model.captioner import Encoder
 
 
 @pytest.fixture(autouse=True)
-def hub(monkeypatch, tmp_path) -> Path:
+def hub(monkeypatch, tmp_path):
     """torchvision's folder of weights, with random weights of resnet18 in it."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
@@ -27,7 +26,7 @@ def hub(monkeypatch, tmp_path) -> Path:
     return tmp_path / "checkpoints"
 
 
-def save(folder: Path, name: str = "resnet18") -> None:
+def save(folder, name="resnet18"):
     """Saves random weights of a CNN where torchvision looks for the downloaded ones."""
     from torchvision import models
 
@@ -36,7 +35,7 @@ def save(folder: Path, name: str = "resnet18") -> None:
     torch.save(weights, folder / "checkpoints" / url.rpartition("/")[2])
 
 
-def frozen(name: str = "resnet18", pool: str = "avg"):
+def frozen(name="resnet18", pool="avg"):
     return load_cnn(CNNConfig(name, pool=pool))
 
 

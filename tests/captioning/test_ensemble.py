@@ -21,7 +21,7 @@ from captioning.settings import DecodeConfig
 METHODS = ("greedy", "beam", "sample")
 
 
-def another(checkpoint, seed: int = 1, **sizes):
+def another(checkpoint, seed=1, **sizes):
     """Makes a captioner with the same words and CNN, and with other, larger weights."""
     torch.manual_seed(seed)
     model = Captioner(replace(checkpoint.model.config, **sizes)).eval()
@@ -71,7 +71,7 @@ def test_the_probability_of_a_word_is_the_mean_of_the_members(pair):
 def test_members_write_other_captions_together_than_alone(pair, method):
     one, two, features = pair
 
-    def words(checkpoint) -> list[list[list[int]]]:
+    def words(checkpoint):
         same = torch.Generator().manual_seed(0)
         found = decode_batch(checkpoint, features, DecodeConfig(method), same)
         return [[hypothesis.tokens for hypothesis in group] for group in found]

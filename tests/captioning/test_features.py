@@ -27,7 +27,7 @@ from captioning.errors import CaptioningError
 
 
 @pytest.fixture
-def images(scenes_root, tmp_path) -> list[CaptionedImage]:
+def images(scenes_root, tmp_path):
     dataset = load_coco(scenes_root / "annotations" / "captions_val.json", scenes_root / "val")
     shutil.copytree(scenes_root / "val", tmp_path / "val")
     return [

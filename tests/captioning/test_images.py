@@ -107,7 +107,7 @@ def test_too_many_pixels_are_refused_with_the_limit(tmp_path, width, message):
         load_image(tmp_path / "x.png")
 
 
-def tiled_tiff(side: int) -> bytes:
+def tiled_tiff(side):
     """Makes a black TIFF of 100 x 100 pixels that is stored as one tile of `side` x `side`."""
     data = zlib.compress(bytes(side * side))
     tags = {256: 100, 257: 100, 258: 8, 259: 8, 262: 1, 277: 1, 322: side, 323: side}

@@ -10,7 +10,7 @@ ROOT = Path(captioning.__file__).parent
 FOLDERS = ["", "data", "cnn", "model", "results", "search", "training", "commands"]
 
 
-def test_no_folder_imports_from_one_above_it() -> None:
+def test_no_folder_imports_from_one_above_it():
     floors = {name: floor for floor, name in enumerate(FOLDERS)}
     upwards, seen = [], set()
     for file in ROOT.glob("*/*.py"):

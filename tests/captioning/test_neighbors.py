@@ -18,12 +18,12 @@ from captioning.settings import DecodeConfig
 A, B, C = [5, 6, 7, 2], [8, 9, 10, 2], [11, 12, 13, 2]
 
 
-def hypothesis(tokens: list[int], score: float) -> Hypothesis:
+def hypothesis(tokens, score):
     return Hypothesis(tokens, [score / len(tokens)] * len(tokens), score)
 
 
 @pytest.fixture
-def three() -> Neighbors:
+def three():
     """Three training pictures with features in three directions and different captions."""
     directions = torch.eye(3) - 1 / 3
     directions /= directions.norm(dim=1, keepdim=True)

@@ -1,7 +1,6 @@
 """`captioning prepare`: bad rows, splits, the folder of the pictures, damaged sources."""
 
 import json
-from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -14,7 +13,7 @@ NAMES = [f"{i}.jpg" for i in range(10)]
 
 
 @pytest.fixture
-def pictures(tmp_path) -> Path:
+def pictures(tmp_path):
     folder = tmp_path / "flickr" / "Images"
     folder.mkdir(parents=True)
     for name in NAMES:

@@ -13,7 +13,7 @@ from captioning.settings import DecodeConfig, ModelConfig
 C, GRID, V = 6, 2, 12
 
 
-def teacher_forced(model: Captioner, features: torch.Tensor, tokens: list[int]) -> torch.Tensor:
+def teacher_forced(model, features, tokens):
     """Computes the log-probabilities of a caption in float64, without the special words."""
     with torch.no_grad():
         image = model.encoder.embed(features[None])

@@ -4,7 +4,6 @@ import os
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -19,7 +18,7 @@ EVIL = '<script>alert("x")</script>'
 
 
 @pytest.fixture(scope="module")
-def section(tmp_path_factory) -> Section:
+def section(tmp_path_factory):
     """A section with captions of 5,000 pictures of noise, the best first."""
     folder = tmp_path_factory.mktemp("photographs")
     photographs = [folder / f"{EVIL.replace('/', '_')}{i}.jpg" for i in range(3)]
@@ -35,7 +34,7 @@ def section(tmp_path_factory) -> Section:
 
 
 @pytest.fixture(scope="module")
-def report(section, tmp_path_factory) -> Path:
+def report(section, tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "report.html"
     write_report(path, f"Title {EVIL}", EVIL, [section], HISTORY)
     return path
@@ -64,7 +63,7 @@ def test_is_one_file_that_loads_nothing_and_runs_nothing(report):
     loaded, tags = [], set()
 
     class Reader(HTMLParser):
-        def handle_starttag(self, tag: str, attributes: list) -> None:
+        def handle_starttag(self, tag, attributes):
             tags.add(tag)
             loaded.extend(v for k, v in attributes if k in ("src", "href", "xlink:href"))
 
@@ -88,11 +87,11 @@ def drawn(section, tmp_path, monkeypatch):
     """A function that returns the lines which a report draws: [(label of y, x, y)]."""
     from captioning.results import figures as module
 
-    def draw(history) -> list[tuple[str, list, list]]:
+    def draw(history):
         lines, real = [], module.svg
 
         def watch(draw, size):
-            def keep(axes) -> None:
+            def keep(axes):
                 draw(axes)
                 label = axes.get_ylabel()
                 lines.extend((label, *map(list, line.get_data())) for line in axes.lines)

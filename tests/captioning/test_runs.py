@@ -10,7 +10,7 @@ from captioning.training import pipeline, setup
 
 
 @pytest.fixture
-def train(scenes_root, tmp_path) -> list[str]:
+def train(scenes_root, tmp_path):
     files = scenes_root / "annotations"
     words = ["train", "--train", str(files / "captions_train.json"), "--cnn", "scenes_cnn"]
     words += ["--val", str(files / "captions_val.json"), "--output", str(tmp_path / "run")]

@@ -59,7 +59,7 @@ def test_unseen_combinations_are_unseen_and_every_pair_is_seen():
 
 def test_the_data_set_is_coco_and_keeps_its_splits_apart(scenes_root):
     seen, unseen = (set(c) for c in scenes.split_combinations())
-    ids: Counter[int] = Counter()
+    ids = Counter()
     for split, number in {"train": 96, "val": 12, "unseen": 12}.items():
         annotations = scenes_root / "annotations" / f"captions_{split}.json"
         dataset = load_coco(annotations, scenes_root / split)

@@ -10,26 +10,26 @@ from captioning.data.vocabulary import END, PAD, START, UNK
 from captioning.errors import CaptioningError
 from captioning.model.lstm import DecoderRNN
 from captioning.search import decoding
-from captioning.search.decoding import Hypothesis, random_words, write_tokens
+from captioning.search.decoding import random_words, write_tokens
 from captioning.settings import DecodeConfig, ModelConfig
 
 E, V, STEPS = 5, 7, 3  # three words: 4, 5 and 6
 
 
-def beam_search(model, image, beam_size=5, length_penalty=0.7) -> list[list[Hypothesis]]:
+def beam_search(model, image, beam_size=5, length_penalty=0.7):
     return decoding.beam_search(model, image, DecodeConfig("beam", beam_size, length_penalty))
 
 
-def greedy_search(model, image) -> list[Hypothesis]:
+def greedy_search(model, image):
     return decoding.write_captions([model], [image], DecodeConfig("greedy"))
 
 
-def sample(model, image, generator=None, **options) -> list[Hypothesis]:
+def sample(model, image, generator=None, **options):
     return decoding.write_captions([model], [image], DecodeConfig("sample", **options), generator)
 
 
 @pytest.fixture
-def model() -> DecoderRNN:
+def model():
     torch.manual_seed(14)
     decoder = DecoderRNN(ModelConfig(1, V, E, 6, max_seq_length=STEPS)).eval()
     for parameter in decoder.parameters():
@@ -38,18 +38,18 @@ def model() -> DecoderRNN:
 
 
 @pytest.fixture
-def image() -> torch.Tensor:
+def image():
     torch.manual_seed(4)
     return 2 * torch.randn(4, E)
 
 
-def every_caption() -> list[list[int]]:
+def every_caption():
     words = (4, 5, 6)
     ended = [[*w, END] for n in range(STEPS) for w in itertools.product(words, repeat=n)]
     return ended + [list(w) for w in itertools.product(words, repeat=STEPS)]
 
 
-def log_prob(model: DecoderRNN, image: torch.Tensor, tokens: list[int]) -> float:
+def log_prob(model, image, tokens):
     state, word, total = model.start(image[None]), START, 0.0
     for token in tokens:
         scores, state = model.step(torch.tensor([word]), state)
@@ -74,7 +74,7 @@ def test_a_wide_beam_finds_the_best_of_all_captions(model, image, length_penalty
         torch.testing.assert_close(scores[0], scores[1], atol=1e-5, rtol=1e-5)
 
 
-def by_hand(model, image, k: int, length_penalty: float, steps: int) -> list:
+def by_hand(model, image, k, length_penalty, steps):
     """Beam search of one picture, which never drops a caption early: [(score, tokens)]."""
     live, ended = [(0.0, [])], []
     for t in range(1, steps + 1):
@@ -110,7 +110,7 @@ class Table(torch.nn.Module):
 
     max_seq_length = 4
 
-    def __init__(self, table: dict[str, dict[str, float]]) -> None:
+    def __init__(self, table):
         super().__init__()
         self.table, self.steps = table, 0
 

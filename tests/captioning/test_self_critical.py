@@ -25,14 +25,14 @@ def test_the_reward_is_pycocoevalcaps_cider_d():
 
     generator = torch.Generator().manual_seed(0)
 
-    def caption() -> list[int]:
+    def caption():
         length = int(torch.randint(1, 9, (), generator=generator))
         return [*torch.randint(4, 10, (length,), generator=generator).tolist(), END]
 
     references = [[caption() for _ in range(5)] for _ in range(30)]
     written = [caption() for _ in range(28)] + [references[28][0], [END]]
 
-    def text(tokens: list[int]) -> str:
+    def text(tokens):
         return " ".join(f"w{token}" for token in tokens)
 
     wanted = {i: [text(r) for r in group] for i, group in enumerate(references)}

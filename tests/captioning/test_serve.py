@@ -23,12 +23,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def picture(data) -> Path:
+def picture(data):
     return data.val.images[0].path
 
 
 @pytest.fixture(scope="module")
-def bad(tmp_path_factory, picture) -> dict[str, Path]:
+def bad(tmp_path_factory, picture):
     """Files that are refused, by the message that they get."""
     folder = tmp_path_factory.mktemp("bad")
     files = {
@@ -88,7 +88,7 @@ class Server:
     folder: Path
 
     @property
-    def port(self) -> int:
+    def port(self):
         return int(self.address.rstrip("/").rsplit(":", 1)[1])
 
 
@@ -213,14 +213,14 @@ def wait_for(browser, condition):
     return WebDriverWait(browser, 60).until(lambda _: condition())
 
 
-def drop(browser, path: Path) -> None:
+def drop(browser, path):
     browser.refresh()
     find = lambda: browser.find_elements("css selector", "input[type=file]")
     wait_for(browser, find)
     find()[0].send_keys(str(path))
 
 
-def said(browser) -> str:
+def said(browser):
     return browser.find_element("css selector", "body").text
 
 

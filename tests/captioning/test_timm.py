@@ -24,7 +24,7 @@ def timm():
 def weights(tmp_path_factory, timm):
     """A function that saves random weights of a model, with its classifier, as timm's files do."""
 
-    def save(name: str) -> str:
+    def save(name):
         torch.manual_seed(1)
         path = tmp_path_factory.mktemp("weights") / f"{name}.safetensors"
         save_file(timm.create_model(name).state_dict(), path)
@@ -34,7 +34,7 @@ def weights(tmp_path_factory, timm):
 
 
 @pytest.fixture
-def picture() -> Image.Image:
+def picture():
     return Image.effect_mandelbrot((80, 60), (-2, -1, 1, 1), 50).convert("RGB")
 
 

@@ -29,7 +29,7 @@ from captioning.training.trainer import Trainer, learning_rate
 FAST = TrainConfig(epochs=2, batch_size=48, warmup=2, autocast="none")
 
 
-def encoded(table, vocabulary) -> EncodedCaptions:
+def encoded(table, vocabulary):
     return EncodedCaptions([image.captions for image in table.images], vocabulary)
 
 
@@ -42,7 +42,7 @@ def run(checkpoint, data, output, config=FAST, resume=False, val=True):
     return train(Setup(checkpoint, config, tables, resume), output)
 
 
-def weights(path: Path) -> dict[str, torch.Tensor]:
+def weights(path):
     return load_checkpoint(path).model.state_dict()
 
 
@@ -255,7 +255,7 @@ def test_a_second_run_in_a_folder_is_refused(scenes_root, tmp_path, capsys):
     assert f"{tmp_path} is being written by another process" in capsys.readouterr().err
 
 
-def run_processes(count: int, *command: object) -> str:
+def run_processes(count, *command):
     """Runs Python with this command line in `count` processes of torchrun; returns the output."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -1,8 +1,6 @@
 """What the CPU engines promise beyond right results: every instruction set, any number of threads,
 no stale weights."""
 
-from __future__ import annotations
-
 import copy
 import functools
 import os
@@ -15,7 +13,7 @@ import pytest
 import torch
 from oracle import oracle
 from samples import Sample
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.data import DataLoader, Dataset
 
@@ -34,28 +32,19 @@ OPTIONS = ("layout", "lengths", "reset", "batch_sizes", "h_mask")
 with_and_without_projection = pytest.mark.parametrize("P", [0, 23])
 
 
-def layer(
-    T: int,
-    B: int,
-    input_size: int,
-    H: int,
-    dtype: torch.dtype = torch.float32,
-    directions: int = 1,
-    P: int = 0,
-    h_mask: bool = False,
-) -> dict[str, object]:
+def layer(T, B, input_size, H, dtype=torch.float32, directions=1, P=0, h_mask=False):
     """Arguments of the op; P > 0 is the size of a projection."""
     sizes = T, B, input_size, H, P, directions
     sample = Sample("layer", *sizes, h_mask=h_mask, exact=True)
     return {name: given for name, given in sample.arguments(dtype).items() if given is not None}
 
 
-def weighting(outputs: list[Tensor]) -> list[Tensor]:
+def weighting(outputs):
     """What the outputs are multiplied with in the loss: multiples of 1/64 between -1 and 1."""
     return [torch.arange(y.numel()).remainder(129).sub(64).to(y).view_as(y) / 64 for y in outputs]
 
 
-def run(arguments: dict[str, object], engine: str = "auto") -> list[Tensor]:
+def run(arguments, engine="auto"):
     """output, h_n, c_n and the gradients of everything."""
     leaves = [arguments["input"], arguments["h_0"], arguments["c_0"], *arguments["weights"]]
     leaves = [leaf.detach().clone().requires_grad_() for leaf in leaves]
@@ -65,7 +54,7 @@ def run(arguments: dict[str, object], engine: str = "auto") -> list[Tensor]:
     return [*outputs, *torch.autograd.grad(outputs, leaves, weighting(outputs))]
 
 
-def run_oracle(arguments: dict[str, object]) -> list[Tensor]:
+def run_oracle(arguments):
     """The same of the oracle."""
     leaves = [arguments["input"], arguments["h_0"], arguments["c_0"], *arguments["weights"]]
     leaves = [leaf.double().requires_grad_() for leaf in leaves]
@@ -79,21 +68,19 @@ def run_oracle(arguments: dict[str, object]) -> list[Tensor]:
 
 
 @functools.cache
-def oracle_of(shape: tuple[int, int, int, int], directions: int, P: int):
+def oracle_of(shape, directions, P):
     """Its answer to `ragged`, for all dtypes."""
     return run_oracle(ragged(shape, torch.float64, directions, P))
 
 
-def ragged(
-    shape: tuple[int, int, int, int], dtype: torch.dtype, directions: int, P: int
-) -> dict[str, object]:
+def ragged(shape, dtype, directions, P):
     """A layer with every length from T down to 0."""
     steps, batch, *_ = shape
     lengths = steps - torch.arange(batch).remainder(steps + 1)
     return {**layer(*shape, dtype, directions, P), "lengths": lengths}
 
 
-def same(a: list[Tensor], b: list[Tensor]) -> bool:
+def same(a, b):
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
@@ -101,12 +88,7 @@ def same(a: list[Tensor], b: list[Tensor]) -> bool:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("directions", [1, 2])
 @pytest.mark.parametrize("projects", [False, True])
-def test_against_the_oracle(
-    shape: tuple[int, int, int, int],
-    dtype: torch.dtype,
-    directions: int,
-    projects: bool,
-) -> None:
+def test_against_the_oracle(shape, dtype, directions, projects):
     options = directions, shape[3] * 2 // 3 if projects else 0
     found, expected = run(ragged(shape, dtype, *options)), oracle_of(shape, *options)
     for got, want in zip(found, expected, strict=True):
@@ -136,7 +118,7 @@ ON_EVERY_INSTRUCTION_SET = [
 ]  # fmt: skip
 
 
-def run_foundation(printed: str, select: str, variables: dict[str, str]) -> str:
+def run_foundation(printed, select, variables):
     """Runs these tests in a process with other kernels. Returns build_info()[printed] there."""
     tests = [f"{Path(__file__).parents[1] / test}" for test in ON_EVERY_INSTRUCTION_SET]
     code = (
@@ -155,7 +137,7 @@ def run_foundation(printed: str, select: str, variables: dict[str, str]) -> str:
 
 
 @pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
-def test_every_instruction_set(capability: str) -> None:
+def test_every_instruction_set(capability):
     """The foundation on each of the kernels."""
     lowest = {"baseline": "default", "neon": "default"}
     best = _build.library.build_info()["cpu_capability"]
@@ -169,7 +151,7 @@ def test_every_instruction_set(capability: str) -> None:
     assert chosen == capability or chosen == "default"
 
 
-def test_without_tiles_of_amx() -> None:
+def test_without_tiles_of_amx():
     if "bfloat16x2" not in _build.library.build_info()["products"]:
         pytest.skip("the rest of the tests run without them")
     select = "(bfloat16 or int8 or rows_of_zeros or test_few_seeds) and not reference and not cuda"
@@ -178,7 +160,7 @@ def test_without_tiles_of_amx() -> None:
 
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("number", [1, 2, 3])
-def test_two_directions_in_several_chunks(ragged: bool, number: int, threads) -> None:
+def test_two_directions_in_several_chunks(ragged, number, threads):
     """More rows than are walked before the products of their gradients: against nn.LSTM."""
     threads(number)
     torch.manual_seed(0)
@@ -203,14 +185,14 @@ def threads():
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @with_and_without_projection
-def test_a_zero_state_is_left_out_of_the_products(P: int, dtype: torch.dtype) -> None:
+def test_a_zero_state_is_left_out_of_the_products(P, dtype):
     arguments = ragged((5, 20, 17, 50), dtype, 2, P)
     zeros = torch.zeros_like(arguments["h_0"])
     multiplied = run(arguments | {"h_0": -zeros})  # -0 is not recognized
     assert same(run(arguments | {"h_0": zeros}), multiplied)
 
 
-def test_several_python_threads_at_once() -> None:
+def test_several_python_threads_at_once():
     cases = [layer(8, 16 + k, 24, 64) for k in range(4)] * 5
     expected = [run(case) for case in cases]
     with ThreadPoolExecutor(4) as pool:
@@ -218,14 +200,14 @@ def test_several_python_threads_at_once() -> None:
 
 
 class _Encoded(Dataset):
-    def __len__(self) -> int:
+    def __len__(self):
         return 4
 
-    def __getitem__(self, index: int) -> Tensor:
+    def __getitem__(self, index):
         return torch.ops.fastlstm.lstm(**layer(20, 32, 40, 100))[0]
 
 
-def test_in_forked_workers_of_a_data_loader(threads) -> None:
+def test_in_forked_workers_of_a_data_loader(threads):
     threads(2)
     expected = torch.ops.fastlstm.lstm(**layer(20, 32, 40, 100))[0]  # this process has its threads
     loader = DataLoader(_Encoded(), num_workers=2, multiprocessing_context="fork", timeout=60)
@@ -234,7 +216,7 @@ def test_in_forked_workers_of_a_data_loader(threads) -> None:
     assert all(torch.equal(batch[0], expected) for batch in batches)
 
 
-def test_working_memory_is_bounded() -> None:
+def test_working_memory_is_bounded():
     release = _build.library.release_scratch
     with torch.no_grad():
         for size in (300, 700, 1100, 1500):
@@ -245,12 +227,12 @@ def test_working_memory_is_bounded() -> None:
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("steps", [1, 5])
-def test_changed_weights_are_seen_at_once(mode, steps: int) -> None:
+def test_changed_weights_are_seen_at_once(mode, steps):
     x = torch.randn(steps, 3, 8)
     lstm, torch_lstm = fastlstm.LSTM(8, 16), torch.nn.LSTM(8, 16)
     other_bias = torch.nn.Parameter(torch.ones(64))
 
-    def check() -> None:
+    def check():
         torch_lstm.load_state_dict(lstm.state_dict())
         torch.testing.assert_close(lstm(x)[0], torch_lstm(x)[0])
 
@@ -274,7 +256,7 @@ def test_changed_weights_are_seen_at_once(mode, steps: int) -> None:
 @pytest.mark.parametrize("rows", [1, 5, 30])
 @pytest.mark.parametrize("bidirectional", [False, True])
 @torch.no_grad()
-def test_a_step_that_resets_is_one_from_zeros(rows: int, bidirectional: bool) -> None:
+def test_a_step_that_resets_is_one_from_zeros(rows, bidirectional):
     """Rollouts of reinforcement learning: the same bits, and the state of the caller stays."""
     lstm = fastlstm.LSTM(9, 20, bidirectional=bidirectional)
     x, h, c = torch.randn(1, rows, 9), *torch.randn(2, 1 + bidirectional, rows, 20)

@@ -1,9 +1,7 @@
 """Attributes changed after construction: the results of torch.nn, or an error of the same type."""
 
-from __future__ import annotations
-
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
@@ -30,50 +28,50 @@ class Case(NamedTuple):
     overreads: bool = False  # nn.LSTM reads beyond a matrix through oneDNN, but raises without it
 
 
-def sets(**attributes: Any) -> Change:
+def sets(**attributes):
     return lambda layer: [setattr(layer, name, value) for name, value in attributes.items()]
 
 
-def deletes(name: str) -> Change:
+def deletes(name):
     return lambda layer: delattr(layer, name)
 
 
-def weight(*shape: int) -> nn.Parameter:
+def weight(*shape):
     return nn.Parameter(torch.linspace(-0.5, 0.5, torch.Size(shape).numel()).view(shape))
 
 
-def registers(name: str, value: nn.Parameter | None) -> Change:
+def registers(name, value):
     return lambda layer: layer.register_parameter(name, like(layer, value))
 
 
-def like(layer: Any, value: nn.Parameter | None) -> nn.Parameter | None:
+def like(layer, value):
     dtype = next(iter(layer.parameters())).dtype
     return None if value is None else nn.Parameter(value.detach().to(dtype))
 
 
-def replaces(name: str, *shape: int) -> Change:
+def replaces(name, *shape):
     return lambda layer: setattr(layer, name, like(layer, weight(*shape)))
 
 
-def flat(change: Callable[[list[Any]], Any]) -> Change:
+def flat(change):
     return lambda layer: setattr(layer, "_flat_weights", change([*layer._flat_weights]))
 
 
-def doubled_first(weights: list[Any]) -> list[Any]:
+def doubled_first(weights):
     return [2 * weights[0].detach(), *weights[1:]]
 
 
-def changes_in_place(layer: Any) -> None:
+def changes_in_place(layer):
     layer._flat_weights[1] = 2 * layer._flat_weights[1].detach()
 
 
-def overrides(layer: Any) -> None:
+def overrides(layer):
     """`_flat_weights` as a property of a subclass, which computes them."""
 
-    def read(self: Any) -> list[Any]:
+    def read(self):
         return [2 * w.detach() for w in vars(self)["_flat_weights"]]
 
-    def write(self: Any, weights: list[Any]) -> None:
+    def write(self, weights):
         vars(self)["_flat_weights"] = weights
 
     members = {"_flat_weights": property(read, write)}
@@ -83,7 +81,7 @@ def overrides(layer: Any) -> None:
 TWO, BOTH = {"num_layers": 2}, {"bidirectional": True}
 # Layers times directions, sizes of h and c: those of some attributes before or after a change.
 STATES = [*((n, SIZE, SIZE) for n in (1, 2, 4)), (1, 2, SIZE), (1, SIZE + 3, SIZE + 3)]
-ATTRIBUTES: dict[str, Case] = {
+ATTRIBUTES = {
     "nothing": Case(sets()),
     "num_layers lowered": Case(sets(num_layers=1), TWO),
     "num_layers lowered by one": Case(sets(num_layers=2), {"num_layers": 3}),
@@ -139,7 +137,7 @@ ATTRIBUTES: dict[str, Case] = {
     "dropout None": Case(sets(dropout=None)),
     "no dropout": Case(deletes("dropout"), TWO),
 }
-WEIGHTS: dict[str, Case] = {
+WEIGHTS = {
     "_flat_weights set": Case(flat(doubled_first)),
     "_flat_weights set, two layers": Case(flat(doubled_first), {**TWO, **BOTH}),
     "_flat_weights a tuple": Case(flat(tuple)),
@@ -165,7 +163,7 @@ WEIGHTS: dict[str, Case] = {
     "a parametrized weight": Case(lambda lstm: parametrizations.weight_norm(lstm, "weight_hh_l0")),
     "all weights None": Case(lambda lstm: [setattr(lstm, n, None) for n in lstm.state_dict()]),
 }
-CELL: dict[str, Case] = {
+CELL = {
     "nothing": Case(sets()),
     "biases later": Case(
         lambda cell: [registers(f"bias_{end}", weight(4 * SIZE))(cell) for end in ("ih", "hh")],
@@ -192,7 +190,7 @@ CELL: dict[str, Case] = {
     "a bias of one number": Case(replaces("bias_hh", 1)),
     "a parametrized weight": Case(lambda cell: parametrizations.weight_norm(cell, "weight_hh")),
 }
-CELL_ATTRIBUTES: dict[str, Case] = {
+CELL_ATTRIBUTES = {
     "bias off": Case(sets(bias=False)),
     "bias on": Case(sets(bias=True), {"bias": False}),
     "bias None": Case(sets(bias=None)),
@@ -206,7 +204,7 @@ CELL_ATTRIBUTES: dict[str, Case] = {
 }
 
 
-def calls(layer: Any, dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]]]:
+def calls(layer, dtype):
     """Arguments by name; hx of the sizes that the attributes say, and of those at construction."""
     torch.manual_seed(1)
     if isinstance(layer, nn.LSTMCell):
@@ -229,7 +227,7 @@ def calls(layer: Any, dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]
 Outcome = "list[Tensor] | type[Exception]"
 
 
-def outcome(layer: Any, arguments: tuple[Any, ...]) -> Any:
+def outcome(layer, arguments):
     """The tensors that a call returns, or the type of its error."""
     try:
         with torch.no_grad():
@@ -242,12 +240,12 @@ def outcome(layer: Any, arguments: tuple[Any, ...]) -> Any:
     return [output, *state]
 
 
-def expected(torch_layer: Any, arguments: tuple[Any, ...], overreads: bool) -> Any:
+def expected(torch_layer, arguments, overreads):
     with torch.backends.mkldnn.flags(enabled=not overreads):
         return outcome(torch_layer, arguments)
 
 
-def compare(ours: Any, theirs: Any, context: str) -> None:
+def compare(ours, theirs, context):
     if isinstance(theirs, type) or isinstance(ours, type):
         assert ours is theirs, f"{context}: {ours}, torch.nn: {theirs}"
         return
@@ -257,19 +255,19 @@ def compare(ours: Any, theirs: Any, context: str) -> None:
         )
 
 
-def layers(cls: Any, case: Case, dtype: torch.dtype) -> tuple[Any, dict[str, Callable[[], Any]]]:
+def layers(cls, case, dtype):
     """The layer of torch.nn, changed, and what makes ours by name."""
     torch.manual_seed(0)
     before = cls(SIZE, SIZE, **case.options, dtype=dtype).eval()
     after = copy.deepcopy(before)
     case.change(after)
 
-    def ours() -> Any:
+    def ours():
         layer = getattr(fastlstm, cls.__name__)(SIZE, SIZE, **case.options, dtype=dtype).eval()
         layer.load_state_dict(before.state_dict())
         return layer
 
-    def changed(layer: Any) -> Any:
+    def changed(layer):
         case.change(layer)
         return layer
 
@@ -285,7 +283,7 @@ def layers(cls: Any, case: Case, dtype: torch.dtype) -> tuple[Any, dict[str, Cal
     }
 
 
-def check(cls: Any, case: Case, packs: bool) -> None:
+def check(cls, case, packs):
     for dtype in (torch.float32, torch.float64):
         theirs, ways = layers(cls, case, dtype)
         wanted = {
@@ -306,23 +304,23 @@ def check(cls: Any, case: Case, packs: bool) -> None:
 
 @needs_kernels
 @pytest.mark.parametrize("name", ATTRIBUTES)
-def test_attributes(name: str) -> None:
+def test_attributes(name):
     check(nn.LSTM, ATTRIBUTES[name], packs=True)
 
 
 @needs_kernels
 @pytest.mark.parametrize("name", WEIGHTS)
-def test_weights(name: str) -> None:
+def test_weights(name):
     check(nn.LSTM, WEIGHTS[name], packs=False)
 
 
 @needs_kernels
 @pytest.mark.parametrize("name", CELL_ATTRIBUTES)
-def test_attributes_of_a_cell(name: str) -> None:
+def test_attributes_of_a_cell(name):
     check(nn.LSTMCell, CELL_ATTRIBUTES[name], packs=True)
 
 
 @needs_kernels
 @pytest.mark.parametrize("name", CELL)
-def test_weights_of_a_cell(name: str) -> None:
+def test_weights_of_a_cell(name):
     check(nn.LSTMCell, CELL[name], packs=False)

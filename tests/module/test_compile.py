@@ -1,15 +1,12 @@
 """torch.compile, torch.export and autocast: a layer is one node of a graph, for any sizes."""
 
-from __future__ import annotations
-
 import copy
 import shutil
-from typing import Any
 
 import pytest
 import torch
 from samples import AUTO_ROUTES, REFERENCE_AND_AUTO, Route
-from torch import Tensor, nn
+from torch import nn
 
 import fastlstm
 
@@ -19,7 +16,7 @@ CLOSE = {"rtol": 1e-10, "atol": 1e-12}
 
 
 @pytest.fixture(autouse=True)
-def fresh_dynamo() -> Any:
+def fresh_dynamo():
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
@@ -28,7 +25,7 @@ def fresh_dynamo() -> Any:
 class Model(nn.Module):
     """A model with a layer before the LSTM."""
 
-    def __init__(self, route: Route, **options: Any) -> None:
+    def __init__(self, route, **options):
         super().__init__()
         options = {"num_layers": 2, "bidirectional": True, "batch_first": True} | options
         torch.manual_seed(0)
@@ -37,24 +34,18 @@ class Model(nn.Module):
         self.lstm.engine = route.engine
         self.to(route.device, torch.float64)
 
-    def forward(
-        self,
-        x: Tensor,
-        *state: Tensor,
-        lengths: Tensor | None = None,
-        reset: Tensor | None = None,
-    ) -> tuple[Tensor, ...]:
+    def forward(self, x, *state, lengths=None, reset=None):
         given = {"lengths": lengths, "reset": reset}
         given = {name: tensor for name, tensor in given.items() if tensor is not None}
         output, (h_n, c_n) = self.lstm(self.embed(x), state or None, **given)
         return output, h_n, c_n
 
 
-def draw(route: Route, *shape: int) -> Tensor:
+def draw(route, *shape):
     return torch.randn(*shape, dtype=torch.float64).to(route.device)
 
 
-def run(model: Any, *tensors: Tensor, **arguments: Any) -> tuple[list[Tensor], list[Tensor]]:
+def run(model, *tensors, **arguments):
     """Returns the results of a call, and all gradients."""
     leaves = [t.detach().requires_grad_() for t in tensors]
     results = model(*leaves, **arguments)
@@ -62,7 +53,7 @@ def run(model: Any, *tensors: Tensor, **arguments: Any) -> tuple[list[Tensor], l
     return list(results), list(torch.autograd.grad(loss, [*leaves, *model.parameters()]))
 
 
-def inputs(route: Route, batch: int, steps: int, kind: str) -> tuple[list[Tensor], dict[str, Any]]:
+def inputs(route, batch, steps, kind):
     x = draw(route, batch, steps, 3)
     if kind == "state":
         return [x, draw(route, 4, batch, 5), draw(route, 4, batch, 5)], {}
@@ -78,7 +69,7 @@ KINDS = pytest.mark.parametrize("kind", ["plain", "state", "lengths"])
 
 @every_op_route
 @KINDS
-def test_dynamic(route: Route, kind: str) -> None:
+def test_dynamic(route, kind):
     """With dynamic=True, one graph serves all batch sizes and numbers of steps."""
     from torch._dynamo.testing import CompileCounter
 
@@ -96,10 +87,10 @@ def test_dynamic(route: Route, kind: str) -> None:
 
 
 @every_op_route
-def test_the_graphs_hold_one_node_per_layer(route: Route) -> None:
-    graphs: list[list[str]] = []
+def test_the_graphs_hold_one_node_per_layer(route):
+    graphs = []
 
-    def keep(graph: torch.fx.GraphModule, _: Any) -> Any:
+    def keep(graph, _):
         graphs.append([str(n.target) for n in graph.graph.nodes if n.op == "call_function"])
         return graph.forward
 
@@ -114,7 +105,7 @@ def test_the_graphs_hold_one_node_per_layer(route: Route) -> None:
 
 @pytest.mark.skipif(not shutil.which("c++"), reason="inductor needs a C++ compiler")
 @every_op_route
-def test_inductor(route: Route) -> None:
+def test_inductor(route):
     model = Model(route)
     compiled = torch.compile(model, fullgraph=True, backend="inductor", dynamic=True)
     for batch, steps in SIZES[:2]:
@@ -124,7 +115,7 @@ def test_inductor(route: Route) -> None:
 
 
 @every_op_route
-def test_forms_of_a_call(route: Route) -> None:
+def test_forms_of_a_call(route):
     lstm = Model(route).lstm
     compiled = torch.compile(lstm, fullgraph=True, backend="aot_eager")
     for x, options in (
@@ -135,16 +126,16 @@ def test_forms_of_a_call(route: Route) -> None:
 
 
 @every_op_route
-def test_cell(route: Route) -> None:
+def test_cell(route):
     cell = fastlstm.LSTMCell(3, 5, dtype=torch.float64, device=route.device)
     cell.engine = route.engine
 
     class Loop(nn.Module):
-        def __init__(self) -> None:
+        def __init__(self):
             super().__init__()
             self.cell = cell
 
-        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        def forward(self, x):
             hx = None
             for step in x:
                 hx = self.cell(step, hx)
@@ -162,9 +153,7 @@ def test_cell(route: Route) -> None:
     [(False, None), (False, torch.float32), (False, torch.bfloat16), (True, None)],
     ids=str,
 )
-def test_dtypes_under_autocast_are_those_of_torch(
-    route: Route, compiled: bool, proj_size: int, state: torch.dtype | None
-) -> None:
+def test_dtypes_under_autocast_are_those_of_torch(route, compiled, proj_size, state):
     """On a CPU, c_n of a layer with a projection stays in float32, as in nn.LSTM."""
     torch._dynamo.reset()
     theirs = nn.LSTM(3, 5, 2, bidirectional=True, proj_size=proj_size, device=route.device)
@@ -189,7 +178,7 @@ def test_dtypes_under_autocast_are_those_of_torch(
 
 
 @every_route
-def test_a_carried_cell_state_is_float32_under_autocast(route: Route) -> None:
+def test_a_carried_cell_state_is_float32_under_autocast(route):
     """c keeps 1,024 increments of 2^-12, each of which rounding to bfloat16 would lose."""
     if route.device != "cpu":
         pytest.skip("cuDNN rounds c to 16 bits too")
@@ -208,7 +197,7 @@ def test_a_carried_cell_state_is_float32_under_autocast(route: Route) -> None:
 
 
 @every_route
-def test_a_cell_takes_c_in_float32_with_h_in_bfloat16(route: Route) -> None:
+def test_a_cell_takes_c_in_float32_with_h_in_bfloat16(route):
     cell = fastlstm.LSTMCell(3, 5, device=route.device, dtype=torch.bfloat16)
     cell.engine = route.engine
     x, h = draw(route, 2, 3).bfloat16(), draw(route, 2, 5).bfloat16()
@@ -220,11 +209,11 @@ def test_a_cell_takes_c_in_float32_with_h_in_bfloat16(route: Route) -> None:
 
 @every_op_route
 @KINDS
-def test_export_with_any_number_of_steps(route: Route, kind: str) -> None:
+def test_export_with_any_number_of_steps(route, kind):
     model = Model(route).eval()
     tensors, arguments = inputs(route, 3, 4, kind)
     T, B = torch.export.Dim("T", min=1), torch.export.Dim("B")
-    shapes: dict[str, Any] = {"x": {0: B, 1: T}}
+    shapes = {"x": {0: B, 1: T}}
     if tensors[1:]:
         shapes["state"] = ({1: B}, {1: B})
     if arguments:
@@ -238,7 +227,7 @@ def test_export_with_any_number_of_steps(route: Route, kind: str) -> None:
 
 
 @every_op_route
-def test_meta_tensors(route: Route) -> None:
+def test_meta_tensors(route):
     model = Model(Route("auto")).to("meta")
     output, h_n, c_n = model(torch.empty(3, 4, 3, dtype=torch.float64, device="meta"))
     assert (output.shape, h_n.shape, c_n.shape) == ((3, 4, 10), (4, 3, 5), (4, 3, 5))

@@ -1,7 +1,5 @@
 """convert changes the class of a module and nothing else."""
 
-from __future__ import annotations
-
 import copy
 import functools
 import io
@@ -9,11 +7,10 @@ import pickle
 import types
 import warnings
 from abc import ABC
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrizations
 
 import fastlstm
@@ -25,7 +22,7 @@ x = torch.linspace(-1, 1, 24, dtype=torch.float64).view(4, 2, 3)
 
 
 class Model(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         torch.manual_seed(0)
         self.encoder = nn.LSTM(3, 5, num_layers=2, bidirectional=True, proj_size=2)
@@ -36,13 +33,13 @@ class Model(nn.Module):
         self.gru = nn.GRU(3, 3)
         self.double()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         y = self.blocks[0](self.encoder(x)[0])
         y = self.shared(self.blocks[1](y)[0])[0]
         return self.cell(self.gru(y)[0][-1])[0]
 
 
-def is_converted(module: nn.Module, keep_class: bool = True) -> bool:
+def is_converted(module, keep_class=True):
     """True if convert has changed the class of this nn.LSTM or nn.LSTMCell."""
     name = type(module).__name__
     is_torch = isinstance(module, getattr(nn, name))
@@ -50,7 +47,7 @@ def is_converted(module: nn.Module, keep_class: bool = True) -> bool:
 
 
 @pytest.mark.parametrize("keep_class", [True, False])
-def test_a_model_both_ways(keep_class: bool) -> None:
+def test_a_model_both_ways(keep_class):
     model = Model()
     text, expected = repr(model), model(x)
     parameters, keys = dict(model.named_parameters()), list(model.state_dict())
@@ -78,7 +75,7 @@ def test_a_model_both_ways(keep_class: bool) -> None:
     torch.testing.assert_close(model(x), stepped, **CLOSE)
 
 
-def test_keep_class_can_be_changed_later() -> None:
+def test_keep_class_can_be_changed_later():
     model = convert(convert(Model()), keep_class=False)
     assert type(model.encoder) is fastlstm.LSTM and type(model.cell) is fastlstm.LSTMCell
     own = model.encoder
@@ -90,7 +87,7 @@ def test_keep_class_can_be_changed_later() -> None:
 both_ways = pytest.mark.parametrize("to", ["fastlstm", "torch"])
 
 
-def layer(to: str, **options: Any) -> Any:
+def layer(to, **options):
     """Returns a layer that convert(to=to) changes."""
     torch.manual_seed(0)
     made = nn.LSTM(3, 5, **options).double()
@@ -98,7 +95,7 @@ def layer(to: str, **options: Any) -> Any:
 
 
 @both_ways
-def test_a_replaced_forward(to: Any) -> None:
+def test_a_replaced_forward(to):
     """accelerate replaces the forward of a module so, and restores it."""
     lstm = layer(to)
     lstm._old_forward = lstm.forward
@@ -113,7 +110,7 @@ def test_a_replaced_forward(to: Any) -> None:
 
 
 @both_ways
-def test_a_layer_that_compiles_itself(to: Any) -> None:
+def test_a_layer_that_compiles_itself(to):
     lstm = layer(to, num_layers=2, dropout=0.5)
     lstm.compile(backend="eager")
     lstm(x)
@@ -133,17 +130,17 @@ class Named(nn.LSTM):
 
     zoneout_c = "the user's"
 
-    def __init__(self, *sizes: int) -> None:
+    def __init__(self, *sizes):
         super().__init__(*sizes)
         self.weight_dropout, self.recurrent_dropout = 0.5, nn.Dropout(0.5)
         self.engine = "v8"
 
-    def _run(self, *_: Any) -> Any:
+    def _run(self, *_):
         raise AssertionError("fastlstm called a method of the user")
 
     _check = _keep_flat = _forward_packed = _forward_at_once = _forced_engine = _run
 
-    def forward(self, input: Tensor, hx: Any = None) -> Any:
+    def forward(self, input, hx=None):
         if not hasattr(self, "zoneout_h"):
             self.zoneout_h = []
         self.zoneout_h.append(1)
@@ -151,7 +148,7 @@ class Named(nn.LSTM):
         return super().forward(input, hx)
 
 
-def test_attributes_of_a_subclass_stay() -> None:
+def test_attributes_of_a_subclass_stay():
     own = Named(3, 5).double()
     expected = own(x)
     back = [convert(own), convert(own, to="torch")]
@@ -163,7 +160,7 @@ def test_attributes_of_a_subclass_stay() -> None:
     assert not hasattr(own, "input_dropout") and back == [own, own]
 
 
-def test_attributes_that_users_set_stay() -> None:
+def test_attributes_that_users_set_stay():
     lstm = layer("fastlstm")
     lstm.engine, lstm.zoneout_h = "v8", nn.Linear(1, 1)
     convert(lstm)(x)
@@ -175,7 +172,7 @@ def test_attributes_that_users_set_stay() -> None:
 
 
 @pytest.mark.parametrize("change", [convert, fastlstm.prepack, fastlstm.unpack])
-def test_an_argument_that_is_not_a_module(change: Any) -> None:
+def test_an_argument_that_is_not_a_module(change):
     with pytest.raises(TypeError, match="model: expected a module, got the class LSTM"):
         change(nn.LSTM)
     with pytest.raises(TypeError, match="model: expected a module, got list"):
@@ -183,22 +180,22 @@ def test_an_argument_that_is_not_a_module(change: Any) -> None:
 
 
 @pytest.mark.parametrize("to", ["fastlstm", "torch"])
-def test_a_model_without_lstms_is_an_error(to: Any) -> None:
+def test_a_model_without_lstms_is_an_error(to):
     with pytest.raises(ValueError, match="convert: expected a model with an LSTM or LSTMCell"):
         convert(nn.Sequential(nn.GRU(3, 4)), to)
     with pytest.raises(ValueError, match="to: expected 'fastlstm' or 'torch', got 'haste'"):
-        convert(nn.LSTM(3, 5), to="haste")  # type: ignore[arg-type]
+        convert(nn.LSTM(3, 5), to="haste")
     already = nn.Sequential(nn.LSTM(3, 4) if to == "torch" else fastlstm.LSTM(3, 4))
     assert convert(already, to) is already
 
 
-def test_nn_lstm_has_no_attribute_engine() -> None:
+def test_nn_lstm_has_no_attribute_engine():
     lstm = fastlstm.LSTM(3, 5)
     lstm.engine = "reference"
     assert not hasattr(convert(lstm, to="torch"), "engine")
 
 
-def test_options_that_nn_lstm_lacks_are_named_once_per_module() -> None:
+def test_options_that_nn_lstm_lacks_are_named_once_per_module():
     first = fastlstm.LSTM(3, 3, dropout=0.0, recurrent_dropout=0.5, zoneout_c=0.1)
     model = nn.ModuleDict({"a": first, "again": first, "plain": fastlstm.LSTM(3, 5)})
     model["last"] = nn.Sequential(fastlstm.LSTM(3, 5, weight_dropout=0.2))
@@ -215,7 +212,7 @@ def test_options_that_nn_lstm_lacks_are_named_once_per_module() -> None:
 
 
 @pytest.mark.parametrize("cls", [nn.LSTM, nn.LSTMCell])
-def test_parametrizations_both_ways(cls: type[nn.Module]) -> None:
+def test_parametrizations_both_ways(cls):
     module = cls(3, 5).double()
     name = "weight_hh_l0" if cls is nn.LSTM else "weight_hh"
     parametrizations.weight_norm(module, name)
@@ -231,11 +228,11 @@ def test_parametrizations_both_ways(cls: type[nn.Module]) -> None:
     torch.testing.assert_close(back(argument), converted(argument), **CLOSE)
 
 
-def pickled(model: nn.Module) -> Any:
+def pickled(model):
     return pickle.loads(pickle.dumps(model))
 
 
-def saved(model: nn.Module) -> Any:
+def saved(model):
     torch.save(model, buffer := io.BytesIO())
     buffer.seek(0)
     return torch.load(buffer, weights_only=False)
@@ -245,7 +242,7 @@ copied = pytest.mark.parametrize("copied", [copy.deepcopy, pickled, saved])
 
 
 @copied
-def test_a_converted_model_is_copied_and_saved(copied: Any) -> None:
+def test_a_converted_model_is_copied_and_saved(copied):
     model = convert(Model())
     other = copied(model)
     assert is_converted(other.encoder) and is_converted(other.cell)
@@ -256,25 +253,25 @@ def test_a_converted_model_is_copied_and_saved(copied: Any) -> None:
 class Doubled(nn.LSTM):
     """A subclass with options and methods, as users write them."""
 
-    def __init__(self, input_size: int, hidden_size: int, **options: Any) -> None:
+    def __init__(self, input_size, hidden_size, **options):
         super().__init__(input_size, hidden_size, **options)
         self.head = nn.LSTM(3, 2)
 
-    def forward(self, input: Tensor, hx: Any = None, times: int = 2) -> Any:
+    def forward(self, input, hx=None, times=2):
         output, state = super().forward(input, hx)
         return output * times, state
 
-    def zeros(self, rows: int) -> tuple[Tensor, Tensor]:
+    def zeros(self, rows):
         h = torch.zeros(self.num_layers, rows, self.hidden_size, dtype=self.weight_ih_l0.dtype)
         return h, h
 
-    def extra_repr(self) -> str:
+    def extra_repr(self):
         return "doubled"
 
 
 class Mixin:
-    def forward(self, input: Tensor, hx: Any = None) -> Any:
-        return super().forward(2 * input, hx)  # type: ignore[misc]
+    def forward(self, input, hx=None):
+        return super().forward(2 * input, hx)
 
 
 Wrapped = type("Wrapped", (Mixin, type(convert(nn.LSTM(1, 1)))), {"__module__": __name__})
@@ -282,10 +279,10 @@ Wrapped = type("Wrapped", (Mixin, type(convert(nn.LSTM(1, 1)))), {"__module__": 
 
 @copied
 @pytest.mark.parametrize("cls", [nn.LSTM, Doubled, nn.LSTMCell])
-def test_a_class_on_top_of_a_converted_one_is_copied(copied: Any, cls: type[nn.Module]) -> None:
+def test_a_class_on_top_of_a_converted_one_is_copied(copied, cls):
     """As libraries add methods to a module."""
     module = convert(cls(3, 5).double())
-    kind: Any = Wrapped if cls is nn.LSTM else type("Wrapped", (Mixin, type(module)), {})
+    kind = Wrapped if cls is nn.LSTM else type("Wrapped", (Mixin, type(module)), {})
     module.__class__ = kind
     argument = x[0] if cls is nn.LSTMCell else x
     if copied is not copy.deepcopy and kind is not Wrapped:
@@ -301,18 +298,18 @@ def test_a_class_on_top_of_a_converted_one_is_copied(copied: Any, cls: type[nn.M
 
 
 class DoubledCell(nn.LSTMCell):
-    def forward(self, input: Tensor, hx: Any = None) -> Any:
+    def forward(self, input, hx=None):
         h, c = super().forward(input, hx)
         return h * 2, c
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def calls(monkeypatch):
     """Records each call that fastlstm computes: "lstm" or "lstm_cell"."""
-    seen: list[str] = []
+    seen = []
     choose = fastlstm.engine.engines.choose
 
-    def record(call: Any, *requested: str) -> Any:
+    def record(call, *requested):
         seen.append("lstm_cell" if call.is_cell else "lstm")
         return choose(call, *requested)
 
@@ -325,9 +322,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.mark.parametrize(
     "cls, ours", [(Doubled, "lstm"), (Plain, "lstm"), (DoubledCell, "lstm_cell")]
 )
-def test_a_subclass_keeps_its_methods_and_runs_fastlstm(
-    cls: type[nn.Module], ours: str, batched: bool, calls: list[str]
-) -> None:
+def test_a_subclass_keeps_its_methods_and_runs_fastlstm(cls, ours, batched, calls):
     own = cls(3, 5).double()
     model, text = nn.ModuleDict({"own": own}), repr(own)
     argument = x if cls is not DoubledCell else x[0]
@@ -350,7 +345,7 @@ def test_a_subclass_keeps_its_methods_and_runs_fastlstm(
 
 
 @copied
-def test_a_converted_subclass_is_copied_and_saved(copied: Any) -> None:
+def test_a_converted_subclass_is_copied_and_saved(copied):
     converted = convert(Doubled(3, 5).double())
     other = copied(converted)
     assert type(other) is type(converted)
@@ -361,7 +356,7 @@ def test_a_converted_subclass_is_copied_and_saved(copied: Any) -> None:
 class Stack(nn.Module):
     """LSTMs of several kinds with other operators between them; torch.compile breaks the graph."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.first = nn.LSTM(3, 3)
         # torch 2.15 cannot compile Doubled, converted or not (InternalTorchDynamoError).
@@ -370,14 +365,14 @@ class Stack(nn.Module):
         self.third = nn.LSTM(3, 3, num_layers=3)
         self.double()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         x = self.first(x.sin())[0].cos()
         x = self.second(x)[0].exp()
         return self.third(x)[0].sum()
 
 
 @pytest.mark.parametrize("model", [Stack, lambda: nn.LSTM(3, 5).double()], ids=["stack", "itself"])
-def test_torch_compile_makes_the_graphs_of_nn_lstm(model: Any) -> None:
+def test_torch_compile_makes_the_graphs_of_nn_lstm(model):
     from torch._dynamo.testing import CompileCounter
 
     graphs = []
@@ -395,7 +390,7 @@ def test_torch_compile_makes_the_graphs_of_nn_lstm(model: Any) -> None:
 
 @needs_kernels
 @pytest.mark.parametrize("allow_rnn", [True, False])
-def test_one_graph(allow_rnn: bool) -> None:
+def test_one_graph(allow_rnn):
     """torch.compile makes one graph with keep_class=False, or if allow_rnn permits nn.LSTM."""
     model = convert(nn.Sequential(nn.LSTM(3, 5)).double(), keep_class=allow_rnn)
     with torch._dynamo.config.patch(allow_rnn=allow_rnn):
@@ -404,11 +399,11 @@ def test_one_graph(allow_rnn: bool) -> None:
 
 
 class Reversed(nn.LSTM):
-    def permute_hidden(self, hx: Any, permutation: Tensor | None) -> Any:
+    def permute_hidden(self, hx, permutation):
         return hx[::-1]
 
 
-def test_a_subclass_that_overrides_a_part_of_forward_stays() -> None:
+def test_a_subclass_that_overrides_a_part_of_forward_stays():
     model = nn.ModuleDict({"first": nn.LSTM(3, 5), "own": nn.Sequential(Reversed(3, 5))})
     with pytest.warns(UserWarning, match="^convert: ") as caught:
         convert(model)
@@ -421,14 +416,14 @@ def test_a_subclass_that_overrides_a_part_of_forward_stays() -> None:
 
 
 @pytest.mark.parametrize("name", ["_update_flat_weights", "_weights_have_changed"])
-def test_what_makes_flat_weights_is_left_alone(name: str) -> None:
+def test_what_makes_flat_weights_is_left_alone(name):
     own = type("Own", (nn.LSTM,), {name: lambda self: False})(3, 5)
     with pytest.warns(UserWarning, match=f"its class Own overrides {name}, which LSTM.forward"):
         assert type(convert(nn.ModuleList([own]))[0]).__name__ == "Own"
 
 
 @needs_kernels
-def test_prepack_refuses_a_layer_with_a_forward_of_its_own() -> None:
+def test_prepack_refuses_a_layer_with_a_forward_of_its_own():
     lstm = layer("torch").eval()
     lstm.forward = functools.partial(lambda f, x: f(2 * x), lstm.forward)
     with pytest.raises(ValueError, match="^prepack: the model itself has a forward of its own"):
@@ -436,7 +431,7 @@ def test_prepack_refuses_a_layer_with_a_forward_of_its_own() -> None:
 
 
 @needs_kernels
-def test_prepack_leaves_a_subclass_as_convert_made_it() -> None:
+def test_prepack_leaves_a_subclass_as_convert_made_it():
     model = nn.ModuleDict({"own": Doubled(3, 5), "plain": nn.LSTM(3, 5)}).double().eval()
     expected = model["own"](x)
     with pytest.warns(UserWarning, match="^prepack: own stays as it is: its class Doubled is more"):
@@ -447,12 +442,12 @@ def test_prepack_leaves_a_subclass_as_convert_made_it() -> None:
 
 
 class DoubledFast(fastlstm.LSTM):
-    def forward(self, input: Tensor, *args: Any, **options: Any) -> Any:
+    def forward(self, input, *args, **options):
         output, *rest = super().forward(input, *args, **options)
         return output * 2, *rest
 
 
-def test_a_subclass_of_fastlstm_cannot_become_nn_lstm() -> None:
+def test_a_subclass_of_fastlstm_cannot_become_nn_lstm():
     model = nn.ModuleDict({"own": DoubledFast(3, 5), "plain": fastlstm.LSTM(3, 5)})
     with pytest.warns(
         UserWarning, match="^convert: own stays as it is: its class DoubledFast derives"
@@ -461,13 +456,13 @@ def test_a_subclass_of_fastlstm_cannot_become_nn_lstm() -> None:
     assert type(model["own"]) is DoubledFast and type(model["plain"]) is nn.LSTM
 
 
-def test_an_overridden_forward_sees_an_unbatched_call_once() -> None:
+def test_an_overridden_forward_sees_an_unbatched_call_once():
     own = DoubledFast(3, 5).double()
     expected = fastlstm.LSTM.forward(own, x[:, :1])[0].squeeze(1) * 2
     torch.testing.assert_close(own(x[:, 0])[0], expected, **CLOSE)
 
 
-def test_a_sharded_module_is_refused() -> None:
+def test_a_sharded_module_is_refused():
     from torch.distributed.fsdp import FSDPModule
 
     sharded = nn.LSTM(3, 5)
@@ -476,14 +471,14 @@ def test_a_sharded_module_is_refused() -> None:
         convert(nn.ModuleDict({"first": nn.LSTM(3, 5), "net": sharded}))
 
 
-def test_a_scripted_module_is_refused() -> None:
+def test_a_scripted_module_is_refused():
     scripted = nn.Sequential(torch.jit.script(nn.LSTM(3, 5)))
     with pytest.raises(TypeError, match="0.*is scripted"):
         convert(scripted)
 
 
 @pytest.mark.parametrize("keep_class", [True, False])
-def test_a_compiled_model_is_compiled_again(keep_class: bool, calls: list[str]) -> None:
+def test_a_compiled_model_is_compiled_again(keep_class, calls):
     compiled = torch.compile(Model(), backend="eager")
     expected = compiled(x)
     assert convert(compiled, keep_class=keep_class) is compiled

@@ -1,7 +1,5 @@
 """AOTInductor packages, loaded in Python and in a C++ program without Python."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil
@@ -10,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import fastlstm
 from fastlstm import _build
@@ -23,18 +21,18 @@ pytestmark = [
 
 
 class Tagger(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         torch.manual_seed(0)
         self.lstm = fastlstm.LSTM(8, 16, num_layers=2, bidirectional=True, batch_first=True)
         self.linear = nn.Linear(32, 4)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return self.linear(self.lstm(x)[0])
 
 
 @pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> str:
+def package(tmp_path_factory):
     path = tmp_path_factory.mktemp("aoti") / "tagger.pt2"
     B, T = torch.export.Dim("B"), torch.export.Dim("T")
     program = torch.export.export(
@@ -44,7 +42,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @torch.no_grad()
-def test_in_python(package: str) -> None:
+def test_in_python(package):
     run = torch._inductor.aoti_load_package(package)
     for shape in ((3, 6, 8), (5, 17, 8), (1, 2, 8)):
         x = torch.randn(shape)
@@ -55,7 +53,7 @@ def test_in_python(package: str) -> None:
 @pytest.mark.skipif(not shutil.which("cmake"), reason="needs cmake")
 @pytest.mark.timeout(1800)
 @torch.no_grad()
-def test_in_a_cpp_program(package: str, tmp_path: Path) -> None:
+def test_in_a_cpp_program(package, tmp_path):
     run_program, x = tmp_path / "run", torch.randn(2, 11, 8)
     cmake = ["cmake", "-S", ROOT / "examples/cpp", "-B", tmp_path]
     prefix = f"-DCMAKE_PREFIX_PATH={torch.utils.cmake_prefix_path}"

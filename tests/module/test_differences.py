@@ -1,17 +1,13 @@
 """Each row of docs/reference/differences.md: what nn.LSTM of torch 2.13 and fastlstm.LSTM do."""
 
-from __future__ import annotations
-
 import io
 import random
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.flop_counter import FlopCounterMode
@@ -26,7 +22,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # torch warns of fallbacks and exporters
 ]
 # For each row, its functions with the results expected of nn.LSTM and of fastlstm.LSTM.
-ROWS: dict[str, list[tuple[Callable[..., object], object, object]]] = {}
+ROWS = {}
 # Rows that need a GPU or that other files test.
 TESTED_ELSEWHERE = {
     "rows of different length": "module/test_sequences.py",
@@ -45,14 +41,14 @@ TESTED_ELSEWHERE = {
 }
 
 
-def row(name: str, torch_does: object, ours_does: object) -> Any:
+def row(name, torch_does, ours_does):
     """Adds a function to a row of the page.
 
     The function takes a class and a Batch. The arguments are the results that it must return, or
     "raises", for nn.LSTM and for fastlstm.LSTM. A row may have several functions.
     """
 
-    def add(function: Any) -> Any:
+    def add(function):
         ROWS.setdefault(name, []).append((function, torch_does, ours_does))
         return function
 
@@ -62,37 +58,37 @@ def row(name: str, torch_does: object, ours_does: object) -> Any:
 class Batch:
     """Random sizes, and layers and inputs of these sizes."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed):
         torch.manual_seed(seed)
         draw = random.Random(seed).randint
         self.T, self.B, self.I, self.H = draw(2, 7), draw(1, 5), draw(1, 6), draw(2, 9)
 
-    def layer(self, cls: Any, **options: Any) -> Any:
+    def layer(self, cls, **options):
         return cls(self.I, self.H, **options)
 
     @property
-    def x(self) -> Tensor:
+    def x(self):
         return torch.randn(self.T, self.B, self.I)
 
 
-def loss(lstm: nn.Module, weights: dict[str, Tensor], x: Tensor) -> Tensor:
+def loss(lstm, weights, x):
     return functional_call(lstm, weights, (x,))[0].square().sum()
 
 
-def weights_of(lstm: nn.Module) -> dict[str, Tensor]:
+def weights_of(lstm):
     return {name: p.detach() for name, p in lstm.named_parameters()}
 
 
 @row("nested tensors", "raises", "jagged")
-def _(cls: Any, batch: Batch) -> object:
+def _(cls, batch):
     rows = [torch.randn(steps, batch.I) for steps in (batch.T, 1)]
     output, _ = batch.layer(cls)(torch.nested.nested_tensor(rows, layout=torch.jagged))
     return str(output.layout).removeprefix("torch.")
 
 
 @row("packed input on a CPU", "more operators for more steps", "one walk")
-def _(cls: Any, batch: Batch) -> object:
-    def operators(steps: int) -> int:
+def _(cls, batch):
+    def operators(steps):
         packed = pack_padded_sequence(torch.randn(steps, 3, batch.I), [steps, steps - 1, steps - 2])
         lstm = batch.layer(cls)
         with torch.profiler.profile() as profile:
@@ -103,7 +99,7 @@ def _(cls: Any, batch: Batch) -> object:
 
 
 @row("`torch.func`: grad, vmap(grad)", "works", "works")
-def _(cls: Any, batch: Batch) -> object:
+def _(cls, batch):
     lstm, x = batch.layer(cls), batch.x
     gradients = vmap(grad(lambda w, x: loss(lstm, w, x)), in_dims=(None, 1))(weights_of(lstm), x)
     (expected,) = torch.autograd.grad(lstm(x[:, 0])[0].square().sum(), lstm.weight_hh_l0)
@@ -112,7 +108,7 @@ def _(cls: Any, batch: Batch) -> object:
 
 
 @row("`torch.func`: vmap without grad", "raises", "works")
-def _(cls: Any, batch: Batch) -> object:
+def _(cls, batch):
     lstm, x = batch.layer(cls), batch.x
     members = {name: torch.stack([w, w]) for name, w in weights_of(lstm).items()}
     found = vmap(lambda w: loss(lstm, w, x))(members)
@@ -121,13 +117,13 @@ def _(cls: Any, batch: Batch) -> object:
 
 
 @row("`torch.func`: jvp, jacfwd, hessian", "raises", "works")
-def _(cls: Any, batch: Batch) -> object:
+def _(cls, batch):
     lstm, x = batch.layer(cls), batch.x
     jvp(lambda x: functional_call(lstm, weights_of(lstm), (x,))[0], (x,), (x,))
     return "works"
 
 
-def compiled(cls: Any, batch: Batch) -> object:
+def compiled(cls, batch):
     torch._dynamo.reset()
     lstm, x = batch.layer(cls), batch.x
     found = torch.compile(lstm, fullgraph=True, backend="aot_eager")(x)[0]
@@ -139,15 +135,15 @@ row("`torch.compile(fullgraph=True)`", "raises", "works")(compiled)
 
 
 @row("`torch.compile(fullgraph=True)`", "works", "works")
-def _(cls: Any, batch: Batch) -> object:
+def _(cls, batch):
     with torch.no_grad(), torch._dynamo.config.patch(allow_rnn=True):
         return compiled(cls, batch)
 
 
 @row("ONNX", 2, 2)
-def _(cls: Any, batch: Batch) -> object:
+def _(cls, batch):
     pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
-    options: dict[str, Any] = {"dynamo": True, "verbose": False}
+    options = {"dynamo": True, "verbose": False}
     if cls is fastlstm.LSTM:
         options["custom_translation_table"] = fastlstm.onnx.translations()
     lstm = batch.layer(cls, num_layers=2, bidirectional=True).eval()
@@ -156,7 +152,7 @@ def _(cls: Any, batch: Batch) -> object:
 
 
 @row("ONNX", 2, 2)
-def _(cls: Any, batch: Batch) -> object:
+def _(cls, batch):
     """The same with dynamo=False, which exports by tracing."""
     onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
     lstm, file = batch.layer(cls, num_layers=2, bidirectional=True).eval(), io.BytesIO()
@@ -166,7 +162,7 @@ def _(cls: Any, batch: Batch) -> object:
 
 
 @row("`FlopCounterMode` on a CPU", "nothing", "the matrix products")
-def _(cls: Any, batch: Batch) -> object:
+def _(cls, batch):
     """Each weight counts two operations for a row and a step; backward counts twice as many."""
     T, B, I, H, P = batch.T, batch.B, batch.I, batch.H, batch.H // 2
     counts, expected = [], []
@@ -181,31 +177,31 @@ def _(cls: Any, batch: Batch) -> object:
 
 
 @row("`isinstance(m, nn.LSTM)`", True, False)
-def _(cls: Any, batch: Batch) -> object:
+def _(cls, batch):
     layer = batch.layer(cls)
     assert isinstance(fastlstm.convert(nn.LSTM(batch.I, batch.H)), nn.LSTM)
     return isinstance(layer, nn.LSTM)
 
 
 @row("`torch.jit.script`", "works", "works")
-def _(cls: Any, batch: Batch) -> object:
+def _(cls, batch):
     torch.jit.script(batch.layer(cls))
     return "works"
 
 
 @row("dynamic quantization by torch.ao", "converts it", "leaves it unchanged")
-def _(cls: Any, batch: Batch) -> object:
+def _(cls, batch):
     model = nn.Sequential(batch.layer(cls))
     quantized = torch.ao.quantization.quantize_dynamic(model, {cls}, dtype=torch.qint8)
     return "leaves it unchanged" if type(quantized[0]) is cls else "converts it"
 
 
-def cell_of(cls: Any) -> Any:
+def cell_of(cls):
     return fastlstm.LSTMCell if cls is fastlstm.LSTM else nn.LSTMCell
 
 
 @row("`retain_grad` of a cell's c", "through h too", "of the next step")
-def _(cls: Any, batch: Batch) -> object:
+def _(cls, batch):
     cell, x = batch.layer(cell_of(cls)), batch.x
     h_1, c_1 = cell(x[0])
     c_1.retain_grad()
@@ -215,7 +211,7 @@ def _(cls: Any, batch: Batch) -> object:
     return "of the next step" if torch.allclose(c_1.grad, c.grad) else "through h too"
 
 
-def writing_to(name: str, module: nn.Module, x: Tensor) -> object:
+def writing_to(name, module, x):
     """Changes a parameter in place between forward and backward."""
     output = module(x)[0].sum()
     with torch.no_grad():
@@ -225,38 +221,38 @@ def writing_to(name: str, module: nn.Module, x: Tensor) -> object:
 
 
 @row("`output`, or a cell's bias, written to before backward", "works", "raises")
-def _(cls: Any, batch: Batch) -> object:
+def _(cls, batch):
     return writing_to("bias_ih", batch.layer(cell_of(cls)), batch.x[0])
 
 
 @row("`output`, or a cell's bias, written to before backward", "raises", "raises")
-def _(cls: Any, batch: Batch) -> object:
+def _(cls, batch):
     """The same with any weight of an LSTM."""
     name = random.choice([name for name, _ in batch.layer(cls).named_parameters()])
     return writing_to(name, batch.layer(cls), batch.x)
 
 
 @row("`output`, or a cell's bias, written to before backward", "raises", "raises")
-def _(cls: Any, batch: Batch) -> object:
+def _(cls, batch):
     batch.layer(cls)(batch.x)[0].mul_(2).sum().backward()
     return "works"
 
 
 @row("`output`, or a cell's bias, written to before backward", "works", "raises")
-def _(cls: Any, batch: Batch) -> object:
+def _(cls, batch):
     batch.layer(cls, bidirectional=True)(batch.x)[0].mul_(2).sum().backward()
     return "works"
 
 
 @row("`output`, or a cell's bias, written to before backward", "works", "works")
-def _(cls: Any, batch: Batch) -> object:
+def _(cls, batch):
     output, (h_n, c_n) = batch.layer(cls)(batch.x)
     (output.sum() + h_n.mul_(2).sum() + c_n.mul_(2).sum()).backward()
     return "works"
 
 
 @row("a parametrized weight", 2, 1)
-def _(cls: Any, batch: Batch) -> object:
+def _(cls, batch):
     lstm, calls = batch.layer(cls), []
     nn.utils.parametrize.register_parametrization(lstm, "weight_hh_l0", nn.Identity())
     norm = lstm.parametrizations["weight_hh_l0"][0]
@@ -266,7 +262,7 @@ def _(cls: Any, batch: Batch) -> object:
 
 
 @row("`torch.backends.mkldnn.rnn.fp32_precision`", "changes nothing", "multiplies in bfloat16")
-def _(cls: Any, batch: Batch) -> object:
+def _(cls, batch):
     if not _build.library.build_info()["multiplies_bfloat16"]:
         pytest.skip("this processor has no products of bfloat16")
     lstm, x = cls(64, 64), torch.randn(20, 8, 64)
@@ -281,7 +277,7 @@ def _(cls: Any, batch: Batch) -> object:
 
 @pytest.mark.parametrize("cls", [nn.LSTM, fastlstm.LSTM], ids=["torch", "fastlstm"])
 @pytest.mark.parametrize("name, k", [(name, k) for name in ROWS for k in range(len(ROWS[name]))])
-def test_row(name: str, k: int, cls: Any) -> None:
+def test_row(name, k, cls):
     function, torch_does, ours_does = ROWS[name][k]
     expected = torch_does if cls is nn.LSTM else ours_does
     for seed in range(2):
@@ -292,7 +288,7 @@ def test_row(name: str, k: int, cls: Any) -> None:
             assert function(cls, Batch(seed)) == expected
 
 
-def test_every_row_of_the_page_has_a_test() -> None:
+def test_every_row_of_the_page_has_a_test():
     names = re.findall(r"^\| ([^|]+?) \|", PAGE.read_text(), re.M)
     assert {*names} == {*ROWS, *TESTED_ELSEWHERE}
     assert all((PAGE.parents[2] / "tests" / file).exists() for file in TESTED_ELSEWHERE.values())

@@ -1,16 +1,11 @@
 """Which engine serves a call, by its options, FASTLSTM_ENGINE and the kernels that were built."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastlstm
@@ -22,7 +17,7 @@ from fastlstm.engine.regularizers import Regularizers
 needs_op = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="no CPU kernels")
 
 
-def test_the_extension_is_loaded_if_it_was_built() -> None:
+def test_the_extension_is_loaded_if_it_was_built():
     """If a build exists it must load; otherwise the tests of the op would be skipped."""
     record = _build.build_record()
     if not record or not record["kinds"]:
@@ -32,7 +27,7 @@ def test_the_extension_is_loaded_if_it_was_built() -> None:
     assert hasattr(torch.ops.fastlstm, "lstm") and hasattr(torch.ops.fastlstm, "lstm_backward")
 
 
-def call_on(device: str, **changes: Any) -> Call:
+def call_on(device, **changes):
     """Returns a call with fake tensors on a device."""
     with torch._subclasses.FakeTensorMode():
         input = torch.empty(4, 3, 2, device=device, dtype=changes.pop("dtype", torch.float32))
@@ -41,7 +36,7 @@ def call_on(device: str, **changes: Any) -> Call:
 
 
 KERNELS = {"none": (), "cpu": ("cpu",), "both": ("cpu", "cuda")}
-PLAIN: dict[str, Any] = {}
+PLAIN = {}
 HALF = torch.bfloat16
 LENGTHS = {"lengths": torch.tensor([1, 2, 3])}
 RESET = {"reset": torch.zeros(4, 3, dtype=torch.bool)}
@@ -86,13 +81,7 @@ DROPOUT = {"regularizers": Regularizers(recurrent_dropout=0.5)}
         ("mps", "both", RESET, "reference"),
     ],
 )
-def test_which_engine_auto_chooses(
-    device: str,
-    kernels: str,
-    change: dict[str, Any],
-    chosen: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_which_engine_auto_chooses(device, kernels, change, chosen, monkeypatch):
     monkeypatch.setattr(engines, "DEFAULT", "auto")
     monkeypatch.setattr(_build, "kinds", KERNELS[kernels])
     monkeypatch.setattr(_build, "_why_not_this_gpu", lambda index: None)
@@ -119,9 +108,7 @@ def test_which_engine_auto_chooses(
         ("torch", "cpu", {"layout": "bias layer_norm"}, "has no layer normalization"),
     ],
 )
-def test_a_named_engine_that_cannot_serve_a_call(
-    engine: str, device: str, change: dict[str, Any], why: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_named_engine_that_cannot_serve_a_call(engine, device, change, why, monkeypatch):
     """The error gives the reason, and the engines that can serve the call."""
     monkeypatch.setattr(_build, "kinds", ("cpu",))
     message = f"engine '{engine}' cannot serve this call: .*{why}; use one of auto, .*reference"
@@ -143,9 +130,7 @@ def test_a_named_engine_that_cannot_serve_a_call(
         ({"dtype": HALF}, (0, 90), False),
     ],
 )
-def test_which_calls_the_persistent_engine_serves(
-    change: dict[str, Any], gpu: tuple[int, int], serves: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_which_calls_the_persistent_engine_serves(change, gpu, serves, monkeypatch):
     monkeypatch.setattr(_build, "kinds", ("cpu", "cuda"))
     monkeypatch.setattr(_build, "gpu", {0: (*gpu, "")}.__getitem__)
     reason = engines.BY_NAME["persistent"].why_not(call_on("cuda", **change))
@@ -154,7 +139,7 @@ def test_which_calls_the_persistent_engine_serves(
 
 
 @needs_op
-def test_a_measured_engine_runs_only_calls_that_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_measured_engine_runs_only_calls_that_it_serves(monkeypatch):
     """Sizes with the same next power of two share a measurement, so some may not be served."""
     monkeypatch.setattr(_build, "kinds", ("cpu", "cuda"))
     monkeypatch.setattr(_build, "gpu", lambda index: (16, 90, ""))
@@ -165,7 +150,7 @@ def test_a_measured_engine_runs_only_calls_that_it_serves(monkeypatch: pytest.Mo
     chosen = []
     for batch in (257, 512):
         with torch._subclasses.FakeTensorMode():
-            options: Any = {"device": "cuda", "dtype": torch.bfloat16}
+            options = {"device": "cuda", "dtype": torch.bfloat16}
             weights = [torch.empty(2048, 512, **options)] * 2
             call = Call(torch.empty(9, batch, 512, **options), None, weights, "")
         chosen.append(engines.choose(call).name)
@@ -173,14 +158,14 @@ def test_a_measured_engine_runs_only_calls_that_it_serves(monkeypatch: pytest.Mo
 
 
 @needs_op
-def test_an_engine_of_the_op_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_of_the_op_without_the_extension(monkeypatch):
     monkeypatch.setattr(_build, "kinds", ())
     monkeypatch.setattr(_build, "_reason", "it was not built")
     with pytest.raises(RuntimeError, match=r"extension is not available \(it was not built\)"):
         engines.choose(call_on("cpu"), "tiled")
 
 
-def test_an_unknown_engine_lists_the_known() -> None:
+def test_an_unknown_engine_lists_the_known():
     with pytest.raises(ValueError, match="auto, torch, reference, stepwise.*got 'cudnn'"):
         functional.lstm(
             torch.zeros(2, 1, 3), None, [torch.zeros(4, 3), torch.zeros(4, 1)], engine="cudnn"
@@ -191,13 +176,13 @@ def test_an_unknown_engine_lists_the_known() -> None:
         assert module.engine == "auto"
 
 
-def runs_the_op(lstm: fastlstm.LSTM, x: Tensor) -> bool:
+def runs_the_op(lstm, x):
     with torch.profiler.profile() as profile:
         lstm(x)
     return "fastlstm::lstm" in {event.name for event in profile.events()}
 
 
-def test_the_chosen_engine_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_chosen_engine_runs(monkeypatch):
     lstm, x = fastlstm.LSTM(3, 5), torch.zeros(2, 1, 3)
     built = _build.has_kernels("cpu")
     monkeypatch.setattr(engines, "DEFAULT", "auto")
@@ -212,7 +197,7 @@ def test_the_chosen_engine_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         assert runs_the_op(lstm, x)
 
 
-def make_call(name: str) -> Callable[[], object]:
+def make_call(name):
     x, lengths = torch.randn(3, 2, 4), torch.tensor([3, 1])
     reset, hx = torch.rand(3, 2) < 0.5, (torch.zeros(2, 2, 5), torch.zeros(2, 2, 5))
     one, two = fastlstm.LSTM(4, 5), fastlstm.LSTM(4, 5, 2)
@@ -230,14 +215,13 @@ def make_call(name: str) -> Callable[[], object]:
 
 @needs_op
 @pytest.mark.parametrize(
-    "name",
-    ["plain", "lengths", "reset", "reset of numbers", "packed", "two layers", "converted"],
+    "name", ["plain", "lengths", "reset", "reset of numbers", "packed", "two layers", "converted"]
 )
-def test_a_call_runs_few_python_functions(name: str) -> None:
+def test_a_call_runs_few_python_functions(name):
     seen, call = [], make_call(name)
     call()  # fills caches
 
-    def note(frame: Any, event: str, _: object) -> None:
+    def note(frame, event, _):
         if event == "call" and frame.f_globals["__name__"].startswith("fastlstm."):
             seen.append(frame.f_code)
 
@@ -259,9 +243,7 @@ def test_a_call_runs_few_python_functions(name: str) -> None:
         (("cpu", "cuda"), "cudaGetDevice failed: insufficient", "cudaGetDevice failed: insuff"),
     ],
 )
-def test_a_gpu_without_kernels_warns_once(
-    monkeypatch: pytest.MonkeyPatch, kinds: tuple[str, ...], error: str, why: str
-) -> None:
+def test_a_gpu_without_kernels_warns_once(monkeypatch, kinds, error, why):
     """A plain call does not warn: it runs PyTorch's own LSTM with or without kernels."""
     record = {"note": "no toolkit" if len(kinds) == 1 else None, "cuda_arch_list": "9.0"}
     monkeypatch.setattr(_build, "kinds", kinds)
@@ -278,7 +260,7 @@ def test_a_gpu_without_kernels_warns_once(
         cached.cache_clear()
 
 
-def in_a_process(engine: str, code: str) -> subprocess.CompletedProcess[str]:
+def in_a_process(engine, code):
     return subprocess.run(
         [sys.executable, "-c", f"import torch, fastlstm; {code}"],
         env={**os.environ, "FASTLSTM_ENGINE": engine},
@@ -288,7 +270,7 @@ def in_a_process(engine: str, code: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_environment_chooses() -> None:
+def test_the_environment_chooses():
     code = "print(fastlstm.engine.engines.DEFAULT); fastlstm.LSTM(3, 5)(torch.zeros(2, 1, 3))"
     good = in_a_process("reference", code)
     assert good.returncode == 0 and good.stdout.strip() == "reference", good.stderr
@@ -303,7 +285,7 @@ def test_the_environment_chooses() -> None:
 
 @pytest.mark.parametrize("engine", ["auto", "tiled", "stepwise", "reference"])
 @pytest.mark.parametrize("create_graph", [False, True])
-def test_each_bias_has_a_gradient_of_its_own(engine: str, create_graph: bool) -> None:
+def test_each_bias_has_a_gradient_of_its_own(engine, create_graph):
     """Users change gradients in place, so b_ih and b_hh must not share one as in nn.LSTM."""
     lstm, cell = fastlstm.LSTM(3, 5), fastlstm.LSTMCell(3, 5)
     for layer, x in ((lstm, torch.randn(4, 2, 3)), (cell, torch.randn(2, 3))):

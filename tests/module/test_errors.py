@@ -4,17 +4,13 @@ These tests check particular messages, and that messages are those of nn.LSTM. f
 each argument a wrong shape, dtype, device and memory.
 """
 
-from __future__ import annotations
-
 import functools
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from samples import REFERENCE_AND_AUTO, Route, every_module_route, every_route
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastlstm
@@ -29,21 +25,21 @@ OTHER_DTYPE = (
 )
 
 
-def arguments(route: Route) -> dict[str, Any]:
+def arguments(route):
     weights = [p.detach() for p in nn.LSTM(I, H, device=route.device).parameters()]
     hx = torch.zeros(1, B, H, device=route.device), torch.zeros(1, B, H, device=route.device)
     x = torch.randn(T, B, I, device=route.device)
     return {"input": x, "hx": hx, "weights": weights, "engine": route.engine}
 
 
-def packed_input(sizes: Any, **more: Any) -> Any:
+def packed_input(sizes, **more):
     return lambda x, w: {"input": x.new_zeros(8, I), "batch_sizes": torch.tensor(sizes), **more}
 
 
 STATE, THREE = torch.zeros(1, B, H), torch.zeros(3, B, H)
 LENGTHS, RESET = torch.ones(3).long(), torch.ones(3, 3).bool()
 # For each name: a function that returns bad arguments, and a pattern of the message.
-BAD: dict[str, tuple[Any, str]] = {
+BAD = {
     "1-D without state": (lambda x, w: {"input": x[0, 0], "hx": None}, r"input.*\(2,?\)"),
     "W_hh without state": (
         lambda x, w: {"weights": [w[0], w[1][:, :4], *w[2:]], "hx": None},
@@ -74,7 +70,7 @@ BAD: dict[str, tuple[Any, str]] = {
 
 @every_module_route
 @pytest.mark.parametrize("name", BAD)
-def test_bad_argument_of_functional(route: Route, name: str) -> None:
+def test_bad_argument_of_functional(route, name):
     change, message = BAD[name]
     given = arguments(route)
     functional.lstm(**given)
@@ -84,19 +80,16 @@ def test_bad_argument_of_functional(route: Route, name: str) -> None:
         functional.lstm(**{**given, **change(given["input"], given["weights"])})
 
 
-def with_w_ih(change: Callable[[Tensor], Tensor]) -> Callable[[LstmCall], dict[str, Any]]:
+def with_w_ih(change):
     return lambda call: {"weights": [change(call.weights[0]), *call.weights[1:]]}
 
 
-def packed_as(batch_sizes: Tensor) -> Callable[[LstmCall], dict[str, Any]]:
+def packed_as(batch_sizes):
     return lambda call: {"input": call.input[0], "batch_sizes": batch_sizes}
 
 
-BAD_LAYERS: list[tuple[Callable[[LstmCall], dict[str, Any]], str]] = [
-    (
-        lambda call: {"weights": call.weights[:3]},
-        "weights .*W_ih, W_hh, b_ih, b_hh,.* 3 tensors",
-    ),
+BAD_LAYERS = [
+    (lambda call: {"weights": call.weights[:3]}, "weights .*W_ih, W_hh, b_ih, b_hh,.* 3 tensors"),
     (lambda call: {"weights": [*call.weights, STATE]}, "weights .* 5 tensors"),
     (with_w_ih(lambda weight: weight[0]), r"W_ih of shape \(4 \* hidden.* got .2,?.$"),
     (with_w_ih(lambda weight: weight[1:]), r"W_ih of shape \(4 \* hidden.* got .19, 2.$"),
@@ -117,10 +110,8 @@ BAD_LAYERS: list[tuple[Callable[[LstmCall], dict[str, Any]], str]] = [
 
 @pytest.mark.parametrize("route", REFERENCE_AND_AUTO)
 @pytest.mark.parametrize(("change", "message"), BAD_LAYERS)
-def test_the_op_and_the_reference_raise_the_same_errors(
-    route: Route, change: Any, message: str
-) -> None:
-    def check(call: LstmCall) -> None:
+def test_the_op_and_the_reference_raise_the_same_errors(route, change, message):
+    def check(call):
         check_layer(call) if route.engine == "reference" else torch.ops.fastlstm.lstm(*call)
 
     given = arguments(route)
@@ -132,7 +123,7 @@ def test_the_op_and_the_reference_raise_the_same_errors(
 
 @every_route
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_a_reset_of_numbers_is_true_where_not_zero(route: Route, batch_first: bool) -> None:
+def test_a_reset_of_numbers_is_true_where_not_zero(route, batch_first):
     lstm = module(route, batch_first=batch_first)
     x = torch.randn(T, T, I, device=route.device)
     done = (torch.rand(T, T, device=route.device) < 0.4).index_fill(0, torch.tensor(1), True)
@@ -146,7 +137,7 @@ def test_a_reset_of_numbers_is_true_where_not_zero(route: Route, batch_first: bo
     ("cls", "prepacks"),
     [(fastlstm.LSTM, False), (fastlstm.LSTM, True), (fastlstm.LayerNormLSTM, False)],
 )
-def test_a_reset_of_nan_raises(cls: type, prepacks: bool) -> None:
+def test_a_reset_of_nan_raises(cls, prepacks):
     lstm = fastlstm.prepack(cls(I, H).eval()) if prepacks else cls(I, H)
     reset = torch.zeros(T, B, dtype=torch.float16)
     with torch.no_grad():
@@ -156,31 +147,31 @@ def test_a_reset_of_nan_raises(cls: type, prepacks: bool) -> None:
             lstm(zeros(T, B, I), reset=reset)
 
 
-def persistent() -> Any:
+def persistent():
     lstm = fastlstm.LSTM(I, H)
     lstm.engine = "persistent"
     return lstm
 
 
-def by_torch() -> Any:
+def by_torch():
     lstm = fastlstm.LSTM(I, H)
     lstm.engine = "torch"
     return lstm
 
 
-def sparse(*shape: int) -> torch.Tensor:
+def sparse(*shape):
     return torch.eye(*shape[-2:]).expand(shape).to_sparse()
 
 
-def prepacked_cell() -> Any:
+def prepacked_cell():
     return fastlstm.prepack(fastlstm.LSTMCell(I, H).eval())
 
 
-def nested() -> torch.Tensor:
+def nested():
     return torch.nested.nested_tensor([torch.zeros(I), torch.zeros(I)])
 
 
-def with_a_broken_size() -> nn.Module:
+def with_a_broken_size():
     """An LSTM whose attribute hidden_size, which C++ reads, is not an integer."""
     lstm = fastlstm.LSTM(I, H)
     lstm.hidden_size = H + 0.5
@@ -189,7 +180,7 @@ def with_a_broken_size() -> nn.Module:
 
 # A mistake that users make, the type of the error, and a pattern of its message, which often says
 # what to write instead.
-MISTAKES: list[tuple[Callable[[], object], type[Exception], str]] = [
+MISTAKES = [
     (lambda: fastlstm.LSTM(I, H)(np.zeros((T, B, I))), TypeError, "^input: .*tensor, got ndarray"),
     (lambda: fastlstm.LSTMCell(I, H)(np.zeros((B, I))), TypeError, "^input: .* got ndarray"),
     (lambda: prepacked_cell()(np.zeros((B, I))), TypeError, "^input: .*tensor, got ndarray"),
@@ -266,13 +257,13 @@ MISTAKES: list[tuple[Callable[[], object], type[Exception], str]] = [
 
 @pytest.mark.skipif(not fastlstm.has_kernels("cpu"), reason="the extension is not built")
 @pytest.mark.parametrize("k", range(len(MISTAKES)))
-def test_mistakes_of_users(k: int) -> None:
+def test_mistakes_of_users(k):
     call, error, message = MISTAKES[k]
     with pytest.raises(error, match=message):
         call()
 
 
-def test_has_kernels_takes_any_name_of_a_device() -> None:
+def test_has_kernels_takes_any_name_of_a_device():
     expected = fastlstm.has_kernels("cpu")
     for device in ("cpu:0", torch.device("cpu"), torch.device("cpu", 0)):
         assert fastlstm.has_kernels(device) == expected
@@ -281,7 +272,7 @@ def test_has_kernels_takes_any_name_of_a_device() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
-def test_nested_tensors() -> None:
+def test_nested_tensors():
     rows, lstm = [zeros(2, I), zeros(3, I)], fastlstm.LSTM(I, H)
     jagged = torch.nested.nested_tensor(rows, layout=torch.jagged)
     options = {"lengths": torch.tensor([2, 3]), "reset": zeros(3, 2), "return_cell_states": True}
@@ -303,7 +294,7 @@ def test_nested_tensors() -> None:
         lstm(overlap)
 
 
-def test_messages_state_shapes_as_the_user_passed_them() -> None:
+def test_messages_state_shapes_as_the_user_passed_them():
     lstm = fastlstm.LSTM(I, H, batch_first=True)
     x = torch.zeros(B, T, I)
     with pytest.raises(RuntimeError, match=r"reset of shape \(batch, steps\) = \(3, 4\).*\(4, 3\)"):
@@ -317,7 +308,7 @@ def test_messages_state_shapes_as_the_user_passed_them() -> None:
 
 
 @pytest.mark.parametrize("layout", ["projection bias", "bias bias", "biases", "bias int8", 4])
-def test_bad_layout(layout: Any) -> None:
+def test_bad_layout(layout):
     given = arguments(Route("auto"))
     message = f"layout: expected of the words bias, .* in this order, got {layout!r}"
     with pytest.raises(ValueError, match=message):
@@ -325,7 +316,7 @@ def test_bad_layout(layout: Any) -> None:
 
 
 @every_module_route
-def test_bad_input_raises_under_no_grad_too(route: Route) -> None:
+def test_bad_input_raises_under_no_grad_too(route):
     """The checks run with every dispatch key."""
     given = arguments(route)
     given["hx"] = given["hx"][0][..., :4], given["hx"][1]
@@ -335,7 +326,7 @@ def test_bad_input_raises_under_no_grad_too(route: Route) -> None:
 
 
 @every_module_route
-def test_functional_cell(route: Route) -> None:
+def test_functional_cell(route):
     x, h = torch.zeros(B, I, device=route.device), torch.zeros(B, H, device=route.device)
     w_ih, w_hh, b_ih, _ = arguments(route)["weights"]
     cell = functools.partial(functional.lstm_cell, x, engine=route.engine)
@@ -347,18 +338,18 @@ def test_functional_cell(route: Route) -> None:
         cell((h,), w_ih, w_hh)
 
 
-def module(route: Route, cls: type = fastlstm.LSTM, **options: Any) -> Any:
+def module(route, cls=fastlstm.LSTM, **options):
     built = cls(I, H, **options, device=route.device)
     if isinstance(built, (fastlstm.LSTM, fastlstm.LSTMCell)):
         built.engine = route.engine
     return built
 
 
-def zeros(*shape: int) -> Tensor:
+def zeros(*shape):
     return torch.zeros(*shape)
 
 
-MODULE_CALLS: dict[str, tuple[Any, ...]] = {
+MODULE_CALLS = {
     "1-D": (zeros(I),),
     "4-D": (zeros(1, T, B, I),),
     "input_size": (zeros(T, B, I + 1),),
@@ -382,7 +373,7 @@ MODULE_CALLS: dict[str, tuple[Any, ...]] = {
 
 @every_module_route
 @pytest.mark.parametrize("name", MODULE_CALLS)
-def test_the_module_raises_what_torch_raises(route: Route, name: str) -> None:
+def test_the_module_raises_what_torch_raises(route, name):
     if route.device != "cpu":
         pytest.skip("the calls have tensors on the CPU")
     with pytest.raises((RuntimeError, ValueError, TypeError, IndexError)) as theirs:
@@ -394,9 +385,7 @@ def test_the_module_raises_what_torch_raises(route: Route, name: str) -> None:
 
 @pytest.mark.parametrize("sizes", [(I + 1, H), (I, H + 1)])
 @pytest.mark.parametrize("compiles", [False, True])
-def test_replaced_weights_that_do_not_fit_the_module(
-    sizes: tuple[int, int], compiles: bool
-) -> None:
+def test_replaced_weights_that_do_not_fit_the_module(sizes, compiles):
     """The weights fit each other, the input and the state, but not the module."""
     x, hx = zeros(T, B, sizes[0]), (zeros(1, B, sizes[1]),) * 2
     messages = []
@@ -412,7 +401,7 @@ def test_replaced_weights_that_do_not_fit_the_module(
 
 
 @every_module_route
-def test_the_module_compares_input_with_its_parameters(route: Route) -> None:
+def test_the_module_compares_input_with_its_parameters(route):
     built, x = module(route), torch.zeros(T, B, I, device=route.device)
     found = "not at the same device, found input tensor at {} and parameter tensor at {}"
     here = str(x.device)
@@ -426,7 +415,7 @@ def test_the_module_compares_input_with_its_parameters(route: Route) -> None:
 
 
 @every_module_route
-def test_a_cell_compares_input_with_its_parameters(route: Route) -> None:
+def test_a_cell_compares_input_with_its_parameters(route):
     cell, x = module(route, fastlstm.LSTMCell), torch.zeros(B, I, device=route.device)
     for other, message in ((x.double(), "dtype.*[dD]ouble|float64"), (x.long(), "int64|Long")):
         with pytest.raises(RuntimeError, match=message):
@@ -437,7 +426,7 @@ def test_a_cell_compares_input_with_its_parameters(route: Route) -> None:
 
 
 @every_module_route
-def test_packed_sequences_of_the_wrong_size(route: Route) -> None:
+def test_packed_sequences_of_the_wrong_size(route):
     lstm = module(route)
     packed = pack_padded_sequence(torch.zeros(T, B, I + 1), [4, 2, 1]).to(route.device)
     with pytest.raises(RuntimeError, match="input_size. Expected 2, got 3"):
@@ -456,7 +445,7 @@ def test_packed_sequences_of_the_wrong_size(route: Route) -> None:
         lstm(forged)
 
 
-CELL_CALLS: dict[str, tuple[Any, ...]] = {
+CELL_CALLS = {
     "3-D": (zeros(1, B, I),),
     "input_size": (zeros(B, I + 1),),
     "unbatched input_size": (zeros(I + 1),),
@@ -480,7 +469,7 @@ CELL_CALLS: dict[str, tuple[Any, ...]] = {
 
 @every_module_route
 @pytest.mark.parametrize("name", CELL_CALLS)
-def test_the_cell_raises_what_torch_raises(route: Route, name: str) -> None:
+def test_the_cell_raises_what_torch_raises(route, name):
     if route.device != "cpu":
         pytest.skip("the calls have tensors on the CPU")
     with pytest.raises((RuntimeError, ValueError, TypeError, IndexError)) as theirs:
@@ -490,13 +479,13 @@ def test_the_cell_raises_what_torch_raises(route: Route, name: str) -> None:
     assert str(ours.value) == str(theirs.value)
 
 
-def in_itself() -> Any:
-    nested: list[Any] = []
+def in_itself():
+    nested = []
     nested.append(nested)
     return nested
 
 
-NO_STATES: dict[str, Callable[[], Any]] = {
+NO_STATES = {
     "tuple and tuple": lambda: ((STATE[0],), (STATE[0],)),
     "list and list": lambda: (in_itself(),) * 2,
     "list and Tensor": lambda: [in_itself(), STATE],
@@ -508,7 +497,7 @@ NO_STATES: dict[str, Callable[[], Any]] = {
 @every_module_route
 @pytest.mark.parametrize("packs", [False, True])
 @pytest.mark.parametrize("kinds", NO_STATES)
-def test_a_state_of_other_things_than_tensors(route: Route, packs: bool, kinds: str) -> None:
+def test_a_state_of_other_things_than_tensors(route, packs, kinds):
     """Of the type that torch.nn raises, with a message that names hx."""
     if route.device != "cpu":
         pytest.skip("the calls are of tensors on the CPU")
@@ -525,7 +514,7 @@ def test_a_state_of_other_things_than_tensors(route: Route, packs: bool, kinds: 
 
 
 @every_module_route
-def test_a_batched_state_with_an_unbatched_input(route: Route) -> None:
+def test_a_batched_state_with_an_unbatched_input(route):
     """fastlstm raises an error; nn.LSTMCell may crash."""
     if route.engine == "torch":
         pytest.skip("engine 'torch' calls nn.LSTMCell.forward")
@@ -536,6 +525,6 @@ def test_a_batched_state_with_an_unbatched_input(route: Route) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.complex64])
-def test_lengths_are_integers(dtype: torch.dtype) -> None:
+def test_lengths_are_integers(dtype):
     with pytest.raises(TypeError, match=f"lengths.*integers.*{dtype}"):
         fastlstm.LSTM(I, H)(zeros(T, B, I), lengths=torch.ones(B).to(dtype))

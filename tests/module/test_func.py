@@ -1,13 +1,9 @@
 """torch.func: vmap and grad call the op; forward-mode derivatives need the reference."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import pytest
 import torch
 from samples import ROUTES, Route
-from torch import Tensor, nn
+from torch import nn
 from torch.func import functional_call, functionalize, grad, hessian, jacfwd, jacrev, jvp, vmap
 
 import fastlstm
@@ -17,7 +13,7 @@ CLOSE = {"rtol": 1e-9, "atol": 1e-11}
 every_route = pytest.mark.parametrize("route", ROUTES)
 
 
-def make(route: Route = Route("auto"), **options: Any) -> fastlstm.LSTM:  # noqa: B008
+def make(route=Route("auto"), **options):  # noqa: B008
     torch.manual_seed(0)
     options = {"num_layers": 2, "bidirectional": True} | options
     lstm = fastlstm.LSTM(3, 4, dtype=torch.float64, device=route.device, **options)
@@ -26,11 +22,11 @@ def make(route: Route = Route("auto"), **options: Any) -> fastlstm.LSTM:  # noqa
 
 
 @pytest.fixture
-def lstm() -> fastlstm.LSTM:
+def lstm():
     return make()
 
 
-def loss(lstm: fastlstm.LSTM, weights: dict[str, Tensor], x: Tensor, **arguments: Any) -> Tensor:
+def loss(lstm, weights, x, **arguments):
     output, (h_n, c_n), *cells = functional_call(lstm, weights, (x,), arguments)
     found = output.sin().sum() + h_n.cos().sum() + c_n.square().sum()
     return found + sum(c.tanh().square().sum() for c in cells)
@@ -39,13 +35,13 @@ def loss(lstm: fastlstm.LSTM, weights: dict[str, Tensor], x: Tensor, **arguments
 @every_route
 @pytest.mark.parametrize("kind", ["plain", "lengths", "reset", "state", "cells", "rows"])
 @pytest.mark.parametrize("options", [{}, {"num_layers": 1, "bidirectional": False, "bias": False}])
-def test_per_sample_gradients(route: Route, kind: str, options: dict[str, Any]) -> None:
+def test_per_sample_gradients(route, kind, options):
     """Gradients of weights, input and state are those of a loop over the samples."""
     lstm = make(route, **options)
     draw = lambda *shape: torch.randn(*shape, dtype=torch.float64).to(route.device)
     samples, steps, states = 5, 4, lstm.num_layers * (2 if lstm.bidirectional else 1)
     rows = (2,) if kind == "rows" else ()  # each sample is a batch of its own
-    given: dict[str, Any] = {}
+    given = {}
     tensors = [draw(samples, steps, *rows, 3)]
     if kind == "lengths":
         given["lengths"] = torch.tensor([4, 1, 0, 3, 2], device=route.device)
@@ -58,7 +54,7 @@ def test_per_sample_gradients(route: Route, kind: str, options: dict[str, Any]) 
         tensors += [draw(samples, states, 4), draw(samples, states, 4)]
     weights = {n: p.detach() for n, p in lstm.named_parameters()}
 
-    def one(weights: dict[str, Tensor], tensors: list[Tensor], given: dict[str, Any]) -> Tensor:
+    def one(weights, tensors, given):
         more = {"return_cell_states": True} if kind == "cells" else {}
         hx = {"hx": tuple(tensors[1:])} if tensors[1:] else {}
         return loss(lstm, weights, tensors[0], **given, **hx, **more)
@@ -76,20 +72,20 @@ def test_per_sample_gradients(route: Route, kind: str, options: dict[str, Any]) 
 
 
 @pytest.fixture
-def no_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_reference(monkeypatch):
     if not _build.has_kernels("cpu"):
         pytest.skip("no CPU kernels: the reference has to serve")
 
-    def fail(*_: Any) -> None:
+    def fail(*_):
         raise AssertionError("the reference was called")
 
     monkeypatch.setattr(reference, "lstm_layer", fail)
 
 
 @pytest.mark.usefixtures("no_reference")
-def test_vmap_is_one_call(lstm: fastlstm.LSTM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vmap_is_one_call(lstm, monkeypatch):
     """vmap over samples calls each op once for a layer; vmap over weights once for each member."""
-    calls: list[int] = []
+    calls = []
     for name in ("lstm", "lstm_backward"):
         op = getattr(torch.ops.fastlstm, name)
         monkeypatch.setattr(
@@ -105,7 +101,7 @@ def test_vmap_is_one_call(lstm: fastlstm.LSTM, monkeypatch: pytest.MonkeyPatch) 
 
 
 @every_route
-def test_gradients_of_an_ensemble(route: Route) -> None:
+def test_gradients_of_an_ensemble(route):
     lstm = make(route)
     x = torch.randn(4, 2, 3, dtype=torch.float64).to(route.device)
     stacked = {n: torch.stack([p.detach(), 2 * p.detach()], 1) for n, p in lstm.named_parameters()}
@@ -120,12 +116,12 @@ def test_gradients_of_an_ensemble(route: Route) -> None:
         torch.testing.assert_close({n: g[k] for n, g in both.items()}, grads(leaves), **CLOSE)
 
 
-def grads(leaves: dict[str, Tensor]) -> dict[str, Tensor]:
+def grads(leaves):
     return {name: leaf.grad for name, leaf in leaves.items()}
 
 
 @every_route
-def test_vmap_of_vmap(route: Route) -> None:
+def test_vmap_of_vmap(route):
     lstm = make(route)
     x = torch.randn(2, 3, 4, 3, dtype=torch.float64).to(route.device)
     weights = {n: p.detach() for n, p in lstm.named_parameters()}
@@ -137,7 +133,7 @@ def test_vmap_of_vmap(route: Route) -> None:
 
 @every_route
 @pytest.mark.parametrize("dim", [0, 1, 2, -1])
-def test_vmap_over_any_dimension(route: Route, dim: int) -> None:
+def test_vmap_over_any_dimension(route, dim):
     lstm = make(route)
     x = torch.randn(4, 2, 3, 5, dtype=torch.float64).to(route.device)
     moved = x.movedim(-1, dim)
@@ -146,7 +142,7 @@ def test_vmap_over_any_dimension(route: Route, dim: int) -> None:
 
 
 @every_route
-def test_gradients_outside_of_vmap(route: Route) -> None:
+def test_gradients_outside_of_vmap(route):
     """After a vmap, backward() gives the sum of the gradients of the samples."""
     lstm = make(route)
     x = torch.randn(5, 4, 3, dtype=torch.float64).to(route.device)
@@ -158,10 +154,10 @@ def test_gradients_outside_of_vmap(route: Route) -> None:
 
 
 @every_route
-def test_second_derivatives_with_every_option(route: Route) -> None:
+def test_second_derivatives_with_every_option(route):
     lstm = make(route, num_layers=1)
     x = torch.randn(3, 2, 3, dtype=torch.float64).to(route.device)
-    given: dict[str, Any] = {
+    given = {
         "lengths": torch.tensor([3, 1], device=route.device),
         "reset": torch.tensor([[0, 0], [1, 0], [0, 1]], device=route.device).bool(),
         "return_cell_states": True,
@@ -175,7 +171,7 @@ def test_second_derivatives_with_every_option(route: Route) -> None:
 
 
 @pytest.mark.parametrize("kind", ["projection", "autocast"])
-def test_vmap_that_the_reference_serves(kind: str) -> None:
+def test_vmap_that_the_reference_serves(kind):
     lstm = make(proj_size=2 if kind == "projection" else 0).float()
     x = torch.randn(5, 4, 3)
     with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
@@ -186,7 +182,7 @@ def test_vmap_that_the_reference_serves(kind: str) -> None:
     torch.testing.assert_close(found, leaf.grad.transpose(0, 1))
 
 
-def test_jacobians(lstm: fastlstm.LSTM) -> None:
+def test_jacobians(lstm):
     x = torch.randn(3, 2, 3, dtype=torch.float64)
     reverse, forward = (jac(lambda x: lstm(x)[0])(x) for jac in (jacrev, jacfwd))
     expected = torch.autograd.functional.jacobian(lambda x: lstm(x)[0], x)
@@ -194,17 +190,17 @@ def test_jacobians(lstm: fastlstm.LSTM) -> None:
     torch.testing.assert_close(forward, expected, **CLOSE)
 
 
-def test_functionalize(lstm: fastlstm.LSTM) -> None:
+def test_functionalize(lstm):
     x = torch.randn(5, 4, 3, dtype=torch.float64)
     for function in (lambda x: lstm(x)[0], vmap(lambda x: lstm(x)[0])):
         torch.testing.assert_close(functionalize(function)(x), function(x), **CLOSE)
 
 
-def test_transforms_compile(lstm: fastlstm.LSTM) -> None:
+def test_transforms_compile(lstm):
     x = torch.randn(5, 4, 3, dtype=torch.float64)
     weights = {n: p.detach() for n, p in lstm.named_parameters()}
 
-    def per_sample(weights: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
+    def per_sample(weights, x):
         return vmap(grad(lambda w, x: loss(lstm, w, x)), in_dims=(None, 0))(weights, x)
 
     compiled = torch.compile(per_sample, fullgraph=True, backend="aot_eager")
@@ -212,7 +208,7 @@ def test_transforms_compile(lstm: fastlstm.LSTM) -> None:
     torch._dynamo.reset()
 
 
-def test_an_engine_by_name_refuses_forward_mode(lstm: fastlstm.LSTM) -> None:
+def test_an_engine_by_name_refuses_forward_mode(lstm):
     lstm.engine = "stepwise"
     reason = "no forward-mode" if _build.has_kernels("cpu") else "not available"
     x = torch.randn(5, 4, 3, dtype=torch.float64)
@@ -221,7 +217,7 @@ def test_an_engine_by_name_refuses_forward_mode(lstm: fastlstm.LSTM) -> None:
 
 
 @pytest.mark.parametrize("module", [nn.LSTM(3, 4), fastlstm.LSTM(3, 4)], ids=["torch", "fastlstm"])
-def test_the_jacobian_of_an_empty_batch(module: nn.Module) -> None:
+def test_the_jacobian_of_an_empty_batch(module):
     x = torch.zeros(2, 0, 3)
     assert jacrev(lambda x: module(x)[0])(x).shape == (2, 0, 4, 2, 0, 3)
     assert jacrev(lambda x: module(x)[1][1])(x).shape == (1, 0, 4, 2, 0, 3)

@@ -1,9 +1,6 @@
 """fastlstm.init: which values it sets, and that all other values stay."""
 
-from __future__ import annotations
-
 import copy
-from typing import Any
 
 import pytest
 import torch
@@ -12,7 +9,7 @@ from torch import nn
 import fastlstm
 from fastlstm import init
 
-MODULES: list[Any] = [
+MODULES = [
     lambda **o: fastlstm.LSTM(3, 64, num_layers=2, bidirectional=True, **o),
     lambda **o: nn.LSTM(3, 64, num_layers=2, bidirectional=True, **o),
     lambda **o: fastlstm.LSTMCell(3, 64, **o),
@@ -21,7 +18,7 @@ MODULES: list[Any] = [
 every_module = pytest.mark.parametrize("make", MODULES, ids=["LSTM", "nn.LSTM", "Cell", "nn.Cell"])
 
 
-def gates(module: nn.Module, kind: str) -> list[list[torch.Tensor]]:
+def gates(module, kind):
     """Returns the parts i, f, g and o of each parameter whose name begins with `kind`."""
     found = [p.detach().chunk(4) for n, p in module.named_parameters() if n.startswith(kind)]
     assert len(found) == (1 if hasattr(module, "weight_hh") else 4)
@@ -29,7 +26,7 @@ def gates(module: nn.Module, kind: str) -> list[list[torch.Tensor]]:
 
 
 @every_module
-def test_forget_bias(make: Any) -> None:
+def test_forget_bias(make):
     module = make()
     before = copy.deepcopy(module)
     assert init.forget_bias_(module, 1.5) is module
@@ -44,7 +41,7 @@ def test_forget_bias(make: Any) -> None:
 
 
 @every_module
-def test_orthogonal(make: Any) -> None:
+def test_orthogonal(make):
     module = make()
     before = copy.deepcopy(module.state_dict())
     assert init.orthogonal_(module, gain=2.0) is module

@@ -1,21 +1,17 @@
 """LayerNormLSTM as a module. op/test_layer.py tests its equations."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import pytest
 import torch
 from oracle import oracle
-from samples import Route, every_route
-from torch import Tensor, nn
+from samples import every_route
+from torch import nn
 
 import fastlstm
 
 EXACT = {"rtol": 1e-11, "atol": 1e-12}
 
 
-def make(route: Route, **options: Any) -> fastlstm.LayerNormLSTM:
+def make(route, **options):
     torch.manual_seed(0)
     options = {"dtype": torch.float64, "device": route.device} | options
     lstm = fastlstm.LayerNormLSTM(3, 4, **options)
@@ -27,14 +23,14 @@ def make(route: Route, **options: Any) -> fastlstm.LayerNormLSTM:
     return lstm
 
 
-def draw(route: Route, *shape: int) -> Tensor:
+def draw(route, *shape):
     return torch.randn(*shape, dtype=torch.float64).to(route.device)
 
 
 @every_route
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("proj_size", [0, 2])
-def test_two_bidirectional_layers(route: Route, bias: bool, proj_size: int) -> None:
+def test_two_bidirectional_layers(route, bias, proj_size):
     lstm = make(route, num_layers=2, bidirectional=True, bias=bias, proj_size=proj_size)
     x, P = draw(route, 5, 2, 3), proj_size or 4
     hx = draw(route, 4, 2, P), draw(route, 4, 2, 4)
@@ -49,7 +45,7 @@ def test_two_bidirectional_layers(route: Route, bias: bool, proj_size: int) -> N
     torch.testing.assert_close(c_n.cpu(), torch.cat([first[2], second[2]]), **EXACT)
 
 
-def test_parameters() -> None:
+def test_parameters():
     torch.manual_seed(0)
     lstm = fastlstm.LayerNormLSTM(3, 4, 2, bidirectional=True, proj_size=2)
     torch.manual_seed(0)

@@ -1,17 +1,14 @@
 """fastlstm.LSTM and LSTMCell behave as torch.nn.LSTM and torch.nn.LSTMCell."""
 
-from __future__ import annotations
-
 import copy
 import io
 import itertools
 import pickle
 import warnings
-from typing import Any
 
 import pytest
 import torch
-from samples import Route, every_module_route, every_op_route
+from samples import every_module_route, every_op_route
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
@@ -32,7 +29,7 @@ every_option = pytest.mark.parametrize(
 )
 
 
-def pair(route: Route | None = None, **options: Any) -> tuple[fastlstm.LSTM, nn.LSTM]:
+def pair(route=None, **options):
     """Returns a fastlstm.LSTM and an nn.LSTM with the same weights."""
     options = {"dtype": torch.float64} | options
     device = route.device if route else "cpu"
@@ -45,7 +42,7 @@ def pair(route: Route | None = None, **options: Any) -> tuple[fastlstm.LSTM, nn.
     return ours, theirs
 
 
-def cell_pair(route: Route | None = None, **options: Any) -> tuple[fastlstm.LSTMCell, nn.LSTMCell]:
+def cell_pair(route=None, **options):
     options = {"dtype": torch.float64} | options
     device = route.device if route else "cpu"
     torch.manual_seed(0)
@@ -57,26 +54,26 @@ def cell_pair(route: Route | None = None, **options: Any) -> tuple[fastlstm.LSTM
     return ours, theirs
 
 
-def draw(route: Route, *shape: int) -> Tensor:
+def draw(route, *shape):
     return torch.randn(*shape, dtype=torch.float64).to(route.device)
 
 
-def state(route: Route, module: nn.LSTM, *batch: int) -> tuple[Tensor, Tensor]:
+def state(route, module, *batch):
     rows = module.num_layers * (2 if module.bidirectional else 1)
     sizes = (module.proj_size or module.hidden_size, module.hidden_size)
-    return tuple(draw(route, rows, *batch, size) for size in sizes)  # type: ignore[return-value]
+    return tuple(draw(route, rows, *batch, size) for size in sizes)
 
 
-def tensors(result: Any) -> list[Tensor]:
+def tensors(result):
     """Returns output, h_n and c_n of an LSTM's result; of a PackedSequence its data."""
     output, (h_n, c_n) = result
     return [output.data if isinstance(output, PackedSequence) else output, h_n, c_n]
 
 
-def assert_same(ours: nn.Module, theirs: nn.Module, *arguments: Any) -> None:
+def assert_same(ours, theirs, *arguments):
     """Compares results, gradients of the parameters, and gradients of the arguments."""
 
-    def run(module: nn.Module) -> Any:
+    def run(module):
         found = tensors(module(*arguments)) if isinstance(module, LSTMS) else module(*arguments)
         leaves = [*module.parameters(), *(a for a in flat if a.is_leaf and a.requires_grad)]
         return found, torch.autograd.grad(sum(r.sin().sum() for r in found), leaves)
@@ -98,7 +95,7 @@ LSTMS = (fastlstm.LSTM, nn.LSTM)
 @every_module_route
 @every_option
 @pytest.mark.parametrize("with_state", [False, True])
-def test_every_option(route: Route, options: dict[str, Any], with_state: bool) -> None:
+def test_every_option(route, options, with_state):
     ours, theirs = pair(route, **options)
     batched, unbatched = draw(route, 4, 2, 3), draw(route, 4, 3)
     rows = 4 if options["batch_first"] else 2
@@ -109,7 +106,7 @@ def test_every_option(route: Route, options: dict[str, Any], with_state: bool) -
 @every_module_route
 @every_option
 @pytest.mark.parametrize("enforce_sorted", [False, True])
-def test_packed_sequences(route: Route, options: dict[str, Any], enforce_sorted: bool) -> None:
+def test_packed_sequences(route, options, enforce_sorted):
     ours, theirs = pair(route, **options)
     lengths = torch.tensor([4, 3, 1] if enforce_sorted else [1, 4, 3])
     x = draw(route, 3, 4, 3) if options["batch_first"] else draw(route, 4, 3, 3)
@@ -126,7 +123,7 @@ def test_packed_sequences(route: Route, options: dict[str, Any], enforce_sorted:
 
 @every_module_route
 @pytest.mark.parametrize("p", [0.3, 1.0])
-def test_dropout_draws_the_mask_of_torch(route: Route, p: float) -> None:
+def test_dropout_draws_the_mask_of_torch(route, p):
     """On a CPU both draw dropout alike, so that the same seed gives the same results."""
     if route.device != "cpu":
         pytest.skip("cuDNN draws dropout with a generator of its own")
@@ -140,7 +137,7 @@ def test_dropout_draws_the_mask_of_torch(route: Route, p: float) -> None:
 
 
 @every_option
-def test_parameters_are_those_of_torch(options: dict[str, Any]) -> None:
+def test_parameters_are_those_of_torch(options):
     ours, theirs = pair(**options)
     assert [n for n, _ in ours.named_parameters()] == [n for n, _ in theirs.named_parameters()]
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
@@ -155,7 +152,7 @@ def test_parameters_are_those_of_torch(options: dict[str, Any]) -> None:
 
 
 @every_option
-def test_state_dict_both_ways(options: dict[str, Any]) -> None:
+def test_state_dict_both_ways(options):
     ours, theirs = pair(**options)
     torch.manual_seed(1)
     for source, target in ((ours, theirs), (theirs, ours)):
@@ -168,7 +165,7 @@ def test_state_dict_both_ways(options: dict[str, Any]) -> None:
         torch.testing.assert_close(tensors(ours(x)), tensors(theirs(x)), **CLOSE)
 
 
-def test_constructor_errors_and_warnings() -> None:
+def test_constructor_errors_and_warnings():
     # Older versions of torch accept numbers as flags.
     numbers_as_flags = ((3, 5, 1, 1), (3, 5, 1, True, 0)) if torch.__version__ >= (2, 13) else ()
     for arguments in ((3, 0), (3, 5, 0), (3.0, 5), *numbers_as_flags):
@@ -190,7 +187,7 @@ def test_constructor_errors_and_warnings() -> None:
 
 @every_module_route
 @pytest.mark.parametrize("copies", ["pickle", "deepcopy", "torch.save"])
-def test_copies(route: Route, copies: str) -> None:
+def test_copies(route, copies):
     ours, _ = pair(route, num_layers=2, dropout=0.1, bidirectional=True)
     ours.eval()
     x = draw(route, 3, 2, 3)
@@ -213,7 +210,7 @@ def test_copies(route: Route, copies: str) -> None:
 
 
 @every_module_route
-def test_parametrizations(route: Route) -> None:
+def test_parametrizations(route):
     ours, theirs = pair(route)
     x = draw(route, 3, 2, 3)
     for module in (ours, theirs):
@@ -227,7 +224,7 @@ def test_parametrizations(route: Route) -> None:
 
 
 @every_module_route
-def test_weight_drop_by_a_hook(route: Route) -> None:
+def test_weight_drop_by_a_hook(route):
     """A pre-forward hook sets the weight as an attribute, as implementations of DropConnect do."""
     ours, theirs = pair(route)
     for module in (ours, theirs):
@@ -239,7 +236,7 @@ def test_weight_drop_by_a_hook(route: Route) -> None:
     assert_same(ours, theirs, draw(route, 3, 2, 3))
 
 
-def test_data_parallel_replicas() -> None:
+def test_data_parallel_replicas():
     """A replica as DataParallel makes it, without several devices."""
     ours, _ = pair(num_layers=2)
     x = torch.randn(3, 2, 3, dtype=torch.float64)
@@ -257,7 +254,7 @@ def test_data_parallel_replicas() -> None:
 
 @every_module_route
 @pytest.mark.parametrize("bias", [False, True])
-def test_cell(route: Route, bias: bool) -> None:
+def test_cell(route, bias):
     ours, theirs = cell_pair(route, bias=bias)
     for batch in ((), (1,), (4,), (0,)):
         x, h, c = (draw(route, *batch, size) for size in (3, 5, 5))
@@ -266,7 +263,7 @@ def test_cell(route: Route, bias: bool) -> None:
 
 
 @every_module_route
-def test_state_of_a_cell_may_be_written_to(route: Route) -> None:
+def test_state_of_a_cell_may_be_written_to(route):
     """Users often set the state of rows to zero in place when an episode begins."""
     ours, theirs = cell_pair(route)
     x = draw(route, 4, 2, 3)
@@ -287,12 +284,12 @@ class Tagged(Tensor):
     """A subclass of Tensor, which results keep."""
 
 
-def tensor_types(result: Any) -> list[type]:
+def tensor_types(result):
     return [type(t) for t in _pytree.tree_leaves(result) if isinstance(t, Tensor)]
 
 
 @every_module_route
-def test_results_keep_tensor_subclasses(route: Route) -> None:
+def test_results_keep_tensor_subclasses(route):
     """Results have the subclass of input, state or weights. A Parameter is not such a subclass."""
     lstm, cell = pair(route, num_layers=2), cell_pair(route)
     steps, h, c = draw(route, 4, 3, 3), draw(route, 2, 3, 5), draw(route, 2, 3, 5)
@@ -318,11 +315,11 @@ def test_results_keep_tensor_subclasses(route: Route) -> None:
 class SeenFunctions(TorchFunctionMode):
     """Records the names of all calls of __torch_function__."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
-        self.names: list[str] = []
+        self.names = []
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func, types, args=(), kwargs=None):
         self.names.append(str(func))
         return func(*args, **(kwargs or {}))
 
@@ -330,17 +327,17 @@ class SeenFunctions(TorchFunctionMode):
 class SeenOps(TorchDispatchMode):
     """Records the names of all dispatched ops."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
-        self.names: list[str] = []
+        self.names = []
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.names.append(str(func))
         return func(*args, **(kwargs or {}))
 
 
 @every_op_route
-def test_modes_see_the_op(route: Route) -> None:
+def test_modes_see_the_op(route):
     lstm, _ = pair(route, num_layers=2)
     cell, _ = cell_pair(route)
     for kind, name in ((SeenFunctions, "fastlstm.lstm"), (SeenOps, "fastlstm.lstm.default")):
@@ -351,7 +348,7 @@ def test_modes_see_the_op(route: Route) -> None:
 
 
 @every_module_route
-def test_functional_is_the_module(route: Route) -> None:
+def test_functional_is_the_module(route):
     ours, _ = pair(route, num_layers=2, bidirectional=True, proj_size=2)
     x = draw(route, 3, 4, 3)
     weights = list(ours.parameters())

@@ -1,14 +1,10 @@
 """ONNX export: each layer becomes one LSTM node, and onnxruntime gives the module's results."""
 
-from __future__ import annotations
-
 import collections
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import fastlstm
 from fastlstm import _build
@@ -17,36 +13,30 @@ needs_op = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="no CPU kern
 
 
 @pytest.fixture(scope="module", autouse=True)
-def onnx() -> Any:
+def onnx():
     pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
     return pytest.importorskip("onnx", reason="the extra onnx is not installed")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def onnxruntime() -> Any:
+def onnxruntime():
     return pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
 
 
 class Model(nn.Module):
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, **options):
         super().__init__()
         torch.manual_seed(0)
         self.lstm = fastlstm.LSTM(3, 5, **options)
         self.linear = nn.Linear(10 if self.lstm.bidirectional else 5, 2)
 
-    def forward(
-        self,
-        x: Tensor,
-        h_0: Tensor | None = None,
-        c_0: Tensor | None = None,
-        lengths: Tensor | None = None,
-    ) -> tuple[Tensor, ...]:
+    def forward(self, x, h_0=None, c_0=None, lengths=None):
         hx = None if h_0 is None or c_0 is None else (h_0, c_0)
         output, (h_n, c_n) = self.lstm(x, hx, lengths=lengths)
         return self.linear(output), h_n, c_n
 
 
-def inputs(model: Model, batch: int, steps: int, given: str) -> dict[str, Tensor]:
+def inputs(model, batch, steps, given):
     lstm = model.lstm
     states = lstm.num_layers * (2 if lstm.bidirectional else 1)
     x = torch.randn(batch, steps, 3)
@@ -58,7 +48,7 @@ def inputs(model: Model, batch: int, steps: int, given: str) -> dict[str, Tensor
     return found
 
 
-def export(model: Model, given: str) -> Any:
+def export(model, given):
     B, T = torch.export.Dim("B"), torch.export.Dim("T")
     x = {0: B, 1: T} if model.lstm.batch_first else {0: T, 1: B}
     shapes = {"x": x, "h_0": {1: B}, "c_0": {1: B}, "lengths": {0: B}}
@@ -84,9 +74,7 @@ def export(model: Model, given: str) -> Any:
         ("lengths", {"bias": False}),
     ],
 )
-def test_onnxruntime_gives_the_same(
-    given: str, options: dict[str, Any], onnx: Any, onnxruntime: Any
-) -> None:
+def test_onnxruntime_gives_the_same(given, options, onnx, onnxruntime):
     model = Model(**options).eval()
     proto = export(model, given)
     onnx.checker.check_model(proto)
@@ -105,7 +93,7 @@ def test_onnxruntime_gives_the_same(
 class WithOption(nn.Module):
     """A model that uses an option which ONNX lacks."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what):
         super().__init__()
         self.what, self.lstm = what, fastlstm.LSTM(3, 5, proj_size=2 if what == "proj_size" else 0)
         if what == "layer normalization":
@@ -113,7 +101,7 @@ class WithOption(nn.Module):
         if what == "prepack":
             fastlstm.prepack(self.eval())
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         if self.what == "reset":
             return self.lstm(x, reset=x[..., 0] > 0)[0]
         if self.what == "return_cell_states":
@@ -126,7 +114,7 @@ class WithOption(nn.Module):
 @pytest.mark.parametrize(
     "what", ["proj_size", "reset", "return_cell_states", "layer normalization", "prepack"]
 )
-def test_the_error_names_the_option_that_onnx_lacks(what: str) -> None:
+def test_the_error_names_the_option_that_onnx_lacks(what):
     model = WithOption(what).eval()
     with pytest.raises(torch.onnx.errors.OnnxExporterError) as error:
         torch.onnx.export(
@@ -140,19 +128,19 @@ def test_the_error_names_the_option_that_onnx_lacks(what: str) -> None:
     assert f"{message} {what}" in causes(error.value)
 
 
-def causes(error: BaseException) -> str:
+def causes(error):
     """Returns the messages of an error and of all its causes."""
     cause = error.__cause__
     return f"{error}\n" + ("" if cause is None else causes(cause))
 
 
-def test_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extension(monkeypatch):
     monkeypatch.setattr(_build, "_reason", "it was not built")
     with pytest.raises(RuntimeError, match=r"onnx: the extension is not available .* to=\"torch\""):
         fastlstm.onnx.translations()
 
 
-def test_the_tracing_exporter(tmp_path: Path, onnxruntime: Any) -> None:
+def test_the_tracing_exporter(tmp_path, onnxruntime):
     x, path = torch.randn(6, 2, 3), tmp_path / "model.onnx"
     lstm = fastlstm.LSTM(3, 5, num_layers=2, bidirectional=True).eval()
     # The LSTM is inside a model, because this exporter passes default arguments by position.
@@ -163,7 +151,7 @@ def test_the_tracing_exporter(tmp_path: Path, onnxruntime: Any) -> None:
     torch.testing.assert_close(torch.from_numpy(session.run(None, {name: x.numpy()})[0]), expected)
 
 
-def test_a_plain_call_needs_no_translations(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plain_call_needs_no_translations(monkeypatch):
     """A library that exports the models of its users cannot be given the table of fastlstm."""
     monkeypatch.setattr(fastlstm.onnx, "were_made", False)
     lstm, x = fastlstm.LSTM(3, 5, num_layers=2, bidirectional=True).eval(), torch.randn(6, 2, 3)
@@ -174,9 +162,7 @@ def test_a_plain_call_needs_no_translations(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.filterwarnings("ignore")  # torch warns of this exporter and of tracing
 @pytest.mark.parametrize("dynamo", [False, True])
-def test_lengths_need_no_translations(
-    dynamo: bool, tmp_path: Path, onnxruntime: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lengths_need_no_translations(dynamo, tmp_path, onnxruntime, monkeypatch):
     monkeypatch.setattr(fastlstm.onnx, "were_made", False)
     model, path = Model(num_layers=2, bidirectional=True).eval(), tmp_path / "model.onnx"
     x, lengths = torch.randn(6, 3, 3), torch.tensor([6, 2, 0])
@@ -189,7 +175,7 @@ def test_lengths_need_no_translations(
         torch.testing.assert_close(torch.from_numpy(a), b.detach())
 
 
-def test_a_cell_needs_no_translations(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cell_needs_no_translations(monkeypatch):
     monkeypatch.setattr(fastlstm.onnx, "were_made", False)
     lstm, x = fastlstm.LSTMCell(3, 5).eval(), torch.randn(2, 3)
     torch.onnx.export(lstm, (x,), dynamo=True, verbose=False)

@@ -1,7 +1,5 @@
 """What `python -m fastlstm plan` prints."""
 
-from __future__ import annotations
-
 import pytest
 
 from fastlstm import _build
@@ -11,7 +9,7 @@ pytestmark = pytest.mark.skipif(not _build.extension_available(), reason="no ext
 SHAPE = ["plan", "--hidden", "512", "--batch", "64", "--dtype", "bfloat16"]
 
 
-def test_plan_of_a_cpu(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_of_a_cpu(capsys):
     main([*SHAPE, "--device", "cpu"])
     printed = capsys.readouterr().out
     for line in ("auto: op\n", "torch       serves it, by name", "tiled       serves it, by name"):
@@ -23,14 +21,14 @@ def test_plan_of_a_cpu(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("size", ["a", "0", "-1", "1.5"])
-def test_invalid_sizes(size: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_sizes(size, capsys):
     with pytest.raises(SystemExit):
         main(["plan", "--batch", "4", f"--hidden={size}"])
     error = capsys.readouterr().err
     assert f"argument --hidden: expected a positive whole number, got {size}\n" in error
 
 
-def test_plan_of_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_of_a_gpu(capsys):
     """A plan for a GPU needs no GPU, but it depends on the kernels that were built."""
     main([*SHAPE, "--device", "cuda"])
     printed = capsys.readouterr().out

@@ -3,19 +3,13 @@
 With "bf16" a product of float32 becomes one product of bfloat16, with "tf32" a sum of three.
 """
 
-from __future__ import annotations
-
 import copy
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import fastlstm
 from fastlstm import _build
@@ -36,7 +30,7 @@ every_precision = pytest.mark.parametrize(
     "precision", ["bf16", pytest.param("tf32", marks=needs_amx)]
 )
 
-CASES: list[dict[str, Any]] = [
+CASES = [
     {"sizes": (33, 50)},
     {"sizes": (64, 64), "num_layers": 2, "bidirectional": True},
     {"sizes": (70, 256), "steps": 4, "batch": 67},
@@ -46,15 +40,13 @@ CASES: list[dict[str, Any]] = [
 
 
 @pytest.fixture(autouse=True)
-def _restore() -> Iterator[None]:
+def _restore():
     before = SETTING.fp32_precision
     yield
     SETTING.fp32_precision = before
 
 
-def results(
-    module: fastlstm.LSTM, x: Tensor, hx: tuple[Tensor, Tensor], precision: str, **given: Any
-) -> list[Tensor]:
+def results(module, x, hx, precision, **given):
     """Returns outputs and all gradients of a call with that precision."""
     SETTING.fp32_precision = precision
     leaves = [t.detach().clone().requires_grad_() for t in (x, *hx)]
@@ -64,7 +56,7 @@ def results(
     return [t.detach() for t in (output, h_n, c_n, *gradients)]
 
 
-def errors(found: list[Tensor], truth: list[Tensor]) -> Tensor:
+def errors(found, truth):
     """Returns the relative error of each result. A NaN makes the maximum NaN."""
     pairs = zip(found, truth, strict=True)
     return torch.stack([(a.double() - b).norm() / b.double().norm() for a, b in pairs])
@@ -73,9 +65,7 @@ def errors(found: list[Tensor], truth: list[Tensor]) -> Tensor:
 @every_precision
 @pytest.mark.parametrize("given", [None, "lengths", "reset"])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_the_error_is_that_of_rounding_the_factors(
-    case: dict[str, Any], given: str | None, precision: str
-) -> None:
+def test_the_error_is_that_of_rounding_the_factors(case, given, precision):
     torch.manual_seed(0)
     options = {**case}
     batch, steps = options.pop("batch", 9), options.pop("steps", 12)
@@ -99,7 +89,7 @@ def test_the_error_is_that_of_rounding_the_factors(
     assert errors(full, truth).max() < 2e-6 and torch.equal(rounded[0], full[0]) == stays
 
 
-def test_a_single_step_obeys_in_training() -> None:
+def test_a_single_step_obeys_in_training():
     """Without gradients a single step stays exact, since it takes the time to read the weights."""
     torch.manual_seed(0)
     lstm, x = fastlstm.LSTM(24, 600), torch.randn(1, 5, 24)
@@ -113,7 +103,7 @@ def test_a_single_step_obeys_in_training() -> None:
 
 
 @torch.no_grad()
-def test_the_setting_and_the_one_it_inherits_are_read_in_every_call() -> None:
+def test_the_setting_and_the_one_it_inherits_are_read_in_every_call():
     lstm, x, parent = fastlstm.LSTM(24, 40), torch.randn(7, 5, 24), torch.backends.mkldnn
     before = parent.fp32_precision
     try:
@@ -130,7 +120,7 @@ def test_the_setting_and_the_one_it_inherits_are_read_in_every_call() -> None:
 @torch.no_grad()
 @every_precision
 @pytest.mark.parametrize("kind", ["float64", "prepacked", "projection"])
-def test_layers_that_keep_their_bits(kind: str, precision: str) -> None:
+def test_layers_that_keep_their_bits(kind, precision):
     """float64 and prepacked layers ignore the setting; a projection ignores "bf16"."""
     lstm = fastlstm.LSTM(40, 130, proj_size=10 if kind == "projection" else 0).eval()
     lstm = {"float64": lstm.double, "prepacked": lambda: fastlstm.prepack(lstm)}.get(
@@ -157,7 +147,7 @@ torch.save(found, sys.argv[1])
 
 
 @needs_amx
-def test_amx_changes_only_tf32(tmp_path: Path) -> None:
+def test_amx_changes_only_tf32(tmp_path):
     """With AMX and without, the other precisions give the same bits."""
     found = []
     for amx in "01":
@@ -172,7 +162,7 @@ def test_amx_changes_only_tf32(tmp_path: Path) -> None:
 
 @torch.no_grad()
 @every_precision
-def test_a_row_depends_neither_on_its_batch_nor_on_threads(precision: str) -> None:
+def test_a_row_depends_neither_on_its_batch_nor_on_threads(precision):
     SETTING.fp32_precision = precision
     lstm, x = fastlstm.LSTM(48, 100), torch.randn(9, 33, 48)
     together, threads = lstm(x)[0], torch.get_num_threads()

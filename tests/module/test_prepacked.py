@@ -1,9 +1,6 @@
 """Results of prepacked layers: the bits of other layers, equations in Python, and float64."""
 
-from __future__ import annotations
-
 import copy
-from typing import Any
 
 import pytest
 import torch
@@ -28,9 +25,7 @@ pytestmark = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the exten
 
 @every_layer
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)
-def test_the_bits_of_a_layer_that_is_not_prepacked(
-    layer: tuple[int, int, dict[str, Any]], dtype: torch.dtype
-) -> None:
+def test_the_bits_of_a_layer_that_is_not_prepacked(layer, dtype):
     lstm = make(layer, dtype)
     prepacked = prepacked_copy(lstm)
     with torch.no_grad():
@@ -41,9 +36,7 @@ def test_the_bits_of_a_layer_that_is_not_prepacked(
 @pytest.mark.parametrize("sizes", [(1, 24), (33, 50), (64, 64)], ids=str)
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-def test_the_bits_of_a_cell_that_is_not_prepacked(
-    sizes: tuple[int, int], bias: bool, dtype: torch.dtype
-) -> None:
+def test_the_bits_of_a_cell_that_is_not_prepacked(sizes, bias, dtype):
     """In bfloat16 the last bit may differ, because products may sum in another order.
 
     This happens with many rows, or with AMX for any number of rows.
@@ -62,7 +55,7 @@ def test_the_bits_of_a_cell_that_is_not_prepacked(
             torch.testing.assert_close(prepacked(x), cell(x), **tolerance)
 
 
-def encoded(rows: Tensor, weights: Any) -> Tensor:
+def encoded(rows, weights):
     """Returns rows [...,K] of float32 rounded as the product of that format rounds them."""
     if weights == torch.bfloat16:
         return rows.bfloat16().double()
@@ -72,7 +65,7 @@ def encoded(rows: Tensor, weights: Any) -> Tensor:
     return (rows * inverse).round().double() * (largest / 127).double()
 
 
-def dequantized(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+def dequantized(state_dict):
     """Returns the weights of a prepacked layer in float64."""
     found = {}
     for name, tensor in state_dict.items():
@@ -83,9 +76,7 @@ def dequantized(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def step(
-    w: dict[str, Tensor], suffix: str, weights: Any, x: Tensor, h: Tensor, c: Tensor
-) -> tuple[Tensor, Tensor]:
+def step(w, suffix, weights, x, h, c):
     """Returns the next h and c in float64."""
     from_x = encoded(x, weights) @ w[f"weight_ih{suffix}"].T
     from_h = encoded(h, weights) @ w[f"weight_hh{suffix}"].T
@@ -103,9 +94,7 @@ def step(
 @pytest.mark.parametrize("layer", [*LAYERS[:4], (200, 300, {}), (520, 30, {})], ids=str)
 @pytest.mark.parametrize("batch", [1, 3, 9, 60])
 @pytest.mark.parametrize("steps", [1, 5])
-def test_every_step_against_plain_equations(
-    layer: tuple[int, int, dict[str, Any]], weights: Any, batch: int, steps: int
-) -> None:
+def test_every_step_against_plain_equations(layer, weights, batch, steps):
     """Each step is computed from the state of the layer before that step, in both directions."""
     input_size, H, options = layer
     lstm = make((input_size, H, options | {"bidirectional": True, "batch_first": False}))
@@ -128,7 +117,7 @@ def test_every_step_against_plain_equations(
             h, c = h_steps[t], c_steps[t]
 
 
-def doubled(value: Any) -> Any:
+def doubled(value):
     """Converts floating-point tensors of nested tuples to float64."""
     if isinstance(value, Tensor):
         return value.double() if value.is_floating_point() else value
@@ -139,7 +128,7 @@ def doubled(value: Any) -> Any:
 
 @every_weights
 @every_layer
-def test_against_float64(layer: tuple[int, int, dict[str, Any]], weights: Any) -> None:
+def test_against_float64(layer, weights):
     lstm = make(layer)
     prepacked, exact = prepacked_copy(lstm, weights), copy.deepcopy(lstm).double()
 
@@ -157,7 +146,7 @@ def test_against_float64(layer: tuple[int, int, dict[str, Any]], weights: Any) -
 
 
 @every_weights
-def test_rows_of_zeros_and_numbers_out_of_range(weights: Any) -> None:
+def test_rows_of_zeros_and_numbers_out_of_range(weights):
     lstm = small(bias=False)
     prepacked = prepacked_copy(lstm, weights)
     x = torch.randn(3, 4, 6)

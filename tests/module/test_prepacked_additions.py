@@ -1,11 +1,7 @@
 """Attributes, buffers and hooks that users add survive prepack and unpack, or are refused."""
 
-from __future__ import annotations
-
 import copy
-from collections.abc import Callable
 from types import MethodType
-from typing import Any
 
 import pytest
 import torch
@@ -25,11 +21,11 @@ KINDS = {
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
-def run(layer: nn.Module) -> Any:
+def run(layer):
     return layer(X[0, :, :6])
 
 
-def with_additions(layer: Any) -> Any:
+def with_additions(layer):
     layer.tag, layer._private = ["kept"], "kept too"
     layer.register_buffer("mean", torch.arange(3.0))
     layer.register_buffer("scratch", torch.ones(2), persistent=False)
@@ -42,7 +38,7 @@ def with_additions(layer: Any) -> Any:
 
 
 @every_kind
-def test_additions_survive_prepack_and_unpack(kind: str) -> None:
+def test_additions_survive_prepack_and_unpack(kind):
     layer = with_additions(KINDS[kind]())
     before, adapter = layer.state_dict(), layer.adapter
     prepacked = prepack(layer, convert=True)
@@ -65,16 +61,16 @@ def test_additions_survive_prepack_and_unpack(kind: str) -> None:
         prepacked.load_state_dict({**{k: v for k, v in state.items() if k != "gain"}, "other": X})
 
 
-def register_all(layer: Any, log: list[tuple[str, nn.Module]]) -> None:
+def register_all(layer, log):
     """Registers hooks of each kind. A hook appends its name and its module to `log`."""
 
-    def note(name: str) -> Callable[..., None]:
+    def note(name):
         return lambda module, *_: log.append((name, module))
 
-    def note_by_name(module: nn.Module, args: Any, kwargs: Any) -> None:
+    def note_by_name(module, args, kwargs):
         log.append(("by name", module))
 
-    def note_always(module: nn.Module, args: Any, results: Any) -> None:
+    def note_always(module, args, results):
         log.append(("always", module))
 
     layer.register_forward_pre_hook(note("before"))
@@ -90,8 +86,8 @@ def register_all(layer: Any, log: list[tuple[str, nn.Module]]) -> None:
 
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing")
 @every_kind
-def test_hooks_survive_prepack_and_unpack(kind: str) -> None:
-    log: list[tuple[str, nn.Module]] = []
+def test_hooks_survive_prepack_and_unpack(kind):
+    log = []
     layer = KINDS[kind]()
     register_all(layer, log)
     prepacked = prepack(layer, convert=True)
@@ -114,13 +110,13 @@ def test_hooks_survive_prepack_and_unpack(kind: str) -> None:
     assert "always" in {name for name, _ in log} and "after" not in {name for name, _ in log}
 
 
-def test_a_hook_may_rename_the_weights() -> None:
+def test_a_hook_may_rename_the_weights():
     lstm = small()
 
-    def rename(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    def rename(module, state, prefix, *_):
         state[f"{prefix}W"] = state.pop(f"{prefix}weight_ih_l0")
 
-    def name_back(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    def name_back(module, state, prefix, *_):
         state[f"{prefix}weight_ih_l0"] = state.pop(f"{prefix}W")
 
     lstm.register_state_dict_post_hook(rename)
@@ -133,9 +129,9 @@ def test_a_hook_may_rename_the_weights() -> None:
 
 
 @pytest.mark.parametrize("way", [prepack, unpack])
-def test_nothing_is_shared(way: Any) -> None:
+def test_nothing_is_shared(way):
     """After prepack or unpack, a change of the old or the new layer does not change the other."""
-    calls: list[nn.Module] = []
+    calls = []
     old = small()
     if way is unpack:
         old = prepack(old)
@@ -154,7 +150,7 @@ def test_nothing_is_shared(way: Any) -> None:
     assert "more" not in old._non_persistent_buffers_set
 
 
-def test_layers_inside_a_layer() -> None:
+def test_layers_inside_a_layer():
     lstm = small()
     lstm.inner = in_a_model(cell=LSTMCell(3, 4))
     prepacked = prepack(lstm)
@@ -164,12 +160,12 @@ def test_layers_inside_a_layer() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*(torch.ao|quantiz)")
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.LSTMCell])
-def test_additions_to_layers_of_torch_ao(kind: Any) -> None:
+def test_additions_to_layers_of_torch_ao(kind):
     model = in_a_model(layer=kind(6, 10))
     model = torch.ao.quantization.quantize_dynamic(model, {kind})
     with pytest.raises(ValueError, match="torch.ao has quantized; fastlstm.prepack"):
         fastlstm.convert(model)
-    calls: list[nn.Module] = []
+    calls = []
     model["layer"].tag = "kept"
     model["layer"].register_forward_hook(lambda module, *_: calls.append(module))
     prepacked = prepack(model)["layer"]
@@ -180,7 +176,7 @@ def test_additions_to_layers_of_torch_ao(kind: Any) -> None:
     assert not list(prepacked.parameters())
 
 
-def parametrized(lstm: LSTM) -> None:
+def parametrized(lstm):
     lstm.register_parameter("gain", nn.Parameter(torch.ones(1)))
     parametrize.register_parametrization(lstm, "gain", nn.Identity())
 
@@ -198,7 +194,7 @@ def parametrized(lstm: LSTM) -> None:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("source", [LSTM, nn.LSTM])
-def test_additions_that_prepack_refuses(add: Any, message: str, source: Any) -> None:
+def test_additions_that_prepack_refuses(add, message, source):
     model = in_a_model(lstm=source(6, 10), other=source(6, 10))
     add(model["lstm"])
     before = [(type(m), dict(vars(m))) for m in model.modules()]
@@ -209,7 +205,7 @@ def test_additions_that_prepack_refuses(add: Any, message: str, source: Any) -> 
 
 @every_kind
 @pytest.mark.parametrize("prefix", ["", "inside."])
-def test_a_layer_that_is_not_prepacked_refuses_int8_weights(kind: str, prefix: str) -> None:
+def test_a_layer_that_is_not_prepacked_refuses_int8_weights(kind, prefix):
     layer = fastlstm.convert(KINDS[kind]())
     model = in_a_model(inside=layer) if prefix else layer
     given = prepacked_copy(model, torch.int8).state_dict()
@@ -220,7 +216,7 @@ def test_a_layer_that_is_not_prepacked_refuses_int8_weights(kind: str, prefix: s
         assert same_bits(list(layer.state_dict().values()), list(before.values()))
     model.load_state_dict(prepacked_copy(model, torch.bfloat16).state_dict())
 
-    def dequantize(module: nn.Module, state: dict[str, Any], at: str, *_: Any) -> None:
+    def dequantize(module, state, at, *_):
         for name in [name for name in state if name.endswith("_scale")]:
             weight = name.removesuffix("_scale")
             state[weight] = state[weight] * state.pop(name).unsqueeze(1)

@@ -1,10 +1,6 @@
 """The errors of prepack, of prepacked layers and of the op for prepacked weights."""
 
-from __future__ import annotations
-
 import pickle
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -54,9 +50,7 @@ pytestmark = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the exten
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("weights", [None, torch.int8], ids=str)
-def test_errors_of_a_layer(
-    call: Callable[[Any], Any], error: Any, message: str, weights: torch.dtype | None
-) -> None:
+def test_errors_of_a_layer(call, error, message, weights):
     prepacked = prepacked_copy(small(), weights)
     before = prepacked.state_dict()
     with pytest.raises(error, match=message):
@@ -79,13 +73,13 @@ def test_errors_of_a_layer(
         (lambda m: torch.func.vmap(m)(X[..., :6]), RuntimeError, "torch.func transforms"),
     ],
 )  # fmt: skip
-def test_errors_of_a_cell(call: Callable[[Any], Any], error: Any, message: str) -> None:
+def test_errors_of_a_cell(call, error, message):
     with pytest.raises(error, match=message):
         call(prepacked_copy(LSTMCell(6, 10).eval(), torch.bfloat16))
 
 
 @every_weights
-def test_the_op_refuses_weights_that_are_not_prepacked(weights: torch.dtype) -> None:
+def test_the_op_refuses_weights_that_are_not_prepacked(weights):
     prepacked = prepacked_copy(small(proj_size=7), weights)
     own, op = prepacked._op_weights(), torch.ops.fastlstm.lstm_packed
     for position, wrong, message in (
@@ -102,7 +96,7 @@ class OwnLSTM(LSTM):
     pass
 
 
-def with_nan() -> LSTM:
+def with_nan():
     lstm = LSTM(3, 4)
     nn.init.constant_(lstm.weight_hh_l0, float("nan"))
     return lstm
@@ -132,9 +126,7 @@ def with_nan() -> LSTM:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("convert", [False, True])
-def test_no_layer_is_prepacked_if_one_cannot_be(
-    bad: nn.Module, arguments: tuple[Any, ...], error: Any, message: str, convert: bool
-) -> None:
+def test_no_layer_is_prepacked_if_one_cannot_be(bad, arguments, error, message, convert):
     model = in_a_model(good=LSTM(3, 4), other=nn.LSTM(3, 4), bad=bad)
     before = [type(m) for m in model.modules()]
     with pytest.raises(error, match=message):
@@ -142,7 +134,7 @@ def test_no_layer_is_prepacked_if_one_cannot_be(
     assert [type(m) for m in model.modules()] == before
 
 
-def test_a_model_that_prepack_cannot_change() -> None:
+def test_a_model_that_prepack_cannot_change():
     with pytest.raises(ValueError, match="expected lstm in eval mode: call model.eval"):
         prepack(Tagger())
     for model, hint in (
@@ -164,14 +156,14 @@ def test_a_model_that_prepack_cannot_change() -> None:
 
 
 @pytest.mark.parametrize("kind", [LayerNormLSTM, OwnLSTM])
-def test_a_subclass_stays_unchanged(kind: type[LSTM]) -> None:
+def test_a_subclass_stays_unchanged(kind):
     model = in_a_model(a=kind(3, 4), b=LSTM(3, 4))
     with pytest.warns(UserWarning, match=f"prepack: a stays as it is: its class {kind.__name__} "):
         prepack(model)
     assert type(model["a"]) is kind and type(model["b"]) is PackedLSTM
 
 
-def test_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extension(monkeypatch):
     saved = pickle.dumps(prepacked_copy(small()))
     monkeypatch.setattr(_build, "_reason", "it was not built")
     monkeypatch.setattr(_build, "kinds", ())

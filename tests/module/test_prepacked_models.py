@@ -1,10 +1,6 @@
 """prepack and unpack of whole models: conversion, torch.ao, parametrizations and compilers."""
 
-from __future__ import annotations
-
 import pickle
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -29,7 +25,7 @@ pytestmark = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the exten
 
 
 @pytest.mark.parametrize(("weights", "steps"), [(None, None), (torch.int8, 254)], ids=str)
-def test_unpack(weights: Any, steps: Any) -> None:
+def test_unpack(weights, steps):
     torch.manual_seed(0)
     original = Tagger(zoneout_h=0.1, dropout=0.2).eval()
     original.lstm.tag = "kept"
@@ -45,7 +41,7 @@ def test_unpack(weights: Any, steps: Any) -> None:
 
 
 @pytest.mark.parametrize("keep_class", [True, False])
-def test_unpack_gives_the_class_that_convert_made(keep_class: bool) -> None:
+def test_unpack_gives_the_class_that_convert_made(keep_class):
     model = in_a_model(lstm=nn.LSTM(3, 5).eval(), cell=nn.LSTMCell(3, 5).eval())
     fastlstm.convert(model, keep_class=keep_class)
     classes = [type(model[name]) for name in ("lstm", "cell")]
@@ -58,7 +54,7 @@ def test_unpack_gives_the_class_that_convert_made(keep_class: bool) -> None:
 @pytest.mark.filterwarnings("ignore:.*(torch.ao|quantiz)")
 @pytest.mark.parametrize("by_row", [False, True])
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.LSTMCell])
-def test_layers_of_torch_ao_keep_their_int8_weights(by_row: bool, kind: Any) -> None:
+def test_layers_of_torch_ao_keep_their_int8_weights(by_row, kind):
     options = {"num_layers": 2, "bidirectional": True, "batch_first": True}
     ao = torch.ao.quantization
     torch.manual_seed(0)
@@ -81,7 +77,7 @@ def test_layers_of_torch_ao_keep_their_int8_weights(by_row: bool, kind: Any) -> 
 
 
 @pytest.mark.parametrize("source", [nn.LSTM, LSTM])
-def test_parametrized_weights_are_prepacked_with_their_value(source: Any) -> None:
+def test_parametrized_weights_are_prepacked_with_their_value(source):
     torch.manual_seed(0)
     lstm = parametrizations.weight_norm(source(6, 10).eval(), "weight_hh_l0")
     with torch.no_grad():
@@ -94,18 +90,18 @@ def test_parametrized_weights_are_prepacked_with_their_value(source: Any) -> Non
 
 @pytest.mark.parametrize("weights", [None, *SMALLER_DTYPES], ids=str)
 class TestCompilers:
-    def test_compile(self, weights: Any) -> None:
+    def test_compile(self, weights):
         model = prepacked_tagger(weights=weights)
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
         assert torch.equal(compiled(X), model(X))
 
-    def test_trace(self, weights: Any) -> None:
+    def test_trace(self, weights):
         model = prepacked_tagger(weights=weights)
         with pytest.warns(torch.jit.TracerWarning):  # sizes become constants
             traced = torch.jit.trace(model, (X,), check_trace=False)
         assert torch.equal(traced(X + 1), model(X + 1))
 
-    def test_export(self, weights: Any, tmp_path: Path) -> None:
+    def test_export(self, weights, tmp_path):
         model, steps = prepacked_tagger(weights=weights), torch.export.Dim("T")
         program = torch.export.export(model, (X,), dynamic_shapes=({0: steps},))
         torch.export.save(program, tmp_path / "tagger.pt2")
@@ -116,14 +112,14 @@ class TestCompilers:
 
 @pytest.mark.parametrize("weights", [None, *SMALLER_DTYPES], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_autocast(weights: Any, dtype: torch.dtype) -> None:
+def test_autocast(weights, dtype):
     """Under autocast, input and state are cast to the dtype of the prepacked layer."""
     torch.manual_seed(0)
     model = in_a_model(linear=nn.Linear(8, 6), lstm=LSTM(6, 10), cell=LSTMCell(6, 10)).to(dtype)
     prepacked, x = prepack(model, weights), torch.randn(5, 3, 8)
     lstm, cell = prepacked["lstm"], prepacked["cell"]
 
-    def run(cast: Any, h: Any) -> list[Any]:
+    def run(cast, h):
         state = cast(torch.ones(1, 3, 10).bfloat16()), torch.ones(1, 3, 10)
         of_cell = tuple(s[0] for s in state)
         h = cast(h)
@@ -142,7 +138,7 @@ def test_autocast(weights: Any, dtype: torch.dtype) -> None:
 
 
 @every_weights
-def test_weights_for_another_processor_are_refused(weights: Any) -> None:
+def test_weights_for_another_processor_are_refused(weights):
     prepacked = prepacked_copy(small(), weights)
     other = prepacked.packed_weight_hh_l0
     lanes = other[:64].view(torch.int64)[3:5]  # lanes and vectors of the header
@@ -153,7 +149,7 @@ def test_weights_for_another_processor_are_refused(weights: Any) -> None:
         prepacked(X[..., :6])
 
 
-def test_opcheck() -> None:
+def test_opcheck():
     prepacked = prepacked_copy(make((6, 10, {"bidirectional": True})), torch.int8)
     x = X[..., :6]
     state = torch.zeros(2, 3, 10)

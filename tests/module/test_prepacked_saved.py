@@ -1,16 +1,12 @@
 """Saving and loading prepacked layers, also on other processors and in other processes."""
 
-from __future__ import annotations
-
 import copy
 import os
 import pickle
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -25,7 +21,6 @@ from prepacked_layers import (
     same_bits,
     small,
 )
-from torch import Tensor, nn
 
 import fastlstm
 from fastlstm import _build, prepack
@@ -35,7 +30,7 @@ pytestmark = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the exten
 
 @pytest.mark.parametrize("weights", [None, *SMALLER_DTYPES], ids=str)
 @pytest.mark.parametrize("way", ["state_dict", "pickle", "deepcopy", "copy", "save", "safetensors"])
-def test_round_trips(way: str, weights: Any, tmp_path: Path) -> None:
+def test_round_trips(way, weights, tmp_path):
     model = prepacked_tagger(weights=weights)
     if way == "state_dict":
         other = prepacked_tagger(1, weights)
@@ -63,7 +58,7 @@ def test_round_trips(way: str, weights: Any, tmp_path: Path) -> None:
     assert (way == "copy") == torch.equal(other(X), model(X))
 
 
-def test_the_names_of_the_state_dict() -> None:
+def test_the_names_of_the_state_dict():
     names = Tagger().state_dict().keys()
     assert prepacked_tagger().state_dict().keys() == names
     assert prepacked_tagger(weights=torch.bfloat16).state_dict().keys() == names
@@ -77,7 +72,7 @@ def test_the_names_of_the_state_dict() -> None:
 
 @pytest.mark.parametrize("source", [None, *SMALLER_DTYPES], ids=str)
 @pytest.mark.parametrize("target", [None, *SMALLER_DTYPES], ids=str)
-def test_loading_a_state_dict_of_another_format(source: Any, target: Any) -> None:
+def test_loading_a_state_dict_of_another_format(source, target):
     """The result is that of unpacking the source and prepacking it in the format of the target."""
     model = prepacked_tagger(weights=source)
     loaded = prepacked_tagger(1, target)
@@ -86,13 +81,13 @@ def test_loading_a_state_dict_of_another_format(source: Any, target: Any) -> Non
     assert torch.equal(loaded(X), expected(X))
 
 
-def load_errors(module: nn.Module, state_dict: dict[str, Tensor], **options: Any) -> str:
+def load_errors(module, state_dict, **options):
     with pytest.raises(RuntimeError) as caught:
         module.load_state_dict(state_dict, **options)
     return re.sub("(Packed)?LSTM", "LSTM", str(caught.value))
 
 
-def test_load_state_dict_raises_the_errors_of_an_lstm() -> None:
+def test_load_state_dict_raises_the_errors_of_an_lstm():
     lstm = small(num_layers=2)
     given = {**lstm.state_dict(), "weight_hh_l0": torch.zeros(3, 4), "weight_hr_l0": torch.ones(1)}
     given |= {"bias_ih_l1": torch.zeros(2)}
@@ -126,7 +121,7 @@ def test_load_state_dict_raises_the_errors_of_an_lstm() -> None:
         (lambda d: d.update(weight_hh_l0="x"), "weight_hh_l0: expected a tensor, .* got str"),
     ],
 )  # fmt: skip
-def test_invalid_int8_weights_are_refused(change: Callable[[Any], Any], message: str) -> None:
+def test_invalid_int8_weights_are_refused(change, message):
     prepacked = prepacked_copy(small(), torch.int8)
     given = prepacked.state_dict()
     before = prepacked(X[..., :6])
@@ -151,7 +146,7 @@ torch.save((columns, model(X), unpickled(X)), f"{sys.argv[2]}/y.pt")
 
 
 @pytest.mark.parametrize("capability", ["default", "avx2"])
-def test_saved_here_and_loaded_by_another_processor(capability: str, tmp_path: Path) -> None:
+def test_saved_here_and_loaded_by_another_processor(capability, tmp_path):
     model = prepacked_tagger(weights=torch.int8)
     torch.save(model.state_dict(), tmp_path / "state.pt")
     torch.save(model, tmp_path / "model.pt")
@@ -169,13 +164,13 @@ def test_saved_here_and_loaded_by_another_processor(capability: str, tmp_path: P
     torch.testing.assert_close(loaded, model(X), rtol=0, atol=1e-5)
 
 
-def _put(model: nn.Module, results: Any) -> None:
+def _put(model, results):
     torch.set_num_threads(1)
     results.put(model(X).tolist())
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_processes_share_a_model(method: str) -> None:
+def test_processes_share_a_model(method):
     model = prepacked_tagger(weights=torch.int8).share_memory()
     assert all(buffer.is_shared() for buffer in model.lstm.buffers())
     context = mp.get_context(method)

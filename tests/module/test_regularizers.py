@@ -1,10 +1,7 @@
 """Dropout and zoneout of a module: which values are drawn, and where they act."""
 
-from __future__ import annotations
-
 import copy
 import random
-from typing import Any
 
 import op_call
 import pytest
@@ -12,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from oracle import oracle
 from samples import REFERENCE_AND_AUTO, ZONEOUT, Route, every_op_route, every_route
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastlstm
@@ -31,7 +28,7 @@ ALL = {
 WITHOUT_ZONEOUT = {name: p for name, p in ALL.items() if name not in ZONEOUT}
 
 
-def make(route: Route, dtype: torch.dtype = torch.float64, **options: Any) -> fastlstm.LSTM:
+def make(route, dtype=torch.float64, **options):
     torch.manual_seed(0)
     lstm = fastlstm.LSTM(3, 4, **options, dtype=dtype, device=route.device)
     zones_out = lstm.zoneout_h or lstm.zoneout_c
@@ -39,12 +36,12 @@ def make(route: Route, dtype: torch.dtype = torch.float64, **options: Any) -> fa
     return lstm
 
 
-def draw(*shape: int) -> Tensor:
+def draw(*shape):
     generator = torch.Generator().manual_seed(sum(shape))
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
-def seeded(lstm: fastlstm.LSTM, *arguments: Any, seed: int = 1, **keywords: Any) -> list[Tensor]:
+def seeded(lstm, *arguments, seed=1, **keywords):
     """Returns results and gradients of one call after setting the seed."""
     torch.manual_seed(seed)
     output, (h_n, c_n) = lstm(*arguments, **keywords)
@@ -53,7 +50,7 @@ def seeded(lstm: fastlstm.LSTM, *arguments: Any, seed: int = 1, **keywords: Any)
     return [*results, *torch.autograd.grad(loss, list(lstm.parameters()))]
 
 
-def replayed(lstm: fastlstm.LSTM, x: Tensor, lengths: list[int] | None = None) -> list[Tensor]:
+def replayed(lstm, x, lengths=None):
     """Returns what `seeded` returns, computed by the oracle with the same draws."""
     directions = 2 if lstm.bidirectional else 1
     weights = lstm._flat_weights
@@ -81,7 +78,7 @@ def replayed(lstm: fastlstm.LSTM, x: Tensor, lengths: list[int] | None = None) -
 @pytest.mark.parametrize("route", REFERENCE_AND_AUTO)
 @pytest.mark.parametrize("seed", range(25))
 @pytest.mark.filterwarnings("ignore:dropout option adds dropout")
-def test_the_oracle_with_the_same_draws(route: Route, seed: int) -> None:
+def test_the_oracle_with_the_same_draws(route, seed):
     if route.device != "cpu":
         pytest.skip("the draws of another device are not those of the CPU")
     pick = random.Random(seed).choice
@@ -101,7 +98,7 @@ def test_the_oracle_with_the_same_draws(route: Route, seed: int) -> None:
 
 
 @every_route
-def test_every_engine_draws_the_same(route: Route) -> None:
+def test_every_engine_draws_the_same(route):
     options = WITHOUT_ZONEOUT | {"num_layers": 2, "bidirectional": True, "dropout": 0.5}
     reference = Route("reference", route.device)
     x = draw(5, 3, 3).to(route.device)
@@ -117,7 +114,7 @@ def test_every_engine_draws_the_same(route: Route) -> None:
 
 @every_route
 @pytest.mark.parametrize("proj_size", [0, 2])
-def test_eval_mode_gives_the_results_of_nn_lstm(route: Route, proj_size: int) -> None:
+def test_eval_mode_gives_the_results_of_nn_lstm(route, proj_size):
     lstm = make(route, **ALL, num_layers=2, proj_size=proj_size).eval()
     lstm.engine = route.engine
     torch.manual_seed(0)
@@ -128,7 +125,7 @@ def test_eval_mode_gives_the_results_of_nn_lstm(route: Route, proj_size: int) ->
     assert torch.equal(seeded(plain, x)[0], seeded(lstm, x)[0])  # the same bits
 
 
-def test_what_is_drawn() -> None:
+def test_what_is_drawn():
     torch.manual_seed(0)
     x, h_0, c_0 = torch.ones(50, 40, 30), torch.zeros(2, 40, 20), torch.zeros(2, 40, 25)
     rates = Regularizers(0.25, recurrent_dropout=0.25, zoneout_h=0.1, zoneout_c=0.3)
@@ -153,7 +150,7 @@ def test_what_is_drawn() -> None:
     assert zones == [] and all(a is b for a, b in zip(same, call, strict=True))
 
 
-def test_input_dropout_of_packed_input_is_that_of_padded_input() -> None:
+def test_input_dropout_of_packed_input_is_that_of_padded_input():
     x, lengths = draw(5, 3, 4), torch.tensor([5, 3, 1])
     packed = pack_padded_sequence(x, lengths)
     torch.manual_seed(0)
@@ -165,7 +162,7 @@ def test_input_dropout_of_packed_input_is_that_of_padded_input() -> None:
     assert torch.equal(data, pack_padded_sequence(padded, lengths).data)
 
 
-def test_auto_takes_the_reference_for_zoneout() -> None:
+def test_auto_takes_the_reference_for_zoneout():
     x, by_auto = draw(5, 2, 3), fastlstm.LSTM(3, 4, zoneout_h=0.5, dtype=torch.float64)
     by_name = copy.deepcopy(by_auto)
     by_name.engine = "reference"
@@ -184,7 +181,7 @@ def test_auto_takes_the_reference_for_zoneout() -> None:
 @pytest.mark.parametrize("kind", ["float64", "float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("form", ["dense", "packed", "lengths"])
 @pytest.mark.parametrize("norms", [False, True])
-def test_every_dtype(kind: str, form: str, norms: bool) -> None:
+def test_every_dtype(kind, form, norms):
     reset = form != "packed"
     call = op_call.Call(
         kind, form, 2, reset=reset, h_mask=True, norms=norms, ops=torch.ops.fastlstm
@@ -196,7 +193,7 @@ def test_every_dtype(kind: str, form: str, norms: bool) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("value", [-0.1, 1.5, True, "half"])
-def test_invalid_probability(name: str, value: Any) -> None:
+def test_invalid_probability(name, value):
     message = rf"{name}: expected a number in range \[0, 1\], got {value!r}"
     with pytest.raises(ValueError, match=message):
         fastlstm.LSTM(3, 4, **{name: value})
@@ -211,7 +208,7 @@ def test_invalid_probability(name: str, value: Any) -> None:
 
 @every_op_route
 @pytest.mark.parametrize("wrong", ["shape", "dtype"])
-def test_a_mask_that_does_not_fit(route: Route, wrong: str) -> None:
+def test_a_mask_that_does_not_fit(route, wrong):
     x = torch.zeros(5, 2, 3, device=route.device)
     state, weights = x.new_zeros(1, 2, 4), [x.new_zeros(16, 3), x.new_zeros(16, 4)]
     mask = x.new_zeros(1, 2, 5) if wrong == "shape" else state.double()
@@ -220,7 +217,7 @@ def test_a_mask_that_does_not_fit(route: Route, wrong: str) -> None:
         torch.ops.fastlstm.lstm(*call, engine=route.engine)
 
 
-def test_repr() -> None:
+def test_repr():
     text = repr(fastlstm.LSTM(3, 4, zoneout_c=0.1))
     assert text == "fastlstm.LSTM(3, 4, zoneout_c=0.1)"
     assert repr(fastlstm.LSTM(3, 4)) == "fastlstm.LSTM(3, 4)"

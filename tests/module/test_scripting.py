@@ -1,13 +1,10 @@
 """torch.jit.script, torch.jit.trace and torch.fx with models that contain fastlstm's LSTMs."""
 
-from __future__ import annotations
-
 import io
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrizations
 
 import fastlstm
@@ -19,20 +16,20 @@ x = torch.linspace(-1, 1, 24).view(4, 2, 3)
 
 
 class Model(nn.Module):
-    def __init__(self, package: Any) -> None:
+    def __init__(self, package):
         super().__init__()
         torch.manual_seed(0)
         self.lstm = package.LSTM(3, 5, num_layers=2, bidirectional=True)
         self.blocks = nn.ModuleList([nn.Linear(10, 2)])
         self.cell = package.LSTMCell(2, 4)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         output, (_, c) = self.lstm(x)
         return self.cell(self.blocks[0](output)[0])[0] + c.mean()
 
 
 class Doubled(nn.LSTM):
-    def forward(self, input: Tensor, hx: Any = None) -> Any:
+    def forward(self, input, hx=None):
         output, state = super().forward(input, hx)
         return output * 2, state
 
@@ -43,7 +40,7 @@ every_model = pytest.mark.parametrize(
 
 
 @every_model
-def test_script_compiles_nn_lstm_and_leaves_the_model_unchanged(make: Any) -> None:
+def test_script_compiles_nn_lstm_and_leaves_the_model_unchanged(make):
     model = make()
     modules = list(model.modules())
     for _ in range(2):
@@ -60,7 +57,7 @@ def test_script_compiles_nn_lstm_and_leaves_the_model_unchanged(make: Any) -> No
     torch.testing.assert_close(torch.jit.load(buffer)(x), model(x))
 
 
-def test_a_parametrized_layer_is_refused() -> None:
+def test_a_parametrized_layer_is_refused():
     lstm = fastlstm.LSTM(3, 5)
     parametrizations.weight_norm(lstm, "weight_hh_l0")
     with pytest.raises(RuntimeError, match="LSTM: torch.jit.script is not .* is parametrized"):
@@ -69,7 +66,7 @@ def test_a_parametrized_layer_is_refused() -> None:
 
 @needs_kernels
 @pytest.mark.parametrize("engine, op", [("auto", "fastlstm::lstm"), ("torch", "aten::lstm")])
-def test_trace_records_the_op_of_the_engine(engine: str, op: str) -> None:
+def test_trace_records_the_op_of_the_engine(engine, op):
     lstm = fastlstm.LSTM(3, 5)
     lstm.engine = engine
     traced = torch.jit.trace(lstm, x)
@@ -80,7 +77,7 @@ def test_trace_records_the_op_of_the_engine(engine: str, op: str) -> None:
 
 @every_model
 @pytest.mark.parametrize("prepacks", [False, pytest.param(True, marks=needs_kernels)])
-def test_fx_keeps_a_layer_as_one_node(make: Any, prepacks: bool) -> None:
+def test_fx_keeps_a_layer_as_one_node(make, prepacks):
     model = prepack(make().eval()) if prepacks else make()
     graph = torch.fx.symbolic_trace(model)
     nodes = {n.target: n for n in graph.graph.nodes if n.op == "call_module"}
@@ -90,6 +87,6 @@ def test_fx_keeps_a_layer_as_one_node(make: Any, prepacks: bool) -> None:
         torch.testing.assert_close(graph(x), model(x))
 
 
-def test_fx_refuses_a_subclass_that_has_its_own_forward() -> None:
+def test_fx_refuses_a_subclass_that_has_its_own_forward():
     with pytest.raises(TypeError, match="Doubled: torch.fx cannot trace its own forward"):
         torch.fx.symbolic_trace(nn.Sequential(convert(Doubled(3, 5))))

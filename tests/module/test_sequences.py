@@ -1,17 +1,13 @@
 """The forms of ragged batches: packed, lengths, nested; resets and cell states."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from oracle import oracle
-from samples import Route, every_route
-from torch import Tensor, nn
+from samples import every_route
+from torch import nn
 from torch.nn.utils.rnn import (
     PackedSequence,
     pack_padded_sequence,
@@ -24,7 +20,7 @@ import fastlstm
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 
 
-def make(route: Route, **options: Any) -> fastlstm.LSTM:
+def make(route, **options):
     torch.manual_seed(0)
     options = {"input_size": 3, "hidden_size": 4, "num_layers": 2, "bidirectional": True} | options
     lstm = fastlstm.LSTM(**options, dtype=torch.float64, device=route.device)
@@ -32,11 +28,11 @@ def make(route: Route, **options: Any) -> fastlstm.LSTM:
     return lstm
 
 
-def draw(route: Route, *shape: int) -> Tensor:
+def draw(route, *shape):
     return torch.randn(*shape, dtype=torch.float64).to(route.device)
 
 
-def run(module: fastlstm.LSTM, x: Any, hx: Any = None, **arguments: Any) -> dict[str, Tensor]:
+def run(module, x, hx=None, **arguments):
     """Returns padded outputs, and gradients of a loss with a different weight for each output."""
     leaves = [*module.parameters(), *(hx or ())]
     leaves = [t.requires_grad_() for t in leaves]
@@ -55,8 +51,8 @@ def run(module: fastlstm.LSTM, x: Any, hx: Any = None, **arguments: Any) -> dict
 @pytest.mark.parametrize("lengths", [[5, 3, 3, 1], [2, 5, 1, 4]], ids=["sorted", "unsorted"])
 @pytest.mark.parametrize("with_state", [False, True])
 def test_lengths_give_the_results_of_packed_input(
-    route: Route, batch_first: bool, proj_size: int, lengths: list[int], with_state: bool
-) -> None:
+    route, batch_first, proj_size, lengths, with_state
+):
     lstm = make(route, batch_first=batch_first, proj_size=proj_size)
     x = draw(route, 4, 5, 3) if batch_first else draw(route, 5, 4, 3)
     hx = (draw(route, 4, 4, proj_size or 4), draw(route, 4, 4, 4)) if with_state else None
@@ -73,7 +69,7 @@ def test_lengths_give_the_results_of_packed_input(
 
 
 @every_route
-def test_full_lengths_change_nothing(route: Route) -> None:
+def test_full_lengths_change_nothing(route):
     lstm, x = make(route), draw(route, 5, 2, 3)
     torch.testing.assert_close(run(lstm, x, lengths=torch.tensor([5, 5])), run(lstm, x), **EXACT)
 
@@ -81,9 +77,7 @@ def test_full_lengths_change_nothing(route: Route) -> None:
 @every_route
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("with_state", [False, True])
-def test_nested_input_gives_the_results_of_lengths(
-    route: Route, batch_first: bool, with_state: bool
-) -> None:
+def test_nested_input_gives_the_results_of_lengths(route, batch_first, with_state):
     lstm, lengths = make(route, batch_first=batch_first, proj_size=2), torch.tensor([3, 0, 5])
     rows = [draw(route, length, 3).requires_grad_() for length in lengths]
     hx = (draw(route, 4, 3, 2), draw(route, 4, 3, 4)) if with_state else None
@@ -104,7 +98,7 @@ def test_nested_input_gives_the_results_of_lengths(
     torch.testing.assert_close(found, by_lengths, **EXACT)
 
 
-NESTED_MODULES: dict[str, Callable[[], Any]] = {
+NESTED_MODULES = {
     "LayerNormLSTM": lambda: fastlstm.LayerNormLSTM(3, 3),
     "prepacked": lambda: fastlstm.prepack(fastlstm.LSTM(3, 3).eval()),
     "converted": lambda: fastlstm.convert(nn.LSTM(3, 3)),
@@ -114,7 +108,7 @@ NESTED_MODULES: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.skipif(not fastlstm.has_kernels("cpu"), reason="the extension is not built")
 @pytest.mark.parametrize("name", NESTED_MODULES)
-def test_nested_input_of_every_module(name: str) -> None:
+def test_nested_input_of_every_module(name):
     lstm, x, lengths = NESTED_MODULES[name](), torch.randn(6, 3, 3), torch.tensor([2, 6, 1])
     rows = [x[:length, b] for b, length in enumerate(lengths)]
     nested = torch.nested.nested_tensor(rows, layout=torch.jagged)
@@ -125,7 +119,7 @@ def test_nested_input_of_every_module(name: str) -> None:
     torch.testing.assert_close(state, expected, rtol=0, atol=0)
 
 
-def test_nested_rows_are_padded_to_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nested_rows_are_padded_to_the_longest(monkeypatch):
     """Also rows with gaps between them, and rows whose longest length torch does not know yet."""
     lstm, seen = fastlstm.LSTM(3, 3, num_layers=2), []
     compute = lstm._fastlstm_compute
@@ -142,7 +136,7 @@ def test_nested_rows_are_padded_to_the_longest(monkeypatch: pytest.MonkeyPatch) 
 
 @every_route
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_nested_rows_with_holes_keep_their_offsets(route: Route, batch_first: bool) -> None:
+def test_nested_rows_with_holes_keep_their_offsets(route, batch_first):
     lstm, x = make(route, batch_first=batch_first), draw(route, 3, 6, 3)
     x[0, 3:], x[2, :2] = torch.nan, torch.nan  # the holes are never read
     x.requires_grad_()
@@ -166,7 +160,7 @@ def test_nested_rows_with_holes_keep_their_offsets(route: Route, batch_first: bo
 
 
 @every_route
-def test_second_derivatives_of_nested_rows_are_an_error(route: Route) -> None:
+def test_second_derivatives_of_nested_rows_are_an_error(route):
     """torch raises it: it cannot differentiate the gradient of a nested tensor's values."""
     lstm, rows = make(route), [draw(route, 4, 3), draw(route, 3, 3)]
     nested = torch.nested.nested_tensor(rows, layout=torch.jagged).requires_grad_()
@@ -176,7 +170,7 @@ def test_second_derivatives_of_nested_rows_are_an_error(route: Route) -> None:
         gradient.values().square().sum().backward()
 
 
-def test_a_first_nested_call_logs_nothing() -> None:
+def test_a_first_nested_call_logs_nothing():
     code = (
         "import torch, fastlstm; rows = torch.nested.nested_tensor([torch.ones(2, 3)], "
         "layout=torch.jagged); fastlstm.LSTM(3, 4)(rows)"
@@ -188,7 +182,7 @@ def test_a_first_nested_call_logs_nothing() -> None:
 
 
 @every_route
-def test_unbatched_lengths_and_reset(route: Route) -> None:
+def test_unbatched_lengths_and_reset(route):
     lstm, x = make(route), draw(route, 5, 3)
     reset = torch.tensor([False, False, True, False, True], device=route.device)
     batched = lstm(
@@ -202,7 +196,7 @@ def test_unbatched_lengths_and_reset(route: Route) -> None:
 
 
 @every_route
-def test_a_reset_stops_a_nan(route: Route) -> None:
+def test_a_reset_stops_a_nan(route):
     lstm = make(route, num_layers=1, bidirectional=False)
     x = draw(route, 4, 1, 3)
     hx = (torch.full((1, 1, 4), torch.nan).to(x), torch.full((1, 1, 4), torch.inf).to(x))
@@ -213,7 +207,7 @@ def test_a_reset_stops_a_nan(route: Route) -> None:
 
 @every_route
 @pytest.mark.parametrize("proj_size", [0, 2])
-def test_cell_states(route: Route, proj_size: int) -> None:
+def test_cell_states(route, proj_size):
     lstm = make(route, proj_size=proj_size)
     x, lengths = draw(route, 5, 3, 3), [5, 4, 2]
     _, (h_n, c_n), cells = lstm(x, lengths=torch.tensor(lengths), return_cell_states=True)
@@ -242,7 +236,7 @@ def test_cell_states(route: Route, proj_size: int) -> None:
 
 
 @every_route
-def test_cell_states_have_the_dtype_of_c_n(route: Route) -> None:
+def test_cell_states_have_the_dtype_of_c_n(route):
     lstm = make(route).bfloat16()
     _, (_, c_n), cells = lstm(draw(route, 3, 2, 3).bfloat16(), return_cell_states=True)
     assert cells.dtype == c_n.dtype == torch.bfloat16

@@ -1,14 +1,8 @@
 """A sequence may be given in parts, and a seed decides every bit."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
-from typing import Any
-
 import pytest
 import torch
-from samples import Route, every_module_route
-from torch import Tensor, nn
+from samples import every_module_route
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastlstm
@@ -16,7 +10,7 @@ import fastlstm
 CLOSE = {"rtol": 1e-10, "atol": 1e-12}
 
 
-def make(route: Route, **options: Any) -> fastlstm.LSTM:
+def make(route, **options):
     torch.manual_seed(0)
     options = {"num_layers": 2, "dtype": torch.float64} | options
     lstm = fastlstm.LSTM(3, 5, **options, device=route.device)
@@ -24,20 +18,20 @@ def make(route: Route, **options: Any) -> fastlstm.LSTM:
     return lstm
 
 
-def draw(route: Route, *shape: int) -> Tensor:
+def draw(route, *shape):
     return torch.randn(*shape, dtype=torch.float64).to(route.device)
 
 
-def gradients(lstm: nn.Module) -> list[Tensor]:
+def gradients(lstm):
     """Returns the gradients of the parameters and clears them."""
     found = [p.grad for p in lstm.parameters()]
     lstm.zero_grad()
-    return found  # type: ignore[return-value]
+    return found
 
 
 @every_module_route
 @pytest.mark.parametrize("chunk", [1, 3, 7])
-def test_parts_give_the_results_of_the_whole(route: Route, chunk: int) -> None:
+def test_parts_give_the_results_of_the_whole(route, chunk):
     """Results and gradients are those of one call with the whole sequence."""
     lstm, x = make(route), draw(route, 7, 2, 3)
     expected, last = lstm(x)
@@ -54,7 +48,7 @@ def test_parts_give_the_results_of_the_whole(route: Route, chunk: int) -> None:
 
 
 @pytest.fixture
-def deterministic() -> Iterator[None]:
+def deterministic():
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
@@ -63,7 +57,7 @@ def deterministic() -> Iterator[None]:
 @every_module_route
 @pytest.mark.usefixtures("deterministic")
 @pytest.mark.parametrize("kind", ["dense", "lengths", "packed"])
-def test_a_seed_decides_every_bit(route: Route, kind: str) -> None:
+def test_a_seed_decides_every_bit(route, kind):
     """Two calls after the same seed give the same results and gradients, dropout included.
 
     The initial state is given, because nn.LSTM once differed then (pytorch#104697).
@@ -73,7 +67,7 @@ def test_a_seed_decides_every_bit(route: Route, kind: str) -> None:
     hx = tuple(draw(route, 6, 7, 5).float() for _ in range(2))
     lengths = torch.tensor([20, 17, 9, 9, 4, 2, 1])
 
-    def run(seed: int) -> list[Tensor]:
+    def run(seed):
         torch.manual_seed(seed)
         if kind == "packed":
             output, (h_n, c_n) = lstm(pack_padded_sequence(x, lengths), hx)

@@ -1,12 +1,8 @@
 """Engine "torch" gives the same bits as nn.LSTM."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastlstm
@@ -21,7 +17,7 @@ STACKS = [
 every_stack = pytest.mark.parametrize("options", STACKS, ids=str)
 
 
-def pair(cls: Any = nn.LSTM, **options: Any) -> tuple[Any, Any]:
+def pair(cls=nn.LSTM, **options):
     torch.manual_seed(0)
     theirs = cls(3, 5, **options)
     ours = getattr(fastlstm, cls.__name__)(3, 5, **options)
@@ -30,7 +26,7 @@ def pair(cls: Any = nn.LSTM, **options: Any) -> tuple[Any, Any]:
     return ours, theirs
 
 
-def results(module: nn.Module, x: Any, hx: Any = None) -> list[Tensor]:
+def results(module, x, hx=None):
     """Returns outputs and gradients of a call after setting the seed."""
     torch.manual_seed(1)
     output, state = module(x, hx)
@@ -43,7 +39,7 @@ def results(module: nn.Module, x: Any, hx: Any = None) -> list[Tensor]:
     return found
 
 
-def same_bits(a: list[Tensor], b: list[Tensor]) -> bool:
+def same_bits(a, b):
     return len(a) == len(b) and all(map(torch.equal, a, b))
 
 
@@ -51,9 +47,9 @@ def same_bits(a: list[Tensor], b: list[Tensor]) -> bool:
 @pytest.mark.parametrize("form", ["dense", "packed", "unbatched"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
-def test_bits(options: dict[str, Any], form: str, dtype: torch.dtype) -> None:
+def test_bits(options, form, dtype):
     ours, theirs = (m.to(dtype) for m in pair(**options))
-    x: Any = torch.randn(6, 3) if form == "unbatched" else torch.randn(6, 4, 3)
+    x = torch.randn(6, 3) if form == "unbatched" else torch.randn(6, 4, 3)
     x = x.to(dtype).requires_grad_()
     if form == "packed":
         lengths = torch.tensor([4, 3, 1, 1, 1, 1] if ours.batch_first else [2, 6, 5, 6])
@@ -65,7 +61,7 @@ def test_bits(options: dict[str, Any], form: str, dtype: torch.dtype) -> None:
         assert same_bits(results(ours, x), results(theirs, x))
 
 
-def test_bits_with_a_state_of_a_cell_and_under_autocast() -> None:
+def test_bits_with_a_state_of_a_cell_and_under_autocast():
     ours, theirs = pair(num_layers=2)
     x = torch.randn(6, 4, 3, requires_grad=True)
     hx = torch.randn(2, 4, 5), torch.randn(2, 4, 5)

@@ -4,17 +4,14 @@ shut_gate.py adds an input feature that is nonzero in padding, and weights for i
 gates, so that c stays as it is.
 """
 
-from __future__ import annotations
-
 import random
-from typing import Any
 
 import pytest
 import torch
 from op_call import FACTOR
 from oracle import oracle
-from samples import TORCH_ROUTES, Route
-from torch import Tensor, nn
+from samples import TORCH_ROUTES
+from torch import nn
 
 import fastlstm
 from fastlstm import functional
@@ -30,14 +27,7 @@ EXACT = {"rtol": 1e-9, "atol": 1e-11}
 class Case:
     """An LSTM on engine "torch", the arguments of a call, and gradients of its results."""
 
-    def __init__(
-        self,
-        lstm: fastlstm.LSTM,
-        lengths: list[int],
-        steps: int,
-        has_state: bool = False,
-        device: str = "cpu",
-    ) -> None:
+    def __init__(self, lstm, lengths, steps, has_state=False, device="cpu"):
         self.lstm = lstm.to(device)
         lstm.engine = "torch"
         self.lengths = torch.tensor(lengths, dtype=torch.long)
@@ -50,7 +40,7 @@ class Case:
         x, h_0, c_0, *self.given = values
         self.leaves = [x, h_0, c_0] if has_state else [x]
 
-    def results(self, module: Any, padding: float | None = torch.nan) -> list[Tensor]:
+    def results(self, module, padding=torch.nan):
         """Returns output (steps first), h_n, c_n, and the gradients of input, state and weights.
 
         Args:
@@ -66,7 +56,7 @@ class Case:
         output = output.transpose(0, 1) if module.batch_first else output
         return self._with_gradients([output, *state], [*leaves, *module.parameters()])
 
-    def truth(self, of_all_steps: bool = False) -> list[Tensor]:
+    def truth(self, of_all_steps=False):
         """Returns the same tensors, computed by the oracle in float64."""
         lstm, D = self.lstm, 1 + self.lstm.bidirectional
         tensors = [t.detach().cpu().double() for t in (*self.leaves, *lstm.parameters())]
@@ -82,7 +72,7 @@ class Case:
         h_n, c_n = (torch.cat(layers) for layers in zip(*states, strict=True))
         return self._with_gradients([output, h_n, c_n], leaves)
 
-    def _with_gradients(self, results: list[Tensor], leaves: list[Tensor]) -> list[Tensor]:
+    def _with_gradients(self, results, leaves):
         pairs = zip(results, self.given, strict=True)
         graph = [(r, g.to(r.device, r.dtype)) for r, g in pairs if r.requires_grad]
         outputs, given = zip(*graph, strict=True) if graph else ((), ())
@@ -92,7 +82,7 @@ class Case:
 
 @every_device
 @pytest.mark.parametrize("seed", range(80))
-def test_any_call(route: Route, seed: int) -> None:
+def test_any_call(route, seed):
     """A random call against the oracle and against engine "auto", in float64."""
     draw = random.Random(seed)
     torch.manual_seed(seed)
@@ -130,7 +120,7 @@ def test_any_call(route: Route, seed: int) -> None:
     [{}, {"bidirectional": True, "proj_size": 7}, {"num_layers": 2, "bias": False}],
     ids=str,
 )
-def test_error_against_nn_lstm(route: Route, dtype: Any, options: dict[str, Any]) -> None:
+def test_error_against_nn_lstm(route, dtype, options):
     """Errors are at most a small multiple of nn.LSTM's, and dtypes are the same.
 
     nn.LSTM computes all steps without lengths; its errors are relative to the truth of that call.
@@ -144,7 +134,7 @@ def test_error_against_nn_lstm(route: Route, dtype: Any, options: dict[str, Any]
         found, plain = case.results(lstm), case.results(theirs.to(route.device), None)
     assert [t.dtype for t in found] == [t.dtype for t in plain]
 
-    def errors(results: list[Tensor], truth: list[Tensor]) -> list[float]:
+    def errors(results, truth):
         pairs = [(r.cpu().double(), t) for r, t in zip(results, truth, strict=True)]
         return [((r - t).norm() / t.norm()).item() for r, t in pairs]
 
@@ -157,12 +147,10 @@ def test_error_against_nn_lstm(route: Route, dtype: Any, options: dict[str, Any]
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("proj_size", [0, 2])
 @pytest.mark.parametrize("size", [0.5, 30000.0])
-def test_the_cell_state_keeps_its_bits(
-    route: Route, dtype: torch.dtype, proj_size: int, size: float
-) -> None:
+def test_the_cell_state_keeps_its_bits(route, dtype, proj_size, size):
     """After 300 steps of padding c is the same, even if the bias counteracts the shut gates."""
     torch.manual_seed(0)
-    options: dict[str, Any] = {"dtype": dtype, "device": route.device}
+    options = {"dtype": dtype, "device": route.device}
     lstm = fastlstm.LSTM(3, 5, proj_size=proj_size, **options)
     lstm.engine = "torch"
     with torch.no_grad():  # the bias opens i and shuts f
@@ -181,7 +169,7 @@ def test_the_cell_state_keeps_its_bits(
 
 
 @every_device
-def test_every_engine_draws_the_same_dropout(route: Route) -> None:
+def test_every_engine_draws_the_same_dropout(route):
     torch.manual_seed(0)
     lstm = fastlstm.LSTM(3, 4, num_layers=3, dropout=0.4, dtype=torch.float64)
     case, results = Case(lstm, [5, 0, 3, 5], 5, device=route.device), []
@@ -193,7 +181,7 @@ def test_every_engine_draws_the_same_dropout(route: Route) -> None:
     assert not torch.equal(results[0][0], case.results(lstm.eval())[0])
 
 
-def test_wrong_lengths() -> None:
+def test_wrong_lengths():
     lstm, x = fastlstm.LSTM(3, 4), torch.randn(5, 2, 3)
     lstm.engine = "torch"
     packed = nn.utils.rnn.pack_padded_sequence(x, torch.tensor([5, 5]))
@@ -210,7 +198,7 @@ def test_wrong_lengths() -> None:
         functional.lstm(x, None, weights, lengths=torch.tensor([1, 2]), engine="torch")
 
 
-def test_no_value_is_read() -> None:
+def test_no_value_is_read():
     """The call works with meta tensors, so on a GPU neither forward nor backward synchronizes."""
     lstm = fastlstm.LSTM(3, 4, num_layers=2, bidirectional=True, device="meta")
     lstm.engine = "torch"
@@ -222,7 +210,7 @@ def test_no_value_is_read() -> None:
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
-def test_the_weights_lie_as_cudnn_needs_them(bidirectional: bool, bias: bool) -> None:
+def test_the_weights_lie_as_cudnn_needs_them(bidirectional, bias):
     """The weights of all directions are parts of one tensor, all matrices before all biases.
 
     torch warns of weights that lie in another way.
@@ -242,9 +230,7 @@ def test_the_weights_lie_as_cudnn_needs_them(bidirectional: bool, bias: bool) ->
 
 
 @pytest.mark.parametrize("input_size, wide", [(1, 8), (7, 8), (8, 16), (60, 64), (128, 256)])
-def test_the_input_size_is_padded_to_a_multiple_of_8(
-    input_size: int, wide: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_input_size_is_padded_to_a_multiple_of_8(input_size, wide, monkeypatch):
     seen, run = [], shut_gate.run_torch
     monkeypatch.setattr(shut_gate, "run_torch", lambda call: seen.append(call) or run(call))
     lstm = fastlstm.LSTM(input_size, 3)
@@ -260,9 +246,7 @@ def test_the_input_size_is_padded_to_a_multiple_of_8(
         ("no c_0 of torch.float32 beside an input of torch.bfloat16", {}, torch.float32),
     ],
 )
-def test_calls_that_auto_gives_to_another_engine(
-    why: str, options: dict[str, Any], c_dtype: torch.dtype
-) -> None:
+def test_calls_that_auto_gives_to_another_engine(why, options, c_dtype):
     lstm = fastlstm.LSTM(3, 4, **options, dtype=torch.bfloat16)
     x, lengths = torch.randn(5, 2, 3).bfloat16(), torch.tensor([5, 1])
     state = torch.zeros(1 + lstm.bidirectional, 2, 4).bfloat16()

@@ -1,9 +1,7 @@
 """fastlstm.LSTM and LSTMCell with PyTorch's own sample inputs and error cases of torch.nn's."""
 
-from __future__ import annotations
-
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -14,7 +12,7 @@ from torch.utils import _pytree
 import fastlstm
 
 if TYPE_CHECKING:
-    from torch.testing._internal.common_modules import ModuleInfo
+    pass
 
 pytestmark = needs_expecttest
 OURS = {nn.LSTM: fastlstm.LSTM, nn.LSTMCell: fastlstm.LSTMCell}
@@ -23,24 +21,24 @@ every_info = pytest.mark.parametrize("info", OURS, ids=lambda cls: cls.__name__,
 every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 
 
-def info_of(cls: type[nn.Module]) -> ModuleInfo:
+def info_of(cls):
     from torch.testing._internal.common_modules import module_db  # takes seconds to import
 
     return next(info for info in module_db if info.module_cls is cls)
 
 
 @pytest.fixture
-def info(request: pytest.FixtureRequest) -> ModuleInfo:
+def info(request):
     return info_of(request.param)
 
 
-def samples(info: ModuleInfo, route: Route, dtype: torch.dtype, **options: Any) -> list[Any]:
+def samples(info, route, dtype, **options):
     torch.manual_seed(0)
     options = {"requires_grad": True, "training": False} | options
     return info.module_inputs_func(info, device=route.device, dtype=dtype, **options)
 
 
-def build(info: ModuleInfo, route: Route, constructor: Any, **factory: Any) -> tuple[Any, Any]:
+def build(info, route, constructor, **factory):
     """Returns a module of fastlstm and one of torch with the same weights."""
     theirs = info.module_cls(*constructor.args, **(factory | constructor.kwargs))
     ours = OURS[info.module_cls](*constructor.args, **(factory | constructor.kwargs))
@@ -49,7 +47,7 @@ def build(info: ModuleInfo, route: Route, constructor: Any, **factory: Any) -> t
     return ours, theirs
 
 
-def test_torch_has_the_samples() -> None:
+def test_torch_has_the_samples():
     for cls, least in {nn.LSTM: 32, nn.LSTMCell: 2}.items():
         assert len(samples(info_of(cls), Route("reference"), torch.float32)) >= least
 
@@ -58,7 +56,7 @@ def test_torch_has_the_samples() -> None:
 @every_info
 @every_dtype
 @pytest.mark.parametrize("training", [False, True])
-def test_samples(route: Route, info: ModuleInfo, dtype: torch.dtype, training: bool) -> None:
+def test_samples(route, info, dtype, training):
     """Compares results and gradients, also with the reference function of the sample, if any."""
     for sample in samples(info, route, dtype, training=training):
         factory = {"device": route.device, "dtype": dtype}
@@ -84,7 +82,7 @@ def test_samples(route: Route, info: ModuleInfo, dtype: torch.dtype, training: b
 @every_module_route
 @every_info
 @every_dtype
-def test_error_cases(route: Route, info: ModuleInfo, dtype: torch.dtype) -> None:
+def test_error_cases(route, info, dtype):
     from torch.testing._internal.common_modules import ModuleErrorEnum
 
     cases = info.module_error_inputs_func(

@@ -1,13 +1,10 @@
 """Several gradients of one forward pass at once, by is_grads_batched and by vmap."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
-from samples import SAMPLES, Route, Sample, every_route, floating, with_floating
+from samples import SAMPLES, every_route, floating, with_floating
 from torch import Tensor
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-11}
@@ -18,11 +15,11 @@ COUNT = 3
 Batched = Callable[..., tuple[Tensor, ...]]
 
 
-def by_autograd(outputs: Any, leaves: Any, given: Any, **options: Any) -> tuple[Tensor, ...]:
+def by_autograd(outputs, leaves, given, **options):
     return torch.autograd.grad(outputs, leaves, given, is_grads_batched=True, **options)
 
 
-def by_vmap(outputs: Any, leaves: Any, given: Any, **options: Any) -> tuple[Tensor, ...]:
+def by_vmap(outputs, leaves, given, **options):
     """vmap over the last dimension: the batch dimension of vmap need not be the first."""
     last = [g.movedim(0, -1) for g in given]
     grad = lambda *g: torch.autograd.grad(outputs, leaves, g, **options)
@@ -33,7 +30,7 @@ both_ways = pytest.mark.parametrize("batched", [by_autograd, by_vmap])
 keep = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
 
 
-def one_by_one(outputs: Any, leaves: Any, given: Any) -> list[Tensor]:
+def one_by_one(outputs, leaves, given):
     """The expected result, computed with COUNT backward passes."""
     each = [
         torch.autograd.grad(outputs, leaves, [g[n] for g in given], **keep) for n in range(COUNT)
@@ -41,7 +38,7 @@ def one_by_one(outputs: Any, leaves: Any, given: Any) -> list[Tensor]:
     return [torch.stack(gradients) for gradients in zip(*each, strict=True)]
 
 
-def call_with_leaves(route: Route, sample: Sample) -> tuple[list[Tensor], list[Tensor]]:
+def call_with_leaves(route, sample):
     """Returns a layer's results and the leaves of its arguments."""
     padded = sample.padded(device=route.device)
     leaves = [t.clone().requires_grad_() for t in floating(padded)]
@@ -53,7 +50,7 @@ def call_with_leaves(route: Route, sample: Sample) -> tuple[list[Tensor], list[T
 @both_ways
 @pytest.mark.filterwarnings("ignore:.*batching rule for aten::_pack_padded_sequence_backward")
 @pytest.mark.parametrize("sample", SAMPLES[::3], ids=lambda s: s.name)
-def test_batched_gradients(route: Route, batched: Batched, sample: Sample) -> None:
+def test_batched_gradients(route, batched, sample):
     outputs, leaves = call_with_leaves(route, sample)
     given = [torch.stack([torch.cos(k + o.detach()) for k in range(COUNT)]) for o in outputs]
     # All results and all leaves; one result and the input and states; two results and the weights.

@@ -1,7 +1,5 @@
 """Runs fuzzed_calls.py in processes of its own, so that a crash fails a test with its seed."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -18,7 +16,7 @@ pytestmark = pytest.mark.skipif(
 BLOCK = 250
 
 
-def check_seeds(first: int, count: int) -> None:
+def check_seeds(first, count):
     script = Path(__file__).parents[1] / "fuzzed_calls.py"
     command = [sys.executable, script, str(first), str(count)]
     environment = os.environ | {"OMP_NUM_THREADS": "2"}
@@ -30,11 +28,11 @@ def check_seeds(first: int, count: int) -> None:
         pytest.fail("\n".join([done.stderr, status, *failures, *lines[-1:]]), pytrace=False)
 
 
-def test_few_seeds() -> None:
+def test_few_seeds():
     check_seeds(0, 400)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("block", range(20))
-def test_many_seeds(block: int) -> None:
+def test_many_seeds(block):
     check_seeds(1000 + block * BLOCK, BLOCK)

@@ -1,10 +1,5 @@
 """Results, gradients and second gradients of one layer, by every engine, against the oracle."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
-from typing import Any
-
 import pytest
 import torch
 from fuzzed_calls import Draw
@@ -29,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 NAMES = ("output", "h_n", "c_n", "cells")
 
 
-def assert_all_close(found: Any, expected: Any, names: Any, **tolerance: float) -> None:
+def assert_all_close(found, expected, names, **tolerance):
     assert len(found) == len(expected) == len(names)
     for name, a, b in zip(names, found, expected, strict=True):
         torch.testing.assert_close(
@@ -37,21 +32,21 @@ def assert_all_close(found: Any, expected: Any, names: Any, **tolerance: float) 
         )
 
 
-def leaves(sample: Sample, route: Route, dtype: torch.dtype = torch.float64) -> dict[str, Any]:
+def leaves(sample, route, dtype=torch.float64):
     padded = sample.padded(dtype, route.device)
     return with_floating(padded, [t.clone().requires_grad_() for t in floating(padded)])
 
 
-def gradient_names(arguments: dict[str, Any]) -> list[str]:
+def gradient_names(arguments):
     return ["input", "h_0", "c_0", *(f"weights[{k}]" for k in range(len(arguments["weights"])))]
 
 
-def gradients(arguments: dict[str, Any]) -> list[Tensor]:
+def gradients(arguments):
     """Returns the .grad of the leaves, zero if a leaf has no .grad."""
     return [t.new_zeros(t.shape) if t.grad is None else t.grad for t in floating(arguments)]
 
 
-def cotangents(results: Any) -> list[Tensor]:
+def cotangents(results):
     """Returns random gradients of the results."""
     generator = torch.Generator().manual_seed(1)
     return [torch.randn(r.shape, generator=generator, dtype=torch.float64) for r in results]
@@ -59,7 +54,7 @@ def cotangents(results: Any) -> list[Tensor]:
 
 @every_route
 @every_sample_and_large
-def test_results(route: Route, sample: Sample) -> None:
+def test_results(route, sample):
     expected = sample.oracle(sample.padded())
     found = sample.mask_cells(route.lstm_layer(**sample.arguments(device=route.device)))
     assert_all_close(found, expected, NAMES, rtol=1e-10, atol=1e-12)
@@ -67,7 +62,7 @@ def test_results(route: Route, sample: Sample) -> None:
 
 @every_route
 @every_sample_and_large
-def test_gradients(route: Route, sample: Sample) -> None:
+def test_gradients(route, sample):
     truth = leaves(sample, Route("reference"))
     expected = sample.oracle(truth)
     torch.autograd.backward(expected, cotangents(expected))
@@ -82,12 +77,12 @@ def test_gradients(route: Route, sample: Sample) -> None:
 
 @every_route
 @pytest.mark.parametrize("sample", [*SAMPLES, *ZONEOUT_SAMPLES], ids=lambda s: s.name)
-def test_any_strides(route: Route, sample: Sample) -> None:
+def test_any_strides(route, sample):
     """Of every argument, and of every gradient that comes in."""
     if sample.zoneout and route.engine != "reference":
         return  # which alone has zoneout
 
-    def run(restride: Any) -> list[Tensor]:
+    def run(restride):
         padded = leaves(sample, route)
         given = sample.as_layer(padded)
         for name, value in given.items():
@@ -105,14 +100,14 @@ def test_any_strides(route: Route, sample: Sample) -> None:
 
 
 @pytest.mark.parametrize("sample", ZONEOUT_SAMPLES, ids=lambda s: s.name)
-def test_zoneout(sample: Sample) -> None:
+def test_zoneout(sample):
     test_results(Route("reference"), sample)
     test_gradients(Route("reference"), sample)
 
 
 @every_op_route
 @every_sample
-def test_gradients_of_some_arguments_only(route: Route, sample: Sample) -> None:
+def test_gradients_of_some_arguments_only(route, sample):
     """Gradients that are asked for separately have the same bits as all gradients together.
 
     If only the input and states need gradients, backward skips the products for the weights.
@@ -128,19 +123,19 @@ def test_gradients_of_some_arguments_only(route: Route, sample: Sample) -> None:
             assert torch.equal(a, b)
 
     class Calls(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             if func is torch.ops.fastlstm.lstm_backward.default:
                 per_row.append(len(args) > 18 and args[18])
             return func(*args, **(kwargs or {}))
 
-    per_row: list[bool] = []
+    per_row = []
     with Calls():
         torch.autograd.grad(found, wanted[:1], given)
     assert per_row == [not sample.norms]
 
 
-def function_of_leaves(route: Route, sample: Sample, padded: dict[str, Any]) -> Any:
-    def function(*tensors: Tensor) -> list[Tensor]:
+def function_of_leaves(route, sample, padded):
+    def function(*tensors):
         arguments = sample.as_layer(with_floating(padded, tensors))
         return sample.mask_cells(route.lstm_layer(**arguments))
 
@@ -148,7 +143,7 @@ def function_of_leaves(route: Route, sample: Sample, padded: dict[str, Any]) -> 
 
 
 @pytest.fixture
-def one_thread() -> Iterator[None]:
+def one_thread():
     """One thread, because thousands of tiny calls are slower with more."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -159,7 +154,7 @@ def one_thread() -> Iterator[None]:
 @every_route
 @every_sample
 @pytest.mark.usefixtures("one_thread")
-def test_gradcheck(route: Route, sample: Sample) -> None:
+def test_gradcheck(route, sample):
     padded = leaves(sample, route)
     fast = sample.hidden_size > 10 or route.engine == "reference"
     assert gradcheck(function_of_leaves(route, sample, padded), floating(padded), fast_mode=fast)
@@ -168,7 +163,7 @@ def test_gradcheck(route: Route, sample: Sample) -> None:
 @every_route
 @every_sample
 @pytest.mark.usefixtures("one_thread")
-def test_gradgradcheck(route: Route, sample: Sample) -> None:
+def test_gradgradcheck(route, sample):
     padded = leaves(sample, route)
     assert gradgradcheck(
         function_of_leaves(route, sample, padded), floating(padded), fast_mode=True
@@ -176,7 +171,7 @@ def test_gradgradcheck(route: Route, sample: Sample) -> None:
 
 
 @every_route
-def test_a_weight_that_changes_before_second_derivatives_raises(route: Route) -> None:
+def test_a_weight_that_changes_before_second_derivatives_raises(route):
     """The graph of the first gradients holds the weights, so autograd must notice the change."""
     padded = leaves(Sample("plain"), route)
     output = route.lstm_layer(**Sample("plain").as_layer(padded))[0]
@@ -188,7 +183,7 @@ def test_a_weight_that_changes_before_second_derivatives_raises(route: Route) ->
 
 
 @every_route
-def test_arguments_are_left_as_they_were(route: Route) -> None:
+def test_arguments_are_left_as_they_were(route):
     """Neither forward nor backward writes to an argument."""
     sample = Sample("lengths", lengths=(2, 4, 0), reset=True, directions=2)
     padded = leaves(sample, route)
@@ -199,7 +194,7 @@ def test_arguments_are_left_as_they_were(route: Route) -> None:
 
 
 @every_route
-def test_padding_is_never_read(route: Route) -> None:
+def test_padding_is_never_read(route):
     """A NaN after the end of a row changes no result and no gradient."""
     sample = Sample("lengths", lengths=(2, 4, 0), directions=2)
     clean, dirty = leaves(sample, route), leaves(sample, route)
@@ -216,7 +211,7 @@ def test_padding_is_never_read(route: Route) -> None:
 
 @every_op_route
 @pytest.mark.parametrize("proj_size", [0, 2])
-def test_saved_tensors_are_not_read_after_the_end_of_a_row(route: Route, proj_size: int) -> None:
+def test_saved_tensors_are_not_read_after_the_end_of_a_row(route, proj_size):
     """Backward accepts the saved tensors of any engine, which differ after the end of a row."""
     sample = Sample("lengths", lengths=(2, 4, 0), directions=2, proj_size=proj_size)
     arguments = sample.arguments(device=route.device)
@@ -240,7 +235,7 @@ def test_saved_tensors_are_not_read_after_the_end_of_a_row(route: Route, proj_si
 @needs_expecttest
 @pytest.mark.parametrize("route", AUTO_ROUTES)
 @pytest.mark.parametrize("sample", SAMPLES[::2], ids=lambda s: s.name)
-def test_opcheck_forward(route: Route, sample: Sample) -> None:
+def test_opcheck_forward(route, sample):
     from torch.testing._internal import optests
 
     op = torch.ops.fastlstm.lstm.default
@@ -256,7 +251,7 @@ def test_opcheck_forward(route: Route, sample: Sample) -> None:
 @needs_expecttest
 @pytest.mark.parametrize("route", AUTO_ROUTES)
 @pytest.mark.parametrize("sample", SAMPLES[::2], ids=lambda s: s.name)
-def test_opcheck_backward(route: Route, sample: Sample) -> None:
+def test_opcheck_backward(route, sample):
     arguments = sample.arguments(device=route.device)
     output, h_n, c_n, cells, gates = torch.ops.fastlstm.lstm(
         **arguments, save_cells=True, save_gates=True, engine=route.engine

@@ -5,17 +5,14 @@ dtype of the call. The error of a result is the root mean square of its differen
 The tolerance is a multiple of nn.LSTM's error in the same dtype.
 """
 
-from __future__ import annotations
-
 import copy
-from typing import Any
 
 import pytest
 import torch
 from op_call import FACTOR
 from oracle import oracle
-from samples import Route, every_op_route, every_route
-from torch import Tensor, nn
+from samples import every_op_route, every_route
+from torch import nn
 
 import fastlstm
 
@@ -33,7 +30,7 @@ SHAPES = [
 ]
 
 
-def results(module: nn.Module, x: Tensor, hx: tuple[Tensor, Tensor], given: list[Tensor]) -> Any:
+def results(module, x, hx, given):
     """Returns outputs and all gradients by name; `given` are the gradients of the outputs."""
     leaves = [t.detach().clone().requires_grad_() for t in (x, *hx)]
     output, (h_n, c_n) = module(leaves[0], (leaves[1], leaves[2]))
@@ -47,24 +44,24 @@ def results(module: nn.Module, x: Tensor, hx: tuple[Tensor, Tensor], given: list
 class Oracle(nn.Module):
     """The oracle as a module with the parameters of another module in float64."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module):
         super().__init__()
         for name, parameter in module.named_parameters():
             self.register_parameter(name, nn.Parameter(parameter.detach().cpu().double()))
 
-    def forward(self, x: Tensor, hx: tuple[Tensor, Tensor]) -> Any:
+    def forward(self, x, hx):
         output, h_n, c_n, _ = oracle(x, *hx, list(self.parameters()))
         return output, (h_n, c_n)
 
 
-def error(found: Tensor, truth: Tensor) -> float:
+def error(found, truth):
     return (found.double().cpu() - truth).square().mean().sqrt().item()
 
 
 @every_route
 @pytest.mark.parametrize("shape", SHAPES, ids=["plain", "bidirectional_projection", "large"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_error_against_nn_lstm(route: Route, shape: dict[str, Any], dtype: torch.dtype) -> None:
+def test_error_against_nn_lstm(route, shape, dtype):
     torch.manual_seed(0)
     sizes = shape["input_size"], shape["hidden_size"]
     ours = fastlstm.LSTM(*sizes, **shape["options"], dtype=dtype, device=route.device)
@@ -99,7 +96,7 @@ def test_error_against_nn_lstm(route: Route, shape: dict[str, Any], dtype: torch
 
 @every_route
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_the_cell_state_is_float32(route: Route, dtype: torch.dtype) -> None:
+def test_the_cell_state_is_float32(route, dtype):
     """c keeps 1,024 increments of 2^-12, each of which rounding to 16 bits would lose."""
     zeros = {"dtype": dtype, "device": route.device}
     i, f, g, o = 20.0, 20.0, 2.0**-12, 0.0  # sigmoid(20) = 1
@@ -128,7 +125,7 @@ GRID = {
 GRID[torch.bfloat16] = GRID[torch.float16] = GRID[torch.float32]
 
 
-def gates_of(route: Route, values: list[float], dtype: torch.dtype) -> Tensor:
+def gates_of(route, values, dtype):
     """Returns i, f, g and o as [4, len(values)], with the values as their pre-activations."""
     bias = torch.tensor(values * 4, dtype=dtype, device=route.device)
     zeros = bias.new_zeros
@@ -143,7 +140,7 @@ def gates_of(route: Route, values: list[float], dtype: torch.dtype) -> Tensor:
 
 @every_op_route
 @pytest.mark.parametrize("dtype", GRID, ids=str)
-def test_saturated_gates_are_exact(route: Route, dtype: torch.dtype) -> None:
+def test_saturated_gates_are_exact(route, dtype):
     """At pre-activations far from zero, gates are exactly 0 or 1, and g is -1 or 1.
 
     A tiny gate would lead to subnormal numbers, with which a CPU is slow.
@@ -157,7 +154,7 @@ def test_saturated_gates_are_exact(route: Route, dtype: torch.dtype) -> None:
 
 @every_op_route
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_gates_before_saturation(route: Route, dtype: torch.dtype) -> None:
+def test_gates_before_saturation(route, dtype):
     """Gates that are not saturated are normal numbers, with a small relative error.
 
     A relative error of eps / 2 in x causes one of |x| eps / 2 in a gate that is nearly shut.
@@ -174,14 +171,14 @@ def test_gates_before_saturation(route: Route, dtype: torch.dtype) -> None:
     torch.testing.assert_close(g.double(), wide.tanh(), rtol=8 * info.eps, atol=0)
 
 
-def is_subnormal(tensor: Tensor) -> Tensor:
+def is_subnormal(tensor):
     return (tensor != 0) & (tensor.abs() < torch.finfo(tensor.dtype).tiny)
 
 
 @every_op_route
 @pytest.mark.parametrize("gate", ["i", "f", "o"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_shut_gates_give_no_subnormal_numbers(route: Route, gate: str, dtype: torch.dtype) -> None:
+def test_shut_gates_give_no_subnormal_numbers(route, gate, dtype):
     """If a gate is shut, no result is subnormal, and gradients are zero where nn.LSTM's are."""
     torch.manual_seed(0)
     theirs = nn.LSTM(3, 20, dtype=dtype, device=route.device)
@@ -203,7 +200,7 @@ def test_shut_gates_give_no_subnormal_numbers(route: Route, gate: str, dtype: to
 @every_route
 @pytest.mark.parametrize("where", ["input", "gradient"])
 @pytest.mark.parametrize("steps", [1, 3])
-def test_nan_spreads_as_in_nn_lstm(route: Route, where: str, steps: int) -> None:
+def test_nan_spreads_as_in_nn_lstm(route, where, steps):
     """A NaN reaches the same elements as in nn.LSTM.
 
     The gradient of W_hh is NaN too, although h_0 is zero: 0 * NaN = NaN.

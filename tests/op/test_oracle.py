@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("proj_size", [0, 2])
 @pytest.mark.parametrize("bias", [False, True])
-def test_oracle_agrees_with_torch(bidirectional: bool, proj_size: int, bias: bool) -> None:
+def test_oracle_agrees_with_torch(bidirectional, proj_size, bias):
     torch.manual_seed(0)
     lengths = [4, 3, 1]
     lstm = nn.LSTM(

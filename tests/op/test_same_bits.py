@@ -1,10 +1,7 @@
 """Each row of the table "The same bits" in docs/numerics.md, by random calls on the CPU."""
 
-from __future__ import annotations
-
 import copy
 import random
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
@@ -30,16 +27,16 @@ class Case(NamedTuple):
     c: Tensor
     lengths: Tensor | None
 
-    def __str__(self) -> str:
+    def __str__(self):
         return f"{self.lstm}, {tuple(self.x.shape)} {self.x.dtype}, lengths {self.lengths}"
 
     @property
-    def trains(self) -> bool:
+    def trains(self):
         """True unless the LSTM is prepacked, which has no gradients."""
         return isinstance(self.lstm, fastlstm.LSTM)
 
 
-def draw(rng: random.Random, stepwise: bool = False, **fixed: Any) -> Case:
+def draw(rng, stepwise=False, **fixed):
     """Sizes from one to more than a register tile, a chunk of steps, and the work of one thread."""
     dtype = rng.choice([torch.float32, torch.float32, torch.float64, *HALF])
     I, H = rng.choice([1, 3, 17, 40, 96, 533]), rng.choice([1, 5, 16, 33, 64, 130, 200])
@@ -51,7 +48,7 @@ def draw(rng: random.Random, stepwise: bool = False, **fixed: Any) -> Case:
         "proj_size": rng.randint(1, H - 1) if H > 1 and rng.random() < 0.2 else 0,
     } | fixed
     torch.manual_seed(rng.randrange(1 << 30))
-    lstm: Any = fastlstm.LSTM(I, H, dtype=dtype, bias=rng.random() < 0.8, **options)
+    lstm = fastlstm.LSTM(I, H, dtype=dtype, bias=rng.random() < 0.8, **options)
     lstm.engine = rng.choice(["auto", "tiled", *["stepwise"] * stepwise])
     count = lstm.num_layers * (2 if lstm.bidirectional else 1)
     h, c = torch.randn(count, B, lstm.proj_size or H), torch.randn(count, B, H)
@@ -62,7 +59,7 @@ def draw(rng: random.Random, stepwise: bool = False, **fixed: Any) -> Case:
     return Case(lstm, torch.randn(T, B, I).to(dtype), h.to(dtype), c.to(dtype), lengths)
 
 
-def run(case: Case, call: Callable[..., Any] | None = None) -> Results:
+def run(case, call=None):
     """Returns the outputs and, unless the LSTM is prepacked, all gradients of a loss.
 
     `call` replaces the call of the LSTM. The loss has a different gradient for each output.
@@ -81,7 +78,7 @@ def run(case: Case, call: Callable[..., Any] | None = None) -> Results:
     return {name: result.detach() for name, result in results.items()}
 
 
-def without_sums_over_rows(results: Results) -> Results:
+def without_sums_over_rows(results):
     """Returns the results without the gradients of the weights, which are sums over the rows."""
     return {name: r for name, r in results.items() if "weight" not in name and "bias" not in name}
 
@@ -90,20 +87,20 @@ def without_sums_over_rows(results: Results) -> Results:
 # must have the same bits.
 
 
-def repeated_call(rng: random.Random) -> tuple[Case, Results, Results]:
+def repeated_call(rng):
     case = draw(rng, stepwise=True)
     return case, run(case), run(case)
 
 
 @torch.no_grad()
-def training_or_inference(rng: random.Random) -> tuple[Case, Results, Results]:
+def training_or_inference(rng):
     case = draw(rng, stepwise=True)
     output, state = case.lstm(case.x, (case.h, case.c), lengths=case.lengths)
     with torch.enable_grad():
         return case, run(case), dict(zip(OUTPUTS, (output, *state), strict=True))
 
 
-def the_number_of_threads(rng: random.Random) -> tuple[Case, Results, Results]:
+def the_number_of_threads(rng):
     case, threads = draw(rng), torch.get_num_threads()
     before = run(case)
     torch.set_num_threads(rng.choice([n for n in (1, 2, 3, 5, 16) if n != threads]))
@@ -113,7 +110,7 @@ def the_number_of_threads(rng: random.Random) -> tuple[Case, Results, Results]:
         torch.set_num_threads(threads)
 
 
-def the_other_rows_of_the_batch(rng: random.Random) -> tuple[Case, Results, Results]:
+def the_other_rows_of_the_batch(rng):
     case = draw(rng)
     batch, lstm = case.x.size(1), case.lstm
     rows = rng.sample(range(batch), rng.randint(1, batch))
@@ -126,7 +123,7 @@ def the_other_rows_of_the_batch(rng: random.Random) -> tuple[Case, Results, Resu
     return case, whole, run(some)
 
 
-def packed_or_padded(rng: random.Random) -> tuple[Case, Results, Results]:
+def packed_or_padded(rng):
     case = draw(rng)
     T, B = case.x.shape[:2]
     lengths = [T, *(rng.randint(1, T) for _ in range(B - 1))]
@@ -134,7 +131,7 @@ def packed_or_padded(rng: random.Random) -> tuple[Case, Results, Results]:
         lengths.sort(reverse=True)
     case = case._replace(lengths=torch.tensor(lengths))
 
-    def call(x: Tensor, hx: tuple[Tensor, Tensor]) -> Any:
+    def call(x, hx):
         output, state = case.lstm(pack_padded_sequence(x, lengths, enforce_sorted=in_order), hx)
         return pad_packed_sequence(output)[0], state
 
@@ -143,10 +140,10 @@ def packed_or_padded(rng: random.Random) -> tuple[Case, Results, Results]:
 
 
 @torch.no_grad()
-def single_steps_or_a_sequence(rng: random.Random) -> tuple[Case, Results, Results]:
+def single_steps_or_a_sequence(rng):
     case = draw(rng, num_layers=1, bidirectional=False, proj_size=0)
     lstm, x, h, c, _ = case
-    cell: Any = fastlstm.LSTMCell(lstm.input_size, lstm.hidden_size, lstm.bias, dtype=x.dtype)
+    cell = fastlstm.LSTMCell(lstm.input_size, lstm.hidden_size, lstm.bias, dtype=x.dtype)
     weights = (lstm if case.trains else fastlstm.unpack(copy.deepcopy(lstm))).state_dict()
     cell.load_state_dict({name[:-3]: weight for name, weight in weights.items()})
     if not case.trains:
@@ -161,7 +158,7 @@ def single_steps_or_a_sequence(rng: random.Random) -> tuple[Case, Results, Resul
 
 
 @torch.no_grad()
-def a_sequence_or_its_parts(rng: random.Random) -> tuple[Case, Results, Results]:
+def a_sequence_or_its_parts(rng):
     case = draw(rng, bidirectional=False)
     lstm, x, h, c, _ = case
     at = rng.randint(1, len(x))
@@ -177,7 +174,7 @@ def a_sequence_or_its_parts(rng: random.Random) -> tuple[Case, Results, Results]
 
 
 @torch.no_grad()
-def prepacked_or_not(rng: random.Random) -> tuple[Case, Results, Results]:
+def prepacked_or_not(rng):
     case = draw(rng)
     if not case.trains or case.x.dtype in HALF:
         return case, {}, {}
@@ -200,7 +197,7 @@ every_promise = pytest.mark.parametrize("promise", PROMISES, ids=lambda p: p.__n
 ON_AMX = _build.has_kernels("cpu") and "amx" in str(_build.library.build_info()["products"])
 
 
-def check(promise: Any, seed: int) -> None:
+def check(promise, seed):
     case, one, other = promise(random.Random(seed))
     if ON_AMX and case.x.dtype == torch.bfloat16 and promise not in PROMISES[:3]:
         return  # with AMX, products of few rows sum in another order
@@ -209,13 +206,13 @@ def check(promise: Any, seed: int) -> None:
 
 
 @every_promise
-def test_few_seeds(promise: Any) -> None:
+def test_few_seeds(promise):
     for seed in range(20):
         check(promise, seed)
 
 
 @pytest.mark.slow
 @every_promise
-def test_many_seeds(promise: Any) -> None:
+def test_many_seeds(promise):
     for seed in range(1000, 1300):
         check(promise, seed)

@@ -1,7 +1,5 @@
 """The benchmarks: both sides compute the same, and documents show the measured figures."""
 
-from __future__ import annotations
-
 import json
 import sys
 from dataclasses import replace
@@ -19,7 +17,7 @@ import peers  # noqa: E402
 import random_calls  # noqa: E402
 import summary  # noqa: E402
 from cases import GROUPS, Case, Group  # noqa: E402
-from timing import Effort, Pairs, cpu_clock  # noqa: E402
+from timing import Pairs, cpu_clock  # noqa: E402
 from workload import build, check_agreement, settings  # noqa: E402
 
 from fastlstm import _build  # noqa: E402
@@ -28,7 +26,7 @@ TINY = Case(2, 5, 3, 4)
 needs_extension = pytest.mark.skipif(not _build.extension_available(), reason="no extension")
 
 
-def small(case: Case) -> Case:
+def small(case):
     """Returns a case of the same kind whose sizes are so small that it takes milliseconds."""
     sizes = {"batch": min(case.batch, 4), "steps": min(case.steps, 9), "input_size": 3}
     proj_size = min(case.proj_size, 2)
@@ -41,7 +39,7 @@ KINDS = sorted({small(c) for c in (*(c for g in GROUPS for c in g.cases), *OTHER
 
 
 @pytest.mark.parametrize("case", KINDS, ids=str)
-def test_both_sides_do_the_same_work(case: Case) -> None:
+def test_both_sides_do_the_same_work(case):
     if not peers.is_installed(case.beside):
         pytest.skip(f"needs {case.beside}")
     with settings(case):
@@ -58,9 +56,7 @@ def test_both_sides_do_the_same_work(case: Case) -> None:
             check_agreement(case, expected, actual)
 
 
-def test_a_run_prints_a_table_and_writes_json(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_prints_a_table_and_writes_json(monkeypatch, tmp_path, capsys):
     path, cases = tmp_path / "new" / "run.json", (TINY, replace(TINY, mode="inference"))
     monkeypatch.setattr(bench_lstm, "GROUPS", (Group("tiny", "tiny cases", cases),))
     assert bench_lstm.main(["--seconds", "0.01", "--output", str(path)]) == 0
@@ -84,9 +80,7 @@ def test_a_run_prints_a_table_and_writes_json(
     assert [p.name for p in path.parent.iterdir()] == ["run.json"]
 
 
-def test_the_documents_show_the_newest_results(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_documents_show_the_newest_results(tmp_path, monkeypatch):
     """README.md and figures.md have what `python benchmarks/summary.py` writes."""
     root = BENCHMARKS.parent
     monkeypatch.setattr(summary, "ROOT", tmp_path)
@@ -101,7 +95,7 @@ def test_the_documents_show_the_newest_results(
 
 @needs_extension
 @pytest.mark.parametrize("mode", gpu.MODES)
-def test_the_smoke_test_of_a_gpu_compares(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_smoke_test_of_a_gpu_compares(mode, monkeypatch):
     """Its comparison fails if the tolerance is negative."""
     gpu.smoke("float32", mode, device="cpu", engine="auto")
     monkeypatch.setitem(gpu.check_agreement.__globals__["AGREEMENT"], "float32", -1.0)
@@ -109,7 +103,7 @@ def test_the_smoke_test_of_a_gpu_compares(mode: str, monkeypatch: pytest.MonkeyP
         gpu.smoke("float32", mode, device="cpu", engine="auto")
 
 
-def test_random_calls_are_measured_by_group(capsys: pytest.CaptureFixture[str]) -> None:
+def test_random_calls_are_measured_by_group(capsys):
     drawn = list(random_calls.draw(300, seed=7))
     assert drawn[:20] == list(random_calls.draw(20, seed=7)) != list(random_calls.draw(20, seed=8))
     assert max(map(random_calls.multiply_adds, drawn)) <= random_calls.LARGEST
@@ -121,10 +115,10 @@ def test_random_calls_are_measured_by_group(capsys: pytest.CaptureFixture[str]) 
     assert "1 of 3 calls are below 0.97" in printed
 
 
-def test_a_slow_call_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    tries: list[int] = []
+def test_a_slow_call_is_measured_again(monkeypatch):
+    tries = []
 
-    def alternate(theirs: object, ours: object, clock: object, effort: Effort) -> Pairs:
+    def alternate(theirs, ours, clock, effort):
         tries.append(effort.min_pairs)
         return Pairs([0.9 if len(tries) == 1 else 1.2], [1.0])
 

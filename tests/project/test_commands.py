@@ -1,7 +1,5 @@
 """`python -m fastlstm`, the targets of make that the documents name, and .ci/gpu-check."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess
@@ -22,7 +20,7 @@ TARGETS = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), r
 
 
 @pytest.mark.parametrize("args", [[], ["info"]])
-def test_info(capsys: pytest.CaptureFixture[str], args: list[str]) -> None:
+def test_info(capsys, args):
     command_line.main(args)
     out = capsys.readouterr().out
     assert f"fastlstm {fastlstm.__version__}" in out
@@ -35,7 +33,7 @@ def test_info(capsys: pytest.CaptureFixture[str], args: list[str]) -> None:
     assert re.search(rf"^  cpu +{engine} ", out.split("Engines")[1], re.M)
 
 
-def test_an_import_takes_no_time_for_a_compiler() -> None:
+def test_an_import_takes_no_time_for_a_compiler():
     code = (
         "import sys, torch; known = {*sys.modules}; import fastlstm; print({*sys.modules} - known)"
     )
@@ -43,7 +41,7 @@ def test_an_import_takes_no_time_for_a_compiler() -> None:
     assert "fastlstm.check.gate" in new.stdout and "torch._dynamo" not in new.stdout
 
 
-def test_info_says_why_the_extension_is_not_used(capsys, monkeypatch) -> None:
+def test_info_says_why_the_extension_is_not_used(capsys, monkeypatch):
     monkeypatch.setattr(_build, "_reason", "it was built for another torch")
     command_line.main([])
     out = capsys.readouterr().out
@@ -51,7 +49,7 @@ def test_info_says_why_the_extension_is_not_used(capsys, monkeypatch) -> None:
     assert f"  to build it: {_build.rebuild_command()}\n" in out
 
 
-def test_an_engine_of_the_environment_that_does_not_exist(monkeypatch) -> None:
+def test_an_engine_of_the_environment_that_does_not_exist(monkeypatch):
     monkeypatch.setattr(engines, "DEFAULT", "foo")
     with pytest.raises(SystemExit, match="^engine: expected one of auto, .* got 'foo'"):
         command_line.main([])
@@ -70,9 +68,7 @@ def test_an_engine_of_the_environment_that_does_not_exist(monkeypatch) -> None:
         ("mine:model", r"mine:model to return \(model, \*inputs\), got Sequential$"),
     ],
 )  # fmt: skip
-def test_compare_refuses_a_function_that_makes_no_model(
-    function: str, message: str, tmp_path, monkeypatch
-) -> None:
+def test_compare_refuses_a_function_that_makes_no_model(function, message, tmp_path, monkeypatch):
     code = "import torch\nnumber = 3\nnothing = lambda: None\nmodel = torch.nn.Sequential"
     (tmp_path / "mine.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
@@ -80,13 +76,13 @@ def test_compare_refuses_a_function_that_makes_no_model(
         command_line.main(["compare", function])
 
 
-def test_seconds_below_0(capsys) -> None:
+def test_seconds_below_0(capsys):
     with pytest.raises(SystemExit):
         command_line.main(["compare", "mine:make", "--seconds", "-1"])
     assert "argument --seconds: expected 0 or more, got -1.0" in capsys.readouterr().err
 
 
-def test_docs_name_targets_that_exist() -> None:
+def test_docs_name_targets_that_exist():
     for doc in DOCS:
         named = set(re.findall(r"(?:^|`)make ([a-z-]+)(?=`|$| *#| [A-Z])", doc.read_text(), re.M))
         assert named <= TARGETS, f"{doc.name}: {named - TARGETS}"
@@ -94,7 +90,7 @@ def test_docs_name_targets_that_exist() -> None:
 
 @pytest.mark.parametrize("wheel", ["", "dist/fastlstm.whl"])
 @pytest.mark.parametrize("command", ["first", "sanitize"])
-def test_gpu_check_takes_ten_minutes_at_most(command: str, wheel: str) -> None:
+def test_gpu_check_takes_ten_minutes_at_most(command, wheel):
     """The time limits of its stages sum to less than ten minutes; the files it names exist."""
     environment = {**os.environ, "DRY_RUN": "1", "WHEEL": wheel, "PYTHON": sys.executable}
     script = ROOT / ".ci" / "gpu-check"

@@ -1,7 +1,5 @@
 """The documents: their Python code runs, and all that they name exists."""
 
-from __future__ import annotations
-
 import doctest
 import importlib
 import inspect
@@ -12,8 +10,6 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
@@ -39,11 +35,11 @@ NEEDED = {"captioning": "pycocoevalcap", "nano_ocr": "nano_ocr", "sb3_contrib": 
 every_doc = pytest.mark.parametrize("doc", DOCS, ids=lambda d: str(d.relative_to(ROOT)))
 
 
-def code(doc: Path, language: str) -> list[str]:
+def code(doc, language):
     return [body for name, body in FENCE.findall(doc.read_text()) if name == language]
 
 
-def commands(doc: Path) -> list[list[str]]:
+def commands(doc):
     """Returns each `python ...` or `captioning ...` command of blocks and text, as words."""
     text = doc.read_text()
     blocks = "\n".join(body for name, body in FENCE.findall(text) if name in ("", "sh", "bash"))
@@ -58,14 +54,14 @@ def commands(doc: Path) -> list[list[str]]:
     [doc for doc in DOCS if code(doc, "python") and doc != SEVERAL_PROCESSES],
     ids=lambda d: str(d.relative_to(ROOT)),
 )
-def test_python_runs(doc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_runs(doc, tmp_path, monkeypatch):
     """Runs the snippets of a document in order, in one namespace."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FASTLSTM_TUNE", str(tmp_path / "tuned.json"))
     for name, library in NEEDED.items():
         if any(f"from {name}" in snippet for snippet in code(doc, "python")):
             pytest.importorskip(library, reason=f"needs {library}")
-    namespace: dict[str, object] = {"__name__": doc.stem}
+    namespace = {"__name__": doc.stem}
     for k, snippet in enumerate(code(doc, "python")):
         exec(compile(snippet, f"{doc.name}, snippet {k + 1}", "exec"), namespace)
 
@@ -85,7 +81,7 @@ for name, p in single.named_parameters():
 """
 
 
-def test_two_processes_reach_the_weights_of_one(tmp_path: Path) -> None:
+def test_two_processes_reach_the_weights_of_one(tmp_path):
     """Runs the snippets of the page in two processes: DDP, then a new model with FSDP2."""
     setup, ddp, fsdp, end = code(SEVERAL_PROCESSES, "python")
     parts = [setup, ddp, "assert dist.get_world_size() == 2", COMPARE]
@@ -112,27 +108,27 @@ def test_two_processes_reach_the_weights_of_one(tmp_path: Path) -> None:
     assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
 
 
-def free_port() -> int:
+def free_port():
     with socket.create_server(("localhost", 0)) as server:
         return int(server.getsockname()[1])
 
 
 @every_doc
-def test_links_lead_somewhere(doc: Path) -> None:
+def test_links_lead_somewhere(doc):
     links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", FENCE.sub("", doc.read_text()))
     missing = [x for x in links if "://" not in x and not (doc.parent / x).exists()]
     assert not missing
 
 
 @every_doc
-def test_files_that_are_named_exist(doc: Path) -> None:
+def test_files_that_are_named_exist(doc):
     text = FENCE.sub("", doc.read_text())
     names = re.findall(rf"(?<![\w/.-])(?:{'|'.join(FOLDERS)})/[\w./*-]+\w", text)
     missing = [name for name in names if not any(ROOT.glob(name))]
     assert not missing
 
 
-def test_the_map_of_csrc_is_complete() -> None:
+def test_the_map_of_csrc_is_complete():
     text = (ROOT / "csrc" / "README.md").read_text().split("## Every file")[1]
     listed = re.findall(r"`([\w/]+\.(?:h|cpp|cu))`", "\n".join(re.findall(r"^\|.*?\|", text, re.M)))
     there = [
@@ -143,7 +139,7 @@ def test_the_map_of_csrc_is_complete() -> None:
     assert sorted(listed) == sorted(there)
 
 
-def listed() -> dict[str, Any]:
+def listed():
     """Returns what the pages of the reference document, by full name."""
     directive = re.compile(r"^\.\. auto(class|function|exception|data|module):: ([\w.]+)", re.M)
     found = {}
@@ -159,7 +155,7 @@ def listed() -> dict[str, Any]:
     return found
 
 
-def public(module: ModuleType) -> dict[str, Any]:
+def public(module):
     """Returns the public names of a module: its __all__, or what it defines if it has none."""
     names = getattr(module, "__all__", None) or [
         name
@@ -169,7 +165,7 @@ def public(module: ModuleType) -> dict[str, Any]:
     return {name: getattr(module, name) for name in names if name != "__version__"}
 
 
-def test_every_public_name_is_in_the_reference() -> None:
+def test_every_public_name_is_in_the_reference():
     there = {id(value) for value in listed().values()}
     for name, value in public(fastlstm).items():
         names = public(value) if inspect.ismodule(value) else {name: value}
@@ -183,7 +179,7 @@ def test_every_public_name_is_in_the_reference() -> None:
                 assert id(value) in there, f"{doc.name}: {module}.{name}"
 
 
-def test_the_example_of_the_module_runs() -> None:
+def test_the_example_of_the_module_runs():
     (example,) = doctest.DocTestFinder(recurse=False).find(
         fastlstm.LSTM, globs={"fastlstm": fastlstm, "torch": torch}
     )
@@ -191,7 +187,7 @@ def test_the_example_of_the_module_runs() -> None:
     assert doctest.DocTestRunner().run(example).failed == 0
 
 
-def options_of(words: list[str], capsys: pytest.CaptureFixture[str]) -> set[str] | None:
+def options_of(words, capsys):
     """Returns the options of a command, or None if it is not a command of this project."""
     if words[0] != "-m":
         source = (ROOT / words[0]).read_text()
@@ -212,7 +208,7 @@ def options_of(words: list[str], capsys: pytest.CaptureFixture[str]) -> set[str]
 
 
 @every_doc
-def test_commands_and_their_options_exist(doc: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_and_their_options_exist(doc, capsys):
     for words in commands(doc):
         known = options_of(words[1:], capsys)
         used = {word.split("=")[0] for word in words if word.startswith("--")}

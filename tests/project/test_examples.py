@@ -1,12 +1,9 @@
 """The programs and the notebook in examples/ run, and their LSTMs give equal results."""
 
-from __future__ import annotations
-
 import importlib
 import json
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,7 +12,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
 @pytest.fixture
-def example(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Any:
+def example(monkeypatch, request):
     monkeypatch.syspath_prepend(str(EXAMPLES))
     return importlib.import_module(request.param)
 
@@ -28,7 +25,7 @@ SHORT_RUNS = {
 
 
 @pytest.mark.parametrize("example", SHORT_RUNS, indirect=True)
-def test_examples_run(example: Any) -> None:
+def test_examples_run(example):
     """Both LSTMs, trained from the same seed, reach the same score but for rounding."""
     results = example.main(SHORT_RUNS[example.__name__])
     assert list(results) == ["fastlstm", "torch"]
@@ -37,7 +34,7 @@ def test_examples_run(example: Any) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 @pytest.mark.parametrize("example", ["stream"], indirect=True)
-def test_a_stream_runs(example: Any) -> None:
+def test_a_stream_runs(example):
     """Every way to run the stream gives the scores of nn.LSTM, within the error of its weights.
 
     onnxruntime is among them if it is installed.
@@ -54,12 +51,12 @@ def test_a_stream_runs(example: Any) -> None:
 
 
 @pytest.mark.slow
-def test_the_notebook_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_notebook_runs(monkeypatch):
     """Runs the cells in order, in one namespace. Its figure must have a bar for every time."""
     pytest.importorskip("matplotlib", reason="the notebook plots")
     monkeypatch.setenv("MPLBACKEND", "agg")
     notebook = json.loads((EXAMPLES / "replace_an_lstm.ipynb").read_text())
-    namespace: dict[str, Any] = {}
+    namespace = {}
     for k, cell in enumerate(cell for cell in notebook["cells"] if cell["cell_type"] == "code"):
         exec(compile("".join(cell["source"]), f"code cell {k + 1}", "exec"), namespace)
         assert cell["outputs"] or cell["execution_count"], "the notebook is stored with its outputs"

@@ -10,13 +10,13 @@ PACKAGES = "fastlstm", "captioning", "benchmarks", "examples"
 PARENTS = {folder.parent for folder in {file.parent for file in FILES} if folder != CSRC}
 
 
-def folder_of(file: Path) -> str:
+def folder_of(file):
     """Returns the folder of a file. A file next to folders counts as a folder: `cpu/plan`."""
     where = file.with_suffix("") if file.parent in PARENTS else file.parent
     return where.relative_to(CSRC).as_posix()
 
 
-def included(file: Path) -> dict[str, Path]:
+def included(file):
     """Returns the files of csrc that a file includes, by the name in the include."""
     names = re.findall(r'^#include "(.+)"', file.read_text(), re.M)
     beside = {name: (file.parent / name).resolve() for name in names}
@@ -25,9 +25,9 @@ def included(file: Path) -> dict[str, Path]:
     return {name: path for name, path in found.items() if path.exists()}
 
 
-def includes() -> dict[str, dict[str, list[str]]]:
+def includes():
     """Returns for each pair of folders the includes from the first to the second."""
-    found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    found = defaultdict(lambda: defaultdict(list))
     for file in FILES:
         for name, target in included(file).items():
             source, other = folder_of(file), folder_of(target)
@@ -36,7 +36,7 @@ def includes() -> dict[str, dict[str, list[str]]]:
     return found
 
 
-def test_the_map_lists_the_folders_from_top_to_bottom() -> None:
+def test_the_map_lists_the_folders_from_top_to_bottom():
     table = (CSRC / "README.md").read_text().split("## Every file")[0]
     firsts = re.findall(r"^\|(.*?)\|", table.split("|---|---|")[1], re.M)
     listed = [name for first in firsts for name in re.findall(r"`([\w/]+)/`", first)]
@@ -52,16 +52,16 @@ def test_the_map_lists_the_folders_from_top_to_bottom() -> None:
     assert not upwards
 
 
-def test_only_the_python_module_includes_python() -> None:
+def test_only_the_python_module_includes_python():
     """examples/cpp builds all other sources into a program without Python."""
     python = r"^#include <(Python\.h|pybind11/|torch/csrc/(Exceptions|utils/|autograd/python_))"
-    with_python: set[Path] = {file for file in FILES if re.search(python, file.read_text(), re.M)}
+    with_python = {file for file in FILES if re.search(python, file.read_text(), re.M)}
     while more := {f for f in FILES if with_python & {*included(f).values()}} - with_python:
         with_python |= more
     assert {file.name for file in with_python if file.suffix != ".h"} == {"module.cpp"}
 
 
-def test_the_map_of_the_tests_is_complete() -> None:
+def test_the_map_of_the_tests_is_complete():
     """tests/README.md lists each file of tests, and the tests of each source file."""
     root, tests = CSRC.parent, CSRC.parent / "tests"
     text = (tests / "README.md").read_text()
@@ -81,7 +81,7 @@ def test_the_map_of_the_tests_is_complete() -> None:
     assert not uncovered
 
 
-def test_functions_are_declared_where_they_are_defined() -> None:
+def test_functions_are_declared_where_they_are_defined():
     """A declaration in a lower folder would be a dependency upward that no include shows."""
     function = r"^(?!using|return|static|template)\w[\w:<>&*, ]+ [&*]?(\w+)\(([^;{}()]*)\)"
     declared, defined = (
@@ -96,6 +96,6 @@ def test_functions_are_declared_where_they_are_defined() -> None:
     assert not {n: (declared[n], defined[n]) for n in both if declared[n] != defined[n]}
 
 
-def text_of(file: Path) -> str:
+def text_of(file):
     """The text without comments."""
     return re.sub(r"//.*", "", file.read_text())

@@ -3,8 +3,6 @@
 No test uses the network.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import os
@@ -49,7 +47,7 @@ print(_build.extension_available(), fastlstm.__file__)
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Path:
+def project(tmp_path):
     """A copy of the project without what was built in it."""
     copy = tmp_path / "project"
     built = "*.so _build_info.json build dist runs *.egg-info __pycache__ .git .venv* .*_cache"
@@ -59,7 +57,7 @@ def project(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def small_project(project: Path) -> Path:
+def small_project(project):
     """A copy of the project with an extension that compiles in seconds."""
     shutil.rmtree(project / "csrc")
     (project / "csrc").mkdir()
@@ -67,7 +65,7 @@ def small_project(project: Path) -> Path:
     return project
 
 
-def run(*command: object, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+def run(*command, cwd=None, **env):
     """Runs a command. The stdout of the result has stdout and stderr together."""
     return subprocess.run(
         [str(part) for part in command],
@@ -79,34 +77,34 @@ def run(*command: object, cwd: Path | None = None, **env: str) -> subprocess.Com
     )
 
 
-def install(source: object, target: Path, **env: str) -> subprocess.CompletedProcess[str]:
+def install(source, target, **env):
     """Installs a folder, an sdist or a URL by pip into the folder `target`."""
     flags = "--no-build-isolation --no-deps --no-index --no-cache-dir -v --target".split()
     pip = [sys.executable, "-m", "pip", "install", *flags, target, source]
     return run(*pip, cwd=target.parent, **env)
 
 
-def python(target: Path, code: str) -> subprocess.CompletedProcess[str]:
+def python(target, code):
     """Runs code with what was installed in the folder `target`."""
     return run(sys.executable, "-c", code, cwd=target.parent, PYTHONPATH=str(target))
 
 
-def record(target: Path) -> dict[str, object]:
+def record(target):
     return json.loads((target / "fastlstm" / "_build_info.json").read_text())
 
 
-def files_below(folder: Path) -> set[str]:
+def files_below(folder):
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
-def make_sdist(project: Path) -> Path:
+def make_sdist(project):
     build = "from setuptools.build_meta import build_sdist; print(build_sdist('dist'))"
     assert run(sys.executable, "-c", build, cwd=project).returncode == 0
     (sdist,) = (project / "dist").iterdir()
     return sdist
 
 
-def test_sdist_has_the_sources_and_no_build_results(project: Path) -> None:
+def test_sdist_has_the_sources_and_no_build_results(project):
     sources = files_below(project)
     leftovers = ["fastlstm/_C.so", "fastlstm/_build_info.json", "tests/left.pyc", "csrc/left.o"]
     for leftover in leftovers:
@@ -119,7 +117,7 @@ def test_sdist_has_the_sources_and_no_build_results(project: Path) -> None:
     assert not any(path.startswith(("captioning/", "tests/captioning")) for path in carried)
 
 
-def test_captioning_is_a_distribution_of_its_own(project: Path, tmp_path: Path) -> None:
+def test_captioning_is_a_distribution_of_its_own(project, tmp_path):
     """Its sdist and its wheel have its whole package and no other files."""
     target, folder = tmp_path / "target", project / "captioning"
     own = {f"captioning/{path}" for path in files_below(folder)}
@@ -139,7 +137,7 @@ def test_captioning_is_a_distribution_of_its_own(project: Path, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_sdist_builds_and_runs(project: Path, tmp_path: Path) -> None:
+def test_sdist_builds_and_runs(project, tmp_path):
     sources = files_below(project)
     # Compiles all of csrc without optimization, which takes much less time.
     unoptimized = tmp_path / "c++"
@@ -156,7 +154,7 @@ def test_sdist_builds_and_runs(project: Path, tmp_path: Path) -> None:
     assert done.stdout == f"True {target}/fastlstm/__init__.py\n"
 
 
-def test_none_installs_pure_python_that_works(small_project: Path, tmp_path: Path) -> None:
+def test_none_installs_pure_python_that_works(small_project, tmp_path):
     target = tmp_path / "target"
     done = install(small_project, target, FASTLSTM_BUILD="none")
     assert done.returncode == 0, done.stdout
@@ -171,7 +169,7 @@ def test_none_installs_pure_python_that_works(small_project: Path, tmp_path: Pat
     assert f"False {target}/fastlstm/__init__.py" in done.stdout
 
 
-def isolated(python: object, project: Path, hook: str, **env: str) -> str:
+def isolated(python, project, hook, **env):
     """Calls a hook of the build backend as in an isolated build, where only setuptools is visible.
 
     Returns the repr of what the hook returned.
@@ -188,7 +186,7 @@ def isolated(python: object, project: Path, hook: str, **env: str) -> str:
     return done.stdout.rpartition("returned ")[2].strip()
 
 
-def test_an_isolated_build_uses_the_torch_of_the_environment(project: Path, tmp_path: Path) -> None:
+def test_an_isolated_build_uses_the_torch_of_the_environment(project, tmp_path):
     """If the environment has no torch, the backend requires one."""
     for kind in ("wheel", "editable"):
         hook = f"get_requires_for_build_{kind}"
@@ -200,7 +198,7 @@ def test_an_isolated_build_uses_the_torch_of_the_environment(project: Path, tmp_
         assert isolated(python, project, hook, FASTLSTM_BUILD=build) == str(required)
 
 
-def test_compile_error_stays_an_error(small_project: Path, tmp_path: Path) -> None:
+def test_compile_error_stays_an_error(small_project, tmp_path):
     (small_project / "csrc" / "broken.cpp").write_text("#error planted\n")
     done = install(small_project, tmp_path / "target", FASTLSTM_BUILD="auto")
     assert done.returncode != 0
@@ -208,7 +206,7 @@ def test_compile_error_stays_an_error(small_project: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.skipif(not shutil.which("git"), reason="needs git")
-def test_installs_from_git(small_project: Path, tmp_path: Path) -> None:
+def test_installs_from_git(small_project, tmp_path):
     for command in ("init -q", "add .", "-c user.name=a -c user.email=a@b commit -q -m all"):
         assert run("git", *command.split(), cwd=small_project).returncode == 0
     commit = run("git", "rev-parse", "HEAD", cwd=small_project).stdout.strip()
@@ -224,14 +222,14 @@ def test_installs_from_git(small_project: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def package(tmp_path: Path) -> Path:
+def package(tmp_path):
     """A folder with a copy of the imported fastlstm, its extension and its build record."""
     target = tmp_path / "target"
     shutil.copytree(Path(_build.__file__).parent, target / "fastlstm")
     return target
 
 
-def change_record(target: Path, **changes: object) -> None:
+def change_record(target, **changes):
     path = target / "fastlstm" / "_build_info.json"
     path.write_text(json.dumps({**record(target), **changes}))
 
@@ -248,7 +246,7 @@ def change_record(target: Path, **changes: object) -> None:
     ],
     ids=["other torch", "broken record", "broken library"],
 )
-def test_an_extension_that_does_not_fit_warns_once(package: Path, change, reason: str) -> None:
+def test_an_extension_that_does_not_fit_warns_once(package, change, reason):
     """The reference then computes."""
     assert _build.extension_available(), _build.unavailable_reason()
     change(package)
@@ -260,7 +258,7 @@ def test_an_extension_that_does_not_fit_warns_once(package: Path, change, reason
     assert f"False {package}/fastlstm/__init__.py" in done.stdout
 
 
-def test_a_wheel_has_a_folder_for_each_torch(small_project: Path, tmp_path: Path) -> None:
+def test_a_wheel_has_a_folder_for_each_torch(small_project, tmp_path):
     here = ".".join(torch.__version__.split(".")[:2])
     targets = small_project / "csrc" / "cpu" / "targets"
     targets.mkdir(parents=True)
@@ -292,7 +290,7 @@ def test_a_wheel_has_a_folder_for_each_torch(small_project: Path, tmp_path: Path
         ((["2.8", "2.13"], None), ("2.1.0", None), False),
     ],
 )
-def test_mismatch(built, running, fits: bool) -> None:
+def test_mismatch(built, running, fits):
     reason = _build.mismatch({"torch": built[0], "cuda": built[1]}, *running)
     assert (reason is None) == fits
     if reason:
@@ -319,13 +317,13 @@ def load_setup():
         ("none", [], [], []),
     ],
 )
-def test_choose(request_: str, cpu: list[str], cuda: list[str], kinds: list[str]) -> None:
+def test_choose(request_, cpu, cuda, kinds):
     chosen, note = load_setup().choose(request_, cpu, cuda)
     assert chosen == kinds
     assert (note is None) == (kinds == ["cpu", "cuda"])
 
 
-def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_missing_is_named(tmp_path, monkeypatch):
     """If FASTLSTM_BUILD names a kind, what it lacks is an error; the message names all of it."""
     setup = load_setup()
     for kind, missing in (("cpu", "no torch"), ("cuda", "no torch; no nvcc")):
@@ -344,7 +342,7 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert setup.missing_for_cpu()[0].startswith("the build saw no torch: install torch first")
 
 
-def program(path: Path, prints: str) -> None:
+def program(path, prints):
     """Writes a program that prints a text."""
     path.parent.mkdir(exist_ok=True)
     path.write_text(f"#!/bin/sh\necho '{prints}'\n")
@@ -364,8 +362,8 @@ def program(path: Path, prints: str) -> None:
     ],
 )
 def test_kernels_are_compiled_for_the_gpus_of_this_machine(
-    source: str, gpus: list, arches: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    source, gpus, arches, tmp_path, monkeypatch
+):
     known = (75, 80, 86, 87, 89, 90, 100, 120, 121)  # as in CUDA 12.9, which lacks 11.0
     program(tmp_path / "bin" / "nvcc", " ".join(f"compute_{arch}" for arch in known))
     lines = [f"{major}.{minor}" for major, minor in gpus if source == "nvidia-smi"]
@@ -382,7 +380,7 @@ def test_kernels_are_compiled_for_the_gpus_of_this_machine(
     assert setup.cuda_arch_list(str(tmp_path)) == "8.6"
 
 
-def test_wheels_have_kernels_for_all_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wheels_have_kernels_for_all_gpus(tmp_path, monkeypatch):
     program(tmp_path / "bin" / "nvcc", "compute_75 compute_80 compute_90 compute_120")
     monkeypatch.setattr(torch.cuda, "device_count", Mock(side_effect=AssertionError))
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
@@ -391,7 +389,7 @@ def test_wheels_have_kernels_for_all_gpus(tmp_path: Path, monkeypatch: pytest.Mo
     assert load_setup().cuda_arch_list(str(tmp_path)) == "7.5;8.0;9.0;12.0+PTX"
 
 
-def test_one_version_and_one_torch_floor() -> None:
+def test_one_version_and_one_torch_floor():
     """All files state the same version of fastlstm, and the same oldest torch."""
     pyproject = (ROOT / "pyproject.toml").read_text()
     init = (ROOT / "fastlstm" / "__init__.py").read_text()

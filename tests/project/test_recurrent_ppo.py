@@ -1,11 +1,7 @@
 """Recurrent policies of other libraries train alike with nn.LSTM, converted, and with resets."""
 
-from __future__ import annotations
-
 import importlib.util
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -22,7 +18,7 @@ NEEDS = {
 
 
 @pytest.fixture
-def example(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Any]:
+def example(monkeypatch, request):
     pytest.importorskip(NEEDS[request.param])
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     threads = torch.get_num_threads()
@@ -31,12 +27,12 @@ def example(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> 
 
 
 @pytest.fixture
-def norms(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+def norms(monkeypatch):
     """The gradient norm of every batch, recorded where the library clips it."""
-    found: list[float] = []
+    found = []
     clip = nn.utils.clip_grad_norm_
 
-    def record(*args: Any, **kwargs: Any) -> torch.Tensor:
+    def record(*args, **kwargs):
         norm = clip(*args, **kwargs)
         found.append(norm.item())
         return norm
@@ -49,7 +45,7 @@ def norms(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("example", NEEDS, indirect=True)
-def test_the_gradients_are_those_of_nn_lstm(example: Any, norms: list[float]) -> None:
+def test_the_gradients_are_those_of_nn_lstm(example, norms):
     """From the same seed, all episodes are the same, and all gradient norms to four digits."""
     returns, every = {}, {}
     for lstm in example.LSTMS:

@@ -1,7 +1,5 @@
 """The built libraries need no newer glibc or libstdc++ than manylinux_2_28 has."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import subprocess
@@ -18,7 +16,7 @@ NEWEST = {"GLIBC": (2, 28), "GLIBCXX": (3, 4, 24), "CXXABI": (1, 3, 11)}  # GCC 
 @pytest.mark.skipif(not LIBRARIES, reason="no library was built")
 @pytest.mark.skipif(not shutil.which("objdump"), reason="needs objdump")
 @pytest.mark.parametrize("library", LIBRARIES, ids=lambda path: path.name)
-def test_no_symbol_is_newer_than_manylinux_2_28(library: Path) -> None:
+def test_no_symbol_is_newer_than_manylinux_2_28(library):
     table = subprocess.run(["objdump", "-T", library], capture_output=True, text=True, check=True)
     wanted = re.findall(r"\*UND\*.*\((GLIBC|GLIBCXX|CXXABI)_([\d.]+)\)\s+(\S+)", table.stdout)
     assert wanted, table.stdout

@@ -1,7 +1,5 @@
 """The cases of works_with.py pass, and docs/reference/works-with.md lists all of them."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
@@ -15,7 +13,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "works-with.
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # warnings of the libraries
 @pytest.mark.parametrize("name", CASES)
-def test_a_library_works(name: str) -> None:
+def test_a_library_works(name):
     case = CASES[name]
     if case.version() is None:
         pytest.skip(f"{case.package} is not installed")
@@ -24,7 +22,7 @@ def test_a_library_works(name: str) -> None:
         case.run()
 
 
-def test_the_page_lists_every_case_and_its_result() -> None:
+def test_the_page_lists_every_case_and_its_result():
     rows = re.findall(r"^\| (?!library)(.+?) \| (.+?) \| (.+?) \|$", PAGE.read_text(), re.M)
     assert [row[1:] for row in rows] == [(case.what, case.result) for case in CASES.values()]
     for (name, *_), case in zip(rows, CASES.values(), strict=True):
