@@ -61,7 +61,7 @@ info: $(DEMO)  ## print what was built, and which engine serves which device and
 	$(PYTHON) -m fastlstm
 
 ##@ Develop
-.PHONY: build test coverage lint format format-cpp docs wheels wheels-check ptx sanitize gpu-check
+.PHONY: build test coverage lint format format-cpp docs wheels release-check ptx sanitize gpu-check
 build: $(BUILT)  ## install the dependencies and build the extension
 # Two processes share the test files. Idle OpenMP threads sleep, so that they do not slow the other.
 PYTEST = OMP_WAIT_POLICY=passive $(PYTHON) -m pytest -n 2 --dist loadfile
@@ -103,10 +103,16 @@ $(HEADERS)/%/torch:
 	$(PYTHON) -c "$$UNPACK_HEADERS" $(HEADERS)/$*.wheel/*.whl $(HEADERS)/$*.new
 	rm -rf $(HEADERS)/$*.wheel $(HEADERS)/$*
 	mv $(HEADERS)/$*.new $(HEADERS)/$*
-wheels-check:  ## test the newest wheel in dist/ with each torch in TORCH, without a compiler
-	$(PYTHON) -m pip install --quiet "twine>=6.1"
-	$(PYTHON) -m twine check --strict dist/*.whl
-	for torch in $(TORCH); do bash .ci/wheel-check $(PYTHON) $$torch; done
+# CHECKED are the versions of torch beside which a release is installed and tested.
+CHECKED := $(firstword $(TORCH)) $(lastword $(TORCH))
+release-check:  ## build both distributions in dist/ for TORCH, install them by name beside the torch of CHECKED, run the demo
+	rm -rf dist
+	$(MAKE) wheels
+	$(PYTHON) -m pip install --quiet "build>=1.2" "pypiserver>=2.3" "twine>=6.1"
+	$(PYTHON) -m build --sdist --no-isolation --outdir dist .
+	$(PYTHON) -m build --sdist --no-isolation --outdir dist captioning
+	$(PYTHON) -m twine check --strict dist/*
+	bash .ci/release-check $(PYTHON) $(CHECKED)
 ptx:  ## compile the CUDA kernels to PTX by nvcc and run it on the CPU; no GPU is needed
 	@if command -v nvcc >/dev/null; then $(MAKE) -C tests/ptx check; \
 	  else echo "skipped: no nvcc on PATH"; fi
