@@ -1,6 +1,7 @@
 """The benchmarks: both sides compute the same, and documents show the measured figures."""
 
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -91,6 +92,18 @@ def test_the_documents_show_the_newest_results(tmp_path, monkeypatch):
     summary.main([])
     for name in documents:
         assert (tmp_path / name).read_text() == (root / name).read_text(), name
+
+
+def test_the_pictures_show_the_newest_results(tmp_path: Path) -> None:
+    """docs/pictures has the texts that `python benchmarks/chart.py` writes, in the same order."""
+    chart = pytest.importorskip("chart", reason="needs matplotlib", exc_type=ImportError)
+    chart.draw(tmp_path)
+    kept = BENCHMARKS.parent / "docs" / "pictures"
+    assert sorted(p.name for p in kept.iterdir()) == sorted(p.name for p in tmp_path.iterdir())
+    for path in kept.iterdir():
+        old, new = (re.findall("<text.*?>(.*?)</text>", p.read_text(), re.S)
+                    for p in (path, tmp_path / path.name))  # fmt: skip
+        assert old and old == new, path.name
 
 
 @needs_extension

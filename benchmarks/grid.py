@@ -1,0 +1,79 @@
+"""Measure how the ratio to torch.nn.LSTM depends on the rows, the hidden size and the steps.
+
+    python benchmarks/grid.py                  # a JSON file in benchmarks/results, in minutes
+    python benchmarks/chart.py                 # draws its pictures
+
+A ratio is the time of torch.nn divided by the time of fastlstm, in inference and in training, in
+float32, with one thread and with all. The input size is the hidden size.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+
+import torch
+from cases import Case
+from machine import command, describe
+from report import write_json
+from timing import Effort, Pairs, alternate, cpu_clock, settle_malloc
+from workload import build, check_agreement, settings
+
+RESULTS = Path(__file__).resolve().parent / "results"
+MODES = ("inference", "training")
+ROWS = (1, 4, 16, 64, 256)
+HIDDEN_SIZES = (32, 128, 512, 1024)
+STEPS = (1, 4, 16, 64, 256, 1024)
+LARGEST = 2e9  # the most units x units x rows x steps of one call
+
+
+def measure(case: Case, effort: Effort) -> Pairs:
+    """Measures one case."""
+    with settings(case):
+        theirs, ours = build(case, "torch.nn", "cpu"), build(case, "auto", "cpu")
+        check_agreement(case, theirs, ours)
+        return alternate(theirs.step, ours.step, cpu_clock, effort)
+
+
+def cells() -> list[Case]:
+    """Returns the cases of the heat map: of 64 steps, or of fewer where the matrices are large."""
+    found = []
+    for mode, rows, units in product(MODES, ROWS, HIDDEN_SIZES):
+        steps = max(4, min(64, int(LARGEST / (units * units * rows))))
+        found.append(Case(rows, steps, units, units, mode=mode))
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--seconds", type=float, default=0.5, help="for each case; default: 0.5")
+    parser.add_argument("--output", type=Path, help="default: a new file in benchmarks/results")
+    args = parser.parse_args(arguments)
+    effort = Effort(args.seconds, min_pairs=5, sample=2e-3)
+    settle_malloc()
+    record = describe("cpu") | {
+        "command": command("grid", arguments or []),
+        "cells": [],
+        "steps": [],
+    }
+    threads = torch.get_num_threads()
+    for number in dict.fromkeys((1, threads)):
+        torch.set_num_threads(number)
+        growth = [Case(8, steps, 128, 128, mode=mode) for mode in MODES for steps in STEPS]
+        for part, cases in (("cells", cells()), ("steps", growth)):
+            for case in cases:
+                pairs = measure(case, effort)
+                sizes = {"rows": case.batch, "hidden_size": case.hidden_size, "steps": case.steps}
+                seconds = {"torch": min(pairs.baseline), "fastlstm": min(pairs.candidate)}
+                entry = sizes | {"mode": case.mode, "threads": number, "ratio": pairs.ratio}
+                record[part].append(entry | {"seconds": seconds})
+                print(f"{pairs.ratio:6.2f}  {number} threads  {case}", flush=True)
+    commit = (record["git"]["commit"] or "unknown")[:7]
+    name = f"grid-cpu-{record['date'][:10].replace('-', '')}-{commit}.json"
+    write_json(args.output or RESULTS / name, record)
+
+
+if __name__ == "__main__":
+    main()
