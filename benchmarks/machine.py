@@ -64,8 +64,9 @@ def name(record: dict[str, Any]) -> str:
 def line(record: dict[str, Any]) -> str:
     """Returns a line that says on which machine, with which versions and when it was measured."""
     git = record["git"]
+    plural = "s" * (record["threads"] > 1)
     words = [
-        f"{name(record)}, {record['threads']} threads, {record['machine']['capability']}",
+        f"{name(record)}, {record['threads']} thread{plural}, {record['machine']['capability']}",
         f"torch {record['versions']['torch']}",
         f"commit {(git['commit'] or 'unknown')[:7]}{' with changes' if git['dirty'] else ''}",
         record["date"][:10],
