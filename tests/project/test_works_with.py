@@ -1,13 +1,20 @@
-"""The cases of works_with.py pass, and docs/reference/works-with.md lists all of them."""
+"""The cases of works_with.py and the programs of benchmarks/apps give the same with fastlstm."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from works_with import CASES, float64
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "works-with.md"
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "reference" / "works-with.md"
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from apps import PROGRAMS  # noqa: E402
+
+ROUNDED = {"bfloat16", "int8", "quantize=True"}  # these ways may find something else
 
 
 @pytest.mark.slow
@@ -20,6 +27,19 @@ def test_a_library_works(name):
     torch.manual_seed(0)
     with float64():
         case.run()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_program_finds_the_same(name):
+    program = PROGRAMS[name]
+    if program.version() is None:
+        pytest.skip(f"pip install {program.install}")
+    ways = program.make(small=True)
+    expected = ways.pop("unchanged")()
+    for way in ways.keys() - ROUNDED:
+        assert program.judge(ways[way](), expected) == program.judge(expected, expected), way
 
 
 def test_the_page_lists_every_case_and_its_result():

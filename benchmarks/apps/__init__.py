@@ -1,0 +1,90 @@
+"""Whole programs of other projects that `programs.py` runs.
+
+The ways to run a program are its model unchanged, converted and prepacked, and what the project
+offers itself.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.metadata
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+import fastlstm
+
+UNCHANGED = "unchanged"
+TIME_ONLY = "the same lines, with weights of no training"  # a measure that says nothing
+Ways = dict[str, Callable[[], Any]]  # by name; each runs the whole program and returns its result
+
+
+class Program(NamedTuple):
+    """A row of the table.
+
+    Attributes:
+        make: returns the ways, the first of them the baseline. Its argument tells whether the work
+            shall be small, for tests.
+        title: what the program does.
+        work: what one run of it does, at full size.
+        install: what to give to pip; the first word that is no option is shown with its version.
+        measure: what `judge` returns, in words.
+        judge: returns what a result is worth, given the result of the first way.
+        with_lstms: the way whose LSTMs are timed alone. TorchScript and ONNX have no LSTM modules.
+    """
+
+    make: Callable[[bool], Ways]
+    title: str
+    work: str
+    install: str
+    measure: str
+    judge: Callable[[Any, Any], str]
+    with_lstms: str
+
+    def version(self) -> str | None:
+        """Returns the installed version, or None if the package is not installed."""
+        package = next(word for word in self.install.split() if word[0] != "-")
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            return None
+
+
+PROGRAMS: dict[str, Program] = {}
+
+
+def program(
+    title: str,
+    work: str,
+    install: str,
+    measure: str,
+    judge: Callable[[Any, Any], str],
+    with_lstms: str = UNCHANGED,
+) -> Callable[[Callable[[bool], Ways]], Callable[[bool], Ways]]:
+    """Adds the decorated function to PROGRAMS, as `Program.make`."""
+
+    def add(make: Callable[[bool], Ways]) -> Callable[[bool], Ways]:
+        PROGRAMS[make.__name__] = Program(make, title, work, install, measure, judge, with_lstms)
+        return make
+
+    return add
+
+
+def inference(model: nn.Module, run: Callable[[Any], Any], first: str = UNCHANGED) -> Ways:
+    """Returns the ways to run a trained model: as it is, converted, and prepacked in each dtype."""
+    models = {first: model.eval(), "converted": fastlstm.convert(copy.deepcopy(model))}
+    for dtype in (None, torch.bfloat16, torch.int8):
+        name = f"{dtype or 'prepacked'}".removeprefix("torch.")
+        models[name] = fastlstm.prepack(copy.deepcopy(model), dtype, convert=True)
+    return {name: partial(run, each) for name, each in models.items()}
+
+
+def training(run: Callable[[Callable[[Any], Any]], Any]) -> Ways:
+    """Returns the ways of a training; it calls its argument with the model that it makes."""
+    return {UNCHANGED: partial(run, nn.Identity()), "converted": partial(run, fastlstm.convert)}
+
+
+from . import speech, pages, trainings  # noqa: E402, F401, I001 - fill PROGRAMS, in this order

@@ -1,0 +1,152 @@
+"""Time whole programs of other projects: unchanged, with their LSTMs converted, and prepacked.
+
+    python benchmarks/programs.py
+    python benchmarks/programs.py --program whisperx_vad --rounds 9
+    python benchmarks/summary.py    # writes the newest results into docs/programs.md
+
+The programs are in benchmarks/apps. The ways to run a program take turns in one process. For a
+program that is not installed, the command to install it is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import machine
+import torch
+from apps import PROGRAMS, TIME_ONLY, UNCHANGED
+from markdown import table
+from report import write_json
+from timing import settle_malloc
+from torch import nn
+
+from fastlstm.compare import LSTMS, Call, _copied, _make_calls, seconds_of
+
+CPU = torch.device("cpu")
+RESULTS = machine.ROOT / "benchmarks" / "results"
+COLUMNS = ("converted", "prepacked", "bfloat16", "int8")  # the other ways share a column
+GAIN = 1.05  # a smaller ratio is no gain
+Record = dict[str, Any]
+
+
+def calls_of_lstms(run: Callable[[], object]) -> dict[bool, list[Call]]:
+    """Runs a program once and returns the calls of its LSTMs, by whether gradients were on."""
+    calls: dict[bool, list[Call]] = {False: [], True: []}
+
+    def record(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if isinstance(module, LSTMS):
+            calls[torch.is_grad_enabled()].append((module, _copied(args), _copied(kwargs)))
+
+    handle = nn.modules.module.register_module_forward_hook(record, with_kwargs=True)
+    try:
+        run()
+    finally:
+        handle.remove()
+    return calls
+
+
+def seconds_of_lstms(run: Callable[[], object]) -> float:
+    """Returns the seconds that the LSTMs of a program take alone, with the inputs that they get."""
+    taken = 0.0
+    for training, calls in calls_of_lstms(run).items():
+        step = partial(_make_calls, calls, training)
+        taken += statistics.median(seconds_of(step, CPU) for _ in range(3))
+    return taken
+
+
+def measure(name: str, rounds: int) -> Record:
+    """Returns the entry of a program for the JSON file.
+
+    Args:
+        name: the key in PROGRAMS.
+        rounds: how often each way is timed.
+    """
+    one = PROGRAMS[name]
+    ways = one.make(False)
+    results = [run() for run in ways.values()]  # which also warms up
+    times = [[seconds_of(run, CPU) for run in ways.values()] for _ in range(rounds)]
+    record: Record = {"name": name, "version": one.version(), "threads": torch.get_num_threads()}
+    for field in ("title", "work", "measure"):
+        record[field] = getattr(one, field)
+    record["ways"] = {}
+    for k, (way, result) in enumerate(zip(ways, results, strict=True)):
+        low, ratio, high = statistics.quantiles([t[0] / t[k] for t in times], method="inclusive")
+        seconds = statistics.median(t[k] for t in times)
+        entry = {"seconds": seconds, "ratio": ratio, "quartiles": (low, high)}
+        record["ways"][way] = entry | {"result": one.judge(result, results[0])}
+        print(f"{name}, {way}: {record['ways'][way]}", flush=True)
+    ours = [way for way in (*COLUMNS, "reset=") if way in ways]
+    record["best"] = max(ours, key=lambda way: float(record["ways"][way]["ratio"]))
+    record["mode"] = "inference" if "int8" in ways else "training"
+    alone = seconds_of_lstms(ways[one.with_lstms])
+    record["share"] = min(1.0, alone / record["ways"][one.with_lstms]["seconds"])
+    return record
+
+
+def cell(way: Record) -> str:
+    """Returns the ratio of a way, and says so where it is no gain."""
+    return f"{way['ratio']:.2f}" + (", no gain" if way["ratio"] < GAIN else "")
+
+
+def row(entry: Record, show: Callable[[Record], str]) -> list[str]:
+    """Returns a cell for each of `COLUMNS`, and one for all other ways."""
+    ways = entry["ways"]
+    others = [f"{name}: {show(w)}" for name, w in ways.items() if name not in (UNCHANGED, *COLUMNS)]
+    return [*(show(ways[c]) if c in ways else "-" for c in COLUMNS), "; ".join(others) or "-"]
+
+
+def tables(record: Record) -> str:
+    """Returns the tables of docs/programs.md: times, then what the programs found."""
+    times, results = [], []
+    for entry in record["programs"]:
+        name = f"{entry['title']} {entry['version']}: {entry['work']}"
+        first = entry["ways"][UNCHANGED]
+        taken = [f"{first['seconds']:.2f} s", f"{entry['share']:.0%}"]
+        times.append([name, *taken, *row(entry, cell)])
+        if entry["measure"] != TIME_ONLY:
+            found = lambda way: str(way["result"])
+            results.append(
+                [f"{entry['title']}: {entry['measure']}", found(first), *row(entry, found)]
+            )
+    head = [UNCHANGED, "LSTMs", *COLUMNS, "other"]
+    about = f"{machine.line(record)}. `{record['command']}`"
+    head_of_results = ["result", UNCHANGED, *COLUMNS, "other"]
+    return f"{about}\n\n{table(['time', *head], times)}\n\n{table(head_of_results, results)}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--program", nargs="+", choices=PROGRAMS, default=list(PROGRAMS))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, help="default: torch's")
+    parser.add_argument("--output", type=Path, help="a JSON file, whose other programs stay in it")
+    args = parser.parse_args(arguments)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    settle_malloc()
+    words = sys.argv[1:] if arguments is None else arguments
+    record = {"command": machine.command("programs", words), **machine.describe("cpu")}
+    date = record["date"][:10].replace("-", "")
+    commit = (record["git"]["commit"] or "nocommit")[:7]
+    path = args.output or RESULTS / f"programs-cpu-{date}-{commit}.json"
+    found = json.loads(path.read_text())["programs"] if path.exists() else []
+    entries = {entry["name"]: entry for entry in found}
+    for name in args.program:
+        if PROGRAMS[name].version() is None:
+            print(f"left out: pip install {PROGRAMS[name].install}  # {name}", file=sys.stderr)
+            continue
+        entries[name] = measure(name, args.rounds)
+        record["programs"] = [entries[name] for name in PROGRAMS if name in entries]
+        write_json(path, record)  # now, because a later program may end the process
+    print(tables(record))
+
+
+if __name__ == "__main__":
+    main()
