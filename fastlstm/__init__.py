@@ -18,7 +18,8 @@ from fastlstm.engine import reference  # noqa: E402
 from fastlstm.interop import onnx  # noqa: E402
 from fastlstm.layer_norm import LayerNormLSTM  # noqa: E402
 from fastlstm.modules import LSTM, LSTMCell  # noqa: E402
-from fastlstm.prepack.layers import PackedLSTM, PackedLSTMCell  # noqa: E402
+from fastlstm.packed import __getattr__ as __getattr__  # noqa: E402
+from fastlstm.prepack.layers import PrepackedLSTM, PrepackedLSTMCell  # noqa: E402
 from fastlstm.prepack.prepack import prepack, unpack  # noqa: E402
 from fastlstm.tune import tune  # noqa: E402
 
@@ -28,8 +29,8 @@ __all__ = [
     "LSTM",
     "LSTMCell",
     "LayerNormLSTM",
-    "PackedLSTM",
-    "PackedLSTMCell",
+    "PrepackedLSTM",
+    "PrepackedLSTMCell",
     "check",
     "compare",
     "convert",

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+INTERFACE = 1  # the version of the functions of fastlstm._C: kInterface of csrc/op/module.cpp
 _PACKAGE = Path(__file__).resolve().parent
 _reason: str | None = "it has not been loaded yet"
 _cuda_reason: str | None = None  # why a wheel's CUDA kernels are not loaded
@@ -149,6 +150,11 @@ def _load() -> str | None:
         library = importlib.import_module("fastlstm._C")
     except ImportError as error:
         return f"it cannot be loaded: {error}"
+    if (built := getattr(library, "interface", None)) != INTERFACE:
+        raise ImportError(
+            f"fastlstm: expected an extension with interface {INTERFACE}, got {built}: it was "
+            f"built from other source files. To build it again: {rebuild_command()}"
+        )
     if "cuda" in record["kinds"] and folder.is_dir():
         _load_cuda(folder / "libfastlstm_cuda.so")
     global kinds

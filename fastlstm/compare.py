@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from .convert import check_model, convert
 from .modules import LSTM, LSTMCell
-from .prepack.layers import PackedLSTM, PackedLSTMCell
+from .prepack.layers import PrepackedLSTM, PrepackedLSTMCell
 from .prepack.prepack import prepack
 
 Run = Callable[[], object]
 Call = tuple[nn.Module, Sequence[Any], dict[str, Any]]
 
-LSTMS = (nn.LSTM, nn.LSTMCell, LSTM, LSTMCell, PackedLSTM, PackedLSTMCell)
+LSTMS = (nn.LSTM, nn.LSTMCell, LSTM, LSTMCell, PrepackedLSTM, PrepackedLSTMCell)
 SAMPLE = 1e-2  # seconds of a sample, at least
 LEAST_ROUNDS = 5
 NOISY = 0.15  # of a ratio, between its quartiles

@@ -494,7 +494,7 @@ def damaged_prepacked(draw: Draw) -> None:
         return _build.library.lstm(*layer, None, None, None, None, False, "auto")
 
     def run_op(input: Tensor, h_0: Tensor, c_0: Tensor, weights: list[Tensor]) -> Any:
-        return torch.ops.fastlstm.lstm_packed(input, h_0, c_0, weights, prepacked._layout)[:4]
+        return torch.ops.fastlstm.lstm_prepacked(input, h_0, c_0, weights, prepacked._layout)[:4]
 
     run = draw.pick(run_direct, run_op)
     expected = run(**call, weights=weights)

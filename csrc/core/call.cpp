@@ -44,7 +44,7 @@ static auto dispatched(const auto& op, const LstmCall& call, const auto& options
 
 ForwardResult call_lstm(const LstmCall& call, const ForwardOptions& options) {
   static const auto lstm = op_named<call_lstm>("fastlstm::lstm");
-  static const auto prepacked = op_named<call_lstm>("fastlstm::lstm_packed");
+  static const auto prepacked = op_named<call_lstm>("fastlstm::lstm_prepacked");
   return dispatched(call.is_prepacked() ? prepacked : lstm, call, options);
 }
 

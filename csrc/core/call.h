@@ -79,7 +79,7 @@ inline Tensor in_memory(const Tensor& tensor) {
   return is_wrapper(tensor) ? tensor.clone() : tensor;
 }
 
-// Call an op through the dispatcher: lstm_packed if the weights are prepacked, else lstm.
+// Call an op through the dispatcher: lstm_prepacked if the weights are prepacked, else lstm.
 ForwardResult call_lstm(const LstmCall& call, const ForwardOptions& options);
 BackwardResult call_lstm_backward(const LstmCall& call, const BackwardArguments& arguments);
 

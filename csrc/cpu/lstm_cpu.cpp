@@ -74,11 +74,12 @@ CpuTask task_of(const LayerCall& layer) {
 Format prepacked_format(const LayerCall& layer, std::string_view engine) {
   const GemmKernels& gemm = gemm_named(layer.kinds.format);
   const auto dtype = layer.input.scalar_type();
-  TORCH_CHECK(!layer.normalizes() && !layer.h_mask && engine != "stepwise",
-              "lstm_packed: expected neither layer normalization, recurrent dropout nor the engine "
-              "\"stepwise\"");
+  TORCH_CHECK(
+      !layer.normalizes() && !layer.h_mask && engine != "stepwise",
+      "lstm_prepacked: expected neither layer normalization, recurrent dropout nor the engine "
+      "\"stepwise\"");
   TORCH_CHECK((gemm.format == Format::float64) == (dtype == at::kDouble),
-              "lstm_packed: expected input that goes with weights in ", layer.kinds.format,
+              "lstm_prepacked: expected input that goes with weights in ", layer.kinds.format,
               ", got ", dtype);
   return gemm.format;
 }
@@ -155,7 +156,7 @@ ForwardResult lstm_cpu(LstmCall call, const ForwardOptions& options) {
 }  // namespace fastlstm
 
 TORCH_LIBRARY_IMPL(fastlstm, CPU, m) {
-  for (const char* const name : {"lstm", "lstm_packed"})
+  for (const char* const name : {"lstm", "lstm_prepacked"})
     m.impl(name, fastlstm::op<fastlstm::lstm_cpu>);
   m.impl("lstm_backward", fastlstm::op<fastlstm::lstm_backward_cpu>);
 }

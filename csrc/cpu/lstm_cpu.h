@@ -4,7 +4,7 @@
 
 namespace fastlstm {
 
-// Computes lstm, or lstm_packed if the weights are prepacked.
+// Computes lstm, or lstm_prepacked if the weights are prepacked.
 ForwardResult lstm_cpu(LstmCall call, const ForwardOptions& options);
 
 }  // namespace fastlstm

@@ -18,13 +18,18 @@ static PyMethodDef method(const char* name, const char* doc) {
   return {name, reinterpret_cast<PyCFunction>(untyped), METH_FASTCALL, doc};
 }
 
+// The version of the functions below. A change of their arguments needs another number here and in
+// fastlstm/_build.py, which refuses a module of another version.
+constexpr int kInterface = 1;
+
 static PyMethodDef kEagerCalls[] = {
     method<fastlstm::fast_method<&fastlstm::lstm>>(
         "lstm",
         "lstm(input: Tensor, h_0: Tensor | None, c_0: Tensor | None, weights: list, layout: str, "
         "batch_sizes: Tensor | None, lengths: Tensor | None, reset: Tensor | None, "
         "h_mask: Tensor | None, save_cells: bool, engine: str) -> tuple\n\n"
-        "torch.ops.fastlstm.lstm, or lstm_packed, without the last result; cells are None if they "
+        "torch.ops.fastlstm.lstm, or lstm_prepacked, without the last result; cells are None if "
+        "they "
         "are not saved, and a state that is None is zeros."),
     method<fastlstm::fast_method<&fastlstm::lstm_cell>>(
         "lstm_cell",
@@ -50,7 +55,7 @@ static PyMethodDef kEagerCalls[] = {
 static std::vector<fastlstm::OptionalTensor> gradients_by_python(
     const std::vector<at::Tensor>& of_results, const fastlstm::LstmCall& call) {
   const py::gil_scoped_acquire gil;
-  const auto of_layer = py::module_::import("fastlstm._twice").attr("of_layer");
+  const auto of_layer = py::module_::import("fastlstm.interop.second_derivatives").attr("of_layer");
   return std::apply([&](const auto&... arguments) { return of_layer(of_results, arguments...); },
                     call.list())
       .cast<std::vector<fastlstm::OptionalTensor>>();
@@ -83,6 +88,7 @@ PYBIND11_MODULE(_C, m) {
         "Whether the persistent engine can divide a layer's work on a GPU that need not be here.");
   m.def("pack_weight", &pack_weight, "A weight packed into panels as this processor reads them");
   m.def("unpack_weight", &unpack_weight, "The weight that pack_weight packed, and its scales");
+  m.attr("interface") = kInterface;
   PyModule_AddFunctions(m.ptr(), kEagerCalls);
   differentiable_gradients = gradients_by_python;
 }

@@ -35,11 +35,11 @@ BackwardResult lstm_backward_meta(LstmCall call, const BackwardArguments& argume
 }  // namespace
 
 // layer_call.h has the shapes of the tensors, WeightLayout explains `layout`. engine: "auto" or the
-// name of an engine. h_mask has no gradient. lstm_packed is lstm with prepacked weights; it is an
-// op of its own because autograd and autocast must not touch these weights.
+// name of an engine. h_mask has no gradient. lstm_prepacked is lstm with prepacked weights; it is
+// an op of its own because autograd and autocast must not touch these weights.
 TORCH_LIBRARY(fastlstm, m) {
   const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
-  for (const std::string name : {"lstm", "lstm_packed"})
+  for (const std::string name : {"lstm", "lstm_prepacked"})
     m.def((name + "(Tensor input, Tensor h_0, Tensor c_0, Tensor[] weights, str layout=\"bias\", "
                   "Tensor? batch_sizes=None, Tensor? lengths=None, Tensor? reset=None, "
                   "Tensor? h_mask=None, bool save_cells=False, bool save_gates=False, "
@@ -60,10 +60,10 @@ TORCH_LIBRARY(fastlstm, m) {
 TORCH_LIBRARY_IMPL(fastlstm, Meta, m) {
   m.impl("lstm", op<lstm_meta>);
   m.impl("lstm_backward", op<lstm_backward_meta>);
-  m.impl("lstm_packed", op<lstm_meta>);
+  m.impl("lstm_prepacked", op<lstm_meta>);
 }
 TORCH_LIBRARY_IMPL(fastlstm, Autograd, m) {
-  m.impl("lstm_packed", torch::autograd::autogradNotImplementedFallback());
+  m.impl("lstm_prepacked", torch::autograd::autogradNotImplementedFallback());
 }
 
 }  // namespace fastlstm

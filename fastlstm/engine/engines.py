@@ -17,8 +17,8 @@ from torch.autograd import forward_ad
 from .. import _build
 from ..check import gate
 from ..check.child import PASSED
-from ..interop import onnx
-from . import layers, records, shut_gate, transforms
+from ..interop import onnx, transforms
+from . import layers, records, shut_gate
 from .call import DTYPES, Call
 
 transforms_active = torch._C._are_functorch_transforms_active

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.overrides import has_torch_function_variadic
 
 from .. import _build
-from . import reference, transforms
+from ..interop import transforms
+from . import reference
 from .call import Call, LstmCall, autocasts
 from .checks import check, check_layer, describe
 from .regularizers import regularize
@@ -38,7 +39,7 @@ def run_op(call: Call, engine: str) -> Results:
 
 
 def run_prepacked(call: Call) -> Results:
-    """By `torch.ops.fastlstm.lstm_packed`, with weights that `prepack` put into panels."""
+    """By `torch.ops.fastlstm.lstm_prepacked`, with weights that `prepack` put into panels."""
     # A compiler, a tracer, a dispatch mode or a tensor subclass has to see the op.
     seen = (
         torch.compiler.is_compiling()
@@ -48,7 +49,7 @@ def run_prepacked(call: Call) -> Results:
     )
     saves = call.return_cell_states
     if seen:
-        return by_layers(call, torch.ops.fastlstm.lstm_packed, saves)
+        return by_layers(call, torch.ops.fastlstm.lstm_prepacked, saves)
     if call.is_cell:
         options = call.weights, call.layout, "auto"
         state = _build.library.lstm_cell(call.input, *call.state(), *options)

@@ -55,7 +55,7 @@ def translations() -> dict[Any, Callable[..., Any]]:
     global were_made
     were_made = True
     ops = torch.ops.fastlstm
-    return {ops.lstm.default: _lstm, ops.lstm_packed.default: _prepacked}
+    return {ops.lstm.default: _lstm, ops.lstm_prepacked.default: _prepacked}
 
 
 def _operators() -> Any:

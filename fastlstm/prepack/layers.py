@@ -255,7 +255,7 @@ class Prepacked(nn.Module):
         self._pack(tensors)
 
 
-class PackedLSTM(Prepacked, SequenceModule):
+class PrepackedLSTM(Prepacked, SequenceModule):
     """An `LSTM` packed by `prepack`: called in the same way, without parameters and gradients.
 
     Attributes:
@@ -303,7 +303,7 @@ class PackedLSTM(Prepacked, SequenceModule):
         """Does nothing: there are no parameters."""
 
 
-class PackedLSTMCell(Prepacked, CellModule):
+class PrepackedLSTMCell(Prepacked, CellModule):
     """An `LSTMCell` packed by `prepack`: called in the same way, without parameters and gradients.
 
     Attributes:
@@ -342,11 +342,5 @@ def _as_bytes(module: Prepacked) -> tuple[Any, ...]:
     return pickle.loads, (pickle.dumps(module),)
 
 
-for _kind in (PackedLSTM, PackedLSTMCell):
+for _kind in (PrepackedLSTM, PrepackedLSTMCell):
     ForkingPickler.register(_kind, _as_bytes)
-
-
-def __getattr__(name: str) -> Any:
-    if name == "PackedLayerNormLSTM":  # in a pickle, which hides an AttributeError
-        raise ImportError("a LayerNormLSTM is no longer packed: pickle the LayerNormLSTM itself")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,9 +16,9 @@ from ..engine.call import DTYPES
 from ..modules import LSTM, LSTMCell
 from . import formats
 from .additions import check_additions, copy_additions
-from .layers import PackedLSTM, PackedLSTMCell, Prepacked, require_extension
+from .layers import Prepacked, PrepackedLSTM, PrepackedLSTMCell, require_extension
 
-_KINDS: dict[type[nn.Module], Any] = {LSTM: PackedLSTM, LSTMCell: PackedLSTMCell}
+_KINDS: dict[type[nn.Module], Any] = {LSTM: PrepackedLSTM, LSTMCell: PrepackedLSTMCell}
 _KINDS |= {both: _KINDS[ours] for _, ours, both in _CLASSES}
 # What torch.ao's modules have instead of parameters.
 _OF_TORCH_AO = (
@@ -30,11 +30,11 @@ _OF_TORCH_AO = (
 @overload
 def prepack(
     model: LSTM | nn.LSTM, weights: torch.dtype | None = None, *, convert: bool = False
-) -> PackedLSTM: ...
+) -> PrepackedLSTM: ...
 @overload
 def prepack(
     model: LSTMCell | nn.LSTMCell, weights: torch.dtype | None = None, *, convert: bool = False
-) -> PackedLSTMCell: ...
+) -> PrepackedLSTMCell: ...
 @overload
 def prepack(
     model: Model, weights: torch.dtype | None = None, *, convert: bool = False
@@ -140,7 +140,7 @@ def _hint(model: nn.Module) -> str:
 
 def _of_torch_ao(quantized: Any, weights: torch.dtype | None) -> Prepacked:
     """A packed layer with the weights of one that quantize_dynamic made, in int8 by default."""
-    kind = PackedLSTM if type(quantized).__name__ == "LSTM" else PackedLSTMCell
+    kind = PrepackedLSTM if type(quantized).__name__ == "LSTM" else PrepackedLSTMCell
     state = quantized.get_bias() if quantized.bias else {}
     for name, weight in quantized.get_weight().items():
         state[name] = weight.dequantize()
@@ -172,7 +172,7 @@ def _check_layer(path: str, module: nn.Module, weights: torch.dtype | None) -> N
         raise ValueError(f"prepack: expected {path} on the CPU, got {tensor.device}")
     if module.training:
         raise ValueError(f"prepack: expected {path} in eval mode: call model.eval() first")
-    kind = PackedLSTM if isinstance(module, nn.RNNBase) else PackedLSTMCell
+    kind = PrepackedLSTM if isinstance(module, nn.RNNBase) else PrepackedLSTMCell
     check_additions(path, module, kind.own_names())
     if any(0 in p.shape for p in module.parameters()):
         raise ValueError(f"prepack: expected sizes of at least 1 in {path}, got {module}")
@@ -191,9 +191,9 @@ def _check_layer(path: str, module: nn.Module, weights: torch.dtype | None) -> N
 
 
 @overload
-def unpack(model: PackedLSTM) -> LSTM: ...
+def unpack(model: PrepackedLSTM) -> LSTM: ...
 @overload
-def unpack(model: PackedLSTMCell) -> LSTMCell: ...
+def unpack(model: PrepackedLSTMCell) -> LSTMCell: ...
 @overload
 def unpack(model: Model) -> Model: ...
 def unpack(model: nn.Module) -> nn.Module:
@@ -212,7 +212,7 @@ def unpack(model: nn.Module) -> nn.Module:
         ValueError: there is nothing to unpack.
     """
     check_model(model)
-    packed = [m for m in model.modules() if isinstance(m, (PackedLSTM, PackedLSTMCell))]
+    packed = [m for m in model.modules() if isinstance(m, (PrepackedLSTM, PrepackedLSTMCell))]
     if not packed:
         raise ValueError(
             "unpack: expected a model with layers that prepack has packed, got one without"

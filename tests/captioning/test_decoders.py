@@ -15,7 +15,7 @@ from captioning.model.captioner import DECODERS, decoder_class
 from captioning.model.layers import LSTM_WEIGHTS, prepack_lstms
 from captioning.search.decoding import beam_search, write_captions
 from captioning.settings import POOLS, DecodeConfig, ModelConfig
-from fastlstm import PackedLSTM, PackedLSTMCell
+from fastlstm import PrepackedLSTM, PrepackedLSTMCell
 
 E, H, V, GRID = 6, 8, 12, 3
 CAPTIONS = torch.tensor([[START, 5, 6, 7, END], [START, 9, 5, END, PAD], [START, 4, END, PAD, PAD]])
@@ -130,7 +130,7 @@ def test_prepacked_weights(config, decoder, image, weights):
             prepack_lstms(frozen, weights)
         return
     prepack_lstms(frozen, weights)
-    packed = [m for m in frozen.modules() if isinstance(m, (PackedLSTM, PackedLSTMCell))]
+    packed = [m for m in frozen.modules() if isinstance(m, (PrepackedLSTM, PrepackedLSTMCell))]
     assert all(str(lstm.weights).endswith(weights) for lstm in packed)
     assert len(packed) == hasattr(decoder, "lstm")
     if weights == "float32":

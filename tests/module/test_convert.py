@@ -437,7 +437,7 @@ def test_prepack_leaves_a_subclass_as_convert_made_it():
     with pytest.warns(UserWarning, match="^prepack: own stays as it is: its class Doubled is more"):
         fastlstm.prepack(model, convert=True)
     assert isinstance(model["own"], fastlstm.LSTM) and isinstance(model["own"], Doubled)
-    assert [type(m).__name__ for m in (model["plain"], model["own"].head)] == ["PackedLSTM"] * 2
+    assert [type(m).__name__ for m in (model["plain"], model["own"].head)] == ["PrepackedLSTM"] * 2
     torch.testing.assert_close(model["own"](x), expected, **CLOSE)
 
 

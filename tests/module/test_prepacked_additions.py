@@ -154,7 +154,7 @@ def test_layers_inside_a_layer():
     lstm = small()
     lstm.inner = in_a_model(cell=LSTMCell(3, 4))
     prepacked = prepack(lstm)
-    assert type(prepacked.inner["cell"]) is fastlstm.PackedLSTMCell
+    assert type(prepacked.inner["cell"]) is fastlstm.PrepackedLSTMCell
     assert type(unpack(prepacked).inner["cell"]) is LSTMCell
 
 

@@ -8,7 +8,7 @@ from prepacked_layers import Tagger, X, every_weights, in_a_model, prepacked_cop
 from torch import nn
 from torch.nn.utils import prune
 
-from fastlstm import LSTM, LayerNormLSTM, LSTMCell, PackedLSTM, _build, prepack
+from fastlstm import LSTM, LayerNormLSTM, LSTMCell, PrepackedLSTM, _build, prepack
 
 pytestmark = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the extension is not built")
 
@@ -16,13 +16,13 @@ pytestmark = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the exten
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda m: m.train(), RuntimeError, "PackedLSTM has no training mode: its weights"),
+        (lambda m: m.train(), RuntimeError, "PrepackedLSTM has no training mode: its weights"),
         (lambda m: m.to(torch.float64), RuntimeError, "packed for torch.float32 on the CPU"),
         (lambda m: m.to("meta"), RuntimeError, r"fastlstm.unpack\(model\)"),
         (lambda m: m.weight_ih_l0, AttributeError, r"read it from state_dict\(\), or .*unpack"),
         (lambda m: m.weight_hr_l0, AttributeError, "no attribute 'weight_hr_l0'"),
-        (lambda m: setattr(m, "engine", "torch"), AttributeError, "engine: a PackedLSTM has no"),
-        (lambda m: setattr(m, "zoneout_h", 0.5), AttributeError, "zoneout_h: a PackedLSTM has no"),
+        (lambda m: setattr(m, "engine", "torch"), AttributeError, "engine: a PrepackedLSTM has no"),
+        (lambda m: setattr(m, "zoneout_h", 0.5), AttributeError, "zoneout_h: a PrepackedLSTM has"),
         (
             lambda m: setattr(m, "weight_ih_l0", nn.Parameter(torch.zeros(40, 6))),
             AttributeError,
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the exten
         (
             lambda m: torch.func.vmap(lambda x: m(x)[0])(X[None, ..., :6]),
             RuntimeError,
-            "PackedLSTM: prepacked weights give no gradients, nor do they take part in torch.func",
+            "PrepackedLSTM: prepacked weights give no gradients, nor do they take part in",
         ),
         (
             lambda m: torch.func.jvp(lambda x: m(x)[0], (X[..., :6],), (X[..., :6],)),
@@ -81,7 +81,7 @@ def test_errors_of_a_cell(call, error, message):
 @every_weights
 def test_the_op_refuses_weights_that_are_not_prepacked(weights):
     prepacked = prepacked_copy(small(proj_size=7), weights)
-    own, op = prepacked._op_weights(), torch.ops.fastlstm.lstm_packed
+    own, op = prepacked._op_weights(), torch.ops.fastlstm.lstm_prepacked
     for position, wrong, message in (
         (1, own[1].clone().zero_(), "pack the model again"),
         (1, own[0], r"expected a packed matrix \[40, 7\] of gates, got \[40, 6\]"),
@@ -160,7 +160,7 @@ def test_a_subclass_stays_unchanged(kind):
     model = in_a_model(a=kind(3, 4), b=LSTM(3, 4))
     with pytest.warns(UserWarning, match=f"prepack: a stays as it is: its class {kind.__name__} "):
         prepack(model)
-    assert type(model["a"]) is kind and type(model["b"]) is PackedLSTM
+    assert type(model["a"]) is kind and type(model["b"]) is PrepackedLSTM
 
 
 def test_without_the_extension(monkeypatch):

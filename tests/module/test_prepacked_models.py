@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import fastlstm
-from fastlstm import LSTM, LSTMCell, PackedLSTM, PackedLSTMCell, _build, prepack
+from fastlstm import LSTM, LSTMCell, PrepackedLSTM, PrepackedLSTMCell, _build, prepack
 
 pytestmark = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the extension is not built")
 
@@ -46,7 +46,10 @@ def test_unpack_gives_the_class_that_convert_made(keep_class):
     fastlstm.convert(model, keep_class=keep_class)
     classes = [type(model[name]) for name in ("lstm", "cell")]
     prepacked = pickle.loads(pickle.dumps(prepack(model)))
-    assert [type(prepacked[name]) for name in ("lstm", "cell")] == [PackedLSTM, PackedLSTMCell]
+    assert [type(prepacked[name]) for name in ("lstm", "cell")] == [
+        PrepackedLSTM,
+        PrepackedLSTMCell,
+    ]
     fastlstm.unpack(prepacked)
     assert [type(prepacked[name]) for name in ("lstm", "cell")] == classes
 
@@ -155,4 +158,4 @@ def test_opcheck():
     state = torch.zeros(2, 3, 10)
     arguments = (x, state, state, prepacked._op_weights(), prepacked._layout)
     for options in ({}, {"save_cells": True}, {"lengths": torch.tensor([1, 0, 5])}):
-        torch.library.opcheck(torch.ops.fastlstm.lstm_packed.default, arguments, options)
+        torch.library.opcheck(torch.ops.fastlstm.lstm_prepacked.default, arguments, options)

@@ -180,3 +180,13 @@ def test_processes_share_a_model(method):
     found = results.get(timeout=60)
     process.join()
     assert found == model(X).tolist()
+
+
+@pytest.mark.parametrize("name", ["PackedLSTM", "PackedLSTMCell"])
+@pytest.mark.parametrize("module", ["fastlstm", "fastlstm.packed"])
+def test_an_old_name_is_an_error_that_says_the_new_one(module: str, name: str) -> None:
+    with pytest.raises(ImportError, match=f"is now fastlstm.Prep{name[1:]}; if a pickle"):
+        pickle.loads(f"c{module}\n{name}\n.".encode())
+    with pytest.raises(ImportError, match=f"is now fastlstm.Prep{name[1:]}; if a pickle"):
+        exec(f"from {module} import {name}")
+    assert not hasattr(fastlstm, "PackedGRU")

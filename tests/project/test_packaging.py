@@ -31,6 +31,7 @@ MODULE = """
 TORCH_LIBRARY(fastlstm, m) { m.def("lstm_backward(Tensor x) -> Tensor"); }
 PYBIND11_MODULE(_C, m) {
   m.def("engines", [] { return pybind11::dict(); });
+  m.attr("interface") = 1;
   m.def("answer", [] { return 0; });
 }
 """
@@ -256,6 +257,17 @@ def test_an_extension_that_does_not_fit_warns_once(package, change, reason):
     assert re.match(f"fastlstm runs without its extension: {reason}", warnings[0])
     assert " -m pip install --no-build-isolation " in warnings[0]
     assert f"False {package}/fastlstm/__init__.py" in done.stdout
+
+
+def test_an_extension_of_other_source_files_is_an_error(package):
+    path = package / "fastlstm" / "_build.py"
+    text = path.read_text()
+    other = text.replace(f"INTERFACE = {_build.INTERFACE} ", "INTERFACE = 0 ")
+    assert other != text
+    path.write_text(other)
+    done = python(package, "import fastlstm")
+    expected = f"ImportError: fastlstm: expected .* interface 0, got {_build.INTERFACE}: .* install"
+    assert done.returncode != 0 and re.search(expected, done.stdout), done.stdout
 
 
 def test_a_wheel_has_a_folder_for_each_torch(small_project, tmp_path):

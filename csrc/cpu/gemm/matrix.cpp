@@ -71,7 +71,7 @@ Matrix::Matrix(const GemmKernels& gemm, int64_t K, int64_t N, int64_t pieces,
     : gemm_(&gemm), K_(K), N_(N), prepacked_(data) {
   cut_into_panels(pieces);
   const int64_t bytes = offset + nbytes();
-  TORCH_CHECK(data.is_contiguous() && int64_t(data.nbytes()) == bytes, "lstm_packed: expected ",
+  TORCH_CHECK(data.is_contiguous() && int64_t(data.nbytes()) == bytes, "lstm_prepacked: expected ",
               bytes, " bytes of a packed matrix [", N, ", ", K, "], got ", data.sizes());
   first_ = static_cast<char*>(const_cast<void*>(data.const_data_ptr())) + offset;
 }

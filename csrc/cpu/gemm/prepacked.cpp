@@ -60,7 +60,7 @@ PrepackedHeader PrepackedHeader::of(const Tensor& prepacked) {
     header.format[sizeof header.format - 1] = '\0';  // whatever the bytes are
   }
   TORCH_CHECK(has_header && std::memcmp(header.magic, kPrepackedMagic, sizeof kPrepackedMagic) == 0,
-              "lstm_packed: expected weights as fastlstm.prepack packs them, got a tensor ",
+              "lstm_prepacked: expected weights as fastlstm.prepack packs them, got a tensor ",
               prepacked.sizes(), " of ", prepacked.scalar_type(), ": pack the model again");
   return header;
 }

@@ -58,8 +58,8 @@ inline const GemmKernels& gemm_named(std::string_view format) {
   for (const GemmKernels* const gemm : kernel_table().gemms.by_format)
     if (gemm && gemm->unpack && format == kFormatNames[static_cast<int>(gemm->format)])
       return *gemm;
-  TORCH_CHECK(false, "lstm_packed: expected a format that fastlstm.prepack takes, got \"", format,
-              "\"");
+  TORCH_CHECK(false, "lstm_prepacked: expected a format that fastlstm.prepack takes, got \"",
+              format, "\"");
 }
 
 // Matrices that are packed once are cut for up to four threads where threads share a step.
@@ -72,9 +72,9 @@ inline Matrix prepacked_matrix(const GemmKernels& gemm, const at::Tensor& prepac
   const PrepackedHeader expected = header_of(gemm, rows, K, in_gate_order);
   if (std::memcmp(&header, &expected, sizeof expected) != 0) {
     TORCH_CHECK(header.panels() == expected.panels(),
-                "lstm_packed: expected weights that were packed for this processor (",
+                "lstm_prepacked: expected weights that were packed for this processor (",
                 expected.panels(), "), got some in ", header.panels(), ": pack the model here");
-    TORCH_CHECK(false, "lstm_packed: expected a packed matrix [", rows, ", ", K, "]",
+    TORCH_CHECK(false, "lstm_prepacked: expected a packed matrix [", rows, ", ", K, "]",
                 in_gate_order ? " of gates" : "", ", got [", header.rows, ", ", header.columns, "]",
                 header.in_gate_order ? " of gates" : "");
   }

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .engine import reference
-from .engine.call import LstmCall, autocasts
+from ..engine import reference
+from ..engine.call import LstmCall, autocasts
 
 
 def of_layer(grads: Sequence[Tensor | None], *call: Any) -> list[Tensor | None]:

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from .. import _build
-from . import reference
-from .call import Call, LstmCall, autocasts
+from ..engine import reference
+from ..engine.call import Call, LstmCall, autocasts
 
 _Dims = tuple[int | None, ...]
 _Arguments = TypeVar("_Arguments", "_Inputs", "_Saved")
