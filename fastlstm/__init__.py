@@ -5,25 +5,26 @@ from fastlstm.engine import records
 from fastlstm.interop import flops
 
 _build.load()
+records.build = _build.build_record()
 records.load()
 if _build.extension_available():
     flops.register()
 
-from fastlstm import functional, init  # noqa: E402
+from fastlstm import _engine_table, functional, init, onnx  # noqa: E402, F401
 from fastlstm._build import has_kernels  # noqa: E402
 from fastlstm.check.check import check  # noqa: E402
 from fastlstm.compare import Comparison, compare  # noqa: E402
 from fastlstm.convert import convert  # noqa: E402
 from fastlstm.engine import reference  # noqa: E402
-from fastlstm.interop import onnx  # noqa: E402
-from fastlstm.layer_norm import LayerNormLSTM  # noqa: E402
-from fastlstm.modules import LSTM, LSTMCell  # noqa: E402
+from fastlstm.modules.cell import LSTMCell  # noqa: E402
+from fastlstm.modules.layer_norm import LayerNormLSTM  # noqa: E402
+from fastlstm.modules.lstm import LSTM  # noqa: E402
 from fastlstm.packed import __getattr__ as __getattr__  # noqa: E402
 from fastlstm.prepack.layers import PrepackedLSTM, PrepackedLSTMCell  # noqa: E402
 from fastlstm.prepack.prepack import prepack, unpack  # noqa: E402
 from fastlstm.tune import tune  # noqa: E402
 
-__version__ = "0.1.0"
+__version__ = _build.VERSION
 __all__ = [
     "Comparison",
     "LSTM",

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-import fastlstm
 from fastlstm import _build, _plan
 from fastlstm.check.check import main as check_command
 from fastlstm.compare import main as compare_command
@@ -50,7 +49,7 @@ def print_row(name: str, *cells: str) -> None:
 
 def info() -> None:
     """Prints the build record, the devices, and which engine serves what."""
-    print(f"fastlstm {fastlstm.__version__}, Python {platform.python_version()}")
+    print(f"fastlstm {_build.VERSION}, Python {platform.python_version()}")
     cuda = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
     print(f"torch {torch.__version__} ({cuda})")
 
@@ -90,7 +89,7 @@ def main(argv: list[str] | None = None) -> None:
     """Runs a command."""
     about = "show what was built, for which torch, and which engine runs for which dtype"
     parser = argparse.ArgumentParser(prog="python -m fastlstm", description=about)
-    version = f"fastlstm {fastlstm.__version__}"
+    version = f"fastlstm {_build.VERSION}"
     parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(title="commands", dest="command")
     commands.add_parser("info", help="show the build record, the devices and the engines (default)")

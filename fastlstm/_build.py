@@ -1,4 +1,4 @@
-"""Load the extension `fastlstm._C` if it fits the running torch; else say plainly why not.
+"""Loads the extension `fastlstm._C` if it fits the running torch; else says why not.
 
 setup.py leaves a record of what it built. A library that was built for another torch may crash on
 loading, so the record is compared before anything is loaded. A wheel has a library for each of
@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+VERSION = "0.1.0"  # of fastlstm
 INTERFACE = 1  # the version of the functions of fastlstm._C: kInterface of csrc/op/module.cpp
 _PACKAGE = Path(__file__).resolve().parent
 _reason: str | None = "it has not been loaded yet"
@@ -38,16 +39,16 @@ def unavailable_reason() -> str | None:
 
 
 def build_record() -> dict[str, Any]:
-    """What setup.py recorded: kinds of kernels, torch, CUDA, compiler, commit, date; or {}."""
+    """The record of setup.py: kinds of kernels, torch, CUDA, compiler, commit, date; or {}."""
     try:
         record: dict[str, Any] = json.loads((_PACKAGE / "_build_info.json").read_text())
-    except (OSError, ValueError):  # none, or one whose writing was interrupted
+    except (OSError, ValueError):  # there is no record, or its writing was interrupted
         return {}
     return record
 
 
 def has_kernels(device: torch.device | str) -> bool:
-    """Whether the loaded extension brings kernels for a device, such as "cpu", "cuda", "cuda:0"."""
+    """Whether the loaded extension has kernels for a device, such as "cpu", "cuda", "cuda:0"."""
     return torch.device(device).type in kinds
 
 
@@ -71,7 +72,7 @@ def why_no_kernels(device: torch.device) -> str | None:
 
 @functools.cache
 def _why_not_this_gpu(index: int) -> str | None:
-    """A driver's error, or that the kernels were compiled for other GPUs; None for neither."""
+    """Why the kernels cannot run on a GPU: a driver's error, or they were compiled for others."""
     _, capability, error = gpu(index)
     if capability:
         return None
@@ -84,14 +85,18 @@ def _minor(version: str) -> str:
 
 @functools.cache
 def gpu(index: int) -> tuple[int, int, str]:
-    """Multiprocessors of a GPU, its capability as 90 for 9.0, and an error.
+    """The number of multiprocessors of a GPU, its compute capability, and an error.
 
-    Multiprocessors that FASTLSTM_FREE_SMS leaves free do not count. The capability is that of the
-    kernels where they were compiled for less than sm_80, and 0 where they cannot run, as under an
-    old driver: then the error says why, unless there is no such code.
+    Multiprocessors that FASTLSTM_FREE_SMS leaves free do not count. The capability is 90 for 9.0.
+    If the kernels were compiled for less than sm_80, it is theirs. If they cannot run, it is 0, and
+    the error says why (an old driver, for instance), unless no kernel was compiled for the GPU.
     """
     sm_count, capability, error = torch.ops.fastlstm.cuda_device(index)
-    return sm_count, capability, error.partition("\n")[0]  # without how to debug kernels
+    return (
+        sm_count,
+        capability,
+        error.partition("\n")[0],
+    )  # then come hints for debugging
 
 
 def mismatch(record: dict[str, Any], torch_version: str, torch_cuda: str | None) -> str | None:
@@ -121,7 +126,7 @@ def rebuild_command() -> str:
 
 
 def _load_cuda(path: Path) -> None:
-    """Load the library of a wheel that needs a torch with CUDA, if this is one."""
+    """Loads the library of a wheel that needs CUDA, if torch is built with CUDA."""
     global _cuda_reason
     if torch.version.cuda is None:
         _cuda_reason = f"torch {torch.__version__} is not a CUDA build"
@@ -133,7 +138,7 @@ def _load_cuda(path: Path) -> None:
 
 
 def _load() -> str | None:
-    """Import the extension, or return the reason why it is not imported."""
+    """Imports the extension, or returns the reason why it is not imported."""
     record = build_record()
     if not record and (_PACKAGE.parent / "setup.py").is_file():
         return f"{_PACKAGE.parent} is a source that was not built, found before any installed one"
@@ -162,7 +167,7 @@ def _load() -> str | None:
     return None
 
 
-# The end of both warnings: what is lost.
+# The end of both warnings.
 _WITHOUT_KERNELS = (
     "plain calls and lengths= run PyTorch's own LSTM, as fast as nn.LSTM; calls with other options "
     "(reset= and others) run in Python, which is slower."
@@ -171,7 +176,7 @@ _WITHOUT_KERNELS = (
 
 @functools.cache
 def warn_of_no_cuda_kernels(device: torch.device) -> None:
-    """Say, once, what serves tensors on a GPU, and how to get the kernels, if there are none."""
+    """Warns once if there are no kernels for a GPU: what runs instead, and how to build them."""
     if not (reason := why_no_kernels(device)):
         return
     if "cuda" not in kinds:
@@ -185,7 +190,7 @@ def warn_of_no_cuda_kernels(device: torch.device) -> None:
 
 
 def load() -> None:
-    """Load the extension; if it cannot serve, warn once, naming the reason and the remedy."""
+    """Loads the extension; if it cannot be used, warns once with the reason and the remedy."""
     global _reason
     _reason = _load()
     if _reason is not None:

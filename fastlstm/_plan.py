@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
     for row in engines.BY_NAME.values():
         if row is not chosen:
             print(f"  {row.name:<12}{row.why_not(call) or 'serves it, by name'}")
-    if args.device == "cpu" and engines.OP.why_not(call) is None:
+    if args.device == "cpu" and engines.BY_NAME["op"].why_not(call) is None:
         _print_walks(args, call)
     if args.device == "cuda":
         print(f"\n{ON_A_GPU}")

@@ -7,8 +7,6 @@ import dataclasses
 import importlib
 import math
 import statistics
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import zip_longest
@@ -17,17 +15,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .convert import check_model, convert
-from .modules import LSTM, LSTMCell
+from .convert import convert
+from .engine.timing import Run, in_turn
+from .modules.cell import LSTMCell
+from .modules.lstm import LSTM
+from .modules.options import check_model
 from .prepack.layers import PrepackedLSTM, PrepackedLSTMCell
 from .prepack.prepack import prepack
 
-Run = Callable[[], object]
 Call = tuple[nn.Module, Sequence[Any], dict[str, Any]]
 
 LSTMS = (nn.LSTM, nn.LSTMCell, LSTM, LSTMCell, PrepackedLSTM, PrepackedLSTMCell)
-SAMPLE = 1e-2  # seconds of a sample, at least
-LEAST_ROUNDS = 5
 NOISY = 0.15  # of a ratio, between its quartiles
 
 
@@ -208,43 +206,6 @@ def _make_calls(calls: Sequence[Call], training: bool) -> None:
                 wanted = [leaf for leaf in leaves if leaf.requires_grad]
                 ones = map(torch.ones_like, outputs)
                 torch.autograd.grad(outputs, wanted, [*ones], allow_unused=True)
-
-
-def seconds_of(run: Run, device: torch.device) -> float:
-    """Seconds of one call: by events on a GPU, by the clock elsewhere."""
-    if device.type == "cuda":
-        event: Any = torch.cuda.Event
-        start, end = event(enable_timing=True), event(enable_timing=True)
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        return float(start.elapsed_time(end)) / 1000
-    begin = time.perf_counter()
-    run()
-    return time.perf_counter() - begin
-
-
-def in_turn(
-    steps: Sequence[Run], device: torch.device, seconds: float, shows: bool = False
-) -> list[list[float]]:
-    """Seconds of a call of each step, in one order and in the other, from samples of several.
-
-    On a terminal it `shows` how much of the time is over.
-    """
-    once = [min(seconds_of(step, device) for _ in range(2)) for step in steps]
-    counts = [max(1, round(SAMPLE / max(each, 1e-7))) for each in once]
-    times: list[list[float]] = [[] for _ in steps]
-    start, elapsed = time.monotonic(), 0.0
-    while len(times[0]) < LEAST_ROUNDS or elapsed < seconds:
-        for k in sorted(range(len(steps)), reverse=len(times[0]) % 2 == 1):
-            sample = lambda k=k: [steps[k]() for _ in range(counts[k])]
-            times[k].append(seconds_of(sample, device) / counts[k])
-        elapsed = time.monotonic() - start
-        if shows and sys.stderr.isatty():
-            share = min(1.0, elapsed / max(seconds, 1e-9))
-            print(f"\rcompare: {share:4.0%}", end="\r", file=sys.stderr, flush=True)
-    return times
 
 
 def _outputs(model: nn.Module, inputs: Sequence[Any]) -> Any:

@@ -10,11 +10,18 @@ from typing import Any
 
 from torch import Tensor
 
-from .engine.call import Call, layout_of_stack, weight_names
-from .engine.checks import as_lengths, as_reset, check_dims, check_kinds, check_stack, in_training
-from .engine.engines import ENGINES, TORCH, choose
-from .engine.layers import Results, run_cell, run_stack
-from .engine.regularizers import Regularizers
+from .engine.call import Call, Regularizers, Results, layout_of_stack, weight_names
+from .engine.checks import (
+    as_lengths,
+    as_reset,
+    check_dims,
+    check_kinds,
+    check_stack,
+    in_training,
+    lengths_beside,
+)
+from .engine.engines import ENGINES, choose
+from .engine.stack import run_cell, run_stack
 
 __all__ = ["ENGINES", "lstm", "lstm_cell"]
 
@@ -57,8 +64,8 @@ def lstm(
             projection (so far the order of `nn.LSTM`'s parameters), then gain_ih, gain_hh [4H],
             gain_c, bias_c [H] if there is layer normalization (see `fastlstm.LayerNormLSTM`).
             Gate order i, f, g, o.
-        layout: which of these there are, as in `reference.lstm_layer`. None stands for an LSTM of
-            torch.nn, where 2 to 5 weights tell.
+        layout: names the weights that are there, as in `reference.lstm_layer`. None means an LSTM
+            of torch.nn, whose layout follows from the number of weights (2 to 5).
         num_layers: number of stacked layers.
         bidirectional: whether each layer also walks from the last step to the first.
         batch_first: whether `input`, `reset` and the output put the batch before the steps. `hx`
@@ -71,9 +78,9 @@ def lstm(
             those of the last real step (h_0, c_0 for length 0). The second direction starts at
             that step. Unlike packing, compiles with `fullgraph=True`. Values are checked on the
             CPU only. Not with `batch_sizes`.
-        reset: [T,B] bool or numbers ([B,T] if `batch_first`). Where true, or not 0, h and c are
+        reset: [T,B] bool or numbers ([B,T] if `batch_first`). If it is true, or not 0, h and c are
             zeroed before that step, in walking order in each direction, and no gradient passes. A
-            NaN is an error, looked for on the CPU only. Not with `batch_sizes`.
+            NaN is an error, which is found on the CPU only. Not with `batch_sizes`.
         return_cell_states: whether to return every cell state as well.
         input_dropout: probability p of dropping a feature of each layer's input, the same features
             at every step of a row: x_t becomes m * x_t with m [B,I] zero with probability p, else
@@ -82,13 +89,13 @@ def lstm(
             direction and call.
         zoneout_h: probability that a unit of h keeps its value over a step, drawn for every step:
             h_t = z * h_{t-1} + (1 - z) * o * tanh(f * c_{t-1} + i * g), z zero or one (zoneout,
-            Krueger et al., 2017). With a projection, of the projected h.
+            Krueger et al., 2017). With a projection, h is the projected h.
         zoneout_c: the same for c: c_t = z * c_{t-1} + (1 - z) * (f * c_{t-1} + i * g). Without
             `training` neither acts, whereas the paper then mixes old and new by the probability.
         weight_dropout: probability of dropping a weight of W_hh for the whole call; the others are
             divided by 1 - p (DropConnect as in AWD-LSTM, Merity et al., 2018).
-        engine: one of `ENGINES`. "auto" stands for the environment variable FASTLSTM_ENGINE (read
-            at import) if it is set, and else for what `engines.choose` says.
+        engine: one of `ENGINES`. "auto" is the environment variable FASTLSTM_ENGINE (read at
+            import) if it is set, and else the choice of fastlstm.
 
     Returns:
         `(output, (h_n, c_n))`, or `(output, (h_n, c_n), cell_states)` if `return_cell_states`:
@@ -124,22 +131,28 @@ def lstm(
             f"lstm: expected h_0 and c_0 of size(0) = layers * directions = {count}, got "
             f"{tuple(hx[0].shape)} and {tuple(hx[1].shape)}"
         )
-    lengths = None if lengths is None else as_lengths(lengths)
-    reset = None if reset is None else as_reset(reset)
+    if lengths is not None:
+        lengths = lengths_beside(input, as_lengths(lengths))
+    if reset is not None:
+        reset = as_reset(reset, input.shape[:2] if batch_sizes is None else None, batch_first)
 
     def compute(call: Call) -> Results:
         if training:
             drawn = input_dropout, recurrent_dropout, zoneout_h, zoneout_c, weight_dropout
             call = in_training(call, dropout, Regularizers(*drawn))
-        chosen = choose(call, engine)
-        if chosen is TORCH:  # which does not check all of it
-            check_stack(call)
-        return chosen.run(call)
+        return _run(call, engine)
 
-    form = num_layers, directions, batch_first
-    options = batch_sizes, lengths, reset
-    modes = return_cell_states, training
-    return run_stack(compute, input, hx, weights, layout, *form, *options, *modes)
+    form = num_layers, directions, batch_sizes, lengths, reset
+    modes = training, 0.0, None, bool(return_cell_states)
+    return run_stack(compute, Call(input, hx, weights, layout, *form, *modes), batch_first)
+
+
+def _run(call: Call, engine: str) -> Results:
+    """Runs a call on the engine of its choice. PyTorch's LSTM does not check all arguments."""
+    chosen = choose(call, engine)
+    if chosen.name == "torch":
+        check_stack(call)
+    return chosen.run(call)
 
 
 def lstm_cell(
@@ -175,7 +188,4 @@ def lstm_cell(
     names = ("w_ih", "w_hh", "b_ih", "b_hh")
     check_kinds(input, hx, dict(zip(names, weights, strict=False)))
     call = Call(input, hx, weights, layout, is_cell=True)
-    chosen = choose(call, engine)
-    if chosen is TORCH:
-        check_stack(call)
-    return run_cell(chosen.run, call)
+    return run_cell(lambda call: _run(call, engine), call)

@@ -11,7 +11,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from .modules import LSTM, LSTMCell
+from .modules.cell import LSTMCell
+from .modules.lstm import LSTM
 
 __all__ = ["forget_bias_", "orthogonal_"]
 
@@ -21,7 +22,7 @@ _Module = TypeVar("_Module", bound=nn.Module)
 def forget_bias_(lstm: _Module, value: float = 1.0) -> _Module:
     """Sets the forget gate's bias, so that a new LSTM remembers: f = sigmoid(value) at zero input.
 
-    b_ih gets the value and b_hh zero, because the two are added. The other gates do not change.
+    b_ih gets the value and b_hh zero, because the two are added. Other gates keep their bias.
     Source: Gers, Schmidhuber & Cummins (2000); value 1: Jozefowicz, Zaremba & Sutskever (2015).
 
     Raises:
@@ -58,7 +59,7 @@ def orthogonal_(
 
 
 def _parameters(lstm: nn.Module, *names: str) -> list[list[Tensor]]:
-    """For every layer and direction the parameters with these names, without their suffix."""
+    """The parameters of every layer and direction. `names` are without the suffix of a layer."""
     if isinstance(lstm, (LSTMCell, nn.LSTMCell)):
         suffixes = [""]
     elif isinstance(lstm, (LSTM, nn.LSTM)):

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
 from operator import truediv
 from typing import Any
 
-import torch
 from torch import nn
 
 from .check import gate
-from .compare import in_turn
-from .convert import check_model
 from .engine import engines, records
 from .engine.call import Call
 from .engine.engines import Engine
+from .engine.timing import in_turn, runner
+from .modules.options import check_model
 
 MARGIN = 1.03  # how many times as fast another engine must be to be chosen
 
@@ -65,14 +63,14 @@ def tune(model: nn.Module, *example: Any, seconds: float = 1.0) -> dict[str, dic
         times = _measure(call, default, seconds)
         chosen = next(iter(times))
         records.store(key, None if chosen == default else chosen)
-        found[records.describe(call)] = times
+        found[call.describe()] = times
     return found
 
 
 def _measure(call: Call, default: str, seconds: float) -> dict[str, float]:
     """Microseconds by engine, first the one to choose, which was faster in two series."""
     rows = (engines.BY_NAME.get(name) for name in ("torch", "op", "persistent"))
-    runs = {row.name: _runner(call, row) for row in rows if row and _may_run(row, call)}
+    runs = {row.name: runner(call, row) for row in rows if row and _may_run(row, call)}
     times: dict[str, list[float]] = {}
     chosen, names = default, list(runs)
     for _ in range(2):
@@ -93,19 +91,3 @@ def _may_run(row: Engine, call: Call) -> bool:
     if row.why_not(call):
         return False
     return row.name != "persistent" or not gate.why_not_persistent(call.input.device)
-
-
-def _runner(call: Call, row: Engine) -> Callable[[], object]:
-    """The call without its graph, in training with its gradients."""
-    given = (call.input, *call.state(), *call.weights)
-    own = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in given]
-    needed = [tensor for tensor in own if tensor.requires_grad]
-    call = call._replace(input=own[0], hx=(own[1], own[2]), weights=own[3:])
-
-    def run() -> object:
-        output = row.run(call)[0]
-        if not output.requires_grad:
-            return output
-        return torch.autograd.grad(output, needed, torch.ones_like(output), allow_unused=True)
-
-    return run

@@ -103,12 +103,12 @@ PARTS = {
     ),
     "cuda": Part(["csrc/cuda/*"], 0.12, _EMULATED),
     "engines": Part(
-        _python("engine/*"),
+        _python("engine/*", "_engine_table"),
         0.1,
         [_module_tests("engine", "errors", "sequences", "torch_engine", "func"), *_MODULE],
     ),
     "modules": Part(
-        _python("modules", "functional", "layer_norm", "convert", "compare", "tune"),
+        _python("modules/*", "functional", "convert", "compare", "tune"),
         0.14,
         [_module_tests("module", "errors", "sequences", "convert", "compare", "tune"), *_MODULE],
     ),

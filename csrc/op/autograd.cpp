@@ -1,6 +1,6 @@
 // The Autograd key. Forward saves cells and gates. Backward is an op of its own, so that a compiled
 // graph holds one forward and one backward node for any number of steps. Under create_graph the
-// gradients are computed by fastlstm/interop/second_derivatives.py instead, whose operations can be
+// gradients are computed by fastlstm/engine/second_derivatives.py instead, whose operations can be
 // differentiated.
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/variable.h>

@@ -1,7 +1,7 @@
 // The Batched key, for batched gradients of autograd: is_grads_batched=True, and
 // jacobian(vectorize=True). They use the older vmap, whose fallback does not support ops that
 // return lists of tensors. So this file calls lstm_backward once for each sample. The rule for
-// torch.func's vmap is in fastlstm/interop/transforms.py.
+// torch.func's vmap is in fastlstm/engine/op.py.
 #include <ATen/LegacyVmapTransforms.h>
 #include <torch/library.h>
 

@@ -55,7 +55,7 @@ static PyMethodDef kEagerCalls[] = {
 static std::vector<fastlstm::OptionalTensor> gradients_by_python(
     const std::vector<at::Tensor>& of_results, const fastlstm::LstmCall& call) {
   const py::gil_scoped_acquire gil;
-  const auto of_layer = py::module_::import("fastlstm.interop.second_derivatives").attr("of_layer");
+  const auto of_layer = py::module_::import("fastlstm.engine.second_derivatives").attr("of_layer");
   return std::apply([&](const auto&... arguments) { return of_layer(of_results, arguments...); },
                     call.list())
       .cast<std::vector<fastlstm::OptionalTensor>>();

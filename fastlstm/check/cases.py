@@ -10,8 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..engine.call import LAYOUTS, Call, weight_shapes
-from ..engine.layers import Results, run_reference
+from ..engine.by_reference import run_reference
+from ..engine.call import LAYOUTS, Call, Results, weight_shapes
 
 # The bits of a significand by kind of arithmetic. "tf32" is float32 with products in TF32.
 BITS = {"float64": 53, "float32": 24, "tf32": 11, "bfloat16": 9, "float16": 11}

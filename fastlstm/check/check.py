@@ -12,7 +12,8 @@ import torch
 
 from .. import _build
 from ..engine import records
-from .child import FAILED, PASSED, UNCHECKED, Row, check_engines, sentence
+from ..engine.records import FAILED, PASSED
+from .child import UNCHECKED, Row, check_engines, sentence
 from .gate import SECONDS
 
 # The lower instruction sets that a processor has too, as ATEN_CPU_CAPABILITY names them.

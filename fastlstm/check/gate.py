@@ -19,9 +19,10 @@ from typing import Any, TypeVar
 import torch
 
 from ..engine import records
-from ..engine.layers import run_op
+from ..engine.op import run_op
+from ..engine.records import PASSED
 from .cases import SMALL, draw, expected, judge, results
-from .child import FAILED, PASSED, check_engines, verdict_on
+from .child import check_engines, verdict_on
 
 DEVICE_TYPE = "cuda"  # of the kernels that have to be checked
 SECONDS = 60.0  # that a check may take
@@ -53,15 +54,6 @@ def can_check() -> bool:
     return value == "on" and cuda.is_available() and not is_capturing
 
 
-def on_record(engine: str, device: torch.device) -> str:
-    """The verdict of a check of an engine on this GPU, "" for none; reads the file once."""
-    key = records.verdict_key(engine, device)
-    if key not in records.checked:
-        records.load()  # another process may have checked it
-    verdict = records.checked.setdefault(key, "")
-    return verdict if verdict.startswith((PASSED, FAILED)) else ""
-
-
 @_untraced
 def why_not_persistent(device: torch.device) -> str:
     """Why the persistent engine must not run on a GPU, or "" if it passed a check there.
@@ -69,7 +61,7 @@ def why_not_persistent(device: torch.device) -> str:
     If no check is on record, it is done now.
     """
     with _lock:
-        verdict = on_record("persistent", device)
+        verdict = records.on_record("persistent", device)
         if not verdict and can_check():
             warnings.warn(
                 'fastlstm checks the engine "persistent" on this GPU, which takes up to '
@@ -93,7 +85,7 @@ def stepwise_is_wrong(device: torch.device, dtype: torch.dtype) -> bool:
     key = device, dtype
     with _lock:
         if key not in _compared:
-            verdict = on_record("stepwise", device)
+            verdict = records.on_record("stepwise", device)
             if not verdict:
                 if not can_check():
                     return False

@@ -13,11 +13,11 @@ from operator import truediv
 
 import torch
 
-from ..compare import in_turn
-from ..engine.engines import BY_NAME, TORCH
-from ..tune import _runner
+from ..engine.engines import BY_NAME
+from ..engine.records import FAILED, PASSED
+from ..engine.timing import in_turn, runner
 from .cases import CASES, TIMED, draw, dtype_of, expected, judge, kinds_of, results
-from .child import BEGUN, COMPLETE, FAILED, PASSED, UNCHECKED, Row
+from .child import BEGUN, COMPLETE, UNCHECKED, Row
 
 _NO_MEMORY = re.compile("MemoryError|out of memory|enough memory|allocate memory|ALLOC_FAILED")
 _SECONDS = 0.05  # of a call that is timed
@@ -60,7 +60,7 @@ def _check(engine: str, case: str, kind: str, device: torch.device) -> Row:
     found, again = (results(by.run, call, dtype_of(kind)) for _ in range(2))
     error, reason = judge(case, kind, found, _expected(case, kind, torch.device("cpu")))
     other = [name for name in found if not torch.equal(found[name], again[name])]
-    if other and by is not TORCH and not reason:  # cuDNN does not promise the same bits
+    if other and engine != "torch" and not reason:  # cuDNN does not promise the same bits
         reason = f"other bits when it ran again: {', '.join(other)}"
     result = FAILED if reason else PASSED
     return {"result": result, "reason": reason, "error": error if math.isfinite(error) else None}
@@ -74,7 +74,7 @@ def _time(engine: str, case: str, kind: str, device: torch.device) -> Row:
     for weight in call.weights:
         weight.requires_grad_("training" in case)
     with torch.set_grad_enabled("training" in case):
-        steps = [_runner(call, by) for by in (TORCH, BY_NAME[engine])]
+        steps = [runner(call, by) for by in (BY_NAME["torch"], BY_NAME[engine])]
         theirs, ours = in_turn(steps, device, _SECONDS)
     ratio = statistics.median(map(truediv, theirs, ours))
     return {"result": PASSED, "milliseconds": 1e3 * statistics.median(ours), "ratio": ratio}

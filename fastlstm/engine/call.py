@@ -1,11 +1,12 @@
-"""A call as one value: of a stack of layers as it was checked, and of one layer as the op takes it.
+"""A call as one value: `Call` is a call of a stack of layers, `LstmCall` the call of one layer.
 
-The only place in Python that knows the order of the op's arguments and of its list of weights;
-in C++ that is csrc/core/call.h.
+The order of the op's arguments and of the weights is that of csrc/core/call.h and
+csrc/core/weights.h.
 """
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 from itertools import chain, compress, product
 from typing import Any, NamedTuple
@@ -13,12 +14,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .regularizers import Regularizers
-
-# What a layer is computed in; in C++ csrc/dtype_list.h.
+# The dtypes in which a layer is computed; in C++ csrc/dtype_list.h.
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+State = tuple[Tensor, Tensor]  # h and c
+# The output, (h_n, c_n), and the cell states of each layer if the call returns them.
+Results = tuple[Tensor, State, list[Tensor]]
 
-# Asked once: torch 2.11 cannot trace the question.
+# Asked at import, because torch 2.11 cannot trace the question.
 _AUTOCAST_DEVICES = frozenset(
     device for device in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(device)
 )
@@ -29,17 +31,88 @@ def autocasts(device_type: str) -> bool:
     return device_type in _AUTOCAST_DEVICES and torch.is_autocast_enabled(device_type)
 
 
-class LstmCall(NamedTuple):
-    """The tensors of one layer, in the order in which the op takes them.
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the cell state and of all arithmetic: float32 for the 16-bit types."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
-    For their shapes see `reference.lstm_layer`.
+
+def zero_state(
+    input: Tensor,
+    rows: Sequence[int],
+    hidden_size: int,
+    output_size: int,
+    dtype: torch.dtype | None = None,
+) -> State:
+    """h [*rows,output_size] and c [*rows,hidden_size] of zeros, on the input's device.
+
+    If both sizes are equal, h and c are the same tensor. The dtype is that of the input by default.
+    """
+    c = input.new_zeros(*rows, hidden_size, dtype=dtype)
+    if output_size == hidden_size:
+        return c, c
+    return input.new_zeros(*rows, output_size, dtype=dtype), c
+
+
+def live_steps(input: Tensor, lengths: Tensor) -> Tensor:
+    """[T,B,1] bool: whether a step of `input` [T,B,...] is before the end of its row."""
+    steps = torch.arange(input.shape[0], device=input.device)
+    return (steps.unsqueeze(1) < lengths).unsqueeze(-1)
+
+
+class Regularizers(NamedTuple):
+    """The probabilities of `functional.lstm`, by name."""
+
+    input_dropout: float = 0.0
+    recurrent_dropout: float = 0.0
+    zoneout_h: float = 0.0
+    zoneout_c: float = 0.0
+    weight_dropout: float = 0.0
+
+    def have_masks(self) -> bool:
+        """Whether the call of a layer takes masks for its state."""
+        return bool(self.recurrent_dropout) or self.zones_out()
+
+    def zones_out(self) -> bool:
+        """Whether there is zoneout, which only the reference computes."""
+        return bool(self.zoneout_h or self.zoneout_c)
+
+
+def check_probabilities(**probabilities: Any) -> None:
+    """Raises a ValueError that names the first argument that is not a probability."""
+    for name, p in probabilities.items():
+        if isinstance(p, bool) or not isinstance(p, numbers.Real) or not 0 <= float(p) <= 1:
+            raise ValueError(f"{name}: expected a number in range [0, 1], got {p!r}")
+
+
+class Direction(NamedTuple):
+    """The weights of one direction in the order of the list; None for a missing weight."""
+
+    W_ih: Tensor  # [4H,I]
+    W_hh: Tensor  # [4H,P]
+    b_ih: Tensor | None = None  # [4H]
+    b_hh: Tensor | None = None  # [4H]
+    W_hr: Tensor | None = None  # [P,H]
+    gain_ih: Tensor | None = None  # [4H]
+    gain_hh: Tensor | None = None  # [4H]
+    gain_c: Tensor | None = None  # [H]
+    bias_c: Tensor | None = None  # [H]
+
+    def tensors(self) -> list[Tensor]:
+        """The weights that are there, in the order of the list."""
+        return [weight for weight in self if weight is not None]
+
+
+class LstmCall(NamedTuple):
+    """The call of one layer: tensors in the order in which the op takes them.
+
+    `reference.lstm_layer` has their shapes.
     """
 
     input: Tensor
     h_0: Tensor
     c_0: Tensor
     weights: Sequence[Tensor]
-    layout: str = "bias"  # which weights there are, in words: `LAYOUTS`
+    layout: str = "bias"  # names the weights that are there: a value of `LAYOUTS`
     batch_sizes: Tensor | None = None
     lengths: Tensor | None = None
     reset: Tensor | None = None
@@ -53,45 +126,27 @@ class LstmCall(NamedTuple):
         return [Direction(**dict(zip(names, part, strict=True))) for part in parts]
 
 
-class Direction(NamedTuple):
-    """The weights of one direction, in the order of the list, None where there is none."""
-
-    W_ih: Tensor  # [4H,I]
-    W_hh: Tensor  # [4H,P]
-    b_ih: Tensor | None = None  # [4H]
-    b_hh: Tensor | None = None  # [4H]
-    W_hr: Tensor | None = None  # [P,H]
-    gain_ih: Tensor | None = None  # [4H]
-    gain_hh: Tensor | None = None  # [4H]
-    gain_c: Tensor | None = None  # [H]
-    bias_c: Tensor | None = None  # [H]
-
-    def tensors(self) -> list[Tensor]:
-        """The weights that there are."""
-        return [weight for weight in self if weight is not None]
-
-
 class Call(NamedTuple):
-    """A call of a stack of layers, or of an LSTMCell: checked, steps first, with a batch dimension.
+    """A call of a stack of layers, or of an LSTMCell, with the steps first and a batch dimension.
 
     Attributes:
         input: [T,B,I], or the data [N,I] of a PackedSequence; [B,I] of a cell.
         hx: (h_0 [L*D,B,P], c_0 [L*D,B,H]), or None for zeros; (h [B,H], c [B,H]) of a cell.
-        weights: for each layer, for each direction, those of `layout`.
-        layout: which weights a direction has, in words: `LAYOUTS`.
+        weights: for each layer, for each direction, those that `layout` names.
+        layout: names the weights of a direction: a value of `LAYOUTS`.
         num_layers, directions: L and D.
         batch_sizes: [T] int64 on the CPU, the rows alive at each step of packed input.
         lengths: [B] int64 on the input's device.
         reset: [T,B] bool.
-        training: the mode, which nothing but cuDNN and the two below want to know.
+        training: True in training mode. Only cuDNN reads it.
         dropout: the probability between layers, 0 outside of training.
         regularizers: those of the recurrence, None outside of training.
         return_cell_states: whether every cell state is a result.
-        is_cell: whether it is the step of an LSTMCell.
+        is_cell: whether the call is the step of an LSTMCell.
     """
 
     input: Tensor
-    hx: tuple[Tensor, Tensor] | None
+    hx: State | None
     weights: Sequence[Tensor]
     layout: str
     num_layers: int = 1
@@ -117,7 +172,7 @@ class Call(NamedTuple):
         return [name for name, is_used in used.items() if is_used]
 
     def dtype(self) -> torch.dtype:
-        """In what it is computed: under autocast not in the input's."""
+        """The dtype in which the call is computed: that of autocast if autocast is on."""
         dtype, device = self.input.dtype, self.input.device.type
         if dtype != torch.float64 and autocasts(device):
             return torch.get_autocast_dtype(device)
@@ -131,20 +186,49 @@ class Call(NamedTuple):
             return self.input.size(0), self.input.size(1)
         return self.batch_sizes.size(0), int(self.batch_sizes[0])
 
-    def state(self) -> tuple[Tensor, Tensor]:
-        """hx, made of zeros if it is None."""
+    def state(self) -> State:
+        """The initial state: `hx`, or zeros if `hx` is None."""
         if self.hx is not None:
             return self.hx
-        input, hidden_size = self.input, self.weights[0].size(0) // 4
-        output_size = self.weights[1].size(-1)
         batch = self.steps_and_batch()[1]
         rows = (batch,) if self.is_cell else (self.num_layers * self.directions, batch)
-        c_0 = input.new_zeros(*rows, hidden_size)
-        return c_0 if output_size == hidden_size else input.new_zeros(*rows, output_size), c_0
+        W_ih, W_hh = self.weights[:2]
+        return zero_state(self.input, rows, W_ih.size(0) // 4, W_hh.size(-1))
+
+    def describe(self) -> str:
+        """What calls that count as alike have in common: sizes up to a power of two, and more."""
+        steps, batch = (1 << (size - 1).bit_length() for size in self.steps_and_batch())
+        tensors = (self.input, *(self.hx or ()), *self.weights)
+        trains = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+        mode = "training" if trains else "inference"
+        form = "padded" if self.batch_sizes is None else "packed"
+        sizes = self.input.size(-1), self.weights[0].size(0) // 4, self.weights[1].size(-1)
+        return (
+            f"{mode} on {self.input.device.type} in {self.dtype()}, {form}, batch up to {batch}, "
+            f"steps up to {steps}, input, hidden and output size {sizes}, num_layers "
+            f"{self.num_layers}, directions {self.directions}, {self.layout or 'no bias'}"
+        )
+
+    def layer(self, k: int, input: Tensor) -> LstmCall:
+        """The call of layer k on its input. Without `hx` it has no state either."""
+        each = len(self.weights) // self.num_layers
+        weights = self.weights[k * each : (k + 1) * each]
+        h_0: Any = None
+        c_0: Any = None
+        if self.is_cell:
+            h_0, c_0 = (state.unsqueeze(0) for state in self.state())
+            return LstmCall(input.unsqueeze(0), h_0, c_0, weights, self.layout)
+        if self.hx is not None:
+            h_0, c_0 = self.hx
+            if self.num_layers > 1:
+                rows = slice(k * self.directions, (k + 1) * self.directions)
+                h_0, c_0 = h_0[rows], c_0[rows]
+        options = self.batch_sizes, self.lengths, self.reset
+        return LstmCall(input, h_0, c_0, weights, self.layout, *options)
 
 
-# A layout says in words which weights there are beside W_ih and W_hh, in this order. LAYOUTS has it
-# by whether there are biases, a projection, layer normalization.
+# A layout names the weights that a direction has besides W_ih and W_hh, in words and in this order.
+# `LAYOUTS` maps (has biases, has a projection, has layer normalization) to the layout.
 _NAMES = Direction._fields
 _WORDS = {"bias": _NAMES[2:4], "projection": _NAMES[4:5], "layer_norm": _NAMES[5:]}
 LAYOUTS = {has: " ".join(compress(_WORDS, has)) for has in product((False, True), repeat=3)}
@@ -160,7 +244,7 @@ def layout_of_stack(weights: Sequence[Tensor], count: int) -> str:
 
 
 def weight_names(layout: str) -> tuple[str, ...]:
-    """The names of a direction's weights, in the order of the list; a ValueError for no layout."""
+    """The names of a direction's weights in the order of the list; a ValueError for no layout."""
     if layout not in _WEIGHTS:
         raise ValueError(
             f"layout: expected of the words {', '.join(_WORDS)} those that apply, in this order, "
@@ -172,7 +256,7 @@ def weight_names(layout: str) -> tuple[str, ...]:
 def weight_shapes(
     layout: str, input_size: int, hidden_size: int, output_size: int
 ) -> tuple[tuple[int, ...], ...]:
-    """The shapes of a direction's weights, in the order of the list."""
+    """The shapes of a direction's weights in the order of the list."""
     gates = 4 * hidden_size
     shapes: dict[str, tuple[int, ...]] = {
         "W_ih": (gates, input_size),

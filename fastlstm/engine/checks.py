@@ -1,4 +1,4 @@
-"""Argument checks of the reference, with the messages that csrc/core/checks.cpp has for the op."""
+"""Checks of arguments, with the messages that csrc/core/checks.cpp has for the op."""
 
 from __future__ import annotations
 
@@ -8,15 +8,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .call import DTYPES, Call, LstmCall, autocasts, weight_names, weight_shapes
-from .reference import state_dtype
-from .regularizers import Regularizers, check_probabilities
+from .call import (
+    DTYPES,
+    Call,
+    LstmCall,
+    Regularizers,
+    autocasts,
+    check_probabilities,
+    state_dtype,
+    weight_names,
+    weight_shapes,
+)
 
 _BATCH_SIZES = "batch_sizes of shape (steps), dtype int64, on the CPU, as in a PackedSequence"
 
 
+def check(condition: bool, expected: str, got: object) -> None:
+    """Raises a RuntimeError unless the condition holds."""
+    if not condition:
+        raise RuntimeError(f"lstm: expected {expected}, got {got}")
+
+
+def describe(tensor: Tensor) -> str:
+    """Shape, dtype and device, for a message."""
+    return f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
+
+
 def check_kinds(input: Any, hx: Any, weights: Mapping[str, Any], **optional: Any) -> None:
-    """Raises a TypeError that names what is not a tensor, or, for `hx`, not a pair of tensors."""
+    """Raises a TypeError for an argument that is no dense tensor, or an hx that is no pair."""
     if hx is not None and not (isinstance(hx, (tuple, list)) and len(hx) == 2):
         got = f"{len(hx)} items" if isinstance(hx, (tuple, list)) else type(hx).__name__
         raise TypeError(f"hx: expected a pair (h_0, c_0), got {got}")
@@ -31,7 +50,7 @@ def check_kinds(input: Any, hx: Any, weights: Mapping[str, Any], **optional: Any
 
 
 def as_lengths(lengths: Any) -> Tensor:
-    """Any tensor of integers as int64."""
+    """Returns a tensor of integers of any dtype as int64."""
     if not isinstance(lengths, Tensor):
         raise TypeError(f"lengths: expected a tensor of integers, got {type(lengths).__name__}")
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
@@ -39,10 +58,26 @@ def as_lengths(lengths: Any) -> Tensor:
     return lengths.long()
 
 
-def as_reset(reset: Any) -> Tensor:
-    """Bools of numbers, of which any but 0 is a reset."""
+def lengths_beside(input: Tensor, lengths: Tensor) -> Tensor:
+    """Returns lengths on the device of the input."""
+    has_values = input.is_meta or not lengths.is_meta
+    check(has_values, f"lengths with values, for input on {input.device}", describe(lengths))
+    return lengths.to(input.device)
+
+
+def as_reset(reset: Any, shape: torch.Size | None, batch_first: bool) -> Tensor:
+    """Returns a reset as bool. Any number but 0 is a reset.
+
+    Args:
+        reset: what the user gave.
+        shape: the shape that it must have; None if that is checked later.
+        batch_first: the order of the dimensions, for the message.
+    """
     if not isinstance(reset, Tensor):
         raise TypeError(f"reset: expected a tensor, got {type(reset).__name__}")
+    if shape is not None and reset.shape != shape:
+        names = "(batch, steps)" if batch_first else "(steps, batch)"
+        check(False, f"reset of shape {names} = {tuple(shape)}", describe(reset))
     if reset.is_complex():
         raise TypeError(f"reset: expected a tensor of bool or numbers, got dtype {reset.dtype}")
     if reset.is_floating_point() and _is_readable(reset) and bool(reset.isnan().any()):
@@ -58,32 +93,27 @@ def check_dims(input: Tensor, batch_sizes: Tensor | None, batch_first: bool = Fa
         expected = "(batch, steps, input_size)" if batch_first else "(steps, batch, input_size)"
         if batch_sizes is not None:
             expected = "(packed rows, input_size), since batch_sizes is given"
-        raise RuntimeError(f"lstm: expected input of shape {expected}, got {tuple(input.shape)}")
+        check(False, f"input of shape {expected}", tuple(input.shape))
 
 
 def in_training(call: Call, dropout: float, regularizers: Regularizers) -> Call:
-    """The call with what acts in training alone."""
+    """Returns the call with the dropout and the regularizers of training mode."""
     acts = any(regularizers)
     if dropout or acts:
         check_probabilities(dropout=dropout, **regularizers._asdict())
-    if acts:  # some by masks of the shape of a state
+    if acts:  # some masks have the shape of a state
         call = call._replace(hx=call.state(), regularizers=regularizers)
     return call._replace(dropout=dropout)
 
 
 def check_stack(call: Call) -> None:
     """Raises a RuntimeError unless the tensors of a plain call agree, which aten does not check."""
-    input, (h_0, c_0) = call.input, call.state()
-    if call.is_cell:
-        input, h_0, c_0 = input.unsqueeze(0), h_0.unsqueeze(0), c_0.unsqueeze(0)
-    each, count = len(call.weights) // call.num_layers, call.directions
+    input, call = call.input, call._replace(hx=call.state(), lengths=None)
     for k in range(call.num_layers):
-        states = slice(k * count, (k + 1) * count)
-        weights = call.weights[k * each : (k + 1) * each]
-        check_layer(
-            LstmCall(input, h_0[states], c_0[states], weights, call.layout, call.batch_sizes)
-        )
-        input = input.new_empty(1).expand(*input.shape[:-1], count * h_0.size(-1))
+        layer = call.layer(k, input)
+        check_layer(layer)
+        output_size = call.directions * layer.h_0.size(-1)
+        input = input.new_empty(1).expand(*input.shape[:-1], output_size)
 
 
 def check_layer(call: LstmCall) -> None:
@@ -92,11 +122,8 @@ def check_layer(call: LstmCall) -> None:
     *others, last = (str(dtype).removeprefix("torch.") for dtype in DTYPES)
     check(input.dtype in DTYPES, f"input of dtype {', '.join(others)} or {last}", input.dtype)
     check_dims(input, batch_sizes)
-    check(
-        h_0.dim() == 3 and h_0.size(0) in (1, 2),
-        "h_0 of shape (1 or 2 directions, batch, output size)",
-        tuple(h_0.shape),
-    )
+    h_0_shape = "h_0 of shape (1 or 2 directions, batch, output size)"
+    check(h_0.dim() == 3 and h_0.size(0) in (1, 2), h_0_shape, tuple(h_0.shape))
     if batch_sizes is None:
         steps, batch = input.shape[:2]
         _check_steps(steps)
@@ -105,27 +132,17 @@ def check_layer(call: LstmCall) -> None:
         _check_batch_sizes(batch_sizes, batch, input.size(0))
         for name in ("lengths", "reset"):
             if getattr(call, name) is not None:
-                _raise_of_packed(name)
+                _refuse_for_packed(name)
     directions = h_0.size(0)
     hidden_size, output_size = _check_weights(call)
-    shapes: dict[str, tuple[int, ...]] = {
-        "h_0": (directions, batch, output_size),
-        "c_0": (directions, batch, hidden_size),
-        "lengths": (batch,),
-        "reset": (steps, batch),
-        "h_mask": (directions, batch, output_size),
-    }
-    dtypes: dict[str, tuple[torch.dtype, ...]] = {
-        "c_0": (input.dtype, state_dtype(input.dtype)),
-        "lengths": (torch.int64,),
-        "reset": (torch.bool,),
-    }
-    for name, shape in shapes.items():
-        tensor = getattr(call, name)
-        if tensor is not None:
-            _check_tensor(input, tensor, name, shape, *dtypes.get(name, ()))
+    _check_tensor(call, "h_0", (directions, batch, output_size))
+    c_0_dtypes = input.dtype, state_dtype(input.dtype)
+    _check_tensor(call, "c_0", (directions, batch, hidden_size), *c_0_dtypes)
+    _check_tensor(call, "lengths", (batch,), torch.int64)
+    _check_tensor(call, "reset", (steps, batch), torch.bool)
+    _check_tensor(call, "h_mask", (directions, batch, output_size))
     if call.lengths is not None:
-        _check_lengths(call.lengths, steps)
+        _check_values(call.lengths, steps)
 
 
 def _check_batch_sizes(batch_sizes: Tensor, batch: int, rows: int) -> None:
@@ -156,37 +173,33 @@ def _check_weights(call: LstmCall) -> tuple[int, int]:
         f"{len(call.weights)} tensors",
     )
     W_ih = call.weights[0]
-    check(
-        W_ih.dim() == 2 and W_ih.size(0) % 4 == 0,
-        "W_ih of shape (4 * hidden_size, input_size)",
-        tuple(W_ih.shape),
-    )
+    expected = "W_ih of shape (4 * hidden_size, input_size)"
+    check(W_ih.dim() == 2 and W_ih.size(0) % 4 == 0, expected, tuple(W_ih.shape))
     hidden_size, W_hr = W_ih.size(0) // 4, call.directions[0].W_hr
     output_size = hidden_size if W_hr is None else W_hr.size(0)
     shapes = weight_shapes(call.layout, call.input.size(-1), hidden_size, output_size)
-    for weight, name, shape in zip(
-        call.weights, names * directions, shapes * directions, strict=True
-    ):
-        _check_tensor(call.input, weight, name, shape)
+    for direction in call.directions:
+        for name, shape in zip(names, shapes, strict=True):
+            _check_tensor(call, name, shape, of=direction)
     return hidden_size, output_size
 
 
-def _raise_of_packed(name: str) -> None:
+def _refuse_for_packed(name: str) -> None:
     raise RuntimeError(f"lstm: {name} cannot be combined with batch_sizes (packed input)")
 
 
 def check_lengths(call: Call) -> None:
     """Raises a RuntimeError unless the lengths of a call, otherwise checked, fit its input."""
-    assert call.lengths is not None
     if call.batch_sizes is not None:
-        _raise_of_packed("lengths")
+        _refuse_for_packed("lengths")
+    assert call.lengths is not None
     steps, batch = call.input.shape[:2]
-    _check_tensor(call.input, call.lengths, "lengths", (batch,), torch.int64)
-    _check_lengths(call.lengths, steps)
+    _check_tensor(call, "lengths", (batch,), torch.int64)
+    _check_values(call.lengths, steps)
 
 
-def _check_lengths(lengths: Tensor, steps: int) -> None:
-    """Checks the values if they can be read."""
+def _check_values(lengths: Tensor, steps: int) -> None:
+    """Checks lengths if their values can be read."""
     if _is_readable(lengths):
         outside = (lengths < 0) | (lengths > steps)
         expected = f"lengths between 0 and the number of steps {steps}"
@@ -195,28 +208,21 @@ def _check_lengths(lengths: Tensor, steps: int) -> None:
 
 def _is_readable(tensor: Tensor) -> bool:
     """Whether values can be read without a device synchronization or a tracer."""
-    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    traced = traced or torch._C._is_tracing()
-    return type(tensor) is Tensor and tensor.is_cpu and not traced
+    is_traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    is_traced = is_traced or torch._C._is_tracing()
+    return type(tensor) is Tensor and tensor.is_cpu and not is_traced
 
 
 def _check_tensor(
-    input: Tensor, tensor: Tensor, name: str, shape: tuple[int, ...], *dtypes: torch.dtype
+    call: Call | LstmCall, name: str, shape: tuple[int, ...], *dtypes: torch.dtype, of: Any = None
 ) -> None:
+    """Checks a field of a call, or of `of`; without `dtypes` it must have the input's dtype."""
+    input, tensor = call.input, getattr(of or call, name)
+    if tensor is None:
+        return
     check(tuple(tensor.shape) == shape, f"{name} of shape {shape}", tuple(tensor.shape))
     check(tensor.device == input.device, f"{name} on {input.device} like input", tensor.device)
     dtypes = dtypes or (input.dtype,)
     like = " like input" * (dtypes[0] == input.dtype)
     fits = tensor.dtype in dtypes or autocasts(input.device.type)
     check(fits, f"{name} of dtype {dtypes[0]}{like}", tensor.dtype)
-
-
-def check(condition: bool, expected: str, got: object) -> None:
-    """Raises a RuntimeError unless the condition holds."""
-    if not condition:
-        raise RuntimeError(f"lstm: expected {expected}, got {got}")
-
-
-def describe(tensor: Tensor) -> str:
-    """Returns shape, dtype and device for a message."""
-    return f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"

@@ -1,12 +1,12 @@
-"""The engines: what runs each, what each cannot do, and the choice among them, made once a call.
+"""The choice of an engine for a call, made once a call.
 
-An engine is a row of `BY_NAME`. A call takes the engine that its caller names, or the one that
-`fastlstm.tune` measured, or the first that has no reason against it.
+An engine is a row of `BY_NAME`, which fastlstm/_engine_table.py fills. A call takes the engine that
+its caller names, or the one that `fastlstm.tune` measured as the fastest, or the first that has no
+reason against it.
 """
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,13 +15,11 @@ import torch
 from torch.autograd import forward_ad
 
 from .. import _build
-from ..check import gate
-from ..check.child import PASSED
-from ..interop import onnx, transforms
-from . import layers, records, shut_gate
-from .call import DTYPES, Call
+from . import records
+from .call import Call, Results
 
 transforms_active = torch._C._are_functorch_transforms_active
+has_onnx_translations = False  # whether `onnx.translations` was called
 
 
 class Engine(NamedTuple):
@@ -31,88 +29,22 @@ class Engine(NamedTuple):
         name: as `lstm.engine` takes it.
         why_not: the reason why it cannot serve a call, None if it can.
         run: computes a call that it serves.
+        is_sound: whether its kernels passed a check on the device of a call, or need none. Raises
+            a RuntimeError if the engine may not run and the reference is no substitute.
     """
 
     name: str
     why_not: Callable[[Call], str | None]
-    run: Callable[[Call], layers.Results]
+    run: Callable[[Call], Results]
+    is_sound: Callable[[Call], bool] = lambda call: True
 
 
-def _why_not_torch(call: Call) -> str | None:
-    if lacking := [option for option in call.options() if option != "lengths"]:
-        return f"PyTorch's own LSTM has no {', '.join(lacking)}"
-    if call.lengths is not None and (reason := shut_gate.why_not(call)):
-        return reason
-    if call.input.dtype not in (*DTYPES, torch.complex64, torch.complex128):
-        return f"PyTorch's own LSTM does not serve an input of {call.input.dtype}"
-    if torch.compiler.is_compiling() and not onnx.knows_torch_alone():
-        return "torch.compile and torch.export trace our op, and not PyTorch's own LSTM"
-    if transforms_active() or forward_ad._current_level >= 0:
-        return "PyTorch's own LSTM knows no torch.func transforms and no forward-mode derivatives"
-    return None
-
-
-def _why_not_persistent(call: Call) -> str | None:
-    drops = call.regularizers is not None and call.regularizers.recurrent_dropout
-    fits = not (drops or "projection" in call.layout or "layer_norm" in call.layout)
-    if fits and call.input.is_cuda and not torch.compiler.is_compiling():
-        steps, batch = call.steps_and_batch()
-        sizes = call.weights[0].size(0) // 4, batch, steps, call.directions
-        dtype = str(call.dtype()).removeprefix("torch.")
-        sms, capability, _ = _build.gpu(call.input.device.index or 0)
-        fits = _build.library.divides(*sizes, dtype, torch.is_grad_enabled(), sms, capability)
-    if fits:
-        return None
-    return (
-        "it takes float32, bfloat16 and float16 without proj_size, layer normalization and "
-        "recurrent dropout, on sm_80 or newer, where W_hh fits into all shared memory together"
-    )
-
-
-def _why_not_tiled(call: Call) -> str | None:
-    drops = call.regularizers is not None and call.regularizers.recurrent_dropout
-    has_them = drops or "layer_norm" in call.layout
-    return "it has no layer normalization and no recurrent dropout" if has_them else None
-
-
-def _op(name: str, *device_types: str) -> Engine:
-    """An engine of the op, by its name there; "auto" leaves the choice to the device's planner."""
-
-    def why_not(call: Call) -> str | None:
-        device, dtype = call.input.device, call.input.dtype
-        has_kernels = device.type == "cpu" and "cpu" in _build.kinds
-        if not has_kernels and (reason := _build.why_no_kernels(device)):
-            return reason
-        if device.type not in device_types:
-            return f"it runs on {', '.join(device_types)}, and the input is on {device.type}"
-        if dtype not in DTYPES:
-            return f"it computes {', '.join(map(str, DTYPES))}, and the input is {dtype}"
-        if call.regularizers is not None and call.regularizers.zones_out():
-            return "zoneout is computed by the reference alone"
-        if forward_ad._current_level >= 0 or (transforms_active() and not transforms.serves(call)):
-            return (
-                "the op has no forward-mode derivatives, and of torch.func no functionalize and no "
-                "transform of packed input, masks, projections, autocast and compiled code"
-            )
-        if name == "persistent":
-            return _why_not_persistent(call)
-        return _why_not_tiled(call) if name == "tiled" else None
-
-    run = functools.partial(layers.run_op, engine=name)
-    return Engine("op" if name == "auto" else name, why_not, run)
-
-
-def _run_torch(call: Call) -> layers.Results:
-    return (layers.run_torch if call.lengths is None else shut_gate.run)(call)
-
-
-TORCH = Engine("torch", _why_not_torch, _run_torch)
-REFERENCE = Engine("reference", lambda call: None, layers.run_reference)
-OP = _op("auto", "cpu", "cuda", "meta")
-_OF_THE_OP = [_op(name, *types, "meta") for name, types in _build.engines_of_the_op().items()]
-BY_NAME = {row.name: row for row in (TORCH, REFERENCE, OP, *_OF_THE_OP)}
+#: "torch", "reference", "op" (ours, as the device's planner chooses it), and the engines of the op.
+BY_NAME: dict[str, Engine] = {}
 #: What users may name; "auto" is no engine, but the choice among them.
-ENGINES = ("auto", *(name for name in BY_NAME if name != "op"))
+ENGINES = ("auto", "torch", "reference", *_build.engines_of_the_op())
+# The engine that "auto" stands for: the user's FASTLSTM_ENGINE, read once.
+DEFAULT = os.environ.get("FASTLSTM_ENGINE") or "auto"
 
 
 def check_engine(name: Any) -> None:
@@ -124,12 +56,8 @@ def check_engine(name: Any) -> None:
         )
 
 
-# What "auto" stands for: the user's FASTLSTM_ENGINE, read once.
-DEFAULT = os.environ.get("FASTLSTM_ENGINE") or "auto"
-
-
 def choose(call: Call, requested: str = "auto") -> Engine:
-    """The engine of a call. On a GPU it is one of ours only after that was checked there.
+    """Returns the engine of a call. On a GPU it is one of ours only after that was checked there.
 
     Raises:
         ValueError: there is no engine called `requested`.
@@ -148,48 +76,55 @@ def choose(call: Call, requested: str = "auto") -> Engine:
             raise RuntimeError(
                 f"engine {name!r} cannot serve this call: {reason}; use one of auto, {others}"
             )
-    device = call.input.device
-    if device.type != gate.DEVICE_TYPE:
-        return row
-    if row.name == "persistent":
-        if reason := gate.why_not_persistent(device):
-            raise RuntimeError(f"engine 'persistent' cannot run on {device}: {reason}")
-    elif row.name in ("op", "stepwise") and gate.stepwise_is_wrong(device, call.dtype()):
-        return REFERENCE
-    return row
+    return row if row.is_sound(call) else BY_NAME["reference"]
 
 
 def measured(call: Call) -> Engine | None:
-    """The engine that was measured as the fastest, if it serves the call and may run."""
-    row = BY_NAME.get(records.engine(call) or "")
+    """Returns the engine that was measured as the fastest, if it serves the call and may run."""
+    if call.is_cell or call.options() or not isinstance(call.input.numel(), int):
+        return None  # `tune` measures plain calls, and under a tracer sizes may be symbols
+    device = call.input.device
+    key = f"{call.describe()}; {records.conditions(device)}"
+    if records.noted is not None:
+        records.noted.setdefault(key, call)
+    row = BY_NAME.get(records.tuned.get(key, ""))
     if row is None or row.why_not(call):
         return None
-    if row.name == "persistent" and gate.on_record(row.name, call.input.device) != PASSED:
+    if row.name == "persistent" and records.on_record(row.name, device) != records.PASSED:
         return None
     return row
 
 
 def unmeasured(call: Call) -> Engine:
-    """The engine that "auto" stands for where nothing was measured: the first that can."""
+    """Returns the engine that "auto" stands for if nothing was measured: the first that can."""
     is_traced = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
-    torch_first = call.input.is_cuda or (is_traced and onnx.knows_torch_alone())
-    for row in (TORCH, OP) if torch_first else (OP, TORCH):
-        if row.why_not(call) is None:
-            return row
+    torch_first = call.input.is_cuda or (is_traced and exports_without_us())
+    for name in ("torch", "op") if torch_first else ("op", "torch"):
+        if BY_NAME[name].why_not(call) is None:
+            return BY_NAME[name]
     if call.input.is_cuda and not torch.compiler.is_compiling():
         _build.warn_of_no_cuda_kernels(call.input.device)
-    return REFERENCE
+    return BY_NAME["reference"]
 
 
 def is_op_at_once() -> bool:
-    """Whether plain calls on a CPU are the op's; the op itself finds out which are plain.
+    """Whether "auto" means the op for every plain call on a CPU, as `choose` would find.
 
-    What `choose` and `run_op` would find, for the shortcuts of the modules.
+    The short ways of the modules ask. Whether a call is plain finds the extension.
     """
-    nobody_else = DEFAULT == "auto" and not records.tuned and records.noted is None
-    return nobody_else and "cpu" in _build.kinds and is_eager()
+    is_default = DEFAULT == "auto" and not records.tuned and records.noted is None
+    return is_default and "cpu" in _build.kinds and is_eager()
 
 
 def is_eager() -> bool:
-    """Whether no compiler and no forward-mode derivative has to see a call."""
+    """Whether neither a compiler nor forward-mode derivatives have to see a call."""
     return not torch.compiler.is_compiling() and forward_ad._current_level < 0
+
+
+def exports_without_us() -> bool:
+    """Whether torch.onnx.export runs without our translations, and so knows only nn.LSTM's op."""
+    if torch._C._get_tracing_state() is not None:
+        return torch.onnx.is_in_onnx_export()
+    if not torch.compiler.is_compiling() or torch.compiler.is_dynamo_compiling():
+        return False
+    return torch.onnx.is_in_onnx_export() and not has_onnx_translations

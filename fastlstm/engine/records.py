@@ -18,9 +18,6 @@ from typing import Any
 
 import torch
 
-from .. import _build
-from .call import Call
-
 try:
     import fcntl
 except ImportError:  # on Windows
@@ -28,7 +25,9 @@ except ImportError:  # on Windows
 
 tuned: dict[str, str] = {}  # engines by call
 checked: dict[str, str] = {}  # verdicts by engine and machine
-noted: dict[str, Call] | None = None  # while tune runs a model: its calls
+noted: dict[str, Any] | None = None  # while tune runs a model: its calls
+build: dict[str, Any] = {}  # the record of the loaded build, which is part of each key
+PASSED, FAILED = "passed", "failed"  # how a verdict begins
 _CHECK = "check of "  # how the key of a verdict begins
 
 
@@ -103,33 +102,6 @@ def _read(file: Path) -> dict[str, str] | None:
     return dict(found)
 
 
-def engine(call: Call) -> str | None:
-    """The engine that was faster for a plain call of a stack, if there is one."""
-    if call.is_cell or call.options() or not isinstance(call.input.numel(), int):
-        return None  # sizes may be symbols under a tracer
-    key = (
-        f"{describe(call)}; {_machine(call.input.device, torch.get_num_threads())}, {_precision()}"
-    )
-    if noted is not None:
-        noted.setdefault(key, call)
-    return tuned.get(key)
-
-
-def describe(call: Call) -> str:
-    """What calls that count as alike have in common: batch and steps up to a power of two."""
-    steps, batch = (1 << (size - 1).bit_length() for size in call.steps_and_batch())
-    tensors = (call.input, *(call.hx or ()), *call.weights)
-    trains = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    mode = "training" if trains else "inference"
-    form = "padded" if call.batch_sizes is None else "packed"
-    sizes = call.input.size(-1), call.weights[0].size(0) // 4, call.weights[1].size(-1)
-    return (
-        f"{mode} on {call.input.device.type} in {call.dtype()}, {form}, batch up to {batch}, steps "
-        f"up to {steps}, input, hidden and output size {sizes}, num_layers {call.num_layers}, "
-        f"directions {call.directions}, {call.layout or 'no bias'}"
-    )
-
-
 def verdict_key(engine: str, device: torch.device, instructions: str = "") -> str:
     """The key of the verdict on an engine.
 
@@ -142,35 +114,44 @@ def verdict_key(engine: str, device: torch.device, instructions: str = "") -> st
     return f"{_CHECK}{', '.join(filter(None, parts))}"
 
 
+def on_record(engine: str, device: torch.device) -> str:
+    """The verdict of a check of an engine on this GPU, "" for none; reads the file once."""
+    key = verdict_key(engine, device)
+    if key not in checked:
+        load()  # another process may have checked it
+    verdict = checked.setdefault(key, "")
+    return verdict if verdict.startswith((PASSED, FAILED)) else ""
+
+
 @functools.cache
 def machine(device: torch.device) -> str:
     """What the results of an engine depend on: the processor or GPU, and what was built for it."""
     is_cuda = device.type == "cuda"
     parts = [_name(device), _driver() if is_cuda else torch.backends.cpu.get_cpu_capability()]
-    record = _build.build_record()
-    build = f"fastlstm {record.get('commit')} of {record.get('date')}"
-    return ", ".join([*parts, f"torch {torch.__version__}", build])
+    built = f"fastlstm {build.get('commit')} of {build.get('date')}"
+    return ", ".join([*parts, f"torch {torch.__version__}", built])
+
+
+def conditions(device: torch.device) -> str:
+    """What the time of a call depends on besides the call."""
+    commit, threads = build.get("commit"), torch.get_num_threads()
+    versions = f"torch {torch.__version__}, fastlstm {commit}"
+    return f"{_name(device)}, {threads} threads, {versions}, {_precision()}"
 
 
 @functools.cache
-def _machine(device: torch.device, threads: int) -> str:
-    """What the time of a call depends on besides it."""
-    commit = _build.build_record().get("commit")
-    return f"{_name(device)}, {threads} threads, torch {torch.__version__}, fastlstm {commit}"
-
-
 def _name(device: torch.device) -> str:
     """The name of the GPU or of the processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device) if torch.cuda.is_available() else "no GPU"
-    cpus = Path("/proc/cpuinfo")  # of Linux alone
+    cpus = Path("/proc/cpuinfo")  # only on Linux
     found = re.search("model name.*: (.*)", cpus.read_text()) if cpus.exists() else None
     return found[1] if found else platform.processor()
 
 
 def _driver() -> str:
     """The version of NVIDIA's driver, or if the system does not show it, the newest CUDA for it."""
-    file = Path("/proc/driver/nvidia/version")  # of Linux alone
+    file = Path("/proc/driver/nvidia/version")  # only on Linux
     found = re.search(r"NVRM version:.*?(\d+\.[\d.]+)", file.read_text()) if file.exists() else None
     cuda = getattr(torch._C, "_cuda_getDriverVersion", lambda: "unknown")
     return f"driver {found[1] if found else cuda()}"

@@ -1,7 +1,8 @@
 """The LSTM in plain PyTorch: the specification that every engine is tested against.
 
-It also computes the calls that no other engine serves: forward-mode derivatives and some transforms
-of `torch.func`, devices and dtypes without a kernel, and every call if the extension is not built.
+It also computes the calls that no other engine serves: forward-mode derivatives, some transforms of
+`torch.func`, zoneout, devices and dtypes without a kernel, and every call that PyTorch's LSTM does
+not serve if the extension is not built.
 
 With x the input of a step, and h and c the state before it::
 
@@ -12,7 +13,7 @@ With x the input of a step, and h and c the state before it::
     c = f * c + i * g
     h = o * tanh(c)
 
-docs/howto/from-the-lecture.md has the names of the lecture that the project began from.
+docs/howto/from-the-lecture.md has the lecture's names for the same quantities.
 
 Sources: Hochreiter & Schmidhuber (1997); the forget gate: Gers, Schmidhuber & Cummins (2000);
 the projection h = W_hr (o * tanh(c)): Sak, Senior & Beaufays (2014).
@@ -27,12 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .call import Direction, LstmCall
-
-
-def state_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of the cell state and of all arithmetic: float32 for the 16-bit types."""
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+from .call import Direction, LstmCall, live_steps, state_dtype
 
 
 def cell(x_gates: Tensor, h: Tensor, c: Tensor, weights: Direction) -> tuple[Tensor, Tensor]:
@@ -107,8 +103,7 @@ def lstm_layer(
     input, h_0, c_0, *weights = (t.to(state) for t in (input, h_0, c_0, *weights))
     live = None
     if lengths is not None:
-        live = torch.arange(input.shape[0], device=input.device).unsqueeze(1) < lengths
-        live = live.unsqueeze(-1)
+        live = live_steps(input, lengths)
         input = torch.where(live, input, 0.0)  # a NaN in the padding must not reach dL/dW_ih
     h_mask, *zones = (None if m is None else m.to(state) for m in (h_mask, zoneout_h, zoneout_c))
     call = LstmCall(input, h_0, c_0, weights, layout, batch_sizes, lengths, reset, h_mask)
@@ -121,7 +116,7 @@ def lstm_layer(
 def _walk(
     call: LstmCall, zones: list[Tensor | None], live: Tensor | None, d: int, weights: Direction
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Walks direction d. `h` and `c` hold the states of all rows, also of those that have ended."""
+    """Walks direction d. `h` and `c` hold the states of all rows, also of rows that have ended."""
     sizes = None if call.batch_sizes is None else call.batch_sizes.tolist()
     by_step: Any = torch.unbind if sizes is None else lambda sequence: sequence.split(sizes)
     steps = by_step(affine(call.input, weights.W_ih, weights.b_ih, weights.gain_ih))

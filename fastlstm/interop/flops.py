@@ -20,7 +20,7 @@ def _forward(
     *_: Any,
     **options: Any,
 ) -> int:
-    """2 operations for each weight, row and step: 8 T B H (I + H) without a projection.
+    """Counts 2 operations for each weight, row and step: 8 T B H (I + H) without a projection.
 
     Every row counts with all steps, whatever `lengths` says.
     """
@@ -33,7 +33,7 @@ def _forward(
 
 
 def _backward(*call: Any, **options: Any) -> int:
-    """Twice the operations of forward: the gradients of both factors of each product."""
+    """Counts twice the operations of forward: the gradients of both factors of each product."""
     return 2 * _forward(*call)
 
 

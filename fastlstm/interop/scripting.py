@@ -1,7 +1,11 @@
-"""Support for torch.jit.script, which compiles our LSTMs as modules of torch.nn."""
+"""Support for torch.jit.script, which compiles our LSTMs as modules of torch.nn.
+
+The file also knows the class of torch.nn or of the user that a module goes back to.
+"""
 
 from __future__ import annotations
 
+import abc
 import sys
 from typing import Any
 
@@ -9,9 +13,38 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from ..convert import _new_class, _to_torch
-
 _SCRIPT = torch.jit.script.__globals__  # the globals of the file that defines torch.jit.script
+_in_script: dict[type[nn.Module], type[nn.Module]] = {}  # the classes that `prepare` made
+
+
+def own_class(module: nn.Module) -> type[nn.Module]:
+    """The class of a module, without the class that parametrize puts before it."""
+    cls = module.__class__  # type(module) may be the class that `prepare` gave it
+    return cls.__bases__[0] if parametrize.is_parametrized(module) else cls
+
+
+def new_class(name: str, bases: tuple[type, ...], members: dict[str, Any], meta: type) -> Any:
+    """Returns what `meta(name, bases, members)` gives, without code of a user's metaclass."""
+    known = abc.ABCMeta if issubclass(meta, abc.ABCMeta) else type
+    return known.__new__(meta, name, bases, members)
+
+
+def to_torch(module: nn.Module) -> tuple[type[nn.Module] | None, str]:
+    """The class that a module of ours has without us, and what it loses or why there is none.
+
+    That class is the attribute `_fastlstm_of` of the module's own class. Subclasses do not inherit
+    it: what they compute, no class of torch.nn computes.
+    """
+    cls = own_class(module)
+    drawn: Any = getattr(module, "_fastlstm_regularizers", None)
+    if drawn is None:
+        return None, ""
+    if "_fastlstm_of" not in vars(cls):
+        ours = "LSTM" if issubclass(cls, nn.RNNBase) else "LSTMCell"
+        return None, f"stays as it is: its class {cls.__qualname__} derives from fastlstm.{ours}"
+    lost = ", ".join(f"{name}={p}" for name, p in drawn._asdict().items() if p)
+    of: type[nn.Module] = vars(cls)["_fastlstm_of"]
+    return of, f"goes on without {lost}, which nn.LSTM lacks" if lost else ""
 
 
 class _InScript:
@@ -28,7 +61,7 @@ class _InScript:
         """Does not call the `__init_subclass__` of a user's class."""
 
     def __getattribute__(self, name: str) -> Any:
-        if _compiles():
+        if _is_compiling():
             return super().__getattribute__(name)
         cls = type(self)._fastlstm_class
         if name == "__class__":  # isinstance() reads it, and compares it with type(module)
@@ -37,14 +70,14 @@ class _InScript:
         return getattr(self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if _compiles():
+        if _is_compiling():
             super().__setattr__(name, value)
         else:
             object.__setattr__(self, "__class__", type(self)._fastlstm_class)
             setattr(self, name, value)
 
 
-def _compiles() -> bool:
+def _is_compiling() -> bool:
     """Whether torch.jit.script is among the callers."""
     frame: Any = sys._getframe(2)
     while frame is not None and frame.f_globals is not _SCRIPT:
@@ -58,7 +91,7 @@ def prepare(module: nn.Module) -> nn.Module:
     Raises:
         RuntimeError: `convert(to="torch")` would not give a module with the same results.
     """
-    of_torch, note = _to_torch(module)
+    of_torch, note = to_torch(module)
     if parametrize.is_parametrized(module):
         note = "is parametrized, which torch cannot compile"
     if of_torch is None or note:
@@ -72,9 +105,6 @@ def prepare(module: nn.Module) -> nn.Module:
         members = {name: vars(of_torch)[name] for name in named if name in vars(of_torch)}
         members |= {"_fastlstm_class": cls}
         bases = (_InScript, of_torch)
-        _in_script[cls] = _new_class(of_torch.__name__, bases, members, type(of_torch))
+        _in_script[cls] = new_class(of_torch.__name__, bases, members, type(of_torch))
     object.__setattr__(module, "__class__", _in_script[cls])
     return module
-
-
-_in_script: dict[type[nn.Module], type[nn.Module]] = {}

@@ -8,42 +8,54 @@ from typing import Any
 
 from torch import nn
 
-from .._attributes import named_weights
+from ..modules.attributes import named_weights
 
-# The tables of a module: its parameters, buffers, children, and each kind of hooks.
+# The names of a module's tables: its parameters, buffers, submodules, and each kind of hooks.
 _TABLES = [name for name, value in vars(nn.Module()).items() if isinstance(value, dict)]
-# Of nn.RNNBase, which lists its weights, of parametrized weights, and what is treated below.
-_LEFT = (
+# What is not copied: lists of weights of nn.RNNBase, parametrizations, and what is treated below.
+_NOT_COPIED = (
     *("_flat_weights", "_flat_weights_names", "_flat_weight_refs", "_all_weights"),
     *("parametrizations", "_non_persistent_buffers_set", "forward"),
 )
 
 
 def check_additions(path: str, layer: nn.Module, used: Iterable[str]) -> None:
-    """Raises a ValueError for what a packed layer, which has `used` names itself, cannot take."""
+    """Raises a ValueError for an addition that a prepacked layer cannot take.
+
+    Args:
+        path: of the layer in its model.
+        layer: the layer before prepack.
+        used: the names that the prepacked layer uses itself.
+    """
     names = set(named_weights(layer))
     added = {*vars(layer), *layer._parameters, *layer._buffers, *layer._modules}
-    refused = added & {*used, "_compiled_call_impl", *(f"packed_{name}" for name in names)}
+    refused = added & {*used, "_compiled_call_impl", *(f"prepacked_{name}" for name in names)}
     parametrizations: Any = getattr(layer, "parametrizations", ())
     if refused := refused | set(parametrizations) - names:
         raise ValueError(
-            f"prepack: {path} has {', '.join(sorted(refused))}, set on the module, which a packed "
-            "layer cannot take: it uses the name itself, or that works on the old layer only"
+            f"prepack: {path} has {', '.join(sorted(refused))}, set on the module, which a "
+            "prepacked layer cannot take: it uses the name itself, or the addition works on "
+            "the old layer only"
         )
     own_forward = MethodType(type(layer).forward, layer)
     if vars(layer).get("forward", own_forward) != own_forward:
         raise ValueError(
             f"prepack: {path} has a forward of its own, set on the module, which would go on with "
-            "the weights before packing; take it off first, and set it again after packing"
+            "the weights before prepack; take it off first, and set it again after prepack"
         )
 
 
 def copy_additions(layer: nn.Module, to: nn.Module, own: Iterable[str]) -> None:
-    """Gives another module all that a layer has under other names than its `own`: sizes, too.
+    """Copies the attributes and the contents of the tables of a layer to another module.
 
-    The two do not share a table: a hook or buffer that is added to one later is not the other's.
+    The two modules do not share a table: a hook that is added to one later is not the other's.
+
+    Args:
+        layer: the layer.
+        to: the other module.
+        own: the names that are not copied.
     """
-    left = {*own, *_LEFT}
+    left = {*own, *_NOT_COPIED}
     for name, value in vars(layer).items():
         if name in _TABLES:
             vars(to)[name].update({k: v for k, v in value.items() if k not in left})

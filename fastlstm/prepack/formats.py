@@ -7,15 +7,15 @@ from torch import Tensor
 
 from .. import _build
 
-_LARGEST = 127  # the largest int8 weight; each row has a scale
-SMALLER = (torch.bfloat16, torch.int8)  # formats for layers of 32 or 16 bits
+_LARGEST = 127  # the largest int8 weight
+SMALLER = (torch.bfloat16, torch.int8)  # formats of fewer bits, for layers of 32 or 16 bits
 KNOWN = (torch.float32, torch.float64, torch.float16, *SMALLER)
 
 
 def problem(
     name: str, tensor: Tensor, scale: Tensor | None, shape: tuple[int, ...], weights: torch.dtype
 ) -> str | None:
-    """Why a weight cannot be packed, or None. An int8 weight comes with the scales of its rows."""
+    """Why a weight cannot be prepacked, or None. An int8 weight has a scale for each row."""
     for key, value, expected in ((name, tensor, shape), (f"{name}_scale", scale, shape[:1])):
         if value is not None and tuple(value.shape) != expected:
             return (
@@ -46,12 +46,12 @@ def dequantize(tensor: Tensor, scale: Tensor | None) -> Tensor:
 
 
 def name_of(weights: torch.dtype) -> str:
-    """The name of the format of weights. float16 is multiplied as float32."""
+    """The name of a format in a layout; float16 is multiplied as float32."""
     return "float32" if weights == torch.float16 else str(weights).removeprefix("torch.")
 
 
 def pack(tensor: Tensor, scale: Tensor | None, weights: torch.dtype, by_gates: bool) -> Tensor:
-    """Packs a matrix into panels as this processor reads them.
+    """Returns a matrix in panels as this processor reads them.
 
     Args:
         tensor: [rows, columns], int8 if `scale` is given.
@@ -72,6 +72,6 @@ def pack(tensor: Tensor, scale: Tensor | None, weights: torch.dtype, by_gates: b
 
 
 def unpack(packed: Tensor, weights: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """The matrix that `pack` has packed, in the format `weights`, and its scales or None."""
+    """Returns the matrix from the panels that `pack` made, and its scales or None."""
     tensor, scale = _build.library.unpack_weight(packed)
     return (tensor if scale is not None else tensor.to(weights)), scale

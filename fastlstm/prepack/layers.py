@@ -1,4 +1,4 @@
-"""Layers that `prepack` made: no parameters, so that no copy of a weight can be out of date."""
+"""Prepacked layers. They have no parameters, so that no copy of a weight can be out of date."""
 
 from __future__ import annotations
 
@@ -10,22 +10,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.overrides import has_torch_function_variadic
 
 from .. import _build
-from .._attributes import CELL_WEIGHTS, described, fit_cell, named_weights
-from ..convert import own_class
-from ..engine.call import LAYOUTS, Call, autocasts
+from ..engine.call import LAYOUTS, Call, Results, State, autocasts, state_dtype, zero_state
 from ..engine.checks import check_kinds
 from ..engine.engines import is_eager, transforms_active
-from ..engine.layers import Results, run_prepacked
-from ..engine.reference import state_dtype
-from ..modules import LSTM, CellModule, LSTMCell, SequenceModule, State, qualified_name
+from ..engine.stack import by_extension, by_layers
+from ..interop.scripting import own_class
+from ..modules.attributes import CELL_WEIGHTS, described, fit_cell, named_weights
+from ..modules.cell import CellModule, LSTMCell
+from ..modules.lstm import LSTM, SequenceModule
+from ..modules.options import qualified_name
 from . import formats
 from .additions import copy_additions
 
 
 def require_extension() -> None:
-    """Raises a RuntimeError unless weights can be packed."""
+    """Raises a RuntimeError unless weights can be prepacked."""
     if not _build.has_kernels("cpu"):
         raise RuntimeError(f"prepack needs the extension: {_build.unavailable_reason()}")
 
@@ -43,11 +45,24 @@ def is_differentiated(call: Call) -> bool:
     return transforms_active() and any(map(wrapped, tensors))
 
 
+def run_prepacked(call: Call) -> Results:
+    """Runs a call with prepacked weights by `torch.ops.fastlstm.lstm_prepacked`."""
+    # A compiler, a tracer, a dispatch mode or a tensor subclass has to see the op.
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._is_tracing()
+        or torch._C._len_torch_dispatch_stack()
+        or has_torch_function_variadic(call.input, *call.state())
+    ):
+        return by_layers(call, torch.ops.fastlstm.lstm_prepacked, call.return_cell_states)
+    return by_extension(call, "auto")
+
+
 class Prepacked(nn.Module):
-    """A layer whose matrices lie as the processor at hand reads them.
+    """A layer that stores its matrices as this processor reads them.
 
     `state_dict`, pickle and deepcopy hold the weights unpacked, by the names of the layer, so that
-    another processor can pack them again; whole numbers come with their scales, `NAME_scale`.
+    another processor can prepack them again. int8 weights come with their scales, `NAME_scale`.
     """
 
     input_size: int
@@ -56,10 +71,10 @@ class Prepacked(nn.Module):
     dtype: torch.dtype
     weights: torch.dtype
     _torch: Any  # nn.LSTM or nn.LSTMCell
-    _layer_class: type[nn.Module]  # of the layer that was packed
-    _sizes: tuple[str, ...]  # arguments of its constructor
+    _layer_class: type[nn.Module]  # of the layer that was prepacked
+    _sizes: tuple[str, ...]  # the names of the attributes that the layer has, too
     _shapes: dict[str, tuple[int, ...]]  # of every weight, in the order in which the op takes them
-    _layout: str  # which weights a direction has, and their format
+    _layout: str  # names the weights of a direction, then their format
     _op_names: list[str]  # of the buffers that the op takes
     _frozen: set[str]  # the weights that required no gradient
     _get_name = qualified_name
@@ -67,11 +82,12 @@ class Prepacked(nn.Module):
     def __init__(self, layer: nn.Module, weights: torch.dtype | None = None) -> None:
         """Takes the weights of a layer, and all that its user has put on it."""
         super().__init__()
-        copy_additions(layer, self, named_weights(layer))
+        named = named_weights(layer)
+        copy_additions(layer, self, named)
         self._layer_class = own_class(layer)
         parameters = {name: p for name, p in layer._parameters.items() if p is not None}
         self._frozen = {name for name, p in parameters.items() if not p.requires_grad}
-        tensors = {name: weight.detach() for name, weight in named_weights(layer).items()}
+        tensors = {name: weight.detach() for name, weight in named.items()}
         self.__dict__["_shapes"] = {name: tuple(t.shape) for name, t in tensors.items()}
         self.dtype = next(iter(tensors.values())).dtype
         self.weights = weights or self.dtype
@@ -89,24 +105,25 @@ class Prepacked(nn.Module):
             keeps_c_0 = c_0.dtype == state_dtype(self.dtype)
             state = h_0.to(self.dtype), c_0 if keeps_c_0 else c_0.to(self.dtype)
             call = call._replace(input=call.input.to(self.dtype), hx=state)
+        name = type(self).__name__
         if call.input.dtype != self.dtype:
-            expected = f"{type(self).__name__}: expected input of dtype {self.dtype}"
-            raise ValueError(f"{expected}, got {call.input.dtype}")
+            raise ValueError(
+                f"{name}: expected input of dtype {self.dtype}, got {call.input.dtype}"
+            )
         if is_differentiated(call):
             raise RuntimeError(
-                f"{type(self).__name__}: prepacked weights give no gradients, nor do they take "
-                "part in torch.func transforms; call within torch.inference_mode() or "
-                "torch.no_grad() and outside torch.func, or turn the model back: "
-                "fastlstm.unpack(model)"
+                f"{name}: prepacked weights give no gradients, nor do they take part in torch.func "
+                "transforms; call within torch.inference_mode() or torch.no_grad() and outside "
+                "torch.func, or turn the model back: fastlstm.unpack(model)"
             )
         return run_prepacked(call)
 
     def train(self, mode: bool = True) -> Prepacked:
-        """Stays in eval mode; a RuntimeError if `mode` is true, for there is nothing to train."""
+        """Stays in eval mode; a RuntimeError if `mode` is true: there is nothing to train."""
         if mode:
             raise RuntimeError(
-                f"{type(self).__name__} has no training mode: its weights are packed. Train the "
-                "model that it was packed from, or turn it back: fastlstm.unpack(model)"
+                f"{type(self).__name__} has no training mode: its weights are prepacked. Train the "
+                "model before prepack, or turn it back: fastlstm.unpack(model)"
             )
         return super().train(False)
 
@@ -115,37 +132,37 @@ class Prepacked(nn.Module):
         return f"{self._torch.extra_repr(self)}, weights={self.weights}"
 
     def _pack(self, tensors: dict[str, Tensor]) -> None:
-        """Packs the matrices, given in any dtype, with `NAME_scale` beside whole numbers."""
+        """Prepacks matrices of any dtype; int8 matrices come with `NAME_scale`."""
         kinds = {name.split("_l")[0] for name in self._shapes}
         layout = LAYOUTS["bias_ih" in kinds, "weight_hr" in kinds, False]
         self._layout = f"{layout} {formats.name_of(self.weights)}".strip()
-        self._op_names = [f"packed_{name}" for name in self._shapes]
+        self._op_names = [f"prepacked_{name}" for name in self._shapes]
         for name, shape in self._shapes.items():
             tensor, scale = tensors[name], tensors.get(f"{name}_scale")
             if problem := formats.problem(name, tensor, scale, shape, self.weights):
                 raise ValueError(problem)
             if len(shape) == 1:
-                packed = tensor.to(self.dtype).to(state_dtype(self.dtype), copy=True)
+                buffer = tensor.to(self.dtype).to(state_dtype(self.dtype), copy=True)
             else:
                 by_gates = not name.startswith("weight_hr")
-                packed = formats.pack(tensor, scale, self.weights, by_gates)
-            self.register_buffer(f"packed_{name}", packed, persistent=False)
+                buffer = formats.pack(tensor, scale, self.weights, by_gates)
+            self.register_buffer(f"prepacked_{name}", buffer, persistent=False)
 
     def _unpacked(self) -> dict[str, Tensor]:
         """Every weight by its name, and the scales."""
         tensors: dict[str, Tensor] = {}
         for name, shape in self._shapes.items():
-            packed, scale = self.get_buffer(f"packed_{name}"), None
+            buffer, scale = self.get_buffer(f"prepacked_{name}"), None
             if len(shape) == 1:
-                tensors[name] = packed.to(self.dtype, copy=True)
+                tensors[name] = buffer.to(self.dtype, copy=True)
             else:
-                tensors[name], scale = formats.unpack(packed, self.weights)
+                tensors[name], scale = formats.unpack(buffer, self.weights)
             if scale is not None:
                 tensors[f"{name}_scale"] = scale
         return tensors
 
     def _rebuild(self, cls: Any) -> Any:
-        """A layer of a class like nn.LSTM or nn.LSTMCell: weights unpacked, the same additions."""
+        """Returns a layer of another class, such as nn.LSTM, with these weights and additions."""
         tensors, layer = self._unpacked(), cls(1, 1, bias=False, device="meta")
         for name in self._shapes:
             weight = formats.dequantize(tensors[name], tensors.get(f"{name}_scale"))
@@ -157,13 +174,13 @@ class Prepacked(nn.Module):
                 by_suffix.setdefault(name.partition("_l")[2], []).append(name)
             layer._flat_weights_names, layer._all_weights = [*self._shapes], [*by_suffix.values()]
             layer._init_flat_weights()
-        for name in self._sizes:  # some may have been deleted
+        for name in self._sizes:  # the user may have deleted some of this layer's
             vars(layer).pop(name, None)
         copy_additions(self, layer, {*self.own_names(), *self._op_names})
         return layer
 
     def _op_weights(self) -> list[Tensor]:
-        """What the op takes of all layers and directions."""
+        """The buffers that the op takes, of all layers and directions."""
         buffers = self._buffers
         return [buffers[name] for name in self._op_names]  # type: ignore[misc]
 
@@ -172,12 +189,12 @@ class Prepacked(nn.Module):
         if probe.device.type != "cpu" or probe.dtype != self.dtype:
             raise RuntimeError(
                 f"{type(self).__name__} cannot be moved to {probe.dtype} on {probe.device}: its "
-                f"weights are packed for {self.dtype} on the CPU. Move the model before packing "
-                "it, or turn it back first: fastlstm.unpack(model)"
+                f"weights are prepacked for {self.dtype} on the CPU. Move the model before "
+                "prepack, or turn it back first: fastlstm.unpack(model)"
             )
-        packed = {name: self.get_buffer(name) for name in self._op_names}
+        before = {name: self.get_buffer(name) for name in self._op_names}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, buffer in packed.items():
+        for name, buffer in before.items():
             if self.get_buffer(name).dtype != buffer.dtype:
                 self._buffers[name] = buffer
         return self
@@ -185,7 +202,7 @@ class Prepacked(nn.Module):
     def __getattr__(self, name: str) -> Any:
         if name in self.__dict__.get("_shapes", ()):
             raise AttributeError(
-                f"{name} is packed: read it from state_dict(), or call fastlstm.unpack(model)"
+                f"{name} is prepacked: read it from state_dict(), or call fastlstm.unpack(model)"
             )
         return super().__getattr__(name)
 
@@ -194,7 +211,7 @@ class Prepacked(nn.Module):
         options = getattr(self.__dict__.get("_layer_class"), "_fastlstm_options", ())
         if name in options and name not in self.__dict__:
             raise AttributeError(
-                f"{name}: a {type(self).__name__} has no such option; set it before packing, or "
+                f"{name}: a {type(self).__name__} has no such option; set it before prepack, or "
                 "after fastlstm.unpack(model)"
             )
         super().__setattr__(name, value)
@@ -206,7 +223,9 @@ class Prepacked(nn.Module):
 
     def _refuse_weight(self, name: str) -> None:
         if name in (*self.__dict__.get("_shapes", ()), *CELL_WEIGHTS, "_flat_weights"):
-            raise AttributeError(f"{name}: the weights are packed; load_state_dict replaces them")
+            raise AttributeError(
+                f"{name}: the weights are prepacked; load_state_dict replaces them"
+            )
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         for name, tensor in self._unpacked().items():
@@ -214,22 +233,21 @@ class Prepacked(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
-        """Takes weights of any dtype: those of the model before packing, or of a packed one."""
+        """Takes weights of any dtype, also those of the model before prepack."""
         _, _, missing_keys, unexpected_keys, error_msgs = others
-        super()._load_from_state_dict(state_dict, prefix, *others)  # hooks, and what a user added
+        super()._load_from_state_dict(state_dict, prefix, *others)  # hooks, and additions
         tensors, used = self._unpacked(), set()
         for name, shape in self._shapes.items():
-            weight, scale = (state_dict.get(f"{prefix}{name}{end}") for end in ("", "_scale"))
-            used |= {f"{prefix}{name}", f"{prefix}{name}_scale"}
+            key = prefix + name
+            weight, scale = state_dict.get(key), state_dict.get(f"{key}_scale")
+            used |= {key, f"{key}_scale"}
             wrong = [each for each in (weight, scale) if not isinstance(each, Tensor | None)]
             if wrong:
-                error_msgs.append(
-                    f"{prefix}{name}: expected a tensor, and for int8 its scale, got "
-                    f"{type(wrong[0]).__name__}"
-                )
+                got = type(wrong[0]).__name__
+                error_msgs.append(f"{key}: expected a tensor, and for int8 its scale, got {got}")
             elif weight is None or (weight.dtype == torch.int8 and scale is None):
-                missing_keys.append(f"{prefix}{name}" + ("" if weight is None else "_scale"))
-            elif problem := formats.problem(prefix + name, weight, scale, shape, self.weights):
+                missing_keys.append(key if weight is None else f"{key}_scale")
+            elif problem := formats.problem(key, weight, scale, shape, self.weights):
                 error_msgs.append(problem)
             else:
                 tensors[name] = weight.detach().cpu()
@@ -246,8 +264,8 @@ class Prepacked(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         if state["weights"] not in formats.KNOWN:
             raise ValueError(
-                f"expected weights of {', '.join(map(str, formats.KNOWN))}, got a layer that was "
-                f"packed as {state['weights']!r}: prepack its model again"
+                f"weights: expected one of {', '.join(map(str, formats.KNOWN))}, got "
+                f"{state['weights']!r} in a saved layer: prepack its model again"
             )
         tensors = state.pop("_unpacked_weights")
         super().__setstate__(state)  # type: ignore[no-untyped-call]
@@ -256,7 +274,7 @@ class Prepacked(nn.Module):
 
 
 class PrepackedLSTM(Prepacked, SequenceModule):
-    """An `LSTM` packed by `prepack`: called in the same way, without parameters and gradients.
+    """An `LSTM` after `prepack`: called in the same way, without parameters and gradients.
 
     Attributes:
         dtype: of the input, the output and the state.
@@ -291,12 +309,11 @@ class PrepackedLSTM(Prepacked, SequenceModule):
         raise RuntimeError(f"{type(self).__name__}: expected input and hx on the CPU")
 
     def _fastlstm_compute(self, call: Call) -> Results:
-        if call.hx is None:  # of sizes that prepacked weights do not show
-            rows = call.input.size(1) if call.batch_sizes is None else int(call.batch_sizes[0])
-            count = call.num_layers * call.directions
-            c_0 = call.input.new_zeros(count, rows, self.hidden_size, dtype=self.dtype)
-            h_0 = c_0[..., : self.proj_size].contiguous() if self.proj_size > 0 else c_0
-            call = call._replace(hx=(h_0, c_0))
+        if call.hx is None:  # prepacked weights do not show the sizes of a state
+            rows = call.num_layers * call.directions, call.steps_and_batch()[1]
+            output_size = self.proj_size if self.proj_size > 0 else self.hidden_size
+            state = zero_state(call.input, rows, self.hidden_size, output_size, self.dtype)
+            call = call._replace(hx=state)
         return super()._fastlstm_compute(call)
 
     def flatten_parameters(self) -> None:
@@ -304,7 +321,7 @@ class PrepackedLSTM(Prepacked, SequenceModule):
 
 
 class PrepackedLSTMCell(Prepacked, CellModule):
-    """An `LSTMCell` packed by `prepack`: called in the same way, without parameters and gradients.
+    """An `LSTMCell` after `prepack`: called in the same way, without parameters and gradients.
 
     Attributes:
         dtype: of the input and the state.
@@ -320,8 +337,8 @@ class PrepackedLSTMCell(Prepacked, CellModule):
 
     def _fastlstm_step(self, input: Tensor, hx: State | None) -> State:
         if hx is None:
-            zeros = input.new_zeros(input.size(0), self.hidden_size, dtype=self.dtype)
-            hx = (zeros, zeros)
+            sizes = self.hidden_size, self.hidden_size
+            hx = zero_state(input, (input.size(0),), *sizes, self.dtype)
         weights, tensors = self._op_weights(), (input, *hx)
         is_plain = input.dtype is self.dtype and is_eager() and _build.library.are_plain(*tensors)
         if is_plain and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
@@ -329,7 +346,7 @@ class PrepackedLSTMCell(Prepacked, CellModule):
                 step: State = _build.library.lstm_cell(*tensors, weights, self._layout, "auto")
                 return step
             except RuntimeError:
-                is_plain = False  # as in `LSTMCell`
+                is_plain = False  # the code below raises it again
         check_kinds(input, hx, {})
         if not fit_cell(input, hx, [*self._shapes.values()]):
             return self._fastlstm_as_torch(input, hx)
@@ -338,7 +355,7 @@ class PrepackedLSTMCell(Prepacked, CellModule):
 
 
 def _as_bytes(module: Prepacked) -> tuple[Any, ...]:
-    """For another process, which cannot share what is unpacked for this call only."""
+    """Pickles for another process, with which the unpacked weights cannot be shared."""
     return pickle.loads, (pickle.dumps(module),)
 
 

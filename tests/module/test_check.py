@@ -323,8 +323,7 @@ def test_a_check_counts_for_one_machine_and_build(
     elif other == "torch":
         monkeypatch.setattr(torch, "__version__", "2.99.0")
     else:
-        record = _build.build_record()
-        monkeypatch.setattr(_build, "build_record", lambda: {**record, "date": "2030-01-01"})
+        monkeypatch.setattr(records, "build", {**records.build, "date": "2030-01-01"})
     records.machine.cache_clear()
     with checks():
         engines.choose(fake_call(), "persistent")

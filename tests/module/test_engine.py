@@ -11,8 +11,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import fastlstm
 from fastlstm import _build, functional
 from fastlstm.engine import engines, records
-from fastlstm.engine.call import Call
-from fastlstm.engine.regularizers import Regularizers
+from fastlstm.engine.call import Call, Regularizers
 
 needs_op = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="no CPU kernels")
 
@@ -97,7 +96,7 @@ def test_which_engine_auto_chooses(device, kernels, change, chosen, monkeypatch)
         ("stepwise", "cpu", {"dtype": torch.int64}, "the input is torch.int64"),
         ("tiled", "cpu", DROPOUT, "it has no layer normalization and no recurrent dropout"),
         ("tiled", "cpu", {"layout": "bias layer_norm"}, "it has no layer norm.* dropout"),
-        ("stepwise", "cpu", ZONEOUT, "zoneout is computed by the reference alone"),
+        ("stepwise", "cpu", ZONEOUT, "only the reference computes zoneout"),
         ("torch", "cpu", {**LENGTHS, **RESET}, "PyTorch's own LSTM has no reset"),
         (
             "torch",
@@ -143,10 +142,10 @@ def test_a_measured_engine_runs_only_calls_that_it_serves(monkeypatch):
     """Sizes with the same next power of two share a measurement, so some may not be served."""
     monkeypatch.setattr(_build, "kinds", ("cpu", "cuda"))
     monkeypatch.setattr(_build, "gpu", lambda index: (16, 90, ""))
-    monkeypatch.setattr(records, "tuned", {"any": "persistent"})
+    measured = type("Measured", (dict,), {"get": lambda *_: "persistent"})(any="persistent")
+    monkeypatch.setattr(records, "tuned", measured)
     key = records.verdict_key("persistent", torch.device("cuda", 0))
     monkeypatch.setitem(records.checked, key, "passed")
-    monkeypatch.setattr(records, "engine", lambda call: "persistent")
     chosen = []
     for batch in (257, 512):
         with torch._subclasses.FakeTensorMode():
@@ -230,8 +229,8 @@ def test_a_call_runs_few_python_functions(name):
         call()
     finally:
         sys.setprofile(None)
-    most = 12 if name in ("packed", "two layers") else 6
-    assert 0 < len(seen) <= most and len({code.co_filename for code in seen}) <= 5
+    most, files = (16, 7) if name in ("packed", "two layers") else (6, 4)
+    assert 0 < len(seen) <= most and len({code.co_filename for code in seen}) <= files
 
 
 @needs_op

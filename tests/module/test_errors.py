@@ -200,7 +200,7 @@ MISTAKES = [
     (lambda: prepacked_cell()(nested()), TypeError, "expected a dense tensor, got a nested"),
     (lambda: with_a_broken_size()(zeros(T, B, I)), TypeError, "tuple of ints, ?but got float"),
     (lambda: fastlstm.convert(nn.GRU(I, H)), ValueError, "GRUs are not supported"),
-    (lambda: fastlstm.unpack(fastlstm.LSTM(I, H)), ValueError, "layers that prepack has packed"),
+    (lambda: fastlstm.unpack(fastlstm.LSTM(I, H)), ValueError, "without prepacked layers"),
     (
         lambda: persistent()(zeros(T, B, I)),
         RuntimeError,
@@ -211,7 +211,7 @@ MISTAKES = [
     (
         lambda: fastlstm.LSTM(I, H)(zeros(T, B, I), None, torch.tensor([1] * B)),
         TypeError,
-        "^LSTM: expected lengths, reset and return_cell_states by their keywords$",
+        "takes from 2 to 3 positional arguments but 4 were given$",
     ),
     (
         lambda: fastlstm.LSTM(I, H)(sparse(T, B, I)),
@@ -227,7 +227,7 @@ MISTAKES = [
     (
         lambda: fastlstm.LSTM(I, H)(zeros(T, B, I), reset=zeros(B, T)),
         RuntimeError,
-        rf"reset of shape \(steps, batch\) = \({T}, {B}\), got \({B}, {T}\)$",
+        rf"reset of shape \(steps, batch\) = \({T}, {B}\), got \({B}, {T}\) torch.float32 on cpu$",
     ),
     (
         lambda: fastlstm.LSTM(I, H)(zeros(T, B, I), reset=zeros(T, B) + 1j),

@@ -8,6 +8,7 @@ from torch import nn
 
 import fastlstm
 from fastlstm import _build
+from fastlstm.engine import engines
 
 needs_op = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="no CPU kernels")
 
@@ -153,7 +154,7 @@ def test_the_tracing_exporter(tmp_path, onnxruntime):
 
 def test_a_plain_call_needs_no_translations(monkeypatch):
     """A library that exports the models of its users cannot be given the table of fastlstm."""
-    monkeypatch.setattr(fastlstm.onnx, "were_made", False)
+    monkeypatch.setattr(engines, "has_onnx_translations", False)
     lstm, x = fastlstm.LSTM(3, 5, num_layers=2, bidirectional=True).eval(), torch.randn(6, 2, 3)
     program = torch.onnx.export(lstm, (x,), dynamo=True, verbose=False)
     assert [node.op_type for node in program.model.graph].count("LSTM") == 2
@@ -163,7 +164,7 @@ def test_a_plain_call_needs_no_translations(monkeypatch):
 @pytest.mark.filterwarnings("ignore")  # torch warns of this exporter and of tracing
 @pytest.mark.parametrize("dynamo", [False, True])
 def test_lengths_need_no_translations(dynamo, tmp_path, onnxruntime, monkeypatch):
-    monkeypatch.setattr(fastlstm.onnx, "were_made", False)
+    monkeypatch.setattr(engines, "has_onnx_translations", False)
     model, path = Model(num_layers=2, bidirectional=True).eval(), tmp_path / "model.onnx"
     x, lengths = torch.randn(6, 3, 3), torch.tensor([6, 2, 0])
     arguments = (x, None, None, lengths) if dynamo else (x, {"lengths": lengths})
@@ -176,6 +177,6 @@ def test_lengths_need_no_translations(dynamo, tmp_path, onnxruntime, monkeypatch
 
 
 def test_a_cell_needs_no_translations(monkeypatch):
-    monkeypatch.setattr(fastlstm.onnx, "were_made", False)
+    monkeypatch.setattr(engines, "has_onnx_translations", False)
     lstm, x = fastlstm.LSTMCell(3, 5).eval(), torch.randn(2, 3)
     torch.onnx.export(lstm, (x,), dynamo=True, verbose=False)

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the exten
     ("call", "error", "message"),
     [
         (lambda m: m.train(), RuntimeError, "PrepackedLSTM has no training mode: its weights"),
-        (lambda m: m.to(torch.float64), RuntimeError, "packed for torch.float32 on the CPU"),
+        (lambda m: m.to(torch.float64), RuntimeError, "prepacked for torch.float32 on the CPU"),
         (lambda m: m.to("meta"), RuntimeError, r"fastlstm.unpack\(model\)"),
         (lambda m: m.weight_ih_l0, AttributeError, r"read it from state_dict\(\), or .*unpack"),
         (lambda m: m.weight_hr_l0, AttributeError, "no attribute 'weight_hr_l0'"),
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the exten
         (
             lambda m: setattr(m, "weight_ih_l0", nn.Parameter(torch.zeros(40, 6))),
             AttributeError,
-            "weight_ih_l0: the weights are packed; load_state_dict replaces them",
+            "weight_ih_l0: the weights are prepacked; load_state_dict replaces them",
         ),
         (lambda m: m(X), RuntimeError, "equal to input_size. Expected 6, got 16"),
         (lambda m: m(X[..., :6].double()), ValueError, "input dtype .*float64.* weight dtype"),
@@ -142,16 +142,16 @@ def test_a_model_that_prepack_cannot_change():
         (nn.LSTM(3, 4), "; convert=True takes nn.LSTM and nn.LSTMCell$"),
         (
             LayerNormLSTM(3, 4),
-            ", got one with LayerNormLSTM, which cannot be packed: it normalizes",
+            ", got one with LayerNormLSTM, which cannot be prepacked: it normalizes",
         ),
         (
             OwnLSTM(3, 4),
-            ", got one with OwnLSTM, which cannot be packed: it .* or is a subclass of your own$",
+            ", got one with OwnLSTM, which cannot be prepacked: it .* or is a subclass of your",
         ),
     ):
         with pytest.raises(ValueError, match=f"a model with a fastlstm.LSTM or LSTMCell{hint}"):
             prepack(model.eval())
-    with pytest.raises(ValueError, match="one that is packed already; fastlstm.unpack turns it"):
+    with pytest.raises(ValueError, match="one that is prepacked already; fastlstm.unpack turns it"):
         prepack(prepacked_copy(LSTM(3, 4).eval()))
 
 

@@ -143,7 +143,7 @@ def test_autocast(weights, dtype):
 @every_weights
 def test_weights_for_another_processor_are_refused(weights):
     prepacked = prepacked_copy(small(), weights)
-    other = prepacked.packed_weight_hh_l0
+    other = prepacked.prepacked_weight_hh_l0
     lanes = other[:64].view(torch.int64)[3:5]  # lanes and vectors of the header
     here = "x".join(map(str, lanes.tolist()))
     lanes[:] = torch.tensor([2, 4])

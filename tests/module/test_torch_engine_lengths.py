@@ -1,6 +1,6 @@
 """engine="torch" with lengths: PyTorch's own LSTM with gates that are shut after the end of a row.
 
-shut_gate.py adds an input feature that is nonzero in padding, and weights for it that shut the
+torch_lstm.py adds an input feature that is nonzero in padding, and weights for it that shut the
 gates, so that c stays as it is.
 """
 
@@ -15,7 +15,7 @@ from torch import nn
 
 import fastlstm
 from fastlstm import functional
-from fastlstm.engine import shut_gate
+from fastlstm.engine import torch_lstm
 from fastlstm.engine.call import LstmCall
 
 every_device = pytest.mark.parametrize("route", TORCH_ROUTES)
@@ -219,7 +219,7 @@ def test_the_weights_lie_as_cudnn_needs_them(bidirectional, bias):
     state = torch.zeros(1 + bidirectional, 2, 16)
     layout, parameters = "bias" * bias, list(lstm.parameters())
     call = LstmCall(torch.zeros(3, 2, 24), state, state, parameters, layout)
-    wide = shut_gate._wide_weights(call, 8)
+    wide = torch_lstm._wide_weights(call, 8)
     assert [w.shape[1:] for w in wide] == [(32,), (16,), (), ()] * (1 + bidirectional)
     matrices, biases = ([w for w in wide if w.dim() == dim] for dim in (2, 1))
     expected = wide[0].data_ptr()
@@ -231,8 +231,8 @@ def test_the_weights_lie_as_cudnn_needs_them(bidirectional, bias):
 
 @pytest.mark.parametrize("input_size, wide", [(1, 8), (7, 8), (8, 16), (60, 64), (128, 256)])
 def test_the_input_size_is_padded_to_a_multiple_of_8(input_size, wide, monkeypatch):
-    seen, run = [], shut_gate.run_torch
-    monkeypatch.setattr(shut_gate, "run_torch", lambda call: seen.append(call) or run(call))
+    seen, run = [], torch_lstm.run_torch
+    monkeypatch.setattr(torch_lstm, "run_torch", lambda call: seen.append(call) or run(call))
     lstm = fastlstm.LSTM(input_size, 3)
     lstm.engine = "torch"
     lstm(torch.randn(4, 2, input_size), lengths=torch.tensor([4, 1]))

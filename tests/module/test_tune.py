@@ -50,7 +50,7 @@ def tune_with(model: nn.Module, *series: dict[str, list[float]]) -> Found:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MODULE, "in_turn", in_turn)
-        patch.setattr(MODULE, "_runner", lambda call, row: row.name)
+        patch.setattr(MODULE, "runner", lambda call, row: row.name)
         return tune(model, X)
 
 

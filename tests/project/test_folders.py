@@ -1,10 +1,12 @@
-"""Includes of csrc go down only, in the order of csrc/README.md; tests/README.md is complete."""
+"""Includes of csrc and imports of fastlstm go down only; tests/README.md is complete."""
 
+import ast
 import re
 from collections import defaultdict
 from pathlib import Path
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
+PYTHON = CSRC.parent / "fastlstm"
 FILES = [file for suffix in ("h", "cpp", "cu") for file in sorted(CSRC.rglob(f"*.{suffix}"))]
 PACKAGES = "fastlstm", "captioning", "benchmarks", "examples"
 PARENTS = {folder.parent for folder in {file.parent for file in FILES} if folder != CSRC}
@@ -59,6 +61,40 @@ def test_only_the_python_module_includes_python():
     while more := {f for f in FILES if with_python & {*included(f).values()}} - with_python:
         with_python |= more
     assert {file.name for file in with_python if file.suffix != ".h"} == {"module.cpp"}
+
+
+def imports(file: Path) -> list[str]:
+    """Returns the modules of fastlstm that a file of it imports, anywhere: "engine.call"."""
+    package = [*file.relative_to(PYTHON).parts[:-1]]
+    found = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.level or node.module.startswith("fastlstm")):
+            base = package[: len(package) + 1 - node.level] if node.level else []
+            names = (node.module or "").removeprefix("fastlstm").split(".")
+            module = ".".join(filter(None, [*base, *names]))
+            found += [f"{module}.{name.name}".strip(".") for name in node.names]
+    return found
+
+
+def test_imports_of_fastlstm_go_down():
+    """The table of docs/design.md lists the folders and files from bottom to top."""
+    text = (CSRC.parent / "docs" / "design.md").read_text()
+    table = text.split("## Folders of the Python package")[1].split("\n\n")[2]
+    places = re.findall(r"`([\w.]+?)(?:/|\.py)`", "".join(re.findall(r"^\|.*?\|", table, re.M)))
+    seen = 0
+    for file in sorted(PYTHON.rglob("*.py")):
+        path = file.relative_to(PYTHON).with_suffix("")
+        if path.name == "__init__" and len(path.parts) == 1:
+            continue  # the top
+        upwards = [
+            name
+            for name in imports(file)
+            if name.split(".")[0] in places
+            and places.index(name.split(".")[0]) > places.index(path.parts[0])
+        ]
+        assert not upwards, f"{path} imports {upwards}"
+        seen += 1
+    assert seen > 40
 
 
 def test_the_map_of_the_tests_is_complete():

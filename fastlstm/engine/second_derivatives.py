@@ -12,12 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..engine import reference
-from ..engine.call import LstmCall, autocasts
+from . import reference
+from .call import LstmCall, autocasts
 
 
 def of_layer(grads: Sequence[Tensor | None], *call: Any) -> list[Tensor | None]:
-    """The gradients of a layer's input, h_0, c_0 and weights from the gradients of its results."""
+    """Returns the gradients of a layer's input, h_0, c_0 and weights.
+
+    Args:
+        grads: the gradients of output, h_n, c_n and cells.
+        call: the fields of an `LstmCall`.
+    """
     whole = LstmCall(*call)
     tensors = [*whole[:3], *whole.weights]
     device = whole.input.device.type

@@ -1,11 +1,11 @@
-"""The op under `torch.func`: vmap folds into the batch, and gradients stay apart for each sample.
+"""Runs a call by the op `torch.ops.fastlstm.lstm`, also under `torch.func`.
 
-torch.func refuses the op's own autograd, which is C++. Here the op is called by two
-`autograd.Function`s instead. vmap of either is one call with the mapped dimension folded into the
-batch. Backward asks the op for the gradient of the gates alone, which belongs to a row; the
-gradients of the weights are plain products after it, which vmap turns into batched ones. So
-`vmap(grad(...))` walks all samples at once. Where weights are mapped (an ensemble), each member
-has a call of its own. Second derivatives are those of the reference.
+torch.func refuses the op's own autograd, which is C++. So two `autograd.Function`s call the op. The
+vmap of either is one call with the mapped dimension folded into the batch. Backward asks the op for
+the gradient of the gates only, which belongs to a row. The gradients of the weights are plain
+products after it, which vmap turns into batched products. So `vmap(grad(...))` walks all samples at
+once. If weights are mapped (an ensemble), each member has a call of its own. Second derivatives are
+those of the reference.
 """
 
 from __future__ import annotations
@@ -16,17 +16,31 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
+from torch.overrides import has_torch_function_variadic
 
 from .. import _build
-from ..engine import reference
-from ..engine.call import Call, LstmCall, autocasts
+from . import reference
+from .call import Call, LstmCall, Results, autocasts, live_steps
+from .stack import by_extension, by_layers
 
 _Dims = tuple[int | None, ...]
 _Arguments = TypeVar("_Arguments", "_Inputs", "_Saved")
 
 
-def serves(call: Call) -> bool:
-    """Whether `lstm_layer` can serve the layers of a call under the transforms that are active."""
+def run_op(call: Call, engine: str) -> Results:
+    """Runs a call by the op, layer by layer, on an engine that the op knows by its name."""
+    is_compiling = torch.compiler.is_compiling()
+    if not is_compiling and torch._C._are_functorch_transforms_active():
+        return by_layers(call._replace(hx=call.state()), lstm_layer, engine)
+    # Dynamo and tensor subclasses know torch.ops only.
+    if is_compiling or has_torch_function_variadic(call.input, *(call.hx or ()), *call.weights):
+        call, saves = call._replace(hx=call.state()), call.return_cell_states
+        return by_layers(call, torch.ops.fastlstm.lstm, saves, False, engine)
+    return by_extension(call, engine)
+
+
+def serves_transforms(call: Call) -> bool:
+    """Whether the op can serve a call under the transforms of torch.func that are active."""
     if torch.compiler.is_compiling() or autocasts(call.input.device.type):
         return False
     masks = call.regularizers is not None and call.regularizers.have_masks()
@@ -38,7 +52,7 @@ def serves(call: Call) -> bool:
 
 
 def lstm_layer(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`reference.lstm_layer` by an engine of the op, which comes last, for calls it `serves`."""
+    """As `reference.lstm_layer`, by an engine of the op, whose name is the last argument."""
     *layer, engine = arguments
     apply: Any = _Layer.apply
     call = LstmCall(*layer)
@@ -48,7 +62,7 @@ def lstm_layer(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 class _Inputs(NamedTuple):
-    """What a `Function` of a layer takes, before the weights; or the gradients of that."""
+    """The arguments of a `Function` before the weights, or the gradients of these arguments."""
 
     engine: Any = None
     layout: Any = None
@@ -65,7 +79,7 @@ class _Inputs(NamedTuple):
 
 
 class _Saved(NamedTuple):
-    """What backward takes besides: the gradients of the results, and what forward saved."""
+    """More arguments of backward: the gradients of the results, and what forward saved."""
 
     grad_output: Any = None
     grad_h_n: Any = None
@@ -76,13 +90,13 @@ class _Saved(NamedTuple):
     gates: Any = None
 
 
-# Where they have the batch.
+# The batch dimension of each argument.
 _BATCH_OF_INPUTS = _Inputs(lengths=0, reset=1, input=1, h_0=1, c_0=1)
 _BATCH_OF_SAVED = _Saved(1, 1, 1, 2, output=1, cells=2, gates=2)
 
 
 class _Layer(Function):
-    """output, h_n, c_n, cells and gates of `_Inputs` and the weights."""
+    """Takes `_Inputs` and the weights; returns output, h_n, c_n, cells and gates."""
 
     @staticmethod
     def forward(*args: Any) -> Any:
@@ -110,8 +124,7 @@ class _Layer(Function):
             gradients = apply(*_Saved._make((*grads[:4], output, cells, gates)), *inputs, *weights)
         grad_input, grad_h_0, grad_c_0, *d_gates = gradients
         if lengths is not None:  # a NaN in the padding must not reach dL/dW_ih
-            steps = torch.arange(input.shape[0], device=input.device).unsqueeze(1)
-            input = torch.where((steps < lengths).unsqueeze(-1), input, 0.0)
+            input = torch.where(live_steps(input, lengths), input, 0.0)
         grad_weights: list[Tensor] = []
         rows = input.shape[0] * input.shape[1]  # the older vmap has no rule for flatten
         for d, h in enumerate(output.chunk(len(d_gates), -1)):
@@ -129,9 +142,9 @@ class _Layer(Function):
 
 
 class _RowGrads(Function):
-    """dL/dinput, dL/dh_0, dL/dc_0, and of each direction dL/d(pre-activations) [T,B,4H].
+    """Takes `_Saved`, `_Inputs` and the weights.
 
-    Its arguments are a `_Saved`, `_Inputs` and the weights.
+    Returns dL/dinput, dL/dh_0, dL/dc_0, and dL/d(pre-activations) [T,B,4H] of each direction.
     """
 
     @staticmethod
@@ -175,20 +188,20 @@ class _RowGrads(Function):
 
 
 def _split(kind: type[_Arguments], args: Sequence[Any]) -> tuple[_Arguments, Sequence[Any]]:
-    """The first arguments of a `Function` by name, and the others."""
+    """Returns the first arguments of a `Function` by name, and the others."""
     count = len(kind._fields)
     return kind(*args[:count]), args[count:]
 
 
 def _row_grads(grads: Sequence[Tensor | None], call: LstmCall) -> tuple[Tensor, ...]:
-    """`_RowGrads` by the reference, differentiable."""
+    """Computes what `_RowGrads` returns by the reference, so that it can be differentiated."""
     input, directions = call.input, call.directions
     units = directions[0].W_ih.shape[0]
     eye = torch.eye(units, dtype=input.dtype, device=input.device)
     zero = torch.zeros_like(eye)
 
     def layer(input: Tensor, h_0: Tensor, c_0: Tensor, *added: Tensor) -> Any:
-        """With something added to the pre-activations: more input, at weights of 1."""
+        """Runs the layer with `added` to the pre-activations, as more input with weights of 1."""
         wide: list[Tensor] = []
         for w in directions:
             ones = [eye if w is other else zero for other in directions]
@@ -208,7 +221,7 @@ def _row_grads(grads: Sequence[Tensor | None], call: LstmCall) -> tuple[Tensor, 
 def _previous_hidden(
     output: Tensor, h_0: Tensor, lengths: Tensor | None, reset: Tensor | None, reverse: bool
 ) -> Tensor:
-    """h_{t-1} of every step [T,B,H], as W_hh saw it; `output` [T,B,H] is of one direction."""
+    """Returns h_{t-1} of every step [T,B,H] as W_hh saw it, for the `output` of one direction."""
     if reverse:
         h_prev = torch.cat([output[1:], h_0.unsqueeze(0)])
         if lengths is not None:
@@ -222,9 +235,15 @@ def _previous_hidden(
 def _fold(
     function: Any, where: _Dims, results_where: _Dims, info: Any, in_dims: _Dims, args: Any
 ) -> Any:
-    """vmap of a Function whose first arguments have the batch at dimension `where`, weights last.
+    """The vmap of a Function: folds the mapped dimension into the batch.
 
-    Folds the mapped dimension into the batch; where a weight is mapped too, calls member by member.
+    If a weight is mapped too, each member is a call of its own.
+
+    Args:
+        function: takes tensors, then the weights.
+        where: the batch dimension of each tensor, None for an argument without batch.
+        results_where: the batch dimension of each result.
+        info, in_dims, args: as torch.func gives them.
     """
     size, count = info.batch_size, len(where)
     if any(dim is not None for dim in in_dims[count:]):
@@ -244,7 +263,7 @@ def _fold(
         return tensor.movedim(mapped or 0, batch).flatten(batch, batch + 1)
 
     c_0, mapped = args[count - 1], in_dims[count - 1]
-    batch = c_0.size(1 if mapped is None or mapped > 1 else 2)  # where there are no rows, too
+    batch = c_0.size(1 if mapped is None or mapped > 1 else 2)  # unflatten cannot infer 0 rows
     folded = [fold(*each) for each in zip(args, in_dims, where, strict=False)]
     results = function.apply(*folded, *args[count:])
     dims = results_where[: len(results)]
@@ -252,7 +271,7 @@ def _fold(
 
 
 def _sample_by_sample(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
-    """torch.func.vmap over `torch.autograd.grad`: PyTorch's fallback takes no lists of tensors."""
+    """torch.func.vmap over `torch.autograd.grad`; PyTorch's fallback takes no lists of tensors."""
     if not info.batch_size:
         raise RuntimeError("lstm_backward: expected at least one sample under vmap")
 

@@ -1,9 +1,10 @@
-"""Calls with lengths by PyTorch's own LSTM: another input feature shuts the gates of ended rows.
+"""PyTorch's own LSTM as an engine, and how it serves calls with lengths.
 
-The feature is 1 after the end of a row and 0 before. Its weight is -SHUT in gate i and SHUT in
-gate f, so that after the end i is 0 and f is 1, exactly and in every dtype: c keeps its value. The
-second direction walks over the padding first, and its state stays zero until the row begins. So
-every row runs all steps, and the host reads no length.
+For lengths another input feature shuts the gates of ended rows. The feature is 1 after the end of a
+row and 0 before. Its weight is -SHUT in gate i and SHUT in gate f, so that after the end i is 0 and
+f is 1, exactly and in every dtype: c keeps its value. The second direction walks over the padding
+first, and its state stays zero until the row begins. So every row runs all steps, and the host
+reads no length.
 """
 
 from __future__ import annotations
@@ -14,17 +15,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .call import DTYPES, Call, LstmCall, autocasts
+from .call import DTYPES, Call, LstmCall, Results, autocasts, live_steps
 from .checks import check_lengths
-from .layers import Results, by_layers, run_torch
+from .stack import by_layers
 
 # Exact in every dtype, TF32 too. The gates are shut as long as W_hh h + b of i and f stays within
 # 32000, because sigmoid(-746) is 0 and sigmoid(746) is 1 in float64, and nearer to 0 elsewhere.
 SHUT = 2.0**15
 
 
-def why_not(call: Call) -> str | None:
-    """Why PyTorch's own LSTM cannot serve a call with lengths, None if it can."""
+def why_no_lengths(call: Call) -> str | None:
+    """Why PyTorch's own LSTM cannot serve a call with lengths; None if it can."""
     if call.input.dtype not in DTYPES:
         return f"with lengths it does not serve an input of {call.input.dtype}"
     if call.hx is None:
@@ -36,19 +37,38 @@ def why_not(call: Call) -> str | None:
     return None
 
 
-def run(call: Call) -> Results:
-    """By PyTorch's own LSTM, a layer at a time."""
-    check_lengths(call)
-    output, state, _ = by_layers(call._replace(hx=call.state()), _lstm_layer)
-    return output, state, []
+def run_torch(call: Call) -> Results:
+    """Runs a call by the functions of aten that nn.LSTM and nn.LSTMCell call, with their bits."""
+    if call.lengths is not None:
+        check_lengths(call)
+        output, state, _ = by_layers(call._replace(hx=call.state()), _run_layer)
+        return output, state, []
+    input, (h_0, c_0), weights = call.input, call.state(), call.weights
+    aten: Any = torch._VF
+    if call.is_cell:
+        h, c = aten.lstm_cell(input, (h_0, c_0), *weights)
+        return h, (h, c), []
+    training = call.training
+    if not input.is_cpu:
+        h_0, c_0 = h_0.contiguous(), c_0.contiguous()
+        if not training and torch.is_grad_enabled():
+            # cuDNN keeps what backward needs only in training mode.
+            training = any(t.requires_grad for t in (input, h_0, c_0, *weights))
+    has_biases, is_bidirectional = "bias" in call.layout, call.directions == 2
+    options = has_biases, call.num_layers, call.dropout, training, is_bidirectional
+    if call.batch_sizes is None:
+        output, h_n, c_n = aten.lstm(input, (h_0, c_0), weights, *options, False)  # steps first
+    else:
+        output, h_n, c_n = aten.lstm(input, call.batch_sizes, (h_0, c_0), weights, *options)
+    return output, (h_n, c_n), []
 
 
-def _lstm_layer(*layer: Any) -> tuple[Tensor, Tensor, Tensor, None]:
-    """output, h_n, c_n of a LstmCall with lengths."""
+def _run_layer(*layer: Any) -> tuple[Tensor, Tensor, Tensor, None]:
+    """Returns output, h_n, c_n of an `LstmCall` with lengths."""
     call = LstmCall(*layer)
     input, lengths, h_0, steps = call.input, call.lengths, call.h_0, call.input.size(0)
     assert lengths is not None
-    live = (torch.arange(steps, device=input.device).unsqueeze(1) < lengths).unsqueeze(-1)
+    live = live_steps(input, lengths)
     # Tensor cores need rows of a multiple of 8. In float16 PyTorch takes cuDNN's persistent kernels
     # only for a multiple of 128.
     more = 8 - input.size(-1) % 8 if input.size(-1) % 128 else 128
@@ -65,7 +85,7 @@ def _lstm_layer(*layer: Any) -> tuple[Tensor, Tensor, Tensor, None]:
 
 
 def _wide_weights(call: LstmCall, more: int) -> list[Tensor]:
-    """The weights and biases, W_ih with `more` columns, of which the first shuts the gates.
+    """Returns weights and biases, W_ih with `more` columns; the first of them shuts the gates.
 
     They are parts of one tensor, matrices first, which is cuDNN's layout. From any other layout
     PyTorch copies the weights, and warns.

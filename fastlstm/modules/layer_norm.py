@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from .modules import LSTM
+from .lstm import LSTM
 
 
 class LayerNormLSTM(LSTM):

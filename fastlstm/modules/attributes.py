@@ -16,18 +16,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import _build
-from .engine.call import LAYOUTS, weight_shapes
+from .. import _build
+from ..engine.call import LAYOUTS, weight_shapes
 
-torch_lstm: Any = nn.LSTM  # whose methods run on modules that do not inherit from it
+torch_lstm: Any = nn.LSTM  # its methods run on modules that do not inherit from it
 CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 def read_weights(lstm: Any) -> tuple[list[Any], str | None, torch.dtype | None]:
-    """The weights of an LSTM, their layout and dtype; no layout for other weights than described.
+    """Returns the weights of an LSTM, their layout and their dtype.
 
-    These are `_flat_weights`, or those by name if one of them was replaced since `_flat_weights`
-    was made. nn.LSTM makes it anew then, and computes a parametrization twice.
+    The weights are `_flat_weights`, or those by name if one of them was replaced since
+    `_flat_weights` was made: nn.LSTM makes it anew then, and computes a parametrization twice.
+    Layout and dtype are None if the weights have other shapes than the attributes describe.
     """
     names, weights, parameters = lstm._flat_weights_names, lstm._flat_weights, lstm._parameters
     try:
@@ -47,7 +48,7 @@ def read_weights(lstm: Any) -> tuple[list[Any], str | None, torch.dtype | None]:
 
 
 def weights_of_cell(cell: nn.Module) -> tuple[list[Any], str]:
-    """The weights of an LSTMCell and their layout, whatever its attribute `bias` says."""
+    """Returns the weights of an LSTMCell and their layout, whatever its attribute `bias` says."""
     try:
         weights = [*map(cell._parameters.__getitem__, CELL_WEIGHTS)]
     except KeyError:
@@ -58,7 +59,7 @@ def weights_of_cell(cell: nn.Module) -> tuple[list[Any], str]:
 
 
 def named_weights(layer: nn.Module) -> dict[str, Any]:
-    """The weights of a layer by name, in the order in which the op takes them."""
+    """Returns the weights of a layer by name, in the order in which the op takes them."""
     if isinstance(layer, nn.RNNBase):
         return dict(zip(layer._flat_weights_names, read_weights(layer)[0], strict=True))
     named = zip(CELL_WEIGHTS, weights_of_cell(layer)[0], strict=False)
@@ -66,9 +67,9 @@ def named_weights(layer: nn.Module) -> dict[str, Any]:
 
 
 def described(lstm: Any) -> tuple[str, list[tuple[int, ...]]]:
-    """The layout and the shapes of the weights that the attributes of an LSTM describe.
+    """Returns the layout and the shapes of the weights that the attributes of an LSTM describe.
 
-    There are no shapes if an attribute is of a type or a value that nn.LSTM may refuse.
+    There are no shapes if an attribute has a type or a value that nn.LSTM may refuse.
     """
     describe = _describe if torch.compiler.is_compiling() else _describe_once
     flags = lstm.bias, lstm.bidirectional, lstm.batch_first
@@ -76,22 +77,11 @@ def described(lstm: Any) -> tuple[str, list[tuple[int, ...]]]:
     return describe(getattr(lstm, "_fastlstm_normalizes", False), *flags, *sizes, lstm.dropout)
 
 
-def _describe(
-    normalizes: bool,
-    bias: Any,
-    bidirectional: Any,
-    batch_first: Any,
-    num_layers: Any,
-    input_size: Any,
-    hidden_size: Any,
-    proj_size: Any,
-    dropout: Any,
-) -> tuple[str, list[tuple[int, ...]]]:
-    flags, sizes = (bias, bidirectional, batch_first), (input_size, hidden_size, proj_size)
-    are_flags = all(type(flag) is bool for flag in flags)
-    are_sizes = all(
-        type(size) is not bool and hasattr(size, "__index__") for size in (num_layers, *sizes)
-    )
+def _describe(*attributes: Any) -> tuple[str, list[tuple[int, ...]]]:
+    normalizes, bias, bidirectional, batch_first, *numbers, dropout = attributes
+    num_layers, input_size, hidden_size, proj_size = numbers
+    are_flags = all(type(flag) is bool for flag in (bias, bidirectional, batch_first))
+    are_sizes = all(type(n) is not bool and hasattr(n, "__index__") for n in numbers)
     is_probability = isinstance(dropout, (int, float)) and 0 <= dropout <= 1
     if not (are_flags and are_sizes and is_probability and num_layers > 0):
         return "", []
@@ -104,16 +94,14 @@ def _describe(
     return layout, [*first, *other * (num_layers - 1)]
 
 
-_describe_once = functools.lru_cache(typed=True)(_describe)  # True is not 1
+_describe_once = functools.lru_cache(typed=True)(_describe)  # `typed`, because True == 1
 
 
 def is_pair(hx: Any, h_shape: tuple[int, ...], c_shape: tuple[int, ...]) -> bool:
     """Whether hx is (h, c) of these shapes."""
-    if not isinstance(hx, (tuple, list)) or len(hx) != 2:
+    if not isinstance(hx, (tuple, list)) or len(hx) != 2 or not _are_tensors(hx):
         return False
-    h, c = hx
-    are_tensors = isinstance(h, Tensor) and isinstance(c, Tensor)
-    return are_tensors and h.shape == h_shape and c.shape == c_shape
+    return bool(hx[0].shape == h_shape and hx[1].shape == c_shape)
 
 
 def fits(
@@ -124,7 +112,7 @@ def fits(
     weight: Tensor,
     dtype: torch.dtype,
 ) -> bool:
-    """Whether nn.LSTM takes an input and a state, beside a weight on its device."""
+    """Whether nn.LSTM takes an input and a state, with weights on the device of `weight`."""
     if input.dim() not in ((2, 3) if batch_sizes is None else (2,)):
         return False
     if input.size(-1) != lstm.input_size or input.device != weight.device:
@@ -133,40 +121,40 @@ def fits(
         return False
     if hx is None:
         return True
-    states: tuple[int, ...] = (lstm.num_layers * (2 if lstm.bidirectional else 1),)
+    rows: tuple[int, ...] = (lstm.num_layers * (2 if lstm.bidirectional else 1),)
     if batch_sizes is not None:
-        states = (*states, int(batch_sizes[0]))
+        rows = (*rows, int(batch_sizes[0]))
     elif input.dim() == 3:
-        states = (*states, input.size(0 if lstm.batch_first else 1))
+        rows = (*rows, input.size(0 if lstm.batch_first else 1))
     output_size = lstm.proj_size if lstm.proj_size > 0 else lstm.hidden_size
-    has_shapes = is_pair(hx, (*states, output_size), (*states, lstm.hidden_size))
+    has_shapes = is_pair(hx, (*rows, output_size), (*rows, lstm.hidden_size))
     return has_shapes and hx[0].device == hx[1].device == input.device
 
 
 def fit_cell(input: Tensor, hx: tuple[Tensor, Tensor], shapes: list[Any]) -> bool:
-    """Whether weights of these shapes are those of an LSTMCell, for this input and state."""
+    """Whether these are the shapes of an LSTMCell's weights, for this input and state."""
     hidden_size = hx[1].size(-1)
     layout = "bias" if len(shapes) == 4 else ""
     return shapes == [*weight_shapes(layout, input.size(-1), hidden_size, hidden_size)]
 
 
 def shapes_of(weights: list[Any]) -> list[Any]:
-    """The shapes of weights; None for what is no tensor."""
+    """The shapes of weights; None for a weight that is no tensor."""
     return [getattr(weight, "shape", None) for weight in weights]
 
 
 def run_torch_lstm(lstm: Any, input: Any, hx: Any) -> Any:
-    """What nn.LSTM.forward gives; an error if it would read beyond the end of a matrix."""
+    """Runs nn.LSTM.forward; raises an error if it would read beyond the end of a matrix."""
     if not isinstance(input, PackedSequence):
         _check_memory(lstm)
     return run_torch(torch_lstm.forward, lstm, input, hx)
 
 
 def _check_memory(lstm: Any) -> None:
-    """Raises for a matrix that is too small for oneDNN, which compares no shapes."""
+    """Raises a RuntimeError for a matrix that is too small: oneDNN compares no shapes."""
     try:
         _, shapes = described(lstm)
-    except AttributeError:  # an attribute is missing, for which nn.LSTM raises
+    except AttributeError:  # an attribute is missing, and nn.LSTM raises an error
         return
     for weight, shape in zip(read_weights(lstm)[0], shapes, strict=False):
         is_small = isinstance(weight, Tensor) and weight.numel() < math.prod(shape)
@@ -178,7 +166,7 @@ def _check_memory(lstm: Any) -> None:
 
 
 def run_torch(forward: Callable[..., Any], module: Any, input: Any, hx: Any) -> Any:
-    """What a forward of torch.nn gives; if hx holds anything but tensors, the error says so."""
+    """Runs a forward of torch.nn; if hx holds anything but tensors, the error says so."""
     try:
         return forward(module, input, hx)
     except (AttributeError, TypeError) as error:
@@ -190,7 +178,7 @@ def run_torch(forward: Callable[..., Any], module: Any, input: Any, hx: Any) -> 
 
 
 def refuse_as_torch(lstm: Any, input: Any, hx: Any) -> None:
-    """Raises nn.LSTM's error; packed input is checked as dense input is."""
+    """Raises nn.LSTM's error for an input and a state; packed input is checked as dense input."""
     if isinstance(input, PackedSequence):
         lstm._update_flat_weights()
         torch_lstm.check_input(lstm, input.data, input.batch_sizes)

@@ -16,22 +16,13 @@ from typing import Any
 
 import torch
 
-from .. import _build
-from ..engine.call import LstmCall
+from . import _build
+from .engine import engines
+from .engine.call import LstmCall
 
 __all__ = ["translations"]
 
 _GATES = [0, 3, 1, 2]  # ONNX's order i, o, f, c
-were_made = False  # whether `translations` was called, so that the exporter may have its table
-
-
-def knows_torch_alone() -> bool:
-    """Whether torch.onnx.export runs without our translations, and so knows only nn.LSTM's op."""
-    if torch._C._get_tracing_state() is not None:
-        return torch.onnx.is_in_onnx_export()
-    if not torch.compiler.is_compiling() or torch.compiler.is_dynamo_compiling():
-        return False
-    return torch.onnx.is_in_onnx_export() and not were_made
 
 
 def translations() -> dict[Any, Callable[..., Any]]:
@@ -52,8 +43,7 @@ def translations() -> dict[Any, Callable[..., Any]]:
             'fastlstm.convert(model, to="torch") instead'
         )
     _operators()  # raises the ImportError
-    global were_made
-    were_made = True
+    engines.has_onnx_translations = True
     ops = torch.ops.fastlstm
     return {ops.lstm.default: _lstm, ops.lstm_prepacked.default: _prepacked}
 

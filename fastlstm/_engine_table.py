@@ -1,0 +1,103 @@
+"""The table of the engines: what each engine cannot do, and what runs it."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch.autograd import forward_ad
+
+from . import _build
+from .check import gate
+from .engine import engines
+from .engine.by_reference import run_reference
+from .engine.call import DTYPES, Call
+from .engine.engines import Engine, transforms_active
+from .engine.op import run_op, serves_transforms
+from .engine.torch_lstm import run_torch, why_no_lengths
+
+
+def _why_not_torch(call: Call) -> str | None:
+    if lacking := [option for option in call.options() if option != "lengths"]:
+        return f"PyTorch's own LSTM has no {', '.join(lacking)}"
+    if call.lengths is not None and (reason := why_no_lengths(call)):
+        return reason
+    if call.input.dtype not in (*DTYPES, torch.complex64, torch.complex128):
+        return f"PyTorch's own LSTM does not serve an input of {call.input.dtype}"
+    if torch.compiler.is_compiling() and not engines.exports_without_us():
+        return "torch.compile and torch.export trace our op, and not PyTorch's own LSTM"
+    if transforms_active() or forward_ad._current_level >= 0:
+        return "PyTorch's own LSTM knows no torch.func transforms and no forward-mode derivatives"
+    return None
+
+
+def _why_not_op(name: str, device_types: tuple[str, ...], call: Call) -> str | None:
+    """Why an engine of the op, which runs on these devices, cannot serve a call."""
+    device, dtype = call.input.device, call.input.dtype
+    has_kernels = device.type == "cpu" and "cpu" in _build.kinds
+    if not has_kernels and (reason := _build.why_no_kernels(device)):
+        return reason
+    if device.type not in device_types:
+        return f"it runs on {', '.join(device_types)}, and the input is on {device.type}"
+    if dtype not in DTYPES:
+        return f"it computes {', '.join(map(str, DTYPES))}, and the input is {dtype}"
+    if call.regularizers is not None and call.regularizers.zones_out():
+        return "only the reference computes zoneout"
+    if forward_ad._current_level >= 0 or (transforms_active() and not serves_transforms(call)):
+        return (
+            "the op has no forward-mode derivatives, and of torch.func no functionalize and no "
+            "transform of packed input, masks, projections, autocast and compiled code"
+        )
+    drops = call.regularizers is not None and call.regularizers.recurrent_dropout
+    is_special = bool(drops) or "layer_norm" in call.layout
+    if name == "tiled" and is_special:
+        return "it has no layer normalization and no recurrent dropout"
+    if name == "persistent" and (is_special or not _fits_persistent(call)):
+        return (
+            "it takes float32, bfloat16 and float16 without proj_size, layer normalization and "
+            "recurrent dropout, on sm_80 or newer, where W_hh fits into all shared memory together"
+        )
+    return None
+
+
+def _fits_persistent(call: Call) -> bool:
+    """Whether the persistent engine can divide the work of a call on its GPU."""
+    if "projection" in call.layout:
+        return False
+    if not call.input.is_cuda or torch.compiler.is_compiling():
+        return True
+    steps, batch = call.steps_and_batch()
+    sizes = call.weights[0].size(0) // 4, batch, steps, call.directions
+    dtype = str(call.dtype()).removeprefix("torch.")
+    sms, capability, _ = _build.gpu(call.input.device.index or 0)
+    trains = torch.is_grad_enabled()
+    fits: bool = _build.library.divides(*sizes, dtype, trains, sms, capability)
+    return fits
+
+
+def _is_sound(name: str, call: Call) -> bool:
+    """Whether the kernels of an engine passed a check on the GPU of a call; True on a CPU."""
+    device = call.input.device
+    if device.type != gate.DEVICE_TYPE or name == "tiled":
+        return True
+    if name != "persistent":
+        return not gate.stepwise_is_wrong(device, call.dtype())
+    if reason := gate.why_not_persistent(device):
+        raise RuntimeError(f"engine 'persistent' cannot run on {device}: {reason}")
+    return True
+
+
+def _op(name: str, *device_types: str) -> Engine:
+    """The row of an engine of the op."""
+    why_not = functools.partial(_why_not_op, name, device_types)
+    run, is_sound = functools.partial(run_op, engine=name), functools.partial(_is_sound, name)
+    return Engine("op" if name == "auto" else name, why_not, run, is_sound)
+
+
+_ROWS = (
+    Engine("torch", _why_not_torch, run_torch),
+    Engine("reference", lambda call: None, run_reference),
+    _op("auto", "cpu", "cuda", "meta"),
+    *(_op(name, *types, "meta") for name, types in _build.engines_of_the_op().items()),
+)
+engines.BY_NAME |= {row.name: row for row in _ROWS}

@@ -1,0 +1,43 @@
+"""Runs a call by the equations in Python, under autocast with the rule that the op has for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import reference
+from .call import Call, LstmCall, Results, autocasts
+from .checks import check_layer
+from .stack import by_layers
+
+
+def run_reference(call: Call) -> Results:
+    """Runs a call by `reference.lstm_layer`."""
+    return by_layers(call._replace(hx=call.state()), _run_layer)
+
+
+def _run_layer(*layer: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    count = len(LstmCall._fields)
+    call, zones = LstmCall(*layer[:count]), layer[count:]
+    device = call.input.device.type
+    if not autocasts(device):
+        check_layer(call)
+        return reference.lstm_layer(*call, *zones)
+    call = _as_autocast(call, torch.get_autocast_dtype(device))
+    with torch.autocast(device, enabled=False):
+        return _run_layer(*call, *zones)
+
+
+def _as_autocast(call: LstmCall, dtype: torch.dtype) -> LstmCall:
+    """Casts input, h_0, weights and masks to 16 bits, and c_0 unless it may stay in float32."""
+
+    def cast(value: Any) -> Any:
+        is_floating = isinstance(value, Tensor) and value.is_floating_point()
+        return value.to(dtype) if is_floating and value.dtype != torch.float64 else value
+
+    c_0, weights = call.c_0, [cast(weight) for weight in call.weights]
+    keeps_c_0 = c_0.dtype == torch.float32 and c_0.is_cpu and "projection" in call.layout
+    cast_call = LstmCall(*map(cast, call))._replace(weights=weights)
+    return cast_call._replace(c_0=c_0) if keeps_c_0 else cast_call

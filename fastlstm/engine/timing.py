@@ -1,0 +1,71 @@
+"""Times functions in turn, and makes such functions of the calls of a model."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from .call import Call
+from .engines import Engine
+
+Run = Callable[[], object]
+
+SAMPLE = 1e-2  # seconds of a sample, at least
+LEAST_ROUNDS = 5
+
+
+def seconds_of(run: Run, device: torch.device) -> float:
+    """Seconds of one call: by events on a GPU, by the clock elsewhere."""
+    if device.type == "cuda":
+        event: Any = torch.cuda.Event
+        start, end = event(enable_timing=True), event(enable_timing=True)
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end)) / 1000
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
+
+
+def in_turn(
+    steps: Sequence[Run], device: torch.device, seconds: float, shows: bool = False
+) -> list[list[float]]:
+    """Seconds of a call of each step, in one order and in the other, from samples of several.
+
+    On a terminal it `shows` how much of the time is over.
+    """
+    once = [min(seconds_of(step, device) for _ in range(2)) for step in steps]
+    counts = [max(1, round(SAMPLE / max(each, 1e-7))) for each in once]
+    times: list[list[float]] = [[] for _ in steps]
+    start, elapsed = time.monotonic(), 0.0
+    while len(times[0]) < LEAST_ROUNDS or elapsed < seconds:
+        for k in sorted(range(len(steps)), reverse=len(times[0]) % 2 == 1):
+            sample = lambda k=k: [steps[k]() for _ in range(counts[k])]
+            times[k].append(seconds_of(sample, device) / counts[k])
+        elapsed = time.monotonic() - start
+        if shows and sys.stderr.isatty():
+            share = min(1.0, elapsed / max(seconds, 1e-9))
+            print(f"\rcompare: {share:4.0%}", end="\r", file=sys.stderr, flush=True)
+    return times
+
+
+def runner(call: Call, row: Engine) -> Callable[[], object]:
+    """The call without its graph, in training with its gradients."""
+    given = (call.input, *call.state(), *call.weights)
+    own = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in given]
+    needed = [tensor for tensor in own if tensor.requires_grad]
+    call = call._replace(input=own[0], hx=(own[1], own[2]), weights=own[3:])
+
+    def run() -> object:
+        output = row.run(call)[0]
+        if not output.requires_grad:
+            return output
+        return torch.autograd.grad(output, needed, torch.ones_like(output), allow_unused=True)
+
+    return run

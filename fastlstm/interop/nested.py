@@ -1,0 +1,51 @@
+"""Nested tensors of layout torch.jagged as padded rows with lengths, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nested._internal import nested_tensor
+
+# torch.nested.nested_tensor_from_jagged without its check for torch.fx, which logs a line.
+_from_jagged: Any = nested_tensor.nested_view_from_values_offsets_lengths
+
+
+def run(forward: Callable[..., Any], input: Any, hx: Any, batch_first: bool) -> tuple[Any, Any]:
+    """Runs `forward` on the padded rows of a nested tensor.
+
+    Args:
+        forward: takes a padded input, hx and, by keyword, lengths; returns output and state.
+        input: [B,j,input_size], a nested tensor.
+        hx: the initial state, or None.
+        batch_first: whether `forward` takes and returns [B,T,...] instead of [T,B,...].
+
+    Returns:
+        The output as a nested tensor with the offsets of the input, and the state.
+    """
+    is_jagged = input.layout is torch.jagged
+    if not is_jagged or input.dim() != 3 or not isinstance(input.size(2), int):
+        raise TypeError(
+            "input: expected a nested tensor of layout torch.jagged and shape (batch, j, "
+            f"input_size), got {tuple(input.shape) if is_jagged else input.layout}"
+        )
+    if not input.size(0):
+        raise RuntimeError("input: expected a nested tensor with rows, got one without")
+    values, offsets, holes = input.values(), input.offsets(), input.lengths()
+    lengths, longest = offsets.diff() if holes is None else holes, input._get_max_seqlen()
+    if holes is not None and bool((lengths > offsets.diff()).any()):
+        raise RuntimeError("input: expected a nested tensor whose rows do not overlap")
+    steps = torch.arange(longest, device=values.device)
+    are_real = steps < lengths.unsqueeze(1)
+    places = (offsets[:-1].unsqueeze(1) + steps).clamp_max(len(values) - 1)
+    padded: Tensor = values.index_select(0, places.flatten()).unflatten(0, places.shape)
+    padded = torch.where(are_real.unsqueeze(-1), padded, 0.0)
+    padded = padded if batch_first else padded.transpose(0, 1)
+    output, state = forward(padded, hx, lengths=lengths)
+    results = (output if batch_first else output.transpose(0, 1))[are_real]
+    if holes is not None:
+        empty = results.new_zeros(len(values), results.size(1))
+        results = empty.index_copy(0, places[are_real], results)
+    return _from_jagged(results, offsets, holes, max_seqlen=longest), state

@@ -1,0 +1,1 @@
+"""The modules: LSTM, LSTMCell and LayerNormLSTM, and what a call reads of them."""

@@ -1,0 +1,124 @@
+"""`LSTMCell`: a drop-in for torch.nn.LSTMCell."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import _build
+from ..engine import engines
+from ..engine.call import Call, State, zero_state
+from ..engine.checks import check_kinds
+from ..engine.stack import run_cell
+from ..interop import fx
+from .attributes import fit_cell, is_pair, run_torch, shapes_of, weights_of_cell
+from .options import EngineModule
+
+
+class CellModule(nn.Module):
+    """The call of an LSTMCell: its arguments and results, whatever runs it."""
+
+    input_size: int
+    hidden_size: int
+    bias: bool
+
+    def forward(
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Makes one step.
+
+        Args:
+            input: [B,input_size], or [input_size].
+            hx: (h [B,hidden_size], c [B,hidden_size]), without B if unbatched; zeros if None.
+
+        Returns:
+            The next (h, c).
+        """
+        if type(input) is not Tensor or input.is_nested:
+            if isinstance(input, fx.Proxy):
+                node: State = fx.as_node(self, input, hx=hx)
+                return node
+            check_kinds(input, None, {})
+        is_batched = input.dim() == 2
+        # nn.LSTMCell does not read input_size, and reads hidden_size only to make a state.
+        size = getattr(self, "hidden_size", None)
+        shape: Any = (input.size(0), size) if is_batched else (size,)
+        has_other_dims = not is_batched and input.dim() != 1
+        if has_other_dims or (hx is not None and not is_pair(hx, shape, shape)):
+            return self._fastlstm_as_torch(input, hx)
+        if is_batched:
+            return self._fastlstm_step(input, hx)
+        hx = None if hx is None else (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
+        h, c = self._fastlstm_step(input.unsqueeze(0), hx)
+        return h.squeeze(0), c.squeeze(0)
+
+    def _fastlstm_step(self, input: Tensor, hx: State | None) -> State:
+        """The next state of a batch of rows."""
+        raise NotImplementedError
+
+    def _fastlstm_torch(self) -> Any:
+        """A module on which nn.LSTMCell.forward runs."""
+        return self
+
+    def _fastlstm_as_torch(self, input: Tensor, hx: Any) -> State:
+        """Returns the result, or raises the error, of nn.LSTMCell for shapes that do not fit."""
+        is_row = hx is not None and input.dim() == 1
+        if is_row and any(isinstance(state, Tensor) and state.dim() == 2 for state in hx):
+            # nn.LSTMCell ends the process.
+            raise RuntimeError("For unbatched 1-D input, hx and cx should also be 1-D")
+        state: State = run_torch(nn.LSTMCell.forward, self._fastlstm_torch(), input, hx)
+        return state
+
+
+class LSTMCell(CellModule, EngineModule, nn.RNNCellBase):
+    """One step of an LSTM: `torch.nn.LSTMCell` with a fused engine.
+
+    Weights: weight_ih [4*hidden_size, input_size], weight_hh [4*hidden_size, hidden_size],
+    bias_ih and bias_hh [4*hidden_size]; gate order i, f, g, o.
+
+    Args:
+        input_size, hidden_size, bias: as in `LSTM`.
+        device, dtype: of the parameters.
+
+    Attributes:
+        engine: which engine runs, one of `fastlstm.functional.ENGINES`; may be set at any time.
+    """
+
+    _fastlstm_of = nn.LSTMCell
+    _fastlstm_options = {"engine": engines.check_engine}
+    engine: str
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
+
+    def _fastlstm_step(self, input: Tensor, hx: State | None) -> State:
+        if hx is None:
+            hx = zero_state(input, (input.size(0),), self.hidden_size, self.hidden_size)
+        weights, layout = weights_of_cell(self)
+        engine, library = self._fastlstm_engine, _build.library
+        is_plain = engine == "auto" and engines.is_op_at_once()
+        if is_plain and library.are_plain(input, hx, weights):
+            try:
+                step: State = library.lstm_cell(input, *hx, weights, layout, "auto")
+                return step
+            except (RuntimeError, TypeError):
+                is_plain = False  # the code below raises it again, or nn.LSTMCell decides
+        check_kinds(input, hx, {})
+        if not fit_cell(input, hx, shapes_of(weights)):
+            return self._fastlstm_as_torch(input, hx)
+        if input.dtype != weights[0].dtype and not torch._C._is_any_autocast_enabled():
+            raise RuntimeError(
+                f"LSTMCell: expected input of dtype {weights[0].dtype} like the weights, got "
+                f"{input.dtype}"
+            )
+        call = Call(input, hx, weights, layout, is_cell=True)
+        return run_cell(engines.choose(call, engine).run, call)

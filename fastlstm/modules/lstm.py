@@ -1,0 +1,313 @@
+"""`LSTM`: a drop-in for torch.nn.LSTM.
+
+The modules inherit from the bases of torch.nn (not from nn.LSTM, whose subclasses torch.compile
+refuses), so parameters, their names, order and initial values, repr, errors and pickles are those
+of torch.nn. `convert` changes the class of a model's modules both ways.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from .. import _build
+from ..engine import engines
+from ..engine.call import LAYOUTS, Call, Regularizers, Results, State, check_probabilities
+from ..engine.checks import as_lengths, as_reset, check_kinds, describe, in_training, lengths_beside
+from ..engine.stack import run_stack
+from ..interop import fx, nested
+from .attributes import fits, read_weights, refuse_as_torch, run_torch_lstm, torch_lstm
+from .options import NO_REGULARIZERS, EngineModule
+
+
+class SequenceModule(nn.Module):
+    """The call of an LSTM: its arguments and results, whatever runs it."""
+
+    num_layers: int
+    batch_first: bool
+    bidirectional: bool
+    permute_hidden = torch_lstm.permute_hidden
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        lengths: Tensor | None = None,
+        reset: Tensor | None = None,
+        return_cell_states: bool = False,
+    ) -> tuple[Any, ...]:
+        """Runs the LSTM over the sequences, as `nn.LSTM.forward` does.
+
+        Sizes: T steps, B batch rows, L num_layers, D = 2 if bidirectional else 1, P = proj_size or
+        hidden_size.
+
+        Args:
+            input: [T,B,input_size] ([B,T,input_size] if batch_first), [T,input_size] unbatched, a
+                PackedSequence, sorted or not, or, whatever batch_first is, a nested tensor
+                [B,j,input_size] of layout torch.jagged, without the three options below.
+            hx: (h_0 [L*D,B,P], c_0 [L*D,B,hidden_size]), without B if unbatched; zeros if None.
+            lengths: [B] integers ([] unbatched), the number of real steps of each row. Unlike
+                packing, it takes rows in any order and of length 0, on any device, and compiles.
+            reset: [T,B] bool or numbers ([B,T] if batch_first, [T] unbatched): h and c are zeroed
+                before a step if it is true, or not 0.
+            return_cell_states: whether to return every cell state as well.
+
+        Returns:
+            `(output, (h_n, c_n))`, and with `return_cell_states` the cell states as a third item:
+            shapes as in `functional.lstm`, without B if unbatched; a PackedSequence in gives a
+            PackedSequence out, a nested tensor one with the same offsets.
+        """
+        if type(input) is not Tensor and isinstance(input, fx.Proxy):
+            named = {"lengths": lengths, "reset": reset, "return_cell_states": return_cell_states}
+            node: tuple[Any, ...] = fx.as_node(self, input, hx=hx, **named)
+            return node
+        if lengths is not None and getattr(lengths, "dtype", None) is not torch.int64:
+            lengths = as_lengths(lengths)
+        bool_reset = reset
+        if reset is not None and getattr(reset, "dtype", None) is not torch.bool:
+            bool_reset = as_reset(reset, None, self.batch_first)
+        # A plain eager call of one layer on a CPU skips most of the Python below.
+        plain: tuple[Any, ...] | None = None
+        try:
+            if type(input) is Tensor and self.num_layers == 1 and not return_cell_states:
+                layer = self._fastlstm_plain(input)
+                if layer is not None:
+                    weights, layout, parameters, names = layer
+                    plain = _build.library.plain_lstm(
+                        input,
+                        hx,
+                        weights,
+                        layout,
+                        parameters,
+                        names,
+                        lengths,
+                        bool_reset,
+                        self.input_size,
+                        self.hidden_size,
+                        self.proj_size,
+                        self.num_layers,
+                        self.bias,
+                        self.bidirectional,
+                        self.batch_first,
+                        self.dropout,
+                    )
+        except (AttributeError, RuntimeError, TypeError):
+            plain = None  # the code below raises it again, or nn.LSTM decides
+        if plain is not None:  # None says that the call is not plain
+            return plain
+        return self._fastlstm_call(input, hx, lengths, reset, bool(return_cell_states))
+
+    def _fastlstm_call(
+        self,
+        input: Any,
+        hx: State | None,
+        lengths: Tensor | None,
+        reset: Tensor | None,
+        return_cell_states: bool,
+    ) -> tuple[Any, ...]:
+        """Runs a call of any kind; `lengths` is int64."""
+        options = lengths, reset, return_cell_states
+        weights, layout, dtype = self._fastlstm_weights()
+        if layout is None or dtype is None:
+            return self._fastlstm_as_torch(input, hx, *options)
+        data = input
+        batch_sizes, sorted_indices, unsorted_indices = None, None, None
+        if isinstance(input, PackedSequence):
+            data, batch_sizes, sorted_indices, unsorted_indices = input
+        elif isinstance(data, Tensor) and data.is_nested:
+            if SequenceModule._fastlstm_extends(self, *options):
+                raise RuntimeError(
+                    "LSTM: lengths, reset and return_cell_states cannot be combined with a nested "
+                    "tensor"
+                )
+            return nested.run(partial(SequenceModule.forward, self), data, hx, self.batch_first)
+        elif not isinstance(data, Tensor) or data.layout is not torch.strided:
+            check_kinds(data, None, {})  # raises
+        if not fits(self, data, hx, batch_sizes, weights[0], dtype):
+            self._fastlstm_refuse(input, hx)
+        is_batched, batch_dim = batch_sizes is not None or data.dim() == 3, 1 - self.batch_first
+        if not is_batched:
+            data, hx, lengths, reset = _with_batch(batch_dim, data, hx, lengths, reset)
+        elif hx is not None:
+            hx = self.permute_hidden(hx, sorted_indices)
+        if lengths is not None:
+            lengths = lengths_beside(data, lengths)
+        if reset is not None:
+            shape = data.shape[:2] if batch_sizes is None else None
+            reset = as_reset(reset, shape, self.batch_first)
+        form = self.num_layers, 1 + self.bidirectional, batch_sizes, lengths, reset
+        modes = self.training, 0.0, None, return_cell_states
+        call = Call(data, hx, weights, layout, *form, *modes)
+        output, state, *cells = run_stack(self._fastlstm_compute, call, self.batch_first)
+        if not is_batched:
+            return _without_batch(batch_dim, output, state, *cells)
+        if batch_sizes is not None:
+            output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
+        return output, self.permute_hidden(state, unsorted_indices), *cells
+
+    def _fastlstm_plain(self, input: Tensor) -> tuple[Any, ...] | None:
+        """Weights, layout, parameters and their names for `plain_lstm`, if the call is plain."""
+        raise NotImplementedError
+
+    def _fastlstm_weights(self) -> tuple[list[Any], str | None, torch.dtype | None]:
+        """Weights, layout and the dtype of the input; see `read_weights`."""
+        raise NotImplementedError
+
+    def _fastlstm_as_torch(self, input: Any, hx: Any, *options: Any) -> tuple[Any, ...]:
+        """Runs nn.LSTM, for weights of other shapes than the attributes describe."""
+        if self._fastlstm_extends(*options):
+            raise RuntimeError(
+                f"{type(self).__name__}: expected weights of the shapes that its attributes "
+                "(num_layers, hidden_size, ...) describe"
+            )
+        result: tuple[Any, ...] = run_torch_lstm(self._fastlstm_torch(), input, hx)
+        return result
+
+    def _fastlstm_extends(self, lengths: Any, reset: Any, return_cell_states: bool) -> bool:
+        """Whether a call uses an option that nn.LSTM lacks."""
+        return lengths is not None or reset is not None or return_cell_states
+
+    def _fastlstm_torch(self) -> Any:
+        """A module on which the methods of nn.LSTM run."""
+        return self
+
+    def _fastlstm_refuse(self, input: Any, hx: Any) -> None:
+        """Raises nn.LSTM's error for an input and a state."""
+        refuse_as_torch(self._fastlstm_torch(), input, hx)
+
+    def _fastlstm_compute(self, call: Call) -> Results:
+        """Computes a call after its checks."""
+        raise NotImplementedError
+
+
+def _with_batch(
+    dim: int, input: Tensor, hx: State | None, lengths: Tensor | None, reset: Tensor | None
+) -> tuple[Tensor, State | None, Tensor | None, Tensor | None]:
+    """Returns an unbatched call as a batch of one row, with the batch at dimension `dim`."""
+    for name, option, shape in (("lengths", lengths, ()), ("reset", reset, input.shape[:1])):
+        if option is not None and option.shape != shape:
+            raise RuntimeError(
+                f"LSTM: expected {name} of shape {tuple(shape)} for unbatched input, got "
+                f"{describe(option)}"
+            )
+    hx = None if hx is None else (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
+    lengths = None if lengths is None else lengths.unsqueeze(0)
+    return input.unsqueeze(dim), hx, lengths, None if reset is None else reset.unsqueeze(dim)
+
+
+def _without_batch(dim: int, output: Tensor, state: State, *cells: Tensor) -> tuple[Any, ...]:
+    """Returns the results of a batch of one row without the batch dimension."""
+    h_n, c_n = state[0].squeeze(1), state[1].squeeze(1)
+    return output.squeeze(dim), (h_n, c_n), *(c.squeeze(dim + 1) for c in cells)
+
+
+def _check_option(name: str, value: Any) -> None:
+    check_probabilities(**{name: value})
+
+
+class LSTM(SequenceModule, EngineModule, nn.RNNBase):
+    """A multi-layer LSTM: `torch.nn.LSTM` with a fused engine and more options.
+
+    >>> lstm = fastlstm.LSTM(input_size=64, hidden_size=128, num_layers=2)
+    >>> output, (h_n, c_n) = lstm(torch.randn(20, 8, 64))
+    >>> output.shape, h_n.shape
+    (torch.Size([20, 8, 128]), torch.Size([2, 8, 128]))
+    >>> output, _ = lstm(torch.randn(20, 3, 64), lengths=torch.tensor([20, 0, 7]))
+
+    For the equations see `fastlstm.reference`. Weights are named and laid out as in nn.LSTM:
+    weight_ih_l{k} [4*hidden_size, input], weight_hh_l{k} [4*hidden_size, hidden_size or proj_size],
+    bias_ih_l{k} and bias_hh_l{k} [4*hidden_size], weight_hr_l{k} [proj_size, hidden_size] if
+    proj_size > 0, and the same with the suffix _reverse; rows in the gate order i, f, g, o; drawn
+    from U(-1/sqrt(hidden_size), 1/sqrt(hidden_size)).
+
+    Args:
+        input_size: number of features of the input.
+        hidden_size: number of features of the hidden and the cell state.
+        num_layers: number of stacked layers.
+        bias: whether there are b_ih and b_hh.
+        batch_first: whether input, output and reset put the batch before the steps.
+        dropout: probability of dropping an element of the output of each layer but the last.
+        bidirectional: whether each layer also walks from the last step to the first.
+        proj_size: size of the projection of h, 0 for none (Sak et al., 2014).
+        device, dtype: of the parameters.
+        input_dropout: probability of dropping a feature of each layer's input for a whole sequence
+            (variational dropout, Gal & Ghahramani, 2016).
+        recurrent_dropout: the same for h_{t-1} before W_hh.
+        zoneout_h: probability that a unit of h keeps its value over a step (zoneout, Krueger et
+            al., 2017).
+        zoneout_c: the same for c.
+        weight_dropout: probability of dropping a weight of W_hh for a whole call (DropConnect,
+            Merity et al., 2018).
+
+    The five regularizers act in training mode; in eval mode the module computes what an nn.LSTM
+    with the same weights computes. They draw from torch's generator, in the same way on every
+    engine; for the equations see `functional.lstm`.
+
+    Attributes:
+        engine: which engine runs, one of `fastlstm.functional.ENGINES`; may be set at any time.
+    """
+
+    _fastlstm_of = nn.LSTM
+    _fastlstm_normalizes = False
+    _fastlstm_options = {
+        "engine": engines.check_engine,
+        **{name: partial(_check_option, name) for name in Regularizers._fields},
+    }
+    check_forward_args = torch_lstm.check_forward_args
+    get_expected_cell_size = torch_lstm.get_expected_cell_size
+    engine: str
+    input_dropout: float
+    recurrent_dropout: float
+    zoneout_h: float
+    zoneout_c: float
+    weight_dropout: float
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        input_dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        zoneout_h: float = 0.0,
+        zoneout_c: float = 0.0,
+        weight_dropout: float = 0.0,
+    ) -> None:
+        options = num_layers, bias, batch_first, dropout, bidirectional, proj_size
+        super().__init__("LSTM", input_size, hidden_size, *options, device, dtype)
+        drawn = Regularizers(input_dropout, recurrent_dropout, zoneout_h, zoneout_c, weight_dropout)
+        check_probabilities(**drawn._asdict())
+        if any(drawn):
+            self._fastlstm_regularizers = drawn
+
+    def _fastlstm_plain(self, input: Tensor) -> tuple[Any, ...] | None:
+        is_plain = self._fastlstm_regularizers is NO_REGULARIZERS
+        if not (is_plain and self._fastlstm_engine == "auto" and engines.is_op_at_once()):
+            return None
+        layout = LAYOUTS[self.bias is True, self.proj_size > 0, self._fastlstm_normalizes]
+        return self._flat_weights, layout, self._parameters, self._flat_weights_names
+
+    _fastlstm_weights = read_weights
+
+    def _fastlstm_extends(self, *options: Any) -> bool:
+        draws = self.training and any(self._fastlstm_regularizers)
+        return draws or self._fastlstm_normalizes or super()._fastlstm_extends(*options)
+
+    def _fastlstm_compute(self, call: Call) -> Results:
+        drawn = self._fastlstm_regularizers
+        if self.training and (self.dropout or any(drawn)):
+            call = in_training(call, self.dropout, drawn)
+        return engines.choose(call, self._fastlstm_engine).run(call)
