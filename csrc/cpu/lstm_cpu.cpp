@@ -58,14 +58,14 @@ CpuTask task_of(const LayerCall& layer) {
                s.hidden_size,
                s.output_size};
   task.projects = layer.projects();
-  task.only_stepwise = layer.normalizes() || layer.h_mask;
-  task.only_dense = !layer.packed() && !layer.lengths;
-  task.resets = layer.reset.has_value();
+  task.needs_stepwise = layer.normalizes() || layer.h_mask;
+  task.is_dense = !layer.packed() && !layer.lengths;
+  task.has_resets = layer.reset.has_value();
   task.precision = precision();
   if (layer.lengths) {
     const Tensor lengths = layer.lengths->contiguous();
     const int64_t* first = lengths.const_data_ptr<int64_t>();
-    task.rows = std::accumulate(first, first + task.batch, int64_t(0));
+    task.total_rows = std::accumulate(first, first + task.batch, int64_t(0));
   }
   return task;
 }
@@ -87,12 +87,12 @@ Format prepacked_format(const LayerCall& layer, std::string_view engine) {
 // The plan of a call whose task says what is to be done with the layer.
 CpuPlan plan_of(const LayerCall& layer, CpuTask task, std::string_view engine) {
   const bool is_stepwise = engine == "stepwise";
-  TORCH_CHECK(is_stepwise || engine == "auto" || (engine == "tiled" && !task.only_stepwise),
+  TORCH_CHECK(is_stepwise || engine == "auto" || (engine == "tiled" && !task.needs_stepwise),
               "lstm: expected engine to be \"auto\", \"stepwise\" or \"tiled\" on the CPU, and "
               "\"tiled\" only without layer normalization and recurrent dropout, got \"",
               engine, "\"", layer.options().empty() ? "" : " with ", layer.options());
-  task.only_stepwise |= is_stepwise;
-  return plan(task, cpu_machine());
+  task.needs_stepwise |= is_stepwise;
+  return make_plan(task, cpu_machine());
 }
 
 // Runs a plan, by either engine; the results have the dtypes of the layer.
@@ -147,7 +147,7 @@ ForwardResult lstm_cpu(LstmCall call, const ForwardOptions& options) {
   const LayerCall layer = check_layer(std::move(call), /*allows_prepacked=*/true);
   check_values(layer);
   CpuTask task = task_of(layer);
-  task.saves = options.save_cells || options.save_gates;
+  task.saves_for_backward = options.save_cells || options.save_gates;
   if (layer.is_prepacked()) task.prepacked = prepacked_format(layer, options.engine);
   return forward(layer, plan_of(layer, task, options.engine), options.save_cells,
                  options.save_gates);

@@ -9,21 +9,22 @@ namespace {
 
 // With less to do than this, waking another thread costs more than it helps: multiply-adds of a
 // walk and of a single step; bytes of prepacked weights that few rows read.
-constexpr int64_t kWalkWorthAThread = 1 << 21;
-constexpr int64_t kStepWorthAThread = 1 << 17, kBytesWorthAThread = 128 << 10;
+constexpr int64_t kWalkMultiplyAddsPerThread = 1 << 21;
+constexpr int64_t kStepMultiplyAddsPerThread = 1 << 17, kStepBytesPerThread = 128 << 10;
 
 // The most rows for which a panel is packed when it is multiplied.
-constexpr int64_t kRowsInUse = 512;
+constexpr int64_t kMaxRowsOnDemand = 512;
 
 // Whether a layer of 16 bits is converted to float32 on the way in, and rounded on the way out: for
 // a projection, for a single step, where there is little to convert, and where the processor has
 // no kernels for it.
-bool is_converted(const CpuTask& task, const CpuMachine& machine, const GemmKernels& gemm) {
+bool computes_in_float32(const CpuTask& task, const CpuMachine& machine, const GemmKernels& gemm) {
   if (bytes_of(task.dtype) != 2) return false;
   const bool own = gemm.takes(task.dtype);
-  const bool is_one_step = task.steps == 1 && task.only_dense && !task.resets;
+  const bool is_one_step = task.steps == 1 && task.is_dense && !task.has_resets;
   if (!task.prepacked) return task.projects || (is_one_step && !own);
-  if (task.dtype == Dtype::kBFloat16) return !own || task.projects || !machine.own_gemm(task.dtype);
+  if (task.dtype == Dtype::kBFloat16)
+    return !own || task.projects || !machine.training_gemm(task.dtype);
   return gemm.format != Format::float32 || task.projects || is_one_step;
 }
 
@@ -35,14 +36,14 @@ const GemmKernels& gemm_for(const CpuTask& task, const CpuMachine& machine) {
   // A single step reads each weight once, and is bound by that.
   if (split && is_float32 && task.precision == Precision::kTf32 && task.steps > 1) return *split;
   const bool rounds = is_float32 && !task.projects && task.precision == Precision::kBf16;
-  const GemmKernels* const own = machine.own_gemm(rounds ? Dtype::kBFloat16 : task.dtype);
+  const GemmKernels* const own = machine.training_gemm(rounds ? Dtype::kBFloat16 : task.dtype);
   return own ? *own : *machine.gemms[Format::float32];
 }
 
 // The fastest division of a step by a model of its time: directions at the same time where there
 // are two, row groups where the weights of all units fit into the L2 cache of a core, and there are
 // rows enough. Loads run ahead of the arithmetic of our tiles, so the longer of the two counts.
-ThreadGrid grid_of_walk(const CpuTask& task, const CpuMachine& machine, const CpuPlan& plan) {
+ThreadGrid walk_grid(const CpuTask& task, const CpuMachine& machine, const CpuPlan& plan) {
   // A thread's rates, in microseconds: multiply-adds of float32, bytes from beyond the L2 cache,
   // and a barrier on an idle machine, for each thread that meets there.
   constexpr double kMultiplyAdds = 1.2e5, kBytes = 4e4, kBarrier = 0.25;
@@ -52,8 +53,8 @@ ThreadGrid grid_of_walk(const CpuTask& task, const CpuMachine& machine, const Cp
   const int64_t tiles = divide_up(task.hidden_size, gemm.lanes);
   const int64_t min_rows_per_panel_load =
       gemm.takes(plan.dtype) ? gemm.min_rows_per_panel_load : gemm.min_encoded_rows_per_panel_load;
-  const double work = task.rows * 4 * hidden * hidden;
-  const int64_t threads = std::min<int64_t>(machine.threads, 1 + work / kWalkWorthAThread);
+  const double work = task.total_rows * 4 * hidden * hidden;
+  const int64_t threads = std::min<int64_t>(machine.threads, 1 + work / kWalkMultiplyAddsPerThread);
   ThreadGrid fastest;
   double least_us = 1e300;
   const auto consider = [&](const ThreadGrid& grid) {
@@ -69,14 +70,14 @@ ThreadGrid grid_of_walk(const CpuTask& task, const CpuMachine& machine, const Cp
     if (us < least_us) least_us = us, fastest = grid;
   };
   for (int64_t directions = task.directions; directions >= 1; --directions)
-    for (int64_t members = 1; members <= threads / directions; ++members)
-      for (int64_t row_groups = 1; row_groups <= members; ++row_groups)
-        if (members % row_groups == 0) consider({members / row_groups, row_groups, directions});
+    for (int64_t workers = 1; workers <= threads / directions; ++workers)
+      for (int64_t row_groups = 1; row_groups <= workers; ++row_groups)
+        if (workers % row_groups == 0) consider({workers / row_groups, row_groups, directions});
   return fastest;
 }
 
 // Whether every form of a matrix gives the same bits: the weights have the dtype of the sums.
-bool may_have_any_form(const CpuTask& task, const CpuPlan& plan) {
+bool forms_give_same_bits(const CpuTask& task, const CpuPlan& plan) {
   return !task.prepacked && plan.gemm->takes(plan.dtype) && plan.gemm->sum_dtype == plan.dtype;
 }
 
@@ -86,10 +87,10 @@ bool may_have_any_form(const CpuTask& task, const CpuPlan& plan) {
 MatrixForm form_of(const CpuTask& task, const CpuMachine& machine, const CpuPlan& plan, int64_t K,
                    int64_t reads, int64_t rows) {
   const GemmKernels& gemm = *plan.gemm;
-  const bool any = may_have_any_form(task, plan);
+  const bool any = forms_give_same_bits(task, plan);
   // 16 bits: only a single step, and one that trains only if the product takes their dtype.
-  const bool is_own =
-      machine.own_gemm(plan.dtype) && task.only_dense && (!task.saves || gemm.takes(plan.dtype));
+  const bool is_own = machine.training_gemm(plan.dtype) && task.is_dense &&
+                      (!task.saves_for_backward || gemm.takes(plan.dtype));
   if (!any && (task.steps > 1 || task.prepacked || !(task.backward || is_own)))
     return MatrixForm::kPanels;
   const int64_t times_l2 = gemm.bytes(4 * task.hidden_size * K) / machine.l2_cache_bytes;
@@ -99,13 +100,13 @@ MatrixForm form_of(const CpuTask& task, const CpuMachine& machine, const CpuPlan
   if (rows <= few_rows && reads <= few_reads && (any || !task.backward))
     return MatrixForm::kInPlace;
   const bool is_step = task.steps == 1 && !task.backward;
-  const bool is_few = reads <= 2 && rows <= kRowsInUse && (task.steps == 1 || times_l2 > 0);
+  const bool is_few = reads <= 2 && rows <= kMaxRowsOnDemand && (task.steps == 1 || times_l2 > 0);
   return is_step || is_few ? MatrixForm::kPanelOnDemand : MatrixForm::kPanels;
 }
 
 // The threads of a single step forward, which reading the weights bounds. Where there are more
 // threads than vectors of units, they share the rows.
-ThreadGrid grid_of_step(const CpuTask& task, const CpuMachine& machine, const CpuPlan& plan) {
+ThreadGrid single_step_grid(const CpuTask& task, const CpuMachine& machine, const CpuPlan& plan) {
   const int64_t weights = 4 * task.hidden_size * (task.input_size + task.output_size);
   const int64_t vectors = divide_up(task.hidden_size, plan.gemm->lanes);
   ThreadGrid grid;
@@ -113,8 +114,8 @@ ThreadGrid grid_of_step(const CpuTask& task, const CpuMachine& machine, const Cp
     grid.row_groups =
         std::clamp<int64_t>(task.batch / 64, 1, std::max<int64_t>(machine.threads / vectors, 1));
   const int64_t worth =
-      task.prepacked ? plan.gemm->bytes(weights) * divide_up(task.batch, 4) / kBytesWorthAThread
-                     : weights * task.batch / grid.row_groups / kStepWorthAThread;
+      task.prepacked ? plan.gemm->bytes(weights) * divide_up(task.batch, 4) / kStepBytesPerThread
+                     : weights * task.batch / grid.row_groups / kStepMultiplyAddsPerThread;
   grid.unit_groups =
       std::clamp<int64_t>(worth, 1, std::min(machine.threads / grid.row_groups, vectors));
   return grid;
@@ -123,18 +124,18 @@ ThreadGrid grid_of_step(const CpuTask& task, const CpuMachine& machine, const Cp
 // Rows and tiles of a step between cell equations. Short rows take few calls around many of
 // them; of long rows a few are better. Where weights lie as they are, vectors of a gate are
 // neighbors in memory, so many of them come first.
-void divide_cells(const CpuTask& task, CpuPlan& plan) {
+void size_cell_buffer(const CpuTask& task, CpuPlan& plan) {
   constexpr int64_t kShortRow = 1024, kSums = 256 << 10;  // bytes
   const GemmKernels& gemm = *plan.gemm;
   const int64_t rows = divide_up(task.batch, plan.grid.row_groups);
   const int64_t most = gemm.bytes(task.hidden_size) <= kShortRow ? 48 : 12;
-  plan.rows_at_once = round_up(std::min(rows, most), gemm.tile_rows);
+  plan.buffer_rows = round_up(std::min(rows, most), gemm.tile_rows);
   if (plan.w_hh == MatrixForm::kPanels || task.backward) return;
-  plan.rows_at_once = rows;
+  plan.buffer_rows = rows;
   const int64_t bytes = 4 * gemm.lanes * bytes_of(gemm.sum_dtype) * (rows + 1);
   const int64_t tiles = divide_up(divide_up(task.hidden_size, gemm.lanes), plan.grid.unit_groups);
   if (plan.w_hh == MatrixForm::kInPlace)
-    plan.tiles_at_once = std::clamp<int64_t>(kSums / bytes, 1, tiles);
+    plan.buffer_unit_vectors = std::clamp<int64_t>(kSums / bytes, 1, tiles);
 }
 
 // Steps whose gates are computed from the input at once, then walked while they are in cache. 0
@@ -142,10 +143,10 @@ void divide_cells(const CpuTask& task, CpuPlan& plan) {
 int64_t steps_ahead(const CpuTask& task, const CpuMachine& machine, const CpuPlan& plan) {
   const GemmKernels& gemm = *plan.gemm;
   // If the gates of all steps take less memory than W_ih, then W_ih is read only once.
-  if (may_have_any_form(task, plan) &&
-      task.steps * task.batch <= std::min(task.input_size, kRowsInUse))
+  if (forms_give_same_bits(task, plan) &&
+      task.steps * task.batch <= std::min(task.input_size, kMaxRowsOnDemand))
     return task.steps;
-  const int64_t rows_of_step = task.rows / task.steps;
+  const int64_t rows_of_step = task.total_rows / task.steps;
   if (rows_of_step >=
       std::max(machine.min_rows_to_fuse_input, gemm.tile_rows * plan.grid.row_groups))
     return 0;
@@ -168,39 +169,40 @@ int64_t chunk_steps(const CpuTask& task, const CpuPlan& plan) {
 
 }  // namespace
 
-const GemmKernels* CpuMachine::own_gemm(Dtype dtype) const {
+const GemmKernels* CpuMachine::training_gemm(Dtype dtype) const {
   const auto format = format_of(dtype);
   const GemmKernels* const gemm = format ? gemms[*format] : nullptr;
   return gemm && gemm->trains() ? gemm : nullptr;
 }
 
-CpuPlan plan(const CpuTask& task, const CpuMachine& machine) {
+CpuPlan make_plan(const CpuTask& task, const CpuMachine& machine) {
   CpuPlan plan;
   plan.dtype = task.dtype;
   const bool is_empty = task.input_size == 0 || task.hidden_size == 0 || task.output_size == 0;
-  if (task.only_stepwise || is_empty) {
+  if (task.needs_stepwise || is_empty) {
     if (bytes_of(task.dtype) == 2 && !machine.has_16_bit_row_kernels) plan.dtype = Dtype::kFloat32;
     return plan;
   }
   plan.gemm = &gemm_for(task, machine);
-  if (is_converted(task, machine, *plan.gemm)) {
+  if (computes_in_float32(task, machine, *plan.gemm)) {
     plan.dtype = Dtype::kFloat32;
     if (!task.prepacked) plan.gemm = machine.gemms[Format::float32];
   }
   if (task.batch < plan.gemm->few_rows_limit) plan.gemm = plan.gemm->few_rows_gemm;
   plan.w_hh = form_of(task, machine, plan, task.output_size, task.steps, task.batch);
   const bool is_step = !task.backward && task.steps == 1 &&
-                       (plan.w_hh != MatrixForm::kPanels || (task.prepacked && task.only_dense));
-  if (plan.w_hh != MatrixForm::kPanels && !task.backward) plan.gemm = machine.own_gemm(plan.dtype);
-  plan.grid = is_step ? grid_of_step(task, machine, plan) : grid_of_walk(task, machine, plan);
-  divide_cells(task, plan);
+                       (plan.w_hh != MatrixForm::kPanels || (task.prepacked && task.is_dense));
+  if (plan.w_hh != MatrixForm::kPanels && !task.backward)
+    plan.gemm = machine.training_gemm(plan.dtype);
+  plan.grid = is_step ? single_step_grid(task, machine, plan) : walk_grid(task, machine, plan);
+  size_cell_buffer(task, plan);
   plan.steps_ahead = is_step ? 0 : steps_ahead(task, machine, plan);
   plan.chunk_steps = chunk_steps(task, plan);
   const int64_t at_once = task.backward ? plan.chunk_steps : plan.steps_ahead;
   plan.w_ih = at_once == 0
                   ? plan.w_hh
                   : form_of(task, machine, plan, task.input_size, divide_up(task.steps, at_once),
-                            std::min(at_once * task.batch, task.rows));
+                            std::min(at_once * task.batch, task.total_rows));
   return plan;
 }
 

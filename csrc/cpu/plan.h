@@ -20,7 +20,7 @@ struct CpuMachine {
   int64_t min_rows_to_fuse_input = INT64_MAX;
 
   // The product that layers of a dtype are trained with, if there is one.
-  const GemmKernels* own_gemm(Dtype dtype) const;
+  const GemmKernels* training_gemm(Dtype dtype) const;
 };
 
 // How float32 is multiplied: as it is, as three products of bfloat16, or rounded to bfloat16.
@@ -28,31 +28,31 @@ enum class Precision { kFloat32, kTf32, kBf16 };
 
 struct CpuTask {
   Dtype dtype;
-  int64_t directions = 1, steps = 1, batch = 1, rows = 1;  // rows: of all steps together
+  int64_t directions = 1, steps = 1, batch = 1, total_rows = 1;  // rows: of all steps together
   int64_t input_size = 1, hidden_size = 1, output_size = 1;
   bool projects = false;
-  bool only_stepwise = false;  // layer normalization, recurrent dropout, or by name
-  bool only_dense = true;      // neither packed nor ragged, no mask
-  bool resets = false;
+  bool needs_stepwise = false;  // layer normalization, recurrent dropout, or by name
+  bool is_dense = true;         // neither packed nor ragged, no mask
+  bool has_resets = false;
   // torch.backends.mkldnn.rnn.fp32_precision.
   Precision precision = Precision::kFloat32;
-  bool saves = false;  // a forward that backward follows
+  bool saves_for_backward = false;  // a forward that backward follows
   bool backward = false;
   std::optional<Format> prepacked = {};  // weights that were packed before the call
 };
 
-// members = unit_groups * row_groups divide a direction, and so many directions are walked at the
+// workers = unit_groups * row_groups divide a direction, and so many directions are walked at the
 // same time. Rows are independent: row groups walk alone, unit groups meet at a barrier after every
 // step.
 struct ThreadGrid {
   int64_t unit_groups = 1, row_groups = 1, directions = 1;
-  int64_t members() const { return unit_groups * row_groups; }
-  int64_t threads() const { return members() * directions; }
+  int64_t workers() const { return unit_groups * row_groups; }
+  int64_t threads() const { return workers() * directions; }
 };
 
 // One of the threads of a grid: its share of the units, and of the rows: row_group,
 // row_group + row_groups, ... With rows sorted by length, every group gets its share.
-struct Member {
+struct Worker {
   int64_t index, unit_group, row_group;
 };
 
@@ -70,9 +70,9 @@ struct CpuPlan {
   int64_t steps_ahead = 0;  // forward: steps whose input is multiplied at once; 0: beside h
   int64_t chunk_steps = 1;  // backward: steps that are walked, then multiplied
   // Forward: rows, and vectors of units, whose sums wait in the cache for the cell equations.
-  int64_t rows_at_once = 1, tiles_at_once = 1;
+  int64_t buffer_rows = 1, buffer_unit_vectors = 1;
 };
 
-CpuPlan plan(const CpuTask& task, const CpuMachine& machine);
+CpuPlan make_plan(const CpuTask& task, const CpuMachine& machine);
 
 }  // namespace fastlstm

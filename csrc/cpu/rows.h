@@ -17,9 +17,9 @@ inline Tensor as_dtype(const Tensor& tensor, at::ScalarType dtype) {
 }
 
 // The live rows of every step, sorted by length, and where each of them lies among the flat rows.
-class Rows {
+class SortedRows {
  public:
-  explicit Rows(const LayerCall& layer)
+  explicit SortedRows(const LayerCall& layer)
       : steps_(layer.steps.expect_int()),
         batch_(layer.batch.expect_int()),
         packed_(layer.packed()),
@@ -51,7 +51,7 @@ class Rows {
       reset_ = reset_tensor_.const_data_ptr<bool>();
     }
   }
-  Rows(const Rows&) = delete;
+  SortedRows(const SortedRows&) = delete;
 
   int64_t steps() const { return steps_; }
   int64_t batch() const { return batch_; }
@@ -76,11 +76,11 @@ class Rows {
 };
 
 // The rows as one direction walks them.
-class DirectedRows {
+class DirectionRows {
  public:
-  DirectedRows(const Rows& rows, bool reverse) : rows_(rows), reverse_(reverse) {}
+  DirectionRows(const SortedRows& rows, bool reverse) : rows_(rows), reverse_(reverse) {}
 
-  const Rows& all() const { return rows_; }
+  const SortedRows& all() const { return rows_; }
   bool reverse() const { return reverse_; }
   // The k-th step of the walk, and of the walk back.
   int64_t step(int64_t k) const { return reverse_ ? rows_.steps() - 1 - k : k; }
@@ -102,7 +102,7 @@ class DirectedRows {
   }
 
  private:
-  const Rows& rows_;
+  const SortedRows& rows_;
   bool reverse_;
 };
 
@@ -110,7 +110,7 @@ class DirectedRows {
 template <typename T>
 class SequenceRows {
  public:
-  SequenceRows(const Tensor& tensor, const Rows& rows)
+  SequenceRows(const Tensor& tensor, const SortedRows& rows)
       : tensor_(tensor.stride(-1) == 1 || tensor.size(-1) == 1 ? tensor : tensor.contiguous()),
         data_(static_cast<T*>(const_cast<void*>(tensor_.const_data_ptr()))),
         rows_(rows),
@@ -124,7 +124,7 @@ class SequenceRows {
  private:
   Tensor tensor_;
   T* data_;
-  const Rows& rows_;
+  const SortedRows& rows_;
   int64_t step_stride_, row_stride_;
 };
 
@@ -158,7 +158,7 @@ class PreviousState {
  public:
   // output [R,D*P] and cells [D,R,H], or c_state [D,B,H] with each row's last c where cells are
   // nullptr.
-  PreviousState(const InitialState<T>& initial, const DirectedRows& rows, const Sizes& sizes,
+  PreviousState(const InitialState<T>& initial, const DirectionRows& rows, const Sizes& sizes,
                 int64_t d, const T* output, const A* cells, const Zeros<T>& zeros,
                 const A* c_state = nullptr)
       : rows_(rows),
@@ -180,7 +180,7 @@ class PreviousState {
   // An h_0 of zeros, as it is if none was given, is `zeros`: then the first step has no product
   // with W_hh.
   State at(int64_t t, int64_t row) const {
-    const Rows& rows = rows_.all();
+    const SortedRows& rows = rows_.all();
     if (rows.is_reset(t, row)) return {zeros_.values(), zeros_.states()};
     const int64_t b = rows.batch_index(row);
     if (t == rows_.first_step(row))
@@ -198,7 +198,7 @@ class PreviousState {
     return size > 0 && bytes[0] == 0 && std::memcmp(bytes, bytes + 1, size - 1) == 0;
   }
 
-  const DirectedRows& rows_;
+  const DirectionRows& rows_;
   const Zeros<T>& zeros_;
   int64_t hidden_size_, output_size_, output_stride_;
   const T* h_0_;

@@ -26,7 +26,7 @@ inline py::dict build_info() {
       gemms[kFormatNames[k]] =
           py::make_tuple(gemm->instruction_set, gemm->tile_rows, gemm->max_width());
   return py::dict("cpu_capability"_a = kernel_table().target,
-                  "multiplies_bfloat16"_a = machine.own_gemm(Dtype::kBFloat16) != nullptr,
+                  "multiplies_bfloat16"_a = machine.training_gemm(Dtype::kBFloat16) != nullptr,
                   "l2_cache_bytes"_a = machine.l2_cache_bytes, "products"_a = gemms);
 }
 
@@ -65,15 +65,15 @@ inline py::dict plan_cpu(const std::string& dtype, int64_t input_size, int64_t h
                      .directions = directions,
                      .steps = steps,
                      .batch = batch,
-                     .rows = steps * batch,
+                     .total_rows = steps * batch,
                      .input_size = input_size,
                      .hidden_size = hidden_size,
                      .output_size = hidden_size,
-                     .saves = training,
+                     .saves_for_backward = training,
                      .backward = backward};
   CpuMachine machine = cpu_machine();
   machine.threads = threads, machine.l2_cache_bytes = l2_cache_bytes;
-  const CpuPlan chosen = plan(task, machine);
+  const CpuPlan chosen = make_plan(task, machine);
   constexpr const char* kForms[] = {"packed", "packed in use", "as they lie"};
   const char* const dtype_name = kDtypeNames[static_cast<int>(chosen.dtype)];
   const GemmKernels* const gemm = chosen.gemm;  // nullptr: the stepwise engine computes

@@ -59,9 +59,9 @@ std::vector<Named> machines() {
 std::string text_of(const char* name, const CpuTask& task, const CpuMachine& machine) {
   return testing::text(name, ", ", machine.threads, " threads, dtype ", int(task.dtype), ", T ",
                        task.steps, ", B ", task.batch, ", I ", task.input_size, ", H ",
-                       task.hidden_size, ", directions ", task.directions, ", saves ", task.saves,
-                       ", backward ", task.backward, ", projects ", task.projects, ", weights ",
-                       task.prepacked ? int(*task.prepacked) : -1);
+                       task.hidden_size, ", directions ", task.directions, ", saves ",
+                       task.saves_for_backward, ", backward ", task.backward, ", projects ",
+                       task.projects, ", weights ", task.prepacked ? int(*task.prepacked) : -1);
 }
 
 // Whether a product can multiply rows of a dtype: as they are, encoded, or converted from 16 bits
@@ -74,7 +74,7 @@ bool can_take(const GemmKernels& gemm, Dtype dtype) {
 
 // Checks what the tiled engine requires of every plan.
 void check_plan(const std::string& what, const CpuTask& task, const CpuMachine& machine) {
-  const CpuPlan found = plan(task, machine);
+  const CpuPlan found = make_plan(task, machine);
   check(found.dtype == task.dtype || (bytes_of(task.dtype) == 2 && found.dtype == Dtype::kFloat32),
         what, ": converted to ", int(found.dtype));
   if (!found.gemm) return;  // the stepwise engine
@@ -104,8 +104,8 @@ void check_plan(const std::string& what, const CpuTask& task, const CpuMachine& 
   check(found.steps_ahead >= 0 && found.steps_ahead <= task.steps && found.chunk_steps >= 1 &&
             found.chunk_steps <= task.steps,
         what, ": ", found.steps_ahead, " steps ahead, chunks of ", found.chunk_steps);
-  check(found.rows_at_once >= 1 && found.tiles_at_once >= 1, what, ": ", found.rows_at_once,
-        " rows and ", found.tiles_at_once, " tiles at once");
+  check(found.buffer_rows >= 1 && found.buffer_unit_vectors >= 1, what, ": ", found.buffer_rows,
+        " rows and ", found.buffer_unit_vectors, " tiles at once");
 }
 
 // Calls body(task) for many kinds of calls.
@@ -117,9 +117,9 @@ void for_tasks(const auto& body) {
           for (const int kind : {0, 1, 2})
             for (const int options : {0, 1, 2, 4, 7}) {
               CpuTask task{dtype};
-              task.steps = steps, task.batch = batch, task.rows = steps * batch;
+              task.steps = steps, task.batch = batch, task.total_rows = steps * batch;
               task.input_size = 40, task.hidden_size = task.output_size = hidden;
-              task.saves = kind == 1, task.backward = kind == 2;
+              task.saves_for_backward = kind == 1, task.backward = kind == 2;
               task.projects = options & 1, task.directions = options & 2 ? 2 : 1;
               task.precision = options & 4 ? Precision::kBf16 : Precision::kFloat32;
               if (task.projects) task.output_size = 1 + hidden / 2;
@@ -130,7 +130,7 @@ void for_tasks(const auto& body) {
 // The same for layers with prepacked weights.
 void for_prepacked_tasks(const auto& body) {
   for_tasks([&](CpuTask task) {
-    if (task.saves || task.backward) return;
+    if (task.saves_for_backward || task.backward) return;
     for (const Format format : {Format::float32, Format::float64, Format::bfloat16, Format::int8}) {
       if ((format == Format::float64) != (task.dtype == Dtype::kFloat64)) continue;
       task.prepacked = format;
@@ -154,9 +154,9 @@ void check_machine(const Named& of) {
 // Checks that float32 is split into bfloat16 only if that is requested and the processor has AMX.
 void check_split(const Named& of) {
   CpuTask task{Dtype::kFloat32};
-  task.steps = 2, task.rows = 2, task.precision = Precision::kTf32;
+  task.steps = 2, task.total_rows = 2, task.precision = Precision::kTf32;
   const auto splits = [&](const CpuTask& task) {
-    const CpuPlan found = plan(task, of.machine);
+    const CpuPlan found = make_plan(task, of.machine);
     return found.gemm && found.gemm->format == Format::bfloat16x2;
   };
   const bool has = of.machine.gemms[Format::bfloat16x2] != nullptr;
@@ -172,7 +172,7 @@ void check_split(const Named& of) {
   check(!with([](CpuTask& t) { t.precision = Precision::kBf16; }), of.name, ": bf16");
   check(!with([](CpuTask& t) { t.dtype = Dtype::kFloat64; }), of.name, ": float64");
   check(!with([](CpuTask& t) { t.prepacked = Format::float32; }), of.name, ": prepacked");
-  check(!with([](CpuTask& t) { t.steps = t.rows = 1; }), of.name, ": a single step");
+  check(!with([](CpuTask& t) { t.steps = t.total_rows = 1; }), of.name, ": a single step");
 }
 
 // Checks that a small layer gets one thread and a large layer gets all threads.
@@ -183,10 +183,10 @@ void check_threads(const Named& of) {
     for (const bool prepacked : {false, true}) {
       const auto threads = [&](int64_t size) {
         CpuTask task{Dtype::kFloat32};
-        task.steps = task.rows = steps;
+        task.steps = task.total_rows = steps;
         task.input_size = task.hidden_size = task.output_size = size;
         if (prepacked) task.prepacked = Format::float32;
-        return plan(task, machine).grid.threads();
+        return make_plan(task, machine).grid.threads();
       };
       const std::string what = testing::text(of.name, ", T ", steps, ", prepacked ", prepacked);
       check(threads(64) == 1, what, ": ", threads(64), " threads for 64 units");
@@ -199,9 +199,9 @@ void check_threads(const Named& of) {
 void check_steps_ahead(const Named& of) {
   for (const int64_t batch : {1, 300}) {
     CpuTask task{Dtype::kFloat32};
-    task.steps = 20, task.batch = batch, task.rows = 20 * batch;
+    task.steps = 20, task.batch = batch, task.total_rows = 20 * batch;
     task.input_size = 40, task.hidden_size = task.output_size = 64;
-    const int64_t ahead = plan(task, of.machine).steps_ahead;
+    const int64_t ahead = make_plan(task, of.machine).steps_ahead;
     check((ahead == 0) == (batch >= of.machine.min_rows_to_fuse_input), of.name, ", B ", batch,
           ": ", ahead, " steps ahead");
   }
@@ -211,9 +211,10 @@ void check_steps_ahead(const Named& of) {
 void check_forms(const Named& of) {
   const auto form = [&](int64_t steps, int64_t batch, int64_t size, bool backward) {
     CpuTask task{Dtype::kFloat32};
-    task.steps = steps, task.batch = batch, task.rows = steps * batch, task.backward = backward;
+    task.steps = steps, task.batch = batch, task.total_rows = steps * batch,
+    task.backward = backward;
     task.input_size = task.hidden_size = task.output_size = size;
-    return plan(task, of.machine).w_hh;
+    return make_plan(task, of.machine).w_hh;
   };
   for (const bool backward : {false, true}) {
     const auto is = [&](MatrixForm expected, int64_t steps, int64_t batch, int64_t size) {

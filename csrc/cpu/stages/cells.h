@@ -15,7 +15,7 @@
 namespace fastlstm {
 
 // The weights of one direction as the walk forward reads them.
-struct Matrices {
+struct ForwardWeights {
   // The columns of the first two, and the bias, as gates_of orders them.
   Matrix w_ih;                 // W_ih^T [I,4H]
   Matrix w_hh;                 // W_hh^T [P,4H]
@@ -24,14 +24,14 @@ struct Matrices {
 };
 
 // A weight as a product packs it.
-inline Tensor as_packed_by(const GemmKernels& gemm, const Tensor& w) {
+inline Tensor contiguous_source(const GemmKernels& gemm, const Tensor& w) {
   return as_dtype(w, unpacked_dtype(gemm.source_format)).contiguous();
 }
 
 // b_ih + b_hh [4H] in the order of gates_of; empty if they are undefined. A: the dtype of the
 // state.
 template <typename A>
-Scratch ordered_bias(const Direction& w, int64_t lanes) {
+Scratch bias_in_gate_order(const Direction& w, int64_t lanes) {
   if (!w.b_ih.defined()) return {};
   constexpr auto dtype = c10::CppTypeToScalarType<A>::value;
   const Tensor b_ih = as_dtype(w.b_ih, dtype).contiguous();
@@ -50,24 +50,25 @@ Scratch ordered_bias(const Direction& w, int64_t lanes) {
 }
 
 template <typename A>
-Matrices matrices_of(const CpuPlan& plan, const LayerCall& layer, int64_t d) {
+ForwardWeights forward_weights(const CpuPlan& plan, const LayerCall& layer, int64_t d) {
   const Direction& w = layer.directions[d];
   const GemmKernels& gemm = *plan.gemm;
   const Sizes s = layer.sizes();
   const auto gates = [&](const Tensor& w, int64_t K, MatrixForm form) {
     if (layer.is_prepacked())
       return prepacked_matrix(gemm, w, 4 * s.hidden_size, K, /*in_gate_order=*/true);
-    return gate_matrix_of(gemm, as_packed_by(gemm, w), form);
+    return gate_matrix_of(gemm, contiguous_source(gemm, w), form);
   };
-  Matrices matrices{gates(w.w_ih, s.input_size, plan.w_ih),
-                    gates(w.w_hh, s.output_size, plan.w_hh),
-                    {},
-                    ordered_bias<A>(w, gemm.lanes)};
+  ForwardWeights matrices{gates(w.w_ih, s.input_size, plan.w_ih),
+                          gates(w.w_hh, s.output_size, plan.w_hh),
+                          {},
+                          bias_in_gate_order<A>(w, gemm.lanes)};
   if (w.w_hr.defined())
     matrices.w_hr.emplace(
         layer.is_prepacked()
             ? prepacked_matrix(gemm, w.w_hr, s.output_size, s.hidden_size, /*in_gate_order=*/false)
-            : matrix_of(gemm, as_packed_by(gemm, w.w_hr), true, plan.grid.unit_groups, plan.w_hh));
+            : matrix_of(gemm, contiguous_source(gemm, w.w_hr), true, plan.grid.unit_groups,
+                        plan.w_hh));
   return matrices;
 }
 
@@ -80,8 +81,8 @@ class CellsForward {
       : plan_(plan),
         gemm_(*plan.gemm),
         hidden_size_(hidden_size),
-        x_sums_(gemm_, plan.rows_at_once, 4 * tiles_at_once(1)),
-        sums_(gemm_, plan.rows_at_once, 4 * tiles_at_once(1)) {}
+        x_sums_(gemm_, plan.buffer_rows, 4 * tiles_at_once(1)),
+        sums_(gemm_, plan.buffer_rows, 4 * tiles_at_once(1)) {}
 
   // A tile is a vector of units; the tiles of one of `groups` groups of threads.
   Range tiles(int64_t group, int64_t groups) const {
@@ -90,14 +91,14 @@ class CellsForward {
 
   // Rows whose h_prev is `zeros` have nothing to multiply. With rows x of the input, the x_gates of
   // the rows are computed, else (nullptr) read.
-  void run(const Matrices& weights, const Range& tiles, const void* const* x,
+  void run(const ForwardWeights& weights, const Range& tiles, const void* const* x,
            const void* const* h_prev, const ForwardRow<T>* rows, int64_t count, const void* zeros) {
     const Matrix &w_ih = weights.w_ih, &w_hh = weights.w_hh;
     const int64_t at_once = tiles_at_once(count);
     const int64_t turns = divide_up(tiles.end - tiles.begin, at_once);
-    backwards_ = !backwards_;
+    reversed_ = !reversed_;
     const auto tiles_of = [&](int64_t turn) {
-      const int64_t first = tiles.begin + (backwards_ ? turns - 1 - turn : turn) * at_once;
+      const int64_t first = tiles.begin + (reversed_ ? turns - 1 - turn : turn) * at_once;
       return Range{first, std::min(first + at_once, tiles.end)};
     };
     const A* const bias = weights.bias.data<A>();
@@ -124,7 +125,8 @@ class CellsForward {
 
  private:
   int64_t tiles_at_once(int64_t rows) const {
-    return std::max(plan_.tiles_at_once, gemm_.panels_at_once_for(rows) * gemm_.max_vectors / 4);
+    return std::max(plan_.buffer_unit_vectors,
+                    gemm_.panels_at_once_for(rows) * gemm_.max_vectors / 4);
   }
   Range panels_of(const Matrix& weights, const Range& tiles) const {
     const int64_t in_tile = 4 * gemm_.lanes / weights.width(0);
@@ -139,16 +141,16 @@ class CellsForward {
   const GemmKernels& gemm_;
   const CellKernels<T>& cell_ = *kernels<T>().cell;
   int64_t hidden_size_;
-  bool backwards_ = true;  // every other step: what was read last is still in the L2 cache
+  bool reversed_ = true;  // every other step: what was read last is still in the L2 cache
   Accumulators x_sums_, sums_;
 };
 
 // The rows of one step of the walk back that one thread has.
 template <typename T>
-struct StepRows {
-  explicit StepRows(int64_t most) : d_gates_next(most), d_h(most), cells(most) {}
-  std::vector<const void*> d_gates_next;  // of the step after, or `zeros` where none comes back
-  std::vector<void*> d_h;                 // with a projection, dL/dh_t in full, of T
+struct BackwardStepRows {
+  explicit BackwardStepRows(int64_t most) : gemm_rows(most), d_h(most), cells(most) {}
+  std::vector<const void*> gemm_rows;  // of the step after, or `zeros` where none comes back
+  std::vector<void*> d_h;              // with a projection, dL/dh_t in full, of T
   std::vector<BackwardRow<T>> cells;
   int64_t count = 0;
 };
@@ -171,28 +173,28 @@ class CellsBackward {
   // and dL/dh_t.
   void run(const Matrix& to_cells, const Range& panels, const void* const* from,
            const BackwardRow<T>* rows, int64_t count, const void* zeros) {
-    backwards_ = !backwards_;
+    reversed_ = !reversed_;
     const auto through = [&](const Range& group) {
       const auto [begin, end] = to_cells.columns(group);
       const Units units{begin, end - begin, hidden_size_};
       for (int64_t r = 0; r < count; r += sums_.rows()) {
         const int64_t n = std::min(sums_.rows(), count - r);
         cell_.prefetch_backward(rows + r, n, units);
-        const auto* const sums = static_cast<const A*>(
-            sums_.multiply(to_cells, group, from + r, n, kPieceOfPanel, zeros));
+        const auto* const sums =
+            static_cast<const A*>(sums_.multiply(to_cells, group, from + r, n, kBackwardKc, zeros));
         cell_.backward(rows + r, n, sums, sums_.stride(), units);
       }
     };
-    to_cells.for_panel_groups(panels, count, through, backwards_);
+    to_cells.for_panel_groups(panels, count, through, reversed_);
   }
 
  private:
   // A panel is cut along k so that a piece stays in the L2 cache while all rows pass.
-  static constexpr int64_t kRows = 96, kPieceOfPanel = 1024;
+  static constexpr int64_t kRows = 96, kBackwardKc = 1024;
 
   const CellKernels<T>& cell_ = *kernels<T>().cell;
   int64_t hidden_size_;
-  bool backwards_ = true;  // as in CellsForward
+  bool reversed_ = true;  // as in CellsForward
   Accumulators sums_;
 };
 

@@ -22,12 +22,12 @@ namespace {
 
 // The part of a call that both directions share.
 template <typename T>
-struct BackwardCall {
+struct TiledBackwardCall {
   using A = State_t<T>;
 
   const LayerCall& layer;
   const Sizes sizes;
-  const Rows rows;
+  const SortedRows rows;
   const CpuPlan& plan;
   const GradientRequest request;
   const Tensor output, cells, gates;      // saved
@@ -37,7 +37,7 @@ struct BackwardCall {
   const Zeros<T> zeros;
   Tensor grad_input, grad_h_0, grad_c_0;
 
-  BackwardCall(const LayerCall& layer, const CpuPlan& plan, const BackwardArguments& in)
+  TiledBackwardCall(const LayerCall& layer, const CpuPlan& plan, const BackwardArguments& in)
       : layer(layer),
         sizes(layer.sizes()),
         rows(layer),
@@ -67,11 +67,11 @@ struct BackwardCall {
 };
 
 template <typename T>
-class BackwardWalk {
+class TiledBackward {
   using A = State_t<T>;
 
  public:
-  BackwardWalk(const BackwardCall<T>& call, int64_t d)
+  TiledBackward(const TiledBackwardCall<T>& call, int64_t d)
       : call_(call),
         d_(d),
         directed_(call.rows, d == 1),
@@ -95,22 +95,22 @@ class BackwardWalk {
         to_input_.emplace(*call.plan.gemm, chunk_rows(), 4 * hidden());
       dx_.emplace(call.grad_input, call.rows);
     }
-    members_.reserve(call.plan.grid.members());
-    for (int64_t k = 0; k < call.plan.grid.members(); ++k)
-      members_.emplace_back(projection_ ? projection_->w_hr() : w_hh_, call.rows.batch(), hidden());
+    workers_.reserve(call.plan.grid.workers());
+    for (int64_t k = 0; k < call.plan.grid.workers(); ++k)
+      workers_.emplace_back(projection_ ? projection_->w_hr() : w_hh_, call.rows.batch(), hidden());
   }
 
   int64_t phases() const { return projection_ ? 2 : 1; }
 
-  // In this order: a member's part of step k of the walk back, after the steps of a chunk, and at
+  // In this order: a worker's part of step k of the walk back, after the steps of a chunk, and at
   // the end of the walk.
-  void step(int64_t k, int64_t phase, const Member& member) {
-    StepRows<T>& step = members_[member.index].step;
-    find_rows(directed_.step_back(k), member);
-    if (!projection_) return through_cells(w_hh_, step.d_gates_next.data(), member);
-    const void* const encoded_zeros = members_[member.index].encoded.zeros(zeros());
-    if (phase == 0) return projection_->sum_gradients(step, w_hh_, member, encoded_zeros);
-    through_cells(projection_->w_hr(), projection_->leave_to_cells(step, member, zeros()), member);
+  void step(int64_t k, int64_t phase, const Worker& worker) {
+    BackwardStepRows<T>& step = workers_[worker.index].step;
+    find_rows(directed_.step_back(k), worker);
+    if (!projection_) return through_cells(w_hh_, step.gemm_rows.data(), worker);
+    const void* const encoded_zeros = workers_[worker.index].encoded.zeros(zeros());
+    if (phase == 0) return projection_->compute_d_h(step, w_hh_, worker, encoded_zeros);
+    through_cells(projection_->w_hr(), projection_->encode_d_h(step, worker, zeros()), worker);
   }
   void end(const Range& chunk) {
     const auto d_gates = rows_of<const T*>(chunk, d_gates_of());
@@ -139,12 +139,12 @@ class BackwardWalk {
 
  private:
   // The memory of a thread, allocated before the walk, as in forward.cpp.
-  struct Room {
-    Room(const Matrix& to_cells, int64_t batch, int64_t hidden_size)
+  struct WorkerBuffers {
+    WorkerBuffers(const Matrix& to_cells, int64_t batch, int64_t hidden_size)
         : step(batch),
           encoded(to_cells.gemm(), batch, 4 * hidden_size),
           cells(to_cells, batch, hidden_size) {}
-    StepRows<T> step;
+    BackwardStepRows<T> step;
     EncodedRows<T> encoded;
     CellsBackward<T> cells;
   };
@@ -153,7 +153,7 @@ class BackwardWalk {
   // A weight [K,N] for products with d_gates.
   Matrix matrix(const Tensor& w, int64_t pieces, MatrixForm form) const {
     const GemmKernels& gemm = *call_.plan.gemm;
-    return matrix_of(gemm, as_packed_by(gemm, w), false, pieces, form);
+    return matrix_of(gemm, contiguous_source(gemm, w), false, pieces, form);
   }
   int64_t hidden() const { return call_.sizes.hidden_size; }
   int64_t chunk_rows() const { return call_.plan.chunk_steps * call_.rows.batch(); }
@@ -216,24 +216,24 @@ class BackwardWalk {
       h_prev.pop_back();
   }
 
-  void through_cells(const Matrix& to_cells, const void* const* from, const Member& member) {
-    Room& room = members_[member.index];
-    room.cells.run(to_cells, to_cells.share(member.unit_group, call_.plan.grid.unit_groups), from,
+  void through_cells(const Matrix& to_cells, const void* const* from, const Worker& worker) {
+    WorkerBuffers& room = workers_[worker.index];
+    room.cells.run(to_cells, to_cells.share(worker.unit_group, call_.plan.grid.unit_groups), from,
                    room.step.cells.data(), room.step.count, room.encoded.zeros(zeros()));
   }
 
-  // A member's rows of a step.
-  void find_rows(int64_t t, const Member& member) {
-    const Rows& rows = call_.rows;
-    Room& room = members_[member.index];
-    StepRows<T>& step = room.step;
+  // A worker's rows of a step.
+  void find_rows(int64_t t, const Worker& worker) {
+    const SortedRows& rows = call_.rows;
+    WorkerBuffers& room = workers_[worker.index];
+    BackwardStepRows<T>& step = room.step;
     step.count = 0;
-    for (int64_t row = member.row_group; row < rows.live(t); row += call_.plan.grid.row_groups) {
+    for (int64_t row = worker.row_group; row < rows.live(t); row += call_.plan.grid.row_groups) {
       const bool last = t == directed_.last_step(row);
       const int64_t after = directed_.step_after(t), r = step.count++;
-      step.d_gates_next[r] = last || rows.is_reset(after, row)
-                                 ? room.encoded.zeros(zeros())
-                                 : room.encoded.encode(d_gates(after, row), r);
+      step.gemm_rows[r] = last || rows.is_reset(after, row)
+                              ? room.encoded.zeros(zeros())
+                              : room.encoded.encode(d_gates(after, row), r);
       if (projection_) step.d_h[r] = projection_->d_h(t, row);
       step.cells[r] = row_of_step(t, row, last);
     }
@@ -261,9 +261,9 @@ class BackwardWalk {
     return tensor.defined() ? const_data<T>(tensor) + offset : zeros();
   }
 
-  const BackwardCall<T>& call_;
+  const TiledBackwardCall<T>& call_;
   const int64_t d_;
-  const DirectedRows directed_;
+  const DirectionRows directed_;
   const Matrix w_hh_;
   const PreviousState<T> previous_;
   const Tensor per_row_;
@@ -277,7 +277,7 @@ class BackwardWalk {
   std::optional<Matrix> w_ih_;
   std::optional<EncodedRows<T>> to_input_;  // d_gates for it, if not those for the weights
   std::optional<SequenceRows<T>> dx_;
-  std::vector<Room> members_;
+  std::vector<WorkerBuffers> workers_;
 };
 
 }  // namespace
@@ -285,16 +285,16 @@ class BackwardWalk {
 template <typename T>
 BackwardResult tiled_backward(const LayerCall& layer, const CpuPlan& plan,
                               const BackwardArguments& in) {
-  const BackwardCall<T> call(layer, plan, in);
-  std::deque<BackwardWalk<T>> walks;
+  const TiledBackwardCall<T> call(layer, plan, in);
+  std::deque<TiledBackward<T>> walks;
   for (int64_t d = 0; d < layer.num_directions(); ++d) walks.emplace_back(call, d);
   const int64_t chunks = divide_up(call.rows.steps(), call.plan.chunk_steps);
   for (int64_t i = 0; i < chunks; ++i) {
     const Range chunk = part_of(call.rows.steps(), i, chunks);
-    walk_steps(*plan.gemm, plan.grid, walks.size(), chunk, walks[0].phases(),
-               [&](int64_t d, int64_t k, int64_t phase, const Member& member) {
-                 walks[d].step(k, phase, member);
-               });
+    run_steps(*plan.gemm, plan.grid, walks.size(), chunk, walks[0].phases(),
+              [&](int64_t d, int64_t k, int64_t phase, const Worker& worker) {
+                walks[d].step(k, phase, worker);
+              });
     for (auto& walk : walks) walk.end(chunk);
   }
   std::vector<Tensor> grad_weights;

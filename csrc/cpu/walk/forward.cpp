@@ -19,19 +19,19 @@ namespace {
 // The part of a call that both directions share, and its results. Cells and gates that are not
 // saved are undefined.
 template <typename T>
-struct ForwardCall {
+struct TiledForwardCall {
   using A = State_t<T>;
 
   const LayerCall& layer;
   const CpuPlan& plan;
   const Sizes sizes;
-  const Rows rows;
+  const SortedRows rows;
   const SequenceRows<const T> x;
   const InitialState<T> initial;
   const Zeros<T> zeros;
   Tensor output, h_n, c_n, cells, gates;
 
-  ForwardCall(const LayerCall& layer, const CpuPlan& plan, bool save_cells, bool save_gates)
+  TiledForwardCall(const LayerCall& layer, const CpuPlan& plan, bool save_cells, bool save_gates)
       : layer(layer),
         plan(plan),
         sizes(layer.sizes()),
@@ -69,17 +69,17 @@ struct ForwardCall {
 };
 
 template <typename T>
-class ForwardWalk {
+class TiledForward {
   using A = State_t<T>;
 
  public:
-  ForwardWalk(const ForwardCall<T>& call, int64_t d)
+  TiledForward(const TiledForwardCall<T>& call, int64_t d)
       : call_(call),
         sizes_(call.sizes),
         rows_(call.rows),
         directed_(rows_, d == 1),
         grid_(call.plan.grid),
-        weights_(matrices_of<A>(call.plan, call.layer, d)),
+        weights_(forward_weights<A>(call.plan, call.layer, d)),
         ahead_(call.plan.steps_ahead),
         x_gates_(scratch<A>(ahead_ * rows_.batch() * weights_.w_ih.N())),
         encoded_x_(*call.plan.gemm, ahead_ * rows_.batch(), sizes_.input_size),
@@ -93,25 +93,25 @@ class ForwardWalk {
     if (cells_) cells_ += d * sizes_.flat_rows * hidden();
     if (gates_) gates_ += d * sizes_.flat_rows * 4 * hidden();
     if (weights_.w_hr) projection_.emplace(directed_, hidden(), grid_, *weights_.w_hr);
-    members_.reserve(grid_.members());
-    for (int64_t k = 0; k < grid_.members(); ++k)
-      members_.emplace_back(call.plan, rows_.batch(), sizes_);
+    workers_.reserve(grid_.workers());
+    for (int64_t k = 0; k < grid_.workers(); ++k)
+      workers_.emplace_back(call.plan, rows_.batch(), sizes_);
   }
 
   int64_t phases() const { return projection_ ? 2 : 1; }
 
-  // In this order: before the steps of a chunk, a member's part of step k of the walk, and at the
+  // In this order: before the steps of a chunk, a worker's part of step k of the walk, and at the
   // end of the walk.
   void begin(const Range& chunk) {
     chunk_ = chunk;
     if (ahead_) multiply_input(chunk);
   }
-  void step(int64_t k, int64_t phase, const Member& member) {
+  void step(int64_t k, int64_t phase, const Worker& worker) {
     const int64_t t = directed_.step(k);
-    if (phase == 0) return step(t, member);
-    projection_->forward(t, member, [&](int64_t t, int64_t row) { return output(t, row); });
+    if (phase == 0) return step(t, worker);
+    projection_->forward(t, worker, [&](int64_t t, int64_t row) { return output(t, row); });
   }
-  void keep_last_states() {
+  void copy_final_states() {
     for (int64_t row = 0; row < rows_.live(0); ++row) {
       const int64_t t = directed_.last_step(row), b = rows_.batch_index(row);
       std::copy_n(output(t, row), sizes_.output_size, h_n_ + b * sizes_.output_size);
@@ -123,8 +123,8 @@ class ForwardWalk {
  private:
   // The memory of a thread, allocated before the walk: within OpenMP's threads an allocation that
   // fails would end the process.
-  struct Room {
-    Room(const CpuPlan& plan, int64_t batch, const Sizes& sizes)
+  struct WorkerBuffers {
+    WorkerBuffers(const CpuPlan& plan, int64_t batch, const Sizes& sizes)
         : x(batch),
           h_prev(batch),
           encoded_x(*plan.gemm, plan.steps_ahead ? 0 : batch, sizes.input_size),
@@ -157,12 +157,12 @@ class ForwardWalk {
     parallel_gemm(encoded_x_.encode(x), weights_.w_ih, {to.data(), weights_.bias.data<void>()});
   }
 
-  // One step of a member's rows and units.
-  void step(int64_t t, const Member& member) {
-    Room& room = members_[member.index];
+  // One step of a worker's rows and units.
+  void step(int64_t t, const Worker& worker) {
+    WorkerBuffers& room = workers_[worker.index];
     const void* const zeros = room.encoded_h.zeros(call_.zeros.values());
     int64_t count = 0;
-    for (int64_t row = member.row_group; row < rows_.live(t); row += grid_.row_groups, ++count) {
+    for (int64_t row = worker.row_group; row < rows_.live(t); row += grid_.row_groups, ++count) {
       const auto before = previous_.at(t, row);
       room.rows[count] = row_of_step(t, row, before);
       if (!ahead_) room.x[count] = room.encoded_x.encode(call_.x.at(t, row), count);
@@ -170,7 +170,7 @@ class ForwardWalk {
                                ? zeros
                                : room.encoded_h.encode(before.h, count);
     }
-    room.cells.run(weights_, room.cells.tiles(member.unit_group, grid_.unit_groups),
+    room.cells.run(weights_, room.cells.tiles(worker.unit_group, grid_.unit_groups),
                    ahead_ ? nullptr : room.x.data(), room.h_prev.data(), room.rows.data(), count,
                    zeros);
   }
@@ -187,12 +187,12 @@ class ForwardWalk {
     return cell;
   }
 
-  const ForwardCall<T>& call_;
+  const TiledForwardCall<T>& call_;
   const Sizes& sizes_;
-  const Rows& rows_;
-  const DirectedRows directed_;
+  const SortedRows& rows_;
+  const DirectionRows directed_;
   const ThreadGrid grid_;
-  const Matrices weights_;
+  const ForwardWeights weights_;
   const int64_t ahead_;
   const Scratch x_gates_;
   const EncodedRows<T> encoded_x_;
@@ -204,7 +204,7 @@ class ForwardWalk {
   A* c_n_;
   const PreviousState<T> previous_;
   std::optional<ProjectionForward<T>> projection_;
-  std::vector<Room> members_;
+  std::vector<WorkerBuffers> workers_;
 };
 
 }  // namespace
@@ -212,20 +212,20 @@ class ForwardWalk {
 template <typename T>
 ForwardResult tiled_forward(const LayerCall& layer, const CpuPlan& plan, bool save_cells,
                             bool save_gates) {
-  const ForwardCall<T> call(layer, plan, save_cells, save_gates);
-  std::optional<ForwardWalk<T>> walks[2];
+  const TiledForwardCall<T> call(layer, plan, save_cells, save_gates);
+  std::optional<TiledForward<T>> walks[2];
   const int64_t directions = call.sizes.directions, steps = call.rows.steps();
   for (int64_t d = 0; d < directions; ++d) walks[d].emplace(call, d);
   const int64_t chunk_steps = plan.steps_ahead ? plan.steps_ahead : steps;
   for (int64_t begin = 0; begin < steps; begin += chunk_steps) {
     const Range chunk{begin, std::min(begin + chunk_steps, steps)};
     for (int64_t d = 0; d < directions; ++d) walks[d]->begin(chunk);
-    walk_steps(*plan.gemm, plan.grid, directions, chunk, walks[0]->phases(),
-               [&](int64_t d, int64_t k, int64_t phase, const Member& member) {
-                 walks[d]->step(k, phase, member);
-               });
+    run_steps(*plan.gemm, plan.grid, directions, chunk, walks[0]->phases(),
+              [&](int64_t d, int64_t k, int64_t phase, const Worker& worker) {
+                walks[d]->step(k, phase, worker);
+              });
   }
-  for (int64_t d = 0; d < directions; ++d) walks[d]->keep_last_states();
+  for (int64_t d = 0; d < directions; ++d) walks[d]->copy_final_states();
   return {call.output, call.h_n, as_dtype(call.c_n, layer.c_0.scalar_type()), call.cells,
           call.gates};
 }

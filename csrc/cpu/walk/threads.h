@@ -37,8 +37,8 @@ class FirstException {
 
 // work(i, v) for i in `range` and every thread v < `threads`, and if they `meet` a barrier after
 // each i. Correct for any number of threads that there really are.
-void with_threads(const GemmKernels& gemm, int64_t threads, bool meet, const Range& range,
-                  const auto& work) {
+void run_workers(const GemmKernels& gemm, int64_t threads, bool meet, const Range& range,
+                 const auto& work) {
 #ifdef _OPENMP
   if (threads > 1 && !at::in_parallel_region()) {
     FirstException thrown;
@@ -64,16 +64,16 @@ void with_threads(const GemmKernels& gemm, int64_t threads, bool meet, const Ran
     for (int64_t v = 0; v < threads; ++v) work(i, v);
 }
 
-// work(d, k, phase, member) for `directions` directions, every step k of a walk, each phase of a
-// step and every member of the grid.
-void walk_steps(const GemmKernels& gemm, const ThreadGrid& grid, int64_t directions,
-                const Range& steps, int64_t phases, const auto& work) {
+// work(d, k, phase, worker) for `directions` directions, every step k of a walk, each phase of a
+// step and every worker of the grid.
+void run_steps(const GemmKernels& gemm, const ThreadGrid& grid, int64_t directions,
+               const Range& steps, int64_t phases, const auto& work) {
   const Range range{steps.begin * phases, steps.end * phases};
   for (int64_t d = 0; d < directions; d += grid.directions)
-    with_threads(gemm, grid.threads(), grid.unit_groups > 1, range, [&](int64_t i, int64_t v) {
-      const int64_t k = v % grid.members();
-      work(d + v / grid.members(), i / phases, i % phases,
-           Member{k, k % grid.unit_groups, k / grid.unit_groups});
+    run_workers(gemm, grid.threads(), grid.unit_groups > 1, range, [&](int64_t i, int64_t v) {
+      const int64_t k = v % grid.workers();
+      work(d + v / grid.workers(), i / phases, i % phases,
+           Worker{k, k % grid.unit_groups, k / grid.unit_groups});
     });
 }
 
