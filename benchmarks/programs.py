@@ -27,7 +27,8 @@ from report import write_json
 from timing import settle_malloc
 from torch import nn
 
-from fastlstm.compare import LSTMS, Call, _copied, _make_calls, seconds_of
+from fastlstm.compare import LSTMS, Call, _copied, _make_calls
+from fastlstm.engine.timing import seconds_of
 
 CPU = torch.device("cpu")
 RESULTS = machine.ROOT / "benchmarks" / "results"

@@ -181,11 +181,7 @@ def lstm_cell(
     """
     if (b_ih is None) != (b_hh is None):
         raise RuntimeError("lstm_cell: expected both b_ih and b_hh or neither, got one of them")
-    weights: tuple[Tensor, ...] = (w_ih, w_hh)
-    layout = ""
-    if b_ih is not None and b_hh is not None:
-        weights, layout = (w_ih, w_hh, b_ih, b_hh), "bias"
-    names = ("w_ih", "w_hh", "b_ih", "b_hh")
-    check_kinds(input, hx, dict(zip(names, weights, strict=False)))
-    call = Call(input, hx, weights, layout, is_cell=True)
+    weights = [weight for weight in (w_ih, w_hh, b_ih, b_hh) if weight is not None]
+    check_kinds(input, hx, dict(zip(("w_ih", "w_hh", "b_ih", "b_hh"), weights, strict=False)))
+    call = Call(input, hx, weights, "bias" if len(weights) == 4 else "", is_cell=True)
     return run_cell(lambda call: _run(call, engine), call)

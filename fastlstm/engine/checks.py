@@ -60,8 +60,8 @@ def as_lengths(lengths: Any) -> Tensor:
 
 def lengths_beside(input: Tensor, lengths: Tensor) -> Tensor:
     """Returns lengths on the device of the input."""
-    has_values = input.is_meta or not lengths.is_meta
-    check(has_values, f"lengths with values, for input on {input.device}", describe(lengths))
+    if lengths.is_meta and not input.is_meta:
+        check(False, f"lengths with values, for input on {input.device}", describe(lengths))
     return lengths.to(input.device)
 
 

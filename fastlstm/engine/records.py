@@ -134,12 +134,15 @@ def machine(device: torch.device) -> str:
 
 def conditions(device: torch.device) -> str:
     """What the time of a call depends on besides the call."""
-    commit, threads = build.get("commit"), torch.get_num_threads()
-    versions = f"torch {torch.__version__}, fastlstm {commit}"
-    return f"{_name(device)}, {threads} threads, {versions}, {_precision()}"
+    return f"{_machine(device, torch.get_num_threads())}, {_precision()}"
 
 
 @functools.cache
+def _machine(device: torch.device, threads: int) -> str:
+    commit = build.get("commit")
+    return f"{_name(device)}, {threads} threads, torch {torch.__version__}, fastlstm {commit}"
+
+
 def _name(device: torch.device) -> str:
     """The name of the GPU or of the processor."""
     if device.type == "cuda":

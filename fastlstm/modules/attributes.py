@@ -99,9 +99,11 @@ _describe_once = functools.lru_cache(typed=True)(_describe)  # `typed`, because 
 
 def is_pair(hx: Any, h_shape: tuple[int, ...], c_shape: tuple[int, ...]) -> bool:
     """Whether hx is (h, c) of these shapes."""
-    if not isinstance(hx, (tuple, list)) or len(hx) != 2 or not _are_tensors(hx):
+    if not isinstance(hx, (tuple, list)) or len(hx) != 2:
         return False
-    return bool(hx[0].shape == h_shape and hx[1].shape == c_shape)
+    h, c = hx
+    are_tensors = isinstance(h, Tensor) and isinstance(c, Tensor)
+    return are_tensors and h.shape == h_shape and c.shape == c_shape
 
 
 def fits(

@@ -9,14 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
-from torch.overrides import has_torch_function_variadic
 
 from .. import _build
-from ..engine.call import LAYOUTS, Call, Results, State, autocasts, state_dtype, zero_state
+from ..engine.call import LAYOUTS, Call, Results, State, state_dtype, zero_state
 from ..engine.checks import check_kinds
-from ..engine.engines import is_eager, transforms_active
-from ..engine.stack import by_extension, by_layers
+from ..engine.engines import is_eager
 from ..interop.scripting import own_class
 from ..modules.attributes import CELL_WEIGHTS, described, fit_cell, named_weights
 from ..modules.cell import CellModule, LSTMCell
@@ -24,38 +21,13 @@ from ..modules.lstm import LSTM, SequenceModule
 from ..modules.options import qualified_name
 from . import formats
 from .additions import copy_additions
+from .run import run_prepacked
 
 
 def require_extension() -> None:
     """Raises a RuntimeError unless weights can be prepacked."""
     if not _build.has_kernels("cpu"):
         raise RuntimeError(f"prepack needs the extension: {_build.unavailable_reason()}")
-
-
-def is_differentiated(call: Call) -> bool:
-    """Whether input or state require a gradient, have a tangent or are transformed."""
-    tensors = (call.input, *(call.hx or ()))
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        return True
-    if forward_ad._current_level >= 0:
-        duals = [forward_ad.unpack_dual(t) for t in tensors]  # type: ignore[no-untyped-call]
-        if any(dual.tangent is not None for dual in duals):
-            return True
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
-    return transforms_active() and any(map(wrapped, tensors))
-
-
-def run_prepacked(call: Call) -> Results:
-    """Runs a call with prepacked weights by `torch.ops.fastlstm.lstm_prepacked`."""
-    # A compiler, a tracer, a dispatch mode or a tensor subclass has to see the op.
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._is_tracing()
-        or torch._C._len_torch_dispatch_stack()
-        or has_torch_function_variadic(call.input, *call.state())
-    ):
-        return by_layers(call, torch.ops.fastlstm.lstm_prepacked, call.return_cell_states)
-    return by_extension(call, "auto")
 
 
 class Prepacked(nn.Module):
@@ -99,24 +71,7 @@ class Prepacked(nn.Module):
         return {*vars(Prepacked), *Prepacked.__annotations__} - {*dir(nn.Module()), *cls._sizes}
 
     def _fastlstm_compute(self, call: Call) -> Results:
-        casts = autocasts("cpu") and call.input.is_floating_point()
-        if casts and torch.float64 not in (call.input.dtype, self.dtype):
-            h_0, c_0 = call.state()
-            keeps_c_0 = c_0.dtype == state_dtype(self.dtype)
-            state = h_0.to(self.dtype), c_0 if keeps_c_0 else c_0.to(self.dtype)
-            call = call._replace(input=call.input.to(self.dtype), hx=state)
-        name = type(self).__name__
-        if call.input.dtype != self.dtype:
-            raise ValueError(
-                f"{name}: expected input of dtype {self.dtype}, got {call.input.dtype}"
-            )
-        if is_differentiated(call):
-            raise RuntimeError(
-                f"{name}: prepacked weights give no gradients, nor do they take part in torch.func "
-                "transforms; call within torch.inference_mode() or torch.no_grad() and outside "
-                "torch.func, or turn the model back: fastlstm.unpack(model)"
-            )
-        return run_prepacked(call)
+        return run_prepacked(call, self.dtype, type(self).__name__)
 
     def train(self, mode: bool = True) -> Prepacked:
         """Stays in eval mode; a RuntimeError if `mode` is true: there is nothing to train."""

@@ -414,8 +414,8 @@ def test_a_record_that_is_corrupt(
 def test_auto_follows_a_measurement_only_after_a_check(
     children: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(records, "tuned", {"any": "persistent"})
-    monkeypatch.setattr(records, "engine", lambda call: "persistent")
+    measured = type("Measured", (dict,), {"get": lambda *_: "persistent"})(any="persistent")
+    monkeypatch.setattr(records, "tuned", measured)
     assert engines.choose(fake_call()).name == "torch"
     records.checked[records.verdict_key("persistent", GPU)] = "passed"
     assert engines.choose(fake_call()).name == "persistent"
@@ -431,11 +431,7 @@ def launches(monkeypatch: pytest.MonkeyPatch, output: Callable[[Call], Tensor]) 
             ran.append(name)
             return output(call), call.state(), []
 
-        changed = row._replace(run=run)
-        monkeypatch.setitem(engines.BY_NAME, name, changed)
-        for constant in ("TORCH", "OP", "REFERENCE"):
-            if getattr(engines, constant) is row:
-                monkeypatch.setattr(engines, constant, changed)
+        monkeypatch.setitem(engines.BY_NAME, name, row._replace(run=run))
     return ran
 
 

@@ -1,0 +1,57 @@
+"""Runs a call with prepacked weights."""
+
+from __future__ import annotations
+
+import torch
+from torch.autograd import forward_ad
+from torch.overrides import has_torch_function_variadic
+
+from ..engine.call import Call, Results, autocasts, state_dtype
+from ..engine.engines import transforms_active
+from ..engine.stack import by_extension, by_layers
+
+
+def run_prepacked(call: Call, dtype: torch.dtype, name: str) -> Results:
+    """Runs a call by `torch.ops.fastlstm.lstm_prepacked`.
+
+    Args:
+        call: a call with `hx`; under autocast it may have other dtypes.
+        dtype: of the layer.
+        name: of the class of the layer, for messages.
+    """
+    casts = autocasts("cpu") and call.input.is_floating_point()
+    if casts and torch.float64 not in (call.input.dtype, dtype):
+        h_0, c_0 = call.state()
+        keeps_c_0 = c_0.dtype == state_dtype(dtype)
+        state = h_0.to(dtype), c_0 if keeps_c_0 else c_0.to(dtype)
+        call = call._replace(input=call.input.to(dtype), hx=state)
+    if call.input.dtype != dtype:
+        raise ValueError(f"{name}: expected input of dtype {dtype}, got {call.input.dtype}")
+    if _is_differentiated(call):
+        raise RuntimeError(
+            f"{name}: prepacked weights give no gradients, nor do they take part in torch.func "
+            "transforms; call within torch.inference_mode() or torch.no_grad() and outside "
+            "torch.func, or turn the model back: fastlstm.unpack(model)"
+        )
+    # A compiler, a tracer, a dispatch mode or a tensor subclass has to see the op.
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._is_tracing()
+        or torch._C._len_torch_dispatch_stack()
+        or has_torch_function_variadic(call.input, *call.state())
+    ):
+        return by_layers(call, torch.ops.fastlstm.lstm_prepacked, call.return_cell_states)
+    return by_extension(call, "auto")
+
+
+def _is_differentiated(call: Call) -> bool:
+    """Whether input or state require a gradient, have a tangent or are transformed."""
+    tensors = (call.input, *call.state())
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return True
+    if forward_ad._current_level >= 0:
+        duals = [forward_ad.unpack_dual(t) for t in tensors]  # type: ignore[no-untyped-call]
+        if any(dual.tangent is not None for dual in duals):
+            return True
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+    return transforms_active() and any(map(wrapped, tensors))
