@@ -4,8 +4,9 @@
     python benchmarks/programs.py --program whisperx_vad --rounds 9
     python benchmarks/summary.py    # writes the newest results into docs/programs.md
 
-The programs are in benchmarks/apps. The ways to run a program take turns in one process. For a
-program that is not installed, the command to install it is printed.
+The programs are in benchmarks/apps. The ways to run a program take turns in one process, on one
+thread, and what is compared is their CPU time. For a program that is not installed, the command to
+install it is printed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import json
 import statistics
 import sys
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -28,9 +30,7 @@ from timing import settle_malloc
 from torch import nn
 
 from fastlstm.compare import LSTMS, Call, _copied, _make_calls
-from fastlstm.engine.timing import seconds_of
 
-CPU = torch.device("cpu")
 RESULTS = machine.ROOT / "benchmarks" / "results"
 COLUMNS = ("converted", "prepacked", "bfloat16", "int8")  # the other ways share a column
 GAIN = 1.05  # a smaller ratio is no gain
@@ -53,12 +53,19 @@ def calls_of_lstms(run: Callable[[], object]) -> dict[bool, list[Call]]:
     return calls
 
 
+def seconds_of(run: Callable[[], object]) -> float:
+    """Returns the CPU time of a run, which other load on the machine changes little."""
+    start = time.process_time()
+    run()
+    return time.process_time() - start
+
+
 def seconds_of_lstms(run: Callable[[], object]) -> float:
     """Returns the seconds that the LSTMs of a program take alone, with the inputs that they get."""
     taken = 0.0
     for training, calls in calls_of_lstms(run).items():
         step = partial(_make_calls, calls, training)
-        taken += statistics.median(seconds_of(step, CPU) for _ in range(3))
+        taken += statistics.median(seconds_of(step) for _ in range(3))
     return taken
 
 
@@ -72,8 +79,8 @@ def measure(name: str, rounds: int) -> Record:
     one = PROGRAMS[name]
     ways = one.make(False)
     results = [run() for run in ways.values()]  # which also warms up
-    times = [[seconds_of(run, CPU) for run in ways.values()] for _ in range(rounds)]
-    record: Record = {"name": name, "version": one.version(), "threads": torch.get_num_threads()}
+    times = [[seconds_of(run) for run in ways.values()] for _ in range(rounds)]
+    record: Record = {"name": name, "version": one.version()}
     for field in ("title", "work", "measure"):
         record[field] = getattr(one, field)
     record["ways"] = {}
@@ -86,8 +93,8 @@ def measure(name: str, rounds: int) -> Record:
     ours = [way for way in (*COLUMNS, "reset=") if way in ways]
     record["best"] = max(ours, key=lambda way: float(record["ways"][way]["ratio"]))
     record["mode"] = "inference" if "int8" in ways else "training"
-    alone = seconds_of_lstms(ways[one.with_lstms])
-    record["share"] = min(1.0, alone / record["ways"][one.with_lstms]["seconds"])
+    alone = seconds_of_lstms(ways[UNCHANGED])
+    record["share"] = min(1.0, alone / record["ways"][UNCHANGED]["seconds"])
     return record
 
 
@@ -107,7 +114,7 @@ def tables(record: Record) -> str:
     """Returns the tables of docs/programs.md: times, then what the programs found."""
     times, results = [], []
     for entry in record["programs"]:
-        name = f"{entry['title']} {entry['version']}: {entry['work']}"
+        name = f"{entry['title']}: {entry['work']} ({entry['version']})"
         first = entry["ways"][UNCHANGED]
         taken = [f"{first['seconds']:.2f} s", f"{entry['share']:.0%}"]
         times.append([name, *taken, *row(entry, cell)])
@@ -125,12 +132,10 @@ def tables(record: Record) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--program", nargs="+", choices=PROGRAMS, default=list(PROGRAMS))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, help="default: torch's")
+    parser.add_argument("--rounds", type=int, default=5, help="how often each way runs")
     parser.add_argument("--output", type=Path, help="a JSON file, whose other programs stay in it")
     args = parser.parse_args(arguments)
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    torch.set_num_threads(1)
     settle_malloc()
     words = sys.argv[1:] if arguments is None else arguments
     record = {"command": machine.command("programs", words), **machine.describe("cpu")}

@@ -26,14 +26,13 @@ class Program(NamedTuple):
     """A row of the table.
 
     Attributes:
-        make: returns the ways, the first of them the baseline. Its argument tells whether the work
-            shall be small, for tests.
+        make: returns the ways, `UNCHANGED` first. It is given whether the work shall be small,
+            for tests.
         title: what the program does.
         work: what one run of it does, at full size.
         install: what to give to pip; the first word that is no option is shown with its version.
         measure: what `judge` returns, in words.
-        judge: returns what a result is worth, given the result of the first way.
-        with_lstms: the way whose LSTMs are timed alone. TorchScript and ONNX have no LSTM modules.
+        judge: returns what a result is worth, given the result of the unchanged program.
     """
 
     make: Callable[[bool], Ways]
@@ -42,7 +41,6 @@ class Program(NamedTuple):
     install: str
     measure: str
     judge: Callable[[Any, Any], str]
-    with_lstms: str
 
     def version(self) -> str | None:
         """Returns the installed version, or None if the package is not installed."""
@@ -62,20 +60,19 @@ def program(
     install: str,
     measure: str,
     judge: Callable[[Any, Any], str],
-    with_lstms: str = UNCHANGED,
 ) -> Callable[[Callable[[bool], Ways]], Callable[[bool], Ways]]:
     """Adds the decorated function to PROGRAMS, as `Program.make`."""
 
     def add(make: Callable[[bool], Ways]) -> Callable[[bool], Ways]:
-        PROGRAMS[make.__name__] = Program(make, title, work, install, measure, judge, with_lstms)
+        PROGRAMS[make.__name__] = Program(make, title, work, install, measure, judge)
         return make
 
     return add
 
 
-def inference(model: nn.Module, run: Callable[[Any], Any], first: str = UNCHANGED) -> Ways:
-    """Returns the ways to run a trained model: as it is, converted, and prepacked in each dtype."""
-    models = {first: model.eval(), "converted": fastlstm.convert(copy.deepcopy(model))}
+def inference(model: nn.Module, run: Callable[[Any], Any]) -> Ways:
+    """Returns the ways to run a trained model: unchanged, converted, prepacked in each dtype."""
+    models = {UNCHANGED: model.eval(), "converted": fastlstm.convert(copy.deepcopy(model))}
     for dtype in (None, torch.bfloat16, torch.int8):
         name = f"{dtype or 'prepacked'}".removeprefix("torch.")
         models[name] = fastlstm.prepack(copy.deepcopy(model), dtype, convert=True)

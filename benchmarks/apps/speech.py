@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import UNCHANGED, Ways, inference, program
+from . import Ways, inference, program
 
 MINUTES = 2
 WORK = f"{MINUTES} minutes of speech"
@@ -129,42 +129,37 @@ class SileroFile(Silero):
         return torch.cat(probabilities).flatten().numpy()
 
 
-def load_silero(**options: Any) -> Any:
-    """Loads a model of silero-vad, and keeps the number of threads, which its import changes."""
-    threads = torch.get_num_threads()
-    from silero_vad import load_silero_vad
-
-    torch.set_num_threads(threads)
-    return load_silero_vad(**options)
-
-
 silero = partial(segments, work=WORK, install="silero-vad onnxruntime")
 
 
-@silero("silero-vad, a stream frame by frame", with_lstms="in torch")
+@silero("silero-vad, a stream frame by frame")
 def silero_stream(small: bool) -> Ways:
-    scripted, audio = load_silero(), speech(small)
-    from silero_vad import get_speech_timestamps
+    from silero_vad import get_speech_timestamps, load_silero_vad
+
+    scripted, audio = load_silero_vad(), speech(small)
 
     def run(model: Any) -> list[Any]:
         with torch.inference_mode():
             return [(s["start"], s["end"]) for s in get_speech_timestamps(audio, model)]
 
-    ours = inference(Silero(scripted.state_dict()), run, "in torch")
-    return {UNCHANGED: partial(run, scripted), **ours, "ONNX": partial(run, load_silero(onnx=True))}
+    ways = inference(Silero(scripted.state_dict()), run)
+    published = {"its TorchScript": scripted, "its ONNX": load_silero_vad(onnx=True)}
+    return ways | {way: partial(run, model) for way, model in published.items()}
 
 
-@silero("silero-vad, a file in blocks", with_lstms="in torch")
+@silero("silero-vad, a file in blocks")
 def silero_file(small: bool) -> Ways:
-    theirs, audio = load_silero(sequence=True), speech(small)
+    from silero_vad import load_silero_vad
     from silero_vad.sequence_vad import get_speech_timestamps_sequence
+
+    theirs, audio = load_silero_vad(sequence=True), speech(small)
 
     def run(model: Any) -> list[Any]:
         with torch.inference_mode():
             return [(s["start"], s["end"]) for s in get_speech_timestamps_sequence(audio, model)]
 
-    ours = inference(SileroFile(load_silero().state_dict()), run, "in torch")
-    return {UNCHANGED: partial(run, theirs), **ours}
+    ways = inference(SileroFile(load_silero_vad().state_dict()), run)
+    return ways | {"its ONNX": partial(run, theirs)}
 
 
 @program(
