@@ -11,7 +11,7 @@ those of the reference.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +24,6 @@ from .call import Call, LstmCall, Results, autocasts, live_steps
 from .stack import by_extension, by_layers
 
 _Dims = tuple[int | None, ...]
-_Arguments = TypeVar("_Arguments", "_Inputs", "_Saved")
 
 
 def run_op(call: Call, engine: str) -> Results:
@@ -56,53 +55,32 @@ def lstm_layer(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *layer, engine = arguments
     apply: Any = _Layer.apply
     call = LstmCall(*layer)
-    inputs = _Inputs(engine, call.layout, call.lengths, call.reset, call.input, call.h_0, call.c_0)
-    output, h_n, c_n, cells, _ = apply(*inputs, *call.weights)
+    tensors = call.lengths, call.reset, call.input, call.h_0, call.c_0, *call.weights
+    output, h_n, c_n, cells, _ = apply(engine, call.layout, *tensors)
     return output, h_n, c_n, cells
 
 
-class _Inputs(NamedTuple):
-    """The arguments of a `Function` before the weights, or the gradients of these arguments."""
-
-    engine: Any = None
-    layout: Any = None
-    lengths: Any = None
-    reset: Any = None
-    input: Any = None
-    h_0: Any = None
-    c_0: Any = None
-
-    def call(self, weights: Sequence[Tensor]) -> LstmCall:
-        """The call of the layer."""
-        state = self.input, self.h_0, self.c_0
-        return LstmCall(*state, weights, self.layout, lengths=self.lengths, reset=self.reset)
+def _call(
+    layout: Any, lengths: Any, reset: Any, input: Any, h_0: Any, c_0: Any, *weights: Any
+) -> LstmCall:
+    """The call of a layer, from the arguments of a `Function` after `engine`."""
+    return LstmCall(input, h_0, c_0, weights, layout, lengths=lengths, reset=reset)
 
 
-class _Saved(NamedTuple):
-    """More arguments of backward: the gradients of the results, and what forward saved."""
-
-    grad_output: Any = None
-    grad_h_n: Any = None
-    grad_c_n: Any = None
-    grad_cells: Any = None
-    output: Any = None
-    cells: Any = None
-    gates: Any = None
-
-
-# The batch dimension of each argument.
-_BATCH_OF_INPUTS = _Inputs(lengths=0, reset=1, input=1, h_0=1, c_0=1)
-_BATCH_OF_SAVED = _Saved(1, 1, 1, 2, output=1, cells=2, gates=2)
+# The batch dimension of engine, layout, lengths, reset, input, h_0 and c_0.
+_BATCH: _Dims = (None, None, 0, 1, 1, 1, 1)
 
 
 class _Layer(Function):
-    """Takes `_Inputs` and the weights; returns output, h_n, c_n, cells and gates."""
+    """Takes engine, layout, lengths, reset, input, h_0, c_0 and the weights.
+
+    Returns output, h_n, c_n, cells and gates.
+    """
 
     @staticmethod
-    def forward(*args: Any) -> Any:
-        inputs, weights = _split(_Inputs, args)
+    def forward(engine: str, *layer: Any) -> Any:
         saved = {"save_cells": True, "save_gates": True}
-        return torch.ops.fastlstm.lstm(*inputs.call(weights), **saved, engine=inputs.engine)
+        return torch.ops.fastlstm.lstm(*_call(*layer), **saved, engine=engine)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -113,54 +91,54 @@ class _Layer(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         output, cells, gates, *tensors = ctx.saved_tensors
-        inputs, weights = _split(_Inputs, (ctx.engine, ctx.layout, *tensors))
-        input, lengths = inputs.input, inputs.lengths
+        call = _call(ctx.layout, *tensors)
+        input, lengths = call.input, call.lengths
         if all(g is None for g in grads):
-            return *_Inputs(), *[None] * len(weights)
+            return (None,) * (len(_BATCH) + len(call.weights))
         if forward_ad._current_level >= 0:  # the pullback of a vjp inside a jvp
-            gradients: Any = _row_grads(grads[:4], inputs.call(weights))
+            gradients: Any = _row_grads(grads[:4], call)
         else:
             apply: Any = _RowGrads.apply
-            gradients = apply(*_Saved._make((*grads[:4], output, cells, gates)), *inputs, *weights)
-        grad_input, grad_h_0, grad_c_0, *d_gates = gradients
+            saved = output, cells, gates
+            gradients = apply(*grads[:4], *saved, ctx.engine, ctx.layout, *tensors)
+        of_state, d_gates = gradients[:3], gradients[3:]
         if lengths is not None:  # a NaN in the padding must not reach dL/dW_ih
             input = torch.where(live_steps(input, lengths), input, 0.0)
-        grad_weights: list[Tensor] = []
+        of_weights: list[Tensor] = []
         rows = input.shape[0] * input.shape[1]  # the older vmap has no rule for flatten
         for d, h in enumerate(output.chunk(len(d_gates), -1)):
             d_rows = d_gates[d].reshape(rows, d_gates[d].shape[-1])
-            h_prev = _previous_hidden(h, inputs.h_0[d], lengths, inputs.reset, reverse=d == 1)
-            grad_weights += [d_rows.t() @ t.reshape(rows, t.shape[-1]) for t in (input, h_prev)]
-            if inputs.layout:  # a bias; the other options are not served here
-                grad_bias = d_rows.sum(0)
-                grad_weights += [grad_bias, grad_bias.clone()]  # users scale them in place
-        return *_Inputs(input=grad_input, h_0=grad_h_0, c_0=grad_c_0), *grad_weights
+            h_prev = _previous_hidden(h, call.h_0[d], lengths, call.reset, reverse=d == 1)
+            of_weights += [d_rows.t() @ t.reshape(rows, t.shape[-1]) for t in (input, h_prev)]
+            if call.layout:  # "bias"; calls with other layouts do not come here
+                of_bias = d_rows.sum(0)
+                of_weights += [of_bias, of_bias.clone()]  # users scale them in place
+        return None, None, None, None, *of_state, *of_weights
 
     @staticmethod
     def vmap(info: Any, in_dims: _Dims, *args: Any) -> Any:
-        return _fold(_Layer, _BATCH_OF_INPUTS, (1, 1, 1, 2, 2), info, in_dims, args)
+        return _fold(_Layer, _BATCH, (1, 1, 1, 2, 2), info, in_dims, args)
 
 
 class _RowGrads(Function):
-    """Takes `_Saved`, `_Inputs` and the weights.
+    """Takes the gradients of output, h_n, c_n, cells; output, cells, gates; then as `_Layer`.
 
     Returns dL/dinput, dL/dh_0, dL/dc_0, and dL/d(pre-activations) [T,B,4H] of each direction.
     """
 
     @staticmethod
     def forward(*args: Any) -> Any:
-        saved, others = _split(_Saved, args)
-        inputs, weights = _split(_Inputs, others)
+        saved, engine, layer = args[:7], args[7], args[8:]
         requested = {"input_needs_grad": True, "state_needs_grad": True, "per_row": True}
         *state, d_gates = torch.ops.fastlstm.lstm_backward(
-            *inputs.call(weights), *saved, **requested, engine=inputs.engine
+            *_call(*layer), *saved, **requested, engine=engine
         )
         return *state, *d_gates
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        saved, (_, ctx.layout, *tensors) = _split(_Saved, inputs)
-        ctx.save_for_backward(*saved[:4], *tensors)
+        ctx.layout = inputs[8]
+        ctx.save_for_backward(*inputs[:4], *inputs[9:])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
@@ -171,26 +149,17 @@ class _RowGrads(Function):
         def function(*floating: Tensor) -> tuple[Tensor, ...]:
             rest = iter(floating)
             incoming_now = [next(rest) if is_there else None for is_there in there]
-            inputs, weights = _split(_Inputs, (None, ctx.layout, lengths, reset, *rest))
-            return _row_grads(incoming_now, inputs.call(weights))
+            return _row_grads(incoming_now, _call(ctx.layout, lengths, reset, *rest))
 
         floating = [t for t in (*incoming, *tensors) if t is not None]
         gradients = iter(torch.func.vjp(function, *floating)[1](grads))
-        # output, cells and gates were recomputed, so all gradients have gone to the arguments
-        of_saved = _Saved(*(next(gradients) if is_there else None for is_there in there))
-        of_inputs = _Inputs(input=next(gradients), h_0=next(gradients), c_0=next(gradients))
-        return *of_saved, *of_inputs, *gradients
+        of_incoming = [next(gradients) if is_there else None for is_there in there]
+        # `function` computes output, cells and gates itself, so they have no gradients.
+        return *of_incoming, *[None] * 7, *gradients
 
     @staticmethod
     def vmap(info: Any, in_dims: _Dims, *args: Any) -> Any:
-        where = (*_BATCH_OF_SAVED, *_BATCH_OF_INPUTS)
-        return _fold(_RowGrads, where, (1,) * 5, info, in_dims, args)
-
-
-def _split(kind: type[_Arguments], args: Sequence[Any]) -> tuple[_Arguments, Sequence[Any]]:
-    """Returns the first arguments of a `Function` by name, and the others."""
-    count = len(kind._fields)
-    return kind(*args[:count]), args[count:]
+        return _fold(_RowGrads, (1, 1, 1, 2, 1, 2, 2, *_BATCH), (1,) * 5, info, in_dims, args)
 
 
 def _row_grads(grads: Sequence[Tensor | None], call: LstmCall) -> tuple[Tensor, ...]:
