@@ -84,7 +84,7 @@ def test_loading_a_state_dict_of_another_format(source, target):
 def load_errors(module, state_dict, **options):
     with pytest.raises(RuntimeError) as caught:
         module.load_state_dict(state_dict, **options)
-    return re.sub("(Packed)?LSTM", "LSTM", str(caught.value))
+    return re.sub("(Prepacked)?LSTM", "LSTM", str(caught.value))
 
 
 def test_load_state_dict_raises_the_errors_of_an_lstm():
