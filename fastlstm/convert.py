@@ -6,6 +6,7 @@ import functools
 import types
 import warnings
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any, ClassVar, Literal, TypeVar, overload
 
 import torch
@@ -92,6 +93,7 @@ CLASSES: tuple[tuple[type[nn.Module], type[nn.Module], type[nn.Module]], ...] = 
     (nn.LSTM, LSTM, _LSTMStandIn),
     (nn.LSTMCell, LSTMCell, _LSTMCellStandIn),
 )
+_LSTMS = tuple(chain(*CLASSES))
 for _, _ours, _both in CLASSES:
     _both.__name__ = _ours.__name__  # for repr; pickle reads __qualname__
 
@@ -172,7 +174,7 @@ def convert(
             _change_class(module, target)
         if note:
             notes.append(f"convert: {path} {note}")
-    if not any(map(_is_lstm, modules.values())):
+    if not any(isinstance(module, _LSTMS) for module in modules.values()):
         problem = (
             "convert: expected a model with an LSTM or LSTMCell (GRUs are not supported), got one "
             f"{_instead(modules.values())}"
@@ -199,14 +201,12 @@ def _refuse_wrapped(path: str, module: nn.Module) -> None:
     if isinstance(module, torch.jit.ScriptModule):
         if getattr(module, "original_name", None) in ("LSTM", "LSTMCell"):
             why = "is scripted; convert before torch.jit.script"
-    elif _is_lstm(module) and any("torch.distributed." in str(c) for c in type(module).__mro__):
+    elif isinstance(module, _LSTMS) and any(
+        "torch.distributed." in str(c) for c in type(module).__mro__
+    ):
         why = "is sharded; convert before fully_shard"
     if why is not None:
         raise TypeError(f"cannot convert {path}: {type(module).__qualname__} {why}")
-
-
-def _is_lstm(module: nn.Module) -> bool:
-    return isinstance(module, tuple(cls for of_kind in CLASSES for cls in of_kind))
 
 
 def _to_fastlstm(module: nn.Module, keep_class: bool) -> tuple[type[nn.Module] | None, str]:

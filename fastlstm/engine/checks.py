@@ -130,9 +130,7 @@ def check_layer(call: LstmCall) -> None:
     else:
         steps, batch = batch_sizes.numel(), h_0.size(1)
         _check_batch_sizes(batch_sizes, batch, input.size(0))
-        for name in ("lengths", "reset"):
-            if getattr(call, name) is not None:
-                _refuse_for_packed(name)
+        _refuse_for_packed(call)
     directions = h_0.size(0)
     hidden_size, output_size = _check_weights(call)
     _check_tensor(call, "h_0", (directions, batch, output_size))
@@ -184,14 +182,16 @@ def _check_weights(call: LstmCall) -> tuple[int, int]:
     return hidden_size, output_size
 
 
-def _refuse_for_packed(name: str) -> None:
-    raise RuntimeError(f"lstm: {name} cannot be combined with batch_sizes (packed input)")
+def _refuse_for_packed(call: Call | LstmCall) -> None:
+    """Raises a RuntimeError for an option that packed input does not have."""
+    for name in ("lengths", "reset"):
+        if call.batch_sizes is not None and getattr(call, name) is not None:
+            raise RuntimeError(f"lstm: {name} cannot be combined with batch_sizes (packed input)")
 
 
 def check_lengths(call: Call) -> None:
     """Raises a RuntimeError unless the lengths of a call, otherwise checked, fit its input."""
-    if call.batch_sizes is not None:
-        _refuse_for_packed("lengths")
+    _refuse_for_packed(call)
     assert call.lengths is not None
     steps, batch = call.input.shape[:2]
     _check_tensor(call, "lengths", (batch,), torch.int64)

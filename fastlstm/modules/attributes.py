@@ -31,10 +31,7 @@ def read_weights(lstm: Any) -> tuple[list[Any], str | None, torch.dtype | None]:
     Layout and dtype are None if the weights have other shapes than the attributes describe.
     """
     names, weights, parameters = lstm._flat_weights_names, lstm._flat_weights, lstm._parameters
-    try:
-        layout, shapes = described(lstm)
-    except AttributeError:  # an attribute is missing
-        layout, shapes = None, []
+    layout, shapes = described(lstm)
     library = None if torch.compiler.is_compiling() else _build.library
     if library is not None and library.are_described(weights, parameters, names, shapes):
         return weights, layout, weights[0].dtype
@@ -69,12 +66,15 @@ def named_weights(layer: nn.Module) -> dict[str, Any]:
 def described(lstm: Any) -> tuple[str, list[tuple[int, ...]]]:
     """Returns the layout and the shapes of the weights that the attributes of an LSTM describe.
 
-    There are no shapes if an attribute has a type or a value that nn.LSTM may refuse.
+    There are no shapes if an attribute is missing, or is one that nn.LSTM may refuse.
     """
     describe = _describe if torch.compiler.is_compiling() else _describe_once
-    flags = lstm.bias, lstm.bidirectional, lstm.batch_first
-    sizes = lstm.num_layers, lstm.input_size, lstm.hidden_size, lstm.proj_size
-    return describe(getattr(lstm, "_fastlstm_normalizes", False), *flags, *sizes, lstm.dropout)
+    try:
+        flags = lstm.bias, lstm.bidirectional, lstm.batch_first
+        sizes = lstm.num_layers, lstm.input_size, lstm.hidden_size, lstm.proj_size
+        return describe(getattr(lstm, "_fastlstm_normalizes", False), *flags, *sizes, lstm.dropout)
+    except AttributeError:
+        return "", []
 
 
 def _describe(*attributes: Any) -> tuple[str, list[tuple[int, ...]]]:
@@ -146,18 +146,11 @@ def shapes_of(weights: list[Any]) -> list[Any]:
 
 
 def run_torch_lstm(lstm: Any, input: Any, hx: Any) -> Any:
-    """Runs nn.LSTM.forward; raises an error if it would read beyond the end of a matrix."""
-    if not isinstance(input, PackedSequence):
-        _check_memory(lstm)
-    return run_torch(torch_lstm.forward, lstm, input, hx)
+    """Runs nn.LSTM.forward. Raises a RuntimeError for a matrix that is too small.
 
-
-def _check_memory(lstm: Any) -> None:
-    """Raises a RuntimeError for a matrix that is too small: oneDNN compares no shapes."""
-    try:
-        _, shapes = described(lstm)
-    except AttributeError:  # an attribute is missing, and nn.LSTM raises an error
-        return
+    oneDNN, which computes padded input, compares no shapes and would read beyond its end.
+    """
+    shapes = [] if isinstance(input, PackedSequence) else described(lstm)[1]
     for weight, shape in zip(read_weights(lstm)[0], shapes, strict=False):
         is_small = isinstance(weight, Tensor) and weight.numel() < math.prod(shape)
         if is_small and len(shape) == 2:
@@ -165,6 +158,7 @@ def _check_memory(lstm: Any) -> None:
                 f"{type(lstm).__name__}: expected a weight of shape {shape}, as the attributes "
                 f"describe it, got {tuple(weight.shape)}"
             )
+    return run_torch(torch_lstm.forward, lstm, input, hx)
 
 
 def run_torch(forward: Callable[..., Any], module: Any, input: Any, hx: Any) -> Any:

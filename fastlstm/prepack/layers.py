@@ -57,8 +57,8 @@ class Prepacked(nn.Module):
         named = named_weights(layer)
         copy_additions(layer, self, named)
         self._layer_class = own_class(layer)
-        parameters = {name: p for name, p in layer._parameters.items() if p is not None}
-        self._frozen = {name for name, p in parameters.items() if not p.requires_grad}
+        parameters = layer.named_parameters(recurse=False, remove_duplicate=False)
+        self._frozen = {name for name, p in parameters if not p.requires_grad}
         tensors = {name: weight.detach() for name, weight in named.items()}
         self.__dict__["_shapes"] = {name: tuple(t.shape) for name, t in tensors.items()}
         self.dtype = next(iter(tensors.values())).dtype
@@ -250,10 +250,7 @@ class PrepackedLSTM(Prepacked, SequenceModule):
         return (self._op_weights(), self._layout, None, None) if is_plain else None
 
     def _fastlstm_weights(self) -> tuple[list[Any], str | None, torch.dtype | None]:
-        try:
-            fit = described(self)[1] == [*self._shapes.values()]
-        except AttributeError:  # an attribute is missing
-            fit = False
+        fit = described(self)[1] == [*self._shapes.values()]
         return self._op_weights(), self._layout if fit else None, self.dtype
 
     def _fastlstm_torch(self) -> Any:
