@@ -87,7 +87,8 @@ class LSTMCell(CellModule, EngineModule, nn.RNNCellBase):
     """
 
     _fastlstm_of = nn.LSTMCell
-    _fastlstm_options = {"engine": engines.check_engine}
+    _fastlstm_check_engine = staticmethod(engines.check_engine)
+    _fastlstm_options = ("engine",)
     engine: str
 
     def __init__(

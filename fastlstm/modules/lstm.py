@@ -206,10 +206,6 @@ def _without_batch(dim: int, output: Tensor, state: State, *cells: Tensor) -> tu
     return output.squeeze(dim), (h_n, c_n), *(c.squeeze(dim + 1) for c in cells)
 
 
-def _check_option(name: str, value: Any) -> None:
-    check_probabilities(**{name: value})
-
-
 class LSTM(SequenceModule, EngineModule, nn.RNNBase):
     """A multi-layer LSTM: `torch.nn.LSTM` with a fused engine and more options.
 
@@ -254,10 +250,8 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
 
     _fastlstm_of = nn.LSTM
     _fastlstm_normalizes = False
-    _fastlstm_options = {
-        "engine": engines.check_engine,
-        **{name: partial(_check_option, name) for name in Regularizers._fields},
-    }
+    _fastlstm_check_engine = staticmethod(engines.check_engine)
+    _fastlstm_options = ("engine", *Regularizers._fields)
     check_forward_args = torch_lstm.check_forward_args
     get_expected_cell_size = torch_lstm.get_expected_cell_size
     engine: str

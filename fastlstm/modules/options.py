@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from ..engine.call import Regularizers
+from ..engine.call import Regularizers, check_probabilities
 from ..interop.scripting import prepare
 
 _INSTEAD = {
@@ -53,8 +52,8 @@ class EngineModule(nn.Module):
     _fastlstm_engine = "auto"
     _fastlstm_regularizers = NO_REGULARIZERS
     _fastlstm_of: ClassVar[type[nn.Module]]  # the class of torch.nn or of the user without us
-    # The attributes that are options, each with the check of a new value.
-    _fastlstm_options: ClassVar[dict[str, Callable[[Any], None]]] = {}
+    _fastlstm_options: ClassVar[tuple[str, ...]] = ()  # the attributes that are options
+    _fastlstm_check_engine: ClassVar[Any]  # checks a value of the option `engine`
     _get_name = qualified_name
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -87,11 +86,11 @@ class EngineModule(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         if not self._fastlstm_has(name):
             super().__setattr__(name, value)
-            return
-        self._fastlstm_options[name](value)
-        if name == "engine":
+        elif name == "engine":
+            type(self)._fastlstm_check_engine(value)
             vars(self)["_fastlstm_engine"] = value
         else:
+            check_probabilities(**{name: value})
             drawn = self._fastlstm_regularizers._replace(**{name: value})
             vars(self)["_fastlstm_regularizers"] = drawn if any(drawn) else NO_REGULARIZERS
 
