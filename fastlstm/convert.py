@@ -58,7 +58,7 @@ def _make(make: Any, *arguments: Any) -> nn.Module:
 
 
 def _not_compiled_in_parts(function: Any) -> Any:
-    """Returns a copy of a function of which torch.compile compiles no part.
+    """Returns a copy of a function that torch.compile does not compile, not even in parts.
 
     torch.compile breaks the graph at a call of it. Without this, torch.compile would compile the
     parts of the function, which all modules share, until its limit of recompilations.
@@ -137,7 +137,7 @@ def convert(
 
     A module of a subclass of nn.LSTM or nn.LSTMCell keeps its methods too; its `super().forward`
     then runs fastlstm. If it overrides a method that nn.LSTM.forward calls, such as
-    `permute_hidden`, it is left alone.
+    `permute_hidden`, it stays as it is.
 
     Args:
         model: any module; it may be an LSTM itself.
@@ -156,7 +156,7 @@ def convert(
             or sharded. Nothing is changed then.
 
     Warns:
-        UserWarning: for each module that is left alone, with the reason: a subclass as above, or,
+        UserWarning: for each module that stays as it is, with the reason: a subclass as above, or,
             on the way to torch, a subclass of fastlstm.LSTM or LSTMCell (LayerNormLSTM, for
             instance). And for each module that goes back to torch with options that nn.LSTM lacks:
             input_dropout, recurrent_dropout, zoneout_h, zoneout_c, weight_dropout.

@@ -33,7 +33,7 @@ def why_no_lengths(call: Call) -> str | None:
     if call.directions == 2:
         return "with lengths and two directions it takes no initial state"
     if call.hx[1].dtype != call.input.dtype and not autocasts(call.input.device.type):
-        return f"it takes no c_0 of {call.hx[1].dtype} beside an input of {call.input.dtype}"
+        return f"it takes no c_0 of {call.hx[1].dtype} with an input of {call.input.dtype}"
     return None
 
 
