@@ -4,6 +4,7 @@ import inspect
 import re
 from pathlib import Path
 
+from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.inspect import signature, stringify_signature
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,4 +53,8 @@ def constructor(app, what, name, obj, options, shown, returns):
 
 
 def setup(app):
+    # The page shows one signature of `convert`, and not its five overloads.
+    analyzer = ModuleAnalyzer.for_module("fastlstm.convert")
+    analyzer.analyze()
+    analyzer.overloads.clear()
     app.connect("autodoc-process-signature", constructor)
