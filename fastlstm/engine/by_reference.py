@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .call import Call, LstmCall, Results, autocasts
+from .call import Call, LstmCall, Results, autocasts, replaced
 from .checks import check_layer
 from .stack import by_layers
 
 
 def run_reference(call: Call) -> Results:
     """Runs a call by `reference.lstm_layer`."""
-    return by_layers(call._replace(hx=call.state()), _run_layer)
+    return by_layers(replaced(call, hx=call.state()), _run_layer)
 
 
 def _run_layer(*layer: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -39,5 +39,5 @@ def _as_autocast(call: LstmCall, dtype: torch.dtype) -> LstmCall:
 
     c_0, weights = call.c_0, [cast(weight) for weight in call.weights]
     keeps_c_0 = c_0.dtype == torch.float32 and c_0.is_cpu and "projection" in call.layout
-    cast_call = LstmCall(*map(cast, call))._replace(weights=weights)
-    return cast_call._replace(c_0=c_0) if keeps_c_0 else cast_call
+    cast_call = replaced(LstmCall(*map(cast, call)), weights=weights)
+    return replaced(cast_call, c_0=c_0) if keeps_c_0 else cast_call

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numbers
 from collections.abc import Sequence
 from itertools import chain, compress, product
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -225,6 +225,17 @@ class Call(NamedTuple):
                 h_0, c_0 = h_0[rows], c_0[rows]
         options = self.batch_sizes, self.lengths, self.reset
         return LstmCall(input, h_0, c_0, weights, self.layout, *options)
+
+
+_FIELDS = {kind: kind._fields for kind in (LstmCall, Direction, Call)}
+_Entry = TypeVar("_Entry", LstmCall, Direction, Call)
+
+
+def replaced(entry: _Entry, **changes: Any) -> _Entry:
+    """Returns the named tuple with changes, as `_replace`, which torch 2.8 cannot compile."""
+    kind = type(entry)
+    values: Any = [changes.get(name, x) for name, x in zip(_FIELDS[kind], entry, strict=True)]
+    return kind(*values)
 
 
 # A layout names the weights that a direction has besides W_ih and W_hh, in words and in this order.

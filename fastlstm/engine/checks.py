@@ -15,6 +15,7 @@ from .call import (
     Regularizers,
     autocasts,
     check_probabilities,
+    replaced,
     state_dtype,
     weight_names,
     weight_shapes,
@@ -102,13 +103,13 @@ def in_training(call: Call, dropout: float, regularizers: Regularizers) -> Call:
     if dropout or acts:
         check_probabilities(dropout=dropout, **regularizers._asdict())
     if acts:  # some masks have the shape of a state
-        call = call._replace(hx=call.state(), regularizers=regularizers)
-    return call._replace(dropout=dropout)
+        call = replaced(call, hx=call.state(), regularizers=regularizers)
+    return replaced(call, dropout=dropout)
 
 
 def check_stack(call: Call) -> None:
     """Raises a RuntimeError unless the tensors of a plain call agree, which aten does not check."""
-    input, call = call.input, call._replace(hx=call.state(), lengths=None)
+    input, call = call.input, replaced(call, hx=call.state(), lengths=None)
     for k in range(call.num_layers):
         layer = call.layer(k, input)
         check_layer(layer)

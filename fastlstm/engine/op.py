@@ -20,7 +20,7 @@ from torch.overrides import has_torch_function_variadic
 
 from .. import _build
 from . import reference
-from .call import Call, LstmCall, Results, autocasts, live_steps
+from .call import Call, LstmCall, Results, autocasts, live_steps, replaced
 from .stack import by_extension, by_layers
 
 _Dims = tuple[int | None, ...]
@@ -30,10 +30,10 @@ def run_op(call: Call, engine: str) -> Results:
     """Runs a call by the op, layer by layer, on an engine that the op knows by its name."""
     is_compiling = torch.compiler.is_compiling()
     if not is_compiling and torch._C._are_functorch_transforms_active():
-        return by_layers(call._replace(hx=call.state()), lstm_layer, engine)
+        return by_layers(replaced(call, hx=call.state()), lstm_layer, engine)
     # Dynamo and tensor subclasses know torch.ops only.
     if is_compiling or has_torch_function_variadic(call.input, *(call.hx or ()), *call.weights):
-        call, saves = call._replace(hx=call.state()), call.return_cell_states
+        call, saves = replaced(call, hx=call.state()), call.return_cell_states
         return by_layers(call, torch.ops.fastlstm.lstm, saves, False, engine)
     return by_extension(call, engine)
 
@@ -174,9 +174,9 @@ def _row_grads(grads: Sequence[Tensor | None], call: LstmCall) -> tuple[Tensor, 
         wide: list[Tensor] = []
         for w in directions:
             ones = [eye if w is other else zero for other in directions]
-            wide += w._replace(W_ih=torch.cat([w.W_ih, *ones], 1)).tensors()
+            wide += replaced(w, W_ih=torch.cat([w.W_ih, *ones], 1)).tensors()
         input = torch.cat([input, *added], -1)
-        return reference.lstm_layer(*call._replace(input=input, h_0=h_0, c_0=c_0, weights=wide))
+        return reference.lstm_layer(*replaced(call, input=input, h_0=h_0, c_0=c_0, weights=wide))
 
     added = [input.new_zeros(*input.shape[:2], units)] * len(directions)
     results, pull, *_ = torch.func.vjp(layer, input, call.h_0, call.c_0, *added)

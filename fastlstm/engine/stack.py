@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import _build
-from .call import Call, LstmCall, Regularizers, Results, State, live_steps
+from .call import Call, LstmCall, Regularizers, Results, State, live_steps, replaced
 
 
 def run_stack(compute: Callable[[Call], Results], call: Call, batch_first: bool) -> tuple[Any, ...]:
@@ -24,7 +24,7 @@ def run_stack(compute: Callable[[Call], Results], call: Call, batch_first: bool)
     batch_first = batch_first and call.batch_sizes is None
     if batch_first:
         reset = None if call.reset is None else call.reset.transpose(0, 1)
-        call = call._replace(input=call.input.transpose(0, 1), reset=reset)
+        call = replaced(call, input=call.input.transpose(0, 1), reset=reset)
     output, state, layers = compute(call)
     if batch_first:
         output = output.transpose(0, 1)
@@ -98,11 +98,11 @@ def regularize(call: LstmCall, p: Regularizers) -> tuple[LstmCall, list[Tensor |
             mask = torch.cat([mask[:rows] for rows in call.batch_sizes.tolist()])
         input = input * mask
     if p.weight_dropout:
-        dropped = [d._replace(W_hh=F.dropout(d.W_hh, p.weight_dropout)) for d in call.directions]
+        dropped = [replaced(d, W_hh=F.dropout(d.W_hh, p.weight_dropout)) for d in call.directions]
         weights = [weight for d in dropped for weight in d.tensors()]
     if p.recurrent_dropout:
         h_mask = F.dropout(torch.ones_like(h_0), p.recurrent_dropout)
-    call = call._replace(input=input, weights=weights, h_mask=h_mask)
+    call = replaced(call, input=input, weights=weights, h_mask=h_mask)
     if not p.zones_out():
         return call, []
 

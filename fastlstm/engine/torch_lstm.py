@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .call import DTYPES, Call, LstmCall, Results, autocasts, live_steps
+from .call import DTYPES, Call, LstmCall, Results, autocasts, live_steps, replaced
 from .checks import check_lengths
 from .stack import by_layers
 
@@ -41,7 +41,7 @@ def run_torch(call: Call) -> Results:
     """Runs a call by the functions of aten that nn.LSTM and nn.LSTMCell call, with their bits."""
     if call.lengths is not None:
         check_lengths(call)
-        output, state, _ = by_layers(call._replace(hx=call.state()), _run_layer)
+        output, state, _ = by_layers(replaced(call, hx=call.state()), _run_layer)
         return output, state, []
     input, (h_0, c_0), weights = call.input, call.state(), call.weights
     aten: Any = torch._VF
@@ -96,8 +96,8 @@ def _wide_weights(call: LstmCall, more: int) -> list[Tensor]:
     no_bias, weights = W_ih.new_zeros(W_ih.size(0)), list[Tensor]()
     for w in call.directions:
         if w.b_ih is None:
-            w = w._replace(b_ih=no_bias, b_hh=no_bias)
-        weights += w._replace(W_ih=torch.cat([w.W_ih, shut.flatten(0, 1)], 1)).tensors()
+            w = replaced(w, b_ih=no_bias, b_hh=no_bias)
+        weights += replaced(w, W_ih=torch.cat([w.W_ih, shut.flatten(0, 1)], 1)).tensors()
     order = sorted(range(len(weights)), key=lambda k: -weights[k].dim())
     whole = torch.cat([weights[k].flatten() for k in order])
     parts = torch.split(whole, [weights[k].numel() for k in order])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _build
-from ..engine.call import LAYOUTS, Call, Results, State, state_dtype, zero_state
+from ..engine.call import LAYOUTS, Call, Results, State, replaced, state_dtype, zero_state
 from ..engine.checks import check_kinds
 from ..engine.engines import is_eager
 from ..interop.scripting import own_class
@@ -265,7 +265,7 @@ class PrepackedLSTM(Prepacked, SequenceModule):
             rows = call.num_layers * call.directions, call.steps_and_batch()[1]
             output_size = self.proj_size if self.proj_size > 0 else self.hidden_size
             state = zero_state(call.input, rows, self.hidden_size, output_size, self.dtype)
-            call = call._replace(hx=state)
+            call = replaced(call, hx=state)
         return super()._fastlstm_compute(call)
 
     def flatten_parameters(self) -> None:

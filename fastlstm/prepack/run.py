@@ -6,7 +6,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.overrides import has_torch_function_variadic
 
-from ..engine.call import Call, Results, autocasts, state_dtype
+from ..engine.call import Call, Results, autocasts, replaced, state_dtype
 from ..engine.engines import transforms_active
 from ..engine.stack import by_extension, by_layers
 
@@ -24,7 +24,7 @@ def run_prepacked(call: Call, dtype: torch.dtype, name: str) -> Results:
         h_0, c_0 = call.state()
         keeps_c_0 = c_0.dtype == state_dtype(dtype)
         state = h_0.to(dtype), c_0 if keeps_c_0 else c_0.to(dtype)
-        call = call._replace(input=call.input.to(dtype), hx=state)
+        call = replaced(call, input=call.input.to(dtype), hx=state)
     if call.input.dtype != dtype:
         raise ValueError(f"{name}: expected input of dtype {dtype}, got {call.input.dtype}")
     if _is_differentiated(call):

@@ -21,7 +21,7 @@ from fastlstm.engine.checks import check_layer
 T, B, I, H = 4, 3, 2, 5
 # The messages of newer and of older versions of torch.
 OTHER_DTYPE = (
-    r"input dtype \(.*64\) .* weight dtype|must have the type torch.float32, got type torch.float64"
+    r"input dtype \(.*64\) .* weight dtype|must have the type torch.float32, got type torch\..*64"
 )
 
 
@@ -441,7 +441,9 @@ def test_packed_sequences_of_the_wrong_size(route):
     with pytest.raises(ValueError, match=OTHER_DTYPE):
         lstm(good.to(torch.float64))
     forged = PackedSequence(good.data, torch.tensor([3, 3, 3]))
-    with pytest.raises(RuntimeError, match="batch_sizes to sum to|invalid for input of size"):
+    with pytest.raises(
+        RuntimeError, match="batch_sizes to sum to|invalid for input|exceeds dimension"
+    ):
         lstm(forged)
 
 
