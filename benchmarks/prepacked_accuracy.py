@@ -1,8 +1,8 @@
 """Print how accurate prepacked layers are in float32, bfloat16 and int8, as Markdown.
 
-    python benchmarks/packed_accuracy.py
+    python benchmarks/prepacked_accuracy.py
     python -m captioning demo --output runs/demo
-    python benchmarks/packed_accuracy.py --demo runs/demo --write docs/reference/figures.md
+    python benchmarks/prepacked_accuracy.py --demo runs/demo --write docs/reference/figures.md
 
 The error of an output is the root mean square of its deviation from the output of the same layer in
 float64, divided by the root mean square of the float64 output. With --demo, a second table shows
