@@ -15,13 +15,14 @@
 
 namespace fastlstm {
 
-// Returns the number that an environment variable holds.
+// Returns the number that an environment variable holds, or `otherwise` if it is empty or not set.
 inline int64_t number_in(const char* variable, const char* what, int64_t least, int64_t otherwise) {
   const char* const text = std::getenv(variable);
+  if (!text || !*text) return otherwise;
   char* end = nullptr;
-  const int64_t value = text ? std::strtol(text, &end, 10) : otherwise;
-  TORCH_CHECK(!text || (!*end && value >= least), variable, ": expected a number of ", what, ", ",
-              least, " or more, got \"", text, "\"");
+  const int64_t value = std::strtol(text, &end, 10);
+  TORCH_CHECK(!*end && value >= least, variable, ": expected a number of ", what, ", ", least,
+              " or more, got \"", text, "\"");
   return value;
 }
 

@@ -77,15 +77,17 @@ __device__ LanePart<T> lane_part(const RowVector<T>& row, int last, int depth, i
   return {row.values + skipped, end, row.exchanged};
 }
 
-// Polls a piece until it is there, and gives up after `patience` milliseconds.
+// Polls a piece until it is there, and gives up after `patience` milliseconds. The clock is read
+// after each load has begun, so that it delays no value.
 __device__ inline void await_piece(const Bits128* piece, uint32_t patience) {
-  const uint32_t start = milliseconds();
-  for (;;) {
+  uint32_t start = 0;
+  for (bool is_first = true;; is_first = false) {
     await_store(piece);
     const Bits128 words = load_exchanged(piece);
-    const bool is_late = milliseconds() - start > patience;  // while the piece is on its way
+    const uint32_t now = milliseconds();
     if (!is_unwritten(words)) return;
-    if (is_late) give_up();
+    if (is_first) start = now;
+    if (now - start > patience) give_up();
   }
 }
 

@@ -296,13 +296,14 @@ def test_variables_of_the_environment():
     """Of the SMS that the emulated device has, 4 are left."""
     ops()
     folders = str(ROOT / "tests"), str(ROOT / "tests/cuda")
-    environment = os.environ | {"FASTLSTM_FREE_SMS": "20"}
+    environment = os.environ | {"FASTLSTM_FREE_SMS": "20", "FASTLSTM_WAIT_SECONDS": ""}
     done = run(sys.executable, "-c", FREE_SMS, *folders, env=environment)
     assert "with 4 SMs, and 20 left free by FASTLSTM_FREE_SMS" in done.stdout, done.stdout
     for variable, what, value in (
         ("FREE_SMS", "multiprocessors, 0", "x"),
         ("FREE_SMS", "multiprocessors, 0", "-1"),
         ("WAIT_SECONDS", "seconds, 1", "0"),
+        ("WAIT_SECONDS", "seconds, 1", "2.5"),
     ):
         name = f"FASTLSTM_{variable}"
         done = run(sys.executable, "-c", FREE_SMS, *folders, env=environment | {name: value})
