@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import importlib
 import math
+import pkgutil
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -91,35 +91,39 @@ def compare(
         )
     device = next(model.parameters()).device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        copies = list(_copies(model, inputs, device, training, quiet))
-        steps: list[Run] = []
-        for *_, made, calls in copies:
-            steps.append(partial(_make_calls, [(made, _copied(inputs), {})], training))
-            steps.append(partial(_make_calls, calls, training))
-        times = in_turn(steps, device, seconds * len(copies), shows=not quiet)
-        outputs = [_outputs(made, _copied(inputs)) for _, _, made, _ in copies]
-    rows = []
-    for k, (name, code, _, _) in enumerate(copies):
-        ratios = [a / b for a, b in zip(times[0], times[2 * k], strict=True)]
-        low, ratio, high = statistics.quantiles(ratios, n=4, method="inclusive")
-        whole, alone = map(statistics.median, times[2 * k : 2 * k + 2])
-        share, difference = min(1.0, alone / whole), _difference(outputs[k], outputs[0])
-        figures = (1e3 * whole, ratio, (low, high), share, difference)
-        rows.append(Comparison(name, *figures, code))
+        ways = list(_ways(model, inputs, device, training, quiet))
+        runs = [run for way in ways for run in (way.run_model, way.run_lstms)]
+        times = in_turn(runs, device, seconds * len(ways), shows=not quiet)
+    rows = [
+        _row(way, times[0], times[2 * k], times[2 * k + 1], ways[0].outputs)
+        for k, way in enumerate(ways)
+    ]
     if not quiet:
         print(_table(rows, training))
     return rows
 
 
-def _copies(
+class _Way(NamedTuple):
+    """A way that runs the model: `Comparison` has the first two."""
+
+    name: str
+    code: str
+    outputs: list[Any]
+    run_model: Run
+    run_lstms: Run  # makes the calls that the model made of its LSTMs
+
+
+def _ways(
     model: nn.Module, inputs: Sequence[Any], device: torch.device, training: bool, quiet: bool
-) -> Iterator[tuple[str, str, nn.Module, list[Call]]]:
-    """Name and code of each way that runs the model, its copy, and the calls of the LSTMs in it."""
+) -> Iterator[_Way]:
+    """The ways that run the model; the others are printed with the reason."""
     runs = False
-    for name, code, make in _ways(device, training):
+    for name, code, make in _conversions(device, training):
         try:
             made = make(copy.deepcopy(model).train(training))
-            calls = _calls_of_lstms(made, _copied(inputs), training)
+            # In the first call, so that a model that keeps a state gives the same by each way.
+            outputs = _outputs(made, _copied(inputs))
+            calls = _calls_of_lstms(made.train(training), _copied(inputs), training)
         except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
             if name == "converted" and not runs:
                 raise
@@ -127,10 +131,14 @@ def _copies(
                 print(f"{name} is left out: {str(error).splitlines()[0]}")
         else:
             runs = True
-            yield name, code, made, calls
+            whole: list[Call] = [(made, _copied(inputs), {})]
+            run_model, run_lstms = (partial(_make_calls, each, training) for each in (whole, calls))
+            yield _Way(name, code, outputs, run_model, run_lstms)
 
 
-def _ways(device: torch.device, training: bool) -> Iterator[tuple[str, str, Callable[..., Any]]]:
+def _conversions(
+    device: torch.device, training: bool
+) -> Iterator[tuple[str, str, Callable[..., Any]]]:
     """The name, what to write, and the function that makes it of a copy of the model."""
     yield "nn.LSTM", 'fastlstm.convert(model, to="torch")', partial(convert, to="torch")
     yield "converted", "fastlstm.convert(model)", convert
@@ -153,6 +161,18 @@ def _convert_to_engine(engine: str, model: nn.Module) -> nn.Module:
         if isinstance(module, (LSTM, LSTMCell)) and module._fastlstm_has("engine"):
             module.engine = engine
     return model
+
+
+def _row(
+    way: _Way, firsts: list[float], times: list[float], of_lstms: list[float], outputs: list[Any]
+) -> Comparison:
+    """A way beside the first one, from the seconds of each round and the first one's outputs."""
+    ratios = [first / time for first, time in zip(firsts, times, strict=True)]
+    low, ratio, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    whole, share = statistics.median(times), statistics.median(of_lstms)
+    difference = _difference(way.outputs, outputs)
+    figures = 1e3 * whole, ratio, (low, high), min(1.0, share / whole), difference
+    return Comparison(way.name, *figures, way.code)
 
 
 def _leaves(value: Any) -> Iterator[Any]:
@@ -208,18 +228,20 @@ def _make_calls(calls: Sequence[Call], training: bool) -> None:
                 torch.autograd.grad(outputs, wanted, [*ones], allow_unused=True)
 
 
-def _outputs(model: nn.Module, inputs: Sequence[Any]) -> Any:
-    """What it returns in eval mode."""
+def _outputs(model: nn.Module, inputs: Sequence[Any]) -> list[Any]:
+    """What lies in its outputs in eval mode."""
     torch.manual_seed(0)
     with torch.no_grad():
-        return model.eval()(*inputs)
+        leaves = _leaves(model.eval()(*inputs))
+    # A model may write to a tensor later.
+    return [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
 
 
-def _difference(outputs: Any, others: Any) -> float:
+def _difference(outputs: list[Any], others: list[Any]) -> float:
     """The largest difference of a number in the one from that in the other."""
-    pairs = zip_longest(_leaves(outputs), _leaves(others))
-    differences = [_difference_of_leaves(*pair) for pair in pairs]
-    return math.nan if any(map(math.isnan, differences)) else max(differences, default=math.nan)
+    pairs = zip_longest(outputs, others)
+    differences = (_difference_of_leaves(*pair) for pair in pairs)
+    return max(differences, default=math.nan, key=lambda d: math.inf if math.isnan(d) else d)
 
 
 def _difference_of_leaves(one: Any, other: Any) -> float:
@@ -273,17 +295,15 @@ def _table(rows: Sequence[Comparison], training: bool) -> str:
 
 def main(function: str, training: bool, seconds: float) -> None:
     """`python -m fastlstm compare`: of a model that package.module:function returns with inputs."""
-    path, _, name = function.partition(":")
     expected = f"function: expected package.module:function, got {function}"
     try:
-        make = getattr(importlib.import_module(path), name, None)
-    except (ImportError, ValueError) as error:
+        make = pkgutil.resolve_name(function)
+    except (ImportError, AttributeError, ValueError) as error:
         raise SystemExit(f"{expected}: {error}") from None
     if not callable(make):
-        raise SystemExit(f"{expected}: {path} has no function {name!r}")
+        raise SystemExit(f"{expected}, which is no function, but of type {type(make).__name__}")
     made = make()
     if not isinstance(made, (tuple, list)) or not made or not isinstance(made[0], nn.Module):
         got = type(made).__name__
         raise SystemExit(f"function: expected {function} to return (model, *inputs), got {got}")
-    model, *inputs = made
-    compare(model, *inputs, training=training, seconds=seconds)
+    compare(*made, training=training, seconds=seconds)

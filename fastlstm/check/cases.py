@@ -5,46 +5,53 @@ The results and gradients of a call are compared with the equations of `referenc
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import product
 
 import torch
 from torch import Tensor
 
 from ..engine.by_reference import run_reference
-from ..engine.call import LAYOUTS, Call, Results, weight_shapes
+from ..engine.call import LAYOUTS, Call, Regularizers, Results, weight_shapes
 
 # The bits of a significand by kind of arithmetic. "tf32" is float32 with products in TF32.
 BITS = {"float64": 53, "float32": 24, "tf32": 11, "bfloat16": 9, "float16": 11}
+# Prepacked layers in float32 as if they were engines, with the bits of their results.
+PREPACKED = {"prepacked": 24, "prepacked in bfloat16": 11, "prepacked in int8": 11}
 TOLERANCE = 32  # roundoffs of the largest value; four times as many with layer normalization
 
 # The words of a case say which options its call has.
 CASES = (
     "plain; no bias; two layers, both directions; packed; packed, both directions; lengths; "
     "lengths, both directions, no state; reset; reset, lengths, both directions; projection, "
-    "both directions; layer norm, lengths; cell states, lengths, both directions; one step; "
-    "one row; large H"
+    "both directions; layer norm, lengths; recurrent dropout, both directions; cell states, both "
+    "directions; one step; one row; large H"
 ).split("; ")
-# Typical calls, which are timed; without the words, in inference and in float32.
-TIMED = (
-    "typical; typical, training; typical, packed, training; typical, bfloat16; typical, bfloat16, "
-    "training; typical step"
-).split("; ")
-SMALL = "small, reset, lengths"  # is compared before the first use of kernels that were not checked
+# Typical calls, which are timed as well; without the word in inference.
+TIMED = ("typical", "typical, training", "typical, packed, training", "typical step")
 # Steps, rows, input_size and hidden_size of the cases with a word, the first that fits.
 SIZES = {
     "large H": (6, 9, 64, 512),
     "one row": (40, 1, 6, 33),
     "one step": (1, 5, 6, 33),
-    "small": (3, 5, 6, 33),
     "typical step": (1, 1, 128, 256),
     "typical": (25, 16, 128, 256),
     "": (7, 5, 6, 33),
 }
 
+Case = dict[str, str]  # engine, dtype (a kind of arithmetic) and option (one of the above)
 
-def kinds_of(device: torch.device) -> list[str]:
-    """The kinds of arithmetic that a device has."""
-    return [kind for kind in BITS if kind != "tf32" or device.type == "cuda"]
+
+def cases_of(engines: Sequence[str], device: torch.device, timed: bool = False) -> list[Case]:
+    """The cases of each engine, with typical calls for ours if they are to be timed."""
+    found = []
+    kinds = [kind for kind in BITS if kind != "tf32" or device.type == "cuda"]
+    for engine in engines:
+        pairs = [*product(CASES, ["float32"] if engine in PREPACKED else kinds)]
+        if timed and engine != "torch" and engine not in PREPACKED:
+            pairs += product(TIMED, ["float32", "bfloat16"])
+        found += [{"engine": engine, "dtype": kind, "option": option} for option, kind in pairs]
+    return found
 
 
 def dtype_of(kind: str) -> torch.dtype:
@@ -53,12 +60,12 @@ def dtype_of(kind: str) -> torch.dtype:
     return dtype
 
 
-def draw(case: str, kind: str, device: torch.device) -> Call:
+def draw(option: str, kind: str, device: torch.device) -> Call:
     """The call of a case, with the same values on every device."""
-    T, B, I, H = next(sizes for word, sizes in SIZES.items() if word in case)
-    P = 9 if "projection" in case else H
-    L, D = 1 + ("two layers" in case), 1 + ("both directions" in case)
-    layout = LAYOUTS["no bias" not in case, "projection" in case, "layer norm" in case]
+    T, B, I, H = next(sizes for word, sizes in SIZES.items() if word in option)
+    P = 9 if "projection" in option else H
+    L, D = 1 + ("two layers" in option), 1 + ("both directions" in option)
+    layout = LAYOUTS["no bias" not in option, "projection" in option, "layer norm" in option]
     generator = torch.Generator().manual_seed(0)
 
     def values(*shape: int) -> Tensor:
@@ -70,50 +77,47 @@ def draw(case: str, kind: str, device: torch.device) -> Call:
         for size in [I, *[D * P] * (L - 1)]
         for shape in D * weight_shapes(layout, size, H, P)
     ]
-    lengths = torch.linspace(T, "packed" in case, B).long()
-    batch_sizes = (torch.arange(T).unsqueeze(1) < lengths).sum(1) if "packed" in case else None
+    lengths = torch.linspace(T, "packed" in option, B).long()
+    batch_sizes = (torch.arange(T).unsqueeze(1) < lengths).sum(1) if "packed" in option else None
     rows = (T, B) if batch_sizes is None else (int(lengths.sum()),)
-    hx = None if "no state" in case else (values(L * D, B, P), values(L * D, B, H))
+    hx = None if "no state" in option else (values(L * D, B, P), values(L * D, B, H))
     reset = torch.rand(T, B, generator=generator) < 0.3
-    return Call(
-        values(*rows, I),
-        hx,
-        weights,
-        layout,
-        L,
-        D,
-        batch_sizes,
-        lengths.flip(0).to(device) if "lengths" in case else None,
-        reset.to(device) if "reset" in case else None,
-        return_cell_states="cell states" in case,
+    call = Call(values(*rows, I), hx, weights, layout, L, D, batch_sizes)
+    return call._replace(
+        lengths=lengths.flip(0).to(device) if "lengths" in option else None,
+        reset=reset.to(device) if "reset" in option else None,
+        # A probability of 1 drops all of h: this mask is the same on every device.
+        regularizers=Regularizers(recurrent_dropout=1.0) if "dropout" in option else None,
+        return_cell_states="cell states" in option,
     )
 
 
-def results(run: Callable[[Call], Results], call: Call, dtype: torch.dtype) -> dict[str, Tensor]:
+def results(
+    run: Callable[[Call], Results], call: Call, dtype: torch.dtype, differentiates: bool = True
+) -> dict[str, Tensor]:
     """By name what a call returns, and its gradients for upstream gradients of a dtype's values."""
-    state = call.hx or ()
-    leaves = [t.detach().requires_grad_() for t in (call.input, *state, *call.weights)]
-    input, weights = leaves[0], leaves[1 + len(state) :]
-    hx = (leaves[1], leaves[2]) if state else None
-    output, (h_n, c_n), cells = run(call._replace(input=input, hx=hx, weights=weights))
+    given = (call.input, *(call.hx or ()), *call.weights)
+    leaves = [tensor.detach().requires_grad_(differentiates) for tensor in given]
+    weights = leaves[-len(call.weights) :]
+    hx = (leaves[1], leaves[2]) if call.hx else None
+    output, (h_n, c_n), cells = run(call._replace(input=leaves[0], hx=hx, weights=weights))
     found = {"output": output, "h_n": h_n, "c_n": c_n}
-    if call.return_cell_states and call.lengths is not None:
-        steps = torch.arange(call.input.size(0), device=output.device).unsqueeze(1)
-        is_live = (steps < call.lengths).unsqueeze(-1)  # after that cell states are not specified
-        found["cell states"] = torch.where(is_live, cells[0], 0.0)
-    generator = torch.Generator().manual_seed(1)
-    upstream = [
-        torch.randn(value.shape, generator=generator, dtype=torch.float64).to(dtype).to(value)
-        for value in found.values()
-    ]
-    gradients = torch.autograd.grad([*found.values()], leaves, upstream)
-    found |= {f"gradient {k}": gradient for k, gradient in enumerate(gradients)}
+    if call.return_cell_states:
+        found["cell states"] = cells[0]
+    if differentiates:
+        generator = torch.Generator().manual_seed(1)
+        upstream = [
+            torch.randn(value.shape, generator=generator, dtype=torch.float64).to(dtype).to(value)
+            for value in found.values()
+        ]
+        gradients = torch.autograd.grad([*found.values()], leaves, upstream)
+        found |= {f"gradient {k}": gradient for k, gradient in enumerate(gradients)}
     return {name: value.detach() for name, value in found.items()}
 
 
-def expected(case: str, kind: str, device: torch.device) -> dict[str, Tensor]:
+def expected(option: str, kind: str, device: torch.device) -> dict[str, Tensor]:
     """The results by the equations in float64, for the values of a kind of arithmetic."""
-    call = draw(case, kind, device)
+    call = draw(option, kind, device)
     hx = None if call.hx is None else (call.hx[0].double(), call.hx[1].double())
     weights = [weight.double() for weight in call.weights]
     call = call._replace(input=call.input.double(), hx=hx, weights=weights)
@@ -121,14 +125,14 @@ def expected(case: str, kind: str, device: torch.device) -> dict[str, Tensor]:
 
 
 def judge(
-    case: str, kind: str, found: dict[str, Tensor], right: dict[str, Tensor]
+    option: str, bits: int, found: dict[str, Tensor], right: dict[str, Tensor]
 ) -> tuple[float, str]:
     """The largest error in roundoffs of the largest value, and what is wrong, or ""."""
     errors = {}
-    for name, value in right.items():
-        error = (found[name].to(value) - value).abs().max() / value.abs().max().clamp(min=1)
-        errors[name] = error.item() * 2.0 ** BITS[kind]
-    limit = 4 * TOLERANCE if "layer norm" in case else TOLERANCE
+    for name, value in found.items():
+        error = (value.to(right[name]) - right[name]).abs().max()
+        errors[name] = (error / right[name].abs().max().clamp(min=1)).item() * 2.0**bits
+    limit = 4 * TOLERANCE if "layer norm" in option else TOLERANCE
     wrong = ", ".join(f"{name} {e:.3g}" for name, e in errors.items() if not e <= limit)
     text = f"errors in roundoffs, of {limit} allowed: {wrong}" if wrong else ""
     return max(errors.values()), text

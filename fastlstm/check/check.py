@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,10 @@ import torch
 
 from .. import _build
 from ..engine import records
-from ..engine.records import FAILED, PASSED
-from .child import UNCHECKED, Row, check_engines, sentence
+from ..engine.records import PASSED
+from .cases import PREPACKED, cases_of
+from .child import Row, check_cases
 from .gate import SECONDS
-
-# The lower instruction sets that a processor has too, as ATEN_CPU_CAPABILITY names them.
-_LOWER = {"AVX512": ("avx2", "default"), "AVX2": ("default",)}
 
 
 def check(
@@ -48,83 +48,95 @@ def check(
         - cases: a dictionary for each, with its engine, dtype, option, instructions (the
           environment variable that selects an instruction set of the CPU, "" for the highest),
           result ("passed", "failed" or "not checked"), the reason if it did not pass, and its
-          error, the largest one, in roundoffs of the dtype;
-        - times: a dictionary for each, with its engine, dtype, option, milliseconds, and ratio,
-          which is nn.LSTM's time divided by the engine's.
+          error, the largest one, in roundoffs of the dtype; a typical call also has its
+          milliseconds, and a ratio, which is nn.LSTM's time divided by the engine's.
 
     Raises:
         ValueError: `device` or `seconds` is something else.
     """
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() and _build.has_kernels("cuda") else "cpu"
-    device = torch.device(device)
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device: expected cpu or cuda, got {device}")
-    device = (
-        torch.device("cpu") if device.type == "cpu" else torch.device("cuda", device.index or 0)
-    )
+    device = _device_of(device)
     if not seconds > 0:
         raise ValueError(f"seconds: expected a positive number, got {seconds!r}")
     end = time.monotonic() + seconds
     of_the_op = _build.engines_of_the_op().items() if _build.has_kernels(device.type) else ()
     ours = [name for name, types in of_the_op if device.type in types]
-    show = _show if not quiet and sys.stderr.isatty() else lambda row: None
-    rows = check_engines(device, ["torch", *ours], end, show=show)
-    for settings in _lower_sets() if device.type == "cpu" and ours else ():
-        rows += check_engines(device, ours, end, settings, show=show)
-    failed = {row["engine"] for row in rows if row["result"] != PASSED}
-    sound = [name for name in ours if name not in failed]
-    rows += check_engines(device, sound, end, task="times", show=show)
-    found = {
-        "machine": records.machine(device),
-        "passed": all(row["result"] == PASSED for row in rows),
-        "cases": [row for row in rows if "ratio" not in row],
-        "times": [row for row in rows if "ratio" in row],
-    }
+    has_lower = device.type == "cpu" and bool(ours)
+    ours += PREPACKED if has_lower else []
+    cases = {"": cases_of(["torch", *ours], device, timed=True)}
+    cases |= {name: cases_of(ours, device) for name in (_lower_sets() if has_lower else [])}
+    show = _progress(sum(map(len, cases.values()))) if not quiet else lambda row: None
+    rows = [row for name in cases for row in check_cases(device, cases[name], end, name, show)]
+    passed = all(row["result"] == PASSED for row in rows)
+    found = {"machine": records.machine(device), "passed": passed, "cases": rows}
     if not quiet:
         print(_table(found))
     return found
 
 
-def _lower_sets() -> list[dict[str, str]]:
+def _device_of(device: torch.device | str | None) -> torch.device:
+    """The device to check, with an index if it is a GPU."""
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() and _build.has_kernels("cuda") else "cpu"
+    device = torch.device(device)
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device: expected cpu or cuda, got {device}")
+    return torch.device("cpu") if device.type == "cpu" else torch.device("cuda", device.index or 0)
+
+
+def _lower_sets() -> list[str]:
     """The environment variables that select each instruction set below that of the processor."""
-    names = _LOWER.get(torch.backends.cpu.get_cpu_capability(), ())
-    sets = [{"ATEN_CPU_CAPABILITY": name} for name in names]
-    return [{"FASTLSTM_AMX": "0"}, *sets] if torch.cpu._is_amx_tile_supported() else sets
+    names = "default", "avx2", "avx512"
+    own = torch.backends.cpu.get_cpu_capability().lower()
+    lower = names[: names.index(own)] if own in names else ()
+    without_amx = ["FASTLSTM_AMX=0"] if torch.cpu._is_amx_tile_supported() else []
+    return [*without_amx, *(f"ATEN_CPU_CAPABILITY={name}" for name in reversed(lower))]
 
 
-def _show(row: Row) -> None:
-    """Shows on a terminal which case is computed."""
-    case = ", ".join(filter(None, map(row.get, ("engine", "instructions", "dtype", "option"))))
-    print(f"\r{case[:78]:<78}", end="\r", file=sys.stderr, flush=True)
+def _progress(total: int) -> Callable[[Row], object]:
+    """A function that counts cases on a terminal, by tqdm if that is installed."""
+    if not sys.stderr.isatty():
+        return lambda row: None
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        count = iter(range(1, total + 1))
+        return lambda row: sys.stderr.write(f"\rcheck: {next(count)} of {total}\r")
+    bar = tqdm(total=total, desc="check", leave=False)
+    return lambda row: bar.update()
 
 
 def _table(found: dict[str, Any]) -> str:
-    """The largest error of each engine in each dtype, what did not pass, and the times."""
-    cases, times = found["cases"], found["times"]
-    kinds = list(dict.fromkeys(row["dtype"] for row in cases if row["dtype"]))
+    """A line for each engine, then the cases that did not pass, by reason, and the times."""
+    cases = found["cases"]
     lines = [f"fastlstm.check on {found['machine']}", ""]
-    lines += [f"{'largest error, in roundoffs':<36}" + "".join(f"{kind:>12}" for kind in kinds)]
-    for pair in dict.fromkeys((row["engine"], row["instructions"]) for row in cases):
-        of_pair = [row for row in cases if (row["engine"], row["instructions"]) == pair]
-        cells = (_cell([row for row in of_pair if row["dtype"] == kind]) for kind in kinds)
-        lines.append(f"{', '.join(filter(None, pair)):<36}" + "".join(f"{c:>12}" for c in cells))
-    for result in (FAILED, UNCHECKED):
-        bad = [f"  {row['engine']}, {sentence(row)}" for row in cases if row["result"] == result]
-        lines += ["", f"{result}:", *bad] if bad else []
-    lines += ["", f"{'call':<40}{'engine':>12}{'ms':>10}{'nn.LSTM / engine':>18}"] if times else []
-    for row in times:
+    lines += [f"{'engine':<54}{'passed':>12}{'largest error, in roundoffs':>30}"]
+    bad: list[str] = []
+    for name, rows in _grouped(cases, "engine", "instructions"):
+        errors = [row["error"] for row in rows if row["result"] == PASSED]
+        passed = f"{len(errors)} of {len(rows)}"
+        lines.append(f"{name:<54}{passed:>12}{max(errors, default=math.nan):>30.1f}")
+        others = [row for row in rows if row["result"] != PASSED]
+        for reason, of_reason in _grouped(others, "result", "reason"):
+            calls = "; ".join(f"{row['dtype']}, {row['option']}" for row in of_reason)
+            bad += ["", f"{name}, {reason}:"]
+            bad += [f"  {'every case' if len(of_reason) == len(rows) else calls}"]
+    lines += bad
+    timed = [row for row in cases if "ratio" in row]
+    lines += ["", f"{'call':<40}{'engine':>12}{'ms':>10}{'nn.LSTM / engine':>18}"] if timed else []
+    for row in timed:
+        call = f"{row['option']}, {row['dtype']}"
         figures = f"{row['milliseconds']:>10.3f}{row['ratio']:>18.2f}"
-        lines.append(f"{row['option']:<40}{row['engine']:>12}{figures}")
+        lines.append(f"{call:<40}{row['engine']:>12}{figures}")
     count = sum(row["result"] == PASSED for row in cases)
     return "\n".join([*lines, "", f"{count} of {len(cases)} cases passed"])
 
 
-def _cell(cases: list[Row]) -> str:
-    """The largest error of some cases, or the worst result."""
-    results = [row["result"] for row in cases]
-    bad = next((result for result in (FAILED, UNCHECKED) if result in results), None)
-    return bad or (f"{max(row['error'] for row in cases):.1f}" if cases else "-")
+def _grouped(rows: list[Row], *keys: str) -> list[tuple[str, list[Row]]]:
+    """Rows that have the same values of some keys, under these values."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(", ".join(row[key] for key in keys if row[key]), []).append(row)
+    return [*groups.items()]
 
 
 def main(device: str | None, seconds: float, path: Path | None) -> int:

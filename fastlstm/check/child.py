@@ -1,7 +1,4 @@
-"""Checks engines in a child process, so that a kernel that hangs or crashes ends only the child.
-
-The child runs `worker.py`, which prints a row of JSON before and after each case.
-"""
+"""Checks engines in child processes, so that a kernel that hangs or crashes ends only a child."""
 
 from __future__ import annotations
 
@@ -13,67 +10,66 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
 from ..engine import records
 from ..engine.records import FAILED, PASSED
+from .cases import Case
 
 PROGRAM = "from fastlstm.check import worker; worker.main()"
 SILENCE = 20.0  # seconds of a case after which the child counts as hanging
-BEGUN, UNCHECKED, COMPLETE = "begun", "not checked", "complete"
-_SETTINGS = ("ATEN_CPU_CAPABILITY", "FASTLSTM_AMX")  # of the user; the child has its own
+READY = "fastlstm is imported"  # the child's first line
+UNCHECKED, NOT_SERVED = "not checked", "not served"
+_INSTRUCTIONS = ("ATEN_CPU_CAPABILITY", "FASTLSTM_AMX")  # the child does not inherit the user's
+_VARIABLES = {"FASTLSTM_TUNE": "off", "FASTLSTM_WAIT_SECONDS": "1"}
 
 Row = dict[str, Any]
 
 
-def check_engines(
+def check_cases(
     device: torch.device,
-    engines: Sequence[str],
+    cases: Sequence[Case],
     end: float,
-    settings: Mapping[str, str] = {},
-    task: str = "cases",
-    show: Callable[[Row], None] = lambda row: None,
+    instructions: str = "",
+    show: Callable[[Row], object] = lambda row: None,
 ) -> list[Row]:
-    """Checks engines, and keeps the verdict on each for this process and for later ones.
+    """Checks cases, and keeps the verdict on each engine for this process and for later ones.
 
     If an engine hangs, crashes or raises an error, its other cases are left out, and a new child
     goes on with the engines after it.
 
     Args:
         device: with an index if it is a GPU.
-        engines: their names, in the order in which they are checked.
+        cases: those of an engine stand together.
         end: when to stop, as `time.monotonic` counts.
-        settings: environment variables for the child; they choose an instruction set of the CPU.
-        task: "cases" compares results, "times" measures how long calls take.
-        show: is called with each row, also with that of a case that has begun.
+        instructions: NAME=VALUE, a variable that chooses an instruction set of the CPU, or "".
+        show: is called with each row.
 
     Returns:
-        A row for each case, with its engine, dtype, option, instructions (the settings) and result.
-        If it did not pass, there is a reason. If results were compared, there is their error in
-        roundoffs. If the call was timed, there are milliseconds and ratio.
+        For each case that its engine serves a row with what the case has, and with instructions
+        and result. If it did not pass, there is a reason. If results were compared, there is their
+        error in roundoffs. If the call was timed, there are milliseconds and ratio.
     """
+    left: list[Row] = [{**case, "instructions": instructions} for case in cases]
     found: list[Row] = []
-    left, chosen = list(engines), ", ".join("=".join(pair) for pair in settings.items())
     while left:
-        first: Row = {"engine": left[0], "dtype": "", "option": ""}
-        for row in _rows([task, str(device), *left], first, end, settings):
-            row["instructions"] = chosen
+        rows = []
+        for row in _rows(device, left, end):
             show(row)
-            found += [row] if row["result"] in (PASSED, FAILED, UNCHECKED) else []
-        if row["result"] == COMPLETE:
+            rows.append(row)
+        found += (row for row in rows if row["result"] != NOT_SERVED)
+        left = left[len(rows) :]
+        if row["result"] == UNCHECKED:  # nor can the rest be checked
+            found += ({**case, "result": UNCHECKED, "reason": row["reason"]} for case in left)
             break
-        left = left[left.index(row["engine"]) + 1 :]
-        if row["result"] == UNCHECKED:
-            found += [{**row, "engine": engine, "dtype": "", "option": ""} for engine in left]
-            break
-    for engine in engines:
-        rows = [row for row in found if row["engine"] == engine]
-        verdict = verdict_on(rows)
+        left = [case for case in left if case["engine"] != row["engine"]]
+    for engine in dict.fromkeys(case["engine"] for case in cases):
+        verdict = verdict_on([row for row in found if row["engine"] == engine])
         if verdict.startswith((PASSED, FAILED)):
-            _keep(records.verdict_key(engine, device, chosen), verdict)
+            _keep(records.verdict_key(engine, device, instructions), verdict)
     return found
 
 
@@ -82,14 +78,9 @@ def verdict_on(rows: Sequence[Row]) -> str:
     for result in (FAILED, UNCHECKED):
         for row in rows:
             if row["result"] == result:
-                return f"{result}: {sentence(row)}"
+                where = filter(None, (row["instructions"], row["dtype"], row["option"]))
+                return f"{result}: {', '.join(where)}: {row['reason']}"
     return PASSED if rows else f"{UNCHECKED}: the engine serves no case"
-
-
-def sentence(row: Row) -> str:
-    """What happened in a case, as "float32, packed: memory"."""
-    where = ", ".join(row[key] for key in ("instructions", "dtype", "option") if row[key])
-    return f"{where}: {row['reason']}" if where else str(row["reason"])
 
 
 def _keep(key: str, verdict: str) -> None:
@@ -99,46 +90,44 @@ def _keep(key: str, verdict: str) -> None:
         warnings.warn(f"fastlstm cannot keep the result of its check: {error}", stacklevel=4)
 
 
-def _rows(task: Sequence[str], row: Row, end: float, settings: Mapping[str, str]) -> Iterator[Row]:
-    """The rows that a child prints. If it breaks off, the last one says why, of the same case."""
-    kept = {name: value for name, value in os.environ.items() if name not in _SETTINGS}
-    environment = {**kept, "FASTLSTM_TUNE": "off", **settings}
+def _rows(device: torch.device, cases: Sequence[Row], end: float) -> Iterator[Row]:
+    """The rows of the cases that a child computes. If it breaks off, the last row says why."""
+    kept = {name: value for name, value in os.environ.items() if name not in _INSTRUCTIONS}
+    chosen = [cases[0]["instructions"].split("=")] if cases[0]["instructions"] else []
+    environment = {**kept, **_VARIABLES, **dict(chosen)}
     program = f"import sys; sys.path[:] = {sys.path!r}; {PROGRAM}"  # it imports this very package
-    command = [sys.executable, "-c", program, *task]
+    command = [sys.executable, "-c", program, str(device), json.dumps(cases)]
     pipes: Any = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     child: Any = subprocess.Popen(command, env=environment, text=True, errors="replace", **pipes)
-    said, status, was_killed = "", None, threading.Event()
-
-    def kill() -> None:
-        was_killed.set()
-        child.kill()
-
+    rows: list[Row] = []
+    said, is_ready, line = "", False, "\n"
     try:
-        while status is None:
-            limit = min(max(0.0, end - time.monotonic()), SILENCE if "result" in row else 1e9)
-            timer = threading.Timer(limit, kill)
+        while line:
+            limit = min(end, time.monotonic() + SILENCE) if is_ready else end
+            timer = threading.Timer(max(0.0, limit - time.monotonic()), child.kill)
             timer.start()
-            line = child.stdout.readline()
-            status = None if line else child.wait()
+            line = child.stdout.readline() or (child.wait(), "")[1]
             timer.cancel()
-            if line.startswith(('{"engine"', '{"result"')):
-                row = json.loads(line)
-                yield row
-            else:
-                said = line.strip() or said  # a warning, or the last line of an error
+            if line.startswith('{"result"'):
+                rows.append({**cases[len(rows)], **json.loads(line)})
+                yield rows[-1]
+            is_ready = is_ready or line.strip() == READY
+            said = line.strip() or said  # a warning, or the last line of an error
     finally:
         timer.cancel()
         child.kill()
         child.stdout.close()
-    if row.get("result") in (COMPLETE, FAILED):
+    has_raised = child.returncode == 0 and rows and rows[-1]["result"] == FAILED
+    if len(rows) == len(cases) or has_raised:
         return
-    result, reason = FAILED, f"the process ended with status {status}: {said}"
-    if was_killed.is_set():
-        is_over = time.monotonic() >= end
-        result = UNCHECKED if is_over else FAILED
-        reason = "the time is over" if is_over else f"it hangs: no result after {SILENCE:g} s"
-    elif "result" not in row or status == -9:  # the kernel kills what needs too much memory
+    result, reason = FAILED, f"the process ended with status {child.returncode}: {said}"
+    if time.monotonic() >= end:
+        result, reason = UNCHECKED, "the time is over"
+    elif time.monotonic() >= limit:
+        reason = f"it hangs: no result after {SILENCE:g} s"
+    elif not is_ready or child.returncode == -9:  # the system kills what needs too much memory
         result = UNCHECKED
-    elif status < 0:
-        reason = f"it crashed: {signal.strsignal(-status)} (signal {-status})"
-    yield {**row, "result": result, "reason": reason}
+    elif child.returncode < 0:
+        number = -child.returncode
+        reason = f"it crashed: {signal.strsignal(number)} (signal {number})"
+    yield {**cases[len(rows)], "result": result, "reason": reason}

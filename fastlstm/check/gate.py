@@ -21,11 +21,12 @@ import torch
 from ..engine import records
 from ..engine.op import run_op
 from ..engine.records import PASSED
-from .cases import SMALL, draw, expected, judge, results
-from .child import check_engines, verdict_on
+from .cases import BITS, cases_of, draw, expected, judge, results
+from .child import check_cases, verdict_on
 
 DEVICE_TYPE = "cuda"  # of the kernels that have to be checked
 SECONDS = 60.0  # that a check may take
+SMALL = "reset, lengths, both directions"  # the case that is compared before the first use
 _compared: dict[tuple[torch.device, torch.dtype], str] = {}  # what is wrong, or ""
 _lock = threading.Lock()  # one check at a time
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -69,7 +70,8 @@ def why_not_persistent(device: torch.device) -> str:
                 RuntimeWarning,
                 stacklevel=2,
             )
-            verdict = verdict_on(check_engines(device, ["persistent"], time.monotonic() + SECONDS))
+            cases = cases_of(["persistent"], device)
+            verdict = verdict_on(check_cases(device, cases, time.monotonic() + SECONDS))
     if verdict == PASSED:
         return ""
     return f"its check on this GPU (`python -m fastlstm check`): {verdict or 'none'}"
@@ -110,11 +112,10 @@ def _compare(device: torch.device, dtype: torch.dtype) -> str:
     # Not in torch 2.8, which has another question.
     ask = getattr(torch._C, "_get_fp32_precision_getter", None)
     is_tf32 = ask("cuda", "matmul") == "tf32" if ask else torch.backends.cuda.matmul.allow_tf32
-    if is_tf32 and kind == "float32":
-        kind = "tf32"
+    bits = BITS["tf32" if is_tf32 and kind == "float32" else kind]
     try:
         found = results(partial(run_op, engine="stepwise"), draw(SMALL, kind, device), dtype)
-        return judge(SMALL, kind, found, expected(SMALL, kind, device))[1]
+        return judge(SMALL, bits, found, expected(SMALL, kind, device))[1]
     except torch.OutOfMemoryError:
         raise
     except (AssertionError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""The child process of a check: computes the cases of each engine, and prints what it finds."""
+"""The child process of a check: computes cases, and prints a row of JSON for each."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ import math
 import re
 import statistics
 import sys
-from itertools import product
 from operator import truediv
 
 import torch
 
-from ..engine.engines import BY_NAME
+from ..engine.call import Call, Results
+from ..engine.engines import BY_NAME, Engine
 from ..engine.records import FAILED, PASSED
 from ..engine.timing import in_turn, runner
-from .cases import CASES, TIMED, draw, dtype_of, expected, judge, kinds_of, results
-from .child import BEGUN, COMPLETE, UNCHECKED, Row
+from ..prepack import formats
+from ..prepack.run import run_prepacked
+from .cases import BITS, PREPACKED, TIMED, Case, draw, dtype_of, expected, judge, results
+from .child import NOT_SERVED, READY, UNCHECKED, Row
 
 _NO_MEMORY = re.compile("MemoryError|out of memory|enough memory|allocate memory|ALLOC_FAILED")
 _SECONDS = 0.05  # of a call that is timed
@@ -25,56 +27,77 @@ _expected = functools.cache(expected)  # for one engine after the other
 
 
 def main() -> None:
-    """Does the task that the parent gave: a row before each case, and one after it."""
-    task, device_name, *engines = sys.argv[1:]
-    device = torch.device(device_name)
+    """Computes the cases that the parent gave, up to the first that raises an error."""
+    device = torch.device(sys.argv[1])
     torch.zeros(1, device=device)  # an error here is none of an engine's
-    timed = [(case, "bfloat16" if "bfloat16" in case else "float32") for case in TIMED]
-    cases = timed if task == "times" else [*product(CASES, kinds_of(device))]
-    for engine, (case, kind) in product(engines, cases):
-        row = {"engine": engine, "dtype": kind, "option": case}
-        _print({**row, "result": BEGUN})
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = kind == "tf32"
+    _print(READY)
+    for case in json.loads(sys.argv[2]):
         try:
-            found = (_time if task == "times" else _check)(engine, case, kind, device)
+            row = _row(case, device)
         except Exception as error:
             text = f"{type(error).__name__}: {error}"
             if not _NO_MEMORY.search(text):
-                _print({**row, "result": FAILED, "reason": text.partition("\n")[0]})
+                _print(json.dumps({"result": FAILED, "reason": text.partition("\n")[0]}))
                 return  # a GPU may serve this process no more
-            found = {"result": UNCHECKED, "reason": "memory"}
-        if found:
-            _print({**row, **found})
-    _print({"result": COMPLETE})
+            row = {"result": UNCHECKED, "reason": "memory"}
+        _print(json.dumps(row))
 
 
-def _print(row: Row) -> None:
-    print(json.dumps(row), flush=True)
+def _print(text: str) -> None:
+    """Prints a line of its own, whatever a library has printed before."""
+    print(f"\n{text}", flush=True)
 
 
-def _check(engine: str, case: str, kind: str, device: torch.device) -> Row:
-    """Compares a case with the equations on the CPU, and with itself; {} if it is not served."""
-    by, call = BY_NAME[engine], draw(case, kind, device)
-    if by.why_not(call):
-        return {}
-    found, again = (results(by.run, call, dtype_of(kind)) for _ in range(2))
-    error, reason = judge(case, kind, found, _expected(case, kind, torch.device("cpu")))
-    other = [name for name in found if not torch.equal(found[name], again[name])]
-    if other and engine != "torch" and not reason:  # cuDNN does not promise the same bits
+def _row(case: Case, device: torch.device) -> Row:
+    """Compares a case with the equations on the CPU and with itself, and times a typical call."""
+    name, option, kind = case["engine"], case["option"], case["dtype"]
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = kind == "tf32"
+    engine = _prepacked(name) if name in PREPACKED else BY_NAME[name]
+    call = draw(option, kind, device)
+    if engine.why_not(call):
+        return {"result": NOT_SERVED}
+    found, again = (
+        results(engine.run, call, dtype_of(kind), name not in PREPACKED) for _ in range(2)
+    )
+    right = _expected(option, kind, torch.device("cpu"))
+    error, reason = judge(option, PREPACKED.get(name, BITS[kind]), found, right)
+    other = [key for key in found if not torch.equal(found[key], again[key])]
+    if other and name != "torch" and not reason:  # cuDNN does not promise the same bits
         reason = f"other bits when it ran again: {', '.join(other)}"
-    result = FAILED if reason else PASSED
-    return {"result": result, "reason": reason, "error": error if math.isfinite(error) else None}
+    row: Row = {"result": FAILED if reason else PASSED, "reason": reason}
+    row["error"] = error if math.isfinite(error) else None
+    return row | _time(engine, call, option) if option in TIMED else row
 
 
-def _time(engine: str, case: str, kind: str, device: torch.device) -> Row:
+def _time(engine: Engine, call: Call, option: str) -> Row:
     """Times a call next to nn.LSTM."""
-    call = draw(case, kind, device)
-    if BY_NAME[engine].why_not(call):
-        return {}
     for weight in call.weights:
-        weight.requires_grad_("training" in case)
-    with torch.set_grad_enabled("training" in case):
-        steps = [runner(call, by) for by in (BY_NAME["torch"], BY_NAME[engine])]
-        theirs, ours = in_turn(steps, device, _SECONDS)
+        weight.requires_grad_("training" in option)
+    with torch.set_grad_enabled("training" in option):
+        runs = [runner(call, by) for by in (BY_NAME["torch"], engine)]
+        theirs, ours = in_turn(runs, call.input.device, _SECONDS)
     ratio = statistics.median(map(truediv, theirs, ours))
-    return {"result": PASSED, "milliseconds": 1e3 * statistics.median(ours), "ratio": ratio}
+    return {"milliseconds": 1e3 * statistics.median(ours), "ratio": ratio}
+
+
+def _prepacked(name: str) -> Engine:
+    """Prepacks the weights of each call, and computes it as prepacked layers do."""
+    weights = getattr(torch, name.partition(" in ")[2] or "float32")
+
+    def why_not(call: Call) -> str | None:
+        lacks = call.regularizers is not None or "layer_norm" in call.layout
+        return (
+            "it has no dropout and no layer normalization" if lacks else BY_NAME["op"].why_not(call)
+        )
+
+    def run(call: Call) -> Results:
+        rows, pack = len(call.weights[0]), formats.pack  # W_hr has fewer rows
+        packed = [
+            pack(w, None, weights, by_gates=len(w) == rows) if w.dim() == 2 else w
+            for w in call.weights
+        ]
+        layout = f"{call.layout} {formats.name_of(weights)}".strip()
+        call = call._replace(hx=call.state(), weights=packed, layout=layout)
+        return run_prepacked(call, torch.float32, name)
+
+    return Engine(name, why_not, run)

@@ -201,6 +201,23 @@ def test_a_model_that_writes_to_its_inputs() -> None:
     assert rows[1].difference < 1e-5 and [row.name for row in rows] == VARIANTS
 
 
+def test_a_model_that_keeps_a_state_between_calls() -> None:
+    class Streams(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(4, 32)
+            self.register_buffer("h", torch.zeros(1, 3, 32))
+
+        def forward(self, x: Tensor) -> Tensor:
+            _, (h, _) = self.lstm(x, (self.h, torch.zeros_like(self.h)))
+            return self.h.copy_(h.detach())
+
+    torch.manual_seed(0)
+    for training in (False, True):
+        rows = compare(Streams(), torch.randn(5, 3, 4), training=training, seconds=0, quiet=True)
+        assert rows[1].difference < 1e-6 and all(row.difference < 0.1 for row in rows)
+
+
 def test_columns_stay_apart(clock: Callable[..., None], capsys: Any) -> None:
     clock(511.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, of_rounds=(1.0, 6.0))
     compare(Tagger().eval(), *inputs(), seconds=0)

@@ -58,12 +58,12 @@ def test_an_engine_of_the_environment_that_does_not_exist(monkeypatch):
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        ("mine", "got mine: mine has no function ''$"),
-        (":make", "got :make: Empty module name$"),
+        ("mine", "got mine, which is no function, but of type module$"),
+        (":make", "got :make: invalid format: ':make'$"),
         ("nomodule:make", "got nomodule:make: No module named 'nomodule'$"),
         ("mine.py:make", "got mine.py:make: No module named 'mine.py'; 'mine' is not a package$"),
-        ("mine:nofunction", "got mine:nofunction: mine has no function 'nofunction'$"),
-        ("mine:number", "got mine:number: mine has no function 'number'$"),
+        ("mine:nofunction", "nofunction: module 'mine' has no attribute 'nofunction'$"),
+        ("mine:number", "got mine:number, which is no function, but of type int$"),
         ("mine:nothing", r"mine:nothing to return \(model, \*inputs\), got NoneType$"),
         ("mine:model", r"mine:model to return \(model, \*inputs\), got Sequential$"),
     ],
