@@ -1,12 +1,10 @@
 """Compare nn.LSTM with each engine of a GPU, to decide when engine "auto" should take which.
 
-    python benchmarks/gpu.py smoke
-    python benchmarks/gpu.py table gpu.json --limit 200
+    python -m fastlstm check
+    python benchmarks/gpu.py gpu.json --limit 200
 
-`smoke` compares the results of the persistent engine with the results of the stepwise engine, so
-run it first. Each case has its own process, so that a case that hangs does not stop the others.
-`table` measures nn.LSTM and each engine. It prints and writes every case when the case is finished,
-and prints a summary of all cases at the end.
+It prints and writes every case when the case is finished, and prints a summary of all cases at the
+end. Run the check first: without it the persistent engine is left out.
 """
 
 from __future__ import annotations
@@ -15,24 +13,19 @@ import argparse
 import math
 import random
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import machine
-import torch
 from cases import REAL, Case
 from markdown import table
 from report import write_rows
 from timing import CLOCKS, Effort, alternate
 from workload import build, check_agreement, settings
-
-from fastlstm.check import gate
 
 ENGINES = ("stepwise", "persistent")
 PRECISIONS = ("bfloat16", "float16", "tf32", "float32")
@@ -43,48 +36,6 @@ EFFORT = Effort(seconds=0.1, min_pairs=5)
 LONG = 20  # only cases with at least this many steps count in the summary
 
 Row = dict[str, Any]
-
-
-def smoke(precision: str, mode: str, device: str = "cuda", engine: str = "persistent") -> None:
-    """Compares the results of an engine and of the stepwise engine on one case.
-
-    Raises:
-        RuntimeError: the results differ by more than rounding.
-    """
-    case = Case(16, 12, 64, 256, mode, precision)
-    with settings(case):
-        check_agreement(case, *(build(case, name, device) for name in ("stepwise", engine)))
-
-
-def smoke_in_a_process(names: tuple[str, str], seconds: float) -> bool:
-    """Runs one smoke case in its own process and prints its outcome.
-
-    Args:
-        names: the precision and the mode of the case.
-        seconds: the process is killed after this time.
-
-    Returns:
-        Whether the case passed in time.
-    """
-    command = [sys.executable, __file__, "smoke", *names]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
-        said = "ok" if done.returncode == 0 else (done.stdout + done.stderr).strip()[-500:]
-    except subprocess.TimeoutExpired:
-        said = f"hangs: killed after {seconds:g} s"
-    print(f"{' '.join(names)}: {said}", flush=True)
-    return said == "ok"
-
-
-def smoke_all(seconds: float) -> int:
-    """Checks the engine, runs all smoke cases at the same time, and returns how many failed."""
-    if reason := gate.why_not_persistent(torch.device("cuda", 0)):
-        print(reason)
-    cases = list(product(PRECISIONS, MODES))
-    with ThreadPoolExecutor(len(cases)) as pool:
-        passed = sum(pool.map(lambda names: smoke_in_a_process(names, seconds), cases))
-    print(f"{len(cases) - passed} of {len(cases)} failed")
-    return len(cases) - passed
 
 
 def grid() -> list[Case]:
@@ -172,26 +123,15 @@ def measure_all(path: Path, limit: float, engines: Sequence[str]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    one = commands.add_parser("smoke", help="compare the persistent with the stepwise engine")
-    one.add_argument(
-        "precision", nargs="?", choices=PRECISIONS, help="run only this case, in this process"
-    )
-    one.add_argument("mode", nargs="?", choices=MODES, default="inference")
-    one.add_argument("--seconds", type=float, default=60.0, help="limit of a case; default: 60")
-    all_ = commands.add_parser("table", help="compare nn.LSTM with each engine")
-    all_.add_argument("output", type=Path, metavar="FILE.json")
-    all_.add_argument(
+    parser.add_argument("output", type=Path, metavar="FILE.json")
+    parser.add_argument(
         "--limit", type=float, default=math.inf, help="start no more cases after these seconds"
     )
-    all_.add_argument("--engines", default=",".join(ENGINES), help=f"default: {','.join(ENGINES)}")
+    parser.add_argument(
+        "--engines", default=",".join(ENGINES), help=f"default: {','.join(ENGINES)}"
+    )
     args = parser.parse_args(arguments)
-    if args.command == "table":
-        measure_all(args.output, args.limit, args.engines.split(","))
-    elif args.precision:
-        smoke(args.precision, args.mode)
-    else:
-        return min(1, smoke_all(args.seconds))
+    measure_all(args.output, args.limit, args.engines.split(","))
     return 0
 
 

@@ -85,10 +85,9 @@ def _prepacked(name: str) -> Engine:
     weights = getattr(torch, name.partition(" in ")[2] or "float32")
 
     def why_not(call: Call) -> str | None:
-        lacks = call.regularizers is not None or "layer_norm" in call.layout
-        return (
-            "it has no dropout and no layer normalization" if lacks else BY_NAME["op"].why_not(call)
-        )
+        if call.regularizers is not None or "layer_norm" in call.layout:
+            return "it has no recurrent dropout and no layer normalization"
+        return BY_NAME["op"].why_not(call)
 
     def run(call: Call) -> Results:
         rows, pack = len(call.weights[0]), formats.pack  # W_hr has fewer rows

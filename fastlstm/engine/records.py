@@ -134,13 +134,7 @@ def machine(device: torch.device) -> str:
 
 def conditions(device: torch.device) -> str:
     """What the time of a call depends on besides the call."""
-    return f"{_machine(device, torch.get_num_threads())}, {_precision()}"
-
-
-@functools.cache
-def _machine(device: torch.device, threads: int) -> str:
-    commit = build.get("commit")
-    return f"{_name(device)}, {threads} threads, torch {torch.__version__}, fastlstm {commit}"
+    return f"{machine(device)}, {torch.get_num_threads()} threads, {_precision()}"
 
 
 def _name(device: torch.device) -> str:

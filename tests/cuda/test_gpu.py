@@ -16,6 +16,7 @@ from fastlstm.engine.call import Call
 
 pytestmark = [
     pytest.mark.gpu,
+    pytest.mark.usefixtures("checked_gpu"),
     pytest.mark.skipif(not _build.has_kernels("cuda"), reason="no CUDA kernels were built"),
 ]
 

@@ -245,10 +245,13 @@ def on_the_gpu(*shape):
         return torch.empty(*shape, device="cuda", dtype=torch.bfloat16)
 
 
+def call_on_the_gpu():
+    return Call(on_the_gpu(4, 3, 64), None, [on_the_gpu(256, 64)] * 2, "")
+
+
 def choose(engine="auto"):
     """The name of the engine that is chosen for a call on the GPU."""
-    call = Call(on_the_gpu(4, 3, 64), None, [on_the_gpu(256, 64)] * 2, "")
-    return engines.choose(call, engine).name
+    return engines.choose(call_on_the_gpu(), engine).name
 
 
 def lstm_on_the_gpu(engine="auto"):
@@ -272,6 +275,11 @@ def test_persistent_by_name_is_checked_once(children, file):
         assert choose("persistent") == "persistent"
         records.checked.clear()  # as in a later process, or after another one has checked it
     assert choose("persistent") == "persistent" and len(children) == 1
+
+
+def test_the_tests_of_a_gpu_begin_no_check(children, checked_gpu):
+    assert choose("persistent") == "persistent" and children == []
+    assert not gate.stepwise_is_wrong(GPU, torch.float32)
 
 
 OTHERS = {
@@ -361,8 +369,8 @@ def test_a_record_that_is_corrupt(content, children, file):
 
 
 def test_auto_follows_a_measurement_only_after_a_check(children, monkeypatch):
-    monkeypatch.setattr(records, "tuned", {"any": "persistent"})
-    monkeypatch.setattr(records, "engine", lambda call: "persistent")
+    key = f"{call_on_the_gpu().describe()}; {records.conditions(GPU)}"
+    monkeypatch.setitem(records.tuned, key, "persistent")
     assert choose() == "torch"
     records.checked[records.verdict_key("persistent", GPU)] = "passed"
     assert choose() == "persistent" and children == []
