@@ -14,8 +14,8 @@ from fastlstm.engine.call import Call
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 ON_A_GPU = """\
 On a GPU plain calls and lengths= run PyTorch's own LSTM (cuDNN), at the speed of nn.LSTM.
-Other options and compiled graphs run our kernels, which have never run on a GPU: compare their
-results with nn.LSTM's before you rely on them."""
+Other options and compiled graphs run our kernels, which have never run on a GPU: run
+`python -m fastlstm check`, which compares their results with the equations."""
 
 
 def _size(text: str) -> int:
