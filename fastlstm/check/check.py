@@ -25,20 +25,21 @@ def check(
 ) -> dict[str, Any]:
     """Compares the results and gradients of each engine with the equations, and times it.
 
-    Every engine that the device has computes calls with each option and dtype that it serves. They
-    are compared with `fastlstm.reference` in float64 on the CPU, and computed again, which has to
-    give the same bits. On a CPU that is done with every instruction set that the processor has.
-    Then typical calls are timed next to nn.LSTM. All of this runs in child processes, so that a
-    kernel that hangs or crashes does no harm.
+    Every engine of the device computes calls with each option and dtype that it serves. The results
+    are compared with those of `fastlstm.reference` in float64 on the CPU. A second run has to give
+    the same bits. On a CPU, prepacked layers are checked too, and every instruction set that the
+    processor has. Typical calls are also timed next to nn.LSTM. All of this runs in child
+    processes, so that a kernel that hangs or crashes does no harm.
 
     The verdict on each engine is kept for this GPU or processor, driver, torch and build of
     fastlstm, in the file of `fastlstm.tune`. On a GPU the engine "persistent" runs only where its
     verdict is good.
 
     Args:
-        device: "cpu", or a GPU; None stands for the GPU if there is one with kernels of ours.
-        seconds: how long it may take; cases that are left then are not checked.
-        quiet: whether to print nothing; else a table, and on a terminal the case that is computed.
+        device: "cpu" or a GPU. None is the GPU if fastlstm has kernels for it, else the CPU.
+        seconds: the time limit. Cases that are left at its end are not checked.
+        quiet: whether to print nothing. Otherwise a table is printed, and a terminal shows how many
+            cases are checked.
 
     Returns:
         A dictionary that can be written as JSON:
@@ -47,12 +48,12 @@ def check(
         - passed: whether each case was checked and is right;
         - cases: a dictionary for each, with its engine, dtype, option, instructions (the
           environment variable that selects an instruction set of the CPU, "" for the highest),
-          result ("passed", "failed" or "not checked"), the reason if it did not pass, and its
-          error, the largest one, in roundoffs of the dtype; a typical call also has its
-          milliseconds, and a ratio, which is nn.LSTM's time divided by the engine's.
+          result ("passed", "failed" or "not checked"), the reason if it did not pass, and the
+          largest error, in roundoffs of the dtype. A typical call also has the milliseconds of the
+          engine, and a ratio, which is nn.LSTM's time divided by the engine's.
 
     Raises:
-        ValueError: `device` or `seconds` is something else.
+        ValueError: `device` is neither a CPU nor a GPU, or `seconds` is not positive.
     """
     device = _device_of(device)
     if not seconds > 0:
@@ -60,10 +61,11 @@ def check(
     end = time.monotonic() + seconds
     of_the_op = _build.engines_of_the_op().items() if _build.has_kernels(device.type) else ()
     ours = [name for name, types in of_the_op if device.type in types]
-    has_lower = device.type == "cpu" and bool(ours)
-    ours += PREPACKED if has_lower else []
+    lower: list[str] = []
+    if ours and device.type == "cpu":
+        ours, lower = [*ours, *PREPACKED], _lower_sets()
     cases = {"": cases_of(["torch", *ours], device, timed=True)}
-    cases |= {name: cases_of(ours, device) for name in (_lower_sets() if has_lower else [])}
+    cases |= {name: cases_of(ours, device) for name in lower}
     show = _progress(sum(map(len, cases.values()))) if not quiet else lambda row: None
     rows = [row for name in cases for row in check_cases(device, cases[name], end, name, show)]
     passed = all(row["result"] == PASSED for row in rows)
