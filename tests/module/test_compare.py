@@ -1,18 +1,15 @@
 """fastlstm.compare with simulated times: rows, differences, advice, and an unchanged model."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import math
 import sys
-from collections.abc import Callable
 from types import MappingProxyType
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
 import fastlstm
@@ -26,23 +23,23 @@ VARIANTS = ["nn.LSTM", "converted", "prepacked", "prepacked in bfloat16", "prepa
 class Tagger(nn.Module):
     """A model with a packed call, a cell, dropout and a linear layer."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.lstm, self.cell = nn.LSTM(4, 32, bidirectional=True), nn.LSTMCell(64, 32)
         self.head = nn.Sequential(nn.Dropout(0.5), nn.Linear(32, 3))
 
-    def forward(self, packed: Any, state: Any = None) -> dict[str, Any]:
+    def forward(self, packed, state=None):
         output, _ = self.lstm(packed, state)
         h, c = self.cell(output.data)
         return {"tags": self.head(h), "best": h.argmax(), "state": (h, c)}
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def clock(monkeypatch):
     """Sets the simulated seconds: for each variant those of the model, then of its LSTMs."""
 
-    def set_clock(*seconds: float, of_rounds: tuple[float, ...] = (1.0, 1.0)) -> None:
-        def alternate(steps: Any, *_: Any, **options: Any) -> list[list[float]]:
+    def set_clock(*seconds, of_rounds=(1.0, 1.0)):
+        def alternate(steps, *_, **options):
             for step in steps:
                 step()
             first = [seconds[0] * factor for factor in of_rounds]
@@ -53,13 +50,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return set_clock
 
 
-def inputs() -> tuple[Any, tuple[Tensor, Tensor]]:
+def inputs():
     torch.manual_seed(0)
     state = torch.randn(2, 3, 32), torch.randn(2, 3, 32)
     return pack_sequence([torch.randn(n, 4) for n in (5, 3, 2)]), state
 
 
-def test_rows_and_advice(clock: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_and_advice(clock, capsys):
     clock(8.0, 6.0, 4.0, 1.0, 2.0, 1.0, 4.0, 2.0, 1.0, 0.25)
     rows = compare(Tagger().eval(), *inputs(), seconds=0)
     assert [row.name for row in rows] == VARIANTS
@@ -76,7 +73,7 @@ def test_rows_and_advice(clock: Callable[..., None], capsys: pytest.CaptureFixtu
     ]
 
 
-def test_the_code_of_a_row_gives_its_outputs() -> None:
+def test_the_code_of_a_row_gives_its_outputs():
     """The code that a row prints gives the outputs for which the row states the difference."""
     model, given = Tagger().eval(), inputs()
     rows = compare(model, *given, seconds=0, quiet=True)
@@ -87,7 +84,7 @@ def test_the_code_of_a_row_gives_its_outputs() -> None:
         assert (found - expected).abs().max().item() <= row.difference + 1e-6
 
 
-def test_the_model_stays_as_it_is() -> None:
+def test_the_model_stays_as_it_is():
     model = nn.Sequential(nn.LSTM(4, 32), nn.Identity()).train()
     before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     for training in (False, True):
@@ -108,26 +105,26 @@ class Result:
 class Opaque:
     """An object whose attributes compare does not read."""
 
-    def __init__(self, y: Tensor) -> None:
+    def __init__(self, y):
         self.y = y
 
 
 class Returns(nn.Module):
     """A model that returns a function of the output of its LSTM."""
 
-    def __init__(self, function: Callable[[Tensor], Any]) -> None:
+    def __init__(self, function):
         super().__init__()
         self.lstm, self.function = nn.LSTM(4, 32), function
 
-    def forward(self, x: Tensor) -> Any:
+    def forward(self, x):
         return self.function(self.lstm(x)[0])
 
 
-def nested_rows(y: Tensor) -> Tensor:
+def nested_rows(y):
     return torch.nested.nested_tensor([y[0], y[1, :2]], layout=torch.jagged)
 
 
-OUTPUTS: dict[str, Callable[[Tensor], Any]] = {
+OUTPUTS = {
     "dataclass": lambda y: Result(Result(y)),
     "mapping": lambda y: MappingProxyType({"y": y, "n": None}),
     "complex": lambda y: torch.complex(torch.ones_like(y), y),
@@ -142,10 +139,10 @@ OUTPUTS: dict[str, Callable[[Tensor], Any]] = {
 
 @pytest.mark.filterwarnings("ignore:.*(nested|Sparse)")
 @pytest.mark.parametrize("name", OUTPUTS)
-def test_outputs_of_every_kind_are_compared(name: str) -> None:
+def test_outputs_of_every_kind_are_compared(name):
     torch.manual_seed(0)
     model, x = Returns(OUTPUTS[name]), torch.randn(5, 3, 4)
-    lstm: Any = fastlstm.prepack(copy.deepcopy(model.lstm).eval(), torch.int8, convert=True)
+    lstm = fastlstm.prepack(copy.deepcopy(model.lstm).eval(), torch.int8, convert=True)
     with torch.no_grad():
         y, z = model.lstm(x)[0], lstm(x)[0]
     rows = compare(model, x, seconds=0, quiet=True)
@@ -155,7 +152,7 @@ def test_outputs_of_every_kind_are_compared(name: str) -> None:
     assert 0.3 * largest <= rows[-1].difference <= largest + 1
 
 
-NOT_COMPARED: dict[str, Callable[[Tensor], Any]] = {
+NOT_COMPARED = {
     "an object": lambda y: (y, Opaque(y)),
     "a set": lambda y: {y.sum().item()},
     "nothing": lambda y: None,
@@ -165,7 +162,7 @@ NOT_COMPARED: dict[str, Callable[[Tensor], Any]] = {
 
 
 @pytest.mark.parametrize("name", NOT_COMPARED)
-def test_outputs_that_cannot_be_compared(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_outputs_that_cannot_be_compared(name, capsys):
     torch.manual_seed(0)
     rows = compare(Returns(NOT_COMPARED[name]), torch.randn(5, 3, 4), seconds=0)
     assert math.isnan(rows[-1].difference)
@@ -176,7 +173,7 @@ def test_outputs_that_cannot_be_compared(name: str, capsys: pytest.CaptureFixtur
 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("holes", [False, True])
-def test_nested_tensors(training: bool, holes: bool) -> None:
+def test_nested_tensors(training, holes):
     x = torch.randn(7, 4)
     lengths = torch.tensor([2, 3]) if holes else None
     nested = torch.nested.nested_tensor_from_jagged(x, torch.tensor([0, 3, 7]), lengths)
@@ -185,13 +182,13 @@ def test_nested_tensors(training: bool, holes: bool) -> None:
     assert 1e-4 < rows[-1].difference < 0.1 or training
 
 
-def test_a_model_that_writes_to_its_inputs() -> None:
+def test_a_model_that_writes_to_its_inputs():
     class Adds(nn.Module):
-        def __init__(self) -> None:
+        def __init__(self):
             super().__init__()
             self.lstm = nn.LSTM(4, 32)
 
-        def forward(self, x: Result, more: dict[str, Tensor]) -> Tensor:
+        def forward(self, x, more):
             more["new"] = x.y.add_(more["given"])
             return self.lstm(x.y)[0]
 
@@ -201,14 +198,14 @@ def test_a_model_that_writes_to_its_inputs() -> None:
     assert rows[1].difference < 1e-5 and [row.name for row in rows] == VARIANTS
 
 
-def test_a_model_that_keeps_a_state_between_calls() -> None:
+def test_a_model_that_keeps_a_state_between_calls():
     class Streams(nn.Module):
-        def __init__(self) -> None:
+        def __init__(self):
             super().__init__()
             self.lstm = nn.LSTM(4, 32)
             self.register_buffer("h", torch.zeros(1, 3, 32))
 
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x):
             _, (h, _) = self.lstm(x, (self.h, torch.zeros_like(self.h)))
             return self.h.copy_(h.detach())
 
@@ -218,20 +215,20 @@ def test_a_model_that_keeps_a_state_between_calls() -> None:
         assert rows[1].difference < 1e-6 and all(row.difference < 0.1 for row in rows)
 
 
-def test_columns_stay_apart(clock: Callable[..., None], capsys: Any) -> None:
+def test_columns_stay_apart(clock, capsys):
     clock(511.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, of_rounds=(1.0, 6.0))
     compare(Tagger().eval(), *inputs(), seconds=0)
     line = capsys.readouterr().out.splitlines()[2]
     assert line.split()[:6] == ["converted", "1000.000", "1788.50", "1149.75", "to", "2427.25"]
 
 
-def test_variants_that_cannot_run_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+def test_variants_that_cannot_run_are_left_out(capsys):
     class WithLengths(nn.Module):
-        def __init__(self) -> None:
+        def __init__(self):
             super().__init__()
             self.lstm = fastlstm.LSTM(4, 8)
 
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x):
             return self.lstm(x, lengths=torch.tensor([5, 2, 3]))[0]
 
     rows = compare(WithLengths(), torch.randn(5, 3, 4), seconds=0)
@@ -243,9 +240,9 @@ def test_variants_that_cannot_run_are_left_out(capsys: pytest.CaptureFixture[str
         compare(nn.LSTM(4, 8), torch.randn(5, 3, 7), quiet=True)
 
 
-def test_errors() -> None:
+def test_errors():
     with pytest.raises(TypeError, match="model: expected a module, got the class LSTM"):
-        compare(nn.LSTM)  # type: ignore[arg-type]
+        compare(nn.LSTM)
     prepacked = fastlstm.prepack(fastlstm.LSTM(4, 32).eval())
     for model in (nn.Linear(2, 3), prepacked):
         with pytest.raises(ValueError, match="expected a model with an LSTM or LSTMCell"):

@@ -1,12 +1,7 @@
 """fastlstm.tune with simulated times, and the file in which it stores the results."""
 
-from __future__ import annotations
-
 import json
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,31 +15,30 @@ from fastlstm.engine import records
 pytestmark = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the extension is not built")
 X = torch.zeros(5, 3, 4)
 MODULE = sys.modules["fastlstm.tune"]  # fastlstm.tune is the function
-Found = dict[str, dict[str, float]]
 
 
 @pytest.fixture(autouse=True)
-def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def file(tmp_path, monkeypatch):
     path = tmp_path / "cache" / "tuned.json"
     monkeypatch.setenv("FASTLSTM_TUNE", str(path))
     return path
 
 
 @pytest.fixture
-def torch_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def torch_calls(monkeypatch):
     """A list that grows with each call of PyTorch's own LSTM."""
-    calls: list[int] = []
-    aten: Any = torch._VF
+    calls = []
+    aten = torch._VF
     real = aten.lstm
     monkeypatch.setattr(aten, "lstm", lambda *args: (calls.append(1), real(*args))[1])
     return calls
 
 
-def tune_with(model: nn.Module, *series: dict[str, list[float]]) -> Found:
+def tune_with(model, *series):
     """Calls tune(model, X) with simulated seconds of each engine, series after series."""
     left = list(series)
 
-    def in_turn(names: Any, *_: Any) -> list[list[float]]:
+    def in_turn(names, *_):
         seconds = left.pop(0) if len(left) > 1 else left[0]
         return [seconds[name] for name in names]
 
@@ -57,12 +51,12 @@ def tune_with(model: nn.Module, *series: dict[str, list[float]]) -> Found:
 OP_IS_FASTER, TORCH_IS_FASTER = {"op": [1.0], "torch": [2.0]}, {"op": [2.0], "torch": [1.0]}
 
 
-def load_as_a_new_process() -> None:
+def load_as_a_new_process():
     records.tuned.clear()
     records.load()
 
 
-def test_the_faster_engine_is_chosen_and_remembered(file: Path, torch_calls: list[int]) -> None:
+def test_the_faster_engine_is_chosen_and_remembered(file, torch_calls):
     lstm = fastlstm.LSTM(4, 6)
     ((call, times),) = tune_with(lstm, TORCH_IS_FASTER).items()
     assert list(times.items()) == [("torch", 1e6), ("op", 2e6)]
@@ -71,7 +65,7 @@ def test_the_faster_engine_is_chosen_and_remembered(file: Path, torch_calls: lis
     assert engine == "torch"
     assert {each.name for each in file.parent.iterdir()} == {file.name, f"{file.name}.lock"}
 
-    def runs_torch(*args: Any, **words: Any) -> bool:
+    def runs_torch(*args, **words):
         before = len(torch_calls)
         lstm(*args, **words)
         return len(torch_calls) > before
@@ -108,21 +102,21 @@ def test_the_faster_engine_is_chosen_and_remembered(file: Path, torch_calls: lis
         ([{"op": [1.0, 2.0, 4.0], "torch": [0.9, 3.0, 3.6]}], "torch"),
     ],
 )
-def test_ties_and_noise(series: Sequence[dict[str, list[float]]], chosen: str) -> None:
+def test_ties_and_noise(series, chosen):
     (times,) = tune_with(fastlstm.LSTM(4, 6), *series).values()
     assert next(iter(times)) == chosen
 
 
-def test_which_calls_are_measured() -> None:
+def test_which_calls_are_measured():
     class Model(nn.Module):
-        def __init__(self) -> None:
+        def __init__(self):
             super().__init__()
             self.first = fastlstm.LSTM(4, 6, batch_first=True)
             self.second = fastlstm.LSTM(6, 4, 2, bidirectional=True)
             self.forced, self.zoned = fastlstm.LSTM(4, 6), fastlstm.LSTM(4, 6, zoneout_h=0.5)
             self.forced.engine = "tiled"
 
-        def forward(self, x: torch.Tensor) -> Any:
+        def forward(self, x):
             self.forced(x), self.zoned(x), self.first(x, reset=torch.zeros(5, 3))
             self.second(self.first(x[0], None)[0])
             self.first(input=pack_sequence([x[0], x[1, :2]]), hx=None)
@@ -136,12 +130,10 @@ def test_which_calls_are_measured() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_which_functions_are_timed(
-    training: bool, monkeypatch: pytest.MonkeyPatch, torch_calls: list[int]
-) -> None:
+def test_which_functions_are_timed(training, monkeypatch, torch_calls):
     lstm, engines, shapes = fastlstm.LSTM(4, 6), [], []
 
-    def in_turn(runs: Sequence[Callable[[], Any]], *_: Any) -> list[list[float]]:
+    def in_turn(runs, *_):
         torch_calls.clear()
         for run in runs:
             shapes.append([tensor.shape for tensor in run()])
@@ -157,24 +149,24 @@ def test_which_functions_are_timed(
     assert records.noted is None and all(p.grad is None for p in lstm.parameters())
 
 
-def test_real_times() -> None:
+def test_real_times():
     """tune with a real clock. The test does not know which engine is faster."""
     (times,) = tune(fastlstm.LSTM(4, 6), X, seconds=0).values()
     assert set(times) == {"op", "torch"} and all(0 < us < 1e6 for us in times.values())
 
 
-def test_a_model_without_a_call_to_measure() -> None:
+def test_a_model_without_a_call_to_measure():
     with pytest.raises(ValueError, match=r"expected a model that .*fastlstm\.convert"):
         tune_with(nn.LSTM(4, 6), OP_IS_FASTER)
     with pytest.raises(TypeError, match="model: expected a module, got the class LSTM"):
-        tune_with(fastlstm.LSTM, OP_IS_FASTER)  # type: ignore[arg-type]
+        tune_with(fastlstm.LSTM, OP_IS_FASTER)
 
 
 BAD = ["", "[" * 100_000, "[]", '{"call": 5}', '{"call": {"engine": "torch"}}']
 
 
 @pytest.mark.parametrize("content", BAD)
-def test_a_damaged_or_foreign_file_is_ignored_and_kept(file: Path, content: str) -> None:
+def test_a_damaged_or_foreign_file_is_ignored_and_kept(file, content):
     file.parent.mkdir()
     file.write_text(content)
     with pytest.warns(RuntimeWarning, match="fastlstm ignores .*tuned.json.*FASTLSTM_TUNE=off"):
@@ -189,15 +181,13 @@ def test_a_damaged_or_foreign_file_is_ignored_and_kept(file: Path, content: str)
     assert list(json.loads(file.read_text()).values()) == ["torch"]
 
 
-def test_a_folder_in_place_of_the_file(file: Path) -> None:
+def test_a_folder_in_place_of_the_file(file):
     file.mkdir(parents=True)
     with pytest.warns(RuntimeWarning, match="ignores .*tuned.json, which is a folder; set FASTL"):
         assert records.load() is None
 
 
-def test_entries_of_other_machines_stay_and_change_nothing(
-    file: Path, torch_calls: list[int]
-) -> None:
+def test_entries_of_other_machines_stay_and_change_nothing(file, torch_calls):
     lstm = fastlstm.LSTM(4, 6)
     tune_with(lstm, TORCH_IS_FASTER)
     ((key, _),) = json.loads(file.read_text()).items()
@@ -209,9 +199,7 @@ def test_entries_of_other_machines_stay_and_change_nothing(
     assert set(json.loads(file.read_text())) == {key, f"another {key}"}
 
 
-def test_the_environment_variable(
-    tmp_path: Path, torch_calls: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_environment_variable(tmp_path, torch_calls, monkeypatch):
     lstm = fastlstm.LSTM(4, 6)
     monkeypatch.setenv("FASTLSTM_TUNE", "off")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
