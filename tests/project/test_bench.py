@@ -112,7 +112,7 @@ def test_the_engines_of_a_gpu_are_compared_before_they_are_timed(monkeypatch):
     found = gpu.measure(TINY, ["auto"], device="cpu")
     assert found["auto"] > 0 and found["torch.nn us"] > 0
     monkeypatch.setitem(gpu.check_agreement.__globals__["AGREEMENT"], "float32", -1.0)
-    assert gpu.measure(TINY, ["auto"], device="cpu")["auto"].startswith("the results differ by")
+    assert "the results differ by" in gpu.measure(TINY, ["auto"], device="cpu")["auto"]
 
 
 def test_random_calls_are_measured_by_group(capsys):
