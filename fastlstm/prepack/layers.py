@@ -134,6 +134,10 @@ class Prepacked(nn.Module):
         copy_additions(self, layer, {*self.own_names(), *self._op_names})
         return layer
 
+    def _fastlstm_torch(self) -> Any:
+        """A module on which the methods of nn.LSTM or nn.LSTMCell run."""
+        return self._rebuild(self._torch).requires_grad_(False)
+
     def _op_weights(self) -> list[Tensor]:
         """The buffers that the op takes, of all layers and directions."""
         buffers = self._buffers
@@ -253,9 +257,6 @@ class PrepackedLSTM(Prepacked, SequenceModule):
         fit = described(self)[1] == [*self._shapes.values()]
         return self._op_weights(), self._layout if fit else None, self.dtype
 
-    def _fastlstm_torch(self) -> Any:
-        return self._rebuild(nn.LSTM).requires_grad_(False)
-
     def _fastlstm_refuse(self, input: Any, hx: Any) -> None:
         super()._fastlstm_refuse(input, hx)
         raise RuntimeError(f"{type(self).__name__}: expected input and hx on the CPU")
@@ -283,9 +284,6 @@ class PrepackedLSTMCell(Prepacked, CellModule):
 
     _layer_class, _torch = LSTMCell, nn.LSTMCell
     _sizes = ("input_size", "hidden_size", "bias")
-
-    def _fastlstm_torch(self) -> Any:
-        return self._rebuild(nn.LSTMCell).requires_grad_(False)
 
     def _fastlstm_step(self, input: Tensor, hx: State | None) -> State:
         if hx is None:
