@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from .interop.scripting import new_class, own_class, to_torch
+from .interop.classes import new_class, own_class, to_torch
 from .interop.torch_ao import is_quantized
 from .modules.cell import CellModule, LSTMCell
 from .modules.lstm import LSTM, SequenceModule

@@ -1,11 +1,7 @@
-"""Support for torch.jit.script, which compiles our LSTMs as modules of torch.nn.
-
-The file also knows the class of torch.nn or of the user that a module goes back to.
-"""
+"""Support for torch.jit.script, which compiles our LSTMs as modules of torch.nn."""
 
 from __future__ import annotations
 
-import abc
 import sys
 from typing import Any
 
@@ -13,38 +9,10 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from .classes import new_class, to_torch
+
 _SCRIPT = torch.jit.script.__globals__  # the globals of the file that defines torch.jit.script
 _in_script: dict[type[nn.Module], type[nn.Module]] = {}  # the classes that `prepare` made
-
-
-def own_class(module: nn.Module) -> type[nn.Module]:
-    """The class of a module, without the class that parametrize puts before it."""
-    cls = module.__class__  # type(module) may be the class that `prepare` gave it
-    return cls.__bases__[0] if parametrize.is_parametrized(module) else cls
-
-
-def new_class(name: str, bases: tuple[type, ...], members: dict[str, Any], meta: type) -> Any:
-    """Returns what `meta(name, bases, members)` gives, without code of a user's metaclass."""
-    known = abc.ABCMeta if issubclass(meta, abc.ABCMeta) else type
-    return known.__new__(meta, name, bases, members)
-
-
-def to_torch(module: nn.Module) -> tuple[type[nn.Module] | None, str]:
-    """The class that a module of ours has without us, and what it loses or why there is none.
-
-    That class is the attribute `_fastlstm_of` of the module's own class. Subclasses do not inherit
-    it: what they compute, no class of torch.nn computes.
-    """
-    cls = own_class(module)
-    drawn: Any = getattr(module, "_fastlstm_regularizers", None)
-    if drawn is None:
-        return None, ""
-    if "_fastlstm_of" not in vars(cls):
-        ours = "LSTM" if issubclass(cls, nn.RNNBase) else "LSTMCell"
-        return None, f"stays as it is: its class {cls.__qualname__} derives from fastlstm.{ours}"
-    lost = ", ".join(f"{name}={p}" for name, p in drawn._asdict().items() if p)
-    of: type[nn.Module] = vars(cls)["_fastlstm_of"]
-    return of, f"goes on without {lost}, which nn.LSTM lacks" if lost else ""
 
 
 class _InScript:

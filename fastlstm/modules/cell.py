@@ -13,6 +13,7 @@ from ..engine.call import Call, State, zero_state
 from ..engine.checks import check_kinds
 from ..engine.stack import run_cell
 from ..interop import fx
+from ..interop.scripting import prepare
 from .attributes import fit_cell, is_pair, run_torch, shapes_of, weights_of_cell
 from .options import EngineModule
 
@@ -86,6 +87,7 @@ class LSTMCell(CellModule, EngineModule, nn.RNNCellBase):
         engine: which engine runs, one of `fastlstm.functional.ENGINES`; may be set at any time.
     """
 
+    __prepare_scriptable__ = prepare  # for torch.jit.script
     _fastlstm_of = nn.LSTMCell
     _fastlstm_check_engine = staticmethod(engines.check_engine)
     _fastlstm_options = ("engine",)

@@ -20,6 +20,7 @@ from ..engine.call import LAYOUTS, Call, Regularizers, Results, State, check_pro
 from ..engine.checks import as_lengths, as_reset, check_kinds, describe, in_training, lengths_beside
 from ..engine.stack import run_stack
 from ..interop import fx, nested
+from ..interop.scripting import prepare
 from .attributes import fits, read_weights, refuse_as_torch, run_torch_lstm, torch_lstm
 from .options import NO_REGULARIZERS, EngineModule
 
@@ -248,6 +249,7 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
         engine: which engine runs, one of `fastlstm.functional.ENGINES`; may be set at any time.
     """
 
+    __prepare_scriptable__ = prepare  # for torch.jit.script
     _fastlstm_of = nn.LSTM
     _fastlstm_normalizes = False
     _fastlstm_check_engine = staticmethod(engines.check_engine)

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from ..engine.call import Regularizers, check_probabilities
-from ..interop.scripting import prepare
 
 _INSTEAD = {
     "engine": "set it on the module: lstm.engine = ...",
@@ -71,10 +70,6 @@ class EngineModule(nn.Module):
                 f"{_INSTEAD[name]}"
             )
         return super().__new__(cls)
-
-    def __prepare_scriptable__(self) -> nn.Module:
-        """For torch.jit.script, which compiles the module that convert(to="torch") gives."""
-        return prepare(self)
 
     def _fastlstm_has(self, name: str) -> bool:
         """Whether an attribute is an option, and not something that the user has set."""

@@ -14,7 +14,7 @@ from .. import _build
 from ..engine.call import LAYOUTS, Call, Results, State, replaced, state_dtype, zero_state
 from ..engine.checks import check_kinds
 from ..engine.engines import is_eager
-from ..interop.scripting import own_class
+from ..interop.classes import own_class
 from ..modules.attributes import CELL_WEIGHTS, described, fit_cell, named_weights
 from ..modules.cell import CellModule, LSTMCell
 from ..modules.lstm import LSTM, SequenceModule

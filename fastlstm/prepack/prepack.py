@@ -13,7 +13,7 @@ from ..convert import CLASSES, Model
 from ..convert import convert as convert_modules
 from ..engine.call import DTYPES
 from ..interop import torch_ao
-from ..interop.scripting import own_class
+from ..interop.classes import own_class
 from ..modules.attributes import named_weights
 from ..modules.cell import LSTMCell
 from ..modules.lstm import LSTM
