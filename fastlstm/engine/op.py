@@ -10,7 +10,7 @@ those of the reference.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -216,12 +216,7 @@ def _fold(
     """
     size, count = info.batch_size, len(where)
     if any(dim is not None for dim in in_dims[count:]):
-        pairs = list(zip(args, in_dims, strict=True))
-        members = [
-            function.apply(*(a if dim is None else a.select(dim, k) for a, dim in pairs))
-            for k in range(size)
-        ]
-        stacked = tuple(torch.stack(results) for results in zip(*members, strict=True))
+        stacked = _each(function.apply, info, in_dims, args)
         return stacked, (0,) * len(stacked)
 
     def fold(tensor: Any, mapped: int | None, batch: int | None) -> Any:
@@ -239,24 +234,31 @@ def _fold(
     return tuple(r.unflatten(d, (size, batch)) for r, d in zip(results, dims, strict=True)), dims
 
 
-def _sample_by_sample(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+def _each(call: Callable[..., Any], info: Any, in_dims: Any, args: Any) -> tuple[Tensor, ...]:
+    """Calls member by member, and stacks the results at dimension 0."""
+
+    def member(value: Any, dims: Any, k: int) -> Any:
+        if isinstance(value, list):
+            return [member(*each, k) for each in zip(value, dims, strict=True)]
+        return value if dims is None else value.select(dims, k)
+
+    pairs = list(zip(args, in_dims, strict=True))
+    results = [call(*(member(*pair, k) for pair in pairs)) for k in range(info.batch_size)]
+    return tuple(torch.stack(members) for members in zip(*results, strict=True))
+
+
+def _vmap_of_backward(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
     """torch.func.vmap over `torch.autograd.grad`; PyTorch's fallback takes no lists of tensors."""
     if not info.batch_size:
         raise RuntimeError("lstm_backward: expected at least one sample under vmap")
 
-    def sample(value: Any, dims: Any, k: int) -> Any:
-        if isinstance(value, list):
-            return [sample(*each, k) for each in zip(value, dims, strict=True)]
-        return value if dims is None else value.select(dims, k)
-
-    results = []
-    for k in range(info.batch_size):
-        inputs = (sample(*each, k) for each in zip(args, in_dims, strict=True))
+    def backward(*inputs: Any) -> tuple[Tensor, ...]:
         *state, weights = torch.ops.fastlstm.lstm_backward(*inputs)
-        results.append((*state, *weights))
-    stacked = [torch.stack(samples) for samples in zip(*results, strict=True)]
-    return (*stacked[:3], stacked[3:]), (0, 0, 0, [0] * len(stacked[3:]))
+        return *state, *weights
+
+    d_input, d_h_0, d_c_0, *d_weights = _each(backward, info, in_dims, args)
+    return (d_input, d_h_0, d_c_0, d_weights), (0, 0, 0, [0] * len(d_weights))
 
 
 if _build.extension_available():
-    torch.library.register_vmap("fastlstm::lstm_backward", _sample_by_sample)
+    torch.library.register_vmap("fastlstm::lstm_backward", _vmap_of_backward)
