@@ -28,7 +28,7 @@ def devices() -> list[tuple[torch.device, str]]:
 
 
 def engines_of(device: torch.device) -> tuple[str, ...]:
-    """What runs plain calls on a device, calls with lengths, with an option; and all by name."""
+    """What runs plain calls, calls with lengths and calls with an option; all that have a name."""
     with torch._subclasses.FakeTensorMode():
         input = torch.empty(1, 1, 1, device=device)
         weights = [torch.empty(4, 1, device=device)] * 2

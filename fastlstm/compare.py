@@ -104,7 +104,7 @@ def compare(
 
 
 class _Way(NamedTuple):
-    """A way that runs the model: `Comparison` has the first two."""
+    """A way that runs the model, with the name and the code that `Comparison` has."""
 
     name: str
     code: str
@@ -121,7 +121,7 @@ def _ways(
     for name, code, make in _conversions(device, training):
         try:
             made = make(copy.deepcopy(model).train(training))
-            # In the first call, so that a model that keeps a state gives the same by each way.
+            # The outputs are those of the first call: a model may keep a state between calls.
             outputs = _outputs(made, _copied(inputs))
             calls = _calls_of_lstms(made.train(training), _copied(inputs), training)
         except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
@@ -233,7 +233,7 @@ def _outputs(model: nn.Module, inputs: Sequence[Any]) -> list[Any]:
     torch.manual_seed(0)
     with torch.no_grad():
         leaves = _leaves(model.eval()(*inputs))
-    # A model may write to a tensor later.
+    # A later call of the model may write to these tensors.
     return [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
 
 

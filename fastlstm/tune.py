@@ -23,9 +23,10 @@ def tune(model: nn.Module, *example: Any, seconds: float = 1.0) -> dict[str, dic
 
     The model runs once, in its mode and under the gradient mode of the caller. For each kind of
     plain call of a `fastlstm.LSTM` with engine "auto" the engines that can serve it take turns.
-    Where one that "auto" would not have chosen is at least 3 % faster, twice in a row, that is
-    stored for this machine, these threads and versions, and "auto" follows it, here and in every
-    later process. Batch sizes and numbers of steps up to the same power of two count as alike.
+    If an engine that "auto" would not choose is at least 3 % faster, twice in a row, `tune` stores
+    it for this machine, this number of threads and these versions. "auto" follows it, in this
+    process and in later ones. Two calls are of one kind if their batch sizes have the same next
+    power of two, and so their numbers of steps.
 
     Args:
         model: any module with a `fastlstm.LSTM`.
@@ -68,7 +69,7 @@ def tune(model: nn.Module, *example: Any, seconds: float = 1.0) -> dict[str, dic
 
 
 def _measure(call: Call, default: str, seconds: float) -> dict[str, float]:
-    """Microseconds by engine, first the one to choose, which was faster in two series."""
+    """Microseconds by engine. The engine to choose comes first: it was faster in two series."""
     rows = (engines.BY_NAME.get(name) for name in ("torch", "op", "persistent"))
     runs = {row.name: runner(call, row) for row in rows if row and _may_run(row, call)}
     times: dict[str, list[float]] = {}

@@ -36,9 +36,9 @@ def seconds_of(run: Run, device: torch.device) -> float:
 def in_turn(
     steps: Sequence[Run], device: torch.device, seconds: float, shows: bool = False
 ) -> list[list[float]]:
-    """Seconds of a call of each step, in one order and in the other, from samples of several.
+    """Seconds of a call of each step. The steps take turns, and a sample is the mean of calls.
 
-    On a terminal it `shows` how much of the time is over.
+    If `shows` is true, a terminal shows how much of the time is over.
     """
     once = [min(seconds_of(step, device) for _ in range(2)) for step in steps]
     counts = [max(1, round(SAMPLE / max(each, 1e-7))) for each in once]
