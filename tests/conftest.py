@@ -18,7 +18,7 @@ SLOW_LEFT_OUT = pytest.StashKey[int]()
 if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(2)
 
-# The import of torch.testing._internal (opcheck, test_torch_samples.py) calls this function, which
+# The import of torch.testing._internal (for opcheck) calls this function, which
 # forbids all later tests to set the flags of torch.backends. So this function does nothing here.
 torch.backends.disable_global_flags = lambda: None
 

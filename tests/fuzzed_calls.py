@@ -7,14 +7,10 @@ The program prints each seed before its call, so that the last line before a cra
 tests/op/test_fuzzed_calls.py runs the program in a process of its own.
 """
 
-from __future__ import annotations
-
 import random
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from oracle import oracle
@@ -37,16 +33,16 @@ NOT_BY_ONEDNN = "could not create a primitive"
 class Draw:
     """The random choices of one case; all of them follow from its seed."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed):
         self.random = random.Random(seed)
         torch.manual_seed(seed)
-        self.pick: Callable[..., Any] = lambda *options: self.random.choice(options)
+        self.pick = lambda *options: self.random.choice(options)
         self.size = self.random.randint
 
-    def chance(self, probability: float) -> bool:
+    def chance(self, probability):
         return self.random.random() < probability
 
-    def values(self, *shape: int, wild: bool = False) -> Tensor:
+    def values(self, *shape, wild=False):
         """Returns normal values in float64. If `wild`, they may be huge, tiny, zero or NaN."""
         scale = self.pick(1, 1, 1e4, 1e-38, 1e-20, 0) if wild else 1
         values = torch.randn(*shape, dtype=torch.float64) * scale
@@ -54,7 +50,7 @@ class Draw:
             values.view(-1)[self.size(0, values.numel() - 1)] = torch.nan
         return values
 
-    def restride(self, tensor: Tensor) -> Tensor:
+    def restride(self, tensor):
         """Returns the same values, perhaps with other strides."""
         kind = self.pick("as is", "as is", "permuted", "slice", "every other")
         if kind == "permuted":
@@ -74,7 +70,7 @@ class Draw:
 # --- against nn.LSTM and nn.LSTMCell ---
 
 
-def random_options(draw: Draw) -> dict[str, Any]:
+def random_options(draw):
     hidden_size = draw.size(1, 40)
     return {
         "input_size": draw.size(1, 20),
@@ -87,7 +83,7 @@ def random_options(draw: Draw) -> dict[str, Any]:
     }
 
 
-def scale_weights(draw: Draw, module: nn.Module) -> bool:
+def scale_weights(draw, module):
     """Scales the weights in place, or leaves them; returns True if it chose "any size".
 
     "saturated" opens or shuts gates, "any size" multiplies some weights by up to 1e30.
@@ -105,14 +101,12 @@ def scale_weights(draw: Draw, module: nn.Module) -> bool:
     return bool(kind == "any size")
 
 
-# Runs a module with arguments of a dtype; returns its results, then the gradients.
-Call = Callable[[nn.Module, torch.dtype], list[Tensor]]
-# torch's module, the one of fastlstm, the dtype of its products, the arguments, and the call.
-Case = tuple[nn.Module, nn.Module, torch.dtype, list[Tensor], Call]
+def lstm_case(draw):
+    """Returns an nn.LSTM and a fastlstm.LSTM with random options, and a call of any form.
 
-
-def lstm_case(draw: Draw) -> Case:
-    """An nn.LSTM and a fastlstm.LSTM with random options, and a call of any form."""
+    The results are both modules, the dtype of their products, the arguments, and a function. The
+    function runs a module with arguments of a dtype; it returns its results, then the gradients.
+    """
     options, dtype = random_options(draw), draw.pick(torch.float32, *DTYPES)
     theirs, ours = nn.LSTM(**options, dtype=dtype), fastlstm.LSTM(**options, dtype=dtype)
     steps, batch = draw.size(1, 6), draw.size(0, 5)
@@ -136,9 +130,9 @@ def lstm_case(draw: Draw) -> Case:
     autocast = dtype == torch.float32 and draw.chance(0.15)
     seed = draw.size(0, 1 << 30)
 
-    def call(module: nn.Module, dtype: torch.dtype) -> list[Tensor]:
+    def call(module, dtype):
         leaves = [t.to(dtype).detach().requires_grad_() for t in tensors]
-        x: Any = leaves[0]
+        x = leaves[0]
         if form == "packed":
             x = pack_padded_sequence(x, lengths, enforce_sorted=False)
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast and dtype != torch.float64):
@@ -156,8 +150,8 @@ def lstm_case(draw: Draw) -> Case:
     return theirs, ours, torch.bfloat16 if autocast else dtype, tensors, call
 
 
-def cell_case(draw: Draw) -> Case:
-    """An nn.LSTMCell and a fastlstm.LSTMCell, and a call."""
+def cell_case(draw):
+    """Returns the same as `lstm_case`, for an nn.LSTMCell and a fastlstm.LSTMCell."""
     dtype, I, H = draw.pick(*DTYPES), draw.size(1, 20), draw.size(1, 40)
     bias, wild = draw.chance(0.8), dtype != torch.float64
     theirs, ours = (k(I, H, bias=bias, dtype=dtype) for k in (nn.LSTMCell, fastlstm.LSTMCell))
@@ -165,7 +159,7 @@ def cell_case(draw: Draw) -> Case:
     tensors = [draw.values(*rows, size, wild=wild) for size in (I, H, H)]
     tensors = [draw.restride(t.to(dtype)) for t in tensors[: draw.pick(1, 3)]]
 
-    def call(module: nn.Module, dtype: torch.dtype) -> list[Tensor]:
+    def call(module, dtype):
         leaves = [t.to(dtype).detach().requires_grad_() for t in tensors]
         results = module(leaves[0], tuple(leaves[1:]) or None)
         wanted = [*leaves, *module.parameters()]
@@ -174,7 +168,7 @@ def cell_case(draw: Draw) -> Case:
     return theirs, ours, dtype, tensors, call
 
 
-def against_torch(draw: Draw) -> None:
+def against_torch(draw):
     """A random call must be as accurate as nn.LSTM's, and NaN only where nn.LSTM's is."""
     case = draw.pick(lstm_case, lstm_case, lstm_case, cell_case)
     theirs, ours, dtype, tensors, call = case(draw)
@@ -217,18 +211,12 @@ def against_torch(draw: Draw) -> None:
     compare(found, truth, [*others, call(theirs, torch.float64)], dtype, max(sizes))
 
 
-def largest_of(dtype: torch.dtype) -> float:
+def largest_of(dtype):
     """Returns the largest true value whose result must be finite, even if ill-conditioned."""
     return torch.finfo(dtype).max / 8
 
 
-def compare(
-    found: list[Tensor],
-    truth: list[Tensor],
-    others: list[list[Tensor]],
-    dtype: torch.dtype,
-    largest_given: float,
-) -> None:
+def compare(found, truth, others, dtype, largest_given):
     """Checks that no error in `found` is much larger than the largest error in `others`.
 
     Args:
@@ -247,7 +235,7 @@ def compare(
     if dtype == torch.float64:  # the truth, too, has the roundoff of float64
         floor = 64 * info.eps * largest
 
-    def errors(results: list[Tensor], floor: float) -> list[float]:
+    def errors(results, floor):
         values = []
         for result, true in zip(results, truth, strict=True):
             assert result.shape == true.shape, f"shape {result.shape}, expected {true.shape}"
@@ -266,7 +254,7 @@ def compare(
 # --- options that nn.LSTM lacks, against the oracle ---
 
 
-def layer_arguments(draw: Draw, dtype: torch.dtype) -> dict[str, Any]:
+def layer_arguments(draw, dtype):
     """Returns a layer's arguments, with a padded input and `lengths` as a tuple or None."""
     steps, batch, H = draw.size(1, 5), draw.size(1, 4), draw.size(1, 20)
     sample = Sample(
@@ -288,7 +276,7 @@ def layer_arguments(draw: Draw, dtype: torch.dtype) -> dict[str, Any]:
     return {**sample.padded(dtype), "layout": layout}
 
 
-def as_call(draw: Draw, layer: dict[str, Any]) -> dict[str, Any]:
+def as_call(draw, layer):
     """Returns the op's arguments: perhaps packed, lengths as a tensor, perhaps other strides."""
     call = {**layer, "batch_sizes": None}
     if layer["lengths"] is not None:
@@ -304,19 +292,15 @@ def as_call(draw: Draw, layer: dict[str, Any]) -> dict[str, Any]:
     return call
 
 
-def against_the_oracle(draw: Draw) -> None:
+def against_the_oracle(draw):
     """The results and gradients of a layer must be those of the oracle in float64."""
     layer = layer_arguments(draw, torch.float64)
     expected = list(oracle(**without_layout(leaves_of(layer))))
     torch.manual_seed(1)
     gradients = [torch.randn(r.shape, dtype=torch.float64) for r in expected]
     truth = leaves_of(layer)
-    pairs = [
-        (r, g)
-        for r, g in zip(oracle(**without_layout(truth)), gradients, strict=True)
-        if r.requires_grad
-    ]
-    torch.autograd.backward(*zip(*pairs, strict=True))
+    pairs = zip(oracle(**without_layout(truth)), gradients, strict=True)
+    torch.autograd.backward(*zip(*[pair for pair in pairs if pair[0].requires_grad], strict=True))
     call = as_call(draw, layer)
     leaves = leaves_of(call)
     norms = "layer_norm" in layer["layout"]
@@ -337,12 +321,12 @@ def against_the_oracle(draw: Draw) -> None:
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9, msg=lambda m, k=k: f"{k}: {m}")
 
 
-def without_layout(layer: dict[str, Any]) -> dict[str, Any]:
+def without_layout(layer):
     """Returns the arguments without `layout`, which the oracle finds by counting weights."""
     return {name: value for name, value in layer.items() if name != "layout"}
 
 
-def leaves_of(layer: dict[str, Any]) -> dict[str, Any]:
+def leaves_of(layer):
     """Returns the arguments with new leaves for the gradients; values and strides stay."""
     found = {**layer, "weights": [w.detach().requires_grad_() for w in layer["weights"]]}
     return found | {n: layer[n].detach().requires_grad_() for n in ("input", "h_0", "c_0")}
@@ -351,7 +335,7 @@ def leaves_of(layer: dict[str, Any]) -> dict[str, Any]:
 # --- bad arguments ---
 
 
-def damage(draw: Draw, tensor: Tensor, engine: str) -> Tensor:
+def damage(draw, tensor, engine):
     """Returns a tensor that a call must refuse in place of the given one."""
     kind = draw.pick("shorter", "longer", "flat", "dims", "transposed", "dtype", "meta", "memory")
     if kind == "memory" and engine == "reference":  # ATen does not check the storage
@@ -376,7 +360,7 @@ def damage(draw: Draw, tensor: Tensor, engine: str) -> Tensor:
     return torch.cat([tensor, tensor.narrow(k, 0, 1)], k)
 
 
-def damaged_backward(draw: Draw) -> None:
+def damaged_backward(draw):
     """The backward op must refuse tensors unlike those that the forward op made."""
     dtype = draw.pick(*DTYPES)
     call = as_call(draw, layer_arguments(draw, dtype))
@@ -384,10 +368,8 @@ def damaged_backward(draw: Draw) -> None:
     engine = draw.pick("auto", "stepwise")
     saved = torch.ops.fastlstm.lstm(**call, save_cells=True, save_gates=True, engine=engine)
     output, h_n, c_n, cells, gates = saved
-    tensors = {
-        "grad_output": output, "grad_h_n": h_n, "grad_c_n": c_n, "grad_cells": cells,
-        "output": output, "cells": cells, "gates": gates,
-    }  # fmt: skip
+    tensors = {"grad_output": output, "grad_h_n": h_n, "grad_c_n": c_n, "grad_cells": cells}
+    tensors |= {"output": output, "cells": cells, "gates": gates}
     needs = {"input_needs_grad": True, "state_needs_grad": True, "engine": engine}
     needs["per_row"] = not norms and draw.chance(0.5)
     backward = torch.ops.fastlstm.lstm_backward
@@ -400,13 +382,13 @@ def damaged_backward(draw: Draw) -> None:
         expect_error(lambda given=given: backward(**given, **call, **needs), name)
 
 
-def damaged_forward(draw: Draw) -> None:
+def damaged_forward(draw):
     """`functional.lstm` must refuse each bad argument; one argument is bad at a time."""
     layer = as_call(draw, layer_arguments(draw, draw.pick(*DTYPES)))
     engine = draw.pick(*ENGINES)
     if "layer_norm" in layer["layout"] and engine == "tiled":
         engine = "stepwise"
-    arguments: dict[str, Any] = {
+    arguments = {
         n: layer[n] for n in ("input", "weights", "layout", "batch_sizes", "lengths", "reset")
     } | {"engine": engine, "bidirectional": layer["h_0"].shape[0] == 2}
     arguments["hx"] = (layer["h_0"], layer["c_0"])
@@ -416,9 +398,7 @@ def damaged_forward(draw: Draw) -> None:
         damage_argument(draw, layer, dict(arguments), name)
 
 
-def damage_argument(
-    draw: Draw, layer: dict[str, Any], arguments: dict[str, Any], name: str
-) -> None:
+def damage_argument(draw, layer, arguments, name):
     """Makes one argument bad, and expects an error that names it."""
     engine = arguments["engine"]
     no_tensor = draw.pick(3, "x", [1.0], (), True, float("nan"))
@@ -458,7 +438,7 @@ def damage_argument(
     expect_error(lambda: functional.lstm(**arguments), name)
 
 
-def expect_error(function: Callable[[], Any], names: str) -> None:
+def expect_error(function, names):
     """Expects a plain error whose message has one of the names, which `|` separates."""
     try:
         function()
@@ -473,7 +453,7 @@ def expect_error(function: Callable[[], Any], names: str) -> None:
 # --- prepacked weights, by the op and by the direct call ---
 
 
-def damaged_prepacked(draw: Draw) -> None:
+def damaged_prepacked(draw):
     """A call with prepacked weights must refuse any bad tensor."""
     dtype = draw.pick(torch.float32, torch.float64, torch.bfloat16)
     sizes = {**random_options(draw), "num_layers": 1, "dtype": dtype}
@@ -482,18 +462,16 @@ def damaged_prepacked(draw: Draw) -> None:
     prepacked = fastlstm.prepack(lstm, draw.pick(None, *smaller))
     batch, directions = draw.size(1, 4), 1 + prepacked.bidirectional
     H, P = prepacked.hidden_size, prepacked.proj_size or prepacked.hidden_size
-    call: dict[str, Any] = {
-        "input": draw.values(draw.pick(1, 3), batch, prepacked.input_size).to(dtype),
-        "h_0": draw.values(directions, batch, P).to(dtype),
-        "c_0": draw.values(directions, batch, H).to(dtype),
-    }
+    shapes = (draw.pick(1, 3), batch, prepacked.input_size), (directions, batch, P)
+    names = zip(("input", "h_0", "c_0"), (*shapes, (directions, batch, H)), strict=True)
+    call = {name: draw.values(*shape).to(dtype) for name, shape in names}
     weights = prepacked._op_weights()
 
-    def run_direct(input: Tensor, h_0: Tensor, c_0: Tensor, weights: list[Tensor]) -> Any:
+    def run_direct(input, h_0, c_0, weights):
         layer = input, h_0, c_0, weights, prepacked._layout
         return _build.library.lstm(*layer, None, None, None, None, False, "auto")
 
-    def run_op(input: Tensor, h_0: Tensor, c_0: Tensor, weights: list[Tensor]) -> Any:
+    def run_op(input, h_0, c_0, weights):
         return torch.ops.fastlstm.lstm_prepacked(input, h_0, c_0, weights, prepacked._layout)[:4]
 
     run = draw.pick(run_direct, run_op)
@@ -531,7 +509,7 @@ KINDS = (
 )
 
 
-def run(seed: int) -> str | None:
+def run(seed):
     """Runs the case of a seed; returns a text that says what failed, or None."""
     draw = Draw(seed)
     kind = draw.pick(*KINDS)
@@ -542,7 +520,7 @@ def run(seed: int) -> str | None:
     return None
 
 
-def main(arguments: list[str], run: Callable[[int], str | None] = run) -> int:
+def main(arguments, run=run):
     first, count = int(arguments[0]), int(arguments[1]) if len(arguments) > 1 else 1
     warnings.simplefilter("ignore")
     failures = 0

@@ -9,8 +9,6 @@ build/mutants. A changed C++ file is compiled with little optimization. If every
 compiles the file, the kernels are compiled for the baseline only.
 """
 
-from __future__ import annotations
-
 import argparse
 import ast
 import io
@@ -24,9 +22,8 @@ import signal
 import subprocess
 import sys
 import tokenize
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 
@@ -67,15 +64,15 @@ class Part(NamedTuple):
     tests: list[str]  # arguments of pytest, an item for each process
 
 
-def _cpu(*patterns: str) -> list[str]:
+def _cpu(*patterns):
     return [f"csrc/cpu/{pattern}" for pattern in patterns]
 
 
-def _python(*names: str) -> list[str]:
+def _python(*names):
     return [f"fastlstm/{name}.py" for name in names]
 
 
-def _module_tests(*names: str) -> str:
+def _module_tests(*names):
     return " ".join(f"tests/module/test_{name}.py" for name in names)
 
 
@@ -112,21 +109,14 @@ PARTS = {
         0.14,
         [_module_tests("module", "errors", "sequences", "convert", "compare", "tune"), *_MODULE],
     ),
-    "prepack": Part(
-        _python("prepack/*"),
-        0.06,
-        [_module_tests(*_PREPACKED), *_MODULE],
-    ),
+    "prepack": Part(_python("prepack/*"), 0.06, [_module_tests(*_PREPACKED), *_MODULE]),
     "captioning": Part(
         [
             *(f"captioning/{folder}/*.py" for folder in ("search", "model", "data")),
             "captioning/training/loss.py",
         ],
         0.08,
-        [
-            " ".join(f"tests/captioning/{name}.py" for name in _SEARCH.split()),
-            "tests/captioning",
-        ],
+        [" ".join(f"tests/captioning/{name}.py" for name in _SEARCH.split()), "tests/captioning"],
     ),
 }
 # What takes the place of a token.
@@ -147,10 +137,10 @@ class Fault(NamedTuple):
     old: str
     new: str
 
-    def __str__(self) -> str:
+    def __str__(self):
         return f"{self.file}:{self.line}:{self.column}: {self.old!r} becomes {self.new!r}"
 
-    def plant(self, tree: Path) -> None:
+    def plant(self, tree):
         path = tree / self.file
         lines = path.read_text().splitlines(keepends=True)
         line, end = lines[self.line - 1], self.column + len(self.old)
@@ -159,11 +149,11 @@ class Fault(NamedTuple):
         path.write_text("".join(lines))
 
 
-def off_by_one(text: str) -> str:
+def off_by_one(text):
     return re.sub(r"^\d+", lambda digits: str(int(digits[0]) + 1), text)
 
 
-def faults_in_python(text: str) -> Iterator[tuple[int, int, str, str]]:
+def faults_in_python(text):
     """Yields line, column, the text there, and the text that replaces it."""
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.NUMBER:
@@ -191,7 +181,7 @@ STATEMENT = re.compile(
 )
 
 
-def faults_in_cpp(text: str) -> Iterator[tuple[int, int, str, str]]:
+def faults_in_cpp(text):
     """Like `faults_in_python`, by patterns of the project's formatting."""
     for number, line in enumerate(text.splitlines(), 1):
         blank = SKIPPED.sub(lambda found: " " * len(found[0]), line)
@@ -202,7 +192,7 @@ def faults_in_cpp(text: str) -> Iterator[tuple[int, int, str, str]]:
             yield number, statement.start(1), line[statement.start(1) : statement.end(1)], ";"
 
 
-def all_faults(part: str) -> list[Fault]:
+def all_faults(part):
     """Returns every fault that can be planted in the files of a part."""
     found = []
     for pattern in PARTS[part].files:
@@ -213,7 +203,7 @@ def all_faults(part: str) -> list[Fault]:
     return [f for f in found if f.new != f.old]
 
 
-def chosen(count: int, seed: int) -> list[Fault]:
+def chosen(count, seed):
     """Draws the faults: of each part as many as its share says, then shuffled."""
     generator, found = random.Random(seed), []
     for name, part in PARTS.items():
@@ -226,7 +216,7 @@ def chosen(count: int, seed: int) -> list[Fault]:
 class Tree:
     """A copy of the project with its build, in which one fault at a time is planted."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder):
         self.folder = folder
         files = subprocess.run(["git", "ls-files", "-z", "-co", "--exclude-standard"],
                                cwd=ROOT, capture_output=True, text=True, check=True)  # fmt: skip
@@ -247,18 +237,18 @@ class Tree:
         tool = "ninja", "-C", str(ninja.parent), "-t"
         database = json.loads(self.run(*tool, "compdb", "compile"))
         self.commands = {command["output"]: command["command"] for command in database}
-        self.includes: dict[str, list[str]] = {}
+        self.includes = {}
         for line in self.run(*tool, "deps").splitlines():
             if ": #deps" in line:
                 target = self.includes.setdefault(line.partition(":")[0], [])
             elif line.strip():
                 target.append(os.path.normpath(ninja.parent / line.strip()))
 
-    def run(self, *command: str) -> str:
-        options: Any = {"check": True, "capture_output": True, "text": True}
+    def run(self, *command):
+        options = {"check": True, "capture_output": True, "text": True}
         return subprocess.run(command, cwd=self.folder, env=self.environment, **options).stdout
 
-    def compile(self, fault: Fault) -> bool:
+    def compile(self, fault):
         """Compiles the objects that include the changed file, and links the library.
 
         Returns True if only kernels of other instruction sets than the baseline changed. The tests
@@ -279,7 +269,7 @@ class Tree:
                      f"-Wl,-rpath,{where}", *libraries, "-o", str(self.library))  # fmt: skip
         return bool(kernels) and not baseline
 
-    def failed(self, names: str, every_instruction_set: bool) -> str:
+    def failed(self, names, every_instruction_set):
         """Runs tests; returns the first one that failed, or "" if none did.
 
         They run in a fork of this process, which has imported torch and pytest but not fastlstm.
@@ -308,7 +298,7 @@ class Tree:
         told = re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", text, re.M)
         return "" if status in (0, 5) else (told or [f"exit status {status}"])[0]
 
-    def notices(self, fault: Fault, tests: list[str]) -> str | None:
+    def notices(self, fault, tests):
         """Returns what noticed the fault: a test, "the compiler", or "" if nothing did.
 
         Returns None if that test fails without the fault, too.
@@ -328,13 +318,13 @@ class Tree:
         return None if by.startswith("tests/") and self.failed(by, every) else by
 
 
-def known(results: Path) -> dict[str, str]:
+def known(results):
     """Returns what noticed each fault so far, from the file of results."""
     lines = results.read_text().splitlines() if results.exists() else []
     return {record["fault"]: record["noticed by"] for record in map(json.loads, lines)}
 
 
-def report(faults: list[Fault], results: dict[str, str]) -> None:
+def report(faults, results):
     """Prints the faults that no test noticed, and counts by part.
 
     Faults that do not compile are left out.
@@ -347,7 +337,7 @@ def report(faults: list[Fault], results: dict[str, str]) -> None:
         print(f"{part or 'all'}: {sum(noticed)} of {len(noticed)} noticed")
 
 
-def main() -> None:
+def main():
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--count", type=int, default=250, help="of all faults; default: 250")
     parser.add_argument("--seed", type=int, default=1)
@@ -364,7 +354,7 @@ def main() -> None:
     faults = [] if arguments.report else [f for f in every[k::n] if str(f) not in known(results)]
     tree = Tree(OUTPUT / f"tree-{k}") if faults else None
     for fault in faults:
-        by = tree.notices(fault, PARTS[fault.part].tests)  # type: ignore[union-attr]
+        by = tree.notices(fault, PARTS[fault.part].tests)
         if by is not None:
             with results.open("a") as file:
                 file.write(json.dumps({"fault": str(fault), "noticed by": by}) + "\n")

@@ -23,7 +23,7 @@ def missing(*tools):
 def run(*command, **options):
     """Runs a command; `stdout` of what this returns has stdout and stderr together."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.run(command, text=True, **pipes, **options)
+    return subprocess.run([str(word) for word in command], text=True, **pipes, **options)
 
 
 def check(*command, **options):

@@ -10,13 +10,8 @@ from torch import Tensor
 from fastlstm.engine.call import LstmCall
 
 # The unit roundoff of each kind of arithmetic. Tolerances are multiples of it.
-ROUNDOFF = {
-    "float64": 2.0**-53,
-    "float32": 2.0**-24,
-    "tf32": 2.0**-11,
-    "bfloat16": 2.0**-9,
-    "float16": 2.0**-11,
-}
+ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "tf32": 2.0**-11}
+ROUNDOFF |= {"bfloat16": 2.0**-9, "float16": 2.0**-11}
 TOLERANCE = 32
 # The error that is allowed, as a multiple of nn.LSTM's. Because both round and sum in different
 # orders, the error of either may be up to 1.7 times the error of the other.
@@ -47,7 +42,7 @@ GPU_CALLS: list[tuple[str, dict[str, Any]]] = [
     ("stepwise", {"norms": True, **RAGGED}),
     ("stepwise", {"norms": True, **PACKED}),
     ("stepwise", {"norms": True, "h_mask": True, "reset": True, "bias": False}),
-    ("stepwise", {"norms": True, "hidden_size": 70, "steps": 2, "batch": 3}),
+    ("stepwise", {"norms": True, "hidden_size": 270, "steps": 2, "batch": 3}),
     # Thread blocks exchange padded rows; results and gradients must have no padding.
     ("persistent", RAGGED),
     ("persistent", {"bias": False, "hidden_size": 13}),
@@ -65,8 +60,9 @@ class Call:
     Args:
         kind: see `dtype_of`.
         form: "dense", "packed" or "lengths".
-        ops: torch.ops.fastlstm, or an object with the same functions.
+        ops: an object with the functions of torch.ops.fastlstm, which is the default.
         device: where the ops run. Values are drawn and compared on the CPU.
+        options: other options of a `Sample`.
     """
 
     def __init__(
@@ -76,39 +72,22 @@ class Call:
         directions: int = 1,
         steps: int = 5,
         batch: int = 5,
-        input_size: int = 6,
-        hidden_size: int = 16,
-        proj_size: int = 0,
-        bias: bool = True,
-        reset: bool = False,
-        h_mask: bool = False,
-        norms: bool = False,
         ops: Any = None,
         device: str = "cpu",
+        **options: Any,
     ) -> None:
         torch.manual_seed(0)
-        self.kind, self.form, self.ops = kind, form, ops
+        self.kind, self.form, self.ops = kind, form, ops or torch.ops.fastlstm
         # Layer normalization divides by a standard deviation well below one: errors grow.
-        self.tolerance = 4 * TOLERANCE if norms else TOLERANCE
+        self.tolerance = 4 * TOLERANCE if options.get("norms") else TOLERANCE
         drawn = torch.randint(1, steps + 1, (batch - 1,)).tolist()
         if form == "lengths" and drawn:
             drawn[-1] = 0
         lengths = (steps, *sorted(drawn, reverse=True))
-        sample = Sample(
-            "call",
-            steps,
-            batch,
-            input_size,
-            hidden_size,
-            proj_size,
-            directions=directions,
-            bias=bias,
-            lengths=None if form == "dense" else lengths,
-            packed=form == "packed",
-            reset=reset,
-            norms=norms,
-            h_mask=h_mask,
-        )
+        options = {"input_size": 6, "hidden_size": 16, "directions": directions} | options
+        if form != "dense":
+            options |= {"lengths": lengths, "packed": form == "packed"}
+        sample = Sample("call", steps, batch, **options)
         padded = sample.padded(dtype_of(kind))
         self.live = torch.arange(steps)[:, None] < torch.tensor(sample.lengths or [steps] * batch)
         self.grads = [grad.to(device) for grad in self._expect(sample, padded)]
@@ -116,11 +95,8 @@ class Call:
         for name, value in given.items():
             if isinstance(value, Tensor) and name != "batch_sizes":
                 given[name] = value.to(device)
-        self.input, self.h_0, self.c_0 = given["input"], given["h_0"], given["c_0"]
-        self.weights = [weight.to(device) for weight in given["weights"]]
-        self.layout, self.batch_sizes = given["layout"], given["batch_sizes"]
-        self.lengths, self.reset = given["lengths"], given["reset"]
-        self.h_mask = given["h_mask"]
+        given["weights"] = [weight.to(device) for weight in given["weights"]]
+        vars(self).update(given)
 
     def _expect(self, sample: Sample, padded: dict[str, Any]) -> list[Tensor]:
         """Draws the gradients of the results and returns them.
@@ -134,8 +110,8 @@ class Call:
         grads: list[Tensor] = [torch.randn(r.shape).to(dtype_of(self.kind)) for r in outputs]
         grads[3] = grads[3].to(cells_dtype)
         if self.form == "lengths":
-            grads[0] *= self.live[..., None]
-            grads[3] *= self.live[..., None]
+            for grad in (grads[0], grads[3]):
+                grad *= self.live[..., None]
         gradients = torch.autograd.grad(outputs, wide, [g.double() for g in grads])
         grad_input, grad_h_0, grad_c_0, *grad_weights = gradients
         if self.form == "packed":
@@ -149,21 +125,10 @@ class Call:
 
     def arguments(self) -> LstmCall:
         """Returns the tensors of the layer in the order of both ops."""
-        return LstmCall(
-            self.input,
-            self.h_0,
-            self.c_0,
-            self.weights,
-            self.layout,
-            self.batch_sizes,
-            self.lengths,
-            self.reset,
-            self.h_mask,
-        )
+        return LstmCall(*(getattr(self, name) for name in LstmCall._fields))
 
     def forward(self, engine: str) -> tuple[Tensor, ...]:
-        results: tuple[Tensor, ...] = self.ops.lstm(*self.arguments(), True, True, engine)
-        return results
+        return self.ops.lstm(*self.arguments(), True, True, engine)
 
     def backward(
         self,
@@ -174,18 +139,8 @@ class Call:
         per_row: bool = False,
     ) -> tuple[Any, ...]:
         output, _, _, cells, gates = saved
-        results: tuple[Any, ...] = self.ops.lstm_backward(
-            *self.arguments(),
-            *(grads or self.grads),
-            output,
-            cells,
-            gates,
-            True,
-            state_needs_grad,
-            per_row,
-            engine,
-        )
-        return results
+        given = *self.arguments(), *(grads or self.grads), output, cells, gates
+        return self.ops.lstm_backward(*given, True, state_needs_grad, per_row, engine)
 
     def check(self, engine: str) -> None:
         saved = self.forward(engine)
@@ -199,9 +154,8 @@ class Call:
         assert error <= bound, f"{what}: error {error}, expected at most {bound}"  # fails on NaN
 
     def check_forward(self, results: Sequence[Tensor]) -> None:
-        for actual, expected, what in zip(
-            results, self.expected, ("output", "h_n", "c_n", "cells"), strict=False
-        ):
+        names = "output", "h_n", "c_n", "cells"
+        for actual, expected, what in zip(results, self.expected, names, strict=False):
             if what == "cells" and self.form == "lengths":
                 actual = actual.cpu() * self.live[..., None]  # unspecified after the end of a row
             self.check_close(actual, expected, what)

@@ -5,7 +5,7 @@ A route is an engine on a device.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -19,9 +19,8 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from fastlstm import _build, reference
 from fastlstm.engine.call import LAYOUTS
 
-needs_expecttest = pytest.mark.skipif(
-    not find_spec("expecttest"), reason="no expecttest, which torch.testing._internal imports"
-)
+no_expecttest = "no expecttest, which torch.testing._internal imports"
+needs_expecttest = pytest.mark.skipif(not find_spec("expecttest"), reason=no_expecttest)
 
 
 @dataclass(frozen=True)
@@ -46,19 +45,12 @@ class Route:
 
 
 def _op_routes(device: str) -> list[Any]:
-    marks = [
-        pytest.mark.skipif(
-            not _build.has_kernels(device),
-            reason=f"no {device} kernels: {_build.unavailable_reason() or 'not built for it'}",
-        )
-    ]
-    if device == "cuda":
-        marks.append(pytest.mark.gpu)
+    reason = f"no {device} kernels: {_build.unavailable_reason() or 'not built for it'}"
+    marks = [pytest.mark.skipif(not _build.has_kernels(device), reason=reason)]
+    marks += [pytest.mark.gpu] if device == "cuda" else []
     # "auto" takes the fastest engine that can serve the call.
-    return [
-        pytest.param(Route(engine, device), id=f"{engine}-{device}", marks=marks)
-        for engine in ("stepwise", "auto")
-    ]
+    routes = [Route(engine, device) for engine in ("stepwise", "auto")]
+    return [pytest.param(route, id=str(route), marks=marks) for route in routes]
 
 
 OP_ROUTES = _op_routes("cpu") + _op_routes("cuda")
@@ -69,14 +61,8 @@ REFERENCE_AND_AUTO = [ROUTES[0], *AUTO_ROUTES]
 
 every_route = pytest.mark.parametrize("route", ROUTES)
 # Engine "torch" computes all layers of a module at once, so it cannot compute a single sample.
-TORCH_ROUTES = [
-    pytest.param(Route("torch"), id="torch"),
-    pytest.param(
-        Route("torch", "cuda"),
-        id="torch-cuda",
-        marks=[pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"), pytest.mark.gpu],
-    ),
-]
+ON_A_GPU = pytest.param(Route("torch", "cuda"), id="torch-cuda", marks=pytest.mark.gpu)
+TORCH_ROUTES = [pytest.param(Route("torch"), id="torch"), ON_A_GPU]
 every_module_route = pytest.mark.parametrize("route", [*ROUTES, *TORCH_ROUTES])
 every_op_route = pytest.mark.parametrize("route", OP_ROUTES)
 
@@ -137,17 +123,14 @@ class Sample:
             values = torch.tensor([0.0, 1.0, 0.25])
             return values[torch.randint(3, shape, generator=generator)].to(device, dtype)
 
-        sizes = {"zoneout_h": P, "zoneout_c": H}
+        shape, sizes = (self.directions, self.steps, self.batch), {"zoneout_h": P, "zoneout_c": H}
         return {
             **floating,
             "weights": [w.to(device, dtype) for w in weights],
             "lengths": self.lengths,
             "reset": reset.to(device) if self.reset else None,
             "h_mask": shares(self.directions, self.batch, P) if self.h_mask else None,
-            **{
-                name: shares(self.directions, self.steps, self.batch, sizes[name])
-                for name in self.zoneout
-            },
+            **{name: shares(*shape, sizes[name]) for name in self.zoneout},
         }
 
     def arguments(self, dtype: torch.dtype = torch.float64, device: str = "cpu") -> dict[str, Any]:
@@ -155,7 +138,7 @@ class Sample:
         return self.as_layer(self.padded(dtype, device))
 
     def as_layer(self, padded: dict[str, Any]) -> dict[str, Any]:
-        """Converts what `padded` returned for `Route.lstm_layer`; differentiable."""
+        """Converts the result of `padded` to arguments for `Route.lstm_layer`; differentiable."""
         layout = LAYOUTS[self.bias, self.proj_size > 0, self.norms]
         found = {**padded, "layout": layout, "batch_sizes": None}
         if self.packed:
@@ -201,15 +184,17 @@ def _strided(arguments: dict[str, Any]) -> None:
     """Gives each tensor strides with which no dimension is contiguous."""
     for name in ("input", "h_0", "c_0"):
         arguments[name] = torch.stack([arguments[name]] * 2, -1).select(-1, 1)
-    arguments["weights"] = [
-        torch.stack([w] * 2, -1).select(-1, 0) if w.dim() == 1 else w.t().contiguous().t()
-        for w in arguments["weights"]
-    ]
+    spread = lambda w: torch.stack([w] * 2, -1).select(-1, 0) if w.dim() == 1 else transposed(w)
+    transposed = lambda w: w.t().contiguous().t()
+    arguments["weights"] = [spread(w) for w in arguments["weights"]]
     if arguments["reset"] is not None:
-        arguments["reset"] = arguments["reset"].t().contiguous().t()
+        arguments["reset"] = transposed(arguments["reset"])
 
 
 ZONEOUT = ("zoneout_h", "zoneout_c")
+RAGGED: Any = {"lengths": (3, 0, 4), "reset": True, "directions": 2, "proj_size": 2}
+BOTH: Any = {"directions": 2}
+PACKED: Any = {"lengths": (4, 3, 3), "packed": True, "directions": 2, "proj_size": 2}
 SAMPLES = [
     Sample("plain"),
     Sample("one_step", steps=1, batch=1),
@@ -223,9 +208,7 @@ SAMPLES = [
     Sample("reset", reset=True),
     Sample("reset_lengths_bidirectional", reset=True, lengths=(4, 1, 3), directions=2),
     Sample("packed", lengths=(4, 2, 1), packed=True),
-    Sample(
-        "packed_bidirectional_projection", lengths=(4, 3, 3), packed=True, directions=2, proj_size=2
-    ),
+    Sample("packed_bidirectional_projection", **PACKED),
     Sample("batch_first", change=_batch_first, directions=2),
     Sample("strided", change=_strided, reset=True, proj_size=2),
     Sample("vector_tail", steps=2, batch=5, hidden_size=19),
@@ -234,23 +217,9 @@ SAMPLES = [
     Sample("h_mask_packed", h_mask=True, lengths=(4, 2, 1), packed=True, directions=2),
     Sample("norms", norms=True),
     Sample("norms_lengths", norms=True, lengths=(2, 4, 0), directions=2, reset=True),
-    Sample(
-        "norms_packed_projection",
-        norms=True,
-        lengths=(4, 3, 3),
-        packed=True,
-        directions=2,
-        proj_size=2,
-    ),
+    Sample("norms_packed_projection", norms=True, **PACKED),
     Sample("norms_h_mask", norms=True, bias=False, h_mask=True, reset=True, directions=2),
-    Sample(
-        "h_mask_projection_lengths",
-        h_mask=True,
-        lengths=(3, 0, 4),
-        reset=True,
-        directions=2,
-        proj_size=2,
-    ),
+    Sample("h_mask_projection_lengths", h_mask=True, **RAGGED),
 ]
 # Only the reference computes zoneout.
 ZONEOUT_SAMPLES = [
@@ -258,23 +227,13 @@ ZONEOUT_SAMPLES = [
     Sample("zoneout_c", zoneout=ZONEOUT[1:], reset=True),
     Sample("zoneout_packed", zoneout=ZONEOUT, lengths=(4, 2, 1), packed=True, directions=2),
     Sample("zoneout_norms", zoneout=ZONEOUT, norms=True, bias=False, reset=True, directions=2),
-    Sample(
-        "zoneout_h_mask_projection_lengths",
-        zoneout=ZONEOUT,
-        h_mask=True,
-        lengths=(3, 0, 4),
-        reset=True,
-        directions=2,
-        proj_size=2,
-    ),
+    Sample("zoneout_h_mask_projection_lengths", zoneout=ZONEOUT, h_mask=True, **RAGGED),
 ]
 # Kernels take their vectorized and parallel paths at these sizes. They are too large for gradcheck.
 LARGE_SAMPLES = [
     Sample("large_norms", steps=3, batch=5, hidden_size=67, norms=True, lengths=(3, 0, 3, 1, 2)),
     Sample("large", steps=6, batch=17, input_size=40, hidden_size=67),
-    Sample(
-        "large_lengths", steps=6, batch=5, hidden_size=130, lengths=(6, 0, 3, 1, 5), directions=2
-    ),
+    Sample("long_lengths", steps=6, batch=5, hidden_size=130, lengths=(6, 0, 3, 1, 5), **BOTH),
     Sample("large_packed", steps=5, batch=4, hidden_size=64, lengths=(5, 5, 2, 1), packed=True),
     Sample("large_h_mask", steps=3, batch=5, hidden_size=130, h_mask=True, lengths=(3, 0, 3, 1, 2)),
     Sample("expanded", expanded=True),
@@ -284,9 +243,19 @@ LARGE_SAMPLES = [
 ]
 
 every_sample = pytest.mark.parametrize("sample", SAMPLES, ids=lambda s: s.name)
-every_sample_and_large = pytest.mark.parametrize(
-    "sample", SAMPLES + LARGE_SAMPLES, ids=lambda s: s.name
-)
+ALL_SAMPLES = SAMPLES + LARGE_SAMPLES
+every_sample_and_large = pytest.mark.parametrize("sample", ALL_SAMPLES, ids=lambda s: s.name)
+
+
+def draw(route: Route, *shape: int) -> Tensor:
+    """Returns random values in float64 on the device of the route."""
+    return torch.randn(*shape, dtype=torch.float64).to(route.device)
+
+
+def with_gradients(results: Sequence[Tensor], leaves: Sequence[Tensor]) -> list[Tensor]:
+    """Returns the results, and the gradients of a loss with another factor for each value."""
+    loss = sum((r * torch.arange(r.numel()).view_as(r).to(r).cos()).sum() for r in results)
+    return [*results, *torch.autograd.grad(loss, leaves)]
 
 
 def floating(arguments: dict[str, Any]) -> list[Tensor]:
@@ -294,9 +263,7 @@ def floating(arguments: dict[str, Any]) -> list[Tensor]:
     return [arguments["input"], arguments["h_0"], arguments["c_0"], *arguments["weights"]]
 
 
-def with_floating(
-    arguments: dict[str, Any], tensors: list[Tensor] | tuple[Tensor, ...]
-) -> dict[str, Any]:
+def with_floating(arguments: dict[str, Any], tensors: Sequence[Tensor]) -> dict[str, Any]:
     """Returns the arguments with the tensors of `floating` replaced."""
     input, h_0, c_0, *weights = tensors
     return {**arguments, "input": input, "h_0": h_0, "c_0": c_0, "weights": list(weights)}

@@ -8,17 +8,15 @@ outputs and gradients, or by the losses of a training. If the library allows it,
 float64, so that only the last digits differ.
 """
 
-from __future__ import annotations
-
 import argparse
 import copy
 import importlib.metadata
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +40,7 @@ class Case(NamedTuple):
     run: Callable[[], None]
     result: str  # what the table says if `run` raises nothing
 
-    def version(self) -> str | None:
+    def version(self):
         """Returns the installed version, "" without a package, or None if it is not installed."""
         try:
             return importlib.metadata.version(self.package) if self.package else ""
@@ -50,15 +48,13 @@ class Case(NamedTuple):
             return None
 
 
-CASES: dict[str, Case] = {}
+CASES = {}
 
 
-def case(
-    library: str, what: str, package: str | None = None, result: str = "the same"
-) -> Callable[[Callable[[], None]], Callable[[], None]]:
+def case(library, what, package=None, result="the same"):
     """Adds the decorated function to CASES. `package` is the library if it is not given."""
 
-    def add(run: Callable[[], None]) -> Callable[[], None]:
+    def add(run):
         name = library if package is None else package
         CASES[run.__name__] = Case(name, library, what, run, result)
         return run
@@ -67,7 +63,7 @@ def case(
 
 
 @contextmanager
-def float64() -> Iterator[None]:
+def float64():
     """Makes float64 the default dtype."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
@@ -77,13 +73,13 @@ def float64() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def both(model: nn.Module) -> tuple[nn.Module, nn.Module]:
+def both(model):
     """Returns the model and a converted copy."""
     assert any(isinstance(module, nn.LSTM) for module in model.modules()), "no LSTM to convert"
     return model, fastlstm.convert(copy.deepcopy(model))
 
 
-def same(model: nn.Module, call: Callable[[nn.Module], Any], **tolerance: float) -> None:
+def same(model, call, **tolerance):
     """Compares the outputs of the model and its copy, and the gradients of their mean squares."""
     found = []
     for m in both(model):
@@ -97,7 +93,7 @@ def same(model: nn.Module, call: Callable[[nn.Module], Any], **tolerance: float)
     torch.testing.assert_close(*found, **tolerance)
 
 
-def same_losses(train: Callable[[Callable[[nn.Module], nn.Module]], list[float]]) -> None:
+def same_losses(train):
     """Compares the losses of a training with nn.LSTM and with the converted model.
 
     Args:
@@ -115,21 +111,21 @@ def same_losses(train: Callable[[Callable[[nn.Module], nn.Module]], list[float]]
 class Tagger(nn.Module):
     """A model for libraries that train or explain the models of their users."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.lstm = nn.LSTM(4, 8, batch_first=True)
         self.head = nn.Linear(8, 3)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return self.head(self.lstm(x)[0][:, -1])
 
 
 @case("torchrl", "LSTMModule in recurrent mode, episodes begin inside rows; make_cudnn_based")
-def torchrl_module() -> None:
+def torchrl_module():
     from tensordict import TensorDict
     from torchrl.modules import LSTMModule, set_recurrent_mode
 
-    def call(module: Any) -> Any:
+    def call(module):
         x, begins = torch.randn(3, 9, 4), torch.rand(3, 9, 1) < 0.3
         states = {key: torch.zeros(3, 9, 1, 8) for key in module.in_keys[1:3]}
         data = TensorDict({"x": x, "is_init": begins, **states}, [3, 9])
@@ -143,10 +139,10 @@ def torchrl_module() -> None:
 
 
 @case("rsl-rl-lib", "RNN, rollout and update with masks")
-def rsl_rl() -> None:
+def rsl_rl():
     from rsl_rl.modules import RNN
 
-    def call(rnn: Any) -> Any:
+    def call(rnn):
         rnn.hidden_state = None
         steps = [rnn(torch.randn(3, 8)) for _ in range(2)]
         state = torch.randn(2, 3, 16), torch.randn(2, 3, 16)
@@ -156,14 +152,14 @@ def rsl_rl() -> None:
 
 
 @case("sample-factory", "ModelCoreRNN, one step and a packed batch")
-def sample_factory() -> None:
+def sample_factory():
     from types import SimpleNamespace
 
     from sample_factory.model.core import ModelCoreRNN
 
     options = SimpleNamespace(rnn_type="lstm", rnn_size=16, rnn_num_layers=1)
 
-    def call(core: Any) -> Any:
+    def call(core):
         packed = pack_padded_sequence(torch.randn(7, 3, 8), torch.tensor([7, 5, 2]))
         step = core(torch.randn(3, 8), torch.randn(3, 32))
         return step, core(packed, torch.zeros(3, 32))[0].data
@@ -172,12 +168,12 @@ def sample_factory() -> None:
 
 
 @case("skrl", "PPO_RNN, a whole training of a GaussianMixin policy that resets where episodes end")
-def skrl() -> None:
+def skrl():
     torch.set_default_dtype(torch.float32)  # the dtype of skrl's memory
     same_losses(train_skrl)
 
 
-def train_skrl(change: Any) -> list[float]:
+def train_skrl(change):
     """Trains a policy; returns its parameters."""
     import gymnasium
     from skrl.agents.torch.ppo import PPO_RNN
@@ -189,16 +185,16 @@ def train_skrl(change: Any) -> list[float]:
     steps, envs, hidden = 8, 4, 16
 
     class Policy(GaussianMixin, Model):
-        def __init__(self, **spaces: Any) -> None:
+        def __init__(self, **spaces):
             Model.__init__(self, **spaces)
             GaussianMixin.__init__(self)
             self.lstm, self.head = nn.LSTM(3, hidden, batch_first=True), nn.Linear(hidden, 1)
             self.log_std = nn.Parameter(torch.zeros(1))
 
-        def get_specification(self) -> dict[str, Any]:
+        def get_specification(self):
             return {"rnn": {"sequence_length": steps, "sizes": [(1, envs, hidden)] * 2}}
 
-        def compute(self, inputs: dict[str, Any], role: str) -> tuple[Tensor, dict[str, Any]]:
+        def compute(self, inputs, role):
             x, state = inputs["observations"], tuple(inputs["rnn"])
             if not self.training:
                 output, state = self.lstm(x.unsqueeze(1), state)
@@ -215,12 +211,12 @@ def train_skrl(change: Any) -> list[float]:
             return self.head(torch.cat(outputs, 1).flatten(0, 1)), {"log_std": self.log_std}
 
     class Value(DeterministicMixin, Model):
-        def __init__(self, **spaces: Any) -> None:
+        def __init__(self, **spaces):
             Model.__init__(self, **spaces)
             DeterministicMixin.__init__(self)
             self.head = nn.Linear(3, 1)
 
-        def compute(self, inputs: dict[str, Any], role: str) -> tuple[Tensor, dict[str, Any]]:
+        def compute(self, inputs, role):
             return self.head(inputs["observations"]), {}
 
     environments = gymnasium.make_vec("Pendulum-v1", envs, "sync", max_episode_steps=13)
@@ -244,25 +240,25 @@ def train_skrl(change: Any) -> list[float]:
 
 
 @case("lightning", "Trainer.fit")
-def lightning() -> None:
+def lightning():
     from lightning.pytorch import LightningModule, Trainer
 
     class Module(LightningModule):
-        def __init__(self) -> None:
+        def __init__(self):
             super().__init__()
             self.tagger, self.losses = Tagger(), []
 
-        def training_step(self, batch: list[Tensor], index: int) -> Tensor:
+        def training_step(self, batch, index):
             loss = self.tagger(batch[0]).square().mean()
             self.losses.append(loss.item())
             return loss
 
-        def configure_optimizers(self) -> torch.optim.Optimizer:
+        def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), 0.1)
 
     quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
 
-    def train(change: Any) -> list[float]:
+    def train(change):
         module = change(Module())
         data = torch.utils.data.TensorDataset(torch.randn(8, 5, 4))
         trainer = Trainer(max_epochs=2, accelerator="cpu", **dict.fromkeys(quiet, False))
@@ -273,10 +269,10 @@ def lightning() -> None:
 
 
 @case("skorch", "NeuralNetRegressor.fit")
-def skorch() -> None:
+def skorch():
     from skorch import NeuralNetRegressor
 
-    def train(change: Any) -> list[float]:
+    def train(change):
         net = NeuralNetRegressor(change(Tagger()), max_epochs=3, lr=0.1, verbose=0)
         x = torch.randn(32, 6, 4)
         net.fit(x.numpy(), x[:, :3, 0].numpy())
@@ -286,7 +282,7 @@ def skorch() -> None:
 
 
 @case("transformers", "EncodecModel from a configuration, encoder and decoder")
-def encodec() -> None:
+def encodec():
     from transformers import EncodecConfig, EncodecModel
 
     sizes = {"num_filters": 4, "hidden_size": 16, "codebook_size": 32, "codebook_dim": 16}
@@ -295,14 +291,14 @@ def encodec() -> None:
 
 
 @case("easyocr", "the recognizer, vgg_model.Model")
-def easyocr() -> None:
+def easyocr():
     from easyocr.model.vgg_model import Model
 
     same(Model(1, 16, 32, 20), lambda m: m(torch.randn(2, 1, 32, 64), None))
 
 
 @case("python-doctr", "crnn_vgg16_bn, its loss")
-def doctr() -> None:
+def doctr():
     from doctr.models.recognition import crnn_vgg16_bn
 
     model = crnn_vgg16_bn(pretrained=False, pretrained_backbone=False)
@@ -311,7 +307,7 @@ def doctr() -> None:
 
 
 @case("stanza", "PackedLSTM and HighwayLSTM")
-def stanza() -> None:
+def stanza():
     from stanza.models.common.hlstm import HighwayLSTM
     from stanza.models.common.packed_lstm import PackedLSTM
 
@@ -322,7 +318,7 @@ def stanza() -> None:
 
 
 @case("demucs", "Demucs, two layers in both directions between convolutions")
-def demucs() -> None:
+def demucs():
     from demucs.demucs import Demucs
 
     model = Demucs(["a", "b"], channels=4, depth=3, lstm_layers=2, dconv_mode=0)
@@ -330,7 +326,7 @@ def demucs() -> None:
 
 
 @case("kraken", "TorchVGSLModel, LSTMs in both directions and in one")
-def kraken() -> None:
+def kraken():
     from kraken.lib.vgsl import TorchVGSLModel
 
     model = TorchVGSLModel(vgsl="[1,16,0,1 Cr3,3,8 S1(1x0)1,3 Lbx20 Lfx10 O1c8]")
@@ -339,7 +335,7 @@ def kraken() -> None:
 
 
 @case("neuralforecast", "NeuralForecast.fit and predict with models.LSTM")
-def neuralforecast() -> None:
+def neuralforecast():
     from neuralforecast import NeuralForecast
     from neuralforecast.models import LSTM
     from neuralforecast.utils import AirPassengersDF
@@ -348,7 +344,7 @@ def neuralforecast() -> None:
     quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_checkpointing"), False)
     sizes = {"h": 4, "input_size": 12, "encoder_hidden_size": 16, "decoder_hidden_size": 16}
 
-    def train(change: Any) -> list[float]:
+    def train(change):
         model = change(LSTM(**sizes, max_steps=3, random_seed=1, accelerator="cpu", **quiet))
         forecast = NeuralForecast([model], freq="ME")
         forecast.fit(AirPassengersDF)
@@ -358,7 +354,7 @@ def neuralforecast() -> None:
 
 
 @case("captum", "IntegratedGradients of a tagger")
-def captum() -> None:
+def captum():
     from captum.attr import IntegratedGradients
 
     x = torch.randn(2, 5, 4)
@@ -369,7 +365,7 @@ def captum() -> None:
 @case(
     "opacus", "ModuleValidator.fix", result="not replaced by DPLSTM: fix the model before convert"
 )
-def opacus() -> None:
+def opacus():
     from opacus.layers import DPLSTM
     from opacus.validators import ModuleValidator
 
@@ -379,7 +375,7 @@ def opacus() -> None:
 
 
 @case("thop", "profile", result="counts no LSTM: profile before convert, or give `custom_ops`")
-def thop() -> None:
+def thop():
     from thop import profile
     from thop.rnn_hooks import count_lstm
 
@@ -393,8 +389,8 @@ def thop() -> None:
 
 
 @case("d2l and copies", "`if not isinstance(rnn, nn.LSTM)`: one state, else two", package="")
-def d2l() -> None:
-    def call(rnn: Any) -> Any:
+def d2l():
+    def call(rnn):
         state = torch.zeros(1, 2, 8)
         return rnn(torch.randn(5, 2, 4), (state, state) if isinstance(rnn, nn.LSTM) else state)
 
@@ -402,10 +398,10 @@ def d2l() -> None:
 
 
 @case("speechbrain", "nnet.RNN.LSTM: packs rows in any order", package="")
-def speechbrain() -> None:
+def speechbrain():
     lengths = torch.tensor([4, 9, 6])
 
-    def call(lstm: Any) -> Any:
+    def call(lstm):
         x = pack_padded_sequence(torch.randn(3, 9, 8), lengths, True, enforce_sorted=False)
         return lstm(x)[0].data
 
@@ -413,12 +409,12 @@ def speechbrain() -> None:
 
 
 @case("TorchBench, tts_angular", "three LSTMs, each with a Linear after it", package="")
-def tts_angular() -> None:
+def tts_angular():
     sizes = [(6, 12), (5, 12), (5, 12)]
     lstms = nn.ModuleList(nn.LSTM(*size, batch_first=True) for size in sizes)
     linear = nn.ModuleList(nn.Linear(12, 5, bias=False) for _ in sizes)
 
-    def call(model: Any) -> Any:
+    def call(model):
         x = torch.randn(2, 9, 6)
         for lstm, projection in zip(*model, strict=True):
             x = projection(lstm(x)[0])
@@ -427,7 +423,7 @@ def tts_angular() -> None:
     same(nn.ModuleList([lstms, linear]), call)
 
 
-def row(case: Case) -> str:
+def row(case):
     """Runs a case; returns its line of the table."""
     version = case.version()
     if version is None:
@@ -445,7 +441,7 @@ def row(case: Case) -> str:
     return f"| {name} | {case.what} | {result} |"
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--case", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--write", type=Path, metavar="FILE", help="replace the table in FILE")

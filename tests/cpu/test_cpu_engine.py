@@ -1,5 +1,5 @@
 """What the CPU engines promise beyond right results: every instruction set, any number of threads,
-no stale weights."""
+changed weights."""
 
 import copy
 import functools
@@ -33,19 +33,19 @@ with_and_without_projection = pytest.mark.parametrize("P", [0, 23])
 
 
 def layer(T, B, input_size, H, dtype=torch.float32, directions=1, P=0, h_mask=False):
-    """Arguments of the op; P > 0 is the size of a projection."""
+    """Returns arguments of the op. P is the size of the projection; 0: no projection."""
     sizes = T, B, input_size, H, P, directions
     sample = Sample("layer", *sizes, h_mask=h_mask, exact=True)
     return {name: given for name, given in sample.arguments(dtype).items() if given is not None}
 
 
 def weighting(outputs):
-    """What the outputs are multiplied with in the loss: multiples of 1/64 between -1 and 1."""
+    """Returns the factors of the outputs in the loss: multiples of 1/64 between -1 and 1."""
     return [torch.arange(y.numel()).remainder(129).sub(64).to(y).view_as(y) / 64 for y in outputs]
 
 
 def run(arguments, engine="auto"):
-    """output, h_n, c_n and the gradients of everything."""
+    """Returns output, h_n, c_n and the gradients of all arguments."""
     leaves = [arguments["input"], arguments["h_0"], arguments["c_0"], *arguments["weights"]]
     leaves = [leaf.detach().clone().requires_grad_() for leaf in leaves]
     x, h_0, c_0, *weights = leaves
@@ -55,7 +55,7 @@ def run(arguments, engine="auto"):
 
 
 def run_oracle(arguments):
-    """The same of the oracle."""
+    """Returns the results and gradients of the oracle."""
     leaves = [arguments["input"], arguments["h_0"], arguments["c_0"], *arguments["weights"]]
     leaves = [leaf.double().requires_grad_() for leaf in leaves]
     x, h_0, c_0, *weights = leaves
@@ -69,12 +69,12 @@ def run_oracle(arguments):
 
 @functools.cache
 def oracle_of(shape, directions, P):
-    """Its answer to `ragged`, for all dtypes."""
+    """Returns the results of the oracle for `ragged`, which serve for all dtypes."""
     return run_oracle(ragged(shape, torch.float64, directions, P))
 
 
 def ragged(shape, dtype, directions, P):
-    """A layer with every length from T down to 0."""
+    """Returns the arguments of a layer whose rows have every length from T down to 0."""
     steps, batch, *_ = shape
     lengths = steps - torch.arange(batch).remainder(steps + 1)
     return {**layer(*shape, dtype, directions, P), "lengths": lengths}
@@ -98,8 +98,8 @@ def test_against_the_oracle(shape, dtype, directions, projects):
         assert (got.double() - want).abs().max() <= bound
 
 
-# What depends on the kernels: results and gradients of every form and option by either engine,
-# numerics, bits. Threads, modules, compilers, second derivatives and errors stand above them.
+# The tests of what depends on the kernels: results and gradients of every form and option,
+# rounding errors, bits. Modules, compilers, second derivatives and errors do not depend on them.
 ON_EVERY_INSTRUCTION_SET = [
     "cpu/test_cpu_engine.py::test_against_the_oracle",
     "op/test_same_bits.py::test_few_seeds", "op/test_fuzzed_calls.py::test_few_seeds",
@@ -121,16 +121,10 @@ ON_EVERY_INSTRUCTION_SET = [
 def run_foundation(printed, select, variables):
     """Runs these tests in a process with other kernels. Returns build_info()[printed] there."""
     tests = [f"{Path(__file__).parents[1] / test}" for test in ON_EVERY_INSTRUCTION_SET]
-    code = (
-        f"import sys, pytest; from fastlstm import _C; print(_C.build_info()[{printed!r}]);"
-        f"sys.exit(pytest.main(['-q', '-k', '{select}', *{tests!r}]))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, **variables},
-        capture_output=True,
-        text=True,
-    )
+    code = f"import sys, pytest; from fastlstm import _C; print(_C.build_info()[{printed!r}]);"
+    code += f"sys.exit(pytest.main(['-q', '-k', '{select}', *{tests!r}]))"
+    command, environment = [sys.executable, "-c", code], os.environ | variables
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert "passed" in done.stdout
     return done.stdout.splitlines()[0]
@@ -138,7 +132,7 @@ def run_foundation(printed, select, variables):
 
 @pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
 def test_every_instruction_set(capability):
-    """The foundation on each of the kernels."""
+    """The tests that depend on the kernels, with the kernels of each instruction set."""
     lowest = {"baseline": "default", "neon": "default"}
     best = _build.library.build_info()["cpu_capability"]
     if capability == lowest.get(best, best):
@@ -161,7 +155,7 @@ def test_without_tiles_of_amx():
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_two_directions_in_several_chunks(ragged, number, threads):
-    """More rows than are walked before the products of their gradients: against nn.LSTM."""
+    """The backward pass takes several chunks of steps. The results are those of nn.LSTM."""
     threads(number)
     torch.manual_seed(0)
     theirs = nn.LSTM(3, 64, bidirectional=True, dtype=torch.float64)
@@ -211,16 +205,17 @@ def test_in_forked_workers_of_a_data_loader(threads):
     threads(2)
     expected = torch.ops.fastlstm.lstm(**layer(20, 32, 40, 100))[0]  # this process has its threads
     loader = DataLoader(_Encoded(), num_workers=2, multiprocessing_context="fork", timeout=60)
-    batches = list(loader)
-    assert len(batches) == 4
-    assert all(torch.equal(batch[0], expected) for batch in batches)
+    batches = [batch[0] for batch in loader]
+    assert same(batches, [expected] * 4)
 
 
 def test_working_memory_is_bounded():
     release = _build.library.release_scratch
     with torch.no_grad():
         for size in (300, 700, 1100, 1500):
-            fastlstm.LSTM(size, size)(torch.randn(60, 9, size))  # at last 72 MB of packed weights
+            fastlstm.LSTM(size, size)(
+                torch.randn(60, 9, size)
+            )  # the last has 72 MB of weights in panels
     assert 32 << 20 < release() <= 64 << 20
     assert release() == 0
 
@@ -257,7 +252,7 @@ def test_changed_weights_are_seen_at_once(mode, steps):
 @pytest.mark.parametrize("bidirectional", [False, True])
 @torch.no_grad()
 def test_a_step_that_resets_is_one_from_zeros(rows, bidirectional):
-    """Rollouts of reinforcement learning: the same bits, and the state of the caller stays."""
+    """As in rollouts of reinforcement learning. The state that the caller gave stays the same."""
     lstm = fastlstm.LSTM(9, 20, bidirectional=bidirectional)
     x, h, c = torch.randn(1, rows, 9), *torch.randn(2, 1 + bidirectional, rows, 20)
     reset = torch.arange(rows) % 3 == 0
@@ -265,7 +260,4 @@ def test_a_step_that_resets_is_one_from_zeros(rows, bidirectional):
     output, state = lstm(x, (h, c), reset=reset.unsqueeze(0))
     kept = (~reset).float().unsqueeze(-1)
     expected, expected_state = lstm(x, (h * kept, c * kept))
-    for found, true in zip((output, *state), (expected, *expected_state), strict=True):
-        assert torch.equal(found, true)
-    assert torch.equal(h, before[0])
-    assert torch.equal(c, before[1])
+    assert same((output, *state), (expected, *expected_state)) and same((h, c), before)

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -13,18 +13,17 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 import fastlstm
 from fastlstm import _build, functional
 
-SIZE, T, B = 4, 5, 3  # of the input and of h: weights of one layer then fit another
+SIZE, T, B = 4, 5, 3  # SIZE is the input size and the size of h
 ENGINES = [name for name in functional.ENGINES if name != "persistent"]
 needs_kernels = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="no CPU kernels")
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
-Change = Callable[[Any], object]
 
 
 class Case(NamedTuple):
     """A change of a layer made with these options."""
 
-    change: Change
-    options: dict[str, Any] = {}
+    change: Callable
+    options: dict = {}
     overreads: bool = False  # nn.LSTM reads beyond a matrix through oneDNN, but raises without it
 
 
@@ -53,6 +52,17 @@ def replaces(name, *shape):
     return lambda layer: setattr(layer, name, like(layer, weight(*shape)))
 
 
+def gets_biases(cell):
+    for end in ("ih", "hh"):
+        registers(f"bias_{end}", weight(4 * SIZE))(cell)
+
+
+def gets_larger_weights(cell):
+    for end, columns in (("ih", SIZE), ("hh", 2 * SIZE)):
+        replaces(f"weight_{end}", 8 * SIZE, columns)(cell)
+        replaces(f"bias_{end}", 8 * SIZE)(cell)
+
+
 def flat(change):
     return lambda layer: setattr(layer, "_flat_weights", change([*layer._flat_weights]))
 
@@ -66,7 +76,7 @@ def changes_in_place(layer):
 
 
 def overrides(layer):
-    """`_flat_weights` as a property of a subclass, which computes them."""
+    """Gives the layer a subclass in which `_flat_weights` is a property that computes them."""
 
     def read(self):
         return [2 * w.detach() for w in vars(self)["_flat_weights"]]
@@ -79,7 +89,8 @@ def overrides(layer):
 
 
 TWO, BOTH = {"num_layers": 2}, {"bidirectional": True}
-# Layers times directions, sizes of h and c: those of some attributes before or after a change.
+# Shapes of states that fit some of the layers before or after their change: the number of layers
+# times directions, the size of h and the size of c.
 STATES = [*((n, SIZE, SIZE) for n in (1, 2, 4)), (1, 2, SIZE), (1, SIZE + 3, SIZE + 3)]
 ATTRIBUTES = {
     "nothing": Case(sets()),
@@ -163,12 +174,9 @@ WEIGHTS = {
     "a parametrized weight": Case(lambda lstm: parametrizations.weight_norm(lstm, "weight_hh_l0")),
     "all weights None": Case(lambda lstm: [setattr(lstm, n, None) for n in lstm.state_dict()]),
 }
-CELL = {
+CELL_WEIGHTS = {
     "nothing": Case(sets()),
-    "biases later": Case(
-        lambda cell: [registers(f"bias_{end}", weight(4 * SIZE))(cell) for end in ("ih", "hh")],
-        {"bias": False},
-    ),
+    "biases later": Case(gets_biases, {"bias": False}),
     "a bias None": Case(registers("bias_hh", None)),
     "the other bias None": Case(sets(bias_ih=None)),
     "both biases None": Case(sets(bias_ih=None, bias_hh=None)),
@@ -176,17 +184,7 @@ CELL = {
     "a weight None": Case(sets(weight_hh=None)),
     "a weight replaced": Case(replaces("weight_hh", 4 * SIZE, SIZE)),
     "a larger weight": Case(replaces("weight_hh", 8 * SIZE, 2 * SIZE)),
-    "all weights larger": Case(
-        lambda cell: [
-            replaces(name, *shape)(cell)
-            for name, shape in {
-                "weight_ih": (8 * SIZE, SIZE),
-                "weight_hh": (8 * SIZE, 2 * SIZE),
-                "bias_ih": (8 * SIZE,),
-                "bias_hh": (8 * SIZE,),
-            }.items()
-        ]
-    ),
+    "all weights larger": Case(gets_larger_weights),
     "a bias of one number": Case(replaces("bias_hh", 1)),
     "a parametrized weight": Case(lambda cell: parametrizations.weight_norm(cell, "weight_hh")),
 }
@@ -205,7 +203,7 @@ CELL_ATTRIBUTES = {
 
 
 def calls(layer, dtype):
-    """Arguments by name; hx of the sizes that the attributes say, and of those at construction."""
+    """Yields names and arguments of calls, with states that fit before or after the change."""
     torch.manual_seed(1)
     if isinstance(layer, nn.LSTMCell):
         x, wide = torch.randn(B, SIZE, dtype=dtype), torch.randn(B, 2 * SIZE, dtype=dtype)
@@ -224,11 +222,8 @@ def calls(layer, dtype):
             yield f"{name}, hx of {layers} layers, {h} and {c}", (given, (h_0, c_0))
 
 
-Outcome = "list[Tensor] | type[Exception]"
-
-
 def outcome(layer, arguments):
-    """The tensors that a call returns, or the type of its error."""
+    """Returns the tensors that a call returns, or the type of its error."""
     try:
         with torch.no_grad():
             results = layer(*arguments)
@@ -240,23 +235,16 @@ def outcome(layer, arguments):
     return [output, *state]
 
 
-def expected(torch_layer, arguments, overreads):
-    with torch.backends.mkldnn.flags(enabled=not overreads):
-        return outcome(torch_layer, arguments)
-
-
 def compare(ours, theirs, context):
     if isinstance(theirs, type) or isinstance(ours, type):
         assert ours is theirs, f"{context}: {ours}, torch.nn: {theirs}"
         return
-    for found, wanted in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(
-            found, wanted, rtol=1e-4, atol=1e-5, msg=lambda m: f"{context}: {m}"
-        )
+    told = lambda message: f"{context}: {message}"
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5, msg=told)
 
 
 def layers(cls, case, dtype):
-    """The layer of torch.nn, changed, and what makes ours by name."""
+    """Returns the layer of torch.nn, changed, and by name the functions that make ours."""
     torch.manual_seed(0)
     before = cls(SIZE, SIZE, **case.options, dtype=dtype).eval()
     after = copy.deepcopy(before)
@@ -271,13 +259,12 @@ def layers(cls, case, dtype):
         case.change(layer)
         return layer
 
+    convert, copied = fastlstm.convert, lambda: copy.deepcopy(before)
     return after, {
         "fastlstm": lambda: changed(ours()),
-        "converted": lambda: changed(fastlstm.convert(copy.deepcopy(before))),
-        "changed, then converted": lambda: fastlstm.convert(changed(copy.deepcopy(before))),
-        "without the class": lambda: changed(
-            fastlstm.convert(copy.deepcopy(before), keep_class=False)
-        ),
+        "converted": lambda: changed(convert(copied())),
+        "changed, then converted": lambda: convert(changed(copied())),
+        "without the class": lambda: changed(convert(copied(), keep_class=False)),
         "packed": lambda: changed(fastlstm.prepack(ours())),
         "changed, then packed": lambda: fastlstm.prepack(changed(ours())),
     }
@@ -286,10 +273,8 @@ def layers(cls, case, dtype):
 def check(cls, case, packs):
     for dtype in (torch.float32, torch.float64):
         theirs, ways = layers(cls, case, dtype)
-        wanted = {
-            name: (arguments, expected(theirs, arguments, case.overreads))
-            for name, arguments in calls(theirs, dtype)
-        }
+        with torch.backends.mkldnn.flags(enabled=not case.overreads):
+            wanted = {name: (given, outcome(theirs, given)) for name, given in calls(theirs, dtype)}
         for way, make in ways.items():
             if "packed" in way and not packs:
                 continue
@@ -303,24 +288,12 @@ def check(cls, case, packs):
 
 
 @needs_kernels
-@pytest.mark.parametrize("name", ATTRIBUTES)
-def test_attributes(name):
-    check(nn.LSTM, ATTRIBUTES[name], packs=True)
+@pytest.mark.parametrize("name", [*ATTRIBUTES, *WEIGHTS])
+def test_lstm(name):
+    check(nn.LSTM, (ATTRIBUTES | WEIGHTS)[name], packs=name in ATTRIBUTES)
 
 
 @needs_kernels
-@pytest.mark.parametrize("name", WEIGHTS)
-def test_weights(name):
-    check(nn.LSTM, WEIGHTS[name], packs=False)
-
-
-@needs_kernels
-@pytest.mark.parametrize("name", CELL_ATTRIBUTES)
-def test_attributes_of_a_cell(name):
-    check(nn.LSTMCell, CELL_ATTRIBUTES[name], packs=True)
-
-
-@needs_kernels
-@pytest.mark.parametrize("name", CELL)
-def test_weights_of_a_cell(name):
-    check(nn.LSTMCell, CELL[name], packs=False)
+@pytest.mark.parametrize("name", [*CELL_ATTRIBUTES, *CELL_WEIGHTS])
+def test_cell(name):
+    check(nn.LSTMCell, (CELL_ATTRIBUTES | CELL_WEIGHTS)[name], packs=name in CELL_ATTRIBUTES)

@@ -5,8 +5,10 @@ import shutil
 
 import pytest
 import torch
-from samples import AUTO_ROUTES, REFERENCE_AND_AUTO, Route
+from functorch.compile import aot_module  # the AOTAutograd that torch.compile uses
+from samples import AUTO_ROUTES, REFERENCE_AND_AUTO, Route, draw, with_gradients
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 import fastlstm
 
@@ -41,16 +43,10 @@ class Model(nn.Module):
         return output, h_n, c_n
 
 
-def draw(route, *shape):
-    return torch.randn(*shape, dtype=torch.float64).to(route.device)
-
-
 def run(model, *tensors, **arguments):
     """Returns the results of a call, and all gradients."""
     leaves = [t.detach().requires_grad_() for t in tensors]
-    results = model(*leaves, **arguments)
-    loss = sum(r.sin().sum() for r in results)
-    return list(results), list(torch.autograd.grad(loss, [*leaves, *model.parameters()]))
+    return with_gradients(model(*leaves, **arguments), [*leaves, *model.parameters()])
 
 
 def inputs(route, batch, steps, kind):
@@ -71,10 +67,7 @@ KINDS = pytest.mark.parametrize("kind", ["plain", "state", "lengths"])
 @KINDS
 def test_dynamic(route, kind):
     """With dynamic=True, one graph serves all batch sizes and numbers of steps."""
-    from torch._dynamo.testing import CompileCounter
-
-    model = Model(route)
-    counter = CompileCounter()
+    model, counter = Model(route), CompileCounter()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=True)
     counted = torch.compile(model, fullgraph=True, backend=counter, dynamic=True)
     for batch, steps in SIZES:
@@ -93,8 +86,6 @@ def test_the_graphs_hold_one_node_per_layer(route):
     def keep(graph, _):
         graphs.append([str(n.target) for n in graph.graph.nodes if n.op == "call_function"])
         return graph.forward
-
-    from functorch.compile import aot_module  # the AOTAutograd that torch.compile uses
 
     run(aot_module(Model(route), fw_compiler=keep, bw_compiler=keep), draw(route, 2, 9, 3))
     forward, backward = graphs
@@ -118,10 +109,8 @@ def test_inductor(route):
 def test_forms_of_a_call(route):
     lstm = Model(route).lstm
     compiled = torch.compile(lstm, fullgraph=True, backend="aot_eager")
-    for x, options in (
-        (draw(route, 3, 4), {}),
-        (draw(route, 2, 3, 4), {"return_cell_states": True}),
-    ):
+    for shape, options in (((3, 4), {}), ((2, 3, 4), {"return_cell_states": True})):
+        x = draw(route, *shape)
         torch.testing.assert_close(compiled(x, **options), lstm(x, **options), **CLOSE)
 
 
@@ -130,39 +119,31 @@ def test_cell(route):
     cell = fastlstm.LSTMCell(3, 5, dtype=torch.float64, device=route.device)
     cell.engine = route.engine
 
-    class Loop(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.cell = cell
-
+    class Loop(nn.Sequential):
         def forward(self, x):
             hx = None
             for step in x:
-                hx = self.cell(step, hx)
+                hx = self[0](step, hx)
             return hx
 
-    model, x = Loop(), draw(route, 4, 2, 3)
+    model, x = Loop(cell), draw(route, 4, 2, 3)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(run(compiled, x), run(model, x), **CLOSE)
 
 
 @every_op_route
 @pytest.mark.parametrize("proj_size", [0, 2])
-@pytest.mark.parametrize(
-    "compiled, state",
-    [(False, None), (False, torch.float32), (False, torch.bfloat16), (True, None)],
-    ids=str,
-)
-def test_dtypes_under_autocast_are_those_of_torch(route, compiled, proj_size, state):
+@pytest.mark.parametrize("state", ["compiled", None, torch.float32, torch.bfloat16], ids=str)
+def test_dtypes_under_autocast_are_those_of_torch(route, proj_size, state):
     """On a CPU, c_n of a layer with a projection stays in float32, as in nn.LSTM."""
     torch._dynamo.reset()
     theirs = nn.LSTM(3, 5, 2, bidirectional=True, proj_size=proj_size, device=route.device)
     ours = fastlstm.convert(copy.deepcopy(theirs), keep_class=False)
     ours.engine = route.engine
-    call = torch.compile(ours, backend="aot_eager") if compiled else ours
+    call = torch.compile(ours, backend="aot_eager") if state == "compiled" else ours
     x = draw(route, 4, 2, 3).float()
     hx = None
-    if state is not None:
+    if isinstance(state, torch.dtype):
         hx = draw(route, 4, 2, proj_size or 5).to(state), draw(route, 4, 2, 5).to(state)
     found, expected = [], []
     for module, results in ((call, found), (theirs, expected)):
@@ -221,9 +202,8 @@ def test_export_with_any_number_of_steps(route, kind):
     exported = torch.export.export(model, tuple(tensors), arguments, dynamic_shapes=shapes)
     for batch, steps in ((3, 4), (2, 1), (4, 13)):
         tensors, arguments = inputs(route, batch, steps, kind)
-        torch.testing.assert_close(
-            exported.module()(*tensors, **arguments), model(*tensors, **arguments), **CLOSE
-        )
+        found = exported.module()(*tensors, **arguments)
+        torch.testing.assert_close(found, model(*tensors, **arguments), **CLOSE)
 
 
 @every_op_route

@@ -3,17 +3,15 @@
 import os
 import re
 import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
+from native_programs import ROOT, check
 from torch import nn
 
 import fastlstm
 from fastlstm import _build
 
-ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [
     pytest.mark.skipif(not _build.has_kernels("cpu"), reason="no CPU kernels"),
     pytest.mark.skipif(not shutil.which("c++"), reason="inductor needs a C++ compiler"),
@@ -35,9 +33,8 @@ class Tagger(nn.Module):
 def package(tmp_path_factory):
     path = tmp_path_factory.mktemp("aoti") / "tagger.pt2"
     B, T = torch.export.Dim("B"), torch.export.Dim("T")
-    program = torch.export.export(
-        Tagger().eval(), (torch.randn(3, 6, 8),), dynamic_shapes=({0: B, 1: T},)
-    )
+    model, x = Tagger().eval(), torch.randn(3, 6, 8)
+    program = torch.export.export(model, (x,), dynamic_shapes=({0: B, 1: T},))
     return torch._inductor.aoti_compile_and_package(program, package_path=str(path))
 
 
@@ -58,13 +55,11 @@ def test_in_a_cpp_program(package, tmp_path):
     cmake = ["cmake", "-S", ROOT / "examples/cpp", "-B", tmp_path]
     prefix = f"-DCMAKE_PREFIX_PATH={torch.utils.cmake_prefix_path}"
     for command in ([*cmake, prefix], ["cmake", "--build", tmp_path, "-j2"]):
-        done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        assert done.returncode == 0, done.stdout
-    linked = subprocess.run(["ldd", run_program], text=True, capture_output=True).stdout
+        check(*command)
+    linked = check("ldd", run_program)
     assert "libfastlstm.so" in linked and not re.search(r"lib(torch_)?python", linked)
     torch.save(x, tmp_path / "x.pt")
     command = [run_program, package, tmp_path / "x.pt", tmp_path / "y.pt"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
-    done = subprocess.run(command, text=True, capture_output=True, env=environment)
-    assert done.returncode == 0, done.stderr
+    check(*command, env=environment)
     torch.testing.assert_close(torch.load(tmp_path / "y.pt"), Tagger()(x))

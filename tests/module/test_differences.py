@@ -3,6 +3,7 @@
 import io
 import random
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,16 +24,15 @@ pytestmark = [
 ]
 # For each row, its functions with the results expected of nn.LSTM and of fastlstm.LSTM.
 ROWS = {}
+REGULARIZERS = "module/test_regularizers.py"
 # Rows that need a GPU or that other files test.
 TESTED_ELSEWHERE = {
     "rows of different length": "module/test_sequences.py",
     "state reset inside a sequence": "module/test_sequences.py",
     "all cell states": "module/test_sequences.py",
-    "dropout of inputs, of h and of weights; zoneout; layer normalization": (
-        "module/test_regularizers.py"
-    ),
+    "dropout of inputs, of h and of weights; zoneout; layer normalization": REGULARIZERS,
     "second derivatives": "op/test_layer.py",
-    "the same seed, dropout included": "module/test_streams_and_seeds.py",
+    "the same seed, dropout included": "module/test_module.py",
     "tools that ask `type(m) is nn.LSTM`": "works_with.py",
     "16-bit types on a CPU": "op/test_numerics.py",
     "TF32 on a GPU": "cuda/test_cuda_op.py",
@@ -42,7 +42,7 @@ TESTED_ELSEWHERE = {
 
 
 def row(name, torch_does, ours_does):
-    """Adds a function to a row of the page.
+    """Returns a decorator that adds a function to a row of the page.
 
     The function takes a class and a Batch. The arguments are the results that it must return, or
     "raises", for nn.LSTM and for fastlstm.LSTM. A row may have several functions.
@@ -211,6 +211,9 @@ def _(cls, batch):
     return "of the next step" if torch.allclose(c_1.grad, c.grad) else "through h too"
 
 
+WRITING = "`output`, or a cell's bias, written to before backward"
+
+
 def writing_to(name, module, x):
     """Changes a parameter in place between forward and backward."""
     output = module(x)[0].sum()
@@ -220,31 +223,28 @@ def writing_to(name, module, x):
     return "works"
 
 
-@row("`output`, or a cell's bias, written to before backward", "works", "raises")
+@row(WRITING, "works", "raises")
 def _(cls, batch):
     return writing_to("bias_ih", batch.layer(cell_of(cls)), batch.x[0])
 
 
-@row("`output`, or a cell's bias, written to before backward", "raises", "raises")
+@row(WRITING, "raises", "raises")
 def _(cls, batch):
     """The same with any weight of an LSTM."""
     name = random.choice([name for name, _ in batch.layer(cls).named_parameters()])
     return writing_to(name, batch.layer(cls), batch.x)
 
 
-@row("`output`, or a cell's bias, written to before backward", "raises", "raises")
-def _(cls, batch):
-    batch.layer(cls)(batch.x)[0].mul_(2).sum().backward()
+def writing_to_output(cls, batch, **options):
+    batch.layer(cls, **options)(batch.x)[0].mul_(2).sum().backward()
     return "works"
 
 
-@row("`output`, or a cell's bias, written to before backward", "works", "raises")
-def _(cls, batch):
-    batch.layer(cls, bidirectional=True)(batch.x)[0].mul_(2).sum().backward()
-    return "works"
+row(WRITING, "raises", "raises")(writing_to_output)
+row(WRITING, "works", "raises")(partial(writing_to_output, bidirectional=True))
 
 
-@row("`output`, or a cell's bias, written to before backward", "works", "works")
+@row(WRITING, "works", "works")
 def _(cls, batch):
     output, (h_n, c_n) = batch.layer(cls)(batch.x)
     (output.sum() + h_n.mul_(2).sum() + c_n.mul_(2).sum()).backward()

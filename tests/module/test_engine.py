@@ -39,6 +39,7 @@ PLAIN = {}
 HALF = torch.bfloat16
 LENGTHS = {"lengths": torch.tensor([1, 2, 3])}
 RESET = {"reset": torch.zeros(4, 3, dtype=torch.bool)}
+CELLS = {"return_cell_states": True}
 STATE = torch.zeros(1, 3, 5), torch.zeros(1, 3, 5)
 ZONEOUT = {"regularizers": Regularizers(zoneout_c=0.5)}
 DROPOUT = {"regularizers": Regularizers(recurrent_dropout=0.5)}
@@ -66,12 +67,12 @@ DROPOUT = {"regularizers": Regularizers(recurrent_dropout=0.5)}
         ("cuda", "both", {**LENGTHS, "hx": STATE}, "torch"),
         ("cuda", "both", {**LENGTHS, "hx": STATE, "directions": 2}, "op"),
         ("cuda", "both", {**LENGTHS, "hx": STATE, "dtype": HALF}, "op"),
-        ("cuda", "both", {**LENGTHS, "return_cell_states": True}, "op"),
+        ("cuda", "both", LENGTHS | CELLS, "op"),
         ("cuda", "both", {**LENGTHS, **RESET}, "op"),
         ("cuda", "both", {**LENGTHS, **DROPOUT}, "op"),
         ("cuda", "both", RESET, "op"),
         ("cuda", "both", {"layout": "layer_norm"}, "op"),
-        ("cuda", "both", {"return_cell_states": True}, "op"),
+        ("cuda", "both", CELLS, "op"),
         ("cuda", "both", ZONEOUT, "reference"),
         ("cuda", "cpu", PLAIN, "torch"),
         ("cuda", "cpu", LENGTHS, "torch"),
@@ -98,12 +99,7 @@ def test_which_engine_auto_chooses(device, kernels, change, chosen, monkeypatch)
         ("tiled", "cpu", {"layout": "bias layer_norm"}, "it has no layer norm.* dropout"),
         ("stepwise", "cpu", ZONEOUT, "only the reference computes zoneout"),
         ("torch", "cpu", {**LENGTHS, **RESET}, "PyTorch's own LSTM has no reset"),
-        (
-            "torch",
-            "cpu",
-            {"return_cell_states": True, **ZONEOUT},
-            "no return_cell_states, zoneout_c",
-        ),
+        ("torch", "cpu", CELLS | ZONEOUT, "no return_cell_states, zoneout_c"),
         ("torch", "cpu", {"layout": "bias layer_norm"}, "has no layer normalization"),
     ],
 )
@@ -146,14 +142,12 @@ def test_a_measured_engine_runs_only_calls_that_it_serves(monkeypatch):
     monkeypatch.setattr(records, "tuned", measured)
     key = records.verdict_key("persistent", torch.device("cuda", 0))
     monkeypatch.setitem(records.checked, key, "passed")
-    chosen = []
-    for batch in (257, 512):
+    options = {"device": "cuda", "dtype": torch.bfloat16}
+    for batch, chosen in ((257, "persistent"), (512, "torch")):
         with torch._subclasses.FakeTensorMode():
-            options = {"device": "cuda", "dtype": torch.bfloat16}
             weights = [torch.empty(2048, 512, **options)] * 2
             call = Call(torch.empty(9, batch, 512, **options), None, weights, "")
-        chosen.append(engines.choose(call).name)
-    assert chosen == ["persistent", "torch"]
+        assert engines.choose(call).name == chosen
 
 
 @needs_op
@@ -165,10 +159,9 @@ def test_an_engine_of_the_op_without_the_extension(monkeypatch):
 
 
 def test_an_unknown_engine_lists_the_known():
+    weights = [torch.zeros(4, 3), torch.zeros(4, 1)]
     with pytest.raises(ValueError, match="auto, torch, reference, stepwise.*got 'cudnn'"):
-        functional.lstm(
-            torch.zeros(2, 1, 3), None, [torch.zeros(4, 3), torch.zeros(4, 1)], engine="cudnn"
-        )
+        functional.lstm(torch.zeros(2, 1, 3), None, weights, engine="cudnn")
     for module in (fastlstm.LSTM(3, 5), fastlstm.LSTMCell(3, 5)):
         with pytest.raises(ValueError, match="engine: expected one of"):
             module.engine = "cudnn"
@@ -182,43 +175,39 @@ def runs_the_op(lstm, x):
 
 
 def test_the_chosen_engine_runs(monkeypatch):
+    """The attribute of the layer overrides the default, which the environment sets."""
     lstm, x = fastlstm.LSTM(3, 5), torch.zeros(2, 1, 3)
     built = _build.has_kernels("cpu")
-    monkeypatch.setattr(engines, "DEFAULT", "auto")
-    assert runs_the_op(lstm, x) == built
-    lstm.engine = "reference"
-    assert not runs_the_op(lstm, x)
-    lstm.engine = "auto"
-    monkeypatch.setattr(engines, "DEFAULT", "reference")
-    assert not runs_the_op(lstm, x)
-    for engine in ("stepwise", "tiled") if built else ():  # an attribute overrides the environment
+    for default, engine, runs in (
+        ("auto", "auto", built),
+        ("auto", "reference", False),
+        ("reference", "auto", False),
+        *(("reference", name, True) for name in ("stepwise", "tiled") if built),
+    ):
+        monkeypatch.setattr(engines, "DEFAULT", default)
         lstm.engine = engine
-        assert runs_the_op(lstm, x)
+        assert runs_the_op(lstm, x) == runs
 
 
-def make_call(name):
-    x, lengths = torch.randn(3, 2, 4), torch.tensor([3, 1])
-    reset, hx = torch.rand(3, 2) < 0.5, (torch.zeros(2, 2, 5), torch.zeros(2, 2, 5))
-    one, two = fastlstm.LSTM(4, 5), fastlstm.LSTM(4, 5, 2)
-    converted = fastlstm.convert(torch.nn.LSTM(4, 5))
-    return {
-        "plain": lambda: one(x),
-        "lengths": lambda: one(x, lengths=lengths.int()),
-        "reset": lambda: one(x, reset=reset),
-        "reset of numbers": lambda: one(x, reset=reset.float()),
-        "packed": lambda: one(pack_padded_sequence(x, lengths)),
-        "two layers": lambda: two(x, hx, lengths=lengths, reset=reset),
-        "converted": lambda: converted(x),
-    }[name]
+X, HX = torch.randn(4, 3, 4), (torch.zeros(2, 3, 5), torch.zeros(2, 3, 5))
+CALLS = {
+    "plain": lambda lstm: lstm(X),
+    "lengths": lambda lstm: lstm(X, lengths=LENGTHS["lengths"].int()),
+    "reset": lambda lstm: lstm(X, **RESET),
+    "reset of numbers": lambda lstm: lstm(X, reset=RESET["reset"].float()),
+    "packed": lambda lstm: lstm(pack_padded_sequence(X, [4, 2, 1])),
+    "two layers": lambda lstm: lstm(X, HX, **LENGTHS, **RESET),
+    "converted": lambda lstm: lstm(X),
+}
 
 
 @needs_op
-@pytest.mark.parametrize(
-    "name", ["plain", "lengths", "reset", "reset of numbers", "packed", "two layers", "converted"]
-)
+@pytest.mark.parametrize("name", CALLS)
 def test_a_call_runs_few_python_functions(name):
-    seen, call = [], make_call(name)
-    call()  # fills caches
+    seen, lstm = [], fastlstm.LSTM(4, 5, 2 if name == "two layers" else 1)
+    if name == "converted":
+        lstm = fastlstm.convert(torch.nn.LSTM(4, 5))
+    CALLS[name](lstm)  # fills caches
 
     def note(frame, event, _):
         if event == "call" and frame.f_globals["__name__"].startswith("fastlstm."):
@@ -226,24 +215,22 @@ def test_a_call_runs_few_python_functions(name):
 
     sys.setprofile(note)
     try:
-        call()
+        CALLS[name](lstm)
     finally:
         sys.setprofile(None)
     most, files = (19, 8) if name in ("packed", "two layers") else (6, 4)
     assert 0 < len(seen) <= most and len({code.co_filename for code in seen}) <= files
 
 
+NOT_BUILT = "they were built for 9.0, not for this GPU"
+FAILED = "cudaGetDevice failed: insufficient"
+
+
 @needs_op
-@pytest.mark.parametrize(
-    ("kinds", "error", "why"),
-    [
-        (("cpu",), "", "no toolkit"),
-        (("cpu", "cuda"), "", "they were built for 9.0, not for this GPU"),
-        (("cpu", "cuda"), "cudaGetDevice failed: insufficient", "cudaGetDevice failed: insuff"),
-    ],
-)
-def test_a_gpu_without_kernels_warns_once(monkeypatch, kinds, error, why):
+@pytest.mark.parametrize("why", ["no toolkit", NOT_BUILT, FAILED])
+def test_a_gpu_without_kernels_warns_once(monkeypatch, why):
     """A plain call does not warn: it runs PyTorch's own LSTM with or without kernels."""
+    kinds, error = ("cpu",) if why == "no toolkit" else ("cpu", "cuda"), why * (why == FAILED)
     record = {"note": "no toolkit" if len(kinds) == 1 else None, "cuda_arch_list": "9.0"}
     monkeypatch.setattr(_build, "kinds", kinds)
     monkeypatch.setattr(_build, "gpu", lambda index: (0, 0, error))
@@ -260,13 +247,9 @@ def test_a_gpu_without_kernels_warns_once(monkeypatch, kinds, error, why):
 
 
 def in_a_process(engine, code):
-    return subprocess.run(
-        [sys.executable, "-c", f"import torch, fastlstm; {code}"],
-        env={**os.environ, "FASTLSTM_ENGINE": engine},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    command = [sys.executable, "-c", f"import torch, fastlstm; {code}"]
+    environment = os.environ | {"FASTLSTM_ENGINE": engine}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 
 
 def test_the_environment_chooses():
@@ -274,9 +257,7 @@ def test_the_environment_chooses():
     good = in_a_process("reference", code)
     assert good.returncode == 0 and good.stdout.strip() == "reference", good.stderr
     bad = in_a_process("cudnn", code)
-    assert (
-        bad.returncode != 0 and bad.stdout.strip() == "cudnn"
-    )  # the import succeeds, the call raises
+    assert bad.returncode != 0 and bad.stdout.strip() == "cudnn"  # only the call raises
     assert bad.stderr.count("engine: expected one of auto, torch") == 1
     assert "FASTLSTM_ENGINE" in bad.stderr
     assert in_a_process("", code).stdout.strip() == "auto"

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from samples import ROUTES, Route
+from samples import Route, draw, every_route
 from torch import nn
 from torch.func import functional_call, functionalize, grad, hessian, jacfwd, jacrev, jvp, vmap
 
@@ -10,7 +10,6 @@ import fastlstm
 from fastlstm import _build, reference
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-11}
-every_route = pytest.mark.parametrize("route", ROUTES)
 
 
 def make(route=Route("auto"), **options):  # noqa: B008
@@ -38,20 +37,17 @@ def loss(lstm, weights, x, **arguments):
 def test_per_sample_gradients(route, kind, options):
     """Gradients of weights, input and state are those of a loop over the samples."""
     lstm = make(route, **options)
-    draw = lambda *shape: torch.randn(*shape, dtype=torch.float64).to(route.device)
     samples, steps, states = 5, 4, lstm.num_layers * (2 if lstm.bidirectional else 1)
     rows = (2,) if kind == "rows" else ()  # each sample is a batch of its own
     given = {}
-    tensors = [draw(samples, steps, *rows, 3)]
+    tensors = [draw(route, samples, steps, *rows, 3)]
     if kind == "lengths":
         given["lengths"] = torch.tensor([4, 1, 0, 3, 2], device=route.device)
         tensors[0][1, 1:] = torch.nan  # padding is never read
     elif kind == "reset":
-        given["reset"] = (torch.arange(samples * steps).view(samples, steps) % 3 == 1).to(
-            route.device
-        )
+        given["reset"] = draw(route, samples, steps) > 0.5
     if kind in ("state", "lengths"):  # in reverse, h_0 comes before the last real step
-        tensors += [draw(samples, states, 4), draw(samples, states, 4)]
+        tensors += [draw(route, samples, states, 4) for _ in range(2)]
     weights = {n: p.detach() for n, p in lstm.named_parameters()}
 
     def one(weights, tensors, given):
@@ -88,9 +84,8 @@ def test_vmap_is_one_call(lstm, monkeypatch):
     calls = []
     for name in ("lstm", "lstm_backward"):
         op = getattr(torch.ops.fastlstm, name)
-        monkeypatch.setattr(
-            torch.ops.fastlstm, name, lambda *a, _op=op, **k: calls.append(1) or _op(*a, **k)
-        )
+        counted = lambda *a, _op=op, **k: calls.append(1) or _op(*a, **k)
+        monkeypatch.setattr(torch.ops.fastlstm, name, counted)
     x = torch.randn(5, 4, 3, dtype=torch.float64)
     weights = {n: p.detach() for n, p in lstm.named_parameters()}
     vmap(grad(lambda w, x: loss(lstm, w, x)), in_dims=(None, 0))(weights, x)
@@ -103,17 +98,16 @@ def test_vmap_is_one_call(lstm, monkeypatch):
 @every_route
 def test_gradients_of_an_ensemble(route):
     lstm = make(route)
-    x = torch.randn(4, 2, 3, dtype=torch.float64).to(route.device)
+    x = draw(route, 4, 2, 3)
     stacked = {n: torch.stack([p.detach(), 2 * p.detach()], 1) for n, p in lstm.named_parameters()}
     found = vmap(grad(lambda w: loss(lstm, w, x)), in_dims=1)(stacked)
     both = vmap(grad(lambda w, x: loss(lstm, w, x)), in_dims=(1, 1))(stacked, x)
     for k in range(2):
-        leaves = {n: w.select(1, k).clone().requires_grad_() for n, w in stacked.items()}
-        loss(lstm, leaves, x).backward()
-        torch.testing.assert_close({n: g[k] for n, g in found.items()}, grads(leaves), **CLOSE)
-        leaves = {n: w.select(1, k).clone().requires_grad_() for n, w in stacked.items()}
-        loss(lstm, leaves, x[:, k]).backward()
-        torch.testing.assert_close({n: g[k] for n, g in both.items()}, grads(leaves), **CLOSE)
+        for gradients, given in ((found, x), (both, x[:, k])):
+            leaves = {n: w.select(1, k).clone().requires_grad_() for n, w in stacked.items()}
+            loss(lstm, leaves, given).backward()
+            own = {n: g[k] for n, g in gradients.items()}
+            torch.testing.assert_close(own, grads(leaves), **CLOSE)
 
 
 def grads(leaves):
@@ -123,7 +117,7 @@ def grads(leaves):
 @every_route
 def test_vmap_of_vmap(route):
     lstm = make(route)
-    x = torch.randn(2, 3, 4, 3, dtype=torch.float64).to(route.device)
+    x = draw(route, 2, 3, 4, 3)
     weights = {n: p.detach() for n, p in lstm.named_parameters()}
     per_sample = grad(lambda w, x: loss(lstm, w, x))
     found = vmap(vmap(per_sample, in_dims=(None, 0)), in_dims=(None, 0))(weights, x)
@@ -135,9 +129,8 @@ def test_vmap_of_vmap(route):
 @pytest.mark.parametrize("dim", [0, 1, 2, -1])
 def test_vmap_over_any_dimension(route, dim):
     lstm = make(route)
-    x = torch.randn(4, 2, 3, 5, dtype=torch.float64).to(route.device)
-    moved = x.movedim(-1, dim)
-    found = vmap(lambda x: lstm(x)[0], in_dims=dim, out_dims=1)(moved)
+    x = draw(route, 4, 2, 3, 5)
+    found = vmap(lambda x: lstm(x)[0], in_dims=dim, out_dims=1)(x.movedim(-1, dim))
     torch.testing.assert_close(found, torch.stack([lstm(x[..., k])[0] for k in range(5)], 1))
 
 
@@ -157,17 +150,14 @@ def test_gradients_outside_of_vmap(route):
 def test_second_derivatives_with_every_option(route):
     lstm = make(route, num_layers=1)
     x = torch.randn(3, 2, 3, dtype=torch.float64).to(route.device)
-    given = {
-        "lengths": torch.tensor([3, 1], device=route.device),
-        "reset": torch.tensor([[0, 0], [1, 0], [0, 1]], device=route.device).bool(),
-        "return_cell_states": True,
-    }
+    reset = torch.tensor([[0, 0], [1, 0], [0, 1]], device=route.device).bool()
+    lengths = torch.tensor([3, 1], device=route.device)
+    given = {"lengths": lengths, "reset": reset, "return_cell_states": True}
     weights = {n: p.detach() for n, p in lstm.named_parameters()}
     found = jacrev(jacrev(lambda x: loss(lstm, weights, x, **given)))(x)
     lstm.engine = "reference"
-    torch.testing.assert_close(
-        found, hessian(lambda x: loss(lstm, weights, x, **given))(x), **CLOSE
-    )
+    expected = hessian(lambda x: loss(lstm, weights, x, **given))(x)
+    torch.testing.assert_close(found, expected, **CLOSE)
 
 
 @pytest.mark.parametrize("kind", ["projection", "autocast"])

@@ -34,10 +34,10 @@ def test_forget_bias(make):
         assert torch.equal(b_ih[1] + b_hh[1], torch.full((64,), 1.5))
     for kind, others in (("bias", (0, 2, 3)), ("weight", (0, 1, 2, 3))):
         for part in ("ih", "hh"):
-            pairs = zip(
-                gates(module, f"{kind}_{part}"), gates(before, f"{kind}_{part}"), strict=True
+            now, then = (gates(m, f"{kind}_{part}") for m in (module, before))
+            assert all(
+                torch.equal(a[k], b[k]) for a, b in zip(now, then, strict=True) for k in others
             )
-            assert all(torch.equal(a[k], b[k]) for a, b in pairs for k in others)
 
 
 @every_module

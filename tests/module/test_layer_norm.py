@@ -3,7 +3,7 @@
 import pytest
 import torch
 from oracle import oracle
-from samples import every_route
+from samples import draw, every_route
 from torch import nn
 
 import fastlstm
@@ -21,10 +21,6 @@ def make(route, **options):
             if name.startswith(("gain_", "bias_c_")):
                 p += torch.randn_like(p) / 4
     return lstm
-
-
-def draw(route, *shape):
-    return torch.randn(*shape, dtype=torch.float64).to(route.device)
 
 
 @every_route

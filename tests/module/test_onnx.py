@@ -91,6 +91,9 @@ def test_onnxruntime_gives_the_same(given, options, onnx, onnxruntime):
             torch.testing.assert_close(torch.from_numpy(a), b, rtol=1e-5, atol=1e-5)
 
 
+LACKS = ["proj_size", "reset", "return_cell_states", "layer normalization", "prepack"]
+
+
 class WithOption(nn.Module):
     """A model that uses an option which ONNX lacks."""
 
@@ -112,19 +115,12 @@ class WithOption(nn.Module):
 
 @needs_op
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
-@pytest.mark.parametrize(
-    "what", ["proj_size", "reset", "return_cell_states", "layer normalization", "prepack"]
-)
+@pytest.mark.parametrize("what", LACKS)
 def test_the_error_names_the_option_that_onnx_lacks(what):
     model = WithOption(what).eval()
+    options = {"custom_translation_table": fastlstm.onnx.translations(), "verbose": False}
     with pytest.raises(torch.onnx.errors.OnnxExporterError) as error:
-        torch.onnx.export(
-            model,
-            (torch.randn(4, 2, 3),),
-            dynamo=True,
-            custom_translation_table=fastlstm.onnx.translations(),
-            verbose=False,
-        )
+        torch.onnx.export(model, (torch.randn(4, 2, 3),), dynamo=True, **options)
     message = "operator of ONNX has no" if what != "prepack" else "onnx: export a model before"
     assert f"{message} {what}" in causes(error.value)
 

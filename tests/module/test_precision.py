@@ -10,15 +10,15 @@ import sys
 
 import pytest
 import torch
+from samples import with_gradients
 
 import fastlstm
 from fastlstm import _build
 
 SETTING = torch.backends.mkldnn.rnn
 INFO = _build.library.build_info() if _build.has_kernels("cpu") else {"products": {}}
-needs_amx = pytest.mark.skipif(
-    "bfloat16x2" not in INFO["products"], reason="this processor has no AMX with bfloat16"
-)
+has_amx = "bfloat16x2" in INFO["products"]
+needs_amx = pytest.mark.skipif(not has_amx, reason="this processor has no AMX with bfloat16")
 pytestmark = pytest.mark.skipif(
     not INFO.get("multiplies_bfloat16"),
     reason="the processor has no products of bfloat16 (or ATEN_CPU_CAPABILITY hides them)",
@@ -26,9 +26,8 @@ pytestmark = pytest.mark.skipif(
 # The least and the largest relative error. With "bf16" each factor is rounded by up to 2^-9. With
 # "tf32" a factor is a sum of two bfloat16 numbers, which leaves out up to 2^-15.
 ERRORS = {"bf16": (2**-9 / 10, 2**-6), "tf32": (2**-24, 2**-15)}
-every_precision = pytest.mark.parametrize(
-    "precision", ["bf16", pytest.param("tf32", marks=needs_amx)]
-)
+PRECISIONS = ["bf16", pytest.param("tf32", marks=needs_amx)]
+every_precision = pytest.mark.parametrize("precision", PRECISIONS)
 
 CASES = [
     {"sizes": (33, 50)},
@@ -51,9 +50,8 @@ def results(module, x, hx, precision, **given):
     SETTING.fp32_precision = precision
     leaves = [t.detach().clone().requires_grad_() for t in (x, *hx)]
     output, (h_n, c_n) = module(leaves[0], (leaves[1], leaves[2]), **given)
-    loss = output.sin().sum() + h_n.cos().sum() + c_n.sin().sum()
-    gradients = torch.autograd.grad(loss, [*leaves, *module.parameters()])
-    return [t.detach() for t in (output, h_n, c_n, *gradients)]
+    found = with_gradients([output, h_n, c_n], [*leaves, *module.parameters()])
+    return [t.detach() for t in found]
 
 
 def errors(found, truth):
@@ -74,15 +72,11 @@ def test_the_error_is_that_of_rounding_the_factors(case, given, precision):
     x = torch.randn(steps, batch, lstm.input_size)
     sizes = lstm.proj_size or lstm.hidden_size, lstm.hidden_size
     hx = tuple(torch.randn(count, batch, size) / 2 for size in sizes)
-    extra = {
-        "lengths": {"lengths": torch.randint(0, steps + 1, (batch,))},
-        "reset": {"reset": torch.rand(steps, batch) < 0.2},
-    }.get(given or "", {})
-    wide = [t.double() for t in (x, *hx)]
-    truth = results(copy.deepcopy(lstm).double(), wide[0], (wide[1], wide[2]), "ieee", **extra)
-    rounded, full = (
-        results(lstm, x, (hx[0], hx[1]), name, **extra) for name in (precision, "ieee")
-    )
+    lengths, reset = torch.randint(0, steps + 1, (batch,)), torch.rand(steps, batch) < 0.2
+    extra = {"lengths": {"lengths": lengths}, "reset": {"reset": reset}}.get(given, {})
+    wide, *wide_hx = (t.double() for t in (x, *hx))
+    truth = results(copy.deepcopy(lstm).double(), wide, wide_hx, "ieee", **extra)
+    rounded, full = (results(lstm, x, hx, name, **extra) for name in (precision, "ieee"))
     stays = precision == "bf16" and lstm.proj_size > 0
     least, most = (0, 2e-6) if stays else ERRORS[precision]
     assert least < errors(rounded, truth).max() < most
@@ -123,9 +117,8 @@ def test_the_setting_and_the_one_it_inherits_are_read_in_every_call():
 def test_layers_that_keep_their_bits(kind, precision):
     """float64 and prepacked layers ignore the setting; a projection ignores "bf16"."""
     lstm = fastlstm.LSTM(40, 130, proj_size=10 if kind == "projection" else 0).eval()
-    lstm = {"float64": lstm.double, "prepacked": lambda: fastlstm.prepack(lstm)}.get(
-        kind, lambda: lstm
-    )()
+    change = {"float64": fastlstm.LSTM.double, "prepacked": fastlstm.prepack}.get(kind, lambda m: m)
+    lstm = change(lstm)
     x = torch.randn(6, 70, 40, dtype=torch.float64 if kind == "float64" else torch.float32)
     usual = lstm(x)[0]
     SETTING.fp32_precision = precision

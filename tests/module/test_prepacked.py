@@ -60,7 +60,9 @@ def encoded(rows, weights):
     if weights == torch.bfloat16:
         return rows.bfloat16().double()
     largest = rows.abs().amax(-1, keepdim=True)
-    quotient = torch.full_like(largest, 127) / largest  # 127 / largest is rounded twice
+    quotient = (
+        torch.full_like(largest, 127) / largest
+    )  # as in the kernel, the quotient is rounded before the product
     inverse = torch.where(largest > 2.0**-100, quotient, 0.0)
     return (rows * inverse).round().double() * (largest / 127).double()
 

@@ -51,9 +51,8 @@ def test_additions_survive_prepack_and_unpack(kind):
         assert {name for name, _ in now.named_parameters()} >= {"gain", "adapter.weight"}
         assert not now.training and now.adapter.training
     assert prepacked.adapter is adapter and prepacked.gain is layer.gain
-    assert [p.requires_grad for p in back.parameters()] == [
-        p.requires_grad for p in layer.parameters()
-    ]
+    pairs = zip(back.parameters(), layer.parameters(), strict=True)
+    assert all(a.requires_grad == b.requires_grad for a, b in pairs)
     state = {k: v + 1 for k, v in before.items()}
     prepacked.load_state_dict(state)
     assert same_bits(list(prepacked.state_dict().values()), list(state.values()))

@@ -34,9 +34,8 @@ class Doubled(nn.LSTM):
         return output * 2, state
 
 
-every_model = pytest.mark.parametrize(
-    "make", [lambda: Model(fastlstm), lambda: convert(Model(nn))], ids=["written", "converted"]
-)
+MODELS = {"written": lambda: Model(fastlstm), "converted": lambda: convert(Model(nn))}
+every_model = pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 
 
 @every_model

@@ -6,14 +6,10 @@ import sys
 import pytest
 import torch
 from oracle import oracle
-from samples import every_route
+from samples import draw, every_route, with_gradients
 from torch import nn
-from torch.nn.utils.rnn import (
-    PackedSequence,
-    pack_padded_sequence,
-    pad_packed_sequence,
-    pad_sequence,
-)
+from torch.nn.utils import rnn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastlstm
 
@@ -28,21 +24,13 @@ def make(route, **options):
     return lstm
 
 
-def draw(route, *shape):
-    return torch.randn(*shape, dtype=torch.float64).to(route.device)
-
-
 def run(module, x, hx=None, **arguments):
-    """Returns padded outputs, and gradients of a loss with a different weight for each output."""
-    leaves = [*module.parameters(), *(hx or ())]
-    leaves = [t.requires_grad_() for t in leaves]
+    """Returns padded outputs, h_n, c_n, and gradients of parameters and states."""
+    leaves = [t.requires_grad_() for t in (*module.parameters(), *(hx or ()))]
     output, (h_n, c_n) = module(x, hx, **arguments)
     if isinstance(output, PackedSequence):
-        output, _ = pad_packed_sequence(output, batch_first=module.batch_first)
-    results = [output, h_n, c_n]
-    loss = sum((r * torch.arange(r.numel()).view_as(r).to(r).cos()).sum() for r in results)
-    gradients = torch.autograd.grad(loss, leaves)
-    return dict(enumerate([*results, *gradients]))
+        output, _ = rnn.pad_packed_sequence(output, batch_first=module.batch_first)
+    return with_gradients([output, h_n, c_n], leaves)
 
 
 @every_route
@@ -50,16 +38,12 @@ def run(module, x, hx=None, **arguments):
 @pytest.mark.parametrize("proj_size", [0, 2])
 @pytest.mark.parametrize("lengths", [[5, 3, 3, 1], [2, 5, 1, 4]], ids=["sorted", "unsorted"])
 @pytest.mark.parametrize("with_state", [False, True])
-def test_lengths_give_the_results_of_packed_input(
-    route, batch_first, proj_size, lengths, with_state
-):
+def test_lengths_equal_packed_input(route, batch_first, proj_size, lengths, with_state):
     lstm = make(route, batch_first=batch_first, proj_size=proj_size)
     x = draw(route, 4, 5, 3) if batch_first else draw(route, 5, 4, 3)
     hx = (draw(route, 4, 4, proj_size or 4), draw(route, 4, 4, 4)) if with_state else None
     is_sorted = lengths == sorted(lengths, reverse=True)
-    packed = pack_padded_sequence(
-        x, torch.tensor(lengths), batch_first=batch_first, enforce_sorted=is_sorted
-    )
+    packed = pack_padded_sequence(x, torch.tensor(lengths), batch_first, is_sorted)
     assert (packed.sorted_indices is None) == is_sorted
 
     by_packing = run(lstm, packed, hx)
@@ -84,18 +68,21 @@ def test_nested_input_gives_the_results_of_lengths(route, batch_first, with_stat
     nested = torch.nested.as_nested_tensor(rows, layout=torch.jagged)
 
     output, state = lstm(nested, hx)
-    padded, expected_state = lstm(pad_sequence(rows, batch_first), hx, lengths=lengths)
+    padded, expected_state = lstm(rnn.pad_sequence(rows, batch_first), hx, lengths=lengths)
 
     assert output.size(1) == nested.size(1)
     padded = padded if batch_first else padded.transpose(0, 1)
     expected = torch.cat([row[:length] for row, length in zip(padded, lengths, strict=True)])
     torch.testing.assert_close((output.values(), state), (expected, expected_state), **EXACT)
     leaves = [*rows, *lstm.parameters()]
-    found, by_lengths = (
-        torch.autograd.grad(values.square().sum() + h_n.sum(), leaves)
-        for values, (h_n, _) in ((output.values(), state), (expected, expected_state))
-    )
-    torch.testing.assert_close(found, by_lengths, **EXACT)
+    assert_same_gradients(leaves, (output.values(), state), (expected, expected_state))
+
+
+def assert_same_gradients(leaves, *calls):
+    """Compares the gradients of a loss for the values and the states of two calls."""
+    losses = [values.square().sum() + h_n.sum() for values, (h_n, _) in calls]
+    found, expected = (torch.autograd.grad(loss, leaves) for loss in losses)
+    torch.testing.assert_close(found, expected, **EXACT)
 
 
 NESTED_MODULES = {
@@ -120,12 +107,11 @@ def test_nested_input_of_every_module(name):
 
 
 def test_nested_rows_are_padded_to_the_longest(monkeypatch):
-    """Also rows with gaps between them, and rows whose longest length torch does not know yet."""
+    """With gaps between the rows, and if torch does not know the longest length yet."""
     lstm, seen = fastlstm.LSTM(3, 3, num_layers=2), []
     compute = lstm._fastlstm_compute
-    monkeypatch.setattr(
-        lstm, "_fastlstm_compute", lambda call: seen.append(call.input.shape) or compute(call)
-    )
+    watch = lambda call: seen.append(call.input.shape) or compute(call)
+    monkeypatch.setattr(lstm, "_fastlstm_compute", watch)
     starts, lengths = torch.tensor([4, 0]), torch.tensor([2, 5])
     gaps = torch.nested.narrow(torch.randn(2, 9, 3), 1, starts, lengths, layout=torch.jagged)
     flat = torch.nested.nested_tensor_from_jagged(torch.randn(7, 3), torch.tensor([0, 2, 7]))
@@ -144,19 +130,15 @@ def test_nested_rows_with_holes_keep_their_offsets(route, batch_first):
     nested = torch.nested.narrow(x, 1, starts, lengths, layout=torch.jagged)
     rows = [x[b, s : s + n] for b, (s, n) in enumerate(zip(starts, lengths, strict=True))]
 
-    output, (h_n, _) = lstm(nested)
-    whole, (expected_h_n, _) = lstm(torch.nested.as_nested_tensor(rows, layout=torch.jagged))
+    output, state = lstm(nested)
+    whole, expected = lstm(torch.nested.as_nested_tensor(rows, layout=torch.jagged))
 
     assert output.offsets() is nested.offsets() and output.lengths() is nested.lengths()
     assert output.size(1) == nested.size(1) and not output.values()[3:14].any()
-    found = torch.cat(output.unbind())
-    torch.testing.assert_close((found, h_n), (whole.values(), expected_h_n), **EXACT)
+    torch.testing.assert_close(torch.cat(output.unbind()), whole.values(), **EXACT)
+    torch.testing.assert_close(state, expected, **EXACT)
     leaves = [x, *lstm.parameters()]
-    gradients, expected = (
-        torch.autograd.grad(values.square().sum() + h.sum(), leaves)
-        for values, h in ((output.values(), h_n), (whole.values(), expected_h_n))
-    )
-    torch.testing.assert_close(gradients, expected, **EXACT)
+    assert_same_gradients(leaves, (output.values(), state), (whole.values(), expected))
 
 
 @every_route
@@ -171,13 +153,10 @@ def test_second_derivatives_of_nested_rows_are_an_error(route):
 
 
 def test_a_first_nested_call_logs_nothing():
-    code = (
-        "import torch, fastlstm; rows = torch.nested.nested_tensor([torch.ones(2, 3)], "
-        "layout=torch.jagged); fastlstm.LSTM(3, 4)(rows)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True
-    )
+    code = "import torch, fastlstm; rows = torch.nested.nested_tensor([torch.ones(2, 3)], "
+    code += "layout=torch.jagged); fastlstm.LSTM(3, 4)(rows)"
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
@@ -185,14 +164,11 @@ def test_a_first_nested_call_logs_nothing():
 def test_unbatched_lengths_and_reset(route):
     lstm, x = make(route), draw(route, 5, 3)
     reset = torch.tensor([False, False, True, False, True], device=route.device)
-    batched = lstm(
-        x[:, None], lengths=torch.tensor([4]), reset=reset[:, None], return_cell_states=True
-    )
+    given = {"lengths": torch.tensor([4]), "reset": reset[:, None], "return_cell_states": True}
+    batched = lstm(x[:, None], **given)
     found = lstm(x, lengths=torch.tensor(4), reset=reset, return_cell_states=True)
-    assert torch.equal(found[0], batched[0][:, 0])
-    assert torch.equal(found[1][0], batched[1][0][:, 0])
-    assert torch.equal(found[1][1], batched[1][1][:, 0])
-    assert torch.equal(found[2], batched[2][:, :, 0])
+    expected = batched[0][:, 0], tuple(s[:, 0] for s in batched[1]), batched[2][:, :, 0]
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 @every_route

@@ -22,6 +22,7 @@ every_device = pytest.mark.parametrize("route", TORCH_ROUTES)
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 EXACT = {"rtol": 1e-9, "atol": 1e-11}
+STACKS = {}, {"bidirectional": True, "proj_size": 7}, {"num_layers": 2, "bias": False}
 
 
 class Case:
@@ -115,11 +116,7 @@ def test_any_call(route, seed):
 
 @every_device
 @pytest.mark.parametrize("dtype", [*DTYPES[1:], "autocast"], ids=str)
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"bidirectional": True, "proj_size": 7}, {"num_layers": 2, "bias": False}],
-    ids=str,
-)
+@pytest.mark.parametrize("options", STACKS, ids=str)
 def test_error_against_nn_lstm(route, dtype, options):
     """Errors are at most a small multiple of nn.LSTM's, and dtypes are the same.
 
@@ -157,9 +154,10 @@ def test_the_cell_state_keeps_its_bits(route, dtype, proj_size, size):
         lstm.bias_ih_l0[:5], lstm.bias_ih_l0[5:10] = size, -size
     h_0, c_0 = (torch.randn(1, 4, n).to(lstm.bias_ih_l0) for n in (proj_size or 5, 5))
     x, c_0 = torch.randn(310, 4, 3).to(c_0), c_0.requires_grad_()
-    _, (_, expected) = lstm(x[:8], (h_0, c_0))
-    _, (h_n, found) = lstm(x, (h_0, c_0), lengths=torch.tensor([8, 8, 8, 0]))
-    _, (_, once_more) = lstm(x[:9], (h_0, c_0), lengths=torch.tensor([8, 8, 8, 0]))
+    hx, lengths = (h_0, c_0), torch.tensor([8, 8, 8, 0])
+    _, (_, expected) = lstm(x[:8], hx)
+    _, (h_n, found) = lstm(x, hx, lengths=lengths)
+    _, (_, once_more) = lstm(x[:9], hx, lengths=lengths)
     assert torch.equal(found, once_more) and torch.equal(found[:, 3], c_0[:, 3])
     assert torch.equal(h_n[:, 3], h_0[:, 3])
     roundoff = torch.finfo(dtype).eps
@@ -239,15 +237,12 @@ def test_the_input_size_is_padded_to_a_multiple_of_8(input_size, wide, monkeypat
     assert [call.input.size(-1) for call in seen] == [wide]
 
 
-@pytest.mark.parametrize(
-    "why, options, c_dtype",
-    [
-        ("two directions it takes no initial state", {"bidirectional": True}, torch.bfloat16),
-        ("no c_0 of .* with an input of torch.bfloat16", {}, torch.float32),
-    ],
-)
-def test_calls_that_auto_gives_to_another_engine(why, options, c_dtype):
-    lstm = fastlstm.LSTM(3, 4, **options, dtype=torch.bfloat16)
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_calls_that_auto_gives_to_another_engine(bidirectional):
+    why, c_dtype = "no c_0 of .* with an input of torch.bfloat16", torch.float32
+    if bidirectional:
+        why, c_dtype = "two directions it takes no initial state", torch.bfloat16
+    lstm = fastlstm.LSTM(3, 4, bidirectional=bidirectional, dtype=torch.bfloat16)
     x, lengths = torch.randn(5, 2, 3).bfloat16(), torch.tensor([5, 1])
     state = torch.zeros(1 + lstm.bidirectional, 2, 4).bfloat16()
     lstm(x, (state, state.to(c_dtype)), lengths=lengths)

@@ -10,8 +10,8 @@ from torch import Tensor
 CLOSE = {"rtol": 1e-9, "atol": 1e-11}
 COUNT = 3
 
-# Takes outputs, leaves, and COUNT gradients of each output, stacked in dimension 0; returns COUNT
-# gradients of each leaf, stacked likewise.
+# Each way takes outputs, leaves, and COUNT gradients of each output, stacked in dimension 0. It
+# returns COUNT gradients of each leaf, stacked in the same way.
 Batched = Callable[..., tuple[Tensor, ...]]
 
 
@@ -32,9 +32,7 @@ keep = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
 
 def one_by_one(outputs, leaves, given):
     """The expected result, computed with COUNT backward passes."""
-    each = [
-        torch.autograd.grad(outputs, leaves, [g[n] for g in given], **keep) for n in range(COUNT)
-    ]
+    each = [torch.autograd.grad(outputs, leaves, each, **keep) for each in zip(*given, strict=True)]
     return [torch.stack(gradients) for gradients in zip(*each, strict=True)]
 
 
@@ -54,10 +52,7 @@ def test_batched_gradients(route, batched, sample):
     outputs, leaves = call_with_leaves(route, sample)
     given = [torch.stack([torch.cos(k + o.detach()) for k in range(COUNT)]) for o in outputs]
     # All results and all leaves; one result and the input and states; two results and the weights.
-    for results, wanted in [
-        (slice(None), slice(None)),
-        (slice(2, 3), slice(0, 3)),
-        (slice(0, 2), slice(3, None)),
-    ]:
+    every = slice(None)
+    for results, wanted in ((every, every), (slice(2, 3), slice(3)), (slice(2), slice(3, None))):
         call = outputs[results], leaves[wanted], given[results]
         torch.testing.assert_close(list(batched(*call, **keep)), one_by_one(*call), **CLOSE)

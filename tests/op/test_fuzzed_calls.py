@@ -9,9 +9,7 @@ import pytest
 
 from fastlstm import _build
 
-pytestmark = pytest.mark.skipif(
-    not _build.extension_available(), reason=f"no extension: {_build.unavailable_reason()}"
-)
+pytestmark = pytest.mark.skipif(not _build.extension_available(), reason="no extension")
 
 BLOCK = 250
 

@@ -27,9 +27,8 @@ NAMES = ("output", "h_n", "c_n", "cells")
 def assert_all_close(found, expected, names, **tolerance):
     assert len(found) == len(expected) == len(names)
     for name, a, b in zip(names, found, expected, strict=True):
-        torch.testing.assert_close(
-            a.cpu(), b.to(a.dtype), **tolerance, msg=lambda text, name=name: f"{name}: {text}"
-        )
+        told = lambda text, name=name: f"{name}: {text}"
+        torch.testing.assert_close(a.cpu(), b.to(a.dtype), **tolerance, msg=told)
 
 
 def leaves(sample, route, dtype=torch.float64):
@@ -78,9 +77,9 @@ def test_gradients(route, sample):
 @every_route
 @pytest.mark.parametrize("sample", [*SAMPLES, *ZONEOUT_SAMPLES], ids=lambda s: s.name)
 def test_any_strides(route, sample):
-    """Of every argument, and of every gradient that comes in."""
+    """The strides of the arguments and of the incoming gradients do not matter."""
     if sample.zoneout and route.engine != "reference":
-        return  # which alone has zoneout
+        return  # only the reference computes zoneout
 
     def run(restride):
         padded = leaves(sample, route)
@@ -134,14 +133,6 @@ def test_gradients_of_some_arguments_only(route, sample):
     assert per_row == [not sample.norms]
 
 
-def function_of_leaves(route, sample, padded):
-    def function(*tensors):
-        arguments = sample.as_layer(with_floating(padded, tensors))
-        return sample.mask_cells(route.lstm_layer(**arguments))
-
-    return function
-
-
 @pytest.fixture
 def one_thread():
     """One thread, because thousands of tiny calls are slower with more."""
@@ -153,21 +144,17 @@ def one_thread():
 
 @every_route
 @every_sample
+@pytest.mark.parametrize("check", [gradcheck, gradgradcheck])
 @pytest.mark.usefixtures("one_thread")
-def test_gradcheck(route, sample):
+def test_gradcheck(route, sample, check):
     padded = leaves(sample, route)
-    fast = sample.hidden_size > 10 or route.engine == "reference"
-    assert gradcheck(function_of_leaves(route, sample, padded), floating(padded), fast_mode=fast)
 
+    def function(*tensors):
+        arguments = sample.as_layer(with_floating(padded, tensors))
+        return sample.mask_cells(route.lstm_layer(**arguments))
 
-@every_route
-@every_sample
-@pytest.mark.usefixtures("one_thread")
-def test_gradgradcheck(route, sample):
-    padded = leaves(sample, route)
-    assert gradgradcheck(
-        function_of_leaves(route, sample, padded), floating(padded), fast_mode=True
-    )
+    fast = check is gradgradcheck or sample.hidden_size > 10 or route.engine == "reference"
+    assert check(function, floating(padded), fast_mode=fast)
 
 
 @every_route
@@ -205,8 +192,16 @@ def test_padding_is_never_read(route):
     for padded in (clean, dirty):
         found = route.lstm_layer(**sample.as_layer(padded))[:3]
         torch.autograd.backward(found, [g.to(route.device) for g in cotangents(found)])
-        results.append([r.detach().cpu() for r in found] + [g.cpu() for g in gradients(padded)])
+        results.append([*found, *gradients(padded)])
     assert_all_close(results[1], results[0], [*NAMES[:3], *gradient_names(clean)])
+
+
+def forward_for_backward(arguments):
+    """Runs the forward op. Returns gradients of its results, and what it saves for backward."""
+    run = torch.ops.fastlstm.lstm
+    output, h_n, c_n, cells, gates = run(**arguments, save_cells=True, save_gates=True)
+    given = {"grad_output": output, "grad_h_n": h_n, "grad_c_n": c_n, "grad_cells": cells}
+    return given, {"output": output, "cells": cells, "gates": gates}
 
 
 @every_op_route
@@ -216,17 +211,14 @@ def test_saved_tensors_are_not_read_after_the_end_of_a_row(route, proj_size):
     sample = Sample("lengths", lengths=(2, 4, 0), directions=2, proj_size=proj_size)
     arguments = sample.arguments(device=route.device)
     arguments["engine"] = route.engine
-    output, h_n, c_n, cells, gates = torch.ops.fastlstm.lstm(
-        **arguments, save_cells=True, save_gates=True
-    )
-    arguments |= {"grad_output": output, "grad_h_n": h_n, "grad_c_n": c_n, "grad_cells": cells}
-    needs = {"input_needs_grad": True, "state_needs_grad": True}
+    given, saved = forward_for_backward(arguments)
+    arguments |= given | {"input_needs_grad": True, "state_needs_grad": True}
     results = []
     for filled in (0.0, torch.nan):
-        saved = {"output": output, "cells": cells.clone(), "gates": gates.clone()}
+        filled_in = {name: tensor.clone() for name, tensor in saved.items()}
         for b, length in enumerate(sample.lengths):
-            saved["cells"][:, length:, b] = saved["gates"][:, length:, b] = filled
-        *state, weights = torch.ops.fastlstm.lstm_backward(**arguments, **saved, **needs)
+            filled_in["cells"][:, length:, b] = filled_in["gates"][:, length:, b] = filled
+        *state, weights = torch.ops.fastlstm.lstm_backward(**arguments, **filled_in)
         results.append([*state, *weights])
     for a, b in zip(*results, strict=True):
         assert torch.equal(a, b)
@@ -252,20 +244,15 @@ def test_opcheck_forward(route, sample):
 @pytest.mark.parametrize("route", AUTO_ROUTES)
 @pytest.mark.parametrize("sample", SAMPLES[::2], ids=lambda s: s.name)
 def test_opcheck_backward(route, sample):
-    arguments = sample.arguments(device=route.device)
-    output, h_n, c_n, cells, gates = torch.ops.fastlstm.lstm(
-        **arguments, save_cells=True, save_gates=True, engine=route.engine
-    )
-    arguments |= {"output": output, "cells": cells, "gates": gates, "engine": route.engine}
-    given = {"grad_output": output, "grad_h_n": h_n, "grad_c_n": c_n, "grad_cells": cells}
+    arguments = sample.arguments(device=route.device) | {"engine": route.engine}
+    given, saved = forward_for_backward(arguments)
+    arguments |= saved
     op = torch.ops.fastlstm.lstm_backward.default
-    torch.library.opcheck(
-        op, (), {**given, **arguments, "input_needs_grad": True, "state_needs_grad": True}
-    )
-    if not sample.norms:  # per_row is refused with layer normalization
-        needs = {"input_needs_grad": False, "state_needs_grad": False, "per_row": True}
-        torch.library.opcheck(op, (), {**given, **arguments, **needs})
-    only = dict.fromkeys(given) | {"grad_h_n": h_n}
-    torch.library.opcheck(
-        op, (), {**only, **arguments, "input_needs_grad": False, "state_needs_grad": True}
-    )
+    only = dict.fromkeys(given) | {"grad_h_n": given["grad_h_n"]}
+    for grads, of_input, of_state, per_row in (
+        (given, True, True, False),
+        (given, False, False, not sample.norms),  # layer normalization refuses per_row
+        (only, False, True, False),
+    ):
+        needs = {"input_needs_grad": of_input, "state_needs_grad": of_state, "per_row": per_row}
+        torch.library.opcheck(op, (), {**grads, **arguments, **needs})

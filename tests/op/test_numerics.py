@@ -16,17 +16,12 @@ from torch import nn
 
 import fastlstm
 
+# Steps, batch, sizes of the input and of the state, and options. The last shape is so large that
+# float32 may be multiplied on AMX, as sums of bfloat16.
 SHAPES = [
-    {"steps": 30, "batch": 4, "input_size": 16, "hidden_size": 32, "options": {}},
-    {
-        "steps": 12,
-        "batch": 3,
-        "input_size": 24,
-        "hidden_size": 17,
-        "options": {"bidirectional": True, "proj_size": 7},
-    },
-    # Large enough that float32 may be multiplied on AMX, as sums of bfloat16.
-    {"steps": 6, "batch": 64, "input_size": 40, "hidden_size": 256, "options": {}},
+    (30, 4, 16, 32, {}),
+    (12, 3, 24, 17, {"bidirectional": True, "proj_size": 7}),
+    (6, 64, 40, 256, {}),
 ]
 
 
@@ -63,31 +58,18 @@ def error(found, truth):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_error_against_nn_lstm(route, shape, dtype):
     torch.manual_seed(0)
-    sizes = shape["input_size"], shape["hidden_size"]
-    ours = fastlstm.LSTM(*sizes, **shape["options"], dtype=dtype, device=route.device)
+    T, B, I, H, options = shape
+    theirs = nn.LSTM(I, H, **options, dtype=dtype, device=route.device)
+    ours = fastlstm.convert(copy.deepcopy(theirs))
     ours.engine = route.engine
-    theirs = nn.LSTM(*sizes, **shape["options"], dtype=dtype, device=route.device)
-    theirs.load_state_dict(ours.state_dict())
 
-    directions = 2 if ours.bidirectional else 1
-    output_size = ours.proj_size or ours.hidden_size
-    batch = shape["batch"]
-    shapes = [
-        (shape["steps"], batch, sizes[0]),
-        (directions, batch, output_size),
-        (directions, batch, sizes[1]),
-        (shape["steps"], batch, directions * output_size),
-        (directions, batch, output_size),
-        (directions, batch, sizes[1]),
-    ]
+    D, P = 1 + ours.bidirectional, ours.proj_size or H
+    state = (D, B, P), (D, B, H)
+    shapes = (T, B, I), *state, (T, B, D * P), *state
     x, h_0, c_0, *given = (torch.randn(s).to(route.device, dtype) for s in shapes)
 
-    truth = results(
-        Oracle(ours),
-        x.cpu().double(),
-        (h_0.cpu().double(), c_0.cpu().double()),
-        [g.cpu().double() for g in given],
-    )
+    wide, *wide_hx = (t.cpu().double() for t in (x, h_0, c_0))
+    truth = results(Oracle(ours), wide, wide_hx, [g.cpu().double() for g in given])
     found, scale = (results(m, x, (h_0, c_0), given) for m in (ours, theirs))
 
     ratios = {n: error(found[n], truth[n]) / error(scale[n], truth[n]) for n in truth}
@@ -98,19 +80,12 @@ def test_error_against_nn_lstm(route, shape, dtype):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_the_cell_state_is_float32(route, dtype):
     """c keeps 1,024 increments of 2^-12, each of which rounding to 16 bits would lose."""
-    zeros = {"dtype": dtype, "device": route.device}
     i, f, g, o = 20.0, 20.0, 2.0**-12, 0.0  # sigmoid(20) = 1
-    _, _, c_n, cells = route.lstm_layer(
-        input=torch.zeros(1024, 2, 1, **zeros),
-        h_0=torch.zeros(1, 2, 1, **zeros),
-        c_0=torch.ones(1, 2, 1, **zeros),
-        weights=[
-            torch.zeros(4, 1, **zeros),
-            torch.zeros(4, 1, **zeros),
-            torch.tensor([i, f, g, o], **zeros),
-            torch.zeros(4, **zeros),
-        ],
-    )
+    zeros = lambda *shape: torch.zeros(*shape, dtype=dtype, device=route.device)
+    bias = torch.tensor([i, f, g, o]).to(zeros(4))
+    weights = [zeros(4, 1), zeros(4, 1), bias, zeros(4)]
+    state = {"h_0": zeros(1, 2, 1), "c_0": zeros(1, 2, 1) + 1}
+    _, _, c_n, cells = route.lstm_layer(input=zeros(1024, 2, 1), **state, weights=weights)
     assert c_n.dtype == dtype and cells.dtype == torch.float32
     torch.testing.assert_close(c_n.float(), torch.full_like(c_n, 1.25).float(), rtol=0, atol=1e-6)
     expected = 1 + torch.arange(1, 1025, device=route.device) * 2.0**-12
@@ -132,9 +107,8 @@ def gates_of(route, values, dtype):
     size = len(values)
     weights = [zeros(4 * size, 1), zeros(4 * size, size), bias, zeros(4 * size)]
     state = zeros(1, 1, size)
-    found = torch.ops.fastlstm.lstm(
-        zeros(1, 1, 1), state, state, weights, save_gates=True, engine=route.engine
-    )
+    options = {"save_gates": True, "engine": route.engine}
+    found = torch.ops.fastlstm.lstm(zeros(1, 1, 1), state, state, weights, **options)
     return found[4].view(4, size)
 
 

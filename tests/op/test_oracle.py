@@ -13,9 +13,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 def test_oracle_agrees_with_torch(bidirectional, proj_size, bias):
     torch.manual_seed(0)
     lengths = [4, 3, 1]
-    lstm = nn.LSTM(
-        3, 5, bias=bias, bidirectional=bidirectional, proj_size=proj_size, dtype=torch.float64
-    )
+    options = {"bias": bias, "bidirectional": bidirectional, "proj_size": proj_size}
+    lstm = nn.LSTM(3, 5, **options).double()
     directions = 2 if bidirectional else 1
     x = torch.randn(4, 3, 3, dtype=torch.float64)
     h_0 = torch.randn(directions, 3, proj_size or 5, dtype=torch.float64)

@@ -37,7 +37,7 @@ class Case(NamedTuple):
 
 
 def draw(rng, stepwise=False, **fixed):
-    """Sizes from one to more than a register tile, a chunk of steps, and the work of one thread."""
+    """Draws a case. Sizes go from 1 to more than a register tile, a chunk, or one thread's work."""
     dtype = rng.choice([torch.float32, torch.float32, torch.float64, *HALF])
     I, H = rng.choice([1, 3, 17, 40, 96, 533]), rng.choice([1, 5, 16, 33, 64, 130, 200])
     T, B = rng.choice([1, 1, 2, 7, 30, 70]), rng.choice([1, 2, 3, 8, 21, 70, 400])

@@ -34,7 +34,7 @@ def small(case):
     return replace(case, name="", hidden_size=32, proj_size=proj_size, **sizes)
 
 
-# Kinds that no group has.
+# Kinds of cases that are in no group.
 OTHERS = replace(TINY, lengths=True), replace(TINY, lengths=True, mode="inference")
 KINDS = sorted({small(c) for c in (*(c for g in GROUPS for c in g.cases), *OTHERS)}, key=str)
 

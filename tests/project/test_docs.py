@@ -18,8 +18,6 @@ import fastlstm.__main__
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
-
-
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 FRONT = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "csrc/README.md", "benchmarks/README.md")
 FRONT += ("tests/README.md",)
@@ -49,11 +47,10 @@ def commands(doc):
     return [shlex.split(line, comments=True) for line in lines if line.startswith("python ")]
 
 
-@pytest.mark.parametrize(
-    "doc",
-    [doc for doc in DOCS if code(doc, "python") and doc != SEVERAL_PROCESSES],
-    ids=lambda d: str(d.relative_to(ROOT)),
-)
+WITH_CODE = [doc for doc in DOCS if code(doc, "python") and doc != SEVERAL_PROCESSES]
+
+
+@pytest.mark.parametrize("doc", WITH_CODE, ids=lambda d: str(d.relative_to(ROOT)))
 def test_python_runs(doc, tmp_path, monkeypatch):
     """Runs the snippets of a document in order, in one namespace."""
     monkeypatch.chdir(tmp_path)
@@ -91,15 +88,9 @@ def test_two_processes_reach_the_weights_of_one(tmp_path):
     script.write_text("\n".join(parts))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
     environment |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, script],
-            env=environment | {"RANK": str(rank)},
-            text=True,
-            stderr=subprocess.PIPE,
-        )
-        for rank in range(2)
-    ]
+    command, pipes = [sys.executable, script], {"text": True, "stderr": subprocess.PIPE}
+    ranks = [environment | {"RANK": rank} for rank in "01"]
+    processes = [subprocess.Popen(command, env=each, **pipes) for each in ranks]
     try:
         errors = [process.communicate(timeout=300)[1] for process in processes]
     finally:
@@ -131,12 +122,8 @@ def test_files_that_are_named_exist(doc):
 def test_the_map_of_csrc_is_complete():
     text = (ROOT / "csrc" / "README.md").read_text().split("## Every file")[1]
     listed = re.findall(r"`([\w/]+\.(?:h|cpp|cu))`", "\n".join(re.findall(r"^\|.*?\|", text, re.M)))
-    there = [
-        path.relative_to(ROOT / "csrc").as_posix()
-        for suffix in ("h", "cpp", "cu")
-        for path in (ROOT / "csrc").rglob(f"*.{suffix}")
-    ]
-    assert sorted(listed) == sorted(there)
+    files = [path for path in (ROOT / "csrc").rglob("*.*") if path.suffix != ".md"]
+    assert sorted(listed) == sorted(path.relative_to(ROOT / "csrc").as_posix() for path in files)
 
 
 def listed():
@@ -146,9 +133,8 @@ def listed():
     for page in (ROOT / "docs" / "reference").glob("*.md"):
         for kind, name in directive.findall(page.read_text()):
             if kind == "module":
-                found |= {
-                    f"{name}.{k}": v for k, v in public(importlib.import_module(name)).items()
-                }
+                members = public(importlib.import_module(name))
+                found |= {f"{name}.{k}": v for k, v in members.items()}
             else:
                 module, _, attribute = name.rpartition(".")
                 found[name] = getattr(importlib.import_module(module), attribute)
@@ -157,11 +143,9 @@ def listed():
 
 def public(module):
     """Returns the public names of a module: its __all__, or what it defines if it has none."""
-    names = getattr(module, "__all__", None) or [
-        name
-        for name, value in vars(module).items()
-        if not name.startswith("_") and getattr(value, "__module__", "") == module.__name__
-    ]
+    values = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+    own = [n for n, v in values.items() if getattr(v, "__module__", "") == module.__name__]
+    names = getattr(module, "__all__", own)
     return {name: getattr(module, name) for name in names if name != "__version__"}
 
 
@@ -180,9 +164,8 @@ def test_every_public_name_is_in_the_reference():
 
 
 def test_the_example_of_the_module_runs():
-    (example,) = doctest.DocTestFinder(recurse=False).find(
-        fastlstm.LSTM, globs={"fastlstm": fastlstm, "torch": torch}
-    )
+    names = {"fastlstm": fastlstm, "torch": torch}
+    (example,) = doctest.DocTestFinder(recurse=False).find(fastlstm.LSTM, globs=names)
     assert example.examples
     assert doctest.DocTestRunner().run(example).failed == 0
 

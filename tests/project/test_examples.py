@@ -60,8 +60,6 @@ def test_the_notebook_runs(monkeypatch):
     for k, cell in enumerate(cell for cell in notebook["cells"] if cell["cell_type"] == "code"):
         exec(compile("".join(cell["source"]), f"code cell {k + 1}", "exec"), namespace)
         assert cell["outputs"] or cell["execution_count"], "the notebook is stored with its outputs"
-    training, single = (
-        [bar.get_height() for bar in axes.patches] for axes in namespace["figure"].axes
-    )
+    training, single = ([b.get_height() for b in axes.patches] for axes in namespace["figure"].axes)
     assert training == [time for times in namespace["training"].values() for time in times]
     assert single == [time for times in namespace["single"].values() for time in times]

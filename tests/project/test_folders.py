@@ -44,14 +44,9 @@ def test_the_map_lists_the_folders_from_top_to_bottom():
     listed = [name for first in firsts for name in re.findall(r"`([\w/]+)/`", first)]
     there = {file.parent.relative_to(CSRC).as_posix() for file in FILES} - {"."}
     assert set(listed) >= there
-    upwards = [
-        include
-        for source, targets in includes().items()
-        for target, found in targets.items()
-        for include in found
-        if {source, target} <= set(listed) and listed.index(source) > listed.index(target)
-    ]
-    assert not upwards
+    pairs = [(a, b, found) for a, targets in includes().items() for b, found in targets.items()]
+    pairs = [pair for pair in pairs if {*pair[:2]} <= {*listed}]
+    assert not [found for a, b, found in pairs if listed.index(a) > listed.index(b)]
 
 
 def test_only_the_python_module_includes_python():
@@ -133,5 +128,5 @@ def test_functions_are_declared_where_they_are_defined():
 
 
 def text_of(file):
-    """The text without comments."""
+    """Returns the text of a file without its comments."""
     return re.sub(r"//.*", "", file.read_text())

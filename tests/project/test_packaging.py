@@ -8,13 +8,13 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tarfile
 import venv
 from pathlib import Path
 from unittest.mock import Mock
 
+import native_programs
 import pytest
 import setuptools
 import torch
@@ -68,14 +68,8 @@ def small_project(project):
 
 def run(*command, cwd=None, **env):
     """Runs a command. The stdout of the result has stdout and stderr together."""
-    return subprocess.run(
-        [str(part) for part in command],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": "", **env},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    environment = os.environ | {"PYTHONPATH": ""} | env
+    return native_programs.run(*map(str, command), cwd=cwd, env=environment)
 
 
 def install(source, target, **env):
@@ -130,9 +124,8 @@ def test_captioning_is_a_distribution_of_its_own(project, tmp_path):
     about = {f"captioning/{name}" for name in ("pyproject.toml", "README.md", "LICENSE")}
     installed = {path for path in files_below(target) if "__pycache__" not in path}
     assert {path for path in installed if path.startswith("captioning/")} == own - about
-    assert {path.partition("/")[0] for path in installed} == {
-        *("bin", "captioning", "fastlstm_captioning-0.1.0.dist-info")
-    }
+    folders = {path.partition("/")[0] for path in installed}
+    assert folders == {"bin", "captioning", "fastlstm_captioning-0.1.0.dist-info"}
     done = run(target / "bin" / "captioning", "--version", PYTHONPATH=f"{target}:{ROOT}")
     assert done.stdout == "captioning 0.1.0\n"
 
@@ -248,7 +241,7 @@ def change_record(target, **changes):
     ids=["other torch", "broken record", "broken library"],
 )
 def test_an_extension_that_does_not_fit_warns_once(package, change, reason):
-    """The reference then computes."""
+    """Calls still work, with the engines that need no extension."""
     assert _build.extension_available(), _build.unavailable_reason()
     change(package)
     done = python(package, FORWARD_EQUALS_TORCH + "import fastlstm.functional\n")
@@ -373,9 +366,7 @@ def program(path, prints):
         ([], "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"),
     ],
 )
-def test_kernels_are_compiled_for_the_gpus_of_this_machine(
-    source, gpus, arches, tmp_path, monkeypatch
-):
+def test_kernels_are_for_the_gpus_of_this_machine(source, gpus, arches, tmp_path, monkeypatch):
     known = (75, 80, 86, 87, 89, 90, 100, 120, 121)  # as in CUDA 12.9, which lacks 11.0
     program(tmp_path / "bin" / "nvcc", " ".join(f"compute_{arch}" for arch in known))
     lines = [f"{major}.{minor}" for major, minor in gpus if source == "nvidia-smi"]

@@ -9,12 +9,8 @@ from torch import nn
 
 ROOT = Path(__file__).resolve().parents[2]
 # The programs of examples/, and the package that each needs: pip install ".[works-with]".
-NEEDS = {
-    "ppo_sb3": "sb3_contrib",
-    "ppo_cleanrl": "gymnasium",
-    "ppo_rl_games": "rl_games",
-    "ppo_torchrl": "torchrl",
-}
+NEEDS = {"ppo_sb3": "sb3_contrib", "ppo_cleanrl": "gymnasium"}
+NEEDS |= {"ppo_rl_games": "rl_games", "ppo_torchrl": "torchrl"}
 
 
 @pytest.fixture
