@@ -203,11 +203,12 @@ def test_a_model_that_keeps_a_state_between_calls():
         def __init__(self):
             super().__init__()
             self.lstm = nn.LSTM(4, 32)
-            self.register_buffer("h", torch.zeros(1, 3, 32))
+            self.state, self.total = None, torch.zeros(1, 3, 32)
 
         def forward(self, x):
-            _, (h, _) = self.lstm(x, (self.h, torch.zeros_like(self.h)))
-            return self.h.copy_(h.detach())
+            _, state = self.lstm(x, self.state)
+            self.state = tuple(each.detach() for each in state)
+            return self.total.add_(self.state[0])
 
     torch.manual_seed(0)
     for training in (False, True):
