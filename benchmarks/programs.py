@@ -114,19 +114,20 @@ def tables(record: Record) -> str:
     """Returns the tables of docs/programs.md: times, then what the programs found."""
     times, results = [], []
     for entry in record["programs"]:
-        name = f"{entry['title']}: {entry['work']} ({entry['version']})"
         first = entry["ways"][UNCHANGED]
+        name = f"{entry['title']}: {entry['work']} ({entry['version']})"
         taken = [f"{first['seconds']:.2f} s", f"{entry['share']:.0%}"]
         times.append([name, *taken, *row(entry, cell)])
+        found = [first["result"], *row(entry, lambda way: str(way["result"]))]
         if entry["measure"] != TIME_ONLY:
-            found = lambda way: str(way["result"])
-            results.append(
-                [f"{entry['title']}: {entry['measure']}", found(first), *row(entry, found)]
-            )
-    head = [UNCHANGED, "LSTMs", *COLUMNS, "other"]
-    about = f"{machine.line(record)}. `{record['command']}`"
-    head_of_results = ["result", UNCHANGED, *COLUMNS, "other"]
-    return f"{about}\n\n{table(['time', *head], times)}\n\n{table(head_of_results, results)}"
+            results.append([f"{entry['title']}: {entry['measure']}", *found])
+    columns = [*COLUMNS, "other"]
+    parts = [
+        f"{machine.line(record)}.",
+        table(["time", UNCHANGED, "LSTMs", *columns], times),
+        table(["result", UNCHANGED, *columns], results),
+    ]
+    return "\n\n".join(parts)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

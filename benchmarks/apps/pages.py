@@ -34,7 +34,7 @@ def page(small: bool) -> tuple[Image.Image, list[list[Word]]]:
     words = sorted(set(re.findall(r"\b[a-z]{3,8}\b", nn.LSTM.__doc__ or "")))
     image, font = Image.new("L", (WIDTH, HEIGHT), 255), ImageFont.load_default(24)
     canvas, lines = ImageDraw.Draw(image), []
-    for top in range(LINE, LINE * (3 if small else 35), LINE):
+    for top in range(LINE, LINE * (3 if small else 19), LINE):
         line, left = [], LINE
         while left < WIDTH - 4 * LINE:
             text = draw.choice(words)
@@ -58,7 +58,7 @@ def edits(a: str, b: str) -> int:
 
 @program(
     "nano-ocr, word by word",
-    "a page",
+    "18 lines of a page",
     "nano-ocr",
     "wrong characters",
     lambda found, expected: f"{found:.1%}",
@@ -83,7 +83,7 @@ def nano_ocr_page(small: bool) -> Ways:
 
 @program(
     "EasyOCR, its recognizer line by line",
-    "a page",
+    "18 lines of a page",
     "easyocr",
     TIME_ONLY,
     lambda found, expected: f"{sum(map(str.__eq__, found, expected))} of {len(expected)}",

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from . import Ways, inference, program
 
-MINUTES = 2
-WORK = f"{MINUTES} minutes of speech"
+WORK = "a minute of speech"
 RATE, ESPEAK_RATE = 16_000, 22_050  # samples a second
 CONTEXT, FRAME, BLOCK = 64, 512, 512  # of silero-vad: samples, samples, frames of a call
 
@@ -31,7 +30,7 @@ def utterance(text: str, voice: str, pitch: int) -> Tensor:
 
 def speech(small: bool) -> Tensor:
     """Returns sentences of several voices with pauses and a little noise; the same every time."""
-    length, draw = RATE * (20 if small else 60 * MINUTES), random.Random(0)
+    length, draw = RATE * (20 if small else 60), random.Random(0)
     words = sorted(set(re.findall(r"\b[a-z]{2,9}\b", nn.LSTM.__doc__ or "")))
     parts: list[Tensor] = []
     while sum(map(len, parts)) < length:

@@ -17,9 +17,9 @@ import torch
 
 from . import UNCHANGED, Ways, program, training
 
-SENTENCES = 1000
-PPO_STEPS, PPO_HIDDEN = 4096, 256
-FORECAST_STEPS, YEAR = 100, 12  # steps of training; months
+SENTENCES = 500
+PPO_STEPS, PPO_HIDDEN = 2048, 256
+FORECAST_STEPS, YEAR = 50, 12  # steps of training; months
 # Some words have two tags, which their place in the sentence tells.
 WORDS = {
     "DET": "the a this every no some",
