@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
 from collections.abc import Callable
@@ -112,17 +111,18 @@ def _table(found: dict[str, Any]) -> str:
     cases = found["cases"]
     lines = [f"fastlstm.check on {found['machine']}", ""]
     lines += [f"{'engine':<54}{'passed':>12}{'largest error, in roundoffs':>30}"]
-    bad: list[str] = []
-    for name, rows in _grouped(cases, "engine", "instructions"):
+    by_engine = _grouped(cases, "engine", "instructions")
+    for name, rows in by_engine.items():
         errors = [row["error"] for row in rows if row["result"] == PASSED]
-        passed = f"{len(errors)} of {len(rows)}"
-        lines.append(f"{name:<54}{passed:>12}{max(errors, default=math.nan):>30.1f}")
-        others = [row for row in rows if row["result"] != PASSED]
-        for reason, of_reason in _grouped(others, "result", "reason"):
-            calls = "; ".join(f"{row['dtype']}, {row['option']}" for row in of_reason)
-            bad += ["", f"{name}, {reason}:"]
-            bad += [f"  {'every case' if len(of_reason) == len(rows) else calls}"]
-    lines += bad
+        error = f"{max(errors):.1f}" if errors else "-"
+        lines.append(f"{name:<54}{f'{len(errors)} of {len(rows)}':>12}{error:>30}")
+    others = [row for row in cases if row["result"] != PASSED]
+    for reason, of_reason in _grouped(others, "result", "reason").items():
+        lines += ["", f"{reason}:"]
+        for name, rows in _grouped(of_reason, "engine", "instructions").items():
+            calls = "; ".join(f"{row['dtype']}, {row['option']}" for row in rows)
+            every = len(rows) == len(by_engine[name])
+            lines.append(f"  {name}: {'every case' if every else calls}")
     timed = [row for row in cases if "ratio" in row]
     lines += ["", f"{'call':<40}{'engine':>12}{'ms':>10}{'nn.LSTM / engine':>18}"] if timed else []
     for row in timed:
@@ -133,12 +133,12 @@ def _table(found: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"{count} of {len(cases)} cases passed"])
 
 
-def _grouped(rows: list[Row], *keys: str) -> list[tuple[str, list[Row]]]:
+def _grouped(rows: list[Row], *keys: str) -> dict[str, list[Row]]:
     """Rows that have the same values of some keys, under these values."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(", ".join(row[key] for key in keys if row[key]), []).append(row)
-    return [*groups.items()]
+    return groups
 
 
 def main(device: str | None, seconds: float, path: Path | None) -> int:

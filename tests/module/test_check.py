@@ -632,7 +632,7 @@ def test_the_command_says_what_failed(has_tqdm, monkeypatch, capsys):
         child, "PROGRAM", f"{BEGIN}{program}\nfor _ in cases[3:]: say('not served')"
     )
     status, shown = command(), capsys.readouterr()
-    assert status == 1 and "\ntorch, failed, wrong:\n  float32, plain; bfloat16, " in shown.out
+    assert status == 1 and "\n\nfailed, wrong:\n  torch: float32, plain; bfloat16, " in shown.out
     assert re.search(r"^torch +1 of 3 +2\.0$", shown.out, re.M)
     assert re.search(r"check: +\d+%\|" if has_tqdm else r"\rcheck: 3 of \d\d+\r", shown.err)
 
@@ -651,5 +651,5 @@ def test_a_gpu_that_is_not_there(capsys):
     assert {row["result"] for row in found["cases"]} == {"not checked"} and not found["passed"]
     assert "no GPU" in found["machine"]
     printed = capsys.readouterr().out
-    assert "\ntorch, not checked, the process ended with status 1: " in printed
-    assert printed.endswith("  every case\n\n0 of 80 cases passed\n")
+    assert "\n\nnot checked, the process ended with status 1: " in printed
+    assert printed.endswith("\n  torch: every case\n\n0 of 80 cases passed\n")
