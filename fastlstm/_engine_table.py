@@ -71,7 +71,7 @@ def _fits_persistent(call: Call) -> bool:
     dtype = str(call.dtype()).removeprefix("torch.")
     sms, capability, _ = _build.gpu(call.input.device.index or 0)
     trains = torch.is_grad_enabled()
-    fits: bool = _build.library.divides(*sizes, dtype, trains, sms, capability)
+    fits: bool = _build.library.persistent_engine_fits(*sizes, dtype, trains, sms, capability)
     return fits
 
 

@@ -371,7 +371,7 @@ def damaged_backward(draw):
     tensors = {"grad_output": output, "grad_h_n": h_n, "grad_c_n": c_n, "grad_cells": cells}
     tensors |= {"output": output, "cells": cells, "gates": gates}
     needs = {"input_needs_grad": True, "state_needs_grad": True, "engine": engine}
-    needs["per_row"] = not norms and draw.chance(0.5)
+    needs["return_d_gates"] = not norms and draw.chance(0.5)
     backward = torch.ops.fastlstm.lstm_backward
     expected = backward(**tensors, **call, **needs)
     again = backward(**{n: draw.restride(t) for n, t in tensors.items()}, **call, **needs)

@@ -17,19 +17,19 @@ bool is_wrapper(const Tensor& tensor) {
   return tensor.key_set().has_any(wrappers);
 }
 
-static void fill(Tensor& tensor, const Tensor& like, at::ScalarType dtype) {
+static void make_defined(Tensor& tensor, const Tensor& like, at::ScalarType dtype) {
   if (!tensor.defined()) tensor = at::empty({0}, like.options().dtype(dtype));
 }
 
-ForwardResult completed(ForwardResult result) {
+ForwardResult without_undefined(ForwardResult result) {
   auto& [output, h_n, c_n, cells, gates] = result;
-  fill(cells, output, state_dtype(output.scalar_type()));
-  fill(gates, output, output.scalar_type());
+  make_defined(cells, output, state_dtype(output.scalar_type()));
+  make_defined(gates, output, output.scalar_type());
   return result;
 }
 
 // Returns the dispatcher's typed handle of the op `name`. The op takes the arguments of `function`,
-// each separately (FlatOp).
+// each separately (DispatcherFunction).
 template <auto function>
 static auto op_named(const char* name) {
   return c10::Dispatcher::singleton()

@@ -42,10 +42,10 @@ struct ForwardOptions {
 };
 
 // The gradients that a caller requests. `input`: grad_input. `state`: grad_h_0 and grad_c_0. The
-// gradients of the weights are always returned, unless `per_row` requests d_gates in their place
-// (see BackwardResult).
+// gradients of the weights are always returned, unless `return_d_gates` requests d_gates in their
+// place (see BackwardResult).
 struct GradientRequest {
-  bool input, state, per_row;
+  bool input, state, return_d_gates;
 };
 
 struct BackwardArguments {
@@ -55,16 +55,16 @@ struct BackwardArguments {
   std::string engine;
   auto list() const {
     return std::tie(grad_output, grad_h_n, grad_c_n, grad_cells, output, cells, gates,
-                    request.input, request.state, request.per_row, engine);
+                    request.input, request.state, request.return_d_gates, engine);
   }
 };
 
 // output, h_n, c_n, cells, gates. An engine returns undefined tensors for cells and gates that are
-// not saved. The op returns empty tensors for them (see `completed`).
+// not saved. The op returns empty tensors for them (see `without_undefined`).
 using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 // grad_input, grad_h_0, grad_c_0, grad_weights. grad_weights holds the gradients of each direction
 // in the order of the weights, without b_hh, whose gradient is equal to that of b_ih. Without
-// request.state the values of grad_h_0 and grad_c_0 are not defined. With request.per_row
+// request.state the values of grad_h_0 and grad_c_0 are not defined. With request.return_d_gates
 // grad_weights holds one tensor for each direction instead: d_gates [T,B,4H] or [R,4H], the
 // gradients of the pre-activations of i, f, g and o.
 using BackwardResult = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>;
@@ -105,17 +105,17 @@ inline std::vector<Tensor> owned(at::TensorList tensors) { return tensors.vec();
 const auto& owned(const auto& value) { return value; }
 
 // Replaces undefined tensors, which the dispatcher does not return, by empty ones.
-ForwardResult completed(ForwardResult result);
-inline BackwardResult completed(BackwardResult result) { return result; }
+ForwardResult without_undefined(ForwardResult result);
+inline BackwardResult without_undefined(BackwardResult result) { return result; }
 
 // Turns a function of (LstmCall, options) into one that takes every argument separately, as the
 // dispatcher calls it.
 template <auto function, typename Call, typename Options>
-struct FlatOp;
+struct DispatcherFunction;
 template <auto function, typename... C, typename... O>
-struct FlatOp<function, std::tuple<const C&...>, std::tuple<const O&...>> {
+struct DispatcherFunction<function, std::tuple<const C&...>, std::tuple<const O&...>> {
   static auto run(typename Passed<C>::type... call, typename Passed<O>::type... options) {
-    return completed(function({owned(call)...}, {owned(options)...}));
+    return without_undefined(function({owned(call)...}, {owned(options)...}));
   }
 };
 // The options type of a function. Only declared, for decltype.
@@ -123,7 +123,7 @@ template <typename Result, typename Call, typename Options>
 Options options_of(Result (*)(Call, const Options&));
 // `function` in the form that m.impl takes.
 template <auto function>
-constexpr auto op = FlatOp<function, decltype(std::declval<LstmCall>().list()),
-                           decltype(options_of(function).list())>::run;
+constexpr auto op = DispatcherFunction<function, decltype(std::declval<LstmCall>().list()),
+                                       decltype(options_of(function).list())>::run;
 
 }  // namespace fastlstm

@@ -45,13 +45,14 @@ NamedSize size_of(const LayerCall& layer, Extent extent) {
   }
 }
 
-// The dimensions before the last one. kState: [D,B]. kSequence: [T,B] or [R], for a sequence that
-// holds all directions next to each other. kSequences: [D,T,B] or [D,R], a sequence per direction.
-enum class Leading { kState, kSequence, kSequences };
+// The dimensions before the last one. kState: [D,B]. kAllDirections: [T,B] or [R], for a sequence
+// that holds all directions next to each other. kPerDirection: [D,T,B] or [D,R], a sequence per
+// direction.
+enum class Leading { kState, kAllDirections, kPerDirection };
 Shape shape_of(const LayerCall& layer, Leading leading, Extent size) {
   Shape shape;
   const bool by_rows = leading != Leading::kState && layer.packed();
-  if (leading != Leading::kSequence) shape.push_back({"directions", layer.num_directions()});
+  if (leading != Leading::kAllDirections) shape.push_back({"directions", layer.num_directions()});
   if (by_rows) shape.push_back({"packed rows", layer.flat_rows});
   if (leading != Leading::kState && !by_rows) shape.push_back({"steps", layer.steps});
   if (!by_rows) shape.push_back({"batch", layer.batch});
@@ -138,13 +139,13 @@ void check_input(const LstmCall& call) {
 LayerCall unpack(LstmCall call, bool allows_prepacked) {
   LayerCall layer;
   static_cast<LstmCall&>(layer) = std::move(call);
-  layer.kinds = WeightLayout::of(layer.layout);
+  layer.weight_layout = WeightLayout::of(layer.layout);
   TORCH_CHECK(allows_prepacked || !layer.is_prepacked(),
               "lstm: expected layout to be of the words bias, projection, layer_norm, in this "
               "order, got \"",
               layer.layout, "\"");
-  layer.directions =
-      layer.kinds.directions(std::exchange(layer.weights, {}), layer.h_0.sym_size(0).expect_int());
+  layer.directions = layer.weight_layout.directions(std::exchange(layer.weights, {}),
+                                                    layer.h_0.sym_size(0).expect_int());
   layer.input_size = layer.input.sym_size(-1);
   if (layer.packed()) {
     layer.steps = layer.batch_sizes->sym_size(0);
@@ -200,8 +201,8 @@ LayerCall check_layer(LstmCall call, bool allows_prepacked) {
 }
 
 void check_backward(const LayerCall& layer, const BackwardArguments& a, bool has_memory) {
-  TORCH_CHECK(!a.request.per_row || !layer.normalizes(),
-              "lstm_backward: expected no layer normalization with per_row");
+  TORCH_CHECK(!a.request.return_d_gates || !layer.normalizes(),
+              "lstm_backward: expected no layer normalization with return_d_gates");
   const auto expect = [&](const OptionalTensor& tensor, const char* name, Leading leading,
                           Extent size, at::ScalarType dtype) {
     if (!tensor) return;
@@ -209,13 +210,13 @@ void check_backward(const LayerCall& layer, const BackwardArguments& a, bool has
     if (has_memory) check_memory(*tensor, name);
   };
   const auto dtype = layer.input.scalar_type(), state = state_dtype(dtype);
-  expect(a.output, "the saved output", Leading::kSequence, Extent::kOutputs, dtype);
-  expect(a.cells, "the saved cells", Leading::kSequences, Extent::kHidden, state);
-  expect(a.gates, "the saved gates", Leading::kSequences, Extent::kGates, dtype);
-  expect(a.grad_output, "grad_output", Leading::kSequence, Extent::kOutputs, dtype);
+  expect(a.output, "the saved output", Leading::kAllDirections, Extent::kOutputs, dtype);
+  expect(a.cells, "the saved cells", Leading::kPerDirection, Extent::kHidden, state);
+  expect(a.gates, "the saved gates", Leading::kPerDirection, Extent::kGates, dtype);
+  expect(a.grad_output, "grad_output", Leading::kAllDirections, Extent::kOutputs, dtype);
   expect(a.grad_h_n, "grad_h_n", Leading::kState, Extent::kOutput, dtype);
   expect(a.grad_c_n, "grad_c_n", Leading::kState, Extent::kHidden, layer.c_0.scalar_type());
-  expect(a.grad_cells, "grad_cells", Leading::kSequences, Extent::kHidden, state);
+  expect(a.grad_cells, "grad_cells", Leading::kPerDirection, Extent::kHidden, state);
 }
 
 void check_memory(const Tensor& tensor, const char* name) {

@@ -108,8 +108,8 @@ inline Tensor previous_hidden(const LayerCall& layer, int64_t d, const Tensor& o
 
 // The gradient of a state at the end of the walk, in memory of its own: dL/dh_n or dL/dc_n, or
 // zeros.
-inline Tensor initial_gradient(const OptionalTensor& grad, const Tensor& state,
-                               const at::TensorOptions& options) {
+inline Tensor final_state_gradient(const OptionalTensor& grad, const Tensor& state,
+                                   const at::TensorOptions& options) {
   return grad ? grad->to(options, /*non_blocking=*/false, /*copy=*/true).contiguous()
               : at::zeros(state.sizes(), options);
 }

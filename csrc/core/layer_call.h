@@ -23,15 +23,15 @@ struct Sizes {
 // h_mask [D,B,P]: the factor of h_{t-1} before it is multiplied by W_hh.
 struct LayerCall : LstmCall {
   std::vector<Direction> directions;  // the weights, moved out of `weights`, which is empty
-  WeightLayout kinds;                 // `layout`, parsed
+  WeightLayout weight_layout;         // `layout`, parsed
   c10::SymInt steps, batch, flat_rows, input_size, hidden_size, output_size;
 
   bool packed() const { return batch_sizes.has_value(); }
-  bool projects() const { return kinds.projects; }
-  bool normalizes() const { return kinds.normalizes; }
+  bool projects() const { return weight_layout.projects; }
+  bool normalizes() const { return weight_layout.normalizes; }
   std::string options() const;  // the names of the options that a plain LSTM lacks, for messages
-  bool is_prepacked() const { return !kinds.format.empty(); }
-  bool has_bias() const { return kinds.bias; }
+  bool is_prepacked() const { return !weight_layout.format.empty(); }
+  bool has_bias() const { return weight_layout.bias; }
   int64_t num_directions() const { return static_cast<int64_t>(directions.size()); }
   Sizes sizes() const;
   // The shape [T,B,size] or [R,size], with the dimension of the directions in front if

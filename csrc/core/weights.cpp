@@ -8,24 +8,24 @@ namespace fastlstm {
 
 WeightLayout WeightLayout::of(c10::string_view words) {
   std::string_view left(words.data(), words.size());
-  const auto begins_with = [&left](std::string_view word) {
+  const auto take_word = [&left](std::string_view word) {
     if (left.substr(0, left.find(' ')) != word) return false;
     left.remove_prefix(std::min(word.size() + 1, left.size()));
     return true;
   };
   WeightLayout layout;
-  layout.bias = begins_with("bias"), layout.projects = begins_with("projection");
-  layout.normalizes = begins_with("layer_norm"), layout.format = left;
+  layout.bias = take_word("bias"), layout.projects = take_word("projection");
+  layout.normalizes = take_word("layer_norm"), layout.format = left;
   return layout;
 }
 
-int64_t WeightLayout::each() const {
+int64_t WeightLayout::weights_per_direction() const {
   return std::count_if(std::begin(kWeights), std::end(kWeights),
                        [this](const NamedWeight& weight) { return this->*weight.is_there; });
 }
 
 std::vector<Direction> WeightLayout::directions(std::vector<Tensor> weights, int64_t count) const {
-  if (static_cast<int64_t>(weights.size()) != count * each()) {
+  if (static_cast<int64_t>(weights.size()) != count * weights_per_direction()) {
     std::string names;
     for_each_weight_of(
         *this, [&names](const NamedWeight& weight) { names.append(weight.name).append(", "); });

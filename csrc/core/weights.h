@@ -29,7 +29,7 @@ struct WeightLayout {
   std::string format;  // of prepacked matrices; empty if they are not prepacked
 
   static WeightLayout of(c10::string_view words);
-  int64_t each() const;  // the number of weights of a direction
+  int64_t weights_per_direction() const;  // the number of weights of a direction
   std::vector<Direction> directions(std::vector<Tensor> weights, int64_t count) const;
 };
 

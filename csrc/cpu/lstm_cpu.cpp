@@ -72,14 +72,14 @@ CpuTask task_of(const LayerCall& layer) {
 
 // The format of a call's prepacked weights.
 Format prepacked_format(const LayerCall& layer, std::string_view engine) {
-  const GemmKernels& gemm = gemm_named(layer.kinds.format);
+  const GemmKernels& gemm = gemm_named(layer.weight_layout.format);
   const auto dtype = layer.input.scalar_type();
   TORCH_CHECK(
       !layer.normalizes() && !layer.h_mask && engine != "stepwise",
       "lstm_prepacked: expected neither layer normalization, recurrent dropout nor the engine "
       "\"stepwise\"");
   TORCH_CHECK((gemm.format == Format::float64) == (dtype == at::kDouble),
-              "lstm_prepacked: expected input that goes with weights in ", layer.kinds.format,
+              "lstm_prepacked: expected input that goes with weights in ", layer.weight_layout.format,
               ", got ", dtype);
   return gemm.format;
 }

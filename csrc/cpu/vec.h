@@ -172,11 +172,12 @@ FASTLSTM_INLINE Vec<A> clamp(const Vec<A>& x, const Vec<A>& bound) {  // a NaN s
   return Vec<A>(above > bound.v ? bound.v : above);
 }
 
-template <int more, typename A>
+template <int exponent_offset, typename A>
 FASTLSTM_INLINE Vec<A> power_of_two(const Vec<A>& shifted, const Vec<A>&) {
   using C = elementary::Constants<A>;
   const auto bits = bits_as<typename Registers<A>::Bits>(shifted.v) << C::mantissa_bits;
-  return Vec<A>(bits_as<typename Vec<A>::Native>(bits + ((C::one + more) << C::mantissa_bits)));
+  return Vec<A>(bits_as<typename Vec<A>::Native>(
+      bits + ((C::exponent_bias + exponent_offset) << C::mantissa_bits)));
 }
 
 template <typename A>

@@ -16,7 +16,8 @@
 namespace fastlstm {
 
 // Returns the number that an environment variable holds, or `otherwise` if it is empty or not set.
-inline int64_t number_in(const char* variable, const char* what, int64_t least, int64_t otherwise) {
+inline int64_t number_from_environment(const char* variable, const char* what, int64_t least,
+                                       int64_t otherwise) {
   const char* const text = std::getenv(variable);
   if (!text || !*text) return otherwise;
   char* end = nullptr;
@@ -28,15 +29,16 @@ inline int64_t number_in(const char* variable, const char* what, int64_t least, 
 
 // The number of multiprocessors that the persistent engine leaves to other streams and processes.
 inline int64_t free_sms() {
-  static const int64_t count = number_in("FASTLSTM_FREE_SMS", "multiprocessors", 0, 0);
+  static const int64_t count =
+      number_from_environment("FASTLSTM_FREE_SMS", "multiprocessors", 0, 0);
   return count;
 }
 
-// Sequence::patience, from the environment.
-inline uint32_t patience() {
-  constexpr int64_t kMost = 100'000;  // 20 times as many milliseconds are a uint32_t
-  static const int64_t seconds = number_in("FASTLSTM_WAIT_SECONDS", "seconds", 1, 60);
-  return static_cast<uint32_t>(1000 * std::min(seconds, kMost));
+// Sequence::wait_limit, from the environment.
+inline uint32_t wait_limit() {
+  constexpr int64_t kMaxSeconds = 100'000;  // 20 times as many milliseconds are a uint32_t
+  static const int64_t seconds = number_from_environment("FASTLSTM_WAIT_SECONDS", "seconds", 1, 60);
+  return static_cast<uint32_t>(1000 * std::min(seconds, kMaxSeconds));
 }
 
 // Describes the current device, which is the device of the call.
@@ -69,23 +71,23 @@ inline CudaDevice cuda_device() {
 
 // The division of a call's work by the persistent engine; nothing if the stepwise engine serves the
 // call.
-inline std::optional<Tiling> plan_call(c10::string_view engine, const LayerCall& layer,
-                                       bool backward) {
+inline std::optional<Tiling> plan_persistent(c10::string_view engine, const LayerCall& layer,
+                                             bool backward) {
   if (engine == "auto" || engine == "stepwise") return std::nullopt;
   TORCH_CHECK(
       engine == "persistent",
       "lstm: expected engine to be \"auto\", \"stepwise\" or \"persistent\" on CUDA, got \"",
       engine, "\"");
-  const Task task{layer.hidden_size.expect_int(),
-                  layer.batch.expect_int(),
-                  layer.steps.expect_int(),
-                  static_cast<int>(layer.num_directions()),
-                  dtype_of(layer.input.scalar_type()),
-                  matmul_allows_tf32(),
-                  backward};
+  const CudaTask task{layer.hidden_size.expect_int(),
+                      layer.batch.expect_int(),
+                      layer.steps.expect_int(),
+                      static_cast<int>(layer.num_directions()),
+                      dtype_of(layer.input.scalar_type()),
+                      matmul_allows_tf32(),
+                      backward};
   const CudaDevice device = cuda_device();
   std::optional<Tiling> tiling;
-  if (!layer.projects() && !layer.normalizes() && !layer.h_mask) tiling = divide(task, device);
+  if (!layer.projects() && !layer.normalizes() && !layer.h_mask) tiling = best_tiling(task, device);
   TORCH_CHECK(
       tiling, "lstm: the engine \"persistent\" takes float32, bfloat16 and float16 without ",
       "proj_size, layer normalization and recurrent dropout, a batch that is not empty, and a W_hh "

@@ -6,8 +6,8 @@
 
 namespace fastlstm {
 
-// One step of the stepwise engine, all rows and units. S: StepForward, ProjectedForward,
-// NormForward, or one of the three for backward. T, A: the dtypes of dtype_list.h.
+// One step of the stepwise engine, all rows and units. S: ForwardStep, ProjectionForwardStep,
+// NormForwardStep, or one of the three for backward. T, A: the dtypes of dtype_list.h.
 template <template <typename, typename> class S, typename T, typename A>
 cudaError_t launch_step(const S<T, A>& step, cudaStream_t stream);
 

@@ -22,7 +22,7 @@ struct CudaStepKernels {
 template <typename T, typename A>
 ForwardResult forward(const LayerCall& layer, const ForwardOptions& options) {
   const auto& [save_cells, save_gates, engine] = options;
-  const auto tiling = plan_call(engine, layer, /*backward=*/false);
+  const auto tiling = plan_persistent(engine, layer, /*backward=*/false);
   if constexpr (!std::is_same_v<T, double>)
     if (tiling) return persistent_forward<T>(layer, *tiling, save_cells, save_gates);
   return stepwise_forward<T, A, CudaStepKernels>(layer, save_cells, save_gates);
@@ -30,7 +30,7 @@ ForwardResult forward(const LayerCall& layer, const ForwardOptions& options) {
 
 template <typename T, typename A>
 BackwardResult backward(const LayerCall& layer, const BackwardArguments& in) {
-  const auto tiling = plan_call(in.engine, layer, /*backward=*/true);
+  const auto tiling = plan_persistent(in.engine, layer, /*backward=*/true);
   if constexpr (!std::is_same_v<T, double>)
     if (tiling) return persistent_backward<T>(layer, *tiling, in);
   return stepwise_backward<T, A, CudaStepKernels>(layer, in);

@@ -23,7 +23,7 @@ struct Sequence {
   const int64_t* order;    // [B] the batch rows sorted by length, the longest first, so that short
                            // rows share a tile, which is then skipped early; nullptr: not sorted
   const bool* reset;       // [T,B] whether the state is zeroed before a step; nullptr: never
-  uint32_t patience;       // milliseconds that a block waits for a value of another block; 20 times
+  uint32_t wait_limit;     // milliseconds that a block waits for a value of another block; 20 times
                            // as long for the first value
 };
 
@@ -55,7 +55,7 @@ struct ForwardDirection {
 };
 
 template <typename T>
-struct PersistentForward {
+struct ForwardLaunch {
   Sequence sequence;
   ForwardDirection<T> direction[2];  // the second walks in reverse
   bool first_reverse;                // whether direction[0] walks in reverse, if it is the only one
@@ -84,7 +84,7 @@ struct BackwardDirection {
 };
 
 template <typename T>
-struct PersistentBackward {
+struct BackwardLaunch {
   Sequence sequence;
   BackwardDirection<T> direction[2];
   bool first_reverse;
@@ -96,11 +96,9 @@ struct PersistentBackward {
 // nothing ran: cudaErrorCooperativeLaunchTooLarge if not all blocks can run at the same time,
 // cudaErrorInvalidValue if the tile shape was not compiled.
 template <typename T>
-cudaError_t launch_walk(const PersistentForward<T>& call, const Tiling& tiling,
-                        cudaStream_t stream);
+cudaError_t launch_walk(const ForwardLaunch<T>& call, const Tiling& tiling, cudaStream_t stream);
 template <typename T>
-cudaError_t launch_walk(const PersistentBackward<T>& call, const Tiling& tiling,
-                        cudaStream_t stream);
+cudaError_t launch_walk(const BackwardLaunch<T>& call, const Tiling& tiling, cudaStream_t stream);
 
 // Copies host values to the device as kernel parameters, without synchronization, so that a CUDA
 // graph can capture it.

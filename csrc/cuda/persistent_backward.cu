@@ -14,7 +14,7 @@ namespace {
 
 // The inputs of a unit of a row in a step, without d_gates of the step after.
 template <typename T>
-struct UnitInputs {
+struct BackwardInputs {
   ThreadUnit at;
   int64_t index;  // of the unit in [B,H]
   T *d_i, *d_f;   // where the gradients of gates i and f go; g and o follow at the same distance
@@ -24,17 +24,17 @@ struct UnitInputs {
   unsigned char reset;
 };
 
-template <class P, int kUnits, int kTile>
-struct BackwardWalk {
+template <class P, int kUnits, int kRowTile>
+struct PersistentBackward {
   using T = typename P::T;
-  using Call = PersistentBackward<T>;
-  using Inputs = UnitInputs<T>;
+  using Call = BackwardLaunch<T>;
+  using Inputs = BackwardInputs<T>;
   using Result = float;  // dL/dc_{t-1}
 
   const Call& call;
   const Tiling& tiling;
-  const Block<P, kUnits, kUnits, kTile> block{call.sequence, tiling, call.first_reverse,
-                                              4 * tiling.exchange_width};
+  const Block<P, kUnits, kUnits, kRowTile> block{call.sequence, tiling, call.first_reverse,
+                                                 4 * tiling.exchange_width};
   const BackwardDirection<T> d = fetch(call.direction, block.direction);
   const int hidden_size = call.sequence.hidden_size, width = tiling.exchange_width;
 
@@ -53,9 +53,9 @@ struct BackwardWalk {
   }
 
   __device__ void prefetch_step(const TimeStep& step, const ThreadUnit& at) const {
-    if (step.t_soon < 0 || !at.exists || !block.is_live(step.t_soon, at.row)) return;
+    if (step.t_prefetch < 0 || !at.exists || !block.is_live(step.t_prefetch, at.row)) return;
     const int column = block.column(at);
-    const int64_t flat_row = step.offset_soon + at.batch_row;
+    const int64_t flat_row = step.offset_prefetch + at.batch_row;
     for (int gate = 0; gate < 4; ++gate) {
       prefetch(d.gates + (flat_row * 4 + gate) * hidden_size + column);
       prefetch(d_gates_at(at, flat_row) + gate * width);
@@ -65,11 +65,11 @@ struct BackwardWalk {
   }
 
   // Loads the inputs that do not come from other blocks, before the block waits for d_gates.
-  __device__ UnitInputs<T> load_inputs(const TimeStep& step, const ThreadUnit& at) const {
+  __device__ BackwardInputs<T> load_inputs(const TimeStep& step, const ThreadUnit& at) const {
     prefetch_step(step, at);
     const int column = block.column(at);
     const int64_t flat_row = step.offset + at.batch_row;
-    UnitInputs<T> in;
+    BackwardInputs<T> in;
     in.at = at;
     in.index = block.index(at);
     in.d_i = d_gates_at(at, flat_row);
@@ -107,7 +107,7 @@ struct BackwardWalk {
 
   // The cell equations of a live unit backward. Returns the gradients of the pre-activations; dc is
   // dL/dc_t at the call and dL/dc_{t-1} afterwards.
-  __device__ Gates<float> compute(const UnitInputs<T>& in, float& dc) const {
+  __device__ Gates<float> compute(const BackwardInputs<T>& in, float& dc) const {
     const float from_next = block.template sums<1>(in.at.pass_row, in.at.unit).value[0];
     const float dh = from_next + (float(in.d_output) + float(in.d_h));
     const float c_prev = in.reset ? 0.0f : in.c_prev;
@@ -117,25 +117,26 @@ struct BackwardWalk {
     return before.d_pre;
   }
 
-  __device__ float compute_and_publish(const UnitInputs<T>& in) const {
+  __device__ float compute_and_publish(const BackwardInputs<T>& in) const {
     const ThreadUnit& at = in.at;
-    if (at.pass_row >= kTile) return 0.0f;  // true for all lanes of a warp or for none
+    if (at.pass_row >= kRowTile) return 0.0f;  // true for all lanes of a warp or for none
     float dc = 0.0f;
     Gates<float> d_gates = {0.0f, 0.0f, 0.0f, 0.0f};
     if (at.live) {
-      dc = block.state_of(at);
+      dc = block.cell_state_of(at);
       d_gates = compute(in, dc);
     }
-    const int64_t apart = in.d_f - in.d_i;  // is in registers; `width` would have to be loaded
-    publish(in.d_i, T(d_gates.i), at.unit, at.exchanged);
-    publish(in.d_f, T(d_gates.f), at.unit, at.exchanged);
-    publish(in.d_f + apart, T(d_gates.g), at.unit, at.exchanged);
-    publish(in.d_f + 2 * apart, T(d_gates.o), at.unit, at.exchanged);
+    const int64_t gate_distance =
+        in.d_f - in.d_i;  // is in registers; `width` would have to be loaded
+    publish(in.d_i, T(d_gates.i), at.unit, at.is_exchanged);
+    publish(in.d_f, T(d_gates.f), at.unit, at.is_exchanged);
+    publish(in.d_f + gate_distance, T(d_gates.g), at.unit, at.is_exchanged);
+    publish(in.d_f + 2 * gate_distance, T(d_gates.o), at.unit, at.is_exchanged);
     return dc;
   }
 
   __device__ void store(const TimeStep&, const ThreadUnit& at, float dc) const {
-    if (at.live) block.state_of(at) = dc;
+    if (at.live) block.cell_state_of(at) = dc;
   }
 
   __device__ void walk() const {
@@ -149,12 +150,12 @@ struct BackwardWalk {
   __device__ void run_initial_state(int pass) const {
     block.multiply(pass, [&](int row) { return first_d_gates(row); });
     __syncthreads();
-    for (int j = 0; j < block.kItems; ++j) {
+    for (int j = 0; j < block.kUnitsPerThread; ++j) {
       const ThreadUnit at = block.unit(0, pass, j);
       if (!at.live) continue;
       const int64_t index = block.index(at);
       d.d_h[index] = T(block.template sums<1>(at.pass_row, at.unit).value[0]);
-      d.d_c[index] = block.state_of(at);
+      d.d_c[index] = block.cell_state_of(at);
     }
     __syncthreads();
   }
@@ -163,15 +164,14 @@ struct BackwardWalk {
 }  // namespace
 
 template <typename T>
-cudaError_t launch_walk(const PersistentBackward<T>& call, const Tiling& tiling,
-                        cudaStream_t stream) {
+cudaError_t launch_walk(const BackwardLaunch<T>& call, const Tiling& tiling, cudaStream_t stream) {
   return with_product<T>(tiling.ffma, [&](auto product) {
-    return launch_tile<BackwardWalk, decltype(product)>(call, tiling, stream);
+    return launch_tile<PersistentBackward, decltype(product)>(call, tiling, stream);
   });
 }
 
-template cudaError_t launch_walk(const PersistentBackward<float>&, const Tiling&, cudaStream_t);
-template cudaError_t launch_walk(const PersistentBackward<bfloat16>&, const Tiling&, cudaStream_t);
-template cudaError_t launch_walk(const PersistentBackward<float16>&, const Tiling&, cudaStream_t);
+template cudaError_t launch_walk(const BackwardLaunch<float>&, const Tiling&, cudaStream_t);
+template cudaError_t launch_walk(const BackwardLaunch<bfloat16>&, const Tiling&, cudaStream_t);
+template cudaError_t launch_walk(const BackwardLaunch<float16>&, const Tiling&, cudaStream_t);
 
 }  // namespace fastlstm

@@ -1,6 +1,6 @@
 // A thread block of a persistent kernel: its share of the units and of the batch rows, its shared
-// memory, and the product of one pass. A pass is kTile of the block's rows in one step. The forward
-// walk and the backward walk both use this file.
+// memory, and the product of one pass. A pass is kRowTile of the block's rows in one step. The
+// forward walk and the backward walk both use this file.
 #pragma once
 #include "persistent_product.h"
 
@@ -28,40 +28,42 @@ __device__ Direction fetch(const Direction (&direction)[2], int index) {
 // exist.
 struct ThreadUnit {
   int pass_row, row,
-      unit;        // index of the row in the pass and in the group, of the unit in the block
-  bool exchanged;  // other blocks load the value of this unit
-  bool exists;     // the layer has this unit; otherwise it pads the exchanged row
-  bool live;       // the row has not ended; otherwise this is padding, where 0 is stored
+      unit;           // index of the row in the pass and in the group, of the unit in the block
+  bool is_exchanged;  // other blocks load the value of this unit
+  bool exists;        // the layer has this unit; otherwise it pads the exchanged row
+  bool live;          // the row has not ended; otherwise this is padding, where 0 is stored
   int batch_row;
 };
 
 // A step of a walk: its time and its first flat row, the same of the steps before and after it in
 // the order of the walk, and of the step to prefetch (`soon`).
 struct TimeStep {
-  int t, t_before, t_soon;
-  int64_t offset, offset_before, offset_after, offset_soon;
+  int t, t_before, t_prefetch;
+  int64_t offset, offset_before, offset_after, offset_prefetch;
 };
 
 // P: the kind of arithmetic. kRows: the rows of the block's slice of W_hh. kUnits: the units of the
-// block. kTile: the rows of a pass.
-template <class P, int kRows, int kUnits, int kTile>
+// block. kRowTile: the rows of a pass.
+template <class P, int kRows, int kUnits, int kRowTile>
 struct Block {
   using T = typename P::T;
-  static constexpr int kItems = (kUnits * kTile + kThreads - 1) / kThreads;  // units of a thread
-  static constexpr int kChunks =                                             // loaded together
-      chunks_in_flight(std::is_same<P, Ffma>::value, kRows == kUnits, kUnits, kTile);
+  static constexpr int kUnitsPerThread =
+      (kUnits * kRowTile + kThreads - 1) / kThreads;  // units of a thread
+  static constexpr int kChunks =                      // loaded together
+      chunks_in_flight(std::is_same<P, Ffma>::value, kRows == kUnits, kUnits, kRowTile);
 
   const Sequence& sequence;
   const Tiling& tiling;
   const bool first_reverse;
-  const int depth;  // the number of terms of a product: values in a row of h or of d_gates
-  const int chunks = (depth + kPerChunk<T> - 1) / kPerChunk<T>;
-  const int part = blockIdx.x % tiling.unit_blocks;  // the last part may have fewer than kUnits
-  const int first_unit = part * kUnits;
+  const int k_size;  // the number of terms of a product: values in a row of h or of d_gates
+  const int chunks = (k_size + kPerChunk<T> - 1) / kPerChunk<T>;
+  const int unit_block =
+      blockIdx.x % tiling.unit_blocks;  // the last unit_block may have fewer than kUnits
+  const int first_unit = unit_block * kUnits;
   const int units = min(sequence.hidden_size - first_unit, kUnits);
   const int exchanged_units = min(tiling.exchange_width - first_unit, kUnits);
   const int group = blockIdx.x / tiling.unit_blocks % tiling.row_groups;
-  const int passes = (tiling.group_rows + kTile - 1) / kTile;
+  const int passes = (tiling.group_rows + kRowTile - 1) / kRowTile;
   const int direction = blockIdx.x / tiling.unit_blocks / tiling.row_groups;
   const bool reverse = first_reverse || direction == 1;
   const int thread = in_register(static_cast<int>(threadIdx.x));
@@ -69,15 +71,15 @@ struct Block {
   const int first_chunk = warp * chunks / kWarps, last_chunk = (warp + 1) * chunks / kWarps;
   // The arrays in shared memory, in the order in which shared_bytes_of (plan.h) counts them.
   uint32_t* const slice = reinterpret_cast<uint32_t*>(shared_memory());
-  float* const partials = reinterpret_cast<float*>(slice + kRows * chunks * 16);
-  float* const state = partials + kWarps * kTile * partial_stride(kRows);
+  float* const partial_sums = reinterpret_cast<float*>(slice + kRows * chunks * 16);
+  float* const cell_state = partial_sums + kWarps * kRowTile * partial_stride(kRows);
   // For each row of the group its batch row, and its length or -1 if the row does not exist.
-  int* const batch_row = reinterpret_cast<int*>(state + tiling.group_rows * kUnits);
+  int* const batch_row = reinterpret_cast<int*>(cell_state + tiling.group_rows * kUnits);
   int* const length = batch_row + tiling.group_rows;
   // The milliseconds that a lane waits for a value. The first wait may take much longer: until a
   // block has seen values of the blocks that it waits for, these may still wait for a
   // multiprocessor that another kernel (NCCL's, for instance) occupies.
-  mutable uint32_t patience = 20 * sequence.patience;
+  mutable uint32_t wait_limit = 20 * sequence.wait_limit;
 
   __device__ void find_rows() const {
     for (int i = thread; i < tiling.group_rows; i += kThreads) {
@@ -99,8 +101,8 @@ struct Block {
     __syncthreads();  // after find_rows, whose results the next lines read
     for (int i = thread; i < tiling.group_rows * kUnits; i += kThreads)
       if (length[i / kUnits] >= 0 && i % kUnits < units)
-        state[i] = initial[int64_t(batch_row[i / kUnits]) * sequence.hidden_size + first_unit +
-                           i % kUnits];
+        cell_state[i] = initial[int64_t(batch_row[i / kUnits]) * sequence.hidden_size + first_unit +
+                                i % kUnits];
     __syncthreads();
   }
 
@@ -113,18 +115,18 @@ struct Block {
   // The n-th step of a walk that begins with the first or with the last step in time.
   __device__ TimeStep step(int n, bool from_last, int64_t offset_before) const {
     const int t = from_last ? sequence.steps - 1 - n : n, way = from_last ? -1 : 1;
-    const int t_soon = t + kPrefetch * way;
-    return {t, t - way, t_soon, offset(t), offset_before, offset(t + way), offset(t_soon)};
+    const int t_prefetch = t + kPrefetch * way;
+    return {t, t - way, t_prefetch, offset(t), offset_before, offset(t + way), offset(t_prefetch)};
   }
 
   // The thread's j-th unit of a pass.
   __device__ ThreadUnit unit(int t, int pass, int j) const {
     const int index = thread + j * kThreads, row = index / kUnits;
-    ThreadUnit at = {row, pass * kTile + row, index % kUnits, false, false, false, 0};
-    if (at.pass_row >= kTile || at.row >= tiling.group_rows) return at;
+    ThreadUnit at = {row, pass * kRowTile + row, index % kUnits, false, false, false, 0};
+    if (at.pass_row >= kRowTile || at.row >= tiling.group_rows) return at;
     const int steps = length[at.row];
     const bool in_memory = t < steps || (steps >= 0 && !sequence.offsets);  // packed: no padding
-    at.exchanged = in_memory && at.unit < exchanged_units;
+    at.is_exchanged = in_memory && at.unit < exchanged_units;
     at.exists = in_memory && at.unit < units;
     at.live = at.exists && t < steps;
     at.batch_row = batch_row[at.row];
@@ -136,8 +138,8 @@ struct Block {
     return int64_t(at.batch_row) * sequence.hidden_size + column(at);
   }
   // The unit's cell state, or dL/dc, which is kept from step to step.
-  __device__ float& state_of(const ThreadUnit& at) const {
-    return state[at.row * kUnits + at.unit];
+  __device__ float& cell_state_of(const ThreadUnit& at) const {
+    return cell_state[at.row * kUnits + at.unit];
   }
 
   __device__ bool is_live(int t, int row) const {
@@ -158,7 +160,7 @@ struct Block {
 
   // Whether any row of a pass is live. All threads of the block get the same answer.
   __device__ bool pass_is_live(int t, int pass) const {
-    for (int i = pass * kTile; i < (pass + 1) * kTile && i < tiling.group_rows; ++i)
+    for (int i = pass * kRowTile; i < (pass + 1) * kRowTile && i < tiling.group_rows; ++i)
       if (t < length[i]) return true;
     return false;
   }
@@ -167,19 +169,21 @@ struct Block {
   // barrier `sums` returns the results.
   template <class VectorOf>
   __device__ void multiply(int pass, const VectorOf& vector_of) const {
-    RowVector<T> vectors[kTile / 8];
+    RowVector<T> vectors[kRowTile / 8];
 #pragma unroll
-    for (int j = 0; j < kTile / 8; ++j) vectors[j] = vector_of(pass * kTile + 8 * j + lane / 4);
+    for (int j = 0; j < kRowTile / 8; ++j)
+      vectors[j] = vector_of(pass * kRowTile + 8 * j + lane / 4);
     __syncwarp();  // the loads above are issued before this warp waits for other blocks
-    LanePart<T> parts[kTile / 8];
+    LanePart<T> lane_parts[kRowTile / 8];
 #pragma unroll
-    for (int j = 0; j < kTile / 8; ++j) parts[j] = lane_part(vectors[j], last_chunk, depth, lane);
-    WarpProduct<P, kRows, kTile> product{slice, chunks, lane, {}};
-    add_chunks<kChunks>(product, parts, first_chunk, last_chunk, patience);
+    for (int j = 0; j < kRowTile / 8; ++j)
+      lane_parts[j] = lane_part(vectors[j], last_chunk, k_size, lane);
+    WarpProduct<P, kRows, kRowTile> product{slice, chunks, lane, {}};
+    add_chunks<kChunks>(product, lane_parts, first_chunk, last_chunk, wait_limit);
     // The widest tile has no register left for it. It keeps the long limit for all waits.
-    for (const auto& part : parts)
-      if (kChunks > 1 && part.exchanged) patience = sequence.patience;
-    product.sums.store(partials + warp * kTile * partial_stride(kRows), lane);
+    for (const auto& part : lane_parts)
+      if (kChunks > 1 && part.is_exchanged) wait_limit = sequence.wait_limit;
+    product.sums.store(partial_sums + warp * kRowTile * partial_stride(kRows), lane);
   }
 
   // Runs all steps of a walk. The walk provides what happens before the product of a pass
@@ -197,24 +201,25 @@ struct Block {
 
   template <class Walk>
   __device__ void run_pass(const Walk& walk, const TimeStep& step, int pass) const {
-    typename Walk::Inputs inputs[kItems];
+    typename Walk::Inputs inputs[kUnitsPerThread];
 #pragma unroll
-    for (int j = 0; j < kItems; ++j) inputs[j] = walk.load_inputs(step, unit(step.t, pass, j));
+    for (int j = 0; j < kUnitsPerThread; ++j)
+      inputs[j] = walk.load_inputs(step, unit(step.t, pass, j));
     if (pass_is_live(step.t, pass))
       multiply(pass, [&](int row) { return walk.vector_of(step, row); });
     __syncthreads();
-    typename Walk::Result results[kItems];
+    typename Walk::Result results[kUnitsPerThread];
 #pragma unroll
-    for (int j = 0; j < kItems; ++j) results[j] = walk.compute_and_publish(inputs[j]);
+    for (int j = 0; j < kUnitsPerThread; ++j) results[j] = walk.compute_and_publish(inputs[j]);
 #pragma unroll
-    for (int j = 0; j < kItems; ++j) walk.store(step, inputs[j].at, results[j]);
+    for (int j = 0; j < kUnitsPerThread; ++j) walk.store(step, inputs[j].at, results[j]);
     __syncthreads();  // before the next pass overwrites the sums
   }
 
   // The results of the product for row b of the pass and matrix rows r to r + kCount - 1.
   template <int kCount>
   __device__ Sums<kCount> sums(int b, int r) const {
-    return sum_partials<kCount>(partials, kTile, kRows, b, r);
+    return sum_partials<kCount>(partial_sums, kRowTile, kRows, b, r);
   }
 };
 

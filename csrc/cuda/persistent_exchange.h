@@ -53,7 +53,7 @@ __device__ void publish(T* address, T value, int unit, bool store) {
 template <typename T>
 struct RowVector {
   const T* values = nullptr;
-  bool exchanged = false;  // other blocks write it while this kernel runs
+  bool is_exchanged = false;  // other blocks write it while this kernel runs
 };
 
 // A lane's part of a row: 16 bytes of each chunk.
@@ -61,25 +61,25 @@ template <typename T>
 struct LanePart {
   const T* address;  // of the lane's bytes in chunk 0
   int end;           // chunks from this index on are taken as zeros
-  bool exchanged;
+  bool is_exchanged;
 
   __device__ const Bits128* at(int chunk) const {
     return reinterpret_cast<const Bits128*>(address + chunk * kPerChunk<T>);
   }
 };
 
-// A lane's part of a row of `depth` values. Other warps load the chunks from `last` on.
+// A lane's part of a row of `k_size` values. Other warps load the chunks from `last` on.
 template <typename T>
-__device__ LanePart<T> lane_part(const RowVector<T>& row, int last, int depth, int lane) {
+__device__ LanePart<T> lane_part(const RowVector<T>& row, int last, int k_size, int lane) {
   const int skipped = lane % 4 * (kPerChunk<T> / 4);
-  const int end = min(last, (depth - skipped + kPerChunk<T> - 1) / kPerChunk<T>);
+  const int end = min(last, (k_size - skipped + kPerChunk<T> - 1) / kPerChunk<T>);
   if (!row.values) return {nullptr, 0, false};
-  return {row.values + skipped, end, row.exchanged};
+  return {row.values + skipped, end, row.is_exchanged};
 }
 
-// Polls a piece until it is there, and gives up after `patience` milliseconds. The clock is read
-// after each load has begun, so that it delays no value.
-__device__ inline void await_piece(const Bits128* piece, uint32_t patience) {
+// Polls a piece until it is there, or ends the launch after `wait_limit` milliseconds. The clock is
+// read after each load has begun, so that it delays no value.
+__device__ inline void await_piece(const Bits128* piece, uint32_t wait_limit) {
   uint32_t start = 0;
   for (bool is_first = true;; is_first = false) {
     await_store(piece);
@@ -87,57 +87,60 @@ __device__ inline void await_piece(const Bits128* piece, uint32_t patience) {
     const uint32_t now = milliseconds();
     if (!is_unwritten(words)) return;
     if (is_first) start = now;
-    if (now - start > patience) give_up();
+    if (now - start > wait_limit) give_up();
   }
 }
 
-// The values that a lane loads together: its 16 bytes of kChunks chunks of kColumns rows.
-template <typename T, int kChunks, int kColumns>
+// The values that a lane loads together: its 16 bytes of kChunks chunks of kNTiles rows.
+template <typename T, int kChunks, int kNTiles>
 struct LoadedChunks {
-  Bits128 words[kChunks][kColumns];
+  Bits128 words[kChunks][kNTiles];
 
   // Loads kChunks chunks from chunk `begin` on.
-  __device__ void load(const LanePart<T> (&parts)[kColumns], int begin) {
+  __device__ void load(const LanePart<T> (&lane_parts)[kNTiles], int begin) {
 #pragma unroll
-    for (int j = 0; j < kColumns; ++j) {
+    for (int j = 0; j < kNTiles; ++j) {
 #pragma unroll
-      for (int a = 0; a < kChunks; ++a) {
-        words[a][j] = {{0, 0, 0, 0}};
-        if (begin + a < parts[j].end) words[a][j] = load_exchanged(parts[j].at(begin + a));
+      for (int i = 0; i < kChunks; ++i) {
+        words[i][j] = {{0, 0, 0, 0}};
+        if (begin + i < lane_parts[j].end)
+          words[i][j] = load_exchanged(lane_parts[j].at(begin + i));
       }
     }
   }
 
   // Waits until every value is there. It polls one missing piece and loads the others after that
   // one: polling all of them would take L2's time from the values that everybody waits for.
-  __device__ void wait(const LanePart<T> (&parts)[kColumns], int begin, uint32_t patience) {
-    while (const Bits128* const piece = missing_piece(parts, begin)) {
-      await_piece(piece, patience);
-      reload_missing(parts, begin);
+  __device__ void wait(const LanePart<T> (&lane_parts)[kNTiles], int begin, uint32_t wait_limit) {
+    while (const Bits128* const piece = missing_piece(lane_parts, begin)) {
+      await_piece(piece, wait_limit);
+      reload_missing(lane_parts, begin);
     }
     __syncwarp();
   }
 
   // The last piece that is missing, or nullptr.
-  __device__ const Bits128* missing_piece(const LanePart<T> (&parts)[kColumns], int begin) const {
+  __device__ const Bits128* missing_piece(const LanePart<T> (&lane_parts)[kNTiles],
+                                          int begin) const {
     const Bits128* piece = nullptr;
 #pragma unroll
-    for (int j = 0; j < kColumns; ++j) {
+    for (int j = 0; j < kNTiles; ++j) {
 #pragma unroll
-      for (int a = 0; a < kChunks; ++a)
-        if (parts[j].exchanged && is_unwritten(words[a][j])) piece = parts[j].at(begin + a);
+      for (int i = 0; i < kChunks; ++i)
+        if (lane_parts[j].is_exchanged && is_unwritten(words[i][j]))
+          piece = lane_parts[j].at(begin + i);
     }
     return piece;
   }
 
   // Loads all that is missing, together.
-  __device__ void reload_missing(const LanePart<T> (&parts)[kColumns], int begin) {
+  __device__ void reload_missing(const LanePart<T> (&lane_parts)[kNTiles], int begin) {
 #pragma unroll
-    for (int j = 0; j < kColumns; ++j) {
+    for (int j = 0; j < kNTiles; ++j) {
 #pragma unroll
-      for (int a = 0; a < kChunks; ++a) {
-        if (is_unwritten(words[a][j]) && parts[j].exchanged)
-          words[a][j] = load_exchanged(parts[j].at(begin + a));
+      for (int i = 0; i < kChunks; ++i) {
+        if (is_unwritten(words[i][j]) && lane_parts[j].is_exchanged)
+          words[i][j] = load_exchanged(lane_parts[j].at(begin + i));
       }
     }
   }

@@ -14,9 +14,9 @@ namespace {
 
 // The inputs of a unit of a row in a step, without h_{t-1}.
 template <typename T>
-struct UnitInputs {
+struct ForwardInputs {
   ThreadUnit at;
-  T* exchanged;     // where h_t is published
+  T* h_exchange;    // where h_t is published
   Gates<T> from_x;  // the input's part of the gates
   unsigned char reset;
 };
@@ -28,17 +28,17 @@ struct UnitResult {
   T h;
 };
 
-template <class P, int kUnits, int kTile>
-struct ForwardWalk {
+template <class P, int kUnits, int kRowTile>
+struct PersistentForward {
   using T = typename P::T;
-  using Call = PersistentForward<T>;
-  using Inputs = UnitInputs<T>;
+  using Call = ForwardLaunch<T>;
+  using Inputs = ForwardInputs<T>;
   using Result = UnitResult<T>;
 
   const Call& call;
   const Tiling& tiling;
-  const Block<P, 4 * kUnits, kUnits, kTile> block{call.sequence, tiling, call.first_reverse,
-                                                  tiling.exchange_width};
+  const Block<P, 4 * kUnits, kUnits, kRowTile> block{call.sequence, tiling, call.first_reverse,
+                                                     tiling.exchange_width};
   const ForwardDirection<T> d = fetch(call.direction, block.direction);
   const int hidden_size = call.sequence.hidden_size;
 
@@ -56,22 +56,22 @@ struct ForwardWalk {
   }
 
   __device__ void prefetch_step(const TimeStep& step, const ThreadUnit& at) const {
-    if (step.t_soon < 0 || !at.exists || !block.is_live(step.t_soon, at.row)) return;
+    if (step.t_prefetch < 0 || !at.exists || !block.is_live(step.t_prefetch, at.row)) return;
     const int column = block.column(at);
-    const int64_t flat_row = step.offset_soon + at.batch_row;
+    const int64_t flat_row = step.offset_prefetch + at.batch_row;
     for (int gate = 0; gate < 4; ++gate)
       prefetch(d.gates + (flat_row * 4 + gate) * hidden_size + column);
     prefetch(exchange_at(at, flat_row));
   }
 
   // Loads the inputs that do not come from other blocks, before the block waits for h_{t-1}.
-  __device__ UnitInputs<T> load_inputs(const TimeStep& step, const ThreadUnit& at) const {
+  __device__ ForwardInputs<T> load_inputs(const TimeStep& step, const ThreadUnit& at) const {
     prefetch_step(step, at);
-    UnitInputs<T> in;
+    ForwardInputs<T> in;
     in.at = at;
     const int column = block.column(at);
     const int64_t flat_row = step.offset + at.batch_row;
-    in.exchanged = exchange_at(at, flat_row);
+    in.h_exchange = exchange_at(at, flat_row);
     if (!at.live) return in;
     in.from_x = load_gates<T, T>(d.gates + flat_row * 4 * hidden_size, column, hidden_size);
     in.reset = block.is_reset(step.t, at.row);
@@ -82,25 +82,25 @@ struct ForwardWalk {
   __device__ RowVector<T> vector_of(const TimeStep& step, int row) const {
     if (!block.is_live(step.t, row) || block.is_reset(step.t, row)) return {};
     if (block.is_first_step(step.t, row))
-      return {d.h_0 + int64_t(block.batch_row[row]) * block.depth, false};
+      return {d.h_0 + int64_t(block.batch_row[row]) * block.k_size, false};
     return {d.exchange + (step.offset_before + block.batch_row[row]) * call.exchange_stride, true};
   }
 
   // The cell equations of a live unit.
-  __device__ UnitResult<T> compute(const UnitInputs<T>& in, float c_prev) const {
+  __device__ UnitResult<T> compute(const ForwardInputs<T>& in, float c_prev) const {
     const auto from_h = block.template sums<4>(in.at.pass_row, 4 * in.at.unit);
     const auto gates = activate(to_float(in.from_x) + bits_as<Gates<float>>(from_h));
     if (in.reset) c_prev = 0.0f;
     const float c = next_cell(gates, c_prev);
-    return {gates, c, T(hidden(gates.o, c))};
+    return {gates, c, T(hidden_state(gates.o, c))};
   }
 
-  __device__ UnitResult<T> compute_and_publish(const UnitInputs<T>& in) const {
+  __device__ UnitResult<T> compute_and_publish(const ForwardInputs<T>& in) const {
     const ThreadUnit& at = in.at;
-    if (at.pass_row >= kTile) return {};  // true for all lanes of a warp or for none
+    if (at.pass_row >= kRowTile) return {};  // true for all lanes of a warp or for none
     UnitResult<T> result = {{0.0f, 0.0f, 0.0f, 0.0f}, 0.0f, T(0.0f)};
-    if (at.live) result = compute(in, block.state_of(at));
-    publish(in.exchanged, result.h, at.unit, at.exchanged);
+    if (at.live) result = compute(in, block.cell_state_of(at));
+    publish(in.h_exchange, result.h, at.unit, at.is_exchanged);
     return result;
   }
 
@@ -111,9 +111,9 @@ struct ForwardWalk {
     const int64_t flat_row = step.offset + at.batch_row;
     const bool last = at.live && block.is_last_step(step.t, at.row);
     if (at.live)
-      block.state_of(at) = result.c;
+      block.cell_state_of(at) = result.c;
     else
-      result.c = block.state_of(at);
+      result.c = block.cell_state_of(at);
     if (d.output != d.exchange) d.output[flat_row * call.output_stride + column] = result.h;
     if (last) d.h_n[block.index(at)] = result.h, d.c_n[block.index(at)] = result.c;
     if (d.cells) d.cells[flat_row * hidden_size + column] = result.c;
@@ -130,15 +130,14 @@ struct ForwardWalk {
 }  // namespace
 
 template <typename T>
-cudaError_t launch_walk(const PersistentForward<T>& call, const Tiling& tiling,
-                        cudaStream_t stream) {
+cudaError_t launch_walk(const ForwardLaunch<T>& call, const Tiling& tiling, cudaStream_t stream) {
   return with_product<T>(tiling.ffma, [&](auto product) {
-    return launch_tile<ForwardWalk, decltype(product)>(call, tiling, stream);
+    return launch_tile<PersistentForward, decltype(product)>(call, tiling, stream);
   });
 }
 
-template cudaError_t launch_walk(const PersistentForward<float>&, const Tiling&, cudaStream_t);
-template cudaError_t launch_walk(const PersistentForward<bfloat16>&, const Tiling&, cudaStream_t);
-template cudaError_t launch_walk(const PersistentForward<float16>&, const Tiling&, cudaStream_t);
+template cudaError_t launch_walk(const ForwardLaunch<float>&, const Tiling&, cudaStream_t);
+template cudaError_t launch_walk(const ForwardLaunch<bfloat16>&, const Tiling&, cudaStream_t);
+template cudaError_t launch_walk(const ForwardLaunch<float16>&, const Tiling&, cudaStream_t);
 
 }  // namespace fastlstm

@@ -25,7 +25,7 @@ template <typename Call, typename DirectionOf>
 void launch_directions(Call& call, const LayerCall& layer, const Tiling& tiling,
                        const Tensor& exchange, const DirectionOf& direction_of) {
   const auto stream = c10::cuda::getCurrentCUDAStream();
-  call.sequence.patience = patience();
+  call.sequence.wait_limit = wait_limit();
   for (int64_t first = 0; first < layer.num_directions(); first += tiling.directions) {
     call.first_reverse = first == 1;
     for (int k = 0; k < tiling.directions; ++k) call.direction[k] = direction_of(first + k);
@@ -54,7 +54,7 @@ ForwardResult persistent_forward(const LayerCall& layer, const Tiling& tiling, b
   const DeviceSequence tables(layer, tiling.has_passes());
   const std::vector<Tensor> w_hh = contiguous_w_hh(layer);
 
-  PersistentForward<T> call{};
+  ForwardLaunch<T> call{};
   call.sequence = tables.sequence;
   call.save_gates = save_gates;
   call.output_stride = s.directions * hidden;
@@ -79,7 +79,7 @@ ForwardResult persistent_forward(const LayerCall& layer, const Tiling& tiling, b
 template <typename T>
 BackwardResult persistent_backward(const LayerCall& layer, const Tiling& tiling,
                                    const BackwardArguments& in) {
-  stepwise::BackwardCall tensors(layer, in);
+  stepwise::BackwardTensors tensors(layer, in);
   const Sizes& s = tensors.sizes;
   const int64_t hidden = s.hidden_size, width = tiling.exchange_width;
   const auto options = layer.input.options();
@@ -90,7 +90,7 @@ BackwardResult persistent_backward(const LayerCall& layer, const Tiling& tiling,
   const Tensor d_gates = at::empty({s.directions, s.flat_rows, 4 * width}, options);
   const std::vector<Tensor> w_hh = contiguous_w_hh(layer);
 
-  PersistentBackward<T> call{};
+  BackwardLaunch<T> call{};
   call.sequence = tables.sequence;
   call.d_output_stride = s.directions * hidden;
   call.state_needs_grad = in.request.state;

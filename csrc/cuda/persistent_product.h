@@ -3,14 +3,14 @@
 //
 //   partial[w][b][r] = sum over the w-th eighth of k of  slice[r][k] * row[b][k]
 //
-// r is one of the kRows rows of the slice, b one of the kTile batch rows of the pass, w the warp. K
-// is always divided among 8 warps in whole chunks, and the sums have one order. So the result of a
-// row depends neither on the division of the work nor on the other rows.
+// r is one of the kRows rows of the slice, b one of the kRowTile batch rows of the pass, w the
+// warp. K is always divided among 8 warps in whole chunks, and the sums have one order. So the
+// result of a row depends neither on the division of the work nor on the other rows.
 //
 // The order of k within a chunk is free, if the slice is stored in the same order
-// (Fragments::place). It is chosen so that the four words that a lane loads of a chunk are the B
-// operands of two mma steps; with tensor cores no shuffle is needed. Reading the slice from shared
-// memory once a pass bounds the product.
+// (SliceLayout::source_of). It is chosen so that the four words that a lane loads of a chunk are
+// the B operands of two mma steps; with tensor cores no shuffle is needed. Reading the slice from
+// shared memory once a pass bounds the product.
 #pragma once
 #include "persistent_exchange.h"
 
@@ -26,29 +26,29 @@ namespace fastlstm {
 template <typename Value>
 struct TensorCores {
   using T = Value;
-  using Rows = Bits128;
-  struct Columns {
+  using FragmentA = Bits128;
+  struct FragmentB {
     uint32_t low, high;
   };
   static __device__ uint32_t operand(uint32_t word) { return word; }
-  static __device__ Columns columns(uint32_t low, uint32_t high) { return {low, high}; }
+  static __device__ FragmentB fragment_b(uint32_t low, uint32_t high) { return {low, high}; }
 };
 
 struct BFloat16Mma : TensorCores<bfloat16> {
-  static __device__ void mma(float (&d)[4], const Rows& a, const Columns& b) {
+  static __device__ void mma(float (&d)[4], const FragmentA& a, const FragmentB& b) {
     mma_bfloat16(d, a, b.low, b.high);
   }
 };
 
 struct Float16Mma : TensorCores<float16> {
-  static __device__ void mma(float (&d)[4], const Rows& a, const Columns& b) {
+  static __device__ void mma(float (&d)[4], const FragmentA& a, const FragmentB& b) {
     mma_float16(d, a, b.low, b.high);
   }
 };
 
 struct Tf32Mma : TensorCores<float> {
   static __device__ uint32_t operand(uint32_t word) { return to_tf32(bits_as<float>(word)); }
-  static __device__ void mma(float (&d)[4], const Rows& a, const Columns& b) {
+  static __device__ void mma(float (&d)[4], const FragmentA& a, const FragmentB& b) {
     mma_tf32(d, a, b.low, b.high);
   }
 };
@@ -56,19 +56,19 @@ struct Tf32Mma : TensorCores<float> {
 // IEEE float32 without tensor cores. Each lane computes the same four elements of d as in the mma
 // instruction. So it needs two columns of b with eight values each: with q = lane % 4, columns 2q
 // (`even`) and 2q + 1 (`odd`). Four lanes hold the values of a column, and shuffles pass them to
-// the other lanes. Each lane reads its rows of the slice from shared memory (Fragments).
+// the other lanes. Each lane reads its rows of the slice from shared memory (SliceLayout).
 struct Ffma {
   using T = float;
-  struct Rows {
+  struct FragmentA {
     Bits128 of_lane[4];
   };
-  struct Columns {
+  struct FragmentB {
     float even[8], odd[8];
   };
   static __device__ uint32_t operand(uint32_t word) { return word; }
-  static __device__ Columns columns(uint32_t low, uint32_t high) {
+  static __device__ FragmentB fragment_b(uint32_t low, uint32_t high) {
     const int first = threadIdx.x % 4 * 8;
-    Columns all;
+    FragmentB all;
 #pragma unroll
     for (int k = 0; k < 8; ++k) {
       all.even[k] = bits_as<float>(shuffle(k < 4 ? low : high, first + k % 4));
@@ -76,7 +76,7 @@ struct Ffma {
     }
     return all;
   }
-  static __device__ void mma(float (&d)[4], const Rows& a, const Columns& b) {
+  static __device__ void mma(float (&d)[4], const FragmentA& a, const FragmentB& b) {
 #pragma unroll
     for (int k = 0; k < 8; ++k) {
       const uint32_t* const words = a.of_lane[k % 4].word + k / 4 * 2;
@@ -94,39 +94,39 @@ struct Ffma {
 // [quarter of a chunk][row]. A load of a warp then reads eight neighboring fragments, each of them
 // for four lanes.
 template <class P, int kRows>
-struct Fragments {
+struct SliceLayout {
   static constexpr int kRegisters = kRows == 8 ? 2 : 4;
-  static constexpr bool kShared = std::is_same<P, Ffma>::value;
+  static constexpr bool kBroadcastFragments = std::is_same<P, Ffma>::value;
   struct alignas(8) Pair {
     uint32_t low, high;
   };
 
   // The row, and the index along K in words, of the i-th stored word.
-  static __device__ void place(int i, int chunks, int& row, int& word) {
+  static __device__ void source_of(int i, int chunks, int& row, int& word) {
     const int r = i % kRegisters, lane = i / kRegisters % 32, step = i / (kRegisters * 32) % 2;
     const int chunk = i / (kRegisters * 64) % chunks, tile = i / (kRegisters * 64) / chunks;
     const bool lower_rows = kRegisters == 4 && r % 2 == 1;
     const int high = kRegisters == 4 ? r / 2 : r;
-    row = 16 * tile + (kShared ? lane % 8 : lane / 4) + 8 * lower_rows;
-    word = 16 * chunk + 4 * (kShared ? lane / 8 : lane % 4) + 2 * step + high;
+    row = 16 * tile + (kBroadcastFragments ? lane % 8 : lane / 4) + 8 * lower_rows;
+    word = 16 * chunk + 4 * (kBroadcastFragments ? lane / 8 : lane % 4) + 2 * step + high;
   }
 
-  static __device__ Bits128 load_one(const uint32_t* slice, int index) {
+  static __device__ Bits128 load_fragment(const uint32_t* slice, int index) {
     if constexpr (kRegisters == 4) return reinterpret_cast<const Bits128*>(slice)[index];
     const auto [low, high] = reinterpret_cast<const Pair*>(slice)[index];
     return {{low, 0, high, 0}};
   }
 
-  static __device__ typename P::Rows load(const uint32_t* slice, int chunks, int tile, int chunk,
-                                          int step, int lane) {
+  static __device__ typename P::FragmentA load(const uint32_t* slice, int chunks, int tile,
+                                               int chunk, int step, int lane) {
     const int first = ((tile * chunks + chunk) * 2 + step) * 32;
-    if constexpr (kShared) {
-      typename P::Rows rows;
+    if constexpr (kBroadcastFragments) {
+      typename P::FragmentA rows;
 #pragma unroll
-      for (int q = 0; q < 4; ++q) rows.of_lane[q] = load_one(slice, first + 8 * q + lane / 4);
+      for (int q = 0; q < 4; ++q) rows.of_lane[q] = load_fragment(slice, first + 8 * q + lane / 4);
       return rows;
     } else {
-      return load_one(slice, first + lane);
+      return load_fragment(slice, first + lane);
     }
   }
 };
@@ -142,7 +142,7 @@ __device__ void load_slice(uint32_t* slice, int chunks, const Element& element) 
 #endif
   for (int i = threadIdx.x; i < count; i += kThreads) {
     int row, word;
-    Fragments<P, kRows>::place(i, chunks, row, word);
+    SliceLayout<P, kRows>::source_of(i, chunks, row, word);
     if constexpr (sizeof(typename P::T) == 4)
       slice[i] = P::operand(bits_as<uint32_t>(element(row, word)));
     else
@@ -154,19 +154,19 @@ __device__ void load_slice(uint32_t* slice, int chunks, const Element& element) 
 constexpr __host__ __device__ int partial_stride(int rows) { return rows + kPartialPadding; }
 
 // The accumulators of a warp, in tiles of 16 matrix rows and 8 batch rows as mma lays them out.
-template <int kRows, int kTile>
+template <int kRows, int kRowTile>
 struct WarpSums {
-  static constexpr int kTiles = (kRows + 15) / 16, kColumns = kTile / 8;
+  static constexpr int kMTiles = (kRows + 15) / 16, kNTiles = kRowTile / 8;
 
-  float tile[kTiles][kColumns][4] = {};
+  float tile[kMTiles][kNTiles][4] = {};
 
   __device__ void store(float* partial, int lane) const {
     constexpr int stride = partial_stride(kRows);
     const int g = lane / 4, q = lane % 4;
 #pragma unroll
-    for (int m = 0; m < kTiles; ++m) {
+    for (int m = 0; m < kMTiles; ++m) {
 #pragma unroll
-      for (int j = 0; j < kColumns; ++j) {
+      for (int j = 0; j < kNTiles; ++j) {
         float* column = partial + (8 * j + 2 * q) * stride + 16 * m + g;
         column[0] = tile[m][j][0];
         column[stride] = tile[m][j][1];
@@ -179,33 +179,33 @@ struct WarpSums {
 };
 
 // The product of a warp. add() multiplies the loaded chunks begin, begin + 1, ..., but only those
-// before chunk `last`. words[a][j] are the lane's 16 bytes of chunk begin + a, of batch row
+// before chunk `last`. words[i][j] are the lane's 16 bytes of chunk begin + i, of batch row
 // 8 j + lane / 4 of the pass.
-template <class P, int kRows, int kTile>
+template <class P, int kRows, int kRowTile>
 struct WarpProduct {
-  using Tiles = WarpSums<kRows, kTile>;
+  using Tiles = WarpSums<kRows, kRowTile>;
 
   const uint32_t* slice;
   int chunks, lane;
   Tiles sums;
 
   template <int kChunks>
-  __device__ void add(const Bits128 (&words)[kChunks][Tiles::kColumns], int begin, int last) {
+  __device__ void add(const Bits128 (&words)[kChunks][Tiles::kNTiles], int begin, int last) {
 #pragma unroll
-    for (int a = 0; a < kChunks; ++a) {
-      if (begin + a >= last) break;
+    for (int i = 0; i < kChunks; ++i) {
+      if (begin + i >= last) break;
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        typename P::Columns columns[Tiles::kColumns];
+      for (int step = 0; step < 2; ++step) {
+        typename P::FragmentB b[Tiles::kNTiles];
 #pragma unroll
-        for (int j = 0; j < Tiles::kColumns; ++j)
-          columns[j] = P::columns(P::operand(words[a][j].word[2 * half]),
-                                  P::operand(words[a][j].word[2 * half + 1]));
+        for (int j = 0; j < Tiles::kNTiles; ++j)
+          b[j] = P::fragment_b(P::operand(words[i][j].word[2 * step]),
+                               P::operand(words[i][j].word[2 * step + 1]));
 #pragma unroll
-        for (int m = 0; m < Tiles::kTiles; ++m) {
-          const auto rows = Fragments<P, kRows>::load(slice, chunks, m, begin + a, half, lane);
+        for (int m = 0; m < Tiles::kMTiles; ++m) {
+          const auto a = SliceLayout<P, kRows>::load(slice, chunks, m, begin + i, step, lane);
 #pragma unroll
-          for (int j = 0; j < Tiles::kColumns; ++j) P::mma(sums.tile[m][j], rows, columns[j]);
+          for (int j = 0; j < Tiles::kNTiles; ++j) P::mma(sums.tile[m][j], a, b[j]);
         }
       }
     }
@@ -220,30 +220,30 @@ struct alignas(4 * kCount) Sums {
 // Adds the partial sums [kWarps][tile][partial_stride(rows)] of all warps, for batch row b of the
 // pass and the rows r to r + kCount - 1 of the slice.
 template <int kCount>
-__device__ Sums<kCount> sum_partials(const float* partials, int tile, int rows, int b, int r) {
+__device__ Sums<kCount> sum_partials(const float* partial_sums, int tile, int rows, int b, int r) {
   Sums<kCount> sum = {};
   for (int w = 0; w < kWarps; ++w) {
     const auto part = *reinterpret_cast<const Sums<kCount>*>(
-        partials + (w * tile + b) * partial_stride(rows) + r);
+        partial_sums + (w * tile + b) * partial_stride(rows) + r);
     for (int i = 0; i < kCount; ++i) sum.value[i] += part.value[i];
   }
   return sum;
 }
 
 // Multiplies a warp's chunks [first, last), kChunks at a time. The next chunks are loaded while the
-// current ones are multiplied. `patience`: see await_piece.
-template <int kChunks, class Product, typename T, int kColumns>
-__device__ void add_chunks(Product& product, const LanePart<T> (&parts)[kColumns], int first,
-                           int last, uint32_t patience) {
-  LoadedChunks<T, kChunks, kColumns> one, other;
+// current ones are multiplied. `wait_limit`: see await_piece.
+template <int kChunks, class Product, typename T, int kNTiles>
+__device__ void add_chunks(Product& product, const LanePart<T> (&lane_parts)[kNTiles], int first,
+                           int last, uint32_t wait_limit) {
+  LoadedChunks<T, kChunks, kNTiles> one, other;
   const auto multiply = [&](auto& loaded, auto& next, int begin) {
     const int end = begin + kChunks;
-    if (end < last) next.load(parts, end);
+    if (end < last) next.load(lane_parts, end);
     product.add(loaded.words, begin, last);
-    if (end < last) next.wait(parts, end, patience);
+    if (end < last) next.wait(lane_parts, end, wait_limit);
   };
-  one.load(parts, first);
-  one.wait(parts, first, patience);
+  one.load(lane_parts, first);
+  one.wait(lane_parts, first, wait_limit);
   for (int begin = first; begin < last; begin += 2 * kChunks) {
     multiply(one, other, begin);
     if (begin + kChunks < last) multiply(other, one, begin + kChunks);

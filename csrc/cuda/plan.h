@@ -35,7 +35,7 @@ struct CudaDevice {
   }
 };
 
-struct Task {
+struct CudaTask {
   int64_t hidden_size, batch, steps;
   int directions;
   Dtype dtype;
@@ -52,8 +52,8 @@ struct Task {
     return round_up(hidden_size, piece);
   }
   // The number of terms of a product: values in an exchanged row of h, or of d_gates in backward.
-  int64_t depth() const { return (backward ? 4 : 1) * exchange_width(); }
-  int64_t chunks() const { return divide_up(depth(), kChunkBytes / element_bytes()); }
+  int64_t k_size() const { return (backward ? 4 : 1) * exchange_width(); }
+  int64_t chunks() const { return divide_up(k_size(), kChunkBytes / element_bytes()); }
 };
 
 // A division of the work. The kernel takes it as an argument.
@@ -64,8 +64,8 @@ struct Tiling {
   int row_groups = 0;   // groups of batch rows, which are independent of each other
   int group_rows = 0;   // rows of the largest group
   int directions = 0;   // directions that one launch walks
-  int exchange_width = 0;  // Task::exchange_width
-  bool ffma = false;       // Task::ffma
+  int exchange_width = 0;  // CudaTask::exchange_width
+  bool ffma = false;       // CudaTask::ffma
   int64_t shared_bytes = 0;
 
   int blocks() const { return unit_blocks * row_groups * directions; }
@@ -84,23 +84,23 @@ constexpr bool is_compiled(bool ffma, int units, int row_tile) {
 // so fewer loads in flight hide the latency. The accumulators of the widest tile also leave few
 // registers.
 constexpr int chunks_in_flight(bool ffma, bool backward, int units, int row_tile) {
-  const int columns = row_tile / 8;
+  const int n_tiles = row_tile / 8;
   if (ffma) return 2;
   if (matrix_rows(backward, units) * row_tile >= 2048) return 1;
-  return (backward ? 8 : 4) / columns;
+  return (backward ? 8 : 4) / n_tiles;
 }
 
 // The bytes of shared memory of a block: its arrays in the order of persistent_block.h.
-inline int64_t shared_bytes_of(const Task& task, const Tiling& tiling) {
+inline int64_t shared_bytes_of(const CudaTask& task, const Tiling& tiling) {
   const int64_t matrix = matrix_rows(task.backward, tiling.units);
   const int64_t weights = matrix * task.chunks() * kChunkBytes;
-  const int64_t partials = int64_t{4} * kWarps * tiling.row_tile * (matrix + kPartialPadding);
+  const int64_t partial_sums = int64_t{4} * kWarps * tiling.row_tile * (matrix + kPartialPadding);
   const int64_t state = int64_t{4} * tiling.group_rows * tiling.units;
   const int64_t rows = int64_t{4} * 2 * tiling.group_rows;
-  return weights + partials + state + rows;
+  return weights + partial_sums + state + rows;
 }
 
-inline Tiling make_tiling(const Task& task, int units, int row_tile, int row_groups,
+inline Tiling make_tiling(const CudaTask& task, int units, int row_tile, int row_groups,
                           int directions) {
   Tiling tiling;
   tiling.units = units, tiling.row_tile = row_tile, tiling.row_groups = row_groups;
@@ -115,36 +115,37 @@ inline Tiling make_tiling(const Task& task, int units, int row_tile, int row_gro
 
 // Estimates the clocks of a step of all directions, to compare divisions on one GPU. The numbers
 // are from an H100's data sheet, or estimates. None was measured.
-inline double step_clocks(const Task& task, const Tiling& tiling, int sm_count) {
+inline double step_clocks(const CudaTask& task, const Tiling& tiling, int sm_count) {
   // Bytes per clock.
-  constexpr double kIntoSm = 64,  // that one SM can load from L2
-      kFromL2 = 24,               // an SM's share of the bandwidth of L2, if all SMs load
-      kShared = 128;              // from the shared memory of an SM
-  constexpr double kTrip = 900;   // from a store in one SM to a load in another that sees it
-  constexpr double kCell = 600;   // of a pass, without its product
-  const double multiply_adds =    // of an SM per clock
+  constexpr double kL2ToSm = 64,  // that one SM can load from L2
+      kL2Share = 24,              // an SM's share of the bandwidth of L2, if all SMs load
+      kSharedMemory = 128;        // from the shared memory of an SM
+  constexpr double kExchangeLatency =
+      900;                               // from a store in one SM to a load in another that sees it
+  constexpr double kPassOverhead = 600;  // of a pass, without its product
+  const double multiply_adds =           // of an SM per clock
       task.ffma()                     ? 128
       : task.dtype == Dtype::kFloat32 ? 512
                                       : 1024;
-  const auto depth = static_cast<double>(task.depth());
-  const double bytes = depth * static_cast<double>(task.element_bytes());  // of a row's state
+  const auto k_size = static_cast<double>(task.k_size());
+  const double bytes = k_size * static_cast<double>(task.element_bytes());  // of a row's state
   const double matrix = matrix_rows(task.backward, tiling.units);
   const double all_rows = static_cast<double>(task.batch) * tiling.directions;
-  const double exchange = std::max(tiling.group_rows * bytes / kIntoSm,
-                                   all_rows * bytes * tiling.unit_blocks / (kFromL2 * sm_count));
+  const double exchange = std::max(tiling.group_rows * bytes / kL2ToSm,
+                                   all_rows * bytes * tiling.unit_blocks / (kL2Share * sm_count));
   const double multiply =
-      std::max(matrix * bytes / kShared, matrix * depth * tiling.row_tile / multiply_adds);
-  const double reduce = 2 * 4.0 * kWarps * tiling.row_tile * matrix / kShared;
-  const double pass = multiply + reduce + kCell;
+      std::max(matrix * bytes / kSharedMemory, matrix * k_size * tiling.row_tile / multiply_adds);
+  const double reduce = 2 * 4.0 * kWarps * tiling.row_tile * matrix / kSharedMemory;
+  const double pass = multiply + reduce + kPassOverhead;
   const auto passes = static_cast<double>(divide_up(tiling.group_rows, tiling.row_tile));
   // While the results of one pass are on their way, the block computes the next pass.
-  const double walk = exchange + std::max(kTrip + pass, passes * pass);
+  const double walk = exchange + std::max(kExchangeLatency + pass, passes * pass);
   return walk * task.directions / tiling.directions;
 }
 
 // The division that takes the fewest clocks among those whose blocks can all run at the same time
 // with the shared memory that they need; nothing if there is none.
-inline std::optional<Tiling> divide(const Task& task, const CudaDevice& device) {
+inline std::optional<Tiling> best_tiling(const CudaTask& task, const CudaDevice& device) {
   const bool possible = task.dtype != Dtype::kFloat64 && device.capability >= 80 &&
                         task.hidden_size > 0 && task.hidden_size <= (1 << 20) && task.batch > 0 &&
                         task.steps > 0 && std::max(task.batch, task.steps) < INT32_MAX;

@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kThreads) units_kernel(S<T, A> step) {
 // The threads of a block, which has a whole row. Sums are added in a fixed order: in each warp by
 // shuffles, then those of the warps.
 template <typename A>
-struct Block {
+struct RowBlock {
   A* partial;  // [kWarps] in shared memory
   int64_t thread;
 
@@ -68,7 +68,7 @@ struct Block {
 
 template <template <typename, typename> class S, typename T, typename A>
 __global__ void __launch_bounds__(kThreads) rows_kernel(S<T, A> step) {
-  const Block<A> block{reinterpret_cast<A*>(shared_memory()), threadIdx.x};
+  const RowBlock<A> block{reinterpret_cast<A*>(shared_memory()), threadIdx.x};
   for (int64_t row = blockIdx.x; row < step.rows; row += gridDim.x)
     step_row(step, row, is_reset(step, row), block);
 }
@@ -95,19 +95,19 @@ cudaError_t launch_step(const S<T, A>& step, cudaStream_t stream) {
 
 cudaError_t compiled_capability(int* capability) {
   cudaFuncAttributes attributes{};
-  const auto* const kernel = reinterpret_cast<const void*>(units_kernel<StepForward, float, float>);
+  const auto* const kernel = reinterpret_cast<const void*>(units_kernel<ForwardStep, float, float>);
   const cudaError_t error = cleared(cudaFuncGetAttributes(&attributes, kernel));
   *capability = attributes.ptxVersion;
   return error;
 }
 
-#define FASTLSTM_INSTANTIATE(T, A, name)                                          \
-  template cudaError_t launch_step(const StepForward<T, A>&, cudaStream_t);       \
-  template cudaError_t launch_step(const StepBackward<T, A>&, cudaStream_t);      \
-  template cudaError_t launch_step(const ProjectedForward<T, A>&, cudaStream_t);  \
-  template cudaError_t launch_step(const ProjectedBackward<T, A>&, cudaStream_t); \
-  template cudaError_t launch_step(const NormForward<T, A>&, cudaStream_t);       \
-  template cudaError_t launch_step(const NormBackward<T, A>&, cudaStream_t);
+#define FASTLSTM_INSTANTIATE(T, A, name)                                               \
+  template cudaError_t launch_step(const ForwardStep<T, A>&, cudaStream_t);            \
+  template cudaError_t launch_step(const BackwardStep<T, A>&, cudaStream_t);           \
+  template cudaError_t launch_step(const ProjectionForwardStep<T, A>&, cudaStream_t);  \
+  template cudaError_t launch_step(const ProjectionBackwardStep<T, A>&, cudaStream_t); \
+  template cudaError_t launch_step(const NormForwardStep<T, A>&, cudaStream_t);        \
+  template cudaError_t launch_step(const NormBackwardStep<T, A>&, cudaStream_t);
 FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_INSTANTIATE)
 
 }  // namespace fastlstm

@@ -73,7 +73,8 @@ struct Constants<float> {
   using Bits = uint32_t;                             // an integer of the same size
   static constexpr float round_shift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   static constexpr float max_exponent = 87.0f, tanh_saturates = 10.0f;  // k = 126 at most
-  static constexpr Bits one = 127, mantissa_bits = 23;  // one: the exponent field of 1.0
+  static constexpr Bits exponent_bias = 127,
+                        mantissa_bits = 23;  // exponent_bias: the exponent field of 1.0
   // The coefficients of (exp(r) - 1) / r, beginning with that of r^0.
   static constexpr double coefficients[] = {1.0,
                                             0.49999998154059619,
@@ -87,7 +88,7 @@ struct Constants<double> {
   using Bits = uint64_t;
   static constexpr double round_shift = 6755399441055744.0;             // 1.5 * 2^52
   static constexpr double max_exponent = 708.5, tanh_saturates = 20.0;  // k = 1022 at most
-  static constexpr Bits one = 1023, mantissa_bits = 52;
+  static constexpr Bits exponent_bias = 1023, mantissa_bits = 52;
   static constexpr double coefficients[] = {1.0,
                                             0.50000000000000052,
                                             0.16666666666666589,
@@ -107,39 +108,39 @@ FASTLSTM_INLINE A clamp(A x, A bound) {  // a NaN stays a NaN
   return x > bound ? bound : x;
 }
 
-// 2^(k + more), where `shifted` is k + round_shift. The low bits of `shifted` hold k, and are moved
-// into the exponent field.
-template <int more, typename A>
+// 2^(k + exponent_offset), where `shifted` is k + round_shift. The low bits of `shifted` hold k,
+// and are moved into the exponent field.
+template <int exponent_offset, typename A>
 FASTLSTM_INLINE A power_of_two(A shifted, A) {
   using C = Constants<A>;
   const auto bits = bits_as<typename C::Bits>(shifted) << C::mantissa_bits;
-  return bits_as<A>(bits + ((C::one + more) << C::mantissa_bits));
+  return bits_as<A>(bits + ((C::exponent_bias + exponent_offset) << C::mantissa_bits));
 }
 
 constexpr double power(int x, int n) { return n == 0 ? 1 : x * power(x, n - 1); }
 
-// (exp(times * r) - 1) / r by Horner's rule.
-template <typename C, int times, int n = 0, typename A>
+// (exp(factor * r) - 1) / r by Horner's rule.
+template <typename C, int factor, int n = 0, typename A>
 FASTLSTM_INLINE A expm1_over_r(const A& r) {
-  constexpr double coefficient = C::coefficients[n] * power(times, n + 1);
+  constexpr double coefficient = C::coefficients[n] * power(factor, n + 1);
   if constexpr ((n + 1) * sizeof(double) == sizeof(C::coefficients))
     return A(coefficient);
   else
-    return fused(r, expm1_over_r<C, times, n + 1>(r), A(coefficient));
+    return fused(r, expm1_over_r<C, factor, n + 1>(r), A(coefficient));
 }
 
 template <typename A>
 struct Exponential {
-  A scale, p;  // 2^more exp(times x) = scale * (1 + p)
+  A scale, p;  // 2^exponent_offset exp(factor x) = scale * (1 + p)
 };
 
-// Computes 2^more exp(times x) for |times x| <= C::max_exponent.
-template <typename C, int times, int more, typename A>
+// Computes 2^exponent_offset exp(factor x) for |factor x| <= C::max_exponent.
+template <typename C, int factor, int exponent_offset, typename A>
 FASTLSTM_INLINE Exponential<A> exponential(const A& x) {
   constexpr double kLn2 = 0.6931471805599453;
-  const A shifted = fused(x, A(times / kLn2), A(C::round_shift)), k = shifted - A(C::round_shift);
-  const A r = fused(k, A(-kLn2 / times), x);
-  return {power_of_two<more>(shifted, k), r * expm1_over_r<C, times>(r)};
+  const A shifted = fused(x, A(factor / kLn2), A(C::round_shift)), k = shifted - A(C::round_shift);
+  const A r = fused(k, A(-kLn2 / factor), x);
+  return {power_of_two<exponent_offset>(shifted, k), r * expm1_over_r<C, factor>(r)};
 }
 
 // 1 / (1 + exp(-x)), computed as 4 / (4 + 4 exp(-x)). The two formulas give the same bits,

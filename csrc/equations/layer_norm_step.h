@@ -3,9 +3,9 @@
 //   pre-activations = LN(W_ih x) gain_ih + b_ih + LN(W_hh h) gain_hh + b_hh
 //   h = o tanh(LN(c) gain_c + bias_c)
 //
-// where LN takes the mean of a row and divides by its standard deviation. The Team, one thread or a
-// block, has the whole row: each(n, f) has always the same part for the same n; total(n, f) is the
-// sum of f(k) over all of [0, n), given to every member, and a barrier.
+// where LN takes the mean of a row and divides by its standard deviation. The ThreadGroup, one
+// thread or a block, has the whole row: each(n, f) has always the same part for the same n;
+// total(n, f) is the sum of f(k) over all of [0, n), given to every member, and a barrier.
 #pragma once
 #include "lstm_step.h"
 
@@ -20,12 +20,12 @@ struct NormWeights {
 };
 
 template <typename T, typename A>
-struct NormForward : StepForward<T, A>, NormWeights<T> {
+struct NormForwardStep : ForwardStep<T, A>, NormWeights<T> {
   static constexpr bool kWholeRows = true;
 };
 
 template <typename T, typename A>
-struct NormBackward : StepBackward<T, A>, NormWeights<T> {
+struct NormBackwardStep : BackwardStep<T, A>, NormWeights<T> {
   static constexpr bool kWholeRows = true;
 
   const T* h_gates;   // [rows,4H] h_{t-1} W_hh^T
@@ -41,10 +41,11 @@ struct Normalizer {
 };
 
 // The normalizer of at(k), k < n; inverse_n = 1 / n.
-template <typename A, typename Team, typename At>
-FASTLSTM_INLINE Normalizer<A> normalizer(const Team& team, int64_t n, A inverse_n, const At& at) {
-  const A mean = team.total(n, at) * inverse_n;
-  const A squares = team.total(n, [&](int64_t k) { return (at(k) - mean) * (at(k) - mean); });
+template <typename A, typename ThreadGroup, typename At>
+FASTLSTM_INLINE Normalizer<A> normalizer(const ThreadGroup& group, int64_t n, A inverse_n,
+                                         const At& at) {
+  const A mean = group.total(n, at) * inverse_n;
+  const A squares = group.total(n, [&](int64_t k) { return (at(k) - mean) * (at(k) - mean); });
   return {mean, inverse_square_root(squares * inverse_n + A(kNormEpsilon))};
 }
 
@@ -58,27 +59,27 @@ struct NormalizerGradient {
   }
 };
 
-template <typename A, typename Team, typename X, typename D>
-FASTLSTM_INLINE NormalizerGradient<A> normalizer_gradient(const Team& team, int64_t n, A inverse_n,
-                                                          const Normalizer<A>& normal, const X& x,
-                                                          const D& d) {
-  const A mean_d = team.total(n, d) * inverse_n;
-  const A mean_dx = team.total(n, [&](int64_t k) { return d(k) * normal(x(k)); }) * inverse_n;
+template <typename A, typename ThreadGroup, typename X, typename D>
+FASTLSTM_INLINE NormalizerGradient<A> normalizer_gradient(const ThreadGroup& group, int64_t n,
+                                                          A inverse_n, const Normalizer<A>& normal,
+                                                          const X& x, const D& d) {
+  const A mean_d = group.total(n, d) * inverse_n;
+  const A mean_dx = group.total(n, [&](int64_t k) { return d(k) * normal(x(k)); }) * inverse_n;
   return {normal, mean_d, mean_dx};
 }
 
-template <typename T, typename A, typename Team>
-FASTLSTM_INLINE void step_row(const NormForward<T, A>& s, int64_t row, bool reset,
-                              const Team& team) {
+template <typename T, typename A, typename ThreadGroup>
+FASTLSTM_INLINE void step_row(const NormForwardStep<T, A>& s, int64_t row, bool reset,
+                              const ThreadGroup& group) {
   const int64_t hidden_size = s.hidden_size;
   const A inverse_size = A(1) / A(hidden_size);
-  if (!is_live(s, row)) return dead_row(s, row, team);
+  if (!is_live(s, row)) return dead_row(s, row, group);
   const T* const from_h = s.h_gates + row * 4 * hidden_size;
   T* const gates_row = s.gates + row * 4 * hidden_size;
   A* const cells = s.cells + row * hidden_size;
-  const auto normal_h = normalizer<A>(team, 4 * hidden_size, inverse_size / 4,
+  const auto normal_h = normalizer<A>(group, 4 * hidden_size, inverse_size / 4,
                                       [&](int64_t k) { return A(from_h[k]); });
-  team.each(hidden_size, [&](int64_t u) FASTLSTM_INLINE_LAMBDA {
+  group.each(hidden_size, [&](int64_t u) FASTLSTM_INLINE_LAMBDA {
     auto pre = load_gates<T, A>(s.x_gates + row * 4 * hidden_size, u, hidden_size);
     if (!reset) {
       const auto h = load_gates<T, A>(from_h, u, hidden_size);
@@ -91,25 +92,25 @@ FASTLSTM_INLINE void step_row(const NormForward<T, A>& s, int64_t row, bool rese
     cells[u] = next_cell(gates, reset ? A(0) : s.c_state[row * hidden_size + u]);
   });
   const auto normal_c =
-      normalizer<A>(team, hidden_size, inverse_size, [&](int64_t u) { return cells[u]; });
-  team.each(hidden_size, [&](int64_t u) FASTLSTM_INLINE_LAMBDA {
+      normalizer<A>(group, hidden_size, inverse_size, [&](int64_t u) { return cells[u]; });
+  group.each(hidden_size, [&](int64_t u) FASTLSTM_INLINE_LAMBDA {
     const A normed = fused(A(s.gain_c[u]), normal_c(cells[u]), A(s.bias_c[u]));
-    const A h = hidden(A(gates_row[3 * hidden_size + u]), normed);
+    const A h = hidden_state(A(gates_row[3 * hidden_size + u]), normed);
     store_state(s, row, u, h, cells[u]);
   });
 }
 
-template <typename T, typename A, typename Team>
-FASTLSTM_INLINE void step_row(const NormBackward<T, A>& s, int64_t row, bool reset,
-                              const Team& team) {
+template <typename T, typename A, typename ThreadGroup>
+FASTLSTM_INLINE void step_row(const NormBackwardStep<T, A>& s, int64_t row, bool reset,
+                              const ThreadGroup& group) {
   const int64_t hidden_size = s.hidden_size;
   const A inverse_size = A(1) / A(hidden_size);
   T* const d_gates = s.d_gates + row * 4 * hidden_size;
   T* const d_h_gates = s.d_h_gates + row * 4 * hidden_size;
   A* const d_normed = s.d_normed_cells + row * hidden_size;
   if (!is_live(s, row)) {
-    dead_row(s, row, team);
-    team.each(hidden_size, [&](int64_t u) FASTLSTM_INLINE_LAMBDA {
+    dead_row(s, row, group);
+    group.each(hidden_size, [&](int64_t u) FASTLSTM_INLINE_LAMBDA {
       store_gates(d_h_gates, u, hidden_size, Gates<A>{A(0), A(0), A(0), A(0)});
       d_normed[u] = A(0);
     });
@@ -120,18 +121,18 @@ FASTLSTM_INLINE void step_row(const NormBackward<T, A>& s, int64_t row, bool res
   const A* const before = cells_before(s, row);
   const auto c_prev = [&](int64_t u) { return reset ? A(0) : before[u]; };
   const auto c = [&](int64_t u) { return s.cells[row * hidden_size + u]; };
-  const auto normal_c = normalizer<A>(team, hidden_size, inverse_size, c);
+  const auto normal_c = normalizer<A>(group, hidden_size, inverse_size, c);
   // h = o tanh(normed)
-  team.each(hidden_size, [&](int64_t u) FASTLSTM_INLINE_LAMBDA {
+  group.each(hidden_size, [&](int64_t u) FASTLSTM_INLINE_LAMBDA {
     const A dh = take_hidden_gradient<A>(s, row, u);
     const A normed = fused(A(s.gain_c[u]), normal_c(c(u)), A(s.bias_c[u]));
-    const HiddenGradient<A> d = hidden_backward(gates_at(u).o, normed, dh);
+    const HiddenStateGradient<A> d = hidden_state_backward(gates_at(u).o, normed, dh);
     d_normed[u] = d.c;
     d_gates[3 * hidden_size + u] = T(d.o_pre);  // where the gates lie here too, o has served
   });
-  const auto d_c = normalizer_gradient<A>(team, hidden_size, inverse_size, normal_c, c,
+  const auto d_c = normalizer_gradient<A>(group, hidden_size, inverse_size, normal_c, c,
                                           [&](int64_t u) { return d_normed[u] * A(s.gain_c[u]); });
-  team.each(hidden_size, [&](int64_t u) FASTLSTM_INLINE_LAMBDA {
+  group.each(hidden_size, [&](int64_t u) FASTLSTM_INLINE_LAMBDA {
     A* const dc_state = s.dc_state + row * hidden_size + u;
     A dc = *dc_state + s.d_cells[row * s.d_cells_stride + u];
     dc += d_c(c(u), d_normed[u] * A(s.gain_c[u]));
@@ -143,9 +144,9 @@ FASTLSTM_INLINE void step_row(const NormBackward<T, A>& s, int64_t row, bool res
   const T* const from_h = s.h_gates + row * 4 * hidden_size;
   const auto x = [&](int64_t k) { return A(from_h[k]); };
   const auto d = [&](int64_t k) { return A(d_gates[k]) * A(s.gain_hh[k]); };
-  const auto normal_h = normalizer<A>(team, 4 * hidden_size, inverse_size / 4, x);
-  const auto d_h = normalizer_gradient<A>(team, 4 * hidden_size, inverse_size / 4, normal_h, x, d);
-  team.each(4 * hidden_size, [&](int64_t k) FASTLSTM_INLINE_LAMBDA {
+  const auto normal_h = normalizer<A>(group, 4 * hidden_size, inverse_size / 4, x);
+  const auto d_h = normalizer_gradient<A>(group, 4 * hidden_size, inverse_size / 4, normal_h, x, d);
+  group.each(4 * hidden_size, [&](int64_t k) FASTLSTM_INLINE_LAMBDA {
     d_h_gates[k] = T(reset ? A(0) : d_h(x(k), d(k)));
   });
 }

@@ -35,17 +35,17 @@ FASTLSTM_INLINE A next_cell(const Gates<A>& gates, const A& c_prev) {
 
 // h_t = o * tanh(c_t)
 template <typename A>
-FASTLSTM_INLINE A hidden(const A& o, const A& c) {
+FASTLSTM_INLINE A hidden_state(const A& o, const A& c) {
   return o * tanh(c);
 }
 
 // The gradients of `hidden` with respect to the pre-activation of o, and to c.
 template <typename A>
-struct HiddenGradient {
+struct HiddenStateGradient {
   A o_pre, c;
 };
 template <typename A>
-FASTLSTM_INLINE HiddenGradient<A> hidden_backward(const A& o, const A& c, const A& dh) {
+FASTLSTM_INLINE HiddenStateGradient<A> hidden_state_backward(const A& o, const A& c, const A& dh) {
   const A one(1);
   const A tanh_c = tanh(c);
   return {dh * tanh_c * o * (one - o), dh * o * fused(-tanh_c, tanh_c, one)};
@@ -75,7 +75,7 @@ struct PreviousGradient {
 template <typename A>
 FASTLSTM_INLINE PreviousGradient<A> step_backward(const Gates<A>& gates, const A& c_prev,
                                                   const A& c, const A& dh, A dc, bool reset) {
-  const HiddenGradient<A> through_h = hidden_backward(gates.o, c, dh);
+  const HiddenStateGradient<A> through_h = hidden_state_backward(gates.o, c, dh);
   dc = dc + through_h.c;
   PreviousGradient<A> before;
   before.d_pre = next_cell_backward(gates, c_prev, dc);

@@ -44,7 +44,7 @@ struct HiddenOutput : Step {
 };
 
 template <typename T, typename A>
-struct StepForward : HiddenOutput<T> {
+struct ForwardStep : HiddenOutput<T> {
   const T* x_gates;  // [rows,4H] x_t W_ih^T + b_ih + b_hh
   const T* h_gates;  // [rows,4H] h_{t-1} W_hh^T; ignored where reset
   T* gates;          // [rows,4H] activated i, f, g, o; may alias x_gates
@@ -55,7 +55,7 @@ struct StepForward : HiddenOutput<T> {
 // What a layer with a projection does in a step after the product with W_hr. hidden_size is
 // proj_size here.
 template <typename T, typename A>
-struct ProjectedForward : HiddenOutput<T> {
+struct ProjectionForwardStep : HiddenOutput<T> {
   const T* projected;  // [rows,H] h_t
 };
 
@@ -73,7 +73,7 @@ struct HiddenGradientInput : Step {
 };
 
 template <typename T, typename A>
-struct StepBackward : HiddenGradientInput<T> {
+struct BackwardStep : HiddenGradientInput<T> {
   const T* gates;       // [rows,4H] activated i, f, g, o
   const A* cells;       // [rows,H]  c_t
   const A* prev_cells;  // [prev_rows,H] c_{t-1} in walking order
@@ -86,7 +86,7 @@ struct StepBackward : HiddenGradientInput<T> {
 
 // What a layer with a projection does in a step backward before the product with W_hr.
 template <typename T, typename A>
-struct ProjectedBackward : HiddenGradientInput<T> {
+struct ProjectionBackwardStep : HiddenGradientInput<T> {
   T* d_projected;  // [rows,H] dL/dh_t out (0 for dead rows)
 };
 

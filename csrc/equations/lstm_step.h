@@ -1,6 +1,7 @@
 // One row of one step: loads, the cell equations, stores. Both devices call step_row(), of which
 // there is one for each kind of step; with `reset` a constant no loop has a branch. A
-// Team is what shares a row, one thread or more: each(n, f) calls f(k) for its part of [0, n).
+// ThreadGroup is what shares a row, one thread or more: each(n, f) calls f(k) for its part of [0,
+// n).
 #pragma once
 #include "lstm_math.h"
 #include "lstm_params.h"
@@ -14,7 +15,7 @@ FASTLSTM_INLINE bool is_live(const Step& s, int64_t row) {
 FASTLSTM_INLINE bool is_reset(const Step& s, int64_t row) { return s.reset && s.reset[row]; }
 
 // Whether the row's state before this step is h_0, c_0.
-FASTLSTM_INLINE bool starts_here(const Step& s, int64_t row) {
+FASTLSTM_INLINE bool is_first_step_of_row(const Step& s, int64_t row) {
   return row >= s.prev_rows || (s.lengths && s.reverse && s.t == s.lengths[row] - 1);
 }
 
@@ -43,16 +44,16 @@ FASTLSTM_INLINE void store_hidden(const HiddenOutput<T>& s, int64_t row, int64_t
 
 // Stores the state of a live row.
 template <typename T, typename A>
-FASTLSTM_INLINE void store_state(const StepForward<T, A>& s, int64_t row, int64_t unit, A h, A c) {
+FASTLSTM_INLINE void store_state(const ForwardStep<T, A>& s, int64_t row, int64_t unit, A h, A c) {
   s.c_state[row * s.hidden_size + unit] = c;
   store_hidden(s, row, unit, h);
   s.cells[row * s.hidden_size + unit] = c;
 }
 
 // A dead row (t >= lengths[row]): state stays, output is zero, saved values are defined.
-template <typename T, typename A, typename Team>
-FASTLSTM_INLINE void dead_row(const StepForward<T, A>& s, int64_t row, const Team& team) {
-  team.each(s.hidden_size, [&](int64_t unit) FASTLSTM_INLINE_LAMBDA {
+template <typename T, typename A, typename ThreadGroup>
+FASTLSTM_INLINE void dead_row(const ForwardStep<T, A>& s, int64_t row, const ThreadGroup& group) {
+  group.each(s.hidden_size, [&](int64_t unit) FASTLSTM_INLINE_LAMBDA {
     s.output[row * s.output_stride + unit] = T(A(0));
     s.cells[row * s.hidden_size + unit] = s.c_state[row * s.hidden_size + unit];
     store_gates(s.gates + row * 4 * s.hidden_size, unit, s.hidden_size,
@@ -60,11 +61,11 @@ FASTLSTM_INLINE void dead_row(const StepForward<T, A>& s, int64_t row, const Tea
   });
 }
 
-template <typename T, typename A, typename Team>
-FASTLSTM_INLINE void step_row(const StepForward<T, A>& s, int64_t row, bool reset,
-                              const Team& team) {
-  if (!is_live(s, row)) return dead_row(s, row, team);
-  team.each(s.hidden_size, [&](int64_t unit) FASTLSTM_INLINE_LAMBDA {
+template <typename T, typename A, typename ThreadGroup>
+FASTLSTM_INLINE void step_row(const ForwardStep<T, A>& s, int64_t row, bool reset,
+                              const ThreadGroup& group) {
+  if (!is_live(s, row)) return dead_row(s, row, group);
+  group.each(s.hidden_size, [&](int64_t unit) FASTLSTM_INLINE_LAMBDA {
     auto pre = load_gates<T, A>(s.x_gates + row * 4 * s.hidden_size, unit, s.hidden_size);
     A c_prev = s.c_state[row * s.hidden_size + unit];
     if (reset)
@@ -73,16 +74,16 @@ FASTLSTM_INLINE void step_row(const StepForward<T, A>& s, int64_t row, bool rese
       pre = pre + load_gates<T, A>(s.h_gates + row * 4 * s.hidden_size, unit, s.hidden_size);
     const Gates<A> gates = activate(pre);
     const A c = next_cell(gates, c_prev);
-    store_state(s, row, unit, hidden(gates.o, c), c);
+    store_state(s, row, unit, hidden_state(gates.o, c), c);
     store_gates(s.gates + row * 4 * s.hidden_size, unit, s.hidden_size, gates);
   });
 }
 
-template <typename T, typename A, typename Team>
-FASTLSTM_INLINE void step_row(const ProjectedForward<T, A>& s, int64_t row, bool,
-                              const Team& team) {
+template <typename T, typename A, typename ThreadGroup>
+FASTLSTM_INLINE void step_row(const ProjectionForwardStep<T, A>& s, int64_t row, bool,
+                              const ThreadGroup& group) {
   const bool live = is_live(s, row);
-  team.each(s.hidden_size, [&](int64_t unit) FASTLSTM_INLINE_LAMBDA {
+  group.each(s.hidden_size, [&](int64_t unit) FASTLSTM_INLINE_LAMBDA {
     if (live)
       store_hidden(s, row, unit, A(s.projected[row * s.hidden_size + unit]));
     else
@@ -92,7 +93,7 @@ FASTLSTM_INLINE void step_row(const ProjectedForward<T, A>& s, int64_t row, bool
 
 // Whether a row has a step after this one, in walking order.
 template <typename T>
-FASTLSTM_INLINE bool goes_on(const HiddenGradientInput<T>& s, int64_t row) {
+FASTLSTM_INLINE bool has_next_step(const HiddenGradientInput<T>& s, int64_t row) {
   return row < s.rows_after && (!s.lengths || s.t + (s.reverse ? -1 : 1) < s.lengths[row]);
 }
 
@@ -100,7 +101,7 @@ FASTLSTM_INLINE bool goes_on(const HiddenGradientInput<T>& s, int64_t row) {
 template <typename A, typename T>
 FASTLSTM_INLINE A take_hidden_gradient(const HiddenGradientInput<T>& s, int64_t row, int64_t unit) {
   const int64_t at = row * s.hidden_size + unit;
-  const bool after = goes_on(s, row);
+  const bool after = has_next_step(s, row);
   A dh = A(s.dh_state[at]);
   if (after && s.h_mask) dh = A(T(dh * A(s.h_mask[at])));
   if (after && s.reset_after && s.reset_after[row]) dh = A(0);
@@ -108,11 +109,11 @@ FASTLSTM_INLINE A take_hidden_gradient(const HiddenGradientInput<T>& s, int64_t 
   return dh + A(s.d_output[row * s.d_output_stride + unit]);
 }
 
-template <typename T, typename A, typename Team>
-FASTLSTM_INLINE void step_row(const ProjectedBackward<T, A>& s, int64_t row, bool,
-                              const Team& team) {
+template <typename T, typename A, typename ThreadGroup>
+FASTLSTM_INLINE void step_row(const ProjectionBackwardStep<T, A>& s, int64_t row, bool,
+                              const ThreadGroup& group) {
   const bool live = is_live(s, row);
-  team.each(s.hidden_size, [&](int64_t unit) FASTLSTM_INLINE_LAMBDA {
+  group.each(s.hidden_size, [&](int64_t unit) FASTLSTM_INLINE_LAMBDA {
     const A dh = live ? take_hidden_gradient<A>(s, row, unit) : A(0);
     s.d_projected[row * s.hidden_size + unit] = T(dh);
   });
@@ -120,24 +121,24 @@ FASTLSTM_INLINE void step_row(const ProjectedBackward<T, A>& s, int64_t row, boo
 
 // The row of c_{t-1}, if the row is not reset.
 template <typename T, typename A>
-FASTLSTM_INLINE const A* cells_before(const StepBackward<T, A>& s, int64_t row) {
-  return (starts_here(s, row) ? s.c_0 : s.prev_cells) + row * s.hidden_size;
+FASTLSTM_INLINE const A* cells_before(const BackwardStep<T, A>& s, int64_t row) {
+  return (is_first_step_of_row(s, row) ? s.c_0 : s.prev_cells) + row * s.hidden_size;
 }
 
-template <typename T, typename A, typename Team>
-FASTLSTM_INLINE void dead_row(const StepBackward<T, A>& s, int64_t row, const Team& team) {
-  team.each(s.hidden_size, [&](int64_t unit) FASTLSTM_INLINE_LAMBDA {
+template <typename T, typename A, typename ThreadGroup>
+FASTLSTM_INLINE void dead_row(const BackwardStep<T, A>& s, int64_t row, const ThreadGroup& group) {
+  group.each(s.hidden_size, [&](int64_t unit) FASTLSTM_INLINE_LAMBDA {
     store_gates(s.d_gates + row * 4 * s.hidden_size, unit, s.hidden_size,
                 Gates<A>{A(0), A(0), A(0), A(0)});
   });
 }
 
-template <typename T, typename A, typename Team>
-FASTLSTM_INLINE void step_row(const StepBackward<T, A>& s, int64_t row, bool reset,
-                              const Team& team) {
-  if (!is_live(s, row)) return dead_row(s, row, team);
+template <typename T, typename A, typename ThreadGroup>
+FASTLSTM_INLINE void step_row(const BackwardStep<T, A>& s, int64_t row, bool reset,
+                              const ThreadGroup& group) {
+  if (!is_live(s, row)) return dead_row(s, row, group);
   const A* const before = cells_before(s, row);
-  team.each(s.hidden_size, [&](int64_t unit) FASTLSTM_INLINE_LAMBDA {
+  group.each(s.hidden_size, [&](int64_t unit) FASTLSTM_INLINE_LAMBDA {
     const auto gates = load_gates<T, A>(s.gates + row * 4 * s.hidden_size, unit, s.hidden_size);
     const A c_prev = reset ? A(0) : before[unit];
     A* dc_state = s.dc_state + row * s.hidden_size + unit;

@@ -108,14 +108,14 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
     // If no weight needs a gradient, backward returns d_gates instead and skips the GEMMs that
     // compute the gradients of W_ih and W_hh.
     const bool weights_need_grad = ctx->needs_input_grad({{kFirstWeight, end}});
-    const bool per_row = !weights_need_grad && !layout.normalizes;
+    const bool return_d_gates = !weights_need_grad && !layout.normalizes;
     // lstm_backward has no derivative of its own. The guard bypasses the dispatcher's Autograd
     // fallback for such ops, which would be slow.
     at::AutoDispatchBelowADInplaceOrView guard;
     auto [grad_input, grad_h_0, grad_c_0, grad_weights] = call_lstm_backward(
         saved.call, {if_defined(grads[0]), if_defined(grads[1]), if_defined(grads[2]),
                      if_defined(grads[3]), saved.output, saved.cells, saved.gates,
-                     GradientRequest{input_needs_grad, state_needs_grad, per_row},
+                     GradientRequest{input_needs_grad, state_needs_grad, return_d_gates},
                      ctx->saved_data["engine"].toStringRef()});
     if (input_needs_grad) result[0] = grad_input;
     if (state_needs_grad) result[1] = grad_h_0, result[2] = grad_c_0;

@@ -66,7 +66,8 @@ inline LstmCall with_state(LstmCall call) {
   TORCH_CHECK(w.size() >= 2 && w[0].dim() == 2 && w[1].dim() == 2,
               "lstm: expected weights that begin with W_ih and W_hh, of 2 dimensions each");
   const int64_t gates = w[0].size(0), output_size = w[1].size(1);
-  const auto directions = static_cast<int64_t>(w.size()) / WeightLayout::of(call.layout).each();
+  const auto directions =
+      static_cast<int64_t>(w.size()) / WeightLayout::of(call.layout).weights_per_direction();
   const auto batch = call.batch_sizes        ? call.batch_sizes->select(0, 0).item<int64_t>()
                      : call.input.dim() == 3 ? call.input.size(1)
                                              : 0;  // an error of the input
@@ -212,10 +213,10 @@ inline std::optional<LstmCall> plain_call(const PlainArguments& a) {
   const auto flag = [](PyObject* object) { return from_python<bool>(object, 0); };
   const auto tensor = [](PyObject* object) { return from_python<OptionalTensor>(object, 0); };
   auto layout = from_python<std::string>(a.layout, 3);
-  const auto kinds = WeightLayout::of(layout);
-  const bool prepacked = !kinds.format.empty();
+  const auto weight_layout = WeightLayout::of(layout);
+  const bool prepacked = !weight_layout.format.empty();
   const bool has_state = PyTuple_CheckExact(a.hx) && Py_SIZE(a.hx) == 2;
-  if (size(a.num_layers) != 1 || flag(a.bias) != kinds.bias || !PyFloat_Check(a.dropout) ||
+  if (size(a.num_layers) != 1 || flag(a.bias) != weight_layout.bias || !PyFloat_Check(a.dropout) ||
       !THPVariable_Check(a.input) || (a.hx != Py_None && !has_state) ||
       !are_all_plain({a.input, a.hx, prepacked ? Py_None : a.weights, a.lengths, a.reset}) ||
       !(prepacked || are_parameters(items_of(a.weights), a.parameters, items_of(a.names))))

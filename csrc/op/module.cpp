@@ -83,8 +83,8 @@ PYBIND11_MODULE(_C, m) {
         "batch"_a, "steps"_a, "directions"_a, "training"_a, "backward"_a, "threads"_a,
         "l2_cache_bytes"_a,
         "How a plain layer would run on this processor, with other threads or caches too.");
-  m.def("divides", &planners::divides, "hidden_size"_a, "batch"_a, "steps"_a, "directions"_a,
-        "dtype"_a, "training"_a, "sm_count"_a, "capability"_a,
+  m.def("persistent_engine_fits", &planners::persistent_engine_fits, "hidden_size"_a, "batch"_a,
+        "steps"_a, "directions"_a, "dtype"_a, "training"_a, "sm_count"_a, "capability"_a,
         "Whether the persistent engine can divide a layer's work on a GPU that need not be here.");
   m.def("pack_weight", &pack_weight, "A weight packed into panels as this processor reads them");
   m.def("unpack_weight", &unpack_weight, "The weight that pack_weight packed, and its scales");

@@ -45,13 +45,15 @@ inline py::dict engines() {
 
 // Whether the persistent engine can divide a layer's work on a GPU: the work of forward, and in
 // training also the work of backward. The GPU need not be present.
-inline bool divides(int64_t hidden_size, int64_t batch, int64_t steps, int directions,
-                    const std::string& dtype, bool training, int sm_count, int capability) {
-  Task task{hidden_size, batch, steps, directions, dtype_named(dtype), matmul_allows_tf32(), false};
+inline bool persistent_engine_fits(int64_t hidden_size, int64_t batch, int64_t steps,
+                                   int directions, const std::string& dtype, bool training,
+                                   int sm_count, int capability) {
+  CudaTask task{hidden_size,          batch, steps, directions, dtype_named(dtype),
+                matmul_allows_tf32(), false};
   const CudaDevice device = CudaDevice::of(sm_count, capability);
-  const bool forward = divide(task, device).has_value();
+  const bool forward = best_tiling(task, device).has_value();
   task.backward = true;
-  return forward && (!training || divide(task, device));
+  return forward && (!training || best_tiling(task, device));
 }
 
 // How a plain layer would run on this processor with the given threads and L2 cache.

@@ -21,7 +21,7 @@ BackwardResult lstm_backward_meta(LstmCall call, const BackwardArguments& argume
   const auto like = [](const Tensor& t) { return at::empty_symint(t.sym_sizes(), t.options()); };
   std::vector<Tensor> grad_weights;
   for (Direction d : layer.directions) {
-    if (arguments.request.per_row) {
+    if (arguments.request.return_d_gates) {
       grad_weights.push_back(like(arguments.gates.select(0, 0)));
       continue;
     }
@@ -52,7 +52,7 @@ TORCH_LIBRARY(fastlstm, m) {
       "Tensor? batch_sizes, Tensor? lengths, Tensor? reset, Tensor? h_mask, "
       "Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor? grad_cells, "
       "Tensor output, Tensor cells, Tensor gates, bool input_needs_grad, bool state_needs_grad, "
-      "bool per_row=False, str engine=\"auto\") "
+      "bool return_d_gates=False, str engine=\"auto\") "
       "-> (Tensor grad_input, Tensor grad_h_0, Tensor grad_c_0, Tensor[] grad_weights)",
       tags);
 }

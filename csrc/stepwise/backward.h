@@ -10,7 +10,7 @@ namespace fastlstm {
 namespace stepwise {
 
 // The part of a call that both directions share, flat over rows, and its gradients.
-struct BackwardCall {
+struct BackwardTensors {
   const LayerCall& layer;
   const GradientRequest request;
   const Sizes sizes;
@@ -20,7 +20,7 @@ struct BackwardCall {
   Tensor grad_input, grad_h_0, grad_c_0;
   std::vector<Tensor> grad_weights;  // as BackwardResult has them
 
-  BackwardCall(const LayerCall& layer, const BackwardArguments& in)
+  BackwardTensors(const LayerCall& layer, const BackwardArguments& in)
       : layer(layer), request(in.request), sizes(layer.sizes()) {
     const int64_t R = sizes.flat_rows, H = sizes.hidden_size;
     const auto options = layer.input.options(), state_options = layer.state_options();
@@ -33,8 +33,8 @@ struct BackwardCall {
       d_cells = in.grad_cells->to(state_options).contiguous().view({sizes.directions, R, H});
     c_0 = layer.c_0.to(state_options).contiguous();
     grad_input = request.input ? at::empty({R, input.size(1)}, options) : at::empty({0}, options);
-    grad_h_0 = initial_gradient(in.grad_h_n, layer.h_0, options);
-    grad_c_0 = initial_gradient(in.grad_c_n, layer.c_0, state_options);
+    grad_h_0 = final_state_gradient(in.grad_h_n, layer.h_0, options);
+    grad_c_0 = final_state_gradient(in.grad_c_n, layer.c_0, state_options);
   }
 
   // The columns of a direction in output or d_output.
@@ -50,7 +50,7 @@ struct BackwardCall {
     const bool first = grad_weights.empty();
     if (request.input && first) at::mm_out(grad_input, d_x_gates, w.w_ih);
     if (request.input && !first) grad_input.addmm_(d_x_gates, w.w_ih);
-    if (request.per_row)
+    if (request.return_d_gates)
       return grad_weights.push_back(
           d_gates.view_symint(layer.sequence(4 * sizes.hidden_size, false)));
     others.w_ih = at::mm(d_x_gates.t(), input);
@@ -66,10 +66,10 @@ struct BackwardCall {
 };
 
 template <typename T, typename A, typename StepKernels>
-class BackwardWalk : DirectionWalk {
+class StepwiseBackward : DirectionWalk {
  public:
   // d_gates [R,4H]: where the gradients of the gates go.
-  BackwardWalk(BackwardCall& call, int64_t d, const Tensor& d_gates)
+  StepwiseBackward(BackwardTensors& call, int64_t d, const Tensor& d_gates)
       : DirectionWalk(call.layer, d),
         call_(call),
         d_gates_(d_gates),
@@ -98,11 +98,11 @@ class BackwardWalk : DirectionWalk {
     const WalkStep* after = nullptr;
     for (auto at = steps_.rbegin(); at != steps_.rend(); after = &*at++) {
       if (layer_.projects()) {
-        StepKernels::run(ProjectedBackward<T, A>{
+        StepKernels::run(ProjectionBackwardStep<T, A>{
             hidden_gradient(*at, after), data<T>(d_projected_) + at->offset * sizes_.output_size});
         at::mm_out(d_hidden.at(0, at->rows), d_projected.at(at->offset, at->rows), w_.w_hr);
       }
-      const StepBackward<T, A> step = cells(*at, after);
+      const BackwardStep<T, A> step = cells(*at, after);
       if (norms_)
         StepKernels::run(norms_->step(step, at->offset));
       else
@@ -120,7 +120,7 @@ class BackwardWalk : DirectionWalk {
     if (norms_)
       d_x_gates =
           norms_->gradients(call_.input, bias_of(w_), d_gates_, layer_.input.scalar_type(), others);
-    if (layer_.projects() && !call_.request.per_row)
+    if (layer_.projects() && !call_.request.return_d_gates)
       others.w_hr = at::mm(d_projected_.t(), unprojected_);
     const auto h_prev = [&] { return h_prev_; };
     call_.add_gradients(w_, d_gates_, d_x_gates, d_h_gates(), h_prev, others);
@@ -135,7 +135,7 @@ class BackwardWalk : DirectionWalk {
     const Tensor c = norms_ ? norms_->normalize_cells(cells_) : cells_;
     if (!layer_.projects()) return;
     const Tensor o = gates_.narrow(1, 3 * sizes_.hidden_size, sizes_.hidden_size);
-    const Tensor h = hidden(o.to(c.scalar_type()), c).to(layer_.input.scalar_type());
+    const Tensor h = hidden_state(o.to(c.scalar_type()), c).to(layer_.input.scalar_type());
     const auto sequence = layer_.sequence(sizes_.hidden_size, /*per_direction=*/false);
     unprojected_ = without_padding(layer_, h.view_symint(sequence)).view(h.sizes());
   }
@@ -155,9 +155,9 @@ class BackwardWalk : DirectionWalk {
             stride};
   }
 
-  StepBackward<T, A> cells(const WalkStep& at, const WalkStep* after) const {
+  BackwardStep<T, A> cells(const WalkStep& at, const WalkStep* after) const {
     const int64_t hidden = sizes_.hidden_size;
-    StepBackward<T, A> step{};
+    BackwardStep<T, A> step{};
     static_cast<HiddenGradientInput<T>&>(step) = hidden_gradient(at, after);
     if (layer_.projects()) {
       step.hidden_size = hidden, step.rows_after = 0, step.dh_state = data<T>(d_hidden_);
@@ -188,7 +188,7 @@ class BackwardWalk : DirectionWalk {
     dh_.masked_fill_(reset.unsqueeze(1), 0);
   }
 
-  BackwardCall& call_;
+  BackwardTensors& call_;
   Tensor d_gates_, gates_, cells_, c_0_, h_prev_;
   Tensor no_d_output_;   // [1,H] zeros
   Tensor dy_, d_cells_;  // of every flat row, or one row of zeros
@@ -202,13 +202,13 @@ class BackwardWalk : DirectionWalk {
 
 template <typename T, typename A, typename StepKernels>
 BackwardResult stepwise_backward(const LayerCall& layer, const BackwardArguments& in) {
-  stepwise::BackwardCall call(layer, in);
+  stepwise::BackwardTensors call(layer, in);
   Tensor d_gates;
   for (int64_t d = 0; d < call.sizes.directions; ++d) {
-    if (d == 0 || call.request.per_row)
+    if (d == 0 || call.request.return_d_gates)
       d_gates =
           at::empty({call.sizes.flat_rows, 4 * call.sizes.hidden_size}, layer.input.options());
-    stepwise::BackwardWalk<T, A, StepKernels> walk(call, d, d_gates);
+    stepwise::StepwiseBackward<T, A, StepKernels> walk(call, d, d_gates);
     walk.run();
     walk.add_gradients();
   }

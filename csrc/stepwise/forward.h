@@ -59,10 +59,11 @@ class DirectionWalk {
 };
 
 template <typename T, typename A, typename StepKernels>
-class ForwardWalk : DirectionWalk {
+class StepwiseForward : DirectionWalk {
  public:
   // x_gates [R,4H] holds the input's part, and in the end the activated gates.
-  ForwardWalk(const LayerCall& layer, int64_t d, const ForwardTensors& to, const Tensor& x_gates)
+  StepwiseForward(const LayerCall& layer, int64_t d, const ForwardTensors& to,
+                  const Tensor& x_gates)
       : DirectionWalk(layer, d),
         x_gates_(x_gates),
         h_gates_(at::empty({sizes_.batch, 4 * sizes_.hidden_size}, layer.input.options())),
@@ -82,14 +83,14 @@ class ForwardWalk : DirectionWalk {
     MovingRows h_gates(h_gates_), h_seen(h_seen_), unprojected(unprojected_), projected(projected_);
     for (const WalkStep& at : steps_) {
       at::mm_out(h_gates.at(0, at.rows), h_seen.at(0, at.rows), w_hh);
-      const StepForward<T, A> step = cells(at);
+      const ForwardStep<T, A> step = cells(at);
       if (norms_)
         StepKernels::run(norms_->forward(step));
       else
         StepKernels::run(step);
       if (!layer_.projects()) continue;
       at::mm_out(projected.at(0, at.rows), unprojected.at(0, at.rows), w_hr);
-      StepKernels::run(ProjectedForward<T, A>{output_of(at), const_data<T>(projected_)});
+      StepKernels::run(ProjectionForwardStep<T, A>{output_of(at), const_data<T>(projected_)});
     }
   }
 
@@ -106,9 +107,9 @@ class ForwardWalk : DirectionWalk {
             stride};
   }
 
-  StepForward<T, A> cells(const WalkStep& at) const {
+  ForwardStep<T, A> cells(const WalkStep& at) const {
     const int64_t hidden = sizes_.hidden_size;
-    StepForward<T, A> step{};
+    ForwardStep<T, A> step{};
     static_cast<HiddenOutput<T>&>(step) = output_of(at);
     if (layer_.projects()) {
       step.h_state = step.output = data<T>(unprojected_), step.h_mask = nullptr;
@@ -140,7 +141,7 @@ ForwardResult stepwise_forward(const LayerCall& layer, bool save_cells, bool sav
                          ? flat(to.gates[d], s.flat_rows)
                          : at::empty({s.flat_rows, 4 * s.hidden_size}, layer.input.options());
     stepwise::multiply_input(layer, layer.directions[d], input, x_gates);
-    stepwise::ForwardWalk<T, A, StepKernels>(layer, d, to, x_gates).run();
+    stepwise::StepwiseForward<T, A, StepKernels>(layer, d, to, x_gates).run();
   }
   return to.result(layer);
 }

@@ -45,7 +45,7 @@ class StepNorms {
   NormWeights<T> weights() const {
     return {const_data<T>(gain_hh_), const_data<T>(gain_c_), const_data<T>(bias_c_)};
   }
-  NormForward<T, A> forward(const StepForward<T, A>& step) const { return {step, weights()}; }
+  NormForwardStep<T, A> forward(const ForwardStep<T, A>& step) const { return {step, weights()}; }
 
  private:
   Tensor gain_hh_, gain_c_, bias_c_;
@@ -66,7 +66,7 @@ class NormsBackward {
   const Tensor& normalize_cells(const Tensor& cells) {
     return cells_.emplace(cells, w_.gain_c, w_.bias_c).y();
   }
-  NormBackward<T, A> step(const StepBackward<T, A>& step, int64_t offset) const {
+  NormBackwardStep<T, A> step(const BackwardStep<T, A>& step, int64_t offset) const {
     const auto at = [&](const Tensor& rows) { return offset * rows.size(1); };
     return {step, norms_.weights(), const_data<T>(h_gates_) + at(h_gates_),
             data<T>(d_h_gates_) + at(d_h_gates_), data<A>(d_normed_cells_) + at(d_normed_cells_)};

@@ -129,7 +129,7 @@ class _RowGrads(Function):
     @staticmethod
     def forward(*args: Any) -> Any:
         saved, engine, layer = args[:7], args[7], args[8:]
-        requested = {"input_needs_grad": True, "state_needs_grad": True, "per_row": True}
+        requested = {"input_needs_grad": True, "state_needs_grad": True, "return_d_gates": True}
         *state, d_gates = torch.ops.fastlstm.lstm_backward(
             *_call(*layer), *saved, **requested, engine=engine
         )

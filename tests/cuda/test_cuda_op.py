@@ -161,11 +161,11 @@ def test_either_backward_takes_either_forward(kind, forward, backward):
 @pytest.mark.parametrize("kind", ["float32"], indirect=True)
 @pytest.mark.parametrize("form", ["packed", "lengths"])
 @pytest.mark.parametrize("engine", ["stepwise", "persistent"])
-def test_gradients_per_row(kind, form, engine):
+def test_gradients_of_gates(kind, form, engine):
     """The gates' gradients in place of the weights': dL/db_ih is their sum."""
     call = Call(kind, form, directions=2, reset=form == "lengths")
     saved = call.forward(engine)
-    weights, d_gates = (call.backward(saved, engine, per_row=b)[3] for b in (False, True))
+    weights, d_gates = (call.backward(saved, engine, return_d_gates=b)[3] for b in (False, True))
     assert len(d_gates) == 2
     for d in range(2):
         assert d_gates[d].shape == saved[4][d].shape and d_gates[d].is_contiguous()

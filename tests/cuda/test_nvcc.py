@@ -54,7 +54,7 @@ def test_few_compile_without_spills(name, tmp_path):
     text = re.sub('#include "', f"\\g<0>{CUDA}/", text)
     text, launchers = re.subn(r"template cudaError_t launch_walk[^;]*;", "", text)
     assert launchers == 3
-    walk = f"{name.capitalize()}Walk"
+    walk = f"Persistent{name.capitalize()}"
     kernels = ", ".join(
         f"reinterpret_cast<const void*>(walk_kernel<{walk}<{tile}>>)" for tile in FEW
     )

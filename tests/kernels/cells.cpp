@@ -229,7 +229,7 @@ Bytes check_step(const RowKernels<T, A>& kernels, const Shape& shape, unsigned s
 
   auto h = h_0, output = unwritten<T>(B * H), gates = unwritten<T>(B * 4 * H);
   auto c = c_0, cells = unwritten<A>(B * H);
-  StepForward<T, A> to{};
+  ForwardStep<T, A> to{};
   static_cast<Step&>(to) = common;
   to.x_gates = x_gates.data(), to.h_gates = h_gates.data(), to.gates = gates.data();
   to.c_state = c.data(), to.cells = cells.data(), to.h_state = h.data(), to.output = output.data();
@@ -240,7 +240,7 @@ Bytes check_step(const RowKernels<T, A>& kernels, const Shape& shape, unsigned s
       for (int64_t u = 0; u < H; u += together) f(b, u, std::min(u + together, H));
   };
   for_pieces(
-      [&](int64_t b, int64_t u, int64_t end) { kernel_of<StepForward>(kernels)(to, b, u, end); });
+      [&](int64_t b, int64_t u, int64_t end) { kernel_of<ForwardStep>(kernels)(to, b, u, end); });
   check_close(output, solution.output, roundoff<T>(), 16, "output");
   check_close(h, solution.h_n, roundoff<T>(), 16, "h");
   check_close(gates, solution.gates, roundoff<T>(), 16, "gates");
@@ -250,14 +250,14 @@ Bytes check_step(const RowKernels<T, A>& kernels, const Shape& shape, unsigned s
   const auto d_cells = converted<A>(problem.d_cells);
   auto dh = converted<T>(problem.d_h_n), d_gates = unwritten<T>(B * 4 * H);
   auto dc = converted<A>(problem.d_c_n);
-  StepBackward<T, A> back{};
+  BackwardStep<T, A> back{};
   static_cast<Step&>(back) = common;
   back.gates = gates.data(), back.cells = cells.data(), back.c_0 = c_0.data();
   back.prev_cells = nullptr, back.d_output = d_output.data(), back.d_cells = d_cells.data();
   back.dh_state = dh.data(), back.dc_state = dc.data(), back.d_gates = d_gates.data();
   back.d_output_stride = back.d_cells_stride = H;
   for_pieces([&](int64_t b, int64_t u, int64_t end) {
-    kernel_of<StepBackward>(kernels)(back, b, u, end);
+    kernel_of<BackwardStep>(kernels)(back, b, u, end);
   });
   check_close(d_gates, solution.d_gates, roundoff<T>(), 32, "d_gates");
   check_close(dh, solution.d_h_0, roundoff<T>(), 32, "d_h_0");
@@ -288,7 +288,7 @@ void add_comparison(Kernels<T> KernelTable::* kernels) {
                                                                       product_of<T>(tables[i]);
         const std::string where = testing::text(tables[i].target, ", H ", H);
         const Shape step{1, 3, H}, steps{4, 3, H};
-        if (kernel_of<StepForward>(a.row) && kernel_of<StepForward>(b.row))
+        if (kernel_of<ForwardStep>(a.row) && kernel_of<ForwardStep>(b.row))
           check(check_step(a.row, step, 1, H) == check_step(b.row, step, 1, H), where, ": a step");
         if (of_a && of_b)
           check(Walk<T>(*of_a, *a.cell, steps, 1).run() == Walk<T>(*of_b, *b.cell, steps, 1).run(),
@@ -302,7 +302,7 @@ void add_cases(const KernelTable& table, const Kernels<T>& kernels) {
   const std::string group = "cells/", dtype = std::string("/") + testing::name_of<T>() + "/";
   const auto row = kernels.row;
   // A table may have no kernels of a 16-bit dtype; the engine then converts to float32.
-  if (kernel_of<StepForward>(row))
+  if (kernel_of<ForwardStep>(row))
     testing::Case(group + table.target + dtype + "a step of the stepwise engine", [row] {
       unsigned seed = 0;
       for (const int64_t H : {1, 3, 4, 16, 37}) {

@@ -124,13 +124,13 @@ def test_gradients_of_some_arguments_only(route, sample):
     class Calls(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             if func is torch.ops.fastlstm.lstm_backward.default:
-                per_row.append(len(args) > 18 and args[18])
+                requests.append(len(args) > 18 and args[18])
             return func(*args, **(kwargs or {}))
 
-    per_row = []
+    requests = []
     with Calls():
         torch.autograd.grad(found, wanted[:1], given)
-    assert per_row == [not sample.norms]
+    assert requests == [not sample.norms]
 
 
 @pytest.fixture
@@ -249,10 +249,10 @@ def test_opcheck_backward(route, sample):
     arguments |= saved
     op = torch.ops.fastlstm.lstm_backward.default
     only = dict.fromkeys(given) | {"grad_h_n": given["grad_h_n"]}
-    for grads, of_input, of_state, per_row in (
+    for grads, of_input, of_state, return_d_gates in (
         (given, True, True, False),
-        (given, False, False, not sample.norms),  # layer normalization refuses per_row
+        (given, False, False, not sample.norms),  # layer normalization refuses return_d_gates
         (only, False, True, False),
     ):
-        needs = {"input_needs_grad": of_input, "state_needs_grad": of_state, "per_row": per_row}
+        needs = {"input_needs_grad": of_input, "state_needs_grad": of_state, "return_d_gates": return_d_gates}
         torch.library.opcheck(op, (), {**grads, **arguments, **needs})

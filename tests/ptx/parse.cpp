@@ -434,7 +434,7 @@ std::map<std::string, std::string> split_module(const std::string& text, Variabl
   return kernels;
 }
 
-// For example walk_kernel<ForwardWalk<Tf32Mma, 8, 8> >.
+// For example walk_kernel<PersistentForward<Tf32Mma, 8, 8> >.
 std::string Kernel::short_name() const {
   int status = 0;
   char* const demangled = abi::__cxa_demangle(name.c_str(), nullptr, nullptr, &status);

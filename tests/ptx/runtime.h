@@ -9,8 +9,8 @@ inline unsigned& resident_blocks() { return ptx::options().resident_blocks; }
 }  // namespace simt
 
 namespace runtime {
-// Sequence::patience, by a clock that every look sets forward.
-constexpr uint32_t kPatience = 1'000'000;
+// Sequence::wait_limit, by a clock that every look sets forward.
+constexpr uint32_t kWaitLimit = 1'000'000;
 struct Runtime {
   int& shared_bytes = ptx::options().shared_bytes;
 };

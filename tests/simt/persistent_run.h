@@ -76,8 +76,8 @@ struct Run {
   Shape shape;
   std::vector<oracle::Problem> problems;
   Buffers<T> buffers;
-  Task task;
-  uint32_t patience = runtime::kPatience;
+  CudaTask task;
+  uint32_t wait_limit = runtime::kWaitLimit;
 
   Run(const Shape& shape, unsigned seed, bool allow_tf32)
       : shape(shape),
@@ -128,7 +128,7 @@ struct Run {
 
   // The width of a row that blocks exchange: of h in forward, of one gate's gradient in backward.
   int64_t width(bool backward) const {
-    Task padded = task;
+    CudaTask padded = task;
     padded.backward = backward;
     return padded.exchange_width();
   }
@@ -171,7 +171,7 @@ struct Run {
             shape.form == kPacked ? buffers.offsets.data() : nullptr,
             shape.order ? buffers.order.data() : nullptr,
             shape.reset ? reinterpret_cast<const bool*>(problems[0].reset.data()) : nullptr,
-            patience};
+            wait_limit};
   }
 
   Tiling tiling() const {
@@ -180,7 +180,7 @@ struct Run {
 
   void forward(bool save = true) {
     task.backward = false;
-    PersistentForward<T> call{};
+    ForwardLaunch<T> call{};
     call.sequence = sequence();
     for (int d = 0; d < shape.directions; ++d) {
       auto& b = buffers.direction[d];
@@ -203,7 +203,7 @@ struct Run {
 
   void backward(bool state_needs_grad = true) {
     task.backward = true;
-    PersistentBackward<T> call{};
+    BackwardLaunch<T> call{};
     call.sequence = sequence();
     for (int d = 0; d < shape.directions; ++d) {
       auto& b = buffers.direction[d];

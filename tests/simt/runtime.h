@@ -31,8 +31,8 @@ enum cudaMemcpyKind {
 };
 
 namespace runtime {
-// Sequence::patience, by a clock that every look sets forward.
-constexpr uint32_t kPatience = 1'000'000;
+// Sequence::wait_limit, by a clock that every look sets forward.
+constexpr uint32_t kWaitLimit = 1'000'000;
 
 // A recorded call.
 struct Event {

@@ -141,7 +141,7 @@ void run(int64_t H) {
   auto h_state = converted<T>(h), saved_gates = unwritten<T>(B * 4 * H);
   auto output = unwritten<T>(B * H);
   auto c_state = converted<A>(c), cells = unwritten<A>(B * H);
-  NormForward<T, A> forward{};
+  NormForwardStep<T, A> forward{};
   static_cast<Step&>(forward) = common;
   forward.x_gates = x_T.data(), forward.h_gates = h_gates_T.data();
   forward.gates = saved_gates.data();
@@ -168,7 +168,7 @@ void run(int64_t H) {
   auto dh_state = converted<T>(dh), d_gates_T = unwritten<T>(B * 4 * H);
   auto d_h_gates_T = unwritten<T>(B * 4 * H);
   auto dc_state = converted<A>(dc), d_normed_A = unwritten<A>(B * H);
-  NormBackward<T, A> backward{};
+  NormBackwardStep<T, A> backward{};
   static_cast<Step&>(backward) = common;
   backward.gates = saved_gates.data(), backward.cells = cells.data();
   backward.prev_cells = backward.c_0 = c_A.data();

@@ -7,14 +7,14 @@ namespace {
 using namespace persistent;
 
 const testing::Case late("persistent/a block that starts late", [] {
-  constexpr uint32_t kPatience = 50'000;
+  constexpr uint32_t kWaitLimit = 50'000;
   for (bool allow_tf32 : {true, false}) {
     for (const Shape& shape : {Shape{3, 2, 64}, Shape{4, 3, 64, kLengths, 1, true}}) {
       Run<float> run(shape, 1, allow_tf32);
-      run.patience = kPatience;
+      run.wait_limit = kWaitLimit;
       for (const auto& pass : {std::function<void()>([&] { run.forward(); }),
                                std::function<void()>([&] { run.backward(); })}) {
-        simt::late_polls() = 10 * kPatience;
+        simt::late_polls() = 10 * kWaitLimit;
         pass();
         check(simt::late_polls() == 0, simt::late_polls(), " polls before the last block started");
       }
@@ -25,8 +25,8 @@ const testing::Case late("persistent/a block that starts late", [] {
 
 const testing::Case too_late("persistent/a block that starts too late", [] {
   Run<float> run({3, 2, 64}, 1, true);
-  run.patience = 50'000;
-  simt::late_polls() = 30 * run.patience;
+  run.wait_limit = 50'000;
+  simt::late_polls() = 30 * run.wait_limit;
   std::string message;
   try {
     run.forward();
@@ -35,8 +35,8 @@ const testing::Case too_late("persistent/a block that starts too late", [] {
   }
   const int left = std::exchange(simt::late_polls(), 0);
   check(message == "a block waits in vain", "expected a fault, got \"", message, '"');
-  const uint32_t polls = 30 * run.patience - left;
-  check(polls >= 19 * run.patience && polls <= 21 * run.patience, "gave up after ", polls);
+  const uint32_t polls = 30 * run.wait_limit - left;
+  check(polls >= 19 * run.wait_limit && polls <= 21 * run.wait_limit, "gave up after ", polls);
 });
 
 }  // namespace

@@ -17,7 +17,7 @@ constexpr Card kCards[] = {{"H100", 132, 90},  {"A100", 108, 80}, {"L4", 58, 89}
                            {"B200", 148, 100}, {"MIG", 14, 90}};
 
 // Checks that a tiling covers the task and fits on the GPU.
-void check_tiling(const Tiling& t, const Task& task, const Card& card) {
+void check_tiling(const Tiling& t, const CudaTask& task, const Card& card) {
   const std::string where =
       testing::text(card.name, " H ", task.hidden_size, " B ", task.batch, " T ", task.steps, " D ",
                     task.directions, " dtype ", int(task.dtype), " tf32 ", task.allow_tf32,
@@ -35,11 +35,11 @@ void check_tiling(const Tiling& t, const Task& task, const Card& card) {
   check(t.directions >= 1 && t.directions <= task.directions, where, t.directions, " directions");
   check(t.shared_bytes == shared_bytes_of(task, t) && t.shared_bytes <= device.shared_bytes, where,
         t.shared_bytes, " bytes of shared memory");
-  check(t.shared_bytes > matrix_rows(task.backward, t.units) * task.depth() * task.element_bytes(),
+  check(t.shared_bytes > matrix_rows(task.backward, t.units) * task.k_size() * task.element_bytes(),
         where, "the slice of W_hh does not fit into shared memory");
   check(t.exchange_width >= task.hidden_size && t.exchange_width <= t.unit_blocks * t.units, where,
         t.exchange_width, " values exchanged");
-  check(task.depth() * task.element_bytes() % 16 == 0, where, "rows are not aligned");
+  check(task.k_size() * task.element_bytes() % 16 == 0, where, "rows are not aligned");
 }
 
 const Case fits("plan/every tiling fits", [] {
@@ -49,7 +49,7 @@ const Case fits("plan/every tiling fits", [] {
   };
   int divided = 0;
   for (int n = 0; n < 20000; ++n) {
-    Task task{};
+    CudaTask task{};
     task.hidden_size = draw(1, int64_t{1} << draw(0, 13));
     task.batch = draw(0, int64_t{1} << draw(0, 17));
     task.steps = draw(1, int64_t{1} << draw(0, 16));
@@ -59,7 +59,7 @@ const Case fits("plan/every tiling fits", [] {
     task.backward = draw(0, 1);
     const Card& card = kCards[draw(0, 7)];
     const auto device = CudaDevice::of(card.sms, card.capability);
-    const auto chosen = divide(task, device);
+    const auto chosen = best_tiling(task, device);
     if (!chosen) continue;
     check_tiling(*chosen, task, card), ++divided;
     const int64_t groups = draw(1, divide_up(task.batch, 8));
@@ -73,17 +73,17 @@ const Case fits("plan/every tiling fits", [] {
 
 const Case others("plan/unsupported tasks have no tiling", [] {
   const auto h100 = CudaDevice::of(132, 90);
-  const Task good{256, 16, 64, 1, Dtype::kBFloat16, true, false};
-  check(divide(good, h100).has_value(), "a supported task has no tiling");
-  Task task = good;
+  const CudaTask good{256, 16, 64, 1, Dtype::kBFloat16, true, false};
+  check(best_tiling(good, h100).has_value(), "a supported task has no tiling");
+  CudaTask task = good;
   task.dtype = Dtype::kFloat64;
-  check(!divide(task, h100), "float64");
+  check(!best_tiling(task, h100), "float64");
   task = good, task.hidden_size = 4096;
-  check(!divide(task, h100), "weights beyond all shared memory");
+  check(!best_tiling(task, h100), "weights beyond all shared memory");
   task = good, task.batch = 0;
-  check(!divide(task, h100), "an empty batch");
-  check(!divide(good, CudaDevice::of(40, 75)), "no bfloat16 mma before sm_80");
-  check(!divide(good, CudaDevice::of(0, 90)), "no multiprocessor is left");
+  check(!best_tiling(task, h100), "an empty batch");
+  check(!best_tiling(good, CudaDevice::of(40, 75)), "no bfloat16 mma before sm_80");
+  check(!best_tiling(good, CudaDevice::of(0, 90)), "no multiprocessor is left");
 });
 
 }  // namespace

@@ -82,7 +82,7 @@ void run(const Shape& shape, unsigned seed) {
     const int64_t t = order[n];
     const T* const seen = shape.masks ? h_seen.data() : h_state.data();
     const auto h_gates = gemm(seen, w_hh.data(), rows[t], H, 4 * H, true);
-    StepForward<T, A> step{};
+    ForwardStep<T, A> step{};
     static_cast<Step&>(step) = step_at(n);
     step.x_gates = &x_gates[t * B * 4 * H];
     step.h_gates = h_gates.data();
@@ -126,7 +126,7 @@ void run(const Shape& shape, unsigned seed) {
   auto d_gates = unwritten<T>(steps * B * 4 * H);
   for (int64_t n = steps; n-- > 0;) {
     const int64_t t = order[n];
-    StepBackward<T, A> step{};
+    BackwardStep<T, A> step{};
     static_cast<Step&>(step) = step_at(n);
     step.gates = &gates[t * B * 4 * H];
     step.cells = &cells[t * B * H];
@@ -191,7 +191,7 @@ void run_projected(int64_t P) {
   const auto d_output_T = converted<T>(d_output);
 
   auto h_state = converted<T>(before), h_seen = h_state, output_T = unwritten<T>(B * P);
-  ProjectedForward<T, A> forward{};
+  ProjectionForwardStep<T, A> forward{};
   static_cast<Step&>(forward) = common;
   forward.projected = projected_T.data(), forward.h_state = h_state.data();
   forward.h_mask = mask_T.data(), forward.h_seen = h_seen.data();
@@ -202,7 +202,7 @@ void run_projected(int64_t P) {
   check_close(h_seen, seen, testing::roundoff<T>(), 2, "h_seen");
 
   auto dh_state = converted<T>(dh), d_projected_T = unwritten<T>(B * P);
-  ProjectedBackward<T, A> backward{};
+  ProjectionBackwardStep<T, A> backward{};
   static_cast<Step&>(backward) = common;
   backward.dh_state = dh_state.data(), backward.h_mask = mask_T.data();
   backward.rows_after = B, backward.reset_after = reinterpret_cast<const bool*>(reset.data());
@@ -248,7 +248,7 @@ const Case many_rows("stepwise/more rows than a grid is high", [] {
   const std::vector<float> x_gates(rows * 4, 0.0f), h_gates(rows * 4, 0.0f);
   std::vector<float> c_state(rows, 2.0f), h_state = unwritten<float>(rows);
   std::vector<float> gates(rows * 4);
-  StepForward<float, float> step{};
+  ForwardStep<float, float> step{};
   step.rows = rows, step.hidden_size = H;
   step.x_gates = x_gates.data();
   step.h_gates = h_gates.data();

@@ -46,7 +46,7 @@ FASTLSTM_INLINE void forward_vector(const ForwardRow<T>& row, const Lanes<A>& at
   const auto gates = activate(Gates<Vec<A>>{of_gate(0), of_gate(1), of_gate(2), of_gate(3)});
   const Vec<A> c = next_cell(gates, at(row.c_prev));
   at.put(c, row.c);
-  at.put(hidden(gates.o, c), row.h);
+  at.put(hidden_state(gates.o, c), row.h);
   if (row.gates) at.put_gates(gates, row.gates, hidden_size);
 }
 

@@ -76,7 +76,7 @@ class ProjectionBackward {
         encoded_(*plan.gemm, plan.grid.workers() * rows.all().batch(), output_size_),
         grad_w_hr_(at::empty({output_size_, hidden_size_}, layer.state_options())) {
     const Tensor o = gates.narrow(1, 3 * hidden_size_, hidden_size_).to(cells.scalar_type());
-    unprojected_ = hidden(o, cells).to(layer.input.scalar_type());
+    unprojected_ = hidden_state(o, cells).to(layer.input.scalar_type());
   }
 
   const Matrix& w_hr() const { return w_hr_; }

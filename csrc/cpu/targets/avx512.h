@@ -34,9 +34,9 @@ FASTLSTM_INLINE uint32_t first_lanes(int64_t n) { return (1u << n) - 1; }
   FASTLSTM_INLINE Vec<A> clamp(const Vec<A>& x, const Vec<A>& bound) {                \
     return Vec<A>(_mm512_min_##ps(bound.v, _mm512_max_##ps(-bound.v, x.v)));          \
   }                                                                                   \
-  template <int more>                                                                 \
+  template <int exponent_offset>                                                      \
   FASTLSTM_INLINE Vec<A> power_of_two(const Vec<A>&, const Vec<A>& k) {               \
-    return Vec<A>(_mm512_scalef_##ps(Vec<A>(1 << more).v, k.v));                      \
+    return Vec<A>(_mm512_scalef_##ps(Vec<A>(1 << exponent_offset).v, k.v));           \
   }
 FASTLSTM_OVERLOADS(float, ps, __mmask16)
 FASTLSTM_OVERLOADS(double, pd, __mmask8)

@@ -16,12 +16,12 @@ struct RowKernel {
   void (*run)(const S& step, int64_t row, int64_t begin, int64_t end);
 };
 template <typename T, typename A>
-struct RowKernels : RowKernel<StepForward<T, A>>,
-                    RowKernel<StepBackward<T, A>>,
-                    RowKernel<ProjectedForward<T, A>>,
-                    RowKernel<ProjectedBackward<T, A>>,
-                    RowKernel<NormForward<T, A>>,
-                    RowKernel<NormBackward<T, A>> {};
+struct RowKernels : RowKernel<ForwardStep<T, A>>,
+                    RowKernel<BackwardStep<T, A>>,
+                    RowKernel<ProjectionForwardStep<T, A>>,
+                    RowKernel<ProjectionBackwardStep<T, A>>,
+                    RowKernel<NormForwardStep<T, A>>,
+                    RowKernel<NormBackwardStep<T, A>> {};
 
 template <typename T>
 struct Kernels {

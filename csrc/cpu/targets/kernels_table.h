@@ -13,8 +13,8 @@
 
 namespace fastlstm::FASTLSTM_ISA {
 
-// The Team (lstm_step.h) of one thread that computes the indices [begin, end) of a row. For a step
-// with sums over a whole row, [begin, end) contains all indices of the row.
+// The ThreadGroup (lstm_step.h) of one thread that computes the indices [begin, end) of a row. For
+// a step with sums over a whole row, [begin, end) contains all indices of the row.
 struct OneThread {
   int64_t begin, end;
 
@@ -34,12 +34,12 @@ struct OneThread {
 template <typename S>
 static void run_row(const S& step, int64_t row, int64_t begin, int64_t end) {
   const S s = step;
-  const OneThread team{begin, S::kWholeRows ? 4 * s.hidden_size : end};
+  const OneThread group{begin, S::kWholeRows ? 4 * s.hidden_size : end};
   // step_row is inlined twice, with a constant `reset`, so its loops have no branch and vectorize.
   if (is_reset(s, row))
-    step_row(s, row, true, team);
+    step_row(s, row, true, group);
   else
-    step_row(s, row, false, team);
+    step_row(s, row, false, group);
 }
 
 template <typename T, typename A>
@@ -47,9 +47,9 @@ static constexpr RowKernels<T, A> row_kernels() {
   if constexpr (sizeof(T) == 2 && !Target::has_16_bit_row_kernels)
     return {};
   else
-    return {run_row<StepForward<T, A>>,      run_row<StepBackward<T, A>>,
-            run_row<ProjectedForward<T, A>>, run_row<ProjectedBackward<T, A>>,
-            run_row<NormForward<T, A>>,      run_row<NormBackward<T, A>>};
+    return {run_row<ForwardStep<T, A>>,           run_row<BackwardStep<T, A>>,
+            run_row<ProjectionForwardStep<T, A>>, run_row<ProjectionBackwardStep<T, A>>,
+            run_row<NormForwardStep<T, A>>,       run_row<NormBackwardStep<T, A>>};
 }
 
 template <typename T>

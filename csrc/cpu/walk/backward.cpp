@@ -56,8 +56,8 @@ struct TiledBackwardCall {
                  : padded() || adds_to_input()
                      ? at::zeros(layer.input.sizes(), layer.input.options())
                      : at::empty(layer.input.sizes(), layer.input.options());
-    grad_h_0 = initial_gradient(in.grad_h_n, layer.h_0, layer.input.options());
-    grad_c_0 = initial_gradient(in.grad_c_n, layer.c_0, layer.state_options());
+    grad_h_0 = final_state_gradient(in.grad_h_n, layer.h_0, layer.input.options());
+    grad_c_0 = final_state_gradient(in.grad_c_n, layer.c_0, layer.state_options());
   }
 
   // Whether there are positions that no step reaches.
@@ -78,8 +78,8 @@ class TiledBackward {
         w_hh_(matrix(direction().w_hh, call.plan.grid.unit_groups, call.plan.w_hh)),
         previous_(call.initial, directed_, call.sizes, d, const_data<T>(call.output),
                   const_data<A>(call.cells), call.zeros),
-        per_row_(call.request.per_row ? empty_per_row() : Tensor()),
-        ring_(scratch<T>(call.request.per_row ? 0 : ring_rows() * 4 * hidden())),
+        per_row_(call.request.return_d_gates ? empty_per_row() : Tensor()),
+        ring_(scratch<T>(call.request.return_d_gates ? 0 : ring_rows() * 4 * hidden())),
         weights_(*call.plan.gemm, call.sizes, call.layer.has_bias(), call.layer.state_options(),
                  chunk_rows()),
         cells_(const_data<A>(call.cells) + d * flat_rows() * hidden()),
@@ -121,7 +121,7 @@ class TiledBackward {
           rows_of<void*>(chunk, [&](int64_t t, int64_t row) { return dx_->at(t, row); }),
           d_ > 0 || call_.adds_to_input());
     if (call_.request.state) add_initial_state(chunk);
-    if (call_.request.per_row) return;
+    if (call_.request.return_d_gates) return;
     const auto x =
         rows_of<const T*>(chunk, [&](int64_t t, int64_t row) { return call_.x.at(t, row); });
     auto h_prev =
@@ -132,7 +132,7 @@ class TiledBackward {
   }
   // Appends the gradients of the weights, as BackwardResult has them.
   void finish(std::vector<Tensor>& gradients) {
-    if (call_.request.per_row) return gradients.push_back(per_row_);
+    if (call_.request.return_d_gates) return gradients.push_back(per_row_);
     for (const Tensor& gradient : weights_.all()) gradients.push_back(rounded(gradient));
     if (projection_) gradients.push_back(rounded(projection_->gradient()));
   }
