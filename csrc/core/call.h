@@ -12,7 +12,7 @@ namespace fastlstm {
 
 using OptionalTensor = std::optional<Tensor>;
 
-// The arguments that all ops share. layer_call.h has their shapes.
+// The arguments that all ops share. layer_call.h states their shapes.
 struct LstmCall {
   Tensor input, h_0, c_0;
   std::vector<Tensor> weights;
@@ -35,15 +35,16 @@ void for_each_tensor(auto& call, const auto& visit) {
   visit_option(call.reset, "reset"), visit_option(call.h_mask, "h_mask");
 }
 
+// What forward returns besides output, h_n and c_n, and the engine that computes it.
 struct ForwardOptions {
-  bool save_cells, save_gates;
-  std::string engine;
+  bool save_cells, save_gates;  // whether cells and gates are returned
+  std::string engine;           // "auto" or the name of an engine
   auto list() const { return std::tie(save_cells, save_gates, engine); }
 };
 
-// The gradients that a caller requests. `input`: grad_input. `state`: grad_h_0 and grad_c_0. The
-// gradients of the weights are always returned, unless `return_d_gates` requests d_gates in their
-// place (see BackwardResult).
+// The gradients that a caller requests: grad_input if `input`, grad_h_0 and grad_c_0 if `state`.
+// The gradients of the weights are always returned, unless `return_d_gates` requests d_gates in
+// their place (see BackwardResult).
 struct GradientRequest {
   bool input, state, return_d_gates;
 };
@@ -59,8 +60,8 @@ struct BackwardArguments {
   }
 };
 
-// output, h_n, c_n, cells, gates. An engine returns undefined tensors for cells and gates that are
-// not saved. The op returns empty tensors for them (see `without_undefined`).
+// output, h_n, c_n, cells, gates. If cells or gates are not saved, an engine returns an undefined
+// tensor for them, and the op an empty one (see `without_undefined`).
 using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 // grad_input, grad_h_0, grad_c_0, grad_weights. grad_weights holds the gradients of each direction
 // in the order of the weights, without b_hh, whose gradient is equal to that of b_ih. Without

@@ -45,9 +45,8 @@ NamedSize size_of(const LayerCall& layer, Extent extent) {
   }
 }
 
-// The dimensions before the last one. kState: [D,B]. kAllDirections: [T,B] or [R], for a sequence
-// that holds all directions next to each other. kPerDirection: [D,T,B] or [D,R], a sequence per
-// direction.
+// The dimensions of a tensor before its last one. kState: [D,B]. kAllDirections: [T,B] or [R], if
+// the last dimension holds all directions. kPerDirection: [D,T,B] or [D,R].
 enum class Leading { kState, kAllDirections, kPerDirection };
 Shape shape_of(const LayerCall& layer, Leading leading, Extent size) {
   Shape shape;
@@ -79,8 +78,8 @@ void check(const Tensor& tensor, const char* name, const Shape& shape, at::Scala
               dtype == input.scalar_type() ? " like input" : "", ", got ", tensor.scalar_type());
 }
 
-// Sets hidden_size and output_size by the shapes of the first direction's weights. Prepacked
-// matrices have no shapes, so for them the shapes of h_0 and c_0 decide.
+// Sets hidden_size and output_size from the shapes of the first direction's weights. Prepacked
+// matrices are tensors of bytes, so for them the shapes of h_0 and c_0 decide.
 void find_sizes(LayerCall& layer) {
   if (layer.is_prepacked()) {
     TORCH_CHECK(layer.c_0.dim() == 3, "lstm: expected c_0 to have 3 dimension(s), got shape ",
@@ -134,8 +133,8 @@ void check_input(const LstmCall& call) {
               " cannot be combined with batch_sizes (packed input)");
 }
 
-// Unpacks a call: its weights by name, and its sizes except hidden_size and output_size, which
-// find_sizes sets.
+// Makes a LayerCall of a call: its weights by name and its sizes, except hidden_size and
+// output_size, which find_sizes sets.
 LayerCall unpack(LstmCall call, bool allows_prepacked) {
   LayerCall layer;
   static_cast<LstmCall&>(layer) = std::move(call);

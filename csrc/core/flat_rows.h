@@ -1,5 +1,5 @@
-// The rows of a layer as tensors: flat in time order, one step of them, those of the step before.
-// No host synchronization here, so a CUDA graph can capture it.
+// The rows of a layer as tensors of ATen: the flat rows, the rows of one step, and the state before
+// every row. No function waits for a GPU, so a CUDA graph can capture all of them.
 #pragma once
 #include <algorithm>
 #include <vector>
@@ -10,7 +10,7 @@
 
 namespace fastlstm {
 
-// [R,...] row-major in time order, however the caller's strides run.
+// Returns a sequence [T,B,size] or [R,size] as contiguous flat rows [R,size].
 inline Tensor flat(const Tensor& sequence, int64_t rows) {
   return sequence.contiguous().view({rows, sequence.size(-1)});
 }
@@ -19,14 +19,14 @@ inline Tensor contiguous_or_undefined(const OptionalTensor& tensor) {
   return tensor && tensor->defined() ? tensor->contiguous() : Tensor();
 }
 
-// A view of some rows of a matrix [R,size], which is moved from step to step: to make a new view
-// for each step takes three operators of ATen.
+// A view of neighboring rows of a matrix [R,size]. It is moved from step to step, because a new
+// view for each step would take three operators of ATen.
 class MovingRows {
  public:
   explicit MovingRows(const Tensor& matrix)
       : matrix_(matrix), rows_(matrix.defined() ? matrix.alias() : Tensor()) {}
 
-  // [count,size] from row `first` on, until the next call.
+  // Returns the rows [count,size] from row `first` on. The next call moves the same view.
   Tensor& at(int64_t first, int64_t count) {
     rows_.unsafeGetTensorImpl()->set_sizes_and_strides(
         {count, matrix_.size(1)}, matrix_.strides(),
@@ -38,51 +38,54 @@ class MovingRows {
   Tensor matrix_, rows_;
 };
 
-// [T,B,1] whether a row is alive at a step, or undefined without lengths.
+// Returns [T,B,1]: whether a row is live at a step. Undefined without lengths.
 inline Tensor live_mask(const LayerCall& layer) {
   if (!layer.lengths) return {};
   const auto steps = at::arange(layer.steps.expect_int(), layer.lengths->options());
   return steps.unsqueeze(1).lt(layer.lengths->unsqueeze(0)).unsqueeze(2);
 }
 
-// A sequence [T,B,size] with zeros after the end of each row: whatever is there (NaN, say) must not
-// reach a weight's gradient as 0 * NaN.
+// Returns a sequence [T,B,size] with zeros after the end of each row. A NaN there would otherwise
+// reach the gradient of a weight as 0 * NaN.
 inline Tensor without_padding(const LayerCall& layer, const Tensor& sequence) {
   const Tensor live = live_mask(layer);
   return live.defined() ? sequence.masked_fill(live.logical_not(), 0) : sequence;
 }
 
-// The state before every flat row, from the states [R,size] after them: those one step earlier in
-// walking order, the initial state [B,size] where a row starts, zero where it was reset and at dead
-// positions. Pieces of both that lie one after the other are one, so that there are few of them:
-// two of padded data, at most two for each row of packed data.
-inline Tensor previous(const LayerCall& layer, int64_t d, const Tensor& states,
-                       const Tensor& initial) {
-  struct Piece {
-    const Tensor* of;
-    int64_t first, rows;
+// Returns the state before every flat row [R,size]. `states` [R,size] are the states after the flat
+// rows, `initial` [B,size] is h_0 or c_0. The state before a row's first step is its initial state,
+// after a reset and after the end of a row it is 0, and otherwise it is the state after the step
+// before in walking order. The result is put together from ranges of rows of `states` and
+// `initial`. Neighboring ranges are merged: two remain for padded data, and at most two for each
+// row of packed data.
+inline Tensor state_before(const LayerCall& layer, int64_t d, const Tensor& states,
+                           const Tensor& initial) {
+  struct RowRange {
+    const Tensor* source;
+    int64_t first, count;
   };
-  std::vector<Piece> pieces = {{&states, 0, 0}};
-  const auto append = [&](const Tensor& of, int64_t first, int64_t rows) {
-    Piece& last = pieces.back();
-    if (last.of == &of && last.first + last.rows == first)
-      last.rows += rows;
-    else if (rows > 0)
-      pieces.push_back({&of, first, rows});
+  std::vector<RowRange> ranges = {{&states, 0, 0}};
+  const auto append = [&](const Tensor& source, int64_t first, int64_t count) {
+    RowRange& last = ranges.back();
+    if (last.source == &source && last.first + last.count == first)
+      last.count += count;
+    else if (count > 0)
+      ranges.push_back({&source, first, count});
   };
   std::vector<WalkStep> steps = walk(layer, d == 1);
-  if (d == 1) std::reverse(steps.begin(), steps.end());  // as the flat rows lie
+  if (d == 1) std::reverse(steps.begin(), steps.end());  // to time order
   for (const WalkStep& at : steps) {
     const int64_t carried = std::min(at.rows, at.prev_rows);
     append(states, at.prev_offset, carried);
     append(initial, carried, at.rows - carried);
   }
   std::vector<Tensor> rows;
-  for (const Piece& piece : pieces) rows.push_back(piece.of->narrow(0, piece.first, piece.rows));
+  for (const RowRange& range : ranges)
+    rows.push_back(range.source->narrow(0, range.first, range.count));
   Tensor before = at::cat(rows);
   if (layer.packed()) return before;
   before = before.view({layer.steps.expect_int(), layer.batch.expect_int(), states.size(-1)});
-  if (layer.lengths && d == 1) {  // in reverse a row starts at its last real step
+  if (layer.lengths && d == 1) {  // in reverse a row starts at its last live step
     const auto t = at::arange(before.size(0), layer.lengths->options()).view({-1, 1, 1});
     const Tensor starts = t.eq(layer.lengths->view({1, -1, 1}) - 1);
     before = at::where(starts, initial, before).contiguous();  // initial may have any strides
@@ -92,22 +95,22 @@ inline Tensor previous(const LayerCall& layer, int64_t d, const Tensor& states,
   return before.view(states.sizes());
 }
 
-// h_{t-1} of every flat row [R,P] as W_hh sees it: times h_mask.
-inline Tensor previous_hidden(const LayerCall& layer, int64_t d, const Tensor& output) {
-  const Tensor h_prev = previous(layer, d, output, layer.h_0.select(0, d));
+// Returns the rows [R,P] that W_hh multiplies: h_{t-1} of every flat row, times h_mask.
+inline Tensor multiplied_hidden(const LayerCall& layer, int64_t d, const Tensor& output) {
+  const Tensor h_prev = state_before(layer, d, output, layer.h_0.select(0, d));
   if (!layer.h_mask) return h_prev;
   const Tensor mask = layer.h_mask->select(0, d);
   if (!layer.packed()) {
     h_prev.view({layer.steps.expect_int(), mask.size(0), mask.size(1)}).mul_(mask);
     return h_prev;
   }
-  std::vector<Tensor> of_steps;
-  for (const WalkStep& at : walk(layer, false)) of_steps.push_back(mask.narrow(0, 0, at.rows));
-  return h_prev * at::cat(of_steps);
+  std::vector<Tensor> masks;
+  for (const WalkStep& at : walk(layer, false)) masks.push_back(mask.narrow(0, 0, at.rows));
+  return h_prev * at::cat(masks);
 }
 
-// The gradient of a state at the end of the walk, in memory of its own: dL/dh_n or dL/dc_n, or
-// zeros.
+// Returns the gradient of the state after the walk, dL/dh_n or dL/dc_n, in new memory which
+// backward updates in place. It is 0 if no gradient was given.
 inline Tensor final_state_gradient(const OptionalTensor& grad, const Tensor& state,
                                    const at::TensorOptions& options) {
   return grad ? grad->to(options, /*non_blocking=*/false, /*copy=*/true).contiguous()

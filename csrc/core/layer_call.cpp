@@ -10,7 +10,8 @@ Sizes LayerCall::sizes() const {
           output_size.expect_int()};
 }
 
-std::vector<c10::SymInt> LayerCall::sequence(const c10::SymInt& size, bool per_direction) const {
+std::vector<c10::SymInt> LayerCall::sequence_shape(const c10::SymInt& size,
+                                                   bool per_direction) const {
   std::vector<c10::SymInt> shape;
   if (per_direction) shape.push_back(num_directions());
   if (packed())
@@ -29,7 +30,7 @@ ForwardTensors::ForwardTensors(const LayerCall& layer, bool save_cells, bool sav
                                bool copies_state) {
   const auto options = layer.input.options(), state = layer.state_options();
   const auto sequence = [&](const c10::SymInt& size, bool per_direction, const auto& options) {
-    return at::empty_symint(layer.sequence(size, per_direction), options);
+    return at::empty_symint(layer.sequence_shape(size, per_direction), options);
   };
   output = sequence(layer.num_directions() * layer.output_size, false, options);
   if (save_cells) cells = sequence(layer.hidden_size, true, state);

@@ -1,9 +1,9 @@
 // One call of the op after its checks, with its sizes and its weights by name. Every engine takes
-// this.
+// a LayerCall.
 //
 // Sizes: T steps, B batch rows, I input_size, H hidden_size, P output size (proj_size or H),
 // D directions (direction 1 walks in reverse). R is the number of flat rows: the rows of all steps
-// in time order. A padded batch [T,B] has R = T * B flat rows, packed data has one for each of its
+// in time order. A padded batch [T,B] has R = T * B flat rows. Packed data [R,I] lists its flat
 // rows.
 #pragma once
 #include <string>
@@ -14,13 +14,18 @@
 
 namespace fastlstm {
 
-// The sizes above as plain integers, for engines.
+// The sizes above as integers. Engines use these; checks and Meta kernels use symbolic sizes.
 struct Sizes {
   int64_t directions, steps, batch, flat_rows, input_size, hidden_size, output_size;
 };
 
-// input [T,B,I] or [R,I]; h_0 [D,B,P]; c_0 [D,B,H], in the dtype of the input or in state_dtype;
-// h_mask [D,B,P]: the factor of h_{t-1} before it is multiplied by W_hh.
+// The members of LstmCall have these shapes:
+//   input        [T,B,I], or packed data [R,I]
+//   h_0, h_mask  [D,B,P]  W_hh multiplies h_mask * h_{t-1}
+//   c_0          [D,B,H]  in the dtype of the input or in state_dtype
+//   batch_sizes  [T]      int64, only with packed data
+//   lengths      [B]      int64
+//   reset        [T,B]    bool
 struct LayerCall : LstmCall {
   std::vector<Direction> directions;  // the weights, moved out of `weights`, which is empty
   WeightLayout weight_layout;         // `layout`, parsed
@@ -29,22 +34,24 @@ struct LayerCall : LstmCall {
   bool packed() const { return batch_sizes.has_value(); }
   bool projects() const { return weight_layout.projects; }
   bool normalizes() const { return weight_layout.normalizes; }
-  std::string options() const;  // the names of the options that a plain LSTM lacks, for messages
+  std::string options() const;  // for messages: the options in use that a plain LSTM lacks
   bool is_prepacked() const { return !weight_layout.format.empty(); }
   bool has_bias() const { return weight_layout.bias; }
   int64_t num_directions() const { return static_cast<int64_t>(directions.size()); }
   Sizes sizes() const;
-  // The shape [T,B,size] or [R,size], with the dimension of the directions in front if
-  // `per_direction`.
-  std::vector<c10::SymInt> sequence(const c10::SymInt& size, bool per_direction) const;
-  at::TensorOptions state_options() const;
+  // Returns the shape [T,B,size] or [R,size]; if `per_direction`, [D,T,B,size] or [D,R,size].
+  std::vector<c10::SymInt> sequence_shape(const c10::SymInt& size, bool per_direction) const;
+  at::TensorOptions state_options() const;  // the options of `input`, in state_dtype
 };
 
-// Allocates the results of forward. If `copies_state`, h_n and c_n begin as copies of h_0 and c_0
-// in the dtype of the state, and the walk updates them. Cells and gates that are not saved are
-// undefined tensors.
+// The results of forward, allocated. Cells and gates that are not saved are undefined tensors. If
+// `copies_state`, h_n and c_n begin as copies of h_0 and c_0, and the walk updates them. c_n is in
+// state_dtype then, and `result` converts it to the dtype of c_0.
 struct ForwardTensors {
-  Tensor output, h_n, c_n, cells, gates;
+  Tensor output;    // [T,B,D*P] or [R,D*P]
+  Tensor h_n, c_n;  // [D,B,P], [D,B,H]
+  Tensor cells;     // [D,T,B,H] or [D,R,H], in state_dtype
+  Tensor gates;     // [D,T,B,4H] or [D,R,4H]
 
   ForwardTensors(const LayerCall& layer, bool save_cells, bool save_gates,
                  bool copies_state = true);
@@ -59,37 +66,40 @@ struct ForwardTensors {
 // their header is read.
 LayerCall check_layer(LstmCall call, bool allows_prepacked = false);
 
-// The call with every floating point tensor in float32.
+// Returns the call with every floating point tensor in float32.
 LayerCall as_float(const LayerCall& layer);
 
-// Checks the arguments of backward that forward does not have. has_memory: false for Meta tensors.
+// Checks the arguments of backward that forward does not have. `has_memory` is false for Meta
+// tensors, whose memory cannot be checked.
 void check_backward(const LayerCall& layer, const BackwardArguments& arguments,
                     bool has_memory = true);
 
-// Checks the values of batch_sizes, the values of lengths if they are on the CPU (reading them
-// elsewhere would synchronize the device), and that every tensor has memory for its elements.
+// Checks the values of batch_sizes and of lengths, and that every tensor has memory for its
+// elements. It skips lengths on a GPU, because to read them the host would have to wait for the
+// GPU.
 void check_values(const LayerCall& layer);
 
-// Raises an error unless the tensor has memory for every element. A user may have freed it by
-// tensor.untyped_storage().resize_(0). An undefined tensor passes.
+// Raises an error unless the tensor has memory for all its elements. A user may have freed the
+// memory by tensor.untyped_storage().resize_(0). An undefined tensor passes.
 void check_memory(const Tensor& tensor, const char* name);
 
-// Which flat rows a step of a walk has.
+// The flat rows of one step of a walk. A walk visits the steps in time order, or in reverse.
 struct WalkStep {
-  int64_t t;            // position in time
-  int64_t offset;       // first flat row
-  int64_t rows;         // batch_sizes[t] of packed data, else B; with `lengths` some may be dead
-  int64_t prev_offset;  // first flat row of the step before, in walking order
-  int64_t prev_rows;    // `rows` of the step before; 0 at the first step
+  int64_t t;       // time step
+  int64_t offset;  // its first flat row
+  int64_t rows;    // its number of rows: batch_sizes[t] for packed data, else B. With `lengths`
+                   // some of the rows may have ended
+  int64_t prev_offset;  // `offset` of the step that the walk visits before this one
+  int64_t prev_rows;    // `rows` of that step; 0 if this is the first step of the walk
 };
-// Returns all steps of a walk, in walking order.
+// Returns all steps of a walk, in the order of the walk.
 std::vector<WalkStep> walk(const LayerCall& layer, bool reverse);
 
-// The dtype of the cell state and of all arithmetic: float32 for the 16-bit types, else the dtype
-// itself.
+// Returns the dtype of the cell state and of all arithmetic: float32 for a 16-bit dtype, else the
+// dtype itself.
 at::ScalarType state_dtype(at::ScalarType dtype);
 
-// The Dtype of a torch dtype. Raises an error if it is not supported.
+// Returns the Dtype of a torch dtype. Raises an error if it is not supported.
 Dtype dtype_of(at::ScalarType dtype);
 
 }  // namespace fastlstm

@@ -25,25 +25,27 @@ struct Direction {
 // of words in this order: "bias", "projection" and "layer_norm" if there are such weights, then the
 // format of prepacked matrices. For example "bias int8".
 struct WeightLayout {
-  bool matrices = true, bias = false, projects = false, normalizes = false;
-  std::string format;  // of prepacked matrices; empty if they are not prepacked
+  bool matrices = true;  // W_ih and W_hh, which every layer has
+  bool bias = false, projects = false, normalizes = false;
+  std::string format;  // the format of prepacked matrices; empty if they are not prepacked
 
   static WeightLayout of(c10::string_view words);
-  int64_t weights_per_direction() const;  // the number of weights of a direction
+  int64_t weights_per_direction() const;
+  // Divides a list of weights among `count` directions. Raises an error if the list has another
+  // number of weights.
   std::vector<Direction> directions(std::vector<Tensor> weights, int64_t count) const;
 };
 
-// The size of a dimension of a weight, or of a row of another tensor: kGates 4H, kInput I, kHidden
-// H, kOutput P, kOutputs D * P, kProjection P of a layer with W_hr. A vector has kNone columns.
+// The size of a dimension of a weight or of another tensor: kGates is 4H, kInput I, kHidden H,
+// kOutput P, kOutputs D * P, kProjection the P of a layer with W_hr. A vector has kNone columns.
 enum class Extent { kNone, kGates, kInput, kHidden, kOutput, kOutputs, kProjection };
 
-// A weight of a direction: its name, its place in Direction, the part of the layout that it belongs
-// to, and its shape.
+// One weight of a direction, as a row of the table kWeights.
 struct NamedWeight {
   const char* name;
-  Tensor Direction::* tensor;
-  bool WeightLayout::* is_there;
-  Extent rows, columns = Extent::kNone;
+  Tensor Direction::* tensor;     // where a Direction has it
+  bool WeightLayout::* is_there;  // which word of the layout says that there is such a weight
+  Extent rows, columns = Extent::kNone;  // its shape
 
   bool is_matrix() const { return columns != Extent::kNone; }
   // The gradients of b_ih and b_hh are equal, so backward returns that of b_ih only.
@@ -71,8 +73,8 @@ void for_each_weight_of(const WeightLayout& layout, const auto& visit) {
   for (const NamedWeight& weight : kWeights)
     if (layout.*weight.is_there) visit(weight);
 }
-// Appends the gradients of a direction's weights to a list, in the order of kWeights. Each member
-// of `gradients` is the gradient of the weight with the same name.
+// Appends the gradients of a direction's weights to a list, in the order of kWeights. A member of
+// `gradients` is the gradient of the weight of that name.
 inline void append_gradients(std::vector<Tensor>& list, const Direction& gradients) {
   for (const NamedWeight& weight : kWeights)
     if (weight.has_gradient() && (gradients.*weight.tensor).defined())

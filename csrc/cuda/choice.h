@@ -18,6 +18,8 @@ namespace fastlstm {
 // Returns the number that an environment variable holds, or `otherwise` if it is empty or not set.
 inline int64_t number_from_environment(const char* variable, const char* what, int64_t least,
                                        int64_t otherwise) {
+inline int64_t number_from_environment(const char* variable, const char* what, int64_t least,
+                                       int64_t otherwise) {
   const char* const text = std::getenv(variable);
   if (!text || !*text) return otherwise;
   char* end = nullptr;
@@ -34,20 +36,18 @@ inline int64_t free_sms() {
   return count;
 }
 
-// Sequence::wait_limit, from the environment.
+// Returns Sequence::wait_limit, in milliseconds, as the environment sets it.
 inline uint32_t wait_limit() {
   constexpr int64_t kMaxSeconds = 100'000;  // 20 times as many milliseconds are a uint32_t
   static const int64_t seconds = number_from_environment("FASTLSTM_WAIT_SECONDS", "seconds", 1, 60);
   return static_cast<uint32_t>(1000 * std::min(seconds, kMaxSeconds));
 }
 
-// Describes the current device, which is the device of the call.
-//   sm_count      without the multiprocessors that are left free; 0 if the device supports no
-//                 cooperative launches
-//   capability    the compute capability of the GPU. If the loaded code was compiled for less than
-//                 sm_80, it has no persistent kernels. Then this is the capability of the code, or
-//                 0 if the build has no code for the GPU
-//   shared_bytes  the most shared memory of a block
+// Describes the current device for the planner. sm_count is the number of multiprocessors that the
+// engine may use: 0 if the device supports no cooperative launches, else all except those that are
+// left free. capability is the compute capability of the GPU. But if the loaded code was compiled
+// for less than sm_80, it has no persistent kernels, and capability is that of the code, or 0 if
+// the build has no code for the GPU.
 inline CudaDevice cuda_device() {
   const int index = c10::cuda::current_device();
   const auto attribute = [&](cudaDeviceAttr name) {
@@ -69,8 +69,8 @@ inline CudaDevice cuda_device() {
           attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)};
 }
 
-// The division of a call's work by the persistent engine; nothing if the stepwise engine serves the
-// call.
+// Returns how the persistent engine divides the work of a call, or nothing if the stepwise engine
+// serves the call. Raises an error if the persistent engine was requested and cannot serve it.
 inline std::optional<Tiling> plan_persistent(c10::string_view engine, const LayerCall& layer,
                                              bool backward) {
   if (engine == "auto" || engine == "stepwise") return std::nullopt;

@@ -1,6 +1,7 @@
-// The few words that the kernels use beyond plain C++. nvcc gets the real ones; with
-// FASTLSTM_EMULATOR a C++ compiler gets their twins on the CPU (tests/simt/simt.h), so that the
-// same .cu files run under a debugger, ASan or UBSan on a machine without a GPU.
+// The functions that the kernels use beyond plain C++. nvcc compiles them to instructions of the
+// GPU. With FASTLSTM_EMULATOR a C++ compiler gets functions of the same names for the CPU
+// (tests/simt/simt.h), so that the same .cu files run under a debugger, ASan or UBSan without a
+// GPU.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -20,19 +21,18 @@
 
 namespace fastlstm {
 
-// Sixteen bytes: 4 floats or 8 16-bit values, as one load brings them.
+// Sixteen bytes, the size of the widest load: 4 floats or 8 16-bit values.
 struct alignas(16) Bits128 {
   uint32_t word[4];
 };
 
-// An error that the caller gets, cleared in CUDA, which otherwise keeps the last one.
+// Returns an error, and clears it in CUDA, which would report it again at a later launch.
 inline cudaError_t cleared(cudaError_t error) {
   if (error != cudaSuccess) cudaGetLastError();
   return error;
 }
 
-// launch, launch_cooperative: an ordinary launch, and one whose blocks all run at the same time or
-// which is refused. The kernel's own signature decides the types of the arguments.
+// Launches a kernel. The parameters of the kernel decide the types of the arguments.
 template <typename... P>
 cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
                    cudaStream_t stream, std::common_type_t<P>... arguments) {
@@ -40,11 +40,13 @@ cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_by
   return cleared(cudaLaunchKernel(kernel, grid, block, pointers, shared_bytes, stream));
 }
 
+// Launches a kernel whose blocks all run at the same time. CUDA refuses the launch if they do not
+// fit.
 template <typename... P>
 cudaError_t launch_cooperative(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
                                cudaStream_t stream, std::common_type_t<P>... arguments) {
-  // The most that the device has, not what this launch needs: the attribute is the function's, so
-  // another thread's smaller value would come between setting it and launching.
+  // Allows the most shared memory that the device has. The attribute belongs to the function: with
+  // the amount of this launch another thread could set a smaller one before the launch.
   int device = 0, most = 0;
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess)
@@ -59,26 +61,28 @@ cudaError_t launch_cooperative(void (*kernel)(P...), dim3 grid, dim3 block, size
 
 // The functions that differ between a GPU and the emulator.
 //
-// Data that blocks exchange inside a kernel shows by itself that it is there: all bits of its
-// memory are set when the kernel starts, every value is written once and never has all bits set,
-// and a reader polls until it finds something else. No flag, no fence, one trip through L2. Stores
-// are of words, and a vector load is one of words: the memory model promises nothing where a load
-// meets stores of half its size. Such memory is never read through const __restrict__ or __ldg, for
-// which the compiler may take a cache that does not notice other SMs' writes.
-// give_up() ends the launch of a block that polls in vain; milliseconds() is the clock of its wait,
-// of 32 bits that wrap around.
+// store_exchanged and load_exchanged access values that blocks exchange while the kernel runs. All
+// bits of such memory are set when the kernel starts. Every value is written once, and never with
+// all bits set. So a reader polls until it finds another pattern, without a flag and without a
+// fence. Both functions access words of 32 bits: the memory model promises nothing if a load of 32
+// bits meets two stores of 16. No code reads such memory through const __restrict__ or __ldg, which
+// may use a cache that does not see the stores of other SMs (docs/cuda.md, "The exchange").
 //
-// in_register: the value itself, which the compiler keeps in a register. It does not know what
-// lanes hand each other; otherwise it computes addresses and indices again at every use, from
-// constants or special registers that take 30 clocks and more. All lanes must call it.
-// shared_memory: of dynamic size; its address in a register.
+// await_store lets the emulator run other threads between two polls. milliseconds is a clock of 32
+// bits, which wraps around. give_up ends the launch after a block has waited too long.
 //
-// prefetch: into L2, of what a later step will load.
+// in_register returns its argument, and makes the compiler keep it in a register. Otherwise the
+// compiler computes indices and addresses again at each use, from constants or special registers
+// that take 30 clocks and more. For an int it is a shuffle, which all lanes of the warp must call.
 //
-// mma_*: d += a b, one 16x8x16 (16-bit) or 16x8x8 (TF32) tile per warp; register layouts as in the
-// PTX manual, "Matrix Fragments for mma".
+// shared_memory returns the dynamic shared memory of the block. prefetch loads into L2 what a later
+// step needs. shuffle and shuffle_xor are those of a whole warp.
+//
+// mma_* compute d += a b for a tile of 16x8x16 (16-bit) or 16x8x8 (TF32) per warp. The PTX manual
+// shows which lane has which element, under "Matrix Fragments for mma".
 
-// Older GPUs lack instructions of the persistent kernels, and the planner sends them none.
+// Whether the target has the instructions of the persistent kernels. The planner sends none to
+// others.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
 constexpr bool kRunsPersistent = false;
 #else
@@ -115,7 +119,7 @@ __device__ inline int in_register(int value) {
   asm volatile("" : "+r"(value));
   return __shfl_sync(0xffffffffu, value, threadIdx.x % 32);
 }
-// A pointer to global memory, as which the compiler then knows it. It may be null.
+// The pointer may be null. Afterwards the compiler knows that it points to global memory.
 template <typename T>
 __device__ inline T* in_register(T* pointer) {
   size_t address = __cvta_generic_to_global(pointer);
@@ -130,8 +134,8 @@ __device__ inline unsigned char* shared_memory() {
       __cvta_shared_to_generic(static_cast<unsigned>(in_register(address))));
 }
 
-// volatile, here and below: in the order of the source. A store that moved below the polling of
-// others' values would be a deadlock.
+// volatile, here and below, keeps the order of the source. If a store moved below a loop that
+// polls, two blocks could wait for each other forever.
 __device__ inline void store_exchanged(uint32_t* address, uint32_t word) {
   asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(address), "r"(word) : "memory");
 }
@@ -144,21 +148,21 @@ __device__ inline Bits128 load_exchanged(const Bits128* address) {
   return w;
 }
 
-// By the device's clock, in units of 2^20 nanoseconds.
+// The unit is 2^20 nanoseconds of the device's clock.
 __device__ inline uint32_t milliseconds() {
   uint64_t nanoseconds;
   asm volatile("mov.u64 %0, %globaltimer;" : "=l"(nanoseconds));
   return static_cast<uint32_t>(nanoseconds >> 20);
 }
 
-// Says so and ends the launch. Without arguments printf needs no stack.
+// A printf without arguments needs no stack.
 __device__ inline void give_up() {
   printf("fastlstm: a block waits in vain for the values of others\n");
   __trap();
   __builtin_unreachable();  // else ptxas keeps what comes after in registers
 }
 
-// A pause of the emulator, between two polls.
+// Only the emulator needs a pause.
 __device__ inline void await_store(const Bits128*) {}
 
 __device__ inline void prefetch(const void* address) {
@@ -173,7 +177,7 @@ __device__ inline uint32_t shuffle(uint32_t word, int lane) {
   return __shfl_sync(0xffffffffu, word, lane);
 }
 
-// Round to nearest, ties away from zero, to the 10 mantissa bits of TF32.
+// Rounds to the 10 mantissa bits of TF32, to nearest, ties away from zero.
 __device__ inline uint32_t to_tf32(float x) {
   uint32_t rounded;
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(x));

@@ -1,4 +1,4 @@
-// The rows of a call as tables on the device, for the persistent kernels.
+// The rows of a call as tables in the memory of the device, for the persistent kernels.
 #pragma once
 #include <ATen/ATen.h>
 #include <c10/cuda/CUDAStream.h>
@@ -14,8 +14,8 @@ inline void check_cuda(cudaError_t error, const char* call) {
   TORCH_CHECK(error == cudaSuccess, "lstm: ", call, " failed: ", cudaGetErrorString(error));
 }
 
-// Rows in the form in which blocks load them: padded with zeros to `width` values, and starting at
-// a multiple of 16 bytes.
+// Returns rows [..., size] as blocks load them: padded with zeros to `width` values, at an address
+// that is a multiple of 16.
 inline Tensor exchangeable(const Tensor& rows, int64_t width) {
   const int64_t padding = width - rows.size(-1);
   if (padding > 0) return at::constant_pad_nd(rows, {0, padding});
@@ -29,8 +29,8 @@ struct DeviceSequence {
   Tensor table, lengths, order, reset;
   Sequence sequence;
 
-  // sorted: whether rows with `lengths` are sorted, so that rows of similar length share a tile.
-  DeviceSequence(const LayerCall& layer, bool sorted) {
+  // If `sorts`, rows with `lengths` are sorted, so that rows of similar length share a tile.
+  DeviceSequence(const LayerCall& layer, bool sorts) {
     const int64_t steps = layer.steps.expect_int(), batch = layer.batch.expect_int();
     sequence = {};
     sequence.steps = static_cast<int>(steps), sequence.batch = static_cast<int>(batch);
@@ -53,7 +53,7 @@ struct DeviceSequence {
     } else if (layer.lengths) {
       lengths = layer.lengths->contiguous();
       sequence.lengths = lengths.const_data_ptr<int64_t>();
-      if (sorted) {
+      if (sorts) {
         order = at::argsort(lengths, /*dim=*/0, /*descending=*/true);
         sequence.order = order.const_data_ptr<int64_t>();
       }

@@ -1,6 +1,6 @@
-// The CUDA types in the interface of the launchers: stream, error code and the 16-bit floats. If
-// FASTLSTM_EMULATOR is defined they come from tests/simt/simt.h and cpu/half.h, so that a plain C++
-// compiler can build the same .cu files.
+// The CUDA types in the interface of the launchers: streams, error codes and the 16-bit floats.
+// With FASTLSTM_EMULATOR they come from tests/simt/simt.h and cpu/half.h, so that a C++ compiler
+// can build the .cu files.
 #pragma once
 
 #if defined(FASTLSTM_EMULATOR)

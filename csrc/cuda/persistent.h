@@ -1,10 +1,12 @@
-// The arguments of a launch of the persistent engine: all memory that it reads and writes.
+// The arguments of a launch of the persistent engine: all memory that its kernels read and write.
 //
-// R is the number of flat rows in time order: T * B, or the length of packed data. The type T is
-// float, bfloat16 or float16, and the cell state is float. Rows are contiguous. Only `output`,
-// `exchange` and `d_output` have a row stride, because both directions share them. W is
-// Tiling::exchange_width: H, or more if a row of H values is not a multiple of 16 bytes. Exchanged
-// memory starts at a multiple of 16 bytes.
+// Sizes: T steps, B batch rows, H hidden_size. R is the number of flat rows in time order: T * B,
+// or the length of packed data. W is Tiling::exchange_width: H, or more if a row of H values is not
+// a multiple of 16 bytes. The type T is float, bfloat16 or float16, and the cell state is float.
+//
+// Rows are contiguous. Only `output`, `exchange` and `d_output` have a row stride, because both
+// directions share them. Exchanged memory starts at a multiple of 16 bytes. Before the launch all
+// its bits are set, which marks its values as not written.
 #pragma once
 #include <cstdint>
 
@@ -15,38 +17,37 @@
 
 namespace fastlstm {
 
-// The rows of a call: how many steps each batch row has, and where the rows of a step are.
+// The rows of a call: how many steps each batch row has, and where the flat rows of a step are.
 struct Sequence {
   int steps, batch, hidden_size;
   const int64_t* lengths;  // [B] steps of each batch row; nullptr: every row has all steps
   const int64_t* offsets;  // [T] first flat row of each step of packed data; nullptr: t * B
-  const int64_t* order;    // [B] the batch rows sorted by length, the longest first, so that short
-                           // rows share a tile, which is then skipped early; nullptr: not sorted
-  const bool* reset;       // [T,B] whether the state is zeroed before a step; nullptr: never
-  uint32_t wait_limit;     // milliseconds that a block waits for a value of another block; 20 times
-                           // as long for the first value
+  const int64_t* order;  // [B] the batch rows, sorted by length, the longest first. Then short rows
+                         // share a pass, which is skipped after their end; nullptr: 0 to B - 1
+  const bool* reset;     // [T,B] whether the state is zeroed before a step; nullptr: never
+  uint32_t wait_limit;   // how many milliseconds a block waits for a value of another block. It
+                         // waits 20 times as long for the first value
 };
 
-// The number of steps of a batch row. The host has not checked lengths that are on the device, so
-// they are clamped here.
+// Returns the number of steps of a batch row. The host cannot check lengths on the device, so they
+// are clamped here.
 FASTLSTM_INLINE int live_steps(const Sequence& sequence, int64_t row) {
   if (!sequence.lengths) return sequence.steps;
   const int64_t length = sequence.lengths[row];
   return length < 0 ? 0 : length > sequence.steps ? sequence.steps : static_cast<int>(length);
 }
 
+// The memory of one direction in forward.
 template <typename T>
 struct ForwardDirection {
   const T* w_hh;  // [4H,H]
   const T* h_0;   // [B,W]  columns H to W are 0
   T* gates;       // [R,4H] x W_ih^T + b; receives the activated gates if they are saved
   T* output;      // [R,H]  receives h_t, and 0 after the end of a row
-  T* exchange;  // [R,W]  receives h_t, and 0 in columns H to W. Before the launch all bits are set,
-                //        which means that no value is there yet. It is the same memory as output
-                //        if W = H
-  float* cells;  // [R,H]  receives c_t; may be nullptr
-  T* h_n;        // [B,H]  holds h_0 before the launch; rows of length 0 keep it
-  float* c_n;    // [B,H]  holds c_0 before the launch, likewise
+  T* exchange;    // [R,W]  exchanged; receives h_t, and 0 in columns H to W. Is `output` if W = H
+  float* cells;   // [R,H]  receives c_t; may be nullptr
+  T* h_n;         // [B,H]  h_0; receives h_n. Rows of length 0 keep h_0
+  float* c_n;     // [B,H]  c_0; receives c_n, likewise
 
   template <class Function>
   FASTLSTM_INLINE void for_each_pointer(const Function& f) {
@@ -54,26 +55,27 @@ struct ForwardDirection {
   }
 };
 
+// The arguments of a forward launch, for one or two directions.
 template <typename T>
 struct ForwardLaunch {
   Sequence sequence;
-  ForwardDirection<T> direction[2];  // the second walks in reverse
-  bool first_reverse;                // whether direction[0] walks in reverse, if it is the only one
+  ForwardDirection<T> direction[2];  // direction[1] walks in reverse
+  bool first_reverse;  // whether direction[0] walks in reverse; then it is the only one
   bool save_gates;
   int64_t output_stride, exchange_stride;
 };
 
+// The memory of one direction in backward.
 template <typename T>
 struct BackwardDirection {
   const T* w_hh;         // [4H,H]
   const float* c_0;      // [B,H]
   const T* gates;        // [R,4H] activated
   const float* cells;    // [R,H]
-  const T* d_output;     // [R,H]  nullptr stands for 0
-  const float* d_cells;  // [R,H]  nullptr stands for 0
-  T* d_gates;            // [R,4,W] receives the gradients, and 0 after the end of a row and in
-                         //        columns H to W. Before the launch all bits are set, which means
-                         //        that no value is there yet
+  const T* d_output;     // [R,H]  the gradient of `output`; nullptr: 0
+  const float* d_cells;  // [R,H]  the gradient of `cells`; nullptr: 0
+  T* d_gates;            // [R,4,W] exchanged; receives the gradients of the pre-activations, and 0
+                         //        after the end of a row and in columns H to W
   T* d_h;                // [B,H]  dL/dh_n; receives dL/dh_0 if state_needs_grad
   float* d_c;            // [B,H]  dL/dc_n; receives dL/dc_0 if state_needs_grad
 
@@ -83,6 +85,7 @@ struct BackwardDirection {
   }
 };
 
+// The arguments of a backward launch, for one or two directions.
 template <typename T>
 struct BackwardLaunch {
   Sequence sequence;
@@ -92,16 +95,16 @@ struct BackwardLaunch {
   int64_t d_output_stride;
 };
 
-// Walks over all steps in one cooperative launch, divided as `tiling` says. If it returns an error,
+// Computes all steps in one cooperative launch, divided as `tiling` says. If it returns an error,
 // nothing ran: cudaErrorCooperativeLaunchTooLarge if not all blocks can run at the same time,
-// cudaErrorInvalidValue if the tile shape was not compiled.
+// cudaErrorInvalidValue if the tile shape is not compiled.
 template <typename T>
 cudaError_t launch_walk(const ForwardLaunch<T>& call, const Tiling& tiling, cudaStream_t stream);
 template <typename T>
 cudaError_t launch_walk(const BackwardLaunch<T>& call, const Tiling& tiling, cudaStream_t stream);
 
-// Copies host values to the device as kernel parameters, without synchronization, so that a CUDA
-// graph can capture it.
+// Copies values from the host to the device as parameters of a kernel. The host does not wait, and
+// a CUDA graph can capture the copy.
 cudaError_t launch_upload(const int64_t* host, int64_t count, int64_t* device, cudaStream_t stream);
 
 }  // namespace fastlstm

@@ -1,22 +1,25 @@
-// The persistent engine, backward: one launch walks over the steps of the forward walk in opposite
+// The persistent engine, backward: one launch visits the steps of the forward walk in opposite
 // order.
 //
-// A block keeps the columns of W_hh that belong to its units, with all 4H rows. It loads d_gates of
-// step t+1 of all units, which the blocks exchange, and computes dL/dh_t of its own units
-// completely. So no partial sums leave a block. d_gates has memory of its own, because the saved
-// gates must stay unchanged (retain_graph). One more product after the last step gives dL/dh_0. L2
-// bounds a step, since every block of a group loads all 4H values of a row.
+// A block keeps the columns of W_hh that belong to its units, with all 4H rows. In each step it
+// loads d_gates of the next step of forward for all units, which the blocks exchange, and computes
+// dL/dh_t of its own units completely. So no partial sums leave a block. One more product after the
+// last step gives dL/dh_0. L2 bounds a step, since every block of a row group loads all 4H values
+// of a row.
+//
+// d_gates is not stored over the saved gates, which a second backward pass (retain_graph) reads
+// again.
 #include "../equations/lstm_step.h"
 #include "persistent_block.h"
 
 namespace fastlstm {
 namespace {
 
-// The inputs of a unit of a row in a step, without d_gates of the step after.
+// What a unit of a row needs in a step besides d_gates of other units.
 template <typename T>
 struct BackwardInputs {
   ThreadUnit at;
-  int64_t index;  // of the unit in [B,H]
+  int64_t index;  // the index of the unit in a tensor [B,H]
   T *d_i, *d_f;   // where the gradients of gates i and f go; g and o follow at the same distance
   Gates<T> gates;
   float c, c_prev, d_cells;
@@ -24,6 +27,8 @@ struct BackwardInputs {
   unsigned char reset;
 };
 
+// The backward kernel, as Block::run uses it. "Before" and "after" in a TimeStep mean the order of
+// this walk: the step before is the one that forward computed after.
 template <class P, int kUnits, int kRowTile>
 struct PersistentBackward {
   using T = typename P::T;
@@ -35,9 +40,10 @@ struct PersistentBackward {
   const Tiling& tiling;
   const Block<P, kUnits, kUnits, kRowTile> block{call.sequence, tiling, call.first_reverse,
                                                  4 * tiling.exchange_width};
-  const BackwardDirection<T> d = fetch(call.direction, block.direction);
+  const BackwardDirection<T> d = in_registers(call.direction, block.direction);
   const int hidden_size = call.sequence.hidden_size, width = tiling.exchange_width;
 
+  // Loads the slice: row u is the column of W_hh of unit u, with `width` values for each gate.
   __device__ void load() const {
     block.load(d.d_c, [&](int unit, int k) {
       const int gate = k / width, from = k % width;
@@ -64,7 +70,7 @@ struct PersistentBackward {
     if (d.d_output) prefetch(d.d_output + flat_row * call.d_output_stride + column);
   }
 
-  // Loads the inputs that do not come from other blocks, before the block waits for d_gates.
+  // Loads what does not come from other blocks, before the block waits for d_gates.
   __device__ BackwardInputs<T> load_inputs(const TimeStep& step, const ThreadUnit& at) const {
     prefetch_step(step, at);
     const int column = block.column(at);
@@ -87,26 +93,27 @@ struct PersistentBackward {
     return in;
   }
 
-  // d_gates of a row of the group in the step whose first flat row is `offset`.
+  // Returns d_gates of a row of the group, in the step whose first flat row is `offset`.
   __device__ RowVector<T> d_gates_of(int row, int64_t offset) const {
     return {d.d_gates + (offset + block.batch_row[row]) * 4 * width, true};
   }
-  // d_gates of the step after in forward's order, which this walk has computed before.
+  // Returns the row that the slice multiplies: d_gates of the step that this walk visited before,
+  // or zeros if no gradient comes from there.
   __device__ RowVector<T> vector_of(const TimeStep& step, int row) const {
     if (!block.is_live(step.t, row) || block.is_last_step(step.t, row) ||
         block.is_reset(step.t_before, row))
       return {};
     return d_gates_of(row, step.offset_before);
   }
-  // d_gates of the row's first step.
+  // Returns d_gates of a row's first step in forward.
   __device__ RowVector<T> first_d_gates(int row) const {
     if (!block.is_live(0, row)) return {};
     const int t = block.reverse ? block.length[row] - 1 : 0;
     return block.is_reset(t, row) ? RowVector<T>{} : d_gates_of(row, block.offset(t));
   }
 
-  // The cell equations of a live unit backward. Returns the gradients of the pre-activations; dc is
-  // dL/dc_t at the call and dL/dc_{t-1} afterwards.
+  // Computes the cell equations of a live unit backward. Returns the gradients of the
+  // pre-activations. dc is dL/dc_t at the call and dL/dc_{t-1} afterwards.
   __device__ Gates<float> compute(const BackwardInputs<T>& in, float& dc) const {
     const float from_next = block.template sums<1>(in.at.pass_row, in.at.unit).value[0];
     const float dh = from_next + (float(in.d_output) + float(in.d_h));
@@ -119,15 +126,14 @@ struct PersistentBackward {
 
   __device__ float compute_and_publish(const BackwardInputs<T>& in) const {
     const ThreadUnit& at = in.at;
-    if (at.pass_row >= kRowTile) return 0.0f;  // true for all lanes of a warp or for none
+    if (at.pass_row >= kRowTile) return 0.0f;  // the same for all lanes of a warp, as publish needs
     float dc = 0.0f;
     Gates<float> d_gates = {0.0f, 0.0f, 0.0f, 0.0f};
     if (at.live) {
       dc = block.cell_state_of(at);
       d_gates = compute(in, dc);
     }
-    const int64_t gate_distance =
-        in.d_f - in.d_i;  // is in registers; `width` would have to be loaded
+    const int64_t gate_distance = in.d_f - in.d_i;  // `width`, without loading it
     publish(in.d_i, T(d_gates.i), at.unit, at.is_exchanged);
     publish(in.d_f, T(d_gates.f), at.unit, at.is_exchanged);
     publish(in.d_f + gate_distance, T(d_gates.g), at.unit, at.is_exchanged);

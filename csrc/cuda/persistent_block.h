@@ -1,13 +1,13 @@
 // A thread block of a persistent kernel: its share of the units and of the batch rows, its shared
-// memory, and the product of one pass. A pass is kRowTile of the block's rows in one step. The
-// forward walk and the backward walk both use this file.
+// memory, and the order of work in a step. A pass is the work of one step for kRowTile batch rows.
+// The forward kernel and the backward kernel both use this file, which explains a kernel's steps in
+// Block::run_pass.
 #pragma once
 #include "persistent_product.h"
 
 namespace fastlstm {
 
-// The prefetch distance in time steps: how long before its use a value is prefetched into L2. A
-// load from memory may take longer than a step.
+// The prefetch distance in time steps, because a load from memory may take longer than a step.
 constexpr int kPrefetch = 2;
 
 template <typename T>
@@ -15,53 +15,55 @@ __device__ Gates<float> to_float(const Gates<T>& gates) {
   return {float(gates.i), float(gates.f), float(gates.g), float(gates.o)};
 }
 
-// Copies the pointers of a direction into registers. Otherwise each use would load its pointer
-// again, by the index of the direction.
+// Returns one of two directions, with its pointers in registers. Otherwise each use of a pointer
+// would load it again, by the index of the direction.
 template <class Direction>
-__device__ Direction fetch(const Direction (&direction)[2], int index) {
+__device__ Direction in_registers(const Direction (&direction)[2], int index) {
   Direction fetched = direction[index];
   fetched.for_each_pointer([](auto*& pointer) { pointer = in_register(pointer); });
   return fetched;
 }
 
-// A unit of a row in a step. One thread computes it. All flags are false for a row that does not
+// A unit of a row in a step, which one thread computes. All flags are false for a row that does not
 // exist.
 struct ThreadUnit {
-  int pass_row, row,
-      unit;           // index of the row in the pass and in the group, of the unit in the block
-  bool is_exchanged;  // other blocks load the value of this unit
-  bool exists;        // the layer has this unit; otherwise it pads the exchanged row
-  bool live;          // the row has not ended; otherwise this is padding, where 0 is stored
+  int pass_row;       // the index of the row in the pass
+  int row;            // the index of the row in the group of the block
+  int unit;           // the index of the unit in the block
+  bool is_exchanged;  // whether other blocks load its value
+  bool exists;        // whether the layer has this unit. Otherwise it pads an exchanged row
+  bool live;          // whether the row has not ended. Otherwise 0 is stored
   int batch_row;
 };
 
-// A step of a walk: its time and its first flat row, the same of the steps before and after it in
-// the order of the walk, and of the step to prefetch (`soon`).
+// A step of a walk: time steps t and first flat rows `offset` of this step, of the steps that the
+// walk visits before and after it, and of the step to prefetch.
 struct TimeStep {
   int t, t_before, t_prefetch;
   int64_t offset, offset_before, offset_after, offset_prefetch;
 };
 
-// P: the kind of arithmetic. kRows: the rows of the block's slice of W_hh. kUnits: the units of the
-// block. kRowTile: the rows of a pass.
+// P: the kind of arithmetic (persistent_product.h). kRows: the rows of the block's slice of W_hh.
+// kUnits: the units of the block. kRowTile: the batch rows of a pass.
 template <class P, int kRows, int kUnits, int kRowTile>
 struct Block {
   using T = typename P::T;
-  static constexpr int kUnitsPerThread =
-      (kUnits * kRowTile + kThreads - 1) / kThreads;  // units of a thread
-  static constexpr int kChunks =                      // loaded together
+  static constexpr int kUnitsPerThread = (kUnits * kRowTile + kThreads - 1) / kThreads;
+  // The chunks that a warp loads at once.
+  static constexpr int kChunks =
       chunks_in_flight(std::is_same<P, Ffma>::value, kRows == kUnits, kUnits, kRowTile);
 
   const Sequence& sequence;
   const Tiling& tiling;
   const bool first_reverse;
-  const int k_size;  // the number of terms of a product: values in a row of h or of d_gates
+  const int k_size;  // CudaTask::k_size, the number of values in an exchanged row
   const int chunks = (k_size + kPerChunk<T> - 1) / kPerChunk<T>;
-  const int unit_block =
-      blockIdx.x % tiling.unit_blocks;  // the last unit_block may have fewer than kUnits
+  // The units of the block. Of the blocks that share the units, the last one may have fewer.
+  const int unit_block = blockIdx.x % tiling.unit_blocks;
   const int first_unit = unit_block * kUnits;
   const int units = min(sequence.hidden_size - first_unit, kUnits);
   const int exchanged_units = min(tiling.exchange_width - first_unit, kUnits);
+  // The rows and the direction of the block.
   const int group = blockIdx.x / tiling.unit_blocks % tiling.row_groups;
   const int passes = (tiling.group_rows + kRowTile - 1) / kRowTile;
   const int direction = blockIdx.x / tiling.unit_blocks / tiling.row_groups;
@@ -69,18 +71,22 @@ struct Block {
   const int thread = in_register(static_cast<int>(threadIdx.x));
   const int lane = thread % 32, warp = thread / 32;
   const int first_chunk = warp * chunks / kWarps, last_chunk = (warp + 1) * chunks / kWarps;
-  // The arrays in shared memory, in the order in which shared_bytes_of (plan.h) counts them.
+  // The arrays in shared memory, in the order in which shared_bytes_of (plan.h) counts them:
+  // the slice; partial_sums [kWarps][kRowTile][partial_stride(kRows)]; cell_state
+  // [group_rows][kUnits]; for each row of the group its batch row and its length, which is -1 if
+  // the row does not exist.
   uint32_t* const slice = reinterpret_cast<uint32_t*>(shared_memory());
   float* const partial_sums = reinterpret_cast<float*>(slice + kRows * chunks * 16);
   float* const cell_state = partial_sums + kWarps * kRowTile * partial_stride(kRows);
-  // For each row of the group its batch row, and its length or -1 if the row does not exist.
   int* const batch_row = reinterpret_cast<int*>(cell_state + tiling.group_rows * kUnits);
   int* const length = batch_row + tiling.group_rows;
-  // The milliseconds that a lane waits for a value. The first wait may take much longer: until a
-  // block has seen values of the blocks that it waits for, these may still wait for a
-  // multiprocessor that another kernel (NCCL's, for instance) occupies.
+  // The milliseconds that a lane waits for a value. The first wait may be much longer: the other
+  // blocks may not have started yet, because another kernel (NCCL's, for example) occupies their
+  // multiprocessors.
   mutable uint32_t wait_limit = 20 * sequence.wait_limit;
 
+  // Sets batch_row and length. Row i of the group is row group + i * row_groups of the sorted
+  // batch.
   __device__ void find_rows() const {
     for (int i = thread; i < tiling.group_rows; i += kThreads) {
       const int position = group + tiling.row_groups * i;
@@ -92,7 +98,7 @@ struct Block {
     }
   }
 
-  // Fills the slice by load_slice with element(row, k), and the state with values of `initial`
+  // Fills the slice with element(row, k) (load_slice), and cell_state with the values of `initial`
   // [B,H].
   template <class Element>
   __device__ void load(const float* initial, const Element& element) const {
@@ -106,26 +112,26 @@ struct Block {
     __syncthreads();
   }
 
-  // The first flat row of a step, or 0 for a step that does not exist.
+  // Returns the first flat row of a step, or 0 for a step that does not exist.
   __device__ int64_t offset(int t) const {
     if (t < 0 || t >= sequence.steps) return 0;
     return sequence.offsets ? sequence.offsets[t] : int64_t(t) * sequence.batch;
   }
 
-  // The n-th step of a walk that begins with the first or with the last step in time.
+  // Returns the n-th step of a walk that begins with the first time step, or with the last one.
   __device__ TimeStep step(int n, bool from_last, int64_t offset_before) const {
     const int t = from_last ? sequence.steps - 1 - n : n, way = from_last ? -1 : 1;
     const int t_prefetch = t + kPrefetch * way;
     return {t, t - way, t_prefetch, offset(t), offset_before, offset(t + way), offset(t_prefetch)};
   }
 
-  // The thread's j-th unit of a pass.
+  // Returns the thread's j-th unit of a pass.
   __device__ ThreadUnit unit(int t, int pass, int j) const {
     const int index = thread + j * kThreads, row = index / kUnits;
     ThreadUnit at = {row, pass * kRowTile + row, index % kUnits, false, false, false, 0};
     if (at.pass_row >= kRowTile || at.row >= tiling.group_rows) return at;
     const int steps = length[at.row];
-    const bool in_memory = t < steps || (steps >= 0 && !sequence.offsets);  // packed: no padding
+    const bool in_memory = t < steps || (steps >= 0 && !sequence.offsets);  // packed data ends here
     at.is_exchanged = in_memory && at.unit < exchanged_units;
     at.exists = in_memory && at.unit < units;
     at.live = at.exists && t < steps;
@@ -133,11 +139,11 @@ struct Block {
     return at;
   }
   __device__ int column(const ThreadUnit& at) const { return first_unit + at.unit; }
-  // The index of the unit in a tensor [B,H].
+  // Returns the index of the unit in a tensor [B,H].
   __device__ int64_t index(const ThreadUnit& at) const {
     return int64_t(at.batch_row) * sequence.hidden_size + column(at);
   }
-  // The unit's cell state, or dL/dc, which is kept from step to step.
+  // c of the unit in forward, dL/dc in backward. It stays in shared memory from step to step.
   __device__ float& cell_state_of(const ThreadUnit& at) const {
     return cell_state[at.row * kUnits + at.unit];
   }
@@ -145,7 +151,7 @@ struct Block {
   __device__ bool is_live(int t, int row) const {
     return row < tiling.group_rows && t < length[row];
   }
-  // The byte of the reset flag in memory, 0 or 1.
+  // Returns the flag as the byte in memory, 0 or 1.
   __device__ unsigned char is_reset(int t, int row) const {
     if (!sequence.reset) return 0;
     return reinterpret_cast<const unsigned char*>(
@@ -165,30 +171,28 @@ struct Block {
     return false;
   }
 
-  // Multiplies the slice by the vectors vector_of(row) of the rows of a pass. After the next
-  // barrier `sums` returns the results.
+  // Multiplies the slice by the rows vector_of(row) of a pass. After the next barrier `sums`
+  // returns the results.
   template <class VectorOf>
   __device__ void multiply(int pass, const VectorOf& vector_of) const {
     RowVector<T> vectors[kRowTile / 8];
 #pragma unroll
     for (int j = 0; j < kRowTile / 8; ++j)
       vectors[j] = vector_of(pass * kRowTile + 8 * j + lane / 4);
-    __syncwarp();  // the loads above are issued before this warp waits for other blocks
+    __syncwarp();  // issues the loads above before the warp waits for other blocks
     LanePart<T> lane_parts[kRowTile / 8];
 #pragma unroll
     for (int j = 0; j < kRowTile / 8; ++j)
       lane_parts[j] = lane_part(vectors[j], last_chunk, k_size, lane);
     WarpProduct<P, kRows, kRowTile> product{slice, chunks, lane, {}};
     add_chunks<kChunks>(product, lane_parts, first_chunk, last_chunk, wait_limit);
-    // The widest tile has no register left for it. It keeps the long limit for all waits.
+    // The widest tile has no register left for this. It keeps the long limit for all waits.
     for (const auto& part : lane_parts)
       if (kChunks > 1 && part.is_exchanged) wait_limit = sequence.wait_limit;
     product.sums.store(partial_sums + warp * kRowTile * partial_stride(kRows), lane);
   }
 
-  // Runs all steps of a walk. The walk provides what happens before the product of a pass
-  // (load_inputs), the vectors of the product (vector_of), and what happens after the product
-  // (compute_and_publish, store).
+  // Runs all steps of a walk, PersistentForward or PersistentBackward.
   template <class Walk>
   __device__ void run(const Walk& walk, bool from_last) const {
     int64_t offset_before = 0;
@@ -199,6 +203,9 @@ struct Block {
     }
   }
 
+  // Runs one step for kRowTile batch rows: loads what does not depend on other blocks
+  // (load_inputs), multiplies the slice by the exchanged rows (vector_of), computes the cells and
+  // publishes the results (compute_and_publish), then stores what no other block waits for (store).
   template <class Walk>
   __device__ void run_pass(const Walk& walk, const TimeStep& step, int pass) const {
     typename Walk::Inputs inputs[kUnitsPerThread];
@@ -216,14 +223,14 @@ struct Block {
     __syncthreads();  // before the next pass overwrites the sums
   }
 
-  // The results of the product for row b of the pass and matrix rows r to r + kCount - 1.
+  // Returns the products of batch row b of the pass with rows r to r + kCount - 1 of the slice.
   template <int kCount>
   __device__ Sums<kCount> sums(int b, int r) const {
     return sum_partials<kCount>(partial_sums, kRowTile, kRows, b, r);
   }
 };
 
-// Calls function(P()) with the kind of arithmetic of a dtype.
+// Returns function(P()) with the kind of arithmetic P of a dtype.
 template <typename T, class Function>
 cudaError_t with_product(bool ffma, const Function& function) {
   if constexpr (std::is_same<T, bfloat16>::value)
@@ -248,7 +255,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 // Launches Walk<P, units, row_tile> with the tile shape that was planned.
 template <template <class, int, int> class Walk, class P, class Call>
 cudaError_t launch_tile(const Call& call, const Tiling& tiling, cudaStream_t stream) {
-  cudaError_t error = cudaErrorInvalidValue;  // remains if the tile shape was not compiled
+  cudaError_t error = cudaErrorInvalidValue;  // stays if the tile shape is not compiled
   const auto launch_if_planned = [&](auto units, auto rows) {
     if constexpr (is_compiled(std::is_same<P, Ffma>::value, units, rows))
       if (tiling.units == units && tiling.row_tile == rows)

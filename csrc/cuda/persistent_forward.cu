@@ -1,26 +1,28 @@
-// The persistent engine, forward: one launch walks over all steps. Each block keeps its slice of
-// W_hh in shared memory. The blocks exchange h once per step through the memory `exchange`.
+// The persistent engine, forward: one launch computes all steps. Each block keeps its slice of W_hh
+// in shared memory, with the four gates of its units. In each step the blocks exchange h through
+// the memory `exchange`.
 //
 // In a step each warp polls its eighth of h_{t-1} until it is there, loads it directly into mma
-// operands, and leaves partial sums in shared memory. Then each thread takes one unit of a row,
-// adds the sums and the input's part of the gates, and stores h_t. The latency of h_t through L2
-// bounds a step. Two passes of a block have different rows, so while h of one pass is on its way
-// the block computes the other pass.
+// operands, and stores partial sums to shared memory. Then each thread takes one unit of a row,
+// adds the partial sums and the input's part of the gates, and stores h_t. The latency of h_t
+// through L2 bounds a step. If a block has several passes, it computes one while h of the others is
+// on its way.
 #include "../equations/lstm_step.h"
 #include "persistent_block.h"
 
 namespace fastlstm {
 namespace {
 
-// The inputs of a unit of a row in a step, without h_{t-1}.
+// What a unit of a row needs in a step besides h_{t-1}.
 template <typename T>
 struct ForwardInputs {
   ThreadUnit at;
-  T* h_exchange;    // where h_t is published
-  Gates<T> from_x;  // the input's part of the gates
-  unsigned char reset;
+  T* h_exchange;        // where h_t is published
+  Gates<T> from_x;      // the input's part of the gates, x W_ih^T + b
+  unsigned char reset;  // whether the state is zeroed before the step
 };
 
+// The results of a unit of a row in a step.
 template <typename T>
 struct UnitResult {
   Gates<float> gates;
@@ -28,6 +30,7 @@ struct UnitResult {
   T h;
 };
 
+// The forward kernel, as Block::run uses it.
 template <class P, int kUnits, int kRowTile>
 struct PersistentForward {
   using T = typename P::T;
@@ -39,9 +42,10 @@ struct PersistentForward {
   const Tiling& tiling;
   const Block<P, 4 * kUnits, kUnits, kRowTile> block{call.sequence, tiling, call.first_reverse,
                                                      tiling.exchange_width};
-  const ForwardDirection<T> d = fetch(call.direction, block.direction);
+  const ForwardDirection<T> d = in_registers(call.direction, block.direction);
   const int hidden_size = call.sequence.hidden_size;
 
+  // Loads the slice: row 4 u + gate is the row of W_hh of that gate of unit u.
   __device__ void load() const {
     block.load(d.c_n, [&](int row, int k) {
       const int gate = row % 4, unit = row / 4;
@@ -64,7 +68,7 @@ struct PersistentForward {
     prefetch(exchange_at(at, flat_row));
   }
 
-  // Loads the inputs that do not come from other blocks, before the block waits for h_{t-1}.
+  // Loads what does not come from other blocks, before the block waits for h_{t-1}.
   __device__ ForwardInputs<T> load_inputs(const TimeStep& step, const ThreadUnit& at) const {
     prefetch_step(step, at);
     ForwardInputs<T> in;
@@ -78,7 +82,7 @@ struct PersistentForward {
     return in;
   }
 
-  // h_{t-1} of a row of the group.
+  // Returns the row that the slice multiplies: h_{t-1} of a row of the group.
   __device__ RowVector<T> vector_of(const TimeStep& step, int row) const {
     if (!block.is_live(step.t, row) || block.is_reset(step.t, row)) return {};
     if (block.is_first_step(step.t, row))
@@ -86,7 +90,7 @@ struct PersistentForward {
     return {d.exchange + (step.offset_before + block.batch_row[row]) * call.exchange_stride, true};
   }
 
-  // The cell equations of a live unit.
+  // Computes the cell equations of a live unit.
   __device__ UnitResult<T> compute(const ForwardInputs<T>& in, float c_prev) const {
     const auto from_h = block.template sums<4>(in.at.pass_row, 4 * in.at.unit);
     const auto gates = activate(to_float(in.from_x) + bits_as<Gates<float>>(from_h));
@@ -97,7 +101,7 @@ struct PersistentForward {
 
   __device__ UnitResult<T> compute_and_publish(const ForwardInputs<T>& in) const {
     const ThreadUnit& at = in.at;
-    if (at.pass_row >= kRowTile) return {};  // true for all lanes of a warp or for none
+    if (at.pass_row >= kRowTile) return {};  // the same for all lanes of a warp, as publish needs
     UnitResult<T> result = {{0.0f, 0.0f, 0.0f, 0.0f}, 0.0f, T(0.0f)};
     if (at.live) result = compute(in, block.cell_state_of(at));
     publish(in.h_exchange, result.h, at.unit, at.is_exchanged);

@@ -1,5 +1,5 @@
-// The persistent engine for a layer: allocates the memory, and computes by ATen the GEMMs before
-// and after the launch.
+// The persistent engine for a layer: allocates the memory of a launch, and computes by ATen the
+// GEMMs before and after it.
 #pragma once
 #include <c10/cuda/CUDAStream.h>
 
@@ -18,9 +18,9 @@ inline std::vector<Tensor> contiguous_w_hh(const LayerCall& layer) {
   return w_hh;
 }
 
-// Launches the walk for as many directions at a time as the plan says. direction_of(d) gives the
-// arguments of a direction. All bits of `exchange` are set before, which means that no value is
-// there yet. This is done just before the first launch, so that the memory is still in L2.
+// Launches the walk, one or two directions at a time as `tiling` says. direction_of(d) returns the
+// arguments of a direction. Before the first launch all bits of `exchange` are set, which marks its
+// values as not written. It is done last, so that the memory is still in L2 when the kernel starts.
 template <typename Call, typename DirectionOf>
 void launch_directions(Call& call, const LayerCall& layer, const Tiling& tiling,
                        const Tensor& exchange, const DirectionOf& direction_of) {
@@ -85,7 +85,7 @@ BackwardResult persistent_backward(const LayerCall& layer, const Tiling& tiling,
   const auto options = layer.input.options();
   const DeviceSequence tables(layer, tiling.has_passes());
   const auto h_prev_of = [&](int64_t d) {
-    return previous_hidden(layer, d, tensors.of_direction(tensors.output, d));
+    return multiplied_hidden(layer, d, tensors.of_direction(tensors.output, d));
   };
   const Tensor d_gates = at::empty({s.directions, s.flat_rows, 4 * width}, options);
   const std::vector<Tensor> w_hh = contiguous_w_hh(layer);

@@ -1,27 +1,27 @@
-// The product of one pass: a block's slice of W_hh in shared memory times the rows that other
-// blocks publish. Each warp computes partial sums over an eighth of k:
+// The product of one pass: a block's slice of W_hh in shared memory times the rows that the blocks
+// exchange. Warp w computes partial sums over the w-th eighth of k:
 //
-//   partial[w][b][r] = sum over the w-th eighth of k of  slice[r][k] * row[b][k]
+//   partial_sums[w][b][r] = sum over k of  slice[r][k] * row[b][k]
 //
-// r is one of the kRows rows of the slice, b one of the kRowTile batch rows of the pass, w the
-// warp. K is always divided among 8 warps in whole chunks, and the sums have one order. So the
-// result of a row depends neither on the division of the work nor on the other rows.
+// r is one of the kRows rows of the slice, b one of the kRowTile batch rows of the pass. K is
+// divided among the 8 warps in whole chunks, and the sums have one order. So the result of a row
+// depends neither on the division of the work nor on the other rows.
 //
-// The order of k within a chunk is free, if the slice is stored in the same order
+// The order of k within a chunk is free, as long as the slice is stored in the same order
 // (SliceLayout::source_of). It is chosen so that the four words that a lane loads of a chunk are
-// the B operands of two mma steps; with tensor cores no shuffle is needed. Reading the slice from
-// shared memory once a pass bounds the product.
+// its B operands of two mma instructions. So tensor cores need no shuffle. To read the slice from
+// shared memory, once in a pass, bounds the product.
 #pragma once
 #include "persistent_exchange.h"
 
 namespace fastlstm {
 
-// The kinds of arithmetic. A factor a has 16 rows of the slice, a factor b has 8 columns, which are
-// batch rows.
-//   operand()  converts a word of memory (two 16-bit values or a float) for the multiplication
-//   columns()  returns a lane's part of b, from the two words of b that the lane has loaded
-//   mma()      computes d += a b for a tile of 16 rows and 8 columns. The four elements of d in a
-//              lane are those of the mma instruction (device.h)
+// The kinds of arithmetic: BFloat16Mma, Float16Mma, Tf32Mma and Ffma. Each multiplies a tile a of
+// 16 rows of the slice by a tile b of 8 columns, which are batch rows.
+//   FragmentA, FragmentB  what a lane holds of a and of b
+//   operand()     converts a word of memory (two 16-bit values or a float) for the multiplication
+//   fragment_b()  makes a FragmentB of the two words of b that the lane has loaded
+//   mma()         computes d += a b. A lane has four elements of d, as in the mma instruction
 
 template <typename Value>
 struct TensorCores {
@@ -60,7 +60,7 @@ struct Tf32Mma : TensorCores<float> {
 struct Ffma {
   using T = float;
   struct FragmentA {
-    Bits128 of_lane[4];
+    Bits128 quarter[4];  // the words of each quarter of the chunk
   };
   struct FragmentB {
     float even[8], odd[8];
@@ -79,7 +79,7 @@ struct Ffma {
   static __device__ void mma(float (&d)[4], const FragmentA& a, const FragmentB& b) {
 #pragma unroll
     for (int k = 0; k < 8; ++k) {
-      const uint32_t* const words = a.of_lane[k % 4].word + k / 4 * 2;
+      const uint32_t* const words = a.quarter[k % 4].word + k / 4 * 2;
       const float upper = bits_as<float>(words[0]), lower = bits_as<float>(words[1]);
       d[0] = fused(upper, b.even[k], d[0]), d[1] = fused(upper, b.odd[k], d[1]);
       d[2] = fused(lower, b.even[k], d[2]), d[3] = fused(lower, b.odd[k], d[3]);
@@ -87,12 +87,13 @@ struct Ffma {
   }
 };
 
-// The order of the slice in shared memory: [row tile][chunk][step 0, 1][lane][register], so that a
-// lane reads a fragment by one load. A tile of 8 rows has no registers for rows 8 to 15.
+// The layout of the slice in shared memory: [tile of 16 rows][chunk][step][lane][register]. A step
+// is one of the two mma instructions of a chunk. So a lane reads its fragment by one load. A tile
+// of 8 rows has no registers for rows 8 to 15.
 //
-// With FFMA a fragment belongs to no single lane, and the 32 fragments of a step have the order
-// [quarter of a chunk][row]. A load of a warp then reads eight neighboring fragments, each of them
-// for four lanes.
+// With Ffma four lanes need the same words. The 32 fragments of a step then have the order [quarter
+// of a chunk][row], and a load of a warp reads eight neighboring fragments, each of them for four
+// lanes.
 template <class P, int kRows>
 struct SliceLayout {
   static constexpr int kRegisters = kRows == 8 ? 2 : 4;
@@ -101,7 +102,7 @@ struct SliceLayout {
     uint32_t low, high;
   };
 
-  // The row, and the index along K in words, of the i-th stored word.
+  // Sets which row of the slice, and which word of the row, is the i-th word in shared memory.
   static __device__ void source_of(int i, int chunks, int& row, int& word) {
     const int r = i % kRegisters, lane = i / kRegisters % 32, step = i / (kRegisters * 32) % 2;
     const int chunk = i / (kRegisters * 64) % chunks, tile = i / (kRegisters * 64) / chunks;
@@ -123,7 +124,7 @@ struct SliceLayout {
     if constexpr (kBroadcastFragments) {
       typename P::FragmentA rows;
 #pragma unroll
-      for (int q = 0; q < 4; ++q) rows.of_lane[q] = load_fragment(slice, first + 8 * q + lane / 4);
+      for (int q = 0; q < 4; ++q) rows.quarter[q] = load_fragment(slice, first + 8 * q + lane / 4);
       return rows;
     } else {
       return load_fragment(slice, first + lane);
@@ -131,9 +132,11 @@ struct SliceLayout {
   }
 };
 
-FASTLSTM_INLINE uint32_t pack(uint16_t low, uint16_t high) { return low | uint32_t(high) << 16; }
+FASTLSTM_INLINE uint32_t two_values(uint16_t low, uint16_t high) {
+  return low | uint32_t(high) << 16;
+}
 
-// Fills the slice with the values element(row, k), which is 0 outside the matrix.
+// Fills the slice with the values element(row, k). They are 0 outside of the matrix.
 template <class P, int kRows, typename Element>
 __device__ void load_slice(uint32_t* slice, int chunks, const Element& element) {
   const int count = kRows * chunks * 16;
@@ -146,28 +149,32 @@ __device__ void load_slice(uint32_t* slice, int chunks, const Element& element) 
     if constexpr (sizeof(typename P::T) == 4)
       slice[i] = P::operand(bits_as<uint32_t>(element(row, word)));
     else
-      slice[i] = pack(bits_as<uint16_t>(element(row, 2 * word)),
-                      bits_as<uint16_t>(element(row, 2 * word + 1)));
+      slice[i] = two_values(bits_as<uint16_t>(element(row, 2 * word)),
+                            bits_as<uint16_t>(element(row, 2 * word + 1)));
   }
 }
 
+// The distance in floats between the partial sums of two batch rows.
 constexpr __host__ __device__ int partial_stride(int rows) { return rows + kPartialPadding; }
 
-// The accumulators of a warp, in tiles of 16 matrix rows and 8 batch rows as mma lays them out.
+// The accumulators of a warp: tiles of 16 rows of the slice (M) and 8 batch rows (N), in the layout
+// of the mma instruction.
 template <int kRows, int kRowTile>
 struct WarpSums {
   static constexpr int kMTiles = (kRows + 15) / 16, kNTiles = kRowTile / 8;
 
   float tile[kMTiles][kNTiles][4] = {};
 
-  __device__ void store(float* partial, int lane) const {
+  // Stores the sums of the warp to partial_sums[warp]. Lane 4 g + q has rows g and g + 8 and
+  // columns 2 q and 2 q + 1 of each tile.
+  __device__ void store(float* partial_sums, int lane) const {
     constexpr int stride = partial_stride(kRows);
     const int g = lane / 4, q = lane % 4;
 #pragma unroll
     for (int m = 0; m < kMTiles; ++m) {
 #pragma unroll
       for (int j = 0; j < kNTiles; ++j) {
-        float* column = partial + (8 * j + 2 * q) * stride + 16 * m + g;
+        float* column = partial_sums + (8 * j + 2 * q) * stride + 16 * m + g;
         column[0] = tile[m][j][0];
         column[stride] = tile[m][j][1];
         if (kRows == 8) continue;
@@ -178,9 +185,9 @@ struct WarpSums {
   }
 };
 
-// The product of a warp. add() multiplies the loaded chunks begin, begin + 1, ..., but only those
-// before chunk `last`. words[i][j] are the lane's 16 bytes of chunk begin + i, of batch row
-// 8 j + lane / 4 of the pass.
+// The product of a warp. add() multiplies the loaded chunks from `begin` on that lie before chunk
+// `last`. words[i][j] is the lane's piece of chunk begin + i, of batch row 8 j + lane / 4 of the
+// pass.
 template <class P, int kRows, int kRowTile>
 struct WarpProduct {
   using Tiles = WarpSums<kRows, kRowTile>;
@@ -212,13 +219,13 @@ struct WarpProduct {
   }
 };
 
-// The sums of kCount neighboring rows of the slice, for one batch row.
+// The products of kCount neighboring rows of the slice with one batch row.
 template <int kCount>
 struct alignas(4 * kCount) Sums {
   float value[kCount];
 };
 // Adds the partial sums [kWarps][tile][partial_stride(rows)] of all warps, for batch row b of the
-// pass and the rows r to r + kCount - 1 of the slice.
+// pass and rows r to r + kCount - 1 of the slice.
 template <int kCount>
 __device__ Sums<kCount> sum_partials(const float* partial_sums, int tile, int rows, int b, int r) {
   Sums<kCount> sum = {};
@@ -230,8 +237,8 @@ __device__ Sums<kCount> sum_partials(const float* partial_sums, int tile, int ro
   return sum;
 }
 
-// Multiplies a warp's chunks [first, last), kChunks at a time. The next chunks are loaded while the
-// current ones are multiplied. `wait_limit`: see await_piece.
+// Multiplies the chunks [first, last) of a warp, kChunks at a time. While it multiplies some chunks
+// it loads the next ones. await_piece explains `wait_limit`.
 template <int kChunks, class Product, typename T, int kNTiles>
 __device__ void add_chunks(Product& product, const LanePart<T> (&lane_parts)[kNTiles], int first,
                            int last, uint32_t wait_limit) {

@@ -1,10 +1,10 @@
-// The plan of the persistent engine: whether and how it divides the work of a layer among blocks.
-// This file does not use CUDA, so tests can plan for devices that are not present.
+// The planner of the persistent engine: decides whether and how the engine divides the work of a
+// layer among thread blocks. This file does not use CUDA, so tests can plan for any device.
 //
 // Every block gets `units` hidden units and a group of batch rows. It keeps its slice of W_hh in
-// shared memory for all steps. In each step it multiplies the slice by the state of all units,
-// which the blocks with the same rows and other units have computed in the step before. With fewer
-// units per block there is less arithmetic per block, but more blocks read the whole state.
+// shared memory for all steps. In each step it multiplies the slice by h of all units, which the
+// blocks with the same rows and other units have computed in the step before. With fewer units a
+// block has less to multiply, but more blocks read the whole h.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -16,15 +16,15 @@
 namespace fastlstm {
 
 constexpr int kWarps = 8, kThreads = 32 * kWarps;
-constexpr int kChunkBytes = 64;     // a chunk of a row: 4 lanes load 16 bytes each
-constexpr int kPartialPadding = 4;  // floats between rows of partial sums, avoids bank conflicts
+constexpr int kChunkBytes = 64;     // a chunk of a row; 4 lanes load 16 bytes each
+constexpr int kPartialPadding = 4;  // floats between rows of partial sums: no bank conflicts
 
 struct CudaDevice {
   int sm_count;
   int capability;        // 10 * major + minor
-  int64_t shared_bytes;  // the most shared memory of a block
+  int64_t shared_bytes;  // the most shared memory that a block may have
 
-  // A device of this capability, with the shared memory that its data sheet states.
+  // Returns a device of this capability, with the shared memory that its data sheet states.
   static CudaDevice of(int sm_count, int capability) {
     const auto kib = [=]() -> int64_t {
       if (capability >= 120 || capability == 86 || capability == 89) return 99;
@@ -35,6 +35,7 @@ struct CudaDevice {
   }
 };
 
+// What the planner knows about a call.
 struct CudaTask {
   int64_t hidden_size, batch, steps;
   int directions;
@@ -42,28 +43,30 @@ struct CudaTask {
   bool allow_tf32;  // whether factors of float32 products may be rounded to TF32
   bool backward;
 
+  // Whether products are computed by fused multiply-adds instead of tensor cores.
   bool ffma() const { return dtype == Dtype::kFloat32 && !allow_tf32; }
   int64_t element_bytes() const { return bytes_of(dtype); }
-  // The values that an exchanged row has for a state or a gate: hidden_size, rounded up so that the
-  // row is a multiple of 16 bytes. A row is h in forward, and d_gates with four gates in backward.
-  // The values after the hidden units are zeros, which the last block of the units stores.
+  // The number of values in an exchanged row of h, or in each of the four gates of an exchanged row
+  // of d_gates: hidden_size, rounded up so that a row is a multiple of 16 bytes. The values after
+  // the hidden units are zeros, which the block with the last units stores.
   int64_t exchange_width() const {
     const int64_t piece = std::max<int64_t>((backward ? 4 : 16) / element_bytes(), 1);
     return round_up(hidden_size, piece);
   }
-  // The number of terms of a product: values in an exchanged row of h, or of d_gates in backward.
+  // The K of the products: the number of values in an exchanged row of h, or of d_gates in
+  // backward.
   int64_t k_size() const { return (backward ? 4 : 1) * exchange_width(); }
   int64_t chunks() const { return divide_up(k_size(), kChunkBytes / element_bytes()); }
 };
 
-// A division of the work. The kernel takes it as an argument.
+// A division of the work among blocks. The kernels take it as an argument.
 struct Tiling {
-  int units = 0;        // hidden units of a block
-  int row_tile = 0;     // batch rows of a pass of a block
-  int unit_blocks = 0;  // blocks that divide the units; each needs the others' results every step
-  int row_groups = 0;   // groups of batch rows, which are independent of each other
-  int group_rows = 0;   // rows of the largest group
-  int directions = 0;   // directions that one launch walks
+  int units = 0;           // the hidden units of a block
+  int row_tile = 0;        // the batch rows that a block computes at once, in one pass
+  int unit_blocks = 0;     // the blocks that share the units of a row group. They exchange h
+  int row_groups = 0;      // the groups of batch rows, which are independent of each other
+  int group_rows = 0;      // the rows of the largest group
+  int directions = 0;      // the directions that one launch computes
   int exchange_width = 0;  // CudaTask::exchange_width
   bool ffma = false;       // CudaTask::ffma
   int64_t shared_bytes = 0;
@@ -72,17 +75,18 @@ struct Tiling {
   bool has_passes() const { return group_rows > row_tile; }  // several passes in a step
 };
 
+// The rows of a block's slice of W_hh, or of its transpose in backward.
 constexpr int matrix_rows(bool backward, int units) { return backward ? units : 4 * units; }
 
-// Whether a tile shape is compiled. launch_tile (persistent_block.h) instantiates these shapes.
+// Whether the kernels are compiled for a tile shape. launch_tile (persistent_block.h) instantiates
+// them.
 constexpr bool is_compiled(bool ffma, int units, int row_tile) {
   return (units == 8 || units == 16 || units == 32) && (row_tile == 8 || (row_tile == 16 && !ffma));
 }
 
-// How many chunks of a row a warp loads together. Backward loads more, because its rows are four
-// times as long. FFMA and the widest tile load fewer, because they take longer to multiply a chunk,
-// so fewer loads in flight hide the latency. The accumulators of the widest tile also leave few
-// registers.
+// The number of chunks of a row that a warp loads at once. Backward loads more, because its rows
+// are four times as long. FFMA and the widest tile load fewer: they multiply a chunk for longer, so
+// fewer loads hide the latency. The accumulators of the widest tile also leave few registers.
 constexpr int chunks_in_flight(bool ffma, bool backward, int units, int row_tile) {
   const int n_tiles = row_tile / 8;
   if (ffma) return 2;
@@ -90,7 +94,7 @@ constexpr int chunks_in_flight(bool ffma, bool backward, int units, int row_tile
   return (backward ? 8 : 4) / n_tiles;
 }
 
-// The bytes of shared memory of a block: its arrays in the order of persistent_block.h.
+// Returns the bytes of shared memory of a block: its arrays, in the order of persistent_block.h.
 inline int64_t shared_bytes_of(const CudaTask& task, const Tiling& tiling) {
   const int64_t matrix = matrix_rows(task.backward, tiling.units);
   const int64_t weights = matrix * task.chunks() * kChunkBytes;
@@ -113,22 +117,22 @@ inline Tiling make_tiling(const CudaTask& task, int units, int row_tile, int row
   return tiling;
 }
 
-// Estimates the clocks of a step of all directions, to compare divisions on one GPU. The numbers
-// are from an H100's data sheet, or estimates. None was measured.
+// Estimates the clocks that a step of all directions takes, to compare divisions on one GPU. The
+// numbers are those of an H100's data sheet, or estimates. None of them was measured.
 inline double step_clocks(const CudaTask& task, const Tiling& tiling, int sm_count) {
-  // Bytes per clock.
-  constexpr double kL2ToSm = 64,  // that one SM can load from L2
-      kL2Share = 24,              // an SM's share of the bandwidth of L2, if all SMs load
-      kSharedMemory = 128;        // from the shared memory of an SM
-  constexpr double kExchangeLatency =
-      900;                               // from a store in one SM to a load in another that sees it
-  constexpr double kPassOverhead = 600;  // of a pass, without its product
-  const double multiply_adds =           // of an SM per clock
+  // In bytes per clock:
+  constexpr double kL2ToSm = 64;         // what one SM can load from L2
+  constexpr double kL2Share = 24;        // the share of each SM in the bandwidth of L2
+  constexpr double kSharedMemory = 128;  // the bandwidth of the shared memory of an SM
+  // In clocks:
+  constexpr double kExchangeLatency = 900;  // from a store in one SM until another SM can load it
+  constexpr double kPassOverhead = 600;     // a pass without its product
+  const double multiply_adds =              // per clock, in one SM
       task.ffma()                     ? 128
       : task.dtype == Dtype::kFloat32 ? 512
                                       : 1024;
   const auto k_size = static_cast<double>(task.k_size());
-  const double bytes = k_size * static_cast<double>(task.element_bytes());  // of a row's state
+  const double bytes = k_size * static_cast<double>(task.element_bytes());  // of an exchanged row
   const double matrix = matrix_rows(task.backward, tiling.units);
   const double all_rows = static_cast<double>(task.batch) * tiling.directions;
   const double exchange = std::max(tiling.group_rows * bytes / kL2ToSm,
@@ -143,8 +147,8 @@ inline double step_clocks(const CudaTask& task, const Tiling& tiling, int sm_cou
   return walk * task.directions / tiling.directions;
 }
 
-// The division that takes the fewest clocks among those whose blocks can all run at the same time
-// with the shared memory that they need; nothing if there is none.
+// Returns the division that takes the fewest clocks, among those whose blocks can all run at the
+// same time with the shared memory that they need. Returns nothing if there is none.
 inline std::optional<Tiling> best_tiling(const CudaTask& task, const CudaDevice& device) {
   const bool possible = task.dtype != Dtype::kFloat64 && device.capability >= 80 &&
                         task.hidden_size > 0 && task.hidden_size <= (1 << 20) && task.batch > 0 &&

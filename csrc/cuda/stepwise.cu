@@ -1,7 +1,8 @@
-// Stepwise engine: one launch per time step, after the GEMM of that step. One thread owns a unit of
-// a row and calls the step functions that the CPU calls too. What limits it is the launch itself:
-// a step moves at most a few megabytes. With layer normalization a block has a whole row of a step,
-// whose sums its threads share.
+// The kernels of the stepwise engine: one launch for a step, after the GEMM of that step. They call
+// step_row() (equations/), as the CPU does.
+//
+// A thread computes one unit of a row. With layer normalization a block computes a whole row, since
+// the sums run over the row. The launch bounds a step, which moves a few megabytes at most.
 #include <algorithm>
 
 #include "../dtype_list.h"
@@ -14,10 +15,10 @@ namespace fastlstm {
 namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
-constexpr int64_t kMaxGridY = 1024;  // fills any GPU; CUDA's own limit is 65535
-constexpr int64_t kMaxRowGrid = 65535;
+// The most blocks along y of a grid of units, which fill any GPU, and the most of a grid of rows.
+constexpr int64_t kMaxGridY = 1024, kMaxRowGrid = 65535;
 
-// A thread that has one unit of a row.
+// The ThreadGroup of one thread that computes one unit.
 struct OneUnit {
   int64_t unit;
 
@@ -27,23 +28,24 @@ struct OneUnit {
   }
 };
 
-// Units along x, rows along y; rows beyond the grid are reached by striding.
+// Units lie along x of the grid, rows along y. A thread computes several rows if the batch has more
+// than the grid.
 template <template <typename, typename> class S, typename T, typename A>
 __global__ void __launch_bounds__(kThreads) units_kernel(S<T, A> step) {
   const int64_t unit = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (unit >= step.hidden_size) return;
   const int64_t rows_per_grid = int64_t(gridDim.y) * blockDim.y;
-#pragma unroll 1  // most grids reach all rows at once; a count of the rounds would take a division
+#pragma unroll 1  // almost always one round; to unroll it the kernel would divide by rows_per_grid
   for (int64_t row = int64_t(blockIdx.y) * blockDim.y + threadIdx.y; row < step.rows;
        row += rows_per_grid)
     step_row(step, row, is_reset(step, row), OneUnit{unit});
 }
 
-// The threads of a block, which has a whole row. Sums are added in a fixed order: in each warp by
-// shuffles, then those of the warps.
+// The ThreadGroup of a block that computes a whole row. Sums have a fixed order: first the lanes of
+// each warp, by shuffles, then the warps.
 template <typename A>
 struct RowBlock {
-  A* partial;  // [kWarps] in shared memory
+  A* warp_sums;  // [kWarps] in shared memory
   int64_t thread;
 
   template <typename F>
@@ -54,13 +56,14 @@ struct RowBlock {
   FASTLSTM_INLINE A total(int64_t n, const F& f) const {
     A sum(0);
 #if defined(__CUDA_ARCH__) || defined(FASTLSTM_EMULATOR)
-    __syncthreads();  // what f reads may be another thread's; and all have read the last total
+    // f may read what other threads wrote, and all threads must have read the last warp_sums.
+    __syncthreads();
     for (int64_t k = thread; k < n; k += kThreads) sum += f(k);
     for (int lanes = 16; lanes > 0; lanes /= 2) sum += shuffle_xor(sum, lanes);
-    if (thread % 32 == 0) partial[thread / 32] = sum;
+    if (thread % 32 == 0) warp_sums[thread / 32] = sum;
     __syncthreads();
     sum = A(0);
-    for (int warp = 0; warp < kWarps; ++warp) sum += partial[warp];
+    for (int warp = 0; warp < kWarps; ++warp) sum += warp_sums[warp];
 #endif
     return sum;
   }
@@ -82,7 +85,7 @@ cudaError_t launch_step(const S<T, A>& step, cudaStream_t stream) {
     const dim3 grid(static_cast<unsigned>(std::min(step.rows, kMaxRowGrid)));
     return launch(rows_kernel<S, T, A>, grid, dim3(kThreads), kWarps * sizeof(A), stream, step);
   } else {
-    int64_t width = 32;  // lanes along the units: no wider than they are
+    int64_t width = 32;  // the threads of a block along the units: at least a warp
     while (width < kThreads && width < step.hidden_size) width *= 2;
     const int64_t height = kThreads / width;
     const int64_t grid_y = std::min(divide_up(step.rows, height), kMaxGridY);

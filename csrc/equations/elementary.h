@@ -1,24 +1,25 @@
-// sigmoid and tanh for float and double. On a GPU they call CUDA's functions. The float sigmoid
-// divides by __fdividef, which may be 2 ulp off, because an IEEE division takes as long as the rest
-// of the function. On the host they have no branches and no library calls, so that the compiler can
-// vectorize a loop over them. They are templates, so that cpu/vec.h can use them with explicit
-// vectors.
+// sigmoid and tanh for float and double.
 //
-// Both rest on exp(x) = 2^k exp(r), where k is the integer nearest to x / ln(2) and r = x - k
-// ln(2). A polynomial with the least relative error on [-ln(2)/2, ln(2)/2] (Remez's algorithm)
-// gives exp(r) - 1. With its coefficients rounded to the type, the relative error of the polynomial
-// is 1.7e-8 in float and 3.4e-17 in double. This is 0.3 of the unit roundoff (2^-24 and 2^-53).
+// On a GPU they call CUDA's functions. The float sigmoid divides by __fdividef, whose error is up
+// to 2 ulp: an IEEE division would take as long as the rest of the function.
 //
-// The sigmoid of a large negative number is exactly 0. A tiny result instead would make all later
-// arithmetic run on subnormal numbers, which is slow.
+// On the host they have no branches and no library calls, so that the compiler can vectorize a loop
+// over them. They are templates, so that cpu/vec.h can use them with vectors. Both use
+// exp(x) = 2^k exp(r), where k is the integer nearest to x / ln(2), and r = x - k ln(2). A
+// polynomial computes exp(r) - 1. It has the least relative error on [-ln(2)/2, ln(2)/2] (Remez's
+// algorithm): with coefficients rounded to the type 1.7e-8 in float and 3.4e-17 in double, which is
+// 0.3 of the unit roundoff (2^-24 and 2^-53).
+//
+// The sigmoid of a large negative number is exactly 0. A subnormal result would slow down all later
+// arithmetic with it.
 #pragma once
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 
-// FASTLSTM_INLINE: always inlined, and for host and device with nvcc. FASTLSTM_INLINE_LAMBDA stands
-// after the parameters of a long lambda. GCC inlines only short lambdas by itself, and it does not
-// vectorize a loop that contains a call.
+// FASTLSTM_INLINE makes a function always inline, and with nvcc a function of host and device.
+// FASTLSTM_INLINE_LAMBDA, after the parameters of a lambda, makes a long lambda always inline. GCC
+// inlines only short ones by itself, and it does not vectorize a loop that contains a call.
 #if defined(__CUDACC__)
 #define FASTLSTM_INLINE __host__ __device__ __forceinline__
 #define FASTLSTM_INLINE_LAMBDA
@@ -41,9 +42,9 @@ FASTLSTM_INLINE To bits_as(From from) {
   return to;
 }
 
-// x * y + sum, rounded once if the target has a fused multiply-add. All builds forbid the compiler
-// to fuse by itself. Otherwise the last bits would depend on its choice: in f * c + i * g it could
-// fuse either product, and its choice changes with the code around the expression.
+// Returns x * y + sum, rounded once if the target has a fused multiply-add. All builds forbid the
+// compiler to fuse a multiplication and an addition by itself. In f * c + i * g it could fuse
+// either product, and the last bits of the result would depend on its choice.
 template <typename A>
 FASTLSTM_INLINE A fused(const A& x, const A& y, const A& sum) {
   return x * y + sum;
@@ -70,11 +71,10 @@ template <typename A>
 struct Constants;
 template <>
 struct Constants<float> {
-  using Bits = uint32_t;                             // an integer of the same size
+  using Bits = uint32_t;                             // an integer of the size of a float
   static constexpr float round_shift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   static constexpr float max_exponent = 87.0f, tanh_saturates = 10.0f;  // k = 126 at most
-  static constexpr Bits exponent_bias = 127,
-                        mantissa_bits = 23;  // exponent_bias: the exponent field of 1.0
+  static constexpr Bits exponent_bias = 127, mantissa_bits = 23;
   // The coefficients of (exp(r) - 1) / r, beginning with that of r^0.
   static constexpr double coefficients[] = {1.0,
                                             0.49999998154059619,
@@ -108,8 +108,9 @@ FASTLSTM_INLINE A clamp(A x, A bound) {  // a NaN stays a NaN
   return x > bound ? bound : x;
 }
 
-// 2^(k + exponent_offset), where `shifted` is k + round_shift. The low bits of `shifted` hold k,
-// and are moved into the exponent field.
+// Returns 2^(k + exponent_offset). `shifted` is k + round_shift: its low bits hold the integer k,
+// and are shifted into the exponent field. The second argument is k; the overload for AVX-512 uses
+// it.
 template <int exponent_offset, typename A>
 FASTLSTM_INLINE A power_of_two(A shifted, A) {
   using C = Constants<A>;
@@ -119,7 +120,7 @@ FASTLSTM_INLINE A power_of_two(A shifted, A) {
 
 constexpr double power(int x, int n) { return n == 0 ? 1 : x * power(x, n - 1); }
 
-// (exp(factor * r) - 1) / r by Horner's rule.
+// Returns (exp(factor * r) - 1) / r by Horner's rule, from the coefficient of r^n on.
 template <typename C, int factor, int n = 0, typename A>
 FASTLSTM_INLINE A expm1_over_r(const A& r) {
   constexpr double coefficient = C::coefficients[n] * power(factor, n + 1);
@@ -129,12 +130,13 @@ FASTLSTM_INLINE A expm1_over_r(const A& r) {
     return fused(r, expm1_over_r<C, factor, n + 1>(r), A(coefficient));
 }
 
+// The number scale * (1 + p).
 template <typename A>
 struct Exponential {
-  A scale, p;  // 2^exponent_offset exp(factor x) = scale * (1 + p)
+  A scale, p;
 };
 
-// Computes 2^exponent_offset exp(factor x) for |factor x| <= C::max_exponent.
+// Returns 2^exponent_offset exp(factor x) for |factor x| <= C::max_exponent.
 template <typename C, int factor, int exponent_offset, typename A>
 FASTLSTM_INLINE Exponential<A> exponential(const A& x) {
   constexpr double kLn2 = 0.6931471805599453;
@@ -143,16 +145,16 @@ FASTLSTM_INLINE Exponential<A> exponential(const A& x) {
   return {power_of_two<exponent_offset>(shifted, k), r * expm1_over_r<C, factor>(r)};
 }
 
-// 1 / (1 + exp(-x)), computed as 4 / (4 + 4 exp(-x)). The two formulas give the same bits,
-// unless k of exp(-x) is 126 (in double 1022). Then the result would be subnormal or nearly so,
-// 4 exp(-x) overflows to infinity, and the result is 0.
+// Returns 1 / (1 + exp(-x)), computed as 4 / (4 + 4 exp(-x)). Both formulas give the same bits,
+// except if the k of exp(-x) is 126 (in double 1022). There 1 / (1 + exp(-x)) is subnormal or
+// nearly so, but 4 exp(-x) overflows to infinity, and the result is 0.
 template <typename C, typename A>
 FASTLSTM_INLINE A sigmoid(const A& x) {
   const Exponential<A> e = exponential<C, -1, 2>(clamp(x, A(C::max_exponent)));
   return A(4) / fused(e.scale, A(1) + e.p, A(4));
 }
 
-// tanh(x) = m / (m + 2) with m = exp(2x) - 1, which is accurate near zero too.
+// Returns tanh(x) = m / (m + 2) with m = exp(2x) - 1. This form is accurate near zero too.
 template <typename C, typename A>
 FASTLSTM_INLINE A tanh(const A& x) {
   const Exponential<A> e = exponential<C, 2, 0>(clamp(x, A(C::tanh_saturates)));

@@ -1,11 +1,14 @@
-// One row of one step with layer normalization inside the loop (Ba, Kiros & Hinton, 2016):
+// One row of one step of an LSTM with layer normalization (Ba, Kiros & Hinton, 2016), forward and
+// backward:
 //
 //   pre-activations = LN(W_ih x) gain_ih + b_ih + LN(W_hh h) gain_hh + b_hh
 //   h = o tanh(LN(c) gain_c + bias_c)
 //
-// where LN takes the mean of a row and divides by its standard deviation. The ThreadGroup, one
-// thread or a block, has the whole row: each(n, f) has always the same part for the same n;
-// total(n, f) is the sum of f(k) over all of [0, n), given to every member, and a barrier.
+// LN subtracts the mean of a row and divides by its standard deviation. So these kernels need sums
+// over a whole row, and one ThreadGroup (lstm_step.h) computes the whole row. Besides each(n, f) it
+// has total(n, f): the sum of f(k) over all k in [0, n), which every thread of the group gets.
+// total is a barrier of the group. each() gives a thread the same indices in every call with the
+// same n.
 #pragma once
 #include "lstm_step.h"
 
@@ -28,19 +31,19 @@ template <typename T, typename A>
 struct NormBackwardStep : BackwardStep<T, A>, NormWeights<T> {
   static constexpr bool kWholeRows = true;
 
-  const T* h_gates;   // [rows,4H] h_{t-1} W_hh^T
-  T* d_h_gates;       // [rows,4H] its gradient out (0 for dead rows and where reset)
-  A* d_normed_cells;  // [rows,H] dL/d(LN(c) gain_c + bias_c) out (0 for dead rows)
+  const T* h_gates;  // [rows,4H] h_{t-1} W_hh^T
+  T* d_h_gates;  // [rows,4H] receives the gradient of h_gates; 0 if the row has ended or is reset
+  A* d_normed_cells;  // [rows,H]  receives dL/d(LN(c) gain_c + bias_c); 0 if the row has ended
 };
 
-// x -> (x - mean) * scale
+// LN of one row, as a function of an element: (x - mean) * scale.
 template <typename A>
 struct Normalizer {
   A mean, scale;
   FASTLSTM_INLINE A operator()(A x) const { return (x - mean) * scale; }
 };
 
-// The normalizer of at(k), k < n; inverse_n = 1 / n.
+// Returns LN of the row of n elements at(0), ..., at(n - 1). inverse_n is 1 / n.
 template <typename A, typename ThreadGroup, typename At>
 FASTLSTM_INLINE Normalizer<A> normalizer(const ThreadGroup& group, int64_t n, A inverse_n,
                                          const At& at) {
@@ -49,7 +52,9 @@ FASTLSTM_INLINE Normalizer<A> normalizer(const ThreadGroup& group, int64_t n, A 
   return {mean, inverse_square_root(squares * inverse_n + A(kNormEpsilon))};
 }
 
-// dL/dx from the gradient d of (x - mean) * scale: what the mean and the scale give back.
+// The gradient of an element x of a row through LN, given d, the gradient of LN(x). mean_d is the
+// mean of d over the row, mean_dx the mean of d * LN(x). They are the parts of the gradient that
+// come through the mean and the standard deviation of the row.
 template <typename A>
 struct NormalizerGradient {
   Normalizer<A> normal;
@@ -59,6 +64,7 @@ struct NormalizerGradient {
   }
 };
 
+// x(k) and d(k) return an element of the row and the gradient of LN of that element.
 template <typename A, typename ThreadGroup, typename X, typename D>
 FASTLSTM_INLINE NormalizerGradient<A> normalizer_gradient(const ThreadGroup& group, int64_t n,
                                                           A inverse_n, const Normalizer<A>& normal,
@@ -122,13 +128,13 @@ FASTLSTM_INLINE void step_row(const NormBackwardStep<T, A>& s, int64_t row, bool
   const auto c_prev = [&](int64_t u) { return reset ? A(0) : before[u]; };
   const auto c = [&](int64_t u) { return s.cells[row * hidden_size + u]; };
   const auto normal_c = normalizer<A>(group, hidden_size, inverse_size, c);
-  // h = o tanh(normed)
+  // Backward through h = o tanh(normed).
   group.each(hidden_size, [&](int64_t u) FASTLSTM_INLINE_LAMBDA {
     const A dh = take_hidden_gradient<A>(s, row, u);
     const A normed = fused(A(s.gain_c[u]), normal_c(c(u)), A(s.bias_c[u]));
     const HiddenStateGradient<A> d = hidden_state_backward(gates_at(u).o, normed, dh);
     d_normed[u] = d.c;
-    d_gates[3 * hidden_size + u] = T(d.o_pre);  // where the gates lie here too, o has served
+    d_gates[3 * hidden_size + u] = T(d.o_pre);  // may overwrite gate o, which is not read again
   });
   const auto d_c = normalizer_gradient<A>(group, hidden_size, inverse_size, normal_c, c,
                                           [&](int64_t u) { return d_normed[u] * A(s.gain_c[u]); });

@@ -1,11 +1,10 @@
-// The equations of one LSTM unit, forward and backward. The C++ code has them only here.
+// The equations of one LSTM unit, forward and backward (Hochreiter & Schmidhuber, 1997, with the
+// forget gate of Gers et al., 2000). The C++ code has them only here. The names and the gate order
+// i, f, g, o are those of torch.nn.LSTM; docs/howto/from-the-lecture.md translates the lecture's.
 //
-// Every function is a template over the value type A: float and double on both devices, a vector of
-// units (cpu/vec.h), or at::Tensor. sigmoid(A) and tanh(A) of another type than float and double
-// are found by argument-dependent lookup.
-//
-// Hochreiter & Schmidhuber (1997), with the forget gate of Gers et al. (2000); names and gate
-// order (i, f, g, o) as in torch.nn.LSTM. docs/howto/from-the-lecture.md has the lecture's names.
+// Every function is a template over the value type A: float or double on both devices, a vector of
+// units (cpu/vec.h), or at::Tensor. For a vector or a tensor, argument-dependent lookup finds
+// sigmoid and tanh.
 #pragma once
 #include "elementary.h"
 
@@ -39,7 +38,7 @@ FASTLSTM_INLINE A hidden_state(const A& o, const A& c) {
   return o * tanh(c);
 }
 
-// The gradients of `hidden` with respect to the pre-activation of o, and to c.
+// The gradients of `hidden_state` with respect to the pre-activation of o, and to c.
 template <typename A>
 struct HiddenStateGradient {
   A o_pre, c;

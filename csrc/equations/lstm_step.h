@@ -1,7 +1,9 @@
-// One row of one step: loads, the cell equations, stores. Both devices call step_row(), of which
-// there is one for each kind of step; with `reset` a constant no loop has a branch. A
-// ThreadGroup is what shares a row, one thread or more: each(n, f) calls f(k) for its part of [0,
-// n).
+// One row of one step of the stepwise engine: loads, the cell equations, stores. CPU and CUDA call
+// step_row(), which has an overload for each kind of step. `reset` says whether the state is zeroed
+// before the step; the CPU passes a constant, so that its loops have no branch.
+//
+// A ThreadGroup is the threads that share a row: one thread of a CPU, a thread or a block of a GPU.
+// Its each(n, f) calls f(k) for the calling thread's share of the indices k in [0, n).
 #pragma once
 #include "lstm_math.h"
 #include "lstm_params.h"
@@ -14,7 +16,7 @@ FASTLSTM_INLINE bool is_live(const Step& s, int64_t row) {
 
 FASTLSTM_INLINE bool is_reset(const Step& s, int64_t row) { return s.reset && s.reset[row]; }
 
-// Whether the row's state before this step is h_0, c_0.
+// Whether the state of a row before this step is h_0 and c_0.
 FASTLSTM_INLINE bool is_first_step_of_row(const Step& s, int64_t row) {
   return row >= s.prev_rows || (s.lengths && s.reverse && s.t == s.lengths[row] - 1);
 }
@@ -38,11 +40,11 @@ template <typename T, typename A>
 FASTLSTM_INLINE void store_hidden(const HiddenOutput<T>& s, int64_t row, int64_t unit, A h) {
   const int64_t at = row * s.hidden_size + unit;
   s.h_state[at] = T(h);
-  if (s.h_mask) s.h_seen[at] = T(A(T(h)) * A(s.h_mask[at]));
+  if (s.h_mask) s.h_masked[at] = T(A(T(h)) * A(s.h_mask[at]));
   s.output[row * s.output_stride + unit] = T(h);
 }
 
-// Stores the state of a live row.
+// Stores h_t and c_t of a live row.
 template <typename T, typename A>
 FASTLSTM_INLINE void store_state(const ForwardStep<T, A>& s, int64_t row, int64_t unit, A h, A c) {
   s.c_state[row * s.hidden_size + unit] = c;
@@ -50,7 +52,8 @@ FASTLSTM_INLINE void store_state(const ForwardStep<T, A>& s, int64_t row, int64_
   s.cells[row * s.hidden_size + unit] = c;
 }
 
-// A dead row (t >= lengths[row]): state stays, output is zero, saved values are defined.
+// Stores what a dead row has at this step: zeros as output and gates, and its last c as cells. Its
+// state stays as it is.
 template <typename T, typename A, typename ThreadGroup>
 FASTLSTM_INLINE void dead_row(const ForwardStep<T, A>& s, int64_t row, const ThreadGroup& group) {
   group.each(s.hidden_size, [&](int64_t unit) FASTLSTM_INLINE_LAMBDA {
@@ -91,13 +94,13 @@ FASTLSTM_INLINE void step_row(const ProjectionForwardStep<T, A>& s, int64_t row,
   });
 }
 
-// Whether a row has a step after this one, in walking order.
+// Whether a row has a step after this one in the forward walk.
 template <typename T>
 FASTLSTM_INLINE bool has_next_step(const HiddenGradientInput<T>& s, int64_t row) {
   return row < s.rows_after && (!s.lengths || s.t + (s.reverse ? -1 : 1) < s.lengths[row]);
 }
 
-// Returns dL/dh_t of a unit of a live row, and sets its dh_state to zero.
+// Returns dL/dh_t of a unit of a live row, and sets dh_state of the unit to zero.
 template <typename A, typename T>
 FASTLSTM_INLINE A take_hidden_gradient(const HiddenGradientInput<T>& s, int64_t row, int64_t unit) {
   const int64_t at = row * s.hidden_size + unit;
@@ -119,7 +122,7 @@ FASTLSTM_INLINE void step_row(const ProjectionBackwardStep<T, A>& s, int64_t row
   });
 }
 
-// The row of c_{t-1}, if the row is not reset.
+// Returns c_{t-1} [H] of a row that is not reset.
 template <typename T, typename A>
 FASTLSTM_INLINE const A* cells_before(const BackwardStep<T, A>& s, int64_t row) {
   return (is_first_step_of_row(s, row) ? s.c_0 : s.prev_cells) + row * s.hidden_size;

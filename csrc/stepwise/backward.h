@@ -1,5 +1,6 @@
-// The stepwise engine backward: the walk of a direction in reverse, one kernel and one GEMM per
-// step, and the gradients of the weights and of the input as GEMMs over all steps after it.
+// The stepwise engine, backward. It visits the steps of the forward walk in opposite order, and in
+// each step computes one kernel and one GEMM. After the last step it computes the gradients of the
+// weights and of the input as GEMMs over all steps.
 #pragma once
 #include <optional>
 #include <vector>
@@ -9,16 +10,19 @@
 namespace fastlstm {
 namespace stepwise {
 
-// The part of a call that both directions share, flat over rows, and its gradients.
+// The tensors of a backward call, as flat rows: what both directions read, and the gradients.
 struct BackwardTensors {
   const LayerCall& layer;
   const GradientRequest request;
   const Sizes sizes;
-  Tensor input, output;           // [R,I], zero after the end of each row; [R,D*P]
-  Tensor cells, gates;            // [D,R,H]; [D,R,4H]
-  Tensor d_output, d_cells, c_0;  // [R,D*P] and [D,R,H], or undefined; [D,B,H]
-  Tensor grad_input, grad_h_0, grad_c_0;
-  std::vector<Tensor> grad_weights;  // as BackwardResult has them
+  Tensor input;                      // [R,I], 0 after the end of each row
+  Tensor output, d_output;           // [R,D*P]; d_output may be undefined
+  Tensor cells, d_cells;             // [D,R,H] in state_dtype; d_cells may be undefined
+  Tensor gates;                      // [D,R,4H]
+  Tensor c_0;                        // [D,B,H] in state_dtype
+  Tensor grad_input;                 // [R,I], or empty if it is not requested
+  Tensor grad_h_0, grad_c_0;         // [D,B,P], [D,B,H]; the gradients of h_n and c_n at first
+  std::vector<Tensor> grad_weights;  // in the order of BackwardResult
 
   BackwardTensors(const LayerCall& layer, const BackwardArguments& in)
       : layer(layer), request(in.request), sizes(layer.sizes()) {
@@ -37,14 +41,17 @@ struct BackwardTensors {
     grad_c_0 = final_state_gradient(in.grad_c_n, layer.c_0, state_options);
   }
 
-  // The columns of a direction in output or d_output.
+  // Returns the columns [R,P] of a direction in `output` or `d_output`.
   Tensor of_direction(const Tensor& rows, int64_t d) const {
     return rows.narrow(1, d * sizes.output_size, sizes.output_size);
   }
 
-  // The next direction's, from d_gates [R,4H] and the gradients of W_ih x and of W_hh h_{t-1},
-  // which are d_gates too without layer normalization. h_prev() [R,P] is what W_hh saw; `others`
-  // are the gradients of other weights than these three.
+  // Adds a direction's gradients of the input and the weights, first those of direction 0.
+  //   d_gates    [R,4H] the gradients of the pre-activations
+  //   d_x_gates  [R,4H] the gradient of W_ih x: d_gates, unless there is layer normalization
+  //   d_h_gates  [R,4H] the gradient of W_hh h_{t-1}: likewise
+  //   h_prev()   [R,P]  returns the rows that W_hh multiplied
+  //   others     the gradients of all weights except W_ih, W_hh and b_ih
   void add_gradients(const Direction& w, const Tensor& d_gates, const Tensor& d_x_gates,
                      const Tensor& d_h_gates, const auto& h_prev, Direction others = {}) {
     const bool first = grad_weights.empty();
@@ -52,7 +59,7 @@ struct BackwardTensors {
     if (request.input && !first) grad_input.addmm_(d_x_gates, w.w_ih);
     if (request.return_d_gates)
       return grad_weights.push_back(
-          d_gates.view_symint(layer.sequence(4 * sizes.hidden_size, false)));
+          d_gates.view_symint(layer.sequence_shape(4 * sizes.hidden_size, false)));
     others.w_ih = at::mm(d_x_gates.t(), input);
     others.w_hh = at::mm(d_h_gates.t(), h_prev());
     if (layer.has_bias()) others.b_ih = d_gates.sum(0);
@@ -68,7 +75,7 @@ struct BackwardTensors {
 template <typename T, typename A, typename StepKernels>
 class StepwiseBackward : DirectionWalk {
  public:
-  // d_gates [R,4H]: where the gradients of the gates go.
+  // d_gates [R,4H] receives the gradients of the pre-activations.
   StepwiseBackward(BackwardTensors& call, int64_t d, const Tensor& d_gates)
       : DirectionWalk(call.layer, d),
         call_(call),
@@ -76,9 +83,9 @@ class StepwiseBackward : DirectionWalk {
         gates_(call.gates[d]),
         cells_(call.cells[d]),
         c_0_(call.c_0[d]),
-        h_prev_(previous_hidden(layer_, d, call.of_direction(call.output, d))),
+        h_prev_(multiplied_hidden(layer_, d, call.of_direction(call.output, d))),
         no_d_output_(at::zeros({1, sizes_.hidden_size}, layer_.input.options())),
-        dy_(call.d_output.defined() ? call.of_direction(call.d_output, d) : no_d_output_),
+        d_output_(call.d_output.defined() ? call.of_direction(call.d_output, d) : no_d_output_),
         d_cells_(call.d_cells.defined()
                      ? call.d_cells[d]
                      : at::zeros({1, sizes_.hidden_size}, layer_.state_options())),
@@ -88,8 +95,8 @@ class StepwiseBackward : DirectionWalk {
     if (layer_.projects()) {
       d_hidden_ = at::empty({sizes_.batch, sizes_.hidden_size}, layer_.input.options());
       d_projected_ = at::empty({sizes_.flat_rows, sizes_.output_size}, layer_.input.options());
+      unprojected_ = find_unprojected();
     }
-    if (norms_ || layer_.projects()) keep_unprojected();
   }
 
   void run() {
@@ -107,7 +114,7 @@ class StepwiseBackward : DirectionWalk {
         StepKernels::run(norms_->step(step, at->offset));
       else
         StepKernels::run(step);
-      // Only h_0 comes before the first step.
+      // Before the first step there is only h_0, whose gradient may not be requested.
       if (call_.request.state || at->prev_rows > 0)
         dh.at(0, at->rows).addmm_(d_h_gates.at(at->offset, at->rows), w_.w_hh);
     }
@@ -127,31 +134,31 @@ class StepwiseBackward : DirectionWalk {
   }
 
  private:
-  // The gradient of W_hh h_{t-1}: with layer normalization another one than that of the gates.
+  // The gradient [R,4H] of W_hh h_{t-1}. With layer normalization it differs from d_gates.
   const Tensor& d_h_gates() const { return norms_ ? norms_->d_h_gates() : d_gates_; }
 
-  // o * tanh(c) of all rows, for W_hr's gradient.
-  void keep_unprojected() {
-    const Tensor c = norms_ ? norms_->normalize_cells(cells_) : cells_;
-    if (!layer_.projects()) return;
+  // Returns o tanh(c) of all rows [R,H], 0 after the end of each row.
+  Tensor find_unprojected() const {
+    const Tensor c = norms_ ? norms_->normed_cells() : cells_;
     const Tensor o = gates_.narrow(1, 3 * sizes_.hidden_size, sizes_.hidden_size);
     const Tensor h = hidden_state(o.to(c.scalar_type()), c).to(layer_.input.scalar_type());
-    const auto sequence = layer_.sequence(sizes_.hidden_size, /*per_direction=*/false);
-    unprojected_ = without_padding(layer_, h.view_symint(sequence)).view(h.sizes());
+    const auto sequence = layer_.sequence_shape(sizes_.hidden_size, /*per_direction=*/false);
+    return without_padding(layer_, h.view_symint(sequence)).view(h.sizes());
   }
 
-  // The stride of the rows of a gradient from outside; 0 for the one row of zeros in its place.
+  // Returns the row stride of a gradient. It is 0 for the single row of zeros that stands for a
+  // gradient which was not given.
   static int64_t stride_of(const Tensor& rows) { return rows.size(0) == 1 ? 0 : rows.stride(0); }
 
-  // The part of a step that says where dL/dh_t is.
+  // Returns where a step finds the parts of dL/dh_t.
   HiddenGradientInput<T> hidden_gradient(const WalkStep& at, const WalkStep* after) const {
-    const int64_t stride = stride_of(dy_);
+    const int64_t stride = stride_of(d_output_);
     return {begin(at, sizes_.output_size),
             data<T>(dh_),
             data_or_null<T>(h_mask_),
             after ? after->rows : 0,
             reset_at(after),
-            const_data<T>(dy_) + at.offset * stride,
+            const_data<T>(d_output_) + at.offset * stride,
             stride};
   }
 
@@ -174,8 +181,8 @@ class StepwiseBackward : DirectionWalk {
     return step;
   }
 
-  // dL/dh_0 from the products of the first steps: times h_mask, and zero if that step was reset. A
-  // row without steps keeps dL/dh_n.
+  // Turns dh_, the d_gates W_hh of each row's first step, into dL/dh_0: multiplies it by h_mask,
+  // and sets it to 0 if the first step resets the row. A row of length 0 keeps dL/dh_n.
   void mask_grad_h_0() {
     const OptionalTensor& lengths = layer_.lengths;
     if (h_mask_.defined())
@@ -190,11 +197,13 @@ class StepwiseBackward : DirectionWalk {
 
   BackwardTensors& call_;
   Tensor d_gates_, gates_, cells_, c_0_, h_prev_;
-  Tensor no_d_output_;   // [1,H] zeros
-  Tensor dy_, d_cells_;  // of every flat row, or one row of zeros
-  Tensor dh_, dc_;
-  // With a projection: dL/d(o tanh(c)) of a step [B,H], o tanh(c) [R,H], dL/dh [R,P].
-  Tensor d_hidden_, unprojected_, d_projected_;
+  Tensor no_d_output_;         // [1,H] zeros
+  Tensor d_output_, d_cells_;  // [R,P], [R,H]; one row of zeros if the gradient was not given
+  Tensor dh_, dc_;             // [B,P], [B,H] the gradient of the state
+  // With a projection:
+  Tensor unprojected_;  // [R,H] o tanh(c)
+  Tensor d_hidden_;     // [B,H] the gradient of o tanh(c) of one step
+  Tensor d_projected_;  // [R,P] dL/dh
   std::optional<NormsBackward<T, A>> norms_;
 };
 

@@ -1,7 +1,8 @@
-// The stepwise engine forward, the same for every device: per step one GEMM through ATen and one
-// fused kernel for the cell equations; with a projection a GEMM and a kernel more. It takes every
-// dtype, shape and option; a device adds only struct StepKernels: run(step) for the six kinds of
-// steps in equations/. A CUDA graph can capture it.
+// The stepwise engine, forward. In each step it computes one GEMM by ATen and one kernel for the
+// cell equations; with a projection one more of each. It serves every dtype, shape and option, and
+// a CUDA graph can capture it. The code is the same for every device: a device provides
+// StepKernels, a struct with a static function run(step) for each of the six kinds of steps in
+// equations/.
 #pragma once
 #include <optional>
 
@@ -11,12 +12,14 @@
 namespace fastlstm {
 namespace stepwise {
 
+// Returns b_ih + b_hh [4H].
 inline OptionalTensor bias_of(const Direction& w) {
   if (!w.b_ih.defined()) return std::nullopt;
   return w.b_hh.defined() ? w.b_ih + w.b_hh : w.b_ih;
 }
 
-// x W_ih^T + b of every flat row into x_gates [R,4H]; where the layer normalizes, LN(x W_ih^T) + b.
+// Computes x_gates [R,4H] = x W_ih^T + b_ih + b_hh for every flat row of the input [R,I]. With
+// layer normalization x_gates = LN(x W_ih^T) gain_ih + b_ih + b_hh.
 inline void multiply_input(const LayerCall& layer, const Direction& w, const Tensor& input,
                            Tensor& x_gates) {
   if (layer.has_bias() && !layer.normalizes())
@@ -26,7 +29,7 @@ inline void multiply_input(const LayerCall& layer, const Direction& w, const Ten
   if (layer.normalizes()) x_gates.copy_(RowNorm(x_gates, w.gain_ih, bias_of(w)).y());
 }
 
-// The walk of one direction: its steps, and what is alike in all passes over them.
+// One direction of a call: its steps, and what forward and backward share.
 class DirectionWalk {
  public:
   DirectionWalk(const LayerCall& layer, int64_t d)
@@ -39,12 +42,12 @@ class DirectionWalk {
         reset_(contiguous_or_undefined(layer.reset)),
         h_mask_(layer.h_mask ? layer.h_mask->select(0, d).contiguous() : Tensor()) {}
 
-  // A step of the walk, in which rows have a state of `size` units.
+  // Returns the arguments of a step that all kernels share, for rows of `size` units.
   Step begin(const WalkStep& at, int64_t size) const {
     return {at.t,         at.rows, size, at.prev_rows, d_ == 1, data_or_null<int64_t>(lengths_),
             reset_at(&at)};
   }
-  // Which rows are reset before a step, or nullptr.
+  // Returns which rows are reset before a step, [rows], or nullptr if there are no resets.
   const bool* reset_at(const WalkStep* at) const {
     return at && reset_.defined() ? const_data<bool>(reset_) + at->offset : nullptr;
   }
@@ -61,16 +64,17 @@ class DirectionWalk {
 template <typename T, typename A, typename StepKernels>
 class StepwiseForward : DirectionWalk {
  public:
-  // x_gates [R,4H] holds the input's part, and in the end the activated gates.
+  // x_gates [R,4H] holds the input's part of the gates. run() replaces it by the activated gates.
   StepwiseForward(const LayerCall& layer, int64_t d, const ForwardTensors& to,
                   const Tensor& x_gates)
       : DirectionWalk(layer, d),
         x_gates_(x_gates),
         h_gates_(at::empty({sizes_.batch, 4 * sizes_.hidden_size}, layer.input.options())),
         h_(to.h_n[d]),
-        h_seen_(h_mask_.defined() ? h_ * h_mask_ : h_),
         c_(to.c_n[d]),
-        y_(flat(to.output, sizes_.flat_rows).narrow(1, d * sizes_.output_size, sizes_.output_size)),
+        h_masked_(h_mask_.defined() ? h_ * h_mask_ : h_),
+        output_(flat(to.output, sizes_.flat_rows)
+                    .narrow(1, d * sizes_.output_size, sizes_.output_size)),
         cells_(to.cells.defined() ? to.cells[d] : Tensor()) {
     if (layer.normalizes()) norms_.emplace(w_);
     if (!layer.projects()) return;
@@ -80,9 +84,10 @@ class StepwiseForward : DirectionWalk {
 
   void run() {
     const Tensor w_hh = w_.w_hh.t(), w_hr = layer_.projects() ? w_.w_hr.t() : Tensor();
-    MovingRows h_gates(h_gates_), h_seen(h_seen_), unprojected(unprojected_), projected(projected_);
+    MovingRows h_gates(h_gates_), h_masked(h_masked_), unprojected(unprojected_),
+        projected(projected_);
     for (const WalkStep& at : steps_) {
-      at::mm_out(h_gates.at(0, at.rows), h_seen.at(0, at.rows), w_hh);
+      at::mm_out(h_gates.at(0, at.rows), h_masked.at(0, at.rows), w_hh);
       const ForwardStep<T, A> step = cells(at);
       if (norms_)
         StepKernels::run(norms_->forward(step));
@@ -95,15 +100,15 @@ class StepwiseForward : DirectionWalk {
   }
 
  private:
-  // The part of a step that says where h_t goes.
+  // Returns where a step stores h_t.
   HiddenOutput<T> output_of(const WalkStep& at) const {
-    const int64_t stride = y_.stride(0);
-    T* const y_t = data<T>(y_) + at.offset * stride;
+    const int64_t stride = output_.stride(0);
+    T* const output_t = data<T>(output_) + at.offset * stride;
     return {begin(at, sizes_.output_size),
             data<T>(h_),
             data_or_null<T>(h_mask_),
-            data<T>(h_seen_),
-            y_t,
+            data<T>(h_masked_),
+            output_t,
             stride};
   }
 
@@ -123,8 +128,11 @@ class StepwiseForward : DirectionWalk {
   }
 
   Tensor x_gates_, h_gates_;
-  Tensor h_, h_seen_, c_, y_, cells_;  // h_seen_: as W_hh sees it
-  Tensor unprojected_, projected_;     // [B,H] o tanh(c), and its product with W_hr [B,P]
+  Tensor h_, c_;           // [B,P], [B,H] the state
+  Tensor h_masked_;        // [B,P] h_mask * h, which W_hh multiplies; h_ without h_mask
+  Tensor output_, cells_;  // [R,P] columns of `output`, [R,H]
+  Tensor unprojected_;     // [B,H] o tanh(c); only with a projection, as projected_
+  Tensor projected_;       // [B,P] unprojected_ W_hr^T
   std::optional<StepNorms<T, A>> norms_;
 };
 
@@ -136,7 +144,7 @@ ForwardResult stepwise_forward(const LayerCall& layer, bool save_cells, bool sav
   const Tensor input = flat(layer.input, s.flat_rows);
   const ForwardTensors to(layer, save_cells, save_gates);
   for (int64_t d = 0; d < s.directions; ++d) {
-    // Activated gates overwrite the pre-activations, saved or not.
+    // The activated gates replace x_gates, even if they are not saved.
     Tensor x_gates = save_gates
                          ? flat(to.gates[d], s.flat_rows)
                          : at::empty({s.flat_rows, 4 * s.hidden_size}, layer.input.options());

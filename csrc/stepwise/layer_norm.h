@@ -1,8 +1,7 @@
-// Layer normalization around the stepwise walk, in ATen: what stands outside the loop (the norm of
-// W_ih x, the gradients of gains and biases) and what the row kernels of layer_norm_step.h get.
-// Norms are computed in the state dtype.
+// Layer normalization in the stepwise engine: the parts that ATen computes for all steps at once
+// (the norm of W_ih x, the gradients of gains and biases), and the arguments that the kernels of
+// layer_norm_step.h need besides those of a plain step. Norms are computed in state_dtype.
 #pragma once
-#include <optional>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -23,7 +22,7 @@ class RowNorm {
         at::native_layer_norm(x_, {x.size(-1)}, gain_, shift, kNormEpsilon);
   }
   const Tensor& y() const { return y_; }
-  // The gradients of x, gain and bias from that of y.
+  // Returns the gradients of x, gain and bias, given the gradient of y.
   std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& d_y) const {
     return at::native_layer_norm_backward(d_y.to(x_.scalar_type()), x_, {x_.size(-1)}, mean_,
                                           scale_, gain_, gain_, {true, true, true});
@@ -33,7 +32,7 @@ class RowNorm {
   Tensor x_, gain_, y_, mean_, scale_;
 };
 
-// The weights of the norms for the row kernels, beside a step without them.
+// The weights of layer normalization that a step needs.
 template <typename T, typename A>
 class StepNorms {
  public:
@@ -51,7 +50,8 @@ class StepNorms {
   Tensor gain_hh_, gain_c_, bias_c_;
 };
 
-// Backward of one direction: what the walk needs, and the gradients after it.
+// Layer normalization in the backward walk of one direction: the arguments of a step, and the
+// gradients after the last step.
 template <typename T, typename A>
 class NormsBackward {
  public:
@@ -60,28 +60,27 @@ class NormsBackward {
         norms_(w),
         h_gates_(at::mm(h_prev, w.w_hh.t())),
         d_h_gates_(at::empty_like(h_gates_)),
-        d_normed_cells_(at::empty_like(cells)) {}
+        d_normed_cells_(at::empty_like(cells)),
+        cells_norm_(cells, w.gain_c, w.bias_c) {}
 
-  // The cells [R,H], normalized.
-  const Tensor& normalize_cells(const Tensor& cells) {
-    return cells_.emplace(cells, w_.gain_c, w_.bias_c).y();
-  }
+  // LN(c) gain_c + bias_c of all rows [R,H].
+  const Tensor& normed_cells() const { return cells_norm_.y(); }
   NormBackwardStep<T, A> step(const BackwardStep<T, A>& step, int64_t offset) const {
     const auto at = [&](const Tensor& rows) { return offset * rows.size(1); };
     return {step, norms_.weights(), const_data<T>(h_gates_) + at(h_gates_),
             data<T>(d_h_gates_) + at(d_h_gates_), data<A>(d_normed_cells_) + at(d_normed_cells_)};
   }
-  // dL/d(W_hh h_{t-1}) of all rows, after the walk.
+  // The gradient [R,4H] of W_hh h_{t-1}; complete after the last step.
   const Tensor& d_h_gates() const { return d_h_gates_; }
 
-  // dL/d(W_ih x) of all rows; the gradients of gain_ih, gain_hh, gain_c and bias_c go to
-  // `gradients`.
+  // Returns the gradient [R,4H] of W_ih x, and puts the gradients of gain_ih, gain_hh, gain_c and
+  // bias_c into `gradients`.
   Tensor gradients(const Tensor& input, const OptionalTensor& bias, const Tensor& d_gates,
                    at::ScalarType dtype, Direction& gradients) const {
     const RowNorm x_norm(at::mm(input, w_.w_ih.t()), w_.gain_ih, bias);
     const auto [d_x, d_gain_ih, d_bias] = x_norm.backward(d_gates);
     const auto d_gain_hh = std::get<1>(RowNorm(h_gates_, w_.gain_hh, {}).backward(d_gates));
-    const auto [d_c, d_gain_c, d_bias_c] = cells_->backward(d_normed_cells_);
+    const auto [d_c, d_gain_c, d_bias_c] = cells_norm_.backward(d_normed_cells_);
     gradients.gain_ih = d_gain_ih.to(dtype), gradients.gain_hh = d_gain_hh.to(dtype);
     gradients.gain_c = d_gain_c.to(dtype), gradients.bias_c = d_bias_c.to(dtype);
     return d_x.to(dtype);
@@ -91,7 +90,7 @@ class NormsBackward {
   const Direction& w_;
   StepNorms<T, A> norms_;
   Tensor h_gates_, d_h_gates_, d_normed_cells_;
-  std::optional<RowNorm> cells_;
+  RowNorm cells_norm_;
 };
 
 }  // namespace fastlstm

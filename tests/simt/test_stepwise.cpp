@@ -72,15 +72,15 @@ void run(const Shape& shape, unsigned seed) {
   };
 
   const auto h_mask = converted<T>(problem.h_mask);
-  auto h_state = h_0, h_seen = h_0;  // by W_hh
+  auto h_state = h_0, h_masked = h_0;  // by W_hh
   for (int64_t i = 0; i < B * H; ++i)
-    h_seen[i] = from_double<T>(to_double(h_0[i]) * problem.mask(i));
+    h_masked[i] = from_double<T>(to_double(h_0[i]) * problem.mask(i));
   auto c_state = c_0;
   auto output = unwritten<T>(steps * B * H), gates = unwritten<T>(steps * B * 4 * H);
   auto cells = unwritten<A>(steps * B * H);
   for (int64_t n = 0; n < steps; ++n) {
     const int64_t t = order[n];
-    const T* const seen = shape.masks ? h_seen.data() : h_state.data();
+    const T* const seen = shape.masks ? h_masked.data() : h_state.data();
     const auto h_gates = gemm(seen, w_hh.data(), rows[t], H, 4 * H, true);
     ForwardStep<T, A> step{};
     static_cast<Step&>(step) = step_at(n);
@@ -92,7 +92,7 @@ void run(const Shape& shape, unsigned seed) {
     step.c_state = c_state.data();
     step.cells = shape.save ? &cells[t * B * H] : c_state.data();
     step.h_state = h_state.data();
-    if (shape.masks) step.h_mask = h_mask.data(), step.h_seen = h_seen.data();
+    if (shape.masks) step.h_mask = h_mask.data(), step.h_masked = h_masked.data();
     step.output = &output[t * B * H], step.output_stride = H;
     testing::check(launch_step(step, nullptr) == cudaSuccess, "launch");
   }
@@ -190,16 +190,16 @@ void run_projected(int64_t P) {
   const auto mask_T = converted<T>(mask), projected_T = converted<T>(projected);
   const auto d_output_T = converted<T>(d_output);
 
-  auto h_state = converted<T>(before), h_seen = h_state, output_T = unwritten<T>(B * P);
+  auto h_state = converted<T>(before), h_masked = h_state, output_T = unwritten<T>(B * P);
   ProjectionForwardStep<T, A> forward{};
   static_cast<Step&>(forward) = common;
   forward.projected = projected_T.data(), forward.h_state = h_state.data();
-  forward.h_mask = mask_T.data(), forward.h_seen = h_seen.data();
+  forward.h_mask = mask_T.data(), forward.h_masked = h_masked.data();
   forward.output = output_T.data(), forward.output_stride = P;
   testing::check(launch_step(forward, nullptr) == cudaSuccess, "launch");
   check_close(output_T, output, testing::roundoff<T>(), 0, "output");
   check_close(h_state, h, testing::roundoff<T>(), 0, "h");
-  check_close(h_seen, seen, testing::roundoff<T>(), 2, "h_seen");
+  check_close(h_masked, seen, testing::roundoff<T>(), 2, "h_masked");
 
   auto dh_state = converted<T>(dh), d_projected_T = unwritten<T>(B * P);
   ProjectionBackwardStep<T, A> backward{};
