@@ -171,24 +171,24 @@ struct Block {
     return false;
   }
 
-  // Multiplies the slice by the rows vector_of(row) of a pass. After the next barrier `sums`
-  // returns the results.
-  template <class VectorOf>
-  __device__ void multiply(int pass, const VectorOf& vector_of) const {
-    RowVector<T> vectors[kRowTile / 8];
+  // Multiplies the slice by exchanged_row(row) for the rows of a pass. After the next barrier
+  // `sums` returns the results.
+  template <class RowOf>
+  __device__ void multiply(int pass, const RowOf& exchanged_row) const {
+    ExchangedRow<T> rows[kRowTile / 8];
 #pragma unroll
     for (int j = 0; j < kRowTile / 8; ++j)
-      vectors[j] = vector_of(pass * kRowTile + 8 * j + lane / 4);
-    __syncwarp();  // issues the loads above before the warp waits for other blocks
-    LanePart<T> lane_parts[kRowTile / 8];
+      rows[j] = exchanged_row(pass * kRowTile + 8 * j + lane / 4);
+    __syncwarp();  // the loads above start before the warp waits for other blocks
+    LanePieces<T> lane_pieces[kRowTile / 8];
 #pragma unroll
     for (int j = 0; j < kRowTile / 8; ++j)
-      lane_parts[j] = lane_part(vectors[j], last_chunk, k_size, lane);
+      lane_pieces[j] = pieces_of_lane(rows[j], last_chunk, k_size, lane);
     WarpProduct<P, kRows, kRowTile> product{slice, chunks, lane, {}};
-    add_chunks<kChunks>(product, lane_parts, first_chunk, last_chunk, wait_limit);
+    add_chunks<kChunks>(product, lane_pieces, first_chunk, last_chunk, wait_limit);
     // The widest tile has no register left for this. It keeps the long limit for all waits.
-    for (const auto& part : lane_parts)
-      if (kChunks > 1 && part.is_exchanged) wait_limit = sequence.wait_limit;
+    for (const auto& pieces : lane_pieces)
+      if (kChunks > 1 && pieces.is_exchanged) wait_limit = sequence.wait_limit;
     product.sums.store(partial_sums + warp * kRowTile * partial_stride(kRows), lane);
   }
 
@@ -204,8 +204,9 @@ struct Block {
   }
 
   // Runs one step for kRowTile batch rows: loads what does not depend on other blocks
-  // (load_inputs), multiplies the slice by the exchanged rows (vector_of), computes the cells and
-  // publishes the results (compute_and_publish), then stores what no other block waits for (store).
+  // (load_inputs), multiplies the slice by the exchanged rows (exchanged_row), computes the cells
+  // and publishes the results (compute_and_publish), then stores what no other block waits for
+  // (store).
   template <class Walk>
   __device__ void run_pass(const Walk& walk, const TimeStep& step, int pass) const {
     typename Walk::Inputs inputs[kUnitsPerThread];
@@ -213,7 +214,7 @@ struct Block {
     for (int j = 0; j < kUnitsPerThread; ++j)
       inputs[j] = walk.load_inputs(step, unit(step.t, pass, j));
     if (pass_is_live(step.t, pass))
-      multiply(pass, [&](int row) { return walk.vector_of(step, row); });
+      multiply(pass, [&](int row) { return walk.exchanged_row(step, row); });
     __syncthreads();
     typename Walk::Result results[kUnitsPerThread];
 #pragma unroll

@@ -53,14 +53,14 @@ __device__ void publish(T* address, T value, int unit, bool store) {
 
 // The exchanged row of a batch row, or h_0, by which the slice is multiplied.
 template <typename T>
-struct RowVector {
+struct ExchangedRow {
   const T* values = nullptr;  // nullptr: zeros
   bool is_exchanged = false;  // whether other blocks write it while the kernel runs
 };
 
 // What a lane loads of a row: one piece of each chunk.
 template <typename T>
-struct LanePart {
+struct LanePieces {
   const T* address;  // the lane's piece of chunk 0
   int end;           // the pieces from this chunk on are zeros, and are not loaded
   bool is_exchanged;
@@ -72,7 +72,8 @@ struct LanePart {
 
 // Returns what a lane loads of a row of k_size values, before chunk `last`.
 template <typename T>
-__device__ LanePart<T> lane_part(const RowVector<T>& row, int last, int k_size, int lane) {
+__device__ LanePieces<T> pieces_of_lane(const ExchangedRow<T>& row, int last, int k_size,
+                                        int lane) {
   const int skipped = lane % 4 * (kPerChunk<T> / 4);
   const int end = min(last, (k_size - skipped + kPerChunk<T> - 1) / kPerChunk<T>);
   if (!row.values) return {nullptr, 0, false};
@@ -81,12 +82,6 @@ __device__ LanePart<T> lane_part(const RowVector<T>& row, int last, int k_size, 
 
 // Polls a piece until it is there, or ends the launch after `wait_limit` milliseconds. The clock is
 // read after each load has begun, so that it delays no value.
-__device__ inline void await_piece(const Bits128* piece, uint32_t wait_limit) {
-  uint32_t start = 0;
-  for (bool is_first = true;; is_first = false) {
-    await_store(piece);
-    const Bits128 words = load_exchanged(piece);
-    const uint32_t now = milliseconds();
 __device__ inline void await_piece(const Bits128* piece, uint32_t wait_limit) {
   uint32_t start = 0;
   for (bool is_first = true;; is_first = false) {
@@ -112,33 +107,35 @@ struct LoadedChunks {
   Bits128 words[kChunks][kNTiles];
 
   // Loads the pieces of kChunks chunks from chunk `begin` on.
-  __device__ void load(const LanePart<T> (&lane_parts)[kNTiles], int begin) {
+  __device__ void load(const LanePieces<T> (&lane_pieces)[kNTiles], int begin) {
     for_each_piece([&](int i, int j) {
       words[i][j] = {{0, 0, 0, 0}};
-      if (begin + i < lane_parts[j].end) words[i][j] = load_exchanged(lane_parts[j].at(begin + i));
+      if (begin + i < lane_pieces[j].end)
+        words[i][j] = load_exchanged(lane_pieces[j].at(begin + i));
     });
   }
 
   // Waits until every value is there. It polls one missing piece, and loads the other missing
   // pieces after that one is there. To poll all of them would delay the stores of the values in L2.
-  __device__ void wait(const LanePart<T> (&lane_parts)[kNTiles], int begin, uint32_t wait_limit) {
-    while (const Bits128* const piece = missing_piece(lane_parts, begin)) {
+  __device__ void wait(const LanePieces<T> (&lane_pieces)[kNTiles], int begin,
+                       uint32_t wait_limit) {
+    while (const Bits128* const piece = missing_piece(lane_pieces, begin)) {
       await_piece(piece, wait_limit);
       for_each_piece([&](int i, int j) {
-        if (is_unwritten(words[i][j]) && lane_parts[j].is_exchanged)
-          words[i][j] = load_exchanged(lane_parts[j].at(begin + i));
+        if (is_unwritten(words[i][j]) && lane_pieces[j].is_exchanged)
+          words[i][j] = load_exchanged(lane_pieces[j].at(begin + i));
       });
     }
     __syncwarp();
   }
 
   // Returns the last piece that is missing, or nullptr if none is.
-  __device__ const Bits128* missing_piece(const LanePart<T> (&lane_parts)[kNTiles],
+  __device__ const Bits128* missing_piece(const LanePieces<T> (&lane_pieces)[kNTiles],
                                           int begin) const {
     const Bits128* piece = nullptr;
     for_each_piece([&](int i, int j) {
-      if (lane_parts[j].is_exchanged && is_unwritten(words[i][j]))
-        piece = lane_parts[j].at(begin + i);
+      if (lane_pieces[j].is_exchanged && is_unwritten(words[i][j]))
+        piece = lane_pieces[j].at(begin + i);
     });
     return piece;
   }

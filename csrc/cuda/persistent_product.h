@@ -240,17 +240,17 @@ __device__ Sums<kCount> sum_partials(const float* partial_sums, int tile, int ro
 // Multiplies the chunks [first, last) of a warp, kChunks at a time. While it multiplies some chunks
 // it loads the next ones. await_piece explains `wait_limit`.
 template <int kChunks, class Product, typename T, int kNTiles>
-__device__ void add_chunks(Product& product, const LanePart<T> (&lane_parts)[kNTiles], int first,
+__device__ void add_chunks(Product& product, const LanePieces<T> (&lane_pieces)[kNTiles], int first,
                            int last, uint32_t wait_limit) {
   LoadedChunks<T, kChunks, kNTiles> one, other;
   const auto multiply = [&](auto& loaded, auto& next, int begin) {
     const int end = begin + kChunks;
-    if (end < last) next.load(lane_parts, end);
+    if (end < last) next.load(lane_pieces, end);
     product.add(loaded.words, begin, last);
-    if (end < last) next.wait(lane_parts, end, wait_limit);
+    if (end < last) next.wait(lane_pieces, end, wait_limit);
   };
-  one.load(lane_parts, first);
-  one.wait(lane_parts, first, wait_limit);
+  one.load(lane_pieces, first);
+  one.wait(lane_pieces, first, wait_limit);
   for (int begin = first; begin < last; begin += 2 * kChunks) {
     multiply(one, other, begin);
     if (begin + kChunks < last) multiply(other, one, begin + kChunks);

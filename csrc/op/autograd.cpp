@@ -23,20 +23,20 @@ OptionalTensor if_defined(const Tensor& tensor) {
   return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
 }
 
-// Returns a detached alias: a tensor with the same memory and the same version counter as `tensor`,
-// but without an autograd graph. A wrapper is returned as it is.
+// Returns a tensor with the same memory and the same version counter as `tensor`, but without an
+// autograd graph. A wrapper is returned as it is.
 //
-// Because the version counter is shared, autograd detects writes in place. If the user assigns
-// `weight.data = other` after forward, the alias keeps the old memory, and backward reads the old
-// values. The alias of an output does not refer to the node that saves it, so no reference cycle is
-// left if a hook of saved tensors raises an exception.
-Tensor present_memory(const Tensor& tensor) {
+// Because the alias shares the version counter, autograd detects writes in place. If the user
+// assigns `weight.data = other` after forward, the alias keeps the old memory, and backward reads
+// the old values. The alias of an output does not refer to the node that saves it, so no reference
+// cycle is left if a hook of saved tensors raises an exception.
+Tensor detached_alias(const Tensor& tensor) {
   if (is_wrapper(tensor)) return tensor;
   return Tensor(tensor.unsafeGetTensorImpl()->shallow_copy_and_detach(
       torch::autograd::impl::version_counter(tensor), /*allow_tensor_metadata_change=*/true));
 }
 
-// The arguments and results of forward that backward needs, as autograd saves them.
+// What autograd saves for backward: arguments and results of forward.
 struct SavedCall {
   LstmCall call;
   Tensor output, cells, gates;
@@ -54,23 +54,24 @@ struct SavedCall {
   static void save(AutogradContext* ctx, const LstmCall& call, const ForwardResult& result) {
     const auto& [output, h_n, c_n, cells, gates] = result;
     variable_list saved{call.input, call.h_0, call.c_0};
-    // Backward of a single step reads no output: h_0, which has the same shape, takes its place.
+    // Backward of a single step does not read the output, so h_0, which has its shape, is saved
+    // instead.
     const bool is_one_step =
         !call.batch_sizes && call.h_0.sym_size(0) == 1 && call.input.sym_size(0) == 1;
-    saved.push_back(is_one_step ? call.h_0 : present_memory(output));
-    for (const Tensor* tensor : {&cells, &gates}) saved.push_back(present_memory(*tensor));
+    saved.push_back(is_one_step ? call.h_0 : detached_alias(output));
+    for (const Tensor* tensor : {&cells, &gates}) saved.push_back(detached_alias(*tensor));
     for (const OptionalTensor* option :
          {&call.batch_sizes, &call.lengths, &call.reset, &call.h_mask})
       saved.push_back(option->value_or(Tensor()));
-    for (const Tensor& weight : call.weights) saved.push_back(present_memory(weight));
+    for (const Tensor& weight : call.weights) saved.push_back(detached_alias(weight));
     ctx->save_for_backward(saved);
     ctx->saved_data["layout"] = call.layout;
   }
 };
 
-// Autograd looks for tensors among the arguments of forward. So everything that can have a gradient
-// (input, h_0, c_0 and the weights) is passed once more, as one list of tensors. Autograd does not
-// look into `call`.
+// The op as a node of autograd. Autograd looks for tensors among the arguments of forward, but not
+// into `call`. So all tensors that can have a gradient (input, h_0, c_0 and the weights) are passed
+// a second time, as one list.
 struct LstmFunction : torch::autograd::Function<LstmFunction> {
   static constexpr bool is_traceable = true;  // compiled autograd may trace backward
   static constexpr size_t kFirstWeight = 3;
@@ -109,8 +110,8 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
     // compute the gradients of W_ih and W_hh.
     const bool weights_need_grad = ctx->needs_input_grad({{kFirstWeight, end}});
     const bool return_d_gates = !weights_need_grad && !layout.normalizes;
-    // lstm_backward has no derivative of its own. The guard bypasses the dispatcher's Autograd
-    // fallback for such ops, which would be slow.
+    // lstm_backward has no Autograd kernel. The guard makes the dispatcher skip its slow fallback
+    // for ops without one.
     at::AutoDispatchBelowADInplaceOrView guard;
     auto [grad_input, grad_h_0, grad_c_0, grad_weights] = call_lstm_backward(
         saved.call, {if_defined(grads[0]), if_defined(grads[1]), if_defined(grads[2]),
@@ -119,13 +120,13 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
                      ctx->saved_data["engine"].toStringRef()});
     if (input_needs_grad) result[0] = grad_input;
     if (state_needs_grad) result[1] = grad_h_0, result[2] = grad_c_0;
-    if (weights_need_grad) place(grad_weights, layout, result.begin() + kFirstWeight);
+    if (weights_need_grad) order_gradients(grad_weights, layout, result.begin() + kFirstWeight);
     return result;
   }
 
  private:
-  // Connects the saved weights to their graph again, for second derivatives. They were saved as
-  // detached aliases (present_memory).
+  // Connects the saved weights to their graph again, for second derivatives. They were saved by
+  // detached_alias.
   static void connect_weights(std::vector<Tensor>& weights) {
     const auto node = torch::autograd::get_current_node();
     for (size_t k = 0; k < weights.size(); ++k) {
@@ -136,12 +137,12 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
     }
   }
 
-  // Puts the gradients in the order of the weights. b_hh gets a copy of the gradient of b_ih.
-  static void place(const std::vector<Tensor>& gradients, const WeightLayout& layout,
-                    variable_list::iterator to) {
+  // Stores the gradients from `to` on, in the order of the weights. b_hh gets a copy of the
+  // gradient of b_ih, and not the same tensor, because users scale gradients in place.
+  static void order_gradients(const std::vector<Tensor>& gradients, const WeightLayout& layout,
+                              variable_list::iterator to) {
     for (auto next = gradients.begin(); next != gradients.end();)
       for_each_weight_of(layout, [&](const NamedWeight& weight) {
-        // A copy, because users scale gradients in place.
         *to++ = weight.has_gradient() ? *next++ : std::prev(next)->clone();
       });
   }

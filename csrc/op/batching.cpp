@@ -1,7 +1,7 @@
-// The Batched key, for batched gradients of autograd: is_grads_batched=True, and
-// jacobian(vectorize=True). They use the older vmap, whose fallback does not support ops that
-// return lists of tensors. So this file calls lstm_backward once for each sample. The rule for
-// torch.func's vmap is in fastlstm/engine/op.py.
+// The Batched key, which serves batched gradients of autograd: torch.autograd.grad with
+// is_grads_batched=True, and jacobian with vectorize=True. They use the older vmap, whose fallback
+// does not support ops that return lists of tensors. So this kernel calls lstm_backward once for
+// each sample. The rule for vmap of torch.func is in fastlstm/engine/op.py.
 #include <ATen/LegacyVmapTransforms.h>
 #include <torch/library.h>
 
@@ -12,8 +12,8 @@ namespace {
 
 using Values = std::vector<c10::IValue>;
 
-// Stacks value k of all results along new first dimensions. If the value is a list of tensors, each
-// entry of the list is stacked by itself.
+// Stacks result k of all calls along new first dimensions. If the result is a list of tensors,
+// returns the list of the stacked entries.
 c10::IValue stacked(const std::vector<Values>& results, size_t k, const auto& to_logical) {
   const auto stack = [&](const auto& tensor_of) {
     std::vector<at::Tensor> all;
@@ -28,23 +28,23 @@ c10::IValue stacked(const std::vector<Values>& results, size_t k, const auto& to
   return list;
 }
 
-// Calls the op for each sample. Only tensors can be batched arguments, not the lists of tensors.
+// Calls the op once for each sample. Only tensors can be batched, no list of tensors.
 void sample_by_sample(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const Values arguments = torch::jit::pop(*stack, op.schema().arguments().size());
-  std::vector<size_t> places;
+  std::vector<size_t> batched_indices;
   std::vector<at::Tensor> logical;
   for (size_t k = 0; k < arguments.size(); ++k)
     if (arguments[k].isTensor() && at::isBatchedTensor(arguments[k].toTensor()))
-      places.push_back(k), logical.push_back(arguments[k].toTensor());
+      batched_indices.push_back(k), logical.push_back(arguments[k].toTensor());
   auto views = at::MultiBatchVmapTransform::logicalToPhysical(logical);
-  const int64_t levels = views[0].numBatchDims();  // vmap of vmap has several
+  const int64_t levels = views[0].numBatchDims();  // several for vmap of vmap
   const auto sizes = views[0].tensor().sizes().slice(0, levels).vec();
   std::vector<Values> results(c10::multiply_integers(sizes));
   TORCH_CHECK(!results.empty(), "lstm_backward: expected at least one sample of batched gradients");
   for (size_t n = 0; n < results.size(); ++n) {
     Values call = arguments;
-    for (size_t i = 0; i < places.size(); ++i)
-      call[places[i]] = views[i].tensor().flatten(0, levels - 1)[n];
+    for (size_t i = 0; i < batched_indices.size(); ++i)
+      call[batched_indices[i]] = views[i].tensor().flatten(0, levels - 1)[n];
     op.callBoxed(&call);
     results[n] = std::move(call);
   }

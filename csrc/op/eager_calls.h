@@ -1,7 +1,9 @@
-// Eager calls from Python: the forward op as plain functions, and the checks of a plain call, of
-// tensors that are nothing but tensors. The ways through torch.ops and the same checks in Python
-// take longer than a small step. A call that nothing but the CPU's kernel would see passes the
-// dispatcher by.
+// Eager calls from Python: the forward op as functions, and the checks whether a call is plain.
+// torch.ops and the same checks in Python would take longer than a small step.
+//
+// A call is plain if its tensors are dense CPU tensors of no subclass, and if no tracer, transform,
+// mode or autocast is active. A call skips the dispatcher if it records no gradient and no dispatch
+// key above the CPU kernel is active.
 #pragma once
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/autocast_mode.h>
@@ -13,7 +15,7 @@
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <algorithm>
-#include <cstring>
+#include <iterator>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -27,8 +29,8 @@
 
 namespace fastlstm {
 
-// Whether a call records no gradient, and the dispatcher would find nothing above the CPU's kernel.
-inline bool needs_only_the_cpu(const LstmCall& call) {
+// Whether a call may skip the dispatcher.
+inline bool skips_dispatcher(const LstmCall& call) {
   bool needs_grad = false;
   c10::DispatchKeySet keys;
   const auto add = [&](const Tensor& tensor, const char* = nullptr) {
@@ -39,15 +41,16 @@ inline bool needs_only_the_cpu(const LstmCall& call) {
   for (const Tensor& weight : call.weights) add(weight);
   if (needs_grad && at::GradMode::is_enabled()) return false;
   const auto local = c10::impl::tls_local_dispatch_key_set();
-  const auto passed = c10::autograd_dispatch_keyset_with_ADInplaceOrView |
-                      c10::DispatchKeySet(c10::DispatchKey::BackendSelect);
-  return ((keys | local.included_) - local.excluded_ - passed).highestPriorityTypeId() ==
+  const auto ignored = c10::autograd_dispatch_keyset_with_ADInplaceOrView |
+                       c10::DispatchKeySet(c10::DispatchKey::BackendSelect);
+  return ((keys | local.included_) - local.excluded_ - ignored).highestPriorityTypeId() ==
          c10::DispatchKey::CPU;
 }
 
-// The op without gates; cells are undefined if they are not saved.
-inline ForwardResult run(LstmCall call, const ForwardOptions& options) {
-  if (!needs_only_the_cpu(call)) {
+// Calls the op, or its CPU kernel if the call skips the dispatcher. Cells that are not saved are
+// undefined.
+inline ForwardResult call_eagerly(LstmCall call, const ForwardOptions& options) {
+  if (!skips_dispatcher(call)) {
     ForwardResult result = call_lstm(call, options);
     if (!options.save_cells) std::get<3>(result) = Tensor();
     return result;
@@ -57,7 +60,19 @@ inline ForwardResult run(LstmCall call, const ForwardOptions& options) {
   return lstm_cpu(std::move(call), options);
 }
 
-// A state of zeros where there is none, of the sizes of the input and the weights.
+// Sets h_0 [directions,batch,output_size] and c_0 [directions,batch,hidden_size] to zeros. They are
+// one tensor if they have the same size.
+inline void set_zero_state(LstmCall& call, int64_t directions, int64_t batch, int64_t hidden_size,
+                           int64_t output_size) {
+  const auto zeros = [&](int64_t size) {
+    return at::zeros({directions, batch, size}, call.input.options());
+  };
+  call.c_0 = zeros(hidden_size);
+  call.h_0 = output_size == hidden_size ? call.c_0 : zeros(output_size);
+}
+
+// Returns the call with a state: with zeros of the sizes of the input and the weights if it has
+// none.
 inline LstmCall with_state(LstmCall call) {
   TORCH_CHECK(call.h_0.defined() == call.c_0.defined(),
               "lstm: expected h_0 and c_0, or None for both, got one of them");
@@ -65,21 +80,17 @@ inline LstmCall with_state(LstmCall call) {
   const auto& w = call.weights;
   TORCH_CHECK(w.size() >= 2 && w[0].dim() == 2 && w[1].dim() == 2,
               "lstm: expected weights that begin with W_ih and W_hh, of 2 dimensions each");
-  const int64_t gates = w[0].size(0), output_size = w[1].size(1);
-  const auto directions =
-      static_cast<int64_t>(w.size()) / WeightLayout::of(call.layout).weights_per_direction();
+  const auto count = static_cast<int64_t>(w.size());
   const auto batch = call.batch_sizes        ? call.batch_sizes->select(0, 0).item<int64_t>()
                      : call.input.dim() == 3 ? call.input.size(1)
-                                             : 0;  // an error of the input
-  const auto zeros = [&](int64_t size) {
-    return at::zeros({directions, batch, size}, call.input.options());
-  };
-  call.c_0 = zeros(gates / 4);
-  call.h_0 = output_size == gates / 4 ? call.c_0 : zeros(output_size);
+                                             : 0;  // the op raises an error for such an input
+  set_zero_state(call, count / WeightLayout::of(call.layout).weights_per_direction(), batch,
+                 w[0].size(0) / 4, w[1].size(1));
   return call;
 }
 
-// The arguments of the op; without h_0 and c_0 they are zeros. Returns what it does but the gates.
+// Calls the op with these arguments. Without h_0 and c_0 the state is zeros. Returns output, h_n,
+// c_n and cells.
 inline std::tuple<Tensor, Tensor, Tensor, Tensor> lstm(
     const Tensor& input, const OptionalTensor& h_0, const OptionalTensor& c_0,
     std::vector<Tensor> weights, std::string layout, const OptionalTensor& batch_sizes,
@@ -94,14 +105,15 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor> lstm(
                 lengths,
                 reset,
                 h_mask};
-  auto [output, h_n, c_n, cells, gates] =
-      run(with_state(std::move(call)), {save_cells, /*save_gates=*/false, std::move(engine)});
+  auto [output, h_n, c_n, cells, gates] = call_eagerly(
+      with_state(std::move(call)), {save_cells, /*save_gates=*/false, std::move(engine)});
   return {std::move(output), std::move(h_n), std::move(c_n), std::move(cells)};
 }
 
-// Rows [B,size] as a step [1,B,size]; `alone`: nothing but the CPU's kernel sees it.
-inline Tensor as_step(const Tensor& rows, bool alone) {
-  if (!alone) return rows.unsqueeze(0);
+// Returns rows [B,size] as a sequence [1,B,size] of one step. A call that skips the dispatcher gets
+// a new view without it.
+inline Tensor as_step(const Tensor& rows, bool skips_dispatcher) {
+  if (!skips_dispatcher) return rows.unsqueeze(0);
   Tensor step = at::detail::make_tensor<c10::TensorImpl>(
       c10::TensorImpl::VIEW, c10::Storage(rows.storage()), rows.key_set(), rows.dtype());
   c10::SmallVector<int64_t, 4> sizes{1}, strides{0};
@@ -110,33 +122,35 @@ inline Tensor as_step(const Tensor& rows, bool alone) {
   step.unsafeGetTensorImpl()->set_sizes_and_strides(sizes, strides, rows.storage_offset());
   return step;
 }
-// A step back to rows: a state that nobody else has.
-inline Tensor as_rows(const Tensor& state, bool alone) {
+// Returns a state [1,B,size] as rows [B,size]. If the call skipped the dispatcher, nobody else has
+// the tensor `state`, and it is changed in place.
+inline Tensor as_rows(const Tensor& state, bool skips_dispatcher) {
   const c10::SmallVector<int64_t, 4> sizes(state.sizes().begin() + 1, state.sizes().end());
-  // To autograd it is no view: hooks of a view are lost when it is written to.
-  if (!alone) return at::_unsafe_view(state, sizes);
+  // For autograd the result is not a view, because a write in place would drop the hooks of a view.
+  if (!skips_dispatcher) return at::_unsafe_view(state, sizes);
   state.unsafeGetTensorImpl()->set_sizes_contiguous(sizes);
   return state;
 }
 
-// input [B,I], h and c [B,H], or zeros
+// Calls the op for one step: input [B,I], h and c [B,H], or zeros if they are missing. Returns the
+// new h and c.
 inline std::tuple<Tensor, Tensor> lstm_cell(const Tensor& input, const OptionalTensor& h,
                                             const OptionalTensor& c, std::vector<Tensor> weights,
                                             std::string layout, std::string engine) {
   LstmCall call{input, h.value_or(Tensor()), c.value_or(Tensor()), std::move(weights),
                 std::move(layout)};
-  const bool alone = needs_only_the_cpu(call);
-  // Without gradients the views need no tracking, which costs as much as a small step.
+  const bool skips = skips_dispatcher(call);
+  // Without gradients autograd need not track the views, which takes as long as a small step.
   std::optional<at::AutoDispatchBelowADInplaceOrView> guard;
   if (!at::GradMode::is_enabled()) guard.emplace();
   for (Tensor* const rows : {&call.input, &call.h_0, &call.c_0})
-    if (rows->defined()) *rows = as_step(*rows, alone);
-  const auto [output, h_n, c_n, cells, gates] = run(
+    if (rows->defined()) *rows = as_step(*rows, skips);
+  const auto [output, h_n, c_n, cells, gates] = call_eagerly(
       with_state(std::move(call)), {/*save_cells=*/false, /*save_gates=*/false, std::move(engine)});
-  return {as_rows(h_n, alone), as_rows(c_n, alone)};
+  return {as_rows(h_n, skips), as_rows(c_n, skips)};
 }
 
-// No tracer, transform, mode or autocast is on in this thread.
+// Whether no tracer, transform, mode or autocast is active in this thread.
 inline bool is_plain_thread() {
   const auto included = c10::impl::tls_local_dispatch_key_set().included_;
   return !included.has(c10::DispatchKey::Tracer) &&
@@ -152,28 +166,28 @@ inline bool is_tensor(PyObject* object) {
   return its_class == THPVariableClass || its_class == ParameterClass;
 }
 
-// Whether an object is None or a dense tensor on the CPU, of no subclass. All tensors of numbers
-// must have one dtype, one that the engines compute.
+// Whether an object is None or a tensor of a plain call. All floating point tensors of a call must
+// have one dtype, which the engines compute. `dtype` is the dtype of the first tensor.
 inline bool is_plain(PyObject* object, std::optional<at::ScalarType>& dtype) {
   if (object == Py_None) return true;
   if (!is_tensor(object)) return false;
   const at::Tensor& tensor = THPVariable_Unpack(object);
   if (!tensor.is_cpu() || tensor.layout() != at::kStrided || tensor.is_nested()) return false;
   const auto type = tensor.scalar_type();
-  if (dtype && (type == at::kBool || type == at::kLong)) return true;  // resets, lengths
+  if (dtype && (type == at::kBool || type == at::kLong)) return true;  // reset, lengths
   if (!dtype) dtype = type;
   return type == *dtype &&
          (type == at::kFloat || type == at::kDouble || type == at::kBFloat16 || type == at::kHalf);
 }
 
 using Objects = at::ArrayRef<PyObject*>;
-// The items of a list or tuple, or else the object itself.
+// Returns the items of a list or a tuple. Any other object is its only item.
 inline Objects items_of(PyObject* const& object) {
   if (!PyList_CheckExact(object) && !PyTuple_CheckExact(object)) return object;
   return {PySequence_Fast_ITEMS(object), static_cast<size_t>(Py_SIZE(object))};
 }
 
-// Whether is_plain holds for all of these objects, or for their items.
+// Whether a call of these objects is plain. An object may be a list or a tuple of tensors.
 inline bool are_all_plain(Objects objects) {
   std::optional<at::ScalarType> dtype;
   const auto plain = [&](PyObject* item) { return is_plain(item, dtype); };
@@ -182,7 +196,7 @@ inline bool are_all_plain(Objects objects) {
          });
 }
 
-// Whether the weights are the parameters that a module has now under these names.
+// Whether the weights are the parameters that a module has under these names now.
 inline bool are_parameters(Objects weights, PyObject* parameters, Objects names) {
   const auto is_named = [&](PyObject* weight, PyObject* name) {
     return weight == PyDict_GetItem(parameters, name);
@@ -199,83 +213,104 @@ inline bool has_shape(PyObject* object, PyObject* shape) {
          std::ranges::equal(THPVariable_Unpack(object).sizes(), items_of(shape), is);
 }
 
-// The arguments of `plain_lstm`, which module.cpp describes.
+// The arguments of plain_lstm; op/module.cpp describes them.
+#define FASTLSTM_FOR_EACH_PLAIN_ARGUMENT(macro)                                         \
+  macro(input) macro(hx) macro(weights) macro(layout) macro(parameters) macro(names)    \
+      macro(lengths) macro(reset) macro(input_size) macro(hidden_size) macro(proj_size) \
+          macro(num_layers) macro(bias) macro(bidirectional) macro(batch_first) macro(dropout)
 struct PlainArguments {
-  PyObject *input, *hx, *weights, *layout, *parameters, *names, *lengths, *reset;
-  PyObject *input_size, *hidden_size, *proj_size, *num_layers;
-  PyObject *bias, *bidirectional, *batch_first, *dropout;
+#define FASTLSTM_MEMBER(name) PyObject* name;
+  FASTLSTM_FOR_EACH_PLAIN_ARGUMENT(FASTLSTM_MEMBER)
+#undef FASTLSTM_MEMBER
 };
 
-// The call that these arguments make, steps first; nothing where something else has to be decided,
-// or to see the call. Prepacked weights give no gradients, and are bytes instead of numbers.
-inline std::optional<LstmCall> plain_call(const PlainArguments& a) {
-  const auto size = [](PyObject* object) { return from_python<int64_t>(object, 0); };
-  const auto flag = [](PyObject* object) { return from_python<bool>(object, 0); };
-  const auto tensor = [](PyObject* object) { return from_python<OptionalTensor>(object, 0); };
-  auto layout = from_python<std::string>(a.layout, 3);
-  const auto weight_layout = WeightLayout::of(layout);
-  const bool prepacked = !weight_layout.format.empty();
-  const bool has_state = PyTuple_CheckExact(a.hx) && Py_SIZE(a.hx) == 2;
-  if (size(a.num_layers) != 1 || flag(a.bias) != weight_layout.bias || !PyFloat_Check(a.dropout) ||
-      !THPVariable_Check(a.input) || (a.hx != Py_None && !has_state) ||
-      !are_all_plain({a.input, a.hx, prepacked ? Py_None : a.weights, a.lengths, a.reset}) ||
-      !(prepacked || are_parameters(items_of(a.weights), a.parameters, items_of(a.names))))
-    return {};
-  OptionalTensor h_0, c_0, lengths = tensor(a.lengths), reset = tensor(a.reset);
-  if (has_state) h_0 = tensor(PyTuple_GET_ITEM(a.hx, 0)), c_0 = tensor(PyTuple_GET_ITEM(a.hx, 1));
-  const int64_t hidden_size = size(a.hidden_size), proj_size = size(a.proj_size);
-  const int64_t output_size = proj_size > 0 ? proj_size : hidden_size;
-  const int64_t directions = flag(a.bidirectional) ? 2 : 1;
-  const bool batch_first = flag(a.batch_first);
-  Tensor input = THPVariable_Unpack(a.input);
-  if (input.dim() != 3 || input.size(2) != size(a.input_size)) return {};
-  if (has_state && !(h_0 && c_0)) return {};
-  const int64_t batch = input.size(batch_first ? 0 : 1);
-  const auto has = [](const OptionalTensor& tensor, at::ScalarType dtype, at::IntArrayRef shape) {
-    return !tensor || (tensor->scalar_type() == dtype && tensor->sizes() == shape);
+// Reads the arguments of a Python call by name. `names` is the tuple of the names, of which Python
+// has one string each. If names are missing or unknown, the extension does not fit the Python
+// files, and the error is one that they do not catch.
+inline PlainArguments plain_arguments(PyObject* const* values, PyObject* names) {
+  struct Argument {
+    PyObject* name;
+    PyObject* PlainArguments::* member;
   };
-  const auto dtype = input.scalar_type();
-  if (!has(h_0, dtype, {directions, batch, output_size}) ||
-      !has(c_0, dtype, {directions, batch, hidden_size}) || !has(lengths, at::kLong, {batch}) ||
-      !has(reset, at::kBool, input.sizes().slice(0, 2)))
-    return {};
-  const auto needs_grad = [](const OptionalTensor& t) { return t && t->requires_grad(); };
-  if (prepacked && at::GradMode::is_enabled() &&
-      (needs_grad(input) || needs_grad(h_0) || needs_grad(c_0)))
-    return {};
-  if (batch_first) input = input.transpose(0, 1);
-  if (batch_first && reset) reset = reset->transpose(0, 1);
-  if (!has_state) {
-    c_0 = at::zeros({directions, batch, hidden_size}, input.options());
-    h_0 = output_size == hidden_size ? c_0
-                                     : at::zeros({directions, batch, output_size}, input.options());
+#define FASTLSTM_ARGUMENT(name) {PyUnicode_InternFromString(#name), &PlainArguments::name},
+  static const Argument kArguments[] = {FASTLSTM_FOR_EACH_PLAIN_ARGUMENT(FASTLSTM_ARGUMENT)};
+#undef FASTLSTM_ARGUMENT
+  PlainArguments arguments;
+  const size_t count = names ? PyTuple_GET_SIZE(names) : 0;
+  bool fits = count == std::size(kArguments);
+  for (size_t k = 0; fits && k < count; ++k) {
+    PyObject* const name = PyTuple_GET_ITEM(names, k);
+    const auto* const argument = kArguments[k].name == name
+                                     ? &kArguments[k]
+                                     : std::ranges::find(kArguments, name, &Argument::name);
+    fits = argument != std::end(kArguments);
+    if (fits) arguments.*argument->member = values[k];
   }
-  auto weights = from_python<std::vector<Tensor>>(a.weights, 2);
-  return LstmCall{
-      std::move(input), *h_0, *c_0, std::move(weights), std::move(layout), {}, std::move(lengths),
-      std::move(reset)};
+  if (fits) return arguments;
+  PyErr_Format(PyExc_SystemError, "plain_lstm: other arguments than expected: %R", names);
+  throw python_error();
 }
 
-// The results of nn.LSTM, or None where the call is not plain.
-inline PyObject* plain_lstm(PyObject*, PyObject* const* args, Py_ssize_t count) {
+// Returns the call that these arguments make, steps first. Returns nothing if the call is not
+// plain, or if Python has to decide whether it is an error. Prepacked weights are bytes, not
+// checked here, and have no gradients.
+inline std::optional<LstmCall> plain_call(const PlainArguments& a) {
+  LstmCall call;
+  call.layout = from_python<std::string>(a.layout, "layout");
+  const auto weight_layout = WeightLayout::of(call.layout);
+  const bool is_prepacked = !weight_layout.format.empty();
+  const bool has_state = PyTuple_CheckExact(a.hx) && Py_SIZE(a.hx) == 2;
+  if (from_python<int64_t>(a.num_layers, "num_layers") != 1 ||
+      from_python<bool>(a.bias, "bias") != weight_layout.bias || !PyFloat_Check(a.dropout) ||
+      !THPVariable_Check(a.input) || (a.hx != Py_None && !has_state) ||
+      !are_all_plain({a.input, a.hx, is_prepacked ? Py_None : a.weights, a.lengths, a.reset}) ||
+      !(is_prepacked || are_parameters(items_of(a.weights), a.parameters, items_of(a.names))))
+    return {};
+  call.input = THPVariable_Unpack(a.input);
+  call.lengths = from_python<OptionalTensor>(a.lengths, "lengths");
+  call.reset = from_python<OptionalTensor>(a.reset, "reset");
+  const auto hidden_size = from_python<int64_t>(a.hidden_size, "hidden_size");
+  const auto proj_size = from_python<int64_t>(a.proj_size, "proj_size");
+  const int64_t output_size = proj_size > 0 ? proj_size : hidden_size;
+  const int64_t directions = from_python<bool>(a.bidirectional, "bidirectional") ? 2 : 1;
+  const bool batch_first = from_python<bool>(a.batch_first, "batch_first");
+  if (call.input.dim() != 3 ||
+      call.input.size(2) != from_python<int64_t>(a.input_size, "input_size") ||
+      (call.reset && call.reset->sizes() != call.input.sizes().slice(0, 2)))
+    return {};
+  const int64_t batch = call.input.size(batch_first ? 0 : 1);
+  if (has_state) {
+    call.h_0 = from_python<Tensor>(PyTuple_GET_ITEM(a.hx, 0), "hx");
+    call.c_0 = from_python<Tensor>(PyTuple_GET_ITEM(a.hx, 1), "hx");
+    if (call.h_0.sizes() != at::IntArrayRef({directions, batch, output_size}) ||
+        call.c_0.sizes() != at::IntArrayRef({directions, batch, hidden_size}))
+      return {};
+  } else {
+    set_zero_state(call, directions, batch, hidden_size, output_size);
+  }
+  if (is_prepacked && at::GradMode::is_enabled() &&
+      (call.input.requires_grad() || call.h_0.requires_grad() || call.c_0.requires_grad()))
+    return {};
+  if (batch_first) call.input = call.input.transpose(0, 1);
+  if (batch_first && call.reset) call.reset = call.reset->transpose(0, 1);
+  call.weights = from_python<std::vector<Tensor>>(a.weights, "weights");
+  return call;
+}
+
+// Returns the results of nn.LSTM, or None if plain_call returns nothing.
+inline PyObject* plain_lstm(PyObject*, PyObject* const* values, Py_ssize_t, PyObject* names) {
   HANDLE_TH_ERRORS
-  PlainArguments arguments;
-  TORCH_CHECK_TYPE(count * sizeof(PyObject*) == sizeof arguments, "expected ",
-                   sizeof arguments / sizeof(PyObject*), " arguments, got ", count);
-  std::memcpy(&arguments, args, sizeof arguments);
+  const PlainArguments arguments = plain_arguments(values, names);
   const auto call = plain_call(arguments);
   if (!call) Py_RETURN_NONE;
   auto [output, h_n, c_n, cells, gates] = [&] {
-    const WithoutGil others_run;
-    return run(*call, {/*save_cells=*/false, /*save_gates=*/false, "auto"});
+    const WithoutGil no_gil;
+    return call_eagerly(*call, {/*save_cells=*/false, /*save_gates=*/false, "auto"});
   }();
   if (arguments.batch_first == Py_True) output = output.transpose(0, 1);
-  THPObjectPtr state(to_python(std::tuple(std::move(h_n), std::move(c_n))));
-  THPObjectPtr results(PyTuple_New(2));
-  if (!results) throw python_error();
-  PyTuple_SET_ITEM(results.get(), 0, THPVariable_Wrap(std::move(output)));
-  PyTuple_SET_ITEM(results.get(), 1, state.release());
-  return results.release();
+  const THPObjectPtr state(to_python(std::tuple(std::move(h_n), std::move(c_n))));
+  const THPObjectPtr first(THPVariable_Wrap(std::move(output)));
+  return PyTuple_Pack(2, first.get(), state.get());
   END_HANDLE_TH_ERRORS
 }
 

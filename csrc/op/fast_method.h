@@ -1,5 +1,5 @@
-// Makes a Python function of a C++ function of tensors. It takes its arguments by position.
-// pybind11's conversion of arguments would take as long as a small step.
+// Makes a Python function of a C++ function of tensors. The Python function takes its arguments by
+// position. pybind11 would take as long for them as a small step.
 #pragma once
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
@@ -15,10 +15,11 @@
 
 namespace fastlstm {
 
+// Converts a Python object to a T. An error names the argument by its index or its name.
 template <typename T>
-T from_python(PyObject* object, size_t place) {
+T from_python(PyObject* object, const auto& argument) {
   const auto expect = [&](bool is, const char* what) {
-    TORCH_CHECK_TYPE(is, "argument ", place, ": expected ", what, ", got ",
+    TORCH_CHECK_TYPE(is, "argument ", argument, ": expected ", what, ", got ",
                      Py_TYPE(object)->tp_name);
   };
   if constexpr (std::is_same_v<T, bool>) {
@@ -43,29 +44,30 @@ T from_python(PyObject* object, size_t place) {
     tensors.reserve(size);
     for (Py_ssize_t k = 0; k < size; ++k)
       tensors.push_back(from_python<Tensor>(
-          is_list ? PyList_GET_ITEM(object, k) : PyTuple_GET_ITEM(object, k), place));
+          is_list ? PyList_GET_ITEM(object, k) : PyTuple_GET_ITEM(object, k), argument));
     return tensors;
-  } else {  // a Tensor, or one that may be missing
+  } else {  // Tensor or OptionalTensor
     if (std::is_same_v<T, OptionalTensor> && object == Py_None) return T();
     expect(THPVariable_Check(object), "a Tensor");
     return THPVariable_Unpack(object);
   }
 }
 
-// Tensors as a Python tuple; an undefined tensor becomes None.
+// Returns tensors as a Python tuple. An undefined tensor becomes None.
 template <typename... Tensors>
 PyObject* to_python(std::tuple<Tensors...> results) {
   THPObjectPtr tuple(PyTuple_New(sizeof...(Tensors)));
   if (!tuple) throw python_error();
   Py_ssize_t k = 0;
   std::apply(
-      [&](Tensors&... each) {
-        (PyTuple_SET_ITEM(tuple.get(), k++, THPVariable_Wrap(std::move(each))), ...);
+      [&](Tensors&... tensors) {
+        (PyTuple_SET_ITEM(tuple.get(), k++, THPVariable_Wrap(std::move(tensors))), ...);
       },
       results);
   return tuple.release();
 }
 
+// Releases the GIL while it exists.
 struct WithoutGil {
   PyThreadState* const state = PyEval_SaveThread();
   ~WithoutGil() { PyEval_RestoreThread(state); }
@@ -76,13 +78,13 @@ PyObject* call_from_python(Result (*function)(Args...), PyObject* const* args, P
   TORCH_CHECK_TYPE(count == sizeof...(Args), "expected ", sizeof...(Args), " arguments, got ",
                    count);
   return [&]<size_t... I>(std::index_sequence<I...>) {
-    // `arguments` is not moved into the function. Releasing the last C++ reference to a tensor that
-    // Python refers to acquires the GIL. So the tuple releases its references here, when this
-    // thread holds the GIL again.
+    // The function gets copies, and `arguments` keeps its references to the tensors until this
+    // thread holds the GIL again: torch takes the GIL when the last C++ reference to a tensor goes
+    // that has a Python object (c10/util/intrusive_ptr.h).
     const std::tuple<std::decay_t<Args>...> arguments{
         from_python<std::decay_t<Args>>(args[I], I)...};
     return to_python([&] {
-      const WithoutGil others_run;
+      const WithoutGil no_gil;
       return std::apply(function, arguments);
     }());
   }(std::index_sequence_for<Args...>());

@@ -13,14 +13,14 @@ namespace py = pybind11;
 using namespace py::literals;
 
 template <auto function>
-static PyMethodDef method(const char* name, const char* doc) {
+static PyMethodDef method(const char* name, const char* doc, int flags = METH_FASTCALL) {
   const auto untyped = reinterpret_cast<void (*)()>(function);
-  return {name, reinterpret_cast<PyCFunction>(untyped), METH_FASTCALL, doc};
+  return {name, reinterpret_cast<PyCFunction>(untyped), flags, doc};
 }
 
 // The version of the functions below. A change of their arguments needs another number here and in
 // fastlstm/_build.py, which refuses a module of another version.
-constexpr int kInterface = 1;
+constexpr int kInterface = 2;
 
 static PyMethodDef kEagerCalls[] = {
     method<fastlstm::fast_method<&fastlstm::lstm>>(
@@ -28,28 +28,32 @@ static PyMethodDef kEagerCalls[] = {
         "lstm(input: Tensor, h_0: Tensor | None, c_0: Tensor | None, weights: list, layout: str, "
         "batch_sizes: Tensor | None, lengths: Tensor | None, reset: Tensor | None, "
         "h_mask: Tensor | None, save_cells: bool, engine: str) -> tuple\n\n"
-        "torch.ops.fastlstm.lstm, or lstm_prepacked, without the last result; cells are None if "
-        "they "
-        "are not saved, and a state that is None is zeros."),
+        "Calls the op lstm or lstm_prepacked. Returns output, h_n, c_n and cells, which are None if "
+        "they are not saved. If h_0 and c_0 are None, the state is zeros."),
     method<fastlstm::fast_method<&fastlstm::lstm_cell>>(
         "lstm_cell",
         "lstm_cell(input: Tensor, h: Tensor | None, c: Tensor | None, weights: list, layout: str, "
-        "engine: str) -> tuple\n\nOne step: input [B,I], h and c [B,H]."),
+        "engine: str) -> tuple\n\n"
+        "Calls the op for one step: input [B,I], h and c [B,H], zeros if they are None. Returns "
+        "the new h and c."),
     method<fastlstm::plain_lstm>(
         "plain_lstm",
-        "plain_lstm(input, hx, weights, layout: str, parameters: dict, names, lengths, reset, "
+        "plain_lstm(*, input, hx, weights, layout: str, parameters: dict, names, lengths, reset, "
         "input_size: int, hidden_size: int, proj_size: int, num_layers: int, bias: bool, "
-        "bidirectional: bool, batch_first: bool, dropout: float)\n\nA call of one layer as its "
-        "module gets it; None if it is not plain, or if the weights are not the parameters of "
-        "these names."),
+        "bidirectional: bool, batch_first: bool, dropout: float)\n\n"
+        "Calls the op with the arguments and the attributes of an LSTM of one layer. Returns the "
+        "results of nn.LSTM, or None if the call is not plain or if the weights are not the "
+        "parameters of these names.",
+        METH_FASTCALL | METH_KEYWORDS),
     method<fastlstm::are_plain>("are_plain",
-                                "are_plain(*tensors) -> bool\n\nWhether an eager call of these "
-                                "tensors, lists of tensors and "
-                                "None concerns nothing but the CPU's kernels."),
+                                "are_plain(*tensors) -> bool\n\n"
+                                "Whether an eager call of these tensors, lists of tensors and None "
+                                "concerns only the CPU kernels."),
     method<fastlstm::are_described>(
         "are_described",
-        "are_described(weights, parameters: dict, names, shapes) -> bool\n\nWhether the weights "
-        "are the parameters of these names, of no subclass and of these shapes."),
+        "are_described(weights, parameters: dict, names, shapes) -> bool\n\n"
+        "Whether the weights are the parameters of these names, of no subclass and of these "
+        "shapes."),
     {nullptr, nullptr, 0, nullptr}};
 
 static std::vector<fastlstm::OptionalTensor> gradients_by_python(

@@ -34,9 +34,9 @@ BackwardResult lstm_backward_meta(LstmCall call, const BackwardArguments& argume
 
 }  // namespace
 
-// layer_call.h has the shapes of the tensors, WeightLayout explains `layout`. engine: "auto" or the
-// name of an engine. h_mask has no gradient. lstm_prepacked is lstm with prepacked weights; it is
-// an op of its own because autograd and autocast must not touch these weights.
+// core/layer_call.h states the shapes of the tensors, WeightLayout explains `layout`, and `engine`
+// is "auto" or the name of an engine. h_mask has no gradient. lstm_prepacked is lstm with prepacked
+// weights. It is a separate op because autograd and autocast must not touch these weights.
 TORCH_LIBRARY(fastlstm, m) {
   const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
   for (const std::string name : {"lstm", "lstm_prepacked"})

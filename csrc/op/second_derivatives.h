@@ -1,5 +1,6 @@
-// Gradients that can be differentiated again. Only the Python module has them (op/module.cpp), so
-// that the ops can be built into a program without Python (examples/cpp).
+// Gradients that can be differentiated again. They are computed in Python, and only the Python
+// module sets the function (op/module.cpp). So a program without Python can contain the ops
+// (examples/cpp).
 #pragma once
 #include <vector>
 

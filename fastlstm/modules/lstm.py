@@ -80,22 +80,22 @@ class SequenceModule(nn.Module):
                 if layer is not None:
                     weights, layout, parameters, names = layer
                     plain = _build.library.plain_lstm(
-                        input,
-                        hx,
-                        weights,
-                        layout,
-                        parameters,
-                        names,
-                        lengths,
-                        bool_reset,
-                        self.input_size,
-                        self.hidden_size,
-                        self.proj_size,
-                        self.num_layers,
-                        self.bias,
-                        self.bidirectional,
-                        self.batch_first,
-                        self.dropout,
+                        input=input,
+                        hx=hx,
+                        weights=weights,
+                        layout=layout,
+                        parameters=parameters,
+                        names=names,
+                        lengths=lengths,
+                        reset=bool_reset,
+                        input_size=self.input_size,
+                        hidden_size=self.hidden_size,
+                        proj_size=self.proj_size,
+                        num_layers=self.num_layers,
+                        bias=self.bias,
+                        bidirectional=self.bidirectional,
+                        batch_first=self.batch_first,
+                        dropout=self.dropout,
                     )
         except (AttributeError, RuntimeError, TypeError):
             plain = None  # the code below raises it again, or nn.LSTM decides
