@@ -17,14 +17,13 @@ bool is_wrapper(const Tensor& tensor) {
   return tensor.key_set().has_any(wrappers);
 }
 
-static void make_defined(Tensor& tensor, const Tensor& like, at::ScalarType dtype) {
-  if (!tensor.defined()) tensor = at::empty({0}, like.options().dtype(dtype));
-}
-
 ForwardResult without_undefined(ForwardResult result) {
   auto& [output, h_n, c_n, cells, gates] = result;
-  make_defined(cells, output, state_dtype(output.scalar_type()));
-  make_defined(gates, output, output.scalar_type());
+  const auto empty = [&](at::ScalarType dtype) {
+    return at::empty({0}, output.options().dtype(dtype));
+  };
+  if (!cells.defined()) cells = empty(state_dtype(output.scalar_type()));
+  if (!gates.defined()) gates = empty(output.scalar_type());
   return result;
 }
 

@@ -85,22 +85,12 @@ ForwardResult call_lstm(const LstmCall& call, const ForwardOptions& options);
 BackwardResult call_lstm_backward(const LstmCall& call, const BackwardArguments& arguments);
 
 // The type in which the dispatcher passes a member of the structs above. `owned` converts it back.
+c10::string_view passed(const std::string&);
+at::TensorList passed(const std::vector<Tensor>&);
+bool passed(const bool&);
+const auto& passed(const auto& value) { return value; }
 template <typename T>
-struct Passed {
-  using type = const T&;
-};
-template <>
-struct Passed<std::string> {
-  using type = c10::string_view;
-};
-template <>
-struct Passed<std::vector<Tensor>> {
-  using type = at::TensorList;
-};
-template <>
-struct Passed<bool> {
-  using type = bool;
-};
+using Passed = decltype(passed(std::declval<const T&>()));
 inline std::string owned(c10::string_view text) { return std::string(text); }
 inline std::vector<Tensor> owned(at::TensorList tensors) { return tensors.vec(); }
 const auto& owned(const auto& value) { return value; }
@@ -115,7 +105,7 @@ template <auto function, typename Call, typename Options>
 struct DispatcherFunction;
 template <auto function, typename... C, typename... O>
 struct DispatcherFunction<function, std::tuple<const C&...>, std::tuple<const O&...>> {
-  static auto run(typename Passed<C>::type... call, typename Passed<O>::type... options) {
+  static auto run(Passed<C>... call, Passed<O>... options) {
     return without_undefined(function({owned(call)...}, {owned(options)...}));
   }
 };

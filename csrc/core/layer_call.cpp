@@ -1,5 +1,7 @@
 #include "core/layer_call.h"
 
+#include <ATen/OpMathType.h>
+
 #include "core/operators.h"
 
 namespace fastlstm {
@@ -99,16 +101,6 @@ Dtype dtype_of(at::ScalarType dtype) {
   }
 }
 
-at::ScalarType state_dtype(at::ScalarType dtype) {
-  switch (dtype) {
-#define FASTLSTM_STATE(T, A, name) \
-  case at::k##name:                \
-    return c10::CppTypeToScalarType<A>::value;
-    FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_STATE)
-#undef FASTLSTM_STATE
-    default:
-      TORCH_INTERNAL_ASSERT(false, "check_layer lets no ", dtype, " pass");
-  }
-}
+at::ScalarType state_dtype(at::ScalarType dtype) { return at::toOpMathType(dtype); }
 
 }  // namespace fastlstm

@@ -23,7 +23,7 @@ namespace fastlstm {
 //   fragment_b()  makes a FragmentB of the two words of b that the lane has loaded
 //   mma()         computes d += a b. A lane has four elements of d, as in the mma instruction
 
-template <typename Value>
+template <typename Value, void (*kMma)(float (&)[4], const Bits128&, uint32_t, uint32_t)>
 struct TensorCores {
   using T = Value;
   using FragmentA = Bits128;
@@ -32,25 +32,14 @@ struct TensorCores {
   };
   static __device__ uint32_t operand(uint32_t word) { return word; }
   static __device__ FragmentB fragment_b(uint32_t low, uint32_t high) { return {low, high}; }
-};
-
-struct BFloat16Mma : TensorCores<bfloat16> {
   static __device__ void mma(float (&d)[4], const FragmentA& a, const FragmentB& b) {
-    mma_bfloat16(d, a, b.low, b.high);
+    kMma(d, a, b.low, b.high);
   }
 };
-
-struct Float16Mma : TensorCores<float16> {
-  static __device__ void mma(float (&d)[4], const FragmentA& a, const FragmentB& b) {
-    mma_float16(d, a, b.low, b.high);
-  }
-};
-
-struct Tf32Mma : TensorCores<float> {
+struct BFloat16Mma : TensorCores<bfloat16, mma_bfloat16> {};
+struct Float16Mma : TensorCores<float16, mma_float16> {};
+struct Tf32Mma : TensorCores<float, mma_tf32> {
   static __device__ uint32_t operand(uint32_t word) { return to_tf32(bits_as<float>(word)); }
-  static __device__ void mma(float (&d)[4], const FragmentA& a, const FragmentB& b) {
-    mma_tf32(d, a, b.low, b.high);
-  }
 };
 
 // IEEE float32 without tensor cores. Each lane computes the same four elements of d as in the mma

@@ -4,6 +4,8 @@
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/object_ptr.h>
+#include <torch/csrc/utils/python_numbers.h>
+#include <torch/csrc/utils/python_strings.h>
 
 #include <string>
 #include <tuple>
@@ -27,24 +29,16 @@ T from_python(PyObject* object, const auto& argument) {
     return object == Py_True;
   } else if constexpr (std::is_same_v<T, int64_t>) {
     expect(PyIndex_Check(object) && !PyBool_Check(object), "an int");
-    const int64_t number = PyLong_AsLongLong(object);
-    if (number == -1 && PyErr_Occurred()) throw python_error();
-    return number;
+    return THPUtils_unpackIndex(object);
   } else if constexpr (std::is_same_v<T, std::string>) {
     expect(PyUnicode_Check(object), "a str");
-    Py_ssize_t size = 0;
-    const char* const text = PyUnicode_AsUTF8AndSize(object, &size);
-    if (!text) throw python_error();
-    return {text, static_cast<size_t>(size)};
+    return THPUtils_unpackString(object);
   } else if constexpr (std::is_same_v<T, std::vector<Tensor>>) {
-    const bool is_list = PyList_Check(object);
-    expect(is_list || PyTuple_Check(object), "a list of Tensors");
-    const Py_ssize_t size = Py_SIZE(object);
+    expect(PyList_Check(object) || PyTuple_Check(object), "a list of Tensors");
     T tensors;
-    tensors.reserve(size);
-    for (Py_ssize_t k = 0; k < size; ++k)
-      tensors.push_back(from_python<Tensor>(
-          is_list ? PyList_GET_ITEM(object, k) : PyTuple_GET_ITEM(object, k), argument));
+    tensors.reserve(Py_SIZE(object));
+    for (Py_ssize_t k = 0; k < Py_SIZE(object); ++k)
+      tensors.push_back(from_python<Tensor>(PySequence_Fast_GET_ITEM(object, k), argument));
     return tensors;
   } else {  // Tensor or OptionalTensor
     if (std::is_same_v<T, OptionalTensor> && object == Py_None) return T();
