@@ -64,10 +64,10 @@ struct BackwardArguments {
 // tensor for them, and the op an empty one (see `without_undefined`).
 using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 // grad_input, grad_h_0, grad_c_0, grad_weights. grad_weights holds the gradients of each direction
-// in the order of the weights, without b_hh, whose gradient is equal to that of b_ih. Without
-// request.state the values of grad_h_0 and grad_c_0 are not defined. With request.return_d_gates
-// grad_weights holds one tensor for each direction instead: d_gates [T,B,4H] or [R,4H], the
-// gradients of the pre-activations of i, f, g and o.
+// in the order of the weights. b_hh has none there: its gradient is equal to the gradient of b_ih.
+// Without request.state the values of grad_h_0 and grad_c_0 are not defined. With
+// request.return_d_gates grad_weights holds one tensor for each direction instead: d_gates [T,B,4H]
+// or [R,4H], the gradients of the pre-activations of i, f, g and o.
 using BackwardResult = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>;
 
 // True for wrapper tensors (functorch, fake, conjugate view, ...): their memory does not hold the
@@ -80,7 +80,8 @@ inline Tensor in_memory(const Tensor& tensor) {
   return is_wrapper(tensor) ? tensor.clone() : tensor;
 }
 
-// Call an op through the dispatcher: lstm_prepacked if the weights are prepacked, else lstm.
+// Call the ops through the dispatcher. call_lstm calls lstm_prepacked if the weights are prepacked,
+// and lstm otherwise.
 ForwardResult call_lstm(const LstmCall& call, const ForwardOptions& options);
 BackwardResult call_lstm_backward(const LstmCall& call, const BackwardArguments& arguments);
 

@@ -48,7 +48,7 @@ struct NamedWeight {
   Extent rows, columns = Extent::kNone;  // its shape
 
   bool is_matrix() const { return columns != Extent::kNone; }
-  // The gradients of b_ih and b_hh are equal, so backward returns that of b_ih only.
+  // The gradients of b_ih and b_hh are equal, so backward returns only the gradient of b_ih.
   bool has_gradient() const { return tensor != &Direction::b_hh; }
 };
 constexpr NamedWeight kWeights[] = {

@@ -1,5 +1,5 @@
-// Which engine of the op serves a call on a GPU: the persistent one if it is requested by name,
-// otherwise the stepwise one, which takes every call.
+// Chooses the engine of the op for a call on a GPU: the persistent engine if it is requested by
+// name, otherwise the stepwise engine, which serves every call.
 #pragma once
 #include <c10/cuda/CUDAFunctions.h>
 
@@ -38,7 +38,7 @@ inline int64_t free_sms() {
 
 // Returns Sequence::wait_limit, in milliseconds, as the environment sets it.
 inline uint32_t wait_limit() {
-  constexpr int64_t kMaxSeconds = 100'000;  // 20 times as many milliseconds are a uint32_t
+  constexpr int64_t kMaxSeconds = 100'000;  // 20'000 times as many fit into a uint32_t
   static const int64_t seconds = number_from_environment("FASTLSTM_WAIT_SECONDS", "seconds", 1, 60);
   return static_cast<uint32_t>(1000 * std::min(seconds, kMaxSeconds));
 }

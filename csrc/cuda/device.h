@@ -76,13 +76,13 @@ cudaError_t launch_cooperative(void (*kernel)(P...), dim3 grid, dim3 block, size
 // that take 30 clocks and more. For an int it is a shuffle, which all lanes of the warp must call.
 //
 // shared_memory returns the dynamic shared memory of the block. prefetch loads into L2 what a later
-// step needs. shuffle and shuffle_xor are those of a whole warp.
+// step needs. shuffle and shuffle_xor exchange values among all lanes of a warp.
 //
 // mma_* compute d += a b for a tile of 16x8x16 (16-bit) or 16x8x8 (TF32) per warp. The PTX manual
 // shows which lane has which element, under "Matrix Fragments for mma".
 
-// Whether the target has the instructions of the persistent kernels. The planner sends none to
-// others.
+// Whether the target has the instructions of the persistent kernels. On other targets the planner
+// does not use these kernels.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
 constexpr bool kRunsPersistent = false;
 #else
@@ -159,7 +159,7 @@ __device__ inline uint32_t milliseconds() {
 __device__ inline void give_up() {
   printf("fastlstm: a block waits in vain for the values of others\n");
   __trap();
-  __builtin_unreachable();  // else ptxas keeps what comes after in registers
+  __builtin_unreachable();  // without it ptxas would keep more values in registers
 }
 
 // Only the emulator needs a pause.

@@ -41,8 +41,8 @@ struct DeviceSequence {
       std::vector<int64_t> host(steps + batch);  // offsets, then lengths
       for (int64_t t = 0, offset = 0; t < steps; offset += size[t], ++t) {
         host[t] = offset;
-        const int64_t going_on = t + 1 < steps ? size[t + 1] : 0;
-        std::fill(&host[steps] + going_on, &host[steps] + size[t], t + 1);
+        const int64_t rows_after = t + 1 < steps ? size[t + 1] : 0;
+        std::fill(&host[steps] + rows_after, &host[steps] + size[t], t + 1);
       }
       table = at::empty({steps + batch}, layer.input.options().dtype(at::kLong));
       int64_t* const data = table.mutable_data_ptr<int64_t>();

@@ -47,7 +47,7 @@ struct ForwardDirection {
   T* exchange;    // [R,W]  exchanged; receives h_t, and 0 in columns H to W. Is `output` if W = H
   float* cells;   // [R,H]  receives c_t; may be nullptr
   T* h_n;         // [B,H]  h_0; receives h_n. Rows of length 0 keep h_0
-  float* c_n;     // [B,H]  c_0; receives c_n, likewise
+  float* c_n;     // [B,H]  c_0; receives c_n. Rows of length 0 keep c_0
 
   template <class Function>
   FASTLSTM_INLINE void for_each_pointer(const Function& f) {

@@ -101,7 +101,7 @@ __device__ inline void await_piece(const Bits128* piece, uint32_t wait_limit) {
   }
 }
 
-// The pieces that a lane loads at once: those of kChunks chunks of kNTiles rows.
+// The pieces that a lane loads at once, of kChunks chunks of kNTiles rows.
 template <typename T, int kChunks, int kNTiles>
 struct LoadedChunks {
   Bits128 words[kChunks][kNTiles];

@@ -12,6 +12,7 @@
 
 namespace fastlstm {
 
+// Returns W_hh [4H,H] of each direction, contiguous.
 inline std::vector<Tensor> contiguous_w_hh(const LayerCall& layer) {
   std::vector<Tensor> w_hh;
   for (const Direction& w : layer.directions) w_hh.push_back(w.w_hh.contiguous());
@@ -35,7 +36,7 @@ void launch_directions(Call& call, const LayerCall& layer, const Tiling& tiling,
     const cudaError_t error = launch_walk(call, tiling, stream);
     TORCH_CHECK(error == cudaSuccess, "lstm: the launch of the persistent engine with ",
                 tiling.blocks(), " blocks at once failed: ", cudaGetErrorString(error),
-                ". Where MPS or another program holds multiprocessors, FASTLSTM_FREE_SMS=N leaves "
+                ". If MPS or another program holds multiprocessors, FASTLSTM_FREE_SMS=N leaves "
                 "it N of them; the engine \"stepwise\" serves every call.");
   }
 }
@@ -47,6 +48,7 @@ ForwardResult persistent_forward(const LayerCall& layer, const Tiling& tiling, b
   const int64_t hidden = s.hidden_size, width = tiling.exchange_width;
   const auto options = layer.input.options();
   const Tensor input = flat(layer.input, s.flat_rows);
+  // Even if gates are not saved, their memory holds the input's part of the gates.
   ForwardTensors to(layer, save_cells, /*save_gates=*/true);
   const Tensor h_0 = exchangeable(layer.h_0, width);
   const Tensor exchange =
@@ -84,9 +86,6 @@ BackwardResult persistent_backward(const LayerCall& layer, const Tiling& tiling,
   const int64_t hidden = s.hidden_size, width = tiling.exchange_width;
   const auto options = layer.input.options();
   const DeviceSequence tables(layer, tiling.has_passes());
-  const auto h_prev_of = [&](int64_t d) {
-    return multiplied_hidden(layer, d, tensors.of_direction(tensors.output, d));
-  };
   const Tensor d_gates = at::empty({s.directions, s.flat_rows, 4 * width}, options);
   const std::vector<Tensor> w_hh = contiguous_w_hh(layer);
 
@@ -109,7 +108,9 @@ BackwardResult persistent_backward(const LayerCall& layer, const Tiling& tiling,
   for (int64_t d = 0; d < s.directions; ++d) {
     const Tensor rows = d_gates[d].view({s.flat_rows, 4, width}).narrow(2, 0, hidden);
     const Tensor dense = rows.reshape({s.flat_rows, 4 * hidden});  // copies if width > hidden
-    tensors.add_gradients(layer.directions[d], dense, dense, dense, [&] { return h_prev_of(d); });
+    tensors.add_gradients(layer.directions[d], dense, dense, dense, [&] {
+      return multiplied_hidden(layer, d, tensors.of_direction(tensors.output, d));
+    });
   }
   return tensors.result();
 }

@@ -19,6 +19,7 @@ constexpr int kWarps = 8, kThreads = 32 * kWarps;
 constexpr int kChunkBytes = 64;     // a chunk of a row; 4 lanes load 16 bytes each
 constexpr int kPartialPadding = 4;  // floats between rows of partial sums: no bank conflicts
 
+// What the planner knows about a GPU.
 struct CudaDevice {
   int sm_count;
   int capability;        // 10 * major + minor
@@ -50,8 +51,8 @@ struct CudaTask {
   // of d_gates: hidden_size, rounded up so that a row is a multiple of 16 bytes. The values after
   // the hidden units are zeros, which the block with the last units stores.
   int64_t exchange_width() const {
-    const int64_t piece = std::max<int64_t>((backward ? 4 : 16) / element_bytes(), 1);
-    return round_up(hidden_size, piece);
+    const int64_t multiple = std::max<int64_t>((backward ? 4 : 16) / element_bytes(), 1);
+    return round_up(hidden_size, multiple);
   }
   // The K of the products: the number of values in an exchanged row of h, or of d_gates in
   // backward.
@@ -118,7 +119,7 @@ inline Tiling make_tiling(const CudaTask& task, int units, int row_tile, int row
 }
 
 // Estimates the clocks that a step of all directions takes, to compare divisions on one GPU. The
-// numbers are those of an H100's data sheet, or estimates. None of them was measured.
+// numbers are taken from an H100's data sheet, or estimated. None of them was measured.
 inline double step_clocks(const CudaTask& task, const Tiling& tiling, int sm_count) {
   // In bytes per clock:
   constexpr double kL2ToSm = 64;         // what one SM can load from L2

@@ -75,7 +75,7 @@ struct Constants<float> {
   static constexpr float round_shift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   static constexpr float max_exponent = 87.0f, tanh_saturates = 10.0f;  // k = 126 at most
   static constexpr Bits exponent_bias = 127, mantissa_bits = 23;
-  // The coefficients of (exp(r) - 1) / r, beginning with that of r^0.
+  // The coefficients of (exp(r) - 1) / r, from r^0 on.
   static constexpr double coefficients[] = {1.0,
                                             0.49999998154059619,
                                             0.16666543621031182,

@@ -5,9 +5,9 @@
 // distance between two rows in elements. T is the dtype of the tensors, A the dtype of the cell
 // state and of the arithmetic (float for the 16-bit types, else T itself).
 //
-// Only `lengths`, `reset`, `reset_after` and `h_mask` may be nullptr. If an output is not
-// requested, its pointer is that of another output, and a missing gradient is one row of zeros with
-// stride 0. So the loop over units has no branch.
+// Only `lengths`, `reset`, `reset_after` and `h_mask` may be nullptr. An output that is not
+// requested has the pointer of another output. A missing gradient is one row of zeros with stride
+// 0. So the loop over units has no branch.
 //
 // A row is live at step t if it has not ended. A dead row keeps its state, and its output is zero.
 //   dense    rows = B, all of them live

@@ -21,6 +21,7 @@ FASTLSTM_INLINE bool is_first_step_of_row(const Step& s, int64_t row) {
   return row >= s.prev_rows || (s.lengths && s.reverse && s.t == s.lengths[row] - 1);
 }
 
+// Loads the four gates of a unit from a row [4H].
 template <typename T, typename A>
 FASTLSTM_INLINE Gates<A> load_gates(const T* row, int64_t unit, int64_t hidden_size) {
   return {A(row[unit]), A(row[unit + hidden_size]), A(row[unit + 2 * hidden_size]),

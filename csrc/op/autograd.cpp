@@ -1,4 +1,4 @@
-// The Autograd key. Forward saves cells and gates. Backward is an op of its own, so that a compiled
+// The Autograd key. Forward saves cells and gates. Backward is a separate op, so that a compiled
 // graph holds one forward and one backward node for any number of steps. Under create_graph the
 // gradients are computed by fastlstm/engine/second_derivatives.py instead, whose operations can be
 // differentiated.

@@ -71,8 +71,8 @@ inline void set_zero_state(LstmCall& call, int64_t directions, int64_t batch, in
   call.h_0 = output_size == hidden_size ? call.c_0 : zeros(output_size);
 }
 
-// Returns the call with a state: with zeros of the sizes of the input and the weights if it has
-// none.
+// Returns the call with a state. If the state is missing, it becomes zeros, of the sizes of the
+// input and the weights.
 inline LstmCall with_state(LstmCall call) {
   TORCH_CHECK(call.h_0.defined() == call.c_0.defined(),
               "lstm: expected h_0 and c_0, or None for both, got one of them");
@@ -122,8 +122,8 @@ inline Tensor as_step(const Tensor& rows, bool skips_dispatcher) {
   step.unsafeGetTensorImpl()->set_sizes_and_strides(sizes, strides, rows.storage_offset());
   return step;
 }
-// Returns a state [1,B,size] as rows [B,size]. If the call skipped the dispatcher, nobody else has
-// the tensor `state`, and it is changed in place.
+// Returns a state [1,B,size] as rows [B,size]. If the call skipped the dispatcher, only this
+// function has the tensor, and changes its sizes in place.
 inline Tensor as_rows(const Tensor& state, bool skips_dispatcher) {
   const c10::SmallVector<int64_t, 4> sizes(state.sizes().begin() + 1, state.sizes().end());
   // For autograd the result is not a view, because a write in place would drop the hooks of a view.
@@ -214,26 +214,27 @@ inline bool has_shape(PyObject* object, PyObject* shape) {
 }
 
 // The arguments of plain_lstm; op/module.cpp describes them.
-#define FASTLSTM_FOR_EACH_PLAIN_ARGUMENT(macro)                                         \
-  macro(input) macro(hx) macro(weights) macro(layout) macro(parameters) macro(names)    \
-      macro(lengths) macro(reset) macro(input_size) macro(hidden_size) macro(proj_size) \
-          macro(num_layers) macro(bias) macro(bidirectional) macro(batch_first) macro(dropout)
+#define FASTLSTM_PLAIN_ARGUMENTS(macro)                                                      \
+  macro(input), macro(hx), macro(weights), macro(layout), macro(parameters), macro(names),   \
+      macro(lengths), macro(reset), macro(input_size), macro(hidden_size), macro(proj_size), \
+      macro(num_layers), macro(bias), macro(bidirectional), macro(batch_first), macro(dropout)
 struct PlainArguments {
-#define FASTLSTM_MEMBER(name) PyObject* name;
-  FASTLSTM_FOR_EACH_PLAIN_ARGUMENT(FASTLSTM_MEMBER)
+#define FASTLSTM_MEMBER(name) *name
+  PyObject FASTLSTM_PLAIN_ARGUMENTS(FASTLSTM_MEMBER);
 #undef FASTLSTM_MEMBER
 };
 
-// Reads the arguments of a Python call by name. `names` is the tuple of the names, of which Python
-// has one string each. If names are missing or unknown, the extension does not fit the Python
-// files, and the error is one that they do not catch.
+// Reads the arguments of a Python call by name. `names` is the tuple of the names; Python has one
+// string for each name. Missing or unknown names mean that the extension does not fit the Python
+// files. Then the error is a SystemError, which the Python files do not catch.
 inline PlainArguments plain_arguments(PyObject* const* values, PyObject* names) {
   struct Argument {
     PyObject* name;
     PyObject* PlainArguments::* member;
   };
-#define FASTLSTM_ARGUMENT(name) {PyUnicode_InternFromString(#name), &PlainArguments::name},
-  static const Argument kArguments[] = {FASTLSTM_FOR_EACH_PLAIN_ARGUMENT(FASTLSTM_ARGUMENT)};
+#define FASTLSTM_ARGUMENT(name) \
+  Argument { PyUnicode_InternFromString(#name), &PlainArguments::name }
+  static const Argument kArguments[] = {FASTLSTM_PLAIN_ARGUMENTS(FASTLSTM_ARGUMENT)};
 #undef FASTLSTM_ARGUMENT
   PlainArguments arguments;
   const size_t count = names ? PyTuple_GET_SIZE(names) : 0;
@@ -247,7 +248,8 @@ inline PlainArguments plain_arguments(PyObject* const* values, PyObject* names) 
     if (fits) arguments.*argument->member = values[k];
   }
   if (fits) return arguments;
-  PyErr_Format(PyExc_SystemError, "plain_lstm: other arguments than expected: %R", names);
+  PyErr_Format(PyExc_SystemError, "plain_lstm: other arguments than expected: %R",
+               names ? names : Py_None);
   throw python_error();
 }
 

@@ -28,7 +28,8 @@ static PyMethodDef kEagerCalls[] = {
         "lstm(input: Tensor, h_0: Tensor | None, c_0: Tensor | None, weights: list, layout: str, "
         "batch_sizes: Tensor | None, lengths: Tensor | None, reset: Tensor | None, "
         "h_mask: Tensor | None, save_cells: bool, engine: str) -> tuple\n\n"
-        "Calls the op lstm or lstm_prepacked. Returns output, h_n, c_n and cells, which are None if "
+        "Calls the op lstm or lstm_prepacked. Returns output, h_n, c_n and cells, which are None "
+        "if "
         "they are not saved. If h_0 and c_0 are None, the state is zeros."),
     method<fastlstm::fast_method<&fastlstm::lstm_cell>>(
         "lstm_cell",
@@ -57,11 +58,12 @@ static PyMethodDef kEagerCalls[] = {
     {nullptr, nullptr, 0, nullptr}};
 
 static std::vector<fastlstm::OptionalTensor> gradients_by_python(
-    const std::vector<at::Tensor>& of_results, const fastlstm::LstmCall& call) {
+    const std::vector<at::Tensor>& result_gradients, const fastlstm::LstmCall& call) {
   const py::gil_scoped_acquire gil;
   const auto of_layer = py::module_::import("fastlstm.engine.second_derivatives").attr("of_layer");
-  return std::apply([&](const auto&... arguments) { return of_layer(of_results, arguments...); },
-                    call.list())
+  return std::apply(
+             [&](const auto&... arguments) { return of_layer(result_gradients, arguments...); },
+             call.list())
       .cast<std::vector<fastlstm::OptionalTensor>>();
 }
 

@@ -8,10 +8,10 @@
 
 namespace fastlstm {
 
-// Returns the gradients of input, h_0, c_0 and the weights. `of_results` are the gradients of
+// Returns the gradients of input, h_0, c_0 and the weights. `result_gradients` are the gradients of
 // output, h_n, c_n and cells; a missing gradient is an undefined tensor.
-using DifferentiableGradients = std::vector<OptionalTensor>(const std::vector<Tensor>& of_results,
-                                                            const LstmCall& call);
+using DifferentiableGradients =
+    std::vector<OptionalTensor>(const std::vector<Tensor>& result_gradients, const LstmCall& call);
 inline DifferentiableGradients* differentiable_gradients = nullptr;
 
 }  // namespace fastlstm

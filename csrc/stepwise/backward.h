@@ -46,10 +46,11 @@ struct BackwardTensors {
     return rows.narrow(1, d * sizes.output_size, sizes.output_size);
   }
 
-  // Adds a direction's gradients of the input and the weights, first those of direction 0.
+  // Adds the gradients of the input and the weights that come from one direction. Direction 0 comes
+  // first.
   //   d_gates    [R,4H] the gradients of the pre-activations
-  //   d_x_gates  [R,4H] the gradient of W_ih x: d_gates, unless there is layer normalization
-  //   d_h_gates  [R,4H] the gradient of W_hh h_{t-1}: likewise
+  //   d_x_gates  [R,4H] the gradient of W_ih x; without layer normalization it is d_gates
+  //   d_h_gates  [R,4H] the gradient of W_hh h_{t-1}; likewise
   //   h_prev()   [R,P]  returns the rows that W_hh multiplied
   //   others     the gradients of all weights except W_ih, W_hh and b_ih
   void add_gradients(const Direction& w, const Tensor& d_gates, const Tensor& d_x_gates,

@@ -12,10 +12,9 @@
 namespace fastlstm {
 namespace stepwise {
 
-// Returns b_ih + b_hh [4H].
+// Returns b_ih + b_hh [4H], or nothing if the layer has no biases.
 inline OptionalTensor bias_of(const Direction& w) {
-  if (!w.b_ih.defined()) return std::nullopt;
-  return w.b_hh.defined() ? w.b_ih + w.b_hh : w.b_ih;
+  return w.b_ih.defined() ? OptionalTensor(w.b_ih + w.b_hh) : std::nullopt;
 }
 
 // Computes x_gates [R,4H] = x W_ih^T + b_ih + b_hh for every flat row of the input [R,I]. With

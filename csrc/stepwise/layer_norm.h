@@ -1,6 +1,7 @@
 // Layer normalization in the stepwise engine: the parts that ATen computes for all steps at once
 // (the norm of W_ih x, the gradients of gains and biases), and the arguments that the kernels of
-// layer_norm_step.h need besides those of a plain step. Norms are computed in state_dtype.
+// layer_norm_step.h need in addition to the arguments of a plain step. Norms are computed in
+// state_dtype.
 #pragma once
 #include <tuple>
 #include <utility>
