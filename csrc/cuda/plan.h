@@ -27,12 +27,9 @@ struct CudaDevice {
 
   // Returns a device of this capability, with the shared memory that its data sheet states.
   static CudaDevice of(int sm_count, int capability) {
-    const auto kib = [=]() -> int64_t {
-      if (capability >= 120 || capability == 86 || capability == 89) return 99;
-      if (capability >= 90) return 227;
-      return capability >= 80 ? 163 : 48;
-    };
-    return {sm_count, capability, kib() * 1024};
+    const bool is_small = capability >= 120 || capability == 86 || capability == 89;
+    const int64_t kib = is_small ? 99 : capability >= 90 ? 227 : capability >= 80 ? 163 : 48;
+    return {sm_count, capability, kib * 1024};
   }
 };
 

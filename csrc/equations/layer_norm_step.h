@@ -117,7 +117,7 @@ FASTLSTM_INLINE void step_row(const NormBackwardStep<T, A>& s, int64_t row, bool
   if (!is_live(s, row)) {
     dead_row(s, row, group);
     group.each(hidden_size, [&](int64_t u) FASTLSTM_INLINE_LAMBDA {
-      store_gates(d_h_gates, u, hidden_size, Gates<A>{A(0), A(0), A(0), A(0)});
+      store_gates(d_h_gates, u, hidden_size, Gates<A>{});
       d_normed[u] = A(0);
     });
     return;

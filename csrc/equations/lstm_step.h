@@ -60,8 +60,7 @@ FASTLSTM_INLINE void dead_row(const ForwardStep<T, A>& s, int64_t row, const Thr
   group.each(s.hidden_size, [&](int64_t unit) FASTLSTM_INLINE_LAMBDA {
     s.output[row * s.output_stride + unit] = T(A(0));
     s.cells[row * s.hidden_size + unit] = s.c_state[row * s.hidden_size + unit];
-    store_gates(s.gates + row * 4 * s.hidden_size, unit, s.hidden_size,
-                Gates<A>{A(0), A(0), A(0), A(0)});
+    store_gates(s.gates + row * 4 * s.hidden_size, unit, s.hidden_size, Gates<A>{});
   });
 }
 
@@ -132,8 +131,7 @@ FASTLSTM_INLINE const A* cells_before(const BackwardStep<T, A>& s, int64_t row) 
 template <typename T, typename A, typename ThreadGroup>
 FASTLSTM_INLINE void dead_row(const BackwardStep<T, A>& s, int64_t row, const ThreadGroup& group) {
   group.each(s.hidden_size, [&](int64_t unit) FASTLSTM_INLINE_LAMBDA {
-    store_gates(s.d_gates + row * 4 * s.hidden_size, unit, s.hidden_size,
-                Gates<A>{A(0), A(0), A(0), A(0)});
+    store_gates(s.d_gates + row * 4 * s.hidden_size, unit, s.hidden_size, Gates<A>{});
   });
 }
 
