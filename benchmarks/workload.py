@@ -54,10 +54,10 @@ class Workload:
 def ragged_lengths(batch: int, steps: int) -> Tensor:
     """Returns random lengths [B]: uniform, at least one of them T, with a sum within `FILL`.
 
-    The same sizes always get the same lengths.
+    All lengths are T if there is one row or one step. The same sizes always get the same lengths.
     """
-    if batch == 1:
-        return torch.tensor([steps])
+    if batch == 1 or steps == 1:
+        return torch.full((batch,), steps)
     generator = torch.Generator().manual_seed(SEED)
     while True:
         lengths = torch.randint(max(1, steps // 3), steps + 1, (batch,), generator=generator)

@@ -85,7 +85,8 @@ inline Tensor in_memory(const Tensor& tensor) {
 ForwardResult call_lstm(const LstmCall& call, const ForwardOptions& options);
 BackwardResult call_lstm_backward(const LstmCall& call, const BackwardArguments& arguments);
 
-// The type in which the dispatcher passes a member of the structs above. `owned` converts it back.
+// The type in which the dispatcher passes a member of the structs above. The functions `passed` are
+// only declared, for decltype. `owned` converts a value back.
 c10::string_view passed(const std::string&);
 at::TensorList passed(const std::vector<Tensor>&);
 bool passed(const bool&);

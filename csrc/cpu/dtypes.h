@@ -1,4 +1,4 @@
-// The dtypes on the CPU, and the formats in which products take rows and matrices.
+// The dtypes on the CPU, and the formats of rows and matrices in products.
 #pragma once
 #include <cstdint>
 #include <optional>
@@ -9,7 +9,7 @@
 
 namespace fastlstm {
 
-// The dtype of the cell state for tensors of type T. Products are summed in it.
+// The type of the cell state and of all sums for tensors of T.
 template <typename T>
 using State_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
@@ -20,9 +20,9 @@ constexpr Dtype dtype_of_rows = std::is_same_v<T, double>     ? Dtype::kFloat64
                                 : std::is_same_v<T, bfloat16> ? Dtype::kBFloat16
                                                               : Dtype::kFloat16;
 
-// The formats of products. Calls macro(name of the format, PyTorch's name of the dtype). The dtype
-// is the one that weights have after they are unpacked from the format. bfloat16x2 is float32 as
-// the sum of two bfloat16 (products/split_float32.h); weights are packed in it for one call only.
+// The formats of products. Calls macro(name of the format, PyTorch's name of a dtype), where the
+// dtype is that of a weight before it is packed. In bfloat16x2 a float32 is the sum of two bfloat16
+// (products/split_float32.h). Prepacked weights cannot have this format.
 #define FASTLSTM_FOR_EACH_FORMAT(macro)                                                    \
   macro(float32, Float) macro(float64, Double) macro(bfloat16, BFloat16) macro(int8, Char) \
       macro(bfloat16x2, Float)
@@ -35,35 +35,21 @@ constexpr const char* kFormatNames[] = {FASTLSTM_FOR_EACH_FORMAT(FASTLSTM_NAME)}
 #undef FASTLSTM_NAME
 constexpr int kFormats = sizeof kFormatNames / sizeof *kFormatNames;
 
-// The format of rows of a dtype without any conversion; nothing for float16, which no product
-// takes.
+// The format of rows of a dtype without conversion. No product takes float16.
 constexpr std::optional<Format> format_of(Dtype dtype) {
-  switch (dtype) {
-    case Dtype::kFloat64:
-      return Format::float64;
-    case Dtype::kFloat32:
-      return Format::float32;
-    case Dtype::kBFloat16:
-      return Format::bfloat16;
-    case Dtype::kFloat16:
-      return std::nullopt;
-  }
-  return std::nullopt;  // not reached: no value of Dtype is left
+  using Result = std::optional<Format>;
+  return dtype == Dtype::kFloat64    ? Result(Format::float64)
+         : dtype == Dtype::kFloat32  ? Result(Format::float32)
+         : dtype == Dtype::kBFloat16 ? Result(Format::bfloat16)
+                                     : std::nullopt;
 }
 
 // Calls function(T()) with the C++ type T of a dtype.
 auto dispatch_dtype(Dtype dtype, const auto& function) {
-  switch (dtype) {
-    case Dtype::kFloat64:
-      return function(double());
-    case Dtype::kFloat32:
-      return function(float());
-    case Dtype::kBFloat16:
-      return function(bfloat16());
-    case Dtype::kFloat16:
-      break;
-  }
-  return function(float16());
+  return dtype == Dtype::kFloat64    ? function(double())
+         : dtype == Dtype::kFloat32  ? function(float())
+         : dtype == Dtype::kBFloat16 ? function(bfloat16())
+                                     : function(float16());
 }
 
 }  // namespace fastlstm

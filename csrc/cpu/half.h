@@ -1,7 +1,7 @@
-// bfloat16 and float16 on the host, with the same bits as in PyTorch. The conversions have no
-// branch and no library call, so loops over them vectorize on any instruction set. They round to
-// nearest, ties to even. The template types Bits and Float are uint32_t and float, or vectors of
-// these (vec.h).
+// bfloat16 and float16 on the host. Conversions round to nearest, ties to even, and give the same
+// bits as in PyTorch. They have no branch and no library call, so loops over them vectorize on any
+// instruction set. The template types Bits and Float are uint32_t and float, or vectors of these
+// (vec.h).
 #pragma once
 #include <cstdint>
 
@@ -9,7 +9,7 @@
 
 namespace fastlstm {
 
-// The bits of a 16-bit type from the bits of a float. They are in the lower half of the result.
+// Convert the bits of a float to the bits of a 16-bit type, in the lower half of the result.
 template <typename Bits>
 FASTLSTM_INLINE Bits bfloat16_bits(const Bits& b) {
   const Bits rounded = (b + 0x7fff + ((b >> 16) & 1)) >> 16;
@@ -18,8 +18,8 @@ FASTLSTM_INLINE Bits bfloat16_bits(const Bits& b) {
 template <typename Float, typename Bits>
 FASTLSTM_INLINE Bits float16_bits(const Bits& b) {
   const Bits sign = (b >> 16) & 0x8000, a = b & 0x7fffffff;
-  // Below 2^-14 the result is subnormal, a multiple of 2^-24. That is the unit in the last place of
-  // 0.5f, so adding 0.5f rounds to it.
+  // Below 2^-14 the result is subnormal: a multiple of 2^-24. Adding 0.5f rounds to such a
+  // multiple, because 2^-24 is the unit in the last place of 0.5f.
   const Bits subnormal = bits_as<Bits>(bits_as<Float>(a) + 0.5f) - bits_as<uint32_t>(0.5f);
   const Bits normal = (a - (uint32_t(127 - 15) << 23) + 0xfff + ((a >> 13) & 1)) >> 13;
   Bits r = a < 0x38800000 ? subnormal : normal;
@@ -30,7 +30,7 @@ FASTLSTM_INLINE Bits float16_bits(const Bits& b) {
 template <typename Float, typename Bits>
 FASTLSTM_INLINE Float from_float16(const Bits& bits) {
   const Bits a = bits & 0x7fff;
-  // The factor changes the exponent's bias. It is correct for subnormal numbers too.
+  // The factor corrects the bias of the exponent, also for subnormal numbers.
   const Float scaled = bits_as<Float>(a << 13) * 0x1p112f;
   const Bits special = a >= 0x7c00 ? Bits{} + 0x7f800000 : Bits{};
   return bits_as<Float>((bits & 0x8000) << 16 | special | bits_as<Bits>(scaled));

@@ -13,7 +13,7 @@
 namespace fastlstm {
 
 #if defined(__x86_64__)
-// Whether to use AMX: the processor has it, the system permits it to this process, and FASTLSTM_AMX
+// Whether to use AMX: the processor has AMX, the system lets this process use it, and FASTLSTM_AMX
 // does not switch it off.
 static bool use_amx() {
   const char* const variable = std::getenv("FASTLSTM_AMX");
@@ -23,14 +23,11 @@ static bool use_amx() {
 }
 
 static void use_amx_gemms(GemmTable& gemms) {
-  const AmxGemms& gemms_on_amx = amx::amx_gemms;
-  gemms[Format::bfloat16x2] = &gemms_on_amx.bfloat16x2;
-  if (gemms[Format::bfloat16] != &avx512_bf16::bfloat16_gemm ||
-      gemms[Format::int8] != &avx512_vnni::int8_gemm)
-    return;  // the machine reports AMX without AVX512_BF16 or AVX512_VNNI
-  static const GemmKernels bfloat16_gemm = amx_bfloat16_gemm(gemms_on_amx),
-                           int8_gemm = amx_int8_gemm(gemms_on_amx);
-  gemms[Format::bfloat16] = &bfloat16_gemm, gemms[Format::int8] = &int8_gemm;
+  static const AmxGemms amx = amx::amx_gemms();
+  gemms[Format::bfloat16x2] = &amx.bfloat16x2;
+  if (gemms[Format::bfloat16] == &avx512_bf16::bfloat16_gemm &&
+      gemms[Format::int8] == &avx512_vnni::int8_gemm)  // a machine with AMX may lack these
+    gemms[Format::bfloat16] = &amx.bfloat16, gemms[Format::int8] = &amx.int8;
 }
 #endif
 
@@ -48,7 +45,7 @@ const KernelTable& kernel_table() {
   return chosen;
 }
 
-// The size of a core's L2 cache as the system reports it, or 1 MB if it does not.
+// The bytes of a core's L2 cache, or 1 MB if the system does not report them.
 static int64_t l2_cache_bytes() {
 #if defined(__linux__) && defined(_SC_LEVEL2_CACHE_SIZE)
   static const int64_t known = sysconf(_SC_LEVEL2_CACHE_SIZE);

@@ -1,4 +1,4 @@
-// The kernel table of this machine, and what the planner knows of it.
+// The kernel table of this machine, and the description of this machine for the planner.
 #pragma once
 #include "cpu/plan.h"
 #include "cpu/targets/kernels.h"

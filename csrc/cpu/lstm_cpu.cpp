@@ -79,8 +79,8 @@ Format prepacked_format(const LayerCall& layer, std::string_view engine) {
       "lstm_prepacked: expected neither layer normalization, recurrent dropout nor the engine "
       "\"stepwise\"");
   TORCH_CHECK((gemm.format == Format::float64) == (dtype == at::kDouble),
-              "lstm_prepacked: expected input that goes with weights in ", layer.weight_layout.format,
-              ", got ", dtype);
+              "lstm_prepacked: expected input that goes with weights in ",
+              layer.weight_layout.format, ", got ", dtype);
   return gemm.format;
 }
 

@@ -15,39 +15,40 @@
 namespace fastlstm {
 namespace {
 
-constexpr int64_t kKeptBytes = 64 << 20;
+constexpr int64_t kCacheBytes = 64 << 20;
 constexpr int64_t kSmallBytes = 128 << 10;  // malloc keeps smaller blocks by itself
 
 // A mutex that can only try to lock. A blocking lock could wait forever after a fork, because the
-// thread that holds the mutex does not exist in the child. It is not a std::mutex, because a
-// library with std::mutex that is built on a system with glibc 2.34 also needs glibc 2.34 to run.
+// thread that holds the mutex does not exist in the child. It is not a std::mutex:
+// std::mutex::try_lock that is built with glibc 2.34 or newer needs this glibc at run time.
 struct Mutex {
   std::atomic_flag taken = ATOMIC_FLAG_INIT;
   bool try_lock() { return !taken.test_and_set(std::memory_order_acquire); }
   void unlock() { taken.clear(std::memory_order_release); }
 };
 
+// The blocks that are kept for the next call, or that a call uses and will leave here.
 struct BlockCache {
   Mutex mutex;
   std::vector<at::Tensor> blocks;  // in the order of their last use
   int64_t bytes = 0;
 };
 
-BlockCache& kept() {
-  static auto* const forever =
-      new BlockCache;  // never freed: threads may run until the process ends
-  return *forever;
+BlockCache& block_cache() {
+  // Never freed, because threads may run until the process ends.
+  static auto* const cache = new BlockCache;
+  return *cache;
 }
 
 bool is_free(const at::Tensor& block) { return block.use_count() == 1; }
 
 // Frees blocks that are not in use, the least recently used first, until at most `bytes` are kept.
-void shrink(BlockCache& kept, int64_t bytes) {
-  auto& blocks = kept.blocks;
-  while (kept.bytes > bytes) {
+void shrink(BlockCache& cache, int64_t bytes) {
+  auto& blocks = cache.blocks;
+  while (cache.bytes > bytes) {
     const auto block = std::find_if(blocks.begin(), blocks.end(), is_free);
     if (block == blocks.end()) return;
-    kept.bytes -= block->nbytes();
+    cache.bytes -= block->nbytes();
     blocks.erase(block);
   }
 }
@@ -56,27 +57,27 @@ at::Tensor fresh(int64_t bytes) {
   return at::Tensor(at::detail::empty_cpu({bytes}, at::TensorOptions(at::kByte)));
 }
 
-// A kept block of this size or slightly more, or a new block.
+// Returns a kept block that has this size or slightly more, or else a new block.
 at::Tensor block_of(int64_t bytes) {
-  if (bytes > kKeptBytes) return fresh(bytes);
-  BlockCache& kept = fastlstm::kept();
-  const std::unique_lock<Mutex> lock(kept.mutex, std::try_to_lock);
+  if (bytes > kCacheBytes) return fresh(bytes);
+  BlockCache& cache = block_cache();
+  const std::unique_lock<Mutex> lock(cache.mutex, std::try_to_lock);
   if (!lock) return fresh(bytes);
-  auto& blocks = kept.blocks;
+  auto& blocks = cache.blocks;
   const auto fits = [bytes](const at::Tensor& block) {
     const auto size = static_cast<int64_t>(block.nbytes());
     return is_free(block) && bytes <= size && size <= bytes + bytes / 8;
   };
-  const auto kept_one = std::find_if(blocks.begin(), blocks.end(), fits);
-  if (kept_one != blocks.end()) {
+  const auto found = std::find_if(blocks.begin(), blocks.end(), fits);
+  if (found != blocks.end()) {
     std::atomic_thread_fence(std::memory_order_acquire);  // after its last user released it
-    std::rotate(kept_one, kept_one + 1, blocks.end());
+    std::rotate(found, found + 1, blocks.end());
     return blocks.back();
   }
   at::Tensor block = fresh(bytes);
-  shrink(kept, kKeptBytes - bytes);
-  if (kept.bytes + bytes > kKeptBytes) return block;
-  kept.bytes += bytes;
+  shrink(cache, kCacheBytes - bytes);
+  if (cache.bytes + bytes > kCacheBytes) return block;
+  cache.bytes += bytes;
   blocks.push_back(block);
   return block;
 }
@@ -107,12 +108,12 @@ at::Tensor empty_on_huge_pages(at::IntArrayRef sizes, const at::TensorOptions& o
 }
 
 int64_t release_scratch() {
-  BlockCache& kept = fastlstm::kept();
-  const std::unique_lock<Mutex> lock(kept.mutex, std::try_to_lock);
+  BlockCache& cache = block_cache();
+  const std::unique_lock<Mutex> lock(cache.mutex, std::try_to_lock);
   if (!lock) return 0;
-  const int64_t before = kept.bytes;
-  shrink(kept, 0);
-  return before - kept.bytes;
+  const int64_t before = cache.bytes;
+  shrink(cache, 0);
+  return before - cache.bytes;
 }
 
 }  // namespace fastlstm

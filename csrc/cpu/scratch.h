@@ -1,6 +1,6 @@
-// Working memory for one call of an engine, which is kept for the next call. New memory from the
-// system costs a page fault every 4 KB. For a short walk with large weights that would be more than
-// half of the time.
+// Working memory of a call, which is kept for the next call. New memory from the system costs a
+// page fault for every 4 KB, which would take more than half of the time of a short walk with large
+// weights.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -21,8 +21,8 @@ class Scratch {
  private:
   int64_t nbytes_ = 0;
   void* data_ = nullptr;
-  c10::DataPtr small_;  // a small block, which malloc keeps for the next call by itself
-  at::Tensor large_;    // a large block, shared with the list of blocks that are kept
+  c10::DataPtr small_;  // owns a small block, which malloc keeps for the next call by itself
+  at::Tensor large_;    // owns a large block, together with the list of blocks that are kept
 };
 
 template <typename T>

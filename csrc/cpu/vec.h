@@ -1,6 +1,6 @@
-// Vec<A>: a vector register of float or double as a value type, for the equations (lstm_math.h) and
+// Vec<A>: a vector register of float or double as a value, for the cell equations (lstm_math.h) and
 // the micro-kernels. It uses the vector extensions of GCC and Clang. Included once for each target,
-// which defines FASTLSTM_ISA (the target's namespace) and FASTLSTM_VECTOR_BYTES before. If an
+// which first defines FASTLSTM_ISA (the target's namespace) and FASTLSTM_VECTOR_BYTES. If an
 // instruction set has better instructions than the extensions use, the header of the target
 // overloads functions of this file.
 #pragma once
@@ -12,6 +12,7 @@
 
 namespace fastlstm::FASTLSTM_ISA {
 
+// Reads a value from memory of any type and alignment.
 template <typename To>
 FASTLSTM_INLINE To read(const void* from) {
   To x;
@@ -19,6 +20,7 @@ FASTLSTM_INLINE To read(const void* from) {
   return x;
 }
 
+// The vector types of a register: of A, and of unsigned integers of the same size.
 template <typename A>
 struct Registers {
   typedef typename elementary::Constants<A>::Bits UInt;
@@ -34,14 +36,14 @@ struct Vec {
 
   Vec() = default;
   FASTLSTM_INLINE explicit Vec(Native native) : v(native) {}
-  FASTLSTM_INLINE explicit Vec(A x) : v(x - Native{}) {}  // every lane
+  FASTLSTM_INLINE explicit Vec(A x) : v(x - Native{}) {}  // x in every lane
 
   FASTLSTM_INLINE static Vec load(const A* from) { return Vec(read<Native>(from)); }
   FASTLSTM_INLINE void store(A* to) const { std::memcpy(to, &v, sizeof v); }
 };
 
-// Load and store a vector of float or double. The elements in memory have the same type, or they
-// are bfloat16 or float16. A load converts them, a store rounds to them.
+// Load and store a vector. The elements in memory may also be bfloat16 or float16: a load converts
+// them, a store rounds to them.
 template <typename A>
 FASTLSTM_INLINE void load(const A* from, Vec<A>& x) {
   x = Vec<A>::load(from);
@@ -51,6 +53,7 @@ FASTLSTM_INLINE void store(const Vec<A>& x, A* to) {
   x.store(to);
 }
 
+// 16-bit elements, as many as a vector of float has, and a vector of the bits in its lower halves.
 typedef uint16_t HalfRegister __attribute__((vector_size(FASTLSTM_VECTOR_BYTES / 2)));
 
 FASTLSTM_INLINE Registers<float>::Bits load_halves(const void* from) {
@@ -75,8 +78,8 @@ FASTLSTM_INLINE void store(const Vec<float>& x, float16* to) {
   store_halves(float16_bits<Vec<float>::Native>(bits_as<Registers<float>::Bits>(x.v)), to);
 }
 
-// Copies n elements. The compiler would turn a plain loop into a call of memcpy. For that call it
-// would keep the sums of a tile on the stack, through the whole product.
+// Copies n elements. The compiler would turn a plain loop into a call of memcpy, and because of the
+// call it would keep the sums of a tile on the stack during the whole product.
 template <typename T>
 FASTLSTM_INLINE void copy_few(const T* from, int64_t n, T* to) {
 #pragma GCC unroll 1
@@ -86,7 +89,7 @@ FASTLSTM_INLINE void copy_few(const T* from, int64_t n, T* to) {
   }
 }
 
-// Load and store only the first n lanes, for a masked tail. The other lanes are loaded as zero.
+// Load and store only the first n lanes, for a masked tail. A load sets the other lanes to zero.
 template <typename T, typename A>
 FASTLSTM_INLINE void load(const T* from, Vec<A>& x, int64_t n) {
   if (n == Vec<A>::lanes) return load(from, x);
@@ -117,11 +120,12 @@ FASTLSTM_INLINE Vec<A> operator-(const Vec<A>& a) {
   return Vec<A>(-a.v);
 }
 
-// A vector whose lanes hold four int8 that are neighbors in k, or one sum in int32.
-typedef int32_t Int8Quads __attribute__((vector_size(FASTLSTM_VECTOR_BYTES)));
+typedef int32_t Int32Vec __attribute__((vector_size(FASTLSTM_VECTOR_BYTES)));
+// A vector whose lanes each hold four int8: neighboring terms of a column, or of a row.
+using Int8Quads = Int32Vec;
 
-// Stores the lowest byte of each lane. Targets overload this function, because GCC would move the
-// bytes one by one.
+// Stores the lowest byte of each lane. Targets overload this function, because GCC moves the bytes
+// one by one.
 template <typename Ints>
 FASTLSTM_INLINE void store_lowest_bytes(const Ints& x, void* to) {
   typedef int8_t Bytes __attribute__((vector_size(sizeof(Ints) / 4)));
@@ -129,21 +133,21 @@ FASTLSTM_INLINE void store_lowest_bytes(const Ints& x, void* to) {
   std::memcpy(to, &bytes, sizeof bytes);
 }
 
-// Adds dot products of four int8. Every lane multiplies the same four elements of a row by the four
-// elements of the lane.
+// Adds dot products of four int8 to sums. Every lane of b is multiplied by the same four elements
+// of a row. Targets have their own version, in which Row is the form that the instruction needs.
 struct PlainDotProduct {
-  static constexpr int32_t zero_point = 0;  // added to the elements of a row before they are stored
+  static constexpr int32_t zero_point = 0;  // added to the elements of an encoded row
   using Row = int32_t;
   FASTLSTM_INLINE static Row row(int32_t quad) { return quad; }
-  FASTLSTM_INLINE static Int8Quads add(Row a, Int8Quads b, Int8Quads sum) {
+  FASTLSTM_INLINE static Int32Vec add(Row a, Int8Quads b, Int32Vec sum) {
     for (int byte = 0; byte < 4; ++byte)
       sum += (b << (24 - 8 * byte) >> 24) * static_cast<int8_t>(a >> 8 * byte);
     return sum;
   }
 };
 
-// Makes the compiler keep a vector in a register. It would otherwise load the vector again for
-// every row of a tile, so that small tiles would wait for the cache.
+// Makes the compiler keep a vector in a register. Otherwise it would load the vector again for
+// every row of a tile, and small tiles would wait for the cache.
 template <typename A>
 FASTLSTM_INLINE Vec<A> keep_in_register(Vec<A> x) {
 #if defined(FASTLSTM_REGISTER)  // the target's asm constraint for vector registers
@@ -152,7 +156,7 @@ FASTLSTM_INLINE Vec<A> keep_in_register(Vec<A> x) {
   return x;
 }
 
-// Lane j of the result is lane index[j] of the concatenation of a and b.
+// Returns a vector whose lane j is lane index[j] of a followed by b.
 template <typename Native, typename Bits>
 FASTLSTM_INLINE Native shuffle(const Native& a, const Native& b, const Bits& index) {
 #if defined(__clang__)

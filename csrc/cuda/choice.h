@@ -18,8 +18,6 @@ namespace fastlstm {
 // Returns the number that an environment variable holds, or `otherwise` if it is empty or not set.
 inline int64_t number_from_environment(const char* variable, const char* what, int64_t least,
                                        int64_t otherwise) {
-inline int64_t number_from_environment(const char* variable, const char* what, int64_t least,
-                                       int64_t otherwise) {
   const char* const text = std::getenv(variable);
   if (!text || !*text) return otherwise;
   char* end = nullptr;

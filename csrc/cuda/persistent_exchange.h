@@ -87,13 +87,6 @@ __device__ inline void await_piece(const Bits128* piece, uint32_t wait_limit) {
   for (bool is_first = true;; is_first = false) {
     await_store(piece);
     const Bits128 words = load_exchanged(piece);
-// Polls a piece until it is there, or ends the launch after `wait_limit` milliseconds. The clock is
-// read after each load has begun, so that it delays no value.
-__device__ inline void await_piece(const Bits128* piece, uint32_t wait_limit) {
-  uint32_t start = 0;
-  for (bool is_first = true;; is_first = false) {
-    await_store(piece);
-    const Bits128 words = load_exchanged(piece);
     const uint32_t now = milliseconds();
     if (!is_unwritten(words)) return;
     if (is_first) start = now;

@@ -224,9 +224,9 @@ struct PlainArguments {
 #undef FASTLSTM_MEMBER
 };
 
-// Reads the arguments of a Python call by name. `names` is the tuple of the names; Python has one
-// string for each name. Missing or unknown names mean that the extension does not fit the Python
-// files. Then the error is a SystemError, which the Python files do not catch.
+// Reads the arguments of a Python call by name. `names` is the tuple of the names. Missing or
+// unknown names are a mistake in the Python files. So the error is a SystemError, which they do not
+// catch.
 inline PlainArguments plain_arguments(PyObject* const* values, PyObject* names) {
   struct Argument {
     PyObject* name;
@@ -241,9 +241,11 @@ inline PlainArguments plain_arguments(PyObject* const* values, PyObject* names) 
   bool fits = count == std::size(kArguments);
   for (size_t k = 0; fits && k < count; ++k) {
     PyObject* const name = PyTuple_GET_ITEM(names, k);
-    const auto* const argument = kArguments[k].name == name
-                                     ? &kArguments[k]
-                                     : std::ranges::find(kArguments, name, &Argument::name);
+    const auto is_named = [name](const Argument& a) {
+      return a.name == name || PyUnicode_Compare(a.name, name) == 0;
+    };
+    const auto* const argument =
+        is_named(kArguments[k]) ? &kArguments[k] : std::ranges::find_if(kArguments, is_named);
     fits = argument != std::end(kArguments);
     if (fits) arguments.*argument->member = values[k];
   }

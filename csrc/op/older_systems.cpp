@@ -7,7 +7,8 @@
 #include <sstream>
 #include <string>
 
-// Only in optimized builds. Without optimization not all functions of the headers are inlined.
+// Only in optimized builds. A build without optimization calls more functions of newer headers,
+// such as ostringstream::str(), which have no definition here.
 #if defined(__GLIBCXX__) && defined(__GLIBC__) && defined(__OPTIMIZE__)
 
 #define FASTLSTM_HIDDEN __attribute__((visibility("hidden"), used))

@@ -12,7 +12,7 @@ FASTLSTM_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 namespace fastlstm::amx_emulated {
 
 // The eight tile registers, each with 16 rows of 64 bytes.
-struct TileRegisters {
+struct Amx {
   template <int t>
   static void load(const void* from, int64_t stride) {
     for (int r = 0; r < rows[t]; ++r)
@@ -86,10 +86,8 @@ struct TileRegisters {
   static thread_local float tiles[8][16][16];
   static thread_local int rows[8];
 };
-thread_local float TileRegisters::tiles[8][16][16];
-thread_local int TileRegisters::rows[8];
-
-extern const AmxGemms amx_gemms;  // targets.h
+thread_local float Amx::tiles[8][16][16];
+thread_local int Amx::rows[8];
 
 }  // namespace fastlstm::amx_emulated
 

@@ -96,10 +96,10 @@ void check_plan(const std::string& what, const CpuTask& task, const CpuMachine& 
     if (form == MatrixForm::kPanels) continue;
     check(gemm.trains() && !task.prepacked && (any_form || task.steps == 1) &&
               (task.backward || gemm.takes(found.dtype)),
-          what, ": weights that do not lie as they are multiplied");
+          what, ": a form that this product does not have");
     const int64_t few_rows = task.backward ? 32 : 12;
     check(form != MatrixForm::kInPlace || (task.batch <= few_rows && (any_form || !task.backward)),
-          what, ": many rows times weights as they lie");
+          what, ": many rows times weights in place");
   }
   check(found.steps_ahead >= 0 && found.steps_ahead <= task.steps && found.chunk_steps >= 1 &&
             found.chunk_steps <= task.steps,
@@ -207,7 +207,7 @@ void check_steps_ahead(const Named& of) {
   }
 }
 
-// Weights lie as they are for few steps of few rows, and for more of them the larger they are.
+// Checks that weights stay in place for few steps of few rows, and for more steps if they are larger.
 void check_forms(const Named& of) {
   const auto form = [&](int64_t steps, int64_t batch, int64_t size, bool backward) {
     CpuTask task{Dtype::kFloat32};

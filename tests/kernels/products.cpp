@@ -552,10 +552,10 @@ void add_int8(const GemmKernels& gemm) {
 }
 
 #if defined(__x86_64__) && defined(__linux__)
-void add_tiles(const AmxGemms& tiles) {
-  static std::deque<GemmKernels> gemms;
-  add_bfloat16(gemms.emplace_back(amx_bfloat16_gemm(tiles)));
-  add_int8(gemms.emplace_back(amx_int8_gemm(tiles)));
+void add_tiles(AmxGemms (*amx_gemms)()) {
+  static std::deque<AmxGemms> made;
+  const AmxGemms& amx = made.emplace_back(amx_gemms());
+  add_bfloat16(amx.bfloat16), add_int8(amx.int8);
 }
 #endif
 

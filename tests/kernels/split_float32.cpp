@@ -215,14 +215,16 @@ void add_cases(const std::string& name, const GemmKernels& gemm) {
 
 const bool added = [] {
   if (testing::tables().back().target != std::string("avx512")) return false;
-  add_cases("amx_emulated", amx_emulated::amx_gemms.bfloat16x2);
+  static const AmxGemms emulated = amx_emulated::amx_gemms();
+  add_cases("amx_emulated", emulated.bfloat16x2);
   if (!testing::has_amx()) return true;
-  add_cases("amx", amx::amx_gemms.bfloat16x2);
+  static const AmxGemms amx = amx::amx_gemms();
+  add_cases("amx", amx.bfloat16x2);
   testing::Case("split float32/amx/same bits as emulated", [] {
     for (unsigned seed = 1; seed <= kSeeds; ++seed) {
       const Problem p(seed);
-      const auto expected = p.run(amx_emulated::amx_gemms.bfloat16x2);
-      check(same(p.run(amx::amx_gemms.bfloat16x2), expected, expected.size()), "seed ", seed,
+      const auto expected = p.run(emulated.bfloat16x2);
+      check(same(p.run(amx.bfloat16x2), expected, expected.size()), "seed ", seed,
             ": the bits differ from those of the emulated tiles");
     }
   });

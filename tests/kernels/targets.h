@@ -11,7 +11,7 @@
 
 #if defined(__x86_64__)
 namespace fastlstm::amx_emulated {
-extern const AmxGemms amx_gemms;  // amx_emulated.cpp
+AmxGemms amx_gemms();  // amx_emulated.cpp
 }
 #endif
 

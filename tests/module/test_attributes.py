@@ -297,3 +297,27 @@ def test_lstm(name):
 @pytest.mark.parametrize("name", [*CELL_ATTRIBUTES, *CELL_WEIGHTS])
 def test_cell(name):
     check(nn.LSTMCell, (CELL_ATTRIBUTES | CELL_WEIGHTS)[name], packs=name in CELL_ATTRIBUTES)
+
+
+@needs_kernels
+def test_a_plain_call_names_its_arguments():
+    lstm, x = fastlstm.LSTM(SIZE, SIZE), torch.randn(T, B, SIZE)
+    named = {
+        "input": x,
+        "hx": None,
+        "weights": lstm._flat_weights,
+        "layout": "bias",
+        "parameters": lstm._parameters,
+        "names": lstm._flat_weights_names,
+        "lengths": None,
+        "reset": None,
+    }
+    for name in ("input_size", "hidden_size", "proj_size", "num_layers", "bias", "bidirectional"):
+        named[name] = getattr(lstm, name)
+    named |= {"batch_first": False, "dropout": 0.0}
+    for order in (named, reversed(named)):
+        output, _ = _build.library.plain_lstm(**{name: named[name] for name in order})
+        assert torch.equal(output, lstm(x)[0])
+    named["h_0"] = named.pop("hx")
+    with pytest.raises(SystemError, match="plain_lstm: other arguments than expected: .*h_0"):
+        _build.library.plain_lstm(**named)

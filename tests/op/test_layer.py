@@ -254,5 +254,9 @@ def test_opcheck_backward(route, sample):
         (given, False, False, not sample.norms),  # layer normalization refuses return_d_gates
         (only, False, True, False),
     ):
-        needs = {"input_needs_grad": of_input, "state_needs_grad": of_state, "return_d_gates": return_d_gates}
+        needs = {
+            "input_needs_grad": of_input,
+            "state_needs_grad": of_state,
+            "return_d_gates": return_d_gates,
+        }
         torch.library.opcheck(op, (), {**grads, **arguments, **needs})

@@ -1,6 +1,7 @@
 // The kernels of the cell equations, on vectors of units. Included once for each target. Arithmetic
-// bounds forward: five exponentials and five divisions a unit. Memory bounds backward: some ten
-// numbers a unit.
+// bounds the forward kernel: five exponentials and five divisions for each unit. Memory bounds the
+// backward kernel: it reads or writes about ten numbers for each unit.
+//
 //
 // This file contains only plain loops and always-inline functions; kernels_table.h says why.
 #pragma once
@@ -10,55 +11,59 @@
 
 namespace fastlstm::FASTLSTM_ISA {
 
-// The columns [column, column + n) of rows, which it loads as a vector and stores from a vector. n
-// is at most the number of lanes. The elements of a row may have any dtype.
+// The columns [first, first + count) of a row, as a vector. `count` is at most the number of lanes.
+// The elements of a row may have any dtype.
 template <typename A>
-struct Lanes {
-  int64_t column, n;
+struct Columns {
+  int64_t first, count;
 
   template <typename T>
-  FASTLSTM_INLINE Vec<A> operator()(const T* row) const {
+  FASTLSTM_INLINE Vec<A> load(const T* row) const {
     Vec<A> x;
-    load(row + column, x, n);
+    FASTLSTM_ISA::load(row + first, x, count);
     return x;
   }
   template <typename T>
-  FASTLSTM_INLINE Gates<Vec<A>> gates(const T* row, int64_t stride) const {
-    return {(*this)(row), (*this)(row + stride), (*this)(row + 2 * stride),
-            (*this)(row + 3 * stride)};
+  FASTLSTM_INLINE Gates<Vec<A>> load_gates(const T* row, int64_t stride) const {
+    return {load(row), load(row + stride), load(row + 2 * stride), load(row + 3 * stride)};
   }
   template <typename T>
-  FASTLSTM_INLINE void put(const Vec<A>& x, T* row) const {
-    store(x, row + column, n);
+  FASTLSTM_INLINE void store(const Vec<A>& x, T* row) const {
+    FASTLSTM_ISA::store(x, row + first, count);
   }
   template <typename T>
-  FASTLSTM_INLINE void put_gates(const Gates<Vec<A>>& gates, T* row, int64_t stride) const {
-    put(gates.i, row), put(gates.f, row + stride);
-    put(gates.g, row + 2 * stride), put(gates.o, row + 3 * stride);
+  FASTLSTM_INLINE void store_gates(const Gates<Vec<A>>& gates, T* row, int64_t stride) const {
+    store(gates.i, row), store(gates.f, row + stride);
+    store(gates.g, row + 2 * stride), store(gates.o, row + 3 * stride);
   }
 };
 
+// Computes one vector of units of a row. x and h: [4][lanes] of the pre-activations.
 template <typename T, typename A>
-FASTLSTM_INLINE void forward_vector(const ForwardRow<T>& row, const Lanes<A>& at,
+FASTLSTM_INLINE void forward_vector(const ForwardRow<T>& row, const Columns<A>& columns,
                                     int64_t hidden_size, const A* x, const A* h) {
   constexpr int L = Vec<A>::lanes;
-  const auto of_gate = [&](int k) { return Vec<A>::load(x + k * L) + Vec<A>::load(h + k * L); };
-  const auto gates = activate(Gates<Vec<A>>{of_gate(0), of_gate(1), of_gate(2), of_gate(3)});
-  const Vec<A> c = next_cell(gates, at(row.c_prev));
-  at.put(c, row.c);
-  at.put(hidden_state(gates.o, c), row.h);
-  if (row.gates) at.put_gates(gates, row.gates, hidden_size);
+  const auto pre = [&](int gate) {
+    return Vec<A>::load(x + gate * L) + Vec<A>::load(h + gate * L);
+  };
+  const auto gates = activate(Gates<Vec<A>>{pre(0), pre(1), pre(2), pre(3)});
+  const Vec<A> c = next_cell(gates, columns.load(row.c_prev));
+  columns.store(c, row.c);
+  columns.store(hidden_state(gates.o, c), row.h);
+  if (row.gates) columns.store_gates(gates, row.gates, hidden_size);
 }
 
+// Computes the gradients of one vector of units of a row. d_h_next: dL/dh_t from the step after.
 template <typename T, typename A>
-FASTLSTM_INLINE void backward_vector(const BackwardRow<T>& row, const Lanes<A>& at,
-                                     int64_t hidden_size, Vec<A> from_next) {
-  const Vec<A> dh = from_next + (at(row.d_output) + at(row.d_h_n));
-  const Vec<A> dc = at(row.dc) + at(row.d_cells);
+FASTLSTM_INLINE void backward_vector(const BackwardRow<T>& row, const Columns<A>& columns,
+                                     int64_t hidden_size, Vec<A> d_h_next) {
+  const Vec<A> dh = d_h_next + (columns.load(row.d_output) + columns.load(row.d_h_n));
+  const Vec<A> dc = columns.load(row.dc) + columns.load(row.d_cells);
   const auto before =
-      step_backward(at.gates(row.gates, hidden_size), at(row.c_prev), at(row.c), dh, dc, row.reset);
-  at.put(before.dc, row.dc);
-  at.put_gates(before.d_pre, row.d_gates, hidden_size);
+      step_backward(columns.load_gates(row.gates, hidden_size), columns.load(row.c_prev),
+                    columns.load(row.c), dh, dc, row.reset);
+  columns.store(before.dc, row.dc);
+  columns.store_gates(before.d_pre, row.d_gates, hidden_size);
 }
 
 template <typename A>
@@ -94,7 +99,7 @@ static void forward_cells(const ForwardRow<T>* rows, int64_t count, const StepSu
   for (int64_t r = 0; r < count; ++r) {
     const A* const h = sums.h + r * sums.stride;
     const A* const x = sums.x ? sums.x + r * sums.stride : rows[r].x_gates + 4 * units.first;
-    if (units.count == L)  // with the constant L the compiler needs no masks
+    if (units.count == L)  // a constant count, so that the compiler needs no masks
       forward_vector<T, A>(rows[r], {units.first, L}, units.hidden_size, x, h);
     else
       forward_vector<T, A>(rows[r], {units.first, units.count}, units.hidden_size, x, h);
@@ -107,12 +112,12 @@ static void backward_cells(const BackwardRow<T>* rows, int64_t count, const A* s
   constexpr int L = Vec<A>::lanes;
   for (int64_t r = 0; r < count; ++r)
     for (int64_t v = 0; v < units.count; v += L) {
-      const Vec<A> from_next = Vec<A>::load(sums + r * stride + v);
+      const Vec<A> d_h_next = Vec<A>::load(sums + r * stride + v);
       const int64_t column = units.first + v, n = units.count - v;
       if (n >= L)
-        backward_vector<T, A>(rows[r], {column, L}, units.hidden_size, from_next);
+        backward_vector<T, A>(rows[r], {column, L}, units.hidden_size, d_h_next);
       else
-        backward_vector<T, A>(rows[r], {column, n}, units.hidden_size, from_next);
+        backward_vector<T, A>(rows[r], {column, n}, units.hidden_size, d_h_next);
     }
 }
 

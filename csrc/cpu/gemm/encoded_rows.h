@@ -1,5 +1,4 @@
-// Rows of a layer in the form in which a product takes them: as they are, in the product's own
-// format, or 16 bits widened to float32.
+// Rows of a layer in the format in which GEMM kernels take them.
 #pragma once
 #include <ATen/Parallel.h>
 
@@ -11,11 +10,13 @@
 
 namespace fastlstm {
 
-// Rows of T, K elements each, in a buffer of `count` places.
+// Encodes rows of T with K elements each, into a buffer for `count` rows. Rows that already have
+// the format of the kernels are not copied. Rows of 16 bits for which the kernels have no format
+// are widened to float32.
 template <typename T>
 class EncodedRows {
  public:
-  // Rows that the product multiplies, or packs.
+  // `packs`: the rows will be packed into panels, which may require another format than `multiply`.
   EncodedRows(const GemmKernels& gemm, int64_t count, int64_t K, bool packs = false)
       : encode_(encoder(gemm, packs)), K_(K) {
     if (!encode_ || count == 0) return;
@@ -24,17 +25,18 @@ class EncodedRows {
     zeros_.resize(bytes_);
   }
 
-  // The row that stands for `zeros`, recognizable by its address.
+  // Returns the encoded row that stands for the row `zeros`. It has always the same address.
   const void* zeros(const T* zeros) const {
     return encode_ ? static_cast<const void*>(zeros_.data()) : zeros;
   }
-  const void* encode(const T* row, int64_t place) const {
+  // Encodes a row into row `index` of the buffer, and returns the encoded row.
+  const void* encode(const T* row, int64_t index) const {
     if (!encode_) return row;
-    void* const to = rows_.data<char>() + place * bytes_;
+    void* const to = rows_.data<char>() + index * bytes_;
     encode_(row, K_, to);
     return to;
   }
-  // Pointers to rows of T, which may be pointers to void.
+  // Encodes all rows, with all threads. Pointer: const T* or const void*.
   template <typename Pointer>
   std::vector<const void*> encode(const std::vector<Pointer>& rows) const {
     std::vector<const void*> encoded(rows.begin(), rows.end());
@@ -48,7 +50,7 @@ class EncodedRows {
  private:
   using Encode = decltype(GemmKernels::encode);
 
-  // nullptr: as they are.
+  // Returns nullptr if rows need no encoding.
   static Encode encoder(const GemmKernels& gemm, bool packs) {
     const Format wanted = packs ? gemm.source_format : gemm.format;
     if (format_of(dtype_of_rows<T>) == wanted && wanted == gemm.source_format) return nullptr;

@@ -10,10 +10,10 @@
 namespace fastlstm {
 namespace {
 
-// Sums of int8 products must fit into int32.
-constexpr int64_t kMostInt8Terms = std::numeric_limits<int32_t>::max() / (255 * 127);
+// The sum of so many products of an unsigned and a signed int8 fits into int32.
+constexpr int64_t kMaxInt8Terms = std::numeric_limits<int32_t>::max() / (255 * 127);
 
-// Calls visit(row of the weight, column of a panel) for every column that has a row.
+// Calls visit(row of the weight, PanelColumn) for each column. Padding columns have no row.
 void for_each_column(const Matrix& matrix, const PrepackedHeader& header, const auto& visit) {
   const int64_t lanes = header.lanes, hidden = header.rows / 4;
   for (int64_t p = 0; p < matrix.panel_count(); ++p) {
@@ -38,11 +38,11 @@ Tensor pack_as(const GemmKernels& gemm, const Tensor& weight, const OptionalTens
   std::memcpy(data<char>(prepacked), &header, sizeof header);
   std::memcpy(data<char>(prepacked) + kHeaderBytes, matrix.panel(0), matrix.nbytes());
   if (!scale) return prepacked;
-  const Matrix in_place = prepacked_matrix(gemm, prepacked, rows, K, in_gate_order);
-  for (int64_t p = 0; p < in_place.panel_count(); ++p)
-    std::memset(in_place.panel(p), 0, gemm.header_bytes * in_place.width(p));
+  const Matrix packed = prepacked_matrix(gemm, prepacked, rows, K, in_gate_order);
+  for (int64_t p = 0; p < packed.panel_count(); ++p)  // the scales of padding columns
+    std::memset(packed.panel(p), 0, gemm.header_bytes * packed.width(p));
   const Tensor scales = in_memory(*scale).contiguous();
-  for_each_column(in_place, header, [&](int64_t row, const PanelColumn& column) {
+  for_each_column(packed, header, [&](int64_t row, const PanelColumn& column) {
     gemm.put_scale(column, const_data<float>(scales)[row]);
   });
   return prepacked;
@@ -57,7 +57,7 @@ PrepackedHeader PrepackedHeader::of(const Tensor& prepacked) {
   if (has_header) {
     check_memory(prepacked, "a prepacked weight");
     std::memcpy(&header, prepacked.const_data_ptr(), sizeof header);
-    header.format[sizeof header.format - 1] = '\0';  // whatever the bytes are
+    header.format[sizeof header.format - 1] = '\0';  // for any bytes
   }
   TORCH_CHECK(has_header && std::memcmp(header.magic, kPrepackedMagic, sizeof kPrepackedMagic) == 0,
               "lstm_prepacked: expected weights as fastlstm.prepack packs them, got a tensor ",
@@ -72,14 +72,15 @@ Tensor pack_weight(const Tensor& weight, const OptionalTensor& scale, const std:
   TORCH_CHECK(weight.dim() == 2 && weight.numel() > 0 && weight.device().is_cpu() &&
                   weight.layout() == at::kStrided && weight.scalar_type() == dtype &&
                   scale.has_value() == bool(gemm.put_scale),
-              "expected a weight of two dimensions in ", dtype, " on the CPU, and scales if ",
-              format, " has some, got ", weight.sizes(), " ", weight.scalar_type(), " on ",
-              weight.device());
+              "expected a weight of two dimensions in ", dtype, " on the CPU, ",
+              gemm.put_scale ? "with" : "without", " scales, got ", weight.sizes(), " ",
+              weight.scalar_type(), " on ", weight.device(), scale ? " with" : " without",
+              " scales");
   TORCH_CHECK(!scale || (scale->scalar_type() == at::kFloat && scale->device().is_cpu() &&
                          scale->dim() == 1 && scale->numel() == weight.size(0)),
               "expected a scale of float32 for each of ", weight.size(0), " rows, got ",
               scale ? scale->sizes() : at::IntArrayRef());
-  TORCH_CHECK(!scale || weight.size(1) <= kMostInt8Terms, "expected at most ", kMostInt8Terms,
+  TORCH_CHECK(!scale || weight.size(1) <= kMaxInt8Terms, "expected at most ", kMaxInt8Terms,
               " columns of ", format, ", got ", weight.size(1));
   return pack_as(gemm, in_memory(weight).contiguous(), scale, in_gate_order);
 }

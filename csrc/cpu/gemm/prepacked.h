@@ -1,6 +1,6 @@
-// Weights that do not change: packed once, in the layer's dtype or in fewer bits, for inference on
-// the CPU. A call has them where its layout ends in their format. A prepacked matrix is bytes
-// behind a header that says how to read them; the other weights are in the dtype of the state.
+// Prepacked weights: matrices of a layer that does not change, packed once for inference on a CPU.
+// Each is a tensor of bytes: a header, then panels in the format that the last word of the call's
+// layout names ("bias int8"). Biases have the dtype of the state.
 #pragma once
 #include <cstring>
 #include <string>
@@ -11,22 +11,23 @@
 
 namespace fastlstm {
 
-// W [rows,K], of int8 with the scale [rows] of each row. by_gates: of W_ih and W_hh, whose
-// panels hold the gates of a unit together.
+// Packs a weight [rows,K] in a format. An int8 weight has a scale for each row [rows].
+// `in_gate_order`: packs W_ih or W_hh, with the gates of a unit next to each other
+// (gate_matrix_of).
 at::Tensor pack_weight(const at::Tensor& weight, const std::optional<at::Tensor>& scale,
                        const std::string& format, bool in_gate_order);
-// The weight that was packed, and the scales.
+// Returns the weight that pack_weight packed, and its scales if it is int8.
 std::tuple<at::Tensor, std::optional<at::Tensor>> unpack_weight(const at::Tensor& prepacked);
 
-// The first bytes of W [rows,columns]. Panels are those of `lanes` and `vectors`, the widest of the
-// processor that packed them; their columns are in the order of gates_of, or of the rows of W.
+// The first bytes of a prepacked weight [rows,columns].
 struct PrepackedHeader {
   char magic[8], format[16];
-  int64_t lanes, vectors, rows, columns, in_gate_order;
+  int64_t lanes, vectors;  // of the widest panel on the processor that packed the weight
+  int64_t rows, columns, in_gate_order;
 
-  // Throws for a tensor that has no header.
+  // Reads the header of a tensor. Throws if it has none.
   static PrepackedHeader of(const at::Tensor& prepacked);
-  std::pair<int64_t, int64_t> shape() const { return {rows, columns}; }
+  // Describes the panels in messages.
   std::string panels() const {
     return std::string(format) + " in panels of " + std::to_string(lanes) + "x" +
            std::to_string(vectors);
@@ -45,7 +46,7 @@ inline PrepackedHeader header_of(const GemmKernels& gemm, int64_t rows, int64_t 
   return header;
 }
 
-// The dtype of a tensor of weights in a format.
+// The dtype of a weight before it is packed in a format.
 inline at::ScalarType unpacked_dtype(Format format) {
 #define FASTLSTM_DTYPE(name, unpacked) at::k##unpacked,
   constexpr at::ScalarType kDtypes[] = {FASTLSTM_FOR_EACH_FORMAT(FASTLSTM_DTYPE)};
@@ -53,7 +54,7 @@ inline at::ScalarType unpacked_dtype(Format format) {
   return kDtypes[static_cast<int>(format)];
 }
 
-// The product of this processor for the format of that name.
+// The GEMM kernels of this machine for a format of prepacked weights, by the name of the format.
 inline const GemmKernels& gemm_named(std::string_view format) {
   for (const GemmKernels* const gemm : kernel_table().gemms.by_format)
     if (gemm && gemm->unpack && format == kFormatNames[static_cast<int>(gemm->format)])
@@ -62,10 +63,11 @@ inline const GemmKernels& gemm_named(std::string_view format) {
               format, "\"");
 }
 
-// Matrices that are packed once are cut for up to four threads where threads share a step.
+// The number of thread groups for which a prepacked matrix is cut. The threads of a call are not
+// known when it is packed, so W_hr is cut for four.
 inline int64_t prepacked_groups(bool in_gate_order) { return in_gate_order ? 1 : 4; }
 
-// The matrix W^T of a weight W [rows,K] that pack_weight packed.
+// The transpose of a weight [rows,K] that pack_weight packed. It uses the memory of `prepacked`.
 inline Matrix prepacked_matrix(const GemmKernels& gemm, const at::Tensor& prepacked, int64_t rows,
                                int64_t K, bool in_gate_order) {
   const PrepackedHeader header = PrepackedHeader::of(prepacked);

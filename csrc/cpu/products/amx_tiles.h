@@ -1,11 +1,12 @@
-// The micro-kernels for AMX tiles. Included once for each target that has tiles, after the
-// definition of its `Tiles`.
+// The micro-kernels for AMX tiles. Included once for each target that has AMX, after the definition
+// of struct Amx.
 //
-// A block of terms is 64 bytes of a row: 32 terms of bfloat16, or 64 of int8. A tile holds a block
-// of 16 rows of A, or of 16 columns of a panel. Two tiles of rows are multiplied by two tiles of
-// columns, so each loaded tile serves two products. If there are rows for one tile only, it is
-// multiplied by four tiles of columns, because fewer than four independent sums would wait for each
-// other. Loading tiles from the L1 and L2 caches bounds it.
+// A tile is a register of 16 rows of 64 bytes. A block of terms is 64 bytes of a row: 32 terms of
+// bfloat16, or 64 terms of int8. A tile of A holds a block of terms of 16 rows, and a tile of B
+// holds a block of terms of 16 columns of a panel. Two tiles of A are multiplied by two tiles of B,
+// so each loaded tile serves two products. If the rows fill only one tile, it is multiplied by four
+// tiles of B, because fewer than four independent sums would wait for each other. Loading tiles
+// from the L1 and L2 caches bounds these kernels.
 #pragma once
 #include "cpu/products/packing.h"
 #include "cpu/products/tiles.h"
@@ -13,20 +14,19 @@
 namespace fastlstm::FASTLSTM_ISA {
 
 constexpr int64_t kTileRows = 16, kLineBytes = 64, kMaxRows = 2 * kTileRows;
-constexpr int64_t kPairWidth = 32;  // columns of two tiles
+constexpr int64_t kPairWidth = 32;  // the columns of two tiles of B
 static_assert(Vec<float>::lanes == kTileRows);
 
-// The rows of A in the form in which tiles load them, block by block. A block of a row is kPlanes
-// lines of 64 bytes, one for each plane. Rows of float32 have two planes: the two bfloat16 into
-// which each number is split (split_float32.h). Other rows have one.
+// At most 32 rows of A, as tiles load them, block by block. A block of a row has kPlanes times 64
+// bytes. Rows of float32 have two planes: the two bfloat16 into which each number is split
+// (split_float32.h). Other rows have one plane.
 //
-// Tiles load rows directly if all rows have one stride. Otherwise, as in the first step and after a
-// reset, the rows of a block are copied next to each other. The last block of K is padded with
-// zeros.
+// Tiles load rows directly if all rows lie at one stride. Otherwise, as in the first step and after
+// a reset, a block of all rows is copied to a buffer first. The last block is padded with zeros.
 template <int kPlanes>
 class TileRows {
  public:
-  // The rows of a product, at most 32. The terms of a row are `bytes` bytes from byte `begin` on.
+  // Takes the rows of a product. Their terms are `bytes` bytes from byte `begin` of a row on.
   FASTLSTM_INLINE TileRows(const PanelProduct& p, int64_t begin, int64_t bytes)
       : rows_(p.a), count_(p.rows), begin_(begin), whole_(bytes / kBytes), rest_(bytes % kBytes) {
     stride_ = count_ > 1 ? row(1) - row(0) : 0;
@@ -40,6 +40,7 @@ class TileRows {
   int64_t blocks() const { return whole_ + (rest_ > 0); }
   const char* row(int64_t r) const { return static_cast<const char*>(rows_[r]) + begin_; }
 
+  // A block of terms of all rows: the address in the first row, and the bytes between rows.
   struct Block {
     const char* first;
     int64_t stride;
@@ -59,18 +60,18 @@ class TileRows {
   alignas(64) char gathered_[kMaxRows][kBytes], last_[kMaxRows][kLineBytes];
 };
 
-// The places of the tiles of panels. Distances are in bytes.
+// Where the tiles of B are in panels. All distances are in bytes.
 struct PanelTiles {
-  const char* first;  // address of the first tile
+  const char* first;  // the first tile
   int64_t block,      // to the same tile of the next block of terms
       plane,          // to the same tile of the next plane
       pair,           // to the next pair of neighboring tiles (32 columns)
       second,         // from the first to the second tile of a pair
-      line;           // to the next line of a tile
+      row;            // from one row of a tile to the next
 };
 
-// Calls body(plane of A, plane of B) for each product of planes of a block that is computed, the
-// smallest product first. The product of the two second planes is left out.
+// Calls body(plane of A, plane of B) for each product of planes that is computed, the smallest
+// product first. The product of the two second planes is left out.
 template <int kPlanes, typename Body>
 FASTLSTM_INLINE void for_each_product(const Body& body) {
   static_assert(kPlanes <= 2);
@@ -78,70 +79,67 @@ FASTLSTM_INLINE void for_each_product(const Body& body) {
   body(Int<0>(), Int<0>());
 }
 
-// Multiplies two tiles of rows by a pair of tiles of columns. Tiles 0 to 3 hold the sums, 4 and 5
-// hold A, 6 and 7 hold B. A single row is in both tiles of rows. `stride`: bytes between rows of
-// sums.
+// Multiplies two tiles of A by a pair of tiles of B. Tiles 0 to 3 hold the sums, 4 and 5 hold A, 6
+// and 7 hold B. If there is a single row, both tiles of A hold it. `stride`: the bytes between rows
+// of sums.
 template <typename T, int kPlanes>
 static void multiply_pair(TileRows<kPlanes>& a, PanelTiles b, char* sums, int64_t stride) {
   const int64_t rows = a.count(), lower = rows > 1 ? rows / 2 : 1,
                 upper = rows > 1 ? rows - lower : 1;
-  TileRegisters::configure({upper, upper, lower, lower, upper, lower, 16, 16});
-  TileRegisters::zero<0>(), TileRegisters::zero<1>(), TileRegisters::zero<2>(),
-      TileRegisters::zero<3>();
+  Amx::configure({upper, upper, lower, lower, upper, lower, 16, 16});
+  Amx::zero<0>(), Amx::zero<1>(), Amx::zero<2>(), Amx::zero<3>();
   for (int64_t k = 0; k < a.blocks(); ++k, b.first += b.block) {
-    const auto of_a = a.block(k);
+    const auto block_of_a = a.block(k);
     int loaded_a = -1, loaded_b = -1;
     for_each_product<kPlanes>([&](auto plane_of_a, auto plane_of_b) {
       constexpr int i = decltype(plane_of_a)::value, j = decltype(plane_of_b)::value;
       if (loaded_a != i) {
-        TileRegisters::load<4>(of_a.first + i * kLineBytes, of_a.stride);
-        TileRegisters::load<5>(of_a.first + i * kLineBytes + upper * of_a.stride, of_a.stride);
+        Amx::load<4>(block_of_a.first + i * kLineBytes, block_of_a.stride);
+        Amx::load<5>(block_of_a.first + i * kLineBytes + upper * block_of_a.stride,
+                     block_of_a.stride);
       }
       if (loaded_b != j) {
-        TileRegisters::load<6>(b.first + j * b.plane, b.line);
-        TileRegisters::load<7>(b.first + j * b.plane + b.second, b.line);
+        Amx::load<6>(b.first + j * b.plane, b.row);
+        Amx::load<7>(b.first + j * b.plane + b.second, b.row);
       }
       loaded_a = i, loaded_b = j;
-      TileRegisters::multiply_add<T, 0, 4, 6>(), TileRegisters::multiply_add<T, 1, 4, 7>();
-      TileRegisters::multiply_add<T, 2, 5, 6>(), TileRegisters::multiply_add<T, 3, 5, 7>();
+      Amx::multiply_add<T, 0, 4, 6>(), Amx::multiply_add<T, 1, 4, 7>();
+      Amx::multiply_add<T, 2, 5, 6>(), Amx::multiply_add<T, 3, 5, 7>();
     });
   }
-  TileRegisters::store<0>(sums, stride), TileRegisters::store<1>(sums + kLineBytes, stride);
+  Amx::store<0>(sums, stride), Amx::store<1>(sums + kLineBytes, stride);
   sums += upper * stride;
-  TileRegisters::store<2>(sums, stride), TileRegisters::store<3>(sums + kLineBytes, stride);
+  Amx::store<2>(sums, stride), Amx::store<3>(sums + kLineBytes, stride);
 }
 
-// Multiplies one tile of rows by two pairs of tiles of columns. Tiles 0 to 3 hold the sums, 4 holds
-// A, 5 to 7 hold B.
+// Multiplies one tile of A by two pairs of tiles of B. Tiles 0 to 3 hold the sums, 4 holds A, 5 to
+// 7 hold B.
 template <typename T, int kPlanes>
 static void multiply_two_pairs(TileRows<kPlanes>& a, PanelTiles b, char* sums, int64_t stride) {
   const int64_t rows = a.count();
-  TileRegisters::configure({rows, rows, rows, rows, rows, 16, 16, 16});
-  TileRegisters::zero<0>(), TileRegisters::zero<1>(), TileRegisters::zero<2>(),
-      TileRegisters::zero<3>();
+  Amx::configure({rows, rows, rows, rows, rows, 16, 16, 16});
+  Amx::zero<0>(), Amx::zero<1>(), Amx::zero<2>(), Amx::zero<3>();
   for (int64_t k = 0; k < a.blocks(); ++k, b.first += b.block) {
-    const auto of_a = a.block(k);
+    const auto block_of_a = a.block(k);
     int loaded_a = -1;
     for_each_product<kPlanes>([&](auto plane_of_a, auto plane_of_b) {
       constexpr int i = decltype(plane_of_a)::value, j = decltype(plane_of_b)::value;
-      if (loaded_a != i) TileRegisters::load<4>(of_a.first + i * kLineBytes, of_a.stride);
+      if (loaded_a != i) Amx::load<4>(block_of_a.first + i * kLineBytes, block_of_a.stride);
       loaded_a = i;
-      const char* const of_b = b.first + j * b.plane;
-      TileRegisters::load<5>(of_b, b.line), TileRegisters::load<6>(of_b + b.second, b.line);
-      TileRegisters::multiply_add<T, 0, 4, 5>(), TileRegisters::multiply_add<T, 1, 4, 6>();
-      TileRegisters::load<7>(of_b + b.pair, b.line),
-          TileRegisters::load<5>(of_b + b.pair + b.second, b.line);
-      TileRegisters::multiply_add<T, 2, 4, 7>(), TileRegisters::multiply_add<T, 3, 4, 5>();
+      const char* const tile_of_b = b.first + j * b.plane;
+      Amx::load<5>(tile_of_b, b.row), Amx::load<6>(tile_of_b + b.second, b.row);
+      Amx::multiply_add<T, 0, 4, 5>(), Amx::multiply_add<T, 1, 4, 6>();
+      Amx::load<7>(tile_of_b + b.pair, b.row), Amx::load<5>(tile_of_b + b.pair + b.second, b.row);
+      Amx::multiply_add<T, 2, 4, 7>(), Amx::multiply_add<T, 3, 4, 5>();
     });
   }
-  TileRegisters::store<0>(sums, stride), TileRegisters::store<1>(sums + kLineBytes, stride);
-  TileRegisters::store<2>(sums + 2 * kLineBytes, stride),
-      TileRegisters::store<3>(sums + 3 * kLineBytes, stride);
+  Amx::store<0>(sums, stride), Amx::store<1>(sums + kLineBytes, stride);
+  Amx::store<2>(sums + 2 * kLineBytes, stride), Amx::store<3>(sums + 3 * kLineBytes, stride);
 }
 
-// Multiplies the rows of a product, at most 32 at a time, by all columns, at most 64. For each part
-// of the rows it calls put(TileRows of the part, PanelProduct of the part, sums, distance between
-// rows of sums in elements). The terms of a row are `bytes` bytes from byte `begin` on.
+// Multiplies the rows of a product, at most 32 at a time, by all its columns, at most 64. For each
+// part of the rows it calls put(TileRows of the part, PanelProduct of the part, sums, elements from
+// one row of sums to the next). The terms of a row are `bytes` bytes from byte `begin` on.
 template <typename T, int kPlanes, typename Put>
 FASTLSTM_INLINE void multiply_on_tiles(const PanelProduct& p, int64_t begin, int64_t bytes,
                                        PanelTiles tiles, const Put& put) {
@@ -158,7 +156,7 @@ FASTLSTM_INLINE void multiply_on_tiles(const PanelProduct& p, int64_t begin, int
     for (int64_t pair = 0; pair < pairs;) {
       char* const to = sums + 2 * pair * kLineBytes;
       const int64_t count = part.rows <= kTileRows && 2 * pair + 4 <= vectors ? 2 : 1;
-      if (2 * pair + 1 == vectors) b.second = 0;  // no second tile: takes the first one twice
+      if (2 * pair + 1 == vectors) b.second = 0;  // without a second tile: the first one twice
       if (count == 2)
         multiply_two_pairs<T>(a, b, to, stride);
       else
@@ -169,15 +167,15 @@ FASTLSTM_INLINE void multiply_on_tiles(const PanelProduct& p, int64_t begin, int
   }
 }
 
-// Multiplies rows of bfloat16 or int8 by a panel that was packed for register tiles. `header`: the
-// bytes in front of its elements.
+// Multiplies rows of bfloat16 or int8 by a panel that is packed for register tiles (tiles.h,
+// int8_tiles.h). `header`: the bytes in front of its elements. put: GemmFunctions::put_rows.
 template <typename T>
 static void multiply_panel(const PanelProduct& p, int64_t begin, int64_t bytes, int64_t header,
                            decltype(GemmKernels::put_rows) put) {
-  const int64_t line = p.shape.vectors * kLineBytes;
+  const int64_t row = p.shape.vectors * kLineBytes;
   const char* const first = static_cast<const char*>(p.panel) + header;
   multiply_on_tiles<T, 1>(p, begin, bytes,
-                          {first, kTileRows * line, 0, 2 * kLineBytes, kLineBytes, line},
+                          {first, kTileRows * row, 0, 2 * kLineBytes, kLineBytes, row},
                           [&](auto&, const PanelProduct& part, const void* sums, int64_t width) {
                             put(part, sums, width);
                           });

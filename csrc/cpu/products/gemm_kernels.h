@@ -1,6 +1,6 @@
-// A product: how a matrix is packed into panels and how rows are multiplied with them, for one
-// format. A value, so that each instruction set or tile shape brings its own, and a plan
-// chooses among them. Nothing here knows of an LSTM.
+// GEMM kernels for one format of weights: the layout of its panels, and functions that pack a
+// matrix into panels and multiply rows by panels in one thread. Each instruction set has its own
+// GemmKernels for each format, and a plan chooses among them. Nothing here knows of an LSTM.
 #pragma once
 #include <cstdint>
 
@@ -8,155 +8,165 @@
 
 namespace fastlstm {
 
-// A [K,N] matrix is cut into panels of a few vectors of columns, each contiguous: [K][width].
-// Columns beyond N are zero. A panel of bfloat16 holds pairs: two neighboring k of the same column
-// lie together, as dot product instructions take them, and an odd K is filled up with zeros. One of
-// int8 holds fours, after the scales of its columns.
+// A panel of a matrix [K,N]: neighboring columns, stored as [K][width] with width = vectors *
+// lanes. Columns that do not exist are zeros. A panel of bfloat16 is [K / 2][width][2]: two
+// neighboring terms of a column form a pair, as dot product instructions take them. A zero
+// completes the last pair if K is odd. A panel of int8 is [K / 4][width][4] after a header
+// (int8_tiles.h).
 struct PanelShape {
-  int64_t first_column, columns, vectors;  // columns <= vectors * lanes = width
+  int64_t first_column;
+  int64_t columns;  // the number of columns that exist, at most the width
+  int64_t vectors;
 };
 
-// A matrix by its rows, or, transposed, by its columns: rows[k][n], or rows[n][k].
+// A matrix [K,N] as pointers: rows[k] to each row, or, if `transposed`, rows[n] to each column.
 struct MatrixRows {
   const void* const* rows;
   bool transposed;
 };
 
-// Memory that comes into the L2 cache while a product is computed, a few lines at a time, which
-// wait for memory beside the arithmetic.
+// The part of a matrix from which the next panel will be packed. It is fetched into the L2 cache
+// during a product, so that memory and arithmetic overlap. Each call of fetch() requests a few
+// cache lines.
 struct Prefetch {
-  const void* const* rows;
-  int64_t count, begin, end;  // rows, and the bytes of each
-  int64_t lines;              // at a time
-  int64_t row = 0, at = begin;
+  const void* const* rows;      // or columns
+  int64_t count;                // of rows
+  int64_t begin, end;           // the bytes of each row
+  int64_t lines_per_call;       // cache lines
+  int64_t row = 0, at = begin;  // the row and the byte of the next cache line
 
   inline __attribute__((always_inline)) void fetch() {
-    for (int64_t n = 0; n < lines && row < count; ++n) {
+    for (int64_t n = 0; n < lines_per_call && row < count; ++n) {
       __builtin_prefetch(static_cast<const char*>(rows[row]) + at, 0, 2);
       at += 64;
       if (at >= end) at = begin, ++row;
     }
   }
 };
-// Terms of a sum between two calls of `fetch`.
+// The number of terms that a kernel multiplies between two calls of fetch().
 constexpr int64_t kTermsPerFetch = 32;
 
-// c[r][first column ...] (+)= sum over k of a[r][k_begin + k] * panel[k] + bias, r < rows, k < K.
-// Rows of `a` as the product takes them; c and bias are of its sums, or c of what they are rounded
-// to.
+// The arguments of a kernel that multiplies rows by neighboring panels. For each row r < rows and
+// column n of the panels:
+//   c[r][n] = (accumulate ? c[r][n] : bias[n]) + sum of a[r][k_begin + k] * panel[k][n] over k < K
 struct PanelProduct {
-  const void* const* a;
+  const void* const* a;  // [rows], encoded if the kernels require it
   int64_t rows, k_begin, K;
-  const void* panel;
-  PanelShape shape;
-  void* const* c;
+  const void* panel;  // with a header: the header; otherwise the first of the K terms
+  PanelShape shape;   // `columns` counts the columns of all panels, `vectors` those of one panel
+  void* const* c;     // [rows], of sum_dtype, or of 16 bits if c_is_16_bit
   bool accumulate;
-  const void* bias = nullptr;  // [N], not read with accumulate
-  // The number of panels of `vectors` vectors side by side, at most the product's, whose columns
-  // together are those of `shape`, and the bytes from one to the next.
-  int64_t panels = 1, panel_stride = 0;
-  Prefetch* prefetch = nullptr;  // read by products that train
-  bool c_is_16_bit =
-      false;  // c is of 16 bits, rounded once, over the whole of K, by such a product
+  const void* bias = nullptr;    // [N] of sum_dtype, or nullptr for zeros
+  int64_t panels = 1;            // register tiles take any number, AMX's at most panels_at_once
+  int64_t panel_stride = 0;      // bytes from one panel to the next
+  Prefetch* prefetch = nullptr;  // only a hint
+  bool c_is_16_bit = false;      // c has the dtype of a; rounded once, so K must have all terms
 };
 
-// Bytes in front of a row that was encoded as int8: its scale.
+// The bytes in front of a row that is encoded as int8. The first four are its scale.
 constexpr int64_t kInt8RowHeader = 64;
-constexpr int32_t kUnsignedZeroPoint = 128;  // added to its elements, it makes them unsigned
-// Terms of a sum over k for which a panel stays in the L2 cache.
+// A zero point that makes int8 elements unsigned.
+constexpr int32_t kUnsignedZeroPoint = 128;
+// The default KC: the number of terms for which a panel stays in the L2 cache.
 constexpr int64_t kDefaultKc = 512;
 
-// How rows and panels are laid out, and in which pieces they are summed.
 struct GemmLayout {
-  Format format;  // of their elements
-  Format
-      source_format;  // of matrices before they are packed, and of rows that are taken as they are
-  Dtype sum_dtype = Dtype::kFloat32;
-  int64_t element_bits;      // of an element in a panel
-  int64_t lanes;             // columns in a vector
-  int max_vectors;           // of the widest panel
-  int vectors_multiple = 1;  // vectors of a panel are a multiple of it
-  int64_t header_bytes = 0;  // bytes in front of a panel for each column
-  // K is filled up with zeros; what is there in a row has no effect.
-  int64_t k_multiple = 1;
-  int64_t kc = kDefaultKc;  // terms of a sum that it may be cut into
-  int32_t zero_point = 0;   // by how much the elements of a row encoded as int8 are shifted up
+  Format format;                      // of panels
+  Format source_format;               // of a matrix before it is packed
+  Dtype sum_dtype = Dtype::kFloat32;  // of the sums over k, and of the bias
+  int64_t element_bits;               // the same in a panel and in source_format
+  int64_t lanes;                      // columns in a vector
+  int max_vectors;                    // of the widest panel
+  int vectors_multiple = 1;           // every panel has a multiple of so many vectors
+  int64_t header_bytes = 0;           // in front of a panel, for each of its columns
+  int64_t k_multiple = 1;             // panels are padded with zeros to a multiple of so many terms
+  int64_t kc = kDefaultKc;            // terms for one call of `multiply`
+  int32_t zero_point = 0;             // added to the elements of a row that is encoded as int8
 
-  int64_t bytes(int64_t K) const {
-    return K * element_bits / 8;
-  }  // of K terms of a column, all padding
-  bool takes(Dtype rows) const {
-    return format == source_format && format_of(rows) == source_format;
-  }
+  int64_t bytes(int64_t elements) const { return elements * element_bits / 8; }
+  int64_t max_width() const { return max_vectors * lanes; }
+  // Whether rows are multiplied in the same format in which a matrix is packed.
+  bool multiplies_source_rows() const { return format == source_format; }
+  // Whether rows of a dtype are multiplied without encoding.
+  bool takes(Dtype dtype) const { return multiplies_source_rows() && format_of(dtype) == format; }
 };
 
-// Column n of a panel of `width` columns of K terms.
+// Column n of a panel with `width` columns of K terms. `panel` points to the header.
 struct PanelColumn {
   char* panel;
   int64_t width, K, n;
 };
 
-// Columns of a matrix as it lies. Transposed: `count` of a vector's lanes, K terms each, `stride`
-// elements apart; the sums of the other lanes are any. Else: `count` columns, terms `stride` apart.
-struct Columns {
+// `count` columns of a matrix that is not packed. If it is transposed, the terms of a column are
+// neighbors, and columns lie `stride` elements apart. Otherwise columns are neighbors, and the
+// terms of a column lie `stride` elements apart.
+struct UnpackedColumns {
   const void* first;
   int64_t stride, count;
 };
 
-// The functions of a product; from put_rows on, nullptr where only prepacked weights are
-// multiplied.
+// A kernel that a format does not need is nullptr.
 struct GemmFunctions {
-  // Columns `shape` of rows [k_begin, k_begin + K) of a matrix into a panel, behind its header.
+  // Packs terms [k_begin, k_begin + K) of the columns `shape`. `panel` points behind the header.
   void (*pack)(const MatrixRows& matrix, int64_t k_begin, int64_t K, const PanelShape& shape,
                void* panel);
-  // Prepacked weights: puts a scale, if there is one, into a column; takes its elements and the
-  // scale out of it.
-  void (*put_scale)(const PanelColumn& column, float scale);
-  void (*unpack)(const PanelColumn& column, void* elements, float* scale);
+  // Computes a PanelProduct.
   void (*multiply)(const PanelProduct& product);
-  // A row in the dtype of the sums as `multiply` takes it, and its size; nullptr where rows are
-  // taken as they are.
+
+  // For rows of float32 in another format: encodes a row [K] into encoded_bytes(K) bytes.
   void (*encode)(const void* row, int64_t K, void* to);
   int64_t (*encoded_bytes)(int64_t K);
-  // The end of a product whose sums are in a buffer: whole vectors of a row, rows `stride` apart.
-  // Sums of bfloat16 are rounded, those of int8, in int32, scaled.
+
+  // For prepacked weights. put_scale writes the scale of a column, and the sum of its elements, to
+  // the header of the panel. unpack reads the elements [K] of a column, and its scale if it has
+  // one.
+  void (*put_scale)(const PanelColumn& column, float scale);
+  void (*unpack)(const PanelColumn& column, void* elements, float* scale);
+
+  // For sums of bfloat16, which it rounds, and for sums of int8, which are int32 and which it
+  // scales: writes sums from a buffer to c. Rows of the buffer have whole vectors, and they lie
+  // `stride` elements apart.
   void (*put_rows)(const PanelProduct& product, const void* sums, int64_t stride);
-  // multiply() with one vector of columns as they lie, `columns` in place of the panel. `next` is
-  // where the terms begin that are multiplied afterwards, which come into the cache meanwhile.
-  void (*multiply_unpacked_columns)(const PanelProduct& product, const Columns& columns,
+
+  // The others are for training, and for weights that are not prepacked.
+
+  // Does the same as `multiply` with one vector of columns of a transposed matrix, without a panel.
+  // Lanes without a column get any sums. `next` points to the terms that will be multiplied next,
+  // which are prefetched.
+  void (*multiply_unpacked_columns)(const PanelProduct& product, const UnpackedColumns& columns,
                                     const void* next);
-  // multiply() with columns of a matrix that is not transposed, as it lies. `room`: memory for
-  // twice the sums of whole vectors. nullptr for 16 bits.
-  void (*multiply_unpacked_rows)(const PanelProduct& product, const Columns& columns, void* room);
-  // Columns [begin, end) of `rows` rows, as they are packed, into rows as they are multiplied:
-  // to[column - begin][row].
+  // Does the same with columns of a matrix that is not transposed and whose elements have
+  // sum_dtype. `buffer` has 2 * rows * width elements.
+  void (*multiply_unpacked_rows)(const PanelProduct& product, const UnpackedColumns& columns,
+                                 void* buffer);
+  // Makes a row, as `multiply` takes it, of each column in [begin, end) of a matrix [rows,N] of
+  // source_format: to[column - begin][row].
   void (*transpose)(const void* const* from, int64_t rows, int64_t begin, int64_t end, void* to);
-  // sums[r] (+)= sum over k < K of rows[r][k], r < count; nullptr where rows are not taken as they
-  // are.
+  // Computes sums[r] = or += the sum of rows[r][k] over k < K, for r < count.
   void (*sum_rows)(const void* const* rows, int64_t count, int64_t K, void* sums, bool accumulate);
-  // Called in a thread after a series of products, or nullptr.
+
+  // Releases AMX's tiles. A thread calls it after a series of products.
   void (*end_thread)();
 };
 
 struct GemmKernels;
 
-// The settings that make a product fast; no result depends on them.
+// Settings for speed. No result depends on them.
 struct GemmTuning {
-  double relative_speed = 1;  // multiply-adds, compared with float32
-  int64_t tile_rows;          // of a register tile: pass rows by a multiple of it
-  // How many bytes of the input's part of the gates a walk computes ahead. The faster the product,
-  // the more it matters that they are still in cache.
+  double relative_speed = 1;  // multiply-adds in a unit of time, compared with float32
+  int64_t tile_rows;          // MR: a product is fastest with a multiple of so many rows
+  // The bytes of x_gates that a walk computes ahead. Fast kernels need them in a nearer cache.
   int64_t bytes_ahead = 2 << 20;
-  // A product of fewer rows is bound by loading its panel from the L2 cache. And with rows that
-  // each thread encodes for itself, which then costs more than loading fewer panels saves.
+  // With fewer rows loading a panel from the L2 cache takes longer than multiplying by it. The
+  // second number is for rows that each thread encodes for itself.
   int64_t min_rows_per_panel_load = 3, min_encoded_rows_per_panel_load = 3;
-  // The share of the L2 cache that the panels of a step may take; the rest is for rows and sums.
+  // The share of the L2 cache for the panels of a step. Rows and sums need the rest.
   double l2_share = 0.75;
-  // How many panels `multiply` takes at a time. With one row the sums of a single panel are too few
-  // to hide the latency of multiply-adds.
+  // The number of panels for one call of `multiply`. One row with one panel has too few sums to
+  // hide the latency of multiply-adds.
   int64_t panels_at_once = 1, panels_at_once_of_one_row = 1;
-  const char* instruction_set = nullptr;  // the instruction set, for people
-  // Below so many rows another product of the same panels is faster, if there is one: it gives the
+  const char* instruction_set = nullptr;  // a name for users
+  // For fewer rows than the limit these kernels are faster. They use the same panels and give the
   // same bits.
   int64_t few_rows_limit = 0;
   const GemmKernels* few_rows_gemm = nullptr;
@@ -167,17 +177,15 @@ struct GemmTuning {
 };
 
 struct GemmKernels : GemmLayout, GemmFunctions, GemmTuning {
-  // Whether layers are trained with it.
+  // Whether layers can be trained with it.
   bool trains() const { return transpose; }
-  int64_t max_width() const { return max_vectors * lanes; }                // of the widest panel
-  bool multiplies_source_rows() const { return format == source_format; }  // the same rows
-  // The bytes of a row of K elements as it is multiplied.
+  // The bytes of a row of K elements that `transpose` makes.
   int64_t bytes_of_row(int64_t K) const {
     return multiplies_source_rows() ? bytes(K) : encoded_bytes(K);
   }
 };
 
-// The products of a processor by their format; nullptr where there is none.
+// The GEMM kernels of a processor for each format, or nullptr.
 struct GemmTable {
   const GemmKernels* by_format[kFormats];
 

@@ -1,62 +1,69 @@
 // The micro-kernels for int8: products by register tiles. Included once for each target.
 //
-// A row of a layer is quantized for the product: one scale, then its elements as multiples of the
-// scale from -127 to 127. A panel is [scale of each column][sum of each column][K / 4][columns][4].
-// The sums are exact in int32, so a result depends neither on the tile nor on the thread. With few
-// rows loading the panel bounds the product, with many rows the dot products do.
+// A row is encoded before each product: its scale, then its elements as multiples of the scale from
+// -127 to 127. If the zero point is 128, it is added to them, since some instructions take unsigned
+// rows. A panel is [width] scales, [width] sums of its columns, and [K / 4][width][4] elements. The
+// sums of the columns are for the zero point: sum of (a + 128) b = sum of a b + 128 * sum of b.
+//
+// Sums are exact in int32, so a result depends neither on the tile nor on the thread. With few rows
+// loading the panel bounds the product, with many rows the dot products bound it.
 #pragma once
 #include "cpu/products/tiles.h"
 
 namespace fastlstm::FASTLSTM_ISA {
 
-constexpr int64_t kQuad = 4, kHeaderOfColumn = sizeof(float) + sizeof(int32_t);
+constexpr int64_t kQuad = 4;                                        // the terms in a lane
+constexpr int64_t kColumnHeader = sizeof(float) + sizeof(int32_t);  // bytes
 
-// K is padded to a multiple of the 64 terms of an AMX tile. A tile with fewer terms would take as
-// long.
-constexpr int64_t kInt8Padding = 64;
+// K is padded to a multiple of the terms in a row of an AMX tile. A row with fewer terms would take
+// as long.
+constexpr int64_t kInt8Multiple = 64;
 FASTLSTM_INLINE int64_t padded(int64_t K) {
-  return (K + kInt8Padding - 1) / kInt8Padding * kInt8Padding;
+  return (K + kInt8Multiple - 1) / kInt8Multiple * kInt8Multiple;
 }
 
 static int64_t encoded_bytes_int8(int64_t K) { return kInt8RowHeader + padded(K); }
 
-// The largest lane. It compares halves of the vector, so the chain of comparisons is short.
-FASTLSTM_INLINE int32_t largest(const Int8Quads& x) {
+// Returns the largest lane. It compares halves of the vector, so the chain of comparisons is short.
+FASTLSTM_INLINE int32_t largest(const Int32Vec& x) {
   constexpr int L = Vec<float>::lanes;
-  int32_t of[L];
-  std::memcpy(of, &x, sizeof x);
+  int32_t lanes[L];
+  std::memcpy(lanes, &x, sizeof x);
 #pragma GCC unroll 4
   for (int half = L / 2; half > 0; half /= 2)
 #pragma GCC unroll 8
-    for (int l = 0; l < half; ++l) of[l] = of[l] > of[l + half] ? of[l] : of[l + half];
-  return of[0];
+    for (int l = 0; l < half; ++l)
+      lanes[l] = lanes[l] > lanes[l + half] ? lanes[l] : lanes[l + half];
+  return lanes[0];
 }
 
-// Encodes a row that has infinities. They become multiples of 2^100, and all other elements 0. Such
-// a number is large enough to saturate every gate that it reaches, and its products are finite.
+// Encodes a row that has infinities. The scale is 2^100. An infinity becomes 1 or -1, and any other
+// element 0. 2^100 is large enough to saturate every gate that it reaches, and its products with
+// weights are finite.
 template <int32_t zero_point>
 static void encode_infinities(const float* row, int64_t K, int8_t* to) {
   const float scale = 0x1p100f, infinity = __builtin_inff();
   std::memcpy(to, &scale, sizeof scale);
-  for (int64_t k = 0; k < padded(K); ++k) {
-    const int sign = k < K ? (row[k] == infinity) - (row[k] == -infinity) : 0;
-    to[kInt8RowHeader + k] = static_cast<int8_t>(k < K ? sign + zero_point : 0);
-  }
+  std::memset(to + kInt8RowHeader, 0, padded(K));
+  for (int64_t k = 0; k < K; ++k)
+    to[kInt8RowHeader + k] =
+        static_cast<int8_t>((row[k] == infinity) - (row[k] == -infinity) + zero_point);
 }
 
+// GemmFunctions::encode.
 template <int32_t zero_point>
 static void encode_int8(const void* from, int64_t K, void* encoded) {
   constexpr int64_t L = Vec<float>::lanes;
   const float* const row = static_cast<const float*>(from);
   int8_t* const to = static_cast<int8_t*>(encoded);
-  // Magnitudes compare like their bits, and the bits of an infinity or a NaN are larger than those
-  // of any number.
+  // Magnitudes are compared as integers. The bits of an infinity are larger than the bits of any
+  // number, and the bits of a NaN are larger still.
   constexpr int32_t kMagnitude = 0x7fffffff, kInfinity = 0x7f800000;
-  Int8Quads magnitudes = {};
+  Int32Vec magnitudes = {};
   Vec<float> x;
   for (int64_t k = 0; k < K; k += L) {
     load(row + k, x, K - k < L ? K - k : L);
-    const Int8Quads bits = bits_as<Int8Quads>(x.v) & kMagnitude;
+    const Int32Vec bits = bits_as<Int32Vec>(x.v) & kMagnitude;
     magnitudes = bits > magnitudes ? bits : magnitudes;
   }
   const int32_t largest_bits = largest(magnitudes);
@@ -71,26 +78,27 @@ static void encode_int8(const void* from, int64_t K, void* encoded) {
   else
     scale = 0;
   std::memcpy(to, &scale, sizeof scale);
-  // After this number is added, the lowest bits of the sum hold the rounded integer.
+  // After this number is added, the lowest byte of the sum is the rounded integer plus the zero
+  // point.
   const Vec<float> to_whole(0x1.8p23f + zero_point);
   for (int64_t k = 0; k < K; k += L) {
     load(row + k, x, K - k < L ? K - k : L);
-    // The product is not fused, so that every processor gets the same whole numbers.
+    // The product is not fused with the sum, so that all processors get the same integers.
     const Vec<float> whole = keep_in_register(x * Vec<float>(inverse)) + to_whole;
-    store_lowest_bytes(bits_as<Int8Quads>(whole.v), to + kInt8RowHeader + k);
+    store_lowest_bytes(bits_as<Int32Vec>(whole.v), to + kInt8RowHeader + k);
   }
   const int64_t written = (K + L - 1) / L * L;
   std::memset(to + kInt8RowHeader + written, 0, padded(K) - written);
 }
 
-// Scales the sums of vector v of row r and writes them to their place in C.
+// The epilogue: scales the sums of vector v of row r and writes them to C. A panel has W vectors.
 template <int W>
-FASTLSTM_INLINE void put_int8(const PanelProduct& p, Int8Quads sums, int64_t r, int64_t v,
+FASTLSTM_INLINE void put_int8(const PanelProduct& p, Int32Vec sums, int64_t r, int64_t v,
                               int32_t zero_point) {
   constexpr int L = Vec<float>::lanes;
   const char* const scale =
       static_cast<const char*>(p.panel) + v / W * p.panel_stride + v % W * L * sizeof(float);
-  if (zero_point) sums -= zero_point * read<Int8Quads>(scale + W * L * sizeof(float));
+  if (zero_point) sums -= zero_point * read<Int32Vec>(scale + W * L * sizeof(float));
   const Vec<float> whole(__builtin_convertvector(sums, Vec<float>::Native));
   const Vec<float> scales =
       Vec<float>(read<Vec<float>::Native>(scale)) * Vec<float>(read<float>(p.a[r]));
@@ -101,17 +109,17 @@ template <typename Dot, int R, int V, int W>
 static void multiply_int8_tile(const PanelProduct& p, Int<R>, Int<V>, Int<W>, int64_t first,
                                int64_t panel) {
   constexpr int L = Vec<float>::lanes;
-  // Several chains of dot products run at the same time, because each instruction waits for the one
-  // before it in its chain. The sums are exact in any order.
+  // A small tile adds to several chains of sums at the same time, because each instruction waits
+  // for the previous one of its chain. Integer sums do not depend on the order.
   constexpr int chains = R * V <= 4 ? 4 : R * V <= 8 ? 2 : 1;
-  Int8Quads sum[chains][R][V] = {};
+  Int32Vec sum[chains][R][V] = {};
   const char* a[R];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) a[r] = static_cast<const char*>(p.a[first + r]) + kInt8RowHeader;
   const char* b =
-      static_cast<const char*>(p.panel) + panel * p.panel_stride + W * L * kHeaderOfColumn;
-  // The last round may read past p.K, but never past padded(p.K), which is a multiple of a round.
-  // The padding of the panel is zero.
+      static_cast<const char*>(p.panel) + panel * p.panel_stride + W * L * kColumnHeader;
+  // The last iteration may read past p.K, but never past padded(p.K). The padding of a panel is
+  // zero.
   for (int64_t k = 0; k < p.K; k += chains * kQuad) {
 #pragma GCC unroll 4
     for (int chain = 0; chain < chains; ++chain, b += W * L * kQuad) {
@@ -119,7 +127,7 @@ static void multiply_int8_tile(const PanelProduct& p, Int<R>, Int<V>, Int<W>, in
 #pragma GCC unroll 8
       for (int v = 0; v < V; ++v) {
         const char* const at = b + v / W * p.panel_stride + v % W * L * kQuad;
-        __builtin_prefetch(at + kBytesAhead);
+        __builtin_prefetch(at + kPrefetchBytes);
         terms[v] = read<Int8Quads>(at);
       }
 #pragma GCC unroll 16
@@ -140,12 +148,13 @@ static void multiply_int8_tile(const PanelProduct& p, Int<R>, Int<V>, Int<W>, in
     }
 }
 
+// GemmFunctions::multiply.
 template <int R, int V, typename Dot>
 static void multiply_int8(const PanelProduct& p) {
   for_tiles<R, V>(p, [&](auto... tile) { multiply_int8_tile<Dot>(p, tile...); });
 }
 
-// Scales sums that are in a buffer and writes them to their place in C.
+// GemmFunctions::put_rows.
 template <int most, int32_t zero_point>
 static void put_int8_rows(const PanelProduct& p, const void* sums, int64_t stride) {
   with_count<most>(p.shape.vectors, [&](auto vectors) {
@@ -153,43 +162,45 @@ static void put_int8_rows(const PanelProduct& p, const void* sums, int64_t strid
     for (int64_t r = 0; r < p.rows; ++r)
 #pragma GCC unroll 8
       for (int v = 0; v < V; ++v) {
-        const Int8Quads sum =
-            read<Int8Quads>(static_cast<const int32_t*>(sums) + r * stride + v * Vec<float>::lanes);
+        const Int32Vec sum =
+            read<Int32Vec>(static_cast<const int32_t*>(sums) + r * stride + v * Vec<float>::lanes);
         put_int8<V>(p, sum, r, v, zero_point);
       }
   });
 }
 
-// A reference to element k of a column of a panel.
-FASTLSTM_INLINE int8_t& element_int8(const PanelColumn& of, int64_t k) {
-  auto* const terms = reinterpret_cast<int8_t*>(of.panel + kHeaderOfColumn * of.width);
-  return terms[(k / kQuad * of.width + of.n) * kQuad + k % kQuad];
+// Returns element k of a column of a panel.
+FASTLSTM_INLINE int8_t& element_int8(const PanelColumn& column, int64_t k) {
+  auto* const terms = reinterpret_cast<int8_t*>(column.panel + kColumnHeader * column.width);
+  return terms[(k / kQuad * column.width + column.n) * kQuad + k % kQuad];
 }
 
-// Packs columns of a transposed matrix, which is how weights are stored.
+// GemmFunctions::pack, only for transposed matrices, since weights have this form.
 static void pack_int8(const MatrixRows& matrix, int64_t k_begin, int64_t K, const PanelShape& shape,
                       void* panel) {
   const int64_t width = shape.vectors * Vec<float>::lanes;
   char* const to = static_cast<char*>(panel);
   std::memset(to, 0, padded(K) * width);
   for (int64_t n = 0; n < shape.columns; ++n) {
-    const PanelColumn column{to - kHeaderOfColumn * width, width, K, n};
+    const PanelColumn column{to - kColumnHeader * width, width, K, n};
     const auto* const from = static_cast<const int8_t*>(matrix.rows[shape.first_column + n]);
     for (int64_t k = 0; k < K; ++k) element_int8(column, k) = from[k_begin + k];
   }
 }
-static void put_scale_int8(const PanelColumn& of, float scale) {
+static void put_scale_int8(const PanelColumn& column, float scale) {
   int32_t sum = 0;
-  for (int64_t k = 0; k < of.K; ++k) sum += element_int8(of, k);
-  std::memcpy(of.panel + of.n * sizeof scale, &scale, sizeof scale);
-  std::memcpy(of.panel + (of.width + of.n) * sizeof(float), &sum, sizeof sum);
+  for (int64_t k = 0; k < column.K; ++k) sum += element_int8(column, k);
+  std::memcpy(column.panel + column.n * sizeof scale, &scale, sizeof scale);
+  std::memcpy(column.panel + (column.width + column.n) * sizeof(float), &sum, sizeof sum);
 }
-static void unpack_int8(const PanelColumn& of, void* elements, float* scale) {
-  for (int64_t k = 0; k < of.K; ++k) static_cast<int8_t*>(elements)[k] = element_int8(of, k);
-  *scale = read<float>(of.panel + of.n * sizeof(float));
+static void unpack_int8(const PanelColumn& column, void* elements, float* scale) {
+  for (int64_t k = 0; k < column.K; ++k)
+    static_cast<int8_t*>(elements)[k] = element_int8(column, k);
+  *scale = read<float>(column.panel + column.n * sizeof(float));
 }
 
-// Dot: how a target computes the dot product of four int8. vec.h has one in plain C++.
+// Makes GEMM kernels for prepacked int8 weights. Dot: the dot product of four int8 of a target, as
+// PlainDotProduct in vec.h.
 template <int R, int V, typename Dot>
 static constexpr GemmKernels make_int8_gemm() {
   GemmKernels gemm{};
@@ -198,12 +209,12 @@ static constexpr GemmKernels make_int8_gemm() {
   gemm.pack = pack_int8, gemm.multiply = multiply_int8<R, V, Dot>;
   gemm.put_rows = put_int8_rows<V, Dot::zero_point>;
   gemm.put_scale = put_scale_int8, gemm.unpack = unpack_int8;
-  gemm.k_multiple = kInt8Padding, gemm.header_bytes = kHeaderOfColumn;
+  gemm.k_multiple = kInt8Multiple, gemm.header_bytes = kColumnHeader;
   gemm.zero_point = Dot::zero_point;
   gemm.encode = encode_int8<Dot::zero_point>, gemm.encoded_bytes = encoded_bytes_int8;
   gemm.panels_at_once = gemm.panels_at_once_of_one_row = 4 / V;
   gemm.instruction_set = FASTLSTM_STRING(FASTLSTM_ISA);
-  gemm.kc = int64_t(1) << 62;  // never cut: a scale belongs to a whole row
+  gemm.kc = int64_t(1) << 62;  // K is never divided: a scale belongs to a whole row
   return gemm;
 }
 

@@ -1,5 +1,5 @@
-// Fills the `Product` of a format with the functions of tiles.h and packing.h. Included once for
-// each target.
+// Fills GemmKernels with the functions of tiles.h, packing.h and unpacked.h. Included once for each
+// target.
 #pragma once
 #include "cpu/products/packing.h"
 #include "cpu/products/tiles.h"
@@ -7,7 +7,8 @@
 
 namespace fastlstm::FASTLSTM_ISA {
 
-// The product of prepacked weights, by register tiles of at most R rows and V vectors.
+// GEMM kernels for prepacked weights of T, with register tiles of at most R rows and V vectors. A
+// is the type of the sums.
 template <int R, int V, typename T, typename A, bool trains = false>
 static constexpr GemmKernels make_inference_gemm(Format format) {
   static_assert(4 % V == 0, "the four gates of a vector of units are whole panels");
@@ -24,22 +25,21 @@ static constexpr GemmKernels make_inference_gemm(Format format) {
   return gemm;
 }
 
-// The same, with what training and weights that are not prepacked need.
+// GEMM kernels for training and for all weights.
 template <int R, int V, typename T, typename A>
 static constexpr GemmKernels make_training_gemm(Format format) {
   GemmKernels gemm = make_inference_gemm<R, V, T, A, /*trains=*/true>(format);
   if constexpr (sizeof(T) < sizeof(A)) gemm.put_rows = put_rows<A, T>;
-  // Each tile of rows transposes the squares again. So 8 rows in one tile are faster than 4 and 4,
-  // and AVX-512 has enough registers.
+  // Each tile of rows transposes the squares again. So one tile of 8 rows is faster than two of 4
+  // rows, and AVX-512 has enough registers for it.
   gemm.multiply_unpacked_columns = multiply_unpacked_columns<(sizeof(Vec<A>) == 64 ? 8 : R), T, A>;
   if constexpr (sizeof(T) == sizeof(A)) gemm.multiply_unpacked_rows = multiply_unpacked_rows<A>;
-  gemm.transpose = transpose<T>;
-  gemm.sum_rows = sum_rows<T, A>;
+  gemm.transpose = transpose<T>, gemm.sum_rows = sum_rows<T, A>;
   if (sizeof(T) == 8) gemm.bytes_ahead = 3 << 17;  // limits the peak memory
   return gemm;
 }
 
-// A product of bfloat16 that also takes rows of float32, which it rounds to bfloat16.
+// Changes kernels of bfloat16 so that they also take rows of float32, which are rounded.
 static constexpr GemmKernels with_rounding(GemmKernels gemm) {
   gemm.k_multiple = 2, gemm.unpack = unpack<bfloat16, 2>;
   gemm.encode = encode_bfloat16, gemm.encoded_bytes = bytes_of_pairs;

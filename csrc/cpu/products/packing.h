@@ -1,5 +1,6 @@
-// Packs matrices into panels, transposes blocks of a matrix, and sums rows. Included once for each
-// target. Memory bounds all of it: each element is read once and written once.
+// Packs matrices into panels, unpacks columns, transposes blocks of a matrix, and sums rows.
+// Included once for each target. Memory bounds all of these: each element is read once and written
+// once.
 #pragma once
 #include "cpu/products/gemm_kernels.h"
 #include "cpu/vec.h"
@@ -7,10 +8,10 @@
 namespace fastlstm::FASTLSTM_ISA {
 
 // One stage of transposing a square of lanes x lanes elements in registers. It replaces each pair
-// of rows x[i] and x[i + distance]. With `distance` below the elements of a 16-byte block, it
-// interleaves the elements of the two rows within each block (unpacklo and unpackhi on x86); these
-// stages transpose each block. With a larger `distance`, x[i] receives the even blocks of the two
-// rows, and x[i + distance] the odd ones.
+// of rows x[i] and x[i + distance]. A block is 16 bytes of a register. If `distance` is less than
+// the elements of a block, the stage interleaves the elements of the two rows within each block
+// (unpacklo and unpackhi on x86). These stages together transpose each block. With a larger
+// `distance`, x[i] receives the even blocks of the two rows, and x[i + distance] the odd blocks.
 template <int distance, typename A>
 FASTLSTM_INLINE void transpose_stage(Vec<A> (&x)[Vec<A>::lanes]) {
   constexpr int L = Vec<A>::lanes, block = 16 / sizeof(A);
@@ -29,6 +30,7 @@ FASTLSTM_INLINE void transpose_stage(Vec<A> (&x)[Vec<A>::lanes]) {
   }
 }
 
+// Transposes a square of lanes x lanes elements in registers.
 template <typename A>
 FASTLSTM_INLINE void transpose_square(Vec<A> (&x)[Vec<A>::lanes]) {
   constexpr int L = Vec<A>::lanes, block = 16 / sizeof(A);
@@ -38,7 +40,7 @@ FASTLSTM_INLINE void transpose_square(Vec<A> (&x)[Vec<A>::lanes]) {
   if constexpr (2 * block < L) transpose_stage<2 * block>(x);
 }
 
-// to[k * stride + n] = from[n][k] for n < lanes, k < K.
+// Transposes one vector of columns: to[k * stride + n] = from[n][k] for n < lanes and k < K.
 template <typename A>
 static void transpose_vector(const A* const* from, int64_t K, A* to, int64_t stride) {
   constexpr int L = Vec<A>::lanes;
@@ -51,13 +53,12 @@ static void transpose_vector(const A* const* from, int64_t K, A* to, int64_t str
 #pragma GCC unroll 16
     for (int n = 0; n < L; ++n) x[n].store(to + (k + n) * stride);
   }
-  for (; k < K; ++k)  // memcpy, because a pair of 16-bit elements need not be aligned to 32 bits
+  for (; k < K; ++k)  // by memcpy: a pair of 16-bit elements may not be aligned to 32 bits
     for (int n = 0; n < L; ++n) __builtin_memcpy(to + k * stride + n, from[n] + k, sizeof(A));
 }
 
-// Finds L columns of a transposed matrix: columns[l] points to row k of column n + l of the panel.
-// If the panel has no such column, the pointer is to the panel's first column, so that it can be
-// read.
+// Finds L columns of a transposed matrix: columns[l] points to term k of column n + l of the panel.
+// In place of a column that does not exist it points to the first column, which can be read.
 template <typename T, int L>
 FASTLSTM_INLINE void find_columns(const MatrixRows& matrix, const PanelShape& shape, int64_t n,
                                   int64_t k, const T* (&columns)[L]) {
@@ -68,6 +69,7 @@ FASTLSTM_INLINE void find_columns(const MatrixRows& matrix, const PanelShape& sh
   }
 }
 
+// GemmFunctions::pack, for float and double.
 template <typename A>
 static void pack(const MatrixRows& matrix, int64_t k_begin, int64_t K, const PanelShape& shape,
                  void* to) {
@@ -94,15 +96,17 @@ static void pack(const MatrixRows& matrix, int64_t k_begin, int64_t K, const Pan
   }
 }
 
-// Reads a column out of a panel that keeps `together` neighboring elements of a column together.
-template <typename T, int together>
-[[maybe_unused]] static void unpack(const PanelColumn& of, void* elements, float*) {
-  for (int64_t k = 0; k < of.K; ++k) {
-    const int64_t place = (k / together * of.width + of.n) * together + k % together;
-    __builtin_memcpy(static_cast<T*>(elements) + k, of.panel + place * sizeof(T), sizeof(T));
+// GemmFunctions::unpack. A lane of the panel holds `terms_per_lane` neighboring terms of a column.
+template <typename T, int terms_per_lane>
+[[maybe_unused]] static void unpack(const PanelColumn& column, void* elements, float*) {
+  for (int64_t k = 0; k < column.K; ++k) {
+    const int64_t lane = k / terms_per_lane * column.width + column.n;
+    const int64_t index = lane * terms_per_lane + k % terms_per_lane;
+    __builtin_memcpy(static_cast<T*>(elements) + k, column.panel + index * sizeof(T), sizeof(T));
   }
 }
 
+// GemmFunctions::transpose, for float and double.
 template <typename A>
 static void transpose(const void* const* from, int64_t rows, int64_t begin, int64_t end,
                       void* transposed) {
@@ -119,7 +123,7 @@ static void transpose(const void* const* from, int64_t rows, int64_t begin, int6
     for (int64_t m = begin; m < end; ++m) to[(m - begin) * rows + r] = row(r)[m];
 }
 
-// Sets sums[r] to the sum of row r, or adds that sum if `accumulate`.
+// GemmFunctions::sum_rows.
 template <typename T, typename A>
 static void sum_rows(const void* const* rows, int64_t count, int64_t K, void* to, bool accumulate) {
   constexpr int L = Vec<A>::lanes;
@@ -139,17 +143,15 @@ static void sum_rows(const void* const* rows, int64_t count, int64_t K, void* to
   }
 }
 
-// bfloat16: two neighboring elements of a column form a pair.
-
-// Views pairs as floats, to move each pair as one element. Moves do not change bits.
+// View pairs of bfloat16 as floats, so that a pair moves as one element. A move keeps all bits.
 FASTLSTM_INLINE const float* as_pairs(const bfloat16* from) {
   return reinterpret_cast<const float*>(from);
 }
 FASTLSTM_INLINE float* as_pairs(bfloat16* from) { return reinterpret_cast<float*>(from); }
 
-// The bytes of a row of K bfloat16 that is filled up to whole pairs.
+// The bytes of a row of K bfloat16 that a zero completes to whole pairs.
 [[maybe_unused]] static int64_t bytes_of_pairs(int64_t K) { return 2 * (K + K % 2); }
-// Rounds a row of float32 to bfloat16. If K is odd, a zero completes the last pair.
+// GemmFunctions::encode: rounds a row of float32 to bfloat16.
 [[maybe_unused]] static void encode_bfloat16(const void* from, int64_t K, void* encoded) {
   constexpr int64_t L = Vec<float>::lanes;
   const float* const row = static_cast<const float*>(from);
@@ -163,6 +165,7 @@ FASTLSTM_INLINE float* as_pairs(bfloat16* from) { return reinterpret_cast<float*
   if (K % 2) to[K] = bfloat16(0.0f);
 }
 
+// GemmFunctions::pack, for pairs of bfloat16.
 template <>
 [[maybe_unused]] void pack<bfloat16>(const MatrixRows& matrix, int64_t k_begin, int64_t K,
                                      const PanelShape& shape, void* to) {
@@ -175,10 +178,10 @@ template <>
   if (matrix.transposed) {
     for (int64_t n = 0; n < width; n += L) {
       const bfloat16* columns[L];
-      const float* of_pairs[L];
+      const float* pairs_of[L];
       find_columns(matrix, shape, n, k_begin, columns);
-      for (int l = 0; l < L; ++l) of_pairs[l] = as_pairs(columns[l]);
-      transpose_vector(of_pairs, pairs, as_pairs(panel) + n, width);
+      for (int l = 0; l < L; ++l) pairs_of[l] = as_pairs(columns[l]);
+      transpose_vector(pairs_of, pairs, as_pairs(panel) + n, width);
       bfloat16* const last = panel + 2 * (pairs * width + n);
       for (int l = 0; K % 2 && l < L; ++l)
         last[2 * l] = columns[l][K - 1], last[2 * l + 1] = bfloat16(0.0f);
@@ -198,8 +201,8 @@ template <>
       panel[2 * (k * width + n)] = panel[2 * (k * width + n) + 1] = bfloat16(0.0f);
 }
 
-// Used only by targets with dot products of bfloat16 (bfloat16_table.h). Other targets do not train
-// in bfloat16.
+// GemmFunctions::transpose, for bfloat16. Only targets with dot products of bfloat16 use it
+// (bfloat16_table.h).
 template <>
 [[maybe_unused]] void transpose<bfloat16>(const void* const* from, int64_t rows, int64_t begin,
                                           int64_t end, void* transposed) {
@@ -209,16 +212,12 @@ template <>
   int64_t r = 0;
   if (rows % 2 == 0) {  // then each row of `to` consists of whole pairs
     bfloat16 pairs[L][2 * 64];
+    const float* columns[L];
+    for (int l = 0; l < L; ++l) columns[l] = as_pairs(pairs[l]);
     for (; r + 2 * L <= rows; r += 2 * L)
       for (int64_t m = begin; m < end; m += 64) {
         const int64_t count = end - m < 64 ? end - m : 64;
-        const float* columns[L];
-        for (int l = 0; l < L; ++l) {
-          const bfloat16 *even = row(r + 2 * l) + m, *odd = row(r + 2 * l + 1) + m;
-          for (int64_t i = 0; i < count; ++i)
-            pairs[l][2 * i] = even[i], pairs[l][2 * i + 1] = odd[i];
-          columns[l] = as_pairs(pairs[l]);
-        }
+        pack<bfloat16>({from + r, false}, 0, 2 * L, {m, count, 64 / L}, pairs);
         transpose_vector(columns, count, as_pairs(to + (m - begin) * rows + r), rows / 2);
       }
   }

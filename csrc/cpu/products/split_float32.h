@@ -1,16 +1,16 @@
 // The product of float32 as three products of bfloat16, on AMX tiles. Included once for each target
-// that has tiles, after the definition of its `Tiles`.
+// that has AMX, after the definition of its struct Amx.
 //
 // A float32 is split into two bfloat16, its planes, whose sum is nearly the number: each plane has
 // 8 bits of the significand. The product of two such sums has four terms. The three largest are
-// added, the smallest of them first. What is left out is at most 2^-15 of the product. A tile
-// instruction adds 32 terms before it rounds, so a sum of K terms is rounded K / 32 times.
+// added, the smallest of them first. The term that is left out is at most 2^-15 of the product. A
+// tile instruction adds 32 terms before it rounds, so a sum of K terms is rounded K / 32 times.
 //
-// A row is [K / 32][plane][16 pairs of terms]. A panel is [K / 32][plane][2 tiles of 16 columns][16
-// pairs][16 columns]. Terms k and k + 16 of a block form a pair, which takes no shuffle to put
-// together. K is padded with zeros. For 32 rows and 32 columns 12 tile products load 10 tiles, so
-// the tile products bound it. With few rows, or a panel that is not in the L2 cache, loading bounds
-// it.
+// A row is [K / 32][plane][16 pairs of terms]. A panel is [K / 32][plane][2 tiles of 16 columns]
+// [16 pairs][16 columns]. Terms k and k + 16 of a block form a pair, because two vectors of terms
+// make 16 such pairs without a shuffle. K is padded with zeros. For 32 rows and 32 columns, 12 tile
+// products load 10 tiles, so the tile products are the bound. With few rows, or with a panel that
+// is not in the L2 cache, loading is the bound.
 //
 // A sum that is not finite is computed again in float32. The planes of an infinity, or a sum that
 // overflows on the way, could otherwise give a NaN where float32 gives an infinity or a number.
@@ -19,13 +19,15 @@
 
 namespace fastlstm::FASTLSTM_ISA {
 
-constexpr int64_t kBlockTerms = 32,  // terms of a block
-    kTileElements = 16 * 32;         // bfloat16 elements of a tile
-constexpr int64_t kPanelPlane =
-    2 * kTileElements;  // bfloat16 elements of a plane of a panel's block
+constexpr int64_t kBlockTerms = 32;
+constexpr int64_t kTileElements = 16 * 32;  // bfloat16 elements
+// One plane of a block of a panel has two tiles: its size in bfloat16 elements, and in pairs, which
+// are moved as floats.
+constexpr int64_t kPanelPlane = 2 * kTileElements, kPanelPlaneFloats = kPanelPlane / 2;
 
+// Whether all numbers of some vectors are finite. 0 * x is NaN if x is not finite. Four independent
+// sums hide the latency.
 FASTLSTM_INLINE bool all_finite(const float* sums, int64_t vectors) {
-  // 0 * x is NaN if x is not finite. Four independent chains hide the latency.
   Vec<float> zeros[4];
   for (auto& zero : zeros) zero = Vec<float>(0.0f);
   for (int64_t i = 0; i < vectors; ++i)
@@ -67,7 +69,8 @@ struct SplitFloat32 {
     planes[1] = _mm512_maskz_mov_epi32(finite, second);
   }
 
-  // The planes of 16 pairs of numbers: each lane has the bfloat16 of `first` and that of `second`.
+  // Splits 16 pairs of numbers. Each lane of to[p] is a pair: plane p of a number of `first`, and
+  // plane p of a number of `second`.
   FASTLSTM_INLINE static void split_pairs(const Vec<float>& first, const Vec<float>& second,
                                           Vec<float> (&to)[kPlanes]) {
     __m512i of_first[kPlanes], of_second[kPlanes];
@@ -76,8 +79,8 @@ struct SplitFloat32 {
       to[p].v = _mm512_castsi512_ps(
           _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(of_first[p], 16), of_second[p]));
   }
-  // The stride of rows is an odd number of blocks, so that rows do not compete for the same sets of
-  // the L1 cache.
+  // A row has an odd number of blocks, so that rows do not compete for the same sets of the L1
+  // cache.
   static int64_t encoded_bytes(int64_t K) {
     return ((K + kBlockTerms - 1) / kBlockTerms | 1) * kBlockTerms * kBytesOfTerm;
   }
@@ -95,8 +98,17 @@ struct SplitFloat32 {
     }
   }
 
-  // Pack 16 columns of a block of terms. `count` columns and `terms` terms exist, the rest is zero.
-  // pack_rows takes a matrix by its rows [K][N], pack_columns by its columns [N][K].
+  // Transposes 16 x 16 pairs, and stores `count` rows of the result.
+  FASTLSTM_INLINE static void transpose_tile(const float* from, int64_t from_stride, float* to,
+                                             int64_t to_stride, int64_t count) {
+    Vec<float> x[kTileRows];
+    for (int64_t n = 0; n < kTileRows; ++n) x[n] = Vec<float>::load(from + n * from_stride);
+    transpose_square(x);
+    for (int64_t n = 0; n < count; ++n) x[n].store(to + n * to_stride);
+  }
+
+  // Pack 16 columns of a block of terms: pack_rows from pointers to rows, pack_columns from
+  // pointers to columns. `count` columns and `terms` terms exist; the others become zeros.
   FASTLSTM_INLINE static void pack_rows(const void* const* rows, int64_t column, int64_t count,
                                         int64_t terms, float* to) {
     for (int64_t k = 0; k < kTileRows; ++k, to += kTileRows) {
@@ -105,7 +117,7 @@ struct SplitFloat32 {
       if (k < terms) load(row(k), first, count);
       if (k + kTileRows < terms) load(row(k + kTileRows), second, count);
       split_pairs(first, second, pairs);
-      for (int p = 0; p < kPlanes; ++p) pairs[p].store(to + p * kPanelPlane / 2);
+      for (int p = 0; p < kPlanes; ++p) pairs[p].store(to + p * kPanelPlaneFloats);
     }
   }
   FASTLSTM_INLINE static void pack_columns(const void* const* columns, int64_t k, int64_t count,
@@ -113,18 +125,15 @@ struct SplitFloat32 {
     alignas(64) float encoded[kTileRows][kPlanes * kTileRows] = {};
     for (int64_t n = 0; n < count; ++n)
       encode(static_cast<const float*>(columns[n]) + k, terms, encoded[n]);
-    for (int p = 0; p < kPlanes; ++p) {
-      Vec<float> x[kTileRows];
-      for (int64_t n = 0; n < kTileRows; ++n) x[n] = Vec<float>::load(encoded[n] + p * kTileRows);
-      transpose_square(x);
-      for (int64_t n = 0; n < kTileRows; ++n) x[n].store(to + p * kPanelPlane / 2 + n * kTileRows);
-    }
+    for (int p = 0; p < kPlanes; ++p)
+      transpose_tile(encoded[0] + p * kTileRows, kPlanes * kTileRows, to + p * kPanelPlaneFloats,
+                     kTileRows, kTileRows);
   }
 
   static void pack(const MatrixRows& matrix, int64_t k_begin, int64_t K, const PanelShape& shape,
                    void* panel) {
     float* to = static_cast<float*>(panel);
-    for (int64_t k = 0; k < K; k += kBlockTerms, to += kPlanes * kPanelPlane / 2)
+    for (int64_t k = 0; k < K; k += kBlockTerms, to += kPlanes * kPanelPlaneFloats)
       for (int64_t n = 0; n < kPairWidth; n += kTileRows) {
         const int64_t left = shape.columns - n, terms = K - k < kBlockTerms ? K - k : kBlockTerms;
         const int64_t count = left < 0 ? 0 : left < kTileRows ? left : kTileRows;
@@ -136,21 +145,21 @@ struct SplitFloat32 {
       }
   }
 
-  // The number whose planes lie at `planes`, with a distance of `plane` elements.
-  FASTLSTM_INLINE static float joined(const uint16_t* planes, int64_t plane) {
-    const auto of = [&](int p) { return bits_as<float>(uint32_t(planes[p * plane]) << 16); };
-    return of(1) + of(0);
+  // Returns the sum of the two planes of a number. The planes lie `stride` elements apart.
+  FASTLSTM_INLINE static float joined(const uint16_t* planes, int64_t stride) {
+    const auto plane = [&](int p) { return bits_as<float>(uint32_t(planes[p * stride]) << 16); };
+    return plane(1) + plane(0);
   }
 
-  // The sums of one row, multiplied in float32.
+  // Computes the sums of one row and one panel in float32.
   static void multiply_in_float32(const void* row, const void* panel, int64_t K, float* sums) {
     const auto *a = static_cast<const uint16_t*>(row), *b = static_cast<const uint16_t*>(panel);
     for (int64_t n = 0; n < kPairWidth; ++n) sums[n] = 0;
     for (int64_t k = 0; k < K; ++k) {
       const int64_t block = k / kBlockTerms * kPlanes, pair = k % kTileRows,
-                    place = k % kBlockTerms / kTileRows;
-      const float x = joined(a + block * kBlockTerms + 2 * pair + place, kBlockTerms);
-      const uint16_t* const pairs = b + block * kPanelPlane + pair * kBlockTerms + place;
+                    half = k % kBlockTerms / kTileRows;  // of the pair
+      const float x = joined(a + block * kBlockTerms + 2 * pair + half, kBlockTerms);
+      const uint16_t* const pairs = b + block * kPanelPlane + pair * kBlockTerms + half;
       for (int64_t n = 0; n < kPairWidth; ++n)
         sums[n] = __builtin_fmaf(
             x, joined(pairs + n / kTileRows * kTileElements + n % kTileRows * 2, kPanelPlane),
@@ -158,8 +167,8 @@ struct SplitFloat32 {
     }
   }
 
-  // If a row and a panel have a sum that is not finite, computes all sums of this row and panel
-  // again in float32. `width`: elements between rows of sums.
+  // Computes all sums of a row and a panel again in float32 if one of them is not finite. `width`:
+  // the elements from one row of sums to the next.
   static void recompute_nonfinite(const TileRows<kPlanes>& a, const PanelProduct& p, float* sums,
                                   int64_t width) {
     for (int64_t i = 0; i < p.rows * p.panels; ++i) {
@@ -171,6 +180,7 @@ struct SplitFloat32 {
     }
   }
 
+  // GemmFunctions::multiply.
   static void multiply(const PanelProduct& p) {
     constexpr int64_t block = 2 * kPlanes * kPanelPlane;
     const int64_t blocks = (p.K + kBlockTerms - 1) / kBlockTerms,
@@ -187,7 +197,7 @@ struct SplitFloat32 {
         });
   }
 
-  // Makes encoded rows of the columns [begin, end) of a matrix of float32.
+  // GemmFunctions::transpose.
   static void transpose(const void* const* from, int64_t rows, int64_t begin, int64_t end,
                         void* transposed) {
     const int64_t bytes_of_row = encoded_bytes(rows);
@@ -195,39 +205,32 @@ struct SplitFloat32 {
       const int64_t count = end - column < kTileRows ? end - column : kTileRows;
       char* const to = static_cast<char*>(transposed) + (column - begin) * bytes_of_row;
       for (int64_t k = 0; k < rows; k += kBlockTerms) {
-        // Packed as in a panel of these columns, then transposed.
-        alignas(64) float pairs[kPlanes * kPanelPlane / 2];
+        // A panel of these columns, whose tiles are then transposed.
+        alignas(64) float pairs[kPlanes * kPanelPlaneFloats];
         pack_rows(from + k, column, count, rows - k < kBlockTerms ? rows - k : kBlockTerms, pairs);
-        for (int p = 0; p < kPlanes; ++p) {
-          Vec<float> x[kTileRows];
-          for (int64_t n = 0; n < kTileRows; ++n)
-            x[n] = Vec<float>::load(pairs + p * kPanelPlane / 2 + n * kTileRows);
-          transpose_square(x);
-          for (int64_t n = 0; n < count; ++n)
-            x[n].store(reinterpret_cast<float*>(to + n * bytes_of_row + k * kBytesOfTerm) +
-                       p * kTileRows);
-        }
+        float* const rows_of_pairs = reinterpret_cast<float*>(to + k * kBytesOfTerm);
+        for (int p = 0; p < kPlanes; ++p)
+          transpose_tile(pairs + p * kPanelPlaneFloats, kTileRows, rows_of_pairs + p * kTileRows,
+                         bytes_of_row / 4, count);
       }
     }
   }
 
-  static constexpr GemmKernels gemm(const char* instructions) {
+  static GemmKernels gemm() {
     GemmKernels gemm{};
     gemm.format = Format::bfloat16x2, gemm.source_format = Format::float32;
     gemm.element_bits = 8 * kBytesOfTerm, gemm.relative_speed = 3.5;
-    gemm.lanes = kTileRows, gemm.max_vectors = gemm.vectors_multiple = 2,
-    gemm.k_multiple = kBlockTerms;
+    gemm.lanes = kTileRows, gemm.max_vectors = gemm.vectors_multiple = 2;
+    gemm.k_multiple = kBlockTerms, gemm.kc = 2048;
     gemm.tile_rows = 4 * kTileRows;
     gemm.min_rows_per_panel_load = gemm.min_encoded_rows_per_panel_load = 3 * kTileRows;
     gemm.l2_share = 0.8;   // encoded rows and sums take more
     gemm.bytes_ahead = 0;  // the input is multiplied together with h
     gemm.panels_at_once = gemm.panels_at_once_of_one_row = 2;
-    gemm.kc = 2048;
     gemm.pack = pack, gemm.multiply = multiply;
     gemm.encode = encode, gemm.encoded_bytes = encoded_bytes;
-    gemm.transpose = transpose;
-    gemm.end_thread = TileRegisters::release;
-    gemm.instruction_set = instructions;
+    gemm.transpose = transpose, gemm.end_thread = Amx::release;
+    gemm.instruction_set = FASTLSTM_STRING(FASTLSTM_ISA);
     return gemm;
   }
 };

@@ -1,14 +1,18 @@
-// The micro-kernels for float and bfloat16: products by register tiles. Included once for each
-// target.
+// The micro-kernels for float, double and bfloat16: products by register tiles. Included once for
+// each target.
 //
-// A register tile has R rows x V vectors of columns. Its accumulators stay in registers. Each step
-// over k loads V vectors of the panel and broadcasts R scalars. A tile of 6 x 4 needs 10 loads for
-// 24 multiply-adds, so arithmetic bounds it. The order of the sum over k does not depend on R and
-// V. So a result depends neither on the shape of the tile nor on the other rows of the tile. A tile
-// of few rows takes two panels at a time, because the multipliers need many independent sums.
+// A register tile has R rows x V vectors of columns, and its accumulators stay in registers. For
+// each k it loads V vectors of the panel and broadcasts R scalars. A tile of 6 x 4 makes 10 loads
+// for 24 multiply-adds, so arithmetic bounds it. A tile of few rows takes two panels at a time,
+// because multiply-adds have a latency, which only many independent sums hide. The order in which a
+// sum adds its terms depends neither on R nor on V. So the bits of a row do not depend on the other
+// rows.
 //
 // This file contains only plain loops and always-inline functions; kernels_table.h says why.
 #pragma once
+#include <cstddef>
+#include <type_traits>
+
 #include "cpu/products/gemm_kernels.h"
 #include "cpu/vec.h"
 
@@ -17,13 +21,13 @@
 
 namespace fastlstm::FASTLSTM_ISA {
 
-// How the terms of a sum over k are multiplied. `at_once` is the number of neighboring k in one
-// lane of a panel. One instruction multiplies them, after a broadcast of as many elements of a row.
-// It is 1 here, and 2 for bfloat16.
+// One step of a dot product: one multiply-add for each lane. A lane of a panel holds terms_per_lane
+// neighboring terms of a column: 1 here, and 2 for bfloat16.
 template <typename T>
 struct DotStep {
   static constexpr int terms_per_lane = 1;
 
+  // Broadcasts the next `count` terms of a row, at most terms_per_lane.
   template <int count>
   FASTLSTM_INLINE static Vec<T> broadcast(const T* a) {
     return Vec<T>(*a);
@@ -45,8 +49,8 @@ FASTLSTM_INLINE Vec<A> load_lanes(const T* from) {
   return Vec<A>(read<typename Vec<A>::Native>(from));
 }
 
-// The next two functions multiply pairs of bfloat16 with instructions for float32. A target with an
-// instruction for dot products of pairs declares overloads before it includes this file.
+// The next two functions handle pairs of bfloat16 with instructions for float32. A target that has
+// an instruction for dot products of pairs declares overloads before it includes this file.
 
 // Returns sum + the products of the first elements of the pairs + the products of the second ones.
 template <typename A>
@@ -58,7 +62,7 @@ FASTLSTM_INLINE Vec<A> add_pairs(const Vec<A>& a, const Vec<A>& b, const Vec<A>&
   return fused(second(a), second(b), fused(first(a), first(b), sum));
 }
 
-// Loads the first n elements of a vector of pairs. The others are zero.
+// Loads the first n elements of a vector of pairs. The other elements are zero.
 template <typename T>
 FASTLSTM_INLINE Vec<float> load_pairs(const T* from, int64_t n) {
   T pairs[2 * Vec<float>::lanes] = {};
@@ -84,13 +88,13 @@ struct DotStep<bfloat16> {
   }
 };
 
-// A compile-time integer that is passed as an argument: the rows or the vectors of a tile.
+// An integer that is known at compile time and is passed as an argument.
 template <int N>
 struct Int {
   static constexpr int value = N;
 };
 
-// Calls body(Int<count>()) for a `count` that is known at run time, least <= count <= most.
+// Calls body(Int<count>()) for a `count` that is known only at run time, least <= count <= most.
 template <int most, int least = 1, typename Body>
 FASTLSTM_INLINE void with_count(int64_t count, const Body& body) {
   if (count == most)
@@ -99,8 +103,8 @@ FASTLSTM_INLINE void with_count(int64_t count, const Body& body) {
     with_count<most - 1, least>(count, body);
 }
 
-// Divides rows into tiles of nearly equal height, at most `most`, and calls body(Int<R>(), first
-// row) for each.
+// Divides rows into tiles of at most `most` rows, as evenly as possible, and calls body(Int<R>(),
+// first row) for each tile.
 template <int most, typename Body>
 FASTLSTM_INLINE void for_row_tiles(int64_t rows, const Body& body) {
   const int64_t tiles = (rows + most - 1) / most;
@@ -111,45 +115,36 @@ FASTLSTM_INLINE void for_row_tiles(int64_t rows, const Body& body) {
   }
 }
 
-// Each block of so many terms is summed from zero and then added to the total. The rounding error
-// of a sum of K terms then grows with kTerms + K / kTerms instead of K.
+// So many terms are summed from zero to a partial sum, which is then added to the total. The
+// rounding error of a sum of K terms then grows with
+// kTermsPerPartialSum + K / kTermsPerPartialSum instead of K.
 constexpr int64_t kTermsPerPartialSum = 256;
-// The distance in bytes at which a panel is prefetched: far ahead, because the panel may be neither
-// in the L1 nor in the L2 cache.
-constexpr int64_t kBytesAhead = 2048;
+// The distance at which a panel is prefetched. It is long, because the panel may be neither in the
+// L1 nor in the L2 cache.
+constexpr int64_t kPrefetchBytes = 2048;
 
-// What a tile prefetches for the next product while it computes: nothing, or a Prefetch.
-struct NoFetch {
-  static constexpr bool fetches = false;
-};
-struct FetchAhead {
-  static constexpr bool fetches = true;
-  Prefetch* prefetch;
-  FASTLSTM_INLINE void operator()() const { prefetch->fetch(); }
-};
-
-// A register tile of R rows x V vectors. It reads V / W panels of W vectors each, which lie
-// `stride` elements apart.
+// A register tile of R rows x V vectors. It reads V / W panels of W vectors each.
 template <int R, int V, int W, typename A>
 struct Tile {
   static constexpr int L = Vec<A>::lanes;
-  int64_t stride;
+  int64_t stride;  // elements from one panel to the next
   Vec<A> sum[R][V];
 
-  // Sets `sum` to the products of K terms. `a`: R rows from their first term on.
+  // Sets `sum` to the sums of K products. a[r] points to the first term of row r. During the sums
+  // it calls prefetch->fetch(), unless `prefetch` is the constant nullptr.
   template <typename T, typename Fetch>
-  FASTLSTM_INLINE void multiply(const T* const* a, int64_t K, const T* panel, const Fetch& fetch) {
+  FASTLSTM_INLINE void multiply(const T* const* a, int64_t K, const T* panel, Fetch prefetch) {
     clear();
-    add(a, 0, K < kTermsPerPartialSum ? K : kTermsPerPartialSum, panel, fetch);
+    add(a, 0, K < kTermsPerPartialSum ? K : kTermsPerPartialSum, panel, prefetch);
     for (int64_t k = kTermsPerPartialSum; k < K; k += kTermsPerPartialSum) {
-      Tile piece{stride, {}};
-      piece.clear();
-      piece.add(a, k, K - k < kTermsPerPartialSum ? K : k + kTermsPerPartialSum, panel + k * W * L,
-                fetch);
+      Tile partial{stride, {}};
+      partial.clear();
+      partial.add(a, k, K - k < kTermsPerPartialSum ? K : k + kTermsPerPartialSum,
+                  panel + k * W * L, prefetch);
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-        for (int v = 0; v < V; ++v) sum[r][v] = sum[r][v] + piece.sum[r][v];
+        for (int v = 0; v < V; ++v) sum[r][v] = sum[r][v] + partial.sum[r][v];
     }
   }
 
@@ -163,11 +158,11 @@ struct Tile {
  private:
   template <typename T, typename Fetch>
   FASTLSTM_INLINE void add(const T* const* a, int64_t k, int64_t end, const T* panel,
-                           const Fetch& fetch) {
-    if constexpr (Fetch::fetches)
+                           Fetch prefetch) {
+    if constexpr (!std::is_same_v<Fetch, std::nullptr_t>)
       for (; k + kTermsPerFetch < end; k += kTermsPerFetch) {
-        fetch();
-        add(a, k, k + kTermsPerFetch, panel, NoFetch());
+        prefetch->fetch();
+        add(a, k, k + kTermsPerFetch, panel, nullptr);
         panel += kTermsPerFetch * W * L;
       }
     constexpr int P = DotStep<T>::terms_per_lane;
@@ -183,7 +178,7 @@ struct Tile {
       const T* const at = panel + v / W * stride + v % W * L * DotStep<T>::terms_per_lane;
       // If one row reads the panel once and in order, the hardware prefetcher is faster (Intel
       // Xeon).
-      if constexpr (R > 1) __builtin_prefetch(reinterpret_cast<const char*>(at) + kBytesAhead);
+      if constexpr (R > 1) __builtin_prefetch(reinterpret_cast<const char*>(at) + kPrefetchBytes);
       b[v] = keep_in_register(load_lanes<A>(at));
     }
 #pragma GCC unroll 16
@@ -195,7 +190,8 @@ struct Tile {
   }
 };
 
-// Writes vector v of a row of sums to its place in C. Only the last vector may be incomplete.
+// The epilogue: writes vector v of a row of sums to the row of C, after it has added what was there
+// or the bias. Only the last vector may be incomplete.
 template <typename A, typename C>
 FASTLSTM_INLINE void put_sums(const PanelProduct& p, const Vec<A>& sums, C* row, int64_t v) {
   const int64_t column = p.shape.first_column + v * Vec<A>::lanes;
@@ -211,7 +207,7 @@ FASTLSTM_INLINE void put_sums(const PanelProduct& p, const Vec<A>& sums, C* row,
 
 // Multiplies the rows [first, first + R) by V / W panels of W vectors.
 template <typename T, typename A, typename C, typename Fetch, int R, int V, int W>
-static void multiply_tile(const PanelProduct& p, const Fetch& fetch, Int<R>, Int<V>, Int<W>,
+static void multiply_tile(const PanelProduct& p, Fetch prefetch, Int<R>, Int<V>, Int<W>,
                           int64_t first, int64_t panel) {
   constexpr int L = Vec<A>::lanes;
   const int64_t column = p.shape.first_column + panel * W * L;
@@ -225,16 +221,16 @@ static void multiply_tile(const PanelProduct& p, const Fetch& fetch, Int<R>, Int
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) __builtin_prefetch(c[r] + column + v * L);
   }
-  tile.multiply(a, p.K, static_cast<const T*>(p.panel) + panel * tile.stride, fetch);
+  tile.multiply(a, p.K, static_cast<const T*>(p.panel) + panel * tile.stride, prefetch);
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) put_sums<A, C>(p, tile.sum[r][v], c[r], panel * W + v);
 }
 
-// Calls tile(Int<r>(), Int<v>(), Int<W>(), first row, first panel) for the tiles of a product. W is
-// the width of its panels in vectors, narrowest <= W <= V. A tile has at most R rows and one panel
-// (v = W), or few rows and two panels (v = 2 W).
+// Calls tile(Int<r>(), Int<v>(), Int<W>(), first row, first panel) for each tile of a product,
+// which has r rows x v vectors. W is the number of vectors in a panel, narrowest <= W <= V. A tile
+// has at most R rows and one panel (v = W), or few rows and two panels (v = 2 W).
 template <int R, int V, int narrowest = 1, typename Body>
 FASTLSTM_INLINE void for_tiles(const PanelProduct& p, const Body& tile) {
   constexpr int kSumsOfFewRows = 8;
@@ -250,23 +246,26 @@ FASTLSTM_INLINE void for_tiles(const PanelProduct& p, const Body& tile) {
 }
 
 template <int R, int V, typename T, typename A, typename C, int narrowest = 1, typename Fetch>
-FASTLSTM_INLINE void multiply_tiles(const PanelProduct& p, const Fetch& fetch) {
-  for_tiles<R, V, narrowest>(p, [&](auto... tile) { multiply_tile<T, A, C>(p, fetch, tile...); });
+FASTLSTM_INLINE void multiply_tiles(const PanelProduct& p, Fetch prefetch) {
+  for_tiles<R, V, narrowest>(p,
+                             [&](auto... tile) { multiply_tile<T, A, C>(p, prefetch, tile...); });
 }
 
-// Narrow panels of double are rare, so no code that prefetches is compiled for them.
+// GemmFunctions::multiply. Narrow panels of double are rare, so no code that prefetches is compiled
+// for them.
 template <int R, int V, typename T, typename A, bool trains>
 static void multiply(const PanelProduct& p) {
   if constexpr (trains) {
     constexpr int narrowest = sizeof(T) == 8 ? V : 1;
     if constexpr (sizeof(T) < sizeof(A))
-      if (p.c_is_16_bit) return multiply_tiles<R, V, T, A, T>(p, NoFetch());
+      if (p.c_is_16_bit) return multiply_tiles<R, V, T, A, T>(p, nullptr);
     if (p.prefetch && p.shape.vectors >= narrowest)
-      return multiply_tiles<R, V, T, A, A, narrowest>(p, FetchAhead{p.prefetch});
+      return multiply_tiles<R, V, T, A, A, narrowest>(p, p.prefetch);
   }
-  multiply_tiles<R, V, T, A, A>(p, NoFetch());
+  multiply_tiles<R, V, T, A, A>(p, nullptr);
 }
 
+// GemmFunctions::put_rows.
 template <typename A, typename C>
 static void put_rows(const PanelProduct& p, const void* sums, int64_t stride) {
   for (int64_t r = 0; r < p.rows; ++r) {

@@ -1,28 +1,31 @@
-// The products of few rows with a matrix as it lies in memory, transposed or not: included once for
-// each target.
+// Products of few rows with a matrix that is not packed into panels. Included once for each target.
+// The sums add their terms in the order of tiles.h, so they have the same bits.
 //
-// Transposed, squares of lanes x lanes elements are transposed in registers and multiplied from
-// there, so no panel is written and read back. Sums run as in tiles.h, and so do the bits. Memory
-// bounds a few rows, so each column is fetched a few lines ahead, beyond its end too: a processor's
-// own prefetcher begins anew with every column. Shuffles bound more rows; every tile of rows
-// repeats them.
+// A transposed matrix: squares of lanes x lanes elements are transposed in registers and multiplied
+// from there. With few rows memory bounds the product. So each column is prefetched a few cache
+// lines ahead, also beyond its end, because the prefetcher of a processor starts anew with every
+// column. With more rows the shuffles bound it, because every tile of rows repeats them.
+//
+// A matrix that is not transposed: a few of its rows at a time are added to sums in the L1 cache.
 #pragma once
 #include "cpu/products/packing.h"
 #include "cpu/products/tiles.h"
 
 namespace fastlstm::FASTLSTM_ISA {
 
-// sum[r] += the products of the n terms of a square that begins at k.
+// Adds n terms from term k on to the sums: sum[r] += a[r][k + i] * columns[k + i] for i < n. A
+// square has n = lanes * terms_per_lane terms; fewer only at the end of a sum.
 template <int R, typename T, typename A>
-FASTLSTM_INLINE void add_square(const T* const* a, int64_t k, int64_t n, const Columns& columns,
-                                Vec<A> (&sum)[R]) {
-  constexpr int L = Vec<A>::lanes, P = DotStep<T>::terms_per_lane;
+FASTLSTM_INLINE void add_square(const T* const* a, int64_t k, int64_t n,
+                                const UnpackedColumns& columns, Vec<A> (&sum)[R]) {
+  using Step = DotStep<T>;
+  constexpr int L = Vec<A>::lanes, P = Step::terms_per_lane;
   Vec<A> x[L];
   auto* column = static_cast<const T*>(columns.first) + k;
 #pragma GCC unroll 16
   for (int l = 0; l < L; ++l) {
-    x[l] = n == L * P ? load_lanes<A>(column) : DotStep<T>::load_first(column, n);
-    if (l + 1 < columns.count) column += columns.stride;
+    x[l] = n == L * P ? load_lanes<A>(column) : Step::load_first(column, n);
+    if (l + 1 < columns.count) column += columns.stride;  // otherwise repeats the last column
   }
   transpose_square(x);
 #pragma GCC unroll 16
@@ -30,21 +33,21 @@ FASTLSTM_INLINE void add_square(const T* const* a, int64_t k, int64_t n, const C
     if (l * P >= n) return;
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const T* const at = a[r] + k + l * P;
-      const Vec<A> terms = l * P + P <= n ? DotStep<T>::template broadcast<P>(at)
-                                          : DotStep<T>::template broadcast<1>(at);
-      sum[r] = DotStep<T>::multiply_add(terms, x[l], sum[r]);
+      const T* const terms = a[r] + k + l * P;
+      const Vec<A> row =
+          l * P + P <= n ? Step::template broadcast<P>(terms) : Step::template broadcast<1>(terms);
+      sum[r] = Step::multiply_add(row, x[l], sum[r]);
     }
   }
 }
 
 template <typename T, typename A, int R>
-static void multiply_unpacked_tile(const PanelProduct& p, const Columns& columns, const void* next,
-                                   Int<R>, int64_t first_row) {
+static void multiply_unpacked_tile(const PanelProduct& p, const UnpackedColumns& columns,
+                                   const void* next, Int<R>, int64_t first_row) {
   constexpr int L = Vec<A>::lanes, square = L * DotStep<T>::terms_per_lane;
-  constexpr int64_t kAhead = 512 / sizeof(T);
+  constexpr int64_t kTermsAhead = 512 / sizeof(T);  // of the prefetch
   const T* a[R];
-  Vec<A> sum[R], piece[R];
+  Vec<A> sum[R], partial[R];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
     a[r] = static_cast<const T*>(p.a[first_row + r]);
@@ -54,46 +57,47 @@ static void multiply_unpacked_tile(const PanelProduct& p, const Columns& columns
   for (int64_t first = p.k_begin; first < end; first += kTermsPerPartialSum) {
     const int64_t last = end - first < kTermsPerPartialSum ? end : first + kTermsPerPartialSum;
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) piece[r] = Vec<A>(A(0));
+    for (int r = 0; r < R; ++r) partial[r] = Vec<A>(A(0));
     int64_t k = first;
     for (; k + square <= last; k += square) {
-      const int64_t at = k + kAhead;
-      auto* ahead =
-          static_cast<const T*>(at < end ? columns.first : next) + (at < end ? at : at - end);
+      const int64_t ahead = k + kTermsAhead;
+      auto* fetched = ahead < end ? static_cast<const T*>(columns.first) + ahead
+                                  : static_cast<const T*>(next) + (ahead - end);
 #pragma GCC unroll 16
-      for (int l = 0; l < L; ++l, ahead += columns.stride) __builtin_prefetch(ahead);
-      add_square(a, k, square, columns, piece);
+      for (int l = 0; l < L; ++l, fetched += columns.stride) __builtin_prefetch(fetched);
+      add_square(a, k, square, columns, partial);
     }
-    if (k < last) add_square(a, k, last - k, columns, piece);
+    if (k < last) add_square(a, k, last - k, columns, partial);
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) sum[r] = first == p.k_begin ? piece[r] : sum[r] + piece[r];
+    for (int r = 0; r < R; ++r) sum[r] = first == p.k_begin ? partial[r] : sum[r] + partial[r];
   }
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) put_sums(p, sum[r], static_cast<A*>(p.c[first_row + r]), 0);
 }
 
+// GemmFunctions::multiply_unpacked_columns.
 template <int R, typename T, typename A>
-static void multiply_unpacked_columns(const PanelProduct& p, const Columns& columns,
+static void multiply_unpacked_columns(const PanelProduct& p, const UnpackedColumns& columns,
                                       const void* next) {
   for_row_tiles<R>(p.rows,
                    [&](auto... tile) { multiply_unpacked_tile<T, A>(p, columns, next, tile...); });
 }
 
-// sums[r] = or += the products of `count` rows of a matrix that begin at term k, of all rows r.
-// The rows that follow come into the L2 cache meanwhile.
+// Adds `count` terms from term k on to the sums of all rows; overwrites the sums if `first`. The
+// rows of the matrix that follow are prefetched into the L2 cache.
 template <typename A, int count>
-FASTLSTM_INLINE void add_lines(const PanelProduct& p, const Columns& of, int64_t k, Int<count>,
-                               A* sums, bool first) {
+FASTLSTM_INLINE void add_matrix_rows(const PanelProduct& p, const UnpackedColumns& columns,
+                                     int64_t k, Int<count>, A* sums, bool first) {
   constexpr int L = Vec<A>::lanes;
-  const A* const lines = static_cast<const A*>(of.first) + k * of.stride;
+  const A* const matrix = static_cast<const A*>(columns.first) + k * columns.stride;
   const int64_t width = p.shape.vectors * L;
-  for (int64_t n = 0; n < of.count; n += L) {
+  for (int64_t n = 0; n < columns.count; n += L) {
     Vec<A> x[count];
 #pragma GCC unroll 8
     for (int i = 0; i < count; ++i) {
-      const A* const at = lines + i * of.stride + n;
-      __builtin_prefetch(at + count * of.stride, 0, 2);
-      load(at, x[i], of.count - n < L ? of.count - n : L);
+      const A* const from = matrix + i * columns.stride + n;
+      __builtin_prefetch(from + count * columns.stride, 0, 2);
+      load(from, x[i], columns.count - n < L ? columns.count - n : L);
     }
     for (int64_t r = 0; r < p.rows; ++r) {
       const A* const terms = static_cast<const A*>(p.a[r]) + k;
@@ -107,21 +111,23 @@ FASTLSTM_INLINE void add_lines(const PanelProduct& p, const Columns& of, int64_t
   }
 }
 
-// The same for a matrix that is not transposed, a few of its rows at a time, in sums that stay in
-// the L1 cache. They run as in tiles.h.
+// GemmFunctions::multiply_unpacked_rows. The first half of `buffer` has the sums, the second half
+// partial sums.
 template <typename A>
-static void multiply_unpacked_rows(const PanelProduct& p, const Columns& of, void* room) {
-  constexpr int L = Vec<A>::lanes, kLines = 8;
+static void multiply_unpacked_rows(const PanelProduct& p, const UnpackedColumns& columns,
+                                   void* buffer) {
+  constexpr int L = Vec<A>::lanes, kRows = 8;
   const int64_t end = p.k_begin + p.K, width = p.shape.vectors * L;
-  A *const sums = static_cast<A*>(room), *const piece = sums + p.rows * width;
-  for (int64_t begin = p.k_begin; begin < end; begin += kTermsPerPartialSum) {
-    const int64_t last = end - begin < kTermsPerPartialSum ? end : begin + kTermsPerPartialSum;
-    A* const to = begin == p.k_begin ? sums : piece;
-    int64_t k = begin;
-    for (; k + kLines <= last; k += kLines) add_lines(p, of, k, Int<kLines>(), to, k == begin);
-    for (; k < last; ++k) add_lines(p, of, k, Int<1>(), to, k == begin);
-    for (int64_t n = 0; to == piece && n < p.rows * width; n += L)
-      (Vec<A>::load(sums + n) + Vec<A>::load(piece + n)).store(sums + n);
+  A *const sums = static_cast<A*>(buffer), *const partial = sums + p.rows * width;
+  for (int64_t first = p.k_begin; first < end; first += kTermsPerPartialSum) {
+    const int64_t last = end - first < kTermsPerPartialSum ? end : first + kTermsPerPartialSum;
+    A* const to = first == p.k_begin ? sums : partial;
+    int64_t k = first;
+    for (; k + kRows <= last; k += kRows)
+      add_matrix_rows(p, columns, k, Int<kRows>(), to, k == first);
+    for (; k < last; ++k) add_matrix_rows(p, columns, k, Int<1>(), to, k == first);
+    for (int64_t n = 0; to == partial && n < p.rows * width; n += L)
+      (Vec<A>::load(sums + n) + Vec<A>::load(partial + n)).store(sums + n);
   }
   for (int64_t r = 0; r < p.rows; ++r)
     for (int64_t v = 0; v < p.shape.vectors; ++v)

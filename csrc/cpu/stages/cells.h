@@ -7,6 +7,7 @@
 
 #include "core/layer_call.h"
 #include "cpu/cell/cell.h"
+#include "cpu/gemm/accumulators.h"
 #include "cpu/gemm/prepacked.h"
 #include "cpu/kernels.h"
 #include "cpu/plan.h"
@@ -109,12 +110,12 @@ class CellsForward {
         const A* from_x = nullptr;
         if (x)
           from_x = static_cast<const A*>(
-              x_sums_.multiply(w_ih, panels_of(w_ih, turn), x + r, n, gemm_.kc, nullptr,
-                               bias ? bias + turn.begin * 4 * gemm_.lanes : nullptr));
+              x_sums_.compute(w_ih, panels_of(w_ih, turn), x + r, n, gemm_.kc, nullptr,
+                              bias ? bias + turn.begin * 4 * gemm_.lanes : nullptr));
         for (int64_t t = turn.begin; t < turn.end; ++t)
           cell_.prefetch_forward(rows + r, n, units(t));
         auto* h = static_cast<const A*>(
-            sums_.multiply(w_hh, panels_of(w_hh, turn), h_prev + r, n, w_hh.K(), zeros));
+            sums_.compute(w_hh, panels_of(w_hh, turn), h_prev + r, n, w_hh.K(), zeros));
         for (int64_t t = turn.begin; t < turn.end; ++t) {
           cell_.forward(rows + r, n, {h, sums_.stride(), from_x}, units(t));
           h += 4 * gemm_.lanes, from_x += x ? 4 * gemm_.lanes : 0;
@@ -181,7 +182,7 @@ class CellsBackward {
         const int64_t n = std::min(sums_.rows(), count - r);
         cell_.prefetch_backward(rows + r, n, units);
         const auto* const sums =
-            static_cast<const A*>(sums_.multiply(to_cells, group, from + r, n, kBackwardKc, zeros));
+            static_cast<const A*>(sums_.compute(to_cells, group, from + r, n, kBackwardKc, zeros));
         cell_.backward(rows + r, n, sums, sums_.stride(), units);
       }
     };

@@ -9,6 +9,7 @@
 #include "core/operators.h"
 #include "cpu/gemm/encoded_rows.h"
 #include "cpu/gemm/matrix.h"
+#include "cpu/gemm/weight_gradient_gemm.h"
 #include "cpu/plan.h"
 #include "cpu/rows.h"
 #include "cpu/stages/cells.h"
@@ -44,7 +45,8 @@ class ProjectionForward {
       from[count] = encoded_.encode(unprojected(row), worker.index * rows_.all().batch() + count);
       to[count++] = h_of(t, row);
     }
-    serial_gemm(from, count, w_hr_, w_hr_.share(worker.unit_group, grid_.unit_groups), to);
+    serial_gemm(from, count, w_hr_, w_hr_.panels_of_group(worker.unit_group, grid_.unit_groups),
+                to);
   }
 
  private:
@@ -92,7 +94,7 @@ class ProjectionBackward {
   // and from the next step through W_hh.
   void compute_d_h(const BackwardStepRows<T>& step, const Matrix& w_hh, const Worker& worker,
                    const void* encoded_zeros) const {
-    const Range panels = w_hh.share(worker.unit_group, plan_.grid.unit_groups);
+    const Range panels = w_hh.panels_of_group(worker.unit_group, plan_.grid.unit_groups);
     const auto [begin, end] = w_hh.columns(panels);
     const auto next = step.gemm_rows.begin();
     const auto d_h = [&](int64_t r) { return static_cast<T*>(step.d_h[r]); };

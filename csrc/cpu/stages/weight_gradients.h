@@ -10,7 +10,7 @@
 #include "core/layer_call.h"
 #include "core/operators.h"
 #include "cpu/gemm/encoded_rows.h"
-#include "cpu/gemm/matrix.h"
+#include "cpu/gemm/weight_gradient_gemm.h"
 
 namespace fastlstm {
 

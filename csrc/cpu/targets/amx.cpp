@@ -1,4 +1,4 @@
-// Products of bfloat16 and int8, and of float32 as three products of bfloat16, on AMX tiles.
+// The target AMX: products of bfloat16 and int8, and of float32 as three products of bfloat16.
 #if defined(__x86_64__)
 #include "cpu/targets/target_pragma.h"
 FASTLSTM_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,amx-tile,amx-bf16,amx-int8")
@@ -8,8 +8,8 @@ FASTLSTM_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,amx-tile,amx-bf16,a
 
 namespace fastlstm::amx {
 
-// The eight tile registers. Each has 16 rows of 64 bytes.
-struct TileRegisters {
+// The instructions of AMX. There are eight tile registers with 16 rows of 64 bytes each.
+struct Amx {
   template <int t>
   FASTLSTM_INLINE static void load(const void* from, int64_t stride) {
     asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride), "i"(t) : "memory");
@@ -22,8 +22,8 @@ struct TileRegisters {
   FASTLSTM_INLINE static void zero() {
     asm volatile("tilezero %%tmm%c0" ::"i"(t));
   }
-  // Adds the product of tiles a and b to tile `sum`, for pairs of bfloat16, or for fours of int8,
-  // which are unsigned in a.
+  // Adds the product of the tiles a and b to the tile `sum`. The elements are pairs of bfloat16 or
+  // four int8, and the int8 of a are unsigned.
   template <typename T, int sum, int a, int b>
   FASTLSTM_INLINE static void multiply_add() {
     if constexpr (sizeof(T) == 2)
@@ -31,7 +31,7 @@ struct TileRegisters {
     else
       asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(sum), "i"(a), "i"(b));
   }
-  // Sets the number of rows of each tile.
+  // Sets the number of rows of each tile, if they are not already set.
   static void configure(const int64_t (&rows)[8]) {
     struct alignas(64) {
       uint8_t palette = 1, start = 0, reserved[14] = {};
@@ -43,6 +43,7 @@ struct TileRegisters {
     __builtin_memcpy(configured, tiles.rows, sizeof configured);
     asm volatile("ldtilecfg %0" ::"m"(tiles));
   }
+  // Frees the tiles, so that the system need not save them.
   static void release() {
     if (!configured[0]) return;
     asm volatile("tilerelease");
@@ -52,7 +53,7 @@ struct TileRegisters {
  private:
   static thread_local uint8_t configured[8];  // rows of each tile; all 0 if tiles are released
 };
-thread_local uint8_t TileRegisters::configured[8] = {};
+thread_local uint8_t Amx::configured[8] = {};
 
 }  // namespace fastlstm::amx
 

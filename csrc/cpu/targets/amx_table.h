@@ -1,16 +1,19 @@
-// The products of a target that has tiles. The target's source file includes it once, at its end.
+// The GEMM kernels of a target that has AMX tiles. The target's source file includes it once, at
+// its end.
 #pragma once
 #include "cpu/products/split_float32.h"
 #include "cpu/targets/kernels.h"
 
 namespace fastlstm::FASTLSTM_ISA {
 
+// The pack function of AVX512_BF16, but K is padded to a multiple of the terms of a block.
 static void pack_bfloat16(const MatrixRows& matrix, int64_t k_begin, int64_t K,
                           const PanelShape& shape, void* panel) {
   avx512_bf16::bfloat16_gemm.pack(matrix, k_begin, K, shape, panel);
-  const int64_t line = 4 * kTileRows * shape.vectors, lines = (K + 1) / 2;
-  const int64_t all = (K + kBlockTerms - 1) / kBlockTerms * kTileRows;
-  std::memset(static_cast<char*>(panel) + lines * line, 0, (all - lines) * line);
+  const int64_t bytes_of_pairs = 4 * kTileRows * shape.vectors, pairs = (K + 1) / 2;
+  const int64_t padded_pairs = (K + kBlockTerms - 1) / kBlockTerms * kTileRows;
+  std::memset(static_cast<char*>(panel) + pairs * bytes_of_pairs, 0,
+              (padded_pairs - pairs) * bytes_of_pairs);
 }
 
 static void multiply_bfloat16(const PanelProduct& p) {
@@ -27,7 +30,21 @@ static void multiply_int8(const PanelProduct& p) {
                          gemm.put_rows);
 }
 
-const AmxGemms amx_gemms = {SplitFloat32::gemm(FASTLSTM_STRING(FASTLSTM_ISA)), pack_bfloat16,
-                            multiply_bfloat16, multiply_int8};
+AmxGemms amx_gemms() {
+  AmxGemms all{SplitFloat32::gemm(), avx512_bf16::bfloat16_gemm, avx512_vnni::int8_gemm};
+  const auto move_to_tiles = [&](GemmKernels& gemm) {
+    gemm.tile_rows = all.bfloat16x2.tile_rows;
+    gemm.end_thread = Amx::release, gemm.instruction_set = FASTLSTM_STRING(FASTLSTM_ISA);
+  };
+  move_to_tiles(all.bfloat16), move_to_tiles(all.int8);
+  all.bfloat16.k_multiple = kBlockTerms;
+  all.bfloat16.pack = pack_bfloat16, all.bfloat16.multiply = multiply_bfloat16;
+  all.bfloat16.min_rows_per_panel_load = 2 * all.bfloat16.tile_rows;
+  all.bfloat16.bytes_ahead = 256 << 10;
+  all.bfloat16.panels_at_once = all.bfloat16.panels_at_once_of_one_row = 1;
+  all.int8.multiply = multiply_int8;
+  all.int8.few_rows_gemm = &avx512_vnni::int8_gemm, all.int8.few_rows_limit = 8;
+  return all;
+}
 
 }  // namespace fastlstm::FASTLSTM_ISA

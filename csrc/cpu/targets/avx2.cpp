@@ -1,3 +1,4 @@
+// The target AVX2.
 #if defined(__x86_64__)
 #include "cpu/targets/target_pragma.h"
 FASTLSTM_TARGET("avx2,fma")

@@ -22,17 +22,17 @@ FASTLSTM_INLINE Vec<double> fused(const Vec<double>& x, const Vec<double>& y,
   return Vec<double>(_mm256_fmadd_pd(x.v, y.v, sum.v));
 }
 
-FASTLSTM_INLINE void store_lowest_bytes(const Int8Quads& x, void* to) {
+FASTLSTM_INLINE void store_lowest_bytes(const Int32Vec& x, void* to) {
   const __m256i to_front = _mm256_broadcastsi128_si256(_mm_setr_epi32(0x0c080400, -1, -1, -1));
-  const __m256i fours = _mm256_shuffle_epi8((__m256i)x, to_front);
+  const __m256i quads = _mm256_shuffle_epi8((__m256i)x, to_front);
   const __m128i bytes =
-      _mm_unpacklo_epi32(_mm256_castsi256_si128(fours), _mm256_extracti128_si256(fours, 1));
+      _mm_unpacklo_epi32(_mm256_castsi256_si128(quads), _mm256_extracti128_si256(quads, 1));
   std::memcpy(to, &bytes, 8);
 }
 
-// The instruction multiplies unsigned by signed numbers. So it gets the magnitudes of the row, and
-// the signs of the row are moved to the weights. The sum of two products of numbers up to 127 fits
-// into 16 bits.
+// See PlainDotProduct (vec.h). The instruction multiplies unsigned by signed numbers. So it gets
+// the magnitudes of the row, and the signs of the row are moved to the weights. The sum of two
+// products of numbers up to 127 fits into 16 bits.
 struct DotProduct {
   static constexpr int32_t zero_point = 0;
   struct Row {
@@ -42,9 +42,9 @@ struct DotProduct {
     const __m256i a = _mm256_set1_epi32(quad);
     return {_mm256_abs_epi8(a), a};
   }
-  FASTLSTM_INLINE static Int8Quads add(const Row& a, Int8Quads b, Int8Quads sum) {
+  FASTLSTM_INLINE static Int32Vec add(const Row& a, Int8Quads b, Int32Vec sum) {
     const __m256i pairs = _mm256_maddubs_epi16(a.magnitude, _mm256_sign_epi8((__m256i)b, a.sign));
-    return sum + (Int8Quads)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+    return sum + (Int32Vec)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
   }
 };
 

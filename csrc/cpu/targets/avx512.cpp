@@ -1,3 +1,4 @@
+// The target AVX-512.
 #if defined(__x86_64__)
 #include "cpu/targets/target_pragma.h"
 FASTLSTM_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")

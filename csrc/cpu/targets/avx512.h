@@ -42,7 +42,7 @@ FASTLSTM_OVERLOADS(float, ps, __mmask16)
 FASTLSTM_OVERLOADS(double, pd, __mmask8)
 #undef FASTLSTM_OVERLOADS
 
-FASTLSTM_INLINE void store_lowest_bytes(const Int8Quads& x, void* to) {
+FASTLSTM_INLINE void store_lowest_bytes(const Int32Vec& x, void* to) {
   const __m128i bytes = _mm512_cvtepi32_epi8((__m512i)x);
   std::memcpy(to, &bytes, sizeof bytes);
 }
@@ -58,11 +58,11 @@ struct DotProduct {
     const __m512i a = _mm512_set1_epi32(quad);
     return {_mm512_abs_epi8(a), _mm512_movepi8_mask(a)};
   }
-  FASTLSTM_INLINE static Int8Quads add(const Row& a, Int8Quads b, Int8Quads sum) {
+  FASTLSTM_INLINE static Int32Vec add(const Row& a, Int8Quads b, Int32Vec sum) {
     const __m512i terms = (__m512i)b;
     const __m512i of_sign = _mm512_mask_sub_epi8(terms, a.negative, _mm512_setzero_si512(), terms);
     const __m512i pairs = _mm512_maddubs_epi16(a.magnitude, of_sign);
-    return sum + (Int8Quads)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
+    return sum + (Int32Vec)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
   }
 };
 

@@ -1,4 +1,4 @@
-// bfloat16 by the dot products of pairs of AVX512_BF16, summed in float32.
+// The target AVX512_BF16: bfloat16 by dot products of pairs, which are summed in float32.
 #if defined(__x86_64__)
 #include "cpu/targets/target_pragma.h"
 FASTLSTM_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")

@@ -1,4 +1,4 @@
-// int8 by the dot product instructions of AVX512_VNNI.
+// The target AVX512_VNNI: int8 by dot products of four.
 #if defined(__x86_64__)
 #include "cpu/targets/target_pragma.h"
 FASTLSTM_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")
@@ -11,13 +11,13 @@ FASTLSTM_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")
 
 namespace fastlstm::avx512_vnni {
 
-// The instruction multiplies unsigned by signed numbers, so rows are shifted up.
+// The instruction multiplies unsigned by signed numbers, so rows have a zero point.
 struct UnsignedDotProduct {
   static constexpr int32_t zero_point = kUnsignedZeroPoint;
   using Row = __m512i;
   FASTLSTM_INLINE static Row row(int32_t quad) { return _mm512_set1_epi32(quad); }
-  FASTLSTM_INLINE static Int8Quads add(const Row& a, Int8Quads b, Int8Quads sum) {
-    return (Int8Quads)_mm512_dpbusd_epi32((__m512i)sum, a, (__m512i)b);
+  FASTLSTM_INLINE static Int32Vec add(const Row& a, Int8Quads b, Int32Vec sum) {
+    return (Int32Vec)_mm512_dpbusd_epi32((__m512i)sum, a, (__m512i)b);
   }
 };
 

@@ -1,4 +1,4 @@
-// int8 by the dot product instructions of AVX_VNNI: laptops since 2021.
+// The target AVX_VNNI, which laptops have since 2021: int8 by dot products of four.
 #if defined(__x86_64__)
 #include "cpu/targets/target_pragma.h"
 FASTLSTM_TARGET("avx2,fma,avxvnni")
@@ -11,13 +11,13 @@ FASTLSTM_TARGET("avx2,fma,avxvnni")
 
 namespace fastlstm::avx_vnni {
 
-// The instruction multiplies unsigned by signed numbers, so rows are shifted up.
+// The instruction multiplies unsigned by signed numbers, so rows have a zero point.
 struct UnsignedDotProduct {
   static constexpr int32_t zero_point = kUnsignedZeroPoint;
   using Row = __m256i;
   FASTLSTM_INLINE static Row row(int32_t quad) { return _mm256_set1_epi32(quad); }
-  FASTLSTM_INLINE static Int8Quads add(const Row& a, Int8Quads b, Int8Quads sum) {
-    return (Int8Quads)_mm256_dpbusd_avx_epi32((__m256i)sum, a, (__m256i)b);
+  FASTLSTM_INLINE static Int32Vec add(const Row& a, Int8Quads b, Int32Vec sum) {
+    return (Int32Vec)_mm256_dpbusd_avx_epi32((__m256i)sum, a, (__m256i)b);
   }
 };
 

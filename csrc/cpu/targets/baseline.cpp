@@ -1,5 +1,5 @@
-// The kernels for the instruction set that the compiler uses by default: on x86-64 vectors of 16
-// bytes. vec.h has all that they need.
+// The target of the compiler's default instruction set, which has vectors of 16 bytes on x86-64. It
+// needs only vec.h.
 #if !defined(__aarch64__)
 #define FASTLSTM_ISA baseline
 #define FASTLSTM_VECTOR_BYTES 16

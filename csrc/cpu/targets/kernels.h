@@ -1,5 +1,5 @@
-// The kernel tables: for each target the kernels of every dtype. One table is chosen at run time
-// (cpu/kernels.h).
+// The kernel tables: the kernels of every dtype and format, for each target. One table is chosen
+// when the library is first used (cpu/kernels.h).
 #pragma once
 #include "cpu/cell/cell.h"
 #include "cpu/dtypes.h"
@@ -9,7 +9,7 @@
 
 namespace fastlstm {
 
-// A kernel of the stepwise engine: computes the units [begin, end) of one row of a step, or the
+// A kernel of the stepwise engine. It computes the units [begin, end) of one row of a step, or the
 // whole row if S::kWholeRows.
 template <typename S>
 struct RowKernel {
@@ -25,8 +25,8 @@ struct RowKernels : RowKernel<ForwardStep<T, A>>,
 
 template <typename T>
 struct Kernels {
-  // The functions are nullptr for 16-bit types if the target converts these to float32 for the
-  // stepwise engine.
+  // For the stepwise engine. nullptr for 16-bit types if the target has no kernels for them; the
+  // engine then converts to float32.
   RowKernels<T, State_t<T>> row;
   const CellKernels<T>* cell = nullptr;  // for the tiled engine
 };
@@ -40,19 +40,17 @@ struct KernelTable {
 };
 #undef FASTLSTM_MEMBER
 
-// The products on AMX tiles. bfloat16 and int8 have the panels of the products of AVX512_BF16 and
-// AVX512_VNNI, so only some functions of these products are replaced.
+// The GEMM kernels on AMX tiles. bfloat16x2 multiplies float32. The other two have the panels of
+// AVX512_BF16 and AVX512_VNNI. A function makes them, because no code of AMX may run when other
+// processors load the library.
 struct AmxGemms {
-  GemmKernels bfloat16x2;                     // float32
-  decltype(GemmKernels::pack) pack_bfloat16;  // pads K with zeros to a multiple of 32
-  decltype(GemmKernels::multiply) multiply_bfloat16, multiply_int8;
+  GemmKernels bfloat16x2, bfloat16, int8;
 };
+namespace amx {
+AmxGemms amx_gemms();
+}
 
-// The products of AVX512_BF16 and AVX512_VNNI, with micro-kernels on AMX tiles.
-GemmKernels amx_bfloat16_gemm(const AmxGemms& amx);
-GemmKernels amx_int8_gemm(const AmxGemms& amx);
-
-// The tables of the targets, and of optional instructions.
+// The table of each target, and the kernels of optional instructions, which replace entries of it.
 #define FASTLSTM_DECLARE(target, type, name) \
   namespace target {                         \
   extern const type name;                    \
@@ -65,20 +63,19 @@ FASTLSTM_DECLARE(avx_vnni, GemmKernels, int8_gemm)
 FASTLSTM_DECLARE(avx512_vnni, GemmKernels, int8_gemm)
 FASTLSTM_DECLARE(avx512_bf16, GemmKernels, bfloat16_gemm)
 FASTLSTM_DECLARE(avx512_bf16, CellKernels<bfloat16>, bfloat16_cell)
-FASTLSTM_DECLARE(amx, AmxGemms, amx_gemms)
 FASTLSTM_DECLARE(neon_dotprod, GemmKernels, int8_gemm)
 FASTLSTM_DECLARE(neon_bf16, GemmKernels, bfloat16_gemm)
 FASTLSTM_DECLARE(neon_bf16, CellKernels<bfloat16>, bfloat16_cell)
 #undef FASTLSTM_DECLARE
 
-// The kernels for one of ATen's capabilities, with the optional instructions of this machine. On
-// arm64 the capability has no effect, only the optional instructions are chosen.
+// Returns the kernel table of this processor, without AMX. `capability` is ATen's name of the
+// instruction set to use ("DEFAULT", "AVX2", "AVX512..."). It has no effect on arm64.
 KernelTable kernels_for_machine(const char* capability);
 
-// While an object of this class exists, a subnormal result is rounded to zero. Processors compute
+// While an object of this class exists, subnormal results are rounded to zero. Processors compute
 // far more slowly with subnormal numbers, and the states behind shut gates and the gradients of
-// long sequences become such numbers. Operands may still be subnormal, because their product with a
-// large number is not.
+// long sequences become subnormal. Subnormal operands keep their value, because their product with
+// a large number is not subnormal.
 class FlushSubnormals {
 #if defined(__x86_64__)
  public:
@@ -91,8 +88,7 @@ class FlushSubnormals {
 };
 
 // A guard around a series of products of a thread. While it exists, subnormal results are rounded
-// to zero. At its end it calls Product::end_thread, which releases the thread's AMX tiles if the
-// product uses them. Code under the guard must not throw.
+// to zero. At its end it calls GemmKernels::end_thread.
 class ThreadSeries {
  public:
   explicit ThreadSeries(const GemmKernels& gemm) : end_(gemm.end_thread) {}

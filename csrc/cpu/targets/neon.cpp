@@ -1,3 +1,4 @@
+// The target NEON.
 #if defined(__aarch64__)
 #define FASTLSTM_ISA neon
 #define FASTLSTM_VECTOR_BYTES 16

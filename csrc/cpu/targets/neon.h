@@ -27,22 +27,22 @@ FASTLSTM_OVERLOADS(float, f32)
 FASTLSTM_OVERLOADS(double, f64)
 #undef FASTLSTM_OVERLOADS
 
-FASTLSTM_INLINE void store_lowest_bytes(const Int8Quads& x, void* to) {
+FASTLSTM_INLINE void store_lowest_bytes(const Int32Vec& x, void* to) {
   const int16x4_t pairs = vmovn_s32((int32x4_t)x);
   const int8x8_t bytes = vmovn_s16(vcombine_s16(pairs, pairs));
   std::memcpy(to, &bytes, 4);
 }
 
-// The sum of two products of numbers up to 127 fits into 16 bits.
+// See PlainDotProduct (vec.h). The sum of two products of numbers up to 127 fits into 16 bits.
 struct DotProduct {
   static constexpr int32_t zero_point = 0;
   using Row = int8x16_t;
   FASTLSTM_INLINE static Row row(int32_t quad) { return (Row)vdupq_n_s32(quad); }
-  FASTLSTM_INLINE static Int8Quads add(const Row& a, Int8Quads b, Int8Quads sum) {
+  FASTLSTM_INLINE static Int32Vec add(const Row& a, Int8Quads b, Int32Vec sum) {
     const int8x16_t terms = (int8x16_t)b;
     const int16x8_t low = vmull_s8(vget_low_s8(a), vget_low_s8(terms));
     const int16x8_t high = vmull_high_s8(a, terms);
-    return (Int8Quads)vpadalq_s16((int32x4_t)sum, vpaddq_s16(low, high));
+    return (Int32Vec)vpadalq_s16((int32x4_t)sum, vpaddq_s16(low, high));
   }
 };
 

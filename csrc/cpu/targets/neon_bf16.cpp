@@ -1,5 +1,6 @@
-// bfloat16 by the dot products of pairs of arm64 (FEAT_BF16), summed in float32. Unless the system
-// sets it otherwise, they round to odd and flush subnormal numbers to zero.
+// The target FEAT_BF16 of arm64: bfloat16 by dot products of pairs, which are summed in float32.
+// These instructions round to odd and flush subnormal numbers to zero, unless the system sets
+// another mode.
 #if defined(__aarch64__)
 #include "cpu/targets/target_pragma.h"
 FASTLSTM_TARGET("bf16")

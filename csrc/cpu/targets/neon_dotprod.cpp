@@ -1,4 +1,4 @@
-// int8 by the dot product instructions of arm64 (FEAT_DotProd).
+// The target FEAT_DotProd of arm64: int8 by dot products of four.
 #if defined(__aarch64__)
 #include "cpu/targets/target_pragma.h"
 FASTLSTM_TARGET("dotprod")
@@ -15,8 +15,8 @@ struct SignedDotProduct {
   static constexpr int32_t zero_point = 0;
   using Row = int8x16_t;
   FASTLSTM_INLINE static Row row(int32_t quad) { return (Row)vdupq_n_s32(quad); }
-  FASTLSTM_INLINE static Int8Quads add(const Row& a, Int8Quads b, Int8Quads sum) {
-    return (Int8Quads)vdotq_s32((int32x4_t)sum, a, (int8x16_t)b);
+  FASTLSTM_INLINE static Int32Vec add(const Row& a, Int8Quads b, Int32Vec sum) {
+    return (Int32Vec)vdotq_s32((int32x4_t)sum, a, (int8x16_t)b);
   }
 };
 

@@ -10,6 +10,7 @@
 
 #include "core/flat_rows.h"
 #include "core/operators.h"
+#include "cpu/gemm/parallel_gemm.h"
 #include "cpu/rows.h"
 #include "cpu/stages/cells.h"
 #include "cpu/stages/projection.h"
@@ -218,7 +219,8 @@ class TiledBackward {
 
   void through_cells(const Matrix& to_cells, const void* const* from, const Worker& worker) {
     WorkerBuffers& room = workers_[worker.index];
-    room.cells.run(to_cells, to_cells.share(worker.unit_group, call_.plan.grid.unit_groups), from,
+    room.cells.run(to_cells,
+                   to_cells.panels_of_group(worker.unit_group, call_.plan.grid.unit_groups), from,
                    room.step.cells.data(), room.step.count, room.encoded.zeros(zeros()));
   }
 

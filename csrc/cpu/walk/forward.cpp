@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "cpu/gemm/encoded_rows.h"
+#include "cpu/gemm/parallel_gemm.h"
 #include "cpu/rows.h"
 #include "cpu/stages/cells.h"
 #include "cpu/stages/projection.h"

@@ -1,0 +1,46 @@
+// Products of many rows with a matrix, by all threads. A walk uses them outside its steps; within a
+// step each thread has its own part of a matrix (cpu/walk/threads.h).
+#pragma once
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <atomic>
+#include <vector>
+
+#include "cpu/gemm/matrix.h"
+#include "cpu/targets/kernels.h"
+
+namespace fastlstm {
+
+// With fewer multiply-adds, waking another thread costs more than it helps.
+constexpr int64_t kMultiplyAddsOfAThread = 1 << 19;
+// A thread with fewer rows would load all panels for too few rows.
+constexpr int64_t kRowsOfAThread = 24;
+
+// Divides rows into blocks and calls body(begin, end) for each block. A thread takes the next block
+// when it is ready. `multiply_adds`: the work for one row.
+void for_row_blocks(const GemmKernels& gemm, int64_t rows, int64_t multiply_adds,
+                    const auto& body) {
+  constexpr int64_t kBlockRows = 96;
+  const int64_t threads = std::min({int64_t(at::get_num_threads()), divide_up(rows, kRowsOfAThread),
+                                    1 + rows * multiply_adds / kMultiplyAddsOfAThread});
+  // The blocks are a multiple of the threads. One thread alone with a last block would take a third
+  // longer if there are few blocks.
+  const int64_t blocks = threads > 0 ? round_up(divide_up(rows, kBlockRows), threads) : 0;
+  std::atomic<int64_t> next = 0;
+  at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    const ThreadSeries series(gemm);
+    for (int64_t k; (k = next++) < blocks;) body(k * rows / blocks, (k + 1) * rows / blocks);
+  });
+}
+
+// Multiplies all rows of a by a matrix.
+void parallel_gemm(const std::vector<const void*>& a, const Matrix& matrix, const Destination& to);
+
+// Computes c[r] = or += a[r] * matrix for rows c of T [N]. If T has 16 bits, the float32 sums are
+// rounded once, at the end.
+template <typename T>
+void parallel_gemm_into(const std::vector<const void*>& a, const Matrix& matrix,
+                        const std::vector<void*>& c, bool accumulate);
+
+}  // namespace fastlstm
