@@ -17,11 +17,11 @@ from .engine.checks import (
     check_dims,
     check_kinds,
     check_stack,
-    in_training,
     lengths_beside,
+    with_training_options,
 )
 from .engine.engines import ENGINES, choose
-from .engine.stack import run_cell, run_stack
+from .engine.stack import run_cell, run_steps_first
 
 __all__ = ["ENGINES", "lstm", "lstm_cell"]
 
@@ -139,12 +139,12 @@ def lstm(
     def compute(call: Call) -> Results:
         if training:
             drawn = input_dropout, recurrent_dropout, zoneout_h, zoneout_c, weight_dropout
-            call = in_training(call, dropout, Regularizers(*drawn))
+            call = with_training_options(call, dropout, Regularizers(*drawn))
         return _run(call, engine)
 
     form = num_layers, directions, batch_sizes, lengths, reset
     modes = training, 0.0, None, bool(return_cell_states)
-    return run_stack(compute, Call(input, hx, weights, layout, *form, *modes), batch_first)
+    return run_steps_first(compute, Call(input, hx, weights, layout, *form, *modes), batch_first)
 
 
 def _run(call: Call, engine: str) -> Results:

@@ -10,12 +10,12 @@ from torch import Tensor
 from . import reference
 from .call import Call, LstmCall, Results, autocasts, replaced
 from .checks import check_layer
-from .stack import by_layers
+from .stack import run_layers
 
 
 def run_reference(call: Call) -> Results:
     """Runs a call by `reference.lstm_layer`."""
-    return by_layers(replaced(call, hx=call.state()), _run_layer)
+    return run_layers(replaced(call, hx=call.state()), _run_layer)
 
 
 def _run_layer(*layer: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:

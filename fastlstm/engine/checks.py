@@ -97,7 +97,7 @@ def check_dims(input: Tensor, batch_sizes: Tensor | None, batch_first: bool = Fa
         check(False, f"input of shape {expected}", tuple(input.shape))
 
 
-def in_training(call: Call, dropout: float, regularizers: Regularizers) -> Call:
+def with_training_options(call: Call, dropout: float, regularizers: Regularizers) -> Call:
     """Returns the call with the dropout and the regularizers of training mode."""
     acts = any(regularizers)
     if dropout or acts:

@@ -107,7 +107,7 @@ def unmeasured(call: Call) -> Engine:
     return BY_NAME["reference"]
 
 
-def is_op_at_once() -> bool:
+def auto_means_op() -> bool:
     """Whether "auto" means the op for every plain call on a CPU, as `choose` would find.
 
     The short ways of the modules ask. Whether a call is plain finds the extension.

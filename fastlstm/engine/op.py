@@ -21,7 +21,7 @@ from torch.overrides import has_torch_function_variadic
 from .. import _build
 from . import reference
 from .call import Call, LstmCall, Results, autocasts, live_steps, replaced
-from .stack import by_extension, by_layers
+from .stack import run_extension, run_layers
 
 _Dims = tuple[int | None, ...]
 
@@ -30,12 +30,12 @@ def run_op(call: Call, engine: str) -> Results:
     """Runs a call by the op, layer by layer, on an engine that the op knows by its name."""
     is_compiling = torch.compiler.is_compiling()
     if not is_compiling and torch._C._are_functorch_transforms_active():
-        return by_layers(replaced(call, hx=call.state()), lstm_layer, engine)
+        return run_layers(replaced(call, hx=call.state()), lstm_layer, engine)
     # Dynamo and tensor subclasses know torch.ops only.
     if is_compiling or has_torch_function_variadic(call.input, *(call.hx or ()), *call.weights):
         call, saves = replaced(call, hx=call.state()), call.return_cell_states
-        return by_layers(call, torch.ops.fastlstm.lstm, saves, False, engine)
-    return by_extension(call, engine)
+        return run_layers(call, torch.ops.fastlstm.lstm, saves, False, engine)
+    return run_extension(call, engine)
 
 
 def serves_transforms(call: Call) -> bool:
@@ -165,8 +165,8 @@ class _RowGrads(Function):
 def _row_grads(grads: Sequence[Tensor | None], call: LstmCall) -> tuple[Tensor, ...]:
     """Computes what `_RowGrads` returns by the reference, so that it can be differentiated."""
     input, directions = call.input, call.directions
-    units = directions[0].W_ih.shape[0]
-    eye = torch.eye(units, dtype=input.dtype, device=input.device)
+    gates = directions[0].W_ih.shape[0]
+    eye = torch.eye(gates, dtype=input.dtype, device=input.device)
     zero = torch.zeros_like(eye)
 
     def layer(input: Tensor, h_0: Tensor, c_0: Tensor, *added: Tensor) -> Any:
@@ -178,7 +178,7 @@ def _row_grads(grads: Sequence[Tensor | None], call: LstmCall) -> tuple[Tensor, 
         input = torch.cat([input, *added], -1)
         return reference.lstm_layer(*replaced(call, input=input, h_0=h_0, c_0=c_0, weights=wide))
 
-    added = [input.new_zeros(*input.shape[:2], units)] * len(directions)
+    added = [input.new_zeros(*input.shape[:2], gates)] * len(directions)
     results, pull, *_ = torch.func.vjp(layer, input, call.h_0, call.c_0, *added)
     pairs = zip(grads, results, strict=True)
     gradients: tuple[Tensor, ...] = pull(

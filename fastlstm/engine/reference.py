@@ -99,13 +99,13 @@ def lstm_layer(
         output [T,B,D*P] (or [N,D*P]), h_n [D,B,P], c_n [D,B,H] in c_0's dtype, and every cell state
         [D,T,B,H] (or [D,N,H]) in the state dtype.
     """
-    dtype, c_dtype, state = input.dtype, c_0.dtype, state_dtype(input.dtype)
-    input, h_0, c_0, *weights = (t.to(state) for t in (input, h_0, c_0, *weights))
+    dtype, c_dtype, wide = input.dtype, c_0.dtype, state_dtype(input.dtype)
+    input, h_0, c_0, *weights = (t.to(wide) for t in (input, h_0, c_0, *weights))
     live = None
     if lengths is not None:
         live = live_steps(input, lengths)
         input = torch.where(live, input, 0.0)  # a NaN in the padding must not reach dL/dW_ih
-    h_mask, *zones = (None if m is None else m.to(state) for m in (h_mask, zoneout_h, zoneout_c))
+    h_mask, *zones = (None if m is None else m.to(wide) for m in (h_mask, zoneout_h, zoneout_c))
     call = LstmCall(input, h_0, c_0, weights, layout, batch_sizes, lengths, reset, h_mask)
     walks = [_walk(call, zones, live, d, named) for d, named in enumerate(call.directions)]
     outputs, h_n, c_n, cells = zip(*walks, strict=True)

@@ -13,7 +13,9 @@ from .. import _build
 from .call import Call, LstmCall, Regularizers, Results, State, live_steps, replaced
 
 
-def run_stack(compute: Callable[[Call], Results], call: Call, batch_first: bool) -> tuple[Any, ...]:
+def run_steps_first(
+    compute: Callable[[Call], Results], call: Call, batch_first: bool
+) -> tuple[Any, ...]:
     """Returns what `functional.lstm` returns.
 
     Args:
@@ -45,7 +47,7 @@ def run_cell(compute: Callable[[Call], Results], call: Call) -> State:
     return h, c
 
 
-def by_layers(call: Call, run: Callable[..., Any], *rest: Any) -> Results:
+def run_layers(call: Call, run: Callable[..., Any], *rest: Any) -> Results:
     """Runs the layers one after the other.
 
     Args:
@@ -73,13 +75,13 @@ def by_layers(call: Call, run: Callable[..., Any], *rest: Any) -> Results:
     return output, (torch.cat(all_h), torch.cat(all_c)), all_cells
 
 
-def by_extension(call: Call, engine: str) -> Results:
+def run_extension(call: Call, engine: str) -> Results:
     """Runs an eager call of plain tensors by functions of the extension that skip torch.ops."""
     if call.is_cell:
         h_0, c_0 = call.hx or (None, None)
         state = _build.library.lstm_cell(call.input, h_0, c_0, call.weights, call.layout, engine)
         return state[0], state, []
-    return by_layers(call, _build.library.lstm, call.return_cell_states, engine)
+    return run_layers(call, _build.library.lstm, call.return_cell_states, engine)
 
 
 def regularize(call: LstmCall, p: Regularizers) -> tuple[LstmCall, list[Tensor | None]]:

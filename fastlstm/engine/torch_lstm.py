@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .call import DTYPES, Call, LstmCall, Results, autocasts, live_steps, replaced
 from .checks import check_lengths
-from .stack import by_layers
+from .stack import run_layers
 
 # Exact in every dtype, TF32 too. The gates are shut as long as W_hh h + b of i and f stays within
 # 32000, because sigmoid(-746) is 0 and sigmoid(746) is 1 in float64, and nearer to 0 elsewhere.
@@ -41,7 +41,7 @@ def run_torch(call: Call) -> Results:
     """Runs a call by the functions of aten that nn.LSTM and nn.LSTMCell call, with their bits."""
     if call.lengths is not None:
         check_lengths(call)
-        output, state, _ = by_layers(replaced(call, hx=call.state()), _run_layer)
+        output, state, _ = run_layers(replaced(call, hx=call.state()), _run_layer)
         return output, state, []
     input, (h_0, c_0), weights = call.input, call.state(), call.weights
     aten: Any = torch._VF

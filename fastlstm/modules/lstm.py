@@ -17,8 +17,15 @@ from torch.nn.utils.rnn import PackedSequence
 from .. import _build
 from ..engine import engines
 from ..engine.call import LAYOUTS, Call, Regularizers, Results, State, check_probabilities
-from ..engine.checks import as_lengths, as_reset, check_kinds, describe, in_training, lengths_beside
-from ..engine.stack import run_stack
+from ..engine.checks import (
+    as_lengths,
+    as_reset,
+    check_kinds,
+    describe,
+    lengths_beside,
+    with_training_options,
+)
+from ..engine.stack import run_steps_first
 from ..interop import fx, nested
 from ..interop.scripting import prepare
 from .attributes import fits, read_weights, refuse_as_torch, run_torch_lstm, torch_lstm
@@ -144,7 +151,7 @@ class SequenceModule(nn.Module):
         form = self.num_layers, 1 + self.bidirectional, batch_sizes, lengths, reset
         modes = self.training, 0.0, None, return_cell_states
         call = Call(data, hx, weights, layout, *form, *modes)
-        output, state, *cells = run_stack(self._fastlstm_compute, call, self.batch_first)
+        output, state, *cells = run_steps_first(self._fastlstm_compute, call, self.batch_first)
         if not is_batched:
             return _without_batch(batch_dim, output, state, *cells)
         if batch_sizes is not None:
@@ -291,7 +298,7 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
 
     def _fastlstm_plain(self, input: Tensor) -> tuple[Any, ...] | None:
         is_plain = self._fastlstm_regularizers is NO_REGULARIZERS
-        if not (is_plain and self._fastlstm_engine == "auto" and engines.is_op_at_once()):
+        if not (is_plain and self._fastlstm_engine == "auto" and engines.auto_means_op()):
             return None
         layout = LAYOUTS[self.bias is True, self.proj_size > 0, self._fastlstm_normalizes]
         return self._flat_weights, layout, self._parameters, self._flat_weights_names
@@ -305,5 +312,5 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
     def _fastlstm_compute(self, call: Call) -> Results:
         drawn = self._fastlstm_regularizers
         if self.training and (self.dropout or any(drawn)):
-            call = in_training(call, self.dropout, drawn)
+            call = with_training_options(call, self.dropout, drawn)
         return engines.choose(call, self._fastlstm_engine).run(call)

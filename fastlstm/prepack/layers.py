@@ -44,7 +44,7 @@ class Prepacked(nn.Module):
     weights: torch.dtype
     _torch: Any  # nn.LSTM or nn.LSTMCell
     _layer_class: type[nn.Module]  # of the layer that was prepacked
-    _sizes: tuple[str, ...]  # the names of the attributes that the layer has, too
+    _attribute_names: tuple[str, ...]  # the names of the attributes that the layer has, too
     _shapes: dict[str, tuple[int, ...]]  # of every weight, in the order in which the op takes them
     _layout: str  # names the weights of a direction, then their format
     _op_names: list[str]  # of the buffers that the op takes
@@ -68,7 +68,10 @@ class Prepacked(nn.Module):
     @classmethod
     def own_names(cls) -> set[str]:
         """The names that this class uses and a layer of torch.nn does not."""
-        return {*vars(Prepacked), *Prepacked.__annotations__} - {*dir(nn.Module()), *cls._sizes}
+        return {*vars(Prepacked), *Prepacked.__annotations__} - {
+            *dir(nn.Module()),
+            *cls._attribute_names,
+        }
 
     def _fastlstm_compute(self, call: Call) -> Results:
         return run_prepacked(call, self.dtype, type(self).__name__)
@@ -129,7 +132,7 @@ class Prepacked(nn.Module):
                 by_suffix.setdefault(name.partition("_l")[2], []).append(name)
             layer._flat_weights_names, layer._all_weights = [*self._shapes], [*by_suffix.values()]
             layer._init_flat_weights()
-        for name in self._sizes:  # the user may have deleted some of this layer's
+        for name in self._attribute_names:  # the user may have deleted some of this layer's
             vars(layer).pop(name, None)
         copy_additions(self, layer, {*self.own_names(), *self._op_names})
         return layer
@@ -244,7 +247,7 @@ class PrepackedLSTM(Prepacked, SequenceModule):
 
     proj_size: int
     _layer_class, _torch = LSTM, nn.LSTM
-    _sizes = (
+    _attribute_names = (
         *("input_size", "hidden_size", "num_layers", "bias"),
         *("batch_first", "dropout", "bidirectional", "proj_size"),
     )
@@ -283,7 +286,7 @@ class PrepackedLSTMCell(Prepacked, CellModule):
     """
 
     _layer_class, _torch = LSTMCell, nn.LSTMCell
-    _sizes = ("input_size", "hidden_size", "bias")
+    _attribute_names = ("input_size", "hidden_size", "bias")
 
     def _fastlstm_step(self, input: Tensor, hx: State | None) -> State:
         if hx is None:

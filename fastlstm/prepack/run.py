@@ -8,7 +8,7 @@ from torch.overrides import has_torch_function_variadic
 
 from ..engine.call import Call, Results, autocasts, replaced, state_dtype
 from ..engine.engines import transforms_active
-from ..engine.stack import by_extension, by_layers
+from ..engine.stack import run_extension, run_layers
 
 
 def run_prepacked(call: Call, dtype: torch.dtype, name: str) -> Results:
@@ -40,8 +40,8 @@ def run_prepacked(call: Call, dtype: torch.dtype, name: str) -> Results:
         or torch._C._len_torch_dispatch_stack()
         or has_torch_function_variadic(call.input, *call.state())
     ):
-        return by_layers(call, torch.ops.fastlstm.lstm_prepacked, call.return_cell_states)
-    return by_extension(call, "auto")
+        return run_layers(call, torch.ops.fastlstm.lstm_prepacked, call.return_cell_states)
+    return run_extension(call, "auto")
 
 
 def _is_differentiated(call: Call) -> bool:
