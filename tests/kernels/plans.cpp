@@ -207,7 +207,8 @@ void check_steps_ahead(const Named& of) {
   }
 }
 
-// Checks that weights stay in place for few steps of few rows, and for more steps if they are larger.
+// Checks that weights stay in place for few steps of few rows, and for more steps if they are
+// larger.
 void check_forms(const Named& of) {
   const auto form = [&](int64_t steps, int64_t batch, int64_t size, bool backward) {
     CpuTask task{Dtype::kFloat32};

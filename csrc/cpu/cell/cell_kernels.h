@@ -2,7 +2,6 @@
 // bounds the forward kernel: five exponentials and five divisions for each unit. Memory bounds the
 // backward kernel: it reads or writes about ten numbers for each unit.
 //
-//
 // This file contains only plain loops and always-inline functions; kernels_table.h says why.
 #pragma once
 #include "cpu/cell/cell.h"

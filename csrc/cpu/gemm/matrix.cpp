@@ -20,9 +20,11 @@ void Matrix::cut_into_panels(int64_t groups) {
   const int64_t grain_vectors = in_place ? 1 : gemm_->vectors_multiple;
   grain_columns_ = grain_vectors * gemm_->lanes;
   grains_ = divide_up(N_, grain_columns_);
+  // The most grains in a panel.
   const int64_t most = !in_place    ? gemm_->max_vectors / grain_vectors
                        : transposed ? 1
                                     : kInPlacePanelBytes / gemm_->bytes(gemm_->lanes);
+  // All threads of a backward pass share a matrix that is not packed in advance.
   if (form_ != MatrixForm::kPanels && !transposed)
     groups = std::max<int64_t>(groups, at::get_num_threads());
   if (groups == kAllTogether) grains_per_panel_ = most, groups = 1;

@@ -35,13 +35,13 @@ struct Destination {
 
 class Matrix {
  public:
-  // In place of a number of groups: panels are as wide as possible, and one call of the kernel
-  // multiplies all of them.
+  // A value for `groups`: panels are as wide as possible, and one call of the kernel multiplies all
+  // of them.
   static constexpr int64_t kAllTogether = 0;
 
-  // Packs the matrix if the form is kPanels; otherwise it keeps the source. The number of panels is
-  // a multiple of `groups`, the number of threads that will share them, if there are enough
-  // columns.
+  // Packs the matrix if the form is kPanels; otherwise keeps the source. `groups`: the number of
+  // threads, or groups of threads, that will share the panels. The number of panels is a multiple
+  // of it if there are enough columns.
   Matrix(const GemmKernels& gemm, MatrixSource source, int64_t groups,
          MatrixForm form = MatrixForm::kPanels);
   // Takes panels that are `offset` bytes behind the start of `data`.

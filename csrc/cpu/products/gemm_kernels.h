@@ -60,7 +60,7 @@ struct PanelProduct {
   int64_t panels = 1;            // register tiles take any number, AMX's at most panels_at_once
   int64_t panel_stride = 0;      // bytes from one panel to the next
   Prefetch* prefetch = nullptr;  // only a hint
-  bool c_is_16_bit = false;      // c has the dtype of a; rounded once, so K must have all terms
+  bool c_is_16_bit = false;      // c has the dtype of a and is rounded once: K must be all terms
 };
 
 // The bytes in front of a row that is encoded as int8. The first four are its scale.
@@ -113,7 +113,7 @@ struct GemmFunctions {
   // Computes a PanelProduct.
   void (*multiply)(const PanelProduct& product);
 
-  // For rows of float32 in another format: encodes a row [K] into encoded_bytes(K) bytes.
+  // Encodes a row [K] of float32 as `multiply` takes it, into encoded_bytes(K) bytes.
   void (*encode)(const void* row, int64_t K, void* to);
   int64_t (*encoded_bytes)(int64_t K);
 
@@ -123,20 +123,20 @@ struct GemmFunctions {
   void (*put_scale)(const PanelColumn& column, float scale);
   void (*unpack)(const PanelColumn& column, void* elements, float* scale);
 
-  // For sums of bfloat16, which it rounds, and for sums of int8, which are int32 and which it
-  // scales: writes sums from a buffer to c. Rows of the buffer have whole vectors, and they lie
-  // `stride` elements apart.
+  // For bfloat16 and int8: writes sums from a buffer to c. Sums of bfloat16 are float32 and are
+  // rounded. Sums of int8 are int32 and are scaled. Rows of the buffer have whole vectors, and they
+  // lie `stride` elements apart.
   void (*put_rows)(const PanelProduct& product, const void* sums, int64_t stride);
 
   // The others are for training, and for weights that are not prepacked.
 
-  // Does the same as `multiply` with one vector of columns of a transposed matrix, without a panel.
-  // Lanes without a column get any sums. `next` points to the terms that will be multiplied next,
-  // which are prefetched.
+  // Does the same as `multiply`, with one vector of columns of a transposed matrix in place of a
+  // panel. The sums of lanes without a column are arbitrary. `next` points to the terms that the
+  // next call multiplies, which are prefetched.
   void (*multiply_unpacked_columns)(const PanelProduct& product, const UnpackedColumns& columns,
                                     const void* next);
-  // Does the same with columns of a matrix that is not transposed and whose elements have
-  // sum_dtype. `buffer` has 2 * rows * width elements.
+  // Does the same as `multiply`, with columns of a matrix that is not transposed in place of a
+  // panel. Elements must have sum_dtype. `buffer` has 2 * rows * width elements.
   void (*multiply_unpacked_rows)(const PanelProduct& product, const UnpackedColumns& columns,
                                  void* buffer);
   // Makes a row, as `multiply` takes it, of each column in [begin, end) of a matrix [rows,N] of
