@@ -1,5 +1,6 @@
 """Fixtures: a tiny embedded data set, its features, and captioners with random weights."""
 
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -22,20 +23,23 @@ def scenes_root(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def data(scenes_root, tmp_path_factory):
+def captions_of(scenes_root):
+    """A function that returns the path of the captions file of a split."""
+    return lambda split: scenes_root / "annotations" / f"captions_{split}.json"
+
+
+@pytest.fixture(scope="session")
+def data(scenes_root, captions_of, tmp_path_factory):
     """The feature tables `train` and `val`, the vocabulary, the frozen CNN and its config."""
     folder = tmp_path_factory.mktemp("features")
     cnn = load_cnn(CNNConfig("scenes_cnn", pool="2x2"))
     tables = {}
     for split in ("train", "val"):
-        annotations = scenes_root / "annotations" / f"captions_{split}.json"
-        dataset = load_coco(annotations, scenes_root / split)
-        cache = extract_features(cnn, dataset.images, folder, annotations)
+        dataset = load_coco(captions_of(split), scenes_root / split)
+        cache = extract_features(cnn, dataset.images, folder, captions_of(split))
         tables[split] = FeatureTable(dataset, cache)
-    captions = [c for image in tables["train"].images for c in image.captions]
-    return SimpleNamespace(
-        **tables, vocabulary=Vocabulary.build(captions), cnn=cnn, identity=cnn.config
-    )
+    words = Vocabulary.build(c for image in tables["train"].images for c in image.captions)
+    return SimpleNamespace(**tables, vocabulary=words, cnn=cnn, identity=cnn.config)
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +55,25 @@ def attentive(data, grid_cnn):
     features, words = grid_cnn.feature_shape[-1], len(data.vocabulary)
     sizes = ModelConfig(features, words, 16, 24, decoder="attention", grid=grid_cnn.grid)
     return Checkpoint([Captioner(sizes).eval()], data.vocabulary, grid_cnn.config)
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """A function that calls `train` and interrupts it before a step of a class of trainers."""
+
+    def call(trainer, step, train):
+        real, steps = trainer.train_step, itertools.count(1)
+
+        def train_step(self, *args):
+            if next(steps) == step:
+                raise KeyboardInterrupt
+            return real(self, *args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer, "train_step", train_step)
+            pytest.raises(KeyboardInterrupt, train)
+
+    return call
 
 
 @pytest.fixture

@@ -63,9 +63,7 @@ def test_only_attention_decoders_attend(new_checkpoint, attentive):
     assert attends(attentive) and not attends(new_checkpoint())
 
 
-def test_the_report_shows_attention_maps_and_names_broken_pictures(
-    attentive, grid_cnn, data, tmp_path
-):
+def test_the_report_shows_maps_and_names_broken_pictures(attentive, grid_cnn, data, tmp_path):
     images = [replace(image, path=Path("none.png")) for image in data.val.images[:1]]
     dataset = CaptionDataset(images + data.val.images[1:])
     results = {image.id: 'a red <b> "square"' for image in dataset.images}

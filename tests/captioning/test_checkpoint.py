@@ -103,28 +103,22 @@ class Bomb:
 def test_other_files_are_refused_and_run_nothing(new_checkpoint, tmp_path, monkeypatch, what):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "c.pt"
-    if what == "bomb":
-        path.write_bytes(pickle.dumps(Bomb()))
-    elif what == "cut":
-        new_checkpoint().save(path)
-        path.write_bytes(path.read_bytes()[:3000])
-    elif what == "tensor":
+    new_checkpoint().save(path)
+    cut = path.read_bytes()[:3000]
+    contents = {"bomb": pickle.dumps(Bomb()), "cut": cut, "text": b"hello", "empty": b""}
+    if what == "tensor":
         torch.save(torch.zeros(3), path)
     else:
-        path.write_text("hello" * (what == "text"))
+        path.write_bytes(contents[what])
     with pytest.raises(CaptioningError, match="c.pt"):
         load_checkpoint(path)
     assert not (tmp_path / "exploded").exists()
 
 
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(CaptioningError, match="none.pt: no such file; expected a captioner"):
-        load_checkpoint(tmp_path / "none.pt")
-
-
-def test_a_folder_is_refused(tmp_path):
-    with pytest.raises(CaptioningError, match=f"{tmp_path}: no such file; expected"):
-        load_checkpoint(tmp_path)
+def test_missing_files_and_folders_are_named(tmp_path):
+    for path in (tmp_path / "none.pt", tmp_path):
+        with pytest.raises(CaptioningError, match=f"{path}: no such file; expected a captioner"):
+            load_checkpoint(path)
 
 
 def test_a_full_disk_leaves_the_old_checkpoint(new_checkpoint, tmp_path, monkeypatch):

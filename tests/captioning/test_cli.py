@@ -16,9 +16,27 @@ from PIL import Image
 import captioning
 from captioning.__main__ import Parser, main
 from captioning.commands import COMMANDS
-from captioning.data.convert import read_source
 from captioning.model.checkpoint import load_checkpoint
 from captioning.settings import preset
+
+
+def call(*words):
+    """Runs a command and returns its exit status."""
+    return main([str(word) for word in words])
+
+
+@pytest.fixture
+def no_cnn(monkeypatch):
+    """Fails if a command gets as far as to load a CNN."""
+    monkeypatch.setattr("captioning.training.setup.load_cnn", lambda _: pytest.fail("loaded"))
+
+
+@pytest.fixture
+def no_captioner(monkeypatch):
+    """Fails if a command gets as far as to load a captioner."""
+    for name in ("caption", "evaluate"):
+        path = f"captioning.commands.{name}.load_captioner"
+        monkeypatch.setattr(path, lambda *_: pytest.fail("loaded"))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -40,7 +58,7 @@ def test_every_argument_is_explained(command):
     parser = Parser()
     importlib.import_module(f"captioning.commands.{command}").add(parser)
     for action in parser._actions:
-        text = action.help % {"default": action.default}  # argparse formats help so
+        text = action.help % {"default": action.default}  # as argparse does
         assert len(text) > 4 and "`" not in text, action.option_strings
 
 
@@ -79,156 +97,134 @@ def test_a_wrong_call_gets_a_line_or_two(arguments, message, capsys):
     [
         ("PIL", "demo --help"),
         ("safetensors", "train --help"),
-        ("nltk", "train --train {val} --output {tmp}/o --cnn scenes_cnn"),  # imported late
-        ("tqdm", "demo --output {tmp}/o"),  # prints most messages
+        ("nltk", "train --train {val} --output {tmp}/o --cnn scenes_cnn"),  # nltk is imported late
+        ("tqdm", "demo --output {tmp}/o"),  # tqdm prints most messages
     ],
 )
-def test_a_library_that_is_missing_is_named(name, command, scenes_root, tmp_path):
+def test_a_library_that_is_missing_is_named(name, command, captions_of, tmp_path):
     """The module is hidden, as if it were not installed."""
-    val = scenes_root / "annotations" / "captions_val.json"
-    words = command.format(val=val, tmp=tmp_path).split()
-    code = (
-        f"import sys; sys.modules[{name!r}] = None; from captioning.__main__ import main; "
-        f"sys.exit(main({words}))"
-    )
+    words = command.format(val=captions_of("val"), tmp=tmp_path).split()
+    code = f"import sys; sys.modules[{name!r}] = None; from captioning.__main__ import main; "
+    code += f"sys.exit(main({words}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (
-        done.stderr
-        == f"captioning: needs {name}: pip install './captioning[serve]', in a clone of fastlstm\n"
-    )
-    assert done.returncode == 1
+    hint = "pip install './captioning[serve]', in a clone of fastlstm"
+    assert (done.returncode, done.stderr) == (1, f"captioning: needs {name}: {hint}\n")
+
+
+# The sizes and the CNN of small captioners.
+SMALL = [*("--hidden-size", 16, "--embed-size", 16, "--set", "min-count=1", "--cnn", "scenes_cnn")]
+OPTIONS = [*SMALL, "--set", "pool=2x2", "--batch-size", 48]
 
 
 @pytest.fixture(scope="module")
-def trained(scenes_root, tmp_path_factory):
+def trained(captions_of, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    annotations = scenes_root / "annotations"
-    code = main(
-        [
-            *("train", "--train", str(annotations / "captions_train.json")),
-            *("--val", str(annotations / "captions_val.json"), "--output", str(folder)),
-            *("--cnn", "scenes_cnn", "--set", "pool=2x2", "--epochs", "1", "--batch-size", "48"),
-            *("--hidden-size", "16", "--embed-size", "16", "--set", "min-count=1"),
-        ]
-    )
-    assert code == 0
+    files = "--train", captions_of("train"), "--val", captions_of("val"), "--output", folder
+    assert call("train", *files, *OPTIONS, "--epochs", 1) == 0
     return folder
 
 
-def test_trains_captions_and_evaluates(trained, scenes_root, tmp_path, capsys):
-    val = str(scenes_root / "annotations" / "captions_val.json")
-    results = str(tmp_path / "r.json")
-    assert main(["caption", str(trained / "best.pt"), "--annotations", val, "--json", results]) == 0
-    assert len(json.loads(Path(results).read_text())) == 12
-    report, scores = tmp_path / "report.html", tmp_path / "scores.json"
-    arguments = ["evaluate", results, "--references", val, "--report", str(report)]
-    extra = ["--json", str(scores), str(trained / "best.pt")]
-    assert main(arguments + extra) == 0
+@pytest.fixture(scope="module")
+def best(trained):
+    return trained / "best.pt"
+
+
+def test_trains_captions_and_evaluates(best, captions_of, tmp_path, capsys):
+    val, report = captions_of("val"), tmp_path / "report.html"
+    results, scores = tmp_path / "r.json", tmp_path / "s.json"
+    assert call("caption", best, "--annotations", val, "--json", results) == 0
+    assert len(json.loads(results.read_text())) == 12
+    given = results, "--references", val, "--report", report, "--json", scores, best
+    assert call("evaluate", *given) == 0
     assert "BLEU-4" in capsys.readouterr().out and "<svg" in report.read_text()
     assert set(json.loads(scores.read_text())) == {"scores", "notes", "per_image"}
 
 
-def test_a_picture_without_a_reference_is_refused_before_the_work(
-    trained, scenes_root, tmp_path, monkeypatch, capsys
-):
-    data = json.loads((scenes_root / "annotations" / "captions_val.json").read_text())
+def test_a_missing_reference(best, scenes_root, captions_of, tmp_path, no_captioner, capsys):
+    data = json.loads(captions_of("val").read_text())
     lonely = data["images"][3]["id"]
     data["annotations"] = [a for a in data["annotations"] if a["image_id"] != lonely]
     (tmp_path / "c.json").write_text(json.dumps(data))
-    monkeypatch.setattr("captioning.commands.evaluate.load_captioner", lambda *_: pytest.fail("go"))
-    command = ["evaluate", str(trained / "best.pt"), "--references", str(tmp_path / "c.json")]
-    assert main([*command, "--images", str(scenes_root / "val")]) == 1
+    files = "--references", tmp_path / "c.json", "--images", scenes_root / "val"
+    assert call("evaluate", best, *files) == 1
     assert f"pictures without a reference, by their id: [{lonely}]" in capsys.readouterr().err
 
 
-def test_pictures_that_are_missing_are_scored_and_named(trained, scenes_root, tmp_path, capsys):
+def test_missing_pictures_are_scored_and_named(best, scenes_root, captions_of, tmp_path, capsys):
     """Scores need only the references and the captions, not the picture files."""
-    val, folder = scenes_root / "annotations" / "captions_val.json", tmp_path / "some"
+    val, folder = captions_of("val"), tmp_path / "some"
     shutil.copytree(scenes_root / "val", folder)
     results, report = tmp_path / "r.json", tmp_path / "report.html"
-    best = str(trained / "best.pt")
-    assert main(["caption", best, "--annotations", str(val), "--json", str(results)]) == 0
-    scores = ["evaluate", str(results), "--references", str(val)]
+    assert call("caption", best, "--annotations", val, "--json", results) == 0
+    scores = ["evaluate", results, "--references", val]
     capsys.readouterr()
-    assert main(scores) == 0
+    assert call(*scores) == 0
     expected = capsys.readouterr().out
     missing = sorted(folder.iterdir())[:2]
     for path in missing:
         path.unlink()
-    assert main([*scores, "--report", str(report), "--images", str(folder)]) == 0
+    assert call(*scores, "--report", report, "--images", folder) == 0
     assert capsys.readouterr().out.startswith(expected)
     assert report.read_text().count("<figure>") == 8 + 8 + 8
     assert f"{missing[0].name}: no such file" in report.read_text()
 
-    command = ["caption", best, "--annotations", str(val), "--images", str(folder)]
-    assert main([*command, "--json", str(results)]) == 1
+    assert call("caption", best, "--annotations", val, "--images", folder, "--json", results) == 1
     err = capsys.readouterr().err
     assert all(f"{path}: no such file" in err for path in missing)
     assert "10 pictures, " in err and " a second; 2 failed" in err
     assert len(json.loads(results.read_text())) == 10
 
 
-def test_captions_from_the_feature_cache_are_those_of_the_pictures(
-    trained, scenes_root, tmp_path, monkeypatch, capsys
-):
-    folder = tmp_path / "val"
+def test_cached_features(best, scenes_root, captions_of, tmp_path, monkeypatch, capsys):
+    folder, results, cache = tmp_path / "val", tmp_path / "r.json", tmp_path / "f"
     shutil.copytree(scenes_root / "val", folder)
     broken = sorted(folder.iterdir())[3]
     broken.write_text("no picture")
-    val = str(scenes_root / "annotations" / "captions_val.json")
-    command = ["caption", str(trained / "best.pt"), "--annotations", val, "--images", str(folder)]
+    files = "--annotations", captions_of("val"), "--images", folder, "--json", results
     written = []
-    for extra in ([], ["--features", str(tmp_path / "f")], ["--features", str(tmp_path / "f")]):
+    for extra in ([], ["--features", cache], ["--features", cache]):
         if written[1:]:  # the third call reads features that the second has encoded
             monkeypatch.setattr("captioning.data.images.load_image", lambda *_: pytest.fail("read"))
-        results = tmp_path / "r.json"
-        assert main([*command, "--json", str(results), *extra]) == 1
+        assert call("caption", best, *files, *extra) == 1
         written.append(json.loads(results.read_text()))
         err = capsys.readouterr().err
         assert broken.name in err and "11 pictures, " in err and "; 1 failed" in err
     assert written[0] == written[1] == written[2] and len(written[0]) == 11
-    assert main([*command[:2], str(folder), "--features", str(tmp_path / "f")]) == 1
+    assert call("caption", best, folder, "--features", cache) == 1
     assert "--features: expected --annotations" in capsys.readouterr().err
 
 
 def test_training_leaves_broken_pictures_out(scenes_root, tmp_path, capsys):
     """A picture of train and one of val are corrupt; training and captioning skip them."""
-    shutil.copytree(scenes_root, tmp_path / "scenes")
-    broken = [sorted((tmp_path / "scenes" / split).iterdir())[5] for split in ("train", "val")]
+    root, run, results = tmp_path / "scenes", tmp_path / "run", tmp_path / "r.json"
+    shutil.copytree(scenes_root, root)
+    broken = [sorted((root / split).iterdir())[5] for split in ("train", "val")]
     for path in broken:
         path.write_bytes(path.read_bytes()[:200])
-    annotations = tmp_path / "scenes" / "annotations"
-    train = ["train", "--train", str(annotations / "captions_train.json"), "--cnn", "scenes_cnn"]
-    train += ["--val", str(annotations / "captions_val.json"), "--output", str(tmp_path / "run")]
-    train += ["--epochs", "1", "--hidden-size", "16", "--embed-size", "16", "--set", "min-count=1"]
-    assert main(train) == 1
+    files, val = root / "annotations", root / "annotations" / "captions_val.json"
+    train = ["train", "--train", files / "captions_train.json", "--val", val, "--output", run]
+    train += [*SMALL, "--epochs", 1]
+    assert call(*train) == 1
     err = capsys.readouterr().err
     assert "000006.png: broken picture" in err and "--on-error skip" in err
-    assert main([*train, "--on-error", "skip"]) == 0
+    assert call(*train, "--on-error", "skip") == 0
     out, err = capsys.readouterr()
     assert "95 pictures, " in out
     assert all(f"{path.name}: broken picture" in out + err for path in broken)
-    history = load_checkpoint(tmp_path / "run" / "last.pt").training["history"]
+    history = load_checkpoint(run / "last.pt").training["history"]
     assert len(history) == 1 and "CIDEr-D" in history[0]
-    val = annotations / "captions_val.json"
-    results = tmp_path / "r.json"
-    command = ["caption", str(tmp_path / "run" / "best.pt"), "--annotations", str(val)]
-    assert main([*command, "--json", str(results)]) == 1
+    assert call("caption", run / "best.pt", "--annotations", val, "--json", results) == 1
     assert len(json.loads(results.read_text())) == 11
 
 
 @pytest.mark.parametrize("method", ["greedy", "beam", "sample"])
-def test_captions_files_folders_and_globs_and_names_the_broken_one(
-    trained, scenes_root, tmp_path, capsys, method
-):
+def test_captions_files_folders_and_globs(best, scenes_root, tmp_path, capsys, method):
     shutil.copytree(scenes_root / "val", tmp_path / "val")
     (tmp_path / "val" / "broken.png").write_text("no picture")
-    first = next((scenes_root / "unseen").iterdir())
-    pictures = [str(first), str(tmp_path / "val"), str(scenes_root / "unseen" / "*.png")]
-    command = ["caption", str(trained / "best.pt")]
-    sheet = tmp_path / "sheet.png"
-    command += ["--sheet", str(sheet), pictures[0], "--method", method, *pictures[1:]]
-    assert main(command) == 1
+    unseen, sheet = scenes_root / "unseen", tmp_path / "sheet.png"
+    first = next(unseen.iterdir())
+    more = "--method", method, tmp_path / "val", unseen / "*.png"
+    assert call("caption", best, "--sheet", sheet, first, *more) == 1
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 24 and str(first) in out.splitlines()[0]
     assert "broken.png: not a picture" in err and " a second; 1 failed" in err
@@ -236,9 +232,9 @@ def test_captions_files_folders_and_globs_and_names_the_broken_one(
         assert image.height > 2 * image.width  # eight rows of three pictures
 
 
-def test_captions_with_weights_of_fewer_bits(trained, scenes_root, capsys):
-    command = ["caption", str(trained / "best.pt"), str(next((scenes_root / "unseen").iterdir()))]
-    assert main([*command, "--lstm-weights", "int8"]) == 0
+def test_captions_with_weights_of_fewer_bits(best, scenes_root, capsys):
+    picture = next((scenes_root / "unseen").iterdir())
+    assert call("caption", best, picture, "--lstm-weights", "int8") == 0
     assert re.fullmatch(r"device: cpu, .*\n1 picture, [\d.]+ a second\n", capsys.readouterr().err)
 
 
@@ -265,26 +261,21 @@ def strange(scenes_root, tmp_path):
     return folder
 
 
-def test_strange_names_are_printed_on_one_line_and_come_back(trained, strange, tmp_path, capsys):
+def test_strange_names_are_printed_on_one_line_and_come_back(best, strange, tmp_path, capsys):
     """The pipe in the folder must not block, and a name that is not UTF-8 must not be an error."""
     results = tmp_path / "r.json"
-    command = ["caption", str(trained / "best.pt"), str(strange)]
-    assert main([*command, "--sheet", str(tmp_path / "sheet.png")]) == 0
-    lines = capsys.readouterr().out.split("\n")
-    assert sorted(line.split(": ")[0] for line in lines[:-1]) == sorted(
-        str(strange / name) for name in STRANGE.values()
-    )
-    assert main([*command, "--json", str(results)]) == 0
+    assert call("caption", best, strange, "--sheet", tmp_path / "sheet.png") == 0
+    lines = capsys.readouterr().out.split("\n")[:-1]
+    printed = [str(strange / name) for name in STRANGE.values()]
+    assert sorted(line.split(": ")[0] for line in lines) == sorted(printed)
+    assert call("caption", best, strange, "--json", results) == 0
     names = [os.fsencode(entry["file_name"]) for entry in json.loads(results.read_text("utf-8"))]
     assert sorted(names) == sorted(os.path.join(os.fsencode(strange), name) for name in STRANGE)
 
 
 @pytest.mark.parametrize("option", ["--json", "--sheet", "--attention"])
 @pytest.mark.parametrize("kind", ["folder", "pipe", "below a file"])
-def test_where_results_cannot_go_is_known_before_the_work(
-    option, kind, trained, scenes_root, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setattr("captioning.commands.caption.load_captioner", lambda *_: pytest.fail("go"))
+def test_unwritable_results(option, kind, best, scenes_root, tmp_path, no_captioner, capsys):
     path = tmp_path / "x"
     if kind == "folder":
         path.mkdir()
@@ -293,37 +284,33 @@ def test_where_results_cannot_go_is_known_before_the_work(
     else:
         path.write_text("")
         path = path / "y"
-    command = ["caption", str(trained / "best.pt"), str(scenes_root / "val"), option, str(path)]
-    assert main(command) == 1
+    assert call("caption", best, scenes_root / "val", option, path) == 1
     assert f"captioning: cannot write {path}: " in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
 
 
-def test_a_second_stage_starts_from_the_first(trained, scenes_root, tmp_path, capsys):
-    annotations = str(scenes_root / "annotations" / "captions_train.json")
-    train = ["train", "--train", annotations, "--start", str(trained / "best.pt")]
-    train += ["--output", str(tmp_path), "--self-critical", "2", "--epochs", "1"]
-    assert main(train) == 0
+def test_a_second_stage_starts_from_the_first(best, captions_of, tmp_path, capsys):
+    train = ["train", "--train", captions_of("train"), "--start", best, "--output", tmp_path]
+    assert call(*train, "--self-critical", 2, "--epochs", 1) == 0
     assert not (tmp_path / "features").exists()  # the features of the first stage are used
-    first, second = load_checkpoint(trained / "best.pt"), load_checkpoint(tmp_path / "best.pt")
+    first, second = load_checkpoint(best), load_checkpoint(tmp_path / "best.pt")
     assert second.vocabulary.words == first.vocabulary.words and second.cnn == first.cnn
     assert second.model.config == first.model.config
-    assert second.training["config"]["self_critical"] == 2
-    assert (
-        second.training["config"]["learning_rate"] == preset(1, self_critical=True)["learning_rate"]
-    )
+    config = second.training["config"]
+    assert config["self_critical"] == 2
+    assert config["learning_rate"] == preset(1, self_critical=True)["learning_rate"]
     assert "reward" in second.training["history"][0]
 
 
 def test_attention_trains_resumes_and_searches(scenes_root, tmp_path, capsys):
-    annotations, run = scenes_root / "annotations", tmp_path / "run"
-    train = ["train", str(annotations), "--output", str(run), "--cnn", "scenes_cnn"]
-    train += ["--decoder", "attention", "--learning-rate", "0.01"]
-    train += ["--batch-size", "48", "--hidden-size", "32", "--embed-size", "24"]
+    run = tmp_path / "run"
+    train = ["train", scenes_root / "annotations", "--output", run, "--cnn", "scenes_cnn"]
+    train += ["--decoder", "attention", "--learning-rate", 0.01]
+    train += ["--batch-size", 48, "--hidden-size", 32, "--embed-size", 24]
     for pair in ("warmup=5", "dropout=0", "label-smoothing=0", "ema=0"):
         train += ["--set", pair]
-    assert main([*train, "--epochs", "2"]) == 0
-    assert main([*train, "--epochs", "6", "--resume"]) == 0
+    assert call(*train, "--epochs", 2) == 0
+    assert call(*train, "--epochs", 6, "--resume") == 0
     training = load_checkpoint(run / "last.pt").training
     assert training["config"]["batches_of"] == "pictures"
     history = training["history"]
@@ -333,57 +320,48 @@ def test_attention_trains_resumes_and_searches(scenes_root, tmp_path, capsys):
     assert load_checkpoint(run / "best.pt").training["history"][-1] == best
     capsys.readouterr()
     for method in ("greedy", "beam"):
-        pictures = str(scenes_root / "val")
-        assert main(["caption", str(run / "best.pt"), pictures, "--method", method]) == 0
+        assert call("caption", run / "best.pt", scenes_root / "val", "--method", method) == 0
         captions = [line.split(": ")[1] for line in capsys.readouterr().out.splitlines()]
         assert len(captions) == 12 and len(set(captions)) > 1
 
 
-def test_ends_with_the_best_epoch_the_test_scores_and_what_to_do_next(
-    trained, scenes_root, tmp_path, capsys
-):
-    annotations = scenes_root / "annotations"
-    train = ["train", str(annotations), "--epochs", "2", "--start", str(trained / "best.pt")]
-    train += ["--test", str(annotations / "captions_unseen.json"), "--output", str(tmp_path)]
-    assert main(train) == 0
-    first, *_, best, search, test, following = capsys.readouterr().out.splitlines()
+def test_the_last_lines_of_training(best, scenes_root, captions_of, tmp_path, capsys):
+    unseen, path, scores = captions_of("unseen"), tmp_path / "best.pt", tmp_path / "s.json"
+    train = ["train", scenes_root / "annotations", "--epochs", 2, "--start", best]
+    assert call(*train, "--test", unseen, "--output", tmp_path) == 0
+    first, *_, chosen, search, test, following = capsys.readouterr().out.splitlines()
     assert first.startswith("device: cpu, ")
-    path = tmp_path / "best.pt"
     history = load_checkpoint(tmp_path / "last.pt").training["history"]
     entry = max(history, key=lambda e: e["CIDEr-D"])
-    assert best.startswith(f"best of 2 epochs: {entry['epoch']}, CIDEr-D {entry['CIDEr-D']:.3f}, ")
-    assert best.endswith(f"on --val: {path}")
+    epoch = f"best of 2 epochs: {entry['epoch']}, CIDEr-D {entry['CIDEr-D']:.3f}, "
+    assert chosen.startswith(epoch) and chosen.endswith(f"on --val: {path}")
     size = load_checkpoint(path).search.beam_size
     assert search.startswith(f"search chosen on --val: {size} beams, length penalty ")
     assert test.startswith("test, 12 pictures: greedy CIDEr-D ")
     assert following == f"next: captioning caption {path} PICTURE"
     # `evaluate` uses the search that training chose, so it gets the score that training printed.
-    scores, unseen = str(tmp_path / "s.json"), str(annotations / "captions_unseen.json")
-    assert main(["evaluate", str(path), "--references", unseen, "--json", scores]) == 0
-    overall = json.loads(Path(scores).read_text())["scores"]
+    assert call("evaluate", path, "--references", unseen, "--json", scores) == 0
+    overall = json.loads(scores.read_text())["scores"]
     assert test.endswith(f"beam CIDEr-D {overall['CIDEr-D']:.3f}, BLEU-4 {overall['BLEU-4']:.3f}")
 
 
-def test_training_pictures_are_kept_unless_told_otherwise(
-    trained, scenes_root, tmp_path, monkeypatch, capsys
-):
+def test_kept_training_pictures(best, scenes_root, captions_of, tmp_path, monkeypatch, capsys):
     """This holds for a run with --start, and for a run that resumes."""
-    annotations, run = scenes_root / "annotations", tmp_path / "run"
-    train = ["train", "--train", str(annotations / "captions_train.json"), "--output", str(run)]
-    val = ["--val", str(annotations / "captions_val.json")]
+    run = tmp_path / "run"
+    train = ["train", "--train", captions_of("train"), "--output", run]
+    val = ["--val", captions_of("val")]
     # After so few steps all weights score 0, and the first of equal ones is chosen.
     monkeypatch.setattr("captioning.search.tune.NEIGHBOR_WEIGHTS", (5, 0))
     kept = lambda: load_checkpoint(run / "best.pt").neighbors
-    assert main([*train, "--start", str(trained / "best.pt"), "--epochs", "1"]) == 0
+    assert call(*train, "--start", best, "--epochs", 1) == 0
     assert kept() is None  # without --val no weight is chosen
-    assert main([*train, *val, "--resume", "--epochs", "2"]) == 0
+    assert call(*train, *val, "--resume", "--epochs", 2) == 0
     assert len(kept().captions) == 96 and load_checkpoint(run / "best.pt").search.neighbors == 5
-    assert main([*train, *val, "--resume", "--no-neighbors"]) == 0
+    assert call(*train, *val, "--resume", "--no-neighbors") == 0
     assert kept() is None
     capsys.readouterr()
-    caption = ["caption", str(run / "last.pt"), str(scenes_root / "val")]
-    assert main([*caption, "--neighbors", "0"]) == 0
-    assert main([*caption, "--neighbors", "1"]) == 1
+    caption = ["caption", run / "last.pt", scenes_root / "val", "--neighbors"]
+    assert call(*caption, 0) == 0 and call(*caption, 1) == 1
     told = "--neighbors: expected a captioner that keeps its training pictures"
     assert told in capsys.readouterr().err
 
@@ -430,9 +408,7 @@ TRAIN = ["train", "--train", "x", "--output", "o"]
         (["caption", "c.pt", "x", "--neighbors", "nan"], "neighbors: expected a number from 0"),
     ],
 )
-def test_bad_input_gives_a_message_not_a_traceback(
-    arguments, message, capsys, tmp_path, monkeypatch
-):
+def test_bad_input_gets_one_line(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 1
     told = [line for line in capsys.readouterr().err.splitlines(True) if line[:6] != "device"]
@@ -440,32 +416,25 @@ def test_bad_input_gives_a_message_not_a_traceback(
     assert not [*tmp_path.iterdir()]  # a run that did not begin leaves no folder
 
 
-def test_a_folder_of_pictures_may_be_called_like_a_captioner(
-    trained, scenes_root, tmp_path, capsys
-):
+def test_a_folder_may_be_called_like_a_captioner(best, scenes_root, tmp_path, capsys):
     shutil.copytree(scenes_root / "val", tmp_path / "x.pt")
-    assert main(["caption", str(trained / "best.pt"), str(tmp_path / "x.pt")]) == 0
+    assert call("caption", best, tmp_path / "x.pt") == 0
     assert len(capsys.readouterr().out.splitlines()) == 12
 
 
-def test_training_does_not_overwrite_a_captioner(trained, scenes_root, capsys):
+def test_training_does_not_overwrite_a_captioner(trained, captions_of, capsys):
     before = (trained / "last.pt").read_bytes()
-    annotations = str(scenes_root / "annotations" / "captions_train.json")
-    assert main(["train", "--train", annotations, "--output", str(trained)]) == 1
+    assert call("train", "--train", captions_of("train"), "--output", trained) == 1
     assert "holds a captioner already" in capsys.readouterr().err
     assert (trained / "last.pt").read_bytes() == before
 
 
 @pytest.mark.parametrize("wrong", ["--train", "--val"])
-def test_bad_files_are_refused_before_a_cnn_is_loaded(
-    wrong, scenes_root, tmp_path, monkeypatch, capsys
-):
-    (tmp_path / "cut.json").write_text('{"images": [')
-    monkeypatch.setattr("captioning.training.setup.load_cnn", lambda _: pytest.fail("loaded"))
-    good = scenes_root / "annotations" / "captions_train.json"
-    given = {"--train": good, "--val": good, wrong: tmp_path / "cut.json"}
-    words = [str(word) for pair in given.items() for word in pair]
-    assert main(["train", *words, "--output", str(tmp_path / "run")]) == 1
+def test_bad_files_are_noticed_before_the_cnn(wrong, captions_of, tmp_path, no_cnn, capsys):
+    cut, train = tmp_path / "cut.json", captions_of("train")
+    cut.write_text('{"images": [')
+    files = {"--train": train, "--val": train, wrong: cut, "--output": tmp_path / "run"}
+    assert call("train", *(word for pair in files.items() for word in pair)) == 1
     assert "cut.json is not valid JSON" in capsys.readouterr().err
 
 
@@ -482,17 +451,13 @@ def test_bad_files_are_refused_before_a_cnn_is_loaded(
         ("--set pool=avg", "pool: expected 2x2, as in {path}, got avg"),
     ],
 )
-def test_options_that_contradict_the_captioner_to_continue_with_are_refused(
-    which, option, message, trained, scenes_root, tmp_path, monkeypatch, capsys
+def test_options_that_contradict_the_start(
+    which, option, message, trained, captions_of, tmp_path, no_cnn, capsys
 ):
-    monkeypatch.setattr("captioning.training.setup.load_cnn", lambda _: pytest.fail("loaded"))
     path = trained / ("best.pt" if which == "start" else "last.pt")
-    train = ["train", "--train", str(scenes_root / "annotations" / "captions_train.json")]
-    if which == "start":
-        train += ["--start", str(path), "--output", str(tmp_path / "run")]
-    else:
-        train += ["--resume", "--output", str(trained)]
-    assert main([*train, *option.split()]) == 1
+    start = ["--start", path, "--output", tmp_path / "run"]
+    more = start if which == "start" else ["--resume", "--output", trained]
+    assert call("train", "--train", captions_of("train"), *more, *option.split()) == 1
     assert message.format(path=path) in capsys.readouterr().err
 
 
@@ -504,13 +469,10 @@ def test_options_that_contradict_the_captioner_to_continue_with_are_refused(
         ("--members 2", "members: expected 1, as in {path.parent}, got 2"),
     ],
 )
-def test_a_run_that_resumes_keeps_its_start_its_captions_and_its_number(
-    option, message, trained, scenes_root, monkeypatch, capsys
-):
-    monkeypatch.setattr("captioning.training.setup.load_cnn", lambda _: pytest.fail("loaded"))
-    names = {"path": trained / "last.pt", "val": scenes_root / "annotations" / "captions_val.json"}
-    train = ["train", str(scenes_root / "annotations"), "--resume", "--output", str(trained)]
-    assert main([*train, *option.format(**names).split()]) == 1
+def test_what_resume_refuses(option, message, trained, scenes_root, captions_of, no_cnn, capsys):
+    names = {"path": trained / "last.pt", "val": captions_of("val")}
+    train = ["train", scenes_root / "annotations", "--resume", "--output", trained]
+    assert call(*train, *option.format(**names).split()) == 1
     assert message.format(**names) in capsys.readouterr().err
 
 
@@ -518,108 +480,25 @@ def test_fewer_captioners_than_the_folder_holds_are_not_resumed(trained, tmp_pat
     for name in ("1", "2"):
         (tmp_path / name).mkdir()
         shutil.copy(trained / "last.pt", tmp_path / name)
-    assert main(["train", "--train", "x", "--output", str(tmp_path), "--resume"]) == 1
-    expected = f"members: expected at least 2, as in {tmp_path}, got 1"
-    assert expected in capsys.readouterr().err
+    assert call("train", "--train", "x", "--output", tmp_path, "--resume") == 1
+    assert f"members: expected at least 2, as in {tmp_path}, got 1" in capsys.readouterr().err
 
 
-def test_resume_needs_no_option_again_and_refuses_another(
-    trained, scenes_root, tmp_path, monkeypatch, capsys
-):
+def test_resume_keeps_the_options(trained, captions_of, tmp_path, capsys):
     run = tmp_path / "run"
     run.mkdir()
     for name in ("last.pt", "best.pt"):
         shutil.copy(trained / name, run)
-    annotations = scenes_root / "annotations"
-    train = ["train", "--train", str(annotations / "captions_train.json"), "--resume"]
-    train += ["--val", str(annotations / "captions_val.json"), "--output", str(run)]
-    assert main([*train, "--learning-rate", "1"]) == 1
+    train = ["train", "--train", captions_of("train"), "--val", captions_of("val"), "--resume"]
+    train += ["--output", run]
+    assert call(*train, "--learning-rate", 1) == 1
     expected = f"learning_rate: expected 0.003, as in {run / 'last.pt'}, got 1.0"
     assert expected in capsys.readouterr().err
-    assert main([*train, "--epochs", "2"]) == 0
+    assert call(*train, "--epochs", 2) == 0
     before, after = load_checkpoint(trained / "last.pt"), load_checkpoint(run / "last.pt")
     assert [entry["epoch"] for entry in after.training["history"]] == [1, 2]
     assert after.training["config"] == before.training["config"] | {"epochs": 2}
     assert after.model.config == before.model.config and after.cnn == before.cnn
     assert after.vocabulary.words == before.vocabulary.words
     assert not (run / "features").exists()  # the features of the first call are used
-    # All options of the first call may be given again.
-    again = [
-        "--cnn",
-        "scenes_cnn",
-        "--set",
-        "pool=2x2",
-        "--batch-size",
-        "48",
-        "--hidden-size",
-        "16",
-    ]
-    again += ["--embed-size", "16", "--set", "min-count=1", "--epochs", "2"]
-    assert main([*train, *again]) == 0
-
-
-# prepare ----------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def pictures(tmp_path):
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for i in range(10):
-        Image.new("RGB", (8, 8)).save(folder / f"{i}.jpg")
-    return folder
-
-
-SOURCES = {
-    "csv": "image,caption\n"
-    + "".join(f"{i}.jpg,picture {i}, caption {k}\n" for i in range(10) for k in (0, 1)),
-    "bar": "image_name| comment_number| comment\n"
-    + "".join(f"{i}.jpg| {k}| picture {i}, caption {k}\n" for i in range(10) for k in (0, 1)),
-}
-
-
-@pytest.mark.parametrize("kind", [*SOURCES, "karpathy", "folder"])
-def test_every_format_gives_the_same_captions(kind, pictures, tmp_path):
-    source = tmp_path / "captions.txt"
-    if kind == "karpathy":
-        source = tmp_path / "dataset.json"
-        images = [
-            {
-                "filename": f"{i}.jpg",
-                "split": "restval" if i < 6 else "val" if i < 8 else "test",
-                "sentences": [{"raw": f"picture {i}, caption {k}"} for k in (0, 1)],
-            }
-            for i in range(10)
-        ]
-        source.write_text(json.dumps({"images": images}))
-    elif kind == "folder":
-        source = pictures
-        (pictures / "captions.csv").write_text(SOURCES["csv"])
-    else:
-        source.write_text(SOURCES[kind])
-    found = read_source(source).captions
-    assert found == {f"{i}.jpg": [f"picture {i}, caption {k}" for k in (0, 1)] for i in range(10)}
-    output = tmp_path / "data"
-    arguments = ["prepare", str(source), "--images", str(pictures), "--output", str(output)]
-    assert main([*arguments, "--val", "0.2", "--test", "0.2"]) == 0
-    sizes = [
-        len(json.loads((output / f"captions_{s}.json").read_text())["images"])
-        for s in ("train", "val", "test")
-    ]
-    assert sizes == [6, 2, 2]
-
-
-def test_prepare_names_what_it_refuses_or_skips(pictures, tmp_path, capsys):
-    (tmp_path / "c.txt").write_text(SOURCES["csv"] + "none.jpg,a dog\n1.jpg,...\n")
-    (pictures / "3.jpg").write_bytes(b"broken")
-    arguments = ["prepare", str(tmp_path / "c.txt"), "--images", str(pictures)]
-    arguments += ["--output", str(tmp_path / "o"), "--val", "0.2", "--test", "0"]
-    assert main(arguments) == 1
-    err = capsys.readouterr().err
-    assert "2 x bad picture" in err and "3.jpg" in err and "none.jpg" in err
-    assert not (tmp_path / "o").exists()
-    assert main([*arguments, "--on-error", "skip"]) == 0
-    assert "7 train, 2 val, 0 test" in capsys.readouterr().out
-    from captioning.data.coco import load_coco
-
-    assert len(load_coco(tmp_path / "o" / "captions_train.json").images) == 7
+    assert call(*train, *OPTIONS, "--epochs", 2) == 0  # the options of the first call may be given

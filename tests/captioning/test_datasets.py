@@ -1,5 +1,6 @@
 """COCO captions files, good and bad, and batches of captions."""
 
+import itertools
 import json
 
 import pytest
@@ -21,14 +22,12 @@ def coco(tmp_path):
     def write(change=lambda data: None, text=None):
         for i in (1, 2, 3):
             Image.new("RGB", (4, 4)).save(tmp_path / f"{i}.png")
-        data = {
-            "images": [{"id": i, "file_name": f"{i}.png"} for i in (1, 2, 3)],
-            "annotations": [
-                {"id": 10 * i + k, "image_id": i, "caption": f"picture {i} caption {k}"}
-                for i in (1, 2, 3)
-                for k in (1, 2)
-            ],
-        }
+        images = [{"id": i, "file_name": f"{i}.png"} for i in (1, 2, 3)]
+        captions = [
+            {"id": 10 * i + k, "image_id": i, "caption": f"picture {i} caption {k}"}
+            for i, k in itertools.product((1, 2, 3), (1, 2))
+        ]
+        data = {"images": images, "annotations": captions}
         change(data)
         path = tmp_path / "captions.json"
         path.write_text(json.dumps(data) if text is None else text)
@@ -102,7 +101,7 @@ def test_skipping_counts_and_names(coco):
 
 def test_pictures_without_captions_are_skipped_where_captions_are_needed(coco):
     def change(data):
-        data["annotations"] = data["annotations"][:3]  # none of picture 3
+        data["annotations"] = data["annotations"][:3]  # no caption of picture 3
         data["annotations"][2]["caption"] = "..."
 
     path, folder = coco(change)
@@ -124,11 +123,8 @@ def test_batches_are_sorted_and_share_pictures():
     assert batch.lengths.tolist() == [5, 4, 3]
     assert batch.rows.tolist() == [0, 1, 0]
     a, b, c = (vocabulary.index[w] for w in "abc")
-    assert batch.captions.tolist() == [
-        [START, a, b, c, END],
-        [START, b, c, END, PAD],
-        [START, a, END, PAD, PAD],
-    ]
+    rows = [START, a, b, c, END], [START, b, c, END, PAD], [START, a, END, PAD, PAD]
+    assert batch.captions.tolist() == [*rows]
 
 
 def test_long_captions_are_cut_and_still_end():

@@ -15,9 +15,8 @@ from captioning.model.lstm import DecoderRNN
 from captioning.settings import ModelConfig
 
 E, H, V = 6, 8, 12
-CAPTIONS = torch.tensor(
-    [[START, 5, 6, 7, 8, END], [START, 9, 5, END, PAD, PAD], [START, 4, END, PAD, PAD, PAD]]
-)
+ROWS = [START, 5, 6, 7, 8, END], [START, 9, 5, END, PAD, PAD], [START, 4, END, PAD, PAD, PAD]
+CAPTIONS = torch.tensor(ROWS)
 LENGTHS = torch.tensor([6, 4, 3])
 every_way = pytest.mark.parametrize("image_at", ["first", "every"])
 
@@ -79,19 +78,13 @@ def test_a_prediction_depends_on_earlier_words_and_the_image_only():
         changed = caption.clone()
         changed[0, t + 1 :] = 4  # the target of step t and all later words
         same = scores_of(model, image, changed, length)[t]
-        torch.testing.assert_close(
-            same, scores_of(model, image, caption, length)[t], rtol=0, atol=0
-        )
+        assert torch.equal(same, scores_of(model, image, caption, length)[t])
         assert torch.autograd.grad(same.sum(), image)[0].abs().sum() > 0
 
 
 def test_parameters_are_named_as_in_the_lecture():
-    assert set(decoder().state_dict()) == {
-        "embed.weight",
-        "linear.weight",
-        "linear.bias",
-        *(f"lstm.{kind}_{which}_l0" for kind in ("weight", "bias") for which in ("ih", "hh")),
-    }
+    lstm = {f"lstm.{kind}_{end}_l0" for kind in ("weight", "bias") for end in ("ih", "hh")}
+    assert set(decoder().state_dict()) == {"embed.weight", "linear.weight", "linear.bias"} | lstm
 
 
 @pytest.mark.parametrize("sizes", [{}, {"decoder": "attention", "grid": 2}])
@@ -107,29 +100,25 @@ def test_begins_with_words_as_frequent_as_they_are(sizes):
     torch.testing.assert_close(found, expected)
 
 
-def test_only_a_fresh_captioner_takes_the_frequencies_of_words(scenes_root, tmp_path):
-    train = ["train", "--train", str(scenes_root / "annotations" / "captions_train.json")]
+def test_only_a_fresh_captioner_takes_the_frequencies_of_words(captions_of, tmp_path):
+    train, file = ["train", "--train", str(captions_of("train"))], tmp_path / "a" / "best.pt"
     sizes = ["--hidden-size", "16", "--embed-size", "16", "--set", "min-count=1"]
     sizes += ["--cnn", "scenes_cnn"]
     nothing = ["--epochs", "1", "--learning-rate", "1e-30", "--set", "ema=0"]
     assert main([*train, "--output", str(tmp_path / "a"), *sizes, *nothing]) == 0
-    first = load_checkpoint(tmp_path / "a" / "best.pt")
+    first = load_checkpoint(file)
     bias = first.model.decoder.linear.bias
     words = [first.vocabulary.index[word] for word in ("a", "left")]
-    tokens = [
-        token
-        for image in load_references(scenes_root / "annotations" / "captions_train.json").images
-        for caption in image.captions
-        for token in first.vocabulary.encode(caption)[1:]
-    ]
+    images = load_references(captions_of("train")).images
+    captions = [caption for image in images for caption in image.captions]
+    tokens = [token for c in captions for token in first.vocabulary.encode(c)[1:]]
     a, left = (tokens.count(word) + 1 for word in words)
     assert (bias[words[0]] - bias[words[1]]).item() == pytest.approx(math.log(a / left), rel=1e-4)
     frequency = torch.tensor(tokens).bincount(minlength=len(bias)).float() / len(tokens)
     entropy = -(frequency[frequency > 0] * frequency[frequency > 0].log()).sum().item()
     assert first.training["history"][0]["loss"] == pytest.approx(entropy, rel=0.05)
     first.model.decoder.linear.bias.data.fill_(0.25)
-    first.save(tmp_path / "a" / "best.pt")
-    start = ["--start", str(tmp_path / "a" / "best.pt")]
-    assert main([*train, "--output", str(tmp_path / "b"), *start, *nothing]) == 0
+    first.save(file)
+    assert main([*train, "--output", str(tmp_path / "b"), "--start", str(file), *nothing]) == 0
     second = load_checkpoint(tmp_path / "b" / "best.pt")
     assert torch.equal(second.model.decoder.linear.bias, torch.full_like(bias, 0.25))

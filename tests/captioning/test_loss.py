@@ -1,9 +1,13 @@
 """The blockwise cross-entropy equals the plain one, with gradients, for any block size."""
 
+import weakref
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils import _pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from captioning.model import loss as module
 from captioning.model.loss import linear_cross_entropy
@@ -26,9 +30,8 @@ def inputs():
 def test_equals_the_plain_cross_entropy(inputs, block, label_smoothing, monkeypatch):
     monkeypatch.setattr(module, "BLOCK", block)
     hidden, linear, targets, weights = inputs
-    plain = F.cross_entropy(
-        linear(hidden), targets, reduction="none", label_smoothing=label_smoothing
-    )
+    smoothing = {"reduction": "none", "label_smoothing": label_smoothing}
+    plain = F.cross_entropy(linear(hidden), targets, **smoothing)
     expected = (plain * weights).sum()
     loss, nll = linear_cross_entropy(hidden, linear, targets, weights, label_smoothing)
     torch.testing.assert_close(loss, expected)
@@ -36,31 +39,20 @@ def test_equals_the_plain_cross_entropy(inputs, block, label_smoothing, monkeypa
     unsmoothed = F.cross_entropy(linear(hidden), targets, reduction="none")
     torch.testing.assert_close(nll, unsmoothed.sum())
     assert loss.requires_grad and not nll.requires_grad
-    for a, b in zip(
-        torch.autograd.grad(3 * loss, wanted),
-        torch.autograd.grad(3 * expected, wanted),
-        strict=True,
-    ):
-        torch.testing.assert_close(a, b)
+    found, gradients = (torch.autograd.grad(3 * value, wanted) for value in (loss, expected))
+    torch.testing.assert_close(found, gradients)
 
 
 def test_never_holds_more_than_a_few_blocks_of_scores(monkeypatch):
     """A dispatch mode sees every tensor that forward and backward make, and when it is freed."""
-    import weakref
-
-    from torch.utils._python_dispatch import TorchDispatchMode
-
     monkeypatch.setattr(module, "BLOCK", 32)
     made, held = [], []
 
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             out = function(*args, **(kwargs or {}))
-            made.extend(
-                weakref.ref(tensor)
-                for tensor in (out if isinstance(out, (list, tuple)) else [out])
-                if isinstance(tensor, torch.Tensor) and tensor.numel() > linear.weight.numel()
-            )
+            tensors = [t for t in _pytree.tree_leaves(out) if isinstance(t, torch.Tensor)]
+            made.extend(weakref.ref(t) for t in tensors if t.numel() > linear.weight.numel())
             alive = [tensor for ref in made if (tensor := ref()) is not None]
             held.append(sum({t.untyped_storage().data_ptr(): t.numel() for t in alive}.values()))
             return out

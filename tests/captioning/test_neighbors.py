@@ -134,9 +134,7 @@ def test_training_keeps_neighbors_if_they_help_on_val(new_checkpoint, data, monk
 
 
 @pytest.mark.parametrize(("size", "penalty"), [(5, 0.5), (20, 0.9), (20, 1.1)])
-def test_training_chooses_the_beams_and_the_penalty_that_are_best_on_val(
-    new_checkpoint, data, monkeypatch, size, penalty
-):
+def test_training_chooses_the_best_search(new_checkpoint, data, monkeypatch, size, penalty):
     """Only this number of beams finds the right caption, and only this penalty ranks it first."""
     checkpoint, val = new_checkpoint(), data.val
     right = [data.vocabulary.encode(image.captions[0])[1:] for image in val.images]

@@ -80,10 +80,8 @@ def test_no_split_of_an_earlier_run_stays(run, tmp_path, capsys):
     capsys.readouterr()
     assert run("--val", "0", "--test", "0.2") == 0
     assert "captions_val.json of an earlier run" in capsys.readouterr().out
-    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == [
-        "captions_test.json",
-        "captions_train.json",
-    ]
+    names = {path.name for path in (tmp_path / "data").iterdir()}
+    assert names == {"captions_test.json", "captions_train.json"}
 
 
 def test_nothing_is_written_without_a_picture_to_train_on(run, tmp_path, capsys):
@@ -123,9 +121,7 @@ def test_the_pictures_are_found_in_a_folder_beside_the_captions(run, pictures, t
 
 
 def test_shares_are_ignored_with_a_message_if_the_source_has_splits(run, tmp_path, capsys):
-    images = [
-        {"filename": name, "split": "train", "sentences": [{"raw": "a dog"}]} for name in NAMES
-    ]
+    images = [{"filename": n, "split": "train", "sentences": [{"raw": "a dog"}]} for n in NAMES]
     karpathy = tmp_path / "flickr" / "dataset.json"
     karpathy.write_text(json.dumps({"images": images}))
     assert run("--val", "0.1", "--test", "0.1", source=karpathy) == 0
@@ -160,3 +156,48 @@ def test_damaged_karpathy_files_are_refused(run, pictures, tmp_path, capsys, cha
     assert run("--images", pictures, source=tmp_path / "k.json") == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "data").exists()
+
+
+ROWS = [(i, k) for i in range(10) for k in (0, 1)]
+SOURCES = {
+    "csv": "image,caption\n" + "".join(f"{i}.jpg,picture {i}, caption {k}\n" for i, k in ROWS),
+    "bar": "image_name| comment_number| comment\n"
+    + "".join(f"{i}.jpg| {k}| picture {i}, caption {k}\n" for i, k in ROWS),
+}
+
+
+@pytest.mark.parametrize("kind", [*SOURCES, "karpathy", "folder"])
+def test_every_format_gives_the_same_captions(kind, run, pictures, tmp_path):
+    expected = {name: [f"picture {name[0]}, caption {k}" for k in (0, 1)] for name in NAMES}
+    source = tmp_path / "captions.txt"
+    if kind == "karpathy":
+        source = tmp_path / "dataset.json"
+        splits = ["restval"] * 6 + ["val"] * 2 + ["test"] * 2
+        images = [
+            {"filename": name, "split": split, "sentences": [{"raw": c} for c in captions]}
+            for (name, captions), split in zip(expected.items(), splits, strict=True)
+        ]
+        source.write_text(json.dumps({"images": images}))
+    elif kind == "folder":
+        source = pictures
+        (pictures / "captions.csv").write_text(SOURCES["csv"])
+    else:
+        source.write_text(SOURCES[kind])
+    assert read_source(source).captions == expected
+    shares = "--val", 0.2, "--test", 0.2
+    assert run("--images", pictures, *shares, source=source) == 0
+    assert [len(names_of(tmp_path, split)) for split in ("train", "val", "test")] == [6, 2, 2]
+
+
+def test_what_is_refused_or_skipped_is_named(run, pictures, tmp_path, capsys):
+    source = tmp_path / "c.txt"
+    source.write_text(SOURCES["csv"] + "none.jpg,a dog\n1.jpg,...\n")
+    (pictures / "3.jpg").write_bytes(b"broken")
+    arguments = "--images", pictures, "--val", 0.2, "--test", 0
+    assert run(*arguments, source=source) == 1
+    err = capsys.readouterr().err
+    assert "2 x bad picture" in err and "3.jpg" in err and "none.jpg" in err
+    assert not (tmp_path / "data").exists()
+    assert run(*arguments, "--on-error", "skip", source=source) == 0
+    assert "7 train, 2 val, 0 test" in capsys.readouterr().out
+    assert len(names_of(tmp_path, "train")) == 7

@@ -11,6 +11,8 @@ from captioning.search.generate import decode_batch, generate_captions
 from captioning.settings import DecodeConfig, ModelConfig
 
 C, GRID, V = 6, 2, 12
+CONFIGS = [DecodeConfig("greedy"), DecodeConfig("sample", temperature=2.0)]
+CONFIGS += [DecodeConfig("beam", 4), DecodeConfig("beam", 3, length_penalty=0.0)]
 
 
 def teacher_forced(model, features, tokens):
@@ -25,16 +27,7 @@ def teacher_forced(model, features, tokens):
 
 
 @pytest.mark.parametrize("decoder", ["lstm", "attention"])
-@pytest.mark.parametrize(
-    "config",
-    [
-        DecodeConfig("greedy"),
-        DecodeConfig("beam", beam_size=4),
-        DecodeConfig("beam", beam_size=3, length_penalty=0.0),
-        DecodeConfig("sample", temperature=2.0),
-    ],
-    ids=lambda config: config.method,
-)
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.method)
 def test_probabilities_are_those_of_teacher_forcing(decoder, config):
     torch.manual_seed(3)
     model = Captioner(ModelConfig(C, V, 8, 16, max_seq_length=7, decoder=decoder, grid=GRID)).eval()
@@ -45,7 +38,8 @@ def test_probabilities_are_those_of_teacher_forcing(decoder, config):
     features = 3 * torch.randn(shape)
     generator = torch.Generator().manual_seed(0)
     words = Vocabulary([*SPECIAL, *"abcdefgh"])
-    found = decode_batch(Checkpoint([model], words, CNNConfig()), features, config, generator)
+    checkpoint = Checkpoint([model], words, CNNConfig())
+    found = decode_batch(checkpoint, features, config, generator)
     lengths = set()
     for row, hypotheses in zip(features, found, strict=True):
         for hypothesis in hypotheses:
@@ -54,18 +48,10 @@ def test_probabilities_are_those_of_teacher_forcing(decoder, config):
             torch.testing.assert_close(values, expected, atol=1e-5, rtol=1e-5)
             lengths.add((len(values), END in hypothesis.tokens))
     assert len(lengths) > 1  # captions of different lengths
-
-
-@pytest.mark.parametrize("method", ["greedy", "beam", "sample"])
-def test_captions_name_the_words_and_their_probabilities(method):
-    torch.manual_seed(3)
-    model = Captioner(ModelConfig(C, V, 8, 16, max_seq_length=7)).eval()
-    vocabulary = Vocabulary([*SPECIAL, *"abcdefgh"])
-    features = torch.randn(2, C)
-    checkpoint = Checkpoint([model], vocabulary, CNNConfig())
-    captions = generate_captions(checkpoint, features, DecodeConfig(method))
-    for row, (best, *_) in zip(features, captions, strict=True):
-        tokens = [vocabulary.index[word] for word, _ in best.words]
+    for row, (best, *_) in zip(
+        features, generate_captions(checkpoint, features, config), strict=True
+    ):
+        tokens = [words.index[word] for word, _ in best.words]
         expected = teacher_forced(model, row, tokens).exp().tolist()
         assert [p for _, p in best.words] == pytest.approx(expected, abs=1e-5)
-        assert best.text == vocabulary.decode(tokens)
+        assert best.text == words.decode(tokens)

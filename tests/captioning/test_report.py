@@ -21,12 +21,10 @@ EVIL = '<script>alert("x")</script>'
 def section(tmp_path_factory):
     """A section with captions of 5,000 pictures of noise, the best first."""
     folder = tmp_path_factory.mktemp("photographs")
-    photographs = [folder / f"{EVIL.replace('/', '_')}{i}.jpg" for i in range(3)]
-    for path in photographs:
+    files = [folder / f"{EVIL.replace('/', '_')}{i}.jpg" for i in range(3)]
+    for path in files:
         Image.frombytes("RGB", (1200, 900), os.urandom(1200 * 900 * 3)).save(path)
-    pictures = [
-        CaptionedImage(i, photographs[i % 3], [f"{EVIL} reference {i}"] * 5) for i in range(COUNT)
-    ]
+    pictures = [CaptionedImage(i, files[i % 3], [f"{EVIL} reference {i}"]) for i in range(COUNT)]
     captions = {i: f"{EVIL} caption {i}." for i in range(COUNT)}
     per_image = {i: {"CIDEr-D": (COUNT - i) / 1000} for i in range(COUNT)}
     scores = Scores({"CIDEr-D": 2.5}, per_image, [EVIL])

@@ -11,10 +11,8 @@ from captioning.training import pipeline, setup
 
 @pytest.fixture
 def train(scenes_root, tmp_path):
-    files = scenes_root / "annotations"
-    words = ["train", "--train", str(files / "captions_train.json"), "--cnn", "scenes_cnn"]
-    words += ["--val", str(files / "captions_val.json"), "--output", str(tmp_path / "run")]
-    return [*words, "--hidden-size", "24", "--embed-size", "16"]
+    files = [str(scenes_root / "annotations"), "--output", str(tmp_path / "run")]
+    return ["train", *files, "--cnn", "scenes_cnn", "--hidden-size", "24", "--embed-size", "16"]
 
 
 @pytest.fixture
@@ -29,10 +27,8 @@ def quick(monkeypatch):
     monkeypatch.setattr(setup, "preset", short)
 
 
-def test_members_are_trained_on_one_feature_cache_and_scored_together(
-    train, tmp_path, scenes_root, capsys
-):
-    test = str(scenes_root / "annotations" / "captions_unseen.json")
+def test_members_share_features_and_are_scored_together(train, tmp_path, scenes_root, capsys):
+    test = str(scenes_root / "annotations/captions_unseen.json")
     command = [*train, "--members", "2", "--epochs", "1", "--seed", "5", "--test", test]
     assert main(command) == 0
     run = tmp_path / "run"
@@ -84,10 +80,7 @@ def test_self_critical_training_begins_with_cross_entropy(train, tmp_path, quick
     command = [*train, "--self-critical", "2", "--epochs", "1", "--set", "dropout=0.1"]
     assert main(command) == 0
     run, out = tmp_path / "run", capsys.readouterr().out
-    first, second = (
-        load_checkpoint(run / "cross-entropy" / "last.pt"),
-        load_checkpoint(run / "last.pt"),
-    )
+    first, second = (load_checkpoint(run / name) for name in ("cross-entropy/last.pt", "last.pt"))
     assert ["loss" in entry for entry in first.training["history"]] == [True, True]
     assert ["reward" in entry for entry in second.training["history"]] == [True]
     assert first.training["config"]["self_critical"] == 0

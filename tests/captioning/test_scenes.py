@@ -10,12 +10,10 @@ import pytest
 from captioning.data import scenes
 from captioning.data.coco import load_coco
 
-EVERY_SCENE = [
-    scenes.Facts(*facts)
-    for facts in itertools.product(
-        scenes.COUNTS, scenes.SIZES, scenes.COLORS, scenes.SHAPES, scenes.BACKGROUNDS, scenes.PLACES
-    )
-]
+WORDS = "COUNTS", "SIZES", "COLORS", "SHAPES", "BACKGROUNDS", "PLACES"
+EVERY_SCENE = list(
+    itertools.starmap(scenes.Facts, itertools.product(*(getattr(scenes, word) for word in WORDS)))
+)
 
 
 def test_every_caption_of_every_scene_parses_back_to_its_facts():
@@ -28,10 +26,8 @@ def test_every_caption_of_every_scene_parses_back_to_its_facts():
 
 def test_the_captions_state_the_facts_in_different_orders():
     facts = scenes.Facts(2, "small", "red", "star", "gray", "in the middle")
-    orders = {
-        tuple(sorted(("two", "gray", "in the middle"), key=caption.index))
-        for caption in scenes.captions(facts)
-    }
+    words = "two", "gray", "in the middle"
+    orders = {tuple(sorted(words, key=c.index)) for c in scenes.captions(facts)}
     assert len(orders) == 5
 
 

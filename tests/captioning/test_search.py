@@ -64,10 +64,8 @@ def test_a_wide_beam_finds_the_best_of_all_captions(model, image, length_penalty
     captions = every_caption()
     found = beam_search(model, image, beam_size=60, length_penalty=length_penalty)
     for i in range(len(image)):
-        ranked = sorted(
-            ((log_prob(model, image[i], c) / len(c) ** length_penalty, c) for c in captions),
-            reverse=True,
-        )
+        ranks = ((log_prob(model, image[i], c) / len(c) ** length_penalty, c) for c in captions)
+        ranked = sorted(ranks, reverse=True)
         assert len(found[i]) == len(captions) == 40
         assert [h.tokens for h in found[i][:5]] == [c for _, c in ranked[:5]]
         scores = torch.tensor([[h.score for h in found[i]], [s for s, _ in ranked]])
@@ -78,12 +76,8 @@ def by_hand(model, image, k, length_penalty, steps):
     """Beam search of one picture, which never drops a caption early: [(score, tokens)]."""
     live, ended = [(0.0, [])], []
     for t in range(1, steps + 1):
-        grown = []
-        for _, tokens in live:
-            for word in (4, 5, 6, END):
-                new = [*tokens, word]
-                grown.append((log_prob(model, image, new), new))
-        grown.sort(reverse=True)
+        longer = [[*tokens, word] for _, tokens in live for word in (4, 5, 6, END)]
+        grown = sorted(((log_prob(model, image, new), new) for new in longer), reverse=True)
         stops = [(s / t**length_penalty, c) for s, c in grown[:k] if c[-1] == END or t == steps]
         ended = sorted(ended + stops, reverse=True)[:k]
         live = [(s, c) for s, c in grown if c[-1] != END][:k]
@@ -152,11 +146,8 @@ def test_a_beam_of_one_ends_where_greedy_search_does():
 
 def test_stops_when_no_better_caption_can_follow():
     sure = Table({"": {"a": 0.9, "b": 0.1}, "a": {".": 0.95, "a": 0.05}, "b": {".": 1.0}})
-    assert [h.tokens for h in beam_search(sure, torch.zeros(1, 1), 2, 0.0)[0]] == [
-        [4, END],
-        [5, END],
-    ]
-    assert sure.steps == 2
+    found = beam_search(sure, torch.zeros(1, 1), 2, 0.0)[0]
+    assert [h.tokens for h in found] == [[4, END], [5, END]] and sure.steps == 2
 
 
 def test_greedy_takes_the_best_word_each_time_and_a_beam_of_one_is_greedy(model, image):

@@ -68,9 +68,7 @@ def test_what_is_wrong_with_a_picture_is_said(attentive, grid_cnn, bad):
             caption_picture(attentive, grid_cnn, path, 2)
 
 
-def test_without_its_libraries_the_command_says_how_to_install_them(
-    attentive, tmp_path, monkeypatch, capsys
-):
+def test_missing_libraries_are_named(attentive, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gradio", None)
     attentive.save(tmp_path / "c.pt")
     assert main(["serve", str(tmp_path / "c.pt")]) == 1
@@ -99,15 +97,11 @@ def server(attentive, tmp_path_factory):
     for name in ("home", "tmp", "cwd"):
         (folder / name).mkdir()
     attentive.save(folder / "c.pt")
-    environment = os.environ | {
-        "HOME": str(folder / "home"),
-        "TMPDIR": str(folder / "tmp"),
-        "PYTHONPATH": str(ROOT),
-    }
+    paths = {"HOME": folder / "home", "TMPDIR": folder / "tmp", "PYTHONPATH": ROOT}
+    environment = os.environ | {name: str(path) for name, path in paths.items()}
     command = [sys.executable, "-m", "captioning", "serve", str(folder / "c.pt")]
-    process = subprocess.Popen(
-        command, cwd=folder / "cwd", env=environment, stdout=subprocess.PIPE, text=True
-    )
+    options = {"cwd": folder / "cwd", "env": environment, "stdout": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, **options)
     try:
         line = process.stdout.readline()
         address = re.search(r"http://127\.0\.0\.1:\d+/", line)
@@ -239,11 +233,8 @@ def test_a_bad_picture_gets_a_message_in_the_browser(browser, bad):
 def test_the_page_loads_nothing_from_other_servers(browser, server):
     """This test is the last, so that it sees the requests of all tests."""
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    asked = {
-        message["params"]["request"]["url"]
-        for message in messages
-        if message["method"] == "Network.requestWillBeSent"
-    }
+    sent = [m for m in messages if m["method"] == "Network.requestWillBeSent"]
+    asked = {m["params"]["request"]["url"] for m in sent}
     assert len(asked) > 3
     # The browser also loads pages of its own, such as the page of a new tab.
     local = (server.address, "data:", "blob:", "chrome:", "chrome-untrusted:")

@@ -33,16 +33,17 @@ def weights(tmp_path_factory, timm):
     return save
 
 
+# Models: a transformer with a class token, a convolutional network, and one with a map [B,h,w,C].
+SIDES = {"test_vit": 10, "test_convnext": 5, "test_mambaout": 5}
+
+
 @pytest.fixture
 def picture():
     return Image.effect_mandelbrot((80, 60), (-2, -1, 1, 1), 50).convert("RGB")
 
 
-@pytest.mark.parametrize(
-    ("name", "side"), [("test_vit", 10), ("test_convnext", 5), ("test_mambaout", 5)]
-)
+@pytest.mark.parametrize("name, side", [*SIDES.items()])
 def test_the_vector_and_the_map_are_those_of_timm(name, side, weights, picture, timm):
-    """The models: a transformer with a class token, a convolutional network, a map [B,h,w,C]."""
     path = weights(name)
     net = timm.create_model(name, num_classes=0).eval()
     timm.models.load_checkpoint(net, path, strict=False)
@@ -64,9 +65,7 @@ def test_weights_from_a_file_are_those_wherever_it_lies(weights, picture, tmp_pa
     assert cache_path("f", "c.json", here, []) == cache_path("f", "c.json", same, [])
 
 
-def test_a_file_that_moved_is_found_beside_the_checkpoint(
-    weights, picture, tmp_path, new_checkpoint, timm
-):
+def test_a_file_beside_the_checkpoint_is_found(weights, picture, tmp_path, new_checkpoint, timm):
     path = weights("test_vit")
     cnn, checkpoint = load_cnn(CNNConfig("timm:test_vit", path)), new_checkpoint()
     checkpoint.cnn = replace(cnn.config, weights="/nowhere/test_vit.safetensors")
@@ -105,18 +104,15 @@ def test_damaged_weights_are_named(weights, tmp_path, damage, timm):
         state = timm.create_model("test_vit").state_dict()
         kept = state if damage == "other" else dict(list(state.items())[:-20])
         save_file({f"x.{k}" if damage == "other" else k: v for k, v in kept.items()}, path)
-    with pytest.raises(
-        CaptioningError, match=r"weights of timm:test_vit: expected .*w\.safetensors"
-    ):
+    with pytest.raises(CaptioningError, match=r"weights of timm:test_vit: expected .*w\.safe"):
         load_cnn(CNNConfig("timm:test_vit", str(path)))
 
 
 @pytest.mark.parametrize("decoder", ["lstm", "attention"])
-def test_train_and_caption_from_random_weights(scenes_root, weights, tmp_path, decoder, capsys):
-    files, path = scenes_root / "annotations", weights("test_vit")
-    run = tmp_path / "run"
-    train = ["train", "--train", str(files / "captions_train.json"), "--output", str(run)]
-    train += ["--val", str(files / "captions_val.json"), "--cnn", "timm:test_vit"]
+def test_train_and_caption_from_random_weights(scenes_root, weights, tmp_path, decoder):
+    path, run = weights("test_vit"), tmp_path / "run"
+    train = ["train", str(scenes_root / "annotations"), "--output", str(run)]
+    train += ["--cnn", "timm:test_vit"]
     train += ["--cnn-weights", path, "--decoder", decoder, "--epochs", "1", "--hidden-size", "16"]
     assert main(train) == 0 and main([*train, "--resume", "--epochs", "2"]) == 0
     cnn = load_checkpoint(run / "best.pt").cnn

@@ -6,8 +6,8 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
+import distributed
 import numpy as np
 import pytest
 import torch
@@ -84,23 +84,16 @@ def test_a_step_is_the_same_with_every_lstm(new_checkpoint, data, lstm):
         torch.testing.assert_close(states[0][name], states[1][name], atol=3e-3, rtol=1e-3)
 
 
-def test_the_loss_that_is_reported_has_no_label_smoothing(new_checkpoint, data):
-    first, second = [], []
-    for smoothing in (0.0, 0.2):
-        config = replace(FAST, label_smoothing=smoothing, learning_rate=1e-2, warmup=1)
+@pytest.mark.parametrize("change", [{"label_smoothing": 0.2}, {"consensus": 0.9}])
+def test_the_loss_that_is_reported_is_plain(new_checkpoint, data, change):
+    """The reported loss has neither label smoothing nor weights of captions; the steps have."""
+    losses = []
+    for options in ({}, change):
+        config = replace(FAST, learning_rate=1e-2, warmup=1, **options)
         trainer = Trainer(new_checkpoint(), config, data.train)
-        first.append(trainer.train_step(torch.arange(40), 10))
-        second.append(trainer.train_step(torch.arange(40), 10))
-    assert first[0] == first[1]  # the weights are the same
-    assert second[0] != second[1]  # the first step was with label smoothing
-
-
-def test_the_loss_that_is_reported_has_no_weights(new_checkpoint, data):
-    reported = []
-    for consensus in (0.0, 0.9):
-        trainer = Trainer(new_checkpoint(), replace(FAST, consensus=consensus), data.train)
-        reported.append(trainer.train_step(torch.arange(0, 40, 3), 10))
-    assert reported[0] == pytest.approx(reported[1], rel=1e-6)
+        losses.append([trainer.train_step(torch.arange(0, 40, 3), 10) for _ in range(2)])
+    assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-6)
+    assert losses[0][1] != pytest.approx(losses[1][1], rel=1e-6)  # after another first step
 
 
 def test_captions_that_agree_with_the_others_weigh_more(new_checkpoint, data):
@@ -129,10 +122,8 @@ def test_the_weight_of_a_caption_is_that_of_its_loss(new_checkpoint, data):
     trainer.caption_weights[:] = 0
     trainer.caption_weights[3] = 2.0
     loss, _, _ = trainer.objective(torch.arange(10))
-    expected, _ = trainer.model(
-        data.train.read(batch.images), batch.rows, batch.captions, batch.lengths,
-        2.0 * (batch.indices == 3),
-    )  # fmt: skip
+    given = data.train.read(batch.images), batch.rows, batch.captions, batch.lengths
+    expected, _ = trainer.model(*given, 2.0 * (batch.indices == 3))
     torch.testing.assert_close(loss, expected)
 
 
@@ -152,27 +143,12 @@ def test_learns_a_few_pictures_by_heart(new_checkpoint, data):
     assert right >= 7
 
 
-@pytest.mark.parametrize(
-    "config",
-    [replace(FAST, epochs=3), replace(FAST, epochs=3, label_smoothing=0.1, consensus=0.5, ema=0.9)],
-)
-def test_a_resumed_run_equals_one_without_interruption(
-    new_checkpoint, data, tmp_path, monkeypatch, config
-):
+@pytest.mark.parametrize("change", [{}, {"label_smoothing": 0.1, "consensus": 0.5, "ema": 0.9}])
+def test_a_resumed_run_equals_a_whole_one(new_checkpoint, data, tmp_path, interrupted, change):
+    config = replace(FAST, epochs=3, **change)
     run(new_checkpoint(dropout=0.3), data, tmp_path / "whole", config)
-    real, count = Trainer.train_step, 0
-
-    def killed(self, *args):
-        nonlocal count
-        count += 1
-        if count == 17:  # of 30 steps, ten in each epoch
-            raise KeyboardInterrupt
-        return real(self, *args)
-
-    monkeypatch.setattr(Trainer, "train_step", killed)
-    with pytest.raises(KeyboardInterrupt):
-        run(new_checkpoint(dropout=0.3), data, tmp_path / "broken", config)
-    monkeypatch.setattr(Trainer, "train_step", real)
+    again = lambda: run(new_checkpoint(dropout=0.3), data, tmp_path / "broken", config)
+    interrupted(Trainer, 17, again)  # of 30 steps, ten in each epoch
     stopped = load_checkpoint(tmp_path / "broken" / "last.pt").training["trainer"]["step"]
     assert stopped == 10
     torch.manual_seed(99)  # a new process may be in any state
@@ -238,9 +214,7 @@ def test_a_loss_that_explodes_stops_and_keeps_the_last_checkpoint(new_checkpoint
         run(checkpoint, data, tmp_path)
 
 
-def test_after_a_good_epoch_a_loss_that_explodes_names_the_checkpoint(
-    new_checkpoint, data, tmp_path, monkeypatch
-):
+def test_an_exploding_loss_names_the_last_checkpoint(new_checkpoint, data, tmp_path, monkeypatch):
     run(new_checkpoint(), data, tmp_path, replace(FAST, epochs=1))
     monkeypatch.setattr(Trainer, "train_step", lambda *_: math.nan)
     with pytest.raises(CaptioningError, match=f"rate. {tmp_path / 'last.pt'} holds epoch 1$"):
@@ -255,44 +229,33 @@ def test_a_second_run_in_a_folder_is_refused(scenes_root, tmp_path, capsys):
     assert f"{tmp_path} is being written by another process" in capsys.readouterr().err
 
 
-def run_processes(count, *command):
-    """Runs Python with this command line in `count` processes of torchrun; returns the output."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+def in_two_processes(*command):
+    """Runs Python with this command line in two processes of torchrun; returns the output."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [sys.executable, *(torchrun if count > 1 else []), *map(str, command)],
-        env=environment,
-        timeout=120,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    command = [*torchrun, *map(str, command)]
+    done = subprocess.run(command, env=environment, timeout=120, **pipes)
     assert done.returncode == 0, done.stdout
     return done.stdout
 
 
-@pytest.mark.parametrize("stage", ["loss", "reward"])
-def test_two_processes_do_what_one_does(scenes_root, data, tmp_path, stage):
+def test_two_processes_do_what_one_does(scenes_root, data, tmp_path):
     """The global batches are the same, and only the order of sums differs."""
-    results = []
-    for count in (1, 2):
-        out = tmp_path / f"{count}.json"
-        script = Path(__file__).parent / "distributed.py"
-        run_processes(count, script, out, scenes_root, data.train.cache.path.parent, stage)
-        results.append(json.loads(out.read_text()))
-    one, two = results
-    assert len(one[stage]) == 2
-    assert two[stage] == pytest.approx(one[stage], rel=1e-5)
-    assert two["gradient"] == pytest.approx(one["gradient"], rel=1e-3)
+    paths, out = [scenes_root, data.train.cache.path.parent], tmp_path / "two.json"
+    in_two_processes(distributed.__file__, *paths, tmp_path / "two", out)
+    two = json.loads(out.read_text())
+    for stage in ("loss", "reward"):
+        values, gradient = distributed.train_in_stage(stage, *paths, tmp_path / "one")
+        assert len(values) == 2
+        assert two[stage][0] == pytest.approx(values, rel=1e-5)
+        assert two[stage][1] == pytest.approx(gradient, rel=1e-3)
 
 
-def test_the_first_process_encodes_the_pictures_for_all(scenes_root, tmp_path):
-    captions = scenes_root / "annotations" / "captions_val.json"
-    sizes = ["--hidden-size", 8, "--embed-size", 8, "--set", "min-count=1"]
-    out = run_processes(
-        *(2, "-m", "captioning", "train", "--train", captions, "--output", tmp_path),
-        *("--cnn", "scenes_cnn", "--epochs", 1, "--batch-size", 20, *sizes),
-    )
+def test_the_first_process_encodes_the_pictures_for_all(captions_of, tmp_path):
+    sizes = ["--hidden-size", 8, "--embed-size", 8, "--set", "min-count=1", "--batch-size", 20]
+    files = ["--train", captions_of("val"), "--output", tmp_path, "--cnn", "scenes_cnn"]
+    out = in_two_processes("-m", "captioning", "train", *files, "--epochs", 1, *sizes)
     assert out.count("12 pictures, ") == 1  # only the first process prints
     (state,) = (tmp_path / "features").glob("*.state.npy")
     assert np.load(state).tolist() == [DONE] * 12
@@ -310,9 +273,8 @@ def test_batches_of_one_picture_are_too_small_for_batchnorm(new_checkpoint, data
 
 def test_captions_of_one_picture_are_refused_before_the_first_step(new_checkpoint, data):
     """With this seed the first batch of two captions of one picture is in the second epoch."""
-    of_one = lambda seed, epoch: any(
-        len({row // 5 for row in batch.tolist()}) == 1 for batch in shuffled(480, 2, seed, epoch)
-    )
+    pictures = lambda batch: {row // 5 for row in batch.tolist()}
+    of_one = lambda *seeds: any(len(pictures(batch)) == 1 for batch in shuffled(480, 2, *seeds))
     seed = next(seed for seed in range(1000) if not of_one(seed, 0) and of_one(seed, 1))
     config = replace(FAST, batch_size=2, seed=seed)
     with pytest.raises(CaptioningError, match="two pictures in each batch.* got 2 of 480"):
