@@ -90,7 +90,8 @@ class Matrix {
   }
 
  private:
-  // The arguments of multiply_panels. `origin` is the column at which the destination begins.
+  // The arguments of multiply_panels. `origin` is the column of the matrix that goes to column 0 of
+  // the destination.
   struct Call {
     const void* const* a;
     int64_t rows, kc, origin;

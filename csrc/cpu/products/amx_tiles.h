@@ -40,7 +40,8 @@ class TileRows {
   int64_t blocks() const { return whole_ + (rest_ > 0); }
   const char* row(int64_t r) const { return static_cast<const char*>(rows_[r]) + begin_; }
 
-  // A block of terms of all rows: the address in the first row, and the bytes between rows.
+  // Where one block of terms of all rows is: its address in the first row, and the bytes from one
+  // row to the next.
   struct Block {
     const char* first;
     int64_t stride;

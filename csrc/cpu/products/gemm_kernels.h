@@ -52,7 +52,7 @@ constexpr int64_t kTermsPerFetch = 32;
 struct PanelProduct {
   const void* const* a;  // [rows], encoded if the kernels require it
   int64_t rows, k_begin, K;
-  const void* panel;  // with a header: the header; otherwise the first of the K terms
+  const void* panel;  // the header if there is one, otherwise the first of the K terms
   PanelShape shape;   // `columns` counts the columns of all panels, `vectors` those of one panel
   void* const* c;     // [rows], of sum_dtype, or of 16 bits if c_is_16_bit
   bool accumulate;
@@ -155,10 +155,12 @@ struct GemmKernels;
 struct GemmTuning {
   double relative_speed = 1;  // multiply-adds in a unit of time, compared with float32
   int64_t tile_rows;          // MR: a product is fastest with a multiple of so many rows
-  // The bytes of x_gates that a walk computes ahead. Fast kernels need them in a nearer cache.
+  // How many bytes of x_gates a walk computes ahead of its steps. The faster the kernels, the more
+  // it matters that these bytes are still in a near cache.
   int64_t bytes_ahead = 2 << 20;
-  // With fewer rows loading a panel from the L2 cache takes longer than multiplying by it. The
-  // second number is for rows that each thread encodes for itself.
+  // With fewer rows, loading a panel from the L2 cache takes longer than multiplying by it, so a
+  // product takes as long as one of so many rows. The second number is for rows that each thread
+  // encodes for itself.
   int64_t min_rows_per_panel_load = 3, min_encoded_rows_per_panel_load = 3;
   // The share of the L2 cache for the panels of a step. Rows and sums need the rest.
   double l2_share = 0.75;
