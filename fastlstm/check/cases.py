@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..engine.by_reference import run_reference
 from ..engine.call import LAYOUTS, Call, Regularizers, Results, weight_shapes
+from .child import Case
 
 # The bits of a significand by kind of arithmetic. "tf32" is float32 with products in TF32.
 BITS = {"float64": 53, "float32": 24, "tf32": 11, "bfloat16": 9, "float16": 11}
@@ -38,8 +39,6 @@ SIZES = {
     "typical": (25, 16, 128, 256),
     "": (7, 5, 6, 33),
 }
-
-Case = dict[str, str]  # engine, dtype (a kind of arithmetic) and option (one of the above)
 
 
 def cases_of(engines: Sequence[str], device: torch.device, timed: bool = False) -> list[Case]:

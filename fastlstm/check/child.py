@@ -17,7 +17,6 @@ import torch
 
 from ..engine import records
 from ..engine.records import FAILED, PASSED
-from .cases import Case
 
 PROGRAM = "from fastlstm.check import worker; worker.main()"
 SILENCE = 20.0  # seconds of a case after which the child counts as hanging
@@ -26,6 +25,7 @@ UNCHECKED, NOT_SERVED = "not checked", "not served"
 _INSTRUCTIONS = ("ATEN_CPU_CAPABILITY", "FASTLSTM_AMX")  # the child does not inherit the user's
 _VARIABLES = {"FASTLSTM_TUNE": "off", "FASTLSTM_WAIT_SECONDS": "1"}
 
+Case = dict[str, str]  # engine, dtype (a kind of arithmetic) and option (a case of cases.py)
 Row = dict[str, Any]
 
 

@@ -18,8 +18,8 @@ from ..engine.records import FAILED, PASSED
 from ..engine.timing import in_turn, runner
 from ..prepack import formats
 from ..prepack.run import run_prepacked
-from .cases import BITS, PREPACKED, TIMED, Case, draw, dtype_of, expected, judge, results
-from .child import NOT_SERVED, READY, UNCHECKED, Row
+from .cases import BITS, PREPACKED, TIMED, draw, dtype_of, expected, judge, results
+from .child import NOT_SERVED, READY, UNCHECKED, Case, Row
 
 _NO_MEMORY = re.compile("MemoryError|out of memory|enough memory|allocate memory|ALLOC_FAILED")
 _SECONDS = 0.05  # of a call that is timed

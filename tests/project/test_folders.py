@@ -7,6 +7,12 @@ from pathlib import Path
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 PYTHON = CSRC.parent / "fastlstm"
+MODULES = {
+    ".".join(file.relative_to(PYTHON).with_suffix("").parts)
+    .removesuffix("__init__")
+    .strip("."): file
+    for file in PYTHON.rglob("*.py")
+}
 FILES = [file for suffix in ("h", "cpp", "cu") for file in sorted(CSRC.rglob(f"*.{suffix}"))]
 PACKAGES = "fastlstm", "captioning", "benchmarks", "examples"
 PARENTS = {folder.parent for folder in {file.parent for file in FILES} if folder != CSRC}
@@ -58,17 +64,17 @@ def test_only_the_python_module_includes_python():
     assert {file.name for file in with_python if file.suffix != ".h"} == {"module.cpp"}
 
 
-def imports(file: Path) -> list[str]:
-    """Returns the modules of fastlstm that a file of it imports, anywhere: "engine.call"."""
-    package = [*file.relative_to(PYTHON).parts[:-1]]
-    found = []
+def imports(file):
+    """Returns the modules of fastlstm that a file of it imports anywhere, such as engine.call."""
+    package, found = file.relative_to(PYTHON).parts[:-1], set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.level or node.module.startswith("fastlstm")):
-            base = package[: len(package) + 1 - node.level] if node.level else []
-            names = (node.module or "").removeprefix("fastlstm").split(".")
-            module = ".".join(filter(None, [*base, *names]))
-            found += [f"{module}.{name.name}".strip(".") for name in node.names]
-    return found
+            base = package[: len(package) + 1 - node.level] if node.level else ()
+            parts = *base, *(node.module or "").removeprefix("fastlstm").split(".")
+            module = ".".join(filter(None, parts))
+            names = {f"{module}.{name.name}".strip(".") for name in node.names}
+            found |= names & MODULES.keys() or {module}
+    return found & MODULES.keys() - {""}
 
 
 def test_imports_of_fastlstm_go_down():
@@ -76,20 +82,17 @@ def test_imports_of_fastlstm_go_down():
     text = (CSRC.parent / "docs" / "design.md").read_text()
     table = text.split("## Folders of the Python package")[1].split("\n\n")[2]
     places = re.findall(r"`([\w.]+?)(?:/|\.py)`", "".join(re.findall(r"^\|.*?\|", table, re.M)))
-    seen = 0
-    for file in sorted(PYTHON.rglob("*.py")):
-        path = file.relative_to(PYTHON).with_suffix("")
-        if path.name == "__init__" and len(path.parts) == 1:
-            continue  # the top
-        upwards = [
-            name
-            for name in imports(file)
-            if name.split(".")[0] in places
-            and places.index(name.split(".")[0]) > places.index(path.parts[0])
-        ]
-        assert not upwards, f"{path} imports {upwards}"
-        seen += 1
-    assert seen > 40
+    below = {name: imports(file) for name, file in MODULES.items()}
+    assert len(below) > 40
+    place = {name: places.index(name.split(".")[0]) if name else len(places) for name in below}
+    upwards = [(a, b) for a, names in below.items() for b in names if place[b] > place[a]]
+    assert not upwards
+
+    def floor(name, path=()):
+        assert name not in path, f"a circle of imports: {path}"
+        return 1 + max((floor(other, (*path, name)) for other in below[name]), default=0)
+
+    assert max(map(floor, below)) <= 7
 
 
 def test_the_map_of_the_tests_is_complete():
