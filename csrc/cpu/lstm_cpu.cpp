@@ -1,4 +1,5 @@
-// The CPU key: checks the call, asks the planner for an engine, runs the engine.
+// The kernels of the ops for the dispatch key CPU. They check the call, ask the planner for an
+// engine (plan.h), and run the engine.
 #include "cpu/lstm_cpu.h"
 
 #include <ATen/Parallel.h>
@@ -18,27 +19,27 @@
 namespace fastlstm {
 namespace {
 
-// Steps of the stepwise engine: all rows, in parallel.
+// Runs one step of the stepwise engine (stepwise/forward.h) for all rows, in parallel. Threads also
+// divide the units of a row, so that one long row keeps several threads busy, unless the kernel
+// needs whole rows.
 struct CpuStepKernels {
-  // Rows are cut into pieces where that may be, so that one long row keeps several threads busy
-  // too.
   template <template <typename, typename> class S, typename T, typename A>
   static void run(const S<T, A>& step) {
-    constexpr int64_t kUnitsPerPiece = 256, kUnitsPerThread = 2048;
+    constexpr int64_t kUnitsPerPart = 256, kUnitsPerThread = 2048;
     const RowKernel<S<T, A>>& kernel = kernels<T>().row;
-    const int64_t size = step.kWholeRows ? std::max<int64_t>(step.hidden_size, 1) : kUnitsPerPiece;
-    const int64_t pieces = divide_up(step.hidden_size, size);
+    const int64_t size = step.kWholeRows ? std::max<int64_t>(step.hidden_size, 1) : kUnitsPerPart;
+    const int64_t parts = divide_up(step.hidden_size, size);
     const int64_t grain = 1 + kUnitsPerThread / (size + 1);
-    at::parallel_for(0, step.rows * pieces, grain, [&](int64_t first, int64_t last) {
+    at::parallel_for(0, step.rows * parts, grain, [&](int64_t first, int64_t last) {
       for (int64_t k = first; k < last; ++k) {
-        const int64_t begin = k % pieces * size;
-        kernel.run(step, k / pieces, begin, begin + size);
+        const int64_t begin = k % parts * size;
+        kernel.run(step, k / parts, begin, begin + size);
       }
     });
   }
 };
 
-// The precision of float32 that the user requests.
+// Returns the precision of float32 that the user requests in torch.backends.
 Precision precision() {
   const auto requested = rnn_precision();
   return requested == kTf32   ? Precision::kTf32
@@ -46,7 +47,7 @@ Precision precision() {
                               : Precision::kFloat32;
 }
 
-// A forward with this layer, for the planner.
+// Describes the forward pass of a layer to the planner.
 CpuTask task_of(const LayerCall& layer) {
   const Sizes s = layer.sizes();
   CpuTask task{dtype_of(layer.input.scalar_type()),
@@ -70,7 +71,7 @@ CpuTask task_of(const LayerCall& layer) {
   return task;
 }
 
-// The format of a call's prepacked weights.
+// Returns the format of the prepacked weights. Raises an error if the call cannot use them.
 Format prepacked_format(const LayerCall& layer, std::string_view engine) {
   const GemmKernels& gemm = gemm_named(layer.weight_layout.format);
   const auto dtype = layer.input.scalar_type();
@@ -84,7 +85,7 @@ Format prepacked_format(const LayerCall& layer, std::string_view engine) {
   return gemm.format;
 }
 
-// The plan of a call whose task says what is to be done with the layer.
+// Returns the plan of a task. Raises an error if the engine is unknown or cannot run the layer.
 CpuPlan plan_of(const LayerCall& layer, CpuTask task, std::string_view engine) {
   const bool is_stepwise = engine == "stepwise";
   TORCH_CHECK(is_stepwise || engine == "auto" || (engine == "tiled" && !task.needs_stepwise),
@@ -95,7 +96,8 @@ CpuPlan plan_of(const LayerCall& layer, CpuTask task, std::string_view engine) {
   return make_plan(task, cpu_machine());
 }
 
-// Runs a plan, by either engine; the results have the dtypes of the layer.
+// Run the engine of a plan. The results of `forward` have the dtypes of the layer; `backward`
+// expects a layer and arguments in the plan's dtype.
 ForwardResult forward(const LayerCall& layer, const CpuPlan& plan, bool save_cells,
                       bool save_gates) {
   const auto dtype = layer.input.scalar_type();
@@ -105,17 +107,17 @@ ForwardResult forward(const LayerCall& layer, const CpuPlan& plan, bool save_cel
     return {output.to(dtype), h_n.to(dtype), c_n.to(layer.c_0.scalar_type()), cells,
             gates.defined() ? gates.to(dtype) : gates};
   }
+  if (plan.gemm) return tiled_forward(layer, plan, save_cells, save_gates);
   return dispatch_dtype(plan.dtype, [&](auto t) {
     using T = decltype(t);
-    if (plan.gemm) return tiled_forward<T>(layer, plan, save_cells, save_gates);
     return stepwise_forward<T, State_t<T>, CpuStepKernels>(layer, save_cells, save_gates);
   });
 }
 
 BackwardResult backward(const LayerCall& layer, const CpuPlan& plan, const BackwardArguments& in) {
+  if (plan.gemm) return tiled_backward(layer, plan, in);
   return dispatch_dtype(plan.dtype, [&](auto t) {
     using T = decltype(t);
-    if (plan.gemm) return tiled_backward<T>(layer, plan, in);
     return stepwise_backward<T, State_t<T>, CpuStepKernels>(layer, in);
   });
 }

@@ -1,7 +1,10 @@
-// How a call runs on the CPU: by which engine, in which dtypes, in which chunks of steps, divided
-// among how many threads. A pure function of the call and the machine, which need not be this one;
-// walks read its plan and decide nothing. The plan changes the time and the last bits of a result,
-// never its meaning. No ATen here.
+// The CPU planner: decides by which engine a call runs, in which dtype, in which chunks of steps,
+// and how threads divide the work.
+//
+// A plan is a pure function of the call (CpuTask) and the machine (CpuMachine), which need not be
+// the machine that runs this code. The engines follow the plan and decide nothing themselves. A
+// plan changes the time of a call, and its results within the rounding of their dtype. This file
+// does not know ATen.
 #pragma once
 #include <cstdint>
 #include <optional>
@@ -10,69 +13,82 @@
 
 namespace fastlstm {
 
+// What the planner knows of a processor.
 struct CpuMachine {
   int64_t threads = 1;
-  int64_t l2_cache_bytes = 1 << 20;  // of a core
+  int64_t l2_cache_bytes = 1 << 20;  // of one core
   GemmTable gemms;
-  bool has_16_bit_row_kernels = true;  // whether the stepwise engine has cells for them
-  // From so many rows of a mean step on, their input is multiplied beside h, not steps ahead, if
-  // each group of rows has a whole tile of them. Never on processors that nobody measured.
+  bool has_16_bit_row_kernels = true;  // whether the stepwise engine has kernels for 16-bit types
+  // If a step has at least this many rows on average, and each row group has rows for a whole
+  // register tile, then each step multiplies its own input together with h_{t-1}, and steps_ahead
+  // is 0. The default means never; processors have it on which this was not measured.
   int64_t min_rows_to_fuse_input = INT64_MAX;
 
-  // The product that layers of a dtype are trained with, if there is one.
+  // Returns the kernels that multiply the dtype in training, or nullptr if there are none.
   const GemmKernels* training_gemm(Dtype dtype) const;
 };
 
-// How float32 is multiplied: as it is, as three products of bfloat16, or rounded to bfloat16.
+// How float32 layers are multiplied: in float32, as three products of bfloat16, or rounded to
+// bfloat16.
 enum class Precision { kFloat32, kTf32, kBf16 };
 
+// What the planner knows of a call of one layer.
 struct CpuTask {
-  Dtype dtype;
-  int64_t directions = 1, steps = 1, batch = 1, total_rows = 1;  // rows: of all steps together
+  Dtype dtype;  // of the input
+  int64_t directions = 1, steps = 1, batch = 1;
+  int64_t total_rows = 1;  // the live rows of all steps together
   int64_t input_size = 1, hidden_size = 1, output_size = 1;
   bool projects = false;
-  bool needs_stepwise = false;  // layer normalization, recurrent dropout, or by name
-  bool is_dense = true;         // neither packed nor ragged, no mask
+  bool needs_stepwise = false;  // for layer normalization, recurrent dropout, or by its name
+  bool is_dense = true;         // all rows have all steps: neither packed input nor lengths
   bool has_resets = false;
-  // torch.backends.mkldnn.rnn.fp32_precision.
-  Precision precision = Precision::kFloat32;
-  bool saves_for_backward = false;  // a forward that backward follows
-  bool backward = false;
-  std::optional<Format> prepacked = {};  // weights that were packed before the call
+  Precision precision = Precision::kFloat32;  // torch.backends.mkldnn.rnn.fp32_precision
+  bool saves_for_backward = false;            // whether a forward pass saves what backward needs
+  bool backward = false;                      // whether this is the backward pass
+  std::optional<Format> prepacked = {};       // the format of prepacked weights
 };
 
-// workers = unit_groups * row_groups divide a direction, and so many directions are walked at the
-// same time. Rows are independent: row groups walk alone, unit groups meet at a barrier after every
-// step.
+// How threads divide a step. A direction has workers() workers, which divide its units into
+// unit_groups and its rows into row_groups. `directions` directions run at the same time. Rows are
+// independent of each other. A unit needs h of all units of the step before, so with more than one
+// unit group all threads meet at a barrier after every step.
 struct ThreadGrid {
   int64_t unit_groups = 1, row_groups = 1, directions = 1;
   int64_t workers() const { return unit_groups * row_groups; }
   int64_t threads() const { return workers() * directions; }
 };
 
-// One of the threads of a grid: its share of the units, and of the rows: row_group,
-// row_group + row_groups, ... With rows sorted by length, every group gets its share.
+// One of the workers of a direction, and its groups. Its rows are row_group,
+// row_group + row_groups, ... They are dealt in turn, so that rows that are sorted by length spread
+// evenly over the groups.
 struct Worker {
   int64_t index, unit_group, row_group;
 };
 
-// Where a product finds a matrix: in panels, packed for the call or before it; in a panel that is
-// packed when it is multiplied; or as it lies. A walk of few steps reads each weight a few times,
-// and panels of all would cross memory twice more.
+// Where GEMM kernels read a matrix. kPanels: in panels that were packed for this call or before it.
+// kPanelOnDemand: each thread packs a panel just before it multiplies with the panel. kInPlace: in
+// the weight itself. If a call reads the weights only a few times, packing all panels would cost
+// more than it saves.
 enum class MatrixForm { kPanels, kPanelOnDemand, kInPlace };
 
+// What the planner decides.
 struct CpuPlan {
-  Dtype dtype;                        // what the layer is computed in
-  const GemmKernels* gemm = nullptr;  // of the tiled engine; none: the stepwise one computes
+  Dtype dtype;                        // in which the layer is computed
+  const GemmKernels* gemm = nullptr;  // of the tiled engine; nullptr: the stepwise engine runs
   MatrixForm w_ih = MatrixForm::kPanels;
-  MatrixForm w_hh = MatrixForm::kPanels;  // and W_hr
+  MatrixForm w_hh = MatrixForm::kPanels;  // of W_hh and W_hr
   ThreadGrid grid;
-  int64_t steps_ahead = 0;  // forward: steps whose input is multiplied at once; 0: beside h
-  int64_t chunk_steps = 1;  // backward: steps that are walked, then multiplied
-  // Forward: rows, and vectors of units, whose sums wait in the cache for the cell equations.
+  // Forward: the steps whose input is multiplied with W_ih at once, ahead of the walk over them. 0:
+  // each step multiplies its own input.
+  int64_t steps_ahead = 0;
+  // Backward: the steps that are walked back before their d_gates are multiplied.
+  int64_t chunk_steps = 1;
+  // Forward: the rows and vectors of units whose sums are computed before the cell equations read
+  // them (stages/cells.h).
   int64_t buffer_rows = 1, buffer_unit_vectors = 1;
 };
 
+// Returns the plan of a call.
 CpuPlan make_plan(const CpuTask& task, const CpuMachine& machine);
 
 }  // namespace fastlstm

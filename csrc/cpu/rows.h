@@ -1,4 +1,10 @@
-// A layer's rows, whatever their input: dense, packed, ragged or batch-first.
+// Pointers to the rows of a layer, for dense, packed, ragged and batch-first input alike. To find a
+// row takes a few instructions, so the walks compute the pointers anew at every step.
+//
+// A row is one sequence of the batch. The CPU engine numbers rows by length: row 0 is the longest.
+// So the live rows of a step, those that have not ended, are always the rows [0, live_rows(t)).
+// Tensors [B,...] have a row at batch_index(row), and tensors [R,...] or [T,B,...] have its element
+// of step t at flat_index(t, row).
 #pragma once
 #include <algorithm>
 #include <cstring>
@@ -11,12 +17,23 @@
 
 namespace fastlstm {
 
-// A tensor in a dtype, without the dispatcher where it is in it.
+// Returns the tensor in a dtype. If it has the dtype already, the dispatcher is not called.
 inline Tensor as_dtype(const Tensor& tensor, at::ScalarType dtype) {
   return tensor.scalar_type() == dtype ? tensor : tensor.to(dtype);
 }
 
-// The live rows of every step, sorted by length, and where each of them lies among the flat rows.
+// Return a pointer to direction d of a contiguous tensor [D,...], or nullptr if the tensor is
+// undefined.
+template <typename T>
+T* direction_data(const Tensor& tensor, int64_t d) {
+  return tensor.defined() ? data<T>(tensor) + d * tensor.stride(0) : nullptr;
+}
+template <typename T>
+const T* const_direction_data(const Tensor& tensor, int64_t d) {
+  return tensor.defined() ? const_data<T>(tensor) + d * tensor.stride(0) : nullptr;
+}
+
+// The rows of a layer, sorted by length, and their lengths and resets.
 class SortedRows {
  public:
   explicit SortedRows(const LayerCall& layer)
@@ -24,28 +41,21 @@ class SortedRows {
         batch_(layer.batch.expect_int()),
         packed_(layer.packed()),
         numbers_(2 * (batch_ + steps_)),
-        order_(numbers_.data()),
-        length_(order_ + batch_),
-        live_(length_ + batch_),
-        offset_(live_ + steps_) {
-    std::iota(order_, order_ + batch_, 0);
-    std::fill_n(live_, steps_, batch_);
+        batch_index_(numbers_.data()),
+        length_(batch_index_ + batch_),
+        live_rows_(length_ + batch_),
+        offset_(live_rows_ + steps_) {
+    std::iota(batch_index_, batch_index_ + batch_, 0);
+    std::fill_n(live_rows_, steps_, batch_);
     if (packed_) {
       const Tensor sizes = layer.batch_sizes->contiguous();
-      std::copy_n(sizes.const_data_ptr<int64_t>(), steps_, live_);
+      std::copy_n(sizes.const_data_ptr<int64_t>(), steps_, live_rows_);
     } else if (layer.lengths) {
-      const Tensor lengths = layer.lengths->contiguous();
-      const int64_t* length = lengths.const_data_ptr<int64_t>();
-      std::stable_sort(order_, order_ + batch_,
-                       [length](int64_t a, int64_t b) { return length[a] > length[b]; });
-      for (int64_t t = 0, rows = batch_; t < steps_; ++t) {
-        while (rows > 0 && length[order_[rows - 1]] <= t) --rows;
-        live_[t] = rows;
-      }
+      sort(layer.lengths->contiguous());
     }
-    for (int64_t t = 0; t < steps_; ++t) offset_[t] = total_, total_ += live_[t];
+    for (int64_t t = 0; t < steps_; ++t) offset_[t] = total_rows_, total_rows_ += live_rows_[t];
     for (int64_t t = steps_ - 1, row = 0; t >= 0; --t)
-      for (; row < live_[t]; ++row) length_[row] = t + 1;
+      for (; row < live_rows_[t]; ++row) length_[row] = t + 1;
     if (layer.reset) {
       reset_tensor_ = layer.reset->contiguous();
       reset_ = reset_tensor_.const_data_ptr<bool>();
@@ -55,48 +65,66 @@ class SortedRows {
 
   int64_t steps() const { return steps_; }
   int64_t batch() const { return batch_; }
-  int64_t live(int64_t t) const { return live_[t]; }
-  int64_t total() const { return total_; }
-  // Batch index of a row, for everything of shape [B,...].
-  int64_t batch_index(int64_t row) const { return order_[row]; }
-  int64_t length(int64_t row) const { return length_[row]; }
-  int64_t flat(int64_t t, int64_t row) const {
-    return packed_ ? offset_[t] + row : t * batch_ + order_[row];
+  int64_t live_rows(int64_t t) const { return live_rows_[t]; }
+  // Whether padded input has positions after the end of a row, to which no step writes.
+  bool has_padding() const { return !packed_ && total_rows_ < steps_ * batch_; }
+  int64_t batch_index(int64_t row) const { return batch_index_[row]; }
+  int64_t length(int64_t row) const { return length_[row]; }  // 0 for a row without steps
+  int64_t flat_index(int64_t t, int64_t row) const {
+    return packed_ ? offset_[t] + row : t * batch_ + batch_index_[row];
   }
-  bool is_reset(int64_t t, int64_t row) const { return reset_ && reset_[t * batch_ + order_[row]]; }
+  bool is_reset(int64_t t, int64_t row) const {
+    return reset_ && reset_[t * batch_ + batch_index_[row]];
+  }
 
  private:
+  // Sorts the rows by lengths [B], and counts the live rows of each step.
+  void sort(const Tensor& lengths) {
+    const int64_t* const length = lengths.const_data_ptr<int64_t>();
+    std::stable_sort(batch_index_, batch_index_ + batch_,
+                     [length](int64_t a, int64_t b) { return length[a] > length[b]; });
+    for (int64_t t = 0, rows = batch_; t < steps_; ++t) {
+      while (rows > 0 && length[batch_index_[rows - 1]] <= t) --rows;
+      live_rows_[t] = rows;
+    }
+  }
+
   int64_t steps_, batch_;
   bool packed_;
-  int64_t total_ = 0;
-  std::vector<int64_t> numbers_;  // those below, in one piece
-  int64_t *order_, *length_, *live_, *offset_;
-  Tensor reset_tensor_;
-  const bool* reset_ = nullptr;
+  int64_t total_rows_ = 0;
+  std::vector<int64_t> numbers_;    // the memory of the four arrays below, allocated at once
+  int64_t *batch_index_, *length_;  // [B]
+  int64_t *live_rows_, *offset_;    // [T]; offset_: index of the first flat row of packed data
+  Tensor reset_tensor_;             // the owner of reset_
+  const bool* reset_ = nullptr;     // [T,B], or nullptr
 };
 
-// The rows as one direction walks them.
+// The order in which one direction visits the time steps of the rows. The forward pass visits its
+// k-th step at time forward_time(k), the backward pass at backward_time(k). Both functions are
+// their own inverses, so they also return k for a time t.
 class DirectionRows {
  public:
   DirectionRows(const SortedRows& rows, bool reverse) : rows_(rows), reverse_(reverse) {}
 
-  const SortedRows& all() const { return rows_; }
-  bool reverse() const { return reverse_; }
-  // The k-th step of the walk, and of the walk back.
-  int64_t step(int64_t k) const { return reverse_ ? rows_.steps() - 1 - k : k; }
-  int64_t step_back(int64_t k) const { return step(rows_.steps() - 1 - k); }
-  int64_t first_step(int64_t row) const { return reverse_ ? rows_.length(row) - 1 : 0; }
-  int64_t last_step(int64_t row) const { return reverse_ ? 0 : rows_.length(row) - 1; }
-  int64_t step_before(int64_t t) const { return reverse_ ? t + 1 : t - 1; }
-  int64_t step_after(int64_t t) const { return reverse_ ? t - 1 : t + 1; }
+  const SortedRows& sorted() const { return rows_; }
+  int64_t forward_time(int64_t k) const { return reverse_ ? rows_.steps() - 1 - k : k; }
+  int64_t backward_time(int64_t k) const { return forward_time(rows_.steps() - 1 - k); }
+  // The time steps at which the forward pass enters and leaves a row.
+  int64_t first_time(int64_t row) const { return reverse_ ? rows_.length(row) - 1 : 0; }
+  int64_t last_time(int64_t row) const { return reverse_ ? 0 : rows_.length(row) - 1; }
+  // The time steps that the forward pass visits before and after t.
+  int64_t time_before(int64_t t) const { return reverse_ ? t + 1 : t - 1; }
+  int64_t time_after(int64_t t) const { return reverse_ ? t - 1 : t + 1; }
 
-  // The pointers find(t, row) of the live rows of some steps of the walk, or of the walk back.
+  // Returns pointer_to(t, row) for the live rows of each step of a chunk of steps k, in the order
+  // of the forward or the backward pass.
   template <typename Pointer>
-  std::vector<Pointer> live(const Range& steps, bool back, const auto& find) const {
+  std::vector<Pointer> live_pointers(const Range& chunk, bool backward,
+                                     const auto& pointer_to) const {
     std::vector<Pointer> pointers;
-    for (int64_t k = steps.begin; k < steps.end; ++k) {
-      const int64_t t = back ? step_back(k) : step(k);
-      for (int64_t row = 0; row < rows_.live(t); ++row) pointers.push_back(find(t, row));
+    for (int64_t k = chunk.begin; k < chunk.end; ++k) {
+      const int64_t t = backward ? backward_time(k) : forward_time(k);
+      for (int64_t row = 0; row < rows_.live_rows(t); ++row) pointers.push_back(pointer_to(t, row));
     }
     return pointers;
   }
@@ -106,7 +134,8 @@ class DirectionRows {
   bool reverse_;
 };
 
-// The sequence [T,B,size] or [R,size] of a tensor whose last dimension is contiguous.
+// The rows of a sequence [T,B,size] or [R,size], such as the input. Its memory is used directly if
+// the elements of a row lie together, and a contiguous copy is used otherwise.
 template <typename T>
 class SequenceRows {
  public:
@@ -116,9 +145,9 @@ class SequenceRows {
         rows_(rows),
         step_stride_(tensor.dim() == 3 ? tensor_.stride(0) : 0),
         row_stride_(tensor_.stride(-2)) {}
-  T* at(int64_t t, int64_t row) const {
+  T* at(int64_t t, int64_t row) const {  // [size]
     return tensor_.dim() == 3 ? data_ + t * step_stride_ + rows_.batch_index(row) * row_stride_
-                              : data_ + rows_.flat(t, row) * row_stride_;
+                              : data_ + rows_.flat_index(t, row) * row_stride_;
   }
 
  private:
@@ -128,11 +157,13 @@ class SequenceRows {
   int64_t step_stride_, row_stride_;
 };
 
-// Zeros to point at, recognizable by their address. In every dtype all their bits are 0.
+// A row of zeros, which kernels read in place of a row that is missing. Code that can skip the work
+// for zeros recognizes the row by its address.
 template <typename T>
 class Zeros {
  public:
   explicit Zeros(int64_t size) : states_(size) {}
+  // The zeros as values of T: zero has only 0 bits in every dtype.
   const T* values() const { return reinterpret_cast<const T*>(states_.data()); }
   const State_t<T>* states() const { return states_.data(); }
 
@@ -140,56 +171,47 @@ class Zeros {
   std::vector<State_t<T>> states_;
 };
 
-// h_0 [D,B,P] and c_0 [D,B,H] in the dtype of the state, contiguous.
-template <typename T>
-struct InitialState {
-  explicit InitialState(const LayerCall& layer)
-      : h_0(layer.h_0.contiguous()),
-        c_0(as_dtype(layer.c_0, state_dtype(layer.input.scalar_type())).contiguous()) {}
-  Tensor h_0, c_0;
-};
-
-// The state before a step of one direction: h_0 and c_0 where a row starts, zeros where it is
-// reset, else what the step before has written.
+// Finds the state before a step of one direction: h_0 and c_0 at the first step of a row, zeros
+// after a reset, and otherwise the output and cells of the step before.
 template <typename T>
 class PreviousState {
   using A = State_t<T>;
 
  public:
-  // output [R,D*P] and cells [D,R,H], or c_state [D,B,H] with each row's last c where cells are
-  // nullptr.
-  PreviousState(const InitialState<T>& initial, const DirectionRows& rows, const Sizes& sizes,
-                int64_t d, const T* output, const A* cells, const Zeros<T>& zeros,
-                const A* c_state = nullptr)
+  PreviousState(const LayerCall& layer, const DirectionRows& rows, int64_t d,  // the direction
+                const T* output,  // its columns of [R,D*P]
+                const A* cells,   // its [R,H], or nullptr if cells are not saved
+                const A* last_c,  // its [B,H], the last c of each row; read if there are no cells
+                const Zeros<T>& zeros)
       : rows_(rows),
         zeros_(zeros),
-        hidden_size_(sizes.hidden_size),
-        output_size_(sizes.output_size),
-        output_stride_(sizes.directions * output_size_),
-        h_0_(const_data<T>(initial.h_0) + d * sizes.batch * output_size_),
-        c_0_(const_data<A>(initial.c_0) + d * sizes.batch * hidden_size_),
-        output_(output + d * output_size_),
-        cells_(cells ? cells + d * sizes.flat_rows * hidden_size_ : nullptr),
-        c_state_(c_state ? c_state + d * sizes.batch * hidden_size_ : nullptr),
-        h_0_is_zero_(is_zero(h_0_, sizes.batch * output_size_)) {}
+        sizes_(layer.sizes()),
+        h_0_tensor_(layer.h_0.contiguous()),
+        c_0_tensor_(as_dtype(layer.c_0, state_dtype(layer.input.scalar_type())).contiguous()),
+        h_0_(const_direction_data<T>(h_0_tensor_, d)),
+        c_0_(const_direction_data<A>(c_0_tensor_, d)),
+        output_(output),
+        cells_(cells),
+        last_c_(last_c),
+        h_0_is_zero_(is_zero(h_0_, sizes_.batch * sizes_.output_size)) {}
 
   struct State {
-    const T* h;
-    const A* c;
+    const T* h;  // [P]
+    const A* c;  // [H]
   };
-  // An h_0 of zeros, as it is if none was given, is `zeros`: then the first step has no product
-  // with W_hh.
+  // If all bits of h_0 are zero, h is zeros.values() at the first step. The product of that step
+  // with W_hh is then skipped.
   State at(int64_t t, int64_t row) const {
-    const SortedRows& rows = rows_.all();
+    const SortedRows& rows = rows_.sorted();
     if (rows.is_reset(t, row)) return {zeros_.values(), zeros_.states()};
     const int64_t b = rows.batch_index(row);
-    if (t == rows_.first_step(row))
-      return {h_0_is_zero_ ? zeros_.values() : h_0_ + b * output_size_, c_0_ + b * hidden_size_};
-    const int64_t before = rows.flat(rows_.step_before(t), row);
-    return {output_ + before * output_stride_,
-            cells_ ? cells_ + before * hidden_size_ : c_state_ + b * hidden_size_};
+    const int64_t H = sizes_.hidden_size, P = sizes_.output_size;
+    if (t == rows_.first_time(row))
+      return {h_0_is_zero_ ? zeros_.values() : h_0_ + b * P, c_0_ + b * H};
+    const int64_t before = rows.flat_index(rows_.time_before(t), row);
+    return {output_ + before * sizes_.directions * P,
+            cells_ ? cells_ + before * H : last_c_ + b * H};
   }
-  const T* h(int64_t t, int64_t row) const { return at(t, row).h; }
 
  private:
   static bool is_zero(const T* values, int64_t count) {
@@ -200,12 +222,13 @@ class PreviousState {
 
   const DirectionRows& rows_;
   const Zeros<T>& zeros_;
-  int64_t hidden_size_, output_size_, output_stride_;
-  const T* h_0_;
-  const A* c_0_;
+  Sizes sizes_;
+  Tensor h_0_tensor_, c_0_tensor_;  // contiguous, c_0 in the dtype of the state
+  const T* h_0_;                    // [B,P] of the direction
+  const A* c_0_;                    // [B,H] of the direction
   const T* output_;
   const A* cells_;
-  const A* c_state_;
+  const A* last_c_;
   bool h_0_is_zero_;
 };
 

@@ -1,5 +1,12 @@
-// The products of a step and the cells after them, for some rows and units, in one thread. A tile
-// of sums at a time goes through a buffer in the L1 cache.
+// The products of one step and the cell equations after them, for a worker's rows and units. This
+// runs in one thread.
+//
+// The products go through a small buffer of accumulators: a few rows times a few vectors of units
+// are summed, then the cell equations read the sums while they are in the L1 cache. The product is
+// bound by arithmetic if there are many rows, and by reading the weights if there are few.
+//
+// Gate order is the order of the columns of W_ih^T, W_hh^T and the bias in the forward pass: vector
+// of units, gate (i, f, g, o), unit. So the four gates of a vector of units are neighbors.
 #pragma once
 #include <algorithm>
 #include <optional>
@@ -15,22 +22,21 @@
 
 namespace fastlstm {
 
-// The weights of one direction as the walk forward reads them.
+// The weights of one direction in the form in which the forward pass reads them.
 struct ForwardWeights {
-  // The columns of the first two, and the bias, as gates_of orders them.
-  Matrix w_ih;                 // W_ih^T [I,4H]
-  Matrix w_hh;                 // W_hh^T [P,4H]
-  std::optional<Matrix> w_hr;  // W_hr^T [H,P]
-  Scratch bias;                // b_ih + b_hh in the state's dtype, or empty
+  Matrix w_ih;                 // W_ih^T [I,4H], columns in gate order
+  Matrix w_hh;                 // W_hh^T [P,4H], columns in gate order
+  std::optional<Matrix> w_hr;  // W_hr^T [H,P], if the layer projects
+  Scratch bias;                // b_ih + b_hh [4H] in gate order, in the state's dtype; or empty
 };
 
-// A weight as a product packs it.
+// Returns a weight contiguous and in the dtype from which the kernels make their panels.
 inline Tensor contiguous_source(const GemmKernels& gemm, const Tensor& w) {
   return as_dtype(w, unpacked_dtype(gemm.source_format)).contiguous();
 }
 
-// b_ih + b_hh [4H] in the order of gates_of; empty if they are undefined. A: the dtype of the
-// state.
+// Returns b_ih + b_hh [4H] in gate order, in the dtype A of the state; empty if the layer has no
+// bias. The last vector of units is filled up with zeros.
 template <typename A>
 Scratch bias_in_gate_order(const Direction& w, int64_t lanes) {
   if (!w.b_ih.defined()) return {};
@@ -50,29 +56,32 @@ Scratch bias_in_gate_order(const Direction& w, int64_t lanes) {
   return ordered;
 }
 
+// Prepares the weights of direction d in the forms of the plan, or finds them in prepacked tensors.
+// A: the dtype of the state.
 template <typename A>
 ForwardWeights forward_weights(const CpuPlan& plan, const LayerCall& layer, int64_t d) {
   const Direction& w = layer.directions[d];
   const GemmKernels& gemm = *plan.gemm;
   const Sizes s = layer.sizes();
-  const auto gates = [&](const Tensor& w, int64_t K, MatrixForm form) {
-    if (layer.is_prepacked())
-      return prepacked_matrix(gemm, w, 4 * s.hidden_size, K, /*in_gate_order=*/true);
-    return gate_matrix_of(gemm, contiguous_source(gemm, w), form);
+  const auto gate_matrix = [&](const Tensor& w, int64_t K, MatrixForm form) {
+    return layer.is_prepacked()
+               ? prepacked_matrix(gemm, w, 4 * s.hidden_size, K, /*in_gate_order=*/true)
+               : gate_matrix_of(gemm, contiguous_source(gemm, w), form);
   };
-  ForwardWeights matrices{gates(w.w_ih, s.input_size, plan.w_ih),
-                          gates(w.w_hh, s.output_size, plan.w_hh),
-                          {},
-                          bias_in_gate_order<A>(w, gemm.lanes)};
+  ForwardWeights weights{gate_matrix(w.w_ih, s.input_size, plan.w_ih),
+                         gate_matrix(w.w_hh, s.output_size, plan.w_hh),
+                         {},
+                         bias_in_gate_order<A>(w, gemm.lanes)};
   if (w.w_hr.defined())
-    matrices.w_hr.emplace(
+    weights.w_hr.emplace(
         layer.is_prepacked()
             ? prepacked_matrix(gemm, w.w_hr, s.output_size, s.hidden_size, /*in_gate_order=*/false)
             : matrix_of(gemm, contiguous_source(gemm, w.w_hr), true, plan.grid.unit_groups,
                         plan.w_hh));
-  return matrices;
+  return weights;
 }
 
+// The forward products and cells of one worker. The object owns the accumulators.
 template <typename T>
 class CellsForward {
   using A = State_t<T>;
@@ -82,59 +91,63 @@ class CellsForward {
       : plan_(plan),
         gemm_(*plan.gemm),
         hidden_size_(hidden_size),
-        x_sums_(gemm_, plan.buffer_rows, 4 * tiles_at_once(1)),
-        sums_(gemm_, plan.buffer_rows, 4 * tiles_at_once(1)) {}
+        x_sums_(gemm_, plan.buffer_rows, 4 * vectors_at_once(1)),
+        h_sums_(gemm_, plan.buffer_rows, 4 * vectors_at_once(1)) {}
 
-  // A tile is a vector of units; the tiles of one of `groups` groups of threads.
-  Range tiles(int64_t group, int64_t groups) const {
-    return part_of(divide_up(hidden_size_, gemm_.lanes), group, groups);
-  }
-
-  // Rows whose h_prev is `zeros` have nothing to multiply. With rows x of the input, the x_gates of
-  // the rows are computed, else (nullptr) read.
-  void run(const ForwardWeights& weights, const Range& tiles, const void* const* x,
-           const void* const* h_prev, const ForwardRow<T>* rows, int64_t count, const void* zeros) {
-    const Matrix &w_ih = weights.w_ih, &w_hh = weights.w_hh;
-    const int64_t at_once = tiles_at_once(count);
-    const int64_t turns = divide_up(tiles.end - tiles.begin, at_once);
+  // Runs one step for a worker's rows and units.
+  void run(const ForwardWeights& weights, const Worker& worker,
+           const void* const* x,       // rows [I] of the input, or nullptr if the rows have x_gates
+           const void* const* h_prev,  // rows [P] of h_{t-1}
+           const ForwardRow<T>* rows, int64_t count,
+           const void* zeros) {  // if all rows of h_prev are this one, their product is skipped
+    const Range all =
+        part_of(divide_up(hidden_size_, gemm_.lanes), worker.unit_group, plan_.grid.unit_groups);
+    const int64_t at_once = vectors_at_once(count), turns = divide_up(all.end - all.begin, at_once);
     reversed_ = !reversed_;
-    const auto tiles_of = [&](int64_t turn) {
-      const int64_t first = tiles.begin + (reversed_ ? turns - 1 - turn : turn) * at_once;
-      return Range{first, std::min(first + at_once, tiles.end)};
-    };
-    const A* const bias = weights.bias.data<A>();
     for (int64_t i = 0; i < turns; ++i) {
-      const Range turn = tiles_of(i);
-      for (int64_t r = 0; r < count; r += sums_.rows()) {
-        const int64_t n = std::min(sums_.rows(), count - r);
-        const A* from_x = nullptr;
-        if (x)
-          from_x = static_cast<const A*>(
-              x_sums_.compute(w_ih, panels_of(w_ih, turn), x + r, n, gemm_.kc, nullptr,
-                              bias ? bias + turn.begin * 4 * gemm_.lanes : nullptr));
-        for (int64_t t = turn.begin; t < turn.end; ++t)
-          cell_.prefetch_forward(rows + r, n, units(t));
-        auto* h = static_cast<const A*>(
-            sums_.compute(w_hh, panels_of(w_hh, turn), h_prev + r, n, w_hh.K(), zeros));
-        for (int64_t t = turn.begin; t < turn.end; ++t) {
-          cell_.forward(rows + r, n, {h, sums_.stride(), from_x}, units(t));
-          h += 4 * gemm_.lanes, from_x += x ? 4 * gemm_.lanes : 0;
-        }
-      }
+      const int64_t first = all.begin + (reversed_ ? turns - 1 - i : i) * at_once;
+      const Range vectors{first, std::min(first + at_once, all.end)};
+      for (int64_t r = 0; r < count; r += h_sums_.rows())
+        run_buffer(weights, vectors, x ? x + r : nullptr, h_prev + r, rows + r,
+                   std::min(h_sums_.rows(), count - r), zeros);
     }
   }
 
  private:
-  int64_t tiles_at_once(int64_t rows) const {
+  // Runs the products and the cells of as many rows and vectors of units as the accumulators hold.
+  void run_buffer(const ForwardWeights& weights, const Range& vectors, const void* const* x,
+                  const void* const* h_prev, const ForwardRow<T>* rows, int64_t count,
+                  const void* zeros) {
+    const Matrix &w_ih = weights.w_ih, &w_hh = weights.w_hh;
+    const int64_t width = 4 * gemm_.lanes;  // the gates of a vector of units
+    const A* bias = weights.bias.data<A>();
+    if (bias) bias += vectors.begin * width;
+    const A* from_x = nullptr;
+    if (x)
+      from_x = static_cast<const A*>(
+          x_sums_.compute(w_ih, panels_of(w_ih, vectors), x, count, gemm_.kc, nullptr, bias));
+    for (int64_t v = vectors.begin; v < vectors.end; ++v)
+      cell_.prefetch_forward(rows, count, units(v));
+    const A* from_h = static_cast<const A*>(
+        h_sums_.compute(w_hh, panels_of(w_hh, vectors), h_prev, count, w_hh.K(), zeros));
+    for (int64_t v = vectors.begin; v < vectors.end; ++v, from_h += width) {
+      cell_.forward(rows, count, {from_h, h_sums_.stride(), from_x}, units(v));
+      if (from_x) from_x += width;
+    }
+  }
+
+  // How many vectors of units the products of `rows` rows sum at a time: those of the panels that
+  // one call of the micro-kernel multiplies, or more if the plan says so.
+  int64_t vectors_at_once(int64_t rows) const {
     return std::max(plan_.buffer_unit_vectors,
                     gemm_.panels_at_once_for(rows) * gemm_.max_vectors / 4);
   }
-  Range panels_of(const Matrix& weights, const Range& tiles) const {
-    const int64_t in_tile = 4 * gemm_.lanes / weights.width(0);
-    return {tiles.begin * in_tile, tiles.end * in_tile};
+  Range panels_of(const Matrix& weights, const Range& vectors) const {
+    const int64_t panels_per_vector = 4 * gemm_.lanes / weights.width(0);
+    return {vectors.begin * panels_per_vector, vectors.end * panels_per_vector};
   }
-  Units units(int64_t tile) const {
-    const int64_t unit = tile * gemm_.lanes;
+  Units units(int64_t vector) const {
+    const int64_t unit = vector * gemm_.lanes;
     return {unit, std::min<int64_t>(gemm_.lanes, hidden_size_ - unit), hidden_size_};
   }
 
@@ -142,56 +155,66 @@ class CellsForward {
   const GemmKernels& gemm_;
   const CellKernels<T>& cell_ = *kernels<T>().cell;
   int64_t hidden_size_;
-  bool reversed_ = true;  // every other step: what was read last is still in the L2 cache
-  Accumulators x_sums_, sums_;
+  // The order of the vectors changes from step to step, since the weights that were read last are
+  // still in the L2 cache.
+  bool reversed_ = true;
+  Accumulators x_sums_, h_sums_;
 };
 
-// The rows of one step of the walk back that one thread has.
+// The rows of one step of the backward pass that one worker has.
 template <typename T>
 struct BackwardStepRows {
-  explicit BackwardStepRows(int64_t most) : gemm_rows(most), d_h(most), cells(most) {}
-  std::vector<const void*> gemm_rows;  // of the step after, or `zeros` where none comes back
-  std::vector<void*> d_h;              // with a projection, dL/dh_t in full, of T
-  std::vector<BackwardRow<T>> cells;
-  int64_t count = 0;
+  explicit BackwardStepRows(int64_t max_rows)
+      : gemm_rows(max_rows), d_h(max_rows), cell_rows(max_rows) {}
+  // The rows that the product before the cells multiplies: d_gates of the step after, or a row of
+  // zeros if no gradient comes from there; with a projection d_h in its second phase.
+  std::vector<const void*> gemm_rows;
+  std::vector<void*> d_h;  // with a projection: rows [P] of T that receive dL/dh_t
+  std::vector<BackwardRow<T>> cell_rows;
+  int64_t count = 0;  // the number of rows
 };
 
+// The backward product and cells of one worker. `to_cells` below is the matrix whose product gives
+// the gradient of o * tanh(c): W_hh, which multiplies d_gates of the step after, or W_hr, which
+// multiplies dL/dh_t. The object owns the accumulators.
 template <typename T>
 class CellsBackward {
   using A = State_t<T>;
 
  public:
-  // `through`: the matrix of `run`, of which a step has `rows` rows at most.
-  CellsBackward(const Matrix& through, int64_t rows, int64_t hidden_size)
+  // max_rows: the most rows of a step.
+  CellsBackward(const Matrix& to_cells, int64_t max_rows, int64_t hidden_size)
       : hidden_size_(hidden_size),
-        sums_(through.gemm(),
-              through.form() == MatrixForm::kPanels
-                  ? std::min(round_up(kRows, through.gemm().tile_rows), rows)
-                  : rows,
-              through.max_group_width() / through.gemm().lanes) {}
+        sums_(to_cells.gemm(),
+              to_cells.form() == MatrixForm::kPanels
+                  ? std::min(round_up(kRowsAtOnce, to_cells.gemm().tile_rows), max_rows)
+                  : max_rows,
+              to_cells.max_group_width() / to_cells.gemm().lanes) {}
 
-  // `to_cells` takes the rows `from` to dL/d(o tanh(c)): W_hh and d_gates of the next step, or W_hr
-  // and dL/dh_t.
-  void run(const Matrix& to_cells, const Range& panels, const void* const* from,
-           const BackwardRow<T>* rows, int64_t count, const void* zeros) {
+  // Runs one step for a worker's rows and the units of some panels of to_cells. If all gemm_rows at
+  // a time are `zeros`, their product is skipped.
+  void run(const Matrix& to_cells, const Range& panels, const BackwardStepRows<T>& step,
+           const void* zeros) {
     reversed_ = !reversed_;
-    const auto through = [&](const Range& group) {
+    const auto run_group = [&](const Range& group) {
       const auto [begin, end] = to_cells.columns(group);
       const Units units{begin, end - begin, hidden_size_};
-      for (int64_t r = 0; r < count; r += sums_.rows()) {
-        const int64_t n = std::min(sums_.rows(), count - r);
-        cell_.prefetch_backward(rows + r, n, units);
-        const auto* const sums =
-            static_cast<const A*>(sums_.compute(to_cells, group, from + r, n, kBackwardKc, zeros));
-        cell_.backward(rows + r, n, sums, sums_.stride(), units);
+      for (int64_t r = 0; r < step.count; r += sums_.rows()) {
+        const int64_t n = std::min(sums_.rows(), step.count - r);
+        const BackwardRow<T>* const rows = &step.cell_rows[r];
+        cell_.prefetch_backward(rows, n, units);
+        const auto* const sums = static_cast<const A*>(
+            sums_.compute(to_cells, group, &step.gemm_rows[r], n, kKc, zeros));
+        cell_.backward(rows, n, sums, sums_.stride(), units);
       }
     };
-    to_cells.for_panel_groups(panels, count, through, reversed_);
+    to_cells.for_panel_groups(panels, step.count, run_group, reversed_);
   }
 
  private:
-  // A panel is cut along k so that a piece stays in the L2 cache while all rows pass.
-  static constexpr int64_t kRows = 96, kBackwardKc = 1024;
+  // KC: so many terms of the sums are added for all rows before the next terms. This part of a
+  // panel stays in the L2 cache meanwhile.
+  static constexpr int64_t kRowsAtOnce = 96, kKc = 1024;
 
   const CellKernels<T>& cell_ = *kernels<T>().cell;
   int64_t hidden_size_;

@@ -1,5 +1,6 @@
-// The gradients of W_ih, W_hh and the biases: products of the gates' gradients with the input and
-// with h_{t-1} as W_hh saw it, summed over chunks of steps. (W_hr's is the projection's.)
+// The gradients of W_ih, W_hh and the biases: products of d_gates with the input and with h_{t-1},
+// summed over the steps of a chunk by all threads. (projection.h has the gradient of W_hr.)
+// Arithmetic bounds them if a chunk has many rows, and otherwise reading and writing the gradients.
 #pragma once
 #include <ATen/Parallel.h>
 
@@ -14,37 +15,40 @@
 
 namespace fastlstm {
 
+// The gradients of the weights of one direction, in the dtype of the state.
 template <typename T>
 class WeightGradients {
   using A = State_t<T>;
 
  public:
-  // Sums at most `rows` rows at a time, in the dtype of the state.
   WeightGradients(const GemmKernels& gemm, const Sizes& sizes, bool has_bias,
-                  const at::TensorOptions& state, int64_t rows)
+                  const at::TensorOptions& state,  // options of the state's dtype
+                  int64_t max_rows)                // the most rows of a chunk
       : gemm_(gemm),
         sizes_(sizes),
-        d_gates_(gemm, rows, 4 * sizes_.hidden_size, /*packs=*/true),
-        x_(gemm, rows, sizes_.input_size, /*packs=*/true),
-        h_(gemm, rows, sizes_.output_size, /*packs=*/true),
+        d_gates_(gemm, max_rows, 4 * sizes_.hidden_size, /*packs=*/true),
+        x_(gemm, max_rows, sizes_.input_size, /*packs=*/true),
+        h_(gemm, max_rows, sizes_.output_size, /*packs=*/true),
         w_ih_(empty_on_huge_pages({4 * sizes_.hidden_size, sizes_.input_size}, state)),
         w_hh_(empty_on_huge_pages({4 * sizes_.hidden_size, sizes_.output_size}, state)) {
     if (has_bias) bias_ = at::empty({4 * sizes_.hidden_size}, state);
   }
 
-  // Rows of gradients as the product packs them.
+  // Returns rows of d_gates [4H] as the products of add() take them.
   std::vector<const void*> encode(const std::vector<const T*>& d_gates) const {
     return d_gates_.encode(d_gates);
   }
 
-  // Rows of some steps, and `encoded` of them, the first of all steps if not `accumulate`; h_prev
-  // may be fewer, if those of the others are zero.
-  void add(const std::vector<const T*>& d_gates, const std::vector<const void*>& encoded,
-           const std::vector<const T*>& x, const std::vector<const T*>& h_prev, bool accumulate) {
+  // Adds the rows of a chunk to the gradients, or writes the gradients if not `accumulate`.
+  void add(const std::vector<const T*>& d_gates,     // rows [4H]
+           const std::vector<const void*>& encoded,  // encode(d_gates)
+           const std::vector<const T*>& x,           // rows [I] of the input
+           const std::vector<const T*>& h_prev,      // rows [P]; missing rows at the end are zero
+           bool accumulate) {
     auto x_rows = x_.encode(x), h_rows = h_.encode(h_prev);
     A* bias = bias_.defined() ? data<A>(bias_) : nullptr;
     if (bias && !gemm_.takes(dtype_of_rows<T>)) {
-      add_rows(d_gates, accumulate);  // in full
+      add_to_bias(d_gates, accumulate);  // not of `encoded`, which may be rounded
       bias = nullptr;
     }
     weight_gradient_gemm(gemm_, encoded, 4 * sizes_.hidden_size,
@@ -53,7 +57,7 @@ class WeightGradients {
                          bias, accumulate);
   }
 
-  // W_ih, W_hh, and the biases' if there are biases.
+  // Returns the gradients of W_ih and W_hh and, if the layer has biases, the one that both have.
   std::vector<Tensor> all() const {
     std::vector<Tensor> gradients{w_ih_, w_hh_};
     if (bias_.defined()) gradients.push_back(bias_);
@@ -61,28 +65,29 @@ class WeightGradients {
   }
 
  private:
-  // A few rows are summed from zero, then added to the sum, which rounds less.
-  void add_rows(const std::vector<const T*>& rows, bool accumulate) {
-    constexpr int64_t kColumns = 64;
-    constexpr size_t kRows = 32;
+  // Adds rows of d_gates to the gradient of the biases. It sums a block of rows first and adds the
+  // sum of the block to the total, which rounds less than one long sum.
+  void add_to_bias(const std::vector<const T*>& rows, bool accumulate) {
+    constexpr int64_t kMinColumnsPerThread = 64;
+    constexpr size_t kBlockRows = 32;
     A* const bias = data<A>(bias_);
-    at::parallel_for(0, bias_.numel(), kColumns, [&](int64_t begin, int64_t end) {
-      std::vector<A> sums(end - begin, A(0)), few(end - begin);
-      for (size_t first = 0; first < rows.size(); first += kRows) {
-        std::fill(few.begin(), few.end(), A(0));
-        for (size_t r = first; r < std::min(first + kRows, rows.size()); ++r)
-          for (int64_t n = begin; n < end; ++n) few[n - begin] += A(rows[r][n]);
-        for (int64_t n = begin; n < end; ++n) sums[n - begin] += few[n - begin];
+    at::parallel_for(0, bias_.numel(), kMinColumnsPerThread, [&](int64_t begin, int64_t end) {
+      std::vector<A> total(end - begin, A(0)), block(end - begin);
+      for (size_t first = 0; first < rows.size(); first += kBlockRows) {
+        std::fill(block.begin(), block.end(), A(0));
+        for (size_t r = first; r < std::min(first + kBlockRows, rows.size()); ++r)
+          for (int64_t n = begin; n < end; ++n) block[n - begin] += A(rows[r][n]);
+        for (int64_t n = begin; n < end; ++n) total[n - begin] += block[n - begin];
       }
       for (int64_t n = begin; n < end; ++n)
-        bias[n] = accumulate ? bias[n] + sums[n - begin] : sums[n - begin];
+        bias[n] = accumulate ? bias[n] + total[n - begin] : total[n - begin];
     });
   }
 
   const GemmKernels& gemm_;
   Sizes sizes_;
-  EncodedRows<T> d_gates_, x_, h_;
-  Tensor w_ih_, w_hh_, bias_;
+  EncodedRows<T> d_gates_, x_, h_;  // rows as the products take them
+  Tensor w_ih_, w_hh_, bias_;       // the gradients [4H,I], [4H,P], [4H]
 };
 
 }  // namespace fastlstm

@@ -1,4 +1,5 @@
-// Threads over the steps of a walk.
+// Runs the steps of a walk in threads. If workers divide the units of a step, all threads wait for
+// each other after every step. If they divide only rows and directions, no thread waits.
 #pragma once
 #include <ATen/Parallel.h>
 #ifdef _OPENMP
@@ -14,8 +15,8 @@
 
 namespace fastlstm {
 
-// An exception may not leave an OpenMP region, which would end the process: the first one is kept,
-// and no work is started after it.
+// Carries an exception out of an OpenMP region. An exception that left the region by itself would
+// end the process. After the first exception no more work is started.
 class FirstException {
  public:
   void guard(const auto& work) {
@@ -35,23 +36,22 @@ class FirstException {
   std::exception_ptr first_;
 };
 
-// work(i, v) for i in `range` and every thread v < `threads`, and if they `meet` a barrier after
-// each i. Correct for any number of threads that there really are.
-void run_workers(const GemmKernels& gemm, int64_t threads, bool meet, const Range& range,
+// Calls work(i, worker) for every i of `range` in order and for every worker in [0, workers), each
+// in a thread. If OpenMP starts fewer threads, a thread runs several workers, always the same ones.
+// With `has_barrier` no worker begins i + 1 before all have ended i.
+void run_workers(const GemmKernels& gemm, int64_t workers, bool has_barrier, const Range& range,
                  const auto& work) {
 #ifdef _OPENMP
-  if (threads > 1 && !at::in_parallel_region()) {
+  if (workers > 1 && !at::in_parallel_region()) {
     FirstException thrown;
-#pragma omp parallel num_threads(static_cast<int>(threads))
+#pragma omp parallel num_threads(static_cast<int>(workers))
     {
       const ThreadSeries series(gemm);
-      const int64_t id = omp_get_thread_num(), team = omp_get_num_threads();
-      const auto do_all = [&](int64_t i) {
-        for (int64_t v = id; v < threads; v += team) thrown.guard([&] { work(i, v); });
-      };
+      const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
       for (int64_t i = range.begin; i < range.end; ++i) {
-        do_all(i);
-        if (!meet) continue;
+        for (int64_t worker = thread; worker < workers; worker += threads)
+          thrown.guard([&] { work(i, worker); });
+        if (!has_barrier) continue;
 #pragma omp barrier
       }
     }
@@ -61,19 +61,21 @@ void run_workers(const GemmKernels& gemm, int64_t threads, bool meet, const Rang
 #endif
   const ThreadSeries series(gemm);
   for (int64_t i = range.begin; i < range.end; ++i)
-    for (int64_t v = 0; v < threads; ++v) work(i, v);
+    for (int64_t worker = 0; worker < workers; ++worker) work(i, worker);
 }
 
-// work(d, k, phase, worker) for `directions` directions, every step k of a walk, each phase of a
-// step and every worker of the grid.
-void run_steps(const GemmKernels& gemm, const ThreadGrid& grid, int64_t directions,
-               const Range& steps, int64_t phases, const auto& work) {
-  const Range range{steps.begin * phases, steps.end * phases};
+// Calls walks[d]->run(k, phase, worker) for every direction d, every step k of a chunk, each phase
+// of a step and every worker of the plan.
+void run_steps(const CpuPlan& plan, int64_t directions, const Range& chunk, auto& walks) {
+  const ThreadGrid& grid = plan.grid;
+  const int64_t phases = walks[0]->phases();
+  const Range range{chunk.begin * phases, chunk.end * phases};
   for (int64_t d = 0; d < directions; d += grid.directions)
-    run_workers(gemm, grid.threads(), grid.unit_groups > 1, range, [&](int64_t i, int64_t v) {
-      const int64_t k = v % grid.workers();
-      work(d + v / grid.workers(), i / phases, i % phases,
-           Worker{k, k % grid.unit_groups, k / grid.unit_groups});
+    run_workers(*plan.gemm, grid.threads(), grid.unit_groups > 1, range, [&](int64_t i, int64_t v) {
+      const int64_t index = v % grid.workers();
+      walks[d + v / grid.workers()]->run(
+          i / phases, i % phases,
+          Worker{index, index % grid.unit_groups, index / grid.unit_groups});
     });
 }
 

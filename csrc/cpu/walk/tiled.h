@@ -1,17 +1,15 @@
-// The tiled engine: the whole walk of a layer on the CPU, its weights packed into panels, the cell
-// equations applied while a tile's sums are in the L1 cache. Every shape and option; dtypes that
-// have a product (targets/kernels.h).
+// The tiled engine: computes a layer on the CPU with our own GEMM kernels. The cell equations read
+// the sums of a product while they are in the L1 cache. It serves every shape, and every option but
+// layer normalization and recurrent dropout, which plan.cpp leaves to the stepwise engine.
 #pragma once
 #include "core/layer_call.h"
 #include "cpu/plan.h"
 
 namespace fastlstm {
 
-// T: the dtype that a layer is computed in, which is that of its tensors.
-template <typename T>
+// Run a layer as the plan says. The tensors of the layer have plan.dtype.
 ForwardResult tiled_forward(const LayerCall& layer, const CpuPlan& plan, bool save_cells,
                             bool save_gates);
-template <typename T>
 BackwardResult tiled_backward(const LayerCall& layer, const CpuPlan& plan,
                               const BackwardArguments& in);
 
