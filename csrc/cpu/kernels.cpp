@@ -1,3 +1,4 @@
+// Chooses the kernels for this machine, once, and describes the machine to the planner.
 #include "cpu/kernels.h"
 
 #include <ATen/Parallel.h>
@@ -13,8 +14,8 @@
 namespace fastlstm {
 
 #if defined(__x86_64__)
-// Whether to use AMX: the processor has AMX, the system lets this process use it, and FASTLSTM_AMX
-// does not switch it off.
+// Returns whether to use AMX: the processor has AMX, the system lets this process use it, and
+// FASTLSTM_AMX does not switch it off.
 static bool use_amx() {
   const char* const variable = std::getenv("FASTLSTM_AMX");
   const std::string value = variable && *variable ? variable : "1";
@@ -22,11 +23,12 @@ static bool use_amx() {
   return value == "1" && at::cpu::init_amx();
 }
 
+// Puts the kernels that use AMX tiles into the table.
 static void use_amx_gemms(GemmTable& gemms) {
   static const AmxGemms amx = amx::amx_gemms();
   gemms[Format::bfloat16x2] = &amx.bfloat16x2;
   if (gemms[Format::bfloat16] == &avx512_bf16::bfloat16_gemm &&
-      gemms[Format::int8] == &avx512_vnni::int8_gemm)  // a machine with AMX may lack these
+      gemms[Format::int8] == &avx512_vnni::int8_gemm)  // a machine may have AMX but not these
     gemms[Format::bfloat16] = &amx.bfloat16, gemms[Format::int8] = &amx.int8;
 }
 #endif
@@ -45,7 +47,7 @@ const KernelTable& kernel_table() {
   return chosen;
 }
 
-// The bytes of a core's L2 cache, or 1 MB if the system does not report them.
+// Returns the bytes of a core's L2 cache, or 1 MB if the system does not report them.
 static int64_t l2_cache_bytes() {
 #if defined(__linux__) && defined(_SC_LEVEL2_CACHE_SIZE)
   static const int64_t known = sysconf(_SC_LEVEL2_CACHE_SIZE);

@@ -1,18 +1,18 @@
-// The kernel table of this machine, and the description of this machine for the planner.
+// The kernel table of this machine, and this machine as the planner sees it.
 #pragma once
 #include "cpu/plan.h"
 #include "cpu/targets/kernels.h"
 
 namespace fastlstm {
 
-// The kernels for this machine. ATEN_CPU_CAPABILITY can limit the instruction set, as it does for
-// PyTorch's kernels.
+// Returns the kernels for this machine. ATEN_CPU_CAPABILITY can limit the instruction set, as it
+// does for PyTorch's kernels.
 const KernelTable& kernel_table();
 
-// This machine as the planner sees it, with the number of threads that a call may use now.
+// Describes this machine to the planner, with the number of threads that a call may use now.
 CpuMachine cpu_machine();
 
-// The kernels of a dtype.
+// Returns the kernels for tensors of T.
 template <typename T>
 const Kernels<T>& kernels();
 #define FASTLSTM_KERNELS(T, A, name)   \

@@ -1,3 +1,4 @@
+// Keeps large blocks of working memory from call to call. Small blocks malloc keeps by itself.
 #include "scratch.h"
 
 #include <ATen/EmptyTensor.h>
@@ -15,31 +16,29 @@
 namespace fastlstm {
 namespace {
 
-constexpr int64_t kCacheBytes = 64 << 20;
-constexpr int64_t kSmallBytes = 128 << 10;  // malloc keeps smaller blocks by itself
+constexpr int64_t kCacheBytes = 64 << 20;   // the most bytes that are kept
+constexpr int64_t kSmallBytes = 128 << 10;  // blocks below this size are malloc's
 
-// A mutex that can only try to lock. A blocking lock could wait forever after a fork, because the
-// thread that holds the mutex does not exist in the child. It is not a std::mutex:
-// std::mutex::try_lock that is built with glibc 2.34 or newer needs this glibc at run time.
-struct Mutex {
+// The blocks that are kept for the next call, or that a call uses and will leave here, and a lock
+// that threads can only try to take. A blocking lock could wait forever after a fork, because the
+// thread that holds it does not exist in the child. It is not a std::mutex: std::mutex::try_lock
+// that is built with glibc 2.34 or newer needs this glibc at run time.
+struct BlockCache {
+  std::vector<at::Tensor> blocks;  // in the order of their last use
+  int64_t bytes = 0;               // of all blocks
   std::atomic_flag taken = ATOMIC_FLAG_INIT;
   bool try_lock() { return !taken.test_and_set(std::memory_order_acquire); }
   void unlock() { taken.clear(std::memory_order_release); }
 };
-
-// The blocks that are kept for the next call, or that a call uses and will leave here.
-struct BlockCache {
-  Mutex mutex;
-  std::vector<at::Tensor> blocks;  // in the order of their last use
-  int64_t bytes = 0;
-};
+using Lock = std::unique_lock<BlockCache>;
 
 BlockCache& block_cache() {
-  // Never freed, because threads may run until the process ends.
+  // The cache is never freed, because threads may run until the process ends.
   static auto* const cache = new BlockCache;
   return *cache;
 }
 
+// Whether no call uses the block: the cache has the only reference.
 bool is_free(const at::Tensor& block) { return block.use_count() == 1; }
 
 // Frees blocks that are not in use, the least recently used first, until at most `bytes` are kept.
@@ -53,16 +52,16 @@ void shrink(BlockCache& cache, int64_t bytes) {
   }
 }
 
-at::Tensor fresh(int64_t bytes) {
+at::Tensor new_block(int64_t bytes) {
   return at::Tensor(at::detail::empty_cpu({bytes}, at::TensorOptions(at::kByte)));
 }
 
-// Returns a kept block that has this size or slightly more, or else a new block.
+// Returns a kept block of at least this size and at most an eighth more, or a new block.
 at::Tensor block_of(int64_t bytes) {
-  if (bytes > kCacheBytes) return fresh(bytes);
+  if (bytes > kCacheBytes) return new_block(bytes);
   BlockCache& cache = block_cache();
-  const std::unique_lock<Mutex> lock(cache.mutex, std::try_to_lock);
-  if (!lock) return fresh(bytes);
+  const Lock lock(cache, std::try_to_lock);
+  if (!lock) return new_block(bytes);
   auto& blocks = cache.blocks;
   const auto fits = [bytes](const at::Tensor& block) {
     const auto size = static_cast<int64_t>(block.nbytes());
@@ -70,11 +69,11 @@ at::Tensor block_of(int64_t bytes) {
   };
   const auto found = std::find_if(blocks.begin(), blocks.end(), fits);
   if (found != blocks.end()) {
-    std::atomic_thread_fence(std::memory_order_acquire);  // after its last user released it
+    std::atomic_thread_fence(std::memory_order_acquire);  // pairs with its last user's release
     std::rotate(found, found + 1, blocks.end());
     return blocks.back();
   }
-  at::Tensor block = fresh(bytes);
+  at::Tensor block = new_block(bytes);
   shrink(cache, kCacheBytes - bytes);
   if (cache.bytes + bytes > kCacheBytes) return block;
   cache.bytes += bytes;
@@ -109,7 +108,7 @@ at::Tensor empty_on_huge_pages(at::IntArrayRef sizes, const at::TensorOptions& o
 
 int64_t release_scratch() {
   BlockCache& cache = block_cache();
-  const std::unique_lock<Mutex> lock(cache.mutex, std::try_to_lock);
+  const Lock lock(cache, std::try_to_lock);
   if (!lock) return 0;
   const int64_t before = cache.bytes;
   shrink(cache, 0);

@@ -21,18 +21,19 @@ class Scratch {
  private:
   int64_t nbytes_ = 0;
   void* data_ = nullptr;
-  c10::DataPtr small_;  // owns a small block, which malloc keeps for the next call by itself
-  at::Tensor large_;    // owns a large block, together with the list of blocks that are kept
+  c10::DataPtr small_;  // the owner of a small block, which malloc keeps for the next call
+  at::Tensor large_;    // the owner of a large block, shared with the blocks that are kept
 };
 
+// Returns memory for `count` elements of T.
 template <typename T>
 Scratch scratch(int64_t count) {
   return Scratch(count * static_cast<int64_t>(sizeof(T)));
 }
 
-// Returns a tensor with uninitialized values. If it has 32 MB or more, huge pages are requested:
-// malloc maps such a block anew each time, and page faults of 4 KB would take longer than writing
-// it.
+// Returns a tensor with uninitialized values. If it has 32 MB or more, the system is asked for huge
+// pages: malloc maps such a block anew each time, and its page faults of 4 KB each would take
+// longer than writing the block.
 at::Tensor empty_on_huge_pages(at::IntArrayRef sizes, const at::TensorOptions& options);
 
 // Frees the blocks that are kept and not in use. Returns the number of freed bytes.
