@@ -16,7 +16,7 @@ struct Direction {
   Tensor w_hh;        // [4H,P]
   Tensor b_ih, b_hh;  // [4H]
   Tensor w_hr;        // [P,H] the projection
-  // Layer normalization (layer_norm_step.h). Its first two biases are b_ih and b_hh.
+  // Layer normalization (layer_norm_step.h), which uses b_ih and b_hh too.
   Tensor gain_ih, gain_hh;  // [4H]
   Tensor gain_c, bias_c;    // [H]
 };

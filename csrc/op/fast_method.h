@@ -1,5 +1,5 @@
 // Makes a Python function of a C++ function of tensors. The Python function takes its arguments by
-// position. pybind11 would take as long for them as a small step.
+// position. To convert them by pybind11 would take as long as a small step.
 #pragma once
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
@@ -72,9 +72,9 @@ PyObject* call_from_python(Result (*function)(Args...), PyObject* const* args, P
   TORCH_CHECK_TYPE(count == sizeof...(Args), "expected ", sizeof...(Args), " arguments, got ",
                    count);
   return [&]<size_t... I>(std::index_sequence<I...>) {
-    // The function gets copies, and `arguments` keeps its references to the tensors until this
-    // thread holds the GIL again: torch takes the GIL when the last C++ reference to a tensor goes
-    // that has a Python object (c10/util/intrusive_ptr.h).
+    // If a tensor has a Python object, torch takes the GIL when the last C++ reference to it goes
+    // (c10/util/intrusive_ptr.h). So the function gets copies, and `arguments` keeps its references
+    // until this thread holds the GIL again.
     const std::tuple<std::decay_t<Args>...> arguments{
         from_python<std::decay_t<Args>>(args[I], I)...};
     return to_python([&] {
