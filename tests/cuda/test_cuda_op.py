@@ -1,7 +1,7 @@
-"""The CUDA side of the ops on the CPU: csrc/cuda/lstm_cuda.cpp and its kernels under the emulator.
+"""The CUDA implementation of the ops, compiled for the CPU with the emulator of tests/simt.
 
-tests/simt checks the kernels; here everything around them runs too: the choice of the engine,
-tables, GEMMs, the layout of what is saved and the gradients of the weights.
+tests/simt checks the kernels alone. Here the code around them runs too: the choice of the engine,
+tables, GEMMs, the layout of saved tensors and the gradients of the weights.
 """
 
 import ctypes
@@ -21,6 +21,7 @@ from torch.utils import cpp_extension
 from fastlstm import _build
 
 SIMT = ROOT / "tests/simt"
+ENGINES = "stepwise", "persistent"
 LIBRARY = ROOT / "build/simt/emulated_op.so"
 
 pytestmark = [
@@ -31,21 +32,18 @@ pytestmark = [
 
 @functools.cache
 def ops():
-    """torch.ops.fastlstm_emulated, built if it is older than what it is made of."""
+    """Returns torch.ops.fastlstm_emulated, and builds it first if a source is newer."""
     import fastlstm._C as extension
 
-    sources = [
-        *ROOT.glob("csrc/**/*.h"),
-        *ROOT.glob("csrc/cuda/*"),
-        *SIMT.glob("*.h"),
-        *SIMT.glob("op/**/*.*"),
-        Path(torch.__file__),
-    ]
+    sources = [*ROOT.glob("csrc/**/*.h"), *ROOT.glob("csrc/cuda/*"), Path(torch.__file__)]
+    sources += [*SIMT.glob("*.h"), *SIMT.glob("op/**/*.*")]
     if not LIBRARY.exists() or LIBRARY.stat().st_mtime < max(s.stat().st_mtime for s in sources):
         LIBRARY.parent.mkdir(parents=True, exist_ok=True)
         fresh = LIBRARY.with_suffix(".new")
         flags = "-std=c++20 -O1 -w -fPIC -shared -U_FORTIFY_SOURCE -DFASTLSTM_EMULATOR".split()
-        if sys.platform == "linux":  # not the kernels of an extension that was built for a GPU
+        if (
+            sys.platform == "linux"
+        ):  # so that it does not find the kernels of an extension that was built for a GPU
             flags.append("-Wl,-Bsymbolic")
         own = SIMT, SIMT / "op", ROOT / "csrc/cuda", ROOT / "csrc"
         include = [f"-I{folder}" for folder in own]
@@ -64,20 +62,13 @@ def Call(kind, *args, **options):
     return op_call.Call(kind, *args, ops=ops(), **options)
 
 
-@pytest.mark.parametrize(
-    "launches, options",
-    [
-        (1, {}),
-        (1, op_call.PACKED),
-        (1, op_call.RAGGED),
-        (1, {"h_mask": True, **op_call.RAGGED}),
-        (1, {"norms": True, "h_mask": True, **op_call.RAGGED}),
-        (2, {"proj_size": 4, "h_mask": True, **op_call.RAGGED}),
-    ],
-    ids=str,
-)
+MASKED = {"h_mask": True, **op_call.RAGGED}
+STEPS = [{}, op_call.PACKED, op_call.RAGGED, MASKED, {"norms": True, **MASKED}]
+
+
+@pytest.mark.parametrize("options", [*STEPS, {"proj_size": 4, **MASKED}], ids=str)
 @pytest.mark.parametrize("kind", ["float32"], indirect=True)
-def test_events_of_a_step(kind, launches, options):
+def test_events_of_a_step(kind, options):
     """A step is a product of ATen and a kernel of ours, twice that with a projection. The events
     of a product are its own, and those of its arguments."""
 
@@ -95,7 +86,7 @@ def test_events_of_a_step(kind, launches, options):
         _, backward = counted(lambda: call.backward(saved, "stepwise"))
         return torch.tensor([forward, backward])
 
-    steps = options.get("directions", 1) * 10
+    steps, launches = options.get("directions", 1) * 10, 2 if "proj_size" in options else 1
     forward, backward = ((events(20) - events(10)) / steps).tolist()
     assert forward[:2] == backward[:2] == [launches, launches]
     assert forward[2] <= 4 * launches and backward[2] <= 5 * launches
@@ -111,9 +102,7 @@ def test_engine(kind, engine, options):
 @pytest.mark.parametrize("kind", ["float32"], indirect=True)
 def test_auto_is_stepwise(kind):
     call = Call(kind, hidden_size=64)
-    auto, stepwise, persistent = (
-        call.forward(engine)[0] for engine in ("auto", "stepwise", "persistent")
-    )
+    auto, stepwise, persistent = (call.forward(e)[0] for e in ("auto", "stepwise", "persistent"))
     assert torch.equal(auto, stepwise) and not torch.equal(auto, persistent)
 
 
@@ -135,12 +124,10 @@ def test_h_0_that_starts_anywhere(kind):
     call.check("persistent")
 
 
-@pytest.mark.parametrize(
-    "engine, options", [each for each in op_call.GPU_CALLS if each[1].get("batch", 5) == 5], ids=str
-)
+@pytest.mark.parametrize("engine, options", op_call.GPU_CALLS, ids=str)
 @pytest.mark.parametrize("kind", ["float32"], indirect=True)
 def test_any_strides(kind, engine, options):
-    for seed in range(4):
+    for seed in range(4 if options.get("batch", 5) == 5 else 0):
         call, restride = Call(kind, **options), Draw(seed).restride
         for name, value in vars(call).items():
             if isinstance(value, torch.Tensor) and name != "live":
@@ -150,9 +137,7 @@ def test_any_strides(kind, engine, options):
 
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16"], indirect=True)
-@pytest.mark.parametrize(
-    "forward, backward", [("stepwise", "persistent"), ("persistent", "stepwise")]
-)
+@pytest.mark.parametrize("forward, backward", [ENGINES, ENGINES[::-1]])
 def test_either_backward_takes_either_forward(kind, forward, backward):
     call = Call(kind, "lengths", directions=2)
     call.check_backward(call.backward(call.forward(forward), backward))
@@ -162,7 +147,7 @@ def test_either_backward_takes_either_forward(kind, forward, backward):
 @pytest.mark.parametrize("form", ["packed", "lengths"])
 @pytest.mark.parametrize("engine", ["stepwise", "persistent"])
 def test_gradients_of_gates(kind, form, engine):
-    """The gates' gradients in place of the weights': dL/db_ih is their sum."""
+    """Backward can return the gradients of the gates. Their sum is the gradient of b_ih."""
     call = Call(kind, form, directions=2, reset=form == "lengths")
     saved = call.forward(engine)
     weights, d_gates = (call.backward(saved, engine, return_d_gates=b)[3] for b in (False, True))
@@ -187,25 +172,18 @@ MEMSET, LAUNCH, COOPERATIVE_LAUNCH = range(3)  # kinds of events
 
 @pytest.fixture
 def use():
-    """use(device, stream): the current ones."""
+    """A function that sets the current device and stream: use(device, stream)."""
     yield lambda device, stream: ops().use(device, stream)
     ops().use(0, 0)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        dict(form="packed", directions=2),
-        dict(form="lengths", reset=True, directions=2),
-        dict(hidden_size=200),
-        dict(batch=40, hidden_size=64),
-    ],
-    ids=str,
-)
+LARGE = [dict(hidden_size=200), dict(batch=40, hidden_size=64)]
+
+
+@pytest.mark.parametrize("options", [{}, op_call.PACKED, op_call.RAGGED, *LARGE], ids=str)
 @pytest.mark.parametrize("kind", ["float32", "bfloat16"], indirect=True)
 def test_launches(kind, options, use):
-    """All on the call's stream; the exchange is marked as unwritten before anybody reads it."""
+    """All run on the call's stream, and the memory for exchanged values is cleared before."""
     call = Call(kind, **options)
     use(1, 7)
     ops().take_events()
@@ -235,7 +213,7 @@ def test_one_step_from_c_0_of_either_dtype(kind, options):
 
 @pytest.fixture
 def refuse():
-    """refuse(code): the device refuses persistent launches with this error of CUDA."""
+    """A function that sets the CUDA error with which the device refuses persistent launches."""
     yield lambda code: ops().refuse(1, code)
     ops().refuse(SMS, 720)
 
@@ -258,7 +236,7 @@ def test_a_refused_launch_is_an_error(kind, code, refuse):
 
 @pytest.fixture
 def compiled_for():
-    """compiled_for(capability): what the device's code was compiled for; 0 if there is none."""
+    """A function that sets the capability that the kernels were compiled for; 0: no kernels."""
 
     def set_code(capability):
         ops().set_code(capability)
@@ -293,18 +271,14 @@ test_cuda_op.Call("float32", hidden_size=256).forward("persistent")
 
 
 def test_variables_of_the_environment():
-    """Of the SMS that the emulated device has, 4 are left."""
+    """Only 4 of the emulated device's multiprocessors are left for the kernel."""
     ops()
     folders = str(ROOT / "tests"), str(ROOT / "tests/cuda")
     environment = os.environ | {"FASTLSTM_FREE_SMS": "20", "FASTLSTM_WAIT_SECONDS": ""}
     done = run(sys.executable, "-c", FREE_SMS, *folders, env=environment)
     assert "with 4 SMs, and 20 left free by FASTLSTM_FREE_SMS" in done.stdout, done.stdout
-    for variable, what, value in (
-        ("FREE_SMS", "multiprocessors, 0", "x"),
-        ("FREE_SMS", "multiprocessors, 0", "-1"),
-        ("WAIT_SECONDS", "seconds, 1", "0"),
-        ("WAIT_SECONDS", "seconds, 1", "2.5"),
-    ):
+    sms, seconds = ("FREE_SMS", "multiprocessors, 0"), ("WAIT_SECONDS", "seconds, 1")
+    for (variable, what), value in ((sms, "x"), (sms, "-1"), (seconds, "0"), (seconds, "2.5")):
         name = f"FASTLSTM_{variable}"
         done = run(sys.executable, "-c", FREE_SMS, *folders, env=environment | {name: value})
         assert f'{name}: expected a number of {what} or more, got "{value}"' in done.stdout
@@ -324,7 +298,7 @@ def test_bits_do_not_depend_on_the_batch(kind):
 
 @pytest.mark.parametrize("kind", ["float32"], indirect=True)  # which puts the settings back
 def test_float32_is_multiplied_as_torch_backends_cuda_matmul_says(kind):
-    """Whatever is set for cuDNN; and nothing that other threads see is changed."""
+    """The setting for cuDNN does not matter, and settings of other threads do not change."""
     call = Call(kind, hidden_size=64)
 
     def bits(matmul, cudnn):

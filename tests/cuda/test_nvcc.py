@@ -1,6 +1,7 @@
 """Every .cu file compiles with bare nvcc, without register spill or stack frame.
 
-`make test` compiles a few persistent kernels for sm_90; `--slow` all of them, for every GPU.
+`make test` compiles a few persistent kernels for sm_90. With `--slow` it compiles all kernels for
+every GPU.
 """
 
 import re
@@ -24,8 +25,9 @@ def check_compiled(source, architecture, folder):
         pytest.skip(f"this nvcc does not know sm_{architecture}")
     flags = f"-arch=sm_{architecture}", "-Xptxas=-v", "-Werror=all-warnings"
     report = check(*NVCC, *flags, "-c", str(source), "-o", str(folder / "out.o"))
+    number = r"(\d+) bytes"
     frames = re.findall(
-        r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report
+        f"{number} stack frame, {number} spill stores, {number} spill loads", report
     )
     assert frames, f"ptxas reported no kernel:\n{report}"
     assert set(frames) == {("0", "0", "0")}, report
@@ -39,25 +41,24 @@ def slow_unless_fast(source, architecture):
     return pytest.param(source, architecture, marks=marks, id=f"{source.name}-{architecture}")
 
 
+PAIRS = [slow_unless_fast(source, arch) for source in SOURCES for arch in ARCHITECTURES]
+
+
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(
-    "source, architecture", [slow_unless_fast(s, a) for s in SOURCES for a in ARCHITECTURES]
-)
+@pytest.mark.parametrize("source, architecture", PAIRS)
 def test_compiles_without_spills(source, architecture, tmp_path):
     check_compiled(source, architecture, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["forward", "backward"])
 def test_few_compile_without_spills(name, tmp_path):
-    """The kernels of a few tiles: all of them take a minute."""
+    """Only the kernels of a few tiles, because all kernels take a minute."""
     text = (CUDA / f"persistent_{name}.cu").read_text()
     text = re.sub('#include "', f"\\g<0>{CUDA}/", text)
     text, launchers = re.subn(r"template cudaError_t launch_walk[^;]*;", "", text)
     assert launchers == 3
     walk = f"Persistent{name.capitalize()}"
-    kernels = ", ".join(
-        f"reinterpret_cast<const void*>(walk_kernel<{walk}<{tile}>>)" for tile in FEW
-    )
+    kernels = ", ".join(f"(const void*)(walk_kernel<{walk}<{tile}>>)" for tile in FEW)
     text += f"namespace fastlstm {{ extern const void* const kernels[] = {{{kernels}}}; }}\n"
     (tmp_path / "few.cu").write_text(text)
     check_compiled(tmp_path / "few.cu", "90", tmp_path)
@@ -65,7 +66,7 @@ def test_few_compile_without_spills(name, tmp_path):
 
 @pytest.mark.slow
 def test_the_cases_of_the_emulator_compile_for_a_gpu():
-    """`.ci/gpu-check sanitize` runs them there."""
+    """`.ci/gpu-check sanitize` runs these cases on a GPU."""
     make("gpu", ROOT / "build/gpu_sm_90", "ARCH=sm_90")
     program = str(ROOT / "build/gpu_sm_90/gpu_tests")
     assert cases_of(program, "persistent") and cases_of(program, "stepwise")

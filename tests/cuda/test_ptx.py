@@ -1,7 +1,7 @@
-"""The PTX that nvcc makes of the CUDA kernels, run by the interpreter of tests/ptx: the drivers of
-tests/simt, on every kind of GPU and in other orders.
+"""The PTX that nvcc makes of the CUDA kernels, run by the interpreter of tests/ptx: the cases of
+tests/simt, for every kind of GPU and in other orders of the threads.
 
-No GPU is needed, but nvcc. What is checked on the way is in docs/cuda.md.
+nvcc is needed, but no GPU. docs/cuda.md lists what the interpreter checks.
 """
 
 import functools
@@ -29,7 +29,7 @@ def test_every_kernel_is_decoded():
 
 
 def quick(*groups):
-    """Cases that take seconds."""
+    """The cases that take seconds."""
     return [name for name in cases_of(build(), *groups) if "random" not in name]
 
 
@@ -40,7 +40,7 @@ def test_cases(group):
 
 @pytest.mark.slow
 def test_any_order_of_lanes_and_stores():
-    """What PTX leaves open: no result depends on the order of warps, lanes and stores."""
+    """No result depends on the order of warps, lanes and stores, which PTX leaves open."""
     order = "--random-lanes", "--delays", "--seed-offset", "3"
     check(build(), *order, *quick("persistent"))
 
@@ -55,5 +55,5 @@ def test_architecture(architecture):
 
 @pytest.mark.slow
 def test_before_sm_80():
-    """Older GPUs have no persistent kernels, but all others."""
+    """Older GPUs have all kernels but the persistent ones."""
     check_cases(build("75"), "stepwise", "layer norm")

@@ -1,7 +1,7 @@
 """The CUDA kernels on the CPU: every native case of tests/simt.
 
 The .cu files are built by a C++ compiler against the emulator in tests/simt/simt.h and compared
-with a float64 oracle. No GPU and no CUDA toolkit is needed; where there is nvcc, test_ptx.py runs
+with a float64 oracle. No GPU and no CUDA toolkit is needed. If nvcc exists, test_ptx.py runs
 what it makes of them.
 """
 
@@ -35,12 +35,12 @@ def test_cases(group):
 @pytest.mark.slow
 @pytest.mark.parametrize("group", GROUPS)
 def test_sanitized(group):
-    """Once more with ASan and UBSan."""
+    """The same cases, compiled with ASan and UBSan."""
     check_cases(build("simt_tests_sanitized"), group)
 
 
 def test_too_many_parameters_do_not_compile(tmp_path):
-    """CUDA's 4096 bytes are a matter of the build, not of the first launch."""
+    """CUDA allows 4096 bytes. The compiler checks the limit, not the first launch."""
     flags = "-std=c++17", "-w", "-DFASTLSTM_EMULATOR", "-x", "c++", f"-I{SIMT}", f"-I{CUDA}"
     for piece, compiles in [("kPiece = 496;", True), ("kPiece = 512;", False)]:
         text = (CUDA / "sequence.cu").read_text()

@@ -11,13 +11,7 @@
 namespace {
 
 using namespace fastlstm;
-using testing::check;
-using testing::check_close;
-using testing::converted;
-using testing::from_double;
-using testing::roundoff;
-using testing::to_double;
-using testing::unwritten;
+using namespace testing;
 
 struct Shape {
   int64_t T, B, H;

@@ -12,10 +12,7 @@
 namespace {
 
 using namespace fastlstm;
-using testing::check;
-using testing::from_double;
-using testing::roundoff;
-using testing::to_double;
+using namespace testing;
 
 class Random {
  public:
@@ -104,10 +101,8 @@ struct Panels {
     while (end < panels.size() && int64_t(end - first) < most &&
            panels[end].shape.vectors == product.shape.vectors) {
       product.shape.columns += panels[end].shape.columns;
-      product.panels += 1,
-          product.panel_stride =
-              (panels[first + 1].offset - panels[first].offset) * int64_t(sizeof(T));
-      ++end;
+      const int64_t distance = panels[first + 1].offset - panels[first].offset;
+      product.panel_stride = distance * int64_t(sizeof(T)), ++product.panels, ++end;
     }
     return end;
   }
@@ -148,15 +143,9 @@ struct Problem {
   PanelProduct panel_product(size_t panel, int64_t first, int64_t count, void* const* c,
                              Before before) const {
     const auto& [shape, offset] = packed.panels[panel];
-    return {a.at() + first,
-            count,
-            k_begin,
-            K,
-            &packed.data[offset],
-            shape,
-            c + first,
-            before == Before::kSums,
-            before == Before::kBias ? bias.at()[0] : nullptr};
+    const bool adds = before == Before::kSums;
+    const void* const added = before == Before::kBias ? bias.at()[0] : nullptr;
+    return {a.at() + first, count, k_begin, K, &packed.data[offset], shape, c + first, adds, added};
   }
   // Calls run(product) for the whole problem, with `step` rows and `together` panels at a time.
   template <typename C, typename Run>
@@ -266,16 +255,11 @@ struct Problem {
       fill(c);
       std::vector<void*> to;
       for (auto& row : c.of_row) to.push_back(&row[n]);
-      gemm.multiply_unpacked_columns({a.at(),
-                                      rows,
-                                      k_begin,
-                                      K,
-                                      nullptr,
-                                      {0, lanes, 1},
-                                      to.data(),
-                                      before == Before::kSums,
-                                      before == Before::kBias ? &padded_bias[n] : nullptr},
-                                     {&columns[n * stride], stride, count}, &columns[n * stride]);
+      auto product = panel_product(0, 0, rows, to.data(), before);
+      product.panel = nullptr, product.shape = {0, lanes, 1};
+      if (product.bias) product.bias = &padded_bias[n];
+      const T* const from = &columns[n * stride];
+      gemm.multiply_unpacked_columns(product, {from, stride, count}, from);
       for (int64_t r = 0; r < rows; ++r)
         for (int64_t l = n; l < n + count; ++l)
           check(same_bits(c.of_row[r][l], expected.of_row[r][l]), text(), ": unpacked, row ", r,
@@ -290,16 +274,9 @@ struct Problem {
     std::vector<A> room(2 * rows * vectors * gemm.lanes);
     Matrix<A> c(rows, N);
     fill(c);
-    gemm.multiply_unpacked_rows({a.at(),
-                                 rows,
-                                 k_begin,
-                                 K,
-                                 nullptr,
-                                 {0, N, vectors},
-                                 c.at(),
-                                 before == Before::kSums,
-                                 before == Before::kBias ? bias.at()[0] : nullptr},
-                                {lines.data(), N, N}, room.data());
+    auto product = panel_product(0, 0, rows, c.at(), before);
+    product.panel = nullptr, product.shape = {0, N, vectors};
+    gemm.multiply_unpacked_rows(product, {lines.data(), N, N}, room.data());
     check_same(c, expected, text() + ": by lines");
   }
 };

@@ -80,15 +80,9 @@ struct Problem {
     for (int64_t i = 0; i < count; i += gemm.panels_at_once) {
       const PanelShape shape{i * width, std::min(gemm.panels_at_once * width, N - i * width),
                              gemm.max_vectors};
-      PanelProduct p{a_rows.data(),
-                     rows,
-                     0,
-                     K,
-                     &panels[i * stride],
-                     shape,
-                     c_rows.data(),
-                     accumulate,
-                     adds_bias ? bias.data() : nullptr};
+      const float* const added = adds_bias ? bias.data() : nullptr;
+      void* const* const to = c_rows.data();
+      PanelProduct p{a_rows.data(), rows, 0, K, &panels[i * stride], shape, to, accumulate, added};
       p.panels = std::min(gemm.panels_at_once, count - i), p.panel_stride = stride;
       gemm.multiply(p);
     }

@@ -71,43 +71,23 @@ void check(bool ok, const Parts&... what) {
   if (!ok) throw Failure(text(what...));
 }
 
+// The value of the four that belongs to T.
+template <typename T, typename Value>
+constexpr Value of_dtype(Value float64, Value float32, Value bfloat16, Value float16) {
+  if (std::is_same_v<T, double>) return float64;
+  if (std::is_same_v<T, float>) return float32;
+  return std::is_same_v<T, fastlstm::bfloat16> ? bfloat16 : float16;
+}
+
 // The unit roundoff of T.
 template <typename T>
-double roundoff();
-template <>
-inline double roundoff<double>() {
-  return 0x1p-53;
-}
-template <>
-inline double roundoff<float>() {
-  return 0x1p-24;
-}
-template <>
-inline double roundoff<fastlstm::bfloat16>() {
-  return 0x1p-9;
-}
-template <>
-inline double roundoff<fastlstm::float16>() {
-  return 0x1p-11;
+double roundoff() {
+  return of_dtype<T>(0x1p-53, 0x1p-24, 0x1p-9, 0x1p-11);
 }
 
 template <typename T>
-const char* name_of();
-template <>
-inline const char* name_of<double>() {
-  return "float64";
-}
-template <>
-inline const char* name_of<float>() {
-  return "float32";
-}
-template <>
-inline const char* name_of<fastlstm::bfloat16>() {
-  return "bfloat16";
-}
-template <>
-inline const char* name_of<fastlstm::float16>() {
-  return "float16";
+const char* name_of() {
+  return of_dtype<T>("float64", "float32", "bfloat16", "float16");
 }
 
 template <typename T>

@@ -16,12 +16,7 @@
 namespace persistent {
 
 using namespace fastlstm;
-using testing::check;
-using testing::check_close;
-using testing::from_double;
-using testing::to_double;
-using testing::unwritten;
-
+using namespace testing;
 using oracle::Form, oracle::kDense, oracle::kLengths, oracle::kPacked;
 
 struct Shape {
@@ -36,9 +31,7 @@ struct Shape {
 
 template <typename T>
 Dtype dtype_of() {
-  return std::is_same_v<T, float>      ? Dtype::kFloat32
-         : std::is_same_v<T, bfloat16> ? Dtype::kBFloat16
-                                       : Dtype::kFloat16;
+  return of_dtype<T>(Dtype::kFloat64, Dtype::kFloat32, Dtype::kBFloat16, Dtype::kFloat16);
 }
 
 // {units, rows} of every tile that is compiled for T; allow_tf32 matters only for float32.
@@ -103,15 +96,15 @@ struct Run {
     b.output = unwritten<T>(b.flat_rows * shape.directions * shape.H);
     for (const auto& p : problems) {
       typename Buffers<T>::Direction d;
-      d.w_hh = testing::converted<T>(p.w_hh);
-      d.h_0 = d.h_n = testing::converted<T>(p.h_0);
+      d.w_hh = converted<T>(p.w_hh);
+      d.h_0 = d.h_n = converted<T>(p.h_0);
       d.h_0 = padded(d.h_0, width(false));
-      d.c_0 = d.c_n = testing::converted<float>(p.c_0);
+      d.c_0 = d.c_n = converted<float>(p.c_0);
       d.gates = flat<T>(p.x_gates, 4 * shape.H);
       d.cells = unwritten<float>(b.flat_rows * shape.H);
       d.d_gates = unwritten<T>(b.flat_rows * 4 * width(true));
-      d.d_h = testing::converted<T>(p.d_h_n);
-      d.d_c = testing::converted<float>(p.d_c_n);
+      d.d_h = converted<T>(p.d_h_n);
+      d.d_c = converted<float>(p.d_c_n);
       d.d_cells = flat<float>(p.d_cells, shape.H);
       if (width(false) != shape.H)
         d.exchange = unwritten<T>(b.flat_rows * shape.directions * width(false));
@@ -159,18 +152,13 @@ struct Run {
         out.push_back(from_double<To>(padded[t * shape.B * size + i]));
     return out;
   }
-  oracle::Values flat_values(const oracle::Values& padded, int64_t size) const {
-    return flat<double>(padded, size);
-  }
 
   Sequence sequence() {
-    return {shape.T,
-            shape.B,
-            shape.H,
-            shape.form == kDense ? nullptr : problems[0].length.data(),
-            shape.form == kPacked ? buffers.offsets.data() : nullptr,
-            shape.order ? buffers.order.data() : nullptr,
-            shape.reset ? reinterpret_cast<const bool*>(problems[0].reset.data()) : nullptr,
+    const auto* const lengths = shape.form == kDense ? nullptr : problems[0].length.data();
+    const auto* const offsets = shape.form == kPacked ? buffers.offsets.data() : nullptr;
+    const auto* const order = shape.order ? buffers.order.data() : nullptr;
+    const auto* const resets = reinterpret_cast<const bool*>(problems[0].reset.data());
+    return {shape.T, shape.B, shape.H, lengths, offsets, order, shape.reset ? resets : nullptr,
             wait_limit};
   }
 
@@ -184,15 +172,11 @@ struct Run {
     call.sequence = sequence();
     for (int d = 0; d < shape.directions; ++d) {
       auto& b = buffers.direction[d];
-      call.direction[d] = {b.w_hh.data(),
-                           b.h_0.data(),
-                           b.gates.data(),
-                           buffers.output.data() + d * shape.H,
-                           b.exchange.empty() ? buffers.output.data() + d * shape.H
-                                              : b.exchange.data() + d * width(false),
-                           save ? b.cells.data() : nullptr,
-                           b.h_n.data(),
-                           b.c_n.data()};
+      T* const output = buffers.output.data() + d * shape.H;
+      T* const exchange = b.exchange.empty() ? output : b.exchange.data() + d * width(false);
+      float* const cells = save ? b.cells.data() : nullptr;
+      call.direction[d] = {b.w_hh.data(), b.h_0.data(), b.gates.data(), output,
+                           exchange,      cells,        b.h_n.data(),   b.c_n.data()};
     }
     call.first_reverse = shape.reverse;
     call.save_gates = save;
@@ -207,20 +191,22 @@ struct Run {
     call.sequence = sequence();
     for (int d = 0; d < shape.directions; ++d) {
       auto& b = buffers.direction[d];
-      call.direction[d] = {b.w_hh.data(),
-                           b.c_0.data(),
-                           b.gates.data(),
-                           b.cells.data(),
-                           buffers.d_output.data() + d * shape.H,
-                           b.d_cells.data(),
-                           b.d_gates.data(),
-                           b.d_h.data(),
-                           b.d_c.data()};
+      const T* const d_output = buffers.d_output.data() + d * shape.H;
+      call.direction[d] = {b.w_hh.data(),    b.c_0.data(), b.gates.data(),
+                           b.cells.data(),   d_output,     b.d_cells.data(),
+                           b.d_gates.data(), b.d_h.data(), b.d_c.data()};
     }
     call.first_reverse = shape.reverse;
     call.state_needs_grad = state_needs_grad;
     call.d_output_stride = shape.directions * shape.H;
     check(launch_walk(call, tiling(), nullptr) == cudaSuccess, "launch");
+  }
+
+  // Runs forward and backward, and compares all results with the oracle.
+  void check_both(double unit) {
+    forward();
+    backward();
+    compare(unit);
   }
 
   // The bytes of everything that forward and backward have written, by name.
@@ -247,10 +233,10 @@ struct Run {
       for (int64_t r = 0; r < buffers.flat_rows; ++r)
         for (int64_t j = 0; j < shape.H; ++j)
           output.push_back(buffers.output[(r * shape.directions + d) * shape.H + j]);
-      check_close(output, flat_values(solution.output, shape.H), unit, 16, "output");
+      check_close(output, flat<double>(solution.output, shape.H), unit, 16, "output");
       check_close(b.h_n, solution.h_n, unit, 16, "h_n");
       check_close(b.c_n, solution.c_n, unit, 16, "c_n");
-      check_close(b.gates, flat_values(solution.gates, 4 * shape.H), unit, 16, "gates");
+      check_close(b.gates, flat<double>(solution.gates, 4 * shape.H), unit, 16, "gates");
       for (int64_t t = 0; t < shape.T; ++t)
         for (int64_t row = 0; row < buffers.rows[t]; ++row) {
           const float* cells = &b.cells[(buffers.offsets[t] + row) * shape.H];
@@ -262,7 +248,7 @@ struct Run {
             check(std::all_of(cells, cells + shape.H, [](float c) { return !std::isnan(c); }),
                   "cells at a dead position are undefined");
         }
-      check_close(unpadded(b.d_gates, width(true)), flat_values(solution.d_gates, 4 * shape.H),
+      check_close(unpadded(b.d_gates, width(true)), flat<double>(solution.d_gates, 4 * shape.H),
                   unit, 32, "d_gates");
       check_close(b.d_h, solution.d_h_0, unit, 32, "d_h_0");
       check_close(b.d_c, solution.d_c_0, unit, 32, "d_c_0");

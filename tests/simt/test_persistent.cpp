@@ -7,7 +7,11 @@
 namespace {
 
 using namespace persistent;
-using testing::Case;
+
+template <typename T>
+bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
+  return a.size() == b.size() && !std::memcmp(a.data(), b.data(), sizeof(T) * a.size());
+}
 
 // Adds the cases of one arithmetic; `unit` is its unit roundoff.
 template <typename T>
@@ -15,12 +19,8 @@ void add(const char* kind, bool allow_tf32, double unit) {
   const std::string prefix = std::string("persistent/") + kind + "/";
   const auto add_shape = [&](const std::string& name, const Shape& shape, int seeds = 2) {
     Case(prefix + name, [=] {
-      for (simt::seed() = 1; simt::seed() <= unsigned(seeds); ++simt::seed()) {
-        Run<T> run(shape, simt::seed(), allow_tf32);
-        run.forward();
-        run.backward();
-        run.compare(unit);
-      }
+      for (simt::seed() = 1; simt::seed() <= unsigned(seeds); ++simt::seed())
+        Run<T>(shape, simt::seed(), allow_tf32).check_both(unit);
     });
   };
   // T, B, H, form, directions, reverse, reset, units, row tile, row groups, order
@@ -60,10 +60,7 @@ void add(const char* kind, bool allow_tf32, double unit) {
       s.order = s.form == kLengths && draw(0, 1);
       simt::seed() = n;
       try {
-        Run<T> run(s, n, allow_tf32);
-        run.forward();
-        run.backward();
-        run.compare(unit);
+        Run<T>(s, n, allow_tf32).check_both(unit);
       } catch (const std::exception& error) {
         throw testing::Failure(testing::text(
             "T ", s.T, " B ", s.B, " H ", s.H, " form ", s.form, " directions ", s.directions,
@@ -98,12 +95,8 @@ void add(const char* kind, bool allow_tf32, double unit) {
     saving.forward();
     const auto x_gates = sparing.buffers.direction[0].gates;
     sparing.forward(false);
-    check(!std::memcmp(saving.buffers.output.data(), sparing.buffers.output.data(),
-                       sizeof(T) * saving.buffers.output.size()),
-          "output differs");
-    check(!std::memcmp(x_gates.data(), sparing.buffers.direction[0].gates.data(),
-                       sizeof(T) * x_gates.size()),
-          "gates were written");
+    check(same_bits(saving.buffers.output, sparing.buffers.output), "output differs");
+    check(same_bits(x_gates, sparing.buffers.direction[0].gates), "gates were written");
     check(std::isnan(sparing.buffers.direction[0].cells[0]), "cells were written");
   });
 
@@ -115,9 +108,8 @@ void add(const char* kind, bool allow_tf32, double unit) {
     const auto d_h_n = sparing.buffers.direction[0].d_h;
     sparing.backward(false);
     const auto &a = whole.buffers.direction[0], &b = sparing.buffers.direction[0];
-    const size_t bytes = sizeof(T) * a.d_gates.size();
-    check(!std::memcmp(a.d_gates.data(), b.d_gates.data(), bytes), "d_gates differ");
-    check(!std::memcmp(d_h_n.data(), b.d_h.data(), sizeof(T) * d_h_n.size()), "d_h was written");
+    check(same_bits(a.d_gates, b.d_gates), "d_gates differ");
+    check(same_bits(d_h_n, b.d_h), "d_h was written");
   });
 }
 const bool added =

@@ -11,12 +11,7 @@
 namespace {
 
 using namespace fastlstm;
-using testing::Case;
-using testing::check_close;
-using testing::converted;
-using testing::from_double;
-using testing::to_double;
-using testing::unwritten;
+using namespace testing;
 
 // Returns out[rows,n] = a[rows,k] b[k,n], rounded to T as by a GEMM of that dtype. With
 // `transposed_b`, b is stored as [n,k].
@@ -61,14 +56,10 @@ void run(const Shape& shape, unsigned seed) {
   const auto c_0 = converted<A>(problem.c_0);
   std::vector<char> reset = problem.reset;
   const auto step_at = [&](int64_t n) {
-    const int64_t t = order[n];
-    return Step{t,
-                rows[t],
-                H,
-                n ? rows[order[n - 1]] : 0,
-                shape.reverse,
-                shape.form == kLengths ? problem.length.data() : nullptr,
-                shape.reset ? reinterpret_cast<const bool*>(&reset[t * B]) : nullptr};
+    const int64_t t = order[n], rows_before = n ? rows[order[n - 1]] : 0;
+    const int64_t* const lengths = shape.form == kLengths ? problem.length.data() : nullptr;
+    const auto* const resets = reinterpret_cast<const bool*>(&reset[t * B]);
+    return Step{t, rows[t], H, rows_before, shape.reverse, lengths, shape.reset ? resets : nullptr};
   };
 
   const auto h_mask = converted<T>(problem.h_mask);
@@ -94,7 +85,7 @@ void run(const Shape& shape, unsigned seed) {
     step.h_state = h_state.data();
     if (shape.masks) step.h_mask = h_mask.data(), step.h_masked = h_masked.data();
     step.output = &output[t * B * H], step.output_stride = H;
-    testing::check(launch_step(step, nullptr) == cudaSuccess, "launch");
+    check(launch_step(step, nullptr) == cudaSuccess, "launch");
   }
 
   // Dead positions of output and gates must be 0. Positions that packed data does not have are set
@@ -105,19 +96,20 @@ void run(const Shape& shape, unsigned seed) {
         actual[t * B * size + i] = from_double<std::decay_t<decltype(actual[0])>>(0);
   };
   zero_missing(output, H);
-  check_close(output, solution.output, testing::roundoff<T>(), 16, "output");
-  check_close(h_state, solution.h_n, testing::roundoff<T>(), 16, "h_n");
-  check_close(c_state, solution.c_n, testing::roundoff<T>(), 16, "c_n");
+  check_close(output, solution.output, roundoff<T>(), 16, "output");
+  check_close(h_state, solution.h_n, roundoff<T>(), 16, "h_n");
+  check_close(c_state, solution.c_n, roundoff<T>(), 16, "c_n");
   if (!shape.save) return;
   zero_missing(gates, 4 * H);
-  check_close(gates, solution.gates, testing::roundoff<T>(), 16, "gates");
+  check_close(gates, solution.gates, roundoff<T>(), 16, "gates");
   for (int64_t t = 0; t < steps; ++t)
     for (int64_t b = 0; b < B; ++b)
-      if (problem.alive(t, b))
-        check_close(
-            std::vector<A>(&cells[(t * B + b) * H], &cells[(t * B + b) * H] + H),
-            oracle::Values(&solution.cells[(t * B + b) * H], &solution.cells[(t * B + b) * H] + H),
-            testing::roundoff<T>(), 16, "cells");
+      if (problem.alive(t, b)) {
+        const int64_t at = (t * B + b) * H;
+        check_close(std::vector<A>(&cells[at], &cells[at] + H),
+                    oracle::Values(&solution.cells[at], &solution.cells[at] + H), roundoff<T>(), 16,
+                    "cells");
+      }
 
   const auto d_output = converted<T>(problem.d_output);
   const auto d_cells = converted<A>(problem.d_cells);
@@ -142,7 +134,7 @@ void run(const Shape& shape, unsigned seed) {
     }
     step.dc_state = dc_state.data();
     step.d_gates = &d_gates[t * B * 4 * H];
-    testing::check(launch_step(step, nullptr) == cudaSuccess, "launch");
+    check(launch_step(step, nullptr) == cudaSuccess, "launch");
     const auto from_gates = gemm(&d_gates[t * B * 4 * H], w_hh.data(), rows[t], 4 * H, H, false);
     for (int64_t j = 0; j < rows[t] * H; ++j)
       dh_state[j] = from_double<T>(to_double(dh_state[j]) + to_double(from_gates[j]));
@@ -154,9 +146,9 @@ void run(const Shape& shape, unsigned seed) {
     dh_state[j] = from_double<T>(factor * to_double(dh_state[j]));
   }
   zero_missing(d_gates, 4 * H);
-  check_close(d_gates, solution.d_gates, testing::roundoff<T>(), 32, "d_gates");
-  check_close(dh_state, solution.d_h_0, testing::roundoff<T>(), 32, "d_h_0");
-  check_close(dc_state, solution.d_c_0, testing::roundoff<T>(), 32, "d_c_0");
+  check_close(d_gates, solution.d_gates, roundoff<T>(), 32, "d_gates");
+  check_close(dh_state, solution.d_h_0, roundoff<T>(), 32, "d_h_0");
+  check_close(dc_state, solution.d_c_0, roundoff<T>(), 32, "d_c_0");
 }
 
 // Rows 0 .. 3: as any, reset at the step after, dead, and at its last step.
@@ -196,10 +188,10 @@ void run_projected(int64_t P) {
   forward.projected = projected_T.data(), forward.h_state = h_state.data();
   forward.h_mask = mask_T.data(), forward.h_masked = h_masked.data();
   forward.output = output_T.data(), forward.output_stride = P;
-  testing::check(launch_step(forward, nullptr) == cudaSuccess, "launch");
-  check_close(output_T, output, testing::roundoff<T>(), 0, "output");
-  check_close(h_state, h, testing::roundoff<T>(), 0, "h");
-  check_close(h_masked, seen, testing::roundoff<T>(), 2, "h_masked");
+  check(launch_step(forward, nullptr) == cudaSuccess, "launch");
+  check_close(output_T, output, roundoff<T>(), 0, "output");
+  check_close(h_state, h, roundoff<T>(), 0, "h");
+  check_close(h_masked, seen, roundoff<T>(), 2, "h_masked");
 
   auto dh_state = converted<T>(dh), d_projected_T = unwritten<T>(B * P);
   ProjectionBackwardStep<T, A> backward{};
@@ -208,14 +200,14 @@ void run_projected(int64_t P) {
   backward.rows_after = B, backward.reset_after = reinterpret_cast<const bool*>(reset.data());
   backward.d_output = d_output_T.data(), backward.d_output_stride = P;
   backward.d_projected = d_projected_T.data();
-  testing::check(launch_step(backward, nullptr) == cudaSuccess, "launch");
-  check_close(d_projected_T, d_projected, testing::roundoff<T>(), 4, "d_projected");
-  check_close(dh_state, dh_after, testing::roundoff<T>(), 0, "dh");
+  check(launch_step(backward, nullptr) == cudaSuccess, "launch");
+  check_close(d_projected_T, d_projected, roundoff<T>(), 4, "d_projected");
+  check_close(dh_state, dh_after, roundoff<T>(), 0, "dh");
 }
 
 template <typename T, typename A>
 void add_cases() {
-  const std::string prefix = std::string("stepwise/") + testing::name_of<T>() + "/";
+  const std::string prefix = std::string("stepwise/") + name_of<T>() + "/";
   const auto add = [&](const std::string& name, Shape shape) {
     Case(prefix + name, [shape] {
       for (simt::seed() = 1; simt::seed() <= 2; ++simt::seed()) run<T, A>(shape, simt::seed());
@@ -255,7 +247,7 @@ const Case many_rows("stepwise/more rows than a grid is high", [] {
   step.gates = gates.data();
   step.c_state = step.cells = c_state.data();
   step.h_state = step.output = h_state.data(), step.output_stride = 1;
-  testing::check(launch_step(step, nullptr) == cudaSuccess, "launch");
+  check(launch_step(step, nullptr) == cudaSuccess, "launch");
   check_close(c_state, oracle::Values(rows, 1.0), 0x1p-24, 4, "c");  // sigmoid(0) * 2
   check_close(h_state, oracle::Values(rows, 0.5 * std::tanh(1.0)), 0x1p-24, 4, "h");
 });
