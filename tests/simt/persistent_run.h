@@ -158,7 +158,7 @@ struct Run {
     const auto* const offsets = shape.form == kPacked ? buffers.offsets.data() : nullptr;
     const auto* const order = shape.order ? buffers.order.data() : nullptr;
     const auto* const resets = reinterpret_cast<const bool*>(problems[0].reset.data());
-    return {shape.T, shape.B, shape.H, lengths, offsets, order, shape.reset ? resets : nullptr,
+    return {shape.T,   shape.B, shape.H, lengths, offsets, order, shape.reset ? resets : nullptr,
             wait_limit};
   }
 
