@@ -51,7 +51,7 @@ def newest(pattern: str) -> Record | None:
 def bars(lstm: Record, programs: Record | None) -> Iterator[tuple[str, str, list[float]]]:
     """Yields the title, the mode and the ratios of each bar of the chart, from top to bottom."""
     for program in programs["programs"] if programs else []:
-        title = f"{program['title'].partition(',')[0]}, {program['best']}"
+        title = f"{program['title']}, {program['best']}"
         yield title, program["mode"], [program["ways"][program["best"]]["ratio"]]
     groups = {group["key"]: group for group in lstm["groups"]}
     for key in GROUPS:

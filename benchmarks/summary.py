@@ -1,6 +1,6 @@
-"""Write the newest results of bench_lstm.py into the documents, or print given results.
+"""Write the newest results into the documents, or print given results of bench_lstm.py.
 
-    python benchmarks/summary.py                # writes README.md and docs/reference/figures.md
+    python benchmarks/summary.py                # writes README.md, the page of figures, programs.md
     python benchmarks/summary.py RESULT.json    # prints the table of a result
 
 The newest result of each processor in benchmarks/results is written.
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import machine
+import programs
 from markdown import replace_section, table
 from report import memory_ratio, ratios
 
@@ -90,25 +91,27 @@ def front_page(records: Sequence[Record]) -> str:
     return table(header, lines)
 
 
-def newest() -> list[Record]:
+def newest(files: str) -> list[Record]:
     """Returns the newest result of each processor, sorted by the name of the processor.
 
     Raises:
-        ValueError: benchmarks/results has no result.
+        ValueError: benchmarks/results has none of the files.
     """
-    records = [json.loads(path.read_text()) for path in RESULTS.glob("lstm-cpu-2*.json")]
+    records = [json.loads(path.read_text()) for path in RESULTS.glob(files)]
     by_name = {machine.name(record): record for record in sorted(records, key=lambda r: r["date"])}
     if not by_name:
-        raise ValueError(f"expected files lstm-cpu-2*.json in {RESULTS}, found none")
+        raise ValueError(f"expected files {files} in {RESULTS}, found none")
     return [by_name[name] for name in sorted(by_name)]
 
 
 def publish() -> None:
-    """Writes the tables into README.md and docs/reference/figures.md."""
-    records = newest()
+    """Writes the tables into README.md, docs/reference/figures.md and docs/programs.md."""
+    records = newest("lstm-cpu-2*.json")
     replace_section(ROOT / "README.md", "speed", front_page(records))
     document = ROOT / "docs" / "reference" / "figures.md"
     replace_section(document, "benchmark", "\n\n".join(map(summary, records)))
+    whole = map(programs.tables, newest("programs-cpu-2*.json"))
+    replace_section(ROOT / "docs" / "programs.md", "programs", "\n\n".join(whole))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

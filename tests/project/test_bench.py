@@ -82,11 +82,11 @@ def test_a_run_prints_a_table_and_writes_json(monkeypatch, tmp_path, capsys):
 
 
 def test_the_documents_show_the_newest_results(tmp_path, monkeypatch):
-    """README.md and figures.md have what `python benchmarks/summary.py` writes."""
+    """They have what `python benchmarks/summary.py` writes."""
     root = BENCHMARKS.parent
     monkeypatch.setattr(summary, "ROOT", tmp_path)
     (tmp_path / "docs" / "reference").mkdir(parents=True)
-    documents = ["README.md", "docs/reference/figures.md"]
+    documents = ["README.md", "docs/reference/figures.md", "docs/programs.md"]
     for name in documents:
         (tmp_path / name).write_text((root / name).read_text())
     summary.main([])
