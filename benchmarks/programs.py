@@ -118,9 +118,10 @@ def tables(record: Record) -> str:
         name = f"{entry['title']}: {entry['work']} ({entry['version']})"
         taken = [f"{first['seconds']:.2f} s", f"{entry['share']:.0%}"]
         times.append([name, *taken, *row(entry, cell)])
-        found = [first["result"], *row(entry, lambda way: str(way["result"]))]
+        show = lambda way, of=first["result"]: "same" if way["result"] == of else way["result"]
         if entry["measure"] != TIME_ONLY:
-            results.append([f"{entry['title']}: {entry['measure']}", *found])
+            result = f"{entry['title']}: {entry['measure']}"
+            results.append([result, first["result"], *row(entry, show)])
     columns = [*COLUMNS, "other"]
     parts = [
         f"{machine.line(record)}.",
