@@ -1,5 +1,6 @@
 // The matrix products of the CPU kernels, with packing, encoding and transposing, against plain
 // loops in float64.
+#include <algorithm>
 #include <cfloat>
 #include <cmath>
 #include <cstring>
