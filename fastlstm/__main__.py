@@ -19,16 +19,16 @@ from fastlstm.engine.call import Call
 def devices() -> list[tuple[torch.device, str]]:
     """The devices that fastlstm knows, with a description of each."""
     cpu = f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
-    here = [(torch.device("cpu"), cpu)]
+    described = [(torch.device("cpu"), cpu)]
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)
         text = f"{gpu.name}, sm_{gpu.major}{gpu.minor}, {gpu.multi_processor_count} SMs"
-        here.append((torch.device("cuda", index), text))
-    return here
+        described.append((torch.device("cuda", index), text))
+    return described
 
 
 def engines_of(device: torch.device) -> tuple[str, ...]:
-    """What runs plain calls, calls with lengths and calls with an option; all that have a name."""
+    """The engines for plain calls, for lengths, for other options, and those to request by name."""
     with torch._subclasses.FakeTensorMode():
         input = torch.empty(1, 1, 1, device=device)
         weights = [torch.empty(4, 1, device=device)] * 2
@@ -37,7 +37,7 @@ def engines_of(device: torch.device) -> tuple[str, ...]:
     named = [row.name for row in engines.BY_NAME.values() if not row.why_not(plain)]
     calls = plain, plain._replace(lengths=lengths), plain._replace(return_cell_states=True)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a GPU without kernels: the table shows it
+        warnings.simplefilter("ignore")  # no warning of a GPU without kernels: the table shows it
         chosen = [engines.unmeasured(call).name for call in calls]
     return *chosen, ", ".join(name for name in named if name != "op")
 
@@ -63,10 +63,10 @@ def info() -> None:
         print_row(key, ", ".join(value) if isinstance(value, list) else str(value or "-"))
 
     print("\nDevices")
-    here = devices()
-    for device, text in here:
+    described = devices()
+    for device, text in described:
         print_row(str(device), text)
-    if len(here) == 1:
+    if len(described) == 1:
         print_row("cuda", "none visible")
 
     print("\nEngines (op: ours, where the shape decides which)")
@@ -74,7 +74,7 @@ def info() -> None:
         engines.check_engine(engines.DEFAULT)
         print(f"  FASTLSTM_ENGINE={engines.DEFAULT} decides where the code does not")
     print_row("", "plain calls", "with lengths=", "with reset=, ...", "by name")
-    for device, _ in here:
+    for device, _ in described:
         print_row(str(device), *engines_of(device))
     print(f"\n{_plan.ON_A_GPU}")
     if _build.has_kernels("cpu"):
@@ -119,7 +119,7 @@ def main(argv: list[str] | None = None) -> None:
     else:
         try:
             info()
-        except ValueError as error:  # of FASTLSTM_ENGINE
+        except ValueError as error:  # FASTLSTM_ENGINE names no engine
             raise SystemExit(str(error)) from None
 
 

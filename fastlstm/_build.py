@@ -53,7 +53,7 @@ def has_kernels(device: torch.device | str) -> bool:
 
 
 def engines_of_the_op() -> dict[str, tuple[str, ...]]:
-    """The names of the op's engines, and the device types that have each."""
+    """The device types of each engine of the op, by the name of the engine."""
     return library.engines() if library is not None else {}
 
 
@@ -72,7 +72,7 @@ def why_no_kernels(device: torch.device) -> str | None:
 
 @functools.cache
 def _why_not_this_gpu(index: int) -> str | None:
-    """Why the kernels cannot run on a GPU: a driver's error, or they were compiled for others."""
+    """Why the kernels cannot run on a GPU (an error, or no code for it), or None if they can."""
     _, capability, error = gpu(index)
     if capability:
         return None
@@ -85,18 +85,14 @@ def _minor(version: str) -> str:
 
 @functools.cache
 def gpu(index: int) -> tuple[int, int, str]:
-    """The number of multiprocessors of a GPU, its compute capability, and an error.
+    """The number of multiprocessors of a GPU, its compute capability (90 for 9.0), and an error.
 
-    Multiprocessors that FASTLSTM_FREE_SMS leaves free do not count. The capability is 90 for 9.0.
-    If the kernels were compiled for less than sm_80, it is theirs. If they cannot run, it is 0, and
-    the error says why (an old driver, for instance), unless no kernel was compiled for the GPU.
+    The number leaves out those that FASTLSTM_FREE_SMS reserves. If the kernels were compiled for
+    less than sm_80, the capability is that of the kernels. If they cannot run, it is 0, and the
+    error says why (an old driver, for instance), or is "" if they were not compiled for the GPU.
     """
     sm_count, capability, error = torch.ops.fastlstm.cuda_device(index)
-    return (
-        sm_count,
-        capability,
-        error.partition("\n")[0],
-    )  # then come hints for debugging
+    return sm_count, capability, error.partition("\n")[0]  # CUDA appends hints for debugging
 
 
 def mismatch(record: dict[str, Any], torch_version: str, torch_cuda: str | None) -> str | None:

@@ -76,7 +76,7 @@ def _fits_persistent(call: Call) -> bool:
 
 
 def _is_sound(name: str, call: Call) -> bool:
-    """Whether the kernels of an engine passed a check on the GPU of a call; True on a CPU."""
+    """`Engine.is_sound` of an engine of the op. Kernels on a CPU need no check."""
     device = call.input.device
     if device.type != gate.DEVICE_TYPE or name == "tiled":
         return True

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Prints the engine that "auto" chooses, what keeps others from the call, and our plan."""
+    """Prints the engine of "auto", whether others serve the call, and the plan of our kernels."""
     call = _plain_call(args)
     with torch.set_grad_enabled(not args.inference):
         chosen = engines.choose(call)
@@ -48,13 +48,13 @@ def run(args: argparse.Namespace) -> None:
         if row is not chosen:
             print(f"  {row.name:<12}{row.why_not(call) or 'serves it, by name'}")
     if args.device == "cpu" and engines.BY_NAME["op"].why_not(call) is None:
-        _print_walks(args, call)
+        _print_cpu_plans(args, call)
     if args.device == "cuda":
         print(f"\n{ON_A_GPU}")
 
 
 def _plain_call(args: argparse.Namespace) -> Call:
-    """A call of these sizes, whose tensors have no memory."""
+    """A call of these sizes. Its tensors are fake: they have a shape and no memory."""
     dtype = getattr(torch, args.dtype)
     sizes = args.input or args.hidden, args.hidden, args.layers
     lstm = torch.nn.LSTM(*sizes, bidirectional=args.bidirectional, device="meta")
@@ -65,8 +65,8 @@ def _plain_call(args: argparse.Namespace) -> Call:
     return Call(input, None, weights, "bias", args.layers, 1 + args.bidirectional)
 
 
-def _print_walks(args: argparse.Namespace, call: Call) -> None:
-    """The plan of forward, and in training of backward, of the first layer on this processor."""
+def _print_cpu_plans(args: argparse.Namespace, call: Call) -> None:
+    """Prints how the first layer is computed: forward, and in training also backward."""
     sizes: dict[str, Any] = dict(input_size=call.input.size(-1), hidden_size=args.hidden)
     for backward in [False] if args.inference else [False, True]:
         plan = _build.library.plan_cpu(

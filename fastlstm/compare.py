@@ -23,10 +23,10 @@ from .modules.options import check_model
 from .prepack.layers import PrepackedLSTM, PrepackedLSTMCell
 from .prepack.prepack import prepack
 
-Call = tuple[nn.Module, Sequence[Any], dict[str, Any]]
+ModuleCall = tuple[nn.Module, Sequence[Any], dict[str, Any]]
 
 LSTMS = (nn.LSTM, nn.LSTMCell, LSTM, LSTMCell, PrepackedLSTM, PrepackedLSTMCell)
-NOISY = 0.15  # of a ratio, between its quartiles
+NOISY = 0.15  # quartiles of a ratio that differ by more than this part of it are noise
 
 
 class Comparison(NamedTuple):
@@ -37,10 +37,10 @@ class Comparison(NamedTuple):
         milliseconds: median time of a call; in training of a step.
         ratio: time of the first way / time of this one, the median over all rounds.
         quartiles: the first and the third quartile of these ratios.
-        share: the part of the time that the LSTMs take alone, with the inputs that they get.
-        difference: largest difference of a number of the outputs from that of the first way, in
-            eval mode; NaN if the outputs cannot be compared.
-        code: what to write for it.
+        share: the part of the time that the LSTMs take if only they are called, as in the model.
+        difference: largest difference between a number of the outputs and the same number of the
+            first way, in eval mode; NaN if the outputs cannot be compared.
+        code: the Python code that converts a model to this way.
     """
 
     name: str
@@ -69,11 +69,11 @@ def compare(
 
     Args:
         model: any module with an LSTM or LSTMCell, of torch.nn or of fastlstm.
-        inputs: the arguments of a call of it.
+        inputs: the arguments with which the model is called.
         training: whether to time training steps (forward, and backward of the sum of the outputs)
             instead of inference.
         seconds: how long each way is measured.
-        quiet: whether to print nothing; else a table, and what to write for the best row.
+        quiet: whether to print nothing; else a table, and the code of the best row.
 
     Returns:
         A row for each way.
@@ -110,7 +110,7 @@ class _Way(NamedTuple):
     code: str
     outputs: list[Any]
     run_model: Run
-    run_lstms: Run  # makes the calls that the model made of its LSTMs
+    run_lstms: Run  # calls the LSTMs with the arguments that the model gave them
 
 
 def _ways(
@@ -131,7 +131,7 @@ def _ways(
                 print(f"{name} is left out: {str(error).splitlines()[0]}")
         else:
             runs = True
-            whole: list[Call] = [(made, _copied(inputs), {})]
+            whole: list[ModuleCall] = [(made, _copied(inputs), {})]
             run_model, run_lstms = (partial(_make_calls, each, training) for each in (whole, calls))
             yield _Way(name, code, outputs, run_model, run_lstms)
 
@@ -139,7 +139,7 @@ def _ways(
 def _conversions(
     device: torch.device, training: bool
 ) -> Iterator[tuple[str, str, Callable[..., Any]]]:
-    """The name, what to write, and the function that makes it of a copy of the model."""
+    """Each way: its name, its code, and the function that makes it from a copy of the model."""
     yield "nn.LSTM", 'fastlstm.convert(model, to="torch")', partial(convert, to="torch")
     yield "converted", "fastlstm.convert(model)", convert
     if device.type == "cuda":
@@ -164,14 +164,14 @@ def _convert_to_engine(engine: str, model: nn.Module) -> nn.Module:
 
 
 def _row(
-    way: _Way, firsts: list[float], times: list[float], of_lstms: list[float], outputs: list[Any]
+    way: _Way, firsts: list[float], times: list[float], lstm_times: list[float], outputs: list[Any]
 ) -> Comparison:
-    """A way beside the first one, from the seconds of each round and the first one's outputs."""
+    """The row of a way, from seconds of each round. `firsts` and `outputs` are the first way's."""
     ratios = [first / time for first, time in zip(firsts, times, strict=True)]
     low, ratio, high = statistics.quantiles(ratios, n=4, method="inclusive")
-    whole, share = statistics.median(times), statistics.median(of_lstms)
+    whole, lstms = statistics.median(times), statistics.median(lstm_times)
     difference = _difference(way.outputs, outputs)
-    figures = 1e3 * whole, ratio, (low, high), min(1.0, share / whole), difference
+    figures = 1e3 * whole, ratio, (low, high), min(1.0, lstms / whole), difference
     return Comparison(way.name, *figures, way.code)
 
 
@@ -201,9 +201,9 @@ def _copied(value: Any) -> Any:
     return copy.deepcopy(value, dict(zip(map(id, tensors), copies, strict=True)))
 
 
-def _calls_of_lstms(model: nn.Module, inputs: Sequence[Any], training: bool) -> list[Call]:
-    """Runs the model once; the calls that it makes of its LSTMs."""
-    calls: list[Call] = []
+def _calls_of_lstms(model: nn.Module, inputs: Sequence[Any], training: bool) -> list[ModuleCall]:
+    """Runs the model once, and returns the calls that it makes to its LSTMs."""
+    calls: list[ModuleCall] = []
 
     def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
         calls.append((module, _copied(args), _copied(kwargs)))
@@ -216,7 +216,7 @@ def _calls_of_lstms(model: nn.Module, inputs: Sequence[Any], training: bool) -> 
     return calls
 
 
-def _make_calls(calls: Sequence[Call], training: bool) -> None:
+def _make_calls(calls: Sequence[ModuleCall], training: bool) -> None:
     """Makes each call once, in training with the gradients of its parameters and inputs."""
     with torch.set_grad_enabled(training):
         for module, args, kwargs in calls:
@@ -229,7 +229,7 @@ def _make_calls(calls: Sequence[Call], training: bool) -> None:
 
 
 def _outputs(model: nn.Module, inputs: Sequence[Any]) -> list[Any]:
-    """What lies in its outputs in eval mode."""
+    """The leaves of the model's outputs in eval mode."""
     torch.manual_seed(0)
     with torch.no_grad():
         leaves = _leaves(model.eval()(*inputs))
@@ -238,7 +238,7 @@ def _outputs(model: nn.Module, inputs: Sequence[Any]) -> list[Any]:
 
 
 def _difference(outputs: list[Any], others: list[Any]) -> float:
-    """The largest difference of a number in the one from that in the other."""
+    """The largest difference between two numbers at the same place of the two lists."""
     pairs = zip_longest(outputs, others)
     differences = (_difference_of_leaves(*pair) for pair in pairs)
     return max(differences, default=math.nan, key=lambda d: math.inf if math.isnan(d) else d)
@@ -255,7 +255,7 @@ def _difference_of_leaves(one: Any, other: Any) -> float:
 
 
 def _numbers(leaf: Any) -> Tensor | None:
-    """The numbers of a leaf, real or not, if it has such."""
+    """The numbers of a leaf as a complex tensor, or None if it has no numbers."""
     if isinstance(leaf, (bool, int, float, complex)):
         leaf = torch.tensor(leaf)
     if not isinstance(leaf, Tensor):
@@ -294,7 +294,7 @@ def _table(rows: Sequence[Comparison], training: bool) -> str:
 
 
 def main(function: str, training: bool, seconds: float) -> None:
-    """`python -m fastlstm compare`: of a model that package.module:function returns with inputs."""
+    """`python -m fastlstm compare`: compares the model and the inputs that a function returns."""
     expected = f"function: expected package.module:function, got {function}"
     try:
         make = pkgutil.resolve_name(function)

@@ -31,26 +31,26 @@ class _StandIn(nn.Module):
     _fastlstm_of: ClassVar[type[nn.Module]]
 
     def __init_subclass__(cls) -> None:
-        """Skips the method of Own, which may keep a list of its subclasses, or refuse them."""
+        """Replaces the method of Own, which may refuse subclasses or keep a list of them."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """For pickle and copy, which cannot find a class that convert made at run time."""
         reduced: Any = super().__reduce_ex__(protocol)
         if not _is_stand_in(type(self)):
             return reduced
-        make, arguments, *rest = reduced
-        named = [self._fastlstm_of if a is type(self) else a for a in (make, *arguments)]
+        constructor, arguments, *rest = reduced
+        named = [self._fastlstm_of if a is type(self) else a for a in (constructor, *arguments)]
         return _make, tuple(named), *rest
 
 
 def _is_stand_in(cls: type[nn.Module]) -> bool:
-    """Whether convert made a class; others may inherit from it."""
+    """Whether convert itself made a class. A subclass of such a class is not one."""
     return "_fastlstm_of" in vars(cls)
 
 
-def _make(make: Any, *arguments: Any) -> nn.Module:
+def _make(constructor: Any, *arguments: Any) -> nn.Module:
     """Makes an instance of Own for pickle and copy, and converts it."""
-    module: nn.Module = make(*arguments)
+    module: nn.Module = constructor(*arguments)
     target, _ = _to_fastlstm(module, keep_class=True)
     if target is not None:
         _change_class(module, target)
@@ -126,7 +126,7 @@ def convert(
 def convert(
     model: nn.Module, to: Literal["fastlstm", "torch"] = "fastlstm", *, keep_class: bool = True
 ) -> nn.Module:
-    """Gives every LSTM and LSTMCell of a model its class of fastlstm, and returns the model.
+    """Turns every LSTM and LSTMCell of a model into fastlstm's, in place, and returns the model.
 
     The modules stay the objects that they are, with their Parameters, hooks, parametrizations and
     attributes, so optimizers and other objects that hold them stay valid.
@@ -240,9 +240,9 @@ def _stand_in(cls: type[nn.Module], of_torch: type[nn.Module]) -> type[nn.Module
 
 
 def _change_class(module: nn.Module, target: type[nn.Module]) -> None:
-    """Gives a module another class, also to forward methods that are stored on the module."""
+    """Changes the class of a module. If the module stores its own forward, that is replaced too."""
     old = type(module)
-    if parametrize.is_parametrized(module):  # parametrize made its class, which has the properties
+    if parametrize.is_parametrized(module):  # keeps the properties that parametrize added
         members = {k: v for k, v in vars(old).items() if k not in ("__dict__", "__weakref__")}
         target = new_class(f"Parametrized{target.__name__}", (target,), members, type(target))
     object.__setattr__(module, "__class__", target)

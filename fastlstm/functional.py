@@ -52,7 +52,7 @@ def lstm(
 
     Sizes: T steps, B batch rows, I input_size, H hidden_size, P output size (proj_size, or H
     without a projection), L num_layers, D = 2 if bidirectional else 1. All floating tensors are of
-    one dtype and on one device. It can be differentiated, twice too, by every floating tensor.
+    one dtype and on one device. The results have first and second derivatives by each of them.
 
     Args:
         input: [T,B,I]; [B,T,I] if `batch_first`; the data [N,I] of a PackedSequence if
@@ -78,9 +78,9 @@ def lstm(
             those of the last real step (h_0, c_0 for length 0). The second direction starts at
             that step. Unlike packing, compiles with `fullgraph=True`. Values are checked on the
             CPU only. Not with `batch_sizes`.
-        reset: [T,B] bool or numbers ([B,T] if `batch_first`). If it is true, or not 0, h and c are
-            zeroed before that step, in walking order in each direction, and no gradient passes. A
-            NaN is an error, which is found on the CPU only. Not with `batch_sizes`.
+        reset: [T,B] bool or numbers ([B,T] if `batch_first`). If it is true, or not 0, each
+            direction zeroes h and c before it makes that step, and no gradient passes. A NaN is an
+            error, which is found on the CPU only. Not with `batch_sizes`.
         return_cell_states: whether to return every cell state as well.
         input_dropout: probability p of dropping a feature of each layer's input, the same features
             at every step of a row: x_t becomes m * x_t with m [B,I] zero with probability p, else
@@ -91,7 +91,7 @@ def lstm(
             h_t = z * h_{t-1} + (1 - z) * o * tanh(f * c_{t-1} + i * g), z zero or one (zoneout,
             Krueger et al., 2017). With a projection, h is the projected h.
         zoneout_c: the same for c: c_t = z * c_{t-1} + (1 - z) * (f * c_{t-1} + i * g). Without
-            `training` neither acts, whereas the paper then mixes old and new by the probability.
+            `training` neither kind of zoneout acts (in the paper z is then its probability).
         weight_dropout: probability of dropping a weight of W_hh for the whole call; the others are
             divided by 1 - p (DropConnect as in AWD-LSTM, Merity et al., 2018).
         engine: one of `ENGINES`. "auto" is the environment variable FASTLSTM_ENGINE (read at
@@ -138,8 +138,8 @@ def lstm(
 
     def compute(call: Call) -> Results:
         if training:
-            drawn = input_dropout, recurrent_dropout, zoneout_h, zoneout_c, weight_dropout
-            call = with_training_options(call, dropout, Regularizers(*drawn))
+            probabilities = input_dropout, recurrent_dropout, zoneout_h, zoneout_c, weight_dropout
+            call = with_training_options(call, dropout, Regularizers(*probabilities))
         return _run(call, engine)
 
     form = num_layers, directions, batch_sizes, lengths, reset

@@ -25,24 +25,24 @@ def tune(model: nn.Module, *example: Any, seconds: float = 1.0) -> dict[str, dic
     plain call of a `fastlstm.LSTM` with engine "auto" the engines that can serve it take turns.
     If an engine that "auto" would not choose is at least 3 % faster, twice in a row, `tune` stores
     it for this machine, this number of threads and these versions. "auto" follows it, in this
-    process and in later ones. Two calls are of one kind if their batch sizes have the same next
-    power of two, and so their numbers of steps.
+    process and in later ones. Calls of one kind differ only in the batch size and the number of
+    steps, and each of the two rounds up to the same power of two.
 
     Args:
         model: any module with a `fastlstm.LSTM`.
-        example: the arguments of a call of it.
+        example: the arguments with which the model is called.
         seconds: how long each kind of call is measured, and again to confirm another engine.
 
     Returns:
         For each kind of call the median microseconds of a call, in training with its gradients, by
-        "op" (ours, as the device's planner chooses it), "torch" (PyTorch's own LSTM) and, on a GPU
+        "op" (the op, whose planner chooses an engine), "torch" (PyTorch's own LSTM) and, on a GPU
         where it passed `fastlstm.check`, "persistent". The first of them is the one that "auto"
         follows from now on.
 
     Raises:
         TypeError: `model` is no module.
         ValueError: no plain call of a `fastlstm.LSTM` was made.
-        OSError: the file of FASTLSTM_TUNE cannot be written; then this process alone follows.
+        OSError: the file of FASTLSTM_TUNE cannot be written; then only this process follows.
     """
     check_model(model)
     records.noted = calls = dict[str, Call]()
@@ -69,7 +69,7 @@ def tune(model: nn.Module, *example: Any, seconds: float = 1.0) -> dict[str, dic
 
 
 def _measure(call: Call, default: str, seconds: float) -> dict[str, float]:
-    """Microseconds by engine. The engine to choose comes first: it was faster in two series."""
+    """Microseconds by engine. The first is `default`, or another that was faster in both series."""
     rows = (engines.BY_NAME.get(name) for name in ("torch", "op", "persistent"))
     runs = {row.name: runner(call, row) for row in rows if row and _may_run(row, call)}
     times: dict[str, list[float]] = {}

@@ -15,9 +15,10 @@ from ..engine.by_reference import run_reference
 from ..engine.call import LAYOUTS, Call, Regularizers, Results, weight_shapes
 from .child import Case
 
-# The bits of a significand by kind of arithmetic. "tf32" is float32 with products in TF32.
+# Errors are measured in roundoffs of 2**-bits. bfloat16 has one bit more here than its significand.
+# "tf32" is float32 with matrix products in TF32.
 BITS = {"float64": 53, "float32": 24, "tf32": 11, "bfloat16": 9, "float16": 11}
-# Prepacked layers in float32 as if they were engines, with the bits of their results.
+# Prepacked layers in float32 are checked like engines. Their roundoff is 2**-bits.
 PREPACKED = {"prepacked": 24, "prepacked in bfloat16": 11, "prepacked in int8": 11}
 TOLERANCE = 32  # roundoffs of the largest value; four times as many with layer normalization
 
@@ -28,9 +29,9 @@ CASES = (
     "both directions; layer norm, lengths; recurrent dropout, both directions; cell states, both "
     "directions; one step; one row; large H"
 ).split("; ")
-# Typical calls, which are timed as well; without the word in inference.
+# Calls that are timed as well: in inference, unless the name has the word "training".
 TIMED = ("typical", "typical, training", "typical, packed, training", "typical step")
-# Steps, rows, input_size and hidden_size of the cases with a word, the first that fits.
+# Steps, rows, input_size and hidden_size. A case takes the first key that its name contains.
 SIZES = {
     "large H": (6, 9, 64, 512),
     "one row": (40, 1, 6, 33),
@@ -42,7 +43,7 @@ SIZES = {
 
 
 def cases_of(engines: Sequence[str], device: torch.device, timed: bool = False) -> list[Case]:
-    """The cases of each engine, with typical calls for ours if they are to be timed."""
+    """The cases of each engine. If `timed`, engines of the op also have the calls of TIMED."""
     found = []
     kinds = [kind for kind in BITS if kind != "tf32" or device.type == "cuda"]
     for engine in engines:
@@ -94,7 +95,7 @@ def draw(option: str, kind: str, device: torch.device) -> Call:
 def results(
     run: Callable[[Call], Results], call: Call, dtype: torch.dtype, differentiates: bool = True
 ) -> dict[str, Tensor]:
-    """By name what a call returns, and its gradients for upstream gradients of a dtype's values."""
+    """The results and gradients of a call by name. Upstream gradients are rounded to `dtype`."""
     given = (call.input, *(call.hx or ()), *call.weights)
     leaves = [tensor.detach().requires_grad_(differentiates) for tensor in given]
     weights = leaves[-len(call.weights) :]
@@ -115,7 +116,7 @@ def results(
 
 
 def expected(option: str, kind: str, device: torch.device) -> dict[str, Tensor]:
-    """The results by the equations in float64, for the values of a kind of arithmetic."""
+    """The results of a case by the equations in float64, from inputs in the dtype of its kind."""
     call = draw(option, kind, device)
     hx = None if call.hx is None else (call.hx[0].double(), call.hx[1].double())
     weights = [weight.double() for weight in call.weights]
@@ -126,7 +127,7 @@ def expected(option: str, kind: str, device: torch.device) -> dict[str, Tensor]:
 def judge(
     option: str, bits: int, found: dict[str, Tensor], right: dict[str, Tensor]
 ) -> tuple[float, str]:
-    """The largest error in roundoffs of the largest value, and what is wrong, or ""."""
+    """The largest error, in roundoffs of a result's largest value, and a text on what is wrong."""
     errors = {}
     for name, value in found.items():
         error = (value.to(right[name]) - right[name]).abs().max()

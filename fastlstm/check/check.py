@@ -134,7 +134,7 @@ def _table(found: dict[str, Any]) -> str:
 
 
 def _grouped(rows: list[Row], *keys: str) -> dict[str, list[Row]]:
-    """Rows that have the same values of some keys, under these values."""
+    """Rows in groups of equal values of some keys. These values, joined, name a group."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(", ".join(row[key] for key in keys if row[key]), []).append(row)

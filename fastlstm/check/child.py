@@ -43,15 +43,15 @@ def check_cases(
 
     Args:
         device: with an index if it is a GPU.
-        cases: those of an engine stand together.
+        cases: the cases of one engine follow one another.
         end: when to stop, as `time.monotonic` counts.
         instructions: NAME=VALUE, a variable that chooses an instruction set of the CPU, or "".
         show: is called with each row.
 
     Returns:
-        For each case that its engine serves a row with what the case has, and with instructions
-        and result. If it did not pass, there is a reason. If results were compared, there is their
-        error in roundoffs. If the call was timed, there are milliseconds and ratio.
+        A row for each case that its engine serves: the keys of the case, instructions and result.
+        If the case did not pass, there is a reason. If results were compared, there is their error
+        in roundoffs. If the call was timed, there are milliseconds and ratio.
     """
     left: list[Row] = [{**case, "instructions": instructions} for case in cases]
     found: list[Row] = []
@@ -62,7 +62,7 @@ def check_cases(
             rows.append(row)
         found += (row for row in rows if row["result"] != NOT_SERVED)
         left = left[len(rows) :]
-        if row["result"] == UNCHECKED:  # nor can the rest be checked
+        if row["result"] == UNCHECKED:  # for a reason that holds for the other cases too
             found += ({**case, "result": UNCHECKED, "reason": row["reason"]} for case in left)
             break
         left = [case for case in left if case["engine"] != row["engine"]]
@@ -100,7 +100,7 @@ def _rows(device: torch.device, cases: Sequence[Row], end: float) -> Iterator[Ro
     pipes: Any = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     child: Any = subprocess.Popen(command, env=environment, text=True, errors="replace", **pipes)
     rows: list[Row] = []
-    said, is_ready, line = "", False, "\n"
+    last_text, is_ready, line = "", False, "\n"
     try:
         while line:
             limit = min(end, time.monotonic() + SILENCE) if is_ready else end
@@ -112,7 +112,7 @@ def _rows(device: torch.device, cases: Sequence[Row], end: float) -> Iterator[Ro
                 rows.append({**cases[len(rows)], **json.loads(line)})
                 yield rows[-1]
             is_ready = is_ready or line.strip() == READY
-            said = line.strip() or said  # a warning, or the last line of an error
+            last_text = line.strip() or last_text  # a warning, or the last line of an error
     finally:
         timer.cancel()
         child.kill()
@@ -120,7 +120,7 @@ def _rows(device: torch.device, cases: Sequence[Row], end: float) -> Iterator[Ro
     has_raised = child.returncode == 0 and rows and rows[-1]["result"] == FAILED
     if len(rows) == len(cases) or has_raised:
         return
-    result, reason = FAILED, f"the process ended with status {child.returncode}: {said}"
+    result, reason = FAILED, f"the process ended with status {child.returncode}: {last_text}"
     if time.monotonic() >= end:
         result, reason = UNCHECKED, "the time is over"
     elif time.monotonic() >= limit:

@@ -1,8 +1,8 @@
 """Lets our CUDA kernels compute only after they were checked on this GPU.
 
-The persistent engine waits inside its kernels, so it needs a check in a child process that passed.
-The stepwise kernels cannot hang: without such a check a small layer is compared before their first
-use.
+The kernels of the persistent engine wait for each other and could hang, so they run only after a
+check in a child process has passed. The stepwise kernels cannot hang: if there was no such check, a
+small layer is compared with the equations before their first use.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def _untraced(function: _Function) -> _Function:
-    """As torch.compiler.assume_constant_result, which imports a compiler that few programs need.
+    """Marks a function that torch.compile calls instead of tracing it, and returns the function.
 
-    A compiler calls such a function and does not trace it.
+    torch.compiler.assume_constant_result does the same, but imports the compiler.
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
@@ -81,8 +81,8 @@ def why_not_persistent(device: torch.device) -> str:
 def stepwise_is_wrong(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the stepwise kernels compute something else than the equations on a GPU.
 
-    The first question in a process is answered by the record of a check, or by a small layer, and
-    if they differ, with a warning. Without either they count as right.
+    A check on record decides, or else a small layer, which is computed once in a process. If the
+    kernels are wrong, a warning says so. If no check may be done now, they count as right.
     """
     key = device, dtype
     with _lock:
@@ -107,11 +107,11 @@ def stepwise_is_wrong(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def _compare(device: torch.device, dtype: torch.dtype) -> str:
-    """What is wrong in a small layer, forward and backward, by the equations on the same device."""
+    """Compares a small layer with the equations on its device; returns what is wrong, or ""."""
     kind = str(dtype).removeprefix("torch.")
-    # Not in torch 2.8, which has another question.
-    ask = getattr(torch._C, "_get_fp32_precision_getter", None)
-    is_tf32 = ask("cuda", "matmul") == "tf32" if ask else torch.backends.cuda.matmul.allow_tf32
+    # torch 2.8 lacks this function, and has only `allow_tf32`.
+    query = getattr(torch._C, "_get_fp32_precision_getter", None)
+    is_tf32 = query("cuda", "matmul") == "tf32" if query else torch.backends.cuda.matmul.allow_tf32
     bits = BITS["tf32" if is_tf32 and kind == "float32" else kind]
     try:
         found = results(partial(run_op, engine="stepwise"), draw(SMALL, kind, device), dtype)

@@ -23,13 +23,13 @@ from .child import NOT_SERVED, READY, UNCHECKED, Case, Row
 
 _NO_MEMORY = re.compile("MemoryError|out of memory|enough memory|allocate memory|ALLOC_FAILED")
 _SECONDS = 0.05  # of a call that is timed
-_expected = functools.cache(expected)  # for one engine after the other
+_expected = functools.cache(expected)  # each engine is compared with the same results
 
 
 def main() -> None:
     """Computes the cases that the parent gave, up to the first that raises an error."""
     device = torch.device(sys.argv[1])
-    torch.zeros(1, device=device)  # an error here is none of an engine's
+    torch.zeros(1, device=device)  # a device that cannot be used raises here, before any case
     _print(READY)
     for case in json.loads(sys.argv[2]):
         try:
@@ -38,7 +38,7 @@ def main() -> None:
             text = f"{type(error).__name__}: {error}"
             if not _NO_MEMORY.search(text):
                 _print(json.dumps({"result": FAILED, "reason": text.partition("\n")[0]}))
-                return  # a GPU may serve this process no more
+                return  # after an error a GPU may not work in this process any more
             row = {"result": UNCHECKED, "reason": "memory"}
         _print(json.dumps(row))
 
@@ -81,8 +81,8 @@ def _time(engine: Engine, call: Call, option: str) -> Row:
 
 
 def _prepacked(name: str) -> Engine:
-    """Prepacks the weights of each call, and computes it as prepacked layers do."""
-    weights = getattr(torch, name.partition(" in ")[2] or "float32")
+    """Returns an engine that prepacks the weights of a call, and runs it as prepacked layers do."""
+    weight_dtype = getattr(torch, name.partition(" in ")[2] or "float32")
 
     def why_not(call: Call) -> str | None:
         if call.regularizers is not None or "layer_norm" in call.layout:
@@ -92,10 +92,10 @@ def _prepacked(name: str) -> Engine:
     def run(call: Call) -> Results:
         rows, pack = len(call.weights[0]), formats.pack  # W_hr has fewer rows
         packed = [
-            pack(w, None, weights, by_gates=len(w) == rows) if w.dim() == 2 else w
+            pack(w, None, weight_dtype, by_gates=len(w) == rows) if w.dim() == 2 else w
             for w in call.weights
         ]
-        layout = f"{call.layout} {formats.name_of(weights)}".strip()
+        layout = f"{call.layout} {formats.name_of(weight_dtype)}".strip()
         call = call._replace(hx=call.state(), weights=packed, layout=layout)
         return run_prepacked(call, torch.float32, name)
 

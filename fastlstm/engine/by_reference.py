@@ -20,14 +20,14 @@ def run_reference(call: Call) -> Results:
 
 def _run_layer(*layer: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     count = len(LstmCall._fields)
-    call, zones = LstmCall(*layer[:count]), layer[count:]
+    call, zoneout_masks = LstmCall(*layer[:count]), layer[count:]
     device = call.input.device.type
     if not autocasts(device):
         check_layer(call)
-        return reference.lstm_layer(*call, *zones)
+        return reference.lstm_layer(*call, *zoneout_masks)
     call = _as_autocast(call, torch.get_autocast_dtype(device))
     with torch.autocast(device, enabled=False):
-        return _run_layer(*call, *zones)
+        return _run_layer(*call, *zoneout_masks)
 
 
 def _as_autocast(call: LstmCall, dtype: torch.dtype) -> LstmCall:

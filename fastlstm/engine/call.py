@@ -20,7 +20,7 @@ State = tuple[Tensor, Tensor]  # h and c
 # The output, (h_n, c_n), and the cell states of each layer if the call returns them.
 Results = tuple[Tensor, State, list[Tensor]]
 
-# Asked at import, because torch 2.11 cannot trace the question.
+# Read at import, because torch 2.11 cannot trace `is_autocast_available`.
 _AUTOCAST_DEVICES = frozenset(
     device for device in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(device)
 )
@@ -85,7 +85,7 @@ def check_probabilities(**probabilities: Any) -> None:
 
 
 class Direction(NamedTuple):
-    """The weights of one direction in the order of the list; None for a missing weight."""
+    """The weights of one direction, in the order of `Call.weights`; a missing weight is None."""
 
     W_ih: Tensor  # [4H,I]
     W_hh: Tensor  # [4H,P]
@@ -98,7 +98,7 @@ class Direction(NamedTuple):
     bias_c: Tensor | None = None  # [H]
 
     def tensors(self) -> list[Tensor]:
-        """The weights that are there, in the order of the list."""
+        """The weights of the direction in the same order, without the missing ones."""
         return [weight for weight in self if weight is not None]
 
 
@@ -196,7 +196,7 @@ class Call(NamedTuple):
         return zero_state(self.input, rows, W_ih.size(0) // 4, W_hh.size(-1))
 
     def describe(self) -> str:
-        """What calls that count as alike have in common: sizes up to a power of two, and more."""
+        """Describes the kind of a call for `tune`. Steps and batch count up to a power of two."""
         steps, batch = (1 << (size - 1).bit_length() for size in self.steps_and_batch())
         tensors = (self.input, *(self.hx or ()), *self.weights)
         trains = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
@@ -211,8 +211,8 @@ class Call(NamedTuple):
 
     def layer(self, k: int, input: Tensor) -> LstmCall:
         """The call of layer k on its input. Without `hx` it has no state either."""
-        each = len(self.weights) // self.num_layers
-        weights = self.weights[k * each : (k + 1) * each]
+        count = len(self.weights) // self.num_layers
+        weights = self.weights[k * count : (k + 1) * count]
         h_0: Any = None
         c_0: Any = None
         if self.is_cell:
@@ -255,7 +255,7 @@ def layout_of_stack(weights: Sequence[Tensor], count: int) -> str:
 
 
 def weight_names(layout: str) -> tuple[str, ...]:
-    """The names of a direction's weights in the order of the list; a ValueError for no layout."""
+    """The names of a direction's weights in order. Raises a ValueError for an unknown layout."""
     if layout not in _WEIGHTS:
         raise ValueError(
             f"layout: expected of the words {', '.join(_WORDS)} those that apply, in this order, "
@@ -267,7 +267,7 @@ def weight_names(layout: str) -> tuple[str, ...]:
 def weight_shapes(
     layout: str, input_size: int, hidden_size: int, output_size: int
 ) -> tuple[tuple[int, ...], ...]:
-    """The shapes of a direction's weights in the order of the list."""
+    """The shapes of a direction's weights, in the order of their names."""
     gates = 4 * hidden_size
     shapes: dict[str, tuple[int, ...]] = {
         "W_ih": (gates, input_size),

@@ -191,7 +191,7 @@ def _refuse_for_packed(call: Call | LstmCall) -> None:
 
 
 def check_lengths(call: Call) -> None:
-    """Raises a RuntimeError unless the lengths of a call, otherwise checked, fit its input."""
+    """Raises a RuntimeError unless the lengths of a call fit its input, which is checked before."""
     _refuse_for_packed(call)
     assert call.lengths is not None
     steps, batch = call.input.shape[:2]

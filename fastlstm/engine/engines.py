@@ -39,7 +39,7 @@ class Engine(NamedTuple):
     is_sound: Callable[[Call], bool] = lambda call: True
 
 
-#: "torch", "reference", "op" (ours, as the device's planner chooses it), and the engines of the op.
+#: "torch", "reference", "op" (the op, whose planner chooses an engine), and each engine of the op.
 BY_NAME: dict[str, Engine] = {}
 #: What users may name; "auto" is no engine, but the choice among them.
 ENGINES = ("auto", "torch", "reference", *_build.engines_of_the_op())
@@ -57,7 +57,7 @@ def check_engine(name: Any) -> None:
 
 
 def choose(call: Call, requested: str = "auto") -> Engine:
-    """Returns the engine of a call. On a GPU it is one of ours only after that was checked there.
+    """Returns the engine of a call, or the reference if the engine failed its check on this GPU.
 
     Raises:
         ValueError: there is no engine called `requested`.
@@ -110,7 +110,7 @@ def unmeasured(call: Call) -> Engine:
 def auto_means_op() -> bool:
     """Whether "auto" means the op for every plain call on a CPU, as `choose` would find.
 
-    The short ways of the modules ask. Whether a call is plain finds the extension.
+    If so, the modules call the extension directly. It checks itself whether the call is plain.
     """
     is_default = DEFAULT == "auto" and not records.tuned and records.noted is None
     return is_default and "cpu" in _build.kinds and is_eager()

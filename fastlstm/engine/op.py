@@ -1,11 +1,11 @@
 """Runs a call by the op `torch.ops.fastlstm.lstm`, also under `torch.func`.
 
 torch.func refuses the op's own autograd, which is C++. So two `autograd.Function`s call the op. The
-vmap of either is one call with the mapped dimension folded into the batch. Backward asks the op for
-the gradient of the gates only, which belongs to a row. The gradients of the weights are plain
-products after it, which vmap turns into batched products. So `vmap(grad(...))` walks all samples at
-once. If weights are mapped (an ensemble), each member has a call of its own. Second derivatives are
-those of the reference.
+vmap of either is one call with the mapped dimension folded into the batch. Backward asks the op
+only for gradients with a batch dimension: those of input, state and gates. The gradients of the
+weights follow as plain products, which vmap turns into batched products. So `vmap(grad(...))` walks
+all samples at once. If weights are mapped (an ensemble), each member has a call of its own. Second
+derivatives are those of the reference.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ def serves_transforms(call: Call) -> bool:
     masks = call.regularizers is not None and call.regularizers.have_masks()
     if masks or call.batch_sizes is not None or call.layout not in ("", "bias"):
         return False
-    no_function = torch._C._functorch.TransformType.Functionalize  # it knows no `Function`
+    functionalize = torch._C._functorch.TransformType.Functionalize  # it knows no `Function`
     stack = torch._C._functorch.get_interpreter_stack() or ()
-    return all(transform.key() != no_function for transform in stack)
+    return all(transform.key() != functionalize for transform in stack)
 
 
 def lstm_layer(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -101,19 +101,19 @@ class _Layer(Function):
             apply: Any = _RowGrads.apply
             saved = output, cells, gates
             gradients = apply(*grads[:4], *saved, ctx.engine, ctx.layout, *tensors)
-        of_state, d_gates = gradients[:3], gradients[3:]
+        state_grads, d_gates = gradients[:3], gradients[3:]
         if lengths is not None:  # a NaN in the padding must not reach dL/dW_ih
             input = torch.where(live_steps(input, lengths), input, 0.0)
-        of_weights: list[Tensor] = []
+        weight_grads: list[Tensor] = []
         rows = input.shape[0] * input.shape[1]  # the older vmap has no rule for flatten
         for d, h in enumerate(output.chunk(len(d_gates), -1)):
             d_rows = d_gates[d].reshape(rows, d_gates[d].shape[-1])
             h_prev = _previous_hidden(h, call.h_0[d], lengths, call.reset, reverse=d == 1)
-            of_weights += [d_rows.t() @ t.reshape(rows, t.shape[-1]) for t in (input, h_prev)]
+            weight_grads += [d_rows.t() @ t.reshape(rows, t.shape[-1]) for t in (input, h_prev)]
             if call.layout:  # "bias"; calls with other layouts do not come here
-                of_bias = d_rows.sum(0)
-                of_weights += [of_bias, of_bias.clone()]  # users scale them in place
-        return None, None, None, None, *of_state, *of_weights
+                bias_grad = d_rows.sum(0)
+                weight_grads += [bias_grad, bias_grad.clone()]  # users scale them in place
+        return None, None, None, None, *state_grads, *weight_grads
 
     @staticmethod
     def vmap(info: Any, in_dims: _Dims, *args: Any) -> Any:
@@ -144,18 +144,18 @@ class _RowGrads(Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         *incoming, lengths, reset = ctx.saved_tensors[:6]
         tensors = ctx.saved_tensors[6:]  # input, h_0, c_0 and the weights
-        there = [g is not None for g in incoming]
+        are_given = [g is not None for g in incoming]
 
         def function(*floating: Tensor) -> tuple[Tensor, ...]:
             rest = iter(floating)
-            incoming_now = [next(rest) if is_there else None for is_there in there]
+            incoming_now = [next(rest) if is_given else None for is_given in are_given]
             return _row_grads(incoming_now, _call(ctx.layout, lengths, reset, *rest))
 
         floating = [t for t in (*incoming, *tensors) if t is not None]
         gradients = iter(torch.func.vjp(function, *floating)[1](grads))
-        of_incoming = [next(gradients) if is_there else None for is_there in there]
+        incoming_grads = [next(gradients) if is_given else None for is_given in are_given]
         # `function` computes output, cells and gates itself, so they have no gradients.
-        return *of_incoming, *[None] * 7, *gradients
+        return *incoming_grads, *[None] * 7, *gradients
 
     @staticmethod
     def vmap(info: Any, in_dims: _Dims, *args: Any) -> Any:
@@ -170,7 +170,7 @@ def _row_grads(grads: Sequence[Tensor | None], call: LstmCall) -> tuple[Tensor, 
     zero = torch.zeros_like(eye)
 
     def layer(input: Tensor, h_0: Tensor, c_0: Tensor, *added: Tensor) -> Any:
-        """Runs the layer with `added` to the pre-activations, as more input with weights of 1."""
+        """Runs the layer. `added` is summed to the pre-activations, as input with a weight of 1."""
         wide: list[Tensor] = []
         for w in directions:
             ones = [eye if w is other else zero for other in directions]
@@ -202,7 +202,7 @@ def _previous_hidden(
 
 
 def _fold(
-    function: Any, where: _Dims, results_where: _Dims, info: Any, in_dims: _Dims, args: Any
+    function: Any, batch_dims: _Dims, result_dims: _Dims, info: Any, in_dims: _Dims, args: Any
 ) -> Any:
     """The vmap of a Function: folds the mapped dimension into the batch.
 
@@ -210,11 +210,11 @@ def _fold(
 
     Args:
         function: takes tensors, then the weights.
-        where: the batch dimension of each tensor, None for an argument without batch.
-        results_where: the batch dimension of each result.
+        batch_dims: the batch dimension of each tensor, None for an argument without batch.
+        result_dims: the batch dimension of each result.
         info, in_dims, args: as torch.func gives them.
     """
-    size, count = info.batch_size, len(where)
+    size, count = info.batch_size, len(batch_dims)
     if any(dim is not None for dim in in_dims[count:]):
         stacked = _each(function.apply, info, in_dims, args)
         return stacked, (0,) * len(stacked)
@@ -228,9 +228,9 @@ def _fold(
 
     c_0, mapped = args[count - 1], in_dims[count - 1]
     batch = c_0.size(1 if mapped is None or mapped > 1 else 2)  # unflatten cannot infer 0 rows
-    folded = [fold(*each) for each in zip(args, in_dims, where, strict=False)]
+    folded = [fold(*each) for each in zip(args, in_dims, batch_dims, strict=False)]
     results = function.apply(*folded, *args[count:])
-    dims = results_where[: len(results)]
+    dims = result_dims[: len(results)]
     return tuple(r.unflatten(d, (size, batch)) for r, d in zip(results, dims, strict=True)), dims
 
 

@@ -58,9 +58,8 @@ def store(key: str, value: str | None) -> None:
         return
     file.parent.mkdir(parents=True, exist_ok=True)
     with open(f"{file}.lock", "w") as lock:
-        with contextlib.suppress(
-            AttributeError, OSError
-        ):  # Windows and some file systems have none
+        # Windows and some file systems have no such locks.
+        with contextlib.suppress(AttributeError, OSError):
             fcntl.flock(lock, fcntl.LOCK_EX)
         found = _read(file)
         if found is not None:
@@ -77,7 +76,7 @@ def _put(entries: dict[str, str], key: str, value: str | None) -> None:
 
 
 def _file() -> Path | None:
-    """The path of the file; None if there is to be none."""
+    """The path of the file, or None if FASTLSTM_TUNE is "off"."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     given = os.environ.get("FASTLSTM_TUNE") or f"{cache}/fastlstm/tuned.json"
     return None if given == "off" else Path(os.path.expanduser(given))
@@ -156,6 +155,6 @@ def _driver() -> str:
 
 def _precision() -> str:
     """How float32 is multiplied by PyTorch's LSTM on a CPU and a GPU, and by ours on a GPU."""
-    ask = getattr(torch._C, "_get_fp32_precision_getter", lambda *_: "as torch 2.8 does")
+    query = getattr(torch._C, "_get_fp32_precision_getter", lambda *_: "as torch 2.8 does")
     ways = ("mkldnn", "rnn"), ("cuda", "rnn"), ("cuda", "matmul")
-    return f"float32 {', '.join(ask(*way) for way in ways)}"
+    return f"float32 {', '.join(query(*way) for way in ways)}"

@@ -16,23 +16,23 @@ from . import reference
 from .call import LstmCall, autocasts
 
 
-def of_layer(grads: Sequence[Tensor | None], *call: Any) -> list[Tensor | None]:
+def of_layer(grads: Sequence[Tensor | None], *fields: Any) -> list[Tensor | None]:
     """Returns the gradients of a layer's input, h_0, c_0 and weights.
 
     Args:
         grads: the gradients of output, h_n, c_n and cells.
-        call: the fields of an `LstmCall`.
+        fields: those of an `LstmCall`.
     """
-    whole = LstmCall(*call)
-    tensors = [*whole[:3], *whole.weights]
-    device = whole.input.device.type
-    as_given = torch.autocast(device, enabled=False) if autocasts(device) else None
-    with torch.enable_grad(), as_given or contextlib.nullcontext():
+    call = LstmCall(*fields)
+    tensors = [*call[:3], *call.weights]
+    device = call.input.device.type
+    no_autocast = torch.autocast(device, enabled=False) if autocasts(device) else None
+    with torch.enable_grad(), no_autocast or contextlib.nullcontext():
         # With views autograd stops at the layer's own arguments. Without them it could go on
         # through the history of an argument, for instance through an input that was computed with
         # the same weight.
         views = [tensor.view_as(tensor) for tensor in tensors]
-        results = reference.lstm_layer(views[0], views[1], views[2], views[3:], *whole[4:])
+        results = reference.lstm_layer(views[0], views[1], views[2], views[3:], *call[4:])
         pairs = [(r, g) for r, g in zip(results, grads, strict=False) if g is not None]
         needed = [tensor for tensor in views if tensor.requires_grad]
         gradients = torch.autograd.grad(

@@ -1,4 +1,4 @@
-"""Runs a stack of layers one after the other, and a call of a module around it."""
+"""Runs the layers of a call one after the other, and arranges the results as a module does."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def run_steps_first(
     if batch_first:
         reset = None if call.reset is None else call.reset.transpose(0, 1)
         call = replaced(call, input=call.input.transpose(0, 1), reset=reset)
-    output, state, layers = compute(call)
+    output, state, layer_cells = compute(call)
     if batch_first:
         output = output.transpose(0, 1)
     if not call.return_cell_states:
         return output, state
-    cells = torch.stack([c.movedim(0, -2).flatten(-2) for c in layers]).to(state[1].dtype)
+    cells = torch.stack([c.movedim(0, -2).flatten(-2) for c in layer_cells]).to(state[1].dtype)
     if call.lengths is not None:
         cells = torch.where(live_steps(call.input, call.lengths), cells, 0.0)
     return output, state, cells.transpose(1, 2) if batch_first else cells
@@ -61,10 +61,10 @@ def run_layers(call: Call, run: Callable[..., Any], *rest: Any) -> Results:
         if k > 0 and call.dropout:
             output = F.dropout(output, call.dropout)
         layer = call.layer(k, output)
-        zones: list[Tensor | None] = []
+        zoneout_masks: list[Tensor | None] = []
         if call.regularizers is not None:
-            layer, zones = regularize(layer, call.regularizers)
-        output, h_n, c_n, cells, *_ = run(*layer, *rest, *zones)
+            layer, zoneout_masks = regularize(layer, call.regularizers)
+        output, h_n, c_n, cells, *_ = run(*layer, *rest, *zoneout_masks)
         all_h.append(h_n)
         all_c.append(c_n)
         all_cells.append(cells)
@@ -108,8 +108,8 @@ def regularize(call: LstmCall, p: Regularizers) -> tuple[LstmCall, list[Tensor |
     if not p.zones_out():
         return call, []
 
-    def zones(state: Tensor, p: float) -> Tensor | None:
+    def zoneout_mask(state: Tensor, p: float) -> Tensor | None:
         shape = (state.size(0), *input.shape[:-1], state.size(-1))
         return input.new_empty(shape).bernoulli_(p) if p > 0 else None
 
-    return call, [zones(h_0, p.zoneout_h), zones(call.c_0, p.zoneout_c)]
+    return call, [zoneout_mask(h_0, p.zoneout_h), zoneout_mask(call.c_0, p.zoneout_c)]

@@ -1,4 +1,4 @@
-"""Times functions in turn, and makes such functions of the calls of a model."""
+"""Times functions in turn, and makes a function that runs an LSTM call."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ def seconds_of(run: Run, device: torch.device) -> float:
 
 
 def in_turn(
-    steps: Sequence[Run], device: torch.device, seconds: float, shows: bool = False
+    runs: Sequence[Run], device: torch.device, seconds: float, shows: bool = False
 ) -> list[list[float]]:
-    """Seconds of a call of each step. The steps take turns, and a sample is the mean of calls.
+    """The seconds of a call of each function, which take turns. Each value is a mean of calls.
 
     If `shows` is true, a terminal shows how much of the time is over.
     """
-    once = [min(seconds_of(step, device) for _ in range(2)) for step in steps]
+    once = [min(seconds_of(run, device) for _ in range(2)) for run in runs]
     counts = [max(1, round(SAMPLE / max(each, 1e-7))) for each in once]
-    times: list[list[float]] = [[] for _ in steps]
+    times: list[list[float]] = [[] for _ in runs]
     start, elapsed = time.monotonic(), 0.0
     while len(times[0]) < LEAST_ROUNDS or elapsed < seconds:
-        for k in sorted(range(len(steps)), reverse=len(times[0]) % 2 == 1):
-            sample = lambda k=k: [steps[k]() for _ in range(counts[k])]
+        for k in sorted(range(len(runs)), reverse=len(times[0]) % 2 == 1):
+            sample = lambda k=k: [runs[k]() for _ in range(counts[k])]
             times[k].append(seconds_of(sample, device) / counts[k])
         elapsed = time.monotonic() - start
         if shows and sys.stderr.isatty():
@@ -56,7 +56,7 @@ def in_turn(
 
 
 def runner(call: Call, row: Engine) -> Callable[[], object]:
-    """The call without its graph, in training with its gradients."""
+    """Returns a function that runs a detached copy of a call, in training with its gradients."""
     given = (call.input, *call.state(), *call.weights)
     own = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in given]
     needed = [tensor for tensor in own if tensor.requires_grad]

@@ -1,10 +1,10 @@
 """PyTorch's own LSTM as an engine, and how it serves calls with lengths.
 
-For lengths another input feature shuts the gates of ended rows. The feature is 1 after the end of a
-row and 0 before. Its weight is -SHUT in gate i and SHUT in gate f, so that after the end i is 0 and
-f is 1, exactly and in every dtype: c keeps its value. The second direction walks over the padding
-first, and its state stays zero until the row begins. So every row runs all steps, and the host
-reads no length.
+PyTorch's LSTM takes no lengths, so the input gets one more feature: 1 after the end of a row and 0
+before. Its weight is -SHUT in gate i and SHUT in gate f, so that after the end i is 0 and f is 1,
+exactly and in every dtype: c keeps its value. The second direction walks over the padding first,
+and its state stays zero until the row begins. So every row runs all steps, and the host reads no
+length.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .checks import check_lengths
 from .stack import run_layers
 
 # Exact in every dtype, TF32 too. The gates are shut as long as W_hh h + b of i and f stays within
-# 32000, because sigmoid(-746) is 0 and sigmoid(746) is 1 in float64, and nearer to 0 elsewhere.
+# 32000, because sigmoid(-746) is 0 and sigmoid(746) is 1 in float64. Other dtypes need less.
 SHUT = 2.0**15
 
 
@@ -38,7 +38,7 @@ def why_no_lengths(call: Call) -> str | None:
 
 
 def run_torch(call: Call) -> Results:
-    """Runs a call by the functions of aten that nn.LSTM and nn.LSTMCell call, with their bits."""
+    """Runs a call by the aten functions of nn.LSTM and nn.LSTMCell, which give the same bits."""
     if call.lengths is not None:
         check_lengths(call)
         output, state, _ = run_layers(replaced(call, hx=call.state()), _run_layer)
@@ -71,11 +71,11 @@ def _run_layer(*layer: Any) -> tuple[Tensor, Tensor, Tensor, None]:
     live = live_steps(input, lengths)
     # Tensor cores need rows of a multiple of 8. In float16 PyTorch takes cuDNN's persistent kernels
     # only for a multiple of 128.
-    more = 8 - input.size(-1) % 8 if input.size(-1) % 128 else 128
-    ended = F.pad((~live).to(input.dtype), (0, more - 1))
+    added = 8 - input.size(-1) % 8 if input.size(-1) % 128 else 128
+    ended = F.pad((~live).to(input.dtype), (0, added - 1))
     wide = torch.cat([torch.where(live, input, 0.0), ended], -1)  # without a NaN of the padding
     layout = "bias projection" if "projection" in call.layout else "bias"
-    plain = Call(wide, (h_0, call.c_0), _wide_weights(call, more), layout, 1, len(call.directions))
+    plain = Call(wide, (h_0, call.c_0), _wide_weights(call, added), layout, 1, len(call.directions))
     output, (h_n, c_n), _ = run_torch(plain)
     output = torch.where(live, output, 0.0)
     last = (lengths - 1).clamp(0, steps - 1).view(1, -1, 1).expand_as(h_0[:1])
@@ -84,14 +84,14 @@ def _run_layer(*layer: Any) -> tuple[Tensor, Tensor, Tensor, None]:
     return output, torch.cat([h_last, h_n[1:]]), c_n, None
 
 
-def _wide_weights(call: LstmCall, more: int) -> list[Tensor]:
-    """Returns weights and biases, W_ih with `more` columns; the first of them shuts the gates.
+def _wide_weights(call: LstmCall, added: int) -> list[Tensor]:
+    """Returns weights and biases, W_ih with `added` columns; the first of them shuts the gates.
 
     They are parts of one tensor, matrices first, which is cuDNN's layout. From any other layout
     PyTorch copies the weights, and warns.
     """
     W_ih = call.weights[0]
-    shut = W_ih.new_zeros(4, W_ih.size(0) // 4, more)
+    shut = W_ih.new_zeros(4, W_ih.size(0) // 4, added)
     shut[0, :, 0], shut[1, :, 0] = -SHUT, SHUT
     no_bias, weights = W_ih.new_zeros(W_ih.size(0)), list[Tensor]()
     for w in call.directions:

@@ -1,4 +1,4 @@
-"""The class of a module: without parametrizations, without us, and classes made at run time."""
+"""Finds the class of a module and the class of torch.nn for it, and makes classes at run time."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ def new_class(name: str, bases: tuple[type, ...], members: dict[str, Any], meta:
 
 
 def to_torch(module: nn.Module) -> tuple[type[nn.Module] | None, str]:
-    """The class that a module of ours has without us, and what it loses or why there is none.
+    """Returns the class that convert(to="torch") gives a module, or None, and a note for the user.
 
     That class is the attribute `_fastlstm_of` of the module's own class. Subclasses do not inherit
-    it: what they compute, no class of torch.nn computes.
+    it, because no class of torch.nn computes what they compute.
     """
     cls = own_class(module)
-    drawn: Any = getattr(module, "_fastlstm_regularizers", None)
-    if drawn is None:
+    regularizers: Any = getattr(module, "_fastlstm_regularizers", None)
+    if regularizers is None:
         return None, ""
     if "_fastlstm_of" not in vars(cls):
         ours = "LSTM" if issubclass(cls, nn.RNNBase) else "LSTMCell"
         return None, f"stays as it is: its class {cls.__qualname__} derives from fastlstm.{ours}"
-    lost = ", ".join(f"{name}={p}" for name, p in drawn._asdict().items() if p)
-    of: type[nn.Module] = vars(cls)["_fastlstm_of"]
-    return of, f"goes on without {lost}, which nn.LSTM lacks" if lost else ""
+    lost = ", ".join(f"{name}={p}" for name, p in regularizers._asdict().items() if p)
+    of_torch: type[nn.Module] = vars(cls)["_fastlstm_of"]
+    return of_torch, f"goes on without {lost}, which nn.LSTM lacks" if lost else ""

@@ -26,10 +26,10 @@ def _forward(
     """
     rows = math.prod(input[:-1])  # T * B, or the rows of packed data
     directions, hidden_size, output_size = h_0[0], c_0[-1], h_0[-1]
-    weights_of_one = 4 * hidden_size * (input[-1] + output_size)
+    weights_per_direction = 4 * hidden_size * (input[-1] + output_size)
     if "projection" in layout:
-        weights_of_one += hidden_size * output_size
-    return 2 * rows * directions * weights_of_one
+        weights_per_direction += hidden_size * output_size
+    return 2 * rows * directions * weights_per_direction
 
 
 def _backward(*call: Any, **options: Any) -> int:

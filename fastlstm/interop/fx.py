@@ -1,4 +1,4 @@
-"""Support for torch.fx, whose graphs have one of our modules as one node, as they have nn.LSTM."""
+"""Support for torch.fx: a module of ours is one node of its graphs, like nn.LSTM."""
 
 from __future__ import annotations
 

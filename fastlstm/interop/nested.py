@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nested._internal import nested_tensor
 
-# torch.nested.nested_tensor_from_jagged without its check for torch.fx, which logs a line.
+# nested_tensor_from_jagged calls this function, after a check for torch.fx that logs a line.
 _from_jagged: Any = nested_tensor.nested_view_from_values_offsets_lengths
 
 
@@ -33,9 +33,9 @@ def run(forward: Callable[..., Any], input: Any, hx: Any, batch_first: bool) -> 
         )
     if not input.size(0):
         raise RuntimeError("input: expected a nested tensor with rows, got one without")
-    values, offsets, holes = input.values(), input.offsets(), input.lengths()
-    lengths, longest = offsets.diff() if holes is None else holes, input._get_max_seqlen()
-    if holes is not None and bool((lengths > offsets.diff()).any()):
+    values, offsets, row_sizes = input.values(), input.offsets(), input.lengths()
+    lengths, longest = offsets.diff() if row_sizes is None else row_sizes, input._get_max_seqlen()
+    if row_sizes is not None and bool((lengths > offsets.diff()).any()):
         raise RuntimeError("input: expected a nested tensor whose rows do not overlap")
     steps = torch.arange(longest, device=values.device)
     are_real = steps < lengths.unsqueeze(1)
@@ -45,7 +45,7 @@ def run(forward: Callable[..., Any], input: Any, hx: Any, batch_first: bool) -> 
     padded = padded if batch_first else padded.transpose(0, 1)
     output, state = forward(padded, hx, lengths=lengths)
     results = (output if batch_first else output.transpose(0, 1))[are_real]
-    if holes is not None:
+    if row_sizes is not None:
         empty = results.new_zeros(len(values), results.size(1))
         results = empty.index_copy(0, places[are_real], results)
-    return _from_jagged(results, offsets, holes, max_seqlen=longest), state
+    return _from_jagged(results, offsets, row_sizes, max_seqlen=longest), state

@@ -26,8 +26,8 @@ CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 def read_weights(lstm: Any) -> tuple[list[Any], str | None, torch.dtype | None]:
     """Returns the weights of an LSTM, their layout and their dtype.
 
-    The weights are `_flat_weights`, or those by name if one of them was replaced since
-    `_flat_weights` was made: nn.LSTM makes it anew then, and computes a parametrization twice.
+    The weights are `_flat_weights`. If one was replaced since that list was made, all are read by
+    name, once. nn.LSTM would make the list anew, which computes a parametrization twice.
     Layout and dtype are None if the weights have other shapes than the attributes describe.
     """
     names, weights, parameters = lstm._flat_weights_names, lstm._flat_weights, lstm._parameters

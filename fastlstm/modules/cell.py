@@ -19,7 +19,7 @@ from .options import EngineModule
 
 
 class CellModule(nn.Module):
-    """The call of an LSTMCell: its arguments and results, whatever runs it."""
+    """Base of LSTMCell and PrepackedLSTMCell: arranges the arguments and results of a call."""
 
     input_size: int
     hidden_size: int
@@ -114,7 +114,7 @@ class LSTMCell(CellModule, EngineModule, nn.RNNCellBase):
                 step: State = library.lstm_cell(input, *hx, weights, layout, "auto")
                 return step
             except (RuntimeError, TypeError):
-                is_plain = False  # the code below raises it again, or nn.LSTMCell decides
+                is_plain = False  # the code below raises the error again, or runs nn.LSTMCell
         check_kinds(input, hx, {})
         if not fit_cell(input, hx, shapes_of(weights)):
             return self._fastlstm_as_torch(input, hx)

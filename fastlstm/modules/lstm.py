@@ -33,7 +33,7 @@ from .options import NO_REGULARIZERS, EngineModule
 
 
 class SequenceModule(nn.Module):
-    """The call of an LSTM: its arguments and results, whatever runs it."""
+    """Base of LSTM and PrepackedLSTM: arranges the arguments and results of a call."""
 
     num_layers: int
     batch_first: bool
@@ -105,7 +105,7 @@ class SequenceModule(nn.Module):
                         dropout=self.dropout,
                     )
         except (AttributeError, RuntimeError, TypeError):
-            plain = None  # the code below raises it again, or nn.LSTM decides
+            plain = None  # the code below raises the error again, or runs nn.LSTM
         if plain is not None:  # None says that the call is not plain
             return plain
         return self._fastlstm_call(input, hx, lengths, reset, bool(return_cell_states))
@@ -310,7 +310,7 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
         return draws or self._fastlstm_normalizes or super()._fastlstm_extends(*options)
 
     def _fastlstm_compute(self, call: Call) -> Results:
-        drawn = self._fastlstm_regularizers
-        if self.training and (self.dropout or any(drawn)):
-            call = with_training_options(call, self.dropout, drawn)
+        regularizers = self._fastlstm_regularizers
+        if self.training and (self.dropout or any(regularizers)):
+            call = with_training_options(call, self.dropout, regularizers)
         return engines.choose(call, self._fastlstm_engine).run(call)

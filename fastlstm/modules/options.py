@@ -50,7 +50,7 @@ class EngineModule(nn.Module):
 
     _fastlstm_engine = "auto"
     _fastlstm_regularizers = NO_REGULARIZERS
-    _fastlstm_of: ClassVar[type[nn.Module]]  # the class of torch.nn or of the user without us
+    _fastlstm_of: ClassVar[type[nn.Module]]  # the class that convert(to="torch") gives
     _fastlstm_options: ClassVar[tuple[str, ...]] = ()  # the attributes that are options
     _fastlstm_check_engine: ClassVar[Any]  # checks a value of the option `engine`
     _get_name = qualified_name

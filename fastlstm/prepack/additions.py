@@ -55,14 +55,14 @@ def copy_additions(layer: nn.Module, to: nn.Module, own: Iterable[str]) -> None:
         to: the other module.
         own: the names that are not copied.
     """
-    left = {*own, *_NOT_COPIED}
+    excluded = {*own, *_NOT_COPIED}
     for name, value in vars(layer).items():
         if name in _TABLES:
-            vars(to)[name].update({k: v for k, v in value.items() if k not in left})
-        elif name not in left:
+            vars(to)[name].update({k: v for k, v in value.items() if k not in excluded})
+        elif name not in excluded:
             is_bound = isinstance(value, MethodType) and value.__self__ is layer
             vars(to)[name] = MethodType(value.__func__, to) if is_bound else value
-    to._non_persistent_buffers_set |= layer._non_persistent_buffers_set.difference(left)
+    to._non_persistent_buffers_set |= layer._non_persistent_buffers_set.difference(excluded)
     hooks: dict[int, Any] = to._load_state_dict_pre_hooks
     for key, hook in hooks.items():
         if hook.with_module:  # it passes the layer on to the user's function

@@ -44,7 +44,7 @@ class Prepacked(nn.Module):
     weights: torch.dtype
     _torch: Any  # nn.LSTM or nn.LSTMCell
     _layer_class: type[nn.Module]  # of the layer that was prepacked
-    _attribute_names: tuple[str, ...]  # the names of the attributes that the layer has, too
+    _attribute_names: tuple[str, ...]  # the attributes of the layer that this class has too
     _shapes: dict[str, tuple[int, ...]]  # of every weight, in the order in which the op takes them
     _layout: str  # names the weights of a direction, then their format
     _op_names: list[str]  # of the buffers that the op takes
@@ -91,8 +91,8 @@ class Prepacked(nn.Module):
 
     def _pack(self, tensors: dict[str, Tensor]) -> None:
         """Prepacks matrices of any dtype; int8 matrices come with `NAME_scale`."""
-        kinds = {name.split("_l")[0] for name in self._shapes}
-        layout = LAYOUTS["bias_ih" in kinds, "weight_hr" in kinds, False]
+        base_names = {name.split("_l")[0] for name in self._shapes}
+        layout = LAYOUTS["bias_ih" in base_names, "weight_hr" in base_names, False]
         self._layout = f"{layout} {formats.name_of(self.weights)}".strip()
         self._op_names = [f"prepacked_{name}" for name in self._shapes]
         for name, shape in self._shapes.items():
@@ -132,7 +132,7 @@ class Prepacked(nn.Module):
                 by_suffix.setdefault(name.partition("_l")[2], []).append(name)
             layer._flat_weights_names, layer._all_weights = [*self._shapes], [*by_suffix.values()]
             layer._init_flat_weights()
-        for name in self._attribute_names:  # the user may have deleted some of this layer's
+        for name in self._attribute_names:  # those that still exist are copied below
             vars(layer).pop(name, None)
         copy_additions(self, layer, {*self.own_names(), *self._op_names})
         return layer
@@ -308,7 +308,7 @@ class PrepackedLSTMCell(Prepacked, CellModule):
 
 
 def _as_bytes(module: Prepacked) -> tuple[Any, ...]:
-    """Pickles for another process, with which the unpacked weights cannot be shared."""
+    """Pickles for another process by value: shared weights would be gone before it starts."""
     return pickle.loads, (pickle.dumps(module),)
 
 
