@@ -1,4 +1,4 @@
-"""Lets our CUDA kernels compute only after they were checked on this GPU.
+"""Checks our CUDA kernels on this GPU before they compute, unless no check may be done now.
 
 The kernels of the persistent engine wait for each other and could hang, so they run only after a
 check in a child process has passed. The stepwise kernels cannot hang: if there was no such check, a
