@@ -35,7 +35,7 @@ constexpr const char* kFormatNames[] = {FASTLSTM_FOR_EACH_FORMAT(FASTLSTM_NAME)}
 #undef FASTLSTM_NAME
 constexpr int kFormats = sizeof kFormatNames / sizeof *kFormatNames;
 
-// The format of rows of a dtype without conversion. No product takes float16.
+// The format of rows of a dtype without conversion. Kernels have no format for float16.
 constexpr std::optional<Format> format_of(Dtype dtype) {
   using Result = std::optional<Format>;
   return dtype == Dtype::kFloat64    ? Result(Format::float64)

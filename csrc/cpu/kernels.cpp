@@ -28,7 +28,7 @@ static void use_amx_gemms(GemmTable& gemms) {
   static const AmxGemms amx = amx::amx_gemms();
   gemms[Format::bfloat16x2] = &amx.bfloat16x2;
   if (gemms[Format::bfloat16] == &avx512_bf16::bfloat16_gemm &&
-      gemms[Format::int8] == &avx512_vnni::int8_gemm)  // a machine may have AMX but not these
+      gemms[Format::int8] == &avx512_vnni::int8_gemm)  // the AMX kernels use their functions
     gemms[Format::bfloat16] = &amx.bfloat16, gemms[Format::int8] = &amx.int8;
 }
 #endif

@@ -8,18 +8,18 @@
 namespace fastlstm {
 namespace {
 
-// A thread is used only if it gets at least this much work, since waking it takes microseconds:
-// multiply-adds of all steps of a walk; multiply-adds of a single step; bytes of prepacked weights
-// that a single step reads once for every four rows.
-constexpr int64_t kWalkMultiplyAddsPerThread = 1 << 21;
-constexpr int64_t kStepMultiplyAddsPerThread = 1 << 17, kStepBytesPerThread = 128 << 10;
+// A thread is used only if it gets at least this much work, since waking it takes microseconds.
+constexpr int64_t kWalkMultiplyAddsPerThread = 1 << 21;  // in all steps of a walk
+constexpr int64_t kStepMultiplyAddsPerThread = 1 << 17;  // in a single step
+constexpr int64_t kStepBytesPerThread = 128 << 10;  // of prepacked weights, once for every 4 rows
 
-// The most rows for which panels are packed on demand.
+// The largest number of rows for which panels are packed on demand.
 constexpr int64_t kMaxRowsOnDemand = 512;
 
 // Whether a 16-bit layer is computed in float32: its tensors are converted before, and its results
-// are rounded after. That is so for a projection, for a single step, where there is little to
-// convert, and if the processor has no kernels for the dtype.
+// are rounded after. That is so for a projection, and for a single step if its kernels do not
+// multiply the dtype, since there is little to convert. With prepacked weights, only bfloat16 with
+// weights of bfloat16, and float16 with weights of float32 and several steps, keep their dtype.
 bool computes_in_float32(const CpuTask& task, const CpuMachine& machine, const GemmKernels& gemm) {
   if (bytes_of(task.dtype) != 2) return false;
   const bool takes_dtype = gemm.takes(task.dtype);
@@ -30,7 +30,7 @@ bool computes_in_float32(const CpuTask& task, const CpuMachine& machine, const G
   return gemm.format != Format::float32 || task.projects || is_one_step;
 }
 
-// Returns the kernels for a layer that is computed in its own dtype.
+// Returns the kernels for a layer, if its tensors are not converted first (computes_in_float32).
 const GemmKernels& gemm_for(const CpuTask& task, const CpuMachine& machine) {
   if (task.prepacked) return *machine.gemms[*task.prepacked];
   const bool is_float32 = task.dtype == Dtype::kFloat32;
@@ -47,8 +47,8 @@ const GemmKernels& gemm_for(const CpuTask& task, const CpuMachine& machine) {
 // at the same time, and row groups if the weights of all units fit into the L2 cache of a core and
 // there are enough rows.
 ThreadGrid walk_grid(const CpuTask& task, const CpuMachine& machine, const CpuPlan& plan) {
-  // A thread's multiply-adds of float32 in a microsecond, its bytes from beyond the L2 cache in a
-  // microsecond, and the microseconds of a barrier for each thread, on an idle machine.
+  // In a microsecond a thread computes kMultiplyAdds of float32, or loads kBytes that are not in
+  // its L2 cache. A barrier takes kBarrier microseconds for each thread. The machine is idle.
   constexpr double kMultiplyAdds = 1.2e5, kBytes = 4e4, kBarrier = 0.25;
   const GemmKernels& gemm = *plan.gemm;
   const double hidden = task.hidden_size;
@@ -110,8 +110,9 @@ MatrixForm matrix_form(const CpuTask& task, const CpuMachine& machine, const Cpu
                        int64_t K, int64_t reads, int64_t rows) {
   const GemmKernels& gemm = *plan.gemm;
   const bool same_bits = forms_give_same_bits(task, plan);
-  // If the bits differ, only a single step may choose. A forward step then changes to the kernels
-  // that train its dtype, so these must exist, and in training take its rows already.
+  // If the bits differ, only a single step may have another form than panels. A forward step in
+  // another form uses the training kernels of its dtype, so these must exist. If it saves tensors
+  // for the backward pass, its own kernels must multiply the dtype too.
   const bool step_has_kernels = machine.training_gemm(plan.dtype) && task.is_dense &&
                                 (!task.saves_for_backward || gemm.takes(plan.dtype));
   if (!same_bits && (task.steps > 1 || task.prepacked || !(task.backward || step_has_kernels)))

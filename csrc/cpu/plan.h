@@ -21,14 +21,14 @@ struct CpuMachine {
   bool has_16_bit_row_kernels = true;  // whether the stepwise engine has kernels for 16-bit types
   // If a step has at least this many rows on average, and each row group has rows for a whole
   // register tile, then each step multiplies its own input together with h_{t-1}, and steps_ahead
-  // is 0. The default means never; processors have it on which this was not measured.
+  // is 0. The default means never. It is for processors on which this was not measured.
   int64_t min_rows_to_fuse_input = INT64_MAX;
 
   // Returns the kernels that multiply the dtype in training, or nullptr if there are none.
   const GemmKernels* training_gemm(Dtype dtype) const;
 };
 
-// How float32 layers are multiplied: in float32, as three products of bfloat16, or rounded to
+// How float32 layers are multiplied. kTf32: as three products of bfloat16. kBf16: rounded to
 // bfloat16.
 enum class Precision { kFloat32, kTf32, kBf16 };
 
@@ -36,10 +36,10 @@ enum class Precision { kFloat32, kTf32, kBf16 };
 struct CpuTask {
   Dtype dtype;  // of the input
   int64_t directions = 1, steps = 1, batch = 1;
-  int64_t total_rows = 1;  // the live rows of all steps together
+  int64_t total_rows = 1;  // the rows of all steps together that have not ended
   int64_t input_size = 1, hidden_size = 1, output_size = 1;
   bool projects = false;
-  bool needs_stepwise = false;  // for layer normalization, recurrent dropout, or by its name
+  bool needs_stepwise = false;  // layer normalization, recurrent dropout, or engine "stepwise"
   bool is_dense = true;         // all rows have all steps: neither packed input nor lengths
   bool has_resets = false;
   Precision precision = Precision::kFloat32;  // torch.backends.mkldnn.rnn.fp32_precision

@@ -94,7 +94,7 @@ class SortedRows {
   int64_t total_rows_ = 0;
   std::vector<int64_t> numbers_;    // the memory of the four arrays below, allocated at once
   int64_t *batch_index_, *length_;  // [B]
-  int64_t *live_rows_, *offset_;    // [T]; offset_: index of the first flat row of packed data
+  int64_t *live_rows_, *offset_;    // [T]; offset_: flat index of row 0 of packed data
   Tensor reset_tensor_;             // the owner of reset_
   const bool* reset_ = nullptr;     // [T,B], or nullptr
 };
@@ -109,7 +109,7 @@ class DirectionRows {
   const SortedRows& sorted() const { return rows_; }
   int64_t forward_time(int64_t k) const { return reverse_ ? rows_.steps() - 1 - k : k; }
   int64_t backward_time(int64_t k) const { return forward_time(rows_.steps() - 1 - k); }
-  // The time steps at which the forward pass enters and leaves a row.
+  // The time steps of a row that the forward pass visits first and last.
   int64_t first_time(int64_t row) const { return reverse_ ? rows_.length(row) - 1 : 0; }
   int64_t last_time(int64_t row) const { return reverse_ ? 0 : rows_.length(row) - 1; }
   // The time steps that the forward pass visits before and after t.
@@ -178,10 +178,11 @@ class PreviousState {
   using A = State_t<T>;
 
  public:
-  PreviousState(const LayerCall& layer, const DirectionRows& rows, int64_t d,  // the direction
-                const T* output,  // its columns of [R,D*P]
-                const A* cells,   // its [R,H], or nullptr if cells are not saved
-                const A* last_c,  // its [B,H], the last c of each row; read if there are no cells
+  // output, cells and last_c are of direction d.
+  PreviousState(const LayerCall& layer, const DirectionRows& rows, int64_t d,
+                const T* output,  // [R,P]; rows lie D * P elements apart
+                const A* cells,   // [R,H], or nullptr if cells are not saved
+                const A* last_c,  // [B,H], the last c of each row; read if there are no cells
                 const Zeros<T>& zeros)
       : rows_(rows),
         zeros_(zeros),

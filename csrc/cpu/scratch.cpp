@@ -1,4 +1,4 @@
-// Keeps large blocks of working memory from call to call. Small blocks malloc keeps by itself.
+// Keeps large blocks of working memory from call to call. malloc itself keeps small blocks.
 #include "scratch.h"
 
 #include <ATen/EmptyTensor.h>
@@ -19,10 +19,10 @@ namespace {
 constexpr int64_t kCacheBytes = 64 << 20;   // the most bytes that are kept
 constexpr int64_t kSmallBytes = 128 << 10;  // blocks below this size are malloc's
 
-// The blocks that are kept for the next call, or that a call uses and will leave here, and a lock
-// that threads can only try to take. A blocking lock could wait forever after a fork, because the
-// thread that holds it does not exist in the child. It is not a std::mutex: std::mutex::try_lock
-// that is built with glibc 2.34 or newer needs this glibc at run time.
+// The blocks of working memory, both in use and free, and a lock that threads can only try to take.
+// A blocking lock could wait forever after a fork, because the thread that holds it does not exist
+// in the child. The lock is not a std::mutex, because std::mutex::try_lock that is built with glibc
+// 2.34 or newer needs this glibc at run time.
 struct BlockCache {
   std::vector<at::Tensor> blocks;  // in the order of their last use
   int64_t bytes = 0;               // of all blocks

@@ -53,7 +53,8 @@ FASTLSTM_INLINE void store(const Vec<A>& x, A* to) {
   x.store(to);
 }
 
-// 16-bit elements, as many as a vector of float has, and a vector of the bits in its lower halves.
+// As many 16-bit elements as Vec<float> has lanes. load_halves widens each to 32 bits with zeros in
+// the upper half; store_halves stores the lower halves.
 typedef uint16_t HalfRegister __attribute__((vector_size(FASTLSTM_VECTOR_BYTES / 2)));
 
 FASTLSTM_INLINE Registers<float>::Bits load_halves(const void* from) {
@@ -89,7 +90,7 @@ FASTLSTM_INLINE void copy_few(const T* from, int64_t n, T* to) {
   }
 }
 
-// Load and store only the first n lanes, for a masked tail. A load sets the other lanes to zero.
+// Load and store only the first n lanes. A load sets the other lanes to zero.
 template <typename T, typename A>
 FASTLSTM_INLINE void load(const T* from, Vec<A>& x, int64_t n) {
   if (n == Vec<A>::lanes) return load(from, x);
@@ -121,7 +122,7 @@ FASTLSTM_INLINE Vec<A> operator-(const Vec<A>& a) {
 }
 
 typedef int32_t Int32Vec __attribute__((vector_size(FASTLSTM_VECTOR_BYTES)));
-// A vector whose lanes each hold four int8: neighboring terms of a column, or of a row.
+// A vector whose lanes hold four int8 each: four neighboring terms of a column.
 using Int8Quads = Int32Vec;
 
 // Stores the lowest byte of each lane. Targets overload this function, because GCC moves the bytes
@@ -176,7 +177,7 @@ FASTLSTM_INLINE Vec<A> clamp(const Vec<A>& x, const Vec<A>& bound) {  // a NaN s
   return Vec<A>(above > bound.v ? bound.v : above);
 }
 
-template <int exponent_offset, typename A>
+template <int exponent_offset, typename A>  // as in elementary.h
 FASTLSTM_INLINE Vec<A> power_of_two(const Vec<A>& shifted, const Vec<A>&) {
   using C = elementary::Constants<A>;
   const auto bits = bits_as<typename Registers<A>::Bits>(shifted.v) << C::mantissa_bits;

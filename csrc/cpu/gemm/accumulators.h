@@ -13,7 +13,7 @@ namespace fastlstm {
 // cell equations have read it.
 class Accumulators {
  public:
-  // `vectors`: the most vectors of all panels together.
+  // `vectors`: the largest number of vectors of columns in one call of `compute`.
   Accumulators(const GemmKernels& gemm, int64_t rows, int64_t vectors)
       : stride_(vectors * gemm.lanes),
         sums_(rows * stride_ * bytes_of(gemm.sum_dtype)),
@@ -26,9 +26,9 @@ class Accumulators {
   int64_t stride() const { return stride_; }  // elements from one row to the next
 
   // Multiplies rows by some neighboring panels, and adds the bias of their columns if it is not
-  // nullptr. Returns the sums [rows, stride()] of sum_dtype. If all rows are zero rows, which have
-  // the address `zeros`, the product is skipped and the sums are zeros, without the bias. So a zero
-  // row times an infinite weight gives NaN next to other rows, and 0 here.
+  // nullptr. Returns the sums [rows, stride()] of sum_dtype. `zeros` is the address of the row of
+  // zeros. If all rows have it, the product is skipped, and the sums are zeros without the bias. So
+  // 0 times an infinite weight is 0 if all rows are zeros, and NaN if there are other rows.
   const void* compute(const Matrix& matrix, const Range& panels, const void* const* a, int64_t rows,
                       int64_t kc, const void* zeros, const void* bias = nullptr) {
     if (std::all_of(a, a + rows, [zeros](const void* row) { return row == zeros; }))

@@ -1,4 +1,4 @@
-// Rows of a layer in the format in which GEMM kernels take them.
+// Rows of a layer in the format that GEMM kernels multiply.
 #pragma once
 #include <ATen/Parallel.h>
 
@@ -25,7 +25,7 @@ class EncodedRows {
     zeros_.resize(bytes_);
   }
 
-  // Returns the encoded row that stands for the row `zeros`. It has always the same address.
+  // Returns the encoded row that stands for the row `zeros`. It always has the same address.
   const void* zeros(const T* zeros) const {
     return encode_ ? static_cast<const void*>(zeros_.data()) : zeros;
   }

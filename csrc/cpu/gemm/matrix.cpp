@@ -8,7 +8,7 @@ namespace fastlstm {
 namespace {
 
 constexpr int64_t kGates = 4;
-// The bytes of a row that one panel covers if rows are multiplied in place.
+// The bytes of one row of a panel, if a matrix that is not transposed is multiplied in place.
 constexpr int64_t kInPlacePanelBytes = 4096;
 // With more rows, waiting for the next panel costs less than prefetching it during a product.
 constexpr int64_t kMaxRowsToPrefetch = 64;
@@ -24,7 +24,7 @@ void Matrix::cut_into_panels(int64_t groups) {
   const int64_t most = !in_place    ? gemm_->max_vectors / grain_vectors
                        : transposed ? 1
                                     : kInPlacePanelBytes / gemm_->bytes(gemm_->lanes);
-  // All threads of a backward pass share a matrix that is not packed in advance.
+  // Only the backward pass has such matrices. All its threads share each of them.
   if (form_ != MatrixForm::kPanels && !transposed)
     groups = std::max<int64_t>(groups, at::get_num_threads());
   if (groups == kAllTogether) grains_per_panel_ = most, groups = 1;
@@ -91,10 +91,10 @@ UnpackedColumns Matrix::unpacked_columns(int64_t panel) const {
     const auto [begin, end] = columns({panel, panel + 1});
     return {first + gemm_->bytes(begin), N_, end - begin};
   }
-  const int64_t gates = source_.gates, gate_size = source_.tensor.size(0) / gates;
+  const int64_t gates = source_.gates, gate_width = source_.tensor.size(0) / gates;
   const int64_t unit = panel / gates * gemm_->lanes;
-  return {first + gemm_->bytes((panel % gates * gate_size + unit) * K_), K_,
-          std::min(gemm_->lanes, gate_size - unit)};
+  return {first + gemm_->bytes((panel % gates * gate_width + unit) * K_), K_,
+          std::min(gemm_->lanes, gate_width - unit)};
 }
 
 PanelProduct Matrix::product_of(const Call& call, const Range& panels, int64_t k) const {
@@ -112,7 +112,7 @@ PanelProduct Matrix::product_of(const Call& call, const Range& panels, int64_t k
 
 void Matrix::multiply_panels(const Range& panels, const void* const* a, int64_t rows, int64_t kc,
                              const Destination& to, Scratch& buffer) const {
-  if (rows == 0) return;  // kernels expect rows
+  if (rows == 0) return;  // kernels expect at least one row
   const Call call{a, rows, kc, to.whole_vectors ? columns(panels).begin : 0, to};
   if (form_ == MatrixForm::kPanels)
     multiply_packed(call, panels);
@@ -154,14 +154,14 @@ void Matrix::multiply_packing(Call call, const Range& panels, Scratch& buffer) c
   }
 }
 
-// Reads memory in its order: gate after gate, in each gate the vectors of its units, and of each
-// vector its terms.
+// Multiplies the panels in the order of their memory: all panels of the first gate, then all panels
+// of the second gate, and so on.
 void Matrix::multiply_columns_in_place(const Call& call, const Range& panels) const {
   const int64_t gates = source_.gates;
   for (int64_t gate = 0; gate < gates; ++gate)
     for (int64_t p = panels.begin + gate; p < panels.end; p += gates) {
-      const int64_t next_gate = std::min(panels.begin + (gate + 1) % gates, panels.end - 1);
-      const int64_t next_panel = p + gates < panels.end ? p + gates : next_gate;
+      const int64_t next_gate_panel = std::min(panels.begin + (gate + 1) % gates, panels.end - 1);
+      const int64_t next_panel = p + gates < panels.end ? p + gates : next_gate_panel;
       const UnpackedColumns columns = unpacked_columns(p);
       for (int64_t k = 0; k < K_; k += call.kc) {
         const int64_t end = std::min(k + call.kc, K_);

@@ -1,6 +1,5 @@
-// A matrix of weights as GEMM kernels take it: cut into panels, in one of three forms (MatrixForm
-// in cpu/plan.h). multiply_panels computes a product in one thread; parallel_gemm.h uses all
-// threads.
+// A matrix of weights for GEMM kernels. It is cut into panels, in one of three forms (MatrixForm in
+// cpu/plan.h). multiply_panels computes a product in one thread; parallel_gemm.h uses all threads.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -21,15 +20,15 @@ struct MatrixSource {
   bool transposed = false;        // columns are contiguous instead of rows
   int64_t K = 0, N = 0;
   at::Tensor tensor = {};  // owns the elements; contiguous [K,N] or, if transposed, [N,K]
-  int64_t gates = 1;       // N is divided into so many gates, whose vectors alternate in the panels
+  int64_t gates = 1;       // 4 if the columns are in gate order (stages/cells.h)
 };
 
 // Where a product writes its results: one pointer per row.
 struct Destination {
-  void* const* rows;           // to column 0 of the matrix, or of the panels if whole_vectors
+  void* const* rows;           // column 0 of the matrix; if whole_vectors, of the first panel
   const void* bias = nullptr;  // [N] of sum_dtype; not read if `accumulate`
-  bool accumulate = false;     // the results are added
-  bool c_is_16_bit = false;    // see PanelProduct
+  bool accumulate = false;     // the results are added to what is there
+  bool c_is_16_bit = false;    // the rows have 16 bits (PanelProduct)
   bool whole_vectors = false;  // columns that pad the last vector are written too
 };
 
@@ -55,7 +54,7 @@ class Matrix {
 
   int64_t panel_count() const { return panel_count_; }
   int64_t width(int64_t panel) const { return first_column(panel + 1) - first_column(panel); }
-  // The most columns of one panel, and of the panels that for_panel_groups combines.
+  // The width of the widest panel, and of the widest group of panels in for_panel_groups.
   int64_t max_panel_width() const { return divide_up(grains_, panel_count_) * grain_columns_; }
   int64_t max_group_width() const { return max_panel_width() * panels_at_once(1); }
   // The panels of one of `groups` groups of threads.
@@ -78,8 +77,8 @@ class Matrix {
   // `buffer` is the thread's and grows as needed.
   void multiply_panels(const Range& panels, const void* const* a, int64_t rows, int64_t kc,
                        const Destination& to, Scratch& buffer) const;
-  // Calls body(panels) for groups of neighboring panels, as many as the kernel multiplies in one
-  // call with so many rows. Begins with the last group if `backwards`.
+  // Calls body(panels) for groups of neighboring panels. One call of the kernel multiplies `rows`
+  // rows by a group. Begins with the last group if `backwards`.
   void for_panel_groups(Range panels, int64_t rows, const auto& body,
                         bool backwards = false) const {
     while (panels.begin < panels.end) {
@@ -114,7 +113,8 @@ class Matrix {
   UnpackedColumns unpacked_columns(int64_t panel) const;
   // The source of terms [k, k + terms) of a panel, to be fetched during `product`.
   Prefetch prefetch_of(int64_t panel, int64_t k, int64_t terms, const PanelProduct& product) const;
-  // The product with terms [k, k + kc) of panels of one width, without the address of a panel.
+  // Returns the arguments of a kernel for terms [k, k + kc) of panels of one width. The caller sets
+  // the address of the panel.
   PanelProduct product_of(const Call& call, const Range& panels, int64_t k) const;
   void multiply_packed(const Call& call, const Range& panels) const;
   void multiply_packing(Call call, const Range& panels, Scratch& buffer) const;

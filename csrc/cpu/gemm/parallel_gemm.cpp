@@ -6,11 +6,11 @@ void parallel_gemm(const std::vector<const void*>& a, const Matrix& matrix, cons
   const GemmKernels& gemm = matrix.gemm();
   const int64_t rows = a.size(), panels = matrix.panel_count(), threads = at::get_num_threads();
   const int64_t multiply_adds = matrix.K() * matrix.N();
-  const auto multiply = [&](int64_t begin, int64_t end, const Range& some) {
+  const auto multiply = [&](int64_t begin, int64_t end, const Range& group) {
     Scratch buffer;
     Destination part = to;
     part.rows += begin;
-    matrix.multiply_panels(some, a.data() + begin, end - begin,
+    matrix.multiply_panels(group, a.data() + begin, end - begin,
                            to.c_is_16_bit ? matrix.K() : gemm.kc, part, buffer);
   };
   // Threads share the panels if a block of rows for each thread would be too small. They also share

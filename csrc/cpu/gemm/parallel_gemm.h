@@ -24,8 +24,8 @@ void for_row_blocks(const GemmKernels& gemm, int64_t rows, int64_t multiply_adds
   constexpr int64_t kBlockRows = 96;
   const int64_t threads = std::min({int64_t(at::get_num_threads()), divide_up(rows, kRowsOfAThread),
                                     1 + rows * multiply_adds / kMultiplyAddsOfAThread});
-  // The blocks are a multiple of the threads. One thread alone with a last block would take a third
-  // longer if there are few blocks.
+  // The number of blocks is a multiple of the number of threads. Otherwise all threads would wait
+  // for the last block of one thread, which takes a third longer if there are few blocks.
   const int64_t blocks = threads > 0 ? round_up(divide_up(rows, kBlockRows), threads) : 0;
   std::atomic<int64_t> next = 0;
   at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {

@@ -39,7 +39,7 @@ Tensor pack_as(const GemmKernels& gemm, const Tensor& weight, const OptionalTens
   std::memcpy(data<char>(prepacked) + kHeaderBytes, matrix.panel(0), matrix.nbytes());
   if (!scale) return prepacked;
   const Matrix packed = prepacked_matrix(gemm, prepacked, rows, K, in_gate_order);
-  for (int64_t p = 0; p < packed.panel_count(); ++p)  // the scales of padding columns
+  for (int64_t p = 0; p < packed.panel_count(); ++p)  // the scales of padding columns are 0
     std::memset(packed.panel(p), 0, gemm.header_bytes * packed.width(p));
   const Tensor scales = in_memory(*scale).contiguous();
   for_each_column(packed, header, [&](int64_t row, const PanelColumn& column) {
@@ -57,7 +57,7 @@ PrepackedHeader PrepackedHeader::of(const Tensor& prepacked) {
   if (has_header) {
     check_memory(prepacked, "a prepacked weight");
     std::memcpy(&header, prepacked.const_data_ptr(), sizeof header);
-    header.format[sizeof header.format - 1] = '\0';  // for any bytes
+    header.format[sizeof header.format - 1] = '\0';  // whatever the bytes are
   }
   TORCH_CHECK(has_header && std::memcmp(header.magic, kPrepackedMagic, sizeof kPrepackedMagic) == 0,
               "lstm_prepacked: expected weights as fastlstm.prepack packs them, got a tensor ",

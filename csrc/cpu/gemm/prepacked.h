@@ -1,6 +1,6 @@
 // Prepacked weights: matrices of a layer that does not change, packed once for inference on a CPU.
-// Each is a tensor of bytes: a header, then panels in the format that the last word of the call's
-// layout names ("bias int8"). Biases have the dtype of the state.
+// Each is a tensor of bytes: a header, then panels. The last word of the layout string of the op
+// (WeightLayout), for example "bias int8", names their format. Biases have the state's dtype.
 #pragma once
 #include <cstring>
 #include <string>

@@ -1,5 +1,5 @@
-// As many rows of a and b at a time as stay in the caches: b is packed into panels, and blocks of
-// columns of a are transposed, so that they are rows of c. Threads share these blocks.
+// Multiplies so many rows of a and b at a time that they stay in the caches. b is packed into
+// panels. Threads share blocks of columns of a and transpose them: a column of a gives a row of c.
 #include "cpu/gemm/weight_gradient_gemm.h"
 
 #include <algorithm>
@@ -29,12 +29,12 @@ void weight_gradient_gemm(const GemmKernels& gemm, const std::vector<const void*
   if (bias && rows == 0 && !accumulate) std::memset(bias, 0, M * bytes_of_sum);
   for (int64_t r = 0; r < rows; r += kRowsAtATime, accumulate = true) {
     const int64_t K = std::min(kRowsAtATime, rows - r);
-    std::vector<Matrix> panels;
+    std::vector<Matrix> packed;
     int64_t multiply_adds = 0;  // for a row of c
     for (const auto& [b, N, to] : gradients) {
       const int64_t b_rows = b.size(), begin = std::min(r, b_rows), end = std::min(r + K, b_rows);
       const bool small = gemm.bytes((end - begin) * N) <= kBytesOfSmallPanels;
-      panels.emplace_back(gemm,
+      packed.emplace_back(gemm,
                           MatrixSource{{b.begin() + begin, b.begin() + end}, false, end - begin, N},
                           small && gemm.takes(gemm.sum_dtype) ? Matrix::kAllTogether : 1);
       multiply_adds += (end - begin) * N;
@@ -48,8 +48,8 @@ void weight_gradient_gemm(const GemmKernels& gemm, const std::vector<const void*
         gemm.sum_rows(a_rows.data(), count, K, static_cast<char*>(bias) + begin * bytes_of_sum,
                       accumulate);
       Scratch buffer;
-      for (size_t i = 0; i < panels.size(); ++i)
-        panels[i].multiply_panels({0, panels[i].panel_count()}, a_rows.data(), count, kRowsAtATime,
+      for (size_t i = 0; i < packed.size(); ++i)
+        packed[i].multiply_panels({0, packed[i].panel_count()}, a_rows.data(), count, kRowsAtATime,
                                   {c[i].data() + begin, nullptr, accumulate}, buffer);
     });
   }

@@ -61,7 +61,7 @@ class TileRows {
   alignas(64) char gathered_[kMaxRows][kBytes], last_[kMaxRows][kLineBytes];
 };
 
-// Where the tiles of B are in panels. All distances are in bytes.
+// Where the tiles of B are in panels: an address, then distances in bytes.
 struct PanelTiles {
   const char* first;  // the first tile
   int64_t block,      // to the same tile of the next block of terms
@@ -81,8 +81,8 @@ FASTLSTM_INLINE void for_each_product(const Body& body) {
 }
 
 // Multiplies two tiles of A by a pair of tiles of B. Tiles 0 to 3 hold the sums, 4 and 5 hold A, 6
-// and 7 hold B. If there is a single row, both tiles of A hold it. `stride`: the bytes between rows
-// of sums.
+// and 7 hold B. If there is a single row, the sums of tile 5 are not used. `stride`: the bytes from
+// one row of sums to the next.
 template <typename T, int kPlanes>
 static void multiply_pair(TileRows<kPlanes>& a, PanelTiles b, char* sums, int64_t stride) {
   const int64_t rows = a.count(), lower = rows > 1 ? rows / 2 : 1,
@@ -139,8 +139,8 @@ static void multiply_two_pairs(TileRows<kPlanes>& a, PanelTiles b, char* sums, i
 }
 
 // Multiplies the rows of a product, at most 32 at a time, by all its columns, at most 64. For each
-// part of the rows it calls put(TileRows of the part, PanelProduct of the part, sums, elements from
-// one row of sums to the next). The terms of a row are `bytes` bytes from byte `begin` on.
+// part of the rows it calls put(TileRows of the part, PanelProduct of the part, sums, width), where
+// `width` elements lie from one row of sums to the next. A row has `bytes` bytes from `begin` on.
 template <typename T, int kPlanes, typename Put>
 FASTLSTM_INLINE void multiply_on_tiles(const PanelProduct& p, int64_t begin, int64_t bytes,
                                        PanelTiles tiles, const Put& put) {
@@ -157,7 +157,7 @@ FASTLSTM_INLINE void multiply_on_tiles(const PanelProduct& p, int64_t begin, int
     for (int64_t pair = 0; pair < pairs;) {
       char* const to = sums + 2 * pair * kLineBytes;
       const int64_t count = part.rows <= kTileRows && 2 * pair + 4 <= vectors ? 2 : 1;
-      if (2 * pair + 1 == vectors) b.second = 0;  // without a second tile: the first one twice
+      if (2 * pair + 1 == vectors) b.second = 0;  // no second tile: reads the first twice
       if (count == 2)
         multiply_two_pairs<T>(a, b, to, stride);
       else

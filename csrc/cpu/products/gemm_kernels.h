@@ -29,9 +29,9 @@ struct MatrixRows {
 // during a product, so that memory and arithmetic overlap. Each call of fetch() requests a few
 // cache lines.
 struct Prefetch {
-  const void* const* rows;      // or columns
-  int64_t count;                // of rows
-  int64_t begin, end;           // the bytes of each row
+  const void* const* rows;      // or columns, if the matrix is transposed
+  int64_t count;                // the number of rows
+  int64_t begin, end;           // the range of bytes to fetch of each row
   int64_t lines_per_call;       // cache lines
   int64_t row = 0, at = begin;  // the row and the byte of the next cache line
 
@@ -57,10 +57,10 @@ struct PanelProduct {
   void* const* c;     // [rows], of sum_dtype, or of 16 bits if c_is_16_bit
   bool accumulate;
   const void* bias = nullptr;    // [N] of sum_dtype, or nullptr for zeros
-  int64_t panels = 1;            // register tiles take any number, AMX's at most panels_at_once
+  int64_t panels = 1;            // at most panels_at_once for AMX, any number for other kernels
   int64_t panel_stride = 0;      // bytes from one panel to the next
   Prefetch* prefetch = nullptr;  // only a hint
-  bool c_is_16_bit = false;      // c has the dtype of a and is rounded once: K must be all terms
+  bool c_is_16_bit = false;      // sums are rounded to the dtype of a; K must be all terms
 };
 
 // The bytes in front of a row that is encoded as int8. The first four are its scale.
@@ -139,8 +139,8 @@ struct GemmFunctions {
   // panel. Elements must have sum_dtype. `buffer` has 2 * rows * width elements.
   void (*multiply_unpacked_rows)(const PanelProduct& product, const UnpackedColumns& columns,
                                  void* buffer);
-  // Makes a row, as `multiply` takes it, of each column in [begin, end) of a matrix [rows,N] of
-  // source_format: to[column - begin][row].
+  // Transposes columns [begin, end) of a matrix [rows,N] of source_format to rows in the format of
+  // `multiply`: to[column - begin][row].
   void (*transpose)(const void* const* from, int64_t rows, int64_t begin, int64_t end, void* to);
   // Computes sums[r] = or += the sum of rows[r][k] over k < K, for r < count.
   void (*sum_rows)(const void* const* rows, int64_t count, int64_t K, void* sums, bool accumulate);
@@ -159,8 +159,7 @@ struct GemmTuning {
   // it matters that these bytes are still in a near cache.
   int64_t bytes_ahead = 2 << 20;
   // With fewer rows, loading a panel from the L2 cache takes longer than multiplying by it, so a
-  // product takes as long as one of so many rows. The second number is for rows that each thread
-  // encodes for itself.
+  // product takes no less time. The second number is for rows that each thread encodes for itself.
   int64_t min_rows_per_panel_load = 3, min_encoded_rows_per_panel_load = 3;
   // The share of the L2 cache for the panels of a step. Rows and sums need the rest.
   double l2_share = 0.75;

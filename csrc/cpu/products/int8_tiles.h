@@ -15,8 +15,8 @@ namespace fastlstm::FASTLSTM_ISA {
 constexpr int64_t kQuad = 4;                                        // the terms in a lane
 constexpr int64_t kColumnHeader = sizeof(float) + sizeof(int32_t);  // bytes
 
-// K is padded to a multiple of the terms in a row of an AMX tile. A row with fewer terms would take
-// as long.
+// K is padded to a multiple of the terms in a row of an AMX tile. A tile instruction takes the same
+// time for a shorter row.
 constexpr int64_t kInt8Multiple = 64;
 FASTLSTM_INLINE int64_t padded(int64_t K) {
   return (K + kInt8Multiple - 1) / kInt8Multiple * kInt8Multiple;

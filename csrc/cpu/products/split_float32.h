@@ -21,8 +21,8 @@ namespace fastlstm::FASTLSTM_ISA {
 
 constexpr int64_t kBlockTerms = 32;
 constexpr int64_t kTileElements = 16 * 32;  // bfloat16 elements
-// One plane of a block of a panel has two tiles: its size in bfloat16 elements, and in pairs, which
-// are moved as floats.
+// The size of one plane of a block of a panel, two tiles, in bfloat16 elements, and in pairs of
+// these, which are moved as floats.
 constexpr int64_t kPanelPlane = 2 * kTileElements, kPanelPlaneFloats = kPanelPlane / 2;
 
 // Whether all numbers of some vectors are finite. 0 * x is NaN if x is not finite. Four independent
@@ -224,7 +224,7 @@ struct SplitFloat32 {
     gemm.k_multiple = kBlockTerms, gemm.kc = 2048;
     gemm.tile_rows = 4 * kTileRows;
     gemm.min_rows_per_panel_load = gemm.min_encoded_rows_per_panel_load = 3 * kTileRows;
-    gemm.l2_share = 0.8;   // encoded rows and sums take more
+    gemm.l2_share = 0.8;
     gemm.bytes_ahead = 0;  // the input is multiplied together with h
     gemm.panels_at_once = gemm.panels_at_once_of_one_row = 2;
     gemm.pack = pack, gemm.multiply = multiply;

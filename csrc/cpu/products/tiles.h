@@ -190,8 +190,8 @@ struct Tile {
   }
 };
 
-// The epilogue: writes vector v of a row of sums to the row of C, after it has added what was there
-// or the bias. Only the last vector may be incomplete.
+// The epilogue: adds the old values of C or the bias to vector v of a row of sums, and writes it to
+// the row of C. Only the last vector may be incomplete.
 template <typename A, typename C>
 FASTLSTM_INLINE void put_sums(const PanelProduct& p, const Vec<A>& sums, C* row, int64_t v) {
   const int64_t column = p.shape.first_column + v * Vec<A>::lanes;
@@ -228,9 +228,9 @@ static void multiply_tile(const PanelProduct& p, Fetch prefetch, Int<R>, Int<V>,
     for (int v = 0; v < V; ++v) put_sums<A, C>(p, tile.sum[r][v], c[r], panel * W + v);
 }
 
-// Calls tile(Int<r>(), Int<v>(), Int<W>(), first row, first panel) for each tile of a product,
-// which has r rows x v vectors. W is the number of vectors in a panel, narrowest <= W <= V. A tile
-// has at most R rows and one panel (v = W), or few rows and two panels (v = 2 W).
+// Calls tile(Int<r>(), Int<v>(), Int<W>(), first row, first panel) for each tile of a product. A
+// tile has r rows x v vectors, and a panel has W vectors, narrowest <= W <= V. A tile has at most R
+// rows and one panel (v = W), or few rows and two panels (v = 2 W).
 template <int R, int V, int narrowest = 1, typename Body>
 FASTLSTM_INLINE void for_tiles(const PanelProduct& p, const Body& tile) {
   constexpr int kSumsOfFewRows = 8;

@@ -1,12 +1,12 @@
 // The products of one step and the cell equations after them, for a worker's rows and units. This
 // runs in one thread.
 //
-// The products go through a small buffer of accumulators: a few rows times a few vectors of units
-// are summed, then the cell equations read the sums while they are in the L1 cache. The product is
-// bound by arithmetic if there are many rows, and by reading the weights if there are few.
+// A small buffer of accumulators receives the products for a few rows and a few vectors of units.
+// Then the cell equations read these sums while they are in the L1 cache. Arithmetic limits the
+// speed if there are many rows, and reading the weights if there are few.
 //
-// Gate order is the order of the columns of W_ih^T, W_hh^T and the bias in the forward pass: vector
-// of units, gate (i, f, g, o), unit. So the four gates of a vector of units are neighbors.
+// Gate order is the order of the columns of W_ih^T, W_hh^T and the bias in the forward pass, as an
+// array [vectors of units][4 gates i, f, g, o][lanes].
 #pragma once
 #include <algorithm>
 #include <optional>
@@ -99,14 +99,14 @@ class CellsForward {
            const void* const* x,       // rows [I] of the input, or nullptr if the rows have x_gates
            const void* const* h_prev,  // rows [P] of h_{t-1}
            const ForwardRow<T>* rows, int64_t count,
-           const void* zeros) {  // if all rows of h_prev are this one, their product is skipped
-    const Range all =
+           const void* zeros) {  // the row of zeros; products of only this row are skipped
+    const Range own =
         part_of(divide_up(hidden_size_, gemm_.lanes), worker.unit_group, plan_.grid.unit_groups);
-    const int64_t at_once = vectors_at_once(count), turns = divide_up(all.end - all.begin, at_once);
+    const int64_t at_once = vectors_at_once(count), parts = divide_up(own.end - own.begin, at_once);
     reversed_ = !reversed_;
-    for (int64_t i = 0; i < turns; ++i) {
-      const int64_t first = all.begin + (reversed_ ? turns - 1 - i : i) * at_once;
-      const Range vectors{first, std::min(first + at_once, all.end)};
+    for (int64_t i = 0; i < parts; ++i) {
+      const int64_t first = own.begin + (reversed_ ? parts - 1 - i : i) * at_once;
+      const Range vectors{first, std::min(first + at_once, own.end)};
       for (int64_t r = 0; r < count; r += h_sums_.rows())
         run_buffer(weights, vectors, x ? x + r : nullptr, h_prev + r, rows + r,
                    std::min(h_sums_.rows(), count - r), zeros);
@@ -136,8 +136,8 @@ class CellsForward {
     }
   }
 
-  // How many vectors of units the products of `rows` rows sum at a time: those of the panels that
-  // one call of the micro-kernel multiplies, or more if the plan says so.
+  // Returns how many vectors of units the buffer holds for `rows` rows: as many as one call of the
+  // micro-kernel multiplies, or more if the plan says so.
   int64_t vectors_at_once(int64_t rows) const {
     return std::max(plan_.buffer_unit_vectors,
                     gemm_.panels_at_once_for(rows) * gemm_.max_vectors / 4);
@@ -166,8 +166,8 @@ template <typename T>
 struct BackwardStepRows {
   explicit BackwardStepRows(int64_t max_rows)
       : gemm_rows(max_rows), d_h(max_rows), cell_rows(max_rows) {}
-  // The rows that the product before the cells multiplies: d_gates of the step after, or a row of
-  // zeros if no gradient comes from there; with a projection d_h in its second phase.
+  // The encoded rows of the product before the cells: d_gates of the next step in forward order, or
+  // a row of zeros if that step gives no gradient; dL/dh_t in phase 1 of a layer with a projection.
   std::vector<const void*> gemm_rows;
   std::vector<void*> d_h;  // with a projection: rows [P] of T that receive dL/dh_t
   std::vector<BackwardRow<T>> cell_rows;
@@ -175,8 +175,8 @@ struct BackwardStepRows {
 };
 
 // The backward product and cells of one worker. `to_cells` below is the matrix whose product gives
-// the gradient of o * tanh(c): W_hh, which multiplies d_gates of the step after, or W_hr, which
-// multiplies dL/dh_t. The object owns the accumulators.
+// the gradient of o * tanh(c): W_hh, which multiplies d_gates of the next step in forward order, or
+// W_hr, which multiplies dL/dh_t. The object owns the accumulators.
 template <typename T>
 class CellsBackward {
   using A = State_t<T>;
@@ -191,8 +191,8 @@ class CellsBackward {
                   : max_rows,
               to_cells.max_group_width() / to_cells.gemm().lanes) {}
 
-  // Runs one step for a worker's rows and the units of some panels of to_cells. If all gemm_rows at
-  // a time are `zeros`, their product is skipped.
+  // Runs one step for a worker's rows and the units of some panels of to_cells. `zeros`: the row
+  // of zeros. If all gemm_rows in the buffer are this row, their product is skipped.
   void run(const Matrix& to_cells, const Range& panels, const BackwardStepRows<T>& step,
            const void* zeros) {
     reversed_ = !reversed_;
@@ -212,8 +212,8 @@ class CellsBackward {
   }
 
  private:
-  // KC: so many terms of the sums are added for all rows before the next terms. This part of a
-  // panel stays in the L2 cache meanwhile.
+  // kRowsAtOnce limits the rows in the buffer. KC: all these rows are multiplied by KC terms of a
+  // panel, which stay in the L2 cache, before the next terms of the panel are read.
   static constexpr int64_t kRowsAtOnce = 96, kKc = 1024;
 
   const CellKernels<T>& cell_ = *kernels<T>().cell;

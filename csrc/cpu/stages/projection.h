@@ -1,8 +1,7 @@
 // The projection h_t = W_hr (o * tanh(c)) of Sak et al. (2014), for a worker's rows and units.
 //
 // It needs o * tanh(c) of all units, so it is a second phase of each step: after the cells in the
-// forward pass, before the cells in the backward pass. Its product is bound like that of W_hh
-// (cells.h).
+// forward pass, before the cells in the backward pass.
 #pragma once
 #include <algorithm>
 #include <utility>
@@ -100,14 +99,14 @@ class ProjectionBackward {
                    const void* encoded_zeros) const {  // the row of zeros in step.gemm_rows
     const Range panels = w_hh.panels_of_group(worker.unit_group, plan_.grid.unit_groups);
     const auto [begin, end] = w_hh.columns(panels);
-    const auto next = step.gemm_rows.begin();
+    const auto first = step.gemm_rows.begin();
     const auto d_h = [&](int64_t r) { return static_cast<T*>(step.d_h[r]); };
-    if (std::any_of(next, next + step.count, [&](const void* row) { return row != encoded_zeros; }))
+    if (std::any_of(first, first + step.count, [&](const void* d) { return d != encoded_zeros; }))
       serial_gemm(step.gemm_rows, step.count, w_hh, panels, step.d_h);
     else  // no product, so that zero times an infinite weight is not NaN
       for (int64_t r = 0; r < step.count; ++r) std::fill(d_h(r) + begin, d_h(r) + end, T(A(0)));
-    // The gradients of output and h_n are added to each other first. They are small, so that this
-    // order rounds less.
+    // The gradients of output and h_n are usually small, so adding them to each other first rounds
+    // less.
     for (int64_t r = 0; r < step.count; ++r) {
       const BackwardRow<T>& row = step.cell_rows[r];
       for (int64_t n = begin; n < end; ++n)

@@ -1,6 +1,6 @@
 // The gradients of W_ih, W_hh and the biases: products of d_gates with the input and with h_{t-1},
 // summed over the steps of a chunk by all threads. (projection.h has the gradient of W_hr.)
-// Arithmetic bounds them if a chunk has many rows, and otherwise reading and writing the gradients.
+// If a chunk has many rows, arithmetic takes the time, otherwise reading and writing the gradients.
 #pragma once
 #include <ATen/Parallel.h>
 
@@ -34,7 +34,7 @@ class WeightGradients {
     if (has_bias) bias_ = at::empty({4 * sizes_.hidden_size}, state);
   }
 
-  // Returns rows of d_gates [4H] as the products of add() take them.
+  // Returns rows of d_gates [4H] in the format in which add() expects them.
   std::vector<const void*> encode(const std::vector<const T*>& d_gates) const {
     return d_gates_.encode(d_gates);
   }
@@ -48,7 +48,7 @@ class WeightGradients {
     auto x_rows = x_.encode(x), h_rows = h_.encode(h_prev);
     A* bias = bias_.defined() ? data<A>(bias_) : nullptr;
     if (bias && !gemm_.takes(dtype_of_rows<T>)) {
-      add_to_bias(d_gates, accumulate);  // not of `encoded`, which may be rounded
+      add_to_bias(d_gates, accumulate);  // because `encoded` may be rounded
       bias = nullptr;
     }
     weight_gradient_gemm(gemm_, encoded, 4 * sizes_.hidden_size,
@@ -57,7 +57,7 @@ class WeightGradients {
                          bias, accumulate);
   }
 
-  // Returns the gradients of W_ih and W_hh and, if the layer has biases, the one that both have.
+  // Returns the gradients of W_ih, of W_hh and, if there are biases, of b_ih (b_hh has the same).
   std::vector<Tensor> all() const {
     std::vector<Tensor> gradients{w_ih_, w_hh_};
     if (bias_.defined()) gradients.push_back(bias_);

@@ -5,7 +5,7 @@
 // equations backward, which give d_gates. Then it multiplies the chunk's d_gates, while they are in
 // the cache: with W_ih for the gradient of the input, with W_hh for the gradient of h_0, and with
 // input and h_{t-1} for the gradients of the weights. Workers (plan.h) divide each step as in the
-// forward pass, and all threads share the products of a chunk. Arithmetic bounds these products.
+// forward pass, and all threads share the products of a chunk. Arithmetic limits their speed.
 #include <algorithm>
 #include <cmath>
 #include <optional>
@@ -64,8 +64,8 @@ struct TiledBackwardCall {
       grad_input = at::empty(layer.input.sizes(), options);
   }
 
-  // Whether both directions must add to grad_input. If all steps are one chunk, the first direction
-  // writes all of it before the second direction adds to it.
+  // Whether both directions must add to grad_input. In one chunk, the first direction writes all
+  // steps before the second direction adds. In several, either may reach a step first.
   bool accumulates_grad_input() const {
     return sizes.directions > 1 && plan.chunk_steps < rows.steps();
   }
@@ -161,14 +161,15 @@ class TiledBackward {
   }
 
  private:
-  // The memory of one worker, allocated once for the whole walk. `to_cells`: see CellsBackward.
+  // The memory of one worker, allocated once for the whole walk.
   struct WorkerBuffers {
-    WorkerBuffers(const Matrix& to_cells, int64_t batch, int64_t hidden_size)
+    WorkerBuffers(const Matrix& to_cells,  // W_hh or W_hr, as CellsBackward multiplies it
+                  int64_t batch, int64_t hidden_size)
         : step(batch),
           encoded(to_cells.gemm(), batch, 4 * hidden_size),
           cells(to_cells, batch, hidden_size) {}
     BackwardStepRows<T> step;
-    EncodedRows<T> encoded;  // d_gates of the step after
+    EncodedRows<T> encoded;  // d_gates of the step that the forward pass visits next
     CellsBackward<T> cells;
   };
 
@@ -280,21 +281,19 @@ class TiledBackward {
   const int64_t d_;
   const DirectionRows order_;
   const Matrix w_hh_;
-  // Of this direction: cells [R,H], gates [R,4H], the gradients of h_n [B,P] and cells [R,H] or
-  // nullptr.
-  const A* const cells_;
-  const T* const gates_;
-  const T* const d_h_n_;
-  const A* const d_cells_;
-  T* const grad_h_0_;  // [B,P]
-  A* const grad_c_0_;  // [B,H], dL/dc_t of each row during the walk
+  const A* const cells_;    // [R,H] of this direction, as all pointers below
+  const T* const gates_;    // [R,4H]
+  const T* const d_h_n_;    // [B,P] dL/dh_n, or nullptr
+  const A* const d_cells_;  // [R,H] dL/dcells, or nullptr
+  T* const grad_h_0_;       // [B,P]
+  A* const grad_c_0_;       // [B,H], dL/dc_t of each row during the walk
   const PreviousState<T> previous_;
   const Tensor all_d_gates_;    // d_gates of all steps, if they are requested in place of gradients
   const Scratch d_gates_ring_;  // [ring_steps(),B,4H], if not
   WeightGradients<T> weight_gradients_;
   std::optional<ProjectionBackward<T>> projection_;
   std::optional<Matrix> w_ih_;  // defined if grad_input is requested
-  // d_gates as W_ih takes them, if the products for the weights take them otherwise.
+  // d_gates in the format that is multiplied by W_ih, if the weight gradients need another format.
   std::optional<EncodedRows<T>> encoded_d_gates_;
   std::optional<SequenceRows<T>> grad_input_;
   std::vector<WorkerBuffers> buffers_;  // by Worker::index

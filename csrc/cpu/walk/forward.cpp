@@ -6,7 +6,7 @@
 // is one chunk, and each step multiplies its own input (CpuPlan::steps_ahead is 0).
 //
 // All threads share the product of a chunk. In the walk a worker (plan.h) has some of the rows and
-// some of the units. Long walks are bound by arithmetic, and walks with few rows by reading W_hh.
+// some of the units. Arithmetic is the limit for many rows, reading W_hh is the limit for few rows.
 #include <ATen/EmptyTensor.h>
 
 #include <algorithm>
@@ -57,9 +57,8 @@ struct TiledForwardCall {
   }
 
  private:
-  // Returns an uninitialized tensor [T,B,size] or [R,size], or [D,...] of it if `per_direction`. It
-  // does not call the dispatcher (as ForwardTensors does), which would take a good part of a single
-  // step.
+  // Returns an uninitialized tensor [T,B,size] or [R,size]; if `per_direction`, [D,T,B,size] or
+  // [D,R,size]. A call of the dispatcher, as in ForwardTensors, would be slow for a single step.
   Tensor empty_sequence(int64_t size, at::ScalarType dtype, bool per_direction) const {
     c10::SmallVector<int64_t, 4> shape;
     if (per_direction) shape.push_back(sizes.directions);
@@ -135,8 +134,8 @@ class TiledForward {
           encoded_h(*plan.gemm, batch, sizes.output_size),
           cell_rows(batch),
           cells(plan, sizes.hidden_size) {}
-    c10::SmallVector<const void*, 8> x, h_prev;  // rows as the GEMM takes them
-    EncodedRows<T> encoded_x, encoded_h;         // their memory if they are encoded
+    c10::SmallVector<const void*, 8> x, h_prev;  // rows in the format of the GEMM kernels
+    EncodedRows<T> encoded_x, encoded_h;         // own those rows that are encoded
     c10::SmallVector<ForwardRow<T>, 8> cell_rows;
     CellsForward<T> cells;
   };
@@ -199,13 +198,12 @@ class TiledForward {
   const Scratch x_gates_;  // [steps_ahead,B,w_ih.N()] of the chunk
   const EncodedRows<T> encoded_x_;
   Range chunk_{};
-  // Of this direction: output [R,P] (rows lie D * P elements apart), cells [R,H] and gates [R,4H],
-  // or nullptr, h_n [B,P] and c_n [B,H]. Without cells, c_n holds the last c of each row.
-  T* const output_;
-  A* const cells_;
-  T* const gates_;
-  T* const h_n_;
-  A* const c_n_;
+  // The results of this direction.
+  T* const output_;  // [R,P]; rows lie D * P elements apart
+  A* const cells_;   // [R,H], or nullptr
+  T* const gates_;   // [R,4H], or nullptr
+  T* const h_n_;     // [B,P]
+  A* const c_n_;     // [B,H]; without cells_, the last c of each row during the walk
   const PreviousState<T> previous_;
   std::optional<ProjectionForward<T>> projection_;
   std::vector<WorkerBuffers> buffers_;  // by Worker::index
@@ -216,7 +214,7 @@ ForwardResult run_forward(const LayerCall& layer, const CpuPlan& plan, bool save
                           bool save_gates) {
   const TiledForwardCall<T> call(layer, plan, save_cells, save_gates);
   const int64_t directions = call.sizes.directions, steps = call.rows.steps();
-  std::optional<TiledForward<T>> walks[2];  // in place, since a single step would notice a malloc
+  std::optional<TiledForward<T>> walks[2];  // without malloc, which is slow for a single step
   for (int64_t d = 0; d < directions; ++d) walks[d].emplace(call, d);
   const int64_t chunk_steps = plan.steps_ahead ? plan.steps_ahead : steps;
   for (int64_t begin = 0; begin < steps; begin += chunk_steps) {
