@@ -157,8 +157,11 @@ int64_t steps_ahead(const CpuTask& task, const CpuMachine& machine, const CpuPla
   if (forms_give_same_bits(task, plan) &&
       task.steps * task.batch <= std::min(task.input_size, kMaxRowsOnDemand))
     return task.steps;
+  // A narrow input adds little to a tile's product with h, less than its gates cost in memory.
+  const bool is_narrow = gemm.takes(plan.dtype) && task.input_size <= task.hidden_size / 16;
   const int64_t mean_rows = task.total_rows / task.steps;
-  if (mean_rows >= std::max(machine.min_rows_to_fuse_input, gemm.tile_rows * plan.grid.row_groups))
+  const int64_t tile_rows = gemm.tile_rows * plan.grid.row_groups;
+  if (mean_rows >= (is_narrow ? tile_rows : std::max(machine.min_rows_to_fuse_input, tile_rows)))
     return 0;
   const int64_t bytes_of_row = 4 * task.hidden_size * (plan.dtype == Dtype::kFloat64 ? 8 : 4);
   const int64_t rows_ahead = std::max(gemm.bytes_ahead / bytes_of_row, gemm.tile_rows);

@@ -194,17 +194,19 @@ void check_threads(const Named& of) {
     }
 }
 
-// Checks that the input is multiplied for several steps at once, unless a step has so many rows
-// that the input is multiplied together with h.
+// Checks that the input is multiplied for several steps at once, unless a step has so many rows, or
+// the input is so narrow, that the input is multiplied together with h.
 void check_steps_ahead(const Named& of) {
-  for (const int64_t batch : {1, 300}) {
-    CpuTask task{Dtype::kFloat32};
-    task.steps = 20, task.batch = batch, task.total_rows = 20 * batch;
-    task.input_size = 40, task.hidden_size = task.output_size = 64;
-    const int64_t ahead = make_plan(task, of.machine).steps_ahead;
-    check((ahead == 0) == (batch >= of.machine.min_rows_to_fuse_input), of.name, ", B ", batch,
-          ": ", ahead, " steps ahead");
-  }
+  for (const int64_t input_size : {4, 40})
+    for (const int64_t batch : {1, 32, 300}) {
+      CpuTask task{Dtype::kFloat32};
+      task.steps = 20, task.batch = batch, task.total_rows = 20 * batch;
+      task.input_size = input_size, task.hidden_size = task.output_size = 64;
+      const int64_t ahead = make_plan(task, of.machine).steps_ahead;
+      const int64_t fused_rows = input_size == 4 ? 32 : of.machine.min_rows_to_fuse_input;
+      check((ahead == 0) == (batch >= fused_rows), of.name, ", I ", input_size, ", B ", batch, ": ",
+            ahead, " steps ahead");
+    }
 }
 
 // Checks that weights stay in place for few steps of few rows, and for more steps if they are
