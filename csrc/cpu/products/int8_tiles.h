@@ -155,9 +155,9 @@ static void multiply_int8(const PanelProduct& p) {
 }
 
 // GemmFunctions::put_rows.
-template <int most, int32_t zero_point>
+template <int max_vectors, int32_t zero_point>
 static void put_int8_rows(const PanelProduct& p, const void* sums, int64_t stride) {
-  with_count<most>(p.shape.vectors, [&](auto vectors) {
+  with_count<max_vectors>(p.shape.vectors, [&](auto vectors) {
     constexpr int V = decltype(vectors)::value;
     for (int64_t r = 0; r < p.rows; ++r)
 #pragma GCC unroll 8

@@ -26,17 +26,17 @@ class WeightGradients {
                   int64_t max_rows)                // the most rows of a chunk
       : gemm_(gemm),
         sizes_(sizes),
-        d_gates_(gemm, max_rows, 4 * sizes_.hidden_size, /*packs=*/true),
-        x_(gemm, max_rows, sizes_.input_size, /*packs=*/true),
-        h_(gemm, max_rows, sizes_.output_size, /*packs=*/true),
-        w_ih_(empty_on_huge_pages({4 * sizes_.hidden_size, sizes_.input_size}, state)),
-        w_hh_(empty_on_huge_pages({4 * sizes_.hidden_size, sizes_.output_size}, state)) {
-    if (has_bias) bias_ = at::empty({4 * sizes_.hidden_size}, state);
+        encoded_d_gates_(gemm, max_rows, 4 * sizes_.hidden_size, /*packs=*/true),
+        encoded_x_(gemm, max_rows, sizes_.input_size, /*packs=*/true),
+        encoded_h_(gemm, max_rows, sizes_.output_size, /*packs=*/true),
+        grad_w_ih_(empty_on_huge_pages({4 * sizes_.hidden_size, sizes_.input_size}, state)),
+        grad_w_hh_(empty_on_huge_pages({4 * sizes_.hidden_size, sizes_.output_size}, state)) {
+    if (has_bias) grad_bias_ = at::empty({4 * sizes_.hidden_size}, state);
   }
 
   // Returns rows of d_gates [4H] in the format in which add() expects them.
   std::vector<const void*> encode(const std::vector<const T*>& d_gates) const {
-    return d_gates_.encode(d_gates);
+    return encoded_d_gates_.encode(d_gates);
   }
 
   // Adds the rows of a chunk to the gradients, or writes the gradients if not `accumulate`.
@@ -45,22 +45,22 @@ class WeightGradients {
            const std::vector<const T*>& x,           // rows [I] of the input
            const std::vector<const T*>& h_prev,      // rows [P]; missing rows at the end are zero
            bool accumulate) {
-    auto x_rows = x_.encode(x), h_rows = h_.encode(h_prev);
-    A* bias = bias_.defined() ? data<A>(bias_) : nullptr;
+    auto x_rows = encoded_x_.encode(x), h_rows = encoded_h_.encode(h_prev);
+    A* bias = grad_bias_.defined() ? data<A>(grad_bias_) : nullptr;
     if (bias && !gemm_.takes(dtype_of_rows<T>)) {
       add_to_bias(d_gates, accumulate);  // because `encoded` may be rounded
       bias = nullptr;
     }
     weight_gradient_gemm(gemm_, encoded, 4 * sizes_.hidden_size,
-                         {{std::move(x_rows), sizes_.input_size, data<A>(w_ih_)},
-                          {std::move(h_rows), sizes_.output_size, data<A>(w_hh_)}},
+                         {{std::move(x_rows), sizes_.input_size, data<A>(grad_w_ih_)},
+                          {std::move(h_rows), sizes_.output_size, data<A>(grad_w_hh_)}},
                          bias, accumulate);
   }
 
   // Returns the gradients of W_ih, of W_hh and, if there are biases, of b_ih (b_hh has the same).
   std::vector<Tensor> all() const {
-    std::vector<Tensor> gradients{w_ih_, w_hh_};
-    if (bias_.defined()) gradients.push_back(bias_);
+    std::vector<Tensor> gradients{grad_w_ih_, grad_w_hh_};
+    if (grad_bias_.defined()) gradients.push_back(grad_bias_);
     return gradients;
   }
 
@@ -70,8 +70,8 @@ class WeightGradients {
   void add_to_bias(const std::vector<const T*>& rows, bool accumulate) {
     constexpr int64_t kMinColumnsPerThread = 64;
     constexpr size_t kBlockRows = 32;
-    A* const bias = data<A>(bias_);
-    at::parallel_for(0, bias_.numel(), kMinColumnsPerThread, [&](int64_t begin, int64_t end) {
+    A* const bias = data<A>(grad_bias_);
+    at::parallel_for(0, grad_bias_.numel(), kMinColumnsPerThread, [&](int64_t begin, int64_t end) {
       std::vector<A> total(end - begin, A(0)), block(end - begin);
       for (size_t first = 0; first < rows.size(); first += kBlockRows) {
         std::fill(block.begin(), block.end(), A(0));
@@ -86,8 +86,8 @@ class WeightGradients {
 
   const GemmKernels& gemm_;
   Sizes sizes_;
-  EncodedRows<T> d_gates_, x_, h_;  // rows as the products take them
-  Tensor w_ih_, w_hh_, bias_;       // the gradients [4H,I], [4H,P], [4H]
+  EncodedRows<T> encoded_d_gates_, encoded_x_, encoded_h_;  // memory for encoded rows
+  Tensor grad_w_ih_, grad_w_hh_, grad_bias_;                // [4H,I], [4H,P], [4H]
 };
 
 }  // namespace fastlstm
