@@ -1,6 +1,6 @@
 """Write the newest results into the documents, or print given results of bench_lstm.py.
 
-    python benchmarks/summary.py                # writes README.md, the page of figures, programs.md
+    python benchmarks/summary.py                # writes the page of figures and programs.md
     python benchmarks/summary.py RESULT.json    # prints the table of a result
 
 The newest result of each processor in benchmarks/results is written.
@@ -24,11 +24,6 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 Record = dict[str, Any]
 MODES = ("inference", "training")
-# The groups in README.md. `front_rows` adds two rows for the group "real".
-FRONT = (
-    "dense packed two-layers bfloat16 step cell "
-    "prepacked-float32 prepacked-int8 prepacked-cell-int8 onnxruntime onnxruntime-int8"
-).split()
 
 
 def cell(found: Sequence[float]) -> str:
@@ -61,34 +56,22 @@ def summary(record: Record) -> str:
         words.append("quick run" if record["quick"] else "stopped before the end")
     header = ["peer / fastlstm", "cases", *MODES, "peak memory, allocated", "resident"]
     about = f"{'; '.join(words)}. `{record['command']}`"
-    return f"{about}\n\n{table(header, map(row, record['groups']))}"
+    return f"{about}\n\n{table(header, map(row, with_projects_divided(record['groups'])))}"
 
 
-def front_rows(record: Record) -> dict[str, list[str]]:
-    """Returns the rows of one result for README.md: a cell for each mode, by the row's title."""
-    groups = {group["key"]: group for group in record["groups"]}
-    rows = {groups[key]["title"]: groups[key]["results"] for key in FRONT if key in groups}
-    real = groups["real"]["results"] if "real" in groups else []
-    rows["resets, beside a loop over the steps"] = [r for r in real if r["case"]["resets"]]
-    rows["LSTMs of known projects without resets"] = [r for r in real if not r["case"]["resets"]]
-    return {
-        title: [cell(ratios(results, mode)) for mode in MODES]
-        for title, results in rows.items()
-        if results
-    }
-
-
-def front_page(records: Sequence[Record]) -> str:
-    """Returns the table of README.md, with two columns for each processor."""
-    header = ["nn.LSTM's time / fastlstm's: mean (worst)"]
-    found = [front_rows(record) for record in records]
-    for record in records:
-        where = f"{machine.name(record)}, {record['threads']} threads"
-        commit = (record["git"]["commit"] or "unknown")[:7]
-        header += [f"{where}, {record['date'][:10]}, {commit}: inference", "training"]
-    titles = dict.fromkeys(title for rows in found for title in rows)
-    lines = [[t, *(c for rows in found for c in rows.get(t, ["-", "-"]))] for t in titles]
-    return table(header, lines)
+def with_projects_divided(groups: Sequence[Record]) -> list[Record]:
+    """Returns the groups with "real", the LSTMs of known projects, in two: with resets or not."""
+    found = []
+    for group in groups:
+        if group["key"] != "real":
+            found.append(group)
+            continue
+        for resets in (True, False):
+            results = [r for r in group["results"] if r["case"]["resets"] == resets]
+            kind = "with resets, beside a loop over the steps" if resets else "without resets"
+            title = f"LSTMs of known projects {kind}"
+            found.append({"key": "real", "title": title, "results": results})
+    return [group for group in found if group["results"]]
 
 
 def newest(files: str) -> list[Record]:
@@ -105,9 +88,8 @@ def newest(files: str) -> list[Record]:
 
 
 def publish() -> None:
-    """Writes the tables into README.md, docs/reference/figures.md and docs/programs.md."""
+    """Writes the tables into docs/reference/figures.md and docs/programs.md."""
     records = newest("lstm-cpu-2*.json")
-    replace_section(ROOT / "README.md", "speed", front_page(records))
     document = ROOT / "docs" / "reference" / "figures.md"
     replace_section(document, "benchmark", "\n\n".join(map(summary, records)))
     whole = map(programs.tables, newest("programs-cpu-2*.json"))

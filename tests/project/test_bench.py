@@ -86,7 +86,7 @@ def test_the_documents_show_the_newest_results(tmp_path, monkeypatch):
     root = BENCHMARKS.parent
     monkeypatch.setattr(summary, "ROOT", tmp_path)
     (tmp_path / "docs" / "reference").mkdir(parents=True)
-    documents = ["README.md", "docs/reference/figures.md", "docs/programs.md"]
+    documents = ["docs/reference/figures.md", "docs/programs.md"]
     for name in documents:
         (tmp_path / name).write_text((root / name).read_text())
     summary.main([])
@@ -94,7 +94,7 @@ def test_the_documents_show_the_newest_results(tmp_path, monkeypatch):
         assert (tmp_path / name).read_text() == (root / name).read_text(), name
 
 
-def test_the_pictures_show_the_newest_results(tmp_path: Path) -> None:
+def test_the_pictures_show_the_newest_results(tmp_path):
     """docs/pictures has the texts that `python benchmarks/chart.py` writes, in the same order."""
     chart = pytest.importorskip("chart", reason="needs matplotlib", exc_type=ImportError)
     chart.draw(tmp_path)
