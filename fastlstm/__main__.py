@@ -69,17 +69,19 @@ def info() -> None:
     if len(described) == 1:
         print_row("cuda", "none visible")
 
-    print("\nEngines (op: ours, where the shape decides which)")
+    print("\nEngines (op: fastlstm's kernels; the sizes decide which)")
     if engines.DEFAULT != "auto":
         engines.check_engine(engines.DEFAULT)
-        print(f"  FASTLSTM_ENGINE={engines.DEFAULT} decides where the code does not")
+        print(f"  FASTLSTM_ENGINE={engines.DEFAULT} is used if the code names no engine")
     print_row("", "plain calls", "with lengths=", "with reset=, ...", "by name")
     for device, _ in described:
         print_row(str(device), *engines_of(device))
     print(f"\n{_plan.ON_A_GPU}")
     if _build.has_kernels("cpu"):
         built = _build.library.build_info()
-        print(f"\nProducts on the CPU (L2 cache of {built['l2_cache_bytes'] >> 10} KiB a core)")
+        print(
+            f"\nMatrix products on the CPU (L2 cache of {built['l2_cache_bytes'] >> 10} KiB a core)"
+        )
         print_row("", "tile", "instructions")
         for dtype, (instructions, rows, columns) in built["products"].items():
             print_row(dtype, f"{rows} x {columns}", instructions)
@@ -98,10 +100,15 @@ def main(argv: list[str] | None = None) -> None:
     _plan.add_arguments(plan)
     about = "time a model with nn.LSTM, converted and prepacked"
     timed = commands.add_parser("compare", help=about, description=about)
-    returns = "returns the model and the arguments of a call of it"
+    returns = "returns the model, and the arguments with which to call it"
     timed.add_argument("function", metavar="package.module:function", help=returns)
     timed.add_argument("--training", action="store_true", help="time training steps")
-    timed.add_argument("--seconds", type=float, default=1.0, help="for each way; default: 1")
+    timed.add_argument(
+        "--seconds",
+        type=float,
+        default=1.0,
+        help="seconds for each variant of the model; default: 1",
+    )
     about = "compare each engine with the LSTM's equations, and time it next to nn.LSTM"
     checked = commands.add_parser("check", help=about, description=about)
     checked.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda if it is there")

@@ -137,7 +137,8 @@ def _load() -> str | None:
     """Imports the extension, or returns the reason why it is not imported."""
     record = build_record()
     if not record and (_PACKAGE.parent / "setup.py").is_file():
-        return f"{_PACKAGE.parent} is a source that was not built, found before any installed one"
+        where = f"{_PACKAGE.parent} is a source folder that was not built"
+        return f"{where}; Python imports it, not an installed package"
     if not record:
         return "it was not built"
     if not record["kinds"]:

@@ -45,8 +45,8 @@ def _why_not_op(name: str, device_types: tuple[str, ...], call: Call) -> str | N
         return "only the reference computes zoneout"
     if forward_ad._current_level >= 0 or (transforms_active() and not serves_transforms(call)):
         return (
-            "the op has no forward-mode derivatives, and of torch.func no functionalize and no "
-            "transform of packed input, masks, projections, autocast and compiled code"
+            "the op has no forward-mode derivatives. Of torch.func it supports no functionalize, "
+            "and no transform of packed input, masks, projections, autocast and compiled code"
         )
     drops = call.regularizers is not None and call.regularizers.recurrent_dropout
     is_special = bool(drops) or "layer_norm" in call.layout
@@ -55,7 +55,8 @@ def _why_not_op(name: str, device_types: tuple[str, ...], call: Call) -> str | N
     if name == "persistent" and (is_special or not _fits_persistent(call)):
         return (
             "it takes float32, bfloat16 and float16 without proj_size, layer normalization and "
-            "recurrent dropout, on sm_80 or newer, where W_hh fits into all shared memory together"
+            "recurrent dropout, on sm_80 or newer, if W_hh fits into the shared memory of all "
+            "multiprocessors"
         )
     return None
 

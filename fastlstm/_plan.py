@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
         print(f"auto: {chosen.name}\n")
     for row in engines.BY_NAME.values():
         if row is not chosen:
-            print(f"  {row.name:<12}{row.why_not(call) or 'serves it, by name'}")
+            print(f"  {row.name:<12}{row.why_not(call) or 'can be requested by name'}")
     if args.device == "cpu" and engines.BY_NAME["op"].why_not(call) is None:
         _print_cpu_plans(args, call)
     if args.device == "cuda":

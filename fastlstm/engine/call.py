@@ -258,7 +258,7 @@ def weight_names(layout: str) -> tuple[str, ...]:
     """The names of a direction's weights in order. Raises a ValueError for an unknown layout."""
     if layout not in _WEIGHTS:
         raise ValueError(
-            f"layout: expected of the words {', '.join(_WORDS)} those that apply, in this order, "
+            f"layout: expected a selection of the words {', '.join(_WORDS)}, in this order, "
             f"got {layout!r}"
         )
     return _WEIGHTS[layout]

@@ -52,7 +52,7 @@ def check_engine(name: Any) -> None:
     if name not in ENGINES:
         raise ValueError(
             f"engine: expected one of {', '.join(ENGINES)}, got {name!r} (the environment variable "
-            "FASTLSTM_ENGINE decides where the code does not)"
+            "FASTLSTM_ENGINE is used if the code names no engine)"
         )
 
 

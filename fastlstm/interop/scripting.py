@@ -64,7 +64,7 @@ def prepare(module: nn.Module) -> nn.Module:
         note = "is parametrized, which torch cannot compile"
     if of_torch is None or note:
         raise RuntimeError(
-            f"{type(module).__name__}: torch.jit.script is not supported, for the module that "
+            f"{type(module).__name__}: torch.jit.script is not supported, because the module that "
             f'convert(to="torch") gives {note}; use torch.jit.trace, torch.compile or torch.export'
         )
     cls = type(module)

@@ -257,7 +257,7 @@ def test_messages_state_shapes_as_the_user_passed_them():
 @pytest.mark.parametrize("layout", ["projection bias", "bias bias", "biases", "bias int8", 4])
 def test_bad_layout(layout):
     given = arguments(Route("auto"))
-    message = f"layout: expected of the words bias, .* in this order, got {layout!r}"
+    message = f"layout: expected a selection of the words bias, .*, in this order, got {layout!r}"
     with pytest.raises(ValueError, match=message):
         functional.lstm(**given, layout=layout)
 
