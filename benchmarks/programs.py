@@ -29,7 +29,7 @@ from report import write_json
 from timing import settle_malloc
 from torch import nn
 
-from fastlstm.compare import LSTMS, Call, _copied, _make_calls
+from fastlstm.compare import LSTMS, ModuleCall, _copied, _make_calls
 
 RESULTS = machine.ROOT / "benchmarks" / "results"
 COLUMNS = ("converted", "prepacked", "bfloat16", "int8")  # the other ways share a column
@@ -37,9 +37,9 @@ GAIN = 1.05  # a smaller ratio is no gain
 Record = dict[str, Any]
 
 
-def calls_of_lstms(run: Callable[[], object]) -> dict[bool, list[Call]]:
+def calls_of_lstms(run: Callable[[], object]) -> dict[bool, list[ModuleCall]]:
     """Runs a program once and returns the calls of its LSTMs, by whether gradients were on."""
-    calls: dict[bool, list[Call]] = {False: [], True: []}
+    calls: dict[bool, list[ModuleCall]] = {False: [], True: []}
 
     def record(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if isinstance(module, LSTMS):
