@@ -85,8 +85,8 @@ inline Tensor in_memory(const Tensor& tensor) {
 ForwardResult call_lstm(const LstmCall& call, const ForwardOptions& options);
 BackwardResult call_lstm_backward(const LstmCall& call, const BackwardArguments& arguments);
 
-// The type in which the dispatcher passes a member of the structs above. The functions `passed` are
-// only declared, for decltype. `owned` converts a value back.
+// Passed<T> is the type in which the dispatcher passes a member of type T of the structs above. The
+// functions `passed` are only declared, for decltype. `owned` converts a passed value to a T.
 c10::string_view passed(const std::string&);
 at::TensorList passed(const std::vector<Tensor>&);
 bool passed(const bool&);

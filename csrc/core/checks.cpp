@@ -68,10 +68,10 @@ Shape shape_of(const LayerCall& layer, const NamedWeight& weight) {
 void check(const Tensor& tensor, const char* name, const Shape& shape, at::ScalarType dtype,
            const Tensor& input) {
   const auto sizes = tensor.sym_sizes();
-  const auto is = [](const c10::SymInt& size, const NamedSize& named) {
+  const auto is_equal = [](const c10::SymInt& size, const NamedSize& named) {
     return size == named.size;
   };
-  TORCH_CHECK(std::equal(sizes.begin(), sizes.end(), shape.begin(), shape.end(), is),
+  TORCH_CHECK(std::equal(sizes.begin(), sizes.end(), shape.begin(), shape.end(), is_equal),
               "lstm: expected ", name, " of shape ", shape, ", got ", sizes);
   check_device(tensor, name, input);
   TORCH_CHECK(tensor.scalar_type() == dtype, "lstm: expected ", name, " of dtype ", dtype,
@@ -191,10 +191,10 @@ LayerCall check_layer(LstmCall call, bool allows_prepacked) {
   find_sizes(layer);
   check_weights(layer);
   TORCH_CHECK(layer.steps > 0, "Expected sequence length to be larger than 0 in RNN");
-  const auto dtype = layer.input.scalar_type(), of_c = layer.c_0.scalar_type();
+  const auto dtype = layer.input.scalar_type(), c_dtype = layer.c_0.scalar_type();
   check(layer.h_0, "h_0", shape_of(layer, Leading::kState, Extent::kOutput), dtype, layer.input);
   check(layer.c_0, "c_0", shape_of(layer, Leading::kState, Extent::kHidden),
-        of_c == state_dtype(dtype) ? of_c : dtype, layer.input);
+        c_dtype == state_dtype(dtype) ? c_dtype : dtype, layer.input);
   check_options(layer);
   return layer;
 }

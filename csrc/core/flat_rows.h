@@ -38,7 +38,7 @@ class MovingRows {
   Tensor matrix_, rows_;
 };
 
-// Returns [T,B,1]: whether a row is live at a step. Undefined without lengths.
+// Returns [T,B,1]: whether a row has not ended at step t. Undefined without lengths.
 inline Tensor live_mask(const LayerCall& layer) {
   if (!layer.lengths) return {};
   const auto steps = at::arange(layer.steps.expect_int(), layer.lengths->options());
@@ -53,11 +53,11 @@ inline Tensor without_padding(const LayerCall& layer, const Tensor& sequence) {
 }
 
 // Returns the state before every flat row [R,size]. `states` [R,size] are the states after the flat
-// rows, `initial` [B,size] is h_0 or c_0. The state before a row's first step is its initial state,
-// after a reset and after the end of a row it is 0, and otherwise it is the state after the step
-// before in walking order. The result is put together from ranges of rows of `states` and
-// `initial`. Neighboring ranges are merged: two remain for padded data, and at most two for each
-// row of packed data.
+// rows, `initial` [B,size] is h_0 or c_0. The state before the first step of a row is its row of
+// `initial`. It is 0 if the step resets the row or the row has ended. Otherwise it is the state
+// after the previous step of the walk. The result concatenates ranges of rows of `states` and
+// `initial`. Adjacent ranges are merged, so there are two ranges for padded data, and for packed
+// data at most two for each batch row.
 inline Tensor state_before(const LayerCall& layer, int64_t d, const Tensor& states,
                            const Tensor& initial) {
   struct RowRange {
@@ -74,10 +74,10 @@ inline Tensor state_before(const LayerCall& layer, int64_t d, const Tensor& stat
   };
   std::vector<WalkStep> steps = walk(layer, d == 1);
   if (d == 1) std::reverse(steps.begin(), steps.end());  // to time order
-  for (const WalkStep& at : steps) {
-    const int64_t carried = std::min(at.rows, at.prev_rows);
-    append(states, at.prev_offset, carried);
-    append(initial, carried, at.rows - carried);
+  for (const WalkStep& step : steps) {
+    const int64_t carried = std::min(step.rows, step.prev_rows);
+    append(states, step.prev_offset, carried);
+    append(initial, carried, step.rows - carried);
   }
   std::vector<Tensor> rows;
   for (const RowRange& range : ranges)
@@ -105,7 +105,7 @@ inline Tensor multiplied_hidden(const LayerCall& layer, int64_t d, const Tensor&
     return h_prev;
   }
   std::vector<Tensor> masks;
-  for (const WalkStep& at : walk(layer, false)) masks.push_back(mask.narrow(0, 0, at.rows));
+  for (const WalkStep& step : walk(layer, false)) masks.push_back(mask.narrow(0, 0, step.rows));
   return h_prev * at::cat(masks);
 }
 

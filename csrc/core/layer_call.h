@@ -45,7 +45,7 @@ struct LayerCall : LstmCall {
 };
 
 // The results of forward, allocated. Cells and gates that are not saved are undefined tensors. If
-// `copies_state`, h_n and c_n begin as copies of h_0 and c_0, and the walk updates them. c_n is in
+// `copies_state`, h_n and c_n begin as copies of h_0 and c_0, and each step updates them. c_n is in
 // state_dtype then, and `result` converts it to the dtype of c_0.
 struct ForwardTensors {
   Tensor output;    // [T,B,D*P] or [R,D*P]
@@ -61,8 +61,8 @@ struct ForwardTensors {
 };
 
 // Checks that shapes, dtypes and devices agree. An error names the argument, what was expected and
-// what came. check_layer and check_backward serve CPU, CUDA and Meta, so they compare symbolic
-// sizes only. For prepacked matrices only the device is checked here. Their sizes are checked when
+// what was passed. check_layer and check_backward serve CPU, CUDA and Meta, so their sizes are
+// symbolic. For prepacked matrices only the device is checked here. Their sizes are checked when
 // their header is read.
 LayerCall check_layer(LstmCall call, bool allows_prepacked = false);
 

@@ -1,6 +1,6 @@
-// The differences between the versions of torch, from TORCH_FLOOR in setup.py on. They concern the
-// precision of float32 products: torch has an enum for it from 2.10 on, a string in 2.9, and before
-// that only switches for TF32.
+// Hides the differences between the supported versions of torch (TORCH_FLOOR in setup.py and
+// newer). They concern the precision of float32 products: torch has an enum for it from 2.10 on, a
+// string in 2.9, and before that only switches for TF32.
 #pragma once
 #include <ATen/Context.h>
 #include <torch/version.h>

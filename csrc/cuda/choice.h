@@ -36,16 +36,16 @@ inline int64_t free_sms() {
 
 // Returns Sequence::wait_limit, in milliseconds, as the environment sets it.
 inline uint32_t wait_limit() {
-  constexpr int64_t kMaxSeconds = 100'000;  // 20'000 times as many fit into a uint32_t
+  constexpr int64_t kMaxSeconds = 100'000;  // 20 * 1000 * kMaxSeconds fits into a uint32_t
   static const int64_t seconds = number_from_environment("FASTLSTM_WAIT_SECONDS", "seconds", 1, 60);
   return static_cast<uint32_t>(1000 * std::min(seconds, kMaxSeconds));
 }
 
 // Describes the current device for the planner. sm_count is the number of multiprocessors that the
-// engine may use: 0 if the device supports no cooperative launches, else all except those that are
-// left free. capability is the compute capability of the GPU. But if the loaded code was compiled
-// for less than sm_80, it has no persistent kernels, and capability is that of the code, or 0 if
-// the build has no code for the GPU.
+// engine may use: 0 if the device supports no cooperative launches, else all except free_sms().
+// capability is the compute capability of the GPU. But code that was compiled for less than sm_80
+// has no persistent kernels. If such code is loaded, capability is the one that the code was
+// compiled for. If the build has no code for the GPU, capability is 0.
 inline CudaDevice cuda_device() {
   const int index = c10::cuda::current_device();
   const auto attribute = [&](cudaDeviceAttr name) {

@@ -45,8 +45,8 @@ cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_by
 template <typename... P>
 cudaError_t launch_cooperative(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
                                cudaStream_t stream, std::common_type_t<P>... arguments) {
-  // Allows the most shared memory that the device has. The attribute belongs to the function: with
-  // the amount of this launch another thread could set a smaller one before the launch.
+  // Allows the most shared memory that the device has. The attribute is one for all host threads:
+  // if each set the amount of its own launch, one could set too little for the launch of another.
   int device = 0, most = 0;
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess)

@@ -12,9 +12,9 @@ namespace fastlstm {
 template <template <typename, typename> class S, typename T, typename A>
 cudaError_t launch_step(const S<T, A>& step, cudaStream_t stream);
 
-// Sets `capability` to the compute capability, as 10 * major + minor, for which the code was
-// compiled that runs on the current device. Returns cudaErrorNoKernelImageForDevice if the build
-// has no code for the device.
+// Finds the kernels that the current device would run, and sets `capability` to the compute
+// capability that they were compiled for, as 10 * major + minor. Returns
+// cudaErrorNoKernelImageForDevice if the build has no code for the device.
 cudaError_t compiled_capability(int* capability);
 
 }  // namespace fastlstm

@@ -69,8 +69,8 @@ BackwardResult lstm_backward_cuda(LstmCall call, const BackwardArguments& argume
   });
 }
 
-// Returns sm_count and capability of a device (cuda_device) for fastlstm._build.gpu, and an empty
-// text, or 0, 0 and the error that CUDA raised.
+// Returns (sm_count, capability, "") of a device for fastlstm._build.gpu; cuda_device explains
+// them. If CUDA raises an error, returns (0, 0, message of the error).
 std::tuple<int64_t, int64_t, std::string> cuda_device_of(int64_t index) {
   try {
     const c10::cuda::CUDAGuard guard(static_cast<c10::DeviceIndex>(index));

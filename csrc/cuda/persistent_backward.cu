@@ -133,7 +133,7 @@ struct PersistentBackward {
       dc = block.cell_state_of(at);
       d_gates = compute(in, dc);
     }
-    const int64_t gate_distance = in.d_f - in.d_i;  // `width`, without loading it
+    const int64_t gate_distance = in.d_f - in.d_i;  // is `width`; computing it loads nothing
     publish(in.d_i, T(d_gates.i), at.unit, at.is_exchanged);
     publish(in.d_f, T(d_gates.f), at.unit, at.is_exchanged);
     publish(in.d_f + gate_distance, T(d_gates.g), at.unit, at.is_exchanged);

@@ -1,7 +1,7 @@
 // A thread block of a persistent kernel: its share of the units and of the batch rows, its shared
 // memory, and the order of work in a step. A pass is the work of one step for kRowTile batch rows.
-// The forward kernel and the backward kernel both use this file, which explains a kernel's steps in
-// Block::run_pass.
+// The forward kernel and the backward kernel both use this file. Block::run_pass explains what a
+// block does in a step.
 #pragma once
 #include "persistent_product.h"
 
@@ -58,7 +58,7 @@ struct Block {
   const bool first_reverse;
   const int k_size;  // CudaTask::k_size, the number of values in an exchanged row
   const int chunks = (k_size + kPerChunk<T> - 1) / kPerChunk<T>;
-  // The units of the block. Of the blocks that share the units, the last one may have fewer.
+  // The units of the block. The last block along the units may have fewer units than kUnits.
   const int unit_block = blockIdx.x % tiling.unit_blocks;
   const int first_unit = unit_block * kUnits;
   const int units = min(sequence.hidden_size - first_unit, kUnits);
@@ -120,9 +120,9 @@ struct Block {
 
   // Returns the n-th step of a walk that begins with the first time step, or with the last one.
   __device__ TimeStep step(int n, bool from_last, int64_t offset_before) const {
-    const int t = from_last ? sequence.steps - 1 - n : n, way = from_last ? -1 : 1;
-    const int t_prefetch = t + kPrefetch * way;
-    return {t, t - way, t_prefetch, offset(t), offset_before, offset(t + way), offset(t_prefetch)};
+    const int t = from_last ? sequence.steps - 1 - n : n, inc = from_last ? -1 : 1;
+    const int t_prefetch = t + kPrefetch * inc;
+    return {t, t - inc, t_prefetch, offset(t), offset_before, offset(t + inc), offset(t_prefetch)};
   }
 
   // Returns the thread's j-th unit of a pass.
@@ -131,7 +131,7 @@ struct Block {
     ThreadUnit at = {row, pass * kRowTile + row, index % kUnits, false, false, false, 0};
     if (at.pass_row >= kRowTile || at.row >= tiling.group_rows) return at;
     const int steps = length[at.row];
-    const bool in_memory = t < steps || (steps >= 0 && !sequence.offsets);  // packed data ends here
+    const bool in_memory = t < steps || (steps >= 0 && !sequence.offsets);  // packed: no padding
     at.is_exchanged = in_memory && at.unit < exchanged_units;
     at.exists = in_memory && at.unit < units;
     at.live = at.exists && t < steps;
@@ -179,14 +179,14 @@ struct Block {
 #pragma unroll
     for (int j = 0; j < kRowTile / 8; ++j)
       rows[j] = exchanged_row(pass * kRowTile + 8 * j + lane / 4);
-    __syncwarp();  // the loads above start before the warp waits for other blocks
+    __syncwarp();  // so that the loads above start before the warp waits for blocks
     LanePieces<T> lane_pieces[kRowTile / 8];
 #pragma unroll
     for (int j = 0; j < kRowTile / 8; ++j)
       lane_pieces[j] = pieces_of_lane(rows[j], last_chunk, k_size, lane);
     WarpProduct<P, kRows, kRowTile> product{slice, chunks, lane, {}};
     add_chunks<kChunks>(product, lane_pieces, first_chunk, last_chunk, wait_limit);
-    // The widest tile has no register left for this. It keeps the long limit for all waits.
+    // The widest tile (kChunks = 1) lacks a register for this, and always has the long limit.
     for (const auto& pieces : lane_pieces)
       if (kChunks > 1 && pieces.is_exchanged) wait_limit = sequence.wait_limit;
     product.sums.store(partial_sums + warp * kRowTile * partial_stride(kRows), lane);

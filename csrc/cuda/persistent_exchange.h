@@ -1,7 +1,7 @@
 // The exchange of values between the blocks of a persistent kernel, through L2 and without flags. A
 // block publishes h (forward) or d_gates (backward). A block that needs a row loads it again until
-// every value is there; device.h says how it recognizes a value that is not. The latency from one
-// SM to another bounds the exchange.
+// every value is there; device.h says how it recognizes a value that is not written yet. The
+// latency from one SM to another bounds the exchange.
 //
 // A warp loads chunks of 64 bytes of 8 batch rows: lane 4 g + q loads bytes 16 q to 16 q + 15 of
 // the chunk of row g. These 16 bytes are a *piece*.
@@ -74,10 +74,10 @@ struct LanePieces {
 template <typename T>
 __device__ LanePieces<T> pieces_of_lane(const ExchangedRow<T>& row, int last, int k_size,
                                         int lane) {
-  const int skipped = lane % 4 * (kPerChunk<T> / 4);
-  const int end = min(last, (k_size - skipped + kPerChunk<T> - 1) / kPerChunk<T>);
+  const int offset = lane % 4 * (kPerChunk<T> / 4);
+  const int end = min(last, (k_size - offset + kPerChunk<T> - 1) / kPerChunk<T>);
   if (!row.values) return {nullptr, 0, false};
-  return {row.values + skipped, end, row.is_exchanged};
+  return {row.values + offset, end, row.is_exchanged};
 }
 
 // Polls a piece until it is there, or ends the launch after `wait_limit` milliseconds. The clock is

@@ -49,10 +49,10 @@ ForwardResult persistent_forward(const LayerCall& layer, const Tiling& tiling, b
   const auto options = layer.input.options();
   const Tensor input = flat(layer.input, s.flat_rows);
   // Even if gates are not saved, their memory holds the input's part of the gates.
-  ForwardTensors to(layer, save_cells, /*save_gates=*/true);
+  ForwardTensors tensors(layer, save_cells, /*save_gates=*/true);
   const Tensor h_0 = exchangeable(layer.h_0, width);
   const Tensor exchange =
-      width == hidden ? to.output : at::empty({s.flat_rows, s.directions * width}, options);
+      width == hidden ? tensors.output : at::empty({s.flat_rows, s.directions * width}, options);
   const DeviceSequence tables(layer, tiling.has_passes());
   const std::vector<Tensor> w_hh = contiguous_w_hh(layer);
 
@@ -62,20 +62,20 @@ ForwardResult persistent_forward(const LayerCall& layer, const Tiling& tiling, b
   call.output_stride = s.directions * hidden;
   call.exchange_stride = s.directions * width;
   const auto direction_of = [&](int64_t d) -> ForwardDirection<T> {
-    Tensor x_gates = flat(to.gates[d], s.flat_rows);
+    Tensor x_gates = flat(tensors.gates[d], s.flat_rows);
     stepwise::multiply_input(layer, layer.directions[d], input, x_gates);
     return {data<T>(w_hh[d]),
             data<T>(h_0[d]),
             data<T>(x_gates),
-            data<T>(to.output) + d * hidden,
+            data<T>(tensors.output) + d * hidden,
             data<T>(exchange) + d * width,
-            save_cells ? data<float>(to.cells[d]) : nullptr,
-            data<T>(to.h_n[d]),
-            data<float>(to.c_n[d])};
+            save_cells ? data<float>(tensors.cells[d]) : nullptr,
+            data<T>(tensors.h_n[d]),
+            data<float>(tensors.c_n[d])};
   };
   launch_directions(call, layer, tiling, exchange, direction_of);
-  if (!save_gates) to.gates = Tensor();
-  return to.result(layer);
+  if (!save_gates) tensors.gates = Tensor();
+  return tensors.result(layer);
 }
 
 template <typename T>

@@ -3,14 +3,14 @@
 //
 //   partial_sums[w][b][r] = sum over k of  slice[r][k] * row[b][k]
 //
-// r is one of the kRows rows of the slice, b one of the kRowTile batch rows of the pass. K is
-// divided among the 8 warps in whole chunks, and the sums have one order. So the result of a row
-// depends neither on the division of the work nor on the other rows.
+// r is one of the kRows rows of the slice, b one of the kRowTile batch rows of the pass. The
+// indices k are divided among the 8 warps in whole chunks, and all sums have a fixed order. So the
+// result of a row depends neither on the division of the work nor on the other rows.
 //
 // The order of k within a chunk is free, as long as the slice is stored in the same order
 // (SliceLayout::source_of). It is chosen so that the four words that a lane loads of a chunk are
-// its B operands of two mma instructions. So tensor cores need no shuffle. To read the slice from
-// shared memory, once in a pass, bounds the product.
+// its B operands of two mma instructions. So tensor cores need no shuffle. A pass reads the slice
+// from shared memory once. The time of this read bounds the product.
 #pragma once
 #include "persistent_exchange.h"
 
@@ -76,13 +76,13 @@ struct Ffma {
   }
 };
 
-// The layout of the slice in shared memory: [tile of 16 rows][chunk][step][lane][register]. A step
-// is one of the two mma instructions of a chunk. So a lane reads its fragment by one load. A tile
-// of 8 rows has no registers for rows 8 to 15.
+// The layout of the slice in shared memory: [tile of 16 rows][chunk][k step][lane][register]. A k
+// step is one of the two mma instructions of a chunk. The registers of a lane are neighbors, so one
+// load reads a fragment. A tile of 8 rows has no registers for rows 8 to 15.
 //
-// With Ffma four lanes need the same words. The 32 fragments of a step then have the order [quarter
-// of a chunk][row], and a load of a warp reads eight neighboring fragments, each of them for four
-// lanes.
+// With Ffma four lanes need the same words. The 32 fragments of a k step then have the order
+// [quarter of a chunk][row], and a load of a warp reads eight neighboring fragments, each of them
+// for four lanes.
 template <class P, int kRows>
 struct SliceLayout {
   static constexpr int kRegisters = kRows == 8 ? 2 : 4;
@@ -91,14 +91,14 @@ struct SliceLayout {
     uint32_t low, high;
   };
 
-  // Sets which row of the slice, and which word of the row, is the i-th word in shared memory.
+  // Sets `row` and `word`: the i-th word in shared memory is this word of this row of the slice.
   static __device__ void source_of(int i, int chunks, int& row, int& word) {
-    const int r = i % kRegisters, lane = i / kRegisters % 32, step = i / (kRegisters * 32) % 2;
+    const int r = i % kRegisters, lane = i / kRegisters % 32, k_step = i / (kRegisters * 32) % 2;
     const int chunk = i / (kRegisters * 64) % chunks, tile = i / (kRegisters * 64) / chunks;
     const bool lower_rows = kRegisters == 4 && r % 2 == 1;
     const int high = kRegisters == 4 ? r / 2 : r;
     row = 16 * tile + (kBroadcastFragments ? lane % 8 : lane / 4) + 8 * lower_rows;
-    word = 16 * chunk + 4 * (kBroadcastFragments ? lane / 8 : lane % 4) + 2 * step + high;
+    word = 16 * chunk + 4 * (kBroadcastFragments ? lane / 8 : lane % 4) + 2 * k_step + high;
   }
 
   static __device__ Bits128 load_fragment(const uint32_t* slice, int index) {
@@ -108,8 +108,8 @@ struct SliceLayout {
   }
 
   static __device__ typename P::FragmentA load(const uint32_t* slice, int chunks, int tile,
-                                               int chunk, int step, int lane) {
-    const int first = ((tile * chunks + chunk) * 2 + step) * 32;
+                                               int chunk, int k_step, int lane) {
+    const int first = ((tile * chunks + chunk) * 2 + k_step) * 32;
     if constexpr (kBroadcastFragments) {
       typename P::FragmentA rows;
 #pragma unroll
@@ -191,15 +191,15 @@ struct WarpProduct {
     for (int i = 0; i < kChunks; ++i) {
       if (begin + i >= last) break;
 #pragma unroll
-      for (int step = 0; step < 2; ++step) {
+      for (int k_step = 0; k_step < 2; ++k_step) {
         typename P::FragmentB b[Tiles::kNTiles];
 #pragma unroll
         for (int j = 0; j < Tiles::kNTiles; ++j)
-          b[j] = P::fragment_b(P::operand(words[i][j].word[2 * step]),
-                               P::operand(words[i][j].word[2 * step + 1]));
+          b[j] = P::fragment_b(P::operand(words[i][j].word[2 * k_step]),
+                               P::operand(words[i][j].word[2 * k_step + 1]));
 #pragma unroll
         for (int m = 0; m < Tiles::kMTiles; ++m) {
-          const auto a = SliceLayout<P, kRows>::load(slice, chunks, m, begin + i, step, lane);
+          const auto a = SliceLayout<P, kRows>::load(slice, chunks, m, begin + i, k_step, lane);
 #pragma unroll
           for (int j = 0; j < Tiles::kNTiles; ++j) P::mma(sums.tile[m][j], a, b[j]);
         }

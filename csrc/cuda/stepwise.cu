@@ -2,7 +2,7 @@
 // step_row() (equations/), as the CPU does.
 //
 // A thread computes one unit of a row. With layer normalization a block computes a whole row, since
-// the sums run over the row. The launch bounds a step, which moves a few megabytes at most.
+// the sums run over the row. The time of a launch bounds a step, which moves few megabytes at most.
 #include <algorithm>
 
 #include "../dtype_list.h"
@@ -15,7 +15,7 @@ namespace fastlstm {
 namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
-// The most blocks along y of a grid of units, which fill any GPU, and the most of a grid of rows.
+// The limits of the grid: along y for units_kernel (1024 fill any GPU), and for rows_kernel.
 constexpr int64_t kMaxGridY = 1024, kMaxRowGrid = 65535;
 
 // The ThreadGroup of one thread that computes one unit.

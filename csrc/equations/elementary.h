@@ -6,9 +6,9 @@
 // On the host they have no branches and no library calls, so that the compiler can vectorize a loop
 // over them. They are templates, so that cpu/vec.h can use them with vectors. Both use
 // exp(x) = 2^k exp(r), where k is the integer nearest to x / ln(2), and r = x - k ln(2). A
-// polynomial computes exp(r) - 1. It has the least relative error on [-ln(2)/2, ln(2)/2] (Remez's
-// algorithm): with coefficients rounded to the type 1.7e-8 in float and 3.4e-17 in double, which is
-// 0.3 of the unit roundoff (2^-24 and 2^-53).
+// polynomial computes exp(r) - 1. Remez's algorithm gave the coefficients with the least relative
+// error on [-ln(2)/2, ln(2)/2]. After the coefficients are rounded to float or double, the error is
+// 1.7e-8 or 3.4e-17, which is 0.3 of the unit roundoff (2^-24 or 2^-53).
 //
 // The sigmoid of a large negative number is exactly 0. A subnormal result would slow down all later
 // arithmetic with it.
@@ -73,7 +73,7 @@ template <>
 struct Constants<float> {
   using Bits = uint32_t;                             // an integer of the size of a float
   static constexpr float round_shift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  static constexpr float max_exponent = 87.0f, tanh_saturates = 10.0f;  // k = 126 at most
+  static constexpr float max_exponent = 87.0f, tanh_saturates = 10.0f;  // max_exponent: k <= 126
   static constexpr Bits exponent_bias = 127, mantissa_bits = 23;
   // The coefficients of (exp(r) - 1) / r, from r^0 on.
   static constexpr double coefficients[] = {1.0,
@@ -87,7 +87,7 @@ template <>
 struct Constants<double> {
   using Bits = uint64_t;
   static constexpr double round_shift = 6755399441055744.0;             // 1.5 * 2^52
-  static constexpr double max_exponent = 708.5, tanh_saturates = 20.0;  // k = 1022 at most
+  static constexpr double max_exponent = 708.5, tanh_saturates = 20.0;  // max_exponent: k <= 1022
   static constexpr Bits exponent_bias = 1023, mantissa_bits = 52;
   static constexpr double coefficients[] = {1.0,
                                             0.50000000000000052,
@@ -120,7 +120,7 @@ FASTLSTM_INLINE A power_of_two(A shifted, A) {
 
 constexpr double power(int x, int n) { return n == 0 ? 1 : x * power(x, n - 1); }
 
-// Returns (exp(factor * r) - 1) / r by Horner's rule, from the coefficient of r^n on.
+// Returns (exp(factor * r) - 1) / r by Horner's rule: its terms from r^n on, divided by r^n.
 template <typename C, int factor, int n = 0, typename A>
 FASTLSTM_INLINE A expm1_over_r(const A& r) {
   constexpr double coefficient = C::coefficients[n] * power(factor, n + 1);
@@ -136,7 +136,8 @@ struct Exponential {
   A scale, p;
 };
 
-// Returns 2^exponent_offset exp(factor x) for |factor x| <= C::max_exponent.
+// Returns 2^exponent_offset exp(factor x) for |factor x| <= C::max_exponent, computed as
+// 2^(k + exponent_offset) exp(factor r) with r = x - k ln(2) / factor.
 template <typename C, int factor, int exponent_offset, typename A>
 FASTLSTM_INLINE Exponential<A> exponential(const A& x) {
   constexpr double kLn2 = 0.6931471805599453;

@@ -80,15 +80,15 @@ FASTLSTM_INLINE void step_row(const NormForwardStep<T, A>& s, int64_t row, bool 
   const int64_t hidden_size = s.hidden_size;
   const A inverse_size = A(1) / A(hidden_size);
   if (!is_live(s, row)) return dead_row(s, row, group);
-  const T* const from_h = s.h_gates + row * 4 * hidden_size;
+  const T* const h_gates_row = s.h_gates + row * 4 * hidden_size;
   T* const gates_row = s.gates + row * 4 * hidden_size;
   A* const cells = s.cells + row * hidden_size;
   const auto normal_h = normalizer<A>(group, 4 * hidden_size, inverse_size / 4,
-                                      [&](int64_t k) { return A(from_h[k]); });
+                                      [&](int64_t k) { return A(h_gates_row[k]); });
   group.each(hidden_size, [&](int64_t u) FASTLSTM_INLINE_LAMBDA {
     auto pre = load_gates<T, A>(s.x_gates + row * 4 * hidden_size, u, hidden_size);
     if (!reset) {
-      const auto h = load_gates<T, A>(from_h, u, hidden_size);
+      const auto h = load_gates<T, A>(h_gates_row, u, hidden_size);
       const auto gain = load_gates<T, A>(s.gain_hh, u, hidden_size);
       pre = {fused(gain.i, normal_h(h.i), pre.i), fused(gain.f, normal_h(h.f), pre.f),
              fused(gain.g, normal_h(h.g), pre.g), fused(gain.o, normal_h(h.o), pre.o)};
@@ -147,8 +147,8 @@ FASTLSTM_INLINE void step_row(const NormBackwardStep<T, A>& s, int64_t row, bool
     store_gates(d_gates, u, hidden_size, d_pre);
     *dc_state = reset ? A(0) : dc;
   });
-  const T* const from_h = s.h_gates + row * 4 * hidden_size;
-  const auto x = [&](int64_t k) { return A(from_h[k]); };
+  const T* const h_gates_row = s.h_gates + row * 4 * hidden_size;
+  const auto x = [&](int64_t k) { return A(h_gates_row[k]); };
   const auto d = [&](int64_t k) { return A(d_gates[k]) * A(s.gain_hh[k]); };
   const auto normal_h = normalizer<A>(group, 4 * hidden_size, inverse_size / 4, x);
   const auto d_h = normalizer_gradient<A>(group, 4 * hidden_size, inverse_size / 4, normal_h, x, d);

@@ -63,7 +63,7 @@ struct ProjectionForwardStep : HiddenOutput<T> {
 template <typename T>
 struct HiddenGradientInput : Step {
   // [rows,H] d_gates W_hh of the step after, or dL/dh_n at the last step of a row. The kernel reads
-  // it and sets it to 0, and the next GEMM adds to it. Dead rows keep theirs.
+  // it and sets it to 0, and the next GEMM adds to it. Dead rows are left as they are.
   T* dh_state;
   const T* h_mask;          // [rows,H] a factor of d_gates W_hh; nullptr: no factor
   int64_t rows_after;       // `rows` of the step after this one, 0 at the last step

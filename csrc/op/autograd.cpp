@@ -24,12 +24,12 @@ OptionalTensor if_defined(const Tensor& tensor) {
 }
 
 // Returns a tensor with the same memory and the same version counter as `tensor`, but without an
-// autograd graph. A wrapper is returned as it is.
+// autograd graph. A wrapper tensor (is_wrapper) is returned unchanged.
 //
 // Because the alias shares the version counter, autograd detects writes in place. If the user
 // assigns `weight.data = other` after forward, the alias keeps the old memory, and backward reads
-// the old values. The alias of an output does not refer to the node that saves it, so no reference
-// cycle is left if a hook of saved tensors raises an exception.
+// the old values. To save an output itself, which refers to the node, could leave a reference cycle
+// if a hook of saved tensors raises an exception.
 Tensor detached_alias(const Tensor& tensor) {
   if (is_wrapper(tensor)) return tensor;
   return Tensor(tensor.unsafeGetTensorImpl()->shallow_copy_and_detach(
@@ -54,8 +54,8 @@ struct SavedCall {
   static void save(AutogradContext* ctx, const LstmCall& call, const ForwardResult& result) {
     const auto& [output, h_n, c_n, cells, gates] = result;
     variable_list saved{call.input, call.h_0, call.c_0};
-    // Backward of a single step does not read the output, so h_0, which has its shape, is saved
-    // instead.
+    // Backward of a single step reads the shape of the output, but not its values. h_0 has the same
+    // shape, so h_0 is saved in place of the output.
     const bool is_one_step =
         !call.batch_sizes && call.h_0.sym_size(0) == 1 && call.input.sym_size(0) == 1;
     saved.push_back(is_one_step ? call.h_0 : detached_alias(output));

@@ -28,7 +28,7 @@ c10::IValue stacked(const std::vector<Values>& results, size_t k, const auto& to
   return list;
 }
 
-// Calls the op once for each sample. Only tensors can be batched, no list of tensors.
+// Calls the op once for each sample. A tensor in a list of tensors must not be batched.
 void sample_by_sample(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const Values arguments = torch::jit::pop(*stack, op.schema().arguments().size());
   std::vector<size_t> batched_indices;

@@ -110,8 +110,8 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor> lstm(
   return {std::move(output), std::move(h_n), std::move(c_n), std::move(cells)};
 }
 
-// Returns rows [B,size] as a sequence [1,B,size] of one step. A call that skips the dispatcher gets
-// a new view without it.
+// Returns rows [B,size] as a sequence [1,B,size] of one step. If the call skips the dispatcher, the
+// view is made without the dispatcher too.
 inline Tensor as_step(const Tensor& rows, bool skips_dispatcher) {
   if (!skips_dispatcher) return rows.unsqueeze(0);
   Tensor step = at::detail::make_tensor<c10::TensorImpl>(
@@ -122,11 +122,11 @@ inline Tensor as_step(const Tensor& rows, bool skips_dispatcher) {
   step.unsafeGetTensorImpl()->set_sizes_and_strides(sizes, strides, rows.storage_offset());
   return step;
 }
-// Returns a state [1,B,size] as rows [B,size]. If the call skipped the dispatcher, only this
-// function has the tensor, and changes its sizes in place.
+// Returns a state [1,B,size] as rows [B,size]. If the call skipped the dispatcher, `state` is a new
+// tensor that nothing else uses, so its sizes are changed in place.
 inline Tensor as_rows(const Tensor& state, bool skips_dispatcher) {
   const c10::SmallVector<int64_t, 4> sizes(state.sizes().begin() + 1, state.sizes().end());
-  // For autograd the result is not a view, because a write in place would drop the hooks of a view.
+  // Autograd does not track this as a view. A write in place to a view would drop the view's hooks.
   if (!skips_dispatcher) return at::_unsafe_view(state, sizes);
   state.unsafeGetTensorImpl()->set_sizes_contiguous(sizes);
   return state;
@@ -167,7 +167,7 @@ inline bool is_tensor(PyObject* object) {
 }
 
 // Whether an object is None or a tensor of a plain call. All floating point tensors of a call must
-// have one dtype, which the engines compute. `dtype` is the dtype of the first tensor.
+// have the same dtype, one that the engines support. The first tensor sets `dtype`.
 inline bool is_plain(PyObject* object, std::optional<at::ScalarType>& dtype) {
   if (object == Py_None) return true;
   if (!is_tensor(object)) return false;
@@ -206,11 +206,11 @@ inline bool are_parameters(Objects weights, PyObject* parameters, Objects names)
 
 // Whether an object is a tensor of no subclass, of the sizes in a tuple.
 inline bool has_shape(PyObject* object, PyObject* shape) {
-  const auto is = [](int64_t size, PyObject* expected) {
+  const auto is_equal = [](int64_t size, PyObject* expected) {
     return PyLong_CheckExact(expected) && PyLong_AsLongLong(expected) == size;
   };
   return is_tensor(object) &&
-         std::ranges::equal(THPVariable_Unpack(object).sizes(), items_of(shape), is);
+         std::ranges::equal(THPVariable_Unpack(object).sizes(), items_of(shape), is_equal);
 }
 
 // The arguments of plain_lstm; op/module.cpp describes them.
@@ -255,9 +255,9 @@ inline PlainArguments plain_arguments(PyObject* const* values, PyObject* names) 
   throw python_error();
 }
 
-// Returns the call that these arguments make, steps first. Returns nothing if the call is not
-// plain, or if Python has to decide whether it is an error. Prepacked weights are bytes, not
-// checked here, and have no gradients.
+// Returns the call of these arguments, with steps as the first dimension. Returns nothing if Python
+// has to serve the call or to raise an error: if the call is not plain, has several layers or wrong
+// sizes, or needs gradients with prepacked weights. The bytes of such weights are not checked.
 inline std::optional<LstmCall> plain_call(const PlainArguments& a) {
   LstmCall call;
   call.layout = from_python<std::string>(a.layout, "layout");

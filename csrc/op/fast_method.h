@@ -20,8 +20,8 @@ namespace fastlstm {
 // Converts a Python object to a T. An error names the argument by its index or its name.
 template <typename T>
 T from_python(PyObject* object, const auto& argument) {
-  const auto expect = [&](bool is, const char* what) {
-    TORCH_CHECK_TYPE(is, "argument ", argument, ": expected ", what, ", got ",
+  const auto expect = [&](bool fits, const char* what) {
+    TORCH_CHECK_TYPE(fits, "argument ", argument, ": expected ", what, ", got ",
                      Py_TYPE(object)->tp_name);
   };
   if constexpr (std::is_same_v<T, bool>) {
@@ -72,9 +72,9 @@ PyObject* call_from_python(Result (*function)(Args...), PyObject* const* args, P
   TORCH_CHECK_TYPE(count == sizeof...(Args), "expected ", sizeof...(Args), " arguments, got ",
                    count);
   return [&]<size_t... I>(std::index_sequence<I...>) {
-    // If a tensor has a Python object, torch takes the GIL when the last C++ reference to it goes
-    // (c10/util/intrusive_ptr.h). So the function gets copies, and `arguments` keeps its references
-    // until this thread holds the GIL again.
+    // If a tensor has a Python object, torch takes the GIL when the last C++ reference to the
+    // tensor is dropped (c10/util/intrusive_ptr.h). So the function gets copies, and `arguments`
+    // keeps a reference to each tensor until this thread holds the GIL again.
     const std::tuple<std::decay_t<Args>...> arguments{
         from_python<std::decay_t<Args>>(args[I], I)...};
     return to_python([&] {

@@ -28,9 +28,8 @@ static PyMethodDef kEagerCalls[] = {
         "lstm(input: Tensor, h_0: Tensor | None, c_0: Tensor | None, weights: list, layout: str, "
         "batch_sizes: Tensor | None, lengths: Tensor | None, reset: Tensor | None, "
         "h_mask: Tensor | None, save_cells: bool, engine: str) -> tuple\n\n"
-        "Calls the op lstm or lstm_prepacked. Returns output, h_n, c_n and cells, which are None "
-        "if "
-        "they are not saved. If h_0 and c_0 are None, the state is zeros."),
+        "Calls the op lstm or lstm_prepacked. Returns output, h_n, c_n and cells; cells is None "
+        "without save_cells. If h_0 and c_0 are None, the state is zeros."),
     method<fastlstm::fast_method<&fastlstm::lstm_cell>>(
         "lstm_cell",
         "lstm_cell(input: Tensor, h: Tensor | None, c: Tensor | None, weights: list, layout: str, "
@@ -48,13 +47,13 @@ static PyMethodDef kEagerCalls[] = {
         METH_FASTCALL | METH_KEYWORDS),
     method<fastlstm::are_plain>("are_plain",
                                 "are_plain(*tensors) -> bool\n\n"
-                                "Whether an eager call of these tensors, lists of tensors and None "
-                                "concerns only the CPU kernels."),
+                                "Whether a call of these tensors, lists of tensors and None is "
+                                "plain (csrc/op/eager_calls.h)."),
     method<fastlstm::are_described>(
         "are_described",
         "are_described(weights, parameters: dict, names, shapes) -> bool\n\n"
-        "Whether the weights are the parameters of these names, of no subclass and of these "
-        "shapes."),
+        "Whether the weights are the entries of `parameters` with these names, have these shapes "
+        "and are of no subclass."),
     {nullptr, nullptr, 0, nullptr}};
 
 static std::vector<fastlstm::OptionalTensor> gradients_by_python(
@@ -88,10 +87,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("plan_cpu", &planners::plan_cpu, py::kw_only(), "dtype"_a, "input_size"_a, "hidden_size"_a,
         "batch"_a, "steps"_a, "directions"_a, "training"_a, "backward"_a, "threads"_a,
         "l2_cache_bytes"_a,
-        "How a plain layer would run on this processor, with other threads or caches too.");
+        "How a layer without options would run on this processor with these threads and this L2.");
   m.def("persistent_engine_fits", &planners::persistent_engine_fits, "hidden_size"_a, "batch"_a,
         "steps"_a, "directions"_a, "dtype"_a, "training"_a, "sm_count"_a, "capability"_a,
-        "Whether the persistent engine can divide a layer's work on a GPU that need not be here.");
+        "Whether the persistent engine can compute a layer on a GPU, which need not be present.");
   m.def("pack_weight", &pack_weight, "A weight packed into panels as this processor reads them");
   m.def("unpack_weight", &unpack_weight, "The weight that pack_weight packed, and its scales");
   m.attr("interface") = kInterface;

@@ -43,8 +43,8 @@ inline py::dict engines() {
                   "persistent"_a = py::make_tuple("cuda"));
 }
 
-// Whether the persistent engine can serve a plain layer on a GPU, in training also its backward
-// pass. The GPU need not be present.
+// Whether the persistent engine can compute a layer without options (LayerCall::options) on a GPU.
+// With `training` it must compute the backward pass too. The GPU need not be present.
 inline bool persistent_engine_fits(int64_t hidden_size, int64_t batch, int64_t steps,
                                    int directions, const std::string& dtype, bool training,
                                    int sm_count, int capability) {
@@ -56,7 +56,7 @@ inline bool persistent_engine_fits(int64_t hidden_size, int64_t batch, int64_t s
   return forward && (!training || best_tiling(task, device));
 }
 
-// Returns how a plain layer would run on this processor with these threads and this L2 cache.
+// Returns how a layer without options would run here with these threads and this L2 cache.
 inline py::dict plan_cpu(const std::string& dtype, int64_t input_size, int64_t hidden_size,
                          int64_t batch, int64_t steps, int64_t directions, bool training,
                          bool backward, int64_t threads, int64_t l2_cache_bytes) {

@@ -1,5 +1,5 @@
 // The stepwise engine, backward. It visits the steps of the forward walk in opposite order, and in
-// each step computes one kernel and one GEMM. After the last step it computes the gradients of the
+// each step runs one kernel and one GEMM. After the last step it computes the gradients of the
 // weights and of the input as GEMMs over all steps.
 #pragma once
 #include <optional>
@@ -104,20 +104,21 @@ class StepwiseBackward : DirectionWalk {
     MovingRows dh(dh_), d_h_gates(this->d_h_gates()), d_hidden(d_hidden_),
         d_projected(d_projected_);
     const WalkStep* after = nullptr;
-    for (auto at = steps_.rbegin(); at != steps_.rend(); after = &*at++) {
+    for (auto now = steps_.rbegin(); now != steps_.rend(); after = &*now++) {
       if (layer_.projects()) {
-        StepKernels::run(ProjectionBackwardStep<T, A>{
-            hidden_gradient(*at, after), data<T>(d_projected_) + at->offset * sizes_.output_size});
-        at::mm_out(d_hidden.at(0, at->rows), d_projected.at(at->offset, at->rows), w_.w_hr);
+        StepKernels::run(
+            ProjectionBackwardStep<T, A>{hidden_gradient(*now, after),
+                                         data<T>(d_projected_) + now->offset * sizes_.output_size});
+        at::mm_out(d_hidden.at(0, now->rows), d_projected.at(now->offset, now->rows), w_.w_hr);
       }
-      const BackwardStep<T, A> step = cells(*at, after);
+      const BackwardStep<T, A> step = cell_step(*now, after);
       if (norms_)
-        StepKernels::run(norms_->step(step, at->offset));
+        StepKernels::run(norms_->step(step, now->offset));
       else
         StepKernels::run(step);
       // Before the first step there is only h_0, whose gradient may not be requested.
-      if (call_.request.state || at->prev_rows > 0)
-        dh.at(0, at->rows).addmm_(d_h_gates.at(at->offset, at->rows), w_.w_hh);
+      if (call_.request.state || now->prev_rows > 0)
+        dh.at(0, now->rows).addmm_(d_h_gates.at(now->offset, now->rows), w_.w_hh);
     }
     if (call_.request.state) mask_grad_h_0();
   }
@@ -147,38 +148,37 @@ class StepwiseBackward : DirectionWalk {
     return without_padding(layer_, h.view_symint(sequence)).view(h.sizes());
   }
 
-  // Returns the row stride of a gradient. It is 0 for the single row of zeros that stands for a
-  // gradient which was not given.
+  // Returns the row stride of a gradient, or 0 if it is one row (of zeros if it was not given).
   static int64_t stride_of(const Tensor& rows) { return rows.size(0) == 1 ? 0 : rows.stride(0); }
 
   // Returns where a step finds the parts of dL/dh_t.
-  HiddenGradientInput<T> hidden_gradient(const WalkStep& at, const WalkStep* after) const {
+  HiddenGradientInput<T> hidden_gradient(const WalkStep& now, const WalkStep* after) const {
     const int64_t stride = stride_of(d_output_);
-    return {begin(at, sizes_.output_size),
+    return {begin(now, sizes_.output_size),
             data<T>(dh_),
             data_or_null<T>(h_mask_),
             after ? after->rows : 0,
             reset_at(after),
-            const_data<T>(d_output_) + at.offset * stride,
+            const_data<T>(d_output_) + now.offset * stride,
             stride};
   }
 
-  BackwardStep<T, A> cells(const WalkStep& at, const WalkStep* after) const {
+  BackwardStep<T, A> cell_step(const WalkStep& now, const WalkStep* after) const {
     const int64_t hidden = sizes_.hidden_size;
     BackwardStep<T, A> step{};
-    static_cast<HiddenGradientInput<T>&>(step) = hidden_gradient(at, after);
+    static_cast<HiddenGradientInput<T>&>(step) = hidden_gradient(now, after);
     if (layer_.projects()) {
       step.hidden_size = hidden, step.rows_after = 0, step.dh_state = data<T>(d_hidden_);
       step.d_output = const_data<T>(no_d_output_), step.d_output_stride = 0;
     }
-    step.gates = const_data<T>(gates_) + at.offset * 4 * hidden;
-    step.cells = const_data<A>(cells_) + at.offset * hidden;
-    step.prev_cells = const_data<A>(cells_) + at.prev_offset * hidden;
+    step.gates = const_data<T>(gates_) + now.offset * 4 * hidden;
+    step.cells = const_data<A>(cells_) + now.offset * hidden;
+    step.prev_cells = const_data<A>(cells_) + now.prev_offset * hidden;
     step.c_0 = const_data<A>(c_0_);
     step.d_cells_stride = stride_of(d_cells_);
-    step.d_cells = const_data<A>(d_cells_) + at.offset * step.d_cells_stride;
+    step.d_cells = const_data<A>(d_cells_) + now.offset * step.d_cells_stride;
     step.dc_state = data<A>(dc_);
-    step.d_gates = data<T>(d_gates_) + at.offset * 4 * hidden;
+    step.d_gates = data<T>(d_gates_) + now.offset * 4 * hidden;
     return step;
   }
 

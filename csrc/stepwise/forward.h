@@ -1,4 +1,4 @@
-// The stepwise engine, forward. In each step it computes one GEMM by ATen and one kernel for the
+// The stepwise engine, forward. In each step it runs one GEMM by ATen and one kernel for the
 // cell equations; with a projection one more of each. It serves every dtype, shape and option, and
 // a CUDA graph can capture it. The code is the same for every device: a device provides
 // StepKernels, a struct with a static function run(step) for each of the six kinds of steps in
@@ -42,13 +42,13 @@ class DirectionWalk {
         h_mask_(layer.h_mask ? layer.h_mask->select(0, d).contiguous() : Tensor()) {}
 
   // Returns the arguments of a step that all kernels share, for rows of `size` units.
-  Step begin(const WalkStep& at, int64_t size) const {
-    return {at.t,         at.rows, size, at.prev_rows, d_ == 1, data_or_null<int64_t>(lengths_),
-            reset_at(&at)};
+  Step begin(const WalkStep& now, int64_t size) const {
+    return {now.t,         now.rows, size, now.prev_rows, d_ == 1, data_or_null<int64_t>(lengths_),
+            reset_at(&now)};
   }
   // Returns which rows are reset before a step, [rows], or nullptr if there are no resets.
-  const bool* reset_at(const WalkStep* at) const {
-    return at && reset_.defined() ? const_data<bool>(reset_) + at->offset : nullptr;
+  const bool* reset_at(const WalkStep* now) const {
+    return now && reset_.defined() ? const_data<bool>(reset_) + now->offset : nullptr;
   }
 
  protected:
@@ -64,17 +64,17 @@ template <typename T, typename A, typename StepKernels>
 class StepwiseForward : DirectionWalk {
  public:
   // x_gates [R,4H] holds the input's part of the gates. run() replaces it by the activated gates.
-  StepwiseForward(const LayerCall& layer, int64_t d, const ForwardTensors& to,
+  StepwiseForward(const LayerCall& layer, int64_t d, const ForwardTensors& tensors,
                   const Tensor& x_gates)
       : DirectionWalk(layer, d),
         x_gates_(x_gates),
         h_gates_(at::empty({sizes_.batch, 4 * sizes_.hidden_size}, layer.input.options())),
-        h_(to.h_n[d]),
-        c_(to.c_n[d]),
+        h_(tensors.h_n[d]),
+        c_(tensors.c_n[d]),
         h_masked_(h_mask_.defined() ? h_ * h_mask_ : h_),
-        output_(flat(to.output, sizes_.flat_rows)
+        output_(flat(tensors.output, sizes_.flat_rows)
                     .narrow(1, d * sizes_.output_size, sizes_.output_size)),
-        cells_(to.cells.defined() ? to.cells[d] : Tensor()) {
+        cells_(tensors.cells.defined() ? tensors.cells[d] : Tensor()) {
     if (layer.normalizes()) norms_.emplace(w_);
     if (!layer.projects()) return;
     unprojected_ = at::zeros({sizes_.batch, sizes_.hidden_size}, layer.input.options());
@@ -85,25 +85,25 @@ class StepwiseForward : DirectionWalk {
     const Tensor w_hh = w_.w_hh.t(), w_hr = layer_.projects() ? w_.w_hr.t() : Tensor();
     MovingRows h_gates(h_gates_), h_masked(h_masked_), unprojected(unprojected_),
         projected(projected_);
-    for (const WalkStep& at : steps_) {
-      at::mm_out(h_gates.at(0, at.rows), h_masked.at(0, at.rows), w_hh);
-      const ForwardStep<T, A> step = cells(at);
+    for (const WalkStep& now : steps_) {
+      at::mm_out(h_gates.at(0, now.rows), h_masked.at(0, now.rows), w_hh);
+      const ForwardStep<T, A> step = cell_step(now);
       if (norms_)
         StepKernels::run(norms_->forward(step));
       else
         StepKernels::run(step);
       if (!layer_.projects()) continue;
-      at::mm_out(projected.at(0, at.rows), unprojected.at(0, at.rows), w_hr);
-      StepKernels::run(ProjectionForwardStep<T, A>{output_of(at), const_data<T>(projected_)});
+      at::mm_out(projected.at(0, now.rows), unprojected.at(0, now.rows), w_hr);
+      StepKernels::run(ProjectionForwardStep<T, A>{output_of(now), const_data<T>(projected_)});
     }
   }
 
  private:
   // Returns where a step stores h_t.
-  HiddenOutput<T> output_of(const WalkStep& at) const {
+  HiddenOutput<T> output_of(const WalkStep& now) const {
     const int64_t stride = output_.stride(0);
-    T* const output_t = data<T>(output_) + at.offset * stride;
-    return {begin(at, sizes_.output_size),
+    T* const output_t = data<T>(output_) + now.offset * stride;
+    return {begin(now, sizes_.output_size),
             data<T>(h_),
             data_or_null<T>(h_mask_),
             data<T>(h_masked_),
@@ -111,18 +111,18 @@ class StepwiseForward : DirectionWalk {
             stride};
   }
 
-  ForwardStep<T, A> cells(const WalkStep& at) const {
+  ForwardStep<T, A> cell_step(const WalkStep& now) const {
     const int64_t hidden = sizes_.hidden_size;
     ForwardStep<T, A> step{};
-    static_cast<HiddenOutput<T>&>(step) = output_of(at);
+    static_cast<HiddenOutput<T>&>(step) = output_of(now);
     if (layer_.projects()) {
       step.h_state = step.output = data<T>(unprojected_), step.h_mask = nullptr;
       step.hidden_size = step.output_stride = hidden;
     }
-    step.x_gates = step.gates = data<T>(x_gates_) + at.offset * 4 * hidden;
+    step.x_gates = step.gates = data<T>(x_gates_) + now.offset * 4 * hidden;
     step.h_gates = const_data<T>(h_gates_);
     step.c_state = data<A>(c_);
-    step.cells = cells_.defined() ? data<A>(cells_) + at.offset * hidden : step.c_state;
+    step.cells = cells_.defined() ? data<A>(cells_) + now.offset * hidden : step.c_state;
     return step;
   }
 
@@ -130,8 +130,8 @@ class StepwiseForward : DirectionWalk {
   Tensor h_, c_;           // [B,P], [B,H] the state
   Tensor h_masked_;        // [B,P] h_mask * h, which W_hh multiplies; h_ without h_mask
   Tensor output_, cells_;  // [R,P] columns of `output`, [R,H]
-  Tensor unprojected_;     // [B,H] o tanh(c); only with a projection, as projected_
-  Tensor projected_;       // [B,P] unprojected_ W_hr^T
+  Tensor unprojected_;     // [B,H] o tanh(c); undefined without a projection
+  Tensor projected_;       // [B,P] unprojected_ W_hr^T; undefined without a projection
   std::optional<StepNorms<T, A>> norms_;
 };
 
@@ -141,16 +141,16 @@ template <typename T, typename A, typename StepKernels>
 ForwardResult stepwise_forward(const LayerCall& layer, bool save_cells, bool save_gates) {
   const Sizes s = layer.sizes();
   const Tensor input = flat(layer.input, s.flat_rows);
-  const ForwardTensors to(layer, save_cells, save_gates);
+  const ForwardTensors tensors(layer, save_cells, save_gates);
   for (int64_t d = 0; d < s.directions; ++d) {
     // The activated gates replace x_gates, even if they are not saved.
     Tensor x_gates = save_gates
-                         ? flat(to.gates[d], s.flat_rows)
+                         ? flat(tensors.gates[d], s.flat_rows)
                          : at::empty({s.flat_rows, 4 * s.hidden_size}, layer.input.options());
     stepwise::multiply_input(layer, layer.directions[d], input, x_gates);
-    stepwise::StepwiseForward<T, A, StepKernels>(layer, d, to, x_gates).run();
+    stepwise::StepwiseForward<T, A, StepKernels>(layer, d, tensors, x_gates).run();
   }
-  return to.result(layer);
+  return tensors.result(layer);
 }
 
 }  // namespace fastlstm

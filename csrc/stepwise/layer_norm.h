@@ -75,15 +75,15 @@ class NormsBackward {
   const Tensor& d_h_gates() const { return d_h_gates_; }
 
   // Returns the gradient [R,4H] of W_ih x, and puts the gradients of gain_ih, gain_hh, gain_c and
-  // bias_c into `gradients`.
+  // bias_c into `grads`.
   Tensor gradients(const Tensor& input, const OptionalTensor& bias, const Tensor& d_gates,
-                   at::ScalarType dtype, Direction& gradients) const {
+                   at::ScalarType dtype, Direction& grads) const {
     const RowNorm x_norm(at::mm(input, w_.w_ih.t()), w_.gain_ih, bias);
     const auto [d_x, d_gain_ih, d_bias] = x_norm.backward(d_gates);
     const auto d_gain_hh = std::get<1>(RowNorm(h_gates_, w_.gain_hh, {}).backward(d_gates));
     const auto [d_c, d_gain_c, d_bias_c] = cells_norm_.backward(d_normed_cells_);
-    gradients.gain_ih = d_gain_ih.to(dtype), gradients.gain_hh = d_gain_hh.to(dtype);
-    gradients.gain_c = d_gain_c.to(dtype), gradients.bias_c = d_bias_c.to(dtype);
+    grads.gain_ih = d_gain_ih.to(dtype), grads.gain_hh = d_gain_hh.to(dtype);
+    grads.gain_c = d_gain_c.to(dtype), grads.bias_c = d_bias_c.to(dtype);
     return d_x.to(dtype);
   }
 
