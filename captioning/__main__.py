@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
             raise  # a module of this repository is missing, which pip cannot install
         return fail(f"needs {name}: pip install './captioning[serve]', in a clone of fastlstm")
     except BrokenPipeError:  # the reader of the output has ended, as in `| head -1`
-        sys.stdout = None  # otherwise Python would flush it at its end, and fail again
+        sys.stdout = None  # otherwise Python would flush stdout at exit, and fail again
         return 1
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
@@ -59,17 +59,17 @@ def fail(message: str) -> int:
 
 def run(argv: list[str]) -> int:
     """Parses the arguments and runs the command; returns the exit status."""
-    plain = argparse.RawDescriptionHelpFormatter
+    formatter = argparse.RawDescriptionHelpFormatter
     parser = Parser(
         prog="captioning",
         description="Captions for pictures, by a frozen CNN and an LSTM.",
         epilog=EPILOG,
-        formatter_class=plain,
+        formatter_class=formatter,
     )
     parser.add_argument("--version", action="version", version=f"captioning {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for name, text in COMMANDS.items():
-        commands.add_parser(name, help=text, description=text, formatter_class=plain)
+        commands.add_parser(name, help=text, description=text, formatter_class=formatter)
     if argv and argv[0] in COMMANDS:
         module = importlib.import_module(f"captioning.commands.{argv[0]}")
         command = commands.choices[argv[0]]

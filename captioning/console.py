@@ -30,7 +30,7 @@ def _is_silent() -> bool:
 def say(*lines: object, error: bool = False) -> None:
     """Prints lines to stdout, or to stderr if `error`, above a progress bar.
 
-    Of several processes that train together all print errors, and only the first prints the rest.
+    If several processes train together, only the first prints lines that are not errors.
     """
     stream = sys.stderr if error else sys.stdout
     tqdm = sys.modules.get("tqdm")  # without it there is no progress bar
@@ -51,7 +51,7 @@ def progress(work: Iterable[Any] | None, title: str | None, **more: Any) -> Any:
     class Lines(tqdm):  # type: ignore[misc]
         """Prints lines instead of a bar."""
 
-        tenths = 0  # that were printed
+        tenths = 0  # number of tenths that were printed
 
         def display(self, msg: str | None = None, pos: int | None = None) -> None:
             """Prints a line if another tenth is done; tqdm calls this after each item."""

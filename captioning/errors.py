@@ -22,7 +22,7 @@ class CaptioningError(Exception):
 def list_reasons(found: Mapping[str, Sequence[str]]) -> list[str]:
     """Returns a line for each reason, such as "7 x missing picture: val/1.png, val/2.png, ...".
 
-    `found` has the names of what was skipped or refused, by reason. At most five are listed.
+    `found` has the names of what was skipped or refused, by reason. A line has at most five names.
     """
     return [
         f"{len(names)} x {reason}: {', '.join(names[:5])}" + (", ..." if len(names) > 5 else "")

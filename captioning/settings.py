@@ -99,8 +99,8 @@ class DecodeConfig:
             to draw each word at random.
         beam_size: number of unfinished captions that beam search keeps.
         length_penalty: beam search ranks by log probability / length^length_penalty.
-        neighbors: beam search adds this times the agreement with captions of similar training
-            pictures.
+        neighbors: weight of the agreement with captions of similar training pictures, which beam
+            search adds to the score.
         temperature: of sampling; below 1 probable words are drawn more often.
         seed: of sampling; the same seed gives the same captions.
     """

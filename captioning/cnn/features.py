@@ -56,7 +56,7 @@ class FeatureCache:
             found = [np.load(file, mmap_mode="c") for file in (path, state)]
         except (OSError, ValueError, EOFError) as error:
             raise CaptioningError(f"{path} is damaged ({error}): delete it") from error
-        if (found[1] != DONE).any():  # a complete cache is not opened for writing
+        if (found[1] != DONE).any():  # the files of a complete cache may be read-only
             found = [np.load(file, mmap_mode="r+") for file in (path, state)]
         self.features, self.state = map(torch.from_numpy, found)
 
@@ -116,12 +116,12 @@ def extract_features(
     with progress(None, title, total=len(rows), unit="img") as bar:
         for items in loader:
             good = [(row, item) for row, item in items if isinstance(item, Tensor)]
-            wrong = {row: item for row, item in items if isinstance(item, str)}
-            if wrong and on_error == "refuse":
-                first = next(iter(wrong.values()))
+            errors = {row: item for row, item in items if isinstance(item, str)}
+            if errors and on_error == "refuse":
+                first = next(iter(errors.values()))
                 raise ImageError(first, "(--on-error skip leaves broken pictures out)")
-            broken += wrong.values()
-            cache.state[[*wrong]] = BROKEN
+            broken += errors.values()
+            cache.state[[*errors]] = BROKEN
             if good:
                 good_rows, pixels = zip(*good, strict=True)
                 features = cnn(torch.stack(pixels).to(next(cnn.parameters()).device))

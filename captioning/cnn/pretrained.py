@@ -71,7 +71,7 @@ class FrozenCNN(nn.Module):
             The first is the vector [B,C] that the removed layer would read, or None if that is the
             mean of the feature map. The second is the last feature map [B,C,h,w], or None if the
             CNN has no feature map.
-        config: the config, of which the pooling is read here.
+        config: the name and pooling of the CNN; the other fields are only kept.
         transform: prepares pictures.
 
     Attributes:
@@ -262,8 +262,8 @@ class _TimmTrunk(nn.Module):
         self.net = net
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        features, (grid,) = self.net.forward_intermediates(images, indices=1, norm=True)
-        return self.net.forward_head(features, pre_logits=True), grid
+        features, (feature_map,) = self.net.forward_intermediates(images, indices=1, norm=True)
+        return self.net.forward_head(features, pre_logits=True), feature_map
 
 
 def _timm(config: CNNConfig) -> FrozenCNN:
@@ -284,7 +284,7 @@ def _timm(config: CNNConfig) -> FrozenCNN:
     try:
         create = lambda: timm.create_model(f"{model}.{tag}".rstrip("."), **options)
         net, is_file = create(), os.path.isfile(weights)
-        # timm initializes weights that the file lacks at random, so they differ in a second model.
+        # timm gives random values to weights that the file lacks, so a second model differs.
         again = create().state_dict() if is_file else {}
         if lacking := [k for k, tensor in again.items() if not tensor.equal(net.state_dict()[k])]:
             raise ValueError(f"the file has no {lacking[0]}")
@@ -345,22 +345,22 @@ def _without_fc(net: nn.Module, size: int) -> nn.Module:
 
     The second result of the trunk is the last feature map before that layer, or None.
     """
-    cut = fx.symbolic_trace(net)
-    ShapeProp(cut).propagate(torch.zeros(1, 3, size, size))
-    vector = grid = last_map = None
-    for node in cut.graph.nodes:
+    traced = fx.symbolic_trace(net)
+    ShapeProp(traced).propagate(torch.zeros(1, 3, size, size))
+    vector = feature_map = last_map = None
+    for node in traced.graph.nodes:
         if node.op == "get_attr" and node.target.endswith("class_token"):
             last_map = None  # in a vision transformer the maps before this node are raw patches
-        if node.op == "call_module" and isinstance(cut.get_submodule(node.target), nn.Linear):
-            vector, grid = node.args[0], last_map
+        if node.op == "call_module" and isinstance(traced.get_submodule(node.target), nn.Linear):
+            vector, feature_map = node.args[0], last_map
         shape = getattr(node.meta.get("tensor_meta"), "shape", ())
         if node.op != "placeholder" and len(shape) == 4 and min(shape[2:]) > 1:
             last_map = node
         if node.op == "output":
-            node.args = ((vector, grid),)
+            node.args = ((vector, feature_map),)
     if vector is None:
         raise CaptioningError(f"{type(net).__name__} has no Linear layer at its end to remove")
-    cut.graph.eliminate_dead_code()
-    cut.delete_all_unused_submodules()
-    cut.recompile()
-    return cut
+    traced.graph.eliminate_dead_code()
+    traced.delete_all_unused_submodules()
+    traced.recompile()
+    return traced

@@ -22,7 +22,7 @@ from captioning.search.generate import CaptionedFile, caption_files, find_pictur
 from captioning.settings import DecodeConfig
 
 # The options that only one method has.
-OPTIONS = {"beam": ("neighbors", "beam_size"), "sample": ("temperature", "seed")}
+METHOD_OPTIONS = {"beam": ("neighbors", "beam_size"), "sample": ("temperature", "seed")}
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -133,9 +133,9 @@ def write_results(
 
 def search_of(args: argparse.Namespace) -> dict[str, Any]:
     """Returns the given fields of `DecodeConfig`; refuses options of another method."""
-    values = {name: getattr(args, name) for names in OPTIONS.values() for name in names}
+    values = {name: getattr(args, name) for names in METHOD_OPTIONS.values() for name in names}
     values = {name: value for name, value in values.items() if value is not None}
-    for method, names in OPTIONS.items():
+    for method, names in METHOD_OPTIONS.items():
         if args.method != method and (wrong := [name for name in names if name in values]):
             option = f"--{wrong[0].replace('_', '-')}"
             raise CaptioningError(f"{option}: expected --method {method}, got {args.method}")

@@ -48,7 +48,7 @@ def check_address(host: str, port: int | None) -> None:
         socket.create_server((host.strip("[]"), port or 0), family=family).close()
     except OSError as error:
         address = f"{host} port {port}" if port else f"--host {host}"
-        reason = str(error.strerror).partition(" (")[0]  # without the address again
+        reason = str(error.strerror).partition(" (")[0]  # the address follows " ("
         raise CaptioningError(f"cannot listen on {address}: {reason}") from error
 
 

@@ -68,7 +68,7 @@ def load_coco(
     images: list[CaptionedImage] = []
     skipped: defaultdict[str, list[str]] = defaultdict(list)
     for image in load_references(annotations, image_folder, need_folder=True).images:
-        if not os.path.isfile(image.path):  # False for a name that is too long, too
+        if not os.path.isfile(image.path):  # also False if the name is too long
             skipped["missing picture"].append(str(image.path))
             continue
         captions = [" ".join(caption.split()) for caption in image.captions if tokenize(caption)]

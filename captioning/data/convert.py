@@ -37,7 +37,7 @@ class Source:
 
 
 def read_source(path: str | Path) -> Source:
-    """Reads captions in one of the `FORMATS`, which the name of the file or folder tells."""
+    """Reads captions in one of the `FORMATS`; the name of the file or folder decides in which."""
     path = Path(path)
     if path.is_dir():
         names = ("captions.txt", "captions.csv", "captions.tsv")
@@ -81,7 +81,7 @@ def _read_csv(path: Path) -> Source:
             f"{path}: expected a first line with the columns image and caption, got {header!r}"
         )
     try:
-        # A last row is added. If it does not come back as it is, it is within an open quote.
+        # The row "end" is added. If it is not read back as a row of its own, a quote is still open.
         rows = list(csv.reader(io.StringIO(f"{body}\nend"), delimiter=separator))
         if rows.pop() != ["end"]:
             raise csv.Error("the file ends in it")
@@ -136,10 +136,10 @@ class Shares:
         """Returns the split of each picture, by its name."""
         names = sorted(names)
         random.Random(self.seed).shuffle(names)
-        enough = len(names) >= 3  # so many that each share above 0 gets at least one picture
-        first = max(round(len(names) * self.val), enough and self.val > 0)
-        second = max(round(len(names) * (self.val + self.test)), first + (enough and self.test > 0))
-        split = lambda i: "val" if i < first else "test" if i < second else "train"
+        enough = len(names) >= 3  # then each share above 0 gets at least one picture
+        val_end = max(round(len(names) * self.val), enough and self.val > 0)
+        end = max(round(len(names) * (self.val + self.test)), val_end + (enough and self.test > 0))
+        split = lambda i: "val" if i < val_end else "test" if i < end else "train"
         return {name: split(i) for i, name in enumerate(names)}
 
 
@@ -159,7 +159,7 @@ def prepare(
         on_error: what to do with pictures and captions that cannot be used, "refuse" or "skip".
 
     Returns:
-        The number of pictures of each split, and the names that were skipped by reason.
+        The number of pictures of each split, and for each reason what was skipped.
     """
     if not images.is_dir():
         raise CaptioningError(f"images: {images} is not a folder")

@@ -41,7 +41,7 @@ def load_image(
     Args:
         path: a file name or an open file.
         min_side: if above 0, a JPEG may be decoded to a smaller size, with sides of at least this.
-        max_pixels: more pixels, by the header of the file, are refused.
+        max_pixels: a picture with more pixels, by the header of its file, is refused.
 
     Raises:
         ImageError: the file is missing, broken, too large, or in none of `FORMATS`.
@@ -91,8 +91,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     """Converts a picture of any mode to RGB."""
     # Pillow would clip values of 16 bits and more, so they are scaled first.
     if image.mode.startswith("I") or image.mode == "F":
-        top = max(cast(float, image.getextrema()[1]), 1e-9) if image.mode == "F" else 65535
-        return image.point(lambda value: value * (255 / top)).convert("L").convert("RGB")
+        largest = max(cast(float, image.getextrema()[1]), 1e-9) if image.mode == "F" else 65535
+        return image.point(lambda value: value * (255 / largest)).convert("L").convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         white, image = Image.new("RGB", image.size, "white"), image.convert("RGBA")
         white.paste(image, (0, 0), image)

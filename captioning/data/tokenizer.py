@@ -1,8 +1,8 @@
 """Splits captions into words, by the Treebank rules of nltk, and joins words to captions.
 
-The rules are regular expressions, so nothing is downloaded. There are two tokenizers:
-`ptb_tokenize` for the metrics imitates the Java PTBTokenizer of coco-caption, and `tokenize` for
-the vocabulary leaves out more.
+The rules are regular expressions, so nothing is downloaded. `ptb_tokenize`, for the metrics,
+imitates the Java PTBTokenizer of coco-caption, the original of pycocoevalcap. `tokenize`, for the
+vocabulary, leaves out more of a caption.
 """
 
 import re

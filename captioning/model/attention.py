@@ -32,7 +32,7 @@ class AttentionState(NamedTuple):
     c: Tensor  # [B,H]
     picture: Tensor  # int64 [B], which picture each caption describes
     cells: Tensor  # [B,cells,E], the cells of that picture
-    double_keys: Tensor  # [B,cells,E], 2 * keys of the cells, the 2 x in `advance`
+    double_keys: Tensor  # [B,cells,E], twice the keys of the cells, as `advance` needs them
     weights: Tensor  # [B,cells], of the cells in the last step
 
 
@@ -69,27 +69,25 @@ class AttentionDecoder(nn.Module):
     def start(self, image: Tensor) -> AttentionState:
         """Computes the state before <start> from the image; see `Decoder.start`."""
         h, c = self.init(image.mean(1)).tanh().chunk(2, 1)
-        places = (self.row.unsqueeze(1) + self.column).flatten(0, 1)
-        cells = self.dropout(image + places).to(image.dtype)  # or autocast casts them in each step
-        keys = F.linear(cells, 2 * self.key.weight, 2 * self.key.bias).to(places.dtype)
+        positions = (self.row.unsqueeze(1) + self.column).flatten(0, 1)
+        # Without this cast autocast would cast the cells in each step.
+        cells = self.dropout(image + positions).to(image.dtype)
+        double_keys = F.linear(cells, 2 * self.key.weight, 2 * self.key.bias).to(positions.dtype)
         pictures = torch.arange(len(image), device=image.device)
-        return AttentionState(h, c, pictures, cells, keys, image.new_zeros(image.shape[:2]))
+        return AttentionState(h, c, pictures, cells, double_keys, image.new_zeros(image.shape[:2]))
 
     def advance(self, vectors: Tensor, state: AttentionState) -> AttentionState:
-        """Does a step: attends to the cells, and reads one word for each caption.
-
-        `vectors` [B,E] are the words' vectors, which `read` returns.
-        """
-        h, c, picture, cells, keys, _ = state
-        query = 2 * self.query(h).unsqueeze(1)
+        """Does a step: attends to the cells, and reads the vectors [B,E] of words; see `read`."""
+        h, c, picture, cells, double_keys, _ = state
+        double_query = 2 * self.query(h).unsqueeze(1)
         # The paper has tanh(x), which is 2 sigmoid(2 x) - 1. A CPU computes sigmoid six times as
         # fast. The - 1 adds the same number to each energy, which softmax ignores.
         with torch.autocast(h.device.type, enabled=False):
-            energies = (keys + query).sigmoid_() @ self.energy.weight.squeeze(0)
+            energies = (double_keys + double_query).sigmoid_() @ self.energy.weight.squeeze(0)
             weights = (2 * energies).softmax(1)
         seen = torch.bmm(weights.unsqueeze(1), cells).squeeze(1) * self.gate(h).sigmoid()
         h, c = self.lstm(torch.cat([vectors, seen], 1), (h, c))
-        return AttentionState(h, c, picture, cells, keys, weights)
+        return AttentionState(h, c, picture, cells, double_keys, weights)
 
     def read(self, words: Tensor) -> Tensor:
         """Returns the vectors of words, with dropout.
@@ -110,12 +108,12 @@ class AttentionDecoder(nn.Module):
         h, c, picture, weights = (
             tensor[rows] for tensor in (state.h, state.c, state.picture, state.weights)
         )
-        cells, keys = state.cells, state.double_keys
+        cells, double_keys = state.cells, state.double_keys
         # In beam search most captions only change places with others of the same picture, whose
         # cells and keys are the same.
         if not torch.equal(picture, state.picture):
-            cells, keys = cells[rows], keys[rows]
-        return AttentionState(h, c, picture, cells, keys, weights)
+            cells, double_keys = cells[rows], double_keys[rows]
+        return AttentionState(h, c, picture, cells, double_keys, weights)
 
     def unroll(
         self, image: Tensor, captions: Tensor, lengths: Tensor, rows: Tensor | None = None

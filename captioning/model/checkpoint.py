@@ -98,16 +98,16 @@ def load_checkpoint(path: str | Path, lstm: str = "fastlstm", device: str = "cpu
         model.load_state_dict(data["weights"])
         transform = Transform(**data["cnn"].pop("transform"))
         cnn = CNNConfig(**data["cnn"], transform=transform)
-        search, near = DecodeConfig(**data["search"]), data["neighbors"]
-        neighbors = Neighbors.from_state_dict(near) if near else None
+        search, neighbors_state = DecodeConfig(**data["search"]), data["neighbors"]
+        neighbors = Neighbors.from_state_dict(neighbors_state) if neighbors_state else None
         training = dict(data["training"])
     except Exception as error:  # a damaged file raises exceptions of many kinds
         reason = " ".join(str(error).split())[:300]
         raise CaptioningError(
             f"{path} is damaged, or not a captioner of this version: {reason}"
         ) from error
-    # The CNN's weights may be a file. Such a file is first looked for next to the checkpoint, where
-    # it is if both were moved together.
+    # The CNN's weights may be a file. A file of that name next to the checkpoint is preferred,
+    # because both may have been moved together.
     moved = os.path.join(os.path.dirname(path), os.path.basename(cnn.weights))
     if os.path.isfile(moved):
         cnn = replace(cnn, weights=moved)
@@ -121,8 +121,8 @@ def load_ensemble(
     """Reads one checkpoint, or several whose captioners write together.
 
     The number of beams is the largest of the checkpoints' numbers. The length penalty, and the
-    weight of similar pictures, are the means over the checkpoints. The history is that of the
-    first.
+    weight of similar pictures, are the means over the checkpoints. The history is taken from
+    the first checkpoint.
 
     Args:
         paths: the files.

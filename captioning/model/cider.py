@@ -42,10 +42,10 @@ class CiderD:
         self.table = self._encode([c for captions in references for c in captions], self.index)
         # Picture i has the references first[i] to first[i + 1] - 1.
         self.first = np.cumsum([0, *map(len, references)])
-        pictures = np.repeat(np.arange(len(references)), np.diff(self.first))
-        entries = np.repeat(pictures, np.diff(self.table.ends, prepend=0))
-        # Each pair of an n-gram and a picture that has it in any reference, once.
-        pairs = np.unique(self.table.ids.astype(np.int64) * len(references) + entries)
+        of_caption = np.repeat(np.arange(len(references)), np.diff(self.first))  # picture indices
+        of_entry = np.repeat(of_caption, np.diff(self.table.ends, prepend=0))
+        # A number for each distinct pair of an n-gram and a picture whose references have it.
+        pairs = np.unique(self.table.ids.astype(np.int64) * len(references) + of_entry)
         frequency = np.bincount(pairs // len(references), minlength=len(self.index))
         # An n-gram that no reference has gets the inverse document frequency of an n-gram that only
         # one picture has, as in pycocoevalcap.
@@ -126,22 +126,24 @@ class CiderD:
     def _compare(
         self, captions: _Captions, references: _Captions, shares: np.ndarray
     ) -> list[float]:
-        """Returns for each caption the sum over references of its CIDEr-D times `shares`."""
-        ids, places = np.unique(references.ids, return_inverse=True)
+        """Returns for each caption the sum over references r of shares[r] * CIDEr-D against r."""
+        ids, inverse = np.unique(references.ids, return_inverse=True)
         bins, weights = _bins(references), self._weights(references)
-        own, reference_norms = self._weights(captions), self._norms(references)
+        tfidf, reference_norms = self._weights(captions), self._norms(references)
         norms, begin, totals = self._norms(captions), 0, []
         for i, end in enumerate(captions.ends.tolist()):
-            mine = dict(zip(captions.ids[begin:end].tolist(), own[begin:end].tolist(), strict=True))
-            # The weight in this caption of each of `ids`, 0 if the caption does not have it.
+            own = dict(
+                zip(captions.ids[begin:end].tolist(), tfidf[begin:end].tolist(), strict=True)
+            )
+            # values[k] is the weight of the n-gram ids[k] in this caption, 0 if it does not occur.
             begin, values = end, np.zeros(len(ids))
-            where = np.searchsorted(ids, list(mine)).clip(max=max(0, len(ids) - 1))
-            hits = ids[where] == list(mine) if len(ids) else np.zeros(len(mine), bool)
-            values[where[hits]] = np.array(list(mine.values()))[hits]
-            products = np.minimum(values[places], weights) * weights
+            positions = np.searchsorted(ids, list(own)).clip(max=max(0, len(ids) - 1))
+            hits = ids[positions] == list(own) if len(ids) else np.zeros(len(own), bool)
+            values[positions[hits]] = np.array(list(own.values()))[hits]
+            products = np.minimum(values[inverse], weights) * weights
             sums = np.bincount(bins, products, _bin_count(references)).reshape(-1, N)
-            both = reference_norms * norms[i]
-            cosines = np.divide(sums, both, out=np.zeros_like(sums), where=sums > 0).sum(1)
+            norm_products = reference_norms * norms[i]
+            cosines = np.divide(sums, norm_products, out=np.zeros_like(sums), where=sums > 0).sum(1)
             exponents = (captions.lengths[i] - references.lengths) ** 2 / (2 * SIGMA**2)
             totals.append(float(10 / N * (cosines * np.exp(-exponents)) @ shares))
         return totals

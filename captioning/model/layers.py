@@ -50,9 +50,9 @@ def prepack_lstms(model: nn.Module, weights: str = "float32") -> None:
         weights: the dtype of the prepacked weights, one of `LSTM_WEIGHTS`.
     """
     check_choice("weights", weights, LSTM_WEIGHTS)
-    own = (m for m in model.modules() if isinstance(m, (fastlstm.LSTM, fastlstm.LSTMCell)))
+    lstms = (m for m in model.modules() if isinstance(m, (fastlstm.LSTM, fastlstm.LSTMCell)))
     on_cpu = next(model.parameters()).device.type == "cpu" and fastlstm.has_kernels("cpu")
-    if on_cpu and any(lstm.engine != "reference" for lstm in own):
+    if on_cpu and any(lstm.engine != "reference" for lstm in lstms):
         fastlstm.prepack(model, getattr(torch, weights))
     elif weights != "float32":
         raise CaptioningError(

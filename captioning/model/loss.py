@@ -37,14 +37,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         count = max(1, math.ceil(len(hidden) / BLOCK))
         blocks = (tensor.chunk(count) for tensor in (hidden, targets, token_weights))
         for h, target, factor in zip(*blocks, strict=True):
-            part = h.detach().requires_grad_()
+            leaf = h.detach().requires_grad_()
             with torch.enable_grad():
-                log_probs = F.linear(part, w, b).log_softmax(1, dtype)
+                log_probs = F.linear(leaf, w, b).log_softmax(1, dtype)
                 nll = -log_probs.gather(1, target.unsqueeze(1)).squeeze(1)
                 smooth = nll.lerp(-log_probs.mean(1), label_smoothing) if label_smoothing else nll
                 total = (smooth * factor).sum()
             total.backward()
-            grads.append(part.grad)
+            grads.append(leaf.grad)
             losses.append(total.detach())
             nlls.append(nll.detach().sum())
         ctx.save_for_backward(torch.cat(grads), w.grad, b.grad)

@@ -76,9 +76,9 @@ class DecoderRNN(nn.Module):
 
     def start(self, image: Tensor) -> State:
         """Feeds the image [B,E], which is step 0; see `Decoder.start`."""
-        every_step = self._image_of_every_step(image)
-        h, c = self.lstm(self._read(image.unsqueeze(1), every_step))[1]
-        return State(h, c, every_step)
+        step_image = self._image_of_every_step(image)
+        h, c = self.lstm(self._read(image.unsqueeze(1), step_image))[1]
+        return State(h, c, step_image)
 
     def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
         """Feeds a word; see `Decoder.step`."""

@@ -59,7 +59,7 @@ class Neighbors:
     def agreement(
         self, features: Tensor, captions: Sequence[Sequence[Sequence[int]]]
     ) -> list[list[float]]:
-        """Returns how well the captions found for M pictures agree with similar pictures' captions.
+        """Returns the agreement of captions of M pictures with the captions of similar pictures.
 
         The agreement of a caption is the weighted mean of its CIDEr-D against the captions of the
         `NEAREST` most similar training pictures, plus `OTHERS_WEIGHT` times its CIDEr-D
@@ -86,14 +86,14 @@ class Neighbors:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns tensors that a checkpoint can hold."""
-        every = [caption for captions in self.captions for caption in captions]
+        flat = [caption for captions in self.captions for caption in captions]
         return {
             "mean": self.mean,
             "axes": self.axes,
             "directions": self.directions,
             "captions": torch.tensor([len(captions) for captions in self.captions]),
-            "lengths": torch.tensor([len(caption) for caption in every]),
-            "tokens": torch.tensor([t for caption in every for t in caption], dtype=torch.int32),
+            "lengths": torch.tensor([len(caption) for caption in flat]),
+            "tokens": torch.tensor([t for caption in flat for t in caption], dtype=torch.int32),
         }
 
     @classmethod

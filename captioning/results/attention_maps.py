@@ -68,7 +68,7 @@ def attention_maps(
 
 
 def file_maps(checkpoint: Checkpoint, cnn: FrozenCNN, path: Path, caption: str) -> Maps:
-    """Returns the picture that the CNN sees, with the word "", then `attention_maps`."""
+    """Returns the maps of a picture file, after the picture that the CNN sees (its word is "")."""
     image = load_image(path, 2 * cnn.transform.resize_size)
     view, features = cnn.transform.view(image), cnn.encode(image)
     return [(view, ""), *attention_maps(checkpoint, view, features, tokenize(caption))]

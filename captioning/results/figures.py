@@ -79,8 +79,8 @@ def write_sheet(path: str | Path, captions: Mapping[Path, str]) -> None:
     `captions` has the caption of each picture file.
     """
     pictures = [(thumbnail(picture), wrap(caption, 38)) for picture, caption in captions.items()]
-    below = {"y": -0.04, "pad": 0, "va": "top", "fontsize": 11}
-    _write_grid(path, pictures, 3, (3.6, 3.4), 90, below)
+    title_style = {"y": -0.04, "pad": 0, "va": "top", "fontsize": 11}
+    _write_grid(path, pictures, 3, (3.6, 3.4), 90, title_style)
 
 
 def write_panels(path: str | Path, maps: Maps) -> None:

@@ -71,7 +71,7 @@ def write_report(
         text: the paragraph below the title.
         sections: the parts of the page.
         history: the entries of the epochs of training, for the curves.
-        checkpoint: the captioner, for attention maps; None for none.
+        checkpoint: the captioner, for attention maps; None for no maps.
         cnn: the CNN of the captioner.
     """
     from jinja2 import Environment, PackageLoader  # not at the top, because few commands need it

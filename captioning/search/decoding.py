@@ -54,7 +54,7 @@ def random_words(uniform: Tensor, temperature: float = 1.0) -> Choose:
     def choose(log_probs: Tensor, unfinished: Tensor, t: int) -> Tensor:
         sums = (log_probs / temperature).softmax(1).cumsum(1)
         total = sums[:, -1:]
-        # Rounding could give a point that is not below the last sum, for which there is no word.
+        # uniform * total may round up to total, for which `searchsorted` returns V, not a word.
         below_total = total.nextafter(torch.zeros_like(total))
         points = torch.minimum(uniform[unfinished, t, None] * total, below_total)
         return torch.searchsorted(sums, points, right=True).squeeze(1)
@@ -154,10 +154,10 @@ def beam_search(decoder: Decoder, image: Tensor, config: DecodeConfig) -> list[l
 
     The score of a caption is the sum of its log-probabilities / length ** length_penalty. After
     each step the search keeps the K most probable unfinished captions of each picture. Finished
-    captions have a list of their own. If both competed for K places, an unfinished caption could
-    displace a finished one, and its own score could then fall below the score of that caption. An
-    unfinished caption is dropped as soon as it cannot become one of the K best any more. After the
-    last step unfinished captions count as finished.
+    captions have a list of their own: if both kinds competed for the same K places, an unfinished
+    caption could displace a finished one, and in the end get a lower score than the finished one.
+    An unfinished caption is dropped as soon as it cannot become one of the K best any more. After
+    the last step unfinished captions count as finished.
 
     Args:
         decoder: must be in eval mode.
@@ -214,10 +214,10 @@ def _extend(log_probs: Tensor, groups: list[list[_Beginning]], k: int) -> list[l
     sums = values + values.new_tensor([one.total for one in beginnings]).unsqueeze(1)
     padded = pad_sequence(sums.split(counts), batch_first=True, padding_value=-torch.inf)
     totals, best = padded.flatten(1).topk(min(2 * k, padded[0].numel()))
-    first = torch.tensor([0, *counts[:-1]], device=words.device).cumsum(0).unsqueeze(1)
-    # A picture with fewer captions than others has padding here. Its sums are -inf, so it is left
-    # out below, but its row must exist: after the last picture it would be beyond the last row.
-    rows = (first + best // words.size(1)).clamp(max=len(beginnings) - 1)
+    first_rows = torch.tensor([0, *counts[:-1]], device=words.device).cumsum(0).unsqueeze(1)
+    # Pictures with fewer captions have padding with sums of -inf, which is left out below. The row
+    # numbers of padding must be valid too, but for the last pictures they could be too large.
+    rows = (first_rows + best // words.size(1)).clamp(max=len(beginnings) - 1)
     flat = rows * words.size(1) + best % words.size(1)
     columns = (tensor.tolist() for tensor in (totals, words.take(flat), values.take(flat), rows))
     return [

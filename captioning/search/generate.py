@@ -113,7 +113,7 @@ def generate_captions(
     Returns:
         The captions of each picture, best first.
     """
-    config, words = config or checkpoint.search, checkpoint.vocabulary
+    config, vocabulary = config or checkpoint.search, checkpoint.vocabulary
     device = next(checkpoint.model.parameters()).device
     generator = generator or torch.Generator(device).manual_seed(config.seed)
     for model in checkpoint.models:
@@ -122,7 +122,7 @@ def generate_captions(
     with console.progress(None, progress, total=len(features), unit="img") as bar:
         for chunk in features.split(batch_size) if len(features) else ():
             decoded = decode_batch(checkpoint, chunk.to(device), config, generator)
-            found += [[_caption(h, words) for h in hypotheses] for hypotheses in decoded]
+            found += [[_caption(h, vocabulary) for h in hypotheses] for hypotheses in decoded]
             bar.update(len(chunk))
     return found
 

@@ -63,18 +63,18 @@ def choose_search(
                 bar.update()
     best = max(total, key=total.__getitem__)
     checkpoint.search = DecodeConfig("beam", *best)
-    said = f"search chosen on --val: {best[0]} beams, length penalty {best[1]}"
+    message = f"search chosen on --val: {best[0]} beams, length penalty {best[1]}"
     if neighbors and best[2]:
         checkpoint.neighbors = neighbors
-        said += ", captions of similar training pictures"
-    return f"{said}: CIDEr-D {total[best] / count:.3f}"
+        message += ", captions of similar training pictures"
+    return f"{message}: CIDEr-D {total[best] / count:.3f}"
 
 
 def _candidates(
     checkpoint: Checkpoint, val: FeatureTable, neighbors: Neighbors | None, size: int
 ) -> Iterator[list[_Candidate]]:
     """Yields the captions that beam search with `size` beams finds for each picture."""
-    words = checkpoint.vocabulary
+    vocabulary = checkpoint.vocabulary
     # `score_captions` compares all words, and so does CIDEr-D here. The captioner's vocabulary
     # would turn the words that the captioner does not know into <unk>. So this vocabulary has all
     # words of the validation captions.
@@ -90,7 +90,7 @@ def _candidates(
         zeros = [[0.0] * len(group) for group in groups]
         agreement = neighbors.agreement(features, found) if neighbors else zeros
         for picture, group, row in zip(pictures.tolist(), groups, agreement, strict=True):
-            scores = cider.scores(picture, [tokens(words.decode(h.tokens)) for h in group])
+            scores = cider.scores(picture, [tokens(vocabulary.decode(h.tokens)) for h in group])
             yield [
                 _Candidate(h.score, len(h.tokens), agreed, score)
                 for h, agreed, score in zip(group, row, scores, strict=True)
@@ -100,5 +100,5 @@ def _candidates(
 def _best(group: list[_Candidate], penalty: float, weight: float) -> _Candidate:
     """Returns the caption that ranks first with this length penalty and weight of the agreement."""
     # A score is already divided by length ** LENGTH_PENALTIES[0].
-    extra = penalty - LENGTH_PENALTIES[0]
-    return max(group, key=lambda one: one.score / one.length**extra + weight * one.agreement)
+    exponent = penalty - LENGTH_PENALTIES[0]
+    return max(group, key=lambda one: one.score / one.length**exponent + weight * one.agreement)

@@ -31,7 +31,7 @@ def train(setup: Setup, output: str | Path, process: Process = SINGLE) -> list[d
     is resumed, and had validation pictures before, best.pt is not written again.
 
     Returns:
-        An entry for each epoch: its loss or reward, and with "val" the scores.
+        An entry for each epoch: its loss or reward, and the scores on validation pictures, if any.
     """
     return _Run(setup, Path(output), process).run()
 
@@ -119,7 +119,7 @@ class _Run:
 
     def validate_and_save(self, entry: dict[str, float]) -> None:
         """Validates and saves the epoch of `entry`, which is the last of the history."""
-        earlier = [e["CIDEr-D"] for e in self.history[:-1] if "CIDEr-D" in e]
+        ciders = [e["CIDEr-D"] for e in self.history[:-1] if "CIDEr-D" in e]
         if self.val_table and self.process.is_first:
             averaged = replace(self.checkpoint, models=[self.trainer.averaged])
             loss, scores = validate(averaged, self.val_table)
@@ -138,7 +138,7 @@ class _Run:
         # With scores best.pt is the best epoch so far. Without scores it is this epoch, unless an
         # earlier epoch had scores. best.pt is written first: if the run is killed between the two
         # files, it resumes from the older last.pt and repeats this epoch.
-        if entry["CIDEr-D"] > max(earlier, default=-1.0) if "CIDEr-D" in entry else not earlier:
+        if entry["CIDEr-D"] > max(ciders, default=-1.0) if "CIDEr-D" in entry else not ciders:
             self.save(self.best)
         self.save(self.last)
 

@@ -71,9 +71,9 @@ def train_locked(request: TrainingRequest, process: Process) -> list[dict[str, f
         setup, history = _do_run(run, process)
         no_neighbors |= setup.config.no_neighbors
     if process.is_first:
-        first_stages = {run.start for run in runs} - {request.start}
+        first_stage_files = {run.start for run in runs} - {request.start}
         files = [run.output / "best.pt" for run in runs]
-        final = [file for file in files if file not in first_stages]
+        final = [file for file in files if file not in first_stage_files]
         finish(final, request.lstm, process.device, setup, no_neighbors)
     return history
 
@@ -81,12 +81,12 @@ def train_locked(request: TrainingRequest, process: Process) -> list[dict[str, f
 def check_members(request: TrainingRequest) -> None:
     """Refuses to resume with fewer members than the folder holds.
 
-    A folder that holds one run without members can be resumed only with one member.
+    If last.pt is in the folder itself, its run had one member, and only one member can resume.
     """
     folder, members = request.output, request.members
-    single, held = (folder / "last.pt").exists(), len([*folder.glob("[0-9]*/last.pt")])
-    if request.resume and (members > 1 if single else members < held):
-        expected = "1" if single else f"at least {held}"
+    is_single, held_members = (folder / "last.pt").exists(), len([*folder.glob("[0-9]*/last.pt")])
+    if request.resume and (members > 1 if is_single else members < held_members):
+        expected = "1" if is_single else f"at least {held_members}"
         raise CaptioningError(f"members: expected {expected}, as in {folder}, got {members}")
 
 
@@ -169,21 +169,21 @@ def finish(paths: list[Path], lstm: str, device: str, setup: Setup, no_neighbors
     found = load_ensemble(paths, lstm, device)
     for model in found.models:
         prepack_lstms(model)
-    who = f"all {len(paths)} together: " if several else ""
-    # best.pt can hold neighbors, if an earlier run wrote it and the resumed run did not.
+    prefix = f"all {len(paths)} together: " if several else ""
+    # best.pt has the neighbors of an earlier run if the resumed run did not write best.pt again.
     found.neighbors = None
     if val:
         keeps = len(tables["train"].images) < SMALL_SET and not no_neighbors
         near = Neighbors.of(tables["train"], found.vocabulary) if keeps else None
-        say(who + choose_search(found, val, near))
+        say(prefix + choose_search(found, val, near))
     for path in paths:
         one = load_checkpoint(path, lstm)
         one.search, one.neighbors = found.search, found.neighbors
         one.save(path)
     if test:
-        say(who + describe_scores(found, test))
-    best = paths[0].parents[1] / "*" / "best.pt" if several else paths[0]
-    say(f"next: captioning caption {best} PICTURE")
+        say(prefix + describe_scores(found, test))
+    pattern = paths[0].parents[1] / "*" / "best.pt" if several else paths[0]
+    say(f"next: captioning caption {pattern} PICTURE")
 
 
 def summary(history: list[dict[str, float]], best: Path) -> str:

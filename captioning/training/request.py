@@ -25,10 +25,10 @@ def select(names: set[str], settings: Mapping[str, Any]) -> dict[str, Any]:
 class TrainingRequest:
     """The options of `captioning train`.
 
-    `train`, `val` and `test` are COCO captions files, and `settings` has fields of `ModelConfig`
-    and `TrainConfig`, and the CNN's "pool". A setting that is left out has the value of the
-    captioner to continue with (`resume`, `start`), or else the value that suits the number of
-    pictures (`captioning.settings.preset`).
+    `train`, `val` and `test` are COCO captions files. `settings` has fields of `ModelConfig` and
+    `TrainConfig`, and the CNN's "pool". With `resume`, the settings that are left out are those of
+    the run; with `start`, the sizes and the pool are those of the captioner. All others depend on
+    the number of pictures (`captioning.settings.preset`), or have their defaults.
     """
 
     train: Path
@@ -59,7 +59,7 @@ class TrainingRequest:
         check_choice("on_error", self.on_error, ON_ERROR)
         if self.members < 1:
             raise CaptioningError(f"members: expected 1 or more, got {self.members}")
-        # These check the values, before the pictures are encoded.
+        # The constructors refuse wrong values here, before the pictures are encoded.
         ModelConfig(1, 1, **select(MODEL_FIELDS, self.settings))
         TrainConfig(**select(TRAIN_FIELDS, self.settings))
 

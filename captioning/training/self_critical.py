@@ -78,8 +78,8 @@ class SelfCriticalTrainer(Trainer):
             lengths: the number of tokens of each caption, including <end>.
         """
         written = (row[:n] for row, n in zip(tokens.tolist(), lengths.tolist(), strict=True))
-        samples = range(self.config.self_critical)
-        groups = ((picture, [next(written) for _ in samples]) for picture in pictures.tolist())
+        draws = range(self.config.self_critical)
+        groups = ((picture, [next(written) for _ in draws]) for picture in pictures.tolist())
         return torch.tensor([self.cider.scores(*group) for group in groups])
 
 

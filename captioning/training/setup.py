@@ -49,8 +49,8 @@ def set_up(request: TrainingRequest, device: str = "cpu") -> Setup:
     origin = load_checkpoint(path, request.lstm) if path else None
     # Loading the CNN may download weights, and encoding the pictures takes long. So what can
     # be checked without them is checked before `load_cnn`.
-    requested = ModelConfig(1, 1, grid=1, **select({"decoder"}, request.settings))
-    decoder = decoder_class(origin.model.config if origin else requested)
+    decoder_config = ModelConfig(1, 1, grid=1, **select({"decoder"}, request.settings))
+    decoder = decoder_class(origin.model.config if origin else decoder_config)
     cnn_config = origin.cnn if origin else _new_cnn(request, decoder)
     if origin and path:
         _check_same(request, origin, resumes, path)
@@ -70,8 +70,8 @@ def set_up(request: TrainingRequest, device: str = "cpu") -> Setup:
     vocabulary = origin.vocabulary if origin else Vocabulary.build(captions, config.min_count)
 
     cnn = load_cnn(cnn_config).to(device)
-    earlier = Path(origin.training.get("features", "nowhere") if origin else "nowhere")
-    folder = request.features or (earlier if earlier.is_dir() else request.output / "features")
+    old_dir = Path(origin.training.get("features", "nowhere") if origin else "nowhere")
+    folder = request.features or (old_dir if old_dir.is_dir() else request.output / "features")
     default_workers = 4 if device.startswith("cuda") else 0
     workers = default_workers if request.workers is None else request.workers
     tables = {}
@@ -103,7 +103,7 @@ def _load(request: TrainingRequest, split: str) -> CaptionDataset:
 
 
 def _digest(dataset: CaptionDataset) -> str:
-    """Returns a hash of the ids and captions, by which a run knows its training set again."""
+    """Returns a hash of the ids and captions. A run may resume only with captions of equal hash."""
     rows = [(image.id, image.captions) for image in dataset.images]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 

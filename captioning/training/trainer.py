@@ -31,7 +31,7 @@ def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
     """Returns the learning rate of one of `steps` steps.
 
     It is `config.learning_rate`, times a factor that rises linearly to 1 over `config.warmup`
-    steps, times half a cosine that falls from 1 to 0.02 over all steps.
+    steps, times a factor that falls from 1 to 0.02 over all steps as half a period of a cosine.
     """
     warm = min(1.0, (step + 1) / max(1, config.warmup))
     return config.learning_rate * warm * (0.02 + 0.98 * (1 + math.cos(math.pi * step / steps)) / 2)
@@ -49,10 +49,10 @@ def consensus_weights(table: FeatureTable, vocabulary: Vocabulary, share: float)
     references = table.tokens(vocabulary)
     cider = CiderD(references)
     agreement = [torch.tensor(cider.consensus(captions)) for captions in references]
-    floor = torch.cat(agreement).mean() / 5
-    if floor < 1e-9:
+    shift = torch.cat(agreement).mean() / 5
+    if shift < 1e-9:
         return torch.ones(sum(map(len, agreement)))
-    return torch.cat([1 - share + share * (a + floor) / (a + floor).mean() for a in agreement])
+    return torch.cat([1 - share + share * (a + shift) / (a + shift).mean() for a in agreement])
 
 
 class Trainer:
@@ -91,7 +91,7 @@ class Trainer:
         # needs two pictures. There are two exceptions: if the CNN pools to a grid, one picture has
         # many vectors, and self-critical training stays in eval mode.
         needs_two_pictures = not self.model.config.grid and not config.self_critical
-        # A batch of more captions than any picture has is about at least two pictures.
+        # A batch that has more captions than any single picture describes two pictures or more.
         if needs_two_pictures and smallest <= images.bincount().max():
             every = (batch for epoch in range(config.epochs) for batch in self.batches(epoch))
             too_small = any(len(images[batch].unique()) < 2 for batch in every)
@@ -165,7 +165,7 @@ class Trainer:
         loss, count, metric = self.objective(indices)
         self.optimizer.zero_grad()
         # The mean is over the tokens of all processes. DistributedDataParallel divides the sum of
-        # the gradients by the number of processes, which the factor takes back.
+        # the gradients by `world_size`, so the loss is multiplied by it.
         (loss * (process.world_size / count)).backward()
         if config.clip_norm:
             nn.utils.clip_grad_norm_(self.parameters, config.clip_norm)
