@@ -11,7 +11,7 @@ namespace fastlstm {
 template <typename T>
 struct ForwardRow {
   using A = State_t<T>;
-  const A* x_gates;  // [vectors of units][4 gates][lanes] x_t W_ih^T + b; nullptr with StepSums::x
+  const A* x_gates;  // [unit vectors][4 gates][lanes] x_t W_ih^T + b; nullptr if StepSums has x
   T* gates;          // [4H] receives the activated i, f, g, o, unless it is nullptr
   const A* c_prev;   // [H]
   A* c;              // [H] receives c_t; may be the same memory as c_prev
@@ -49,7 +49,7 @@ struct StepSums {
 template <typename T>
 struct CellKernels {
   using A = State_t<T>;
-  // Prefetch what `forward` and `backward` will read. Called before the product of the same rows.
+  // Prefetch most inputs of `forward` and `backward`. Called before the product of the same rows.
   void (*prefetch_forward)(const ForwardRow<T>* rows, int64_t count, const Units& units);
   void (*prefetch_backward)(const BackwardRow<T>* rows, int64_t count, const Units& units);
   void (*forward)(const ForwardRow<T>* rows, int64_t count, const StepSums<A>& sums,

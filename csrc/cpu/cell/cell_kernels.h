@@ -37,7 +37,7 @@ struct Columns {
   }
 };
 
-// Computes one vector of units of a row. x and h: [4][lanes] of the pre-activations.
+// Computes one vector of units of a row. The pre-activations are x + h, both [4 gates][lanes].
 template <typename T, typename A>
 FASTLSTM_INLINE void forward_vector(const ForwardRow<T>& row, const Columns<A>& columns,
                                     int64_t hidden_size, const A* x, const A* h) {
@@ -58,11 +58,11 @@ FASTLSTM_INLINE void backward_vector(const BackwardRow<T>& row, const Columns<A>
                                      int64_t hidden_size, Vec<A> d_h_next) {
   const Vec<A> dh = d_h_next + (columns.load(row.d_output) + columns.load(row.d_h_n));
   const Vec<A> dc = columns.load(row.dc) + columns.load(row.d_cells);
-  const auto before =
+  const auto gradients =
       step_backward(columns.load_gates(row.gates, hidden_size), columns.load(row.c_prev),
                     columns.load(row.c), dh, dc, row.reset);
-  columns.store(before.dc, row.dc);
-  columns.store_gates(before.d_pre, row.d_gates, hidden_size);
+  columns.store(gradients.dc, row.dc);
+  columns.store_gates(gradients.d_pre, row.d_gates, hidden_size);
 }
 
 template <typename A>

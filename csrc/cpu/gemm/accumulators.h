@@ -9,8 +9,8 @@
 
 namespace fastlstm {
 
-// A thread's sums of a few panels for some rows, in a buffer that stays in the L1 cache until the
-// cell equations have read it.
+// Multiplies some rows by a few panels in one thread. The sums are in a buffer that stays in the L1
+// cache until the cell equations have read it.
 class Accumulators {
  public:
   // `vectors`: the largest number of vectors of columns in one call of `compute`.
@@ -27,8 +27,8 @@ class Accumulators {
 
   // Multiplies rows by some neighboring panels, and adds the bias of their columns if it is not
   // nullptr. Returns the sums [rows, stride()] of sum_dtype. `zeros` is the address of the row of
-  // zeros. If all rows have it, the product is skipped, and the sums are zeros without the bias. So
-  // 0 times an infinite weight is 0 if all rows are zeros, and NaN if there are other rows.
+  // zeros. If each a[r] is this address, the product is skipped, and the sums are zeros without the
+  // bias. So 0 times an infinite weight is 0 if all rows are zeros, and NaN if there are others.
   const void* compute(const Matrix& matrix, const Range& panels, const void* const* a, int64_t rows,
                       int64_t kc, const void* zeros, const void* bias = nullptr) {
     if (std::all_of(a, a + rows, [zeros](const void* row) { return row == zeros; }))

@@ -8,7 +8,7 @@ namespace fastlstm {
 namespace {
 
 constexpr int64_t kGates = 4;
-// The bytes of one row of a panel, if a matrix that is not transposed is multiplied in place.
+// The most bytes of one row of a panel if a matrix that is not transposed is multiplied in place.
 constexpr int64_t kInPlacePanelBytes = 4096;
 // With more rows, waiting for the next panel costs less than prefetching it during a product.
 constexpr int64_t kMaxRowsToPrefetch = 64;
@@ -24,8 +24,7 @@ void Matrix::cut_into_panels(int64_t groups) {
   const int64_t most = !in_place    ? gemm_->max_vectors / grain_vectors
                        : transposed ? 1
                                     : kInPlacePanelBytes / gemm_->bytes(gemm_->lanes);
-  // Only the backward pass has such matrices. All its threads share each of them.
-  if (form_ != MatrixForm::kPanels && !transposed)
+  if (form_ != MatrixForm::kPanels && !transposed)  // all threads of the backward pass share it
     groups = std::max<int64_t>(groups, at::get_num_threads());
   if (groups == kAllTogether) grains_per_panel_ = most, groups = 1;
   panel_count_ = std::min(grains_, divide_up(divide_up(grains_, most), groups) * groups);
@@ -117,7 +116,7 @@ void Matrix::multiply_panels(const Range& panels, const void* const* a, int64_t 
   if (form_ == MatrixForm::kPanels)
     multiply_packed(call, panels);
   else if (form_ == MatrixForm::kPanelOnDemand)
-    multiply_packing(call, panels, buffer);
+    multiply_on_demand(call, panels, buffer);
   else if (source_.transposed)
     multiply_columns_in_place(call, panels);
   else
@@ -135,7 +134,7 @@ void Matrix::multiply_packed(const Call& call, const Range& panels) const {
 }
 
 // Packs each kc terms of a panel into `buffer` right before they are multiplied.
-void Matrix::multiply_packing(Call call, const Range& panels, Scratch& buffer) const {
+void Matrix::multiply_on_demand(Call call, const Range& panels, Scratch& buffer) const {
   const int64_t kc = call.kc = round_up(std::min(call.kc, K_), gemm_->k_multiple);
   const int64_t blocks = divide_up(K_, kc), bytes = gemm_->max_width() * gemm_->bytes(kc);
   if (buffer.nbytes() < bytes) buffer = Scratch(bytes);

@@ -23,12 +23,13 @@ struct MatrixSource {
   int64_t gates = 1;       // 4 if the columns are in gate order (stages/cells.h)
 };
 
-// Where a product writes its results: one pointer per row.
+// Where a product writes its results. `rows` and `bias` begin at column 0 of the matrix or, if
+// whole_vectors, at the first column of the panels that are multiplied.
 struct Destination {
-  void* const* rows;           // column 0 of the matrix; if whole_vectors, of the first panel
-  const void* bias = nullptr;  // [N] of sum_dtype; not read if `accumulate`
+  void* const* rows;           // one pointer for each row of the product
+  const void* bias = nullptr;  // of sum_dtype, or nullptr; not read if `accumulate`
   bool accumulate = false;     // the results are added to what is there
-  bool c_is_16_bit = false;    // the rows have 16 bits (PanelProduct)
+  bool c_is_16_bit = false;    // elements of the rows have 16 bits (PanelProduct)
   bool whole_vectors = false;  // columns that pad the last vector are written too
 };
 
@@ -117,7 +118,7 @@ class Matrix {
   // the address of the panel.
   PanelProduct product_of(const Call& call, const Range& panels, int64_t k) const;
   void multiply_packed(const Call& call, const Range& panels) const;
-  void multiply_packing(Call call, const Range& panels, Scratch& buffer) const;
+  void multiply_on_demand(Call call, const Range& panels, Scratch& buffer) const;
   void multiply_columns_in_place(const Call& call, const Range& panels) const;
   void multiply_rows_in_place(const Call& call, const Range& panels, Scratch& buffer) const;
 

@@ -1,5 +1,5 @@
-// Products of many rows with a matrix, by all threads. A walk uses them outside its steps; within a
-// step each thread has its own part of a matrix (cpu/walk/threads.h).
+// Multiplies the rows of many time steps by a matrix, with all threads. Within one time step each
+// thread has its own part of a matrix instead (cpu/walk/threads.h).
 #pragma once
 #include <ATen/Parallel.h>
 
@@ -14,7 +14,7 @@ namespace fastlstm {
 
 // With fewer multiply-adds, waking another thread costs more than it helps.
 constexpr int64_t kMultiplyAddsOfAThread = 1 << 19;
-// A thread with fewer rows would load all panels for too few rows.
+// The fewest rows for which it pays that one more thread loads all panels.
 constexpr int64_t kRowsOfAThread = 24;
 
 // Divides rows into blocks and calls body(begin, end) for each block. A thread takes the next block
@@ -37,8 +37,8 @@ void for_row_blocks(const GemmKernels& gemm, int64_t rows, int64_t multiply_adds
 // Multiplies all rows of a by a matrix.
 void parallel_gemm(const std::vector<const void*>& a, const Matrix& matrix, const Destination& to);
 
-// Computes c[r] = or += a[r] * matrix for rows c of T [N]. If T has 16 bits, the float32 sums are
-// rounded once, at the end.
+// Computes c[r] = a[r] * matrix, or c[r] += a[r] * matrix if `accumulate`. Each c[r] is a row [N]
+// of T. If T has 16 bits, the float32 sums are rounded once, at the end.
 template <typename T>
 void parallel_gemm_into(const std::vector<const void*>& a, const Matrix& matrix,
                         const std::vector<void*>& c, bool accumulate);

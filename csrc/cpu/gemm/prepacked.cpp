@@ -13,7 +13,7 @@ namespace {
 // The sum of so many products of an unsigned and a signed int8 fits into int32.
 constexpr int64_t kMaxInt8Terms = std::numeric_limits<int32_t>::max() / (255 * 127);
 
-// Calls visit(row of the weight, PanelColumn) for each column. Padding columns have no row.
+// Calls visit(row of the weight, PanelColumn) for each column that is not padding.
 void for_each_column(const Matrix& matrix, const PrepackedHeader& header, const auto& visit) {
   const int64_t lanes = header.lanes, hidden = header.rows / 4;
   for (int64_t p = 0; p < matrix.panel_count(); ++p) {
@@ -38,11 +38,11 @@ Tensor pack_as(const GemmKernels& gemm, const Tensor& weight, const OptionalTens
   std::memcpy(data<char>(prepacked), &header, sizeof header);
   std::memcpy(data<char>(prepacked) + kHeaderBytes, matrix.panel(0), matrix.nbytes());
   if (!scale) return prepacked;
-  const Matrix packed = prepacked_matrix(gemm, prepacked, rows, K, in_gate_order);
-  for (int64_t p = 0; p < packed.panel_count(); ++p)  // the scales of padding columns are 0
-    std::memset(packed.panel(p), 0, gemm.header_bytes * packed.width(p));
+  const Matrix prepacked_view = prepacked_matrix(gemm, prepacked, rows, K, in_gate_order);
+  for (int64_t p = 0; p < prepacked_view.panel_count(); ++p)  // the scales of padding columns are 0
+    std::memset(prepacked_view.panel(p), 0, gemm.header_bytes * prepacked_view.width(p));
   const Tensor scales = in_memory(*scale).contiguous();
-  for_each_column(packed, header, [&](int64_t row, const PanelColumn& column) {
+  for_each_column(prepacked_view, header, [&](int64_t row, const PanelColumn& column) {
     gemm.put_scale(column, const_data<float>(scales)[row]);
   });
   return prepacked;
@@ -57,7 +57,7 @@ PrepackedHeader PrepackedHeader::of(const Tensor& prepacked) {
   if (has_header) {
     check_memory(prepacked, "a prepacked weight");
     std::memcpy(&header, prepacked.const_data_ptr(), sizeof header);
-    header.format[sizeof header.format - 1] = '\0';  // whatever the bytes are
+    header.format[sizeof header.format - 1] = '\0';  // ends the string, whatever the bytes are
   }
   TORCH_CHECK(has_header && std::memcmp(header.magic, kPrepackedMagic, sizeof kPrepackedMagic) == 0,
               "lstm_prepacked: expected weights as fastlstm.prepack packs them, got a tensor ",

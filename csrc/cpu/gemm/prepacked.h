@@ -63,8 +63,8 @@ inline const GemmKernels& gemm_named(std::string_view format) {
               format, "\"");
 }
 
-// The number of thread groups for which a prepacked matrix is cut. The threads of a call are not
-// known when it is packed, so W_hr is cut for four.
+// Returns for how many thread groups a prepacked matrix is cut into panels. The matrix that is not
+// in gate order is W_hr. It is cut for four, since the threads of later calls are not known.
 inline int64_t prepacked_groups(bool in_gate_order) { return in_gate_order ? 1 : 4; }
 
 // The transpose of a weight [rows,K] that pack_weight packed. It uses the memory of `prepacked`.
@@ -75,7 +75,7 @@ inline Matrix prepacked_matrix(const GemmKernels& gemm, const at::Tensor& prepac
   if (std::memcmp(&header, &expected, sizeof expected) != 0) {
     TORCH_CHECK(header.panels() == expected.panels(),
                 "lstm_prepacked: expected weights that were packed for this processor (",
-                expected.panels(), "), got some in ", header.panels(), ": pack the model here");
+                expected.panels(), "), got weights in ", header.panels(), ": pack the model here");
     TORCH_CHECK(false, "lstm_prepacked: expected a packed matrix [", rows, ", ", K, "]",
                 in_gate_order ? " of gates" : "", ", got [", header.rows, ", ", header.columns, "]",
                 header.in_gate_order ? " of gates" : "");

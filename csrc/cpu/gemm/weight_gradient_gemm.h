@@ -8,8 +8,7 @@ namespace fastlstm {
 
 // The gradient c [M,N] of one weight: c[m][n] = or += the sum of a[r][m] * b[r][n] over all rows r.
 struct WeightGradient {
-  // [R] rows of N columns in the format that is packed. If the last rows are zeros, they may be
-  // left out.
+  // [R] rows [N] in GemmKernels::source_format. Rows of zeros at the end may be left out.
   std::vector<const void*> b;
   int64_t N;
   void* c;  // contiguous, of sum_dtype

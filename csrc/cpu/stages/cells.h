@@ -63,10 +63,10 @@ ForwardWeights forward_weights(const CpuPlan& plan, const LayerCall& layer, int6
   const Direction& w = layer.directions[d];
   const GemmKernels& gemm = *plan.gemm;
   const Sizes s = layer.sizes();
-  const auto gate_matrix = [&](const Tensor& w, int64_t K, MatrixForm form) {
+  const auto gate_matrix = [&](const Tensor& weight, int64_t K, MatrixForm form) {
     return layer.is_prepacked()
-               ? prepacked_matrix(gemm, w, 4 * s.hidden_size, K, /*in_gate_order=*/true)
-               : gate_matrix_of(gemm, contiguous_source(gemm, w), form);
+               ? prepacked_matrix(gemm, weight, 4 * s.hidden_size, K, /*in_gate_order=*/true)
+               : gate_matrix_of(gemm, contiguous_source(gemm, weight), form);
   };
   ForwardWeights weights{gate_matrix(w.w_ih, s.input_size, plan.w_ih),
                          gate_matrix(w.w_hh, s.output_size, plan.w_hh),
@@ -166,54 +166,55 @@ template <typename T>
 struct BackwardStepRows {
   explicit BackwardStepRows(int64_t max_rows)
       : gemm_rows(max_rows), d_h(max_rows), cell_rows(max_rows) {}
-  // The encoded rows of the product before the cells: d_gates of the next step in forward order, or
-  // a row of zeros if that step gives no gradient; dL/dh_t in phase 1 of a layer with a projection.
+  // The encoded rows that the next product multiplies: d_gates of the next step in forward order,
+  // or the row of zeros if that step gives no gradient. With a projection, encode_d_h replaces them
+  // by dL/dh_t before the product with W_hr.
   std::vector<const void*> gemm_rows;
   std::vector<void*> d_h;  // with a projection: rows [P] of T that receive dL/dh_t
   std::vector<BackwardRow<T>> cell_rows;
   int64_t count = 0;  // the number of rows
 };
 
-// The backward product and cells of one worker. `to_cells` below is the matrix whose product gives
-// the gradient of o * tanh(c): W_hh, which multiplies d_gates of the next step in forward order, or
-// W_hr, which multiplies dL/dh_t. The object owns the accumulators.
+// The backward product and cells of one worker. The product gives the gradient of o * tanh(c). It
+// multiplies d_gates of the next step in forward order by W_hh or, with a projection, dL/dh_t by
+// W_hr. The object owns the accumulators.
 template <typename T>
 class CellsBackward {
   using A = State_t<T>;
 
  public:
   // max_rows: the most rows of a step.
-  CellsBackward(const Matrix& to_cells, int64_t max_rows, int64_t hidden_size)
+  CellsBackward(const Matrix& w_hh_or_hr, int64_t max_rows, int64_t hidden_size)
       : hidden_size_(hidden_size),
-        sums_(to_cells.gemm(),
-              to_cells.form() == MatrixForm::kPanels
-                  ? std::min(round_up(kRowsAtOnce, to_cells.gemm().tile_rows), max_rows)
+        sums_(w_hh_or_hr.gemm(),
+              w_hh_or_hr.form() == MatrixForm::kPanels
+                  ? std::min(round_up(kRowsAtOnce, w_hh_or_hr.gemm().tile_rows), max_rows)
                   : max_rows,
-              to_cells.max_group_width() / to_cells.gemm().lanes) {}
+              w_hh_or_hr.max_group_width() / w_hh_or_hr.gemm().lanes) {}
 
-  // Runs one step for a worker's rows and the units of some panels of to_cells. `zeros`: the row
+  // Runs one step for a worker's rows and the units of some panels of w_hh_or_hr. `zeros`: the row
   // of zeros. If all gemm_rows in the buffer are this row, their product is skipped.
-  void run(const Matrix& to_cells, const Range& panels, const BackwardStepRows<T>& step,
+  void run(const Matrix& w_hh_or_hr, const Range& panels, const BackwardStepRows<T>& step,
            const void* zeros) {
     reversed_ = !reversed_;
     const auto run_group = [&](const Range& group) {
-      const auto [begin, end] = to_cells.columns(group);
+      const auto [begin, end] = w_hh_or_hr.columns(group);
       const Units units{begin, end - begin, hidden_size_};
       for (int64_t r = 0; r < step.count; r += sums_.rows()) {
         const int64_t n = std::min(sums_.rows(), step.count - r);
         const BackwardRow<T>* const rows = &step.cell_rows[r];
         cell_.prefetch_backward(rows, n, units);
         const auto* const sums = static_cast<const A*>(
-            sums_.compute(to_cells, group, &step.gemm_rows[r], n, kKc, zeros));
+            sums_.compute(w_hh_or_hr, group, &step.gemm_rows[r], n, kKc, zeros));
         cell_.backward(rows, n, sums, sums_.stride(), units);
       }
     };
-    to_cells.for_panel_groups(panels, step.count, run_group, reversed_);
+    w_hh_or_hr.for_panel_groups(panels, step.count, run_group, reversed_);
   }
 
  private:
-  // kRowsAtOnce limits the rows in the buffer. KC: all these rows are multiplied by KC terms of a
-  // panel, which stay in the L2 cache, before the next terms of the panel are read.
+  // kRowsAtOnce limits the rows in the buffer if the weights are in panels. The rows of the buffer
+  // are multiplied by kKc terms of a panel, which stay in the L2 cache, then by the next kKc terms.
   static constexpr int64_t kRowsAtOnce = 96, kKc = 1024;
 
   const CellKernels<T>& cell_ = *kernels<T>().cell;

@@ -25,14 +25,14 @@ class ProjectionForward {
  public:
   ProjectionForward(const DirectionRows& rows, int64_t hidden_size, const ThreadGrid& grid,
                     const Matrix& w_hr)  // W_hr^T [H,P]
-      : rows_(rows.sorted()),
+      : sorted_rows_(rows.sorted()),
         grid_(grid),
         hidden_size_(hidden_size),
         w_hr_(w_hr),
-        unprojected_(scratch<T>(rows_.batch() * hidden_size_)),
-        encoded_(w_hr.gemm(), grid.workers() * rows_.batch(), hidden_size_),
-        from_(grid.workers(), std::vector<const void*>(rows_.batch())),
-        to_(grid.workers(), std::vector<void*>(rows_.batch())) {}
+        unprojected_(scratch<T>(sorted_rows_.batch() * hidden_size_)),
+        encoded_(w_hr.gemm(), grid.workers() * sorted_rows_.batch(), hidden_size_),
+        gemm_rows_(grid.workers(), std::vector<const void*>(sorted_rows_.batch())),
+        h_(grid.workers(), std::vector<void*>(sorted_rows_.batch())) {}
 
   // The memory [H] to which the cells of a row write o * tanh(c).
   T* unprojected(int64_t row) const { return unprojected_.data<T>() + row * hidden_size_; }
@@ -40,11 +40,11 @@ class ProjectionForward {
   // Computes h_t of a worker's rows and columns. It writes the row [P] to which h_of(t, row)
   // points.
   void run(int64_t t, const Worker& worker, const auto& h_of) {
-    auto& from = from_[worker.index];
-    auto& to = to_[worker.index];
+    auto& from = gemm_rows_[worker.index];
+    auto& to = h_[worker.index];
     int64_t count = 0;
-    for (int64_t row = worker.row_group; row < rows_.live_rows(t); row += grid_.row_groups) {
-      from[count] = encoded_.encode(unprojected(row), worker.index * rows_.batch() + count);
+    for (int64_t row = worker.row_group; row < sorted_rows_.live_rows(t); row += grid_.row_groups) {
+      from[count] = encoded_.encode(unprojected(row), worker.index * sorted_rows_.batch() + count);
       to[count++] = h_of(t, row);
     }
     serial_gemm(from, count, w_hr_, w_hr_.panels_of_group(worker.unit_group, grid_.unit_groups),
@@ -52,14 +52,14 @@ class ProjectionForward {
   }
 
  private:
-  const SortedRows& rows_;
+  const SortedRows& sorted_rows_;
   ThreadGrid grid_;
   int64_t hidden_size_;
   const Matrix& w_hr_;
   Scratch unprojected_;     // [B,H]
   EncodedRows<T> encoded_;  // o * tanh(c) as the GEMM takes it, [workers,B] rows
-  std::vector<std::vector<const void*>> from_;  // by Worker::index
-  std::vector<std::vector<void*>> to_;
+  std::vector<std::vector<const void*>> gemm_rows_;  // [workers,B] encoded rows
+  std::vector<std::vector<void*>> h_;                // [workers,B] rows [P] for h_t
 };
 
 // The projection of one direction in the backward pass, and the gradient of W_hr.
@@ -68,7 +68,7 @@ class ProjectionBackward {
   using A = State_t<T>;
 
  public:
-  // gates [R,4H] and cells [R,H] of direction d, saved by the forward pass.
+  // gates [R,4H] and cells [R,H] of direction d, saved by the forward pass. R: Sizes::flat_rows.
   ProjectionBackward(const LayerCall& layer, const CpuPlan& plan, const DirectionRows& rows,
                      int64_t d, const Tensor& gates, const Tensor& cells)
       : plan_(plan),

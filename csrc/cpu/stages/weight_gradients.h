@@ -22,16 +22,16 @@ class WeightGradients {
 
  public:
   WeightGradients(const GemmKernels& gemm, const Sizes& sizes, bool has_bias,
-                  const at::TensorOptions& state,  // options of the state's dtype
-                  int64_t max_rows)                // the most rows of a chunk
+                  const at::TensorOptions& options,  // of the state's dtype
+                  int64_t max_rows)                  // the most rows of a chunk
       : gemm_(gemm),
         sizes_(sizes),
         encoded_d_gates_(gemm, max_rows, 4 * sizes_.hidden_size, /*packs=*/true),
         encoded_x_(gemm, max_rows, sizes_.input_size, /*packs=*/true),
         encoded_h_(gemm, max_rows, sizes_.output_size, /*packs=*/true),
-        grad_w_ih_(empty_on_huge_pages({4 * sizes_.hidden_size, sizes_.input_size}, state)),
-        grad_w_hh_(empty_on_huge_pages({4 * sizes_.hidden_size, sizes_.output_size}, state)) {
-    if (has_bias) grad_bias_ = at::empty({4 * sizes_.hidden_size}, state);
+        grad_w_ih_(empty_on_huge_pages({4 * sizes_.hidden_size, sizes_.input_size}, options)),
+        grad_w_hh_(empty_on_huge_pages({4 * sizes_.hidden_size, sizes_.output_size}, options)) {
+    if (has_bias) grad_bias_ = at::empty({4 * sizes_.hidden_size}, options);
   }
 
   // Returns rows of d_gates [4H] in the format in which add() expects them.

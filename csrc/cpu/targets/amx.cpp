@@ -22,8 +22,8 @@ struct Amx {
   FASTLSTM_INLINE static void zero() {
     asm volatile("tilezero %%tmm%c0" ::"i"(t));
   }
-  // Adds the product of the tiles a and b to the tile `sum`. The elements are pairs of bfloat16 or
-  // four int8, and the int8 of a are unsigned.
+  // Adds the product of the tiles a and b to the tile `sum`. An element is a pair of bfloat16 or
+  // four int8. The int8 in tile a are unsigned.
   template <typename T, int sum, int a, int b>
   FASTLSTM_INLINE static void multiply_add() {
     if constexpr (sizeof(T) == 2)

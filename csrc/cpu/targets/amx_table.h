@@ -6,7 +6,7 @@
 
 namespace fastlstm::FASTLSTM_ISA {
 
-// The pack function of AVX512_BF16, but K is padded to a multiple of the terms of a block.
+// Packs like AVX512_BF16, and pads K with zeros to a multiple of kBlockTerms.
 static void pack_bfloat16(const MatrixRows& matrix, int64_t k_begin, int64_t K,
                           const PanelShape& shape, void* panel) {
   avx512_bf16::bfloat16_gemm.pack(matrix, k_begin, K, shape, panel);

@@ -19,24 +19,24 @@ FASTLSTM_INLINE uint32_t first_lanes(int64_t n) { return (1u << n) - 1; }
 // Overloads of functions of vec.h. power_of_two is one instruction instead of a shift and an
 // addition. In clamp a NaN stays a NaN, because min and max return their second operand if one of
 // the two is a NaN.
-#define FASTLSTM_OVERLOADS(A, ps, Mask)                                               \
+#define FASTLSTM_OVERLOADS(A, suffix, Mask)                                           \
   FASTLSTM_INLINE void load(const A* from, Vec<A>& x, int64_t n) {                    \
     if (n == Vec<A>::lanes) return load(from, x);                                     \
-    x.v = _mm512_maskz_loadu_##ps(static_cast<Mask>(first_lanes(n)), from);           \
+    x.v = _mm512_maskz_loadu_##suffix(static_cast<Mask>(first_lanes(n)), from);       \
   }                                                                                   \
   FASTLSTM_INLINE void store(const Vec<A>& x, A* to, int64_t n) {                     \
     if (n == Vec<A>::lanes) return store(x, to);                                      \
-    _mm512_mask_storeu_##ps(to, static_cast<Mask>(first_lanes(n)), x.v);              \
+    _mm512_mask_storeu_##suffix(to, static_cast<Mask>(first_lanes(n)), x.v);          \
   }                                                                                   \
   FASTLSTM_INLINE Vec<A> fused(const Vec<A>& x, const Vec<A>& y, const Vec<A>& sum) { \
-    return Vec<A>(_mm512_fmadd_##ps(x.v, y.v, sum.v));                                \
+    return Vec<A>(_mm512_fmadd_##suffix(x.v, y.v, sum.v));                            \
   }                                                                                   \
   FASTLSTM_INLINE Vec<A> clamp(const Vec<A>& x, const Vec<A>& bound) {                \
-    return Vec<A>(_mm512_min_##ps(bound.v, _mm512_max_##ps(-bound.v, x.v)));          \
+    return Vec<A>(_mm512_min_##suffix(bound.v, _mm512_max_##suffix(-bound.v, x.v)));  \
   }                                                                                   \
   template <int exponent_offset>                                                      \
   FASTLSTM_INLINE Vec<A> power_of_two(const Vec<A>&, const Vec<A>& k) {               \
-    return Vec<A>(_mm512_scalef_##ps(Vec<A>(1 << exponent_offset).v, k.v));           \
+    return Vec<A>(_mm512_scalef_##suffix(Vec<A>(1 << exponent_offset).v, k.v));       \
   }
 FASTLSTM_OVERLOADS(float, ps, __mmask16)
 FASTLSTM_OVERLOADS(double, pd, __mmask8)
@@ -60,8 +60,8 @@ struct DotProduct {
   }
   FASTLSTM_INLINE static Int32Vec add(const Row& a, Int8Quads b, Int32Vec sum) {
     const __m512i terms = (__m512i)b;
-    const __m512i of_sign = _mm512_mask_sub_epi8(terms, a.negative, _mm512_setzero_si512(), terms);
-    const __m512i pairs = _mm512_maddubs_epi16(a.magnitude, of_sign);
+    const __m512i flipped = _mm512_mask_sub_epi8(terms, a.negative, _mm512_setzero_si512(), terms);
+    const __m512i pairs = _mm512_maddubs_epi16(a.magnitude, flipped);
     return sum + (Int32Vec)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
   }
 };

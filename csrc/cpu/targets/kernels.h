@@ -72,10 +72,10 @@ FASTLSTM_DECLARE(neon_bf16, CellKernels<bfloat16>, bfloat16_cell)
 // instruction set to use ("DEFAULT", "AVX2", "AVX512..."). It has no effect on arm64.
 KernelTable kernels_for_machine(const char* capability);
 
-// While an object of this class exists, subnormal results are rounded to zero. Processors compute
-// far more slowly with subnormal numbers, and the states behind shut gates and the gradients of
-// long sequences become subnormal. Subnormal operands keep their value, because their product with
-// a large number is not subnormal.
+// On x86-64, subnormal results are rounded to zero while an object of this class exists. These
+// processors compute far more slowly with subnormal numbers, and the states behind shut gates and
+// the gradients of long sequences become subnormal. Subnormal operands keep their value, because
+// their product with a large number is not subnormal.
 class FlushSubnormals {
 #if defined(__x86_64__)
  public:
@@ -87,8 +87,8 @@ class FlushSubnormals {
 #endif
 };
 
-// A guard around a series of products of a thread. While it exists, subnormal results are rounded
-// to zero. At its end it calls GemmKernels::end_thread.
+// A guard around a series of products of a thread: FlushSubnormals and, at its end, a call of
+// GemmKernels::end_thread.
 class ThreadSeries {
  public:
   explicit ThreadSeries(const GemmKernels& gemm) : end_(gemm.end_thread) {}

@@ -1,5 +1,5 @@
-// The kernel table of one target. The target's source file includes it once, after the pragma that
-// opens the instruction set, FASTLSTM_ISA, and the target's header.
+// The kernel table of one target. The target's source file includes it once, after it has
+// opened the instruction set (target_pragma.h), defined FASTLSTM_ISA and declared Target.
 //
 // Files that are compiled for a target contain only plain loops and always-inline functions. An
 // inline function of the standard library would be compiled with AVX-512 in one object file, and

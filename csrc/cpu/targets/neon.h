@@ -16,12 +16,12 @@ struct Target {
 };
 
 // Overloads of functions of vec.h. In clamp a NaN stays a NaN, because min and max return it.
-#define FASTLSTM_OVERLOADS(A, f32)                                                    \
+#define FASTLSTM_OVERLOADS(A, suffix)                                                 \
   FASTLSTM_INLINE Vec<A> fused(const Vec<A>& x, const Vec<A>& y, const Vec<A>& sum) { \
-    return Vec<A>(vfmaq_##f32(sum.v, x.v, y.v));                                      \
+    return Vec<A>(vfmaq_##suffix(sum.v, x.v, y.v));                                   \
   }                                                                                   \
   FASTLSTM_INLINE Vec<A> clamp(const Vec<A>& x, const Vec<A>& bound) {                \
-    return Vec<A>(vminq_##f32(bound.v, vmaxq_##f32(-bound.v, x.v)));                  \
+    return Vec<A>(vminq_##suffix(bound.v, vmaxq_##suffix(-bound.v, x.v)));            \
   }
 FASTLSTM_OVERLOADS(float, f32)
 FASTLSTM_OVERLOADS(double, f64)

@@ -24,7 +24,7 @@
 namespace fastlstm {
 namespace {
 
-// The gradients that both directions add to, and what both read.
+// The arguments and the results of a backward pass. Both directions share them.
 template <typename T>
 struct TiledBackwardCall {
   const LayerCall& layer;
@@ -64,8 +64,8 @@ struct TiledBackwardCall {
       grad_input = at::empty(layer.input.sizes(), options);
   }
 
-  // Whether both directions must add to grad_input. In one chunk, the first direction writes all
-  // steps before the second direction adds. In several, either may reach a step first.
+  // Whether both directions add to grad_input, which then begins as zeros. With one chunk this is
+  // not needed, because direction 0 writes all steps before direction 1 adds.
   bool accumulates_grad_input() const {
     return sizes.directions > 1 && plan.chunk_steps < rows.steps();
   }
@@ -163,11 +163,10 @@ class TiledBackward {
  private:
   // The memory of one worker, allocated once for the whole walk.
   struct WorkerBuffers {
-    WorkerBuffers(const Matrix& to_cells,  // W_hh or W_hr, as CellsBackward multiplies it
-                  int64_t batch, int64_t hidden_size)
+    WorkerBuffers(const Matrix& w_hh_or_hr, int64_t batch, int64_t hidden_size)
         : step(batch),
-          encoded(to_cells.gemm(), batch, 4 * hidden_size),
-          cells(to_cells, batch, hidden_size) {}
+          encoded(w_hh_or_hr.gemm(), batch, 4 * hidden_size),
+          cells(w_hh_or_hr, batch, hidden_size) {}
     BackwardStepRows<T> step;
     EncodedRows<T> encoded;  // d_gates of the step that the forward pass visits next
     CellsBackward<T> cells;
@@ -175,9 +174,9 @@ class TiledBackward {
 
   const Direction& direction() const { return call_.layer.directions[d_]; }
   // A weight [4H,N] as the matrix that rows of d_gates [4H] are multiplied with.
-  Matrix weight(const Tensor& w, int64_t pieces, MatrixForm form) const {
+  Matrix weight(const Tensor& w, int64_t groups, MatrixForm form) const {
     const GemmKernels& gemm = *call_.plan.gemm;
-    return matrix_of(gemm, contiguous_source(gemm, w), false, pieces, form);
+    return matrix_of(gemm, contiguous_source(gemm, w), false, groups, form);
   }
   int64_t batch() const { return call_.rows.batch(); }
   int64_t hidden() const { return call_.sizes.hidden_size; }
@@ -234,10 +233,10 @@ class TiledBackward {
     }
   }
 
-  void run_cells(const Matrix& to_cells, const Worker& worker) {
+  void run_cells(const Matrix& w_hh_or_hr, const Worker& worker) {
     WorkerBuffers& own = buffers_[worker.index];
-    own.cells.run(to_cells,
-                  to_cells.panels_of_group(worker.unit_group, call_.plan.grid.unit_groups),
+    own.cells.run(w_hh_or_hr,
+                  w_hh_or_hr.panels_of_group(worker.unit_group, call_.plan.grid.unit_groups),
                   own.step, own.encoded.zeros(zeros()));
   }
 

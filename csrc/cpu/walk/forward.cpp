@@ -42,12 +42,12 @@ struct TiledForwardCall {
         x(layer.input, rows),
         zeros(std::max(sizes.hidden_size, sizes.output_size)) {
     const int64_t D = sizes.directions, H = sizes.hidden_size, P = sizes.output_size;
-    const auto dtype = layer.input.scalar_type(), state = state_dtype(dtype);
+    const auto dtype = layer.input.scalar_type(), dtype_of_state = state_dtype(dtype);
     output = empty_sequence(D * P, dtype, /*per_direction=*/false);
-    if (save_cells) cells = empty_sequence(H, state, /*per_direction=*/true);
+    if (save_cells) cells = empty_sequence(H, dtype_of_state, /*per_direction=*/true);
     if (save_gates) gates = empty_sequence(4 * H, dtype, /*per_direction=*/true);
     h_n = at::detail::empty_cpu({D, sizes.batch, P}, dtype);
-    c_n = at::detail::empty_cpu({D, sizes.batch, H}, state);
+    c_n = at::detail::empty_cpu({D, sizes.batch, H}, dtype_of_state);
     if (!rows.has_padding()) return;
     // No step writes to positions after the end of a row, nor to h_n and c_n of a row without
     // steps.

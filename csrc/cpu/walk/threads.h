@@ -69,14 +69,15 @@ void run_workers(const GemmKernels& gemm, int64_t workers, bool has_barrier, con
 void run_steps(const CpuPlan& plan, int64_t directions, const Range& chunk, auto& walks) {
   const ThreadGrid& grid = plan.grid;
   const int64_t phases = walks[0]->phases();
-  const Range range{chunk.begin * phases, chunk.end * phases};  // of step * phases + phase
+  const Range range{chunk.begin * phases, chunk.end * phases};  // i = step * phases + phase
   for (int64_t d = 0; d < directions; d += grid.directions)
-    run_workers(*plan.gemm, grid.threads(), grid.unit_groups > 1, range, [&](int64_t i, int64_t n) {
-      const int64_t index = n % grid.workers();
-      walks[d + n / grid.workers()]->run(
-          i / phases, i % phases,
-          Worker{index, index % grid.unit_groups, index / grid.unit_groups});
-    });
+    run_workers(*plan.gemm, grid.threads(), grid.unit_groups > 1, range,
+                [&](int64_t i, int64_t worker) {
+                  const int64_t index = worker % grid.workers();
+                  walks[d + worker / grid.workers()]->run(
+                      i / phases, i % phases,
+                      Worker{index, index % grid.unit_groups, index / grid.unit_groups});
+                });
 }
 
 }  // namespace fastlstm
