@@ -30,7 +30,7 @@ from captioning.search.generate import decode_batch
 from captioning.settings import DecodeConfig, ModelConfig
 
 
-def alternate(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+def median_seconds(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """Returns the median seconds of each run.
 
     The runs take turns, so that a slow phase of the machine slows all of them.
@@ -70,7 +70,7 @@ def training(vocab: int, args: argparse.Namespace) -> dict[str, Callable[[], obj
     return {lstm: make(lstm) for lstm in ("fastlstm", "torch")}
 
 
-def projection(vocab: int, args: argparse.Namespace) -> dict[str, Callable[[], object]]:
+def vocabulary_projection(vocab: int, args: argparse.Namespace) -> dict[str, Callable[[], object]]:
     """Returns two functions that compute the vocabulary projection of a batch.
 
     Each function computes the scores of all tokens, their cross-entropy and the gradients: one in
@@ -140,15 +140,15 @@ def main() -> None:
         for method in ("greedy", "beam")
     ]
     for name, runs in cases:
-        times = alternate(runs, args.repeats)
+        times = median_seconds(runs, args.repeats)
         rate = {lstm: args.batch / value for lstm, value in times.items()}
         ratio = rate["fastlstm"] / rate["torch"]
         print(f"{name:28}{rate['fastlstm']:12,.0f}{rate['torch']:12,.0f}{ratio:8.2f}", flush=True)
         rows.append({"case": name, **rate, "ratio": ratio})
     print(f"\n{'projection and cross-entropy':40}{'ms':>8}{'peak MB':>10}")
     for vocab in args.vocab:
-        runs = projection(vocab, args)
-        for name, seconds in alternate(runs, args.repeats).items():
+        runs = vocabulary_projection(vocab, args)
+        for name, seconds in median_seconds(runs, args.repeats).items():
             peak = allocated(runs[name])
             print(f"{f'{vocab:,} words, {name}':40}{seconds * 1e3:8.1f}{peak / 1e6:10.1f}")
             rows.append({"case": f"{vocab} words, {name}", "seconds": seconds, "peak": peak})

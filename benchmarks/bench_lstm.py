@@ -138,8 +138,8 @@ class Bench:
             if case in self.memory:
                 result["memory"] = self.memory[case]
             if case.precision in self.peaks and case.steps > 1 and not case.prepacked:
-                rows = int(ragged_lengths(case.batch, case.steps).sum()) if case.ragged else None
-                work = floor.flops(case, rows)
+                steps = int(ragged_lengths(case.batch, case.steps).sum()) if case.ragged else None
+                work = floor.flops(case, steps)
                 result["gemm_share"] = work / seconds / self.peaks[case.precision]
         return result
 

@@ -173,10 +173,10 @@ def _group(
 
 
 def _groups() -> tuple[Group, ...]:
-    one = ((32, 35, 200, 400),)
+    projection_shapes = ((32, 35, 200, 400),)
     cells = [Case(*shape, "inference", module="LSTMCell") for shape in ONE_STEP]
     cells += [Case(*shape, "training", module="LSTMCell") for shape in CELL_LOOPS]
-    frozen: dict[str, Any] = {"modes": ("inference",)}
+    forward_only: dict[str, Any] = {"modes": ("inference",)}
     return (
         REAL_GROUP,
         _group("dense", "dense batches", DENSE),
@@ -195,25 +195,25 @@ def _groups() -> tuple[Group, ...]:
             "products-in-bfloat16", 'float32, fp32_precision = "bf16"',
             LARGE, precision="products in bfloat16",
         ),
-        _group("projection", "projection", one, proj_size=200),
+        _group("projection", "projection", projection_shapes, proj_size=200),
         # This case must be as fast as the others: arithmetic on subnormal numbers would be slow.
         _group("saturated", "saturated gates", ((16, 64, 64, 256),), saturated=True),
         *(
             _group(f"prepacked-{weights}", f"prepacked in {weights}", DENSE,
-                   prepacked=weights, **frozen)
+                   prepacked=weights, **forward_only)
             for weights in ("float32", "bfloat16", "int8")
         ),
         *(
             _group(f"prepacked-cell-{weights}", f"LSTMCell, prepacked in {weights}", ONE_STEP,
-                   module="LSTMCell", prepacked=weights, **frozen)
+                   module="LSTMCell", prepacked=weights, **forward_only)
             for weights in ("float32", "bfloat16", "int8")
         ),
         _group("torch-ao", "prepacked in int8, beside torch.ao's", LARGE,
-               prepacked="int8", beside="torch.ao", **frozen),
+               prepacked="int8", beside="torch.ao", **forward_only),
         _group("onnxruntime", "prepacked in float32, beside onnxruntime", DENSE,
-               prepacked="float32", beside="onnxruntime", **frozen),
+               prepacked="float32", beside="onnxruntime", **forward_only),
         _group("onnxruntime-int8", "prepacked in int8, beside onnxruntime's int8", DENSE,
-               prepacked="int8", beside="onnxruntime int8", **frozen),
+               prepacked="int8", beside="onnxruntime int8", **forward_only),
     )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PICTURES = ROOT / "docs" / "pictures"
 Record = dict[str, Any]
-# The colors of text and lines, of nn.LSTM and of fastlstm in training and in inference.
+# The colors of text, of lines and nn.LSTM, and of fastlstm in training and in inference.
 THEMES = {
     "light": {"text": "#24292f", "line": "#8c959f", "training": "#0969da", "inference": "#54aeff"},
     "dark": {"text": "#e6edf3", "line": "#6e7681", "training": "#58a6ff", "inference": "#1f6feb"},

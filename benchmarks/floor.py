@@ -20,13 +20,13 @@ def flops(case: Case, steps: int | None = None) -> int:
             has two products for every product of the forward pass.
         steps: the sum of the lengths of all rows; B * T if None.
     """
-    rows = case.batch * case.steps if steps is None else steps
+    all_steps = case.batch * case.steps if steps is None else steps
     directions = 2 if case.bidirectional else 1
     total = 0
     input_size = case.input_size
     for _ in range(case.num_layers):
         products = 4 * (input_size + case.output_size) + case.proj_size
-        total += directions * 2 * rows * case.hidden_size * products
+        total += directions * 2 * all_steps * case.hidden_size * products
         input_size = directions * case.output_size
     return total * (3 if case.mode == "training" else 1)
 

@@ -61,8 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     threads = torch.get_num_threads()
     for number in dict.fromkeys((1, threads)):
         torch.set_num_threads(number)
-        growth = [Case(8, steps, 128, 128, mode=mode) for mode in MODES for steps in STEPS]
-        for part, cases in (("cells", cells()), ("steps", growth)):
+        by_steps = [Case(8, steps, 128, 128, mode=mode) for mode in MODES for steps in STEPS]
+        for part, cases in (("cells", cells()), ("steps", by_steps)):
             for case in cases:
                 pairs = measure(case, effort)
                 sizes = {"rows": case.batch, "hidden_size": case.hidden_size, "steps": case.steps}

@@ -28,18 +28,18 @@ WEIGHTS = ("weight_hh_l0", "bias_ih_l0")
 NAMES = ("output", *(f"gradient of {name}" for name in ("input", *WEIGHTS)))
 
 
-def results(module: nn.Module, x: Tensor, given: Tensor) -> list[Tensor]:
+def results(module: nn.Module, x: Tensor, grad_output: Tensor) -> list[Tensor]:
     """Returns the tensors that `NAMES` lists.
 
     Args:
         module: an LSTM.
         x: the input [T,B,I].
-        given: the gradient [T,B,H] of the output.
+        grad_output: the gradient [T,B,H] of the output.
     """
     x = x.detach().clone().requires_grad_()
     output, _ = module(x)
     leaves = [x, *map(module.get_parameter, WEIGHTS)]
-    return [output.detach(), *torch.autograd.grad(output, leaves, given)]
+    return [output.detach(), *torch.autograd.grad(output, leaves, grad_output)]
 
 
 def errors(dtype: torch.dtype, device: str, engine: str) -> list[list[float]]:

@@ -103,10 +103,10 @@ def cases(batch: int, input_size: int, hidden: int) -> dict[str, dict[str, Call 
             "nothing": lambda: nothing(row, step),
         }
 
-    def frozen(module: Any, x: Tensor, state: tuple[Tensor, Tensor], name: str) -> Any:
+    def prepacked(module: Any, x: Tensor, state: tuple[Tensor, Tensor], name: str) -> Any:
         module = fastlstm.prepack(copy.deepcopy(module).eval())
-        called = op(name, (x, *state), module._op_weights(), module._layout)
-        return {"nn": None, "module": lambda: module(x, state), "op": called}
+        op_call = op(name, (x, *state), module._op_weights(), module._layout)
+        return {"nn": None, "module": lambda: module(x, state), "op": op_call}
 
     def plain(theirs: Any, ours: Any, x: Tensor | PackedSequence) -> dict[str, Call | None]:
         return {"nn": lambda: theirs(x), "module": lambda: ours(x)}
@@ -118,8 +118,8 @@ def cases(batch: int, input_size: int, hidden: int) -> dict[str, dict[str, Call 
         "LSTM with gradients, without a state": lstm(None),
         "LSTMCell": cell(),
         "LSTMCell with gradients": cell(),
-        "prepacked LSTM": frozen(ours, x, (h, c), "lstm"),
-        "prepacked LSTMCell": frozen(our_cell, row, step, "lstm_cell"),
+        "prepacked LSTM": prepacked(ours, x, (h, c), "lstm"),
+        "prepacked LSTMCell": prepacked(our_cell, row, step, "lstm_cell"),
         "reset": lstm((h, c), reset=reset),
         "lengths": lstm((h, c), lengths=lengths),
         "two layers, bidirectional": plain(deep, our_deep, x),

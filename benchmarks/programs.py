@@ -76,19 +76,19 @@ def measure(name: str, rounds: int) -> Record:
         name: the key in PROGRAMS.
         rounds: how often each way is timed.
     """
-    one = PROGRAMS[name]
-    ways = one.make(False)
+    program = PROGRAMS[name]
+    ways = program.make(False)
     results = [run() for run in ways.values()]  # which also warms up
     times = [[seconds_of(run) for run in ways.values()] for _ in range(rounds)]
-    record: Record = {"name": name, "version": one.version()}
+    record: Record = {"name": name, "version": program.version()}
     for field in ("title", "work", "measure"):
-        record[field] = getattr(one, field)
+        record[field] = getattr(program, field)
     record["ways"] = {}
     for k, (way, result) in enumerate(zip(ways, results, strict=True)):
         low, ratio, high = statistics.quantiles([t[0] / t[k] for t in times], method="inclusive")
         seconds = statistics.median(t[k] for t in times)
         entry = {"seconds": seconds, "ratio": ratio, "quartiles": (low, high)}
-        record["ways"][way] = entry | {"result": one.judge(result, results[0])}
+        record["ways"][way] = entry | {"result": program.judge(result, results[0])}
         print(f"{name}, {way}: {record['ways'][way]}", flush=True)
     ours = [way for way in (*COLUMNS, "reset=") if way in ways]
     record["best"] = max(ours, key=lambda way: float(record["ways"][way]["ratio"]))
@@ -135,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--program", nargs="+", choices=PROGRAMS, default=list(PROGRAMS))
     parser.add_argument("--rounds", type=int, default=5, help="how often each way runs")
-    parser.add_argument("--output", type=Path, help="a JSON file, whose other programs stay in it")
+    parser.add_argument("--output", type=Path, help="a JSON file; other programs in it are kept")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     settle_malloc()

@@ -60,7 +60,7 @@ def summary(record: Record) -> str:
 
 
 def with_projects_divided(groups: Sequence[Record]) -> list[Record]:
-    """Returns the groups with "real", the LSTMs of known projects, in two: with resets or not."""
+    """Returns the groups, with "real" divided into two: cases with resets and cases without."""
     found = []
     for group in groups:
         if group["key"] != "real":
@@ -74,20 +74,20 @@ def with_projects_divided(groups: Sequence[Record]) -> list[Record]:
     return [group for group in found if group["results"]]
 
 
-def newest(files: str) -> list[Record]:
+def newest(pattern: str) -> list[Record]:
     """Returns the newest result of each processor, sorted by the name of the processor.
 
     Raises:
         ValueError: benchmarks/results has none of the files.
     """
-    records = [json.loads(path.read_text()) for path in RESULTS.glob(files)]
+    records = [json.loads(path.read_text()) for path in RESULTS.glob(pattern)]
     by_name = {machine.name(record): record for record in sorted(records, key=lambda r: r["date"])}
     if not by_name:
-        raise ValueError(f"expected files {files} in {RESULTS}, found none")
+        raise ValueError(f"expected files {pattern} in {RESULTS}, found none")
     return [by_name[name] for name in sorted(by_name)]
 
 
-def publish() -> None:
+def write_documents() -> None:
     """Writes the tables into docs/reference/figures.md and docs/programs.md."""
     records = newest("lstm-cpu-2*.json")
     document = ROOT / "docs" / "reference" / "figures.md"
@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for path in args.results:
         print(summary(json.loads(path.read_text())))
     if not args.results:
-        publish()
+        write_documents()
 
 
 if __name__ == "__main__":

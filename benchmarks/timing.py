@@ -40,7 +40,7 @@ def cpu_clock(step: Step, calls: int) -> float:
 
 
 def cpu_time_clock(step: Step, calls: int) -> float:
-    """Calls `step` and returns the CPU time per call, which other load on the machine adds less to.
+    """Calls `step` and returns the CPU time per call, which depends less on other processes.
 
     It is for one thread: threads that wait for each other take CPU time as well.
     """

@@ -161,16 +161,16 @@ def build(
         return torch.randn(shape, generator=generator, device=device).to(case.dtype)
 
     B, T, I, H = case.batch, case.steps, case.input_size, case.hidden_size
-    cell = case.module == "LSTMCell"
-    x = draw(B, I) if cell and T == 1 else draw(T, B, I)
+    is_cell = case.module == "LSTMCell"
+    x = draw(B, I) if is_cell and T == 1 else draw(T, B, I)
     if by_onnxruntime:
         return Workload(peers.Onnxruntime(module, x, implementation.endswith("int8")), [x])
-    if cell and T > 1:
+    if is_cell and T > 1:
         call = loop_over_steps(call)
     arguments: tuple[Any, ...] = ()
     if T == 1 and not case.lengths:  # a single step starts from a state, as in decoding
-        count = () if cell else (case.num_layers * (1 + case.bidirectional),)
-        arguments = ((draw(*count, B, case.output_size), draw(*count, B, H)),)
+        layers = () if is_cell else (case.num_layers * (1 + case.bidirectional),)
+        arguments = ((draw(*layers, B, case.output_size), draw(*layers, B, H)),)
     if case.ragged:
         packed = pack_padded_sequence(x, ragged_lengths(B, T), enforce_sorted=False)
         x = packed.data

@@ -18,7 +18,7 @@ from torch import nn
 import fastlstm
 
 UNCHANGED = "unchanged"
-TIME_ONLY = "the same lines, with weights of no training"  # a measure that says nothing
+TIME_ONLY = "the same lines, with weights of no training"  # its result is not shown
 Ways = dict[str, Callable[[], Any]]  # by name; each runs the whole program and returns its result
 
 
@@ -80,7 +80,7 @@ def inference(model: nn.Module, run: Callable[[Any], Any]) -> Ways:
 
 
 def training(run: Callable[[Callable[[Any], Any]], Any]) -> Ways:
-    """Returns the ways of a training; it calls its argument with the model that it makes."""
+    """Returns the ways to run a training. `run` makes a model and calls its argument with it."""
     return {UNCHANGED: partial(run, nn.Identity()), "converted": partial(run, fastlstm.convert)}
 
 

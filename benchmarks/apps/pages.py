@@ -30,14 +30,14 @@ class Word(NamedTuple):
 
 def page(small: bool) -> tuple[Image.Image, list[list[Word]]]:
     """Draws a page; returns it with the words of each line. It is the same every time."""
-    draw = random.Random(0)
+    rng = random.Random(0)
     words = sorted(set(re.findall(r"\b[a-z]{3,8}\b", nn.LSTM.__doc__ or "")))
     image, font = Image.new("L", (WIDTH, HEIGHT), 255), ImageFont.load_default(24)
     canvas, lines = ImageDraw.Draw(image), []
     for top in range(LINE, LINE * (3 if small else 19), LINE):
         line, left = [], LINE
         while left < WIDTH - 4 * LINE:
-            text = draw.choice(words)
+            text = rng.choice(words)
             right = left + int(font.getlength(text)) + 16
             canvas.text((left + 8, top + LINE // 2), text, 0, font, anchor="lm")
             line.append(Word(text, (left, top + 6, right, top + LINE - 6)))

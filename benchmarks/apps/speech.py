@@ -16,7 +16,7 @@ from . import Ways, inference, program
 
 WORK = "a minute of speech"
 RATE, ESPEAK_RATE = 16_000, 22_050  # samples a second
-CONTEXT, FRAME, BLOCK = 64, 512, 512  # of silero-vad: samples, samples, frames of a call
+CONTEXT, FRAME, BLOCK = 64, 512, 512  # silero-vad: samples, samples, frames in a call
 
 
 def utterance(text: str, voice: str, pitch: int) -> Tensor:

@@ -58,14 +58,14 @@ def stanza_tagger(small: bool) -> Ways:
         corpus = Path(folder, "corpus.conllu")
         corpus.write_text("\n".join(sentence(draw) for _ in range(60 if small else SENTENCES)))
         options = tagger.parse_args(["--train_file", str(corpus), "--no_pretrain", "--cpu"])
-        options["word_cutoff"] = 1  # no pretrained vectors, so the words of the corpus
+        options["word_cutoff"] = 1  # the vocabulary is the words of the corpus
         vocab, _, batches = tagger.load_training_data(options, None)
 
-    def run(change: Any) -> float:
+    def run(convert: Any) -> float:
         random.seed(0)
         torch.manual_seed(0)
         trainer = Trainer(args=options, vocab=vocab, device="cpu")
-        change(trainer.model)
+        convert(trainer.model)
         return statistics.mean(trainer.update(batch) for batch in batches)
 
     return training(run)
@@ -104,10 +104,10 @@ def neuralforecast_lstm(small: bool) -> Ways:
     options = {"h": YEAR, "input_size": 60, "max_steps": 3 if small else FORECAST_STEPS}
     known, year = AirPassengersDF[:-YEAR], AirPassengersDF["y"].to_numpy()[-YEAR:]
 
-    def run(change: Any) -> float:
+    def run(convert: Any) -> float:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model = change(LSTM(**options, accelerator="cpu", **dict.fromkeys(quiet, False)))
+            model = convert(LSTM(**options, accelerator="cpu", **dict.fromkeys(quiet, False)))
             forecast = NeuralForecast([model], freq="ME")
             forecast.fit(known)
             found = forecast.predict()["LSTM"].to_numpy()
