@@ -36,6 +36,7 @@ inline cudaError_t cleared(cudaError_t error) {
 template <typename... P>
 cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
                    cudaStream_t stream, std::common_type_t<P>... arguments) {
+  static_assert((sizeof(P) + ... + 0) <= 4096, "more parameters than CUDA allows on every GPU");
   void* pointers[] = {&arguments...};
   return cleared(cudaLaunchKernel(kernel, grid, block, pointers, shared_bytes, stream));
 }

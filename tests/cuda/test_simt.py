@@ -42,10 +42,10 @@ def test_sanitized(group):
 def test_too_many_parameters_do_not_compile(tmp_path):
     """CUDA allows 4096 bytes. The compiler checks the limit, not the first launch."""
     flags = "-std=c++17", "-w", "-DFASTLSTM_EMULATOR", "-x", "c++", f"-I{SIMT}", f"-I{CUDA}"
-    for piece, compiles in [("kPiece = 496;", True), ("kPiece = 512;", False)]:
-        text = (CUDA / "sequence.cu").read_text()
-        assert "kPiece = 496;" in text
-        (tmp_path / "sequence.cu").write_text(text.replace("kPiece = 496;", piece))
+    text = (CUDA / "sequence.cu").read_text()
+    assert "(4096 - 16)" in text
+    for most, compiles in [(4096, True), (4104, False)]:
+        (tmp_path / "sequence.cu").write_text(text.replace("(4096 - 16)", f"({most} - 16)"))
         done = run(*CXX, *flags, str(tmp_path / "sequence.cu"), "-fsyntax-only")
         assert (done.returncode == 0) == compiles, done.stdout
-    assert "what CUDA allows on every GPU" in done.stdout
+    assert "more parameters than CUDA allows on every GPU" in done.stdout
