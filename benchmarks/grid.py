@@ -10,6 +10,7 @@ float32, with one thread and with all. The input size is the hidden size.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -51,10 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=0.5, help="for each case; default: 0.5")
     parser.add_argument("--output", type=Path, help="default: a new file in benchmarks/results")
     args = parser.parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
     effort = Effort(args.seconds, min_pairs=5, sample=2e-3)
     settle_malloc()
     record = describe("cpu") | {
-        "command": command("grid", arguments or []),
+        "command": command("grid", words),
         "cells": [],
         "steps": [],
     }
