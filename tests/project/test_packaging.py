@@ -212,7 +212,7 @@ def test_installs_from_git(small_project, tmp_path):
     assert python(target, code).stdout.endswith("<path of the fastlstm source>\n")
     # In the clone, Python imports the source. The warning must say how to compile it.
     done = run(sys.executable, "-c", "import fastlstm", cwd=small_project, PYTHONPATH=str(target))
-    assert f"{small_project} is a source that was not built" in done.stdout
+    assert f"{small_project} is a source folder that was not built" in done.stdout
 
 
 @pytest.fixture
