@@ -104,7 +104,7 @@ $(HEADERS)/%/torch:
 	rm -rf $(HEADERS)/$*.wheel $(HEADERS)/$*
 	mv $(HEADERS)/$*.new $(HEADERS)/$*
 # CHECKED are the versions of torch beside which a release is installed and tested.
-CHECKED := $(firstword $(TORCH)) $(lastword $(TORCH))
+CHECKED := $(sort $(firstword $(TORCH)) $(lastword $(TORCH)))
 release-check:  ## build both distributions in dist/ for TORCH, install them by name beside the torch of CHECKED, run the demo
 	rm -rf dist
 	$(MAKE) wheels
