@@ -77,7 +77,7 @@ def speed(lstm: Record, programs: Record | None, colors: dict[str, str]) -> Figu
             axes.text(-0.1, -place, title, va="center", ha="right", color=colors["text"])
         previous = title
     axes.axvline(1, color=colors["line"], linestyle="--")
-    axes.set_xlim(0, 1.5 * max(statistics.geometric_mean(found) for *_, found in drawn))
+    axes.set_xlim(0, 1.75 * max(statistics.geometric_mean(found) for *_, found in drawn))
     axes.axis("off")
     return figure
 
