@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
 import statistics
 import sys
 import time
@@ -29,8 +28,6 @@ from timing import Effort, Pairs, Rested, alternate, cpu_clock, settle_malloc
 from workload import build, check_agreement, ragged_lengths, settings
 
 from fastlstm.functional import ENGINES
-
-RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -144,14 +141,6 @@ class Bench:
         return result
 
 
-def output_path(args: argparse.Namespace, commit: str | None) -> Path:
-    """Returns the JSON file to write: --output, or a name made of the date and the commit."""
-    if args.output:
-        return Path(args.output)
-    now = datetime.datetime.now().strftime("%Y%m%d")
-    return RESULTS / f"lstm-cpu-{now}-{(commit or 'nocommit')[:7]}.json"
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     start = time.monotonic()
     args = parse(arguments)
@@ -166,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "complete": False,
         "groups": [],
     }
-    path = output_path(args, record["git"]["commit"])
+    path = args.output or machine.result_path("lstm", record)
     print("Measuring the memory of all training cases and the GEMM peak", file=sys.stderr)
     bench = Bench(args)
     record["gemm_peak"] = bench.peaks

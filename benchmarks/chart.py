@@ -9,7 +9,6 @@ pages and once for dark ones.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -20,9 +19,9 @@ import matplotlib
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from report import ratios
+from summary import newest
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 PICTURES = ROOT / "docs" / "pictures"
 Record = dict[str, Any]
 # The colors of text, of lines and nn.LSTM, and of fastlstm in training and in inference.
@@ -42,15 +41,9 @@ STYLE: Any = {
 }
 
 
-def newest(pattern: str) -> Record | None:
-    """Returns the newest result among the files of a pattern, or None if there is none."""
-    records = [json.loads(path.read_text()) for path in RESULTS.glob(pattern)]
-    return max(records, key=lambda record: str(record["date"]), default=None)
-
-
-def bars(lstm: Record, programs: Record | None) -> Iterator[tuple[str, str, list[float]]]:
+def bars(lstm: Record, programs: Record) -> Iterator[tuple[str, str, list[float]]]:
     """Yields the title, the mode and the ratios of each bar of the chart, from top to bottom."""
-    for program in programs["programs"] if programs else []:
+    for program in programs["programs"]:
         title = f"{program['title']}, {program['best']}"
         yield title, program["mode"], [program["ways"][program["best"]]["ratio"]]
     groups = {group["key"]: group for group in lstm["groups"]}
@@ -60,7 +53,7 @@ def bars(lstm: Record, programs: Record | None) -> Iterator[tuple[str, str, list
                 yield groups[key]["title"], mode, found
 
 
-def speed(lstm: Record, programs: Record | None, colors: dict[str, str]) -> Figure:
+def speed(lstm: Record, programs: Record, colors: dict[str, str]) -> Figure:
     """Draws the chart of README: one bar for each program or group and mode."""
     drawn = list(bars(lstm, programs))
     figure = Figure(figsize=(7.2, 0.6 + 0.24 * len(drawn)), layout="constrained")
@@ -129,14 +122,15 @@ def steps(grid: Record, colors: dict[str, str]) -> Figure:
 
 def pictures() -> dict[str, Callable[[dict[str, str]], Figure]]:
     """Returns the function that draws each picture from the newest results."""
-    lstm, programs, grid = map(newest, ("lstm-cpu-2*.json", "programs-*.json", "grid-*.json"))
-    found: dict[str, Callable[[dict[str, str]], Figure]] = {}
-    if lstm:
-        found["speed"] = lambda colors: speed(lstm, programs, colors)
-    if grid:
-        found["rows-and-units"] = lambda colors: heat_map(grid, colors)
-        found["steps"] = lambda colors: steps(grid, colors)
-    return found
+    lstm, programs, grid = (
+        max(newest(f"{kind}-cpu-2*.json"), key=lambda record: str(record["date"]))
+        for kind in ("lstm", "programs", "grid")
+    )
+    return {
+        "speed": lambda colors: speed(lstm, programs, colors),
+        "rows-and-units": lambda colors: heat_map(grid, colors),
+        "steps": lambda colors: steps(grid, colors),
+    }
 
 
 def draw(folder: Path) -> None:

@@ -17,12 +17,11 @@ from pathlib import Path
 
 import torch
 from cases import Case
-from machine import command, describe
+from machine import command, describe, result_path
 from report import write_json
 from timing import Effort, Pairs, alternate, cpu_clock, settle_malloc
 from workload import build, check_agreement, settings
 
-RESULTS = Path(__file__).resolve().parent / "results"
 MODES = ("inference", "training")
 ROWS = (1, 4, 16, 64, 256)
 HIDDEN_SIZES = (32, 128, 512, 1024)
@@ -72,9 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 entry = sizes | {"mode": case.mode, "threads": number, "ratio": pairs.ratio}
                 record[part].append(entry | {"seconds": seconds})
                 print(f"{pairs.ratio:6.2f}  {number} threads  {case}", flush=True)
-    commit = (record["git"]["commit"] or "unknown")[:7]
-    name = f"grid-cpu-{record['date'][:10].replace('-', '')}-{commit}.json"
-    write_json(args.output or RESULTS / name, record)
+    write_json(args.output or result_path("grid", record), record)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import fastlstm
 from fastlstm import _build
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 def cpu_model() -> str:
@@ -53,6 +54,12 @@ def command(program: str, arguments: Sequence[str]) -> str:
     """Returns the command line, with only the names of JSON files and not their folders."""
     words = [Path(a).name if a.endswith(".json") else a for a in arguments]
     return shlex.join(["python", f"benchmarks/{program}.py", *words])
+
+
+def result_path(kind: str, record: dict[str, Any]) -> Path:
+    """Returns the file in `RESULTS` for a result on a CPU, named by its kind, date and commit."""
+    date = record["date"][:10].replace("-", "")
+    return RESULTS / f"{kind}-cpu-{date}-{(record['git']['commit'] or 'nocommit')[:7]}.json"
 
 
 def name(record: dict[str, Any]) -> str:

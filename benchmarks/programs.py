@@ -15,7 +15,6 @@ import argparse
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,12 +25,11 @@ import torch
 from apps import PROGRAMS, TIME_ONLY, UNCHANGED
 from markdown import table
 from report import write_json
-from timing import settle_malloc
+from timing import cpu_time_clock, settle_malloc
 from torch import nn
 
 from fastlstm.compare import LSTMS, ModuleCall, _copied, _make_calls
 
-RESULTS = machine.ROOT / "benchmarks" / "results"
 COLUMNS = ("converted", "prepacked", "bfloat16", "int8")  # the other ways share a column
 GAIN = 1.05  # a smaller ratio is no gain
 Record = dict[str, Any]
@@ -53,19 +51,12 @@ def calls_of_lstms(run: Callable[[], object]) -> dict[bool, list[ModuleCall]]:
     return calls
 
 
-def seconds_of(run: Callable[[], object]) -> float:
-    """Returns the CPU time of a run, which other load on the machine changes little."""
-    start = time.process_time()
-    run()
-    return time.process_time() - start
-
-
 def seconds_of_lstms(run: Callable[[], object]) -> float:
     """Returns the seconds that the LSTMs of a program take alone, with the inputs that they get."""
     taken = 0.0
     for training, calls in calls_of_lstms(run).items():
         step = partial(_make_calls, calls, training)
-        taken += statistics.median(seconds_of(step) for _ in range(3))
+        taken += statistics.median(cpu_time_clock(step, 1) for _ in range(3))
     return taken
 
 
@@ -79,7 +70,7 @@ def measure(name: str, rounds: int) -> Record:
     program = PROGRAMS[name]
     ways = program.make(False)
     results = [run() for run in ways.values()]  # which also warms up
-    times = [[seconds_of(run) for run in ways.values()] for _ in range(rounds)]
+    times = [[cpu_time_clock(run, 1) for run in ways.values()] for _ in range(rounds)]
     record: Record = {"name": name, "version": program.version()}
     for field in ("title", "work", "measure"):
         record[field] = getattr(program, field)
@@ -141,9 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settle_malloc()
     words = sys.argv[1:] if arguments is None else arguments
     record = {"command": machine.command("programs", words), **machine.describe("cpu")}
-    date = record["date"][:10].replace("-", "")
-    commit = (record["git"]["commit"] or "nocommit")[:7]
-    path = args.output or RESULTS / f"programs-cpu-{date}-{commit}.json"
+    path = args.output or machine.result_path("programs", record)
     found = json.loads(path.read_text())["programs"] if path.exists() else []
     entries = {entry["name"]: entry for entry in found}
     for name in args.program:

@@ -16,7 +16,6 @@ import argparse
 import importlib
 import statistics
 import sys
-import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from typing import Any
 import machine
 import torch
 from markdown import publish, table
-from timing import settle_malloc
+from timing import cpu_time_clock, settle_malloc
 
 sys.path.insert(0, str(machine.ROOT / "examples"))
 
@@ -39,9 +38,7 @@ LIBRARIES = {
 
 def seconds(example: Any, lstm: str, steps: int, hidden: int) -> float:
     """Trains a policy once and returns the CPU time in seconds."""
-    start = time.process_time()
-    example.train(lstm, steps, hidden)
-    return time.process_time() - start
+    return cpu_time_clock(lambda: example.train(lstm, steps, hidden), 1)
 
 
 def measure(name: str, steps: int, hidden: int, rounds: int) -> list[str]:

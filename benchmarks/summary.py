@@ -21,7 +21,6 @@ from markdown import replace_section, table
 from report import memory_ratio, ratios
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 Record = dict[str, Any]
 MODES = ("inference", "training")
 
@@ -80,10 +79,10 @@ def newest(pattern: str) -> list[Record]:
     Raises:
         ValueError: benchmarks/results has none of the files.
     """
-    records = [json.loads(path.read_text()) for path in RESULTS.glob(pattern)]
+    records = [json.loads(path.read_text()) for path in machine.RESULTS.glob(pattern)]
     by_name = {machine.name(record): record for record in sorted(records, key=lambda r: r["date"])}
     if not by_name:
-        raise ValueError(f"expected files {pattern} in {RESULTS}, found none")
+        raise ValueError(f"expected files {pattern} in {machine.RESULTS}, found none")
     return [by_name[name] for name in sorted(by_name)]
 
 

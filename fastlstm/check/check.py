@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -148,5 +147,5 @@ def main(device: str | None, seconds: float, path: Path | None) -> int:
     except ValueError as error:
         raise SystemExit(f"check: {error}") from None
     if path is not None:
-        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        records.write_json(path, found)
     return 0 if found["passed"] else 1

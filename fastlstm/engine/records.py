@@ -64,9 +64,14 @@ def store(key: str, value: str | None) -> None:
         found = _read(file)
         if found is not None:
             _put(found, key, value)
-            new = Path(f"{file}.{os.getpid()}.new")
-            new.write_text(json.dumps(found, indent=1), encoding="utf-8")
-            os.replace(new, file)
+            write_json(file, found)
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Writes a file that is moved into its place when it is complete."""
+    new = Path(f"{file}.{os.getpid()}.new")
+    new.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    os.replace(new, file)
 
 
 def _put(entries: dict[str, str], key: str, value: str | None) -> None:
