@@ -91,13 +91,9 @@ def compare(
         )
     device = next(model.parameters()).device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        ways = list(_ways(model, inputs, device, training, quiet))
-        runs = [run for way in ways for run in (way.run_model, way.run_lstms)]
-        times = in_turn(runs, device, seconds * len(ways), shows=not quiet)
-    rows = [
-        _row(way, times[0], times[2 * k], times[2 * k + 1], ways[0].outputs)
-        for k, way in enumerate(ways)
-    ]
+        ways = _ways(model, inputs, device, training, quiet)
+        runs = [run for way in ways for run in way.runs]
+        rows = _rows(ways, in_turn(runs, device, seconds * len(ways), shows=not quiet))
     if not quiet:
         print(_table(rows, training))
     return rows
@@ -109,15 +105,14 @@ class _Way(NamedTuple):
     name: str
     code: str
     outputs: list[Any]
-    run_model: Run
-    run_lstms: Run  # calls the LSTMs with the arguments that the model gave them
+    runs: list[Run]  # of the model, and of its LSTMs with the arguments that the model gave them
 
 
 def _ways(
     model: nn.Module, inputs: Sequence[Any], device: torch.device, training: bool, quiet: bool
-) -> Iterator[_Way]:
+) -> list[_Way]:
     """The ways that run the model; the others are printed with the reason."""
-    runs = False
+    ways: list[_Way] = []
     for name, code, make in _conversions(device, training):
         try:
             made = make(copy.deepcopy(model).train(training))
@@ -125,15 +120,15 @@ def _ways(
             outputs = _outputs(made, _copied(inputs))
             calls = _calls_of_lstms(made.train(training), _copied(inputs), training)
         except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-            if name == "converted" and not runs:
+            if name == "converted" and not ways:
                 raise
             if not quiet:
                 print(f"{name} is left out: {str(error).splitlines()[0]}")
         else:
-            runs = True
             whole: list[ModuleCall] = [(made, _copied(inputs), {})]
-            run_model, run_lstms = (partial(_make_calls, each, training) for each in (whole, calls))
-            yield _Way(name, code, outputs, run_model, run_lstms)
+            runs: list[Run] = [partial(_make_calls, each, training) for each in (whole, calls)]
+            ways.append(_Way(name, code, outputs, runs))
+    return ways
 
 
 def _conversions(
@@ -163,31 +158,31 @@ def _convert_to_engine(engine: str, model: nn.Module) -> nn.Module:
     return model
 
 
-def _row(
-    way: _Way, firsts: list[float], times: list[float], lstm_times: list[float], outputs: list[Any]
-) -> Comparison:
-    """The row of a way, from seconds of each round. `firsts` and `outputs` are the first way's."""
-    ratios = [first / time for first, time in zip(firsts, times, strict=True)]
-    low, ratio, high = statistics.quantiles(ratios, n=4, method="inclusive")
-    whole, lstms = statistics.median(times), statistics.median(lstm_times)
-    difference = _difference(way.outputs, outputs)
-    figures = 1e3 * whole, ratio, (low, high), min(1.0, lstms / whole), difference
-    return Comparison(way.name, *figures, way.code)
+def _rows(ways: Sequence[_Way], times: Sequence[list[float]]) -> list[Comparison]:
+    """The rows, from the seconds of each round: for each way of the model, then of its LSTMs."""
+    rows = []
+    for way, whole, lstms in zip(ways, times[::2], times[1::2], strict=True):
+        ratios = [first / time for first, time in zip(times[0], whole, strict=True)]
+        low, ratio, high = statistics.quantiles(ratios, n=4, method="inclusive")
+        seconds = statistics.median(whole)
+        share = min(1.0, statistics.median(lstms) / seconds)
+        difference = _difference(way.outputs, ways[0].outputs)
+        figures = 1e3 * seconds, ratio, (low, high), share, difference
+        rows.append(Comparison(way.name, *figures, way.code))
+    return rows
 
 
 def _leaves(value: Any) -> Iterator[Any]:
     """What lies in nested tuples (packed sequences too), lists, mappings and dataclasses."""
-    if value is None:
-        return
     if isinstance(value, Mapping):
         value = list(value.values())
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = [getattr(value, field.name) for field in dataclasses.fields(value)]
-    if not isinstance(value, (tuple, list)):
+    if isinstance(value, (tuple, list)):
+        for each in value:
+            yield from _leaves(each)
+    elif value is not None:
         yield value
-        return
-    for each in value:
-        yield from _leaves(each)
 
 
 def _tensors(value: Any) -> list[Tensor]:
@@ -239,8 +234,7 @@ def _outputs(model: nn.Module, inputs: Sequence[Any]) -> list[Any]:
 
 def _difference(outputs: list[Any], others: list[Any]) -> float:
     """The largest difference between two numbers at the same place of the two lists."""
-    pairs = zip_longest(outputs, others)
-    differences = (_difference_of_leaves(*pair) for pair in pairs)
+    differences = (_difference_of_leaves(*pair) for pair in zip_longest(outputs, others))
     return max(differences, default=math.nan, key=lambda d: math.inf if math.isnan(d) else d)
 
 
