@@ -31,6 +31,7 @@ from glob import glob
 import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_py import build_py
+from setuptools.command.egg_info import egg_info
 
 ROOT = os.path.dirname(os.path.abspath(__file__))
 TORCH_FLOOR = (2, 8)
@@ -364,6 +365,34 @@ def write_record(folder, record):
     os.replace(path + ".tmp", path)
 
 
+def description(readme, source, version):
+    """Returns README for the page of a package index, where a relative link leads nowhere.
+
+    Args:
+        readme: the text of README.md.
+        source: the address of the repository, to which links and pictures then point. Without one,
+            a link becomes its words, and pictures are left out.
+        version: the version, whose tag the addresses name.
+    """
+    away = r"(?!https?:|#)"  # of a relative address
+    if not source:
+        readme = re.sub(r"<picture>.*?</picture>\n|!\[[^]]*\]\([^)]*\)\n", "", readme, flags=re.S)
+        return re.sub(rf"\[([^]]*)\]\({away}[^)]*\)", r"\1", readme)
+    for kind, before in (("raw", r'!\[[^]]*\]\(|src(?:set)?="'), ("blob", r"\]\(")):
+        readme = re.sub(rf"({before}){away}", rf"\g<1>{source}/{kind}/v{version}/", readme)
+    return readme
+
+
+class EggInfo(egg_info):
+    """Writes the metadata, for an sdist and for a wheel."""
+
+    def run(self):
+        about = self.distribution.metadata
+        source = about.project_urls.get("Source")
+        about.long_description = description(about.long_description, source, about.version)
+        super().run()
+
+
 def commands(kinds, note):
     """Returns the setuptools commands that build the chosen kernels and write _build_info.json.
 
@@ -380,7 +409,7 @@ def commands(kinds, note):
                 write_record(os.path.join(lib, "fastlstm"), build_record(kinds, note))
 
     if not kinds:
-        return {"build_py": BuildPy}
+        return {"build_py": BuildPy, "egg_info": EggInfo}
 
     from torch.utils.cpp_extension import BuildExtension
 
@@ -415,7 +444,7 @@ def commands(kinds, note):
             path = self.get_ext_fullpath("fastlstm._C")
             write_record(os.path.dirname(path), build_record(kinds, note))
 
-    return {"build_py": BuildPy, "build_ext": BuildExt}
+    return {"build_py": BuildPy, "build_ext": BuildExt, "egg_info": EggInfo}
 
 
 def main():

@@ -163,6 +163,25 @@ def test_none_installs_pure_python_that_works(small_project, tmp_path):
     assert f"False {target}/fastlstm/__init__.py" in done.stdout
 
 
+@pytest.mark.parametrize("source", [None, "https://example.com/fastlstm"])
+@pytest.mark.parametrize("folder", [".", "captioning"])
+def test_the_description_has_no_relative_link(folder, source, project):
+    """A package index shows README without the files beside it."""
+    path = project / folder / "pyproject.toml"
+    if source:
+        text = path.read_text().replace("[project.urls]\n", "")
+        path.write_text(f'{text}\n[project.urls]\nSource = "{source}"\n')
+    code = "from setuptools import build_meta as b; b.prepare_metadata_for_build_wheel('.')"
+    assert run(sys.executable, "-c", code, cwd=path.parent, FASTLSTM_BUILD="none").returncode == 0
+    (metadata,) = path.parent.glob("*.dist-info/METADATA")
+    described = metadata.read_text().partition("\n\n")[2]
+    links = re.findall(r"(?:\]\(|(?:src|srcset|href)=.)([^)\"' ]*)", described)
+    assert described and bool(links) == (bool(source) and folder == ".")
+    for link in links:
+        kind, file = re.fullmatch(rf"{source}/(blob|raw)/v0\.1\.0/([^#]+)(?:#.*)?", link).groups()
+        assert (ROOT / file).exists() and (kind == "raw") == (file[-4:] in (".svg", ".png"))
+
+
 def isolated(python, project, hook, **env):
     """Calls a hook of the build backend as in an isolated build, where only setuptools is visible.
 
