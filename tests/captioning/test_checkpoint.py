@@ -63,27 +63,24 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(new_checkpoint, tmp_path):
     assert refused > 150  # of 300; most of the file is weights
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda d: d.pop("format"), "format"),
-        (lambda d: d.update(format="x"), "expected a checkpoint of fastlstm.captioning/3, got 'x'"),
-        (lambda d: d.pop("vocabulary"), "vocabulary"),
-        (lambda d: d.update(vocabulary=["a", "b"]), "vocabulary: expected .*, then words"),
-        (lambda d: d["model"].pop("vocab_size"), "vocab_size"),
-        (lambda d: d["model"].update(depth=3), "depth"),
-        (lambda d: d["model"].update(hidden_size="24"), "hidden_size: expected an integer from 1"),
-        (lambda d: d["model"].update(hidden_size=True), "hidden_size: expected an integer from 1"),
-        (lambda d: d["model"].update(hidden_size=25), "size mismatch for decoder.lstm"),
-        (lambda d: d["model"].update(dropout=2), "dropout: expected a number from 0"),
-        (lambda d: d["model"].update(decoder="x"), "decoder: expected one of"),
-        (lambda d: d["weights"].pop("encoder.bn.bias"), "Missing key.*encoder.bn.bias"),
-        (lambda d: d["weights"].update(extra=torch.zeros(1)), "Unexpected key.*extra"),
-        (lambda d: d["cnn"].update(depth=5), "depth"),
-        (lambda d: d["search"].update(beam_size=0), "beam_size: expected an integer from 1"),
-        (lambda d: d.pop("training"), "training"),
-    ],
-)
+@pytest.mark.parametrize("change, message", [
+    (lambda d: d.pop("format"), "format"),
+    (lambda d: d.update(format="x"), "expected a checkpoint of fastlstm.captioning/3, got 'x'"),
+    (lambda d: d.pop("vocabulary"), "vocabulary"),
+    (lambda d: d.update(vocabulary=["a", "b"]), "vocabulary: expected .*, then words"),
+    (lambda d: d["model"].pop("vocab_size"), "vocab_size"),
+    (lambda d: d["model"].update(depth=3), "depth"),
+    (lambda d: d["model"].update(hidden_size="24"), "hidden_size: expected an integer from 1"),
+    (lambda d: d["model"].update(hidden_size=True), "hidden_size: expected an integer from 1"),
+    (lambda d: d["model"].update(hidden_size=25), "size mismatch for decoder.lstm"),
+    (lambda d: d["model"].update(dropout=2), "dropout: expected a number from 0"),
+    (lambda d: d["model"].update(decoder="x"), "decoder: expected one of"),
+    (lambda d: d["weights"].pop("encoder.bn.bias"), "Missing key.*encoder.bn.bias"),
+    (lambda d: d["weights"].update(extra=torch.zeros(1)), "Unexpected key.*extra"),
+    (lambda d: d["cnn"].update(depth=5), "depth"),
+    (lambda d: d["search"].update(beam_size=0), "beam_size: expected an integer from 1"),
+    (lambda d: d.pop("training"), "training"),
+])  # fmt: skip
 def test_parts_that_do_not_fit_together_are_refused(new_checkpoint, tmp_path, change, message):
     path = tmp_path / "c.pt"
     new_checkpoint().save(path)

@@ -70,19 +70,16 @@ def test_without_arguments_it_introduces_itself(capsys):
     assert all(name in out for name in COMMANDS) and "begin with:  captioning demo" in out
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["trian"], "captioning: argument COMMAND: invalid choice: 'trian' (choose from "),
-        (["train"], "captioning train: the following arguments are required: --output"),
-        (["demo", "--epoch=x"], "argument --epochs: invalid int value: 'x'"),
-        (["demo", "again"], "captioning demo: unrecognized arguments: again"),
-        (["prepare"], "prepare: the following arguments are required: source, --output"),
-        (["caption", "c.pt", "x.png", "--nothing"], "caption: unrecognized arguments: --nothing\n"),
-        (["prepare", "c", "--output", "o", "--nothing"], "(captioning prepare --help says"),
-        (["--nothing"], "captioning: unrecognized arguments: --nothing"),
-    ],
-)
+@pytest.mark.parametrize("arguments, message", [
+    (["trian"], "captioning: argument COMMAND: invalid choice: 'trian' (choose from "),
+    (["train"], "captioning train: the following arguments are required: --output"),
+    (["demo", "--epoch=x"], "argument --epochs: invalid int value: 'x'"),
+    (["demo", "again"], "captioning demo: unrecognized arguments: again"),
+    (["prepare"], "prepare: the following arguments are required: source, --output"),
+    (["caption", "c.pt", "x.png", "--nothing"], "caption: unrecognized arguments: --nothing\n"),
+    (["prepare", "c", "--output", "o", "--nothing"], "(captioning prepare --help says"),
+    (["--nothing"], "captioning: unrecognized arguments: --nothing"),
+])  # fmt: skip
 def test_a_wrong_call_gets_a_line_or_two(arguments, message, capsys):
     try:
         code = main(arguments)
@@ -92,15 +89,12 @@ def test_a_wrong_call_gets_a_line_or_two(arguments, message, capsys):
     assert code == 2 and message in err and len(err.splitlines()) <= 2
 
 
-@pytest.mark.parametrize(
-    ("name", "command"),
-    [
-        ("PIL", "demo --help"),
-        ("safetensors", "train --help"),
-        ("nltk", "train --train {val} --output {tmp}/o --cnn scenes_cnn"),  # nltk is imported late
-        ("tqdm", "demo --output {tmp}/o"),  # tqdm prints most messages
-    ],
-)
+@pytest.mark.parametrize("name, command", [
+    ("PIL", "demo --help"),
+    ("safetensors", "train --help"),
+    ("nltk", "train --train {val} --output {tmp}/o --cnn scenes_cnn"),  # nltk is imported late
+    ("tqdm", "demo --output {tmp}/o"),  # tqdm prints most messages
+])  # fmt: skip
 def test_a_library_that_is_missing_is_named(name, command, captions_of, tmp_path):
     """The module is hidden, as if it were not installed."""
     words = command.format(val=captions_of("val"), tmp=tmp_path).split()
@@ -369,45 +363,42 @@ def test_kept_training_pictures(best, scenes_root, captions_of, tmp_path, monkey
 TRAIN = ["train", "--train", "x", "--output", "o"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["caption", "none.pt", "x.png"], "x.png: no such file or folder"),
-        (["caption", "none.pt"], "expected pictures to caption, or --annotations; got neither"),
-        (["caption", "c.pt", "x", "--annotations", "x"], "or --annotations; got both"),
-        (["caption", "x.jpg", "c.pt"], "expected a captioner, then pictures; got x.jpg first"),
-        (["caption", ".", "c.pt"], "expected a captioner, then pictures; got . first"),
-        (["evaluate", "none.json", "--references", "none.json"], "none.json: No such file"),
-        (["evaluate", "none.pt", "--references", "none.json"], "none.json: No such file"),
-        (["prepare", "none.txt", "--output", "o"], "none.txt: No such file"),
-        (["train", "--output", "o"], "expected the folder that prepare wrote, or --train"),
-        (["train", ".", "--output", "o"], "captions_train.json, or --train FILE; got .\n"),
-        (["train", os.devnull, "--output", "o"], f"--train FILE; got {os.devnull}\n"),
-        ([*TRAIN, "--decoder", "attention", "--set", "pool=2x2"], "pool: expected grid with this"),
-        ([*TRAIN, "--set", "pool=grid"], "pool: expected avg or 2x2 with this decoder, got grid"),
-        ([*TRAIN, "--set", "speed=2"], "--set: expected NAME=VALUE, NAME of pool, min_count,"),
-        ([*TRAIN, "--set", "warmup"], "--set: expected NAME=VALUE"),
-        ([*TRAIN, "--set", "warmup=x"], "--set warmup: expected a number, got x"),
-        ([*TRAIN, "--set", "dropout=nan"], "dropout: expected a number from 0 to"),
-        ([*TRAIN, "--hidden-size", "0"], "hidden_size: expected an integer from 1"),
-        ([*TRAIN, "--learning-rate=-1"], "learning_rate: expected a number from"),
-        ([*TRAIN, "--members", "0"], "members: expected 1 or more, got 0"),
-        ([*TRAIN, "--self-critical", "1"], "at least 2 captions"),
-        ([*TRAIN, "--start", "none.pt"], "none.pt: no such file; expected a captioner"),
-        (["serve", "none.pt"], "none.pt: no such file; expected a captioner"),
-        (["serve", "c.pt", "--port", "80000"], "--port: expected a number from 1 to 65535, got"),
-        (["serve", "c.pt", "--host", "192.0.2.1"], "192.0.2.1: Cannot assign requested addr"),
-        ([*TRAIN[:-1], os.devnull], f"--output {os.devnull}: expected a folder, but {os.devnull}"),
-        (["prepare", "x", "--output", f"{os.devnull}/x"], f"a folder, but {os.devnull} is"),
-        ([*TRAIN, "--device", "abacus"], "--device: no device 'abacus' here: "),
-        (["demo", "--output", "/dev/null/x"], "/dev/null/x"),
-        (["demo", "--epochs", "0"], "epochs: expected an integer from 1"),
-        (["caption", "c.pt", "x", "--beam-size", "3", "--method", "greedy"], "expected --method"),
-        (["caption", "c.pt", "x", "--seed", "3"], "--seed: expected --method sample, got beam"),
-        (["caption", "c.pt", "x", "--beam-size", "0"], "beam_size: expected an integer from 1"),
-        (["caption", "c.pt", "x", "--neighbors", "nan"], "neighbors: expected a number from 0"),
-    ],
-)
+@pytest.mark.parametrize("arguments, message", [
+    (["caption", "none.pt", "x.png"], "x.png: no such file or folder"),
+    (["caption", "none.pt"], "expected pictures to caption, or --annotations; got neither"),
+    (["caption", "c.pt", "x", "--annotations", "x"], "or --annotations; got both"),
+    (["caption", "x.jpg", "c.pt"], "expected a captioner, then pictures; got x.jpg first"),
+    (["caption", ".", "c.pt"], "expected a captioner, then pictures; got . first"),
+    (["evaluate", "none.json", "--references", "none.json"], "none.json: No such file"),
+    (["evaluate", "none.pt", "--references", "none.json"], "none.json: No such file"),
+    (["prepare", "none.txt", "--output", "o"], "none.txt: No such file"),
+    (["train", "--output", "o"], "expected the folder that prepare wrote, or --train"),
+    (["train", ".", "--output", "o"], "captions_train.json, or --train FILE; got .\n"),
+    (["train", os.devnull, "--output", "o"], f"--train FILE; got {os.devnull}\n"),
+    ([*TRAIN, "--decoder", "attention", "--set", "pool=2x2"], "pool: expected grid with this"),
+    ([*TRAIN, "--set", "pool=grid"], "pool: expected avg or 2x2 with this decoder, got grid"),
+    ([*TRAIN, "--set", "speed=2"], "--set: expected NAME=VALUE, NAME of pool, min_count,"),
+    ([*TRAIN, "--set", "warmup"], "--set: expected NAME=VALUE"),
+    ([*TRAIN, "--set", "warmup=x"], "--set warmup: expected a number, got x"),
+    ([*TRAIN, "--set", "dropout=nan"], "dropout: expected a number from 0 to"),
+    ([*TRAIN, "--hidden-size", "0"], "hidden_size: expected an integer from 1"),
+    ([*TRAIN, "--learning-rate=-1"], "learning_rate: expected a number from"),
+    ([*TRAIN, "--members", "0"], "members: expected 1 or more, got 0"),
+    ([*TRAIN, "--self-critical", "1"], "at least 2 captions"),
+    ([*TRAIN, "--start", "none.pt"], "none.pt: no such file; expected a captioner"),
+    (["serve", "none.pt"], "none.pt: no such file; expected a captioner"),
+    (["serve", "c.pt", "--port", "80000"], "--port: expected a number from 1 to 65535, got"),
+    (["serve", "c.pt", "--host", "192.0.2.1"], "192.0.2.1: Cannot assign requested addr"),
+    ([*TRAIN[:-1], os.devnull], f"--output {os.devnull}: expected a folder, but {os.devnull}"),
+    (["prepare", "x", "--output", f"{os.devnull}/x"], f"a folder, but {os.devnull} is"),
+    ([*TRAIN, "--device", "abacus"], "--device: no device 'abacus' here: "),
+    (["demo", "--output", "/dev/null/x"], "/dev/null/x"),
+    (["demo", "--epochs", "0"], "epochs: expected an integer from 1"),
+    (["caption", "c.pt", "x", "--beam-size", "3", "--method", "greedy"], "expected --method"),
+    (["caption", "c.pt", "x", "--seed", "3"], "--seed: expected --method sample, got beam"),
+    (["caption", "c.pt", "x", "--beam-size", "0"], "beam_size: expected an integer from 1"),
+    (["caption", "c.pt", "x", "--neighbors", "nan"], "neighbors: expected a number from 0"),
+])  # fmt: skip
 def test_bad_input_gets_one_line(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 1
@@ -439,18 +430,15 @@ def test_bad_files_are_noticed_before_the_cnn(wrong, captions_of, tmp_path, no_c
 
 
 @pytest.mark.parametrize("which", ["start", "resume"])
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [
-        ("--hidden-size 512", "hidden_size: expected 16, as in {path}, got 512"),
-        ("--set dropout=0.1", "dropout: expected 0.4, as in {path}, got 0.1"),
-        ("--set image-at=first", "image_at: expected every, as in {path}, got first"),
-        ("--decoder attention", "decoder: expected lstm, as in {path}, got attention"),
-        ("--cnn resnet18", "cnn: expected scenes_cnn, as in {path}, got resnet18"),
-        ("--cnn-weights V1", "cnn_weights: expected DEFAULT, as in {path}, got V1"),
-        ("--set pool=avg", "pool: expected 2x2, as in {path}, got avg"),
-    ],
-)
+@pytest.mark.parametrize("option, message", [
+    ("--hidden-size 512", "hidden_size: expected 16, as in {path}, got 512"),
+    ("--set dropout=0.1", "dropout: expected 0.4, as in {path}, got 0.1"),
+    ("--set image-at=first", "image_at: expected every, as in {path}, got first"),
+    ("--decoder attention", "decoder: expected lstm, as in {path}, got attention"),
+    ("--cnn resnet18", "cnn: expected scenes_cnn, as in {path}, got resnet18"),
+    ("--cnn-weights V1", "cnn_weights: expected DEFAULT, as in {path}, got V1"),
+    ("--set pool=avg", "pool: expected 2x2, as in {path}, got avg"),
+])  # fmt: skip
 def test_options_that_contradict_the_start(
     which, option, message, trained, captions_of, tmp_path, no_cnn, capsys
 ):
@@ -461,14 +449,11 @@ def test_options_that_contradict_the_start(
     assert message.format(path=path) in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [
-        ("--start {path}", "start: expected no captioner, as in {path}, got {path}"),
-        ("--train {val}", "train: expected the captions of {path}, got {val}"),
-        ("--members 2", "members: expected 1, as in {path.parent}, got 2"),
-    ],
-)
+@pytest.mark.parametrize("option, message", [
+    ("--start {path}", "start: expected no captioner, as in {path}, got {path}"),
+    ("--train {val}", "train: expected the captions of {path}, got {val}"),
+    ("--members 2", "members: expected 1, as in {path.parent}, got 2"),
+])  # fmt: skip
 def test_what_resume_refuses(option, message, trained, scenes_root, captions_of, no_cnn, capsys):
     names = {"path": trained / "last.pt", "val": captions_of("val")}
     train = ["train", scenes_root / "annotations", "--resume", "--output", trained]

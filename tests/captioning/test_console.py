@@ -11,17 +11,14 @@ from captioning.console import abbreviate, printable, progress, say
 from captioning.errors import CaptioningError
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("plain, é, 猫, 👩‍👧", None),
-        ("two\nlines\r\n\ttab", r"two\nlines\r\n\ttab"),
-        ("\x1b[2J\x07\x7f\x85", r"\x1b[2J\x07\x7f\x85"),
-        ("\u202egpj.exe\u2028", r"\u202egpj.exe\u2028"),
-        (os.fsdecode(b"caf\xe9.jpg"), r"caf\udce9.jpg"),
-        ("half of \ud83d", r"half of \ud83d"),
-    ],
-)
+@pytest.mark.parametrize("text, expected", [
+    ("plain, é, 猫, 👩‍👧", None),
+    ("two\nlines\r\n\ttab", r"two\nlines\r\n\ttab"),
+    ("\x1b[2J\x07\x7f\x85", r"\x1b[2J\x07\x7f\x85"),
+    ("\u202egpj.exe\u2028", r"\u202egpj.exe\u2028"),
+    (os.fsdecode(b"caf\xe9.jpg"), r"caf\udce9.jpg"),
+    ("half of \ud83d", r"half of \ud83d"),
+])  # fmt: skip
 def test_control_characters_are_escaped(text, expected):
     expected = text if expected is None else expected
     assert printable(text) == printable(expected) == expected

@@ -44,29 +44,26 @@ def test_reads_pictures_with_their_captions(coco):
     assert not dataset.skipped
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda d: d.pop("images"), "expected a COCO captions file"),
-        (lambda d: d.update(annotations=5), "expected a COCO captions file"),
-        (lambda d: d["images"][0].pop("file_name"), "expected a COCO captions file"),
-        (lambda d: d["annotations"][0].update(caption=None), "expected a COCO captions file"),
-        (lambda d: d["images"][0].update(id="x49"), "expected a COCO captions file"),
-        (lambda d: d["images"][0].update(id=1.0), "expected a COCO captions file"),
-        (lambda d: d["annotations"][0].update(image_id=[1]), "expected a COCO captions file"),
-        (lambda d: d["images"][0].update(file_name=["1.png"]), "expected a COCO captions file"),
-        (lambda d: d["images"][0].update(file_name="x" * 5000), "1 x missing picture: .*xxx"),
-        (lambda d: d["images"][0].update(file_name="\0.png"), r"missing picture: .*/\\x00.png"),
-        (lambda d: d["images"][0].update(file_name="\ud800"), r"missing picture: .*/\\ud800"),
-        (lambda d: d["annotations"][0].update(caption=DEEP), "expected a COCO captions file"),
-        (lambda d: d["annotations"][0].update(image_id="1"), "expected a COCO captions file"),
-        (lambda d: d["images"].append({"id": 1, "file_name": "1.png"}), "once in 'images'"),
-        (lambda d: d["annotations"].append(d["annotations"][0]), "more than once in 'annotations'"),
-        (lambda d: d["annotations"][0].update(image_id=99), "unknown pictures: .99."),
-        (lambda d: d["images"][0].update(file_name="x.png"), "1 x missing picture: .*x.png"),
-        (lambda d: d["annotations"][3].update(caption=" ... "), "without words: .*2.png"),
-    ],
-)
+@pytest.mark.parametrize("change, message", [
+    (lambda d: d.pop("images"), "expected a COCO captions file"),
+    (lambda d: d.update(annotations=5), "expected a COCO captions file"),
+    (lambda d: d["images"][0].pop("file_name"), "expected a COCO captions file"),
+    (lambda d: d["annotations"][0].update(caption=None), "expected a COCO captions file"),
+    (lambda d: d["images"][0].update(id="x49"), "expected a COCO captions file"),
+    (lambda d: d["images"][0].update(id=1.0), "expected a COCO captions file"),
+    (lambda d: d["annotations"][0].update(image_id=[1]), "expected a COCO captions file"),
+    (lambda d: d["images"][0].update(file_name=["1.png"]), "expected a COCO captions file"),
+    (lambda d: d["images"][0].update(file_name="x" * 5000), "1 x missing picture: .*xxx"),
+    (lambda d: d["images"][0].update(file_name="\0.png"), r"missing picture: .*/\\x00.png"),
+    (lambda d: d["images"][0].update(file_name="\ud800"), r"missing picture: .*/\\ud800"),
+    (lambda d: d["annotations"][0].update(caption=DEEP), "expected a COCO captions file"),
+    (lambda d: d["annotations"][0].update(image_id="1"), "expected a COCO captions file"),
+    (lambda d: d["images"].append({"id": 1, "file_name": "1.png"}), "once in 'images'"),
+    (lambda d: d["annotations"].append(d["annotations"][0]), "more than once in 'annotations'"),
+    (lambda d: d["annotations"][0].update(image_id=99), "unknown pictures: .99."),
+    (lambda d: d["images"][0].update(file_name="x.png"), "1 x missing picture: .*x.png"),
+    (lambda d: d["annotations"][3].update(caption=" ... "), "without words: .*2.png"),
+])  # fmt: skip
 def test_bad_files_are_refused_by_name(coco, change, message):
     with pytest.raises(CaptioningError, match=message):
         load_coco(*coco(change))

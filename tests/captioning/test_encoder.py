@@ -155,17 +155,14 @@ def test_a_captioner_with_several_cnns_finds_them_again():
     assert torch.equal(again.encode(image), trained.encode(image))
 
 
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        (CNNConfig("resnet1"), "expected a torchvision classification model"),
-        (CNNConfig("fcn_resnet50"), "expected a torchvision classification model"),
-        (CNNConfig("resnet18", "IMAGENET"), "expected one of .*IMAGENET1K_V1"),
-        (CNNConfig("resnet18", pool="3x3"), "pool: expected one of"),
-        (CNNConfig("efficientnet_lite9"), "expected efficientnet_lite0"),
-        (CNNConfig("scenes_cnn+"), "CNN '': expected a torchvision classification model"),
-    ],
-)
+@pytest.mark.parametrize("config, message", [
+    (CNNConfig("resnet1"), "expected a torchvision classification model"),
+    (CNNConfig("fcn_resnet50"), "expected a torchvision classification model"),
+    (CNNConfig("resnet18", "IMAGENET"), "expected one of .*IMAGENET1K_V1"),
+    (CNNConfig("resnet18", pool="3x3"), "pool: expected one of"),
+    (CNNConfig("efficientnet_lite9"), "expected efficientnet_lite0"),
+    (CNNConfig("scenes_cnn+"), "CNN '': expected a torchvision classification model"),
+])  # fmt: skip
 def test_wrong_names_are_refused(config, message):
     with pytest.raises(CaptioningError, match=message):
         load_cnn(config)

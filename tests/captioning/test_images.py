@@ -25,20 +25,17 @@ def save(path, image, **options):
     return path
 
 
-@pytest.mark.parametrize(
-    ("mode", "name", "color", "expected"),
-    [
-        ("L", "gray.png", 100, (100, 100, 100)),
-        ("LA", "gray_alpha.png", (100, 0), (255, 255, 255)),
-        ("1", "bits.png", 1, (255, 255, 255)),
-        ("RGBA", "clear.png", (10, 20, 30, 0), (255, 255, 255)),
-        ("RGBA", "solid.png", (10, 20, 30, 255), (10, 20, 30)),
-        ("CMYK", "print.tif", (0, 255, 255, 0), (255, 0, 0)),
-        ("I;16", "deep.png", 25700, (100, 100, 100)),
-        ("F", "float.tif", 7.5, (255, 255, 255)),
-        ("RGB", "plain.bmp", (1, 2, 3), (1, 2, 3)),
-    ],
-)
+@pytest.mark.parametrize("mode, name, color, expected", [
+    ("L", "gray.png", 100, (100, 100, 100)),
+    ("LA", "gray_alpha.png", (100, 0), (255, 255, 255)),
+    ("1", "bits.png", 1, (255, 255, 255)),
+    ("RGBA", "clear.png", (10, 20, 30, 0), (255, 255, 255)),
+    ("RGBA", "solid.png", (10, 20, 30, 255), (10, 20, 30)),
+    ("CMYK", "print.tif", (0, 255, 255, 0), (255, 0, 0)),
+    ("I;16", "deep.png", 25700, (100, 100, 100)),
+    ("F", "float.tif", 7.5, (255, 255, 255)),
+    ("RGB", "plain.bmp", (1, 2, 3), (1, 2, 3)),
+])  # fmt: skip
 def test_every_mode_becomes_rgb(tmp_path, mode, name, color, expected):
     path = save(tmp_path / name, Image.new(mode, (5, 4), color))
     image = load_image(path)
@@ -88,15 +85,12 @@ def test_ten_thousand_pixels_a_side_are_read_and_more_is_refused(tmp_path):
         load_image(path, max_pixels=99_999_999)
 
 
-@pytest.mark.parametrize(
-    ("width", "message"),
-    [
-        (MAX_PIXELS // 10, "broken picture"),  # the size is allowed, but the pixels are missing
-        (MAX_PIXELS // 10 + 1, f"12800001 x 10 pixels, expected at most {MAX_PIXELS:,} in all$"),
-        (2**24, "16777216 x 10 pixels"),  # Pillow warns of this size
-        (2**25, "broken picture .*exceeds limit"),  # Pillow refuses this size
-    ],
-)
+@pytest.mark.parametrize("width, message", [
+    (MAX_PIXELS // 10, "broken picture"),  # the size is allowed, but the pixels are missing
+    (MAX_PIXELS // 10 + 1, f"12800001 x 10 pixels, expected at most {MAX_PIXELS:,} in all$"),
+    (2**24, "16777216 x 10 pixels"),  # Pillow warns of this size
+    (2**25, "broken picture .*exceeds limit"),  # Pillow refuses this size
+])  # fmt: skip
 def test_too_many_pixels_are_refused_with_the_limit(tmp_path, width, message):
     """The file has only the header of a PNG."""
     chunk = b"IHDR" + struct.pack(">IIBBBBB", width, 10, 8, 2, 0, 0, 0)

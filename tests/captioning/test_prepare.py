@@ -39,17 +39,14 @@ def names_of(tmp_path, split):
     return [image["file_name"] for image in data["images"]]
 
 
-@pytest.mark.parametrize(
-    ("good", "bad", "message"),
-    [
-        (
-            "image_name| comment_number| comment\n1.jpg| 0| A dog runs .\n",
-            "1.jpg| 4   A dog runs across the grass .",
-            "captions.txt, row 3: expected 3 columns: ['1.jpg', ' 4   A dog",
-        ),
-        ("image,caption\n1.jpg,A dog runs .\n", "2.jpg", "captions.txt, row 3: expected 2 columns"),
-    ],
-)
+@pytest.mark.parametrize("good, bad, message", [
+    (
+        "image_name| comment_number| comment\n1.jpg| 0| A dog runs .\n",
+        "1.jpg| 4   A dog runs across the grass .",
+        "captions.txt, row 3: expected 3 columns: ['1.jpg', ' 4   A dog",
+    ),
+    ("image,caption\n1.jpg,A dog runs .\n", "2.jpg", "captions.txt, row 3: expected 2 columns"),
+])  # fmt: skip
 def test_a_bad_row_is_reported_or_left_out(run, pictures, tmp_path, capsys, good, bad, message):
     (pictures.parent / "captions.txt").write_text(f"{good}{bad}\n{good.splitlines()[-1]}\n")
     assert run() == 1
@@ -94,17 +91,14 @@ def test_nothing_is_written_without_a_picture_to_train_on(run, tmp_path, capsys)
     assert {path: path.read_bytes() for path in (tmp_path / "data").iterdir()} == before
 
 
-@pytest.mark.parametrize(
-    ("count", "shares", "expected"),
-    [
-        (10, {}, (8, 1, 1)),
-        (3, {}, (1, 1, 1)),
-        (2, {}, (2, 0, 0)),
-        (10, {"val": 0}, (9, 0, 1)),
-        (10, {"test": 0}, (9, 1, 0)),
-        (10, {"val": 0.3, "test": 0.2}, (5, 3, 2)),
-    ],
-)
+@pytest.mark.parametrize("count, shares, expected", [
+    (10, {}, (8, 1, 1)),
+    (3, {}, (1, 1, 1)),
+    (2, {}, (2, 0, 0)),
+    (10, {"val": 0}, (9, 0, 1)),
+    (10, {"test": 0}, (9, 1, 0)),
+    (10, {"val": 0.3, "test": 0.2}, (5, 3, 2)),
+])  # fmt: skip
 def test_small_sets_are_validated_too(pictures, tmp_path, count, shares, expected):
     path = pictures / "captions.csv"
     path.write_text("image,caption\n" + "".join(f"{n},a dog\n" for n in NAMES[:count]))
@@ -137,18 +131,15 @@ def test_shares_that_leave_nothing_are_refused(run, pictures, tmp_path, capsys, 
     assert not (tmp_path / "data").exists()
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"filename": 5}, "expected Karpathy's format"),
-        ({"split": 5}, "unknown splits [5]"),
-        ({"split": "x"}, "unknown splits ['x']"),
-        ({"cocoid": [1]}, "TypeError"),
-        ({"sentences": [{"raw": 5}]}, "AttributeError"),
-        ({"sentences": 5}, "TypeError"),
-        ({"cocoid": 2}, "several pictures have the same id: [2]"),
-    ],
-)
+@pytest.mark.parametrize("change, message", [
+    ({"filename": 5}, "expected Karpathy's format"),
+    ({"split": 5}, "unknown splits [5]"),
+    ({"split": "x"}, "unknown splits ['x']"),
+    ({"cocoid": [1]}, "TypeError"),
+    ({"sentences": [{"raw": 5}]}, "AttributeError"),
+    ({"sentences": 5}, "TypeError"),
+    ({"cocoid": 2}, "several pictures have the same id: [2]"),
+])  # fmt: skip
 def test_damaged_karpathy_files_are_refused(run, pictures, tmp_path, capsys, change, message):
     first = {"filename": "1.jpg", "split": "train", "cocoid": 1, "sentences": [{"raw": "a dog"}]}
     second = first | {"filename": "2.jpg", "cocoid": 2}

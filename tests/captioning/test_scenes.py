@@ -31,17 +31,14 @@ def test_the_captions_state_the_facts_in_different_orders():
     assert len(orders) == 5
 
 
-@pytest.mark.parametrize(
-    "caption",
-    [
-        "",
-        "a small red star",
-        "a small red star in the middle of a white gray picture",
-        "a small red star in the middle in the top left of a white picture",
-        "a red small star in the middle of a white picture",
-        "three small red star a small red star in the middle of a white picture",
-    ],
-)
+@pytest.mark.parametrize("caption", [
+    "",
+    "a small red star",
+    "a small red star in the middle of a white gray picture",
+    "a small red star in the middle in the top left of a white picture",
+    "a red small star in the middle of a white picture",
+    "three small red star a small red star in the middle of a white picture",
+])  # fmt: skip
 def test_captions_that_state_too_little_or_too_much_have_no_facts(caption):
     assert scenes.parse(caption) is None
 

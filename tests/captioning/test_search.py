@@ -206,14 +206,11 @@ def test_samples_follow_the_model(model, image):
     torch.testing.assert_close(log_probs[:, 0].exp(), expected[tokens[:, 0]])
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda m, x: beam_search(m, x, 0), "beam_size: expected an integer from 1 to .* got 0"),
-        (lambda m, x: beam_search(m, x, length_penalty=-1.0), "length_penalty: expected a number"),
-        (lambda m, x: sample(m, x, temperature=0.0), "temperature: expected a number from"),
-    ],
-)
+@pytest.mark.parametrize("call, message", [
+    (lambda m, x: beam_search(m, x, 0), "beam_size: expected an integer from 1 to .* got 0"),
+    (lambda m, x: beam_search(m, x, length_penalty=-1.0), "length_penalty: expected a number"),
+    (lambda m, x: sample(m, x, temperature=0.0), "temperature: expected a number from"),
+])  # fmt: skip
 def test_wrong_options_are_refused(model, image, call, message):
     with pytest.raises(CaptioningError, match=message):
         call(model, image)

@@ -81,15 +81,12 @@ def test_a_file_beside_the_checkpoint_is_found(weights, picture, tmp_path, new_c
         moved()
 
 
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        (CNNConfig("timm:test_vti"), "expected one of timm.list_models()"),
-        (CNNConfig("timm:hf-hub:someone/model"), "expected one of timm.list_models()"),
-        (CNNConfig("timm:resnet18.nothing"), "one of .*'a1_in1k'.*Invalid pretrained tag"),
-        (CNNConfig("timm:resnet18", "nothing"), "timm:resnet18: expected a file or one of"),
-    ],
-)
+@pytest.mark.parametrize("config, message", [
+    (CNNConfig("timm:test_vti"), "expected one of timm.list_models()"),
+    (CNNConfig("timm:hf-hub:someone/model"), "expected one of timm.list_models()"),
+    (CNNConfig("timm:resnet18.nothing"), "one of .*'a1_in1k'.*Invalid pretrained tag"),
+    (CNNConfig("timm:resnet18", "nothing"), "timm:resnet18: expected a file or one of"),
+])  # fmt: skip
 def test_wrong_names_are_refused(config, message):
     with pytest.raises(CaptioningError, match=message):
         load_cnn(config)

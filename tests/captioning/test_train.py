@@ -191,17 +191,14 @@ def test_the_learning_rate_rises_then_falls():
     assert rates[10:] == sorted(rates[10:], reverse=True) and 0.02 <= rates[-1] < 0.021
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"epochs": 0}, "epochs: expected an integer from 1 to .*, got 0"),
-        ({"epochs": 1.5}, "epochs: expected an integer"),
-        ({"label_smoothing": 1.0}, "label_smoothing: expected a number from 0 to .* got 1.0"),
-        ({"learning_rate": float("nan")}, "learning_rate: expected a number"),
-        ({"autocast": "int8"}, "autocast: expected one of"),
-        ({"batches_of": "words"}, "batches_of: expected one of"),
-    ],
-)
+@pytest.mark.parametrize("change, message", [
+    ({"epochs": 0}, "epochs: expected an integer from 1 to .*, got 0"),
+    ({"epochs": 1.5}, "epochs: expected an integer"),
+    ({"label_smoothing": 1.0}, "label_smoothing: expected a number from 0 to .* got 1.0"),
+    ({"learning_rate": float("nan")}, "learning_rate: expected a number"),
+    ({"autocast": "int8"}, "autocast: expected one of"),
+    ({"batches_of": "words"}, "batches_of: expected one of"),
+])  # fmt: skip
 def test_wrong_settings_are_refused(change, message):
     with pytest.raises(CaptioningError, match=message):
         TrainConfig(**change)

@@ -1,10 +1,9 @@
 // The cell kernels of the tiled and the stepwise engine against the oracle. Plain loops over the
-// time steps replace csrc/cpu/walk and csrc/stepwise.
+// time steps replace csrc/cpu/walk. ../simt/stepwise_run.h has the loops of the stepwise engine.
 #include <algorithm>
 #include <cmath>
 
-#include "../simt/harness.h"
-#include "../simt/oracle.h"
+#include "../simt/stepwise_run.h"
 #include "parts.h"
 #include "targets.h"
 
@@ -16,27 +15,6 @@ using namespace testing;
 struct Shape {
   int64_t T, B, H;
 };
-
-using Bytes = std::vector<unsigned char>;
-
-// The bytes of all vectors, one vector after the other.
-template <typename... Values>
-Bytes bytes_of(const Values&... values) {
-  Bytes bytes;
-  const auto append = [&](const auto& v) {
-    const auto* const from = reinterpret_cast<const unsigned char*>(v.data());
-    bytes.insert(bytes.end(), from, from + v.size() * sizeof v[0]);
-  };
-  (append(values), ...);
-  return bytes;
-}
-
-template <typename T>
-oracle::Problem problem_of(const Shape& shape, unsigned seed) {
-  return oracle::random_problem(shape.T, shape.B, shape.H,
-                                {oracle::kDense, false, /*reset=*/true, /*masks=*/false}, seed,
-                                [](double x) { return to_double(from_double<T>(x)); });
-}
 
 // A layer by the tiled engine: products with W_hh by `product`, then the cell kernels `cell`.
 template <typename T>
@@ -50,7 +28,8 @@ class Walk {
         steps_(shape.T),
         B_(shape.B),
         H_(shape.H),
-        problem_(problem_of<T>(shape, seed)),
+        problem_(oracle::random_problem(shape.T, shape.B, shape.H, {oracle::kDense, false, true},
+                                        seed, rounded<T>)),
         w_hh_(converted<T>(problem_.w_hh)),
         zeros_(4 * H_, T()),
         state_zeros_(H_, A()),
@@ -200,63 +179,25 @@ void check_special(const CellKernels<T>& cell, int64_t H) {
   }
 }
 
-// The kernel for the kind of step S, or nullptr if the table has none.
-template <template <typename, typename> class S, typename T, typename A>
-auto kernel_of(const RowKernels<T, A>& kernels) {
-  return static_cast<const RowKernel<S<T, A>>&>(kernels).run;
+// Whether a table has kernels of the stepwise engine. If it has none of a 16-bit dtype, the engine
+// converts to float32.
+template <typename T, typename A>
+bool has_steps(const RowKernels<T, A>& kernels) {
+  return static_cast<const RowKernel<ForwardStep<T, A>>&>(kernels).run;
 }
 
-// Checks forward and backward of one step of the stepwise engine and returns the bytes of all
-// results. One step is enough, because the products between steps are ATen's. Each call of a kernel
+// Checks a layer of the stepwise engine and returns the bytes of its results. Each call of a kernel
 // computes `together` units.
 template <typename T, typename A>
-Bytes check_step(const RowKernels<T, A>& kernels, const Shape& shape, unsigned seed,
-                 int64_t together) {
-  const int64_t B = shape.B, H = shape.H;
-  auto problem = problem_of<T>(shape, seed);
-  const auto x_gates = converted<T>(problem.x_gates), h_0 = converted<T>(problem.h_0);
-  const auto c_0 = converted<A>(problem.c_0);
-  problem.w_hh.assign(4 * H * H, 0);  // no product with h, because ATen would compute the product
-  const oracle::Solution solution = oracle::solve(problem);
-  const std::vector<T> h_gates(B * 4 * H, T());
-  const Step common{0, B, H, 0, false, nullptr, reinterpret_cast<bool*>(problem.reset.data())};
-
-  auto h = h_0, output = unwritten<T>(B * H), gates = unwritten<T>(B * 4 * H);
-  auto c = c_0, cells = unwritten<A>(B * H);
-  ForwardStep<T, A> to{};
-  static_cast<Step&>(to) = common;
-  to.x_gates = x_gates.data(), to.h_gates = h_gates.data(), to.gates = gates.data();
-  to.c_state = c.data(), to.cells = cells.data(), to.h_state = h.data(), to.output = output.data();
-  to.output_stride = H;
-  // Calls f(row, first unit, end of the units) for all rows and units.
-  const auto for_pieces = [&](const auto& f) {
-    for (int64_t b = 0; b < B; ++b)
-      for (int64_t u = 0; u < H; u += together) f(b, u, std::min(u + together, H));
-  };
-  for_pieces(
-      [&](int64_t b, int64_t u, int64_t end) { kernel_of<ForwardStep>(kernels)(to, b, u, end); });
-  check_close(output, solution.output, roundoff<T>(), 16, "output");
-  check_close(h, solution.h_n, roundoff<T>(), 16, "h");
-  check_close(gates, solution.gates, roundoff<T>(), 16, "gates");
-  check_close(cells, solution.cells, roundoff<T>(), 16, "cells");
-
-  const auto d_output = converted<T>(problem.d_output);
-  const auto d_cells = converted<A>(problem.d_cells);
-  auto dh = converted<T>(problem.d_h_n), d_gates = unwritten<T>(B * 4 * H);
-  auto dc = converted<A>(problem.d_c_n);
-  BackwardStep<T, A> back{};
-  static_cast<Step&>(back) = common;
-  back.gates = gates.data(), back.cells = cells.data(), back.c_0 = c_0.data();
-  back.prev_cells = nullptr, back.d_output = d_output.data(), back.d_cells = d_cells.data();
-  back.dh_state = dh.data(), back.dc_state = dc.data(), back.d_gates = d_gates.data();
-  back.d_output_stride = back.d_cells_stride = H;
-  for_pieces([&](int64_t b, int64_t u, int64_t end) {
-    kernel_of<BackwardStep>(kernels)(back, b, u, end);
+Bytes run_steps(const RowKernels<T, A>& kernels, const stepwise::Shape& shape, unsigned seed,
+                int64_t together) {
+  return stepwise::run<T, A>(shape, seed, [&](const auto& step) {
+    using StepOf = std::decay_t<decltype(step)>;
+    for (int64_t b = 0; b < step.rows; ++b)
+      for (int64_t u = 0; u < shape.H; u += together)
+        static_cast<const RowKernel<StepOf>&>(kernels).run(step, b, u,
+                                                           std::min(u + together, shape.H));
   });
-  check_close(d_gates, solution.d_gates, roundoff<T>(), 32, "d_gates");
-  check_close(dh, solution.d_h_0, roundoff<T>(), 32, "d_h_0");
-  check_close(dc, solution.d_c_0, roundoff<T>(), 32, "d_c_0");
-  return bytes_of(output, h, gates, cells, d_gates, dh, dc);
 }
 
 // The product with which a table trains layers of T, or nullptr.
@@ -281,9 +222,11 @@ void add_comparison(Kernels<T> KernelTable::* kernels) {
         const GemmKernels *const of_a = product_of<T>(tables[0]), *const of_b =
                                                                       product_of<T>(tables[i]);
         const std::string where = testing::text(tables[i].target, ", H ", H);
-        const Shape step{1, 3, H}, steps{4, 3, H};
-        if (kernel_of<ForwardStep>(a.row) && kernel_of<ForwardStep>(b.row))
-          check(check_step(a.row, step, 1, H) == check_step(b.row, step, 1, H), where, ": a step");
+        const Shape steps{4, 3, H};
+        const stepwise::Shape resets{4, 3, H, oracle::kDense, false, true};
+        if (has_steps(a.row) && has_steps(b.row))
+          check(run_steps(a.row, resets, 1, H) == run_steps(b.row, resets, 1, H), where,
+                ": stepwise");
         if (of_a && of_b)
           check(Walk<T>(*of_a, *a.cell, steps, 1).run() == Walk<T>(*of_b, *b.cell, steps, 1).run(),
                 where);
@@ -295,16 +238,16 @@ template <typename T>
 void add_cases(const KernelTable& table, const Kernels<T>& kernels) {
   const std::string group = "cells/", dtype = std::string("/") + testing::name_of<T>() + "/";
   const auto row = kernels.row;
-  // A table may have no kernels of a 16-bit dtype; the engine then converts to float32.
-  if (kernel_of<ForwardStep>(row))
-    testing::Case(group + table.target + dtype + "a step of the stepwise engine", [row] {
+  if (has_steps(row))
+    testing::Case(group + table.target + dtype + "a layer of the stepwise engine", [row] {
       unsigned seed = 0;
-      for (const int64_t H : {1, 3, 4, 16, 37}) {
-        const Shape shape{1, 3, H};
-        const Bytes whole = check_step(row, shape, ++seed, H);
-        check(whole == check_step(row, shape, seed, 1), "H ", H,
-              ": the bits of a unit depend on the other units");
-      }
+      for (const int64_t H : {1, 3, 4, 16, 37})
+        for (const auto form : {oracle::kDense, oracle::kLengths}) {
+          const stepwise::Shape shape{3, 3, H, form, H % 2 == 0, true};
+          const Bytes whole = run_steps(row, shape, ++seed, H);
+          check(whole == run_steps(row, shape, seed, 1), "H ", H,
+                ": the bits of a unit depend on the other units");
+        }
     });
   const GemmKernels* const gemm = product_of<T>(table);
   if (!gemm) return;

@@ -35,26 +35,24 @@ def deletes(name):
     return lambda layer: delattr(layer, name)
 
 
-def weight(*shape):
-    return nn.Parameter(torch.linspace(-0.5, 0.5, torch.Size(shape).numel()).view(shape))
+def weight_for(layer, shape):
+    """Returns a parameter with the dtype of a layer."""
+    values = torch.linspace(-0.5, 0.5, torch.Size(shape).numel()).view(shape)
+    return nn.Parameter(values.to(next(iter(layer.parameters())).dtype))
 
 
-def registers(name, value):
-    return lambda layer: layer.register_parameter(name, like(layer, value))
-
-
-def like(layer, value):
-    dtype = next(iter(layer.parameters())).dtype
-    return None if value is None else nn.Parameter(value.detach().to(dtype))
+def registers(name, *shape):
+    """Registers a parameter, or None if no shape is given."""
+    return lambda layer: layer.register_parameter(name, weight_for(layer, shape) if shape else None)
 
 
 def replaces(name, *shape):
-    return lambda layer: setattr(layer, name, like(layer, weight(*shape)))
+    return lambda layer: setattr(layer, name, weight_for(layer, shape))
 
 
 def gets_biases(cell):
     for end in ("ih", "hh"):
-        registers(f"bias_{end}", weight(4 * SIZE))(cell)
+        registers(f"bias_{end}", 4 * SIZE)(cell)
 
 
 def gets_larger_weights(cell):
@@ -89,65 +87,40 @@ def overrides(layer):
 
 
 TWO, BOTH = {"num_layers": 2}, {"bidirectional": True}
+PROJECTED, UNBIASED = {"proj_size": 2}, {"bias": False}
 # Shapes of states that fit some of the layers before or after their change: the number of layers
 # times directions, the size of h and the size of c.
 STATES = [*((n, SIZE, SIZE) for n in (1, 2, 4)), (1, 2, SIZE), (1, SIZE + 3, SIZE + 3)]
-ATTRIBUTES = {
+DELETED = "deleted"
+
+
+def cases_of(table):
+    """Returns a Case for each value in the table: by attribute, values and arguments of Case."""
+    found = {}
+    for name, values in table.items():
+        for value, *more in values:
+            change = deletes(name) if value == DELETED else sets(**{name: value})
+            found[f"{name} {value} {more}"] = Case(change, *more)
+    return found
+
+
+ATTRIBUTES = cases_of({
+    "num_layers": [(1, TWO), (2, {"num_layers": 3}), (1, TWO | BOTH), (1, TWO | PROJECTED), (2,),
+                   (0,), (-1,), (True,), (1.0,), (None, TWO), (DELETED,)],
+    "bidirectional": [(False, BOTH), (False, TWO | BOTH), (True,), (1, BOTH), (None,), (DELETED,)],
+    "hidden_size": [(SIZE + 3, {}, True), (SIZE - 1,), (1,), (1, PROJECTED), (4.0,), (None,),
+                    (DELETED,)],
+    "input_size": [(SIZE + 1,), (None,), (DELETED,)],
+    "proj_size": [(2,), (0, PROJECTED), (3, PROJECTED), (SIZE,), (-1,), (None,), (DELETED,)],
+    "bias": [(False,), (False, TWO, True), (False, PROJECTED), (True, UNBIASED),
+             (True, UNBIASED | TWO), (1,), (None, UNBIASED), (DELETED,)],
+    "batch_first": [(True,), (False, {"batch_first": True}), (1,), (DELETED,)],
+    "dropout": [(0.5, TWO), (2.0, TWO), (1, TWO), (None,), (DELETED, TWO)],
+}) | {
     "nothing": Case(sets()),
-    "num_layers lowered": Case(sets(num_layers=1), TWO),
-    "num_layers lowered by one": Case(sets(num_layers=2), {"num_layers": 3}),
-    "num_layers lowered, bidirectional": Case(sets(num_layers=1), {**TWO, **BOTH}),
-    "num_layers lowered, projected": Case(sets(num_layers=1), {**TWO, "proj_size": 2}),
-    "num_layers raised": Case(sets(num_layers=2)),
-    "num_layers 0": Case(sets(num_layers=0)),
-    "num_layers -1": Case(sets(num_layers=-1)),
-    "num_layers True": Case(sets(num_layers=True)),
-    "num_layers 1.0": Case(sets(num_layers=1.0)),
-    "num_layers None": Case(sets(num_layers=None), TWO),
-    "no num_layers": Case(deletes("num_layers")),
-    "bidirectional off": Case(sets(bidirectional=False), BOTH),
-    "bidirectional off, two layers": Case(sets(bidirectional=False), {**TWO, **BOTH}),
-    "bidirectional on": Case(sets(bidirectional=True)),
     "bidirectional for a layer": Case(sets(bidirectional=True, num_layers=1), TWO),
     "a layer for bidirectional": Case(sets(bidirectional=False, num_layers=2), BOTH),
-    "bidirectional 1": Case(sets(bidirectional=1), BOTH),
-    "bidirectional None": Case(sets(bidirectional=None)),
-    "no bidirectional": Case(deletes("bidirectional")),
-    "hidden_size raised": Case(sets(hidden_size=SIZE + 3), {}, True),
-    "hidden_size lowered": Case(sets(hidden_size=SIZE - 1)),
-    "hidden_size 1": Case(sets(hidden_size=1)),
-    "hidden_size 1, projected": Case(sets(hidden_size=1), {"proj_size": 2}),
-    "hidden_size 4.0": Case(sets(hidden_size=4.0)),
-    "hidden_size None": Case(sets(hidden_size=None)),
-    "no hidden_size": Case(deletes("hidden_size")),
-    "input_size raised": Case(sets(input_size=SIZE + 1)),
-    "input_size None": Case(sets(input_size=None)),
-    "no input_size": Case(deletes("input_size")),
-    "proj_size on": Case(sets(proj_size=2)),
-    "proj_size off": Case(sets(proj_size=0), {"proj_size": 2}),
-    "proj_size raised": Case(sets(proj_size=3), {"proj_size": 2}),
-    "proj_size of hidden_size": Case(sets(proj_size=SIZE)),
-    "proj_size -1": Case(sets(proj_size=-1)),
-    "proj_size None": Case(sets(proj_size=None)),
-    "no proj_size": Case(deletes("proj_size")),
-    "bias off": Case(sets(bias=False)),
-    "bias off, two layers": Case(sets(bias=False), TWO, True),
-    "bias off, projected": Case(sets(bias=False), {"proj_size": 2}),
-    "bias on": Case(sets(bias=True), {"bias": False}),
-    "bias on, two layers": Case(sets(bias=True), {"bias": False, **TWO}),
-    "bias 1": Case(sets(bias=1)),
-    "bias None": Case(sets(bias=None), {"bias": False}),
-    "no bias": Case(deletes("bias")),
-    "batch_first on": Case(sets(batch_first=True)),
-    "batch_first off": Case(sets(batch_first=False), {"batch_first": True}),
-    "batch_first 1": Case(sets(batch_first=1)),
-    "no batch_first": Case(deletes("batch_first")),
-    "dropout on": Case(sets(dropout=0.5), TWO),
-    "dropout 2.0": Case(sets(dropout=2.0), TWO),
-    "dropout 1": Case(sets(dropout=1), TWO),
-    "dropout None": Case(sets(dropout=None)),
-    "no dropout": Case(deletes("dropout"), TWO),
-}
+}  # fmt: skip
 WEIGHTS = {
     "_flat_weights set": Case(flat(doubled_first)),
     "_flat_weights set, two layers": Case(flat(doubled_first), {**TWO, **BOTH}),
@@ -162,10 +135,10 @@ WEIGHTS = {
     "_flat_weights a property": Case(overrides, TWO),
     "no _flat_weights": Case(deletes("_flat_weights")),
     "a bias None": Case(sets(bias_hh_l0=None)),
-    "a bias registered as None": Case(registers("bias_hh_l0", None)),
+    "a bias registered as None": Case(registers("bias_hh_l0")),
     "no bias_hh_l0": Case(deletes("bias_hh_l0")),
     "no weight_ih_l0": Case(deletes("weight_ih_l0")),
-    "a weight registered": Case(registers("weight_hh_l0", weight(4 * SIZE, SIZE))),
+    "a weight registered": Case(registers("weight_hh_l0", 4 * SIZE, SIZE)),
     "a weight replaced": Case(replaces("weight_hh_l0", 4 * SIZE, SIZE)),
     "a larger weight": Case(replaces("weight_hh_l0", 8 * SIZE, SIZE)),
     "a smaller weight": Case(replaces("weight_hh_l0", SIZE, SIZE), {}, True),
@@ -177,7 +150,7 @@ WEIGHTS = {
 CELL_WEIGHTS = {
     "nothing": Case(sets()),
     "biases later": Case(gets_biases, {"bias": False}),
-    "a bias None": Case(registers("bias_hh", None)),
+    "a bias None": Case(registers("bias_hh")),
     "the other bias None": Case(sets(bias_ih=None)),
     "both biases None": Case(sets(bias_ih=None, bias_hh=None)),
     "no bias_hh": Case(deletes("bias_hh")),
@@ -188,18 +161,11 @@ CELL_WEIGHTS = {
     "a bias of one number": Case(replaces("bias_hh", 1)),
     "a parametrized weight": Case(lambda cell: parametrizations.weight_norm(cell, "weight_hh")),
 }
-CELL_ATTRIBUTES = {
-    "bias off": Case(sets(bias=False)),
-    "bias on": Case(sets(bias=True), {"bias": False}),
-    "bias None": Case(sets(bias=None)),
-    "no bias": Case(deletes("bias")),
-    "input_size raised": Case(sets(input_size=SIZE + 1)),
-    "no input_size": Case(deletes("input_size")),
-    "hidden_size raised": Case(sets(hidden_size=SIZE + 1)),
-    "hidden_size lowered": Case(sets(hidden_size=SIZE - 1)),
-    "hidden_size None": Case(sets(hidden_size=None)),
-    "no hidden_size": Case(deletes("hidden_size")),
-}
+CELL_ATTRIBUTES = cases_of({
+    "bias": [(False,), (True, UNBIASED), (None,), (DELETED,)],
+    "input_size": [(SIZE + 1,), (DELETED,)],
+    "hidden_size": [(SIZE + 1,), (SIZE - 1,), (None,), (DELETED,)],
+})  # fmt: skip
 
 
 def calls(layer, dtype):
@@ -302,19 +268,11 @@ def test_cell(name):
 @needs_kernels
 def test_a_plain_call_names_its_arguments():
     lstm, x = fastlstm.LSTM(SIZE, SIZE), torch.randn(T, B, SIZE)
-    named = {
-        "input": x,
-        "hx": None,
-        "weights": lstm._flat_weights,
-        "layout": "bias",
-        "parameters": lstm._parameters,
-        "names": lstm._flat_weights_names,
-        "lengths": None,
-        "reset": None,
-    }
+    named = {"input": x, "hx": None, "weights": lstm._flat_weights, "layout": "bias"}
+    named |= {"parameters": lstm._parameters, "names": lstm._flat_weights_names}
+    named |= {"lengths": None, "reset": None, "batch_first": False, "dropout": 0.0}
     for name in ("input_size", "hidden_size", "proj_size", "num_layers", "bias", "bidirectional"):
         named[name] = getattr(lstm, name)
-    named |= {"batch_first": False, "dropout": 0.0}
     for order in (named, reversed(named)):
         output, _ = _build.library.plain_lstm(**{name: named[name] for name in order})
         assert torch.equal(output, lstm(x)[0])

@@ -46,41 +46,38 @@ DROPOUT = {"regularizers": Regularizers(recurrent_dropout=0.5)}
 
 
 @needs_op
-@pytest.mark.parametrize(
-    ("device", "kernels", "change", "chosen"),
-    [
-        ("cpu", "cpu", PLAIN, "op"),
-        ("cpu", "cpu", LENGTHS, "op"),
-        ("cpu", "cpu", DROPOUT, "op"),
-        ("cpu", "cpu", ZONEOUT, "reference"),
-        ("cpu", "cpu", {"dtype": torch.bfloat16}, "op"),
-        ("cpu", "cpu", {"dtype": torch.complex64}, "torch"),
-        ("cpu", "cpu", {"dtype": torch.complex64, **LENGTHS}, "reference"),
-        ("cpu", "none", PLAIN, "torch"),
-        ("cpu", "none", LENGTHS, "torch"),
-        ("cpu", "none", RESET, "reference"),
-        ("meta", "cpu", PLAIN, "op"),
-        ("meta", "none", PLAIN, "torch"),
-        ("cuda", "both", PLAIN, "torch"),
-        ("cuda", "both", LENGTHS, "torch"),
-        ("cuda", "both", {**LENGTHS, "num_layers": 2, "directions": 2, "dtype": HALF}, "torch"),
-        ("cuda", "both", {**LENGTHS, "hx": STATE}, "torch"),
-        ("cuda", "both", {**LENGTHS, "hx": STATE, "directions": 2}, "op"),
-        ("cuda", "both", {**LENGTHS, "hx": STATE, "dtype": HALF}, "op"),
-        ("cuda", "both", LENGTHS | CELLS, "op"),
-        ("cuda", "both", {**LENGTHS, **RESET}, "op"),
-        ("cuda", "both", {**LENGTHS, **DROPOUT}, "op"),
-        ("cuda", "both", RESET, "op"),
-        ("cuda", "both", {"layout": "layer_norm"}, "op"),
-        ("cuda", "both", CELLS, "op"),
-        ("cuda", "both", ZONEOUT, "reference"),
-        ("cuda", "cpu", PLAIN, "torch"),
-        ("cuda", "cpu", LENGTHS, "torch"),
-        ("mps", "both", PLAIN, "torch"),
-        ("mps", "both", LENGTHS, "torch"),
-        ("mps", "both", RESET, "reference"),
-    ],
-)
+@pytest.mark.parametrize("device, kernels, change, chosen", [
+    ("cpu", "cpu", PLAIN, "op"),
+    ("cpu", "cpu", LENGTHS, "op"),
+    ("cpu", "cpu", DROPOUT, "op"),
+    ("cpu", "cpu", ZONEOUT, "reference"),
+    ("cpu", "cpu", {"dtype": torch.bfloat16}, "op"),
+    ("cpu", "cpu", {"dtype": torch.complex64}, "torch"),
+    ("cpu", "cpu", {"dtype": torch.complex64, **LENGTHS}, "reference"),
+    ("cpu", "none", PLAIN, "torch"),
+    ("cpu", "none", LENGTHS, "torch"),
+    ("cpu", "none", RESET, "reference"),
+    ("meta", "cpu", PLAIN, "op"),
+    ("meta", "none", PLAIN, "torch"),
+    ("cuda", "both", PLAIN, "torch"),
+    ("cuda", "both", LENGTHS, "torch"),
+    ("cuda", "both", {**LENGTHS, "num_layers": 2, "directions": 2, "dtype": HALF}, "torch"),
+    ("cuda", "both", {**LENGTHS, "hx": STATE}, "torch"),
+    ("cuda", "both", {**LENGTHS, "hx": STATE, "directions": 2}, "op"),
+    ("cuda", "both", {**LENGTHS, "hx": STATE, "dtype": HALF}, "op"),
+    ("cuda", "both", LENGTHS | CELLS, "op"),
+    ("cuda", "both", {**LENGTHS, **RESET}, "op"),
+    ("cuda", "both", {**LENGTHS, **DROPOUT}, "op"),
+    ("cuda", "both", RESET, "op"),
+    ("cuda", "both", {"layout": "layer_norm"}, "op"),
+    ("cuda", "both", CELLS, "op"),
+    ("cuda", "both", ZONEOUT, "reference"),
+    ("cuda", "cpu", PLAIN, "torch"),
+    ("cuda", "cpu", LENGTHS, "torch"),
+    ("mps", "both", PLAIN, "torch"),
+    ("mps", "both", LENGTHS, "torch"),
+    ("mps", "both", RESET, "reference"),
+])  # fmt: skip
 def test_which_engine_auto_chooses(device, kernels, change, chosen, monkeypatch):
     monkeypatch.setattr(engines, "DEFAULT", "auto")
     monkeypatch.setattr(_build, "kinds", KERNELS[kernels])
@@ -89,20 +86,17 @@ def test_which_engine_auto_chooses(device, kernels, change, chosen, monkeypatch)
 
 
 @needs_op
-@pytest.mark.parametrize(
-    ("engine", "device", "change", "why"),
-    [
-        ("persistent", "cpu", PLAIN, "it runs on cuda, meta, and the input is on cpu"),
-        ("tiled", "cuda", PLAIN, "it is built for cpu, and the input is on cuda"),
-        ("stepwise", "cpu", {"dtype": torch.int64}, "the input is torch.int64"),
-        ("tiled", "cpu", DROPOUT, "it has no layer normalization and no recurrent dropout"),
-        ("tiled", "cpu", {"layout": "bias layer_norm"}, "it has no layer norm.* dropout"),
-        ("stepwise", "cpu", ZONEOUT, "only the reference computes zoneout"),
-        ("torch", "cpu", {**LENGTHS, **RESET}, "PyTorch's own LSTM has no reset"),
-        ("torch", "cpu", CELLS | ZONEOUT, "no return_cell_states, zoneout_c"),
-        ("torch", "cpu", {"layout": "bias layer_norm"}, "has no layer normalization"),
-    ],
-)
+@pytest.mark.parametrize("engine, device, change, why", [
+    ("persistent", "cpu", PLAIN, "it runs on cuda, meta, and the input is on cpu"),
+    ("tiled", "cuda", PLAIN, "it is built for cpu, and the input is on cuda"),
+    ("stepwise", "cpu", {"dtype": torch.int64}, "the input is torch.int64"),
+    ("tiled", "cpu", DROPOUT, "it has no layer normalization and no recurrent dropout"),
+    ("tiled", "cpu", {"layout": "bias layer_norm"}, "it has no layer norm.* dropout"),
+    ("stepwise", "cpu", ZONEOUT, "only the reference computes zoneout"),
+    ("torch", "cpu", {**LENGTHS, **RESET}, "PyTorch's own LSTM has no reset"),
+    ("torch", "cpu", CELLS | ZONEOUT, "no return_cell_states, zoneout_c"),
+    ("torch", "cpu", {"layout": "bias layer_norm"}, "has no layer normalization"),
+])  # fmt: skip
 def test_a_named_engine_that_cannot_serve_a_call(engine, device, change, why, monkeypatch):
     """The error gives the reason, and the engines that can serve the call."""
     monkeypatch.setattr(_build, "kinds", ("cpu",))
@@ -112,19 +106,16 @@ def test_a_named_engine_that_cannot_serve_a_call(engine, device, change, why, mo
 
 
 @needs_op
-@pytest.mark.parametrize(
-    ("change", "gpu", "serves"),
-    [
-        ({"dtype": HALF}, (132, 90), True),
-        ({"regularizers": Regularizers(input_dropout=0.5), **LENGTHS}, (132, 90), True),
-        ({"dtype": torch.float64}, (132, 90), False),
-        ({"layout": "projection"}, (132, 90), False),
-        ({"layout": "layer_norm"}, (132, 90), False),
-        (DROPOUT, (132, 90), False),
-        ({"dtype": HALF}, (40, 75), False),
-        ({"dtype": HALF}, (0, 90), False),
-    ],
-)
+@pytest.mark.parametrize("change, gpu, serves", [
+    ({"dtype": HALF}, (132, 90), True),
+    ({"regularizers": Regularizers(input_dropout=0.5), **LENGTHS}, (132, 90), True),
+    ({"dtype": torch.float64}, (132, 90), False),
+    ({"layout": "projection"}, (132, 90), False),
+    ({"layout": "layer_norm"}, (132, 90), False),
+    (DROPOUT, (132, 90), False),
+    ({"dtype": HALF}, (40, 75), False),
+    ({"dtype": HALF}, (0, 90), False),
+])  # fmt: skip
 def test_which_calls_the_persistent_engine_serves(change, gpu, serves, monkeypatch):
     monkeypatch.setattr(_build, "kinds", ("cpu", "cuda"))
     monkeypatch.setattr(_build, "gpu", {0: (*gpu, "")}.__getitem__)

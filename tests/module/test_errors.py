@@ -20,9 +20,7 @@ from fastlstm.engine.checks import check_layer
 T, B, I, H = 4, 3, 2, 5
 zeros = torch.zeros
 # The messages of newer and of older versions of torch.
-OTHER_DTYPE = (
-    r"input dtype \(.*64\) .* weight dtype|have the type torch.float32, got type torch\..*64"
-)
+OTHER_DTYPE = r"input dtype \(.*64\) .* weight dtype|type torch.float32, got type torch\..*64"
 
 
 def arguments(route):
@@ -36,7 +34,7 @@ def packed_input(sizes, **more):
     return lambda x, w: {"input": x.new_zeros(8, I), "batch_sizes": torch.tensor(sizes), **more}
 
 
-STATE, THREE = torch.zeros(1, B, H), torch.zeros(3, B, H)
+STATE, THREE = zeros(1, B, H), zeros(3, B, H)
 LENGTHS, RESET = torch.ones(3).long(), torch.ones(3, 3).bool()
 # For each name: a function that returns bad arguments, and a pattern of the message.
 BAD = {
@@ -170,10 +168,7 @@ MISTAKES = {
         (lambda: cell(True)(torch.nested.nested_tensor([zeros(I)])), "dense tensor, got a nested"),
         (lambda: with_a_broken_size()(X), "tuple of ints, ?but got float"),
         (lambda: lstm()(X, zeros(2, 1, B, H)), "tuple of Tensors"),
-        (
-            lambda: lstm()(X, None, LENGTHS),
-            "takes from 2 to 3 positional arguments but 4 were given$",
-        ),
+        (lambda: lstm()(X, None, LENGTHS), "from 2 to 3 positional arguments but 4 were given$"),
         (lambda: lstm()(X.to_sparse()), "^input: .*got one of layout .*_coo$"),
         (lambda: cell()(ROW.to_sparse()), "^input: .*layout torch.sparse_coo$"),
         (lambda: cell(True)(ROW.to_sparse()), "^input: .*layout .*_coo$"),
@@ -192,10 +187,7 @@ MISTAKES = {
     ],
     RuntimeError: [
         (lambda: lstm("persistent")(X), "'persistent' .*; use one of auto, .*tiled"),
-        (
-            lambda: lstm()(X, reset=zeros(B, T)),
-            r"reset of shape .* = \(4, 3\), got \(3, 4\) t.* on cpu$",
-        ),
+        (lambda: lstm()(X, reset=zeros(B, T)), r"reset .* = \(4, 3\), got \(3, 4\) t.* on cpu$"),
         (lambda: cell()(ROW.double()), "^LSTMCell: .*torch.float32 like the weights, got .*64$"),
         (lambda: fastlstm.has_kernels("gpu"), "gpu"),
     ],
@@ -292,26 +284,21 @@ def module(route, cls=fastlstm.LSTM, **options):
     return built
 
 
-MODULE_CALLS = {
-    "1-D": (zeros(I),),
-    "4-D": (zeros(1, T, B, I),),
-    "input_size": (zeros(T, B, I + 1),),
-    "unbatched input_size": (zeros(T, I + 1),),
-    "dtype": (zeros(T, B, I).double(),),
-    "no steps": (zeros(0, B, I),),
-    "no steps unbatched": (zeros(0, I),),
-    "hx 2-D for a batch": (zeros(T, B, I), (zeros(1, H), zeros(1, H))),
-    "hx 3-D for no batch": (zeros(T, I), (zeros(1, 1, H), zeros(1, 1, H))),
-    "h_0 batch": (zeros(T, B, I), (zeros(1, 2, H), zeros(1, B, H))),
-    "h_0 layers": (zeros(T, B, I), (zeros(2, B, H), zeros(1, B, H))),
-    "h_0 size": (zeros(T, B, I), (zeros(1, B, 4), zeros(1, B, H))),
-    "c_0 size": (zeros(T, B, I), (zeros(1, B, H), zeros(1, B, 4))),
-    "c_0 layers": (zeros(T, B, I), (zeros(1, B, H), zeros(3, B, H))),
-    "hx of one": (zeros(T, B, I), (zeros(1, B, H),)),
-    "hx of three": (zeros(T, B, I), (zeros(1, B, H),) * 3),
-    "hx of three, packed": (pack_padded_sequence(zeros(T, B, I), [4, 2, 1]), (zeros(1, B, H),) * 3),
-    "h_0 only": (zeros(T, B, I), zeros(1, B, H)),
-}
+def calls_of(x, *states):
+    """Returns calls with an input of the shape x and each state; a state is a tuple of shapes."""
+    return [(zeros(*x), tuple(zeros(*shape) for shape in state)) for state in states]
+
+
+SEQUENCE, ONE, THREE_STATES = (T, B, I), (1, B, H), ((1, B, H),) * 3
+MODULE_CALLS = [
+    *((zeros(*x),) for x in [(I,), (1, T, B, I), (T, B, I + 1), (T, I + 1), (0, B, I), (0, I)]),
+    (X.double(),),
+    (X, zeros(*ONE)),  # h_0 only
+    (pack_padded_sequence(X, [4, 2, 1]), (STATE,) * 3),
+    *calls_of(SEQUENCE, ((1, H), (1, H)), ((1, 2, H), ONE), ((2, B, H), ONE), ((1, B, 4), ONE)),
+    *calls_of(SEQUENCE, (ONE, (1, B, 4)), (ONE, (3, B, H)), (ONE,), THREE_STATES),
+    *calls_of((T, I), ((1, 1, H), (1, 1, H))),
+]
 
 
 @pytest.mark.parametrize("sizes", [(I + 1, H), (I, H + 1)])
@@ -372,36 +359,21 @@ def test_packed_sequences_of_the_wrong_size(route):
     with pytest.raises(ValueError, match=OTHER_DTYPE):
         lstm(good.to(torch.float64))
     forged = PackedSequence(good.data, torch.tensor([3, 3, 3]))
-    with pytest.raises(
-        RuntimeError, match="batch_sizes to sum to|invalid for input|exceeds dimension"
-    ):
+    message = "batch_sizes to sum to|invalid for input|exceeds dimension"
+    with pytest.raises(RuntimeError, match=message):
         lstm(forged)
 
 
-CELL_CALLS = {
-    "3-D": (zeros(1, B, I),),
-    "input_size": (zeros(B, I + 1),),
-    "unbatched input_size": (zeros(I + 1),),
-    "h 3-D": (zeros(B, I), (zeros(1, B, H), zeros(B, H))),
-    "c 3-D": (zeros(B, I), (zeros(B, H), zeros(1, B, H))),
-    "h batch": (zeros(B, I), (zeros(2, H), zeros(B, H))),
-    "h size": (zeros(B, I), (zeros(B, 4), zeros(B, H))),
-    "c batch": (zeros(B, I), (zeros(B, H), zeros(2, H))),
-    "c size": (zeros(B, I), (zeros(B, H), zeros(B, 4))),
-    "h only": (zeros(B, I), zeros(B, H)),
-    "h only, batch 2": (zeros(2, I), zeros(2, H)),
-    "h and c in one tensor": (zeros(B, I), zeros(2, B, H)),
-    "unbatched h only": (zeros(I), zeros(H)),
-    "hx of none": (zeros(B, I), ()),
-    "hx of one": (zeros(B, I), (zeros(B, H),)),
-    "hx of three": (zeros(B, I), (zeros(B, H),) * 3),
-    "hx a number": (zeros(B, I), 0),
-    "hx of another kind": (zeros(B, I), {0: zeros(B, H), 1: zeros(B, H)}.values()),
-}
-
-
-CALLS = [(cls, calls[name]) for cls, calls in (("LSTM", MODULE_CALLS), ("LSTMCell", CELL_CALLS))
-         for name in calls]  # fmt: skip
+ROW_STATE = (B, H)
+CELL_CALLS = [
+    *((zeros(*x),) for x in [(1, B, I), (B, I + 1), (I + 1,)]),
+    *((zeros(*x), zeros(*h)) for x, h in [((B, I), (B, H)), ((2, I), (2, H)), ((I,), (H,))]),
+    *((ROW, hx) for hx in (zeros(2, B, H), 0, {0: zeros(B, H), 1: zeros(B, H)}.values())),
+    *calls_of((B, I), ((1, B, H), ROW_STATE), (ROW_STATE, (1, B, H)), ((2, H), ROW_STATE)),
+    *calls_of((B, I), ((B, 4), ROW_STATE), (ROW_STATE, (2, H)), (ROW_STATE, (B, 4))),
+    *calls_of((B, I), (), (ROW_STATE,), (ROW_STATE,) * 3),
+]
+CALLS = [("LSTM", call) for call in MODULE_CALLS] + [("LSTMCell", call) for call in CELL_CALLS]
 
 
 @every_module_route

@@ -67,14 +67,11 @@ def export(model, given):
 
 @needs_op
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
-@pytest.mark.parametrize(
-    ("given", "options"),
-    [
-        ("", {}),
-        ("lengths and state", {"num_layers": 2, "bidirectional": True, "batch_first": True}),
-        ("lengths", {"bias": False}),
-    ],
-)
+@pytest.mark.parametrize("given, options", [
+    ("", {}),
+    ("lengths and state", {"num_layers": 2, "bidirectional": True, "batch_first": True}),
+    ("lengths", {"bias": False}),
+])  # fmt: skip
 def test_onnxruntime_gives_the_same(given, options, onnx, onnxruntime):
     model = Model(**options).eval()
     proto = export(model, given)

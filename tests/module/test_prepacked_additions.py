@@ -180,18 +180,15 @@ def parametrized(lstm):
     parametrize.register_parametrization(lstm, "gain", nn.Identity())
 
 
-@pytest.mark.parametrize(
-    ("add", "message"),
-    [
-        (lambda m: setattr(m, "dtype", torch.float32), "lstm has dtype, set on the module"),
-        (lambda m: setattr(m, "weights", nn.Linear(1, 1)), "lstm has weights, set on the module"),
-        (lambda m: m.register_buffer("prepacked_weight_ih_l0", torch.ones(1)), "prepacked_weight"),
-        (lambda m: setattr(m, "_op_names", []), "lstm has _op_names"),
-        (lambda m: m.compile(backend="eager"), "lstm has _compiled_call_impl, set"),
-        (lambda m: setattr(m, "forward", lambda x: x), "lstm has a forward of its own"),
-        (parametrized, "lstm has gain, set on the module"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("add, message", [
+    (lambda m: setattr(m, "dtype", torch.float32), "lstm has dtype, set on the module"),
+    (lambda m: setattr(m, "weights", nn.Linear(1, 1)), "lstm has weights, set on the module"),
+    (lambda m: m.register_buffer("prepacked_weight_ih_l0", torch.ones(1)), "prepacked_weight"),
+    (lambda m: setattr(m, "_op_names", []), "lstm has _op_names"),
+    (lambda m: m.compile(backend="eager"), "lstm has _compiled_call_impl, set"),
+    (lambda m: setattr(m, "forward", lambda x: x), "lstm has a forward of its own"),
+    (parametrized, "lstm has gain, set on the module"),
+])  # fmt: skip
 @pytest.mark.parametrize("source", [LSTM, nn.LSTM])
 def test_additions_that_prepack_refuses(add, message, source):
     model = in_a_model(lstm=source(6, 10), other=source(6, 10))

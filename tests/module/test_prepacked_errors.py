@@ -17,26 +17,23 @@ pytestmark = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the exten
 SIX, W = X[..., :6], nn.Parameter(torch.zeros(40, 6))  # the layers of the tests have 6 inputs
 
 
-@pytest.mark.parametrize(
-    ("call", "error", "message"),
-    [
-        (lambda m: m.train(), RuntimeError, "PrepackedLSTM has no training mode: its weights"),
-        (lambda m: m.to(torch.float64), RuntimeError, "prepacked for torch.float32 on the CPU"),
-        (lambda m: m.to("meta"), RuntimeError, r"fastlstm.unpack\(model\)"),
-        (lambda m: m.weight_ih_l0, AttributeError, r"read it from state_dict\(\), or .*unpack"),
-        (lambda m: m.weight_hr_l0, AttributeError, "no attribute 'weight_hr_l0'"),
-        (lambda m: setattr(m, "engine", "torch"), AttributeError, "engine: a PrepackedLSTM has no"),
-        (lambda m: setattr(m, "zoneout_h", 0.5), AttributeError, "zoneout_h: a PrepackedLSTM has"),
-        (lambda m: setattr(m, "weight_ih_l0", W), AttributeError, "ih_l0: .* load_state_dict"),
-        (lambda m: m(X), RuntimeError, "equal to input_size. Expected 6, got 16"),
-        (lambda m: m(SIX.double()), ValueError, "input dtype .*float64.* weight dtype"),
-        (lambda m: m(SIX, (torch.zeros(1, 3, 9),) * 2), RuntimeError, r"3, 10\), got \[1, 3, 9\]"),
-        (lambda m: m(SIX, (torch.zeros(2, 3, 10),) * 2), RuntimeError, r"\[0\] size \(1, 3, 10\)"),
-        (lambda m: m(SIX.clone().requires_grad_()), RuntimeError, "give no gradients"),
-        (lambda m: vmap(lambda x: m(x)[0])(SIX[None]), RuntimeError, "gradients, nor do they take"),
-        (lambda m: jvp(lambda x: m(x)[0], (SIX,), (SIX,)), RuntimeError, "give no gradients"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("call, error, message", [
+    (lambda m: m.train(), RuntimeError, "PrepackedLSTM has no training mode: its weights"),
+    (lambda m: m.to(torch.float64), RuntimeError, "prepacked for torch.float32 on the CPU"),
+    (lambda m: m.to("meta"), RuntimeError, r"fastlstm.unpack\(model\)"),
+    (lambda m: m.weight_ih_l0, AttributeError, r"read it from state_dict\(\), or .*unpack"),
+    (lambda m: m.weight_hr_l0, AttributeError, "no attribute 'weight_hr_l0'"),
+    (lambda m: setattr(m, "engine", "torch"), AttributeError, "engine: a PrepackedLSTM has no"),
+    (lambda m: setattr(m, "zoneout_h", 0.5), AttributeError, "zoneout_h: a PrepackedLSTM has"),
+    (lambda m: setattr(m, "weight_ih_l0", W), AttributeError, "ih_l0: .* load_state_dict"),
+    (lambda m: m(X), RuntimeError, "equal to input_size. Expected 6, got 16"),
+    (lambda m: m(SIX.double()), ValueError, "input dtype .*float64.* weight dtype"),
+    (lambda m: m(SIX, (torch.zeros(1, 3, 9),) * 2), RuntimeError, r"3, 10\), got \[1, 3, 9\]"),
+    (lambda m: m(SIX, (torch.zeros(2, 3, 10),) * 2), RuntimeError, r"\[0\] size \(1, 3, 10\)"),
+    (lambda m: m(SIX.clone().requires_grad_()), RuntimeError, "give no gradients"),
+    (lambda m: vmap(lambda x: m(x)[0])(SIX[None]), RuntimeError, "gradients, nor do they take"),
+    (lambda m: jvp(lambda x: m(x)[0], (SIX,), (SIX,)), RuntimeError, "give no gradients"),
+])  # fmt: skip
 @pytest.mark.parametrize("weights", [None, torch.int8], ids=str)
 def test_errors_of_a_layer(call, error, message, weights):
     prepacked = prepacked_copy(small(), weights)
@@ -49,18 +46,15 @@ def test_errors_of_a_layer(call, error, message, weights):
     prepacked.flatten_parameters()  # code for nn.LSTM calls it
 
 
-@pytest.mark.parametrize(
-    ("call", "error", "message"),
-    [
-        (lambda m: m(X[0]), RuntimeError, "input_size: got 16.* expected 6"),
-        (lambda m: m(SIX[0].double()), ValueError, "dtype torch.float32, got torch.float64"),
-        (lambda m: m(SIX), ValueError, "Expected input to be 1D or 2D, got 3D"),
-        (lambda m: m(SIX[0], torch.zeros(3, 10)), TypeError, "must be tuple of Tensors"),
-        (lambda m: m(SIX[0], (torch.zeros(3, 9),) * 2), RuntimeError, "got 9.* expected 10"),
-        (lambda m: m(SIX[0].clone().requires_grad_()), RuntimeError, "give no gradients"),
-        (lambda m: vmap(m)(SIX), RuntimeError, "torch.func transforms"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("call, error, message", [
+    (lambda m: m(X[0]), RuntimeError, "input_size: got 16.* expected 6"),
+    (lambda m: m(SIX[0].double()), ValueError, "dtype torch.float32, got torch.float64"),
+    (lambda m: m(SIX), ValueError, "Expected input to be 1D or 2D, got 3D"),
+    (lambda m: m(SIX[0], torch.zeros(3, 10)), TypeError, "must be tuple of Tensors"),
+    (lambda m: m(SIX[0], (torch.zeros(3, 9),) * 2), RuntimeError, "got 9.* expected 10"),
+    (lambda m: m(SIX[0].clone().requires_grad_()), RuntimeError, "give no gradients"),
+    (lambda m: vmap(m)(SIX), RuntimeError, "torch.func transforms"),
+])  # fmt: skip
 def test_errors_of_a_cell(call, error, message):
     with pytest.raises(error, match=message):
         call(prepacked_copy(LSTMCell(6, 10).eval(), torch.bfloat16))
@@ -93,20 +87,17 @@ def with_nan():
 PRUNED = prune.l1_unstructured(LSTM(3, 4), "weight_hh_l0", 0.5)
 
 
-@pytest.mark.parametrize(
-    ("bad", "arguments", "error", "message"),
-    [
-        (LSTM(3, 4), ("int8",), ValueError, "weights: expected None or one of .* got 'int8'"),
-        (LSTM(3, 4), (torch.int16,), ValueError, "got torch.int16"),
-        (LSTM(3, 4).double(), (torch.int8,), ValueError, "bad is .*64: .* of None, torch.float64"),
-        (LSTM(3, 4), ("int4",), ValueError, "torch.int8, got 'int4'"),
-        (LSTM(3, 4, dtype=torch.float16), (torch.float32,), ValueError, "bad is torch.float16"),
-        (LSTM(3, 4, device="meta"), (), ValueError, "expected bad on the CPU, got meta"),
-        (LSTMCell(3, 0), (), ValueError, "expected sizes of at least 1 in bad"),
-        (with_nan(), (torch.int8,), ValueError, "bad: weight_hh_l0: .* finite .* int8, got nan"),
-        (PRUNED, (), ValueError, "weight_hh_l0 of bad is computed by a hook .*; make it permanent"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("bad, arguments, error, message", [
+    (LSTM(3, 4), ("int8",), ValueError, "weights: expected None or one of .* got 'int8'"),
+    (LSTM(3, 4), (torch.int16,), ValueError, "got torch.int16"),
+    (LSTM(3, 4).double(), (torch.int8,), ValueError, "bad is .*64: .* of None, torch.float64"),
+    (LSTM(3, 4), ("int4",), ValueError, "torch.int8, got 'int4'"),
+    (LSTM(3, 4, dtype=torch.float16), (torch.float32,), ValueError, "bad is torch.float16"),
+    (LSTM(3, 4, device="meta"), (), ValueError, "expected bad on the CPU, got meta"),
+    (LSTMCell(3, 0), (), ValueError, "expected sizes of at least 1 in bad"),
+    (with_nan(), (torch.int8,), ValueError, "bad: weight_hh_l0: .* finite .* int8, got nan"),
+    (PRUNED, (), ValueError, "weight_hh_l0 of bad is computed by a hook .*; make it permanent"),
+])  # fmt: skip
 @pytest.mark.parametrize("convert", [False, True])
 def test_no_layer_is_prepacked_if_one_cannot_be(bad, arguments, error, message, convert):
     model = in_a_model(good=LSTM(3, 4), other=nn.LSTM(3, 4), bad=bad)

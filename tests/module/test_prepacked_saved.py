@@ -98,17 +98,14 @@ def test_load_state_dict_raises_the_errors_of_an_lstm():
     assert same_bits(prepacked(X[..., :6]), expected(X[..., :6]))
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda d: d.pop("weight_hh_l0_scale"), 'Missing key(s) .*: "weight_hh_l0_scale"'),
-        (lambda d: d.update(weight_hh_l0_scale=torch.ones(3)), "size mismatch for weight_hh_l0_"),
-        (lambda d: d["weight_hh_l0_scale"].fill_(torch.nan), "weight_hh_l0_scale: .*finite.* nan"),
-        (lambda d: d["weight_hh_l0"][2].fill_(-128), "weight_hh_l0: .* -127 to 127, got -128"),
-        (lambda d: d.update(weight_hh_l0=torch.ones(40, 10) / 0), "weight_hh_l0: .* int8, got inf"),
-        (lambda d: d.update(weight_hh_l0="x"), "weight_hh_l0: expected a tensor, .* got str"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("change, message", [
+    (lambda d: d.pop("weight_hh_l0_scale"), 'Missing key(s) .*: "weight_hh_l0_scale"'),
+    (lambda d: d.update(weight_hh_l0_scale=torch.ones(3)), "size mismatch for weight_hh_l0_"),
+    (lambda d: d["weight_hh_l0_scale"].fill_(torch.nan), "weight_hh_l0_scale: .*finite.* nan"),
+    (lambda d: d["weight_hh_l0"][2].fill_(-128), "weight_hh_l0: .* -127 to 127, got -128"),
+    (lambda d: d.update(weight_hh_l0=torch.ones(40, 10) / 0), "weight_hh_l0: .* int8, got inf"),
+    (lambda d: d.update(weight_hh_l0="x"), "weight_hh_l0: expected a tensor, .* got str"),
+])  # fmt: skip
 def test_invalid_int8_weights_are_refused(change, message):
     prepacked = prepacked_copy(small(), torch.int8)
     given = prepacked.state_dict()

@@ -87,21 +87,18 @@ def test_the_faster_engine_is_chosen_and_remembered(file, torch_calls):
     assert json.loads(file.read_text()) == {}
 
 
-@pytest.mark.parametrize(
-    ("series", "chosen"),
-    [
-        ([{"op": [1.0], "torch": [1.0]}], "op"),  # a tie
-        ([{"op": [1.02], "torch": [1.0]}], "op"),  # a difference below 3 %
-        ([{"op": [1.04], "torch": [1.0]}], "torch"),
-        ([TORCH_IS_FASTER, OP_IS_FASTER], "op"),  # the second series contradicts the first
-        (
-            [{"op": [1.0, 50.0, 1.0, 1.0, 1.0], "torch": [0.5, 1.0, 1.0, 1.0, 1.0]}],
-            "op",  # outliers do not count
-        ),
-        # The median of the ratios of pairs decides.
-        ([{"op": [1.0, 2.0, 4.0], "torch": [0.9, 3.0, 3.6]}], "torch"),
-    ],
-)
+@pytest.mark.parametrize("series, chosen", [
+    ([{"op": [1.0], "torch": [1.0]}], "op"),  # a tie
+    ([{"op": [1.02], "torch": [1.0]}], "op"),  # a difference below 3 %
+    ([{"op": [1.04], "torch": [1.0]}], "torch"),
+    ([TORCH_IS_FASTER, OP_IS_FASTER], "op"),  # the second series contradicts the first
+    (
+        [{"op": [1.0, 50.0, 1.0, 1.0, 1.0], "torch": [0.5, 1.0, 1.0, 1.0, 1.0]}],
+        "op",  # outliers do not count
+    ),
+    # The median of the ratios of pairs decides.
+    ([{"op": [1.0, 2.0, 4.0], "torch": [0.9, 3.0, 3.6]}], "torch"),
+])  # fmt: skip
 def test_ties_and_noise(series, chosen):
     (times,) = tune_with(fastlstm.LSTM(4, 6), *series).values()
     assert next(iter(times)) == chosen

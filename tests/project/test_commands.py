@@ -53,19 +53,16 @@ def test_an_engine_of_the_environment_that_does_not_exist(monkeypatch):
         command_line.main([])
 
 
-@pytest.mark.parametrize(
-    ("function", "message"),
-    [
-        ("mine", "got mine, which is no function, but of type module$"),
-        (":make", "got :make: invalid format: ':make'$"),
-        ("nomodule:make", "got nomodule:make: No module named 'nomodule'$"),
-        ("mine.py:make", "got mine.py:make: No module named 'mine.py'; 'mine' is not a package$"),
-        ("mine:nofunction", "nofunction: module 'mine' has no attribute 'nofunction'$"),
-        ("mine:number", "got mine:number, which is no function, but of type int$"),
-        ("mine:nothing", r"mine:nothing to return \(model, \*inputs\), got NoneType$"),
-        ("mine:model", r"mine:model to return \(model, \*inputs\), got Sequential$"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("function, message", [
+    ("mine", "got mine, which is no function, but of type module$"),
+    (":make", "got :make: invalid format: ':make'$"),
+    ("nomodule:make", "got nomodule:make: No module named 'nomodule'$"),
+    ("mine.py:make", "got mine.py:make: No module named 'mine.py'; 'mine' is not a package$"),
+    ("mine:nofunction", "nofunction: module 'mine' has no attribute 'nofunction'$"),
+    ("mine:number", "got mine:number, which is no function, but of type int$"),
+    ("mine:nothing", r"mine:nothing to return \(model, \*inputs\), got NoneType$"),
+    ("mine:model", r"mine:model to return \(model, \*inputs\), got Sequential$"),
+])  # fmt: skip
 def test_compare_refuses_a_function_that_makes_no_model(function, message, tmp_path, monkeypatch):
     code = "import torch\nnumber = 3\nnothing = lambda: None\nmodel = torch.nn.Sequential"
     (tmp_path / "mine.py").write_text(code)

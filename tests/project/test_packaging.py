@@ -301,19 +301,16 @@ def test_a_wheel_has_a_folder_for_each_torch(small_project, tmp_path):
     assert re.search(rf"/torch_{here.replace('.', '_')}/_C\S+ 7\n$", done.stdout), done.stdout
 
 
-@pytest.mark.parametrize(
-    ("built", "running", "fits"),
-    [
-        (("2.13.0+cpu", None), ("2.13.1", None), True),
-        (("2.13.0", "13.0"), ("2.13.0+cu131", "13.1"), True),
-        (("2.13.0", None), ("2.14.0", None), False),
-        (("2.13.0", None), ("2.13.0", "13.0"), False),
-        (("2.13.0", "13.0"), ("2.13.0", None), False),
-        (("2.13.0", "12.8"), ("2.13.0", "13.0"), False),
-        ((["2.8", "2.13"], None), ("2.13.1+cu130", "13.0"), True),
-        ((["2.8", "2.13"], None), ("2.1.0", None), False),
-    ],
-)
+@pytest.mark.parametrize("built, running, fits", [
+    (("2.13.0+cpu", None), ("2.13.1", None), True),
+    (("2.13.0", "13.0"), ("2.13.0+cu131", "13.1"), True),
+    (("2.13.0", None), ("2.14.0", None), False),
+    (("2.13.0", None), ("2.13.0", "13.0"), False),
+    (("2.13.0", "13.0"), ("2.13.0", None), False),
+    (("2.13.0", "12.8"), ("2.13.0", "13.0"), False),
+    ((["2.8", "2.13"], None), ("2.13.1+cu130", "13.0"), True),
+    ((["2.8", "2.13"], None), ("2.1.0", None), False),
+])  # fmt: skip
 def test_mismatch(built, running, fits):
     reason = _build.mismatch({"torch": built[0], "cuda": built[1]}, *running)
     assert (reason is None) == fits
@@ -330,17 +327,14 @@ def load_setup():
     return module
 
 
-@pytest.mark.parametrize(
-    ("request_", "cpu", "cuda", "kinds"),
-    [
-        ("auto", [], [], ["cpu", "cuda"]),
-        ("auto", [], ["no nvcc"], ["cpu"]),
-        ("auto", ["no torch"], [], []),
-        ("cpu", [], ["no nvcc"], ["cpu"]),
-        ("cuda", [], [], ["cpu", "cuda"]),
-        ("none", [], [], []),
-    ],
-)
+@pytest.mark.parametrize("request_, cpu, cuda, kinds", [
+    ("auto", [], [], ["cpu", "cuda"]),
+    ("auto", [], ["no nvcc"], ["cpu"]),
+    ("auto", ["no torch"], [], []),
+    ("cpu", [], ["no nvcc"], ["cpu"]),
+    ("cuda", [], [], ["cpu", "cuda"]),
+    ("none", [], [], []),
+])  # fmt: skip
 def test_choose(request_, cpu, cuda, kinds):
     chosen, note = load_setup().choose(request_, cpu, cuda)
     assert chosen == kinds
@@ -374,17 +368,14 @@ def program(path, prints):
 
 
 @pytest.mark.parametrize("source", ["torch", "nvidia-smi"])
-@pytest.mark.parametrize(
-    ("gpus", "arches"),
-    [
-        ([(9, 0)], "9.0+PTX"),
-        ([(9, 0), (7, 5), (9, 0)], "7.5;9.0+PTX"),
-        ([(8, 7), (13, 0)], "8.6;12.0+PTX"),  # the newest kernels that these GPUs run
-        ([(7, 0), (8, 0)], "8.0+PTX"),  # the first has no kernels
-        ([(7, 0)], "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"),
-        ([], "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"),
-    ],
-)
+@pytest.mark.parametrize("gpus, arches", [
+    ([(9, 0)], "9.0+PTX"),
+    ([(9, 0), (7, 5), (9, 0)], "7.5;9.0+PTX"),
+    ([(8, 7), (13, 0)], "8.6;12.0+PTX"),  # the newest kernels that these GPUs run
+    ([(7, 0), (8, 0)], "8.0+PTX"),  # the first has no kernels
+    ([(7, 0)], "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"),
+    ([], "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"),
+])  # fmt: skip
 def test_kernels_are_for_the_gpus_of_this_machine(source, gpus, arches, tmp_path, monkeypatch):
     known = (75, 80, 86, 87, 89, 90, 100, 120, 121)  # as in CUDA 12.9, which lacks 11.0
     program(tmp_path / "bin" / "nvcc", " ".join(f"compute_{arch}" for arch in known))

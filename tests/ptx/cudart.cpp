@@ -25,13 +25,6 @@ struct Wrapper {
 constexpr uint32_t kWrapperMagic = 0x466243b1, kContainerMagic = 0xba55ed50;
 constexpr uint16_t kPtxEntry = 1;
 
-template <typename T>
-T value_at(const unsigned char* p) {
-  T value;
-  std::memcpy(&value, p, sizeof value);
-  return value;
-}
-
 // Returns the PTX texts in a container. The fields of a container, with their bits: magic (32),
 // version (16), size of the header (16), size of all entries (64); then the entries. The fields of
 // an entry: kind (16), version (16), size of the header (32), size of the data (64), size if

@@ -1,11 +1,13 @@
 // Implements the instructions as the PTX ISA describes them. Only instructions of the project's
 // kernels are implemented; for others the parser throws a Fault with the name.
 #include <algorithm>
+#include <bit>
 #include <cfenv>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <limits>
+#include <tuple>
 #include <utility>
 
 #include "machine.h"
@@ -22,21 +24,6 @@ using s64 = int64_t;
 using f32 = float;
 using f64 = double;
 
-template <typename To, typename From>
-To bits_as(From from) {
-  static_assert(sizeof(To) == sizeof(From), "same size");
-  To to;
-  std::memcpy(&to, &from, sizeof to);
-  return to;
-}
-
-template <typename T>
-T value_at(const unsigned char* from) {
-  T value;
-  std::memcpy(&value, from, sizeof value);
-  return value;
-}
-
 template <typename T>
 constexpr Kind kind_of() {
   return sizeof(T) == 2 ? Kind::k16 : sizeof(T) == 4 ? Kind::k32 : Kind::k64;
@@ -44,89 +31,75 @@ constexpr Kind kind_of() {
 
 // --- instructions that compute each lane separately ---
 
-// Stores a lambda without captures for a handler: a handler is a plain function without state.
-template <typename F>
-struct Kept {
-  static inline const F* f = nullptr;
-};
+// The functions of these operations are lambdas without captures. A Handler has no state, so it
+// makes a lambda of the same type.
 
-template <typename F, typename D, typename... S, size_t... k>
-void run_lanewise(Warp& w, const Instruction& in, uint32_t lanes, std::index_sequence<k...>) {
-  D* const d = w.lanes<D>(in.op[0]);
-  const std::tuple<const S*...> s{w.lanes<S>(in.op[1 + k])...};
-  for_lanes(lanes, [&](int lane) { d[lane] = (*Kept<F>::f)(std::get<k>(s)[lane]...); });
-}
 template <typename F, typename D, typename... S>
-void lanewise_handler(Warp& w, const Instruction& in, uint32_t lanes) {
-  run_lanewise<F, D, S...>(w, in, lanes, std::index_sequence_for<S...>());
-}
-template <typename F, typename D, typename... S>
-Operation lanewise_as(const F& f, D (F::*)(S...) const) {
-  static const F kept = f;
-  Kept<F>::f = &kept;
-  return {lanewise_handler<F, D, S...>, {kind_of<D>(), kind_of<S>()...}};
+Operation lanewise_as(D (F::*)(S...) const) {
+  const Handler run = [](Warp& w, const Instruction& in, uint32_t lanes) {
+    D* const d = w.lanes<D>(in.op[0]);
+    [&]<size_t... k>(std::index_sequence<k...>) {
+      const std::tuple<const S*...> s{w.lanes<S>(in.op[1 + k])...};
+      for_lanes(lanes, [&](int lane) { d[lane] = F()(std::get<k>(s)[lane]...); });
+    }(std::index_sequence_for<S...>());
+  };
+  return {run, {kind_of<D>(), kind_of<S>()...}};
 }
 // The operation d = f(a, b, ...). The types of the operands are the types of the lambda.
 template <typename F>
-Operation lanewise(const F& f) {
-  return lanewise_as(f, &F::operator());
+Operation lanewise(F) {
+  return lanewise_as(&F::operator());
 }
 
-template <typename F, typename T>
-void compare_handler(Warp& w, const Instruction& in, uint32_t lanes) {
-  const T *a = w.lanes<T>(in.op[1]), *b = w.lanes<T>(in.op[2]);
-  uint32_t result = 0;
-  for (int lane = 0; lane < kLanes; ++lane)
-    result |= uint32_t((*Kept<F>::f)(a[lane], b[lane])) << lane;
-  uint32_t& p = w.predicates[in.op[0]];
-  p = (p & ~lanes) | (result & lanes);
+// Sets a predicate, which has one bit for each lane, in some lanes.
+void set_predicate(Warp& w, uint32_t at, uint32_t lanes, uint32_t value) {
+  w.predicates[at] = (w.predicates[at] & ~lanes) | (value & lanes);
 }
+
 // The operation p = f(a, b), with a predicate p.
 template <typename T, typename F>
-Operation compare(const F& f) {
-  static const F kept = f;
-  Kept<F>::f = &kept;
-  return {compare_handler<F, T>, {Kind::kPredicate, kind_of<T>(), kind_of<T>()}};
+Operation compare(F) {
+  const Handler run = [](Warp& w, const Instruction& in, uint32_t lanes) {
+    const T *a = w.lanes<T>(in.op[1]), *b = w.lanes<T>(in.op[2]);
+    uint32_t result = 0;
+    for (int lane = 0; lane < kLanes; ++lane) result |= uint32_t(F()(a[lane], b[lane])) << lane;
+    set_predicate(w, in.op[0], lanes, result);
+  };
+  return {run, {Kind::kPredicate, kind_of<T>(), kind_of<T>()}};
 }
 
-template <typename T>
-void select_handler(Warp& w, const Instruction& in, uint32_t lanes) {
-  T* const d = w.lanes<T>(in.op[0]);
-  const T *a = w.lanes<T>(in.op[1]), *b = w.lanes<T>(in.op[2]);
-  const uint32_t p = w.predicates[in.op[3]];
-  for_lanes(lanes, [&](int lane) { d[lane] = p >> lane & 1 ? a[lane] : b[lane]; });
-}
 // The operation d = p ? a : b.
 template <typename T>
 Operation select() {
-  return {select_handler<T>, {kind_of<T>(), kind_of<T>(), kind_of<T>(), Kind::kPredicate}};
+  const Handler run = [](Warp& w, const Instruction& in, uint32_t lanes) {
+    T* const d = w.lanes<T>(in.op[0]);
+    const T *a = w.lanes<T>(in.op[1]), *b = w.lanes<T>(in.op[2]);
+    const uint32_t p = w.predicates[in.op[3]];
+    for_lanes(lanes, [&](int lane) { d[lane] = p >> lane & 1 ? a[lane] : b[lane]; });
+  };
+  return {run, {kind_of<T>(), kind_of<T>(), kind_of<T>(), Kind::kPredicate}};
 }
 
-// An operation on predicates. A predicate has one bit for each lane.
+// An operation on predicates.
 template <typename F>
-void predicate_handler(Warp& w, const Instruction& in, uint32_t lanes) {
-  const uint32_t result = (*Kept<F>::f)(w.predicates[in.op[1]], w.predicates[in.op[2]]);
-  uint32_t& p = w.predicates[in.op[0]];
-  p = (p & ~lanes) | (result & lanes);
-}
-template <typename F>
-Operation predicates(int sources, const F& f) {
-  static const F kept = f;
-  Kept<F>::f = &kept;
-  return {predicate_handler<F>, std::vector<Kind>(1 + sources, Kind::kPredicate)};
+Operation predicates(int sources, F) {
+  const Handler run = [](Warp& w, const Instruction& in, uint32_t lanes) {
+    set_predicate(w, in.op[0], lanes, F()(w.predicates[in.op[1]], w.predicates[in.op[2]]));
+  };
+  return {run, std::vector<Kind>(1 + sources, Kind::kPredicate)};
 }
 
 // --- arithmetic ---
 
-// Replaces every NaN by the NaN that f32 instructions return.
-f32 canonical(f32 x) { return std::isnan(x) ? bits_as<f32>(0x7fffffffu) : x; }
+// Replaces every NaN by the NaN that f32 instructions return. f64 instructions keep theirs.
+f32 canonical(f32 x) { return std::isnan(x) ? std::bit_cast<f32>(0x7fffffffu) : x; }
+f64 canonical(f64 x) { return x; }
 
 // Replaces subnormal numbers by zeros.
 f32 flushed(f32 x) { return std::fabs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x; }
 
 f32 ex2_approx_ftz(f32 a) { return flushed(static_cast<f32>(std::exp2(f64(flushed(a))))); }
 f32 rcp_approx_ftz(f32 a) { return flushed(static_cast<f32>(1.0 / f64(flushed(a)))); }
-f32 rsqrt_approx(f32 a) { return static_cast<f32>(1.0 / std::sqrt(f64(a))); }
 // If |b| is above 2^126, the quotient is 0.
 f32 div_approx(f32 a, f32 b) {
   const f32 size = std::fabs(b);
@@ -136,7 +109,9 @@ f32 div_approx(f32 a, f32 b) {
 }
 // Uses only the upper 32 bits of the operand, and sets the lower 32 bits of the result to 0.
 f64 rcp_approx_ftz(f64 a) {
-  const auto upper = [](f64 x) { return bits_as<f64>(bits_as<u64>(x) & 0xffffffff00000000u); };
+  const auto upper = [](f64 x) {
+    return std::bit_cast<f64>(std::bit_cast<u64>(x) & 0xffffffff00000000u);
+  };
   if (std::fabs(a) < 0x1p-1022) a = std::copysign(0.0, a);
   const f64 r = upper(1.0 / upper(a));
   return std::fabs(r) < 0x1p-1022 ? std::copysign(0.0, r) : r;
@@ -152,13 +127,10 @@ __attribute__((noinline, optimize("rounding-math"))) f32 fma_rm(f32 a, f32 b, f3
   return d;
 }
 
-s32 divide(s32 a, s32 b) {
-  if (b == 0) throw Fault("div.s32 by zero");
-  return b == -1 ? static_cast<s32>(0u - static_cast<u32>(a)) : a / b;
-}
-u32 divide(u32 a, u32 b) {
-  if (b == 0) throw Fault("div.u32 by zero");
-  return a / b;
+template <typename T>
+T divide(T a, T b) {
+  if (b == 0) throw Fault("a division by zero");
+  return b == T(-1) && std::is_signed_v<T> ? T(0u - u32(a)) : a / b;
 }
 
 // A shift by more bits than the width of the value is a shift by the width.
@@ -178,20 +150,19 @@ T shift_right(T a, u32 n) {
 // Rounds to nearest, ties to even; NaN becomes 0x7fff.
 u16 to_bf16(f32 a) {
   if (std::isnan(a)) return 0x7fff;
-  const u32 u = bits_as<u32>(a), kept = u >> 16, rest = u & 0xffff;
+  const u32 u = std::bit_cast<u32>(a), kept = u >> 16, rest = u & 0xffff;
   return static_cast<u16>(kept + (rest > 0x8000 || (rest == 0x8000 && (kept & 1))));
 }
-f32 from_bf16(u16 a) { return bits_as<f32>(u32(a) << 16); }
+f32 from_bf16(u16 a) { return std::bit_cast<f32>(u32(a) << 16); }
 u16 to_f16(f32 a) {
   if (std::isnan(a)) return 0x7fff;
-  const auto half = static_cast<_Float16>(a);
-  return bits_as<u16>(half);
+  return std::bit_cast<u16>(static_cast<_Float16>(a));
 }
-f32 from_f16(u16 a) { return static_cast<f32>(bits_as<_Float16>(a)); }
+f32 from_f16(u16 a) { return static_cast<f32>(std::bit_cast<_Float16>(a)); }
 // Rounds to 10 bits of mantissa: to nearest, ties away from zero.
 u32 to_tf32(f32 a) {
   if (std::isnan(a)) return 0x7fffffff;
-  const u32 u = bits_as<u32>(a);
+  const u32 u = std::bit_cast<u32>(a);
   if (std::isinf(a)) return u;
   const u32 rest = u & 0x1fff, kept = u - rest;
   return rest >= 0x1000 ? kept + 0x2000 : kept;  // a carry into the exponent is correct
@@ -212,22 +183,25 @@ u32 permute_bytes(u32 a, u32 b, u32 selector) {
 
 // --- packing ---
 
+// The operation d = {low, high}.
 template <typename Whole, typename Part>
-void pack_handler(Warp& w, const Instruction& in, uint32_t lanes) {
-  Whole* const d = w.lanes<Whole>(in.op[0]);
-  const Part *low = w.lanes<Part>(in.op[1]), *high = w.lanes<Part>(in.op[2]);
-  for_lanes(lanes,
-            [&](int lane) { d[lane] = Whole(low[lane]) | Whole(high[lane]) << 8 * sizeof(Part); });
+Operation pack() {
+  return lanewise(
+      [](Part low, Part high) -> Whole { return Whole(low) | Whole(high) << 8 * sizeof(Part); });
 }
+// The operation {low, high} = a.
 template <typename Whole, typename Part>
-void unpack_handler(Warp& w, const Instruction& in, uint32_t lanes) {
-  Part *low = w.lanes<Part>(in.op[0]), *high = w.lanes<Part>(in.op[1]);
-  const Whole* const a = w.lanes<Whole>(in.op[2]);
-  for_lanes(lanes, [&](int lane) {
-    const Whole whole = a[lane];
-    low[lane] = static_cast<Part>(whole);
-    high[lane] = static_cast<Part>(whole >> 8 * sizeof(Part));
-  });
+Operation unpack() {
+  const Handler run = [](Warp& w, const Instruction& in, uint32_t lanes) {
+    Part *low = w.lanes<Part>(in.op[0]), *high = w.lanes<Part>(in.op[1]);
+    const Whole* const a = w.lanes<Whole>(in.op[2]);
+    for_lanes(lanes, [&](int lane) {
+      const Whole whole = a[lane];
+      low[lane] = static_cast<Part>(whole),
+      high[lane] = static_cast<Part>(whole >> 8 * sizeof(Part));
+    });
+  };
+  return {run, {kind_of<Part>(), kind_of<Part>(), kind_of<Whole>()}};
 }
 
 // --- collectives of a warp ---
@@ -251,8 +225,7 @@ void shuffle_handler(Warp& w, const Instruction& in, uint32_t lanes) {
     valid |= uint32_t(p) << lane;
   });
   for_lanes(lanes, [&](int lane) { d[lane] = result[lane]; });
-  uint32_t& p = w.predicates[in.op[1]];
-  p = (p & ~lanes) | (valid & lanes);
+  set_predicate(w, in.op[1], lanes, valid);
 }
 template <Shuffle mode>
 Operation shuffle() {
@@ -309,9 +282,9 @@ void mma_m16n8k8_tf32_handler(Warp& w, const Instruction& in, uint32_t) {
   Tile<8> tile;
   const auto element = [&](int operand, int lane) -> f64 {
     const u32 word = w.lanes<u32>(in.op[operand])[lane];
-    if ((word & 0x1fff) && std::isfinite(bits_as<f32>(word)))
+    if ((word & 0x1fff) && std::isfinite(std::bit_cast<f32>(word)))
       fault(w, in, lane, "a factor that was not rounded to TF32");
-    return bits_as<f32>(word & ~0x1fffu);
+    return std::bit_cast<f32>(word & ~0x1fffu);
   };
   for (int lane = 0; lane < kLanes; ++lane) {
     const int group = lane >> 2, in_group = lane & 3;
@@ -527,6 +500,46 @@ void add_moves(std::map<std::string, Operation>& all, std::initializer_list<cons
   }
 }
 
+// Arithmetic modulo 2^n of the integers of n bits, signed or not, and operations on their bits.
+template <typename T>
+void add_words(std::map<std::string, Operation>& all, const std::string& bits) {
+  all["add.s" + bits] = lanewise([](T a, T b) -> T { return a + b; });
+  all["sub.s" + bits] = lanewise([](T a, T b) -> T { return a - b; });
+  all["neg.s" + bits] = lanewise([](T a) -> T { return 0u - a; });
+  all["mul.lo.s" + bits] = lanewise([](T a, T b) -> T { return a * b; });
+  all["mad.lo.s" + bits] = lanewise([](T a, T b, T c) -> T { return a * b + c; });
+  all["and.b" + bits] = lanewise([](T a, T b) -> T { return a & b; });
+  all["or.b" + bits] = lanewise([](T a, T b) -> T { return a | b; });
+  all["xor.b" + bits] = lanewise([](T a, T b) -> T { return a ^ b; });
+  all["not.b" + bits] = lanewise([](T a) -> T { return ~a; });
+  all["shl.b" + bits] = lanewise([](T a, u32 n) -> T { return shift_left(a, n); });
+}
+
+template <typename T>
+void add_integers(std::map<std::string, Operation>& all, const std::string& type) {
+  all["min." + type] = lanewise([](T a, T b) -> T { return std::min(a, b); });
+  all["max." + type] = lanewise([](T a, T b) -> T { return std::max(a, b); });
+  all["shr." + type] = lanewise([](T a, u32 n) -> T { return shift_right(a, n); });
+}
+
+template <typename T>
+void add_floats(std::map<std::string, Operation>& all, const std::string& type) {
+  // With .rn these three are the same; the assembler only may not fuse them.
+  for (const char* const rounding : {".", ".rn."}) {
+    all["add" + (rounding + type)] = lanewise([](T a, T b) -> T { return canonical(a + b); });
+    all["sub" + (rounding + type)] = lanewise([](T a, T b) -> T { return canonical(a - b); });
+    all["mul" + (rounding + type)] = lanewise([](T a, T b) -> T { return canonical(a * b); });
+  }
+  all["fma.rn." + type] = lanewise([](T a, T b, T c) -> T { return canonical(std::fma(a, b, c)); });
+  all["neg." + type] = lanewise([](T a) -> T { return -a; });
+  all["abs." + type] = lanewise([](T a) -> T { return std::fabs(a); });
+  // copysign takes the sign of the first operand.
+  all["copysign." + type] = lanewise([](T a, T b) -> T { return std::copysign(b, a); });
+  all["rcp.rn." + type] = lanewise([](T a) -> T { return 1 / a; });
+  all["rcp.approx.ftz." + type] = lanewise([](T a) -> T { return rcp_approx_ftz(a); });
+  all["rsqrt.approx." + type] = lanewise([](T a) -> T { return T(1 / std::sqrt(f64(a))); });
+}
+
 std::map<std::string, Operation> make_operations() {
   std::map<std::string, Operation> all;
   add_compares<s16>(all, "s16"), add_compares<u16>(all, "u16");
@@ -538,11 +551,8 @@ std::map<std::string, Operation> make_operations() {
   add_moves<u16>(all, {"b16", "u16", "s16"});
   add_moves<u32>(all, {"b32", "u32", "s32", "f32"});
   add_moves<u64>(all, {"b64", "u64", "s64", "f64"});
-  const auto k16 = Kind::k16, k32 = Kind::k32, k64 = Kind::k64;
-  all["mov.b32 pack"] = {pack_handler<u32, u16>, {k32, k16, k16}};
-  all["mov.b64 pack"] = {pack_handler<u64, u32>, {k64, k32, k32}};
-  all["mov.b32 unpack"] = {unpack_handler<u32, u16>, {k16, k16, k32}};
-  all["mov.b64 unpack"] = {unpack_handler<u64, u32>, {k32, k32, k64}};
+  all["mov.b32 pack"] = pack<u32, u16>(), all["mov.b64 pack"] = pack<u64, u32>();
+  all["mov.b32 unpack"] = unpack<u32, u16>(), all["mov.b64 unpack"] = unpack<u64, u32>();
 
   all["mov.pred"] = predicates(1, [](u32 a, u32) { return a; });
   all["not.pred"] = predicates(1, [](u32 a, u32) { return ~a; });
@@ -550,75 +560,22 @@ std::map<std::string, Operation> make_operations() {
   all["or.pred"] = predicates(2, [](u32 a, u32 b) { return a | b; });
   all["xor.pred"] = predicates(2, [](u32 a, u32 b) { return a ^ b; });
 
-  all["add.s16"] = lanewise([](u16 a, u16 b) -> u16 { return a + b; });
-  all["add.s32"] = lanewise([](u32 a, u32 b) -> u32 { return a + b; });
-  all["add.s64"] = lanewise([](u64 a, u64 b) -> u64 { return a + b; });
-  all["sub.s32"] = lanewise([](u32 a, u32 b) -> u32 { return a - b; });
-  all["sub.s64"] = lanewise([](u64 a, u64 b) -> u64 { return a - b; });
-  all["mul.lo.s32"] = lanewise([](u32 a, u32 b) -> u32 { return a * b; });
-  all["mul.lo.s64"] = lanewise([](u64 a, u64 b) -> u64 { return a * b; });
+  add_words<u16>(all, "16"), add_words<u32>(all, "32"), add_words<u64>(all, "64");
+  add_integers<s16>(all, "s16"), add_integers<u16>(all, "u16");
+  add_integers<s32>(all, "s32"), add_integers<u32>(all, "u32");
+  add_integers<s64>(all, "s64"), add_integers<u64>(all, "u64");
   all["mul.wide.s32"] = lanewise([](s32 a, s32 b) -> s64 { return s64(a) * b; });
   all["mul.wide.u32"] = lanewise([](u32 a, u32 b) -> u64 { return u64(a) * b; });
   all["mul.wide.s16"] = lanewise([](s16 a, s16 b) -> s32 { return a * b; });
   all["mul.wide.u16"] = lanewise([](u16 a, u16 b) -> u32 { return u32(a) * b; });
-  all["mad.lo.s64"] = lanewise([](u64 a, u64 b, u64 c) -> u64 { return a * b + c; });
-  all["mad.lo.s32"] = lanewise([](u32 a, u32 b, u32 c) -> u32 { return a * b + c; });
   all["div.s32"] = lanewise([](s32 a, s32 b) -> s32 { return divide(a, b); });
   all["div.u32"] = lanewise([](u32 a, u32 b) -> u32 { return divide(a, b); });
-  all["min.s32"] = lanewise([](s32 a, s32 b) -> s32 { return std::min(a, b); });
-  all["min.s64"] = lanewise([](s64 a, s64 b) -> s64 { return std::min(a, b); });
-  all["min.u32"] = lanewise([](u32 a, u32 b) -> u32 { return std::min(a, b); });
-  all["min.u16"] = lanewise([](u16 a, u16 b) -> u16 { return std::min(a, b); });
-  all["neg.s32"] = lanewise([](u32 a) -> u32 { return 0u - a; });
-  all["max.u32"] = lanewise([](u32 a, u32 b) -> u32 { return std::max(a, b); });
-  all["max.s32"] = lanewise([](s32 a, s32 b) -> s32 { return std::max(a, b); });
-  all["and.b16"] = lanewise([](u16 a, u16 b) -> u16 { return a & b; });
-  all["and.b32"] = lanewise([](u32 a, u32 b) -> u32 { return a & b; });
-  all["and.b64"] = lanewise([](u64 a, u64 b) -> u64 { return a & b; });
-  all["or.b16"] = lanewise([](u16 a, u16 b) -> u16 { return a | b; });
-  all["or.b32"] = lanewise([](u32 a, u32 b) -> u32 { return a | b; });
-  all["or.b64"] = lanewise([](u64 a, u64 b) -> u64 { return a | b; });
-  all["xor.b32"] = lanewise([](u32 a, u32 b) -> u32 { return a ^ b; });
-  all["not.b32"] = lanewise([](u32 a) -> u32 { return ~a; });
-  all["not.b64"] = lanewise([](u64 a) -> u64 { return ~a; });
-  all["shl.b32"] = lanewise([](u32 a, u32 n) -> u32 { return shift_left(a, n); });
-  all["shl.b64"] = lanewise([](u64 a, u32 n) -> u64 { return shift_left(a, n); });
-  all["shr.s16"] = lanewise([](s16 a, u32 n) -> s16 { return shift_right(a, n); });
-  all["shr.u16"] = lanewise([](u16 a, u32 n) -> u16 { return shift_right(a, n); });
-  all["shr.u32"] = lanewise([](u32 a, u32 n) -> u32 { return shift_right(a, n); });
-  all["shr.s32"] = lanewise([](s32 a, u32 n) -> s32 { return shift_right(a, n); });
-  all["shr.u64"] = lanewise([](u64 a, u32 n) -> u64 { return shift_right(a, n); });
   all["prmt.b32"] = lanewise([](u32 a, u32 b, u32 c) -> u32 { return permute_bytes(a, b, c); });
 
-  all["add.f32"] = lanewise([](f32 a, f32 b) -> f32 { return canonical(a + b); });
-  all["sub.f32"] = lanewise([](f32 a, f32 b) -> f32 { return canonical(a - b); });
-  all["mul.f32"] = lanewise([](f32 a, f32 b) -> f32 { return canonical(a * b); });
-  all["fma.rn.f32"] =
-      lanewise([](f32 a, f32 b, f32 c) -> f32 { return canonical(std::fma(a, b, c)); });
+  add_floats<f32>(all, "f32"), add_floats<f64>(all, "f64");
   all["fma.rm.f32"] = lanewise([](f32 a, f32 b, f32 c) -> f32 { return fma_rm(a, b, c); });
-  all["neg.f32"] = lanewise([](f32 a) -> f32 { return -a; });
-  all["abs.f32"] = lanewise([](f32 a) -> f32 { return std::fabs(a); });
-  // copysign takes the sign of the first operand.
-  all["copysign.f32"] = lanewise([](f32 a, f32 b) -> f32 { return std::copysign(b, a); });
   all["div.approx.f32"] = lanewise([](f32 a, f32 b) -> f32 { return div_approx(a, b); });
   all["ex2.approx.ftz.f32"] = lanewise([](f32 a) -> f32 { return ex2_approx_ftz(a); });
-  all["rcp.rn.f32"] = lanewise([](f32 a) -> f32 { return 1 / a; });
-  all["rcp.approx.ftz.f32"] = lanewise([](f32 a) -> f32 { return rcp_approx_ftz(a); });
-  all["rsqrt.approx.f32"] = lanewise([](f32 a) -> f32 { return rsqrt_approx(a); });
-  all["add.f64"] = lanewise([](f64 a, f64 b) -> f64 { return a + b; });
-  all["sub.f64"] = lanewise([](f64 a, f64 b) -> f64 { return a - b; });
-  all["mul.f64"] = lanewise([](f64 a, f64 b) -> f64 { return a * b; });
-  all["fma.rn.f64"] = lanewise([](f64 a, f64 b, f64 c) -> f64 { return std::fma(a, b, c); });
-  all["neg.f64"] = lanewise([](f64 a) -> f64 { return -a; });
-  all["abs.f64"] = lanewise([](f64 a) -> f64 { return std::fabs(a); });
-  all["copysign.f64"] = lanewise([](f64 a, f64 b) -> f64 { return std::copysign(b, a); });
-  all["rcp.rn.f64"] = lanewise([](f64 a) -> f64 { return 1 / a; });
-  all["rcp.approx.ftz.f64"] = lanewise([](f64 a) -> f64 { return rcp_approx_ftz(a); });
-  all["rsqrt.approx.f64"] = lanewise([](f64 a) -> f64 { return 1 / std::sqrt(a); });
-  // With .rn these instructions are the same; the assembler only may not fuse them.
-  for (const char* const name : {"add", "sub", "mul"})
-    for (const char* const type : {".f32", ".f64"})
-      all[std::string(name) + ".rn" + type] = all[std::string(name) + type];
 
   all["cvt.s64.s32"] = lanewise([](s32 a) -> s64 { return a; });
   all["cvt.s64.s32 of 64 bits"] = lanewise([](u64 a) -> s64 { return static_cast<s32>(a); });
@@ -645,9 +602,9 @@ std::map<std::string, Operation> make_operations() {
   all["cvta.to.global.u64"] = all["cvta.global.u64"] = all["mov.u64"];
 
   all["trap"] = {trap_handler, {}};
-  all["call.uni vprintf"] = {print_handler, {k64, k64}};
-  all["bar.sync"] = {nothing, {k32}, Control::kBlockBarrier, -1};
-  all["bar.warp.sync"] = {nothing, {k32}, Control::kWarpBarrier, 0};
+  all["call.uni vprintf"] = {print_handler, {Kind::k64, Kind::k64}};
+  all["bar.sync"] = {nothing, {Kind::k32}, Control::kBlockBarrier, -1};
+  all["bar.warp.sync"] = {nothing, {Kind::k32}, Control::kWarpBarrier, 0};
   // A microsecond passes between two looks.
   all["mov.u64 %globaltimer"] = lanewise([] {
     static u64 now = 0;

@@ -2,6 +2,7 @@
 // same instruction. A warp runs for a short random time, then another warp, chosen at random, runs.
 #pragma once
 #include <cstdint>
+#include <cstring>
 #include <random>
 #include <string>
 #include <vector>
@@ -102,6 +103,14 @@ struct Machine {
 
 // Throws a Fault with the place of the error in the kernel.
 [[noreturn]] void fault(const Warp& warp, const Instruction& in, int lane, const std::string& what);
+
+// The value of type T whose bytes begin at an address.
+template <typename T>
+T value_at(const unsigned char* from) {
+  T value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
 
 // Calls f(lane) for each lane of a mask.
 template <typename F>

@@ -106,6 +106,26 @@ T from_double(double x) {
     return T(static_cast<float>(x));
 }
 
+// The value, rounded to T.
+template <typename T>
+double rounded(double x) {
+  return to_double(from_double<T>(x));
+}
+
+using Bytes = std::vector<unsigned char>;
+
+// The bytes of all vectors, one vector after the other.
+template <typename... Values>
+Bytes bytes_of(const Values&... values) {
+  Bytes bytes;
+  const auto append = [&](const auto& v) {
+    const auto* const from = reinterpret_cast<const unsigned char*>(v.data());
+    bytes.insert(bytes.end(), from, from + v.size() * sizeof v[0]);
+  };
+  (append(values), ...);
+  return bytes;
+}
+
 // Checks that no error is larger than `multiple` * `unit` * the largest expected value. If the
 // largest expected value is below 1, 1 is used instead.
 template <typename T>

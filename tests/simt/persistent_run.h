@@ -77,9 +77,9 @@ struct Run {
         task{shape.H, shape.B, shape.T, shape.directions, dtype_of<T>(), allow_tf32, false} {
     runtime::shared().shared_bytes = 1 << 20;  // enough for tiles that are too large for a GPU
     for (int d = 0; d < shape.directions; ++d)
-      problems.push_back(oracle::random_problem(
-          shape.T, shape.B, shape.H, {shape.form, d == 1 || shape.reverse, shape.reset}, seed,
-          [](double x) { return to_double(from_double<T>(x)); }, d));
+      problems.push_back(oracle::random_problem(shape.T, shape.B, shape.H,
+                                                {shape.form, d == 1 || shape.reverse, shape.reset},
+                                                seed, rounded<T>, d));
     auto& b = buffers;
     const auto& length = problems[0].length;
     for (int64_t t = 0, offset = 0; t < shape.T; ++t) {
@@ -210,18 +210,17 @@ struct Run {
   }
 
   // The bytes of everything that forward and backward have written, by name.
-  std::map<std::string, std::vector<unsigned char>> bits() const {
-    std::map<std::string, std::vector<unsigned char>> all;
-    const auto add = [&](const char* name, const auto& values) {
-      const auto* const from = reinterpret_cast<const unsigned char*>(values.data());
-      all[name].insert(all[name].end(), from, from + values.size() * sizeof values[0]);
-    };
-    add("output", buffers.output);
-    for (const auto& d : buffers.direction) {
-      add("gates", d.gates), add("cells", d.cells), add("h_n", d.h_n), add("c_n", d.c_n);
-      add("d_gates", unpadded(d.d_gates, width(true))), add("d_h_0", d.d_h), add("d_c_0", d.d_c);
-    }
-    return all;
+  // For one direction.
+  std::map<std::string, Bytes> bits() const {
+    const auto& d = buffers.direction[0];
+    return {{"output", bytes_of(buffers.output)},
+            {"gates", bytes_of(d.gates)},
+            {"cells", bytes_of(d.cells)},
+            {"h_n", bytes_of(d.h_n)},
+            {"c_n", bytes_of(d.c_n)},
+            {"d_gates", bytes_of(unpadded(d.d_gates, width(true)))},
+            {"d_h_0", bytes_of(d.d_h)},
+            {"d_c_0", bytes_of(d.d_c)}};
   }
 
   // Checks all results of forward and backward against the oracle; `unit` is the unit roundoff.
