@@ -13,7 +13,8 @@ if _build.extension_available():
 from fastlstm import _engine_table, functional, init, onnx  # noqa: E402, F401
 from fastlstm._build import has_kernels  # noqa: E402
 from fastlstm.check.check import check  # noqa: E402
-from fastlstm.compare import Comparison, compare  # noqa: E402
+from fastlstm.compare import compare  # noqa: E402
+from fastlstm.comparison import Comparison  # noqa: E402
 from fastlstm.convert import convert  # noqa: E402
 from fastlstm.engine import reference  # noqa: E402
 from fastlstm.modules.cell import LSTMCell  # noqa: E402

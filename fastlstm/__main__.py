@@ -109,6 +109,8 @@ def main(argv: list[str] | None = None) -> None:
         default=1.0,
         help="seconds for each variant of the model; default: 1",
     )
+    saved = "write the table into NAME.md, and a chart into NAME.svg"
+    timed.add_argument("--save", metavar="NAME", help=saved)
     about = "compare each engine with the LSTM's equations, and time it next to nn.LSTM"
     checked = commands.add_parser("check", help=about, description=about)
     checked.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda if it is there")
@@ -120,7 +122,8 @@ def main(argv: list[str] | None = None) -> None:
     elif args.command == "compare":
         if not args.seconds >= 0:
             timed.error(f"argument --seconds: expected 0 or more, got {args.seconds}")
-        compare_command(args.function, args.training, args.seconds)
+        options = {"training": args.training, "seconds": args.seconds, "save": args.save}
+        compare_command(args.function, **options)
     elif args.command == "check":
         raise SystemExit(check_command(args.device, args.seconds, args.json))
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import os
 import pkgutil
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +16,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from . import comparison
+from .comparison import Comparison
 from .convert import convert
+from .engine import records
 from .engine.timing import Run, in_turn
 from .modules.cell import LSTMCell
 from .modules.lstm import LSTM
@@ -26,30 +30,6 @@ from .prepack.prepack import prepack
 ModuleCall = tuple[nn.Module, Sequence[Any], dict[str, Any]]
 
 LSTMS = (nn.LSTM, nn.LSTMCell, LSTM, LSTMCell, PrepackedLSTM, PrepackedLSTMCell)
-NOISY = 0.15  # quartiles of a ratio that differ by more than this part of it are noise
-
-
-class Comparison(NamedTuple):
-    """One way to run a model, as `compare` measured it.
-
-    Attributes:
-        name: the way; the first is "nn.LSTM", unless the model cannot run with it.
-        milliseconds: median time of a call; in training of a step.
-        ratio: time of the first way / time of this one, the median over all rounds.
-        quartiles: the first and the third quartile of these ratios.
-        share: the part of the time that the LSTMs take if only they are called, as in the model.
-        difference: largest difference between a number of the outputs and the same number of the
-            first way, in eval mode; NaN if the outputs cannot be compared.
-        code: the Python code that converts a model to this way.
-    """
-
-    name: str
-    milliseconds: float
-    ratio: float
-    quartiles: tuple[float, float]
-    share: float
-    difference: float
-    code: str
 
 
 def compare(
@@ -58,6 +38,7 @@ def compare(
     training: bool = False,
     seconds: float = 1.0,
     quiet: bool = False,
+    save: str | os.PathLike[str] | None = None,
 ) -> list[Comparison]:
     """Times a model with nn.LSTM, converted and prepacked, and compares the outputs.
 
@@ -74,6 +55,8 @@ def compare(
             instead of inference.
         seconds: how long each way is measured.
         quiet: whether to print nothing; else a table, and the code of the best row.
+        save: a path without ending: "runs/speed" writes the table into runs/speed.md, and a chart
+            of the ratios into runs/speed.svg.
 
     Returns:
         A row for each way.
@@ -95,7 +78,10 @@ def compare(
         runs = [run for way in ways for run in way.runs]
         rows = _rows(ways, in_turn(runs, device, seconds * len(ways), shows=not quiet))
     if not quiet:
-        print(_table(rows, training))
+        print(comparison.table(rows, training))
+    if save is not None:
+        machine = f"{records.machine(device)}, {torch.get_num_threads()} threads"
+        comparison.save(rows, training, machine, os.fspath(save))
     return rows
 
 
@@ -260,34 +246,7 @@ def _numbers(leaf: Any) -> Tensor | None:
     return numbers
 
 
-def _table(rows: Sequence[Comparison], training: bool) -> str:
-    """The rows, and what to write for the fastest, and for the fastest that rounds no weights."""
-    mode = "training" if training else "inference"
-    lines = [f"{mode:<23}{'ms':>10}{'ratio':>8}{'quartiles':>15}{'LSTMs':>7}{'difference':>12}"]
-    for name, ms, ratio, (low, high), share, difference, _ in rows:
-        quartiles = f"{low:.2f} to {high:.2f}"
-        figures = f"{ms:>10.3f}{ratio:>8.2f} {quartiles:>15}{share:>7.0%}"
-        lines.append(f"{name:<23}{figures}{difference:>12.1e}")
-    if any(math.isnan(row.difference) for row in rows):
-        lines.append(
-            "nan: the outputs cannot be compared. They are not tensors or numbers (in tuples, "
-            "lists, mappings and dataclasses), or differ in their number or shape, or by a NaN."
-        )
-    best = max(rows, key=lambda row: row.ratio)
-    exact = max((row for row in rows if " in " not in row.name), key=lambda row: row.ratio)
-    overlap = any(row.quartiles[1] > best.quartiles[0] for row in rows if row is not best)
-    if overlap and max((row.quartiles[1] - row.quartiles[0]) / row.ratio for row in rows) > NOISY:
-        lines.append("The machine is too noisy to tell: let nothing else run, or measure longer.")
-    elif best.quartiles[0] <= 1:
-        lines.append(f"Nothing is faster than {rows[0].name}.")
-    else:
-        lines.append(f"Fastest: {best.code}")
-        if exact is not best and exact.quartiles[0] > 1:
-            lines.append(f"Fastest without rounding: {exact.code}")
-    return "\n".join(lines)
-
-
-def main(function: str, training: bool, seconds: float) -> None:
+def main(function: str, **options: Any) -> None:
     """`python -m fastlstm compare`: compares the model and the inputs that a function returns."""
     expected = f"function: expected package.module:function, got {function}"
     try:
@@ -300,4 +259,4 @@ def main(function: str, training: bool, seconds: float) -> None:
     if not isinstance(made, (tuple, list)) or not made or not isinstance(made[0], nn.Module):
         got = type(made).__name__
         raise SystemExit(f"function: expected {function} to return (model, *inputs), got {got}")
-    compare(*made, training=training, seconds=seconds)
+    compare(*made, **options)

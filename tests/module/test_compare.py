@@ -6,6 +6,7 @@ import math
 import sys
 from types import MappingProxyType
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -71,6 +72,24 @@ def test_rows_and_advice(clock, capsys):
         "Fastest: fastlstm.prepack(model.eval(), torch.int8, convert=True)",
         "Fastest without rounding: fastlstm.prepack(model.eval(), convert=True)",
     ]
+
+
+def test_save_writes_a_table_and_a_chart(clock, tmp_path):
+    clock(8.0, 6.0, 4.0, 1.0, 2.0, 1.0, 4.0, 2.0, 1.0, 0.25)
+    compare(Tagger().eval(), *inputs(), seconds=0, quiet=True, save=tmp_path / "new" / "speed.1")
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {"speed.1.md", "speed.1.svg"}
+    table = (tmp_path / "new" / "speed.1.md").read_text().splitlines()
+    assert table[0] == "| inference | ms | ratio | quartiles | LSTMs | difference |"
+    assert table[3].startswith("| converted | 4000.000 | 2.00 | 2.00 to 2.00 | 25% | ")
+    assert table[8] == "- Fastest: fastlstm.prepack(model.eval(), torch.int8, convert=True)"
+    assert table[10].endswith(f"{torch.get_num_threads()} threads.")
+    drawn = ElementTree.parse(tmp_path / "new" / "speed.1.svg").getroot()
+    elements = {kind: drawn.findall(f"{{*}}{kind}") for kind in ("rect", "text", "line")}
+    widths = [float(bar.get("width")) for bar in elements["rect"]]
+    assert widths == [37.5, 75, 150, 75, 300]  # as the ratios 1, 2, 4, 2, 8
+    assert float(elements["line"][0].get("x1")) == pytest.approx(170 + 37.5)
+    words = [text.text for text in elements["text"]]
+    assert words[1::2] == VARIANTS and words[4] == "2.00 (4000.000 ms)"
 
 
 def test_the_code_of_a_row_gives_its_outputs():

@@ -71,6 +71,16 @@ def test_compare_refuses_a_function_that_makes_no_model(function, message, tmp_p
         command_line.main(["compare", function])
 
 
+def test_compare_saves(tmp_path, monkeypatch):
+    code = "import torch\ndef make(): return torch.nn.LSTM(2, 3), torch.randn(4, 5, 2)"
+    (tmp_path / "own_model.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    options = ["--training", "--seconds", "0", "--save", str(tmp_path / "speed")]
+    command_line.main(["compare", "own_model:make", *options])
+    assert (tmp_path / "speed.md").read_text().startswith("| training |")
+    assert "training, ratio of times" in (tmp_path / "speed.svg").read_text()
+
+
 def test_seconds_below_0(capsys):
     with pytest.raises(SystemExit):
         command_line.main(["compare", "mine:make", "--seconds", "-1"])
