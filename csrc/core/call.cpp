@@ -27,8 +27,6 @@ ForwardResult without_undefined(ForwardResult result) {
   return result;
 }
 
-// Returns the dispatcher's typed handle of the op `name`. The op takes the arguments of `function`,
-// each separately (DispatcherFunction).
 template <auto function>
 static auto op_named(const char* name) {
   return c10::Dispatcher::singleton()

@@ -1,5 +1,5 @@
-// The arguments of an op as structs. The dispatcher takes every argument separately, in the order
-// of the schema. The `list` of a struct returns its members in that order.
+// The arguments of an op as structs. The dispatcher takes every argument separately; the `list` of
+// a struct returns its members in the order of the schema.
 #pragma once
 #include <optional>
 #include <string>
@@ -12,7 +12,7 @@ namespace fastlstm {
 
 using OptionalTensor = std::optional<Tensor>;
 
-// The arguments that all ops share. layer_call.h states their shapes.
+// The arguments that all ops share. LayerCall states their shapes.
 struct LstmCall {
   Tensor input, h_0, c_0;
   std::vector<Tensor> weights;
@@ -25,7 +25,6 @@ struct LstmCall {
   }
 };
 
-// Calls visit(tensor, name) for the tensors of a call that are not weights.
 void for_each_tensor(auto& call, const auto& visit) {
   visit(call.input, "input"), visit(call.h_0, "h_0"), visit(call.c_0, "c_0");
   const auto visit_option = [&](auto& option, const char* name) {
@@ -35,7 +34,6 @@ void for_each_tensor(auto& call, const auto& visit) {
   visit_option(call.reset, "reset"), visit_option(call.h_mask, "h_mask");
 }
 
-// What forward returns besides output, h_n and c_n, and the engine that computes it.
 struct ForwardOptions {
   bool save_cells, save_gates;  // whether cells and gates are returned
   std::string engine;           // "auto" or the name of an engine
@@ -43,8 +41,7 @@ struct ForwardOptions {
 };
 
 // The gradients that a caller requests: grad_input if `input`, grad_h_0 and grad_c_0 if `state`.
-// The gradients of the weights are always returned, unless `return_d_gates` requests d_gates in
-// their place (see BackwardResult).
+// Backward always returns the gradients of the weights, or with `return_d_gates` d_gates instead.
 struct GradientRequest {
   bool input, state, return_d_gates;
 };
@@ -64,24 +61,21 @@ struct BackwardArguments {
 // tensor for them, and the op an empty one (see `without_undefined`).
 using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 // grad_input, grad_h_0, grad_c_0, grad_weights. grad_weights holds the gradients of each direction
-// in the order of the weights. b_hh has none there: its gradient is equal to the gradient of b_ih.
-// Without request.state the values of grad_h_0 and grad_c_0 are not defined. With
-// request.return_d_gates grad_weights holds one tensor for each direction instead: d_gates [T,B,4H]
-// or [R,4H], the gradients of the pre-activations of i, f, g and o.
+// in the order of the weights, without b_hh, whose gradient is equal to that of b_ih; or, with
+// return_d_gates, for each direction d_gates [T,B,4H] or [R,4H], the gradients of the
+// pre-activations of i, f, g and o. Without request.state grad_h_0 and grad_c_0 are not defined.
 using BackwardResult = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>;
 
 // True for wrapper tensors (functorch, fake, conjugate view, ...): their memory does not hold the
 // values, so only the dispatcher may read them.
 bool is_wrapper(const Tensor& tensor);
 
-// Returns the tensor, or a clone if it is a wrapper. The clone of a lazy view (conjugate, negative)
-// has its values in memory.
+// Returns the tensor, or the clone of a wrapper, such as a lazy view (conjugate, negative).
 inline Tensor in_memory(const Tensor& tensor) {
   return is_wrapper(tensor) ? tensor.clone() : tensor;
 }
 
-// Call the ops through the dispatcher. call_lstm calls lstm_prepacked if the weights are prepacked,
-// and lstm otherwise.
+// Call the ops through the dispatcher: lstm, or lstm_prepacked if the weights are prepacked.
 ForwardResult call_lstm(const LstmCall& call, const ForwardOptions& options);
 BackwardResult call_lstm_backward(const LstmCall& call, const BackwardArguments& arguments);
 
@@ -111,7 +105,7 @@ struct DispatcherFunction<function, std::tuple<const C&...>, std::tuple<const O&
     return without_undefined(function({owned(call)...}, {owned(options)...}));
   }
 };
-// The options type of a function. Only declared, for decltype.
+// Only declared, for decltype.
 template <typename Result, typename Call, typename Options>
 Options options_of(Result (*)(Call, const Options&));
 // `function` in the form that m.impl takes.

@@ -1,5 +1,5 @@
-// The rows of a layer as tensors of ATen: the flat rows, the rows of one step, and the state before
-// every row. No function waits for a GPU, so a CUDA graph can capture all of them.
+// The rows of a layer as tensors of ATen. No function waits for a GPU, so a CUDA graph can capture
+// all of them.
 #pragma once
 #include <algorithm>
 #include <vector>
@@ -52,12 +52,11 @@ inline Tensor without_padding(const LayerCall& layer, const Tensor& sequence) {
   return live.defined() ? sequence.masked_fill(live.logical_not(), 0) : sequence;
 }
 
-// Returns the state before every flat row [R,size]. `states` [R,size] are the states after the flat
-// rows, `initial` [B,size] is h_0 or c_0. The state before the first step of a row is its row of
-// `initial`. It is 0 if the step resets the row or the row has ended. Otherwise it is the state
-// after the previous step of the walk. The result concatenates ranges of rows of `states` and
-// `initial`. Adjacent ranges are merged, so there are two ranges for padded data, and for packed
-// data at most two for each batch row.
+// Returns the state before every flat row [R,size]: at the first step of a row its row of `initial`
+// [B,size], which is h_0 or c_0; 0 if the step resets the row or the row has ended; otherwise the
+// state after the previous step of the walk. `states` [R,size] are the states after the flat rows.
+// The result concatenates ranges of rows of both. Adjacent ranges are merged, so there are two
+// ranges for padded data, and for packed data at most two for each batch row.
 inline Tensor state_before(const LayerCall& layer, int64_t d, const Tensor& states,
                            const Tensor& initial) {
   struct RowRange {

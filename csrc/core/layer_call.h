@@ -1,10 +1,9 @@
-// One call of the op after its checks, with its sizes and its weights by name. Every engine takes
-// a LayerCall.
+// One call of the op after its checks, as every engine takes it: with its sizes and its weights by
+// name.
 //
 // Sizes: T steps, B batch rows, I input_size, H hidden_size, P output size (proj_size or H),
-// D directions (direction 1 walks in reverse). R is the number of flat rows: the rows of all steps
-// in time order. A padded batch [T,B] has R = T * B flat rows. Packed data [R,I] lists its flat
-// rows.
+// D directions (direction 1 walks in reverse), R flat rows: the rows of all steps in time order. A
+// padded batch [T,B] has T * B of them, and packed data [R,I] lists them.
 #pragma once
 #include <string>
 #include <vector>
@@ -14,7 +13,7 @@
 
 namespace fastlstm {
 
-// The sizes above as integers. Engines use these; checks and Meta kernels use symbolic sizes.
+// The sizes as integers, for engines. Checks and Meta kernels use symbolic sizes.
 struct Sizes {
   int64_t directions, steps, batch, flat_rows, input_size, hidden_size, output_size;
 };
@@ -39,7 +38,7 @@ struct LayerCall : LstmCall {
   bool has_bias() const { return weight_layout.bias; }
   int64_t num_directions() const { return static_cast<int64_t>(directions.size()); }
   Sizes sizes() const;
-  // Returns the shape [T,B,size] or [R,size]; if `per_direction`, [D,T,B,size] or [D,R,size].
+  // [T,B,size] or [R,size]; if `per_direction`, [D,T,B,size] or [D,R,size].
   std::vector<c10::SymInt> sequence_shape(const c10::SymInt& size, bool per_direction) const;
   at::TensorOptions state_options() const;  // the options of `input`, in state_dtype
 };
@@ -61,12 +60,10 @@ struct ForwardTensors {
 };
 
 // Checks that shapes, dtypes and devices agree. An error names the argument, what was expected and
-// what was passed. check_layer and check_backward serve CPU, CUDA and Meta, so their sizes are
-// symbolic. For prepacked matrices only the device is checked here. Their sizes are checked when
-// their header is read.
+// what was passed. For prepacked matrices only the device is checked here. Their sizes are checked
+// when their header is read.
 LayerCall check_layer(LstmCall call, bool allows_prepacked = false);
 
-// Returns the call with every floating point tensor in float32.
 LayerCall as_float(const LayerCall& layer);
 
 // Checks the arguments of backward that forward does not have. `has_memory` is false for Meta
@@ -74,13 +71,12 @@ LayerCall as_float(const LayerCall& layer);
 void check_backward(const LayerCall& layer, const BackwardArguments& arguments,
                     bool has_memory = true);
 
-// Checks the values of batch_sizes and of lengths, and that every tensor has memory for its
-// elements. It skips lengths on a GPU, because to read them the host would have to wait for the
-// GPU.
+// Checks the values of batch_sizes and of lengths, except lengths on a GPU, for which the host
+// would have to wait, and that every tensor has memory.
 void check_values(const LayerCall& layer);
 
-// Raises an error unless the tensor has memory for all its elements. A user may have freed the
-// memory by tensor.untyped_storage().resize_(0). An undefined tensor passes.
+// Raises an error unless the tensor is undefined or has memory for all its elements. A user may
+// have freed the memory by tensor.untyped_storage().resize_(0).
 void check_memory(const Tensor& tensor, const char* name);
 
 // The flat rows of one step of a walk. A walk visits the steps in time order, or in reverse.
@@ -92,14 +88,11 @@ struct WalkStep {
   int64_t prev_offset;  // `offset` of the step that the walk visits before this one
   int64_t prev_rows;    // `rows` of that step; 0 if this is the first step of the walk
 };
-// Returns all steps of a walk, in the order of the walk.
 std::vector<WalkStep> walk(const LayerCall& layer, bool reverse);
 
-// Returns the dtype of the cell state and of all arithmetic: float32 for a 16-bit dtype, else the
-// dtype itself.
+// The dtype of the cell state and of all arithmetic: float32 for a 16-bit dtype, else the dtype.
 at::ScalarType state_dtype(at::ScalarType dtype);
 
-// Returns the Dtype of a torch dtype. Raises an error if it is not supported.
 Dtype dtype_of(at::ScalarType dtype);
 
 }  // namespace fastlstm

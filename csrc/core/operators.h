@@ -1,5 +1,4 @@
-// The operators of ATen that csrc calls. ATen's header with all operators would take the compiler
-// ten seconds.
+// The operators of ATen that csrc calls. All operators would take the compiler ten seconds.
 #pragma once
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/_unsafe_view.h>

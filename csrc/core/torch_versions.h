@@ -1,6 +1,5 @@
-// Hides the differences between the supported versions of torch (TORCH_FLOOR in setup.py and
-// newer). They concern the precision of float32 products: torch has an enum for it from 2.10 on, a
-// string in 2.9, and before that only switches for TF32.
+// Hides the differences between the supported versions of torch. They concern the precision of
+// float32 products: an enum from 2.10 on, a string in 2.9, and before that only switches for TF32.
 #pragma once
 #include <ATen/Context.h>
 #include <torch/version.h>
@@ -27,7 +26,6 @@ constexpr auto kIeee = "ieee", kTf32 = "tf32", kBf16 = "bf16";
 inline bool matmul_allows_tf32() {
   return at::globalContext().float32Precision(kCuda, kMatmul) == kTf32;
 }
-// torch.backends.mkldnn.rnn.fp32_precision.
 inline Float32Precision rnn_precision() {
   return at::globalContext().float32Precision(kMkldnn, kRnn);
 }

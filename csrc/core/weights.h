@@ -1,4 +1,3 @@
-// The weights of a direction by name, and which of them a layer has.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -9,8 +8,8 @@ namespace fastlstm {
 
 using at::Tensor;
 
-// The weights of one direction. A weight that the layer does not have is an undefined tensor. The
-// matrices may be prepacked (cpu/gemm/prepacked.h).
+// The weights of one direction; undefined if the layer does not have them. The matrices may be
+// prepacked (cpu/gemm/prepacked.h).
 struct Direction {
   Tensor w_ih;        // [4H,I]
   Tensor w_hh;        // [4H,P]
@@ -21,9 +20,9 @@ struct Direction {
   Tensor gain_c, bias_c;    // [H]
 };
 
-// Says which weights a list of weights holds for each direction. An op takes the layout as a string
-// of words in this order: "bias", "projection" and "layer_norm" if there are such weights, then the
-// format of prepacked matrices. For example "bias int8".
+// Which weights a list holds for each direction. An op takes the layout as a string of words in
+// this order: "bias", "projection" and "layer_norm" if there are such weights, then the format of
+// prepacked matrices. For example "bias int8".
 struct WeightLayout {
   bool matrices = true;  // W_ih and W_hh, which every layer has
   bool bias = false, projects = false, normalizes = false;
@@ -31,8 +30,7 @@ struct WeightLayout {
 
   static WeightLayout of(c10::string_view words);
   int64_t weights_per_direction() const;
-  // Divides a list of weights among `count` directions. Raises an error if the list has another
-  // number of weights.
+  // Divides a list of weights among `count` directions.
   std::vector<Direction> directions(std::vector<Tensor> weights, int64_t count) const;
 };
 
@@ -40,7 +38,6 @@ struct WeightLayout {
 // kOutput P, kOutputs D * P, kProjection the P of a layer with W_hr. A vector has kNone columns.
 enum class Extent { kNone, kGates, kInput, kHidden, kOutput, kOutputs, kProjection };
 
-// One weight of a direction, as a row of the table kWeights.
 struct NamedWeight {
   const char* name;
   Tensor Direction::* tensor;     // where a Direction has it
@@ -63,7 +60,6 @@ constexpr NamedWeight kWeights[] = {
     {"bias_c", &Direction::bias_c, &WeightLayout::normalizes, Extent::kHidden},
 };
 
-// Calls visit(tensor, name) for the weights that a direction has.
 void for_each_weight(auto& direction, const auto& visit) {
   for (const NamedWeight& weight : kWeights)
     if ((direction.*weight.tensor).defined()) visit(direction.*weight.tensor, weight.name);

@@ -43,9 +43,8 @@ inline uint32_t wait_limit() {
 
 // Describes the current device for the planner. sm_count is the number of multiprocessors that the
 // engine may use: 0 if the device supports no cooperative launches, else all except free_sms().
-// capability is the compute capability of the GPU. But code that was compiled for less than sm_80
-// has no persistent kernels. If such code is loaded, capability is the one that the code was
-// compiled for. If the build has no code for the GPU, capability is 0.
+// capability is that of the GPU; or, if the loaded code was compiled for less than sm_80 and so has
+// no persistent kernels, that of the code; or 0 if the build has no code for the GPU.
 inline CudaDevice cuda_device() {
   const int index = c10::cuda::current_device();
   const auto attribute = [&](cudaDeviceAttr name) {
@@ -68,7 +67,7 @@ inline CudaDevice cuda_device() {
 }
 
 // Returns how the persistent engine divides the work of a call, or nothing if the stepwise engine
-// serves the call. Raises an error if the persistent engine was requested and cannot serve it.
+// serves it. Raises an error if the persistent engine was requested and cannot serve the call.
 inline std::optional<Tiling> plan_persistent(c10::string_view engine, const LayerCall& layer,
                                              bool backward) {
   if (engine == "auto" || engine == "stepwise") return std::nullopt;

@@ -1,7 +1,6 @@
-// The functions that the kernels use beyond plain C++. nvcc compiles them to instructions of the
-// GPU. With FASTLSTM_EMULATOR a C++ compiler gets functions of the same names for the CPU
-// (tests/simt/simt.h), so that the same .cu files run under a debugger, ASan or UBSan without a
-// GPU.
+// The functions that the kernels use beyond plain C++: instructions of the GPU, or with
+// FASTLSTM_EMULATOR functions of the same names for the CPU (tests/simt/simt.h), so that the same
+// .cu files run under a debugger, ASan or UBSan without a GPU.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -41,8 +40,7 @@ cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_by
   return cleared(cudaLaunchKernel(kernel, grid, block, pointers, shared_bytes, stream));
 }
 
-// Launches a kernel whose blocks all run at the same time. CUDA refuses the launch if they do not
-// fit.
+// Launches a kernel whose blocks all run at the same time, or returns an error if they do not fit.
 template <typename... P>
 cudaError_t launch_cooperative(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
                                cudaStream_t stream, std::common_type_t<P>... arguments) {
@@ -60,7 +58,7 @@ cudaError_t launch_cooperative(void (*kernel)(P...), dim3 grid, dim3 block, size
   return cleared(error);
 }
 
-// The functions that differ between a GPU and the emulator.
+// The functions below differ between a GPU and the emulator.
 //
 // store_exchanged and load_exchanged access values that blocks exchange while the kernel runs. All
 // bits of such memory are set when the kernel starts. Every value is written once, and never with
@@ -69,21 +67,16 @@ cudaError_t launch_cooperative(void (*kernel)(P...), dim3 grid, dim3 block, size
 // bits meets two stores of 16. No code reads such memory through const __restrict__ or __ldg, which
 // may use a cache that does not see the stores of other SMs (docs/cuda.md, "The exchange").
 //
-// await_store lets the emulator run other threads between two polls. milliseconds is a clock of 32
-// bits, which wraps around. give_up ends the launch after a block has waited too long.
+// await_store lets the emulator run other threads between two polls. milliseconds is a clock that
+// wraps around. give_up ends the launch after a block has waited too long. prefetch loads into L2.
 //
-// in_register returns its argument, and makes the compiler keep it in a register. Otherwise the
-// compiler computes indices and addresses again at each use, from constants or special registers
-// that take 30 clocks and more. For an int it is a shuffle, which all lanes of the warp must call.
-//
-// shared_memory returns the dynamic shared memory of the block. prefetch loads into L2 what a later
-// step needs. shuffle and shuffle_xor exchange values among all lanes of a warp.
+// in_register makes the compiler keep its argument in a register. Otherwise the compiler computes
+// indices and addresses again at each use, from constants or special registers that take 30 clocks
+// and more. For an int it is a shuffle, which all lanes of the warp must call.
 //
 // mma_* compute d += a b for a tile of 16x8x16 (16-bit) or 16x8x8 (TF32) per warp. The PTX manual
 // shows which lane has which element, under "Matrix Fragments for mma".
 
-// Whether the target has the instructions of the persistent kernels. On other targets the planner
-// does not use these kernels.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
 constexpr bool kRunsPersistent = false;
 #else
@@ -163,7 +156,6 @@ __device__ inline void give_up() {
   __builtin_unreachable();  // without it ptxas would keep more values in registers
 }
 
-// Only the emulator needs a pause.
 __device__ inline void await_store(const Bits128*) {}
 
 __device__ inline void prefetch(const void* address) {

@@ -1,6 +1,5 @@
-// The CUDA types in the interface of the launchers: streams, error codes and the 16-bit floats.
-// With FASTLSTM_EMULATOR they come from tests/simt/simt.h and cpu/half.h, so that a C++ compiler
-// can build the .cu files.
+// The types in the interface of the launchers: streams, error codes and 16-bit floats, of CUDA or,
+// with FASTLSTM_EMULATOR, of tests/simt/simt.h and cpu/half.h.
 #pragma once
 
 #if defined(FASTLSTM_EMULATOR)

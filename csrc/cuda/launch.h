@@ -1,5 +1,5 @@
-// The interface of the stepwise kernels: they take structs of pointers and a stream, and return a
-// CUDA error code. No function here waits for the GPU, allocates memory or uses another stream.
+// The interface of the stepwise kernels. No function here waits for the GPU, allocates memory or
+// uses another stream.
 #pragma once
 #include "../equations/layer_norm_step.h"
 #include "dtypes.h"
@@ -7,14 +7,12 @@
 namespace fastlstm {
 
 // Launches one step of the stepwise engine for all rows and units. S is ForwardStep,
-// ProjectionForwardStep, NormForwardStep, or one of the three for backward. T and A are the types
-// of a row of dtype_list.h.
+// ProjectionForwardStep, NormForwardStep, or one of the three for backward.
 template <template <typename, typename> class S, typename T, typename A>
 cudaError_t launch_step(const S<T, A>& step, cudaStream_t stream);
 
-// Finds the kernels that the current device would run, and sets `capability` to the compute
-// capability that they were compiled for, as 10 * major + minor. Returns
-// cudaErrorNoKernelImageForDevice if the build has no code for the device.
+// Sets `capability` to the compute capability, 10 * major + minor, that the kernels of the current
+// device were compiled for. Returns cudaErrorNoKernelImageForDevice if the build has none.
 cudaError_t compiled_capability(int* capability);
 
 }  // namespace fastlstm

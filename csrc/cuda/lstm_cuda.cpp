@@ -1,6 +1,6 @@
 // The CUDA key: checks the call, asks the planner for an engine (choice.h), and runs the engine.
-// Only this file and the headers that it includes know both ATen and CUDA. They use no library of
-// CUDA except its runtime.
+// Only this file and the headers that it includes know both ATen and CUDA. The only library of CUDA
+// that they use is its runtime.
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>
 
@@ -12,7 +12,6 @@
 namespace fastlstm {
 namespace {
 
-// The kernels of the stepwise engine, as csrc/stepwise calls them.
 struct CudaStepKernels {
   static void run(const auto& step) {
     check_cuda(launch_step(step, c10::cuda::getCurrentCUDAStream()), "launch_step");
@@ -69,8 +68,8 @@ BackwardResult lstm_backward_cuda(LstmCall call, const BackwardArguments& argume
   });
 }
 
-// Returns (sm_count, capability, "") of a device for fastlstm._build.gpu; cuda_device explains
-// them. If CUDA raises an error, returns (0, 0, message of the error).
+// Returns sm_count and capability of a device (CudaDevice) for fastlstm._build.gpu, and the message
+// of an error of CUDA.
 std::tuple<int64_t, int64_t, std::string> cuda_device_of(int64_t index) {
   try {
     const c10::cuda::CUDAGuard guard(static_cast<c10::DeviceIndex>(index));

@@ -4,9 +4,9 @@
 // or the length of packed data. W is Tiling::exchange_width: H, or more if a row of H values is not
 // a multiple of 16 bytes. The type T is float, bfloat16 or float16, and the cell state is float.
 //
-// Rows are contiguous. Only `output`, `exchange` and `d_output` have a row stride, because both
-// directions share them. Exchanged memory starts at a multiple of 16 bytes. Before the launch all
-// its bits are set, which marks its values as not written.
+// Rows are contiguous, but `output`, `exchange` and `d_output`, which both directions share, have a
+// row stride. Exchanged memory starts at a multiple of 16 bytes. Before the launch all its bits are
+// set, which marks its values as not written.
 #pragma once
 #include <cstdint>
 
@@ -29,15 +29,14 @@ struct Sequence {
                          // waits 20 times as long for the first value
 };
 
-// Returns the number of steps of a batch row. The host cannot check lengths on the device, so they
-// are clamped here.
+// The number of steps of a batch row. The host cannot check lengths on the device, so they are
+// clamped here.
 FASTLSTM_INLINE int live_steps(const Sequence& sequence, int64_t row) {
   if (!sequence.lengths) return sequence.steps;
   const int64_t length = sequence.lengths[row];
   return length < 0 ? 0 : length > sequence.steps ? sequence.steps : static_cast<int>(length);
 }
 
-// The memory of one direction in forward.
 template <typename T>
 struct ForwardDirection {
   const T* w_hh;  // [4H,H]
@@ -55,7 +54,6 @@ struct ForwardDirection {
   }
 };
 
-// The arguments of a forward launch, for one or two directions.
 template <typename T>
 struct ForwardLaunch {
   Sequence sequence;
@@ -65,7 +63,6 @@ struct ForwardLaunch {
   int64_t output_stride, exchange_stride;
 };
 
-// The memory of one direction in backward.
 template <typename T>
 struct BackwardDirection {
   const T* w_hh;         // [4H,H]
@@ -85,7 +82,6 @@ struct BackwardDirection {
   }
 };
 
-// The arguments of a backward launch, for one or two directions.
 template <typename T>
 struct BackwardLaunch {
   Sequence sequence;
@@ -103,8 +99,6 @@ cudaError_t launch_walk(const ForwardLaunch<T>& call, const Tiling& tiling, cuda
 template <typename T>
 cudaError_t launch_walk(const BackwardLaunch<T>& call, const Tiling& tiling, cudaStream_t stream);
 
-// Copies values from the host to the device as parameters of a kernel. The host does not wait, and
-// a CUDA graph can capture the copy.
 cudaError_t launch_upload(const int64_t* host, int64_t count, int64_t* device, cudaStream_t stream);
 
 }  // namespace fastlstm

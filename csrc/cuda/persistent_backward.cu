@@ -5,10 +5,7 @@
 // loads d_gates of the next step of forward for all units, which the blocks exchange, and computes
 // dL/dh_t of its own units completely. So no partial sums leave a block. One more product after the
 // last step gives dL/dh_0. L2 bounds a step, since every block of a row group loads all 4H values
-// of a row.
-//
-// d_gates is not stored over the saved gates, which a second backward pass (retain_graph) reads
-// again.
+// of a row. The saved gates are kept, since a second backward pass (retain_graph) reads them.
 #include "../equations/lstm_step.h"
 #include "persistent_block.h"
 
@@ -27,8 +24,8 @@ struct BackwardInputs {
   unsigned char reset;
 };
 
-// The backward kernel, as Block::run uses it. "Before" and "after" in a TimeStep mean the order of
-// this walk: the step before is the one that forward computed after.
+// "Before" and "after" in a TimeStep mean the order of this walk: the step before is the one that
+// forward computed after.
 template <class P, int kUnits, int kRowTile>
 struct PersistentBackward {
   using T = typename P::T;
@@ -93,19 +90,18 @@ struct PersistentBackward {
     return in;
   }
 
-  // Returns d_gates of a row of the group, in the step whose first flat row is `offset`.
+  // d_gates of a row of the group, in the step whose first flat row is `offset`.
   __device__ ExchangedRow<T> d_gates_of(int row, int64_t offset) const {
     return {d.d_gates + (offset + block.batch_row[row]) * 4 * width, true};
   }
-  // Returns the row that the slice multiplies: d_gates of the step that this walk visited before,
-  // or zeros if no gradient comes from there.
+  // The row that the slice multiplies: d_gates of the step that this walk visited before, or zeros
+  // if no gradient comes from there.
   __device__ ExchangedRow<T> exchanged_row(const TimeStep& step, int row) const {
     if (!block.is_live(step.t, row) || block.is_last_step(step.t, row) ||
         block.is_reset(step.t_before, row))
       return {};
     return d_gates_of(row, step.offset_before);
   }
-  // Returns d_gates of a row's first step in forward.
   __device__ ExchangedRow<T> first_d_gates(int row) const {
     if (!block.is_live(0, row)) return {};
     const int t = block.reverse ? block.length[row] - 1 : 0;

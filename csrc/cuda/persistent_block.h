@@ -1,7 +1,6 @@
-// A thread block of a persistent kernel: its share of the units and of the batch rows, its shared
-// memory, and the order of work in a step. A pass is the work of one step for kRowTile batch rows.
-// The forward kernel and the backward kernel both use this file. Block::run_pass explains what a
-// block does in a step.
+// A thread block of a persistent kernel, forward or backward: its share of the units and of the
+// batch rows, its shared memory, and the order of work in a step (Block::run_pass). A pass is the
+// work of one step for kRowTile batch rows.
 #pragma once
 #include "persistent_product.h"
 
@@ -15,8 +14,7 @@ __device__ Gates<float> to_float(const Gates<T>& gates) {
   return {float(gates.i), float(gates.f), float(gates.g), float(gates.o)};
 }
 
-// Returns one of two directions, with its pointers in registers. Otherwise each use of a pointer
-// would load it again, by the index of the direction.
+// Returns one of two directions, with its pointers in registers. Otherwise each use would load them.
 template <class Direction>
 __device__ Direction in_registers(const Direction (&direction)[2], int index) {
   Direction fetched = direction[index];
@@ -49,7 +47,6 @@ template <class P, int kRows, int kUnits, int kRowTile>
 struct Block {
   using T = typename P::T;
   static constexpr int kUnitsPerThread = (kUnits * kRowTile + kThreads - 1) / kThreads;
-  // The chunks that a warp loads at once.
   static constexpr int kChunks =
       chunks_in_flight(std::is_same<P, Ffma>::value, kRows == kUnits, kUnits, kRowTile);
 
@@ -58,12 +55,11 @@ struct Block {
   const bool first_reverse;
   const int k_size;  // CudaTask::k_size, the number of values in an exchanged row
   const int chunks = (k_size + kPerChunk<T> - 1) / kPerChunk<T>;
-  // The units of the block. The last block along the units may have fewer units than kUnits.
+  // The last block along the units may have fewer units than kUnits.
   const int unit_block = blockIdx.x % tiling.unit_blocks;
   const int first_unit = unit_block * kUnits;
   const int units = min(sequence.hidden_size - first_unit, kUnits);
   const int exchanged_units = min(tiling.exchange_width - first_unit, kUnits);
-  // The rows and the direction of the block.
   const int group = blockIdx.x / tiling.unit_blocks % tiling.row_groups;
   const int passes = (tiling.group_rows + kRowTile - 1) / kRowTile;
   const int direction = blockIdx.x / tiling.unit_blocks / tiling.row_groups;
@@ -71,18 +67,16 @@ struct Block {
   const int thread = in_register(static_cast<int>(threadIdx.x));
   const int lane = thread % 32, warp = thread / 32;
   const int first_chunk = warp * chunks / kWarps, last_chunk = (warp + 1) * chunks / kWarps;
-  // The arrays in shared memory, in the order in which shared_bytes_of (plan.h) counts them:
-  // the slice; partial_sums [kWarps][kRowTile][partial_stride(kRows)]; cell_state
-  // [group_rows][kUnits]; for each row of the group its batch row and its length, which is -1 if
-  // the row does not exist.
+  // The arrays in shared memory, as shared_bytes_of (plan.h) counts them: the slice; partial_sums
+  // [kWarps][kRowTile][partial_stride(kRows)]; cell_state [group_rows][kUnits]; for each row of the
+  // group its batch row and its length, which is -1 if the row does not exist.
   uint32_t* const slice = reinterpret_cast<uint32_t*>(shared_memory());
   float* const partial_sums = reinterpret_cast<float*>(slice + kRows * chunks * 16);
   float* const cell_state = partial_sums + kWarps * kRowTile * partial_stride(kRows);
   int* const batch_row = reinterpret_cast<int*>(cell_state + tiling.group_rows * kUnits);
   int* const length = batch_row + tiling.group_rows;
-  // The milliseconds that a lane waits for a value. The first wait may be much longer: the other
-  // blocks may not have started yet, because another kernel (NCCL's, for example) occupies their
-  // multiprocessors.
+  // The milliseconds that a lane waits for a value. The first wait may be much longer, because
+  // another kernel (NCCL's, for example) may keep the other blocks from starting.
   mutable uint32_t wait_limit = 20 * sequence.wait_limit;
 
   // Sets batch_row and length. Row i of the group is row group + i * row_groups of the sorted
@@ -98,8 +92,7 @@ struct Block {
     }
   }
 
-  // Fills the slice with element(row, k) (load_slice), and cell_state with the values of `initial`
-  // [B,H].
+  // Fills the slice with element(row, k) (load_slice), and cell_state with `initial` [B,H].
   template <class Element>
   __device__ void load(const float* initial, const Element& element) const {
     find_rows();
@@ -112,7 +105,7 @@ struct Block {
     __syncthreads();
   }
 
-  // Returns the first flat row of a step, or 0 for a step that does not exist.
+  // The first flat row of a step, or 0 for a step that does not exist.
   __device__ int64_t offset(int t) const {
     if (t < 0 || t >= sequence.steps) return 0;
     return sequence.offsets ? sequence.offsets[t] : int64_t(t) * sequence.batch;
@@ -139,7 +132,6 @@ struct Block {
     return at;
   }
   __device__ int column(const ThreadUnit& at) const { return first_unit + at.unit; }
-  // Returns the index of the unit in a tensor [B,H].
   __device__ int64_t index(const ThreadUnit& at) const {
     return int64_t(at.batch_row) * sequence.hidden_size + column(at);
   }
@@ -151,7 +143,6 @@ struct Block {
   __device__ bool is_live(int t, int row) const {
     return row < tiling.group_rows && t < length[row];
   }
-  // Returns the flag as the byte in memory, 0 or 1.
   __device__ unsigned char is_reset(int t, int row) const {
     if (!sequence.reset) return 0;
     return reinterpret_cast<const unsigned char*>(
@@ -203,10 +194,9 @@ struct Block {
     }
   }
 
-  // Runs one step for kRowTile batch rows: loads what does not depend on other blocks
-  // (load_inputs), multiplies the slice by the exchanged rows (exchanged_row), computes the cells
-  // and publishes the results (compute_and_publish), then stores what no other block waits for
-  // (store).
+  // Runs one step for kRowTile batch rows: loads what does not depend on other blocks, multiplies
+  // the slice by the exchanged rows, computes the cells and publishes the results, then stores what
+  // no other block waits for.
   template <class Walk>
   __device__ void run_pass(const Walk& walk, const TimeStep& step, int pass) const {
     typename Walk::Inputs inputs[kUnitsPerThread];

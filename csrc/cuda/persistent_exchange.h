@@ -1,7 +1,7 @@
 // The exchange of values between the blocks of a persistent kernel, through L2 and without flags. A
 // block publishes h (forward) or d_gates (backward). A block that needs a row loads it again until
-// every value is there; device.h says how it recognizes a value that is not written yet. The
-// latency from one SM to another bounds the exchange.
+// every value is there (store_exchanged in device.h). The latency from one SM to another bounds the
+// exchange.
 //
 // A warp loads chunks of 64 bytes of 8 batch rows: lane 4 g + q loads bytes 16 q to 16 q + 15 of
 // the chunk of row g. These 16 bytes are a *piece*.
@@ -14,7 +14,6 @@
 
 namespace fastlstm {
 
-// The number of values in a chunk.
 template <typename T>
 constexpr int kPerChunk = kChunkBytes / sizeof(T);
 
@@ -22,8 +21,8 @@ constexpr int kPerChunk = kChunkBytes / sizeof(T);
 template <typename T>
 using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint16_t>;
 
-// Returns the bits of a value. All bits set, which is a NaN, would mark it as not written; they are
-// replaced by the bits of another NaN.
+// Returns the bits of a value, or of another NaN if they are all set and so mark a value as not
+// written.
 template <typename T>
 FASTLSTM_INLINE Bits<T> published_bits(T value) {
   constexpr Bits<T> kLast = static_cast<Bits<T>>(~Bits<T>(1));
@@ -39,8 +38,7 @@ FASTLSTM_INLINE bool is_unwritten(const Bits128& words) {
 }
 
 // Stores a value for the other blocks if `store` is true. All lanes of the warp must call it. Two
-// neighboring lanes, with units 2 n and 2 n + 1, store their 16-bit values as one word. Their
-// `store` must be equal.
+// neighboring lanes, with units 2 n and 2 n + 1 and equal `store`, store 16-bit values as one word.
 template <typename T>
 __device__ void publish(T* address, T value, int unit, bool store) {
   uint32_t word = published_bits(value);
@@ -70,7 +68,7 @@ struct LanePieces {
   }
 };
 
-// Returns what a lane loads of a row of k_size values, before chunk `last`.
+// What a lane loads of a row of k_size values, before chunk `last`.
 template <typename T>
 __device__ LanePieces<T> pieces_of_lane(const ExchangedRow<T>& row, int last, int k_size,
                                         int lane) {
@@ -99,7 +97,6 @@ template <typename T, int kChunks, int kNTiles>
 struct LoadedChunks {
   Bits128 words[kChunks][kNTiles];
 
-  // Loads the pieces of kChunks chunks from chunk `begin` on.
   __device__ void load(const LanePieces<T> (&lane_pieces)[kNTiles], int begin) {
     for_each_piece([&](int i, int j) {
       words[i][j] = {{0, 0, 0, 0}};
@@ -122,7 +119,7 @@ struct LoadedChunks {
     __syncwarp();
   }
 
-  // Returns the last piece that is missing, or nullptr if none is.
+  // The last piece that is missing, or nullptr.
   __device__ const Bits128* missing_piece(const LanePieces<T> (&lane_pieces)[kNTiles],
                                           int begin) const {
     const Bits128* piece = nullptr;
@@ -133,7 +130,6 @@ struct LoadedChunks {
     return piece;
   }
 
-  // Calls f(i, j) for every index of words[i][j].
   template <class F>
   static __device__ void for_each_piece(const F& f) {
 #pragma unroll

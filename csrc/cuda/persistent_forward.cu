@@ -1,12 +1,11 @@
 // The persistent engine, forward: one launch computes all steps. Each block keeps its slice of W_hh
-// in shared memory, with the four gates of its units. In each step the blocks exchange h through
-// the memory `exchange`.
+// in shared memory, with the four gates of its units.
 //
 // In a step each warp polls its eighth of h_{t-1} until it is there, loads it directly into mma
 // operands, and stores partial sums to shared memory. Then each thread takes one unit of a row,
-// adds the partial sums and the input's part of the gates, and stores h_t. The latency of h_t
-// through L2 bounds a step. If a block has several passes, it computes one while h of the others is
-// on its way.
+// adds the partial sums and the input's part of the gates, and stores h_t, in `exchange` for the
+// other blocks. The latency of h_t through L2 bounds a step. If a block has several passes, it
+// computes one while h of the others is on its way.
 #include "../equations/lstm_step.h"
 #include "persistent_block.h"
 
@@ -22,7 +21,6 @@ struct ForwardInputs {
   unsigned char reset;  // whether the state is zeroed before the step
 };
 
-// The results of a unit of a row in a step.
 template <typename T>
 struct UnitResult {
   Gates<float> gates;
@@ -30,7 +28,6 @@ struct UnitResult {
   T h;
 };
 
-// The forward kernel, as Block::run uses it.
 template <class P, int kUnits, int kRowTile>
 struct PersistentForward {
   using T = typename P::T;
@@ -82,7 +79,7 @@ struct PersistentForward {
     return in;
   }
 
-  // Returns the row that the slice multiplies: h_{t-1} of a row of the group.
+  // The row that the slice multiplies: h_{t-1} of a row of the group.
   __device__ ExchangedRow<T> exchanged_row(const TimeStep& step, int row) const {
     if (!block.is_live(step.t, row) || block.is_reset(step.t, row)) return {};
     if (block.is_first_step(step.t, row))

@@ -1,5 +1,4 @@
-// The persistent engine for a layer: allocates the memory of a launch, and computes by ATen the
-// GEMMs before and after it.
+// The persistent engine for a layer: the memory of a launch, and ATen's GEMMs before and after it.
 #pragma once
 #include <c10/cuda/CUDAStream.h>
 
@@ -20,8 +19,8 @@ inline std::vector<Tensor> contiguous_w_hh(const LayerCall& layer) {
 }
 
 // Launches the walk, one or two directions at a time as `tiling` says. direction_of(d) returns the
-// arguments of a direction. Before the first launch all bits of `exchange` are set, which marks its
-// values as not written. It is done last, so that the memory is still in L2 when the kernel starts.
+// arguments of a direction. All bits of `exchange` are set (persistent.h) last before the first
+// launch, so that the memory is still in L2 when the kernel starts.
 template <typename Call, typename DirectionOf>
 void launch_directions(Call& call, const LayerCall& layer, const Tiling& tiling,
                        const Tensor& exchange, const DirectionOf& direction_of) {

@@ -1,11 +1,11 @@
 // The product of one pass: a block's slice of W_hh in shared memory times the rows that the blocks
-// exchange. Warp w computes partial sums over the w-th eighth of k:
+// exchange. Warp w computes partial sums over the w-th eighth of k, in whole chunks:
 //
 //   partial_sums[w][b][r] = sum over k of  slice[r][k] * row[b][k]
 //
-// r is one of the kRows rows of the slice, b one of the kRowTile batch rows of the pass. The
-// indices k are divided among the 8 warps in whole chunks, and all sums have a fixed order. So the
-// result of a row depends neither on the division of the work nor on the other rows.
+// r is one of the kRows rows of the slice, b one of the kRowTile batch rows of the pass. All sums
+// have a fixed order. So the result of a row depends neither on the division of the work nor on
+// the other rows.
 //
 // The order of k within a chunk is free, as long as the slice is stored in the same order
 // (SliceLayout::source_of). It is chosen so that the four words that a lane loads of a chunk are
@@ -16,8 +16,7 @@
 
 namespace fastlstm {
 
-// The kinds of arithmetic: BFloat16Mma, Float16Mma, Tf32Mma and Ffma. Each multiplies a tile a of
-// 16 rows of the slice by a tile b of 8 columns, which are batch rows.
+// A kind of arithmetic multiplies a tile a of 16 rows of the slice by a tile b of 8 batch rows.
 //   FragmentA, FragmentB  what a lane holds of a and of b
 //   operand()     converts a word of memory (two 16-bit values or a float) for the multiplication
 //   fragment_b()  makes a FragmentB of the two words of b that the lane has loaded

@@ -1,5 +1,5 @@
-// The planner of the persistent engine: decides whether and how the engine divides the work of a
-// layer among thread blocks. This file does not use CUDA, so tests can plan for any device.
+// The planner of the persistent engine: whether and how the engine divides the work of a layer
+// among thread blocks. It does not use CUDA, so tests can plan for any device.
 //
 // Every block gets `units` hidden units and a group of batch rows. It keeps its slice of W_hh in
 // shared memory for all steps. In each step it multiplies the slice by h of all units, which the
@@ -25,7 +25,7 @@ struct CudaDevice {
   int capability;        // 10 * major + minor
   int64_t shared_bytes;  // the most shared memory that a block may have
 
-  // Returns a device of this capability, with the shared memory that its data sheet states.
+  // A device of this capability, with the shared memory that its data sheet states.
   static CudaDevice of(int sm_count, int capability) {
     const bool is_small = capability >= 120 || capability == 86 || capability == 89;
     const int64_t kib = is_small ? 99 : capability >= 90 ? 227 : capability >= 80 ? 163 : 48;
@@ -44,15 +44,14 @@ struct CudaTask {
   // Whether products are computed by fused multiply-adds instead of tensor cores.
   bool ffma() const { return dtype == Dtype::kFloat32 && !allow_tf32; }
   int64_t element_bytes() const { return bytes_of(dtype); }
-  // The number of values in an exchanged row of h, or in each of the four gates of an exchanged row
-  // of d_gates: hidden_size, rounded up so that a row is a multiple of 16 bytes. The values after
-  // the hidden units are zeros, which the block with the last units stores.
+  // The number of values in an exchanged row of h, or in each gate of an exchanged row of d_gates:
+  // hidden_size, rounded up so that a row is a multiple of 16 bytes. The block with the last units
+  // stores zeros after them.
   int64_t exchange_width() const {
     const int64_t multiple = std::max<int64_t>((backward ? 4 : 16) / element_bytes(), 1);
     return round_up(hidden_size, multiple);
   }
-  // The K of the products: the number of values in an exchanged row of h, or of d_gates in
-  // backward.
+  // The K of the products: the number of values in an exchanged row of h or d_gates.
   int64_t k_size() const { return (backward ? 4 : 1) * exchange_width(); }
   int64_t chunks() const { return divide_up(k_size(), kChunkBytes / element_bytes()); }
 };
@@ -82,9 +81,9 @@ constexpr bool is_compiled(bool ffma, int units, int row_tile) {
   return (units == 8 || units == 16 || units == 32) && (row_tile == 8 || (row_tile == 16 && !ffma));
 }
 
-// The number of chunks of a row that a warp loads at once. Backward loads more, because its rows
-// are four times as long. FFMA and the widest tile load fewer: they multiply a chunk for longer, so
-// fewer loads hide the latency. The accumulators of the widest tile also leave few registers.
+// The number of chunks of a row that a warp loads at once. Backward, whose rows are four times as
+// long, loads more. FFMA and the widest tile load fewer: they multiply a chunk for longer, so fewer
+// loads hide the latency, and the accumulators of the widest tile leave few registers.
 constexpr int chunks_in_flight(bool ffma, bool backward, int units, int row_tile) {
   const int n_tiles = row_tile / 8;
   if (ffma) return 2;
@@ -116,7 +115,7 @@ inline Tiling make_tiling(const CudaTask& task, int units, int row_tile, int row
 }
 
 // Estimates the clocks that a step of all directions takes, to compare divisions on one GPU. The
-// numbers are taken from an H100's data sheet, or estimated. None of them was measured.
+// numbers are from an H100's data sheet, or estimated, and not measured.
 inline double step_clocks(const CudaTask& task, const Tiling& tiling, int sm_count) {
   // In bytes per clock:
   constexpr double kL2ToSm = 64;         // what one SM can load from L2
@@ -146,7 +145,7 @@ inline double step_clocks(const CudaTask& task, const Tiling& tiling, int sm_cou
 }
 
 // Returns the division that takes the fewest clocks, among those whose blocks can all run at the
-// same time with the shared memory that they need. Returns nothing if there is none.
+// same time with the shared memory that they need, if there is one.
 inline std::optional<Tiling> best_tiling(const CudaTask& task, const CudaDevice& device) {
   const bool possible = task.dtype != Dtype::kFloat64 && device.capability >= 80 &&
                         task.hidden_size > 0 && task.hidden_size <= (1 << 20) && task.batch > 0 &&

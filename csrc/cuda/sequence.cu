@@ -1,6 +1,6 @@
 // Copies the tables of packed data to the device, up to 510 values in a launch of one block. The
-// values are parameters of the kernel, so no copy waits for the stream, and a CUDA graph keeps
-// them. The time of a launch bounds it.
+// values are parameters of the kernel, so the host does not wait, and a CUDA graph keeps them. The
+// time of a launch bounds it.
 #include "device.h"
 #include "persistent.h"
 

@@ -1,8 +1,7 @@
-// The kernels of the stepwise engine: one launch for a step, after the GEMM of that step. They call
-// step_row() (equations/), as the CPU does.
-//
-// A thread computes one unit of a row. With layer normalization a block computes a whole row, since
-// the sums run over the row. The time of a launch bounds a step, which moves few megabytes at most.
+// The kernels of the stepwise engine, which call step_row() (equations/), as the CPU does: one
+// launch for a step, after the GEMM of that step. A thread computes one unit of a row. With layer
+// normalization a block computes a whole row, since the sums run over the row. The time of a launch
+// bounds a step, which moves few megabytes at most.
 #include <algorithm>
 
 #include "../dtype_list.h"
@@ -28,8 +27,7 @@ struct OneUnit {
   }
 };
 
-// Units lie along x of the grid, rows along y. A thread computes several rows if the batch has more
-// than the grid.
+// Units lie along x of the grid, rows along y.
 template <template <typename, typename> class S, typename T, typename A>
 __global__ void __launch_bounds__(kThreads) units_kernel(S<T, A> step) {
   const int64_t unit = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;

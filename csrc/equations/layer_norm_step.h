@@ -128,7 +128,6 @@ FASTLSTM_INLINE void step_row(const NormBackwardStep<T, A>& s, int64_t row, bool
   const auto c_prev = [&](int64_t u) { return reset ? A(0) : before[u]; };
   const auto c = [&](int64_t u) { return s.cells[row * hidden_size + u]; };
   const auto normal_c = normalizer<A>(group, hidden_size, inverse_size, c);
-  // Backward through h = o tanh(normed).
   group.each(hidden_size, [&](int64_t u) FASTLSTM_INLINE_LAMBDA {
     const A dh = take_hidden_gradient<A>(s, row, u);
     const A normed = fused(A(s.gain_c[u]), normal_c(c(u)), A(s.bias_c[u]));

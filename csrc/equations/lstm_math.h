@@ -11,7 +11,6 @@
 
 namespace fastlstm {
 
-// The four gates of a unit, before or after their activation functions.
 template <typename A>
 struct Gates {
   A i, f, g, o;

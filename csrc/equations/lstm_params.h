@@ -1,13 +1,12 @@
-// The arguments of the kernels of the stepwise engine, for one step of one direction: sizes,
-// pointers and strides. This file includes neither torch nor CUDA.
+// The arguments of the kernels of the stepwise engine, for one step of one direction.
 //
 // H is hidden_size. Rows are batch rows. They are contiguous, unless a member *_stride gives the
 // distance between two rows in elements. T is the dtype of the tensors, A the dtype of the cell
 // state and of the arithmetic (float for the 16-bit types, else T itself).
 //
-// Only `lengths`, `reset`, `reset_after` and `h_mask` may be nullptr. An output that is not
-// requested has the pointer of another output. A missing gradient is one row of zeros with stride
-// 0. So the loop over units has no branch.
+// So that the loop over units has no branch, only `lengths`, `reset`, `reset_after` and `h_mask`
+// may be nullptr. An output that is not requested has the pointer of another output. A missing
+// gradient is one row of zeros with stride 0.
 //
 // A row is live at step t if it has not ended. A dead row keeps its state, and its output is zero.
 //   dense    rows = B, all of them live
@@ -18,7 +17,6 @@
 
 namespace fastlstm {
 
-// The arguments that forward and backward share.
 struct Step {
   static constexpr bool kWholeRows = false;  // whether a kernel needs sums over a whole row
 
@@ -86,7 +84,6 @@ struct BackwardStep : HiddenGradientInput<T> {
   T* d_gates;   // [rows,4H] receives the gradients before activation, 0 for dead rows. May be gates
 };
 
-// The part of a backward step before the product with W_hr, if the layer projects h.
 template <typename T, typename A>
 struct ProjectionBackwardStep : HiddenGradientInput<T> {
   T* d_projected;  // [rows,H] receives dL/dh_t, 0 for dead rows

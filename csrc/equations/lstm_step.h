@@ -1,6 +1,6 @@
-// One row of one step of the stepwise engine: loads, the cell equations, stores. CPU and CUDA call
-// step_row(), which has an overload for each kind of step. `reset` says whether the state is zeroed
-// before the step; the CPU passes a constant, so that its loops have no branch.
+// One row of one step of the stepwise engine. CPU and CUDA call step_row(), which has an overload
+// for each kind of step. `reset` says whether the state is zeroed before the step; the CPU passes a
+// constant, so that its loops have no branch.
 //
 // A ThreadGroup is the threads that share a row: one thread of a CPU, a thread or a block of a GPU.
 // Its each(n, f) calls f(k) for the calling thread's share of the indices k in [0, n).
@@ -36,7 +36,6 @@ FASTLSTM_INLINE void store_gates(T* row, int64_t unit, int64_t hidden_size, cons
   row[unit + 3 * hidden_size] = T(gates.o);
 }
 
-// Stores h_t of a live row.
 template <typename T, typename A>
 FASTLSTM_INLINE void store_hidden(const HiddenOutput<T>& s, int64_t row, int64_t unit, A h) {
   const int64_t at = row * s.hidden_size + unit;
@@ -45,7 +44,6 @@ FASTLSTM_INLINE void store_hidden(const HiddenOutput<T>& s, int64_t row, int64_t
   s.output[row * s.output_stride + unit] = T(h);
 }
 
-// Stores h_t and c_t of a live row.
 template <typename T, typename A>
 FASTLSTM_INLINE void store_state(const ForwardStep<T, A>& s, int64_t row, int64_t unit, A h, A c) {
   s.c_state[row * s.hidden_size + unit] = c;
@@ -53,8 +51,7 @@ FASTLSTM_INLINE void store_state(const ForwardStep<T, A>& s, int64_t row, int64_
   s.cells[row * s.hidden_size + unit] = c;
 }
 
-// Stores what a dead row has at this step: zeros as output and gates, and its last c as cells. Its
-// state stays as it is.
+// Stores what a dead row has at this step: zeros as output and gates, and its last c as cells.
 template <typename T, typename A, typename ThreadGroup>
 FASTLSTM_INLINE void dead_row(const ForwardStep<T, A>& s, int64_t row, const ThreadGroup& group) {
   group.each(s.hidden_size, [&](int64_t unit) FASTLSTM_INLINE_LAMBDA {
@@ -94,7 +91,6 @@ FASTLSTM_INLINE void step_row(const ProjectionForwardStep<T, A>& s, int64_t row,
   });
 }
 
-// Whether a row has a step after this one in the forward walk.
 template <typename T>
 FASTLSTM_INLINE bool has_next_step(const HiddenGradientInput<T>& s, int64_t row) {
   return row < s.rows_after && (!s.lengths || s.t + (s.reverse ? -1 : 1) < s.lengths[row]);

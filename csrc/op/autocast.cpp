@@ -1,7 +1,6 @@
-// The Autocast keys. Like nn.LSTM, the op casts its tensors to the autocast dtype of 16 bits. The
-// gates have that dtype too, but inside the op the cell state is float32. Autocast caches the cast
-// copy of a weight until the autocast region ends. On a CPU c_0 and c_n of a layer with a
-// projection stay float32, as in nn.LSTM.
+// The Autocast keys. Like nn.LSTM, the op casts its tensors to the autocast dtype of 16 bits,
+// except c_0 of a layer with a projection on a CPU. Autocast caches the cast copy of a weight until
+// the autocast region ends.
 #include <ATen/autocast_mode.h>
 #include <torch/library.h>
 

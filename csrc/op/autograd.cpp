@@ -1,7 +1,6 @@
 // The Autograd key. Forward saves cells and gates. Backward is a separate op, so that a compiled
-// graph holds one forward and one backward node for any number of steps. Under create_graph the
-// gradients are computed by fastlstm/engine/second_derivatives.py instead, whose operations can be
-// differentiated.
+// graph holds one forward and one backward node for any number of steps. Under create_graph
+// fastlstm/engine/second_derivatives.py computes gradients that can be differentiated instead.
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/variable.h>
 #include <torch/library.h>
@@ -23,20 +22,17 @@ OptionalTensor if_defined(const Tensor& tensor) {
   return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
 }
 
-// Returns a tensor with the same memory and the same version counter as `tensor`, but without an
-// autograd graph. A wrapper tensor (is_wrapper) is returned unchanged.
-//
-// Because the alias shares the version counter, autograd detects writes in place. If the user
-// assigns `weight.data = other` after forward, the alias keeps the old memory, and backward reads
-// the old values. To save an output itself, which refers to the node, could leave a reference cycle
-// if a hook of saved tensors raises an exception.
+// Returns a tensor with the same memory and the same version counter as `tensor`, by which autograd
+// detects writes in place, but without an autograd graph; or a wrapper tensor unchanged. The alias
+// keeps the old memory if the user assigns `weight.data = other` after forward. To save an output
+// itself, which refers to the node, could leave a reference cycle if a hook of saved tensors
+// raises.
 Tensor detached_alias(const Tensor& tensor) {
   if (is_wrapper(tensor)) return tensor;
   return Tensor(tensor.unsafeGetTensorImpl()->shallow_copy_and_detach(
       torch::autograd::impl::version_counter(tensor), /*allow_tensor_metadata_change=*/true));
 }
 
-// What autograd saves for backward: arguments and results of forward.
 struct SavedCall {
   LstmCall call;
   Tensor output, cells, gates;
@@ -54,8 +50,7 @@ struct SavedCall {
   static void save(AutogradContext* ctx, const LstmCall& call, const ForwardResult& result) {
     const auto& [output, h_n, c_n, cells, gates] = result;
     variable_list saved{call.input, call.h_0, call.c_0};
-    // Backward of a single step reads the shape of the output, but not its values. h_0 has the same
-    // shape, so h_0 is saved in place of the output.
+    // Backward of a single step reads only the shape of the output, which h_0 has too.
     const bool is_one_step =
         !call.batch_sizes && call.h_0.sym_size(0) == 1 && call.input.sym_size(0) == 1;
     saved.push_back(is_one_step ? call.h_0 : detached_alias(output));
@@ -69,9 +64,8 @@ struct SavedCall {
   }
 };
 
-// The op as a node of autograd. Autograd looks for tensors among the arguments of forward, but not
-// into `call`. So all tensors that can have a gradient (input, h_0, c_0 and the weights) are passed
-// a second time, as one list.
+// The op as a node of autograd, which does not look for tensors into `call`. So all tensors that
+// can have a gradient (input, h_0, c_0 and the weights) are passed a second time, as one list.
 struct LstmFunction : torch::autograd::Function<LstmFunction> {
   static constexpr bool is_traceable = true;  // compiled autograd may trace backward
   static constexpr size_t kFirstWeight = 3;
@@ -106,12 +100,10 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
     const auto layout = WeightLayout::of(saved.call.layout);
     const bool input_needs_grad = ctx->needs_input_grad(0);
     const bool state_needs_grad = ctx->needs_input_grad({{1, 3}});
-    // If no weight needs a gradient, backward returns d_gates instead and skips the GEMMs that
-    // compute the gradients of W_ih and W_hh.
+    // If no weight needs a gradient, backward returns d_gates and skips the GEMMs of W_ih and W_hh.
     const bool weights_need_grad = ctx->needs_input_grad({{kFirstWeight, end}});
     const bool return_d_gates = !weights_need_grad && !layout.normalizes;
-    // lstm_backward has no Autograd kernel. The guard makes the dispatcher skip its slow fallback
-    // for ops without one.
+    // The guard makes the dispatcher skip its slow fallback for ops without an Autograd kernel.
     at::AutoDispatchBelowADInplaceOrView guard;
     auto [grad_input, grad_h_0, grad_c_0, grad_weights] = call_lstm_backward(
         saved.call, {if_defined(grads[0]), if_defined(grads[1]), if_defined(grads[2]),
@@ -125,8 +117,7 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
   }
 
  private:
-  // Connects the saved weights to their graph again, for second derivatives. They were saved by
-  // detached_alias.
+  // Connects the saved weights, which are detached, to their graph again, for second derivatives.
   static void connect_weights(std::vector<Tensor>& weights) {
     const auto node = torch::autograd::get_current_node();
     for (size_t k = 0; k < weights.size(); ++k) {
@@ -138,7 +129,7 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
   }
 
   // Stores the gradients from `to` on, in the order of the weights. b_hh gets a copy of the
-  // gradient of b_ih, and not the same tensor, because users scale gradients in place.
+  // gradient of b_ih, because users scale gradients in place.
   static void order_gradients(const std::vector<Tensor>& gradients, const WeightLayout& layout,
                               variable_list::iterator to) {
     for (auto next = gradients.begin(); next != gradients.end();)

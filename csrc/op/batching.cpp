@@ -1,7 +1,7 @@
-// The Batched key, which serves batched gradients of autograd: torch.autograd.grad with
-// is_grads_batched=True, and jacobian with vectorize=True. They use the older vmap, whose fallback
-// does not support ops that return lists of tensors. So this kernel calls lstm_backward once for
-// each sample. The rule for vmap of torch.func is in fastlstm/engine/op.py.
+// The Batched key, which serves batched gradients of autograd (torch.autograd.grad with
+// is_grads_batched=True, jacobian with vectorize=True) by one call of lstm_backward for each
+// sample. They use the older vmap, whose fallback does not support ops that return lists of
+// tensors. The rule for vmap of torch.func is in fastlstm/engine/op.py.
 #include <ATen/LegacyVmapTransforms.h>
 #include <torch/library.h>
 
@@ -12,8 +12,7 @@ namespace {
 
 using Values = std::vector<c10::IValue>;
 
-// Stacks result k of all calls along new first dimensions. If the result is a list of tensors,
-// returns the list of the stacked entries.
+// Stacks result k of all calls along new first dimensions; entry by entry if it is a list.
 c10::IValue stacked(const std::vector<Values>& results, size_t k, const auto& to_logical) {
   const auto stack = [&](const auto& tensor_of) {
     std::vector<at::Tensor> all;

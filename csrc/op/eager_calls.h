@@ -1,5 +1,5 @@
-// Eager calls from Python: the forward op as functions, and the checks whether a call is plain.
-// torch.ops and the same checks in Python would take longer than a small step.
+// Eager calls from Python: the forward op as functions, and the checks whether a call is plain. In
+// Python they would take longer than a small step.
 //
 // A call is plain if its tensors are dense CPU tensors of no subclass, and if no tracer, transform,
 // mode or autocast is active. A call skips the dispatcher if it records no gradient and no dispatch
@@ -29,7 +29,6 @@
 
 namespace fastlstm {
 
-// Whether a call may skip the dispatcher.
 inline bool skips_dispatcher(const LstmCall& call) {
   bool needs_grad = false;
   c10::DispatchKeySet keys;
@@ -47,8 +46,7 @@ inline bool skips_dispatcher(const LstmCall& call) {
          c10::DispatchKey::CPU;
 }
 
-// Calls the op, or its CPU kernel if the call skips the dispatcher. Cells that are not saved are
-// undefined.
+// Calls the op, or its CPU kernel if the call skips the dispatcher. Unsaved cells are undefined.
 inline ForwardResult call_eagerly(LstmCall call, const ForwardOptions& options) {
   if (!skips_dispatcher(call)) {
     ForwardResult result = call_lstm(call, options);
@@ -60,8 +58,7 @@ inline ForwardResult call_eagerly(LstmCall call, const ForwardOptions& options) 
   return lstm_cpu(std::move(call), options);
 }
 
-// Sets h_0 [directions,batch,output_size] and c_0 [directions,batch,hidden_size] to zeros. They are
-// one tensor if they have the same size.
+// Sets h_0 and c_0 to zeros. They are one tensor if they have the same size.
 inline void set_zero_state(LstmCall& call, int64_t directions, int64_t batch, int64_t hidden_size,
                            int64_t output_size) {
   const auto zeros = [&](int64_t size) {
@@ -71,8 +68,7 @@ inline void set_zero_state(LstmCall& call, int64_t directions, int64_t batch, in
   call.h_0 = output_size == hidden_size ? call.c_0 : zeros(output_size);
 }
 
-// Returns the call with a state. If the state is missing, it becomes zeros, of the sizes of the
-// input and the weights.
+// Returns the call with a state: zeros, of the sizes of the input and the weights, if it has none.
 inline LstmCall with_state(LstmCall call) {
   TORCH_CHECK(call.h_0.defined() == call.c_0.defined(),
               "lstm: expected h_0 and c_0, or None for both, got one of them");
@@ -110,8 +106,8 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor> lstm(
   return {std::move(output), std::move(h_n), std::move(c_n), std::move(cells)};
 }
 
-// Returns rows [B,size] as a sequence [1,B,size] of one step. If the call skips the dispatcher, the
-// view is made without the dispatcher too.
+// Returns rows [B,size] as a sequence [1,B,size] of one step, without the dispatcher if the call
+// skips it.
 inline Tensor as_step(const Tensor& rows, bool skips_dispatcher) {
   if (!skips_dispatcher) return rows.unsqueeze(0);
   Tensor step = at::detail::make_tensor<c10::TensorImpl>(
@@ -122,8 +118,6 @@ inline Tensor as_step(const Tensor& rows, bool skips_dispatcher) {
   step.unsafeGetTensorImpl()->set_sizes_and_strides(sizes, strides, rows.storage_offset());
   return step;
 }
-// Returns a state [1,B,size] as rows [B,size]. If the call skipped the dispatcher, `state` is a new
-// tensor that nothing else uses, so its sizes are changed in place.
 inline Tensor as_rows(const Tensor& state, bool skips_dispatcher) {
   const c10::SmallVector<int64_t, 4> sizes(state.sizes().begin() + 1, state.sizes().end());
   // Autograd does not track this as a view. A write in place to a view would drop the view's hooks.
@@ -132,8 +126,6 @@ inline Tensor as_rows(const Tensor& state, bool skips_dispatcher) {
   return state;
 }
 
-// Calls the op for one step: input [B,I], h and c [B,H], or zeros if they are missing. Returns the
-// new h and c.
 inline std::tuple<Tensor, Tensor> lstm_cell(const Tensor& input, const OptionalTensor& h,
                                             const OptionalTensor& c, std::vector<Tensor> weights,
                                             std::string layout, std::string engine) {
@@ -150,7 +142,6 @@ inline std::tuple<Tensor, Tensor> lstm_cell(const Tensor& input, const OptionalT
   return {as_rows(h_n, skips), as_rows(c_n, skips)};
 }
 
-// Whether no tracer, transform, mode or autocast is active in this thread.
 inline bool is_plain_thread() {
   const auto included = c10::impl::tls_local_dispatch_key_set().included_;
   return !included.has(c10::DispatchKey::Tracer) &&
@@ -160,14 +151,13 @@ inline bool is_plain_thread() {
          !at::autocast::is_autocast_enabled(at::kCPU);
 }
 
-// Whether an object is a tensor of no subclass.
 inline bool is_tensor(PyObject* object) {
   auto* const its_class = reinterpret_cast<PyObject*>(Py_TYPE(object));
   return its_class == THPVariableClass || its_class == ParameterClass;
 }
 
 // Whether an object is None or a tensor of a plain call. All floating point tensors of a call must
-// have the same dtype, one that the engines support. The first tensor sets `dtype`.
+// have the same supported dtype. The first tensor sets `dtype`.
 inline bool is_plain(PyObject* object, std::optional<at::ScalarType>& dtype) {
   if (object == Py_None) return true;
   if (!is_tensor(object)) return false;
@@ -181,7 +171,7 @@ inline bool is_plain(PyObject* object, std::optional<at::ScalarType>& dtype) {
 }
 
 using Objects = at::ArrayRef<PyObject*>;
-// Returns the items of a list or a tuple. Any other object is its only item.
+// The items of a list or a tuple. Any other object is its only item.
 inline Objects items_of(PyObject* const& object) {
   if (!PyList_CheckExact(object) && !PyTuple_CheckExact(object)) return object;
   return {PySequence_Fast_ITEMS(object), static_cast<size_t>(Py_SIZE(object))};
@@ -196,7 +186,7 @@ inline bool are_all_plain(Objects objects) {
          });
 }
 
-// Whether the weights are the parameters that a module has under these names now.
+// Whether the weights are the parameters of a module that have these names now.
 inline bool are_parameters(Objects weights, PyObject* parameters, Objects names) {
   const auto is_named = [&](PyObject* weight, PyObject* name) {
     return weight == PyDict_GetItem(parameters, name);
@@ -204,7 +194,6 @@ inline bool are_parameters(Objects weights, PyObject* parameters, Objects names)
   return PyDict_CheckExact(parameters) && std::ranges::equal(weights, names, is_named);
 }
 
-// Whether an object is a tensor of no subclass, of the sizes in a tuple.
 inline bool has_shape(PyObject* object, PyObject* shape) {
   const auto is_equal = [](int64_t size, PyObject* expected) {
     return PyLong_CheckExact(expected) && PyLong_AsLongLong(expected) == size;
@@ -255,9 +244,9 @@ inline PlainArguments plain_arguments(PyObject* const* values, PyObject* names) 
   throw python_error();
 }
 
-// Returns the call of these arguments, with steps as the first dimension. Returns nothing if Python
-// has to serve the call or to raise an error: if the call is not plain, has several layers or wrong
-// sizes, or needs gradients with prepacked weights. The bytes of such weights are not checked.
+// Returns the call of these arguments, with steps as the first dimension; or nothing if Python has
+// to serve the call or to raise an error: if the call is not plain, has several layers or wrong
+// sizes, or needs gradients with prepacked weights, whose bytes are not checked.
 inline std::optional<LstmCall> plain_call(const PlainArguments& a) {
   LstmCall call;
   call.layout = from_python<std::string>(a.layout, "layout");
@@ -301,7 +290,6 @@ inline std::optional<LstmCall> plain_call(const PlainArguments& a) {
   return call;
 }
 
-// Returns the results of nn.LSTM, or None if plain_call returns nothing.
 inline PyObject* plain_lstm(PyObject*, PyObject* const* values, Py_ssize_t, PyObject* names) {
   HANDLE_TH_ERRORS
   const PlainArguments arguments = plain_arguments(values, names);

@@ -1,5 +1,5 @@
-// Makes a Python function of a C++ function of tensors. The Python function takes its arguments by
-// position. To convert them by pybind11 would take as long as a small step.
+// Makes a Python function, with arguments by position, of a C++ function of tensors. pybind11 would
+// take as long as a small step to convert them.
 #pragma once
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
@@ -61,7 +61,6 @@ PyObject* to_python(std::tuple<Tensors...> results) {
   return tuple.release();
 }
 
-// Releases the GIL while it exists.
 struct WithoutGil {
   PyThreadState* const state = PyEval_SaveThread();
   ~WithoutGil() { PyEval_RestoreThread(state); }

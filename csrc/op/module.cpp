@@ -67,8 +67,7 @@ static std::vector<fastlstm::OptionalTensor> gradients_by_python(
 }
 
 PYBIND11_MODULE(_C, m) {
-  // Translates C++ errors as torch does: the message has no stack frames, and each kind of error
-  // has its Python class.
+  // As torch does: the message has no stack frames, and each kind of error has its Python class.
   py::register_local_exception_translator([](std::exception_ptr error) {
     try {
       std::rethrow_exception(error);

@@ -1,14 +1,13 @@
 // Defines functions that the headers of newer glibc and libstdc++ call and that manylinux_2_28
-// (glibc 2.28, libstdc++ of GCC 8) does not export. So a library that was linked on a newer system
-// runs on an older one too. All definitions are hidden, so no other library sees them.
+// (glibc 2.28, libstdc++ of GCC 8) does not export, so that a library that was linked on a newer
+// system runs on an older one. They are hidden from other libraries.
 // tests/project/test_symbols.py checks the symbols of the built libraries.
 #include <exception>
 #include <new>
 #include <sstream>
 #include <string>
 
-// Only in optimized builds. A build without optimization calls more functions of newer headers,
-// such as ostringstream::str(), which have no definition here.
+// A build without optimization calls more functions of newer headers, such as ostringstream::str().
 #if defined(__GLIBCXX__) && defined(__GLIBC__) && defined(__OPTIMIZE__)
 
 #define FASTLSTM_HIDDEN __attribute__((visibility("hidden"), used))

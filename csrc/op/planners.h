@@ -15,7 +15,6 @@ namespace fastlstm::planners {
 namespace py = pybind11;
 using namespace py::literals;
 
-// The name of each Dtype.
 constexpr const char* kDtypeNames[] = {"float64", "float32", "bfloat16", "float16"};
 
 inline py::dict build_info() {
@@ -37,7 +36,6 @@ inline Dtype dtype_named(const std::string& name) {
       R"(dtype: expected "float32", "float64", "bfloat16" or "float16", got ")" + name + '"');
 }
 
-// The engines that a user may request by name, and the device types that have each.
 inline py::dict engines() {
   return py::dict("stepwise"_a = py::make_tuple("cpu", "cuda"), "tiled"_a = py::make_tuple("cpu"),
                   "persistent"_a = py::make_tuple("cuda"));
@@ -56,7 +54,6 @@ inline bool persistent_engine_fits(int64_t hidden_size, int64_t batch, int64_t s
   return forward && (!training || best_tiling(task, device));
 }
 
-// Returns how a layer without options would run here with these threads and this L2 cache.
 inline py::dict plan_cpu(const std::string& dtype, int64_t input_size, int64_t hidden_size,
                          int64_t batch, int64_t steps, int64_t directions, bool training,
                          bool backward, int64_t threads, int64_t l2_cache_bytes) {

@@ -1,5 +1,4 @@
-// The schemas of the ops, and their Meta kernels, which compute the shapes of results from symbolic
-// sizes.
+// The schemas of the ops, and their Meta kernels: the shapes of results, from symbolic sizes.
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
 
@@ -34,9 +33,9 @@ BackwardResult lstm_backward_meta(LstmCall call, const BackwardArguments& argume
 
 }  // namespace
 
-// core/layer_call.h states the shapes of the tensors, WeightLayout explains `layout`, and `engine`
-// is "auto" or the name of an engine. h_mask has no gradient. lstm_prepacked is lstm with prepacked
-// weights. It is a separate op because autograd and autocast must not touch these weights.
+// LayerCall states the shapes of the tensors, WeightLayout explains `layout`, and `engine` is
+// "auto" or the name of an engine. h_mask has no gradient. lstm_prepacked is a separate op because
+// autograd and autocast must not touch prepacked weights.
 TORCH_LIBRARY(fastlstm, m) {
   const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
   for (const std::string name : {"lstm", "lstm_prepacked"})

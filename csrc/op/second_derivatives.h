@@ -1,5 +1,5 @@
-// Gradients that can be differentiated again. They are computed in Python, and only the Python
-// module sets the function (op/module.cpp). So a program without Python can contain the ops
+// Gradients that can be differentiated again, which Python computes. Only the Python module sets
+// the function (op/module.cpp), so that a program without Python can contain the ops
 // (examples/cpp).
 #pragma once
 #include <vector>

@@ -1,6 +1,5 @@
-// The stepwise engine, backward. It visits the steps of the forward walk in opposite order, and in
-// each step runs one kernel and one GEMM. After the last step it computes the gradients of the
-// weights and of the input as GEMMs over all steps.
+// The stepwise engine, backward: the steps of the forward walk in opposite order, with one kernel
+// and one GEMM each. After them GEMMs over all steps give the gradients of weights and input.
 #pragma once
 #include <optional>
 #include <vector>
@@ -10,7 +9,7 @@
 namespace fastlstm {
 namespace stepwise {
 
-// The tensors of a backward call, as flat rows: what both directions read, and the gradients.
+// The tensors of a backward call as flat rows: what both directions read, and the gradients.
 struct BackwardTensors {
   const LayerCall& layer;
   const GradientRequest request;
@@ -41,7 +40,6 @@ struct BackwardTensors {
     grad_c_0 = final_state_gradient(in.grad_c_n, layer.c_0, state_options);
   }
 
-  // Returns the columns [R,P] of a direction in `output` or `d_output`.
   Tensor of_direction(const Tensor& rows, int64_t d) const {
     return rows.narrow(1, d * sizes.output_size, sizes.output_size);
   }
@@ -49,8 +47,8 @@ struct BackwardTensors {
   // Adds the gradients of the input and the weights that come from one direction. Direction 0 comes
   // first.
   //   d_gates    [R,4H] the gradients of the pre-activations
-  //   d_x_gates  [R,4H] the gradient of W_ih x; without layer normalization it is d_gates
-  //   d_h_gates  [R,4H] the gradient of W_hh h_{t-1}; likewise
+  //   d_x_gates  [R,4H] the gradient of W_ih x, and
+  //   d_h_gates  [R,4H] the gradient of W_hh h_{t-1}: d_gates without layer normalization
   //   h_prev()   [R,P]  returns the rows that W_hh multiplied
   //   others     the gradients of all weights except W_ih, W_hh and b_ih
   void add_gradients(const Direction& w, const Tensor& d_gates, const Tensor& d_x_gates,
@@ -116,7 +114,7 @@ class StepwiseBackward : DirectionWalk {
         StepKernels::run(norms_->step(step, now->offset));
       else
         StepKernels::run(step);
-      // Before the first step there is only h_0, whose gradient may not be requested.
+      // Before the first step is h_0, whose gradient may not be requested.
       if (call_.request.state || now->prev_rows > 0)
         dh.at(0, now->rows).addmm_(d_h_gates.at(now->offset, now->rows), w_.w_hh);
     }
@@ -148,10 +146,9 @@ class StepwiseBackward : DirectionWalk {
     return without_padding(layer_, h.view_symint(sequence)).view(h.sizes());
   }
 
-  // Returns the row stride of a gradient, or 0 if it is one row (of zeros if it was not given).
+  // The row stride of a gradient; 0 if it is one row, which may stand for all rows.
   static int64_t stride_of(const Tensor& rows) { return rows.size(0) == 1 ? 0 : rows.stride(0); }
 
-  // Returns where a step finds the parts of dL/dh_t.
   HiddenGradientInput<T> hidden_gradient(const WalkStep& now, const WalkStep* after) const {
     const int64_t stride = stride_of(d_output_);
     return {begin(now, sizes_.output_size),

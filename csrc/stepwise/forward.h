@@ -1,8 +1,7 @@
-// The stepwise engine, forward. In each step it runs one GEMM by ATen and one kernel for the
-// cell equations; with a projection one more of each. It serves every dtype, shape and option, and
-// a CUDA graph can capture it. The code is the same for every device: a device provides
-// StepKernels, a struct with a static function run(step) for each of the six kinds of steps in
-// equations/.
+// The stepwise engine, forward: each step runs one GEMM by ATen and one kernel for the cell
+// equations; with a projection one more of each. It serves every dtype, shape and option, and a
+// CUDA graph can capture it. A device provides StepKernels, a struct with a static function
+// run(step) for each of the six kinds of steps in equations/.
 #pragma once
 #include <optional>
 
@@ -12,7 +11,7 @@
 namespace fastlstm {
 namespace stepwise {
 
-// Returns b_ih + b_hh [4H], or nothing if the layer has no biases.
+// b_ih + b_hh [4H], if the layer has biases.
 inline OptionalTensor bias_of(const Direction& w) {
   return w.b_ih.defined() ? OptionalTensor(w.b_ih + w.b_hh) : std::nullopt;
 }
@@ -28,7 +27,7 @@ inline void multiply_input(const LayerCall& layer, const Direction& w, const Ten
   if (layer.normalizes()) x_gates.copy_(RowNorm(x_gates, w.gain_ih, bias_of(w)).y());
 }
 
-// One direction of a call: its steps, and what forward and backward share.
+// What forward and backward share of one direction of a call.
 class DirectionWalk {
  public:
   DirectionWalk(const LayerCall& layer, int64_t d)
@@ -41,7 +40,7 @@ class DirectionWalk {
         reset_(contiguous_or_undefined(layer.reset)),
         h_mask_(layer.h_mask ? layer.h_mask->select(0, d).contiguous() : Tensor()) {}
 
-  // Returns the arguments of a step that all kernels share, for rows of `size` units.
+  // The arguments of a step that all kernels share, for rows of `size` units.
   Step begin(const WalkStep& now, int64_t size) const {
     return {now.t,         now.rows, size, now.prev_rows, d_ == 1, data_or_null<int64_t>(lengths_),
             reset_at(&now)};
@@ -99,7 +98,6 @@ class StepwiseForward : DirectionWalk {
   }
 
  private:
-  // Returns where a step stores h_t.
   HiddenOutput<T> output_of(const WalkStep& now) const {
     const int64_t stride = output_.stride(0);
     T* const output_t = data<T>(output_) + now.offset * stride;

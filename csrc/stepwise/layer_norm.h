@@ -1,7 +1,6 @@
-// Layer normalization in the stepwise engine: the parts that ATen computes for all steps at once
-// (the norm of W_ih x, the gradients of gains and biases), and the arguments that the kernels of
-// layer_norm_step.h need in addition to the arguments of a plain step. Norms are computed in
-// state_dtype.
+// Layer normalization in the stepwise engine: what ATen computes for all steps at once (the norm of
+// W_ih x, the gradients of gains and biases), and the arguments that layer_norm_step.h needs in
+// addition to those of a plain step. Norms are computed in state_dtype.
 #pragma once
 #include <tuple>
 #include <utility>
@@ -23,7 +22,6 @@ class RowNorm {
         at::native_layer_norm(x_, {x.size(-1)}, gain_, shift, kNormEpsilon);
   }
   const Tensor& y() const { return y_; }
-  // Returns the gradients of x, gain and bias, given the gradient of y.
   std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& d_y) const {
     return at::native_layer_norm_backward(d_y.to(x_.scalar_type()), x_, {x_.size(-1)}, mean_,
                                           scale_, gain_, gain_, {true, true, true});
@@ -64,7 +62,6 @@ class NormsBackward {
         d_normed_cells_(at::empty_like(cells)),
         cells_norm_(cells, w.gain_c, w.bias_c) {}
 
-  // LN(c) gain_c + bias_c of all rows [R,H].
   const Tensor& normed_cells() const { return cells_norm_.y(); }
   NormBackwardStep<T, A> step(const BackwardStep<T, A>& step, int64_t offset) const {
     const auto at = [&](const Tensor& rows) { return offset * rows.size(1); };
