@@ -162,7 +162,9 @@ def test_a_failing_picture_does_not_end_a_run(eps, attentive, grid_cnn, data, mo
             load_image(good)
 
 
-def test_open_files_are_read_too():
+@pytest.mark.filterwarnings("error")
+def test_open_files_are_read_too(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 8)  # Pillow warns; our limit is max_pixels
     buffer = io.BytesIO()
     Image.new("RGB", (3, 3)).save(buffer, "PNG")
     buffer.seek(0)

@@ -78,6 +78,7 @@ DROPOUT = {"regularizers": Regularizers(recurrent_dropout=0.5)}
     ("mps", "both", LENGTHS, "torch"),
     ("mps", "both", RESET, "reference"),
 ])  # fmt: skip
+@pytest.mark.filterwarnings("error")  # no warning of missing CUDA kernels on other devices
 def test_which_engine_auto_chooses(device, kernels, change, chosen, monkeypatch):
     monkeypatch.setattr(engines, "DEFAULT", "auto")
     monkeypatch.setattr(_build, "kinds", KERNELS[kernels])

@@ -184,6 +184,12 @@ def test_invalid_probability(name, value):
         functional.lstm(torch.zeros(2, 1, 3), None, lstm._flat_weights, **options)
 
 
+def test_no_option_of_the_function_is_on_by_default():
+    lstm, x = nn.LSTM(3, 4, 2), torch.randn(5, 2, 3)
+    output, _ = functional.lstm(x, None, lstm._flat_weights, num_layers=2, training=True)
+    torch.testing.assert_close(output, lstm(x)[0])
+
+
 @every_op_route
 @pytest.mark.parametrize("wrong", ["shape", "dtype"])
 def test_a_mask_that_does_not_fit(route, wrong):

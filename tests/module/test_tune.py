@@ -92,6 +92,7 @@ def test_the_faster_engine_is_chosen_and_remembered(file, torch_calls):
     ([{"op": [1.02], "torch": [1.0]}], "op"),  # a difference below 3 %
     ([{"op": [1.04], "torch": [1.0]}], "torch"),
     ([TORCH_IS_FASTER, OP_IS_FASTER], "op"),  # the second series contradicts the first
+    ([TORCH_IS_FASTER, TORCH_IS_FASTER, OP_IS_FASTER], "torch"),  # a third is not measured
     (
         [{"op": [1.0, 50.0, 1.0, 1.0, 1.0], "torch": [0.5, 1.0, 1.0, 1.0, 1.0]}],
         "op",  # outliers do not count
