@@ -110,7 +110,7 @@ def test_which_calls_are_measured():
         def __init__(self):
             super().__init__()
             self.first = fastlstm.LSTM(4, 6, batch_first=True)
-            self.second = fastlstm.LSTM(6, 4, 2, bidirectional=True)
+            self.second = fastlstm.LSTM(6, 4, 2, bidirectional=True, proj_size=3)
             self.forced, self.zoned = fastlstm.LSTM(4, 6), fastlstm.LSTM(4, 6, zoneout_h=0.5)
             self.forced.engine = "tiled"
 
@@ -124,7 +124,10 @@ def test_which_calls_are_measured():
     assert len(sizes) == 5 and all("training on cpu" in call for call in sizes)
     assert "batch up to 1, steps up to 4" in sizes[0] and "packed" in sizes[2]
     assert "batch up to 8, steps up to 4" in sizes[3]
-    assert "num_layers 2, directions 2" in sizes[4] and "batch up to 4, steps up to 8" in sizes[4]
+    assert (
+        "output size (6, 4, 3), num_layers 2, directions 2" in sizes[4]
+        and "batch up to 4, steps up to 8" in sizes[4]
+    )
 
 
 @pytest.mark.parametrize("training", [True, False])
