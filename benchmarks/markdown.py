@@ -8,9 +8,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Returns a table: the first column is aligned left, as text, the others right, as numbers."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], notes: int = 0) -> str:
+    """Returns a table: the first column and the last `notes` are text, the others are numbers."""
+    numbers = len(header) - 1 - notes
+    lines = [header, ["---", *["---:"] * numbers, *["---"] * notes], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

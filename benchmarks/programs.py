@@ -90,8 +90,8 @@ def measure(name: str, rounds: int) -> Record:
 
 
 def cell(way: Record) -> str:
-    """Returns the ratio of a way, and says so where it is no gain."""
-    return f"{way['ratio']:.2f}" + (", no gain" if way["ratio"] < GAIN else "")
+    """Returns the ratio of a way, in bold if it is a gain."""
+    return f"**{way['ratio']:.2f}**" if way["ratio"] >= GAIN else f"{way['ratio']:.2f}"
 
 
 def row(entry: Record, show: Callable[[Record], str]) -> list[str]:
@@ -116,8 +116,8 @@ def tables(record: Record) -> str:
     columns = [*COLUMNS, "other"]
     parts = [
         f"{machine.line(record)}.",
-        table(["time", UNCHANGED, "LSTMs", *columns], times),
-        table(["result", UNCHANGED, *columns], results),
+        table(["time", UNCHANGED, "LSTMs", *columns], times, notes=1),
+        table(["result", UNCHANGED, *columns], results, notes=1),
     ]
     return "\n\n".join(parts)
 
