@@ -1,7 +1,4 @@
-"""The functional interface: `lstm` runs a stack of layers, `lstm_cell` makes one step.
-
-`engines` chooses what computes a call.
-"""
+"""The functional interface: `lstm` runs a stack of layers, `lstm_cell` makes one step."""
 
 from __future__ import annotations
 
@@ -10,16 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .engine.call import Call, Regularizers, Results, layout_of_stack, weight_names
-from .engine.checks import (
-    as_lengths,
-    as_reset,
-    check_dims,
-    check_kinds,
-    check_stack,
-    lengths_beside,
-    with_training_options,
-)
+from .engine import checks
+from .engine.call import LAYOUTS, Call, Regularizers, Results, weight_names
 from .engine.engines import ENGINES, choose
 from .engine.stack import run_cell, run_steps_first
 
@@ -60,9 +49,8 @@ def lstm(
         hx: (h_0 [L*D,B,P], c_0 [L*D,B,H]), zeros if None. For packed data its rows are in the
             sorted order of the data.
         weights: for each layer, for each direction: W_ih [4H,I] ([4H,D*P] above the first layer),
-            W_hh [4H,P], then b_ih and b_hh [4H] if there are biases, then W_hr [P,H] if there is a
-            projection (so far the order of `nn.LSTM`'s parameters), then gain_ih, gain_hh [4H],
-            gain_c, bias_c [H] if there is layer normalization (see `fastlstm.LayerNormLSTM`).
+            W_hh [4H,P], then, if there are any, the biases b_ih, b_hh [4H], the projection W_hr
+            [P,H], and gain_ih, gain_hh [4H], gain_c, bias_c [H] (see `fastlstm.LayerNormLSTM`).
             Gate order i, f, g, o.
         layout: names the weights that are there, as in `reference.lstm_layer`. None means an LSTM
             of torch.nn, whose layout follows from the number of weights (2 to 5).
@@ -73,18 +61,17 @@ def lstm(
         dropout: probability of zeroing an element of the output of each layer but the last.
         training: whether `dropout` and the regularizers below are applied.
         batch_sizes: [T] int64 on the CPU, the rows alive at each step, as in a PackedSequence.
-        lengths: [B] integers from 0 to T, in any order and on any device (moved to the input's).
-            The number of real steps of each row: after them the output is zero, and h_n, c_n are
-            those of the last real step (h_0, c_0 for length 0). The second direction starts at
-            that step. Unlike packing, compiles with `fullgraph=True`. Values are checked on the
-            CPU only. Not with `batch_sizes`.
+        lengths: [B] integers from 0 to T, in any order and on any device: the number of real steps
+            of each row. After them the output is zero, and h_n, c_n are those of the last real
+            step (h_0, c_0 for length 0). The second direction starts at that step. Values are
+            checked on the CPU only. Not with `batch_sizes`.
         reset: [T,B] bool or numbers ([B,T] if `batch_first`). If it is true, or not 0, each
             direction zeroes h and c before it makes that step, and no gradient passes. A NaN is an
             error, which is found on the CPU only. Not with `batch_sizes`.
         return_cell_states: whether to return every cell state as well.
-        input_dropout: probability p of dropping a feature of each layer's input, the same features
-            at every step of a row: x_t becomes m * x_t with m [B,I] zero with probability p, else
-            1 / (1 - p) (variational dropout, Gal & Ghahramani, 2016).
+        input_dropout: probability p of dropping a feature of each layer's input: x_t becomes m x_t
+            at every step, with m [B,I] zero with probability p, else 1 / (1 - p) (variational
+            dropout, Gal & Ghahramani, 2016).
         recurrent_dropout: the same for h_{t-1} on its way into W_hh: one m [B,P] for each layer,
             direction and call.
         zoneout_h: probability that a unit of h keeps its value over a step, drawn for every step:
@@ -107,39 +94,36 @@ def lstm(
 
     Raises:
         RuntimeError: a tensor has the wrong shape, dtype, device or values, or T = 0.
-        TypeError: an argument is not a tensor where one is expected, or `lengths` does not hold
-            integers.
-        ValueError: `engine` is unknown, `num_layers` is not a positive integer, or a probability
-            is not between 0 and 1.
+        TypeError: an argument is no tensor, or `lengths` does not hold integers.
+        ValueError: the value of `engine`, `num_layers` or a probability is not one of those above.
     """
     named = {f"weights[{k}]": weight for k, weight in enumerate(weights)}
-    check_kinds(input, hx, named, batch_sizes=batch_sizes, reset=reset)
+    checks.check_kinds(input, hx, named, batch_sizes=batch_sizes, reset=reset)
     if not hasattr(num_layers, "__index__") or num_layers < 1:
         raise ValueError(f"num_layers: expected a positive integer, got {num_layers!r}")
     directions = 2 if bidirectional else 1
     count = num_layers * directions
     if layout is None:
-        layout = layout_of_stack(weights, count)
+        each = len(weights) // count
+        layout = LAYOUTS[each >= 4, each in (3, 5), False]
     if len(weights) != count * len(weight_names(layout)):
-        raise RuntimeError(
-            f"lstm: expected weights to hold 2 to 5 tensors, or what layout says, for each of "
-            f"{num_layers} layer(s) and {directions} direction(s), got {len(weights)} tensors"
-        )
-    check_dims(input, batch_sizes, batch_first)
+        every = f"each of {num_layers} layer(s) and {directions} direction(s)"
+        expected = f"weights to hold 2 to 5 tensors, or what layout says, for {every}"
+        checks.check(False, expected, f"{len(weights)} tensors")
+    checks.check_dims(input, batch_sizes, batch_first)
     if hx is not None and not hx[0].size(0) == hx[1].size(0) == count:
-        raise RuntimeError(
-            f"lstm: expected h_0 and c_0 of size(0) = layers * directions = {count}, got "
-            f"{tuple(hx[0].shape)} and {tuple(hx[1].shape)}"
-        )
+        got = f"{tuple(hx[0].shape)} and {tuple(hx[1].shape)}"
+        checks.check(False, f"h_0 and c_0 of size(0) = layers * directions = {count}", got)
     if lengths is not None:
-        lengths = lengths_beside(input, as_lengths(lengths))
+        lengths = checks.lengths_beside(input, checks.as_lengths(lengths))
     if reset is not None:
-        reset = as_reset(reset, input.shape[:2] if batch_sizes is None else None, batch_first)
+        shape = input.shape[:2] if batch_sizes is None else None
+        reset = checks.as_reset(reset, shape, batch_first)
 
     def compute(call: Call) -> Results:
         if training:
             probabilities = input_dropout, recurrent_dropout, zoneout_h, zoneout_c, weight_dropout
-            call = with_training_options(call, dropout, Regularizers(*probabilities))
+            call = checks.with_training_options(call, dropout, Regularizers(*probabilities))
         return _run(call, engine)
 
     form = num_layers, directions, batch_sizes, lengths, reset
@@ -151,7 +135,7 @@ def _run(call: Call, engine: str) -> Results:
     """Runs a call on the engine of its choice. PyTorch's LSTM does not check all arguments."""
     chosen = choose(call, engine)
     if chosen.name == "torch":
-        check_stack(call)
+        checks.check_stack(call)
     return chosen.run(call)
 
 
@@ -172,8 +156,7 @@ def lstm_cell(
         hx: (h [B,H], c [B,H]).
         w_ih: [4H,I], gate order i, f, g, o.
         w_hh: [4H,H].
-        b_ih: [4H]; either both biases or none.
-        b_hh: [4H].
+        b_ih, b_hh: [4H]; either both biases or none.
         engine: as in `lstm`.
 
     Returns:
@@ -182,6 +165,7 @@ def lstm_cell(
     if (b_ih is None) != (b_hh is None):
         raise RuntimeError("lstm_cell: expected both b_ih and b_hh or neither, got one of them")
     weights = [weight for weight in (w_ih, w_hh, b_ih, b_hh) if weight is not None]
-    check_kinds(input, hx, dict(zip(("w_ih", "w_hh", "b_ih", "b_hh"), weights, strict=False)))
+    names = "w_ih", "w_hh", "b_ih", "b_hh"
+    checks.check_kinds(input, hx, dict(zip(names, weights, strict=False)))
     call = Call(input, hx, weights, "bias" if len(weights) == 4 else "", is_cell=True)
     return run_cell(lambda call: _run(call, engine), call)

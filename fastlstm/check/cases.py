@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,29 +55,22 @@ def cases_of(engines: Sequence[str], device: torch.device, timed: bool = False) 
     return found
 
 
-def dtype_of(kind: str) -> torch.dtype:
-    """The dtype of the tensors of a kind of arithmetic."""
-    dtype: torch.dtype = getattr(torch, "float32" if kind == "tf32" else kind)
-    return dtype
-
-
 def draw(option: str, kind: str, device: torch.device) -> Call:
     """The call of a case, with the same values on every device."""
     T, B, I, H = next(sizes for word, sizes in SIZES.items() if word in option)
     P = 9 if "projection" in option else H
     L, D = 1 + ("two layers" in option), 1 + ("both directions" in option)
     layout = LAYOUTS["no bias" not in option, "projection" in option, "layer norm" in option]
+    dtype = getattr(torch, "float32" if kind == "tf32" else kind)
     generator = torch.Generator().manual_seed(0)
 
     def values(*shape: int) -> Tensor:
         drawn = torch.randn(*shape, generator=generator, dtype=torch.float64)
-        return (drawn / (2 if len(shape) == 1 else shape[-1] ** 0.5)).to(dtype_of(kind)).to(device)
+        return (drawn / (2 if len(shape) == 1 else shape[-1] ** 0.5)).to(dtype).to(device)
 
-    weights = [
-        values(*shape)
-        for size in [I, *[D * P] * (L - 1)]
-        for shape in D * weight_shapes(layout, size, H, P)
-    ]
+    sizes = [I, *[D * P] * (L - 1)]
+    shapes = [shape for size in sizes for shape in D * weight_shapes(layout, size, H, P)]
+    weights = [values(*shape) for shape in shapes]
     lengths = torch.linspace(T, "packed" in option, B).long()
     batch_sizes = (torch.arange(T).unsqueeze(1) < lengths).sum(1) if "packed" in option else None
     rows = (T, B) if batch_sizes is None else (int(lengths.sum()),)
@@ -96,21 +90,15 @@ def results(
     run: Callable[[Call], Results], call: Call, dtype: torch.dtype, differentiates: bool = True
 ) -> dict[str, Tensor]:
     """The results and gradients of a call by name. Upstream gradients are rounded to `dtype`."""
-    given = (call.input, *(call.hx or ()), *call.weights)
-    leaves = [tensor.detach().requires_grad_(differentiates) for tensor in given]
-    weights = leaves[-len(call.weights) :]
-    hx = (leaves[1], leaves[2]) if call.hx else None
-    output, (h_n, c_n), cells = run(call._replace(input=leaves[0], hx=hx, weights=weights))
+    call = call.mapped(lambda tensor: tensor.detach().requires_grad_(differentiates))
+    output, (h_n, c_n), cells = run(call)
     found = {"output": output, "h_n": h_n, "c_n": c_n}
     if call.return_cell_states:
         found["cell states"] = cells[0]
     if differentiates:
-        generator = torch.Generator().manual_seed(1)
-        upstream = [
-            torch.randn(value.shape, generator=generator, dtype=torch.float64).to(dtype).to(value)
-            for value in found.values()
-        ]
-        gradients = torch.autograd.grad([*found.values()], leaves, upstream)
+        options: Any = {"generator": torch.Generator().manual_seed(1), "dtype": torch.float64}
+        upstream = [torch.randn(r.shape, **options).to(dtype).to(r) for r in found.values()]
+        gradients = torch.autograd.grad([*found.values()], call.tensors(), upstream)
         found |= {f"gradient {k}": gradient for k, gradient in enumerate(gradients)}
     return {name: value.detach() for name, value in found.items()}
 
@@ -118,10 +106,7 @@ def results(
 def expected(option: str, kind: str, device: torch.device) -> dict[str, Tensor]:
     """The results of a case by the equations in float64, from inputs in the dtype of its kind."""
     call = draw(option, kind, device)
-    hx = None if call.hx is None else (call.hx[0].double(), call.hx[1].double())
-    weights = [weight.double() for weight in call.weights]
-    call = call._replace(input=call.input.double(), hx=hx, weights=weights)
-    return results(run_reference, call, dtype_of(kind))
+    return results(run_reference, call.mapped(Tensor.double), call.input.dtype)
 
 
 def judge(

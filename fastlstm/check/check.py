@@ -27,17 +27,13 @@ def check(
     are compared with those of `fastlstm.reference` in float64 on the CPU. A second run has to give
     the same bits. On a CPU, prepacked layers are checked too, and every instruction set that the
     processor has. Typical calls are also timed next to nn.LSTM. All of this runs in child
-    processes, so that a kernel that hangs or crashes does no harm.
-
-    The verdict on each engine is kept for this GPU or processor, driver, torch and build of
-    fastlstm, in the file of `fastlstm.tune`. On a GPU the engine "persistent" runs only where its
-    verdict is good.
+    processes, so that a kernel that hangs or crashes does no harm. The verdict on each engine is
+    kept for this machine, torch and build of fastlstm, in the file of `fastlstm.tune`.
 
     Args:
         device: "cpu" or a GPU. None is the GPU if fastlstm has kernels for it, else the CPU.
         seconds: the time limit. Cases that are left at its end are not checked.
-        quiet: whether to print nothing. Otherwise a table is printed, and a terminal shows how many
-            cases are checked.
+        quiet: whether to print nothing; else a table, and on a terminal how many cases are checked.
 
     Returns:
         A dictionary that can be written as JSON:

@@ -49,9 +49,7 @@ def check_cases(
         show: is called with each row.
 
     Returns:
-        A row for each case that its engine serves: the keys of the case, instructions and result.
-        If the case did not pass, there is a reason. If results were compared, there is their error
-        in roundoffs. If the call was timed, there are milliseconds and ratio.
+        A row for each case that its engine serves, as `check` describes it.
     """
     left: list[Row] = [{**case, "instructions": instructions} for case in cases]
     found: list[Row] = []
@@ -68,8 +66,12 @@ def check_cases(
         left = [case for case in left if case["engine"] != row["engine"]]
     for engine in dict.fromkeys(case["engine"] for case in cases):
         verdict = verdict_on([row for row in found if row["engine"] == engine])
-        if verdict.startswith((PASSED, FAILED)):
-            _keep(records.verdict_key(engine, device, instructions), verdict)
+        if not verdict.startswith((PASSED, FAILED)):
+            continue
+        try:
+            records.store(records.verdict_key(engine, device, instructions), verdict)
+        except OSError as error:
+            warnings.warn(f"fastlstm cannot keep the result of its check: {error}", stacklevel=3)
     return found
 
 
@@ -81,13 +83,6 @@ def verdict_on(rows: Sequence[Row]) -> str:
                 where = filter(None, (row["instructions"], row["dtype"], row["option"]))
                 return f"{result}: {', '.join(where)}: {row['reason']}"
     return PASSED if rows else f"{UNCHECKED}: the engine serves no case"
-
-
-def _keep(key: str, verdict: str) -> None:
-    try:
-        records.store(key, verdict)
-    except OSError as error:
-        warnings.warn(f"fastlstm cannot keep the result of its check: {error}", stacklevel=4)
 
 
 def _rows(device: torch.device, cases: Sequence[Row], end: float) -> Iterator[Row]:

@@ -11,10 +11,9 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -29,16 +28,6 @@ SECONDS = 60.0  # that a check may take
 SMALL = "reset, lengths, both directions"  # the case that is compared before the first use
 _compared: dict[tuple[torch.device, torch.dtype], str] = {}  # what is wrong, or ""
 _lock = threading.Lock()  # one check at a time
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-
-
-def _untraced(function: _Function) -> _Function:
-    """Marks a function that torch.compile calls instead of tracing it, and returns the function.
-
-    torch.compiler.assume_constant_result does the same, but imports the compiler.
-    """
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
-    return function
 
 
 def can_check() -> bool:
@@ -55,7 +44,6 @@ def can_check() -> bool:
     return value == "on" and cuda.is_available() and not is_capturing
 
 
-@_untraced
 def why_not_persistent(device: torch.device) -> str:
     """Why the persistent engine must not run on a GPU, or "" if it passed a check there.
 
@@ -64,12 +52,8 @@ def why_not_persistent(device: torch.device) -> str:
     with _lock:
         verdict = records.on_record("persistent", device)
         if not verdict and can_check():
-            warnings.warn(
-                'fastlstm checks the engine "persistent" on this GPU, which takes up to '
-                f"{SECONDS:.0f} s, and keeps the result for later",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+            text = 'fastlstm checks the engine "persistent" on this GPU, and keeps the result; it'
+            warnings.warn(f"{text} takes up to {SECONDS:.0f} s", RuntimeWarning, stacklevel=2)
             cases = cases_of(["persistent"], device)
             verdict = verdict_on(check_cases(device, cases, time.monotonic() + SECONDS))
     if verdict == PASSED:
@@ -77,7 +61,6 @@ def why_not_persistent(device: torch.device) -> str:
     return f"its check on this GPU (`python -m fastlstm check`): {verdict or 'none'}"
 
 
-@_untraced
 def stepwise_is_wrong(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the stepwise kernels compute something else than the equations on a GPU.
 
@@ -96,14 +79,19 @@ def stepwise_is_wrong(device: torch.device, dtype: torch.dtype) -> bool:
                     verdict = thread.submit(_compare, device, dtype).result()
             _compared[key] = verdict.removeprefix(PASSED)
             if _compared[key]:
-                warnings.warn(
+                text = (
                     f"fastlstm's kernels are not used on {device} in {dtype}: {verdict}. Instead "
                     "of them the equations in Python run, which are slower. Please report this "
-                    "with the output of `python -m fastlstm check`.",
-                    RuntimeWarning,
-                    stacklevel=2,
+                    "with the output of `python -m fastlstm check`."
                 )
+                warnings.warn(text, RuntimeWarning, stacklevel=2)
         return bool(_compared[key])
+
+
+# torch.compile calls these functions instead of tracing them. torch.compiler.assume_constant_result
+# does the same, but imports the compiler.
+for _function in (why_not_persistent, stepwise_is_wrong):
+    vars(_function)["_dynamo_marked_constant"] = True
 
 
 def _compare(device: torch.device, dtype: torch.dtype) -> str:

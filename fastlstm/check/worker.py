@@ -18,7 +18,7 @@ from ..engine.records import FAILED, PASSED
 from ..engine.timing import in_turn, runner
 from ..prepack import formats
 from ..prepack.run import run_prepacked
-from .cases import BITS, PREPACKED, TIMED, draw, dtype_of, expected, judge, results
+from .cases import BITS, PREPACKED, TIMED, draw, expected, judge, results
 from .child import NOT_SERVED, READY, UNCHECKED, Case, Row
 
 _NO_MEMORY = re.compile("MemoryError|out of memory|enough memory|allocate memory|ALLOC_FAILED")
@@ -57,7 +57,7 @@ def _row(case: Case, device: torch.device) -> Row:
     if engine.why_not(call):
         return {"result": NOT_SERVED}
     found, again = (
-        results(engine.run, call, dtype_of(kind), name not in PREPACKED) for _ in range(2)
+        results(engine.run, call, call.input.dtype, name not in PREPACKED) for _ in range(2)
     )
     right = _expected(option, kind, torch.device("cpu"))
     error, reason = judge(option, PREPACKED.get(name, BITS[kind]), found, right)
@@ -70,7 +70,6 @@ def _row(case: Case, device: torch.device) -> Row:
 
 
 def _time(engine: Engine, call: Call, option: str) -> Row:
-    """Times a call next to nn.LSTM."""
     for weight in call.weights:
         weight.requires_grad_("training" in option)
     with torch.set_grad_enabled("training" in option):
@@ -90,11 +89,9 @@ def _prepacked(name: str) -> Engine:
         return BY_NAME["op"].why_not(call)
 
     def run(call: Call) -> Results:
-        rows, pack = len(call.weights[0]), formats.pack  # W_hr has fewer rows
-        packed = [
-            pack(w, None, weight_dtype, by_gates=len(w) == rows) if w.dim() == 2 else w
-            for w in call.weights
-        ]
+        rows = len(call.weights[0])  # W_hr has fewer
+        pack = functools.partial(formats.pack, scale=None, weights=weight_dtype)
+        packed = [pack(w, by_gates=len(w) == rows) if w.dim() == 2 else w for w in call.weights]
         layout = f"{call.layout} {formats.name_of(weight_dtype)}".strip()
         call = call._replace(hx=call.state(), weights=packed, layout=layout)
         return run_prepacked(call, torch.float32, name)

@@ -7,7 +7,7 @@ csrc/core/weights.h.
 from __future__ import annotations
 
 import numbers
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain, compress, product
 from typing import Any, NamedTuple, TypeVar
 
@@ -21,9 +21,8 @@ State = tuple[Tensor, Tensor]  # h and c
 Results = tuple[Tensor, State, list[Tensor]]
 
 # Read at import, because torch 2.11 cannot trace `is_autocast_available`.
-_AUTOCAST_DEVICES = frozenset(
-    device for device in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(device)
-)
+_DEVICES = "cpu", "cuda", "mps", "xpu"
+_AUTOCAST_DEVICES = frozenset(filter(torch.amp.is_autocast_available, _DEVICES))
 
 
 def autocasts(device_type: str) -> bool:
@@ -37,20 +36,14 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def zero_state(
-    input: Tensor,
-    rows: Sequence[int],
-    hidden_size: int,
-    output_size: int,
-    dtype: torch.dtype | None = None,
+    input: Tensor, rows: Sequence[int], H: int, P: int, dtype: torch.dtype | None = None
 ) -> State:
-    """h [*rows,output_size] and c [*rows,hidden_size] of zeros, on the input's device.
+    """h [*rows,P] and c [*rows,H] of zeros, by default in the dtype of the input.
 
-    If both sizes are equal, h and c are the same tensor. The dtype is that of the input by default.
+    If P is H, both are the same tensor.
     """
-    c = input.new_zeros(*rows, hidden_size, dtype=dtype)
-    if output_size == hidden_size:
-        return c, c
-    return input.new_zeros(*rows, output_size, dtype=dtype), c
+    c = input.new_zeros(*rows, H, dtype=dtype)
+    return (c if P == H else input.new_zeros(*rows, P, dtype=dtype)), c
 
 
 def live_steps(input: Tensor, lengths: Tensor) -> Tensor:
@@ -60,17 +53,13 @@ def live_steps(input: Tensor, lengths: Tensor) -> Tensor:
 
 
 class Regularizers(NamedTuple):
-    """The probabilities of `functional.lstm`, by name."""
+    """Probabilities, as `functional.lstm` takes them."""
 
     input_dropout: float = 0.0
     recurrent_dropout: float = 0.0
     zoneout_h: float = 0.0
     zoneout_c: float = 0.0
     weight_dropout: float = 0.0
-
-    def have_masks(self) -> bool:
-        """Whether the call of a layer takes masks for its state."""
-        return bool(self.recurrent_dropout) or self.zones_out()
 
     def zones_out(self) -> bool:
         """Whether there is zoneout, which only the reference computes."""
@@ -103,10 +92,7 @@ class Direction(NamedTuple):
 
 
 class LstmCall(NamedTuple):
-    """The call of one layer: tensors in the order in which the op takes them.
-
-    `reference.lstm_layer` has their shapes.
-    """
+    """The call of one layer, in the op's order of arguments; `reference.lstm_layer` has shapes."""
 
     input: Tensor
     h_0: Tensor
@@ -135,9 +121,7 @@ class Call(NamedTuple):
         weights: for each layer, for each direction, those that `layout` names.
         layout: names the weights of a direction: a value of `LAYOUTS`.
         num_layers, directions: L and D.
-        batch_sizes: [T] int64 on the CPU, the rows alive at each step of packed input.
-        lengths: [B] int64 on the input's device.
-        reset: [T,B] bool.
+        batch_sizes, lengths, reset: as in `reference.lstm_layer`.
         training: True in training mode. Only cuDNN reads it.
         dropout: the probability between layers, 0 outside of training.
         regularizers: those of the recurrence, None outside of training.
@@ -195,11 +179,20 @@ class Call(NamedTuple):
         W_ih, W_hh = self.weights[:2]
         return zero_state(self.input, rows, W_ih.size(0) // 4, W_hh.size(-1))
 
+    def tensors(self) -> list[Tensor]:
+        """The input, the state if there is one, and the weights."""
+        return [self.input, *(self.hx or ()), *self.weights]
+
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> Call:
+        """The call with a function of each of its `tensors`."""
+        hx = None if self.hx is None else (function(self.hx[0]), function(self.hx[1]))
+        weights = [function(weight) for weight in self.weights]
+        return replaced(self, input=function(self.input), hx=hx, weights=weights)
+
     def describe(self) -> str:
         """Describes the kind of a call for `tune`. Steps and batch count up to a power of two."""
         steps, batch = (1 << (size - 1).bit_length() for size in self.steps_and_batch())
-        tensors = (self.input, *(self.hx or ()), *self.weights)
-        trains = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+        trains = torch.is_grad_enabled() and any(t.requires_grad for t in self.tensors())
         mode = "training" if trains else "inference"
         form = "padded" if self.batch_sizes is None else "packed"
         sizes = self.input.size(-1), self.weights[0].size(0) // 4, self.weights[1].size(-1)
@@ -213,18 +206,16 @@ class Call(NamedTuple):
         """The call of layer k on its input. Without `hx` it has no state either."""
         count = len(self.weights) // self.num_layers
         weights = self.weights[k * count : (k + 1) * count]
-        h_0: Any = None
-        c_0: Any = None
         if self.is_cell:
             h_0, c_0 = (state.unsqueeze(0) for state in self.state())
             return LstmCall(input.unsqueeze(0), h_0, c_0, weights, self.layout)
-        if self.hx is not None:
-            h_0, c_0 = self.hx
-            if self.num_layers > 1:
-                rows = slice(k * self.directions, (k + 1) * self.directions)
-                h_0, c_0 = h_0[rows], c_0[rows]
+        state: Any = self.hx or (None, None)
+        if self.hx is not None and self.num_layers > 1:
+            rows = slice(k * self.directions, (k + 1) * self.directions)
+            state = self.hx[0][rows], self.hx[1][rows]
         options = self.batch_sizes, self.lengths, self.reset
-        return LstmCall(input, h_0, c_0, weights, self.layout, *options)
+        arguments: Any = input, *state, weights, self.layout, *options
+        return LstmCall(*arguments)
 
 
 _FIELDS = {kind: kind._fields for kind in (LstmCall, Direction, Call)}
@@ -248,32 +239,16 @@ _WEIGHTS = {
 }
 
 
-def layout_of_stack(weights: Sequence[Tensor], count: int) -> str:
-    """The layout of an LSTM of torch.nn, from its weights for `count` layers and directions."""
-    each = len(weights) // count
-    return LAYOUTS[each >= 4, each in (3, 5), False]
-
-
 def weight_names(layout: str) -> tuple[str, ...]:
     """The names of a direction's weights in order. Raises a ValueError for an unknown layout."""
     if layout not in _WEIGHTS:
-        raise ValueError(
-            f"layout: expected a selection of the words {', '.join(_WORDS)}, in this order, "
-            f"got {layout!r}"
-        )
+        words = f"a selection of the words {', '.join(_WORDS)}, in this order"
+        raise ValueError(f"layout: expected {words}, got {layout!r}")
     return _WEIGHTS[layout]
 
 
-def weight_shapes(
-    layout: str, input_size: int, hidden_size: int, output_size: int
-) -> tuple[tuple[int, ...], ...]:
+def weight_shapes(layout: str, I: int, H: int, P: int) -> tuple[tuple[int, ...], ...]:
     """The shapes of a direction's weights, in the order of their names."""
-    gates = 4 * hidden_size
-    shapes: dict[str, tuple[int, ...]] = {
-        "W_ih": (gates, input_size),
-        "W_hh": (gates, output_size),
-        "W_hr": (output_size, hidden_size),
-        "gain_c": (hidden_size,),
-        "bias_c": (hidden_size,),
-    }
-    return tuple(shapes.get(name, (gates,)) for name in weight_names(layout))
+    shapes: dict[str, tuple[int, ...]] = {"W_ih": (4 * H, I), "W_hh": (4 * H, P), "W_hr": (P, H)}
+    shapes |= {"gain_c": (H,), "bias_c": (H,)}
+    return tuple(shapes.get(name, (4 * H,)) for name in weight_names(layout))

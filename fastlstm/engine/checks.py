@@ -67,13 +67,7 @@ def lengths_beside(input: Tensor, lengths: Tensor) -> Tensor:
 
 
 def as_reset(reset: Any, shape: torch.Size | None, batch_first: bool) -> Tensor:
-    """Returns a reset as bool. Any number but 0 is a reset.
-
-    Args:
-        reset: what the user gave.
-        shape: the shape that it must have; None if that is checked later.
-        batch_first: the order of the dimensions, for the message.
-    """
+    """Returns a reset as bool: any number but 0 is true. A shape of None is checked later."""
     if not isinstance(reset, Tensor):
         raise TypeError(f"reset: expected a tensor, got {type(reset).__name__}")
     if shape is not None and reset.shape != shape:
@@ -137,11 +131,9 @@ def check_layer(call: LstmCall) -> None:
     _check_tensor(call, "h_0", (directions, batch, output_size))
     c_0_dtypes = input.dtype, state_dtype(input.dtype)
     _check_tensor(call, "c_0", (directions, batch, hidden_size), *c_0_dtypes)
-    _check_tensor(call, "lengths", (batch,), torch.int64)
     _check_tensor(call, "reset", (steps, batch), torch.bool)
     _check_tensor(call, "h_mask", (directions, batch, output_size))
-    if call.lengths is not None:
-        _check_values(call.lengths, steps)
+    check_lengths(call)
 
 
 def _check_batch_sizes(batch_sizes: Tensor, batch: int, rows: int) -> None:
@@ -149,11 +141,9 @@ def _check_batch_sizes(batch_sizes: Tensor, batch: int, rows: int) -> None:
     check(batch_sizes.dim() == 1 and are_integers, _BATCH_SIZES, describe(batch_sizes))
     _check_steps(batch_sizes.numel())
     sizes = batch_sizes.tolist()
-    check(
-        sizes[0] == batch and sizes[-1] > 0 and sizes == sorted(sizes, reverse=True),
-        f"batch_sizes to start with the batch size {batch} and never to grow or fall below 1",
-        sizes,
-    )
+    expected = f"batch_sizes to start with the batch size {batch} and never to grow or fall below 1"
+    fit = sizes[0] == batch and sizes[-1] > 0 and sizes == sorted(sizes, reverse=True)
+    check(fit, expected, sizes)
     check(sum(sizes) == rows, f"batch_sizes to sum to input.size(0) = {rows}", sum(sizes))
 
 
@@ -165,12 +155,10 @@ def _check_steps(steps: int) -> None:
 def _check_weights(call: LstmCall) -> tuple[int, int]:
     """Returns hidden_size and output_size."""
     directions, names = call.h_0.size(0), weight_names(call.layout)
-    check(
-        len(call.weights) == directions * len(names),
-        f"weights to hold {', '.join(names)}, as layout says, for each of {directions} "
-        "direction(s) (h_0.size(0))",
-        f"{len(call.weights)} tensors",
-    )
+    every = f"each of {directions} direction(s) (h_0.size(0))"
+    expected = f"weights to hold {', '.join(names)}, as layout says, for {every}"
+    has_all = len(call.weights) == directions * len(names)
+    check(has_all, expected, f"{len(call.weights)} tensors")
     W_ih = call.weights[0]
     expected = "W_ih of shape (4 * hidden_size, input_size)"
     check(W_ih.dim() == 2 and W_ih.size(0) % 4 == 0, expected, tuple(W_ih.shape))
@@ -190,21 +178,17 @@ def _refuse_for_packed(call: Call | LstmCall) -> None:
             raise RuntimeError(f"lstm: {name} cannot be combined with batch_sizes (packed input)")
 
 
-def check_lengths(call: Call) -> None:
+def check_lengths(call: Call | LstmCall) -> None:
     """Raises a RuntimeError unless the lengths of a call fit its input, which is checked before."""
+    if call.lengths is None:
+        return
     _refuse_for_packed(call)
-    assert call.lengths is not None
     steps, batch = call.input.shape[:2]
     _check_tensor(call, "lengths", (batch,), torch.int64)
-    _check_values(call.lengths, steps)
-
-
-def _check_values(lengths: Tensor, steps: int) -> None:
-    """Checks lengths if their values can be read."""
-    if _is_readable(lengths):
-        outside = (lengths < 0) | (lengths > steps)
+    if _is_readable(call.lengths):
+        outside = (call.lengths < 0) | (call.lengths > steps)
         expected = f"lengths between 0 and the number of steps {steps}"
-        check(not bool(outside.any()), expected, lengths.tolist())
+        check(not bool(outside.any()), expected, call.lengths.tolist())
 
 
 def _is_readable(tensor: Tensor) -> bool:

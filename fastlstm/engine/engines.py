@@ -1,8 +1,7 @@
 """The choice of an engine for a call, made once a call.
 
-An engine is a row of `BY_NAME`, which fastlstm/_engine_table.py fills. A call takes the engine that
-its caller names, or the one that `fastlstm.tune` measured as the fastest, or the first that has no
-reason against it.
+A call takes the engine that its caller names, or the one that `fastlstm.tune` measured as the
+fastest, or the first that has no reason against it.
 """
 
 from __future__ import annotations
@@ -39,9 +38,9 @@ class Engine(NamedTuple):
     is_sound: Callable[[Call], bool] = lambda call: True
 
 
-#: "torch", "reference", "op" (the op, whose planner chooses an engine), and each engine of the op.
-BY_NAME: dict[str, Engine] = {}
-#: What users may name; "auto" is no engine, but the choice among them.
+# "torch", "reference", "op" (the op, whose planner chooses an engine), and each engine of the op.
+BY_NAME: dict[str, Engine] = {}  # filled by fastlstm/_engine_table.py
+# What users may name; "auto" is no engine, but the choice among them.
 ENGINES = ("auto", "torch", "reference", *_build.engines_of_the_op())
 # The engine that "auto" stands for: the user's FASTLSTM_ENGINE, read once.
 DEFAULT = os.environ.get("FASTLSTM_ENGINE") or "auto"
@@ -50,10 +49,8 @@ DEFAULT = os.environ.get("FASTLSTM_ENGINE") or "auto"
 def check_engine(name: Any) -> None:
     """Raises a ValueError unless there is such an engine."""
     if name not in ENGINES:
-        raise ValueError(
-            f"engine: expected one of {', '.join(ENGINES)}, got {name!r} (the environment variable "
-            "FASTLSTM_ENGINE is used if the code names no engine)"
-        )
+        note = "the environment variable FASTLSTM_ENGINE is used if the code names no engine"
+        raise ValueError(f"engine: expected one of {', '.join(ENGINES)}, got {name!r} ({note})")
 
 
 def choose(call: Call, requested: str = "auto") -> Engine:
@@ -73,9 +70,8 @@ def choose(call: Call, requested: str = "auto") -> Engine:
         row = BY_NAME[name]
         if reason := row.why_not(call):
             others = ", ".join(each for each in ENGINES[1:] if not BY_NAME[each].why_not(call))
-            raise RuntimeError(
-                f"engine {name!r} cannot serve this call: {reason}; use one of auto, {others}"
-            )
+            problem = f"engine {name!r} cannot serve this call: {reason}"
+            raise RuntimeError(f"{problem}; use one of auto, {others}")
     return row if row.is_sound(call) else BY_NAME["reference"]
 
 
@@ -108,10 +104,7 @@ def unmeasured(call: Call) -> Engine:
 
 
 def auto_means_op() -> bool:
-    """Whether "auto" means the op for every plain call on a CPU, as `choose` would find.
-
-    If so, the modules call the extension directly. It checks itself whether the call is plain.
-    """
+    """Whether "auto" means the op for every plain call on a CPU, which then skips `choose`."""
     is_default = DEFAULT == "auto" and not records.tuned and records.noted is None
     return is_default and "cpu" in _build.kinds and is_eager()
 

@@ -42,8 +42,9 @@ def serves_transforms(call: Call) -> bool:
     """Whether the op can serve a call under the transforms of torch.func that are active."""
     if torch.compiler.is_compiling() or autocasts(call.input.device.type):
         return False
-    masks = call.regularizers is not None and call.regularizers.have_masks()
-    if masks or call.batch_sizes is not None or call.layout not in ("", "bias"):
+    p = call.regularizers
+    has_masks = p is not None and (p.recurrent_dropout or p.zones_out())
+    if has_masks or call.batch_sizes is not None or call.layout not in ("", "bias"):
         return False
     functionalize = torch._C._functorch.TransformType.Functionalize  # it knows no `Function`
     stack = torch._C._functorch.get_interpreter_stack() or ()
@@ -60,10 +61,9 @@ def lstm_layer(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return output, h_n, c_n, cells
 
 
-def _call(
-    layout: Any, lengths: Any, reset: Any, input: Any, h_0: Any, c_0: Any, *weights: Any
-) -> LstmCall:
+def _call(layout: Any, lengths: Any, reset: Any, *tensors: Any) -> LstmCall:
     """The call of a layer, from the arguments of a `Function` after `engine`."""
+    input, h_0, c_0, *weights = tensors
     return LstmCall(input, h_0, c_0, weights, layout, lengths=lengths, reset=reset)
 
 
@@ -128,11 +128,10 @@ class _RowGrads(Function):
 
     @staticmethod
     def forward(*args: Any) -> Any:
-        saved, engine, layer = args[:7], args[7], args[8:]
+        saved, engine, call = args[:7], args[7], _call(*args[8:])
         requested = {"input_needs_grad": True, "state_needs_grad": True, "return_d_gates": True}
-        *state, d_gates = torch.ops.fastlstm.lstm_backward(
-            *_call(*layer), *saved, **requested, engine=engine
-        )
+        backward = torch.ops.fastlstm.lstm_backward
+        *state, d_gates = backward(*call, *saved, **requested, engine=engine)
         return *state, *d_gates
 
     @staticmethod
@@ -180,10 +179,8 @@ def _row_grads(grads: Sequence[Tensor | None], call: LstmCall) -> tuple[Tensor, 
 
     added = [input.new_zeros(*input.shape[:2], gates)] * len(directions)
     results, pull, *_ = torch.func.vjp(layer, input, call.h_0, call.c_0, *added)
-    pairs = zip(grads, results, strict=True)
-    gradients: tuple[Tensor, ...] = pull(
-        tuple(torch.zeros_like(r) if g is None else g for g, r in pairs)
-    )
+    given = [torch.zeros_like(r) if g is None else g for g, r in zip(grads, results, strict=True)]
+    gradients: tuple[Tensor, ...] = pull(tuple(given))
     return gradients
 
 
@@ -206,13 +203,8 @@ def _fold(
 ) -> Any:
     """The vmap of a Function: folds the mapped dimension into the batch.
 
-    If a weight is mapped too, each member is a call of its own.
-
-    Args:
-        function: takes tensors, then the weights.
-        batch_dims: the batch dimension of each tensor, None for an argument without batch.
-        result_dims: the batch dimension of each result.
-        info, in_dims, args: as torch.func gives them.
+    If a weight is mapped too, each member is a call of its own. `batch_dims` has the batch
+    dimension of each argument before the weights, `result_dims` that of each result.
     """
     size, count = info.batch_size, len(batch_dims)
     if any(dim is not None for dim in in_dims[count:]):

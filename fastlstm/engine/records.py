@@ -34,7 +34,7 @@ _CHECK = "check of "  # how the key of a verdict begins
 def load() -> None:
     """Reads the file, if there is one and FASTLSTM_TUNE is not "off"."""
     file = _file()
-    found = _read(file) if file else None
+    found = file and _read(file)
     for key, value in (found or {}).items():
         (checked if key.startswith(_CHECK) else tuned)[key] = value
 
@@ -42,15 +42,9 @@ def load() -> None:
 def store(key: str, value: str | None) -> None:
     """Keeps an engine or a verdict under its key, for this process and for later ones.
 
-    No other process writes the file meanwhile, and it is moved into its place when it is complete.
-    A file with other content than ours stays as it is.
-
-    Args:
-        key: of a call, or from `verdict_key`.
-        value: None removes the entry.
-
-    Raises:
-        OSError: the file cannot be written. This process has the entry nevertheless.
+    No other process writes the file meanwhile. A file with other content than ours stays as it is.
+    A value of None removes the entry. If the file cannot be written, which raises an OSError, this
+    process has the entry nevertheless.
     """
     _put(checked if key.startswith(_CHECK) else tuned, key, value)
     file = _file()
@@ -97,23 +91,14 @@ def _read(file: Path) -> dict[str, str] | None:
         problem = f"is not what fastlstm.tune writes ({error!r}); delete it"
         if file.is_dir():
             problem = "is a folder; set FASTLSTM_TUNE to the path of a file"
-        warnings.warn(
-            f"fastlstm ignores {file}, which {problem}, or set FASTLSTM_TUNE=off",
-            RuntimeWarning,
-            stacklevel=4,
-        )
+        text = f"fastlstm ignores {file}, which {problem}, or set FASTLSTM_TUNE=off"
+        warnings.warn(text, RuntimeWarning, stacklevel=4)
         return None
     return dict(found)
 
 
 def verdict_key(engine: str, device: torch.device, instructions: str = "") -> str:
-    """The key of the verdict on an engine.
-
-    Args:
-        engine: its name.
-        device: with an index if it is a GPU.
-        instructions: the environment variable that selects an instruction set of a CPU.
-    """
+    """The key of the verdict on an engine. A GPU has an index; see `check` for `instructions`."""
     parts = engine, instructions, machine(device)
     return f"{_CHECK}{', '.join(filter(None, parts))}"
 
@@ -130,24 +115,28 @@ def on_record(engine: str, device: torch.device) -> str:
 @functools.cache
 def machine(device: torch.device) -> str:
     """What the results of an engine depend on: the processor or GPU, and what was built for it."""
-    is_cuda = device.type == "cuda"
-    parts = [_name(device), _driver() if is_cuda else torch.backends.cpu.get_cpu_capability()]
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device) if torch.cuda.is_available() else "no GPU"
+        parts = [name, _driver()]
+    else:
+        cpus = Path("/proc/cpuinfo")  # only on Linux
+        found = re.search("model name.*: (.*)", cpus.read_text()) if cpus.exists() else None
+        name = found[1] if found else platform.processor()
+        parts = [name, torch.backends.cpu.get_cpu_capability()]
     built = f"fastlstm {build.get('commit')} of {build.get('date')}"
     return ", ".join([*parts, f"torch {torch.__version__}", built])
 
 
 def conditions(device: torch.device) -> str:
-    """What the time of a call depends on besides the call."""
-    return f"{machine(device)}, {torch.get_num_threads()} threads, {_precision()}"
+    """What the time of a call depends on besides the call.
 
-
-def _name(device: torch.device) -> str:
-    """The name of the GPU or of the processor."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device) if torch.cuda.is_available() else "no GPU"
-    cpus = Path("/proc/cpuinfo")  # only on Linux
-    found = re.search("model name.*: (.*)", cpus.read_text()) if cpus.exists() else None
-    return found[1] if found else platform.processor()
+    One of these is how float32 is multiplied: by PyTorch's LSTM on a CPU and on a GPU, and by ours
+    on a GPU.
+    """
+    query = getattr(torch._C, "_get_fp32_precision_getter", lambda *_: "as torch 2.8 does")
+    ways = ("mkldnn", "rnn"), ("cuda", "rnn"), ("cuda", "matmul")
+    precision = ", ".join(query(*way) for way in ways)
+    return f"{machine(device)}, {torch.get_num_threads()} threads, float32 {precision}"
 
 
 def _driver() -> str:
@@ -156,10 +145,3 @@ def _driver() -> str:
     found = re.search(r"NVRM version:.*?(\d+\.[\d.]+)", file.read_text()) if file.exists() else None
     cuda = getattr(torch._C, "_cuda_getDriverVersion", lambda: "unknown")
     return f"driver {found[1] if found else cuda()}"
-
-
-def _precision() -> str:
-    """How float32 is multiplied by PyTorch's LSTM on a CPU and a GPU, and by ours on a GPU."""
-    query = getattr(torch._C, "_get_fp32_precision_getter", lambda *_: "as torch 2.8 does")
-    ways = ("mkldnn", "rnn"), ("cuda", "rnn"), ("cuda", "matmul")
-    return f"float32 {', '.join(query(*way) for way in ways)}"

@@ -19,28 +19,20 @@ from .call import LstmCall, autocasts
 def of_layer(grads: Sequence[Tensor | None], *fields: Any) -> list[Tensor | None]:
     """Returns the gradients of a layer's input, h_0, c_0 and weights.
 
-    Args:
-        grads: the gradients of output, h_n, c_n and cells.
-        fields: those of an `LstmCall`.
+    `grads` are those of output, h_n, c_n and cells; `fields` those of an `LstmCall`.
     """
     call = LstmCall(*fields)
-    tensors = [*call[:3], *call.weights]
     device = call.input.device.type
     no_autocast = torch.autocast(device, enabled=False) if autocasts(device) else None
     with torch.enable_grad(), no_autocast or contextlib.nullcontext():
         # With views autograd stops at the layer's own arguments. Without them it could go on
         # through the history of an argument, for instance through an input that was computed with
         # the same weight.
-        views = [tensor.view_as(tensor) for tensor in tensors]
+        views = [tensor.view_as(tensor) for tensor in (*call[:3], *call.weights)]
         results = reference.lstm_layer(views[0], views[1], views[2], views[3:], *call[4:])
         pairs = [(r, g) for r, g in zip(results, grads, strict=False) if g is not None]
         needed = [tensor for tensor in views if tensor.requires_grad]
-        gradients = torch.autograd.grad(
-            [result for result, _ in pairs],
-            needed,
-            [gradient.reshape(result.shape) for result, gradient in pairs],
-            create_graph=True,
-            allow_unused=True,
-        )
-    each = iter(gradients)
+        outputs, given = [r for r, _ in pairs], [g.reshape(r.shape) for r, g in pairs]
+        modes = {"create_graph": True, "allow_unused": True}
+        each = iter(torch.autograd.grad(outputs, needed, given, **modes))
     return [next(each) if tensor.requires_grad else None for tensor in views]

@@ -16,12 +16,9 @@ from .call import Call, LstmCall, Regularizers, Results, State, live_steps, repl
 def run_steps_first(
     compute: Callable[[Call], Results], call: Call, batch_first: bool
 ) -> tuple[Any, ...]:
-    """Returns what `functional.lstm` returns.
+    """Returns what `functional.lstm` returns. `compute` takes a call with the steps first.
 
-    Args:
-        compute: takes a call with the steps first.
-        call: a call whose input and reset have the batch first if `batch_first` is true.
-        batch_first: ignored for packed input.
+    If `batch_first` is true, input and reset have the batch first, unless the input is packed.
     """
     batch_first = batch_first and call.batch_sizes is None
     if batch_first:
@@ -50,11 +47,8 @@ def run_cell(compute: Callable[[Call], Results], call: Call) -> State:
 def run_layers(call: Call, run: Callable[..., Any], *rest: Any) -> Results:
     """Runs the layers one after the other.
 
-    Args:
-        call: the call.
-        run: takes the fields of an `LstmCall`, then `rest`, then the masks of zoneout, if any. It
-            returns output, h_n, c_n, cells, and may return more.
-        rest: further arguments of `run`.
+    `run` takes the fields of an `LstmCall`, then `rest`, then the masks of zoneout, if any. It
+    returns output, h_n, c_n, cells, and may return more.
     """
     output, all_h, all_c, all_cells = call.input, [], [], []
     for k in range(call.num_layers):
@@ -85,9 +79,7 @@ def run_extension(call: Call, engine: str) -> Results:
 
 
 def regularize(call: LstmCall, p: Regularizers) -> tuple[LstmCall, list[Tensor | None]]:
-    """Draws the masks of a layer's call from torch's generator.
-
-    The masks are tensors that the layer takes, so every engine computes with the same masks.
+    """Draws the masks of a layer's call from torch's generator, the same ones for every engine.
 
     Returns:
         The call with dropout applied, and the masks of zoneout for h and for c: [] without zoneout,

@@ -36,10 +36,7 @@ def seconds_of(run: Run, device: torch.device) -> float:
 def in_turn(
     runs: Sequence[Run], device: torch.device, seconds: float, shows: bool = False
 ) -> list[list[float]]:
-    """The seconds of a call of each function, which take turns. Each value is a mean of calls.
-
-    If `shows` is true, a terminal shows how much of the time is over.
-    """
+    """The seconds of a call of each function, which take turns. Each value is a mean of calls."""
     once = [min(seconds_of(run, device) for _ in range(2)) for run in runs]
     counts = [max(1, round(SAMPLE / max(each, 1e-7))) for each in once]
     times: list[list[float]] = [[] for _ in runs]
@@ -55,12 +52,11 @@ def in_turn(
     return times
 
 
-def runner(call: Call, row: Engine) -> Callable[[], object]:
+def runner(call: Call, row: Engine) -> Run:
     """Returns a function that runs a detached copy of a call, in training with its gradients."""
-    given = (call.input, *call.state(), *call.weights)
-    own = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in given]
-    needed = [tensor for tensor in own if tensor.requires_grad]
-    call = call._replace(input=own[0], hx=(own[1], own[2]), weights=own[3:])
+    call = call._replace(hx=call.state())
+    call = call.mapped(lambda tensor: tensor.detach().requires_grad_(tensor.requires_grad))
+    needed = [tensor for tensor in call.tensors() if tensor.requires_grad]
 
     def run() -> object:
         output = row.run(call)[0]
