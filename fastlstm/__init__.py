@@ -26,23 +26,6 @@ from fastlstm.prepack.prepack import prepack, unpack  # noqa: E402
 from fastlstm.tune import tune  # noqa: E402
 
 __version__ = _build.VERSION
-__all__ = [
-    "Comparison",
-    "LSTM",
-    "LSTMCell",
-    "LayerNormLSTM",
-    "PrepackedLSTM",
-    "PrepackedLSTMCell",
-    "check",
-    "compare",
-    "convert",
-    "functional",
-    "has_kernels",
-    "init",
-    "onnx",
-    "prepack",
-    "reference",
-    "tune",
-    "unpack",
-    "__version__",
-]
+__all__ = ["Comparison", "LSTM", "LSTMCell", "LayerNormLSTM", "PrepackedLSTM", "PrepackedLSTMCell"]
+__all__ += ["check", "compare", "convert", "functional", "has_kernels", "init", "onnx", "prepack"]
+__all__ += ["reference", "tune", "unpack", "__version__"]

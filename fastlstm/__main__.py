@@ -79,9 +79,8 @@ def info() -> None:
     print(f"\n{_plan.ON_A_GPU}")
     if _build.has_kernels("cpu"):
         built = _build.library.build_info()
-        print(
-            f"\nMatrix products on the CPU (L2 cache of {built['l2_cache_bytes'] >> 10} KiB a core)"
-        )
+        cache = f"L2 cache of {built['l2_cache_bytes'] >> 10} KiB a core"
+        print(f"\nMatrix products on the CPU ({cache})")
         print_row("", "tile", "instructions")
         for dtype, (instructions, rows, columns) in built["products"].items():
             print_row(dtype, f"{rows} x {columns}", instructions)
@@ -103,12 +102,7 @@ def main(argv: list[str] | None = None) -> None:
     returns = "returns the model, and the arguments with which to call it"
     timed.add_argument("function", metavar="package.module:function", help=returns)
     timed.add_argument("--training", action="store_true", help="time training steps")
-    timed.add_argument(
-        "--seconds",
-        type=float,
-        default=1.0,
-        help="seconds for each variant of the model; default: 1",
-    )
+    timed.add_argument("--seconds", type=float, default=1.0, help="for each variant; default: 1")
     saved = "write the table into NAME.md, and a chart into NAME.svg"
     timed.add_argument("--save", metavar="NAME", help=saved)
     about = "compare each engine with the LSTM's equations, and time it next to nn.LSTM"

@@ -178,12 +178,9 @@ def warn_of_no_cuda_kernels(device: torch.device) -> None:
         return
     if "cuda" not in kinds:
         reason = _cuda_reason or build_record()["note"] or reason
-    warnings.warn(
-        f"fastlstm has no CUDA kernels: {reason}. On a GPU {_WITHOUT_KERNELS} "
-        f"To build them: FASTLSTM_BUILD=cuda {rebuild_command()}",
-        RuntimeWarning,
-        stacklevel=2,
-    )
+    text = f"fastlstm has no CUDA kernels: {reason}. On a GPU {_WITHOUT_KERNELS}"
+    remedy = f"To build them: FASTLSTM_BUILD=cuda {rebuild_command()}"
+    warnings.warn(f"{text} {remedy}", RuntimeWarning, stacklevel=2)
 
 
 def load() -> None:
@@ -191,9 +188,6 @@ def load() -> None:
     global _reason
     _reason = _load()
     if _reason is not None:
-        warnings.warn(
-            f"fastlstm runs without its extension: {_reason}. Now {_WITHOUT_KERNELS} prepack is "
-            f"not available. To build it: {rebuild_command()}",
-            RuntimeWarning,
-            stacklevel=3,
-        )
+        text = f"fastlstm runs without its extension: {_reason}. Now {_WITHOUT_KERNELS}"
+        remedy = f"prepack is not available. To build it: {rebuild_command()}"
+        warnings.warn(f"{text} {remedy}", RuntimeWarning, stacklevel=3)

@@ -72,8 +72,7 @@ def _fits_persistent(call: Call) -> bool:
     dtype = str(call.dtype()).removeprefix("torch.")
     sms, capability, _ = _build.gpu(call.input.device.index or 0)
     trains = torch.is_grad_enabled()
-    fits: bool = _build.library.persistent_engine_fits(*sizes, dtype, trains, sms, capability)
-    return fits
+    return bool(_build.library.persistent_engine_fits(*sizes, dtype, trains, sms, capability))
 
 
 def _is_sound(name: str, call: Call) -> bool:
@@ -89,7 +88,6 @@ def _is_sound(name: str, call: Call) -> bool:
 
 
 def _op(name: str, *device_types: str) -> Engine:
-    """The row of an engine of the op."""
     why_not = functools.partial(_why_not_op, name, device_types)
     run, is_sound = functools.partial(run_op, engine=name), functools.partial(_is_sound, name)
     return Engine("op" if name == "auto" else name, why_not, run, is_sound)

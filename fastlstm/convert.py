@@ -36,16 +36,11 @@ class _StandIn(nn.Module):
     def __reduce_ex__(self, protocol: Any) -> Any:
         """For pickle and copy, which cannot find a class that convert made at run time."""
         reduced: Any = super().__reduce_ex__(protocol)
-        if not _is_stand_in(type(self)):
+        if "_fastlstm_of" not in vars(type(self)):  # a subclass of what convert made
             return reduced
         constructor, arguments, *rest = reduced
         named = [self._fastlstm_of if a is type(self) else a for a in (constructor, *arguments)]
         return _make, tuple(named), *rest
-
-
-def _is_stand_in(cls: type[nn.Module]) -> bool:
-    """Whether convert itself made a class. A subclass of such a class is not one."""
-    return "_fastlstm_of" in vars(cls)
 
 
 def _make(constructor: Any, *arguments: Any) -> nn.Module:
@@ -60,8 +55,7 @@ def _make(constructor: Any, *arguments: Any) -> nn.Module:
 def _not_compiled_in_parts(function: Any) -> Any:
     """Returns a copy of a function that torch.compile does not compile, not even in parts.
 
-    torch.compile breaks the graph at a call of it. Without this, torch.compile would compile the
-    parts of the function, which all modules share, until its limit of recompilations.
+    All modules share the parts, so torch.compile would reach its limit of recompilations.
     """
     new = types.FunctionType(function.__code__.replace(), function.__globals__)
     new.__defaults__, new.__kwdefaults__ = function.__defaults__, function.__kwdefaults__
@@ -105,27 +99,21 @@ _PARTS_OF_FORWARD = (
 
 
 Model = TypeVar("Model", bound=nn.Module)
+_Ours = Literal["fastlstm"]
+_To = Literal["fastlstm", "torch"]
 
 
 @overload
-def convert(
-    model: nn.LSTM, to: Literal["fastlstm"] = "fastlstm", *, keep_class: bool = True
-) -> LSTM: ...
+def convert(model: nn.LSTM, to: _Ours = "fastlstm", *, keep_class: bool = True) -> LSTM: ...
 @overload
-def convert(
-    model: nn.LSTMCell, to: Literal["fastlstm"] = "fastlstm", *, keep_class: bool = True
-) -> LSTMCell: ...
+def convert(model: nn.LSTMCell, to: _Ours = "fastlstm", *, keep_class: bool = True) -> LSTMCell: ...
 @overload
 def convert(model: LSTM, to: Literal["torch"]) -> nn.LSTM: ...
 @overload
 def convert(model: LSTMCell, to: Literal["torch"]) -> nn.LSTMCell: ...
 @overload
-def convert(
-    model: Model, to: Literal["fastlstm", "torch"] = "fastlstm", *, keep_class: bool = True
-) -> Model: ...
-def convert(
-    model: nn.Module, to: Literal["fastlstm", "torch"] = "fastlstm", *, keep_class: bool = True
-) -> nn.Module:
+def convert(model: Model, to: _To = "fastlstm", *, keep_class: bool = True) -> Model: ...
+def convert(model: nn.Module, to: _To = "fastlstm", *, keep_class: bool = True) -> nn.Module:
     """Turns every LSTM and LSTMCell of a model into fastlstm's, in place, and returns the model.
 
     The modules stay the objects that they are, with their Parameters, hooks, parametrizations and
@@ -147,19 +135,14 @@ def convert(
             `fastlstm.LSTM` or `LSTMCell`, even if convert has kept the class before. Subclasses
             always keep their class.
 
-    Returns:
-        The model.
-
     Raises:
         ValueError: `to` is neither "fastlstm" nor "torch", or the model has no LSTM or LSTMCell.
         TypeError: `model` is no module (a class, for instance), or an LSTM of it is scripted
             or sharded. Nothing is changed then.
 
     Warns:
-        UserWarning: for each module that stays as it is, with the reason: a subclass as above, or,
-            on the way to torch, a subclass of fastlstm.LSTM or LSTMCell (LayerNormLSTM, for
-            instance). And for each module that goes back to torch with options that nn.LSTM lacks:
-            input_dropout, recurrent_dropout, zoneout_h, zoneout_c, weight_dropout.
+        UserWarning: for each module that stays as it is: a subclass as above, or, on the way to
+            torch, a subclass of fastlstm.LSTM or LSTMCell. And for each that loses options.
     """
     if to not in ("fastlstm", "torch"):
         raise ValueError(f"to: expected 'fastlstm' or 'torch', got {to!r}")
@@ -175,10 +158,8 @@ def convert(
         if note:
             notes.append(f"convert: {path} {note}")
     if not any(isinstance(module, _LSTMS) for module in modules.values()):
-        problem = (
-            "convert: expected a model with an LSTM or LSTMCell (GRUs are not supported), got one "
-            f"{_instead(modules.values())}"
-        )
+        expected = "a model with an LSTM or LSTMCell (GRUs are not supported)"
+        problem = f"convert: expected {expected}, got one {_instead(modules.values())}"
         raise ValueError("; ".join([problem, *notes]))
     for note in notes:
         warnings.warn(note, UserWarning, stacklevel=2)

@@ -38,10 +38,8 @@ def translations() -> dict[Any, Callable[..., Any]]:
         ImportError: onnx or onnxscript is not installed.
     """
     if not _build.extension_available():
-        raise RuntimeError(
-            f"onnx: the extension is not available ({_build.unavailable_reason()}); export "
-            'fastlstm.convert(model, to="torch") instead'
-        )
+        problem = f"onnx: the extension is not available ({_build.unavailable_reason()})"
+        raise RuntimeError(f'{problem}; export fastlstm.convert(model, to="torch") instead')
     _operators()  # raises the ImportError
     engines.has_onnx_translations = True
     ops = torch.ops.fastlstm
@@ -60,7 +58,7 @@ def _prepacked(*args: Any, **options: Any) -> Any:
     raise RuntimeError("onnx: export a model before prepack, or what fastlstm.unpack returns")
 
 
-def _lstm(*args: Any, save_cells: bool = False, **options: Any) -> Any:
+def _lstm(*args: Any, save_cells: bool = False, **_: Any) -> Any:
     """Translates a call of the op. Arguments and results are those of the op."""
     count = len(LstmCall._fields)
     call, op = LstmCall(*args[:count]), _operators()
@@ -85,17 +83,13 @@ def _lstm(*args: Any, save_cells: bool = False, **options: Any) -> Any:
 
     weights = call.directions
     biases = [b for w in weights for b in (w.b_ih, w.b_hh) if b is not None]
-    y, h_n, c_n = op.LSTM(
-        call.input,
-        stack([w.W_ih for w in weights], 4 * hidden_size, -1),
-        stack([w.W_hh for w in weights], 4 * hidden_size, -1),
-        stack(biases, 8 * hidden_size) if biases else None,
-        None if call.lengths is None else op.Cast(call.lengths, to=6),  # int32
-        call.h_0,
-        call.c_0,
-        hidden_size=hidden_size,
-        direction="bidirectional" if directions == 2 else "forward",
-    )
+    W = stack([w.W_ih for w in weights], 4 * hidden_size, -1)
+    R = stack([w.W_hh for w in weights], 4 * hidden_size, -1)
+    B = stack(biases, 8 * hidden_size) if biases else None
+    lengths = None if call.lengths is None else op.Cast(call.lengths, to=6)  # int32
+    direction = "bidirectional" if directions == 2 else "forward"
+    options = {"hidden_size": hidden_size, "direction": direction}
+    y, h_n, c_n = op.LSTM(call.input, W, R, B, lengths, call.h_0, call.c_0, **options)
     y = op.Reshape(op.Transpose(y, perm=[0, 2, 1, 3]), [0, 0, -1])  # [T,D,B,H] -> [T,B,D*H]
     unused = op.Identity(c_n)  # cells and gates
     return y, h_n, c_n, unused, unused

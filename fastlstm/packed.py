@@ -5,8 +5,6 @@ from typing import Any
 
 def __getattr__(name: str) -> Any:
     if name in ("PackedLSTM", "PackedLSTMCell"):
-        raise ImportError(
-            f"fastlstm.{name} is now fastlstm.Prep{name[1:]}; if a pickle has the old name, "
-            "prepack its model again"
-        )
+        remedy = "if a pickle has the old name, prepack its model again"
+        raise ImportError(f"fastlstm.{name} is now fastlstm.Prep{name[1:]}; {remedy}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

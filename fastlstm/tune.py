@@ -24,9 +24,8 @@ def tune(model: nn.Module, *example: Any, seconds: float = 1.0) -> dict[str, dic
     The model runs once, in its mode and under the gradient mode of the caller. For each kind of
     plain call of a `fastlstm.LSTM` with engine "auto" the engines that can serve it take turns.
     If an engine that "auto" would not choose is at least 3 % faster, twice in a row, `tune` stores
-    it for this machine, this number of threads and these versions. "auto" follows it, in this
-    process and in later ones. Calls of one kind differ only in the batch size and the number of
-    steps, and each of the two rounds up to the same power of two.
+    it for this machine, this number of threads and these versions, and "auto" follows it from now
+    on. The batch sizes of a kind round up to the same power of two, and so do the numbers of steps.
 
     Args:
         model: any module with a `fastlstm.LSTM`.
@@ -36,8 +35,7 @@ def tune(model: nn.Module, *example: Any, seconds: float = 1.0) -> dict[str, dic
     Returns:
         For each kind of call the median microseconds of a call, in training with its gradients, by
         "op" (the op, whose planner chooses an engine), "torch" (PyTorch's own LSTM) and, on a GPU
-        where it passed `fastlstm.check`, "persistent". The first of them is the one that "auto"
-        follows from now on.
+        where it passed `fastlstm.check`, "persistent". The first is the one that "auto" follows.
 
     Raises:
         TypeError: `model` is no module.

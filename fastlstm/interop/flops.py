@@ -8,22 +8,13 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-Shape = tuple[int, ...]
+Size = tuple[int, ...]
 
 
 def _forward(
-    input: Shape,
-    h_0: Shape,
-    c_0: Shape,
-    weights: Any,
-    layout: str = "bias",
-    *_: Any,
-    **options: Any,
+    input: Size, h_0: Size, c_0: Size, weights: Any, layout: str = "bias", *_: Any, **options: Any
 ) -> int:
-    """Counts 2 operations for each weight, row and step: 8 T B H (I + H) without a projection.
-
-    Every row counts with all steps, whatever `lengths` says.
-    """
+    """2 operations for each weight, row and step. Every row has all steps, also with `lengths`."""
     rows = math.prod(input[:-1])  # T * B, or the rows of packed data
     directions, hidden_size, output_size = h_0[0], c_0[-1], h_0[-1]
     weights_per_direction = 4 * hidden_size * (input[-1] + output_size)
@@ -33,7 +24,7 @@ def _forward(
 
 
 def _backward(*call: Any, **options: Any) -> int:
-    """Counts twice the operations of forward: the gradients of both factors of each product."""
+    """Twice as many: the gradients of both factors of each product."""
     return 2 * _forward(*call)
 
 

@@ -10,14 +10,13 @@ from torch import nn
 Proxy: Any = torch.fx.Proxy  # the type of an input while torch.fx traces a model
 
 
-def as_node(module: nn.Module, input: Any, **options: Any) -> Any:
+def as_node(module: nn.Module, input: Any, **options: Any) -> tuple[Any, Any]:
     """Returns the call of a module as a node of the graph that is being traced."""
     cls = type(module)
     if not cls.forward.__module__.startswith("fastlstm."):
-        raise TypeError(
-            f"{cls.__name__}: torch.fx cannot trace its own forward; let is_leaf_module of the "
-            "Tracer be true for it"
-        )
+        remedy = "let is_leaf_module of the Tracer be true for it"
+        raise TypeError(f"{cls.__name__}: torch.fx cannot trace its own forward; {remedy}")
     used = {k: v for k, v in options.items() if v is not None and v is not False}
-    tracer = input.tracer
-    return tracer.create_proxy("call_module", tracer.path_of_module(module), (input,), used)
+    target = input.tracer.path_of_module(module)
+    node: tuple[Any, Any] = input.tracer.create_proxy("call_module", target, (input,), used)
+    return node

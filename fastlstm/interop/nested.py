@@ -14,23 +14,17 @@ _from_jagged: Any = nested_tensor.nested_view_from_values_offsets_lengths
 
 
 def run(forward: Callable[..., Any], input: Any, hx: Any, batch_first: bool) -> tuple[Any, Any]:
-    """Runs `forward` on the padded rows of a nested tensor.
+    """Runs `forward` on the padded rows of a nested tensor [B,j,input_size].
 
-    Args:
-        forward: takes a padded input, hx and, by keyword, lengths; returns output and state.
-        input: [B,j,input_size], a nested tensor.
-        hx: the initial state, or None.
-        batch_first: whether `forward` takes and returns [B,T,...] instead of [T,B,...].
-
-    Returns:
-        The output as a nested tensor with the offsets of the input, and the state.
+    `forward` takes a padded input, hx and, by keyword, lengths, and returns output and state.
+    If `batch_first` is false, it has the steps before the batch. The output becomes a nested tensor
+    with the offsets of the input.
     """
     is_jagged = input.layout is torch.jagged
     if not is_jagged or input.dim() != 3 or not isinstance(input.size(2), int):
-        raise TypeError(
-            "input: expected a nested tensor of layout torch.jagged and shape (batch, j, "
-            f"input_size), got {tuple(input.shape) if is_jagged else input.layout}"
-        )
+        expected = "a nested tensor of layout torch.jagged and shape (batch, j, input_size)"
+        got = tuple(input.shape) if is_jagged else input.layout
+        raise TypeError(f"input: expected {expected}, got {got}")
     if not input.size(0):
         raise RuntimeError("input: expected a nested tensor with rows, got one without")
     values, offsets, row_sizes = input.values(), input.offsets(), input.lengths()

@@ -87,10 +87,9 @@ def _describe(*attributes: Any) -> tuple[str, list[tuple[int, ...]]]:
         return "", []
     directions, output_size = 1 + bidirectional, proj_size if proj_size > 0 else hidden_size
     layout = LAYOUTS[bias, output_size != hidden_size, normalizes]
-    first, other = (
-        weight_shapes(layout, size, hidden_size, output_size) * directions
-        for size in (input_size, directions * output_size)
-    )
+    sizes = input_size, directions * output_size
+    shapes = [weight_shapes(layout, size, hidden_size, output_size) for size in sizes]
+    first, other = (each * directions for each in shapes)
     return layout, [*first, *other * (num_layers - 1)]
 
 
@@ -107,12 +106,7 @@ def is_pair(hx: Any, h_shape: tuple[int, ...], c_shape: tuple[int, ...]) -> bool
 
 
 def fits(
-    lstm: Any,
-    input: Tensor,
-    hx: Any,
-    batch_sizes: Tensor | None,
-    weight: Tensor,
-    dtype: torch.dtype,
+    lstm: Any, input: Tensor, hx: Any, batch_sizes: Any, weight: Tensor, dtype: torch.dtype
 ) -> bool:
     """Whether nn.LSTM takes an input and a state, with weights on the device of `weight`."""
     if input.dim() not in ((2, 3) if batch_sizes is None else (2,)):
@@ -154,10 +148,9 @@ def run_torch_lstm(lstm: Any, input: Any, hx: Any) -> Any:
     for weight, shape in zip(read_weights(lstm)[0], shapes, strict=False):
         is_small = isinstance(weight, Tensor) and weight.numel() < math.prod(shape)
         if is_small and len(shape) == 2:
-            raise RuntimeError(
-                f"{type(lstm).__name__}: expected a weight of shape {shape}, as the attributes "
-                f"describe it, got {tuple(weight.shape)}"
-            )
+            expected = f"a weight of shape {shape}, as the attributes describe it"
+            got = tuple(weight.shape)
+            raise RuntimeError(f"{type(lstm).__name__}: expected {expected}, got {got}")
     return run_torch(torch_lstm.forward, lstm, input, hx)
 
 

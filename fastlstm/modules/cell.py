@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,10 +25,9 @@ class CellModule(nn.Module):
     input_size: int
     hidden_size: int
     bias: bool
+    _fastlstm_step: Callable[[Tensor, State | None], State]  # the next state of a batch of rows
 
-    def forward(
-        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, input: Tensor, hx: State | None = None) -> State:
         """Makes one step.
 
         Args:
@@ -39,25 +39,19 @@ class CellModule(nn.Module):
         """
         if type(input) is not Tensor or input.is_nested:
             if isinstance(input, fx.Proxy):
-                node: State = fx.as_node(self, input, hx=hx)
-                return node
+                return fx.as_node(self, input, hx=hx)
             check_kinds(input, None, {})
         is_batched = input.dim() == 2
         # nn.LSTMCell does not read input_size, and reads hidden_size only to make a state.
         size = getattr(self, "hidden_size", None)
         shape: Any = (input.size(0), size) if is_batched else (size,)
-        has_other_dims = not is_batched and input.dim() != 1
-        if has_other_dims or (hx is not None and not is_pair(hx, shape, shape)):
+        if input.dim() not in (1, 2) or (hx is not None and not is_pair(hx, shape, shape)):
             return self._fastlstm_as_torch(input, hx)
         if is_batched:
             return self._fastlstm_step(input, hx)
         hx = None if hx is None else (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
         h, c = self._fastlstm_step(input.unsqueeze(0), hx)
         return h.squeeze(0), c.squeeze(0)
-
-    def _fastlstm_step(self, input: Tensor, hx: State | None) -> State:
-        """The next state of a batch of rows."""
-        raise NotImplementedError
 
     def _fastlstm_torch(self) -> Any:
         """A module on which nn.LSTMCell.forward runs."""
@@ -118,10 +112,9 @@ class LSTMCell(CellModule, EngineModule, nn.RNNCellBase):
         check_kinds(input, hx, {})
         if not fit_cell(input, hx, shapes_of(weights)):
             return self._fastlstm_as_torch(input, hx)
-        if input.dtype != weights[0].dtype and not torch._C._is_any_autocast_enabled():
-            raise RuntimeError(
-                f"LSTMCell: expected input of dtype {weights[0].dtype} like the weights, got "
-                f"{input.dtype}"
-            )
+        dtype = weights[0].dtype
+        if input.dtype != dtype and not torch._C._is_any_autocast_enabled():
+            expected = f"input of dtype {dtype} like the weights"
+            raise RuntimeError(f"LSTMCell: expected {expected}, got {input.dtype}")
         call = Call(input, hx, weights, layout, is_cell=True)
         return run_cell(engines.choose(call, engine).run, call)

@@ -7,6 +7,7 @@ of torch.nn. `convert` changes the class of a model's modules both ways.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,16 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import _build
-from ..engine import engines
+from ..engine import checks, engines
 from ..engine.call import LAYOUTS, Call, Regularizers, Results, State, check_probabilities
-from ..engine.checks import (
-    as_lengths,
-    as_reset,
-    check_kinds,
-    describe,
-    lengths_beside,
-    with_training_options,
-)
 from ..engine.stack import run_steps_first
 from ..interop import fx, nested
 from ..interop.scripting import prepare
@@ -39,6 +32,11 @@ class SequenceModule(nn.Module):
     batch_first: bool
     bidirectional: bool
     permute_hidden = torch_lstm.permute_hidden
+    # Weights, layout, parameters and their names for `plain_lstm`, if the call is plain.
+    _fastlstm_plain: Callable[[Tensor], tuple[Any, ...] | None]
+    # Weights, layout and the dtype of the input; see `read_weights`.
+    _fastlstm_weights: Callable[[], tuple[list[Any], str | None, torch.dtype | None]]
+    _fastlstm_compute: Callable[[Call], Results]  # computes a call after its checks
 
     def forward(
         self,
@@ -51,8 +49,7 @@ class SequenceModule(nn.Module):
     ) -> tuple[Any, ...]:
         """Runs the LSTM over the sequences, as `nn.LSTM.forward` does.
 
-        Sizes: T steps, B batch rows, L num_layers, D = 2 if bidirectional else 1, P = proj_size or
-        hidden_size.
+        The letters of the shapes are those of `functional.lstm`, which describes the options too.
 
         Args:
             input: [T,B,input_size] ([B,T,input_size] if batch_first), [T,input_size] unbatched, a
@@ -60,7 +57,7 @@ class SequenceModule(nn.Module):
                 [B,j,input_size] of layout torch.jagged, without the three options below.
             hx: (h_0 [L*D,B,P], c_0 [L*D,B,hidden_size]), without B if unbatched; zeros if None.
             lengths: [B] integers ([] unbatched), the number of real steps of each row. Unlike
-                packing, it takes rows in any order and of length 0, on any device, and compiles.
+                packing, it takes rows of length 0, and compiles with `fullgraph=True`.
             reset: [T,B] bool or numbers ([B,T] if batch_first, [T] unbatched): h and c are zeroed
                 before a step if it is true, or not 0.
             return_cell_states: whether to return every cell state as well.
@@ -72,13 +69,12 @@ class SequenceModule(nn.Module):
         """
         if type(input) is not Tensor and isinstance(input, fx.Proxy):
             named = {"lengths": lengths, "reset": reset, "return_cell_states": return_cell_states}
-            node: tuple[Any, ...] = fx.as_node(self, input, hx=hx, **named)
-            return node
+            return fx.as_node(self, input, hx=hx, **named)
         if lengths is not None and getattr(lengths, "dtype", None) is not torch.int64:
-            lengths = as_lengths(lengths)
+            lengths = checks.as_lengths(lengths)
         bool_reset = reset
         if reset is not None and getattr(reset, "dtype", None) is not torch.bool:
-            bool_reset = as_reset(reset, None, self.batch_first)
+            bool_reset = checks.as_reset(reset, None, self.batch_first)
         # A plain eager call of one layer on a CPU skips most of the Python below.
         plain: tuple[Any, ...] | None = None
         try:
@@ -123,19 +119,16 @@ class SequenceModule(nn.Module):
         weights, layout, dtype = self._fastlstm_weights()
         if layout is None or dtype is None:
             return self._fastlstm_as_torch(input, hx, *options)
-        data = input
-        batch_sizes, sorted_indices, unsorted_indices = None, None, None
+        data, batch_sizes, sorted_indices, unsorted_indices = input, None, None, None
         if isinstance(input, PackedSequence):
             data, batch_sizes, sorted_indices, unsorted_indices = input
         elif isinstance(data, Tensor) and data.is_nested:
             if SequenceModule._fastlstm_extends(self, *options):
-                raise RuntimeError(
-                    "LSTM: lengths, reset and return_cell_states cannot be combined with a nested "
-                    "tensor"
-                )
+                named = "lengths, reset and return_cell_states"
+                raise RuntimeError(f"LSTM: {named} cannot be combined with a nested tensor")
             return nested.run(partial(SequenceModule.forward, self), data, hx, self.batch_first)
         elif not isinstance(data, Tensor) or data.layout is not torch.strided:
-            check_kinds(data, None, {})  # raises
+            checks.check_kinds(data, None, {})  # raises
         if not fits(self, data, hx, batch_sizes, weights[0], dtype):
             self._fastlstm_refuse(input, hx)
         is_batched, batch_dim = batch_sizes is not None or data.dim() == 3, 1 - self.batch_first
@@ -144,35 +137,26 @@ class SequenceModule(nn.Module):
         elif hx is not None:
             hx = self.permute_hidden(hx, sorted_indices)
         if lengths is not None:
-            lengths = lengths_beside(data, lengths)
+            lengths = checks.lengths_beside(data, lengths)
         if reset is not None:
             shape = data.shape[:2] if batch_sizes is None else None
-            reset = as_reset(reset, shape, self.batch_first)
+            reset = checks.as_reset(reset, shape, self.batch_first)
         form = self.num_layers, 1 + self.bidirectional, batch_sizes, lengths, reset
         modes = self.training, 0.0, None, return_cell_states
         call = Call(data, hx, weights, layout, *form, *modes)
         output, state, *cells = run_steps_first(self._fastlstm_compute, call, self.batch_first)
         if not is_batched:
-            return _without_batch(batch_dim, output, state, *cells)
+            h_n, c_n = state[0].squeeze(1), state[1].squeeze(1)
+            return output.squeeze(batch_dim), (h_n, c_n), *(c.squeeze(batch_dim + 1) for c in cells)
         if batch_sizes is not None:
             output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
         return output, self.permute_hidden(state, unsorted_indices), *cells
 
-    def _fastlstm_plain(self, input: Tensor) -> tuple[Any, ...] | None:
-        """Weights, layout, parameters and their names for `plain_lstm`, if the call is plain."""
-        raise NotImplementedError
-
-    def _fastlstm_weights(self) -> tuple[list[Any], str | None, torch.dtype | None]:
-        """Weights, layout and the dtype of the input; see `read_weights`."""
-        raise NotImplementedError
-
     def _fastlstm_as_torch(self, input: Any, hx: Any, *options: Any) -> tuple[Any, ...]:
         """Runs nn.LSTM, for weights of other shapes than the attributes describe."""
         if self._fastlstm_extends(*options):
-            raise RuntimeError(
-                f"{type(self).__name__}: expected weights of the shapes that its attributes "
-                "(num_layers, hidden_size, ...) describe"
-            )
+            expected = "weights of the shapes that its attributes (hidden_size, ...) describe"
+            raise RuntimeError(f"{type(self).__name__}: expected {expected}")
         result: tuple[Any, ...] = run_torch_lstm(self._fastlstm_torch(), input, hx)
         return result
 
@@ -188,10 +172,6 @@ class SequenceModule(nn.Module):
         """Raises nn.LSTM's error for an input and a state."""
         refuse_as_torch(self._fastlstm_torch(), input, hx)
 
-    def _fastlstm_compute(self, call: Call) -> Results:
-        """Computes a call after its checks."""
-        raise NotImplementedError
-
 
 def _with_batch(
     dim: int, input: Tensor, hx: State | None, lengths: Tensor | None, reset: Tensor | None
@@ -199,19 +179,11 @@ def _with_batch(
     """Returns an unbatched call as a batch of one row, with the batch at dimension `dim`."""
     for name, option, shape in (("lengths", lengths, ()), ("reset", reset, input.shape[:1])):
         if option is not None and option.shape != shape:
-            raise RuntimeError(
-                f"LSTM: expected {name} of shape {tuple(shape)} for unbatched input, got "
-                f"{describe(option)}"
-            )
+            expected = f"{name} of shape {tuple(shape)} for unbatched input"
+            raise RuntimeError(f"LSTM: expected {expected}, got {checks.describe(option)}")
     hx = None if hx is None else (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
     lengths = None if lengths is None else lengths.unsqueeze(0)
     return input.unsqueeze(dim), hx, lengths, None if reset is None else reset.unsqueeze(dim)
-
-
-def _without_batch(dim: int, output: Tensor, state: State, *cells: Tensor) -> tuple[Any, ...]:
-    """Returns the results of a batch of one row without the batch dimension."""
-    h_n, c_n = state[0].squeeze(1), state[1].squeeze(1)
-    return output.squeeze(dim), (h_n, c_n), *(c.squeeze(dim + 1) for c in cells)
 
 
 class LSTM(SequenceModule, EngineModule, nn.RNNBase):
@@ -239,18 +211,13 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
         bidirectional: whether each layer also walks from the last step to the first.
         proj_size: size of the projection of h, 0 for none (Sak et al., 2014).
         device, dtype: of the parameters.
-        input_dropout: probability of dropping a feature of each layer's input for a whole sequence
-            (variational dropout, Gal & Ghahramani, 2016).
+        input_dropout: probability of dropping a feature of each layer's input for a whole sequence.
         recurrent_dropout: the same for h_{t-1} before W_hh.
-        zoneout_h: probability that a unit of h keeps its value over a step (zoneout, Krueger et
-            al., 2017).
-        zoneout_c: the same for c.
-        weight_dropout: probability of dropping a weight of W_hh for a whole call (DropConnect,
-            Merity et al., 2018).
+        zoneout_h, zoneout_c: probability that a unit of h or of c keeps its value over a step.
+        weight_dropout: probability of dropping a weight of W_hh for a whole call.
 
-    The five regularizers act in training mode; in eval mode the module computes what an nn.LSTM
-    with the same weights computes. They draw from torch's generator, in the same way on every
-    engine; for the equations see `functional.lstm`.
+    The five regularizers act in training mode, and draw from torch's generator in the same way on
+    every engine; for their equations and sources see `functional.lstm`.
 
     Attributes:
         engine: which engine runs, one of `fastlstm.functional.ENGINES`; may be set at any time.
@@ -312,5 +279,5 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
     def _fastlstm_compute(self, call: Call) -> Results:
         regularizers = self._fastlstm_regularizers
         if self.training and (self.dropout or any(regularizers)):
-            call = with_training_options(call, self.dropout, regularizers)
+            call = checks.with_training_options(call, self.dropout, regularizers)
         return engines.choose(call, self._fastlstm_engine).run(call)

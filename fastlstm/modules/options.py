@@ -65,10 +65,8 @@ class EngineModule(nn.Module):
         wrong = _INSTEAD.keys() & options.keys()
         if wrong and cls.__init__.__module__.startswith("fastlstm."):
             name = wrong.pop()
-            raise TypeError(
-                f"{cls.__name__}.__init__() got an unexpected keyword argument {name!r}; "
-                f"{_INSTEAD[name]}"
-            )
+            problem = f"got an unexpected keyword argument {name!r}"
+            raise TypeError(f"{cls.__name__}.__init__() {problem}; {_INSTEAD[name]}")
         return super().__new__(cls)
 
     def _fastlstm_has(self, name: str) -> bool:

@@ -20,12 +20,9 @@ _NOT_COPIED = (
 
 
 def check_additions(path: str, layer: nn.Module, used: Iterable[str]) -> None:
-    """Raises a ValueError for an addition that a prepacked layer cannot take.
+    """Raises a ValueError for an addition to a layer that a prepacked layer cannot take.
 
-    Args:
-        path: of the layer in its model.
-        layer: the layer before prepack.
-        used: the names that the prepacked layer uses itself.
+    `path` is that of the layer in its model; `used` are the names that a prepacked layer uses.
     """
     names = set(named_weights(layer))
     added = {*vars(layer), *layer._parameters, *layer._buffers, *layer._modules}
@@ -49,11 +46,7 @@ def copy_additions(layer: nn.Module, to: nn.Module, own: Iterable[str]) -> None:
     """Copies the attributes and the contents of the tables of a layer to another module.
 
     The two modules do not share a table: a hook that is added to one later is not the other's.
-
-    Args:
-        layer: the layer.
-        to: the other module.
-        own: the names that are not copied.
+    The names `own` are not copied.
     """
     excluded = {*own, *_NOT_COPIED}
     for name, value in vars(layer).items():

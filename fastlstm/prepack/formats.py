@@ -18,10 +18,9 @@ def problem(
     """Why a weight cannot be prepacked, or None. An int8 weight has a scale for each row."""
     for key, value, expected in ((name, tensor, shape), (f"{name}_scale", scale, shape[:1])):
         if value is not None and tuple(value.shape) != expected:
-            return (
-                f"size mismatch for {key}: copying a param with shape {value.shape} from "
-                f"checkpoint, the shape in current model is {torch.Size(expected)}."
-            )
+            theirs = f"copying a param with shape {value.shape} from checkpoint"
+            ours = f"the shape in current model is {torch.Size(expected)}"
+            return f"size mismatch for {key}: {theirs}, {ours}."
     if scale is not None and not scale.isfinite().all():
         return f"{name}_scale: expected finite scales, got {scale[~scale.isfinite()][0]}"
     if tensor.dtype == torch.int8:
@@ -51,11 +50,10 @@ def name_of(weights: torch.dtype) -> str:
 
 
 def pack(tensor: Tensor, scale: Tensor | None, weights: torch.dtype, by_gates: bool) -> Tensor:
-    """Returns a matrix in panels as this processor reads them.
+    """Returns a matrix [rows,columns] in panels as this processor reads them.
 
     Args:
-        tensor: [rows, columns], int8 if `scale` is given.
-        scale: [rows] float32, or None.
+        tensor: the matrix; in int8 it may have a float32 `scale` [rows].
         weights: the format of the panels.
         by_gates: whether a panel holds all four gates of its units.
 

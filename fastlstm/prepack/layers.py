@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from itertools import groupby
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
@@ -68,10 +69,8 @@ class Prepacked(nn.Module):
     @classmethod
     def own_names(cls) -> set[str]:
         """The names that this class uses and a layer of torch.nn does not."""
-        return {*vars(Prepacked), *Prepacked.__annotations__} - {
-            *dir(nn.Module()),
-            *cls._attribute_names,
-        }
+        others = {*dir(nn.Module()), *cls._attribute_names}
+        return {*vars(Prepacked), *Prepacked.__annotations__} - others
 
     def _fastlstm_compute(self, call: Call) -> Results:
         return run_prepacked(call, self.dtype, type(self).__name__)
@@ -127,10 +126,9 @@ class Prepacked(nn.Module):
             weight = nn.Parameter(weight.to(self.dtype), name not in self._frozen)
             layer.register_parameter(name, weight)
         if isinstance(layer, nn.RNNBase):
-            by_suffix: dict[str, list[str]] = {}
-            for name in self._shapes:
-                by_suffix.setdefault(name.partition("_l")[2], []).append(name)
-            layer._flat_weights_names, layer._all_weights = [*self._shapes], [*by_suffix.values()]
+            by_suffix = groupby(self._shapes, lambda name: name.partition("_l")[2])
+            layer._all_weights = [[*names] for _, names in by_suffix]
+            layer._flat_weights_names = [*self._shapes]
             layer._init_flat_weights()
         for name in self._attribute_names:  # those that still exist are copied below
             vars(layer).pop(name, None)
@@ -163,19 +161,16 @@ class Prepacked(nn.Module):
 
     def __getattr__(self, name: str) -> Any:
         if name in self.__dict__.get("_shapes", ()):
-            raise AttributeError(
-                f"{name} is prepacked: read it from state_dict(), or call fastlstm.unpack(model)"
-            )
+            remedy = "read it from state_dict(), or call fastlstm.unpack(model)"
+            raise AttributeError(f"{name} is prepacked: {remedy}")
         return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         self._refuse_weight(name)
         options = getattr(self.__dict__.get("_layer_class"), "_fastlstm_options", ())
         if name in options and name not in self.__dict__:
-            raise AttributeError(
-                f"{name}: a {type(self).__name__} has no such option; set it before prepack, or "
-                "after fastlstm.unpack(model)"
-            )
+            remedy = "set it before prepack, or after fastlstm.unpack(model)"
+            raise AttributeError(f"{name}: a {type(self).__name__} has no such option; {remedy}")
         super().__setattr__(name, value)
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
@@ -185,9 +180,7 @@ class Prepacked(nn.Module):
 
     def _refuse_weight(self, name: str) -> None:
         if name in (*self.__dict__.get("_shapes", ()), *CELL_WEIGHTS, "_flat_weights"):
-            raise AttributeError(
-                f"{name}: the weights are prepacked; load_state_dict replaces them"
-            )
+            raise AttributeError(f"{name}: weights are prepacked; load_state_dict replaces them")
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         for name, tensor in self._unpacked().items():
@@ -225,10 +218,9 @@ class Prepacked(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if state["weights"] not in formats.KNOWN:
-            raise ValueError(
-                f"weights: expected one of {', '.join(map(str, formats.KNOWN))}, got "
-                f"{state['weights']!r} in a saved layer: prepack its model again"
-            )
+            known = ", ".join(map(str, formats.KNOWN))
+            got = f"{state['weights']!r} in a saved layer: prepack its model again"
+            raise ValueError(f"weights: expected one of {known}, got {got}")
         tensors = state.pop("_unpacked_weights")
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         require_extension()

@@ -23,23 +23,20 @@ from .additions import check_additions, copy_additions
 from .layers import Prepacked, PrepackedLSTM, PrepackedLSTMCell, require_extension
 
 _CONVERTED = tuple(cls for _, *both in CLASSES for cls in both)  # LSTM, LSTMCell, their stand-ins
+_Dtype = torch.dtype | None
 
 
 @overload
 def prepack(
-    model: LSTM | nn.LSTM, weights: torch.dtype | None = None, *, convert: bool = False
+    model: LSTM | nn.LSTM, weights: _Dtype = None, *, convert: bool = False
 ) -> PrepackedLSTM: ...
 @overload
 def prepack(
-    model: LSTMCell | nn.LSTMCell, weights: torch.dtype | None = None, *, convert: bool = False
+    model: LSTMCell | nn.LSTMCell, weights: _Dtype = None, *, convert: bool = False
 ) -> PrepackedLSTMCell: ...
 @overload
-def prepack(
-    model: Model, weights: torch.dtype | None = None, *, convert: bool = False
-) -> Model: ...
-def prepack(
-    model: nn.Module, weights: torch.dtype | None = None, *, convert: bool = False
-) -> nn.Module:
+def prepack(model: Model, weights: _Dtype = None, *, convert: bool = False) -> Model: ...
+def prepack(model: nn.Module, weights: _Dtype = None, *, convert: bool = False) -> nn.Module:
     """Freezes the LSTMs of a model for inference on the CPU, in place, and returns the model.
 
     If the model is itself an LSTM, only the result is prepacked: `frozen = prepack(lstm)`.
@@ -64,9 +61,6 @@ def prepack(
             too, row by row. Sums, states and gate equations stay in float32.
         convert: whether to convert nn.LSTM and nn.LSTMCell first.
 
-    Returns:
-        The model, or the prepacked layer if the model is itself a layer.
-
     Raises:
         ValueError: `weights` is none of these or does not suit a layer's dtype; a layer is in
             training mode or not on the CPU; you have put something on it that a prepacked layer
@@ -86,28 +80,23 @@ def prepack(
     layers = {path: m for path, m in model.named_modules() if own_class(m) in kinds}
     quantized = [module for module in model.modules() if torch_ao.is_quantized(module)]
     if not layers and not quantized:
-        raise ValueError(
-            f"prepack: expected a model with a fastlstm.LSTM or LSTMCell{_hint(model)}"
-        )
+        expected = f"a model with a fastlstm.LSTM or LSTMCell{_hint(model)}"
+        raise ValueError(f"prepack: expected {expected}")
     for path, module in layers.items():
         _check_layer(path or "the model itself", module, weights)
     if convert and layers:
         convert_modules(model)
     for path, module in model.named_modules():
         if isinstance(module, (LSTM, LSTMCell)) and path not in layers:
-            warnings.warn(
-                f"prepack: {path or 'the model itself'} stays as it is: its class "
-                f"{type(module).__qualname__} is more than an LSTM or LSTMCell",
-                UserWarning,
-                stacklevel=2,
-            )
+            why = f"its class {type(module).__qualname__} is more than an LSTM or LSTMCell"
+            text = f"prepack: {path or 'the model itself'} stays as it is: {why}"
+            warnings.warn(text, UserWarning, stacklevel=2)
     prepacked = {layer: _kind(layer)(layer, weights) for layer in layers.values()}
     prepacked |= {module: _of_torch_ao(module, weights) for module in quantized}
     return _replace(model, prepacked)
 
 
 def _kind(layer: nn.Module) -> Any:
-    """The class of a prepacked layer."""
     return PrepackedLSTM if isinstance(layer, nn.RNNBase) else PrepackedLSTMCell
 
 
@@ -133,29 +122,26 @@ def _hint(model: nn.Module) -> str:
     return f", got one with {', '.join(others)}{note}" if others else ""
 
 
-def _of_torch_ao(quantized: Any, weights: torch.dtype | None) -> Prepacked:
+def _of_torch_ao(quantized: Any, weights: _Dtype) -> Prepacked:
     """A prepacked layer with the weights that quantize_dynamic made, in int8 by default."""
     kind = PrepackedLSTM if type(quantized).__name__ == "LSTM" else PrepackedLSTMCell
     state, has_int8 = torch_ao.weights_of(quantized)
     weights = weights or (torch.int8 if has_int8 else None)
-    sizes = {
-        name: getattr(quantized, name) for name in kind._attribute_names if hasattr(quantized, name)
-    }
+    names = [name for name in kind._attribute_names if hasattr(quantized, name)]
+    sizes = {name: getattr(quantized, name) for name in names}
     layer: Prepacked = kind(kind._layer_class(**sizes).eval(), weights)
     layer.load_state_dict(state)
     copy_additions(quantized, layer, {*layer.own_names(), *torch_ao.ATTRIBUTES})
     return layer
 
 
-def _check_layer(path: str, module: nn.Module, weights: torch.dtype | None) -> None:
+def _check_layer(path: str, module: nn.Module, weights: _Dtype) -> None:
     tensor = next(iter(module.parameters()))
     smaller = () if tensor.dtype == torch.float64 else formats.SMALLER
     allowed = tuple(dict.fromkeys((None, tensor.dtype, *smaller)))
     if weights not in allowed or tensor.dtype not in DTYPES:
-        raise ValueError(
-            f"prepack: {path} is {tensor.dtype}: expected weights to be one of "
-            f"{', '.join(map(str, allowed))}, got {weights}"
-        )
+        expected = f"weights to be one of {', '.join(map(str, allowed))}"
+        raise ValueError(f"prepack: {path} is {tensor.dtype}: expected {expected}, got {weights}")
     if tensor.device.type != "cpu":
         raise ValueError(f"prepack: expected {path} on the CPU, got {tensor.device}")
     if module.training:
@@ -167,10 +153,9 @@ def _check_layer(path: str, module: nn.Module, weights: torch.dtype | None) -> N
         if weight is None:
             raise TypeError(f"prepack: expected {name} of {path} to be a tensor, got None")
         if name not in module._parameters and not parametrize.is_parametrized(module, name):
-            raise ValueError(
-                f"prepack: {name} of {path} is computed by a hook in every call; make it "
-                "permanent first (prune.remove, remove_weight_norm)"
-            )
+            remedy = "make it permanent first (prune.remove, remove_weight_norm)"
+            cause = f"prepack: {name} of {path} is computed by a hook in every call"
+            raise ValueError(f"{cause}; {remedy}")
         format = weights or weight.dtype
         if problem := formats.problem(name, weight, None, tuple(weight.shape), format):
             raise ValueError(f"prepack: {path}: {problem}")
@@ -188,11 +173,8 @@ def unpack(model: nn.Module) -> nn.Module:
     Weights that were prepacked in their own dtype come back with the same bits. Weights in fewer
     bits come back rounded.
 
-    Args:
-        model: any module; it may be a prepacked layer itself.
-
     Returns:
-        The model, its layers in eval mode; or the layer, if the model is itself a layer.
+        The model, its layers in eval mode; or the layer, if the model is itself a prepacked layer.
 
     Raises:
         ValueError: the model has no prepacked layer.
@@ -200,7 +182,5 @@ def unpack(model: nn.Module) -> nn.Module:
     check_model(model)
     layers = [module for module in model.modules() if isinstance(module, Prepacked)]
     if not layers:
-        raise ValueError(
-            "unpack: expected a model with prepacked layers, got one without prepacked layers"
-        )
+        raise ValueError("unpack: expected prepacked layers, got a model without prepacked layers")
     return _replace(model, {layer: layer._rebuild(layer._layer_class) for layer in layers})

@@ -12,12 +12,10 @@ from ..engine.stack import run_extension, run_layers
 
 
 def run_prepacked(call: Call, dtype: torch.dtype, name: str) -> Results:
-    """Runs a call by `torch.ops.fastlstm.lstm_prepacked`.
+    """Runs a call with `hx` by `torch.ops.fastlstm.lstm_prepacked`.
 
-    Args:
-        call: a call with `hx`; under autocast it may have other dtypes.
-        dtype: of the layer.
-        name: of the class of the layer, for messages.
+    `dtype` is that of the layer; under autocast the call may have others. `name` is the layer's
+    class, for messages.
     """
     casts = autocasts("cpu") and call.input.is_floating_point()
     if casts and torch.float64 not in (call.input.dtype, dtype):
