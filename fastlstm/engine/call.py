@@ -113,36 +113,22 @@ class LstmCall(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A call of a stack of layers, or of an LSTMCell, with the steps first and a batch dimension.
+    """A call of a stack of layers, or of an LSTMCell: steps first, with a batch dimension."""
 
-    Attributes:
-        input: [T,B,I], or the data [N,I] of a PackedSequence; [B,I] of a cell.
-        hx: (h_0 [L*D,B,P], c_0 [L*D,B,H]), or None for zeros; (h [B,H], c [B,H]) of a cell.
-        weights: for each layer, for each direction, those that `layout` names.
-        layout: names the weights of a direction: a value of `LAYOUTS`.
-        num_layers, directions: L and D.
-        batch_sizes, lengths, reset: as in `reference.lstm_layer`.
-        training: True in training mode. Only cuDNN reads it.
-        dropout: the probability between layers, 0 outside of training.
-        regularizers: those of the recurrence, None outside of training.
-        return_cell_states: whether every cell state is a result.
-        is_cell: whether the call is the step of an LSTMCell.
-    """
-
-    input: Tensor
-    hx: State | None
-    weights: Sequence[Tensor]
-    layout: str
-    num_layers: int = 1
-    directions: int = 1
-    batch_sizes: Tensor | None = None
+    input: Tensor  # [T,B,I], or the data [N,I] of a PackedSequence; [B,I] of a cell
+    hx: State | None  # (h_0 [L*D,B,P], c_0 [L*D,B,H]), None for zeros; (h [B,H], c [B,H]) of a cell
+    weights: Sequence[Tensor]  # for each layer, for each direction, those that `layout` names
+    layout: str  # names the weights of a direction: a value of `LAYOUTS`
+    num_layers: int = 1  # L
+    directions: int = 1  # D
+    batch_sizes: Tensor | None = None  # this and the next two are as in `reference.lstm_layer`
     lengths: Tensor | None = None
     reset: Tensor | None = None
-    training: bool = False
-    dropout: float = 0.0
-    regularizers: Regularizers | None = None
-    return_cell_states: bool = False
-    is_cell: bool = False
+    training: bool = False  # whether the module is in training mode; only cuDNN reads it
+    dropout: float = 0.0  # the probability between layers, 0 outside of training
+    regularizers: Regularizers | None = None  # None outside of training
+    return_cell_states: bool = False  # whether every cell state is a result
+    is_cell: bool = False  # whether the call is the step of an LSTMCell
 
     def options(self) -> list[str]:
         """The options in use that nn.LSTM lacks."""

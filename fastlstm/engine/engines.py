@@ -22,19 +22,13 @@ has_onnx_translations = False  # whether `onnx.translations` was called
 
 
 class Engine(NamedTuple):
-    """A way to compute a call.
+    """A way to compute a call."""
 
-    Attributes:
-        name: as `lstm.engine` takes it.
-        why_not: the reason why it cannot serve a call, None if it can.
-        run: computes a call that it serves.
-        is_sound: whether its kernels passed a check on the device of a call, or need none. Raises
-            a RuntimeError if the engine may not run and the reference is no substitute.
-    """
-
-    name: str
-    why_not: Callable[[Call], str | None]
-    run: Callable[[Call], Results]
+    name: str  # as `lstm.engine` takes it
+    why_not: Callable[[Call], str | None]  # why the engine cannot serve a call, None if it can
+    run: Callable[[Call], Results]  # computes a call that the engine serves
+    # Whether the kernels passed a check on the device of a call, or need none. A RuntimeError says
+    # that the engine may not run and the reference is no substitute.
     is_sound: Callable[[Call], bool] = lambda call: True
 
 
