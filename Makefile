@@ -109,7 +109,7 @@ release-check:  ## build both distributions in dist/ for TORCH, install them by 
 	rm -rf dist
 	$(MAKE) wheels
 	$(PYTHON) -m pip install --quiet "build>=1.2" "pypiserver>=2.3" "twine>=6.1"
-	$(PYTHON) -m build --sdist --no-isolation --outdir dist .
+	FASTLSTM_BUILD=auto $(PYTHON) -m build --sdist --no-isolation --outdir dist .
 	$(PYTHON) -m build --sdist --no-isolation --outdir dist captioning
 	$(PYTHON) -m twine check --strict dist/*
 	bash .ci/release-check $(PYTHON) $(CHECKED)
