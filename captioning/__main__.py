@@ -60,27 +60,23 @@ def fail(message: str) -> int:
 def run(argv: list[str]) -> int:
     """Parses the arguments and runs the command; returns the exit status."""
     formatter = argparse.RawDescriptionHelpFormatter
-    parser = Parser(
-        prog="captioning",
-        description="Captions for pictures, by a frozen CNN and an LSTM.",
-        epilog=EPILOG,
-        formatter_class=formatter,
-    )
+    text = "Captions for pictures, by a frozen CNN and an LSTM."
+    parser = Parser("captioning", description=text, epilog=EPILOG, formatter_class=formatter)
     parser.add_argument("--version", action="version", version=f"captioning {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for name, text in COMMANDS.items():
         commands.add_parser(name, help=text, description=text, formatter_class=formatter)
-    if argv and argv[0] in COMMANDS:
-        module = importlib.import_module(f"captioning.commands.{argv[0]}")
-        command = commands.choices[argv[0]]
-        module.add(command)
-        # `parse_intermixed_args` allows options between the checkpoint and the pictures. But if a
-        # command gets no arguments, the error of `parse_args` is better: it names all arguments
-        # that are required.
-        parse = command.parse_intermixed_args if argv[1:] else command.parse_args
-        return module.run(parse(argv[1:])) or 0
-    parser.parse_args(argv or ["--help"])
-    return 0
+    name, *words = argv or ["--help"]
+    if name not in COMMANDS:
+        parser.parse_args([name, *words])
+        return 0
+    module = importlib.import_module(f"captioning.commands.{name}")
+    command = commands.choices[name]
+    module.add(command)
+    # `parse_intermixed_args` allows options between the checkpoint and the pictures. But if there
+    # are no arguments, `parse_args` has the better error: it names all that are required.
+    parse = command.parse_intermixed_args if words else command.parse_args
+    return module.run(parse(words)) or 0
 
 
 if __name__ == "__main__":

@@ -31,9 +31,10 @@ def write_atomically(path: str | Path, write: Callable[[Any], Any]) -> None:
 def check_output(*paths: Path | None) -> None:
     """Refuses files that cannot be written, such as folders and devices, before the work begins."""
     for path in filter(None, paths):
-        below_file = any(parent.is_file() for parent in path.parents)
-        if below_file or (path.exists() and not path.is_file()):
-            raise CaptioningError(f"cannot write {path}: it is not a regular file")
+        if path.exists() and not path.is_file():
+            raise CaptioningError(f"cannot write {path}: it is a folder or a device")
+        if any(parent.is_file() for parent in path.parents):
+            raise CaptioningError(f"cannot write {path}: a part of the path is a file")
 
 
 def check_folder(path: Path) -> None:

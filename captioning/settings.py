@@ -17,19 +17,17 @@ LARGEST = 2**31 - 1
 # The values that a setting may have: a range with both ends, or one of several words.
 ALLOWED: dict[str, Any] = {
     **dict.fromkeys(("feature_size", "vocab_size", "embed_size", "hidden_size"), (1, 2**20)),
-    **dict.fromkeys(("num_layers", "beam_size"), (1, 1000)),
-    **dict.fromkeys(("max_seq_length", "max_words"), (1, 1000)),
-    **dict.fromkeys(("epochs", "batch_size", "min_count", "members"), (1, LARGEST)),
+    **dict.fromkeys(("num_layers", "beam_size", "max_seq_length", "max_words"), (1, 1000)),
+    **dict.fromkeys(("epochs", "batch_size", "min_count"), (1, LARGEST)),
     **dict.fromkeys(("dropout", "label_smoothing", "consensus", "ema"), (0, 0.999999)),
-    **dict.fromkeys(("warmup", "clip_norm", "length_penalty", "neighbors"), (0, LARGEST)),
+    **dict.fromkeys(("warmup", "clip_norm", "self_critical"), (0, LARGEST)),
+    **dict.fromkeys(("length_penalty", "neighbors"), (0, LARGEST)),
     **dict.fromkeys(("learning_rate", "temperature"), (1e-30, LARGEST)),
     "grid": (0, 4096),
     "seed": (-LARGEST, LARGEST),
-    "self_critical": (0, LARGEST),
     "image_at": ("first", "every"),
     "batches_of": ("captions", "pictures"),
     "autocast": ("auto", "none", "bfloat16"),
-    "pool": POOLS,
     "method": ("beam", "greedy", "sample"),
 }
 
@@ -50,7 +48,7 @@ def check_settings(settings: Any) -> None:
         if isinstance(allowed[0], str):
             check_choice(name, value, allowed)
             continue
-        kinds = (int,) if entry.type in (int, int | None) else (int, float)
+        kinds = (int,) if entry.type is int else (int, float)
         if type(value) not in kinds or not allowed[0] <= value <= allowed[1]:
             expected = f"{'a number' if float in kinds else 'an integer'} from {allowed[0]}"
             raise CaptioningError(
@@ -122,7 +120,7 @@ class TrainConfig:
 
     Args:
         epochs: passes over all captions.
-        batch_size: captions in a step of all processes; pictures in self-critical training.
+        batch_size: captions in a step, or pictures in self-critical training, of all processes.
         learning_rate: highest learning rate, after the warmup; then it falls to a fiftieth.
         seed: of initial weights, order of the captions and dropout.
         self_critical: 0 for cross-entropy; N >= 2 for the CIDEr-D of N captions of each picture.
@@ -165,8 +163,8 @@ def preset(
 ) -> dict[str, Any]:
     """Returns settings that suit this number of pictures; other settings keep their defaults."""
     small = pictures < SMALL_SET
-    found: dict[str, Any] = {"batches_of": batches_of, "dropout": 0.4 if small else 0.3}
-    found["image_at"] = "every" if small else "first"
+    dropout, image_at = (0.4, "every") if small else (0.3, "first")
+    found: dict[str, Any] = {"batches_of": batches_of, "dropout": dropout, "image_at": image_at}
     if self_critical:
         epochs, rate = (6, 2e-4) if small else (10, 3e-4)
         return found | {"epochs": epochs, "learning_rate": rate, "batch_size": 64}
@@ -215,10 +213,9 @@ def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:
 
 
 def autocast_dtype(name: str, device: str) -> torch.dtype | None:
-    """Returns the dtype of autocast, or None for no autocast.
+    """Returns the dtype of autocast for a value of the setting `autocast`; None for no autocast.
 
-    `name` is a value of the setting `autocast`. "auto" is bfloat16 if the device has instructions
-    for it.
+    "auto" is bfloat16 if the device has instructions for it.
     """
     if name == "auto" and device.startswith("cuda"):
         fast = torch.cuda.is_bf16_supported(including_emulation=False)

@@ -35,15 +35,9 @@ def add_on_error(parser: Any) -> None:
 def load_captioner(
     paths: Sequence[str | Path], device: str, lstm_weights: str = "float32"
 ) -> tuple[Checkpoint, FrozenCNN]:
-    """Loads captioners that write together, and their CNN, and prints the device.
+    """Loads captioners that write together, and their CNN on the same device; prints the device.
 
-    Args:
-        paths: the checkpoints.
-        device: the name of the device, or "auto".
-        lstm_weights: the dtype of the LSTMs' prepacked weights; see `prepack_lstms`.
-
-    Returns:
-        The captioners, and the CNN on the same device.
+    `lstm_weights` is the dtype of the LSTMs' prepacked weights; see `prepack_lstms`.
     """
     device = choose_device(device)
     say(describe_device(device), error=True)

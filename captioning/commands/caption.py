@@ -21,19 +21,19 @@ from captioning.results.figures import MAX_SHEET, write_panels, write_sheet
 from captioning.search.generate import CaptionedFile, caption_files, find_pictures
 from captioning.settings import DecodeConfig
 
-# The options that only one method has.
-METHOD_OPTIONS = {"beam": ("neighbors", "beam_size"), "sample": ("temperature", "seed")}
+# The options that only one method has, and that method.
+METHOD_OF = {"neighbors": "beam", "beam_size": "beam", "temperature": "sample", "seed": "sample"}
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
     option("checkpoint", type=Path, help="the captioner, such as runs/demo/best.pt")
-    text = "files, folders, globs; and *.pt: more captioners, which all write together"
+    text = "files, folders, globs; a *.pt is one more captioner: all write each caption together"
     option("pictures", nargs="*", help=text)
     option("--annotations", type=Path, help="caption the pictures of a COCO captions file")
-    option("--images", type=Path, help="folder of those pictures, if the file names none")
+    option("--images", type=Path, help="picture folder, if the captions file names no folder")
     option("--features", type=Path, help="folder of feature caches, as for train")
-    text = "JSON to write: captions in COCO's format (with file names, without --annotations)"
+    text = "JSON to write: captions in COCO's results format; without --annotations also file names"
     option("--json", type=Path, help=text)
     option("--sheet", type=Path, help="PNG to write: the pictures with captions below")
     option("--attention", type=Path, help="PNG to write: where it looked, for one picture")
@@ -52,13 +52,12 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     search = search_of(args)
     more = [name for name in args.pictures if name.endswith(".pt") and not Path(name).is_dir()]
-    paths = [args.checkpoint, *more]
     if args.checkpoint.suffix.lower() in EXTENSIONS or args.checkpoint.is_dir():
         raise CaptioningError(f"expected a captioner, then pictures; got {args.checkpoint} first")
     args.pictures = [name for name in args.pictures if name not in more]
     check_output(args.json, args.attention, args.sheet)
     dataset = pictures_of(args)
-    checkpoint, cnn = load_captioner(paths, args.device, args.lstm_weights)
+    checkpoint, cnn = load_captioner([args.checkpoint, *more], args.device, args.lstm_weights)
     check_captioner(args, checkpoint, len(dataset.images))
     config = replace(checkpoint.search, **search)
     start, captioned, images, cache = time.perf_counter(), {}, dataset.images, None
@@ -73,19 +72,16 @@ def run(args: argparse.Namespace) -> int:
         captioned[image.id] = item
         if not args.json:
             say(f"{item.path}: {item.captions[0].text}")
-    count, rate = len(captioned), len(captioned) / (time.perf_counter() - start)
+    count, seconds = len(captioned), time.perf_counter() - start
     write_results(args, checkpoint, cnn, captioned)
     failed = len(images) - count + len(dataset.skipped.get("missing picture", ()))
-    line = f"{count} picture{'s' * (count != 1)}, {rate:,.1f} a second"
+    line = f"{count} picture{'s' * (count != 1)}, {count / seconds:,.1f} a second"
     say(line + (f"; {failed} failed" if failed else ""), error=True)
     return 1 if failed else 0
 
 
 def check_captioner(args: argparse.Namespace, checkpoint: Checkpoint, count: int) -> None:
-    """Refuses options that need another captioner or another number of pictures.
-
-    `count` is the number of pictures.
-    """
+    """Refuses options that need another captioner or another number `count` of pictures."""
     if args.neighbors and not checkpoint.neighbors:
         expected = "expected a captioner that keeps its training pictures"
         raise CaptioningError(f"--neighbors: {expected}, got {args.checkpoint}")
@@ -133,11 +129,10 @@ def write_results(
 
 def search_of(args: argparse.Namespace) -> dict[str, Any]:
     """Returns the given fields of `DecodeConfig`; refuses options of another method."""
-    values = {name: getattr(args, name) for names in METHOD_OPTIONS.values() for name in names}
-    values = {name: value for name, value in values.items() if value is not None}
-    for method, names in METHOD_OPTIONS.items():
-        if args.method != method and (wrong := [name for name in names if name in values]):
-            option = f"--{wrong[0].replace('_', '-')}"
-            raise CaptioningError(f"{option}: expected --method {method}, got {args.method}")
+    values = {name: getattr(args, name) for name in METHOD_OF if getattr(args, name) is not None}
+    for name in values:
+        if METHOD_OF[name] != args.method:
+            option, expected = name.replace("_", "-"), METHOD_OF[name]
+            raise CaptioningError(f"--{option}: expected --method {expected}, got {args.method}")
     DecodeConfig(**values)  # refuses a wrong value before a captioner is read
     return {"method": args.method, **values}

@@ -8,6 +8,7 @@ import argparse
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 from captioning.cnn.pretrained import FrozenCNN, load_cnn
 from captioning.commands.arguments import add_decoder, add_device, add_lstm
@@ -60,19 +61,10 @@ def demo(
     device: str = "auto",
     splits: dict[str, int] = scenes.SPLITS,
 ) -> dict[str, Section]:
-    """Runs the whole demonstration in the folder `output`.
+    """Runs the whole demonstration in the folder `output`; returns the report's sections by split.
 
-    Args:
-        output: the folder. A captioner that an earlier demo trained there is deleted.
-        epochs: passes over the captions; None for as many as the decoder needs.
-        lstm: the LSTM to run; see `captioning.model.layers.LSTMS`.
-        seed: of the pictures, the initial weights and the order.
-        decoder: a name in `captioning.DECODERS`.
-        device: the name of the device, or "auto".
-        splits: the number of pictures of each split.
-
-    Returns:
-        The sections of the report, by split.
+    A captioner that an earlier demo trained in the folder is deleted. Without `epochs` there are as
+    many as the decoder needs. `splits` has the number of pictures of each split.
     """
     output, start = Path(output), time.perf_counter()
     settings = {"batches_of": "captions", "dropout": 0.0, "image_at": "first", "min_count": 1}
@@ -83,16 +75,9 @@ def demo(
     settings |= {"decoder": decoder, "seed": seed, "no_neighbors": True, "autocast": "none"}
     if epochs is not None:
         settings["epochs"] = epochs
-    files = output / "scenes" / "annotations"
-    request = TrainingRequest(
-        train=files / "captions_train.json",
-        val=files / "captions_val.json",
-        output=output,
-        lstm=lstm,
-        cnn="scenes_cnn",
-        device=device,
-        settings=settings,
-    )
+    files: dict[str, Any] = {split: captions_file(output, split) for split in ("train", "val")}
+    options: dict[str, Any] = {"cnn": "scenes_cnn", "lstm": lstm, "device": device}
+    request = TrainingRequest(**files, **options, output=output, settings=settings)
     device = choose_device(device)
     with locked(output):
         say(f"1/4  drawing {sum(splits.values()):,} pictures with five captions each")
@@ -105,20 +90,17 @@ def demo(
         return _report(output, lstm, device, history, start)
 
 
+def captions_file(output: Path, split: str) -> Path:
+    """Returns the captions file of a split of the pictures that the demo draws."""
+    return output / "scenes" / "annotations" / f"captions_{split}.json"
+
+
 def _report(
     output: Path, lstm: str, device: str, history: list[dict[str, float]], start: float
 ) -> dict[str, Section]:
     """Captions and scores new pictures with the captioner in `output`, and writes the report.
 
-    Args:
-        output: the folder of the demo.
-        lstm: the LSTM to run.
-        device: the name of the device.
-        history: the entries of the epochs of training.
-        start: when the demo began, by `time.perf_counter`.
-
-    Returns:
-        The sections of the report, by split.
+    The demo began at `start`, by `time.perf_counter`. Returns the report's sections by split.
     """
     say("3/4  captioning and scoring pictures that training never saw")
     checkpoint = load_checkpoint(output / "best.pt", lstm, device)
@@ -148,7 +130,7 @@ def _report(
 
 def _caption(checkpoint: Checkpoint, cnn: FrozenCNN, output: Path, split: str) -> Section:
     """Captions a split by greedy search, and counts the facts that are right."""
-    dataset = load_coco(output / "scenes" / "annotations" / f"captions_{split}.json")
+    dataset = load_coco(captions_file(output, split))
     paths = [image.path for image in dataset.images]
     found = caption_files(checkpoint, cnn, paths, DecodeConfig("greedy"))
     written = {i: item.captions[0].text for i, item in zip(dataset.references, found, strict=True)}

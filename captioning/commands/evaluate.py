@@ -14,11 +14,12 @@ from captioning.search.generate import caption_files
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    text = "a captioner, or several that write together (*.pt), or captions in COCO's format (JSON)"
-    parser.add_argument("what", type=Path, nargs="+", help=f"{text}; or both, for the report")
     option = parser.add_argument
+    text = "captions (JSON in COCO's results format), or captioners that write together (*.pt)"
+    text += "; with both, --report shows the captioners' curves and attention maps"
+    option("what", type=Path, nargs="+", help=text)
     option("--references", type=Path, required=True, help="COCO captions file")
-    option("--images", type=Path, help="folder of its pictures, if the file names none")
+    option("--images", type=Path, help="picture folder, if the file names no folder")
     option("--meteor", action="store_true", help="compute METEOR too (needs Java)")
     option("--json", type=Path, help="JSON to write: scores, also of each picture")
     option("--report", type=Path, help="HTML page to write: scores and pictures")
@@ -51,11 +52,10 @@ def run(args: argparse.Namespace) -> None:
         write_json(args.json, data, indent=1)
     if args.report:
         pictures = [image for image in dataset.images if image.id in results]
-        title = f"Captions of {len(pictures)} pictures"
-        section = Section(args.what[0].name, title, pictures, results, scores)
+        text = f"Captions of {len(pictures)} pictures"
+        sections = [Section(args.what[0].name, text, pictures, results, scores)]
         history = checkpoint.training.get("history", []) if checkpoint else []
-        title = "Evaluation of captions"
-        write_report(args.report, title, "", [section], history, checkpoint, cnn)
+        write_report(args.report, "Evaluation of captions", "", sections, history, checkpoint, cnn)
         say(f"report: {args.report}")
 
 
@@ -65,9 +65,8 @@ def read_results(path: Path) -> dict[int, str]:
         rows = [(row["image_id"], row["caption"].strip()) for row in read_json(path)]
         results = dict(rows)
     except (LookupError, TypeError, AttributeError) as error:
-        raise CaptioningError(
-            f'{path}: expected [{{"image_id": 1, "caption": "..."}}, ...], got {error!r}'
-        ) from error
+        expected = '[{"image_id": 1, "caption": "..."}, ...]'
+        raise CaptioningError(f"{path}: expected {expected}, got {error!r}") from error
     if len(results) < len(rows):
         raise CaptioningError(f"{path}: a picture has two captions")
     return results

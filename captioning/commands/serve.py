@@ -57,12 +57,8 @@ def caption_picture(
 ) -> tuple[list[Caption], Maps]:
     """Captions a picture file by beam search.
 
-    Returns:
-        The captions, best first, and the attention maps of the best caption, which are empty if the
-        decoder does not attend.
-
-    Raises:
-        ImageError: the picture is broken or too large.
+    Returns the captions, best first, and the attention maps of the best one, which are empty if the
+    decoder does not attend. Raises `ImageError` for a picture that is broken or too large.
     """
     with open(picture, "rb") as file:
         image = load_image(file, 2 * cnn.transform.resize_size, MAX_PIXELS)
@@ -105,15 +101,10 @@ def build_page(checkpoint: Checkpoint, cnn: FrozenCNN, name: str) -> Any:
                 found = gr.JSON(label="All captions, for programs")
         count, decoder = len(checkpoint.vocabulary), checkpoint.model.config.decoder
         gr.Markdown(f"`{name}`. CNN: {checkpoint.cnn.name}. Decoder: {decoder}. {count:,} words.")
-        gr.on(
-            [picture.change, beams.release],
-            caption,
-            [picture, beams],
-            [words, maps, found],
-            api_name="caption",
-            preprocess=False,  # Gradio's own message about a broken picture says less
-            concurrency_limit=1,
-        )
+        # Without `preprocess`, because Gradio's own message about a broken picture says less.
+        options: Any = {"api_name": "caption", "preprocess": False, "concurrency_limit": 1}
+        events, outputs = [picture.change, beams.release], [words, maps, found]
+        gr.on(events, caption, [picture, beams], outputs, **options)
     return page.queue(max_size=50)
 
 
@@ -127,16 +118,9 @@ def serve(checkpoint: Checkpoint, cnn: FrozenCNN, host: str, port: int | None, n
     with tempfile.TemporaryDirectory(prefix="captioning-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # where Gradio keeps uploads
         page = build_page(checkpoint, cnn, name)
-        page.launch(
-            server_name=host,
-            server_port=port,
-            max_file_size=MAX_FILE,
-            theme=gr.themes.Default(font="system-ui", font_mono="ui-monospace"),
-            footer_links=["api"],
-            prevent_thread_lock=True,
-            quiet=True,
-            share=False,  # not even in a notebook
-            run_history=False,
-        )
+        theme = gr.themes.Default(font="system-ui", font_mono="ui-monospace")
+        options: Any = {"server_name": host, "server_port": port, "max_file_size": MAX_FILE}
+        options |= {"quiet": True, "run_history": False, "share": False}  # not even in a notebook
+        page.launch(theme=theme, footer_links=["api"], prevent_thread_lock=True, **options)
         say(f"{name}: {page.local_url} (Ctrl-C to stop)")
         page.block_thread()

@@ -29,7 +29,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     option("--val", type=Path, help="COCO captions file to validate on")
     option("--test", type=Path, help="COCO captions file to score the best epoch on")
     for split in ("train", "val", "test"):
-        option(f"--{split}-images", type=Path, help="folder of pictures, if the file names none")
+        option(f"--{split}-images", type=Path, help="picture folder, if the file names no folder")
     option("--output", type=Path, required=True, help="folder for checkpoints")
     option("--features", type=Path, help="folder of feature caches (OUTPUT/features, or START's)")
     text = "frozen CNN: resnet152 or another of torchvision, timm:NAME, efficientnet_lite0, 1, 2, "
@@ -64,10 +64,8 @@ def request_of(args: argparse.Namespace) -> TrainingRequest:
     values: dict[str, Any] = dict(vars(args))
     if data := values.pop("data"):
         if not (data / "captions_train.json").is_file():
-            raise CaptioningError(
-                "expected the folder that `captioning prepare` wrote, with captions_train.json, or "
-                f"--train FILE; got {data}"
-            )
+            folder = "the folder that `captioning prepare` wrote, with captions_train.json"
+            raise CaptioningError(f"expected {folder}, or --train FILE; got {data}")
         for split in ("train", "val", "test"):
             file = data / f"captions_{split}.json"
             if values[split] is None and (split == "train" or file.exists()):
