@@ -5,7 +5,7 @@ Each caption has at most `max_seq_length` tokens, including <end>. The tokens <p
 must be in eval mode.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -25,6 +25,11 @@ class Hypothesis(NamedTuple):
     score: float  # the search ranks captions by this number
 
 
+def best_first(hypotheses: Iterable[Hypothesis]) -> list[Hypothesis]:
+    """Sorts hypotheses by their scores."""
+    return sorted(hypotheses, key=lambda h: h.score, reverse=True)
+
+
 def _log_probs(scores: Tensor) -> Tensor:
     """Returns float32 log-probabilities [B,V] that exclude <pad>, <start> and <unk> (-inf)."""
     scores = scores.float()
@@ -38,17 +43,11 @@ def _log_probs(scores: Tensor) -> Tensor:
 Choose = Callable[[Tensor, Tensor, int], Tensor]
 
 
-def best_words(log_probs: Tensor, unfinished: Tensor, t: int) -> Tensor:
-    """Chooses the most probable words; a `Choose`."""
-    return log_probs.argmax(1)
-
-
 def random_words(uniform: Tensor, temperature: float = 1.0) -> Choose:
     """Returns a `Choose` that draws words at random.
 
-    Args:
-        uniform: [B,steps], random numbers in [0, 1). Each number decides one word.
-        temperature: divides the log-probabilities; below 1 probable words are drawn more often.
+    Each of the random numbers `uniform` [B,steps] in [0, 1) decides one word. `temperature` divides
+    the log-probabilities; below 1 probable words are drawn more often.
     """
 
     def choose(log_probs: Tensor, unfinished: Tensor, t: int) -> Tensor:
@@ -68,12 +67,8 @@ def write_tokens(
 ) -> tuple[Tensor, Tensor]:
     """Writes one caption for each of B pictures, word by word.
 
-    With several decoders the probability of a word is the mean of their probabilities.
-
-    Args:
-        decoders: one or several decoders with the same vocabulary.
-        images: for each decoder, the B pictures as its encoder embeds them.
-        choose: chooses the next words.
+    `images` has for each decoder the B pictures as its encoder embeds them. With several decoders
+    the probability of a word is the mean of their probabilities.
 
     Returns:
         The int64 tokens [B,T], with <pad> after <end>, and their log-probabilities [B,T], with 0
@@ -116,10 +111,9 @@ def write_captions(
 
     `generator` draws the random numbers of sampling. Returns one hypothesis for each picture.
     """
-    choose: Choose = best_words
+    choose: Choose = lambda log_probs, *_: log_probs.argmax(1)
     if config.method == "sample":
-        steps = min(decoder.max_seq_length for decoder in decoders)
-        shape = len(images[0]), steps
+        shape = len(images[0]), min(decoder.max_seq_length for decoder in decoders)
         uniform = torch.rand(shape, generator=generator, device=images[0].device)
         choose = random_words(uniform, config.temperature)
     hypotheses, found = [], write_tokens(decoders, images, choose)
@@ -127,25 +121,6 @@ def write_captions(
         length = row.index(END) + 1 if END in row else len(row)
         hypotheses.append(Hypothesis(row[:length], values[:length], sum(values[:length])))
     return hypotheses
-
-
-class _Beginning(NamedTuple):
-    """The beginning of a caption in beam search: its last word, and a link to the words before."""
-
-    total: float  # the sum of the log-probabilities of all its words
-    word: int = START
-    log_prob: float = 0.0  # of `word`
-    row: int = 0  # the row of `previous` in the decoder's state that predicted `word`
-    previous: "_Beginning | None" = None  # ends before `word`; None if `word` is <start>
-
-    def hypothesis(self, score: float) -> Hypothesis:
-        """Returns all words so far as a finished caption."""
-        tokens, log_probs, last = [], [], self
-        while last.previous:
-            tokens.append(last.word)
-            log_probs.append(last.log_prob)
-            last = last.previous
-        return Hypothesis(tokens[::-1], log_probs[::-1], score)
 
 
 @torch.no_grad()
@@ -159,59 +134,55 @@ def beam_search(decoder: Decoder, image: Tensor, config: DecodeConfig) -> list[l
     An unfinished caption is dropped as soon as it cannot become one of the K best any more. After
     the last step unfinished captions count as finished.
 
-    Args:
-        decoder: must be in eval mode.
-        image: the pictures [B,...] as the encoder embeds them.
-        config: `beam_size` and `length_penalty` are read.
-
-    Returns:
-        For each picture K hypotheses, best first, or fewer if the vocabulary allows no more.
+    `image` is [B,...], as the encoder embeds the pictures. Returns for each picture K hypotheses,
+    best first, or fewer if the vocabulary allows no more.
     """
     k, steps, penalty = config.beam_size, decoder.max_seq_length, config.length_penalty
     finished: list[list[Hypothesis]] = [[] for _ in image]
-    live = {picture: [_Beginning(0.0)] for picture in range(len(image))}
+    live = {picture: [Hypothesis([], [], 0.0)] for picture in range(len(image))}
     words, state = torch.full((len(image),), START, device=image.device), decoder.start(image)
     for length in range(1, steps + 1):
         scores, state = decoder.step(words, state)
         extended = zip([*live], _extend(_log_probs(scores), [*live.values()], k), strict=True)
-        live = {}
-        for picture, beginnings in extended:
-            ends = [one for one in beginnings[:k] if one.word == END or length == steps]
-            finished[picture] += [one.hypothesis(one.total / length**penalty) for one in ends]
-            best = sorted(finished[picture], key=lambda h: h.score, reverse=True)[:k]
-            finished[picture] = best
+        live, rows = {}, []
+        for picture, pairs in extended:
+            ends = [h for h, _ in pairs[:k] if h.tokens[-1] == END or length == steps]
+            new = [h._replace(score=h.score / length**penalty) for h in ends]
+            finished[picture] = best = best_first(finished[picture] + new)[:k]
             # The sum of log-probabilities is negative, and each word lowers it. The score is the
             # sum / length ** penalty, and the length is at most `steps`. So an unfinished caption
             # can reach at most sum / steps ** penalty. That is above the score of the K-th best
             # finished caption only if the sum is above `least`.
             least = best[-1].score * steps**penalty if len(best) == k else -torch.inf
-            unfinished = [one for one in beginnings if one.word != END][:k]
-            unfinished = [one for one in unfinished if one.total > least]
+            unfinished = [pair for pair in pairs if pair[0].tokens[-1] != END][:k]
+            unfinished = [pair for pair in unfinished if pair[0].score > least]
             # With one beam the search ends at the first <end>, as greedy search does.
             if unfinished and not (k == 1 and ends):
-                live[picture] = unfinished
+                live[picture] = [h for h, _ in unfinished]
+                rows += [row for _, row in unfinished]
         if not live or length == steps:
             break
-        kept = [one for beginnings in live.values() for one in beginnings]
-        words, rows = torch.tensor([(one.word, one.row) for one in kept]).t().to(image.device)
-        state = decoder.select(state, rows)
+        last = [h.tokens[-1] for beginnings in live.values() for h in beginnings]
+        words, chosen = torch.tensor([last, rows], device=image.device)
+        state = decoder.select(state, chosen)
     return finished
 
 
-def _extend(log_probs: Tensor, groups: list[list[_Beginning]], k: int) -> list[list[_Beginning]]:
+def _extend(
+    log_probs: Tensor, groups: list[list[Hypothesis]], k: int
+) -> list[list[tuple[Hypothesis, int]]]:
     """Extends captions by one word, and returns the 2 K most probable results of each picture.
 
-    Each of the K captions of a picture can be extended by <end> in only one way. So at most K of
-    the 2 K results are finished, and at least K are unfinished.
+    A result is a caption, whose score is the sum of its log-probabilities, and the row of
+    `log_probs` that has its last word.
 
-    Args:
-        log_probs: [R,V], log-probabilities of the next word, a row for each caption.
-        groups: the captions of each picture, R in all.
-        k: the number of beams.
+    Each of the K captions of a picture can be extended by <end> in only one way. So at most K of
+    the 2 K results are finished, and at least K are unfinished. `groups` has the captions of each
+    picture, R in all, and `log_probs` [R,V] the log-probabilities of their next word.
     """
     beginnings, counts = [one for group in groups for one in group], [*map(len, groups)]
     values, words = log_probs.topk(min(2 * k, log_probs.size(1)))
-    sums = values + values.new_tensor([one.total for one in beginnings]).unsqueeze(1)
+    sums = values + values.new_tensor([h.score for h in beginnings]).unsqueeze(1)
     padded = pad_sequence(sums.split(counts), batch_first=True, padding_value=-torch.inf)
     totals, best = padded.flatten(1).topk(min(2 * k, padded[0].numel()))
     first_rows = torch.tensor([0, *counts[:-1]], device=words.device).cumsum(0).unsqueeze(1)
@@ -220,11 +191,11 @@ def _extend(log_probs: Tensor, groups: list[list[_Beginning]], k: int) -> list[l
     rows = (first_rows + best // words.size(1)).clamp(max=len(beginnings) - 1)
     flat = rows * words.size(1) + best % words.size(1)
     columns = (tensor.tolist() for tensor in (totals, words.take(flat), values.take(flat), rows))
-    return [
-        [
-            _Beginning(total, word, value, row, beginnings[row])
-            for total, word, value, row in zip(*picture, strict=True)
-            if total != -torch.inf  # padding, or a word that must not be written
-        ]
-        for picture in zip(*columns, strict=True)
-    ]
+
+    def extend(total: float, word: int, log_prob: float, row: int) -> tuple[Hypothesis, int]:
+        tokens, log_probs, _ = beginnings[row]
+        return Hypothesis([*tokens, word], [*log_probs, log_prob], total), row
+
+    pictures = [[*map(extend, *picture)] for picture in zip(*columns, strict=True)]
+    # A score of -inf is padding, or has a word that must not be written.
+    return [[pair for pair in picture if pair[0].score != -torch.inf] for picture in pictures]

@@ -17,7 +17,7 @@ from captioning.data.images import image_files
 from captioning.data.vocabulary import Vocabulary
 from captioning.errors import CaptioningError
 from captioning.model.checkpoint import Checkpoint
-from captioning.search.decoding import Hypothesis, beam_search, write_captions
+from captioning.search.decoding import Hypothesis, beam_search, best_first, write_captions
 from captioning.settings import DecodeConfig
 
 
@@ -71,11 +71,8 @@ def _merge(groups: Sequence[list[Hypothesis]]) -> list[Hypothesis]:
     """
     scores = [{tuple(h.tokens): h.score for h in group} for group in groups]
     distinct = {tuple(h.tokens): h for group in groups for h in group}
-    merged = [
-        h._replace(score=fmean(own.get(tokens, min(own.values())) for own in scores))
-        for tokens, h in distinct.items()
-    ]
-    return sorted(merged, key=lambda h: h.score, reverse=True)
+    mean = lambda tokens: fmean(own.get(tokens, min(own.values())) for own in scores)
+    return best_first(h._replace(score=mean(tokens)) for tokens, h in distinct.items())
 
 
 def rank(
@@ -85,11 +82,8 @@ def rank(
 
     `agreement` has a number for each hypothesis of each picture; see `Neighbors.agreement`.
     """
-    scored = (
-        [h._replace(score=h.score + weight * a) for h, a in zip(group, row, strict=True)]
-        for group, row in zip(hypotheses, agreement, strict=True)
-    )
-    return [sorted(group, key=lambda h: h.score, reverse=True) for group in scored]
+    add = lambda h, agreed: h._replace(score=h.score + weight * agreed)
+    return [best_first(map(add, *pair)) for pair in zip(hypotheses, agreement, strict=True)]
 
 
 def generate_captions(
@@ -100,18 +94,11 @@ def generate_captions(
     progress: str | None = None,
     generator: torch.Generator | None = None,
 ) -> list[list[Caption]]:
-    """Writes captions for M pictures from their features.
+    """Writes captions for M pictures from their features; returns those of each, best first.
 
-    Args:
-        checkpoint: the captioner. Its models are in eval mode afterwards.
-        features: [M,...], from the frozen CNN, on any device.
-        config: how to search; None for the search that training chose.
-        batch_size: the number of pictures that are captioned at once.
-        progress: the title of a progress bar; None for no bar.
-        generator: draws the random numbers of sampling; None for one with the seed of `config`.
-
-    Returns:
-        The captions of each picture, best first.
+    `features` [M,...] are on any device. Without `config` the search is the one that training
+    chose. `progress` is the title of a progress bar. The random numbers of sampling are from
+    `generator`, or else from one with the seed of `config`. The models are in eval mode afterwards.
     """
     config, vocabulary = config or checkpoint.search, checkpoint.vocabulary
     device = next(checkpoint.model.parameters()).device

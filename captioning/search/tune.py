@@ -41,16 +41,8 @@ def choose_search(
 ) -> str:
     """Sets `checkpoint.search` to the beam search with the best CIDEr-D on `val`.
 
-    If the captions of similar training pictures improve CIDEr-D, `checkpoint.neighbors` is set to
-    `neighbors` as well.
-
-    Args:
-        checkpoint: the captioner, or several that write together.
-        val: the validation pictures.
-        neighbors: the training pictures; None if the captioner must not keep them.
-
-    Returns:
-        A line for the user about the choice.
+    If the captions of similar training pictures, `neighbors`, improve CIDEr-D, it also sets
+    `checkpoint.neighbors`. Returns a line for the user about the choice.
     """
     weights = NEIGHBOR_WEIGHTS if neighbors else (0,)
     total: defaultdict[tuple[int, float, float], float] = defaultdict(float)
@@ -91,10 +83,8 @@ def _candidates(
         agreement = neighbors.agreement(features, found) if neighbors else zeros
         for picture, group, row in zip(pictures.tolist(), groups, agreement, strict=True):
             scores = cider.scores(picture, [tokens(vocabulary.decode(h.tokens)) for h in group])
-            yield [
-                _Candidate(h.score, len(h.tokens), agreed, score)
-                for h, agreed, score in zip(group, row, scores, strict=True)
-            ]
+            ranks, lengths = [h.score for h in group], [len(h.tokens) for h in group]
+            yield [*map(_Candidate, ranks, lengths, row, scores)]
 
 
 def _best(group: list[_Candidate], penalty: float, weight: float) -> _Candidate:
