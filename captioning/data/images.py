@@ -38,13 +38,9 @@ def load_image(
 ) -> Image.Image:
     """Reads a picture of any bit depth as RGB, upright by its EXIF data, transparency on white.
 
-    Args:
-        path: a file name or an open file.
-        min_side: if above 0, a JPEG may be decoded to a smaller size, with sides of at least this.
-        max_pixels: a picture with more pixels, by the header of its file, is refused.
-
-    Raises:
-        ImageError: the file is missing, broken, too large, or in none of `FORMATS`.
+    With a `min_side` above 0, a JPEG may be decoded to a smaller size, with sides of at least that.
+    Raises `ImageError` if the file is missing, broken or in none of `FORMATS`, or if the picture
+    has more than `max_pixels` pixels by the header of its file.
     """
     where = f"{path}: " if isinstance(path, (str, Path)) else ""
     if where and os.path.exists(str(path)) and not os.path.isfile(str(path)):
@@ -59,9 +55,8 @@ def load_image(
                 width = max(width, image.tag_v2.get(TiffImagePlugin.TILEWIDTH, 0))
                 height = max(height, image.tag_v2.get(TiffImagePlugin.TILELENGTH, 0))
             if width * height > max_pixels:
-                raise ImageError(
-                    f"{where}{width} x {height} pixels, expected at most {max_pixels:,} in all"
-                )
+                size = f"{width} x {height} pixels"
+                raise ImageError(f"{where}{size}, expected at most {max_pixels:,} in all")
             if min_side:
                 image.draft("RGB", (min_side, min_side))
             image.load()
@@ -120,11 +115,9 @@ class Transform:
         # is bounded even for a very long picture.
         side = min(image.size) * self.crop_size / self.resize_size
         left, top = ((length - side) / 2 for length in image.size)
-        return image.resize(
-            (self.crop_size, self.crop_size),
-            Image.Resampling[self.interpolation.upper()],
-            box=None if self.squash else (left, top, left + side, top + side),
-        )
+        box = None if self.squash else (left, top, left + side, top + side)
+        kind = Image.Resampling[self.interpolation.upper()]
+        return image.resize((self.crop_size, self.crop_size), kind, box)
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Returns the input of the CNN for an RGB picture: float32 [3,crop_size,crop_size]."""

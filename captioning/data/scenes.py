@@ -72,10 +72,8 @@ def draw_shape(
     elif shape == "triangle":
         draw.polygon([(x, y - 1.05 * r), (x - r, y + 0.85 * r), (x + r, y + 0.85 * r)], fill=color)
     else:  # a star has ten corners, five far from the middle and five near it
-        corners = []
-        for i in range(10):
-            reach, angle = (1.15 * r, 0.48 * r)[i % 2], i * math.pi / 5
-            corners.append((x + reach * math.sin(angle), y - reach * math.cos(angle)))
+        ends = [((1.15 * r, 0.48 * r)[i % 2], i * math.pi / 5) for i in range(10)]
+        corners = [(x + reach * math.sin(a), y - reach * math.cos(a)) for reach, a in ends]
         draw.polygon(corners, fill=color)
 
 
@@ -123,11 +121,7 @@ def captions(facts: Facts) -> list[str]:
     ]
 
 
-def _one_of(words: Iterable[str]) -> str:
-    """Returns a regular expression with a group that matches any of the words."""
-    return f"({'|'.join(words)})"
-
-
+_one_of = lambda words: f"({'|'.join(words)})"  # matches any of the words
 _WORDS: tuple[Iterable[str], ...] = (COUNTS.values(), SIZES, COLORS, SHAPES)
 _GROUP = re.compile(rf"\b{' '.join(map(_one_of, _WORDS))}s?\b")
 _BACKGROUND = re.compile(rf"\b{_one_of(BACKGROUNDS)}\b")
@@ -147,9 +141,7 @@ def parse(caption: str) -> Facts | None:
 def fact_scores(written: Mapping[int, str], truth: Mapping[int, Facts | None]) -> dict[str, float]:
     """Returns the share of captions in which a fact is right, for each fact, and for "all" six.
 
-    Args:
-        written: a caption for each picture, by id.
-        truth: the facts of each picture, by id.
+    `written` has a caption for each picture, and `truth` the facts, both by the picture's id.
     """
     right = dict.fromkeys((*Facts._fields, "all"), 0)
     for image_id, facts in truth.items():
@@ -167,9 +159,7 @@ Combination = tuple[int, str, str, str, str]
 def split_combinations(seed: int = 0) -> tuple[list[Combination], list[Combination]]:
     """Divides all combinations of the first five facts into seen and unseen ones.
 
-    Each pair of a color and a shape is seen in some combination. A captioner that never saw a green
-    star cannot name one. But if it saw one small green star and two red stars, it should be able to
-    name two green stars.
+    Each pair of a color and a shape is seen in some combination, so that a captioner can learn it.
     """
     combinations = list(itertools.product(COUNTS, SIZES, COLORS, SHAPES, BACKGROUNDS))
     unseen = set(random.Random(seed).sample(combinations, HELD_OUT))
@@ -193,18 +183,16 @@ def generate(root: str | Path, splits: dict[str, int] = SPLITS, seed: int = 0) -
     seen, unseen = split_combinations(seed)
     for split, count in splits.items():
         rng, combinations = random.Random(f"{seed} {split}"), unseen if split == "unseen" else seen
-        images: list[dict[str, Any]] = []
-        annotations: list[dict[str, Any]] = []
+        data: dict[str, Any] = {"info": {"image_folder": f"../{split}"}}
+        data |= {"images": [], "annotations": []}
         (root / split).mkdir(parents=True, exist_ok=True)
         for number in progress(range(first, first + count), f"draw {split}"):
             facts = Facts(*rng.choice(combinations), place=rng.choice(list(PLACES)))
             name = f"{number:06d}.png"
             draw_scene(rng, facts).save(root / split / name, compress_level=1)
-            images.append({"id": number, "file_name": name})
+            data["images"].append({"id": number, "file_name": name})
             for k, caption in enumerate(captions(facts), 5 * (number - 1) + 1):
-                annotations.append({"id": k, "image_id": number, "caption": caption})
-        info = {"image_folder": f"../{split}"}
-        data = {"info": info, "images": images, "annotations": annotations}
+                data["annotations"].append({"id": k, "image_id": number, "caption": caption})
         write_json(root / "annotations" / f"captions_{split}.json", data)
         first += count
     return root

@@ -7,7 +7,7 @@ vocabulary, leaves out more of a caption.
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache, lru_cache
 
 # coco-caption drops these before it scores. It does not list ";", but it calls its PTBTokenizer in
@@ -31,9 +31,8 @@ def _treebank() -> Callable[[str], list[str]]:
 def ptb_tokenize(caption: str) -> tuple[str, ...]:
     """Returns the words that coco-caption scores.
 
-    They are in lower case, without punctuation. Brackets are spelled as words such as -lrb-.
-    coco-caption lists round and curly brackets as punctuation, but in capital letters (-LRB-), so
-    it does not drop them. The result equals that of the Java PTBTokenizer for 99.9 % of 65,014
+    They are in lower case, without punctuation. Brackets are spelled as words such as -lrb-, which
+    coco-caption does not drop. The result equals that of the Java PTBTokenizer for 99.9 % of 65,014
     captions of COCO.
     """
     words = []
@@ -57,11 +56,13 @@ def tokenize(caption: str) -> tuple[str, ...]:
     because the metrics ignore it and because each sign would cost a decoding step. Brackets are
     left out because people cannot read -lrb-.
     """
-    return tuple(
-        word
-        for word in ptb_tokenize(caption)
-        if word not in _NOT_LEARNED and any(c.isalnum() for c in word)
-    )
+    words = (word for word in ptb_tokenize(caption) if any(c.isalnum() for c in word))
+    return tuple(word for word in words if word not in _NOT_LEARNED)
+
+
+def clean(captions: Iterable[str]) -> list[str]:
+    """Returns the captions that have a word, each with single spaces."""
+    return [" ".join(caption.split()) for caption in captions if tokenize(caption)]
 
 
 def detokenize(words: list[str]) -> str:

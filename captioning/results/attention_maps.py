@@ -25,15 +25,10 @@ def attends(checkpoint: Checkpoint) -> bool:
 
 
 def attention_weights(checkpoint: Checkpoint, features: Tensor, words: Sequence[str]) -> Tensor:
-    """Returns the weights of a picture's cells before each word of a caption.
+    """Returns the weights [words,side,side] of a picture's cells before each word of a caption.
 
-    Args:
-        checkpoint: one captioner, or several, whose weights are averaged.
-        features: [1,cells,C], the features of the picture.
-        words: the caption.
-
-    Returns:
-        The weights [len(words),side,side], which sum to 1 for each word.
+    The weights sum to 1 for each word. Those of several captioners are averaged. `features` are
+    [1,cells,C].
     """
     index, device = checkpoint.vocabulary.index, next(checkpoint.model.parameters()).device
     tokens = torch.tensor([[*(index.get(word, UNK) for word in words), END]], device=device)
@@ -53,11 +48,7 @@ def attention_maps(
 ) -> Maps:
     """Returns for each word the picture that the CNN saw, dark where the captioner did not look.
 
-    Args:
-        checkpoint: the captioner, which attends.
-        view: the picture as the CNN sees it (`Transform.view`).
-        features: [1,cells,C], the features of the picture.
-        words: the caption.
+    `view` is the picture as the CNN sees it (`Transform.view`), and `features` [1,cells,C].
     """
     found = []
     for word, weights in zip(words, attention_weights(checkpoint, features, words), strict=True):

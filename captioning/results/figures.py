@@ -68,17 +68,10 @@ def thumbnail(path: Path) -> Image.Image:
     return image
 
 
-def wrap(caption: str, width: int) -> str:
-    """Breaks a caption into lines of at most `width` characters."""
-    return textwrap.fill(printable(caption) or "(nothing)", width)
-
-
 def write_sheet(path: str | Path, captions: Mapping[Path, str]) -> None:
-    """Writes a PNG of at most `MAX_SHEET` pictures with captions below.
-
-    `captions` has the caption of each picture file.
-    """
-    pictures = [(thumbnail(picture), wrap(caption, 38)) for picture, caption in captions.items()]
+    """Writes a PNG of at most `MAX_SHEET` picture files with captions below."""
+    wrap = lambda caption: textwrap.fill(printable(caption) or "(nothing)", 38)
+    pictures = [(thumbnail(picture), wrap(caption)) for picture, caption in captions.items()]
     title_style = {"y": -0.04, "pad": 0, "va": "top", "fontsize": 11}
     _write_grid(path, pictures, 3, (3.6, 3.4), 90, title_style)
 

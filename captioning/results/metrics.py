@@ -68,15 +68,14 @@ def score_captions(
     elif meteor:
         notes.insert(0, "METEOR needs Java, which was not found")
     overall: dict[str, float] = {}
-    per_image: dict[int, dict[str, float]] = {i: {} for i in ids}
+    columns: list[list[float]] = []  # of each score, the numbers of all pictures
     for names, scorer in scorers:
         with contextlib.redirect_stdout(io.StringIO()):  # Bleu prints its progress
             total, values = scorer.compute_score(expected, written)
         overall |= zip(names, np.atleast_1d(total).tolist(), strict=True)
-        for name, row in zip(names, np.atleast_2d(values).tolist(), strict=True):
-            for i, value in zip(ids, row, strict=True):
-                per_image[i][name] = value
-    return Scores(overall, per_image, notes)
+        columns += np.atleast_2d(values).tolist()
+    rows = (dict(zip(overall, row, strict=True)) for row in zip(*columns, strict=True))
+    return Scores(overall, dict(zip(ids, rows, strict=True)), notes)
 
 
 def check_references(ids: Iterable[int], references: Mapping[int, Sequence[str]]) -> None:

@@ -22,23 +22,15 @@ MapsFor = Callable[[Path, str], Maps]
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the report, about the pictures of one split.
+    """A part of the report, about the pictures of one split."""
 
-    Attributes:
-        title: the heading.
-        text: the paragraph below the heading.
-        pictures: all pictures that were captioned, with their references.
-        captions: the caption of each picture, by id.
-        scores: the scores of the captions.
-        facts: for drawn scenes, the share of captions in which each fact is right.
-        right: for drawn scenes, the ids of the pictures whose captions have all facts right.
-    """
-
-    title: str
-    text: str
-    pictures: Sequence[CaptionedImage]
-    captions: Mapping[int, str]
+    title: str  # the heading
+    text: str  # the paragraph below the heading
+    pictures: Sequence[CaptionedImage]  # all that were captioned, with their references
+    captions: Mapping[int, str]  # the caption of each picture, by id
     scores: Scores
+    # Of drawn scenes: the share of captions in which each fact is right, and the ids of the
+    # pictures whose captions have all facts right.
     facts: Mapping[str, float] = field(default_factory=dict)
     right: Collection[int] = ()
 
@@ -65,38 +57,22 @@ def write_report(
 ) -> None:
     """Writes an HTML file that needs no other file.
 
-    Args:
-        path: the file.
-        title: the title of the page.
-        text: the paragraph below the title.
-        sections: the parts of the page.
-        history: the entries of the epochs of training, for the curves.
-        checkpoint: the captioner, for attention maps; None for no maps.
-        cnn: the CNN of the captioner.
+    `text` is the paragraph below the title. The curves are those of the `history` of training. If
+    the captioner in `checkpoint` attends, the page shows its attention maps, by the CNN `cnn`.
     """
     from jinja2 import Environment, PackageLoader  # not at the top, because few commands need it
 
     maps_for = None
     if checkpoint and cnn and attends(checkpoint):
         maps_for = partial(file_maps, checkpoint, cnn)
+    labels = [y for y, names in figures.CURVES.items() if any(names[0] in e for e in history)]
+    plots = [partial(figures.draw_curves, history=history, label=label) for label in labels]
     environment = Environment(loader=PackageLoader("captioning", "."), autoescape=True)
-    page = environment.get_template("results/report.html").render(
-        title=title,
-        text=text,
-        scores={s.title: s.scores.overall for s in sections},
-        notes=[(s.title, note) for s in sections for note in s.scores.notes],
-        facts={s.title: s.facts for s in sections if s.facts},
-        curves=[
-            figures.svg(partial(figures.draw_curves, history=history, label=label), (4.8, 2.9))
-            for label, names in figures.CURVES.items()
-            if any(names[0] in entry for entry in history)
-        ],
-        sections=sections,
-        examples=examples,
-        look=partial(_picture_and_maps, maps_for=maps_for),
-        wide=maps_for is not None,
-    )
-    write_text(path, page)
+    template = environment.get_template("results/report.html")
+    values: dict[str, Any] = {"title": title, "text": text, "sections": sections}
+    values |= {"curves": [figures.svg(plot, (4.8, 2.9)) for plot in plots], "maps_for": maps_for}
+    functions = {"examples": examples, "picture_and_maps": _picture_and_maps}
+    write_text(path, template.render(values | functions))
 
 
 def _picture_and_maps(path: Path, caption: str, maps_for: MapsFor | None) -> dict[str, Any]:
