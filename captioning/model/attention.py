@@ -90,11 +90,9 @@ class AttentionDecoder(nn.Module):
         return AttentionState(h, c, picture, cells, double_keys, weights)
 
     def read(self, words: Tensor) -> Tensor:
-        """Returns the vectors of words, with dropout.
-
-        Training reads the words of all steps in one call. So the gradient of the embedding is
-        computed once, and the dropout mask is drawn once, instead of in each step.
-        """
+        """Returns the vectors of words, with dropout."""
+        # Training reads the words of all steps in one call. So the gradient of the embedding is
+        # computed once, and the dropout mask is drawn once, instead of in each step.
         return self.dropout(self.embed(words))
 
     def step(self, words: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState]:
@@ -105,15 +103,12 @@ class AttentionDecoder(nn.Module):
     @staticmethod
     def select(state: AttentionState, rows: Tensor) -> AttentionState:
         """Selects captions; see `Decoder.select`."""
-        h, c, picture, weights = (
-            tensor[rows] for tensor in (state.h, state.c, state.picture, state.weights)
-        )
-        cells, double_keys = state.cells, state.double_keys
+        h, c, picture, cells, double_keys, weights = state
         # In beam search most captions only change places with others of the same picture, whose
         # cells and keys are the same.
-        if not torch.equal(picture, state.picture):
+        if not torch.equal(picture[rows], picture):
             cells, double_keys = cells[rows], double_keys[rows]
-        return AttentionState(h, c, picture, cells, double_keys, weights)
+        return AttentionState(h[rows], c[rows], picture[rows], cells, double_keys, weights[rows])
 
     def unroll(
         self, image: Tensor, captions: Tensor, lengths: Tensor, rows: Tensor | None = None

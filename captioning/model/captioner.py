@@ -18,10 +18,7 @@ DECODERS: dict[str, type[Decoder]] = {"lstm": DecoderRNN, "attention": Attention
 
 
 def decoder_class(config: ModelConfig) -> type[Decoder]:
-    """Returns the class of the decoder that `config` names.
-
-    Refuses `config.grid` == 0 for a decoder that reads only the cells of a grid.
-    """
+    """Returns the decoder that `config` names; refuses a grid of 0 if it reads only a grid."""
     check_choice("decoder", config.decoder, tuple(DECODERS))
     decoder = DECODERS[config.decoder]
     if decoder.pools == ("grid",) and not config.grid:
@@ -45,12 +42,7 @@ class Encoder(nn.Module):
 
 
 class Captioner(nn.Module):
-    """An encoder and a decoder, which write captions from the features of pictures.
-
-    Args:
-        config: the sizes and the name of the decoder.
-        lstm: the LSTM to run, one of `layers.LSTMS`.
-    """
+    """An encoder and a decoder, which write captions from the features of pictures."""
 
     def __init__(self, config: ModelConfig, lstm: str = "fastlstm") -> None:
         super().__init__()
@@ -63,10 +55,7 @@ class Captioner(nn.Module):
         """Sets the bias of the output layer to the log frequency of each word.
 
         So the first steps need not learn which words are rare: the loss begins near the entropy of
-        single words instead of log(vocab_size).
-
-        Args:
-            captions: the tokens of each caption, with <start> and <end>.
+        single words instead of log(vocab_size). `captions` are tokens with <start> and <end>.
         """
         predicted = torch.tensor([token for caption in captions for token in caption[1:]])
         counts = predicted.bincount(minlength=self.config.vocab_size) + 1.0  # the log of 0 is -inf
@@ -101,5 +90,4 @@ class Captioner(nn.Module):
         if caption_weights is not None:
             token_weights = caption_weights.unsqueeze(1).expand(-1, captions.size(1) - 1)
             weights = pack_padded_sequence(token_weights, lengths - 1, batch_first=True).data
-        linear = self.decoder.linear
-        return linear_cross_entropy(hidden, linear, targets, weights, label_smoothing)
+        return linear_cross_entropy(hidden, self.decoder.linear, targets, weights, label_smoothing)

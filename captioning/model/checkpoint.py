@@ -54,20 +54,11 @@ class Checkpoint:
         return self.models[0]
 
     def save(self, path: str | Path) -> None:
-        """Writes the checkpoint. If that fails, an older file stays as it is.
-
-        Only the first of several captioners is written.
-        """
-        data = {
-            "format": FORMAT,
-            "vocabulary": self.vocabulary.words,
-            "model": asdict(self.model.config),
-            "weights": self.model.state_dict(),
-            "cnn": asdict(self.cnn),
-            "search": asdict(self.search),
-            "neighbors": self.neighbors.state_dict() if self.neighbors else None,
-            "training": self.training,
-        }
+        """Writes the checkpoint, with the first captioner. If that fails, an older file stays."""
+        data: dict[str, Any] = {"format": FORMAT, "vocabulary": self.vocabulary.words}
+        data |= {"model": asdict(self.model.config), "weights": self.model.state_dict()}
+        data |= {"cnn": asdict(self.cnn), "search": asdict(self.search), "training": self.training}
+        data["neighbors"] = self.neighbors.state_dict() if self.neighbors else None
         buffer = io.BytesIO()  # the errors of torch.save do not say why a file cannot be written
         torch.save(data, buffer)
         write_atomically(path, lambda file: file.write(buffer.getbuffer()))
@@ -98,21 +89,19 @@ def load_checkpoint(path: str | Path, lstm: str = "fastlstm", device: str = "cpu
         model.load_state_dict(data["weights"])
         transform = Transform(**data["cnn"].pop("transform"))
         cnn = CNNConfig(**data["cnn"], transform=transform)
-        search, neighbors_state = DecodeConfig(**data["search"]), data["neighbors"]
-        neighbors = Neighbors.from_state_dict(neighbors_state) if neighbors_state else None
-        training = dict(data["training"])
+        search, near = DecodeConfig(**data["search"]), data["neighbors"]
+        neighbors, training = near and Neighbors.from_state_dict(near), dict(data["training"])
     except Exception as error:  # a damaged file raises exceptions of many kinds
-        reason = " ".join(str(error).split())[:300]
-        raise CaptioningError(
-            f"{path} is damaged, or not a captioner of this version: {reason}"
-        ) from error
+        reason = (
+            "damaged, or not a captioner of this version: " + " ".join(str(error).split())[:300]
+        )
+        raise CaptioningError(f"{path} is {reason}") from error
     # The CNN's weights may be a file. A file of that name next to the checkpoint is preferred,
     # because both may have been moved together.
     moved = os.path.join(os.path.dirname(path), os.path.basename(cnn.weights))
     if os.path.isfile(moved):
         cnn = replace(cnn, weights=moved)
-    models = [model.to(device).eval()]
-    return Checkpoint(models, vocabulary, cnn, search, neighbors, training)
+    return Checkpoint([model.to(device).eval()], vocabulary, cnn, search, neighbors, training)
 
 
 def load_ensemble(
@@ -122,12 +111,7 @@ def load_ensemble(
 
     The number of beams is the largest of the checkpoints' numbers. The length penalty, and the
     weight of similar pictures, are the means over the checkpoints. The history is taken from
-    the first checkpoint.
-
-    Args:
-        paths: the files.
-        lstm: see `load_checkpoint`.
-        device: see `load_checkpoint`.
+    the first checkpoint. `lstm` and `device` are those of `load_checkpoint`.
 
     Raises:
         CaptioningError: see `load_checkpoint`; or the words or the CNNs of the checkpoints differ.
@@ -138,10 +122,9 @@ def load_ensemble(
         same_words = other.vocabulary.words == first.vocabulary.words
         if not same_words or other.cnn.fingerprint != first.cnn.fingerprint:
             wanted, got = (f"{one.cnn.name}, pooled by {one.cnn.pool}" for one in (first, other))
-            raise CaptioningError(
-                f"{path}: expected the words and the CNN of {paths[0]} ({wanted}), got others "
-                f"({got}); train --members makes captioners that write together"
-            )
+            expected = f"expected the words and the CNN of {paths[0]} ({wanted}), to write together"
+            hint = "train --members N makes such captioners"
+            raise CaptioningError(f"{path}: {expected}; got others ({got}); {hint}")
     if len(found) == 1:
         return first
     search = DecodeConfig(

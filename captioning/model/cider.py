@@ -39,7 +39,9 @@ class CiderD:
 
     def __init__(self, references: Sequence[Sequence[Sequence[int]]]) -> None:
         self.index: dict[Ngram, int] = {}
-        self.table = self._encode([c for captions in references for c in captions], self.index)
+        added: dict[Ngram, int] = {}
+        self.table = self._encode([c for captions in references for c in captions], added)
+        self.index = added
         # Picture i has the references first[i] to first[i + 1] - 1.
         self.first = np.cumsum([0, *map(len, references)])
         of_caption = np.repeat(np.arange(len(references)), np.diff(self.first))  # picture indices
@@ -47,10 +49,9 @@ class CiderD:
         # A number for each distinct pair of an n-gram and a picture whose references have it.
         pairs = np.unique(self.table.ids.astype(np.int64) * len(references) + of_entry)
         frequency = np.bincount(pairs // len(references), minlength=len(self.index))
-        # An n-gram that no reference has gets the inverse document frequency of an n-gram that only
-        # one picture has, as in pycocoevalcap.
-        self.unseen_idf = math.log(len(references))
-        self.idf = self.unseen_idf - np.log(frequency)
+        # The inverse document frequency of each n-gram. The last one is for all n-grams that no
+        # reference has: as in pycocoevalcap, it is that of an n-gram which only one picture has.
+        self.idf = math.log(len(references)) - np.log(np.append(frequency, 1))
 
     def scores(self, picture: int, captions: Sequence[Sequence[int]]) -> list[float]:
         """Returns the CIDEr-D, 0 to 10, of each caption against the references of a picture."""
@@ -59,50 +60,27 @@ class CiderD:
     def weighted_scores(
         self, captions: Sequence[Sequence[int]], pictures: Mapping[int, float]
     ) -> list[float]:
-        """Returns for each caption a weighted sum of its CIDEr-D against several pictures.
-
-        Args:
-            captions: the captions, as lists of tokens.
-            pictures: the factor of each picture.
-        """
+        """Returns for each caption the sum over pictures of pictures[i] * CIDEr-D against i."""
         spans = [(self.first[i], self.first[i + 1], factor) for i, factor in pictures.items()]
         rows = np.concatenate([np.arange(a, b) for a, b, _ in spans])
         shares = np.concatenate([np.full(b - a, factor / max(1, b - a)) for a, b, factor in spans])
-        return self._compare(self._encode(captions), _select(self.table, rows), shares)
+        return self._compare(self._encode(captions, {}), _select(self.table, rows), shares)
 
     def consensus(self, captions: Sequence[Sequence[int]]) -> list[float]:
-        """Returns the CIDEr-D of each caption against the other captions; 0 if it is the only one.
-
-        Args:
-            captions: the captions of one picture, as lists of tokens.
-        """
-        found, other_count = self._encode(captions), max(1, len(captions) - 1)
+        """Returns the CIDEr-D of each caption against the others, or 0 if it is the only one."""
+        found, other_count = self._encode(captions, {}), max(1, len(captions) - 1)
         totals = self._compare(found, found, np.full(len(captions), 1 / other_count))
         # `totals` include the comparison of each caption with itself, which is subtracted. Its
         # cosine is 1 for each n for which the norm of the caption's weights is not 0.
         own = (self._norms(found) > 0).sum(1) * 10 / N / other_count
         return [total - itself for total, itself in zip(totals, own.tolist(), strict=True)]
 
-    def _encode(
-        self, captions: Sequence[Sequence[int]], index: dict[Ngram, int] | None = None
-    ) -> _Captions:
-        """Returns the n-grams of captions.
-
-        Args:
-            captions: the captions, as lists of tokens.
-            index: the id of each n-gram. New n-grams are added to it. If None, the ids are those
-                of `self.index`, which is not changed, and new n-grams get higher ids.
-        """
-        added = {} if index is None else index
-        known = self.index if index is None else {}
-        ids, counts, sizes, ends = [], [], [], []
+    def _encode(self, captions: Sequence[Sequence[int]], added: dict[Ngram, int]) -> _Captions:
+        """Returns the n-grams of captions; puts those that `self.index` lacks into `added`."""
+        known, ids, counts, sizes, ends = self.index, [], [], [], []
         for tokens in captions:
-            ngrams = Counter(
-                tuple(tokens[i : i + n])
-                for n in range(1, N + 1)
-                for i in range(len(tokens) - n + 1)
-            )
-            for ngram, count in ngrams.items():
+            spans = ((i, i + n) for n in range(1, N + 1) for i in range(len(tokens) - n + 1))
+            for ngram, count in Counter(tuple(tokens[i:j]) for i, j in spans).items():
                 old = known.get(ngram)
                 ids.append(added.setdefault(ngram, len(known) + len(added)) if old is None else old)
                 counts.append(count)
@@ -114,13 +92,12 @@ class CiderD:
 
     def _weights(self, captions: _Captions) -> np.ndarray:
         """Returns the tf-idf weight [E] of each entry."""
-        known = captions.ids < len(self.idf)
-        idf = np.where(known, self.idf[np.where(known, captions.ids, 0)], self.unseen_idf)
-        return np.asarray(captions.counts * idf)
+        return np.asarray(captions.counts * self.idf[captions.ids.clip(max=len(self.index))])
 
     def _norms(self, captions: _Captions) -> np.ndarray:
         """Returns the norm [C,N] of each caption's weights, for each n."""
-        squares = np.bincount(_bins(captions), self._weights(captions) ** 2, _bin_count(captions))
+        bins = _bins(captions)
+        squares = np.bincount(bins, self._weights(captions) ** 2, N * len(captions.ends))
         return np.asarray(np.sqrt(squares).reshape(-1, N))
 
     def _compare(
@@ -128,37 +105,27 @@ class CiderD:
     ) -> list[float]:
         """Returns for each caption the sum over references r of shares[r] * CIDEr-D against r."""
         ids, inverse = np.unique(references.ids, return_inverse=True)
+        ids = np.append(ids, np.iinfo(ids.dtype).max)  # the search below always finds an entry
         bins, weights = _bins(references), self._weights(references)
         tfidf, reference_norms = self._weights(captions), self._norms(references)
         norms, begin, totals = self._norms(captions), 0, []
         for i, end in enumerate(captions.ends.tolist()):
-            own = dict(
-                zip(captions.ids[begin:end].tolist(), tfidf[begin:end].tolist(), strict=True)
-            )
+            own = captions.ids[begin:end]
             # values[k] is the weight of the n-gram ids[k] in this caption, 0 if it does not occur.
-            begin, values = end, np.zeros(len(ids))
-            positions = np.searchsorted(ids, list(own)).clip(max=max(0, len(ids) - 1))
-            hits = ids[positions] == list(own) if len(ids) else np.zeros(len(own), bool)
-            values[positions[hits]] = np.array(list(own.values()))[hits]
+            values, positions = np.zeros(len(ids)), np.searchsorted(ids, own)
+            hits = ids[positions] == own
+            values[positions[hits]] = tfidf[begin:end][hits]
             products = np.minimum(values[inverse], weights) * weights
-            sums = np.bincount(bins, products, _bin_count(references)).reshape(-1, N)
-            norm_products = reference_norms * norms[i]
+            sums = np.bincount(bins, products, N * len(references.ends)).reshape(-1, N)
+            begin, norm_products = end, reference_norms * norms[i]
             cosines = np.divide(sums, norm_products, out=np.zeros_like(sums), where=sums > 0).sum(1)
             exponents = (captions.lengths[i] - references.lengths) ** 2 / (2 * SIGMA**2)
             totals.append(float(10 / N * (cosines * np.exp(-exponents)) @ shares))
         return totals
 
 
-def _bin_count(captions: _Captions) -> int:
-    """Returns the number of bins of `_bins`: N for each caption."""
-    return N * len(captions.ends)
-
-
 def _bins(captions: _Captions) -> np.ndarray:
-    """Returns the bin [E] of each entry: N times the index of its caption, plus n - 1.
-
-    With these bins `np.bincount` sums values of the entries for each caption and each n.
-    """
+    """Returns N * caption + n - 1 for each entry [E], to sum the entries by caption and n."""
     rows = np.repeat(np.arange(len(captions.ends)), np.diff(captions.ends, prepend=0))
     return np.asarray(N * rows + captions.sizes)
 

@@ -13,10 +13,7 @@ LSTM_HELP = "which LSTM runs; torch: nn.LSTM; reference: fastlstm in plain PyTor
 
 
 def make_lstm(kind: str, *sizes: int, cell: bool = False, dropout: float = 0.0) -> nn.Module:
-    """Makes an LSTM with batch_first=True, or with `cell` an LSTM cell.
-
-    `kind` is one of `LSTMS`. `sizes` are the first positional arguments of nn.LSTM.
-    """
+    """Makes an LSTM of a `kind` in `LSTMS` with batch_first=True, or with `cell` an LSTM cell."""
     library = nn if kind == "torch" else fastlstm
     options = {} if cell else {"batch_first": True, "dropout": dropout}
     lstm = (library.LSTMCell if cell else library.LSTM)(*sizes, **options)
@@ -40,14 +37,11 @@ class Dropout(nn.Dropout):
 
 
 def prepack_lstms(model: nn.Module, weights: str = "float32") -> None:
-    """Prepacks the weights of a model's LSTMs, to write captions faster on a CPU.
+    """Prepacks the weights of a model's LSTMs in place, to write captions faster on a CPU.
 
-    With float32 the captions stay the same. If no LSTM can be prepacked (nn.LSTM, the reference, a
-    model on a GPU), the model stays as it is with float32. Another dtype is then an error.
-
-    Args:
-        model: is changed in place.
-        weights: the dtype of the prepacked weights, one of `LSTM_WEIGHTS`.
+    `weights` is one of `LSTM_WEIGHTS`. With float32 the captions stay the same, and a model without
+    an LSTM that can be prepacked (nn.LSTM, the reference, a model on a GPU) stays as it is. Another
+    dtype is then an error.
     """
     check_choice("weights", weights, LSTM_WEIGHTS)
     lstms = (m for m in model.modules() if isinstance(m, (fastlstm.LSTM, fastlstm.LSTMCell)))
@@ -55,7 +49,5 @@ def prepack_lstms(model: nn.Module, weights: str = "float32") -> None:
     if on_cpu and any(lstm.engine != "reference" for lstm in lstms):
         fastlstm.prepack(model, getattr(torch, weights))
     elif weights != "float32":
-        raise CaptioningError(
-            f"--lstm-weights {weights}: expected fastlstm with its kernels, --device cpu, and a "
-            "decoder with an LSTM"
-        )
+        expected = "expected fastlstm with its kernels, --device cpu, and a decoder with an LSTM"
+        raise CaptioningError(f"--lstm-weights {weights}: {expected}")

@@ -20,14 +20,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        targets: Tensor,
-        token_weights: Tensor,
-        label_smoothing: float,
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, *others: Any
     ) -> tuple[Tensor, Tensor]:
+        targets, token_weights, label_smoothing = others
         w, b = (parameter.detach().requires_grad_() for parameter in (weight, bias))
         # Under autocast the scores are bfloat16, and log_softmax converts them to this dtype.
         dtype = torch.promote_types(weight.dtype, torch.float32)
@@ -77,6 +72,5 @@ def linear_cross_entropy(
         The sum, and the sum without weights and label smoothing. Both are scalars in float32, or in
         float64 for float64 weights. The first can be differentiated once, the second cannot.
     """
-    return _LinearCrossEntropy.apply(
-        hidden, linear.weight, linear.bias, targets, token_weights, label_smoothing
-    )
+    others = targets, token_weights, label_smoothing
+    return _LinearCrossEntropy.apply(hidden, linear.weight, linear.bias, *others)

@@ -29,7 +29,7 @@ class State(NamedTuple):
 
     h: Tensor  # [L,B,H]
     c: Tensor  # [L,B,H]
-    image: Tensor  # concatenated to every input: the image [B,E], or no columns [B,0]
+    image: Tensor  # [B,E]
 
 
 class DecoderRNN(nn.Module):
@@ -46,10 +46,9 @@ class DecoderRNN(nn.Module):
         self.max_seq_length = config.max_seq_length
         self.embed = nn.Embedding(config.vocab_size, embed_size, PAD)
         self.every_step = config.image_at == "every"
-        input_size = embed_size * (2 if self.every_step else 1)
+        sizes = embed_size * (1 + self.every_step), hidden_size, config.num_layers
         # With one layer nn.LSTM warns of a dropout above 0.
-        between = dropout if config.num_layers > 1 else 0.0
-        self.lstm = make_lstm(lstm, input_size, hidden_size, config.num_layers, dropout=between)
+        self.lstm = make_lstm(lstm, *sizes, dropout=dropout if config.num_layers > 1 else 0.0)
         self.linear = nn.Linear(hidden_size, config.vocab_size)
         self.dropout = Dropout(dropout)
 
@@ -59,26 +58,21 @@ class DecoderRNN(nn.Module):
         """Runs over whole captions; see `Decoder.unroll`."""
         image = image if rows is None else image[rows]
         inputs = torch.cat([image.unsqueeze(1), self.embed(captions[:, :-1])], 1)
-        inputs = self._read(inputs, self._image_of_every_step(image))
-        packed = pack_padded_sequence(inputs, lengths, batch_first=True)
+        packed = pack_padded_sequence(self._read(inputs, image), lengths, batch_first=True)
         hidden = self.lstm(packed)[0].data[len(captions) :]  # step 0, the image, has no target
         targets = pack_padded_sequence(captions[:, 1:], lengths - 1, batch_first=True).data
         return self.dropout(hidden), targets
 
-    def _image_of_every_step(self, image: Tensor) -> Tensor:
-        """Returns the image [B,E] if every step reads it, or else no columns of it [B,0]."""
-        return image if self.every_step else image[:, :0]
-
     def _read(self, inputs: Tensor, image: Tensor) -> Tensor:
-        """Concatenates inputs [B,T,E] and the `image` of a state, and applies dropout."""
-        image = image.unsqueeze(1).expand(-1, inputs.size(1), -1)
-        return self.dropout(torch.cat([inputs, image], 2))
+        """Adds the image [B,E] to inputs [B,T,E] if every step reads it, and applies dropout."""
+        if self.every_step:
+            inputs = torch.cat([inputs, image.unsqueeze(1).expand(-1, inputs.size(1), -1)], 2)
+        return self.dropout(inputs)
 
     def start(self, image: Tensor) -> State:
         """Feeds the image [B,E], which is step 0; see `Decoder.start`."""
-        step_image = self._image_of_every_step(image)
-        h, c = self.lstm(self._read(image.unsqueeze(1), step_image))[1]
-        return State(h, c, step_image)
+        h, c = self.lstm(self._read(image.unsqueeze(1), image))[1]
+        return State(h, c, image)
 
     def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
         """Feeds a word; see `Decoder.step`."""

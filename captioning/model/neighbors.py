@@ -59,18 +59,12 @@ class Neighbors:
     def agreement(
         self, features: Tensor, captions: Sequence[Sequence[Sequence[int]]]
     ) -> list[list[float]]:
-        """Returns the agreement of captions of M pictures with the captions of similar pictures.
+        """Returns a number for each of the captions (tokens) that were found for M pictures.
 
         The agreement of a caption is the weighted mean of its CIDEr-D against the captions of the
         `NEAREST` most similar training pictures, plus `OTHERS_WEIGHT` times its CIDEr-D
-        against the other captions that were found for its picture.
-
-        Args:
-            features: [M,C] or [M,cells,C].
-            captions: the tokens of the captions that were found for each picture.
-
-        Returns:
-            A number for each caption of each picture.
+        against the other captions that were found for its picture. `features` are [M,C] or
+        [M,cells,C].
         """
         vectors = _vectors(features).cpu() - self.mean
         directions = F.normalize(vectors @ self.axes.float(), dim=1)
@@ -87,14 +81,10 @@ class Neighbors:
     def state_dict(self) -> dict[str, Any]:
         """Returns tensors that a checkpoint can hold."""
         flat = [caption for captions in self.captions for caption in captions]
-        return {
-            "mean": self.mean,
-            "axes": self.axes,
-            "directions": self.directions,
-            "captions": torch.tensor([len(captions) for captions in self.captions]),
-            "lengths": torch.tensor([len(caption) for caption in flat]),
-            "tokens": torch.tensor([t for caption in flat for t in caption], dtype=torch.int32),
-        }
+        tensors = {"mean": self.mean, "axes": self.axes, "directions": self.directions}
+        counts, lengths = (torch.tensor([*map(len, rows)]) for rows in (self.captions, flat))
+        tokens = torch.tensor([t for caption in flat for t in caption], dtype=torch.int32)
+        return tensors | {"captions": counts, "lengths": lengths, "tokens": tokens}
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> "Neighbors":

@@ -11,7 +11,6 @@ import torch.distributed as dist
 
 from captioning.cnn.features import FeatureTable
 from captioning.console import progress, say
-from captioning.data.batches import EncodedCaptions
 from captioning.errors import CaptioningError
 from captioning.model.checkpoint import Checkpoint
 from captioning.results.metrics import Scores, brief, score_captions
@@ -28,10 +27,8 @@ def train(setup: Setup, output: str | Path, process: Process = SINGLE) -> list[d
 
     best.pt holds the epoch with the highest CIDEr-D on the validation pictures, the first of them
     if several are equal. Without validation pictures best.pt holds the last epoch. But if the run
-    is resumed, and had validation pictures before, best.pt is not written again.
-
-    Returns:
-        An entry for each epoch: its loss or reward, and the scores on validation pictures, if any.
+    is resumed, and had validation pictures before, best.pt is not written again. Returns an entry
+    for each epoch: its loss or reward, and the scores on validation pictures, if any.
     """
     return _Run(setup, Path(output), process).run()
 
@@ -40,23 +37,27 @@ def train(setup: Setup, output: str | Path, process: Process = SINGLE) -> list[d
 def validate(checkpoint: Checkpoint, table: FeatureTable) -> tuple[float, Scores]:
     """Computes the loss and the scores of a captioner on a table.
 
-    Returns:
-        The mean cross-entropy per token with teacher forcing, in nats, and the scores of the
-        captions that greedy search writes.
+    The loss is the mean cross-entropy per token with teacher forcing, in nats. The scores are those
+    of the captions that greedy search writes.
     """
-    model, words, greedy = checkpoint.model, checkpoint.vocabulary, DecodeConfig("greedy")
-    features = table.read()
-    written = best_captions(checkpoint, features, table.ids, config=greedy, progress="validate")
-    captions = EncodedCaptions([image.captions for image in table.images], words, max_words=200)
-    model.eval()
+    scores = score_table(checkpoint, table, DecodeConfig("greedy"), "validate")
+    model, captions = checkpoint.model.eval(), table.encode(checkpoint.vocabulary, max_words=200)
     device = next(model.parameters()).device
     total, tokens = 0.0, 0
     for indices in torch.arange(len(captions)).split(256):
         batch = captions.batch(indices)
-        rows, inputs = batch.rows.to(device), batch.captions.to(device)
-        total += float(model(features[batch.images].to(device), rows, inputs, batch.lengths)[0])
+        inputs = (t.to(device) for t in (table.read(batch.images), batch.rows, batch.captions))
+        total += float(model(*inputs, batch.lengths)[0])
         tokens += int((batch.lengths - 1).sum())
-    return total / tokens, score_captions(written, table.references)
+    return total / tokens, scores
+
+
+def score_table(
+    checkpoint: Checkpoint, table: FeatureTable, config: DecodeConfig, title: str
+) -> Scores:
+    """Writes and scores captions of the pictures of a table; `title` is that of the progress."""
+    written = best_captions(checkpoint, table.read(), table.ids, config=config, progress=title)
+    return score_captions(written, table.references)
 
 
 class _Run:
@@ -79,11 +80,9 @@ class _Run:
     def run(self) -> list[dict[str, float]]:
         """Runs all epochs that are left; returns the history."""
         trainer, history = self.trainer, self.history
-        if trainer.captions.cut:
-            say(
-                f"{trainer.captions.cut:,} of {len(trainer.captions):,} captions were cut: they "
-                f"have more than {self.config.max_words} words (max_words)"
-            )
+        if cut := trainer.captions.cut:
+            reason = f"they have more than {self.config.max_words} words (max_words)"
+            say(f"{cut:,} of {len(trainer.captions):,} captions were cut: {reason}")
         for epoch in range(trainer.step // self.steps_per_epoch, self.config.epochs):
             history.append(self.train_epoch(epoch))
             self.validate_and_save(history[-1])
@@ -94,28 +93,23 @@ class _Run:
     def train_epoch(self, epoch: int) -> dict[str, float]:
         """Runs the steps of an epoch (0 is the first); returns its entry for the history."""
         trainer, config, metric = self.trainer, self.config, self.trainer.metric
-        start, seen, total = time.perf_counter(), 0, 0.0
-        order = trainer.batches(epoch)
+        start, total, order = time.perf_counter(), 0.0, trainer.batches(epoch)
         bar = progress(order, f"epoch {epoch + 1}/{config.epochs}")
         for done, indices in enumerate(bar, 1):
             value = trainer.train_step(indices, self.steps)
             if not math.isfinite(value):
                 kept = f". {self.last} holds epoch {epoch}" if epoch else ""
-                raise CaptioningError(
-                    f"{metric} became {value} in step {trainer.step}: lower --learning-rate{kept}"
-                )
-            total, seen = total + value, seen + len(indices)
+                what = f"{metric} became {value} in step {trainer.step}"
+                raise CaptioningError(f"{what}: lower --learning-rate{kept}")
+            total += value
             if self.curves:
                 self.curves.add_scalar(f"train/{metric}", value, trainer.step)
             bar.set_postfix_str(f"{metric} {total / done:.3f}", refresh=False)
-        seconds, mean = time.perf_counter() - start, total / len(order)
-        return {
-            "epoch": epoch + 1,
-            metric: mean,
-            "learning_rate": learning_rate(config, trainer.step - 1, self.steps),
-            "seconds": seconds,
-            "captions_per_second": max(1, config.self_critical) * seen / seconds,
-        }
+        seconds = time.perf_counter() - start
+        captions = max(1, config.self_critical) * sum(map(len, order))
+        rate = learning_rate(config, trainer.step - 1, self.steps)
+        entry = {"epoch": epoch + 1, metric: total / len(order), "learning_rate": rate}
+        return entry | {"seconds": seconds, "captions_per_second": captions / seconds}
 
     def validate_and_save(self, entry: dict[str, float]) -> None:
         """Validates and saves the epoch of `entry`, which is the last of the history."""
@@ -145,11 +139,8 @@ class _Run:
     def save(self, path: Path) -> None:
         """Writes a checkpoint, if this is the first process."""
         if self.process.is_first:
-            self.checkpoint.training |= {
-                "config": asdict(self.config),
-                "trainer": self.trainer.state_dict(),
-                "history": self.history,
-            }
+            state = {"config": asdict(self.config), "trainer": self.trainer.state_dict()}
+            self.checkpoint.training |= {**state, "history": self.history}
             replace(self.checkpoint, models=[self.trainer.averaged]).save(path)
 
 

@@ -16,21 +16,20 @@ from captioning.files import check_folder
 from captioning.model.checkpoint import Checkpoint, load_checkpoint, load_ensemble
 from captioning.model.layers import prepack_lstms
 from captioning.model.neighbors import Neighbors
-from captioning.results.metrics import brief, score_captions
-from captioning.search.generate import best_captions
+from captioning.results.metrics import brief
 from captioning.search.tune import choose_search
 from captioning.settings import SMALL_SET, DecodeConfig, choose_device, describe_device
-from captioning.training.loop import train
+from captioning.training.loop import score_table, train
 from captioning.training.processes import Process, distributed
-from captioning.training.request import TrainingRequest
+from captioning.training.request import TrainingRequest, select
 from captioning.training.setup import Setup, set_up
 
 FIRST_STAGE = "cross-entropy"  # the folder of the stage before self-critical training
 # These settings of a request apply only to the self-critical stage.
-SECOND_STAGE_SETTINGS = ("self_critical", "epochs", "batch_size", "learning_rate")
-LEGEND = {
-    "loss": "loss: cross-entropy in nats per word; dropout is active on --train, not on --val",
-    "reward": "reward: mean CIDEr-D of captions drawn for pictures of --train",
+SECOND_STAGE_SETTINGS = {"self_critical", "epochs", "batch_size", "learning_rate"}
+LEGEND = {  # by what a batch consists of
+    "captions": "loss: cross-entropy in nats per word; dropout is active on --train, not on --val",
+    "pictures": "reward: mean CIDEr-D of captions drawn for pictures of --train",
 }
 
 
@@ -60,20 +59,19 @@ def train_locked(request: TrainingRequest, process: Process) -> list[dict[str, f
     check_members(request)
     runs = runs_of(request)
     say(describe_device(process.device))
-    for run in runs:
-        if (run.output / "last.pt").exists() and not run.resume:
-            raise CaptioningError(
-                f"{run.output} holds a captioner already: --resume, or another --output"
-            )
+    for folder in (run.output for run in runs if not run.resume):
+        if (folder / "last.pt").exists():
+            hint = "--resume, or another --output"
+            raise CaptioningError(f"{folder} holds a captioner already: {hint}")
     # If any run, or the run that it resumes, had --no-neighbors, no captions are kept.
     no_neighbors = False
     for run in runs:
         setup, history = _do_run(run, process)
         no_neighbors |= setup.config.no_neighbors
     if process.is_first:
-        first_stage_files = {run.start for run in runs} - {request.start}
+        first_stages = {run.start for run in runs} - {request.start}
         files = [run.output / "best.pt" for run in runs]
-        final = [file for file in files if file not in first_stage_files]
+        final = [file for file in files if file not in first_stages]
         finish(final, request.lstm, process.device, setup, no_neighbors)
     return history
 
@@ -112,17 +110,13 @@ def runs_of(request: TrainingRequest) -> list[TrainingRequest]:
     for i in range(request.members):
         run = request
         if request.members > 1:
-            run = replace(
-                request,
-                output=request.output / str(i + 1),
-                features=request.features or request.output / "features",
-                settings={**request.settings, "seed": request.settings.get("seed", 0) + i},
-            )
+            features = request.features or request.output / "features"
+            settings = {**request.settings, "seed": request.settings.get("seed", 0) + i}
+            output = request.output / str(i + 1)
+            run = replace(request, output=output, features=features, settings=settings)
         resumes = run.resume and (run.output / "last.pt").exists()
         if run.settings.get("self_critical") and not run.start and not resumes:
-            kept = {
-                name: v for name, v in run.settings.items() if name not in SECOND_STAGE_SETTINGS
-            }
+            kept = select(run.settings.keys() - SECOND_STAGE_SETTINGS, run.settings)
             run = replace(run, features=run.features or run.output / "features")
             first = replace(run, output=run.output / FIRST_STAGE, settings=kept)
             runs.append(first)
@@ -141,12 +135,10 @@ def _do_run(request: TrainingRequest, process: Process) -> tuple[Setup, list[dic
         dist.barrier()
     config, images = setup.config, setup.tables["train"].images
     unit = "pictures" if config.self_critical else "captions"
-    say(
-        f"{len(images):,} pictures, {len(setup.checkpoint.vocabulary):,} words; {config.epochs} "
-        f"epochs, batches of {config.batch_size} {unit}, learning rate {config.learning_rate}",
-        LEGEND["reward" if config.self_critical else "loss"],
-        "CIDEr-D, BLEU-4: of the captions that greedy search writes for --val",
-    )
+    counts = f"{len(images):,} pictures, {len(setup.checkpoint.vocabulary):,} words"
+    batches = f"{config.epochs} epochs, batches of {config.batch_size} {unit}"
+    say(f"{counts}; {batches}, learning rate {config.learning_rate}", LEGEND[unit])
+    say("CIDEr-D, BLEU-4: of the captions that greedy search writes for --val")
     history = train(setup, request.output, process)
     if process.is_first:
         say(summary(history, request.output / "best.pt"))
@@ -156,32 +148,25 @@ def _do_run(request: TrainingRequest, process: Process) -> tuple[Setup, list[dic
 def finish(paths: list[Path], lstm: str, device: str, setup: Setup, no_neighbors: bool) -> None:
     """Chooses the search of the trained captioners, saves it in their files, and tests them.
 
-    Args:
-        paths: the checkpoints of the captioners, which write together.
-        lstm: the LSTM to run; see `captioning.model.layers.LSTMS`.
-        device: where to compute.
-        setup: the setup of any of the runs, for its feature tables.
-        no_neighbors: whether the captioners must not keep the captions of training pictures.
+    `paths` are the checkpoints of the captioners, which write together. `setup` is that of any of
+    the runs, for its feature tables.
     """
-    tables = setup.tables
-    val, test = tables.get("val"), tables.get("test")
-    several = len(paths) > 1
+    tables, several = setup.tables, len(paths) > 1
     found = load_ensemble(paths, lstm, device)
     for model in found.models:
         prepack_lstms(model)
     prefix = f"all {len(paths)} together: " if several else ""
     # best.pt has the neighbors of an earlier run if the resumed run did not write best.pt again.
     found.neighbors = None
-    if val:
+    if "val" in tables:
         keeps = len(tables["train"].images) < SMALL_SET and not no_neighbors
         near = Neighbors.of(tables["train"], found.vocabulary) if keeps else None
-        say(prefix + choose_search(found, val, near))
+        say(prefix + choose_search(found, tables["val"], near))
     for path in paths:
         one = load_checkpoint(path, lstm)
-        one.search, one.neighbors = found.search, found.neighbors
-        one.save(path)
-    if test:
-        say(prefix + describe_scores(found, test))
+        replace(one, search=found.search, neighbors=found.neighbors).save(path)
+    if "test" in tables:
+        say(prefix + describe_scores(found, tables["test"]))
     pattern = paths[0].parents[1] / "*" / "best.pt" if several else paths[0]
     say(f"next: captioning caption {pattern} PICTURE")
 
@@ -197,9 +182,7 @@ def summary(history: list[dict[str, float]], best: Path) -> str:
 
 def describe_scores(checkpoint: Checkpoint, table: FeatureTable) -> str:
     """Returns a line with the scores on the test pictures, by greedy and by the chosen search."""
-    parts = []
-    for config in (DecodeConfig("greedy"), checkpoint.search):
-        written = best_captions(checkpoint, table.read(), table.ids, config=config, progress="test")
-        scores = score_captions(written, table.references).overall
-        parts.append(f"{config.method} {brief(scores)}")
+    searches = DecodeConfig("greedy"), checkpoint.search
+    found = [score_table(checkpoint, table, config, "test").overall for config in searches]
+    parts = [f"{s.method} {brief(scores)}" for s, scores in zip(searches, found, strict=True)]
     return f"test, {len(table.images):,} pictures: {'; '.join(parts)}"

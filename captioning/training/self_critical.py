@@ -55,14 +55,11 @@ class SelfCriticalTrainer(Trainer):
         reward = self.reward(pictures, tokens, lengths)
         order = lengths.argsort(descending=True, stable=True)
         captions = torch.cat([torch.full_like(tokens[:, :1], START), tokens], 1)[order]
+        rows = torch.arange(len(pictures)).repeat_interleave(samples)[order]
+        weights = advantage(reward).flatten()[order].to(process.device)
+        inputs = features, rows.to(process.device), captions.to(process.device), lengths[order] + 1
         with self.autocast():
-            loss, _ = self.parallel(
-                features,
-                torch.arange(len(pictures)).repeat_interleave(samples)[order].to(process.device),
-                captions.to(process.device),
-                lengths[order] + 1,
-                caption_weights=advantage(reward).flatten()[order].to(process.device),
-            )
+            loss, _ = self.parallel(*inputs, weights)
         count = lengths.sum()
         if process.world_size > 1:
             count = count.to(process.device)
@@ -70,12 +67,10 @@ class SelfCriticalTrainer(Trainer):
         return loss, int(count), (reward.sum() / (len(indices) * samples)).to(process.device)
 
     def reward(self, pictures: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Computes the CIDEr-D [pictures,samples] of drawn captions.
+        """Computes the CIDEr-D [pictures,samples] of the captions drawn for pictures.
 
-        Args:
-            pictures: int64, the indices of the pictures.
-            tokens: int64 [pictures * samples,T], the captions of each picture one after the other.
-            lengths: the number of tokens of each caption, including <end>.
+        `tokens` [pictures * samples,T] has the captions of each picture one after the other, and
+        `lengths` their numbers of tokens, including <end>.
         """
         written = (row[:n] for row, n in zip(tokens.tolist(), lengths.tolist(), strict=True))
         draws = range(self.config.self_critical)

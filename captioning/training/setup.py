@@ -26,19 +26,12 @@ MAY_CHANGE = {"epochs", "no_neighbors"}  # settings that may change when a run r
 
 @dataclass
 class Setup:
-    """All that a run needs to begin.
+    """All that a run needs to begin."""
 
-    Attributes:
-        checkpoint: the captioner to train.
-        config: the settings.
-        tables: the feature tables of the splits "train", "val" and "test" that were given.
-        resumes: whether the run continues an earlier one.
-    """
-
-    checkpoint: Checkpoint
+    checkpoint: Checkpoint  # the captioner to train
     config: TrainConfig
-    tables: dict[str, FeatureTable]
-    resumes: bool = False
+    tables: dict[str, FeatureTable]  # of those of the splits "train", "val", "test" that were given
+    resumes: bool = False  # whether the run continues an earlier one
 
 
 def set_up(request: TrainingRequest, device: str = "cpu") -> Setup:
@@ -59,13 +52,15 @@ def set_up(request: TrainingRequest, device: str = "cpu") -> Setup:
     digest = _digest(data["train"])
     if resumes and origin and origin.training.get("captions", digest) != digest:
         raise CaptioningError(f"train: expected the captions of {last}, got {request.train}")
-    settings = dict(request.settings)
+    given = dict(request.settings)
     if resumes and origin:
-        settings = origin.training["config"] | select(MAY_CHANGE, request.settings)
+        settings = origin.training["config"] | select(MAY_CHANGE, given)
     else:
-        batches_of = settings.get("batches_of", decoder.batches_of)
-        critical = bool(settings.get("self_critical"))
-        settings = preset(len(data["train"].images), batches_of, critical) | settings
+        batches_of, critical = (
+            given.get("batches_of", decoder.batches_of),
+            given.get("self_critical"),
+        )
+        settings = preset(len(data["train"].images), batches_of, bool(critical)) | given
     config = TrainConfig(**select(TRAIN_FIELDS, settings))
     vocabulary = origin.vocabulary if origin else Vocabulary.build(captions, config.min_count)
 
@@ -133,6 +128,5 @@ def _check_same(request: TrainingRequest, origin: Checkpoint, resumes: bool, pat
     given |= request.settings
     for name, value in given.items():
         if value is not None and name in known and value != known[name]:
-            raise CaptioningError(
-                f"{name}: expected {known[name]}, as in {path}, got {value}; leave it out"
-            )
+            expected = f"expected {known[name]}, as in {path}"
+            raise CaptioningError(f"{name}: {expected}, got {value}; leave it out")

@@ -17,7 +17,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from captioning.cnn.features import FeatureTable
-from captioning.data.batches import EncodedCaptions
 from captioning.data.vocabulary import Vocabulary
 from captioning.errors import CaptioningError
 from captioning.model.captioner import Captioner
@@ -70,8 +69,7 @@ class Trainer:
         self.config, self.table, self.process = config, table, process
         self.vocabulary = checkpoint.vocabulary
         self.model = checkpoint.model.to(process.device)
-        captions = [image.captions for image in table.images]
-        self.captions = EncodedCaptions(captions, self.vocabulary, config.max_words)
+        self.captions = table.encode(self.vocabulary, config.max_words)
         self.caption_weights = torch.ones(len(self.captions))  # a factor for each caption's loss
         if config.consensus and not config.self_critical:
             self.caption_weights = consensus_weights(table, self.vocabulary, config.consensus)
@@ -96,10 +94,9 @@ class Trainer:
             every = (batch for epoch in range(config.epochs) for batch in self.batches(epoch))
             too_small = any(len(images[batch].unique()) < 2 for batch in every)
         if too_small or smallest < processes:
-            raise CaptioningError(
-                "batch_size: expected captions of two pictures in each batch, for BatchNorm, and "
-                f"one for each process ({processes}); got {config.batch_size} of {len(images)}"
-            )
+            expected = "captions of two pictures in each batch, for BatchNorm, and one for each "
+            expected += f"process ({processes}); got {config.batch_size} of {len(images)}"
+            raise CaptioningError(f"batch_size: expected {expected}")
 
     @property
     def averaged(self) -> Captioner:
@@ -107,18 +104,13 @@ class Trainer:
         return cast(Captioner, self.average.module) if self.average else self.model
 
     def _next_average(self, average: Tensor, weight: Tensor, count: Tensor | int) -> Tensor:
-        """Returns the running average of a weight after `count` + 1 steps.
-
-        The decay is smaller in the first steps, so that the average forgets the initial weights.
-        """
+        """Returns the running average of a weight after `count` + 1 steps."""
+        # The decay is smaller in the first steps, so that the average forgets the initial weights.
         decay = min(self.config.ema, (int(count) + 1) / (int(count) + 10))
         return average.lerp(weight, 1 - decay)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what training needs to resume, besides the weights of `averaged`.
-
-        If the weights are averaged, this includes the weights that are trained.
-        """
+        """Returns what training needs to resume, besides the weights of `averaged`."""
         state = {"optimizer": self.optimizer.state_dict(), "step": self.step}
         return state | ({"weights": self.model.state_dict()} if self.average else {})
 
@@ -148,15 +140,10 @@ class Trainer:
         return self.config.seed * 1_000_003 + self.step
 
     def train_step(self, indices: Tensor, steps: int) -> float:
-        """Trains on one batch.
+        """Trains on one of `batches`, in a run of `steps` steps.
 
-        Args:
-            indices: one of `batches`.
-            steps: the number of steps of the whole run, on which the learning rate depends.
-
-        Returns:
-            The metric of the batch before the step: the mean cross-entropy per token in nats,
-            without label smoothing and without caption weights.
+        Returns the metric of the batch before the step: the mean cross-entropy per token in nats,
+        without label smoothing and without caption weights.
         """
         process, config = self.process, self.config
         torch.manual_seed(self.seed)
@@ -178,14 +165,10 @@ class Trainer:
         return metric.item()
 
     def objective(self, indices: Tensor) -> tuple[Tensor, int, Tensor]:
-        """Computes the loss of this process's share of a batch.
+        """Computes the loss of this process's share of one of `batches`.
 
-        Args:
-            indices: one of `batches`.
-
-        Returns:
-            The loss to minimize, summed over this process's tokens; the number of tokens of all
-            processes; and this process's summand of the metric.
+        Returns the loss to minimize, summed over this process's tokens; the number of tokens of all
+        processes; and this process's summand of the metric.
         """
         process, config = self.process, self.config
         batch = self.captions.batch(indices)
@@ -194,15 +177,12 @@ class Trainer:
         lengths = batch.lengths[own]
         torch.manual_seed(self.seed * 1009 + process.rank)  # dropout differs by process
         self.model.train()
+        captions = batch.captions[own, : int(lengths[0])]
+        tensors = self.table.read(batch.images), batch.rows[own], captions
+        inputs = (tensor.to(process.device) for tensor in tensors)
+        weights = self.caption_weights[batch.indices[own]].to(process.device)
         with self.autocast():
-            loss, nll = self.parallel(
-                self.table.read(batch.images).to(process.device),
-                batch.rows[own].to(process.device),
-                batch.captions[own, : int(lengths[0])].to(process.device),
-                lengths,
-                self.caption_weights[batch.indices[own]].to(process.device),
-                label_smoothing=config.label_smoothing,
-            )
+            loss, nll = self.parallel(*inputs, lengths, weights, config.label_smoothing)
         # The metric has no caption weights and no label smoothing, like the loss on --val, so that
         # the two can be compared.
         return loss, tokens, nll / tokens

@@ -104,7 +104,7 @@ def test_captions_that_agree_with_the_others_weigh_more(new_checkpoint, data):
     expected, cider = [], CiderD(captions)
     for picture, own in enumerate(captions):
         for k in range(5):
-            one, others = cider._encode([own[k]]), cider._encode(own[:k] + own[k + 1 :])
+            one, others = (cider._encode(c, {}) for c in ([own[k]], own[:k] + own[k + 1 :]))
             expected += cider._compare(one, others, np.full(4, 1 / 4))
         if picture == 2:
             break
