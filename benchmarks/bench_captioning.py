@@ -31,10 +31,7 @@ from captioning.settings import DecodeConfig, ModelConfig
 
 
 def median_seconds(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Returns the median seconds of each run.
-
-    The runs take turns, so that a slow phase of the machine slows all of them.
-    """
+    """Returns the median seconds of each run. The runs take turns, as in `timing.alternate`."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(repeats + 1):
         for name, run in runs.items():
@@ -116,29 +113,25 @@ def decoding(method: str, vocab: int, args: argparse.Namespace) -> dict[str, Cal
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--embed", type=int, default=256)
-    parser.add_argument("--hidden", type=int, default=512)
-    parser.add_argument("--features", type=int, default=2048)
-    parser.add_argument("--vocab", type=int, nargs="+", default=[3000, 10000])
-    parser.add_argument(
-        "--autocast",
-        choices=("none", "bfloat16"),
-        default="none",
-        help="autocast dtype during training; default: none",
-    )
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--json", type=Path, help="also write the numbers to this JSON file")
+    add = parser.add_argument
+    add("--batch", type=int, default=128)
+    add("--embed", type=int, default=256)
+    add("--hidden", type=int, default=512)
+    add("--features", type=int, default=2048)
+    add("--vocab", type=int, nargs="+", default=[3000, 10000])
+    text = "autocast dtype during training; default: none"
+    add("--autocast", choices=("none", "bfloat16"), default="none", help=text)
+    add("--repeats", type=int, default=7)
+    add("--json", type=Path, help="also write the numbers to this JSON file")
     args = parser.parse_args()
     settle_malloc()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {args.batch}")
     print(f"{'':28}{'fastlstm':>12}{'torch':>12}{'ratio':>8}   captions/s")
     rows = []
     cases = [(f"train, {v:,} words", training(v, args)) for v in args.vocab]
-    cases += [
-        (f"{method} search, {args.vocab[0]:,} words", decoding(method, args.vocab[0], args))
-        for method in ("greedy", "beam")
-    ]
+    for method in ("greedy", "beam"):
+        name = f"{method} search, {args.vocab[0]:,} words"
+        cases.append((name, decoding(method, args.vocab[0], args)))
     for name, runs in cases:
         times = median_seconds(runs, args.repeats)
         rate = {lstm: args.batch / value for lstm, value in times.items()}

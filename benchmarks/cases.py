@@ -161,11 +161,7 @@ REAL_GROUP = Group("real", "LSTMs of known projects, with their options", REAL)
 
 
 def _group(
-    key: str,
-    title: str,
-    shapes: Iterable[Shape],
-    modes: Iterable[str] = MODES,
-    **traits: Any,
+    key: str, title: str, shapes: Iterable[Shape], modes: Iterable[str] = MODES, **traits: Any
 ) -> Group:
     """Returns a group with one case for every mode and shape."""
     cases = (Case(*shape, mode, **traits) for mode, shape in product(modes, shapes))

@@ -13,12 +13,9 @@ def flops(case: Case, steps: int | None = None) -> int:
     """Returns the floating point operations of the matrix products of a case.
 
     They are 2 * steps * 4H * (I + H) per layer and direction, and with a projection to P features
-    2 * steps * (4H * (I + P) + P * H).
-
-    Args:
-        case: the case. In training the result is three times as large, because the backward pass
-            has two products for every product of the forward pass.
-        steps: the sum of the lengths of all rows; B * T if None.
+    2 * steps * (4H * (I + P) + P * H). In training there are three times as many, because the
+    backward pass has two products for every product of the forward pass. `steps` is the sum of the
+    lengths of all rows; B * T if None.
     """
     all_steps = case.batch * case.steps if steps is None else steps
     directions = 2 if case.bidirectional else 1
@@ -34,12 +31,8 @@ def flops(case: Case, steps: int | None = None) -> int:
 def gemm_peak(dtype: torch.dtype, shapes: Iterable[tuple[int, int, int]]) -> float | None:
     """Returns the highest FLOP/s that oneDNN reaches in x [M,K] times w [N,K], transposed.
 
-    Args:
-        dtype: the dtype of both factors.
-        shapes: (M, N, K) of each product to try; w is reordered once, before the measurement.
-
-    Returns:
-        The peak, or None if this torch has no oneDNN product with reordered weights in that dtype.
+    `shapes` has (M, N, K) of each product to try; w is reordered once, before the measurement.
+    Returns None if this torch has no oneDNN product with reordered weights in that dtype.
     """
     if not torch.backends.mkldnn.is_available():
         return None

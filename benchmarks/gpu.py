@@ -89,9 +89,8 @@ def summary(rows: Sequence[Row], engines: Sequence[str]) -> str:
 
     def cell(*key: Any) -> str:
         ratios = [cells[key][e] for e in engines if e in cells.get(key, {})]
-        return (
-            ", ".join(f"{statistics.geometric_mean(r):.2f} ({min(r):.2f})" for r in ratios) or "-"
-        )
+        words = [f"{statistics.geometric_mean(r):.2f} ({min(r):.2f})" for r in ratios]
+        return ", ".join(words) or "-"
 
     lines = [
         [f"{precision}, {mode}, H {H}", *(cell(precision, mode, H, B) for B in BATCHES)]
@@ -102,13 +101,7 @@ def summary(rows: Sequence[Row], engines: Sequence[str]) -> str:
 
 
 def measure_all(path: Path, limit: float, engines: Sequence[str]) -> None:
-    """Measures all cases, writes a row for each to `path`, and prints the summary.
-
-    Args:
-        path: the JSON file.
-        limit: no case is started after this many seconds.
-        engines: the engines to measure.
-    """
+    """Measures cases for `limit` seconds, writes their rows to `path`, and prints the summary."""
     end = time.monotonic() + limit
     record = machine.describe("cuda") | {"complete": False, "rows": []}
 
@@ -123,13 +116,10 @@ def measure_all(path: Path, limit: float, engines: Sequence[str]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("output", type=Path, metavar="FILE.json")
-    parser.add_argument(
-        "--limit", type=float, default=math.inf, help="start no more cases after these seconds"
-    )
-    parser.add_argument(
-        "--engines", default=",".join(ENGINES), help=f"default: {','.join(ENGINES)}"
-    )
+    add = parser.add_argument
+    add("output", type=Path, metavar="FILE.json")
+    add("--limit", type=float, default=math.inf, help="start no more cases after these seconds")
+    add("--engines", default=",".join(ENGINES), help=f"default: {','.join(ENGINES)}")
     args = parser.parse_args(arguments)
     measure_all(args.output, args.limit, args.engines.split(","))
     return 0

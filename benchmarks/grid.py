@@ -54,11 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = sys.argv[1:] if arguments is None else arguments
     effort = Effort(args.seconds, min_pairs=5, sample=2e-3)
     settle_malloc()
-    record = describe("cpu") | {
-        "command": command("grid", words),
-        "cells": [],
-        "steps": [],
-    }
+    record = describe("cpu") | {"command": command("grid", words), "cells": [], "steps": []}
     threads = torch.get_num_threads()
     for number in dict.fromkeys((1, threads)):
         torch.set_num_threads(number)

@@ -68,12 +68,11 @@ def growth(implementation: str, kind: str, calls: int) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--calls", type=int, default=3000)
-    parser.add_argument(
-        "--write", type=Path, metavar="FILE.md", help="also put the table into this file"
-    )
+    add = parser.add_argument
+    add("--calls", type=int, default=3000)
+    add("--write", type=Path, metavar="FILE.md", help="also put the table into this file")
     # Only the processes that this command starts get --measure.
-    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
+    add("--measure", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
         implementation, kind = args.measure

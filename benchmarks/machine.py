@@ -82,11 +82,7 @@ def line(record: dict[str, Any]) -> str:
 
 
 def describe(device: str) -> dict[str, Any]:
-    """Describes the machine and the versions of the running process, in values for JSON.
-
-    Args:
-        device: "cpu" or "cuda"; for "cuda" the description includes the GPU.
-    """
+    """Describes the machine, for "cuda" with its GPU, and the versions, in values for JSON."""
     changes = _git("status", "--porcelain", "--", ".", ":!benchmarks/results")
     build_keys = ("kinds", "torch", "cuda", "nvcc", "cuda_arch_list", "compiler", "commit", "date")
     record = _build.build_record()
@@ -100,8 +96,7 @@ def describe(device: str) -> dict[str, Any]:
     }
     if device == "cuda":
         properties = torch.cuda.get_device_properties(0)
-        machine["gpu"] = properties.name
-        machine["sms"] = properties.multi_processor_count
+        machine |= {"gpu": properties.name, "sms": properties.multi_processor_count}
         machine["gpu_capability"] = 10 * properties.major + properties.minor
         machine["gpu_memory"] = properties.total_memory
     return {

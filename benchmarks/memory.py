@@ -21,6 +21,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from cases import Case
@@ -34,14 +35,9 @@ Peak = dict[str, int]
 
 
 def measure(cases: Sequence[Case], implementation: str) -> list[Peak]:
-    """Measures each case in a new process.
+    """Measures each training case in a new process; see `workload.build` for `implementation`.
 
-    Args:
-        cases: training cases.
-        implementation: as for `workload.build`.
-
-    Returns:
-        One peak for each case, which is empty if the implementation refuses the case.
+    Returns one peak for each case, which is empty if the implementation refuses the case.
     """
     request = json.dumps([implementation, [dataclasses.asdict(case) for case in cases]])
     environment = os.environ | {
@@ -49,9 +45,8 @@ def measure(cases: Sequence[Case], implementation: str) -> list[Peak]:
         "MKL_DISABLE_FAST_MM": "1",
         "OMP_NUM_THREADS": str(torch.get_num_threads()),
     }
-    child = subprocess.run(
-        [sys.executable, __file__], input=request, env=environment, capture_output=True, text=True
-    )
+    options: Any = {"env": environment, "capture_output": True, "text": True}
+    child = subprocess.run([sys.executable, __file__], input=request, **options)
     if child.returncode:
         raise RuntimeError(f"the process that measures memory failed:\n{child.stderr}")
     peaks: list[Peak] = json.loads(child.stdout.splitlines()[-1])

@@ -29,13 +29,7 @@ NAMES = ("output", *(f"gradient of {name}" for name in ("input", *WEIGHTS)))
 
 
 def results(module: nn.Module, x: Tensor, grad_output: Tensor) -> list[Tensor]:
-    """Returns the tensors that `NAMES` lists.
-
-    Args:
-        module: an LSTM.
-        x: the input [T,B,I].
-        grad_output: the gradient [T,B,H] of the output.
-    """
+    """Returns the tensors that `NAMES` lists, for x [T,B,I] and grad_output [T,B,H]."""
     x = x.detach().clone().requires_grad_()
     output, _ = module(x)
     leaves = [x, *map(module.get_parameter, WEIGHTS)]
@@ -53,10 +47,8 @@ def errors(dtype: torch.dtype, device: str, engine: str) -> list[list[float]]:
 
     def error(module: nn.Module) -> list[float]:
         module.to(device, dtype).load_state_dict(exact.state_dict())
-        found = results(module, *tensors)
-        return [
-            ((t - true).norm() / true.norm()).item() for t, true in zip(found, truth, strict=True)
-        ]
+        pairs = zip(results(module, *tensors), truth, strict=True)
+        return [((found - true).norm() / true.norm()).item() for found, true in pairs]
 
     return [error(nn.LSTM(INPUT, HIDDEN)), error(ours)]
 
@@ -78,13 +70,10 @@ def report(device: str, engine: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     default = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", choices=["cpu", "cuda"], default=default)
-    parser.add_argument(
-        "--engine", choices=ENGINES, default="auto", help="engine of fastlstm.LSTM; default: auto"
-    )
-    parser.add_argument(
-        "--write", type=Path, metavar="FILE.md", help="also put the table into this file"
-    )
+    add = parser.add_argument
+    add("--device", choices=["cpu", "cuda"], default=default)
+    add("--engine", choices=ENGINES, default="auto", help="engine of fastlstm.LSTM; default: auto")
+    add("--write", type=Path, metavar="FILE.md", help="also put the table into this file")
     args = parser.parse_args(arguments)
     torch.backends.cudnn.allow_tf32 = False
     publish(report(args.device, args.engine), args.write, "numerics")

@@ -45,13 +45,8 @@ def op(name: str, tensors: Sequence[Any], weights: Sequence[Tensor], layout: str
 
     The arguments after `layout` differ between versions of fastlstm, so their kinds are read from
     the signature in the docstring of the function. An optional argument gets the next of
-    `tensors[3:]`, a bool gets False, and a string gets "auto".
-
-    Args:
-        name: the name of the function, which this version of fastlstm may not have.
-        tensors: input, h_0 and c_0, then the options batch_sizes, lengths and reset if needed.
-        weights: the weights of the layer.
-        layout: the layout of the weights.
+    `tensors[3:]`, a bool gets False, and a string gets "auto". `tensors` are the input, h_0 and
+    c_0, then the options batch_sizes, lengths and reset if needed.
     """
     function = getattr(_build.library, name, None)
     signature = re.match(r"\w+\((.*?)\) ->", getattr(function, "__doc__", ""))
@@ -128,12 +123,7 @@ def cases(batch: int, input_size: int, hidden: int) -> dict[str, dict[str, Call 
 
 
 def measure(columns: dict[str, Call | None], seconds: float) -> dict[str, float]:
-    """Returns the microseconds of a call for each column.
-
-    Args:
-        columns: the calls of one row, by column.
-        seconds: how long to measure.
-    """
+    """Measures the calls of a row for some seconds; returns the microseconds, by column."""
     calls = {name: call for name, call in columns.items() if call is not None}
     times: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
@@ -153,14 +143,13 @@ def measure(columns: dict[str, Call | None], seconds: float) -> dict[str, float]
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--input", type=int, default=64)
-    parser.add_argument("--hidden", type=int, default=64)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=1.0, help="time for a row; default: 1")
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE.json", help="also write the figures to this file"
-    )
+    add = parser.add_argument
+    add("--batch", type=int, default=1)
+    add("--input", type=int, default=64)
+    add("--hidden", type=int, default=64)
+    add("--threads", type=int, default=1)
+    add("--seconds", type=float, default=1.0, help="time for a row; default: 1")
+    add("--json", type=Path, metavar="FILE.json", help="also write the figures to this file")
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     found, rows = {}, []

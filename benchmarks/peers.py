@@ -48,11 +48,8 @@ def save_onnx(lstm: Any, path: Path) -> None:
         return np.concatenate([i, o, f, g])[None]
 
     biases = in_order(lstm.bias_ih_l0), in_order(lstm.bias_hh_l0)
-    weights = {
-        "W": in_order(lstm.weight_ih_l0),
-        "R": in_order(lstm.weight_hh_l0),
-        "B": np.concatenate(biases, axis=1)[:, :, 0],
-    }
+    weights = {"W": in_order(lstm.weight_ih_l0), "R": in_order(lstm.weight_hh_l0)}
+    weights["B"] = np.concatenate(biases, axis=1)[:, :, 0]
     node = helper.make_node("LSTM", ["X", *weights], ["Y"], hidden_size=lstm.hidden_size)
     graph = helper.make_graph(
         [node],
@@ -77,10 +74,8 @@ class Onnxruntime:
     def __init__(self, lstm: nn.Module, x: Tensor, int8: bool) -> None:
         """Starts the process and runs the layer once.
 
-        Args:
-            lstm: an nn.LSTM with one layer.
-            x: the input [T,B,I] of all calls.
-            int8: whether to quantize the layer to a DynamicQuantizeLSTM.
+        `lstm` has one layer, and x [T,B,I] is the input of all calls. With `int8` the layer is
+        quantized to a DynamicQuantizeLSTM.
         """
         import torch
 
@@ -89,12 +84,8 @@ class Onnxruntime:
             save_onnx(lstm, folder / "lstm.onnx")
             np.save(folder / "x.npy", x.numpy())
             words = [name, str(torch.get_num_threads()), *["int8"] * int8]
-            self.process = subprocess.Popen(
-                [sys.executable, __file__, *words],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
+            pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+            self.process = subprocess.Popen([sys.executable, __file__, *words], text=True, **pipes)
             self._read()
             self.output = torch.from_numpy(np.load(folder / "y.npy")).squeeze(1)
         self.process.send_signal(signal.SIGSTOP)
@@ -124,13 +115,9 @@ class Onnxruntime:
 def serve(folder: Path, threads: int, int8: bool) -> None:
     """The main function of onnxruntime's process.
 
-    It writes the output of a first call to y.npy. Then every line of standard input is a number of
-    calls: it makes these calls and prints the seconds per call.
-
-    Args:
-        folder: the folder with the model lstm.onnx and its input x.npy.
-        threads: the number of threads.
-        int8: whether to quantize the model first.
+    The folder has the model lstm.onnx and its input x.npy. The output of a first call is written to
+    y.npy. Then every line of standard input is a number of calls: the process makes these calls and
+    prints the seconds per call. With `int8` the model is quantized first.
     """
     import onnxruntime
 

@@ -29,11 +29,7 @@ WEIGHTS = (torch.float32, torch.bfloat16, torch.int8)
 
 
 def random_layer(size: int) -> list[str]:
-    """Returns the errors of a random layer in each dtype, after 1 and after `STEPS` steps.
-
-    Args:
-        size: the input size and the hidden size.
-    """
+    """Returns the errors of a random layer in each dtype, after 1 and after `STEPS` steps."""
     torch.manual_seed(size)
     lstm, x = fastlstm.LSTM(size, size).eval(), torch.randn(STEPS, BATCH, size)
     with torch.inference_mode():
@@ -91,10 +87,7 @@ def report(demo: Path | None) -> str:
     header = ["input and hidden size", *columns]
     parts = [
         f"{machine.line(machine.describe('cpu'))}; {BATCH} rows.",
-        table(
-            header,
-            [[str(size), *random_layer(size)] for size in SIZES],
-        ),
+        table(header, [[str(size), *random_layer(size)] for size in SIZES]),
     ]
     if demo:
         header = ["captioner of the demo", "pictures", *names]
@@ -106,10 +99,9 @@ def report(demo: Path | None) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--demo", type=Path, help="the folder that `captioning demo` wrote")
-    parser.add_argument(
-        "--write", type=Path, metavar="FILE.md", help="also put the tables into this file"
-    )
+    add = parser.add_argument
+    add("--demo", type=Path, help="the folder that `captioning demo` wrote")
+    add("--write", type=Path, metavar="FILE.md", help="also put the tables into this file")
     args = parser.parse_args(arguments)
     text = report(args.demo)
     publish(text, args.write, "packed")

@@ -82,9 +82,8 @@ class Heads(nn.Module):
         attribute. That prediction is linear in the sum of the features, so that the CNN learns
         features whose average tells the counts.
 
-        Args:
-            features: the feature maps [B,channels,GRID,GRID].
-            grid: the attribute grids [B,attributes + 1,GRID,GRID].
+        `features` are the feature maps [B,channels,GRID,GRID], and `grid` the attribute grids
+        [B,attributes + 1,GRID,GRID].
         """
         attributes, background = grid[:, :-1], grid[:, -1].long()
         scores = self.cell(features)

@@ -61,12 +61,7 @@ def seconds_of_lstms(run: Callable[[], object]) -> float:
 
 
 def measure(name: str, rounds: int) -> Record:
-    """Returns the entry of a program for the JSON file.
-
-    Args:
-        name: the key in PROGRAMS.
-        rounds: how often each way is timed.
-    """
+    """Times each way of a program `rounds` times; returns the entry for the JSON file."""
     program = PROGRAMS[name]
     ways = program.make(False)
     results = [run() for run in ways.values()]  # which also warms up

@@ -35,13 +35,12 @@ LARGEST = 4e10  # the most multiply-adds of a forward pass, so that no call take
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parses and checks the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--count", type=int, default=400, help="number of calls; default: 400")
-    parser.add_argument("--seed", type=int, default=1, help="seed of the calls; default: 1")
-    parser.add_argument("--threads", type=int, help="number of CPU threads; default: torch's")
-    parser.add_argument("--isa", choices=ISAS, help="the newest instruction set to use")
-    parser.add_argument(
-        "--pairs", type=int, default=7, help="pairs of samples of the first measurement; default: 7"
-    )
+    add = parser.add_argument
+    add("--count", type=int, default=400, help="number of calls; default: 400")
+    add("--seed", type=int, default=1, help="seed of the calls; default: 1")
+    add("--threads", type=int, help="number of CPU threads; default: torch's")
+    add("--isa", choices=ISAS, help="the newest instruction set to use")
+    add("--pairs", type=int, default=7, help="pairs of samples, at first; default: 7")
     args = parser.parse_args(arguments)
     for name in ("count", "threads", "pairs"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
@@ -101,11 +100,9 @@ def group(case: Case) -> str:
 
 
 def measure(case: Case, pairs: int) -> float:
-    """Returns the time of torch.nn divided by the time of fastlstm.
+    """Returns the time of torch.nn divided by the time of fastlstm, over `pairs` of samples.
 
-    Args:
-        case: the call.
-        pairs: pairs of samples; if the ratio is below 1, it is measured again with 3 * pairs.
+    A ratio below 1 is measured again with three times as many pairs.
     """
     clock = cpu_time_clock if torch.get_num_threads() == 1 else cpu_clock
     with settings(case):

@@ -17,6 +17,7 @@ import importlib
 import statistics
 import sys
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -42,21 +43,12 @@ def seconds(example: Any, lstm: str, steps: int, hidden: int) -> float:
 
 
 def measure(name: str, steps: int, hidden: int, rounds: int) -> list[str]:
-    """Returns a row of the table.
-
-    Args:
-        name: a key of `LIBRARIES`.
-        steps: how many steps of all environments together a training takes.
-        hidden: the hidden size of the LSTM.
-        rounds: how often each variant trains.
-    """
+    """Returns a row of the table. `steps` are those of all environments together."""
     example = importlib.import_module(name)
     for lstm in example.LSTMS:  # warm up
         example.train(lstm, 1024, hidden)
-    times = [
-        {lstm: seconds(example, lstm, steps, hidden) for lstm in example.LSTMS}
-        for _ in range(rounds)
-    ]
+    turn = lambda: {lstm: seconds(example, lstm, steps, hidden) for lstm in example.LSTMS}
+    times = [turn() for _ in range(rounds)]
     library = LIBRARIES[name]
     speed = steps / statistics.median(t["nn.LSTM"] for t in times)
     row = [f"`{name}.py`, {library} {version(library)}, H {hidden}", f"{speed:,.0f}"]
@@ -68,33 +60,22 @@ def measure(name: str, steps: int, hidden: int, rounds: int) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--library", nargs="+", choices=LIBRARIES, default=list(LIBRARIES))
-    parser.add_argument("--hidden", nargs="+", type=int, default=[64, 256])
-    parser.add_argument(
-        "--steps", type=int, default=8192, help="steps of all environments together"
-    )
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument(
-        "--write", type=Path, metavar="FILE", help="also put the table into this file"
-    )
+    add = parser.add_argument
+    add("--library", nargs="+", choices=LIBRARIES, default=list(LIBRARIES))
+    add("--hidden", nargs="+", type=int, default=[64, 256])
+    add("--steps", type=int, default=8192, help="steps of all environments together")
+    add("--rounds", type=int, default=3)
+    add("--threads", type=int, default=1)
+    add("--write", type=Path, metavar="FILE", help="also put the table into this file")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     settle_malloc()
-    rows = [
-        measure(name, args.steps, hidden, args.rounds)
-        for name in args.library
-        for hidden in args.hidden
-    ]
-    head = [
-        "whole training",
-        "frames a second, nn.LSTM",
-        "nn.LSTM / converted",
-        "nn.LSTM / `reset=`",
-    ]
-    publish(
-        f"{machine.line(machine.describe('cpu'))}.\n\n{table(head, rows)}", args.write, "training"
-    )
+    cases = product(args.library, args.hidden)
+    rows = [measure(name, args.steps, hidden, args.rounds) for name, hidden in cases]
+    head = ["whole training", "frames a second, nn.LSTM"]
+    head += ["nn.LSTM / converted", "nn.LSTM / `reset=`"]
+    text = f"{machine.line(machine.describe('cpu'))}.\n\n{table(head, rows)}"
+    publish(text, args.write, "training")
 
 
 if __name__ == "__main__":

@@ -16,12 +16,7 @@ WHO = ("fastlstm", "torch")
 
 
 def memory_ratio(result: Result, kind: str) -> float | None:
-    """Returns fastlstm's peak memory divided by torch's, or None if either was not measured.
-
-    Args:
-        result: the result of one case.
-        kind: "allocated" or "resident".
-    """
+    """Returns fastlstm's peak memory divided by torch's, or None if either was not measured."""
     ours, theirs = (result.get("memory", {}).get(who, {}).get(kind) for who in WHO)
     return ours / theirs if ours is not None and theirs else None
 
@@ -34,11 +29,8 @@ def ratios(results: Iterable[Result], mode: str | None = None) -> list[float]:
 def means(results: Sequence[Result]) -> str:
     """Returns a line with the geometric mean and the worst ratio of each mode."""
     found = {mode: ratios(results, mode) for mode in ("inference", "training")}
-    words = [
-        f"{mode}: mean {statistics.geometric_mean(each):.2f}, worst {min(each):.2f}"
-        for mode, each in found.items()
-        if each
-    ]
+    line = lambda each: f"mean {statistics.geometric_mean(each):.2f}, worst {min(each):.2f}"
+    words = [f"{mode}: {line(each)}" for mode, each in found.items() if each]
     failed = sum("error" in result for result in results)
     return "; ".join([*words, *[f"{failed} failed"] * bool(failed)])
 
@@ -71,11 +63,7 @@ resident MiB: peak growth of the process in a training step: torch.nn, fastlstm"
 
 
 class Table:
-    """Formats the rows of a table one by one.
-
-    Args:
-        label_width: the width of the first column, in characters.
-    """
+    """Formats the rows of a table one by one. The first column has `label_width` characters."""
 
     def __init__(self, label_width: int) -> None:
         self.label_width = label_width
@@ -111,13 +99,8 @@ def write_rows(
 ) -> None:
     """Measures entries, and writes the record to a file after each of them.
 
-    Args:
-        path: the JSON file.
-        record: the record. Its item `complete` becomes True if all entries were measured.
-        key: the key of the list in the record that gets the rows.
-        entries: the entries to measure.
-        measure: measures an entry and returns a line to print and the row.
-        end: the time.monotonic() after which no entry is started.
+    `measure` returns a line to print and the row, which is added to `record[key]`. No entry is
+    started after `end`, by time.monotonic(). `record["complete"]` becomes True after all entries.
     """
     for entry in entries:
         if time.monotonic() > end:

@@ -97,9 +97,8 @@ def write_documents() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument(
-        "results", type=Path, nargs="*", metavar="RESULT.json", help="results to print"
-    )
+    add = parser.add_argument
+    add("results", type=Path, nargs="*", metavar="RESULT.json", help="results to print")
     args = parser.parse_args(arguments)
     for path in args.results:
         print(summary(json.loads(path.read_text())))

@@ -69,9 +69,7 @@ def ragged_lengths(batch: int, steps: int) -> Tensor:
 def loop_with_resets(call: Callable[..., Any], reset: Tensor) -> Callable[..., Any]:
     """Returns a function of x [T,B,I] that calls nn.LSTM once for every step.
 
-    Args:
-        call: the nn.LSTM.
-        reset: [T,B]; the state of row b is set to zero before step t > 0 if reset[t,b].
+    The state of row b is set to zero before step t > 0 if reset[t,b].
     """
     keep = (~reset).float().unsqueeze(-1)
 
@@ -110,13 +108,7 @@ def loop_over_steps(cell: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def build_module(case: Case, implementation: str, device: str) -> nn.Module:
-    """Builds the module of a case.
-
-    Args:
-        case: the case.
-        implementation: "torch.nn", "torch.ao" or one of `fastlstm.functional.ENGINES`.
-        device: "cpu" or "cuda".
-    """
+    """Builds the module of a case by "torch.nn", "torch.ao" or an engine of fastlstm."""
     layers: dict[str, Any] = {}
     if case.module == "LSTM":
         names = ("num_layers", "bidirectional", "proj_size")
@@ -138,18 +130,10 @@ def build_module(case: Case, implementation: str, device: str) -> nn.Module:
     return module
 
 
-def build(
-    case: Case,
-    implementation: str,
-    device: str,
-) -> Workload:
+def build(case: Case, implementation: str, device: str) -> Workload:
     """Builds the workload of a case, with the same input and weights for every implementation.
 
-    Args:
-        case: the case.
-        implementation: "torch.nn", a peer as in `Case.beside`, or one of
-            `fastlstm.functional.ENGINES`.
-        device: "cpu" or "cuda".
+    An implementation is a peer as in `Case.beside`, or one of `fastlstm.functional.ENGINES`.
     """
     by_onnxruntime = implementation.startswith("onnxruntime")
     module = build_module(case, "torch.nn" if by_onnxruntime else implementation, device)
@@ -180,10 +164,8 @@ def build(
         call = padded_and_packed(call, lengths) if is_torch else partial(call, lengths=lengths)
     if case.resets:
         reset = torch.rand((T, B), generator=generator, device=device) < 2 / T
-        if implementation == "torch.nn":
-            call = loop_with_resets(call, reset)
-        else:
-            call = partial(call, reset=reset)
+        is_torch = implementation == "torch.nn"
+        call = loop_with_resets(call, reset) if is_torch else partial(call, reset=reset)
 
     def forward() -> Tensor:
         result = call(packed._replace(data=x) if case.ragged else x, *arguments)[0]

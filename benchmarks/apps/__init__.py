@@ -55,11 +55,7 @@ PROGRAMS: dict[str, Program] = {}
 
 
 def program(
-    title: str,
-    work: str,
-    install: str,
-    measure: str,
-    judge: Callable[[Any, Any], str],
+    title: str, work: str, install: str, measure: str, judge: Callable[[Any, Any], str]
 ) -> Callable[[Callable[[bool], Ways]], Callable[[bool], Ways]]:
     """Adds the decorated function to PROGRAMS, as `Program.make`."""
 
