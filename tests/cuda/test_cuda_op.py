@@ -1,8 +1,4 @@
-"""The CUDA implementation of the ops, compiled for the CPU with the emulator of tests/simt.
-
-tests/simt checks the kernels alone. Here the code around them runs too: the choice of the engine,
-tables, GEMMs, the layout of saved tensors and the gradients of the weights.
-"""
+"""The CUDA implementation of the ops, with the kernels in the emulator of tests/simt."""
 
 import ctypes
 import functools
@@ -41,10 +37,8 @@ def ops():
         LIBRARY.parent.mkdir(parents=True, exist_ok=True)
         fresh = LIBRARY.with_suffix(".new")
         flags = "-std=c++20 -O1 -w -fPIC -shared -U_FORTIFY_SOURCE -DFASTLSTM_EMULATOR".split()
-        if (
-            sys.platform == "linux"
-        ):  # so that it does not find the kernels of an extension that was built for a GPU
-            flags.append("-Wl,-Bsymbolic")
+        # The library must not find the kernels of an extension that was built for a GPU.
+        flags += ["-Wl,-Bsymbolic"] if sys.platform == "linux" else []
         own = SIMT, SIMT / "op", ROOT / "csrc/cuda", ROOT / "csrc"
         include = [f"-I{folder}" for folder in own]
         include += [f"-isystem{folder}" for folder in cpp_extension.include_paths()]
@@ -69,8 +63,7 @@ STEPS = [{}, op_call.PACKED, op_call.RAGGED, MASKED, {"norms": True, **MASKED}]
 @pytest.mark.parametrize("options", [*STEPS, {"proj_size": 4, **MASKED}], ids=str)
 @pytest.mark.parametrize("kind", ["float32"], indirect=True)
 def test_events_of_a_step(kind, options):
-    """A step is a product of ATen and a kernel of ours, twice that with a projection. The events
-    of a product are its own, and those of its arguments."""
+    """A step is a product of ATen and a kernel of ours; with a projection, two of each."""
 
     def counted(run_it):
         ops().take_events()
@@ -227,23 +220,17 @@ def test_a_refused_launch_is_an_error(kind, code, refuse):
     saved = call.forward("persistent")
     refuse(code)
     expected = "launch of the persistent engine with .* failed: .*FASTLSTM_FREE_SMS=N leaves"
-    with pytest.raises(RuntimeError, match=expected):
-        call.forward("persistent")
-    with pytest.raises(RuntimeError, match=expected):
-        call.backward(saved, "persistent")
+    for run_it in (call.forward, lambda engine: call.backward(saved, engine)):
+        with pytest.raises(RuntimeError, match=expected):
+            run_it("persistent")
     call.check_forward(call.forward("stepwise"))
 
 
 @pytest.fixture
 def compiled_for():
     """A function that sets the capability that the kernels were compiled for; 0: no kernels."""
-
-    def set_code(capability):
-        ops().set_code(capability)
-
-    yield set_code
-    set_code(90)
-    ops().set_driver_error(0)
+    yield lambda capability: ops().set_code(capability)
+    ops().set_code(90)
 
 
 @pytest.mark.parametrize("kind", ["float32"], indirect=True)
@@ -314,12 +301,9 @@ def test_float32_is_multiplied_as_torch_backends_cuda_matmul_says(kind):
     assert not torch.equal(ieee, tf32) and torch.equal(tf32, bits(True, True))
 
 
-@pytest.mark.parametrize("engine", ["fast", "tiled"])
-def test_unknown_engine(engine):
-    with pytest.raises(RuntimeError, match='expected engine to be "auto", "stepwise"'):
-        Call("float32").forward(engine)
-
-
-def test_the_persistent_engine_does_not_take_float64():
+def test_engines_that_are_refused():
+    for engine in ("fast", "tiled"):
+        with pytest.raises(RuntimeError, match='expected engine to be "auto", "stepwise"'):
+            Call("float32").forward(engine)
     with pytest.raises(RuntimeError, match='the engine "persistent" takes'):
         Call("float64").forward("persistent")

@@ -2,7 +2,6 @@
 
 import copy
 import os
-from itertools import product
 
 import op_call
 import pytest
@@ -37,13 +36,6 @@ def test_engine(kind, engine, options):
         op_call.Call(kind, **options, ops=torch.ops.fastlstm, device="cuda").check(engine)
 
 
-# The layers of the tests below: dtype, hidden_size, batch.
-LARGE = [
-    *product(("float32", "tf32", "bfloat16", "float16"), (256, 1024), (1, 16, 64, 128)),
-    *product(("float32", "bfloat16", "float16"), (128, 256, 512), (3, 64)),
-]
-
-
 def large(dtype, hidden_size=512, batch=64, steps=100):
     """A layer on the persistent engine where that serves it, which is what these tests are for."""
     torch.manual_seed(0)
@@ -59,13 +51,7 @@ def run(lstm, x):
     x.grad = None
     y, (h, c) = lstm(x)
     (y.float().square().sum() + h.float().sum() + c.float().sum()).backward()
-    return [
-        y.detach(),
-        h.detach(),
-        c.detach(),
-        x.grad.clone(),
-        *(p.grad.clone() for p in lstm.parameters()),
-    ]
+    return [t.detach().clone() for t in (y, h, c, x.grad, *(p.grad for p in lstm.parameters()))]
 
 
 @pytest.mark.parametrize("kind", op_call.KINDS, indirect=True)
@@ -77,14 +63,8 @@ def test_errors_are_like_those_of_nn_lstm(kind, batch, hidden_size):
     theirs = fastlstm.convert(copy.deepcopy(lstm), to="torch")
     exact = copy.deepcopy(theirs).double()
     with torch.no_grad():
-        y, (h, c) = lstm(x)
-        expected, (h_exact, c_exact) = exact(x.double())
-        y_torch, (h_torch, c_torch) = theirs(x)
-    for ours, torchs, right in [
-        (y, y_torch, expected),
-        (h, h_torch, h_exact),
-        (c, c_torch, c_exact),
-    ]:
+        results = [(y, *state) for y, state in (lstm(x), theirs(x), exact(x.double()))]
+    for ours, torchs, right in zip(*results, strict=True):
         error = (ours.double() - right).abs().max()
         assert error <= 4 * (torchs.double() - right).abs().max() + 1e-7
 
@@ -120,8 +100,7 @@ def test_cuda_graph(dtype, packed):
     def step():
         y = lstm(sequence)[0]
         y = y.data if packed else y
-        grads = torch.autograd.grad(y.float().square().sum(), list(lstm.parameters()))
-        return [y, *grads]
+        return [y, *torch.autograd.grad(y.float().square().sum(), list(lstm.parameters()))]
 
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -195,9 +174,7 @@ def test_nan_keeps_nobody_waiting(dtype):
 
 
 @pytest.mark.filterwarnings("error:RNN module weights are not part of single contiguous")
-@pytest.mark.parametrize(
-    "options", [{}, {"bidirectional": True, "bias": False}, {"proj_size": 64}], ids=str
-)
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True, "bias": False}, {"proj_size": 64}])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_lengths_by_cudnn_wait_for_nothing(dtype, options):
     lstm = fastlstm.LSTM(256, 256, num_layers=2, **options, device="cuda", dtype=dtype)

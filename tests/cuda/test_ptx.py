@@ -1,8 +1,4 @@
-"""The PTX that nvcc makes of the CUDA kernels, run by the interpreter of tests/ptx: the cases of
-tests/simt, for every kind of GPU and in other orders of the threads.
-
-nvcc is needed, but no GPU. docs/cuda.md lists what the interpreter checks.
-"""
+"""The cases of tests/simt with the PTX that nvcc makes, by the interpreter of tests/ptx."""
 
 import functools
 
@@ -18,7 +14,6 @@ pytestmark = [
 
 @functools.cache
 def build(architecture="80"):
-    """The path of the program."""
     folder = ROOT / "build/ptx" / f"sm_{architecture}"
     make("ptx", folder, f"ARCH={architecture}")
     return str(folder / "ptx_tests")
@@ -48,7 +43,6 @@ def test_any_order_of_lanes_and_stores():
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["80", "90", "100", "120"])
 def test_architecture(architecture):
-    """All cases, with stores that arrive late."""
     program = build(architecture)
     check(program, "--delays", *cases_of(program))
 

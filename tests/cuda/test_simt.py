@@ -1,9 +1,4 @@
-"""The CUDA kernels on the CPU: every native case of tests/simt.
-
-The .cu files are built by a C++ compiler against the emulator in tests/simt/simt.h and compared
-with a float64 oracle. No GPU and no CUDA toolkit is needed. If nvcc exists, test_ptx.py runs
-what it makes of them.
-"""
+"""The CUDA kernels on the CPU: every case of tests/simt, without a GPU or CUDA's toolkit."""
 
 import functools
 
@@ -35,13 +30,12 @@ def test_cases(group):
 @pytest.mark.slow
 @pytest.mark.parametrize("group", GROUPS)
 def test_sanitized(group):
-    """The same cases, compiled with ASan and UBSan."""
     check_cases(build("simt_tests_sanitized"), group)
 
 
 def test_too_many_parameters_do_not_compile(tmp_path):
     """CUDA allows 4096 bytes. The compiler checks the limit, not the first launch."""
-    flags = "-std=c++17", "-w", "-DFASTLSTM_EMULATOR", "-x", "c++", f"-I{SIMT}", f"-I{CUDA}"
+    flags = "-std=c++20", "-w", "-DFASTLSTM_EMULATOR", "-x", "c++", f"-I{SIMT}", f"-I{CUDA}"
     text = (CUDA / "sequence.cu").read_text()
     assert "(4096 - 16)" in text
     for most, compiles in [(4096, True), (4104, False)]:

@@ -214,8 +214,7 @@ template <typename T>
 void add_comparison(Kernels<T> KernelTable::* kernels) {
   testing::Case(testing::text("cells/same bits/", testing::name_of<T>()), [=] {
     std::vector<KernelTable> tables = testing::tables();
-    const auto lacks_fma = [](const KernelTable& t) { return t.target == std::string("baseline"); };
-    tables.erase(std::remove_if(tables.begin(), tables.end(), lacks_fma), tables.end());
+    std::erase_if(tables, [](const auto& t) { return t.target == std::string("baseline"); });
     for (const int64_t H : {3, 37})
       for (size_t i = 1; i < tables.size(); ++i) {
         const Kernels<T>&a = tables[0].*kernels, &b = tables[i].*kernels;

@@ -108,7 +108,7 @@ void check_plan(const std::string& what, const CpuTask& task, const CpuMachine& 
         " rows and ", found.buffer_unit_vectors, " tiles at once");
 }
 
-// Calls body(task) for many kinds of calls.
+// Calls body(task) for many kinds of calls, in inference also with prepacked weights.
 void for_tasks(const auto& body) {
   for (const Dtype dtype : {Dtype::kFloat64, Dtype::kFloat32, Dtype::kBFloat16, Dtype::kFloat16})
     for (const int64_t steps : {1, 2, 100})
@@ -124,31 +124,24 @@ void for_tasks(const auto& body) {
               task.precision = options & 4 ? Precision::kBf16 : Precision::kFloat32;
               if (task.projects) task.output_size = 1 + hidden / 2;
               body(task);
+              for (const Format format :
+                   {Format::float32, Format::float64, Format::bfloat16, Format::int8}) {
+                if (kind != 0 || (format == Format::float64) != (dtype == Dtype::kFloat64))
+                  continue;
+                task.prepacked = format;
+                body(task);
+              }
             }
-}
-
-// The same for layers with prepacked weights.
-void for_prepacked_tasks(const auto& body) {
-  for_tasks([&](CpuTask task) {
-    if (task.saves_for_backward || task.backward) return;
-    for (const Format format : {Format::float32, Format::float64, Format::bfloat16, Format::int8}) {
-      if ((format == Format::float64) != (task.dtype == Dtype::kFloat64)) continue;
-      task.prepacked = format;
-      body(task);
-    }
-  });
 }
 
 void check_machine(const Named& of) {
   CpuMachine machine = of.machine;
-  const auto check_one = [&](const CpuTask& task) {
+  for_tasks([&](const CpuTask& task) {
     for (const int64_t threads : {1, 2, 3, 16, 128}) {
       machine.threads = threads;
       check_plan(text_of(of.name, task, machine), task, machine);
     }
-  };
-  for_tasks(check_one);
-  for_prepacked_tasks(check_one);
+  });
 }
 
 // Checks that float32 is split into bfloat16 only if that is requested and the processor has AMX.

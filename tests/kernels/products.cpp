@@ -50,6 +50,12 @@ struct Matrix {
   }
   Matrix(const Matrix&) = delete;
   void* const* at() const { return pointers.data(); }
+  // All rows, one after the other.
+  std::vector<T> joined() const {
+    std::vector<T> all;
+    for (const auto& row : of_row) all.insert(all.end(), row.begin(), row.end());
+    return all;
+  }
   std::vector<std::vector<T>> of_row;
   std::vector<void*> pointers;
 };
@@ -246,8 +252,7 @@ struct Problem {
   // Checks that a product with columns that are not packed gives the same bits.
   void check_unpacked(const Matrix<A>& expected) const {
     const int64_t lanes = gemm.lanes, stride = b.of_row[0].size();
-    std::vector<T> columns;  // [N,k_begin + K]
-    for (const auto& column : b.of_row) columns.insert(columns.end(), column.begin(), column.end());
+    const std::vector<T> columns = b.joined();  // [N,k_begin + K]
     std::vector<A> padded_bias(N + lanes);
     if (before == Before::kBias) std::copy_n(bias.of_row[0].begin(), N, padded_bias.begin());
     for (int64_t n = 0; n < N; n += lanes) {
@@ -270,8 +275,7 @@ struct Problem {
 
   void check_lines(const Matrix<A>& expected) const {
     const int64_t vectors = (N + gemm.lanes - 1) / gemm.lanes;
-    std::vector<T> lines;  // one after the other
-    for (const auto& line : b.of_row) lines.insert(lines.end(), line.begin(), line.end());
+    const std::vector<T> lines = b.joined();
     std::vector<A> room(2 * rows * vectors * gemm.lanes);
     Matrix<A> c(rows, N);
     fill(c);
@@ -325,6 +329,17 @@ void check_encoded(const GemmKernels& gemm, unsigned seed) {
           " of ", K);
 }
 
+// The scale in the header of an encoded row.
+float scale_of(const void* encoded) {
+  float scale;
+  std::memcpy(&scale, encoded, sizeof scale);
+  return scale;
+}
+// The k-th element of an encoded row, as a number in -127 .. 127.
+int term_of(const GemmKernels& gemm, const int8_t* encoded, int64_t k) {
+  return static_cast<int8_t>(encoded[kInt8RowHeader + k] - gemm.zero_point);
+}
+
 // A random product in int8: encoded float32 rows times int8 weights with a scale for each column.
 struct Int8Problem {
   const GemmKernels& gemm;
@@ -347,22 +362,13 @@ struct Int8Problem {
       for (int8_t& w : column) w = static_cast<int8_t>(random.between(-127, 127));
   }
 
-  // The scale in the header of an encoded row.
-  float scale_of(int64_t r) const {
-    float scale;
-    std::memcpy(&scale, encoded.at()[r], sizeof scale);
-    return scale;
-  }
-  // The k-th element of an encoded row, as a number in -127 .. 127.
-  int term(int64_t r, int64_t k) const {
-    return static_cast<int8_t>(encoded.of_row[r][kInt8RowHeader + k] - gemm.zero_point);
-  }
+  int term(int64_t r, int64_t k) const { return term_of(gemm, encoded.of_row[r].data(), k); }
 
   // Encodes the rows and checks the rounding error.
   void encode() {
     for (int64_t r = 0; r < rows; ++r) {
       gemm.encode(row.at()[r], K, encoded.at()[r]);
-      const float scale = scale_of(r);
+      const float scale = scale_of(encoded.at()[r]);
       int largest = 0;
       for (int64_t k = 0; k < K; ++k) {
         largest = std::max(largest, std::abs(term(r, k)));
@@ -420,7 +426,7 @@ struct Int8Problem {
       for (int64_t n = 0; n < N; ++n) {
         int64_t sum = 0;  // exact
         for (int64_t k = 0; k < K; ++k) sum += term(r, k) * weights.of_row[n][k];
-        const double gemm = double(sum) * scale_of(r) * scales.of_row[0][n];
+        const double gemm = double(sum) * scale_of(encoded.at()[r]) * scales.of_row[0][n];
         check(std::fabs(c.of_row[r][n] - (0.25 + gemm)) <=
                   4 * roundoff<float>() * (0.25 + std::fabs(gemm)),
               rows, " rows, ", K, " terms, ", N, " columns: row ", r, ", column ", n, ": ",
@@ -459,42 +465,36 @@ struct Int8Problem {
   }
 };
 
-// Checks how rows with a NaN or an infinity are encoded in int8.
-void check_encoded_nan(const GemmKernels& gemm) {
+// Checks how rows with a NaN or an infinity, and rows of equal tiny or huge values, are encoded in
+// int8.
+void check_encoded_special(const GemmKernels& gemm) {
+  constexpr int64_t K = 37;
+  std::vector<int8_t> encoded(gemm.encoded_bytes(K));
+  // Encodes a row and returns its scale.
+  const auto encode = [&](const std::vector<float>& row) {
+    gemm.encode(row.data(), K, encoded.data());
+    return scale_of(encoded.data());
+  };
   for (const float x : {NAN, -NAN, INFINITY, -INFINITY}) {
-    std::vector<float> row(37, 1.0f);
-    row[36] = x;
-    std::vector<int8_t> encoded(gemm.encoded_bytes(37));
-    gemm.encode(row.data(), 37, encoded.data());
-    float scale;
-    std::memcpy(&scale, encoded.data(), sizeof scale);
+    std::vector<float> row(K, 1.0f);
+    row.back() = x;
+    const float scale = encode(row);
     if (std::isnan(x)) {
       check(std::isnan(scale), "the scale of a row with ", x, " is ", scale, ", expected NaN");
       continue;
     }
     // The scale is large but finite, so that products are finite. All other elements become zero.
-    const auto sign = [&](int k) {
-      return static_cast<int8_t>(encoded[kInt8RowHeader + k] - gemm.zero_point);
-    };
-    check(scale == 0x1p100f && sign(36) == (x > 0 ? 1 : -1) && sign(0) == 0, "a row with ", x,
-          " has the scale ", scale, " and ends with ", int{sign(36)});
+    const int last = term_of(gemm, encoded.data(), K - 1), first = term_of(gemm, encoded.data(), 0);
+    check(scale == 0x1p100f && last == (x > 0 ? 1 : -1) && first == 0, "a row with ", x,
+          " has the scale ", scale, " and ends with ", last);
   }
-}
-
-// Checks how rows of equal tiny or huge values are encoded in int8.
-void check_encoded_extremes(const GemmKernels& gemm) {
   for (const float x : {0.0f, -0.0f, 1e-45f, 0x1p-100f, 0x1p-99f, FLT_MAX, -FLT_MAX}) {
-    const std::vector<float> row(37, x);
-    std::vector<int8_t> encoded(gemm.encoded_bytes(37));
-    gemm.encode(row.data(), 37, encoded.data());
-    float scale;
-    std::memcpy(&scale, encoded.data(), sizeof scale);
+    const float scale = encode(std::vector<float>(K, x));
     const int sign = x > 0x1p-100f ? 1 : x < -0x1p-100f ? -1 : 0;
-    const int8_t byte = static_cast<int8_t>(127 * sign + gemm.zero_point);
     check(scale == (sign ? std::fabs(x) / 127 : 0), "the scale of ", x, " is ", scale);
-    for (int k = 0; k < 37; ++k)
-      check(encoded[kInt8RowHeader + k] == byte, x, " became ", int(encoded[kInt8RowHeader + k]),
-            ", expected ", int(byte));
+    for (int64_t k = 0; k < K; ++k)
+      check(term_of(gemm, encoded.data(), k) == 127 * sign, x, " became ",
+            term_of(gemm, encoded.data(), k), ", expected ", 127 * sign);
   }
 }
 
@@ -525,8 +525,7 @@ void add_bfloat16(const GemmKernels& gemm) {
 void add_int8(const GemmKernels& gemm) {
   const std::string name = gemm.instruction_set + std::string("/int8/");
   add(name + "products", [&](unsigned seed) { Int8Problem(gemm, seed).run(); });
-  testing::Case("products/" + name + "NaN", [&] { check_encoded_nan(gemm); });
-  testing::Case("products/" + name + "extremes", [&] { check_encoded_extremes(gemm); });
+  testing::Case("products/" + name + "special values", [&] { check_encoded_special(gemm); });
 }
 
 #if defined(__x86_64__) && defined(__linux__)

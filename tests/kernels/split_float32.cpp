@@ -15,6 +15,14 @@ namespace {
 using namespace fastlstm;
 using testing::check;
 
+// Pointers to `count` rows, which are `stride` elements apart.
+template <typename Pointer = void*, typename T>
+std::vector<Pointer> rows_of(T* first, int64_t count, int64_t stride) {
+  std::vector<Pointer> rows;
+  for (int64_t r = 0; r < count; ++r) rows.push_back(first + r * stride);
+  return rows;
+}
+
 // A random product a [rows,K] times b.
 struct Problem {
   std::mt19937 random;
@@ -61,17 +69,13 @@ struct Problem {
     const int64_t blocks = (K + gemm.k_multiple - 1) / gemm.k_multiple * gemm.k_multiple;
     std::vector<char> encoded(rows * size),
         panels((N + width) / width * width * gemm.bytes(blocks));
-    std::vector<void*> a_rows;
-    std::vector<const void*> b_rows;
     std::vector<float> c = before;
-    std::vector<void*> c_rows;
-    for (int64_t r = 0; r < rows; ++r) {
-      a_rows.push_back(&encoded[r * size]), c_rows.push_back(&c[r * N]);
-    }
+    auto a_rows = rows_of(encoded.data(), rows, size);
+    const auto c_rows = rows_of(c.data(), rows, N);
+    const auto b_rows =
+        transposed ? rows_of<const void*>(b.data(), N, K) : rows_of<const void*>(b.data(), K, N);
     if (scattered) std::reverse(a_rows.begin(), a_rows.begin() + rows / 2);
     for (int64_t r = 0; r < rows; ++r) gemm.encode(&a[r * K], K, a_rows[r]);
-    for (int64_t i = 0; i < (transposed ? N : K); ++i)
-      b_rows.push_back(&b[i * (transposed ? K : N)]);
     const int64_t count = (N + width - 1) / width, stride = width * gemm.bytes(blocks);
     for (int64_t i = 0; i < count; ++i) {
       const PanelShape shape{i * width, std::min(width, N - i * width), gemm.max_vectors};
@@ -81,8 +85,8 @@ struct Problem {
       const PanelShape shape{i * width, std::min(gemm.panels_at_once * width, N - i * width),
                              gemm.max_vectors};
       const float* const added = adds_bias ? bias.data() : nullptr;
-      void* const* const to = c_rows.data();
-      PanelProduct p{a_rows.data(), rows, 0, K, &panels[i * stride], shape, to, accumulate, added};
+      PanelProduct p{a_rows.data(), rows,          0,          K,    &panels[i * stride],
+                     shape,         c_rows.data(), accumulate, added};
       p.panels = std::min(gemm.panels_at_once, count - i), p.panel_stride = stride;
       gemm.multiply(p);
     }
@@ -178,8 +182,7 @@ void check_transposed(const GemmKernels& gemm, unsigned seed) {
   Problem p(seed);
   const int64_t begin = p.between(0, p.K - 1), end = p.between(begin + 1, p.K);
   const int64_t bytes = gemm.encoded_bytes(p.rows);
-  std::vector<const void*> rows;
-  for (int64_t r = 0; r < p.rows; ++r) rows.push_back(&p.a[r * p.K]);
+  const auto rows = rows_of<const void*>(p.a.data(), p.rows, p.K);
   std::vector<char> found((end - begin) * bytes), expected(bytes);
   gemm.transpose(rows.data(), p.rows, begin, end, found.data());
   for (int64_t column = begin; column < end; ++column) {

@@ -156,12 +156,8 @@ bool pass_warp_barrier(Warp& warp, Group& g, const Instruction& in) {
 
 // --- groups ---
 
-// Removes groups without lanes.
 void drop_empty(Warp& warp) {
-  auto& groups = warp.groups;
-  groups.erase(
-      std::remove_if(groups.begin(), groups.end(), [](const Group& g) { return !g.lanes; }),
-      groups.end());
+  std::erase_if(warp.groups, [](const Group& g) { return !g.lanes; });
 }
 
 // Joins groups that are at the same instruction. A joined group checks again whether it must wait.

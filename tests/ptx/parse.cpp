@@ -145,9 +145,9 @@ class Parser {
   }
 
   void read_statement(const std::string& statement) {
-    if (statement.rfind(".reg", 0) == 0) return declare(statement);
-    if (statement.rfind(".param", 0) == 0) return declare_argument(statement);
-    if (statement.rfind(".pragma", 0) == 0 || statement.rfind(".loc", 0) == 0) return;
+    if (statement.starts_with(".reg")) return declare(statement);
+    if (statement.starts_with(".param")) return declare_argument(statement);
+    if (statement.starts_with(".pragma") || statement.starts_with(".loc")) return;
     if (statement[0] == '.') throw Fault("not implemented: " + statement);
     decode(statement);
   }
@@ -181,8 +181,9 @@ class Parser {
     }
   }
 
-  // Reserves a location in the register file.
+  // Reserves a location in the register file, or the number of a predicate (0 bytes).
   uint32_t new_place(int bytes) {
+    if (bytes == 0) return kernel_->predicates++;
     const uint32_t place = kernel_->register_bytes;
     kernel_->register_bytes += kLanes * bytes;
     return place;
@@ -190,7 +191,8 @@ class Parser {
 
   // The location of a constant.
   uint32_t constant(uint64_t bits, int bytes) {
-    if (bytes < 8) bits &= (uint64_t{1} << 8 * bytes) - 1;
+    if (bytes == 0) bits = bits ? kAllLanes : 0;
+    if (bytes > 0 && bytes < 8) bits &= (uint64_t{1} << 8 * bytes) - 1;
     const auto [at, is_new] = constants_.try_emplace({bits, bytes}, 0);
     if (is_new) {
       at->second = new_place(bytes);
@@ -203,14 +205,14 @@ class Parser {
     const auto found = registers_.find(name);
     if (found == registers_.end()) throw Fault("no register " + name);
     Register& r = found->second;
-    if (r.place < 0) r.place = r.bytes ? int64_t{new_place(r.bytes)} : kernel_->predicates++;
+    if (r.place < 0) r.place = new_place(r.bytes);
     return r;
   }
 
   // The location of an operand, or its number for a predicate. The operand is a register, an
   // immediate or the address of a symbol, and must have `bytes` bytes (0: a predicate).
   uint32_t operand(const std::string& text, int bytes, bool result) {
-    if (text == "_" && result) return bytes ? new_place(bytes) : kernel_->predicates++;
+    if (text == "_" && result) return new_place(bytes);
     if (const int special = special_register(text); special >= 0) {
       if (result || bytes != 4) throw Fault("misuse of " + text);
       const uint32_t place = new_place(4);
@@ -219,9 +221,7 @@ class Parser {
     }
     if (text[0] == '%') {
       const Register& r = find_register(text);
-      if (r.bytes != bytes)
-        throw Fault(text + " has " + std::to_string(r.bytes) + " bytes, expected " +
-                    std::to_string(bytes));
+      if (r.bytes != bytes) throw Fault(text + " is of another size");
       return static_cast<uint32_t>(r.place);
     }
     if (result) throw Fault("result " + text + " is no register");
@@ -234,44 +234,23 @@ class Parser {
     }
     if (text[0] == '-' || std::isdigit(static_cast<unsigned char>(text[0]))) {
       char* end = nullptr;
-      const uint64_t value = text[0] == '-'
-                                 ? static_cast<uint64_t>(std::strtoll(text.c_str(), &end, 0))
-                                 : std::strtoull(text.c_str(), &end, 0);
+      const uint64_t value = std::strtoull(text.c_str(), &end, 0);  // modulo 2^64 if negative
       if (*end && std::string(end) != "U") throw Fault("immediate " + text);
-      if (bytes == 0) return constant_predicate(value != 0);
       return constant(value, bytes);
     }
     // The only other symbol is the extern array of dynamic shared memory.
     return constant(kSharedBase, bytes);
   }
 
-  uint32_t constant_predicate(bool value) {
-    const auto [at, is_new] = constant_predicates_.try_emplace(value, 0);
-    if (is_new) {
-      at->second = kernel_->predicates++;
-      kernel_->constants.push_back({at->second, 0, value ? kAllLanes : 0});
-    }
-    return at->second;
-  }
-
   // Splits the operands of an instruction, without the braces of vectors, the bar of pairs and the
   // parentheses of calls.
-  static std::vector<std::string> operands_of(const std::string& text) {
-    std::vector<std::string> parts;
-    std::string part;
-    const auto finish = [&] {
-      part = trimmed(part);
-      if (!part.empty()) parts.push_back(part);
-      part.clear();
-    };
-    for (char c : text) {
-      if (std::strchr(",{}|()", c))
-        finish();
-      else
-        part += c;
-    }
-    finish();
-    return parts;
+  static std::vector<std::string> operands_of(std::string text) {
+    for (char& c : text)
+      if (std::strchr("{}|()", c)) c = ',';
+    std::vector<std::string> operands;
+    for (const std::string& part : split(text, ','))
+      if (!trimmed(part).empty()) operands.push_back(trimmed(part));
+    return operands;
   }
 
   void decode(const std::string& statement) {
@@ -293,8 +272,8 @@ class Parser {
         branches_.emplace_back(kernel_->code.size(), rest);
       } else if (opcode == "ret" || opcode == "exit") {
         in.control = Control::kExit;
-      } else if (opcode.rfind("ld.", 0) == 0 || opcode.rfind("st.", 0) == 0 ||
-                 opcode.rfind("prefetch.", 0) == 0) {
+      } else if (opcode.starts_with("ld.") || opcode.starts_with("st.") ||
+                 opcode.starts_with("prefetch.")) {
         decode_access(in, opcode, rest);
       } else {
         decode_operation(in, opcode, rest);
@@ -306,7 +285,7 @@ class Parser {
   }
 
   void decode_operation(Instruction& in, std::string& opcode, const std::string& rest) {
-    if (opcode.rfind("mov.b", 0) == 0 && rest.find('{') != std::string::npos)
+    if (opcode.starts_with("mov.b") && rest.find('{') != std::string::npos)
       opcode += rest[0] == '{' ? " unpack" : " pack";
     auto parts = operands_of(rest);
     if (parts.size() == 2 && parts[1] == "%globaltimer") {  // differs at every look
@@ -342,14 +321,14 @@ class Parser {
   // space counts as an address of global memory, and each load and store checks that it is one.
   void decode_access(Instruction& in, const std::string& opcode, const std::string& rest) {
     Access& a = in.access;
+    static const std::map<std::string, Space> spaces = {
+        {"global", Space::kGlobal}, {"shared", Space::kShared}, {"param", Space::kParam}};
     const auto words = split(opcode, '.');
     bool has_scope = false;
     for (size_t i = 1; i < words.size(); ++i) {
       const std::string word = words[i].substr(0, words[i].find("::"));
-      if (word == "global" || word == "shared" || word == "param") {
-        a.space = word == "global"   ? Space::kGlobal
-                  : word == "shared" ? Space::kShared
-                                     : Space::kParam;
+      if (const auto space = spaces.find(word); space != spaces.end()) {
+        a.space = space->second;
       } else if (word == "v2" || word == "v4") {
         a.elements = static_cast<uint8_t>(word[1] - '0');
       } else if (word == "relaxed") {
@@ -403,7 +382,6 @@ class Parser {
   std::map<std::string, uint64_t> symbols_;
   std::map<std::string, uint32_t> labels_;
   std::map<std::pair<uint64_t, int>, uint32_t> constants_;
-  std::map<bool, uint32_t> constant_predicates_;
   std::vector<std::pair<size_t, std::string>> branches_;
 };
 

@@ -22,10 +22,7 @@ void add(const char* kind, bool allow_tf32, double unit) {
       const char* const name = shape.B > row_tile ? " many rows" : "";
       testing::Case(testing::text("deep/persistent/", kind, "/", units, "x", row_tile, name), [=] {
         simt::seed() = shape.units + shape.row_tile;
-        Run<T> run(shape, 1, allow_tf32);
-        run.forward();
-        run.backward();
-        run.compare(unit);
+        Run<T>(shape, 1, allow_tf32).check_both(unit);
       });
     }
   }

@@ -1,8 +1,7 @@
 // A CUDA runtime for the project's host code. A launch runs the kernel in the emulator to its end.
-// The runtime records the calls, and reports two mistakes that would fail on a GPU only later:
-//   - a launch with more shared memory than the attribute of its function allows; the attribute
-//     belongs to the function and the device, not to the thread;
-//   - a call that waits for the device, which a CUDA graph cannot capture.
+// The runtime records the calls, and refuses a launch with more shared memory than the attribute of
+// its function allows; the attribute belongs to the function and the device, not to the thread. It
+// has no function that waits for the device, because a CUDA graph cannot capture such a call.
 #pragma once
 #include <functional>
 #include <map>
@@ -17,18 +16,12 @@ enum cudaDeviceAttr {
   cudaDevAttrComputeCapabilityMinor,
   cudaDevAttrMultiProcessorCount,
   cudaDevAttrMaxSharedMemoryPerBlockOptin,
-  cudaDevAttrCooperativeLaunch,
-  cudaDevAttrClockRate
+  cudaDevAttrCooperativeLaunch
 };
 struct cudaFuncAttributes {
   int ptxVersion;
 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
-enum cudaMemcpyKind {
-  cudaMemcpyHostToDevice = 1,
-  cudaMemcpyDeviceToHost,
-  cudaMemcpyDeviceToDevice
-};
 
 namespace runtime {
 // Sequence::wait_limit, by a clock that every look sets forward.
@@ -48,7 +41,6 @@ struct Runtime {
   std::mutex mutex;  // guards this state and the emulator
   int sm_count = 24, shared_bytes = 227 * 1024;
   int code = 90;  // the compute capability that the kernels were compiled for; 0: no kernels
-  cudaError_t driver_error = cudaSuccess;  // the error of every call that queries the device
   std::map<std::pair<int, const void*>, int> shared_limit;  // bytes, by device and function
   std::vector<Event> events;
   std::function<void()> attribute_is_set;  // if set, called after a function's attribute is set
@@ -91,11 +83,6 @@ cudaError_t launch(simt::Residency residency, void (*kernel)(P...), dim3 grid, d
                              [&] { kernel(*static_cast<P*>(arguments[kIndex])...); }));
 }
 
-// Reports a call that waits for the device.
-inline cudaError_t waits(const char* call) {
-  throw simt::Fault(std::string(call) + " waits for the device");
-}
-
 }  // namespace runtime
 
 template <typename... P>
@@ -125,19 +112,18 @@ cudaError_t cudaFuncSetAttribute(Function* function, cudaFuncAttribute, int valu
 
 inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
   attributes->ptxVersion = runtime::shared().code;
-  if (runtime::shared().driver_error) return runtime::result(runtime::shared().driver_error);
   return runtime::result(attributes->ptxVersion ? cudaSuccess : cudaErrorNoKernelImageForDevice);
 }
 
 inline cudaError_t cudaGetDevice(int* device) {
   *device = runtime::thread().device;
-  return runtime::result(runtime::shared().driver_error);
+  return cudaSuccess;
 }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int /*device*/) {
   const auto& [sms, bytes] = std::tie(runtime::shared().sm_count, runtime::shared().shared_bytes);
-  const int values[] = {9, 0, sms, bytes, 1, 1755000};
+  const int values[] = {9, 0, sms, bytes, 1};
   *value = values[attribute];
-  return runtime::result(runtime::shared().driver_error);
+  return cudaSuccess;
 }
 
 inline cudaError_t cudaMemsetAsync(void* address, int byte, size_t count, cudaStream_t stream) {
@@ -155,21 +141,3 @@ inline cudaError_t cudaGetLastError() {
 inline const char* cudaGetErrorString(cudaError_t error) {
   return error == cudaSuccess ? "no error" : "an error of the emulator";
 }
-
-// A copy from or to pageable host memory waits as well, and here all host memory is pageable.
-inline cudaError_t cudaDeviceSynchronize() { return runtime::waits("cudaDeviceSynchronize"); }
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
-  return runtime::waits("cudaStreamSynchronize");
-}
-inline cudaError_t cudaMemset(void*, int, size_t) { return runtime::waits("cudaMemset"); }
-inline cudaError_t cudaMemcpy(void*, const void*, size_t, cudaMemcpyKind) {
-  return runtime::waits("cudaMemcpy");
-}
-inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t count, cudaMemcpyKind kind,
-                                   cudaStream_t) {
-  if (kind != cudaMemcpyDeviceToDevice) return runtime::waits("cudaMemcpyAsync");
-  std::memcpy(to, from, count);
-  return cudaSuccess;
-}
-inline cudaError_t cudaMalloc(void**, size_t) { return runtime::waits("cudaMalloc"); }
-inline cudaError_t cudaFree(void*) { return runtime::waits("cudaFree"); }

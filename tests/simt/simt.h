@@ -48,24 +48,12 @@ using cudaStream_t = void*;
 enum cudaError_t {
   cudaSuccess = 0,
   cudaErrorInvalidValue = 1,
-  cudaErrorInvalidConfiguration = 9,
   cudaErrorInvalidDeviceFunction = 98,
   cudaErrorNoKernelImageForDevice = 209,
-  cudaErrorLaunchOutOfResources = 701,
-  cudaErrorCooperativeLaunchTooLarge = 720,
-  cudaErrorNotPermitted = 800,
-  cudaErrorNotSupported = 801
+  cudaErrorCooperativeLaunchTooLarge = 720
 };
 
 namespace simt {
-
-template <typename To, typename From>
-To bits_of(const From& from) {
-  static_assert(sizeof(To) == sizeof(From));
-  To to;
-  std::memcpy(&to, &from, sizeof to);
-  return to;
-}
 
 // An error of the kernel under test.
 struct Fault : std::runtime_error {
@@ -190,8 +178,6 @@ inline void suspend() { leave(*machine(), self()); }
 
 // --- scheduling ---
 
-inline void make_ready(Machine& m, Fiber* f) { m.ready.push_back(f); }
-
 inline Fiber* take_ready(Machine& m) {
   size_t pick = m.random() % m.ready.size();
   for (int tries = 0; tries < 8 && m.ready[pick]->warp->slow; ++tries)
@@ -223,7 +209,7 @@ inline void arrive(Barrier& barrier) {
   Machine& m = *machine();
   barrier.waiting.push_back(m.current);
   if (barrier.waiting.size() == barrier.expected) {
-    for (Fiber* f : barrier.waiting) make_ready(m, f);
+    m.ready.insert(m.ready.end(), barrier.waiting.begin(), barrier.waiting.end());
     barrier.waiting.clear();
   }
   suspend();
@@ -235,7 +221,7 @@ inline void arrive(Barrier& barrier) {
 inline void hesitate() {
   Machine& m = *machine();
   if (m.random() % 8 != 0) return;
-  make_ready(m, m.current);
+  m.ready.push_back(m.current);
   suspend();
 }
 
@@ -250,7 +236,7 @@ inline void exchange_store(uint32_t* address, uint32_t word) {
   Machine& m = *machine();
   const auto found = m.awaiting.find(address);
   if (found == m.awaiting.end()) return;
-  for (Fiber* f : found->second) make_ready(m, f);
+  m.ready.insert(m.ready.end(), found->second.begin(), found->second.end());
   m.awaiting.erase(found);
 }
 
@@ -264,7 +250,7 @@ inline uint32_t milliseconds() {
 inline void await_store(const uint32_t* address, int count) {
   if (late_polls() > 0) {
     --late_polls();
-    make_ready(*machine(), machine()->current);
+    machine()->ready.push_back(machine()->current);
     return suspend();
   }
   for (int i = 0; i < count; ++i) {
@@ -316,8 +302,7 @@ inline dim3 unravel(unsigned i, const dim3& size) {
 inline void prepare(Fiber& f, char* stack) {
   f.stack = stack;
   getcontext(&f.context);
-  f.context.uc_stack.ss_sp = stack;
-  f.context.uc_stack.ss_size = kStackBytes;
+  f.context.uc_stack.ss_sp = stack, f.context.uc_stack.ss_size = kStackBytes;
   f.context.uc_link = nullptr;
   makecontext(&f.context, fiber_main, 0);
 }
@@ -328,29 +313,23 @@ inline void run_blocks(Machine& m, unsigned first, unsigned count, size_t shared
   m.blocks = std::vector<Block>(count);
   m.fibers = std::vector<Fiber>(size_t(count) * threads);
   m.running = m.fibers.size();
-  m.ready.clear();
-  m.awaiting.clear();
+  m.ready.clear(), m.awaiting.clear();
   for (unsigned b = 0; b < count; ++b) {
     Block& block = m.blocks[b];
     block.index = unravel(first + b, m.grid_size);
-    block.shared.reset(new unsigned char[shared_bytes]);
-    block.shared_bytes = shared_bytes;
+    block.shared.reset(new unsigned char[shared_bytes]), block.shared_bytes = shared_bytes;
     std::memset(block.shared.get(), 0xff, shared_bytes);
     block.barrier.expected = threads;
     block.warps = std::vector<Warp>((threads + 31) / 32);
     for (Warp& warp : block.warps) warp.slow = m.random() % 2;
     for (unsigned i = 0; i < threads; ++i) {
       Fiber& f = m.fibers[size_t(b) * threads + i];
-      f.block = &block;
-      f.warp = &block.warps[i / 32];
+      f.block = &block, f.warp = &block.warps[i / 32];
       f.warp->barrier.expected++;
-      f.index = unravel(i, m.block_size);
-      f.lane = i % 32;
+      f.index = unravel(i, m.block_size), f.lane = i % 32;
       prepare(f, stack_of(size_t(b) * threads + i));
-      if (late_polls() > 0 && count > 1 && b == count - 1)
-        m.late.push_back(&f);
-      else
-        make_ready(m, &f);
+      const bool is_late = late_polls() > 0 && count > 1 && b == count - 1;
+      (is_late ? m.late : m.ready).push_back(&f);
     }
   }
   while (m.running > 0) {
@@ -377,15 +356,10 @@ inline cudaError_t launch(dim3 grid, dim3 block, size_t shared_bytes, Residency 
     explicit Current(Machine* m) { machine() = m; }
     ~Current() { machine() = nullptr; }
   } current(&m);
-  m.grid_size = grid;
-  m.block_size = block;
-  m.body = &body;
+  m.grid_size = grid, m.block_size = block, m.body = &body;
   m.random.seed(seed());
-  if (residency == kAllBlocks) {
-    run_blocks(m, 0, blocks, shared_bytes);
-  } else {
-    for (unsigned b = 0; b < blocks; ++b) run_blocks(m, b, 1, shared_bytes);
-  }
+  const unsigned together = residency == kAllBlocks ? blocks : 1;
+  for (unsigned b = 0; b < blocks; b += together) run_blocks(m, b, together, shared_bytes);
   return cudaSuccess;
 }
 

@@ -1,6 +1,8 @@
 // Scalar versions of the tensor core instructions, with the register layouts of the PTX manual,
 // section "Matrix Fragments for mma".
 #pragma once
+#include <bit>
+
 #include "../../csrc/cpu/half.h"
 #include "simt.h"
 
@@ -8,7 +10,7 @@ namespace simt {
 
 // Rounds to TF32, which has 10 mantissa bits: to nearest, ties away from zero.
 inline uint32_t to_tf32(float x) {
-  const auto u = bits_of<uint32_t>(x);
+  const auto u = std::bit_cast<uint32_t>(x);
   return std::isfinite(x) ? (u + 0x1000) & ~0x1fffu : u;
 }
 
@@ -55,7 +57,7 @@ void mma_tf32(float (&d)[4], const W& a, uint32_t b0, uint32_t b1) {
   const uint32_t mine[] = {a.word[0], a.word[1], a.word[2], a.word[3], b0, b1};
   const auto all = post(mine, 6);
   const unsigned g = self().lane / 4, q = self().lane % 4;
-  const auto value = [](uint32_t word) { return bits_of<float>(word & ~0x1fffu); };
+  const auto value = [](uint32_t word) { return std::bit_cast<float>(word & ~0x1fffu); };
   for (unsigned i = 0; i < 4; ++i)
     for (unsigned k = 0; k < 8; ++k)
       d[i] += value(all[4 * g + k % 4][2 * (k / 4) + i / 2]) *

@@ -18,9 +18,6 @@ TORCH_LIBRARY(fastlstm_emulated, m) {
   });
   // Sets the compute capability that the kernels were compiled for; 0: no kernels.
   m.def("set_code", [](int64_t code) { runtime::shared().code = static_cast<int>(code); });
-  // Sets the error of every call that queries the device, as with a driver that is too old.
-  m.def("set_driver_error",
-        [](int64_t error) { runtime::shared().driver_error = static_cast<cudaError_t>(error); });
   m.def("cuda_device", fastlstm::cuda_device_of);
   // Sets the current device and stream.
   m.def("use", [](int64_t device, int64_t stream) {
