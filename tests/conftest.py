@@ -1,7 +1,4 @@
-"""Settings and fixtures of every test run: threads, TF32, the markers `gpu` and `slow`.
-
-The report of a run says which extension was tested, and how many slow tests were left out.
-"""
+"""Settings and fixtures of every test run: threads, TF32, the markers `gpu` and `slow`."""
 
 import os
 

@@ -84,10 +84,7 @@ def random_options(draw):
 
 
 def scale_weights(draw, module):
-    """Scales the weights in place, or leaves them; returns True if it chose "any size".
-
-    "saturated" opens or shuts gates, "any size" multiplies some weights by up to 1e30.
-    """
+    """Scales the weights in place, or leaves them; returns True if some may be as large as 1e30."""
     kind = draw.pick("as drawn", "as drawn", "saturated", "large", "any size")
     largest = 30 if next(module.parameters()).dtype != torch.float16 else 2
     with torch.no_grad():
@@ -219,12 +216,9 @@ def largest_of(dtype):
 def compare(found, truth, others, dtype, largest_given):
     """Checks that no error in `found` is much larger than the largest error in `others`.
 
-    Args:
-        found: the results of fastlstm.
-        truth: the results of nn.LSTM in float64.
-        others: nn.LSTM's results for the same call in that dtype, with and without oneDNN; and in
-            float64 with weights that are off by a rounding, as a measure of the call's condition.
-        largest_given: the largest absolute value of the arguments and the weights.
+    `truth` is nn.LSTM's result in float64. `others` are nn.LSTM's results in this dtype, with and
+    without oneDNN, and in float64 with weights that are off by a rounding, which measures the
+    condition of the call. `largest_given` is the largest absolute argument or weight.
     """
     info = torch.finfo(dtype)
     largest = max((t.abs().max().item() for t in truth if t.numel()), default=0)
@@ -255,30 +249,20 @@ def compare(found, truth, others, dtype, largest_given):
 
 
 def layer_arguments(draw, dtype):
-    """Returns a layer's arguments, with a padded input and `lengths` as a tuple or None."""
+    """Returns the oracle's arguments, with a padded input, and the layout of the weights."""
     steps, batch, H = draw.size(1, 5), draw.size(1, 4), draw.size(1, 20)
-    sample = Sample(
-        "fuzzed",
-        steps,
-        batch,
-        input_size=draw.size(1, 9),
-        hidden_size=H,
-        proj_size=draw.size(1, H) if draw.chance(0.3) else 0,
-        directions=draw.pick(1, 2),
-        bias=draw.chance(0.8),
-        norms=draw.chance(0.2),
-        reset=draw.chance(0.3),
-        lengths=tuple(draw.size(0, steps) for _ in range(batch)) if draw.chance(0.4) else None,
-        h_mask=draw.chance(0.2),
-        seed=draw.size(0, 1 << 30),
-    )
-    layout = LAYOUTS[sample.bias, sample.proj_size > 0, sample.norms]
-    return {**sample.padded(dtype), "layout": layout}
+    input_size, proj_size = draw.size(1, 9), draw.size(1, H) if draw.chance(0.3) else 0
+    sizes = steps, batch, input_size, H, proj_size, draw.pick(1, 2)
+    flags = {"bias": draw.chance(0.8), "norms": draw.chance(0.2), "reset": draw.chance(0.3)}
+    lengths = tuple(draw.size(0, steps) for _ in range(batch)) if draw.chance(0.4) else None
+    more = {"h_mask": draw.chance(0.2), "seed": draw.size(0, 1 << 30)}
+    sample = Sample("fuzzed", *sizes, **flags, lengths=lengths, **more)
+    return sample.padded(dtype), LAYOUTS[sample.bias, sample.proj_size > 0, sample.norms]
 
 
-def as_call(draw, layer):
+def as_call(draw, layer, layout):
     """Returns the op's arguments: perhaps packed, lengths as a tensor, perhaps other strides."""
-    call = {**layer, "batch_sizes": None}
+    call = {**layer, "layout": layout, "batch_sizes": None}
     if layer["lengths"] is not None:
         call["lengths"] = torch.tensor(layer["lengths"])
     elif layer["reset"] is None and draw.chance(0.3):
@@ -294,17 +278,16 @@ def as_call(draw, layer):
 
 def against_the_oracle(draw):
     """The results and gradients of a layer must be those of the oracle in float64."""
-    layer = layer_arguments(draw, torch.float64)
-    expected = list(oracle(**without_layout(leaves_of(layer))))
+    layer, layout = layer_arguments(draw, torch.float64)
+    truth = leaves_of(layer)
+    expected = list(oracle(**truth))
     torch.manual_seed(1)
     gradients = [torch.randn(r.shape, dtype=torch.float64) for r in expected]
-    truth = leaves_of(layer)
-    pairs = zip(oracle(**without_layout(truth)), gradients, strict=True)
+    pairs = zip(expected, gradients, strict=True)
     torch.autograd.backward(*zip(*[pair for pair in pairs if pair[0].requires_grad], strict=True))
-    call = as_call(draw, layer)
+    call = as_call(draw, layer, layout)
     leaves = leaves_of(call)
-    norms = "layer_norm" in layer["layout"]
-    only_stepwise = norms or call["h_mask"] is not None
+    only_stepwise = "layer_norm" in layout or call["h_mask"] is not None
     engine = draw.pick("auto", "stepwise", *[] if only_stepwise else ["tiled"])
     found = list(torch.ops.fastlstm.lstm(**leaves, engine=engine)[:4])
     if call["lengths"] is not None:
@@ -312,18 +295,12 @@ def against_the_oracle(draw):
         found[3] = torch.where(live[..., None], found[3], 0.0)
     torch.autograd.backward(found, [g.view(f.shape) for g, f in zip(gradients, found, strict=True)])
     pairs = list(zip(found, expected, strict=True))
-    names = ("input", "h_0", "c_0")
-    pairs += [(leaves[n].grad, truth[n].grad) for n in names]
+    pairs += [(leaves[name].grad, truth[name].grad) for name in ("input", "h_0", "c_0")]
     pairs += [(a.grad, b.grad) for a, b in zip(leaves["weights"], truth["weights"], strict=True)]
     for k, (a, b) in enumerate(pairs):
         a = torch.zeros_like(b) if a is None else a
         b = torch.zeros_like(a).view(a.shape) if b is None else b.view(a.shape)
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9, msg=lambda m, k=k: f"{k}: {m}")
-
-
-def without_layout(layer):
-    """Returns the arguments without `layout`, which the oracle finds by counting weights."""
-    return {name: value for name, value in layer.items() if name != "layout"}
 
 
 def leaves_of(layer):
@@ -362,8 +339,7 @@ def damage(draw, tensor, engine):
 
 def damaged_backward(draw):
     """The backward op must refuse tensors unlike those that the forward op made."""
-    dtype = draw.pick(*DTYPES)
-    call = as_call(draw, layer_arguments(draw, dtype))
+    call = as_call(draw, *layer_arguments(draw, draw.pick(*DTYPES)))
     norms = "layer_norm" in call["layout"]
     engine = draw.pick("auto", "stepwise")
     saved = torch.ops.fastlstm.lstm(**call, save_cells=True, save_gates=True, engine=engine)
@@ -384,17 +360,15 @@ def damaged_backward(draw):
 
 def damaged_forward(draw):
     """`functional.lstm` must refuse each bad argument; one argument is bad at a time."""
-    layer = as_call(draw, layer_arguments(draw, draw.pick(*DTYPES)))
+    layer = as_call(draw, *layer_arguments(draw, draw.pick(*DTYPES)))
     engine = draw.pick(*ENGINES)
     if "layer_norm" in layer["layout"] and engine == "tiled":
         engine = "stepwise"
-    arguments = {
-        n: layer[n] for n in ("input", "weights", "layout", "batch_sizes", "lengths", "reset")
-    } | {"engine": engine, "bidirectional": layer["h_0"].shape[0] == 2}
-    arguments["hx"] = (layer["h_0"], layer["c_0"])
+    names = "input", "weights", "layout", "batch_sizes", "lengths", "reset"
+    arguments = {name: layer[name] for name in names} | {"hx": (layer["h_0"], layer["c_0"])}
+    arguments |= {"engine": engine, "bidirectional": layer["h_0"].shape[0] == 2}
     functional.lstm(**arguments)
-    names = "input", "h_0", "c_0", "weights", "batch_sizes", "lengths", "reset", "number"
-    for name in names:
+    for name in "input h_0 c_0 weights batch_sizes lengths reset number".split():
         damage_argument(draw, layer, dict(arguments), name)
 
 
@@ -499,14 +473,8 @@ def damaged_prepacked(draw):
         expect_error(lambda: run(**call, weights=weights), "lstm|packed|memory|sequence|Meta|h_0")
 
 
-KINDS = (
-    against_torch,
-    against_torch,
-    against_the_oracle,
-    damaged_backward,
-    damaged_forward,
-    damaged_prepacked,
-)
+KINDS = against_torch, against_torch, against_the_oracle
+KINDS += damaged_backward, damaged_forward, damaged_prepacked
 
 
 def run(seed):

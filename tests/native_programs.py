@@ -1,7 +1,4 @@
-"""Builds and runs the C++ programs of tests/kernels, tests/simt and tests/ptx.
-
-The programs stay in build/: all test processes share them, and the next run reuses them.
-"""
+"""Builds the C++ programs of tests/kernels, tests/simt and tests/ptx in build/, and runs them."""
 
 import fcntl
 import os

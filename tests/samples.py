@@ -1,7 +1,4 @@
-"""Sample calls of a layer, and the routes that must give the results of the oracle for each.
-
-A route is an engine on a device.
-"""
+"""Sample calls of a layer, and the routes (an engine on a device) that compute each of them."""
 
 from __future__ import annotations
 
@@ -16,17 +13,15 @@ from oracle import oracle
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
 
+import fastlstm
 from fastlstm import _build, reference
 from fastlstm.engine.call import LAYOUTS
 
-no_expecttest = "no expecttest, which torch.testing._internal imports"
-needs_expecttest = pytest.mark.skipif(not find_spec("expecttest"), reason=no_expecttest)
+needs_expecttest = pytest.mark.skipif(not find_spec("expecttest"), reason="opcheck imports it")
 
 
 @dataclass(frozen=True)
 class Route:
-    """An engine and a device."""
-
     engine: str
     device: str = "cpu"
 
@@ -34,10 +29,7 @@ class Route:
         return f"{self.engine}-{self.device}"
 
     def lstm_layer(self, **arguments: Any) -> tuple[Tensor, ...]:
-        """Returns output, h_n, c_n and cells of one layer.
-
-        Cells after the end of a row are unspecified; see `Sample.mask_cells`.
-        """
+        """Returns output, h_n, c_n and cells of one layer; for cells see `Sample.mask_cells`."""
         if self.engine == "reference":
             return reference.lstm_layer(**arguments)
         run: Callable[..., tuple[Tensor, ...]] = torch.ops.fastlstm.lstm
@@ -154,12 +146,11 @@ class Sample:
 
     def oracle(self, padded: dict[str, Any]) -> list[Tensor]:
         """Returns the oracle's results; output and cells are packed if the sample is."""
-        results = list(oracle(**padded))
+        output, h_n, c_n, cells = oracle(**padded)
         if self.packed:
-            output, cells = results[0], results[3]
-            results[0] = pack_padded_sequence(output, torch.tensor(self.lengths)).data
-            results[3] = self._pack_each(cells)
-        return results
+            output = pack_padded_sequence(output, torch.tensor(self.lengths)).data
+            cells = self._pack_each(cells)
+        return [output, h_n, c_n, cells]
 
     def _pack_each(self, directions: Tensor) -> Tensor:
         """Packs [D,T,B,size] to [D,N,size], where N is the sum of the lengths."""
@@ -250,6 +241,14 @@ every_sample_and_large = pytest.mark.parametrize("sample", ALL_SAMPLES, ids=lamb
 def draw(route: Route, *shape: int) -> Tensor:
     """Returns random values in float64 on the device of the route."""
     return torch.randn(*shape, dtype=torch.float64).to(route.device)
+
+
+def make(route: Route, cls: Any = fastlstm.LSTM, **options: Any) -> Any:
+    """Returns a layer with 3 inputs and 4 units, in float64, on the engine of the route."""
+    torch.manual_seed(0)
+    layer = cls(3, 4, **{"dtype": torch.float64, "device": route.device, **options})
+    layer.engine = route.engine
+    return layer
 
 
 def with_gradients(results: Sequence[Tensor], leaves: Sequence[Tensor]) -> list[Tensor]:

@@ -22,11 +22,7 @@ CONFIG = TrainConfig(2, 48, warmup=2, clip_norm=0.0, consensus=0.5, autocast="no
 
 
 def train_in_stage(stage, root, features, output, process=SINGLE):
-    """Trains with the stage "loss" or "reward".
-
-    Returns the loss or the reward of each epoch, and the norm of the last gradient. Adam ignores
-    the scale of a gradient, so the gradient is compared separately.
-    """
+    """Returns the loss or the reward of each epoch, and the norm of the last gradient."""
     annotations = root / "annotations" / "captions_train.json"
     cnn = load_cnn(CNNConfig("scenes_cnn", pool="2x2"))
     dataset = load_coco(annotations, root / "train")
@@ -37,6 +33,7 @@ def train_in_stage(stage, root, features, output, process=SINGLE):
     config = replace(CONFIG, self_critical=3 if stage == "reward" else 0)
     setup = Setup(Checkpoint([model], vocabulary, cnn.config), config, {"train": table})
     history = train(setup, output / stage, process)
+    # Adam ignores the scale of a gradient, so the norm is compared separately.
     gradient = torch.cat([p.grad.flatten() for p in model.parameters()]).norm().item()
     return [entry[stage] for entry in history], gradient
 

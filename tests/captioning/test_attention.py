@@ -20,9 +20,9 @@ def decoder(lstm="fastlstm"):
     return AttentionDecoder(ModelConfig(1, V, E, H, grid=GRID), lstm).eval()
 
 
-def scores_of(decoder, image, captions, lengths):
+def scores_of(decoder, image):
     """Returns the scores of all words for each target of `unroll`."""
-    return decoder.linear(decoder.unroll(image, captions, lengths)[0])
+    return decoder.linear(decoder.unroll(image, CAPTIONS, LENGTHS)[0])
 
 
 @pytest.fixture
@@ -36,34 +36,29 @@ def test_weights_are_a_distribution_and_the_cells_matter(image):
     weights = model.attention(image, CAPTIONS[:, 1:])
     assert weights.shape == (3, 4, CELLS)
     torch.testing.assert_close(weights.sum(2), torch.ones(3, 4))
-    expected = scores_of(model, image, CAPTIONS, LENGTHS)
-    assert not torch.allclose(scores_of(model, image * 2, CAPTIONS, LENGTHS), expected)
+    assert not torch.allclose(scores_of(model, image * 2), scores_of(model, image))
 
 
 def test_the_place_of_a_cell_is_its_row_and_its_column(image):
     model = decoder()
     mirrored = image.view(3, GRID, GRID, E).flip(2).reshape(image.shape)
-    expected = scores_of(model, image, CAPTIONS, LENGTHS)
-    assert not torch.allclose(scores_of(model, mirrored, CAPTIONS, LENGTHS), expected)
+    expected = scores_of(model, image)
+    assert not torch.allclose(scores_of(model, mirrored), expected)
     model.column.data = model.column.flip(0)
-    torch.testing.assert_close(scores_of(model, mirrored, CAPTIONS, LENGTHS), expected)
+    torch.testing.assert_close(scores_of(model, mirrored), expected)
     turned = image.view(3, GRID, GRID, E).transpose(1, 2).reshape(image.shape)
     model.column.data, model.row.data = model.row.data, model.column.flip(0)
-    torch.testing.assert_close(scores_of(model, turned, CAPTIONS, LENGTHS), expected)
+    torch.testing.assert_close(scores_of(model, turned), expected)
 
 
 def test_attention_finds_the_marked_cell(image):
     model = decoder()
-    direction = torch.zeros(E)
-    direction[0] = 1.0
-    model.key.weight.data.zero_()
+    for weight in (model.key.weight, model.query.weight, model.row, model.column):
+        weight.data.zero_()
     model.key.weight.data[:, 0] = 5.0
-    model.query.weight.data.zero_()
-    model.row.data.zero_()
-    model.column.data.zero_()
     model.energy.weight.data.fill_(1.0)
     image[..., 0] = -1.0
-    image[torch.arange(3), torch.tensor([4, 0, 2])] = 2 * direction
+    image[torch.arange(3), torch.tensor([4, 0, 2])] = 2 * torch.eye(E)[0]
     assert model.attention(image, CAPTIONS[:, 1:2])[:, 0].argmax(1).tolist() == [4, 0, 2]
 
 

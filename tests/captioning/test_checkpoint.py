@@ -1,9 +1,11 @@
 """Checkpoints: reading and writing, damaged files, files that run code, full disks."""
 
+import io
 import os
 import pickle
 import random
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -96,19 +98,16 @@ class Bomb:
         return (os.mkdir, ("exploded",))
 
 
-@pytest.mark.parametrize("what", ["bomb", "text", "empty", "cut", "tensor"])
-def test_other_files_are_refused_and_run_nothing(new_checkpoint, tmp_path, monkeypatch, what):
+def test_other_files_are_refused_and_run_nothing(new_checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    path = tmp_path / "c.pt"
+    path, tensor = tmp_path / "c.pt", io.BytesIO()
     new_checkpoint().save(path)
+    torch.save(torch.zeros(3), tensor)
     cut = path.read_bytes()[:3000]
-    contents = {"bomb": pickle.dumps(Bomb()), "cut": cut, "text": b"hello", "empty": b""}
-    if what == "tensor":
-        torch.save(torch.zeros(3), path)
-    else:
-        path.write_bytes(contents[what])
-    with pytest.raises(CaptioningError, match="c.pt"):
-        load_checkpoint(path)
+    for content in (pickle.dumps(Bomb()), cut, b"hello", b"", tensor.getvalue()):
+        path.write_bytes(content)
+        with pytest.raises(CaptioningError, match="c.pt"):
+            load_checkpoint(path)
     assert not (tmp_path / "exploded").exists()
 
 
@@ -122,11 +121,8 @@ def test_a_full_disk_leaves_the_old_checkpoint(new_checkpoint, tmp_path, monkeyp
     path = tmp_path / "c.pt"
     new_checkpoint().save(path)
     before = path.read_bytes()
-
-    def full(*args):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
+    full = OSError(28, "No space left on device")
+    monkeypatch.setattr(os, "fsync", Mock(side_effect=full))
     with pytest.raises(OSError, match="No space left on device"):
         new_checkpoint().save(path)
     assert path.read_bytes() == before

@@ -21,7 +21,6 @@ from captioning.settings import preset
 
 
 def call(*words):
-    """Runs a command and returns its exit status."""
     return main([str(word) for word in words])
 
 
@@ -39,14 +38,6 @@ def no_captioner(monkeypatch):
         monkeypatch.setattr(path, lambda *_: pytest.fail("loaded"))
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help(command, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main([command, "--help"])
-    assert stop.value.code == 0
-    assert len(capsys.readouterr().out) > 200
-
-
 def test_the_version_is_told(capsys):
     with pytest.raises(SystemExit):
         main(["--version"])
@@ -54,7 +45,10 @@ def test_the_version_is_told(capsys):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_argument_is_explained(command):
+def test_every_command_has_help_and_explains_its_arguments(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0 and len(capsys.readouterr().out) > 200
     parser = Parser()
     importlib.import_module(f"captioning.commands.{command}").add(parser)
     for action in parser._actions:
@@ -96,7 +90,6 @@ def test_a_wrong_call_gets_a_line_or_two(arguments, message, capsys):
     ("tqdm", "demo --output {tmp}/o"),  # tqdm prints most messages
 ])  # fmt: skip
 def test_a_library_that_is_missing_is_named(name, command, captions_of, tmp_path):
-    """The module is hidden, as if it were not installed."""
     words = command.format(val=captions_of("val"), tmp=tmp_path).split()
     code = f"import sys; sys.modules[{name!r}] = None; from captioning.__main__ import main; "
     code += f"sys.exit(main({words}))"
@@ -189,7 +182,6 @@ def test_cached_features(best, scenes_root, captions_of, tmp_path, monkeypatch, 
 
 
 def test_training_leaves_broken_pictures_out(scenes_root, tmp_path, capsys):
-    """A picture of train and one of val are corrupt; training and captioning skip them."""
     root, run, results = tmp_path / "scenes", tmp_path / "run", tmp_path / "r.json"
     shutil.copytree(scenes_root, root)
     broken = [sorted((root / split).iterdir())[5] for split in ("train", "val")]
@@ -271,13 +263,8 @@ def test_strange_names_are_printed_on_one_line_and_come_back(best, strange, tmp_
 @pytest.mark.parametrize("kind", ["folder", "pipe", "below a file"])
 def test_unwritable_results(option, kind, best, scenes_root, tmp_path, no_captioner, capsys):
     path = tmp_path / "x"
-    if kind == "folder":
-        path.mkdir()
-    elif kind == "pipe":
-        os.mkfifo(path)
-    else:
-        path.write_text("")
-        path = path / "y"
+    {"folder": Path.mkdir, "pipe": os.mkfifo, "below a file": Path.touch}[kind](path)
+    path = path / "y" if kind == "below a file" else path
     assert call("caption", best, scenes_root / "val", option, path) == 1
     assert f"captioning: cannot write {path}: " in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
@@ -299,10 +286,9 @@ def test_a_second_stage_starts_from_the_first(best, captions_of, tmp_path, capsy
 def test_attention_trains_resumes_and_searches(scenes_root, tmp_path, capsys):
     run = tmp_path / "run"
     train = ["train", scenes_root / "annotations", "--output", run, "--cnn", "scenes_cnn"]
-    train += ["--decoder", "attention", "--learning-rate", 0.01]
-    train += ["--batch-size", 48, "--hidden-size", 32, "--embed-size", 24]
-    for pair in ("warmup=5", "dropout=0", "label-smoothing=0", "ema=0"):
-        train += ["--set", pair]
+    train += "--decoder attention --learning-rate 0.01 --batch-size 48 --hidden-size 32".split()
+    train += "--embed-size 24 --set warmup=5 --set dropout=0 --set label-smoothing=0".split()
+    train += ["--set", "ema=0"]
     assert call(*train, "--epochs", 2) == 0
     assert call(*train, "--epochs", 6, "--resume") == 0
     training = load_checkpoint(run / "last.pt").training
@@ -474,11 +460,11 @@ def test_resume_keeps_the_options(trained, captions_of, tmp_path, capsys):
     run.mkdir()
     for name in ("last.pt", "best.pt"):
         shutil.copy(trained / name, run)
-    train = ["train", "--train", captions_of("train"), "--val", captions_of("val"), "--resume"]
-    train += ["--output", run]
+    files = "--train", captions_of("train"), "--val", captions_of("val"), "--output", run
+    train = ["train", *files, "--resume"]
     assert call(*train, "--learning-rate", 1) == 1
-    expected = f"learning_rate: expected 0.003, as in {run / 'last.pt'}, got 1.0"
-    assert expected in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"learning_rate: expected 0.003, as in {run / 'last.pt'}, got 1.0" in told
     assert call(*train, "--epochs", 2) == 0
     before, after = load_checkpoint(trained / "last.pt"), load_checkpoint(run / "last.pt")
     assert [entry["epoch"] for entry in after.training["history"]] == [1, 2]

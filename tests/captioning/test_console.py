@@ -1,5 +1,6 @@
 """Printing: messages stay on one line, progress is readable in a log, a closed pipe is handled."""
 
+import functools
 import os
 import re
 import subprocess
@@ -26,9 +27,7 @@ def test_control_characters_are_escaped(text, expected):
 
 
 def test_long_values_are_cut_in_messages():
-    deep = []
-    for _ in range(10**5):
-        deep = [deep]
+    deep = functools.reduce(lambda inner, _: [inner], range(10**5), [])
     assert abbreviate(deep) == "a list" and abbreviate(10**10_000) == "a int"
     assert abbreviate({"id": 11}) == "{'id': 11}" and len(abbreviate("x" * 1000)) == 100
 

@@ -18,17 +18,11 @@ E, H, V = 6, 8, 12
 ROWS = [START, 5, 6, 7, 8, END], [START, 9, 5, END, PAD, PAD], [START, 4, END, PAD, PAD, PAD]
 CAPTIONS = torch.tensor(ROWS)
 LENGTHS = torch.tensor([6, 4, 3])
-every_way = pytest.mark.parametrize("image_at", ["first", "every"])
 
 
 def decoder(lstm="fastlstm", **options):
     torch.manual_seed(0)
     return DecoderRNN(ModelConfig(1, V, E, H, **options), lstm)
-
-
-def scores_of(decoder, image, captions, lengths):
-    """Returns the scores of all words for each target of `unroll`."""
-    return decoder.linear(decoder.unroll(image, captions, lengths)[0])
 
 
 def by_hand(model, image, words):
@@ -43,18 +37,16 @@ def by_hand(model, image, words):
     return torch.stack(scores[1:])
 
 
-@every_way
+@pytest.mark.parametrize("image_at", ["first", "every"])
 def test_image_first_then_start_and_every_word_is_predicted_from_those_before_it(image_at):
     model, image = decoder(image_at=image_at), torch.randn(3, E)
     hidden, targets = model.unroll(image, CAPTIONS, LENGTHS)
-    assert len(hidden) == int((LENGTHS - 1).sum())
     # The results are packed: for each step, those of the captions that have not ended.
     assert targets.tolist() == [5, 9, 4, 6, 5, END, 7, END, 8, END]
-    scores = scores_of(model, image, CAPTIONS, LENGTHS)
-    first = by_hand(model, image[0], [5, 6, 7, 8])
-    torch.testing.assert_close(scores[[0, 3, 6, 8, 9]], first)
-    second = by_hand(model, image[1], [9, 5])
-    torch.testing.assert_close(scores[[1, 4, 7]], second)
+    scores = model.linear(hidden)
+    assert len(scores) == len(targets)
+    torch.testing.assert_close(scores[[0, 3, 6, 8, 9]], by_hand(model, image[0], [5, 6, 7, 8]))
+    torch.testing.assert_close(scores[[1, 4, 7]], by_hand(model, image[1], [9, 5]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -73,12 +65,12 @@ def test_dropout_keeps_the_mean_and_sends_gradients_where_it_let_values_through(
 
 def test_a_prediction_depends_on_earlier_words_and_the_image_only():
     model, image = decoder(), torch.randn(1, E, requires_grad=True)
-    caption, length = CAPTIONS[:1], LENGTHS[:1]
+    scores_of = lambda caption: model.linear(model.unroll(image, caption, LENGTHS[:1])[0])
     for t in range(5):
-        changed = caption.clone()
+        changed = CAPTIONS[:1].clone()
         changed[0, t + 1 :] = 4  # the target of step t and all later words
-        same = scores_of(model, image, changed, length)[t]
-        assert torch.equal(same, scores_of(model, image, caption, length)[t])
+        same = scores_of(changed)[t]
+        assert torch.equal(same, scores_of(CAPTIONS[:1])[t])
         assert torch.autograd.grad(same.sum(), image)[0].abs().sum() > 0
 
 
@@ -102,8 +94,7 @@ def test_begins_with_words_as_frequent_as_they_are(sizes):
 
 def test_only_a_fresh_captioner_takes_the_frequencies_of_words(captions_of, tmp_path):
     train, file = ["train", "--train", str(captions_of("train"))], tmp_path / "a" / "best.pt"
-    sizes = ["--hidden-size", "16", "--embed-size", "16", "--set", "min-count=1"]
-    sizes += ["--cnn", "scenes_cnn"]
+    sizes = "--hidden-size 16 --embed-size 16 --set min-count=1 --cnn scenes_cnn".split()
     nothing = ["--epochs", "1", "--learning-rate", "1e-30", "--set", "ema=0"]
     assert main([*train, "--output", str(tmp_path / "a"), *sizes, *nothing]) == 0
     first = load_checkpoint(file)

@@ -108,9 +108,7 @@ def test_captions_may_share_pictures(decoder, image):
     for of, options in ((image, {"rows": rows}), (image[rows], {})):
         hidden, _ = decoder.unroll(of, CAPTIONS, LENGTHS, **options)
         outcomes.append((hidden, torch.autograd.grad(hidden.sum(), inputs, allow_unused=True)))
-    (hidden, grads), (expected, expected_grads) = outcomes
-    torch.testing.assert_close(hidden, expected)
-    torch.testing.assert_close(grads, expected_grads)
+    torch.testing.assert_close(*outcomes)
 
 
 def test_a_decoder_has_all_attributes(config, decoder):

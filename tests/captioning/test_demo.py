@@ -33,7 +33,6 @@ def test_writes_a_report_a_contact_sheet_and_results(output):
 @pytest.mark.slow
 @pytest.mark.parametrize("decoder", ["lstm", "attention"])
 def test_captions_of_new_pictures_are_right(decoder, tmp_path):
-    """Runs the whole demo, which takes minutes on two cores."""
     sections = demo(tmp_path, decoder=decoder)
     assert min(sections["val"].facts.values()) >= 0.75
     assert min(v for fact, v in sections["val"].facts.items() if fact != "all") >= 0.9

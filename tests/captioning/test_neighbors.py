@@ -90,7 +90,6 @@ def test_neighbors_are_all_training_pictures_with_whitened_features(data):
 
 
 def test_directions_without_variance_are_ignored():
-    """The features have rank 3, so 13 of the 16 axes are ignored instead of magnified."""
     features = torch.randn(100, 3) @ torch.randn(3, 20)
     axes = neighbors._axes(features - features.mean(0))
     assert axes.shape == (20, 16) and (axes.norm(dim=0) > 0).sum() == 3
@@ -106,9 +105,8 @@ def test_a_checkpoint_keeps_neighbors(new_checkpoint, data, tmp_path):
     checkpoint.save(tmp_path / "c.pt")
     after = load_checkpoint(tmp_path / "c.pt").neighbors
     assert after.captions == before.captions
-    assert torch.equal(after.mean, before.mean)
-    assert torch.equal(after.axes, before.axes)
-    assert torch.equal(after.directions, before.directions)
+    for name in ("mean", "axes", "directions"):
+        assert torch.equal(getattr(after, name), getattr(before, name))
 
 
 @pytest.mark.parametrize("helps", [True, False])
@@ -163,5 +161,5 @@ def test_captions_are_written_by_the_search_of_the_checkpoint(new_checkpoint, da
     loaded = load_checkpoint(tmp_path / "c.pt")
     assert loaded.search == DecodeConfig("beam", 3, 2.0)
     found = generate_captions(loaded, features)
-    assert found == generate_captions(loaded, features, DecodeConfig("beam", 3, 2.0))
+    assert found == generate_captions(loaded, features, loaded.search)
     assert found != generate_captions(loaded, features, DecodeConfig("beam", 2, 0.0))

@@ -34,13 +34,10 @@ def test_probabilities_are_those_of_teacher_forcing(decoder, config):
     for parameter in model.decoder.parameters():
         parameter.data *= 3  # so that probabilities differ from word to word
     model.decoder.linear.bias.data[END] += 1
-    shape = (24, C) if decoder == "lstm" else (24, GRID * GRID, C)
-    features = 3 * torch.randn(shape)
-    generator = torch.Generator().manual_seed(0)
-    words = Vocabulary([*SPECIAL, *"abcdefgh"])
+    features = 3 * torch.randn((24, C) if decoder == "lstm" else (24, GRID * GRID, C))
+    words, lengths = Vocabulary([*SPECIAL, *"abcdefgh"]), set()
     checkpoint = Checkpoint([model], words, CNNConfig())
-    found = decode_batch(checkpoint, features, config, generator)
-    lengths = set()
+    found = decode_batch(checkpoint, features, config, torch.Generator().manual_seed(0))
     for row, hypotheses in zip(features, found, strict=True):
         for hypothesis in hypotheses:
             expected = teacher_forced(model, row, hypothesis.tokens)
@@ -48,9 +45,8 @@ def test_probabilities_are_those_of_teacher_forcing(decoder, config):
             torch.testing.assert_close(values, expected, atol=1e-5, rtol=1e-5)
             lengths.add((len(values), END in hypothesis.tokens))
     assert len(lengths) > 1  # captions of different lengths
-    for row, (best, *_) in zip(
-        features, generate_captions(checkpoint, features, config), strict=True
-    ):
+    written = generate_captions(checkpoint, features, config)
+    for row, (best, *_) in zip(features, written, strict=True):
         tokens = [words.index[word] for word, _ in best.words]
         expected = teacher_forced(model, row, tokens).exp().tolist()
         assert [p for _, p in best.words] == pytest.approx(expected, abs=1e-5)

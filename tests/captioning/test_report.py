@@ -3,6 +3,7 @@
 import os
 import re
 from dataclasses import replace
+from functools import partial
 from html.parser import HTMLParser
 
 import pytest
@@ -88,14 +89,11 @@ def drawn(section, tmp_path, monkeypatch):
     def draw(history):
         lines, real = [], module.svg
 
-        def watch(draw, size):
-            def keep(axes):
-                draw(axes)
-                label = axes.get_ylabel()
-                lines.extend((label, *map(list, line.get_data())) for line in axes.lines)
+        def keep(draw, axes):
+            draw(axes)
+            lines.extend((axes.get_ylabel(), *map(list, line.get_data())) for line in axes.lines)
 
-            return real(keep, size)
-
+        watch = lambda draw, size: real(partial(keep, draw), size)
         monkeypatch.setattr(module, "svg", watch)
         write_report(tmp_path / "r.html", "", "", [section], history)
         return lines

@@ -36,15 +36,13 @@ def test_members_share_features_and_are_scored_together(train, tmp_path, scenes_
     found = [load_checkpoint(run / name / "best.pt") for name in "12"]
     assert [c.training["config"]["seed"] for c in found] == [5, 6]
     assert found[0].vocabulary.words == found[1].vocabulary.words
-    weights = [c.model.decoder.linear.weight for c in found]
-    assert not torch.equal(*weights)
+    assert not torch.equal(*(c.model.decoder.linear.weight for c in found))
     out = capsys.readouterr().out
     assert out.count("all 2 together: search chosen on --val: ") == out.count("chosen on") == 1
     assert out.count("all 2 together: test, 12 pictures: greedy") == out.count("test, 12") == 1
     assert out.endswith(f"caption {run}/*/best.pt PICTURE\n")
     caption = ["caption", str(run / "1/best.pt"), str(run / "2/best.pt")]
     assert main([*caption, str(scenes_root / "val")]) == 0
-
     assert main(command) == 1
     assert "1 holds a captioner already: --resume" in capsys.readouterr().err
     assert main([*command, "--resume", "--epochs", "2"]) == 0
@@ -96,7 +94,6 @@ def test_both_stages_resume_where_they_stopped(train, tmp_path, quick, monkeypat
     real, killed = pipeline.train, []
 
     def stopped(*args):
-        """Stops the first call of the second stage."""
         if args[0].config.self_critical and len(killed) == 0:
             killed.append(1)
             raise KeyboardInterrupt

@@ -10,10 +10,8 @@ import pytest
 from captioning.data import scenes
 from captioning.data.coco import load_coco
 
-WORDS = "COUNTS", "SIZES", "COLORS", "SHAPES", "BACKGROUNDS", "PLACES"
-EVERY_SCENE = list(
-    itertools.starmap(scenes.Facts, itertools.product(*(getattr(scenes, word) for word in WORDS)))
-)
+WORDS = [getattr(scenes, name) for name in "COUNTS SIZES COLORS SHAPES BACKGROUNDS PLACES".split()]
+EVERY_SCENE = [scenes.Facts(*words) for words in itertools.product(*WORDS)]
 
 
 def test_every_caption_of_every_scene_parses_back_to_its_facts():
@@ -76,7 +74,6 @@ def test_pictures_are_reproducible_and_differ(tmp_path, scenes_root):
 
 
 def test_captions_cannot_be_guessed_without_looking():
-    """The most frequent captions are right for at most 1 % of new pictures."""
     seen, _ = scenes.split_combinations()
     rng = random.Random(1)
     split = [scenes.Facts(*rng.choice(seen), rng.choice(list(scenes.PLACES))) for _ in range(3000)]

@@ -93,8 +93,7 @@ def test_equals_the_search_by_hand(model, image, length_penalty):
         for i, group in enumerate(found):
             expected = by_hand(model, image[i], beam_size, length_penalty, 6)
             assert [h.tokens for h in group] == [tokens for _, tokens in expected]
-            ranks = [rank for rank, _ in expected]
-            assert [h.score for h in group] == pytest.approx(ranks, rel=1e-4)
+            assert [h.score for h in group] == pytest.approx([r for r, _ in expected], rel=1e-4)
             lengths |= {len(h.tokens) for h in group}
     assert len(lengths) > 1
 
@@ -197,8 +196,7 @@ def test_samples_follow_the_model(model, image):
     generator = torch.Generator().manual_seed(0)
     choose = random_words(torch.rand(4000, STEPS, generator=generator))
     tokens, log_probs = write_tokens([model], [image[:1].expand(4000, -1)], choose)
-    state = model.start(image[:1])
-    scores, _ = model.step(torch.tensor([START]), state)
+    scores, _ = model.step(torch.tensor([START]), model.start(image[:1]))
     scores[:, [PAD, START, UNK]] = -torch.inf
     expected = scores.softmax(1)[0]
     found = torch.bincount(tokens[:, 0], minlength=V) / 4000

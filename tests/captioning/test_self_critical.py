@@ -1,6 +1,7 @@
 """Self-critical training: the reward, the gradient, that captions get better, and resuming."""
 
 import copy
+import random
 from dataclasses import replace
 from functools import partial
 
@@ -23,18 +24,11 @@ STAGE = TrainConfig(epochs=2, batch_size=24, warmup=2, self_critical=4, autocast
 def test_the_reward_is_pycocoevalcaps_cider_d():
     from pycocoevalcap.cider.cider import Cider
 
-    generator = torch.Generator().manual_seed(0)
-
-    def caption():
-        length = int(torch.randint(1, 9, (), generator=generator))
-        return [*torch.randint(4, 10, (length,), generator=generator).tolist(), END]
-
+    rng = random.Random(0)
+    caption = lambda: [*rng.choices(range(4, 10), k=rng.randint(1, 8)), END]
+    text = lambda tokens: " ".join(f"w{token}" for token in tokens)
     references = [[caption() for _ in range(5)] for _ in range(30)]
     written = [caption() for _ in range(28)] + [references[28][0], [END]]
-
-    def text(tokens):
-        return " ".join(f"w{token}" for token in tokens)
-
     wanted = {i: [text(r) for r in group] for i, group in enumerate(references)}
     _, expected = Cider().compute_score(wanted, {i: [text(c)] for i, c in enumerate(written)})
     cider = CiderD(references)

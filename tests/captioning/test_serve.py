@@ -7,8 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from PIL import Image
@@ -31,23 +31,14 @@ def picture(data):
 def bad(tmp_path_factory, picture):
     """Files that are refused, by the message that they get."""
     folder = tmp_path_factory.mktemp("bad")
-    files = {
-        "broken picture": folder / "cut.png",
-        "not a picture": folder / "text.png",
-        "broken picture .*exceeds limit": folder / "huge.png",
-        "13300 x 13300 pixels, expected at most": folder / "bomb.png",
-    }
-    cut, text, huge, bomb = files.values()
-    noise = Image.frombytes("RGB", (64, 64), os.urandom(3 * 64 * 64))
-    noise.save(cut)
+    cut, text, huge, bomb = (folder / f"{name}.png" for name in ("cut", "text", "huge", "bomb"))
+    Image.frombytes("RGB", (64, 64), os.urandom(3 * 64 * 64)).save(cut)
     cut.write_bytes(cut.read_bytes()[:5000])
     text.write_text("<script>alert(1)</script>")
     Image.new("1", (20000, 20000)).save(huge)
     Image.new("1", (13300, 13300)).save(bomb)
-    return files
-
-
-# The answer --------------------------------------------------------------------------------------
+    files = {"broken picture": cut, "not a picture": text, "broken picture .*exceeds limit": huge}
+    return files | {"13300 x 13300 pixels, expected at most": bomb}
 
 
 def test_answers_with_the_captions_and_where_it_looked(attentive, grid_cnn, picture):
@@ -75,19 +66,11 @@ def test_missing_libraries_are_named(attentive, tmp_path, monkeypatch, capsys):
     assert "needs gradio: pip install './captioning[serve]'" in capsys.readouterr().err
 
 
-# The server -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Server:
+class Server(NamedTuple):
     """A running `captioning serve`: its address, and the folder of all that it may write."""
 
     address: str
     folder: Path
-
-    @property
-    def port(self):
-        return int(self.address.rstrip("/").rsplit(":", 1)[1])
 
 
 @pytest.fixture(scope="module")
@@ -178,9 +161,6 @@ def test_a_call_without_a_path_is_no_traceback(attentive, grid_cnn, path):
     assert caption(None, 3) == (None, None, None)
 
 
-# The browser ------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def browser(server, tmp_path_factory):
     webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
@@ -210,8 +190,7 @@ def wait_for(browser, condition):
 def drop(browser, path):
     browser.refresh()
     find = lambda: browser.find_elements("css selector", "input[type=file]")
-    wait_for(browser, find)
-    find()[0].send_keys(str(path))
+    wait_for(browser, find)[0].send_keys(str(path))
 
 
 def said(browser):

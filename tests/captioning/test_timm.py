@@ -108,13 +108,11 @@ def test_damaged_weights_are_named(weights, tmp_path, damage, timm):
 @pytest.mark.parametrize("decoder", ["lstm", "attention"])
 def test_train_and_caption_from_random_weights(scenes_root, weights, tmp_path, decoder):
     path, run = weights("test_vit"), tmp_path / "run"
-    train = ["train", str(scenes_root / "annotations"), "--output", str(run)]
-    train += ["--cnn", "timm:test_vit"]
-    train += ["--cnn-weights", path, "--decoder", decoder, "--epochs", "1", "--hidden-size", "16"]
+    train = ["train", str(scenes_root / "annotations"), "--output", str(run), "--cnn-weights", path]
+    train += f"--cnn timm:test_vit --decoder {decoder} --epochs 1 --hidden-size 16".split()
     assert main(train) == 0 and main([*train, "--resume", "--epochs", "2"]) == 0
     cnn = load_checkpoint(run / "best.pt").cnn
     assert (cnn.name, cnn.weights) == ("timm:test_vit", path)
-    results = tmp_path / "results.json"
-    pictures = str(scenes_root / "val")
+    results, pictures = tmp_path / "results.json", str(scenes_root / "val")
     assert main(["caption", str(run / "best.pt"), pictures, "--json", str(results)]) == 0
     assert len(json.loads(results.read_text())) == 12

@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import distributed
 import numpy as np
@@ -15,7 +17,7 @@ from filelock import FileLock
 
 from captioning.__main__ import main
 from captioning.cnn.features import DONE
-from captioning.data.batches import EncodedCaptions, shuffled
+from captioning.data.batches import shuffled
 from captioning.errors import CaptioningError
 from captioning.model.checkpoint import load_checkpoint
 from captioning.model.cider import CiderD
@@ -27,10 +29,6 @@ from captioning.training.setup import Setup
 from captioning.training.trainer import Trainer, learning_rate
 
 FAST = TrainConfig(epochs=2, batch_size=48, warmup=2, autocast="none")
-
-
-def encoded(table, vocabulary):
-    return EncodedCaptions([image.captions for image in table.images], vocabulary)
 
 
 def run(checkpoint, data, output, config=FAST, resume=False, val=True):
@@ -131,16 +129,11 @@ def test_learns_a_few_pictures_by_heart(new_checkpoint, data):
     config = replace(FAST, learning_rate=1e-2)
     checkpoint = new_checkpoint(hidden_size=48)
     trainer = Trainer(checkpoint, config, data.train)
-    features = data.train.read(torch.arange(8))
     for _ in range(150):
         trainer.train_step(torch.arange(0, 40, 5), 300)  # the first caption of each picture
-
-    ids = data.train.ids[:8]
-    greedy = DecodeConfig("greedy")
-    found = replace(checkpoint, models=[trainer.model])
-    written = best_captions(found, features, ids, config=greedy)
-    right = sum(written[i.id] == i.captions[0] for i in data.train.images[:8])
-    assert right >= 7
+    features, found = data.train.read(torch.arange(8)), replace(checkpoint, models=[trainer.model])
+    written = best_captions(found, features, data.train.ids[:8], config=DecodeConfig("greedy"))
+    assert sum(written[i.id] == i.captions[0] for i in data.train.images[:8]) >= 7
 
 
 @pytest.mark.parametrize("change", [{}, {"label_smoothing": 0.1, "consensus": 0.5, "ema": 0.9}])
@@ -149,8 +142,7 @@ def test_a_resumed_run_equals_a_whole_one(new_checkpoint, data, tmp_path, interr
     run(new_checkpoint(dropout=0.3), data, tmp_path / "whole", config)
     again = lambda: run(new_checkpoint(dropout=0.3), data, tmp_path / "broken", config)
     interrupted(Trainer, 17, again)  # of 30 steps, ten in each epoch
-    stopped = load_checkpoint(tmp_path / "broken" / "last.pt").training["trainer"]["step"]
-    assert stopped == 10
+    assert load_checkpoint(tmp_path / "broken" / "last.pt").training["trainer"]["step"] == 10
     torch.manual_seed(99)  # a new process may be in any state
     history = run(new_checkpoint(dropout=0.3), data, tmp_path / "broken", config, resume=True)
     whole = load_checkpoint(tmp_path / "whole" / "last.pt")
@@ -161,19 +153,13 @@ def test_a_resumed_run_equals_a_whole_one(new_checkpoint, data, tmp_path, interr
 
 
 def test_best_is_the_epoch_of_the_highest_cider(new_checkpoint, data, tmp_path, monkeypatch):
-    import captioning.training.loop as module
-
-    values = iter([1.0, 3.0, 3.0])  # of equal epochs the first is the best, and is named
-
-    def validate_with(checkpoint, *args):
-        scores = type("S", (), {"overall": {"CIDEr-D": next(values), "BLEU-4": 0.0}, "notes": []})
-        return 1.0, scores
-
-    monkeypatch.setattr(module, "validate", validate_with)
+    values = (1.0, 3.0, 3.0)  # of equal epochs the first is the best, and is named
+    scores = [SimpleNamespace(overall={"CIDEr-D": v, "BLEU-4": 0.0}, notes=[]) for v in values]
+    validations = Mock(side_effect=[(1.0, score) for score in scores])
+    monkeypatch.setattr("captioning.training.loop.validate", validations)
     history = run(new_checkpoint(), data, tmp_path, replace(FAST, epochs=3))
     assert "best of 3 epochs: 2, " in summary(history, tmp_path / "best.pt")
-    best = load_checkpoint(tmp_path / "best.pt").training["history"]
-    assert len(best) == 2
+    assert len(load_checkpoint(tmp_path / "best.pt").training["history"]) == 2
 
 
 def test_autocast_trains_alike(new_checkpoint, data):
@@ -204,14 +190,11 @@ def test_wrong_settings_are_refused(change, message):
         TrainConfig(**change)
 
 
-def test_a_loss_that_explodes_stops_and_keeps_the_last_checkpoint(new_checkpoint, data, tmp_path):
+def test_an_exploding_loss_names_the_last_checkpoint(new_checkpoint, data, tmp_path, monkeypatch):
     checkpoint = new_checkpoint()
     checkpoint.model.decoder.linear.weight.data.fill_(torch.nan)
     with pytest.raises(CaptioningError, match="loss became nan in step 1: lower .*-rate$"):
         run(checkpoint, data, tmp_path)
-
-
-def test_an_exploding_loss_names_the_last_checkpoint(new_checkpoint, data, tmp_path, monkeypatch):
     run(new_checkpoint(), data, tmp_path, replace(FAST, epochs=1))
     monkeypatch.setattr(Trainer, "train_step", lambda *_: math.nan)
     with pytest.raises(CaptioningError, match=f"rate. {tmp_path / 'last.pt'} holds epoch 1$"):

@@ -1,5 +1,4 @@
-"""What the CPU engines promise beyond right results: every instruction set, any number of threads,
-changed weights."""
+"""The CPU engines: every instruction set, any number of threads, memory, changed weights."""
 
 import copy
 import functools
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from oracle import oracle
-from samples import Sample
+from samples import Sample, floating, with_floating
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.data import DataLoader, Dataset
@@ -28,14 +27,12 @@ SHAPES = [
     (5, 70, 4, 24),
 ]  # fmt: skip
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-OPTIONS = ("layout", "lengths", "reset", "batch_sizes", "h_mask")
-with_and_without_projection = pytest.mark.parametrize("P", [0, 23])
 
 
-def layer(T, B, input_size, H, dtype=torch.float32, directions=1, P=0, h_mask=False):
+def layer(T, B, input_size, H, dtype=torch.float32, directions=1, P=0):
     """Returns arguments of the op. P is the size of the projection; 0: no projection."""
     sizes = T, B, input_size, H, P, directions
-    sample = Sample("layer", *sizes, h_mask=h_mask, exact=True)
+    sample = Sample("layer", *sizes, exact=True)
     return {name: given for name, given in sample.arguments(dtype).items() if given is not None}
 
 
@@ -44,25 +41,11 @@ def weighting(outputs):
     return [torch.arange(y.numel()).remainder(129).sub(64).to(y).view_as(y) / 64 for y in outputs]
 
 
-def run(arguments, engine="auto"):
+def run(arguments, compute=None):
     """Returns output, h_n, c_n and the gradients of all arguments."""
-    leaves = [arguments["input"], arguments["h_0"], arguments["c_0"], *arguments["weights"]]
-    leaves = [leaf.detach().clone().requires_grad_() for leaf in leaves]
-    x, h_0, c_0, *weights = leaves
-    extra = {k: v for k, v in arguments.items() if k in OPTIONS}
-    outputs = torch.ops.fastlstm.lstm(x, h_0, c_0, weights, **extra, engine=engine)[:3]
-    return [*outputs, *torch.autograd.grad(outputs, leaves, weighting(outputs))]
-
-
-def run_oracle(arguments):
-    """Returns the results and gradients of the oracle."""
-    leaves = [arguments["input"], arguments["h_0"], arguments["c_0"], *arguments["weights"]]
-    leaves = [leaf.double().requires_grad_() for leaf in leaves]
-    x, h_0, c_0, *weights = leaves
-    lengths = arguments["lengths"].tolist() if "lengths" in arguments else None
-    h_mask = arguments["h_mask"].double() if "h_mask" in arguments else None
-    outputs = oracle(x, h_0, c_0, weights, lengths, arguments.get("reset"), h_mask)[:3]
-    graph = [y for y in outputs if y.requires_grad]  # not an output that is all zeros
+    leaves = [t.detach().clone().requires_grad_() for t in floating(arguments)]
+    outputs = (compute or torch.ops.fastlstm.lstm)(**with_floating(arguments, leaves))[:3]
+    graph = [y for y in outputs if y.requires_grad]  # not an output of the oracle that is all zeros
     gradients = torch.autograd.grad(graph, leaves, weighting(graph), materialize_grads=True)
     return [*outputs, *gradients]
 
@@ -70,7 +53,9 @@ def run_oracle(arguments):
 @functools.cache
 def oracle_of(shape, directions, P):
     """Returns the results of the oracle for `ragged`, which serve for all dtypes."""
-    return run_oracle(ragged(shape, torch.float64, directions, P))
+    given = ragged(shape, torch.float64, directions, P)
+    del given["layout"]
+    return run({**given, "lengths": given["lengths"].tolist()}, oracle)
 
 
 def ragged(shape, dtype, directions, P):
@@ -104,8 +89,7 @@ ON_EVERY_INSTRUCTION_SET = [
     "cpu/test_cpu_engine.py::test_against_the_oracle",
     "op/test_same_bits.py::test_few_seeds", "op/test_fuzzed_calls.py::test_few_seeds",
     *(f"op/test_layer.py::test_{name}" for name in (
-        "results", "gradients", "padding_is_never_read",
-        "arguments_are_left_as_they_were",
+        "results", "gradients", "padding_is_never_read", "arguments_are_left_as_they_were",
     )),
     *(f"module/test_prepacked.py::test_{name}" for name in (
         "the_bits_of_a_layer_that_is_not_prepacked", "the_bits_of_a_cell_that_is_not_prepacked",
@@ -132,7 +116,6 @@ def run_foundation(printed, select, variables):
 
 @pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
 def test_every_instruction_set(capability):
-    """The tests that depend on the kernels, with the kernels of each instruction set."""
     lowest = {"baseline": "default", "neon": "default"}
     best = _build.library.build_info()["cpu_capability"]
     if capability == lowest.get(best, best):
@@ -178,7 +161,7 @@ def threads():
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@with_and_without_projection
+@pytest.mark.parametrize("P", [0, 23])
 def test_a_zero_state_is_left_out_of_the_products(P, dtype):
     arguments = ragged((5, 20, 17, 50), dtype, 2, P)
     zeros = torch.zeros_like(arguments["h_0"])
@@ -213,9 +196,8 @@ def test_working_memory_is_bounded():
     release = _build.library.release_scratch
     with torch.no_grad():
         for size in (300, 700, 1100, 1500):
-            fastlstm.LSTM(size, size)(
-                torch.randn(60, 9, size)
-            )  # the last has 72 MB of weights in panels
+            fastlstm.LSTM(size, size)(torch.randn(60, 9, size))
+    # The last has 72 MB of weights in panels.
     assert 32 << 20 < release() <= 64 << 20
     assert release() == 0
 

@@ -43,7 +43,6 @@ MISSING = [f"{tool} (Debian: {PACKAGES[tool]})" for tool in PACKAGES if not shut
 @pytest.mark.skipif(bool(MISSING), reason=f"not on PATH: {', '.join(MISSING)}")
 @pytest.mark.parametrize("processor", PROCESSORS)
 def test_on_arm64(processor):
-    """All kernels pass in the emulator, and each processor gets the kernels that it supports."""
     kernels = program("aarch64-linux-gnu-g++", flags=["LDFLAGS=-static"])
     checked = check_every_case("qemu-aarch64", "-cpu", processor, kernels)
     assert checked == {"neon"} | PROCESSORS[processor]

@@ -7,7 +7,9 @@ import re
 import sys
 import time
 from contextlib import nullcontext
+from functools import partial
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -60,7 +62,6 @@ def runs(monkeypatch):
 
 
 def verdicts(file):
-    """By engine, what the file says."""
     found = json.loads(file.read_text()) if file.exists() else {}
     return {key.removeprefix("check of ").split(",")[0]: value for key, value in found.items()}
 
@@ -209,8 +210,9 @@ def test_the_cases_tell_every_option():
     drawn = [draw(case, "float32", CPU) for case in CASES]
     assert len({str([*c[3:], c.input.shape, c.hx is None]) for c in drawn}) == len(CASES)
     assert any(call.batch_sizes is not None and call.directions == 2 for call in drawn)
-    lengths = [call.lengths for call in drawn if call.lengths is not None]
-    assert all(0 in each and 7 in each for each in lengths)
+    assert all(
+        0 in call.lengths and 7 in call.lengths for call in drawn if call.lengths is not None
+    )
     resets = [call.reset for call in drawn if call.reset is not None]
     assert resets and all(0 < each.sum() < each.numel() for each in resets)
 
@@ -233,9 +235,7 @@ def children(monkeypatch):
     monkeypatch.setattr(child, "PROGRAM", BEGIN + PASS)
     records.machine.cache_clear()
     started, rows = [], child._rows
-    noted = lambda device, cases, end: (
-        started.append(cases[0]["engine"]) or rows(device, cases, end)
-    )
+    noted = lambda gpu, cases, end: started.append(cases[0]["engine"]) or rows(gpu, cases, end)
     monkeypatch.setattr(child, "_rows", noted)
     return started
 
@@ -250,7 +250,6 @@ def call_on_the_gpu():
 
 
 def choose(engine="auto"):
-    """The name of the engine that is chosen for a call on the GPU."""
     return engines.choose(call_on_the_gpu(), engine).name
 
 
@@ -263,7 +262,6 @@ def lstm_on_the_gpu(engine="auto"):
 
 
 def checks():
-    """The warning that a check is done."""
     return pytest.warns(RuntimeWarning, match='fastlstm checks the engine "persistent" on this GPU')
 
 
@@ -346,12 +344,6 @@ def test_no_check_while_a_graph_is_captured_or_checks_are_off(off, children, mon
         choose("persistent")
     monkeypatch.setitem(records.checked, records.verdict_key("persistent", GPU), "passed")
     assert choose("persistent") == "persistent" and children == []
-
-
-def test_a_wrong_value_of_the_variable(children, monkeypatch):
-    monkeypatch.setenv("FASTLSTM_CHECK", "yes")
-    with pytest.raises(ValueError, match="FASTLSTM_CHECK: expected on or off, got 'yes'"):
-        choose("persistent")
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"check of": {}}', None, "torch"])
@@ -443,10 +435,8 @@ def compared(monkeypatch):
 @pytest.fixture
 def plant(monkeypatch):
     """A function that makes the kernels give something else where they are compared."""
-    right = gate.run_op
-    return lambda change: monkeypatch.setattr(
-        gate, "run_op", lambda *args, **options: change(right(*args, **options))
-    )
+    right, replace = gate.run_op, partial(monkeypatch.setattr, gate, "run_op")
+    return lambda change: replace(lambda *args, **options: change(right(*args, **options)))
 
 
 def stepwise(dtype=torch.float32):
@@ -498,11 +488,7 @@ def test_what_keeps_stepwise_from_being_compared(verdict, compared, plant, monke
 
 def test_no_memory_to_compare(compared, plant):
     """The user's call fails too, and the next call asks again."""
-
-    def refuse(found):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    plant(refuse)
+    plant(Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory")))
     with pytest.raises(torch.OutOfMemoryError):
         stepwise()(X)
     plant(WRONG["output"])
@@ -590,7 +576,6 @@ def test_a_file_that_cannot_be_written(tmp_path, runs, monkeypatch):
 
 
 def command(*arguments):
-    """The exit status of `python -m fastlstm check --device cpu`."""
     with pytest.raises(SystemExit) as ended:
         front_door.main(["check", "--device", "cpu", *arguments])
     return ended.value.code
@@ -627,17 +612,18 @@ def test_the_command_says_what_failed(has_tqdm, monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     if not has_tqdm:
         monkeypatch.setitem(sys.modules, "tqdm", None)
-    program = "say('passed', error=2); say('failed', reason='wrong'); say('failed', reason='wrong')"
-    monkeypatch.setattr(
-        child, "PROGRAM", f"{BEGIN}{program}\nfor _ in cases[3:]: say('not served')"
-    )
+    program = f"{BEGIN}say('passed', error=2)\nfor _ in range(2): say('failed', reason='wrong')"
+    monkeypatch.setattr(child, "PROGRAM", f"{program}\nfor _ in cases[3:]: say('not served')")
     status, shown = command(), capsys.readouterr()
     assert status == 1 and "\n\nfailed, wrong:\n  torch: float32, plain; bfloat16, " in shown.out
     assert re.search(r"^torch +1 of 3 +2\.0$", shown.out, re.M)
     assert re.search(r"check: +\d+%\|" if has_tqdm else r"\rcheck: 3 of \d\d+\r", shown.err)
 
 
-def test_bad_arguments(capsys):
+def test_bad_arguments(children, monkeypatch):
+    monkeypatch.setenv("FASTLSTM_CHECK", "yes")
+    with pytest.raises(ValueError, match="FASTLSTM_CHECK: expected on or off, got 'yes'"):
+        choose("persistent")
     with pytest.raises(ValueError, match="device: expected cpu or cuda, got mps"):
         fastlstm.check("mps")
     with pytest.raises(ValueError, match="seconds: expected a positive number, got 0"):

@@ -128,15 +128,20 @@ class Opaque:
         self.y = y
 
 
-class Returns(nn.Module):
-    """A model that returns a function of the output of its LSTM."""
+class Model(nn.Module):
+    """A model with an LSTM, whose forward is a function of the model and the inputs."""
 
-    def __init__(self, function):
+    def __init__(self, function, lstm=None):
         super().__init__()
-        self.lstm, self.function = nn.LSTM(4, 32), function
+        self.lstm, self.function, self.state = lstm or nn.LSTM(4, 32), function, None
 
-    def forward(self, x):
-        return self.function(self.lstm(x)[0])
+    def forward(self, *inputs):
+        return self.function(self, *inputs)
+
+
+def returns(function):
+    """Returns a model that returns a function of the output of its LSTM."""
+    return Model(lambda self, x: function(self.lstm(x)[0]))
 
 
 def nested_rows(y):
@@ -160,7 +165,7 @@ OUTPUTS = {
 @pytest.mark.parametrize("name", OUTPUTS)
 def test_outputs_of_every_kind_are_compared(name):
     torch.manual_seed(0)
-    model, x = Returns(OUTPUTS[name]), torch.randn(5, 3, 4)
+    model, x = returns(OUTPUTS[name]), torch.randn(5, 3, 4)
     lstm = fastlstm.prepack(copy.deepcopy(model.lstm).eval(), torch.int8, convert=True)
     with torch.no_grad():
         y, z = model.lstm(x)[0], lstm(x)[0]
@@ -183,7 +188,7 @@ NOT_COMPARED = {
 @pytest.mark.parametrize("name", NOT_COMPARED)
 def test_outputs_that_cannot_be_compared(name, capsys):
     torch.manual_seed(0)
-    rows = compare(Returns(NOT_COMPARED[name]), torch.randn(5, 3, 4), seconds=0)
+    rows = compare(returns(NOT_COMPARED[name]), torch.randn(5, 3, 4), seconds=0)
     assert math.isnan(rows[-1].difference)
     printed = capsys.readouterr().out.splitlines()
     assert printed[5].endswith("  nan")
@@ -202,36 +207,27 @@ def test_nested_tensors(training, holes):
 
 
 def test_a_model_that_writes_to_its_inputs():
-    class Adds(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.lstm = nn.LSTM(4, 32)
-
-        def forward(self, x, more):
-            more["new"] = x.y.add_(more["given"])
-            return self.lstm(x.y)[0]
+    def add(self, x, more):
+        more["new"] = x.y.add_(more["given"])
+        return self.lstm(x.y)[0]
 
     x, more = torch.zeros(5, 3, 4), {"given": torch.ones(4)}
-    rows = compare(Adds(), Result(x), more, seconds=0, quiet=True)
+    rows = compare(Model(add), Result(x), more, seconds=0, quiet=True)
     assert torch.equal(x, torch.zeros(5, 3, 4)) and list(more) == ["given"]
     assert rows[1].difference < 1e-5 and [row.name for row in rows] == VARIANTS
 
 
 def test_a_model_that_keeps_a_state_between_calls():
-    class Streams(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.lstm = nn.LSTM(4, 32)
-            self.state, self.total = None, torch.zeros(1, 3, 32)
-
-        def forward(self, x):
-            _, state = self.lstm(x, self.state)
-            self.state = tuple(each.detach() for each in state)
-            return self.total.add_(self.state[0])
+    def stream(self, x):
+        total, state = self.state or (torch.zeros(1, 3, 32), None)
+        state = tuple(each.detach() for each in self.lstm(x, state)[1])
+        self.state = total.add_(state[0]), state
+        return total
 
     torch.manual_seed(0)
     for training in (False, True):
-        rows = compare(Streams(), torch.randn(5, 3, 4), training=training, seconds=0, quiet=True)
+        x = torch.randn(5, 3, 4)
+        rows = compare(Model(stream), x, training=training, seconds=0, quiet=True)
         assert rows[1].difference < 1e-6 and all(row.difference < 0.1 for row in rows)
 
 
@@ -243,15 +239,8 @@ def test_columns_stay_apart(clock, capsys):
 
 
 def test_variants_that_cannot_run_are_left_out(capsys):
-    class WithLengths(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.lstm = fastlstm.LSTM(4, 8)
-
-        def forward(self, x):
-            return self.lstm(x, lengths=torch.tensor([5, 2, 3]))[0]
-
-    rows = compare(WithLengths(), torch.randn(5, 3, 4), seconds=0)
+    with_lengths = lambda self, x: self.lstm(x, lengths=torch.tensor([5, 2, 3]))[0]
+    rows = compare(Model(with_lengths, fastlstm.LSTM(4, 8)), torch.randn(5, 3, 4), seconds=0)
     assert [row.name for row in rows] == VARIANTS[1:] and rows[0].ratio == 1
     assert "nn.LSTM is left out: " in capsys.readouterr().out
     rows = compare(nn.LSTM(4, 8).double(), torch.randn(5, 3, 4).double(), seconds=0, quiet=True)

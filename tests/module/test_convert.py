@@ -15,6 +15,7 @@ from torch.nn.utils import parametrizations
 
 import fastlstm
 from fastlstm import convert
+from fastlstm.engine import engines
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-12}
 needs_kernels = pytest.mark.skipif(not fastlstm._build.has_kernels("cpu"), reason="no CPU kernels")
@@ -40,7 +41,6 @@ class Model(nn.Module):
 
 
 def is_converted(module, keep_class=True):
-    """True if convert has changed the class of this nn.LSTM or nn.LSTMCell."""
     name = type(module).__name__
     is_torch = isinstance(module, getattr(nn, name))
     return isinstance(module, getattr(fastlstm, name)) and is_torch == keep_class
@@ -52,7 +52,6 @@ def test_a_model_both_ways(keep_class):
     text, expected = repr(model), model(x)
     parameters, keys = dict(model.named_parameters()), list(model.state_dict())
     optimizer, modules = torch.optim.SGD(model.parameters(), lr=0.1), dict(model.named_modules())
-
     assert convert(model, keep_class=keep_class) is convert(model, keep_class=keep_class) is model
     assert all(module is modules[name] for name, module in model.named_modules())
     assert all(is_converted(m, keep_class) for m in (model.encoder, model.cell, model.shared))
@@ -62,12 +61,10 @@ def test_a_model_both_ways(keep_class):
     assert all(found[name] is parameter for name, parameter in parameters.items())
     assert repr(model) == text.replace("LSTM", "fastlstm.LSTM")
     torch.testing.assert_close(model(x), expected, **CLOSE)
-
     model(x).sum().backward()
     optimizer.step()
     stepped = model(x)
     assert not torch.equal(stepped, expected)
-
     assert convert(model, to="torch") is model
     assert type(model.encoder) is nn.LSTM and type(model.cell) is nn.LSTMCell
     assert model.blocks[1] is model.shared
@@ -86,7 +83,6 @@ both_ways = pytest.mark.parametrize("to", ["fastlstm", "torch"])
 
 
 def layer(to, **options):
-    """Returns a layer that convert(to=to) changes."""
     torch.manual_seed(0)
     made = nn.LSTM(3, 5, **options).double()
     return made if to == "fastlstm" else convert(made)
@@ -292,15 +288,14 @@ class DoubledCell(nn.LSTMCell):
 @pytest.fixture
 def calls(monkeypatch):
     """Records each call that fastlstm computes: "lstm" or "lstm_cell"."""
-    seen = []
-    choose = fastlstm.engine.engines.choose
+    seen, choose = [], engines.choose
 
     def record(call, *requested):
         seen.append("lstm_cell" if call.is_cell else "lstm")
         return choose(call, *requested)
 
-    monkeypatch.setattr(fastlstm.engine.engines, "choose", record)
-    monkeypatch.setattr(fastlstm.engine.engines, "auto_means_op", lambda *tensors: False)
+    monkeypatch.setattr(engines, "choose", record)
+    monkeypatch.setattr(engines, "auto_means_op", lambda *tensors: False)
     return seen
 
 
@@ -313,7 +308,6 @@ def test_a_subclass_keeps_its_methods_and_runs_fastlstm(cls, batched, calls):
     argument = argument if batched else argument.select(-2, 0)
     expected = own(argument)
     assert calls == []
-
     converted = convert(model)["own"]
     assert isinstance(converted, cls) and isinstance(converted, (fastlstm.LSTM, fastlstm.LSTMCell))
     assert converted is own
@@ -321,7 +315,6 @@ def test_a_subclass_keeps_its_methods_and_runs_fastlstm(cls, batched, calls):
     torch.testing.assert_close(converted(argument), expected, **CLOSE)
     assert set(calls) == {"lstm_cell" if cls is DoubledCell else "lstm"}
     assert type(convert(model)["own"]) is type(converted) is type(convert(cls(3, 5)))
-
     calls.clear()
     back = convert(model, to="torch")["own"]
     assert type(back) is cls and calls == []
@@ -333,10 +326,9 @@ def test_a_subclass_keeps_its_methods_and_runs_fastlstm(cls, batched, calls):
 def test_a_converted_module_is_copied_and_saved(copied, make):
     converted = convert(make())
     other = copied(converted)
-    pairs = [*zip(converted.modules(), other.modules(), strict=True)]
-    assert all(type(a) is type(b) and a is not b for a, b in pairs)
-    pairs = zip(converted.parameters(), other.parameters(), strict=True)
-    assert all(a is not b for a, b in pairs)
+    modules = zip(converted.modules(), other.modules(), strict=True)
+    assert all(type(a) is type(b) and a is not b for a, b in modules)
+    assert not {*converted.parameters()} & {*other.parameters()}
     torch.testing.assert_close(other(x), converted(x), rtol=0, atol=0)
 
 
@@ -378,33 +370,25 @@ def test_torch_compile_makes_the_graphs_of_nn_lstm(model):
 @needs_kernels
 @pytest.mark.parametrize("allow_rnn", [True, False])
 def test_one_graph(allow_rnn):
-    """torch.compile makes one graph with keep_class=False, or if allow_rnn permits nn.LSTM."""
     model = convert(nn.Sequential(nn.LSTM(3, 5)).double(), keep_class=allow_rnn)
     with torch._dynamo.config.patch(allow_rnn=allow_rnn):
         found = torch.compile(model, backend="eager", fullgraph=True)(x)
     torch.testing.assert_close(found, model(x), **CLOSE)
 
 
-class Reversed(nn.LSTM):
-    def permute_hidden(self, hx, permutation):
-        return hx[::-1]
+PARTS = ["permute_hidden", "_update_flat_weights", "_weights_have_changed"]
 
 
-def test_a_subclass_that_overrides_a_part_of_forward_stays():
-    model = nn.ModuleDict({"first": nn.LSTM(3, 5), "own": nn.Sequential(Reversed(3, 5))})
+@pytest.mark.parametrize("name", PARTS)
+def test_a_subclass_that_overrides_a_part_of_forward_stays(name):
+    own = type("Own", (nn.LSTM,), {name: lambda self, *_: False})
+    model = nn.ModuleDict({"first": nn.LSTM(3, 5), "own": nn.Sequential(own(3, 5))})
     with pytest.warns(UserWarning, match="^convert: ") as caught:
         convert(model)
     (warning,) = caught
-    told = "own.0 stays as it is: its class Reversed overrides permute_hidden, which LSTM.forward"
-    assert str(warning.message) == f"convert: {told} calls" and warning.filename == __file__
-    assert is_converted(model["first"]) and type(model["own"][0]) is Reversed
-
-
-@pytest.mark.parametrize("name", ["_update_flat_weights", "_weights_have_changed"])
-def test_what_makes_flat_weights_is_left_alone(name):
-    own = type("Own", (nn.LSTM,), {name: lambda self: False})(3, 5)
-    with pytest.warns(UserWarning, match=f"its class Own overrides {name}, which LSTM.forward"):
-        assert type(convert(nn.ModuleList([own]))[0]).__name__ == "Own"
+    told = f"own.0 stays as it is: its class Own overrides {name}, which LSTM.forward calls"
+    assert str(warning.message) == f"convert: {told}" and warning.filename == __file__
+    assert is_converted(model["first"]) and type(model["own"][0]) is own
 
 
 @needs_kernels

@@ -42,10 +42,9 @@ TESTED_ELSEWHERE = {
 
 
 def row(name, torch_does, ours_does):
-    """Returns a decorator that adds a function to a row of the page.
+    """Adds a function of a class and a Batch to a row of the page, which may have several.
 
-    The function takes a class and a Batch. The arguments are the results that it must return, or
-    "raises", for nn.LSTM and for fastlstm.LSTM. A row may have several functions.
+    `torch_does` and `ours_does` are its results for nn.LSTM and fastlstm.LSTM, or "raises".
     """
 
     def add(function):

@@ -27,7 +27,6 @@ def test_the_extension_is_loaded_if_it_was_built():
 
 
 def call_on(device, **changes):
-    """Returns a call with fake tensors on a device."""
     with torch._subclasses.FakeTensorMode():
         input = torch.empty(4, 3, 2, device=device, dtype=changes.pop("dtype", torch.float32))
         weights = [torch.empty(20, n, device=device, dtype=input.dtype) for n in (2, 5)]
@@ -45,41 +44,30 @@ ZONEOUT = {"regularizers": Regularizers(zoneout_c=0.5)}
 DROPOUT = {"regularizers": Regularizers(recurrent_dropout=0.5)}
 
 
+# By device, kernels and the engine that "auto" chooses: calls.
+CHOSEN = {
+    ("cpu", "cpu", "op"): [PLAIN, LENGTHS, DROPOUT, {"dtype": HALF}],
+    ("cpu", "cpu", "reference"): [ZONEOUT, {"dtype": torch.complex64, **LENGTHS}],
+    ("cpu", "cpu", "torch"): [{"dtype": torch.complex64}],
+    ("cpu", "none", "torch"): [PLAIN, LENGTHS], ("cpu", "none", "reference"): [RESET],
+    ("meta", "cpu", "op"): [PLAIN], ("meta", "none", "torch"): [PLAIN],
+    ("cuda", "both", "torch"): [PLAIN, LENGTHS, {**LENGTHS, "hx": STATE},
+                                {**LENGTHS, "num_layers": 2, "directions": 2, "dtype": HALF}],
+    ("cuda", "both", "op"): [RESET, CELLS, {"layout": "layer_norm"}, LENGTHS | CELLS,
+                             LENGTHS | RESET, LENGTHS | DROPOUT,
+                             {**LENGTHS, "hx": STATE, "directions": 2},
+                             {**LENGTHS, "hx": STATE, "dtype": HALF}],
+    ("cuda", "both", "reference"): [ZONEOUT],
+    ("cuda", "cpu", "torch"): [PLAIN, LENGTHS],
+    ("mps", "both", "torch"): [PLAIN, LENGTHS], ("mps", "both", "reference"): [RESET],
+}  # fmt: skip
+CHOSEN = [(*key, change) for key, changes in CHOSEN.items() for change in changes]
+
+
 @needs_op
-@pytest.mark.parametrize("device, kernels, change, chosen", [
-    ("cpu", "cpu", PLAIN, "op"),
-    ("cpu", "cpu", LENGTHS, "op"),
-    ("cpu", "cpu", DROPOUT, "op"),
-    ("cpu", "cpu", ZONEOUT, "reference"),
-    ("cpu", "cpu", {"dtype": torch.bfloat16}, "op"),
-    ("cpu", "cpu", {"dtype": torch.complex64}, "torch"),
-    ("cpu", "cpu", {"dtype": torch.complex64, **LENGTHS}, "reference"),
-    ("cpu", "none", PLAIN, "torch"),
-    ("cpu", "none", LENGTHS, "torch"),
-    ("cpu", "none", RESET, "reference"),
-    ("meta", "cpu", PLAIN, "op"),
-    ("meta", "none", PLAIN, "torch"),
-    ("cuda", "both", PLAIN, "torch"),
-    ("cuda", "both", LENGTHS, "torch"),
-    ("cuda", "both", {**LENGTHS, "num_layers": 2, "directions": 2, "dtype": HALF}, "torch"),
-    ("cuda", "both", {**LENGTHS, "hx": STATE}, "torch"),
-    ("cuda", "both", {**LENGTHS, "hx": STATE, "directions": 2}, "op"),
-    ("cuda", "both", {**LENGTHS, "hx": STATE, "dtype": HALF}, "op"),
-    ("cuda", "both", LENGTHS | CELLS, "op"),
-    ("cuda", "both", {**LENGTHS, **RESET}, "op"),
-    ("cuda", "both", {**LENGTHS, **DROPOUT}, "op"),
-    ("cuda", "both", RESET, "op"),
-    ("cuda", "both", {"layout": "layer_norm"}, "op"),
-    ("cuda", "both", CELLS, "op"),
-    ("cuda", "both", ZONEOUT, "reference"),
-    ("cuda", "cpu", PLAIN, "torch"),
-    ("cuda", "cpu", LENGTHS, "torch"),
-    ("mps", "both", PLAIN, "torch"),
-    ("mps", "both", LENGTHS, "torch"),
-    ("mps", "both", RESET, "reference"),
-])  # fmt: skip
+@pytest.mark.parametrize("device, kernels, chosen, change", CHOSEN)
 @pytest.mark.filterwarnings("error")  # no warning of missing CUDA kernels on other devices
-def test_which_engine_auto_chooses(device, kernels, change, chosen, monkeypatch):
+def test_which_engine_auto_chooses(device, kernels, chosen, change, monkeypatch):
     monkeypatch.setattr(engines, "DEFAULT", "auto")
     monkeypatch.setattr(_build, "kinds", KERNELS[kernels])
     monkeypatch.setattr(_build, "_why_not_this_gpu", lambda index: None)

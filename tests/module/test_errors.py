@@ -1,8 +1,4 @@
-"""Bad input gives an error that names the argument, with every engine.
-
-These tests check particular messages, and that messages are those of nn.LSTM. fuzzed_calls.py gives
-each argument a wrong shape, dtype, device and memory.
-"""
+"""Bad input gives an error that names the argument, with every engine: particular messages."""
 
 import functools
 

@@ -1,6 +1,9 @@
 """torch.func: vmap and grad call the op; forward-mode derivatives need the reference."""
 
+import functools
+
 import pytest
+import samples
 import torch
 from samples import Route, draw, every_route
 from torch import nn
@@ -10,19 +13,12 @@ import fastlstm
 from fastlstm import _build, reference
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-11}
-
-
-def make(route=Route("auto"), **options):  # noqa: B008
-    torch.manual_seed(0)
-    options = {"num_layers": 2, "bidirectional": True} | options
-    lstm = fastlstm.LSTM(3, 4, dtype=torch.float64, device=route.device, **options)
-    lstm.engine = route.engine
-    return lstm
+make = functools.partial(samples.make, num_layers=2, bidirectional=True)
 
 
 @pytest.fixture
 def lstm():
-    return make()
+    return make(Route("auto"))
 
 
 def loss(lstm, weights, x, **arguments):
@@ -35,7 +31,6 @@ def loss(lstm, weights, x, **arguments):
 @pytest.mark.parametrize("kind", ["plain", "lengths", "reset", "state", "cells", "rows"])
 @pytest.mark.parametrize("options", [{}, {"num_layers": 1, "bidirectional": False, "bias": False}])
 def test_per_sample_gradients(route, kind, options):
-    """Gradients of weights, input and state are those of a loop over the samples."""
     lstm = make(route, **options)
     samples, steps, states = 5, 4, lstm.num_layers * (2 if lstm.bidirectional else 1)
     rows = (2,) if kind == "rows" else ()  # each sample is a batch of its own
@@ -136,7 +131,6 @@ def test_vmap_over_any_dimension(route, dim):
 
 @every_route
 def test_gradients_outside_of_vmap(route):
-    """After a vmap, backward() gives the sum of the gradients of the samples."""
     lstm = make(route)
     x = torch.randn(5, 4, 3, dtype=torch.float64).to(route.device)
     vmap(lambda x: lstm(x)[0])(x).sin().sum().backward()
@@ -162,7 +156,7 @@ def test_second_derivatives_with_every_option(route):
 
 @pytest.mark.parametrize("kind", ["projection", "autocast"])
 def test_vmap_that_the_reference_serves(kind):
-    lstm = make(proj_size=2 if kind == "projection" else 0).float()
+    lstm = make(Route("auto"), proj_size=2 if kind == "projection" else 0).float()
     x = torch.randn(5, 4, 3)
     with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
         found = vmap(grad(lambda x: lstm(x)[0].float().square().sum()))(x)

@@ -1,6 +1,7 @@
 """fastlstm.init: which values it sets, and that all other values stay."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -9,13 +10,11 @@ from torch import nn
 import fastlstm
 from fastlstm import init
 
-MODULES = [
-    lambda **o: fastlstm.LSTM(3, 64, num_layers=2, bidirectional=True, **o),
-    lambda **o: nn.LSTM(3, 64, num_layers=2, bidirectional=True, **o),
-    lambda **o: fastlstm.LSTMCell(3, 64, **o),
-    lambda **o: nn.LSTMCell(3, 64, **o),
-]
-every_module = pytest.mark.parametrize("make", MODULES, ids=["LSTM", "nn.LSTM", "Cell", "nn.Cell"])
+STACKS = [partial(p.LSTM, 3, 64, num_layers=2, bidirectional=True) for p in (fastlstm, nn)]
+CELLS = [partial(package.LSTMCell, 3, 64) for package in (fastlstm, nn)]
+every_module = pytest.mark.parametrize(
+    "make", STACKS + CELLS, ids=["LSTM", "nn.LSTM", "Cell", "nn.Cell"]
+)
 
 
 def gates(module, kind):
@@ -35,9 +34,8 @@ def test_forget_bias(make):
     for kind, others in (("bias", (0, 2, 3)), ("weight", (0, 1, 2, 3))):
         for part in ("ih", "hh"):
             now, then = (gates(m, f"{kind}_{part}") for m in (module, before))
-            assert all(
-                torch.equal(a[k], b[k]) for a, b in zip(now, then, strict=True) for k in others
-            )
+            pairs = [(a[k], b[k]) for a, b in zip(now, then, strict=True) for k in others]
+            assert all(torch.equal(*pair) for pair in pairs)
 
 
 @every_module

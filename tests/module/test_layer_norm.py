@@ -3,7 +3,7 @@
 import pytest
 import torch
 from oracle import oracle
-from samples import draw, every_route
+from samples import draw, every_route, make
 from torch import nn
 
 import fastlstm
@@ -11,23 +11,16 @@ import fastlstm
 EXACT = {"rtol": 1e-11, "atol": 1e-12}
 
 
-def make(route, **options):
-    torch.manual_seed(0)
-    options = {"dtype": torch.float64, "device": route.device} | options
-    lstm = fastlstm.LayerNormLSTM(3, 4, **options)
-    lstm.engine = route.engine
-    with torch.no_grad():
-        for name, p in lstm.named_parameters():
-            if name.startswith(("gain_", "bias_c_")):
-                p += torch.randn_like(p) / 4
-    return lstm
-
-
 @every_route
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("proj_size", [0, 2])
 def test_two_bidirectional_layers(route, bias, proj_size):
-    lstm = make(route, num_layers=2, bidirectional=True, bias=bias, proj_size=proj_size)
+    options = {"num_layers": 2, "bidirectional": True, "bias": bias, "proj_size": proj_size}
+    lstm = make(route, fastlstm.LayerNormLSTM, **options)
+    with torch.no_grad():
+        for name, p in lstm.named_parameters():
+            if name.startswith(("gain_", "bias_c_")):
+                p += torch.randn_like(p) / 4
     x, P = draw(route, 5, 2, 3), proj_size or 4
     hx = draw(route, 4, 2, P), draw(route, 4, 2, 4)
     output, (h_n, c_n) = lstm(x, hx)

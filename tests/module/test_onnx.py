@@ -13,15 +13,9 @@ from fastlstm.engine import engines
 needs_op = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="no CPU kernels")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def onnx():
-    pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
-    return pytest.importorskip("onnx", reason="the extra onnx is not installed")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def onnxruntime():
-    return pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+LIBRARIES = "onnxscript", "onnx", "onnxruntime"
+MISSING = "the extra onnx is not installed"
+_, onnx, onnxruntime = (pytest.importorskip(name, reason=MISSING) for name in LIBRARIES)
 
 
 class Model(nn.Module):
@@ -54,15 +48,9 @@ def export(model, given):
     x = {0: B, 1: T} if model.lstm.batch_first else {0: T, 1: B}
     shapes = {"x": x, "h_0": {1: B}, "c_0": {1: B}, "lengths": {0: B}}
     example = inputs(model, 3, 6, given)
-    return torch.onnx.export(
-        model.eval(),
-        (),
-        kwargs=example,
-        dynamo=True,
-        dynamic_shapes={name: shapes[name] for name in example},
-        custom_translation_table=fastlstm.onnx.translations(),
-        verbose=False,
-    ).model_proto
+    options = {"dynamic_shapes": {name: shapes[name] for name in example}, "verbose": False}
+    options["custom_translation_table"] = fastlstm.onnx.translations()
+    return torch.onnx.export(model.eval(), (), kwargs=example, dynamo=True, **options).model_proto
 
 
 @needs_op
@@ -72,7 +60,7 @@ def export(model, given):
     ("lengths and state", {"num_layers": 2, "bidirectional": True, "batch_first": True}),
     ("lengths", {"bias": False}),
 ])  # fmt: skip
-def test_onnxruntime_gives_the_same(given, options, onnx, onnxruntime):
+def test_onnxruntime_gives_the_same(given, options):
     model = Model(**options).eval()
     proto = export(model, given)
     onnx.checker.check_model(proto)
@@ -92,8 +80,6 @@ LACKS = ["proj_size", "reset", "return_cell_states", "layer normalization", "pre
 
 
 class WithOption(nn.Module):
-    """A model that uses an option which ONNX lacks."""
-
     def __init__(self, what):
         super().__init__()
         self.what, self.lstm = what, fastlstm.LSTM(3, 5, proj_size=2 if what == "proj_size" else 0)
@@ -134,7 +120,7 @@ def test_without_the_extension(monkeypatch):
         fastlstm.onnx.translations()
 
 
-def test_the_tracing_exporter(tmp_path, onnxruntime):
+def test_the_tracing_exporter(tmp_path):
     x, path = torch.randn(6, 2, 3), tmp_path / "model.onnx"
     lstm = fastlstm.LSTM(3, 5, num_layers=2, bidirectional=True).eval()
     # The LSTM is inside a model, because this exporter passes default arguments by position.
@@ -156,7 +142,7 @@ def test_a_plain_call_needs_no_translations(monkeypatch):
 
 @pytest.mark.filterwarnings("ignore")  # torch warns of this exporter and of tracing
 @pytest.mark.parametrize("dynamo", [False, True])
-def test_lengths_need_no_translations(dynamo, tmp_path, onnxruntime, monkeypatch):
+def test_lengths_need_no_translations(dynamo, tmp_path, monkeypatch):
     monkeypatch.setattr(engines, "has_onnx_translations", False)
     model, path = Model(num_layers=2, bidirectional=True).eval(), tmp_path / "model.onnx"
     x, lengths = torch.randn(6, 3, 3), torch.tensor([6, 2, 0])

@@ -117,8 +117,8 @@ def test_the_setting_and_the_one_it_inherits_are_read_in_every_call():
 def test_layers_that_keep_their_bits(kind, precision):
     """float64 and prepacked layers ignore the setting; a projection ignores "bf16"."""
     lstm = fastlstm.LSTM(40, 130, proj_size=10 if kind == "projection" else 0).eval()
-    change = {"float64": fastlstm.LSTM.double, "prepacked": fastlstm.prepack}.get(kind, lambda m: m)
-    lstm = change(lstm)
+    change = {"float64": fastlstm.LSTM.double, "prepacked": fastlstm.prepack}
+    lstm = change[kind](lstm) if kind in change else lstm
     x = torch.randn(6, 70, 40, dtype=torch.float64 if kind == "float64" else torch.float32)
     usual = lstm(x)[0]
     SETTING.fp32_precision = precision
@@ -141,7 +141,6 @@ torch.save(found, sys.argv[1])
 
 @needs_amx
 def test_amx_changes_only_tf32(tmp_path):
-    """With AMX and without, the other precisions give the same bits."""
     found = []
     for amx in "01":
         command = [sys.executable, "-c", SCRIPT, str(tmp_path / amx)]

@@ -37,10 +37,7 @@ def test_the_bits_of_a_layer_that_is_not_prepacked(layer, dtype):
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_the_bits_of_a_cell_that_is_not_prepacked(sizes, bias, dtype):
-    """In bfloat16 the last bit may differ, because products may sum in another order.
-
-    This happens with many rows, or with AMX for any number of rows.
-    """
+    """Many rows of bfloat16, or with AMX any number of them, may be summed in another order."""
     torch.manual_seed(0)
     with_amx = "amx" in _build.library.build_info()["products"]["bfloat16"][0]
     cell = LSTMCell(*sizes, bias=bias, dtype=dtype).eval()
@@ -60,9 +57,7 @@ def encoded(rows, weights):
     if weights == torch.bfloat16:
         return rows.bfloat16().double()
     largest = rows.abs().amax(-1, keepdim=True)
-    quotient = (
-        torch.full_like(largest, 127) / largest
-    )  # as in the kernel, the quotient is rounded before the product
+    quotient = torch.full_like(largest, 127) / largest  # rounded, as in the kernel
     inverse = torch.where(largest > 2.0**-100, quotient, 0.0)
     return (rows * inverse).round().double() * (largest / 127).double()
 
@@ -79,7 +74,6 @@ def dequantized(state_dict):
 
 
 def step(w, suffix, weights, x, h, c):
-    """Returns the next h and c in float64."""
     from_x = encoded(x, weights) @ w[f"weight_ih{suffix}"].T
     from_h = encoded(h, weights) @ w[f"weight_hh{suffix}"].T
     a = from_x + from_h

@@ -63,19 +63,11 @@ def test_additions_survive_prepack_and_unpack(kind):
 def register_all(layer, log):
     """Registers hooks of each kind. A hook appends its name and its module to `log`."""
 
-    def note(name):
-        return lambda module, *_: log.append((name, module))
-
-    def note_by_name(module, args, kwargs):
-        log.append(("by name", module))
-
-    def note_always(module, args, results):
-        log.append(("always", module))
-
+    note = lambda name: lambda module, *_: log.append((name, module))
     layer.register_forward_pre_hook(note("before"))
-    layer.register_forward_pre_hook(note_by_name, with_kwargs=True)
+    layer.register_forward_pre_hook(note("by name"), with_kwargs=True)
     layer.register_forward_hook(note("after"))
-    layer.register_forward_hook(note_always, always_call=True)
+    layer.register_forward_hook(note("always"), always_call=True)
     layer.register_full_backward_hook(note("backward"))
     layer.register_state_dict_pre_hook(note("saves"))
     layer.register_state_dict_post_hook(note("saved"))
@@ -129,11 +121,7 @@ def test_a_hook_may_rename_the_weights():
 
 @pytest.mark.parametrize("way", [prepack, unpack])
 def test_nothing_is_shared(way):
-    """After prepack or unpack, a change of the old or the new layer does not change the other."""
-    calls = []
-    old = small()
-    if way is unpack:
-        old = prepack(old)
+    calls, old = [], prepack(small()) if way is unpack else small()
     handle = old.register_forward_hook(lambda module, *_: calls.append(module))
     new = way(old)
     handle.remove()

@@ -64,12 +64,12 @@ def test_errors_of_a_cell(call, error, message):
 def test_the_op_refuses_weights_that_are_not_prepacked(weights):
     prepacked = prepacked_copy(small(proj_size=7), weights)
     own, op = prepacked._op_weights(), torch.ops.fastlstm.lstm_prepacked
-    for position, wrong, message in (
-        (1, own[1].clone().zero_(), "pack the model again"),
-        (1, own[0], r"expected a packed matrix \[40, 7\] of gates, got \[40, 6\]"),
-        (1, own[1][:-16], "bytes of a packed matrix"),
+    for wrong, message in (
+        (own[1].clone().zero_(), "pack the model again"),
+        (own[0], r"expected a packed matrix \[40, 7\] of gates, got \[40, 6\]"),
+        (own[1][:-16], "bytes of a packed matrix"),
     ):
-        given = [*own[:position], wrong, *own[position + 1 :]]
+        given = [own[0], wrong, *own[2:]]
         with pytest.raises(RuntimeError, match=message):
             op(SIX, torch.zeros(1, 3, 7), torch.zeros(1, 3, 10), given, prepacked._layout)
 
@@ -113,14 +113,8 @@ def test_a_model_that_prepack_cannot_change():
     for model, hint in (
         (nn.Linear(2, 2), "$"),
         (nn.LSTM(3, 4), "; convert=True takes nn.LSTM and nn.LSTMCell$"),
-        (
-            LayerNormLSTM(3, 4),
-            ", got one with LayerNormLSTM, which cannot be prepacked: it normalizes",
-        ),
-        (
-            OwnLSTM(3, 4),
-            ", got one with OwnLSTM, which cannot be prepacked: it .* or is a subclass of your",
-        ),
+        (LayerNormLSTM(3, 4), ", got one with LayerNormLSTM, which cannot be .*: it normalizes"),
+        (OwnLSTM(3, 4), ", got one with OwnLSTM, which cannot be .* or is a subclass of your"),
     ):
         with pytest.raises(ValueError, match=f"a model with a fastlstm.LSTM or LSTMCell{hint}"):
             prepack(model.eval())

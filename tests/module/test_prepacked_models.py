@@ -44,14 +44,10 @@ def test_unpack(weights, steps):
 def test_unpack_gives_the_class_that_convert_made(keep_class):
     model = in_a_model(lstm=nn.LSTM(3, 5).eval(), cell=nn.LSTMCell(3, 5).eval())
     fastlstm.convert(model, keep_class=keep_class)
-    classes = [type(model[name]) for name in ("lstm", "cell")]
+    classes = [*map(type, model.values())]
     prepacked = pickle.loads(pickle.dumps(prepack(model)))
-    assert [type(prepacked[name]) for name in ("lstm", "cell")] == [
-        PrepackedLSTM,
-        PrepackedLSTMCell,
-    ]
-    fastlstm.unpack(prepacked)
-    assert [type(prepacked[name]) for name in ("lstm", "cell")] == classes
+    assert [*map(type, prepacked.values())] == [PrepackedLSTM, PrepackedLSTMCell]
+    assert [*map(type, fastlstm.unpack(prepacked).values())] == classes
 
 
 @pytest.mark.filterwarnings("ignore:.*(torch.ao|quantiz)")
@@ -116,7 +112,6 @@ class TestCompilers:
 @pytest.mark.parametrize("weights", [None, *SMALLER_DTYPES], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_autocast(weights, dtype):
-    """Under autocast, input and state are cast to the dtype of the prepacked layer."""
     torch.manual_seed(0)
     model = in_a_model(linear=nn.Linear(8, 6), lstm=LSTM(6, 10), cell=LSTMCell(6, 10)).to(dtype)
     prepacked, x = prepack(model, weights), torch.randn(5, 3, 8)

@@ -73,14 +73,9 @@ def test_the_oracle_with_the_same_draws(route, seed):
     if route.device != "cpu":
         pytest.skip("the draws of another device are not those of the CPU")
     pick = random.Random(seed).choice
-    options = {
-        "num_layers": pick([1, 2]),
-        "bidirectional": pick([False, True]),
-        "proj_size": pick([0, 2]),
-        "dropout": pick([0.0, 0.5]),
-        "bias": pick([False, True]),
-    }
-    lstm = make(route, **options, **{name: pick([0.0, 0.4, 1.0]) for name in ALL})
+    values = {"num_layers": [1, 2], "bidirectional": [False, True], "proj_size": [0, 2]}
+    values |= {"dropout": [0.0, 0.5], "bias": [False, True], **dict.fromkeys(ALL, (0.0, 0.4, 1.0))}
+    lstm = make(route, **{name: pick(choices) for name, choices in values.items()})
     steps, batch = pick(range(1, 5)), pick(range(1, 5))
     lengths = [(steps + b) % (steps + 1) for b in range(batch)] if pick([False, True]) else None
     x = draw(steps, batch, 3)
@@ -94,13 +89,11 @@ def test_every_engine_draws_the_same(route):
     reference = Route("reference", route.device)
     x = draw(5, 3, 3).to(route.device)
     reset = draw(5, 3).to(route.device) > 1
-    for keywords in ({}, {"lengths": torch.tensor([2, 5, 0])}, {"reset": reset}):
-        found = seeded(make(route, **options), x, **keywords)
-        expected = seeded(make(reference, **options), x, **keywords)
-        torch.testing.assert_close(found, expected, **EXACT)
     packed = pack_padded_sequence(x, torch.tensor([2, 5, 1]), enforce_sorted=False)
-    found, expected = (seeded(make(r, **options), packed) for r in (route, reference))
-    torch.testing.assert_close(found, expected, **EXACT)
+    lengths = {"lengths": torch.tensor([2, 5, 0])}
+    for given, keywords in ((x, {}), (x, lengths), (x, {"reset": reset}), (packed, {})):
+        results = [seeded(make(r, **options), given, **keywords) for r in (route, reference)]
+        torch.testing.assert_close(*results, **EXACT)
 
 
 @every_route
@@ -153,8 +146,7 @@ def test_auto_takes_the_reference_for_zoneout():
     x, by_auto = draw(5, 2, 3), fastlstm.LSTM(3, 4, zoneout_h=0.5, dtype=torch.float64)
     by_name = copy.deepcopy(by_auto)
     by_name.engine = "reference"
-    for found, expected in zip(seeded(by_auto, x), seeded(by_name, x), strict=True):
-        assert torch.equal(found, expected)
+    assert all(map(torch.equal, seeded(by_auto, x), seeded(by_name, x)))
     by_name.engine = "stepwise"
     with pytest.raises(RuntimeError, match="'stepwise' .*: only the reference computes zoneout"):
         by_name(x)
@@ -202,6 +194,5 @@ def test_a_mask_that_does_not_fit(route, wrong):
 
 
 def test_repr():
-    text = repr(fastlstm.LSTM(3, 4, zoneout_c=0.1))
-    assert text == "fastlstm.LSTM(3, 4, zoneout_c=0.1)"
+    assert repr(fastlstm.LSTM(3, 4, zoneout_c=0.1)) == "fastlstm.LSTM(3, 4, zoneout_c=0.1)"
     assert repr(fastlstm.LSTM(3, 4)) == "fastlstm.LSTM(3, 4)"

@@ -1,12 +1,29 @@
-"""Engine "torch" gives the same bits as nn.LSTM."""
+"""Engine "torch": the bits of nn.LSTM, and lengths.
+
+With lengths, torch_lstm.py adds an input feature that is nonzero in padding, and weights for it
+that shut the gates, so that c stays as it is.
+"""
+
+import random
 
 import pytest
 import torch
+from op_call import FACTOR
+from oracle import oracle
+from samples import TORCH_ROUTES
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastlstm
+from fastlstm import functional
+from fastlstm.engine import torch_lstm
+from fastlstm.engine.call import LstmCall
 
+pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+every_device = pytest.mark.parametrize("route", TORCH_ROUTES)
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+EXACT = {"rtol": 1e-9, "atol": 1e-11}
+WITH_LENGTHS = {}, {"bidirectional": True, "proj_size": 7}, {"num_layers": 2, "bias": False}
 STACKS = [
     {},
     {"num_layers": 2, "bidirectional": True},
@@ -46,7 +63,6 @@ def same_bits(a, b):
 @every_stack
 @pytest.mark.parametrize("form", ["dense", "packed", "unbatched"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 def test_bits(options, form, dtype):
     ours, theirs = (m.to(dtype) for m in pair(**options))
     x = torch.randn(6, 3) if form == "unbatched" else torch.randn(6, 4, 3)
@@ -73,3 +89,216 @@ def test_bits_with_a_state_of_a_cell_and_under_autocast():
         for engine in ("torch", "reference", "auto"):
             cell.engine = engine
             assert [state.dtype for state in cell(x[0])] == [s.dtype for s in known(x[0])]
+
+
+class Case:
+    """An LSTM on engine "torch", the arguments of a call, and gradients of its results."""
+
+    def __init__(self, lstm, lengths, steps, has_state=False, device="cpu"):
+        self.lstm = lstm.to(device)
+        lstm.engine = "torch"
+        self.lengths = torch.tensor(lengths, dtype=torch.long)
+        self.live = (torch.arange(steps)[:, None] < self.lengths)[..., None]
+        D, P = 1 + lstm.bidirectional, lstm.proj_size or lstm.hidden_size
+        batch, states = len(lengths), lstm.num_layers * D
+        state = (states, batch, P), (states, batch, lstm.hidden_size)
+        shapes = (steps, batch, lstm.input_size), *state, (steps, batch, D * P), *state
+        values = (torch.randn(shape).to(device, lstm.weight_ih_l0.dtype) for shape in shapes)
+        x, h_0, c_0, *self.given = values
+        self.leaves = [x, h_0, c_0] if has_state else [x]
+
+    def results(self, module, padding=torch.nan):
+        """Returns output (steps first), h_n, c_n, and the gradients of input, state and weights.
+
+        `padding` is the value of x after the end of a row; None stands for no lengths.
+        """
+        leaves = [t.detach().clone().requires_grad_() for t in self.leaves]
+        x, options = leaves[0], {}
+        if padding is not None:
+            x = torch.where(self.live.to(x.device), x, padding)
+            options["lengths"] = self.lengths
+        x = x.transpose(0, 1) if module.batch_first else x
+        output, state = module(x, tuple(leaves[1:]) or None, **options)
+        output = output.transpose(0, 1) if module.batch_first else output
+        return self._with_gradients([output, *state], [*leaves, *module.parameters()])
+
+    def truth(self, of_all_steps=False):
+        """Returns the same tensors, computed by the oracle in float64."""
+        lstm, D = self.lstm, 1 + self.lstm.bidirectional
+        tensors = [t.detach().cpu().double() for t in (*self.leaves, *lstm.parameters())]
+        leaves = [t.requires_grad_() for t in tensors]
+        hx, weights = leaves[1 : len(self.leaves)], leaves[len(self.leaves) :]
+        h_0, c_0 = hx or (torch.zeros_like(g, dtype=torch.float64).cpu() for g in self.given[1:])
+        lengths = None if of_all_steps else self.lengths.tolist()
+        output, each, states = leaves[0], len(weights) // lstm.num_layers, []
+        for k in range(lstm.num_layers):
+            layer, rows = weights[k * each : (k + 1) * each], slice(k * D, (k + 1) * D)
+            output, *state, _ = oracle(output, h_0[rows], c_0[rows], layer, lengths)
+            states.append(state)
+        h_n, c_n = (torch.cat(layers) for layers in zip(*states, strict=True))
+        return self._with_gradients([output, h_n, c_n], leaves)
+
+    def _with_gradients(self, results, leaves):
+        pairs = zip(results, self.given, strict=True)
+        graph = [(r, g.to(r.device, r.dtype)) for r, g in pairs if r.requires_grad]
+        outputs, given = zip(*graph, strict=True) if graph else ((), ())
+        gradients = torch.autograd.grad(outputs, leaves, given, materialize_grads=True)
+        return [t.detach() for t in (*results, *gradients)]
+
+
+@every_device
+@pytest.mark.parametrize("seed", range(80))
+def test_any_call(route, seed):
+    """A random call against the oracle and against engine "auto", in float64."""
+    draw = random.Random(seed)
+    torch.manual_seed(seed)
+    H, I, layers = draw.randint(1, 20), draw.choice([1, 3, 7, 8, 9, 128]), draw.choice([1, 1, 2, 3])
+    names = {"bias": 0.7, "batch_first": 0.3, "bidirectional": 0.5}
+    options = {name: draw.random() < probability for name, probability in names.items()}
+    proj_size = draw.randint(1, H - 1) if H > 1 and draw.random() < 0.4 else 0
+    lstm = fastlstm.LSTM(I, H, layers, **options, proj_size=proj_size, dtype=torch.float64)
+    steps, batch = draw.randint(1, 8), draw.randint(0, 5)
+    lengths = [draw.randint(0, steps) for _ in range(batch)]
+    if draw.random() < 0.2:
+        lengths = [draw.choice([0, steps])] * batch
+    has_state = not lstm.bidirectional and draw.random() < 0.6
+    case = Case(lstm, lengths, steps, has_state, route.device)
+    found = case.results(lstm)
+    assert not torch.where(case.live.to(found[0].device), 0.0, found[0]).any()
+    truth = case.truth()
+    lstm.engine = "auto"
+    for k, each in enumerate(zip(found, truth, case.results(lstm, 1e30), strict=True)):
+        a, b, c = (t.cpu() for t in each)
+        torch.testing.assert_close(a, b, **EXACT, msg=lambda m, k=k: f"{k}, {lstm}: {m}")
+        torch.testing.assert_close(a, c, **EXACT, msg=lambda m, k=k: f"{k}, {lstm}: {m}")
+
+
+@every_device
+@pytest.mark.parametrize("dtype", [*DTYPES[1:], "autocast"], ids=str)
+@pytest.mark.parametrize("options", WITH_LENGTHS, ids=str)
+def test_error_against_nn_lstm(route, dtype, options):
+    """Errors are at most a small multiple of nn.LSTM's errors in a call without lengths."""
+    torch.manual_seed(0)
+    options = options | {"dtype": torch.float32 if dtype == "autocast" else dtype}
+    lstm, theirs = (cls(24, 32, **options) for cls in (fastlstm.LSTM, nn.LSTM))
+    theirs.load_state_dict(lstm.state_dict())
+    case = Case(lstm, [12, 3, 7, 1, 9, 5], 12, not lstm.bidirectional, route.device)
+    with torch.autocast(route.device, torch.bfloat16, enabled=dtype == "autocast"):
+        found, plain = case.results(lstm), case.results(theirs.to(route.device), None)
+    assert [t.dtype for t in found] == [t.dtype for t in plain]
+
+    def errors(results, truth):
+        pairs = [(r.cpu().double(), t) for r, t in zip(results, truth, strict=True)]
+        return [((r - t).norm() / t.norm()).item() for r, t in pairs]
+
+    scale = errors(plain, case.truth(of_all_steps=True))
+    ratios = [a / b for a, b in zip(errors(found, case.truth()), scale, strict=True)]
+    assert all(ratio <= FACTOR for ratio in ratios), ratios
+
+
+@every_device
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("proj_size", [0, 2])
+@pytest.mark.parametrize("size", [0.5, 30000.0])
+def test_the_cell_state_keeps_its_bits(route, dtype, proj_size, size):
+    """After 300 steps of padding c is the same, even if the bias counteracts the shut gates."""
+    torch.manual_seed(0)
+    options = {"dtype": dtype, "device": route.device}
+    lstm = fastlstm.LSTM(3, 5, proj_size=proj_size, **options)
+    lstm.engine = "torch"
+    with torch.no_grad():  # the bias opens i and shuts f
+        lstm.bias_ih_l0[:5], lstm.bias_ih_l0[5:10] = size, -size
+    h_0, c_0 = (torch.randn(1, 4, n).to(lstm.bias_ih_l0) for n in (proj_size or 5, 5))
+    x, c_0 = torch.randn(310, 4, 3).to(c_0), c_0.requires_grad_()
+    hx, lengths = (h_0, c_0), torch.tensor([8, 8, 8, 0])
+    _, (_, expected) = lstm(x[:8], hx)
+    _, (h_n, found) = lstm(x, hx, lengths=lengths)
+    _, (_, once_more) = lstm(x[:9], hx, lengths=lengths)
+    assert torch.equal(found, once_more) and torch.equal(found[:, 3], c_0[:, 3])
+    assert torch.equal(h_n[:, 3], h_0[:, 3])
+    roundoff = torch.finfo(dtype).eps
+    torch.testing.assert_close(found[:, :3], expected[:, :3], rtol=8 * roundoff, atol=roundoff)
+    (gradient,) = torch.autograd.grad(found.sum(), c_0)
+    assert (gradient[:, 3] == 1).all()
+
+
+@every_device
+def test_every_engine_draws_the_same_dropout(route):
+    torch.manual_seed(0)
+    lstm = fastlstm.LSTM(3, 4, num_layers=3, dropout=0.4, dtype=torch.float64)
+    case, results = Case(lstm, [5, 0, 3, 5], 5, device=route.device), []
+    for engine in ("torch", "reference"):
+        lstm.engine = engine
+        torch.manual_seed(1)
+        results.append(case.results(lstm))
+    torch.testing.assert_close(*results, **EXACT)
+    assert not torch.equal(results[0][0], case.results(lstm.eval())[0])
+
+
+def test_wrong_lengths():
+    lstm, x = fastlstm.LSTM(3, 4), torch.randn(5, 2, 3)
+    lstm.engine = "torch"
+    packed = pack_padded_sequence(x, torch.tensor([5, 5]))
+    for lengths, input, message in [
+        ([1, 6], x, r"lengths between 0 and the number of steps 5, got \[1, 6\]"),
+        ([1, -1], x, r"lengths between 0 and the number of steps 5, got \[1, -1\]"),
+        ([1, 2, 3], x, r"lengths of shape \(2,\), got \(3,\)"),
+        ([5, 5], packed, "lengths cannot be combined with batch_sizes"),
+    ]:
+        with pytest.raises(RuntimeError, match=message):
+            lstm(input, lengths=torch.tensor(lengths))
+    weights = [torch.zeros(16, 3), torch.zeros(16, 5)]
+    with pytest.raises(RuntimeError, match=r"W_hh of shape \(16, 4\), got \(16, 5\)"):
+        functional.lstm(x, None, weights, lengths=torch.tensor([1, 2]), engine="torch")
+
+
+def test_no_value_is_read():
+    """The call works with meta tensors, so on a GPU neither forward nor backward synchronizes."""
+    lstm = fastlstm.LSTM(3, 4, num_layers=2, bidirectional=True, device="meta")
+    lstm.engine = "torch"
+    x, lengths = torch.empty(5, 2, 3, device="meta"), torch.empty(2, device="meta").long()
+    output, (h_n, c_n) = lstm(x, lengths=lengths)
+    (output.sum() + h_n.sum() + c_n.sum()).backward()
+    assert lstm.weight_ih_l0.grad.shape == lstm.weight_ih_l0.shape
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_weights_lie_as_cudnn_needs_them(bidirectional, bias):
+    """All weights are parts of one tensor, matrices before biases. Of others torch warns."""
+    lstm = nn.LSTM(24, 16, bidirectional=bidirectional, bias=bias)
+    state = torch.zeros(1 + bidirectional, 2, 16)
+    layout, parameters = "bias" * bias, list(lstm.parameters())
+    call = LstmCall(torch.zeros(3, 2, 24), state, state, parameters, layout)
+    wide = torch_lstm._wide_weights(call, 8)
+    assert [w.shape[1:] for w in wide] == [(32,), (16,), (), ()] * (1 + bidirectional)
+    matrices, biases = ([w for w in wide if w.dim() == dim] for dim in (2, 1))
+    expected = wide[0].data_ptr()
+    for weight in (*matrices, *biases):
+        assert weight.data_ptr() == expected and weight.is_contiguous()
+        expected += weight.nbytes
+    assert wide[0].untyped_storage().nbytes() == expected - wide[0].data_ptr()
+
+
+@pytest.mark.parametrize("input_size, wide", [(1, 8), (7, 8), (8, 16), (60, 64), (128, 256)])
+def test_the_input_size_is_padded_to_a_multiple_of_8(input_size, wide, monkeypatch):
+    seen, run = [], torch_lstm.run_torch
+    monkeypatch.setattr(torch_lstm, "run_torch", lambda call: seen.append(call) or run(call))
+    lstm = fastlstm.LSTM(input_size, 3)
+    lstm.engine = "torch"
+    lstm(torch.randn(4, 2, input_size), lengths=torch.tensor([4, 1]))
+    assert [call.input.size(-1) for call in seen] == [wide]
+
+
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_calls_that_auto_gives_to_another_engine(bidirectional):
+    why, c_dtype = "no c_0 of .* with an input of torch.bfloat16", torch.float32
+    if bidirectional:
+        why, c_dtype = "two directions it takes no initial state", torch.bfloat16
+    lstm = fastlstm.LSTM(3, 4, bidirectional=bidirectional, dtype=torch.bfloat16)
+    x, lengths = torch.randn(5, 2, 3).bfloat16(), torch.tensor([5, 1])
+    state = torch.zeros(1 + lstm.bidirectional, 2, 4).bfloat16()
+    lstm(x, (state, state.to(c_dtype)), lengths=lengths)
+    lstm.engine = "torch"
+    with pytest.raises(RuntimeError, match=f"'torch' cannot serve this call: .*{why}; use one of"):
+        lstm(x, (state, state.to(c_dtype)), lengths=lengths)

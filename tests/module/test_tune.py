@@ -27,10 +27,8 @@ def file(tmp_path, monkeypatch):
 @pytest.fixture
 def torch_calls(monkeypatch):
     """A list that grows with each call of PyTorch's own LSTM."""
-    calls = []
-    aten = torch._VF
-    real = aten.lstm
-    monkeypatch.setattr(aten, "lstm", lambda *args: (calls.append(1), real(*args))[1])
+    calls, real = [], torch._VF.lstm
+    monkeypatch.setattr(torch._VF, "lstm", lambda *args: calls.append(1) or real(*args))
     return calls
 
 
@@ -93,10 +91,8 @@ def test_the_faster_engine_is_chosen_and_remembered(file, torch_calls):
     ([{"op": [1.04], "torch": [1.0]}], "torch"),
     ([TORCH_IS_FASTER, OP_IS_FASTER], "op"),  # the second series contradicts the first
     ([TORCH_IS_FASTER, TORCH_IS_FASTER, OP_IS_FASTER], "torch"),  # a third is not measured
-    (
-        [{"op": [1.0, 50.0, 1.0, 1.0, 1.0], "torch": [0.5, 1.0, 1.0, 1.0, 1.0]}],
-        "op",  # outliers do not count
-    ),
+    # Outliers do not count.
+    ([{"op": [1.0, 50.0, 1.0, 1.0, 1.0], "torch": [0.5, 1.0, 1.0, 1.0, 1.0]}], "op"),
     # The median of the ratios of pairs decides.
     ([{"op": [1.0, 2.0, 4.0], "torch": [0.9, 3.0, 3.6]}], "torch"),
 ])  # fmt: skip

@@ -1,18 +1,14 @@
 """Several gradients of one forward pass at once, by is_grads_batched and by vmap."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from samples import SAMPLES, every_route, floating, with_floating
-from torch import Tensor
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-11}
 COUNT = 3
 
 # Each way takes outputs, leaves, and COUNT gradients of each output, stacked in dimension 0. It
 # returns COUNT gradients of each leaf, stacked in the same way.
-Batched = Callable[..., tuple[Tensor, ...]]
 
 
 def by_autograd(outputs, leaves, given, **options):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from fuzzed_calls import Draw
+from oracle import oracle
 from samples import (
     AUTO_ROUTES,
     SAMPLES,
@@ -17,8 +18,9 @@ from samples import (
     needs_expecttest,
     with_floating,
 )
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 NAMES = ("output", "h_n", "c_n", "cells")
@@ -46,9 +48,23 @@ def gradients(arguments):
 
 
 def cotangents(results):
-    """Returns random gradients of the results."""
     generator = torch.Generator().manual_seed(1)
     return [torch.randn(r.shape, generator=generator, dtype=torch.float64) for r in results]
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("proj_size", [0, 2])
+@pytest.mark.parametrize("bias", [False, True])
+def test_oracle_agrees_with_torch(bidirectional, proj_size, bias):
+    torch.manual_seed(0)
+    options, lengths = {"bidirectional": bidirectional, "proj_size": proj_size}, [4, 3, 1]
+    lstm = nn.LSTM(3, 5, bias=bias, **options).double()
+    state = (1 + bidirectional, 3, proj_size or 5), (1 + bidirectional, 3, 5)
+    x, h_0, c_0 = (torch.randn(shape, dtype=torch.float64) for shape in ((4, 3, 3), *state))
+    output, (h_n, c_n) = lstm(pack_padded_sequence(x, torch.tensor(lengths)), (h_0, c_0))
+    found = oracle(x, h_0, c_0, list(lstm.parameters()), lengths)
+    expected = [pad_packed_sequence(output)[0], h_n, c_n]
+    torch.testing.assert_close(list(found[:3]), expected, rtol=1e-12, atol=1e-12)
 
 
 @every_route
@@ -65,11 +81,9 @@ def test_gradients(route, sample):
     truth = leaves(sample, Route("reference"))
     expected = sample.oracle(truth)
     torch.autograd.backward(expected, cotangents(expected))
-
     padded = leaves(sample, route)
     found = sample.mask_cells(route.lstm_layer(**sample.as_layer(padded)))
     torch.autograd.backward(found, [g.to(route.device) for g in cotangents(found)])
-
     names = gradient_names(truth)
     assert_all_close(gradients(padded), gradients(truth), names, rtol=1e-9, atol=1e-11)
 
@@ -77,7 +91,6 @@ def test_gradients(route, sample):
 @every_route
 @pytest.mark.parametrize("sample", [*SAMPLES, *ZONEOUT_SAMPLES], ids=lambda s: s.name)
 def test_any_strides(route, sample):
-    """The strides of the arguments and of the incoming gradients do not matter."""
     if sample.zoneout and route.engine != "reference":
         return  # only the reference computes zoneout
 
@@ -94,8 +107,7 @@ def test_any_strides(route, sample):
 
     expected = run(lambda tensor: tensor)
     for seed in range(8):
-        for a, b in zip(run(Draw(seed).restride), expected, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(run(Draw(seed).restride), expected, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("sample", ZONEOUT_SAMPLES, ids=lambda s: s.name)
@@ -107,10 +119,7 @@ def test_zoneout(sample):
 @every_op_route
 @every_sample
 def test_gradients_of_some_arguments_only(route, sample):
-    """Gradients that are asked for separately have the same bits as all gradients together.
-
-    If only the input and states need gradients, backward skips the products for the weights.
-    """
+    """They have the same bits as all gradients together. Backward skips what is not asked for."""
     padded = leaves(sample, route)
     found = sample.mask_cells(route.lstm_layer(**sample.as_layer(padded)))
     given = [g.to(route.device) for g in cotangents(found)]
@@ -118,8 +127,7 @@ def test_gradients_of_some_arguments_only(route, sample):
     together = torch.autograd.grad(found, wanted, given, retain_graph=True)
     for which in (slice(0, 3), slice(0, 1), slice(1, 2), slice(2, 3), slice(3, None)):
         separately = torch.autograd.grad(found, wanted[which], given, retain_graph=True)
-        for a, b in zip(separately, together[which], strict=True):
-            assert torch.equal(a, b)
+        assert all(map(torch.equal, separately, together[which]))
 
     class Calls(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -171,13 +179,11 @@ def test_a_weight_that_changes_before_second_derivatives_raises(route):
 
 @every_route
 def test_arguments_are_left_as_they_were(route):
-    """Neither forward nor backward writes to an argument."""
     sample = Sample("lengths", lengths=(2, 4, 0), reset=True, directions=2)
     padded = leaves(sample, route)
     before = [t.detach().clone() for t in floating(padded)]
     route.lstm_layer(**sample.as_layer(padded))[0].sum().backward()
-    for a, b in zip(floating(padded), before, strict=True):
-        assert torch.equal(a, b)
+    assert all(map(torch.equal, floating(padded), before))
 
 
 @every_route
@@ -220,8 +226,7 @@ def test_saved_tensors_are_not_read_after_the_end_of_a_row(route, proj_size):
             filled_in["cells"][:, length:, b] = filled_in["gates"][:, length:, b] = filled
         *state, weights = torch.ops.fastlstm.lstm_backward(**arguments, **filled_in)
         results.append([*state, *weights])
-    for a, b in zip(*results, strict=True):
-        assert torch.equal(a, b)
+    assert all(map(torch.equal, *results))
 
 
 @needs_expecttest
@@ -249,14 +254,11 @@ def test_opcheck_backward(route, sample):
     arguments |= saved
     op = torch.ops.fastlstm.lstm_backward.default
     only = dict.fromkeys(given) | {"grad_h_n": given["grad_h_n"]}
-    for grads, of_input, of_state, return_d_gates in (
+    names = "input_needs_grad", "state_needs_grad", "return_d_gates"
+    for grads, *wanted in (
         (given, True, True, False),
         (given, False, False, not sample.norms),  # layer normalization refuses return_d_gates
         (only, False, True, False),
     ):
-        needs = {
-            "input_needs_grad": of_input,
-            "state_needs_grad": of_state,
-            "return_d_gates": return_d_gates,
-        }
+        needs = dict(zip(names, wanted, strict=True))
         torch.library.opcheck(op, (), {**grads, **arguments, **needs})

@@ -2,7 +2,6 @@
 
 The truth is the oracle in float64, computed from the same tensors, which are already rounded to the
 dtype of the call. The error of a result is the root mean square of its difference from the truth.
-The tolerance is a multiple of nn.LSTM's error in the same dtype.
 """
 
 import copy
@@ -62,16 +61,13 @@ def test_error_against_nn_lstm(route, shape, dtype):
     theirs = nn.LSTM(I, H, **options, dtype=dtype, device=route.device)
     ours = fastlstm.convert(copy.deepcopy(theirs))
     ours.engine = route.engine
-
     D, P = 1 + ours.bidirectional, ours.proj_size or H
     state = (D, B, P), (D, B, H)
     shapes = (T, B, I), *state, (T, B, D * P), *state
     x, h_0, c_0, *given = (torch.randn(s).to(route.device, dtype) for s in shapes)
-
     wide, *wide_hx = (t.cpu().double() for t in (x, h_0, c_0))
     truth = results(Oracle(ours), wide, wide_hx, [g.cpu().double() for g in given])
     found, scale = (results(m, x, (h_0, c_0), given) for m in (ours, theirs))
-
     ratios = {n: error(found[n], truth[n]) / error(scale[n], truth[n]) for n in truth}
     assert all(r <= FACTOR for r in ratios.values()), ratios
 
@@ -102,9 +98,8 @@ GRID[torch.bfloat16] = GRID[torch.float16] = GRID[torch.float32]
 
 def gates_of(route, values, dtype):
     """Returns i, f, g and o as [4, len(values)], with the values as their pre-activations."""
-    bias = torch.tensor(values * 4, dtype=dtype, device=route.device)
+    bias, size = torch.tensor(values * 4, dtype=dtype, device=route.device), len(values)
     zeros = bias.new_zeros
-    size = len(values)
     weights = [zeros(4 * size, 1), zeros(4 * size, size), bias, zeros(4 * size)]
     state = zeros(1, 1, size)
     options = {"save_gates": True, "engine": route.engine}
@@ -115,10 +110,7 @@ def gates_of(route, values, dtype):
 @every_op_route
 @pytest.mark.parametrize("dtype", GRID, ids=str)
 def test_saturated_gates_are_exact(route, dtype):
-    """At pre-activations far from zero, gates are exactly 0 or 1, and g is -1 or 1.
-
-    A tiny gate would lead to subnormal numbers, with which a CPU is slow.
-    """
+    """Far from zero, gates are exactly 0 or 1, and g is -1 or 1. Subnormal numbers are slow."""
     shut = GRID[dtype]
     i, f, g, o = gates_of(route, [*shut, *(-x for x in shut)], dtype)
     for gate in (i, f, o):
@@ -129,10 +121,7 @@ def test_saturated_gates_are_exact(route, dtype):
 @every_op_route
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_gates_before_saturation(route, dtype):
-    """Gates that are not saturated are normal numbers, with a small relative error.
-
-    A relative error of eps / 2 in x causes one of |x| eps / 2 in a gate that is nearly shut.
-    """
+    """A relative error of eps / 2 in x causes one of |x| eps / 2 in a gate that is nearly shut."""
     info = torch.finfo(dtype)
     lowest = 86.95 if dtype == torch.float32 else 708.0
     x = torch.linspace(-lowest, lowest, 1001, dtype=dtype)
@@ -161,10 +150,9 @@ def test_shut_gates_give_no_subnormal_numbers(route, gate, dtype):
         theirs.bias_ih_l0[rows] -= 100 if dtype == torch.float32 else 800
     ours = fastlstm.convert(copy.deepcopy(theirs))
     ours.engine = route.engine
-    x = torch.randn(6, 4, 3, dtype=dtype, device=route.device)
-    hx = torch.randn(2, 1, 4, 20, dtype=dtype, device=route.device)
-    given = [torch.randn(6, 4, 20, dtype=dtype, device=route.device), hx[0], hx[1]]
-    found, expected = (results(m, x, (hx[0], hx[1]), given) for m in (ours, theirs))
+    shapes = (6, 4, 3), (6, 4, 20), (1, 4, 20), (1, 4, 20)
+    x, d_output, *hx = (torch.randn(s, dtype=dtype, device=route.device) for s in shapes)
+    found, expected = (results(m, x, hx, [d_output, *hx]) for m in (ours, theirs))
     for name, result in found.items():
         assert not is_subnormal(result).any(), name
         assert torch.equal(result == 0, expected[name] == 0), name
@@ -175,10 +163,7 @@ def test_shut_gates_give_no_subnormal_numbers(route, gate, dtype):
 @pytest.mark.parametrize("where", ["input", "gradient"])
 @pytest.mark.parametrize("steps", [1, 3])
 def test_nan_spreads_as_in_nn_lstm(route, where, steps):
-    """A NaN reaches the same elements as in nn.LSTM.
-
-    The gradient of W_hh is NaN too, although h_0 is zero: 0 * NaN = NaN.
-    """
+    """The gradient of W_hh is NaN too, although h_0 is zero: 0 * NaN = NaN."""
     torch.manual_seed(0)
     theirs = nn.LSTM(3, 20, device=route.device)
     ours = fastlstm.convert(copy.deepcopy(theirs))

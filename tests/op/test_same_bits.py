@@ -60,10 +60,7 @@ def draw(rng, stepwise=False, **fixed):
 
 
 def run(case, call=None):
-    """Returns the outputs and, unless the LSTM is prepacked, all gradients of a loss.
-
-    `call` replaces the call of the LSTM. The loss has a different gradient for each output.
-    """
+    """Returns outputs and, unless prepacked, all gradients. `call` replaces the LSTM's call."""
     lstm, x, h, c, lengths = case
     call = call or (lambda x, hx: lstm(x, hx, lengths=lengths))
     leaves = [t.detach().clone().requires_grad_(case.trains) for t in (x, h, c)]
@@ -184,15 +181,9 @@ def prepacked_or_not(rng):
 
 
 PROMISES = [
-    repeated_call,
-    training_or_inference,
-    the_number_of_threads,
-    the_other_rows_of_the_batch,
-    packed_or_padded,
-    single_steps_or_a_sequence,
-    a_sequence_or_its_parts,
-    prepacked_or_not,
-]
+    repeated_call, training_or_inference, the_number_of_threads, the_other_rows_of_the_batch,
+    packed_or_padded, single_steps_or_a_sequence, a_sequence_or_its_parts, prepacked_or_not,
+]  # fmt: skip
 every_promise = pytest.mark.parametrize("promise", PROMISES, ids=lambda p: p.__name__)
 ON_AMX = _build.has_kernels("cpu") and "amx" in str(_build.library.build_info()["products"])
 

@@ -87,6 +87,40 @@ def test_seconds_below_0(capsys):
     assert "argument --seconds: expected 0 or more, got -1.0" in capsys.readouterr().err
 
 
+needs_extension = pytest.mark.skipif(not _build.extension_available(), reason="no extension")
+SHAPE = ["plan", "--hidden", "512", "--batch", "64", "--dtype", "bfloat16"]
+
+
+@needs_extension
+def test_plan_of_a_cpu(capsys):
+    command_line.main([*SHAPE, "--device", "cpu"])
+    printed = capsys.readouterr().out
+    assert "auto: op\n" in printed
+    assert all(f"{name:11} can be requested by name" in printed for name in ("torch", "tiled"))
+    assert "persistent  it runs on cuda, meta, and the input is on cpu" in printed
+    assert "\nforward\n" in printed and "\nbackward\n" in printed
+    command_line.main([*SHAPE, "--device", "cpu", "--inference"])
+    assert "\nbackward\n" not in capsys.readouterr().out
+
+
+@needs_extension
+@pytest.mark.parametrize("size", ["a", "0", "-1", "1.5"])
+def test_invalid_sizes_of_a_plan(size, capsys):
+    with pytest.raises(SystemExit):
+        command_line.main(["plan", "--batch", "4", f"--hidden={size}"])
+    error = capsys.readouterr().err
+    assert f"argument --hidden: expected a positive whole number, got {size}\n" in error
+
+
+@needs_extension
+def test_plan_of_a_gpu(capsys):
+    """A plan for a GPU needs no GPU, but it depends on the kernels that were built."""
+    command_line.main([*SHAPE, "--device", "cuda"])
+    printed = capsys.readouterr().out
+    assert "auto: torch\n" in printed
+    assert "On a GPU plain calls and lengths= run PyTorch's own LSTM" in printed
+
+
 def test_docs_name_targets_that_exist():
     for doc in DOCS:
         named = set(re.findall(r"(?:^|`)make ([a-z-]+)(?=`|$| *#| [A-Z])", doc.read_text(), re.M))

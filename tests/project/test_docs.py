@@ -52,7 +52,6 @@ WITH_CODE = [doc for doc in DOCS if code(doc, "python") and doc != SEVERAL_PROCE
 
 @pytest.mark.parametrize("doc", WITH_CODE, ids=lambda d: str(d.relative_to(ROOT)))
 def test_python_runs(doc, tmp_path, monkeypatch):
-    """Runs the snippets of a document in order, in one namespace."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FASTLSTM_TUNE", str(tmp_path / "tuned.json"))
     for name, library in NEEDED.items():

@@ -35,10 +35,7 @@ def test_examples_run(example):
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 @pytest.mark.parametrize("example", ["stream"], indirect=True)
 def test_a_stream_runs(example):
-    """Every way to run the stream gives the scores of nn.LSTM, within the error of its weights.
-
-    onnxruntime is among them if it is installed.
-    """
+    """Each way to run the stream gives the scores of nn.LSTM, within the error of its weights."""
     threads = torch.get_num_threads()
     errors = example.main(["--hidden", "48", "--seconds", "1"])
     torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""Includes of csrc and imports of fastlstm go down only; tests/README.md is complete."""
+"""Includes of csrc and imports of both packages go down only; tests/README.md is complete."""
 
 import ast
 import re
@@ -7,12 +7,9 @@ from pathlib import Path
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 PYTHON = CSRC.parent / "fastlstm"
-MODULES = {
-    ".".join(file.relative_to(PYTHON).with_suffix("").parts)
-    .removesuffix("__init__")
-    .strip("."): file
-    for file in PYTHON.rglob("*.py")
-}
+# The files of fastlstm, by the name of the module without "fastlstm.".
+PARTS = {file: file.relative_to(PYTHON).with_suffix("").parts for file in PYTHON.rglob("*.py")}
+MODULES = {".".join(part for part in PARTS[f] if part != "__init__"): f for f in PARTS}
 FILES = [file for suffix in ("h", "cpp", "cu") for file in sorted(CSRC.rglob(f"*.{suffix}"))]
 PACKAGES = "fastlstm", "captioning", "benchmarks", "examples"
 PARENTS = {folder.parent for folder in {file.parent for file in FILES} if folder != CSRC}
@@ -95,6 +92,17 @@ def test_imports_of_fastlstm_go_down():
     assert max(map(floor, below)) <= 7
 
 
+def test_imports_of_captioning_go_down():
+    """The sdist of fastlstm has no captioning."""
+    folders = ["data", "cnn", "model", "results", "search", "training", "commands"]
+    files = [*(CSRC.parent / "captioning").glob("*/*.py")]
+    assert {file.parent.name for file in files} in (set(), {*folders})
+    place = {name: floor for floor, name in enumerate(folders)}  # other files are below all
+    for file in files:
+        for name in re.findall(r"^\s*from captioning\.(\w+)", file.read_text(), re.M):
+            assert place.get(name, -1) <= place[file.parent.name], f"{file}: {name}"
+
+
 def test_the_map_of_the_tests_is_complete():
     """tests/README.md lists each file of tests, and the tests of each source file."""
     root, tests = CSRC.parent, CSRC.parent / "tests"
@@ -131,5 +139,4 @@ def test_functions_are_declared_where_they_are_defined():
 
 
 def text_of(file):
-    """Returns the text of a file without its comments."""
     return re.sub(r"//.*", "", file.read_text())
