@@ -18,6 +18,7 @@ from typing import Any
 import matplotlib
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from report import ratios
 from summary import newest
 
@@ -56,21 +57,22 @@ def bars(lstm: Record, programs: Record) -> Iterator[tuple[str, str, list[float]
 def speed(lstm: Record, programs: Record, colors: dict[str, str]) -> Figure:
     """Draws the chart of README: one bar for each program or group and mode."""
     drawn = list(bars(lstm, programs))
-    figure = Figure(figsize=(7.2, 0.6 + 0.24 * len(drawn)), layout="constrained")
+    figure = Figure(figsize=(5.4, 0.6 + 0.24 * len(drawn)), layout="constrained")
     figure.suptitle("nn.LSTM's time / fastlstm's time", color=colors["text"])
     axes = figure.subplots()
     previous = ""
     for place, (title, mode, ratios_) in enumerate(drawn):
         mean = statistics.geometric_mean(ratios_)
-        worst = f", worst {min(ratios_):.2f}" if len(ratios_) > 1 else ""
-        axes.barh(-place, mean, color=colors.get(mode, colors["inference"]), height=0.8)
-        label = f" {mean:.2f} {mode}{worst}"
-        axes.text(mean, -place, label, va="center", color=colors["text"])
+        worst = f" ({min(ratios_):.2f})" if len(ratios_) > 1 else ""
+        axes.barh(-place, mean, color=colors[mode], height=0.8)
+        axes.text(mean, -place, f" {mean:.2f}{worst}", va="center", color=colors["text"])
         if title != previous:
             axes.text(-0.1, -place, title, va="center", ha="right", color=colors["text"])
         previous = title
     axes.axvline(1, color=colors["line"], linestyle="--")
-    axes.set_xlim(0, 1.75 * max(statistics.geometric_mean(found) for *_, found in drawn))
+    axes.set_xlim(0, 1.45 * max(statistics.geometric_mean(found) for *_, found in drawn))
+    legend = [Patch(color=colors[mode], label=mode) for mode in MODES]
+    axes.legend(handles=legend, loc="upper right", labelcolor=colors["text"], frameon=False)
     axes.axis("off")
     return figure
 
