@@ -100,11 +100,13 @@ class Bomb:
 
 def test_other_files_are_refused_and_run_nothing(new_checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    path, tensor = tmp_path / "c.pt", io.BytesIO()
+    path = tmp_path / "c.pt"
     new_checkpoint().save(path)
-    torch.save(torch.zeros(3), tensor)
-    cut = path.read_bytes()[:3000]
-    for content in (pickle.dumps(Bomb()), cut, b"hello", b"", tensor.getvalue()):
+    contents = [pickle.dumps(Bomb()), path.read_bytes()[:3000], b"hello", b""]
+    for value in (torch.zeros(3), Bomb()):
+        torch.save(value, file := io.BytesIO())
+        contents.append(file.getvalue())
+    for content in contents:
         path.write_bytes(content)
         with pytest.raises(CaptioningError, match="c.pt"):
             load_checkpoint(path)
