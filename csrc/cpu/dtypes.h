@@ -1,6 +1,5 @@
 // The dtypes on the CPU, and the formats of rows and matrices in products.
 #pragma once
-#include <cstdint>
 #include <optional>
 #include <type_traits>
 
@@ -20,9 +19,9 @@ constexpr Dtype dtype_of_rows = std::is_same_v<T, double>     ? Dtype::kFloat64
                                 : std::is_same_v<T, bfloat16> ? Dtype::kBFloat16
                                                               : Dtype::kFloat16;
 
-// The formats of products. Calls macro(name of the format, PyTorch's name of a dtype), where the
-// dtype is that of a weight before it is packed. In bfloat16x2 a float32 is the sum of two bfloat16
-// (products/split_float32.h). Prepacked weights cannot have this format.
+// The formats of products. Calls macro(name of the format, PyTorch's name of the dtype of a weight
+// before it is packed). In bfloat16x2, which prepacked weights cannot have, a float32 is the sum of
+// two bfloat16 (products/split_float32.h).
 #define FASTLSTM_FOR_EACH_FORMAT(macro)                                                    \
   macro(float32, Float) macro(float64, Double) macro(bfloat16, BFloat16) macro(int8, Char) \
       macro(bfloat16x2, Float)
@@ -37,11 +36,10 @@ constexpr int kFormats = sizeof kFormatNames / sizeof *kFormatNames;
 
 // The format of rows of a dtype without conversion. Kernels have no format for float16.
 constexpr std::optional<Format> format_of(Dtype dtype) {
-  using Result = std::optional<Format>;
-  return dtype == Dtype::kFloat64    ? Result(Format::float64)
-         : dtype == Dtype::kFloat32  ? Result(Format::float32)
-         : dtype == Dtype::kBFloat16 ? Result(Format::bfloat16)
-                                     : std::nullopt;
+  if (dtype == Dtype::kFloat16) return std::nullopt;
+  return dtype == Dtype::kFloat64   ? Format::float64
+         : dtype == Dtype::kFloat32 ? Format::float32
+                                    : Format::bfloat16;
 }
 
 // Calls function(T()) with the C++ type T of a dtype.

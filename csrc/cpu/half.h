@@ -1,10 +1,7 @@
 // bfloat16 and float16 on the host. Conversions round to nearest, ties to even, and give the same
 // bits as in PyTorch. They have no branch and no library call, so loops over them vectorize on any
-// instruction set. The template types Bits and Float are uint32_t and float, or vectors of these
-// (vec.h).
+// instruction set. The template types Bits and Float are uint32_t and float, or vectors of these.
 #pragma once
-#include <cstdint>
-
 #include "../equations/elementary.h"
 
 namespace fastlstm {
@@ -18,8 +15,7 @@ FASTLSTM_INLINE Bits bfloat16_bits(const Bits& b) {
 template <typename Float, typename Bits>
 FASTLSTM_INLINE Bits float16_bits(const Bits& b) {
   const Bits sign = (b >> 16) & 0x8000, a = b & 0x7fffffff;
-  // Below 2^-14 the result is subnormal: a multiple of 2^-24. Adding 0.5f rounds to such a
-  // multiple, because 2^-24 is the unit in the last place of 0.5f.
+  // Adding 0.5f rounds a subnormal result to a multiple of 2^-24, the last place of 0.5f.
   const Bits subnormal = bits_as<Bits>(bits_as<Float>(a) + 0.5f) - bits_as<uint32_t>(0.5f);
   const Bits normal = (a - (uint32_t(127 - 15) << 23) + 0xfff + ((a >> 13) & 1)) >> 13;
   Bits r = a < 0x38800000 ? subnormal : normal;

@@ -1,14 +1,9 @@
 // Vec<A>: a vector register of float or double as a value, for the cell equations (lstm_math.h) and
 // the micro-kernels. It uses the vector extensions of GCC and Clang. Included once for each target,
-// which first defines FASTLSTM_ISA (the target's namespace) and FASTLSTM_VECTOR_BYTES. If an
-// instruction set has better instructions than the extensions use, the header of the target
-// overloads functions of this file.
+// which first defines FASTLSTM_ISA (the target's namespace) and FASTLSTM_VECTOR_BYTES, and
+// overloads functions of this file for which it has better instructions.
 #pragma once
-#include <cstdint>
-#include <cstring>
-
 #include "cpu/half.h"
-#include "equations/elementary.h"
 
 namespace fastlstm::FASTLSTM_ISA {
 
@@ -38,12 +33,11 @@ struct Vec {
   FASTLSTM_INLINE explicit Vec(Native native) : v(native) {}
   FASTLSTM_INLINE explicit Vec(A x) : v(x - Native{}) {}  // x in every lane
 
-  FASTLSTM_INLINE static Vec load(const A* from) { return Vec(read<Native>(from)); }
+  FASTLSTM_INLINE static Vec load(const void* from) { return Vec(read<Native>(from)); }
   FASTLSTM_INLINE void store(A* to) const { std::memcpy(to, &v, sizeof v); }
 };
 
-// Load and store a vector. The elements in memory may also be bfloat16 or float16: a load converts
-// them, a store rounds to them.
+// Load and store a vector. A load converts bfloat16 or float16 in memory, a store rounds to them.
 template <typename A>
 FASTLSTM_INLINE void load(const A* from, Vec<A>& x) {
   x = Vec<A>::load(from);
@@ -56,27 +50,27 @@ FASTLSTM_INLINE void store(const Vec<A>& x, A* to) {
 // As many 16-bit elements as Vec<float> has lanes. load_halves widens each to 32 bits with zeros in
 // the upper half; store_halves stores the lower halves.
 typedef uint16_t HalfRegister __attribute__((vector_size(FASTLSTM_VECTOR_BYTES / 2)));
+using FloatBits = Registers<float>::Bits;
 
-FASTLSTM_INLINE Registers<float>::Bits load_halves(const void* from) {
-  return __builtin_convertvector(read<HalfRegister>(from), Registers<float>::Bits);
+FASTLSTM_INLINE FloatBits load_halves(const void* from) {
+  return __builtin_convertvector(read<HalfRegister>(from), FloatBits);
 }
-FASTLSTM_INLINE void store_halves(const Registers<float>::Bits& x, void* to) {
+FASTLSTM_INLINE void store_halves(const FloatBits& x, void* to) {
   const HalfRegister half = __builtin_convertvector(x, HalfRegister);
   std::memcpy(to, &half, sizeof half);
 }
-
 FASTLSTM_INLINE void load(const bfloat16* from, Vec<float>& x) {
   x.v = bits_as<Vec<float>::Native>(load_halves(from) << 16);
 }
 template <typename A>
 FASTLSTM_INLINE void store(const Vec<A>& x, bfloat16* to) {
-  store_halves(bfloat16_bits(bits_as<Registers<float>::Bits>(x.v)), to);
+  store_halves(bfloat16_bits(bits_as<FloatBits>(x.v)), to);
 }
 FASTLSTM_INLINE void load(const float16* from, Vec<float>& x) {
   x.v = from_float16<Vec<float>::Native>(load_halves(from));
 }
 FASTLSTM_INLINE void store(const Vec<float>& x, float16* to) {
-  store_halves(float16_bits<Vec<float>::Native>(bits_as<Registers<float>::Bits>(x.v)), to);
+  store_halves(float16_bits<Vec<float>::Native>(bits_as<FloatBits>(x.v)), to);
 }
 
 // Copies n elements. The compiler would turn a plain loop into a call of memcpy, and because of the
@@ -125,8 +119,7 @@ typedef int32_t Int32Vec __attribute__((vector_size(FASTLSTM_VECTOR_BYTES)));
 // A vector whose lanes hold four int8 each: four neighboring terms of a column.
 using Int8Quads = Int32Vec;
 
-// Stores the lowest byte of each lane. Targets overload this function, because GCC moves the bytes
-// one by one.
+// Stores the lowest byte of each lane. GCC moves the bytes one by one.
 template <typename Ints>
 FASTLSTM_INLINE void store_lowest_bytes(const Ints& x, void* to) {
   typedef int8_t Bytes __attribute__((vector_size(sizeof(Ints) / 4)));
@@ -135,7 +128,7 @@ FASTLSTM_INLINE void store_lowest_bytes(const Ints& x, void* to) {
 }
 
 // Adds dot products of four int8 to sums. Every lane of b is multiplied by the same four elements
-// of a row. Targets have their own version, in which Row is the form that the instruction needs.
+// of a row. In the versions of the targets Row is the form that the instruction needs.
 struct PlainDotProduct {
   static constexpr int32_t zero_point = 0;  // added to the elements of an encoded row
   using Row = int32_t;
@@ -147,8 +140,7 @@ struct PlainDotProduct {
   }
 };
 
-// Makes the compiler keep a vector in a register. Otherwise it would load the vector again for
-// every row of a tile, and small tiles would wait for the cache.
+// Keeps a vector in a register. The compiler would load it again for every row of a tile.
 template <typename A>
 FASTLSTM_INLINE Vec<A> keep_in_register(Vec<A> x) {
 #if defined(FASTLSTM_REGISTER)  // the target's asm constraint for vector registers
@@ -189,7 +181,6 @@ template <typename A>
 FASTLSTM_INLINE Vec<A> sigmoid(const Vec<A>& x) {
   return elementary::sigmoid<elementary::Constants<A>>(x);
 }
-
 template <typename A>
 FASTLSTM_INLINE Vec<A> tanh(const Vec<A>& x) {
   return elementary::tanh<elementary::Constants<A>>(x);

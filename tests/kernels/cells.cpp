@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "../simt/stepwise_run.h"
+#include "cpu/plan.h"
 #include "parts.h"
 #include "targets.h"
 

@@ -2,8 +2,6 @@
 // for one dtype and one target. A row is one batch row at one step. It is given by pointers, so the
 // kernels do not distinguish dense, packed, ragged, reset and batch-first input.
 #pragma once
-#include <cstdint>
-
 #include "cpu/dtypes.h"
 
 namespace fastlstm {
@@ -37,8 +35,7 @@ struct Units {
   int64_t first, count, hidden_size;
 };
 
-// The sums of a step's products for one vector of units: [4 gates][lanes] for each row. Rows lie
-// `stride` elements apart.
+// The sums of a step's products for one vector of units: rows [4 gates][lanes], `stride` apart.
 template <typename A>
 struct StepSums {
   const A* h;  // h_{t-1} W_hh^T
@@ -49,13 +46,12 @@ struct StepSums {
 template <typename T>
 struct CellKernels {
   using A = State_t<T>;
-  // Prefetch most inputs of `forward` and `backward`. Called before the product of the same rows.
+  // Prefetch most inputs of the next two kernels, before the product of the same rows.
   void (*prefetch_forward)(const ForwardRow<T>* rows, int64_t count, const Units& units);
   void (*prefetch_backward)(const BackwardRow<T>* rows, int64_t count, const Units& units);
   void (*forward)(const ForwardRow<T>* rows, int64_t count, const StepSums<A>& sums,
                   const Units& units);
-  // sums: [rows][units] d_gates_{t+1} W_hh, which is dL/dh_t from the step after. The columns of
-  // the last vector are padded, and rows lie `stride` elements apart.
+  // sums: [rows][units] d_gates_{t+1} W_hh, whole vectors; rows lie `stride` elements apart.
   void (*backward)(const BackwardRow<T>* rows, int64_t count, const A* sums, int64_t stride,
                    const Units& units);
 };

@@ -1,8 +1,6 @@
 // The kernels of the cell equations, on vectors of units. Included once for each target. Arithmetic
 // bounds the forward kernel: five exponentials and five divisions for each unit. Memory bounds the
 // backward kernel: it reads or writes about ten numbers for each unit.
-//
-// This file contains only plain loops and always-inline functions; kernels_table.h says why.
 #pragma once
 #include "cpu/cell/cell.h"
 #include "cpu/vec.h"
@@ -10,8 +8,7 @@
 
 namespace fastlstm::FASTLSTM_ISA {
 
-// The columns [first, first + count) of a row, as a vector. `count` is at most the number of lanes.
-// The elements of a row may have any dtype.
+// The columns [first, first + count) of a row of any dtype, as a vector of at least `count` lanes.
 template <typename A>
 struct Columns {
   int64_t first, count;
@@ -84,8 +81,7 @@ template <typename T>
 static void prefetch_backward(const BackwardRow<T>* rows, int64_t count, const Units& units) {
   for (int64_t r = 0; r < count; ++r) {
     prefetch_units(rows[r].d_output, units);
-    prefetch_units(rows[r].c, units);
-    prefetch_units(rows[r].c_prev, units);
+    prefetch_units(rows[r].c, units), prefetch_units(rows[r].c_prev, units);
     for (int64_t gate = 0; gate < 4; ++gate)
       prefetch_units(rows[r].gates + gate * units.hidden_size, units);
   }

@@ -18,15 +18,13 @@ constexpr int64_t kPairWidth = 32;  // the columns of two tiles of B
 static_assert(Vec<float>::lanes == kTileRows);
 
 // At most 32 rows of A, as tiles load them, block by block. A block of a row has kPlanes times 64
-// bytes. Rows of float32 have two planes: the two bfloat16 into which each number is split
-// (split_float32.h). Other rows have one plane.
-//
-// Tiles load rows directly if all rows lie at one stride. Otherwise, as in the first step and after
-// a reset, a block of all rows is copied to a buffer first. The last block is padded with zeros.
+// bytes: two planes for float32 (split_float32.h), else one. Tiles load rows directly if all rows
+// lie at one stride. Otherwise, as in the first step and after a reset, a block of all rows is
+// copied to a buffer first. The last block is padded with zeros.
 template <int kPlanes>
 class TileRows {
  public:
-  // Takes the rows of a product. Their terms are `bytes` bytes from byte `begin` of a row on.
+  // The terms of a product's rows are `bytes` bytes from byte `begin` of a row on.
   FASTLSTM_INLINE TileRows(const PanelProduct& p, int64_t begin, int64_t bytes)
       : rows_(p.a), count_(p.rows), begin_(begin), whole_(bytes / kBytes), rest_(bytes % kBytes) {
     stride_ = count_ > 1 ? row(1) - row(0) : 0;
@@ -40,8 +38,7 @@ class TileRows {
   int64_t blocks() const { return whole_ + (rest_ > 0); }
   const char* row(int64_t r) const { return static_cast<const char*>(rows_[r]) + begin_; }
 
-  // Where one block of terms of all rows is: its address in the first row, and the bytes from one
-  // row to the next.
+  // One block of terms of all rows: its address in the first row, and the bytes between rows.
   struct Block {
     const char* first;
     int64_t stride;
@@ -71,8 +68,7 @@ struct PanelTiles {
       row;            // from one row of a tile to the next
 };
 
-// Calls body(plane of A, plane of B) for each product of planes that is computed, the smallest
-// product first. The product of the two second planes is left out.
+// Calls body(plane of A, plane of B) for each product of planes that is computed, smallest first.
 template <int kPlanes, typename Body>
 FASTLSTM_INLINE void for_each_product(const Body& body) {
   static_assert(kPlanes <= 2);
@@ -81,8 +77,7 @@ FASTLSTM_INLINE void for_each_product(const Body& body) {
 }
 
 // Multiplies two tiles of A by a pair of tiles of B. Tiles 0 to 3 hold the sums, 4 and 5 hold A, 6
-// and 7 hold B. If there is a single row, the sums of tile 5 are not used. `stride`: the bytes from
-// one row of sums to the next.
+// and 7 hold B. If there is a single row, the sums of tile 5 are not used.
 template <typename T, int kPlanes>
 static void multiply_pair(TileRows<kPlanes>& a, PanelTiles b, char* sums, int64_t stride) {
   const int64_t rows = a.count(), lower = rows > 1 ? rows / 2 : 1,
@@ -113,8 +108,7 @@ static void multiply_pair(TileRows<kPlanes>& a, PanelTiles b, char* sums, int64_
   Amx::store<2>(sums, stride), Amx::store<3>(sums + kLineBytes, stride);
 }
 
-// Multiplies one tile of A by two pairs of tiles of B. Tiles 0 to 3 hold the sums, 4 holds A, 5 to
-// 7 hold B.
+// Multiplies one tile of A, tile 4, by two pairs of tiles of B, tiles 5 to 7.
 template <typename T, int kPlanes>
 static void multiply_two_pairs(TileRows<kPlanes>& a, PanelTiles b, char* sums, int64_t stride) {
   const int64_t rows = a.count();

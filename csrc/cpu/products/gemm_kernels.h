@@ -2,21 +2,16 @@
 // matrix into panels and multiply rows by panels in one thread. Each instruction set has its own
 // GemmKernels for each format, and a plan chooses among them. Nothing here knows of an LSTM.
 #pragma once
-#include <cstdint>
-
 #include "cpu/dtypes.h"
 
 namespace fastlstm {
 
 // A panel of a matrix [K,N]: neighboring columns, stored as [K][width] with width = vectors *
-// lanes. Columns that do not exist are zeros. A panel of bfloat16 is [K / 2][width][2]: two
-// neighboring terms of a column form a pair, as dot product instructions take them. A zero
-// completes the last pair if K is odd. A panel of int8 is [K / 4][width][4] after a header
-// (int8_tiles.h).
+// lanes. Columns that do not exist are zeros. A panel of bfloat16 is [K / 2][width][2]: two terms
+// of a column form a pair, as dot product instructions take them. A zero completes the last pair if
+// K is odd. A panel of int8 is [K / 4][width][4] after a header (int8_tiles.h).
 struct PanelShape {
-  int64_t first_column;
-  int64_t columns;  // the number of columns that exist, at most the width
-  int64_t vectors;
+  int64_t first_column, columns, vectors;  // columns: those that exist, at most the width
 };
 
 // A matrix [K,N] as pointers: rows[k] to each row, or, if `transposed`, rows[n] to each column.
@@ -26,12 +21,10 @@ struct MatrixRows {
 };
 
 // The part of a matrix from which the next panel will be packed. It is fetched into the L2 cache
-// during a product, so that memory and arithmetic overlap. Each call of fetch() requests a few
-// cache lines.
+// during a product, so that memory and arithmetic overlap.
 struct Prefetch {
-  const void* const* rows;      // or columns, if the matrix is transposed
-  int64_t count;                // the number of rows
-  int64_t begin, end;           // the range of bytes to fetch of each row
+  const void* const* rows;      // [count], or columns, if the matrix is transposed
+  int64_t count, begin, end;    // bytes [begin, end) of each row are fetched
   int64_t lines_per_call;       // cache lines
   int64_t row = 0, at = begin;  // the row and the byte of the next cache line
 
@@ -46,8 +39,7 @@ struct Prefetch {
 // The number of terms that a kernel multiplies between two calls of fetch().
 constexpr int64_t kTermsPerFetch = 32;
 
-// The arguments of a kernel that multiplies rows by neighboring panels. For each row r < rows and
-// column n of the panels:
+// The arguments of a kernel that multiplies rows by neighboring panels. For row r and column n:
 //   c[r][n] = (accumulate ? c[r][n] : bias[n]) + sum of a[r][k_begin + k] * panel[k][n] over k < K
 struct PanelProduct {
   const void* const* a;  // [rows], encoded if the kernels require it
@@ -65,10 +57,7 @@ struct PanelProduct {
 
 // The bytes in front of a row that is encoded as int8. The first four are its scale.
 constexpr int64_t kInt8RowHeader = 64;
-// A zero point that makes int8 elements unsigned.
-constexpr int32_t kUnsignedZeroPoint = 128;
-// The default KC: the number of terms for which a panel stays in the L2 cache.
-constexpr int64_t kDefaultKc = 512;
+constexpr int32_t kUnsignedZeroPoint = 128;  // makes int8 elements unsigned
 
 struct GemmLayout {
   Format format;                      // of panels
@@ -80,7 +69,7 @@ struct GemmLayout {
   int vectors_multiple = 1;           // every panel has a multiple of so many vectors
   int64_t header_bytes = 0;           // in front of a panel, for each of its columns
   int64_t k_multiple = 1;             // panels are padded with zeros to a multiple of so many terms
-  int64_t kc = kDefaultKc;            // terms for one call of `multiply`
+  int64_t kc = 512;                   // KC: the terms for which a panel stays in the L2 cache
   int32_t zero_point = 0;             // added to the elements of a row that is encoded as int8
 
   int64_t bytes(int64_t elements) const { return elements * element_bits / 8; }
@@ -97,9 +86,8 @@ struct PanelColumn {
   int64_t width, K, n;
 };
 
-// `count` columns of a matrix that is not packed. If it is transposed, the terms of a column are
-// neighbors, and columns lie `stride` elements apart. Otherwise columns are neighbors, and the
-// terms of a column lie `stride` elements apart.
+// `count` columns of a matrix that is not packed. Columns lie `stride` elements apart if the matrix
+// is transposed, otherwise the terms of a column do. The others are neighbors.
 struct UnpackedColumns {
   const void* first;
   int64_t stride, count;
@@ -110,7 +98,6 @@ struct GemmFunctions {
   // Packs terms [k_begin, k_begin + K) of the columns `shape`. `panel` points behind the header.
   void (*pack)(const MatrixRows& matrix, int64_t k_begin, int64_t K, const PanelShape& shape,
                void* panel);
-  // Computes a PanelProduct.
   void (*multiply)(const PanelProduct& product);
 
   // Encodes a row [K] of float32 as `multiply` takes it, into encoded_bytes(K) bytes.
@@ -118,25 +105,21 @@ struct GemmFunctions {
   int64_t (*encoded_bytes)(int64_t K);
 
   // For prepacked weights. put_scale writes the scale of a column, and the sum of its elements, to
-  // the header of the panel. unpack reads the elements [K] of a column, and its scale if it has
-  // one.
+  // the header of the panel. unpack reads the elements [K] of a column, and its scale, if any.
   void (*put_scale)(const PanelColumn& column, float scale);
   void (*unpack)(const PanelColumn& column, void* elements, float* scale);
 
   // For bfloat16 and int8: writes sums from a buffer to c. Sums of bfloat16 are float32 and are
-  // rounded. Sums of int8 are int32 and are scaled. Rows of the buffer have whole vectors, and they
-  // lie `stride` elements apart.
+  // rounded. Sums of int8 are int32 and are scaled. Rows have whole vectors and lie `stride` apart.
   void (*put_rows)(const PanelProduct& product, const void* sums, int64_t stride);
 
   // The others are for training, and for weights that are not prepacked.
-
-  // Does the same as `multiply`, with one vector of columns of a transposed matrix in place of a
-  // panel. The sums of lanes without a column are arbitrary. `next` points to the terms that the
-  // next call multiplies, which are prefetched.
+  // Like `multiply`, with a vector of columns of a transposed matrix in place of a panel. The sums
+  // of lanes without a column are arbitrary. `next`: the terms of the next call, to be prefetched.
   void (*multiply_unpacked_columns)(const PanelProduct& product, const UnpackedColumns& columns,
                                     const void* next);
-  // Does the same as `multiply`, with columns of a matrix that is not transposed in place of a
-  // panel. Elements must have sum_dtype. `buffer` has 2 * rows * width elements.
+  // Like `multiply`, with columns of a matrix that is not transposed in place of a panel. Elements
+  // must have sum_dtype. `buffer` has 2 * rows * width elements.
   void (*multiply_unpacked_rows)(const PanelProduct& product, const UnpackedColumns& columns,
                                  void* buffer);
   // Transposes columns [begin, end) of a matrix [rows,N] of source_format to rows in the format of
@@ -145,30 +128,24 @@ struct GemmFunctions {
   // Computes sums[r] = or += the sum of rows[r][k] over k < K, for r < count.
   void (*sum_rows)(const void* const* rows, int64_t count, int64_t K, void* sums, bool accumulate);
 
-  // Releases AMX's tiles. A thread calls it after a series of products.
-  void (*end_thread)();
+  void (*end_thread)();  // releases AMX's tiles after a thread's series of products
 };
 
 struct GemmKernels;
 
 // Settings for speed. No result depends on them.
 struct GemmTuning {
-  double relative_speed = 1;  // multiply-adds in a unit of time, compared with float32
-  int64_t tile_rows;          // MR: a product is fastest with a multiple of so many rows
-  // How many bytes of x_gates a walk computes ahead of its steps. The faster the kernels, the more
-  // it matters that these bytes are still in a near cache.
-  int64_t bytes_ahead = 2 << 20;
-  // With fewer rows, loading a panel from the L2 cache takes longer than multiplying by it, so a
-  // product takes no less time. The second number is for rows that each thread encodes for itself.
+  double relative_speed = 1;      // multiply-adds in a unit of time, compared with float32
+  int64_t tile_rows;              // MR: a product is fastest with a multiple of so many rows
+  int64_t bytes_ahead = 2 << 20;  // of x_gates that a walk computes; fast kernels need a near cache
+  // With fewer rows a product takes no less time, because it waits for panels from the L2 cache.
+  // The second number is for rows that each thread encodes for itself.
   int64_t min_rows_per_panel_load = 3, min_encoded_rows_per_panel_load = 3;
-  // The share of the L2 cache for the panels of a step. Rows and sums need the rest.
-  double l2_share = 0.75;
-  // The number of panels for one call of `multiply`. One row with one panel has too few sums to
-  // hide the latency of multiply-adds.
+  double l2_share = 0.75;  // of the L2 cache for the panels of a step; rows and sums need the rest
+  // For one call of `multiply`. One row with one panel has too few sums to hide latency.
   int64_t panels_at_once = 1, panels_at_once_of_one_row = 1;
   const char* instruction_set = nullptr;  // a name for users
-  // For fewer rows than the limit these kernels are faster. They use the same panels and give the
-  // same bits.
+  // Kernels for fewer rows than the limit, with the same panels and the same bits.
   int64_t few_rows_limit = 0;
   const GemmKernels* few_rows_gemm = nullptr;
 
@@ -189,7 +166,6 @@ struct GemmKernels : GemmLayout, GemmFunctions, GemmTuning {
 // The GEMM kernels of a processor for each format, or nullptr.
 struct GemmTable {
   const GemmKernels* by_format[kFormats];
-
   const GemmKernels*& operator[](Format format) { return by_format[static_cast<int>(format)]; }
   const GemmKernels* operator[](Format format) const { return by_format[static_cast<int>(format)]; }
 };

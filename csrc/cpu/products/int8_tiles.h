@@ -15,8 +15,7 @@ namespace fastlstm::FASTLSTM_ISA {
 constexpr int64_t kQuad = 4;                                        // the terms in a lane
 constexpr int64_t kColumnHeader = sizeof(float) + sizeof(int32_t);  // bytes
 
-// K is padded to a multiple of the terms in a row of an AMX tile. A tile instruction takes the same
-// time for a shorter row.
+// K is padded to a multiple of the terms in a row of an AMX tile.
 constexpr int64_t kInt8Multiple = 64;
 FASTLSTM_INLINE int64_t padded(int64_t K) {
   return (K + kInt8Multiple - 1) / kInt8Multiple * kInt8Multiple;
@@ -24,7 +23,7 @@ FASTLSTM_INLINE int64_t padded(int64_t K) {
 
 static int64_t encoded_bytes_int8(int64_t K) { return kInt8RowHeader + padded(K); }
 
-// Returns the largest lane. It compares halves of the vector, so the chain of comparisons is short.
+// Returns the largest lane.
 FASTLSTM_INLINE int32_t largest(const Int32Vec& x) {
   constexpr int L = Vec<float>::lanes;
   int32_t lanes[L];
@@ -37,9 +36,8 @@ FASTLSTM_INLINE int32_t largest(const Int32Vec& x) {
   return lanes[0];
 }
 
-// Encodes a row that has infinities. The scale is 2^100. An infinity becomes 1 or -1, and any other
-// element 0. 2^100 is large enough to saturate every gate that it reaches, and its products with
-// weights are finite.
+// Encodes a row that has infinities as 1 and -1, and any other element as 0. The scale 2^100 is
+// large enough to saturate every gate that it reaches, and its products with weights are finite.
 template <int32_t zero_point>
 static void encode_infinities(const float* row, int64_t K, int8_t* to) {
   const float scale = 0x1p100f, infinity = __builtin_inff();
@@ -56,8 +54,7 @@ static void encode_int8(const void* from, int64_t K, void* encoded) {
   constexpr int64_t L = Vec<float>::lanes;
   const float* const row = static_cast<const float*>(from);
   int8_t* const to = static_cast<int8_t*>(encoded);
-  // Magnitudes are compared as integers. The bits of an infinity are larger than the bits of any
-  // number, and the bits of a NaN are larger still.
+  // Magnitudes are compared as integers: an infinity is larger than any number, a NaN larger still.
   constexpr int32_t kMagnitude = 0x7fffffff, kInfinity = 0x7f800000;
   Int32Vec magnitudes = {};
   Vec<float> x;
@@ -68,18 +65,15 @@ static void encode_int8(const void* from, int64_t K, void* encoded) {
   }
   const int32_t largest_bits = largest(magnitudes);
   const float magnitude = bits_as<float>(largest_bits);
-  float scale, inverse = 0;
+  float scale = 0, inverse = 0;
   constexpr float kSmallest = 0x1p-100f;  // smaller magnitudes count as 0
   if (largest_bits == kInfinity) return encode_infinities<zero_point>(row, K, to);
   if (largest_bits > kInfinity)
     scale = magnitude;  // NaN
   else if (magnitude > kSmallest)
     inverse = 127 / magnitude, scale = magnitude / 127;
-  else
-    scale = 0;
   std::memcpy(to, &scale, sizeof scale);
-  // After this number is added, the lowest byte of the sum is the rounded integer plus the zero
-  // point.
+  // This number makes the lowest byte of the sum the rounded integer plus the zero point.
   const Vec<float> to_whole(0x1.8p23f + zero_point);
   for (int64_t k = 0; k < K; k += L) {
     load(row + k, x, K - k < L ? K - k : L);
@@ -100,8 +94,7 @@ FASTLSTM_INLINE void put_int8(const PanelProduct& p, Int32Vec sums, int64_t r, i
       static_cast<const char*>(p.panel) + v / W * p.panel_stride + v % W * L * sizeof(float);
   if (zero_point) sums -= zero_point * read<Int32Vec>(scale + W * L * sizeof(float));
   const Vec<float> whole(__builtin_convertvector(sums, Vec<float>::Native));
-  const Vec<float> scales =
-      Vec<float>(read<Vec<float>::Native>(scale)) * Vec<float>(read<float>(p.a[r]));
+  const Vec<float> scales = Vec<float>::load(scale) * Vec<float>(read<float>(p.a[r]));
   put_sums<float, float>(p, whole * scales, static_cast<float*>(p.c[r]), v);
 }
 
@@ -109,8 +102,7 @@ template <typename Dot, int R, int V, int W>
 static void multiply_int8_tile(const PanelProduct& p, Int<R>, Int<V>, Int<W>, int64_t first,
                                int64_t panel) {
   constexpr int L = Vec<float>::lanes;
-  // A small tile adds to several chains of sums at the same time, because each instruction waits
-  // for the previous one of its chain. Integer sums do not depend on the order.
+  // In a small tile each instruction would wait for the previous one of a single chain of sums.
   constexpr int chains = R * V <= 4 ? 4 : R * V <= 8 ? 2 : 1;
   Int32Vec sum[chains][R][V] = {};
   const char* a[R];
@@ -118,8 +110,7 @@ static void multiply_int8_tile(const PanelProduct& p, Int<R>, Int<V>, Int<W>, in
   for (int r = 0; r < R; ++r) a[r] = static_cast<const char*>(p.a[first + r]) + kInt8RowHeader;
   const char* b =
       static_cast<const char*>(p.panel) + panel * p.panel_stride + W * L * kColumnHeader;
-  // The last iteration may read past p.K, but never past padded(p.K). The padding of a panel is
-  // zero.
+  // The last iteration may read past p.K, but not past padded(p.K), where panels are zero.
   for (int64_t k = 0; k < p.K; k += chains * kQuad) {
 #pragma GCC unroll 4
     for (int chain = 0; chain < chains; ++chain, b += W * L * kQuad) {
@@ -199,8 +190,7 @@ static void unpack_int8(const PanelColumn& column, void* elements, float* scale)
   *scale = read<float>(column.panel + column.n * sizeof(float));
 }
 
-// Makes GEMM kernels for prepacked int8 weights. Dot: the dot product of four int8 of a target, as
-// PlainDotProduct in vec.h.
+// Makes GEMM kernels for prepacked int8 weights. Dot: a dot product like PlainDotProduct (vec.h).
 template <int R, int V, typename Dot>
 static constexpr GemmKernels make_int8_gemm() {
   GemmKernels gemm{};

@@ -1,14 +1,10 @@
-// Fills GemmKernels with the functions of tiles.h, packing.h and unpacked.h. Included once for each
-// target.
+// Fills GemmKernels. Included once for each target.
 #pragma once
-#include "cpu/products/packing.h"
-#include "cpu/products/tiles.h"
 #include "cpu/products/unpacked.h"
 
 namespace fastlstm::FASTLSTM_ISA {
 
-// GEMM kernels for prepacked weights of T, with register tiles of at most R rows and V vectors. A
-// is the type of the sums.
+// GEMM kernels for prepacked weights of T, with sums of A, in tiles of at most R rows x V vectors.
 template <int R, int V, typename T, typename A, bool trains = false>
 static constexpr GemmKernels make_inference_gemm(Format format) {
   static_assert(4 % V == 0, "the four gates of a vector of units are whole panels");
@@ -25,13 +21,12 @@ static constexpr GemmKernels make_inference_gemm(Format format) {
   return gemm;
 }
 
-// GEMM kernels for training and for all weights.
+// GEMM kernels for training too.
 template <int R, int V, typename T, typename A>
 static constexpr GemmKernels make_training_gemm(Format format) {
   GemmKernels gemm = make_inference_gemm<R, V, T, A, /*trains=*/true>(format);
   if constexpr (sizeof(T) < sizeof(A)) gemm.put_rows = put_rows<A, T>;
-  // Each tile of rows transposes the squares again. So one tile of 8 rows is faster than two of 4
-  // rows, and AVX-512 has enough registers for it.
+  // Each tile of rows transposes the squares again, and AVX-512 has enough registers for 8 rows.
   gemm.multiply_unpacked_columns = multiply_unpacked_columns<(sizeof(Vec<A>) == 64 ? 8 : R), T, A>;
   if constexpr (sizeof(T) == sizeof(A)) gemm.multiply_unpacked_rows = multiply_unpacked_rows<A>;
   gemm.transpose = transpose<T>, gemm.sum_rows = sum_rows<T, A>;

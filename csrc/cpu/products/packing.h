@@ -1,17 +1,16 @@
 // Packs matrices into panels, unpacks columns, transposes blocks of a matrix, and sums rows.
-// Included once for each target. Memory bounds all of these: each element is read once and written
-// once.
+// Included once for each target. Memory bounds all of these.
 #pragma once
 #include "cpu/products/gemm_kernels.h"
 #include "cpu/vec.h"
 
 namespace fastlstm::FASTLSTM_ISA {
 
-// One stage of transposing a square of lanes x lanes elements in registers. It replaces each pair
-// of rows x[i] and x[i + distance]. A block is 16 bytes of a register. If `distance` is less than
-// the elements of a block, the stage interleaves the elements of the two rows within each block
-// (unpacklo and unpackhi on x86). These stages together transpose each block. With a larger
-// `distance`, x[i] receives the even blocks of the two rows, and x[i + distance] the odd blocks.
+// One stage of transposing a square in registers. It replaces each pair of rows x[i] and
+// x[i + distance]. A block is 16 bytes of a register. If `distance` is less than the elements of a
+// block, the stage interleaves the elements of the two rows within each block (unpacklo and
+// unpackhi on x86). These stages together transpose each block. With a larger `distance`, x[i]
+// receives the even blocks of the two rows, and x[i + distance] the odd blocks.
 template <int distance, typename A>
 FASTLSTM_INLINE void transpose_stage(Vec<A> (&x)[Vec<A>::lanes]) {
   constexpr int L = Vec<A>::lanes, block = 16 / sizeof(A);
@@ -57,8 +56,8 @@ static void transpose_vector(const A* const* from, int64_t K, A* to, int64_t str
     for (int n = 0; n < L; ++n) __builtin_memcpy(to + k * stride + n, from[n] + k, sizeof(A));
 }
 
-// Finds L columns of a transposed matrix: columns[l] points to term k of column n + l of the panel.
-// In place of a column that does not exist it points to the first column, which can be read.
+// Finds L columns of a transposed matrix: columns[l] points to term k of column n + l of the panel,
+// or of the first column in place of one that does not exist.
 template <typename T, int L>
 FASTLSTM_INLINE void find_columns(const MatrixRows& matrix, const PanelShape& shape, int64_t n,
                                   int64_t k, const T* (&columns)[L]) {
@@ -104,23 +103,6 @@ template <typename T, int terms_per_lane>
     const int64_t index = lane * terms_per_lane + k % terms_per_lane;
     __builtin_memcpy(static_cast<T*>(elements) + k, column.panel + index * sizeof(T), sizeof(T));
   }
-}
-
-// GemmFunctions::transpose, for float and double.
-template <typename A>
-static void transpose(const void* const* from, int64_t rows, int64_t begin, int64_t end,
-                      void* transposed) {
-  constexpr int L = Vec<A>::lanes;
-  A* const to = static_cast<A*>(transposed);
-  const auto row = [&](int64_t r) { return static_cast<const A*>(from[r]); };
-  int64_t r = 0;
-  for (; r + L <= rows; r += L) {
-    const A* columns[L];
-    for (int l = 0; l < L; ++l) columns[l] = row(r + l) + begin;
-    transpose_vector(columns, end - begin, to + r, rows);
-  }
-  for (; r < rows; ++r)
-    for (int64_t m = begin; m < end; ++m) to[(m - begin) * rows + r] = row(r)[m];
 }
 
 // GemmFunctions::sum_rows.
@@ -201,23 +183,28 @@ template <>
       panel[2 * (k * width + n)] = panel[2 * (k * width + n) + 1] = bfloat16(0.0f);
 }
 
-// GemmFunctions::transpose, for bfloat16. Only targets with dot products of bfloat16 use it
-// (bfloat16_table.h).
-template <>
-[[maybe_unused]] void transpose<bfloat16>(const void* const* from, int64_t rows, int64_t begin,
-                                          int64_t end, void* transposed) {
-  constexpr int L = Vec<float>::lanes;
-  bfloat16* const to = static_cast<bfloat16*>(transposed);
-  const auto row = [&](int64_t r) { return static_cast<const bfloat16*>(from[r]); };
+// GemmFunctions::transpose.
+template <typename T>
+static void transpose(const void* const* from, int64_t rows, int64_t begin, int64_t end,
+                      void* transposed) {
+  using A = std::conditional_t<sizeof(T) == 2, float, T>;  // of the elements that are moved
+  constexpr int L = Vec<A>::lanes;
+  T* const to = static_cast<T*>(transposed);
+  const auto row = [&](int64_t r) { return static_cast<const T*>(from[r]); };
+  const A* columns[L];
   int64_t r = 0;
-  if (rows % 2 == 0) {  // then each row of `to` consists of whole pairs
-    bfloat16 pairs[L][2 * 64];
-    const float* columns[L];
+  if constexpr (sizeof(T) == sizeof(A)) {
+    for (; r + L <= rows; r += L) {
+      for (int l = 0; l < L; ++l) columns[l] = row(r + l) + begin;
+      transpose_vector(columns, end - begin, to + r, rows);
+    }
+  } else if (rows % 2 == 0) {  // then each row of `to` consists of whole pairs
+    T pairs[L][2 * 64];
     for (int l = 0; l < L; ++l) columns[l] = as_pairs(pairs[l]);
     for (; r + 2 * L <= rows; r += 2 * L)
       for (int64_t m = begin; m < end; m += 64) {
         const int64_t count = end - m < 64 ? end - m : 64;
-        pack<bfloat16>({from + r, false}, 0, 2 * L, {m, count, 64 / L}, pairs);
+        pack<T>({from + r, false}, 0, 2 * L, {m, count, 64 / L}, pairs);
         transpose_vector(columns, count, as_pairs(to + (m - begin) * rows + r), rows / 2);
       }
   }

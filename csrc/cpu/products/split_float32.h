@@ -21,12 +21,10 @@ namespace fastlstm::FASTLSTM_ISA {
 
 constexpr int64_t kBlockTerms = 32;
 constexpr int64_t kTileElements = 16 * 32;  // bfloat16 elements
-// The size of one plane of a block of a panel, two tiles, in bfloat16 elements, and in pairs of
-// these, which are moved as floats.
+// One plane of a block of a panel, two tiles, in bfloat16 elements, and in pairs moved as floats.
 constexpr int64_t kPanelPlane = 2 * kTileElements, kPanelPlaneFloats = kPanelPlane / 2;
 
-// Whether all numbers of some vectors are finite. 0 * x is NaN if x is not finite. Four independent
-// sums hide the latency.
+// Whether all numbers of some vectors are finite: 0 * x is NaN if x is not. Four sums hide latency.
 FASTLSTM_INLINE bool all_finite(const float* sums, int64_t vectors) {
   Vec<float> zeros[4];
   for (auto& zero : zeros) zero = Vec<float>(0.0f);
@@ -69,8 +67,7 @@ struct SplitFloat32 {
     planes[1] = _mm512_maskz_mov_epi32(finite, second);
   }
 
-  // Splits 16 pairs of numbers. Each lane of to[p] is a pair: plane p of a number of `first`, and
-  // plane p of a number of `second`.
+  // Splits 16 pairs of numbers. A lane of to[p] is a pair of planes p, of `first` and of `second`.
   FASTLSTM_INLINE static void split_pairs(const Vec<float>& first, const Vec<float>& second,
                                           Vec<float> (&to)[kPlanes]) {
     __m512i of_first[kPlanes], of_second[kPlanes];
@@ -79,8 +76,7 @@ struct SplitFloat32 {
       to[p].v = _mm512_castsi512_ps(
           _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(of_first[p], 16), of_second[p]));
   }
-  // A row has an odd number of blocks, so that rows do not compete for the same sets of the L1
-  // cache.
+  // With an odd number of blocks, rows do not compete for the same sets of the L1 cache.
   static int64_t encoded_bytes(int64_t K) {
     return ((K + kBlockTerms - 1) / kBlockTerms | 1) * kBlockTerms * kBytesOfTerm;
   }
@@ -167,8 +163,7 @@ struct SplitFloat32 {
     }
   }
 
-  // Computes all sums of a row and a panel again in float32 if one of them is not finite. `width`:
-  // the elements from one row of sums to the next.
+  // Computes all sums of a row and a panel again in float32 if one of them is not finite.
   static void recompute_nonfinite(const TileRows<kPlanes>& a, const PanelProduct& p, float* sums,
                                   int64_t width) {
     for (int64_t i = 0; i < p.rows * p.panels; ++i) {
@@ -180,7 +175,6 @@ struct SplitFloat32 {
     }
   }
 
-  // GemmFunctions::multiply.
   static void multiply(const PanelProduct& p) {
     constexpr int64_t block = 2 * kPlanes * kPanelPlane;
     const int64_t blocks = (p.K + kBlockTerms - 1) / kBlockTerms,
@@ -197,7 +191,6 @@ struct SplitFloat32 {
         });
   }
 
-  // GemmFunctions::transpose.
   static void transpose(const void* const* from, int64_t rows, int64_t begin, int64_t end,
                         void* transposed) {
     const int64_t bytes_of_row = encoded_bytes(rows);

@@ -5,10 +5,7 @@
 // each k it loads V vectors of the panel and broadcasts R scalars. A tile of 6 x 4 makes 10 loads
 // for 24 multiply-adds, so arithmetic bounds it. A tile of few rows takes two panels at a time,
 // because multiply-adds have a latency, which only many independent sums hide. The order in which a
-// sum adds its terms depends neither on R nor on V. So the bits of a row do not depend on the other
-// rows.
-//
-// This file contains only plain loops and always-inline functions; kernels_table.h says why.
+// sum adds its terms depends neither on R nor on V, so its bits do not depend on the other rows.
 #pragma once
 #include <cstddef>
 #include <type_traits>
@@ -43,12 +40,6 @@ struct DotStep {
   }
 };
 
-// Loads a vector of a panel or of a row.
-template <typename A, typename T>
-FASTLSTM_INLINE Vec<A> load_lanes(const T* from) {
-  return Vec<A>(read<typename Vec<A>::Native>(from));
-}
-
 // The next two functions handle pairs of bfloat16 with instructions for float32. A target that has
 // an instruction for dot products of pairs declares overloads before it includes this file.
 
@@ -67,7 +58,7 @@ template <typename T>
 FASTLSTM_INLINE Vec<float> load_pairs(const T* from, int64_t n) {
   T pairs[2 * Vec<float>::lanes] = {};
   copy_few(from, n, pairs);
-  return load_lanes<float>(pairs);
+  return Vec<float>::load(pairs);
 }
 
 template <>
@@ -88,7 +79,7 @@ struct DotStep<bfloat16> {
   }
 };
 
-// An integer that is known at compile time and is passed as an argument.
+// An integer that is known at compile time, as an argument.
 template <int N>
 struct Int {
   static constexpr int value = N;
@@ -116,11 +107,9 @@ FASTLSTM_INLINE void for_row_tiles(int64_t rows, const Body& body) {
 }
 
 // So many terms are summed from zero to a partial sum, which is then added to the total. The
-// rounding error of a sum of K terms then grows with
-// kTermsPerPartialSum + K / kTermsPerPartialSum instead of K.
+// rounding error then grows with kTermsPerPartialSum + K / kTermsPerPartialSum instead of K.
 constexpr int64_t kTermsPerPartialSum = 256;
-// The distance at which a panel is prefetched. It is long, because the panel may be neither in the
-// L1 nor in the L2 cache.
+// How far ahead a panel is prefetched, which may be neither in the L1 nor in the L2 cache.
 constexpr int64_t kPrefetchBytes = 2048;
 
 // A register tile of R rows x V vectors. It reads V / W panels of W vectors each.
@@ -176,10 +165,9 @@ struct Tile {
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) {
       const T* const at = panel + v / W * stride + v % W * L * DotStep<T>::terms_per_lane;
-      // If one row reads the panel once and in order, the hardware prefetcher is faster (Intel
-      // Xeon).
+      // For one row, which reads the panel once, the hardware prefetcher is faster (Intel Xeon).
       if constexpr (R > 1) __builtin_prefetch(reinterpret_cast<const char*>(at) + kPrefetchBytes);
-      b[v] = keep_in_register(load_lanes<A>(at));
+      b[v] = keep_in_register(Vec<A>::load(at));
     }
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
@@ -251,8 +239,7 @@ FASTLSTM_INLINE void multiply_tiles(const PanelProduct& p, Fetch prefetch) {
                              [&](auto... tile) { multiply_tile<T, A, C>(p, prefetch, tile...); });
 }
 
-// GemmFunctions::multiply. Narrow panels of double are rare, so no code that prefetches is compiled
-// for them.
+// GemmFunctions::multiply. No code that prefetches is compiled for narrow panels of double.
 template <int R, int V, typename T, typename A, bool trains>
 static void multiply(const PanelProduct& p) {
   if constexpr (trains) {

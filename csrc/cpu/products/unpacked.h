@@ -24,7 +24,7 @@ FASTLSTM_INLINE void add_square(const T* const* a, int64_t k, int64_t n,
   auto* column = static_cast<const T*>(columns.first) + k;
 #pragma GCC unroll 16
   for (int l = 0; l < L; ++l) {
-    x[l] = n == L * P ? load_lanes<A>(column) : Step::load_first(column, n);
+    x[l] = n == L * P ? Vec<A>::load(column) : Step::load_first(column, n);
     if (l + 1 < columns.count) column += columns.stride;  // otherwise repeats the last column
   }
   transpose_square(x);
@@ -83,8 +83,7 @@ static void multiply_unpacked_columns(const PanelProduct& p, const UnpackedColum
                    [&](auto... tile) { multiply_unpacked_tile<T, A>(p, columns, next, tile...); });
 }
 
-// Adds `count` terms from term k on to the sums of all rows; overwrites the sums if `first`. The
-// rows of the matrix that follow are prefetched into the L2 cache.
+// Adds `count` terms from term k on to the sums of all rows; overwrites the sums if `first`.
 template <typename A, int count>
 FASTLSTM_INLINE void add_matrix_rows(const PanelProduct& p, const UnpackedColumns& columns,
                                      int64_t k, Int<count>, A* sums, bool first) {
@@ -111,8 +110,7 @@ FASTLSTM_INLINE void add_matrix_rows(const PanelProduct& p, const UnpackedColumn
   }
 }
 
-// GemmFunctions::multiply_unpacked_rows. The first half of `buffer` has the sums, the second half
-// partial sums.
+// GemmFunctions::multiply_unpacked_rows. `buffer` has the sums, then partial sums.
 template <typename A>
 static void multiply_unpacked_rows(const PanelProduct& p, const UnpackedColumns& columns,
                                    void* buffer) {

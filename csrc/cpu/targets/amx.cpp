@@ -57,7 +57,6 @@ thread_local uint8_t Amx::configured[8] = {};
 
 }  // namespace fastlstm::amx
 
-#include "cpu/products/split_float32.h"
 #include "cpu/targets/amx_table.h"
 FASTLSTM_TARGET_END
 #endif

@@ -16,9 +16,8 @@ struct Target {
 
 FASTLSTM_INLINE uint32_t first_lanes(int64_t n) { return (1u << n) - 1; }
 
-// Overloads of functions of vec.h. power_of_two is one instruction instead of a shift and an
-// addition. In clamp a NaN stays a NaN, because min and max return their second operand if one of
-// the two is a NaN.
+// Overloads of functions of vec.h. power_of_two is one instruction instead of two. In clamp a NaN
+// stays a NaN, because min and max return their second operand if one of the two is a NaN.
 #define FASTLSTM_OVERLOADS(A, suffix, Mask)                                           \
   FASTLSTM_INLINE void load(const A* from, Vec<A>& x, int64_t n) {                    \
     if (n == Vec<A>::lanes) return load(from, x);                                     \

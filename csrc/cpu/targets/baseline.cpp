@@ -1,5 +1,4 @@
-// The target of the compiler's default instruction set, which has vectors of 16 bytes on x86-64. It
-// needs only vec.h.
+// The target of the compiler's default instruction set: vec.h, with vectors of 16 bytes.
 #if !defined(__aarch64__)
 #define FASTLSTM_ISA baseline
 #define FASTLSTM_VECTOR_BYTES 16

@@ -1,5 +1,4 @@
-// The kernels for bfloat16 of a target that has an instruction for dot products of pairs. The
-// target's source file includes it once.
+// The kernels for bfloat16 of a target that has dot products of pairs, which includes it once.
 #pragma once
 #include "cpu/cell/cell_kernels.h"
 #include "cpu/products/make_gemm.h"

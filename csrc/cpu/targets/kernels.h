@@ -1,9 +1,6 @@
-// The kernel tables: the kernels of every dtype and format, for each target. One table is chosen
-// when the library is first used (cpu/kernels.h).
+// The kernel tables: the kernels of every dtype and format, for each target.
 #pragma once
 #include "cpu/cell/cell.h"
-#include "cpu/dtypes.h"
-#include "cpu/plan.h"
 #include "cpu/products/gemm_kernels.h"
 #include "equations/layer_norm_step.h"
 
@@ -25,8 +22,7 @@ struct RowKernels : RowKernel<ForwardStep<T, A>>,
 
 template <typename T>
 struct Kernels {
-  // For the stepwise engine. nullptr for 16-bit types if the target has no kernels for them; the
-  // engine then converts to float32.
+  // For the stepwise engine; nullptr for 16-bit types if the target has no kernels for them.
   RowKernels<T, State_t<T>> row;
   const CellKernels<T>* cell = nullptr;  // for the tiled engine
 };
@@ -72,10 +68,10 @@ FASTLSTM_DECLARE(neon_bf16, CellKernels<bfloat16>, bfloat16_cell)
 // instruction set to use ("DEFAULT", "AVX2", "AVX512..."). It has no effect on arm64.
 KernelTable kernels_for_machine(const char* capability);
 
-// On x86-64, subnormal results are rounded to zero while an object of this class exists. These
-// processors compute far more slowly with subnormal numbers, and the states behind shut gates and
-// the gradients of long sequences become subnormal. Subnormal operands keep their value, because
-// their product with a large number is not subnormal.
+// On x86-64, subnormal results are rounded to zero while an object of this class exists. Arithmetic
+// with subnormal numbers is far slower, and the states behind shut gates and the gradients of long
+// sequences become subnormal. Subnormal operands keep their value, because their product with a
+// large number is not subnormal.
 class FlushSubnormals {
 #if defined(__x86_64__)
  public:
@@ -87,8 +83,7 @@ class FlushSubnormals {
 #endif
 };
 
-// A guard around a series of products of a thread: FlushSubnormals and, at its end, a call of
-// GemmKernels::end_thread.
+// A guard around a series of products of a thread, which calls GemmKernels::end_thread at its end.
 class ThreadSeries {
  public:
   explicit ThreadSeries(const GemmKernels& gemm) : end_(gemm.end_thread) {}

@@ -1,5 +1,4 @@
-// Chooses the kernels for this processor. This file does not include torch, so that tests can run
-// the kernels without torch.
+// Chooses the kernels for this processor, without torch, so that tests can run without it.
 #include <cstring>
 
 #include "cpu/targets/kernels.h"

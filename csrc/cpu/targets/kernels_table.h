@@ -1,5 +1,5 @@
-// The kernel table of one target. The target's source file includes it once, after it has
-// opened the instruction set (target_pragma.h), defined FASTLSTM_ISA and declared Target.
+// The kernel table of one target (csrc/README.md). The target's source file includes it once, after
+// it has opened the instruction set (target_pragma.h), defined FASTLSTM_ISA and declared Target.
 //
 // Files that are compiled for a target contain only plain loops and always-inline functions. An
 // inline function of the standard library would be compiled with AVX-512 in one object file, and
@@ -9,12 +9,11 @@
 #include "cpu/products/int8_tiles.h"
 #include "cpu/products/make_gemm.h"
 #include "cpu/targets/kernels.h"
-#include "equations/layer_norm_step.h"
 
 namespace fastlstm::FASTLSTM_ISA {
 
-// The ThreadGroup (lstm_step.h) of a single thread, which computes the indices [begin, end) of a
-// row. For a step with sums over a whole row these are all indices of the row.
+// The ThreadGroup (lstm_step.h) of a single thread, for the indices [begin, end) of a row. For a
+// step with sums over a whole row these are all indices of the row.
 struct OneThread {
   int64_t begin, end;
 
@@ -35,8 +34,7 @@ template <typename S>
 static void run_row(const S& step, int64_t row, int64_t begin, int64_t end) {
   const S s = step;
   const OneThread group{begin, S::kWholeRows ? 4 * s.hidden_size : end};
-  // step_row is inlined twice with a constant `reset`, so that its loops have no branch and
-  // vectorize.
+  // With a constant `reset` the loops of step_row have no branch and vectorize.
   if (is_reset(s, row))
     step_row(s, row, true, group);
   else

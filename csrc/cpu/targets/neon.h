@@ -8,8 +8,8 @@
 namespace fastlstm::FASTLSTM_ISA {
 
 struct Target {
-  // 5 x 4 sums, 4 vectors of the panel and 5 elements of rows, which GCC loads in advance: 29 of
-  // the 32 registers. With 6 x 4 sums GCC would keep two of them on the stack.
+  // 5 x 4 sums, 4 vectors of the panel and 5 elements of rows, which GCC loads in advance: 29 of 32
+  // registers. With 6 x 4 sums GCC would keep two of them on the stack.
   static constexpr int tile_rows = 5, tile_vectors = 4;
   static constexpr int int8_tile_rows = 4;
   static constexpr bool has_16_bit_row_kernels = true;

@@ -1,6 +1,5 @@
 // The target FEAT_BF16 of arm64: bfloat16 by dot products of pairs, which are summed in float32.
-// These instructions round to odd and flush subnormal numbers to zero, unless the system sets
-// another mode.
+// By default these instructions round to odd and flush subnormal numbers to zero.
 #if defined(__aarch64__)
 #include "cpu/targets/target_pragma.h"
 FASTLSTM_TARGET("bf16")

@@ -1,6 +1,5 @@
 // Functions between FASTLSTM_TARGET("avx2,fma") and FASTLSTM_TARGET_END may use the named
-// instruction sets. On x86 these are all that they may use beyond the compiler's default; on arm64
-// the names are added to the default.
+// instruction sets and the compiler's default.
 #pragma once
 
 #define FASTLSTM_PRAGMA(...) _Pragma(#__VA_ARGS__)
