@@ -23,21 +23,19 @@ static bool use_amx() {
   return value == "1" && at::cpu::init_amx();
 }
 
-// Puts the kernels that use AMX tiles into the table.
-static void use_amx_gemms(GemmTable& gemms) {
-  static const AmxGemms amx = amx::amx_gemms();
-  gemms[Format::bfloat16x2] = &amx.bfloat16x2;
-  if (gemms[Format::bfloat16] == &avx512_bf16::bfloat16_gemm &&
-      gemms[Format::int8] == &avx512_vnni::int8_gemm)  // the AMX kernels use their functions
-    gemms[Format::bfloat16] = &amx.bfloat16, gemms[Format::int8] = &amx.int8;
-}
 #endif
 
 static KernelTable choose() {
   const std::string capability = at::get_cpu_capability();
   KernelTable table = kernels_for_machine(capability.c_str());
 #if defined(__x86_64__)
-  if (capability.starts_with("AVX512") && use_amx()) use_amx_gemms(table.gemms);
+  if (!capability.starts_with("AVX512") || !use_amx()) return table;
+  static const AmxGemms amx = amx::amx_gemms();
+  GemmTable& gemms = table.gemms;
+  gemms[Format::bfloat16x2] = &amx.bfloat16x2;
+  if (gemms[Format::bfloat16] == &avx512_bf16::bfloat16_gemm &&
+      gemms[Format::int8] == &avx512_vnni::int8_gemm)  // the AMX kernels use their functions
+    gemms[Format::bfloat16] = &amx.bfloat16, gemms[Format::int8] = &amx.int8;
 #endif
   return table;
 }

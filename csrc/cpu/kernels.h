@@ -5,8 +5,7 @@
 
 namespace fastlstm {
 
-// Returns the kernels for this machine. ATEN_CPU_CAPABILITY can limit the instruction set, as it
-// does for PyTorch's kernels.
+// Returns the kernels for this machine. ATEN_CPU_CAPABILITY can limit the instruction set.
 const KernelTable& kernel_table();
 
 // Describes this machine to the planner, with the number of threads that a call may use now.

@@ -5,23 +5,18 @@
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
-#include <algorithm>
 #include <numeric>
 
 #include "core/torch_versions.h"
 #include "cpu/gemm/prepacked.h"
-#include "cpu/kernels.h"
-#include "cpu/plan.h"
 #include "cpu/walk/tiled.h"
-#include "parts.h"
 #include "stepwise/backward.h"
 
 namespace fastlstm {
 namespace {
 
 // Runs one step of the stepwise engine (stepwise/forward.h) for all rows, in parallel. Threads also
-// divide the units of a row, so that one long row keeps several threads busy, unless the kernel
-// needs whole rows.
+// divide the units of a row, unless the kernel needs whole rows.
 struct CpuStepKernels {
   template <template <typename, typename> class S, typename T, typename A>
   static void run(const S<T, A>& step) {
@@ -39,30 +34,20 @@ struct CpuStepKernels {
   }
 };
 
-// Returns the precision of float32 that the user requests in torch.backends.
-Precision precision() {
-  const auto requested = rnn_precision();
-  return requested == kTf32   ? Precision::kTf32
-         : requested == kBf16 ? Precision::kBf16
-                              : Precision::kFloat32;
-}
-
 // Describes the forward pass of a layer to the planner.
 CpuTask task_of(const LayerCall& layer) {
   const Sizes s = layer.sizes();
-  CpuTask task{dtype_of(layer.input.scalar_type()),
-               s.directions,
-               s.steps,
-               s.batch,
-               s.flat_rows,
-               s.input_size,
-               s.hidden_size,
-               s.output_size};
+  CpuTask task{.dtype = dtype_of(layer.input.scalar_type())};
+  task.directions = s.directions, task.steps = s.steps, task.batch = s.batch;
+  task.input_size = s.input_size, task.hidden_size = s.hidden_size;
+  task.output_size = s.output_size, task.total_rows = s.flat_rows;
   task.projects = layer.projects();
   task.needs_stepwise = layer.normalizes() || layer.h_mask;
   task.is_dense = !layer.packed() && !layer.lengths;
   task.has_resets = layer.reset.has_value();
-  task.precision = precision();
+  const auto precision = rnn_precision();  // what the user requests in torch.backends
+  if (precision == kTf32) task.precision = Precision::kTf32;
+  if (precision == kBf16) task.precision = Precision::kBf16;
   if (layer.lengths) {
     const Tensor lengths = layer.lengths->contiguous();
     const int64_t* first = lengths.const_data_ptr<int64_t>();
@@ -73,16 +58,16 @@ CpuTask task_of(const LayerCall& layer) {
 
 // Returns the format of the prepacked weights. Raises an error if the call cannot use them.
 Format prepacked_format(const LayerCall& layer, std::string_view engine) {
-  const GemmKernels& gemm = gemm_named(layer.weight_layout.format);
+  const Format format = gemm_named(layer.weight_layout.format).format;
   const auto dtype = layer.input.scalar_type();
   TORCH_CHECK(
       !layer.normalizes() && !layer.h_mask && engine != "stepwise",
       "lstm_prepacked: expected neither layer normalization, recurrent dropout nor the engine "
       "\"stepwise\"");
-  TORCH_CHECK((gemm.format == Format::float64) == (dtype == at::kDouble),
+  TORCH_CHECK((format == Format::float64) == (dtype == at::kDouble),
               "lstm_prepacked: expected input that goes with weights in ",
               layer.weight_layout.format, ", got ", dtype);
-  return gemm.format;
+  return format;
 }
 
 // Returns the plan of a task. Raises an error if the engine is unknown or cannot run the layer.
@@ -96,8 +81,7 @@ CpuPlan plan_of(const LayerCall& layer, CpuTask task, std::string_view engine) {
   return make_plan(task, cpu_machine());
 }
 
-// Run the engine of a plan. The results of `forward` have the dtypes of the layer; `backward`
-// expects a layer and arguments in the plan's dtype.
+// Run the engine of a plan. The results have the dtypes of the layer.
 ForwardResult forward(const LayerCall& layer, const CpuPlan& plan, bool save_cells,
                       bool save_gates) {
   const auto dtype = layer.input.scalar_type();
@@ -115,6 +99,17 @@ ForwardResult forward(const LayerCall& layer, const CpuPlan& plan, bool save_cel
 }
 
 BackwardResult backward(const LayerCall& layer, const CpuPlan& plan, const BackwardArguments& in) {
+  const auto dtype = layer.input.scalar_type();
+  if (plan.dtype != dtype_of(dtype)) {
+    BackwardArguments floats = in;
+    floats.output = in.output.to(at::kFloat), floats.gates = in.gates.to(at::kFloat);
+    for (OptionalTensor* const grad : {&floats.grad_output, &floats.grad_h_n, &floats.grad_c_n})
+      if (*grad) *grad = (*grad)->to(at::kFloat);
+    auto [grad_input, grad_h_0, grad_c_0, grad_weights] = backward(as_float(layer), plan, floats);
+    for (Tensor& gradient : grad_weights) gradient = gradient.to(dtype);
+    return {grad_input.to(dtype), grad_h_0.to(dtype), grad_c_0.to(layer.c_0.scalar_type()),
+            grad_weights};
+  }
   if (plan.gemm) return tiled_backward(layer, plan, in);
   return dispatch_dtype(plan.dtype, [&](auto t) {
     using T = decltype(t);
@@ -128,19 +123,7 @@ BackwardResult lstm_backward_cpu(LstmCall call, const BackwardArguments& argumen
   check_backward(layer, arguments);
   CpuTask task = task_of(layer);
   task.backward = true;
-  const CpuPlan plan = plan_of(layer, task, arguments.engine);
-  if (plan.dtype == task.dtype) return backward(layer, plan, arguments);
-  BackwardArguments as_floats = arguments;
-  as_floats.output = arguments.output.to(at::kFloat);
-  as_floats.gates = arguments.gates.to(at::kFloat);
-  for (OptionalTensor* const grad :
-       {&as_floats.grad_output, &as_floats.grad_h_n, &as_floats.grad_c_n})
-    if (*grad) *grad = (*grad)->to(at::kFloat);
-  auto [grad_input, grad_h_0, grad_c_0, grad_weights] = backward(as_float(layer), plan, as_floats);
-  const auto dtype = layer.input.scalar_type();
-  for (Tensor& gradient : grad_weights) gradient = gradient.to(dtype);
-  return {grad_input.to(dtype), grad_h_0.to(dtype), grad_c_0.to(layer.c_0.scalar_type()),
-          grad_weights};
+  return backward(layer, plan_of(layer, task, arguments.engine), arguments);
 }
 
 }  // namespace

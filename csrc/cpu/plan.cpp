@@ -16,10 +16,10 @@ constexpr int64_t kStepBytesPerThread = 128 << 10;  // of prepacked weights, onc
 // The largest number of rows for which panels are packed on demand.
 constexpr int64_t kMaxRowsOnDemand = 512;
 
-// Whether a 16-bit layer is computed in float32: its tensors are converted before, and its results
-// are rounded after. That is so for a projection, and for a single step if its kernels do not
-// multiply the dtype, since there is little to convert. With prepacked weights, only bfloat16 with
-// weights of bfloat16, and float16 with weights of float32 and several steps, keep their dtype.
+// Whether a 16-bit layer is computed in float32, with its tensors converted before and its results
+// rounded after: if it has a projection, or a single step whose kernels do not multiply the dtype.
+// With prepacked weights, only bfloat16 with weights of bfloat16, and float16 with weights of
+// float32 and several steps, keep their dtype.
 bool computes_in_float32(const CpuTask& task, const CpuMachine& machine, const GemmKernels& gemm) {
   if (bytes_of(task.dtype) != 2) return false;
   const bool takes_dtype = gemm.takes(task.dtype);
@@ -30,7 +30,7 @@ bool computes_in_float32(const CpuTask& task, const CpuMachine& machine, const G
   return gemm.format != Format::float32 || task.projects || is_one_step;
 }
 
-// Returns the kernels for a layer, if its tensors are not converted first (computes_in_float32).
+// Returns the kernels for a layer whose tensors are not converted first.
 const GemmKernels& gemm_for(const CpuTask& task, const CpuMachine& machine) {
   if (task.prepacked) return *machine.gemms[*task.prepacked];
   const bool is_float32 = task.dtype == Dtype::kFloat32;
@@ -43,9 +43,7 @@ const GemmKernels& gemm_for(const CpuTask& task, const CpuMachine& machine) {
 }
 
 // Returns the fastest division of a walk among threads, by a model of the time of one step. Loading
-// weights overlaps with arithmetic, so the longer of the two counts. The model prefers directions
-// at the same time, and row groups if the weights of all units fit into the L2 cache of a core and
-// there are enough rows.
+// weights overlaps with arithmetic, so the longer of the two counts.
 ThreadGrid walk_grid(const CpuTask& task, const CpuMachine& machine, const CpuPlan& plan) {
   // In a microsecond a thread computes kMultiplyAdds of float32, or loads kBytes that are not in
   // its L2 cache. A barrier takes kBarrier microseconds for each thread. The machine is idle.
@@ -54,7 +52,7 @@ ThreadGrid walk_grid(const CpuTask& task, const CpuMachine& machine, const CpuPl
   const double hidden = task.hidden_size;
   const double cache_bytes = gemm.l2_share * machine.l2_cache_bytes;
   const int64_t unit_vectors = divide_up(task.hidden_size, gemm.lanes);
-  const int64_t min_rows_per_panel_load =
+  const int64_t min_rows =
       gemm.takes(plan.dtype) ? gemm.min_rows_per_panel_load : gemm.min_encoded_rows_per_panel_load;
   const double work = task.total_rows * 4 * hidden * hidden;
   const int64_t threads = std::min<int64_t>(machine.threads, 1 + work / kWalkMultiplyAddsPerThread);
@@ -65,7 +63,7 @@ ThreadGrid walk_grid(const CpuTask& task, const CpuMachine& machine, const CpuPl
     const int64_t rows = divide_up(task.batch, grid.row_groups);
     const double weights = 4 * hidden * gemm.lanes * divide_up(unit_vectors, grid.unit_groups);
     const double arithmetic =
-        weights * std::max(rows, min_rows_per_panel_load) / gemm.relative_speed / kMultiplyAdds;
+        weights * std::max(rows, min_rows) / gemm.relative_speed / kMultiplyAdds;
     const double bytes = weights * gemm.element_bits / 8;
     const double loading = bytes > cache_bytes ? bytes / kBytes : 0;
     const double barrier = grid.unit_groups > 1 ? grid.unit_groups * kBarrier : 0;
@@ -80,8 +78,7 @@ ThreadGrid walk_grid(const CpuTask& task, const CpuMachine& machine, const CpuPl
 }
 
 // Returns the division of a single forward step among threads. Reading the weights bounds it, so
-// threads divide the units. If there are more threads than vectors of units, they also divide the
-// rows.
+// threads divide the units, and the rows only if there are more threads than vectors of units.
 ThreadGrid single_step_grid(const CpuTask& task, const CpuMachine& machine, const CpuPlan& plan) {
   const int64_t weights = 4 * task.hidden_size * (task.input_size + task.output_size);
   const int64_t unit_vectors = divide_up(task.hidden_size, plan.gemm->lanes);
@@ -97,8 +94,7 @@ ThreadGrid single_step_grid(const CpuTask& task, const CpuMachine& machine, cons
   return grid;
 }
 
-// Whether all forms of a matrix give the same bits. They do if rows, weights and sums have the same
-// dtype.
+// Whether all forms of a matrix give the same bits: rows, weights and sums have the same dtype.
 bool forms_give_same_bits(const CpuTask& task, const CpuPlan& plan) {
   return !task.prepacked && plan.gemm->takes(plan.dtype) && plan.gemm->sum_dtype == plan.dtype;
 }
@@ -119,8 +115,7 @@ MatrixForm matrix_form(const CpuTask& task, const CpuMachine& machine, const Cpu
     return MatrixForm::kPanels;
   const int64_t times_l2 = gemm.bytes(4 * task.hidden_size * K) / machine.l2_cache_bytes;
   const int64_t few_reads = std::min<int64_t>(3 + times_l2, 16);
-  // With more rows a panel is faster: in place, a forward product transposes the weights in
-  // registers anew for every tile of rows.
+  // In place, a forward product transposes the weights in registers anew for every tile of rows.
   const int64_t few_rows = reads > 1 ? 8 : task.backward ? 32 : 12;
   if (rows <= few_rows && reads <= few_reads && (same_bits || !task.backward))
     return MatrixForm::kInPlace;
@@ -132,8 +127,7 @@ MatrixForm matrix_form(const CpuTask& task, const CpuMachine& machine, const Cpu
 
 // Chooses buffer_rows and buffer_unit_vectors. If h is short, many rows at a time need fewer calls
 // of the kernels; if h is long, a few rows at a time are faster. Weights in place are read one gate
-// after the other, and the vectors of a gate are neighbors in memory, so the buffer gets many of
-// them.
+// after the other, so the buffer gets many vectors of a gate, which are neighbors in memory.
 void size_cell_buffer(const CpuTask& task, CpuPlan& plan) {
   constexpr int64_t kSmallRowBytes = 1024, kBufferBytes = 256 << 10;
   const GemmKernels& gemm = *plan.gemm;
@@ -150,7 +144,7 @@ void size_cell_buffer(const CpuTask& task, CpuPlan& plan) {
 }
 
 // Returns CpuPlan::steps_ahead: so many steps that their x_gates stay in the cache until the walk
-// reads them. 0 if a step has enough rows to make reading W_ih at every step cheap.
+// reads them; 0 if a step has enough rows to make reading W_ih at every step cheap.
 int64_t steps_ahead(const CpuTask& task, const CpuMachine& machine, const CpuPlan& plan) {
   const GemmKernels& gemm = *plan.gemm;
   // If x_gates of all steps take less memory than W_ih, one product reads W_ih only once.
@@ -170,8 +164,8 @@ int64_t steps_ahead(const CpuTask& task, const CpuMachine& machine, const CpuPla
   return steps > 1 ? std::clamp<int64_t>(steps / plan.grid.directions, 1, task.steps) : 0;
 }
 
-// Returns CpuPlan::chunk_steps: so many steps that their d_gates stay in the cache. With larger
-// weights there are more, because every chunk reads and writes the gradients of the weights.
+// Returns CpuPlan::chunk_steps: so many steps that their d_gates stay in the cache; more with
+// larger weights, because every chunk reads and writes the gradients of the weights.
 int64_t chunk_steps(const CpuTask& task, const CpuPlan& plan) {
   const int64_t chunk_bytes = plan.dtype == Dtype::kFloat64 ? 3 << 17 : 1 << 20;
   const int64_t rows =

@@ -6,9 +6,6 @@
 // plan changes the time of a call, and its results within the rounding of their dtype. This file
 // does not know ATen.
 #pragma once
-#include <cstdint>
-#include <optional>
-
 #include "cpu/products/gemm_kernels.h"
 
 namespace fastlstm {
@@ -19,17 +16,15 @@ struct CpuMachine {
   int64_t l2_cache_bytes = 1 << 20;  // of one core
   GemmTable gemms;
   bool has_16_bit_row_kernels = true;  // whether the stepwise engine has kernels for 16-bit types
-  // If a step has at least this many rows on average, and each row group has rows for a whole
-  // register tile, then each step multiplies its own input together with h_{t-1}, and steps_ahead
-  // is 0. The default means never. It is for processors on which this was not measured.
+  // If a step has at least this many rows on average, and each row group fills a register tile,
+  // each step multiplies its own input together with h_{t-1} (steps_ahead is 0).
   int64_t min_rows_to_fuse_input = INT64_MAX;
 
-  // Returns the kernels that multiply the dtype in training, or nullptr if there are none.
+  // Returns the kernels that multiply a dtype in training, or nullptr.
   const GemmKernels* training_gemm(Dtype dtype) const;
 };
 
-// How float32 layers are multiplied. kTf32: as three products of bfloat16. kBf16: rounded to
-// bfloat16.
+// How float32 is multiplied. kTf32: as three products of bfloat16. kBf16: rounded to bfloat16.
 enum class Precision { kFloat32, kTf32, kBf16 };
 
 // What the planner knows of a call of one layer.
@@ -48,47 +43,40 @@ struct CpuTask {
   std::optional<Format> prepacked = {};       // the format of prepacked weights
 };
 
-// How threads divide a step. A direction has workers() workers, which divide its units into
-// unit_groups and its rows into row_groups. `directions` directions run at the same time. Rows are
-// independent of each other. A unit needs h of all units of the step before, so with more than one
-// unit group all threads meet at a barrier after every step.
+// How threads divide a step. The workers of a direction divide its units into unit_groups and its
+// rows into row_groups. `directions` run at the same time. A unit needs h of all units of the step
+// before, so with more than one unit group all threads meet at a barrier after every step.
 struct ThreadGrid {
   int64_t unit_groups = 1, row_groups = 1, directions = 1;
   int64_t workers() const { return unit_groups * row_groups; }
   int64_t threads() const { return workers() * directions; }
 };
 
-// One of the workers of a direction, and its groups. Its rows are row_group,
-// row_group + row_groups, ... They are dealt in turn, so that rows that are sorted by length spread
-// evenly over the groups.
+// One of the workers of a direction, and its groups. Its rows are row_group + i * row_groups, so
+// that rows that are sorted by length spread evenly over the groups.
 struct Worker {
   int64_t index, unit_group, row_group;
 };
 
 // Where GEMM kernels read a matrix. kPanels: in panels that were packed for this call or before it.
 // kPanelOnDemand: each thread packs a panel just before it multiplies with the panel. kInPlace: in
-// the weight itself. If a call reads the weights only a few times, packing all panels would cost
-// more than it saves.
+// the weight itself. The last two are for calls that read the weights only a few times.
 enum class MatrixForm { kPanels, kPanelOnDemand, kInPlace };
 
 // What the planner decides.
 struct CpuPlan {
   Dtype dtype;                        // in which the layer is computed
   const GemmKernels* gemm = nullptr;  // of the tiled engine; nullptr: the stepwise engine runs
-  MatrixForm w_ih = MatrixForm::kPanels;
-  MatrixForm w_hh = MatrixForm::kPanels;  // of W_hh and W_hr
+  MatrixForm w_ih = MatrixForm::kPanels, w_hh = MatrixForm::kPanels;  // w_hh: of W_hr too
   ThreadGrid grid;
   // Forward: the steps whose input is multiplied with W_ih at once, ahead of the walk over them. 0:
   // each step multiplies its own input.
   int64_t steps_ahead = 0;
-  // Backward: the steps that are walked back before their d_gates are multiplied.
-  int64_t chunk_steps = 1;
-  // Forward: the rows and vectors of units whose sums are computed before the cell equations read
-  // them (stages/cells.h).
+  int64_t chunk_steps = 1;  // backward: the steps before their d_gates are multiplied
+  // Forward: the rows and vectors of units whose sums the cell equations read at a time.
   int64_t buffer_rows = 1, buffer_unit_vectors = 1;
 };
 
-// Returns the plan of a call.
 CpuPlan make_plan(const CpuTask& task, const CpuMachine& machine);
 
 }  // namespace fastlstm

@@ -1,5 +1,4 @@
-// Pointers to the rows of a layer, for dense, packed, ragged and batch-first input alike. To find a
-// row takes a few instructions, so the walks compute the pointers anew at every step.
+// Pointers to the rows of a layer, for dense, packed, ragged and batch-first input alike.
 //
 // A row is one sequence of the batch. The CPU engine numbers rows by length: row 0 is the longest.
 // So the live rows of a step, those that have not ended, are always the rows [0, live_rows(t)).
@@ -22,15 +21,11 @@ inline Tensor as_dtype(const Tensor& tensor, at::ScalarType dtype) {
   return tensor.scalar_type() == dtype ? tensor : tensor.to(dtype);
 }
 
-// Return a pointer to direction d of a contiguous tensor [D,...], or nullptr if the tensor is
-// undefined.
+// Returns a pointer to direction d of a contiguous tensor [D,...], or nullptr if it is undefined.
 template <typename T>
 T* direction_data(const Tensor& tensor, int64_t d) {
-  return tensor.defined() ? data<T>(tensor) + d * tensor.stride(0) : nullptr;
-}
-template <typename T>
-const T* const_direction_data(const Tensor& tensor, int64_t d) {
-  return tensor.defined() ? const_data<T>(tensor) + d * tensor.stride(0) : nullptr;
+  if (!tensor.defined()) return nullptr;
+  return const_cast<T*>(const_data<T>(tensor)) + d * tensor.stride(0);
 }
 
 // The rows of a layer, sorted by length, and their lengths and resets.
@@ -40,11 +35,7 @@ class SortedRows {
       : steps_(layer.steps.expect_int()),
         batch_(layer.batch.expect_int()),
         packed_(layer.packed()),
-        numbers_(2 * (batch_ + steps_)),
-        batch_index_(numbers_.data()),
-        length_(batch_index_ + batch_),
-        live_rows_(length_ + batch_),
-        offset_(live_rows_ + steps_) {
+        numbers_(2 * (batch_ + steps_)) {
     std::iota(batch_index_, batch_index_ + batch_, 0);
     std::fill_n(live_rows_, steps_, batch_);
     if (packed_) {
@@ -56,10 +47,8 @@ class SortedRows {
     for (int64_t t = 0; t < steps_; ++t) offset_[t] = total_rows_, total_rows_ += live_rows_[t];
     for (int64_t t = steps_ - 1, row = 0; t >= 0; --t)
       for (; row < live_rows_[t]; ++row) length_[row] = t + 1;
-    if (layer.reset) {
-      reset_tensor_ = layer.reset->contiguous();
-      reset_ = reset_tensor_.const_data_ptr<bool>();
-    }
+    if (layer.reset) reset_tensor_ = layer.reset->contiguous();
+    reset_ = data_or_null<bool>(reset_tensor_);
   }
   SortedRows(const SortedRows&) = delete;
 
@@ -92,16 +81,17 @@ class SortedRows {
   int64_t steps_, batch_;
   bool packed_;
   int64_t total_rows_ = 0;
-  std::vector<int64_t> numbers_;    // the memory of the four arrays below, allocated at once
-  int64_t *batch_index_, *length_;  // [B]
-  int64_t *live_rows_, *offset_;    // [T]; offset_: flat index of row 0 of packed data
-  Tensor reset_tensor_;             // the owner of reset_
-  const bool* reset_ = nullptr;     // [T,B], or nullptr
+  std::vector<int64_t> numbers_;  // the memory of the four arrays below
+  int64_t *const batch_index_ = numbers_.data(), *const length_ = batch_index_ + batch_;  // [B]
+  int64_t* const live_rows_ = length_ + batch_;                                           // [T]
+  int64_t* const offset_ = live_rows_ + steps_;  // [T] flat index of row 0 of packed data
+  Tensor reset_tensor_;                          // the owner of reset_
+  const bool* reset_;                            // [T,B], or nullptr
 };
 
-// The order in which one direction visits the time steps of the rows. The forward pass visits its
-// k-th step at time forward_time(k), the backward pass at backward_time(k). Both functions are
-// their own inverses, so they also return k for a time t.
+// The order in which one direction visits the time steps. The forward pass visits its k-th step at
+// time forward_time(k), the backward pass at backward_time(k). Both functions are their own
+// inverses, so they also return k for a time t.
 class DirectionRows {
  public:
   DirectionRows(const SortedRows& rows, bool reverse) : rows_(rows), reverse_(reverse) {}
@@ -116,12 +106,9 @@ class DirectionRows {
   int64_t time_before(int64_t t) const { return reverse_ ? t + 1 : t - 1; }
   int64_t time_after(int64_t t) const { return reverse_ ? t - 1 : t + 1; }
 
-  // Returns pointer_to(t, row) for the live rows of each step of a chunk of steps k, in the order
-  // of the forward or the backward pass.
-  template <typename Pointer>
-  std::vector<Pointer> live_pointers(const Range& chunk, bool backward,
-                                     const auto& pointer_to) const {
-    std::vector<Pointer> pointers;
+  // Returns pointer_to(t, row) for the live rows of the steps k of a chunk, in the order of a pass.
+  auto live_pointers(const Range& chunk, bool backward, const auto& pointer_to) const {
+    std::vector<decltype(pointer_to(0, 0))> pointers;
     for (int64_t k = chunk.begin; k < chunk.end; ++k) {
       const int64_t t = backward ? backward_time(k) : forward_time(k);
       for (int64_t row = 0; row < rows_.live_rows(t); ++row) pointers.push_back(pointer_to(t, row));
@@ -141,10 +128,7 @@ class SequenceRows {
  public:
   SequenceRows(const Tensor& tensor, const SortedRows& rows)
       : tensor_(tensor.stride(-1) == 1 || tensor.size(-1) == 1 ? tensor : tensor.contiguous()),
-        data_(static_cast<T*>(const_cast<void*>(tensor_.const_data_ptr()))),
-        rows_(rows),
-        step_stride_(tensor.dim() == 3 ? tensor_.stride(0) : 0),
-        row_stride_(tensor_.stride(-2)) {}
+        rows_(rows) {}
   T* at(int64_t t, int64_t row) const {  // [size]
     return tensor_.dim() == 3 ? data_ + t * step_stride_ + rows_.batch_index(row) * row_stride_
                               : data_ + rows_.flat_index(t, row) * row_stride_;
@@ -152,13 +136,13 @@ class SequenceRows {
 
  private:
   Tensor tensor_;
-  T* data_;
   const SortedRows& rows_;
-  int64_t step_stride_, row_stride_;
+  T* data_ = const_cast<T*>(const_data<T>(tensor_));
+  int64_t step_stride_ = tensor_.dim() == 3 ? tensor_.stride(0) : 0;
+  int64_t row_stride_ = tensor_.stride(-2);
 };
 
-// A row of zeros, which kernels read in place of a row that is missing. Code that can skip the work
-// for zeros recognizes the row by its address.
+// A row of zeros in place of a row that is missing. Code that can skip zeros knows its address.
 template <typename T>
 class Zeros {
  public:
@@ -171,30 +155,25 @@ class Zeros {
   std::vector<State_t<T>> states_;
 };
 
-// Finds the state before a step of one direction: h_0 and c_0 at the first step of a row, zeros
-// after a reset, and otherwise the output and cells of the step before.
+// Finds the state before a step of one direction (csrc/README.md, "Rules").
 template <typename T>
 class PreviousState {
   using A = State_t<T>;
 
  public:
   // output, cells and last_c are of direction d.
-  PreviousState(const LayerCall& layer, const DirectionRows& rows, int64_t d,
-                const T* output,  // [R,P]; rows lie D * P elements apart
-                const A* cells,   // [R,H], or nullptr if cells are not saved
-                const A* last_c,  // [B,H], the last c of each row; read if there are no cells
-                const Zeros<T>& zeros)
+  PreviousState(const LayerCall& layer, const DirectionRows& rows, int64_t d, const T* output,
+                const A* cells, const A* last_c, const Zeros<T>& zeros)
       : rows_(rows),
         zeros_(zeros),
         sizes_(layer.sizes()),
         h_0_tensor_(layer.h_0.contiguous()),
         c_0_tensor_(as_dtype(layer.c_0, state_dtype(layer.input.scalar_type())).contiguous()),
-        h_0_(const_direction_data<T>(h_0_tensor_, d)),
-        c_0_(const_direction_data<A>(c_0_tensor_, d)),
+        h_0_(direction_data<const T>(h_0_tensor_, d)),
+        c_0_(direction_data<const A>(c_0_tensor_, d)),
         output_(output),
         cells_(cells),
-        last_c_(last_c),
-        h_0_is_zero_(is_zero(h_0_, sizes_.batch * sizes_.output_size)) {}
+        last_c_(last_c) {}
 
   struct State {
     const T* h;  // [P]
@@ -205,8 +184,7 @@ class PreviousState {
   State at(int64_t t, int64_t row) const {
     const SortedRows& rows = rows_.sorted();
     if (rows.is_reset(t, row)) return {zeros_.values(), zeros_.states()};
-    const int64_t b = rows.batch_index(row);
-    const int64_t H = sizes_.hidden_size, P = sizes_.output_size;
+    const int64_t b = rows.batch_index(row), H = sizes_.hidden_size, P = sizes_.output_size;
     if (t == rows_.first_time(row))
       return {h_0_is_zero_ ? zeros_.values() : h_0_ + b * P, c_0_ + b * H};
     const int64_t before = rows.flat_index(rows_.time_before(t), row);
@@ -227,10 +205,10 @@ class PreviousState {
   Tensor h_0_tensor_, c_0_tensor_;  // contiguous, c_0 in the dtype of the state
   const T* h_0_;                    // [B,P] of the direction
   const A* c_0_;                    // [B,H] of the direction
-  const T* output_;
-  const A* cells_;
-  const A* last_c_;
-  bool h_0_is_zero_;
+  const T* output_;                 // [R,P]; rows lie D * P elements apart
+  const A* cells_;                  // [R,H], or nullptr if cells are not saved
+  const A* last_c_;                 // [B,H], the last c of each row; read if there are no cells
+  bool h_0_is_zero_ = is_zero(h_0_, sizes_.batch* sizes_.output_size);
 };
 
 }  // namespace fastlstm

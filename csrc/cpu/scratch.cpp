@@ -1,4 +1,3 @@
-// Keeps large blocks of working memory from call to call. malloc itself keeps small blocks.
 #include "scratch.h"
 
 #include <ATen/EmptyTensor.h>
@@ -20,9 +19,8 @@ constexpr int64_t kCacheBytes = 64 << 20;   // the most bytes that are kept
 constexpr int64_t kSmallBytes = 128 << 10;  // blocks below this size are malloc's
 
 // The blocks of working memory, both in use and free, and a lock that threads can only try to take.
-// A blocking lock could wait forever after a fork, because the thread that holds it does not exist
-// in the child. The lock is not a std::mutex, because std::mutex::try_lock that is built with glibc
-// 2.34 or newer needs this glibc at run time.
+// After a fork a blocking lock could wait forever for a thread that does not exist in the child.
+// std::mutex::try_lock that is built with glibc 2.34 or newer needs this glibc at run time.
 struct BlockCache {
   std::vector<at::Tensor> blocks;  // in the order of their last use
   int64_t bytes = 0;               // of all blocks
@@ -33,8 +31,7 @@ struct BlockCache {
 using Lock = std::unique_lock<BlockCache>;
 
 BlockCache& block_cache() {
-  // The cache is never freed, because threads may run until the process ends.
-  static auto* const cache = new BlockCache;
+  static auto* const cache = new BlockCache;  // never freed: threads may outlive static objects
   return *cache;
 }
 
@@ -63,11 +60,10 @@ at::Tensor block_of(int64_t bytes) {
   const Lock lock(cache, std::try_to_lock);
   if (!lock) return new_block(bytes);
   auto& blocks = cache.blocks;
-  const auto fits = [bytes](const at::Tensor& block) {
-    const auto size = static_cast<int64_t>(block.nbytes());
+  const auto found = std::find_if(blocks.begin(), blocks.end(), [bytes](const at::Tensor& block) {
+    const int64_t size = block.nbytes();
     return is_free(block) && bytes <= size && size <= bytes + bytes / 8;
-  };
-  const auto found = std::find_if(blocks.begin(), blocks.end(), fits);
+  });
   if (found != blocks.end()) {
     std::atomic_thread_fence(std::memory_order_acquire);  // pairs with its last user's release
     std::rotate(found, found + 1, blocks.end());
@@ -85,13 +81,11 @@ at::Tensor block_of(int64_t bytes) {
 
 Scratch::Scratch(int64_t bytes) : nbytes_(bytes) {
   if (bytes == 0) return;
-  if (bytes < kSmallBytes) {
+  if (bytes < kSmallBytes)
     small_ = c10::GetCPUAllocator()->allocate(bytes);
-    data_ = small_.get();
-  } else {
+  else
     large_ = block_of(bytes);
-    data_ = large_.mutable_data_ptr();
-  }
+  data_ = small_ ? small_.get() : large_.mutable_data_ptr();
 }
 
 at::Tensor empty_on_huge_pages(at::IntArrayRef sizes, const at::TensorOptions& options) {

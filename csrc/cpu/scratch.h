@@ -1,6 +1,5 @@
-// Working memory of a call, which is kept for the next call. New memory from the system costs a
-// page fault for every 4 KB, which would take more than half of the time of a short walk with large
-// weights.
+// Working memory of a call, which is kept for the next call. The page faults of new memory would
+// take more than half of the time of a short walk with large weights.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -21,8 +20,8 @@ class Scratch {
  private:
   int64_t nbytes_ = 0;
   void* data_ = nullptr;
-  c10::DataPtr small_;  // the owner of a small block, which malloc keeps for the next call
-  at::Tensor large_;    // the owner of a large block, shared with the blocks that are kept
+  c10::DataPtr small_;  // owns a small block, which malloc keeps for the next call
+  at::Tensor large_;    // owns a large block, together with the blocks that are kept
 };
 
 // Returns memory for `count` elements of T.
@@ -31,9 +30,8 @@ Scratch scratch(int64_t count) {
   return Scratch(count * static_cast<int64_t>(sizeof(T)));
 }
 
-// Returns a tensor with uninitialized values. If it has 32 MB or more, the system is asked for huge
-// pages: malloc maps such a block anew each time, and its page faults of 4 KB each would take
-// longer than writing the block.
+// Returns a tensor with uninitialized values, on huge pages if it has 32 MB or more: malloc maps
+// such a block anew each time, and page faults of 4 KB each would take longer than writing it.
 at::Tensor empty_on_huge_pages(at::IntArrayRef sizes, const at::TensorOptions& options);
 
 // Frees the blocks that are kept and not in use. Returns the number of freed bytes.

@@ -6,13 +6,11 @@
 
 #include "cpu/products/gemm_kernels.h"
 #include "cpu/scratch.h"
-#include "pointers.h"
 
 namespace fastlstm {
 
 // Encodes rows of T with K elements each, into a buffer for `count` rows. Rows that already have
-// the format of the kernels are not copied. Rows of 16 bits for which the kernels have no format
-// are widened to float32.
+// the format of the kernels are not copied. 16-bit rows in other formats are widened to float32.
 template <typename T>
 class EncodedRows {
  public:
@@ -36,22 +34,19 @@ class EncodedRows {
     encode_(row, K_, to);
     return to;
   }
-  // Encodes all rows, with all threads. Pointer: const T* or const void*.
-  template <typename Pointer>
-  std::vector<const void*> encode(const std::vector<Pointer>& rows) const {
+  // Encodes all rows, with all threads.
+  std::vector<const void*> encode(const std::vector<const T*>& rows) const {
     std::vector<const void*> encoded(rows.begin(), rows.end());
     if (!encode_) return encoded;
     at::parallel_for(0, rows.size(), 1 + (1 << 15) / K_, [&](int64_t r, int64_t last) {
-      for (; r < last; ++r) encoded[r] = encode(static_cast<const T*>(rows[r]), r);
+      for (; r < last; ++r) encoded[r] = encode(rows[r], r);
     });
     return encoded;
   }
 
  private:
-  using Encode = decltype(GemmKernels::encode);
-
   // Returns nullptr if rows need no encoding.
-  static Encode encoder(const GemmKernels& gemm, bool packs) {
+  static decltype(GemmKernels::encode) encoder(const GemmKernels& gemm, bool packs) {
     const Format wanted = packs ? gemm.source_format : gemm.format;
     if (format_of(dtype_of_rows<T>) == wanted && wanted == gemm.source_format) return nullptr;
     return sizeof(T) == 2 ? widen : gemm.encode;
@@ -61,7 +56,7 @@ class EncodedRows {
       static_cast<float*>(to)[k] = float(static_cast<const T*>(row)[k]);
   }
 
-  Encode encode_;
+  decltype(GemmKernels::encode) encode_;
   int64_t K_, bytes_ = 0;
   Scratch rows_;
   std::vector<char> zeros_;

@@ -2,18 +2,13 @@
 
 #include <ATen/Parallel.h>
 
-#include <algorithm>
-
 namespace fastlstm {
-namespace {
 
 constexpr int64_t kGates = 4;
 // The most bytes of one row of a panel if a matrix that is not transposed is multiplied in place.
 constexpr int64_t kInPlacePanelBytes = 4096;
 // With more rows, waiting for the next panel costs less than prefetching it during a product.
 constexpr int64_t kMaxRowsToPrefetch = 64;
-
-}  // namespace
 
 void Matrix::cut_into_panels(int64_t groups) {
   const bool in_place = form_ == MatrixForm::kInPlace, transposed = source_.transposed;
@@ -47,8 +42,7 @@ Matrix::Matrix(const GemmKernels& gemm, MatrixSource source, int64_t groups, Mat
   if (form != MatrixForm::kPanels) return;
   own_ = Scratch(nbytes());
   first_ = own_.data<char>();
-  // Threads share the work by blocks of kPackRows rows of a panel, since panels may be few.
-  constexpr int64_t kPackRows = 128;
+  constexpr int64_t kPackRows = 128;  // threads share blocks of a panel, since panels may be few
   const int64_t blocks = divide_up(K_, kPackRows), panels = panel_count();
   const MatrixRows rows{source.rows.data(), source.transposed};
   at::parallel_for(0, blocks * panels, (1 << 15) / (64 * kPackRows), [&](int64_t i, int64_t last) {
@@ -153,8 +147,7 @@ void Matrix::multiply_on_demand(Call call, const Range& panels, Scratch& buffer)
   }
 }
 
-// Multiplies the panels in the order of their memory: all panels of the first gate, then all panels
-// of the second gate, and so on.
+// Multiplies the panels in the order of their memory: one gate after the other.
 void Matrix::multiply_columns_in_place(const Call& call, const Range& panels) const {
   const int64_t gates = source_.gates;
   for (int64_t gate = 0; gate < gates; ++gate)

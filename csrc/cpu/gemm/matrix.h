@@ -1,15 +1,10 @@
 // A matrix of weights for GEMM kernels. It is cut into panels, in one of three forms (MatrixForm in
 // cpu/plan.h). multiply_panels computes a product in one thread; parallel_gemm.h uses all threads.
 #pragma once
-#include <ATen/core/Tensor.h>
-
 #include <algorithm>
-#include <vector>
 
 #include "cpu/plan.h"
-#include "cpu/products/gemm_kernels.h"
 #include "cpu/scratch.h"
-#include "parts.h"
 #include "pointers.h"
 
 namespace fastlstm {
@@ -26,7 +21,7 @@ struct MatrixSource {
 // Where a product writes its results. `rows` and `bias` begin at column 0 of the matrix or, if
 // whole_vectors, at the first column of the panels that are multiplied.
 struct Destination {
-  void* const* rows;           // one pointer for each row of the product
+  void* const* rows;
   const void* bias = nullptr;  // of sum_dtype, or nullptr; not read if `accumulate`
   bool accumulate = false;     // the results are added to what is there
   bool c_is_16_bit = false;    // elements of the rows have 16 bits (PanelProduct)
@@ -35,13 +30,11 @@ struct Destination {
 
 class Matrix {
  public:
-  // A value for `groups`: panels are as wide as possible, and one call of the kernel multiplies all
-  // of them.
+  // A value for `groups`: panels are as wide as possible, and one call multiplies all of them.
   static constexpr int64_t kAllTogether = 0;
 
-  // Packs the matrix if the form is kPanels; otherwise keeps the source. `groups`: the number of
-  // threads, or groups of threads, that will share the panels. The number of panels is a multiple
-  // of it if there are enough columns.
+  // Packs the matrix if the form is kPanels; otherwise keeps the source. `groups`: the groups of
+  // threads that will share the panels. With enough columns the panels are a multiple of it.
   Matrix(const GemmKernels& gemm, MatrixSource source, int64_t groups,
          MatrixForm form = MatrixForm::kPanels);
   // Takes panels that are `offset` bytes behind the start of `data`.
@@ -62,7 +55,6 @@ class Matrix {
   Range panels_of_group(int64_t group, int64_t groups) const {
     return part_of(panel_count(), group, groups);
   }
-  // The columns of some panels.
   Range columns(const Range& panels) const {
     return {first_column(panels.begin), std::min(first_column(panels.end), N_)};
   }
@@ -78,8 +70,8 @@ class Matrix {
   // `buffer` is the thread's and grows as needed.
   void multiply_panels(const Range& panels, const void* const* a, int64_t rows, int64_t kc,
                        const Destination& to, Scratch& buffer) const;
-  // Calls body(panels) for groups of neighboring panels. One call of the kernel multiplies `rows`
-  // rows by a group. Begins with the last group if `backwards`.
+  // Calls body(panels) for groups of panels by which one call of the kernel multiplies `rows` rows.
+  // Begins with the last group if `backwards`.
   void for_panel_groups(Range panels, int64_t rows, const auto& body,
                         bool backwards = false) const {
     while (panels.begin < panels.end) {
@@ -90,8 +82,7 @@ class Matrix {
   }
 
  private:
-  // The arguments of multiply_panels. `origin` is the column of the matrix that goes to column 0 of
-  // the destination.
+  // The arguments of multiply_panels. `origin`: the column of the matrix at column 0 of `to`.
   struct Call {
     const void* const* a;
     int64_t rows, kc, origin;
@@ -114,8 +105,7 @@ class Matrix {
   UnpackedColumns unpacked_columns(int64_t panel) const;
   // The source of terms [k, k + terms) of a panel, to be fetched during `product`.
   Prefetch prefetch_of(int64_t panel, int64_t k, int64_t terms, const PanelProduct& product) const;
-  // Returns the arguments of a kernel for terms [k, k + kc) of panels of one width. The caller sets
-  // the address of the panel.
+  // The arguments of a kernel for terms [k, k + kc) of panels of one width, without `panel`.
   PanelProduct product_of(const Call& call, const Range& panels, int64_t k) const;
   void multiply_packed(const Call& call, const Range& panels) const;
   void multiply_on_demand(Call call, const Range& panels, Scratch& buffer) const;
@@ -125,8 +115,7 @@ class Matrix {
   const GemmKernels* gemm_;
   int64_t K_, N_;
   MatrixForm form_ = MatrixForm::kPanels;
-  // A grain is the narrowest possible panel. Panels have grains_per_panel_ grains if it is not 0;
-  // otherwise the grains are divided evenly.
+  // A grain is the narrowest possible panel. If grains_per_panel_ is 0, they are divided evenly.
   int64_t grain_columns_ = 0, grains_ = 0, grains_per_panel_ = 0, panel_count_ = 0;
   MatrixSource source_;   // if the form is not kPanels
   Scratch own_;           // owns panels that were packed here
@@ -147,11 +136,11 @@ inline int64_t gate_columns(int64_t hidden_size, int64_t lanes) {
   return 4 * lanes * divide_up(hidden_size, lanes);
 }
 
-// Computes c[r] = a[r] * the columns of some panels, in the calling thread.
-inline void serial_gemm(const std::vector<const void*>& a, int64_t rows, const Matrix& matrix,
-                        const Range& panels, const std::vector<void*>& c) {
+// Computes c[r] = a[r] * the columns of some panels.
+inline void serial_gemm(const void* const* a, int64_t rows, const Matrix& matrix,
+                        const Range& panels, void* const* c) {
   Scratch buffer;
-  matrix.multiply_panels(panels, a.data(), rows, matrix.K(), {c.data()}, buffer);
+  matrix.multiply_panels(panels, a, rows, matrix.K(), {c}, buffer);
 }
 
 }  // namespace fastlstm

@@ -1,6 +1,44 @@
 #include "cpu/gemm/parallel_gemm.h"
 
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+
+#include "cpu/targets/kernels.h"
+
 namespace fastlstm {
+namespace {
+
+// With fewer multiply-adds, waking another thread costs more than it helps.
+constexpr int64_t kMultiplyAddsOfAThread = 1 << 19;
+// The fewest rows for which it pays that one more thread loads all panels.
+constexpr int64_t kRowsOfAThread = 24;
+// The rows that are summed at a time in a weight gradient.
+constexpr int64_t kRowsAtATime = 1024;
+// Up to this size the panels of a weight gradient are small compared with c. Then all panels are
+// multiplied together, so that each row of c is written as a whole.
+constexpr int64_t kBytesOfSmallPanels = 128 << 10;
+
+// Divides rows into blocks and calls body(begin, end) for each block. A thread takes the next block
+// when it is ready. `multiply_adds`: the work for one row.
+void for_row_blocks(const GemmKernels& gemm, int64_t rows, int64_t multiply_adds,
+                    const auto& body) {
+  constexpr int64_t kBlockRows = 96;
+  const int64_t threads = std::min({int64_t(at::get_num_threads()), divide_up(rows, kRowsOfAThread),
+                                    1 + rows * multiply_adds / kMultiplyAddsOfAThread});
+  // The number of blocks is a multiple of the number of threads. Otherwise all threads would wait
+  // for the last block of one thread, which takes a third longer if there are few blocks.
+  const int64_t blocks = threads > 0 ? round_up(divide_up(rows, kBlockRows), threads) : 0;
+  std::atomic<int64_t> next = 0;
+  at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    const ThreadSeries series(gemm);
+    for (int64_t k; (k = next++) < blocks;) body(k * rows / blocks, (k + 1) * rows / blocks);
+  });
+}
+
+}  // namespace
 
 void parallel_gemm(const std::vector<const void*>& a, const Matrix& matrix, const Destination& to) {
   const GemmKernels& gemm = matrix.gemm();
@@ -28,28 +66,63 @@ void parallel_gemm(const std::vector<const void*>& a, const Matrix& matrix, cons
   });
 }
 
-template <typename T>
 void parallel_gemm_into(const std::vector<const void*>& a, const Matrix& matrix,
-                        const std::vector<void*>& c, bool accumulate) {
-  constexpr bool kIs16Bit = sizeof(T) == 2;
-  if (!kIs16Bit || matrix.gemm().takes(dtype_of_rows<T>))
+                        const std::vector<void*>& c, Dtype dtype, bool accumulate) {
+  const bool is_16_bit = bytes_of(dtype) == 2;
+  if (!is_16_bit || matrix.gemm().takes(dtype))
     return parallel_gemm(a, matrix,
-                         {.rows = c.data(), .accumulate = accumulate, .c_is_16_bit = kIs16Bit});
+                         {.rows = c.data(), .accumulate = accumulate, .c_is_16_bit = is_16_bit});
   const int64_t rows = a.size(), N = matrix.N();
   const Scratch sums = scratch<float>(rows * N);
   parallel_gemm(a, matrix, {row_pointers(sums.data<float>(), rows, N).data()});
-  at::parallel_for(0, rows, 1 + (1 << 15) / N, [&](int64_t r, int64_t last) {
-    for (; r < last; ++r) {
-      const float* const from = sums.data<float>() + r * N;
-      T* const to = static_cast<T*>(c[r]);
-      for (int64_t n = 0; n < N; ++n) to[n] = T(accumulate ? float(to[n]) + from[n] : from[n]);
-    }
+  dispatch_dtype(dtype, [&](auto t) {
+    at::parallel_for(0, rows, 1 + (1 << 15) / N, [&](int64_t r, int64_t last) {
+      for (; r < last; ++r) {
+        const float* const from = sums.data<float>() + r * N;
+        auto* const to = static_cast<decltype(t)*>(c[r]);
+        for (int64_t n = 0; n < N; ++n)
+          to[n] = decltype(t)(accumulate ? float(to[n]) + from[n] : from[n]);
+      }
+    });
   });
 }
-#define FASTLSTM_INSTANTIATE(T, A, name)                                              \
-  template void parallel_gemm_into<T>(const std::vector<const void*>&, const Matrix&, \
-                                      const std::vector<void*>&, bool);
-FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_INSTANTIATE)
-#undef FASTLSTM_INSTANTIATE
+
+void weight_gradient_gemm(const GemmKernels& gemm, const std::vector<const void*>& a, int64_t M,
+                          const std::vector<WeightGradient>& gradients, void* bias,
+                          bool accumulate) {
+  const int64_t rows = a.size(), bytes_of_sum = bytes_of(gemm.sum_dtype);
+  std::vector<std::vector<void*>> c;
+  for (const auto& [b, N, to] : gradients) {
+    c.push_back(row_pointers(static_cast<char*>(to), M, N * bytes_of_sum));
+    if (rows == 0 && !accumulate) std::memset(to, 0, M * N * bytes_of_sum);
+  }
+  if (bias && rows == 0 && !accumulate) std::memset(bias, 0, M * bytes_of_sum);
+  for (int64_t r = 0; r < rows; r += kRowsAtATime, accumulate = true) {
+    const int64_t K = std::min(kRowsAtATime, rows - r);
+    std::vector<Matrix> packed;
+    int64_t multiply_adds = 0;  // for a row of c
+    for (const auto& [b, N, to] : gradients) {
+      const int64_t b_rows = b.size(), begin = std::min(r, b_rows), end = std::min(r + K, b_rows);
+      const bool small = gemm.bytes((end - begin) * N) <= kBytesOfSmallPanels;
+      packed.emplace_back(gemm,
+                          MatrixSource{{b.begin() + begin, b.begin() + end}, false, end - begin, N},
+                          small && gemm.takes(gemm.sum_dtype) ? Matrix::kAllTogether : 1);
+      multiply_adds += (end - begin) * N;
+    }
+    for_row_blocks(gemm, M, multiply_adds, [&](int64_t begin, int64_t end) {
+      const int64_t count = end - begin, bytes_of_row = gemm.bytes_of_row(K);
+      const Scratch transposed(count * bytes_of_row);
+      gemm.transpose(a.data() + r, K, begin, end, transposed.data<char>());
+      const auto a_rows = row_pointers<const char>(transposed.data<char>(), count, bytes_of_row);
+      if (bias)
+        gemm.sum_rows(a_rows.data(), count, K, static_cast<char*>(bias) + begin * bytes_of_sum,
+                      accumulate);
+      Scratch buffer;
+      for (size_t i = 0; i < packed.size(); ++i)
+        packed[i].multiply_panels({0, packed[i].panel_count()}, a_rows.data(), count, kRowsAtATime,
+                                  {c[i].data() + begin, nullptr, accumulate}, buffer);
+    });
+  }
+}
 
 }  // namespace fastlstm

@@ -1,46 +1,32 @@
-// Multiplies the rows of many time steps by a matrix, with all threads. Within one time step each
-// thread has its own part of a matrix instead (cpu/walk/threads.h).
+// Products by all threads: of the rows of many time steps with a matrix, and for the gradients of
+// weights. Within one time step each thread has its own part of a matrix (cpu/walk/threads.h).
 #pragma once
-#include <ATen/Parallel.h>
-
-#include <algorithm>
-#include <atomic>
-#include <vector>
-
 #include "cpu/gemm/matrix.h"
-#include "cpu/targets/kernels.h"
 
 namespace fastlstm {
-
-// With fewer multiply-adds, waking another thread costs more than it helps.
-constexpr int64_t kMultiplyAddsOfAThread = 1 << 19;
-// The fewest rows for which it pays that one more thread loads all panels.
-constexpr int64_t kRowsOfAThread = 24;
-
-// Divides rows into blocks and calls body(begin, end) for each block. A thread takes the next block
-// when it is ready. `multiply_adds`: the work for one row.
-void for_row_blocks(const GemmKernels& gemm, int64_t rows, int64_t multiply_adds,
-                    const auto& body) {
-  constexpr int64_t kBlockRows = 96;
-  const int64_t threads = std::min({int64_t(at::get_num_threads()), divide_up(rows, kRowsOfAThread),
-                                    1 + rows * multiply_adds / kMultiplyAddsOfAThread});
-  // The number of blocks is a multiple of the number of threads. Otherwise all threads would wait
-  // for the last block of one thread, which takes a third longer if there are few blocks.
-  const int64_t blocks = threads > 0 ? round_up(divide_up(rows, kBlockRows), threads) : 0;
-  std::atomic<int64_t> next = 0;
-  at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
-    const ThreadSeries series(gemm);
-    for (int64_t k; (k = next++) < blocks;) body(k * rows / blocks, (k + 1) * rows / blocks);
-  });
-}
 
 // Multiplies all rows of a by a matrix.
 void parallel_gemm(const std::vector<const void*>& a, const Matrix& matrix, const Destination& to);
 
 // Computes c[r] = a[r] * matrix, or c[r] += a[r] * matrix if `accumulate`. Each c[r] is a row [N]
-// of T. If T has 16 bits, the float32 sums are rounded once, at the end.
-template <typename T>
+// of `dtype`. If it has 16 bits, the float32 sums are rounded once, at the end.
 void parallel_gemm_into(const std::vector<const void*>& a, const Matrix& matrix,
-                        const std::vector<void*>& c, bool accumulate);
+                        const std::vector<void*>& c, Dtype dtype, bool accumulate);
+
+// The gradient c [M,N] of one weight: c[m][n] = or += the sum of a[r][m] * b[r][n] over all rows r.
+struct WeightGradient {
+  // [R] rows [N] in GemmKernels::source_format. Rows of zeros at the end may be left out.
+  std::vector<const void*> b;
+  int64_t N;
+  void* c;  // contiguous, of sum_dtype
+};
+
+// Computes several weight gradients that have the same rows a, and the gradient of the bias if
+// `bias` [M] is not nullptr: bias[m] = or += the sum of a[r][m]. It multiplies so many rows of a
+// and b at a time that they stay in the caches. b is packed into panels. Threads share blocks of
+// columns of a and transpose them: a column of a gives a row of c.
+void weight_gradient_gemm(const GemmKernels& gemm, const std::vector<const void*>& a, int64_t M,
+                          const std::vector<WeightGradient>& gradients, void* bias,
+                          bool accumulate);
 
 }  // namespace fastlstm

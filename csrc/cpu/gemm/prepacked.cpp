@@ -51,7 +51,7 @@ Tensor pack_as(const GemmKernels& gemm, const Tensor& weight, const OptionalTens
 }  // namespace
 
 PrepackedHeader PrepackedHeader::of(const Tensor& prepacked) {
-  PrepackedHeader header{};
+  PrepackedHeader header;
   const bool has_header = prepacked.scalar_type() == at::kByte && prepacked.dim() == 1 &&
                           prepacked.is_contiguous() && prepacked.numel() > kHeaderBytes;
   if (has_header) {
@@ -59,7 +59,7 @@ PrepackedHeader PrepackedHeader::of(const Tensor& prepacked) {
     std::memcpy(&header, prepacked.const_data_ptr(), sizeof header);
     header.format[sizeof header.format - 1] = '\0';  // ends the string, whatever the bytes are
   }
-  TORCH_CHECK(has_header && std::memcmp(header.magic, kPrepackedMagic, sizeof kPrepackedMagic) == 0,
+  TORCH_CHECK(has_header && std::memcmp(&header, PrepackedHeader().magic, sizeof header.magic) == 0,
               "lstm_prepacked: expected weights as fastlstm.prepack packs them, got a tensor ",
               prepacked.sizes(), " of ", prepacked.scalar_type(), ": pack the model again");
   return header;

@@ -4,7 +4,6 @@
 #pragma once
 #include <cstring>
 #include <string>
-#include <string_view>
 
 #include "cpu/gemm/matrix.h"
 #include "cpu/kernels.h"
@@ -12,8 +11,7 @@
 namespace fastlstm {
 
 // Packs a weight [rows,K] in a format. An int8 weight has a scale for each row [rows].
-// `in_gate_order`: packs W_ih or W_hh, with the gates of a unit next to each other
-// (gate_matrix_of).
+// `in_gate_order`: packs W_ih or W_hh, as gate_matrix_of does.
 at::Tensor pack_weight(const at::Tensor& weight, const std::optional<at::Tensor>& scale,
                        const std::string& format, bool in_gate_order);
 // Returns the weight that pack_weight packed, and its scales if it is int8.
@@ -21,9 +19,9 @@ std::tuple<at::Tensor, std::optional<at::Tensor>> unpack_weight(const at::Tensor
 
 // The first bytes of a prepacked weight [rows,columns].
 struct PrepackedHeader {
-  char magic[8], format[16];
-  int64_t lanes, vectors;  // of the widest panel on the processor that packed the weight
-  int64_t rows, columns, in_gate_order;
+  char magic[8] = {'f', 'a', 's', 't', 'l', 's', 't', '1'}, format[16] = {};
+  int64_t lanes = 0, vectors = 0;  // of the widest panel on the processor that packed the weight
+  int64_t rows = 0, columns = 0, in_gate_order = 0;
 
   // Reads the header of a tensor. Throws if it has none.
   static PrepackedHeader of(const at::Tensor& prepacked);
@@ -33,16 +31,17 @@ struct PrepackedHeader {
            std::to_string(vectors);
   }
 };
-constexpr char kPrepackedMagic[8] = {'f', 'a', 's', 't', 'l', 's', 't', '1'};
 constexpr int64_t kHeaderBytes = sizeof(PrepackedHeader);
 static_assert(kHeaderBytes == 64);  // panels are aligned to cache lines
 
 inline PrepackedHeader header_of(const GemmKernels& gemm, int64_t rows, int64_t columns,
                                  bool in_gate_order) {
-  PrepackedHeader header{{}, {}, gemm.lanes, gemm.max_vectors, rows, columns, in_gate_order};
-  std::memcpy(header.magic, kPrepackedMagic, sizeof header.magic);
-  const std::string_view name = kFormatNames[static_cast<int>(gemm.format)];
-  name.copy(header.format, sizeof header.format - 1);
+  PrepackedHeader header{.lanes = gemm.lanes,
+                         .vectors = gemm.max_vectors,
+                         .rows = rows,
+                         .columns = columns,
+                         .in_gate_order = in_gate_order};
+  std::strcpy(header.format, kFormatNames[static_cast<int>(gemm.format)]);
   return header;
 }
 
@@ -54,7 +53,7 @@ inline at::ScalarType unpacked_dtype(Format format) {
   return kDtypes[static_cast<int>(format)];
 }
 
-// The GEMM kernels of this machine for a format of prepacked weights, by the name of the format.
+// The GEMM kernels of this machine for prepacked weights in a format.
 inline const GemmKernels& gemm_named(std::string_view format) {
   for (const GemmKernels* const gemm : kernel_table().gemms.by_format)
     if (gemm && gemm->unpack && format == kFormatNames[static_cast<int>(gemm->format)])
@@ -63,8 +62,8 @@ inline const GemmKernels& gemm_named(std::string_view format) {
               format, "\"");
 }
 
-// Returns for how many thread groups a prepacked matrix is cut into panels. The matrix that is not
-// in gate order is W_hr. It is cut for four, since the threads of later calls are not known.
+// Returns for how many thread groups a prepacked matrix is cut into panels. W_hr, the matrix that
+// is not in gate order, is cut for four, since the threads of later calls are not known.
 inline int64_t prepacked_groups(bool in_gate_order) { return in_gate_order ? 1 : 4; }
 
 // The transpose of a weight [rows,K] that pack_weight packed. It uses the memory of `prepacked`.

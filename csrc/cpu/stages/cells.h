@@ -1,23 +1,18 @@
 // The products of one step and the cell equations after them, for a worker's rows and units. This
 // runs in one thread.
 //
-// A small buffer of accumulators receives the products for a few rows and a few vectors of units.
-// Then the cell equations read these sums while they are in the L1 cache. Arithmetic limits the
-// speed if there are many rows, and reading the weights if there are few.
+// Accumulators receive the products for a few rows and a few vectors of units. Then the cell
+// equations read these sums from the L1 cache. Arithmetic limits the speed if there are many rows,
+// and reading the weights if there are few.
 //
 // Gate order is the order of the columns of W_ih^T, W_hh^T and the bias in the forward pass, as an
 // array [vectors of units][4 gates i, f, g, o][lanes].
 #pragma once
-#include <algorithm>
-#include <optional>
-#include <vector>
+#include <c10/util/SmallVector.h>
 
-#include "core/layer_call.h"
-#include "cpu/cell/cell.h"
-#include "cpu/gemm/accumulators.h"
+#include <optional>
+
 #include "cpu/gemm/prepacked.h"
-#include "cpu/kernels.h"
-#include "cpu/plan.h"
 #include "cpu/rows.h"
 
 namespace fastlstm {
@@ -35,8 +30,7 @@ inline Tensor contiguous_source(const GemmKernels& gemm, const Tensor& w) {
   return as_dtype(w, unpacked_dtype(gemm.source_format)).contiguous();
 }
 
-// Returns b_ih + b_hh [4H] in gate order, in the dtype A of the state; empty if the layer has no
-// bias. The last vector of units is filled up with zeros.
+// Returns b_ih + b_hh [4H] in gate order, in the dtype A of the state, padded with zeros; or empty.
 template <typename A>
 Scratch bias_in_gate_order(const Direction& w, int64_t lanes) {
   if (!w.b_ih.defined()) return {};
@@ -63,81 +57,121 @@ ForwardWeights forward_weights(const CpuPlan& plan, const LayerCall& layer, int6
   const Direction& w = layer.directions[d];
   const GemmKernels& gemm = *plan.gemm;
   const Sizes s = layer.sizes();
-  const auto gate_matrix = [&](const Tensor& weight, int64_t K, MatrixForm form) {
-    return layer.is_prepacked()
-               ? prepacked_matrix(gemm, weight, 4 * s.hidden_size, K, /*in_gate_order=*/true)
-               : gate_matrix_of(gemm, contiguous_source(gemm, weight), form);
+  const auto matrix = [&](const Tensor& weight, int64_t rows, int64_t K, MatrixForm form,
+                          bool in_gate_order) {
+    if (layer.is_prepacked()) return prepacked_matrix(gemm, weight, rows, K, in_gate_order);
+    const Tensor source = contiguous_source(gemm, weight);
+    return in_gate_order ? gate_matrix_of(gemm, source, form)
+                         : matrix_of(gemm, source, true, plan.grid.unit_groups, form);
   };
-  ForwardWeights weights{gate_matrix(w.w_ih, s.input_size, plan.w_ih),
-                         gate_matrix(w.w_hh, s.output_size, plan.w_hh),
+  ForwardWeights weights{matrix(w.w_ih, 4 * s.hidden_size, s.input_size, plan.w_ih, true),
+                         matrix(w.w_hh, 4 * s.hidden_size, s.output_size, plan.w_hh, true),
                          {},
                          bias_in_gate_order<A>(w, gemm.lanes)};
   if (w.w_hr.defined())
-    weights.w_hr.emplace(
-        layer.is_prepacked()
-            ? prepacked_matrix(gemm, w.w_hr, s.output_size, s.hidden_size, /*in_gate_order=*/false)
-            : matrix_of(gemm, contiguous_source(gemm, w.w_hr), true, plan.grid.unit_groups,
-                        plan.w_hh));
+    weights.w_hr.emplace(matrix(w.w_hr, s.output_size, s.hidden_size, plan.w_hh, false));
   return weights;
 }
 
-// The forward products and cells of one worker. The object owns the accumulators.
+// Multiplies some rows by a few panels. The sums stay in the L1 cache for the cell equations.
+template <typename A>
+class Accumulators {
+ public:
+  // `vectors`: the largest number of vectors of columns in one call of `compute`.
+  Accumulators(const GemmKernels& gemm, int64_t rows, int64_t vectors)
+      : stride_(vectors * gemm.lanes), sums_(scratch<A>(rows * stride_)), rows_(rows) {
+    for (int64_t r = 0; r < rows; ++r) rows_[r] = sums_.data<A>() + r * stride_;
+  }
+
+  int64_t rows() const { return rows_.size(); }
+  int64_t stride() const { return stride_; }  // elements from one row to the next
+
+  // Multiplies rows by some neighboring panels, and adds the bias of their columns if it is not
+  // nullptr. Returns the sums [rows, stride()]. If each a[r] is `zeros`, the row of zeros, the
+  // product is skipped, and the sums are zeros without the bias. So 0 times an infinite weight is 0
+  // if all rows are zeros, and NaN if there are others.
+  const A* compute(const Matrix& matrix, const Range& panels, const void* const* a, int64_t rows,
+                   int64_t kc, const void* zeros, const void* bias = nullptr) {
+    if (std::all_of(a, a + rows, [zeros](const void* row) { return row == zeros; }))
+      std::fill_n(sums_.data<A>(), rows * stride_, A(0));
+    else
+      matrix.multiply_panels(panels, a, rows, kc,
+                             {.rows = rows_.data(), .bias = bias, .whole_vectors = true}, buffer_);
+    return sums_.data<A>();
+  }
+
+ private:
+  int64_t stride_;
+  Scratch sums_, buffer_;
+  c10::SmallVector<void*, 16> rows_;
+};
+
+// The rows of one step that one worker has. Row: ForwardRow or BackwardRow.
+template <typename Row>
+struct StepRows {
+  explicit StepRows(int64_t max_rows)
+      : x(max_rows), gemm_rows(max_rows), h(max_rows), cell_rows(max_rows) {}
+  c10::SmallVector<const void*, 8> x;  // forward: encoded rows [I], read if the rows lack x_gates
+  // The encoded rows that the next product multiplies. Forward: h_{t-1}. Backward: d_gates of the
+  // next step in forward order, or the row of zeros if that step gives no gradient; with a
+  // projection, encode_d_h replaces them by dL/dh_t before the product with W_hr.
+  c10::SmallVector<const void*, 8> gemm_rows;
+  c10::SmallVector<void*, 8> h;  // with a projection: rows [P] of T that receive h_t or dL/dh_t
+  c10::SmallVector<Row, 8> cell_rows;
+  int64_t count = 0;  // the number of rows
+};
+
+// The forward products and cells of one worker.
 template <typename T>
 class CellsForward {
   using A = State_t<T>;
 
  public:
-  CellsForward(const CpuPlan& plan, int64_t hidden_size)
-      : plan_(plan),
-        gemm_(*plan.gemm),
-        hidden_size_(hidden_size),
-        x_sums_(gemm_, plan.buffer_rows, 4 * vectors_at_once(1)),
-        h_sums_(gemm_, plan.buffer_rows, 4 * vectors_at_once(1)) {}
+  CellsForward(const CpuPlan& plan, int64_t hidden_size) : plan_(plan), hidden_size_(hidden_size) {}
 
-  // Runs one step for a worker's rows and units.
-  void run(const ForwardWeights& weights, const Worker& worker,
-           const void* const* x,       // rows [I] of the input, or nullptr if the rows have x_gates
-           const void* const* h_prev,  // rows [P] of h_{t-1}
-           const ForwardRow<T>* rows, int64_t count,
-           const void* zeros) {  // the row of zeros; products of only this row are skipped
+  // Runs one step for a worker's rows and units. Products of only `zeros` in step.gemm_rows are
+  // skipped.
+  void run(const ForwardWeights& weights, const Worker& worker, const StepRows<ForwardRow<T>>& step,
+           const void* zeros) {
     const Range own =
         part_of(divide_up(hidden_size_, gemm_.lanes), worker.unit_group, plan_.grid.unit_groups);
-    const int64_t at_once = vectors_at_once(count), parts = divide_up(own.end - own.begin, at_once);
+    const int64_t at_once = vectors_at_once(step.count);
+    const int64_t parts = divide_up(own.end - own.begin, at_once);
     reversed_ = !reversed_;
     for (int64_t i = 0; i < parts; ++i) {
       const int64_t first = own.begin + (reversed_ ? parts - 1 - i : i) * at_once;
       const Range vectors{first, std::min(first + at_once, own.end)};
-      for (int64_t r = 0; r < count; r += h_sums_.rows())
-        run_buffer(weights, vectors, x ? x + r : nullptr, h_prev + r, rows + r,
-                   std::min(h_sums_.rows(), count - r), zeros);
+      for (int64_t r = 0; r < step.count; r += h_sums_.rows())
+        run_buffer(weights, vectors, step, r, zeros);
     }
   }
 
  private:
-  // Runs the products and the cells of as many rows and vectors of units as the accumulators hold.
-  void run_buffer(const ForwardWeights& weights, const Range& vectors, const void* const* x,
-                  const void* const* h_prev, const ForwardRow<T>* rows, int64_t count,
-                  const void* zeros) {
+  // Runs the products and cells of as many rows, from `first` on, as the accumulators hold.
+  void run_buffer(const ForwardWeights& weights, const Range& vectors,
+                  const StepRows<ForwardRow<T>>& step, int64_t first, const void* zeros) {
     const Matrix &w_ih = weights.w_ih, &w_hh = weights.w_hh;
     const int64_t width = 4 * gemm_.lanes;  // the gates of a vector of units
+    const int64_t count = std::min(h_sums_.rows(), step.count - first);
+    const ForwardRow<T>* const rows = &step.cell_rows[first];
     const A* bias = weights.bias.data<A>();
     if (bias) bias += vectors.begin * width;
     const A* from_x = nullptr;
-    if (x)
-      from_x = static_cast<const A*>(
-          x_sums_.compute(w_ih, panels_of(w_ih, vectors), x, count, gemm_.kc, nullptr, bias));
+    if (!rows->x_gates)
+      from_x = x_sums_.compute(w_ih, panels_of(w_ih, vectors), &step.x[first], count, gemm_.kc,
+                               nullptr, bias);
     for (int64_t v = vectors.begin; v < vectors.end; ++v)
       cell_.prefetch_forward(rows, count, units(v));
-    const A* from_h = static_cast<const A*>(
-        h_sums_.compute(w_hh, panels_of(w_hh, vectors), h_prev, count, w_hh.K(), zeros));
+    const A* from_h = h_sums_.compute(w_hh, panels_of(w_hh, vectors), &step.gemm_rows[first], count,
+                                      w_hh.K(), zeros);
     for (int64_t v = vectors.begin; v < vectors.end; ++v, from_h += width) {
       cell_.forward(rows, count, {from_h, h_sums_.stride(), from_x}, units(v));
       if (from_x) from_x += width;
     }
   }
 
-  // Returns how many vectors of units the buffer holds for `rows` rows: as many as one call of the
-  // micro-kernel multiplies, or more if the plan says so.
+  // How many vectors of units the buffer holds: as many as one call of the micro-kernel multiplies,
+  // or more if the plan says so.
   int64_t vectors_at_once(int64_t rows) const {
     return std::max(plan_.buffer_unit_vectors,
                     gemm_.panels_at_once_for(rows) * gemm_.max_vectors / 4);
@@ -152,38 +186,21 @@ class CellsForward {
   }
 
   const CpuPlan& plan_;
-  const GemmKernels& gemm_;
+  const GemmKernels& gemm_ = *plan_.gemm;
   const CellKernels<T>& cell_ = *kernels<T>().cell;
   int64_t hidden_size_;
-  // The order of the vectors changes from step to step, since the weights that were read last are
-  // still in the L2 cache.
+  // The order changes from step to step: the weights that were read last are still in the L2 cache.
   bool reversed_ = true;
-  Accumulators x_sums_, h_sums_;
+  Accumulators<A> x_sums_{gemm_, plan_.buffer_rows, 4 * vectors_at_once(1)};
+  Accumulators<A> h_sums_{gemm_, plan_.buffer_rows, 4 * vectors_at_once(1)};
 };
 
-// The rows of one step of the backward pass that one worker has.
-template <typename T>
-struct BackwardStepRows {
-  explicit BackwardStepRows(int64_t max_rows)
-      : gemm_rows(max_rows), d_h(max_rows), cell_rows(max_rows) {}
-  // The encoded rows that the next product multiplies: d_gates of the next step in forward order,
-  // or the row of zeros if that step gives no gradient. With a projection, encode_d_h replaces them
-  // by dL/dh_t before the product with W_hr.
-  std::vector<const void*> gemm_rows;
-  std::vector<void*> d_h;  // with a projection: rows [P] of T that receive dL/dh_t
-  std::vector<BackwardRow<T>> cell_rows;
-  int64_t count = 0;  // the number of rows
-};
-
-// The backward product and cells of one worker. The product gives the gradient of o * tanh(c). It
-// multiplies d_gates of the next step in forward order by W_hh or, with a projection, dL/dh_t by
-// W_hr. The object owns the accumulators.
+// The backward product and cells of one worker. The product gives the gradient of o * tanh(c).
 template <typename T>
 class CellsBackward {
   using A = State_t<T>;
 
  public:
-  // max_rows: the most rows of a step.
   CellsBackward(const Matrix& w_hh_or_hr, int64_t max_rows, int64_t hidden_size)
       : hidden_size_(hidden_size),
         sums_(w_hh_or_hr.gemm(),
@@ -192,9 +209,9 @@ class CellsBackward {
                   : max_rows,
               w_hh_or_hr.max_group_width() / w_hh_or_hr.gemm().lanes) {}
 
-  // Runs one step for a worker's rows and the units of some panels of w_hh_or_hr. `zeros`: the row
-  // of zeros. If all gemm_rows in the buffer are this row, their product is skipped.
-  void run(const Matrix& w_hh_or_hr, const Range& panels, const BackwardStepRows<T>& step,
+  // Runs one step for a worker's rows and the units of some panels of w_hh_or_hr. Products of only
+  // `zeros` in step.gemm_rows are skipped.
+  void run(const Matrix& w_hh_or_hr, const Range& panels, const StepRows<BackwardRow<T>>& step,
            const void* zeros) {
     reversed_ = !reversed_;
     const auto run_group = [&](const Range& group) {
@@ -204,8 +221,7 @@ class CellsBackward {
         const int64_t n = std::min(sums_.rows(), step.count - r);
         const BackwardRow<T>* const rows = &step.cell_rows[r];
         cell_.prefetch_backward(rows, n, units);
-        const auto* const sums = static_cast<const A*>(
-            sums_.compute(w_hh_or_hr, group, &step.gemm_rows[r], n, kKc, zeros));
+        const A* const sums = sums_.compute(w_hh_or_hr, group, &step.gemm_rows[r], n, kKc, zeros);
         cell_.backward(rows, n, sums, sums_.stride(), units);
       }
     };
@@ -213,14 +229,13 @@ class CellsBackward {
   }
 
  private:
-  // kRowsAtOnce limits the rows in the buffer if the weights are in panels. The rows of the buffer
-  // are multiplied by kKc terms of a panel, which stay in the L2 cache, then by the next kKc terms.
+  // The most rows in the buffer if weights are in panels, and the terms that stay in the L2 cache.
   static constexpr int64_t kRowsAtOnce = 96, kKc = 1024;
 
   const CellKernels<T>& cell_ = *kernels<T>().cell;
   int64_t hidden_size_;
   bool reversed_ = true;  // as in CellsForward
-  Accumulators sums_;
+  Accumulators<A> sums_;
 };
 
 }  // namespace fastlstm

@@ -3,19 +3,12 @@
 // It needs o * tanh(c) of all units, so it is a second phase of each step: after the cells in the
 // forward pass, before the cells in the backward pass.
 #pragma once
-#include <algorithm>
 #include <utility>
-#include <vector>
 
 #include "core/flat_rows.h"
-#include "core/operators.h"
 #include "cpu/gemm/encoded_rows.h"
-#include "cpu/gemm/matrix.h"
-#include "cpu/gemm/weight_gradient_gemm.h"
-#include "cpu/plan.h"
-#include "cpu/rows.h"
+#include "cpu/gemm/parallel_gemm.h"
 #include "cpu/stages/cells.h"
-#include "equations/lstm_math.h"
 
 namespace fastlstm {
 
@@ -23,43 +16,28 @@ namespace fastlstm {
 template <typename T>
 class ProjectionForward {
  public:
-  ProjectionForward(const DirectionRows& rows, int64_t hidden_size, const ThreadGrid& grid,
-                    const Matrix& w_hr)  // W_hr^T [H,P]
-      : sorted_rows_(rows.sorted()),
-        grid_(grid),
-        hidden_size_(hidden_size),
-        w_hr_(w_hr),
-        unprojected_(scratch<T>(sorted_rows_.batch() * hidden_size_)),
-        encoded_(w_hr.gemm(), grid.workers() * sorted_rows_.batch(), hidden_size_),
-        gemm_rows_(grid.workers(), std::vector<const void*>(sorted_rows_.batch())),
-        h_(grid.workers(), std::vector<void*>(sorted_rows_.batch())) {}
+  // w_hr: W_hr^T [H,P].
+  ProjectionForward(int64_t batch, const ThreadGrid& grid, const Matrix& w_hr)
+      : batch_(batch), grid_(grid), w_hr_(w_hr) {}
 
   // The memory [H] to which the cells of a row write o * tanh(c).
-  T* unprojected(int64_t row) const { return unprojected_.data<T>() + row * hidden_size_; }
+  T* unprojected(int64_t row) const { return unprojected_.data<T>() + row * w_hr_.K(); }
 
-  // Computes h_t of a worker's rows and columns. It writes the row [P] to which h_of(t, row)
-  // points.
-  void run(int64_t t, const Worker& worker, const auto& h_of) {
-    auto& from = gemm_rows_[worker.index];
-    auto& to = h_[worker.index];
-    int64_t count = 0;
-    for (int64_t row = worker.row_group; row < sorted_rows_.live_rows(t); row += grid_.row_groups) {
-      from[count] = encoded_.encode(unprojected(row), worker.index * sorted_rows_.batch() + count);
-      to[count++] = h_of(t, row);
-    }
-    serial_gemm(from, count, w_hr_, w_hr_.panels_of_group(worker.unit_group, grid_.unit_groups),
-                to);
+  // Computes step.h of a worker's rows and columns.
+  void run(StepRows<ForwardRow<T>>& step, const Worker& worker) const {
+    for (int64_t r = 0; r < step.count; ++r)
+      step.gemm_rows[r] = encoded_.encode(step.cell_rows[r].h, worker.index * batch_ + r);
+    serial_gemm(step.gemm_rows.data(), step.count, w_hr_,
+                w_hr_.panels_of_group(worker.unit_group, grid_.unit_groups), step.h.data());
   }
 
  private:
-  const SortedRows& sorted_rows_;
-  ThreadGrid grid_;
-  int64_t hidden_size_;
+  int64_t batch_;
+  const ThreadGrid& grid_;
   const Matrix& w_hr_;
-  Scratch unprojected_;     // [B,H]
-  EncodedRows<T> encoded_;  // o * tanh(c) as the GEMM takes it, [workers,B] rows
-  std::vector<std::vector<const void*>> gemm_rows_;  // [workers,B] encoded rows
-  std::vector<std::vector<void*>> h_;                // [workers,B] rows [P] for h_t
+  Scratch unprojected_ = scratch<T>(batch_ * w_hr_.K());  // [B,H]
+  // o * tanh(c) as the GEMM takes it, [workers,B] rows
+  EncodedRows<T> encoded_{w_hr_.gemm(), grid_.workers() * batch_, w_hr_.K()};
 };
 
 // The projection of one direction in the backward pass, and the gradient of W_hr.
@@ -68,7 +46,7 @@ class ProjectionBackward {
   using A = State_t<T>;
 
  public:
-  // gates [R,4H] and cells [R,H] of direction d, saved by the forward pass. R: Sizes::flat_rows.
+  // gates [R,4H] and cells [R,H] of direction d, saved by the forward pass.
   ProjectionBackward(const LayerCall& layer, const CpuPlan& plan, const DirectionRows& rows,
                      int64_t d, const Tensor& gates, const Tensor& cells)
       : plan_(plan),
@@ -77,8 +55,6 @@ class ProjectionBackward {
         output_size_(layer.output_size.expect_int()),
         w_hr_(matrix_of(*plan.gemm, layer.directions[d].w_hr.contiguous(), false,
                         plan.grid.unit_groups, plan.w_hh)),
-        d_h_(scratch<T>(plan.chunk_steps * batch() * output_size_)),
-        encoded_(*plan.gemm, plan.grid.workers() * batch(), output_size_),
         grad_w_hr_(at::empty({output_size_, hidden_size_}, layer.state_options())) {
     const Tensor o = gates.narrow(1, 3 * hidden_size_, hidden_size_).to(cells.scalar_type());
     unprojected_ = hidden_state(o, cells).to(layer.input.scalar_type());
@@ -94,19 +70,18 @@ class ProjectionBackward {
   }
 
   // The first phase of a step. Computes dL/dh_t of a worker's rows and columns: the product of
-  // gemm_rows with W_hh plus the gradients of output and h_n.
-  void compute_d_h(const BackwardStepRows<T>& step, const Matrix& w_hh, const Worker& worker,
-                   const void* encoded_zeros) const {  // the row of zeros in step.gemm_rows
+  // gemm_rows with W_hh plus the gradients of output and h_n. `zeros`: as in CellsBackward.
+  void compute_d_h(const StepRows<BackwardRow<T>>& step, const Matrix& w_hh, const Worker& worker,
+                   const void* zeros) const {
     const Range panels = w_hh.panels_of_group(worker.unit_group, plan_.grid.unit_groups);
     const auto [begin, end] = w_hh.columns(panels);
     const auto first = step.gemm_rows.begin();
-    const auto d_h = [&](int64_t r) { return static_cast<T*>(step.d_h[r]); };
-    if (std::any_of(first, first + step.count, [&](const void* d) { return d != encoded_zeros; }))
-      serial_gemm(step.gemm_rows, step.count, w_hh, panels, step.d_h);
+    const auto d_h = [&](int64_t r) { return static_cast<T*>(step.h[r]); };
+    if (std::any_of(first, first + step.count, [&](const void* d) { return d != zeros; }))
+      serial_gemm(step.gemm_rows.data(), step.count, w_hh, panels, step.h.data());
     else  // no product, so that zero times an infinite weight is not NaN
       for (int64_t r = 0; r < step.count; ++r) std::fill(d_h(r) + begin, d_h(r) + end, T(A(0)));
-    // The gradients of output and h_n are usually small, so adding them to each other first rounds
-    // less.
+    // The gradients of output and h_n are usually small, so adding these two first rounds less.
     for (int64_t r = 0; r < step.count; ++r) {
       const BackwardRow<T>& row = step.cell_rows[r];
       for (int64_t n = begin; n < end; ++n)
@@ -116,20 +91,21 @@ class ProjectionBackward {
 
   // Begins the second phase of a step: the product before the cells multiplies dL/dh_t with W_hr,
   // and the cells get no other gradient of h_t.
-  void encode_d_h(BackwardStepRows<T>& step, const Worker& worker, const T* zeros) const {
+  void encode_d_h(StepRows<BackwardRow<T>>& step, const Worker& worker, const T* zeros) const {
     for (int64_t r = 0; r < step.count; ++r) {
       step.gemm_rows[r] =
-          encoded_.encode(static_cast<const T*>(step.d_h[r]), worker.index * batch() + r);
+          encoded_.encode(static_cast<const T*>(step.h[r]), worker.index * batch() + r);
       step.cell_rows[r].d_output = step.cell_rows[r].d_h_n = zeros;
     }
   }
 
   // Adds the steps of a chunk to the gradient of W_hr. The first chunk starts the sum.
   void add_weight_gradient(const Range& chunk) {
-    const auto d_h_rows = rows_.live_pointers<const void*>(
-        chunk, /*backward=*/true, [&](int64_t t, int64_t row) { return d_h(t, row); });
+    const auto d_h_rows =
+        rows_.live_pointers(chunk, /*backward=*/true,
+                            [&](int64_t t, int64_t row) -> const void* { return d_h(t, row); });
     auto unprojected_rows =
-        rows_.live_pointers<const void*>(chunk, /*backward=*/true, [&](int64_t t, int64_t row) {
+        rows_.live_pointers(chunk, /*backward=*/true, [&](int64_t t, int64_t row) -> const void* {
           return const_data<T>(unprojected_) + rows_.sorted().flat_index(t, row) * hidden_size_;
         });
     weight_gradient_gemm(*plan_.gemm, d_h_rows, output_size_,
@@ -143,11 +119,11 @@ class ProjectionBackward {
   const CpuPlan& plan_;
   const DirectionRows& rows_;
   int64_t hidden_size_, output_size_;
-  Matrix w_hr_;             // [P,H]
-  Scratch d_h_;             // [chunk_steps,B,P]
-  EncodedRows<T> encoded_;  // dL/dh_t as the GEMM takes it, [workers,B] rows
-  Tensor unprojected_;      // [R,H] o * tanh(c)
-  Tensor grad_w_hr_;
+  Matrix w_hr_;                                                           // [P,H]
+  Scratch d_h_ = scratch<T>(plan_.chunk_steps * batch() * output_size_);  // [chunk_steps,B,P]
+  // dL/dh_t as the GEMM takes it, [workers,B] rows
+  EncodedRows<T> encoded_{*plan_.gemm, plan_.grid.workers() * batch(), output_size_};
+  Tensor unprojected_, grad_w_hr_;  // [R,H] o * tanh(c), [P,H]
 };
 
 }  // namespace fastlstm

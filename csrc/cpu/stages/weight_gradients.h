@@ -2,16 +2,13 @@
 // summed over the steps of a chunk by all threads. (projection.h has the gradient of W_hr.)
 // If a chunk has many rows, arithmetic takes the time, otherwise reading and writing the gradients.
 #pragma once
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <utility>
-#include <vector>
 
 #include "core/layer_call.h"
 #include "core/operators.h"
 #include "cpu/gemm/encoded_rows.h"
-#include "cpu/gemm/weight_gradient_gemm.h"
+#include "cpu/gemm/parallel_gemm.h"
 
 namespace fastlstm {
 
@@ -21,18 +18,9 @@ class WeightGradients {
   using A = State_t<T>;
 
  public:
-  WeightGradients(const GemmKernels& gemm, const Sizes& sizes, bool has_bias,
-                  const at::TensorOptions& options,  // of the state's dtype
-                  int64_t max_rows)                  // the most rows of a chunk
-      : gemm_(gemm),
-        sizes_(sizes),
-        encoded_d_gates_(gemm, max_rows, 4 * sizes_.hidden_size, /*packs=*/true),
-        encoded_x_(gemm, max_rows, sizes_.input_size, /*packs=*/true),
-        encoded_h_(gemm, max_rows, sizes_.output_size, /*packs=*/true),
-        grad_w_ih_(empty_on_huge_pages({4 * sizes_.hidden_size, sizes_.input_size}, options)),
-        grad_w_hh_(empty_on_huge_pages({4 * sizes_.hidden_size, sizes_.output_size}, options)) {
-    if (has_bias) grad_bias_ = at::empty({4 * sizes_.hidden_size}, options);
-  }
+  // max_rows: the most rows of a chunk.
+  WeightGradients(const GemmKernels& gemm, const LayerCall& layer, int64_t max_rows)
+      : gemm_(gemm), layer_(layer), max_rows_(max_rows) {}
 
   // Returns rows of d_gates [4H] in the format in which add() expects them.
   std::vector<const void*> encode(const std::vector<const T*>& d_gates) const {
@@ -51,7 +39,7 @@ class WeightGradients {
       add_to_bias(d_gates, accumulate);  // because `encoded` may be rounded
       bias = nullptr;
     }
-    weight_gradient_gemm(gemm_, encoded, 4 * sizes_.hidden_size,
+    weight_gradient_gemm(gemm_, encoded, width_,
                          {{std::move(x_rows), sizes_.input_size, data<A>(grad_w_ih_)},
                           {std::move(h_rows), sizes_.output_size, data<A>(grad_w_hh_)}},
                          bias, accumulate);
@@ -65,8 +53,7 @@ class WeightGradients {
   }
 
  private:
-  // Adds rows of d_gates to the gradient of the biases. It sums a block of rows first and adds the
-  // sum of the block to the total, which rounds less than one long sum.
+  // Adds rows of d_gates to the gradient of the biases, summed in blocks of rows to round less.
   void add_to_bias(const std::vector<const T*>& rows, bool accumulate) {
     constexpr int64_t kMinColumnsPerThread = 64;
     constexpr size_t kBlockRows = 32;
@@ -85,9 +72,17 @@ class WeightGradients {
   }
 
   const GemmKernels& gemm_;
-  Sizes sizes_;
-  EncodedRows<T> encoded_d_gates_, encoded_x_, encoded_h_;  // memory for encoded rows
-  Tensor grad_w_ih_, grad_w_hh_, grad_bias_;                // [4H,I], [4H,P], [4H]
+  const LayerCall& layer_;
+  const int64_t max_rows_;
+  const Sizes sizes_ = layer_.sizes();
+  const int64_t width_ = 4 * sizes_.hidden_size;
+  const at::TensorOptions options_ = layer_.state_options();
+  EncodedRows<T> encoded_d_gates_{gemm_, max_rows_, width_, /*packs=*/true};
+  EncodedRows<T> encoded_x_{gemm_, max_rows_, sizes_.input_size, /*packs=*/true};
+  EncodedRows<T> encoded_h_{gemm_, max_rows_, sizes_.output_size, /*packs=*/true};
+  Tensor grad_w_ih_ = empty_on_huge_pages({width_, sizes_.input_size}, options_);   // [4H,I]
+  Tensor grad_w_hh_ = empty_on_huge_pages({width_, sizes_.output_size}, options_);  // [4H,P]
+  Tensor grad_bias_ = layer_.has_bias() ? at::empty({width_}, options_) : Tensor();
 };
 
 }  // namespace fastlstm

@@ -6,16 +6,10 @@
 // is one chunk, and each step multiplies its own input (CpuPlan::steps_ahead is 0).
 //
 // All threads share the product of a chunk. In the walk a worker (plan.h) has some of the rows and
-// some of the units. Arithmetic is the limit for many rows, reading W_hh is the limit for few rows.
+// some of the units.
 #include <ATen/EmptyTensor.h>
 
-#include <algorithm>
-#include <optional>
-
-#include "cpu/gemm/encoded_rows.h"
 #include "cpu/gemm/parallel_gemm.h"
-#include "cpu/rows.h"
-#include "cpu/stages/cells.h"
 #include "cpu/stages/projection.h"
 #include "cpu/walk/threads.h"
 #include "cpu/walk/tiled.h"
@@ -28,19 +22,14 @@ template <typename T>
 struct TiledForwardCall {
   const LayerCall& layer;
   const CpuPlan& plan;
-  const Sizes sizes;
-  const SortedRows rows;
-  const SequenceRows<const T> x;
-  const Zeros<T> zeros;
+  const Sizes sizes = layer.sizes();
+  const SortedRows rows{layer};
+  const SequenceRows<const T> x{layer.input, rows};
+  const Zeros<T> zeros{std::max(sizes.hidden_size, sizes.output_size)};
   Tensor output, h_n, c_n, cells, gates;  // cells and gates are undefined if they are not saved
 
   TiledForwardCall(const LayerCall& layer, const CpuPlan& plan, bool save_cells, bool save_gates)
-      : layer(layer),
-        plan(plan),
-        sizes(layer.sizes()),
-        rows(layer),
-        x(layer.input, rows),
-        zeros(std::max(sizes.hidden_size, sizes.output_size)) {
+      : layer(layer), plan(plan) {
     const int64_t D = sizes.directions, H = sizes.hidden_size, P = sizes.output_size;
     const auto dtype = layer.input.scalar_type(), dtype_of_state = state_dtype(dtype);
     output = empty_sequence(D * P, dtype, /*per_direction=*/false);
@@ -49,8 +38,7 @@ struct TiledForwardCall {
     h_n = at::detail::empty_cpu({D, sizes.batch, P}, dtype);
     c_n = at::detail::empty_cpu({D, sizes.batch, H}, dtype_of_state);
     if (!rows.has_padding()) return;
-    // No step writes to positions after the end of a row, nor to h_n and c_n of a row without
-    // steps.
+    // No step writes after the end of a row, nor to h_n and c_n of a row without steps.
     for (const Tensor& tensor : {output, cells, gates})
       if (tensor.defined()) tensor.zero_();
     h_n.copy_(layer.h_0), c_n.copy_(layer.c_0);
@@ -60,14 +48,9 @@ struct TiledForwardCall {
   // Returns an uninitialized tensor [T,B,size] or [R,size]; if `per_direction`, [D,T,B,size] or
   // [D,R,size]. A call of the dispatcher, as in ForwardTensors, would be slow for a single step.
   Tensor empty_sequence(int64_t size, at::ScalarType dtype, bool per_direction) const {
-    c10::SmallVector<int64_t, 4> shape;
-    if (per_direction) shape.push_back(sizes.directions);
-    if (layer.packed())
-      shape.push_back(sizes.flat_rows);
-    else
-      shape.append({sizes.steps, sizes.batch});
-    shape.push_back(size);
-    return at::detail::empty_cpu(shape, dtype);
+    c10::SmallVector<int64_t, 4> shape{sizes.directions, sizes.steps, sizes.batch, size};
+    if (layer.packed()) shape = {sizes.directions, sizes.flat_rows, size};
+    return at::detail::empty_cpu(at::IntArrayRef(shape).slice(per_direction ? 0 : 1), dtype);
   }
 };
 
@@ -78,40 +61,36 @@ class TiledForward {
   using A = State_t<T>;
 
  public:
-  TiledForward(const TiledForwardCall<T>& call, int64_t d)
-      : call_(call),
-        sizes_(call.sizes),
-        rows_(call.rows),
-        order_(rows_, d == 1),
-        grid_(call.plan.grid),
-        weights_(forward_weights<A>(call.plan, call.layer, d)),
-        steps_ahead_(call.plan.steps_ahead),
-        x_gates_(scratch<A>(steps_ahead_ * rows_.batch() * weights_.w_ih.N())),
-        encoded_x_(*call.plan.gemm, steps_ahead_ * rows_.batch(), sizes_.input_size),
-        output_(data<T>(call.output) + d * sizes_.output_size),
-        cells_(direction_data<A>(call.cells, d)),
-        gates_(direction_data<T>(call.gates, d)),
-        h_n_(direction_data<T>(call.h_n, d)),
-        c_n_(direction_data<A>(call.c_n, d)),
-        previous_(call.layer, order_, d, output_, cells_, c_n_, call.zeros) {
-    if (weights_.w_hr) projection_.emplace(order_, hidden(), grid_, *weights_.w_hr);
+  TiledForward(const TiledForwardCall<T>& call, int64_t d) : call_(call), d_(d) {
+    if (weights_.w_hr) projection_.emplace(rows_.batch(), grid_, *weights_.w_hr);
+    const GemmKernels& gemm = *call.plan.gemm;
+    const int64_t batch = rows_.batch();
     buffers_.reserve(grid_.workers());
     for (int64_t k = 0; k < grid_.workers(); ++k)
-      buffers_.emplace_back(call.plan, rows_.batch(), sizes_);
+      buffers_.push_back({StepRows<ForwardRow<T>>(batch),
+                          {gemm, steps_ahead_ ? 0 : batch, sizes_.input_size},
+                          {gemm, batch, sizes_.output_size},
+                          {call.plan, hidden()}});
   }
 
   int64_t phases() const { return projection_ ? 2 : 1; }
 
+  // Computes x W_ih^T + b for all steps of the chunk, unless each step multiplies its own input.
   void begin_chunk(const Range& chunk) {
     chunk_ = chunk;
-    if (steps_ahead_) multiply_input();
+    if (!steps_ahead_) return;
+    const auto x = order_.live_pointers(chunk, /*backward=*/false,
+                                        [&](int64_t t, int64_t row) { return call_.x.at(t, row); });
+    const auto gates =
+        order_.live_pointers(chunk, /*backward=*/false,
+                             [&](int64_t t, int64_t row) -> void* { return x_gates(t, row); });
+    parallel_gemm(encoded_x_.encode(x), weights_.w_ih, {gates.data(), weights_.bias.data<void>()});
   }
 
   // Runs a worker's part of step k of the walk. Phase 0: the cells. Phase 1: the projection.
   void run(int64_t k, int64_t phase, const Worker& worker) {
-    const int64_t t = order_.forward_time(k);
-    if (phase == 0) return run_cells(t, worker);
-    projection_->run(t, worker, [&](int64_t t, int64_t row) { return output(t, row); });
+    if (phase == 0) return run_cells(order_.forward_time(k), worker);
+    projection_->run(buffers_[worker.index].step, worker);
   }
 
   // Copies the last output and cells of each row to h_n and c_n.
@@ -127,16 +106,8 @@ class TiledForward {
  private:
   // The memory of one worker, allocated once for the whole walk.
   struct WorkerBuffers {
-    WorkerBuffers(const CpuPlan& plan, int64_t batch, const Sizes& sizes)
-        : x(batch),
-          h_prev(batch),
-          encoded_x(*plan.gemm, plan.steps_ahead ? 0 : batch, sizes.input_size),
-          encoded_h(*plan.gemm, batch, sizes.output_size),
-          cell_rows(batch),
-          cells(plan, sizes.hidden_size) {}
-    c10::SmallVector<const void*, 8> x, h_prev;  // rows in the format of the GEMM kernels
-    EncodedRows<T> encoded_x, encoded_h;         // own those rows that are encoded
-    c10::SmallVector<ForwardRow<T>, 8> cell_rows;
+    StepRows<ForwardRow<T>> step;
+    EncodedRows<T> encoded_x, encoded_h;
     CellsForward<T> cells;
   };
 
@@ -152,31 +123,21 @@ class TiledForward {
     return x_gates_.data<A>() + (step_in_chunk * rows_.batch() + row) * weights_.w_ih.N();
   }
 
-  // Computes x W_ih^T + b for all steps of the chunk.
-  void multiply_input() {
-    const auto x = order_.live_pointers<const T*>(
-        chunk_, /*backward=*/false, [&](int64_t t, int64_t row) { return call_.x.at(t, row); });
-    const auto gates = order_.live_pointers<void*>(
-        chunk_, /*backward=*/false, [&](int64_t t, int64_t row) { return x_gates(t, row); });
-    parallel_gemm(encoded_x_.encode(x), weights_.w_ih, {gates.data(), weights_.bias.data<void>()});
-  }
-
   // Runs the products and the cells of one step for a worker's rows and units.
   void run_cells(int64_t t, const Worker& worker) {
-    WorkerBuffers& own = buffers_[worker.index];
+    auto& [step, encoded_x, encoded_h, cells] = buffers_[worker.index];
     // All zero rows of h share one encoded row, which the cells recognize by its address.
-    const void* const zeros = own.encoded_h.zeros(call_.zeros.values());
-    int64_t count = 0;
+    const void* const zeros = encoded_h.zeros(call_.zeros.values());
+    step.count = 0;
     for (int64_t row = worker.row_group; row < rows_.live_rows(t); row += grid_.row_groups) {
+      const int64_t r = step.count++;
       const auto before = previous_.at(t, row);
-      own.cell_rows[count] = cell_row(t, row, before.c);
-      if (!steps_ahead_) own.x[count] = own.encoded_x.encode(call_.x.at(t, row), count);
-      own.h_prev[count] =
-          before.h == call_.zeros.values() ? zeros : own.encoded_h.encode(before.h, count);
-      ++count;
+      step.cell_rows[r] = cell_row(t, row, before.c);
+      if (projection_) step.h[r] = output(t, row);
+      if (!steps_ahead_) step.x[r] = encoded_x.encode(call_.x.at(t, row), r);
+      step.gemm_rows[r] = before.h == call_.zeros.values() ? zeros : encoded_h.encode(before.h, r);
     }
-    own.cells.run(weights_, worker, steps_ahead_ ? nullptr : own.x.data(), own.h_prev.data(),
-                  own.cell_rows.data(), count, zeros);
+    cells.run(weights_, worker, step, zeros);
   }
 
   ForwardRow<T> cell_row(int64_t t, int64_t row, const A* c_prev) const {
@@ -189,22 +150,25 @@ class TiledForward {
   }
 
   const TiledForwardCall<T>& call_;
-  const Sizes& sizes_;
-  const SortedRows& rows_;
-  const DirectionRows order_;
-  const ThreadGrid grid_;
-  const ForwardWeights weights_;
-  const int64_t steps_ahead_;
-  const Scratch x_gates_;  // [steps_ahead,B,w_ih.N()] of the chunk
-  const EncodedRows<T> encoded_x_;
+  const int64_t d_;
+  const Sizes& sizes_ = call_.sizes;
+  const SortedRows& rows_ = call_.rows;
+  const ThreadGrid& grid_ = call_.plan.grid;
+  const int64_t steps_ahead_ = call_.plan.steps_ahead;
+  const DirectionRows order_{rows_, d_ == 1};
+  const ForwardWeights weights_ = forward_weights<A>(call_.plan, call_.layer, d_);
+  const Scratch x_gates_ =  // [steps_ahead,B,w_ih.N()] of the chunk
+      scratch<A>(steps_ahead_ * rows_.batch() * weights_.w_ih.N());
+  const EncodedRows<T> encoded_x_{*call_.plan.gemm, steps_ahead_ * rows_.batch(),
+                                  sizes_.input_size};
   Range chunk_{};
   // The results of this direction.
-  T* const output_;  // [R,P]; rows lie D * P elements apart
-  A* const cells_;   // [R,H], or nullptr
-  T* const gates_;   // [R,4H], or nullptr
-  T* const h_n_;     // [B,P]
-  A* const c_n_;     // [B,H]; without cells_, the last c of each row during the walk
-  const PreviousState<T> previous_;
+  T* const output_ = data<T>(call_.output) + d_ * sizes_.output_size;  // [R,P], D * P apart
+  A* const cells_ = direction_data<A>(call_.cells, d_);                // [R,H], or nullptr
+  T* const gates_ = direction_data<T>(call_.gates, d_);                // [R,4H], or nullptr
+  T* const h_n_ = direction_data<T>(call_.h_n, d_);                    // [B,P]
+  A* const c_n_ = direction_data<A>(call_.c_n, d_);  // [B,H]; without cells_, the last c of a row
+  const PreviousState<T> previous_{call_.layer, order_, d_, output_, cells_, c_n_, call_.zeros};
   std::optional<ProjectionForward<T>> projection_;
   std::vector<WorkerBuffers> buffers_;  // by Worker::index
 };
