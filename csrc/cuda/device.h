@@ -94,7 +94,10 @@ inline unsigned char* shared_memory() { return simt::self().block->shared.get();
 inline void store_exchanged(uint32_t* address, uint32_t word) {
   simt::exchange_store(address, word);
 }
-inline Bits128 load_exchanged(const Bits128* address) { return *address; }
+inline Bits128 load_exchanged(const Bits128* address) {
+  if (reinterpret_cast<uintptr_t>(address) % 16 != 0) throw simt::Fault("a misaligned address");
+  return *address;
+}
 inline void give_up() { throw simt::Fault("a block waits in vain"); }
 using simt::milliseconds;
 inline void await_store(const Bits128* address) { simt::await_store(address->word, 4); }

@@ -47,7 +47,7 @@ def in_turn(
             times[k].append(seconds_of(sample, device) / counts[k])
         elapsed = time.monotonic() - start
         if shows and sys.stderr.isatty():
-            share = min(1.0, elapsed / max(seconds, 1e-9))
+            share = min(1.0, elapsed / (seconds or elapsed))
             print(f"\rcompare: {share:4.0%}", end="\r", file=sys.stderr, flush=True)
     return times
 

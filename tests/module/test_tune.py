@@ -19,7 +19,7 @@ MODULE = sys.modules["fastlstm.tune"]  # fastlstm.tune is the function
 
 @pytest.fixture(autouse=True)
 def file(tmp_path, monkeypatch):
-    path = tmp_path / "cache" / "tuned.json"
+    path = tmp_path / "new" / "cache" / "tuned.json"
     monkeypatch.setenv("FASTLSTM_TUNE", str(path))
     return path
 
@@ -164,7 +164,7 @@ BAD = ["", "[" * 100_000, "[]", '{"call": 5}', '{"call": {"engine": "torch"}}']
 
 @pytest.mark.parametrize("content", BAD)
 def test_a_damaged_or_foreign_file_is_ignored_and_kept(file, content):
-    file.parent.mkdir()
+    file.parent.mkdir(parents=True)
     file.write_text(content)
     with pytest.warns(RuntimeWarning, match="fastlstm ignores .*tuned.json.*FASTLSTM_TUNE=off"):
         records.load()
