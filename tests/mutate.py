@@ -33,8 +33,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = ROOT / "build" / "mutants"
-# A run of tests that takes longer has noticed the fault: seconds of CPU time, which do not depend on
-# what else the machine does, and of wall time, in case that the fault makes the tests wait forever.
+# A run of tests that takes longer has noticed the fault. These are seconds of CPU time, which does
+# not depend on other programs, and of wall time, for a fault that makes the tests wait forever.
 CPU_TIME_LIMIT, TIME_LIMIT = 900, 3600
 
 # Arguments of pytest. One process runs each item, until one fails; quick tests come first.
