@@ -28,10 +28,7 @@ def _is_silent() -> bool:
 
 
 def say(*lines: object, error: bool = False) -> None:
-    """Prints lines to stdout, or to stderr if `error`, above a progress bar.
-
-    If several processes train together, only the first prints lines that are not errors.
-    """
+    """Prints lines above a progress bar: to stdout in the first process, or to stderr in all."""
     stream = sys.stderr if error else sys.stdout
     tqdm = sys.modules.get("tqdm")  # without it there is no progress bar
     write = tqdm.tqdm.write if tqdm else print

@@ -6,11 +6,7 @@ from captioning.console import printable
 
 
 class CaptioningError(Exception):
-    """Bad input from the user. The message says what was expected and what was given.
-
-    Args:
-        lines: the lines of the message.
-    """
+    """Bad input from the user. The `lines` of the message say what was expected and what came."""
 
     def __init__(self, *lines: object) -> None:
         super().__init__(*map(printable, lines))

@@ -48,12 +48,11 @@ def check_settings(settings: Any) -> None:
         if isinstance(allowed[0], str):
             check_choice(name, value, allowed)
             continue
-        kinds = (int,) if entry.type is int else (int, float)
-        if type(value) not in kinds or not allowed[0] <= value <= allowed[1]:
-            expected = f"{'a number' if float in kinds else 'an integer'} from {allowed[0]}"
-            raise CaptioningError(
-                f"{name}: expected {expected} to {allowed[1]}, got {abbreviate(value)}"
-            )
+        low, high = allowed
+        kind, types = ("an integer", {int}) if entry.type is int else ("a number", {int, float})
+        if type(value) not in types or not low <= value <= high:
+            expected = f"{kind} from {low} to {high}"
+            raise CaptioningError(f"{name}: expected {expected}, got {abbreviate(value)}")
 
 
 @dataclass(frozen=True)

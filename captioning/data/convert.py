@@ -141,10 +141,8 @@ def prepare(
 
     If a split has no pictures, its file from an earlier run is removed, because the pictures in
     that file may be in another split now. `shares` divides the pictures, if the source has no
-    splits. What cannot be used is an error, or with `on_error` "skip" left out.
-
-    Returns:
-        The number of pictures of each split, and for each reason what was skipped.
+    splits. What cannot be used is an error, or with `on_error` "skip" left out. Returns the number
+    of pictures of each split, and for each reason what was skipped.
     """
     if not images.is_dir():
         raise CaptioningError(f"images: {images} is not a folder")

@@ -22,10 +22,7 @@ class Vocabulary:
 
     @classmethod
     def build(cls, captions: Iterable[str], min_count: int = 1) -> "Vocabulary":
-        """Makes a vocabulary of the words that occur at least `min_count` times in `captions`.
-
-        The most frequent words come first.
-        """
+        """Makes a vocabulary of words that occur `min_count` times or more, most frequent first."""
         counts = Counter(word for caption in captions for word in tokenize(caption))
         kept = [word for word, count in counts.items() if count >= min_count]
         if not kept:

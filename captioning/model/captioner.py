@@ -80,9 +80,8 @@ class Captioner(nn.Module):
             caption_weights: [B], a factor for the loss of each caption; None for 1.
             label_smoothing: share of the target that is spread over the vocabulary.
 
-        Returns:
-            The loss, and the cross-entropy without weights and label smoothing, which has no
-            gradient.
+        Returns the loss, and the cross-entropy without weights and label smoothing, which has no
+        gradient.
         """
         image = self.encoder.embed(features)
         hidden, targets = self.decoder.unroll(image, captions, lengths, rows)

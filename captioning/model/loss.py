@@ -61,16 +61,12 @@ def linear_cross_entropy(
 ) -> tuple[Tensor, Tensor]:
     """Computes the weighted sum of the cross-entropies of ``linear(hidden)``, in nats.
 
-    Args:
-        hidden: [N,H], the inputs of the output layer for N tokens.
-        linear: the output layer.
-        targets: int64 [N], the indices of the correct words.
-        token_weights: [N], a factor for the loss of each token.
-        label_smoothing: share of the target that is spread over the vocabulary.
+    `hidden` [N,H] has the inputs of the output layer for N tokens, `targets` int64 [N] the indices
+    of the correct words, and `token_weights` [N] a factor for the loss of each token.
+    `label_smoothing` is the share of the target that is spread over the vocabulary.
 
-    Returns:
-        The sum, and the sum without weights and label smoothing. Both are scalars in float32, or in
-        float64 for float64 weights. The first can be differentiated once, the second cannot.
+    Returns the sum, and the sum without weights and label smoothing. Both are scalars in float32,
+    or in float64 for float64 weights. The first can be differentiated once, the second cannot.
     """
     others = targets, token_weights, label_smoothing
     return _LinearCrossEntropy.apply(hidden, linear.weight, linear.bias, *others)

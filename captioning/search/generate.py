@@ -119,8 +119,7 @@ def best_captions(
 ) -> dict[int, str]:
     """Returns the text of the best caption of each picture, by the picture's id.
 
-    `ids` are the ids of the pictures in the order of `features`; `options` are passed to
-    `generate_captions`.
+    `ids` are in the order of `features`; `options` are passed to `generate_captions`.
     """
     captions = generate_captions(checkpoint, features, **options)
     return {i: found[0].text for i, found in zip(ids, captions, strict=True)}
