@@ -67,7 +67,6 @@ Operation compare(F) {
   return {run, {Kind::kPredicate, kind_of<T>(), kind_of<T>()}};
 }
 
-// The operation d = p ? a : b.
 template <typename T>
 Operation select() {
   const Handler run = [](Warp& w, const Instruction& in, uint32_t lanes) {
@@ -175,13 +174,11 @@ u32 permute_bytes(u32 a, u32 b, u32 selector) {
   return d;
 }
 
-// The operation d = {low, high}.
 template <typename Whole, typename Part>
 Operation pack() {
   return lanewise(
       [](Part low, Part high) -> Whole { return Whole(low) | Whole(high) << 8 * sizeof(Part); });
 }
-// The operation {low, high} = a.
 template <typename Whole, typename Part>
 Operation unpack() {
   const Handler run = [](Warp& w, const Instruction& in, uint32_t lanes) {

@@ -114,7 +114,6 @@ std::map<std::string, std::string> split_module(const std::string& text, Variabl
 
 // The size of an operand.
 enum class Kind : uint8_t { kPredicate, k16, k32, k64 };
-// How an opcode is executed.
 struct Operation {
   Handler run = nullptr;
   std::vector<Kind> operands;  // results first

@@ -265,7 +265,6 @@ int run_group(Warp& warp, Group& g, int budget) {
   return done;
 }
 
-// Whether no group of a warp can run now.
 bool is_blocked(Warp& warp) {
   if (!warp.at_block_barrier && warp.groups.size() > 1) merge(warp);
   return warp.at_block_barrier ||
@@ -273,7 +272,6 @@ bool is_blocked(Warp& warp) {
                       [](const Group& g) { return g.state == Group::kReady; });
 }
 
-// Throws a Fault that says where the first six groups wait.
 [[noreturn]] void report_standstill(const Machine& m, const char* what) {
   std::ostringstream out;
   out << m.launch.kernel->short_name() << ": " << what;

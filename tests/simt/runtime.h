@@ -27,7 +27,6 @@ namespace runtime {
 // Sequence::wait_limit. Each read of the clock sets it forward by a millisecond.
 constexpr uint32_t kWaitLimit = 1'000'000;
 
-// A recorded call.
 struct Event {
   enum Kind { kMemset, kLaunch, kCooperativeLaunch } kind;
   int device;
