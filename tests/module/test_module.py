@@ -279,7 +279,6 @@ def test_results_keep_tensor_subclasses(route):
 
 
 def record(mode, func, types, args=(), kwargs=None):
-    """Calls a function, and appends its name to the attribute `names` of a mode."""
     mode.names.append(str(func))
     return func(*args, **(kwargs or {}))
 
