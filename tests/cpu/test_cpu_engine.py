@@ -232,7 +232,6 @@ def test_changed_weights_are_seen_at_once(mode, steps):
 @pytest.mark.parametrize("bidirectional", [False, True])
 @torch.no_grad()
 def test_a_step_that_resets_is_one_from_zeros(rows, bidirectional):
-    """As in rollouts of reinforcement learning. The state that the caller gave stays the same."""
     lstm = fastlstm.LSTM(9, 20, bidirectional=bidirectional)
     x, h, c = torch.randn(1, rows, 9), *torch.randn(2, 1 + bidirectional, rows, 20)
     reset = torch.arange(rows) % 3 == 0

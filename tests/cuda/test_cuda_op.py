@@ -140,7 +140,6 @@ def test_either_backward_takes_either_forward(kind, forward, backward):
 @pytest.mark.parametrize("form", ["packed", "lengths"])
 @pytest.mark.parametrize("engine", ["stepwise", "persistent"])
 def test_gradients_of_gates(kind, form, engine):
-    """Backward can return the gradients of the gates. Their sum is the gradient of b_ih."""
     call = Call(kind, form, directions=2, reset=form == "lengths")
     saved = call.forward(engine)
     weights, d_gates = (call.backward(saved, engine, return_d_gates=b)[3] for b in (False, True))

@@ -145,8 +145,6 @@ def test_what_the_child_inherits(runs, monkeypatch):
     assert rows[0]["instructions"] == "FASTLSTM_AMX=0"
 
 
-# --- the worker: an engine that computes something else ---
-
 PLANT = """
 import sys, torch
 from fastlstm.check import worker
@@ -541,9 +539,6 @@ def test_what_traces_a_model_calls_the_comparison(by, wrong, compared, plant):
             traced = program.module()
         torch.testing.assert_close(traced(X + 1)[0], right)
     assert len(compared) == 1
-
-
-# --- records, and the command ---
 
 
 def store_many(first):

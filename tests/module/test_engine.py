@@ -86,7 +86,6 @@ def test_which_engine_auto_chooses(device, kernels, chosen, change, monkeypatch)
     ("torch", "cpu", {"layout": "bias layer_norm"}, "has no layer normalization"),
 ])  # fmt: skip
 def test_a_named_engine_that_cannot_serve_a_call(engine, device, change, why, monkeypatch):
-    """The error gives the reason, and the engines that can serve the call."""
     monkeypatch.setattr(_build, "kinds", ("cpu",))
     message = f"engine '{engine}' cannot serve this call: .*{why}; use one of auto, .*reference"
     with pytest.raises(RuntimeError, match=message):

@@ -398,7 +398,6 @@ NO_STATES = {
 @pytest.mark.parametrize("packs", [False, True])
 @pytest.mark.parametrize("kinds", NO_STATES)
 def test_a_state_of_other_things_than_tensors(route, packs, kinds):
-    """The error has the type of torch.nn's error, and its message names hx."""
     if route.device != "cpu":
         pytest.skip("the calls are of tensors on the CPU")
     dense = zeros(T, B, I)

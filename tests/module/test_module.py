@@ -54,8 +54,6 @@ def tensors(result):
 
 
 def assert_same(ours, theirs, *arguments):
-    """Compares results, gradients of the parameters, and gradients of the arguments."""
-
     def run(module):
         found = tensors(module(*arguments)) if isinstance(module, LSTMS) else module(*arguments)
         leaves = [*module.parameters(), *(a for a in flat if a.is_leaf and a.requires_grad)]
