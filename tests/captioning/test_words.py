@@ -1,3 +1,5 @@
+"""The tokenizers and the vocabulary."""
+
 import json
 from pathlib import Path
 

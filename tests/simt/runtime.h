@@ -24,9 +24,10 @@ struct cudaFuncAttributes {
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 
 namespace runtime {
-// Sequence::wait_limit. Each read of the clock sets it forward by a millisecond.
+// Sequence::wait_limit, by a clock that every look sets forward.
 constexpr uint32_t kWaitLimit = 1'000'000;
 
+// A recorded call.
 struct Event {
   enum Kind { kMemset, kLaunch, kCooperativeLaunch } kind;
   int device;
@@ -49,6 +50,7 @@ inline Runtime& shared() {
   return r;
 }
 
+// The state of one host thread.
 struct Thread {
   int device = 0;
   cudaStream_t stream = nullptr;

@@ -1,4 +1,5 @@
-// Tensor core instructions in plain C++. For layouts see "Matrix Fragments for mma" in the PTX ISA.
+// Scalar versions of the tensor core instructions, with the register layouts of the PTX manual,
+// section "Matrix Fragments for mma".
 #pragma once
 #include <bit>
 

@@ -1,4 +1,5 @@
-// The persistent engine against the oracle: every arithmetic, kind of batch, tiling and schedule.
+// The persistent engine against the oracle: every arithmetic, kind of batch and tiling, with
+// several orders of the threads.
 #include <array>
 
 #include "persistent_run.h"

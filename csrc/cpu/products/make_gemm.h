@@ -28,7 +28,8 @@ static constexpr GemmKernels make_training_gemm(Format format) {
   if constexpr (sizeof(T) < sizeof(A)) gemm.put_rows = put_rows<A, T>;
   // Each tile of rows transposes the squares again, and AVX-512 has enough registers for 8 rows.
   gemm.multiply_unpacked_columns = multiply_unpacked_columns<(sizeof(Vec<A>) == 64 ? 8 : R), T, A>;
-  if constexpr (sizeof(T) == sizeof(A)) gemm.multiply_unpacked_rows = multiply_unpacked_rows<A>;
+  if constexpr (sizeof(T) == sizeof(A))
+    gemm.multiply_unpacked_rows = multiply_unpacked_rows<R, V, A>;
   gemm.transpose = transpose<T>, gemm.sum_rows = sum_rows<T, A>;
   if (sizeof(T) == 8) gemm.bytes_ahead = 3 << 17;  // limits the peak memory
   return gemm;

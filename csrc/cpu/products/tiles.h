@@ -109,7 +109,7 @@ FASTLSTM_INLINE void for_row_tiles(int64_t rows, const Body& body) {
 // So many terms are summed from zero to a partial sum, which is then added to the total. The
 // rounding error then grows with kTermsPerPartialSum + K / kTermsPerPartialSum instead of K.
 constexpr int64_t kTermsPerPartialSum = 256;
-// How far ahead a panel is prefetched, since it may be neither in the L1 nor in the L2 cache.
+// How far ahead a panel is prefetched, which may be neither in the L1 nor in the L2 cache.
 constexpr int64_t kPrefetchBytes = 2048;
 
 // A register tile of R rows x V vectors. It reads V / W panels of W vectors each.
@@ -118,6 +118,8 @@ struct Tile {
   static constexpr int L = Vec<A>::lanes;
   int64_t stride;  // elements from one panel to the next
   Vec<A> sum[R][V];
+  int64_t term_stride = W * L;  // elements from one term of a panel to the next
+  int64_t bytes_ahead = kPrefetchBytes;
 
   // Sets `sum` to the sums of K products. a[r] points to the first term of row r. During the sums
   // it calls prefetch->fetch(), unless `prefetch` is the constant nullptr.
@@ -144,7 +146,7 @@ struct Tile {
       for (int v = 0; v < V; ++v) sum[r][v] = Vec<A>(A(0));
   }
 
- private:
+  // Adds the products of terms [k, end) to the sums. `panel` points to term k.
   template <typename T, typename Fetch>
   FASTLSTM_INLINE void add(const T* const* a, int64_t k, int64_t end, const T* panel,
                            Fetch prefetch) {
@@ -155,10 +157,11 @@ struct Tile {
         panel += kTermsPerFetch * W * L;
       }
     constexpr int P = DotStep<T>::terms_per_lane;
-    for (; k + P <= end; k += P, panel += P * W * L) add_terms<P>(a, k, panel);
+    for (; k + P <= end; k += P, panel += P * term_stride) add_terms<P>(a, k, panel);
     if (P > 1 && k < end) add_terms<1>(a, k, panel);
   }
 
+ private:
   template <int count, typename T>
   FASTLSTM_INLINE void add_terms(const T* const* a, int64_t k, const T* panel) {
     Vec<A> b[V];
@@ -166,7 +169,7 @@ struct Tile {
     for (int v = 0; v < V; ++v) {
       const T* const at = panel + v / W * stride + v % W * L * DotStep<T>::terms_per_lane;
       // For one row, which reads the panel once, the hardware prefetcher is faster (Intel Xeon).
-      if constexpr (R > 1) __builtin_prefetch(reinterpret_cast<const char*>(at) + kPrefetchBytes);
+      if constexpr (R > 1) __builtin_prefetch(reinterpret_cast<const char*>(at) + bytes_ahead);
       b[v] = keep_in_register(Vec<A>::load(at));
     }
 #pragma GCC unroll 16
@@ -221,12 +224,12 @@ static void multiply_tile(const PanelProduct& p, Fetch prefetch, Int<R>, Int<V>,
 // rows and one panel (v = W), or few rows and two panels (v = 2 W).
 template <int R, int V, int narrowest = 1, typename Body>
 FASTLSTM_INLINE void for_tiles(const PanelProduct& p, const Body& tile) {
-  constexpr int kMaxSumsOfTwoPanels = 8;
+  constexpr int kSumsOfFewRows = 8;
   with_count<V, narrowest>(p.shape.vectors, [&](auto width) {
     constexpr int W = decltype(width)::value;
     for_row_tiles<R>(p.rows, [&](auto rows, int64_t first) {
       int64_t panel = 0;
-      if constexpr (decltype(rows)::value * 2 * W <= kMaxSumsOfTwoPanels)
+      if constexpr (decltype(rows)::value * 2 * W <= kSumsOfFewRows)
         for (; panel + 2 <= p.panels; panel += 2) tile(rows, Int<2 * W>(), width, first, panel);
       for (; panel < p.panels; ++panel) tile(rows, width, width, first, panel);
     });

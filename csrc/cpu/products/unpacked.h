@@ -6,7 +6,9 @@
 // lines ahead, also beyond its end, because the prefetcher of a processor starts anew with every
 // column. With more rows the shuffles bound it, because every tile of rows repeats them.
 //
-// A matrix that is not transposed: a few of its rows at a time are added to sums in the L1 cache.
+// A matrix that is not transposed: register tiles take a few of its rows at a time, in which their
+// columns are neighbors as in a panel. The sums wait in a buffer meanwhile. So each page of the
+// matrix is visited once, which tiles of all terms would visit once for each few columns.
 #pragma once
 #include "cpu/products/packing.h"
 #include "cpu/products/tiles.h"
@@ -83,47 +85,77 @@ static void multiply_unpacked_columns(const PanelProduct& p, const UnpackedColum
                    [&](auto... tile) { multiply_unpacked_tile<T, A>(p, columns, next, tile...); });
 }
 
-// Adds `count` terms from term k on to the sums of all rows; overwrites the sums if `first`.
-template <typename A, int count>
-FASTLSTM_INLINE void add_matrix_rows(const PanelProduct& p, const UnpackedColumns& columns,
-                                     int64_t k, Int<count>, A* sums, bool first) {
+// The rows of a matrix that are multiplied at a time, while the next ones are prefetched.
+constexpr int64_t kRowsAtATime = 32;
+
+// Adds the products of `terms` terms from term k on to the sums of a tile, or to zeros if `first`.
+// `matrix` points to term k, and terms lie `stride` elements apart.
+template <typename A, int R, int V>
+FASTLSTM_INLINE void add_to_tile(const PanelProduct& p, int64_t k, int64_t terms, const A* matrix,
+                                 int64_t stride, A* sums, bool first, Int<R>, Int<V>,
+                                 int64_t first_row) {
   constexpr int L = Vec<A>::lanes;
-  const A* const matrix = static_cast<const A*>(columns.first) + k * columns.stride;
   const int64_t width = p.shape.vectors * L;
-  for (int64_t n = 0; n < columns.count; n += L) {
-    Vec<A> x[count];
+  Tile<R, V, V, A> tile{
+      0, {}, stride, first_row == 0 ? kRowsAtATime * stride * int64_t(sizeof(A)) : 0};
+  const A* a[R];
+  sums += first_row * width;
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+    a[r] = static_cast<const A*>(p.a[first_row + r]);
 #pragma GCC unroll 8
-    for (int i = 0; i < count; ++i) {
-      const A* const from = matrix + i * columns.stride + n;
-      __builtin_prefetch(from + count * columns.stride, 0, 2);
-      load(from, x[i], columns.count - n < L ? columns.count - n : L);
-    }
-    for (int64_t r = 0; r < p.rows; ++r) {
-      const A* const terms = static_cast<const A*>(p.a[r]) + k;
-      A* const to = sums + r * width + n;
-      Vec<A> sum(A(0));
-      if (!first) sum = Vec<A>::load(to);
-#pragma GCC unroll 8
-      for (int i = 0; i < count; ++i) sum = fused(Vec<A>(terms[i]), x[i], sum);
-      sum.store(to);
-    }
+    for (int v = 0; v < V; ++v)
+      tile.sum[r][v] = first ? Vec<A>(A(0)) : Vec<A>::load(sums + r * width + v * L);
   }
+  tile.add(a, k, k + terms, matrix, nullptr);
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) tile.sum[r][v].store(sums + r * width + v * L);
 }
 
-// GemmFunctions::multiply_unpacked_rows. `buffer` has the sums, then partial sums.
-template <typename A>
+// Does the same for all rows and the V vectors of columns from column n on. Behind the last column
+// nothing may be read, so the vectors are copied if the last one is incomplete.
+template <int R, typename A, int V>
+FASTLSTM_INLINE void add_matrix_rows(const PanelProduct& p, const UnpackedColumns& columns,
+                                     int64_t k, int64_t terms, int64_t n, A* sums, bool first,
+                                     Int<V> vectors) {
+  constexpr int L = Vec<A>::lanes;
+  const A* matrix = static_cast<const A*>(columns.first) + k * columns.stride + n;
+  int64_t stride = columns.stride;
+  A whole[kRowsAtATime * V * L];
+  if (const int64_t count = columns.count - n; count < V * L) {
+    for (int64_t i = 0; i < terms; ++i)
+      for (int64_t v = 0; v < V * L; v += L) {
+        Vec<A> x;
+        load(matrix + i * stride + v, x, count - v < L ? count - v : L);
+        x.store(whole + i * V * L + v);
+      }
+    matrix = whole, stride = V * L;
+  }
+  for_row_tiles<R>(p.rows, [&](auto rows, int64_t first_row) {
+    add_to_tile(p, k, terms, matrix, stride, sums, first, rows, vectors, first_row);
+  });
+}
+
+// GemmFunctions::multiply_unpacked_rows, by tiles of at most R rows x V vectors. `buffer` has
+// the sums, then partial sums.
+template <int R, int V, typename A>
 static void multiply_unpacked_rows(const PanelProduct& p, const UnpackedColumns& columns,
                                    void* buffer) {
-  constexpr int L = Vec<A>::lanes, kRows = 8;
+  constexpr int L = Vec<A>::lanes;
   const int64_t end = p.k_begin + p.K, width = p.shape.vectors * L;
   A *const sums = static_cast<A*>(buffer), *const partial = sums + p.rows * width;
   for (int64_t first = p.k_begin; first < end; first += kTermsPerPartialSum) {
     const int64_t last = end - first < kTermsPerPartialSum ? end : first + kTermsPerPartialSum;
     A* const to = first == p.k_begin ? sums : partial;
-    int64_t k = first;
-    for (; k + kRows <= last; k += kRows)
-      add_matrix_rows(p, columns, k, Int<kRows>(), to, k == first);
-    for (; k < last; ++k) add_matrix_rows(p, columns, k, Int<1>(), to, k == first);
+    for (int64_t k = first; k < last; k += kRowsAtATime) {
+      const int64_t terms = last - k < kRowsAtATime ? last - k : kRowsAtATime;
+      for (int64_t n = 0; n < width; n += V * L)
+        with_count<V>(width - n < V * L ? (width - n) / L : V, [&](auto vectors) {
+          add_matrix_rows<R>(p, columns, k, terms, n, to + n, k == first, vectors);
+        });
+    }
     for (int64_t n = 0; to == partial && n < p.rows * width; n += L)
       (Vec<A>::load(sums + n) + Vec<A>::load(partial + n)).store(sums + n);
   }
