@@ -10,8 +10,7 @@ from fastlstm.engine import records
 
 SLOW_LEFT_OUT = pytest.StashKey[int]()
 
-# Two threads on every machine: parallel code then runs in parallel, and results do not depend on
-# the number of cores. OMP_NUM_THREADS overrides it.
+# Two threads by default, so that parallel code runs in parallel, the same way on every machine.
 if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(2)
 
@@ -22,14 +21,12 @@ torch.backends.disable_global_flags = lambda: None
 # By default cuDNN multiplies float32 in TF32. The tests of TF32 turn it on again.
 torch.backends.cudnn.allow_tf32 = False
 
-
 # Tests neither read nor write the file of fastlstm.tune and fastlstm.check.
 os.environ["FASTLSTM_TUNE"] = "off"
 
 
 @pytest.fixture(autouse=True)
 def _nothing_measured(monkeypatch):
-    """Each test begins without results of fastlstm.tune and fastlstm.check."""
     monkeypatch.setattr(records, "tuned", {})
     monkeypatch.setattr(records, "checked", {})
 

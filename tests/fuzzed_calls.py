@@ -26,7 +26,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 OTHER_DTYPES = (torch.int8, torch.int32, torch.complex64, torch.float8_e5m2)
 ENGINES = ("auto", "tiled", "stepwise", "reference")
 PLAIN_ERRORS = (RuntimeError, TypeError, ValueError)
-# What oneDNN says to a dtype that this processor or training does not support.
+# The error of oneDNN for a dtype that it does not support on this processor, or not in training.
 NOT_BY_ONEDNN = "could not create a primitive"
 
 
@@ -37,7 +37,7 @@ class Draw:
         self.random = random.Random(seed)
         torch.manual_seed(seed)
         self.pick = lambda *options: self.random.choice(options)
-        self.size = self.random.randint
+        self.int = self.random.randint
 
     def chance(self, probability):
         return self.random.random() < probability
@@ -47,7 +47,7 @@ class Draw:
         scale = self.pick(1, 1, 1e4, 1e-38, 1e-20, 0) if wild else 1
         values = torch.randn(*shape, dtype=torch.float64) * scale
         if wild and values.numel() and self.chance(0.1):
-            values.view(-1)[self.size(0, values.numel() - 1)] = torch.nan
+            values.view(-1)[self.int(0, values.numel() - 1)] = torch.nan
         return values
 
     def restride(self, tensor):
@@ -67,19 +67,16 @@ class Draw:
         return tensor
 
 
-# --- against nn.LSTM and nn.LSTMCell ---
-
-
 def random_options(draw):
-    hidden_size = draw.size(1, 40)
+    hidden_size = draw.int(1, 40)
     return {
-        "input_size": draw.size(1, 20),
+        "input_size": draw.int(1, 20),
         "hidden_size": hidden_size,
         "num_layers": draw.pick(1, 1, 2, 3),
         "bias": draw.chance(0.8),
         "batch_first": draw.chance(0.3),
         "bidirectional": draw.chance(0.4),
-        "proj_size": draw.size(1, hidden_size - 1) if draw.chance(0.3) and hidden_size > 1 else 0,
+        "proj_size": draw.int(1, hidden_size - 1) if draw.chance(0.3) and hidden_size > 1 else 0,
     }
 
 
@@ -94,21 +91,21 @@ def scale_weights(draw, module):
             elif kind == "large" and draw.chance(0.3):
                 parameter.mul_(draw.pick(10, 100))
             elif kind == "any size" and draw.chance(0.3):
-                parameter.mul_(10.0 ** draw.size(0, largest))
+                parameter.mul_(10.0 ** draw.int(0, largest))
     return bool(kind == "any size")
 
 
 def lstm_case(draw):
     """Returns an nn.LSTM and a fastlstm.LSTM with random options, and a call of any form.
 
-    The results are both modules, the dtype of their products, the arguments, and a function. The
-    function runs a module with arguments of a dtype; it returns its results, then the gradients.
+    The results are both modules, the dtype of their matrix products, the tensors of the call, and a
+    function call(module, dtype), which converts the tensors and returns outputs and gradients.
     """
     options, dtype = random_options(draw), draw.pick(torch.float32, *DTYPES)
     theirs, ours = nn.LSTM(**options, dtype=dtype), fastlstm.LSTM(**options, dtype=dtype)
-    steps, batch = draw.size(1, 6), draw.size(0, 5)
+    steps, batch = draw.int(1, 6), draw.int(0, 5)
     form = draw.pick("batch", "batch", "unbatched", "packed")
-    lengths = torch.tensor([draw.size(1, steps) for _ in range(max(batch, 1))])
+    lengths = torch.tensor([draw.int(1, steps) for _ in range(max(batch, 1))])
     if form != "batch":
         batch = len(lengths)
     states = theirs.num_layers * (1 + theirs.bidirectional)
@@ -125,7 +122,7 @@ def lstm_case(draw):
     tensors = [draw.restride(t.to(dtype)) for t in tensors]
     used = [draw.chance(0.8) for _ in range(3)]
     autocast = dtype == torch.float32 and draw.chance(0.15)
-    seed = draw.size(0, 1 << 30)
+    seed = draw.int(0, 1 << 30)
 
     def call(module, dtype):
         leaves = [t.to(dtype).detach().requires_grad_() for t in tensors]
@@ -149,10 +146,10 @@ def lstm_case(draw):
 
 def cell_case(draw):
     """Returns the same as `lstm_case`, for an nn.LSTMCell and a fastlstm.LSTMCell."""
-    dtype, I, H = draw.pick(*DTYPES), draw.size(1, 20), draw.size(1, 40)
+    dtype, I, H = draw.pick(*DTYPES), draw.int(1, 20), draw.int(1, 40)
     bias, wild = draw.chance(0.8), dtype != torch.float64
     theirs, ours = (k(I, H, bias=bias, dtype=dtype) for k in (nn.LSTMCell, fastlstm.LSTMCell))
-    rows = () if draw.chance(0.2) else (draw.size(0, 20),)
+    rows = () if draw.chance(0.2) else (draw.int(0, 20),)
     tensors = [draw.values(*rows, size, wild=wild) for size in (I, H, H)]
     tensors = [draw.restride(t.to(dtype)) for t in tensors[: draw.pick(1, 3)]]
 
@@ -166,7 +163,7 @@ def cell_case(draw):
 
 
 def against_torch(draw):
-    """A random call must be as accurate as nn.LSTM's, and NaN only where nn.LSTM's is."""
+    """Results must be as accurate as those of nn.LSTM, and NaN in the same elements."""
     case = draw.pick(lstm_case, lstm_case, lstm_case, cell_case)
     theirs, ours, dtype, tensors, call = case(draw)
     any_size = scale_weights(draw, theirs)
@@ -209,7 +206,7 @@ def against_torch(draw):
 
 
 def largest_of(dtype):
-    """Returns the largest true value whose result must be finite, even if ill-conditioned."""
+    """Returns the limit above which a true value may overflow in a result of this dtype."""
     return torch.finfo(dtype).max / 8
 
 
@@ -217,15 +214,15 @@ def compare(found, truth, others, dtype, largest_given):
     """Checks that no error in `found` is much larger than the largest error in `others`.
 
     `truth` is nn.LSTM's result in float64. `others` are nn.LSTM's results in this dtype, with and
-    without oneDNN, and in float64 with weights that are off by a rounding, which measures the
-    condition of the call. `largest_given` is the largest absolute argument or weight.
+    without oneDNN, and in float64 with weights that are wrong by a roundoff, to show how errors
+    grow in this call. `largest_given` is the largest absolute argument or weight.
     """
     info = torch.finfo(dtype)
     largest = max((t.abs().max().item() for t in truth if t.numel()), default=0)
-    # Errors below `floor` do not count. They come from subnormal numbers, which are less precise,
-    # and which become zero in every dtype but float16.
-    least = 64 * info.tiny * (info.eps if dtype == torch.float16 else 1)
-    floor = least * max(1, largest_given, largest if largest == largest else 1)
+    # Errors below `floor` do not count. They come from subnormal numbers: these are less precise in
+    # float16, and fastlstm flushes them to zero in the other dtypes.
+    base_floor = 64 * info.tiny * (info.eps if dtype == torch.float16 else 1)
+    floor = base_floor * max(1, largest_given, largest if largest == largest else 1)
     if dtype == torch.float64:  # the truth, too, has the roundoff of float64
         floor = 64 * info.eps * largest
 
@@ -240,22 +237,19 @@ def compare(found, truth, others, dtype, largest_given):
         return values
 
     allowed = 64 * info.eps
-    allowed += 20 * max(error for other in others for error in [0, *errors(other, least)])
+    allowed += 20 * max(error for other in others for error in [0, *errors(other, base_floor)])
     for k, error in enumerate(errors(found, floor)):
         assert error <= allowed, f"result {k}: relative error {error}, expected at most {allowed}"
 
 
-# --- options that nn.LSTM lacks, against the oracle ---
-
-
 def layer_arguments(draw, dtype):
     """Returns the oracle's arguments, with a padded input, and the layout of the weights."""
-    steps, batch, H = draw.size(1, 5), draw.size(1, 4), draw.size(1, 20)
-    input_size, proj_size = draw.size(1, 9), draw.size(1, H) if draw.chance(0.3) else 0
+    steps, batch, H = draw.int(1, 5), draw.int(1, 4), draw.int(1, 20)
+    input_size, proj_size = draw.int(1, 9), draw.int(1, H) if draw.chance(0.3) else 0
     sizes = steps, batch, input_size, H, proj_size, draw.pick(1, 2)
     flags = {"bias": draw.chance(0.8), "norms": draw.chance(0.2), "reset": draw.chance(0.3)}
-    lengths = tuple(draw.size(0, steps) for _ in range(batch)) if draw.chance(0.4) else None
-    more = {"h_mask": draw.chance(0.2), "seed": draw.size(0, 1 << 30)}
+    lengths = tuple(draw.int(0, steps) for _ in range(batch)) if draw.chance(0.4) else None
+    more = {"h_mask": draw.chance(0.2), "seed": draw.int(0, 1 << 30)}
     sample = Sample("fuzzed", *sizes, **flags, lengths=lengths, **more)
     return sample.padded(dtype), LAYOUTS[sample.bias, sample.proj_size > 0, sample.norms]
 
@@ -277,7 +271,6 @@ def as_call(draw, layer, layout):
 
 
 def against_the_oracle(draw):
-    """The results and gradients of a layer must be those of the oracle in float64."""
     layer, layout = layer_arguments(draw, torch.float64)
     truth = leaves_of(layer)
     expected = list(oracle(**truth))
@@ -309,15 +302,12 @@ def leaves_of(layer):
     return found | {n: layer[n].detach().requires_grad_() for n in ("input", "h_0", "c_0")}
 
 
-# --- bad arguments ---
-
-
 def damage(draw, tensor, engine):
     """Returns a tensor that a call must refuse in place of the given one."""
     kind = draw.pick("shorter", "longer", "flat", "dims", "transposed", "dtype", "meta", "memory")
     if kind == "memory" and engine == "reference":  # ATen does not check the storage
         kind = "longer"
-    k = draw.size(0, tensor.dim() - 1)
+    k = draw.int(0, tensor.dim() - 1)
     if kind == "shorter":
         return tensor.narrow(k, 0, tensor.size(k) - 1)
     if kind == "flat" and tensor.dim() > 1:
@@ -338,7 +328,7 @@ def damage(draw, tensor, engine):
 
 
 def damaged_backward(draw):
-    """The backward op must refuse tensors unlike those that the forward op made."""
+    """The backward op must accept any strides, and refuse each tensor if it is damaged."""
     call = as_call(draw, *layer_arguments(draw, draw.pick(*DTYPES)))
     norms = "layer_norm" in call["layout"]
     engine = draw.pick("auto", "stepwise")
@@ -359,7 +349,7 @@ def damaged_backward(draw):
 
 
 def damaged_forward(draw):
-    """`functional.lstm` must refuse each bad argument; one argument is bad at a time."""
+    """Damages one argument of `functional.lstm` at a time."""
     layer = as_call(draw, *layer_arguments(draw, draw.pick(*DTYPES)))
     engine = draw.pick(*ENGINES)
     if "layer_norm" in layer["layout"] and engine == "tiled":
@@ -373,7 +363,6 @@ def damaged_forward(draw):
 
 
 def damage_argument(draw, layer, arguments, name):
-    """Makes one argument bad, and expects an error that names it."""
     engine = arguments["engine"]
     no_tensor = draw.pick(3, "x", [1.0], (), True, float("nan"))
     if name == "number":
@@ -389,7 +378,7 @@ def damage_argument(draw, layer, arguments, name):
             return  # layers of 16-bit types accept c_0 in float32
         name = "h_0|c_0|batch_sizes to start with the batch size"
     elif name == "weights":
-        k = draw.size(0, len(layer["weights"]) - 1)
+        k = draw.int(0, len(layer["weights"]) - 1)
         weights = list(layer["weights"])
         weights[k] = no_tensor if draw.chance(0.3) else damage(draw, weights[k], engine)
         arguments["weights"] = weights
@@ -399,10 +388,10 @@ def damage_argument(draw, layer, arguments, name):
     else:
         tensor = arguments[name]
         bad = no_tensor if draw.chance(0.3) else damage(draw, tensor, engine)
-        like = isinstance(bad, Tensor) and bad.shape == tensor.shape and bad.device == tensor.device
-        if name == "lengths" and like and bad.dtype.is_signed:
+        fits = isinstance(bad, Tensor) and bad.shape == tensor.shape and bad.device == tensor.device
+        if name == "lengths" and fits and bad.dtype.is_signed:
             return  # another signed dtype may be accepted
-        if name == "reset" and like:
+        if name == "reset" and fits:
             return  # a reset of another dtype may be accepted
         arguments[name] = bad
         if name == "input" and isinstance(bad, Tensor) and bad.shape[1:] == tensor.shape[1:]:
@@ -424,17 +413,13 @@ def expect_error(function, names):
         raise AssertionError(f"no error for a bad argument: {names}")
 
 
-# --- prepacked weights, by the op and by the direct call ---
-
-
 def damaged_prepacked(draw):
-    """A call with prepacked weights must refuse any bad tensor."""
     dtype = draw.pick(torch.float32, torch.float64, torch.bfloat16)
     sizes = {**random_options(draw), "num_layers": 1, "dtype": dtype}
     lstm = fastlstm.LSTM(**sizes).eval()
     smaller = () if dtype == torch.float64 else (torch.bfloat16, torch.int8)
     prepacked = fastlstm.prepack(lstm, draw.pick(None, *smaller))
-    batch, directions = draw.size(1, 4), 1 + prepacked.bidirectional
+    batch, directions = draw.int(1, 4), 1 + prepacked.bidirectional
     H, P = prepacked.hidden_size, prepacked.proj_size or prepacked.hidden_size
     shapes = (draw.pick(1, 3), batch, prepacked.input_size), (directions, batch, P)
     names = zip(("input", "h_0", "c_0"), (*shapes, (directions, batch, H)), strict=True)
@@ -455,7 +440,7 @@ def damaged_prepacked(draw):
         assert a is b or torch.equal(a, b), "negated views change the results"
     name = draw.pick("input", "h_0", "c_0", "weight")
     if name == "weight":
-        k = draw.size(0, len(weights) - 1)
+        k = draw.int(0, len(weights) - 1)
         damaged = [*weights]
         damaged[k] = damage(draw, weights[k], "auto")
         if damaged[k].shape == (1, weights[k].numel()):

@@ -13,25 +13,24 @@ NVCC = "nvcc", "-std=c++20", "-O3", "--fmad=false"  # the same as in setup.py
 
 
 def missing(*tools):
-    """Returns the programs, besides make and the compiler, that are not on PATH."""
+    """Returns those of make, the C++ compiler and these tools that are not on PATH."""
     return [tool for tool in ("make", CXX[0], *tools) if not shutil.which(tool)]
 
 
 def run(*command, **options):
-    """Runs a command; `stdout` of what this returns has stdout and stderr together."""
+    """Runs a command. The attribute `stdout` of the result has the text of stderr, too."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     return subprocess.run([str(word) for word in command], text=True, **pipes, **options)
 
 
 def check(*command, **options):
-    """Runs a command that must succeed; returns what it printed."""
     done = run(*command, **options)
     assert done.returncode == 0, done.stdout
     return done.stdout
 
 
 def make(source, folder, *arguments, cxx=CXX):
-    """Builds the program of a folder of tests/; other processes that want it wait meanwhile."""
+    """Builds tests/`source` in a folder, under a lock: one process builds, the others wait."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -40,13 +39,12 @@ def make(source, folder, *arguments, cxx=CXX):
 
 
 def cases_of(program, *groups):
-    """Returns the names of a program's cases; if groups are given, only of cases in them."""
+    """Returns the names of all cases of a program, or of the cases in these groups."""
     names = check(program, "--list").splitlines()
     return [name for name in names if not groups or name.startswith(tuple(f"{g}/" for g in groups))]
 
 
 def check_cases(program, *groups):
-    """Runs these cases in one process. There must be at least one."""
     names = cases_of(program, *groups)
     assert names, f"no case of {', '.join(groups)}"
     check(program, *names)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastlstm.engine.call import LstmCall
 
-# Tolerances are multiples of these: the unit roundoffs, but half of bfloat16's, which is 2**-8.
+# Tolerances are multiples of these unit roundoffs. For bfloat16 it is half of the roundoff 2**-8.
 ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "tf32": 2.0**-11}
 ROUNDOFF |= {"bfloat16": 2.0**-9, "float16": 2.0**-11}
 TOLERANCE = 32
@@ -121,7 +121,6 @@ class Call:
         return grads
 
     def arguments(self) -> LstmCall:
-        """Returns the tensors of the layer in the order of both ops."""
         return LstmCall(*(getattr(self, name) for name in LstmCall._fields))
 
     def forward(self, engine: str) -> tuple[Tensor, ...]:

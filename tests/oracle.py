@@ -24,7 +24,7 @@ def oracle(
     zoneout_h: Tensor | None = None,
     zoneout_c: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Computes one layer in one direction or two.
+    """Computes one layer.
 
     Args:
         input: [T,B,I].
@@ -48,7 +48,7 @@ def oracle(
         return gain * x / torch.sqrt((x @ x) / x.numel() + 1e-5)
 
     steps, batch = input.shape[:2]
-    directions, each = h_0.shape[0], len(weights) // h_0.shape[0]
+    directions, per_direction = h_0.shape[0], len(weights) // h_0.shape[0]
     hidden_size = c_0.shape[2]
     lengths = [steps] * batch if lengths is None else lengths
     outputs: list[list[list[Tensor]]] = [[[] for _ in range(steps)] for _ in range(directions)]
@@ -56,8 +56,8 @@ def oracle(
     h_n: list[list[Tensor]] = [[] for _ in range(directions)]
     c_n: list[list[Tensor]] = [[] for _ in range(directions)]
     for d in range(directions):
-        W_ih, W_hh, *rest = weights[d * each : (d + 1) * each]
-        norms, rest = (rest[-4:], rest[:-4]) if each >= 6 else (None, rest)
+        W_ih, W_hh, *rest = weights[d * per_direction : (d + 1) * per_direction]
+        norms, rest = (rest[-4:], rest[:-4]) if per_direction >= 6 else (None, rest)
         bias = rest[0] + rest[1] if len(rest) >= 2 else torch.zeros(4 * hidden_size).to(W_ih)
         for b in range(batch):
             h, c = h_0[d, b], c_0[d, b]

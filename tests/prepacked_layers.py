@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from fastlstm import LSTM, LSTMCell, prepack
 
 SMALLER_DTYPES = [torch.bfloat16, torch.int8]
-# input_size, hidden_size and options. The sizes are multiples of a vector, of 2 and of 4, or not.
+# input_size, hidden_size and options. Some sizes are multiples of a vector, of 2 or of 4.
 LAYERS: list[tuple[int, int, dict[str, Any]]] = [
     (1, 24, {}),
     (33, 50, {"batch_first": True}),
@@ -93,8 +93,6 @@ def calls(lstm: LSTM, dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]
 
 
 class Tagger(nn.Module):
-    """A model with an LSTM of two layers and an LSTMCell."""
-
     def __init__(self, **options: Any) -> None:
         super().__init__()
         self.lstm = LSTM(16, 32, num_layers=2, bidirectional=True, **options)
@@ -110,8 +108,7 @@ def prepacked_tagger(seed: int = 0, weights: Any = None, **options: Any) -> Tagg
     return prepack(Tagger(**options).eval(), weights)
 
 
-# An input of Tagger.
-X = torch.linspace(-1, 1, 5 * 3 * 16).view(5, 3, 16)
+X = torch.linspace(-1, 1, 5 * 3 * 16).view(5, 3, 16)  # an input of Tagger
 
 
 def in_a_model(**layers: nn.Module) -> nn.Module:

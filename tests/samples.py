@@ -99,25 +99,25 @@ class Sample:
             weights += [draw(P, H, divisor=H**0.5)] if self.proj_size else []
             if self.norms:
                 weights += [1 + draw(size) / 4 for size in (4 * H, 4 * H, H)] + [draw(H) / 4]
-        floating = {
+        tensors = {
             "input": draw(self.steps, self.batch, self.input_size),
             "h_0": draw(self.directions, self.batch, P),
             "c_0": draw(self.directions, self.batch, H),
         }
         if self.expanded:
-            floating |= {k: floating[k][:, :1] for k in ("h_0", "c_0")}
+            tensors |= {k: tensors[k][:, :1] for k in ("h_0", "c_0")}
         reset = torch.rand(self.steps, self.batch, generator=generator) < 0.4
-        floating = {k: v.to(device, dtype) for k, v in floating.items()}
+        tensors = {k: v.to(device, dtype) for k, v in tensors.items()}
         if self.expanded:
-            floating |= {k: floating[k].expand(-1, self.batch, -1) for k in ("h_0", "c_0")}
+            tensors |= {k: tensors[k].expand(-1, self.batch, -1) for k in ("h_0", "c_0")}
 
-        def shares(*shape: int) -> Tensor:  # 0 and 1 as in a drawn mask, 0.25 as a mean
+        def shares(*shape: int) -> Tensor:  # 0 and 1 as in a drawn mask, and a value between
             values = torch.tensor([0.0, 1.0, 0.25])
             return values[torch.randint(3, shape, generator=generator)].to(device, dtype)
 
         shape, sizes = (self.directions, self.steps, self.batch), {"zoneout_h": P, "zoneout_c": H}
         return {
-            **floating,
+            **tensors,
             "weights": [w.to(device, dtype) for w in weights],
             "lengths": self.lengths,
             "reset": reset.to(device) if self.reset else None,
@@ -126,7 +126,6 @@ class Sample:
         }
 
     def arguments(self, dtype: torch.dtype = torch.float64, device: str = "cpu") -> dict[str, Any]:
-        """Returns the arguments for `Route.lstm_layer`."""
         return self.as_layer(self.padded(dtype, device))
 
     def as_layer(self, padded: dict[str, Any]) -> dict[str, Any]:
@@ -239,12 +238,10 @@ every_sample_and_large = pytest.mark.parametrize("sample", ALL_SAMPLES, ids=lamb
 
 
 def draw(route: Route, *shape: int) -> Tensor:
-    """Returns random values in float64 on the device of the route."""
     return torch.randn(*shape, dtype=torch.float64).to(route.device)
 
 
 def make(route: Route, cls: Any = fastlstm.LSTM, **options: Any) -> Any:
-    """Returns a layer with 3 inputs and 4 units, in float64, on the engine of the route."""
     torch.manual_seed(0)
     layer = cls(3, 4, **{"dtype": torch.float64, "device": route.device, **options})
     layer.engine = route.engine
@@ -252,7 +249,7 @@ def make(route: Route, cls: Any = fastlstm.LSTM, **options: Any) -> Any:
 
 
 def with_gradients(results: Sequence[Tensor], leaves: Sequence[Tensor]) -> list[Tensor]:
-    """Returns the results, and the gradients of a loss with another factor for each value."""
+    """Returns the results, and the gradients of a weighted sum of all their values."""
     loss = sum((r * torch.arange(r.numel()).view_as(r).to(r).cos()).sum() for r in results)
     return [*results, *torch.autograd.grad(loss, leaves)]
 
@@ -263,6 +260,5 @@ def floating(arguments: dict[str, Any]) -> list[Tensor]:
 
 
 def with_floating(arguments: dict[str, Any], tensors: Sequence[Tensor]) -> dict[str, Any]:
-    """Returns the arguments with the tensors of `floating` replaced."""
     input, h_0, c_0, *weights = tensors
     return {**arguments, "input": input, "h_0": h_0, "c_0": c_0, "weights": list(weights)}

@@ -166,7 +166,6 @@ def skrl():
 
 
 def train_skrl(change):
-    """Trains a policy; returns its parameters."""
     import gymnasium
     from skrl.agents.torch.ppo import PPO_RNN
     from skrl.envs.wrappers.torch import wrap_env

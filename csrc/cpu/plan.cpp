@@ -11,15 +11,15 @@ namespace {
 // A thread is used only if it gets at least this much work, since waking it takes microseconds.
 constexpr int64_t kWalkMultiplyAddsPerThread = 1 << 21;  // in all steps of a walk
 constexpr int64_t kStepMultiplyAddsPerThread = 1 << 17;  // in a single step
-constexpr int64_t kStepBytesPerThread = 128 << 10;  // of prepacked weights, once for every 4 rows
+constexpr int64_t kStepBytesPerThread = 128 << 10;       // of prepacked weights, counted per 4 rows
 
 // The largest number of rows for which panels are packed on demand.
 constexpr int64_t kMaxRowsOnDemand = 512;
 
-// Whether a 16-bit layer is computed in float32, with its tensors converted before and its results
-// rounded after: if it has a projection, or a single step whose kernels do not multiply the dtype.
-// With prepacked weights, only bfloat16 with weights of bfloat16, and float16 with weights of
-// float32 and several steps, keep their dtype.
+// Whether a 16-bit layer is computed in float32: its tensors are converted before, and its results
+// are rounded after. Projections are computed so, and a single step whose kernels do not multiply
+// the dtype. With prepacked weights, only two cases keep the 16-bit dtype: bfloat16 with weights of
+// bfloat16, and float16 with weights of float32 in a call of several steps.
 bool computes_in_float32(const CpuTask& task, const CpuMachine& machine, const GemmKernels& gemm) {
   if (bytes_of(task.dtype) != 2) return false;
   const bool takes_dtype = gemm.takes(task.dtype);
@@ -30,7 +30,7 @@ bool computes_in_float32(const CpuTask& task, const CpuMachine& machine, const G
   return gemm.format != Format::float32 || task.projects || is_one_step;
 }
 
-// Returns the kernels for a layer whose tensors are not converted first.
+// Returns the kernels for a layer that keeps its dtype (see computes_in_float32).
 const GemmKernels& gemm_for(const CpuTask& task, const CpuMachine& machine) {
   if (task.prepacked) return *machine.gemms[*task.prepacked];
   const bool is_float32 = task.dtype == Dtype::kFloat32;
@@ -46,7 +46,7 @@ const GemmKernels& gemm_for(const CpuTask& task, const CpuMachine& machine) {
 // weights overlaps with arithmetic, so the longer of the two counts.
 ThreadGrid walk_grid(const CpuTask& task, const CpuMachine& machine, const CpuPlan& plan) {
   // In a microsecond a thread computes kMultiplyAdds of float32, or loads kBytes that are not in
-  // its L2 cache. A barrier takes kBarrier microseconds for each thread. The machine is idle.
+  // its L2 cache, if no other program runs. A barrier takes kBarrier microseconds per unit group.
   constexpr double kMultiplyAdds = 1.2e5, kBytes = 4e4, kBarrier = 0.25;
   const GemmKernels& gemm = *plan.gemm;
   const double hidden = task.hidden_size;
@@ -108,7 +108,7 @@ MatrixForm matrix_form(const CpuTask& task, const CpuMachine& machine, const Cpu
   const bool same_bits = forms_give_same_bits(task, plan);
   // If the bits differ, only a single step may have another form than panels. A forward step in
   // another form uses the training kernels of its dtype, so these must exist. If it saves tensors
-  // for the backward pass, its own kernels must multiply the dtype too.
+  // for the backward pass, the kernels for panels must multiply the dtype without encoding too.
   const bool step_has_kernels = machine.training_gemm(plan.dtype) && task.is_dense &&
                                 (!task.saves_for_backward || gemm.takes(plan.dtype));
   if (!same_bits && (task.steps > 1 || task.prepacked || !(task.backward || step_has_kernels)))
@@ -120,9 +120,9 @@ MatrixForm matrix_form(const CpuTask& task, const CpuMachine& machine, const Cpu
   if (rows <= few_rows && reads <= few_reads && (same_bits || !task.backward))
     return MatrixForm::kInPlace;
   const bool is_forward_step = task.steps == 1 && !task.backward;
-  const bool packing_pays_once =
+  const bool on_demand_pays =
       reads <= 2 && rows <= kMaxRowsOnDemand && (task.steps == 1 || times_l2 > 0);
-  return is_forward_step || packing_pays_once ? MatrixForm::kPanelOnDemand : MatrixForm::kPanels;
+  return is_forward_step || on_demand_pays ? MatrixForm::kPanelOnDemand : MatrixForm::kPanels;
 }
 
 // Chooses buffer_rows and buffer_unit_vectors. If h is short, many rows at a time need fewer calls
@@ -151,7 +151,7 @@ int64_t steps_ahead(const CpuTask& task, const CpuMachine& machine, const CpuPla
   if (forms_give_same_bits(task, plan) &&
       task.steps * task.batch <= std::min(task.input_size, kMaxRowsOnDemand))
     return task.steps;
-  // A narrow input adds little to a tile's product with h, less than its gates cost in memory.
+  // Multiplying a narrow input at every step costs less than writing and reading its x_gates.
   const bool is_narrow = gemm.takes(plan.dtype) && task.input_size <= task.hidden_size / 16;
   const int64_t mean_rows = task.total_rows / task.steps;
   const int64_t tile_rows = gemm.tile_rows * plan.grid.row_groups;

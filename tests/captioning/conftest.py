@@ -24,13 +24,11 @@ def scenes_root(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def captions_of(scenes_root):
-    """A function that returns the path of the captions file of a split."""
     return lambda split: scenes_root / "annotations" / f"captions_{split}.json"
 
 
 @pytest.fixture(scope="session")
 def data(scenes_root, captions_of, tmp_path_factory):
-    """The feature tables `train` and `val`, the vocabulary, the frozen CNN and its config."""
     folder = tmp_path_factory.mktemp("features")
     cnn = load_cnn(CNNConfig("scenes_cnn", pool="2x2"))
     tables = {}
@@ -50,7 +48,6 @@ def grid_cnn():
 
 @pytest.fixture(scope="module")
 def attentive(data, grid_cnn):
-    """A captioner with the attention decoder and random weights."""
     torch.manual_seed(0)
     features, words = grid_cnn.feature_shape[-1], len(data.vocabulary)
     sizes = ModelConfig(features, words, 16, 24, decoder="attention", grid=grid_cnn.grid)
@@ -59,7 +56,7 @@ def attentive(data, grid_cnn):
 
 @pytest.fixture
 def interrupted(monkeypatch):
-    """A function that calls `train` and interrupts it before a step of a class of trainers."""
+    """A function that calls `train`, where step number `step` raises KeyboardInterrupt instead."""
 
     def call(trainer, step, train):
         real, steps = trainer.train_step, itertools.count(1)
@@ -78,7 +75,7 @@ def interrupted(monkeypatch):
 
 @pytest.fixture
 def new_checkpoint(data):
-    """A function that makes captioners with the same initial weights for the same sizes."""
+    """A function that makes a captioner. Equal sizes give equal initial weights."""
 
     def make(lstm="fastlstm", **sizes):
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Trains two epochs of a stage. test_train.py runs this program in two processes."""
+"""Trains both stages for two epochs each. test_train.py runs this program in two processes."""
 
 import json
 import sys
@@ -22,7 +22,7 @@ CONFIG = TrainConfig(2, 48, warmup=2, clip_norm=0.0, consensus=0.5, autocast="no
 
 
 def train_in_stage(stage, root, features, output, process=SINGLE):
-    """Returns the loss or the reward of each epoch, and the norm of the last gradient."""
+    """`stage` is "loss" or "reward": returns it for each epoch, and the last gradient's norm."""
     annotations = root / "annotations" / "captions_train.json"
     cnn = load_cnn(CNNConfig("scenes_cnn", pool="2x2"))
     dataset = load_coco(annotations, root / "train")

@@ -21,7 +21,6 @@ def decoder(lstm="fastlstm"):
 
 
 def scores_of(decoder, image):
-    """Returns the scores of all words for each target of `unroll`."""
     return decoder.linear(decoder.unroll(image, CAPTIONS, LENGTHS)[0])
 
 
@@ -74,7 +73,7 @@ def test_learns_which_cell_decides():
         optimizer.zero_grad()
         model(features, torch.arange(4), captions, torch.full((4,), 4))[0].backward()
         optimizer.step()
-    model.encoder.train()  # after 80 steps the running statistics are not exact yet
+    model.encoder.train()  # after 80 steps BatchNorm's running statistics are not exact yet
     image = model.encoder.embed(features)
     found = write_captions([model.decoder.eval()], [image], DecodeConfig("greedy"))
     assert [h.tokens for h in found] == captions[:, 1:].tolist()

@@ -36,15 +36,15 @@ def test_maps_are_the_weights_of_the_decoder(attentive, grid_cnn, path):
 
 
 def test_each_cell_of_a_map_lies_over_its_part_of_the_view(attentive, grid_cnn, monkeypatch):
-    """All weight is on the cell that differs most from the background: the place of the square."""
+    """All attention is on the cell that differs most from the background: where the square is."""
     picture = Image.new("RGB", (200, 100), (20, 20, 20))
     # The CNN sees x from 50 to 150, so this square is at the top right.
     picture.paste((220, 40, 40), (115, 10, 135, 30))
     cells = grid_cnn.encode(picture)[0]
-    strange = (cells - cells[8 * 16 + 2]).abs().sum(1)
-    weights = torch.nn.functional.one_hot(strange.argmax(), 256).float()
-    looked = weights.expand(1, 2, 256)
-    monkeypatch.setattr(type(attentive.model.decoder), "attention", lambda *_: looked)
+    differences = (cells - cells[8 * 16 + 2]).abs().sum(1)
+    weights = torch.nn.functional.one_hot(differences.argmax(), 256).float()
+    attention = weights.expand(1, 2, 256)
+    monkeypatch.setattr(type(attentive.model.decoder), "attention", lambda *_: attention)
     view = grid_cnn.transform.view(picture)
     ((panel, _),) = attention_maps(attentive, view, grid_cnn.encode(picture), ["square"])
     y, x = divmod(int(panel.convert("RGB").tobytes()[::3].index(max(panel.tobytes()[::3]))), 128)

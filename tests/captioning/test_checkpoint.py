@@ -39,7 +39,6 @@ def test_any_lstm_reads_a_checkpoint(new_checkpoint, tmp_path, lstm):
 
 
 def contents(path):
-    """Returns all that a checkpoint holds, in a form that can be compared."""
     found = load_checkpoint(path)
     weights = {name: tensor.tolist() for name, tensor in found.model.state_dict().items()}
     return weights, found.vocabulary.words, found.model.config, found.cnn, found.training

@@ -26,13 +26,13 @@ def call(*words):
 
 @pytest.fixture
 def no_cnn(monkeypatch):
-    """Fails if a command gets as far as to load a CNN."""
+    """Fails if a command loads a CNN."""
     monkeypatch.setattr("captioning.training.setup.load_cnn", lambda _: pytest.fail("loaded"))
 
 
 @pytest.fixture
 def no_captioner(monkeypatch):
-    """Fails if a command gets as far as to load a captioner."""
+    """Fails if a command loads a captioner."""
     for name in ("caption", "evaluate"):
         path = f"captioning.commands.{name}.load_captioner"
         monkeypatch.setattr(path, lambda *_: pytest.fail("loaded"))
@@ -98,7 +98,6 @@ def test_a_library_that_is_missing_is_named(name, command, captions_of, tmp_path
     assert (done.returncode, done.stderr) == (1, f"captioning: needs {name}: {hint}\n")
 
 
-# The sizes and the CNN of small captioners.
 SMALL = [*("--hidden-size", 16, "--embed-size", 16, "--set", "min-count=1", "--cnn", "scenes_cnn")]
 OPTIONS = [*SMALL, "--set", "pool=2x2", "--batch-size", 48]
 
@@ -326,11 +325,11 @@ def test_the_last_lines_of_training(best, scenes_root, captions_of, tmp_path, ca
 
 
 def test_kept_training_pictures(best, scenes_root, captions_of, tmp_path, monkeypatch, capsys):
-    """This holds for a run with --start, and for a run that resumes."""
+    """best.pt keeps them only if a weight was chosen with --val. Each call decides this anew."""
     run = tmp_path / "run"
     train = ["train", "--train", captions_of("train"), "--output", run]
     val = ["--val", captions_of("val")]
-    # After so few steps all weights score 0, and the first of equal ones is chosen.
+    # After so few steps every neighbor weight scores 0, and the first of equal weights is chosen.
     monkeypatch.setattr("captioning.search.tune.NEIGHBOR_WEIGHTS", (5, 0))
     kept = lambda: load_checkpoint(run / "best.pt").neighbors
     assert call(*train, "--start", best, "--epochs", 1) == 0

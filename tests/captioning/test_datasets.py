@@ -107,7 +107,6 @@ def test_pictures_without_captions_are_skipped_where_captions_are_needed(coco):
     assert dataset.skipped["no caption"] == [str(folder / name) for name in ("2.png", "3.png")]
     with pytest.raises(CaptioningError, match=r"2 x no caption: .*2\.png"):
         load_coco(path, folder, need_captions=True)
-    # Without `need_captions` a picture needs no caption.
     assert [image.id for image in load_coco(path, folder, "skip").images] == [1, 2, 3]
 
 

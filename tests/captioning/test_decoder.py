@@ -1,4 +1,4 @@
-"""The LSTM decoder: its inputs and targets, dropout, initial bias, and equal results stepwise."""
+"""The LSTM decoder: inputs, targets, dropout, initial bias; unrolled, it equals single steps."""
 
 import math
 
@@ -95,8 +95,8 @@ def test_begins_with_words_as_frequent_as_they_are(sizes):
 def test_only_a_fresh_captioner_takes_the_frequencies_of_words(captions_of, tmp_path):
     train, file = ["train", "--train", str(captions_of("train"))], tmp_path / "a" / "best.pt"
     sizes = "--hidden-size 16 --embed-size 16 --set min-count=1 --cnn scenes_cnn".split()
-    nothing = ["--epochs", "1", "--learning-rate", "1e-30", "--set", "ema=0"]
-    assert main([*train, "--output", str(tmp_path / "a"), *sizes, *nothing]) == 0
+    no_learning = ["--epochs", "1", "--learning-rate", "1e-30", "--set", "ema=0"]
+    assert main([*train, "--output", str(tmp_path / "a"), *sizes, *no_learning]) == 0
     first = load_checkpoint(file)
     bias = first.model.decoder.linear.bias
     words = [first.vocabulary.index[word] for word in ("a", "left")]
@@ -110,6 +110,6 @@ def test_only_a_fresh_captioner_takes_the_frequencies_of_words(captions_of, tmp_
     assert first.training["history"][0]["loss"] == pytest.approx(entropy, rel=0.05)
     first.model.decoder.linear.bias.data.fill_(0.25)
     first.save(file)
-    assert main([*train, "--output", str(tmp_path / "b"), "--start", str(file), *nothing]) == 0
+    assert main([*train, "--output", str(tmp_path / "b"), "--start", str(file), *no_learning]) == 0
     second = load_checkpoint(tmp_path / "b" / "best.pt")
     assert torch.equal(second.model.decoder.linear.bias, torch.full_like(bias, 0.25))

@@ -69,7 +69,7 @@ def test_a_cpu_encodes_a_few_pictures_at_a_time_with_the_same_result():
     features = cnn(images)
     assert seen == [4, 2]
     torch.testing.assert_close(features, torch.cat([cnn(image[None]) for image in images]))
-    cnn(torch.randn(2, 3, 600, 600))  # larger than one forward pass on a CPU
+    cnn(torch.randn(2, 3, 600, 600))  # each has more pixels than a CPU's largest batch
     assert seen[-2:] == [1, 1]
 
 
@@ -84,12 +84,12 @@ def test_avg_is_the_network_without_its_fc_and_grid_averages_to_it():
     images = torch.randn(2, 3, 224, 224)
     vector = cnn(images)
     torch.testing.assert_close(vector, whole(images))
-    grid, both = frozen(pool="grid"), frozen(pool="2x2")
-    for other in (grid, both):
+    grid, avg_2x2 = frozen(pool="grid"), frozen(pool="2x2")
+    for other in (grid, avg_2x2):
         other.load_state_dict(cnn.state_dict())
-    assert grid.feature_shape == (49, 512) and both.feature_shape == (5 * 512,)
+    assert grid.feature_shape == (49, 512) and avg_2x2.feature_shape == (5 * 512,)
     torch.testing.assert_close(grid(images).mean(1), vector, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(both(images)[:, :512], vector)
+    torch.testing.assert_close(avg_2x2(images)[:, :512], vector)
 
 
 def test_a_vision_transformer_has_a_vector_but_no_map():
@@ -110,9 +110,9 @@ def test_fingerprints_tell_weights_pooling_and_transform_apart(tmp_path):
     assert a.fingerprint() != b.fingerprint()
     b.load_state_dict(a.state_dict())
     assert a.fingerprint() == b.fingerprint()
-    both = frozen(pool="2x2")
-    both.load_state_dict(a.state_dict())
-    assert a.fingerprint() != both.fingerprint()
+    avg_2x2 = frozen(pool="2x2")
+    avg_2x2.load_state_dict(a.state_dict())
+    assert a.fingerprint() != avg_2x2.fingerprint()
 
 
 @pytest.mark.parametrize("name", ["resnet18", "efficientnet_lite0"])

@@ -79,7 +79,7 @@ def test_members_write_other_captions_together_than_alone(pair, method):
 
 
 def test_beam_search_ranks_all_that_the_members_find(pair):
-    """The score is the mean; a member that did not find a caption gives its worst score."""
+    """A caption's score is the mean over the members: the worst score of a member that lacks it."""
     one, two, features = pair
     config = DecodeConfig("beam", 3, 0.7)
     both, *alone = (decode_batch(c, features, config) for c in (together(one, two), one, two))

@@ -111,7 +111,7 @@ def test_broken_pictures_are_refused_or_left_out(cnn, images, tmp_path):
     assert cache.state.tolist() == [DONE] * 6 + [BROKEN] + [DONE] * 5
     assert images[6].id not in FeatureTable(CaptionDataset(images), cache).ids
     with pytest.raises(ImageError, match=f"(?s){images[6].path.name}.*on-error skip"):
-        extract(cnn, images, tmp_path)  # "refuse" stops at a picture that was skipped before
+        extract(cnn, images, tmp_path)  # the default, "refuse", refuses a skipped picture too
     assert extract(cnn, images, tmp_path, on_error="skip").state[6] == BROKEN
 
 

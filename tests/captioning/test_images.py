@@ -134,7 +134,7 @@ def eps(tmp_path, monkeypatch):
     ghostscript.write_text(f"#!/bin/sh\ntouch '{tmp_path}/was_run'\nexit 1\n")
     ghostscript.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
-    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # Pillow has not looked for it yet
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # makes Pillow search PATH for it again
     path = tmp_path / "holiday.jpg"
     path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
     yield path
@@ -170,7 +170,7 @@ def test_the_transform_does_what_torchvision_does():
     from torchvision.transforms._presets import ImageClassification
 
     pixels = np.random.default_rng(0).integers(0, 255, (464, 580, 3), dtype=np.uint8)
-    image = Image.fromarray(pixels)  # with these sides torchvision has no size to round
+    image = Image.fromarray(pixels)  # resized to 232 x 290 without rounding
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     theirs = ImageClassification(crop_size=224, resize_size=232, mean=mean, std=std)(image)
     ours = Transform(232, 224, mean, std)(image)

@@ -122,7 +122,6 @@ def test_training_keeps_neighbors_if_they_help_on_val(new_checkpoint, data, monk
         return [[hypothesis(one, -1.0), hypothesis(two, -1.5)] for one, two in found]
 
     monkeypatch.setattr(tune, "decode_batch", beams)
-    # The pictures of val are also the training pictures.
     line = tune.choose_search(checkpoint, val, Neighbors.of(val, data.vocabulary))
     assert (checkpoint.neighbors is not None) == helps
     assert ("captions of similar training pictures" in line) == helps

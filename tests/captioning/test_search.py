@@ -73,7 +73,7 @@ def test_a_wide_beam_finds_the_best_of_all_captions(model, image, length_penalty
 
 
 def by_hand(model, image, k, length_penalty, steps):
-    """Beam search of one picture, which never drops a caption early: [(score, tokens)]."""
+    """Beam search of one picture that runs all steps: returns [(score, tokens)], best first."""
     live, ended = [(0.0, [])], []
     for t in range(1, steps + 1):
         longer = [[*tokens, word] for _, tokens in live for word in (4, 5, 6, END)]
@@ -126,7 +126,7 @@ class Table(torch.nn.Module):
 
 
 def test_a_finished_caption_is_not_replaced_by_one_that_ends_worse():
-    """ "a." ends early. Later "baa" and "bab" have more probability per word, and end worse."""
+    """ "a." ends early. "baa" and "bab" have a better mean log-probability until they end."""
     table = {"": {"a": 0.6, "b": 0.4}, "a": {".": 0.52, "a": 0.48}, "b": {"a": 0.99, "b": 0.01}}
     decoder = Table(table | {"ba": {"a": 0.5, "b": 0.5}})
     best = beam_search(decoder, torch.zeros(1, 1), 2, length_penalty=1.0)[0][0]

@@ -49,7 +49,7 @@ def start(request, new_checkpoint, data):
     """A function that makes captioners of each decoder, and a table with features for them."""
     if request.param == "lstm":
         return new_checkpoint, data.train
-    cells = copy.copy(data.train)  # the means of the four quarters become the cells
+    cells = copy.copy(data.train)  # the means of the four quarters are the cells of a 2 x 2 grid
     cells.read = lambda images=None: data.train.read(images).unflatten(1, (5, 48))[:, 1:]
     return partial(new_checkpoint, feature_size=48, decoder="attention", grid=2), cells
 

@@ -29,7 +29,7 @@ def picture(data):
 
 @pytest.fixture(scope="module")
 def bad(tmp_path_factory, picture):
-    """Files that are refused, by the message that they get."""
+    """Files that are refused: {message: path}."""
     folder = tmp_path_factory.mktemp("bad")
     cut, text, huge, bomb = (folder / f"{name}.png" for name in ("cut", "text", "huge", "bomb"))
     Image.frombytes("RGB", (64, 64), os.urandom(3 * 64 * 64)).save(cut)
@@ -187,26 +187,26 @@ def wait_for(browser, condition):
     return WebDriverWait(browser, 60).until(lambda _: condition())
 
 
-def drop(browser, path):
+def upload(browser, path):
     browser.refresh()
     find = lambda: browser.find_elements("css selector", "input[type=file]")
     wait_for(browser, find)[0].send_keys(str(path))
 
 
-def said(browser):
+def text(browser):
     return browser.find_element("css selector", "body").text
 
 
 def test_a_picture_is_captioned_in_the_browser(browser, attentive, grid_cnn, picture):
-    drop(browser, picture)
+    upload(browser, picture)
     masks = lambda: browser.find_elements("css selector", ".grid-container img")
     wait_for(browser, lambda: masks() and all(m.get_property("naturalWidth") for m in masks()))
-    assert browser.title == "Caption a picture" and "CNN: scenes_cnn. Decoder: att" in said(browser)
+    assert browser.title == "Caption a picture" and "CNN: scenes_cnn. Decoder: att" in text(browser)
 
 
 def test_a_bad_picture_gets_a_message_in_the_browser(browser, bad):
-    drop(browser, bad["not a picture"])
-    wait_for(browser, lambda: "No caption: not a picture" in said(browser))
+    upload(browser, bad["not a picture"])
+    wait_for(browser, lambda: "No caption: not a picture" in text(browser))
 
 
 def test_the_page_loads_nothing_from_other_servers(browser, server):

@@ -33,7 +33,7 @@ def weights(tmp_path_factory, timm):
     return save
 
 
-# Models: a transformer with a class token, a convolutional network, and one with a map [B,h,w,C].
+# Sides of the maps of a transformer with a class token, a CNN, and a model with a map [B,h,w,C].
 SIDES = {"test_vit": 10, "test_convnext": 5, "test_mambaout": 5}
 
 

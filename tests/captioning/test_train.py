@@ -91,7 +91,7 @@ def test_the_loss_that_is_reported_is_plain(new_checkpoint, data, change):
         trainer = Trainer(new_checkpoint(), config, data.train)
         losses.append([trainer.train_step(torch.arange(0, 40, 3), 10) for _ in range(2)])
     assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-6)
-    assert losses[0][1] != pytest.approx(losses[1][1], rel=1e-6)  # after another first step
+    assert losses[0][1] != pytest.approx(losses[1][1], rel=1e-6)  # after different first steps
 
 
 def test_captions_that_agree_with_the_others_weigh_more(new_checkpoint, data):

@@ -1,5 +1,3 @@
-"""The tokenizers and the vocabulary."""
-
 import json
 from pathlib import Path
 

@@ -21,7 +21,7 @@ from fastlstm import _build
 
 pytestmark = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the extension is not built")
 
-# Whole and ragged tiles of every width, one row and many, the chunked and the one-step path.
+# T, B, I, H: full and partial register tiles of every width, one row and many, one step and many.
 SHAPES = [
     (1, 1, 3, 5), (1, 7, 16, 32), (3, 1, 16, 64), (5, 4, 9, 16), (4, 13, 7, 33), (2, 20, 65, 100),
     (5, 70, 4, 24),
@@ -42,17 +42,16 @@ def weighting(outputs):
 
 
 def run(arguments, compute=None):
-    """Returns output, h_n, c_n and the gradients of all arguments."""
     leaves = [t.detach().clone().requires_grad_() for t in floating(arguments)]
     outputs = (compute or torch.ops.fastlstm.lstm)(**with_floating(arguments, leaves))[:3]
-    graph = [y for y in outputs if y.requires_grad]  # not an output of the oracle that is all zeros
+    graph = [y for y in outputs if y.requires_grad]  # the oracle's zeros have no graph
     gradients = torch.autograd.grad(graph, leaves, weighting(graph), materialize_grads=True)
     return [*outputs, *gradients]
 
 
 @functools.cache
 def oracle_of(shape, directions, P):
-    """Returns the results of the oracle for `ragged`, which serve for all dtypes."""
+    """Returns the oracle's results for `ragged`, whose values are exact in every dtype."""
     given = ragged(shape, torch.float64, directions, P)
     del given["layout"]
     return run({**given, "lengths": given["lengths"].tolist()}, oracle)
@@ -83,8 +82,7 @@ def test_against_the_oracle(shape, dtype, directions, projects):
         assert (got.double() - want).abs().max() <= bound
 
 
-# The tests of what depends on the kernels: results and gradients of every form and option,
-# rounding errors, bits. Modules, compilers, second derivatives and errors do not depend on them.
+# Tests whose results depend on the kernels. Tests of compilers and errors, for example, do not.
 ON_EVERY_INSTRUCTION_SET = [
     "cpu/test_cpu_engine.py::test_against_the_oracle",
     "op/test_same_bits.py::test_few_seeds", "op/test_fuzzed_calls.py::test_few_seeds",
@@ -102,8 +100,8 @@ ON_EVERY_INSTRUCTION_SET = [
 ]  # fmt: skip
 
 
-def run_foundation(printed, select, variables):
-    """Runs these tests in a process with other kernels. Returns build_info()[printed] there."""
+def run_on_other_kernels(printed, select, variables):
+    """Runs these tests in a process of its own. Returns what build_info()[printed] is there."""
     tests = [f"{Path(__file__).parents[1] / test}" for test in ON_EVERY_INSTRUCTION_SET]
     code = f"import sys, pytest; from fastlstm import _C; print(_C.build_info()[{printed!r}]);"
     code += f"sys.exit(pytest.main(['-q', '-k', '{select}', *{tests!r}]))"
@@ -116,13 +114,13 @@ def run_foundation(printed, select, variables):
 
 @pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
 def test_every_instruction_set(capability):
-    lowest = {"baseline": "default", "neon": "default"}
+    torch_names = {"baseline": "default", "neon": "default"}
     best = _build.library.build_info()["cpu_capability"]
-    if capability == lowest.get(best, best):
+    if capability == torch_names.get(best, best):
         pytest.skip("the rest of the tests run on it")
     variables = {"ATEN_CPU_CAPABILITY": capability}
-    chosen = run_foundation("cpu_capability", "not reference and not cuda", variables)
-    chosen = lowest.get(chosen, chosen)
+    chosen = run_on_other_kernels("cpu_capability", "not reference and not cuda", variables)
+    chosen = torch_names.get(chosen, chosen)
     if chosen != capability and capability.upper() not in torch.__config__.show().upper():
         pytest.skip(f"this machine or build of torch has no {capability}")
     assert chosen == capability or chosen == "default"
@@ -132,13 +130,13 @@ def test_without_tiles_of_amx():
     if "bfloat16x2" not in _build.library.build_info()["products"]:
         pytest.skip("the rest of the tests run without them")
     select = "(bfloat16 or int8 or rows_of_zeros or test_few_seeds) and not reference and not cuda"
-    assert "amx" not in run_foundation("products", select, {"FASTLSTM_AMX": "0"})
+    assert "amx" not in run_on_other_kernels("products", select, {"FASTLSTM_AMX": "0"})
 
 
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_two_directions_in_several_chunks(ragged, number, threads):
-    """The backward pass takes several chunks of steps. The results are those of nn.LSTM."""
+    """With 61 steps the backward pass takes several chunks of steps."""
     threads(number)
     torch.manual_seed(0)
     theirs = nn.LSTM(3, 64, bidirectional=True, dtype=torch.float64)
@@ -186,7 +184,7 @@ class _Encoded(Dataset):
 
 def test_in_forked_workers_of_a_data_loader(threads):
     threads(2)
-    expected = torch.ops.fastlstm.lstm(**layer(20, 32, 40, 100))[0]  # this process has its threads
+    expected = torch.ops.fastlstm.lstm(**layer(20, 32, 40, 100))[0]  # starts threads
     loader = DataLoader(_Encoded(), num_workers=2, multiprocessing_context="fork", timeout=60)
     batches = [batch[0] for batch in loader]
     assert same(batches, [expected] * 4)
@@ -197,7 +195,7 @@ def test_working_memory_is_bounded():
     with torch.no_grad():
         for size in (300, 700, 1100, 1500):
             fastlstm.LSTM(size, size)(torch.randn(60, 9, size))
-    # The last has 72 MB of weights in panels.
+    # The panels of the last LSTM's weights have 72 MB.
     assert 32 << 20 < release() <= 64 << 20
     assert release() == 0
 
@@ -234,7 +232,6 @@ def test_changed_weights_are_seen_at_once(mode, steps):
 @pytest.mark.parametrize("bidirectional", [False, True])
 @torch.no_grad()
 def test_a_step_that_resets_is_one_from_zeros(rows, bidirectional):
-    """As in rollouts of reinforcement learning. The state that the caller gave stays the same."""
     lstm = fastlstm.LSTM(9, 20, bidirectional=bidirectional)
     x, h, c = torch.randn(1, rows, 9), *torch.randn(2, 1 + bidirectional, rows, 20)
     reset = torch.arange(rows) % 3 == 0

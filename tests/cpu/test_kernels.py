@@ -11,7 +11,6 @@ ARM64 = platform.machine() in ("aarch64", "arm64")
 
 
 def program(*cxx, flags=()):
-    """Builds tests/kernels with a compiler and returns the program."""
     folder = ROOT / "build/kernels" / Path(cxx[0]).name
     make("kernels", folder, "CXXFLAGS=-Werror", *flags, cxx=cxx)
     return str(folder / "kernels")

@@ -47,7 +47,7 @@ def ops():
         torch_lib = f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu", "-lc10"
         check(*CXX, *flags, *include, *source, "-o", str(fresh), *torch_lib)
         os.replace(fresh, LIBRARY)
-    ctypes.CDLL(extension.__file__, mode=ctypes.RTLD_GLOBAL)  # check_layer and the rest
+    ctypes.CDLL(extension.__file__, mode=ctypes.RTLD_GLOBAL)  # has the checks
     torch.ops.load_library(str(LIBRARY))
     return torch.ops.fastlstm_emulated
 
@@ -140,7 +140,6 @@ def test_either_backward_takes_either_forward(kind, forward, backward):
 @pytest.mark.parametrize("form", ["packed", "lengths"])
 @pytest.mark.parametrize("engine", ["stepwise", "persistent"])
 def test_gradients_of_gates(kind, form, engine):
-    """Backward can return the gradients of the gates. Their sum is the gradient of b_ih."""
     call = Call(kind, form, directions=2, reset=form == "lengths")
     saved = call.forward(engine)
     weights, d_gates = (call.backward(saved, engine, return_d_gates=b)[3] for b in (False, True))
@@ -165,7 +164,6 @@ MEMSET, LAUNCH, COOPERATIVE_LAUNCH = range(3)  # kinds of events
 
 @pytest.fixture
 def use():
-    """A function that sets the current device and stream: use(device, stream)."""
     yield lambda device, stream: ops().use(device, stream)
     ops().use(0, 0)
 
@@ -176,7 +174,7 @@ LARGE = [dict(hidden_size=200), dict(batch=40, hidden_size=64)]
 @pytest.mark.parametrize("options", [{}, op_call.PACKED, op_call.RAGGED, *LARGE], ids=str)
 @pytest.mark.parametrize("kind", ["float32", "bfloat16"], indirect=True)
 def test_launches(kind, options, use):
-    """All run on the call's stream, and the memory for exchanged values is cleared before."""
+    """Kernels run on the call's stream, after the memory for exchanged values is cleared."""
     call = Call(kind, **options)
     use(1, 7)
     ops().take_events()
@@ -274,8 +272,7 @@ def test_variables_of_the_environment():
 @pytest.mark.parametrize("kind", ["float32"], indirect=True)
 def test_bits_do_not_depend_on_the_batch(kind):
     call = Call(kind, batch=9)
-    # Eighths: the host's product with W_ih is then exact, whose order of summation, unlike the
-    # kernel's, depends on the number of rows.
+    # Multiples of 1/8: ATen's product with W_ih is exact, so its rounding depends on no other rows.
     call.input = (call.input * 8).round() / 8
     call.weights = [(w * 8).round() / 8 for w in call.weights]
     whole = call.forward("persistent")[0]
@@ -283,7 +280,7 @@ def test_bits_do_not_depend_on_the_batch(kind):
     assert torch.equal(call.forward("persistent")[0], whole[:, 3:5])
 
 
-@pytest.mark.parametrize("kind", ["float32"], indirect=True)  # which puts the settings back
+@pytest.mark.parametrize("kind", ["float32"], indirect=True)  # restores the flags
 def test_float32_is_multiplied_as_torch_backends_cuda_matmul_says(kind):
     """The setting for cuDNN does not matter, and settings of other threads do not change."""
     call = Call(kind, hidden_size=64)

@@ -37,7 +37,7 @@ def test_engine(kind, engine, options):
 
 
 def large(dtype, hidden_size=512, batch=64, steps=100):
-    """A layer on the persistent engine where that serves it, which is what these tests are for."""
+    """Returns a layer and an input. The engine is "persistent" if it serves the call."""
     torch.manual_seed(0)
     lstm = fastlstm.LSTM(hidden_size, hidden_size, device="cuda", dtype=dtype)
     x = torch.randn(steps, batch, hidden_size, device="cuda", dtype=dtype, requires_grad=True)
@@ -58,7 +58,6 @@ def run(lstm, x):
 @pytest.mark.parametrize("batch", [1, 16, 64, 128])
 @pytest.mark.parametrize("hidden_size", [256, 1024])
 def test_errors_are_like_those_of_nn_lstm(kind, batch, hidden_size):
-    """Against float64, error at most 4 times that of torch.nn.LSTM in the same arithmetic."""
     lstm, x = large(op_call.dtype_of(kind), hidden_size, batch)
     theirs = fastlstm.convert(copy.deepcopy(lstm), to="torch")
     exact = copy.deepcopy(theirs).double()
@@ -78,7 +77,7 @@ def test_same_bits_every_time(dtype):
 
 
 def test_large_batch():
-    """More rows than a grid may be high."""
+    """The batch has more rows than a grid has thread blocks."""
     lstm = fastlstm.LSTM(3, 5, device="cuda")
     lstm.engine = "stepwise"
     x = torch.randn(2, 70_000, 3, device="cuda", requires_grad=True)
@@ -165,7 +164,7 @@ def test_no_synchronization():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_nan_keeps_nobody_waiting(dtype):
-    """Even one whose bits are those of memory that no block has written yet."""
+    """This NaN has the bits of memory for exchanged values that no block has written yet."""
     lstm, x = large(dtype, steps=5)
     ones = torch.full((x.element_size() * x.numel(),), 255, dtype=torch.uint8, device="cuda")
     x = ones.view(dtype).view_as(x).requires_grad_()
@@ -205,6 +204,6 @@ def test_compile(dynamic):
     expected = run(lstm, x)
     compiled = torch.compile(lstm, fullgraph=True, dynamic=dynamic)
     y, _ = compiled(x)
-    assert torch.equal(y, expected[0])  # of the same engine
+    assert torch.equal(y, expected[0])  # the engine is the same
     y.float().square().sum().backward()
     assert x.grad.isfinite().all()

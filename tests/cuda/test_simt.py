@@ -34,7 +34,7 @@ def test_sanitized(group):
 
 
 def test_too_many_parameters_do_not_compile(tmp_path):
-    """CUDA allows 4096 bytes. The compiler checks the limit, not the first launch."""
+    """The compiler refuses more than the 4096 bytes that CUDA allows."""
     flags = "-std=c++20", "-w", "-DFASTLSTM_EMULATOR", "-x", "c++", f"-I{SIMT}", f"-I{CUDA}"
     text = (CUDA / "sequence.cu").read_text()
     assert "(4096 - 16)" in text

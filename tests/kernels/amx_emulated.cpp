@@ -27,10 +27,10 @@ struct Amx {
   static void zero() {
     std::memset(tiles[t], 0, sizeof tiles[t]);
   }
-  // Adds the product of the tiles a and b to the tile `sum`. b holds pairs (bfloat16) or groups of
-  // four (int8) of consecutive rows of its matrix. For bfloat16, the first elements of all pairs
-  // are summed by multiply-adds from zero, the second elements likewise. The two sums are added to
-  // each other, then to `sum`. Subnormal numbers count as zeros.
+  // Adds the product of the tiles a and b to the tile `sum`. A row of b has the elements of two
+  // (bfloat16) or four (int8) consecutive rows of a matrix, interleaved. For bfloat16,
+  // multiply-adds sum the products of even rows from zero, and those of odd rows. Then the two sums
+  // are added, and their sum is added to `sum`. Subnormal numbers count as zeros.
   template <typename T, int sum, int a, int b>
   static void multiply_add() {
     for (int r = 0; r < rows[a]; ++r) {
@@ -49,14 +49,13 @@ struct Amx {
       flushed(Vec<float>::load(tiles[sum][r]) + both).store(tiles[sum][r]);
     }
   }
-  static void configure(const int64_t (&of_each)[8]) {
-    for (int t = 0; t < 8; ++t) rows[t] = static_cast<int>(of_each[t]);
+  static void configure(const int64_t (&rows_of_tiles)[8]) {
+    for (int t = 0; t < 8; ++t) rows[t] = static_cast<int>(rows_of_tiles[t]);
   }
   static void release() {}
 
  private:
-  // Adds to each of 16 int32 sums the products of four unsigned numbers of a row of A with four
-  // signed numbers of B.
+  // Adds to each of 16 int32 sums the products of four uint8 numbers of A with four int8 of B.
   static void add_fours(const void* of_a, const void* of_b, void* to) {
     const auto* const a = static_cast<const uint8_t*>(of_a);
     const auto* const b = static_cast<const int8_t*>(of_b);
@@ -65,7 +64,7 @@ struct Amx {
       *sum += a[n % 4] * b[n];
     }
   }
-  // x, with subnormal numbers replaced by zeros.
+  // Replaces subnormal numbers by zeros.
   FASTLSTM_INLINE static Vec<float> flushed(const Vec<float>& x) {
     const __m512i bits = _mm512_castps_si512(x.v);
     const __mmask16 is_normal = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x7f800000));

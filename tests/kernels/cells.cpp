@@ -19,11 +19,11 @@ struct Shape {
 
 // A layer by the tiled engine: products with W_hh by `product`, then the cell kernels `cell`.
 template <typename T>
-class Walk {
+class TiledLayer {
   using A = State_t<T>;
 
  public:
-  Walk(const GemmKernels& gemm, const CellKernels<T>& cell, const Shape& shape, unsigned seed)
+  TiledLayer(const GemmKernels& gemm, const CellKernels<T>& cell, const Shape& shape, unsigned seed)
       : gemm_(gemm),
         cell_(cell),
         steps_(shape.T),
@@ -39,7 +39,6 @@ class Walk {
         d_gates_(gates_),
         cells_(unwritten<A>(steps_ * B_ * H_)) {}
 
-  // Runs forward and backward, checks all results, and returns their bytes.
   Bytes run() {
     const oracle::Solution solution = oracle::solve(problem_);
     forward();
@@ -74,8 +73,7 @@ class Walk {
     return sums;
   }
 
-  // x_gates [T,B,4H] in the order [T,B,vector of units,4,lanes]; the last vector is padded with
-  // zeros.
+  // x_gates [T,B,4H] in the order [T,B,vector of units,4,lanes], padded with zeros.
   std::vector<A> ordered_x_gates() const {
     const auto x_gates = converted<A>(problem_.x_gates);
     const int64_t lanes = gemm_.lanes, width = divide_up(H_, lanes) * lanes;
@@ -107,7 +105,7 @@ class Walk {
       }
       const int64_t lanes = gemm_.lanes;
       for (int64_t unit = 0; unit < H_; unit += lanes) {
-        std::vector<const void*> columns;  // of W_hh, transposed: the gates of one vector of units
+        std::vector<const void*> columns;  // rows of W_hh for one vector of units
         for (int64_t gate = 0; gate < 4; ++gate)
           for (int64_t u = unit; u < unit + lanes; ++u)
             columns.push_back(u < H_ ? &w_hh_[(gate * H_ + u) * H_] : zeros_.data());
@@ -180,10 +178,9 @@ void check_special(const CellKernels<T>& cell, int64_t H) {
   }
 }
 
-// Whether a table has kernels of the stepwise engine. If it has none of a 16-bit dtype, the engine
-// converts to float32.
+// A table may lack the stepwise kernels of a 16-bit dtype. Then the engine converts to float32.
 template <typename T, typename A>
-bool has_steps(const RowKernels<T, A>& kernels) {
+bool has_stepwise_kernels(const RowKernels<T, A>& kernels) {
   return static_cast<const RowKernel<ForwardStep<T, A>>&>(kernels).run;
 }
 
@@ -201,7 +198,7 @@ Bytes run_steps(const RowKernels<T, A>& kernels, const stepwise::Shape& shape, u
   });
 }
 
-// The product with which a table trains layers of T, or nullptr.
+// Returns the GEMM kernels of a table for training with the dtype T, or nullptr.
 template <typename T>
 const GemmKernels* product_of(const KernelTable& table) {
   CpuMachine machine;
@@ -224,11 +221,12 @@ void add_comparison(Kernels<T> KernelTable::* kernels) {
         const std::string where = testing::text(tables[i].target, ", H ", H);
         const Shape steps{4, 3, H};
         const stepwise::Shape resets{4, 3, H, oracle::kDense, false, true};
-        if (has_steps(a.row) && has_steps(b.row))
+        if (has_stepwise_kernels(a.row) && has_stepwise_kernels(b.row))
           check(run_steps(a.row, resets, 1, H) == run_steps(b.row, resets, 1, H), where,
                 ": stepwise");
         if (of_a && of_b)
-          check(Walk<T>(*of_a, *a.cell, steps, 1).run() == Walk<T>(*of_b, *b.cell, steps, 1).run(),
+          check(TiledLayer<T>(*of_a, *a.cell, steps, 1).run() ==
+                    TiledLayer<T>(*of_b, *b.cell, steps, 1).run(),
                 where);
       }
   });
@@ -238,7 +236,7 @@ template <typename T>
 void add_cases(const KernelTable& table, const Kernels<T>& kernels) {
   const std::string group = "cells/", dtype = std::string("/") + testing::name_of<T>() + "/";
   const auto row = kernels.row;
-  if (has_steps(row))
+  if (has_stepwise_kernels(row))
     testing::Case(group + table.target + dtype + "a layer of the stepwise engine", [row] {
       unsigned seed = 0;
       for (const int64_t H : {1, 3, 4, 16, 37})
@@ -255,7 +253,7 @@ void add_cases(const KernelTable& table, const Kernels<T>& kernels) {
   testing::Case(tiled + "a layer of the tiled engine", [gemm, kernels] {
     unsigned seed = 0;
     for (const int64_t H : {1, 3, 4, 7, 16, 37, 70})
-      Walk<T>(*gemm, *kernels.cell, {4, int64_t(1 + H % 7), H}, ++seed).run();
+      TiledLayer<T>(*gemm, *kernels.cell, {4, int64_t(1 + H % 7), H}, ++seed).run();
   });
   testing::Case(tiled + "NaN and infinity",
                 [gemm, kernels] { check_special(*kernels.cell, gemm->lanes); });

@@ -1,5 +1,4 @@
-// The CPU planner, for known machines: what every plan must satisfy, and some decisions for each
-// machine.
+// The CPU planner for known machines: what every plan must satisfy, and some decisions.
 #include <initializer_list>
 
 #include "../simt/harness.h"
@@ -10,7 +9,7 @@ namespace {
 using namespace fastlstm;
 using testing::check;
 
-// A product with the fields that the planner reads. It has no kernels and is never run.
+// Returns the fields of GEMM kernels that the planner reads. The kernels themselves are missing.
 GemmKernels product_of(Format format, int64_t bytes, int64_t lanes, int64_t rows,
                        bool trains = true) {
   GemmKernels gemm{};
@@ -29,7 +28,7 @@ struct Named {
 };
 
 std::vector<Named> machines() {
-  static const auto own = [](int64_t lanes, int64_t rows, bool trains_bfloat16) {
+  static const auto table_of = [](int64_t lanes, int64_t rows, bool trains_bfloat16) {
     const auto* const all =
         new GemmKernels[]{product_of(Format::float32, 4, lanes, rows),
                           product_of(Format::float64, 8, lanes / 2, rows),
@@ -37,8 +36,9 @@ std::vector<Named> machines() {
                           product_of(Format::int8, 1, lanes, 4, false)};
     return GemmTable{{all, all + 1, all + 2, all + 3}};
   };
-  static const GemmTable avx512 = own(16, 6, false), avx512_bf16 = own(16, 6, true),
-                         avx2 = own(8, 6, false), neon = own(4, 5, true), sse = own(4, 2, false);
+  static const GemmTable avx512 = table_of(16, 6, false), avx512_bf16 = table_of(16, 6, true),
+                         avx2 = table_of(8, 6, false), neon = table_of(4, 5, true),
+                         sse = table_of(4, 2, false);
   static const GemmTable amx = [] {
     static GemmKernels tiles = *avx512_bf16[Format::bfloat16];
     tiles.tile_rows = 64, tiles.min_rows_per_panel_load = 128, tiles.bytes_ahead = 256 << 10;
@@ -64,15 +64,13 @@ std::string text_of(const char* name, const CpuTask& task, const CpuMachine& mac
                        task.projects, ", weights ", task.prepacked ? int(*task.prepacked) : -1);
 }
 
-// Whether a product can multiply rows of a dtype: as they are, encoded, or converted from 16 bits
-// to float32.
+// Whether kernels multiply rows of a dtype: unchanged, encoded, or converted to float32.
 bool can_take(const GemmKernels& gemm, Dtype dtype) {
   if (gemm.takes(dtype)) return true;
   if (dtype == Dtype::kFloat64 || gemm.sum_dtype == Dtype::kFloat64) return false;
   return bytes_of(dtype) == 2 ? gemm.format == Format::float32 : gemm.encode != nullptr;
 }
 
-// Checks what the tiled engine requires of every plan.
 void check_plan(const std::string& what, const CpuTask& task, const CpuMachine& machine) {
   const CpuPlan found = make_plan(task, machine);
   check(found.dtype == task.dtype || (bytes_of(task.dtype) == 2 && found.dtype == Dtype::kFloat32),
@@ -91,15 +89,16 @@ void check_plan(const std::string& what, const CpuTask& task, const CpuMachine& 
   if (task.prepacked)
     check(gemm.format == *task.prepacked, what, ": another product than that of the weights");
   if (task.backward) check(gemm.trains(), what, ": no product to train with");
-  const bool any_form = gemm.takes(found.dtype) && gemm.sum_dtype == found.dtype;
+  const bool forms_agree = gemm.takes(found.dtype) && gemm.sum_dtype == found.dtype;
   for (const MatrixForm form : {found.w_ih, found.w_hh}) {
     if (form == MatrixForm::kPanels) continue;
-    check(gemm.trains() && !task.prepacked && (any_form || task.steps == 1) &&
+    check(gemm.trains() && !task.prepacked && (forms_agree || task.steps == 1) &&
               (task.backward || gemm.takes(found.dtype)),
           what, ": a form that this product does not have");
     const int64_t few_rows = task.backward ? 48 : 12;
-    check(form != MatrixForm::kInPlace || (task.batch <= few_rows && (any_form || !task.backward)),
-          what, ": many rows times weights in place");
+    check(
+        form != MatrixForm::kInPlace || (task.batch <= few_rows && (forms_agree || !task.backward)),
+        what, ": many rows times weights in place");
   }
   check(found.steps_ahead >= 0 && found.steps_ahead <= task.steps && found.chunk_steps >= 1 &&
             found.chunk_steps <= task.steps,
@@ -134,43 +133,43 @@ void for_tasks(const auto& body) {
             }
 }
 
-void check_machine(const Named& of) {
-  CpuMachine machine = of.machine;
+void check_machine(const Named& named) {
+  CpuMachine machine = named.machine;
   for_tasks([&](const CpuTask& task) {
     for (const int64_t threads : {1, 2, 3, 16, 128}) {
       machine.threads = threads;
-      check_plan(text_of(of.name, task, machine), task, machine);
+      check_plan(text_of(named.name, task, machine), task, machine);
     }
   });
 }
 
 // Checks that float32 is split into bfloat16 only if that is requested and the processor has AMX.
-void check_split(const Named& of) {
+void check_split(const Named& named) {
   CpuTask task{Dtype::kFloat32};
   task.steps = 2, task.total_rows = 2, task.precision = Precision::kTf32;
   const auto splits = [&](const CpuTask& task) {
-    const CpuPlan found = make_plan(task, of.machine);
+    const CpuPlan found = make_plan(task, named.machine);
     return found.gemm && found.gemm->format == Format::bfloat16x2;
   };
-  const bool has = of.machine.gemms[Format::bfloat16x2] != nullptr;
-  check(splits(task) == has, of.name);
+  const bool has = named.machine.gemms[Format::bfloat16x2] != nullptr;
+  check(splits(task) == has, named.name);
   const auto with = [&](const auto& change) {
     CpuTask other = task;
     change(other);
     return splits(other);
   };
-  check(with([](CpuTask& t) { t.projects = true; }) == has, of.name, ": a projection");
-  check(with([](CpuTask& t) { t.backward = true; }) == has, of.name, ": backward");
-  check(!with([](CpuTask& t) { t.precision = Precision::kFloat32; }), of.name, ": unasked");
-  check(!with([](CpuTask& t) { t.precision = Precision::kBf16; }), of.name, ": bf16");
-  check(!with([](CpuTask& t) { t.dtype = Dtype::kFloat64; }), of.name, ": float64");
-  check(!with([](CpuTask& t) { t.prepacked = Format::float32; }), of.name, ": prepacked");
-  check(!with([](CpuTask& t) { t.steps = t.total_rows = 1; }), of.name, ": a single step");
+  check(with([](CpuTask& t) { t.projects = true; }) == has, named.name, ": a projection");
+  check(with([](CpuTask& t) { t.backward = true; }) == has, named.name, ": backward");
+  check(!with([](CpuTask& t) { t.precision = Precision::kFloat32; }), named.name, ": unasked");
+  check(!with([](CpuTask& t) { t.precision = Precision::kBf16; }), named.name, ": bf16");
+  check(!with([](CpuTask& t) { t.dtype = Dtype::kFloat64; }), named.name, ": float64");
+  check(!with([](CpuTask& t) { t.prepacked = Format::float32; }), named.name, ": prepacked");
+  check(!with([](CpuTask& t) { t.steps = t.total_rows = 1; }), named.name, ": a single step");
 }
 
 // Checks that a small layer gets one thread and a large layer gets all threads.
-void check_threads(const Named& of) {
-  CpuMachine machine = of.machine;
+void check_threads(const Named& named) {
+  CpuMachine machine = named.machine;
   machine.threads = 4;
   for (const int64_t steps : {1, 20})
     for (const bool prepacked : {false, true}) {
@@ -181,41 +180,40 @@ void check_threads(const Named& of) {
         if (prepacked) task.prepacked = Format::float32;
         return make_plan(task, machine).grid.threads();
       };
-      const std::string what = testing::text(of.name, ", T ", steps, ", prepacked ", prepacked);
+      const std::string what = testing::text(named.name, ", T ", steps, ", prepacked ", prepacked);
       check(threads(64) == 1, what, ": ", threads(64), " threads for 64 units");
       check(threads(1024) == 4, what, ": ", threads(1024), " threads for 1,024 units");
     }
 }
 
-// Checks that the input is multiplied for several steps at once, unless a step has so many rows, or
-// the input is so narrow, that the input is multiplied together with h.
-void check_steps_ahead(const Named& of) {
+// Checks that x_gates of several steps are computed at once, unless a step has many rows: then it
+// multiplies its input together with h. With a narrow input fewer rows are needed for this.
+void check_steps_ahead(const Named& named) {
   for (const int64_t input_size : {4, 40})
     for (const int64_t batch : {1, 32, 300}) {
       CpuTask task{Dtype::kFloat32};
       task.steps = 20, task.batch = batch, task.total_rows = 20 * batch;
       task.input_size = input_size, task.hidden_size = task.output_size = 64;
-      const int64_t ahead = make_plan(task, of.machine).steps_ahead;
-      const int64_t fused_rows = input_size == 4 ? 32 : of.machine.min_rows_to_fuse_input;
-      check((ahead == 0) == (batch >= fused_rows), of.name, ", I ", input_size, ", B ", batch, ": ",
-            ahead, " steps ahead");
+      const int64_t ahead = make_plan(task, named.machine).steps_ahead;
+      const int64_t fused_rows = input_size == 4 ? 32 : named.machine.min_rows_to_fuse_input;
+      check((ahead == 0) == (batch >= fused_rows), named.name, ", I ", input_size, ", B ", batch,
+            ": ", ahead, " steps ahead");
     }
 }
 
-// Checks that weights stay in place for few steps of few rows, and for more steps if they are
-// larger.
-void check_forms(const Named& of) {
+// Checks that W_hh stays in place for few steps of few rows. A larger W_hh stays for more steps.
+void check_forms(const Named& named) {
   const auto form = [&](int64_t steps, int64_t batch, int64_t size, bool backward) {
     CpuTask task{Dtype::kFloat32};
     task.steps = steps, task.batch = batch, task.total_rows = steps * batch,
     task.backward = backward;
     task.input_size = task.hidden_size = task.output_size = size;
-    return make_plan(task, of.machine).w_hh;
+    return make_plan(task, named.machine).w_hh;
   };
   for (const bool backward : {false, true}) {
     const auto is = [&](MatrixForm expected, int64_t steps, int64_t batch, int64_t size) {
       const MatrixForm found = form(steps, batch, size, backward);
-      check(found == expected, of.name, ", backward ", backward, ", T ", steps, ", B ", batch,
+      check(found == expected, named.name, ", backward ", backward, ", T ", steps, ", B ", batch,
             ", H ", size, ": form ", int(found));
     };
     is(MatrixForm::kInPlace, 1, 12, 64);
@@ -228,13 +226,13 @@ void check_forms(const Named& of) {
 }
 
 const bool added = [] {
-  for (const Named& of : machines()) {
-    testing::Case(std::string("plans/") + of.name, [of] {
-      check_machine(of);
-      check_split(of);
-      check_threads(of);
-      check_steps_ahead(of);
-      check_forms(of);
+  for (const Named& named : machines()) {
+    testing::Case(std::string("plans/") + named.name, [named] {
+      check_machine(named);
+      check_split(named);
+      check_threads(named);
+      check_steps_ahead(named);
+      check_forms(named);
     });
   }
   return true;

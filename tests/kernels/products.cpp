@@ -1,5 +1,4 @@
-// The matrix products of the CPU kernels, with packing, encoding and transposing, against plain
-// loops in float64.
+// The CPU kernels for matrix products, packing, encoding and transposing, against plain loops.
 #include <algorithm>
 #include <cfloat>
 #include <cmath>
@@ -50,7 +49,6 @@ struct Matrix {
   }
   Matrix(const Matrix&) = delete;
   void* const* at() const { return pointers.data(); }
-  // All rows, one after the other.
   std::vector<T> joined() const {
     std::vector<T> all;
     for (const auto& row : of_row) all.insert(all.end(), row.begin(), row.end());
@@ -86,7 +84,7 @@ struct Panels {
   Panels(const GemmKernels& gemm, const MatrixRows& matrix, int64_t k_begin, int64_t K, int64_t N) {
     const int64_t header = gemm.header_bytes / int64_t(sizeof(T));
     const int64_t terms = (K + gemm.k_multiple - 1) / gemm.k_multiple * gemm.k_multiple;
-    const int64_t of_column = header + gemm.bytes(terms) / int64_t(sizeof(T));
+    const int64_t elements_per_column = header + gemm.bytes(terms) / int64_t(sizeof(T));
     int64_t size = 0;
     for (int64_t column = 0; column < N;) {
       const int64_t narrowest = gemm.vectors_multiple * gemm.lanes;
@@ -94,15 +92,15 @@ struct Panels {
       const int64_t vectors = std::min<int64_t>(parts * gemm.vectors_multiple, gemm.max_vectors);
       const int64_t width = vectors * gemm.lanes;
       panels.push_back({{column, std::min(N - column, width), vectors}, size});
-      column += width, size += width * of_column;
+      column += width, size += width * elements_per_column;
     }
     data = testing::unwritten<T>(size);
     for (const auto& [shape, offset] : panels)
       gemm.pack(matrix, k_begin, K, shape, &data[offset] + shape.vectors * gemm.lanes * header);
   }
 
-  // Extends a product with panel `first` to at most `most` neighboring panels of the same width.
-  // Returns the index of the first panel that the product does not have.
+  // Extends a product with the panel `first` by the next panels of the same width, to `most` panels
+  // at most. Returns the index of the panel after the last one.
   size_t take(PanelProduct& product, size_t first, int64_t most) const {
     size_t end = first + 1;
     while (end < panels.size() && int64_t(end - first) < most &&
@@ -178,7 +176,6 @@ struct Problem {
                          " columns, transposed ", transposed, ", before ", int(before));
   }
 
-  // Checks the error of every sum against float64.
   void check_sums(const Matrix<A>& c) const {
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t n = 0; n < N; ++n) {
@@ -216,10 +213,10 @@ struct Problem {
              [&](auto p) { p.prefetch = &prefetch, gemm.multiply(p); });
     check_same(other, c, text() + ": with prefetch");
 
-    const bool on_tiles = gemm.end_thread;  // whose sums have another order
+    const bool on_tiles = gemm.end_thread;  // AMX adds in another order
     if (transposed && !on_tiles) check_unpacked(c);
     if (!transposed && gemm.multiply_unpacked_rows) check_lines(c);
-    if (!gemm.put_rows) return;  // only 16-bit products have put_rows
+    if (!gemm.put_rows) return;  // sums of float32 and float64 are not rounded
     Matrix<T> rounded(rows, N), expected(rows, N);
     fill(rounded);
     multiply(rounded, rows, gemm.panels_at_once,
@@ -329,7 +326,6 @@ void check_encoded(const GemmKernels& gemm, unsigned seed) {
           " of ", K);
 }
 
-// The scale in the header of an encoded row.
 float scale_of(const void* encoded) {
   float scale;
   std::memcpy(&scale, encoded, sizeof scale);
@@ -345,7 +341,7 @@ struct Int8Problem {
   const GemmKernels& gemm;
   Random random;
   int64_t rows, K, N;
-  Matrix<float> row, scales;        // [rows,K] and [1,N]
+  Matrix<float> source, scales;     // [rows,K] and [1,N]
   Matrix<int8_t> weights, encoded;  // [N,K], and the encoded rows
 
   Int8Problem(const GemmKernels& gemm, unsigned seed)
@@ -354,7 +350,7 @@ struct Int8Problem {
         rows(random.between(1, 2 * gemm.tile_rows + 1)),
         K(random.terms()),
         N(random.between(1, 9 * gemm.lanes + 1)),
-        row(rows, K, random),
+        source(rows, K, random),
         scales(1, N, random),
         weights(N, K),
         encoded(rows, gemm.encoded_bytes(K)) {
@@ -367,13 +363,13 @@ struct Int8Problem {
   // Encodes the rows and checks the rounding error.
   void encode() {
     for (int64_t r = 0; r < rows; ++r) {
-      gemm.encode(row.at()[r], K, encoded.at()[r]);
+      gemm.encode(source.at()[r], K, encoded.at()[r]);
       const float scale = scale_of(encoded.at()[r]);
       int largest = 0;
       for (int64_t k = 0; k < K; ++k) {
         largest = std::max(largest, std::abs(term(r, k)));
-        check(std::fabs(term(r, k) * scale - row.of_row[r][k]) <= 0.5001f * scale, "encoded ", k,
-              " of ", K, ": ", term(r, k), " times ", scale, ", expected ", row.of_row[r][k]);
+        check(std::fabs(term(r, k) * scale - source.of_row[r][k]) <= 0.5001f * scale, "encoded ", k,
+              " of ", K, ": ", term(r, k), " times ", scale, ", expected ", source.of_row[r][k]);
       }
       check(largest == 127, "the largest element is ", largest, ", expected 127");
     }
@@ -426,11 +422,11 @@ struct Int8Problem {
       for (int64_t n = 0; n < N; ++n) {
         int64_t sum = 0;  // exact
         for (int64_t k = 0; k < K; ++k) sum += term(r, k) * weights.of_row[n][k];
-        const double gemm = double(sum) * scale_of(encoded.at()[r]) * scales.of_row[0][n];
-        check(std::fabs(c.of_row[r][n] - (0.25 + gemm)) <=
-                  4 * roundoff<float>() * (0.25 + std::fabs(gemm)),
+        const double product = double(sum) * scale_of(encoded.at()[r]) * scales.of_row[0][n];
+        check(std::fabs(c.of_row[r][n] - (0.25 + product)) <=
+                  4 * roundoff<float>() * (0.25 + std::fabs(product)),
               rows, " rows, ", K, " terms, ", N, " columns: row ", r, ", column ", n, ": ",
-              c.of_row[r][n], ", expected ", 0.25 + gemm);
+              c.of_row[r][n], ", expected ", 0.25 + product);
       }
     multiply(encoded, packed, 1, gemm.panels_at_once_for(1), alone);
     check_same(alone, c, "row by row");
@@ -438,7 +434,7 @@ struct Int8Problem {
     check_zeros(packed);
   }
 
-  // Checks put_rows on int32 sums of the stored bytes, which another library may compute.
+  // Checks put_rows with int32 sums of products of stored bytes, which another library may compute.
   void check_put_rows(const Panels<int8_t>& packed, const Matrix<float>& expected) const {
     Matrix<float> c(rows, N, 0.25f);
     for (const auto& [shape, offset] : packed.panels) {
@@ -465,12 +461,10 @@ struct Int8Problem {
   }
 };
 
-// Checks how rows with a NaN or an infinity, and rows of equal tiny or huge values, are encoded in
-// int8.
+// Checks how int8 encodes rows with a NaN or an infinity, and rows of equal tiny or huge values.
 void check_encoded_special(const GemmKernels& gemm) {
   constexpr int64_t K = 37;
   std::vector<int8_t> encoded(gemm.encoded_bytes(K));
-  // Encodes a row and returns its scale.
   const auto encode = [&](const std::vector<float>& row) {
     gemm.encode(row.data(), K, encoded.data());
     return scale_of(encoded.data());
@@ -500,7 +494,6 @@ void check_encoded_special(const GemmKernels& gemm) {
 
 constexpr unsigned kSeeds = 60;
 
-// Adds a case that calls body(seed) for many seeds.
 template <typename Body>
 void add(const std::string& name, const Body& body) {
   testing::Case("products/" + name, [body] {

@@ -66,9 +66,9 @@ struct Problem {
   // Encodes a, packs b, and returns the result [rows,N].
   std::vector<float> run(const GemmKernels& gemm) const {
     const int64_t size = gemm.encoded_bytes(K), width = gemm.max_width();
-    const int64_t blocks = (K + gemm.k_multiple - 1) / gemm.k_multiple * gemm.k_multiple;
+    const int64_t padded_K = (K + gemm.k_multiple - 1) / gemm.k_multiple * gemm.k_multiple;
     std::vector<char> encoded(rows * size),
-        panels((N + width) / width * width * gemm.bytes(blocks));
+        panels((N + width) / width * width * gemm.bytes(padded_K));
     std::vector<float> c = before;
     auto a_rows = rows_of(encoded.data(), rows, size);
     const auto c_rows = rows_of(c.data(), rows, N);
@@ -76,7 +76,7 @@ struct Problem {
         transposed ? rows_of<const void*>(b.data(), N, K) : rows_of<const void*>(b.data(), K, N);
     if (scattered) std::reverse(a_rows.begin(), a_rows.begin() + rows / 2);
     for (int64_t r = 0; r < rows; ++r) gemm.encode(&a[r * K], K, a_rows[r]);
-    const int64_t count = (N + width - 1) / width, stride = width * gemm.bytes(blocks);
+    const int64_t count = (N + width - 1) / width, stride = width * gemm.bytes(padded_K);
     for (int64_t i = 0; i < count; ++i) {
       const PanelShape shape{i * width, std::min(width, N - i * width), gemm.max_vectors};
       gemm.pack({b_rows.data(), transposed}, 0, K, shape, &panels[i * stride]);
@@ -98,23 +98,22 @@ struct Problem {
   }
 };
 
-// The relative error of a term: two bfloat16 numbers represent a factor up to 2^-17, and the
-// product of the two lower parts is left out.
-constexpr double kLeftOut = 0x1p-15;
+// The relative error of a term. A factor is rounded to the sum of two bfloat16 numbers, with an
+// error of 2^-17, and the product of the two lower numbers is left out.
+constexpr double kTermError = 0x1p-15;
 
-// Checks the error of every sum against float64.
 void check_sums(const GemmKernels& gemm, unsigned seed) {
   const Problem p(seed);
   const auto c = p.run(gemm);
   for (int64_t r = 0; r < p.rows; ++r)
     for (int64_t n = 0; n < p.N; ++n) {
-      double sum = p.first_term(r, n), size = std::fabs(sum) + 1e-30;
+      double sum = p.first_term(r, n), magnitude = std::fabs(sum) + 1e-30;
       for (int64_t k = 0; k < p.K; ++k) {
         const double term = double(p.a[r * p.K + k]) * p.weight(k, n);
-        sum += term, size += std::fabs(term);
+        sum += term, magnitude += std::fabs(term);
       }
-      const double most = (kLeftOut + 0x1p-24 * (2 + std::sqrt(double(p.K)))) * size;
-      check(std::fabs(c[r * p.N + n] - sum) <= most, "seed ", seed, ", row ", r, ", column ", n,
+      const double limit = (kTermError + 0x1p-24 * (2 + std::sqrt(double(p.K)))) * magnitude;
+      check(std::fabs(c[r * p.N + n] - sum) <= limit, "seed ", seed, ", row ", r, ", column ", n,
             ": ", c[r * p.N + n], ", expected ", sum);
     }
 }
@@ -136,8 +135,8 @@ void check_fewer_rows(const GemmKernels& gemm, unsigned seed) {
   }
 }
 
-// Checks that with infinities, NaN or overflow the result is special exactly if the result of plain
-// float32 is special. If only a row of a has a special value, the other rows must not change.
+// Checks that with infinities, NaN or overflow, results are infinite or NaN exactly where those of
+// plain float32 are. If only one row of a has such a value, the other rows must not change.
 void check_special(const GemmKernels& gemm, unsigned seed) {
   Problem p(seed);
   p.rows = p.rows < 2 ? 2 : p.rows, p.a = p.numbers(p.rows * p.K),
@@ -162,8 +161,7 @@ void check_special(const GemmKernels& gemm, unsigned seed) {
     }
 }
 
-// Checks two terms beyond the range of float32 with opposite signs: the sum is the infinity of the
-// first term, as with fused multiply-adds.
+// Checks that of two terms with opposite signs that overflow, the first gives the infinite sum.
 void check_overflow(const GemmKernels& gemm, unsigned seed) {
   Problem p(seed);
   p.K += 2;

@@ -30,8 +30,7 @@ inline std::vector<fastlstm::KernelTable> tables() {
   return all;
 }
 
-// Whether the processor has AMX with bfloat16 and int8, and the system allows this process to use
-// it.
+// Whether the processor has AMX with bfloat16 and int8, and the system lets this process use it.
 inline bool has_amx() {
 #if defined(__x86_64__) && defined(__linux__)
   unsigned a, b, c, d;

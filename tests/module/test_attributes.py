@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not sup
 
 
 class Case(NamedTuple):
-    """A change of a layer made with these options."""
+    """A layer's options, and a change of the layer after its construction."""
 
     change: Callable
     options: dict = {}
@@ -36,7 +36,6 @@ def deletes(name):
 
 
 def weight_for(layer, shape):
-    """Returns a parameter with the dtype of a layer."""
     values = torch.linspace(-0.5, 0.5, torch.Size(shape).numel()).view(shape)
     return nn.Parameter(values.to(next(iter(layer.parameters())).dtype))
 
@@ -88,14 +87,13 @@ def overrides(layer):
 
 TWO, BOTH = {"num_layers": 2}, {"bidirectional": True}
 PROJECTED, UNBIASED = {"proj_size": 2}, {"bias": False}
-# Shapes of states that fit some of the layers before or after their change: the number of layers
-# times directions, the size of h and the size of c.
+# Layers times directions, size of h and size of c, which fit before or after some of the changes.
 STATES = [*((n, SIZE, SIZE) for n in (1, 2, 4)), (1, 2, SIZE), (1, SIZE + 3, SIZE + 3)]
 DELETED = "deleted"
 
 
 def cases_of(table):
-    """Returns a Case for each value in the table: by attribute, values and arguments of Case."""
+    """Returns cases by name. The table has, by attribute, tuples: a value and options of a Case."""
     found = {}
     for name, values in table.items():
         for value, *more in values:
@@ -210,7 +208,7 @@ def compare(ours, theirs, context):
 
 
 def layers(cls, case, dtype):
-    """Returns the layer of torch.nn, changed, and by name the functions that make ours."""
+    """Returns the changed layer of torch.nn, and functions that make the same layer of fastlstm."""
     torch.manual_seed(0)
     before = cls(SIZE, SIZE, **case.options, dtype=dtype).eval()
     after = copy.deepcopy(before)
@@ -231,18 +229,18 @@ def layers(cls, case, dtype):
         "converted": lambda: changed(convert(copied())),
         "changed, then converted": lambda: convert(changed(copied())),
         "without the class": lambda: changed(convert(copied(), keep_class=False)),
-        "packed": lambda: changed(fastlstm.prepack(ours())),
-        "changed, then packed": lambda: fastlstm.prepack(changed(ours())),
+        "prepacked": lambda: changed(fastlstm.prepack(ours())),
+        "changed, then prepacked": lambda: fastlstm.prepack(changed(ours())),
     }
 
 
-def check(cls, case, packs):
+def check(cls, case, prepacks):
     for dtype in (torch.float32, torch.float64):
         theirs, ways = layers(cls, case, dtype)
         with torch.backends.mkldnn.flags(enabled=not case.overreads):
             wanted = {name: (given, outcome(theirs, given)) for name, given in calls(theirs, dtype)}
         for way, make in ways.items():
-            if "packed" in way and not packs:
+            if "prepacked" in way and not prepacks:
                 continue
             layer = make()
             for engine in ENGINES if way == "fastlstm" else ["auto"]:
@@ -256,13 +254,13 @@ def check(cls, case, packs):
 @needs_kernels
 @pytest.mark.parametrize("name", [*ATTRIBUTES, *WEIGHTS])
 def test_lstm(name):
-    check(nn.LSTM, (ATTRIBUTES | WEIGHTS)[name], packs=name in ATTRIBUTES)
+    check(nn.LSTM, (ATTRIBUTES | WEIGHTS)[name], prepacks=name in ATTRIBUTES)
 
 
 @needs_kernels
 @pytest.mark.parametrize("name", [*CELL_ATTRIBUTES, *CELL_WEIGHTS])
 def test_cell(name):
-    check(nn.LSTMCell, (CELL_ATTRIBUTES | CELL_WEIGHTS)[name], packs=name in CELL_ATTRIBUTES)
+    check(nn.LSTMCell, (CELL_ATTRIBUTES | CELL_WEIGHTS)[name], prepacks=name in CELL_ATTRIBUTES)
 
 
 @needs_kernels

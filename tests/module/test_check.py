@@ -1,4 +1,4 @@
-"""fastlstm.check with planted failures: its child process, its records, and who waits for them."""
+"""fastlstm.check with planted failures, and the engines that run only after a check."""
 
 import copy
 import json
@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import fastlstm
-from fastlstm import __main__ as front_door
+from fastlstm import __main__ as command_line
 from fastlstm import _build
 from fastlstm.check import child, gate
 from fastlstm.check.cases import CASES, PREPACKED, TIMED, cases_of, draw
@@ -50,7 +50,7 @@ PASS = "\nfor case in cases: say('passed', error=1.5)\n"
 
 @pytest.fixture
 def runs(monkeypatch):
-    """A function that runs a program for cases, one for each name of an engine."""
+    """A function that checks engines, with a program in place of the worker; returns rows."""
 
     def run(program, names="one two", **options):
         monkeypatch.setattr(child, "PROGRAM", program)
@@ -83,7 +83,7 @@ def test_what_a_case_tells(file, runs):
     assert verdicts(file) == {"one": "failed: float32, plain: wrong"}
 
 
-# What a child does, and what is said of its case.
+# The code that a child runs, and the reason that its case gets.
 MUTE = "signal.signal(signal.SIGTERM, signal.SIG_IGN); os.close(1); os.close(2); "
 BROKEN = {
     "time.sleep(999)": "it hangs: no result after 1.5 s",
@@ -99,7 +99,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("code", BROKEN)
 def test_a_child_that_breaks(code, file, runs, monkeypatch):
-    """The engine loses its other cases, and a new child goes on with the next engine."""
+    """The engine's other cases are left out, and a new child goes on with the next engine."""
     monkeypatch.setattr(child, "SILENCE", 1.5)
     start = time.monotonic()
     program = f"{BEGIN}\nif cases[0]['engine'] == 'one':\n    {code}\n{PASS}"
@@ -144,8 +144,6 @@ def test_what_the_child_inherits(runs, monkeypatch):
     assert rows[0]["reason"] == [sys.path, None, "0", "off", "1", "kept"]
     assert rows[0]["instructions"] == "FASTLSTM_AMX=0"
 
-
-# --- the worker: an engine that computes something else ---
 
 PLANT = """
 import sys, torch
@@ -206,13 +204,10 @@ def test_an_engine_that_computes_something_else(file, monkeypatch):
 
 
 def test_the_cases_tell_every_option():
-    """Each case has something that no other case has."""
     drawn = [draw(case, "float32", CPU) for case in CASES]
     assert len({str([*c[3:], c.input.shape, c.hx is None]) for c in drawn}) == len(CASES)
     assert any(call.batch_sizes is not None and call.directions == 2 for call in drawn)
-    assert all(
-        0 in call.lengths and 7 in call.lengths for call in drawn if call.lengths is not None
-    )
+    assert all(0 in c.lengths and 7 in c.lengths for c in drawn if c.lengths is not None)
     resets = [call.reset for call in drawn if call.reset is not None]
     assert resets and all(0 < each.sum() < each.numel() for each in resets)
 
@@ -369,7 +364,7 @@ def test_auto_follows_a_measurement_only_after_a_check(children, monkeypatch):
 
 
 def launches(monkeypatch):
-    """The names of the engines that run from now on; they return zeros."""
+    """Replaces all engines by ones that return zeros. Returns the list of engines that ran."""
     ran = []
     zeros = lambda call: (call.input.new_zeros(4, 3, 64), call.state(), [])
     for name, row in list(engines.BY_NAME.items()):
@@ -413,7 +408,7 @@ def test_compare_and_tune_run_persistent_only_after_a_check(state, children, mon
 # --- the stepwise kernels, compared before their first use; here on the CPU ---
 
 X = torch.zeros(5, 3, 4)
-# By what the warning says of it, what is wrong.
+# Changes that make results wrong, by the words with which the warning names the first error.
 WRONG = {
     "output": lambda found: (found[0] + 1e-3, *found[1:]),
     "h_n nan": lambda found: (found[0], (found[1][0] * float("nan"), found[1][1]), found[2]),
@@ -423,7 +418,7 @@ WRONG = {
 
 @pytest.fixture
 def compared(monkeypatch):
-    """The dtypes of the layers that are compared; the CPU is treated as a GPU is."""
+    """The dtypes of all comparisons. Stepwise kernels on the CPU are compared as if on a GPU."""
     monkeypatch.setattr(gate, "DEVICE_TYPE", "cpu")
     monkeypatch.setattr(gate, "can_check", lambda: True)
     dtypes, compare = [], gate._compare
@@ -434,7 +429,7 @@ def compared(monkeypatch):
 
 @pytest.fixture
 def plant(monkeypatch):
-    """A function that makes the kernels give something else where they are compared."""
+    """A function that changes the kernels' results, but only in the comparison."""
     right, replace = gate.run_op, partial(monkeypatch.setattr, gate, "run_op")
     return lambda change: replace(lambda *args, **options: change(right(*args, **options)))
 
@@ -474,7 +469,7 @@ def test_the_reference_replaces_stepwise_if_they_differ(wrong, compared, plant):
 
 @pytest.mark.parametrize("verdict", ["passed", "failed: float32, plain: it hangs", None])
 def test_what_keeps_stepwise_from_being_compared(verdict, compared, plant, monkeypatch):
-    """A verdict on record decides; without one, if no check may be done, the kernels run."""
+    """A verdict on record decides. If there is none and no check may be done, the kernels run."""
     plant(WRONG["output"])
     if verdict:
         records.checked[records.verdict_key("stepwise", CPU)] = verdict
@@ -487,7 +482,7 @@ def test_what_keeps_stepwise_from_being_compared(verdict, compared, plant, monke
 
 
 def test_no_memory_to_compare(compared, plant):
-    """The user's call fails too, and the next call asks again."""
+    """The call of the user raises the error of memory, and the next call compares again."""
     plant(Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory")))
     with pytest.raises(torch.OutOfMemoryError):
         stepwise()(X)
@@ -546,9 +541,6 @@ def test_what_traces_a_model_calls_the_comparison(by, wrong, compared, plant):
     assert len(compared) == 1
 
 
-# --- records, and the command ---
-
-
 def store_many(first):
     for k in range(first, first + 25):
         records.store(f"check of {k}", "passed")
@@ -567,7 +559,6 @@ def test_processes_at_once_lose_nothing(file):
 
 
 def test_a_file_that_cannot_be_written(tmp_path, runs, monkeypatch):
-    """This process has the verdict nevertheless."""
     (tmp_path / "file").touch()
     monkeypatch.setenv("FASTLSTM_TUNE", str(tmp_path / "file" / "tuned.json"))
     with pytest.warns(UserWarning, match="cannot keep the result of its check"):
@@ -577,12 +568,11 @@ def test_a_file_that_cannot_be_written(tmp_path, runs, monkeypatch):
 
 def command(*arguments):
     with pytest.raises(SystemExit) as ended:
-        front_door.main(["check", "--device", "cpu", *arguments])
+        command_line.main(["check", "--device", "cpu", *arguments])
     return ended.value.code
 
 
 def test_the_whole_check_of_a_cpu(file, tmp_path, capsys):
-    """By the command, with every instruction set that the processor has."""
     output = tmp_path / "found.json"
     status, printed = command("--json", str(output), "--seconds", "900"), capsys.readouterr().out
     assert status == 0, printed

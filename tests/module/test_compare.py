@@ -22,8 +22,6 @@ VARIANTS = ["nn.LSTM", "converted", "prepacked", "prepacked in bfloat16", "prepa
 
 
 class Tagger(nn.Module):
-    """A model with a packed call, a cell, dropout and a linear layer."""
-
     def __init__(self):
         super().__init__()
         self.lstm, self.cell = nn.LSTM(4, 32, bidirectional=True), nn.LSTMCell(64, 32)
@@ -37,7 +35,7 @@ class Tagger(nn.Module):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Sets the simulated seconds: for each variant those of the model, then of its LSTMs."""
+    """Sets simulated seconds: of the model and of its LSTMs, for one variant after the other."""
 
     def set_clock(*seconds, of_rounds=(1.0, 1.0)):
         def alternate(steps, *_, **options):
@@ -93,7 +91,6 @@ def test_save_writes_a_table_and_a_chart(clock, tmp_path):
 
 
 def test_the_code_of_a_row_gives_its_outputs():
-    """The code that a row prints gives the outputs for which the row states the difference."""
     model, given = Tagger().eval(), inputs()
     rows = compare(model, *given, seconds=0, quiet=True)
     expected = model(*given)["tags"]
@@ -122,15 +119,13 @@ class Result:
 
 
 class Opaque:
-    """An object whose attributes compare does not read."""
+    """An output that fastlstm.compare does not look into."""
 
     def __init__(self, y):
         self.y = y
 
 
 class Model(nn.Module):
-    """A model with an LSTM, whose forward is a function of the model and the inputs."""
-
     def __init__(self, function, lstm=None):
         super().__init__()
         self.lstm, self.function, self.state = lstm or nn.LSTM(4, 32), function, None
@@ -140,7 +135,6 @@ class Model(nn.Module):
 
 
 def returns(function):
-    """Returns a model that returns a function of the output of its LSTM."""
     return Model(lambda self, x: function(self.lstm(x)[0]))
 
 

@@ -193,7 +193,7 @@ def test_export_with_any_number_of_steps(route, kind):
     shapes |= {"lengths": {0: B}, "reset": {0: B, 1: T}} if arguments else {}
     exported = torch.export.export(model, tuple(tensors), arguments, dynamic_shapes=shapes)
     layers = [node for node in exported.graph.nodes if "fastlstm.lstm" in str(node.target)]
-    assert layers and not any(arg is True for node in layers for arg in node.args)  # saves nothing
+    assert layers and not any(arg is True for node in layers for arg in node.args)  # no save_cells
     for batch, steps in ((3, 4), (2, 1), (4, 13)):
         tensors, arguments = inputs(route, batch, steps, kind)
         found = exported.module()(*tensors, **arguments)

@@ -233,8 +233,6 @@ copied = pytest.mark.parametrize("copied", [copy.deepcopy, pickled, saved])
 
 
 class Doubled(nn.LSTM):
-    """A subclass with options and methods, as users write them."""
-
     def __init__(self, input_size, hidden_size, **options):
         super().__init__(input_size, hidden_size, **options)
         self.head = nn.LSTM(3, 2)

@@ -42,7 +42,7 @@ TESTED_ELSEWHERE = {
 
 
 def row(name, torch_does, ours_does):
-    """Adds a function of a class and a Batch to a row of the page, which may have several.
+    """Adds the decorated function(class, Batch) to a row of the page. A row may have several.
 
     `torch_does` and `ours_does` are its results for nn.LSTM and fastlstm.LSTM, or "raises".
     """
@@ -55,8 +55,6 @@ def row(name, torch_does, ours_does):
 
 
 class Batch:
-    """Random sizes, and layers and inputs of these sizes."""
-
     def __init__(self, seed):
         torch.manual_seed(seed)
         draw = random.Random(seed).randint
@@ -162,7 +160,7 @@ def _(cls, batch):
 
 @row("`FlopCounterMode` on a CPU", "nothing", "the matrix products")
 def _(cls, batch):
-    """Each weight counts two operations for a row and a step; backward counts twice as many."""
+    """Forward counts two operations for each weight, row and step; backward counts four."""
     T, B, I, H, P = batch.T, batch.B, batch.I, batch.H, batch.H // 2
     counts, expected = [], []
     projected = [({"proj_size": P}, I + P + P / 4)] if cls is fastlstm.LSTM else []
@@ -199,7 +197,7 @@ def cell_of(cls):
     return fastlstm.LSTMCell if cls is fastlstm.LSTM else nn.LSTMCell
 
 
-@row("`retain_grad` of a cell's c", "through h too", "of the next step")
+@row("`retain_grad` of a cell's c", "by h and by c", "by c only")
 def _(cls, batch):
     cell, x = batch.layer(cell_of(cls)), batch.x
     h_1, c_1 = cell(x[0])
@@ -207,14 +205,13 @@ def _(cls, batch):
     cell(x[1], (h_1, c_1))[0].sum().backward()
     h, c = h_1.detach(), c_1.detach().requires_grad_()
     cell(x[1], (h, c))[0].sum().backward()
-    return "of the next step" if torch.allclose(c_1.grad, c.grad) else "through h too"
+    return "by c only" if torch.allclose(c_1.grad, c.grad) else "by h and by c"
 
 
 WRITING = "`output`, or a cell's bias, written to before backward"
 
 
 def writing_to(name, module, x):
-    """Changes a parameter in place between forward and backward."""
     output = module(x)[0].sum()
     with torch.no_grad():
         getattr(module, name).add_(1)
@@ -229,7 +226,6 @@ def _(cls, batch):
 
 @row(WRITING, "raises", "raises")
 def _(cls, batch):
-    """The same with any weight of an LSTM."""
     name = random.choice([name for name, _ in batch.layer(cls).named_parameters()])
     return writing_to(name, batch.layer(cls), batch.x)
 

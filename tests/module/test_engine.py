@@ -43,8 +43,7 @@ STATE = torch.zeros(1, 3, 5), torch.zeros(1, 3, 5)
 ZONEOUT = {"regularizers": Regularizers(zoneout_c=0.5)}
 DROPOUT = {"regularizers": Regularizers(recurrent_dropout=0.5)}
 
-
-# By device, kernels and the engine that "auto" chooses: calls.
+# Keys: the device, the kernels that were built, and the engine that "auto" chooses for the calls.
 CHOSEN = {
     ("cpu", "cpu", "op"): [PLAIN, LENGTHS, DROPOUT, {"dtype": HALF}],
     ("cpu", "cpu", "reference"): [ZONEOUT, {"dtype": torch.complex64, **LENGTHS}],
@@ -87,7 +86,6 @@ def test_which_engine_auto_chooses(device, kernels, chosen, change, monkeypatch)
     ("torch", "cpu", {"layout": "bias layer_norm"}, "has no layer normalization"),
 ])  # fmt: skip
 def test_a_named_engine_that_cannot_serve_a_call(engine, device, change, why, monkeypatch):
-    """The error gives the reason, and the engines that can serve the call."""
     monkeypatch.setattr(_build, "kinds", ("cpu",))
     message = f"engine '{engine}' cannot serve this call: .*{why}; use one of auto, .*reference"
     with pytest.raises(RuntimeError, match=message):
@@ -246,7 +244,7 @@ def test_the_environment_chooses():
 @pytest.mark.parametrize("engine", ["auto", "tiled", "stepwise", "reference"])
 @pytest.mark.parametrize("create_graph", [False, True])
 def test_each_bias_has_a_gradient_of_its_own(engine, create_graph):
-    """Users change gradients in place, so b_ih and b_hh must not share one as in nn.LSTM."""
+    """Users change gradients in place. In nn.LSTM with oneDNN b_ih and b_hh share a gradient."""
     lstm, cell = fastlstm.LSTM(3, 5), fastlstm.LSTMCell(3, 5)
     for layer, x in ((lstm, torch.randn(4, 2, 3)), (cell, torch.randn(2, 3))):
         layer.engine = engine

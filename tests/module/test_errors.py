@@ -1,4 +1,4 @@
-"""Bad input gives an error that names the argument, with every engine: particular messages."""
+"""Messages of errors for bad input: each names the argument, with every engine."""
 
 import functools
 
@@ -59,7 +59,7 @@ def test_bad_argument_of_functional(route, name):
     change, message = BAD[name]
     given = arguments(route)
     functional.lstm(**given)
-    if route.engine == "torch":  # it refuses its options first
+    if route.engine == "torch":  # this engine first refuses options that it lacks
         message = f"({message})|PyTorch's own LSTM has no (reset|layer normalization)"
     with pytest.raises(RuntimeError, match=message):
         functional.lstm(**{**given, **change(given["input"], given["weights"])})
@@ -147,8 +147,7 @@ def with_a_broken_size():
 
 X, ROW = zeros(T, B, I), zeros(B, I)
 NORMED = fastlstm.LayerNormLSTM(I, H)
-# Mistakes that users make: for each type of error, calls and patterns of the message, which often
-# says what to write instead.
+# Mistakes of users: for each type of error, calls and patterns of the message.
 MISTAKES = {
     TypeError: [
         (lambda: lstm()(X.numpy()), "^input: .*tensor, got ndarray"),
@@ -399,7 +398,6 @@ NO_STATES = {
 @pytest.mark.parametrize("packs", [False, True])
 @pytest.mark.parametrize("kinds", NO_STATES)
 def test_a_state_of_other_things_than_tensors(route, packs, kinds):
-    """The error has the type of torch.nn's error, and its message names hx."""
     if route.device != "cpu":
         pytest.skip("the calls are of tensors on the CPU")
     dense = zeros(T, B, I)

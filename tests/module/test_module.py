@@ -54,8 +54,6 @@ def tensors(result):
 
 
 def assert_same(ours, theirs, *arguments):
-    """Compares results, gradients of the parameters, and gradients of the arguments."""
-
     def run(module):
         found = tensors(module(*arguments)) if isinstance(module, LSTMS) else module(*arguments)
         leaves = [*module.parameters(), *(a for a in flat if a.is_leaf and a.requires_grad)]
@@ -279,7 +277,6 @@ def test_results_keep_tensor_subclasses(route):
 
 
 def record(mode, func, types, args=(), kwargs=None):
-    """Calls a function, and appends its name to the attribute `names` of a mode."""
     mode.names.append(str(func))
     return func(*args, **(kwargs or {}))
 

@@ -12,7 +12,6 @@ from fastlstm.engine import engines
 
 needs_op = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="no CPU kernels")
 
-
 LIBRARIES = "onnxscript", "onnx", "onnxruntime"
 MISSING = "the extra onnx is not installed"
 _, onnx, onnxruntime = (pytest.importorskip(name, reason=MISSING) for name in LIBRARIES)
@@ -109,7 +108,6 @@ def test_the_error_names_the_option_that_onnx_lacks(what):
 
 
 def causes(error):
-    """Returns the messages of an error and of all its causes."""
     cause = error.__cause__
     return f"{error}\n" + ("" if cause is None else causes(cause))
 

@@ -46,7 +46,6 @@ def _restore():
 
 
 def results(module, x, hx, precision, **given):
-    """Returns outputs and all gradients of a call with that precision."""
     SETTING.fp32_precision = precision
     leaves = [t.detach().clone().requires_grad_() for t in (x, *hx)]
     output, (h_n, c_n) = module(leaves[0], (leaves[1], leaves[2]), **given)
@@ -84,7 +83,7 @@ def test_the_error_is_that_of_rounding_the_factors(case, given, precision):
 
 
 def test_a_single_step_obeys_in_training():
-    """Without gradients a single step stays exact, since it takes the time to read the weights."""
+    """A single step without gradients stays exact: its time is that of reading the weights."""
     torch.manual_seed(0)
     lstm, x = fastlstm.LSTM(24, 600), torch.randn(1, 5, 24)
     hx = (torch.randn(1, 5, 600), torch.randn(1, 5, 600))

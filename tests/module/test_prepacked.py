@@ -1,4 +1,4 @@
-"""Results of prepacked layers: the bits of other layers, equations in Python, and float64."""
+"""Results of prepacked layers against other layers, equations in Python, and float64."""
 
 import copy
 
@@ -53,7 +53,7 @@ def test_the_bits_of_a_cell_that_is_not_prepacked(sizes, bias, dtype):
 
 
 def encoded(rows, weights):
-    """Returns rows [...,K] of float32 rounded as the product of that format rounds them."""
+    """Rounds float32 rows [...,K] as the kernel does before it multiplies them with weights."""
     if weights == torch.bfloat16:
         return rows.bfloat16().double()
     largest = rows.abs().amax(-1, keepdim=True)
@@ -63,7 +63,6 @@ def encoded(rows, weights):
 
 
 def dequantized(state_dict):
-    """Returns the weights of a prepacked layer in float64."""
     found = {}
     for name, tensor in state_dict.items():
         if not name.endswith("_scale"):
@@ -106,8 +105,7 @@ def test_every_step_against_plain_equations(layer, weights, batch, steps):
             h, c = step(w, suffix, weights, x[t], h, c)
             torch.testing.assert_close(c_steps[t].double(), c, rtol=0, atol=3e-6)
             off = (h_steps[t] - h).abs() > 3e-6
-            # A projection quantizes h: a value half way between two int8 numbers may be rounded
-            # to the other one.
+            # A projection quantizes h: a value half way between two int8 numbers may become either.
             assert off.any(-1).float().mean() <= (0.03 if lstm.proj_size else 0), (t, d)
             assert (h_steps[t] - h).abs().max() < 0.01
             h, c = h_steps[t], c_steps[t]
@@ -151,5 +149,5 @@ def test_rows_of_zeros_and_numbers_out_of_range(weights):
     assert not output[:, 0].any()
     assert output[:, :3].isfinite().all()
     assert output[2, 3].isnan().all() and not output[:2].isnan().any()
-    lstm.weight_ih_l0.data[3] = 0  # a row without a scale
+    lstm.weight_ih_l0.data[3] = 0  # no scale fits a row of zeros
     assert prepacked_copy(lstm, weights)(x[:, :3])[0].isfinite().all()

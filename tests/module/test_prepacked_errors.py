@@ -13,8 +13,7 @@ from fastlstm import LSTM, LayerNormLSTM, LSTMCell, PrepackedLSTM, _build, prepa
 
 pytestmark = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the extension is not built")
 
-
-SIX, W = X[..., :6], nn.Parameter(torch.zeros(40, 6))  # the layers of the tests have 6 inputs
+X6, W = X[..., :6], nn.Parameter(torch.zeros(40, 6))  # the layers of the tests have 6 inputs
 
 
 @pytest.mark.parametrize("call, error, message", [
@@ -27,12 +26,12 @@ SIX, W = X[..., :6], nn.Parameter(torch.zeros(40, 6))  # the layers of the tests
     (lambda m: setattr(m, "zoneout_h", 0.5), AttributeError, "zoneout_h: a PrepackedLSTM has"),
     (lambda m: setattr(m, "weight_ih_l0", W), AttributeError, "ih_l0: .* load_state_dict"),
     (lambda m: m(X), RuntimeError, "equal to input_size. Expected 6, got 16"),
-    (lambda m: m(SIX.double()), ValueError, "input dtype .*float64.* weight dtype"),
-    (lambda m: m(SIX, (torch.zeros(1, 3, 9),) * 2), RuntimeError, r"3, 10\), got \[1, 3, 9\]"),
-    (lambda m: m(SIX, (torch.zeros(2, 3, 10),) * 2), RuntimeError, r"\[0\] size \(1, 3, 10\)"),
-    (lambda m: m(SIX.clone().requires_grad_()), RuntimeError, "give no gradients"),
-    (lambda m: vmap(lambda x: m(x)[0])(SIX[None]), RuntimeError, "gradients, nor do they take"),
-    (lambda m: jvp(lambda x: m(x)[0], (SIX,), (SIX,)), RuntimeError, "give no gradients"),
+    (lambda m: m(X6.double()), ValueError, "input dtype .*float64.* weight dtype"),
+    (lambda m: m(X6, (torch.zeros(1, 3, 9),) * 2), RuntimeError, r"3, 10\), got \[1, 3, 9\]"),
+    (lambda m: m(X6, (torch.zeros(2, 3, 10),) * 2), RuntimeError, r"\[0\] size \(1, 3, 10\)"),
+    (lambda m: m(X6.clone().requires_grad_()), RuntimeError, "give no gradients"),
+    (lambda m: vmap(lambda x: m(x)[0])(X6[None]), RuntimeError, "gradients, nor do they take"),
+    (lambda m: jvp(lambda x: m(x)[0], (X6,), (X6,)), RuntimeError, "give no gradients"),
 ])  # fmt: skip
 @pytest.mark.parametrize("weights", [None, torch.int8], ids=str)
 def test_errors_of_a_layer(call, error, message, weights):
@@ -48,12 +47,12 @@ def test_errors_of_a_layer(call, error, message, weights):
 
 @pytest.mark.parametrize("call, error, message", [
     (lambda m: m(X[0]), RuntimeError, "input_size: got 16.* expected 6"),
-    (lambda m: m(SIX[0].double()), ValueError, "dtype torch.float32, got torch.float64"),
-    (lambda m: m(SIX), ValueError, "Expected input to be 1D or 2D, got 3D"),
-    (lambda m: m(SIX[0], torch.zeros(3, 10)), TypeError, "must be tuple of Tensors"),
-    (lambda m: m(SIX[0], (torch.zeros(3, 9),) * 2), RuntimeError, "got 9.* expected 10"),
-    (lambda m: m(SIX[0].clone().requires_grad_()), RuntimeError, "give no gradients"),
-    (lambda m: vmap(m)(SIX), RuntimeError, "torch.func transforms"),
+    (lambda m: m(X6[0].double()), ValueError, "dtype torch.float32, got torch.float64"),
+    (lambda m: m(X6), ValueError, "Expected input to be 1D or 2D, got 3D"),
+    (lambda m: m(X6[0], torch.zeros(3, 10)), TypeError, "must be tuple of Tensors"),
+    (lambda m: m(X6[0], (torch.zeros(3, 9),) * 2), RuntimeError, "got 9.* expected 10"),
+    (lambda m: m(X6[0].clone().requires_grad_()), RuntimeError, "give no gradients"),
+    (lambda m: vmap(m)(X6), RuntimeError, "torch.func transforms"),
 ])  # fmt: skip
 def test_errors_of_a_cell(call, error, message):
     with pytest.raises(error, match=message):
@@ -71,7 +70,7 @@ def test_the_op_refuses_weights_that_are_not_prepacked(weights):
     ):
         given = [own[0], wrong, *own[2:]]
         with pytest.raises(RuntimeError, match=message):
-            op(SIX, torch.zeros(1, 3, 7), torch.zeros(1, 3, 10), given, prepacked._layout)
+            op(X6, torch.zeros(1, 3, 7), torch.zeros(1, 3, 10), given, prepacked._layout)
 
 
 class OwnLSTM(LSTM):

@@ -24,8 +24,8 @@ from fastlstm import LSTM, LSTMCell, PrepackedLSTM, PrepackedLSTMCell, _build, p
 pytestmark = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the extension is not built")
 
 
-@pytest.mark.parametrize(("weights", "steps"), [(None, None), (torch.int8, 254)], ids=str)
-def test_unpack(weights, steps):
+@pytest.mark.parametrize(("weights", "levels"), [(None, None), (torch.int8, 254)], ids=str)
+def test_unpack(weights, levels):
     torch.manual_seed(0)
     original = Tagger(zoneout_h=0.1, dropout=0.2).eval()
     original.lstm.tag = "kept"
@@ -33,7 +33,7 @@ def test_unpack(weights, steps):
     assert repr(model) == repr(original) and model.lstm.tag == "kept"
     assert not model.training and type(model.lstm) is LSTM and type(model.cell) is LSTMCell
     for name, parameter in model.state_dict().items():
-        bound = original.state_dict()[name].abs().max() / steps if steps else 0
+        bound = original.state_dict()[name].abs().max() / levels if levels else 0
         assert (parameter - original.state_dict()[name]).abs().max() <= bound * 1.001, name
     model.train()(X).sum().backward()
     assert all(p.grad is not None for p in model.parameters())

@@ -70,7 +70,6 @@ def test_the_names_of_the_state_dict():
 @pytest.mark.parametrize("source", [None, *SMALLER_DTYPES], ids=str)
 @pytest.mark.parametrize("target", [None, *SMALLER_DTYPES], ids=str)
 def test_loading_a_state_dict_of_another_format(source, target):
-    """The result is that of unpacking the source and prepacking it in the format of the target."""
     model = prepacked_tagger(weights=source)
     loaded = prepacked_tagger(1, target)
     assert str(loaded.load_state_dict(model.state_dict())) == "<All keys matched successfully>"

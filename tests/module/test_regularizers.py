@@ -47,7 +47,7 @@ def replayed(lstm, x, lengths=None):
     """Returns what `seeded` returns, computed by the oracle with the same draws."""
     directions = 2 if lstm.bidirectional else 1
     weights = lstm._flat_weights
-    each = len(weights) // lstm.num_layers
+    per_layer = len(weights) // lstm.num_layers
     probabilities = Regularizers(*(getattr(lstm, name) for name in Regularizers._fields))
     layout = LAYOUTS[lstm.bias, lstm.proj_size > 0, False]
     h_n, c_n = [], []
@@ -57,7 +57,7 @@ def replayed(lstm, x, lengths=None):
             x = F.dropout(x, lstm.dropout)
         h_0 = x.new_zeros(directions, x.size(1), lstm.proj_size or lstm.hidden_size)
         c_0 = x.new_zeros(directions, x.size(1), lstm.hidden_size)
-        here = weights[layer * each : (layer + 1) * each]
+        here = weights[layer * per_layer : (layer + 1) * per_layer]
         call, zones = regularize(LstmCall(x, h_0, c_0, here, layout), probabilities)
         masks = call.h_mask, *(zones or (None, None))
         x, h, c, _ = oracle(call.input, h_0, c_0, call.weights, lengths, None, *masks)

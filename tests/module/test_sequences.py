@@ -97,7 +97,7 @@ def test_nested_input_of_every_module(name):
 
 
 def test_nested_rows_are_padded_to_the_longest(monkeypatch):
-    """With gaps between the rows, and if torch does not know the longest length yet."""
+    """Also if rows have gaps between them, or if torch has not computed the longest length."""
     lstm, seen = fastlstm.LSTM(3, 3, num_layers=2), []
     compute = lstm._fastlstm_compute
     watch = lambda call: seen.append(call.input.shape) or compute(call)
@@ -181,8 +181,8 @@ def test_cell_states(route, proj_size):
             assert torch.equal(cells[layer, 0, b, 4:], c_n[2 * layer + 1, b])
             assert cells[layer, length:, b].count_nonzero() == 0
     inputs = [x, torch.zeros_like(h_n[:2]), torch.zeros_like(c_n[:2]), list(lstm.parameters())]
-    each = len(inputs[3]) // 2
-    expected = oracle(*(t.cpu() for t in inputs[:3]), [w.cpu() for w in inputs[3][:each]], lengths)
+    half = len(inputs[3]) // 2
+    expected = oracle(*(t.cpu() for t in inputs[:3]), [w.cpu() for w in inputs[3][:half]], lengths)
     torch.testing.assert_close(cells[0].cpu(), torch.cat([*expected[3]], -1), **EXACT)
     packed = pack_padded_sequence(x, torch.tensor(lengths))
     _, _, packed_cells = lstm(packed, return_cell_states=True)

@@ -82,13 +82,13 @@ def test_bits_with_a_state_of_a_cell_and_under_autocast():
     x = torch.randn(6, 4, 3, requires_grad=True)
     hx = torch.randn(2, 4, 5), torch.randn(2, 4, 5)
     assert same_bits(results(ours, x, hx), results(theirs, x, hx))
-    cell, known = pair(nn.LSTMCell)
-    assert same_bits([*cell(x[0])], [*known(x[0])])
+    cell, torch_cell = pair(nn.LSTMCell)
+    assert same_bits([*cell(x[0])], [*torch_cell(x[0])])
     with torch.autocast("cpu", torch.bfloat16):
         assert same_bits([ours(x, hx)[0]], [theirs(x, hx)[0]])
         for engine in ("torch", "reference", "auto"):
             cell.engine = engine
-            assert [state.dtype for state in cell(x[0])] == [s.dtype for s in known(x[0])]
+            assert [s.dtype for s in cell(x[0])] == [s.dtype for s in torch_cell(x[0])]
 
 
 class Case:
@@ -130,9 +130,9 @@ class Case:
         hx, weights = leaves[1 : len(self.leaves)], leaves[len(self.leaves) :]
         h_0, c_0 = hx or (torch.zeros_like(g, dtype=torch.float64).cpu() for g in self.given[1:])
         lengths = None if of_all_steps else self.lengths.tolist()
-        output, each, states = leaves[0], len(weights) // lstm.num_layers, []
+        output, per_layer, states = leaves[0], len(weights) // lstm.num_layers, []
         for k in range(lstm.num_layers):
-            layer, rows = weights[k * each : (k + 1) * each], slice(k * D, (k + 1) * D)
+            layer, rows = weights[k * per_layer : (k + 1) * per_layer], slice(k * D, (k + 1) * D)
             output, *state, _ = oracle(output, h_0[rows], c_0[rows], layer, lengths)
             states.append(state)
         h_n, c_n = (torch.cat(layers) for layers in zip(*states, strict=True))
@@ -149,7 +149,6 @@ class Case:
 @every_device
 @pytest.mark.parametrize("seed", range(80))
 def test_any_call(route, seed):
-    """A random call against the oracle and against engine "auto", in float64."""
     draw = random.Random(seed)
     torch.manual_seed(seed)
     H, I, layers = draw.randint(1, 20), draw.choice([1, 3, 7, 8, 9, 128]), draw.choice([1, 1, 2, 3])
@@ -191,8 +190,8 @@ def test_error_against_nn_lstm(route, dtype, options):
         pairs = [(r.cpu().double(), t) for r, t in zip(results, truth, strict=True)]
         return [((r - t).norm() / t.norm()).item() for r, t in pairs]
 
-    scale = errors(plain, case.truth(of_all_steps=True))
-    ratios = [a / b for a, b in zip(errors(found, case.truth()), scale, strict=True)]
+    plain_errors = errors(plain, case.truth(of_all_steps=True))
+    ratios = [a / b for a, b in zip(errors(found, case.truth()), plain_errors, strict=True)]
     assert all(ratio <= FACTOR for ratio in ratios), ratios
 
 
@@ -201,7 +200,7 @@ def test_error_against_nn_lstm(route, dtype, options):
 @pytest.mark.parametrize("proj_size", [0, 2])
 @pytest.mark.parametrize("size", [0.5, 30000.0])
 def test_the_cell_state_keeps_its_bits(route, dtype, proj_size, size):
-    """After 300 steps of padding c is the same, even if the bias counteracts the shut gates."""
+    """Padding leaves c as it is, even if the bias works against the weights that shut the gates."""
     torch.manual_seed(0)
     options = {"dtype": dtype, "device": route.device}
     lstm = fastlstm.LSTM(3, 5, proj_size=proj_size, **options)
@@ -265,7 +264,7 @@ def test_no_value_is_read():
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 def test_the_weights_lie_as_cudnn_needs_them(bidirectional, bias):
-    """All weights are parts of one tensor, matrices before biases. Of others torch warns."""
+    """All weights are parts of one tensor, matrices before biases. Otherwise torch warns."""
     lstm = nn.LSTM(24, 16, bidirectional=bidirectional, bias=bias)
     state = torch.zeros(1 + bidirectional, 2, 16)
     layout, parameters = "bias" * bias, list(lstm.parameters())

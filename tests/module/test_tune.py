@@ -128,13 +128,13 @@ def test_which_calls_are_measured():
 
 @pytest.mark.parametrize("training", [True, False])
 def test_which_functions_are_timed(training, monkeypatch, torch_calls):
-    lstm, engines, shapes = fastlstm.LSTM(4, 6), [], []
+    lstm, counts, shapes = fastlstm.LSTM(4, 6), [], []
 
     def in_turn(runs, *_):
         torch_calls.clear()
         for run in runs:
             shapes.append([tensor.shape for tensor in run()])
-            engines.append(len(torch_calls))
+            counts.append(len(torch_calls))
         return [[1.0] for _ in runs]
 
     monkeypatch.setattr(MODULE, "in_turn", in_turn)
@@ -142,12 +142,12 @@ def test_which_functions_are_timed(training, monkeypatch, torch_calls):
         tune(lstm, X)
     gradients, output = [weight.shape for weight in lstm.parameters()], [(3, 6)] * 5
     assert shapes == [gradients if training else output] * 2
-    assert engines == [1, 1]  # PyTorch's LSTM runs first, then the op
+    assert counts == [1, 1]  # PyTorch's LSTM runs first, then the op
     assert records.noted is None and all(p.grad is None for p in lstm.parameters())
 
 
 def test_real_times():
-    """tune with a real clock. The test does not know which engine is faster."""
+    """The test does not know which engine is faster."""
     (times,) = tune(fastlstm.LSTM(4, 6), X, seconds=0).values()
     assert set(times) == {"op", "torch"} and all(0 < us < 1e6 for us in times.values())
 
@@ -173,7 +173,7 @@ def test_a_damaged_or_foreign_file_is_ignored_and_kept(file, content):
     with pytest.warns(RuntimeWarning, match="fastlstm ignores .*tuned.json"):
         tune_with(lstm, TORCH_IS_FASTER)
     assert file.read_text() == content and len(records.tuned) == 1
-    file.unlink()  # the warning says so
+    file.unlink()  # as the warning advises
     tune_with(lstm, TORCH_IS_FASTER)
     assert list(json.loads(file.read_text()).values()) == ["torch"]
 

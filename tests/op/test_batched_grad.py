@@ -28,12 +28,11 @@ keep = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
 
 def one_by_one(outputs, leaves, given):
     """The expected result, computed with COUNT backward passes."""
-    each = [torch.autograd.grad(outputs, leaves, each, **keep) for each in zip(*given, strict=True)]
-    return [torch.stack(gradients) for gradients in zip(*each, strict=True)]
+    found = [torch.autograd.grad(outputs, leaves, g, **keep) for g in zip(*given, strict=True)]
+    return [torch.stack(gradients) for gradients in zip(*found, strict=True)]
 
 
 def call_with_leaves(route, sample):
-    """Returns a layer's results and the leaves of its arguments."""
     padded = sample.padded(device=route.device)
     leaves = [t.clone().requires_grad_() for t in floating(padded)]
     results = route.lstm_layer(**sample.as_layer(with_floating(padded, leaves)))

@@ -43,7 +43,6 @@ def gradient_names(arguments):
 
 
 def gradients(arguments):
-    """Returns the .grad of the leaves, zero if a leaf has no .grad."""
     return [t.new_zeros(t.shape) if t.grad is None else t.grad for t in floating(arguments)]
 
 
@@ -119,7 +118,7 @@ def test_zoneout(sample):
 @every_op_route
 @every_sample
 def test_gradients_of_some_arguments_only(route, sample):
-    """They have the same bits as all gradients together. Backward skips what is not asked for."""
+    """The bits do not depend on which gradients are asked for, and backward skips the others."""
     padded = leaves(sample, route)
     found = sample.mask_cells(route.lstm_layer(**sample.as_layer(padded)))
     given = [g.to(route.device) for g in cotangents(found)]
@@ -132,7 +131,7 @@ def test_gradients_of_some_arguments_only(route, sample):
     class Calls(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             if func is torch.ops.fastlstm.lstm_backward.default:
-                requests.append(len(args) > 18 and args[18])
+                requests.append(len(args) > 18 and args[18])  # return_d_gates
             return func(*args, **(kwargs or {}))
 
     requests = []
@@ -188,7 +187,6 @@ def test_arguments_are_left_as_they_were(route):
 
 @every_route
 def test_padding_is_never_read(route):
-    """A NaN after the end of a row changes no result and no gradient."""
     sample = Sample("lengths", lengths=(2, 4, 0), directions=2)
     clean, dirty = leaves(sample, route), leaves(sample, route)
     with torch.no_grad():
@@ -237,8 +235,7 @@ def test_opcheck_forward(route, sample):
 
     op = torch.ops.fastlstm.lstm.default
     torch.library.opcheck(op, (), sample.arguments(device=route.device))
-    # opcheck's test of AOTAutograd asks for gradients of all results, but the gates have none. The
-    # same test then runs on a function that does not return the gates.
+    # AOTAutograd's test asks for all gradients. lstm_layer drops the gates, which have no gradient.
     padded = leaves(sample, route)
     without_aot = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(op, (), sample.as_layer(padded), test_utils=without_aot)

@@ -36,8 +36,6 @@ def results(module, x, hx, given):
 
 
 class Oracle(nn.Module):
-    """The oracle as a module with the parameters of another module in float64."""
-
     def __init__(self, module):
         super().__init__()
         for name, parameter in module.named_parameters():
@@ -67,8 +65,8 @@ def test_error_against_nn_lstm(route, shape, dtype):
     x, h_0, c_0, *given = (torch.randn(s).to(route.device, dtype) for s in shapes)
     wide, *wide_hx = (t.cpu().double() for t in (x, h_0, c_0))
     truth = results(Oracle(ours), wide, wide_hx, [g.cpu().double() for g in given])
-    found, scale = (results(m, x, (h_0, c_0), given) for m in (ours, theirs))
-    ratios = {n: error(found[n], truth[n]) / error(scale[n], truth[n]) for n in truth}
+    found, plain = (results(m, x, (h_0, c_0), given) for m in (ours, theirs))
+    ratios = {n: error(found[n], truth[n]) / error(plain[n], truth[n]) for n in truth}
     assert all(r <= FACTOR for r in ratios.values()), ratios
 
 
@@ -110,7 +108,7 @@ def gates_of(route, values, dtype):
 @every_op_route
 @pytest.mark.parametrize("dtype", GRID, ids=str)
 def test_saturated_gates_are_exact(route, dtype):
-    """Far from zero, gates are exactly 0 or 1, and g is -1 or 1. Subnormal numbers are slow."""
+    """Far from zero, gates are exactly 0 or 1, and g is -1 or 1: no gate is subnormal."""
     shut = GRID[dtype]
     i, f, g, o = gates_of(route, [*shut, *(-x for x in shut)], dtype)
     for gate in (i, f, o):

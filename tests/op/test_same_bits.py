@@ -80,8 +80,7 @@ def without_sums_over_rows(results):
     return {name: r for name, r in results.items() if "weight" not in name and "bias" not in name}
 
 
-# A promise draws a case and returns it with two dictionaries of results. Results of the same name
-# must have the same bits.
+# A promise returns a random case and two dictionaries: results of one name must have the same bits.
 
 
 def repeated_call(rng):
@@ -112,12 +111,12 @@ def the_other_rows_of_the_batch(rng):
     batch, lstm = case.x.size(1), case.lstm
     rows = rng.sample(range(batch), rng.randint(1, batch))
     lengths = None if case.lengths is None else case.lengths[rows]
-    some = case._replace(x=case.x[:, rows], h=case.h[:, rows], c=case.c[:, rows], lengths=lengths)
+    part = case._replace(x=case.x[:, rows], h=case.h[:, rows], c=case.c[:, rows], lengths=lengths)
     whole = {name: result[:, rows] for name, result in without_sums_over_rows(run(case)).items()}
     if lstm.bidirectional:  # the order in which the directions' gradients are added may differ
         names = {*OUTPUTS} | ({"d h_0", "d c_0"} if lstm.num_layers == 1 else set())
         whole = {name: whole[name] for name in names & whole.keys()}
-    return case, whole, run(some)
+    return case, whole, run(part)
 
 
 def packed_or_padded(rng):

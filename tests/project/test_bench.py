@@ -108,7 +108,6 @@ def test_the_pictures_show_the_newest_results(tmp_path):
 
 @needs_extension
 def test_the_engines_of_a_gpu_are_compared_before_they_are_timed(monkeypatch):
-    """Here on the CPU."""
     found = gpu.measure(TINY, ["auto"], device="cpu")
     assert found["auto"] > 0 and found["torch.nn us"] > 0
     monkeypatch.setitem(gpu.check_agreement.__globals__["AGREEMENT"], "float32", -1.0)

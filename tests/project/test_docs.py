@@ -38,7 +38,7 @@ def code(doc, language):
 
 
 def commands(doc):
-    """Returns each `python ...` or `captioning ...` command of blocks and text, as words."""
+    """Returns the words of each `python ...` or `captioning ...` command in a document."""
     text = doc.read_text()
     blocks = "\n".join(body for name, body in FENCE.findall(text) if name in ("", "sh", "bash"))
     lines = blocks.replace("\\\n", " ").splitlines()
@@ -126,7 +126,7 @@ def test_the_map_of_csrc_is_complete():
 
 
 def listed():
-    """Returns what the pages of the reference document, by full name."""
+    """Returns {full name: object} for all that docs/reference describes."""
     directive = re.compile(r"^\.\. auto(class|function|exception|data|module):: ([\w.]+)", re.M)
     found = {}
     for page in (ROOT / "docs" / "reference").glob("*.md"):
@@ -149,17 +149,17 @@ def public(module):
 
 
 def test_every_public_name_is_in_the_reference():
-    there = {id(value) for value in listed().values()}
+    documented = {id(value) for value in listed().values()}
     for name, value in public(fastlstm).items():
         names = public(value) if inspect.ismodule(value) else {name: value}
-        missing = [k for k, v in names.items() if id(v) not in there]
+        missing = [k for k, v in names.items() if id(v) not in documented]
         assert not missing, f"fastlstm.{name}: {missing}"
     imported = re.compile(r"^from (captioning\.[\w.]+) import (.+)$", re.M)
     for doc in DOCS:
         for module, names in imported.findall("\n".join(code(doc, "python"))):
             for name in names.split(", "):
                 value = getattr(importlib.import_module(module), name)
-                assert id(value) in there, f"{doc.name}: {module}.{name}"
+                assert id(value) in documented, f"{doc.name}: {module}.{name}"
 
 
 def test_the_example_of_the_module_runs():

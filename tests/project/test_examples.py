@@ -17,7 +17,6 @@ def example(monkeypatch, request):
     return importlib.import_module(request.param)
 
 
-# Arguments with which a program of examples/ takes seconds.
 SHORT_RUNS = {
     "language_model": ["--steps", "2", "--hidden", "16", "--batch", "256", "--window", "16"],
     "recurrent_policy": ["--updates", "2", "--batch", "4", "--steps", "12", "--corridor", "4"],

@@ -1,4 +1,4 @@
-"""Includes of csrc and imports of both packages go down only; tests/README.md is complete."""
+"""No file includes or imports a file of a higher folder; tests/README.md is complete."""
 
 import ast
 import re
@@ -22,7 +22,7 @@ def folder_of(file):
 
 
 def included(file):
-    """Returns the files of csrc that a file includes, by the name in the include."""
+    """Returns {name in the include: path} for the files of csrc that a file includes."""
     names = re.findall(r'^#include "(.+)"', file.read_text(), re.M)
     beside = {name: (file.parent / name).resolve() for name in names}
     found = {name: path if path.exists() else CSRC / name for name, path in beside.items()}
@@ -62,7 +62,7 @@ def test_only_the_python_module_includes_python():
 
 
 def imports(file):
-    """Returns the modules of fastlstm that a file of it imports anywhere, such as engine.call."""
+    """Returns the fastlstm modules that a file imports, in functions too, such as engine.call."""
     package, found = file.relative_to(PYTHON).parts[:-1], set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.level or node.module.startswith("fastlstm")):
@@ -93,11 +93,11 @@ def test_imports_of_fastlstm_go_down():
 
 
 def test_imports_of_captioning_go_down():
-    """The sdist of fastlstm has no captioning."""
+    """There may be no files, because the sdist of fastlstm has no captioning."""
     folders = ["data", "cnn", "model", "results", "search", "training", "commands"]
     files = [*(CSRC.parent / "captioning").glob("*/*.py")]
     assert {file.parent.name for file in files} in (set(), {*folders})
-    place = {name: floor for floor, name in enumerate(folders)}  # other files are below all
+    place = {name: k for k, name in enumerate(folders)}  # other files are below all
     for file in files:
         for name in re.findall(r"^\s*from captioning\.(\w+)", file.read_text(), re.M):
             assert place.get(name, -1) <= place[file.parent.name], f"{file}: {name}"
@@ -112,10 +112,10 @@ def test_the_map_of_the_tests_is_complete():
     there = {file.name for file in tests.rglob("*.py")} - {"distributed.py"}
     assert names == there
     rows = re.findall(r"^\| (`.+?) \| (`.+) \|$", from_source, re.M)
-    of = re.compile(r"`([\w/.]+)`")
-    missing = [t for _, row in rows for t in of.findall(row) if not (root / t).exists()]
+    quoted = re.compile(r"`([\w/.]+)`")
+    missing = [t for _, row in rows for t in quoted.findall(row) if not (root / t).exists()]
     assert not missing
-    covered = [path for sources, _ in rows for path in of.findall(sources)]
+    covered = [path for sources, _ in rows for path in quoted.findall(sources)]
     assert not [path for path in covered if not (root / path).exists()]
     sources = [*FILES, *(file for name in PACKAGES for file in (root / name).rglob("*.py"))]
     paths = [file.relative_to(root).as_posix() for file in sources]

@@ -33,7 +33,6 @@ PYBIND11_MODULE(_C, m) {
 }
 """
 
-# Runs in a new process against an installed copy.
 FORWARD_EQUALS_TORCH = """
 import torch, fastlstm
 from fastlstm import _build
@@ -105,8 +104,8 @@ def test_sdist_has_the_sources_and_no_build_results(project):
         (project / leftover).write_text("left over from a build")
     with tarfile.open(make_sdist(project)) as tar:
         carried = {name.partition("/")[2] for name in tar.getnames()}
-    others = (".git", ".pre-commit", "captioning/", "tests/captioning/")
-    assert {path for path in sources if not path.startswith(others)} <= carried
+    left_out = (".git", ".pre-commit", "captioning/", "tests/captioning/")
+    assert {path for path in sources if not path.startswith(left_out)} <= carried
     assert not carried & set(leftovers)
     assert not any(path.startswith(("captioning/", "tests/captioning")) for path in carried)
 
@@ -178,7 +177,7 @@ def test_the_description_has_no_relative_link(folder, source, project):
 
 
 def isolated(python, project, hook, **env):
-    """Returns the repr of the result of a hook of the build backend that sees only setuptools."""
+    """Calls a hook of the build backend with only setuptools on the path; returns str(result)."""
     visible = project.parent / "visible"
     visible.mkdir(exist_ok=True)
     site = Path(setuptools.__file__).parent.parent
@@ -324,7 +323,7 @@ def test_choose(request_, cpu, cuda, kinds):
 
 
 def test_what_is_missing_is_named(tmp_path, monkeypatch):
-    """If FASTLSTM_BUILD names a kind, what it lacks is an error; the message names all of it."""
+    """If the kind of FASTLSTM_BUILD cannot be built, the error names all that is missing."""
     setup = load_setup()
     for kind, missing in (("cpu", "no torch"), ("cuda", "no torch; no nvcc")):
         with pytest.raises(SystemExit, match=f"^FASTLSTM_BUILD={kind}: {missing}$"):

@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from apps import PROGRAMS  # noqa: E402
 
-ROUNDED = {"bfloat16", "int8", "quantize=True"}  # these ways may find something else
+ROUNDED = {"bfloat16", "int8", "quantize=True"}  # with these the results may differ
 
 
 @pytest.mark.slow
@@ -41,7 +41,7 @@ def test_a_program_finds_the_same(name):
         pytest.skip(f"pip install {program.install}")
     threads = torch.get_num_threads()
     ways = program.make(small=True)
-    torch.set_num_threads(threads)  # which the import of silero_vad changes
+    torch.set_num_threads(threads)  # importing silero_vad changes the number
     expected = ways.pop("unchanged")()
     for way in ways.keys() - ROUNDED:
         assert program.judge(ways[way](), expected) == program.judge(expected, expected), way
@@ -88,12 +88,12 @@ def norms(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("example", NEEDS, indirect=True)
 def test_the_gradients_are_those_of_nn_lstm(example, norms):
-    """From the same seed, all episodes are the same, and all gradient norms to four digits."""
-    returns, every = {}, {}
+    """With the same seed all episodes are equal, and all gradient norms agree in four digits."""
+    returns, norms_of = {}, {}
     for lstm in example.LSTMS:
         norms.clear()
-        returns[lstm], every[lstm] = example.train(lstm, 2048, 32), [*norms]
-    assert len(every["nn.LSTM"]) >= 32
+        returns[lstm], norms_of[lstm] = example.train(lstm, 2048, 32), [*norms]
+    assert len(norms_of["nn.LSTM"]) >= 32
     for lstm in example.LSTMS:
         assert returns[lstm] == returns["nn.LSTM"]
-        assert every[lstm] == pytest.approx(every["nn.LSTM"], rel=1e-4)
+        assert norms_of[lstm] == pytest.approx(norms_of["nn.LSTM"], rel=1e-4)

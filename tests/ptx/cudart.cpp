@@ -71,7 +71,6 @@ cudaError_t result(cudaError_t error) {
   return error;
 }
 
-// The decoded kernel of a function.
 Kernel& kernel_of(Function& f) {
   if (f.kernel) return *f.kernel;
   const OwnMemory own;

@@ -31,8 +31,7 @@ constexpr Kind kind_of() {
 
 // --- instructions that compute each lane separately ---
 
-// The functions of these operations are lambdas without captures. A Handler has no state, so it
-// makes a lambda of the same type.
+// F is the type of a lambda without captures. A Handler has no state, so it constructs an F.
 
 template <typename F, typename D, typename... S>
 Operation lanewise_as(D (F::*)(S...) const) {
@@ -68,7 +67,6 @@ Operation compare(F) {
   return {run, {Kind::kPredicate, kind_of<T>(), kind_of<T>()}};
 }
 
-// The operation d = p ? a : b.
 template <typename T>
 Operation select() {
   const Handler run = [](Warp& w, const Instruction& in, uint32_t lanes) {
@@ -80,7 +78,6 @@ Operation select() {
   return {run, {kind_of<T>(), kind_of<T>(), kind_of<T>(), Kind::kPredicate}};
 }
 
-// An operation on predicates.
 template <typename F>
 Operation predicates(int sources, F) {
   const Handler run = [](Warp& w, const Instruction& in, uint32_t lanes) {
@@ -88,8 +85,6 @@ Operation predicates(int sources, F) {
   };
   return {run, std::vector<Kind>(1 + sources, Kind::kPredicate)};
 }
-
-// --- arithmetic ---
 
 // Replaces every NaN by the NaN that f32 instructions return. f64 instructions keep theirs.
 f32 canonical(f32 x) { return std::isnan(x) ? std::bit_cast<f32>(0x7fffffffu) : x; }
@@ -145,8 +140,6 @@ T shift_right(T a, u32 n) {
   return static_cast<T>(a >> n);
 }
 
-// --- conversions ---
-
 // Rounds to nearest, ties to even; NaN becomes 0x7fff.
 u16 to_bf16(f32 a) {
   if (std::isnan(a)) return 0x7fff;
@@ -181,15 +174,11 @@ u32 permute_bytes(u32 a, u32 b, u32 selector) {
   return d;
 }
 
-// --- packing ---
-
-// The operation d = {low, high}.
 template <typename Whole, typename Part>
 Operation pack() {
   return lanewise(
       [](Part low, Part high) -> Whole { return Whole(low) | Whole(high) << 8 * sizeof(Part); });
 }
-// The operation {low, high} = a.
 template <typename Whole, typename Part>
 Operation unpack() {
   const Handler run = [](Warp& w, const Instruction& in, uint32_t lanes) {
@@ -302,8 +291,6 @@ Operation mma(Handler run) {
   return {run, std::vector<Kind>(14, Kind::k32), Control::kWarpCollective, -1};
 }
 
-// --- memory ---
-
 uint64_t address_of(Warp& w, const Instruction& in, int lane) {
   const uint64_t base =
       in.access.base_bytes == 8 ? w.lanes<u64>(in.op[0])[lane] : w.lanes<u32>(in.op[0])[lane];
@@ -401,8 +388,7 @@ void deliver_own(Warp& w, int lane, uint64_t address, uint32_t bytes) {
   }
 }
 
-// Whether a value is the content of new memory, or of memory that the tests set to all bits for a
-// kernel to overwrite.
+// Whether a value has the bits of new memory, or of memory from testing::unwritten (all bits set).
 bool is_unwritten(u64 value, unsigned bytes) {
   const u64 all = ~u64{0} >> (64 - 8 * bytes);
   return (bytes > 1 && value == all) || value == (kJunk * 0x0101010101010101u & all);
@@ -472,8 +458,6 @@ void print_handler(Warp& w, const Instruction& in, uint32_t lanes) {
   });
 }
 
-// --- the table ---
-
 template <typename T>
 void add_compares(std::map<std::string, Operation>& all, const std::string& type) {
   all["setp.eq." + type] = compare<T>([](T a, T b) { return a == b; });
@@ -524,7 +508,7 @@ void add_integers(std::map<std::string, Operation>& all, const std::string& type
 
 template <typename T>
 void add_floats(std::map<std::string, Operation>& all, const std::string& type) {
-  // With .rn these three are the same; the assembler only may not fuse them.
+  // .rn only keeps the assembler from fusing them.
   for (const char* const rounding : {".", ".rn."}) {
     all["add" + (rounding + type)] = lanewise([](T a, T b) -> T { return canonical(a + b); });
     all["sub" + (rounding + type)] = lanewise([](T a, T b) -> T { return canonical(a - b); });
@@ -605,7 +589,7 @@ std::map<std::string, Operation> make_operations() {
   all["call.uni vprintf"] = {print_handler, {Kind::k64, Kind::k64}};
   all["bar.sync"] = {nothing, {Kind::k32}, Control::kBlockBarrier, -1};
   all["bar.warp.sync"] = {nothing, {Kind::k32}, Control::kWarpBarrier, 0};
-  // A microsecond passes between two looks.
+  // Each read sets the clock forward by a microsecond.
   all["mov.u64 %globaltimer"] = lanewise([] {
     static u64 now = 0;
     return now += 1000;

@@ -100,7 +100,6 @@ struct Kernel {
 // call. They differ, so that an address of one space is not valid in another.
 constexpr uint64_t kParamBase = 0x10000, kSharedBase = 0x400, kArgumentBase = 0x20000;
 
-// A global variable of a module.
 struct Variable {
   std::unique_ptr<unsigned char[]> memory;
   uint64_t address() const { return reinterpret_cast<uint64_t>(memory.get()); }
@@ -108,25 +107,21 @@ struct Variable {
 // The global variables, by name, which all kernels of a program share.
 using Variables = std::map<std::string, Variable>;
 
-// Decodes the text of a kernel, from ".entry" to the closing brace. Throws a Fault that names a
-// feature that is not implemented.
+// Decodes a kernel, from ".entry" to the closing brace. A Fault names what is not implemented.
 std::unique_ptr<Kernel> parse_kernel(const std::string& text, const Variables& variables);
 // Returns the text of each kernel of a module, by name, and adds the module's variables.
 std::map<std::string, std::string> split_module(const std::string& text, Variables& variables);
 
 // The size of an operand.
 enum class Kind : uint8_t { kPredicate, k16, k32, k64 };
-// How an opcode is executed.
 struct Operation {
   Handler run = nullptr;
   std::vector<Kind> operands;  // results first
   Control control = Control::kPlain;
   int members = -1;  // as in Instruction
 };
-// All operations, by opcode.
 const std::map<std::string, Operation>& operations();
 
-// The handlers of ld, st and prefetch.
 struct MemoryHandlers {
   Handler load, store, prefetch;
 };

@@ -39,7 +39,6 @@ Dim3 unravel(uint32_t i, const Dim3& size) {
   return {i % size.x, i / size.x % size.y, i / (size.x * size.y)};
 }
 
-// The value of a special register in a thread.
 uint32_t special_value(int which, const Launch& launch, const Block& block, uint32_t thread) {
   if (which == kLaneid) return thread % kLanes;
   const Dim3 of[] = {unravel(thread, launch.block), unravel(block.index, launch.grid), launch.block,
@@ -48,8 +47,7 @@ uint32_t special_value(int which, const Launch& launch, const Block& block, uint
   return which % 3 == 0 ? d.x : which % 3 == 1 ? d.y : d.z;
 }
 
-// Initializes the registers of a warp: constants and special registers with their values, all
-// others with random values.
+// Fills constants and special registers with their values, and all others with random values.
 void fill_registers(Warp& warp, const Launch& launch) {
   const Kernel& kernel = *launch.kernel;
   std::minstd_rand& random = warp.machine->random;
@@ -72,7 +70,6 @@ void fill_registers(Warp& warp, const Launch& launch) {
           special_value(s.which, launch, *warp.block, warp.index * kLanes + lane);
 }
 
-// Initializes a block and its warps.
 void start(Block& block, Machine& m, uint32_t index) {
   const Launch& launch = m.launch;
   const auto threads = static_cast<uint32_t>(launch.block.count());
@@ -93,8 +90,6 @@ void start(Block& block, Machine& m, uint32_t index) {
   }
 }
 
-// --- barriers ---
-
 void release_block(Block& block) {
   ++block.epoch;
   block.warps_waiting = 0;
@@ -109,8 +104,7 @@ void release_block_if_complete(Block& block) {
   if (block.warps_waiting > 0 && block.warps_waiting == block.warps_alive) release_block(block);
 }
 
-// A group arrives at bar.sync, which all threads of a warp must execute together. Returns whether
-// the whole warp has arrived.
+// A group arrives at bar.sync. Returns whether all threads of the warp have arrived.
 bool enter_block_barrier(Warp& warp, Group& g, const Instruction& in) {
   if (g.lanes != warp.alive) {
     g.state = Group::kAtBlockBarrier;
@@ -136,8 +130,7 @@ uint32_t members_of(Warp& warp, const Group& g, const Instruction& in) {
   return mask[first];
 }
 
-// A group arrives at bar.warp.sync. Returns whether all members have arrived, so that the lanes may
-// continue.
+// A group arrives at bar.warp.sync. Returns whether all members have arrived and continue.
 bool pass_warp_barrier(Warp& warp, Group& g, const Instruction& in) {
   const uint32_t members = members_of(warp, g, in);
   uint32_t here = g.lanes;
@@ -153,8 +146,6 @@ bool pass_warp_barrier(Warp& warp, Group& g, const Instruction& in) {
   warp.machine->without_progress = 0;
   return true;
 }
-
-// --- groups ---
 
 void drop_empty(Warp& warp) {
   std::erase_if(warp.groups, [](const Group& g) { return !g.lanes; });
@@ -192,8 +183,7 @@ Group* choose(Warp& warp) {
   for (Group& g : warp.groups)
     if (g.state == Group::kReady) ready.push_back(&g);
   if (any) return ready[m.random() % ready.size()];
-  // Sometimes another group runs, because the group farthest behind may wait for a value of a lane
-  // that is ahead.
+  // Sometimes another group runs, because the group farthest behind may wait for a lane ahead.
   if (ready.size() > 1 && m.random() % 64 == 0) return ready[m.random() % ready.size()];
   return *std::min_element(ready.begin(), ready.end(),
                            [](const Group* a, const Group* b) { return a->pc < b->pc; });
@@ -207,7 +197,6 @@ uint32_t meeting_point(const Warp& warp, const Group& mine) {
   return at;
 }
 
-// Ends some lanes of a group.
 void exit_lanes(Warp& warp, Group& g, uint32_t lanes) {
   warp.alive &= ~lanes;
   g.lanes &= ~lanes;
@@ -219,8 +208,7 @@ void exit_lanes(Warp& warp, Group& g, uint32_t lanes) {
   release_block_if_complete(*warp.block);
 }
 
-// Executes up to `budget` instructions of one group and returns the number of executed
-// instructions.
+// Executes up to `budget` instructions of a group and returns how many it executed.
 int run_group(Warp& warp, Group& g, int budget) {
   const std::vector<Instruction>& code = warp.machine->launch.kernel->code;
   const bool alone = warp.groups.size() == 1, together = !options().random_lanes;
@@ -277,7 +265,6 @@ int run_group(Warp& warp, Group& g, int budget) {
   return done;
 }
 
-// Whether no group of a warp can run now.
 bool is_blocked(Warp& warp) {
   if (!warp.at_block_barrier && warp.groups.size() > 1) merge(warp);
   return warp.at_block_barrier ||
@@ -285,7 +272,6 @@ bool is_blocked(Warp& warp) {
                       [](const Group& g) { return g.state == Group::kReady; });
 }
 
-// Throws a Fault that says where the first six groups wait.
 [[noreturn]] void report_standstill(const Machine& m, const char* what) {
   std::ostringstream out;
   out << m.launch.kernel->short_name() << ": " << what;
@@ -299,12 +285,11 @@ bool is_blocked(Warp& warp) {
   throw Fault(out.str());
 }
 
-// Returns the index of the warp that runs next. Slow warps are chosen less often, until the others
-// make no progress for long.
+// Slow warps are chosen less often, until the other warps have made no progress for long.
 size_t choose_warp(Machine& m, const std::vector<Warp*>& running) {
   size_t pick = m.random() % running.size();
-  const int most = m.without_progress < options().patience / 2 ? 4 : 0;
-  for (int tries = 0; tries < most && running[pick]->slow; ++tries)
+  const int max_tries = m.without_progress < options().patience / 2 ? 4 : 0;
+  for (int tries = 0; tries < max_tries && running[pick]->slow; ++tries)
     pick = m.random() % running.size();
   return pick;
 }
@@ -334,8 +319,8 @@ void run_blocks(Machine& m, uint32_t first, uint32_t count) {
     for (int budget = 1 + static_cast<int>(m.random() % 400); budget > 0 && warp.alive;) {
       if (is_blocked(warp)) break;
       Group* const g = choose(warp);
-      const int most = options().random_lanes ? 1 + static_cast<int>(m.random() % 32) : budget;
-      const int done = run_group(warp, *g, std::min(most, budget));
+      const int max_count = options().random_lanes ? 1 + static_cast<int>(m.random() % 32) : budget;
+      const int done = run_group(warp, *g, std::min(max_count, budget));
       budget -= std::max(done, 1);
       m.without_progress += done;
     }

@@ -41,7 +41,6 @@ void run(const Launch& launch);
 
 // --- the state of a running grid, for the handlers of instructions ---
 
-// Lanes of a warp at the same instruction.
 struct Group {
   uint32_t pc = 0, lanes = 0, members = 0;
   enum State : uint8_t { kReady, kAtWarpBarrier, kAtCollective, kAtBlockBarrier } state = kReady;
@@ -95,7 +94,6 @@ struct Machine {
   std::vector<Block> blocks;
   std::vector<Delayed> delayed;
 
-  // Writes one delayed store to memory.
   void deliver(size_t index);
   // Writes all delayed stores that overlap these bytes.
   void deliver_to(uint64_t address, uint32_t bytes);
@@ -104,7 +102,6 @@ struct Machine {
 // Throws a Fault with the place of the error in the kernel.
 [[noreturn]] void fault(const Warp& warp, const Instruction& in, int lane, const std::string& what);
 
-// The value of type T whose bytes begin at an address.
 template <typename T>
 T value_at(const unsigned char* from) {
   T value;
@@ -112,7 +109,6 @@ T value_at(const unsigned char* from) {
   return value;
 }
 
-// Calls f(lane) for each lane of a mask.
 template <typename F>
 inline void for_lanes(uint32_t lanes, const F& f) {
   if (lanes == kAllLanes) {

@@ -10,8 +10,7 @@
 namespace ptx {
 namespace {
 
-// An allocator that calls malloc. The table of allocations needs it, because operator new is
-// replaced below and uses the table.
+// An allocator for the table of allocations, because operator new, replaced below, uses the table.
 template <typename T>
 struct Plain {
   using value_type = T;

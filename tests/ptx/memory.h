@@ -38,7 +38,7 @@ const char* visit(Shadow& shadow, const Visit& now, bool is_store);
 
 // --- allocations of the host ---
 
-// The value of each byte of new memory, which no test uses.
+// Each byte of new memory has this value, which no test stores.
 constexpr uint8_t kJunk = 0xfb;
 constexpr int kGranule = 2;  // the number of bytes of global memory that share a shadow
 
@@ -47,12 +47,10 @@ struct Allocation {
   Shadow* shadow = nullptr;  // one for each granule, or null if there is no shadow memory yet
 };
 
-// Returns the allocation that contains an address, or null. If `with_shadow`, the allocation gets
-// shadow memory.
+// Returns the allocation that contains an address, or null; `with_shadow` gives it shadow memory.
 const Allocation* find_allocation(uintptr_t address, bool with_shadow);
 
-// While an object of this class exists, new allocations belong to the interpreter and are not
-// recorded.
+// While an object of this class exists, allocations are the interpreter's and are not recorded.
 class OwnMemory {
  public:
   OwnMemory();

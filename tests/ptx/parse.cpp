@@ -55,7 +55,6 @@ int special_register(const std::string& text) {
   return text == "%laneid" ? kLaneid : -1;
 }
 
-// Decodes one kernel.
 class Parser {
  public:
   Parser(const std::string& source, const Variables& variables) : text_(without_comments(source)) {
@@ -242,8 +241,7 @@ class Parser {
     return constant(kSharedBase, bytes);
   }
 
-  // Splits the operands of an instruction, without the braces of vectors, the bar of pairs and the
-  // parentheses of calls.
+  // Splits the operands of an instruction. The characters {, }, |, ( and ) also separate them.
   static std::vector<std::string> operands_of(std::string text) {
     for (char& c : text)
       if (std::strchr("{}|()", c)) c = ',';
@@ -288,7 +286,7 @@ class Parser {
     if (opcode.starts_with("mov.b") && rest.find('{') != std::string::npos)
       opcode += rest[0] == '{' ? " unpack" : " pack";
     auto parts = operands_of(rest);
-    if (parts.size() == 2 && parts[1] == "%globaltimer") {  // differs at every look
+    if (parts.size() == 2 && parts[1] == "%globaltimer") {  // each read gives another value
       opcode += " " + parts[1];
       parts.pop_back();
     }

@@ -17,7 +17,6 @@
 
 namespace testing {
 
-// All cases of the program, by name.
 inline std::map<std::string, std::function<void()>>& cases() {
   static std::map<std::string, std::function<void()>> all;
   return all;
@@ -27,7 +26,6 @@ struct Case {
   Case(const std::string& name, std::function<void()> body) { cases()[name] = std::move(body); }
 };
 
-// A case that failed.
 struct Failure : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
@@ -57,7 +55,6 @@ inline int run_cases(const std::vector<std::string>& names) {
   return failures != 0;
 }
 
-// The parts, written one after the other as text.
 template <typename... Parts>
 std::string text(const Parts&... parts) {
   std::ostringstream out;
@@ -71,7 +68,6 @@ void check(bool ok, const Parts&... what) {
   if (!ok) throw Failure(text(what...));
 }
 
-// The value of the four that belongs to T.
 template <typename T, typename Value>
 constexpr Value of_dtype(Value float64, Value float32, Value bfloat16, Value float16) {
   if (std::is_same_v<T, double>) return float64;
@@ -79,7 +75,7 @@ constexpr Value of_dtype(Value float64, Value float32, Value bfloat16, Value flo
   return std::is_same_v<T, fastlstm::bfloat16> ? bfloat16 : float16;
 }
 
-// The unit roundoff of T, but half of bfloat16's, which is 2^-8.
+// The unit roundoff of T. For bfloat16 it is 2^-8, but the tests allow only 2^-9.
 template <typename T>
 double roundoff() {
   return of_dtype<T>(0x1p-53, 0x1p-24, 0x1p-9, 0x1p-11);
@@ -106,7 +102,6 @@ T from_double(double x) {
     return T(static_cast<float>(x));
 }
 
-// The value, rounded to T.
 template <typename T>
 double rounded(double x) {
   return to_double(from_double<T>(x));
@@ -114,7 +109,6 @@ double rounded(double x) {
 
 using Bytes = std::vector<unsigned char>;
 
-// The bytes of all vectors, one vector after the other.
 template <typename... Values>
 Bytes bytes_of(const Values&... values) {
   Bytes bytes;
@@ -151,7 +145,6 @@ std::vector<T> unwritten(size_t n) {
   return values;
 }
 
-// The values, rounded to To.
 template <typename To>
 std::vector<To> converted(const std::vector<double>& from) {
   std::vector<To> to;

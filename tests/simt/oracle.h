@@ -11,8 +11,7 @@ namespace oracle {
 
 using Values = std::vector<double>;
 
-// The kind of batch: all rows have T steps; a PackedSequence, whose rows are sorted by length; or a
-// padded batch with lengths in any order.
+// A batch whose rows have T steps, a PackedSequence, or a padded batch with lengths in any order.
 enum Form { kDense, kPacked, kLengths };
 
 struct Options {
@@ -31,10 +30,10 @@ struct Problem {
   std::vector<char> reset;                 // [T,B], or empty
   Values x_gates, w_hh, h_0, c_0;          // [T,B,4H] [4H,H] [B,H] [B,H]
   Values d_output, d_cells, d_h_n, d_c_n;  // gradients: [T,B,H] [T,B,H] [B,H] [B,H]
-  Values h_mask;  // [B,H], or empty: the recurrent dropout, W_hh is multiplied by h_mask * h
+  Values h_mask;  // [B,H] factors of h before the product with W_hh; empty without dropout
 
   bool alive(int64_t t, int64_t b) const { return t < length[b]; }
-  // The number of rows that the data has at step t.
+  // A PackedSequence has only the alive rows of a step.
   int64_t rows(int64_t t) const {
     return options.form == kPacked
                ? std::count_if(length.begin(), length.end(), [&](int64_t n) { return n > t; })
@@ -58,13 +57,12 @@ inline Values random_mask(int64_t n, unsigned seed) {
   return values;
 }
 
-// A random problem. `round` rounds each value to the dtype of the kernel, so that the kernel and
-// the oracle start from the same numbers. Two directions with the same seed have the same lengths
-// and resets, and different values.
+// A random problem. `round` rounds each value to the dtype of the kernel. The directions of one
+// seed have the same lengths and resets, and different values.
 template <typename Round>
 Problem random_problem(int64_t T, int64_t B, int64_t H, const Options& options, unsigned seed,
                        Round round, int direction = 0) {
-  std::mt19937 random(seed + 100 * direction), shared(seed);
+  std::mt19937 random(seed + 100 * direction), common(seed);
   std::normal_distribution<double> normal;
   const auto draw = [&](int64_t n, double scale) {
     Values values(n);
@@ -80,14 +78,14 @@ Problem random_problem(int64_t T, int64_t B, int64_t H, const Options& options, 
   p.d_output = draw(T * B * H, 0.5), p.d_cells = draw(T * B * H, 0.5);
   p.d_h_n = draw(B * H, 0.5), p.d_c_n = draw(B * H, 0.5);
   if (options.form != kDense)
-    for (auto& n : p.length) n = shared() % (T + 1);
+    for (auto& n : p.length) n = common() % (T + 1);
   p.length[B / 2] = T;
   if (options.form == kPacked) {
     for (auto& n : p.length) n = std::max<int64_t>(n, 1);
     std::sort(p.length.rbegin(), p.length.rend());
   }
   if (options.reset)
-    for (int64_t i = 0; i < T * B; ++i) p.reset.push_back(shared() % 4 == 0);
+    for (int64_t i = 0; i < T * B; ++i) p.reset.push_back(common() % 4 == 0);
   if (options.masks) p.h_mask = random_mask(B * H, seed + direction);
   return p;
 }

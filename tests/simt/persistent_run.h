@@ -1,5 +1,4 @@
-// Runs the persistent engine on random data, forward and backward, and compares the results with
-// the oracle.
+// Runs the persistent engine on random data and compares the results with the oracle.
 #pragma once
 #include <runtime.h>  // from this folder, tests/ptx or tests/gpu
 
@@ -49,11 +48,10 @@ std::vector<std::array<int, 2>> compiled_tiles(bool allow_tf32) {
 // position (t, b) is the flat row offsets[t] + b.
 template <typename T>
 struct Buffers {
-  std::vector<int64_t> rows,
-      offsets;                 // [T], the number of rows of each step and its first flat row
-  std::vector<int64_t> order;  // [B], the rows sorted by length
-  int64_t flat_rows;           // R
-  std::vector<T> output;       // [R,directions * H]
+  std::vector<int64_t> rows, offsets;  // [T] rows of each step, [T] its first flat row
+  std::vector<int64_t> order;          // [B], the rows sorted by length
+  int64_t flat_rows;                   // R
+  std::vector<T> output;               // [R,directions * H]
   struct Direction {
     std::vector<T> w_hh, h_0, gates, h_n, d_gates, d_h;
     std::vector<T> exchange;  // h with padded rows; empty if blocks can exchange h through `output`
@@ -202,15 +200,13 @@ struct Run {
     check(launch_walk(call, tiling(), nullptr) == cudaSuccess, "launch");
   }
 
-  // Runs forward and backward, and compares all results with the oracle.
   void check_both(double unit) {
     forward();
     backward();
     compare(unit);
   }
 
-  // The bytes of everything that forward and backward have written, by name.
-  // For one direction.
+  // The bytes of all results of the first direction, by name.
   std::map<std::string, Bytes> bits() const {
     const auto& d = buffers.direction[0];
     return {{"output", bytes_of(buffers.output)},

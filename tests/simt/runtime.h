@@ -24,10 +24,9 @@ struct cudaFuncAttributes {
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 
 namespace runtime {
-// Sequence::wait_limit, by a clock that every look sets forward.
+// Sequence::wait_limit. Each read of the clock sets it forward by a millisecond.
 constexpr uint32_t kWaitLimit = 1'000'000;
 
-// A recorded call.
 struct Event {
   enum Kind { kMemset, kLaunch, kCooperativeLaunch } kind;
   int device;
@@ -50,7 +49,6 @@ inline Runtime& shared() {
   return r;
 }
 
-// The state of one host thread.
 struct Thread {
   int device = 0;
   cudaStream_t stream = nullptr;

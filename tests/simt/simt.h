@@ -176,8 +176,6 @@ __attribute__((noinline)) inline void leave(Machine& m, Fiber& f, bool = false) 
 
 inline void suspend() { leave(*machine(), self()); }
 
-// --- scheduling ---
-
 inline Fiber* take_ready(Machine& m) {
   size_t pick = m.random() % m.ready.size();
   for (int tries = 0; tries < 8 && m.ready[pick]->warp->slow; ++tries)
@@ -201,8 +199,6 @@ inline void fiber_main() {
   --m.running;
   leave(m, *m.current, true);
 }
-
-// --- barriers ---
 
 // Waits until all threads have arrived at the barrier.
 inline void arrive(Barrier& barrier) {
@@ -240,7 +236,7 @@ inline void exchange_store(uint32_t* address, uint32_t word) {
   m.awaiting.erase(found);
 }
 
-// The clock of the device, which every look sets forward.
+// The clock of the device. Each read sets it forward by a millisecond.
 inline uint32_t milliseconds() {
   static uint32_t now = 0;
   return ++now;
@@ -282,8 +278,6 @@ T shuffle_xor(T value, int mask) {
 }
 
 inline uint32_t shuffle(uint32_t word, int lane) { return post(&word, 1)[lane][0]; }
-
-// --- launch ---
 
 // An ordinary launch runs its blocks one after the other; a cooperative launch runs all together.
 enum Residency { kBlocksInTurn, kAllBlocks };

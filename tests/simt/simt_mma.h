@@ -1,5 +1,4 @@
-// Scalar versions of the tensor core instructions, with the register layouts of the PTX manual,
-// section "Matrix Fragments for mma".
+// Tensor core instructions in plain C++. For layouts see "Matrix Fragments for mma" in the PTX ISA.
 #pragma once
 #include <bit>
 

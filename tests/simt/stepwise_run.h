@@ -1,6 +1,5 @@
-// One direction of a layer by the kernels of the stepwise engine, forward and backward, against the
-// oracle. Plain loops over the time steps and plain matrix products replace csrc/stepwise, which
-// uses ATen.
+// The kernels of the stepwise engine against the oracle, for one direction of a layer. Plain loops
+// over the time steps and plain matrix products replace csrc/stepwise, which uses ATen.
 #pragma once
 #include <algorithm>
 
@@ -59,7 +58,7 @@ Bytes run(const Shape& shape, unsigned seed, const Launch& launch) {
   };
 
   const auto h_mask = converted<T>(problem.h_mask);
-  auto h_state = h_0, h_masked = h_0;  // by W_hh
+  auto h_state = h_0, h_masked = h_0;  // with masks, W_hh multiplies h_masked
   for (int64_t i = 0; i < B * H; ++i)
     h_masked[i] = from_double<T>(to_double(h_0[i]) * problem.mask(i));
   auto c_state = c_0;
@@ -67,13 +66,12 @@ Bytes run(const Shape& shape, unsigned seed, const Launch& launch) {
   auto cells = unwritten<A>(steps * B * H);
   for (int64_t n = 0; n < steps; ++n) {
     const int64_t t = order[n];
-    const T* const seen = shape.masks ? h_masked.data() : h_state.data();
-    const auto h_gates = gemm(seen, w_hh.data(), rows[t], H, 4 * H, true);
+    const T* const h_input = shape.masks ? h_masked.data() : h_state.data();
+    const auto h_gates = gemm(h_input, w_hh.data(), rows[t], H, 4 * H, true);
     ForwardStep<T, A> step{};
     static_cast<Step&>(step) = step_at(n);
     step.x_gates = &x_gates[t * B * 4 * H], step.h_gates = h_gates.data();
-    // A result that is not needed overwrites a buffer that is no longer needed, as in
-    // csrc/stepwise.
+    // Results that nobody needs overwrite a buffer that is not needed later, as in csrc/stepwise.
     step.gates = shape.save ? &gates[t * B * 4 * H] : &x_gates[t * B * 4 * H];
     step.c_state = c_state.data(), step.h_state = h_state.data();
     step.cells = shape.save ? &cells[t * B * H] : c_state.data();
@@ -129,7 +127,7 @@ Bytes run(const Shape& shape, unsigned seed, const Launch& launch) {
     for (int64_t j = 0; j < rows[t] * H; ++j)
       dh_state[j] = from_double<T>(to_double(dh_state[j]) + to_double(from_gates[j]));
   }
-  for (int64_t j = 0; j < B * H; ++j) {  // after the first steps
+  for (int64_t j = 0; j < B * H; ++j) {  // from the gradient of mask * h_0 to that of h_0
     const int64_t b = j / H, first = shape.reverse ? problem.length[b] - 1 : 0;
     if (problem.length[b] == 0) continue;
     const double factor = problem.resets(first, b) ? 0 : problem.mask(j);

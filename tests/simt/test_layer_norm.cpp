@@ -16,11 +16,11 @@ using Values = std::vector<double>;
 // that starts at this step, so that backward uses its c_0. Returns all results, by name.
 template <typename T, typename A, typename Given>
 std::map<std::string, Values> run(int64_t H) {
-  constexpr int64_t B = 4, kStarts = 3;
+  constexpr int64_t B = 4, kPrevRows = 3;
   std::mt19937 random(1);
   std::normal_distribution<double> normal;
-  const auto draw = [&](auto like, int64_t n, double scale, double mean = 0) {
-    using To = decltype(like);
+  const auto draw = [&](auto zero, int64_t n, double scale, double mean = 0) {
+    using To = decltype(zero);
     std::vector<To> values(n);
     for (To& v : values)
       v = from_double<To>(to_double(from_double<Given>(mean + scale * normal(random))));
@@ -32,12 +32,11 @@ std::map<std::string, Values> run(int64_t H) {
   const auto c_0 = draw(A(), B * H, 1), d_cells = draw(A(), B * H, 0.5);
   auto h = draw(T(), B * H, 0.5), dh = draw(T(), B * H, 0.5);
   auto c = c_0, dc = draw(A(), B * H, 0.5);
-  // Vectors and no arrays, because on a GPU (tests/gpu) kernels can read only memory of operator
-  // new.
+  // Vectors, not arrays: in tests/gpu kernels can read only memory from operator new.
   const std::vector<char> reset = {false, true, false, false};
   const std::vector<int64_t> lengths = {2, 2, 1, 2};
   Step common{};
-  common.t = 1, common.rows = B, common.hidden_size = H, common.prev_rows = kStarts;
+  common.t = 1, common.rows = B, common.hidden_size = H, common.prev_rows = kPrevRows;
   common.lengths = lengths.data();
   common.reset = reinterpret_cast<const bool*>(reset.data());
 
@@ -83,8 +82,7 @@ void add_cases() {
     Case(name, [=] {
       for (simt::seed() = 1; simt::seed() <= seeds; ++simt::seed()) {
         const auto expected = run<double, double, T>(hidden_size);
-        // Layer normalization divides by a standard deviation, which may be below 1, so it enlarges
-        // errors.
+        // Layer normalization divides by a standard deviation. If it is small, errors grow.
         for (const auto& [what, values] : run<T, float, T>(hidden_size)) {
           const double multiple = what == "gates" ? 32 : what[0] == 'd' ? 128 : 64;
           check_close(values, expected.at(what), roundoff<T>(), multiple, what);

@@ -1,5 +1,4 @@
-// The persistent engine against the oracle: every arithmetic, kind of batch and tiling, with
-// several orders of the threads.
+// The persistent engine against the oracle: every arithmetic, kind of batch, tiling and schedule.
 #include <array>
 
 #include "persistent_run.h"

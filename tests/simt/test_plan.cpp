@@ -47,7 +47,7 @@ const Case fits("plan/every tiling fits", [] {
   const auto draw = [&](int64_t low, int64_t high) {
     return std::uniform_int_distribution<int64_t>(low, high)(random);
   };
-  int divided = 0;
+  int with_tiling = 0;
   for (int n = 0; n < 20000; ++n) {
     CudaTask task{};
     task.hidden_size = draw(1, int64_t{1} << draw(0, 13));
@@ -61,17 +61,17 @@ const Case fits("plan/every tiling fits", [] {
     const auto device = CudaDevice::of(card.sms, card.capability);
     const auto chosen = best_tiling(task, device);
     if (!chosen) continue;
-    check_tiling(*chosen, task, card), ++divided;
+    check_tiling(*chosen, task, card), ++with_tiling;
     const int64_t groups = draw(1, divide_up(task.batch, 8));
     const Tiling other = make_tiling(task, 8 << draw(0, 2), 8, static_cast<int>(groups), 1);
     if (other.blocks() <= card.sms && other.shared_bytes <= device.shared_bytes)
       check(step_clocks(task, *chosen, card.sms) <= step_clocks(task, other, card.sms),
             "another tiling takes fewer clocks");
   }
-  check(divided > 6000, "only ", divided, " of 20000 tasks have a tiling");
+  check(with_tiling > 6000, "only ", with_tiling, " of 20000 tasks have a tiling");
 });
 
-const Case others("plan/unsupported tasks have no tiling", [] {
+const Case unsupported("plan/unsupported tasks have no tiling", [] {
   const auto h100 = CudaDevice::of(132, 90);
   const CudaTask good{256, 16, 64, 1, Dtype::kBFloat16, true, false};
   check(best_tiling(good, h100).has_value(), "a supported task has no tiling");

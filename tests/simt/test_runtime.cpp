@@ -11,9 +11,9 @@ namespace {
 using testing::Case;
 using testing::check;
 
-// Two threads launch the same kernel with shared memory of different size. After the thread with
-// the larger size has set the attribute of the kernel, the other thread sets its own before the
-// larger launch. Then the larger launch must not fail.
+// Two threads launch the same kernel with different amounts of shared memory. The thread with the
+// smaller amount sets the attribute of the kernel between the other thread's call that sets it and
+// the other thread's launch. This launch must not fail.
 const Case two_threads("runtime/two threads, one function, different slices", [] {
   persistent::Run<float> large({2, 2, 128}, 1, false), small({2, 2, 64}, 2, false);
   static thread_local bool is_larger = false;

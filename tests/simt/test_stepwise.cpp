@@ -10,7 +10,7 @@ using namespace stepwise;
 
 const auto launch = [](auto& step) { check(launch_step(step, nullptr) == cudaSuccess, "launch"); };
 
-// Rows 0 .. 3: as any, reset at the step after, dead, and at its last step.
+// The four rows: an ordinary row, reset before the next step, dead, and at its last step.
 template <typename T, typename A>
 void run_projected(int64_t P) {
   constexpr int64_t B = 4, kReset = 1, kDead = 2, kLast = 3;
@@ -23,17 +23,17 @@ void run_projected(int64_t P) {
   };
   const oracle::Values projected = draw(B * P), before = draw(B * P), mask = draw(B * P);
   const oracle::Values d_output = draw(B * P), dh = draw(B * P);
-  oracle::Values output, h, seen, d_projected, dh_after;
+  oracle::Values output, h, masked, d_projected, dh_after;
   for (int64_t i = 0; i < B * P; ++i) {
     const int64_t b = i / P;
     output.push_back(b == kDead ? 0 : projected[i]);
     h.push_back(b == kDead ? before[i] : projected[i]);
-    seen.push_back(b == kDead ? before[i] : projected[i] * mask[i]);
+    masked.push_back(b == kDead ? before[i] : projected[i] * mask[i]);
     const double factor = b == kReset ? 0 : b == kLast ? 1 : mask[i];
     d_projected.push_back(b == kDead ? 0 : factor * dh[i] + d_output[i]);
     dh_after.push_back(b == kDead ? dh[i] : 0);
   }
-  // Vectors, because on a GPU (tests/gpu) kernels can read only memory of operator new.
+  // Vectors, not arrays: in tests/gpu kernels can read only memory from operator new.
   const std::vector<char> reset = {false, true, false, true};
   const std::vector<int64_t> lengths = {3, 3, 1, 2};
   Step common{};
@@ -50,7 +50,7 @@ void run_projected(int64_t P) {
   launch(forward);
   check_close(output_T, output, roundoff<T>(), 0, "output");
   check_close(h_state, h, roundoff<T>(), 0, "h");
-  check_close(h_masked, seen, roundoff<T>(), 2, "h_masked");
+  check_close(h_masked, masked, roundoff<T>(), 2, "h_masked");
 
   auto dh_state = converted<T>(dh), d_projected_T = unwritten<T>(B * P);
   ProjectionBackwardStep<T, A> backward{};

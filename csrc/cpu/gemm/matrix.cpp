@@ -19,7 +19,7 @@ void Matrix::cut_into_panels(int64_t groups) {
   const int64_t most = !in_place    ? gemm_->max_vectors / grain_vectors
                        : transposed ? 1
                                     : kInPlacePanelBytes / gemm_->bytes(gemm_->lanes);
-  if (form_ != MatrixForm::kPanels && !transposed)  // all threads of the backward pass share it
+  if (form_ != MatrixForm::kPanels && !transposed)  // all threads share a backward product
     groups = std::max<int64_t>(groups, at::get_num_threads());
   if (groups == kAllTogether) grains_per_panel_ = most, groups = 1;
   panel_count_ = std::min(grains_, divide_up(divide_up(grains_, most), groups) * groups);

@@ -33,8 +33,8 @@ class Matrix {
   // A value for `groups`: panels are as wide as possible, and one call multiplies all of them.
   static constexpr int64_t kAllTogether = 0;
 
-  // Packs the matrix if the form is kPanels; otherwise keeps the source. `groups`: the groups of
-  // threads that will share the panels. With enough columns the panels are a multiple of it.
+  // Packs the matrix if the form is kPanels; otherwise keeps the source. `groups`: how many groups
+  // of threads will share the panels. If there are enough columns, all get the same number.
   Matrix(const GemmKernels& gemm, MatrixSource source, int64_t groups,
          MatrixForm form = MatrixForm::kPanels);
   // Takes panels that are `offset` bytes behind the start of `data`.
@@ -70,8 +70,8 @@ class Matrix {
   // `buffer` is the thread's and grows as needed.
   void multiply_panels(const Range& panels, const void* const* a, int64_t rows, int64_t kc,
                        const Destination& to, Scratch& buffer) const;
-  // Calls body(panels) for groups of panels by which one call of the kernel multiplies `rows` rows.
-  // Begins with the last group if `backwards`.
+  // Calls body(group) for each group of panels. One call of the kernel multiplies `rows` rows by
+  // all panels of a group. Begins with the last group if `backwards`.
   void for_panel_groups(Range panels, int64_t rows, const auto& body,
                         bool backwards = false) const {
     while (panels.begin < panels.end) {
@@ -82,7 +82,7 @@ class Matrix {
   }
 
  private:
-  // The arguments of multiply_panels. `origin`: the column of the matrix at column 0 of `to`.
+  // The arguments of multiply_panels. `to` begins at column `origin` of the matrix.
   struct Call {
     const void* const* a;
     int64_t rows, kc, origin;
@@ -115,7 +115,7 @@ class Matrix {
   const GemmKernels* gemm_;
   int64_t K_, N_;
   MatrixForm form_ = MatrixForm::kPanels;
-  // A grain is the narrowest possible panel. If grains_per_panel_ is 0, they are divided evenly.
+  // A grain is the narrowest possible panel. If grains_per_panel_ is 0, panels share them evenly.
   int64_t grain_columns_ = 0, grains_ = 0, grains_per_panel_ = 0, panel_count_ = 0;
   MatrixSource source_;   // if the form is not kPanels
   Scratch own_;           // owns panels that were packed here

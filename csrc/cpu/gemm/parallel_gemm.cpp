@@ -13,7 +13,7 @@ namespace {
 
 // With fewer multiply-adds, waking another thread costs more than it helps.
 constexpr int64_t kMultiplyAddsOfAThread = 1 << 19;
-// The fewest rows for which it pays that one more thread loads all panels.
+// With fewer rows, loading all panels in one more thread costs more than it helps.
 constexpr int64_t kRowsOfAThread = 24;
 // The rows that are summed at a time in a weight gradient.
 constexpr int64_t kRowsAtATime = 1024;
@@ -28,8 +28,8 @@ void for_row_blocks(const GemmKernels& gemm, int64_t rows, int64_t multiply_adds
   constexpr int64_t kBlockRows = 96;
   const int64_t threads = std::min({int64_t(at::get_num_threads()), divide_up(rows, kRowsOfAThread),
                                     1 + rows * multiply_adds / kMultiplyAddsOfAThread});
-  // The number of blocks is a multiple of the number of threads. Otherwise all threads would wait
-  // for the last block of one thread, which takes a third longer if there are few blocks.
+  // The number of blocks is a multiple of the number of threads. Otherwise most threads would wait
+  // for the last block, and a product with few blocks would take a third longer.
   const int64_t blocks = threads > 0 ? round_up(divide_up(rows, kBlockRows), threads) : 0;
   std::atomic<int64_t> next = 0;
   at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {

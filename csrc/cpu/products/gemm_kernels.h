@@ -86,8 +86,8 @@ struct PanelColumn {
   int64_t width, K, n;
 };
 
-// `count` columns of a matrix that is not packed. Columns lie `stride` elements apart if the matrix
-// is transposed, otherwise the terms of a column do. The others are neighbors.
+// `count` columns of a matrix that is not packed. If the matrix is transposed, columns lie `stride`
+// elements apart and the terms of a column are neighbors, otherwise the other way round.
 struct UnpackedColumns {
   const void* first;
   int64_t stride, count;
@@ -113,7 +113,7 @@ struct GemmFunctions {
   // rounded. Sums of int8 are int32 and are scaled. Rows have whole vectors and lie `stride` apart.
   void (*put_rows)(const PanelProduct& product, const void* sums, int64_t stride);
 
-  // The others are for training, and for weights that are not prepacked.
+  // The next four are for training, and for weights that are not prepacked.
   // Like `multiply`, with a vector of columns of a transposed matrix in place of a panel. The sums
   // of lanes without a column are arbitrary. `next`: the terms of the next call, to be prefetched.
   void (*multiply_unpacked_columns)(const PanelProduct& product, const UnpackedColumns& columns,
@@ -137,7 +137,7 @@ struct GemmKernels;
 struct GemmTuning {
   double relative_speed = 1;      // multiply-adds in a unit of time, compared with float32
   int64_t tile_rows;              // MR: a product is fastest with a multiple of so many rows
-  int64_t bytes_ahead = 2 << 20;  // of x_gates that a walk computes; fast kernels need a near cache
+  int64_t bytes_ahead = 2 << 20;  // of x_gates computed ahead of a walk; less for fast kernels
   // With fewer rows a product takes no less time, because it waits for panels from the L2 cache.
   // The second number is for rows that each thread encodes for itself.
   int64_t min_rows_per_panel_load = 3, min_encoded_rows_per_panel_load = 3;

@@ -36,8 +36,8 @@ FASTLSTM_INLINE int32_t largest(const Int32Vec& x) {
   return lanes[0];
 }
 
-// Encodes a row that has infinities as 1 and -1, and any other element as 0. The scale 2^100 is
-// large enough to saturate every gate that it reaches, and its products with weights are finite.
+// Encodes a row that contains infinities: they become 1 and -1, and any other element becomes 0.
+// The scale 2^100 saturates every gate that it reaches, and its products with weights are finite.
 template <int32_t zero_point>
 static void encode_infinities(const float* row, int64_t K, int8_t* to) {
   const float scale = 0x1p100f, infinity = __builtin_inff();
@@ -73,7 +73,7 @@ static void encode_int8(const void* from, int64_t K, void* encoded) {
   else if (magnitude > kSmallest)
     inverse = 127 / magnitude, scale = magnitude / 127;
   std::memcpy(to, &scale, sizeof scale);
-  // This number makes the lowest byte of the sum the rounded integer plus the zero point.
+  // If to_whole is added to a number, the lowest byte is the rounded number plus the zero point.
   const Vec<float> to_whole(0x1.8p23f + zero_point);
   for (int64_t k = 0; k < K; k += L) {
     load(row + k, x, K - k < L ? K - k : L);
@@ -102,7 +102,7 @@ template <typename Dot, int R, int V, int W>
 static void multiply_int8_tile(const PanelProduct& p, Int<R>, Int<V>, Int<W>, int64_t first,
                                int64_t panel) {
   constexpr int L = Vec<float>::lanes;
-  // In a small tile each instruction would wait for the previous one of a single chain of sums.
+  // A small tile adds to several chains in turn, so that no instruction waits for the one before.
   constexpr int chains = R * V <= 4 ? 4 : R * V <= 8 ? 2 : 1;
   Int32Vec sum[chains][R][V] = {};
   const char* a[R];

@@ -56,8 +56,8 @@ static void transpose_vector(const A* const* from, int64_t K, A* to, int64_t str
     for (int n = 0; n < L; ++n) __builtin_memcpy(to + k * stride + n, from[n] + k, sizeof(A));
 }
 
-// Finds L columns of a transposed matrix: columns[l] points to term k of column n + l of the panel,
-// or of the first column in place of one that does not exist.
+// Finds L columns of a transposed matrix: columns[l] points to term k of column n + l of the panel.
+// If that column does not exist, it points to the first column of the panel instead.
 template <typename T, int L>
 FASTLSTM_INLINE void find_columns(const MatrixRows& matrix, const PanelShape& shape, int64_t n,
                                   int64_t k, const T* (&columns)[L]) {
@@ -131,7 +131,7 @@ FASTLSTM_INLINE const float* as_pairs(const bfloat16* from) {
 }
 FASTLSTM_INLINE float* as_pairs(bfloat16* from) { return reinterpret_cast<float*>(from); }
 
-// The bytes of a row of K bfloat16 that a zero completes to whole pairs.
+// The bytes of a row of K bfloat16, with a zero at the end if K is odd.
 [[maybe_unused]] static int64_t bytes_of_pairs(int64_t K) { return 2 * (K + K % 2); }
 // GemmFunctions::encode: rounds a row of float32 to bfloat16.
 [[maybe_unused]] static void encode_bfloat16(const void* from, int64_t K, void* encoded) {
@@ -160,10 +160,10 @@ template <>
   if (matrix.transposed) {
     for (int64_t n = 0; n < width; n += L) {
       const bfloat16* columns[L];
-      const float* pairs_of[L];
+      const float* pair_columns[L];
       find_columns(matrix, shape, n, k_begin, columns);
-      for (int l = 0; l < L; ++l) pairs_of[l] = as_pairs(columns[l]);
-      transpose_vector(pairs_of, pairs, as_pairs(panel) + n, width);
+      for (int l = 0; l < L; ++l) pair_columns[l] = as_pairs(columns[l]);
+      transpose_vector(pair_columns, pairs, as_pairs(panel) + n, width);
       bfloat16* const last = panel + 2 * (pairs * width + n);
       for (int l = 0; K % 2 && l < L; ++l)
         last[2 * l] = columns[l][K - 1], last[2 * l + 1] = bfloat16(0.0f);
@@ -171,10 +171,10 @@ template <>
   } else {
     for (int64_t k = 0; k < K; k += 2) {
       const bfloat16 *even = row(k), *odd = k + 1 < K ? row(k + 1) : nullptr;
-      bfloat16* to = panel + k * width;
+      bfloat16* const row_of_pairs = panel + k * width;
       for (int64_t n = 0; n < shape.columns; ++n) {
-        to[2 * n] = even[n];
-        to[2 * n + 1] = odd ? odd[n] : bfloat16(0.0f);
+        row_of_pairs[2 * n] = even[n];
+        row_of_pairs[2 * n + 1] = odd ? odd[n] : bfloat16(0.0f);
       }
     }
   }
@@ -187,7 +187,7 @@ template <>
 template <typename T>
 static void transpose(const void* const* from, int64_t rows, int64_t begin, int64_t end,
                       void* transposed) {
-  using A = std::conditional_t<sizeof(T) == 2, float, T>;  // of the elements that are moved
+  using A = std::conditional_t<sizeof(T) == 2, float, T>;  // the type of the moved elements
   constexpr int L = Vec<A>::lanes;
   T* const to = static_cast<T*>(transposed);
   const auto row = [&](int64_t r) { return static_cast<const T*>(from[r]); };

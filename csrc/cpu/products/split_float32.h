@@ -67,7 +67,7 @@ struct SplitFloat32 {
     planes[1] = _mm512_maskz_mov_epi32(finite, second);
   }
 
-  // Splits 16 pairs of numbers. A lane of to[p] is a pair of planes p, of `first` and of `second`.
+  // Splits 16 pairs of numbers. A lane of to[p] is plane p of a number of `first` and of `second`.
   FASTLSTM_INLINE static void split_pairs(const Vec<float>& first, const Vec<float>& second,
                                           Vec<float> (&to)[kPlanes]) {
     __m512i of_first[kPlanes], of_second[kPlanes];

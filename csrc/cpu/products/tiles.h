@@ -109,7 +109,7 @@ FASTLSTM_INLINE void for_row_tiles(int64_t rows, const Body& body) {
 // So many terms are summed from zero to a partial sum, which is then added to the total. The
 // rounding error then grows with kTermsPerPartialSum + K / kTermsPerPartialSum instead of K.
 constexpr int64_t kTermsPerPartialSum = 256;
-// How far ahead a panel is prefetched, which may be neither in the L1 nor in the L2 cache.
+// How far ahead a panel is prefetched, since it may be neither in the L1 nor in the L2 cache.
 constexpr int64_t kPrefetchBytes = 2048;
 
 // A register tile of R rows x V vectors. It reads V / W panels of W vectors each.
@@ -224,12 +224,12 @@ static void multiply_tile(const PanelProduct& p, Fetch prefetch, Int<R>, Int<V>,
 // rows and one panel (v = W), or few rows and two panels (v = 2 W).
 template <int R, int V, int narrowest = 1, typename Body>
 FASTLSTM_INLINE void for_tiles(const PanelProduct& p, const Body& tile) {
-  constexpr int kSumsOfFewRows = 8;
+  constexpr int kMaxSumsOfTwoPanels = 8;
   with_count<V, narrowest>(p.shape.vectors, [&](auto width) {
     constexpr int W = decltype(width)::value;
     for_row_tiles<R>(p.rows, [&](auto rows, int64_t first) {
       int64_t panel = 0;
-      if constexpr (decltype(rows)::value * 2 * W <= kSumsOfFewRows)
+      if constexpr (decltype(rows)::value * 2 * W <= kMaxSumsOfTwoPanels)
         for (; panel + 2 <= p.panels; panel += 2) tile(rows, Int<2 * W>(), width, first, panel);
       for (; panel < p.panels; ++panel) tile(rows, width, width, first, panel);
     });

@@ -19,7 +19,6 @@ TORCH_LIBRARY(fastlstm_emulated, m) {
   // Sets the compute capability that the kernels were compiled for; 0: no kernels.
   m.def("set_code", [](int64_t code) { runtime::shared().code = static_cast<int>(code); });
   m.def("cuda_device", fastlstm::cuda_device_of);
-  // Sets the current device and stream.
   m.def("use", [](int64_t device, int64_t stream) {
     runtime::thread().device = static_cast<int>(device);
     runtime::thread().stream = reinterpret_cast<cudaStream_t>(stream);
