@@ -19,9 +19,9 @@ constexpr Dtype dtype_of_rows = std::is_same_v<T, double>     ? Dtype::kFloat64
                                 : std::is_same_v<T, bfloat16> ? Dtype::kBFloat16
                                                               : Dtype::kFloat16;
 
-// The formats of products. Calls macro(name of the format, PyTorch's name of the dtype of a weight
-// before it is packed). In bfloat16x2, which prepacked weights cannot have, a float32 is the sum of
-// two bfloat16 (products/split_float32.h).
+// The formats of products. Calls macro(format, the dtype from which weights are packed, as PyTorch
+// names it). In bfloat16x2, which prepacked weights cannot have, a float32 is the sum of two
+// bfloat16 (products/split_float32.h).
 #define FASTLSTM_FOR_EACH_FORMAT(macro)                                                    \
   macro(float32, Float) macro(float64, Double) macro(bfloat16, BFloat16) macro(int8, Char) \
       macro(bfloat16x2, Float)
@@ -34,7 +34,7 @@ constexpr const char* kFormatNames[] = {FASTLSTM_FOR_EACH_FORMAT(FASTLSTM_NAME)}
 #undef FASTLSTM_NAME
 constexpr int kFormats = sizeof kFormatNames / sizeof *kFormatNames;
 
-// The format of rows of a dtype without conversion. Kernels have no format for float16.
+// Returns the format of rows that are stored in a dtype. No kernel multiplies float16.
 constexpr std::optional<Format> format_of(Dtype dtype) {
   if (dtype == Dtype::kFloat16) return std::nullopt;
   return dtype == Dtype::kFloat64   ? Format::float64

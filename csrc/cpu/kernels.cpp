@@ -57,9 +57,9 @@ static int64_t l2_cache_bytes() {
 
 CpuMachine cpu_machine() {
   const KernelTable& table = kernel_table();
-  const RowKernel<ForwardStep<bfloat16, float>>& row_of_16_bits = table.BFloat16.row;
+  const RowKernel<ForwardStep<bfloat16, float>>& bfloat16_kernel = table.BFloat16.row;
   return {at::in_parallel_region() ? 1 : at::get_num_threads(), l2_cache_bytes(), table.gemms,
-          row_of_16_bits.run != nullptr, table.min_rows_to_fuse_input};
+          bfloat16_kernel.run != nullptr, table.min_rows_to_fuse_input};
 }
 
 }  // namespace fastlstm

@@ -22,13 +22,13 @@ struct CpuStepKernels {
   static void run(const S<T, A>& step) {
     constexpr int64_t kUnitsPerPart = 256, kUnitsPerThread = 2048;
     const RowKernel<S<T, A>>& kernel = kernels<T>().row;
-    const int64_t size = step.kWholeRows ? std::max<int64_t>(step.hidden_size, 1) : kUnitsPerPart;
-    const int64_t parts = divide_up(step.hidden_size, size);
-    const int64_t grain = 1 + kUnitsPerThread / (size + 1);
+    const int64_t units = step.kWholeRows ? std::max<int64_t>(step.hidden_size, 1) : kUnitsPerPart;
+    const int64_t parts = divide_up(step.hidden_size, units);
+    const int64_t grain = 1 + kUnitsPerThread / (units + 1);
     at::parallel_for(0, step.rows * parts, grain, [&](int64_t first, int64_t last) {
       for (int64_t k = first; k < last; ++k) {
-        const int64_t begin = k % parts * size;
-        kernel.run(step, k / parts, begin, begin + size);
+        const int64_t begin = k % parts * units;
+        kernel.run(step, k / parts, begin, begin + units);
       }
     });
   }
@@ -65,8 +65,8 @@ Format prepacked_format(const LayerCall& layer, std::string_view engine) {
       "lstm_prepacked: expected neither layer normalization, recurrent dropout nor the engine "
       "\"stepwise\"");
   TORCH_CHECK((format == Format::float64) == (dtype == at::kDouble),
-              "lstm_prepacked: expected input that goes with weights in ",
-              layer.weight_layout.format, ", got ", dtype);
+              "lstm_prepacked: expected float64 for input and weights or for neither, got ", dtype,
+              " and ", layer.weight_layout.format);
   return format;
 }
 

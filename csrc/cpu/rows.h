@@ -142,7 +142,7 @@ class SequenceRows {
   int64_t row_stride_ = tensor_.stride(-2);
 };
 
-// A row of zeros in place of a row that is missing. Code that can skip zeros knows its address.
+// A row of zeros in place of a missing row. Code that skips zeros recognizes it by its address.
 template <typename T>
 class Zeros {
  public:

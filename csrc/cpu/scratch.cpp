@@ -16,7 +16,7 @@ namespace fastlstm {
 namespace {
 
 constexpr int64_t kCacheBytes = 64 << 20;   // the most bytes that are kept
-constexpr int64_t kSmallBytes = 128 << 10;  // blocks below this size are malloc's
+constexpr int64_t kSmallBytes = 128 << 10;  // malloc serves blocks below this size
 
 // The blocks of working memory, both in use and free, and a lock that threads can only try to take.
 // After a fork a blocking lock could wait forever for a thread that does not exist in the child.

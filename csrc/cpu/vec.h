@@ -119,7 +119,7 @@ typedef int32_t Int32Vec __attribute__((vector_size(FASTLSTM_VECTOR_BYTES)));
 // A vector whose lanes hold four int8 each: four neighboring terms of a column.
 using Int8Quads = Int32Vec;
 
-// Stores the lowest byte of each lane. GCC moves the bytes one by one.
+// Stores the lowest byte of each lane. Targets overload it, since GCC moves each byte by itself.
 template <typename Ints>
 FASTLSTM_INLINE void store_lowest_bytes(const Ints& x, void* to) {
   typedef int8_t Bytes __attribute__((vector_size(sizeof(Ints) / 4)));
@@ -128,7 +128,7 @@ FASTLSTM_INLINE void store_lowest_bytes(const Ints& x, void* to) {
 }
 
 // Adds dot products of four int8 to sums. Every lane of b is multiplied by the same four elements
-// of a row. In the versions of the targets Row is the form that the instruction needs.
+// of a row. Targets have their own versions, whose Row is in the form that the instruction takes.
 struct PlainDotProduct {
   static constexpr int32_t zero_point = 0;  // added to the elements of an encoded row
   using Row = int32_t;

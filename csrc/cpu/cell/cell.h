@@ -51,7 +51,8 @@ struct CellKernels {
   void (*prefetch_backward)(const BackwardRow<T>* rows, int64_t count, const Units& units);
   void (*forward)(const ForwardRow<T>* rows, int64_t count, const StepSums<A>& sums,
                   const Units& units);
-  // sums: [rows][units] d_gates_{t+1} W_hh, whole vectors; rows lie `stride` elements apart.
+  // sums: rows of d_gates_{t+1} W_hh or, with a projection, of dL/dh_t W_hr. They are padded to
+  // whole vectors and lie `stride` elements apart.
   void (*backward)(const BackwardRow<T>* rows, int64_t count, const A* sums, int64_t stride,
                    const Units& units);
 };

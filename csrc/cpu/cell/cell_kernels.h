@@ -49,7 +49,7 @@ FASTLSTM_INLINE void forward_vector(const ForwardRow<T>& row, const Columns<A>& 
   if (row.gates) columns.store_gates(gates, row.gates, hidden_size);
 }
 
-// Computes the gradients of one vector of units of a row. d_h_next: dL/dh_t from the step after.
+// Computes the gradients of one vector of units of a row. d_h_next: part of `sums` (cell.h).
 template <typename T, typename A>
 FASTLSTM_INLINE void backward_vector(const BackwardRow<T>& row, const Columns<A>& columns,
                                      int64_t hidden_size, Vec<A> d_h_next) {

@@ -113,8 +113,8 @@ struct StepRows {
       : x(max_rows), gemm_rows(max_rows), h(max_rows), cell_rows(max_rows) {}
   c10::SmallVector<const void*, 8> x;  // forward: encoded rows [I], read if the rows lack x_gates
   // The encoded rows that the next product multiplies. Forward: h_{t-1}. Backward: d_gates of the
-  // next step in forward order, or the row of zeros if that step gives no gradient; with a
-  // projection, encode_d_h replaces them by dL/dh_t before the product with W_hr.
+  // step that comes next in forward order, or zeros if that step gives no gradient. A projection
+  // has a second product, before which encode_d_h replaces these rows by dL/dh_t.
   c10::SmallVector<const void*, 8> gemm_rows;
   c10::SmallVector<void*, 8> h;  // with a projection: rows [P] of T that receive h_t or dL/dh_t
   c10::SmallVector<Row, 8> cell_rows;
@@ -129,18 +129,17 @@ class CellsForward {
  public:
   CellsForward(const CpuPlan& plan, int64_t hidden_size) : plan_(plan), hidden_size_(hidden_size) {}
 
-  // Runs one step for a worker's rows and units. Products of only `zeros` in step.gemm_rows are
-  // skipped.
+  // Runs one step for a worker's rows and units. `zeros`: as in Accumulators::compute.
   void run(const ForwardWeights& weights, const Worker& worker, const StepRows<ForwardRow<T>>& step,
            const void* zeros) {
-    const Range own =
+    const Range own_vectors =
         part_of(divide_up(hidden_size_, gemm_.lanes), worker.unit_group, plan_.grid.unit_groups);
     const int64_t at_once = vectors_at_once(step.count);
-    const int64_t parts = divide_up(own.end - own.begin, at_once);
+    const int64_t parts = divide_up(own_vectors.end - own_vectors.begin, at_once);
     reversed_ = !reversed_;
     for (int64_t i = 0; i < parts; ++i) {
-      const int64_t first = own.begin + (reversed_ ? parts - 1 - i : i) * at_once;
-      const Range vectors{first, std::min(first + at_once, own.end)};
+      const int64_t first = own_vectors.begin + (reversed_ ? parts - 1 - i : i) * at_once;
+      const Range vectors{first, std::min(first + at_once, own_vectors.end)};
       for (int64_t r = 0; r < step.count; r += h_sums_.rows())
         run_buffer(weights, vectors, step, r, zeros);
     }
@@ -209,8 +208,8 @@ class CellsBackward {
                   : max_rows,
               w_hh_or_hr.max_group_width() / w_hh_or_hr.gemm().lanes) {}
 
-  // Runs one step for a worker's rows and the units of some panels of w_hh_or_hr. Products of only
-  // `zeros` in step.gemm_rows are skipped.
+  // Runs one step for a worker's rows and the units of some panels of w_hh_or_hr. `zeros`: as in
+  // Accumulators::compute.
   void run(const Matrix& w_hh_or_hr, const Range& panels, const StepRows<BackwardRow<T>>& step,
            const void* zeros) {
     reversed_ = !reversed_;

@@ -70,7 +70,7 @@ class ProjectionBackward {
   }
 
   // The first phase of a step. Computes dL/dh_t of a worker's rows and columns: the product of
-  // gemm_rows with W_hh plus the gradients of output and h_n. `zeros`: as in CellsBackward.
+  // gemm_rows with W_hh plus the gradients of output and h_n. `zeros`: as in Accumulators::compute.
   void compute_d_h(const StepRows<BackwardRow<T>>& step, const Matrix& w_hh, const Worker& worker,
                    const void* zeros) const {
     const Range panels = w_hh.panels_of_group(worker.unit_group, plan_.grid.unit_groups);

@@ -69,9 +69,9 @@ FASTLSTM_DECLARE(neon_bf16, CellKernels<bfloat16>, bfloat16_cell)
 KernelTable kernels_for_machine(const char* capability);
 
 // On x86-64, subnormal results are rounded to zero while an object of this class exists. Arithmetic
-// with subnormal numbers is far slower, and the states behind shut gates and the gradients of long
-// sequences become subnormal. Subnormal operands keep their value, because their product with a
-// large number is not subnormal.
+// with subnormal numbers is far slower, and two things become subnormal: states that small gates
+// multiply at every step, and gradients of long sequences. Subnormal operands keep their value,
+// because their product with a large number is not subnormal.
 class FlushSubnormals {
 #if defined(__x86_64__)
  public:
@@ -83,7 +83,7 @@ class FlushSubnormals {
 #endif
 };
 
-// A guard around a series of products of a thread, which calls GemmKernels::end_thread at its end.
+// A guard around a thread's products: flushes subnormals, and calls end_thread when it ends.
 class ThreadSeries {
  public:
   explicit ThreadSeries(const GemmKernels& gemm) : end_(gemm.end_thread) {}

@@ -1,6 +1,6 @@
 // The tiled engine: computes a layer on the CPU with our own GEMM kernels. The cell equations read
-// the sums of a product while they are in the L1 cache. It serves every shape, and every option but
-// layer normalization and recurrent dropout, which plan.cpp leaves to the stepwise engine.
+// the sums of a product while they are in the L1 cache. plan.cpp leaves layer normalization,
+// recurrent dropout and layers with a size of 0 to the stepwise engine.
 #pragma once
 #include "core/layer_call.h"
 #include "cpu/plan.h"
