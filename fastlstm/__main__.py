@@ -28,7 +28,7 @@ def devices() -> list[tuple[torch.device, str]]:
 
 
 def engines_of(device: torch.device) -> tuple[str, ...]:
-    """The engines for plain calls, for lengths, for other options, and those to request by name."""
+    """The engines of plain calls, of calls with lengths, of other calls, and all to request."""
     with torch._subclasses.FakeTensorMode():
         input = torch.empty(1, 1, 1, device=device)
         weights = [torch.empty(4, 1, device=device)] * 2
@@ -37,7 +37,7 @@ def engines_of(device: torch.device) -> tuple[str, ...]:
     named = [row.name for row in engines.BY_NAME.values() if not row.why_not(plain)]
     calls = plain, plain._replace(lengths=lengths), plain._replace(return_cell_states=True)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # no warning of a GPU without kernels: the table shows it
+        warnings.simplefilter("ignore")  # the table itself shows a GPU without kernels
         chosen = [engines.unmeasured(call).name for call in calls]
     return *chosen, ", ".join(name for name in named if name != "op")
 

@@ -87,9 +87,9 @@ def _minor(version: str) -> str:
 def gpu(index: int) -> tuple[int, int, str]:
     """The number of multiprocessors of a GPU, its compute capability (90 for 9.0), and an error.
 
-    The number leaves out those that FASTLSTM_FREE_SMS reserves. If the kernels were compiled for
-    less than sm_80, the capability is that of the kernels. If they cannot run, it is 0, and the
-    error says why (an old driver, for instance), or is "" if they were not compiled for the GPU.
+    Multiprocessors that FASTLSTM_FREE_SMS reserves are not counted. If the kernels were compiled
+    for less than sm_80, the capability is that of the kernels. The capability is 0 if the kernels
+    cannot run: they were not compiled for the GPU, or the error says why (an old driver, say).
     """
     sm_count, capability, error = torch.ops.fastlstm.cuda_device(index)
     return sm_count, capability, error.partition("\n")[0]  # CUDA appends hints for debugging
@@ -98,7 +98,7 @@ def gpu(index: int) -> tuple[int, int, str]:
 def mismatch(record: dict[str, Any], torch_version: str, torch_cuda: str | None) -> str | None:
     """How the recorded torch differs from the running one, or None if their ABI is the same."""
 
-    def name(version: str, cuda: str | None) -> str:
+    def label(version: str, cuda: str | None) -> str:
         return f"torch {version} ({f'CUDA {cuda}' if cuda else 'no CUDA'})"
 
     built, cuda = record["torch"], record["cuda"]
@@ -106,8 +106,8 @@ def mismatch(record: dict[str, Any], torch_version: str, torch_cuda: str | None)
         fits, built_for = _minor(torch_version) in built, f"torch {', '.join(built)}"
     else:
         same_cuda = (cuda or "").split(".")[0] == (torch_cuda or "").split(".")[0]
-        fits, built_for = same_cuda and _minor(built) == _minor(torch_version), name(built, cuda)
-    running = name(torch_version, torch_cuda)
+        fits, built_for = same_cuda and _minor(built) == _minor(torch_version), label(built, cuda)
+    running = label(torch_version, torch_cuda)
     return None if fits else f"it was built for {built_for}, and this is {running}"
 
 
@@ -145,7 +145,7 @@ def _load() -> str | None:
         return f"it was not built ({record['note']})"
     if reason := mismatch(record, torch.__version__, torch.version.cuda):
         return reason
-    folder = _PACKAGE / f"torch_{_minor(torch.__version__).replace('.', '_')}"  # of a wheel
+    folder = _PACKAGE / f"torch_{_minor(torch.__version__).replace('.', '_')}"  # only in a wheel
     sys.modules["fastlstm"].__path__.append(str(folder))
     global library
     try:
@@ -164,7 +164,7 @@ def _load() -> str | None:
     return None
 
 
-# The end of both warnings.
+# The end of the warnings of `warn_of_no_cuda_kernels` and `load`.
 _WITHOUT_KERNELS = (
     "plain calls and lengths= run PyTorch's own LSTM, as fast as nn.LSTM; calls with other options "
     "(reset= and others) run in Python, which is slower."

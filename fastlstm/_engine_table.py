@@ -34,8 +34,8 @@ def _why_not_torch(call: Call) -> str | None:
 def _why_not_op(name: str, device_types: tuple[str, ...], call: Call) -> str | None:
     """Why an engine of the op, which runs on these devices, cannot serve a call."""
     device, dtype = call.input.device, call.input.dtype
-    has_kernels = device.type == "cpu" and "cpu" in _build.kinds
-    if not has_kernels and (reason := _build.why_no_kernels(device)):
+    has_cpu_kernels = device.type == "cpu" and "cpu" in _build.kinds
+    if not has_cpu_kernels and (reason := _build.why_no_kernels(device)):
         return reason
     if device.type not in device_types:
         return f"it runs on {', '.join(device_types)}, and the input is on {device.type}"
@@ -49,10 +49,10 @@ def _why_not_op(name: str, device_types: tuple[str, ...], call: Call) -> str | N
             "and no transform of packed input, masks, projections, autocast and compiled code"
         )
     drops = call.regularizers is not None and call.regularizers.recurrent_dropout
-    is_special = bool(drops) or "layer_norm" in call.layout
-    if name == "tiled" and is_special:
+    needs_stepwise = bool(drops) or "layer_norm" in call.layout
+    if name == "tiled" and needs_stepwise:
         return "it has no layer normalization and no recurrent dropout"
-    if name == "persistent" and (is_special or not _fits_persistent(call)):
+    if name == "persistent" and (needs_stepwise or not _fits_persistent(call)):
         return (
             "it takes float32, bfloat16 and float16 without proj_size, layer normalization and "
             "recurrent dropout, on sm_80 or newer, if W_hh fits into the shared memory of all "
@@ -62,7 +62,7 @@ def _why_not_op(name: str, device_types: tuple[str, ...], call: Call) -> str | N
 
 
 def _fits_persistent(call: Call) -> bool:
-    """Whether the persistent engine can divide the work of a call on its GPU."""
+    """Whether the persistent engine has a tiling for the sizes of a call and its GPU."""
     if "projection" in call.layout:
         return False
     if not call.input.is_cuda or torch.compiler.is_compiling():
@@ -76,7 +76,7 @@ def _fits_persistent(call: Call) -> bool:
 
 
 def _is_sound(name: str, call: Call) -> bool:
-    """`Engine.is_sound` of an engine of the op. Kernels on a CPU need no check."""
+    """Computes `Engine.is_sound` for an engine of the op. Kernels on a CPU need no check."""
     device = call.input.device
     if device.type != gate.DEVICE_TYPE or name == "tiled":
         return True
@@ -87,7 +87,7 @@ def _is_sound(name: str, call: Call) -> bool:
     return True
 
 
-def _op(name: str, *device_types: str) -> Engine:
+def _op_engine(name: str, *device_types: str) -> Engine:
     why_not = functools.partial(_why_not_op, name, device_types)
     run, is_sound = functools.partial(run_op, engine=name), functools.partial(_is_sound, name)
     return Engine("op" if name == "auto" else name, why_not, run, is_sound)
@@ -96,7 +96,7 @@ def _op(name: str, *device_types: str) -> Engine:
 _ROWS = (
     Engine("torch", _why_not_torch, run_torch),
     Engine("reference", lambda call: None, run_reference),
-    _op("auto", "cpu", "cuda", "meta"),
-    *(_op(name, *types, "meta") for name, types in _build.engines_of_the_op().items()),
+    _op_engine("auto", "cpu", "cuda", "meta"),
+    *(_op_engine(name, *types, "meta") for name, types in _build.engines_of_the_op().items()),
 )
 engines.BY_NAME |= {row.name: row for row in _ROWS}

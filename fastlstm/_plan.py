@@ -67,13 +67,13 @@ def _plain_call(args: argparse.Namespace) -> Call:
 
 def _print_cpu_plans(args: argparse.Namespace, call: Call) -> None:
     """Prints how the first layer is computed: forward, and in training also backward."""
-    form: dict[str, Any] = dict(dtype=args.dtype, batch=args.batch, steps=args.steps)
-    form |= dict(input_size=call.input.size(-1), hidden_size=args.hidden)
-    form |= dict(directions=call.directions, training=not args.inference)
+    arguments: dict[str, Any] = dict(dtype=args.dtype, batch=args.batch, steps=args.steps)
+    arguments |= dict(input_size=call.input.size(-1), hidden_size=args.hidden)
+    arguments |= dict(directions=call.directions, training=not args.inference)
     l2_cache_bytes = _build.library.build_info()["l2_cache_bytes"]
     cpu = dict(threads=torch.get_num_threads(), l2_cache_bytes=l2_cache_bytes)
     for backward in [False] if args.inference else [False, True]:
-        plan = _build.library.plan_cpu(**form, **cpu, backward=backward)
+        plan = _build.library.plan_cpu(**arguments, **cpu, backward=backward)
         print(f"\n{'backward' if backward else 'forward'}")
         for key, value in plan.items():
             print(f"  {key.replace('_', ' '):<24}{value}")

@@ -40,13 +40,12 @@ def compare(
     quiet: bool = False,
     save: str | os.PathLike[str] | None = None,
 ) -> list[Comparison]:
-    """Times a model with nn.LSTM, converted and prepacked, and compares the outputs.
+    """Times a model in several ways (as nn.LSTM, converted, prepacked), and compares the outputs.
 
-    Each way gets a copy of the model and of the inputs, which stay as they are, and the copies are
-    called in turn. Outputs are compared if they are tensors or numbers, in tuples, lists, mappings
-    and dataclasses.
-    Inference on a CPU is measured with prepacked weights too, a GPU with each engine by its name.
-    A way that cannot run the model is left out, and printed with the reason.
+    Inference on a CPU also has ways with prepacked weights, and a GPU has one for each CUDA engine.
+    Each way calls a copy of the model with a copy of the inputs, and the ways take turns. Outputs
+    are compared if they are tensors or numbers, in tuples, lists, mappings and dataclasses. A way
+    that cannot run the model is left out, and printed with the reason.
 
     Args:
         model: any module with an LSTM or LSTMCell, of torch.nn or of fastlstm.
@@ -54,7 +53,7 @@ def compare(
         training: whether to time training steps (forward, and backward of the sum of the outputs)
             instead of inference.
         seconds: how long each way is measured.
-        quiet: whether to print nothing; else a table, and the code of the best row.
+        quiet: whether to print nothing, instead of a table and the code of the fastest way.
         save: a path without ending: "runs/speed" writes the table into runs/speed.md, and a chart
             of the ratios into runs/speed.svg.
 
@@ -62,11 +61,11 @@ def compare(
         A row for each way.
 
     Raises:
-        TypeError, ValueError: `fastlstm.convert` does not take the model, or has nothing to convert
-            in it.
+        TypeError, ValueError: `fastlstm.convert` refuses the model, or the model has no LSTM that
+            nn.LSTM can run.
     """
     check_model(model)
-    converted = convert(copy.deepcopy(model), to="torch")  # for its errors
+    converted = convert(copy.deepcopy(model), to="torch")  # raises if convert refuses the model
     if not any(isinstance(module, (nn.LSTM, nn.LSTMCell)) for module in converted.modules()):
         raise ValueError(
             "compare: expected a model with an LSTM or LSTMCell that nn.LSTM can run; a "
@@ -145,7 +144,7 @@ def _convert_to_engine(engine: str, model: nn.Module) -> nn.Module:
 
 
 def _rows(ways: Sequence[_Way], times: Sequence[list[float]]) -> list[Comparison]:
-    """The rows, from the seconds of each round: for each way of the model, then of its LSTMs."""
+    """The rows. For each way `times` has the rounds of the model, then those of its LSTMs."""
     rows = []
     for way, whole, lstms in zip(ways, times[::2], times[1::2], strict=True):
         ratios = [first / time for first, time in zip(times[0], whole, strict=True)]

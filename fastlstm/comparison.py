@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-NOISY = 0.15  # quartiles of a ratio that differ by more than this part of it are noise
+NOISY = 0.15  # (third - first quartile) / ratio above which the machine is too noisy
 STYLE = """text { font: 13px sans-serif; fill: #24292f } rect { fill: #0969da }
 line { stroke: #8c959f; stroke-dasharray: 4 }
 @media (prefers-color-scheme: dark) { text { fill: #e6edf3 } rect { fill: #58a6ff } }"""
@@ -21,9 +21,9 @@ class Comparison(NamedTuple):
         milliseconds: median time of a call; in training of a step.
         ratio: time of the first way / time of this one, the median over all rounds.
         quartiles: the first and the third quartile of these ratios.
-        share: the part of the time that the LSTMs take if only they are called, as in the model.
-        difference: largest difference between a number of the outputs and the same number of the
-            first way, in eval mode; NaN if the outputs cannot be compared.
+        share: time of only the calls that the model makes to its LSTMs / time of the whole model.
+        difference: largest absolute difference between the outputs of this way and of the first
+            way, in eval mode; NaN if the outputs cannot be compared.
         code: the Python code that converts a model to this way.
     """
 
@@ -56,12 +56,12 @@ def save(rows: Sequence[Comparison], training: bool, machine: str, name: str) ->
 def _cells(rows: Sequence[Comparison], training: bool) -> list[list[str]]:
     """The head of the table and its rows."""
     mode = "training" if training else "inference"
-    found = [[mode, "ms", "ratio", "quartiles", "LSTMs", "difference"]]
+    cells = [[mode, "ms", "ratio", "quartiles", "LSTMs", "difference"]]
     for name, ms, ratio, (low, high), share, difference, _ in rows:
         quartiles = f"{low:.2f} to {high:.2f}"
         figures = f"{ms:.3f}", f"{ratio:.2f}", quartiles, f"{share:.0%}", f"{difference:.1e}"
-        found.append([name, *figures])
-    return found
+        cells.append([name, *figures])
+    return cells
 
 
 def _chart(rows: Sequence[Comparison], mode: str) -> str:
@@ -81,7 +81,7 @@ def _chart(rows: Sequence[Comparison], mode: str) -> str:
 
 
 def _advice(rows: Sequence[Comparison]) -> list[str]:
-    """What to write for the fastest row, and for the fastest that rounds no weights."""
+    """Lines of advice: the code of the fastest way, and of the fastest that rounds no weights."""
     lines = []
     if any(math.isnan(row.difference) for row in rows):
         lines.append(

@@ -31,7 +31,7 @@ class _StandIn(nn.Module):
     _fastlstm_of: ClassVar[type[nn.Module]]
 
     def __init_subclass__(cls) -> None:
-        """Replaces the method of Own, which may refuse subclasses or keep a list of them."""
+        """Does not call the `__init_subclass__` of Own, which may refuse or list subclasses."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """For pickle and copy, which cannot find a class that convert made at run time."""
@@ -53,9 +53,9 @@ def _make(constructor: Any, *arguments: Any) -> nn.Module:
 
 
 def _not_compiled_in_parts(function: Any) -> Any:
-    """Returns a copy of a function that torch.compile does not compile, not even in parts.
+    """Returns a copy of a function. torch.compile skips the copy, and all functions it calls.
 
-    All modules share the parts, so torch.compile would reach its limit of recompilations.
+    Otherwise torch.compile would recompile the same code for each module, up to its limit.
     """
     new = types.FunctionType(function.__code__.replace(), function.__globals__)
     new.__defaults__, new.__kwdefaults__ = function.__defaults__, function.__kwdefaults__
@@ -89,9 +89,9 @@ CLASSES: tuple[tuple[type[nn.Module], type[nn.Module], type[nn.Module]], ...] = 
 )
 _LSTMS = tuple(chain(*CLASSES))
 for _, _ours, _both in CLASSES:
-    _both.__name__ = _ours.__name__  # for repr; pickle reads __qualname__
+    _both.__name__ = _ours.__name__  # repr shows it; pickle reads __qualname__
 
-# The methods that nn.LSTM.forward calls in every call, and fastlstm only if it needs them.
+# nn.LSTM.forward always calls these methods. fastlstm does not, so it could miss an override.
 _PARTS_OF_FORWARD = (
     "_init_flat_weights _update_flat_weights _weights_have_changed check_forward_args "
     "check_hidden_size check_input get_expected_cell_size get_expected_hidden_size permute_hidden"
@@ -149,7 +149,7 @@ def convert(model: nn.Module, to: _To = "fastlstm", *, keep_class: bool = True) 
     check_model(model)
     modules = {path or "the model itself": module for path, module in model.named_modules()}
     for path, module in modules.items():
-        _refuse_wrapped(path, module)
+        _refuse_unconvertible(path, module)
     notes = []
     for path, module in modules.items():
         target, note = to_torch(module) if to == "torch" else _to_fastlstm(module, keep_class)
@@ -159,14 +159,14 @@ def convert(model: nn.Module, to: _To = "fastlstm", *, keep_class: bool = True) 
             notes.append(f"convert: {path} {note}")
     if not any(isinstance(module, _LSTMS) for module in modules.values()):
         expected = "a model with an LSTM or LSTMCell (GRUs are not supported)"
-        problem = f"convert: expected {expected}, got one {_instead(modules.values())}"
+        problem = f"convert: expected {expected}, got one {_describe_model(modules.values())}"
         raise ValueError("; ".join([problem, *notes]))
     for note in notes:
         warnings.warn(note, UserWarning, stacklevel=2)
     return model
 
 
-def _instead(modules: Iterable[nn.Module]) -> str:
+def _describe_model(modules: Iterable[nn.Module]) -> str:
     """Describes what a model without an LSTM has instead."""
     for module in modules:
         if isinstance(module, (SequenceModule, CellModule)):
@@ -176,7 +176,7 @@ def _instead(modules: Iterable[nn.Module]) -> str:
     return "without"
 
 
-def _refuse_wrapped(path: str, module: nn.Module) -> None:
+def _refuse_unconvertible(path: str, module: nn.Module) -> None:
     """Raises for an LSTM whose class cannot change."""
     why = None
     if isinstance(module, torch.jit.ScriptModule):
@@ -191,7 +191,7 @@ def _refuse_wrapped(path: str, module: nn.Module) -> None:
 
 
 def _to_fastlstm(module: nn.Module, keep_class: bool) -> tuple[type[nn.Module] | None, str]:
-    """The class that a module is given, or None; and what to warn of."""
+    """The new class of a module, or None if the class stays, and a warning for the user or ''."""
     cls = own_class(module)
     for of_torch, ours, both in CLASSES:
         if cls in (of_torch, both):
@@ -221,7 +221,7 @@ def _stand_in(cls: type[nn.Module], of_torch: type[nn.Module]) -> type[nn.Module
 
 
 def _change_class(module: nn.Module, target: type[nn.Module]) -> None:
-    """Changes the class of a module. If the module stores its own forward, that is replaced too."""
+    """Changes the class of a module. Attributes that store its forward get the new class's."""
     old = type(module)
     if parametrize.is_parametrized(module):  # keeps the properties that parametrize added
         members = {k: v for k, v in vars(old).items() if k not in ("__dict__", "__weakref__")}

@@ -81,8 +81,8 @@ def lstm(
             `training` neither kind of zoneout acts (in the paper z is then its probability).
         weight_dropout: probability of dropping a weight of W_hh for the whole call; the others are
             divided by 1 - p (DropConnect as in AWD-LSTM, Merity et al., 2018).
-        engine: one of `ENGINES`. "auto" is the environment variable FASTLSTM_ENGINE (read at
-            import) if it is set, and else the choice of fastlstm.
+        engine: one of `ENGINES`. With "auto" the environment variable FASTLSTM_ENGINE (read at
+            import) names the engine, or fastlstm chooses one if the variable is not set.
 
     Returns:
         `(output, (h_n, c_n))`, or `(output, (h_n, c_n), cell_states)` if `return_cell_states`:
@@ -132,7 +132,7 @@ def lstm(
 
 
 def _run(call: Call, engine: str) -> Results:
-    """Runs a call on the engine of its choice. PyTorch's LSTM does not check all arguments."""
+    """Runs a call on the chosen engine. For PyTorch's LSTM, which checks less, it checks shapes."""
     chosen = choose(call, engine)
     if chosen.name == "torch":
         checks.check_stack(call)

@@ -39,7 +39,7 @@ def forget_bias_(lstm: _Module, value: float = 1.0) -> _Module:
 def orthogonal_(
     lstm: _Module, gain: float = 1.0, generator: torch.Generator | None = None
 ) -> _Module:
-    """Makes the [H,P] block of each gate in each W_hh a random (semi-)orthogonal matrix times gain.
+    """Makes the rows of each gate in each W_hh a random (semi-)orthogonal matrix times gain.
 
     Source: Saxe, McClelland & Ganguli (2014), by `torch.nn.init.orthogonal_`.
 

@@ -75,9 +75,9 @@ def _lstm(*args: Any, save_cells: bool = False, **_: Any) -> Any:
     hidden_size, directions = call.c_0.shape[2], call.h_0.shape[0]
 
     def stack(parameters: Sequence[Any], rows: int, *columns: int) -> Any:
-        """Stacks parameters [4H,...] to one [D,rows,...], with the gates in ONNX's order."""
-        one = len(parameters) == 1
-        joined = parameters[0] if one else op.Concat(*parameters, axis=0)
+        """Joins parameters [4H,...] to one [D,rows,...], rows 4H or 8H, gates in ONNX's order."""
+        is_single = len(parameters) == 1
+        joined = parameters[0] if is_single else op.Concat(*parameters, axis=0)
         by_gate = op.Reshape(joined, [len(parameters), 4, hidden_size, -1])
         return op.Reshape(op.Gather(by_gate, _GATES, axis=1), [directions, rows, *columns])
 
@@ -91,5 +91,5 @@ def _lstm(*args: Any, save_cells: bool = False, **_: Any) -> Any:
     options = {"hidden_size": hidden_size, "direction": direction}
     y, h_n, c_n = op.LSTM(call.input, W, R, B, lengths, call.h_0, call.c_0, **options)
     y = op.Reshape(op.Transpose(y, perm=[0, 2, 1, 3]), [0, 0, -1])  # [T,D,B,H] -> [T,B,D*H]
-    unused = op.Identity(c_n)  # cells and gates
+    unused = op.Identity(c_n)  # in place of the op's cells and gates
     return y, h_n, c_n, unused, unused

@@ -15,7 +15,7 @@ from .engine.engines import Engine
 from .engine.timing import in_turn, runner
 from .modules.options import check_model
 
-MARGIN = 1.03  # how many times as fast another engine must be to be chosen
+MARGIN = 1.03  # the least speedup over the default engine for which another is chosen
 
 
 def tune(model: nn.Module, *example: Any, seconds: float = 1.0) -> dict[str, dict[str, float]]:
@@ -25,7 +25,7 @@ def tune(model: nn.Module, *example: Any, seconds: float = 1.0) -> dict[str, dic
     plain call of a `fastlstm.LSTM` with engine "auto" the engines that can serve it take turns.
     If an engine that "auto" would not choose is at least 3 % faster, twice in a row, `tune` stores
     it for this machine, this number of threads and these versions, and "auto" follows it from now
-    on. The batch sizes of a kind round up to the same power of two, and so do the numbers of steps.
+    on. Batch sizes and steps round up to powers of two, so that similar calls are of one kind.
 
     Args:
         model: any module with a `fastlstm.LSTM`.
@@ -33,14 +33,14 @@ def tune(model: nn.Module, *example: Any, seconds: float = 1.0) -> dict[str, dic
         seconds: how long each kind of call is measured, and again to confirm another engine.
 
     Returns:
-        For each kind of call the median microseconds of a call, in training with its gradients, by
+        For each kind of call the median microseconds of a call (in training also its gradients) of
         "op" (the op, whose planner chooses an engine), "torch" (PyTorch's own LSTM) and, on a GPU
-        where it passed `fastlstm.check`, "persistent". The first is the one that "auto" follows.
+        where it passed `fastlstm.check`, "persistent". The first is what "auto" uses from now on.
 
     Raises:
         TypeError: `model` is no module.
         ValueError: no plain call of a `fastlstm.LSTM` was made.
-        OSError: the file of FASTLSTM_TUNE cannot be written; then only this process follows.
+        OSError: the file of FASTLSTM_TUNE cannot be written; this process uses the result.
     """
     check_model(model)
     records.noted = calls = dict[str, Call]()
@@ -68,8 +68,8 @@ def tune(model: nn.Module, *example: Any, seconds: float = 1.0) -> dict[str, dic
 
 def _measure(call: Call, default: str, seconds: float) -> dict[str, float]:
     """Microseconds by engine. The first is `default`, or another that was faster in both series."""
-    rows = (engines.BY_NAME.get(name) for name in ("torch", "op", "persistent"))
-    runs = {row.name: runner(call, row) for row in rows if row and _may_run(row, call)}
+    candidates = (engines.BY_NAME.get(name) for name in ("torch", "op", "persistent"))
+    runs = {e.name: runner(call, e) for e in candidates if e and _may_run(e, call)}
     times: dict[str, list[float]] = {}
     chosen, names = default, list(runs)
     for _ in range(2):
@@ -85,8 +85,8 @@ def _measure(call: Call, default: str, seconds: float) -> dict[str, float]:
     return {name: 1e6 * statistics.median(times[name]) for name in names}
 
 
-def _may_run(row: Engine, call: Call) -> bool:
+def _may_run(engine: Engine, call: Call) -> bool:
     """Whether an engine serves a call, and if it is the persistent one, passed its check."""
-    if row.why_not(call):
+    if engine.why_not(call):
         return False
-    return row.name != "persistent" or not gate.why_not_persistent(call.input.device)
+    return engine.name != "persistent" or not gate.why_not_persistent(call.input.device)

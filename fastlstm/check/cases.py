@@ -16,12 +16,12 @@ from ..engine.by_reference import run_reference
 from ..engine.call import LAYOUTS, Call, Regularizers, Results, weight_shapes
 from .child import Case
 
-# Errors are measured in roundoffs of 2**-bits. bfloat16 has one bit more here than its significand.
-# "tf32" is float32 with matrix products in TF32.
+# The kinds of arithmetic. A roundoff is 2**-bits; bits is the size of the significand, but 9 for
+# bfloat16, which has 8. "tf32" is float32 with matrix products in TF32.
 BITS = {"float64": 53, "float32": 24, "tf32": 11, "bfloat16": 9, "float16": 11}
-# Prepacked layers in float32 are checked like engines. Their roundoff is 2**-bits.
+# Prepacked layers with float32 input are checked like engines, with a roundoff of 2**-bits too.
 PREPACKED = {"prepacked": 24, "prepacked in bfloat16": 11, "prepacked in int8": 11}
-TOLERANCE = 32  # roundoffs of the largest value; four times as many with layer normalization
+TOLERANCE = 32  # the largest error allowed, in roundoffs; 4 times that with layer normalization
 
 # The words of a case say which options its call has.
 CASES = (
@@ -104,19 +104,19 @@ def results(
 
 
 def expected(option: str, kind: str, device: torch.device) -> dict[str, Tensor]:
-    """The results of a case by the equations in float64, from inputs in the dtype of its kind."""
+    """The results of a case by the equations in float64, from inputs of the dtype `kind`."""
     call = draw(option, kind, device)
     return results(run_reference, call.mapped(Tensor.double), call.input.dtype)
 
 
 def judge(
-    option: str, bits: int, found: dict[str, Tensor], right: dict[str, Tensor]
+    option: str, bits: int, found: dict[str, Tensor], correct: dict[str, Tensor]
 ) -> tuple[float, str]:
-    """The largest error, in roundoffs of a result's largest value, and a text on what is wrong."""
+    """The largest error, in roundoffs of max(1, the largest value), and what is wrong, or ''."""
     errors = {}
     for name, value in found.items():
-        error = (value.to(right[name]) - right[name]).abs().max()
-        errors[name] = (error / right[name].abs().max().clamp(min=1)).item() * 2.0**bits
+        error = (value.to(correct[name]) - correct[name]).abs().max()
+        errors[name] = (error / correct[name].abs().max().clamp(min=1)).item() * 2.0**bits
     limit = 4 * TOLERANCE if "layer norm" in option else TOLERANCE
     wrong = ", ".join(f"{name} {e:.3g}" for name, e in errors.items() if not e <= limit)
     text = f"errors in roundoffs, of {limit} allowed: {wrong}" if wrong else ""

@@ -33,7 +33,7 @@ def check(
     Args:
         device: "cpu" or a GPU. None is the GPU if fastlstm has kernels for it, else the CPU.
         seconds: the time limit. Cases that are left at its end are not checked.
-        quiet: whether to print nothing; else a table, and on a terminal how many cases are checked.
+        quiet: whether to print nothing: no table, and no count of checked cases on a terminal.
 
     Returns:
         A dictionary that can be written as JSON:
@@ -63,10 +63,10 @@ def check(
     show = _progress(sum(map(len, cases.values()))) if not quiet else lambda row: None
     rows = [row for name in cases for row in check_cases(device, cases[name], end, name, show)]
     passed = all(row["result"] == PASSED for row in rows)
-    found = {"machine": records.machine(device), "passed": passed, "cases": rows}
+    report = {"machine": records.machine(device), "passed": passed, "cases": rows}
     if not quiet:
-        print(_table(found))
-    return found
+        print(_table(report))
+    return report
 
 
 def _device_of(device: torch.device | str | None) -> torch.device:
@@ -101,10 +101,10 @@ def _progress(total: int) -> Callable[[Row], object]:
     return lambda row: bar.update()
 
 
-def _table(found: dict[str, Any]) -> str:
+def _table(report: dict[str, Any]) -> str:
     """A line for each engine, then the cases that did not pass, by reason, and the times."""
-    cases = found["cases"]
-    lines = [f"fastlstm.check on {found['machine']}", ""]
+    cases = report["cases"]
+    lines = [f"fastlstm.check on {report['machine']}", ""]
     lines += [f"{'engine':<54}{'passed':>12}{'largest error, in roundoffs':>30}"]
     by_engine = _grouped(cases, "engine", "instructions")
     for name, rows in by_engine.items():
@@ -129,7 +129,7 @@ def _table(found: dict[str, Any]) -> str:
 
 
 def _grouped(rows: list[Row], *keys: str) -> dict[str, list[Row]]:
-    """Rows in groups of equal values of some keys. These values, joined, name a group."""
+    """Groups rows by their values of `keys`. These values, joined by commas, name a group."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(", ".join(row[key] for key in keys if row[key]), []).append(row)
@@ -139,9 +139,9 @@ def _grouped(rows: list[Row], *keys: str) -> dict[str, list[Row]]:
 def main(device: str | None, seconds: float, path: Path | None) -> int:
     """`python -m fastlstm check`: the exit status, 1 unless every case passed."""
     try:
-        found = check(device, seconds=seconds)
+        report = check(device, seconds=seconds)
     except ValueError as error:
         raise SystemExit(f"check: {error}") from None
     if path is not None:
-        records.write_json(path, found)
-    return 0 if found["passed"] else 1
+        records.write_json(path, report)
+    return 0 if report["passed"] else 1

@@ -19,13 +19,13 @@ from ..engine import records
 from ..engine.records import FAILED, PASSED
 
 PROGRAM = "from fastlstm.check import worker; worker.main()"
-SILENCE = 20.0  # seconds of a case after which the child counts as hanging
+SILENCE = 20.0  # seconds without a result after which the child counts as hanging
 READY = "fastlstm is imported"  # the child's first line
 UNCHECKED, NOT_SERVED = "not checked", "not served"
 _INSTRUCTIONS = ("ATEN_CPU_CAPABILITY", "FASTLSTM_AMX")  # the child does not inherit the user's
 _VARIABLES = {"FASTLSTM_TUNE": "off", "FASTLSTM_WAIT_SECONDS": "1"}
 
-Case = dict[str, str]  # engine, dtype (a kind of arithmetic) and option (a case of cases.py)
+Case = dict[str, str]  # engine, dtype (a key of BITS) and option (a name in CASES or TIMED)
 Row = dict[str, Any]
 
 

@@ -1,4 +1,4 @@
-"""Checks our CUDA kernels on this GPU before they compute, unless no check may be done now.
+"""Checks our CUDA kernels on this GPU before their first use, if a check can run at that time.
 
 The kernels of the persistent engine wait for each other and could hang, so they run only after a
 check in a child process has passed. The stepwise kernels cannot hang: if there was no such check, a
@@ -31,7 +31,7 @@ _lock = threading.Lock()  # one check at a time
 
 
 def can_check() -> bool:
-    """Whether a check may be done now: not while a CUDA graph is captured.
+    """Whether a check can run: there is a GPU, FASTLSTM_CHECK is on, no CUDA graph is captured.
 
     Raises:
         ValueError: FASTLSTM_CHECK is neither on nor off.
@@ -64,8 +64,8 @@ def why_not_persistent(device: torch.device) -> str:
 def stepwise_is_wrong(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the stepwise kernels compute something else than the equations on a GPU.
 
-    A check on record decides, or else a small layer, which is computed once in a process. If the
-    kernels are wrong, a warning says so. If no check may be done now, they count as right.
+    The verdict on record decides. If there is none, a small layer is compared, once in a process.
+    If the kernels are wrong, a warning says so. If no check can run now, they count as right.
     """
     key = device, dtype
     with _lock:
@@ -74,7 +74,7 @@ def stepwise_is_wrong(device: torch.device, dtype: torch.dtype) -> bool:
             if not verdict:
                 if not can_check():
                     return False
-                # A new thread is in no autocast, no gradient mode and no tracer.
+                # A new thread does not inherit the caller's autocast, gradient mode and tracer.
                 with ThreadPoolExecutor(1) as thread:
                     verdict = thread.submit(_compare, device, dtype).result()
             _compared[key] = verdict.removeprefix(PASSED)
@@ -95,7 +95,7 @@ for _function in (why_not_persistent, stepwise_is_wrong):
 
 
 def _compare(device: torch.device, dtype: torch.dtype) -> str:
-    """Compares a small layer with the equations on its device; returns what is wrong, or ""."""
+    """Compares a small layer with the equations, both on a GPU; returns what is wrong, or ""."""
     kind = str(dtype).removeprefix("torch.")
     # torch 2.8 lacks this function, and has only `allow_tf32`.
     query = getattr(torch._C, "_get_fp32_precision_getter", None)

@@ -49,7 +49,7 @@ def _print(text: str) -> None:
 
 
 def _row(case: Case, device: torch.device) -> Row:
-    """Compares a case with the equations on the CPU and with itself, and times a typical call."""
+    """Runs a case twice, compares it with the equations on the CPU, and times a typical call."""
     name, option, kind = case["engine"], case["option"], case["dtype"]
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = kind == "tf32"
     engine = _prepacked(name) if name in PREPACKED else BY_NAME[name]
@@ -59,11 +59,11 @@ def _row(case: Case, device: torch.device) -> Row:
     found, again = (
         results(engine.run, call, call.input.dtype, name not in PREPACKED) for _ in range(2)
     )
-    right = _expected(option, kind, torch.device("cpu"))
-    error, reason = judge(option, PREPACKED.get(name, BITS[kind]), found, right)
-    other = [key for key in found if not torch.equal(found[key], again[key])]
-    if other and name != "torch" and not reason:  # cuDNN does not promise the same bits
-        reason = f"other bits when it ran again: {', '.join(other)}"
+    correct = _expected(option, kind, torch.device("cpu"))
+    error, reason = judge(option, PREPACKED.get(name, BITS[kind]), found, correct)
+    unequal = [key for key in found if not torch.equal(found[key], again[key])]
+    if unequal and name != "torch" and not reason:  # cuDNN does not promise the same bits
+        reason = f"other bits when it ran again: {', '.join(unequal)}"
     row: Row = {"result": FAILED if reason else PASSED, "reason": reason}
     row["error"] = error if math.isfinite(error) else None
     return row | _time(engine, call, option) if option in TIMED else row
@@ -89,7 +89,7 @@ def _prepacked(name: str) -> Engine:
         return BY_NAME["op"].why_not(call)
 
     def run(call: Call) -> Results:
-        rows = len(call.weights[0])  # W_hr has fewer
+        rows = len(call.weights[0])  # 4H; W_hr has fewer, and no gates
         pack = functools.partial(formats.pack, scale=None, weights=weight_dtype)
         packed = [pack(w, by_gates=len(w) == rows) if w.dim() == 2 else w for w in call.weights]
         layout = f"{call.layout} {formats.name_of(weight_dtype)}".strip()

@@ -1,4 +1,4 @@
-"""Runs a call by the equations in Python, under autocast with the rule that the op has for it."""
+"""Runs a call by the equations in Python. Under autocast it casts the same tensors as the op."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _run_layer(*layer: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _as_autocast(call: LstmCall, dtype: torch.dtype) -> LstmCall:
-    """Casts input, h_0, weights and masks to 16 bits, and c_0 unless it may stay in float32."""
+    """Casts floating tensors except float64, and except float32 c_0 of a projection on a CPU."""
 
     def cast(value: Any) -> Any:
         is_floating = isinstance(value, Tensor) and value.is_floating_point()

@@ -92,7 +92,7 @@ class Direction(NamedTuple):
 
 
 class LstmCall(NamedTuple):
-    """The call of one layer, in the op's order of arguments; `reference.lstm_layer` has shapes."""
+    """The arguments of one layer, in the order of the op; `reference.lstm_layer` describes them."""
 
     input: Tensor
     h_0: Tensor
@@ -113,7 +113,7 @@ class LstmCall(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A call of a stack of layers, or of an LSTMCell: steps first, with a batch dimension."""
+    """A call of a stack of layers, with the steps before the batch, or of an LSTMCell."""
 
     input: Tensor  # [T,B,I], or the data [N,I] of a PackedSequence; [B,I] of a cell
     hx: State | None  # (h_0 [L*D,B,P], c_0 [L*D,B,H]), None for zeros; (h [B,H], c [B,H]) of a cell
@@ -170,13 +170,13 @@ class Call(NamedTuple):
         return [self.input, *(self.hx or ()), *self.weights]
 
     def mapped(self, function: Callable[[Tensor], Tensor]) -> Call:
-        """The call with a function of each of its `tensors`."""
+        """The call with the results of `function` in place of its `tensors`."""
         hx = None if self.hx is None else (function(self.hx[0]), function(self.hx[1]))
         weights = [function(weight) for weight in self.weights]
         return replaced(self, input=function(self.input), hx=hx, weights=weights)
 
     def describe(self) -> str:
-        """Describes the kind of a call for `tune`. Steps and batch count up to a power of two."""
+        """Describes the kind of a call for `tune`. Steps and batch round up to powers of two."""
         steps, batch = (1 << (size - 1).bit_length() for size in self.steps_and_batch())
         trains = torch.is_grad_enabled() and any(t.requires_grad for t in self.tensors())
         mode = "training" if trains else "inference"
@@ -189,7 +189,7 @@ class Call(NamedTuple):
         )
 
     def layer(self, k: int, input: Tensor) -> LstmCall:
-        """The call of layer k on its input. Without `hx` it has no state either."""
+        """The call of layer k on its input. If hx is None, so are h_0 and c_0; zeros for a cell."""
         count = len(self.weights) // self.num_layers
         weights = self.weights[k * count : (k + 1) * count]
         if self.is_cell:

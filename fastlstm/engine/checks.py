@@ -67,7 +67,7 @@ def lengths_beside(input: Tensor, lengths: Tensor) -> Tensor:
 
 
 def as_reset(reset: Any, shape: torch.Size | None, batch_first: bool) -> Tensor:
-    """Returns a reset as bool: any number but 0 is true. A shape of None is checked later."""
+    """Returns a reset as bool: any number but 0 is true. If `shape` is None, it is not checked."""
     if not isinstance(reset, Tensor):
         raise TypeError(f"reset: expected a tensor, got {type(reset).__name__}")
     if shape is not None and reset.shape != shape:
@@ -81,7 +81,7 @@ def as_reset(reset: Any, shape: torch.Size | None, batch_first: bool) -> Tensor:
 
 
 def check_dims(input: Tensor, batch_sizes: Tensor | None, batch_first: bool = False) -> None:
-    """Raises a RuntimeError unless the input is padded or packed as `batch_sizes` says."""
+    """Raises a RuntimeError unless the input is 3-D, or 2-D with `batch_sizes` in int64."""
     if batch_sizes is not None:
         check(batch_sizes.dtype == torch.int64, _BATCH_SIZES, describe(batch_sizes))
     if input.dim() != (3 if batch_sizes is None else 2):
@@ -93,16 +93,16 @@ def check_dims(input: Tensor, batch_sizes: Tensor | None, batch_first: bool = Fa
 
 def with_training_options(call: Call, dropout: float, regularizers: Regularizers) -> Call:
     """Returns the call with the dropout and the regularizers of training mode."""
-    acts = any(regularizers)
-    if dropout or acts:
+    is_regularized = any(regularizers)
+    if dropout or is_regularized:
         check_probabilities(dropout=dropout, **regularizers._asdict())
-    if acts:  # some masks have the shape of a state
+    if is_regularized:  # masks take their shapes from h_0 and c_0
         call = replaced(call, hx=call.state(), regularizers=regularizers)
     return replaced(call, dropout=dropout)
 
 
 def check_stack(call: Call) -> None:
-    """Raises a RuntimeError unless the tensors of a plain call agree, which aten does not check."""
+    """Raises a RuntimeError unless the tensors of a call agree, which aten does not check."""
     input, call = call.input, replaced(call, hx=call.state(), lengths=None)
     for k in range(call.num_layers):
         layer = call.layer(k, input)
@@ -179,7 +179,7 @@ def _refuse_for_packed(call: Call | LstmCall) -> None:
 
 
 def check_lengths(call: Call | LstmCall) -> None:
-    """Raises a RuntimeError unless the lengths of a call fit its input, which is checked before."""
+    """Raises a RuntimeError unless the lengths fit the input. `check_dims` comes first."""
     if call.lengths is None:
         return
     _refuse_for_packed(call)
@@ -192,7 +192,7 @@ def check_lengths(call: Call | LstmCall) -> None:
 
 
 def _is_readable(tensor: Tensor) -> bool:
-    """Whether values can be read without a device synchronization or a tracer."""
+    """Whether the values can be read: they are on the CPU, and no tracer or transform is active."""
     is_traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
     is_traced = is_traced or torch._C._is_tracing()
     return type(tensor) is Tensor and tensor.is_cpu and not is_traced
@@ -201,7 +201,7 @@ def _is_readable(tensor: Tensor) -> bool:
 def _check_tensor(
     call: Call | LstmCall, name: str, shape: tuple[int, ...], *dtypes: torch.dtype, of: Any = None
 ) -> None:
-    """Checks a field of a call, or of `of`; without `dtypes` it must have the input's dtype."""
+    """Checks a tensor of a call, or of the direction `of`. By default its dtype is the input's."""
     input, tensor = call.input, getattr(of or call, name)
     if tensor is None:
         return

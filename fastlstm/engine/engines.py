@@ -1,4 +1,4 @@
-"""The choice of an engine for a call, made once a call.
+"""Chooses the engine of each call.
 
 A call takes the engine that its caller names, or the one that `fastlstm.tune` measured as the
 fastest, or the first that has no reason against it.
@@ -24,11 +24,11 @@ has_onnx_translations = False  # whether `onnx.translations` was called
 class Engine(NamedTuple):
     """A way to compute a call."""
 
-    name: str  # as `lstm.engine` takes it
+    name: str  # the value of `lstm.engine` that requests it; "op" cannot be requested
     why_not: Callable[[Call], str | None]  # why the engine cannot serve a call, None if it can
     run: Callable[[Call], Results]  # computes a call that the engine serves
-    # Whether the kernels passed a check on the device of a call, or need none. A RuntimeError says
-    # that the engine may not run and the reference is no substitute.
+    # Whether the kernels passed their check on the device of a call, or need none. If false, the
+    # reference runs instead. A RuntimeError means that nothing may run instead.
     is_sound: Callable[[Call], bool] = lambda call: True
 
 
@@ -36,7 +36,7 @@ class Engine(NamedTuple):
 BY_NAME: dict[str, Engine] = {}  # filled by fastlstm/_engine_table.py
 # What users may name; "auto" is no engine, but the choice among them.
 ENGINES = ("auto", "torch", "reference", *_build.engines_of_the_op())
-# The engine that "auto" stands for: the user's FASTLSTM_ENGINE, read once.
+# The engine that "auto" stands for: FASTLSTM_ENGINE, read once, or the choice of fastlstm.
 DEFAULT = os.environ.get("FASTLSTM_ENGINE") or "auto"
 
 
@@ -57,16 +57,16 @@ def choose(call: Call, requested: str = "auto") -> Engine:
     name = DEFAULT if requested == "auto" else requested
     if name == "auto":
         is_tuned = records.tuned or records.noted is not None
-        row = measured(call) if is_tuned and not torch.compiler.is_compiling() else None
-        row = row or unmeasured(call)
+        engine = measured(call) if is_tuned and not torch.compiler.is_compiling() else None
+        engine = engine or unmeasured(call)
     else:
         check_engine(name)
-        row = BY_NAME[name]
-        if reason := row.why_not(call):
+        engine = BY_NAME[name]
+        if reason := engine.why_not(call):
             others = ", ".join(each for each in ENGINES[1:] if not BY_NAME[each].why_not(call))
             problem = f"engine {name!r} cannot serve this call: {reason}"
             raise RuntimeError(f"{problem}; use one of auto, {others}")
-    return row if row.is_sound(call) else BY_NAME["reference"]
+    return engine if engine.is_sound(call) else BY_NAME["reference"]
 
 
 def measured(call: Call) -> Engine | None:
@@ -77,12 +77,12 @@ def measured(call: Call) -> Engine | None:
     key = f"{call.describe()}; {records.conditions(device)}"
     if records.noted is not None:
         records.noted.setdefault(key, call)
-    row = BY_NAME.get(records.tuned.get(key, ""))
-    if row is None or row.why_not(call):
+    engine = BY_NAME.get(records.tuned.get(key, ""))
+    if engine is None or engine.why_not(call):
         return None
-    if row.name == "persistent" and records.on_record(row.name, device) != records.PASSED:
+    if engine.name == "persistent" and records.on_record(engine.name, device) != records.PASSED:
         return None
-    return row
+    return engine
 
 
 def unmeasured(call: Call) -> Engine:
@@ -98,13 +98,13 @@ def unmeasured(call: Call) -> Engine:
 
 
 def auto_means_op() -> bool:
-    """Whether "auto" means the op for every plain call on a CPU, which then skips `choose`."""
+    """Whether a plain call on a CPU with engine "auto" can go to the op without `choose`."""
     is_default = DEFAULT == "auto" and not records.tuned and records.noted is None
     return is_default and "cpu" in _build.kinds and is_eager()
 
 
 def is_eager() -> bool:
-    """Whether neither a compiler nor forward-mode derivatives have to see a call."""
+    """Whether code runs neither under torch.compile nor in forward-mode differentiation."""
     return not torch.compiler.is_compiling() and forward_ad._current_level < 0
 
 

@@ -52,7 +52,7 @@ def serves_transforms(call: Call) -> bool:
 
 
 def lstm_layer(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As `reference.lstm_layer`, by an engine of the op, whose name is the last argument."""
+    """Runs a layer as `reference.lstm_layer` does, by the engine that the last argument names."""
     *layer, engine = arguments
     apply: Any = _Layer.apply
     call = LstmCall(*layer)
@@ -62,7 +62,7 @@ def lstm_layer(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _call(layout: Any, lengths: Any, reset: Any, *tensors: Any) -> LstmCall:
-    """The call of a layer, from the arguments of a `Function` after `engine`."""
+    """The call of a layer, from the arguments of `_Layer` without `engine`."""
     input, h_0, c_0, *weights = tensors
     return LstmCall(input, h_0, c_0, weights, layout, lengths=lengths, reset=reset)
 
@@ -95,10 +95,10 @@ class _Layer(Function):
         input, lengths = call.input, call.lengths
         if all(g is None for g in grads):
             return (None,) * (len(_BATCH) + len(call.weights))
-        if forward_ad._current_level >= 0:  # the pullback of a vjp inside a jvp
-            gradients: Any = _row_grads(grads[:4], call)
+        if forward_ad._current_level >= 0:  # a jvp of this backward, which `_BatchGrads` lacks
+            gradients: Any = _batch_grads(grads[:4], call)
         else:
-            apply: Any = _RowGrads.apply
+            apply: Any = _BatchGrads.apply
             saved = output, cells, gates
             gradients = apply(*grads[:4], *saved, ctx.engine, ctx.layout, *tensors)
         state_grads, d_gates = gradients[:3], gradients[3:]
@@ -112,7 +112,7 @@ class _Layer(Function):
             weight_grads += [d_rows.t() @ t.reshape(rows, t.shape[-1]) for t in (input, h_prev)]
             if call.layout:  # "bias"; calls with other layouts do not come here
                 bias_grad = d_rows.sum(0)
-                weight_grads += [bias_grad, bias_grad.clone()]  # users scale them in place
+                weight_grads += [bias_grad, bias_grad.clone()]  # users scale gradients in place
         return None, None, None, None, *state_grads, *weight_grads
 
     @staticmethod
@@ -120,8 +120,8 @@ class _Layer(Function):
         return _fold(_Layer, _BATCH, (1, 1, 1, 2, 2), info, in_dims, args)
 
 
-class _RowGrads(Function):
-    """Takes the gradients of output, h_n, c_n, cells; output, cells, gates; then as `_Layer`.
+class _BatchGrads(Function):
+    """Takes gradients of output, h_n, c_n, cells; output, cells, gates; and what `_Layer` takes.
 
     Returns dL/dinput, dL/dh_0, dL/dc_0, and dL/d(pre-activations) [T,B,4H] of each direction.
     """
@@ -148,7 +148,7 @@ class _RowGrads(Function):
         def function(*floating: Tensor) -> tuple[Tensor, ...]:
             rest = iter(floating)
             incoming_now = [next(rest) if is_given else None for is_given in are_given]
-            return _row_grads(incoming_now, _call(ctx.layout, lengths, reset, *rest))
+            return _batch_grads(incoming_now, _call(ctx.layout, lengths, reset, *rest))
 
         floating = [t for t in (*incoming, *tensors) if t is not None]
         gradients = iter(torch.func.vjp(function, *floating)[1](grads))
@@ -158,22 +158,22 @@ class _RowGrads(Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: _Dims, *args: Any) -> Any:
-        return _fold(_RowGrads, (1, 1, 1, 2, 1, 2, 2, *_BATCH), (1,) * 5, info, in_dims, args)
+        return _fold(_BatchGrads, (1, 1, 1, 2, 1, 2, 2, *_BATCH), (1,) * 5, info, in_dims, args)
 
 
-def _row_grads(grads: Sequence[Tensor | None], call: LstmCall) -> tuple[Tensor, ...]:
-    """Computes what `_RowGrads` returns by the reference, so that it can be differentiated."""
+def _batch_grads(grads: Sequence[Tensor | None], call: LstmCall) -> tuple[Tensor, ...]:
+    """Computes by the reference what `_BatchGrads` returns, so that it can be differentiated."""
     input, directions = call.input, call.directions
     gates = directions[0].W_ih.shape[0]
     eye = torch.eye(gates, dtype=input.dtype, device=input.device)
     zero = torch.zeros_like(eye)
 
     def layer(input: Tensor, h_0: Tensor, c_0: Tensor, *added: Tensor) -> Any:
-        """Runs the layer. `added` is summed to the pre-activations, as input with a weight of 1."""
+        """Runs the layer with `added` summed to the pre-activations, by identity weights."""
         wide: list[Tensor] = []
         for w in directions:
-            ones = [eye if w is other else zero for other in directions]
-            wide += replaced(w, W_ih=torch.cat([w.W_ih, *ones], 1)).tensors()
+            identities = [eye if w is other else zero for other in directions]
+            wide += replaced(w, W_ih=torch.cat([w.W_ih, *identities], 1)).tensors()
         input = torch.cat([input, *added], -1)
         return reference.lstm_layer(*replaced(call, input=input, h_0=h_0, c_0=c_0, weights=wide))
 
@@ -208,7 +208,7 @@ def _fold(
     """
     size, count = info.batch_size, len(batch_dims)
     if any(dim is not None for dim in in_dims[count:]):
-        stacked = _each(function.apply, info, in_dims, args)
+        stacked = _by_member(function.apply, info, in_dims, args)
         return stacked, (0,) * len(stacked)
 
     def fold(tensor: Any, mapped: int | None, batch: int | None) -> Any:
@@ -226,8 +226,8 @@ def _fold(
     return tuple(r.unflatten(d, (size, batch)) for r, d in zip(results, dims, strict=True)), dims
 
 
-def _each(call: Callable[..., Any], info: Any, in_dims: Any, args: Any) -> tuple[Tensor, ...]:
-    """Calls member by member, and stacks the results at dimension 0."""
+def _by_member(call: Callable[..., Any], info: Any, in_dims: Any, args: Any) -> tuple[Tensor, ...]:
+    """Calls once for each member of the mapped dimension, and stacks the results at dimension 0."""
 
     def member(value: Any, dims: Any, k: int) -> Any:
         if isinstance(value, list):
@@ -240,7 +240,7 @@ def _each(call: Callable[..., Any], info: Any, in_dims: Any, args: Any) -> tuple
 
 
 def _vmap_of_backward(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
-    """torch.func.vmap over `torch.autograd.grad`; PyTorch's fallback takes no lists of tensors."""
+    """The vmap of lstm_backward, sample by sample. PyTorch's fallback takes no lists of tensors."""
     if not info.batch_size:
         raise RuntimeError("lstm_backward: expected at least one sample under vmap")
 
@@ -248,7 +248,7 @@ def _vmap_of_backward(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
         *state, weights = torch.ops.fastlstm.lstm_backward(*inputs)
         return *state, *weights
 
-    d_input, d_h_0, d_c_0, *d_weights = _each(backward, info, in_dims, args)
+    d_input, d_h_0, d_c_0, *d_weights = _by_member(backward, info, in_dims, args)
     return (d_input, d_h_0, d_c_0, d_weights), (0, 0, 0, [0] * len(d_weights))
 
 

@@ -1,7 +1,7 @@
 """What `fastlstm.tune` and `fastlstm.check` found on this machine: a JSON object of strings.
 
-For a call of `tune` it holds the engine that was faster than the one that would run anyway. For an
-engine that `check` compared with the equations it holds the verdict. The file is read at import.
+For a kind of call it has the engine that `tune` found to be faster than the one that would run
+anyway. For an engine that `check` has checked it has the verdict. The file is read at import.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ except ImportError:  # on Windows
 
 tuned: dict[str, str] = {}  # engines by call
 checked: dict[str, str] = {}  # verdicts by engine and machine
-noted: dict[str, Any] | None = None  # while tune runs a model: its calls
+noted: dict[str, Any] | None = None  # the calls of the model that tune runs, else None
 build: dict[str, Any] = {}  # the record of the loaded build, which is part of each key
 PASSED, FAILED = "passed", "failed"  # how a verdict begins
 _CHECK = "check of "  # how the key of a verdict begins
@@ -42,9 +42,9 @@ def load() -> None:
 def store(key: str, value: str | None) -> None:
     """Keeps an engine or a verdict under its key, for this process and for later ones.
 
-    No other process writes the file meanwhile. A file with other content than ours stays as it is.
-    A value of None removes the entry. If the file cannot be written, which raises an OSError, this
-    process has the entry nevertheless.
+    The file is locked meanwhile, if the system has locks. A file with other content than ours stays
+    as it is. A value of None removes the entry. If the file cannot be written, which raises an
+    OSError, this process has the entry nevertheless.
     """
     _put(checked if key.startswith(_CHECK) else tuned, key, value)
     file = _file()
@@ -104,7 +104,7 @@ def verdict_key(engine: str, device: torch.device, instructions: str = "") -> st
 
 
 def on_record(engine: str, device: torch.device) -> str:
-    """The verdict of a check of an engine on this GPU, "" for none; reads the file once."""
+    """The verdict of a check of an engine on this GPU, or "". Reads the file once per engine."""
     key = verdict_key(engine, device)
     if key not in checked:
         load()  # another process may have checked it
@@ -130,8 +130,8 @@ def machine(device: torch.device) -> str:
 def conditions(device: torch.device) -> str:
     """What the time of a call depends on besides the call.
 
-    One of these is how float32 is multiplied: by PyTorch's LSTM on a CPU and on a GPU, and by ours
-    on a GPU.
+    For instance the precision in which float32 is multiplied: by PyTorch's LSTM on a CPU and on a
+    GPU, and by our kernels on a GPU.
     """
     query = getattr(torch._C, "_get_fp32_precision_getter", lambda *_: "as torch 2.8 does")
     ways = ("mkldnn", "rnn"), ("cuda", "rnn"), ("cuda", "matmul")
@@ -140,7 +140,7 @@ def conditions(device: torch.device) -> str:
 
 
 def _driver() -> str:
-    """The version of NVIDIA's driver, or if the system does not show it, the newest CUDA for it."""
+    """The version of NVIDIA's driver, or of the newest CUDA that the driver supports."""
     file = Path("/proc/driver/nvidia/version")  # only on Linux
     found = re.search(r"NVRM version:.*?(\d+\.[\d.]+)", file.read_text()) if file.exists() else None
     cuda = getattr(torch._C, "_cuda_getDriverVersion", lambda: "unknown")

@@ -36,8 +36,8 @@ def cell(x_gates: Tensor, h: Tensor, c: Tensor, weights: Direction) -> tuple[Ten
     h_gates = affine(h, weights.W_hh, weights.b_hh, weights.gain_hh)
     i, f, g, o = (x_gates + h_gates).chunk(4, dim=-1)
     c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-    normal = c if weights.gain_c is None else layer_norm(c, weights.gain_c, weights.bias_c)
-    h = torch.sigmoid(o) * torch.tanh(normal)
+    c_normalized = c if weights.gain_c is None else layer_norm(c, weights.gain_c, weights.bias_c)
+    h = torch.sigmoid(o) * torch.tanh(c_normalized)
     return (h if weights.W_hr is None else F.linear(h, weights.W_hr)), c
 
 
@@ -86,7 +86,7 @@ def lstm_layer(
         layout: which weights there are besides W_ih and W_hh: those of the words "bias",
             "projection" and "layer_norm" that apply, in this order.
         batch_sizes: [T] int64 on the CPU, the number of rows of each step, as in a PackedSequence.
-        lengths: [B] int64. From its length on a row keeps its state and its output is zero.
+        lengths: [B] int64. After its last step a row keeps its state, and its output is zero.
         reset: [T,B] bool. h and c are zero before such a step; no gradient passes it.
         h_mask: [D,B,P]. W_hh sees h_mask * h instead of h (recurrent dropout, Gal & Ghahramani,
             2016).

@@ -34,5 +34,5 @@ def of_layer(grads: Sequence[Tensor | None], *fields: Any) -> list[Tensor | None
         needed = [tensor for tensor in views if tensor.requires_grad]
         outputs, given = [r for r, _ in pairs], [g.reshape(r.shape) for r, g in pairs]
         modes = {"create_graph": True, "allow_unused": True}
-        each = iter(torch.autograd.grad(outputs, needed, given, **modes))
-    return [next(each) if tensor.requires_grad else None for tensor in views]
+        gradients = iter(torch.autograd.grad(outputs, needed, given, **modes))
+    return [next(gradients) if tensor.requires_grad else None for tensor in views]

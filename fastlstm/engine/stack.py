@@ -39,7 +39,7 @@ def run_cell(compute: Callable[[Call], Results], call: Call) -> State:
     """Returns the next h and c [B,H] of a cell's call."""
     _, (h, c), _ = compute(call)
     dtype = call.input.dtype if call.hx is None else call.hx[1].dtype
-    if c.dtype != dtype and c.is_cpu:  # torch.lstm_cell does so under autocast on a CPU
+    if c.dtype != dtype and c.is_cpu:  # torch.lstm_cell too casts back under autocast on a CPU
         return h.to(dtype), c.to(dtype)
     return h, c
 

@@ -36,7 +36,7 @@ def seconds_of(run: Run, device: torch.device) -> float:
 def in_turn(
     runs: Sequence[Run], device: torch.device, seconds: float, shows: bool = False
 ) -> list[list[float]]:
-    """The seconds of a call of each function, which take turns. Each value is a mean of calls."""
+    """Times functions in turn. Returns seconds per call, for each function a list over rounds."""
     once = [min(seconds_of(run, device) for _ in range(2)) for run in runs]
     counts = [max(1, round(SAMPLE / max(each, 1e-7))) for each in once]
     times: list[list[float]] = [[] for _ in runs]
@@ -52,14 +52,14 @@ def in_turn(
     return times
 
 
-def runner(call: Call, row: Engine) -> Run:
+def runner(call: Call, engine: Engine) -> Run:
     """Returns a function that runs a detached copy of a call, in training with its gradients."""
     call = call._replace(hx=call.state())
     call = call.mapped(lambda tensor: tensor.detach().requires_grad_(tensor.requires_grad))
     needed = [tensor for tensor in call.tensors() if tensor.requires_grad]
 
     def run() -> object:
-        output = row.run(call)[0]
+        output = engine.run(call)[0]
         if not output.requires_grad:
             return output
         return torch.autograd.grad(output, needed, torch.ones_like(output), allow_unused=True)

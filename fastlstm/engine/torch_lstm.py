@@ -19,8 +19,8 @@ from .call import DTYPES, Call, LstmCall, Results, autocasts, live_steps, replac
 from .checks import check_lengths
 from .stack import run_layers
 
-# Exact in every dtype, TF32 too. The gates are shut as long as W_hh h + b of i and f stays within
-# 32000, because sigmoid(-746) is 0 and sigmoid(746) is 1 in float64. Other dtypes need less.
+# A power of two is exact in every dtype, TF32 too. The gates are shut if |W_hh h + b| < 32000 for i
+# and f, because sigmoid(-746) is 0 and sigmoid(746) is 1 in float64. Other dtypes need less.
 SHUT = 2.0**15
 
 
@@ -38,7 +38,7 @@ def why_no_lengths(call: Call) -> str | None:
 
 
 def run_torch(call: Call) -> Results:
-    """Runs a call by the aten functions of nn.LSTM and nn.LSTMCell, which give the same bits."""
+    """Runs a call by the aten functions of nn.LSTM and nn.LSTMCell, and gives the same bits."""
     if call.lengths is not None:
         check_lengths(call)
         output, state, _ = run_layers(replaced(call, hx=call.state()), _run_layer)
@@ -69,8 +69,8 @@ def _run_layer(*layer: Any) -> tuple[Tensor, Tensor, Tensor, None]:
     input, lengths, h_0, steps = call.input, call.lengths, call.h_0, call.input.size(0)
     assert lengths is not None
     live = live_steps(input, lengths)
-    # Tensor cores need rows of a multiple of 8. In float16 PyTorch takes cuDNN's persistent kernels
-    # only for a multiple of 128.
+    # Tensor cores need an input size that is a multiple of 8. A multiple of 128 stays a multiple
+    # of 128: in float16 PyTorch takes cuDNN's persistent kernels only for those.
     added = 8 - input.size(-1) % 8 if input.size(-1) % 128 else 128
     ended = F.pad((~live).to(input.dtype), (0, added - 1))
     wide = torch.cat([torch.where(live, input, 0.0), ended], -1)  # without a NaN of the padding
@@ -85,7 +85,7 @@ def _run_layer(*layer: Any) -> tuple[Tensor, Tensor, Tensor, None]:
 
 
 def _wide_weights(call: LstmCall, added: int) -> list[Tensor]:
-    """Returns weights and biases, W_ih with `added` columns; the first of them shuts the gates.
+    """Returns weights and biases. W_ih gets `added` columns, the first of which shuts the gates.
 
     They are parts of one tensor, matrices first, which is cuDNN's layout. From any other layout
     PyTorch copies the weights, and warns.

@@ -16,7 +16,7 @@ def own_class(module: nn.Module) -> type[nn.Module]:
 
 
 def new_class(name: str, bases: tuple[type, ...], members: dict[str, Any], meta: type) -> Any:
-    """Returns what `meta(name, bases, members)` gives, without code of a user's metaclass."""
+    """Returns the class `meta(name, bases, members)`, and runs no code of a user's metaclass."""
     known = abc.ABCMeta if issubclass(meta, abc.ABCMeta) else type
     return known.__new__(meta, name, bases, members)
 
@@ -24,8 +24,8 @@ def new_class(name: str, bases: tuple[type, ...], members: dict[str, Any], meta:
 def to_torch(module: nn.Module) -> tuple[type[nn.Module] | None, str]:
     """Returns the class that convert(to="torch") gives a module, or None, and a note for the user.
 
-    That class is the attribute `_fastlstm_of` of the module's own class. Subclasses do not inherit
-    it, because no class of torch.nn computes what they compute.
+    That class is the attribute `_fastlstm_of` of the module's own class. The attribute of a base
+    class does not count, because no class of torch.nn computes what a subclass computes.
     """
     cls = own_class(module)
     regularizers: Any = getattr(module, "_fastlstm_regularizers", None)

@@ -17,8 +17,8 @@ def run(forward: Callable[..., Any], input: Any, hx: Any, batch_first: bool) -> 
     """Runs `forward` on the padded rows of a nested tensor [B,j,input_size].
 
     `forward` takes a padded input, hx and, by keyword, lengths, and returns output and state.
-    If `batch_first` is false, it has the steps before the batch. The output becomes a nested tensor
-    with the offsets of the input.
+    If `batch_first` is false, the padded input has the steps before the batch. The output becomes
+    a nested tensor with the offsets of the input.
     """
     is_jagged = input.layout is torch.jagged
     if not is_jagged or input.dim() != 3 or not isinstance(input.size(2), int):
@@ -33,13 +33,13 @@ def run(forward: Callable[..., Any], input: Any, hx: Any, batch_first: bool) -> 
         raise RuntimeError("input: expected a nested tensor whose rows do not overlap")
     steps = torch.arange(longest, device=values.device)
     are_real = steps < lengths.unsqueeze(1)
-    places = (offsets[:-1].unsqueeze(1) + steps).clamp_max(len(values) - 1)
-    padded: Tensor = values.index_select(0, places.flatten()).unflatten(0, places.shape)
+    indices = (offsets[:-1].unsqueeze(1) + steps).clamp_max(len(values) - 1)
+    padded: Tensor = values.index_select(0, indices.flatten()).unflatten(0, indices.shape)
     padded = torch.where(are_real.unsqueeze(-1), padded, 0.0)
     padded = padded if batch_first else padded.transpose(0, 1)
     output, state = forward(padded, hx, lengths=lengths)
     results = (output if batch_first else output.transpose(0, 1))[are_real]
     if row_sizes is not None:
         empty = results.new_zeros(len(values), results.size(1))
-        results = empty.index_copy(0, places[are_real], results)
+        results = empty.index_copy(0, indices[are_real], results)
     return _from_jagged(results, offsets, row_sizes, max_seqlen=longest), state

@@ -26,8 +26,8 @@ CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 def read_weights(lstm: Any) -> tuple[list[Any], str | None, torch.dtype | None]:
     """Returns the weights of an LSTM, their layout and their dtype.
 
-    The weights are `_flat_weights`. If one was replaced since that list was made, all are read by
-    name, once. nn.LSTM would make the list anew, which computes a parametrization twice.
+    The weights are `_flat_weights`. If a weight was replaced after that list was made, all weights
+    are read by name. nn.LSTM would make the list again, and compute a parametrization twice.
     Layout and dtype are None if the weights have other shapes than the attributes describe.
     """
     names, weights, parameters = lstm._flat_weights_names, lstm._flat_weights, lstm._parameters
@@ -108,7 +108,7 @@ def is_pair(hx: Any, h_shape: tuple[int, ...], c_shape: tuple[int, ...]) -> bool
 def fits(
     lstm: Any, input: Tensor, hx: Any, batch_sizes: Any, weight: Tensor, dtype: torch.dtype
 ) -> bool:
-    """Whether nn.LSTM takes an input and a state, with weights on the device of `weight`."""
+    """Whether nn.LSTM takes an input and a state. `weight` shows the device, `dtype` the dtype."""
     if input.dim() not in ((2, 3) if batch_sizes is None else (2,)):
         return False
     if input.size(-1) != lstm.input_size or input.device != weight.device:
@@ -142,7 +142,7 @@ def shapes_of(weights: list[Any]) -> list[Any]:
 def run_torch_lstm(lstm: Any, input: Any, hx: Any) -> Any:
     """Runs nn.LSTM.forward. Raises a RuntimeError for a matrix that is too small.
 
-    oneDNN, which computes padded input, compares no shapes and would read beyond its end.
+    oneDNN, which computes padded input, compares no shapes: it would read beyond the matrix.
     """
     shapes = [] if isinstance(input, PackedSequence) else described(lstm)[1]
     for weight, shape in zip(read_weights(lstm)[0], shapes, strict=False):
@@ -167,7 +167,7 @@ def run_torch(forward: Callable[..., Any], module: Any, input: Any, hx: Any) -> 
 
 
 def refuse_as_torch(lstm: Any, input: Any, hx: Any) -> None:
-    """Raises nn.LSTM's error for an input and a state; packed input is checked as dense input."""
+    """Raises nn.LSTM's error for an input and a state; checks also packed input, unlike nn.LSTM."""
     if isinstance(input, PackedSequence):
         lstm._update_flat_weights()
         torch_lstm.check_input(lstm, input.data, input.batch_sizes)

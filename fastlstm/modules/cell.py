@@ -59,8 +59,8 @@ class CellModule(nn.Module):
 
     def _fastlstm_as_torch(self, input: Tensor, hx: Any) -> State:
         """Returns the result, or raises the error, of nn.LSTMCell for shapes that do not fit."""
-        is_row = hx is not None and input.dim() == 1
-        if is_row and any(isinstance(state, Tensor) and state.dim() == 2 for state in hx):
+        is_unbatched = hx is not None and input.dim() == 1
+        if is_unbatched and any(isinstance(state, Tensor) and state.dim() == 2 for state in hx):
             # nn.LSTMCell ends the process.
             raise RuntimeError("For unbatched 1-D input, hx and cx should also be 1-D")
         state: State = run_torch(nn.LSTMCell.forward, self._fastlstm_torch(), input, hx)

@@ -32,7 +32,7 @@ class SequenceModule(nn.Module):
     batch_first: bool
     bidirectional: bool
     permute_hidden = torch_lstm.permute_hidden
-    # Weights, layout, parameters and their names for `plain_lstm`, if the call is plain.
+    # The arguments weights, layout, parameters and names of `plain_lstm`; None if not plain.
     _fastlstm_plain: Callable[[Tensor], tuple[Any, ...] | None]
     # Weights, layout and the dtype of the input; see `read_weights`.
     _fastlstm_weights: Callable[[], tuple[list[Any], str | None, torch.dtype | None]]
@@ -52,9 +52,9 @@ class SequenceModule(nn.Module):
         The letters of the shapes are those of `functional.lstm`, which describes the options too.
 
         Args:
-            input: [T,B,input_size] ([B,T,input_size] if batch_first), [T,input_size] unbatched, a
-                PackedSequence, sorted or not, or, whatever batch_first is, a nested tensor
-                [B,j,input_size] of layout torch.jagged, without the three options below.
+            input: [T,B,input_size] ([B,T,input_size] if batch_first); [T,input_size] unbatched; a
+                PackedSequence, sorted or not; or a nested tensor [B,j,input_size] of layout
+                torch.jagged, for any batch_first, without the three options below.
             hx: (h_0 [L*D,B,P], c_0 [L*D,B,hidden_size]), without B if unbatched; zeros if None.
             lengths: [B] integers ([] unbatched), the number of real steps of each row. Unlike
                 packing, it takes rows of length 0, and compiles with `fullgraph=True`.
@@ -64,8 +64,8 @@ class SequenceModule(nn.Module):
 
         Returns:
             `(output, (h_n, c_n))`, and with `return_cell_states` the cell states as a third item:
-            shapes as in `functional.lstm`, without B if unbatched; a PackedSequence in gives a
-            PackedSequence out, a nested tensor one with the same offsets.
+            shapes as in `functional.lstm`, without B if unbatched. If the input is a PackedSequence
+            or a nested tensor, so is the output, with the same batch sizes or offsets.
         """
         if type(input) is not Tensor and isinstance(input, fx.Proxy):
             named = {"lengths": lengths, "reset": reset, "return_cell_states": return_cell_states}
@@ -258,10 +258,10 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
     ) -> None:
         options = num_layers, bias, batch_first, dropout, bidirectional, proj_size
         super().__init__("LSTM", input_size, hidden_size, *options, device, dtype)
-        drawn = Regularizers(input_dropout, recurrent_dropout, zoneout_h, zoneout_c, weight_dropout)
-        check_probabilities(**drawn._asdict())
-        if any(drawn):
-            self._fastlstm_regularizers = drawn
+        given = Regularizers(input_dropout, recurrent_dropout, zoneout_h, zoneout_c, weight_dropout)
+        check_probabilities(**given._asdict())
+        if any(given):
+            self._fastlstm_regularizers = given
 
     def _fastlstm_plain(self, input: Tensor) -> tuple[Any, ...] | None:
         is_plain = self._fastlstm_regularizers is NO_REGULARIZERS
@@ -273,8 +273,8 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
     _fastlstm_weights = read_weights
 
     def _fastlstm_extends(self, *options: Any) -> bool:
-        draws = self.training and any(self._fastlstm_regularizers)
-        return draws or self._fastlstm_normalizes or super()._fastlstm_extends(*options)
+        is_regularized = self.training and any(self._fastlstm_regularizers)
+        return is_regularized or self._fastlstm_normalizes or super()._fastlstm_extends(*options)
 
     def _fastlstm_compute(self, call: Call) -> Results:
         regularizers = self._fastlstm_regularizers

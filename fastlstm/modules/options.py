@@ -61,7 +61,7 @@ class EngineModule(nn.Module):
             setattr(cls, name, _Option(name))
 
     def __new__(cls, *args: Any, **options: Any) -> Any:
-        """Says what to write in place of keywords that users expect the constructor to take."""
+        """Refuses keywords that users may expect, with an error that says what to write instead."""
         wrong = _INSTEAD.keys() & options.keys()
         if wrong and cls.__init__.__module__.startswith("fastlstm."):
             name = wrong.pop()
@@ -84,8 +84,8 @@ class EngineModule(nn.Module):
             vars(self)["_fastlstm_engine"] = value
         else:
             check_probabilities(**{name: value})
-            drawn = self._fastlstm_regularizers._replace(**{name: value})
-            vars(self)["_fastlstm_regularizers"] = drawn if any(drawn) else NO_REGULARIZERS
+            changed = self._fastlstm_regularizers._replace(**{name: value})
+            vars(self)["_fastlstm_regularizers"] = changed if any(changed) else NO_REGULARIZERS
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
         """Refuses int8 weights of a prepacked layer, which mean nothing without their scales."""

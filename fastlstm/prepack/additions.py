@@ -12,7 +12,7 @@ from ..modules.attributes import named_weights
 
 # The names of a module's tables: its parameters, buffers, submodules, and each kind of hooks.
 _TABLES = [name for name, value in vars(nn.Module()).items() if isinstance(value, dict)]
-# What is not copied: lists of weights of nn.RNNBase, parametrizations, and what is treated below.
+# Attributes that are not copied: those that hold weights, and those that functions below treat.
 _NOT_COPIED = (
     *("_flat_weights", "_flat_weights_names", "_flat_weight_refs", "_all_weights"),
     *("parametrizations", "_non_persistent_buffers_set", "forward"),

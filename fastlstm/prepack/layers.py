@@ -76,7 +76,7 @@ class Prepacked(nn.Module):
         return run_prepacked(call, self.dtype, type(self).__name__)
 
     def train(self, mode: bool = True) -> Prepacked:
-        """Stays in eval mode; a RuntimeError if `mode` is true: there is nothing to train."""
+        """Stays in eval mode. A true `mode` raises a RuntimeError: there is nothing to train."""
         if mode:
             raise RuntimeError(
                 f"{type(self).__name__} has no training mode: its weights are prepacked. Train the "
@@ -130,7 +130,7 @@ class Prepacked(nn.Module):
             layer._all_weights = [[*names] for _, names in by_suffix]
             layer._flat_weights_names = [*self._shapes]
             layer._init_flat_weights()
-        for name in self._attribute_names:  # those that still exist are copied below
+        for name in self._attribute_names:  # the next call copies those that self still has
             vars(layer).pop(name, None)
         copy_additions(self, layer, {*self.own_names(), *self._op_names})
         return layer
@@ -190,7 +190,7 @@ class Prepacked(nn.Module):
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
         """Takes weights of any dtype, also those of the model before prepack."""
         _, _, missing_keys, unexpected_keys, error_msgs = others
-        super()._load_from_state_dict(state_dict, prefix, *others)  # hooks, and additions
+        super()._load_from_state_dict(state_dict, prefix, *others)  # runs hooks, loads additions
         tensors, used = self._unpacked(), set()
         for name, shape in self._shapes.items():
             key = prefix + name
@@ -300,7 +300,7 @@ class PrepackedLSTMCell(Prepacked, CellModule):
 
 
 def _as_bytes(module: Prepacked) -> tuple[Any, ...]:
-    """Pickles for another process by value: shared weights would be gone before it starts."""
+    """Pickles a layer for another process by value: shared memory would be freed too early."""
     return pickle.loads, (pickle.dumps(module),)
 
 

@@ -46,9 +46,9 @@ def prepack(model: nn.Module, weights: _Dtype = None, *, convert: bool = False) 
     `state_dict` still has the weights by their names and `load_state_dict` takes those of the model
     before prepack. Training mode, another dtype or device, and gradients are refused with an error.
     Attributes, hooks, buffers, parameters and submodules that you have put on a layer go along, and
-    `unpack` brings them back. Tables of hooks are copied: the handle of a hook that was registered
-    before removes it only from the layer before prepack. Parametrized weights are prepacked with
-    their present values, without their parametrization.
+    `unpack` brings them back. Tables of hooks are copied: a handle that you got before prepack
+    removes its hook only from the old layer. Parametrized weights are prepacked with their present
+    values, without their parametrization.
 
     A layer that torch.ao.quantization.quantize_dynamic made of an LSTM or LSTMCell is prepacked
     too: its int8 weights with their scales (-128 becomes -127), or its float16 weights in float32.
@@ -91,12 +91,12 @@ def prepack(model: nn.Module, weights: _Dtype = None, *, convert: bool = False) 
             why = f"its class {type(module).__qualname__} is more than an LSTM or LSTMCell"
             text = f"prepack: {path or 'the model itself'} stays as it is: {why}"
             warnings.warn(text, UserWarning, stacklevel=2)
-    prepacked = {layer: _kind(layer)(layer, weights) for layer in layers.values()}
+    prepacked = {layer: _prepacked_class(layer)(layer, weights) for layer in layers.values()}
     prepacked |= {module: _of_torch_ao(module, weights) for module in quantized}
     return _replace(model, prepacked)
 
 
-def _kind(layer: nn.Module) -> Any:
+def _prepacked_class(layer: nn.Module) -> Any:
     return PrepackedLSTM if isinstance(layer, nn.RNNBase) else PrepackedLSTMCell
 
 
@@ -123,7 +123,7 @@ def _hint(model: nn.Module) -> str:
 
 
 def _of_torch_ao(quantized: Any, weights: _Dtype) -> Prepacked:
-    """A prepacked layer with the weights that quantize_dynamic made, in int8 by default."""
+    """A prepacked layer with the weights of quantize_dynamic. By default int8 stays int8."""
     kind = PrepackedLSTM if type(quantized).__name__ == "LSTM" else PrepackedLSTMCell
     state, has_int8 = torch_ao.weights_of(quantized)
     weights = weights or (torch.int8 if has_int8 else None)
@@ -146,7 +146,7 @@ def _check_layer(path: str, module: nn.Module, weights: _Dtype) -> None:
         raise ValueError(f"prepack: expected {path} on the CPU, got {tensor.device}")
     if module.training:
         raise ValueError(f"prepack: expected {path} in eval mode: call model.eval() first")
-    check_additions(path, module, _kind(module).own_names())
+    check_additions(path, module, _prepacked_class(module).own_names())
     if any(0 in p.shape for p in module.parameters()):
         raise ValueError(f"prepack: expected sizes of at least 1 in {path}, got {module}")
     for name, weight in named_weights(module).items():
