@@ -119,7 +119,7 @@ struct Tile {
   int64_t stride;  // elements from one panel to the next
   Vec<A> sum[R][V];
   int64_t term_stride = W * L;  // elements from one term of a panel to the next
-  int64_t bytes_ahead = kPrefetchBytes;
+  int64_t prefetch_bytes = kPrefetchBytes;
 
   // Sets `sum` to the sums of K products. a[r] points to the first term of row r. During the sums
   // it calls prefetch->fetch(), unless `prefetch` is the constant nullptr.
@@ -169,7 +169,7 @@ struct Tile {
     for (int v = 0; v < V; ++v) {
       const T* const at = panel + v / W * stride + v % W * L * DotStep<T>::terms_per_lane;
       // For one row, which reads the panel once, the hardware prefetcher is faster (Intel Xeon).
-      if constexpr (R > 1) __builtin_prefetch(reinterpret_cast<const char*>(at) + bytes_ahead);
+      if constexpr (R > 1) __builtin_prefetch(reinterpret_cast<const char*>(at) + prefetch_bytes);
       b[v] = keep_in_register(Vec<A>::load(at));
     }
 #pragma GCC unroll 16

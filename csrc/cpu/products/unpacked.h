@@ -6,9 +6,9 @@
 // lines ahead, also beyond its end, because the prefetcher of a processor starts anew with every
 // column. With more rows the shuffles bound it, because every tile of rows repeats them.
 //
-// A matrix that is not transposed: register tiles take a few of its rows at a time, in which their
-// columns are neighbors as in a panel. The sums wait in a buffer meanwhile. So each page of the
-// matrix is visited once, which tiles of all terms would visit once for each few columns.
+// A matrix that is not transposed: register tiles read its rows like those of a panel, only a few
+// rows at a time. The sums wait in a buffer meanwhile. So each page of the matrix is visited once;
+// tiles of all terms would visit each page again for every few columns.
 #pragma once
 #include "cpu/products/packing.h"
 #include "cpu/products/tiles.h"
@@ -85,8 +85,8 @@ static void multiply_unpacked_columns(const PanelProduct& p, const UnpackedColum
                    [&](auto... tile) { multiply_unpacked_tile<T, A>(p, columns, next, tile...); });
 }
 
-// The rows of a matrix that are multiplied at a time, while the next ones are prefetched.
-constexpr int64_t kRowsAtATime = 32;
+// The terms (rows of the matrix) that are multiplied at a time, while the next are prefetched.
+constexpr int64_t kTermsAtATime = 32;
 
 // Adds the products of `terms` terms from term k on to the sums of a tile, or to zeros if `first`.
 // `matrix` points to term k, and terms lie `stride` elements apart.
@@ -97,7 +97,7 @@ FASTLSTM_INLINE void add_to_tile(const PanelProduct& p, int64_t k, int64_t terms
   constexpr int L = Vec<A>::lanes;
   const int64_t width = p.shape.vectors * L;
   Tile<R, V, V, A> tile{
-      0, {}, stride, first_row == 0 ? kRowsAtATime * stride * int64_t(sizeof(A)) : 0};
+      0, {}, stride, first_row == 0 ? kTermsAtATime * stride * int64_t(sizeof(A)) : 0};
   const A* a[R];
   sums += first_row * width;
 #pragma GCC unroll 16
@@ -114,8 +114,8 @@ FASTLSTM_INLINE void add_to_tile(const PanelProduct& p, int64_t k, int64_t terms
     for (int v = 0; v < V; ++v) tile.sum[r][v].store(sums + r * width + v * L);
 }
 
-// Does the same for all rows and the V vectors of columns from column n on. Behind the last column
-// nothing may be read, so the vectors are copied if the last one is incomplete.
+// Calls add_to_tile for all rows, and for V vectors of columns from column n on. Memory after the
+// last column must not be read, so the vectors are copied if the last one is incomplete.
 template <int R, typename A, int V>
 FASTLSTM_INLINE void add_matrix_rows(const PanelProduct& p, const UnpackedColumns& columns,
                                      int64_t k, int64_t terms, int64_t n, A* sums, bool first,
@@ -123,15 +123,15 @@ FASTLSTM_INLINE void add_matrix_rows(const PanelProduct& p, const UnpackedColumn
   constexpr int L = Vec<A>::lanes;
   const A* matrix = static_cast<const A*>(columns.first) + k * columns.stride + n;
   int64_t stride = columns.stride;
-  A whole[kRowsAtATime * V * L];
+  A copy[kTermsAtATime * V * L];
   if (const int64_t count = columns.count - n; count < V * L) {
     for (int64_t i = 0; i < terms; ++i)
       for (int64_t v = 0; v < V * L; v += L) {
         Vec<A> x;
         load(matrix + i * stride + v, x, count - v < L ? count - v : L);
-        x.store(whole + i * V * L + v);
+        x.store(copy + i * V * L + v);
       }
-    matrix = whole, stride = V * L;
+    matrix = copy, stride = V * L;
   }
   for_row_tiles<R>(p.rows, [&](auto rows, int64_t first_row) {
     add_to_tile(p, k, terms, matrix, stride, sums, first, rows, vectors, first_row);
@@ -149,8 +149,8 @@ static void multiply_unpacked_rows(const PanelProduct& p, const UnpackedColumns&
   for (int64_t first = p.k_begin; first < end; first += kTermsPerPartialSum) {
     const int64_t last = end - first < kTermsPerPartialSum ? end : first + kTermsPerPartialSum;
     A* const to = first == p.k_begin ? sums : partial;
-    for (int64_t k = first; k < last; k += kRowsAtATime) {
-      const int64_t terms = last - k < kRowsAtATime ? last - k : kRowsAtATime;
+    for (int64_t k = first; k < last; k += kTermsAtATime) {
+      const int64_t terms = last - k < kTermsAtATime ? last - k : kTermsAtATime;
       for (int64_t n = 0; n < width; n += V * L)
         with_count<V>(width - n < V * L ? (width - n) / L : V, [&](auto vectors) {
           add_matrix_rows<R>(p, columns, k, terms, n, to + n, k == first, vectors);
