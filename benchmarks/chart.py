@@ -33,7 +33,7 @@ THEMES = {
 # The groups of bench_lstm.py in the chart of README.
 GROUPS = "packed dense two-layers bfloat16 step cell prepacked-float32 prepacked-int8".split()
 MODES = ("inference", "training")
-# Text stays text, and the same results give the same file.
+# Text is written as text, not as outlines. The same results give the same file.
 STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "fastlstm",
@@ -81,8 +81,8 @@ def heat_map(grid: Record, colors: dict[str, str]) -> Figure:
     """Draws the ratio over rows and hidden size, for each mode and number of threads."""
     threads = sorted({cell["threads"] for cell in grid["cells"]})
     figure = Figure(figsize=(7.2, 2.9 * len(threads)), layout="constrained")
-    every = figure.subplots(len(threads), len(MODES), squeeze=False)
-    for axes_row, number in zip(every, threads, strict=True):
+    axes_grid = figure.subplots(len(threads), len(MODES), squeeze=False)
+    for axes_row, number in zip(axes_grid, threads, strict=True):
         for axes, mode in zip(axes_row, MODES, strict=True):
             cells = [c for c in grid["cells"] if (c["threads"], c["mode"]) == (number, mode)]
             rows, sizes = (sorted({c[key] for c in cells}) for key in ("rows", "hidden_size"))

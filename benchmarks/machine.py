@@ -103,7 +103,7 @@ def describe(device: str) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "machine": machine,
         "threads": torch.get_num_threads(),
-        # Outside the cases. A case sets both flags if its precision is tf32, else it clears both.
+        # The flags before any case. A case sets both if its precision is tf32, else it clears both.
         "tf32": {
             "cudnn": torch.backends.cudnn.allow_tf32,
             "matmul": torch.backends.cuda.matmul.allow_tf32,

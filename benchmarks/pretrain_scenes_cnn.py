@@ -32,7 +32,7 @@ def to_input(pictures: np.ndarray) -> Tensor:
 GRID = 16  # cells per side of the CNN's feature map
 ATTRIBUTES = [*scenes.COLORS, *scenes.SHAPES, *scenes.SIZES]
 BACKGROUNDS = list(scenes.BACKGROUNDS)
-KINDS = [len(scenes.COLORS), len(scenes.SHAPES), len(scenes.SIZES)]
+KIND_SIZES = [len(scenes.COLORS), len(scenes.SHAPES), len(scenes.SIZES)]
 
 
 def draw_grid(rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
@@ -87,11 +87,11 @@ class Heads(nn.Module):
         """
         attributes, background = grid[:, :-1], grid[:, -1].long()
         scores = self.cell(features)
-        *kinds, there, backgrounds = scores.split([*KINDS, 1, len(BACKGROUNDS)], 1)
-        shape_there = attributes[:, : KINDS[0]].sum(1)
+        *kinds, there, backgrounds = scores.split([*KIND_SIZES, 1, len(BACKGROUNDS)], 1)
+        shape_there = attributes[:, : KIND_SIZES[0]].sum(1)
         losses = {"background": F.cross_entropy(backgrounds, background)}
         for name, kind, target in zip(
-            ("color", "shape", "size"), kinds, attributes.split(KINDS, 1), strict=True
+            ("color", "shape", "size"), kinds, attributes.split(KIND_SIZES, 1), strict=True
         ):
             of_cells = F.cross_entropy(kind, target.argmax(1), reduction="none")
             losses[name] = (of_cells * shape_there).sum() / shape_there.sum()

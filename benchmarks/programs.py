@@ -52,7 +52,7 @@ def calls_of_lstms(run: Callable[[], object]) -> dict[bool, list[ModuleCall]]:
 
 
 def seconds_of_lstms(run: Callable[[], object]) -> float:
-    """Returns the seconds that the LSTMs of a program take alone, with the inputs that they get."""
+    """Returns the seconds of only the calls of a program's LSTMs, with the program's inputs."""
     taken = 0.0
     for training, calls in calls_of_lstms(run).items():
         step = partial(_make_calls, calls, training)

@@ -6,7 +6,7 @@
 The sizes of a call are drawn log-uniformly. A ratio is the time of torch.nn divided by the time of
 fastlstm. A call with a ratio below 1.0 is measured again with three times as many pairs, and then
 the second ratio counts. `--isa` limits fastlstm and torch.nn to an instruction set. With one thread
-CPU time is measured, so other processes may run beside it.
+CPU time is measured, so other programs may run at the same time.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from workload import build, check_agreement, settings
 # The names of the instruction sets in PyTorch, oneDNN and MKL: the values of `VARIABLES`.
 ISAS = {"avx2": ("avx2", "AVX2", "AVX2"), "avx512": ("avx512", "AVX512_CORE", "AVX512")}
 VARIABLES = "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS"
-LEAST = 0.97  # calls with a smaller ratio are counted as slow
+SLOW = 0.97  # calls with a smaller ratio are counted as slow
 LARGEST = 4e10  # the most multiply-adds of a forward pass, so that no call takes long
 
 
@@ -125,8 +125,8 @@ def report(found: dict[Case, float]) -> None:
     for name, ratios in [*sorted(groups.items()), ("all", list(found.values()))]:
         mean = statistics.geometric_mean(ratios)
         print(f"{name:24} {len(ratios):5}  {mean:5.2f}  {min(ratios):5.2f}")
-    below = sum(ratio < LEAST for ratio in found.values())
-    print(f"\n{below} of {len(found)} calls are below {LEAST}. The slowest:")
+    below = sum(ratio < SLOW for ratio in found.values())
+    print(f"\n{below} of {len(found)} calls are below {SLOW}. The slowest:")
     for case, ratio in sorted(found.items(), key=lambda item: item[1])[:10]:
         print(f"{ratio:6.2f}  {case}")
 

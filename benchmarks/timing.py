@@ -51,9 +51,9 @@ def cpu_time_clock(step: Step, calls: int) -> float:
 
 
 class Rested:
-    """A step that first warms up in every measurement.
+    """Wraps a step so that every measurement first makes the calls once without timing them.
 
-    It is for a step that alternates with another process, which uses the caches in between.
+    A peer in another process uses the caches between two measurements of the step.
     """
 
     def __init__(self, step: Step) -> None:

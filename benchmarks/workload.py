@@ -153,8 +153,8 @@ def build(case: Case, implementation: str, device: str) -> Workload:
         call = loop_over_steps(call)
     arguments: tuple[Any, ...] = ()
     if T == 1 and not case.lengths:  # a single step starts from a state, as in decoding
-        layers = () if is_cell else (case.num_layers * (1 + case.bidirectional),)
-        arguments = ((draw(*layers, B, case.output_size), draw(*layers, B, H)),)
+        leading = () if is_cell else (case.num_layers * (1 + case.bidirectional),)
+        arguments = ((draw(*leading, B, case.output_size), draw(*leading, B, H)),)
     if case.ragged:
         packed = pack_padded_sequence(x, ragged_lengths(B, T), enforce_sorted=False)
         x = packed.data

@@ -28,7 +28,7 @@ def _is_silent() -> bool:
 
 
 def say(*lines: object, error: bool = False) -> None:
-    """Prints lines above a progress bar: to stdout in the first process, or to stderr in all."""
+    """Prints lines above a progress bar: errors to stderr, others to stdout in process 0 only."""
     stream = sys.stderr if error else sys.stdout
     tqdm = sys.modules.get("tqdm")  # without it there is no progress bar
     write = tqdm.tqdm.write if tqdm else print

@@ -119,7 +119,7 @@ class TrainConfig:
 
     Args:
         epochs: passes over all captions.
-        batch_size: captions in a step, or pictures in self-critical training, of all processes.
+        batch_size: captions in a step of all processes; in self-critical training: pictures.
         learning_rate: highest learning rate, after the warmup; then it falls to a fiftieth.
         seed: of initial weights, order of the captions and dropout.
         self_critical: 0 for cross-entropy; N >= 2 for the CIDEr-D of N captions of each picture.
@@ -163,16 +163,16 @@ def preset(
     """Returns settings that suit this number of pictures; other settings keep their defaults."""
     small = pictures < SMALL_SET
     dropout, image_at = (0.4, "every") if small else (0.3, "first")
-    found: dict[str, Any] = {"batches_of": batches_of, "dropout": dropout, "image_at": image_at}
+    chosen: dict[str, Any] = {"batches_of": batches_of, "dropout": dropout, "image_at": image_at}
     if self_critical:
         epochs, rate = (6, 2e-4) if small else (10, 3e-4)
-        return found | {"epochs": epochs, "learning_rate": rate, "batch_size": 64}
+        return chosen | {"epochs": epochs, "learning_rate": rate, "batch_size": 64}
     if small:
         epochs = 6 if batches_of == "captions" else 10
         # With few pictures an epoch has few steps, so there are more epochs.
-        found["epochs"] = min(60, max(epochs, 6000 * epochs // max(1, pictures)))
-        found |= {"learning_rate": 3e-3, "label_smoothing": 0.1, "consensus": 0.5, "ema": 0.99}
-    return found
+        chosen["epochs"] = min(60, max(epochs, 6000 * epochs // max(1, pictures)))
+        chosen |= {"learning_rate": 3e-3, "label_smoothing": 0.1, "consensus": 0.5, "ema": 0.99}
+    return chosen
 
 
 # The settings without an option of their own, which `train --set NAME=VALUE` takes.

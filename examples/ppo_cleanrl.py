@@ -105,16 +105,16 @@ class Training:
 
     def update(self) -> None:
         """Plays a rollout and improves the agent on it."""
-        first = self.state
+        state_before = self.state
         rollout = self.play()
         for _ in range(EPOCHS):
             for rows in torch.randperm(ENVIRONMENTS).chunk(MINIBATCHES):
-                state = tuple(s[:, rows] for s in first)
+                state = tuple(s[:, rows] for s in state_before)
                 x, done, action, log_prob, value, advantage = (part[:, rows] for part in rollout)
                 policy, new_value, _ = self.agent(x, state, done)
                 ratio = (policy.log_prob(action) - log_prob).exp()
-                better = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-                loss = -torch.min(better * ratio, better * ratio.clamp(1 - CLIP, 1 + CLIP)).mean()
+                scaled = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+                loss = -torch.min(scaled * ratio, scaled * ratio.clamp(1 - CLIP, 1 + CLIP)).mean()
                 loss = loss + 0.5 * (new_value - value - advantage).square().mean()
                 loss = loss - 0.01 * policy.entropy().mean()
                 self.optimizer.zero_grad()

@@ -103,7 +103,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     frames, model = listen(args.seconds), Recognizer(args.hidden, args.layers).eval()
-    exact, errors, steps = torch.empty(0), {}, {"nn.LSTM": model}
+    expected, errors, steps = torch.empty(0), {}, {"nn.LSTM": model}
     if all(importlib.util.find_spec(name) for name in ("onnxruntime", "onnxscript")):
         steps["onnxruntime"] = onnxruntime_step(model)
     for weights in (torch.float32, torch.bfloat16, torch.int8):
@@ -112,8 +112,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     print(f"{len(frames)} frames of {1000 * HOP / RATE:.0f} ms")
     for name, step in steps.items():
         scores, seconds = run(step, frames, model.start())
-        exact = exact if errors else scores
-        errors[name] = float((scores - exact).norm() / exact.norm())
+        expected = expected if errors else scores
+        errors[name] = float((scores - expected).norm() / expected.norm())
         print(
             f"{name:<18} {len(frames) / seconds:>7,.0f} frames a second, real-time factor "
             f"{seconds / args.seconds:.4f}, error {errors[name]:.0e}"

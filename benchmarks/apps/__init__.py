@@ -1,7 +1,7 @@
 """Whole programs of other projects that `programs.py` runs.
 
-The ways to run a program are its model unchanged, converted and prepacked, and what the project
-offers itself.
+Each program runs in several ways: with its model unchanged, converted and prepacked, and with
+faster models that the project itself offers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import nn
 import fastlstm
 
 UNCHANGED = "unchanged"
-TIME_ONLY = "the same lines, with weights of no training"  # its result is not shown
+TIME_ONLY = "the same lines, with weights of no training"  # a `measure` whose result is not shown
 Ways = dict[str, Callable[[], Any]]  # by name; each runs the whole program and returns its result
 
 
@@ -26,13 +26,13 @@ class Program(NamedTuple):
     """A row of the table.
 
     Attributes:
-        make: returns the ways, `UNCHANGED` first. It is given whether the work shall be small,
+        make: returns the ways, `UNCHANGED` first. Its argument is True for a small amount of work,
             for tests.
         title: what the program does.
         work: what one run of it does, at full size.
-        install: what to give to pip; the first word that is no option is shown with its version.
+        install: the arguments of `pip install`; `version` looks up the first that is no option.
         measure: what `judge` returns, in words.
-        judge: returns what a result is worth, given the result of the unchanged program.
+        judge: compares a result with the result of the unchanged program; returns a text.
     """
 
     make: Callable[[bool], Ways]

@@ -96,7 +96,7 @@ def easyocr_page(small: bool) -> Ways:
     image, lines = page(small)
     boxes = [[ln[0].box[0], ln[-1].box[2], ln[0].box[1], ln[0].box[3]] for ln in lines]
     characters = recognition_models["gen2"]["english_g2"]["characters"]
-    # A network of the user's own, because EasyOCR checks the files of its networks.
+    # EasyOCR checks the files of its own networks, so this one is given as a network of the user.
     network = {"network_params": ENGLISH, "imgH": 64, "lang_list": ["en"]}
     torch.manual_seed(0)
     weights = Model(**ENGLISH, num_class=len(characters) + 1).state_dict()
@@ -117,5 +117,5 @@ def easyocr_page(small: bool) -> Ways:
         reader.recognizer = model
         return reader.recognize(np.array(image), boxes, [], detail=0)
 
-    own = {"quantize=True": partial(run, quantized.recognizer)}
-    return inference(reader.recognizer, run) | own
+    offered = {"quantize=True": partial(run, quantized.recognizer)}
+    return inference(reader.recognizer, run) | offered

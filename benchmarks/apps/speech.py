@@ -16,7 +16,7 @@ from . import Ways, inference, program
 
 WORK = "a minute of speech"
 RATE, ESPEAK_RATE = 16_000, 22_050  # samples a second
-CONTEXT, FRAME, BLOCK = 64, 512, 512  # silero-vad: samples, samples, frames in a call
+CONTEXT, FRAME, BLOCK = 64, 512, 512  # of silero-vad: in samples, BLOCK in frames
 
 
 def utterance(text: str, voice: str, pitch: int) -> Tensor:
@@ -109,7 +109,7 @@ class Silero(nn.Module):
 
 
 class SileroFile(Silero):
-    """The same with an LSTM in place of the cell: it takes all frames of a file."""
+    """A `Silero` whose LSTM takes all frames of a file; the LSTM has the weights of the cell."""
 
     def __init__(self, weights: dict[str, Tensor]) -> None:
         super().__init__(weights)

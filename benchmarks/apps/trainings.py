@@ -20,7 +20,7 @@ from . import UNCHANGED, Ways, program, training
 SENTENCES = 500
 PPO_STEPS, PPO_HIDDEN = 2048, 256
 FORECAST_STEPS, YEAR = 50, 12  # steps of training; months
-# Some words have two tags, which their place in the sentence tells.
+# Some words have two tags. Their place in the sentence decides which tag is right.
 WORDS = {
     "DET": "the a this every no some",
     "ADJ": "small old red quick quiet heavy late open",

@@ -50,7 +50,7 @@ class FeatureCache:
             found = [np.load(file, mmap_mode="c") for file in (path, state)]
         except (OSError, ValueError, EOFError) as error:
             raise CaptioningError(f"{path} is damaged ({error}): delete it") from error
-        if (found[1] != DONE).any():  # the files of a complete cache may be read-only
+        if (found[1] != DONE).any():  # a complete cache is not written, and may be read-only
             found = [np.load(file, mmap_mode="r+") for file in (path, state)]
         self.features, self.state = map(torch.from_numpy, found)
 
@@ -93,7 +93,7 @@ def extract_features(
     if on_error == "refuse":
         cache.state[cache.state == BROKEN] = TO_DO
     rows = (cache.state == TO_DO).nonzero().flatten().tolist()
-    # The loader's items are row numbers, and `load` collates a batch of them to inputs.
+    # The loader makes batches of row numbers, and `load` reads the pictures of a batch.
     load = partial(_load, images, cnn.transform)
     loader = DataLoader(cast(Any, rows), batch_size, num_workers=workers, collate_fn=load)
     broken: list[str] = []

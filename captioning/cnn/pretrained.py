@@ -131,7 +131,7 @@ class FrozenCNN(nn.Module):
 
 
 def load_cnn(config: CNNConfig) -> FrozenCNN:
-    """Makes a CNN with its pretrained weights. Its config has the transform and the fingerprint.
+    """Makes a CNN with its pretrained weights. Its `config` has the transform and fingerprint.
 
     If `config.transform` is None, every CNN but scenes_cnn sees the whole picture, squashed into a
     square, because captions are about the borders of a picture too.

@@ -68,8 +68,8 @@ def demo(
     """
     output, start = Path(output), time.perf_counter()
     settings = {"batches_of": "captions", "dropout": 0.0, "image_at": "first", "min_count": 1}
-    # The set is small, but it gets these settings of a large set. The captions of a scene state the
-    # same facts in few words, so a captioner hardly overfits.
+    # `large` has the values for a large set, though the set is small. A captioner hardly overfits,
+    # because the captions of a scene state the same facts in few words.
     large = {n: getattr(TrainConfig(), n) for n in ("label_smoothing", "consensus", "ema")}
     settings |= {**large, "learning_rate": 4e-3, **DECODERS[decoder].demo}
     settings |= {"decoder": decoder, "seed": seed, "no_neighbors": True, "autocast": "none"}

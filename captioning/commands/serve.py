@@ -120,7 +120,7 @@ def serve(checkpoint: Checkpoint, cnn: FrozenCNN, host: str, port: int | None, n
         page = build_page(checkpoint, cnn, name)
         theme = gr.themes.Default(font="system-ui", font_mono="ui-monospace")
         options: Any = {"server_name": host, "server_port": port, "max_file_size": MAX_FILE}
-        options |= {"quiet": True, "run_history": False, "share": False}  # not even in a notebook
+        options |= {"quiet": True, "run_history": False, "share": False}  # Colab's default is True
         page.launch(theme=theme, footer_links=["api"], prevent_thread_lock=True, **options)
         say(f"{name}: {page.local_url} (Ctrl-C to stop)")
         page.block_thread()

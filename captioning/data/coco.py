@@ -37,7 +37,7 @@ class CaptionDataset:
     """The captioned pictures of one captions file, in the order of the file."""
 
     images: list[CaptionedImage]
-    # The pictures that were left out, by reason: {"missing picture": ["val/7.png"], ...}.
+    # The pictures that were left out or lost captions, by reason: {"no caption": ["7.png"], ...}.
     skipped: dict[str, list[str]] = field(default_factory=dict)
 
     @property
@@ -55,9 +55,9 @@ def load_coco(
     """Reads the captions of a COCO captions file, and finds its pictures.
 
     The pictures are in `image_folder`, or else in the folder that info.image_folder names. Captions
-    without words and pictures whose file is missing cannot be used, and with `need_captions`
-    neither can pictures without a caption. With `on_error` "refuse" an error lists them; "skip"
-    leaves them out, and the result's `skipped` lists them.
+    without words and pictures whose file is missing cannot be used. With `need_captions`, pictures
+    without a caption cannot be used either. With `on_error` "refuse" an error lists what cannot be
+    used; "skip" leaves it out, and the result's `skipped` lists the pictures.
     """
     images: list[CaptionedImage] = []
     skipped: defaultdict[str, list[str]] = defaultdict(list)

@@ -172,7 +172,7 @@ def prepare(
 def _check_pictures(
     source: Source, images: Path, skipped: defaultdict[str, list[str]]
 ) -> dict[str, list[str]]:
-    """Returns the captions of the pictures that can be read; adds the others to `skipped`."""
+    """Returns the captions of usable pictures; adds bad pictures and captions to `skipped`."""
     kept: dict[str, list[str]] = {}
     for name, captions in progress(source.captions.items(), "check pictures", unit="img"):
         try:

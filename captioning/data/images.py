@@ -111,8 +111,8 @@ class Transform:
 
     def view(self, image: Image.Image) -> Image.Image:
         """Returns the square that the CNN sees, before normalization."""
-        # For a crop only the part that is kept is resized. The pixels are the same, and the work
-        # is bounded even for a very long picture.
+        # A crop is resized from only the part that is kept, instead of cropped from the resized
+        # picture. So the work is bounded even for a very long picture.
         side = min(image.size) * self.crop_size / self.resize_size
         left, top = ((length - side) / 2 for length in image.size)
         box = None if self.squash else (left, top, left + side, top + side)

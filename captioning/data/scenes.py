@@ -159,7 +159,8 @@ Combination = tuple[int, str, str, str, str]
 def split_combinations(seed: int = 0) -> tuple[list[Combination], list[Combination]]:
     """Divides all combinations of the first five facts into seen and unseen ones.
 
-    Each pair of a color and a shape is seen in some combination, so that a captioner can learn it.
+    Only 72 of the 432 combinations are unseen, so a captioner sees practically every pair of a
+    color and a shape.
     """
     combinations = list(itertools.product(COUNTS, SIZES, COLORS, SHAPES, BACKGROUNDS))
     unseen = set(random.Random(seed).sample(combinations, HELD_OUT))
@@ -172,8 +173,7 @@ def generate(root: str | Path, splits: dict[str, int] = SPLITS, seed: int = 0) -
 
     Args:
         root: the folder.
-        splits: the number of pictures of each split. Only the split "unseen" has the unseen
-            combinations.
+        splits: the number of pictures of each split. Only "unseen" has unseen combinations.
         seed: of all that is random.
 
     Returns:

@@ -70,7 +70,7 @@ class AttentionDecoder(nn.Module):
         """Computes the state before <start> from the image; see `Decoder.start`."""
         h, c = self.init(image.mean(1)).tanh().chunk(2, 1)
         positions = (self.row.unsqueeze(1) + self.column).flatten(0, 1)
-        # Without this cast autocast would cast the cells in each step.
+        # Under autocast the sum is float32. Without this cast, each step would cast the cells.
         cells = self.dropout(image + positions).to(image.dtype)
         double_keys = F.linear(cells, 2 * self.key.weight, 2 * self.key.bias).to(positions.dtype)
         pictures = torch.arange(len(image), device=image.device)

@@ -73,4 +73,4 @@ class Decoder(Protocol):
 
     @staticmethod
     def select(state: Any, rows: Tensor) -> Any:
-        """Returns the state of the captions `rows`, in any order, which may contain repeats."""
+        """Returns the state of the captions `rows`, int64 [R]. Rows may repeat, in any order."""

@@ -39,9 +39,9 @@ class Dropout(nn.Dropout):
 def prepack_lstms(model: nn.Module, weights: str = "float32") -> None:
     """Prepacks the weights of a model's LSTMs in place, to write captions faster on a CPU.
 
-    `weights` is one of `LSTM_WEIGHTS`. With float32 the captions stay the same, and a model without
-    an LSTM that can be prepacked (nn.LSTM, the reference, a model on a GPU) stays as it is. Another
-    dtype is then an error.
+    `weights` is one of `LSTM_WEIGHTS`. With float32 the captions stay the same. A model without an
+    LSTM that can be prepacked (nn.LSTM, the reference, a model on a GPU) stays as it is with
+    float32; with another dtype it is refused.
     """
     check_choice("weights", weights, LSTM_WEIGHTS)
     lstms = (m for m in model.modules() if isinstance(m, (fastlstm.LSTM, fastlstm.LSTMCell)))

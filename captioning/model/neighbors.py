@@ -25,8 +25,8 @@ TEMPERATURE = 0.15  # the weight of a similar picture is softmax(cosine / TEMPER
 # The number of principal axes is the number of training pictures / PICTURES_PER_AXIS, within these
 # bounds.
 PICTURES_PER_AXIS, LEAST_AXES, MOST_AXES = 20, 16, 256
-# An axis is ignored if the deviation along it is less than this share of the largest deviation.
-# Such a deviation is only rounding error.
+# An axis is ignored if the standard deviation of the features along it is less than this share of
+# the largest one. Such a small deviation is only rounding error.
 LEAST_DEVIATION = 0.003
 OTHERS_WEIGHT = 0.02  # the factor of the agreement with the other captions that the search found
 

@@ -17,7 +17,7 @@ from captioning.results.attention_maps import Maps, attends, file_maps
 from captioning.results.figures import History
 from captioning.results.metrics import Scores
 
-MapsFor = Callable[[Path, str], Maps]
+MapsFor = Callable[[Path, str], Maps]  # (picture, caption) -> attention maps
 
 
 @dataclass(frozen=True)

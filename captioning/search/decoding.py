@@ -1,8 +1,8 @@
 """Writes captions with one or several decoders: greedy search, sampling and beam search.
 
 Each caption has at most `max_seq_length` tokens, including <end>. The tokens <pad>, <start> and
-<unk> are never written. Decoders are used only by their methods `start`, `step` and `select`, and
-must be in eval mode.
+<unk> are never written. Only `start`, `step`, `select` and `max_seq_length` of a decoder are used.
+Decoders must be in eval mode.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -69,8 +69,8 @@ def write_tokens(
 
     `images` has for each decoder the B pictures as its encoder embeds them. With several decoders
     the probability of a word is the mean of their probabilities. Returns the int64 tokens [B,T],
-    with <pad> after <end>, and their log-probabilities [B,T], with 0 after <end>. These do not
-    depend on the temperature, and the words that are never written have probability 0.
+    with <pad> after <end>, and their log-probabilities [B,T], with 0 after <end>. The
+    log-probabilities do not depend on the temperature. A word never written has probability 0.
     """
     steps = min(decoder.max_seq_length for decoder in decoders)
     count, device = len(images[0]), images[0].device
@@ -83,7 +83,7 @@ def write_tokens(
         pairs = [decoder.step(words, s) for decoder, s in zip(decoders, states, strict=True)]
         scores, states = pairs[0][0], [state for _, state in pairs]
         if len(pairs) > 1:
-            # The sum in place of the mean: `_log_probs` normalizes it.
+            # The sum of the probabilities does as well as their mean: `_log_probs` normalizes it.
             scores = torch.stack([s.float().log_softmax(1) for s, _ in pairs]).logsumexp(0)
         candidates = _log_probs(scores)
         words = choose(candidates, unfinished, t)
@@ -179,18 +179,18 @@ def _extend(
     values, words = log_probs.topk(min(2 * k, log_probs.size(1)))
     sums = values + values.new_tensor([h.score for h in beginnings]).unsqueeze(1)
     padded = pad_sequence(sums.split(counts), batch_first=True, padding_value=-torch.inf)
-    totals, best = padded.flatten(1).topk(min(2 * k, padded[0].numel()))
+    totals, places = padded.flatten(1).topk(min(2 * k, padded[0].numel()))
     first_rows = torch.tensor([0, *counts[:-1]], device=words.device).cumsum(0).unsqueeze(1)
     # Pictures with fewer captions have padding with sums of -inf, which is left out below. The row
     # numbers of padding must be valid too, but for the last pictures they could be too large.
-    rows = (first_rows + best // words.size(1)).clamp(max=len(beginnings) - 1)
-    flat = rows * words.size(1) + best % words.size(1)
-    columns = (tensor.tolist() for tensor in (totals, words.take(flat), values.take(flat), rows))
+    rows = (first_rows + places // words.size(1)).clamp(max=len(beginnings) - 1)
+    flat = rows * words.size(1) + places % words.size(1)
+    fields = (tensor.tolist() for tensor in (totals, words.take(flat), values.take(flat), rows))
 
     def extend(total: float, word: int, log_prob: float, row: int) -> tuple[Hypothesis, int]:
         tokens, log_probs, _ = beginnings[row]
         return Hypothesis([*tokens, word], [*log_probs, log_prob], total), row
 
-    pictures = [[*map(extend, *picture)] for picture in zip(*columns, strict=True)]
+    pictures = [[*map(extend, *picture)] for picture in zip(*fields, strict=True)]
     # A score of -inf is padding, or has a word that must not be written.
     return [[pair for pair in picture if pair[0].score != -torch.inf] for picture in pictures]

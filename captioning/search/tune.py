@@ -67,9 +67,9 @@ def _candidates(
 ) -> Iterator[list[_Candidate]]:
     """Yields the captions that beam search with `size` beams finds for each picture."""
     vocabulary = checkpoint.vocabulary
-    # `score_captions` compares all words, and so does CIDEr-D here. The captioner's vocabulary
-    # would turn the words that the captioner does not know into <unk>. So this vocabulary has all
-    # words of the validation captions.
+    # The captioner's vocabulary would turn words that the captioner does not know into <unk>. But
+    # CIDEr-D must compare all words, as `score_captions` does. So this vocabulary has all words of
+    # the validation captions.
     all_words = Vocabulary.build(caption for image in val.images for caption in image.captions)
     tokens = lambda caption: all_words.encode(caption)[1:-1]
     cider = CiderD([[*map(tokens, image.captions)] for image in val.images])
@@ -82,9 +82,9 @@ def _candidates(
         zeros = [[0.0] * len(group) for group in groups]
         agreement = neighbors.agreement(features, found) if neighbors else zeros
         for picture, group, row in zip(pictures.tolist(), groups, agreement, strict=True):
-            scores = cider.scores(picture, [tokens(vocabulary.decode(h.tokens)) for h in group])
-            ranks, lengths = [h.score for h in group], [len(h.tokens) for h in group]
-            yield [*map(_Candidate, ranks, lengths, row, scores)]
+            ciders = cider.scores(picture, [tokens(vocabulary.decode(h.tokens)) for h in group])
+            scores, lengths = [h.score for h in group], [len(h.tokens) for h in group]
+            yield [*map(_Candidate, scores, lengths, row, ciders)]
 
 
 def _best(group: list[_Candidate], penalty: float, weight: float) -> _Candidate:

@@ -93,8 +93,8 @@ class _Run:
     def train_epoch(self, epoch: int) -> dict[str, float]:
         """Runs the steps of an epoch (0 is the first); returns its entry for the history."""
         trainer, config, metric = self.trainer, self.config, self.trainer.metric
-        start, total, order = time.perf_counter(), 0.0, trainer.batches(epoch)
-        bar = progress(order, f"epoch {epoch + 1}/{config.epochs}")
+        start, total, batches = time.perf_counter(), 0.0, trainer.batches(epoch)
+        bar = progress(batches, f"epoch {epoch + 1}/{config.epochs}")
         for done, indices in enumerate(bar, 1):
             value = trainer.train_step(indices, self.steps)
             if not math.isfinite(value):
@@ -106,9 +106,9 @@ class _Run:
                 self.curves.add_scalar(f"train/{metric}", value, trainer.step)
             bar.set_postfix_str(f"{metric} {total / done:.3f}", refresh=False)
         seconds = time.perf_counter() - start
-        captions = max(1, config.self_critical) * sum(map(len, order))
+        captions = max(1, config.self_critical) * sum(map(len, batches))
         rate = learning_rate(config, trainer.step - 1, self.steps)
-        entry = {"epoch": epoch + 1, metric: total / len(order), "learning_rate": rate}
+        entry = {"epoch": epoch + 1, metric: total / len(batches), "learning_rate": rate}
         return entry | {"seconds": seconds, "captions_per_second": captions / seconds}
 
     def validate_and_save(self, entry: dict[str, float]) -> None:

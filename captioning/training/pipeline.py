@@ -27,7 +27,7 @@ from captioning.training.setup import Setup, set_up
 FIRST_STAGE = "cross-entropy"  # the folder of the stage before self-critical training
 # These settings of a request apply only to the self-critical stage.
 SECOND_STAGE_SETTINGS = {"self_critical", "epochs", "batch_size", "learning_rate"}
-LEGEND = {  # by what a batch consists of
+LEGEND = {  # by the unit of `batch_size`
     "captions": "loss: cross-entropy in nats per word; dropout is active on --train, not on --val",
     "pictures": "reward: mean CIDEr-D of captions drawn for pictures of --train",
 }
@@ -150,21 +150,21 @@ def finish(paths: list[Path], lstm: str, device: str, setup: Setup, no_neighbors
     the runs, for its feature tables.
     """
     tables, several = setup.tables, len(paths) > 1
-    found = load_ensemble(paths, lstm, device)
-    for model in found.models:
+    ensemble = load_ensemble(paths, lstm, device)
+    for model in ensemble.models:
         prepack_lstms(model)
     prefix = f"all {len(paths)} together: " if several else ""
     # best.pt has the neighbors of an earlier run if the resumed run did not write best.pt again.
-    found.neighbors = None
+    ensemble.neighbors = None
     if "val" in tables:
         keeps = len(tables["train"].images) < SMALL_SET and not no_neighbors
-        near = Neighbors.of(tables["train"], found.vocabulary) if keeps else None
-        say(prefix + choose_search(found, tables["val"], near))
+        near = Neighbors.of(tables["train"], ensemble.vocabulary) if keeps else None
+        say(prefix + choose_search(ensemble, tables["val"], near))
     for path in paths:
         one = load_checkpoint(path, lstm)
-        replace(one, search=found.search, neighbors=found.neighbors).save(path)
+        replace(one, search=ensemble.search, neighbors=ensemble.neighbors).save(path)
     if "test" in tables:
-        say(prefix + describe_scores(found, tables["test"]))
+        say(prefix + describe_scores(ensemble, tables["test"]))
     pattern = paths[0].parents[1] / "*" / "best.pt" if several else paths[0]
     say(f"next: captioning caption {pattern} PICTURE")
 

@@ -30,7 +30,7 @@ class Setup:
 
     checkpoint: Checkpoint  # the captioner to train
     config: TrainConfig
-    tables: dict[str, FeatureTable]  # of those of the splits "train", "val", "test" that were given
+    tables: dict[str, FeatureTable]  # by split: "train", and "val" and "test" if they were given
     resumes: bool = False  # whether the run continues an earlier one
 
 

@@ -89,7 +89,7 @@ class Trainer:
         # needs two pictures. There are two exceptions: if the CNN pools to a grid, one picture has
         # many vectors, and self-critical training stays in eval mode.
         needs_two_pictures = not self.model.config.grid and not config.self_critical
-        # A batch that has more captions than any single picture describes two pictures or more.
+        # If a batch has more captions than any one picture has, it describes at least two pictures.
         if needs_two_pictures and smallest <= images.bincount().max():
             every = (batch for epoch in range(config.epochs) for batch in self.batches(epoch))
             too_small = any(len(images[batch].unique()) < 2 for batch in every)
