@@ -22,7 +22,7 @@ constexpr int64_t kSmallBytes = 128 << 10;  // malloc serves blocks below this s
 // After a fork a blocking lock could wait forever for a thread that does not exist in the child.
 // std::mutex::try_lock that is built with glibc 2.34 or newer needs this glibc at run time.
 struct BlockCache {
-  std::vector<at::Tensor> blocks;  // in the order of their last use
+  std::vector<at::Tensor> blocks;  // the smallest first
   int64_t bytes = 0;               // of all blocks
   std::atomic_flag taken = ATOMIC_FLAG_INIT;
   bool try_lock() { return !taken.test_and_set(std::memory_order_acquire); }
@@ -38,14 +38,19 @@ BlockCache& block_cache() {
 // Whether no call uses the block: the cache has the only reference.
 bool is_free(const at::Tensor& block) { return block.use_count() == 1; }
 
-// Frees blocks that are not in use, the least recently used first, until at most `bytes` are kept.
+// Frees a block that no call uses.
+void free_block(BlockCache& cache, std::vector<at::Tensor>::iterator block) {
+  cache.bytes -= block->nbytes();
+  cache.blocks.erase(block);
+}
+
+// Frees blocks that no call uses until at most `bytes` are kept.
 void shrink(BlockCache& cache, int64_t bytes) {
   auto& blocks = cache.blocks;
   while (cache.bytes > bytes) {
     const auto block = std::find_if(blocks.begin(), blocks.end(), is_free);
     if (block == blocks.end()) return;
-    cache.bytes -= block->nbytes();
-    blocks.erase(block);
+    free_block(cache, block);
   }
 }
 
@@ -53,27 +58,32 @@ at::Tensor new_block(int64_t bytes) {
   return at::Tensor(at::detail::empty_cpu({bytes}, at::TensorOptions(at::kByte)));
 }
 
-// Returns a kept block of at least this size and at most an eighth more, or a new block.
+// Returns the smallest kept block that is large enough. If there is none, a new block replaces the
+// largest, so that calls of many sizes do not keep a block for each size.
 at::Tensor block_of(int64_t bytes) {
   if (bytes > kCacheBytes) return new_block(bytes);
   BlockCache& cache = block_cache();
   const Lock lock(cache, std::try_to_lock);
   if (!lock) return new_block(bytes);
   auto& blocks = cache.blocks;
-  const auto found = std::find_if(blocks.begin(), blocks.end(), [bytes](const at::Tensor& block) {
-    const int64_t size = block.nbytes();
-    return is_free(block) && bytes <= size && size <= bytes + bytes / 8;
-  });
-  if (found != blocks.end()) {
-    std::atomic_thread_fence(std::memory_order_acquire);  // pairs with its last user's release
-    std::rotate(found, found + 1, blocks.end());
-    return blocks.back();
+  auto largest = blocks.end();
+  for (auto block = blocks.begin(); block != blocks.end(); ++block) {
+    if (!is_free(*block)) continue;
+    if (static_cast<int64_t>(block->nbytes()) >= bytes) {
+      std::atomic_thread_fence(std::memory_order_acquire);  // pairs with its last user's release
+      return *block;
+    }
+    largest = block;
   }
+  if (largest != blocks.end()) free_block(cache, largest);
   at::Tensor block = new_block(bytes);
   shrink(cache, kCacheBytes - bytes);
   if (cache.bytes + bytes > kCacheBytes) return block;
   cache.bytes += bytes;
-  blocks.push_back(block);
+  const auto is_smaller = [](const at::Tensor& a, const at::Tensor& b) {
+    return a.nbytes() < b.nbytes();
+  };
+  blocks.insert(std::lower_bound(blocks.begin(), blocks.end(), block, is_smaller), block);
   return block;
 }
 
