@@ -19,11 +19,9 @@ bool is_wrapper(const Tensor& tensor) {
 
 ForwardResult without_undefined(ForwardResult result) {
   auto& [output, h_n, c_n, cells, gates] = result;
-  const auto empty = [&](at::ScalarType dtype) {
-    return at::empty({0}, output.options().dtype(dtype));
-  };
-  if (!cells.defined()) cells = empty(state_dtype(output.scalar_type()));
-  if (!gates.defined()) gates = empty(output.scalar_type());
+  const auto options = output.options();
+  if (!cells.defined()) cells = at::empty({0}, options.dtype(state_dtype(output.scalar_type())));
+  if (!gates.defined()) gates = at::empty({0}, options);
   return result;
 }
 
@@ -42,7 +40,7 @@ static auto dispatched(const auto& op, const LstmCall& call, const auto& options
 ForwardResult call_lstm(const LstmCall& call, const ForwardOptions& options) {
   static const auto lstm = op_named<call_lstm>("fastlstm::lstm");
   static const auto prepacked = op_named<call_lstm>("fastlstm::lstm_prepacked");
-  return dispatched(call.is_prepacked() ? prepacked : lstm, call, options);
+  return dispatched(WeightLayout::of(call.layout).format.empty() ? lstm : prepacked, call, options);
 }
 
 BackwardResult call_lstm_backward(const LstmCall& call, const BackwardArguments& arguments) {

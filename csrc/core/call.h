@@ -2,9 +2,7 @@
 // a struct returns its members in the order of the schema.
 #pragma once
 #include <optional>
-#include <string>
 #include <tuple>
-#include <vector>
 
 #include "core/weights.h"
 
@@ -19,7 +17,6 @@ struct LstmCall {
   std::string layout;  // see WeightLayout
   OptionalTensor batch_sizes = {}, lengths = {}, reset = {}, h_mask = {};
 
-  bool is_prepacked() const { return !WeightLayout::of(layout).format.empty(); }
   auto list() const {
     return std::tie(input, h_0, c_0, weights, layout, batch_sizes, lengths, reset, h_mask);
   }
@@ -27,11 +24,10 @@ struct LstmCall {
 
 void for_each_tensor(auto& call, const auto& visit) {
   visit(call.input, "input"), visit(call.h_0, "h_0"), visit(call.c_0, "c_0");
-  const auto visit_option = [&](auto& option, const char* name) {
-    if (option) visit(*option, name);
-  };
-  visit_option(call.batch_sizes, "batch_sizes"), visit_option(call.lengths, "lengths");
-  visit_option(call.reset, "reset"), visit_option(call.h_mask, "h_mask");
+  if (call.batch_sizes) visit(*call.batch_sizes, "batch_sizes");
+  if (call.lengths) visit(*call.lengths, "lengths");
+  if (call.reset) visit(*call.reset, "reset");
+  if (call.h_mask) visit(*call.h_mask, "h_mask");
 }
 
 struct ForwardOptions {

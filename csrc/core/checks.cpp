@@ -29,20 +29,12 @@ std::ostream& operator<<(std::ostream& out, const Shape& shape) {
 }
 
 NamedSize size_of(const LayerCall& layer, Extent extent) {
-  switch (extent) {
-    case Extent::kGates:
-      return {"4 * hidden_size", 4 * layer.hidden_size};
-    case Extent::kInput:
-      return {"input_size", layer.input_size};
-    case Extent::kHidden:
-      return {"hidden_size", layer.hidden_size};
-    case Extent::kOutputs:
-      return {"directions * output size", layer.num_directions() * layer.output_size};
-    case Extent::kProjection:
-      return {"proj_size", layer.output_size};
-    default:
-      return {"output size", layer.output_size};
-  }
+  if (extent == Extent::kGates) return {"4 * hidden_size", 4 * layer.hidden_size};
+  if (extent == Extent::kInput) return {"input_size", layer.input_size};
+  if (extent == Extent::kHidden) return {"hidden_size", layer.hidden_size};
+  if (extent == Extent::kProjection) return {"proj_size", layer.output_size};
+  if (extent == Extent::kOutput) return {"output size", layer.output_size};
+  return {"directions * output size", layer.num_directions() * layer.output_size};
 }
 
 // The dimensions of a tensor before its last one. kState: [D,B]. kAllDirections: [T,B] or [R], if
@@ -68,11 +60,8 @@ Shape shape_of(const LayerCall& layer, const NamedWeight& weight) {
 void check(const Tensor& tensor, const char* name, const Shape& shape, at::ScalarType dtype,
            const Tensor& input) {
   const auto sizes = tensor.sym_sizes();
-  const auto is_equal = [](const c10::SymInt& size, const NamedSize& named) {
-    return size == named.size;
-  };
-  TORCH_CHECK(std::equal(sizes.begin(), sizes.end(), shape.begin(), shape.end(), is_equal),
-              "lstm: expected ", name, " of shape ", shape, ", got ", sizes);
+  TORCH_CHECK(std::ranges::equal(sizes, shape, {}, {}, &NamedSize::size), "lstm: expected ", name,
+              " of shape ", shape, ", got ", sizes);
   check_device(tensor, name, input);
   TORCH_CHECK(tensor.scalar_type() == dtype, "lstm: expected ", name, " of dtype ", dtype,
               dtype == input.scalar_type() ? " like input" : "", ", got ", tensor.scalar_type());
@@ -158,16 +147,6 @@ LayerCall unpack(LstmCall call, bool allows_prepacked) {
   return layer;
 }
 
-void check_options(const LayerCall& layer) {
-  const Tensor& input = layer.input;
-  const NamedSize steps{"steps", layer.steps}, batch{"batch", layer.batch};
-  if (layer.lengths) check(*layer.lengths, "lengths", {batch}, at::kLong, input);
-  if (layer.reset) check(*layer.reset, "reset", {steps, batch}, at::kBool, input);
-  if (layer.h_mask)
-    check(*layer.h_mask, "h_mask", shape_of(layer, Leading::kState, Extent::kOutput),
-          input.scalar_type(), input);
-}
-
 void check_batch_sizes(const LayerCall& layer) {
   const Tensor sizes = layer.batch_sizes->contiguous();
   const int64_t* size = sizes.const_data_ptr<int64_t>();
@@ -191,11 +170,16 @@ LayerCall check_layer(LstmCall call, bool allows_prepacked) {
   find_sizes(layer);
   check_weights(layer);
   TORCH_CHECK(layer.steps > 0, "Expected sequence length to be larger than 0 in RNN");
-  const auto dtype = layer.input.scalar_type(), c_dtype = layer.c_0.scalar_type();
-  check(layer.h_0, "h_0", shape_of(layer, Leading::kState, Extent::kOutput), dtype, layer.input);
+  const Tensor& input = layer.input;
+  const auto dtype = input.scalar_type(), c_dtype = layer.c_0.scalar_type();
+  const auto h_shape = shape_of(layer, Leading::kState, Extent::kOutput);
+  check(layer.h_0, "h_0", h_shape, dtype, input);
   check(layer.c_0, "c_0", shape_of(layer, Leading::kState, Extent::kHidden),
-        c_dtype == state_dtype(dtype) ? c_dtype : dtype, layer.input);
-  check_options(layer);
+        c_dtype == state_dtype(dtype) ? c_dtype : dtype, input);
+  const NamedSize steps{"steps", layer.steps}, batch{"batch", layer.batch};
+  if (layer.lengths) check(*layer.lengths, "lengths", {batch}, at::kLong, input);
+  if (layer.reset) check(*layer.reset, "reset", {steps, batch}, at::kBool, input);
+  if (layer.h_mask) check(*layer.h_mask, "h_mask", h_shape, dtype, input);
   return layer;
 }
 

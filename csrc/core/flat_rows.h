@@ -2,11 +2,9 @@
 // all of them.
 #pragma once
 #include <algorithm>
-#include <vector>
 
 #include "core/layer_call.h"
 #include "core/operators.h"
-#include "equations/lstm_math.h"
 
 namespace fastlstm {
 
@@ -38,18 +36,17 @@ class MovingRows {
   Tensor matrix_, rows_;
 };
 
-// Returns [T,B,1]: whether a row has not ended at step t. Undefined without lengths.
-inline Tensor live_mask(const LayerCall& layer) {
-  if (!layer.lengths) return {};
-  const auto steps = at::arange(layer.steps.expect_int(), layer.lengths->options());
-  return steps.unsqueeze(1).lt(layer.lengths->unsqueeze(0)).unsqueeze(2);
+// Returns [T,B,1]: how many steps a row of a call with `lengths` has left, step t among them. After
+// the end of the row they are 0 or less.
+inline Tensor steps_left(const LayerCall& layer) {
+  const auto t = at::arange(layer.steps.expect_int(), layer.lengths->options());
+  return (layer.lengths->unsqueeze(0) - t.unsqueeze(1)).unsqueeze(2);
 }
 
 // Returns a sequence [T,B,size] with zeros after the end of each row. A NaN there would otherwise
 // reach the gradient of a weight as 0 * NaN.
 inline Tensor without_padding(const LayerCall& layer, const Tensor& sequence) {
-  const Tensor live = live_mask(layer);
-  return live.defined() ? sequence.masked_fill(live.logical_not(), 0) : sequence;
+  return layer.lengths ? sequence.masked_fill(steps_left(layer).le(0), 0) : sequence;
 }
 
 // Returns the state before every flat row [R,size]: at the first step of a row its row of `initial`
@@ -84,12 +81,12 @@ inline Tensor state_before(const LayerCall& layer, int64_t d, const Tensor& stat
   Tensor before = at::cat(rows);
   if (layer.packed()) return before;
   before = before.view({layer.steps.expect_int(), layer.batch.expect_int(), states.size(-1)});
-  if (layer.lengths && d == 1) {  // in reverse a row starts at its last live step
-    const auto t = at::arange(before.size(0), layer.lengths->options()).view({-1, 1, 1});
-    const Tensor starts = t.eq(layer.lengths->view({1, -1, 1}) - 1);
-    before = at::where(starts, initial, before).contiguous();  // initial may have any strides
+  if (layer.lengths) {
+    const Tensor left = steps_left(layer);  // 1 where a row starts in reverse
+    if (d == 1)
+      before = at::where(left.eq(1), initial, before).contiguous();  // initial may have any strides
+    before.masked_fill_(left.le(0), 0);
   }
-  if (layer.lengths) before.masked_fill_(live_mask(layer).logical_not(), 0);
   if (layer.reset) before.masked_fill_(layer.reset->unsqueeze(2), 0);
   return before.view(states.sizes());
 }

@@ -28,33 +28,22 @@ at::TensorOptions LayerCall::state_options() const {
   return input.options().dtype(state_dtype(input.scalar_type()));
 }
 
-ForwardTensors::ForwardTensors(const LayerCall& layer, bool save_cells, bool save_gates,
-                               bool copies_state) {
+ForwardTensors::ForwardTensors(const LayerCall& layer, bool save_cells, bool save_gates) {
   const auto options = layer.input.options(), state = layer.state_options();
-  const auto sequence = [&](const c10::SymInt& size, bool per_direction, const auto& options) {
-    return at::empty_symint(layer.sequence_shape(size, per_direction), options);
-  };
-  output = sequence(layer.num_directions() * layer.output_size, false, options);
-  if (save_cells) cells = sequence(layer.hidden_size, true, state);
-  if (save_gates) gates = sequence(4 * layer.hidden_size, true, options);
-  if (copies_state) {
-    h_n = layer.h_0.clone(at::MemoryFormat::Contiguous);
-    c_n = layer.c_0.to(state, /*non_blocking=*/false, /*copy=*/true).contiguous();
-  } else {
-    h_n = at::empty_symint(layer.h_0.sym_sizes(), options);
-    c_n = at::empty_symint(layer.c_0.sym_sizes(), layer.c_0.options());
-  }
+  const auto hidden = layer.hidden_size, outputs = layer.num_directions() * layer.output_size;
+  output = at::empty_symint(layer.sequence_shape(outputs, /*per_direction=*/false), options);
+  if (save_cells) cells = at::empty_symint(layer.sequence_shape(hidden, true), state);
+  if (save_gates) gates = at::empty_symint(layer.sequence_shape(4 * hidden, true), options);
+  h_n = layer.h_0.clone(at::MemoryFormat::Contiguous);
+  c_n = layer.c_0.to(state, /*non_blocking=*/false, /*copy=*/true).contiguous();
 }
 
 std::string LayerCall::options() const {
   std::string names;
-  const auto add = [&](bool is_there, const char* name) {
-    if (is_there) names += names.empty() ? name : std::string(", ") + name;
-  };
-  add(projects(), "proj_size");
-  add(h_mask.has_value(), "recurrent dropout");
-  add(normalizes(), "layer normalization");
-  return names;
+  if (projects()) names += ", proj_size";
+  if (h_mask) names += ", recurrent dropout";
+  if (normalizes()) names += ", layer normalization";
+  return names.erase(0, 2);
 }
 
 LayerCall as_float(const LayerCall& original) {
@@ -85,20 +74,12 @@ std::vector<WalkStep> walk(const LayerCall& layer, bool reverse) {
 }
 
 Dtype dtype_of(at::ScalarType dtype) {
-  switch (dtype) {
-    case at::kDouble:
-      return Dtype::kFloat64;
-    case at::kFloat:
-      return Dtype::kFloat32;
-    case at::kBFloat16:
-      return Dtype::kBFloat16;
-    case at::kHalf:
-      return Dtype::kFloat16;
-    default:
-      TORCH_CHECK(false,
-                  "lstm: expected input of dtype float32, float64, bfloat16 or float16, got ",
-                  dtype);
-  }
+  if (dtype == at::kDouble) return Dtype::kFloat64;
+  if (dtype == at::kFloat) return Dtype::kFloat32;
+  if (dtype == at::kBFloat16) return Dtype::kBFloat16;
+  TORCH_CHECK(dtype == at::kHalf,
+              "lstm: expected input of dtype float32, float64, bfloat16 or float16, got ", dtype);
+  return Dtype::kFloat16;
 }
 
 at::ScalarType state_dtype(at::ScalarType dtype) { return at::toOpMathType(dtype); }

@@ -5,8 +5,6 @@
 // D directions (direction 1 walks in reverse), R flat rows: the rows of all steps in time order. A
 // padded batch [T,B] has T * B of them, and packed data [R,I] lists them.
 #pragma once
-#include <string>
-#include <vector>
 
 #include "core/call.h"
 #include "dtype_list.h"
@@ -43,17 +41,16 @@ struct LayerCall : LstmCall {
   at::TensorOptions state_options() const;  // the options of `input`, in state_dtype
 };
 
-// The results of forward, allocated. Cells and gates that are not saved are undefined tensors. If
-// `copies_state`, h_n and c_n begin as copies of h_0 and c_0, and each step updates them. c_n is in
-// state_dtype then, and `result` converts it to the dtype of c_0.
+// The results of forward, allocated. Cells and gates that are not saved are undefined tensors.
+// `result` converts c_n to the dtype of c_0.
 struct ForwardTensors {
-  Tensor output;    // [T,B,D*P] or [R,D*P]
-  Tensor h_n, c_n;  // [D,B,P], [D,B,H]
-  Tensor cells;     // [D,T,B,H] or [D,R,H], in state_dtype
-  Tensor gates;     // [D,T,B,4H] or [D,R,4H]
+  Tensor output;  // [T,B,D*P] or [R,D*P]
+  Tensor h_n;     // [D,B,P]  a copy of h_0, which each step updates
+  Tensor c_n;     // [D,B,H]  a copy of c_0, likewise, in state_dtype
+  Tensor cells;   // [D,T,B,H] or [D,R,H], in state_dtype
+  Tensor gates;   // [D,T,B,4H] or [D,R,4H]
 
-  ForwardTensors(const LayerCall& layer, bool save_cells, bool save_gates,
-                 bool copies_state = true);
+  ForwardTensors(const LayerCall& layer, bool save_cells, bool save_gates);
   ForwardResult result(const LayerCall& layer) const {
     return {output, h_n, c_n.to(layer.c_0.scalar_type()), cells, gates};
   }
@@ -66,8 +63,7 @@ LayerCall check_layer(LstmCall call, bool allows_prepacked = false);
 
 LayerCall as_float(const LayerCall& layer);
 
-// Checks the arguments of backward that forward does not have. `has_memory` is false for Meta
-// tensors, whose memory cannot be checked.
+// Checks the arguments of backward that forward does not have. Meta tensors have no memory.
 void check_backward(const LayerCall& layer, const BackwardArguments& arguments,
                     bool has_memory = true);
 

@@ -27,8 +27,8 @@ int64_t WeightLayout::weights_per_direction() const {
 std::vector<Direction> WeightLayout::directions(std::vector<Tensor> weights, int64_t count) const {
   if (static_cast<int64_t>(weights.size()) != count * weights_per_direction()) {
     std::string names;
-    for_each_weight_of(
-        *this, [&names](const NamedWeight& weight) { names.append(weight.name).append(", "); });
+    for (const NamedWeight& weight : kWeights)
+      if (this->*weight.is_there) names.append(weight.name).append(", ");
     TORCH_CHECK(false, "lstm: expected weights to hold ", names, "as layout says, for each of ",
                 count, " direction(s) (h_0.size(0)), got ", weights.size(), " tensors");
   }

@@ -64,13 +64,7 @@ void for_each_weight(auto& direction, const auto& visit) {
   for (const NamedWeight& weight : kWeights)
     if ((direction.*weight.tensor).defined()) visit(direction.*weight.tensor, weight.name);
 }
-// Calls visit(weight) for each weight that a layout has, in the order of the list.
-void for_each_weight_of(const WeightLayout& layout, const auto& visit) {
-  for (const NamedWeight& weight : kWeights)
-    if (layout.*weight.is_there) visit(weight);
-}
-// Appends the gradients of a direction's weights to a list, in the order of kWeights. A member of
-// `gradients` is the gradient of the weight of that name.
+// Appends the gradients of a direction's weights, which have their names, in the order of kWeights.
 inline void append_gradients(std::vector<Tensor>& list, const Direction& gradients) {
   for (const NamedWeight& weight : kWeights)
     if (weight.has_gradient() && (gradients.*weight.tensor).defined())

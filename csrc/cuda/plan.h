@@ -39,7 +39,7 @@ struct CudaTask {
   int directions;
   Dtype dtype;
   bool allow_tf32;  // whether factors of float32 products may be rounded to TF32
-  bool backward;
+  bool backward = false;
 
   // Whether products are computed by fused multiply-adds instead of tensor cores.
   bool ffma() const { return dtype == Dtype::kFloat32 && !allow_tf32; }

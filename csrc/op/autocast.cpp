@@ -9,29 +9,24 @@
 namespace fastlstm {
 namespace {
 
-template <c10::DeviceType device, c10::DispatchKey key>
+template <at::DeviceType device>
 ForwardResult lstm_autocast(LstmCall call, const ForwardOptions& options) {
-  c10::impl::ExcludeDispatchKeyGuard guard(key);
+  c10::impl::ExcludeDispatchKeyGuard guard(
+      at::autocast::get_autocast_dispatch_key_from_device_type(device));
   const auto dtype = at::autocast::get_autocast_dtype(device);
   const Tensor c_0 = call.c_0;
   for_each_tensor(call, [dtype](Tensor& tensor, const char*) {
     tensor = at::autocast::cached_cast(dtype, tensor, device);
   });
-  if (device == c10::DeviceType::CPU && WeightLayout::of(call.layout).projects &&
-      c_0.scalar_type() == at::kFloat)
-    call.c_0 = c_0;
+  const bool projects = WeightLayout::of(call.layout).projects;
+  if (device == at::kCPU && projects && c_0.scalar_type() == at::kFloat) call.c_0 = c_0;
   call.weights = at::autocast::cached_cast(dtype, at::TensorList(call.weights), device);
   return call_lstm(call, options);
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(fastlstm, AutocastCPU, m) {
-  m.impl("lstm", op<lstm_autocast<c10::DeviceType::CPU, c10::DispatchKey::AutocastCPU>>);
-}
-
-TORCH_LIBRARY_IMPL(fastlstm, AutocastCUDA, m) {
-  m.impl("lstm", op<lstm_autocast<c10::DeviceType::CUDA, c10::DispatchKey::AutocastCUDA>>);
-}
+TORCH_LIBRARY_IMPL(fastlstm, AutocastCPU, m) { m.impl("lstm", op<lstm_autocast<at::kCPU>>); }
+TORCH_LIBRARY_IMPL(fastlstm, AutocastCUDA, m) { m.impl("lstm", op<lstm_autocast<at::kCUDA>>); }
 
 }  // namespace fastlstm

@@ -2,13 +2,11 @@
 // graph holds one forward and one backward node for any number of steps. Under create_graph
 // fastlstm/engine/second_derivatives.py computes gradients that can be differentiated instead.
 #include <torch/csrc/autograd/custom_function.h>
-#include <torch/csrc/autograd/variable.h>
+#include <torch/csrc/autograd/functions/utils.h>
 #include <torch/library.h>
 
 #include <algorithm>
-#include <string>
 
-#include "core/call.h"
 #include "core/layer_call.h"
 #include "op/second_derivatives.h"
 
@@ -133,17 +131,14 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
   static void order_gradients(const std::vector<Tensor>& gradients, const WeightLayout& layout,
                               variable_list::iterator to) {
     for (auto next = gradients.begin(); next != gradients.end();)
-      for_each_weight_of(layout, [&](const NamedWeight& weight) {
-        *to++ = weight.has_gradient() ? *next++ : std::prev(next)->clone();
-      });
+      for (const NamedWeight& weight : kWeights)
+        if (layout.*weight.is_there)
+          *to++ = weight.has_gradient() ? *next++ : std::prev(next)->clone();
   }
 };
 
 ForwardResult lstm_autograd(LstmCall c, const ForwardOptions& options) {
-  const auto needs_grad = [](const Tensor& t) { return t.requires_grad(); };
-  if (at::GradMode::is_enabled() &&
-      (needs_grad(c.input) || needs_grad(c.h_0) || needs_grad(c.c_0) ||
-       std::any_of(c.weights.begin(), c.weights.end(), needs_grad))) {
+  if (torch::autograd::compute_requires_grad(c.input, c.h_0, c.c_0, at::TensorList(c.weights))) {
     variable_list inputs{c.input, c.h_0, c.c_0};
     inputs.insert(inputs.end(), c.weights.begin(), c.weights.end());
     auto r = LstmFunction::apply(at::TensorList(inputs), c, options);

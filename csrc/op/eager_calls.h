@@ -11,18 +11,11 @@
 #include <ATen/record_function.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
-#include <torch/csrc/Exceptions.h>
-#include <torch/csrc/autograd/python_variable.h>
 
 #include <algorithm>
-#include <iterator>
-#include <optional>
-#include <string>
-#include <tuple>
-#include <utility>
-#include <vector>
+#include <cstring>
+#include <sstream>
 
-#include "core/call.h"
 #include "core/operators.h"
 #include "cpu/lstm_cpu.h"
 #include "op/fast_method.h"
@@ -77,30 +70,23 @@ inline LstmCall with_state(LstmCall call) {
   TORCH_CHECK(w.size() >= 2 && w[0].dim() == 2 && w[1].dim() == 2,
               "lstm: expected weights that begin with W_ih and W_hh, of 2 dimensions each");
   const auto count = static_cast<int64_t>(w.size());
-  const auto batch = call.batch_sizes        ? call.batch_sizes->select(0, 0).item<int64_t>()
-                     : call.input.dim() == 3 ? call.input.size(1)
-                                             : 0;  // the op raises an error for such an input
+  int64_t batch = 0;  // stays for an input of other dimensions, for which the op raises an error
+  if (call.input.dim() == 3) batch = call.input.size(1);
+  if (call.batch_sizes) batch = call.batch_sizes->select(0, 0).item<int64_t>();
   set_zero_state(call, count / WeightLayout::of(call.layout).weights_per_direction(), batch,
                  w[0].size(0) / 4, w[1].size(1));
   return call;
 }
 
-// Calls the op with these arguments. Without h_0 and c_0 the state is zeros. Returns output, h_n,
-// c_n and cells.
+// `lstm` and, below, `lstm_cell`: op/module.cpp describes these functions of the Python module.
 inline std::tuple<Tensor, Tensor, Tensor, Tensor> lstm(
     const Tensor& input, const OptionalTensor& h_0, const OptionalTensor& c_0,
     std::vector<Tensor> weights, std::string layout, const OptionalTensor& batch_sizes,
     const OptionalTensor& lengths, const OptionalTensor& reset, const OptionalTensor& h_mask,
     bool save_cells, std::string engine) {
-  LstmCall call{input,
-                h_0.value_or(Tensor()),
-                c_0.value_or(Tensor()),
-                std::move(weights),
-                std::move(layout),
-                batch_sizes,
-                lengths,
-                reset,
-                h_mask};
+  LstmCall call{input, h_0.value_or(Tensor()), c_0.value_or(Tensor()), std::move(weights),
+                std::move(layout)};
+  call.batch_sizes = batch_sizes, call.lengths = lengths, call.reset = reset, call.h_mask = h_mask;
   auto [output, h_n, c_n, cells, gates] = call_eagerly(
       with_state(std::move(call)), {save_cells, /*save_gates=*/false, std::move(engine)});
   return {std::move(output), std::move(h_n), std::move(c_n), std::move(cells)};
@@ -202,46 +188,35 @@ inline bool has_shape(PyObject* object, PyObject* shape) {
          std::ranges::equal(THPVariable_Unpack(object).sizes(), items_of(shape), is_equal);
 }
 
-// The arguments of plain_lstm; op/module.cpp describes them.
-#define FASTLSTM_PLAIN_ARGUMENTS(macro)                                                      \
-  macro(input), macro(hx), macro(weights), macro(layout), macro(parameters), macro(names),   \
-      macro(lengths), macro(reset), macro(input_size), macro(hidden_size), macro(proj_size), \
-      macro(num_layers), macro(bias), macro(bidirectional), macro(batch_first), macro(dropout)
+// The arguments of plain_lstm, which op/module.cpp describes, and their names in the same order.
 struct PlainArguments {
-#define FASTLSTM_MEMBER(name) *name
-  PyObject FASTLSTM_PLAIN_ARGUMENTS(FASTLSTM_MEMBER);
-#undef FASTLSTM_MEMBER
+  PyObject *input, *hx, *weights, *layout, *parameters, *names, *lengths, *reset, *input_size,
+      *hidden_size, *proj_size, *num_layers, *bias, *bidirectional, *batch_first, *dropout;
 };
+constexpr const char* kPlainNames =
+    "input hx weights layout parameters names lengths reset input_size hidden_size proj_size "
+    "num_layers bias bidirectional batch_first dropout";
 
-// Reads the arguments of a Python call by name. `names` is the tuple of the names. Missing or
-// unknown names are a mistake in the Python files. So the error is a SystemError, which they do not
-// catch.
+// Reads the arguments of a Python call, which must name them all, in this order. Other names are a
+// mistake in the Python files. So the error is a SystemError, which they do not catch.
 inline PlainArguments plain_arguments(PyObject* const* values, PyObject* names) {
-  struct Argument {
-    PyObject* name;
-    PyObject* PlainArguments::* member;
+  static const auto expected = [] {
+    std::vector<PyObject*> all;
+    std::istringstream words(kPlainNames);
+    for (std::string word; words >> word;) all.push_back(PyUnicode_InternFromString(word.c_str()));
+    return all;
+  }();
+  const auto is_equal = [](PyObject* a, PyObject* b) {
+    return a == b || PyUnicode_Compare(a, b) == 0;
   };
-#define FASTLSTM_ARGUMENT(name) \
-  Argument { PyUnicode_InternFromString(#name), &PlainArguments::name }
-  static const Argument kArguments[] = {FASTLSTM_PLAIN_ARGUMENTS(FASTLSTM_ARGUMENT)};
-#undef FASTLSTM_ARGUMENT
-  PlainArguments arguments;
-  const size_t count = names ? PyTuple_GET_SIZE(names) : 0;
-  bool fits = count == std::size(kArguments);
-  for (size_t k = 0; fits && k < count; ++k) {
-    PyObject* const name = PyTuple_GET_ITEM(names, k);
-    const auto is_named = [name](const Argument& a) {
-      return a.name == name || PyUnicode_Compare(a.name, name) == 0;
-    };
-    const auto* const argument =
-        is_named(kArguments[k]) ? &kArguments[k] : std::ranges::find_if(kArguments, is_named);
-    fits = argument != std::end(kArguments);
-    if (fits) arguments.*argument->member = values[k];
+  if (!names || !std::ranges::equal(items_of(names), expected, is_equal)) {
+    PyErr_Format(PyExc_SystemError, "plain_lstm: other arguments than expected: %R",
+                 names ? names : Py_None);
+    throw python_error();
   }
-  if (fits) return arguments;
-  PyErr_Format(PyExc_SystemError, "plain_lstm: other arguments than expected: %R",
-               names ? names : Py_None);
-  throw python_error();
+  PlainArguments arguments;
+  std::memcpy(&arguments, values, sizeof arguments);
+  return arguments;
 }
 
 // Returns the call of these arguments, with steps as the first dimension; or nothing if Python has

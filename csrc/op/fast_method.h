@@ -7,11 +7,8 @@
 #include <torch/csrc/utils/python_numbers.h>
 #include <torch/csrc/utils/python_strings.h>
 
-#include <string>
-#include <tuple>
 #include <type_traits>
 #include <utility>
-#include <vector>
 
 #include "core/call.h"
 
@@ -53,11 +50,10 @@ PyObject* to_python(std::tuple<Tensors...> results) {
   THPObjectPtr tuple(PyTuple_New(sizeof...(Tensors)));
   if (!tuple) throw python_error();
   Py_ssize_t k = 0;
-  std::apply(
-      [&](Tensors&... tensors) {
-        (PyTuple_SET_ITEM(tuple.get(), k++, THPVariable_Wrap(std::move(tensors))), ...);
-      },
-      results);
+  const auto store = [&](Tensor& tensor) {
+    PyTuple_SET_ITEM(tuple.get(), k++, THPVariable_Wrap(std::move(tensor)));
+  };
+  std::apply([&](Tensors&... tensors) { (store(tensors), ...); }, results);
   return tuple.release();
 }
 

@@ -1,11 +1,9 @@
 // The Python module fastlstm._C. Importing it registers the ops.
-#include <torch/csrc/Exceptions.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include "cpu/gemm/prepacked.h"
 #include "cpu/scratch.h"
 #include "op/eager_calls.h"
-#include "op/fast_method.h"
 #include "op/planners.h"
 #include "op/second_derivatives.h"
 
@@ -25,33 +23,26 @@ constexpr int kInterface = 2;
 static PyMethodDef kEagerCalls[] = {
     method<fastlstm::fast_method<&fastlstm::lstm>>(
         "lstm",
-        "lstm(input: Tensor, h_0: Tensor | None, c_0: Tensor | None, weights: list, layout: str, "
-        "batch_sizes: Tensor | None, lengths: Tensor | None, reset: Tensor | None, "
-        "h_mask: Tensor | None, save_cells: bool, engine: str) -> tuple\n\n"
+        "lstm(input, h_0, c_0, weights, layout, batch_sizes, lengths, reset, h_mask, save_cells, "
+        "engine)\n\n"
         "Calls the op lstm or lstm_prepacked. Returns output, h_n, c_n and cells; cells is None "
         "without save_cells. If h_0 and c_0 are None, the state is zeros."),
     method<fastlstm::fast_method<&fastlstm::lstm_cell>>(
         "lstm_cell",
-        "lstm_cell(input: Tensor, h: Tensor | None, c: Tensor | None, weights: list, layout: str, "
-        "engine: str) -> tuple\n\n"
+        "lstm_cell(input, h, c, weights, layout, engine)\n\n"
         "Calls the op for one step: input [B,I], h and c [B,H], zeros if they are None. Returns "
         "the new h and c."),
     method<fastlstm::plain_lstm>(
         "plain_lstm",
-        "plain_lstm(*, input, hx, weights, layout: str, parameters: dict, names, lengths, reset, "
-        "input_size: int, hidden_size: int, proj_size: int, num_layers: int, bias: bool, "
-        "bidirectional: bool, batch_first: bool, dropout: float)\n\n"
-        "Calls the op with the arguments and the attributes of an LSTM of one layer. Returns the "
-        "results of nn.LSTM, or None if the call is not plain or if the weights are not the "
-        "parameters of these names.",
+        "Calls the op with the arguments and the attributes of an LSTM of one layer, all by name. "
+        "Returns the results of nn.LSTM, or None if the call is not plain or if the weights are "
+        "not the entries of `parameters` with these names.",
         METH_FASTCALL | METH_KEYWORDS),
-    method<fastlstm::are_plain>("are_plain",
-                                "are_plain(*tensors) -> bool\n\n"
-                                "Whether a call of these tensors, lists of tensors and None is "
-                                "plain (csrc/op/eager_calls.h)."),
+    method<fastlstm::are_plain>(
+        "are_plain", "Whether a call of these tensors, lists of tensors and None is plain."),
     method<fastlstm::are_described>(
         "are_described",
-        "are_described(weights, parameters: dict, names, shapes) -> bool\n\n"
+        "are_described(weights, parameters, names, shapes)\n\n"
         "Whether the weights are the entries of `parameters` with these names, have these shapes "
         "and are of no subclass."),
     {nullptr, nullptr, 0, nullptr}};
@@ -59,10 +50,9 @@ static PyMethodDef kEagerCalls[] = {
 static std::vector<fastlstm::OptionalTensor> gradients_by_python(
     const std::vector<at::Tensor>& result_gradients, const fastlstm::LstmCall& call) {
   const py::gil_scoped_acquire gil;
-  const auto of_layer = py::module_::import("fastlstm.engine.second_derivatives").attr("of_layer");
-  return std::apply(
-             [&](const auto&... arguments) { return of_layer(result_gradients, arguments...); },
-             call.list())
+  const py::object of_layer =
+      py::module_::import("fastlstm.engine.second_derivatives").attr("of_layer");
+  return std::apply(of_layer, std::tuple_cat(std::tie(result_gradients), call.list()))
       .cast<std::vector<fastlstm::OptionalTensor>>();
 }
 

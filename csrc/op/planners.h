@@ -1,4 +1,5 @@
-// What Python asks the planners: how a call would run, and what was built.
+// What Python asks the planners: how a call would run, and what was built. op/module.cpp describes
+// the functions.
 #pragma once
 #include <torch/csrc/utils/pybind.h>
 
@@ -41,13 +42,11 @@ inline py::dict engines() {
                   "persistent"_a = py::make_tuple("cuda"));
 }
 
-// Whether the persistent engine can compute a layer without options (LayerCall::options) on a GPU.
-// With `training` it must compute the backward pass too. The GPU need not be present.
+// Of a layer without options (LayerCall::options). With `training` also the backward pass must fit.
 inline bool persistent_engine_fits(int64_t hidden_size, int64_t batch, int64_t steps,
                                    int directions, const std::string& dtype, bool training,
                                    int sm_count, int capability) {
-  CudaTask task{hidden_size,          batch, steps, directions, dtype_named(dtype),
-                matmul_allows_tf32(), false};
+  CudaTask task{hidden_size, batch, steps, directions, dtype_named(dtype), matmul_allows_tf32()};
   const CudaDevice device = CudaDevice::of(sm_count, capability);
   const bool forward = best_tiling(task, device).has_value();
   task.backward = true;
@@ -60,16 +59,10 @@ inline py::dict plan_cpu(const std::string& dtype, int64_t input_size, int64_t h
   const auto least = std::min({input_size, hidden_size, batch, steps, threads, l2_cache_bytes});
   if (least < 1 || directions < 1 || directions > 2)
     throw std::invalid_argument("expected sizes of at least 1 and 1 or 2 directions");
-  const CpuTask task{.dtype = dtype_named(dtype),
-                     .directions = directions,
-                     .steps = steps,
-                     .batch = batch,
-                     .total_rows = steps * batch,
-                     .input_size = input_size,
-                     .hidden_size = hidden_size,
-                     .output_size = hidden_size,
-                     .saves_for_backward = training,
-                     .backward = backward};
+  const int64_t rows = steps * batch, output_size = hidden_size;
+  CpuTask task{dtype_named(dtype), directions,  steps,      batch, rows,
+               input_size,         hidden_size, output_size};
+  task.saves_for_backward = training, task.backward = backward;
   CpuMachine machine = cpu_machine();
   machine.threads = threads, machine.l2_cache_bytes = l2_cache_bytes;
   const CpuPlan chosen = make_plan(task, machine);

@@ -10,8 +10,7 @@ namespace {
 
 ForwardResult lstm_meta(LstmCall call, const ForwardOptions& options) {
   const LayerCall layer = check_layer(std::move(call), /*allows_prepacked=*/true);
-  return ForwardTensors(layer, options.save_cells, options.save_gates, /*copies_state=*/false)
-      .result(layer);
+  return ForwardTensors(layer, options.save_cells, options.save_gates).result(layer);
 }
 
 BackwardResult lstm_backward_meta(LstmCall call, const BackwardArguments& arguments) {

@@ -1,8 +1,6 @@
 // The stepwise engine, backward: the steps of the forward walk in opposite order, with one kernel
 // and one GEMM each. After them GEMMs over all steps give the gradients of weights and input.
 #pragma once
-#include <optional>
-#include <vector>
 
 #include "stepwise/forward.h"
 
@@ -25,15 +23,14 @@ struct BackwardTensors {
 
   BackwardTensors(const LayerCall& layer, const BackwardArguments& in)
       : layer(layer), request(in.request), sizes(layer.sizes()) {
-    const int64_t R = sizes.flat_rows, H = sizes.hidden_size;
+    const int64_t D = sizes.directions, R = sizes.flat_rows, H = sizes.hidden_size;
     const auto options = layer.input.options(), state_options = layer.state_options();
     input = flat(without_padding(layer, layer.input), R);
     output = flat(in.output, R);
-    cells = in.cells.contiguous().view({sizes.directions, R, H});
-    gates = in.gates.contiguous().view({sizes.directions, R, 4 * H});
+    cells = in.cells.contiguous().view({D, R, H});
+    gates = in.gates.contiguous().view({D, R, 4 * H});
     if (in.grad_output) d_output = flat(*in.grad_output, R);
-    if (in.grad_cells)
-      d_cells = in.grad_cells->to(state_options).contiguous().view({sizes.directions, R, H});
+    if (in.grad_cells) d_cells = in.grad_cells->contiguous().view({D, R, H});
     c_0 = layer.c_0.to(state_options).contiguous();
     grad_input = request.input ? at::empty({R, input.size(1)}, options) : at::empty({0}, options);
     grad_h_0 = final_state_gradient(in.grad_h_n, layer.h_0, options);
@@ -81,7 +78,6 @@ class StepwiseBackward : DirectionWalk {
         d_gates_(d_gates),
         gates_(call.gates[d]),
         cells_(call.cells[d]),
-        c_0_(call.c_0[d]),
         h_prev_(multiplied_hidden(layer_, d, call.of_direction(call.output, d))),
         no_d_output_(at::zeros({1, sizes_.hidden_size}, layer_.input.options())),
         d_output_(call.d_output.defined() ? call.of_direction(call.d_output, d) : no_d_output_),
@@ -94,7 +90,6 @@ class StepwiseBackward : DirectionWalk {
     if (layer_.projects()) {
       d_hidden_ = at::empty({sizes_.batch, sizes_.hidden_size}, layer_.input.options());
       d_projected_ = at::empty({sizes_.flat_rows, sizes_.output_size}, layer_.input.options());
-      unprojected_ = find_unprojected();
     }
   }
 
@@ -111,7 +106,7 @@ class StepwiseBackward : DirectionWalk {
       }
       const BackwardStep<T, A> step = cell_step(*now, after);
       if (norms_)
-        StepKernels::run(norms_->step(step, now->offset));
+        StepKernels::run(norms_->step(step, norm_weights<T>(), now->offset));
       else
         StepKernels::run(step);
       // Before the first step is h_0, whose gradient may not be requested.
@@ -124,11 +119,9 @@ class StepwiseBackward : DirectionWalk {
   void add_gradients() {
     Tensor d_x_gates = d_gates_;
     Direction others;
-    if (norms_)
-      d_x_gates =
-          norms_->gradients(call_.input, bias_of(w_), d_gates_, layer_.input.scalar_type(), others);
+    if (norms_) d_x_gates = norms_->gradients(call_.input, bias_of(w_), d_gates_, others);
     if (layer_.projects() && !call_.request.return_d_gates)
-      others.w_hr = at::mm(d_projected_.t(), unprojected_);
+      others.w_hr = at::mm(d_projected_.t(), unprojected());
     const auto h_prev = [&] { return h_prev_; };
     call_.add_gradients(w_, d_gates_, d_x_gates, d_h_gates(), h_prev, others);
   }
@@ -138,7 +131,7 @@ class StepwiseBackward : DirectionWalk {
   const Tensor& d_h_gates() const { return norms_ ? norms_->d_h_gates() : d_gates_; }
 
   // Returns o tanh(c) of all rows [R,H], 0 after the end of each row.
-  Tensor find_unprojected() const {
+  Tensor unprojected() const {
     const Tensor c = norms_ ? norms_->normed_cells() : cells_;
     const Tensor o = gates_.narrow(1, 3 * sizes_.hidden_size, sizes_.hidden_size);
     const Tensor h = hidden_state(o.to(c.scalar_type()), c).to(layer_.input.scalar_type());
@@ -150,14 +143,13 @@ class StepwiseBackward : DirectionWalk {
   static int64_t stride_of(const Tensor& rows) { return rows.size(0) == 1 ? 0 : rows.stride(0); }
 
   HiddenGradientInput<T> hidden_gradient(const WalkStep& now, const WalkStep* after) const {
-    const int64_t stride = stride_of(d_output_);
-    return {begin(now, sizes_.output_size),
-            data<T>(dh_),
-            data_or_null<T>(h_mask_),
-            after ? after->rows : 0,
-            reset_at(after),
-            const_data<T>(d_output_) + now.offset * stride,
-            stride};
+    HiddenGradientInput<T> step{};
+    static_cast<Step&>(step) = begin(now, sizes_.output_size);
+    step.dh_state = data<T>(dh_), step.h_mask = data_or_null<T>(h_mask_);
+    step.rows_after = after ? after->rows : 0, step.reset_after = reset_at(after);
+    step.d_output_stride = stride_of(d_output_);
+    step.d_output = const_data<T>(d_output_) + now.offset * step.d_output_stride;
+    return step;
   }
 
   BackwardStep<T, A> cell_step(const WalkStep& now, const WalkStep* after) const {
@@ -171,7 +163,7 @@ class StepwiseBackward : DirectionWalk {
     step.gates = const_data<T>(gates_) + now.offset * 4 * hidden;
     step.cells = const_data<A>(cells_) + now.offset * hidden;
     step.prev_cells = const_data<A>(cells_) + now.prev_offset * hidden;
-    step.c_0 = const_data<A>(c_0_);
+    step.c_0 = const_data<A>(call_.c_0) + d_ * sizes_.batch * hidden;
     step.d_cells_stride = stride_of(d_cells_);
     step.d_cells = const_data<A>(d_cells_) + now.offset * step.d_cells_stride;
     step.dc_state = data<A>(dc_);
@@ -194,12 +186,11 @@ class StepwiseBackward : DirectionWalk {
   }
 
   BackwardTensors& call_;
-  Tensor d_gates_, gates_, cells_, c_0_, h_prev_;
+  Tensor d_gates_, gates_, cells_, h_prev_;
   Tensor no_d_output_;         // [1,H] zeros
   Tensor d_output_, d_cells_;  // [R,P], [R,H]; one row of zeros if the gradient was not given
   Tensor dh_, dc_;             // [B,P], [B,H] the gradient of the state
   // With a projection:
-  Tensor unprojected_;  // [R,H] o tanh(c)
   Tensor d_hidden_;     // [B,H] the gradient of o tanh(c) of one step
   Tensor d_projected_;  // [R,P] dL/dh
   std::optional<NormsBackward<T, A>> norms_;

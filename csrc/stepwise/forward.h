@@ -3,8 +3,6 @@
 // CUDA graph can capture it. A device provides StepKernels, a struct with a static function
 // run(step) for each of the six kinds of steps in equations/.
 #pragma once
-#include <optional>
-
 #include "core/flat_rows.h"
 #include "stepwise/layer_norm.h"
 
@@ -38,21 +36,28 @@ class DirectionWalk {
         steps_(walk(layer, d == 1)),
         lengths_(contiguous_or_undefined(layer.lengths)),
         reset_(contiguous_or_undefined(layer.reset)),
-        h_mask_(layer.h_mask ? layer.h_mask->select(0, d).contiguous() : Tensor()) {}
+        h_mask_(layer.h_mask ? layer.h_mask->select(0, d).contiguous() : Tensor()) {
+    for (Tensor* weight : {&w_.gain_hh, &w_.gain_c, &w_.bias_c})
+      if (weight->defined()) *weight = weight->contiguous();
+  }
 
   // The arguments of a step that all kernels share, for rows of `size` units.
   Step begin(const WalkStep& now, int64_t size) const {
     return {now.t,         now.rows, size, now.prev_rows, d_ == 1, data_or_null<int64_t>(lengths_),
             reset_at(&now)};
   }
-  // Returns which rows are reset before a step, [rows], or nullptr if there are no resets.
+  template <typename T>
+  NormWeights<T> norm_weights() const {
+    return {const_data<T>(w_.gain_hh), const_data<T>(w_.gain_c), const_data<T>(w_.bias_c)};
+  }
+  // Which rows are reset before a step, [rows], or nullptr if there are no resets.
   const bool* reset_at(const WalkStep* now) const {
     return now && reset_.defined() ? const_data<bool>(reset_) + now->offset : nullptr;
   }
 
  protected:
   const LayerCall& layer_;
-  const Direction& w_;
+  Direction w_;
   int64_t d_;
   Sizes sizes_;
   std::vector<WalkStep> steps_;
@@ -74,7 +79,6 @@ class StepwiseForward : DirectionWalk {
         output_(flat(tensors.output, sizes_.flat_rows)
                     .narrow(1, d * sizes_.output_size, sizes_.output_size)),
         cells_(tensors.cells.defined() ? tensors.cells[d] : Tensor()) {
-    if (layer.normalizes()) norms_.emplace(w_);
     if (!layer.projects()) return;
     unprojected_ = at::zeros({sizes_.batch, sizes_.hidden_size}, layer.input.options());
     projected_ = at::empty_like(h_);
@@ -87,8 +91,8 @@ class StepwiseForward : DirectionWalk {
     for (const WalkStep& now : steps_) {
       at::mm_out(h_gates.at(0, now.rows), h_masked.at(0, now.rows), w_hh);
       const ForwardStep<T, A> step = cell_step(now);
-      if (norms_)
-        StepKernels::run(norms_->forward(step));
+      if (layer_.normalizes())
+        StepKernels::run(NormForwardStep<T, A>{step, norm_weights<T>()});
       else
         StepKernels::run(step);
       if (!layer_.projects()) continue;
@@ -99,14 +103,13 @@ class StepwiseForward : DirectionWalk {
 
  private:
   HiddenOutput<T> output_of(const WalkStep& now) const {
-    const int64_t stride = output_.stride(0);
-    T* const output_t = data<T>(output_) + now.offset * stride;
-    return {begin(now, sizes_.output_size),
-            data<T>(h_),
-            data_or_null<T>(h_mask_),
-            data<T>(h_masked_),
-            output_t,
-            stride};
+    HiddenOutput<T> step{};
+    static_cast<Step&>(step) = begin(now, sizes_.output_size);
+    step.h_state = data<T>(h_), step.h_masked = data<T>(h_masked_);
+    step.h_mask = data_or_null<T>(h_mask_);
+    step.output_stride = output_.stride(0);
+    step.output = data<T>(output_) + now.offset * step.output_stride;
+    return step;
   }
 
   ForwardStep<T, A> cell_step(const WalkStep& now) const {
@@ -125,12 +128,10 @@ class StepwiseForward : DirectionWalk {
   }
 
   Tensor x_gates_, h_gates_;
-  Tensor h_, c_;           // [B,P], [B,H] the state
-  Tensor h_masked_;        // [B,P] h_mask * h, which W_hh multiplies; h_ without h_mask
-  Tensor output_, cells_;  // [R,P] columns of `output`, [R,H]
-  Tensor unprojected_;     // [B,H] o tanh(c); undefined without a projection
-  Tensor projected_;       // [B,P] unprojected_ W_hr^T; undefined without a projection
-  std::optional<StepNorms<T, A>> norms_;
+  Tensor h_, c_;                    // [B,P], [B,H] the state
+  Tensor h_masked_;                 // [B,P] h_mask * h, which W_hh multiplies; h_ without h_mask
+  Tensor output_, cells_;           // [R,P] columns of `output`, [R,H]
+  Tensor unprojected_, projected_;  // with a projection: [B,H] o tanh(c), and [B,P] times W_hr^T
 };
 
 }  // namespace stepwise

@@ -2,9 +2,6 @@
 // W_ih x, the gradients of gains and biases), and the arguments that layer_norm_step.h needs in
 // addition to those of a plain step. Norms are computed in state_dtype.
 #pragma once
-#include <tuple>
-#include <utility>
-#include <vector>
 
 #include "core/layer_call.h"
 #include "equations/layer_norm_step.h"
@@ -31,50 +28,30 @@ class RowNorm {
   Tensor x_, gain_, y_, mean_, scale_;
 };
 
-// The weights of layer normalization that a step needs.
-template <typename T, typename A>
-class StepNorms {
- public:
-  explicit StepNorms(const Direction& w)
-      : gain_hh_(w.gain_hh.contiguous()),
-        gain_c_(w.gain_c.contiguous()),
-        bias_c_(w.bias_c.contiguous()) {}
-
-  NormWeights<T> weights() const {
-    return {const_data<T>(gain_hh_), const_data<T>(gain_c_), const_data<T>(bias_c_)};
-  }
-  NormForwardStep<T, A> forward(const ForwardStep<T, A>& step) const { return {step, weights()}; }
-
- private:
-  Tensor gain_hh_, gain_c_, bias_c_;
-};
-
-// Layer normalization in the backward walk of one direction: the arguments of a step, and the
-// gradients after the last step.
 template <typename T, typename A>
 class NormsBackward {
  public:
   NormsBackward(const Direction& w, const Tensor& h_prev, const Tensor& cells)
       : w_(w),
-        norms_(w),
         h_gates_(at::mm(h_prev, w.w_hh.t())),
         d_h_gates_(at::empty_like(h_gates_)),
         d_normed_cells_(at::empty_like(cells)),
         cells_norm_(cells, w.gain_c, w.bias_c) {}
 
   const Tensor& normed_cells() const { return cells_norm_.y(); }
-  NormBackwardStep<T, A> step(const BackwardStep<T, A>& step, int64_t offset) const {
+  NormBackwardStep<T, A> step(const BackwardStep<T, A>& step, const NormWeights<T>& weights,
+                              int64_t offset) const {
     const auto at = [&](const Tensor& rows) { return offset * rows.size(1); };
-    return {step, norms_.weights(), const_data<T>(h_gates_) + at(h_gates_),
+    return {step, weights, const_data<T>(h_gates_) + at(h_gates_),
             data<T>(d_h_gates_) + at(d_h_gates_), data<A>(d_normed_cells_) + at(d_normed_cells_)};
   }
   // The gradient [R,4H] of W_hh h_{t-1}; complete after the last step.
   const Tensor& d_h_gates() const { return d_h_gates_; }
 
-  // Returns the gradient [R,4H] of W_ih x, and puts the gradients of gain_ih, gain_hh, gain_c and
-  // bias_c into `grads`.
+  // Returns the gradient [R,4H] of W_ih x, and puts the gradients of gains and bias_c into `grads`.
   Tensor gradients(const Tensor& input, const OptionalTensor& bias, const Tensor& d_gates,
-                   at::ScalarType dtype, Direction& grads) const {
+                   Direction& grads) const {
+    const auto dtype = input.scalar_type();
     const RowNorm x_norm(at::mm(input, w_.w_ih.t()), w_.gain_ih, bias);
     const auto [d_x, d_gain_ih, d_bias] = x_norm.backward(d_gates);
     const auto d_gain_hh = std::get<1>(RowNorm(h_gates_, w_.gain_hh, {}).backward(d_gates));
@@ -86,7 +63,6 @@ class NormsBackward {
 
  private:
   const Direction& w_;
-  StepNorms<T, A> norms_;
   Tensor h_gates_, d_h_gates_, d_normed_cells_;
   RowNorm cells_norm_;
 };
