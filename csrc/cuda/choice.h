@@ -7,11 +7,9 @@
 #include <cstdlib>
 #include <optional>
 
-#include "../core/layer_call.h"
 #include "../core/torch_versions.h"
 #include "device_sequence.h"
 #include "launch.h"
-#include "plan.h"
 
 namespace fastlstm {
 
@@ -52,12 +50,11 @@ inline CudaDevice cuda_device() {
     check_cuda(cudaDeviceGetAttribute(&value, name, index), "cudaDeviceGetAttribute");
     return value;
   };
-  int code = 0;
+  int code = 0;  // stays if the build has no code for the GPU
   const cudaError_t error = compiled_capability(&code);
-  if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction)
-    code = 0;
-  else
-    check_cuda(error, "cudaFuncGetAttributes");
+  const bool has_code =
+      error != cudaErrorNoKernelImageForDevice && error != cudaErrorInvalidDeviceFunction;
+  if (has_code) check_cuda(error, "cudaFuncGetAttributes");
   const int capability = 10 * attribute(cudaDevAttrComputeCapabilityMajor) +
                          attribute(cudaDevAttrComputeCapabilityMinor);
   const bool cooperates = attribute(cudaDevAttrCooperativeLaunch);
@@ -75,13 +72,11 @@ inline std::optional<Tiling> plan_persistent(c10::string_view engine, const Laye
       engine == "persistent",
       "lstm: expected engine to be \"auto\", \"stepwise\" or \"persistent\" on CUDA, got \"",
       engine, "\"");
-  const CudaTask task{layer.hidden_size.expect_int(),
-                      layer.batch.expect_int(),
-                      layer.steps.expect_int(),
-                      static_cast<int>(layer.num_directions()),
-                      dtype_of(layer.input.scalar_type()),
-                      matmul_allows_tf32(),
-                      backward};
+  const Sizes s = layer.sizes();
+  const auto dtype = dtype_of(layer.input.scalar_type());
+  const int directions = static_cast<int>(s.directions);
+  const CudaTask task{s.hidden_size,        s.batch, s.steps, directions, dtype,
+                      matmul_allows_tf32(), backward};
   const CudaDevice device = cuda_device();
   std::optional<Tiling> tiling;
   if (!layer.projects() && !layer.normalizes() && !layer.h_mask) tiling = best_tiling(task, device);

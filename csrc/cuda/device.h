@@ -4,7 +4,6 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <type_traits>
 
 #include "dtypes.h"
@@ -99,16 +98,10 @@ inline Bits128 load_exchanged(const Bits128* address) {
   return *address;
 }
 inline void give_up() { throw simt::Fault("a block waits in vain"); }
-using simt::milliseconds;
 inline void await_store(const Bits128* address) { simt::await_store(address->word, 4); }
-using std::min;
 inline void prefetch(const void* address) { *static_cast<const volatile char*>(address); }
-using simt::mma_bfloat16;
-using simt::mma_float16;
-using simt::mma_tf32;
-using simt::shuffle;
-using simt::shuffle_xor;
-using simt::to_tf32;
+using simt::milliseconds, simt::shuffle, simt::shuffle_xor, simt::to_tf32, std::min;
+using simt::mma_bfloat16, simt::mma_float16, simt::mma_tf32;
 
 #else
 

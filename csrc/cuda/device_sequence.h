@@ -1,4 +1,4 @@
-// The rows of a call as tables in the memory of the device, for the persistent kernels.
+// What the persistent kernels need of a call in the memory of the device.
 #pragma once
 #include <ATen/ATen.h>
 #include <c10/cuda/CUDAStream.h>
@@ -19,20 +19,20 @@ inline void check_cuda(cudaError_t error, const char* call) {
 inline Tensor exchangeable(const Tensor& rows, int64_t width) {
   const int64_t padding = width - rows.size(-1);
   if (padding > 0) return at::constant_pad_nd(rows, {0, padding});
-  const Tensor contiguous = rows.contiguous();
-  const bool aligned = reinterpret_cast<uintptr_t>(contiguous.data_ptr()) % 16 == 0;
-  return aligned ? contiguous : contiguous.clone();
+  const Tensor dense = rows.contiguous();
+  return reinterpret_cast<uintptr_t>(dense.data_ptr()) % 16 == 0 ? dense : dense.clone();
 }
 
-// The `Sequence` of a call, and the tensors that own its memory.
+// W_hh of each direction, the `Sequence` of a call, and the tensors that own its memory.
 struct DeviceSequence {
+  std::vector<Tensor> w_hh;  // [4H,H], contiguous
   Tensor table, lengths, order, reset;
-  Sequence sequence;
+  Sequence sequence = {};
 
   // If `sorts`, rows with `lengths` are sorted, so that rows of similar length share a tile.
   DeviceSequence(const LayerCall& layer, bool sorts) {
+    for (const Direction& w : layer.directions) w_hh.push_back(w.w_hh.contiguous());
     const int64_t steps = layer.steps.expect_int(), batch = layer.batch.expect_int();
-    sequence = {};
     sequence.steps = static_cast<int>(steps), sequence.batch = static_cast<int>(batch);
     sequence.hidden_size = static_cast<int>(layer.output_size.expect_int());
     if (layer.packed()) {
@@ -48,8 +48,7 @@ struct DeviceSequence {
       int64_t* const data = table.mutable_data_ptr<int64_t>();
       check_cuda(launch_upload(host.data(), steps + batch, data, c10::cuda::getCurrentCUDAStream()),
                  "launch_upload");
-      sequence.offsets = data;
-      sequence.lengths = data + steps;
+      sequence.offsets = data, sequence.lengths = data + steps;
     } else if (layer.lengths) {
       lengths = layer.lengths->contiguous();
       sequence.lengths = lengths.const_data_ptr<int64_t>();

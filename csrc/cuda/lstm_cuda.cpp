@@ -4,9 +4,6 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>
 
-#include "../dtype_list.h"
-#include "../stepwise/backward.h"
-#include "choice.h"
 #include "persistent_layer.h"
 
 namespace fastlstm {
@@ -18,43 +15,26 @@ struct CudaStepKernels {
   }
 };
 
-template <typename T, typename A>
-ForwardResult forward(const LayerCall& layer, const ForwardOptions& options) {
-  const auto& [save_cells, save_gates, engine] = options;
-  const auto tiling = plan_persistent(engine, layer, /*backward=*/false);
-  if constexpr (!std::is_same_v<T, double>)
-    if (tiling) return persistent_forward<T>(layer, *tiling, save_cells, save_gates);
-  return stepwise_forward<T, A, CudaStepKernels>(layer, save_cells, save_gates);
-}
-
-template <typename T, typename A>
-BackwardResult backward(const LayerCall& layer, const BackwardArguments& in) {
-  const auto tiling = plan_persistent(in.engine, layer, /*backward=*/true);
-  if constexpr (!std::is_same_v<T, double>)
-    if (tiling) return persistent_backward<T>(layer, *tiling, in);
-  return stepwise_backward<T, A, CudaStepKernels>(layer, in);
-}
-
-// Returns function(T(), A()) for the type T of a tensor's elements and the type A of its cell
-// state.
+// Returns function(T(), A()) for the types T of a tensor's elements and A of its cell state.
 auto dispatch(at::ScalarType dtype, const auto& function) {
-  switch (dtype) {
 #define FASTLSTM_CASE(T, A, name) \
-  case at::k##name:               \
-    return function(T(), A());
-    FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_CASE)
+  if (dtype == at::k##name) return function(T(), A());
+  FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_CASE)
 #undef FASTLSTM_CASE
-    default:
-      TORCH_INTERNAL_ASSERT(false, "check_layer lets no ", dtype, " pass");
-  }
+  TORCH_INTERNAL_ASSERT(false, "check_layer lets no ", dtype, " pass");
 }
 
 ForwardResult lstm_cuda(LstmCall call, const ForwardOptions& options) {
   const LayerCall layer = check_layer(std::move(call));
   check_values(layer);
   const c10::cuda::CUDAGuard device(layer.input.device());
+  const auto tiling = plan_persistent(options.engine, layer, /*backward=*/false);
   return dispatch(layer.input.scalar_type(), [&](auto t, auto a) {
-    return forward<decltype(t), decltype(a)>(layer, options);
+    using T = decltype(t);
+    if constexpr (!std::is_same_v<T, double>)
+      if (tiling) return persistent_forward<T>(layer, *tiling, options);
+    return stepwise_forward<T, decltype(a), CudaStepKernels>(layer, options.save_cells,
+                                                             options.save_gates);
   });
 }
 
@@ -63,8 +43,12 @@ BackwardResult lstm_backward_cuda(LstmCall call, const BackwardArguments& argume
   check_values(layer);
   check_backward(layer, arguments);
   const c10::cuda::CUDAGuard device(layer.input.device());
+  const auto tiling = plan_persistent(arguments.engine, layer, /*backward=*/true);
   return dispatch(layer.input.scalar_type(), [&](auto t, auto a) {
-    return backward<decltype(t), decltype(a)>(layer, arguments);
+    using T = decltype(t);
+    if constexpr (!std::is_same_v<T, double>)
+      if (tiling) return persistent_backward<T>(layer, *tiling, arguments);
+    return stepwise_backward<T, decltype(a), CudaStepKernels>(layer, arguments);
   });
 }
 

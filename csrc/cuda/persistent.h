@@ -11,7 +11,6 @@
 #include <cstdint>
 
 #include "../equations/elementary.h"
-#include "../equations/lstm_params.h"
 #include "dtypes.h"
 #include "plan.h"
 
@@ -22,11 +21,11 @@ struct Sequence {
   int steps, batch, hidden_size;
   const int64_t* lengths;  // [B] steps of each batch row; nullptr: every row has all steps
   const int64_t* offsets;  // [T] first flat row of each step of packed data; nullptr: t * B
-  const int64_t* order;  // [B] the batch rows, sorted by length, the longest first. Then short rows
-                         // share a pass, which is skipped after their end; nullptr: 0 to B - 1
-  const bool* reset;     // [T,B] whether the state is zeroed before a step; nullptr: never
-  uint32_t wait_limit;   // how many milliseconds a block waits for a value of another block. It
-                         // waits 20 times as long for the first value
+  const int64_t* order;    // [B] the batch rows, the longest first. Then short rows share a pass,
+                           // which is skipped after their end; nullptr: 0 to B - 1
+  const bool* reset;       // [T,B] whether the state is zeroed before a step; nullptr: never
+  uint32_t wait_limit;     // how many milliseconds a block waits for a value of another block; for
+                           // the first value 20 times as long
 };
 
 // The number of steps of a batch row. The host cannot check lengths on the device, so they are

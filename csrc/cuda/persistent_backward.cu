@@ -16,8 +16,7 @@ namespace {
 template <typename T>
 struct BackwardInputs {
   ThreadUnit at;
-  int64_t index;  // the index of the unit in a tensor [B,H]
-  T *d_i, *d_f;   // where the gradients of gates i and f go; g and o follow at the same distance
+  T *d_i, *d_f;  // where the gradients of gates i and f go; g and o follow at the same distance
   Gates<T> gates;
   float c, c_prev, d_cells;
   T d_output, d_h;
@@ -40,17 +39,6 @@ struct PersistentBackward {
   const BackwardDirection<T> d = in_registers(call.direction, block.direction);
   const int hidden_size = call.sequence.hidden_size, width = tiling.exchange_width;
 
-  // Loads the slice: row u is the column of W_hh of unit u, with `width` values for each gate.
-  __device__ void load() const {
-    block.load(d.d_c, [&](int unit, int k) {
-      const int gate = k / width, from = k % width;
-      return unit < block.units && gate < 4 && from < hidden_size
-                 ? d.w_hh[int64_t(gate * hidden_size + from) * hidden_size + block.first_unit +
-                          unit]
-                 : T(0.0f);
-    });
-  }
-
   __device__ T* d_gates_at(const ThreadUnit& at, int64_t flat_row) const {
     return d.d_gates + flat_row * 4 * width + block.column(at);
   }
@@ -71,10 +59,9 @@ struct PersistentBackward {
   __device__ BackwardInputs<T> load_inputs(const TimeStep& step, const ThreadUnit& at) const {
     prefetch_step(step, at);
     const int column = block.column(at);
-    const int64_t flat_row = step.offset + at.batch_row;
+    const int64_t flat_row = step.offset + at.batch_row, index = block.index(at);
     BackwardInputs<T> in;
     in.at = at;
-    in.index = block.index(at);
     in.d_i = d_gates_at(at, flat_row);
     in.d_f = in_register(in.d_i + width);
     if (!at.live) return in;
@@ -82,10 +69,10 @@ struct PersistentBackward {
     in.c = d.cells[flat_row * hidden_size + column];
     in.reset = block.is_reset(step.t, at.row);
     in.c_prev = block.is_first_step(step.t, at.row)
-                    ? d.c_0[in.index]
+                    ? d.c_0[index]
                     : d.cells[(step.offset_after + at.batch_row) * hidden_size + column];
     in.d_output = d.d_output ? d.d_output[flat_row * call.d_output_stride + column] : T(0.0f);
-    in.d_h = block.is_last_step(step.t, at.row) ? d.d_h[in.index] : T(0.0f);
+    in.d_h = block.is_last_step(step.t, at.row) ? d.d_h[index] : T(0.0f);
     in.d_cells = d.d_cells ? d.d_cells[flat_row * hidden_size + column] : 0.0f;
     return in;
   }
@@ -108,26 +95,19 @@ struct PersistentBackward {
     return block.is_reset(t, row) ? ExchangedRow<T>{} : d_gates_of(row, block.offset(t));
   }
 
-  // Computes the cell equations of a live unit backward. Returns the gradients of the
-  // pre-activations. dc is dL/dc_t at the call and dL/dc_{t-1} afterwards.
-  __device__ Gates<float> compute(const BackwardInputs<T>& in, float& dc) const {
-    const float from_next = block.template sums<1>(in.at.pass_row, in.at.unit).value[0];
-    const float dh = from_next + (float(in.d_output) + float(in.d_h));
-    const float c_prev = in.reset ? 0.0f : in.c_prev;
-    const auto before =
-        step_backward(to_float(in.gates), c_prev, in.c, dh, dc + in.d_cells, in.reset);
-    dc = before.dc;
-    return before.d_pre;
-  }
-
   __device__ float compute_and_publish(const BackwardInputs<T>& in) const {
     const ThreadUnit& at = in.at;
     if (at.pass_row >= kRowTile) return 0.0f;  // the same for all lanes of a warp, as publish needs
     float dc = 0.0f;
     Gates<float> d_gates = {0.0f, 0.0f, 0.0f, 0.0f};
     if (at.live) {
-      dc = block.cell_state_of(at);
-      d_gates = compute(in, dc);
+      const float from_next = block.template sums<1>(at.pass_row, at.unit).value[0];
+      const float dh = from_next + (float(in.d_output) + float(in.d_h));
+      const float c_prev = in.reset ? 0.0f : in.c_prev;
+      const auto before = step_backward(to_float(in.gates), c_prev, in.c, dh,
+                                        block.cell_state_of(at) + in.d_cells, in.reset);
+      d_gates = before.d_pre;
+      dc = before.dc;
     }
     const int64_t gate_distance = in.d_f - in.d_i;  // is `width`; computing it loads nothing
     publish(in.d_i, T(d_gates.i), at.unit, at.is_exchanged);
@@ -141,8 +121,16 @@ struct PersistentBackward {
     if (at.live) block.cell_state_of(at) = dc;
   }
 
+  // Loads the slice, whose row u is the column of W_hh of unit u with `width` values for each gate,
+  // and runs.
   __device__ void walk() const {
-    load();
+    block.load(d.d_c, [&](int unit, int k) {
+      const int gate = k / width, from = k % width;
+      return unit < block.units && gate < 4 && from < hidden_size
+                 ? d.w_hh[int64_t(gate * hidden_size + from) * hidden_size + block.first_unit +
+                          unit]
+                 : T(0.0f);
+    });
     block.run(*this, !block.reverse);
     if (!call.state_needs_grad) return;
     for (int pass = 0; pass < block.passes; ++pass) run_initial_state(pass);
@@ -167,9 +155,7 @@ struct PersistentBackward {
 
 template <typename T>
 cudaError_t launch_walk(const BackwardLaunch<T>& call, const Tiling& tiling, cudaStream_t stream) {
-  return with_product<T>(tiling.ffma, [&](auto product) {
-    return launch_tile<PersistentBackward, decltype(product)>(call, tiling, stream);
-  });
+  return launch_planned<PersistentBackward>(call, tiling, stream);
 }
 
 template cudaError_t launch_walk(const BackwardLaunch<float>&, const Tiling&, cudaStream_t);

@@ -14,7 +14,7 @@ __device__ Gates<float> to_float(const Gates<T>& gates) {
   return {float(gates.i), float(gates.f), float(gates.g), float(gates.o)};
 }
 
-// Returns one of two directions, with its pointers in registers. Otherwise each use would load them.
+// Returns one of two directions, with its pointers in registers: otherwise each use loads them.
 template <class Direction>
 __device__ Direction in_registers(const Direction (&direction)[2], int index) {
   Direction fetched = direction[index];
@@ -34,8 +34,14 @@ struct ThreadUnit {
   int batch_row;
 };
 
-// A step of a walk: time steps t and first flat rows `offset` of this step, of the steps that the
-// walk visits before and after it, and of the step to prefetch.
+// The products of kCount neighboring rows of the slice with one batch row.
+template <int kCount>
+struct alignas(4 * kCount) Sums {
+  float value[kCount];
+};
+
+// Time steps t and first flat rows `offset` of this step of a walk, of the steps that the walk
+// visits before and after it, and of the step to prefetch.
 struct TimeStep {
   int t, t_before, t_prefetch;
   int64_t offset, offset_before, offset_after, offset_prefetch;
@@ -111,14 +117,6 @@ struct Block {
     return sequence.offsets ? sequence.offsets[t] : int64_t(t) * sequence.batch;
   }
 
-  // Returns the n-th step of a walk that begins with the first time step, or with the last one.
-  __device__ TimeStep step(int n, bool from_last, int64_t offset_before) const {
-    const int t = from_last ? sequence.steps - 1 - n : n, inc = from_last ? -1 : 1;
-    const int t_prefetch = t + kPrefetch * inc;
-    return {t, t - inc, t_prefetch, offset(t), offset_before, offset(t + inc), offset(t_prefetch)};
-  }
-
-  // Returns the thread's j-th unit of a pass.
   __device__ ThreadUnit unit(int t, int pass, int j) const {
     const int index = thread + j * kThreads, row = index / kUnits;
     ThreadUnit at = {row, pass * kRowTile + row, index % kUnits, false, false, false, 0};
@@ -175,20 +173,24 @@ struct Block {
 #pragma unroll
     for (int j = 0; j < kRowTile / 8; ++j)
       lane_pieces[j] = pieces_of_lane(rows[j], last_chunk, k_size, lane);
-    WarpProduct<P, kRows, kRowTile> product{slice, chunks, lane, {}};
+    WarpProduct<P, kRows, kRowTile> product{slice, chunks, lane};
     add_chunks<kChunks>(product, lane_pieces, first_chunk, last_chunk, wait_limit);
     // The widest tile (kChunks = 1) lacks a register for this, and always has the long limit.
     for (const auto& pieces : lane_pieces)
       if (kChunks > 1 && pieces.is_exchanged) wait_limit = sequence.wait_limit;
-    product.sums.store(partial_sums + warp * kRowTile * partial_stride(kRows), lane);
+    product.store(partial_sums + warp * kRowTile * partial_stride(kRows));
   }
 
-  // Runs all steps of a walk, PersistentForward or PersistentBackward.
+  // Runs all steps of a walk, PersistentForward or PersistentBackward, that begins with the first
+  // time step or with the last one.
   template <class Walk>
   __device__ void run(const Walk& walk, bool from_last) const {
     int64_t offset_before = 0;
     for (int n = 0; n < sequence.steps; ++n) {
-      const TimeStep at = step(n, from_last, offset_before);
+      const int t = from_last ? sequence.steps - 1 - n : n, inc = from_last ? -1 : 1;
+      const int t_prefetch = t + kPrefetch * inc;
+      const TimeStep at = {
+          t, t - inc, t_prefetch, offset(t), offset_before, offset(t + inc), offset(t_prefetch)};
       for (int pass = 0; pass < passes; ++pass) run_pass(walk, at, pass);
       offset_before = at.offset;
     }
@@ -214,25 +216,19 @@ struct Block {
     __syncthreads();  // before the next pass overwrites the sums
   }
 
-  // Returns the products of batch row b of the pass with rows r to r + kCount - 1 of the slice.
+  // Returns the products of batch row b of the pass with rows r to r + kCount - 1 of the slice: the
+  // partial sums of all warps, added.
   template <int kCount>
   __device__ Sums<kCount> sums(int b, int r) const {
-    return sum_partials<kCount>(partial_sums, kRowTile, kRows, b, r);
+    Sums<kCount> sum = {};
+    for (int w = 0; w < kWarps; ++w) {
+      const auto part = *reinterpret_cast<const Sums<kCount>*>(
+          partial_sums + (w * kRowTile + b) * partial_stride(kRows) + r);
+      for (int i = 0; i < kCount; ++i) sum.value[i] += part.value[i];
+    }
+    return sum;
   }
 };
-
-// Returns function(P()) with the kind of arithmetic P of a dtype.
-template <typename T, class Function>
-cudaError_t with_product(bool ffma, const Function& function) {
-  if constexpr (std::is_same<T, bfloat16>::value)
-    return function(BFloat16Mma());
-  else if constexpr (std::is_same<T, float16>::value)
-    return function(Float16Mma());
-  else {
-    static_assert(std::is_same<T, float>::value, "a dtype without a product");
-    return ffma ? function(Ffma()) : function(Tf32Mma());
-  }
-}
 
 template <class Walk>
 __global__ void __launch_bounds__(kThreads, 1)
@@ -261,6 +257,17 @@ cudaError_t launch_tile(const Call& call, const Tiling& tiling, cudaStream_t str
   launch_if_planned(k16, k8), launch_if_planned(k16, k16);
   launch_if_planned(k32, k8), launch_if_planned(k32, k16);
   return error;
+}
+
+template <template <class, int, int> class Walk, template <typename> class Call, typename T>
+cudaError_t launch_planned(const Call<T>& call, const Tiling& tiling, cudaStream_t stream) {
+  if constexpr (std::is_same<T, bfloat16>::value)
+    return launch_tile<Walk, BFloat16Mma>(call, tiling, stream);
+  else if constexpr (std::is_same<T, float16>::value)
+    return launch_tile<Walk, Float16Mma>(call, tiling, stream);
+  else
+    return tiling.ffma ? launch_tile<Walk, Ffma>(call, tiling, stream)
+                       : launch_tile<Walk, Tf32Mma>(call, tiling, stream);
 }
 
 }  // namespace fastlstm

@@ -92,7 +92,7 @@ __device__ inline void await_piece(const Bits128* piece, uint32_t wait_limit) {
   }
 }
 
-// The pieces that a lane loads at once, of kChunks chunks of kNTiles rows.
+// The pieces that a lane loads at once, of kChunks chunks from `begin` on of kNTiles rows.
 template <typename T, int kChunks, int kNTiles>
 struct LoadedChunks {
   Bits128 words[kChunks][kNTiles];

@@ -42,16 +42,6 @@ struct PersistentForward {
   const ForwardDirection<T> d = in_registers(call.direction, block.direction);
   const int hidden_size = call.sequence.hidden_size;
 
-  // Loads the slice: row 4 u + gate is the row of W_hh of that gate of unit u.
-  __device__ void load() const {
-    block.load(d.c_n, [&](int row, int k) {
-      const int gate = row % 4, unit = row / 4;
-      return unit < block.units && k < hidden_size
-                 ? d.w_hh[int64_t(gate * hidden_size + block.first_unit + unit) * hidden_size + k]
-                 : T(0.0f);
-    });
-  }
-
   __device__ T* exchange_at(const ThreadUnit& at, int64_t flat_row) const {
     return d.exchange + flat_row * call.exchange_stride + block.column(at);
   }
@@ -87,20 +77,17 @@ struct PersistentForward {
     return {d.exchange + (step.offset_before + block.batch_row[row]) * call.exchange_stride, true};
   }
 
-  // Computes the cell equations of a live unit.
-  __device__ UnitResult<T> compute(const ForwardInputs<T>& in, float c_prev) const {
-    const auto from_h = block.template sums<4>(in.at.pass_row, 4 * in.at.unit);
-    const auto gates = activate(to_float(in.from_x) + bits_as<Gates<float>>(from_h));
-    if (in.reset) c_prev = 0.0f;
-    const float c = next_cell(gates, c_prev);
-    return {gates, c, T(hidden_state(gates.o, c))};
-  }
-
   __device__ UnitResult<T> compute_and_publish(const ForwardInputs<T>& in) const {
     const ThreadUnit& at = in.at;
     if (at.pass_row >= kRowTile) return {};  // the same for all lanes of a warp, as publish needs
     UnitResult<T> result = {{0.0f, 0.0f, 0.0f, 0.0f}, 0.0f, T(0.0f)};
-    if (at.live) result = compute(in, block.cell_state_of(at));
+    if (at.live) {
+      const auto from_h = block.template sums<4>(at.pass_row, 4 * at.unit);
+      const auto gates = activate(to_float(in.from_x) + bits_as<Gates<float>>(from_h));
+      const float c_prev = block.cell_state_of(at);
+      const float c = next_cell(gates, in.reset ? 0.0f : c_prev);
+      result = {gates, c, T(hidden_state(gates.o, c))};
+    }
     publish(in.h_exchange, result.h, at.unit, at.is_exchanged);
     return result;
   }
@@ -122,8 +109,14 @@ struct PersistentForward {
       store_gates(d.gates + flat_row * 4 * hidden_size, column, hidden_size, result.gates);
   }
 
+  // Loads the slice, whose row 4 u + gate is the row of W_hh of that gate of unit u, and runs.
   __device__ void walk() const {
-    load();
+    block.load(d.c_n, [&](int row, int k) {
+      const int gate = row % 4, unit = row / 4;
+      return unit < block.units && k < hidden_size
+                 ? d.w_hh[int64_t(gate * hidden_size + block.first_unit + unit) * hidden_size + k]
+                 : T(0.0f);
+    });
     block.run(*this, block.reverse);
   }
 };
@@ -132,9 +125,7 @@ struct PersistentForward {
 
 template <typename T>
 cudaError_t launch_walk(const ForwardLaunch<T>& call, const Tiling& tiling, cudaStream_t stream) {
-  return with_product<T>(tiling.ffma, [&](auto product) {
-    return launch_tile<PersistentForward, decltype(product)>(call, tiling, stream);
-  });
+  return launch_planned<PersistentForward>(call, tiling, stream);
 }
 
 template cudaError_t launch_walk(const ForwardLaunch<float>&, const Tiling&, cudaStream_t);

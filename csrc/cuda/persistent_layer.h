@@ -1,22 +1,9 @@
 // The persistent engine for a layer: the memory of a launch, and ATen's GEMMs before and after it.
 #pragma once
-#include <c10/cuda/CUDAStream.h>
-
-#include <vector>
-
 #include "../stepwise/backward.h"
 #include "choice.h"
-#include "device_sequence.h"
-#include "persistent.h"
 
 namespace fastlstm {
-
-// Returns W_hh [4H,H] of each direction, contiguous.
-inline std::vector<Tensor> contiguous_w_hh(const LayerCall& layer) {
-  std::vector<Tensor> w_hh;
-  for (const Direction& w : layer.directions) w_hh.push_back(w.w_hh.contiguous());
-  return w_hh;
-}
 
 // Launches the walk, one or two directions at a time as `tiling` says. direction_of(d) returns the
 // arguments of a direction. All bits of `exchange` are set (persistent.h) last before the first
@@ -41,39 +28,37 @@ void launch_directions(Call& call, const LayerCall& layer, const Tiling& tiling,
 }
 
 template <typename T>
-ForwardResult persistent_forward(const LayerCall& layer, const Tiling& tiling, bool save_cells,
-                                 bool save_gates) {
+ForwardResult persistent_forward(const LayerCall& layer, const Tiling& tiling,
+                                 const ForwardOptions& options) {
   const Sizes s = layer.sizes();
   const int64_t hidden = s.hidden_size, width = tiling.exchange_width;
-  const auto options = layer.input.options();
   const Tensor input = flat(layer.input, s.flat_rows);
   // Even if gates are not saved, their memory holds the input's part of the gates.
-  ForwardTensors tensors(layer, save_cells, /*save_gates=*/true);
+  ForwardTensors tensors(layer, options.save_cells, /*save_gates=*/true);
   const Tensor h_0 = exchangeable(layer.h_0, width);
   const Tensor exchange =
-      width == hidden ? tensors.output : at::empty({s.flat_rows, s.directions * width}, options);
+      width == hidden ? tensors.output
+                      : at::empty({s.flat_rows, s.directions * width}, layer.input.options());
   const DeviceSequence tables(layer, tiling.has_passes());
-  const std::vector<Tensor> w_hh = contiguous_w_hh(layer);
 
   ForwardLaunch<T> call{};
   call.sequence = tables.sequence;
-  call.save_gates = save_gates;
+  call.save_gates = options.save_gates;
   call.output_stride = s.directions * hidden;
   call.exchange_stride = s.directions * width;
   const auto direction_of = [&](int64_t d) -> ForwardDirection<T> {
     Tensor x_gates = flat(tensors.gates[d], s.flat_rows);
     stepwise::multiply_input(layer, layer.directions[d], input, x_gates);
-    return {data<T>(w_hh[d]),
-            data<T>(h_0[d]),
-            data<T>(x_gates),
-            data<T>(tensors.output) + d * hidden,
-            data<T>(exchange) + d * width,
-            save_cells ? data<float>(tensors.cells[d]) : nullptr,
-            data<T>(tensors.h_n[d]),
-            data<float>(tensors.c_n[d])};
+    ForwardDirection<T> memory{};
+    memory.w_hh = data<T>(tables.w_hh[d]), memory.h_0 = data<T>(h_0[d]);
+    memory.gates = data<T>(x_gates), memory.output = data<T>(tensors.output) + d * hidden;
+    memory.exchange = data<T>(exchange) + d * width;
+    if (options.save_cells) memory.cells = data<float>(tensors.cells[d]);
+    memory.h_n = data<T>(tensors.h_n[d]), memory.c_n = data<float>(tensors.c_n[d]);
+    return memory;
   };
   launch_directions(call, layer, tiling, exchange, direction_of);
-  if (!save_gates) tensors.gates = Tensor();
+  if (!options.save_gates) tensors.gates = Tensor();
   return tensors.result(layer);
 }
 
@@ -83,25 +68,22 @@ BackwardResult persistent_backward(const LayerCall& layer, const Tiling& tiling,
   stepwise::BackwardTensors tensors(layer, in);
   const Sizes& s = tensors.sizes;
   const int64_t hidden = s.hidden_size, width = tiling.exchange_width;
-  const auto options = layer.input.options();
   const DeviceSequence tables(layer, tiling.has_passes());
-  const Tensor d_gates = at::empty({s.directions, s.flat_rows, 4 * width}, options);
-  const std::vector<Tensor> w_hh = contiguous_w_hh(layer);
+  const Tensor d_gates = at::empty({s.directions, s.flat_rows, 4 * width}, layer.input.options());
 
   BackwardLaunch<T> call{};
   call.sequence = tables.sequence;
   call.d_output_stride = s.directions * hidden;
   call.state_needs_grad = in.request.state;
   const auto direction_of = [&](int64_t d) -> BackwardDirection<T> {
-    return {data<T>(w_hh[d]),
-            data<float>(tensors.c_0[d]),
-            data<T>(tensors.gates[d]),
-            data<float>(tensors.cells[d]),
-            tensors.d_output.defined() ? data<T>(tensors.d_output) + d * hidden : nullptr,
-            tensors.d_cells.defined() ? data<float>(tensors.d_cells[d]) : nullptr,
-            data<T>(d_gates[d]),
-            data<T>(tensors.grad_h_0[d]),
-            data<float>(tensors.grad_c_0[d])};
+    BackwardDirection<T> memory{};
+    memory.w_hh = data<T>(tables.w_hh[d]), memory.c_0 = data<float>(tensors.c_0[d]);
+    memory.gates = data<T>(tensors.gates[d]), memory.cells = data<float>(tensors.cells[d]);
+    if (tensors.d_output.defined()) memory.d_output = data<T>(tensors.d_output) + d * hidden;
+    if (tensors.d_cells.defined()) memory.d_cells = data<float>(tensors.d_cells[d]);
+    memory.d_gates = data<T>(d_gates[d]), memory.d_h = data<T>(tensors.grad_h_0[d]);
+    memory.d_c = data<float>(tensors.grad_c_0[d]);
+    return memory;
   };
   launch_directions(call, layer, tiling, d_gates, direction_of);
   for (int64_t d = 0; d < s.directions; ++d) {

@@ -21,7 +21,6 @@ namespace fastlstm {
 //   operand()     converts a word of memory (two 16-bit values or a float) for the multiplication
 //   fragment_b()  makes a FragmentB of the two words of b that the lane has loaded
 //   mma()         computes d += a b. A lane has four elements of d, as in the mma instruction
-
 template <typename Value, void (*kMma)(float (&)[4], const Bits128&, uint32_t, uint32_t)>
 struct TensorCores {
   using T = Value;
@@ -120,10 +119,6 @@ struct SliceLayout {
   }
 };
 
-FASTLSTM_INLINE uint32_t two_values(uint16_t low, uint16_t high) {
-  return low | uint32_t(high) << 16;
-}
-
 // Fills the slice with the values element(row, k). They are 0 outside of the matrix.
 template <class P, int kRows, typename Element>
 __device__ void load_slice(uint32_t* slice, int chunks, const Element& element) {
@@ -137,25 +132,50 @@ __device__ void load_slice(uint32_t* slice, int chunks, const Element& element) 
     if constexpr (sizeof(typename P::T) == 4)
       slice[i] = P::operand(bits_as<uint32_t>(element(row, word)));
     else
-      slice[i] = two_values(bits_as<uint16_t>(element(row, 2 * word)),
-                            bits_as<uint16_t>(element(row, 2 * word + 1)));
+      slice[i] = bits_as<uint16_t>(element(row, 2 * word)) |
+                 uint32_t(bits_as<uint16_t>(element(row, 2 * word + 1))) << 16;
   }
 }
 
 // The distance in floats between the partial sums of two batch rows.
 constexpr __host__ __device__ int partial_stride(int rows) { return rows + kPartialPadding; }
 
-// The accumulators of a warp: tiles of 16 rows of the slice (M) and 8 batch rows (N), in the layout
-// of the mma instruction.
-template <int kRows, int kRowTile>
-struct WarpSums {
+// The product of a warp. Its accumulators are tiles of 16 rows of the slice (M) and 8 batch rows
+// (N), in the layout of the mma instruction: lane 4 g + q has rows g and g + 8 and columns 2 q and
+// 2 q + 1 of each tile.
+template <class P, int kRows, int kRowTile>
+struct WarpProduct {
   static constexpr int kMTiles = (kRows + 15) / 16, kNTiles = kRowTile / 8;
 
+  const uint32_t* slice;
+  int chunks, lane;
   float tile[kMTiles][kNTiles][4] = {};
 
-  // Stores the sums of the warp to partial_sums[warp]. Lane 4 g + q has rows g and g + 8 and
-  // columns 2 q and 2 q + 1 of each tile.
-  __device__ void store(float* partial_sums, int lane) const {
+  // Multiplies the loaded chunks from `begin` on that lie before chunk `last`. words[i][j] is the
+  // lane's piece of chunk begin + i, of batch row 8 j + lane / 4 of the pass.
+  template <int kChunks>
+  __device__ void add(const Bits128 (&words)[kChunks][kNTiles], int begin, int last) {
+#pragma unroll
+    for (int i = 0; i < kChunks; ++i) {
+      if (begin + i >= last) break;
+#pragma unroll
+      for (int k_step = 0; k_step < 2; ++k_step) {
+        typename P::FragmentB b[kNTiles];
+#pragma unroll
+        for (int j = 0; j < kNTiles; ++j)
+          b[j] = P::fragment_b(P::operand(words[i][j].word[2 * k_step]),
+                               P::operand(words[i][j].word[2 * k_step + 1]));
+#pragma unroll
+        for (int m = 0; m < kMTiles; ++m) {
+          const auto a = SliceLayout<P, kRows>::load(slice, chunks, m, begin + i, k_step, lane);
+#pragma unroll
+          for (int j = 0; j < kNTiles; ++j) P::mma(tile[m][j], a, b[j]);
+        }
+      }
+    }
+  }
+
+  __device__ void store(float* partial_sums) const {
     constexpr int stride = partial_stride(kRows);
     const int g = lane / 4, q = lane % 4;
 #pragma unroll
@@ -163,67 +183,12 @@ struct WarpSums {
 #pragma unroll
       for (int j = 0; j < kNTiles; ++j) {
         float* column = partial_sums + (8 * j + 2 * q) * stride + 16 * m + g;
-        column[0] = tile[m][j][0];
-        column[stride] = tile[m][j][1];
-        if (kRows == 8) continue;
-        column[8] = tile[m][j][2];
-        column[stride + 8] = tile[m][j][3];
+        column[0] = tile[m][j][0], column[stride] = tile[m][j][1];
+        if (kRows > 8) column[8] = tile[m][j][2], column[stride + 8] = tile[m][j][3];
       }
     }
   }
 };
-
-// The product of a warp. add() multiplies the loaded chunks from `begin` on that lie before chunk
-// `last`. words[i][j] is the lane's piece of chunk begin + i, of batch row 8 j + lane / 4 of the
-// pass.
-template <class P, int kRows, int kRowTile>
-struct WarpProduct {
-  using Tiles = WarpSums<kRows, kRowTile>;
-
-  const uint32_t* slice;
-  int chunks, lane;
-  Tiles sums;
-
-  template <int kChunks>
-  __device__ void add(const Bits128 (&words)[kChunks][Tiles::kNTiles], int begin, int last) {
-#pragma unroll
-    for (int i = 0; i < kChunks; ++i) {
-      if (begin + i >= last) break;
-#pragma unroll
-      for (int k_step = 0; k_step < 2; ++k_step) {
-        typename P::FragmentB b[Tiles::kNTiles];
-#pragma unroll
-        for (int j = 0; j < Tiles::kNTiles; ++j)
-          b[j] = P::fragment_b(P::operand(words[i][j].word[2 * k_step]),
-                               P::operand(words[i][j].word[2 * k_step + 1]));
-#pragma unroll
-        for (int m = 0; m < Tiles::kMTiles; ++m) {
-          const auto a = SliceLayout<P, kRows>::load(slice, chunks, m, begin + i, k_step, lane);
-#pragma unroll
-          for (int j = 0; j < Tiles::kNTiles; ++j) P::mma(sums.tile[m][j], a, b[j]);
-        }
-      }
-    }
-  }
-};
-
-// The products of kCount neighboring rows of the slice with one batch row.
-template <int kCount>
-struct alignas(4 * kCount) Sums {
-  float value[kCount];
-};
-// Adds the partial sums [kWarps][tile][partial_stride(rows)] of all warps, for batch row b of the
-// pass and rows r to r + kCount - 1 of the slice.
-template <int kCount>
-__device__ Sums<kCount> sum_partials(const float* partial_sums, int tile, int rows, int b, int r) {
-  Sums<kCount> sum = {};
-  for (int w = 0; w < kWarps; ++w) {
-    const auto part = *reinterpret_cast<const Sums<kCount>*>(
-        partial_sums + (w * tile + b) * partial_stride(rows) + r);
-    for (int i = 0; i < kCount; ++i) sum.value[i] += part.value[i];
-  }
-  return sum;
-}
 
 // Multiplies the chunks [first, last) of a warp, kChunks at a time. While it multiplies some chunks
 // it loads the next ones. await_piece explains `wait_limit`.

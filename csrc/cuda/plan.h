@@ -85,20 +85,17 @@ constexpr bool is_compiled(bool ffma, int units, int row_tile) {
 // long, loads more. FFMA and the widest tile load fewer: they multiply a chunk for longer, so fewer
 // loads hide the latency, and the accumulators of the widest tile leave few registers.
 constexpr int chunks_in_flight(bool ffma, bool backward, int units, int row_tile) {
-  const int n_tiles = row_tile / 8;
   if (ffma) return 2;
   if (matrix_rows(backward, units) * row_tile >= 2048) return 1;
-  return (backward ? 8 : 4) / n_tiles;
+  return (backward ? 8 : 4) / (row_tile / 8);
 }
 
 // Returns the bytes of shared memory of a block: its arrays, in the order of persistent_block.h.
 inline int64_t shared_bytes_of(const CudaTask& task, const Tiling& tiling) {
-  const int64_t matrix = matrix_rows(task.backward, tiling.units);
-  const int64_t weights = matrix * task.chunks() * kChunkBytes;
-  const int64_t partial_sums = int64_t{4} * kWarps * tiling.row_tile * (matrix + kPartialPadding);
-  const int64_t state = int64_t{4} * tiling.group_rows * tiling.units;
-  const int64_t rows = int64_t{4} * 2 * tiling.group_rows;
-  return weights + partial_sums + state + rows;
+  const int64_t matrix = matrix_rows(task.backward, tiling.units), rows = tiling.group_rows;
+  const int64_t partial_sums = kWarps * tiling.row_tile * (matrix + kPartialPadding);
+  const int64_t state = rows * tiling.units;
+  return matrix * task.chunks() * kChunkBytes + 4 * (partial_sums + state + 2 * rows);
 }
 
 inline Tiling make_tiling(const CudaTask& task, int units, int row_tile, int row_groups,
@@ -124,10 +121,8 @@ inline double step_clocks(const CudaTask& task, const Tiling& tiling, int sm_cou
   // In clocks:
   constexpr double kExchangeLatency = 900;  // from a store in one SM until another SM can load it
   constexpr double kPassOverhead = 600;     // a pass without its product
-  const double multiply_adds =              // per clock, in one SM
-      task.ffma()                     ? 128
-      : task.dtype == Dtype::kFloat32 ? 512
-                                      : 1024;
+  // Multiply-adds per clock, in one SM:
+  const double multiply_adds = task.ffma() ? 128 : task.dtype == Dtype::kFloat32 ? 512 : 1024;
   const auto k_size = static_cast<double>(task.k_size());
   const double bytes = k_size * static_cast<double>(task.element_bytes());  // of an exchanged row
   const double matrix = matrix_rows(task.backward, tiling.units);
@@ -153,23 +148,20 @@ inline std::optional<Tiling> best_tiling(const CudaTask& task, const CudaDevice&
   if (!possible) return std::nullopt;
   std::optional<Tiling> best;
   double least = 0;
-  const auto consider = [&](int directions, int units, int row_tile, int row_groups) {
-    const Tiling tiling = make_tiling(task, units, row_tile, row_groups, directions);
+  const auto consider = [&](const Tiling& tiling) {
     if (tiling.shared_bytes > device.shared_bytes) return;
     const double clocks = step_clocks(task, tiling, device.sm_count);
     if (!best || clocks < least) best = tiling, least = clocks;
   };
-  for (int directions = task.directions; directions >= 1; --directions) {
+  for (int directions = task.directions; directions >= 1; --directions)
     for (int units : {8, 16, 32}) {
       const int64_t room = device.sm_count / (divide_up(task.hidden_size, units) * directions);
       const int64_t useful = divide_up(task.batch, 8);  // the smallest tile has 8 rows
-      for (int row_tile : {8, 16}) {
-        if (!is_compiled(task.ffma(), units, row_tile)) continue;
-        for (int64_t groups = 1; groups <= std::min(useful, room); ++groups)
-          consider(directions, units, row_tile, static_cast<int>(groups));
-      }
+      for (int row_tile : {8, 16})
+        for (int groups = 1; groups <= std::min(useful, room); ++groups)
+          if (is_compiled(task.ffma(), units, row_tile))
+            consider(make_tiling(task, units, row_tile, groups, directions));
     }
-  }
   return best;
 }
 

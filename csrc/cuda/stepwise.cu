@@ -5,7 +5,6 @@
 #include <algorithm>
 
 #include "../dtype_list.h"
-#include "../equations/layer_norm_step.h"
 #include "../parts.h"
 #include "device.h"
 #include "launch.h"
@@ -14,13 +13,12 @@ namespace fastlstm {
 namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
-// The limits of the grid: along y for units_kernel (1024 fill any GPU), and for rows_kernel.
+// The limits of the grid, beyond which a thread computes several rows. 1024 fill any GPU.
 constexpr int64_t kMaxGridY = 1024, kMaxRowGrid = 65535;
 
 // The ThreadGroup of one thread that computes one unit.
 struct OneUnit {
   int64_t unit;
-
   template <typename F>
   FASTLSTM_INLINE void each(int64_t, const F& f) const {
     f(unit);
@@ -79,18 +77,19 @@ __global__ void __launch_bounds__(kThreads) rows_kernel(S<T, A> step) {
 template <template <typename, typename> class S, typename T, typename A>
 cudaError_t launch_step(const S<T, A>& step, cudaStream_t stream) {
   if (step.rows == 0 || step.hidden_size == 0) return cudaSuccess;
+  const auto extent = [](int64_t x, int64_t y) {
+    return dim3(static_cast<unsigned>(x), static_cast<unsigned>(y));
+  };
   if constexpr (S<T, A>::kWholeRows) {
-    const dim3 grid(static_cast<unsigned>(std::min(step.rows, kMaxRowGrid)));
+    const dim3 grid = extent(std::min(step.rows, kMaxRowGrid), 1);
     return launch(rows_kernel<S, T, A>, grid, dim3(kThreads), kWarps * sizeof(A), stream, step);
   } else {
     int64_t width = 32;  // the threads of a block along the units: at least a warp
     while (width < kThreads && width < step.hidden_size) width *= 2;
     const int64_t height = kThreads / width;
-    const int64_t grid_y = std::min(divide_up(step.rows, height), kMaxGridY);
-    const dim3 grid(static_cast<unsigned>(divide_up(step.hidden_size, width)),
-                    static_cast<unsigned>(grid_y));
-    const dim3 block(static_cast<unsigned>(width), static_cast<unsigned>(height));
-    return launch(units_kernel<S, T, A>, grid, block, 0, stream, step);
+    const dim3 grid = extent(divide_up(step.hidden_size, width),
+                             std::min(divide_up(step.rows, height), kMaxGridY));
+    return launch(units_kernel<S, T, A>, grid, extent(width, height), 0, stream, step);
   }
 }
 
@@ -98,7 +97,7 @@ cudaError_t compiled_capability(int* capability) {
   cudaFuncAttributes attributes{};
   const auto* const kernel = reinterpret_cast<const void*>(units_kernel<ForwardStep, float, float>);
   const cudaError_t error = cleared(cudaFuncGetAttributes(&attributes, kernel));
-  *capability = attributes.ptxVersion;
+  if (error == cudaSuccess) *capability = attributes.ptxVersion;
   return error;
 }
 
