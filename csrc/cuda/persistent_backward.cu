@@ -104,10 +104,8 @@ struct PersistentBackward {
       const float from_next = block.template sums<1>(at.pass_row, at.unit).value[0];
       const float dh = from_next + (float(in.d_output) + float(in.d_h));
       const float c_prev = in.reset ? 0.0f : in.c_prev;
-      const auto before = step_backward(to_float(in.gates), c_prev, in.c, dh,
-                                        block.cell_state_of(at) + in.d_cells, in.reset);
-      d_gates = before.d_pre;
-      dc = before.dc;
+      dc = block.cell_state_of(at) + in.d_cells;
+      d_gates = step_backward(to_float(in.gates), c_prev, in.c, dh, dc, in.reset);
     }
     const int64_t gate_distance = in.d_f - in.d_i;  // is `width`; computing it loads nothing
     publish(in.d_i, T(d_gates.i), at.unit, at.is_exchanged);

@@ -61,26 +61,19 @@ FASTLSTM_INLINE Gates<A> next_cell_backward(const Gates<A>& gates, const A& c_pr
           dc_t * gates.i * fused(-gates.g, gates.g, one), A(0)};
 }
 
-// The gradients of the four pre-activations and of c_{t-1}. The gradient of h_{t-1} is the product
-// of d_pre and W_hh.
+// Returns the gradients of the four pre-activations, whose product with W_hh is the gradient of
+// h_{t-1}. dh is dL/dh_t, and dc is dL/dc_t at the call and dL/dc_{t-1} afterwards: sums of what
+// comes from later steps and from outside. If `reset`, the caller passes a c_prev of 0, and no
+// gradient reaches c_{t-1}.
 template <typename A>
-struct PreviousGradient {
-  Gates<A> d_pre;
-  A dc;
-};
-
-// One step backward. dh is dL/dh_t and dc is dL/dc_t, each the sum of what comes from later steps
-// and from outside. If `reset`, the caller passes a c_prev of 0, and no gradient reaches c_{t-1}.
-template <typename A>
-FASTLSTM_INLINE PreviousGradient<A> step_backward(const Gates<A>& gates, const A& c_prev,
-                                                  const A& c, const A& dh, A dc, bool reset) {
+FASTLSTM_INLINE Gates<A> step_backward(const Gates<A>& gates, const A& c_prev, const A& c,
+                                       const A& dh, A& dc, bool reset) {
   const HiddenStateGradient<A> through_h = hidden_state_backward(gates.o, c, dh);
   dc = dc + through_h.c;
-  PreviousGradient<A> before;
-  before.d_pre = next_cell_backward(gates, c_prev, dc);
-  before.d_pre.o = through_h.o_pre;
-  before.dc = reset ? A(0) : dc;
-  return before;
+  Gates<A> d_pre = next_cell_backward(gates, c_prev, dc);
+  d_pre.o = through_h.o_pre;
+  dc = reset ? A(0) : dc;
+  return d_pre;
 }
 
 }  // namespace fastlstm

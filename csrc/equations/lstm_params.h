@@ -20,9 +20,7 @@ namespace fastlstm {
 struct Step {
   static constexpr bool kWholeRows = false;  // whether a kernel needs sums over a whole row
 
-  int64_t t;
-  int64_t rows;
-  int64_t hidden_size;
+  int64_t t, rows, hidden_size;
   int64_t prev_rows;       // `rows` of the step that the walk visits before this one, 0 at the
                            // first step. The rows from this index on start here from h_0, c_0
   bool reverse;            // whether the walk goes from the last step to the first

@@ -113,8 +113,8 @@ FASTLSTM_INLINE void step_row(const ProjectionBackwardStep<T, A>& s, int64_t row
                               const ThreadGroup& group) {
   const bool live = is_live(s, row);
   group.each(s.hidden_size, [&](int64_t unit) FASTLSTM_INLINE_LAMBDA {
-    const A dh = live ? take_hidden_gradient<A>(s, row, unit) : A(0);
-    s.d_projected[row * s.hidden_size + unit] = T(dh);
+    s.d_projected[row * s.hidden_size + unit] =
+        T(live ? take_hidden_gradient<A>(s, row, unit) : A(0));
   });
 }
 
@@ -141,11 +141,11 @@ FASTLSTM_INLINE void step_row(const BackwardStep<T, A>& s, int64_t row, bool res
     const A c_prev = reset ? A(0) : before[unit];
     A* dc_state = s.dc_state + row * s.hidden_size + unit;
     const A dh = take_hidden_gradient<A>(s, row, unit);
-    const A dc = *dc_state + s.d_cells[row * s.d_cells_stride + unit];
+    A dc = *dc_state + s.d_cells[row * s.d_cells_stride + unit];
     const A c = s.cells[row * s.hidden_size + unit];
-    const auto d = step_backward(gates, c_prev, c, dh, dc, reset);
-    *dc_state = d.dc;
-    store_gates(s.d_gates + row * 4 * s.hidden_size, unit, s.hidden_size, d.d_pre);
+    const auto d_pre = step_backward(gates, c_prev, c, dh, dc, reset);
+    *dc_state = dc;
+    store_gates(s.d_gates + row * 4 * s.hidden_size, unit, s.hidden_size, d_pre);
   });
 }
 

@@ -54,12 +54,12 @@ template <typename T, typename A>
 FASTLSTM_INLINE void backward_vector(const BackwardRow<T>& row, const Columns<A>& columns,
                                      int64_t hidden_size, Vec<A> d_h_next) {
   const Vec<A> dh = d_h_next + (columns.load(row.d_output) + columns.load(row.d_h_n));
-  const Vec<A> dc = columns.load(row.dc) + columns.load(row.d_cells);
-  const auto gradients =
+  Vec<A> dc = columns.load(row.dc) + columns.load(row.d_cells);
+  const auto d_pre =
       step_backward(columns.load_gates(row.gates, hidden_size), columns.load(row.c_prev),
                     columns.load(row.c), dh, dc, row.reset);
-  columns.store(gradients.dc, row.dc);
-  columns.store_gates(gradients.d_pre, row.d_gates, hidden_size);
+  columns.store(dc, row.dc);
+  columns.store_gates(d_pre, row.d_gates, hidden_size);
 }
 
 template <typename A>
