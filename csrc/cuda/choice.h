@@ -14,13 +14,13 @@
 namespace fastlstm {
 
 // Returns the number that an environment variable holds, or `otherwise` if it is empty or not set.
-inline int64_t number_from_environment(const char* variable, const char* what, int64_t least,
+inline int64_t number_from_environment(const char* variable, const char* quantity, int64_t least,
                                        int64_t otherwise) {
   const char* const text = std::getenv(variable);
   if (!text || !*text) return otherwise;
   char* end = nullptr;
   const int64_t value = std::strtol(text, &end, 10);
-  TORCH_CHECK(!*end && value >= least, variable, ": expected a number of ", what, ", ", least,
+  TORCH_CHECK(!*end && value >= least, variable, ": expected a number of ", quantity, ", ", least,
               " or more, got \"", text, "\"");
   return value;
 }
@@ -34,15 +34,15 @@ inline int64_t free_sms() {
 
 // Returns Sequence::wait_limit, in milliseconds, as the environment sets it.
 inline uint32_t wait_limit() {
-  constexpr int64_t kMaxSeconds = 100'000;  // 20 * 1000 * kMaxSeconds fits into a uint32_t
+  constexpr int64_t kMaxSeconds = 100'000;  // in ms 20 times this (Block::wait_limit) fits 32 bits
   static const int64_t seconds = number_from_environment("FASTLSTM_WAIT_SECONDS", "seconds", 1, 60);
   return static_cast<uint32_t>(1000 * std::min(seconds, kMaxSeconds));
 }
 
 // Describes the current device for the planner. sm_count is the number of multiprocessors that the
 // engine may use: 0 if the device supports no cooperative launches, else all except free_sms().
-// capability is that of the GPU; or, if the loaded code was compiled for less than sm_80 and so has
-// no persistent kernels, that of the code; or 0 if the build has no code for the GPU.
+// capability is that of the GPU. But code that was compiled for less than sm_80 has no persistent
+// kernels. If the GPU runs such code, capability is that of the code; without any code it is 0.
 inline CudaDevice cuda_device() {
   const int index = c10::cuda::current_device();
   const auto attribute = [&](cudaDeviceAttr name) {
@@ -50,7 +50,7 @@ inline CudaDevice cuda_device() {
     check_cuda(cudaDeviceGetAttribute(&value, name, index), "cudaDeviceGetAttribute");
     return value;
   };
-  int code = 0;  // stays if the build has no code for the GPU
+  int code = 0;  // remains 0 if the build has no code for the GPU
   const cudaError_t error = compiled_capability(&code);
   const bool has_code =
       error != cudaErrorNoKernelImageForDevice && error != cudaErrorInvalidDeviceFunction;

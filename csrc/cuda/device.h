@@ -24,7 +24,7 @@ struct alignas(16) Bits128 {
   uint32_t word[4];
 };
 
-// Returns an error, and clears it in CUDA, which would report it again at a later launch.
+// Returns `error`. Unless it is success, clears it in CUDA, which would report it again later.
 inline cudaError_t cleared(cudaError_t error) {
   if (error != cudaSuccess) cudaGetLastError();
   return error;
@@ -43,14 +43,14 @@ cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_by
 template <typename... P>
 cudaError_t launch_cooperative(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
                                cudaStream_t stream, std::common_type_t<P>... arguments) {
-  // Allows the most shared memory that the device has. The attribute is one for all host threads:
-  // if each set the amount of its own launch, one could set too little for the launch of another.
-  int device = 0, most = 0;
+  // Allows the kernel all shared memory of the device, not only `shared_bytes`: the limit holds for
+  // the launches of all host threads, and another thread may launch this kernel with more.
+  int device = 0, most_bytes = 0;
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess)
-    error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    error = cudaDeviceGetAttribute(&most_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   if (error == cudaSuccess)
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most_bytes);
   void* pointers[] = {&arguments...};
   if (error == cudaSuccess)
     error = cudaLaunchCooperativeKernel(kernel, grid, block, pointers, shared_bytes, stream);

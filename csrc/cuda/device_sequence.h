@@ -1,4 +1,4 @@
-// What the persistent kernels need of a call in the memory of the device.
+// W_hh, the lengths and the resets of a call, as the persistent kernels read them on the device.
 #pragma once
 #include <ATen/ATen.h>
 #include <c10/cuda/CUDAStream.h>

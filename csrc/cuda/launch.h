@@ -11,8 +11,8 @@ namespace fastlstm {
 template <template <typename, typename> class S, typename T, typename A>
 cudaError_t launch_step(const S<T, A>& step, cudaStream_t stream);
 
-// Sets `capability` to the compute capability, 10 * major + minor, that the kernels of the current
-// device were compiled for. Returns cudaErrorNoKernelImageForDevice if the build has none.
+// Sets `capability` to the compute capability, 10 * major + minor, for which the kernels that the
+// current device runs were compiled. Returns an error if the build has none for the device.
 cudaError_t compiled_capability(int* capability);
 
 }  // namespace fastlstm

@@ -1,4 +1,4 @@
-// The CUDA key: checks the call, asks the planner for an engine (choice.h), and runs the engine.
+// The op for the CUDA dispatch key: checks the call, chooses the engine (choice.h), and runs it.
 // Only this file and the headers that it includes know both ATen and CUDA. The only library of CUDA
 // that they use is its runtime.
 #include <c10/cuda/CUDAGuard.h>
@@ -15,7 +15,7 @@ struct CudaStepKernels {
   }
 };
 
-// Returns function(T(), A()) for the types T of a tensor's elements and A of its cell state.
+// Returns function(T(), A()). T is the C++ type of `dtype`, A the type of the cell state with it.
 auto dispatch(at::ScalarType dtype, const auto& function) {
 #define FASTLSTM_CASE(T, A, name) \
   if (dtype == at::k##name) return function(T(), A());
@@ -52,8 +52,8 @@ BackwardResult lstm_backward_cuda(LstmCall call, const BackwardArguments& argume
   });
 }
 
-// Returns sm_count and capability of a device (CudaDevice) for fastlstm._build.gpu, and the message
-// of an error of CUDA.
+// Returns sm_count and capability of a device (CudaDevice) for fastlstm._build.gpu, and an empty
+// string. If CUDA fails, returns 0, 0 and the error message.
 std::tuple<int64_t, int64_t, std::string> cuda_device_of(int64_t index) {
   try {
     const c10::cuda::CUDAGuard guard(static_cast<c10::DeviceIndex>(index));

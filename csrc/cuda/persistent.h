@@ -1,6 +1,6 @@
 // The arguments of a launch of the persistent engine: all memory that its kernels read and write.
 //
-// Sizes: T steps, B batch rows, H hidden_size. R is the number of flat rows in time order: T * B,
+// Sizes: T steps, B batch rows, H hidden_size. R is the number of flat rows (layer_call.h): T * B,
 // or the length of packed data. W is Tiling::exchange_width: H, or more if a row of H values is not
 // a multiple of 16 bytes. The type T is float, bfloat16 or float16, and the cell state is float.
 //

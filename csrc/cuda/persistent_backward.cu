@@ -1,11 +1,11 @@
 // The persistent engine, backward: one launch visits the steps of the forward walk in opposite
 // order.
 //
-// A block keeps the columns of W_hh that belong to its units, with all 4H rows. In each step it
-// loads d_gates of the next step of forward for all units, which the blocks exchange, and computes
+// A block keeps the columns of W_hh that belong to its units, with all 4H rows. For step t it loads
+// d_gates of step t + 1 (in reverse: t - 1) of all units, which the blocks exchange, and computes
 // dL/dh_t of its own units completely. So no partial sums leave a block. One more product after the
 // last step gives dL/dh_0. L2 bounds a step, since every block of a row group loads all 4H values
-// of a row. The saved gates are kept, since a second backward pass (retain_graph) reads them.
+// of a row. d_gates does not replace the gates: a second backward pass (retain_graph) reads them.
 #include "../equations/lstm_step.h"
 #include "persistent_block.h"
 
@@ -23,8 +23,8 @@ struct BackwardInputs {
   unsigned char reset;
 };
 
-// "Before" and "after" in a TimeStep mean the order of this walk: the step before is the one that
-// forward computed after.
+// "Before" and "after" in a TimeStep mean the order of this backward walk. "First" and "last" step
+// mean the order of forward.
 template <class P, int kUnits, int kRowTile>
 struct PersistentBackward {
   using T = typename P::T;
@@ -107,7 +107,7 @@ struct PersistentBackward {
       dc = block.cell_state_of(at) + in.d_cells;
       d_gates = step_backward(to_float(in.gates), c_prev, in.c, dh, dc, in.reset);
     }
-    const int64_t gate_distance = in.d_f - in.d_i;  // is `width`; computing it loads nothing
+    const int64_t gate_distance = in.d_f - in.d_i;  // `width`, without loading it again
     publish(in.d_i, T(d_gates.i), at.unit, at.is_exchanged);
     publish(in.d_f, T(d_gates.f), at.unit, at.is_exchanged);
     publish(in.d_f + gate_distance, T(d_gates.g), at.unit, at.is_exchanged);
@@ -123,10 +123,10 @@ struct PersistentBackward {
   // and runs.
   __device__ void walk() const {
     block.load(d.d_c, [&](int unit, int k) {
-      const int gate = k / width, from = k % width;
-      return unit < block.units && gate < 4 && from < hidden_size
-                 ? d.w_hh[int64_t(gate * hidden_size + from) * hidden_size + block.first_unit +
-                          unit]
+      const int gate = k / width, source_unit = k % width;
+      return unit < block.units && gate < 4 && source_unit < hidden_size
+                 ? d.w_hh[int64_t(gate * hidden_size + source_unit) * hidden_size +
+                          block.first_unit + unit]
                  : T(0.0f);
     });
     block.run(*this, !block.reverse);

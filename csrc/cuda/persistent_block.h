@@ -29,7 +29,7 @@ struct ThreadUnit {
   int row;            // the index of the row in the group of the block
   int unit;           // the index of the unit in the block
   bool is_exchanged;  // whether other blocks load its value
-  bool exists;        // whether the layer has this unit. Otherwise it pads an exchanged row
+  bool exists;        // whether the tensors have this unit at this step. Else it is padding
   bool live;          // whether the row has not ended. Otherwise 0 is stored
   int batch_row;
 };
@@ -40,8 +40,8 @@ struct alignas(4 * kCount) Sums {
   float value[kCount];
 };
 
-// Time steps t and first flat rows `offset` of this step of a walk, of the steps that the walk
-// visits before and after it, and of the step to prefetch.
+// A step of a walk: its time step t and the first flat row `offset` of that time step. The same for
+// the steps that the walk visits before (_before) and after it (_after), and for the prefetch.
 struct TimeStep {
   int t, t_before, t_prefetch;
   int64_t offset, offset_before, offset_after, offset_prefetch;
@@ -117,6 +117,7 @@ struct Block {
     return sequence.offsets ? sequence.offsets[t] : int64_t(t) * sequence.batch;
   }
 
+  // The j-th unit that this thread computes in a pass of step t.
   __device__ ThreadUnit unit(int t, int pass, int j) const {
     const int index = thread + j * kThreads, row = index / kUnits;
     ThreadUnit at = {row, pass * kRowTile + row, index % kUnits, false, false, false, 0};
@@ -168,21 +169,21 @@ struct Block {
 #pragma unroll
     for (int j = 0; j < kRowTile / 8; ++j)
       rows[j] = exchanged_row(pass * kRowTile + 8 * j + lane / 4);
-    __syncwarp();  // so that the loads above start before the warp waits for blocks
+    __syncwarp();  // keeps all loads above, also of load_inputs, before the wait for blocks
     LanePieces<T> lane_pieces[kRowTile / 8];
 #pragma unroll
     for (int j = 0; j < kRowTile / 8; ++j)
       lane_pieces[j] = pieces_of_lane(rows[j], last_chunk, k_size, lane);
     WarpProduct<P, kRows, kRowTile> product{slice, chunks, lane};
     add_chunks<kChunks>(product, lane_pieces, first_chunk, last_chunk, wait_limit);
-    // The widest tile (kChunks = 1) lacks a register for this, and always has the long limit.
+    // Ends the long first limit. The widest tile (kChunks = 1) keeps it, for lack of a register.
     for (const auto& pieces : lane_pieces)
       if (kChunks > 1 && pieces.is_exchanged) wait_limit = sequence.wait_limit;
     product.store(partial_sums + warp * kRowTile * partial_stride(kRows));
   }
 
-  // Runs all steps of a walk, PersistentForward or PersistentBackward, that begins with the first
-  // time step or with the last one.
+  // Runs all steps of a walk (PersistentForward or PersistentBackward): time steps 0 to T - 1, or
+  // if `from_last` T - 1 to 0.
   template <class Walk>
   __device__ void run(const Walk& walk, bool from_last) const {
     int64_t offset_before = 0;

@@ -21,8 +21,8 @@ constexpr int kPerChunk = kChunkBytes / sizeof(T);
 template <typename T>
 using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint16_t>;
 
-// Returns the bits of a value, or of another NaN if they are all set and so mark a value as not
-// written.
+// Returns the bits of a value. A NaN with all bits set, which would mark the value as not written,
+// becomes another NaN.
 template <typename T>
 FASTLSTM_INLINE Bits<T> published_bits(T value) {
   constexpr Bits<T> kLast = static_cast<Bits<T>>(~Bits<T>(1));
@@ -49,7 +49,7 @@ __device__ void publish(T* address, T value, int unit, bool store) {
   if (store) store_exchanged(reinterpret_cast<uint32_t*>(address), word);
 }
 
-// The exchanged row of a batch row, or h_0, by which the slice is multiplied.
+// The row that the slice is multiplied by: exchanged h or d_gates of a batch row, or its h_0.
 template <typename T>
 struct ExchangedRow {
   const T* values = nullptr;  // nullptr: zeros
@@ -60,7 +60,7 @@ struct ExchangedRow {
 template <typename T>
 struct LanePieces {
   const T* address;  // the lane's piece of chunk 0
-  int end;           // the pieces from this chunk on are zeros, and are not loaded
+  int end;           // from this chunk on the lane loads no pieces, and takes zeros
   bool is_exchanged;
 
   __device__ const Bits128* at(int chunk) const {
@@ -78,8 +78,8 @@ __device__ LanePieces<T> pieces_of_lane(const ExchangedRow<T>& row, int last, in
   return {row.values + offset, end, row.is_exchanged};
 }
 
-// Polls a piece until it is there, or ends the launch after `wait_limit` milliseconds. The clock is
-// read after each load has begun, so that it delays no value.
+// Polls a piece until it is there, or ends the launch after `wait_limit` milliseconds. It reads the
+// clock while a load is on its way, so that reading the clock takes no extra time.
 __device__ inline void await_piece(const Bits128* piece, uint32_t wait_limit) {
   uint32_t start = 0;
   for (bool is_first = true;; is_first = false) {
@@ -92,7 +92,7 @@ __device__ inline void await_piece(const Bits128* piece, uint32_t wait_limit) {
   }
 }
 
-// The pieces that a lane loads at once, of kChunks chunks from `begin` on of kNTiles rows.
+// The pieces that a lane loads at once: kChunks chunks, from chunk `begin` on, of kNTiles rows.
 template <typename T, int kChunks, int kNTiles>
 struct LoadedChunks {
   Bits128 words[kChunks][kNTiles];

@@ -6,8 +6,8 @@
 namespace fastlstm {
 
 // Launches the walk, one or two directions at a time as `tiling` says. direction_of(d) returns the
-// arguments of a direction. All bits of `exchange` are set (persistent.h) last before the first
-// launch, so that the memory is still in L2 when the kernel starts.
+// arguments of a direction. Immediately before the first launch all bits of `exchange` are set
+// (persistent.h), so that the memory is still in L2 when the kernel starts.
 template <typename Call, typename DirectionOf>
 void launch_directions(Call& call, const LayerCall& layer, const Tiling& tiling,
                        const Tensor& exchange, const DirectionOf& direction_of) {
@@ -39,10 +39,10 @@ ForwardResult persistent_forward(const LayerCall& layer, const Tiling& tiling,
   const Tensor exchange =
       width == hidden ? tensors.output
                       : at::empty({s.flat_rows, s.directions * width}, layer.input.options());
-  const DeviceSequence tables(layer, tiling.has_passes());
+  const DeviceSequence on_device(layer, tiling.has_passes());
 
   ForwardLaunch<T> call{};
-  call.sequence = tables.sequence;
+  call.sequence = on_device.sequence;
   call.save_gates = options.save_gates;
   call.output_stride = s.directions * hidden;
   call.exchange_stride = s.directions * width;
@@ -50,7 +50,7 @@ ForwardResult persistent_forward(const LayerCall& layer, const Tiling& tiling,
     Tensor x_gates = flat(tensors.gates[d], s.flat_rows);
     stepwise::multiply_input(layer, layer.directions[d], input, x_gates);
     ForwardDirection<T> memory{};
-    memory.w_hh = data<T>(tables.w_hh[d]), memory.h_0 = data<T>(h_0[d]);
+    memory.w_hh = data<T>(on_device.w_hh[d]), memory.h_0 = data<T>(h_0[d]);
     memory.gates = data<T>(x_gates), memory.output = data<T>(tensors.output) + d * hidden;
     memory.exchange = data<T>(exchange) + d * width;
     if (options.save_cells) memory.cells = data<float>(tensors.cells[d]);
@@ -68,16 +68,16 @@ BackwardResult persistent_backward(const LayerCall& layer, const Tiling& tiling,
   stepwise::BackwardTensors tensors(layer, in);
   const Sizes& s = tensors.sizes;
   const int64_t hidden = s.hidden_size, width = tiling.exchange_width;
-  const DeviceSequence tables(layer, tiling.has_passes());
+  const DeviceSequence on_device(layer, tiling.has_passes());
   const Tensor d_gates = at::empty({s.directions, s.flat_rows, 4 * width}, layer.input.options());
 
   BackwardLaunch<T> call{};
-  call.sequence = tables.sequence;
+  call.sequence = on_device.sequence;
   call.d_output_stride = s.directions * hidden;
   call.state_needs_grad = in.request.state;
   const auto direction_of = [&](int64_t d) -> BackwardDirection<T> {
     BackwardDirection<T> memory{};
-    memory.w_hh = data<T>(tables.w_hh[d]), memory.c_0 = data<float>(tensors.c_0[d]);
+    memory.w_hh = data<T>(on_device.w_hh[d]), memory.c_0 = data<float>(tensors.c_0[d]);
     memory.gates = data<T>(tensors.gates[d]), memory.cells = data<float>(tensors.cells[d]);
     if (tensors.d_output.defined()) memory.d_output = data<T>(tensors.d_output) + d * hidden;
     if (tensors.d_cells.defined()) memory.d_cells = data<float>(tensors.d_cells[d]);

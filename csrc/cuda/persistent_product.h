@@ -78,9 +78,8 @@ struct Ffma {
 // step is one of the two mma instructions of a chunk. The registers of a lane are neighbors, so one
 // load reads a fragment. A tile of 8 rows has no registers for rows 8 to 15.
 //
-// With Ffma four lanes need the same words. The 32 fragments of a k step then have the order
-// [quarter of a chunk][row], and a load of a warp reads eight neighboring fragments, each of them
-// for four lanes.
+// With Ffma the 32 fragments of a k step have the order [quarter of a chunk][row] instead of
+// [lane]. A load of a warp reads eight neighboring fragments, and four lanes read the same one.
 template <class P, int kRows>
 struct SliceLayout {
   static constexpr int kRegisters = kRows == 8 ? 2 : 4;
@@ -109,10 +108,10 @@ struct SliceLayout {
                                                int chunk, int k_step, int lane) {
     const int first = ((tile * chunks + chunk) * 2 + k_step) * 32;
     if constexpr (kBroadcastFragments) {
-      typename P::FragmentA rows;
+      typename P::FragmentA a;
 #pragma unroll
-      for (int q = 0; q < 4; ++q) rows.quarter[q] = load_fragment(slice, first + 8 * q + lane / 4);
-      return rows;
+      for (int q = 0; q < 4; ++q) a.quarter[q] = load_fragment(slice, first + 8 * q + lane / 4);
+      return a;
     } else {
       return load_fragment(slice, first + lane);
     }

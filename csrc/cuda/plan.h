@@ -92,10 +92,10 @@ constexpr int chunks_in_flight(bool ffma, bool backward, int units, int row_tile
 
 // Returns the bytes of shared memory of a block: its arrays, in the order of persistent_block.h.
 inline int64_t shared_bytes_of(const CudaTask& task, const Tiling& tiling) {
-  const int64_t matrix = matrix_rows(task.backward, tiling.units), rows = tiling.group_rows;
-  const int64_t partial_sums = kWarps * tiling.row_tile * (matrix + kPartialPadding);
-  const int64_t state = rows * tiling.units;
-  return matrix * task.chunks() * kChunkBytes + 4 * (partial_sums + state + 2 * rows);
+  const int64_t slice_rows = matrix_rows(task.backward, tiling.units), rows = tiling.group_rows;
+  const int64_t partial_sums = kWarps * tiling.row_tile * (slice_rows + kPartialPadding);
+  const int64_t cell_state = rows * tiling.units;
+  return slice_rows * task.chunks() * kChunkBytes + 4 * (partial_sums + cell_state + 2 * rows);
 }
 
 inline Tiling make_tiling(const CudaTask& task, int units, int row_tile, int row_groups,
@@ -125,18 +125,18 @@ inline double step_clocks(const CudaTask& task, const Tiling& tiling, int sm_cou
   const double multiply_adds = task.ffma() ? 128 : task.dtype == Dtype::kFloat32 ? 512 : 1024;
   const auto k_size = static_cast<double>(task.k_size());
   const double bytes = k_size * static_cast<double>(task.element_bytes());  // of an exchanged row
-  const double matrix = matrix_rows(task.backward, tiling.units);
+  const double slice_rows = matrix_rows(task.backward, tiling.units);
   const double all_rows = static_cast<double>(task.batch) * tiling.directions;
   const double exchange = std::max(tiling.group_rows * bytes / kL2ToSm,
                                    all_rows * bytes * tiling.unit_blocks / (kL2Share * sm_count));
-  const double multiply =
-      std::max(matrix * bytes / kSharedMemory, matrix * k_size * tiling.row_tile / multiply_adds);
-  const double reduce = 2 * 4.0 * kWarps * tiling.row_tile * matrix / kSharedMemory;
+  const double multiply = std::max(slice_rows * bytes / kSharedMemory,
+                                   slice_rows * k_size * tiling.row_tile / multiply_adds);
+  const double reduce = 2 * 4.0 * kWarps * tiling.row_tile * slice_rows / kSharedMemory;
   const double pass = multiply + reduce + kPassOverhead;
   const auto passes = static_cast<double>(divide_up(tiling.group_rows, tiling.row_tile));
   // While the results of one pass are on their way, the block computes the next pass.
-  const double walk = exchange + std::max(kExchangeLatency + pass, passes * pass);
-  return walk * task.directions / tiling.directions;
+  const double step = exchange + std::max(kExchangeLatency + pass, passes * pass);
+  return step * task.directions / tiling.directions;
 }
 
 // Returns the division that takes the fewest clocks, among those whose blocks can all run at the
@@ -155,10 +155,10 @@ inline std::optional<Tiling> best_tiling(const CudaTask& task, const CudaDevice&
   };
   for (int directions = task.directions; directions >= 1; --directions)
     for (int units : {8, 16, 32}) {
-      const int64_t room = device.sm_count / (divide_up(task.hidden_size, units) * directions);
+      const int64_t fitting = device.sm_count / (divide_up(task.hidden_size, units) * directions);
       const int64_t useful = divide_up(task.batch, 8);  // the smallest tile has 8 rows
       for (int row_tile : {8, 16})
-        for (int groups = 1; groups <= std::min(useful, room); ++groups)
+        for (int groups = 1; groups <= std::min(useful, fitting); ++groups)
           if (is_compiled(task.ffma(), units, row_tile))
             consider(make_tiling(task, units, row_tile, groups, directions));
     }

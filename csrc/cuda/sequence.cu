@@ -1,13 +1,13 @@
 // Copies the tables of packed data to the device, up to 510 values in a launch of one block. The
 // values are parameters of the kernel, so the host does not wait, and a CUDA graph keeps them. The
-// time of a launch bounds it.
+// copy takes the time of its launches.
 #include "device.h"
 #include "persistent.h"
 
 namespace fastlstm {
 namespace {
 
-// Every GPU takes 4096 bytes of parameters. The two other parameters of the kernel have 16.
+// Every GPU takes 4096 bytes of parameters. The two other parameters take at most 16.
 constexpr int kMaxValues = (4096 - 16) / sizeof(int64_t);
 struct Values {
   int64_t value[kMaxValues];

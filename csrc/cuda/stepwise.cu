@@ -16,7 +16,7 @@ constexpr int kThreads = 256, kWarps = kThreads / 32;
 // The limits of the grid, beyond which a thread computes several rows. 1024 fill any GPU.
 constexpr int64_t kMaxGridY = 1024, kMaxRowGrid = 65535;
 
-// The ThreadGroup of one thread that computes one unit.
+// The ThreadGroup (lstm_step.h) of one thread that computes one unit.
 struct OneUnit {
   int64_t unit;
   template <typename F>
@@ -52,7 +52,7 @@ struct RowBlock {
   FASTLSTM_INLINE A total(int64_t n, const F& f) const {
     A sum(0);
 #if defined(__CUDA_ARCH__) || defined(FASTLSTM_EMULATOR)
-    // f may read what other threads wrote, and all threads must have read the last warp_sums.
+    // f may read what other threads wrote. All threads must have read warp_sums of the last call.
     __syncthreads();
     for (int64_t k = thread; k < n; k += kThreads) sum += f(k);
     for (int lanes = 16; lanes > 0; lanes /= 2) sum += shuffle_xor(sum, lanes);
