@@ -37,7 +37,7 @@ struct ForwardOptions {
 };
 
 // The gradients that a caller requests: grad_input if `input`, grad_h_0 and grad_c_0 if `state`.
-// Backward always returns the gradients of the weights, or with `return_d_gates` d_gates instead.
+// With `return_d_gates` backward returns d_gates in place of the gradients of the weights.
 struct GradientRequest {
   bool input, state, return_d_gates;
 };
@@ -56,17 +56,17 @@ struct BackwardArguments {
 // output, h_n, c_n, cells, gates. If cells or gates are not saved, an engine returns an undefined
 // tensor for them, and the op an empty one (see `without_undefined`).
 using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
-// grad_input, grad_h_0, grad_c_0, grad_weights. grad_weights holds the gradients of each direction
-// in the order of the weights, without b_hh, whose gradient is equal to that of b_ih; or, with
-// return_d_gates, for each direction d_gates [T,B,4H] or [R,4H], the gradients of the
-// pre-activations of i, f, g and o. Without request.state grad_h_0 and grad_c_0 are not defined.
+// grad_input, grad_h_0, grad_c_0, grad_weights. Without request.state the values of grad_h_0 and
+// grad_c_0 are unspecified. For each direction grad_weights has the gradients in the order of the
+// weights, without b_hh, whose gradient equals the gradient of b_ih. With return_d_gates it has
+// d_gates for each direction: the gradients [T,B,4H] or [R,4H] of the pre-activations i, f, g, o.
 using BackwardResult = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>;
 
 // True for wrapper tensors (functorch, fake, conjugate view, ...): their memory does not hold the
 // values, so only the dispatcher may read them.
 bool is_wrapper(const Tensor& tensor);
 
-// Returns the tensor, or the clone of a wrapper, such as a lazy view (conjugate, negative).
+// Returns a wrapper's clone, which has the values in memory, and any other tensor unchanged.
 inline Tensor in_memory(const Tensor& tensor) {
   return is_wrapper(tensor) ? tensor.clone() : tensor;
 }

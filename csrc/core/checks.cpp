@@ -122,8 +122,8 @@ void check_input(const LstmCall& call) {
               " cannot be combined with batch_sizes (packed input)");
 }
 
-// Makes a LayerCall of a call: its weights by name and its sizes, except hidden_size and
-// output_size, which find_sizes sets.
+// Converts a call to a LayerCall: moves its weights to `directions` and sets all sizes except
+// hidden_size and output_size, which find_sizes sets.
 LayerCall unpack(LstmCall call, bool allows_prepacked) {
   LayerCall layer;
   static_cast<LstmCall&>(layer) = std::move(call);

@@ -36,8 +36,8 @@ class MovingRows {
   Tensor matrix_, rows_;
 };
 
-// Returns [T,B,1]: how many steps a row of a call with `lengths` has left, step t among them. After
-// the end of the row they are 0 or less.
+// Returns lengths[b] - t as [T,B,1]: the number of steps that row b still has from step t on, and 0
+// or less after the end of the row.
 inline Tensor steps_left(const LayerCall& layer) {
   const auto t = at::arange(layer.steps.expect_int(), layer.lengths->options());
   return (layer.lengths->unsqueeze(0) - t.unsqueeze(1)).unsqueeze(2);
@@ -82,7 +82,7 @@ inline Tensor state_before(const LayerCall& layer, int64_t d, const Tensor& stat
   if (layer.packed()) return before;
   before = before.view({layer.steps.expect_int(), layer.batch.expect_int(), states.size(-1)});
   if (layer.lengths) {
-    const Tensor left = steps_left(layer);  // 1 where a row starts in reverse
+    const Tensor left = steps_left(layer);  // 1 at the last step of a row
     if (d == 1)
       before = at::where(left.eq(1), initial, before).contiguous();  // initial may have any strides
     before.masked_fill_(left.le(0), 0);

@@ -1,5 +1,5 @@
-// One call of the op after its checks, as every engine takes it: with its sizes and its weights by
-// name.
+// LayerCall, which all engines take: the arguments of a checked call, with its sizes and with its
+// weights by name.
 //
 // Sizes: T steps, B batch rows, I input_size, H hidden_size, P output size (proj_size or H),
 // D directions (direction 1 walks in reverse), R flat rows: the rows of all steps in time order. A
@@ -31,7 +31,7 @@ struct LayerCall : LstmCall {
   bool packed() const { return batch_sizes.has_value(); }
   bool projects() const { return weight_layout.projects; }
   bool normalizes() const { return weight_layout.normalizes; }
-  std::string options() const;  // for messages: the options in use that a plain LSTM lacks
+  std::string options() const;  // lists the options in use for a message; empty for a plain LSTM
   bool is_prepacked() const { return !weight_layout.format.empty(); }
   bool has_bias() const { return weight_layout.bias; }
   int64_t num_directions() const { return static_cast<int64_t>(directions.size()); }
@@ -46,7 +46,7 @@ struct LayerCall : LstmCall {
 struct ForwardTensors {
   Tensor output;  // [T,B,D*P] or [R,D*P]
   Tensor h_n;     // [D,B,P]  a copy of h_0, which each step updates
-  Tensor c_n;     // [D,B,H]  a copy of c_0, likewise, in state_dtype
+  Tensor c_n;     // [D,B,H]  a copy of c_0 in state_dtype, which each step updates
   Tensor cells;   // [D,T,B,H] or [D,R,H], in state_dtype
   Tensor gates;   // [D,T,B,4H] or [D,R,4H]
 
@@ -63,12 +63,12 @@ LayerCall check_layer(LstmCall call, bool allows_prepacked = false);
 
 LayerCall as_float(const LayerCall& layer);
 
-// Checks the arguments of backward that forward does not have. Meta tensors have no memory.
+// Checks the arguments that only backward has. `has_memory`: false for meta tensors.
 void check_backward(const LayerCall& layer, const BackwardArguments& arguments,
                     bool has_memory = true);
 
-// Checks the values of batch_sizes and of lengths, except lengths on a GPU, for which the host
-// would have to wait, and that every tensor has memory.
+// Checks that every tensor has memory, and checks the values of batch_sizes and lengths. Lengths on
+// a GPU are not checked, because the host would have to wait for them.
 void check_values(const LayerCall& layer);
 
 // Raises an error unless the tensor is undefined or has memory for all its elements. A user may

@@ -1,4 +1,4 @@
-// The operators of ATen that csrc calls. All operators would take the compiler ten seconds.
+// The ATen operators that csrc calls. The headers of all operators take ten seconds to compile.
 #pragma once
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/_unsafe_view.h>

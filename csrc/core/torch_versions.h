@@ -1,5 +1,5 @@
-// Hides the differences between the supported versions of torch. They concern the precision of
-// float32 products: an enum from 2.10 on, a string in 2.9, and before that only switches for TF32.
+// Hides how the supported versions of torch differ in the precision setting of float32 products. It
+// is an enum from 2.10 on and a string in 2.9. Older versions have only switches for TF32.
 #pragma once
 #include <ATen/Context.h>
 #include <torch/version.h>

@@ -34,8 +34,8 @@ struct WeightLayout {
   std::vector<Direction> directions(std::vector<Tensor> weights, int64_t count) const;
 };
 
-// The size of a dimension of a weight or of another tensor: kGates is 4H, kInput I, kHidden H,
-// kOutput P, kOutputs D * P, kProjection the P of a layer with W_hr. A vector has kNone columns.
+// The size of a dimension: kGates is 4H, kInput I, kHidden H, kOutput P, kOutputs D * P.
+// kProjection is P too, but messages call it proj_size. A vector has kNone columns.
 enum class Extent { kNone, kGates, kInput, kHidden, kOutput, kOutputs, kProjection };
 
 struct NamedWeight {
@@ -64,7 +64,7 @@ void for_each_weight(auto& direction, const auto& visit) {
   for (const NamedWeight& weight : kWeights)
     if ((direction.*weight.tensor).defined()) visit(direction.*weight.tensor, weight.name);
 }
-// Appends the gradients of a direction's weights, which have their names, in the order of kWeights.
+// Appends `gradients` in the order of kWeights. gradients.w_ih is the gradient of w_ih, and so on.
 inline void append_gradients(std::vector<Tensor>& list, const Direction& gradients) {
   for (const NamedWeight& weight : kWeights)
     if (weight.has_gradient() && (gradients.*weight.tensor).defined())

@@ -73,7 +73,7 @@ template <>
 struct Constants<float> {
   using Bits = uint32_t;                             // an integer of the size of a float
   static constexpr float round_shift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  static constexpr float max_exponent = 87.0f, tanh_saturates = 10.0f;  // max_exponent: k <= 126
+  static constexpr float max_exponent = 87.0f, tanh_saturates = 10.0f;  // bounds of |x|; k <= 126
   static constexpr Bits exponent_bias = 127, mantissa_bits = 23;
   // The coefficients of (exp(r) - 1) / r, from r^0 on.
   static constexpr double coefficients[] = {1.0,
@@ -87,7 +87,7 @@ template <>
 struct Constants<double> {
   using Bits = uint64_t;
   static constexpr double round_shift = 6755399441055744.0;             // 1.5 * 2^52
-  static constexpr double max_exponent = 708.5, tanh_saturates = 20.0;  // max_exponent: k <= 1022
+  static constexpr double max_exponent = 708.5, tanh_saturates = 20.0;  // bounds of |x|; k <= 1022
   static constexpr Bits exponent_bias = 1023, mantissa_bits = 52;
   static constexpr double coefficients[] = {1.0,
                                             0.50000000000000052,
@@ -120,7 +120,7 @@ FASTLSTM_INLINE A power_of_two(A shifted, A) {
 
 constexpr double power(int x, int n) { return n == 0 ? 1 : x * power(x, n - 1); }
 
-// Returns (exp(factor * r) - 1) / r by Horner's rule: its terms from r^n on, divided by r^n.
+// Returns (exp(factor * r) - 1) / r by Horner's rule. With n > 0: its terms from r^n on, over r^n.
 template <typename C, int factor, int n = 0, typename A>
 FASTLSTM_INLINE A expm1_over_r(const A& r) {
   constexpr double coefficient = C::coefficients[n] * power(factor, n + 1);

@@ -52,9 +52,9 @@ FASTLSTM_INLINE Normalizer<A> normalizer(const ThreadGroup& group, int64_t n, A 
   return {mean, inverse_square_root(squares * inverse_n + A(kNormEpsilon))};
 }
 
-// The gradient of an element x of a row through LN, given d, the gradient of LN(x). mean_d is the
-// mean of d over the row, mean_dx the mean of d * LN(x). They are the parts of the gradient that
-// come through the mean and the standard deviation of the row.
+// The gradient of an element x of a row, as a function of x and of d, the gradient of LN(x). mean_d
+// is the mean of d over the row. It gives the part of the gradient that comes through the row's
+// mean. mean_dx, the mean of d * LN(x), gives the part through the row's standard deviation.
 template <typename A>
 struct NormalizerGradient {
   Normalizer<A> normal;

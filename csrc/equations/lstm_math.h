@@ -50,8 +50,8 @@ FASTLSTM_INLINE HiddenStateGradient<A> hidden_state_backward(const A& o, const A
   return {dh * tanh_c * o * (one - o), dh * o * fused(-tanh_c, tanh_c, one)};
 }
 
-// The gradients of `next_cell` with respect to the pre-activations of i, f and g. The cell does not
-// depend on o, so its entry is 0. dc is dL/dc_t at the call and dL/dc_{t-1} afterwards.
+// The gradients of `next_cell` with respect to the pre-activations of i, f and g. The gradient of o
+// is 0, because c_t does not depend on o. dc is dL/dc_t at the call and dL/dc_{t-1} afterwards.
 template <typename A>
 FASTLSTM_INLINE Gates<A> next_cell_backward(const Gates<A>& gates, const A& c_prev, A& dc) {
   const A one(1);
@@ -61,10 +61,10 @@ FASTLSTM_INLINE Gates<A> next_cell_backward(const Gates<A>& gates, const A& c_pr
           dc_t * gates.i * fused(-gates.g, gates.g, one), A(0)};
 }
 
-// Returns the gradients of the four pre-activations, whose product with W_hh is the gradient of
-// h_{t-1}. dh is dL/dh_t, and dc is dL/dc_t at the call and dL/dc_{t-1} afterwards: sums of what
-// comes from later steps and from outside. If `reset`, the caller passes a c_prev of 0, and no
-// gradient reaches c_{t-1}.
+// Returns the gradients of the four pre-activations. Their product with W_hh is the gradient of
+// h_{t-1}. dh is dL/dh_t. At the call dc is dL/dc_t without the part through h_t, which this
+// function adds. Afterwards dc is dL/dc_{t-1}. If `reset`, the caller passes a c_prev of 0, and dc
+// is 0 afterwards.
 template <typename A>
 FASTLSTM_INLINE Gates<A> step_backward(const Gates<A>& gates, const A& c_prev, const A& c,
                                        const A& dh, A& dc, bool reset) {

@@ -4,9 +4,9 @@
 // distance between two rows in elements. T is the dtype of the tensors, A the dtype of the cell
 // state and of the arithmetic (float for the 16-bit types, else T itself).
 //
-// So that the loop over units has no branch, only `lengths`, `reset`, `reset_after` and `h_mask`
-// may be nullptr. An output that is not requested has the pointer of another output. A missing
-// gradient is one row of zeros with stride 0.
+// Only `lengths`, `reset`, `reset_after` and `h_mask` may be nullptr. An output that is not
+// requested has the pointer of another output, and a missing gradient is one row of zeros with
+// stride 0. So the loop over units needs no branch for them.
 //
 // A row is live at step t if it has not ended. A dead row keeps its state, and its output is zero.
 //   dense    rows = B, all of them live
@@ -34,7 +34,7 @@ struct HiddenOutput : Step {
   T* h_state;       // [rows,H] receives h_t
   const T* h_mask;  // [rows,H] W_hh multiplies h_mask * h; nullptr: W_hh multiplies h
   T* h_masked;      // [rows,H] receives h_mask * h_t; not used without h_mask
-  T* output;        // [rows,H] receives h_t, or 0 for dead rows. May be h_state without lengths
+  T* output;        // [rows,H] receives h_t; 0 for dead rows. May be h_state if they need no state
   int64_t output_stride;
 };
 
@@ -75,11 +75,11 @@ struct BackwardStep : HiddenGradientInput<T> {
   const A* cells;       // [rows,H]  c_t
   const A* prev_cells;  // [prev_rows,H] c_{t-1}, the cells of the step before in the forward walk
   const A* c_0;         // [rows,H]  c_{t-1} of the rows that start here
-  const A* d_cells;     // [rows,H]  the gradient of `cells`, which the op returns
+  const A* d_cells;     // [rows,H]  the gradient of the op's result `cells`
   int64_t d_cells_stride;
   A* dc_state;  // [rows,H]  the part of dL/dc_t that comes from the step after, or dL/dc_n at the
                 // last step of a row; receives dL/dc_{t-1}
-  T* d_gates;   // [rows,4H] receives the gradients before activation, 0 for dead rows. May be gates
+  T* d_gates;   // [rows,4H] receives dL/d(pre-activations), 0 for dead rows. May be gates
 };
 
 template <typename T, typename A>

@@ -20,11 +20,10 @@ OptionalTensor if_defined(const Tensor& tensor) {
   return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
 }
 
-// Returns a tensor with the same memory and the same version counter as `tensor`, by which autograd
-// detects writes in place, but without an autograd graph; or a wrapper tensor unchanged. The alias
-// keeps the old memory if the user assigns `weight.data = other` after forward. To save an output
-// itself, which refers to the node, could leave a reference cycle if a hook of saved tensors
-// raises.
+// Returns an alias of `tensor` without an autograd graph, or a wrapper tensor itself. The alias has
+// the version counter of `tensor`, by which autograd detects writes in place. It keeps the old
+// memory if the user assigns `weight.data = other` after forward. An output itself is not saved: it
+// refers to the node, and this reference cycle could stay if a hook of saved tensors raises.
 Tensor detached_alias(const Tensor& tensor) {
   if (is_wrapper(tensor)) return tensor;
   return Tensor(tensor.unsafeGetTensorImpl()->shallow_copy_and_detach(
@@ -62,8 +61,8 @@ struct SavedCall {
   }
 };
 
-// The op as a node of autograd, which does not look for tensors into `call`. So all tensors that
-// can have a gradient (input, h_0, c_0 and the weights) are passed a second time, as one list.
+// The op as a node of autograd. Autograd does not see the tensors inside the struct `call`. So all
+// tensors that can have a gradient (input, h_0, c_0 and the weights) are passed again as one list.
 struct LstmFunction : torch::autograd::Function<LstmFunction> {
   static constexpr bool is_traceable = true;  // compiled autograd may trace backward
   static constexpr size_t kFirstWeight = 3;
@@ -126,8 +125,8 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
     }
   }
 
-  // Stores the gradients from `to` on, in the order of the weights. b_hh gets a copy of the
-  // gradient of b_ih, because users scale gradients in place.
+  // Stores the gradients at `to`, in the order of the weights. b_hh gets a copy of the gradient of
+  // b_ih, because users scale gradients in place.
   static void order_gradients(const std::vector<Tensor>& gradients, const WeightLayout& layout,
                               variable_list::iterator to) {
     for (auto next = gradients.begin(); next != gradients.end();)
@@ -137,15 +136,16 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
   }
 };
 
-ForwardResult lstm_autograd(LstmCall c, const ForwardOptions& options) {
-  if (torch::autograd::compute_requires_grad(c.input, c.h_0, c.c_0, at::TensorList(c.weights))) {
-    variable_list inputs{c.input, c.h_0, c.c_0};
-    inputs.insert(inputs.end(), c.weights.begin(), c.weights.end());
-    auto r = LstmFunction::apply(at::TensorList(inputs), c, options);
+ForwardResult lstm_autograd(LstmCall call, const ForwardOptions& options) {
+  if (torch::autograd::compute_requires_grad(call.input, call.h_0, call.c_0,
+                                             at::TensorList(call.weights))) {
+    variable_list inputs{call.input, call.h_0, call.c_0};
+    inputs.insert(inputs.end(), call.weights.begin(), call.weights.end());
+    auto r = LstmFunction::apply(at::TensorList(inputs), call, options);
     return {r[0], r[1], r[2], r[3], r[4]};
   }
   at::AutoDispatchBelowADInplaceOrView guard;
-  return call_lstm(c, options);
+  return call_lstm(call, options);
 }
 
 }  // namespace

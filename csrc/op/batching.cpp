@@ -1,6 +1,6 @@
-// The Batched key, which serves batched gradients of autograd (torch.autograd.grad with
-// is_grads_batched=True, jacobian with vectorize=True) by one call of lstm_backward for each
-// sample. They use the older vmap, whose fallback does not support ops that return lists of
+// The Batched key: calls lstm_backward once for each sample of batched gradients. Autograd passes
+// batched gradients for torch.autograd.grad with is_grads_batched=True and for jacobian with
+// vectorize=True. Both use the older vmap, whose fallback does not support ops that return lists of
 // tensors. The rule for vmap of torch.func is in fastlstm/engine/op.py.
 #include <ATen/LegacyVmapTransforms.h>
 #include <torch/library.h>
@@ -12,7 +12,7 @@ namespace {
 
 using Values = std::vector<c10::IValue>;
 
-// Stacks result k of all calls along new first dimensions; entry by entry if it is a list.
+// Stacks result k of all calls. If it is a list of tensors, returns a list of stacked tensors.
 c10::IValue stacked(const std::vector<Values>& results, size_t k, const auto& to_logical) {
   const auto stack = [&](const auto& tensor_of) {
     std::vector<at::Tensor> all;
@@ -41,11 +41,11 @@ void sample_by_sample(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   std::vector<Values> results(c10::multiply_integers(sizes));
   TORCH_CHECK(!results.empty(), "lstm_backward: expected at least one sample of batched gradients");
   for (size_t n = 0; n < results.size(); ++n) {
-    Values call = arguments;
+    Values values = arguments;
     for (size_t i = 0; i < batched_indices.size(); ++i)
-      call[batched_indices[i]] = views[i].tensor().flatten(0, levels - 1)[n];
-    op.callBoxed(&call);
-    results[n] = std::move(call);
+      values[batched_indices[i]] = views[i].tensor().flatten(0, levels - 1)[n];
+    op.callBoxed(&values);  // replaces the arguments by the results
+    results[n] = std::move(values);
   }
   const auto to_logical = [&](const at::Tensor& samples) {
     return views[0].getPhysicalToLogicalMap().apply(samples.unflatten(0, sizes));

@@ -1,5 +1,5 @@
-// Eager calls from Python: the forward op as functions, and the checks whether a call is plain. In
-// Python they would take longer than a small step.
+// Eager calls from Python: functions that call the forward op, and functions that check whether a
+// call is plain. The same checks in Python would take longer than a small step.
 //
 // A call is plain if its tensors are dense CPU tensors of no subclass, and if no tracer, transform,
 // mode or autocast is active. A call skips the dispatcher if it records no gradient and no dispatch
@@ -61,7 +61,7 @@ inline void set_zero_state(LstmCall& call, int64_t directions, int64_t batch, in
   call.h_0 = output_size == hidden_size ? call.c_0 : zeros(output_size);
 }
 
-// Returns the call with a state: zeros, of the sizes of the input and the weights, if it has none.
+// Returns the call. If it has no state, h_0 and c_0 are set to zeros.
 inline LstmCall with_state(LstmCall call) {
   TORCH_CHECK(call.h_0.defined() == call.c_0.defined(),
               "lstm: expected h_0 and c_0, or None for both, got one of them");
@@ -69,11 +69,11 @@ inline LstmCall with_state(LstmCall call) {
   const auto& w = call.weights;
   TORCH_CHECK(w.size() >= 2 && w[0].dim() == 2 && w[1].dim() == 2,
               "lstm: expected weights that begin with W_ih and W_hh, of 2 dimensions each");
-  const auto count = static_cast<int64_t>(w.size());
-  int64_t batch = 0;  // stays for an input of other dimensions, for which the op raises an error
+  const auto num_weights = static_cast<int64_t>(w.size());
+  int64_t batch = 0;  // stays 0 if the input has wrong dimensions: then the op raises an error
   if (call.input.dim() == 3) batch = call.input.size(1);
   if (call.batch_sizes) batch = call.batch_sizes->select(0, 0).item<int64_t>();
-  set_zero_state(call, count / WeightLayout::of(call.layout).weights_per_direction(), batch,
+  set_zero_state(call, num_weights / WeightLayout::of(call.layout).weights_per_direction(), batch,
                  w[0].size(0) / 4, w[1].size(1));
   return call;
 }
@@ -106,7 +106,7 @@ inline Tensor as_step(const Tensor& rows, bool skips_dispatcher) {
 }
 inline Tensor as_rows(const Tensor& state, bool skips_dispatcher) {
   const c10::SmallVector<int64_t, 4> sizes(state.sizes().begin() + 1, state.sizes().end());
-  // Autograd does not track this as a view. A write in place to a view would drop the view's hooks.
+  // Not a view for autograd, which would lose the hooks of a view when it is written to in place.
   if (!skips_dispatcher) return at::_unsafe_view(state, sizes);
   state.unsafeGetTensorImpl()->set_sizes_contiguous(sizes);
   return state;
@@ -118,7 +118,7 @@ inline std::tuple<Tensor, Tensor> lstm_cell(const Tensor& input, const OptionalT
   LstmCall call{input, h.value_or(Tensor()), c.value_or(Tensor()), std::move(weights),
                 std::move(layout)};
   const bool skips = skips_dispatcher(call);
-  // Without gradients autograd need not track the views, which takes as long as a small step.
+  // To track views takes autograd as long as a small step. Without gradients it need not do so.
   std::optional<at::AutoDispatchBelowADInplaceOrView> guard;
   if (!at::GradMode::is_enabled()) guard.emplace();
   for (Tensor* const rows : {&call.input, &call.h_0, &call.c_0})
@@ -172,7 +172,7 @@ inline bool are_all_plain(Objects objects) {
          });
 }
 
-// Whether the weights are the parameters of a module that have these names now.
+// Whether the weights are the entries of the dict `parameters` with these names.
 inline bool are_parameters(Objects weights, PyObject* parameters, Objects names) {
   const auto is_named = [&](PyObject* weight, PyObject* name) {
     return weight == PyDict_GetItem(parameters, name);
@@ -219,9 +219,9 @@ inline PlainArguments plain_arguments(PyObject* const* values, PyObject* names) 
   return arguments;
 }
 
-// Returns the call of these arguments, with steps as the first dimension; or nothing if Python has
-// to serve the call or to raise an error: if the call is not plain, has several layers or wrong
-// sizes, or needs gradients with prepacked weights, whose bytes are not checked.
+// Returns the call of these arguments, with steps as the first dimension. Returns nothing if the
+// call is not plain, has several layers or wrong arguments, or needs gradients with prepacked
+// weights: Python serves such a call or raises an error.
 inline std::optional<LstmCall> plain_call(const PlainArguments& a) {
   LstmCall call;
   call.layout = from_python<std::string>(a.layout, "layout");

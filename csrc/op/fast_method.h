@@ -1,5 +1,5 @@
-// Makes a Python function, with arguments by position, of a C++ function of tensors. pybind11 would
-// take as long as a small step to convert them.
+// fast_method turns a C++ function into a Python function with positional arguments. pybind11 would
+// take as long as a small step to convert the arguments.
 #pragma once
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>

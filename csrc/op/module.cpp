@@ -57,7 +57,7 @@ static std::vector<fastlstm::OptionalTensor> gradients_by_python(
 }
 
 PYBIND11_MODULE(_C, m) {
-  // As torch does: the message has no stack frames, and each kind of error has its Python class.
+  // Translates errors as torch does: to Python's class for each kind, without C++ stack frames.
   py::register_local_exception_translator([](std::exception_ptr error) {
     try {
       std::rethrow_exception(error);

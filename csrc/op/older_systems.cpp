@@ -7,7 +7,7 @@
 #include <sstream>
 #include <string>
 
-// A build without optimization calls more functions of newer headers, such as ostringstream::str().
+// A build without optimization calls more such functions, so it runs only on newer systems anyway.
 #if defined(__GLIBCXX__) && defined(__GLIBC__) && defined(__OPTIMIZE__)
 
 #define FASTLSTM_HIDDEN __attribute__((visibility("hidden"), used))
@@ -45,7 +45,7 @@ void fastlstm_release(void** self) {
 
 }  // extern "C"
 
-// The string streams with which TORCH_CHECK builds its messages.
+// Compiles the members of string streams that TORCH_CHECK calls for its messages into the library.
 template std::ostringstream::basic_ostringstream();
 __asm__(".hidden _ZNSt7__cxx1119basic_ostringstreamIcSt11char_traitsIcESaIcEEC1Ev");
 __asm__(".hidden _ZNSt7__cxx1119basic_ostringstreamIcSt11char_traitsIcESaIcEEC2Ev");

@@ -1,5 +1,5 @@
-// What Python asks the planners: how a call would run, and what was built. op/module.cpp describes
-// the functions.
+// Functions that tell Python how the planners would run a call, and what was built. op/module.cpp
+// describes them.
 #pragma once
 #include <torch/csrc/utils/pybind.h>
 
@@ -42,7 +42,7 @@ inline py::dict engines() {
                   "persistent"_a = py::make_tuple("cuda"));
 }
 
-// Of a layer without options (LayerCall::options). With `training` also the backward pass must fit.
+// Asks for a layer without options (LayerCall::options). For `training` backward must fit as well.
 inline bool persistent_engine_fits(int64_t hidden_size, int64_t batch, int64_t steps,
                                    int directions, const std::string& dtype, bool training,
                                    int sm_count, int capability) {

@@ -18,7 +18,7 @@ struct BackwardTensors {
   Tensor gates;                      // [D,R,4H]
   Tensor c_0;                        // [D,B,H] in state_dtype
   Tensor grad_input;                 // [R,I], or empty if it is not requested
-  Tensor grad_h_0, grad_c_0;         // [D,B,P], [D,B,H]; the gradients of h_n and c_n at first
+  Tensor grad_h_0, grad_c_0;         // [D,B,P], [D,B,H]; begin as the gradients of h_n, c_n
   std::vector<Tensor> grad_weights;  // in the order of BackwardResult
 
   BackwardTensors(const LayerCall& layer, const BackwardArguments& in)
@@ -41,11 +41,11 @@ struct BackwardTensors {
     return rows.narrow(1, d * sizes.output_size, sizes.output_size);
   }
 
-  // Adds the gradients of the input and the weights that come from one direction. Direction 0 comes
-  // first.
+  // Appends the gradients of one direction's weights, direction 0 first, and adds its part of the
+  // gradient of the input. Without layer normalization d_x_gates and d_h_gates are d_gates.
   //   d_gates    [R,4H] the gradients of the pre-activations
-  //   d_x_gates  [R,4H] the gradient of W_ih x, and
-  //   d_h_gates  [R,4H] the gradient of W_hh h_{t-1}: d_gates without layer normalization
+  //   d_x_gates  [R,4H] the gradient of W_ih x
+  //   d_h_gates  [R,4H] the gradient of W_hh h_{t-1}
   //   h_prev()   [R,P]  returns the rows that W_hh multiplied
   //   others     the gradients of all weights except W_ih, W_hh and b_ih
   void add_gradients(const Direction& w, const Tensor& d_gates, const Tensor& d_x_gates,
@@ -139,7 +139,7 @@ class StepwiseBackward : DirectionWalk {
     return without_padding(layer_, h.view_symint(sequence)).view(h.sizes());
   }
 
-  // The row stride of a gradient; 0 if it is one row, which may stand for all rows.
+  // The row stride of a gradient: 0 if it has one row, so that the kernel reads it for every row.
   static int64_t stride_of(const Tensor& rows) { return rows.size(0) == 1 ? 0 : rows.stride(0); }
 
   HiddenGradientInput<T> hidden_gradient(const WalkStep& now, const WalkStep* after) const {

@@ -25,7 +25,7 @@ inline void multiply_input(const LayerCall& layer, const Direction& w, const Ten
   if (layer.normalizes()) x_gates.copy_(RowNorm(x_gates, w.gain_ih, bias_of(w)).y());
 }
 
-// What forward and backward share of one direction of a call.
+// The part of one direction's walk that forward and backward share.
 class DirectionWalk {
  public:
   DirectionWalk(const LayerCall& layer, int64_t d)
