@@ -14,7 +14,7 @@
 
 #include <algorithm>
 #include <cstring>
-#include <sstream>
+#include <iterator>
 
 #include "core/operators.h"
 #include "cpu/lstm_cpu.h"
@@ -193,17 +193,18 @@ struct PlainArguments {
   PyObject *input, *hx, *weights, *layout, *parameters, *names, *lengths, *reset, *input_size,
       *hidden_size, *proj_size, *num_layers, *bias, *bidirectional, *batch_first, *dropout;
 };
-constexpr const char* kPlainNames =
-    "input hx weights layout parameters names lengths reset input_size hidden_size proj_size "
-    "num_layers bias bidirectional batch_first dropout";
+constexpr const char* kPlainNames[] = {
+    "input",       "hx",         "weights",     "layout",    "parameters", "names", "lengths",
+    "reset",       "input_size", "hidden_size", "proj_size", "num_layers", "bias",  "bidirectional",
+    "batch_first", "dropout"};
+static_assert(sizeof(PlainArguments) == std::size(kPlainNames) * sizeof(PyObject*));
 
 // Reads the arguments of a Python call, which must name them all, in this order. Other names are a
 // mistake in the Python files. So the error is a SystemError, which they do not catch.
 inline PlainArguments plain_arguments(PyObject* const* values, PyObject* names) {
   static const auto expected = [] {
     std::vector<PyObject*> all;
-    std::istringstream words(kPlainNames);
-    for (std::string word; words >> word;) all.push_back(PyUnicode_InternFromString(word.c_str()));
+    for (const char* name : kPlainNames) all.push_back(PyUnicode_InternFromString(name));
     return all;
   }();
   const auto is_equal = [](PyObject* a, PyObject* b) {
