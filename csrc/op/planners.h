@@ -66,7 +66,7 @@ inline py::dict plan_cpu(const std::string& dtype, int64_t input_size, int64_t h
   CpuMachine machine = cpu_machine();
   machine.threads = threads, machine.l2_cache_bytes = l2_cache_bytes;
   const CpuPlan chosen = make_plan(task, machine);
-  constexpr const char* kForms[] = {"packed", "packed in use", "as they lie"};
+  constexpr const char* kForms[] = {"panels", "panel on demand", "in place"};
   const char* const dtype_name = kDtypeNames[static_cast<int>(chosen.dtype)];
   const GemmKernels* const gemm = chosen.gemm;  // nullptr: the stepwise engine computes
   return py::dict("engine"_a = gemm ? "tiled" : "stepwise", "dtype"_a = dtype_name,
