@@ -99,21 +99,27 @@ _PARTS_OF_FORWARD = (
 
 
 Model = TypeVar("Model", bound=nn.Module)
-_Ours = Literal["fastlstm"]
-_To = Literal["fastlstm", "torch"]
 
 
 @overload
-def convert(model: nn.LSTM, to: _Ours = "fastlstm", *, keep_class: bool = True) -> LSTM: ...
+def convert(
+    model: nn.LSTM, to: Literal["fastlstm"] = "fastlstm", *, keep_class: bool = True
+) -> LSTM: ...
 @overload
-def convert(model: nn.LSTMCell, to: _Ours = "fastlstm", *, keep_class: bool = True) -> LSTMCell: ...
+def convert(
+    model: nn.LSTMCell, to: Literal["fastlstm"] = "fastlstm", *, keep_class: bool = True
+) -> LSTMCell: ...
 @overload
 def convert(model: LSTM, to: Literal["torch"]) -> nn.LSTM: ...
 @overload
 def convert(model: LSTMCell, to: Literal["torch"]) -> nn.LSTMCell: ...
 @overload
-def convert(model: Model, to: _To = "fastlstm", *, keep_class: bool = True) -> Model: ...
-def convert(model: nn.Module, to: _To = "fastlstm", *, keep_class: bool = True) -> nn.Module:
+def convert(
+    model: Model, to: Literal["fastlstm", "torch"] = "fastlstm", *, keep_class: bool = True
+) -> Model: ...
+def convert(
+    model: nn.Module, to: Literal["fastlstm", "torch"] = "fastlstm", *, keep_class: bool = True
+) -> nn.Module:
     """Turns every LSTM and LSTMCell of a model into fastlstm's, in place, and returns the model.
 
     The modules stay the objects that they are, with their Parameters, hooks, parametrizations and

@@ -23,20 +23,23 @@ from .additions import check_additions, copy_additions
 from .layers import Prepacked, PrepackedLSTM, PrepackedLSTMCell, require_extension
 
 _CONVERTED = tuple(cls for _, *both in CLASSES for cls in both)  # LSTM, LSTMCell, their stand-ins
-_Dtype = torch.dtype | None
 
 
 @overload
 def prepack(
-    model: LSTM | nn.LSTM, weights: _Dtype = None, *, convert: bool = False
+    model: LSTM | nn.LSTM, weights: torch.dtype | None = None, *, convert: bool = False
 ) -> PrepackedLSTM: ...
 @overload
 def prepack(
-    model: LSTMCell | nn.LSTMCell, weights: _Dtype = None, *, convert: bool = False
+    model: LSTMCell | nn.LSTMCell, weights: torch.dtype | None = None, *, convert: bool = False
 ) -> PrepackedLSTMCell: ...
 @overload
-def prepack(model: Model, weights: _Dtype = None, *, convert: bool = False) -> Model: ...
-def prepack(model: nn.Module, weights: _Dtype = None, *, convert: bool = False) -> nn.Module:
+def prepack(
+    model: Model, weights: torch.dtype | None = None, *, convert: bool = False
+) -> Model: ...
+def prepack(
+    model: nn.Module, weights: torch.dtype | None = None, *, convert: bool = False
+) -> nn.Module:
     """Freezes the LSTMs of a model for inference on the CPU, in place, and returns the model.
 
     If the model is itself an LSTM, only the result is prepacked: `frozen = prepack(lstm)`.
@@ -122,7 +125,7 @@ def _hint(model: nn.Module) -> str:
     return f", got one with {', '.join(others)}{note}" if others else ""
 
 
-def _of_torch_ao(quantized: Any, weights: _Dtype) -> Prepacked:
+def _of_torch_ao(quantized: Any, weights: torch.dtype | None) -> Prepacked:
     """A prepacked layer with the weights of quantize_dynamic. By default int8 stays int8."""
     kind = PrepackedLSTM if type(quantized).__name__ == "LSTM" else PrepackedLSTMCell
     state, has_int8 = torch_ao.weights_of(quantized)
@@ -135,7 +138,7 @@ def _of_torch_ao(quantized: Any, weights: _Dtype) -> Prepacked:
     return layer
 
 
-def _check_layer(path: str, module: nn.Module, weights: _Dtype) -> None:
+def _check_layer(path: str, module: nn.Module, weights: torch.dtype | None) -> None:
     tensor = next(iter(module.parameters()))
     smaller = () if tensor.dtype == torch.float64 else formats.SMALLER
     allowed = tuple(dict.fromkeys((None, tensor.dtype, *smaller)))
