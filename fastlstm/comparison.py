@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from .engine import records
+
 NOISY = 0.15  # (third - first quartile) / ratio above which the machine is too noisy
 STYLE = """text { font: 13px sans-serif; fill: #24292f } rect { fill: #0969da }
 line { stroke: #8c959f; stroke-dasharray: 4 }
@@ -49,8 +51,8 @@ def save(rows: Sequence[Comparison], training: bool, machine: str, name: str) ->
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *others]
     text = [f"| {' | '.join(cells)} |" for cells in lines]
     text += ["", *(f"- {line}" for line in (*_advice(rows), f"Measured on {machine}."))]
-    Path(f"{name}.md").write_text("\n".join(text) + "\n", encoding="utf-8")
-    Path(f"{name}.svg").write_text(_chart(rows, head[0]), encoding="utf-8")
+    records.write_text(Path(f"{name}.md"), "\n".join(text))
+    records.write_text(Path(f"{name}.svg"), _chart(rows, head[0]))
 
 
 def _cells(rows: Sequence[Comparison], training: bool) -> list[list[str]]:
@@ -77,7 +79,7 @@ def _chart(rows: Sequence[Comparison], mode: str) -> str:
         parts.append(f'<text x="{end + 6:.1f}" y="{base}">{label}</text>')
     one = f"{170 + scale:.1f}"
     parts.append(f'<line x1="{one}" x2="{one}" y1="26" y2="{height - 4}"/>')
-    return "\n".join([*parts, "</svg>", ""])
+    return "\n".join([*parts, "</svg>"])
 
 
 def _advice(rows: Sequence[Comparison]) -> list[str]:

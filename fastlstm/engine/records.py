@@ -62,9 +62,14 @@ def store(key: str, value: str | None) -> None:
 
 
 def write_json(file: Path, value: Any) -> None:
-    """Writes a file that is moved into its place when it is complete."""
+    """Writes a value as `write_text` writes text."""
+    write_text(file, json.dumps(value, indent=1))
+
+
+def write_text(file: Path, text: str) -> None:
+    """Writes text and a line break to a file that is moved into its place when it is complete."""
     new = Path(f"{file}.{os.getpid()}.new")
-    new.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    new.write_text(text + "\n", encoding="utf-8")
     os.replace(new, file)
 
 
