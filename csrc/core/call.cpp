@@ -32,20 +32,20 @@ static auto op_named(const char* name) {
       .typed<std::remove_cvref_t<decltype(*op<function>)>>();
 }
 
-static auto dispatched(const auto& op, const LstmCall& call, const auto& options) {
+static auto call_op(const auto& op, const LstmCall& call, const auto& options) {
   return std::apply([&](const auto&... arguments) { return op.call(arguments...); },
-                    std::tuple_cat(call.list(), options.list()));
+                    std::tuple_cat(call.as_tuple(), options.as_tuple()));
 }
 
 ForwardResult call_lstm(const LstmCall& call, const ForwardOptions& options) {
   static const auto lstm = op_named<call_lstm>("fastlstm::lstm");
   static const auto prepacked = op_named<call_lstm>("fastlstm::lstm_prepacked");
-  return dispatched(WeightLayout::of(call.layout).format.empty() ? lstm : prepacked, call, options);
+  return call_op(WeightLayout::of(call.layout).format.empty() ? lstm : prepacked, call, options);
 }
 
 BackwardResult call_lstm_backward(const LstmCall& call, const BackwardArguments& arguments) {
   static const auto backward = op_named<call_lstm_backward>("fastlstm::lstm_backward");
-  return dispatched(backward, call, arguments);
+  return call_op(backward, call, arguments);
 }
 
 }  // namespace fastlstm

@@ -1,4 +1,4 @@
-// The arguments of an op as structs. The dispatcher takes every argument separately; the `list` of
+// The arguments of an op as structs. The dispatcher takes every argument separately; `as_tuple` of
 // a struct returns its members in the order of the schema.
 #pragma once
 #include <optional>
@@ -17,7 +17,7 @@ struct LstmCall {
   std::string layout;  // see WeightLayout
   OptionalTensor batch_sizes = {}, lengths = {}, reset = {}, h_mask = {};
 
-  auto list() const {
+  auto as_tuple() const {
     return std::tie(input, h_0, c_0, weights, layout, batch_sizes, lengths, reset, h_mask);
   }
 };
@@ -33,7 +33,7 @@ void for_each_tensor(auto& call, const auto& visit) {
 struct ForwardOptions {
   bool save_cells, save_gates;  // whether cells and gates are returned
   std::string engine;           // "auto" or the name of an engine
-  auto list() const { return std::tie(save_cells, save_gates, engine); }
+  auto as_tuple() const { return std::tie(save_cells, save_gates, engine); }
 };
 
 // The gradients that a caller requests: grad_input if `input`, grad_h_0 and grad_c_0 if `state`.
@@ -47,7 +47,7 @@ struct BackwardArguments {
   Tensor output, cells, gates;  // saved by forward
   GradientRequest request;
   std::string engine;
-  auto list() const {
+  auto as_tuple() const {
     return std::tie(grad_output, grad_h_n, grad_c_n, grad_cells, output, cells, gates,
                     request.input, request.state, request.return_d_gates, engine);
   }
@@ -106,7 +106,7 @@ template <typename Result, typename Call, typename Options>
 Options options_of(Result (*)(Call, const Options&));
 // `function` in the form that m.impl takes.
 template <auto function>
-constexpr auto op = DispatcherFunction<function, decltype(std::declval<LstmCall>().list()),
-                                       decltype(options_of(function).list())>::run;
+constexpr auto op = DispatcherFunction<function, decltype(std::declval<LstmCall>().as_tuple()),
+                                       decltype(options_of(function).as_tuple())>::run;
 
 }  // namespace fastlstm

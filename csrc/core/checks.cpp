@@ -57,8 +57,8 @@ Shape shape_of(const LayerCall& layer, const NamedWeight& weight) {
   return shape;
 }
 
-void check(const Tensor& tensor, const char* name, const Shape& shape, at::ScalarType dtype,
-           const Tensor& input) {
+void check_tensor(const Tensor& tensor, const char* name, const Shape& shape, at::ScalarType dtype,
+                  const Tensor& input) {
   const auto sizes = tensor.sym_sizes();
   TORCH_CHECK(std::ranges::equal(sizes, shape, {}, {}, &NamedSize::size), "lstm: expected ", name,
               " of shape ", shape, ", got ", sizes);
@@ -97,7 +97,7 @@ void check_weights(const LayerCall& layer) {
       if (layer.is_prepacked() && weight.is_matrix())
         check_device(tensor, weight.name, layer.input);
       else
-        check(tensor, weight.name, shape_of(layer, weight), dtype, layer.input);
+        check_tensor(tensor, weight.name, shape_of(layer, weight), dtype, layer.input);
     }
 }
 
@@ -124,7 +124,7 @@ void check_input(const LstmCall& call) {
 
 // Converts a call to a LayerCall: moves its weights to `directions` and sets all sizes except
 // hidden_size and output_size, which find_sizes sets.
-LayerCall unpack(LstmCall call, bool allows_prepacked) {
+LayerCall to_layer_call(LstmCall call, bool allows_prepacked) {
   LayerCall layer;
   static_cast<LstmCall&>(layer) = std::move(call);
   layer.weight_layout = WeightLayout::of(layer.layout);
@@ -166,20 +166,20 @@ void check_batch_sizes(const LayerCall& layer) {
 
 LayerCall check_layer(LstmCall call, bool allows_prepacked) {
   check_input(call);
-  LayerCall layer = unpack(std::move(call), allows_prepacked);
+  LayerCall layer = to_layer_call(std::move(call), allows_prepacked);
   find_sizes(layer);
   check_weights(layer);
   TORCH_CHECK(layer.steps > 0, "Expected sequence length to be larger than 0 in RNN");
   const Tensor& input = layer.input;
   const auto dtype = input.scalar_type(), c_dtype = layer.c_0.scalar_type();
   const auto h_shape = shape_of(layer, Leading::kState, Extent::kOutput);
-  check(layer.h_0, "h_0", h_shape, dtype, input);
-  check(layer.c_0, "c_0", shape_of(layer, Leading::kState, Extent::kHidden),
-        c_dtype == state_dtype(dtype) ? c_dtype : dtype, input);
+  check_tensor(layer.h_0, "h_0", h_shape, dtype, input);
+  check_tensor(layer.c_0, "c_0", shape_of(layer, Leading::kState, Extent::kHidden),
+               c_dtype == state_dtype(dtype) ? c_dtype : dtype, input);
   const NamedSize steps{"steps", layer.steps}, batch{"batch", layer.batch};
-  if (layer.lengths) check(*layer.lengths, "lengths", {batch}, at::kLong, input);
-  if (layer.reset) check(*layer.reset, "reset", {steps, batch}, at::kBool, input);
-  if (layer.h_mask) check(*layer.h_mask, "h_mask", h_shape, dtype, input);
+  if (layer.lengths) check_tensor(*layer.lengths, "lengths", {batch}, at::kLong, input);
+  if (layer.reset) check_tensor(*layer.reset, "reset", {steps, batch}, at::kBool, input);
+  if (layer.h_mask) check_tensor(*layer.h_mask, "h_mask", h_shape, dtype, input);
   return layer;
 }
 
@@ -189,7 +189,7 @@ void check_backward(const LayerCall& layer, const BackwardArguments& a, bool has
   const auto expect = [&](const OptionalTensor& tensor, const char* name, Leading leading,
                           Extent size, at::ScalarType dtype) {
     if (!tensor) return;
-    check(*tensor, name, shape_of(layer, leading, size), dtype, layer.input);
+    check_tensor(*tensor, name, shape_of(layer, leading, size), dtype, layer.input);
     if (has_memory) check_memory(*tensor, name);
   };
   const auto dtype = layer.input.scalar_type(), state = state_dtype(dtype);

@@ -38,7 +38,7 @@ ForwardTensors::ForwardTensors(const LayerCall& layer, bool save_cells, bool sav
   c_n = layer.c_0.to(state, /*non_blocking=*/false, /*copy=*/true).contiguous();
 }
 
-std::string LayerCall::options() const {
+std::string LayerCall::options_in_use() const {
   std::string names;
   if (projects()) names += ", proj_size";
   if (h_mask) names += ", recurrent dropout";
@@ -58,19 +58,19 @@ LayerCall as_float(const LayerCall& original) {
 
 std::vector<WalkStep> walk(const LayerCall& layer, bool reverse) {
   const int64_t steps = layer.steps.expect_int(), batch = layer.batch.expect_int();
-  std::vector<WalkStep> walk(steps);
+  std::vector<WalkStep> walk_steps(steps);
   const Tensor sizes = layer.packed() ? layer.batch_sizes->contiguous() : Tensor();
   const int64_t* size = layer.packed() ? sizes.const_data_ptr<int64_t>() : nullptr;
   for (int64_t t = 0, offset = 0; t < steps; ++t) {
     const int64_t rows = size ? size[t] : batch;
-    walk[reverse ? steps - 1 - t : t] = {t, offset, rows, 0, 0};
+    walk_steps[reverse ? steps - 1 - t : t] = {t, offset, rows, 0, 0};
     offset += rows;
   }
   for (int64_t k = 1; k < steps; ++k) {
-    walk[k].prev_offset = walk[k - 1].offset;
-    walk[k].prev_rows = walk[k - 1].rows;
+    walk_steps[k].prev_offset = walk_steps[k - 1].offset;
+    walk_steps[k].prev_rows = walk_steps[k - 1].rows;
   }
-  return walk;
+  return walk_steps;
 }
 
 Dtype dtype_of(at::ScalarType dtype) {

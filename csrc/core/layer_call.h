@@ -31,7 +31,7 @@ struct LayerCall : LstmCall {
   bool packed() const { return batch_sizes.has_value(); }
   bool projects() const { return weight_layout.projects; }
   bool normalizes() const { return weight_layout.normalizes; }
-  std::string options() const;  // lists the options in use for a message; empty for a plain LSTM
+  std::string options_in_use() const;  // for a message; empty for a plain LSTM
   bool is_prepacked() const { return !weight_layout.format.empty(); }
   bool has_bias() const { return weight_layout.bias; }
   int64_t num_directions() const { return static_cast<int64_t>(directions.size()); }

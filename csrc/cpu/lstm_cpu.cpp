@@ -76,7 +76,7 @@ CpuPlan plan_of(const LayerCall& layer, CpuTask task, std::string_view engine) {
   TORCH_CHECK(is_stepwise || engine == "auto" || (engine == "tiled" && !task.needs_stepwise),
               "lstm: expected engine to be \"auto\", \"stepwise\" or \"tiled\" on the CPU, and "
               "\"tiled\" only without layer normalization and recurrent dropout, got \"",
-              engine, "\"", layer.options().empty() ? "" : " with ", layer.options());
+              engine, "\"", layer.options_in_use().empty() ? "" : " with ", layer.options_in_use());
   task.needs_stepwise |= is_stepwise;
   return make_plan(task, cpu_machine());
 }

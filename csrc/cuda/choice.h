@@ -84,9 +84,10 @@ inline std::optional<Tiling> plan_persistent(c10::string_view engine, const Laye
       tiling, "lstm: the engine \"persistent\" takes float32, bfloat16 and float16 without ",
       "proj_size, layer normalization and recurrent dropout, a batch that is not empty, and a W_hh "
       "that fits into the shared memory of the GPU (sm_80 or newer), got ",
-      layer.input.scalar_type(), layer.options().empty() ? "" : " with ", layer.options(),
-      ", batch ", task.batch, ", hidden_size ", task.hidden_size, " on sm_", device.capability,
-      " with ", device.sm_count, " SMs, and ", free_sms(), " left free by FASTLSTM_FREE_SMS");
+      layer.input.scalar_type(), layer.options_in_use().empty() ? "" : " with ",
+      layer.options_in_use(), ", batch ", task.batch, ", hidden_size ", task.hidden_size, " on sm_",
+      device.capability, " with ", device.sm_count, " SMs, and ", free_sms(),
+      " left free by FASTLSTM_FREE_SMS");
   return tiling;
 }
 

@@ -16,7 +16,7 @@ inline void check_cuda(cudaError_t error, const char* call) {
 
 // Returns rows [..., size] as blocks load them: padded with zeros to `width` values, at an address
 // that is a multiple of 16.
-inline Tensor exchangeable(const Tensor& rows, int64_t width) {
+inline Tensor padded_and_aligned(const Tensor& rows, int64_t width) {
   const int64_t padding = width - rows.size(-1);
   if (padding > 0) return at::constant_pad_nd(rows, {0, padding});
   const Tensor dense = rows.contiguous();
@@ -26,7 +26,7 @@ inline Tensor exchangeable(const Tensor& rows, int64_t width) {
 // W_hh of each direction, the `Sequence` of a call, and the tensors that own its memory.
 struct DeviceSequence {
   std::vector<Tensor> w_hh;  // [4H,H], contiguous
-  Tensor table, lengths, order, reset;
+  Tensor offsets_and_lengths, lengths, order, reset;
   Sequence sequence = {};
 
   // If `sorts`, rows with `lengths` are sorted, so that rows of similar length share a tile.
@@ -44,8 +44,8 @@ struct DeviceSequence {
         const int64_t rows_after = t + 1 < steps ? size[t + 1] : 0;
         std::fill(&host[steps] + rows_after, &host[steps] + size[t], t + 1);
       }
-      table = at::empty({steps + batch}, layer.input.options().dtype(at::kLong));
-      int64_t* const data = table.mutable_data_ptr<int64_t>();
+      offsets_and_lengths = at::empty({steps + batch}, layer.input.options().dtype(at::kLong));
+      int64_t* const data = offsets_and_lengths.mutable_data_ptr<int64_t>();
       check_cuda(launch_upload(host.data(), steps + batch, data, c10::cuda::getCurrentCUDAStream()),
                  "launch_upload");
       sequence.offsets = data, sequence.lengths = data + steps;

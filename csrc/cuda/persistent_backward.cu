@@ -78,21 +78,21 @@ struct PersistentBackward {
   }
 
   // d_gates of a row of the group, in the step whose first flat row is `offset`.
-  __device__ ExchangedRow<T> d_gates_of(int row, int64_t offset) const {
+  __device__ MultipliedRow<T> d_gates_of(int row, int64_t offset) const {
     return {d.d_gates + (offset + block.batch_row[row]) * 4 * width, true};
   }
   // The row that the slice multiplies: d_gates of the step that this walk visited before, or zeros
   // if no gradient comes from there.
-  __device__ ExchangedRow<T> exchanged_row(const TimeStep& step, int row) const {
+  __device__ MultipliedRow<T> multiplied_row(const TimeStep& step, int row) const {
     if (!block.is_live(step.t, row) || block.is_last_step(step.t, row) ||
         block.is_reset(step.t_before, row))
       return {};
     return d_gates_of(row, step.offset_before);
   }
-  __device__ ExchangedRow<T> first_d_gates(int row) const {
+  __device__ MultipliedRow<T> first_d_gates(int row) const {
     if (!block.is_live(0, row)) return {};
     const int t = block.reverse ? block.length[row] - 1 : 0;
-    return block.is_reset(t, row) ? ExchangedRow<T>{} : d_gates_of(row, block.offset(t));
+    return block.is_reset(t, row) ? MultipliedRow<T>{} : d_gates_of(row, block.offset(t));
   }
 
   __device__ float compute_and_publish(const BackwardInputs<T>& in) const {

@@ -161,14 +161,14 @@ struct Block {
     return false;
   }
 
-  // Multiplies the slice by exchanged_row(row) for the rows of a pass. After the next barrier
+  // Multiplies the slice by multiplied_row(row) for the rows of a pass. After the next barrier
   // `sums` returns the results.
   template <class RowOf>
-  __device__ void multiply(int pass, const RowOf& exchanged_row) const {
-    ExchangedRow<T> rows[kRowTile / 8];
+  __device__ void multiply(int pass, const RowOf& multiplied_row) const {
+    MultipliedRow<T> rows[kRowTile / 8];
 #pragma unroll
     for (int j = 0; j < kRowTile / 8; ++j)
-      rows[j] = exchanged_row(pass * kRowTile + 8 * j + lane / 4);
+      rows[j] = multiplied_row(pass * kRowTile + 8 * j + lane / 4);
     __syncwarp();  // keeps all loads above, also of load_inputs, before the wait for blocks
     LanePieces<T> lane_pieces[kRowTile / 8];
 #pragma unroll
@@ -207,7 +207,7 @@ struct Block {
     for (int j = 0; j < kUnitsPerThread; ++j)
       inputs[j] = walk.load_inputs(step, unit(step.t, pass, j));
     if (pass_is_live(step.t, pass))
-      multiply(pass, [&](int row) { return walk.exchanged_row(step, row); });
+      multiply(pass, [&](int row) { return walk.multiplied_row(step, row); });
     __syncthreads();
     typename Walk::Result results[kUnitsPerThread];
 #pragma unroll

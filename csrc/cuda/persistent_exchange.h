@@ -51,7 +51,7 @@ __device__ void publish(T* address, T value, int unit, bool store) {
 
 // The row that the slice is multiplied by: exchanged h or d_gates of a batch row, or its h_0.
 template <typename T>
-struct ExchangedRow {
+struct MultipliedRow {
   const T* values = nullptr;  // nullptr: zeros
   bool is_exchanged = false;  // whether other blocks write it while the kernel runs
 };
@@ -70,7 +70,7 @@ struct LanePieces {
 
 // What a lane loads of a row of k_size values, before chunk `last`.
 template <typename T>
-__device__ LanePieces<T> pieces_of_lane(const ExchangedRow<T>& row, int last, int k_size,
+__device__ LanePieces<T> pieces_of_lane(const MultipliedRow<T>& row, int last, int k_size,
                                         int lane) {
   const int offset = lane % 4 * (kPerChunk<T> / 4);
   const int end = min(last, (k_size - offset + kPerChunk<T> - 1) / kPerChunk<T>);

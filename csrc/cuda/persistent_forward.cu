@@ -70,7 +70,7 @@ struct PersistentForward {
   }
 
   // The row that the slice multiplies: h_{t-1} of a row of the group.
-  __device__ ExchangedRow<T> exchanged_row(const TimeStep& step, int row) const {
+  __device__ MultipliedRow<T> multiplied_row(const TimeStep& step, int row) const {
     if (!block.is_live(step.t, row) || block.is_reset(step.t, row)) return {};
     if (block.is_first_step(step.t, row))
       return {d.h_0 + int64_t(block.batch_row[row]) * block.k_size, false};

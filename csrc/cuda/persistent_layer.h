@@ -35,7 +35,7 @@ ForwardResult persistent_forward(const LayerCall& layer, const Tiling& tiling,
   const Tensor input = flat(layer.input, s.flat_rows);
   // Even if gates are not saved, their memory holds the input's part of the gates.
   ForwardTensors tensors(layer, options.save_cells, /*save_gates=*/true);
-  const Tensor h_0 = exchangeable(layer.h_0, width);
+  const Tensor h_0 = padded_and_aligned(layer.h_0, width);
   const Tensor exchange =
       width == hidden ? tensors.output
                       : at::empty({s.flat_rows, s.directions * width}, layer.input.options());
@@ -90,7 +90,7 @@ BackwardResult persistent_backward(const LayerCall& layer, const Tiling& tiling,
     const Tensor rows = d_gates[d].view({s.flat_rows, 4, width}).narrow(2, 0, hidden);
     const Tensor dense = rows.reshape({s.flat_rows, 4 * hidden});  // copies if width > hidden
     tensors.add_gradients(layer.directions[d], dense, dense, dense, [&] {
-      return multiplied_hidden(layer, d, tensors.of_direction(tensors.output, d));
+      return multiplied_hidden(layer, d, tensors.columns_of(tensors.output, d));
     });
   }
   return tensors.result();

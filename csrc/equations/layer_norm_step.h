@@ -79,7 +79,7 @@ FASTLSTM_INLINE void step_row(const NormForwardStep<T, A>& s, int64_t row, bool 
                               const ThreadGroup& group) {
   const int64_t hidden_size = s.hidden_size;
   const A inverse_size = A(1) / A(hidden_size);
-  if (!is_live(s, row)) return dead_row(s, row, group);
+  if (!is_live(s, row)) return store_dead(s, row, group);
   const T* const h_gates_row = s.h_gates + row * 4 * hidden_size;
   T* const gates_row = s.gates + row * 4 * hidden_size;
   A* const cells = s.cells + row * hidden_size;
@@ -115,7 +115,7 @@ FASTLSTM_INLINE void step_row(const NormBackwardStep<T, A>& s, int64_t row, bool
   T* const d_h_gates = s.d_h_gates + row * 4 * hidden_size;
   A* const d_normed = s.d_normed_cells + row * hidden_size;
   if (!is_live(s, row)) {
-    dead_row(s, row, group);
+    store_dead(s, row, group);
     group.each(hidden_size, [&](int64_t u) FASTLSTM_INLINE_LAMBDA {
       store_gates(d_h_gates, u, hidden_size, Gates<A>{});
       d_normed[u] = A(0);
@@ -135,12 +135,13 @@ FASTLSTM_INLINE void step_row(const NormBackwardStep<T, A>& s, int64_t row, bool
     d_normed[u] = d.c;
     d_gates[3 * hidden_size + u] = T(d.o_pre);  // may overwrite gate o, which is not read again
   });
-  const auto d_c = normalizer_gradient<A>(group, hidden_size, inverse_size, normal_c, c,
-                                          [&](int64_t u) { return d_normed[u] * A(s.gain_c[u]); });
+  const auto c_gradient =
+      normalizer_gradient<A>(group, hidden_size, inverse_size, normal_c, c,
+                             [&](int64_t u) { return d_normed[u] * A(s.gain_c[u]); });
   group.each(hidden_size, [&](int64_t u) FASTLSTM_INLINE_LAMBDA {
     A* const dc_state = s.dc_state + row * hidden_size + u;
     A dc = *dc_state + s.d_cells[row * s.d_cells_stride + u];
-    dc += d_c(c(u), d_normed[u] * A(s.gain_c[u]));
+    dc += c_gradient(c(u), d_normed[u] * A(s.gain_c[u]));
     Gates<A> d_pre = next_cell_backward(gates_at(u), c_prev(u), dc);
     d_pre.o = A(d_gates[3 * hidden_size + u]);
     store_gates(d_gates, u, hidden_size, d_pre);
@@ -150,9 +151,10 @@ FASTLSTM_INLINE void step_row(const NormBackwardStep<T, A>& s, int64_t row, bool
   const auto x = [&](int64_t k) { return A(h_gates_row[k]); };
   const auto d = [&](int64_t k) { return A(d_gates[k]) * A(s.gain_hh[k]); };
   const auto normal_h = normalizer<A>(group, 4 * hidden_size, inverse_size / 4, x);
-  const auto d_h = normalizer_gradient<A>(group, 4 * hidden_size, inverse_size / 4, normal_h, x, d);
+  const auto h_gradient =
+      normalizer_gradient<A>(group, 4 * hidden_size, inverse_size / 4, normal_h, x, d);
   group.each(4 * hidden_size, [&](int64_t k) FASTLSTM_INLINE_LAMBDA {
-    d_h_gates[k] = T(reset ? A(0) : d_h(x(k), d(k)));
+    d_h_gates[k] = T(reset ? A(0) : h_gradient(x(k), d(k)));
   });
 }
 

@@ -53,7 +53,7 @@ FASTLSTM_INLINE void store_state(const ForwardStep<T, A>& s, int64_t row, int64_
 
 // Stores what a dead row has at this step: zeros as output and gates, and its last c as cells.
 template <typename T, typename A, typename ThreadGroup>
-FASTLSTM_INLINE void dead_row(const ForwardStep<T, A>& s, int64_t row, const ThreadGroup& group) {
+FASTLSTM_INLINE void store_dead(const ForwardStep<T, A>& s, int64_t row, const ThreadGroup& group) {
   group.each(s.hidden_size, [&](int64_t unit) FASTLSTM_INLINE_LAMBDA {
     s.output[row * s.output_stride + unit] = T(A(0));
     s.cells[row * s.hidden_size + unit] = s.c_state[row * s.hidden_size + unit];
@@ -64,7 +64,7 @@ FASTLSTM_INLINE void dead_row(const ForwardStep<T, A>& s, int64_t row, const Thr
 template <typename T, typename A, typename ThreadGroup>
 FASTLSTM_INLINE void step_row(const ForwardStep<T, A>& s, int64_t row, bool reset,
                               const ThreadGroup& group) {
-  if (!is_live(s, row)) return dead_row(s, row, group);
+  if (!is_live(s, row)) return store_dead(s, row, group);
   group.each(s.hidden_size, [&](int64_t unit) FASTLSTM_INLINE_LAMBDA {
     auto pre = load_gates<T, A>(s.x_gates + row * 4 * s.hidden_size, unit, s.hidden_size);
     A c_prev = s.c_state[row * s.hidden_size + unit];
@@ -92,7 +92,7 @@ FASTLSTM_INLINE void step_row(const ProjectionForwardStep<T, A>& s, int64_t row,
 }
 
 template <typename T>
-FASTLSTM_INLINE bool has_next_step(const HiddenGradientInput<T>& s, int64_t row) {
+FASTLSTM_INLINE bool has_step_after(const HiddenGradientInput<T>& s, int64_t row) {
   return row < s.rows_after && (!s.lengths || s.t + (s.reverse ? -1 : 1) < s.lengths[row]);
 }
 
@@ -100,7 +100,7 @@ FASTLSTM_INLINE bool has_next_step(const HiddenGradientInput<T>& s, int64_t row)
 template <typename A, typename T>
 FASTLSTM_INLINE A take_hidden_gradient(const HiddenGradientInput<T>& s, int64_t row, int64_t unit) {
   const int64_t at = row * s.hidden_size + unit;
-  const bool after = has_next_step(s, row);
+  const bool after = has_step_after(s, row);
   A dh = A(s.dh_state[at]);
   if (after && s.h_mask) dh = A(T(dh * A(s.h_mask[at])));
   if (after && s.reset_after && s.reset_after[row]) dh = A(0);
@@ -125,7 +125,8 @@ FASTLSTM_INLINE const A* cells_before(const BackwardStep<T, A>& s, int64_t row) 
 }
 
 template <typename T, typename A, typename ThreadGroup>
-FASTLSTM_INLINE void dead_row(const BackwardStep<T, A>& s, int64_t row, const ThreadGroup& group) {
+FASTLSTM_INLINE void store_dead(const BackwardStep<T, A>& s, int64_t row,
+                                const ThreadGroup& group) {
   group.each(s.hidden_size, [&](int64_t unit) FASTLSTM_INLINE_LAMBDA {
     store_gates(s.d_gates + row * 4 * s.hidden_size, unit, s.hidden_size, Gates<A>{});
   });
@@ -134,7 +135,7 @@ FASTLSTM_INLINE void dead_row(const BackwardStep<T, A>& s, int64_t row, const Th
 template <typename T, typename A, typename ThreadGroup>
 FASTLSTM_INLINE void step_row(const BackwardStep<T, A>& s, int64_t row, bool reset,
                               const ThreadGroup& group) {
-  if (!is_live(s, row)) return dead_row(s, row, group);
+  if (!is_live(s, row)) return store_dead(s, row, group);
   const A* const before = cells_before(s, row);
   group.each(s.hidden_size, [&](int64_t unit) FASTLSTM_INLINE_LAMBDA {
     const auto gates = load_gates<T, A>(s.gates + row * 4 * s.hidden_size, unit, s.hidden_size);

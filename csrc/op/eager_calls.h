@@ -128,7 +128,7 @@ inline std::tuple<Tensor, Tensor> lstm_cell(const Tensor& input, const OptionalT
   return {as_rows(h_n, skips), as_rows(c_n, skips)};
 }
 
-inline bool is_plain_thread() {
+inline bool no_mode_is_active() {
   const auto included = c10::impl::tls_local_dispatch_key_set().included_;
   return !included.has(c10::DispatchKey::Tracer) &&
          !included.has(c10::DispatchKey::FuncTorchDynamicLayerFrontMode) &&
@@ -137,7 +137,7 @@ inline bool is_plain_thread() {
          !at::autocast::is_autocast_enabled(at::kCPU);
 }
 
-inline bool is_tensor(PyObject* object) {
+inline bool is_exact_tensor(PyObject* object) {
   auto* const its_class = reinterpret_cast<PyObject*>(Py_TYPE(object));
   return its_class == THPVariableClass || its_class == ParameterClass;
 }
@@ -146,7 +146,7 @@ inline bool is_tensor(PyObject* object) {
 // have the same supported dtype. The first tensor sets `dtype`.
 inline bool is_plain(PyObject* object, std::optional<at::ScalarType>& dtype) {
   if (object == Py_None) return true;
-  if (!is_tensor(object)) return false;
+  if (!is_exact_tensor(object)) return false;
   const at::Tensor& tensor = THPVariable_Unpack(object);
   if (!tensor.is_cpu() || tensor.layout() != at::kStrided || tensor.is_nested()) return false;
   const auto type = tensor.scalar_type();
@@ -167,7 +167,7 @@ inline Objects items_of(PyObject* const& object) {
 inline bool are_all_plain(Objects objects) {
   std::optional<at::ScalarType> dtype;
   const auto plain = [&](PyObject* item) { return is_plain(item, dtype); };
-  return is_plain_thread() && std::ranges::all_of(objects, [&](PyObject* const& object) {
+  return no_mode_is_active() && std::ranges::all_of(objects, [&](PyObject* const& object) {
            return std::ranges::all_of(items_of(object), plain);
          });
 }
@@ -184,7 +184,7 @@ inline bool has_shape(PyObject* object, PyObject* shape) {
   const auto is_equal = [](int64_t size, PyObject* expected) {
     return PyLong_CheckExact(expected) && PyLong_AsLongLong(expected) == size;
   };
-  return is_tensor(object) &&
+  return is_exact_tensor(object) &&
          std::ranges::equal(THPVariable_Unpack(object).sizes(), items_of(shape), is_equal);
 }
 

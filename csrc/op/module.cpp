@@ -52,7 +52,7 @@ static std::vector<fastlstm::OptionalTensor> gradients_by_python(
   const py::gil_scoped_acquire gil;
   const py::object of_layer =
       py::module_::import("fastlstm.engine.second_derivatives").attr("of_layer");
-  return std::apply(of_layer, std::tuple_cat(std::tie(result_gradients), call.list()))
+  return std::apply(of_layer, std::tuple_cat(std::tie(result_gradients), call.as_tuple()))
       .cast<std::vector<fastlstm::OptionalTensor>>();
 }
 

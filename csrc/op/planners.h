@@ -42,7 +42,7 @@ inline py::dict engines() {
                   "persistent"_a = py::make_tuple("cuda"));
 }
 
-// Asks for a layer without options (LayerCall::options). For `training` backward must fit as well.
+// Asks for a layer without options (options_in_use). For `training` backward must fit as well.
 inline bool persistent_engine_fits(int64_t hidden_size, int64_t batch, int64_t steps,
                                    int directions, const std::string& dtype, bool training,
                                    int sm_count, int capability) {
@@ -66,12 +66,12 @@ inline py::dict plan_cpu(const std::string& dtype, int64_t input_size, int64_t h
   CpuMachine machine = cpu_machine();
   machine.threads = threads, machine.l2_cache_bytes = l2_cache_bytes;
   const CpuPlan chosen = make_plan(task, machine);
-  constexpr const char* kForms[] = {"panels", "panel on demand", "in place"};
+  constexpr const char* kWeightForms[] = {"panels", "panel on demand", "in place"};
   const char* const dtype_name = kDtypeNames[static_cast<int>(chosen.dtype)];
   const GemmKernels* const gemm = chosen.gemm;  // nullptr: the stepwise engine computes
   return py::dict("engine"_a = gemm ? "tiled" : "stepwise", "dtype"_a = dtype_name,
                   "product"_a = gemm ? kFormatNames[static_cast<int>(gemm->format)] : dtype_name,
-                  "weights"_a = kForms[static_cast<int>(chosen.w_hh)],
+                  "weights"_a = kWeightForms[static_cast<int>(chosen.w_hh)],
                   "unit_groups"_a = chosen.grid.unit_groups,
                   "row_groups"_a = chosen.grid.row_groups, "directions"_a = chosen.grid.directions,
                   "steps_ahead"_a = chosen.steps_ahead, "chunk_steps"_a = chosen.chunk_steps);

@@ -37,7 +37,7 @@ struct BackwardTensors {
     grad_c_0 = final_state_gradient(in.grad_c_n, layer.c_0, state_options);
   }
 
-  Tensor of_direction(const Tensor& rows, int64_t d) const {
+  Tensor columns_of(const Tensor& rows, int64_t d) const {
     return rows.narrow(1, d * sizes.output_size, sizes.output_size);
   }
 
@@ -78,9 +78,9 @@ class StepwiseBackward : DirectionWalk {
         d_gates_(d_gates),
         gates_(call.gates[d]),
         cells_(call.cells[d]),
-        h_prev_(multiplied_hidden(layer_, d, call.of_direction(call.output, d))),
-        no_d_output_(at::zeros({1, sizes_.hidden_size}, layer_.input.options())),
-        d_output_(call.d_output.defined() ? call.of_direction(call.d_output, d) : no_d_output_),
+        h_prev_(multiplied_hidden(layer_, d, call.columns_of(call.output, d))),
+        zero_row_(at::zeros({1, sizes_.hidden_size}, layer_.input.options())),
+        d_output_(call.d_output.defined() ? call.columns_of(call.d_output, d) : zero_row_),
         d_cells_(call.d_cells.defined()
                      ? call.d_cells[d]
                      : at::zeros({1, sizes_.hidden_size}, layer_.state_options())),
@@ -158,7 +158,7 @@ class StepwiseBackward : DirectionWalk {
     static_cast<HiddenGradientInput<T>&>(step) = hidden_gradient(now, after);
     if (layer_.projects()) {
       step.hidden_size = hidden, step.rows_after = 0, step.dh_state = data<T>(d_hidden_);
-      step.d_output = const_data<T>(no_d_output_), step.d_output_stride = 0;
+      step.d_output = const_data<T>(zero_row_), step.d_output_stride = 0;
     }
     step.gates = const_data<T>(gates_) + now.offset * 4 * hidden;
     step.cells = const_data<A>(cells_) + now.offset * hidden;
@@ -187,7 +187,7 @@ class StepwiseBackward : DirectionWalk {
 
   BackwardTensors& call_;
   Tensor d_gates_, gates_, cells_, h_prev_;
-  Tensor no_d_output_;         // [1,H] zeros
+  Tensor zero_row_;            // [1,H] zeros
   Tensor d_output_, d_cells_;  // [R,P], [R,H]; one row of zeros if the gradient was not given
   Tensor dh_, dc_;             // [B,P], [B,H] the gradient of the state
   // With a projection:
