@@ -32,17 +32,16 @@ inline int64_t free_sms() {
   return count;
 }
 
-// Returns Sequence::wait_limit, in milliseconds, as the environment sets it.
-inline uint32_t wait_limit() {
-  constexpr int64_t kMaxSeconds = 100'000;  // in ms 20 times this (Block::wait_limit) fits 32 bits
+// Returns Sequence::wait_limit as the environment sets it.
+inline uint32_t wait_limit_milliseconds() {
+  constexpr int64_t kMaxSeconds = 100'000;  // Block computes 20 * milliseconds in 32 bits
   static const int64_t seconds = number_from_environment("FASTLSTM_WAIT_SECONDS", "seconds", 1, 60);
   return static_cast<uint32_t>(1000 * std::min(seconds, kMaxSeconds));
 }
 
-// Describes the current device for the planner. sm_count is the number of multiprocessors that the
-// engine may use: 0 if the device supports no cooperative launches, else all except free_sms().
-// capability is that of the GPU. But code that was compiled for less than sm_80 has no persistent
-// kernels. If the GPU runs such code, capability is that of the code; without any code it is 0.
+// Describes the current device for the planner. sm_count leaves out free_sms(), and is 0 if the
+// device supports no cooperative launches. capability is the GPU's. But code for less than sm_80
+// has no persistent kernels: then capability is the code's. It is 0 if no code can run on the GPU.
 inline CudaDevice cuda_device() {
   const int index = c10::cuda::current_device();
   const auto attribute = [&](cudaDeviceAttr name) {
@@ -50,7 +49,7 @@ inline CudaDevice cuda_device() {
     check_cuda(cudaDeviceGetAttribute(&value, name, index), "cudaDeviceGetAttribute");
     return value;
   };
-  int code = 0;  // remains 0 if the build has no code for the GPU
+  int code = 0;
   const cudaError_t error = compiled_capability(&code);
   const bool has_code =
       error != cudaErrorNoKernelImageForDevice && error != cudaErrorInvalidDeviceFunction;

@@ -57,21 +57,10 @@ cudaError_t launch_cooperative(void (*kernel)(P...), dim3 grid, dim3 block, size
   return cleared(error);
 }
 
-// The functions below differ between a GPU and the emulator.
-//
-// store_exchanged and load_exchanged access values that blocks exchange while the kernel runs. All
-// bits of such memory are set when the kernel starts. Every value is written once, and never with
-// all bits set. So a reader polls until it finds another pattern, without a flag and without a
-// fence. Both functions access words of 32 bits: the memory model promises nothing if a load of 32
-// bits meets two stores of 16. No code reads such memory through const __restrict__ or __ldg, which
-// may use a cache that does not see the stores of other SMs (docs/cuda.md, "The exchange").
-//
-// await_store lets the emulator run other threads between two polls. milliseconds is a clock that
-// wraps around. give_up ends the launch after a block has waited too long. prefetch loads into L2.
-//
-// in_register makes the compiler keep its argument in a register. Otherwise the compiler computes
-// indices and addresses again at each use, from constants or special registers that take 30 clocks
-// and more. For an int it is a shuffle, which all lanes of the warp must call.
+// store_exchanged and load_exchanged access values that blocks exchange while the kernel runs, by
+// the rules of docs/cuda.md, "The exchange". Both access words of 32 bits: the memory model
+// promises nothing if a load of 32 bits meets two stores of 16. No code reads such memory through
+// const __restrict__ or __ldg, which may use a cache that does not see the stores of other SMs.
 //
 // mma_* compute d += a b for a tile of 16x8x16 (16-bit) or 16x8x8 (TF32) per warp. The PTX manual
 // shows which lane has which element, under "Matrix Fragments for mma".
@@ -98,6 +87,7 @@ inline Bits128 load_exchanged(const Bits128* address) {
   return *address;
 }
 inline void give_up() { throw simt::Fault("a block waits in vain"); }
+// Lets the emulator run other threads between two polls.
 inline void await_store(const Bits128* address) { simt::await_store(address->word, 4); }
 inline void prefetch(const void* address) { *static_cast<const volatile char*>(address); }
 using simt::milliseconds, simt::shuffle, simt::shuffle_xor, simt::to_tf32, std::min;
@@ -105,11 +95,14 @@ using simt::mma_bfloat16, simt::mma_float16, simt::mma_tf32;
 
 #else
 
+// in_register keeps a value in a register. Otherwise the compiler computes the value again at each
+// use, from special registers or constants, which takes 30 clocks and more. The compiler cannot
+// recompute the result of a shuffle. All lanes of the warp must call the shuffle.
 __device__ inline int in_register(int value) {
   asm volatile("" : "+r"(value));
   return __shfl_sync(0xffffffffu, value, threadIdx.x % 32);
 }
-// The pointer may be null. Afterwards the compiler knows that it points to global memory.
+// Tells the compiler also that the pointer, if it is not null, points to global memory.
 template <typename T>
 __device__ inline T* in_register(T* pointer) {
   size_t address = __cvta_generic_to_global(pointer);
@@ -124,8 +117,8 @@ __device__ inline unsigned char* shared_memory() {
       __cvta_shared_to_generic(static_cast<unsigned>(in_register(address))));
 }
 
-// volatile, here and below, keeps the order of the source. If a store moved below a loop that
-// polls, two blocks could wait for each other forever.
+// volatile keeps the order of the source, here and below. If a store moved below a loop that polls,
+// two blocks could wait for each other forever.
 __device__ inline void store_exchanged(uint32_t* address, uint32_t word) {
   asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(address), "r"(word) : "memory");
 }
@@ -138,7 +131,7 @@ __device__ inline Bits128 load_exchanged(const Bits128* address) {
   return w;
 }
 
-// The unit is 2^20 nanoseconds of the device's clock.
+// A clock that wraps around. Its unit is 2^20 nanoseconds.
 __device__ inline uint32_t milliseconds() {
   uint64_t nanoseconds;
   asm volatile("mov.u64 %0, %globaltimer;" : "=l"(nanoseconds));
@@ -149,7 +142,7 @@ __device__ inline uint32_t milliseconds() {
 __device__ inline void give_up() {
   printf("fastlstm: a block waits in vain for the values of others\n");
   __trap();
-  __builtin_unreachable();  // without it ptxas would keep more values in registers
+  __builtin_unreachable();  // saves registers: no value is needed after this line
 }
 
 __device__ inline void await_store(const Bits128*) {}

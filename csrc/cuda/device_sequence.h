@@ -14,8 +14,7 @@ inline void check_cuda(cudaError_t error, const char* call) {
   TORCH_CHECK(error == cudaSuccess, "lstm: ", call, " failed: ", cudaGetErrorString(error));
 }
 
-// Returns rows [..., size] as blocks load them: padded with zeros to `width` values, at an address
-// that is a multiple of 16.
+// Returns rows [..., size] padded with zeros to `width` values, in 16-byte-aligned memory.
 inline Tensor padded_and_aligned(const Tensor& rows, int64_t width) {
   const int64_t padding = width - rows.size(-1);
   if (padding > 0) return at::constant_pad_nd(rows, {0, padding});
@@ -29,8 +28,8 @@ struct DeviceSequence {
   Tensor offsets_and_lengths, lengths, order, reset;
   Sequence sequence = {};
 
-  // If `sorts`, rows with `lengths` are sorted, so that rows of similar length share a tile.
-  DeviceSequence(const LayerCall& layer, bool sorts) {
+  // If `sorts_rows`, a batch with `lengths` is sorted, so that rows of similar length share a pass.
+  DeviceSequence(const LayerCall& layer, bool sorts_rows) {
     for (const Direction& w : layer.directions) w_hh.push_back(w.w_hh.contiguous());
     const int64_t steps = layer.steps.expect_int(), batch = layer.batch.expect_int();
     sequence.steps = static_cast<int>(steps), sequence.batch = static_cast<int>(batch);
@@ -52,7 +51,7 @@ struct DeviceSequence {
     } else if (layer.lengths) {
       lengths = layer.lengths->contiguous();
       sequence.lengths = lengths.const_data_ptr<int64_t>();
-      if (sorts) {
+      if (sorts_rows) {
         order = at::argsort(lengths, /*dim=*/0, /*descending=*/true);
         sequence.order = order.const_data_ptr<int64_t>();
       }

@@ -11,8 +11,8 @@ namespace fastlstm {
 template <template <typename, typename> class S, typename T, typename A>
 cudaError_t launch_step(const S<T, A>& step, cudaStream_t stream);
 
-// Sets `capability` to the compute capability, 10 * major + minor, for which the kernels that the
-// current device runs were compiled. Returns an error if the build has none for the device.
+// Sets `capability` to 10 * major + minor of the architecture for which the kernels for the current
+// device were compiled. Returns an error if the build has no kernels for the device.
 cudaError_t compiled_capability(int* capability);
 
 }  // namespace fastlstm

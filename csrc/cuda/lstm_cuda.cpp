@@ -1,6 +1,5 @@
 // The op for the CUDA dispatch key: checks the call, chooses the engine (choice.h), and runs it.
-// Only this file and the headers that it includes know both ATen and CUDA. The only library of CUDA
-// that they use is its runtime.
+// Only this file and the headers that it includes use both ATen and CUDA's runtime.
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>
 
@@ -52,8 +51,8 @@ BackwardResult lstm_backward_cuda(LstmCall call, const BackwardArguments& argume
   });
 }
 
-// Returns sm_count and capability of a device (CudaDevice) for fastlstm._build.gpu, and an empty
-// string. If CUDA fails, returns 0, 0 and the error message.
+// Returns sm_count and capability of a CudaDevice, and an empty string, for fastlstm._build.gpu. If
+// CUDA fails, returns 0, 0 and the error message.
 std::tuple<int64_t, int64_t, std::string> cuda_device_of(int64_t index) {
   try {
     const c10::cuda::CUDAGuard guard(static_cast<c10::DeviceIndex>(index));

@@ -21,15 +21,12 @@ struct Sequence {
   int steps, batch, hidden_size;
   const int64_t* lengths;  // [B] steps of each batch row; nullptr: every row has all steps
   const int64_t* offsets;  // [T] first flat row of each step of packed data; nullptr: t * B
-  const int64_t* order;    // [B] the batch rows, the longest first. Then short rows share a pass,
-                           // which is skipped after their end; nullptr: 0 to B - 1
+  const int64_t* order;    // [B] the batch rows, the longest first; nullptr: 0 to B - 1
   const bool* reset;       // [T,B] whether the state is zeroed before a step; nullptr: never
-  uint32_t wait_limit;     // how many milliseconds a block waits for a value of another block; for
-                           // the first value 20 times as long
+  uint32_t wait_limit;     // how many milliseconds a block waits for a value of another block
 };
 
-// The number of steps of a batch row. The host cannot check lengths on the device, so they are
-// clamped here.
+// The number of steps of a batch row, clamped because the host cannot check lengths on a device.
 FASTLSTM_INLINE int live_steps(const Sequence& sequence, int64_t row) {
   if (!sequence.lengths) return sequence.steps;
   const int64_t length = sequence.lengths[row];
@@ -40,12 +37,12 @@ template <typename T>
 struct ForwardDirection {
   const T* w_hh;  // [4H,H]
   const T* h_0;   // [B,W]  columns H to W are 0
-  T* gates;       // [R,4H] x W_ih^T + b; receives the activated gates if they are saved
+  T* gates;       // [R,4H] holds x W_ih^T + b; receives the activated gates if they are saved
   T* output;      // [R,H]  receives h_t, and 0 after the end of a row
   T* exchange;    // [R,W]  exchanged; receives h_t, and 0 in columns H to W. Is `output` if W = H
   float* cells;   // [R,H]  receives c_t; may be nullptr
-  T* h_n;         // [B,H]  h_0; receives h_n. Rows of length 0 keep h_0
-  float* c_n;     // [B,H]  c_0; receives c_n. Rows of length 0 keep c_0
+  T* h_n;         // [B,H]  holds h_0, which rows of length 0 keep; receives h_n
+  float* c_n;     // [B,H]  holds c_0, which rows of length 0 keep; receives c_n
 
   template <class Function>
   FASTLSTM_INLINE void for_each_pointer(const Function& f) {
@@ -72,8 +69,8 @@ struct BackwardDirection {
   const float* d_cells;  // [R,H]  the gradient of `cells`; nullptr: 0
   T* d_gates;            // [R,4,W] exchanged; receives the gradients of the pre-activations, and 0
                          //        after the end of a row and in columns H to W
-  T* d_h;                // [B,H]  dL/dh_n; receives dL/dh_0 if state_needs_grad
-  float* d_c;            // [B,H]  dL/dc_n; receives dL/dc_0 if state_needs_grad
+  T* d_h;                // [B,H]  holds dL/dh_n; receives dL/dh_0 if state_needs_grad
+  float* d_c;            // [B,H]  holds dL/dc_n; receives dL/dc_0 if state_needs_grad
 
   template <class Function>
   FASTLSTM_INLINE void for_each_pointer(const Function& f) {
@@ -90,9 +87,8 @@ struct BackwardLaunch {
   int64_t d_output_stride;
 };
 
-// Computes all steps in one cooperative launch, divided as `tiling` says. If it returns an error,
-// nothing ran: cudaErrorCooperativeLaunchTooLarge if not all blocks can run at the same time,
-// cudaErrorInvalidValue if the tile shape is not compiled.
+// Computes all steps in one cooperative launch, divided as `tiling` says. After an error nothing
+// has run. The error is cudaErrorInvalidValue if the kernels are not compiled for the tile shape.
 template <typename T>
 cudaError_t launch_walk(const ForwardLaunch<T>& call, const Tiling& tiling, cudaStream_t stream);
 template <typename T>

@@ -1,5 +1,4 @@
-// The persistent engine, backward: one launch visits the steps of the forward walk in opposite
-// order.
+// The persistent engine, backward: one launch visits the steps of forward in the opposite order.
 //
 // A block keeps the columns of W_hh that belong to its units, with all 4H rows. For step t it loads
 // d_gates of step t + 1 (in reverse: t - 1) of all units, which the blocks exchange, and computes
@@ -55,11 +54,10 @@ struct PersistentBackward {
     if (d.d_output) prefetch(d.d_output + flat_row * call.d_output_stride + column);
   }
 
-  // Loads what does not come from other blocks, before the block waits for d_gates.
   __device__ BackwardInputs<T> load_inputs(const TimeStep& step, const ThreadUnit& at) const {
     prefetch_step(step, at);
     const int column = block.column(at);
-    const int64_t flat_row = step.offset + at.batch_row, index = block.index(at);
+    const int64_t flat_row = step.offset + at.batch_row, index = block.state_index(at);
     BackwardInputs<T> in;
     in.at = at;
     in.d_i = d_gates_at(at, flat_row);
@@ -77,12 +75,11 @@ struct PersistentBackward {
     return in;
   }
 
-  // d_gates of a row of the group, in the step whose first flat row is `offset`.
   __device__ MultipliedRow<T> d_gates_of(int row, int64_t offset) const {
     return {d.d_gates + (offset + block.batch_row[row]) * 4 * width, true};
   }
-  // The row that the slice multiplies: d_gates of the step that this walk visited before, or zeros
-  // if no gradient comes from there.
+  // The row that the slice multiplies: d_gates of the step before, or zeros if no gradient comes
+  // from that step.
   __device__ MultipliedRow<T> multiplied_row(const TimeStep& step, int row) const {
     if (!block.is_live(step.t, row) || block.is_last_step(step.t, row) ||
         block.is_reset(step.t_before, row))
@@ -97,7 +94,7 @@ struct PersistentBackward {
 
   __device__ float compute_and_publish(const BackwardInputs<T>& in) const {
     const ThreadUnit& at = in.at;
-    if (at.pass_row >= kRowTile) return 0.0f;  // the same for all lanes of a warp, as publish needs
+    if (at.pass_row >= kRowTile) return 0.0f;  // all lanes of a warp return, or all call publish
     float dc = 0.0f;
     Gates<float> d_gates = {0.0f, 0.0f, 0.0f, 0.0f};
     if (at.live) {
@@ -119,8 +116,7 @@ struct PersistentBackward {
     if (at.live) block.cell_state_of(at) = dc;
   }
 
-  // Loads the slice, whose row u is the column of W_hh of unit u with `width` values for each gate,
-  // and runs.
+  // Loads the slice: row u is column first_unit + u of W_hh, with `width` values for each gate.
   __device__ void walk() const {
     block.load(d.d_c, [&](int unit, int k) {
       const int gate = k / width, source_unit = k % width;
@@ -139,9 +135,9 @@ struct PersistentBackward {
     block.multiply(pass, [&](int row) { return first_d_gates(row); });
     __syncthreads();
     for (int j = 0; j < block.kUnitsPerThread; ++j) {
-      const ThreadUnit at = block.unit(0, pass, j);
+      const ThreadUnit at = block.thread_unit(0, pass, j);
       if (!at.live) continue;
-      const int64_t index = block.index(at);
+      const int64_t index = block.state_index(at);
       d.d_h[index] = T(block.template sums<1>(at.pass_row, at.unit).value[0]);
       d.d_c[index] = block.cell_state_of(at);
     }

@@ -6,7 +6,7 @@
 
 namespace fastlstm {
 
-// The prefetch distance in time steps, because a load from memory may take longer than a step.
+// The prefetch distance in time steps. A load from memory may take longer than one step.
 constexpr int kPrefetch = 2;
 
 template <typename T>
@@ -47,8 +47,8 @@ struct TimeStep {
   int64_t offset, offset_before, offset_after, offset_prefetch;
 };
 
-// P: the kind of arithmetic (persistent_product.h). kRows: the rows of the block's slice of W_hh.
-// kUnits: the units of the block. kRowTile: the batch rows of a pass.
+// P: the kind of arithmetic (persistent_product.h). kRows: the rows of the block's slice of W_hh,
+// in backward kUnits. kUnits: the units of the block. kRowTile: the batch rows of a pass.
 template <class P, int kRows, int kUnits, int kRowTile>
 struct Block {
   using T = typename P::T;
@@ -81,9 +81,9 @@ struct Block {
   float* const cell_state = partial_sums + kWarps * kRowTile * partial_stride(kRows);
   int* const batch_row = reinterpret_cast<int*>(cell_state + tiling.group_rows * kUnits);
   int* const length = batch_row + tiling.group_rows;
-  // The milliseconds that a lane waits for a value. The first wait may be much longer, because
+  // The milliseconds that a lane waits for a value: for the first value 20 times as many, because
   // another kernel (NCCL's, for example) may keep the other blocks from starting.
-  mutable uint32_t wait_limit = 20 * sequence.wait_limit;
+  mutable uint32_t current_wait_limit = 20 * sequence.wait_limit;
 
   // Sets batch_row and length. Row i of the group is row group + i * row_groups of the sorted
   // batch.
@@ -103,7 +103,7 @@ struct Block {
   __device__ void load(const float* initial, const Element& element) const {
     find_rows();
     load_slice<P, kRows>(slice, chunks, element);
-    __syncthreads();  // after find_rows, whose results the next lines read
+    __syncthreads();
     for (int i = thread; i < tiling.group_rows * kUnits; i += kThreads)
       if (length[i / kUnits] >= 0 && i % kUnits < units)
         cell_state[i] = initial[int64_t(batch_row[i / kUnits]) * sequence.hidden_size + first_unit +
@@ -118,7 +118,7 @@ struct Block {
   }
 
   // The j-th unit that this thread computes in a pass of step t.
-  __device__ ThreadUnit unit(int t, int pass, int j) const {
+  __device__ ThreadUnit thread_unit(int t, int pass, int j) const {
     const int index = thread + j * kThreads, row = index / kUnits;
     ThreadUnit at = {row, pass * kRowTile + row, index % kUnits, false, false, false, 0};
     if (at.pass_row >= kRowTile || at.row >= tiling.group_rows) return at;
@@ -131,7 +131,7 @@ struct Block {
     return at;
   }
   __device__ int column(const ThreadUnit& at) const { return first_unit + at.unit; }
-  __device__ int64_t index(const ThreadUnit& at) const {
+  __device__ int64_t state_index(const ThreadUnit& at) const {
     return int64_t(at.batch_row) * sequence.hidden_size + column(at);
   }
   // c of the unit in forward, dL/dc in backward. It stays in shared memory from step to step.
@@ -169,21 +169,20 @@ struct Block {
 #pragma unroll
     for (int j = 0; j < kRowTile / 8; ++j)
       rows[j] = multiplied_row(pass * kRowTile + 8 * j + lane / 4);
-    __syncwarp();  // keeps all loads above, also of load_inputs, before the wait for blocks
+    __syncwarp();  // keeps the loads above, and those of load_inputs, before the wait below
     LanePieces<T> lane_pieces[kRowTile / 8];
 #pragma unroll
     for (int j = 0; j < kRowTile / 8; ++j)
       lane_pieces[j] = pieces_of_lane(rows[j], last_chunk, k_size, lane);
     WarpProduct<P, kRows, kRowTile> product{slice, chunks, lane};
-    add_chunks<kChunks>(product, lane_pieces, first_chunk, last_chunk, wait_limit);
-    // Ends the long first limit. The widest tile (kChunks = 1) keeps it, for lack of a register.
+    add_chunks<kChunks>(product, lane_pieces, first_chunk, last_chunk, current_wait_limit);
+    // The widest tile (kChunks = 1) has no register left, so it keeps the limit of the first value.
     for (const auto& pieces : lane_pieces)
-      if (kChunks > 1 && pieces.is_exchanged) wait_limit = sequence.wait_limit;
+      if (kChunks > 1 && pieces.is_exchanged) current_wait_limit = sequence.wait_limit;
     product.store(partial_sums + warp * kRowTile * partial_stride(kRows));
   }
 
-  // Runs all steps of a walk (PersistentForward or PersistentBackward): time steps 0 to T - 1, or
-  // if `from_last` T - 1 to 0.
+  // Runs the time steps 0 to T - 1 of a walk, or if `from_last` T - 1 to 0.
   template <class Walk>
   __device__ void run(const Walk& walk, bool from_last) const {
     int64_t offset_before = 0;
@@ -197,15 +196,14 @@ struct Block {
     }
   }
 
-  // Runs one step for kRowTile batch rows: loads what does not depend on other blocks, multiplies
-  // the slice by the exchanged rows, computes the cells and publishes the results, then stores what
-  // no other block waits for.
+  // Runs one step for kRowTile batch rows. Loads what does not come from other blocks before it
+  // waits for them, and stores what they do not wait for last.
   template <class Walk>
   __device__ void run_pass(const Walk& walk, const TimeStep& step, int pass) const {
     typename Walk::Inputs inputs[kUnitsPerThread];
 #pragma unroll
     for (int j = 0; j < kUnitsPerThread; ++j)
-      inputs[j] = walk.load_inputs(step, unit(step.t, pass, j));
+      inputs[j] = walk.load_inputs(step, thread_unit(step.t, pass, j));
     if (pass_is_live(step.t, pass))
       multiply(pass, [&](int row) { return walk.multiplied_row(step, row); });
     __syncthreads();
@@ -217,8 +215,7 @@ struct Block {
     __syncthreads();  // before the next pass overwrites the sums
   }
 
-  // Returns the products of batch row b of the pass with rows r to r + kCount - 1 of the slice: the
-  // partial sums of all warps, added.
+  // Returns the products of batch row b of the pass with rows r to r + kCount - 1 of the slice.
   template <int kCount>
   __device__ Sums<kCount> sums(int b, int r) const {
     Sums<kCount> sum = {};
@@ -240,10 +237,9 @@ __global__ void __launch_bounds__(kThreads, 1)
     __trap();
 }
 
-// Launches Walk<P, units, row_tile> with the tile shape that was planned.
 template <template <class, int, int> class Walk, class P, class Call>
 cudaError_t launch_tile(const Call& call, const Tiling& tiling, cudaStream_t stream) {
-  cudaError_t error = cudaErrorInvalidValue;  // stays if the tile shape is not compiled
+  cudaError_t error = cudaErrorInvalidValue;  // if the tile shape is not compiled
   const auto launch_if_planned = [&](auto units, auto rows) {
     if constexpr (is_compiled(std::is_same<P, Ffma>::value, units, rows))
       if (tiling.units == units && tiling.row_tile == rows)

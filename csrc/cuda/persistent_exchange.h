@@ -17,7 +17,6 @@ namespace fastlstm {
 template <typename T>
 constexpr int kPerChunk = kChunkBytes / sizeof(T);
 
-// The unsigned integer type that has the size of an exchanged value.
 template <typename T>
 using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint16_t>;
 
@@ -25,9 +24,9 @@ using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint16_t>;
 // becomes another NaN.
 template <typename T>
 FASTLSTM_INLINE Bits<T> published_bits(T value) {
-  constexpr Bits<T> kLast = static_cast<Bits<T>>(~Bits<T>(1));
+  constexpr Bits<T> kLargest = static_cast<Bits<T>>(~Bits<T>(1));
   const auto bits = bits_as<Bits<T>>(value);
-  return bits < kLast ? bits : kLast;
+  return bits < kLargest ? bits : kLargest;
 }
 
 // Whether one of four words has not been written yet.
@@ -68,7 +67,7 @@ struct LanePieces {
   }
 };
 
-// What a lane loads of a row of k_size values, before chunk `last`.
+// `last`: the chunk after the last chunk of the warp. k_size: the number of values in the row.
 template <typename T>
 __device__ LanePieces<T> pieces_of_lane(const MultipliedRow<T>& row, int last, int k_size,
                                         int lane) {
@@ -78,8 +77,8 @@ __device__ LanePieces<T> pieces_of_lane(const MultipliedRow<T>& row, int last, i
   return {row.values + offset, end, row.is_exchanged};
 }
 
-// Polls a piece until it is there, or ends the launch after `wait_limit` milliseconds. It reads the
-// clock while a load is on its way, so that reading the clock takes no extra time.
+// Polls a piece until it is there, or ends the launch after `wait_limit` milliseconds. Reads the
+// clock while a load is on its way, when it costs no extra time.
 __device__ inline void await_piece(const Bits128* piece, uint32_t wait_limit) {
   uint32_t start = 0;
   for (bool is_first = true;; is_first = false) {
@@ -119,7 +118,6 @@ struct LoadedChunks {
     __syncwarp();
   }
 
-  // The last piece that is missing, or nullptr.
   __device__ const Bits128* missing_piece(const LanePieces<T> (&lane_pieces)[kNTiles],
                                           int begin) const {
     const Bits128* piece = nullptr;

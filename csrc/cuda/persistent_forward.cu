@@ -55,7 +55,6 @@ struct PersistentForward {
     prefetch(exchange_at(at, flat_row));
   }
 
-  // Loads what does not come from other blocks, before the block waits for h_{t-1}.
   __device__ ForwardInputs<T> load_inputs(const TimeStep& step, const ThreadUnit& at) const {
     prefetch_step(step, at);
     ForwardInputs<T> in;
@@ -79,7 +78,7 @@ struct PersistentForward {
 
   __device__ UnitResult<T> compute_and_publish(const ForwardInputs<T>& in) const {
     const ThreadUnit& at = in.at;
-    if (at.pass_row >= kRowTile) return {};  // the same for all lanes of a warp, as publish needs
+    if (at.pass_row >= kRowTile) return {};  // all lanes of a warp return, or all call publish
     UnitResult<T> result = {{0.0f, 0.0f, 0.0f, 0.0f}, 0.0f, T(0.0f)};
     if (at.live) {
       const auto from_h = block.template sums<4>(at.pass_row, 4 * at.unit);
@@ -92,7 +91,6 @@ struct PersistentForward {
     return result;
   }
 
-  // Stores the results that no other block waits for.
   __device__ void store(const TimeStep& step, const ThreadUnit& at, UnitResult<T> result) const {
     if (!at.exists) return;
     const int column = block.column(at);
@@ -103,13 +101,13 @@ struct PersistentForward {
     else
       result.c = block.cell_state_of(at);
     if (d.output != d.exchange) d.output[flat_row * call.output_stride + column] = result.h;
-    if (last) d.h_n[block.index(at)] = result.h, d.c_n[block.index(at)] = result.c;
+    if (last) d.h_n[block.state_index(at)] = result.h, d.c_n[block.state_index(at)] = result.c;
     if (d.cells) d.cells[flat_row * hidden_size + column] = result.c;
     if (call.save_gates)
       store_gates(d.gates + flat_row * 4 * hidden_size, column, hidden_size, result.gates);
   }
 
-  // Loads the slice, whose row 4 u + gate is the row of W_hh of that gate of unit u, and runs.
+  // Loads the slice: row 4 u + gate is the row of W_hh of that gate of unit first_unit + u.
   __device__ void walk() const {
     block.load(d.c_n, [&](int row, int k) {
       const int gate = row % 4, unit = row / 4;

@@ -12,7 +12,7 @@ template <typename Call, typename DirectionOf>
 void launch_directions(Call& call, const LayerCall& layer, const Tiling& tiling,
                        const Tensor& exchange, const DirectionOf& direction_of) {
   const auto stream = c10::cuda::getCurrentCUDAStream();
-  call.sequence.wait_limit = wait_limit();
+  call.sequence.wait_limit = wait_limit_milliseconds();
   for (int64_t first = 0; first < layer.num_directions(); first += tiling.directions) {
     call.first_reverse = first == 1;
     for (int k = 0; k < tiling.directions; ++k) call.direction[k] = direction_of(first + k);
@@ -33,7 +33,7 @@ ForwardResult persistent_forward(const LayerCall& layer, const Tiling& tiling,
   const Sizes s = layer.sizes();
   const int64_t hidden = s.hidden_size, width = tiling.exchange_width;
   const Tensor input = flat(layer.input, s.flat_rows);
-  // Even if gates are not saved, their memory holds the input's part of the gates.
+  // Gates that are not saved need memory too, for the input's part of the gates.
   ForwardTensors tensors(layer, options.save_cells, /*save_gates=*/true);
   const Tensor h_0 = padded_and_aligned(layer.h_0, width);
   const Tensor exchange =

@@ -7,10 +7,10 @@
 // have a fixed order. So the result of a row depends neither on the division of the work nor on
 // the other rows.
 //
-// The order of k within a chunk is free, as long as the slice is stored in the same order
-// (SliceLayout::source_of). It is chosen so that the four words that a lane loads of a chunk are
-// its B operands of two mma instructions. So tensor cores need no shuffle. A pass reads the slice
-// from shared memory once. The time of this read bounds the product.
+// Within a chunk the values of k are in an order in which the four words that a lane loads are its
+// B operands of two mma instructions. So tensor cores need no shuffle. The slice is stored in the
+// same order (SliceLayout::source_of). A pass reads the slice from shared memory once. The time of
+// this read bounds the product.
 #pragma once
 #include "persistent_exchange.h"
 
@@ -18,7 +18,7 @@ namespace fastlstm {
 
 // A kind of arithmetic multiplies a tile a of 16 rows of the slice by a tile b of 8 batch rows.
 //   FragmentA, FragmentB  what a lane holds of a and of b
-//   operand()     converts a word of memory (two 16-bit values or a float) for the multiplication
+//   operand()     converts a word of memory, which has two 16-bit values or a float
 //   fragment_b()  makes a FragmentB of the two words of b that the lane has loaded
 //   mma()         computes d += a b. A lane has four elements of d, as in the mma instruction
 template <typename Value, void (*kMma)(float (&)[4], const Bits128&, uint32_t, uint32_t)>
@@ -40,10 +40,10 @@ struct Tf32Mma : TensorCores<float, mma_tf32> {
   static __device__ uint32_t operand(uint32_t word) { return to_tf32(bits_as<float>(word)); }
 };
 
-// IEEE float32 without tensor cores. Each lane computes the same four elements of d as in the mma
-// instruction. So it needs two columns of b with eight values each: with q = lane % 4, columns 2q
-// (`even`) and 2q + 1 (`odd`). Four lanes hold the values of a column, and shuffles pass them to
-// the other lanes. Each lane reads its rows of the slice from shared memory (SliceLayout).
+// IEEE float32 without tensor cores. A lane computes the same four elements of d as in the mma
+// instruction: two rows of a, which the lane reads from shared memory (SliceLayout), times columns
+// 2q (`even`) and 2q + 1 (`odd`) of b, with q = lane % 4. Shuffles gather the eight values of a
+// column, which four lanes have loaded.
 struct Ffma {
   using T = float;
   struct FragmentA {
@@ -78,8 +78,8 @@ struct Ffma {
 // step is one of the two mma instructions of a chunk. The registers of a lane are neighbors, so one
 // load reads a fragment. A tile of 8 rows has no registers for rows 8 to 15.
 //
-// With Ffma the 32 fragments of a k step have the order [quarter of a chunk][row] instead of
-// [lane]. A load of a warp reads eight neighboring fragments, and four lanes read the same one.
+// With Ffma, [quarter of a chunk][row] replaces [lane]. A load of a warp reads eight neighboring
+// fragments, each of them for four lanes.
 template <class P, int kRows>
 struct SliceLayout {
   static constexpr int kRegisters = kRows == 8 ? 2 : 4;
@@ -88,7 +88,7 @@ struct SliceLayout {
     uint32_t low, high;
   };
 
-  // Sets `row` and `word`: the i-th word in shared memory is this word of this row of the slice.
+  // Finds what the i-th word in shared memory holds: word `word` of row `row` of the slice.
   static __device__ void source_of(int i, int chunks, int& row, int& word) {
     const int r = i % kRegisters, lane = i / kRegisters % 32, k_step = i / (kRegisters * 32) % 2;
     const int chunk = i / (kRegisters * 64) % chunks, tile = i / (kRegisters * 64) / chunks;
@@ -118,7 +118,7 @@ struct SliceLayout {
   }
 };
 
-// Fills the slice with the values element(row, k). They are 0 outside of the matrix.
+// Fills the slice with element(row, k), which must return 0 outside of the matrix.
 template <class P, int kRows, typename Element>
 __device__ void load_slice(uint32_t* slice, int chunks, const Element& element) {
   const int count = kRows * chunks * 16;
@@ -139,9 +139,8 @@ __device__ void load_slice(uint32_t* slice, int chunks, const Element& element) 
 // The distance in floats between the partial sums of two batch rows.
 constexpr __host__ __device__ int partial_stride(int rows) { return rows + kPartialPadding; }
 
-// The product of a warp. Its accumulators are tiles of 16 rows of the slice (M) and 8 batch rows
-// (N), in the layout of the mma instruction: lane 4 g + q has rows g and g + 8 and columns 2 q and
-// 2 q + 1 of each tile.
+// The product of a warp. The accumulators are tiles of 16 rows of the slice (M) and 8 batch rows
+// (N): lane 4 g + q has rows g and g + 8 and columns 2 q and 2 q + 1 of each tile.
 template <class P, int kRows, int kRowTile>
 struct WarpProduct {
   static constexpr int kMTiles = (kRows + 15) / 16, kNTiles = kRowTile / 8;
@@ -189,8 +188,7 @@ struct WarpProduct {
   }
 };
 
-// Multiplies the chunks [first, last) of a warp, kChunks at a time. While it multiplies some chunks
-// it loads the next ones. await_piece explains `wait_limit`.
+// Multiplies the chunks [first, last) of a warp, and loads the next kChunks meanwhile.
 template <int kChunks, class Product, typename T, int kNTiles>
 __device__ void add_chunks(Product& product, const LanePieces<T> (&lane_pieces)[kNTiles], int first,
                            int last, uint32_t wait_limit) {

@@ -51,7 +51,7 @@ struct CudaTask {
     const int64_t multiple = std::max<int64_t>((backward ? 4 : 16) / element_bytes(), 1);
     return round_up(hidden_size, multiple);
   }
-  // The K of the products: the number of values in an exchanged row of h or d_gates.
+  // The number of values in an exchanged row of h or d_gates.
   int64_t k_size() const { return (backward ? 4 : 1) * exchange_width(); }
   int64_t chunks() const { return divide_up(k_size(), kChunkBytes / element_bytes()); }
 };
@@ -60,7 +60,7 @@ struct CudaTask {
 struct Tiling {
   int units = 0;           // the hidden units of a block
   int row_tile = 0;        // the batch rows that a block computes at once, in one pass
-  int unit_blocks = 0;     // the blocks that share the units of a row group. They exchange h
+  int unit_blocks = 0;     // the blocks of a row group, which divide the units
   int row_groups = 0;      // the groups of batch rows, which are independent of each other
   int group_rows = 0;      // the rows of the largest group
   int directions = 0;      // the directions that one launch computes
@@ -72,18 +72,17 @@ struct Tiling {
   bool has_passes() const { return group_rows > row_tile; }  // several passes in a step
 };
 
-// The rows of a block's slice of W_hh, or of its transpose in backward.
+// The rows of a block's slice of W_hh, in backward of the transpose of W_hh.
 constexpr int matrix_rows(bool backward, int units) { return backward ? units : 4 * units; }
 
-// Whether the kernels are compiled for a tile shape. launch_tile (persistent_block.h) instantiates
-// them.
+// Whether launch_tile (persistent_block.h) instantiates the kernels for a tile shape.
 constexpr bool is_compiled(bool ffma, int units, int row_tile) {
   return (units == 8 || units == 16 || units == 32) && (row_tile == 8 || (row_tile == 16 && !ffma));
 }
 
-// The number of chunks of a row that a warp loads at once. Backward, whose rows are four times as
-// long, loads more. FFMA and the widest tile load fewer: they multiply a chunk for longer, so fewer
-// loads hide the latency, and the accumulators of the widest tile leave few registers.
+// The number of chunks of a row that a warp loads at once. Backward loads more, because its rows
+// are four times as long. FFMA loads fewer, because it multiplies a chunk for longer. The
+// accumulators of the widest tile leave no registers for more than one chunk.
 constexpr int chunks_in_flight(bool ffma, bool backward, int units, int row_tile) {
   if (ffma) return 2;
   if (matrix_rows(backward, units) * row_tile >= 2048) return 1;
@@ -114,13 +113,11 @@ inline Tiling make_tiling(const CudaTask& task, int units, int row_tile, int row
 // Estimates the clocks that a step of all directions takes, to compare divisions on one GPU. The
 // numbers are from an H100's data sheet, or estimated, and not measured.
 inline double step_clocks(const CudaTask& task, const Tiling& tiling, int sm_count) {
-  // In bytes per clock:
-  constexpr double kL2ToSm = 64;         // what one SM can load from L2
-  constexpr double kL2Share = 24;        // the share of each SM in the bandwidth of L2
-  constexpr double kSharedMemory = 128;  // the bandwidth of the shared memory of an SM
-  // In clocks:
-  constexpr double kExchangeLatency = 900;  // from a store in one SM until another SM can load it
-  constexpr double kPassOverhead = 600;     // a pass without its product
+  constexpr double kL2ToSm = 64;            // bytes per clock that one SM can load from L2
+  constexpr double kL2Share = 24;           // bytes per clock for each SM if all SMs load from L2
+  constexpr double kSharedMemory = 128;     // bytes per clock of the shared memory of an SM
+  constexpr double kExchangeLatency = 900;  // clocks from a store in one SM to a load in another
+  constexpr double kPassOverhead = 600;     // clocks of a pass without its product
   // Multiply-adds per clock, in one SM:
   const double multiply_adds = task.ffma() ? 128 : task.dtype == Dtype::kFloat32 ? 512 : 1024;
   const auto k_size = static_cast<double>(task.k_size());
@@ -131,6 +128,7 @@ inline double step_clocks(const CudaTask& task, const Tiling& tiling, int sm_cou
                                    all_rows * bytes * tiling.unit_blocks / (kL2Share * sm_count));
   const double multiply = std::max(slice_rows * bytes / kSharedMemory,
                                    slice_rows * k_size * tiling.row_tile / multiply_adds);
+  // Each partial sum is written and read once, and has 4 bytes.
   const double reduce = 2 * 4.0 * kWarps * tiling.row_tile * slice_rows / kSharedMemory;
   const double pass = multiply + reduce + kPassOverhead;
   const auto passes = static_cast<double>(divide_up(tiling.group_rows, tiling.row_tile));
@@ -139,8 +137,8 @@ inline double step_clocks(const CudaTask& task, const Tiling& tiling, int sm_cou
   return step * task.directions / tiling.directions;
 }
 
-// Returns the division that takes the fewest clocks, among those whose blocks can all run at the
-// same time with the shared memory that they need, if there is one.
+// Returns the division that takes the fewest clocks, or nothing if no division fits: all blocks
+// must run at the same time, with the shared memory that they need.
 inline std::optional<Tiling> best_tiling(const CudaTask& task, const CudaDevice& device) {
   const bool possible = task.dtype != Dtype::kFloat64 && device.capability >= 80 &&
                         task.hidden_size > 0 && task.hidden_size <= (1 << 20) && task.batch > 0 &&

@@ -37,8 +37,7 @@ __global__ void __launch_bounds__(kThreads) units_kernel(S<T, A> step) {
     step_row(step, row, is_reset(step, row), OneUnit{unit});
 }
 
-// The ThreadGroup of a block that computes a whole row. Sums have a fixed order: first the lanes of
-// each warp, by shuffles, then the warps.
+// The ThreadGroup of a block that computes a whole row. Sums have a fixed order.
 template <typename A>
 struct RowBlock {
   A* warp_sums;  // [kWarps] in shared memory
@@ -52,8 +51,7 @@ struct RowBlock {
   FASTLSTM_INLINE A total(int64_t n, const F& f) const {
     A sum(0);
 #if defined(__CUDA_ARCH__) || defined(FASTLSTM_EMULATOR)
-    // f may read what other threads wrote. All threads must have read warp_sums of the last call.
-    __syncthreads();
+    __syncthreads();  // all threads have written what f reads, and have read the last warp_sums
     for (int64_t k = thread; k < n; k += kThreads) sum += f(k);
     for (int lanes = 16; lanes > 0; lanes /= 2) sum += shuffle_xor(sum, lanes);
     if (thread % 32 == 0) warp_sums[thread / 32] = sum;

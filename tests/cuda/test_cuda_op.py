@@ -47,7 +47,7 @@ def ops():
         torch_lib = f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu", "-lc10"
         check(*CXX, *flags, *include, *source, "-o", str(fresh), *torch_lib)
         os.replace(fresh, LIBRARY)
-    ctypes.CDLL(extension.__file__, mode=ctypes.RTLD_GLOBAL)  # has the checks
+    ctypes.CDLL(extension.__file__, mode=ctypes.RTLD_GLOBAL)  # csrc/op is in it
     torch.ops.load_library(str(LIBRARY))
     return torch.ops.fastlstm_emulated
 
@@ -79,10 +79,10 @@ def test_events_of_a_step(kind, options):
         _, backward = counted(lambda: call.backward(saved, "stepwise"))
         return torch.tensor([forward, backward])
 
-    steps, launches = options.get("directions", 1) * 10, 2 if "proj_size" in options else 1
+    steps, in_a_step = options.get("directions", 1) * 10, 2 if "proj_size" in options else 1
     forward, backward = ((events(20) - events(10)) / steps).tolist()
-    assert forward[:2] == backward[:2] == [launches, launches]
-    assert forward[2] <= 4 * launches and backward[2] <= 5 * launches
+    assert forward[:2] == backward[:2] == [in_a_step, in_a_step]
+    assert forward[2] <= 4 * in_a_step and backward[2] <= 5 * in_a_step
 
 
 @pytest.mark.parametrize("engine, options", op_call.GPU_CALLS, ids=str)
@@ -209,8 +209,8 @@ def refuse():
     ops().refuse(SMS, 720)
 
 
-# cudaErrorInvalidConfiguration, LaunchOutOfResources, CooperativeLaunchTooLarge, NotPermitted,
-# NotSupported; IllegalAddress
+# cudaErrorInvalidConfiguration, ...LaunchOutOfResources, ...CooperativeLaunchTooLarge,
+# ...NotPermitted, ...NotSupported, ...IllegalAddress
 @pytest.mark.parametrize("code", [9, 701, 720, 800, 801, 700])
 @pytest.mark.parametrize("kind", ["float32"], indirect=True)
 def test_a_refused_launch_is_an_error(kind, code, refuse):
@@ -244,7 +244,7 @@ def test_code_for_older_gpus_is_stepwise(kind, compiled_for):
     assert ops().cuda_device(0) == (SMS, 0, "")
 
 
-FREE_SMS = """
+RUN_ON_4_SMS = """
 import sys; sys.path[:0] = sys.argv[1:]
 import test_cuda_op
 call = test_cuda_op.Call("float32", hidden_size=64)
@@ -256,16 +256,16 @@ test_cuda_op.Call("float32", hidden_size=256).forward("persistent")
 
 
 def test_variables_of_the_environment():
-    """Only 4 of the emulated device's multiprocessors are left for the kernel."""
+    """With FASTLSTM_FREE_SMS a launch has fewer blocks. A bad value of a variable is an error."""
     ops()
     folders = str(ROOT / "tests"), str(ROOT / "tests/cuda")
     environment = os.environ | {"FASTLSTM_FREE_SMS": "20", "FASTLSTM_WAIT_SECONDS": ""}
-    done = run(sys.executable, "-c", FREE_SMS, *folders, env=environment)
+    done = run(sys.executable, "-c", RUN_ON_4_SMS, *folders, env=environment)
     assert "with 4 SMs, and 20 left free by FASTLSTM_FREE_SMS" in done.stdout, done.stdout
     sms, seconds = ("FREE_SMS", "multiprocessors, 0"), ("WAIT_SECONDS", "seconds, 1")
     for (variable, what), value in ((sms, "x"), (sms, "-1"), (seconds, "0"), (seconds, "2.5")):
         name = f"FASTLSTM_{variable}"
-        done = run(sys.executable, "-c", FREE_SMS, *folders, env=environment | {name: value})
+        done = run(sys.executable, "-c", RUN_ON_4_SMS, *folders, env=environment | {name: value})
         assert f'{name}: expected a number of {what} or more, got "{value}"' in done.stdout
 
 

@@ -25,13 +25,13 @@ using f32 = float;
 using f64 = double;
 
 template <typename T>
-constexpr Kind kind_of() {
-  return sizeof(T) == 2 ? Kind::k16 : sizeof(T) == 4 ? Kind::k32 : Kind::k64;
+constexpr Size size_of() {
+  return sizeof(T) == 2 ? Size::k16 : sizeof(T) == 4 ? Size::k32 : Size::k64;
 }
 
 // --- instructions that compute each lane separately ---
 
-// F is the type of a lambda without captures. A Handler has no state, so it constructs an F.
+// F is the type of a lambda without captures. A Handler constructs an F instead of storing one.
 
 template <typename F, typename D, typename... S>
 Operation lanewise_as(D (F::*)(S...) const) {
@@ -42,7 +42,7 @@ Operation lanewise_as(D (F::*)(S...) const) {
       for_lanes(lanes, [&](int lane) { d[lane] = F()(std::get<k>(s)[lane]...); });
     }(std::index_sequence_for<S...>());
   };
-  return {run, {kind_of<D>(), kind_of<S>()...}};
+  return {run, {size_of<D>(), size_of<S>()...}};
 }
 // The operation d = f(a, b, ...). The types of the operands are the types of the lambda.
 template <typename F>
@@ -64,7 +64,7 @@ Operation compare(F) {
     for (int lane = 0; lane < kLanes; ++lane) result |= uint32_t(F()(a[lane], b[lane])) << lane;
     set_predicate(w, in.op[0], lanes, result);
   };
-  return {run, {Kind::kPredicate, kind_of<T>(), kind_of<T>()}};
+  return {run, {Size::kPredicate, size_of<T>(), size_of<T>()}};
 }
 
 template <typename T>
@@ -75,7 +75,7 @@ Operation select() {
     const uint32_t p = w.predicates[in.op[3]];
     for_lanes(lanes, [&](int lane) { d[lane] = p >> lane & 1 ? a[lane] : b[lane]; });
   };
-  return {run, {kind_of<T>(), kind_of<T>(), kind_of<T>(), Kind::kPredicate}};
+  return {run, {size_of<T>(), size_of<T>(), size_of<T>(), Size::kPredicate}};
 }
 
 template <typename F>
@@ -83,7 +83,7 @@ Operation predicates(int sources, F) {
   const Handler run = [](Warp& w, const Instruction& in, uint32_t lanes) {
     set_predicate(w, in.op[0], lanes, F()(w.predicates[in.op[1]], w.predicates[in.op[2]]));
   };
-  return {run, std::vector<Kind>(1 + sources, Kind::kPredicate)};
+  return {run, std::vector<Size>(1 + sources, Size::kPredicate)};
 }
 
 // Replaces every NaN by the NaN that f32 instructions return. f64 instructions keep theirs.
@@ -190,7 +190,7 @@ Operation unpack() {
       high[lane] = static_cast<Part>(whole >> 8 * sizeof(Part));
     });
   };
-  return {run, {kind_of<Part>(), kind_of<Part>(), kind_of<Whole>()}};
+  return {run, {size_of<Part>(), size_of<Part>(), size_of<Whole>()}};
 }
 
 // --- collectives of a warp ---
@@ -219,7 +219,7 @@ void shuffle_handler(Warp& w, const Instruction& in, uint32_t lanes) {
 template <Shuffle mode>
 Operation shuffle() {
   return {shuffle_handler<mode>,
-          {Kind::k32, Kind::kPredicate, Kind::k32, Kind::k32, Kind::k32, Kind::k32},
+          {Size::k32, Size::kPredicate, Size::k32, Size::k32, Size::k32, Size::k32},
           Control::kWarpCollective,
           5};
 }
@@ -288,7 +288,7 @@ void mma_m16n8k8_tf32_handler(Warp& w, const Instruction& in, uint32_t) {
 
 // The operation of an mma instruction: d, a, b and c have 14 registers together.
 Operation mma(Handler run) {
-  return {run, std::vector<Kind>(14, Kind::k32), Control::kWarpCollective, -1};
+  return {run, std::vector<Size>(14, Size::k32), Control::kWarpCollective, -1};
 }
 
 uint64_t address_of(Warp& w, const Instruction& in, int lane) {
@@ -508,7 +508,7 @@ void add_integers(std::map<std::string, Operation>& all, const std::string& type
 
 template <typename T>
 void add_floats(std::map<std::string, Operation>& all, const std::string& type) {
-  // .rn only keeps the assembler from fusing them.
+  // The result of .rn is the same: it only forbids the assembler to fuse the operation.
   for (const char* const rounding : {".", ".rn."}) {
     all["add" + (rounding + type)] = lanewise([](T a, T b) -> T { return canonical(a + b); });
     all["sub" + (rounding + type)] = lanewise([](T a, T b) -> T { return canonical(a - b); });
@@ -586,9 +586,9 @@ std::map<std::string, Operation> make_operations() {
   all["cvta.to.global.u64"] = all["cvta.global.u64"] = all["mov.u64"];
 
   all["trap"] = {trap_handler, {}};
-  all["call.uni vprintf"] = {print_handler, {Kind::k64, Kind::k64}};
-  all["bar.sync"] = {nothing, {Kind::k32}, Control::kBlockBarrier, -1};
-  all["bar.warp.sync"] = {nothing, {Kind::k32}, Control::kWarpBarrier, 0};
+  all["call.uni vprintf"] = {print_handler, {Size::k64, Size::k64}};
+  all["bar.sync"] = {nothing, {Size::k32}, Control::kBlockBarrier, -1};
+  all["bar.warp.sync"] = {nothing, {Size::k32}, Control::kWarpBarrier, 0};
   // Each read sets the clock forward by a microsecond.
   all["mov.u64 %globaltimer"] = lanewise([] {
     static u64 now = 0;

@@ -113,10 +113,10 @@ std::unique_ptr<Kernel> parse_kernel(const std::string& text, const Variables& v
 std::map<std::string, std::string> split_module(const std::string& text, Variables& variables);
 
 // The size of an operand.
-enum class Kind : uint8_t { kPredicate, k16, k32, k64 };
+enum class Size : uint8_t { kPredicate, k16, k32, k64 };
 struct Operation {
   Handler run = nullptr;
-  std::vector<Kind> operands;  // results first
+  std::vector<Size> operands;  // results first
   Control control = Control::kPlain;
   int members = -1;  // as in Instruction
 };

@@ -41,6 +41,7 @@ void run(const Launch& launch);
 
 // --- the state of a running grid, for the handlers of instructions ---
 
+// Lanes of a warp, as a mask, that are at the instruction `pc`; at a warp barrier also its members.
 struct Group {
   uint32_t pc = 0, lanes = 0, members = 0;
   enum State : uint8_t { kReady, kAtWarpBarrier, kAtCollective, kAtBlockBarrier } state = kReady;
@@ -99,7 +100,6 @@ struct Machine {
   void deliver_to(uint64_t address, uint32_t bytes);
 };
 
-// Throws a Fault with the place of the error in the kernel.
 [[noreturn]] void fault(const Warp& warp, const Instruction& in, int lane, const std::string& what);
 
 template <typename T>

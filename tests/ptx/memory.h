@@ -20,12 +20,12 @@ struct Visit {
   bool strong = false;  // whether the access is relaxed
 };
 
-// The last accesses to a piece of memory; other_load is the last load by another thread than load.
+// The last accesses to a piece of memory: the last store, and the last loads by two threads.
 struct Shadow {
   Visit store, load, other_load;
 };
 
-// Whether neither a barrier nor the order within a thread orders two accesses.
+// Whether two accesses are by different threads, without a barrier between them.
 inline bool unordered(const Visit& before, const Visit& now) {
   if (before.launch != now.launch) return false;
   if (before.block != now.block) return true;

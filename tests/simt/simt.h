@@ -70,8 +70,8 @@ struct Barrier {
 struct Warp {
   Barrier barrier;
   bool slow = false;
-  uint32_t mail[2][32][8];  // words that lanes exchange: [buffer][lane][word], see `post`
-  unsigned turn[32] = {};   // for each lane, the number of exchanges so far
+  uint32_t mail[2][32][8];      // words that lanes exchange: [buffer][lane][word], see `post`
+  unsigned exchanges[32] = {};  // for each lane, the number of exchanges so far
 };
 
 struct Block {
@@ -262,7 +262,7 @@ inline void await_store(const uint32_t* address, int count) {
 // There are two buffers, because a lane can be one exchange ahead of the slowest lane, but not two.
 inline const uint32_t (*post(const uint32_t* words, int count))[8] {
   Fiber& f = self();
-  auto& mail = f.warp->mail[f.warp->turn[f.lane]++ % 2];
+  auto& mail = f.warp->mail[f.warp->exchanges[f.lane]++ % 2];
   std::memcpy(mail[f.lane], words, 4 * count);
   arrive(f.warp->barrier);
   return mail;

@@ -11,9 +11,9 @@ using namespace fastlstm;
 using namespace testing;
 using Values = std::vector<double>;
 
-// Runs forward and backward in the dtype T, with states in A, of values that are rounded to Given.
-// There are four rows: an ordinary row, a row that is reset before the step, a dead row, and a row
-// that starts at this step, so that backward uses its c_0. Returns all results, by name.
+// Runs forward and backward in the dtype T, with states in A. All inputs are rounded to Given
+// first. There are four rows: an ordinary row, a row that is reset before the step, a dead row, and
+// a row that starts at this step, so that backward uses its c_0. Returns all results, by name.
 template <typename T, typename A, typename Given>
 std::map<std::string, Values> run(int64_t H) {
   constexpr int64_t B = 4, kPrevRows = 3;

@@ -19,9 +19,9 @@ void add(const char* kind, bool allow_tf32, double unit) {
   };
   // T, B, H, form, directions, reverse, reset, units, row tile, row groups, order
   add_shape("one step", {1, 2, 8});
-  add_shape("two parts", {4, 3, 16});
+  add_shape("two blocks of units", {4, 3, 16});
   add_shape("odd sizes", {3, 5, 13, kDense, 1, false, false, 8, 8, 2});
-  add_shape("reverse, wide parts", {3, 3, 40, kDense, 1, true, false, 16, 8, 1});
+  add_shape("reverse, 16 units", {3, 3, 40, kDense, 1, true, false, 16, 8, 1});
   add_shape("several passes", {3, 19, 12, kDense, 1, false, false, 8, 8, 2}, 1);
   add_shape("two directions, packed", {5, 5, 16, kPacked, 2});
   add_shape("two directions, lengths, resets", {4, 6, 11, kLengths, 2, false, true});
@@ -129,7 +129,7 @@ const Case nearest("persistent/16 bits round to nearest", [] {
 
 // In every tile, f c + i g is computed as fma(f, c, i g): the compiler does not choose.
 const Case fused_sum("persistent/the cell is fused in one way", [] {
-#if defined(FASTLSTM_EMULATOR)  // the host's baseline may have no fused multiply-add
+#if defined(FASTLSTM_EMULATOR)  // `fused` may round twice, if the CPU's baseline has no FMA
   const auto multiply_add = [](float x, float y, float sum) { return fused(x, y, sum); };
 #else
   const auto multiply_add = [](float x, float y, float sum) { return std::fma(x, y, sum); };
