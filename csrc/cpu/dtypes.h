@@ -12,16 +12,14 @@ namespace fastlstm {
 template <typename T>
 using State_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-// The Dtype of the C++ type T.
 template <typename T>
-constexpr Dtype dtype_of_rows = std::is_same_v<T, double>     ? Dtype::kFloat64
+constexpr Dtype dtype_of_type = std::is_same_v<T, double>     ? Dtype::kFloat64
                                 : std::is_same_v<T, float>    ? Dtype::kFloat32
                                 : std::is_same_v<T, bfloat16> ? Dtype::kBFloat16
                                                               : Dtype::kFloat16;
 
-// The formats of products. Calls macro(format, the dtype from which weights are packed, as PyTorch
-// names it). In bfloat16x2, which prepacked weights cannot have, a float32 is the sum of two
-// bfloat16 (products/split_float32.h).
+// Calls macro(format, PyTorch's name of the dtype of weights before they are packed). In bfloat16x2
+// a float32 is the sum of two bfloat16 (products/split_float32.h); no prepacked weight has it.
 #define FASTLSTM_FOR_EACH_FORMAT(macro)                                                    \
   macro(float32, Float) macro(float64, Double) macro(bfloat16, BFloat16) macro(int8, Char) \
       macro(bfloat16x2, Float)

@@ -14,8 +14,7 @@
 namespace fastlstm {
 
 #if defined(__x86_64__)
-// Returns whether to use AMX: the processor has AMX, the system lets this process use it, and
-// FASTLSTM_AMX does not switch it off.
+// Returns whether to use AMX. init_amx asks the system to let this process use it.
 static bool use_amx() {
   const char* const variable = std::getenv("FASTLSTM_AMX");
   const std::string value = variable && *variable ? variable : "1";
@@ -45,7 +44,6 @@ const KernelTable& kernel_table() {
   return chosen;
 }
 
-// Returns the bytes of a core's L2 cache, or 1 MB if the system does not report them.
 static int64_t l2_cache_bytes() {
 #if defined(__linux__) && defined(_SC_LEVEL2_CACHE_SIZE)
   static const int64_t known = sysconf(_SC_LEVEL2_CACHE_SIZE);

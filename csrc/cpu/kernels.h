@@ -11,7 +11,6 @@ const KernelTable& kernel_table();
 // Describes this machine to the planner, with the number of threads that a call may use now.
 CpuMachine cpu_machine();
 
-// Returns the kernels for tensors of T.
 template <typename T>
 const Kernels<T>& kernels();
 #define FASTLSTM_KERNELS(T, A, name)   \

@@ -34,7 +34,6 @@ struct CpuStepKernels {
   }
 };
 
-// Describes the forward pass of a layer to the planner.
 CpuTask task_of(const LayerCall& layer) {
   const Sizes s = layer.sizes();
   CpuTask task{.dtype = dtype_of(layer.input.scalar_type())};
@@ -56,7 +55,6 @@ CpuTask task_of(const LayerCall& layer) {
   return task;
 }
 
-// Returns the format of the prepacked weights. Raises an error if the call cannot use them.
 Format prepacked_format(const LayerCall& layer, std::string_view engine) {
   const Format format = gemm_named(layer.weight_layout.format).format;
   const auto dtype = layer.input.scalar_type();
@@ -70,7 +68,6 @@ Format prepacked_format(const LayerCall& layer, std::string_view engine) {
   return format;
 }
 
-// Returns the plan of a task. Raises an error if the engine is unknown or cannot run the layer.
 CpuPlan plan_of(const LayerCall& layer, CpuTask task, std::string_view engine) {
   const bool is_stepwise = engine == "stepwise";
   TORCH_CHECK(is_stepwise || engine == "auto" || (engine == "tiled" && !task.needs_stepwise),

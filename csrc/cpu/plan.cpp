@@ -17,9 +17,8 @@ constexpr int64_t kStepBytesPerThread = 128 << 10;       // of prepacked weights
 constexpr int64_t kMaxRowsOnDemand = 512;
 
 // Whether a 16-bit layer is computed in float32: its tensors are converted before, and its results
-// are rounded after. Projections are computed so, and a single step whose kernels do not multiply
-// the dtype. With prepacked weights, only two cases keep the 16-bit dtype: bfloat16 with weights of
-// bfloat16, and float16 with weights of float32 in a call of several steps.
+// are rounded after. With prepacked weights, two cases keep the 16-bit dtype: bfloat16 with weights
+// of bfloat16, and float16 with weights of float32 in a call of several steps.
 bool computes_in_float32(const CpuTask& task, const CpuMachine& machine, const GemmKernels& gemm) {
   if (bytes_of(task.dtype) != 2) return false;
   const bool takes_dtype = gemm.takes(task.dtype);
@@ -42,8 +41,7 @@ const GemmKernels& gemm_for(const CpuTask& task, const CpuMachine& machine) {
   return gemm ? *gemm : *machine.gemms[Format::float32];
 }
 
-// Returns the fastest division of a walk among threads, by a model of the time of one step. Loading
-// weights overlaps with arithmetic, so the longer of the two counts.
+// Returns the fastest division of a walk among threads, by a model of the time of one step.
 ThreadGrid walk_grid(const CpuTask& task, const CpuMachine& machine, const CpuPlan& plan) {
   // In a microsecond a thread computes kMultiplyAdds of float32, or loads kBytes that are not in
   // its L2 cache, if no other program runs. A barrier takes kBarrier microseconds per unit group.
@@ -94,7 +92,7 @@ ThreadGrid single_step_grid(const CpuTask& task, const CpuMachine& machine, cons
   return grid;
 }
 
-// Whether all forms of a matrix give the same bits: rows, weights and sums have the same dtype.
+// Whether all forms of a matrix give the same bits.
 bool forms_give_same_bits(const CpuTask& task, const CpuPlan& plan) {
   return !task.prepacked && plan.gemm->takes(plan.dtype) && plan.gemm->sum_dtype == plan.dtype;
 }
@@ -107,8 +105,8 @@ MatrixForm matrix_form(const CpuTask& task, const CpuMachine& machine, const Cpu
   const GemmKernels& gemm = *plan.gemm;
   const bool same_bits = forms_give_same_bits(task, plan);
   // If the bits differ, only a single step may have another form than panels. A forward step in
-  // another form uses the training kernels of its dtype, so these must exist. If it saves tensors
-  // for the backward pass, the kernels for panels must multiply the dtype without encoding too.
+  // another form uses the training kernels of its dtype, which must exist. Before a backward pass,
+  // the kernels for panels must not encode rows either, so that both passes round alike.
   const bool step_has_kernels = machine.training_gemm(plan.dtype) && task.is_dense &&
                                 (!task.saves_for_backward || gemm.takes(plan.dtype));
   if (!same_bits && (task.steps > 1 || task.prepacked || !(task.backward || step_has_kernels)))
@@ -127,7 +125,7 @@ MatrixForm matrix_form(const CpuTask& task, const CpuMachine& machine, const Cpu
 
 // Chooses buffer_rows and buffer_unit_vectors. If h is short, many rows at a time need fewer calls
 // of the kernels; if h is long, a few rows at a time are faster. Weights in place are read one gate
-// after the other, so the buffer gets many vectors of a gate, which are neighbors in memory.
+// after the other, so many vectors of units at a time make these reads contiguous.
 void size_cell_buffer(const CpuTask& task, CpuPlan& plan) {
   constexpr int64_t kSmallRowBytes = 1024, kBufferBytes = 256 << 10;
   const GemmKernels& gemm = *plan.gemm;

@@ -16,7 +16,7 @@
 
 namespace fastlstm {
 
-// Returns the tensor in a dtype. If it has the dtype already, the dispatcher is not called.
+// Like tensor.to(dtype), but without the dispatcher if the tensor has the dtype.
 inline Tensor as_dtype(const Tensor& tensor, at::ScalarType dtype) {
   return tensor.scalar_type() == dtype ? tensor : tensor.to(dtype);
 }
@@ -28,7 +28,6 @@ T* direction_data(const Tensor& tensor, int64_t d) {
   return const_cast<T*>(const_data<T>(tensor)) + d * tensor.stride(0);
 }
 
-// The rows of a layer, sorted by length, and their lengths and resets.
 class SortedRows {
  public:
   explicit SortedRows(const LayerCall& layer)
@@ -67,7 +66,6 @@ class SortedRows {
   }
 
  private:
-  // Sorts the rows by lengths [B], and counts the live rows of each step.
   void sort(const Tensor& lengths) {
     const int64_t* const length = lengths.const_data_ptr<int64_t>();
     std::stable_sort(batch_index_, batch_index_ + batch_,

@@ -19,8 +19,8 @@ constexpr int64_t kCacheBytes = 64 << 20;   // the most bytes that are kept
 constexpr int64_t kSmallBytes = 128 << 10;  // malloc serves blocks below this size
 
 // The blocks of working memory, both in use and free, and a lock that threads can only try to take.
-// After a fork a blocking lock could wait forever for a thread that does not exist in the child.
-// std::mutex::try_lock that is built with glibc 2.34 or newer needs this glibc at run time.
+// After a fork a blocking lock could wait forever for a thread that does not exist in the child. It
+// is not a std::mutex: try_lock built with glibc 2.34 or newer does not run with an older glibc.
 struct BlockCache {
   std::vector<at::Tensor> blocks;  // the smallest first
   int64_t bytes = 0;               // of all blocks
@@ -38,7 +38,6 @@ BlockCache& block_cache() {
 // Whether no call uses the block: the cache has the only reference.
 bool is_free(const at::Tensor& block) { return block.use_count() == 1; }
 
-// Frees a block that no call uses.
 void free_block(BlockCache& cache, std::vector<at::Tensor>::iterator block) {
   cache.bytes -= block->nbytes();
   cache.blocks.erase(block);

@@ -24,7 +24,6 @@ class Scratch {
   at::Tensor large_;    // owns a large block, together with the blocks that are kept
 };
 
-// Returns memory for `count` elements of T.
 template <typename T>
 Scratch scratch(int64_t count) {
   return Scratch(count * static_cast<int64_t>(sizeof(T)));

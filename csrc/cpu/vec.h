@@ -15,7 +15,6 @@ FASTLSTM_INLINE To read(const void* from) {
   return x;
 }
 
-// The vector types of a register: of A, and of unsigned integers of the same size.
 template <typename A>
 struct Registers {
   typedef typename elementary::Constants<A>::Bits UInt;
@@ -47,8 +46,8 @@ FASTLSTM_INLINE void store(const Vec<A>& x, A* to) {
   x.store(to);
 }
 
-// As many 16-bit elements as Vec<float> has lanes. load_halves widens each to 32 bits with zeros in
-// the upper half; store_halves stores the lower halves.
+// A vector of 16-bit elements, as many as Vec<float> has lanes. load_halves widens each element to
+// 32 bits with zeros in the upper half; store_halves stores the lower halves.
 typedef uint16_t HalfRegister __attribute__((vector_size(FASTLSTM_VECTOR_BYTES / 2)));
 using FloatBits = Registers<float>::Bits;
 
@@ -116,8 +115,7 @@ FASTLSTM_INLINE Vec<A> operator-(const Vec<A>& a) {
 }
 
 typedef int32_t Int32Vec __attribute__((vector_size(FASTLSTM_VECTOR_BYTES)));
-// A vector whose lanes hold four int8 each: four neighboring terms of a column.
-using Int8Quads = Int32Vec;
+using Int8Quads = Int32Vec;  // each lane holds four int8, neighboring terms of a column
 
 // Stores the lowest byte of each lane. Targets overload it, since GCC moves each byte by itself.
 template <typename Ints>

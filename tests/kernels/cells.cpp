@@ -203,7 +203,7 @@ template <typename T>
 const GemmKernels* product_of(const KernelTable& table) {
   CpuMachine machine;
   machine.gemms = table.gemms;
-  return machine.training_gemm(dtype_of_rows<T>);
+  return machine.training_gemm(dtype_of_type<T>);
 }
 
 // Adds a case: all instruction sets with fused multiply-add give the same bits, because the source

@@ -65,8 +65,8 @@ def test_the_op_refuses_weights_that_are_not_prepacked(weights):
     own, op = prepacked._op_weights(), torch.ops.fastlstm.lstm_prepacked
     for wrong, message in (
         (own[1].clone().zero_(), "pack the model again"),
-        (own[0], r"expected a packed matrix \[40, 7\] of gates, got \[40, 6\]"),
-        (own[1][:-16], "bytes of a packed matrix"),
+        (own[0], r"expected a prepacked matrix \[40, 7\] of gates, got \[40, 6\]"),
+        (own[1][:-16], "bytes of a prepacked matrix"),
     ):
         given = [own[0], wrong, *own[2:]]
         with pytest.raises(RuntimeError, match=message):

@@ -1,6 +1,6 @@
-// The kernels of the cell equations for the tiled engine: their arguments, and a table of functions
-// for one dtype and one target. A row is one batch row at one step. It is given by pointers, so the
-// kernels do not distinguish dense, packed, ragged, reset and batch-first input.
+// The kernels of the cell equations for the tiled engine: their arguments and their table. A row is
+// one batch row at one step. It is given by pointers, so the kernels do not distinguish dense,
+// packed, ragged, reset and batch-first input.
 #pragma once
 #include "cpu/dtypes.h"
 
@@ -25,7 +25,7 @@ struct BackwardRow {
   const T* gates;     // [4H]
   const A* c;         // [H]
   const A* c_prev;    // [H]
-  A* dc;              // [H] dL/dc_t from the step after; receives dL/dc_{t-1}
+  A* dc;              // [H] dL/dc_t from later steps or c_n; receives dL/dc_{t-1} from this step
   T* d_gates;         // [4H] receives dL/d(pre-activations); may be the same memory as `gates`
   bool reset;         // the state was zeroed before this step
 };
@@ -51,8 +51,7 @@ struct CellKernels {
   void (*prefetch_backward)(const BackwardRow<T>* rows, int64_t count, const Units& units);
   void (*forward)(const ForwardRow<T>* rows, int64_t count, const StepSums<A>& sums,
                   const Units& units);
-  // sums: rows of d_gates_{t+1} W_hh or, with a projection, of dL/dh_t W_hr. They are padded to
-  // whole vectors and lie `stride` elements apart.
+  // sums: d_gates_{t+1} W_hh, or dL/dh_t W_hr with a projection; whole vectors, `stride` apart.
   void (*backward)(const BackwardRow<T>* rows, int64_t count, const A* sums, int64_t stride,
                    const Units& units);
 };

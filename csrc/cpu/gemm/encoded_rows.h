@@ -1,4 +1,5 @@
-// Rows of a layer in the format that GEMM kernels multiply.
+// Encodes rows of T with K elements each in the format that GEMM kernels multiply. Rows that have
+// this format are not copied. 16-bit rows in other formats are widened to float32.
 #pragma once
 #include <ATen/Parallel.h>
 
@@ -9,12 +10,11 @@
 
 namespace fastlstm {
 
-// Encodes rows of T with K elements each, into a buffer for `count` rows. Rows that already have
-// the format of the kernels are not copied. 16-bit rows in other formats are widened to float32.
 template <typename T>
 class EncodedRows {
  public:
-  // `packs`: the rows will be packed into panels, which may require another format than `multiply`.
+  // `count`: the rows that the buffer holds. `packs`: the rows will be packed into panels, which
+  // may need another format than rows that are multiplied by panels.
   EncodedRows(const GemmKernels& gemm, int64_t count, int64_t K, bool packs = false)
       : encode_(encoder(gemm, packs)), K_(K) {
     if (!encode_ || count == 0) return;
@@ -23,9 +23,9 @@ class EncodedRows {
     zeros_.resize(bytes_);
   }
 
-  // Returns the encoded row that stands for the row `zeros`. It always has the same address.
-  const void* zeros(const T* zeros) const {
-    return encode_ ? static_cast<const void*>(zeros_.data()) : zeros;
+  // Returns the encoded row of zeros, which always has the same address. `row`: a row of zeros.
+  const void* zeros(const T* row) const {
+    return encode_ ? static_cast<const void*>(zeros_.data()) : row;
   }
   // Encodes a row into row `index` of the buffer, and returns the encoded row.
   const void* encode(const T* row, int64_t index) const {
@@ -48,7 +48,7 @@ class EncodedRows {
   // Returns nullptr if rows need no encoding.
   static decltype(GemmKernels::encode) encoder(const GemmKernels& gemm, bool packs) {
     const Format wanted = packs ? gemm.source_format : gemm.format;
-    if (format_of(dtype_of_rows<T>) == wanted && wanted == gemm.source_format) return nullptr;
+    if (format_of(dtype_of_type<T>) == wanted && wanted == gemm.source_format) return nullptr;
     return sizeof(T) == 2 ? widen : gemm.encode;
   }
   static void widen(const void* row, int64_t K, void* to) {

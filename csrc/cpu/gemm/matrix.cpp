@@ -15,14 +15,13 @@ void Matrix::cut_into_panels(int64_t groups) {
   const int64_t grain_vectors = in_place ? 1 : gemm_->vectors_multiple;
   grain_columns_ = grain_vectors * gemm_->lanes;
   grains_ = divide_up(N_, grain_columns_);
-  // The most grains in a panel.
-  const int64_t most = !in_place    ? gemm_->max_vectors / grain_vectors
-                       : transposed ? 1
-                                    : kInPlacePanelBytes / gemm_->bytes(gemm_->lanes);
+  const int64_t max_grains = !in_place    ? gemm_->max_vectors / grain_vectors
+                             : transposed ? 1
+                                          : kInPlacePanelBytes / gemm_->bytes(gemm_->lanes);
   if (form_ != MatrixForm::kPanels && !transposed)  // all threads share a backward product
     groups = std::max<int64_t>(groups, at::get_num_threads());
-  if (groups == kAllTogether) grains_per_panel_ = most, groups = 1;
-  panel_count_ = std::min(grains_, divide_up(divide_up(grains_, most), groups) * groups);
+  if (groups == kAllTogether) grains_per_panel_ = max_grains, groups = 1;
+  panel_count_ = std::min(grains_, divide_up(divide_up(grains_, max_grains), groups) * groups);
 }
 
 Matrix::Matrix(const GemmKernels& gemm, int64_t K, int64_t N, int64_t groups,
@@ -31,7 +30,7 @@ Matrix::Matrix(const GemmKernels& gemm, int64_t K, int64_t N, int64_t groups,
   cut_into_panels(groups);
   const int64_t bytes = offset + nbytes();
   TORCH_CHECK(data.is_contiguous() && int64_t(data.nbytes()) == bytes, "lstm_prepacked: expected ",
-              bytes, " bytes of a packed matrix [", N, ", ", K, "], got ", data.sizes());
+              bytes, " bytes of a prepacked matrix [", N, ", ", K, "], got ", data.sizes());
   first_ = static_cast<char*>(const_cast<void*>(data.const_data_ptr())) + offset;
 }
 
@@ -108,7 +107,7 @@ void Matrix::multiply_panels(const Range& panels, const void* const* a, int64_t 
   if (rows == 0) return;  // kernels expect at least one row
   const Call call{a, rows, kc, to.whole_vectors ? columns(panels).begin : 0, to};
   if (form_ == MatrixForm::kPanels)
-    multiply_packed(call, panels);
+    multiply_from_panels(call, panels);
   else if (form_ == MatrixForm::kPanelOnDemand)
     multiply_on_demand(call, panels, buffer);
   else if (source_.transposed)
@@ -117,7 +116,7 @@ void Matrix::multiply_panels(const Range& panels, const void* const* a, int64_t 
     multiply_rows_in_place(call, panels, buffer);
 }
 
-void Matrix::multiply_packed(const Call& call, const Range& panels) const {
+void Matrix::multiply_from_panels(const Call& call, const Range& panels) const {
   for (int64_t k = 0; k == 0 || k < K_; k += call.kc)
     for_panel_groups(panels, call.rows, [&](const Range& group) {
       PanelProduct product = product_of(call, group, k);

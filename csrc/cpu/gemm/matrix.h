@@ -30,11 +30,10 @@ struct Destination {
 
 class Matrix {
  public:
-  // A value for `groups`: panels are as wide as possible, and one call multiplies all of them.
-  static constexpr int64_t kAllTogether = 0;
-
+  static constexpr int64_t kAllTogether = 0;  // a value for `groups`
   // Packs the matrix if the form is kPanels; otherwise keeps the source. `groups`: how many groups
-  // of threads will share the panels. If there are enough columns, all get the same number.
+  // of threads will share the panels. If there are enough columns, all get the same number. With
+  // kAllTogether panels are as wide as possible, and one call multiplies all of them.
   Matrix(const GemmKernels& gemm, MatrixSource source, int64_t groups,
          MatrixForm form = MatrixForm::kPanels);
   // Takes panels that are `offset` bytes behind the start of `data`.
@@ -48,10 +47,8 @@ class Matrix {
 
   int64_t panel_count() const { return panel_count_; }
   int64_t width(int64_t panel) const { return first_column(panel + 1) - first_column(panel); }
-  // The width of the widest panel, and of the widest group of panels in for_panel_groups.
   int64_t max_panel_width() const { return divide_up(grains_, panel_count_) * grain_columns_; }
   int64_t max_group_width() const { return max_panel_width() * panels_at_once(1); }
-  // The panels of one of `groups` groups of threads.
   Range panels_of_group(int64_t group, int64_t groups) const {
     return part_of(panel_count(), group, groups);
   }
@@ -70,8 +67,8 @@ class Matrix {
   // `buffer` is the thread's and grows as needed.
   void multiply_panels(const Range& panels, const void* const* a, int64_t rows, int64_t kc,
                        const Destination& to, Scratch& buffer) const;
-  // Calls body(group) for each group of panels. One call of the kernel multiplies `rows` rows by
-  // all panels of a group. Begins with the last group if `backwards`.
+  // Calls body(group) for each group of panels that one call of the kernel multiplies by `rows`
+  // rows. Begins with the last group if `backwards`.
   void for_panel_groups(Range panels, int64_t rows, const auto& body,
                         bool backwards = false) const {
     while (panels.begin < panels.end) {
@@ -103,11 +100,11 @@ class Matrix {
   }
   Range next_group(const Range& panels, int64_t rows, bool backwards) const;
   UnpackedColumns unpacked_columns(int64_t panel) const;
-  // The source of terms [k, k + terms) of a panel, to be fetched during `product`.
+  // Describes the source of terms [k, k + terms) of a panel, which `product` will prefetch.
   Prefetch prefetch_of(int64_t panel, int64_t k, int64_t terms, const PanelProduct& product) const;
   // The arguments of a kernel for terms [k, k + kc) of panels of one width, without `panel`.
   PanelProduct product_of(const Call& call, const Range& panels, int64_t k) const;
-  void multiply_packed(const Call& call, const Range& panels) const;
+  void multiply_from_panels(const Call& call, const Range& panels) const;
   void multiply_on_demand(Call call, const Range& panels, Scratch& buffer) const;
   void multiply_columns_in_place(const Call& call, const Range& panels) const;
   void multiply_rows_in_place(const Call& call, const Range& panels, Scratch& buffer) const;
@@ -123,13 +120,12 @@ class Matrix {
   char* first_ = nullptr;
 };
 
-// The matrix w [rows,columns], or its transpose.
 Matrix matrix_of(const GemmKernels& gemm, const at::Tensor& w, bool transposed, int64_t groups,
                  MatrixForm form = MatrixForm::kPanels);
 
-// The transpose of a weight W [4H,K], its columns in the order [vector of units][gate][lane]: a
-// panel of four vectors, or several narrower neighbors, hold the four gates of the same units. The
-// columns that pad the last vector repeat the last unit, and nobody reads their sums.
+// Returns the transpose of a weight W [4H,K], columns in gate order (stages/cells.h): a panel of
+// four vectors, or several narrower neighbors, hold the four gates of the same units. The columns
+// that pad the last vector repeat the last unit, and nobody reads their sums.
 Matrix gate_matrix_of(const GemmKernels& gemm, const at::Tensor& w,
                       MatrixForm form = MatrixForm::kPanels);
 inline int64_t gate_columns(int64_t hidden_size, int64_t lanes) {

@@ -28,8 +28,7 @@ void for_row_blocks(const GemmKernels& gemm, int64_t rows, int64_t multiply_adds
   constexpr int64_t kBlockRows = 96;
   const int64_t threads = std::min({int64_t(at::get_num_threads()), divide_up(rows, kRowsOfAThread),
                                     1 + rows * multiply_adds / kMultiplyAddsOfAThread});
-  // The number of blocks is a multiple of the number of threads. Otherwise most threads would wait
-  // for the last block, and a product with few blocks would take a third longer.
+  // A multiple of the number of threads: otherwise most threads would wait for the last block.
   const int64_t blocks = threads > 0 ? round_up(divide_up(rows, kBlockRows), threads) : 0;
   std::atomic<int64_t> next = 0;
   at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
@@ -99,12 +98,12 @@ void weight_gradient_gemm(const GemmKernels& gemm, const std::vector<const void*
   if (bias && rows == 0 && !accumulate) std::memset(bias, 0, M * bytes_of_sum);
   for (int64_t r = 0; r < rows; r += kRowsAtATime, accumulate = true) {
     const int64_t K = std::min(kRowsAtATime, rows - r);
-    std::vector<Matrix> packed;
+    std::vector<Matrix> panels;
     int64_t multiply_adds = 0;  // for a row of c
     for (const auto& [b, N, to] : gradients) {
       const int64_t b_rows = b.size(), begin = std::min(r, b_rows), end = std::min(r + K, b_rows);
       const bool small = gemm.bytes((end - begin) * N) <= kBytesOfSmallPanels;
-      packed.emplace_back(gemm,
+      panels.emplace_back(gemm,
                           MatrixSource{{b.begin() + begin, b.begin() + end}, false, end - begin, N},
                           small && gemm.takes(gemm.sum_dtype) ? Matrix::kAllTogether : 1);
       multiply_adds += (end - begin) * N;
@@ -118,8 +117,8 @@ void weight_gradient_gemm(const GemmKernels& gemm, const std::vector<const void*
         gemm.sum_rows(a_rows.data(), count, K, static_cast<char*>(bias) + begin * bytes_of_sum,
                       accumulate);
       Scratch buffer;
-      for (size_t i = 0; i < packed.size(); ++i)
-        packed[i].multiply_panels({0, packed[i].panel_count()}, a_rows.data(), count, kRowsAtATime,
+      for (size_t i = 0; i < panels.size(); ++i)
+        panels[i].multiply_panels({0, panels[i].panel_count()}, a_rows.data(), count, kRowsAtATime,
                                   {c[i].data() + begin, nullptr, accumulate}, buffer);
     });
   }

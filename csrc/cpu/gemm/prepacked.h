@@ -23,7 +23,6 @@ struct PrepackedHeader {
   int64_t lanes = 0, vectors = 0;  // of the widest panel on the processor that packed the weight
   int64_t rows = 0, columns = 0, in_gate_order = 0;
 
-  // Reads the header of a tensor. Throws if it has none.
   static PrepackedHeader of(const at::Tensor& prepacked);
   // Describes the panels in messages.
   std::string panels() const {
@@ -45,7 +44,6 @@ inline PrepackedHeader header_of(const GemmKernels& gemm, int64_t rows, int64_t 
   return header;
 }
 
-// The dtype of a weight before it is packed in a format.
 inline at::ScalarType unpacked_dtype(Format format) {
 #define FASTLSTM_DTYPE(name, unpacked) at::k##unpacked,
   constexpr at::ScalarType kDtypes[] = {FASTLSTM_FOR_EACH_FORMAT(FASTLSTM_DTYPE)};
@@ -53,7 +51,6 @@ inline at::ScalarType unpacked_dtype(Format format) {
   return kDtypes[static_cast<int>(format)];
 }
 
-// The GEMM kernels of this machine for prepacked weights in a format.
 inline const GemmKernels& gemm_named(std::string_view format) {
   for (const GemmKernels* const gemm : kernel_table().gemms.by_format)
     if (gemm && gemm->unpack && format == kFormatNames[static_cast<int>(gemm->format)])
@@ -62,8 +59,8 @@ inline const GemmKernels& gemm_named(std::string_view format) {
               format, "\"");
 }
 
-// Returns for how many thread groups a prepacked matrix is cut into panels. W_hr, the matrix that
-// is not in gate order, is cut for four, since the threads of later calls are not known.
+// W_hr, the matrix that is not in gate order, is cut into panels for four groups of threads, since
+// the threads of later calls are not known.
 inline int64_t prepacked_groups(bool in_gate_order) { return in_gate_order ? 1 : 4; }
 
 // The transpose of a weight [rows,K] that pack_weight packed. It uses the memory of `prepacked`.
@@ -75,7 +72,7 @@ inline Matrix prepacked_matrix(const GemmKernels& gemm, const at::Tensor& prepac
     TORCH_CHECK(header.panels() == expected.panels(),
                 "lstm_prepacked: expected weights that were packed for this processor (",
                 expected.panels(), "), got weights in ", header.panels(), ": pack the model here");
-    TORCH_CHECK(false, "lstm_prepacked: expected a packed matrix [", rows, ", ", K, "]",
+    TORCH_CHECK(false, "lstm_prepacked: expected a prepacked matrix [", rows, ", ", K, "]",
                 in_gate_order ? " of gates" : "", ", got [", header.rows, ", ", header.columns, "]",
                 header.in_gate_order ? " of gates" : "");
   }

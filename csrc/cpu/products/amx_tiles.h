@@ -1,5 +1,4 @@
-// The micro-kernels for AMX tiles. Included once for each target that has AMX, after the definition
-// of struct Amx.
+// The micro-kernels for AMX tiles. Included by targets/amx.cpp after struct Amx.
 //
 // A tile is a register of 16 rows of 64 bytes. A block of terms is 64 bytes of a row: 32 terms of
 // bfloat16, or 64 terms of int8. A tile of A holds a block of terms of 16 rows, and a tile of B
@@ -24,7 +23,7 @@ static_assert(Vec<float>::lanes == kTileRows);
 template <int kPlanes>
 class TileRows {
  public:
-  // The terms of a product's rows are `bytes` bytes from byte `begin` of a row on.
+  // A product multiplies bytes [begin, begin + bytes) of each row.
   FASTLSTM_INLINE TileRows(const PanelProduct& p, int64_t begin, int64_t bytes)
       : rows_(p.a), count_(p.rows), begin_(begin), whole_(bytes / kBytes), rest_(bytes % kBytes) {
     stride_ = count_ > 1 ? row(1) - row(0) : 0;
@@ -77,7 +76,7 @@ FASTLSTM_INLINE void for_each_product(const Body& body) {
 }
 
 // Multiplies two tiles of A by a pair of tiles of B. Tiles 0 to 3 hold the sums, 4 and 5 hold A, 6
-// and 7 hold B. If there is a single row, nobody reads the sums of tile 5 with B (tiles 2 and 3).
+// and 7 hold B. If there is a single row, tile 5 holds no row, and nobody reads its sums.
 template <typename T, int kPlanes>
 static void multiply_pair(TileRows<kPlanes>& a, PanelTiles b, char* sums, int64_t stride) {
   const int64_t rows = a.count(), lower = rows > 1 ? rows / 2 : 1,
@@ -133,8 +132,7 @@ static void multiply_two_pairs(TileRows<kPlanes>& a, PanelTiles b, char* sums, i
 }
 
 // Multiplies the rows of a product, at most 32 at a time, by all its columns, at most 64. For each
-// part of the rows it calls put(TileRows of the part, PanelProduct of the part, sums, width), where
-// `width` elements lie from one row of sums to the next. A row has `bytes` bytes from `begin` on.
+// part of the rows it calls put(TileRows of the part, PanelProduct of the part, sums [rows,width]).
 template <typename T, int kPlanes, typename Put>
 FASTLSTM_INLINE void multiply_on_tiles(const PanelProduct& p, int64_t begin, int64_t bytes,
                                        PanelTiles tiles, const Put& put) {
@@ -163,7 +161,7 @@ FASTLSTM_INLINE void multiply_on_tiles(const PanelProduct& p, int64_t begin, int
 }
 
 // Multiplies rows of bfloat16 or int8 by a panel that is packed for register tiles (tiles.h,
-// int8_tiles.h). `header`: the bytes in front of its elements. put: GemmFunctions::put_rows.
+// int8_tiles.h). `header`: the bytes in front of the panel's elements.
 template <typename T>
 static void multiply_panel(const PanelProduct& p, int64_t begin, int64_t bytes, int64_t header,
                            decltype(GemmKernels::put_rows) put) {

@@ -55,7 +55,7 @@ struct PanelProduct {
   bool c_is_16_bit = false;      // sums are rounded to the dtype of a; K must be all terms
 };
 
-// The bytes in front of a row that is encoded as int8. The first four are its scale.
+// The bytes in front of a row that is encoded as int8. The first four are the row's scale.
 constexpr int64_t kInt8RowHeader = 64;
 constexpr int32_t kUnsignedZeroPoint = 128;  // makes int8 elements unsigned
 
@@ -74,7 +74,6 @@ struct GemmLayout {
 
   int64_t bytes(int64_t elements) const { return elements * element_bits / 8; }
   int64_t max_width() const { return max_vectors * lanes; }
-  // Whether rows are multiplied in the same format in which a matrix is packed.
   bool multiplies_source_rows() const { return format == source_format; }
   // Whether rows of a dtype are multiplied without encoding.
   bool takes(Dtype dtype) const { return multiplies_source_rows() && format_of(dtype) == format; }
@@ -86,8 +85,8 @@ struct PanelColumn {
   int64_t width, K, n;
 };
 
-// `count` columns of a matrix that is not packed. If the matrix is transposed, columns lie `stride`
-// elements apart and the terms of a column are neighbors, otherwise the other way round.
+// `count` columns of a matrix that is not packed. If the matrix is transposed, its columns lie
+// `stride` elements apart, otherwise its rows do.
 struct UnpackedColumns {
   const void* first;
   int64_t stride, count;
@@ -104,8 +103,8 @@ struct GemmFunctions {
   void (*encode)(const void* row, int64_t K, void* to);
   int64_t (*encoded_bytes)(int64_t K);
 
-  // For prepacked weights. put_scale writes the scale of a column, and the sum of its elements, to
-  // the header of the panel. unpack reads the elements [K] of a column, and its scale, if any.
+  // For prepacked weights. put_scale writes the scale of a column and the sum of its elements to
+  // the header of the panel. unpack reads the elements [K] of a column, and the scale, if any.
   void (*put_scale)(const PanelColumn& column, float scale);
   void (*unpack)(const PanelColumn& column, void* elements, float* scale);
 
@@ -139,7 +138,7 @@ struct GemmTuning {
   int64_t tile_rows;              // MR: a product is fastest with a multiple of so many rows
   int64_t bytes_ahead = 2 << 20;  // of x_gates computed ahead of a walk; less for fast kernels
   // With fewer rows a product takes no less time, because it waits for panels from the L2 cache.
-  // The second number is for rows that each thread encodes for itself.
+  // The second number holds if each thread encodes the rows for itself.
   int64_t min_rows_per_panel_load = 3, min_encoded_rows_per_panel_load = 3;
   double l2_share = 0.75;  // of the L2 cache for the panels of a step; rows and sums need the rest
   // For one call of `multiply`. One row with one panel has too few sums to hide latency.
@@ -155,7 +154,6 @@ struct GemmTuning {
 };
 
 struct GemmKernels : GemmLayout, GemmFunctions, GemmTuning {
-  // Whether layers can be trained with it.
   bool trains() const { return transpose; }
   // The bytes of a row of K elements that `transpose` makes.
   int64_t bytes_of_row(int64_t K) const {
@@ -163,7 +161,7 @@ struct GemmKernels : GemmLayout, GemmFunctions, GemmTuning {
   }
 };
 
-// The GEMM kernels of a processor for each format, or nullptr.
+// The GEMM kernels for each format, or nullptr.
 struct GemmTable {
   const GemmKernels* by_format[kFormats];
   const GemmKernels*& operator[](Format format) { return by_format[static_cast<int>(format)]; }

@@ -23,7 +23,6 @@ FASTLSTM_INLINE int64_t padded(int64_t K) {
 
 static int64_t encoded_bytes_int8(int64_t K) { return kInt8RowHeader + padded(K); }
 
-// Returns the largest lane.
 FASTLSTM_INLINE int32_t largest(const Int32Vec& x) {
   constexpr int L = Vec<float>::lanes;
   int32_t lanes[L];
@@ -160,7 +159,6 @@ static void put_int8_rows(const PanelProduct& p, const void* sums, int64_t strid
   });
 }
 
-// Returns element k of a column of a panel.
 FASTLSTM_INLINE int8_t& element_int8(const PanelColumn& column, int64_t k) {
   auto* const terms = reinterpret_cast<int8_t*>(column.panel + kColumnHeader * column.width);
   return terms[(k / kQuad * column.width + column.n) * kQuad + k % kQuad];

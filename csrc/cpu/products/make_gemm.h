@@ -21,12 +21,11 @@ static constexpr GemmKernels make_inference_gemm(Format format) {
   return gemm;
 }
 
-// GEMM kernels for training too.
 template <int R, int V, typename T, typename A>
 static constexpr GemmKernels make_training_gemm(Format format) {
   GemmKernels gemm = make_inference_gemm<R, V, T, A, /*trains=*/true>(format);
   if constexpr (sizeof(T) < sizeof(A)) gemm.put_rows = put_rows<A, T>;
-  // Each tile of rows transposes the squares again, and AVX-512 has enough registers for 8 rows.
+  // Every tile of rows transposes the squares again. AVX-512 has registers for tiles of 8 rows.
   gemm.multiply_unpacked_columns = multiply_unpacked_columns<(sizeof(Vec<A>) == 64 ? 8 : R), T, A>;
   if constexpr (sizeof(T) == sizeof(A))
     gemm.multiply_unpacked_rows = multiply_unpacked_rows<R, V, A>;

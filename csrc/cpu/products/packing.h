@@ -6,11 +6,11 @@
 
 namespace fastlstm::FASTLSTM_ISA {
 
-// One stage of transposing a square in registers. It replaces each pair of rows x[i] and
+// One stage of transposing a square in registers, which replaces each pair of rows x[i] and
 // x[i + distance]. A block is 16 bytes of a register. If `distance` is less than the elements of a
-// block, the stage interleaves the elements of the two rows within each block (unpacklo and
-// unpackhi on x86). These stages together transpose each block. With a larger `distance`, x[i]
-// receives the even blocks of the two rows, and x[i + distance] the odd blocks.
+// block, the stage interleaves the elements of the two rows within each block, as unpacklo and
+// unpackhi on x86 do. Otherwise x[i] receives the blocks 0, 2, ... of both rows, and x[i +
+// distance] the blocks 1, 3, ...
 template <int distance, typename A>
 FASTLSTM_INLINE void transpose_stage(Vec<A> (&x)[Vec<A>::lanes]) {
   constexpr int L = Vec<A>::lanes, block = 16 / sizeof(A);
@@ -56,8 +56,8 @@ static void transpose_vector(const A* const* from, int64_t K, A* to, int64_t str
     for (int n = 0; n < L; ++n) __builtin_memcpy(to + k * stride + n, from[n] + k, sizeof(A));
 }
 
-// Finds L columns of a transposed matrix: columns[l] points to term k of column n + l of the panel.
-// If that column does not exist, it points to the first column of the panel instead.
+// Finds L columns of a transposed matrix: columns[l] points to term k of column n + l of the panel,
+// or of the panel's first column if column n + l does not exist.
 template <typename T, int L>
 FASTLSTM_INLINE void find_columns(const MatrixRows& matrix, const PanelShape& shape, int64_t n,
                                   int64_t k, const T* (&columns)[L]) {

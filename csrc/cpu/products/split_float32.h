@@ -1,16 +1,15 @@
-// The product of float32 as three products of bfloat16, on AMX tiles. Included once for each target
-// that has AMX, after the definition of its struct Amx.
+// The product of float32 as three products of bfloat16, on AMX tiles.
 //
 // A float32 is split into two bfloat16, its planes, whose sum is nearly the number: each plane has
 // 8 bits of the significand. The product of two such sums has four terms. The three largest are
 // added, the smallest of them first. The term that is left out is at most 2^-15 of the product. A
 // tile instruction adds 32 terms before it rounds, so a sum of K terms is rounded K / 32 times.
 //
-// A row is [K / 32][plane][16 pairs of terms]. A panel is [K / 32][plane][2 tiles of 16 columns]
-// [16 pairs][16 columns]. Terms k and k + 16 of a block form a pair, because two vectors of terms
-// make 16 such pairs without a shuffle. K is padded with zeros. For 32 rows and 32 columns, 12 tile
-// products load 10 tiles, so the tile products are the bound. With few rows, or with a panel that
-// is not in the L2 cache, loading is the bound.
+// A block is 32 terms, or 16 pairs: terms k and k + 16 form a pair, because two vectors of terms
+// make 16 such pairs without a shuffle. A row is [block][plane][pair], and a panel of two tiles is
+// [block][plane][tile][pair][16 columns]. K is padded with zeros. For 32 rows and 32 columns, 12
+// tile products load 10 tiles, so the tile products are the bound. With few rows, or with a panel
+// that is not in the L2 cache, loading is the bound.
 //
 // A sum that is not finite is computed again in float32. The planes of an infinity, or a sum that
 // overflows on the way, could otherwise give a NaN where float32 gives an infinity or a number.
@@ -24,7 +23,7 @@ constexpr int64_t kTileElements = 16 * 32;  // bfloat16 elements
 // One plane of a block of a panel, two tiles, in bfloat16 elements, and in pairs moved as floats.
 constexpr int64_t kPanelPlane = 2 * kTileElements, kPanelPlaneFloats = kPanelPlane / 2;
 
-// Whether all numbers of some vectors are finite: 0 * x is NaN if x is not. Four sums hide latency.
+// Whether all numbers are finite: 0 * x is NaN if x is not finite. Four sums hide latency.
 FASTLSTM_INLINE bool all_finite(const float* sums, int64_t vectors) {
   Vec<float> zeros[4];
   for (auto& zero : zeros) zero = Vec<float>(0.0f);
@@ -147,7 +146,6 @@ struct SplitFloat32 {
     return plane(1) + plane(0);
   }
 
-  // Computes the sums of one row and one panel in float32.
   static void multiply_in_float32(const void* row, const void* panel, int64_t K, float* sums) {
     const auto *a = static_cast<const uint16_t*>(row), *b = static_cast<const uint16_t*>(panel);
     for (int64_t n = 0; n < kPairWidth; ++n) sums[n] = 0;

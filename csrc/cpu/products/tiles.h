@@ -1,5 +1,4 @@
-// The micro-kernels for float, double and bfloat16: products by register tiles. Included once for
-// each target.
+// The micro-kernels for float, double and bfloat16: register tiles. Included once for each target.
 //
 // A register tile has R rows x V vectors of columns, and its accumulators stay in registers. For
 // each k it loads V vectors of the panel and broadcasts R scalars. A tile of 6 x 4 makes 10 loads
@@ -18,8 +17,8 @@
 
 namespace fastlstm::FASTLSTM_ISA {
 
-// One step of a dot product: one multiply-add for each lane. A lane of a panel holds terms_per_lane
-// neighboring terms of a column: 1 here, and 2 for bfloat16.
+// One step of a dot product. A lane of a panel holds terms_per_lane neighboring terms of a column:
+// 1 here, and 2 for bfloat16.
 template <typename T>
 struct DotStep {
   static constexpr int terms_per_lane = 1;
@@ -79,7 +78,6 @@ struct DotStep<bfloat16> {
   }
 };
 
-// An integer that is known at compile time, as an argument.
 template <int N>
 struct Int {
   static constexpr int value = N;
@@ -106,8 +104,8 @@ FASTLSTM_INLINE void for_row_tiles(int64_t rows, const Body& body) {
   }
 }
 
-// So many terms are summed from zero to a partial sum, which is then added to the total. The
-// rounding error then grows with kTermsPerPartialSum + K / kTermsPerPartialSum instead of K.
+// Sums are added up from partial sums of so many terms. The rounding error then grows with
+// kTermsPerPartialSum + K / kTermsPerPartialSum instead of K.
 constexpr int64_t kTermsPerPartialSum = 256;
 // How far ahead a panel is prefetched, since it may be neither in the L1 nor in the L2 cache.
 constexpr int64_t kPrefetchBytes = 2048;
@@ -242,7 +240,7 @@ FASTLSTM_INLINE void multiply_tiles(const PanelProduct& p, Fetch prefetch) {
                              [&](auto... tile) { multiply_tile<T, A, C>(p, prefetch, tile...); });
 }
 
-// GemmFunctions::multiply. No code that prefetches is compiled for narrow panels of double.
+// GemmFunctions::multiply. Narrow panels of double ignore the prefetch, so that less is compiled.
 template <int R, int V, typename T, typename A, bool trains>
 static void multiply(const PanelProduct& p) {
   if constexpr (trains) {

@@ -138,8 +138,7 @@ FASTLSTM_INLINE void add_matrix_rows(const PanelProduct& p, const UnpackedColumn
   });
 }
 
-// GemmFunctions::multiply_unpacked_rows, by tiles of at most R rows x V vectors. `buffer` has
-// the sums, then partial sums.
+// GemmFunctions::multiply_unpacked_rows. `buffer` has the sums, then partial sums.
 template <int R, int V, typename A>
 static void multiply_unpacked_rows(const PanelProduct& p, const UnpackedColumns& columns,
                                    void* buffer) {

@@ -1,5 +1,4 @@
-// The products of one step and the cell equations after them, for a worker's rows and units. This
-// runs in one thread.
+// The products and then the cell equations of one step, for a worker's rows and units, in a thread.
 //
 // Accumulators receive the products for a few rows and a few vectors of units. Then the cell
 // equations read these sums from the L1 cache. Arithmetic limits the speed if there are many rows,
@@ -30,21 +29,21 @@ inline Tensor contiguous_source(const GemmKernels& gemm, const Tensor& w) {
   return as_dtype(w, unpacked_dtype(gemm.source_format)).contiguous();
 }
 
-// Returns b_ih + b_hh [4H] in gate order, in the dtype A of the state, padded with zeros; or empty.
+// Returns ForwardWeights::bias, padded with zeros.
 template <typename A>
 Scratch bias_in_gate_order(const Direction& w, int64_t lanes) {
   if (!w.b_ih.defined()) return {};
   constexpr auto dtype = c10::CppTypeToScalarType<A>::value;
   const Tensor b_ih = as_dtype(w.b_ih, dtype).contiguous();
   const Tensor b_hh = as_dtype(w.b_hh, dtype).contiguous();
-  const A *const from_x = const_data<A>(b_ih), *const from_h = const_data<A>(b_hh);
+  const A *const ih = const_data<A>(b_ih), *const hh = const_data<A>(b_hh);
   const int64_t hidden = b_ih.numel() / 4;
   Scratch ordered = scratch<A>(gate_columns(hidden, lanes));
   A* to = ordered.data<A>();
   for (int64_t unit = 0; unit < hidden; unit += lanes)
     for (int64_t gate = 0; gate < 4; ++gate, to += lanes) {
       const int64_t first = gate * hidden + unit, units = std::min(lanes, hidden - unit);
-      for (int64_t k = 0; k < units; ++k) to[k] = from_x[first + k] + from_h[first + k];
+      for (int64_t k = 0; k < units; ++k) to[k] = ih[first + k] + hh[first + k];
       std::fill(to + units, to + lanes, A(0));
     }
   return ordered;
@@ -73,7 +72,7 @@ ForwardWeights forward_weights(const CpuPlan& plan, const LayerCall& layer, int6
   return weights;
 }
 
-// Multiplies some rows by a few panels. The sums stay in the L1 cache for the cell equations.
+// Multiplies some rows by a few panels.
 template <typename A>
 class Accumulators {
  public:
@@ -86,10 +85,9 @@ class Accumulators {
   int64_t rows() const { return rows_.size(); }
   int64_t stride() const { return stride_; }  // elements from one row to the next
 
-  // Multiplies rows by some neighboring panels, and adds the bias of their columns if it is not
-  // nullptr. Returns the sums [rows, stride()]. If each a[r] is `zeros`, the row of zeros, the
-  // product is skipped, and the sums are zeros without the bias. So 0 times an infinite weight is 0
-  // if all rows are zeros, and NaN if there are others.
+  // Returns the sums [rows, stride()] of rows and neighboring panels, plus the bias if it is not
+  // nullptr. If each a[r] is `zeros`, the row of zeros, the product is skipped and the bias is not
+  // added. So 0 times an infinite weight is 0 if all rows are zeros, and NaN if there are others.
   const A* compute(const Matrix& matrix, const Range& panels, const void* const* a, int64_t rows,
                    int64_t kc, const void* zeros, const void* bias = nullptr) {
     if (std::all_of(a, a + rows, [zeros](const void* row) { return row == zeros; }))
@@ -112,9 +110,8 @@ struct StepRows {
   explicit StepRows(int64_t max_rows)
       : x(max_rows), gemm_rows(max_rows), h(max_rows), cell_rows(max_rows) {}
   c10::SmallVector<const void*, 8> x;  // forward: encoded rows [I], read if the rows lack x_gates
-  // The encoded rows that the next product multiplies. Forward: h_{t-1}. Backward: d_gates of the
-  // step that comes next in forward order, or zeros if that step gives no gradient. A projection
-  // has a second product, before which encode_d_h replaces these rows by dL/dh_t.
+  // The encoded rows of the next product. Forward: h_{t-1}. Backward: d_gates_{t+1}, or zeros if
+  // there is no gradient. With a projection encode_d_h then replaces them by dL/dh_t.
   c10::SmallVector<const void*, 8> gemm_rows;
   c10::SmallVector<void*, 8> h;  // with a projection: rows [P] of T that receive h_t or dL/dh_t
   c10::SmallVector<Row, 8> cell_rows;
@@ -169,8 +166,7 @@ class CellsForward {
     }
   }
 
-  // How many vectors of units the buffer holds: as many as one call of the micro-kernel multiplies,
-  // or more if the plan says so.
+  // The vectors of units in the buffer: at least as many as one call of the kernel multiplies.
   int64_t vectors_at_once(int64_t rows) const {
     return std::max(plan_.buffer_unit_vectors,
                     gemm_.panels_at_once_for(rows) * gemm_.max_vectors / 4);
@@ -208,8 +204,7 @@ class CellsBackward {
                   : max_rows,
               w_hh_or_hr.max_group_width() / w_hh_or_hr.gemm().lanes) {}
 
-  // Runs one step for a worker's rows and the units of some panels of w_hh_or_hr. `zeros`: as in
-  // Accumulators::compute.
+  // Runs one step for a worker's rows and the units of some panels. `zeros`: see Accumulators.
   void run(const Matrix& w_hh_or_hr, const Range& panels, const StepRows<BackwardRow<T>>& step,
            const void* zeros) {
     reversed_ = !reversed_;

@@ -12,7 +12,6 @@
 
 namespace fastlstm {
 
-// The projection of one direction in the forward pass.
 template <typename T>
 class ProjectionForward {
  public:
@@ -69,8 +68,8 @@ class ProjectionBackward {
     return d_h_.data<T>() + (step_in_chunk * batch() + row) * output_size_;
   }
 
-  // The first phase of a step. Computes dL/dh_t of a worker's rows and columns: the product of
-  // gemm_rows with W_hh plus the gradients of output and h_n. `zeros`: as in Accumulators::compute.
+  // The first phase of a step: computes dL/dh_t of a worker's rows and columns as the product of
+  // gemm_rows with W_hh plus the gradients of output and h_n. `zeros`: see Accumulators.
   void compute_d_h(const StepRows<BackwardRow<T>>& step, const Matrix& w_hh, const Worker& worker,
                    const void* zeros) const {
     const Range panels = w_hh.panels_of_group(worker.unit_group, plan_.grid.unit_groups);
@@ -89,8 +88,7 @@ class ProjectionBackward {
     }
   }
 
-  // Begins the second phase of a step: the product before the cells multiplies dL/dh_t with W_hr,
-  // and the cells get no other gradient of h_t.
+  // Begins the second phase of a step: the cells get dL/dh_t W_hr and no other gradient of h_t.
   void encode_d_h(StepRows<BackwardRow<T>>& step, const Worker& worker, const T* zeros) const {
     for (int64_t r = 0; r < step.count; ++r) {
       step.gemm_rows[r] =
@@ -99,7 +97,6 @@ class ProjectionBackward {
     }
   }
 
-  // Adds the steps of a chunk to the gradient of W_hr. The first chunk starts the sum.
   void add_weight_gradient(const Range& chunk) {
     const auto d_h_rows =
         rows_.live_pointers(chunk, /*backward=*/true,

@@ -18,9 +18,8 @@ class WeightGradients {
   using A = State_t<T>;
 
  public:
-  // max_rows: the most rows of a chunk.
-  WeightGradients(const GemmKernels& gemm, const LayerCall& layer, int64_t max_rows)
-      : gemm_(gemm), layer_(layer), max_rows_(max_rows) {}
+  WeightGradients(const GemmKernels& gemm, const LayerCall& layer, int64_t max_chunk_rows)
+      : gemm_(gemm), layer_(layer), max_chunk_rows_(max_chunk_rows) {}
 
   // Returns rows of d_gates [4H] in the format in which add() expects them.
   std::vector<const void*> encode(const std::vector<const T*>& d_gates) const {
@@ -35,7 +34,7 @@ class WeightGradients {
            bool accumulate) {
     auto x_rows = encoded_x_.encode(x), h_rows = encoded_h_.encode(h_prev);
     A* bias = grad_bias_.defined() ? data<A>(grad_bias_) : nullptr;
-    if (bias && !gemm_.takes(dtype_of_rows<T>)) {
+    if (bias && !gemm_.takes(dtype_of_type<T>)) {
       add_to_bias(d_gates, accumulate);  // because `encoded` may be rounded
       bias = nullptr;
     }
@@ -73,13 +72,13 @@ class WeightGradients {
 
   const GemmKernels& gemm_;
   const LayerCall& layer_;
-  const int64_t max_rows_;
+  const int64_t max_chunk_rows_;
   const Sizes sizes_ = layer_.sizes();
   const int64_t width_ = 4 * sizes_.hidden_size;
   const at::TensorOptions options_ = layer_.state_options();
-  EncodedRows<T> encoded_d_gates_{gemm_, max_rows_, width_, /*packs=*/true};
-  EncodedRows<T> encoded_x_{gemm_, max_rows_, sizes_.input_size, /*packs=*/true};
-  EncodedRows<T> encoded_h_{gemm_, max_rows_, sizes_.output_size, /*packs=*/true};
+  EncodedRows<T> encoded_d_gates_{gemm_, max_chunk_rows_, width_, /*packs=*/true};
+  EncodedRows<T> encoded_x_{gemm_, max_chunk_rows_, sizes_.input_size, /*packs=*/true};
+  EncodedRows<T> encoded_h_{gemm_, max_chunk_rows_, sizes_.output_size, /*packs=*/true};
   Tensor grad_w_ih_ = empty_on_huge_pages({width_, sizes_.input_size}, options_);   // [4H,I]
   Tensor grad_w_hh_ = empty_on_huge_pages({width_, sizes_.output_size}, options_);  // [4H,P]
   Tensor grad_bias_ = layer_.has_bias() ? at::empty({width_}, options_) : Tensor();

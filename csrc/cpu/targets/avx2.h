@@ -30,9 +30,8 @@ FASTLSTM_INLINE void store_lowest_bytes(const Int32Vec& x, void* to) {
   std::memcpy(to, &bytes, 8);
 }
 
-// See PlainDotProduct (vec.h). The instruction multiplies unsigned by signed numbers, so the signs
-// of the row are moved to the weights. The sum of two products of numbers up to 127 fits into 16
-// bits.
+// See PlainDotProduct (vec.h). The instruction takes unsigned rows, so the signs of the row are
+// moved to the weights. The sum of two products of numbers up to 127 fits into 16 bits.
 struct DotProduct {
   static constexpr int32_t zero_point = 0;
   struct Row {

@@ -11,7 +11,7 @@ FASTLSTM_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")
 
 namespace fastlstm::avx512_vnni {
 
-// The instruction multiplies unsigned by signed numbers, so rows have a zero point.
+// The instruction takes unsigned rows and signed weights, so rows have a zero point.
 struct UnsignedDotProduct {
   static constexpr int32_t zero_point = kUnsignedZeroPoint;
   using Row = __m512i;

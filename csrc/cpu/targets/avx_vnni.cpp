@@ -11,7 +11,7 @@ FASTLSTM_TARGET("avx2,fma,avxvnni")
 
 namespace fastlstm::avx_vnni {
 
-// The instruction multiplies unsigned by signed numbers, so rows have a zero point.
+// The instruction takes unsigned rows and signed weights, so rows have a zero point.
 struct UnsignedDotProduct {
   static constexpr int32_t zero_point = kUnsignedZeroPoint;
   using Row = __m256i;

@@ -36,8 +36,7 @@ struct KernelTable {
 };
 #undef FASTLSTM_MEMBER
 
-// The GEMM kernels on AMX tiles. bfloat16x2 multiplies float32. The other two have the panels of
-// AVX512_BF16 and AVX512_VNNI. A function makes them, because no code of AMX may run when other
+// The GEMM kernels on AMX tiles. A function makes them, because no code of AMX may run when other
 // processors load the library.
 struct AmxGemms {
   GemmKernels bfloat16x2, bfloat16, int8;
@@ -46,7 +45,6 @@ namespace amx {
 AmxGemms amx_gemms();
 }
 
-// The table of each target, and the kernels of optional instructions, which replace entries of it.
 #define FASTLSTM_DECLARE(target, type, name) \
   namespace target {                         \
   extern const type name;                    \

@@ -17,7 +17,6 @@
 namespace fastlstm {
 namespace {
 
-// The arguments and the results of a backward pass.
 template <typename T>
 struct TiledBackwardCall {
   static constexpr int64_t kMaxLanes = 16;  // kernels may load a whole vector of zeros
@@ -28,7 +27,6 @@ struct TiledBackwardCall {
   const SortedRows rows{layer};
   const SequenceRows<const T> x{layer.input, rows};
   const Zeros<T> zeros{std::max({4 * sizes.hidden_size, sizes.output_size, kMaxLanes})};
-  // Saved by the forward pass.
   const Tensor output = in.output.contiguous(), cells = in.cells.contiguous(),
                gates = in.gates.contiguous();
   // The gradients of results, or undefined.
@@ -42,8 +40,8 @@ struct TiledBackwardCall {
   const Tensor grad_h_0 = final_state_gradient(in.grad_h_n, layer.h_0, layer.input.options()),
                grad_c_0 = final_state_gradient(in.grad_c_n, layer.c_0, layer.state_options());
 
-  // Whether both directions add to grad_input, which then begins as zeros. With one chunk direction
-  // 0 writes all steps before direction 1 adds.
+  // Whether both directions add to grad_input, which then begins as zeros. If there is one chunk,
+  // direction 0 writes all steps before direction 1 adds to them.
   bool accumulates_grad_input() const {
     return sizes.directions > 1 && plan.chunk_steps < rows.steps();
   }
@@ -93,7 +91,6 @@ class TiledBackward {
               encoded_zeros);
   }
 
-  // Multiplies d_gates of the chunk's steps.
   void end_chunk(const Range& chunk) {
     const auto pointers = [&](const auto& pointer_to) {
       return order_.live_pointers(chunk, /*backward=*/true, pointer_to);
@@ -105,7 +102,7 @@ class TiledBackward {
       parallel_gemm_into(
           encoded_d_gates_ ? encoded_d_gates_->encode(d_gates) : encoded, *w_ih_,
           pointers([&](int64_t t, int64_t row) -> void* { return grad_input_->at(t, row); }),
-          dtype_of_rows<T>, d_ > 0 || call_.accumulates_grad_input());
+          dtype_of_type<T>, d_ > 0 || call_.accumulates_grad_input());
     if (request_.state) write_grad_h_0(chunk);
     if (request_.return_d_gates) return;
     const auto x = pointers([&](int64_t t, int64_t row) { return call_.x.at(t, row); });
@@ -115,7 +112,6 @@ class TiledBackward {
     if (projection_) projection_->add_weight_gradient(chunk);
   }
 
-  // Appends the gradients of this direction's weights in the order of BackwardResult.
   void append_weight_gradients(std::vector<Tensor>& gradients) const {
     if (request_.return_d_gates) return gradients.push_back(all_d_gates_);
     for (const Tensor& gradient : weight_gradients_.all()) gradients.push_back(gradient);
@@ -123,7 +119,6 @@ class TiledBackward {
   }
 
  private:
-  // The memory of one worker, allocated once for the whole walk.
   struct WorkerBuffers {
     StepRows<BackwardRow<T>> step;
     EncodedRows<T> encoded;  // d_gates of the step that the forward pass visits next
@@ -144,8 +139,7 @@ class TiledBackward {
 
   // The steps in the ring of d_gates: those of a chunk, and the one that was visited before.
   int64_t ring_steps() const { return call_.plan.chunk_steps + 1; }
-  // The gradients of the pre-activations of a row [4H].
-  T* d_gates(int64_t t, int64_t row) const {
+  T* d_gates(int64_t t, int64_t row) const {  // [4H]
     if (all_d_gates_.defined())
       return data<T>(all_d_gates_) + call_.rows.flat_index(t, row) * 4 * hidden();
     const int64_t step_in_ring = order_.backward_time(t) % ring_steps();
@@ -167,7 +161,7 @@ class TiledBackward {
         from.push_back(d_gates(t, row)), to.push_back(grad);
     }
     const EncodedRows<T> encoded(*call_.plan.gemm, from.size(), 4 * hidden());
-    parallel_gemm_into(encoded.encode(from), w_hh_, to, dtype_of_rows<T>, /*accumulate=*/false);
+    parallel_gemm_into(encoded.encode(from), w_hh_, to, dtype_of_type<T>, /*accumulate=*/false);
   }
 
   // Drops the rows at the end of h_prev that are zeros, since they add nothing to the gradient of
@@ -181,7 +175,6 @@ class TiledBackward {
     }
   }
 
-  // Collects the rows of step t that are a worker's.
   void collect_rows(int64_t t, const Worker& worker) {
     const SortedRows& rows = call_.rows;
     auto& [step, encoded, cells] = buffers_[worker.index];

@@ -17,7 +17,6 @@
 namespace fastlstm {
 namespace {
 
-// The results of a call, and what both directions read.
 template <typename T>
 struct TiledForwardCall {
   const LayerCall& layer;
@@ -46,7 +45,7 @@ struct TiledForwardCall {
 
  private:
   // Returns an uninitialized tensor [T,B,size] or [R,size]; if `per_direction`, [D,T,B,size] or
-  // [D,R,size]. A call of the dispatcher, as in ForwardTensors, would be slow for a single step.
+  // [D,R,size]. at::empty calls the dispatcher, which would be slow for a single step.
   Tensor empty_sequence(int64_t size, at::ScalarType dtype, bool per_direction) const {
     c10::SmallVector<int64_t, 4> shape{sizes.directions, sizes.steps, sizes.batch, size};
     if (layer.packed()) shape = {sizes.directions, sizes.flat_rows, size};
@@ -93,7 +92,6 @@ class TiledForward {
     projection_->run(buffers_[worker.index].step, worker);
   }
 
-  // Copies the last output and cells of each row to h_n and c_n.
   void copy_final_states() {
     for (int64_t row = 0; row < rows_.live_rows(0); ++row) {
       const int64_t t = order_.last_time(row), b = rows_.batch_index(row);
@@ -123,7 +121,6 @@ class TiledForward {
     return x_gates_.data<A>() + (step_in_chunk * rows_.batch() + row) * weights_.w_ih.N();
   }
 
-  // Runs the products and the cells of one step for a worker's rows and units.
   void run_cells(int64_t t, const Worker& worker) {
     auto& [step, encoded_x, encoded_h, cells] = buffers_[worker.index];
     // All zero rows of h share one encoded row, which the cells recognize by its address.

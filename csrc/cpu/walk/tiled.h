@@ -7,7 +7,7 @@
 
 namespace fastlstm {
 
-// Run a layer as the plan says. The tensors of the layer have plan.dtype.
+// The tensors of the layer have plan.dtype.
 ForwardResult tiled_forward(const LayerCall& layer, const CpuPlan& plan, bool save_cells,
                             bool save_gates);
 BackwardResult tiled_backward(const LayerCall& layer, const CpuPlan& plan,
