@@ -17,21 +17,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import floor
 import machine
 import memory
 import peers
 import torch
 from cases import GROUPS, MODES, Case, Group
+from flops import flops, gemm_peak, peak_shapes
 from report import Result, Table, means, write_json
-from timing import Effort, Pairs, Rested, alternate, cpu_clock, settle_malloc
+from timing import Effort, Pairs, WarmedUp, alternate, cpu_clock, settle_malloc
 from workload import build, check_agreement, ragged_lengths, settings
 
 from fastlstm.functional import ENGINES
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parses and checks the command line; `groups` of the result has the groups to measure."""
+    """Parses and checks the command line. The attribute `groups` has the groups to measure."""
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").split("\n")[0],
         epilog=f"groups: {', '.join(group.key for group in GROUPS)}",
@@ -67,7 +67,7 @@ def smallest(group: Group, count: int = 2) -> Group:
     """Returns the group with only the `count` cheapest cases of each mode."""
 
     def cost(case: Case) -> float:  # an estimate of the seconds that nn.LSTM takes
-        return floor.flops(case) / 1e11 + case.steps * 1e-4
+        return flops(case) / 1e11 + case.steps * 1e-4
 
     modes = ([case for case in group.cases if case.mode == mode] for mode in MODES)
     cheapest = (case for cases in modes for case in sorted(cases, key=cost)[:count])
@@ -109,16 +109,16 @@ class Bench:
         peaks = {}
         for precision in dict.fromkeys(case.precision for case in cases):
             large = [c for c in cases if c.precision == precision and c.steps > 1]
-            peak = floor.gemm_peak(large[0].dtype, floor.peak_shapes(large)) if large else None
+            peak = gemm_peak(large[0].dtype, peak_shapes(large)) if large else None
             if peak is not None:
                 peaks[precision] = peak
         return peaks
 
     def _pairs(self, case: Case) -> Pairs:
         """Checks that the peer and fastlstm agree, and times both alternately."""
-        theirs, ours = (build(case, name, "cpu") for name in (case.beside, self.engine))
+        theirs, ours = (build(case, name, "cpu") for name in (case.peer, self.engine))
         check_agreement(case, theirs, ours)
-        step = Rested(ours.step) if isinstance(theirs.step, peers.Onnxruntime) else ours.step
+        step = WarmedUp(ours.step) if isinstance(theirs.step, peers.Onnxruntime) else ours.step
         return alternate(theirs.step, step, cpu_clock, self.effort)
 
     def measure(self, case: Case) -> Result:
@@ -136,7 +136,7 @@ class Bench:
                 result["memory"] = self.memory[case]
             if case.precision in self.peaks and case.steps > 1 and not case.prepacked:
                 steps = int(ragged_lengths(case.batch, case.steps).sum()) if case.ragged else None
-                work = floor.flops(case, steps)
+                work = flops(case, steps)
                 result["gemm_share"] = work / seconds / self.peaks[case.precision]
         return result
 
@@ -168,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\n{group.title}\n{table.header('(B,T,I,H)')}")
         for case in group.cases:
             late = args.limit and time.monotonic() - start > args.limit
-            if late or not peers.is_installed(case.beside):
+            if late or not peers.is_installed(case.peer):
                 left_out += 1
                 continue
             result: Result = {"case": dataclasses.asdict(case)}

@@ -46,7 +46,7 @@ class Case:
             fastlstm gets `reset=`; torch.nn runs a loop over single steps, as in CleanRL.
         name: the name of the project that runs this case, or "" if the case is from no project.
         prepacked: the dtype of fastlstm's prepacked weights, or "" if the layer is not prepacked.
-        beside: the peer that fastlstm is compared with: "torch.nn", "torch.ao" (dynamic
+        peer: the library that fastlstm is compared with: "torch.nn", "torch.ao" (dynamic
             quantization), "onnxruntime" or "onnxruntime int8".
     """
 
@@ -66,7 +66,7 @@ class Case:
     resets: bool = False
     name: str = ""
     prepacked: str = ""
-    beside: str = "torch.nn"
+    peer: str = "torch.nn"
 
     @property
     def output_size(self) -> int:
@@ -89,7 +89,7 @@ class Case:
             "saturated": self.saturated,
             "resets": self.resets,
             f"prepacked {self.prepacked}": self.prepacked,
-            f"beside {self.beside}": self.beside != "torch.nn",
+            f"against {self.peer}": self.peer != "torch.nn",
         }
         words = [shape, *(name for name, shown in traits.items() if shown), self.mode]
         return " ".join([f"{self.name}:", *words] if self.name else words)
@@ -205,11 +205,11 @@ def _groups() -> tuple[Group, ...]:
             for weights in ("float32", "bfloat16", "int8")
         ),
         _group("torch-ao", "prepacked in int8, beside torch.ao's", LARGE,
-               prepacked="int8", beside="torch.ao", **forward_only),
+               prepacked="int8", peer="torch.ao", **forward_only),
         _group("onnxruntime", "prepacked in float32, beside onnxruntime", DENSE,
-               prepacked="float32", beside="onnxruntime", **forward_only),
+               prepacked="float32", peer="onnxruntime", **forward_only),
         _group("onnxruntime-int8", "prepacked in int8, beside onnxruntime's int8", DENSE,
-               prepacked="int8", beside="onnxruntime int8", **forward_only),
+               prepacked="int8", peer="onnxruntime int8", **forward_only),
     )  # fmt: skip
 
 

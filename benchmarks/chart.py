@@ -61,13 +61,13 @@ def speed(lstm: Record, programs: Record, colors: dict[str, str]) -> Figure:
     figure.suptitle("nn.LSTM's time / fastlstm's time", color=colors["text"])
     axes = figure.subplots()
     previous = ""
-    for place, (title, mode, ratios_) in enumerate(drawn):
-        mean = statistics.geometric_mean(ratios_)
-        worst = f" ({min(ratios_):.2f})" if len(ratios_) > 1 else ""
-        axes.barh(-place, mean, color=colors[mode], height=0.8)
-        axes.text(mean, -place, f" {mean:.2f}{worst}", va="center", color=colors["text"])
+    for y, (title, mode, found) in enumerate(drawn):
+        mean = statistics.geometric_mean(found)
+        worst = f" ({min(found):.2f})" if len(found) > 1 else ""
+        axes.barh(-y, mean, color=colors[mode], height=0.8)
+        axes.text(mean, -y, f" {mean:.2f}{worst}", va="center", color=colors["text"])
         if title != previous:
-            axes.text(-0.1, -place, title, va="center", ha="right", color=colors["text"])
+            axes.text(-0.1, -y, title, va="center", ha="right", color=colors["text"])
         previous = title
     axes.axvline(1, color=colors["line"], linestyle="--")
     axes.set_xlim(0, 1.45 * max(statistics.geometric_mean(found) for *_, found in drawn))

@@ -26,11 +26,10 @@ MODES = ("inference", "training")
 ROWS = (1, 4, 16, 64, 256)
 HIDDEN_SIZES = (32, 128, 512, 1024)
 STEPS = (1, 4, 16, 64, 256, 1024)
-LARGEST = 2e9  # the most units x units x rows x steps of one call
+LARGEST = 2e9  # the largest H * H * B * T of a call
 
 
 def measure(case: Case, effort: Effort) -> Pairs:
-    """Measures one case."""
     with settings(case):
         theirs, ours = build(case, "torch.nn", "cpu"), build(case, "auto", "cpu")
         check_agreement(case, theirs, ours)
@@ -38,7 +37,7 @@ def measure(case: Case, effort: Effort) -> Pairs:
 
 
 def cells() -> list[Case]:
-    """Returns the cases of the heat map: of 64 steps, or of fewer where the matrices are large."""
+    """Returns the cases of the heat map: of 64 steps, or of fewer if the layer is large."""
     found = []
     for mode, rows, units in product(MODES, ROWS, HIDDEN_SIZES):
         steps = max(4, min(64, int(LARGEST / (units * units * rows))))
@@ -59,13 +58,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for number in dict.fromkeys((1, threads)):
         torch.set_num_threads(number)
         by_steps = [Case(8, steps, 128, 128, mode=mode) for mode in MODES for steps in STEPS]
-        for part, cases in (("cells", cells()), ("steps", by_steps)):
+        for key, cases in (("cells", cells()), ("steps", by_steps)):
             for case in cases:
                 pairs = measure(case, effort)
                 sizes = {"rows": case.batch, "hidden_size": case.hidden_size, "steps": case.steps}
                 seconds = {"torch": min(pairs.baseline), "fastlstm": min(pairs.candidate)}
                 entry = sizes | {"mode": case.mode, "threads": number, "ratio": pairs.ratio}
-                record[part].append(entry | {"seconds": seconds})
+                record[key].append(entry | {"seconds": seconds})
                 print(f"{pairs.ratio:6.2f}  {number} threads  {case}", flush=True)
     write_json(args.output or result_path("grid", record), record)
 

@@ -103,7 +103,7 @@ def describe(device: str) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "machine": machine,
         "threads": torch.get_num_threads(),
-        # The flags before any case. A case sets both if its precision is tf32, else it clears both.
+        # The values at the start. Each case sets both flags, to True only if its precision is tf32.
         "tf32": {
             "cudnn": torch.backends.cudnn.allow_tf32,
             "matmul": torch.backends.cuda.matmul.allow_tf32,

@@ -53,10 +53,10 @@ def measure(cases: Sequence[Case], implementation: str) -> list[Peak]:
     return peaks
 
 
-def _peak(case: Case, implementation: str) -> Peak:
+def _peak_if_supported(case: Case, implementation: str) -> Peak:
     try:
-        return _cpu_peak(case, implementation)
-    except RuntimeError:  # timing this case raises the same error, which is reported then
+        return _peak(case, implementation)
+    except RuntimeError:  # the timing of the case will report it
         return {}
 
 
@@ -93,7 +93,7 @@ def _resident(step: Callable[[], object]) -> int | None:
     return _status("VmHWM") - before
 
 
-def _cpu_peak(case: Case, implementation: str) -> Peak:
+def _peak(case: Case, implementation: str) -> Peak:
     peak: Peak = {}
     with settings(case):
         workload = build(case, implementation, "cpu")
@@ -111,4 +111,4 @@ def _cpu_peak(case: Case, implementation: str) -> Peak:
 
 if __name__ == "__main__":
     implementation, cases = json.load(sys.stdin)
-    print(json.dumps([_peak(Case(**case), implementation) for case in cases]))
+    print(json.dumps([_peak_if_supported(Case(**case), implementation) for case in cases]))

@@ -41,12 +41,12 @@ class Nothing(nn.Module):
 
 
 def op(name: str, tensors: Sequence[Any], weights: Sequence[Tensor], layout: str) -> Call | None:
-    """Returns a call of a function of the extension, or None if the function cannot be called so.
+    """Returns a call of a function of the extension, or None if it does not take these tensors.
 
-    The arguments after `layout` differ between versions of fastlstm, so their kinds are read from
-    the signature in the docstring of the function. An optional argument gets the next of
-    `tensors[3:]`, a bool gets False, and a string gets "auto". `tensors` are the input, h_0 and
-    c_0, then the options batch_sizes, lengths and reset if needed.
+    `tensors` are the input, h_0 and c_0, then, if needed, batch_sizes, lengths and reset. The
+    arguments after `layout` differ between versions of fastlstm, so their types are read from the
+    docstring of the function: an optional tensor is the next of `tensors[3:]`, a bool is False, and
+    a string is "auto".
     """
     function = getattr(_build.library, name, None)
     signature = re.match(r"\w+\((.*?)\) ->", getattr(function, "__doc__", ""))
@@ -103,7 +103,7 @@ def cases(batch: int, input_size: int, hidden: int) -> dict[str, dict[str, Call 
         op_call = op(name, (x, *state), module._op_weights(), module._layout)
         return {"nn": None, "module": lambda: module(x, state), "op": op_call}
 
-    def plain(theirs: Any, ours: Any, x: Tensor | PackedSequence) -> dict[str, Call | None]:
+    def without_op(theirs: Any, ours: Any, x: Tensor | PackedSequence) -> dict[str, Call | None]:
         return {"nn": lambda: theirs(x), "module": lambda: ours(x)}
 
     return {
@@ -117,8 +117,8 @@ def cases(batch: int, input_size: int, hidden: int) -> dict[str, dict[str, Call 
         "prepacked LSTMCell": prepacked(our_cell, row, step, "lstm_cell"),
         "reset": lstm((h, c), reset=reset),
         "lengths": lstm((h, c), lengths=lengths),
-        "two layers, bidirectional": plain(deep, our_deep, x),
-        "packed sequence": plain(theirs, ours, packed),
+        "two layers, bidirectional": without_op(deep, our_deep, x),
+        "packed sequence": without_op(theirs, ours, packed),
     }
 
 

@@ -1,4 +1,4 @@
-"""Runs an LSTM by the peers of fastlstm on a CPU: onnxruntime and int8 quantization of torch.ao."""
+"""Runs an LSTM on a CPU by onnxruntime, and by the int8 quantization of torch.ao."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # the process of onnxruntime starts without torch
 
 
 def is_installed(peer: str) -> bool:
-    """Returns whether the packages of a peer are installed; for the names see `Case.beside`."""
+    """Returns whether the packages of a peer are installed; `Case.peer` lists the names."""
     names = ("onnxruntime", "onnx") if peer.startswith("onnxruntime") else ("torch",)
     return all(map(importlib.util.find_spec, names))
 

@@ -79,8 +79,8 @@ def measure(name: str, rounds: int) -> Record:
     ours = [way for way in (*COLUMNS, "reset=") if way in ways]
     record["best"] = max(ours, key=lambda way: float(record["ways"][way]["ratio"]))
     record["mode"] = "inference" if "int8" in ways else "training"
-    alone = seconds_of_lstms(ways[UNCHANGED])
-    record["share"] = min(1.0, alone / record["ways"][UNCHANGED]["seconds"])
+    lstms = seconds_of_lstms(ways[UNCHANGED])
+    record["share"] = min(1.0, lstms / record["ways"][UNCHANGED]["seconds"])
     return record
 
 

@@ -25,7 +25,7 @@ from machine import describe, line
 from timing import Effort, alternate, cpu_clock, cpu_time_clock, settle_malloc
 from workload import build, check_agreement, settings
 
-# The names of the instruction sets in PyTorch, oneDNN and MKL: the values of `VARIABLES`.
+# For each instruction set, the values of `VARIABLES`, which PyTorch, oneDNN and MKL read.
 ISAS = {"avx2": ("avx2", "AVX2", "AVX2"), "avx512": ("avx512", "AVX512_CORE", "AVX512")}
 VARIABLES = "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS"
 SLOW = 0.97  # calls with a smaller ratio are counted as slow

@@ -50,7 +50,7 @@ def cpu_time_clock(step: Step, calls: int) -> float:
     return (time.process_time() - start) / calls
 
 
-class Rested:
+class WarmedUp:
     """Wraps a step so that every measurement first makes the calls once without timing them.
 
     A peer in another process uses the caches between two measurements of the step.
@@ -134,7 +134,7 @@ def warm_up(step: Step, clock: Clock, sample: float) -> int:
 
 
 def alternate(baseline: Step, candidate: Step, clock: Clock, effort: Effort) -> Pairs:
-    """Measures pairs of samples. The baseline and the candidate go first in turn."""
+    """Measures pairs of samples. In every second pair the baseline is measured first."""
     calls = {step: warm_up(step, clock, effort.sample) for step in (baseline, candidate)}
     pairs = Pairs()
     samples = {baseline: pairs.baseline, candidate: pairs.candidate}

@@ -46,7 +46,6 @@ class Workload:
     leaves: list[Tensor]
 
     def clear(self) -> None:
-        """Drops the gradients of the leaves."""
         for leaf in self.leaves:
             leaf.grad = None
 
@@ -133,7 +132,7 @@ def build_module(case: Case, implementation: str, device: str) -> nn.Module:
 def build(case: Case, implementation: str, device: str) -> Workload:
     """Builds the workload of a case, with the same input and weights for every implementation.
 
-    An implementation is a peer as in `Case.beside`, or one of `fastlstm.functional.ENGINES`.
+    An implementation is a name that `Case.peer` lists, or one of `fastlstm.functional.ENGINES`.
     """
     by_onnxruntime = implementation.startswith("onnxruntime")
     module = build_module(case, "torch.nn" if by_onnxruntime else implementation, device)

@@ -55,7 +55,7 @@ class TorchLSTM(nn.Module):
         super().__init__()
         self.p = p
         self.layers = nn.ModuleList(nn.LSTM(hidden, hidden) for _ in range(layers))
-        # unsafe=True, because the check that it skips would draw a mask.
+        # The check that unsafe=True skips would draw a mask.
         for module in self.layers:
             parametrize.register_parametrization(module, "weight_hh_l0", nn.Dropout(p), unsafe=True)
 

@@ -1,10 +1,10 @@
 """A recurrent policy that must remember: actor-critic in T-mazes, with resets inside a sequence.
 
 A sign at the entrance of a maze says left or right. At the end of a corridor of unknown length the
-agent must turn in that direction (Bakker, 2002). Without a memory half of its turns are right. Many
-mazes run in parallel and end at different steps, so a row of a batch [T,B] has pieces of several
-episodes. `reset=` resets the state, so that neither the state nor the gradient of an episode
-reaches the next or the previous one. torch.nn.LSTM has no such option and is called once per step::
+agent must turn in that direction (Bakker, 2002). Without a memory half of its turns are correct.
+Many mazes run in parallel and end at different steps, so a row of a batch [T,B] has pieces of
+several episodes. `reset=` keeps the state and the gradient of an episode out of the next and the
+previous one. torch.nn.LSTM has no such option and is called once per step::
 
     python examples/recurrent_policy.py
     python examples/recurrent_policy.py --lstm fastlstm
@@ -100,14 +100,14 @@ class Policy(nn.Module):
 
 
 def train(lstm: str, args: argparse.Namespace) -> tuple[float, float]:
-    """Trains a policy; returns the share of right turns in the last tenth, and the seconds."""
+    """Trains a policy; returns the share of correct turns in the last tenth, and the seconds."""
     torch.manual_seed(args.seed)
     mazes = TMazes(args.batch, args.corridor, torch.Generator().manual_seed(args.seed))
     policy = Policy(args.hidden, lstm)
     optimizer = torch.optim.Adam(policy.parameters(), lr=args.lr)
     state = (torch.zeros(1, args.batch, args.hidden),) * 2
     reset = torch.ones(args.batch, dtype=torch.bool)
-    right = turns = 0
+    correct = turns = 0
     start = time.perf_counter()
     for update in range(args.updates):
         first, steps = state, []
@@ -135,11 +135,11 @@ def train(lstm: str, args: argparse.Namespace) -> tuple[float, float]:
         nn.utils.clip_grad_norm_(policy.parameters(), 0.5)
         optimizer.step()
         if update >= args.updates * 9 // 10:
-            right, turns = right + int((reward == 1).sum()), turns + int(done.sum())
+            correct, turns = correct + int((reward == 1).sum()), turns + int(done.sum())
         if update % 50 == 0:
             share = (reward == 1).sum() / done.sum().clamp(min=1)
-            print(f"{lstm}: update {update}, {share:.0%} of the turns are right", flush=True)
-    return right / max(turns, 1), time.perf_counter() - start
+            print(f"{lstm}: update {update}, {share:.0%} of the turns are correct", flush=True)
+    return correct / max(turns, 1), time.perf_counter() - start
 
 
 def main(argv: list[str] | None = None) -> dict[str, tuple[float, float]]:
@@ -159,7 +159,7 @@ def main(argv: list[str] | None = None) -> dict[str, tuple[float, float]]:
     args = parser.parse_args(argv)
     results = {lstm: train(lstm, args) for lstm in args.lstm}
     for lstm, (share, seconds) in results.items():
-        print(f"{lstm:>8}: {share:.1%} of the last turns are right, {seconds:.1f} s")
+        print(f"{lstm:>8}: {share:.1%} of the last turns are correct, {seconds:.1f} s")
     return results
 
 

@@ -1,7 +1,7 @@
 """Streaming: an LSTM processes frames of sound one by one, as they come from a microphone.
 
 The model has an nn.LSTM, as many trained models have. `fastlstm.prepack` converts the LSTM and
-packs its weights once, in float32, bfloat16 or int8. Each copy of the model processes the same
+prepacks its weights, in float32, bfloat16 or int8. Each copy of the model processes the same
 sound, on one thread. The real-time factor is the computing time for one second of sound. If
 onnxruntime and onnxscript are installed, onnxruntime runs the model as well::
 
@@ -107,8 +107,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if all(importlib.util.find_spec(name) for name in ("onnxruntime", "onnxscript")):
         steps["onnxruntime"] = onnxruntime_step(model)
     for weights in (torch.float32, torch.bfloat16, torch.int8):
-        packed = fastlstm.prepack(copy.deepcopy(model), weights, convert=True)
-        steps[f"prepack, {str(weights).removeprefix('torch.')}"] = packed
+        prepacked = fastlstm.prepack(copy.deepcopy(model), weights, convert=True)
+        steps[f"prepack, {str(weights).removeprefix('torch.')}"] = prepacked
     print(f"{len(frames)} frames of {1000 * HOP / RATE:.0f} ms")
     for name, step in steps.items():
         scores, seconds = run(step, frames, model.start())

@@ -18,7 +18,8 @@ from torch import nn
 import fastlstm
 
 UNCHANGED = "unchanged"
-TIME_ONLY = "the same lines, with weights of no training"  # a `measure` whose result is not shown
+# The `measure` of a program with untrained weights. The table of results leaves that program out.
+TIME_ONLY = "the same lines, with weights of no training"  # recorded results have this text
 Ways = dict[str, Callable[[], Any]]  # by name; each runs the whole program and returns its result
 
 

@@ -16,7 +16,8 @@ from . import Ways, inference, program
 
 WORK = "a minute of speech"
 RATE, ESPEAK_RATE = 16_000, 22_050  # samples a second
-CONTEXT, FRAME, BLOCK = 64, 512, 512  # of silero-vad: in samples, BLOCK in frames
+CONTEXT, FRAME = 64, 512  # sizes of silero-vad, in samples
+BLOCK = 512  # frames that are processed at once
 
 
 def utterance(text: str, voice: str, pitch: int) -> Tensor:

@@ -41,10 +41,10 @@ KINDS = sorted({small(c) for c in (*(c for g in GROUPS for c in g.cases), *OTHER
 
 @pytest.mark.parametrize("case", KINDS, ids=str)
 def test_both_sides_do_the_same_work(case):
-    if not peers.is_installed(case.beside):
-        pytest.skip(f"needs {case.beside}")
+    if not peers.is_installed(case.peer):
+        pytest.skip(f"needs {case.peer}")
     with settings(case):
-        expected, actual = build(case, case.beside, "cpu"), build(case, "auto", "cpu")
+        expected, actual = build(case, case.peer, "cpu"), build(case, "auto", "cpu")
         check_agreement(case, expected, actual)
         assert cpu_clock(expected.step, 3) > 0
         if case.mode == "inference" or case.saturated:
