@@ -14,8 +14,8 @@ SLOW_LEFT_OUT = pytest.StashKey[int]()
 if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(2)
 
-# The import of torch.testing._internal (for opcheck) calls this function, which
-# forbids all later tests to set the flags of torch.backends. So this function does nothing here.
+# opcheck imports torch.testing._internal, which calls this function. It would forbid all later
+# tests to set the flags of torch.backends, so it is made to do nothing.
 torch.backends.disable_global_flags = lambda: None
 
 # By default cuDNN multiplies float32 in TF32. The tests of TF32 turn it on again.

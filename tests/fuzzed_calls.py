@@ -27,7 +27,7 @@ OTHER_DTYPES = (torch.int8, torch.int32, torch.complex64, torch.float8_e5m2)
 ENGINES = ("auto", "tiled", "stepwise", "reference")
 PLAIN_ERRORS = (RuntimeError, TypeError, ValueError)
 # The error of oneDNN for a dtype that it does not support on this processor, or not in training.
-NOT_BY_ONEDNN = "could not create a primitive"
+ONEDNN_ERROR = "could not create a primitive"
 
 
 class Draw:
@@ -120,7 +120,7 @@ def lstm_case(draw):
         first = tensors[0]
         tensors = [first[0] if theirs.batch_first else first[:, 0], *(t[:, 0] for t in tensors[1:])]
     tensors = [draw.restride(t.to(dtype)) for t in tensors]
-    used = [draw.chance(0.8) for _ in range(3)]
+    used = [draw.chance(0.8) for _ in range(3)]  # whether the loss uses output, h_n, c_n
     autocast = dtype == torch.float32 and draw.chance(0.15)
     seed = draw.int(0, 1 << 30)
 
@@ -179,7 +179,7 @@ def against_torch(draw):
     try:
         others.append(call(theirs, weight_dtype))
     except RuntimeError as error:
-        if NOT_BY_ONEDNN not in str(error):
+        if ONEDNN_ERROR not in str(error):
             raise
     truth = call(theirs.double(), torch.float64)
     if dtype == torch.float16 and any((t.abs() > largest_of(dtype)).any() for t in truth):
@@ -195,7 +195,7 @@ def against_torch(draw):
         if weight_dtype == dtype:  # not under autocast
             assert a.dtype == b.dtype, f"result {k} has {a.dtype}, expected {b.dtype}"
         exact = dtype in (torch.float32, torch.float64) and not any_size
-        # In the reference no gradient of c_n passes through o, so fewer gradients are NaN.
+        # If only c_n has a gradient, the engines compute 0 * NaN for o. The reference skips o.
         if exact and ours.engine != "reference":
             assert torch.equal(a.isnan(), b.isnan()), f"result {k}: other elements are NaN"
     with torch.no_grad():
@@ -369,6 +369,7 @@ def damage_argument(draw, layer, arguments, name):
         numbers = {"num_layers": draw.pick(0, -1, 1.5, None, "2"), "dropout": draw.pick(-1, 2, "x")}
         name = draw.pick(*numbers, "zoneout_c", "recurrent_dropout")
         arguments |= {name: numbers.get(name, draw.pick(-0.1, float("nan"))), "training": True}
+        # A wrong num_layers may also be reported as a wrong size of h_0.
         name += "|= layers * directions" if name == "num_layers" else ""
     elif name in ("h_0", "c_0"):
         state = layer[name]

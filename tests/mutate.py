@@ -5,8 +5,8 @@
 
 A fault is another operator, a number off by one, True for False, or a deleted statement. `PARTS`
 lists the files in which faults are planted. Each worker has its own copy of the tree in
-build/mutants. A changed C++ file is compiled with little optimization. If every instruction set
-compiles the file, the kernels are compiled for the baseline only.
+build/mutants. A changed C++ file is compiled with little optimization. A file of kernels, which is
+otherwise compiled for each instruction set, is compiled for the baseline only.
 """
 
 import argparse

@@ -13,7 +13,7 @@ NVCC = "nvcc", "-std=c++20", "-O3", "--fmad=false"  # the same as in setup.py
 
 
 def missing(*tools):
-    """Returns those of make, the C++ compiler and these tools that are not on PATH."""
+    """Returns the names of the tools that are not on PATH, among them make and the C++ compiler."""
     return [tool for tool in ("make", CXX[0], *tools) if not shutil.which(tool)]
 
 

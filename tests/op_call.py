@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastlstm.engine.call import LstmCall
 
-# Tolerances are multiples of these unit roundoffs. For bfloat16 it is half of the roundoff 2**-8.
+# Tolerances are multiples of these unit roundoffs. For bfloat16 (2**-8) tests allow only half.
 ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "tf32": 2.0**-11}
 ROUNDOFF |= {"bfloat16": 2.0**-9, "float16": 2.0**-11}
 TOLERANCE = 32
@@ -55,7 +55,7 @@ GPU_CALLS: list[tuple[str, dict[str, Any]]] = [
 
 
 class Call:
-    """A sample as the arguments of the ops. Tests may change its attributes before a call.
+    """The arguments of the ops for a sample. Tests may change these attributes before a call.
 
     Args:
         kind: see `dtype_of`.

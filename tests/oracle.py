@@ -76,7 +76,7 @@ def oracle(
                 c = c / (1 + torch.exp(-f)) + torch.tanh(g) / (1 + torch.exp(-i))
                 shown = c if norms is None else normed(c, norms[2]) + norms[3]
                 h = torch.tanh(shown) / (1 + torch.exp(-o))
-                if len(rest) % 2:
+                if len(rest) % 2:  # W_hr
                     h = rest[-1] @ h
                 if zoneout_h is not None:
                     h = h + zoneout_h[d, t, b] * (before_h - h)

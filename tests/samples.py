@@ -111,7 +111,7 @@ class Sample:
         if self.expanded:
             tensors |= {k: tensors[k].expand(-1, self.batch, -1) for k in ("h_0", "c_0")}
 
-        def shares(*shape: int) -> Tensor:  # 0 and 1 as in a drawn mask, and a value between
+        def mask(*shape: int) -> Tensor:  # 0 or 1 as in a drawn mask, or a value between
             values = torch.tensor([0.0, 1.0, 0.25])
             return values[torch.randint(3, shape, generator=generator)].to(device, dtype)
 
@@ -121,8 +121,8 @@ class Sample:
             "weights": [w.to(device, dtype) for w in weights],
             "lengths": self.lengths,
             "reset": reset.to(device) if self.reset else None,
-            "h_mask": shares(self.directions, self.batch, P) if self.h_mask else None,
-            **{name: shares(*shape, sizes[name]) for name in self.zoneout},
+            "h_mask": mask(self.directions, self.batch, P) if self.h_mask else None,
+            **{name: mask(*shape, sizes[name]) for name in self.zoneout},
         }
 
     def arguments(self, dtype: torch.dtype = torch.float64, device: str = "cpu") -> dict[str, Any]:
@@ -183,7 +183,6 @@ def _strided(arguments: dict[str, Any]) -> None:
 
 ZONEOUT = ("zoneout_h", "zoneout_c")
 RAGGED: Any = {"lengths": (3, 0, 4), "reset": True, "directions": 2, "proj_size": 2}
-BOTH: Any = {"directions": 2}
 PACKED: Any = {"lengths": (4, 3, 3), "packed": True, "directions": 2, "proj_size": 2}
 SAMPLES = [
     Sample("plain"),
@@ -223,7 +222,7 @@ ZONEOUT_SAMPLES = [
 LARGE_SAMPLES = [
     Sample("large_norms", steps=3, batch=5, hidden_size=67, norms=True, lengths=(3, 0, 3, 1, 2)),
     Sample("large", steps=6, batch=17, input_size=40, hidden_size=67),
-    Sample("long_lengths", steps=6, batch=5, hidden_size=130, lengths=(6, 0, 3, 1, 5), **BOTH),
+    Sample("long", steps=6, batch=5, hidden_size=130, lengths=(6, 0, 3, 1, 5), directions=2),
     Sample("large_packed", steps=5, batch=4, hidden_size=64, lengths=(5, 5, 2, 1), packed=True),
     Sample("large_h_mask", steps=3, batch=5, hidden_size=130, h_mask=True, lengths=(3, 0, 3, 1, 2)),
     Sample("expanded", expanded=True),

@@ -100,10 +100,10 @@ ON_EVERY_INSTRUCTION_SET = [
 ]  # fmt: skip
 
 
-def run_on_other_kernels(printed, select, variables):
-    """Runs these tests in a process of its own. Returns what build_info()[printed] is there."""
+def run_on_other_kernels(key, select, variables):
+    """Runs the tests of the list in a new process; returns the text of its build_info()[key]."""
     tests = [f"{Path(__file__).parents[1] / test}" for test in ON_EVERY_INSTRUCTION_SET]
-    code = f"import sys, pytest; from fastlstm import _C; print(_C.build_info()[{printed!r}]);"
+    code = f"import sys, pytest; from fastlstm import _C; print(_C.build_info()[{key!r}]);"
     code += f"sys.exit(pytest.main(['-q', '-k', '{select}', *{tests!r}]))"
     command, environment = [sys.executable, "-c", code], os.environ | variables
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -133,15 +133,15 @@ def test_without_tiles_of_amx():
     assert "amx" not in run_on_other_kernels("products", select, {"FASTLSTM_AMX": "0"})
 
 
-@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("number", [1, 2, 3])
-def test_two_directions_in_several_chunks(ragged, number, threads):
+def test_two_directions_in_several_chunks(packed, number, threads):
     """With 61 steps the backward pass takes several chunks of steps."""
     threads(number)
     torch.manual_seed(0)
     theirs = nn.LSTM(3, 64, bidirectional=True, dtype=torch.float64)
     x = torch.randn(61, 7, 3, dtype=torch.float64)
-    lengths = torch.tensor([61, 55, 41, 41, 20, 3, 1]) if ragged else torch.full((7,), 61)
+    lengths = torch.tensor([61, 55, 41, 41, 20, 3, 1]) if packed else torch.full((7,), 61)
     results = []
     for lstm in (fastlstm.convert(copy.deepcopy(theirs)), theirs):
         leaf = x.clone().requires_grad_()
@@ -163,7 +163,7 @@ def threads():
 def test_a_zero_state_is_left_out_of_the_products(P, dtype):
     arguments = ragged((5, 20, 17, 50), dtype, 2, P)
     zeros = torch.zeros_like(arguments["h_0"])
-    multiplied = run(arguments | {"h_0": -zeros})  # -0 is not recognized
+    multiplied = run(arguments | {"h_0": -zeros})  # -0 is not left out
     assert same(run(arguments | {"h_0": zeros}), multiplied)
 
 
@@ -174,7 +174,7 @@ def test_several_python_threads_at_once():
         assert all(map(same, pool.map(run, cases), expected))
 
 
-class _Encoded(Dataset):
+class _Outputs(Dataset):
     def __len__(self):
         return 4
 
@@ -185,7 +185,7 @@ class _Encoded(Dataset):
 def test_in_forked_workers_of_a_data_loader(threads):
     threads(2)
     expected = torch.ops.fastlstm.lstm(**layer(20, 32, 40, 100))[0]  # starts threads
-    loader = DataLoader(_Encoded(), num_workers=2, multiprocessing_context="fork", timeout=60)
+    loader = DataLoader(_Outputs(), num_workers=2, multiprocessing_context="fork", timeout=60)
     batches = [batch[0] for batch in loader]
     assert same(batches, [expected] * 4)
 
@@ -195,7 +195,7 @@ def test_working_memory_is_bounded():
     with torch.no_grad():
         for size in (300, 700, 1100, 1500):
             fastlstm.LSTM(size, size)(torch.randn(60, 9, size))
-    # The panels of the last LSTM's weights have 72 MB.
+    # The last LSTM packs 72 MB of weights, but at most 64 MiB are kept.
     assert 32 << 20 < release() <= 64 << 20
     assert release() == 0
     lstm, kept = fastlstm.LSTM(64, 128), []
@@ -237,7 +237,7 @@ def test_changed_weights_are_seen_at_once(mode, steps):
 @pytest.mark.parametrize("rows", [1, 5, 30])
 @pytest.mark.parametrize("bidirectional", [False, True])
 @torch.no_grad()
-def test_a_step_that_resets_is_one_from_zeros(rows, bidirectional):
+def test_a_step_that_resets_begins_from_zeros(rows, bidirectional):
     lstm = fastlstm.LSTM(9, 20, bidirectional=bidirectional)
     x, h, c = torch.randn(1, rows, 9), *torch.randn(2, 1 + bidirectional, rows, 20)
     reset = torch.arange(rows) % 3 == 0

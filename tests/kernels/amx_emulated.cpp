@@ -6,7 +6,6 @@ FASTLSTM_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 #define FASTLSTM_ISA amx_emulated
 #define FASTLSTM_VECTOR_BYTES 64
 #include "cpu/targets/avx512.h"
-//
 #include "cpu/targets/kernels.h"
 
 namespace fastlstm::amx_emulated {
@@ -28,9 +27,9 @@ struct Amx {
     std::memset(tiles[t], 0, sizeof tiles[t]);
   }
   // Adds the product of the tiles a and b to the tile `sum`. A row of b has the elements of two
-  // (bfloat16) or four (int8) consecutive rows of a matrix, interleaved. For bfloat16,
-  // multiply-adds sum the products of even rows from zero, and those of odd rows. Then the two sums
-  // are added, and their sum is added to `sum`. Subnormal numbers count as zeros.
+  // (bfloat16) or four (int8) consecutive rows of a matrix, interleaved. For bfloat16, one sum has
+  // the products of even rows and another those of odd rows; both begin with zero. Then the two are
+  // added, and their sum is added to `sum`. Subnormal numbers count as zeros.
   template <typename T, int sum, int a, int b>
   static void multiply_add() {
     for (int r = 0; r < rows[a]; ++r) {
@@ -40,10 +39,10 @@ struct Amx {
       }
       Vec<float> sums[2] = {Vec<float>(0.0f), Vec<float>(0.0f)};
       for (int k = 0; k < rows[b]; ++k)
-        for (int place = 0; place < 2; ++place) {
-          const Vec<float> of_a = element(broadcast(&tiles[a][r][k]), place);
-          const Vec<float> of_b = element(Vec<float>::load(tiles[b][k]), place);
-          sums[place] = flushed(fused(of_a, of_b, sums[place]));
+        for (int odd = 0; odd < 2; ++odd) {
+          const Vec<float> of_a = element(broadcast(&tiles[a][r][k]), odd);
+          const Vec<float> of_b = element(Vec<float>::load(tiles[b][k]), odd);
+          sums[odd] = flushed(fused(of_a, of_b, sums[odd]));
         }
       const Vec<float> both = flushed(sums[0] + sums[1]);
       flushed(Vec<float>::load(tiles[sum][r]) + both).store(tiles[sum][r]);
@@ -75,11 +74,11 @@ struct Amx {
   FASTLSTM_INLINE static Vec<float> broadcast(const float* pair) {
     return Vec<float>(_mm512_castsi512_ps(_mm512_set1_epi32(read<int32_t>(pair))));
   }
-  // The first (place 0) or the second (place 1) bfloat16 of every pair, as float32.
-  FASTLSTM_INLINE static Vec<float> element(const Vec<float>& pairs, int place) {
+  // The first bfloat16 of every pair, or the second if `odd`, as float32.
+  FASTLSTM_INLINE static Vec<float> element(const Vec<float>& pairs, bool odd) {
     const __m512i bits = _mm512_castps_si512(pairs.v), upper = _mm512_set1_epi32(0xffff0000);
     return flushed(Vec<float>(
-        _mm512_castsi512_ps(place ? _mm512_and_si512(bits, upper) : _mm512_slli_epi32(bits, 16))));
+        _mm512_castsi512_ps(odd ? _mm512_and_si512(bits, upper) : _mm512_slli_epi32(bits, 16))));
   }
 
   static thread_local float tiles[8][16][16];

@@ -17,7 +17,7 @@ struct Shape {
   int64_t T, B, H;
 };
 
-// A layer by the tiled engine: products with W_hh by `product`, then the cell kernels `cell`.
+// A layer by the tiled engine: `gemm` multiplies with W_hh, then `cell` computes the cells.
 template <typename T>
 class TiledLayer {
   using A = State_t<T>;
@@ -200,7 +200,7 @@ Bytes run_steps(const RowKernels<T, A>& kernels, const stepwise::Shape& shape, u
 
 // Returns the GEMM kernels of a table for training with the dtype T, or nullptr.
 template <typename T>
-const GemmKernels* product_of(const KernelTable& table) {
+const GemmKernels* gemm_of(const KernelTable& table) {
   CpuMachine machine;
   machine.gemms = table.gemms;
   return machine.training_gemm(dtype_of_type<T>);
@@ -216,17 +216,17 @@ void add_comparison(Kernels<T> KernelTable::* kernels) {
     for (const int64_t H : {3, 37})
       for (size_t i = 1; i < tables.size(); ++i) {
         const Kernels<T>&a = tables[0].*kernels, &b = tables[i].*kernels;
-        const GemmKernels *const of_a = product_of<T>(tables[0]), *const of_b =
-                                                                      product_of<T>(tables[i]);
+        const GemmKernels *const gemm_a = gemm_of<T>(tables[0]), *const gemm_b =
+                                                                     gemm_of<T>(tables[i]);
         const std::string where = testing::text(tables[i].target, ", H ", H);
         const Shape steps{4, 3, H};
         const stepwise::Shape resets{4, 3, H, oracle::kDense, false, true};
         if (has_stepwise_kernels(a.row) && has_stepwise_kernels(b.row))
           check(run_steps(a.row, resets, 1, H) == run_steps(b.row, resets, 1, H), where,
                 ": stepwise");
-        if (of_a && of_b)
-          check(TiledLayer<T>(*of_a, *a.cell, steps, 1).run() ==
-                    TiledLayer<T>(*of_b, *b.cell, steps, 1).run(),
+        if (gemm_a && gemm_b)
+          check(TiledLayer<T>(*gemm_a, *a.cell, steps, 1).run() ==
+                    TiledLayer<T>(*gemm_b, *b.cell, steps, 1).run(),
                 where);
       }
   });
@@ -247,7 +247,7 @@ void add_cases(const KernelTable& table, const Kernels<T>& kernels) {
                 ": the bits of a unit depend on the other units");
         }
     });
-  const GemmKernels* const gemm = product_of<T>(table);
+  const GemmKernels* const gemm = gemm_of<T>(table);
   if (!gemm) return;
   const std::string tiled = group + gemm->instruction_set + dtype;
   testing::Case(tiled + "a layer of the tiled engine", [gemm, kernels] {

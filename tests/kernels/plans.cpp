@@ -10,8 +10,7 @@ using namespace fastlstm;
 using testing::check;
 
 // Returns the fields of GEMM kernels that the planner reads. The kernels themselves are missing.
-GemmKernels product_of(Format format, int64_t bytes, int64_t lanes, int64_t rows,
-                       bool trains = true) {
+GemmKernels gemm_of(Format format, int64_t bytes, int64_t lanes, int64_t rows, bool trains = true) {
   GemmKernels gemm{};
   gemm.format = gemm.source_format = format, gemm.element_bits = 8 * bytes, gemm.lanes = lanes;
   gemm.sum_dtype = format == Format::float64 ? Dtype::kFloat64 : Dtype::kFloat32;
@@ -29,11 +28,10 @@ struct Named {
 
 std::vector<Named> machines() {
   static const auto table_of = [](int64_t lanes, int64_t rows, bool trains_bfloat16) {
-    const auto* const all =
-        new GemmKernels[]{product_of(Format::float32, 4, lanes, rows),
-                          product_of(Format::float64, 8, lanes / 2, rows),
-                          product_of(Format::bfloat16, 2, lanes, rows, trains_bfloat16),
-                          product_of(Format::int8, 1, lanes, 4, false)};
+    const auto* const all = new GemmKernels[]{
+        gemm_of(Format::float32, 4, lanes, rows), gemm_of(Format::float64, 8, lanes / 2, rows),
+        gemm_of(Format::bfloat16, 2, lanes, rows, trains_bfloat16),
+        gemm_of(Format::int8, 1, lanes, 4, false)};
     return GemmTable{{all, all + 1, all + 2, all + 3}};
   };
   static const GemmTable avx512 = table_of(16, 6, false), avx512_bf16 = table_of(16, 6, true),
@@ -42,7 +40,7 @@ std::vector<Named> machines() {
   static const GemmTable amx = [] {
     static GemmKernels tiles = *avx512_bf16[Format::bfloat16];
     tiles.tile_rows = 64, tiles.min_rows_per_panel_load = 128, tiles.bytes_ahead = 256 << 10;
-    static GemmKernels split = product_of(Format::bfloat16x2, 4, 16, 64);
+    static GemmKernels split = gemm_of(Format::bfloat16x2, 4, 16, 64);
     split.source_format = Format::float32, split.relative_speed = 3.5, split.bytes_ahead = 0;
     GemmTable gemms = avx512_bf16;
     gemms[Format::bfloat16] = &tiles, gemms[Format::bfloat16x2] = &split;
@@ -87,17 +85,17 @@ void check_plan(const std::string& what, const CpuTask& task, const CpuMachine& 
   // With a projection the rows must have the dtype of the state.
   check(!task.projects || bytes_of(found.dtype) > 2, what, ": a projection in 16 bits");
   if (task.prepacked)
-    check(gemm.format == *task.prepacked, what, ": another product than that of the weights");
-  if (task.backward) check(gemm.trains(), what, ": no product to train with");
-  const bool forms_agree = gemm.takes(found.dtype) && gemm.sum_dtype == found.dtype;
+    check(gemm.format == *task.prepacked, what, ": kernels of another format than the weights");
+  if (task.backward) check(gemm.trains(), what, ": kernels that cannot train");
+  const bool same_dtype = gemm.takes(found.dtype) && gemm.sum_dtype == found.dtype;
   for (const MatrixForm form : {found.w_ih, found.w_hh}) {
     if (form == MatrixForm::kPanels) continue;
-    check(gemm.trains() && !task.prepacked && (forms_agree || task.steps == 1) &&
+    check(gemm.trains() && !task.prepacked && (same_dtype || task.steps == 1) &&
               (task.backward || gemm.takes(found.dtype)),
-          what, ": a form that this product does not have");
+          what, ": a form that these kernels do not have");
     const int64_t few_rows = task.backward ? 48 : 12;
     check(
-        form != MatrixForm::kInPlace || (task.batch <= few_rows && (forms_agree || !task.backward)),
+        form != MatrixForm::kInPlace || (task.batch <= few_rows && (same_dtype || !task.backward)),
         what, ": many rows times weights in place");
   }
   check(found.steps_ahead >= 0 && found.steps_ahead <= task.steps && found.chunk_steps >= 1 &&

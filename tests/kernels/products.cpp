@@ -99,8 +99,8 @@ struct Panels {
       gemm.pack(matrix, k_begin, K, shape, &data[offset] + shape.vectors * gemm.lanes * header);
   }
 
-  // Extends a product with the panel `first` by the next panels of the same width, to `most` panels
-  // at most. Returns the index of the panel after the last one.
+  // Extends `product`, which has the panel `first`, by the next panels of the same width, up to
+  // `most` panels in all. Returns the index of the panel after them.
   size_t take(PanelProduct& product, size_t first, int64_t most) const {
     size_t end = first + 1;
     while (end < panels.size() && int64_t(end - first) < most &&
@@ -214,8 +214,8 @@ struct Problem {
     check_same(other, c, text() + ": with prefetch");
 
     const bool on_tiles = gemm.end_thread;  // AMX adds in another order
-    if (transposed && !on_tiles) check_unpacked(c);
-    if (!transposed && gemm.multiply_unpacked_rows) check_lines(c);
+    if (transposed && !on_tiles) check_unpacked_columns(c);
+    if (!transposed && gemm.multiply_unpacked_rows) check_unpacked_rows(c);
     if (!gemm.put_rows) return;  // sums of float32 and float64 are not rounded
     Matrix<T> rounded(rows, N), expected(rows, N);
     fill(rounded);
@@ -247,7 +247,7 @@ struct Problem {
   }
 
   // Checks that a product with columns that are not packed gives the same bits.
-  void check_unpacked(const Matrix<A>& expected) const {
+  void check_unpacked_columns(const Matrix<A>& expected) const {
     const int64_t lanes = gemm.lanes, stride = b.of_row[0].size();
     const std::vector<T> columns = b.joined();  // [N,k_begin + K]
     std::vector<A> padded_bias(N + lanes);
@@ -265,21 +265,21 @@ struct Problem {
       gemm.multiply_unpacked_columns(product, {from, stride, count}, from);
       for (int64_t r = 0; r < rows; ++r)
         for (int64_t l = n; l < n + count; ++l)
-          check(same_bits(c.of_row[r][l], expected.of_row[r][l]), text(), ": unpacked, row ", r,
-                ", column ", l);
+          check(same_bits(c.of_row[r][l], expected.of_row[r][l]), text(),
+                ": unpacked columns, row ", r, ", column ", l);
     }
   }
 
-  void check_lines(const Matrix<A>& expected) const {
+  void check_unpacked_rows(const Matrix<A>& expected) const {
     const int64_t vectors = (N + gemm.lanes - 1) / gemm.lanes;
-    const std::vector<T> lines = b.joined();
-    std::vector<A> room(2 * rows * vectors * gemm.lanes);
+    const std::vector<T> elements = b.joined();
+    std::vector<A> buffer(2 * rows * vectors * gemm.lanes);
     Matrix<A> c(rows, N);
     fill(c);
     auto product = panel_product(0, 0, rows, c.at(), before);
     product.panel = nullptr, product.shape = {0, N, vectors};
-    gemm.multiply_unpacked_rows(product, {lines.data(), N, N}, room.data());
-    check_same(c, expected, text() + ": by lines");
+    gemm.multiply_unpacked_rows(product, {elements.data(), N, N}, buffer.data());
+    check_same(c, expected, text() + ": unpacked rows");
   }
 };
 
@@ -434,7 +434,7 @@ struct Int8Problem {
     check_zeros(packed);
   }
 
-  // Checks put_rows with int32 sums of products of stored bytes, which another library may compute.
+  // Checks put_rows with sums of products of the stored bytes, as AMX's tiles compute them.
   void check_put_rows(const Panels<int8_t>& packed, const Matrix<float>& expected) const {
     Matrix<float> c(rows, N, 0.25f);
     for (const auto& [shape, offset] : packed.panels) {

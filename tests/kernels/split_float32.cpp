@@ -1,5 +1,5 @@
-// The float32 product that is computed as three products of bfloat16 on AMX's tiles: against
-// float64, against plain float32, and the emulated tiles against the tiles of the processor.
+// The product of float32 as three products of bfloat16 on AMX's tiles. It is compared with float64
+// and with plain float32, and the emulated tiles are compared with those of the processor.
 #include <algorithm>
 #include <cfloat>
 #include <cmath>
@@ -187,6 +187,7 @@ void check_transposed(const GemmKernels& gemm, unsigned seed) {
     std::vector<float> of_column;
     for (int64_t r = 0; r < p.rows; ++r) of_column.push_back(p.a[r * p.K + column]);
     gemm.encode(of_column.data(), p.rows, expected.data());
+    // encode leaves the padding that encoded_bytes adds unwritten.
     const int64_t written = gemm.bytes((p.rows + 31) / 32 * 32);
     check(std::memcmp(&found[(column - begin) * bytes], expected.data(), written) == 0, "seed ",
           seed, ": column ", column, " of [", begin, ", ", end, ")");

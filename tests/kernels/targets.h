@@ -1,4 +1,4 @@
-// The kernel tables that this processor can run.
+// The kernels that this processor can run.
 #pragma once
 #include <vector>
 
@@ -17,7 +17,7 @@ AmxGemms amx_gemms();  // amx_emulated.cpp
 
 namespace testing {
 
-// From the baseline to the newest instruction set.
+// Returns the tables from the baseline to the newest instruction set.
 inline std::vector<fastlstm::KernelTable> tables() {
   std::vector<fastlstm::KernelTable> all{fastlstm::kernels_for_machine("DEFAULT")};
 #if defined(__x86_64__)

@@ -80,7 +80,7 @@ def without_sums_over_rows(results):
     return {name: r for name, r in results.items() if "weight" not in name and "bias" not in name}
 
 
-# A promise returns a random case and two dictionaries: results of one name must have the same bits.
+# A promise returns a random case and two dictionaries. Results of the same name must be equal.
 
 
 def repeated_call(rng):

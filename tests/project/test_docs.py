@@ -19,9 +19,8 @@ import fastlstm.__main__
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
-FRONT = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "csrc/README.md", "benchmarks/README.md")
-FRONT += ("tests/README.md",)
-DOCS = [*(ROOT / name for name in FRONT), *PAGES]
+OTHERS = "README CONTRIBUTING SECURITY csrc/README benchmarks/README tests/README".split()
+DOCS = [*(ROOT / f"{name}.md" for name in OTHERS), *PAGES]
 SEVERAL_PROCESSES = ROOT / "docs" / "howto" / "several-processes.md"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 FOLDERS = ("csrc", "fastlstm", "captioning", "benchmarks", "tests", "docs", "examples")
@@ -62,8 +61,8 @@ def test_python_runs(doc, tmp_path, monkeypatch):
         exec(compile(snippet, f"{doc.name}, snippet {k + 1}", "exec"), namespace)
 
 
-# Runs after a step in two processes: one process must reach the same weights with the whole batch.
-# Both processes have equal shares, so the average of their gradients is the gradient of the batch.
+# Compares the weights after a step in two processes with those after a step of one process on the
+# whole batch. The shares are equal, so the average of their gradients is the gradient of the batch.
 COMPARE = """
 trained = {name: p.detach() for name, p in model.named_parameters()}
 trained = {name: getattr(p, "full_tensor", lambda: p)() for name, p in trained.items()}
@@ -125,7 +124,7 @@ def test_the_map_of_csrc_is_complete():
     assert sorted(listed) == sorted(path.relative_to(ROOT / "csrc").as_posix() for path in files)
 
 
-def listed():
+def in_the_reference():
     """Returns {full name: object} for all that docs/reference describes."""
     directive = re.compile(r"^\.\. auto(class|function|exception|data|module):: ([\w.]+)", re.M)
     found = {}
@@ -149,7 +148,7 @@ def public(module):
 
 
 def test_every_public_name_is_in_the_reference():
-    documented = {id(value) for value in listed().values()}
+    documented = {id(value) for value in in_the_reference().values()}
     for name, value in public(fastlstm).items():
         names = public(value) if inspect.ismodule(value) else {name: value}
         missing = [k for k, v in names.items() if id(v) not in documented]

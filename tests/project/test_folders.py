@@ -7,9 +7,9 @@ from pathlib import Path
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 PYTHON = CSRC.parent / "fastlstm"
+PATHS = {file: file.relative_to(PYTHON).with_suffix("").parts for file in PYTHON.rglob("*.py")}
 # The files of fastlstm, by the name of the module without "fastlstm.".
-PARTS = {file: file.relative_to(PYTHON).with_suffix("").parts for file in PYTHON.rglob("*.py")}
-MODULES = {".".join(part for part in PARTS[f] if part != "__init__"): f for f in PARTS}
+MODULES = {".".join(part for part in PATHS[f] if part != "__init__"): f for f in PATHS}
 FILES = [file for suffix in ("h", "cpp", "cu") for file in sorted(CSRC.rglob(f"*.{suffix}"))]
 PACKAGES = "fastlstm", "captioning", "benchmarks", "examples"
 PARENTS = {folder.parent for folder in {file.parent for file in FILES} if folder != CSRC}
@@ -43,8 +43,8 @@ def includes():
 
 def test_the_map_lists_the_folders_from_top_to_bottom():
     table = (CSRC / "README.md").read_text().split("## Every file")[0]
-    firsts = re.findall(r"^\|(.*?)\|", table.split("|---|---|")[1], re.M)
-    listed = [name for first in firsts for name in re.findall(r"`([\w/]+)/`", first)]
+    cells = re.findall(r"^\|(.*?)\|", table.split("|---|---|")[1], re.M)
+    listed = [name for cell in cells for name in re.findall(r"`([\w/]+)/`", cell)]
     there = {file.parent.relative_to(CSRC).as_posix() for file in FILES} - {"."}
     assert set(listed) >= there
     pairs = [(a, b, found) for a, targets in includes().items() for b, found in targets.items()]
