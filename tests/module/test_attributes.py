@@ -24,7 +24,7 @@ class Case(NamedTuple):
 
     change: Callable
     options: dict = {}
-    overreads: bool = False  # nn.LSTM reads beyond a matrix through oneDNN, but raises without it
+    overreads: bool = False  # with oneDNN nn.LSTM reads beyond a matrix, without it nn.LSTM raises
 
 
 def sets(**attributes):
@@ -60,7 +60,7 @@ def gets_larger_weights(cell):
         replaces(f"bias_{end}", 8 * SIZE)(cell)
 
 
-def flat(change):
+def sets_flat(change):
     return lambda layer: setattr(layer, "_flat_weights", change([*layer._flat_weights]))
 
 
@@ -93,7 +93,7 @@ DELETED = "deleted"
 
 
 def cases_of(table):
-    """Returns cases by name. The table has, by attribute, tuples: a value and options of a Case."""
+    """Returns {name: Case} for a table {attribute: [(new value, *other fields of Case)]}."""
     found = {}
     for name, values in table.items():
         for value, *more in values:
@@ -120,14 +120,14 @@ ATTRIBUTES = cases_of({
     "a layer for bidirectional": Case(sets(bidirectional=False, num_layers=2), BOTH),
 }  # fmt: skip
 WEIGHTS = {
-    "_flat_weights set": Case(flat(doubled_first)),
-    "_flat_weights set, two layers": Case(flat(doubled_first), {**TWO, **BOTH}),
-    "_flat_weights a tuple": Case(flat(tuple)),
-    "_flat_weights shorter": Case(flat(lambda weights: weights[:3])),
-    "_flat_weights longer": Case(flat(lambda weights: weights * 2)),
-    "_flat_weights empty": Case(flat(lambda weights: [])),
-    "_flat_weights of None": Case(flat(lambda weights: [*weights[:3], None])),
-    "_flat_weights of another size": Case(flat(lambda w: [w[0][:8], *w[1:]]), {}, True),
+    "_flat_weights set": Case(sets_flat(doubled_first)),
+    "_flat_weights set, two layers": Case(sets_flat(doubled_first), {**TWO, **BOTH}),
+    "_flat_weights a tuple": Case(sets_flat(tuple)),
+    "_flat_weights shorter": Case(sets_flat(lambda weights: weights[:3])),
+    "_flat_weights longer": Case(sets_flat(lambda weights: weights * 2)),
+    "_flat_weights empty": Case(sets_flat(lambda weights: [])),
+    "_flat_weights of None": Case(sets_flat(lambda weights: [*weights[:3], None])),
+    "_flat_weights of another size": Case(sets_flat(lambda w: [w[0][:8], *w[1:]]), {}, True),
     "_flat_weights None": Case(sets(_flat_weights=None)),
     "_flat_weights changed": Case(changes_in_place),
     "_flat_weights a property": Case(overrides, TWO),

@@ -28,7 +28,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 @pytest.fixture(autouse=True)
 def file(tmp_path, monkeypatch):
-    """The file of the verdicts; nothing was checked before, and checks are on."""
+    """The path of the file with the verdicts. At first nothing was checked, and checks are on."""
     path = tmp_path / "cache" / "tuned.json"
     monkeypatch.setenv("FASTLSTM_TUNE", str(path))
     monkeypatch.delenv("FASTLSTM_CHECK", raising=False)
@@ -126,8 +126,8 @@ def test_the_time_is_over(file, runs, monkeypatch):
     now = time.monotonic()
     clock = SimpleNamespace(monotonic=lambda: now)
     monkeypatch.setattr(child, "time", clock)
-    end = lambda row: setattr(clock, "monotonic", lambda: now + 61)
-    found = runs(f"{BEGIN}say('passed'); time.sleep(99)", "one two two three", show=end)
+    end_time = lambda row: setattr(clock, "monotonic", lambda: now + 61)
+    found = runs(f"{BEGIN}say('passed'); time.sleep(99)", "one two two three", show=end_time)
     left = [(name, "not checked", "the time is over") for name in ("two", "two", "three")]
     assert found == [("one", "passed", ""), *left] and verdicts(file) == {"one": "passed"}
 
@@ -205,7 +205,8 @@ def test_an_engine_that_computes_something_else(file, monkeypatch):
 
 def test_the_cases_tell_every_option():
     drawn = [draw(case, "float32", CPU) for case in CASES]
-    assert len({str([*c[3:], c.input.shape, c.hx is None]) for c in drawn}) == len(CASES)
+    options = [(*c[3:], c.input.shape, c.hx is None) for c in drawn]  # c[:3]: input, hx, weights
+    assert len({*map(str, options)}) == len(CASES)
     assert any(call.batch_sizes is not None and call.directions == 2 for call in drawn)
     assert all(0 in c.lengths and 7 in c.lengths for c in drawn if c.lengths is not None)
     resets = [call.reset for call in drawn if call.reset is not None]

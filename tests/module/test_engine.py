@@ -43,7 +43,7 @@ STATE = torch.zeros(1, 3, 5), torch.zeros(1, 3, 5)
 ZONEOUT = {"regularizers": Regularizers(zoneout_c=0.5)}
 DROPOUT = {"regularizers": Regularizers(recurrent_dropout=0.5)}
 
-# Keys: the device, the kernels that were built, and the engine that "auto" chooses for the calls.
+# {(device, kernels that were built, engine that "auto" chooses): [changes of a call]}
 CHOSEN = {
     ("cpu", "cpu", "op"): [PLAIN, LENGTHS, DROPOUT, {"dtype": HALF}],
     ("cpu", "cpu", "reference"): [ZONEOUT, {"dtype": torch.complex64, **LENGTHS}],
@@ -116,8 +116,8 @@ def test_a_measured_engine_runs_only_calls_that_it_serves(monkeypatch):
     """Sizes with the same next power of two share a measurement, so some may not be served."""
     monkeypatch.setattr(_build, "kinds", ("cpu", "cuda"))
     monkeypatch.setattr(_build, "gpu", lambda index: (16, 90, ""))
-    measured = type("Measured", (dict,), {"get": lambda *_: "persistent"})(any="persistent")
-    monkeypatch.setattr(records, "tuned", measured)
+    always = type("Always", (dict,), {"get": lambda *_: "persistent"})  # for every call
+    monkeypatch.setattr(records, "tuned", always(any="persistent"))
     key = records.verdict_key("persistent", torch.device("cuda", 0))
     monkeypatch.setitem(records.checked, key, "passed")
     options = {"device": "cuda", "dtype": torch.bfloat16}
@@ -196,8 +196,8 @@ def test_a_call_runs_few_python_functions(name):
         CALLS[name](lstm)
     finally:
         sys.setprofile(None)
-    most, files = (19, 8) if name in ("packed", "two layers") else (6, 4)
-    assert 0 < len(seen) <= most and len({code.co_filename for code in seen}) <= files
+    max_calls, max_files = (19, 8) if name in ("packed", "two layers") else (6, 4)
+    assert 0 < len(seen) <= max_calls and len({code.co_filename for code in seen}) <= max_files
 
 
 NOT_BUILT = "they were built for 9.0, not for this GPU"

@@ -316,14 +316,14 @@ def test_replaced_weights_that_do_not_fit_the_module(sizes, compiles):
 @every_module_route
 def test_the_module_compares_input_with_its_parameters(route):
     built, x = module(route), torch.zeros(T, B, I, device=route.device)
-    found = "not at the same device, found input tensor at {} and parameter tensor at {}"
+    message = "not at the same device, found input tensor at {} and parameter tensor at {}"
     here = str(x.device)
     for other in (x.double(), x.long()):
         with pytest.raises(ValueError, match=OTHER_DTYPE):
             built(other)
-    with pytest.raises(RuntimeError, match=found.format("meta", here)):
+    with pytest.raises(RuntimeError, match=message.format("meta", here)):
         built(x.to("meta"))
-    with pytest.raises(RuntimeError, match=found.format(here, "meta")):
+    with pytest.raises(RuntimeError, match=message.format(here, "meta")):
         built.to("meta")(x)
 
 

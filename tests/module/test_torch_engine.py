@@ -104,7 +104,7 @@ class Case:
         state = (states, batch, P), (states, batch, lstm.hidden_size)
         shapes = (steps, batch, lstm.input_size), *state, (steps, batch, D * P), *state
         values = (torch.randn(shape).to(device, lstm.weight_ih_l0.dtype) for shape in shapes)
-        x, h_0, c_0, *self.given = values
+        x, h_0, c_0, *self.grads = values
         self.leaves = [x, h_0, c_0] if has_state else [x]
 
     def results(self, module, padding=torch.nan):
@@ -128,7 +128,7 @@ class Case:
         tensors = [t.detach().cpu().double() for t in (*self.leaves, *lstm.parameters())]
         leaves = [t.requires_grad_() for t in tensors]
         hx, weights = leaves[1 : len(self.leaves)], leaves[len(self.leaves) :]
-        h_0, c_0 = hx or (torch.zeros_like(g, dtype=torch.float64).cpu() for g in self.given[1:])
+        h_0, c_0 = hx or (torch.zeros_like(g, dtype=torch.float64).cpu() for g in self.grads[1:])
         lengths = None if of_all_steps else self.lengths.tolist()
         output, per_layer, states = leaves[0], len(weights) // lstm.num_layers, []
         for k in range(lstm.num_layers):
@@ -139,7 +139,7 @@ class Case:
         return self._with_gradients([output, h_n, c_n], leaves)
 
     def _with_gradients(self, results, leaves):
-        pairs = zip(results, self.given, strict=True)
+        pairs = zip(results, self.grads, strict=True)
         graph = [(r, g.to(r.device, r.dtype)) for r, g in pairs if r.requires_grad]
         outputs, given = zip(*graph, strict=True) if graph else ((), ())
         gradients = torch.autograd.grad(outputs, leaves, given, materialize_grads=True)
