@@ -36,8 +36,8 @@ struct ForwardOptions {
   auto as_tuple() const { return std::tie(save_cells, save_gates, engine); }
 };
 
-// The gradients that a caller requests: grad_input if `input`, grad_h_0 and grad_c_0 if `state`.
-// With `return_d_gates` backward returns d_gates in place of the gradients of the weights.
+// The gradients that a caller requests: grad_input if `input`, grad_h_0 and grad_c_0 if `state`,
+// and with `return_d_gates` d_gates in place of the gradients of the weights.
 struct GradientRequest {
   bool input, state, return_d_gates;
 };
@@ -62,8 +62,8 @@ using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 // d_gates for each direction: the gradients [T,B,4H] or [R,4H] of the pre-activations i, f, g, o.
 using BackwardResult = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>;
 
-// True for wrapper tensors (functorch, fake, conjugate view, ...): their memory does not hold the
-// values, so only the dispatcher may read them.
+// True for wrapper tensors (functorch, fake, conjugate view, ...), whose memory does not hold the
+// values: only the dispatcher may read them.
 bool is_wrapper(const Tensor& tensor);
 
 // Returns a wrapper's clone, which has the values in memory, and any other tensor unchanged.
@@ -75,8 +75,8 @@ inline Tensor in_memory(const Tensor& tensor) {
 ForwardResult call_lstm(const LstmCall& call, const ForwardOptions& options);
 BackwardResult call_lstm_backward(const LstmCall& call, const BackwardArguments& arguments);
 
-// Passed<T> is the type in which the dispatcher passes a member of type T of the structs above. The
-// functions `passed` are only declared, for decltype. `owned` converts a passed value to a T.
+// The dispatcher passes a member of type T of the structs above as a Passed<T>. `owned` converts it
+// to a T. The functions `passed` and `options_of` have no body: only decltype uses them.
 c10::string_view passed(const std::string&);
 at::TensorList passed(const std::vector<Tensor>&);
 bool passed(const bool&);
@@ -91,8 +91,7 @@ const auto& owned(const auto& value) { return value; }
 ForwardResult without_undefined(ForwardResult result);
 inline BackwardResult without_undefined(BackwardResult result) { return result; }
 
-// Turns a function of (LstmCall, options) into one that takes every argument separately, as the
-// dispatcher calls it.
+// Turns a function of (LstmCall, options) into one that takes every argument separately.
 template <auto function, typename Call, typename Options>
 struct DispatcherFunction;
 template <auto function, typename... C, typename... O>
@@ -101,7 +100,6 @@ struct DispatcherFunction<function, std::tuple<const C&...>, std::tuple<const O&
     return without_undefined(function({owned(call)...}, {owned(options)...}));
   }
 };
-// Only declared, for decltype.
 template <typename Result, typename Call, typename Options>
 Options options_of(Result (*)(Call, const Options&));
 // `function` in the form that m.impl takes.

@@ -37,8 +37,8 @@ NamedSize size_of(const LayerCall& layer, Extent extent) {
   return {"directions * output size", layer.num_directions() * layer.output_size};
 }
 
-// The dimensions of a tensor before its last one. kState: [D,B]. kAllDirections: [T,B] or [R], if
-// the last dimension holds all directions. kPerDirection: [D,T,B] or [D,R].
+// The dimensions of a tensor before its last one: [D,B] for kState; [T,B] or [R] for
+// kAllDirections, whose last dimension is D * P; [D,T,B] or [D,R] for kPerDirection.
 enum class Leading { kState, kAllDirections, kPerDirection };
 Shape shape_of(const LayerCall& layer, Leading leading, Extent size) {
   Shape shape;
@@ -122,8 +122,7 @@ void check_input(const LstmCall& call) {
               " cannot be combined with batch_sizes (packed input)");
 }
 
-// Converts a call to a LayerCall: moves its weights to `directions` and sets all sizes except
-// hidden_size and output_size, which find_sizes sets.
+// Sets all sizes except hidden_size and output_size, which find_sizes sets.
 LayerCall to_layer_call(LstmCall call, bool allows_prepacked) {
   LayerCall layer;
   static_cast<LstmCall&>(layer) = std::move(call);

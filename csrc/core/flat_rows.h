@@ -1,5 +1,4 @@
-// The rows of a layer as tensors of ATen. No function waits for a GPU, so a CUDA graph can capture
-// all of them.
+// The rows of a layer as tensors of ATen. No function waits for a GPU, for the sake of CUDA graphs.
 #pragma once
 #include <algorithm>
 
@@ -17,15 +16,14 @@ inline Tensor contiguous_or_undefined(const OptionalTensor& tensor) {
   return tensor && tensor->defined() ? tensor->contiguous() : Tensor();
 }
 
-// A view of neighboring rows of a matrix [R,size]. It is moved from step to step, because a new
-// view for each step would take three operators of ATen.
+// A view of neighboring rows of a matrix [R,size], which moves from step to step. A new view for
+// each step would take three operators of ATen.
 class MovingRows {
  public:
   explicit MovingRows(const Tensor& matrix)
       : matrix_(matrix), rows_(matrix.defined() ? matrix.alias() : Tensor()) {}
 
-  // Returns the rows [count,size] from row `first` on. The next call moves the same view.
-  Tensor& at(int64_t first, int64_t count) {
+  Tensor& at(int64_t first, int64_t count) {  // the next call moves the same view
     rows_.unsafeGetTensorImpl()->set_sizes_and_strides(
         {count, matrix_.size(1)}, matrix_.strides(),
         matrix_.storage_offset() + first * matrix_.stride(0));
@@ -36,8 +34,7 @@ class MovingRows {
   Tensor matrix_, rows_;
 };
 
-// Returns lengths[b] - t as [T,B,1]: the number of steps that row b still has from step t on, and 0
-// or less after the end of the row.
+// Returns lengths[b] - t as [T,B,1]: how many steps row b still has, 0 or less after its end.
 inline Tensor steps_left(const LayerCall& layer) {
   const auto t = at::arange(layer.steps.expect_int(), layer.lengths->options());
   return (layer.lengths->unsqueeze(0) - t.unsqueeze(1)).unsqueeze(2);
@@ -49,11 +46,10 @@ inline Tensor without_padding(const LayerCall& layer, const Tensor& sequence) {
   return layer.lengths ? sequence.masked_fill(steps_left(layer).le(0), 0) : sequence;
 }
 
-// Returns the state before every flat row [R,size]: at the first step of a row its row of `initial`
-// [B,size], which is h_0 or c_0; 0 if the step resets the row or the row has ended; otherwise the
-// state after the previous step of the walk. `states` [R,size] are the states after the flat rows.
-// The result concatenates ranges of rows of both. Adjacent ranges are merged, so there are two
-// ranges for padded data, and for packed data at most two for each batch row.
+// Returns the state [R,size] before every flat row. At the first step of a row this is `initial`
+// [B,size] (h_0 or c_0), afterwards the row of `states` [R,size] of the previous step of the walk.
+// It is 0 if the step resets the row or the row has ended. The result concatenates ranges of rows:
+// two for padded data, because adjacent ranges are merged, and for packed data two for each row.
 inline Tensor state_before(const LayerCall& layer, int64_t d, const Tensor& states,
                            const Tensor& initial) {
   struct RowRange {
@@ -105,8 +101,7 @@ inline Tensor multiplied_hidden(const LayerCall& layer, int64_t d, const Tensor&
   return h_prev * at::cat(masks);
 }
 
-// Returns the gradient of the state after the walk, dL/dh_n or dL/dc_n, in new memory which
-// backward updates in place. It is 0 if no gradient was given.
+// Returns dL/dh_n or dL/dc_n, 0 if it was not given, in new memory that backward updates in place.
 inline Tensor final_state_gradient(const OptionalTensor& grad, const Tensor& state,
                                    const at::TensorOptions& options) {
   return grad ? grad->to(options, /*non_blocking=*/false, /*copy=*/true).contiguous()

@@ -1,5 +1,4 @@
-// LayerCall, which all engines take: the arguments of a checked call, with its sizes and with its
-// weights by name.
+// LayerCall, which all engines take: a checked call with its sizes and with its weights by name.
 //
 // Sizes: T steps, B batch rows, I input_size, H hidden_size, P output size (proj_size or H),
 // D directions (direction 1 walks in reverse), R flat rows: the rows of all steps in time order. A
@@ -17,10 +16,10 @@ struct Sizes {
 };
 
 // The members of LstmCall have these shapes:
-//   input        [T,B,I], or packed data [R,I]
+//   input        [T,B,I], or packed data [R,I], with any strides
 //   h_0, h_mask  [D,B,P]  W_hh multiplies h_mask * h_{t-1}
 //   c_0          [D,B,H]  in the dtype of the input or in state_dtype
-//   batch_sizes  [T]      int64, only with packed data
+//   batch_sizes  [T]      int64, only with packed data, which has neither lengths nor reset
 //   lengths      [B]      int64
 //   reset        [T,B]    bool
 struct LayerCall : LstmCall {
@@ -42,13 +41,12 @@ struct LayerCall : LstmCall {
 };
 
 // The results of forward, allocated. Cells and gates that are not saved are undefined tensors.
-// `result` converts c_n to the dtype of c_0.
 struct ForwardTensors {
-  Tensor output;  // [T,B,D*P] or [R,D*P]
+  Tensor output;  // [T,B,D*P] or [R,D*P]; 0 after the end of each row
   Tensor h_n;     // [D,B,P]  a copy of h_0, which each step updates
   Tensor c_n;     // [D,B,H]  a copy of c_0 in state_dtype, which each step updates
   Tensor cells;   // [D,T,B,H] or [D,R,H], in state_dtype
-  Tensor gates;   // [D,T,B,4H] or [D,R,4H]
+  Tensor gates;   // [D,T,B,4H] or [D,R,4H], the activated i, f, g, o
 
   ForwardTensors(const LayerCall& layer, bool save_cells, bool save_gates);
   ForwardResult result(const LayerCall& layer) const {
@@ -56,9 +54,8 @@ struct ForwardTensors {
   }
 };
 
-// Checks that shapes, dtypes and devices agree. An error names the argument, what was expected and
-// what was passed. For prepacked matrices only the device is checked here. Their sizes are checked
-// when their header is read.
+// Checks shapes, dtypes and devices. The sizes of prepacked matrices are checked when their header
+// is read.
 LayerCall check_layer(LstmCall call, bool allows_prepacked = false);
 
 LayerCall as_float(const LayerCall& layer);
@@ -67,20 +64,18 @@ LayerCall as_float(const LayerCall& layer);
 void check_backward(const LayerCall& layer, const BackwardArguments& arguments,
                     bool has_memory = true);
 
-// Checks that every tensor has memory, and checks the values of batch_sizes and lengths. Lengths on
-// a GPU are not checked, because the host would have to wait for them.
+// Checks that every tensor has memory, and the values of batch_sizes and lengths. Lengths on a GPU
+// are not checked, because the host would have to wait for them.
 void check_values(const LayerCall& layer);
 
-// Raises an error unless the tensor is undefined or has memory for all its elements. A user may
-// have freed the memory by tensor.untyped_storage().resize_(0).
+// Raises an error if the memory of a tensor was freed (tensor.untyped_storage().resize_(0)).
 void check_memory(const Tensor& tensor, const char* name);
 
 // The flat rows of one step of a walk. A walk visits the steps in time order, or in reverse.
 struct WalkStep {
-  int64_t t;       // time step
-  int64_t offset;  // its first flat row
-  int64_t rows;    // its number of rows: batch_sizes[t] for packed data, else B. With `lengths`
-                   // some of the rows may have ended
+  int64_t t;            // time step
+  int64_t offset;       // its first flat row
+  int64_t rows;         // batch_sizes[t] for packed data, else B, with rows that have ended
   int64_t prev_offset;  // `offset` of the step that the walk visits before this one
   int64_t prev_rows;    // `rows` of that step; 0 if this is the first step of the walk
 };

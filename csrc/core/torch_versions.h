@@ -1,5 +1,5 @@
-// Hides how the supported versions of torch differ in the precision setting of float32 products. It
-// is an enum from 2.10 on and a string in 2.9. Older versions have only switches for TF32.
+// The precision of float32 products that the user set. The setting is an enum from torch 2.10 on
+// and a string in 2.9. Older versions have only switches for TF32.
 #pragma once
 #include <ATen/Context.h>
 #include <torch/version.h>

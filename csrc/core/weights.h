@@ -8,8 +8,8 @@ namespace fastlstm {
 
 using at::Tensor;
 
-// The weights of one direction; undefined if the layer does not have them. The matrices may be
-// prepacked (cpu/gemm/prepacked.h).
+// The weights of one direction, undefined if the layer does not have them; 4H in the order i, f, g,
+// o. The matrices may be prepacked (cpu/gemm/prepacked.h).
 struct Direction {
   Tensor w_ih;        // [4H,I]
   Tensor w_hh;        // [4H,P]
@@ -20,8 +20,8 @@ struct Direction {
   Tensor gain_c, bias_c;    // [H]
 };
 
-// Which weights a list holds for each direction. An op takes the layout as a string of words in
-// this order: "bias", "projection" and "layer_norm" if there are such weights, then the format of
+// Which weights a call has for each direction. An op takes the layout as a string of words in this
+// order: "bias", "projection" and "layer_norm" if there are such weights, then the format of
 // prepacked matrices. For example "bias int8".
 struct WeightLayout {
   bool matrices = true;  // W_ih and W_hh, which every layer has
@@ -40,8 +40,8 @@ enum class Extent { kNone, kGates, kInput, kHidden, kOutput, kOutputs, kProjecti
 
 struct NamedWeight {
   const char* name;
-  Tensor Direction::* tensor;     // where a Direction has it
-  bool WeightLayout::* is_there;  // which word of the layout says that there is such a weight
+  Tensor Direction::* tensor;
+  bool WeightLayout::* is_there;         // the word of the layout that says whether it is there
   Extent rows, columns = Extent::kNone;  // its shape
 
   bool is_matrix() const { return columns != Extent::kNone; }

@@ -4,22 +4,20 @@
 // to 2 ulp: an IEEE division would take as long as the rest of the function.
 //
 // On the host they have no branches and no library calls, so that the compiler can vectorize a loop
-// over them. They are templates, so that cpu/vec.h can use them with vectors. Both use
+// over them, and they are templates, so that cpu/vec.h can use them with vectors. Both use
 // exp(x) = 2^k exp(r), where k is the integer nearest to x / ln(2), and r = x - k ln(2). A
 // polynomial computes exp(r) - 1. Remez's algorithm gave the coefficients with the least relative
 // error on [-ln(2)/2, ln(2)/2]. After the coefficients are rounded to float or double, the error is
-// 1.7e-8 or 3.4e-17, which is 0.3 of the unit roundoff (2^-24 or 2^-53).
-//
-// The sigmoid of a large negative number is exactly 0. A subnormal result would slow down all later
-// arithmetic with it.
+// 1.7e-8 or 3.4e-17, which is 0.3 of the unit roundoff (2^-24 or 2^-53). The sigmoid of a large
+// negative number is exactly 0: a subnormal result would slow down all later arithmetic with it.
 #pragma once
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 
 // FASTLSTM_INLINE makes a function always inline, and with nvcc a function of host and device.
-// FASTLSTM_INLINE_LAMBDA, after the parameters of a lambda, makes a long lambda always inline. GCC
-// inlines only short ones by itself, and it does not vectorize a loop that contains a call.
+// FASTLSTM_INLINE_LAMBDA does so after the parameters of a long lambda. GCC inlines only short ones
+// by itself, and it does not vectorize a loop that contains a call.
 #if defined(__CUDACC__)
 #define FASTLSTM_INLINE __host__ __device__ __forceinline__
 #define FASTLSTM_INLINE_LAMBDA
@@ -33,7 +31,6 @@
 
 namespace fastlstm {
 
-// The value of type To that has the same bits as `from`.
 template <typename To, typename From>
 FASTLSTM_INLINE To bits_as(From from) {
   static_assert(sizeof(To) == sizeof(From), "same size");
@@ -43,8 +40,7 @@ FASTLSTM_INLINE To bits_as(From from) {
 }
 
 // Returns x * y + sum, rounded once if the target has a fused multiply-add. All builds forbid the
-// compiler to fuse a multiplication and an addition by itself. In f * c + i * g it could fuse
-// either product, and the last bits of the result would depend on its choice.
+// compiler to fuse by itself: in f * c + i * g it could choose either product.
 template <typename A>
 FASTLSTM_INLINE A fused(const A& x, const A& y, const A& sum) {
   return x * y + sum;
@@ -73,7 +69,8 @@ template <>
 struct Constants<float> {
   using Bits = uint32_t;                             // an integer of the size of a float
   static constexpr float round_shift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  static constexpr float max_exponent = 87.0f, tanh_saturates = 10.0f;  // bounds of |x|; k <= 126
+  static constexpr float max_exponent = 87.0f,
+                         tanh_saturates = 10.0f;  // limits of |x|, so k <= 126
   static constexpr Bits exponent_bias = 127, mantissa_bits = 23;
   // The coefficients of (exp(r) - 1) / r, from r^0 on.
   static constexpr double coefficients[] = {1.0,
@@ -86,8 +83,9 @@ struct Constants<float> {
 template <>
 struct Constants<double> {
   using Bits = uint64_t;
-  static constexpr double round_shift = 6755399441055744.0;             // 1.5 * 2^52
-  static constexpr double max_exponent = 708.5, tanh_saturates = 20.0;  // bounds of |x|; k <= 1022
+  static constexpr double round_shift = 6755399441055744.0;  // 1.5 * 2^52
+  static constexpr double max_exponent = 708.5,
+                          tanh_saturates = 20.0;  // limits of |x|, so k <= 1022
   static constexpr Bits exponent_bias = 1023, mantissa_bits = 52;
   static constexpr double coefficients[] = {1.0,
                                             0.50000000000000052,
@@ -109,8 +107,7 @@ FASTLSTM_INLINE A clamp(A x, A bound) {  // a NaN stays a NaN
 }
 
 // Returns 2^(k + exponent_offset). `shifted` is k + round_shift: its low bits hold the integer k,
-// and are shifted into the exponent field. The second argument is k; the overload for AVX-512 uses
-// it.
+// and are shifted into the exponent field. The second argument is k, for the overload for AVX-512.
 template <int exponent_offset, typename A>
 FASTLSTM_INLINE A power_of_two(A shifted, A) {
   using C = Constants<A>;
@@ -120,7 +117,7 @@ FASTLSTM_INLINE A power_of_two(A shifted, A) {
 
 constexpr double power(int x, int n) { return n == 0 ? 1 : x * power(x, n - 1); }
 
-// Returns (exp(factor * r) - 1) / r by Horner's rule. With n > 0: its terms from r^n on, over r^n.
+// Returns (exp(factor * r) - 1) / r by Horner's rule: a recursion over the coefficients from n on.
 template <typename C, int factor, int n = 0, typename A>
 FASTLSTM_INLINE A expm1_over_r(const A& r) {
   constexpr double coefficient = C::coefficients[n] * power(factor, n + 1);
@@ -146,9 +143,9 @@ FASTLSTM_INLINE Exponential<A> exponential(const A& x) {
   return {power_of_two<exponent_offset>(shifted, k), r * expm1_over_r<C, factor>(r)};
 }
 
-// Returns 1 / (1 + exp(-x)), computed as 4 / (4 + 4 exp(-x)). Both formulas give the same bits,
-// except if the k of exp(-x) is 126 (in double 1022). There 1 / (1 + exp(-x)) is subnormal or
-// nearly so, but 4 exp(-x) overflows to infinity, and the result is 0.
+// Returns 1 / (1 + exp(-x)), computed as 4 / (4 + 4 exp(-x)). Both formulas give the same bits, but
+// for the largest k, 126 (in double 1022), 4 exp(-x) overflows to infinity. Then the result is 0,
+// while the first formula would give a number that is subnormal or nearly so.
 template <typename C, typename A>
 FASTLSTM_INLINE A sigmoid(const A& x) {
   const Exponential<A> e = exponential<C, -1, 2>(clamp(x, A(C::max_exponent)));

@@ -4,11 +4,11 @@
 //   pre-activations = LN(W_ih x) gain_ih + b_ih + LN(W_hh h) gain_hh + b_hh
 //   h = o tanh(LN(c) gain_c + bias_c)
 //
-// LN subtracts the mean of a row and divides by its standard deviation. So these kernels need sums
-// over a whole row, and one ThreadGroup (lstm_step.h) computes the whole row. Besides each(n, f) it
-// has total(n, f): the sum of f(k) over all k in [0, n), which every thread of the group gets.
-// total is a barrier of the group. each() gives a thread the same indices in every call with the
-// same n.
+// LN subtracts the mean of a row and divides by its standard deviation. ATen has normalized W_ih x
+// already: `x_gates` holds LN(W_ih x) gain_ih + b_ih + b_hh. One ThreadGroup (lstm_step.h) computes
+// a whole row. Besides each(n, f) it has total(n, f): the sum of f(k) over all k in [0, n), which
+// every thread of the group gets. total is a barrier of the group. each() gives a thread the same
+// indices in every call with the same n.
 #pragma once
 #include "lstm_step.h"
 
@@ -43,7 +43,7 @@ struct Normalizer {
   FASTLSTM_INLINE A operator()(A x) const { return (x - mean) * scale; }
 };
 
-// Returns LN of the row of n elements at(0), ..., at(n - 1). inverse_n is 1 / n.
+// Returns LN of the row at(0), ..., at(n - 1). inverse_n is 1 / n.
 template <typename A, typename ThreadGroup, typename At>
 FASTLSTM_INLINE Normalizer<A> normalizer(const ThreadGroup& group, int64_t n, A inverse_n,
                                          const At& at) {
@@ -52,9 +52,9 @@ FASTLSTM_INLINE Normalizer<A> normalizer(const ThreadGroup& group, int64_t n, A 
   return {mean, inverse_square_root(squares * inverse_n + A(kNormEpsilon))};
 }
 
-// The gradient of an element x of a row, as a function of x and of d, the gradient of LN(x). mean_d
-// is the mean of d over the row. It gives the part of the gradient that comes through the row's
-// mean. mean_dx, the mean of d * LN(x), gives the part through the row's standard deviation.
+// Returns the gradient of an element x of a row, given d, the gradient of LN(x). One part comes
+// through the mean of the row, which mean_d gives (the mean of d over the row), and one through its
+// standard deviation, which mean_dx gives (the mean of d * LN(x)).
 template <typename A>
 struct NormalizerGradient {
   Normalizer<A> normal;
@@ -64,7 +64,7 @@ struct NormalizerGradient {
   }
 };
 
-// x(k) and d(k) return an element of the row and the gradient of LN of that element.
+// x(k) returns an element of the row, and d(k) the gradient of LN of the element.
 template <typename A, typename ThreadGroup, typename X, typename D>
 FASTLSTM_INLINE NormalizerGradient<A> normalizer_gradient(const ThreadGroup& group, int64_t n,
                                                           A inverse_n, const Normalizer<A>& normal,
@@ -133,7 +133,7 @@ FASTLSTM_INLINE void step_row(const NormBackwardStep<T, A>& s, int64_t row, bool
     const A normed = fused(A(s.gain_c[u]), normal_c(c(u)), A(s.bias_c[u]));
     const HiddenStateGradient<A> d = hidden_state_backward(gates_at(u).o, normed, dh);
     d_normed[u] = d.c;
-    d_gates[3 * hidden_size + u] = T(d.o_pre);  // may overwrite gate o, which is not read again
+    d_gates[3 * hidden_size + u] = T(d.o_pre);  // may overwrite gate o, which is not used again
   });
   const auto c_gradient =
       normalizer_gradient<A>(group, hidden_size, inverse_size, normal_c, c,

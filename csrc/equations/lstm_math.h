@@ -1,11 +1,9 @@
 // The equations of one LSTM unit, forward and backward (Hochreiter & Schmidhuber, 1997, with the
-// forget gate of Gers et al., 2000). The C++ code has them only here. torch.nn.LSTM has the same
-// names and the same gate order i, f, g, o. docs/howto/from-the-lecture.md has the names of the
-// lecture.
+// forget gate of Gers et al., 2000). The C++ code has them only here. Names and gate order i, f, g,
+// o are those of torch.nn.LSTM. docs/howto/from-the-lecture.md has the names of the lecture.
 //
 // Every function is a template over the value type A: float or double on both devices, a vector of
-// units (cpu/vec.h), or at::Tensor. For a vector or a tensor, argument-dependent lookup finds
-// sigmoid and tanh.
+// units (cpu/vec.h), or at::Tensor. Argument-dependent lookup finds their sigmoid and tanh.
 #pragma once
 #include "elementary.h"
 

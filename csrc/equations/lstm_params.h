@@ -1,17 +1,14 @@
 // The arguments of the kernels of the stepwise engine, for one step of one direction.
 //
-// H is hidden_size. Rows are batch rows. They are contiguous, unless a member *_stride gives the
-// distance between two rows in elements. T is the dtype of the tensors, A the dtype of the cell
-// state and of the arithmetic (float for the 16-bit types, else T itself).
+// H is hidden_size. Batch rows are contiguous, unless a member *_stride gives the distance between
+// two rows in elements. T is the dtype of the tensors, A the dtype of the cell state and of the
+// arithmetic (float for the 16-bit types, else T itself).
 //
 // Only `lengths`, `reset`, `reset_after` and `h_mask` may be nullptr. An output that is not
-// requested has the pointer of another output, and a missing gradient is one row of zeros with
-// stride 0. So the loop over units needs no branch for them.
+// requested points to another output, and a missing gradient is one row of zeros with stride 0.
 //
-// A row is live at step t if it has not ended. A dead row keeps its state, and its output is zero.
-//   dense    rows = B, all of them live
-//   packed   rows = batch_sizes[t], all of them live, sorted by length
-//   lengths  rows = B, live if t < lengths[row]
+// A row is live at step t if it has not ended: t < lengths[row]. A dead row keeps its state, and
+// its output is zero. All rows of packed data and of dense data are live.
 #pragma once
 #include <cstdint>
 
@@ -21,8 +18,7 @@ struct Step {
   static constexpr bool kWholeRows = false;  // whether a kernel needs sums over a whole row
 
   int64_t t, rows, hidden_size;
-  int64_t prev_rows;       // `rows` of the step that the walk visits before this one, 0 at the
-                           // first step. The rows from this index on start here from h_0, c_0
+  int64_t prev_rows;       // WalkStep::prev_rows: the rows from here on start from h_0, c_0
   bool reverse;            // whether the walk goes from the last step to the first
   const int64_t* lengths;  // [rows], or nullptr if all rows are live
   const bool* reset;       // [rows] whether the state is zeroed before this step; nullptr: no row
@@ -34,7 +30,7 @@ struct HiddenOutput : Step {
   T* h_state;       // [rows,H] receives h_t
   const T* h_mask;  // [rows,H] W_hh multiplies h_mask * h; nullptr: W_hh multiplies h
   T* h_masked;      // [rows,H] receives h_mask * h_t; not used without h_mask
-  T* output;        // [rows,H] receives h_t; 0 for dead rows. May be h_state if they need no state
+  T* output;  // [rows,H] receives h_t, 0 for dead rows. May be h_state, then dead rows lose it
   int64_t output_stride;
 };
 
@@ -63,8 +59,7 @@ struct HiddenGradientInput : Step {
   T* dh_state;
   const T* h_mask;          // [rows,H] a factor of d_gates W_hh; nullptr: no factor
   int64_t rows_after;       // `rows` of the step after this one, 0 at the last step
-  const bool* reset_after;  // [rows_after] whether the step after resets a row, so that its
-                            // d_gates W_hh does not count; nullptr: no row
+  const bool* reset_after;  // [rows_after] `reset` of the step after; nullptr: no row
   const T* d_output;        // [rows,H] the gradient of `output`
   int64_t d_output_stride;
 };

@@ -1,6 +1,5 @@
 // One row of one step of the stepwise engine. CPU and CUDA call step_row(), which has an overload
-// for each kind of step. `reset` says whether the state is zeroed before the step; the CPU passes a
-// constant, so that its loops have no branch.
+// for each kind of step. The CPU passes a constant as `reset`, so that its loops have no branch.
 //
 // A ThreadGroup is the threads that share a row: one thread of a CPU, a thread or a block of a GPU.
 // Its each(n, f) calls f(k) for the calling thread's share of the indices k in [0, n).

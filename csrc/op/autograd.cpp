@@ -20,10 +20,10 @@ OptionalTensor if_defined(const Tensor& tensor) {
   return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
 }
 
-// Returns an alias of `tensor` without an autograd graph, or a wrapper tensor itself. The alias has
-// the version counter of `tensor`, by which autograd detects writes in place. It keeps the old
-// memory if the user assigns `weight.data = other` after forward. An output itself is not saved: it
-// refers to the node, and this reference cycle could stay if a hook of saved tensors raises.
+// Returns an alias of `tensor` without its autograd graph; a wrapper tensor is returned itself. The
+// alias shares the version counter, by which autograd detects writes in place, and keeps the memory
+// if the user assigns `weight.data = other`. An output would instead make a reference cycle with
+// its node, and the cycle would leak if a hook of saved tensors raises.
 Tensor detached_alias(const Tensor& tensor) {
   if (is_wrapper(tensor)) return tensor;
   return Tensor(tensor.unsafeGetTensorImpl()->shallow_copy_and_detach(
@@ -61,8 +61,8 @@ struct SavedCall {
   }
 };
 
-// The op as a node of autograd. Autograd does not see the tensors inside the struct `call`. So all
-// tensors that can have a gradient (input, h_0, c_0 and the weights) are passed again as one list.
+// The op as a node of autograd. Autograd does not see the tensors inside the struct `call`, so
+// those that can have a gradient are passed again as one list: input, h_0, c_0 and the weights.
 struct LstmFunction : torch::autograd::Function<LstmFunction> {
   static constexpr bool is_traceable = true;  // compiled autograd may trace backward
   static constexpr size_t kFirstWeight = 3;
@@ -80,7 +80,7 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    TORCH_CHECK(!grads[4].defined(), "lstm: the gates output is reserve space without a gradient");
+    TORCH_CHECK(!grads[4].defined(), "lstm: got a gradient of gates, which is not differentiable");
     SavedCall saved(ctx);
     const size_t end = kFirstWeight + saved.call.weights.size();
     variable_list result(end + 2);  // `call` and `options` come last and have no gradient
@@ -88,7 +88,7 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
       return result;
     if (at::GradMode::is_enabled()) {
       connect_weights(saved.call.weights);
-      TORCH_CHECK(differentiable_gradients, "lstm: second derivatives need fastlstm in Python");
+      TORCH_CHECK(differentiable_gradients, "lstm: create_graph needs the Python package fastlstm");
       const auto gradients =
           differentiable_gradients({grads.begin(), grads.begin() + 4}, saved.call);
       for (size_t k = 0; k < gradients.size(); ++k) result[k] = gradients[k].value_or(Tensor());
@@ -97,7 +97,7 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
     const auto layout = WeightLayout::of(saved.call.layout);
     const bool input_needs_grad = ctx->needs_input_grad(0);
     const bool state_needs_grad = ctx->needs_input_grad({{1, 3}});
-    // If no weight needs a gradient, backward returns d_gates and skips the GEMMs of W_ih and W_hh.
+    // If no weight needs a gradient, a request for d_gates instead skips the GEMMs for the weights.
     const bool weights_need_grad = ctx->needs_input_grad({{kFirstWeight, end}});
     const bool return_d_gates = !weights_need_grad && !layout.normalizes;
     // The guard makes the dispatcher skip its slow fallback for ops without an Autograd kernel.

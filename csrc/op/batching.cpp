@@ -1,7 +1,7 @@
-// The Batched key: calls lstm_backward once for each sample of batched gradients. Autograd passes
-// batched gradients for torch.autograd.grad with is_grads_batched=True and for jacobian with
-// vectorize=True. Both use the older vmap, whose fallback does not support ops that return lists of
-// tensors. The rule for vmap of torch.func is in fastlstm/engine/op.py.
+// The Batched key of the older vmap: calls lstm_backward once for each sample of batched gradients.
+// torch.autograd.grad with is_grads_batched=True and jacobian with vectorize=True pass such
+// gradients, and the fallback of that vmap does not support ops that return lists of tensors. The
+// rule for vmap of torch.func is in fastlstm/engine/op.py.
 #include <ATen/LegacyVmapTransforms.h>
 #include <torch/library.h>
 

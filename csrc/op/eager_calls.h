@@ -1,9 +1,8 @@
 // Eager calls from Python: functions that call the forward op, and functions that check whether a
-// call is plain. The same checks in Python would take longer than a small step.
-//
-// A call is plain if its tensors are dense CPU tensors of no subclass, and if no tracer, transform,
-// mode or autocast is active. A call skips the dispatcher if it records no gradient and no dispatch
-// key above the CPU kernel is active.
+// call is plain (op/module.cpp describes them). In Python the checks would take longer than a small
+// step. A call is plain if its tensors are dense CPU tensors of no subclass, and if no tracer,
+// transform, mode or autocast is active. A call skips the dispatcher if it records no gradient and
+// no dispatch key above the CPU kernel is active.
 #pragma once
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/autocast_mode.h>
@@ -51,7 +50,7 @@ inline ForwardResult call_eagerly(LstmCall call, const ForwardOptions& options) 
   return lstm_cpu(std::move(call), options);
 }
 
-// Sets h_0 and c_0 to zeros. They are one tensor if they have the same size.
+// Sets h_0 and c_0 to zeros, which are one tensor if the sizes are equal.
 inline void set_zero_state(LstmCall& call, int64_t directions, int64_t batch, int64_t hidden_size,
                            int64_t output_size) {
   const auto zeros = [&](int64_t size) {
@@ -61,7 +60,6 @@ inline void set_zero_state(LstmCall& call, int64_t directions, int64_t batch, in
   call.h_0 = output_size == hidden_size ? call.c_0 : zeros(output_size);
 }
 
-// Returns the call. If it has no state, h_0 and c_0 are set to zeros.
 inline LstmCall with_state(LstmCall call) {
   TORCH_CHECK(call.h_0.defined() == call.c_0.defined(),
               "lstm: expected h_0 and c_0, or None for both, got one of them");
@@ -78,7 +76,6 @@ inline LstmCall with_state(LstmCall call) {
   return call;
 }
 
-// `lstm` and, below, `lstm_cell`: op/module.cpp describes these functions of the Python module.
 inline std::tuple<Tensor, Tensor, Tensor, Tensor> lstm(
     const Tensor& input, const OptionalTensor& h_0, const OptionalTensor& c_0,
     std::vector<Tensor> weights, std::string layout, const OptionalTensor& batch_sizes,
@@ -92,8 +89,7 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor> lstm(
   return {std::move(output), std::move(h_n), std::move(c_n), std::move(cells)};
 }
 
-// Returns rows [B,size] as a sequence [1,B,size] of one step, without the dispatcher if the call
-// skips it.
+// Returns rows [B,size] as a sequence [1,B,size] of one step.
 inline Tensor as_step(const Tensor& rows, bool skips_dispatcher) {
   if (!skips_dispatcher) return rows.unsqueeze(0);
   Tensor step = at::detail::make_tensor<c10::TensorImpl>(
@@ -106,7 +102,7 @@ inline Tensor as_step(const Tensor& rows, bool skips_dispatcher) {
 }
 inline Tensor as_rows(const Tensor& state, bool skips_dispatcher) {
   const c10::SmallVector<int64_t, 4> sizes(state.sizes().begin() + 1, state.sizes().end());
-  // Not a view for autograd, which would lose the hooks of a view when it is written to in place.
+  // No view, because autograd drops the hooks of a view that is written to in place.
   if (!skips_dispatcher) return at::_unsafe_view(state, sizes);
   state.unsafeGetTensorImpl()->set_sizes_contiguous(sizes);
   return state;
@@ -118,7 +114,7 @@ inline std::tuple<Tensor, Tensor> lstm_cell(const Tensor& input, const OptionalT
   LstmCall call{input, h.value_or(Tensor()), c.value_or(Tensor()), std::move(weights),
                 std::move(layout)};
   const bool skips = skips_dispatcher(call);
-  // To track views takes autograd as long as a small step. Without gradients it need not do so.
+  // Autograd tracks views even without gradients, and takes as long for it as a small step takes.
   std::optional<at::AutoDispatchBelowADInplaceOrView> guard;
   if (!at::GradMode::is_enabled()) guard.emplace();
   for (Tensor* const rows : {&call.input, &call.h_0, &call.c_0})
@@ -137,13 +133,13 @@ inline bool no_mode_is_active() {
          !at::autocast::is_autocast_enabled(at::kCPU);
 }
 
-inline bool is_exact_tensor(PyObject* object) {
+inline bool is_exact_tensor(PyObject* object) {  // of no subclass except Parameter
   auto* const its_class = reinterpret_cast<PyObject*>(Py_TYPE(object));
   return its_class == THPVariableClass || its_class == ParameterClass;
 }
 
-// Whether an object is None or a tensor of a plain call. All floating point tensors of a call must
-// have the same supported dtype. The first tensor sets `dtype`.
+// Whether an object is None or a tensor of a plain call. All floating point tensors of a call have
+// one dtype, which the first tensor sets.
 inline bool is_plain(PyObject* object, std::optional<at::ScalarType>& dtype) {
   if (object == Py_None) return true;
   if (!is_exact_tensor(object)) return false;
@@ -157,7 +153,7 @@ inline bool is_plain(PyObject* object, std::optional<at::ScalarType>& dtype) {
 }
 
 using Objects = at::ArrayRef<PyObject*>;
-// The items of a list or a tuple. Any other object is its only item.
+// The items of a list or a tuple; any other object is the only item.
 inline Objects items_of(PyObject* const& object) {
   if (!PyList_CheckExact(object) && !PyTuple_CheckExact(object)) return object;
   return {PySequence_Fast_ITEMS(object), static_cast<size_t>(Py_SIZE(object))};
@@ -199,8 +195,8 @@ constexpr const char* kPlainNames[] = {
     "batch_first", "dropout"};
 static_assert(sizeof(PlainArguments) == std::size(kPlainNames) * sizeof(PyObject*));
 
-// Reads the arguments of a Python call, which must name them all, in this order. Other names are a
-// mistake in the Python files. So the error is a SystemError, which they do not catch.
+// Reads the arguments of a Python call, which must name all of them in this order. Only a defect of
+// fastlstm's Python files gives other names. They do not catch the SystemError.
 inline PlainArguments plain_arguments(PyObject* const* values, PyObject* names) {
   static const auto expected = [] {
     std::vector<PyObject*> all;
@@ -220,9 +216,9 @@ inline PlainArguments plain_arguments(PyObject* const* values, PyObject* names) 
   return arguments;
 }
 
-// Returns the call of these arguments, with steps as the first dimension. Returns nothing if the
-// call is not plain, has several layers or wrong arguments, or needs gradients with prepacked
-// weights: Python serves such a call or raises an error.
+// Returns the call of these arguments, with steps as the first dimension. Returns nothing if Python
+// must serve the call or raise an error: the call is not plain, has several layers or wrong
+// arguments, or needs gradients with prepacked weights.
 inline std::optional<LstmCall> plain_call(const PlainArguments& a) {
   LstmCall call;
   call.layout = from_python<std::string>(a.layout, "layout");

@@ -30,13 +30,13 @@ static PyMethodDef kEagerCalls[] = {
     method<fastlstm::fast_method<&fastlstm::lstm_cell>>(
         "lstm_cell",
         "lstm_cell(input, h, c, weights, layout, engine)\n\n"
-        "Calls the op for one step: input [B,I], h and c [B,H], zeros if they are None. Returns "
-        "the new h and c."),
+        "Calls the op for one step: input [B,I], h [B,P], c [B,H]; h and c are zeros if they are "
+        "None. Returns the new h and c."),
     method<fastlstm::plain_lstm>(
         "plain_lstm",
-        "Calls the op with the arguments and the attributes of an LSTM of one layer, all by name. "
-        "Returns the results of nn.LSTM, or None if the call is not plain or if the weights are "
-        "not the entries of `parameters` with these names.",
+        "Calls an LSTM of one layer. All arguments are passed by name: those of the call, and the "
+        "attributes of the module. Returns the results of nn.LSTM, or None if the call is not "
+        "plain or if the weights are not the entries of `parameters` with these names.",
         METH_FASTCALL | METH_KEYWORDS),
     method<fastlstm::are_plain>(
         "are_plain", "Whether a call of these tensors, lists of tensors and None is plain."),

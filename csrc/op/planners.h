@@ -1,5 +1,4 @@
-// Functions that tell Python how the planners would run a call, and what was built. op/module.cpp
-// describes them.
+// What Python asks about the build and the planners. op/module.cpp describes these functions.
 #pragma once
 #include <torch/csrc/utils/pybind.h>
 
@@ -42,7 +41,7 @@ inline py::dict engines() {
                   "persistent"_a = py::make_tuple("cuda"));
 }
 
-// Asks for a layer without options (options_in_use). For `training` backward must fit as well.
+// The layer has no options (LayerCall::options_in_use). For `training` backward must fit as well.
 inline bool persistent_engine_fits(int64_t hidden_size, int64_t batch, int64_t steps,
                                    int directions, const std::string& dtype, bool training,
                                    int sm_count, int capability) {
@@ -58,7 +57,7 @@ inline py::dict plan_cpu(const std::string& dtype, int64_t input_size, int64_t h
                          bool backward, int64_t threads, int64_t l2_cache_bytes) {
   const auto least = std::min({input_size, hidden_size, batch, steps, threads, l2_cache_bytes});
   if (least < 1 || directions < 1 || directions > 2)
-    throw std::invalid_argument("expected sizes of at least 1 and 1 or 2 directions");
+    throw std::invalid_argument("plan_cpu: expected sizes of at least 1, and directions 1 or 2");
   const int64_t rows = steps * batch, output_size = hidden_size;
   CpuTask task{dtype_named(dtype), directions,  steps,      batch, rows,
                input_size,         hidden_size, output_size};

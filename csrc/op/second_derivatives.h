@@ -1,6 +1,5 @@
-// Gradients that can be differentiated again, which Python computes. Only the Python module sets
-// the function (op/module.cpp), so that a program without Python can contain the ops
-// (examples/cpp).
+// Gradients that can be differentiated again. Python computes them: the Python module sets the
+// function below (op/module.cpp). A program without Python can contain the ops (examples/cpp).
 #pragma once
 #include <vector>
 

@@ -1,5 +1,5 @@
 // The stepwise engine, backward: the steps of the forward walk in opposite order, with one kernel
-// and one GEMM each. After them GEMMs over all steps give the gradients of weights and input.
+// and one GEMM each. Then GEMMs over all steps give the gradients of the weights and the input.
 #pragma once
 
 #include "stepwise/forward.h"
@@ -41,9 +41,9 @@ struct BackwardTensors {
     return rows.narrow(1, d * sizes.output_size, sizes.output_size);
   }
 
-  // Appends the gradients of one direction's weights, direction 0 first, and adds its part of the
-  // gradient of the input. Without layer normalization d_x_gates and d_h_gates are d_gates.
-  //   d_gates    [R,4H] the gradients of the pre-activations
+  // Appends the gradients of one direction's weights, and adds the direction's part of grad_input.
+  // It is called for direction 0 first. Without layer normalization the first three are equal.
+  //   d_gates    [R,4H] the gradient of the pre-activations
   //   d_x_gates  [R,4H] the gradient of W_ih x
   //   d_h_gates  [R,4H] the gradient of W_hh h_{t-1}
   //   h_prev()   [R,P]  returns the rows that W_hh multiplied
@@ -109,7 +109,7 @@ class StepwiseBackward : DirectionWalk {
         StepKernels::run(norms_->step(step, norm_weights<T>(), now->offset));
       else
         StepKernels::run(step);
-      // Before the first step is h_0, whose gradient may not be requested.
+      // At the first step of the walk this is the gradient of h_0, which may not be requested.
       if (call_.request.state || now->prev_rows > 0)
         dh.at(0, now->rows).addmm_(d_h_gates.at(now->offset, now->rows), w_.w_hh);
     }
@@ -127,7 +127,7 @@ class StepwiseBackward : DirectionWalk {
   }
 
  private:
-  // The gradient [R,4H] of W_hh h_{t-1}. With layer normalization it differs from d_gates.
+  // The gradient [R,4H] of W_hh h_{t-1}.
   const Tensor& d_h_gates() const { return norms_ ? norms_->d_h_gates() : d_gates_; }
 
   // Returns o tanh(c) of all rows [R,H], 0 after the end of each row.
@@ -139,7 +139,7 @@ class StepwiseBackward : DirectionWalk {
     return without_padding(layer_, h.view_symint(sequence)).view(h.sizes());
   }
 
-  // The row stride of a gradient: 0 if it has one row, so that the kernel reads it for every row.
+  // The row stride of a gradient; 0 for a single row, which the kernel reads for every row.
   static int64_t stride_of(const Tensor& rows) { return rows.size(0) == 1 ? 0 : rows.stride(0); }
 
   HiddenGradientInput<T> hidden_gradient(const WalkStep& now, const WalkStep* after) const {
@@ -171,8 +171,8 @@ class StepwiseBackward : DirectionWalk {
     return step;
   }
 
-  // Turns dh_, the d_gates W_hh of each row's first step, into dL/dh_0: multiplies it by h_mask,
-  // and sets it to 0 if the first step resets the row. A row of length 0 keeps dL/dh_n.
+  // Turns dh_ into dL/dh_0: multiplies it by h_mask, and sets it to 0 if the first step of the walk
+  // over a row resets the row. A row of length 0 keeps dL/dh_n.
   void mask_grad_h_0() {
     const OptionalTensor& lengths = layer_.lengths;
     if (h_mask_.defined())

@@ -1,5 +1,5 @@
-// The stepwise engine, forward: each step runs one GEMM by ATen and one kernel for the cell
-// equations; with a projection one more of each. It serves every dtype, shape and option, and a
+// The stepwise engine, forward: each step runs one GEMM of ATen and one kernel for the cell
+// equations, and with a projection one more of each. It serves every dtype, shape and option, and a
 // CUDA graph can capture it. A device provides StepKernels, a struct with a static function
 // run(step) for each of the six kinds of steps in equations/.
 #pragma once
@@ -14,8 +14,8 @@ inline OptionalTensor bias_of(const Direction& w) {
   return w.b_ih.defined() ? OptionalTensor(w.b_ih + w.b_hh) : std::nullopt;
 }
 
-// Computes x_gates [R,4H] = x W_ih^T + b_ih + b_hh for every flat row of the input [R,I]. With
-// layer normalization x_gates = LN(x W_ih^T) gain_ih + b_ih + b_hh.
+// Computes x_gates [R,4H] = x W_ih^T + b_ih + b_hh of the input [R,I]. With layer normalization
+// x_gates = LN(x W_ih^T) gain_ih + b_ih + b_hh.
 inline void multiply_input(const LayerCall& layer, const Direction& w, const Tensor& input,
                            Tensor& x_gates) {
   if (layer.has_bias() && !layer.normalizes())
@@ -50,7 +50,6 @@ class DirectionWalk {
   NormWeights<T> norm_weights() const {
     return {const_data<T>(w_.gain_hh), const_data<T>(w_.gain_c), const_data<T>(w_.bias_c)};
   }
-  // Which rows are reset before a step, [rows], or nullptr if there are no resets.
   const bool* reset_at(const WalkStep* now) const {
     return now && reset_.defined() ? const_data<bool>(reset_) + now->offset : nullptr;
   }
@@ -142,7 +141,6 @@ ForwardResult stepwise_forward(const LayerCall& layer, bool save_cells, bool sav
   const Tensor input = flat(layer.input, s.flat_rows);
   const ForwardTensors tensors(layer, save_cells, save_gates);
   for (int64_t d = 0; d < s.directions; ++d) {
-    // The activated gates replace x_gates, even if they are not saved.
     Tensor x_gates = save_gates
                          ? flat(tensors.gates[d], s.flat_rows)
                          : at::empty({s.flat_rows, 4 * s.hidden_size}, layer.input.options());

@@ -1,6 +1,6 @@
-// Layer normalization in the stepwise engine: what ATen computes for all steps at once (the norm of
-// W_ih x, the gradients of gains and biases), and the arguments that layer_norm_step.h needs in
-// addition to those of a plain step. Norms are computed in state_dtype.
+// Layer normalization in the stepwise engine: what ATen computes for all steps at once, in
+// state_dtype (the norm of W_ih x, the gradients of gains and biases), and the arguments of the
+// steps in layer_norm_step.h.
 #pragma once
 
 #include "core/layer_call.h"
@@ -28,6 +28,7 @@ class RowNorm {
   Tensor x_, gain_, y_, mean_, scale_;
 };
 
+// What layer normalization adds to the backward walk of a direction.
 template <typename T, typename A>
 class NormsBackward {
  public:
@@ -45,7 +46,7 @@ class NormsBackward {
     return {step, weights, const_data<T>(h_gates_) + at(h_gates_),
             data<T>(d_h_gates_) + at(d_h_gates_), data<A>(d_normed_cells_) + at(d_normed_cells_)};
   }
-  // The gradient [R,4H] of W_hh h_{t-1}; complete after the last step.
+  // The gradient [R,4H] of W_hh h_{t-1}; the steps of the walk fill it.
   const Tensor& d_h_gates() const { return d_h_gates_; }
 
   // Returns the gradient [R,4H] of W_ih x, and puts the gradients of gains and bias_c into `grads`.
