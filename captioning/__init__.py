@@ -1,15 +1,11 @@
-"""Image captioning on `fastlstm.LSTM`: a frozen CNN encoder and an LSTM decoder.
-
-The public names of docs/reference/captioning.md can be imported from here.
-"""
+"""Image captioning on `fastlstm.LSTM`: a frozen CNN encoder and an LSTM decoder."""
 
 import importlib
 from typing import Any
 
 __version__ = "0.1.0"
 
-# The public names by module. A module is imported when one of its names is used for the first time,
-# so that `captioning --help` imports no torch.
+# The public names by module, imported at their first use: `captioning --help` needs no torch.
 _PUBLIC = {
     "settings": ("DecodeConfig", "ModelConfig", "TrainConfig"),
     "cnn.pretrained": ("CNNConfig", "load_cnn"),
@@ -26,7 +22,6 @@ __all__ = [name for names in _PUBLIC.values() for name in names]
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a public name."""
     for module, names in _PUBLIC.items():
         if name in names:
             return getattr(importlib.import_module(f"captioning.{module}"), name)

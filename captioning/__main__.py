@@ -17,7 +17,7 @@ more:        captioning COMMAND --help
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that reports a wrong argument in one line, and then names the help."""
+    """A parser that prints one line about a wrong argument, and one that names the help."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {printable(message)}\n({self.prog} --help says more)\n")
@@ -26,13 +26,13 @@ class Parser(argparse.ArgumentParser):
 def main(argv: list[str] | None = None) -> int:
     """Runs a command and reports errors; returns the exit status."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # characters that it cannot encode are escaped
+        if isinstance(stream, io.TextIOWrapper):  # so that it escapes what it cannot encode
             stream.reconfigure(errors="backslashreplace")
     try:
         try:
             return run(sys.argv[1:] if argv is None else argv)
         finally:
-            sys.stdout.flush()  # here an error can still be reported
+            sys.stdout.flush()  # Python's own flush at exit could not report an error
     except ModuleNotFoundError as error:
         name = (error.name or "captioning").split(".")[0]
         if name in ("captioning", "fastlstm"):
@@ -66,17 +66,17 @@ def run(argv: list[str]) -> int:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for name, text in COMMANDS.items():
         commands.add_parser(name, help=text, description=text, formatter_class=formatter)
-    name, *words = argv or ["--help"]
+    name, *arguments = argv or ["--help"]
     if name not in COMMANDS:
-        parser.parse_args([name, *words])
+        parser.parse_args([name, *arguments])
         return 0
     module = importlib.import_module(f"captioning.commands.{name}")
     command = commands.choices[name]
     module.add(command)
     # `parse_intermixed_args` allows options between the checkpoint and the pictures. But if there
     # are no arguments, `parse_args` has the better error: it names all that are required.
-    parse = command.parse_intermixed_args if words else command.parse_args
-    return module.run(parse(words)) or 0
+    parse = command.parse_intermixed_args if arguments else command.parse_args
+    return module.run(parse(arguments)) or 0
 
 
 if __name__ == "__main__":

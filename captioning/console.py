@@ -46,8 +46,6 @@ def progress(work: Iterable[Any] | None, title: str | None, **more: Any) -> Any:
     from tqdm import tqdm  # not at the top, so that __main__ can report that it is missing
 
     class Lines(tqdm):  # type: ignore[misc]
-        """Prints lines instead of a bar."""
-
         tenths = 0  # number of tenths that were printed
 
         def display(self, msg: str | None = None, pos: int | None = None) -> None:

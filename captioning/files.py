@@ -1,4 +1,4 @@
-"""Reads and writes files. A file is written as a whole or not at all."""
+"""Reads and writes files. If writing fails (a full disk, a killed process), an older file stays."""
 
 import json
 import os
@@ -10,10 +10,7 @@ from captioning.errors import CaptioningError
 
 
 def write_atomically(path: str | Path, write: Callable[[Any], Any]) -> None:
-    """Calls ``write(file)`` on a temporary file in the folder of `path`, then moves it to `path`.
-
-    If writing fails (a full disk, a killed process), an older file stays as it is.
-    """
+    """Calls ``write(file)`` on a temporary file next to `path`, and then moves it to `path`."""
     path = Path(os.path.realpath(path))  # so that a symbolic link is not replaced by a file
     check_output(path)
     path.parent.mkdir(parents=True, exist_ok=True)

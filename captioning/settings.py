@@ -12,19 +12,19 @@ from captioning.errors import CaptioningError
 
 SMALL_SET = 20_000  # a training set with fewer pictures is small
 POOLS = ("avg", "2x2", "grid")
-LARGEST = 2**31 - 1
+INT32_MAX = 2**31 - 1
 
 # The values that a setting may have: a range with both ends, or one of several words.
 ALLOWED: dict[str, Any] = {
     **dict.fromkeys(("feature_size", "vocab_size", "embed_size", "hidden_size"), (1, 2**20)),
     **dict.fromkeys(("num_layers", "beam_size", "max_seq_length", "max_words"), (1, 1000)),
-    **dict.fromkeys(("epochs", "batch_size", "min_count"), (1, LARGEST)),
+    **dict.fromkeys(("epochs", "batch_size", "min_count"), (1, INT32_MAX)),
     **dict.fromkeys(("dropout", "label_smoothing", "consensus", "ema"), (0, 0.999999)),
-    **dict.fromkeys(("warmup", "clip_norm", "self_critical"), (0, LARGEST)),
-    **dict.fromkeys(("length_penalty", "neighbors"), (0, LARGEST)),
-    **dict.fromkeys(("learning_rate", "temperature"), (1e-30, LARGEST)),
+    **dict.fromkeys(("warmup", "clip_norm", "self_critical"), (0, INT32_MAX)),
+    **dict.fromkeys(("length_penalty", "neighbors"), (0, INT32_MAX)),
+    **dict.fromkeys(("learning_rate", "temperature"), (1e-30, INT32_MAX)),
     "grid": (0, 4096),
-    "seed": (-LARGEST, LARGEST),
+    "seed": (-INT32_MAX, INT32_MAX),
     "image_at": ("first", "every"),
     "batches_of": ("captions", "pictures"),
     "autocast": ("auto", "none", "bfloat16"),
@@ -245,7 +245,7 @@ def describe_device(device: str) -> str:
         return f"device: {device}, {name} (captioning was never tested on CUDA)"
     why = "no CUDA: torch finds no GPU"
     if torch.cuda.is_available():
-        why = f"CUDA is there: --device cuda takes {torch.cuda.get_device_name()}"
+        why = f"--device cuda would use {torch.cuda.get_device_name()}"
     elif not torch.version.cuda:
         why = f"no CUDA: torch {torch.__version__} was built without CUDA"
     return f"device: {device}, {torch.get_num_threads()} threads of {os.cpu_count()} ({why})"

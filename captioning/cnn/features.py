@@ -30,29 +30,26 @@ TO_DO, DONE, BROKEN = range(3)  # the states of a picture
 
 
 class FeatureCache:
-    """An open cache: `features` of a shape [N,...], and `state`, uint8 [N], TO_DO, DONE or BROKEN.
-
-    Both are mapped from files, which are made if they are missing.
-    """
+    """An open cache: `features` [N,...], and `state`, uint8 [N] of TO_DO, DONE or BROKEN."""
 
     def __init__(self, path: Path, shape: tuple[int, ...], dtype: str) -> None:
         self.path, state = path, path.with_suffix(".state.npy")
         if not state.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-            # To write to a mapped file on a full disk would kill this process.
+            # On a full disk, writing to a mapped file would kill this process.
             if shutil.disk_usage(path.parent).free < size:
                 raise CaptioningError(f"{path} needs {size / 1e6:,.0f} MB, and the disk has less")
             np.lib.format.open_memmap(path, "w+", dtype, shape)
-            # This file is made last: if it exists, the other is complete.
+            # The state is made last: if it exists, the file of features has its full size.
             np.lib.format.open_memmap(state, "w+", "uint8", shape[:1])
         try:
-            found = [np.load(file, mmap_mode="c") for file in (path, state)]
+            arrays = [np.load(file, mmap_mode="c") for file in (path, state)]
         except (OSError, ValueError, EOFError) as error:
             raise CaptioningError(f"{path} is damaged ({error}): delete it") from error
-        if (found[1] != DONE).any():  # a complete cache is not written, and may be read-only
-            found = [np.load(file, mmap_mode="r+") for file in (path, state)]
-        self.features, self.state = map(torch.from_numpy, found)
+        if (arrays[1] != DONE).any():  # a complete cache needs no writing, so it may be read-only
+            arrays = [np.load(file, mmap_mode="r+") for file in (path, state)]
+        self.features, self.state = map(torch.from_numpy, arrays)
 
 
 def cache_path(
@@ -65,7 +62,6 @@ def cache_path(
     but not of its contents, because it would take too long to read all files.
     """
     annotations = Path(annotations)
-    # Two CNNs can have the same fingerprint, if they differ only in layers without weights.
     parts = [annotations.resolve().parent, cnn.config.name, cnn.config.fingerprint]
     pictures = [f"{i.id} {i.path.name} {i.path.stat().st_size}" for i in images]
     digest = hashlib.sha256(os.fsencode("\n".join(map(str, parts + pictures))))
@@ -120,7 +116,6 @@ def extract_features(
 def _load(
     images: Sequence[CaptionedImage], transform: Transform, rows: list[int]
 ) -> list[tuple[int, Tensor | str]]:
-    """Returns for each row the input of the CNN, or what is wrong with the picture."""
     return [(row, transform.load(images[row].path)) for row in rows]
 
 
@@ -140,9 +135,8 @@ class FeatureTable:
         return [[vocabulary.encode(c)[1:] for c in image.captions] for image in self.images]
 
     def encode(self, vocabulary: Vocabulary, max_words: int) -> EncodedCaptions:
-        """Returns all captions, cut to `max_words` words."""
         return EncodedCaptions([image.captions for image in self.images], vocabulary, max_words)
 
-    def read(self, images: Tensor | None = None) -> Tensor:
-        """Returns the features of the pictures at these positions, or of all pictures."""
-        return self.cache.features[self.rows if images is None else self.rows[images]]
+    def read(self, positions: Tensor | None = None) -> Tensor:
+        """Returns the features of the pictures at these positions in `images`, or of all."""
+        return self.cache.features[self.rows if positions is None else self.rows[positions]]

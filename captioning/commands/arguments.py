@@ -35,10 +35,7 @@ def add_on_error(parser: Any) -> None:
 def load_captioner(
     paths: Sequence[str | Path], device: str, lstm_weights: str = "float32"
 ) -> tuple[Checkpoint, FrozenCNN]:
-    """Loads captioners that write together, and their CNN on the same device; prints the device.
-
-    `lstm_weights` is the dtype of the LSTMs' prepacked weights; see `prepack_lstms`.
-    """
+    """Loads a captioner or an ensemble, with prepacked LSTMs, and its CNN; prints the device."""
     device = choose_device(device)
     say(describe_device(device), error=True)
     checkpoint = load_ensemble(paths, device=device)

@@ -28,7 +28,7 @@ METHOD_OF = {"neighbors": "beam", "beam_size": "beam", "temperature": "sample", 
 def add(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
     option("checkpoint", type=Path, help="the captioner, such as runs/demo/best.pt")
-    text = "files, folders, globs; a *.pt is one more captioner: all write each caption together"
+    text = "files, folders, globs; each further *.pt adds a captioner to an ensemble"
     option("pictures", nargs="*", help=text)
     option("--annotations", type=Path, help="caption the pictures of a COCO captions file")
     option("--images", type=Path, help="picture folder, if the captions file names no folder")
@@ -36,11 +36,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     text = "JSON to write: captions in COCO's results format; without --annotations also file names"
     option("--json", type=Path, help=text)
     option("--sheet", type=Path, help="PNG to write: the pictures with captions below")
-    option("--attention", type=Path, help="PNG to write: where it looked, for one picture")
+    option("--attention", type=Path, help="PNG to write: where the decoder looked, for one picture")
     text = "how to search (beam, as training chose it)"
     option("--method", choices=("beam", "greedy", "sample"), default="beam", help=text)
     option("--beam-size", type=int, help="beam: captions that are kept (as training chose)")
-    text = "beam: weight of similar training pictures' captions, 0 for none (as training chose)"
+    text = "beam: weight of captions of similar training pictures, 0 for none (as training chose)"
     option("--neighbors", type=float, help=text)
     option("--temperature", type=float, help="sample: below 1 prefers probable words (1)")
     option("--seed", type=int, help="sample: the same seed gives the same captions (0)")
@@ -51,20 +51,20 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     search = search_of(args)
-    more = [name for name in args.pictures if name.endswith(".pt") and not Path(name).is_dir()]
+    others = [name for name in args.pictures if name.endswith(".pt") and not Path(name).is_dir()]
     if args.checkpoint.suffix.lower() in EXTENSIONS or args.checkpoint.is_dir():
         raise CaptioningError(f"expected a captioner, then pictures; got {args.checkpoint} first")
-    args.pictures = [name for name in args.pictures if name not in more]
+    args.pictures = [name for name in args.pictures if name not in others]
     check_output(args.json, args.attention, args.sheet)
     dataset = pictures_of(args)
-    checkpoint, cnn = load_captioner([args.checkpoint, *more], args.device, args.lstm_weights)
+    checkpoint, cnn = load_captioner([args.checkpoint, *others], args.device, args.lstm_weights)
     check_captioner(args, checkpoint, len(dataset.images))
     config = replace(checkpoint.search, **search)
     start, captioned, images, cache = time.perf_counter(), {}, dataset.images, None
     if args.features:
         cache = extract_features(cnn, images, args.features, args.annotations, "skip")
-    found = caption_files(checkpoint, cnn, [image.path for image in images], config, cache)
-    bar = progress(found, "caption" if args.json else None, total=len(images), unit="img")
+    results = caption_files(checkpoint, cnn, [image.path for image in images], config, cache)
+    bar = progress(results, "caption" if args.json else None, total=len(images), unit="img")
     for image, item in zip(images, bar, strict=True):
         if item.error:
             say(item.error, error=True)

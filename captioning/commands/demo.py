@@ -27,7 +27,6 @@ from captioning.training.pipeline import locked, train_locked
 from captioning.training.processes import Process
 from captioning.training.request import TrainingRequest
 
-# The text of each section of the report.
 SECTION_TEXTS = {
     "val": "New pictures. Their combinations of count, size, color, shape and background occur in "
     "the training pictures.",
@@ -63,13 +62,13 @@ def demo(
 ) -> dict[str, Section]:
     """Runs the whole demonstration in the folder `output`; returns the report's sections by split.
 
-    A captioner that an earlier demo trained in the folder is deleted. Without `epochs` there are as
-    many as the decoder needs. `splits` has the number of pictures of each split.
+    A captioner that an earlier demo trained in the folder is deleted. `epochs` None is the number
+    of the decoder's `demo` settings. `splits` has the number of pictures of each split.
     """
     output, start = Path(output), time.perf_counter()
     settings = {"batches_of": "captions", "dropout": 0.0, "image_at": "first", "min_count": 1}
-    # `large` has the values for a large set, though the set is small. A captioner hardly overfits,
-    # because the captions of a scene state the same facts in few words.
+    # The defaults are for large sets. A captioner hardly overfits to this small one, because the
+    # captions of a scene state the same facts in few words.
     large = {n: getattr(TrainConfig(), n) for n in ("label_smoothing", "consensus", "ema")}
     settings |= {**large, "learning_rate": 4e-3, **DECODERS[decoder].demo}
     settings |= {"decoder": decoder, "seed": seed, "no_neighbors": True, "autocast": "none"}
@@ -91,17 +90,13 @@ def demo(
 
 
 def captions_file(output: Path, split: str) -> Path:
-    """Returns the captions file of a split of the pictures that the demo draws."""
     return output / "scenes" / "annotations" / f"captions_{split}.json"
 
 
 def _report(
     output: Path, lstm: str, device: str, history: list[dict[str, float]], start: float
 ) -> dict[str, Section]:
-    """Captions and scores new pictures with the captioner in `output`, and writes the report.
-
-    The demo began at `start`, by `time.perf_counter`. Returns the report's sections by split.
-    """
+    """Captions new pictures, scores the captions, and writes the report; returns its sections."""
     say("3/4  captioning and scoring pictures that training never saw")
     checkpoint = load_checkpoint(output / "best.pt", lstm, device)
     cnn = load_cnn(checkpoint.cnn).to(device)

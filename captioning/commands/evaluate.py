@@ -15,9 +15,9 @@ from captioning.search.generate import caption_files
 
 def add(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
-    text = "captions (JSON in COCO's results format), or captioners that write together (*.pt)"
-    text += "; with both, --report shows the captioners' curves and attention maps"
-    option("what", type=Path, nargs="+", help=text)
+    text = "captions (JSON in COCO's results format) or captioners (*.pt; several are an ensemble)"
+    text += "; with both, the captioners only add curves and attention maps to --report"
+    option("inputs", type=Path, nargs="+", help=text)
     option("--references", type=Path, required=True, help="COCO captions file")
     option("--images", type=Path, help="picture folder, if the file names no folder")
     option("--meteor", action="store_true", help="compute METEOR too (needs Java)")
@@ -27,8 +27,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    files = [path for path in args.what if path.suffix == ".json"]
-    paths = [path for path in args.what if path not in files]
+    files = [path for path in args.inputs if path.suffix == ".json"]
+    paths = [path for path in args.inputs if path not in files]
     if len(files) > 1:
         raise CaptioningError(f"expected one file of captions, got {', '.join(map(str, files))}")
     check_output(args.json, args.report)
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
     if args.report:
         pictures = [image for image in dataset.images if image.id in results]
         text = f"Captions of {len(pictures)} pictures"
-        sections = [Section(args.what[0].name, text, pictures, results, scores)]
+        sections = [Section(args.inputs[0].name, text, pictures, results, scores)]
         history = checkpoint.training.get("history", []) if checkpoint else []
         write_report(args.report, "Evaluation of captions", "", sections, history, checkpoint, cnn)
         say(f"report: {args.report}")

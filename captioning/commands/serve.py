@@ -25,7 +25,7 @@ TITLE = "Caption a picture"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    text = "the captioner, such as runs/demo/best.pt, or several that write together"
+    text = "the captioner, such as runs/demo/best.pt, or an ensemble of several"
     parser.add_argument("checkpoint", type=Path, nargs="+", help=text)
     text = "address to listen on; 0.0.0.0 lets other machines in (127.0.0.1)"
     parser.add_argument("--host", default="127.0.0.1", help=text)
@@ -48,17 +48,16 @@ def check_address(host: str, port: int | None) -> None:
         socket.create_server((host.strip("[]"), port or 0), family=family).close()
     except OSError as error:
         address = f"{host} port {port}" if port else f"--host {host}"
-        reason = str(error.strerror).partition(" (")[0]  # the address follows " ("
+        reason = str(error.strerror).partition(" (")[0]  # the address follows, in parentheses
         raise CaptioningError(f"cannot listen on {address}: {reason}") from error
 
 
 def caption_picture(
     checkpoint: Checkpoint, cnn: FrozenCNN, picture: str | Path, beam_size: int
 ) -> tuple[list[Caption], Maps]:
-    """Captions a picture file by beam search.
+    """Captions a picture file by beam search; raises `ImageError` if it is broken or too large.
 
-    Returns the captions, best first, and the attention maps of the best one, which are empty if the
-    decoder does not attend. Raises `ImageError` for a picture that is broken or too large.
+    Returns the captions, best first, and the attention maps of the best one, [] without attention.
     """
     with open(picture, "rb") as file:
         image = load_image(file, 2 * cnn.transform.resize_size, MAX_PIXELS)
@@ -112,7 +111,7 @@ def serve(checkpoint: Checkpoint, cnn: FrozenCNN, host: str, port: int | None, n
     """Serves the page until Ctrl-C or SIGTERM; see `build_page`."""
     import gradio as gr
 
-    # Both signals end `block_thread` below. A shell's background jobs ignore SIGINT by default.
+    # Both signals end `block_thread` below. A shell's background jobs would ignore SIGINT.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="captioning-") as folder:
@@ -120,7 +119,7 @@ def serve(checkpoint: Checkpoint, cnn: FrozenCNN, host: str, port: int | None, n
         page = build_page(checkpoint, cnn, name)
         theme = gr.themes.Default(font="system-ui", font_mono="ui-monospace")
         options: Any = {"server_name": host, "server_port": port, "max_file_size": MAX_FILE}
-        options |= {"quiet": True, "run_history": False, "share": False}  # Colab's default is True
+        options |= {"quiet": True, "run_history": False, "share": False}  # on Colab it would share
         page.launch(theme=theme, footer_links=["api"], prevent_thread_lock=True, **options)
         say(f"{name}: {page.local_url} (Ctrl-C to stop)")
         page.block_thread()

@@ -18,13 +18,13 @@ def add(parser: argparse.ArgumentParser) -> None:
     rows = [f"  {name:16} {describe_setting(name)}" for name in SET_NAMES]
     parser.description = (
         "train a captioner; each picture is encoded once, and the features are kept\n\n"
-        f"Defaults a | b | c: a for fewer than {SMALL_SET:,} pictures, b for more, c for\n"
+        f"Defaults a | b | c are for fewer than {SMALL_SET:,} pictures, for more, and for\n"
         "--self-critical. Fewer than 6,000 pictures get more epochs, up to 60."
     )
     curves = "curves: tensorboard --logdir OUTPUT (install it before: pip install tensorboard)"
     parser.epilog = "\n".join(["settings of --set NAME=VALUE:", *rows, "", curves])
     option = parser.add_argument
-    option("data", type=Path, nargs="?", help="folder that prepare wrote, in place of the next 3")
+    option("data", type=Path, nargs="?", help="output of prepare, for --train, --val and --test")
     option("--train", type=Path, help="COCO captions file to train on")
     option("--val", type=Path, help="COCO captions file to validate on")
     option("--test", type=Path, help="COCO captions file to score the best epoch on")
@@ -41,10 +41,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     option("--learning-rate", type=float, help=describe_setting("learning_rate"))
     text = f"add a stage that rewards the CIDEr-D of N captions of each picture ({SAMPLES})"
     option("--self-critical", type=int, nargs="?", const=SAMPLES, metavar="N", help=text)
-    option("--members", type=int, default=1, help="captioners to train that write together (1)")
+    option("--members", type=int, default=1, help="captioners to train, for an ensemble (1)")
     option("--start", type=Path, help="checkpoint to take weights, words, sizes and CNN from")
     option("--resume", action="store_true", help="continue from OUTPUT/last.pt, if it exists")
-    text = "keep no captions of training pictures in best.pt; they can help beam search"
+    text = "keep no captions of training pictures in best.pt, which could help beam search"
     option("--no-neighbors", action="store_true", default=None, help=text)
     add_on_error(parser)
     add_device(parser)

@@ -26,10 +26,7 @@ class Batch:
 
 
 class EncodedCaptions:
-    """All captions of a training set as one table of tokens.
-
-    Captions of more than `max_words` words are cut; `cut` is their number.
-    """
+    """All captions of a training set as tokens; `cut` is how many had more than `max_words`."""
 
     def __init__(
         self, groups: list[list[str]], vocabulary: Vocabulary, max_words: int = 50
@@ -48,7 +45,6 @@ class EncodedCaptions:
         return len(self.image)
 
     def batch(self, indices: Tensor) -> Batch:
-        """Returns the captions with these indices."""
         indices = indices[self.lengths[indices].argsort(descending=True, stable=True)]
         lengths = self.lengths[indices]
         images, rows = self.image[indices].unique(return_inverse=True)
@@ -58,23 +54,21 @@ class EncodedCaptions:
     def epoch(
         self, batch_size: int, seed: int, epoch: int, by_picture: bool = False
     ) -> list[Tensor]:
-        """Divides all captions into random batches of about `batch_size`; see `shuffled`.
+        """Divides all captions into random batches of about `batch_size`; returns their indices.
 
-        With `by_picture` all captions of a picture are in the same batch. The number of batches
-        does not depend on `by_picture`, except that there are never more batches than pictures. The
-        sizes of batches differ if some pictures have more captions than others. Returns the indices
-        of the captions of each batch.
+        With `by_picture` all captions of a picture are in the same batch. So there are at most as
+        many batches as pictures, and their sizes differ if the pictures' numbers of captions do.
         """
         if not by_picture:
-            return shuffled(len(self), batch_size, seed, epoch)
+            return random_batches(len(self), batch_size, seed, epoch)
         counts = self.image.unique_consecutive(return_counts=True)[1]
-        of_picture = torch.arange(len(self)).split(counts.tolist())
+        captions_of = torch.arange(len(self)).split(counts.tolist())
         per_batch = max(1.0, batch_size * len(counts) / len(self))
-        pictures = shuffled(len(counts), per_batch, seed, epoch)
-        return [torch.cat([of_picture[i] for i in part.tolist()]) for part in pictures]
+        batches = random_batches(len(counts), per_batch, seed, epoch)
+        return [torch.cat([captions_of[i] for i in pictures.tolist()]) for pictures in batches]
 
 
-def shuffled(count: int, batch_size: float, seed: int, epoch: int) -> list[Tensor]:
+def random_batches(count: int, batch_size: float, seed: int, epoch: int) -> list[Tensor]:
     """Divides the numbers below `count` into random batches of about `batch_size`.
 
     The sizes of batches differ by at most 1, so that the last batch is not too small for BatchNorm.

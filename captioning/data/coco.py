@@ -42,7 +42,6 @@ class CaptionDataset:
 
     @property
     def references(self) -> dict[int, list[str]]:
-        """The captions of each picture, by its id."""
         return {image.id: image.captions for image in self.images}
 
 

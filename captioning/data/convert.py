@@ -17,7 +17,6 @@ from captioning.errors import CaptioningError, list_reasons
 from captioning.files import read_json, read_text, write_json
 
 SPLITS = ("train", "val", "test")
-# For the help of `captioning prepare`.
 FORMATS = (
     "file of captions: a table whose header names the columns image and caption, separated by "
     "comma, tab, semicolon or bar (or a folder that has it as captions.txt, .csv or .tsv); or "
@@ -33,7 +32,7 @@ class Source:
     captions: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     splits: dict[str, str] = field(default_factory=dict)  # empty if the file has no splits
     ids: dict[str, int] = field(default_factory=dict)  # only of the pictures that have an id
-    bad_rows: list[str] = field(default_factory=list)  # where each is, and what it contains
+    bad_rows: list[str] = field(default_factory=list)  # the place and the content of each
 
 
 def read_source(path: str | Path) -> Source:
@@ -49,7 +48,6 @@ def read_source(path: str | Path) -> Source:
 
 
 def _read_karpathy(path: Path) -> Source:
-    """Reads the JSON format of Karpathy and Fei-Fei."""
     data, source = read_json(path), Source()
     try:
         for image in data["images"]:

@@ -38,7 +38,7 @@ def load_image(
 ) -> Image.Image:
     """Reads a picture of any bit depth as RGB, upright by its EXIF data, transparency on white.
 
-    With a `min_side` above 0, a JPEG may be decoded to a smaller size, with sides of at least that.
+    With `min_side` above 0 a JPEG may be decoded to a smaller size, of at least `min_side` a side.
     Raises `ImageError` if the file is missing, broken or in none of `FORMATS`, or if the picture
     has more than `max_pixels` pixels by the header of its file.
     """
@@ -83,7 +83,6 @@ def data_uri(image: Image.Image) -> str:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Converts a picture of any mode to RGB."""
     # Pillow would clip values of 16 bits and more, so they are scaled first.
     if image.mode.startswith("I") or image.mode == "F":
         largest = max(cast(float, image.getextrema()[1]), 1e-9) if image.mode == "F" else 65535
@@ -104,8 +103,8 @@ class Transform:
 
     resize_size: int  # length of the shorter side of the picture before the crop
     crop_size: int  # side of the square that is cut from the middle
-    mean: tuple[float, ...]  # is subtracted from each channel, whose values are 0 to 1
-    std: tuple[float, ...]  # then each channel is divided by this
+    mean: tuple[float, ...]  # of each channel, subtracted from values of 0 to 1
+    std: tuple[float, ...]  # of each channel, by which the difference is divided
     interpolation: str = "bilinear"
     squash: bool = False  # whether to squash the whole picture into the square instead of a crop
 

@@ -45,7 +45,7 @@ PLACES = {  # x and y of the middle of the group, as a fraction of the side
     "in the middle": (0.5, 0.5),
 }
 SPLITS = {"train": 2000, "val": 300, "unseen": 300}
-HELD_OUT = 72  # combinations of 432 that only the split "unseen" shows
+HELD_OUT = 72  # combinations that only "unseen" has; the 360 others still have all pairs of facts
 
 
 class Facts(NamedTuple):
@@ -95,8 +95,8 @@ def draw_scene(rng: random.Random, facts: Facts) -> Image.Image:
     radius = SIZES[facts.size] * rng.uniform(0.92, 1.08)
     # The shapes stand on a circle of radius `ring` around the group's middle, and do not touch.
     ring = {1: 0.0, 2: 1.5, 3: 1.6}[facts.count] * radius
-    free = IMAGE_SIZE / 4 - 1 - ring - 1.15 * radius
-    shift = min(7.0 if facts.place == "in the middle" else 14.0, free)
+    margin = IMAGE_SIZE / 4 - 1 - ring - 1.15 * radius
+    shift = min(7.0 if facts.place == "in the middle" else 14.0, margin)
     x, y = (IMAGE_SIZE * p + rng.uniform(-shift, shift) for p in PLACES[facts.place])
     turn = rng.uniform(0, 2 * math.pi)
     for i in range(facts.count):
@@ -130,7 +130,7 @@ _NUMBER = {word: number for number, word in COUNTS.items()}
 
 
 def parse(caption: str) -> Facts | None:
-    """Returns the facts that a caption states, or None unless it states each exactly once."""
+    """Returns the facts that a caption states, or None if one is missing or stated twice."""
     found = [pattern.findall(caption) for pattern in (_GROUP, _BACKGROUND, _PLACE)]
     if any(len(f) != 1 for f in found):
         return None
@@ -157,11 +157,7 @@ Combination = tuple[int, str, str, str, str]
 
 
 def split_combinations(seed: int = 0) -> tuple[list[Combination], list[Combination]]:
-    """Divides all combinations of the first five facts into seen and unseen ones.
-
-    Only 72 of the 432 combinations are unseen, so a captioner sees practically every pair of a
-    color and a shape.
-    """
+    """Divides all combinations of the first five facts into seen and unseen ones."""
     combinations = list(itertools.product(COUNTS, SIZES, COLORS, SHAPES, BACKGROUNDS))
     unseen = set(random.Random(seed).sample(combinations, HELD_OUT))
     seen = [c for c in combinations if c not in unseen]
@@ -169,15 +165,12 @@ def split_combinations(seed: int = 0) -> tuple[list[Combination], list[Combinati
 
 
 def generate(root: str | Path, splits: dict[str, int] = SPLITS, seed: int = 0) -> Path:
-    """Draws the data set into the folder `root`; the same arguments give the same pictures.
+    """Draws the data set into the folder `root`, and returns the folder.
 
     Args:
         root: the folder.
         splits: the number of pictures of each split. Only "unseen" has unseen combinations.
-        seed: of all that is random.
-
-    Returns:
-        The folder.
+        seed: of all that is random; the same arguments give the same pictures.
     """
     root, first = Path(root), 1
     seen, unseen = split_combinations(seed)

@@ -20,8 +20,7 @@ from captioning.errors import CaptioningError
 from captioning.model.layers import Dropout, make_lstm
 from captioning.settings import ModelConfig
 
-# The standard deviation of the initial row and column vectors. The encoder's BatchNorm gives the
-# cells a standard deviation of about 1.
+# The standard deviation of the initial row and column vectors; BatchNorm gives the cells about 1.
 POSITION_STD = 0.1
 
 
@@ -67,7 +66,6 @@ class AttentionDecoder(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def start(self, image: Tensor) -> AttentionState:
-        """Computes the state before <start> from the image; see `Decoder.start`."""
         h, c = self.init(image.mean(1)).tanh().chunk(2, 1)
         positions = (self.row.unsqueeze(1) + self.column).flatten(0, 1)
         # Under autocast the sum is float32. Without this cast, each step would cast the cells.
@@ -85,27 +83,24 @@ class AttentionDecoder(nn.Module):
         with torch.autocast(h.device.type, enabled=False):
             energies = (double_keys + double_query).sigmoid_() @ self.energy.weight.squeeze(0)
             weights = (2 * energies).softmax(1)
-        seen = torch.bmm(weights.unsqueeze(1), cells).squeeze(1) * self.gate(h).sigmoid()
-        h, c = self.lstm(torch.cat([vectors, seen], 1), (h, c))
+        context = torch.bmm(weights.unsqueeze(1), cells).squeeze(1) * self.gate(h).sigmoid()
+        h, c = self.lstm(torch.cat([vectors, context], 1), (h, c))
         return AttentionState(h, c, picture, cells, double_keys, weights)
 
     def read(self, words: Tensor) -> Tensor:
-        """Returns the vectors of words, with dropout."""
         # Training reads the words of all steps in one call. So the gradient of the embedding is
         # computed once, and the dropout mask is drawn once, instead of in each step.
         return self.dropout(self.embed(words))
 
     def step(self, words: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState]:
-        """Feeds a word; see `Decoder.step`."""
         state = self.advance(self.read(words), state)
         return self.linear(self.dropout(state.h)), state
 
     @staticmethod
     def select(state: AttentionState, rows: Tensor) -> AttentionState:
-        """Selects captions; see `Decoder.select`."""
         h, c, picture, cells, double_keys, weights = state
-        # In beam search most captions only change places with others of the same picture, whose
-        # cells and keys are the same.
+        # Captions of one picture have equal cells and keys. Beam search mostly moves captions only
+        # within their picture, so these large tensors need not be copied.
         if not torch.equal(picture[rows], picture):
             cells, double_keys = cells[rows], double_keys[rows]
         return AttentionState(h[rows], c[rows], picture[rows], cells, double_keys, weights[rows])
@@ -113,7 +108,6 @@ class AttentionDecoder(nn.Module):
     def unroll(
         self, image: Tensor, captions: Tensor, lengths: Tensor, rows: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Runs over whole captions; see `Decoder.unroll`."""
         packed = pack_padded_sequence(captions[:, 1:], lengths - 1, batch_first=True)
         state, hidden = self.start(image), []
         if rows is not None:  # the captions of a picture share its keys and its dropout mask

@@ -18,7 +18,7 @@ DECODERS: dict[str, type[Decoder]] = {"lstm": DecoderRNN, "attention": Attention
 
 
 def decoder_class(config: ModelConfig) -> type[Decoder]:
-    """Returns the decoder that `config` names; refuses a grid of 0 if it reads only a grid."""
+    """Returns the decoder that `config` names. A decoder that reads only grids needs a grid."""
     check_choice("decoder", config.decoder, tuple(DECODERS))
     decoder = DECODERS[config.decoder]
     if decoder.pools == ("grid",) and not config.grid:

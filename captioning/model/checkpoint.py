@@ -30,10 +30,10 @@ FORMAT = "fastlstm.captioning/3"
 
 @dataclass
 class Checkpoint:
-    """A captioner with all that it needs, or several captioners that write together.
+    """A captioner with all that it needs, or an ensemble of several captioners.
 
     Attributes:
-        models: the captioner, or all captioners that write together.
+        models: the captioner, or all captioners of the ensemble.
         vocabulary: the words, the same for all captioners.
         cnn: the frozen CNN, the same for all captioners.
         search: the beam search that training chose.
@@ -54,7 +54,7 @@ class Checkpoint:
         return self.models[0]
 
     def save(self, path: str | Path) -> None:
-        """Writes the checkpoint, with the first captioner. If that fails, an older file stays."""
+        """Writes the checkpoint, with the first captioner only."""
         data: dict[str, Any] = {"format": FORMAT, "vocabulary": self.vocabulary.words}
         data |= {"model": asdict(self.model.config), "weights": self.model.state_dict()}
         data |= {"cnn": asdict(self.cnn), "search": asdict(self.search), "training": self.training}
@@ -89,8 +89,8 @@ def load_checkpoint(path: str | Path, lstm: str = "fastlstm", device: str = "cpu
         model.load_state_dict(data["weights"])
         transform = Transform(**data["cnn"].pop("transform"))
         cnn = CNNConfig(**data["cnn"], transform=transform)
-        search, near = DecodeConfig(**data["search"]), data["neighbors"]
-        neighbors, training = near and Neighbors.from_state_dict(near), dict(data["training"])
+        search, stored = DecodeConfig(**data["search"]), data["neighbors"]
+        neighbors, training = stored and Neighbors.from_state_dict(stored), dict(data["training"])
     except Exception as error:  # a damaged file raises exceptions of many kinds
         reason = (
             "damaged, or not a captioner of this version: " + " ".join(str(error).split())[:300]
@@ -107,7 +107,7 @@ def load_checkpoint(path: str | Path, lstm: str = "fastlstm", device: str = "cpu
 def load_ensemble(
     paths: Sequence[str | Path], lstm: str = "fastlstm", device: str = "cpu"
 ) -> Checkpoint:
-    """Reads one checkpoint, or several whose captioners write together.
+    """Reads one checkpoint, or several as an ensemble, which averages probabilities or scores.
 
     The number of beams is the largest of the checkpoints' numbers. The length penalty, and the
     weight of similar pictures, are the means over the checkpoints. The history is taken from
@@ -122,9 +122,9 @@ def load_ensemble(
         same_words = other.vocabulary.words == first.vocabulary.words
         if not same_words or other.cnn.fingerprint != first.cnn.fingerprint:
             wanted, got = (f"{one.cnn.name}, pooled by {one.cnn.pool}" for one in (first, other))
-            expected = f"expected the words and the CNN of {paths[0]} ({wanted}), to write together"
+            expected = f"expected the words and the CNN of {paths[0]} ({wanted}), for an ensemble"
             hint = "train --members N makes such captioners"
-            raise CaptioningError(f"{path}: {expected}; got others ({got}); {hint}")
+            raise CaptioningError(f"{path}: {expected}; got other words or CNN ({got}); {hint}")
     if len(found) == 1:
         return first
     search = DecodeConfig(

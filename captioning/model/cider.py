@@ -31,11 +31,7 @@ class _Captions(NamedTuple):
 
 
 class CiderD:
-    """Scores captions against references.
-
-    Args:
-        references: the references of each picture, as lists of tokens.
-    """
+    """Scores captions against the `references` of pictures, all as lists of tokens."""
 
     def __init__(self, references: Sequence[Sequence[Sequence[int]]]) -> None:
         self.index: dict[Ngram, int] = {}
@@ -44,13 +40,13 @@ class CiderD:
         self.index = added
         # Picture i has the references first[i] to first[i + 1] - 1.
         self.first = np.cumsum([0, *map(len, references)])
-        of_caption = np.repeat(np.arange(len(references)), np.diff(self.first))  # picture indices
-        of_entry = np.repeat(of_caption, np.diff(self.table.ends, prepend=0))
+        picture_of_caption = np.repeat(np.arange(len(references)), np.diff(self.first))
+        picture_of_entry = np.repeat(picture_of_caption, np.diff(self.table.ends, prepend=0))
         # A number for each distinct pair of an n-gram and a picture whose references have it.
-        pairs = np.unique(self.table.ids.astype(np.int64) * len(references) + of_entry)
+        pairs = np.unique(self.table.ids.astype(np.int64) * len(references) + picture_of_entry)
         frequency = np.bincount(pairs // len(references), minlength=len(self.index))
-        # The inverse document frequency of each n-gram. The last one is for all n-grams that no
-        # reference has: as in pycocoevalcap, it is that of an n-gram which only one picture has.
+        # The inverse document frequency of each n-gram. The last entry is for n-grams that no
+        # reference has: like pycocoevalcap, it counts them as if one picture had them.
         self.idf = math.log(len(references)) - np.log(np.append(frequency, 1))
 
     def scores(self, picture: int, captions: Sequence[Sequence[int]]) -> list[float]:
@@ -131,7 +127,6 @@ def _bins(captions: _Captions) -> np.ndarray:
 
 
 def _select(captions: _Captions, rows: np.ndarray) -> _Captions:
-    """Returns the captions `rows`."""
     begins = np.concatenate([[0], captions.ends])[rows]
     counts = captions.ends[rows] - begins
     ends = np.cumsum(counts)

@@ -39,9 +39,9 @@ class Dropout(nn.Dropout):
 def prepack_lstms(model: nn.Module, weights: str = "float32") -> None:
     """Prepacks the weights of a model's LSTMs in place, to write captions faster on a CPU.
 
-    `weights` is one of `LSTM_WEIGHTS`. With float32 the captions stay the same. A model without an
-    LSTM that can be prepacked (nn.LSTM, the reference, a model on a GPU) stays as it is with
-    float32; with another dtype it is refused.
+    `weights` is one of `LSTM_WEIGHTS`; with float32 the captions stay the same. nn.LSTM, the
+    reference, and models on a GPU or without an LSTM cannot be prepacked: float32 leaves them as
+    they are, and another dtype is an error.
     """
     check_choice("weights", weights, LSTM_WEIGHTS)
     lstms = (m for m in model.modules() if isinstance(m, (fastlstm.LSTM, fastlstm.LSTMCell)))

@@ -16,8 +16,6 @@ BLOCK = 800  # tokens; larger blocks are not faster; 800 x 10,000 float32 scores
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """`linear_cross_entropy` as an autograd function."""
-
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, *others: Any

@@ -55,7 +55,6 @@ class DecoderRNN(nn.Module):
     def unroll(
         self, image: Tensor, captions: Tensor, lengths: Tensor, rows: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Runs over whole captions; see `Decoder.unroll`."""
         image = image if rows is None else image[rows]
         inputs = torch.cat([image.unsqueeze(1), self.embed(captions[:, :-1])], 1)
         packed = pack_padded_sequence(self._read(inputs, image), lengths, batch_first=True)
@@ -70,17 +69,14 @@ class DecoderRNN(nn.Module):
         return self.dropout(inputs)
 
     def start(self, image: Tensor) -> State:
-        """Feeds the image [B,E], which is step 0; see `Decoder.start`."""
         h, c = self.lstm(self._read(image.unsqueeze(1), image))[1]
         return State(h, c, image)
 
     def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
-        """Feeds a word; see `Decoder.step`."""
         h, c, image = state
         output, (h, c) = self.lstm(self._read(self.embed(words).unsqueeze(1), image), (h, c))
         return self.linear(self.dropout(output.squeeze(1))), State(h, c, image)
 
     @staticmethod
     def select(state: State, rows: Tensor) -> State:
-        """Selects captions; see `Decoder.select`."""
         return State(state.h[:, rows], state.c[:, rows], state.image[rows])

@@ -22,11 +22,9 @@ from captioning.model.cider import CiderD
 
 NEAREST = 100  # the number of similar training pictures that are used for a new picture
 TEMPERATURE = 0.15  # the weight of a similar picture is softmax(cosine / TEMPERATURE)
-# The number of principal axes is the number of training pictures / PICTURES_PER_AXIS, within these
-# bounds.
+# There is one principal axis for every PICTURES_PER_AXIS training pictures, within these bounds.
 PICTURES_PER_AXIS, LEAST_AXES, MOST_AXES = 20, 16, 256
-# An axis is ignored if the standard deviation of the features along it is less than this share of
-# the largest one. Such a small deviation is only rounding error.
+# An axis with a smaller share of the largest standard deviation is rounding error, and is ignored.
 LEAST_DEVIATION = 0.003
 OTHERS_WEIGHT = 0.02  # the factor of the agreement with the other captions that the search found
 
@@ -42,7 +40,6 @@ class Neighbors:
 
     @classmethod
     def of(cls, table: FeatureTable, vocabulary: Vocabulary) -> "Neighbors":
-        """Makes the neighbors from a table of training pictures."""
         parts = torch.arange(len(table.images)).split(256)
         features = torch.cat([_vectors(table.read(rows)) for rows in parts])
         mean = features.mean(0)
@@ -88,7 +85,6 @@ class Neighbors:
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> "Neighbors":
-        """Makes the neighbors from a state that `state_dict` returned."""
         captions = iter(part.tolist() for part in state["tokens"].split(state["lengths"].tolist()))
         groups = [list(islice(captions, n)) for n in state["captions"].tolist()]
         return cls(state["mean"], state["axes"], state["directions"], groups)
@@ -109,10 +105,10 @@ def _axes(features: Tensor) -> Tensor:
     """
     count = min(MOST_AXES, max(LEAST_AXES, len(features) // PICTURES_PER_AXIS), *features.shape)
     # The first `count` axes are precise only if more axes are computed, with several iterations.
-    more = min(3 * count // 2, *features.shape)
+    computed = min(3 * count // 2, *features.shape)
     with torch.random.fork_rng(devices=()):
         torch.default_generator.manual_seed(0)
-        _, deviations, axes = torch.svd_lowrank(features, more, niter=6)
+        _, deviations, axes = torch.svd_lowrank(features, computed, niter=6)
     deviations, axes = deviations[:count], axes[:, :count]
     axes = torch.where(deviations > LEAST_DEVIATION * deviations[0], axes / deviations, 0.0)
     # Values up to 1 do not overflow in float16. The cosines do not depend on the factor.

@@ -31,10 +31,10 @@ CURVES = {
 def draw_curves(axes: Any, history: History, label: str) -> None:
     """Draws the plot of `CURVES` that has this label."""
     for name in CURVES[label]:
-        color, kind = (INK, "training") if name in ("loss", "reward") else (ACCENT, "validation")
+        color, title = (INK, "training") if name in ("loss", "reward") else (ACCENT, "validation")
         points = [(entry["epoch"], entry[name]) for entry in history if name in entry]
         if points:
-            axes.plot(*zip(*points, strict=True), color=color, label=kind)
+            axes.plot(*zip(*points, strict=True), color=color, label=title)
     if len(axes.lines) > 1:
         axes.legend(frameon=False)
     axes.set(xlabel="epoch", ylabel=label, ylim=(0, None))

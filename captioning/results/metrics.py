@@ -16,7 +16,7 @@ import numpy as np
 from captioning.data.tokenizer import ptb_tokenize
 from captioning.errors import CaptioningError
 
-FEW_PICTURES = 50  # the scores of fewer pictures mean little, which a note says
+FEW_PICTURES = 50  # a note says that the scores of fewer pictures mean little
 
 
 @dataclass(frozen=True)

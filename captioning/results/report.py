@@ -35,7 +35,6 @@ class Section:
     right: Collection[int] = ()
 
     def score(self, picture: CaptionedImage) -> float:
-        """Returns the CIDEr-D of the caption of a picture."""
         return self.scores.per_image[picture.id]["CIDEr-D"]
 
 
@@ -58,7 +57,7 @@ def write_report(
     """Writes an HTML file that needs no other file.
 
     `text` is the paragraph below the title. The curves are those of the `history` of training. If
-    the captioner in `checkpoint` attends, the page shows its attention maps, by the CNN `cnn`.
+    the captioner in `checkpoint`, whose CNN is `cnn`, attends, the page shows its attention maps.
     """
     from jinja2 import Environment, PackageLoader  # not at the top, because few commands need it
 

@@ -70,7 +70,7 @@ def write_tokens(
     `images` has for each decoder the B pictures as its encoder embeds them. With several decoders
     the probability of a word is the mean of their probabilities. Returns the int64 tokens [B,T],
     with <pad> after <end>, and their log-probabilities [B,T], with 0 after <end>. The
-    log-probabilities do not depend on the temperature. A word never written has probability 0.
+    log-probabilities do not depend on the temperature.
     """
     steps = min(decoder.max_seq_length for decoder in decoders)
     count, device = len(images[0]), images[0].device
@@ -83,7 +83,7 @@ def write_tokens(
         pairs = [decoder.step(words, s) for decoder, s in zip(decoders, states, strict=True)]
         scores, states = pairs[0][0], [state for _, state in pairs]
         if len(pairs) > 1:
-            # The sum of the probabilities does as well as their mean: `_log_probs` normalizes it.
+            # The log of the sum of the probabilities. `_log_probs` turns the sum into the mean.
             scores = torch.stack([s.float().log_softmax(1) for s, _ in pairs]).logsumexp(0)
         candidates = _log_probs(scores)
         words = choose(candidates, unfinished, t)
@@ -146,10 +146,9 @@ def beam_search(decoder: Decoder, image: Tensor, config: DecodeConfig) -> list[l
             ends = [h for h, _ in pairs[:k] if h.tokens[-1] == END or length == steps]
             new = [h._replace(score=h.score / length**penalty) for h in ends]
             finished[picture] = best = best_first(finished[picture] + new)[:k]
-            # The sum of log-probabilities is negative, and each word lowers it. The score is the
-            # sum / length ** penalty, and the length is at most `steps`. So an unfinished caption
-            # can reach at most sum / steps ** penalty. That is above the score of the K-th best
-            # finished caption only if the sum is above `least`.
+            # Each word lowers the negative sum of log-probabilities, and the length is at most
+            # `steps`. So an unfinished caption can reach at most sum / steps ** penalty, which is
+            # above the score of the K-th best finished caption only if the sum is above `least`.
             least = best[-1].score * steps**penalty if len(best) == k else -torch.inf
             unfinished = [pair for pair in pairs if pair[0].tokens[-1] != END][:k]
             unfinished = [pair for pair in unfinished if pair[0].score > least]
@@ -181,8 +180,8 @@ def _extend(
     padded = pad_sequence(sums.split(counts), batch_first=True, padding_value=-torch.inf)
     totals, places = padded.flatten(1).topk(min(2 * k, padded[0].numel()))
     first_rows = torch.tensor([0, *counts[:-1]], device=words.device).cumsum(0).unsqueeze(1)
-    # Pictures with fewer captions have padding with sums of -inf, which is left out below. The row
-    # numbers of padding must be valid too, but for the last pictures they could be too large.
+    # Pictures with fewer captions have padding with sums of -inf, which is left out below. Without
+    # the clamp, padding of the last pictures would have row numbers beyond the last row.
     rows = (first_rows + places // words.size(1)).clamp(max=len(beginnings) - 1)
     flat = rows * words.size(1) + places % words.size(1)
     fields = (tensor.tolist() for tensor in (totals, words.take(flat), values.take(flat), rows))

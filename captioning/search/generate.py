@@ -126,7 +126,6 @@ def best_captions(
 
 
 def _caption(hypothesis: Hypothesis, vocabulary: Vocabulary) -> Caption:
-    """Turns tokens into words."""
     pairs = zip(hypothesis.tokens, torch.tensor(hypothesis.log_probs).exp().tolist(), strict=True)
     words = [(vocabulary.words[t], probability) for t, probability in pairs]
     return Caption(vocabulary.decode(hypothesis.tokens), words, hypothesis.score)

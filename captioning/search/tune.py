@@ -67,9 +67,8 @@ def _candidates(
 ) -> Iterator[list[_Candidate]]:
     """Yields the captions that beam search with `size` beams finds for each picture."""
     vocabulary = checkpoint.vocabulary
-    # The captioner's vocabulary would turn words that the captioner does not know into <unk>. But
-    # CIDEr-D must compare all words, as `score_captions` does. So this vocabulary has all words of
-    # the validation captions.
+    # CIDEr-D must compare all words of the validation captions, as `score_captions` does. The
+    # captioner's own vocabulary would turn unknown words into <unk>.
     all_words = Vocabulary.build(caption for image in val.images for caption in image.captions)
     tokens = lambda caption: all_words.encode(caption)[1:-1]
     cider = CiderD([[*map(tokens, image.captions)] for image in val.images])

@@ -55,7 +55,7 @@ def validate(checkpoint: Checkpoint, table: FeatureTable) -> tuple[float, Scores
 def score_table(
     checkpoint: Checkpoint, table: FeatureTable, config: DecodeConfig, title: str
 ) -> Scores:
-    """Writes and scores captions of the pictures of a table; `title` is that of the progress."""
+    """Writes and scores captions of a table's pictures, with a progress bar of this title."""
     written = best_captions(checkpoint, table.read(), table.ids, config=config, progress=title)
     return score_captions(written, table.references)
 
@@ -99,8 +99,8 @@ class _Run:
             value = trainer.train_step(indices, self.steps)
             if not math.isfinite(value):
                 kept = f". {self.last} holds epoch {epoch}" if epoch else ""
-                what = f"{metric} became {value} in step {trainer.step}"
-                raise CaptioningError(f"{what}: lower --learning-rate{kept}")
+                problem = f"{metric} became {value} in step {trainer.step}"
+                raise CaptioningError(f"{problem}: lower --learning-rate{kept}")
             total += value
             if self.curves:
                 self.curves.add_scalar(f"train/{metric}", value, trainer.step)

@@ -144,25 +144,24 @@ def _do_run(request: TrainingRequest, process: Process) -> tuple[Setup, list[dic
 
 
 def finish(paths: list[Path], lstm: str, device: str, setup: Setup, no_neighbors: bool) -> None:
-    """Chooses the search of the trained captioners, saves it in their files, and tests them.
+    """Chooses the search of the captioner or ensemble in `paths`, saves it there, and tests it.
 
-    `paths` are the checkpoints of the captioners, which write together. `setup` is that of any of
-    the runs, for its feature tables.
+    `setup` is that of any of the runs, for its feature tables.
     """
     tables, several = setup.tables, len(paths) > 1
     ensemble = load_ensemble(paths, lstm, device)
     for model in ensemble.models:
         prepack_lstms(model)
-    prefix = f"all {len(paths)} together: " if several else ""
-    # best.pt has the neighbors of an earlier run if the resumed run did not write best.pt again.
+    prefix = f"ensemble of {len(paths)}: " if several else ""
+    # If a resumed run has not written best.pt again, best.pt has the neighbors of the earlier run.
     ensemble.neighbors = None
     if "val" in tables:
         keeps = len(tables["train"].images) < SMALL_SET and not no_neighbors
-        near = Neighbors.of(tables["train"], ensemble.vocabulary) if keeps else None
-        say(prefix + choose_search(ensemble, tables["val"], near))
+        neighbors = Neighbors.of(tables["train"], ensemble.vocabulary) if keeps else None
+        say(prefix + choose_search(ensemble, tables["val"], neighbors))
     for path in paths:
-        one = load_checkpoint(path, lstm)
-        replace(one, search=ensemble.search, neighbors=ensemble.neighbors).save(path)
+        member = load_checkpoint(path, lstm)
+        replace(member, search=ensemble.search, neighbors=ensemble.neighbors).save(path)
     if "test" in tables:
         say(prefix + describe_scores(ensemble, tables["test"]))
     pattern = paths[0].parents[1] / "*" / "best.pt" if several else paths[0]

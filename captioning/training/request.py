@@ -26,8 +26,8 @@ class TrainingRequest:
     """The options of `captioning train`.
 
     `train`, `val` and `test` are COCO captions files. `settings` has fields of `ModelConfig` and
-    `TrainConfig`, and the CNN's "pool". With `resume`, the settings that are left out are those of
-    the run; with `start`, the sizes and the pool are those of the captioner. All others depend on
+    `TrainConfig`, and the CNN's "pool". `resume` takes all missing settings from the run, and
+    `start` takes the missing sizes and pool from the captioner. Other missing settings depend on
     the number of pictures (`captioning.settings.preset`), or have their defaults.
     """
 

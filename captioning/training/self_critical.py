@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from captioning.data.batches import shuffled
+from captioning.data.batches import random_batches
 from captioning.data.vocabulary import PAD, START
 from captioning.model.cider import CiderD
 from captioning.search.decoding import random_words, write_tokens
@@ -35,7 +35,7 @@ class SelfCriticalTrainer(Trainer):
     def batches(self, epoch: int) -> list[Tensor]:
         """Returns the batches of an epoch, each the indices of some pictures."""
         config = self.config
-        return shuffled(len(self.table.images), config.batch_size, config.seed, epoch)
+        return random_batches(len(self.table.images), config.batch_size, config.seed, epoch)
 
     def objective(self, indices: Tensor) -> tuple[Tensor, int, Tensor]:
         """Draws captions and weights their losses by their rewards; see `Trainer.objective`."""

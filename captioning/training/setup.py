@@ -39,22 +39,22 @@ def set_up(request: TrainingRequest, device: str = "cpu") -> Setup:
     last = request.output / "last.pt"
     resumes = request.resume and last.exists()
     path = last if resumes else request.start
-    origin = load_checkpoint(path, request.lstm) if path else None
+    previous = load_checkpoint(path, request.lstm) if path else None
     # Loading the CNN may download weights, and encoding the pictures takes long. So what can
     # be checked without them is checked before `load_cnn`.
     decoder_config = ModelConfig(1, 1, grid=1, **select({"decoder"}, request.settings))
-    decoder = decoder_class(origin.model.config if origin else decoder_config)
-    cnn_config = origin.cnn if origin else _new_cnn(request, decoder)
-    if origin and path:
-        _check_same(request, origin, resumes, path)
+    decoder = decoder_class(previous.model.config if previous else decoder_config)
+    cnn_config = previous.cnn if previous else _new_cnn(request, decoder)
+    if previous and path:
+        _check_same(request, previous, resumes, path)
     data = {split: _load(request, split) for split in request.splits}
     captions = [caption for image in data["train"].images for caption in image.captions]
     digest = _digest(data["train"])
-    if resumes and origin and origin.training.get("captions", digest) != digest:
+    if resumes and previous and previous.training.get("captions", digest) != digest:
         raise CaptioningError(f"train: expected the captions of {last}, got {request.train}")
     given = dict(request.settings)
-    if resumes and origin:
-        settings = origin.training["config"] | select(MAY_CHANGE, given)
+    if resumes and previous:
+        settings = previous.training["config"] | select(MAY_CHANGE, given)
     else:
         batches_of, critical = (
             given.get("batches_of", decoder.batches_of),
@@ -62,10 +62,10 @@ def set_up(request: TrainingRequest, device: str = "cpu") -> Setup:
         )
         settings = preset(len(data["train"].images), batches_of, bool(critical)) | given
     config = TrainConfig(**select(TRAIN_FIELDS, settings))
-    vocabulary = origin.vocabulary if origin else Vocabulary.build(captions, config.min_count)
+    vocabulary = previous.vocabulary if previous else Vocabulary.build(captions, config.min_count)
 
     cnn = load_cnn(cnn_config).to(device)
-    old_dir = Path(origin.training.get("features", "nowhere") if origin else "nowhere")
+    old_dir = Path(previous.training.get("features", "nowhere") if previous else "nowhere")
     folder = request.features or (old_dir if old_dir.is_dir() else request.output / "features")
     default_workers = 4 if device.startswith("cuda") else 0
     workers = default_workers if request.workers is None else request.workers
@@ -74,9 +74,9 @@ def set_up(request: TrainingRequest, device: str = "cpu") -> Setup:
         images = data[split].images
         cache = extract_features(cnn, images, folder, annotations, request.on_error, workers)
         tables[split] = FeatureTable(data[split], cache)
-    if origin:
-        checkpoint = replace(origin, neighbors=None)  # the training pictures may be others now
-        checkpoint.training = origin.training if resumes else {}
+    if previous:
+        checkpoint = replace(previous, neighbors=None)  # the training pictures may be others now
+        checkpoint.training = previous.training if resumes else {}
     else:
         torch.manual_seed(config.seed)
         sizes: dict[str, Any] = {"vocab_size": len(vocabulary), "grid": cnn.grid}
@@ -115,14 +115,14 @@ def _new_cnn(request: TrainingRequest, decoder: type[Decoder]) -> CNNConfig:
     return CNNConfig(request.cnn or CNNConfig.name, weights, pool)
 
 
-def _check_same(request: TrainingRequest, origin: Checkpoint, resumes: bool, path: Path) -> None:
+def _check_same(request: TrainingRequest, previous: Checkpoint, resumes: bool, path: Path) -> None:
     """Refuses options that contradict the captioner in `path`, which training continues with."""
-    cnn = origin.cnn
+    cnn = previous.cnn
     known = {"cnn": cnn.name, "cnn_weights": cnn.weights, "pool": cnn.pool}
-    known |= asdict(origin.model.config)
+    known |= asdict(previous.model.config)
     if resumes:
-        known |= {k: v for k, v in origin.training["config"].items() if k not in MAY_CHANGE}
-        known["start"] = origin.training.get("start") or "no captioner"
+        known |= {k: v for k, v in previous.training["config"].items() if k not in MAY_CHANGE}
+        known["start"] = previous.training.get("start") or "no captioner"
     start = request.start and os.path.abspath(request.start)
     given = {"cnn": request.cnn, "cnn_weights": request.cnn_weights, "start": start}
     given |= request.settings

@@ -85,17 +85,16 @@ class Trainer:
         """Refuses batches too small for BatchNorm, or for the number of processes."""
         config, images, processes = self.config, self.captions.image, self.process.world_size
         smallest, too_small = min(map(len, self.batches(0))), False
-        # In train mode BatchNorm needs at least two vectors. A picture has one vector, so a batch
-        # needs two pictures. There are two exceptions: if the CNN pools to a grid, one picture has
-        # many vectors, and self-critical training stays in eval mode.
+        # In train mode BatchNorm needs at least two vectors. A picture has one vector, or many if
+        # the CNN pools to a grid. Self-critical training stays in eval mode.
         needs_two_pictures = not self.model.config.grid and not config.self_critical
         # If a batch has more captions than any one picture has, it describes at least two pictures.
         if needs_two_pictures and smallest <= images.bincount().max():
             every = (batch for epoch in range(config.epochs) for batch in self.batches(epoch))
             too_small = any(len(images[batch].unique()) < 2 for batch in every)
         if too_small or smallest < processes:
-            expected = "captions of two pictures in each batch, for BatchNorm, and one for each "
-            expected += f"process ({processes}); got {config.batch_size} of {len(images)}"
+            expected = "two pictures in each batch, for BatchNorm, and a caption for each process "
+            expected += f"({processes}); got {config.batch_size} of {len(images)} captions"
             raise CaptioningError(f"batch_size: expected {expected}")
 
     @property
@@ -115,7 +114,6 @@ class Trainer:
         return state | ({"weights": self.model.state_dict()} if self.average else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from a state that `state_dict` returned."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
         # The checkpoint holds the averaged weights, which both `average` and `model` have now.
@@ -124,7 +122,6 @@ class Trainer:
             self.model.load_state_dict(state["weights"])
 
     def autocast(self) -> Any:
-        """Returns the autocast context of the forward pass, by `config.autocast`."""
         device = self.process.device.split(":")[0]
         dtype = autocast_dtype(self.config.autocast, device)
         return torch.autocast(device, dtype, enabled=dtype is not None)
@@ -143,7 +140,7 @@ class Trainer:
         """Trains on one of `batches`, in a run of `steps` steps.
 
         Returns the metric of the batch before the step: the mean cross-entropy per token in nats,
-        without label smoothing and without caption weights.
+        without label smoothing and without caption weights, like the loss on --val.
         """
         process, config = self.process, self.config
         torch.manual_seed(self.seed)
@@ -183,6 +180,4 @@ class Trainer:
         weights = self.caption_weights[batch.indices[own]].to(process.device)
         with self.autocast():
             loss, nll = self.parallel(*inputs, lengths, weights, config.label_smoothing)
-        # The metric has no caption weights and no label smoothing, like the loss on --val, so that
-        # the two can be compared.
         return loss, tokens, nll / tokens

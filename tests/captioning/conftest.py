@@ -37,7 +37,7 @@ def data(scenes_root, captions_of, tmp_path_factory):
         cache = extract_features(cnn, dataset.images, folder, captions_of(split))
         tables[split] = FeatureTable(dataset, cache)
     words = Vocabulary.build(c for image in tables["train"].images for c in image.captions)
-    return SimpleNamespace(**tables, vocabulary=words, cnn=cnn, identity=cnn.config)
+    return SimpleNamespace(**tables, vocabulary=words, cnn=cnn, cnn_config=cnn.config)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def attentive(data, grid_cnn):
 
 @pytest.fixture
 def interrupted(monkeypatch):
-    """A function that calls `train`, where step number `step` raises KeyboardInterrupt instead."""
+    """A function that calls `train` and interrupts it in step number `step`, like Ctrl-C."""
 
     def call(trainer, step, train):
         real, steps = trainer.train_step, itertools.count(1)
@@ -81,6 +81,6 @@ def new_checkpoint(data):
         torch.manual_seed(0)
         sizes = {"feature_size": 240, "embed_size": 16, "hidden_size": 24} | sizes
         config = ModelConfig(vocab_size=len(data.vocabulary), **sizes)
-        return Checkpoint([Captioner(config, lstm).eval()], data.vocabulary, data.identity)
+        return Checkpoint([Captioner(config, lstm).eval()], data.vocabulary, data.cnn_config)
 
     return make

@@ -21,8 +21,8 @@ from captioning.training.setup import Setup
 CONFIG = TrainConfig(2, 48, warmup=2, clip_norm=0.0, consensus=0.5, autocast="none")
 
 
-def train_in_stage(stage, root, features, output, process=SINGLE):
-    """`stage` is "loss" or "reward": returns it for each epoch, and the last gradient's norm."""
+def train_by(metric, root, features, output, process=SINGLE):
+    """Returns the metric, "loss" or "reward", of each epoch, and the norm of the last gradient."""
     annotations = root / "annotations" / "captions_train.json"
     cnn = load_cnn(CNNConfig("scenes_cnn", pool="2x2"))
     dataset = load_coco(annotations, root / "train")
@@ -30,17 +30,17 @@ def train_in_stage(stage, root, features, output, process=SINGLE):
     vocabulary = Vocabulary.build(c for image in dataset.images for c in image.captions)
     torch.manual_seed(0)
     model = Captioner(ModelConfig(240, len(vocabulary), 16, 24))
-    config = replace(CONFIG, self_critical=3 if stage == "reward" else 0)
+    config = replace(CONFIG, self_critical=3 if metric == "reward" else 0)
     setup = Setup(Checkpoint([model], vocabulary, cnn.config), config, {"train": table})
-    history = train(setup, output / stage, process)
+    history = train(setup, output / metric, process)
     # Adam ignores the scale of a gradient, so the norm is compared separately.
     gradient = torch.cat([p.grad.flatten() for p in model.parameters()]).norm().item()
-    return [entry[stage] for entry in history], gradient
+    return [entry[metric] for entry in history], gradient
 
 
 if __name__ == "__main__":
     *paths, out = map(Path, sys.argv[1:])
     with distributed("cpu") as process:
-        results = {stage: train_in_stage(stage, *paths, process) for stage in ("loss", "reward")}
+        results = {metric: train_by(metric, *paths, process) for metric in ("loss", "reward")}
         if process.rank == 0:
             out.write_text(json.dumps(results))

@@ -325,11 +325,11 @@ def test_the_last_lines_of_training(best, scenes_root, captions_of, tmp_path, ca
 
 
 def test_kept_training_pictures(best, scenes_root, captions_of, tmp_path, monkeypatch, capsys):
-    """best.pt keeps them only if a weight was chosen with --val. Each call decides this anew."""
+    """best.pt keeps them only if --val chose a weight above 0 for them, in the last call."""
     run = tmp_path / "run"
     train = ["train", "--train", captions_of("train"), "--output", run]
     val = ["--val", captions_of("val")]
-    # After so few steps every neighbor weight scores 0, and the first of equal weights is chosen.
+    # After so few steps all weights have the same CIDEr-D, 0, and the first of them is chosen.
     monkeypatch.setattr("captioning.search.tune.NEIGHBOR_WEIGHTS", (5, 0))
     kept = lambda: load_checkpoint(run / "best.pt").neighbors
     assert call(*train, "--start", best, "--epochs", 1) == 0

@@ -80,7 +80,7 @@ def test_parameters_are_named_as_in_the_lecture():
 
 
 @pytest.mark.parametrize("sizes", [{}, {"decoder": "attention", "grid": 2}])
-def test_begins_with_words_as_frequent_as_they_are(sizes):
+def test_the_first_bias_is_the_log_frequency_of_words(sizes):
     torch.manual_seed(0)
     model = Captioner(ModelConfig(4, 50, 8, 8, **sizes))
     captions = [[START, *([5] * 6), 6, END], [START, 5, 6, 7, END], [START, END]]

@@ -105,8 +105,8 @@ def test_captions_may_share_pictures(decoder, image):
     image, rows = image[:2].requires_grad_(), torch.tensor([1, 1, 0])
     inputs = [image, *decoder.parameters()]
     outcomes = []
-    for of, options in ((image, {"rows": rows}), (image[rows], {})):
-        hidden, _ = decoder.unroll(of, CAPTIONS, LENGTHS, **options)
+    for images, options in ((image, {"rows": rows}), (image[rows], {})):
+        hidden, _ = decoder.unroll(images, CAPTIONS, LENGTHS, **options)
         outcomes.append((hidden, torch.autograd.grad(hidden.sum(), inputs, allow_unused=True)))
     torch.testing.assert_close(*outcomes)
 

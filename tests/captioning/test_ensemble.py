@@ -1,4 +1,4 @@
-"""Several captioners that write together, in every search and every command."""
+"""Ensembles: several captioners write together, in every search and every command."""
 
 import json
 from dataclasses import replace
@@ -79,7 +79,7 @@ def test_members_write_other_captions_together_than_alone(pair, method):
 
 
 def test_beam_search_ranks_all_that_the_members_find(pair):
-    """A caption's score is the mean over the members: the worst score of a member that lacks it."""
+    """A caption's score is the mean over the members. A member that lacks it adds its worst one."""
     one, two, features = pair
     config = DecodeConfig("beam", 3, 0.7)
     both, *alone = (decode_batch(c, features, config) for c in (together(one, two), one, two))

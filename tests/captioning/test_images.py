@@ -63,7 +63,7 @@ def test_damaged_exif_does_not_hide_a_picture(tmp_path):
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = 6, "maker"
     good = save(tmp_path / "good.jpg", Image.new("RGB", (20, 10)), exif=exif).read_bytes()
-    # The tag of the maker's name becomes that of the height, which Pillow reads but cannot write.
+    # The maker's name gets the tag of the height. Pillow can read such EXIF data, but not write it.
     (tmp_path / "tag.jpg").write_bytes(good.replace(b"\x01\x0f\x00\x02", b"\x01\x01\x00\x02"))
     assert load_image(tmp_path / "tag.jpg").size == (10, 20)
     with pytest.raises(struct.error):

@@ -38,8 +38,8 @@ def test_members_share_features_and_are_scored_together(train, tmp_path, scenes_
     assert found[0].vocabulary.words == found[1].vocabulary.words
     assert not torch.equal(*(c.model.decoder.linear.weight for c in found))
     out = capsys.readouterr().out
-    assert out.count("all 2 together: search chosen on --val: ") == out.count("chosen on") == 1
-    assert out.count("all 2 together: test, 12 pictures: greedy") == out.count("test, 12") == 1
+    assert out.count("ensemble of 2: search chosen on --val: ") == out.count("chosen on") == 1
+    assert out.count("ensemble of 2: test, 12 pictures: greedy") == out.count("test, 12") == 1
     assert out.endswith(f"caption {run}/*/best.pt PICTURE\n")
     caption = ["caption", str(run / "1/best.pt"), str(run / "2/best.pt")]
     assert main([*caption, str(scenes_root / "val")]) == 0

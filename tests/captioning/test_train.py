@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from captioning.__main__ import main
 from captioning.cnn.features import DONE
-from captioning.data.batches import shuffled
+from captioning.data.batches import random_batches
 from captioning.errors import CaptioningError
 from captioning.model.checkpoint import load_checkpoint
 from captioning.model.cider import CiderD
@@ -91,7 +91,7 @@ def test_the_loss_that_is_reported_is_plain(new_checkpoint, data, change):
         trainer = Trainer(new_checkpoint(), config, data.train)
         losses.append([trainer.train_step(torch.arange(0, 40, 3), 10) for _ in range(2)])
     assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-6)
-    assert losses[0][1] != pytest.approx(losses[1][1], rel=1e-6)  # after different first steps
+    assert losses[0][1] != pytest.approx(losses[1][1], rel=1e-6)  # the first steps differ
 
 
 def test_captions_that_agree_with_the_others_weigh_more(new_checkpoint, data):
@@ -225,11 +225,11 @@ def test_two_processes_do_what_one_does(scenes_root, data, tmp_path):
     paths, out = [scenes_root, data.train.cache.path.parent], tmp_path / "two.json"
     in_two_processes(distributed.__file__, *paths, tmp_path / "two", out)
     two = json.loads(out.read_text())
-    for stage in ("loss", "reward"):
-        values, gradient = distributed.train_in_stage(stage, *paths, tmp_path / "one")
+    for metric in ("loss", "reward"):
+        values, gradient = distributed.train_by(metric, *paths, tmp_path / "one")
         assert len(values) == 2
-        assert two[stage][0] == pytest.approx(values, rel=1e-5)
-        assert two[stage][1] == pytest.approx(gradient, rel=1e-3)
+        assert two[metric][0] == pytest.approx(values, rel=1e-5)
+        assert two[metric][1] == pytest.approx(gradient, rel=1e-3)
 
 
 def test_the_first_process_encodes_the_pictures_for_all(captions_of, tmp_path):
@@ -254,7 +254,7 @@ def test_batches_of_one_picture_are_too_small_for_batchnorm(new_checkpoint, data
 def test_captions_of_one_picture_are_refused_before_the_first_step(new_checkpoint, data):
     """With this seed the first batch of two captions of one picture is in the second epoch."""
     pictures = lambda batch: {row // 5 for row in batch.tolist()}
-    of_one = lambda *seeds: any(len(pictures(batch)) == 1 for batch in shuffled(480, 2, *seeds))
+    of_one = lambda *seeds: 1 in (len(pictures(batch)) for batch in random_batches(480, 2, *seeds))
     seed = next(seed for seed in range(1000) if not of_one(seed, 0) and of_one(seed, 1))
     config = replace(FAST, batch_size=2, seed=seed)
     with pytest.raises(CaptioningError, match="two pictures in each batch.* got 2 of 480"):
