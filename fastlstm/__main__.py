@@ -28,7 +28,7 @@ def devices() -> list[tuple[torch.device, str]]:
 
 
 def engines_of(device: torch.device) -> tuple[str, ...]:
-    """The engines of plain calls, of calls with lengths, of other calls, and all to request."""
+    """What "auto" runs without options, with lengths, with others; then the names to request."""
     with torch._subclasses.FakeTensorMode():
         input = torch.empty(1, 1, 1, device=device)
         weights = [torch.empty(4, 1, device=device)] * 2
@@ -37,13 +37,12 @@ def engines_of(device: torch.device) -> tuple[str, ...]:
     named = [row.name for row in engines.BY_NAME.values() if not row.why_not(plain)]
     calls = plain, plain._replace(lengths=lengths), plain._replace(return_cell_states=True)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the table itself shows a GPU without kernels
-        chosen = [engines.unmeasured(call).name for call in calls]
+        warnings.simplefilter("ignore")  # of a GPU without kernels, which the table shows
+        chosen = [engines.default_engine(call).name for call in calls]
     return *chosen, ", ".join(name for name in named if name != "op")
 
 
-def print_row(name: str, *cells: str) -> None:
-    """Prints one row of a table."""
+def _print_row(name: str, *cells: str) -> None:
     print(f"  {name:<14} {' '.join(f'{cell:<20}' for cell in cells)}".rstrip())
 
 
@@ -60,30 +59,30 @@ def info() -> None:
     else:
         print(f"  not used: {reason}\n  to build it: {_build.rebuild_command()}")
     for key, value in _build.build_record().items():
-        print_row(key, ", ".join(value) if isinstance(value, list) else str(value or "-"))
+        _print_row(key, ", ".join(value) if isinstance(value, list) else str(value or "-"))
 
     print("\nDevices")
     described = devices()
     for device, text in described:
-        print_row(str(device), text)
+        _print_row(str(device), text)
     if len(described) == 1:
-        print_row("cuda", "none visible")
+        _print_row("cuda", "none visible")
 
-    print("\nEngines (op: fastlstm's kernels; the sizes decide which)")
+    print("\nEngines (op: one of fastlstm's engines, by the sizes of the call)")
     if engines.DEFAULT != "auto":
         engines.check_engine(engines.DEFAULT)
         print(f"  FASTLSTM_ENGINE={engines.DEFAULT} is used if the code names no engine")
-    print_row("", "plain calls", "with lengths=", "with reset=, ...", "by name")
+    _print_row("", "without options", "with lengths=", "with reset=, ...", "by name")
     for device, _ in described:
-        print_row(str(device), *engines_of(device))
+        _print_row(str(device), *engines_of(device))
     print(f"\n{_plan.ON_A_GPU}")
     if _build.has_kernels("cpu"):
         built = _build.library.build_info()
         cache = f"L2 cache of {built['l2_cache_bytes'] >> 10} KiB a core"
         print(f"\nMatrix products on the CPU ({cache})")
-        print_row("", "tile", "instructions")
+        _print_row("", "tile", "instructions")
         for dtype, (instructions, rows, columns) in built["products"].items():
-            print_row(dtype, f"{rows} x {columns}", instructions)
+            _print_row(dtype, f"{rows} x {columns}", instructions)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -94,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(title="commands", dest="command")
     commands.add_parser("info", help="show the build record, the devices and the engines (default)")
-    about = "show which engine a plain call would get, for any device"
+    about = "show which engine a call without options would get, for any device"
     plan = commands.add_parser("plan", help=about, description=about)
     _plan.add_arguments(plan)
     about = "time a model with nn.LSTM, converted and prepacked"

@@ -24,7 +24,7 @@ INTERFACE = 2  # the version of the functions of fastlstm._C: kInterface of csrc
 _PACKAGE = Path(__file__).resolve().parent
 _reason: str | None = "it has not been loaded yet"
 _cuda_reason: str | None = None  # why a wheel's CUDA kernels are not loaded
-kinds: tuple[str, ...] = ()  # the device types that the loaded extension has kernels for
+device_types: tuple[str, ...] = ()  # the device types that the loaded extension has kernels for
 library: Any = None  # the module fastlstm._C once it is loaded
 
 
@@ -34,7 +34,6 @@ def extension_available() -> bool:
 
 
 def unavailable_reason() -> str | None:
-    """Why the extension is not loaded, or None if it is."""
     return _reason
 
 
@@ -49,7 +48,7 @@ def build_record() -> dict[str, Any]:
 
 def has_kernels(device: torch.device | str) -> bool:
     """Whether the loaded extension has kernels for a device, such as "cpu", "cuda", "cuda:0"."""
-    return torch.device(device).type in kinds
+    return torch.device(device).type in device_types
 
 
 def engines_of_the_op() -> dict[str, tuple[str, ...]]:
@@ -59,12 +58,12 @@ def engines_of_the_op() -> dict[str, tuple[str, ...]]:
 
 def why_no_kernels(device: torch.device) -> str | None:
     """Why the op cannot run on a device, or None if it can; a meta tensor needs no kernels."""
-    if not kinds:
+    if not device_types:
         return f"the extension is not available ({_reason})"
     if device.type == "meta":
         return None
-    if device.type not in kinds:
-        return f"it is built for {', '.join(kinds)}, and the input is on {device.type}"
+    if device.type not in device_types:
+        return f"it is built for {', '.join(device_types)}, and the input is on {device.type}"
     if device.type == "cuda" and not torch.compiler.is_compiling():
         return _why_not_this_gpu(device.index or 0)
     return None
@@ -72,8 +71,8 @@ def why_no_kernels(device: torch.device) -> str | None:
 
 @functools.cache
 def _why_not_this_gpu(index: int) -> str | None:
-    """Why the kernels cannot run on a GPU (an error, or no code for it), or None if they can."""
-    _, capability, error = gpu(index)
+    """Why the kernels cannot run on a GPU, or None if they can."""
+    _, capability, error = gpu_properties(index)
     if capability:
         return None
     return error or f"they were built for {build_record()['cuda_arch_list']}, not for this GPU"
@@ -84,12 +83,11 @@ def _minor(version: str) -> str:
 
 
 @functools.cache
-def gpu(index: int) -> tuple[int, int, str]:
+def gpu_properties(index: int) -> tuple[int, int, str]:
     """The number of multiprocessors of a GPU, its compute capability (90 for 9.0), and an error.
 
-    Multiprocessors that FASTLSTM_FREE_SMS reserves are not counted. If the kernels were compiled
-    for less than sm_80, the capability is that of the kernels. The capability is 0 if the kernels
-    cannot run: they were not compiled for the GPU, or the error says why (an old driver, say).
+    FASTLSTM_FREE_SMS lowers the number. The capability is that of the kernels if they were built
+    for less than sm_80, and 0 if they cannot run, for lack of code or for the error.
     """
     sm_count, capability, error = torch.ops.fastlstm.cuda_device(index)
     return sm_count, capability, error.partition("\n")[0]  # CUDA appends hints for debugging
@@ -159,15 +157,15 @@ def _load() -> str | None:
         )
     if "cuda" in record["kinds"] and folder.is_dir():
         _load_cuda(folder / "libfastlstm_cuda.so")
-    global kinds
-    kinds = tuple(kind for kind in record["kinds"] if not (kind == "cuda" and _cuda_reason))
+    global device_types
+    device_types = tuple(kind for kind in record["kinds"] if not (kind == "cuda" and _cuda_reason))
     return None
 
 
 # The end of the warnings of `warn_of_no_cuda_kernels` and `load`.
 _WITHOUT_KERNELS = (
-    "plain calls and lengths= run PyTorch's own LSTM, as fast as nn.LSTM; calls with other options "
-    "(reset= and others) run in Python, which is slower."
+    "calls with no option except lengths= run PyTorch's own LSTM, as fast as nn.LSTM; calls with "
+    "other options (reset= and others) run in Python, which is slower."
 )
 
 
@@ -176,7 +174,7 @@ def warn_of_no_cuda_kernels(device: torch.device) -> None:
     """Warns once if there are no kernels for a GPU: what runs instead, and how to build them."""
     if not (reason := why_no_kernels(device)):
         return
-    if "cuda" not in kinds:
+    if "cuda" not in device_types:
         reason = _cuda_reason or build_record()["note"] or reason
     text = f"fastlstm has no CUDA kernels: {reason}. On a GPU {_WITHOUT_KERNELS}"
     remedy = f"To build them: FASTLSTM_BUILD=cuda {rebuild_command()}"

@@ -8,7 +8,7 @@ import torch
 from torch.autograd import forward_ad
 
 from . import _build
-from .check import gate
+from .check import first_use
 from .engine import engines
 from .engine.by_reference import run_reference
 from .engine.call import DTYPES, Call
@@ -34,7 +34,7 @@ def _why_not_torch(call: Call) -> str | None:
 def _why_not_op(name: str, device_types: tuple[str, ...], call: Call) -> str | None:
     """Why an engine of the op, which runs on these devices, cannot serve a call."""
     device, dtype = call.input.device, call.input.dtype
-    has_cpu_kernels = device.type == "cpu" and "cpu" in _build.kinds
+    has_cpu_kernels = device.type == "cpu" and "cpu" in _build.device_types
     if not has_cpu_kernels and (reason := _build.why_no_kernels(device)):
         return reason
     if device.type not in device_types:
@@ -45,8 +45,8 @@ def _why_not_op(name: str, device_types: tuple[str, ...], call: Call) -> str | N
         return "only the reference computes zoneout"
     if forward_ad._current_level >= 0 or (transforms_active() and not serves_transforms(call)):
         return (
-            "the op has no forward-mode derivatives. Of torch.func it supports no functionalize, "
-            "and no transform of packed input, masks, projections, autocast and compiled code"
+            "the op has no forward-mode derivatives. It has the transforms of torch.func except "
+            "functionalize, but not for packed input, masks, projections, autocast, compiled code"
         )
     drops = call.regularizers is not None and call.regularizers.recurrent_dropout
     needs_stepwise = bool(drops) or "layer_norm" in call.layout
@@ -70,7 +70,7 @@ def _fits_persistent(call: Call) -> bool:
     steps, batch = call.steps_and_batch()
     sizes = call.weights[0].size(0) // 4, batch, steps, call.directions
     dtype = str(call.dtype()).removeprefix("torch.")
-    sms, capability, _ = _build.gpu(call.input.device.index or 0)
+    sms, capability, _ = _build.gpu_properties(call.input.device.index or 0)
     trains = torch.is_grad_enabled()
     return bool(_build.library.persistent_engine_fits(*sizes, dtype, trains, sms, capability))
 
@@ -78,11 +78,11 @@ def _fits_persistent(call: Call) -> bool:
 def _is_sound(name: str, call: Call) -> bool:
     """Computes `Engine.is_sound` for an engine of the op. Kernels on a CPU need no check."""
     device = call.input.device
-    if device.type != gate.DEVICE_TYPE or name == "tiled":
+    if device.type != first_use.DEVICE_TYPE or name == "tiled":
         return True
     if name != "persistent":
-        return not gate.stepwise_is_wrong(device, call.dtype())
-    if reason := gate.why_not_persistent(device):
+        return not first_use.stepwise_is_wrong(device, call.dtype())
+    if reason := first_use.why_not_persistent(device):
         raise RuntimeError(f"engine 'persistent' cannot run on {device}: {reason}")
     return True
 

@@ -1,4 +1,4 @@
-"""`python -m fastlstm plan`: which engine a plain call gets on this machine, and why no other."""
+"""`python -m fastlstm plan`: which engine a call without options gets, and why no other."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from fastlstm.engine.call import Call
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 ON_A_GPU = """\
-On a GPU plain calls and lengths= run PyTorch's own LSTM (cuDNN), at the speed of nn.LSTM.
-Other options and compiled graphs run our kernels, which have never run on a GPU: run
+On a GPU calls with no option except lengths= run PyTorch's own LSTM (cuDNN), at the speed of
+nn.LSTM. Other options and compiled graphs run our kernels, which have never run on a GPU: run
 `python -m fastlstm check`, which compares their results with the equations."""
 
 
@@ -25,7 +25,6 @@ def _size(text: str) -> int:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the sizes of a call."""
     here = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", choices=("cuda", "cpu"), default=here, help=f"default: {here}")
     parser.add_argument("--input", type=_size, help="input_size; default: that of --hidden")

@@ -50,26 +50,23 @@ def compare(
     Args:
         model: any module with an LSTM or LSTMCell, of torch.nn or of fastlstm.
         inputs: the arguments with which the model is called.
-        training: whether to time training steps (forward, and backward of the sum of the outputs)
-            instead of inference.
+        training: whether to time training steps, with the gradients of the sum of the outputs.
         seconds: how long each way is measured.
         quiet: whether to print nothing, instead of a table and the code of the fastest way.
-        save: a path without ending: "runs/speed" writes the table into runs/speed.md, and a chart
-            of the ratios into runs/speed.svg.
+        save: a path without ending, where the table (.md) and a chart of the ratios (.svg) go.
 
     Returns:
         A row for each way.
 
     Raises:
-        TypeError, ValueError: `fastlstm.convert` refuses the model, or the model has no LSTM that
-            nn.LSTM can run.
+        TypeError, ValueError: `fastlstm.convert` refuses the model, or it has no LSTM of torch.nn.
     """
     check_model(model)
     converted = convert(copy.deepcopy(model), to="torch")  # raises if convert refuses the model
     if not any(isinstance(module, (nn.LSTM, nn.LSTMCell)) for module in converted.modules()):
         raise ValueError(
-            "compare: expected a model with an LSTM or LSTMCell that nn.LSTM can run; a "
-            "LayerNormLSTM, or a subclass of fastlstm.LSTM, has no other way to compare with"
+            "compare: expected a model with an LSTM or LSTMCell that torch.nn has too, unlike "
+            "LayerNormLSTM and subclasses of fastlstm.LSTM"
         )
     device = next(model.parameters()).device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -90,7 +87,7 @@ class _Way(NamedTuple):
     name: str
     code: str
     outputs: list[Any]
-    runs: list[Run]  # of the model, and of its LSTMs with the arguments that the model gave them
+    runs: list[Run]  # a call of the model, and the calls that the model makes to its LSTMs
 
 
 def _ways(
@@ -144,7 +141,7 @@ def _convert_to_engine(engine: str, model: nn.Module) -> nn.Module:
 
 
 def _rows(ways: Sequence[_Way], times: Sequence[list[float]]) -> list[Comparison]:
-    """The rows. For each way `times` has the rounds of the model, then those of its LSTMs."""
+    """The rows. `times` has the seconds of each run of each way, a list over rounds."""
     rows = []
     for way, whole, lstms in zip(ways, times[::2], times[1::2], strict=True):
         ratios = [first / time for first, time in zip(times[0], whole, strict=True)]

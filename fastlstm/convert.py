@@ -53,7 +53,7 @@ def _make(constructor: Any, *arguments: Any) -> nn.Module:
 
 
 def _not_compiled_in_parts(function: Any) -> Any:
-    """Returns a copy of a function. torch.compile skips the copy, and all functions it calls.
+    """A copy of a function that torch.compile skips, with all that it calls.
 
     Otherwise torch.compile would recompile the same code for each module, up to its limit.
     """
@@ -227,7 +227,7 @@ def _stand_in(cls: type[nn.Module], of_torch: type[nn.Module]) -> type[nn.Module
 
 
 def _change_class(module: nn.Module, target: type[nn.Module]) -> None:
-    """Changes the class of a module. Attributes that store its forward get the new class's."""
+    """Changes the class of a module. Attributes that hold the old forward then hold the new."""
     old = type(module)
     if parametrize.is_parametrized(module):  # keeps the properties that parametrize added
         members = {k: v for k, v in vars(old).items() if k not in ("__dict__", "__weakref__")}

@@ -49,16 +49,13 @@ def lstm(
         hx: (h_0 [L*D,B,P], c_0 [L*D,B,H]), zeros if None. For packed data its rows are in the
             sorted order of the data.
         weights: for each layer, for each direction: W_ih [4H,I] ([4H,D*P] above the first layer),
-            W_hh [4H,P], then, if there are any, the biases b_ih, b_hh [4H], the projection W_hr
-            [P,H], and gain_ih, gain_hh [4H], gain_c, bias_c [H] (see `fastlstm.LayerNormLSTM`).
-            Gate order i, f, g, o.
+            W_hh [4H,P], and those that `layout` names: b_ih, b_hh [4H], W_hr [P,H], and gain_ih,
+            gain_hh [4H], gain_c, bias_c [H] (`fastlstm.LayerNormLSTM`). Gate order i, f, g, o.
         layout: names the weights that are there, as in `reference.lstm_layer`. None means an LSTM
             of torch.nn, whose layout follows from the number of weights (2 to 5).
-        num_layers: number of stacked layers.
-        bidirectional: whether each layer also walks from the last step to the first.
+        num_layers, bidirectional, dropout: as in torch.nn.LSTM.
         batch_first: whether `input`, `reset` and the output put the batch before the steps. `hx`
             never does. Ignored for packed data.
-        dropout: probability of zeroing an element of the output of each layer but the last.
         training: whether `dropout` and the regularizers below are applied.
         batch_sizes: [T] int64 on the CPU, the rows alive at each step, as in a PackedSequence.
         lengths: [B] integers from 0 to T, in any order and on any device: the number of real steps
@@ -98,7 +95,7 @@ def lstm(
         ValueError: the value of `engine`, `num_layers` or a probability is not one of those above.
     """
     named = {f"weights[{k}]": weight for k, weight in enumerate(weights)}
-    checks.check_kinds(input, hx, named, batch_sizes=batch_sizes, reset=reset)
+    checks.check_dense(input, hx, named, batch_sizes=batch_sizes, reset=reset)
     if not hasattr(num_layers, "__index__") or num_layers < 1:
         raise ValueError(f"num_layers: expected a positive integer, got {num_layers!r}")
     directions = 2 if bidirectional else 1
@@ -115,7 +112,7 @@ def lstm(
         got = f"{tuple(hx[0].shape)} and {tuple(hx[1].shape)}"
         checks.check(False, f"h_0 and c_0 of size(0) = layers * directions = {count}", got)
     if lengths is not None:
-        lengths = checks.lengths_beside(input, checks.as_lengths(lengths))
+        lengths = checks.lengths_on_device_of(input, checks.as_lengths(lengths))
     if reset is not None:
         shape = input.shape[:2] if batch_sizes is None else None
         reset = checks.as_reset(reset, shape, batch_first)
@@ -132,7 +129,7 @@ def lstm(
 
 
 def _run(call: Call, engine: str) -> Results:
-    """Runs a call on the chosen engine. For PyTorch's LSTM, which checks less, it checks shapes."""
+    """Runs a call on the chosen engine. Checks the shapes for PyTorch's LSTM, which does not."""
     chosen = choose(call, engine)
     if chosen.name == "torch":
         checks.check_stack(call)
@@ -166,6 +163,6 @@ def lstm_cell(
         raise RuntimeError("lstm_cell: expected both b_ih and b_hh or neither, got one of them")
     weights = [weight for weight in (w_ih, w_hh, b_ih, b_hh) if weight is not None]
     names = "w_ih", "w_hh", "b_ih", "b_hh"
-    checks.check_kinds(input, hx, dict(zip(names, weights, strict=False)))
+    checks.check_dense(input, hx, dict(zip(names, weights, strict=False)))
     call = Call(input, hx, weights, "bias" if len(weights) == 4 else "", is_cell=True)
     return run_cell(lambda call: _run(call, engine), call)

@@ -45,8 +45,7 @@ def orthogonal_(
 
     Args:
         lstm: the module.
-        gain: the factor of the matrices.
-        generator: the generator to draw with; None is torch's default.
+        gain, generator: as in `torch.nn.init.orthogonal_`.
 
     Raises:
         TypeError: `lstm` is no LSTM or LSTMCell.

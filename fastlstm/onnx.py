@@ -75,7 +75,7 @@ def _lstm(*args: Any, save_cells: bool = False, **_: Any) -> Any:
     hidden_size, directions = call.c_0.shape[2], call.h_0.shape[0]
 
     def stack(parameters: Sequence[Any], rows: int, *columns: int) -> Any:
-        """Joins parameters [4H,...] to one [D,rows,...], rows 4H or 8H, gates in ONNX's order."""
+        """Joins parameters [4H,...] to a tensor [D,rows,...] with the gates in ONNX's order."""
         is_single = len(parameters) == 1
         joined = parameters[0] if is_single else op.Concat(*parameters, axis=0)
         by_gate = op.Reshape(joined, [len(parameters), 4, hidden_size, -1])

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from .check import gate
+from .check import first_use
 from .engine import engines, records
 from .engine.call import Call
 from .engine.engines import Engine
@@ -21,11 +21,11 @@ MARGIN = 1.03  # the least speedup over the default engine for which another is 
 def tune(model: nn.Module, *example: Any, seconds: float = 1.0) -> dict[str, dict[str, float]]:
     """Measures which engine is the fastest for the LSTM calls of a model, and remembers it.
 
-    The model runs once, in its mode and under the gradient mode of the caller. For each kind of
-    plain call of a `fastlstm.LSTM` with engine "auto" the engines that can serve it take turns.
-    If an engine that "auto" would not choose is at least 3 % faster, twice in a row, `tune` stores
-    it for this machine, this number of threads and these versions, and "auto" follows it from now
-    on. Batch sizes and steps round up to powers of two, so that similar calls are of one kind.
+    The model runs once, in its mode and under the gradient mode of the caller. The engines take
+    turns for each kind of call of a `fastlstm.LSTM` with engine "auto" and no option that nn.LSTM
+    lacks. An engine that is at least 3 % faster than the choice of "auto", twice in a row, is
+    stored for this machine, number of threads and versions, and "auto" follows it from now on.
+    Batch sizes and steps round up to powers of two, so that similar calls are of one kind.
 
     Args:
         model: any module with a `fastlstm.LSTM`.
@@ -39,26 +39,26 @@ def tune(model: nn.Module, *example: Any, seconds: float = 1.0) -> dict[str, dic
 
     Raises:
         TypeError: `model` is no module.
-        ValueError: no plain call of a `fastlstm.LSTM` was made.
+        ValueError: no such call was made.
         OSError: the file of FASTLSTM_TUNE cannot be written; this process uses the result.
     """
     check_model(model)
-    records.noted = calls = dict[str, Call]()
+    records.calls_to_tune = calls = dict[str, Call]()
     try:
         model(*example)
     finally:
-        records.noted = None
+        records.calls_to_tune = None
     if not calls:
         named = [getattr(module, "_fastlstm_engine", "auto") for module in model.modules()]
         engine = next((name for name in (*named, engines.DEFAULT) if name != "auto"), None)
         raise ValueError(
-            "tune: expected a model that makes a plain call of a fastlstm.LSTM (fastlstm.convert "
-            "makes them of each nn.LSTM; an LSTMCell has no choice)"
+            "tune: expected a model that calls a fastlstm.LSTM as nn.LSTM can be called "
+            "(fastlstm.convert makes one of each nn.LSTM; an LSTMCell has no choice)"
             + (f" with engine 'auto', got engine {engine!r}" if engine else "")
         )
     found = {}
     for key, call in calls.items():
-        default = engines.unmeasured(call).name
+        default = engines.default_engine(call).name
         times = _measure(call, default, seconds)
         chosen = next(iter(times))
         records.store(key, None if chosen == default else chosen)
@@ -89,4 +89,4 @@ def _may_run(engine: Engine, call: Call) -> bool:
     """Whether an engine serves a call, and if it is the persistent one, passed its check."""
     if engine.why_not(call):
         return False
-    return engine.name != "persistent" or not gate.why_not_persistent(call.input.device)
+    return engine.name != "persistent" or not first_use.why_not_persistent(call.input.device)

@@ -51,8 +51,8 @@ BackwardResult lstm_backward_cuda(LstmCall call, const BackwardArguments& argume
   });
 }
 
-// Returns sm_count and capability of a CudaDevice, and an empty string, for fastlstm._build.gpu. If
-// CUDA fails, returns 0, 0 and the error message.
+// Returns sm_count and capability of a CudaDevice, and an empty string, for
+// fastlstm._build.gpu_properties. If CUDA fails, returns 0, 0 and the error message.
 std::tuple<int64_t, int64_t, std::string> cuda_device_of(int64_t index) {
   try {
     const c10::cuda::CUDAGuard guard(static_cast<c10::DeviceIndex>(index));

@@ -1,7 +1,4 @@
-"""The calls by which an engine is checked, and how its results are judged.
-
-The results and gradients of a call are compared with the equations of `reference` in float64.
-"""
+"""The calls by which engines are checked, and how `reference` in float64 judges their results."""
 
 from __future__ import annotations
 
@@ -16,15 +13,15 @@ from ..engine.by_reference import run_reference
 from ..engine.call import LAYOUTS, Call, Regularizers, Results, weight_shapes
 from .child import Case
 
-# The kinds of arithmetic. A roundoff is 2**-bits; bits is the size of the significand, but 9 for
-# bfloat16, which has 8. "tf32" is float32 with matrix products in TF32.
+# The kinds of arithmetic with the bits of their significands, and one more for bfloat16, which is
+# judged strictly. A roundoff is 2**-bits. "tf32" is float32 with matrix products in TF32.
 BITS = {"float64": 53, "float32": 24, "tf32": 11, "bfloat16": 9, "float16": 11}
 # Prepacked layers with float32 input are checked like engines, with a roundoff of 2**-bits too.
 PREPACKED = {"prepacked": 24, "prepacked in bfloat16": 11, "prepacked in int8": 11}
 TOLERANCE = 32  # the largest error allowed, in roundoffs; 4 times that with layer normalization
 
 # The words of a case say which options its call has.
-CASES = (
+OPTIONS = (
     "plain; no bias; two layers, both directions; packed; packed, both directions; lengths; "
     "lengths, both directions, no state; reset; reset, lengths, both directions; projection, "
     "both directions; layer norm, lengths; recurrent dropout, both directions; cell states, both "
@@ -48,7 +45,7 @@ def cases_of(engines: Sequence[str], device: torch.device, timed: bool = False) 
     found = []
     kinds = [kind for kind in BITS if kind != "tf32" or device.type == "cuda"]
     for engine in engines:
-        pairs = [*product(CASES, ["float32"] if engine in PREPACKED else kinds)]
+        pairs = [*product(OPTIONS, ["float32"] if engine in PREPACKED else kinds)]
         if timed and engine != "torch" and engine not in PREPACKED:
             pairs += product(TIMED, ["float32", "bfloat16"])
         found += [{"engine": engine, "dtype": kind, "option": option} for option, kind in pairs]

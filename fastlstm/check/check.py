@@ -15,7 +15,7 @@ from ..engine import records
 from ..engine.records import PASSED
 from .cases import PREPACKED, cases_of
 from .child import Row, check_cases
-from .gate import SECONDS
+from .first_use import SECONDS
 
 
 def check(
@@ -23,12 +23,12 @@ def check(
 ) -> dict[str, Any]:
     """Compares the results and gradients of each engine with the equations, and times it.
 
-    Every engine of the device computes calls with each option and dtype that it serves. The results
-    are compared with those of `fastlstm.reference` in float64 on the CPU. A second run has to give
-    the same bits. On a CPU, prepacked layers are checked too, and every instruction set that the
-    processor has. Typical calls are also timed next to nn.LSTM. All of this runs in child
-    processes, so that a kernel that hangs or crashes does no harm. The verdict on each engine is
-    kept for this machine, torch and build of fastlstm, in the file of `fastlstm.tune`.
+    Every engine of the device computes calls with each option and dtype that it serves, which are
+    compared with `fastlstm.reference` in float64 on the CPU. A second run has to give the same
+    bits. On a CPU, prepacked layers are checked too, and every instruction set that the processor
+    has. Typical calls are timed next to nn.LSTM. Child processes do all this, so that a kernel that
+    hangs or crashes does no harm. The verdict on each engine is kept for this machine, torch and
+    build of fastlstm, in the file of `fastlstm.tune`.
 
     Args:
         device: "cpu" or a GPU. None is the GPU if fastlstm has kernels for it, else the CPU.

@@ -25,7 +25,7 @@ UNCHECKED, NOT_SERVED = "not checked", "not served"
 _INSTRUCTIONS = ("ATEN_CPU_CAPABILITY", "FASTLSTM_AMX")  # the child does not inherit the user's
 _VARIABLES = {"FASTLSTM_TUNE": "off", "FASTLSTM_WAIT_SECONDS": "1"}
 
-Case = dict[str, str]  # engine, dtype (a key of BITS) and option (a name in CASES or TIMED)
+Case = dict[str, str]  # engine, dtype (a key of BITS) and option (a name in OPTIONS or TIMED)
 Row = dict[str, Any]
 
 
@@ -36,20 +36,12 @@ def check_cases(
     instructions: str = "",
     show: Callable[[Row], object] = lambda row: None,
 ) -> list[Row]:
-    """Checks cases, and keeps the verdict on each engine for this process and for later ones.
+    """Returns a row of `check` for each case that its engine serves, and keeps the verdicts.
 
     If an engine hangs, crashes or raises an error, its other cases are left out, and a new child
-    goes on with the engines after it.
-
-    Args:
-        device: with an index if it is a GPU.
-        cases: the cases of one engine follow one another.
-        end: when to stop, as `time.monotonic` counts.
-        instructions: NAME=VALUE, a variable that chooses an instruction set of the CPU, or "".
-        show: is called with each row.
-
-    Returns:
-        A row for each case that its engine serves, as `check` describes it.
+    goes on with the engines after it. A GPU has an index, `cases` are sorted by engine, `end` is a
+    time of `time.monotonic`, and `instructions` is "" or a variable NAME=VALUE that chooses an
+    instruction set of the CPU.
     """
     left: list[Row] = [{**case, "instructions": instructions} for case in cases]
     found: list[Row] = []
@@ -86,7 +78,7 @@ def verdict_on(rows: Sequence[Row]) -> str:
 
 
 def _rows(device: torch.device, cases: Sequence[Row], end: float) -> Iterator[Row]:
-    """The rows of the cases that a child computes. If it breaks off, the last row says why."""
+    """The rows of the cases that a child computes. If it ends early, the last row says why."""
     kept = {name: value for name, value in os.environ.items() if name not in _INSTRUCTIONS}
     chosen = [cases[0]["instructions"].split("=")] if cases[0]["instructions"] else []
     environment = {**kept, **_VARIABLES, **dict(chosen)}

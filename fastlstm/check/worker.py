@@ -90,7 +90,7 @@ def _prepacked(name: str) -> Engine:
 
     def run(call: Call) -> Results:
         rows = len(call.weights[0])  # 4H; W_hr has fewer, and no gates
-        pack = functools.partial(formats.pack, scale=None, weights=weight_dtype)
+        pack = functools.partial(formats.pack, scale=None, format=weight_dtype)
         packed = [pack(w, by_gates=len(w) == rows) if w.dim() == 2 else w for w in call.weights]
         layout = f"{call.layout} {formats.name_of(weight_dtype)}".strip()
         call = call._replace(hx=call.state(), weights=packed, layout=layout)

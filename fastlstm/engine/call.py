@@ -1,7 +1,6 @@
 """A call as one value: `Call` is a call of a stack of layers, `LstmCall` the call of one layer.
 
-The order of the op's arguments and of the weights is that of csrc/core/call.h and
-csrc/core/weights.h.
+The op's arguments are in the order of csrc/core/call.h, the weights in that of csrc/core/weights.h.
 """
 
 from __future__ import annotations
@@ -38,10 +37,7 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
 def zero_state(
     input: Tensor, rows: Sequence[int], H: int, P: int, dtype: torch.dtype | None = None
 ) -> State:
-    """h [*rows,P] and c [*rows,H] of zeros, by default in the dtype of the input.
-
-    If P is H, both are the same tensor.
-    """
+    """h [*rows,P] and c [*rows,H] of zeros, one tensor if P is H; by default in input.dtype."""
     c = input.new_zeros(*rows, H, dtype=dtype)
     return (c if P == H else input.new_zeros(*rows, P, dtype=dtype)), c
 
@@ -87,7 +83,6 @@ class Direction(NamedTuple):
     bias_c: Tensor | None = None  # [H]
 
     def tensors(self) -> list[Tensor]:
-        """The weights of the direction in the same order, without the missing ones."""
         return [weight for weight in self if weight is not None]
 
 
@@ -106,7 +101,6 @@ class LstmCall(NamedTuple):
 
     @property
     def directions(self) -> list[Direction]:
-        """The weights of each direction by name."""
         names, weights = weight_names(self.layout), self.weights
         parts = (weights[k : k + len(names)] for k in range(0, len(weights), len(names)))
         return [Direction(**dict(zip(names, part, strict=True))) for part in parts]
@@ -149,7 +143,6 @@ class Call(NamedTuple):
         return dtype
 
     def steps_and_batch(self) -> tuple[int, int]:
-        """T and B."""
         if self.is_cell:
             return 1, self.input.size(0)
         if self.batch_sizes is None:
@@ -189,7 +182,7 @@ class Call(NamedTuple):
         )
 
     def layer(self, k: int, input: Tensor) -> LstmCall:
-        """The call of layer k on its input. If hx is None, so are h_0 and c_0; zeros for a cell."""
+        """The call of layer k. If `hx` is None, h_0 and c_0 are None, or zeros for a cell."""
         count = len(self.weights) // self.num_layers
         weights = self.weights[k * count : (k + 1) * count]
         if self.is_cell:

@@ -35,7 +35,7 @@ def describe(tensor: Tensor) -> str:
     return f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
 
 
-def check_kinds(input: Any, hx: Any, weights: Mapping[str, Any], **optional: Any) -> None:
+def check_dense(input: Any, hx: Any, weights: Mapping[str, Any], **optional: Any) -> None:
     """Raises a TypeError for an argument that is no dense tensor, or an hx that is no pair."""
     if hx is not None and not (isinstance(hx, (tuple, list)) and len(hx) == 2):
         got = f"{len(hx)} items" if isinstance(hx, (tuple, list)) else type(hx).__name__
@@ -59,7 +59,7 @@ def as_lengths(lengths: Any) -> Tensor:
     return lengths.long()
 
 
-def lengths_beside(input: Tensor, lengths: Tensor) -> Tensor:
+def lengths_on_device_of(input: Tensor, lengths: Tensor) -> Tensor:
     """Returns lengths on the device of the input."""
     if lengths.is_meta and not input.is_meta:
         check(False, f"lengths with values, for input on {input.device}", describe(lengths))

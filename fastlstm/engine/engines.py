@@ -1,7 +1,6 @@
 """Chooses the engine of each call.
 
-A call takes the engine that its caller names, or the one that `fastlstm.tune` measured as the
-fastest, or the first that has no reason against it.
+That is the engine that the caller names, or that `fastlstm.tune` stored, or the first that can.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ class Engine(NamedTuple):
     name: str  # the value of `lstm.engine` that requests it; "op" cannot be requested
     why_not: Callable[[Call], str | None]  # why the engine cannot serve a call, None if it can
     run: Callable[[Call], Results]  # computes a call that the engine serves
-    # Whether the kernels passed their check on the device of a call, or need none. If false, the
-    # reference runs instead. A RuntimeError means that nothing may run instead.
+    # Whether the kernels passed their check on the device of a call, or need none. If not, the
+    # reference runs instead, or a RuntimeError is raised.
     is_sound: Callable[[Call], bool] = lambda call: True
 
 
@@ -50,15 +49,13 @@ def check_engine(name: Any) -> None:
 def choose(call: Call, requested: str = "auto") -> Engine:
     """Returns the engine of a call, or the reference if the engine failed its check on this GPU.
 
-    Raises:
-        ValueError: there is no engine called `requested`.
-        RuntimeError: it cannot serve this call, or did not pass the check; the message says why.
+    A requested engine that cannot serve the call, or did not pass the check, is a RuntimeError.
     """
     name = DEFAULT if requested == "auto" else requested
     if name == "auto":
-        is_tuned = records.tuned or records.noted is not None
-        engine = measured(call) if is_tuned and not torch.compiler.is_compiling() else None
-        engine = engine or unmeasured(call)
+        is_tuned = records.tuned or records.calls_to_tune is not None
+        engine = tuned_engine(call) if is_tuned and not torch.compiler.is_compiling() else None
+        engine = engine or default_engine(call)
     else:
         check_engine(name)
         engine = BY_NAME[name]
@@ -69,14 +66,14 @@ def choose(call: Call, requested: str = "auto") -> Engine:
     return engine if engine.is_sound(call) else BY_NAME["reference"]
 
 
-def measured(call: Call) -> Engine | None:
+def tuned_engine(call: Call) -> Engine | None:
     """Returns the engine that was measured as the fastest, if it serves the call and may run."""
     if call.is_cell or call.options() or not isinstance(call.input.numel(), int):
-        return None  # `tune` measures plain calls, and under a tracer sizes may be symbols
+        return None  # `tune` measures no options, and under a tracer sizes may be symbols
     device = call.input.device
     key = f"{call.describe()}; {records.conditions(device)}"
-    if records.noted is not None:
-        records.noted.setdefault(key, call)
+    if records.calls_to_tune is not None:
+        records.calls_to_tune.setdefault(key, call)
     engine = BY_NAME.get(records.tuned.get(key, ""))
     if engine is None or engine.why_not(call):
         return None
@@ -85,7 +82,7 @@ def measured(call: Call) -> Engine | None:
     return engine
 
 
-def unmeasured(call: Call) -> Engine:
+def default_engine(call: Call) -> Engine:
     """Returns the engine that "auto" stands for if nothing was measured: the first that can."""
     is_traced = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
     torch_first = call.input.is_cuda or (is_traced and exports_without_us())
@@ -98,9 +95,9 @@ def unmeasured(call: Call) -> Engine:
 
 
 def auto_means_op() -> bool:
-    """Whether a plain call on a CPU with engine "auto" can go to the op without `choose`."""
-    is_default = DEFAULT == "auto" and not records.tuned and records.noted is None
-    return is_default and "cpu" in _build.kinds and is_eager()
+    """Whether an eager call on a CPU with engine "auto" can go to the op without `choose`."""
+    is_default = DEFAULT == "auto" and not records.tuned and records.calls_to_tune is None
+    return is_default and "cpu" in _build.device_types and is_eager()
 
 
 def is_eager() -> bool:
@@ -109,7 +106,7 @@ def is_eager() -> bool:
 
 
 def exports_without_us() -> bool:
-    """Whether torch.onnx.export runs without our translations, and so knows only nn.LSTM's op."""
+    """Whether torch.onnx.export runs without our translations: it can export only nn.LSTM."""
     if torch._C._get_tracing_state() is not None:
         return torch.onnx.is_in_onnx_export()
     if not torch.compiler.is_compiling() or torch.compiler.is_dynamo_compiling():

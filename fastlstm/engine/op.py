@@ -1,11 +1,10 @@
 """Runs a call by the op `torch.ops.fastlstm.lstm`, also under `torch.func`.
 
-torch.func refuses the op's own autograd, which is C++. So two `autograd.Function`s call the op. The
-vmap of either is one call with the mapped dimension folded into the batch. Backward asks the op
-only for gradients with a batch dimension: those of input, state and gates. The gradients of the
-weights follow as plain products, which vmap turns into batched products. So `vmap(grad(...))` walks
-all samples at once. If weights are mapped (an ensemble), each member has a call of its own. Second
-derivatives are those of the reference.
+torch.func refuses the op's own autograd, which is C++. So two `autograd.Function`s call the op: the
+layer, and its gradients by input, state and gates, which have a batch dimension. The gradients of
+the weights are plain products. vmap folds the mapped dimension into the batch, so `vmap(grad(...))`
+walks all samples at once. If weights are mapped (an ensemble), each member has a call of its own.
+Second derivatives are those of the reference.
 """
 
 from __future__ import annotations
@@ -72,10 +71,7 @@ _BATCH: _Dims = (None, None, 0, 1, 1, 1, 1)
 
 
 class _Layer(Function):
-    """Takes engine, layout, lengths, reset, input, h_0, c_0 and the weights.
-
-    Returns output, h_n, c_n, cells and gates.
-    """
+    """From engine, layout, lengths, reset, input, h_0, c_0, weights: output, h_n, ..., gates."""
 
     @staticmethod
     def forward(engine: str, *layer: Any) -> Any:
@@ -169,7 +165,7 @@ def _batch_grads(grads: Sequence[Tensor | None], call: LstmCall) -> tuple[Tensor
     zero = torch.zeros_like(eye)
 
     def layer(input: Tensor, h_0: Tensor, c_0: Tensor, *added: Tensor) -> Any:
-        """Runs the layer with `added` summed to the pre-activations, by identity weights."""
+        """Adds `added` to the pre-activations: as more input, whose weights are the identity."""
         wide: list[Tensor] = []
         for w in directions:
             identities = [eye if w is other else zero for other in directions]

@@ -25,7 +25,7 @@ except ImportError:  # on Windows
 
 tuned: dict[str, str] = {}  # engines by call
 checked: dict[str, str] = {}  # verdicts by engine and machine
-noted: dict[str, Any] | None = None  # the calls of the model that tune runs, else None
+calls_to_tune: dict[str, Any] | None = None  # the calls of the model that tune runs, else None
 build: dict[str, Any] = {}  # the record of the loaded build, which is part of each key
 PASSED, FAILED = "passed", "failed"  # how a verdict begins
 _CHECK = "check of "  # how the key of a verdict begins
@@ -42,9 +42,8 @@ def load() -> None:
 def store(key: str, value: str | None) -> None:
     """Keeps an engine or a verdict under its key, for this process and for later ones.
 
-    The file is locked meanwhile, if the system has locks. A file with other content than ours stays
-    as it is. A value of None removes the entry. If the file cannot be written, which raises an
-    OSError, this process has the entry nevertheless.
+    A value of None removes the entry. A file with other content than ours stays as it is. If the
+    file cannot be written, which raises an OSError, this process has the entry nevertheless.
     """
     _put(checked if key.startswith(_CHECK) else tuned, key, value)
     file = _file()
@@ -133,14 +132,10 @@ def machine(device: torch.device) -> str:
 
 
 def conditions(device: torch.device) -> str:
-    """What the time of a call depends on besides the call.
-
-    For instance the precision in which float32 is multiplied: by PyTorch's LSTM on a CPU and on a
-    GPU, and by our kernels on a GPU.
-    """
+    """What the time of a call depends on besides the call, as part of its key."""
     query = getattr(torch._C, "_get_fp32_precision_getter", lambda *_: "as torch 2.8 does")
-    ways = ("mkldnn", "rnn"), ("cuda", "rnn"), ("cuda", "matmul")
-    precision = ", ".join(query(*way) for way in ways)
+    products = ("mkldnn", "rnn"), ("cuda", "rnn"), ("cuda", "matmul")  # the last is ours on a GPU
+    precision = ", ".join(query(*product) for product in products)
     return f"{machine(device)}, {torch.get_num_threads()} threads, float32 {precision}"
 
 

@@ -13,8 +13,6 @@ With x the input of a step, and h and c the state before it::
     c = f * c + i * g
     h = o * tanh(c)
 
-docs/howto/from-the-lecture.md has the lecture's names for the same quantities.
-
 Sources: Hochreiter & Schmidhuber (1997); the forget gate: Gers, Schmidhuber & Cummins (2000);
 the projection h = W_hr (o * tanh(c)): Sak, Senior & Beaufays (2014).
 """
@@ -78,22 +76,17 @@ def lstm_layer(
         input: [T,B,I], or the [N,I] data of a PackedSequence if `batch_sizes` is given.
         h_0: [D,B,P] initial hidden state; direction 1 walks from the last step to the first.
         c_0: [D,B,H] initial cell state. With an input of 16 bits it may be float32.
-        weights: for each direction W_ih [4H,I], W_hh [4H,P], then b_ih, b_hh [4H] if there are
-            biases, then W_hr [P,H] if there is a projection; for layer normalization also gain_ih
-            and gain_hh [4H], gain_c and bias_c [H] (Ba, Kiros & Hinton, 2016): the gates are
-            activated from LN(W_ih x) gain_ih + b_ih + LN(W_hh h) gain_hh + b_hh, and
-            h = o * tanh(LN(c) gain_c + bias_c).
-        layout: which weights there are besides W_ih and W_hh: those of the words "bias",
-            "projection" and "layer_norm" that apply, in this order.
+        weights: for each direction W_ih [4H,I], W_hh [4H,P], then b_ih, b_hh [4H] ("bias"), W_hr
+            [P,H] ("projection"), and gain_ih, gain_hh [4H], gain_c, bias_c [H] ("layer_norm"; the
+            equations are those of `fastlstm.LayerNormLSTM`).
+        layout: the words of the weights that there are, in this order, with spaces between them.
         batch_sizes: [T] int64 on the CPU, the number of rows of each step, as in a PackedSequence.
         lengths: [B] int64. After its last step a row keeps its state, and its output is zero.
         reset: [T,B] bool. h and c are zero before such a step; no gradient passes it.
-        h_mask: [D,B,P]. W_hh sees h_mask * h instead of h (recurrent dropout, Gal & Ghahramani,
-            2016).
-        zoneout_h: [D,T,B,P] (or [D,N,P]). The share z of the previous h that stays:
-            h_t = z * h_{t-1} + (1 - z) * W_hr (o * tanh(f * c_{t-1} + i * g)) (zoneout, Krueger
-            et al., 2017).
-        zoneout_c: [D,T,B,H] (or [D,N,H]). c_t = z * c_{t-1} + (1 - z) * (f * c_{t-1} + i * g).
+        h_mask: [D,B,P]. W_hh sees h_mask * h instead of h (recurrent dropout).
+        zoneout_h: [D,T,B,P] (or [D,N,P]), the share z of the previous h that stays; see
+            `functional.lstm`.
+        zoneout_c: [D,T,B,H] (or [D,N,H]), the same for c.
 
     Returns:
         output [T,B,D*P] (or [N,D*P]), h_n [D,B,P], c_n [D,B,H] in c_0's dtype, and every cell state

@@ -25,9 +25,8 @@ def of_layer(grads: Sequence[Tensor | None], *fields: Any) -> list[Tensor | None
     device = call.input.device.type
     no_autocast = torch.autocast(device, enabled=False) if autocasts(device) else None
     with torch.enable_grad(), no_autocast or contextlib.nullcontext():
-        # With views autograd stops at the layer's own arguments. Without them it could go on
-        # through the history of an argument, for instance through an input that was computed with
-        # the same weight.
+        # With views autograd stops at the layer's own arguments. Otherwise it could go on through
+        # the history of an argument, such as an input that was computed with the same weight.
         views = [tensor.view_as(tensor) for tensor in (*call[:3], *call.weights)]
         results = reference.lstm_layer(views[0], views[1], views[2], views[3:], *call[4:])
         pairs = [(r, g) for r, g in zip(results, grads, strict=False) if g is not None]

@@ -16,10 +16,7 @@ from .call import Call, LstmCall, Regularizers, Results, State, live_steps, repl
 def run_steps_first(
     compute: Callable[[Call], Results], call: Call, batch_first: bool
 ) -> tuple[Any, ...]:
-    """Returns what `functional.lstm` returns. `compute` takes a call with the steps first.
-
-    If `batch_first` is true, input and reset have the batch first, unless the input is packed.
-    """
+    """Returns what `functional.lstm` returns, by `compute`, which takes calls with steps first."""
     batch_first = batch_first and call.batch_sizes is None
     if batch_first:
         reset = None if call.reset is None else call.reset.transpose(0, 1)
@@ -81,9 +78,8 @@ def run_extension(call: Call, engine: str) -> Results:
 def regularize(call: LstmCall, p: Regularizers) -> tuple[LstmCall, list[Tensor | None]]:
     """Draws the masks of a layer's call from torch's generator, the same ones for every engine.
 
-    Returns:
-        The call with dropout applied, and the masks of zoneout for h and for c: [] without zoneout,
-        None for the mask of a probability of 0.
+    Returns the call with dropout applied, and the masks of zoneout for h and for c: [] without
+    zoneout, None for the mask of a probability of 0.
     """
     input, weights, h_0, h_mask = call.input, call.weights, call.h_0, None
     if p.input_dropout:  # variational dropout: the same features at every step of a row

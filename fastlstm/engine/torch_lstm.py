@@ -69,8 +69,8 @@ def _run_layer(*layer: Any) -> tuple[Tensor, Tensor, Tensor, None]:
     input, lengths, h_0, steps = call.input, call.lengths, call.h_0, call.input.size(0)
     assert lengths is not None
     live = live_steps(input, lengths)
-    # Tensor cores need an input size that is a multiple of 8. A multiple of 128 stays a multiple
-    # of 128: in float16 PyTorch takes cuDNN's persistent kernels only for those.
+    # Tensor cores need a multiple of 8 as the input size, and cuDNN's persistent kernels, which
+    # PyTorch uses in float16, a multiple of 128. So a multiple of 128 stays one.
     added = 8 - input.size(-1) % 8 if input.size(-1) % 128 else 128
     ended = F.pad((~live).to(input.dtype), (0, added - 1))
     wide = torch.cat([torch.where(live, input, 0.0), ended], -1)  # without a NaN of the padding

@@ -17,8 +17,8 @@ def own_class(module: nn.Module) -> type[nn.Module]:
 
 def new_class(name: str, bases: tuple[type, ...], members: dict[str, Any], meta: type) -> Any:
     """Returns the class `meta(name, bases, members)`, and runs no code of a user's metaclass."""
-    known = abc.ABCMeta if issubclass(meta, abc.ABCMeta) else type
-    return known.__new__(meta, name, bases, members)
+    base = abc.ABCMeta if issubclass(meta, abc.ABCMeta) else type
+    return base.__new__(meta, name, bases, members)
 
 
 def to_torch(module: nn.Module) -> tuple[type[nn.Module] | None, str]:

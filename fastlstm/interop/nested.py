@@ -16,9 +16,8 @@ _from_jagged: Any = nested_tensor.nested_view_from_values_offsets_lengths
 def run(forward: Callable[..., Any], input: Any, hx: Any, batch_first: bool) -> tuple[Any, Any]:
     """Runs `forward` on the padded rows of a nested tensor [B,j,input_size].
 
-    `forward` takes a padded input, hx and, by keyword, lengths, and returns output and state.
-    If `batch_first` is false, the padded input has the steps before the batch. The output becomes
-    a nested tensor with the offsets of the input.
+    `forward` takes a padded input, hx and, by keyword, lengths. Without `batch_first` it takes the
+    steps first. The output becomes a nested tensor with the offsets of the input.
     """
     is_jagged = input.layout is torch.jagged
     if not is_jagged or input.dim() != 3 or not isinstance(input.size(2), int):

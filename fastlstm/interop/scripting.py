@@ -32,7 +32,7 @@ class _InScript:
         if _is_compiling():
             return super().__getattribute__(name)
         cls = type(self)._fastlstm_class
-        if name == "__class__":  # isinstance() reads it, and compares it with type(module)
+        if name == "__class__":  # isinstance() accepts this class as well as type(module)
             return cls
         object.__setattr__(self, "__class__", cls)
         return getattr(self, name)
@@ -54,18 +54,14 @@ def _is_compiling() -> bool:
 
 
 def prepare(module: nn.Module) -> nn.Module:
-    """Gives a module a class that torch.jit.script can compile, and returns the module.
-
-    Raises:
-        RuntimeError: `convert(to="torch")` would not give a module with the same results.
-    """
+    """Gives a module a class of torch.nn that torch.jit.script can compile, and returns it."""
     of_torch, note = to_torch(module)
     if parametrize.is_parametrized(module):
         note = "is parametrized, which torch cannot compile"
     if of_torch is None or note:
         raise RuntimeError(
-            f"{type(module).__name__}: torch.jit.script is not supported, because the module that "
-            f'convert(to="torch") gives {note}; use torch.jit.trace, torch.compile or torch.export'
+            f"{type(module).__name__}: torch.jit.script compiles what convert(to='torch') gives, "
+            f"but this module {note}; use torch.jit.trace, torch.compile or torch.export"
         )
     cls = type(module)
     if cls not in _in_script:

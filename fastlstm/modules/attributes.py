@@ -26,12 +26,11 @@ CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 def read_weights(lstm: Any) -> tuple[list[Any], str | None, torch.dtype | None]:
     """Returns the weights of an LSTM, their layout and their dtype.
 
-    The weights are `_flat_weights`. If a weight was replaced after that list was made, all weights
-    are read by name. nn.LSTM would make the list again, and compute a parametrization twice.
-    Layout and dtype are None if the weights have other shapes than the attributes describe.
+    The weights are `_flat_weights`, or are read by name if one was replaced after that list was
+    made. Layout and dtype are None if the attributes describe other shapes.
     """
     names, weights, parameters = lstm._flat_weights_names, lstm._flat_weights, lstm._parameters
-    layout, shapes = described(lstm)
+    layout, shapes = described_weights(lstm)
     library = None if torch.compiler.is_compiling() else _build.library
     if library is not None and library.are_described(weights, parameters, names, shapes):
         return weights, layout, weights[0].dtype
@@ -63,11 +62,8 @@ def named_weights(layer: nn.Module) -> dict[str, Any]:
     return {name: weight for name, weight in named if weight is not None}
 
 
-def described(lstm: Any) -> tuple[str, list[tuple[int, ...]]]:
-    """Returns the layout and the shapes of the weights that the attributes of an LSTM describe.
-
-    There are no shapes if an attribute is missing, or is one that nn.LSTM may refuse.
-    """
+def described_weights(lstm: Any) -> tuple[str, list[tuple[int, ...]]]:
+    """Layout and shapes of weights by the attributes; no shapes if nn.LSTM may refuse those."""
     describe = _describe if torch.compiler.is_compiling() else _describe_once
     try:
         flags = lstm.bias, lstm.bidirectional, lstm.batch_first
@@ -108,7 +104,7 @@ def is_pair(hx: Any, h_shape: tuple[int, ...], c_shape: tuple[int, ...]) -> bool
 def fits(
     lstm: Any, input: Tensor, hx: Any, batch_sizes: Any, weight: Tensor, dtype: torch.dtype
 ) -> bool:
-    """Whether nn.LSTM takes an input and a state. `weight` shows the device, `dtype` the dtype."""
+    """Whether nn.LSTM with weights of `dtype` on the device of `weight` takes input and state."""
     if input.dim() not in ((2, 3) if batch_sizes is None else (2,)):
         return False
     if input.size(-1) != lstm.input_size or input.device != weight.device:
@@ -144,7 +140,7 @@ def run_torch_lstm(lstm: Any, input: Any, hx: Any) -> Any:
 
     oneDNN, which computes padded input, compares no shapes: it would read beyond the matrix.
     """
-    shapes = [] if isinstance(input, PackedSequence) else described(lstm)[1]
+    shapes = [] if isinstance(input, PackedSequence) else described_weights(lstm)[1]
     for weight, shape in zip(read_weights(lstm)[0], shapes, strict=False):
         is_small = isinstance(weight, Tensor) and weight.numel() < math.prod(shape)
         if is_small and len(shape) == 2:

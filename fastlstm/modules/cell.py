@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .. import _build
 from ..engine import engines
 from ..engine.call import Call, State, zero_state
-from ..engine.checks import check_kinds
+from ..engine.checks import check_dense
 from ..engine.stack import run_cell
 from ..interop import fx
 from ..interop.scripting import prepare
@@ -40,7 +40,7 @@ class CellModule(nn.Module):
         if type(input) is not Tensor or input.is_nested:
             if isinstance(input, fx.Proxy):
                 return fx.as_node(self, input, hx=hx)
-            check_kinds(input, None, {})
+            check_dense(input, None, {})
         is_batched = input.dim() == 2
         # nn.LSTMCell does not read input_size, and reads hidden_size only to make a state.
         size = getattr(self, "hidden_size", None)
@@ -61,7 +61,7 @@ class CellModule(nn.Module):
         """Returns the result, or raises the error, of nn.LSTMCell for shapes that do not fit."""
         is_unbatched = hx is not None and input.dim() == 1
         if is_unbatched and any(isinstance(state, Tensor) and state.dim() == 2 for state in hx):
-            # nn.LSTMCell ends the process.
+            # nn.LSTMCell would abort the process.
             raise RuntimeError("For unbatched 1-D input, hx and cx should also be 1-D")
         state: State = run_torch(nn.LSTMCell.forward, self._fastlstm_torch(), input, hx)
         return state
@@ -109,7 +109,7 @@ class LSTMCell(CellModule, EngineModule, nn.RNNCellBase):
                 return step
             except (RuntimeError, TypeError):
                 is_plain = False  # the code below raises the error again, or runs nn.LSTMCell
-        check_kinds(input, hx, {})
+        check_dense(input, hx, {})
         if not fit_cell(input, hx, shapes_of(weights)):
             return self._fastlstm_as_torch(input, hx)
         dtype = weights[0].dtype

@@ -2,7 +2,7 @@
 
 The modules inherit from the bases of torch.nn (not from nn.LSTM, whose subclasses torch.compile
 refuses), so parameters, their names, order and initial values, repr, errors and pickles are those
-of torch.nn. `convert` changes the class of a model's modules both ways.
+of torch.nn.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class SequenceModule(nn.Module):
     batch_first: bool
     bidirectional: bool
     permute_hidden = torch_lstm.permute_hidden
-    # The arguments weights, layout, parameters and names of `plain_lstm`; None if not plain.
+    # Weights, layout, parameters and names for `plain_lstm`, or None if it may not compute a call.
     _fastlstm_plain: Callable[[Tensor], tuple[Any, ...] | None]
     # Weights, layout and the dtype of the input; see `read_weights`.
     _fastlstm_weights: Callable[[], tuple[list[Any], str | None, torch.dtype | None]]
@@ -75,7 +75,7 @@ class SequenceModule(nn.Module):
         bool_reset = reset
         if reset is not None and getattr(reset, "dtype", None) is not torch.bool:
             bool_reset = checks.as_reset(reset, None, self.batch_first)
-        # A plain eager call of one layer on a CPU skips most of the Python below.
+        # An eager call of one layer on a CPU skips most of the Python below.
         plain: tuple[Any, ...] | None = None
         try:
             if type(input) is Tensor and self.num_layers == 1 and not return_cell_states:
@@ -128,7 +128,7 @@ class SequenceModule(nn.Module):
                 raise RuntimeError(f"LSTM: {named} cannot be combined with a nested tensor")
             return nested.run(partial(SequenceModule.forward, self), data, hx, self.batch_first)
         elif not isinstance(data, Tensor) or data.layout is not torch.strided:
-            checks.check_kinds(data, None, {})  # raises
+            checks.check_dense(data, None, {})  # raises
         if not fits(self, data, hx, batch_sizes, weights[0], dtype):
             self._fastlstm_refuse(input, hx)
         is_batched, batch_dim = batch_sizes is not None or data.dim() == 3, 1 - self.batch_first
@@ -137,7 +137,7 @@ class SequenceModule(nn.Module):
         elif hx is not None:
             hx = self.permute_hidden(hx, sorted_indices)
         if lengths is not None:
-            lengths = checks.lengths_beside(data, lengths)
+            lengths = checks.lengths_on_device_of(data, lengths)
         if reset is not None:
             shape = data.shape[:2] if batch_sizes is None else None
             reset = checks.as_reset(reset, shape, self.batch_first)
@@ -169,7 +169,6 @@ class SequenceModule(nn.Module):
         return self
 
     def _fastlstm_refuse(self, input: Any, hx: Any) -> None:
-        """Raises nn.LSTM's error for an input and a state."""
         refuse_as_torch(self._fastlstm_torch(), input, hx)
 
 
@@ -202,15 +201,9 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
     from U(-1/sqrt(hidden_size), 1/sqrt(hidden_size)).
 
     Args:
-        input_size: number of features of the input.
-        hidden_size: number of features of the hidden and the cell state.
-        num_layers: number of stacked layers.
-        bias: whether there are b_ih and b_hh.
+        input_size, hidden_size, num_layers, bias, dropout, bidirectional, proj_size, device, dtype:
+            as in torch.nn.LSTM.
         batch_first: whether input, output and reset put the batch before the steps.
-        dropout: probability of dropping an element of the output of each layer but the last.
-        bidirectional: whether each layer also walks from the last step to the first.
-        proj_size: size of the projection of h, 0 for none (Sak et al., 2014).
-        device, dtype: of the parameters.
         input_dropout: probability of dropping a feature of each layer's input for a whole sequence.
         recurrent_dropout: the same for h_{t-1} before W_hh.
         zoneout_h, zoneout_c: probability that a unit of h or of c keeps its value over a step.

@@ -100,7 +100,6 @@ class EngineModule(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *others)
 
     def extra_repr(self) -> str:
-        """The text of torch.nn, and the options that do not have their default."""
         options = {**self._fastlstm_regularizers._asdict(), "engine": self._fastlstm_engine}
         changed = (f", {k}={v!r}" for k, v in options.items() if v and v != "auto")
         return super().extra_repr() + "".join(changed)

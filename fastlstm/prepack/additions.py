@@ -20,10 +20,7 @@ _NOT_COPIED = (
 
 
 def check_additions(path: str, layer: nn.Module, used: Iterable[str]) -> None:
-    """Raises a ValueError for an addition to a layer that a prepacked layer cannot take.
-
-    `path` is that of the layer in its model; `used` are the names that a prepacked layer uses.
-    """
+    """Raises a ValueError for additions that a prepacked layer, which uses `used`, cannot take."""
     names = set(named_weights(layer))
     added = {*vars(layer), *layer._parameters, *layer._buffers, *layer._modules}
     refused = added & {*used, "_compiled_call_impl", *(f"prepacked_{name}" for name in names)}
@@ -31,8 +28,8 @@ def check_additions(path: str, layer: nn.Module, used: Iterable[str]) -> None:
     if refused := refused | set(parametrizations) - names:
         raise ValueError(
             f"prepack: {path} has {', '.join(sorted(refused))}, set on the module, which a "
-            "prepacked layer cannot take: it uses the name itself, or the addition works on "
-            "the old layer only"
+            "prepacked layer cannot take over: it uses the name itself, or the value works only on "
+            "the old layer"
         )
     own_forward = MethodType(type(layer).forward, layer)
     if vars(layer).get("forward", own_forward) != own_forward:

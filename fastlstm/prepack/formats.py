@@ -13,7 +13,7 @@ KNOWN = (torch.float32, torch.float64, torch.float16, *SMALLER)
 
 
 def problem(
-    name: str, tensor: Tensor, scale: Tensor | None, shape: tuple[int, ...], weights: torch.dtype
+    name: str, tensor: Tensor, scale: Tensor | None, shape: tuple[int, ...], format: torch.dtype
 ) -> str | None:
     """Why a weight cannot be prepacked, or None. An int8 weight has a scale for each row."""
     for key, value, expected in ((name, tensor, shape), (f"{name}_scale", scale, shape[:1])):
@@ -26,7 +26,7 @@ def problem(
     if tensor.dtype == torch.int8:
         for got in tensor[tensor < -_LARGEST]:
             return f"{name}: expected int8 weights from -{_LARGEST} to {_LARGEST}, got {got}"
-    if weights == torch.int8 and len(shape) == 2 and not tensor.isfinite().all():
+    if format == torch.int8 and len(shape) == 2 and not tensor.isfinite().all():
         got = tensor[~tensor.isfinite()][0]
         return f"{name}: expected finite weights to quantize to int8, got {got}"
     return None
@@ -44,24 +44,19 @@ def dequantize(tensor: Tensor, scale: Tensor | None) -> Tensor:
     return tensor if scale is None else tensor * scale.unsqueeze(1)
 
 
-def name_of(weights: torch.dtype) -> str:
+def name_of(format: torch.dtype) -> str:
     """The name of a format in a layout; float16 is multiplied as float32."""
-    return "float32" if weights == torch.float16 else str(weights).removeprefix("torch.")
+    return "float32" if format == torch.float16 else str(format).removeprefix("torch.")
 
 
-def pack(tensor: Tensor, scale: Tensor | None, weights: torch.dtype, by_gates: bool) -> Tensor:
-    """Returns a matrix [rows,columns] in panels as this processor reads them.
+def pack(tensor: Tensor, scale: Tensor | None, format: torch.dtype, by_gates: bool) -> Tensor:
+    """Returns a matrix [rows,columns] as bytes: a header, then panels as this processor reads them.
 
-    Args:
-        tensor: the matrix; in int8 it may have a float32 `scale` [rows].
-        weights: the format of the panels.
-        by_gates: whether a panel holds all four gates of its units.
-
-    Returns:
-        Bytes: a header that describes the panels, then the panels.
+    An int8 matrix may have a float32 `scale` [rows]. `by_gates` is true if a panel has to hold all
+    four gates of its units.
     """
-    name = name_of(weights)
-    if weights != torch.int8:
+    name = name_of(format)
+    if format != torch.int8:
         tensor, scale = dequantize(tensor, scale).to(getattr(torch, name)), None
     elif scale is None or tensor.dtype != torch.int8:
         tensor, scale = quantize(dequantize(tensor, scale))
@@ -69,7 +64,7 @@ def pack(tensor: Tensor, scale: Tensor | None, weights: torch.dtype, by_gates: b
     return packed
 
 
-def unpack(packed: Tensor, weights: torch.dtype) -> tuple[Tensor, Tensor | None]:
+def unpack(packed: Tensor, format: torch.dtype) -> tuple[Tensor, Tensor | None]:
     """Returns the matrix from the panels that `pack` made, and its scales or None."""
     tensor, scale = _build.library.unpack_weight(packed)
-    return (tensor if scale is not None else tensor.to(weights)), scale
+    return (tensor if scale is not None else tensor.to(format)), scale

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from .. import _build
 from ..engine.call import LAYOUTS, Call, Results, State, replaced, state_dtype, zero_state
-from ..engine.checks import check_kinds
+from ..engine.checks import check_dense
 from ..engine.engines import is_eager
 from ..interop.classes import own_class
-from ..modules.attributes import CELL_WEIGHTS, described, fit_cell, named_weights
+from ..modules.attributes import CELL_WEIGHTS, described_weights, fit_cell, named_weights
 from ..modules.cell import CellModule, LSTMCell
 from ..modules.lstm import LSTM, SequenceModule
 from ..modules.options import qualified_name
@@ -45,7 +45,7 @@ class Prepacked(nn.Module):
     weights: torch.dtype
     _torch: Any  # nn.LSTM or nn.LSTMCell
     _layer_class: type[nn.Module]  # of the layer that was prepacked
-    _attribute_names: tuple[str, ...]  # the attributes of the layer that this class has too
+    _attribute_names: tuple[str, ...]  # attributes of the layer that are copied
     _shapes: dict[str, tuple[int, ...]]  # of every weight, in the order in which the op takes them
     _layout: str  # names the weights of a direction, then their format
     _op_names: list[str]  # of the buffers that the op takes
@@ -85,7 +85,6 @@ class Prepacked(nn.Module):
         return super().train(False)
 
     def extra_repr(self) -> str:
-        """The text of torch.nn, and the dtype of the weights."""
         return f"{self._torch.extra_repr(self)}, weights={self.weights}"
 
     def _pack(self, tensors: dict[str, Tensor]) -> None:
@@ -130,7 +129,7 @@ class Prepacked(nn.Module):
             layer._all_weights = [[*names] for _, names in by_suffix]
             layer._flat_weights_names = [*self._shapes]
             layer._init_flat_weights()
-        for name in self._attribute_names:  # the next call copies those that self still has
+        for name in self._attribute_names:  # copy_additions copies them, if nobody deleted them
             vars(layer).pop(name, None)
         copy_additions(self, layer, {*self.own_names(), *self._op_names})
         return layer
@@ -140,7 +139,6 @@ class Prepacked(nn.Module):
         return self._rebuild(self._torch).requires_grad_(False)
 
     def _op_weights(self) -> list[Tensor]:
-        """The buffers that the op takes, of all layers and directions."""
         buffers = self._buffers
         return [buffers[name] for name in self._op_names]  # type: ignore[misc]
 
@@ -174,7 +172,6 @@ class Prepacked(nn.Module):
         super().__setattr__(name, value)
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """Refuses weights of the layer."""
         self._refuse_weight(name)
         super().register_parameter(name, param)
 
@@ -249,7 +246,7 @@ class PrepackedLSTM(Prepacked, SequenceModule):
         return (self._op_weights(), self._layout, None, None) if is_plain else None
 
     def _fastlstm_weights(self) -> tuple[list[Any], str | None, torch.dtype | None]:
-        fit = described(self)[1] == [*self._shapes.values()]
+        fit = described_weights(self)[1] == [*self._shapes.values()]
         return self._op_weights(), self._layout if fit else None, self.dtype
 
     def _fastlstm_refuse(self, input: Any, hx: Any) -> None:
@@ -292,7 +289,7 @@ class PrepackedLSTMCell(Prepacked, CellModule):
                 return step
             except RuntimeError:
                 is_plain = False  # the code below raises it again
-        check_kinds(input, hx, {})
+        check_dense(input, hx, {})
         if not fit_cell(input, hx, [*self._shapes.values()]):
             return self._fastlstm_as_torch(input, hx)
         _, state, _ = self._fastlstm_compute(Call(input, hx, weights, self._layout, is_cell=True))

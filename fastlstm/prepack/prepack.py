@@ -42,16 +42,14 @@ def prepack(
 ) -> nn.Module:
     """Freezes the LSTMs of a model for inference on the CPU, in place, and returns the model.
 
-    If the model is itself an LSTM, only the result is prepacked: `frozen = prepack(lstm)`.
-
     Every LSTM and LSTMCell becomes a prepacked layer without parameters: its weights are stored as
-    the processor reads them, in fewer bits if requested. It is called as before.
+    the processor reads them, in fewer bits if requested. It is called as before. If the model is
+    itself an LSTM, only the result is prepacked: `frozen = prepack(lstm)`.
     `state_dict` still has the weights by their names and `load_state_dict` takes those of the model
     before prepack. Training mode, another dtype or device, and gradients are refused with an error.
     Attributes, hooks, buffers, parameters and submodules that you have put on a layer go along, and
-    `unpack` brings them back. Tables of hooks are copied: a handle that you got before prepack
-    removes its hook only from the old layer. Parametrized weights are prepacked with their present
-    values, without their parametrization.
+    `unpack` brings them back. Parametrized weights are prepacked with their present values, without
+    their parametrization.
 
     A layer that torch.ao.quantization.quantize_dynamic made of an LSTM or LSTMCell is prepacked
     too: its int8 weights with their scales (-128 becomes -127), or its float16 weights in float32.

@@ -14,8 +14,7 @@ from ..engine.stack import run_extension, run_layers
 def run_prepacked(call: Call, dtype: torch.dtype, name: str) -> Results:
     """Runs a call, whose `hx` is not None, by the op `fastlstm::lstm_prepacked`.
 
-    `dtype` is the dtype of the layer. Under autocast tensors of the call are cast to it. `name` is
-    the class of the layer, for messages.
+    `dtype` is that of the layer; autocast casts to it. `name` is its class, for messages.
     """
     casts = autocasts("cpu") and call.input.is_floating_point()
     if casts and torch.float64 not in (call.input.dtype, dtype):

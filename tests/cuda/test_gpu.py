@@ -24,7 +24,7 @@ def require(engine):
     gpu = torch.cuda.get_device_properties()
     if engine == "persistent" and gpu.major < 8:
         pytest.skip("the persistent engine needs sm_80")
-    if engine == "persistent" and not _build.gpu(0)[0]:
+    if engine == "persistent" and not _build.gpu_properties(0)[0]:
         pytest.skip("FASTLSTM_FREE_SMS leaves the persistent engine no multiprocessor")
 
 

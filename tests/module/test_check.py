@@ -17,8 +17,8 @@ import torch
 import fastlstm
 from fastlstm import __main__ as command_line
 from fastlstm import _build
-from fastlstm.check import child, gate
-from fastlstm.check.cases import CASES, PREPACKED, TIMED, cases_of, draw
+from fastlstm.check import child, first_use
+from fastlstm.check.cases import OPTIONS, PREPACKED, TIMED, cases_of, draw
 from fastlstm.engine import engines, records
 from fastlstm.engine.call import Call
 
@@ -32,7 +32,7 @@ def file(tmp_path, monkeypatch):
     path = tmp_path / "cache" / "tuned.json"
     monkeypatch.setenv("FASTLSTM_TUNE", str(path))
     monkeypatch.delenv("FASTLSTM_CHECK", raising=False)
-    monkeypatch.setattr(gate, "_compared", {})
+    monkeypatch.setattr(first_use, "_compared", {})
     yield path
     records.machine.cache_clear()
 
@@ -189,10 +189,10 @@ FOUND = {
 def test_an_engine_that_computes_something_else(file, monkeypatch):
     monkeypatch.setattr(child, "PROGRAM", PLANT)
     cases = [c for c in cases_of(["stepwise", "tiled"], CPU) if c["dtype"] == "float32"]
-    prepacked = cases_of([*PREPACKED], CPU)[:: len(CASES)]
+    prepacked = cases_of([*PREPACKED], CPU)[:: len(OPTIONS)]
     rows = child.check_cases(CPU, cases + prepacked, time.monotonic() + 100)
     found = {row["option"]: row for row in rows if row["engine"] == "stepwise"}
-    assert list(found) == CASES
+    assert list(found) == OPTIONS
     for option, row in found.items():
         reason = FOUND.get(option, "")
         result = "not checked" if reason == "memory" else "failed" if reason else "passed"
@@ -204,9 +204,9 @@ def test_an_engine_that_computes_something_else(file, monkeypatch):
 
 
 def test_the_cases_tell_every_option():
-    drawn = [draw(case, "float32", CPU) for case in CASES]
+    drawn = [draw(case, "float32", CPU) for case in OPTIONS]
     options = [(*c[3:], c.input.shape, c.hx is None) for c in drawn]  # c[:3]: input, hx, weights
-    assert len({*map(str, options)}) == len(CASES)
+    assert len({*map(str, options)}) == len(OPTIONS)
     assert any(call.batch_sizes is not None and call.directions == 2 for call in drawn)
     assert all(0 in c.lengths and 7 in c.lengths for c in drawn if c.lengths is not None)
     resets = [call.reset for call in drawn if call.reset is not None]
@@ -217,14 +217,14 @@ def test_the_cases_tell_every_option():
 
 FAKE = torch._subclasses.FakeTensorMode()
 CRASH = f"{BEGIN}\nos.abort()"
-CRASHED = "cannot run on cuda:0: its check on this GPU .*: failed: float64, plain: it crashed: Ab"
+CRASHED = "cannot run on cuda:0: it did not pass .*: failed: float64, plain: it crashed: Ab"
 
 
 @pytest.fixture
 def children(monkeypatch):
     """The engine of each child process that is started; the machine seems to have a GPU."""
-    monkeypatch.setattr(_build, "kinds", ("cpu", "cuda"))
-    monkeypatch.setattr(_build, "gpu", lambda index: (132, 90, ""))
+    monkeypatch.setattr(_build, "device_types", ("cpu", "cuda"))
+    monkeypatch.setattr(_build, "gpu_properties", lambda index: (132, 90, ""))
     monkeypatch.setattr(_build, "_why_not_this_gpu", lambda index: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A GPU")
@@ -273,7 +273,7 @@ def test_persistent_by_name_is_checked_once(children, file):
 
 def test_the_tests_of_a_gpu_begin_no_check(children, checked_gpu):
     assert choose("persistent") == "persistent" and children == []
-    assert not gate.stepwise_is_wrong(GPU, torch.float32)
+    assert not first_use.stepwise_is_wrong(GPU, torch.float32)
 
 
 OTHERS = {
@@ -334,9 +334,9 @@ def capture(patch):
 
 @pytest.mark.parametrize("off", [capture, lambda patch: patch.setenv("FASTLSTM_CHECK", "off")])
 def test_no_check_while_a_graph_is_captured_or_checks_are_off(off, children, monkeypatch):
-    assert gate.can_check()
+    assert first_use.can_check()
     off(monkeypatch)
-    with pytest.raises(RuntimeError, match="its check on this GPU .*: none"):
+    with pytest.raises(RuntimeError, match="it did not pass .* on this GPU: not checked"):
         choose("persistent")
     monkeypatch.setitem(records.checked, records.verdict_key("persistent", GPU), "passed")
     assert choose("persistent") == "persistent" and children == []
@@ -391,7 +391,7 @@ def test_compare_and_tune_run_persistent_only_after_a_check(state, children, mon
     deepcopy = lambda value, memo=(): copy.deepcopy(value, {id(FAKE): FAKE, **dict(memo)})
     monkeypatch.setattr(compared, "copy", SimpleNamespace(deepcopy=deepcopy))
     monkeypatch.setattr(compared, "_difference", lambda found, expected: 0.0)
-    monkeypatch.setattr(gate, "_compare", lambda device, dtype: "")
+    monkeypatch.setattr(first_use, "_compare", lambda device, dtype: "")
     monkeypatch.setattr(torch.random, "fork_rng", lambda devices: nullcontext())
     STATES[state](monkeypatch)
     ran, printed = launches(monkeypatch), lambda: capsys.readouterr().out
@@ -420,18 +420,18 @@ WRONG = {
 @pytest.fixture
 def compared(monkeypatch):
     """The dtypes of all comparisons. Stepwise kernels on the CPU are compared as if on a GPU."""
-    monkeypatch.setattr(gate, "DEVICE_TYPE", "cpu")
-    monkeypatch.setattr(gate, "can_check", lambda: True)
-    dtypes, compare = [], gate._compare
+    monkeypatch.setattr(first_use, "DEVICE_TYPE", "cpu")
+    monkeypatch.setattr(first_use, "can_check", lambda: True)
+    dtypes, compare = [], first_use._compare
     noted = lambda device, dtype: dtypes.append(dtype) or compare(device, dtype)
-    monkeypatch.setattr(gate, "_compare", noted)
+    monkeypatch.setattr(first_use, "_compare", noted)
     return dtypes
 
 
 @pytest.fixture
 def plant(monkeypatch):
     """A function that changes the kernels' results, but only in the comparison."""
-    right, replace = gate.run_op, partial(monkeypatch.setattr, gate, "run_op")
+    right, replace = first_use.run_op, partial(monkeypatch.setattr, first_use, "run_op")
     return lambda change: replace(lambda *args, **options: change(right(*args, **options)))
 
 
@@ -475,7 +475,7 @@ def test_what_keeps_stepwise_from_being_compared(verdict, compared, plant, monke
     if verdict:
         records.checked[records.verdict_key("stepwise", CPU)] = verdict
     else:
-        monkeypatch.setattr(gate, "can_check", lambda: False)
+        monkeypatch.setattr(first_use, "can_check", lambda: False)
     is_wrong = verdict not in (None, "passed")
     with warns(f"{verdict}. Ins", is_wrong):
         assert runs_the_op(stepwise()) != is_wrong
@@ -510,7 +510,7 @@ def test_modes_do_not_reach_the_layer_that_is_compared(mode, compared):
         call = torch.func.grad(call)
     with MODES[mode]():
         torch.vmap(call)(X.expand(2, -1, -1, -1)) if mode == "vmap" else call(X)
-    assert len(compared) == 1 and set(gate._compared.values()) == {""}
+    assert len(compared) == 1 and set(first_use._compared.values()) == {""}
 
 
 @pytest.mark.parametrize("kind", ["float32", "tf32"], indirect=True)
@@ -526,7 +526,7 @@ def test_float32_in_tf32_is_judged_as_such(kind, compared, plant):
 def test_what_traces_a_model_calls_the_comparison(by, wrong, compared, plant):
     lstm = stepwise()
     right = lstm(X + 1)[0]
-    gate._compared.clear(), compared.clear()
+    first_use._compared.clear(), compared.clear()
     if wrong:
         plant(WRONG["output"])
     with warns(is_wrong=wrong):
@@ -584,14 +584,14 @@ def test_the_whole_check_of_a_cpu(file, tmp_path, capsys):
     if torch.backends.cpu.get_cpu_capability() == "AVX512":
         amx = ["FASTLSTM_AMX=0"] if torch.cpu._is_amx_tile_supported() else []
         assert sets == {"", "ATEN_CPU_CAPABILITY=avx2", "ATEN_CPU_CAPABILITY=default", *amx}
-    rows, unserved = of("engine", "instructions", "option", "dtype"), {CASES[10], CASES[11]}
+    rows, unserved = of("engine", "instructions", "option", "dtype"), {OPTIONS[10], OPTIONS[11]}
     assert len(rows) == len(set(rows)) and len({*of("dtype")}) == 4
     lacking = {"stepwise": set(), "tiled": unserved, **dict.fromkeys(PREPACKED, unserved)}
     for engine, lacks in lacking.items():
         for instructions in sets:
             options = {row[2] for row in rows if row[:2] == (engine, instructions)}
             timed = TIMED if engine not in PREPACKED and not instructions else ()
-            assert options == {*CASES, *timed} - lacks
+            assert options == {*OPTIONS, *timed} - lacks
     ratios = [row["ratio"] for row in found["cases"] if row["option"] in TIMED]
     assert len(ratios) == 16 and min(ratios) > 0
     assert set(json.loads(file.read_text()).values()) == {"passed"}

@@ -68,7 +68,7 @@ CHOSEN = [(*key, change) for key, changes in CHOSEN.items() for change in change
 @pytest.mark.filterwarnings("error")  # no warning of missing CUDA kernels on other devices
 def test_which_engine_auto_chooses(device, kernels, chosen, change, monkeypatch):
     monkeypatch.setattr(engines, "DEFAULT", "auto")
-    monkeypatch.setattr(_build, "kinds", KERNELS[kernels])
+    monkeypatch.setattr(_build, "device_types", KERNELS[kernels])
     monkeypatch.setattr(_build, "_why_not_this_gpu", lambda index: None)
     assert engines.choose(call_on(device, **change)).name == chosen
 
@@ -86,7 +86,7 @@ def test_which_engine_auto_chooses(device, kernels, chosen, change, monkeypatch)
     ("torch", "cpu", {"layout": "bias layer_norm"}, "has no layer normalization"),
 ])  # fmt: skip
 def test_a_named_engine_that_cannot_serve_a_call(engine, device, change, why, monkeypatch):
-    monkeypatch.setattr(_build, "kinds", ("cpu",))
+    monkeypatch.setattr(_build, "device_types", ("cpu",))
     message = f"engine '{engine}' cannot serve this call: .*{why}; use one of auto, .*reference"
     with pytest.raises(RuntimeError, match=message):
         engines.choose(call_on(device, **change), engine)
@@ -104,8 +104,8 @@ def test_a_named_engine_that_cannot_serve_a_call(engine, device, change, why, mo
     ({"dtype": HALF}, (0, 90), False),
 ])  # fmt: skip
 def test_which_calls_the_persistent_engine_serves(change, gpu, serves, monkeypatch):
-    monkeypatch.setattr(_build, "kinds", ("cpu", "cuda"))
-    monkeypatch.setattr(_build, "gpu", {0: (*gpu, "")}.__getitem__)
+    monkeypatch.setattr(_build, "device_types", ("cpu", "cuda"))
+    monkeypatch.setattr(_build, "gpu_properties", {0: (*gpu, "")}.__getitem__)
     reason = engines.BY_NAME["persistent"].why_not(call_on("cuda", **change))
     assert (reason is None) == serves
     assert serves or str(reason).startswith("it takes float32, bfloat16 and float16 without")
@@ -114,8 +114,8 @@ def test_which_calls_the_persistent_engine_serves(change, gpu, serves, monkeypat
 @needs_op
 def test_a_measured_engine_runs_only_calls_that_it_serves(monkeypatch):
     """Sizes with the same next power of two share a measurement, so some may not be served."""
-    monkeypatch.setattr(_build, "kinds", ("cpu", "cuda"))
-    monkeypatch.setattr(_build, "gpu", lambda index: (16, 90, ""))
+    monkeypatch.setattr(_build, "device_types", ("cpu", "cuda"))
+    monkeypatch.setattr(_build, "gpu_properties", lambda index: (16, 90, ""))
     always = type("Always", (dict,), {"get": lambda *_: "persistent"})  # for every call
     monkeypatch.setattr(records, "tuned", always(any="persistent"))
     key = records.verdict_key("persistent", torch.device("cuda", 0))
@@ -130,7 +130,7 @@ def test_a_measured_engine_runs_only_calls_that_it_serves(monkeypatch):
 
 @needs_op
 def test_an_engine_of_the_op_without_the_extension(monkeypatch):
-    monkeypatch.setattr(_build, "kinds", ())
+    monkeypatch.setattr(_build, "device_types", ())
     monkeypatch.setattr(_build, "_reason", "it was not built")
     with pytest.raises(RuntimeError, match=r"extension is not available \(it was not built\)"):
         engines.choose(call_on("cpu"), "tiled")
@@ -210,8 +210,8 @@ def test_a_gpu_without_kernels_warns_once(monkeypatch, why):
     """A plain call does not warn: it runs PyTorch's own LSTM with or without kernels."""
     kinds, error = ("cpu",) if why == "no toolkit" else ("cpu", "cuda"), why * (why == FAILED)
     record = {"note": "no toolkit" if len(kinds) == 1 else None, "cuda_arch_list": "9.0"}
-    monkeypatch.setattr(_build, "kinds", kinds)
-    monkeypatch.setattr(_build, "gpu", lambda index: (0, 0, error))
+    monkeypatch.setattr(_build, "device_types", kinds)
+    monkeypatch.setattr(_build, "gpu_properties", lambda index: (0, 0, error))
     monkeypatch.setattr(_build, "build_record", lambda: record)
     caches = _build.warn_of_no_cuda_kernels, _build._why_not_this_gpu
     for cached in caches:

@@ -143,7 +143,7 @@ def test_which_functions_are_timed(training, monkeypatch, torch_calls):
     gradients, output = [weight.shape for weight in lstm.parameters()], [(3, 6)] * 5
     assert shapes == [gradients if training else output] * 2
     assert counts == [1, 1]  # PyTorch's LSTM runs first, then the op
-    assert records.noted is None and all(p.grad is None for p in lstm.parameters())
+    assert records.calls_to_tune is None and all(p.grad is None for p in lstm.parameters())
 
 
 def test_real_times():

@@ -36,7 +36,7 @@ def test_info(capsys, args):
 def test_an_import_takes_no_time_for_a_compiler():
     code = "import sys, torch; old = {*sys.modules}; import fastlstm; print({*sys.modules} - old)"
     new = subprocess.run([sys.executable, "-c", code], text=True, stdout=subprocess.PIPE, cwd=ROOT)
-    assert "fastlstm.check.gate" in new.stdout and "torch._dynamo" not in new.stdout
+    assert "fastlstm.check.first_use" in new.stdout and "torch._dynamo" not in new.stdout
 
 
 def test_info_says_why_the_extension_is_not_used(capsys, monkeypatch):
@@ -118,7 +118,7 @@ def test_plan_of_a_gpu(capsys):
     command_line.main([*SHAPE, "--device", "cuda"])
     printed = capsys.readouterr().out
     assert "auto: torch\n" in printed
-    assert "On a GPU plain calls and lengths= run PyTorch's own LSTM" in printed
+    assert "On a GPU calls with no option except lengths= run PyTorch's own LSTM" in printed
 
 
 def test_docs_name_targets_that_exist():

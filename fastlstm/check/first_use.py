@@ -31,11 +31,7 @@ _lock = threading.Lock()  # one check at a time
 
 
 def can_check() -> bool:
-    """Whether a check can run: there is a GPU, FASTLSTM_CHECK is on, no CUDA graph is captured.
-
-    Raises:
-        ValueError: FASTLSTM_CHECK is neither on nor off.
-    """
+    """Whether a check can run: there is a GPU, FASTLSTM_CHECK is on, no CUDA graph is captured."""
     value = os.environ.get("FASTLSTM_CHECK") or "on"
     if value not in ("on", "off"):
         raise ValueError(f"FASTLSTM_CHECK: expected on or off, got {value!r}")
@@ -45,10 +41,7 @@ def can_check() -> bool:
 
 
 def why_not_persistent(device: torch.device) -> str:
-    """Why the persistent engine must not run on a GPU, or "" if it passed a check there.
-
-    If no check is on record, it is done now.
-    """
+    """Why the persistent engine must not run on a GPU, or "" if it passes or passed a check."""
     with _lock:
         verdict = records.on_record("persistent", device)
         if not verdict and can_check():
@@ -58,14 +51,14 @@ def why_not_persistent(device: torch.device) -> str:
             verdict = verdict_on(check_cases(device, cases, time.monotonic() + SECONDS))
     if verdict == PASSED:
         return ""
-    return f"its check on this GPU (`python -m fastlstm check`): {verdict or 'none'}"
+    return f"it did not pass `python -m fastlstm check` on this GPU: {verdict or 'not checked'}"
 
 
 def stepwise_is_wrong(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the stepwise kernels compute something else than the equations on a GPU.
 
-    The verdict on record decides. If there is none, a small layer is compared, once in a process.
-    If the kernels are wrong, a warning says so. If no check can run now, they count as right.
+    The verdict on record decides. If there is none, a small layer is compared, once in a process;
+    if no check can run now, the kernels count as right.
     """
     key = device, dtype
     with _lock:
