@@ -45,7 +45,7 @@ class Agent(nn.Module):
         nn.init.orthogonal_(self.actor.weight, 0.01)
         self.in_one_call = lstm == "reset"
 
-    def remember(self, x: Tensor, state: State, done: Tensor) -> tuple[Tensor, State]:
+    def run_lstm(self, x: Tensor, state: State, done: Tensor) -> tuple[Tensor, State]:
         """Runs the LSTM on x [T,B,64]; done [T,B] is 1 at the first step of an episode."""
         if self.in_one_call:
             return self.lstm(x, state, reset=done)
@@ -57,7 +57,7 @@ class Agent(nn.Module):
         return torch.cat(outputs), state
 
     def forward(self, x: Tensor, state: State, done: Tensor) -> tuple[Categorical, Tensor, State]:
-        output, state = self.remember(self.network(x), state, done)
+        output, state = self.run_lstm(self.network(x), state, done)
         return Categorical(logits=self.actor(output)), self.critic(output).squeeze(-1), state
 
 

@@ -14,7 +14,7 @@ import warnings
 
 import torch
 from oracle import oracle
-from samples import Sample
+from samples import Sample, floating, with_leaves
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
@@ -272,14 +272,14 @@ def as_call(draw, layer, layout):
 
 def against_the_oracle(draw):
     layer, layout = layer_arguments(draw, torch.float64)
-    truth = leaves_of(layer)
+    truth = with_leaves(layer)
     expected = list(oracle(**truth))
     torch.manual_seed(1)
     gradients = [torch.randn(r.shape, dtype=torch.float64) for r in expected]
     pairs = zip(expected, gradients, strict=True)
     torch.autograd.backward(*zip(*[pair for pair in pairs if pair[0].requires_grad], strict=True))
     call = as_call(draw, layer, layout)
-    leaves = leaves_of(call)
+    leaves = with_leaves(call)
     only_stepwise = "layer_norm" in layout or call["h_mask"] is not None
     engine = draw.pick("auto", "stepwise", *[] if only_stepwise else ["tiled"])
     found = list(torch.ops.fastlstm.lstm(**leaves, engine=engine)[:4])
@@ -287,19 +287,12 @@ def against_the_oracle(draw):
         live = torch.arange(len(layer["input"]))[:, None] < call["lengths"]
         found[3] = torch.where(live[..., None], found[3], 0.0)
     torch.autograd.backward(found, [g.view(f.shape) for g, f in zip(gradients, found, strict=True)])
-    pairs = list(zip(found, expected, strict=True))
-    pairs += [(leaves[name].grad, truth[name].grad) for name in ("input", "h_0", "c_0")]
-    pairs += [(a.grad, b.grad) for a, b in zip(leaves["weights"], truth["weights"], strict=True)]
-    for k, (a, b) in enumerate(pairs):
+    found += [leaf.grad for leaf in floating(leaves)]
+    expected += [leaf.grad for leaf in floating(truth)]
+    for k, (a, b) in enumerate(zip(found, expected, strict=True)):
         a = torch.zeros_like(b) if a is None else a
         b = torch.zeros_like(a).view(a.shape) if b is None else b.view(a.shape)
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9, msg=lambda m, k=k: f"{k}: {m}")
-
-
-def leaves_of(layer):
-    """Returns the arguments with new leaves for the gradients; values and strides stay."""
-    found = {**layer, "weights": [w.detach().requires_grad_() for w in layer["weights"]]}
-    return found | {n: layer[n].detach().requires_grad_() for n in ("input", "h_0", "c_0")}
 
 
 def damage(draw, tensor, engine):
@@ -363,32 +356,32 @@ def damaged_forward(draw):
 
 
 def damage_argument(draw, layer, arguments, name):
-    engine = arguments["engine"]
     no_tensor = draw.pick(3, "x", [1.0], (), True, float("nan"))
+    damaged = lambda t: no_tensor if draw.chance(0.3) else damage(draw, t, arguments["engine"])
+    texts = name  # the error must have one of these texts, which `|` separates
     if name == "number":
         numbers = {"num_layers": draw.pick(0, -1, 1.5, None, "2"), "dropout": draw.pick(-1, 2, "x")}
-        name = draw.pick(*numbers, "zoneout_c", "recurrent_dropout")
+        texts = name = draw.pick(*numbers, "zoneout_c", "recurrent_dropout")
         arguments |= {name: numbers.get(name, draw.pick(-0.1, float("nan"))), "training": True}
-        # A wrong num_layers may also be reported as a wrong size of h_0.
-        name += "|= layers * directions" if name == "num_layers" else ""
+        if name == "num_layers":
+            texts += "|= layers * directions"  # from the error of h_0
     elif name in ("h_0", "c_0"):
-        state = layer[name]
-        bad = no_tensor if draw.chance(0.3) else damage(draw, state, engine)
+        bad = damaged(layer[name])
         arguments["hx"] = (bad, layer["c_0"]) if name == "h_0" else (layer["h_0"], bad)
         if name == "c_0" and isinstance(bad, Tensor) and bad.dtype == torch.float32:
             return  # layers of 16-bit types accept c_0 in float32
-        name = "h_0|c_0|batch_sizes to start with the batch size"
+        texts = "h_0|c_0|batch_sizes to start with the batch size"
     elif name == "weights":
         k = draw.int(0, len(layer["weights"]) - 1)
         weights = list(layer["weights"])
-        weights[k] = no_tensor if draw.chance(0.3) else damage(draw, weights[k], engine)
+        weights[k] = damaged(weights[k])
         arguments["weights"] = weights
-        name = "W_|b_|gain_|bias_c|weights|input"
+        texts = "W_|b_|gain_|bias_c|weights|input"
     elif arguments[name] is None:
         return
     else:
         tensor = arguments[name]
-        bad = no_tensor if draw.chance(0.3) else damage(draw, tensor, engine)
+        bad = damaged(tensor)
         fits = isinstance(bad, Tensor) and bad.shape == tensor.shape and bad.device == tensor.device
         if name == "lengths" and fits and bad.dtype.is_signed:
             return  # another signed dtype may be accepted
@@ -398,20 +391,20 @@ def damage_argument(draw, layer, arguments, name):
         if name == "input" and isinstance(bad, Tensor) and bad.shape[1:] == tensor.shape[1:]:
             return  # another number of steps is valid
         if name in ("input", "batch_sizes"):
-            name = "input|W_ih|h_0|reset|lengths|batch_sizes|sequence length"
-    expect_error(lambda: functional.lstm(**arguments), name)
+            texts = "input|W_ih|h_0|reset|lengths|batch_sizes|sequence length"
+    expect_error(lambda: functional.lstm(**arguments), texts)
 
 
-def expect_error(function, names):
-    """Expects a plain error whose message has one of the names, which `|` separates."""
+def expect_error(function, texts):
+    """Expects a plain error whose message has one of the texts, which `|` separates."""
     try:
         function()
     except PLAIN_ERRORS as error:
-        assert any(name in str(error) for name in names.split("|")), f"{names}: {error}"
+        assert any(text in str(error) for text in texts.split("|")), f"{texts}: {error}"
         assert "incompatible function arguments" not in str(error), error
         assert "INTERNAL ASSERT" not in str(error), error
     else:
-        raise AssertionError(f"no error for a bad argument: {names}")
+        raise AssertionError(f"no error for a bad argument: {texts}")
 
 
 def damaged_prepacked(draw):

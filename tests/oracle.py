@@ -74,8 +74,8 @@ def oracle(
                 a = from_x + from_h + bias
                 i, f, g, o = (a[k * hidden_size : (k + 1) * hidden_size] for k in range(4))
                 c = c / (1 + torch.exp(-f)) + torch.tanh(g) / (1 + torch.exp(-i))
-                shown = c if norms is None else normed(c, norms[2]) + norms[3]
-                h = torch.tanh(shown) / (1 + torch.exp(-o))
+                normed_c = c if norms is None else normed(c, norms[2]) + norms[3]
+                h = torch.tanh(normed_c) / (1 + torch.exp(-o))
                 if len(rest) % 2:  # W_hr
                     h = rest[-1] @ h
                 if zoneout_h is not None:

@@ -53,8 +53,8 @@ REFERENCE_AND_AUTO = [ROUTES[0], *AUTO_ROUTES]
 
 every_route = pytest.mark.parametrize("route", ROUTES)
 # Engine "torch" computes all layers of a module at once, so it cannot compute a single sample.
-ON_A_GPU = pytest.param(Route("torch", "cuda"), id="torch-cuda", marks=pytest.mark.gpu)
-TORCH_ROUTES = [pytest.param(Route("torch"), id="torch"), ON_A_GPU]
+TORCH_CUDA = pytest.param(Route("torch", "cuda"), id="torch-cuda", marks=pytest.mark.gpu)
+TORCH_ROUTES = [pytest.param(Route("torch"), id="torch"), TORCH_CUDA]
 every_module_route = pytest.mark.parametrize("route", [*ROUTES, *TORCH_ROUTES])
 every_op_route = pytest.mark.parametrize("route", OP_ROUTES)
 
@@ -256,6 +256,11 @@ def with_gradients(results: Sequence[Tensor], leaves: Sequence[Tensor]) -> list[
 def floating(arguments: dict[str, Any]) -> list[Tensor]:
     """Returns the tensors that have gradients: input, h_0, c_0, then the weights."""
     return [arguments["input"], arguments["h_0"], arguments["c_0"], *arguments["weights"]]
+
+
+def with_leaves(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Returns the arguments with new leaves for the gradients; values and strides stay."""
+    return with_floating(arguments, [t.detach().requires_grad_() for t in floating(arguments)])
 
 
 def with_floating(arguments: dict[str, Any], tensors: Sequence[Tensor]) -> dict[str, Any]:

@@ -24,20 +24,7 @@ class TiledLayer {
 
  public:
   TiledLayer(const GemmKernels& gemm, const CellKernels<T>& cell, const Shape& shape, unsigned seed)
-      : gemm_(gemm),
-        cell_(cell),
-        steps_(shape.T),
-        B_(shape.B),
-        H_(shape.H),
-        problem_(oracle::random_problem(shape.T, shape.B, shape.H, {oracle::kDense, false, true},
-                                        seed, rounded<T>)),
-        w_hh_(converted<T>(problem_.w_hh)),
-        zeros_(4 * H_, T()),
-        state_zeros_(H_, A()),
-        output_(unwritten<T>(steps_ * B_ * H_)),
-        gates_(unwritten<T>(steps_ * B_ * 4 * H_)),
-        d_gates_(gates_),
-        cells_(unwritten<A>(steps_ * B_ * H_)) {}
+      : gemm_(gemm), cell_(cell), steps_(shape.T), B_(shape.B), H_(shape.H), seed_(seed) {}
 
   Bytes run() {
     const oracle::Solution solution = oracle::solve(problem_);
@@ -58,16 +45,15 @@ class TiledLayer {
   // [B, N rounded up to whole vectors].
   std::vector<A> multiply(const std::vector<const void*>& rows, const MatrixRows& matrix, int64_t K,
                           int64_t first, int64_t N) const {
-    const int64_t lanes = gemm_.lanes, vectors = (N + lanes - 1) / lanes;
+    const int64_t lanes = gemm_.lanes, vectors = divide_up(N, lanes);
     std::vector<A> sums(B_ * vectors * lanes);
     for (int64_t v = 0; v < vectors; v += gemm_.max_vectors) {
-      const int64_t count = std::min<int64_t>(gemm_.max_vectors, vectors - v),
-                    width = count * lanes;
-      std::vector<T> panel((divide_up(K, gemm_.k_multiple) * gemm_.k_multiple) * width);
+      const int64_t count = std::min<int64_t>(gemm_.max_vectors, vectors - v);
+      const int64_t width = count * lanes;
+      std::vector<T> panel(round_up(K, gemm_.k_multiple) * width);
       gemm_.pack(matrix, 0, K, {first + v * lanes, std::min(N - v * lanes, width), count},
                  panel.data());
-      std::vector<void*> to;
-      for (int64_t b = 0; b < B_; ++b) to.push_back(&sums[(b * vectors + v) * lanes]);
+      const auto to = rows_of(&sums[v * lanes], B_, vectors * lanes);
       gemm_.multiply({rows.data(), B_, 0, K, panel.data(), {0, width, count}, to.data(), false});
     }
     return sums;
@@ -76,7 +62,7 @@ class TiledLayer {
   // x_gates [T,B,4H] in the order [T,B,vector of units,4,lanes], padded with zeros.
   std::vector<A> ordered_x_gates() const {
     const auto x_gates = converted<A>(problem_.x_gates);
-    const int64_t lanes = gemm_.lanes, width = divide_up(H_, lanes) * lanes;
+    const int64_t lanes = gemm_.lanes, width = round_up(H_, lanes);
     std::vector<A> ordered(steps_ * B_ * 4 * width);
     for (int64_t row = 0; row < steps_ * B_; ++row)
       for (int64_t gate = 0; gate < 4; ++gate)
@@ -121,8 +107,7 @@ class TiledLayer {
     const auto d_output = converted<T>(problem_.d_output), d_h_n = converted<T>(problem_.d_h_n);
     const auto c_0 = converted<A>(problem_.c_0), d_cells = converted<A>(problem_.d_cells);
     auto dc = converted<A>(problem_.d_c_n);
-    std::vector<const void*> w_rows;
-    for (int64_t r = 0; r < 4 * H_; ++r) w_rows.push_back(&w_hh_[r * H_]);
+    const auto w_rows = rows_of<const void*>(w_hh_.data(), 4 * H_, H_);
     for (int64_t t = steps_; t-- > 0;) {
       const bool last = t == steps_ - 1;
       std::vector<const void*> d_gates_next;
@@ -150,12 +135,15 @@ class TiledLayer {
 
   const GemmKernels& gemm_;
   const CellKernels<T>& cell_;
-  int64_t steps_, B_, H_;
-  oracle::Problem problem_;
-  std::vector<T> w_hh_, zeros_;
-  std::vector<A> state_zeros_;
-  std::vector<T> output_, gates_, d_gates_;
-  std::vector<A> cells_;
+  const int64_t steps_, B_, H_;
+  const unsigned seed_;
+  const oracle::Problem problem_ =
+      oracle::random_problem(steps_, B_, H_, {oracle::kDense, false, true}, seed_, rounded<T>);
+  const std::vector<T> w_hh_ = converted<T>(problem_.w_hh), zeros_ = std::vector<T>(4 * H_);
+  const std::vector<A> state_zeros_ = std::vector<A>(H_);
+  std::vector<T> output_ = unwritten<T>(steps_ * B_ * H_);
+  std::vector<T> gates_ = unwritten<T>(steps_ * B_ * 4 * H_), d_gates_ = gates_;
+  std::vector<A> cells_ = unwritten<A>(steps_ * B_ * H_);
 };
 
 // Checks that a NaN in x_gates gives NaN, and that an infinity shuts or opens the gates.
@@ -216,8 +204,7 @@ void add_comparison(Kernels<T> KernelTable::* kernels) {
     for (const int64_t H : {3, 37})
       for (size_t i = 1; i < tables.size(); ++i) {
         const Kernels<T>&a = tables[0].*kernels, &b = tables[i].*kernels;
-        const GemmKernels *const gemm_a = gemm_of<T>(tables[0]), *const gemm_b =
-                                                                     gemm_of<T>(tables[i]);
+        const auto *const gemm_a = gemm_of<T>(tables[0]), *const gemm_b = gemm_of<T>(tables[i]);
         const std::string where = testing::text(tables[i].target, ", H ", H);
         const Shape steps{4, 3, H};
         const stepwise::Shape resets{4, 3, H, oracle::kDense, false, true};

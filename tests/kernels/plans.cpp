@@ -21,12 +21,12 @@ GemmKernels gemm_of(Format format, int64_t bytes, int64_t lanes, int64_t rows, b
   return gemm;
 }
 
-struct Named {
+struct NamedMachine {
   const char* name;
   CpuMachine machine;
 };
 
-std::vector<Named> machines() {
+std::vector<NamedMachine> machines() {
   static const auto table_of = [](int64_t lanes, int64_t rows, bool trains_bfloat16) {
     const auto* const all = new GemmKernels[]{
         gemm_of(Format::float32, 4, lanes, rows), gemm_of(Format::float64, 8, lanes / 2, rows),
@@ -105,17 +105,23 @@ void check_plan(const std::string& what, const CpuTask& task, const CpuMachine& 
         " rows and ", found.buffer_unit_vectors, " tiles at once");
 }
 
+// A task with as many output features as units.
+CpuTask task_of(Dtype dtype, int64_t steps, int64_t batch, int64_t input_size, int64_t hidden) {
+  CpuTask task{dtype};
+  task.steps = steps, task.batch = batch, task.total_rows = steps * batch;
+  task.input_size = input_size, task.hidden_size = task.output_size = hidden;
+  return task;
+}
+
 // Calls body(task) for many kinds of calls, in inference also with prepacked weights.
 void for_tasks(const auto& body) {
   for (const Dtype dtype : {Dtype::kFloat64, Dtype::kFloat32, Dtype::kBFloat16, Dtype::kFloat16})
     for (const int64_t steps : {1, 2, 100})
       for (const int64_t batch : {1, 5, 64, 300})
         for (const int64_t hidden : {1, 37, 256, 1024})
-          for (const int kind : {0, 1, 2})
+          for (const int kind : {0, 1, 2})  // inference, forward of a training, backward
             for (const int options : {0, 1, 2, 4, 7}) {
-              CpuTask task{dtype};
-              task.steps = steps, task.batch = batch, task.total_rows = steps * batch;
-              task.input_size = 40, task.hidden_size = task.output_size = hidden;
+              CpuTask task = task_of(dtype, steps, batch, 40, hidden);
               task.saves_for_backward = kind == 1, task.backward = kind == 2;
               task.projects = options & 1, task.directions = options & 2 ? 2 : 1;
               task.precision = options & 4 ? Precision::kBf16 : Precision::kFloat32;
@@ -131,7 +137,7 @@ void for_tasks(const auto& body) {
             }
 }
 
-void check_machine(const Named& named) {
+void check_machine(const NamedMachine& named) {
   CpuMachine machine = named.machine;
   for_tasks([&](const CpuTask& task) {
     for (const int64_t threads : {1, 2, 3, 16, 128}) {
@@ -142,9 +148,9 @@ void check_machine(const Named& named) {
 }
 
 // Checks that float32 is split into bfloat16 only if that is requested and the processor has AMX.
-void check_split(const Named& named) {
-  CpuTask task{Dtype::kFloat32};
-  task.steps = 2, task.total_rows = 2, task.precision = Precision::kTf32;
+void check_split(const NamedMachine& named) {
+  CpuTask task = task_of(Dtype::kFloat32, 2, 1, 1, 1);
+  task.precision = Precision::kTf32;
   const auto splits = [&](const CpuTask& task) {
     const CpuPlan found = make_plan(task, named.machine);
     return found.gemm && found.gemm->format == Format::bfloat16x2;
@@ -166,15 +172,13 @@ void check_split(const Named& named) {
 }
 
 // Checks that a small layer gets one thread and a large layer gets all threads.
-void check_threads(const Named& named) {
+void check_threads(const NamedMachine& named) {
   CpuMachine machine = named.machine;
   machine.threads = 4;
   for (const int64_t steps : {1, 20})
     for (const bool prepacked : {false, true}) {
       const auto threads = [&](int64_t size) {
-        CpuTask task{Dtype::kFloat32};
-        task.steps = task.total_rows = steps;
-        task.input_size = task.hidden_size = task.output_size = size;
+        CpuTask task = task_of(Dtype::kFloat32, steps, 1, size, size);
         if (prepacked) task.prepacked = Format::float32;
         return make_plan(task, machine).grid.threads();
       };
@@ -186,12 +190,10 @@ void check_threads(const Named& named) {
 
 // Checks that x_gates of several steps are computed at once, unless a step has many rows: then it
 // multiplies its input together with h. With a narrow input fewer rows are needed for this.
-void check_steps_ahead(const Named& named) {
+void check_steps_ahead(const NamedMachine& named) {
   for (const int64_t input_size : {4, 40})
     for (const int64_t batch : {1, 32, 300}) {
-      CpuTask task{Dtype::kFloat32};
-      task.steps = 20, task.batch = batch, task.total_rows = 20 * batch;
-      task.input_size = input_size, task.hidden_size = task.output_size = 64;
+      const CpuTask task = task_of(Dtype::kFloat32, 20, batch, input_size, 64);
       const int64_t ahead = make_plan(task, named.machine).steps_ahead;
       const int64_t fused_rows = input_size == 4 ? 32 : named.machine.min_rows_to_fuse_input;
       check((ahead == 0) == (batch >= fused_rows), named.name, ", I ", input_size, ", B ", batch,
@@ -200,17 +202,12 @@ void check_steps_ahead(const Named& named) {
 }
 
 // Checks that W_hh stays in place for few steps of few rows. A larger W_hh stays for more steps.
-void check_forms(const Named& named) {
-  const auto form = [&](int64_t steps, int64_t batch, int64_t size, bool backward) {
-    CpuTask task{Dtype::kFloat32};
-    task.steps = steps, task.batch = batch, task.total_rows = steps * batch,
-    task.backward = backward;
-    task.input_size = task.hidden_size = task.output_size = size;
-    return make_plan(task, named.machine).w_hh;
-  };
+void check_forms(const NamedMachine& named) {
   for (const bool backward : {false, true}) {
     const auto is = [&](MatrixForm expected, int64_t steps, int64_t batch, int64_t size) {
-      const MatrixForm found = form(steps, batch, size, backward);
+      CpuTask task = task_of(Dtype::kFloat32, steps, batch, size, size);
+      task.backward = backward;
+      const MatrixForm found = make_plan(task, named.machine).w_hh;
       check(found == expected, named.name, ", backward ", backward, ", T ", steps, ", B ", batch,
             ", H ", size, ": form ", int(found));
     };
@@ -224,7 +221,7 @@ void check_forms(const Named& named) {
 }
 
 const bool added = [] {
-  for (const Named& named : machines()) {
+  for (const NamedMachine& named : machines()) {
     testing::Case(std::string("plans/") + named.name, [named] {
       check_machine(named);
       check_split(named);

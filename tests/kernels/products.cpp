@@ -4,9 +4,8 @@
 #include <cmath>
 #include <cstring>
 #include <deque>
-#include <random>
 
-#include "../simt/harness.h"
+#include "parts.h"
 #include "targets.h"
 
 namespace {
@@ -14,28 +13,11 @@ namespace {
 using namespace fastlstm;
 using namespace testing;
 
-class Random {
- public:
-  explicit Random(unsigned seed) : engine_(seed) {}
-  int64_t between(int64_t first, int64_t last) {
-    return first + int64_t(engine_() % (last - first + 1));
-  }
-  bool coin() { return engine_() % 2; }
-  // A random length near the lengths at which the kernels split a sum or a loop.
-  int64_t terms() {
-    const int64_t around[] = {1, 8, 32, 64, 256, 512};
-    const int64_t length = around[between(0, 5)];
-    return std::max<int64_t>(1, length + between(-5, 5));
-  }
-  template <typename T>
-  T number() {
-    return from_double<T>(normal_(engine_));
-  }
-
- private:
-  std::mt19937 engine_;
-  std::normal_distribution<double> normal_;
-};
+// Returns a random length near the lengths at which the kernels split a sum or a loop.
+int64_t random_terms(Random& random) {
+  const int64_t around[] = {1, 8, 32, 64, 256, 512};
+  return std::max<int64_t>(1, around[random.between(0, 5)] + random.between(-5, 5));
+}
 
 // A matrix with its own memory for each row, because the kernels get a pointer for each row.
 template <typename T>
@@ -78,24 +60,24 @@ struct Panels {
     PanelShape shape;
     int64_t offset;
   };
-  std::vector<Panel> panels;
+  std::vector<Panel> all;
   std::vector<T> data;
 
   Panels(const GemmKernels& gemm, const MatrixRows& matrix, int64_t k_begin, int64_t K, int64_t N) {
     const int64_t header = gemm.header_bytes / int64_t(sizeof(T));
-    const int64_t terms = (K + gemm.k_multiple - 1) / gemm.k_multiple * gemm.k_multiple;
+    const int64_t terms = round_up(K, gemm.k_multiple);
     const int64_t elements_per_column = header + gemm.bytes(terms) / int64_t(sizeof(T));
     int64_t size = 0;
     for (int64_t column = 0; column < N;) {
       const int64_t narrowest = gemm.vectors_multiple * gemm.lanes;
-      const int64_t parts = (N - column + narrowest - 1) / narrowest;
+      const int64_t parts = divide_up(N - column, narrowest);
       const int64_t vectors = std::min<int64_t>(parts * gemm.vectors_multiple, gemm.max_vectors);
       const int64_t width = vectors * gemm.lanes;
-      panels.push_back({{column, std::min(N - column, width), vectors}, size});
+      all.push_back({{column, std::min(N - column, width), vectors}, size});
       column += width, size += width * elements_per_column;
     }
     data = testing::unwritten<T>(size);
-    for (const auto& [shape, offset] : panels)
+    for (const auto& [shape, offset] : all)
       gemm.pack(matrix, k_begin, K, shape, &data[offset] + shape.vectors * gemm.lanes * header);
   }
 
@@ -103,10 +85,10 @@ struct Panels {
   // `most` panels in all. Returns the index of the panel after them.
   size_t take(PanelProduct& product, size_t first, int64_t most) const {
     size_t end = first + 1;
-    while (end < panels.size() && int64_t(end - first) < most &&
-           panels[end].shape.vectors == product.shape.vectors) {
-      product.shape.columns += panels[end].shape.columns;
-      const int64_t distance = panels[first + 1].offset - panels[first].offset;
+    while (end < all.size() && int64_t(end - first) < most &&
+           all[end].shape.vectors == product.shape.vectors) {
+      product.shape.columns += all[end].shape.columns;
+      const int64_t distance = all[first + 1].offset - all[first].offset;
       product.panel_stride = distance * int64_t(sizeof(T)), ++product.panels, ++end;
     }
     return end;
@@ -122,45 +104,36 @@ struct Problem {
   using A = State_t<T>;
   const GemmKernels& gemm;
   Random random;
-  int64_t rows, k_begin, K, N;
-  bool transposed;  // b is [N,k_begin + K] if true, else [k_begin + K,N]
-  Before before;
-  Matrix<T> a, b;
-  Matrix<A> bias, sums;  // [1,N] and [rows,N]; `sums` is what the products are added to
-  Panels<T> packed;
+  const int64_t rows = random.between(1, 2 * gemm.tile_rows + 1), k_begin = random.between(0, 3);
+  const int64_t K = random_terms(random), N = random.between(1, 9 * gemm.lanes + 1);
+  const bool transposed = random.coin();  // b is [N,k_begin + K] if true, else [k_begin + K,N]
+  const Before before = Before(random.between(0, 2));
+  Matrix<T> a{rows, k_begin + K, random};
+  Matrix<T> b{transposed ? N : k_begin + K, transposed ? k_begin + K : N, random};
+  Matrix<A> bias{1, N, random};
+  Matrix<A> sums{rows, N, random};  // what the products are added to
+  Panels<T> panels{gemm, {b.at(), transposed}, k_begin, K, N};
 
-  Problem(const GemmKernels& gemm, unsigned seed)
-      : gemm(gemm),
-        random(seed),
-        rows(random.between(1, 2 * gemm.tile_rows + 1)),
-        k_begin(random.between(0, 3)),
-        K(random.terms()),
-        N(random.between(1, 9 * gemm.lanes + 1)),
-        transposed(random.coin()),
-        before(Before(random.between(0, 2))),
-        a(rows, k_begin + K, random),
-        b(transposed ? N : k_begin + K, transposed ? k_begin + K : N, random),
-        bias(1, N, random),
-        sums(rows, N, random),
-        packed(gemm, {b.at(), transposed}, k_begin, K, N) {}
+  Problem(const GemmKernels& gemm, unsigned seed) : gemm(gemm), random(seed) {}
 
   // The product of rows [first, first + count) with one panel, written to c.
   PanelProduct panel_product(size_t panel, int64_t first, int64_t count, void* const* c,
                              Before before) const {
-    const auto& [shape, offset] = packed.panels[panel];
+    const auto& [shape, offset] = panels.all[panel];
     const bool adds = before == Before::kSums;
     const void* const added = before == Before::kBias ? bias.at()[0] : nullptr;
-    return {a.at() + first, count, k_begin, K, &packed.data[offset], shape, c + first, adds, added};
+    return {a.at() + first, count, k_begin, K, &panels.data[offset], shape, c + first, adds, added};
   }
-  // Calls run(product) for the whole problem, with `step` rows and `together` panels at a time.
+  // Calls run(product) for all rows and panels, up to `step` rows and `most_panels` panels at a
+  // time.
   template <typename C, typename Run>
-  void multiply(Matrix<C>& c, int64_t step, int64_t together, const Run& run) const {
+  void multiply(Matrix<C>& c, int64_t step, int64_t most_panels, const Run& run) const {
     for (int64_t first = 0; first < rows; first += step)
-      for (size_t p = 0; p < packed.panels.size();) {
+      for (size_t p = 0; p < panels.all.size();) {
         const int64_t count = std::min(step, rows - first);
-        auto some = panel_product(p, first, count, c.at(), before);
-        p = packed.take(some, p, together);
-        run(some);
+        auto product = panel_product(p, first, count, c.at(), before);
+        p = panels.take(product, p, most_panels);
+        run(product);
       }
   }
   // Initializes a destination: with `sums`, or with NaN if the products overwrite it.
@@ -234,14 +207,13 @@ struct Problem {
 
   // Computes c in two steps: the sums into a buffer of whole vectors, then put_rows to c.
   void put_rows(Matrix<T>& c) const {
-    for (size_t p = 0; p < packed.panels.size(); ++p) {
-      const int64_t width = packed.panels[p].shape.vectors * gemm.lanes;
+    for (size_t p = 0; p < panels.all.size(); ++p) {
+      const int64_t width = panels.all[p].shape.vectors * gemm.lanes;
       std::vector<A> buffer(rows * width);
-      auto alone = panel_product(p, 0, rows, nullptr, Before::kNothing);
-      std::vector<void*> to;
-      for (int64_t r = 0; r < rows; ++r) to.push_back(buffer.data() + r * width);
-      alone.c = to.data(), alone.shape.first_column = 0, alone.shape.columns = width;
-      gemm.multiply(alone);
+      const auto to = rows_of(buffer.data(), rows, width);
+      auto product = panel_product(p, 0, rows, to.data(), Before::kNothing);
+      product.shape.first_column = 0, product.shape.columns = width;
+      gemm.multiply(product);
       gemm.put_rows(panel_product(p, 0, rows, c.at(), before), buffer.data(), width);
     }
   }
@@ -271,7 +243,7 @@ struct Problem {
   }
 
   void check_unpacked_rows(const Matrix<A>& expected) const {
-    const int64_t vectors = (N + gemm.lanes - 1) / gemm.lanes;
+    const int64_t vectors = divide_up(N, gemm.lanes);
     const std::vector<T> elements = b.joined();
     std::vector<A> buffer(2 * rows * vectors * gemm.lanes);
     Matrix<A> c(rows, N);
@@ -301,7 +273,7 @@ template <typename T>
 void check_sum_rows(const GemmKernels& gemm, unsigned seed) {
   using A = State_t<T>;
   Random random(seed);
-  const int64_t rows = random.between(1, 5), K = random.terms();
+  const int64_t rows = random.between(1, 5), K = random_terms(random);
   const bool accumulate = random.coin();
   const Matrix<T> matrix(rows, K, random);
   std::vector<A> sums(rows, accumulate ? A(0.5) : A(NAN));
@@ -317,7 +289,7 @@ void check_sum_rows(const GemmKernels& gemm, unsigned seed) {
 // Checks that float32 rows are encoded as bfloat16, padded with zeros.
 void check_encoded(const GemmKernels& gemm, unsigned seed) {
   Random random(seed);
-  const int64_t K = random.terms();
+  const int64_t K = random_terms(random);
   const Matrix<float> row(1, K, random);
   std::vector<bfloat16> encoded(gemm.encoded_bytes(K) / 2);
   gemm.encode(row.at()[0], K, encoded.data());
@@ -340,20 +312,12 @@ int term_of(const GemmKernels& gemm, const int8_t* encoded, int64_t k) {
 struct Int8Problem {
   const GemmKernels& gemm;
   Random random;
-  int64_t rows, K, N;
-  Matrix<float> source, scales;     // [rows,K] and [1,N]
-  Matrix<int8_t> weights, encoded;  // [N,K], and the encoded rows
+  const int64_t rows = random.between(1, 2 * gemm.tile_rows + 1), K = random_terms(random);
+  const int64_t N = random.between(1, 9 * gemm.lanes + 1);
+  Matrix<float> source{rows, K, random}, scales{1, N, random};
+  Matrix<int8_t> weights{N, K}, encoded{rows, gemm.encoded_bytes(K)};
 
-  Int8Problem(const GemmKernels& gemm, unsigned seed)
-      : gemm(gemm),
-        random(seed),
-        rows(random.between(1, 2 * gemm.tile_rows + 1)),
-        K(random.terms()),
-        N(random.between(1, 9 * gemm.lanes + 1)),
-        source(rows, K, random),
-        scales(1, N, random),
-        weights(N, K),
-        encoded(rows, gemm.encoded_bytes(K)) {
+  Int8Problem(const GemmKernels& gemm, unsigned seed) : gemm(gemm), random(seed) {
     for (auto& column : weights.of_row)
       for (int8_t& w : column) w = static_cast<int8_t>(random.between(-127, 127));
   }
@@ -377,10 +341,10 @@ struct Int8Problem {
 
   // Packs the weights with their scales, and checks that they can be unpacked.
   Panels<int8_t> pack() const {
-    Panels<int8_t> packed(gemm, {weights.at(), true}, 0, K, N);
-    for (const auto& [shape, offset] : packed.panels) {
+    Panels<int8_t> panels(gemm, {weights.at(), true}, 0, K, N);
+    for (const auto& [shape, offset] : panels.all) {
       const int64_t width = shape.vectors * gemm.lanes;
-      auto* const panel = reinterpret_cast<char*>(&packed.data[offset]);
+      auto* const panel = reinterpret_cast<char*>(&panels.data[offset]);
       std::memset(panel, 0, width * gemm.header_bytes);
       for (int64_t n = 0; n < shape.columns; ++n) {
         const PanelColumn column{panel, width, K, n};
@@ -389,7 +353,7 @@ struct Int8Problem {
         check_unpacked(column, index);
       }
     }
-    return packed;
+    return panels;
   }
   void check_unpacked(const PanelColumn& column, size_t n) const {
     std::vector<int8_t> elements(K);
@@ -399,25 +363,28 @@ struct Int8Problem {
           " terms differs after unpacking");
   }
 
-  void multiply(const Matrix<int8_t>& a, const Panels<int8_t>& packed, int64_t step,
-                int64_t together, Matrix<float>& c) const {
+  // The product of rows [first, first + count) of a with one panel, added to c.
+  PanelProduct panel_product(const Matrix<int8_t>& a, int64_t first, int64_t count,
+                             const Panels<int8_t>& panels, size_t panel, Matrix<float>& c) const {
+    const auto& [shape, offset] = panels.all[panel];
+    return {a.at() + first, count, 0, K, &panels.data[offset], shape, c.at() + first, true};
+  }
+  void multiply(const Matrix<int8_t>& a, const Panels<int8_t>& panels, int64_t step,
+                int64_t most_panels, Matrix<float>& c) const {
     const int64_t count = a.of_row.size();
     for (int64_t first = 0; first < count; first += step)
-      for (size_t p = 0; p < packed.panels.size();) {
-        PanelProduct some{};
-        some.a = a.at() + first, some.rows = std::min(step, count - first), some.K = K;
-        some.panel = &packed.data[packed.panels[p].offset], some.shape = packed.panels[p].shape;
-        some.c = c.at() + first, some.accumulate = true;
-        p = packed.take(some, p, together);
-        gemm.multiply(some);
+      for (size_t p = 0; p < panels.all.size();) {
+        auto product = panel_product(a, first, std::min(step, count - first), panels, p, c);
+        p = panels.take(product, p, most_panels);
+        gemm.multiply(product);
       }
   }
 
   void run() {
     encode();
-    const Panels<int8_t> packed = pack();
-    Matrix<float> c(rows, N, 0.25f), alone(rows, N, 0.25f);
-    multiply(encoded, packed, rows, 1, c);
+    const Panels<int8_t> panels = pack();
+    Matrix<float> c(rows, N, 0.25f), row_by_row(rows, N, 0.25f);
+    multiply(encoded, panels, rows, 1, c);
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t n = 0; n < N; ++n) {
         int64_t sum = 0;  // exact
@@ -428,16 +395,17 @@ struct Int8Problem {
               rows, " rows, ", K, " terms, ", N, " columns: row ", r, ", column ", n, ": ",
               c.of_row[r][n], ", expected ", 0.25 + product);
       }
-    multiply(encoded, packed, 1, gemm.panels_at_once_for(1), alone);
-    check_same(alone, c, "row by row");
-    check_put_rows(packed, c);
-    check_zeros(packed);
+    multiply(encoded, panels, 1, gemm.panels_at_once_for(1), row_by_row);
+    check_same(row_by_row, c, "row by row");
+    check_put_rows(panels, c);
+    check_zeros(panels);
   }
 
   // Checks put_rows with sums of products of the stored bytes, as AMX's tiles compute them.
-  void check_put_rows(const Panels<int8_t>& packed, const Matrix<float>& expected) const {
+  void check_put_rows(const Panels<int8_t>& panels, const Matrix<float>& expected) const {
     Matrix<float> c(rows, N, 0.25f);
-    for (const auto& [shape, offset] : packed.panels) {
+    for (size_t p = 0; p < panels.all.size(); ++p) {
+      const PanelShape& shape = panels.all[p].shape;
       const int64_t width = shape.vectors * gemm.lanes;
       std::vector<int32_t> sums(rows * width);
       for (int64_t r = 0; r < rows; ++r)
@@ -445,18 +413,15 @@ struct Int8Problem {
           for (int64_t k = 0; k < K; ++k)
             sums[r * width + n] +=
                 (term(r, k) + gemm.zero_point) * weights.of_row[shape.first_column + n][k];
-      PanelProduct p{};
-      p.a = encoded.at(), p.rows = rows, p.K = K, p.panel = &packed.data[offset], p.shape = shape;
-      p.c = c.at(), p.accumulate = true;
-      gemm.put_rows(p, sums.data(), width);
+      gemm.put_rows(panel_product(encoded, 0, rows, panels, p, c), sums.data(), width);
     }
     check_same(c, expected, "put rows");
   }
 
   // Checks that an encoded row of zero bytes adds nothing.
-  void check_zeros(const Panels<int8_t>& packed) const {
+  void check_zeros(const Panels<int8_t>& panels) const {
     Matrix<float> c(1, N, 0.25f);
-    multiply(Matrix<int8_t>(1, gemm.encoded_bytes(K)), packed, 1, 1, c);
+    multiply(Matrix<int8_t>(1, gemm.encoded_bytes(K)), panels, 1, 1, c);
     check_same(c, Matrix<float>(1, N, 0.25f), "zeros");
   }
 };
@@ -492,49 +457,36 @@ void check_encoded_special(const GemmKernels& gemm) {
   }
 }
 
-constexpr unsigned kSeeds = 60;
-
-template <typename Body>
-void add(const std::string& name, const Body& body) {
-  testing::Case("products/" + name, [body] {
-    for (unsigned seed = 1; seed <= kSeeds; ++seed) body(seed);
-  });
-}
-
 template <typename T>
-void add_cases(const std::string& prefix, const GemmKernels& gemm) {
-  add(prefix + "products", [&](unsigned seed) { Problem<T>(gemm, seed).run(); });
+void add_cases(const GemmKernels& gemm) {
+  const std::string prefix = text("products/", gemm.instruction_set, "/", name_of<T>(), "/");
+  add_random_case(prefix + "products", [&](unsigned seed) { Problem<T>(gemm, seed).run(); });
+  if constexpr (std::is_same_v<T, bfloat16>)
+    add_random_case(prefix + "encoded rows", [&](unsigned seed) { check_encoded(gemm, seed); });
   if (!gemm.transpose) return;
-  add(prefix + "transpose", [&](unsigned seed) { check_transpose<T>(gemm, seed); });
-  add(prefix + "sums of rows", [&](unsigned seed) { check_sum_rows<T>(gemm, seed); });
-}
-
-void add_bfloat16(const GemmKernels& gemm) {
-  const std::string name = gemm.instruction_set + std::string("/bfloat16/");
-  add_cases<bfloat16>(name, gemm);
-  add(name + "encoded rows", [&](unsigned seed) { check_encoded(gemm, seed); });
+  add_random_case(prefix + "transpose", [&](unsigned seed) { check_transpose<T>(gemm, seed); });
+  add_random_case(prefix + "sums of rows", [&](unsigned seed) { check_sum_rows<T>(gemm, seed); });
 }
 
 void add_int8(const GemmKernels& gemm) {
-  const std::string name = gemm.instruction_set + std::string("/int8/");
-  add(name + "products", [&](unsigned seed) { Int8Problem(gemm, seed).run(); });
-  testing::Case("products/" + name + "special values", [&] { check_encoded_special(gemm); });
+  const std::string prefix = text("products/", gemm.instruction_set, "/int8/");
+  add_random_case(prefix + "products", [&](unsigned seed) { Int8Problem(gemm, seed).run(); });
+  Case(prefix + "special values", [&] { check_encoded_special(gemm); });
 }
 
 #if defined(__x86_64__) && defined(__linux__)
 void add_tiles(AmxGemms (*amx_gemms)()) {
   static std::deque<AmxGemms> made;
   const AmxGemms& amx = made.emplace_back(amx_gemms());
-  add_bfloat16(amx.bfloat16), add_int8(amx.int8);
+  add_cases<bfloat16>(amx.bfloat16), add_int8(amx.int8);
 }
 #endif
 
 const bool added = [] {
   for (const KernelTable& table : testing::tables()) {
-    const std::string target = table.target;
-    add_cases<float>(target + "/float32/", *table.gemms[Format::float32]);
-    add_cases<double>(target + "/float64/", *table.gemms[Format::float64]);
-    add_bfloat16(*table.gemms[Format::bfloat16]);
+    add_cases<float>(*table.gemms[Format::float32]);
+    add_cases<double>(*table.gemms[Format::float64]);
+    add_cases<bfloat16>(*table.gemms[Format::bfloat16]);
     add_int8(*table.gemms[Format::int8]);
   }
 #if defined(__x86_64__) && defined(__linux__)

@@ -4,61 +4,36 @@
 #include <cfloat>
 #include <cmath>
 #include <cstring>
-#include <random>
 
-#include "../simt/harness.h"
+#include "parts.h"
 #include "targets.h"
 #if defined(__x86_64__) && defined(__linux__)
 
 namespace {
 
 using namespace fastlstm;
-using testing::check;
-
-// Pointers to `count` rows, which are `stride` elements apart.
-template <typename Pointer = void*, typename T>
-std::vector<Pointer> rows_of(T* first, int64_t count, int64_t stride) {
-  std::vector<Pointer> rows;
-  for (int64_t r = 0; r < count; ++r) rows.push_back(first + r * stride);
-  return rows;
-}
+using namespace testing;
 
 // A random product a [rows,K] times b.
 struct Problem {
-  std::mt19937 random;
-  int64_t rows, K, N;
-  bool transposed;  // b is [N,K] if true, else [K,N]
-  bool scattered;   // whether the encoded rows of a are in another order in memory
-  bool accumulate;  // whether the product is added to `before`
-  bool adds_bias;
-  std::vector<float> a, b, bias, before;  // bias [N], before [rows,N]
+  Random random;
+  int64_t rows = random.between(1, 70), N = random.between(1, 128);
+  int64_t K = random.between(1, 3) == 1 ? random.between(1, 40) : random.between(200, 700);
+  bool transposed = random.coin();  // b is [N,K] if true, else [K,N]
+  bool scattered = random.coin();   // whether the encoded rows of a are in another order in memory
+  bool accumulate = random.coin();  // whether the product is added to `before`
+  bool adds_bias = random.coin();
+  std::vector<float> a = numbers(rows * K), b = numbers(N * K);
+  std::vector<float> bias = numbers(N), before = numbers(rows * N);
 
-  explicit Problem(unsigned seed)
-      : random(seed),
-        rows(between(1, 70)),
-        K(between(1, 3) == 1 ? between(1, 40) : between(200, 700)),
-        N(32 * between(1, 4) - between(0, 31)),
-        transposed(between(0, 1)),
-        scattered(between(0, 1)),
-        accumulate(between(0, 1)),
-        adds_bias(between(0, 1)),
-        a(numbers(rows * K)),
-        b(numbers(N * K)),
-        bias(numbers(N)),
-        before(numbers(rows * N)) {}
+  explicit Problem(unsigned seed) : random(seed) {}
 
-  int64_t between(int64_t first, int64_t last) {
-    return first + int64_t(random() % (last - first + 1));
-  }
   // Random numbers, either of about the same magnitude or of magnitudes between 1e-5 and 1e5.
   std::vector<float> numbers(int64_t count) {
-    std::normal_distribution<float> normal;
-    const bool decades = between(0, 3) == 0;
+    const int64_t decades = random.between(0, 3) == 0 ? 5 : 0;
     std::vector<float> all(count);
-    for (float& x : all) {
-      x = normal(random);
-      if (decades) x *= std::pow(10.0f, float(between(-5, 5)));
-    }
+    for (float& x : all)
+      x = random.number<float>() * std::pow(10.0f, float(random.between(-decades, decades)));
     return all;
   }
   float weight(int64_t k, int64_t n) const { return transposed ? b[n * K + k] : b[k * N + n]; }
@@ -66,9 +41,9 @@ struct Problem {
   // Encodes a, packs b, and returns the result [rows,N].
   std::vector<float> run(const GemmKernels& gemm) const {
     const int64_t size = gemm.encoded_bytes(K), width = gemm.max_width();
-    const int64_t padded_K = (K + gemm.k_multiple - 1) / gemm.k_multiple * gemm.k_multiple;
-    std::vector<char> encoded(rows * size),
-        panels((N + width) / width * width * gemm.bytes(padded_K));
+    const int64_t count = divide_up(N, width);
+    const int64_t stride = width * gemm.bytes(round_up(K, gemm.k_multiple));
+    std::vector<char> encoded(rows * size), panels(count * stride);
     std::vector<float> c = before;
     auto a_rows = rows_of(encoded.data(), rows, size);
     const auto c_rows = rows_of(c.data(), rows, N);
@@ -76,7 +51,6 @@ struct Problem {
         transposed ? rows_of<const void*>(b.data(), N, K) : rows_of<const void*>(b.data(), K, N);
     if (scattered) std::reverse(a_rows.begin(), a_rows.begin() + rows / 2);
     for (int64_t r = 0; r < rows; ++r) gemm.encode(&a[r * K], K, a_rows[r]);
-    const int64_t count = (N + width - 1) / width, stride = width * gemm.bytes(padded_K);
     for (int64_t i = 0; i < count; ++i) {
       const PanelShape shape{i * width, std::min(width, N - i * width), gemm.max_vectors};
       gemm.pack({b_rows.data(), transposed}, 0, K, shape, &panels[i * stride]);
@@ -84,9 +58,9 @@ struct Problem {
     for (int64_t i = 0; i < count; i += gemm.panels_at_once) {
       const PanelShape shape{i * width, std::min(gemm.panels_at_once * width, N - i * width),
                              gemm.max_vectors};
-      const float* const added = adds_bias ? bias.data() : nullptr;
-      PanelProduct p{a_rows.data(), rows,          0,          K,    &panels[i * stride],
-                     shape,         c_rows.data(), accumulate, added};
+      PanelProduct p{a_rows.data(), rows,          0,         K, &panels[i * stride],
+                     shape,         c_rows.data(), accumulate};
+      p.bias = adds_bias ? bias.data() : nullptr;
       p.panels = std::min(gemm.panels_at_once, count - i), p.panel_stride = stride;
       gemm.multiply(p);
     }
@@ -143,9 +117,9 @@ void check_special(const GemmKernels& gemm, unsigned seed) {
   p.before = p.numbers(p.rows * p.N);
   const auto without = p.run(gemm);
   const float special[] = {INFINITY, -INFINITY, NAN, FLT_MAX, -FLT_MAX};
-  const int64_t row = p.between(0, p.rows - 1);
-  p.a[row * p.K + p.between(0, p.K - 1)] = special[seed % 5];
-  if (seed % 3 == 0) p.b[p.between(0, p.N * p.K - 1)] = special[seed / 3 % 5];
+  const int64_t row = p.random.between(0, p.rows - 1);
+  p.a[row * p.K + p.random.between(0, p.K - 1)] = special[seed % 5];
+  if (seed % 3 == 0) p.b[p.random.between(0, p.N * p.K - 1)] = special[seed / 3 % 5];
   const auto c = p.run(gemm);
   for (int64_t r = 0; r < p.rows; ++r)
     for (int64_t n = 0; n < p.N; ++n) {
@@ -165,7 +139,7 @@ void check_special(const GemmKernels& gemm, unsigned seed) {
 void check_overflow(const GemmKernels& gemm, unsigned seed) {
   Problem p(seed);
   p.K += 2;
-  const int64_t first = p.between(0, p.K - 2), second = p.between(first + 1, p.K - 1);
+  const int64_t first = p.random.between(0, p.K - 2), second = p.random.between(first + 1, p.K - 1);
   p.a.assign(p.rows * p.K, 0), p.b.assign(p.N * p.K, 3e38f);
   for (int64_t r = 0; r < p.rows; ++r)
     p.a[r * p.K + first] = r % 2 ? -2 : 2, p.a[r * p.K + second] = r % 2 ? 2 : -2;
@@ -178,7 +152,7 @@ void check_overflow(const GemmKernels& gemm, unsigned seed) {
 // Checks that transposing encodes each column of a in the same way as `encode` does.
 void check_transposed(const GemmKernels& gemm, unsigned seed) {
   Problem p(seed);
-  const int64_t begin = p.between(0, p.K - 1), end = p.between(begin + 1, p.K);
+  const int64_t begin = p.random.between(0, p.K - 1), end = p.random.between(begin + 1, p.K);
   const int64_t bytes = gemm.encoded_bytes(p.rows);
   const auto rows = rows_of<const void*>(p.a.data(), p.rows, p.K);
   std::vector<char> found((end - begin) * bytes), expected(bytes);
@@ -188,19 +162,16 @@ void check_transposed(const GemmKernels& gemm, unsigned seed) {
     for (int64_t r = 0; r < p.rows; ++r) of_column.push_back(p.a[r * p.K + column]);
     gemm.encode(of_column.data(), p.rows, expected.data());
     // encode leaves the padding that encoded_bytes adds unwritten.
-    const int64_t written = gemm.bytes((p.rows + 31) / 32 * 32);
+    const int64_t written = gemm.bytes(round_up(p.rows, 32));
     check(std::memcmp(&found[(column - begin) * bytes], expected.data(), written) == 0, "seed ",
           seed, ": column ", column, " of [", begin, ", ", end, ")");
   }
 }
 
-constexpr unsigned kSeeds = 60;
-
 void add_cases(const std::string& name, const GemmKernels& gemm) {
-  const auto add = [&](const char* what, auto body) {
-    testing::Case("split float32/" + name + "/" + what, [&gemm, body] {
-      for (unsigned seed = 1; seed <= kSeeds; ++seed) body(gemm, seed);
-    });
+  const auto add = [&](const char* what, auto check) {
+    add_random_case("split float32/" + name + "/" + what,
+                    [&gemm, check](unsigned seed) { check(gemm, seed); });
   };
   add("products", check_sums);
   add("fewer rows", check_fewer_rows);
@@ -216,13 +187,11 @@ const bool added = [] {
   if (!testing::has_amx()) return true;
   static const AmxGemms amx = amx::amx_gemms();
   add_cases("amx", amx.bfloat16x2);
-  testing::Case("split float32/amx/same bits as emulated", [] {
-    for (unsigned seed = 1; seed <= kSeeds; ++seed) {
-      const Problem p(seed);
-      const auto expected = p.run(emulated.bfloat16x2);
-      check(same(p.run(amx.bfloat16x2), expected, expected.size()), "seed ", seed,
-            ": the bits differ from those of the emulated tiles");
-    }
+  add_random_case("split float32/amx/same bits as emulated", [](unsigned seed) {
+    const Problem p(seed);
+    const auto expected = p.run(emulated.bfloat16x2);
+    check(same(p.run(amx.bfloat16x2), expected, expected.size()), "seed ", seed,
+          ": the bits differ from those of the emulated tiles");
   });
   return true;
 }();

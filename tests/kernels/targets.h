@@ -1,7 +1,10 @@
-// The kernels that this processor can run.
+// What the tests of the CPU kernels share: the kernels that this processor can run, and random
+// cases.
 #pragma once
+#include <random>
 #include <vector>
 
+#include "../simt/harness.h"
 #include "cpu/targets/kernels.h"
 #if defined(__x86_64__) && defined(__linux__)
 #include <cpuid.h>
@@ -40,6 +43,39 @@ inline bool has_amx() {
 #else
   return false;
 #endif
+}
+
+class Random {
+ public:
+  explicit Random(unsigned seed) : engine_(seed) {}
+  int64_t between(int64_t first, int64_t last) {
+    return first + int64_t(engine_() % (last - first + 1));
+  }
+  bool coin() { return engine_() % 2; }
+  template <typename T>
+  T number() {
+    return from_double<T>(normal_(engine_));
+  }
+
+ private:
+  std::mt19937 engine_;
+  std::normal_distribution<double> normal_;
+};
+
+// Registers a case that calls body(seed) for many seeds.
+template <typename Body>
+void add_random_case(const std::string& name, const Body& body) {
+  Case(name, [body] {
+    for (unsigned seed = 1; seed <= 60; ++seed) body(seed);
+  });
+}
+
+// Returns pointers to `count` rows, which are `stride` elements apart.
+template <typename Pointer = void*, typename T>
+std::vector<Pointer> rows_of(T* first, int64_t count, int64_t stride) {
+  std::vector<Pointer> rows;
+  for (int64_t r = 0; r < count; ++r) rows.push_back(first + r * stride);
+  return rows;
 }
 
 }  // namespace testing

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from samples import SAMPLES, every_route, floating, with_floating
+from samples import SAMPLES, every_route, floating, with_leaves
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-11}
 COUNT = 3
@@ -32,22 +32,16 @@ def one_by_one(outputs, leaves, given):
     return [torch.stack(gradients) for gradients in zip(*found, strict=True)]
 
 
-def call_with_leaves(route, sample):
-    padded = sample.padded(device=route.device)
-    leaves = [t.clone().requires_grad_() for t in floating(padded)]
-    results = route.lstm_layer(**sample.as_layer(with_floating(padded, leaves)))
-    return sample.mask_cells(results), leaves
-
-
 @every_route
 @both_ways
 @pytest.mark.filterwarnings("ignore:.*batching rule for aten::_pack_padded_sequence_backward")
 @pytest.mark.parametrize("sample", SAMPLES[::3], ids=lambda s: s.name)
 def test_batched_gradients(route, batched, sample):
-    outputs, leaves = call_with_leaves(route, sample)
+    padded = with_leaves(sample.padded(device=route.device))
+    outputs = sample.mask_cells(route.lstm_layer(**sample.as_layer(padded)))
     given = [torch.stack([torch.cos(k + o.detach()) for k in range(COUNT)]) for o in outputs]
     # All results and all leaves; one result and the input and states; two results and the weights.
     every = slice(None)
     for results, wanted in ((every, every), (slice(2, 3), slice(3)), (slice(2), slice(3, None))):
-        call = outputs[results], leaves[wanted], given[results]
+        call = outputs[results], floating(padded)[wanted], given[results]
         torch.testing.assert_close(list(batched(*call, **keep)), one_by_one(*call), **CLOSE)

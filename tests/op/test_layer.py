@@ -17,6 +17,7 @@ from samples import (
     floating,
     needs_expecttest,
     with_floating,
+    with_leaves,
 )
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
@@ -31,11 +32,6 @@ def assert_all_close(found, expected, names, **tolerance):
     for name, a, b in zip(names, found, expected, strict=True):
         message = lambda text, name=name: f"{name}: {text}"
         torch.testing.assert_close(a.cpu(), b.to(a.dtype), **tolerance, msg=message)
-
-
-def with_leaves(sample, route, dtype=torch.float64):
-    padded = sample.padded(dtype, route.device)
-    return with_floating(padded, [t.clone().requires_grad_() for t in floating(padded)])
 
 
 def gradient_names(arguments):
@@ -77,10 +73,10 @@ def test_results(route, sample):
 @every_route
 @every_sample_and_large
 def test_gradients(route, sample):
-    truth = with_leaves(sample, Route("reference"))
+    truth = with_leaves(sample.padded())
     expected = sample.oracle(truth)
     torch.autograd.backward(expected, cotangents(expected))
-    padded = with_leaves(sample, route)
+    padded = with_leaves(sample.padded(device=route.device))
     found = sample.mask_cells(route.lstm_layer(**sample.as_layer(padded)))
     torch.autograd.backward(found, [g.to(route.device) for g in cotangents(found)])
     names = gradient_names(truth)
@@ -94,7 +90,7 @@ def test_any_strides(route, sample):
         return  # only the reference computes zoneout
 
     def run(restride):
-        padded = with_leaves(sample, route)
+        padded = with_leaves(sample.padded(device=route.device))
         given = sample.as_layer(padded)
         for name, value in given.items():
             if isinstance(value, Tensor):
@@ -119,7 +115,7 @@ def test_zoneout(sample):
 @every_sample
 def test_gradients_of_some_arguments_only(route, sample):
     """The bits do not depend on which gradients are asked for, and backward skips the others."""
-    padded = with_leaves(sample, route)
+    padded = with_leaves(sample.padded(device=route.device))
     found = sample.mask_cells(route.lstm_layer(**sample.as_layer(padded)))
     given = [g.to(route.device) for g in cotangents(found)]
     wanted = floating(padded)
@@ -154,7 +150,7 @@ def one_thread():
 @pytest.mark.parametrize("check", [gradcheck, gradgradcheck])
 @pytest.mark.usefixtures("one_thread")
 def test_gradcheck(route, sample, check):
-    padded = with_leaves(sample, route)
+    padded = with_leaves(sample.padded(device=route.device))
 
     def function(*tensors):
         arguments = sample.as_layer(with_floating(padded, tensors))
@@ -167,7 +163,7 @@ def test_gradcheck(route, sample, check):
 @every_route
 def test_a_weight_that_changes_before_second_derivatives_raises(route):
     """The graph of the first gradients holds the weights, so autograd must notice the change."""
-    padded = with_leaves(Sample("plain"), route)
+    padded = with_leaves(Sample("plain").padded(device=route.device))
     output = route.lstm_layer(**Sample("plain").as_layer(padded))[0]
     first = torch.autograd.grad(output.sum(), padded["weights"], create_graph=True)
     with torch.no_grad():
@@ -179,7 +175,7 @@ def test_a_weight_that_changes_before_second_derivatives_raises(route):
 @every_route
 def test_arguments_are_left_as_they_were(route):
     sample = Sample("lengths", lengths=(2, 4, 0), reset=True, directions=2)
-    padded = with_leaves(sample, route)
+    padded = with_leaves(sample.padded(device=route.device))
     before = [t.detach().clone() for t in floating(padded)]
     route.lstm_layer(**sample.as_layer(padded))[0].sum().backward()
     assert all(map(torch.equal, floating(padded), before))
@@ -188,7 +184,7 @@ def test_arguments_are_left_as_they_were(route):
 @every_route
 def test_padding_is_never_read(route):
     sample = Sample("lengths", lengths=(2, 4, 0), directions=2)
-    clean, dirty = with_leaves(sample, route), with_leaves(sample, route)
+    clean, dirty = (with_leaves(sample.padded(device=route.device)) for _ in range(2))
     with torch.no_grad():
         for b, length in enumerate(sample.lengths):
             dirty["input"][length:, b] = torch.nan
@@ -236,7 +232,7 @@ def test_opcheck_forward(route, sample):
     op = torch.ops.fastlstm.lstm.default
     torch.library.opcheck(op, (), sample.arguments(device=route.device))
     # AOTAutograd's test needs gradients of all results. lstm_layer drops the gates: they have none.
-    padded = with_leaves(sample, route)
+    padded = with_leaves(sample.padded(device=route.device))
     without_aot = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(op, (), sample.as_layer(padded), test_utils=without_aot)
     optests.aot_autograd_check(route.lstm_layer, (), sample.as_layer(padded), dynamic=True)
@@ -250,12 +246,12 @@ def test_opcheck_backward(route, sample):
     given, saved = forward_for_backward(arguments)
     arguments |= saved
     op = torch.ops.fastlstm.lstm_backward.default
-    only = dict.fromkeys(given) | {"grad_h_n": given["grad_h_n"]}
+    only_h_n = dict.fromkeys(given) | {"grad_h_n": given["grad_h_n"]}
     names = "input_needs_grad", "state_needs_grad", "return_d_gates"
     for grads, *wanted in (
         (given, True, True, False),
         (given, False, False, not sample.norms),  # layer normalization refuses return_d_gates
-        (only, False, True, False),
+        (only_h_n, False, True, False),
     ):
         needs = dict(zip(names, wanted, strict=True))
         torch.library.opcheck(op, (), {**grads, **arguments, **needs})

@@ -149,8 +149,8 @@ def single_steps_or_a_sequence(rng):
         state = cell(row, state)
         steps.append(state[0])
     output, (_, c_n) = lstm(x, (h, c))
-    one = {"output": torch.stack(steps)} | ({} if x.dtype in HALF else {"c_n": state[1]})
-    return case, {"output": output[: len(steps)], "c_n": c_n[0]}, one
+    by_steps = {"output": torch.stack(steps)} | ({} if x.dtype in HALF else {"c_n": state[1]})
+    return case, {"output": output[: len(steps)], "c_n": c_n[0]}, by_steps
 
 
 @torch.no_grad()

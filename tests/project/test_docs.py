@@ -6,11 +6,10 @@ import inspect
 import os
 import re
 import shlex
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
+import native_programs
 import pytest
 import torch
 
@@ -84,22 +83,8 @@ def test_two_processes_reach_the_weights_of_one(tmp_path):
     parts += ["assert model.lstm.weight_hh_l0.to_local().shape == (32, 16)", COMPARE, end]
     script = tmp_path / "train.py"
     script.write_text("\n".join(parts))
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
-    environment |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
-    command, pipes = [sys.executable, script], {"text": True, "stderr": subprocess.PIPE}
-    ranks = [environment | {"RANK": rank} for rank in "01"]
-    processes = [subprocess.Popen(command, env=each, **pipes) for each in ranks]
-    try:
-        errors = [process.communicate(timeout=300)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
-
-
-def free_port():
-    with socket.create_server(("localhost", 0)) as server:
-        return int(server.getsockname()[1])
+    torchrun = sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"
+    native_programs.check(*torchrun, script, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
 
 
 @every_doc

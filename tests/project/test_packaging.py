@@ -77,7 +77,7 @@ def install(source, target, *, succeeds=True, **env):
     return done.stdout
 
 
-def python(target, code):
+def run_python(target, code):
     """Runs code with what was installed in the folder `target`."""
     return run(sys.executable, "-c", code, cwd=target.parent, PYTHONPATH=str(target))
 
@@ -139,7 +139,7 @@ def test_sdist_builds_and_runs(project, tmp_path):
     assert record(target)["torch"] == torch.__version__
     installed = files_below(target)
     assert {path for path in sources if path.startswith("fastlstm/")} <= installed
-    done = python(target, FORWARD_EQUALS_TORCH)
+    done = run_python(target, FORWARD_EQUALS_TORCH)
     assert done.stdout == f"True {target}/fastlstm/__init__.py\n"
 
 
@@ -152,7 +152,7 @@ def test_none_installs_pure_python_that_works(small_project, tmp_path):
     needs = re.findall(r"^Requires-Dist: ([^;\n]+)$", metadata.read_text(), re.M)
     assert needs == ["torch>=2.8"]
     assert {path.name for path in target.iterdir()} == {"fastlstm", metadata.parent.name}
-    done = python(target, FORWARD_EQUALS_TORCH)
+    done = run_python(target, FORWARD_EQUALS_TORCH)
     assert "it was not built (FASTLSTM_BUILD=none)" in done.stdout
     assert f"False {target}/fastlstm/__init__.py" in done.stdout
 
@@ -217,7 +217,7 @@ def test_installs_from_git(small_project, tmp_path):
     install(f"git+file://{small_project}", target, FASTLSTM_BUILD="cpu")
     assert record(target)["commit"] == commit
     code = "from fastlstm import _build; print(_build.rebuild_command())"
-    assert python(target, code).stdout.endswith("<path of the fastlstm source>\n")
+    assert run_python(target, code).stdout.endswith("<path of the fastlstm source>\n")
     # In the clone, Python imports the source. The warning must say how to compile it.
     done = run(sys.executable, "-c", "import fastlstm", cwd=small_project, PYTHONPATH=str(target))
     assert f"{small_project} is a source folder that was not built" in done.stdout
@@ -246,7 +246,7 @@ def test_an_extension_that_does_not_fit_warns_once(package, change, reason):
     """Calls still work, with the engines that need no extension."""
     assert _build.extension_available(), _build.unavailable_reason()
     change(package)
-    done = python(package, FORWARD_EQUALS_TORCH + "import fastlstm.functional\n")
+    done = run_python(package, FORWARD_EQUALS_TORCH + "import fastlstm.functional\n")
     warnings = re.findall("RuntimeWarning: (.*)", done.stdout)
     assert len(warnings) == 1, done.stdout
     assert re.match(f"fastlstm runs without its extension: {reason}", warnings[0])
@@ -259,7 +259,7 @@ def test_an_extension_of_other_source_files_is_an_error(package):
     text, old = path.read_text(), f"INTERFACE = {_build.INTERFACE} "
     assert old in text
     path.write_text(text.replace(old, "INTERFACE = 0 "))
-    done = python(package, "import fastlstm")
+    done = run_python(package, "import fastlstm")
     expected = f"ImportError: fastlstm: expected .* interface 0, got {_build.INTERFACE}: .* install"
     assert done.returncode != 0 and re.search(expected, done.stdout), done.stdout
 
@@ -278,7 +278,7 @@ def test_a_wheel_has_a_folder_for_each_torch(small_project, tmp_path):
     install(small_project, target, FASTLSTM_BUILD="cpu", FASTLSTM_TORCH_HEADERS=headers)
     assert record(target)["torch"] == [here]
     code = "from fastlstm import _C, _build; print(_C.__file__, _build.library.answer())"
-    done = python(target, code)
+    done = run_python(target, code)
     assert re.search(rf"/torch_{here.replace('.', '_')}/_C\S+ 7\n$", done.stdout), done.stdout
 
 
