@@ -54,10 +54,8 @@ def info() -> None:
 
     print("\nExtension")
     reason = _build.unavailable_reason()
-    if reason is None:
-        print("  loaded")
-    else:
-        print(f"  not used: {reason}\n  to build it: {_build.rebuild_command()}")
+    remedy = f"not used: {reason}\n  to build it: {_build.rebuild_command()}"
+    print(f"  {'loaded' if reason is None else remedy}")
     for key, value in _build.build_record().items():
         _print_row(key, ", ".join(value) if isinstance(value, list) else str(value or "-"))
 
@@ -89,13 +87,11 @@ def main(argv: list[str] | None = None) -> None:
     """Runs a command."""
     about = "show what was built, for which torch, and which engine runs for which dtype"
     parser = argparse.ArgumentParser(prog="python -m fastlstm", description=about)
-    version = f"fastlstm {_build.VERSION}"
-    parser.add_argument("--version", action="version", version=version)
+    parser.add_argument("--version", action="version", version=f"fastlstm {_build.VERSION}")
     commands = parser.add_subparsers(title="commands", dest="command")
     commands.add_parser("info", help="show the build record, the devices and the engines (default)")
     about = "show which engine a call without options would get, for any device"
-    plan = commands.add_parser("plan", help=about, description=about)
-    _plan.add_arguments(plan)
+    _plan.add_arguments(commands.add_parser("plan", help=about, description=about))
     about = "time a model with nn.LSTM, converted and prepacked"
     timed = commands.add_parser("compare", help=about, description=about)
     returns = "returns the model, and the arguments with which to call it"
@@ -115,8 +111,7 @@ def main(argv: list[str] | None = None) -> None:
     elif args.command == "compare":
         if not args.seconds >= 0:
             timed.error(f"argument --seconds: expected 0 or more, got {args.seconds}")
-        options = {"training": args.training, "seconds": args.seconds, "save": args.save}
-        compare_command(args.function, **options)
+        compare_command(args.function, training=args.training, seconds=args.seconds, save=args.save)
     elif args.command == "check":
         raise SystemExit(check_command(args.device, args.seconds, args.json))
     else:

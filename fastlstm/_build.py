@@ -40,10 +40,9 @@ def unavailable_reason() -> str | None:
 def build_record() -> dict[str, Any]:
     """The record of setup.py: kinds of kernels, torch, CUDA, compiler, commit, date; or {}."""
     try:
-        record: dict[str, Any] = json.loads((_PACKAGE / "_build_info.json").read_text())
+        return dict(json.loads((_PACKAGE / "_build_info.json").read_text()))
     except (OSError, ValueError):  # there is no record, or its writing was interrupted
         return {}
-    return record
 
 
 def has_kernels(device: torch.device | str) -> bool:
@@ -119,20 +118,20 @@ def rebuild_command() -> str:
     return f"{command} <path of the fastlstm source>"
 
 
-def _load_cuda(path: Path) -> None:
-    """Loads the library of a wheel that needs CUDA, if torch is built with CUDA."""
-    global _cuda_reason
+def _load_cuda(path: Path) -> str | None:
+    """Loads the library of a wheel that needs CUDA, or returns the reason why it is not loaded."""
     if torch.version.cuda is None:
-        _cuda_reason = f"torch {torch.__version__} is not a CUDA build"
-        return
+        return f"torch {torch.__version__} is not a CUDA build"
     try:
         ctypes.CDLL(str(path))
     except OSError as error:
-        _cuda_reason = f"they cannot be loaded: {error}"
+        return f"they cannot be loaded: {error}"
+    return None
 
 
 def _load() -> str | None:
     """Imports the extension, or returns the reason why it is not imported."""
+    global library, device_types, _cuda_reason
     record = build_record()
     if not record and (_PACKAGE.parent / "setup.py").is_file():
         where = f"{_PACKAGE.parent} is a source folder that was not built"
@@ -145,19 +144,16 @@ def _load() -> str | None:
         return reason
     folder = _PACKAGE / f"torch_{_minor(torch.__version__).replace('.', '_')}"  # only in a wheel
     sys.modules["fastlstm"].__path__.append(str(folder))
-    global library
     try:
         library = importlib.import_module("fastlstm._C")
     except ImportError as error:
         return f"it cannot be loaded: {error}"
     if (built := getattr(library, "interface", None)) != INTERFACE:
-        raise ImportError(
-            f"fastlstm: expected an extension with interface {INTERFACE}, got {built}: it was "
-            f"built from other source files. To build it again: {rebuild_command()}"
-        )
+        expected = f"expected an extension with interface {INTERFACE}, got {built}"
+        cause = f"it was built from other source files; to build it again: {rebuild_command()}"
+        raise ImportError(f"fastlstm: {expected}: {cause}")
     if "cuda" in record["kinds"] and folder.is_dir():
-        _load_cuda(folder / "libfastlstm_cuda.so")
-    global device_types
+        _cuda_reason = _load_cuda(folder / "libfastlstm_cuda.so")
     device_types = tuple(kind for kind in record["kinds"] if not (kind == "cuda" and _cuda_reason))
     return None
 

@@ -44,20 +44,15 @@ def _why_not_op(name: str, device_types: tuple[str, ...], call: Call) -> str | N
     if call.regularizers is not None and call.regularizers.zones_out():
         return "only the reference computes zoneout"
     if forward_ad._current_level >= 0 or (transforms_active() and not serves_transforms(call)):
-        return (
-            "the op has no forward-mode derivatives. It has the transforms of torch.func except "
-            "functionalize, but not for packed input, masks, projections, autocast, compiled code"
-        )
+        only = "padded input without masks, projections, autocast and compiled code"
+        return f"it has no forward-mode derivatives or functionalize; torch.func takes only {only}"
     drops = call.regularizers is not None and call.regularizers.recurrent_dropout
     needs_stepwise = bool(drops) or "layer_norm" in call.layout
     if name == "tiled" and needs_stepwise:
         return "it has no layer normalization and no recurrent dropout"
     if name == "persistent" and (needs_stepwise or not _fits_persistent(call)):
-        return (
-            "it takes float32, bfloat16 and float16 without proj_size, layer normalization and "
-            "recurrent dropout, on sm_80 or newer, if W_hh fits into the shared memory of all "
-            "multiprocessors"
-        )
+        lacks = "float64, proj_size, layer normalization and recurrent dropout"
+        return f"it has no {lacks}; W_hh must fit into the shared memory of a GPU from sm_80 on"
     return None
 
 

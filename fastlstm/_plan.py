@@ -9,7 +9,7 @@ import torch
 
 from fastlstm import _build
 from fastlstm.engine import engines
-from fastlstm.engine.call import Call
+from fastlstm.engine.call import Call, stack_shapes
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 ON_A_GPU = """\
@@ -54,25 +54,22 @@ def run(args: argparse.Namespace) -> None:
 
 def _plain_call(args: argparse.Namespace) -> Call:
     """A call of these sizes. Its tensors are fake: they have a shape and no memory."""
-    dtype = getattr(torch, args.dtype)
-    sizes = args.input or args.hidden, args.hidden, args.layers
-    lstm = torch.nn.LSTM(*sizes, bidirectional=args.bidirectional, device="meta")
+    I, H, layers = args.input or args.hidden, args.hidden, (args.layers, 1 + args.bidirectional)
+    options: dict[str, Any] = {"dtype": getattr(torch, args.dtype), "device": args.device}
     with torch._subclasses.FakeTensorMode():
-        options: dict[str, Any] = {"dtype": dtype, "device": args.device}
-        weights = [torch.empty(weight.shape, **options) for weight in lstm.parameters()]
-        input = torch.empty(args.steps, args.batch, lstm.input_size, **options)
-    return Call(input, None, weights, "bias", args.layers, 1 + args.bidirectional)
+        weights = [torch.empty(*s, **options) for s in stack_shapes("bias", I, H, H, *layers)]
+        input = torch.empty(args.steps, args.batch, I, **options)
+    return Call(input, None, weights, "bias", *layers)
 
 
 def _print_cpu_plans(args: argparse.Namespace, call: Call) -> None:
     """Prints how the first layer is computed: forward, and in training also backward."""
-    arguments: dict[str, Any] = dict(dtype=args.dtype, batch=args.batch, steps=args.steps)
-    arguments |= dict(input_size=call.input.size(-1), hidden_size=args.hidden)
-    arguments |= dict(directions=call.directions, training=not args.inference)
-    l2_cache_bytes = _build.library.build_info()["l2_cache_bytes"]
-    cpu = dict(threads=torch.get_num_threads(), l2_cache_bytes=l2_cache_bytes)
+    values: dict[str, Any] = dict(dtype=args.dtype, batch=args.batch, steps=args.steps)
+    values |= dict(input_size=call.input.size(-1), hidden_size=args.hidden)
+    values |= dict(directions=call.directions, training=not args.inference)
+    values["l2_cache_bytes"] = _build.library.build_info()["l2_cache_bytes"]
     for backward in [False] if args.inference else [False, True]:
-        plan = _build.library.plan_cpu(**arguments, **cpu, backward=backward)
+        plan = _build.library.plan_cpu(**values, threads=torch.get_num_threads(), backward=backward)
         print(f"\n{'backward' if backward else 'forward'}")
         for key, value in plan.items():
             print(f"  {key.replace('_', ' '):<24}{value}")

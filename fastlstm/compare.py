@@ -23,7 +23,6 @@ from .engine import records
 from .engine.timing import Run, in_turn
 from .modules.cell import LSTMCell
 from .modules.lstm import LSTM
-from .modules.options import check_model
 from .prepack.layers import PrepackedLSTM, PrepackedLSTMCell
 from .prepack.prepack import prepack
 
@@ -61,13 +60,10 @@ def compare(
     Raises:
         TypeError, ValueError: `fastlstm.convert` refuses the model, or it has no LSTM of torch.nn.
     """
-    check_model(model)
     converted = convert(copy.deepcopy(model), to="torch")  # raises if convert refuses the model
     if not any(isinstance(module, (nn.LSTM, nn.LSTMCell)) for module in converted.modules()):
-        raise ValueError(
-            "compare: expected a model with an LSTM or LSTMCell that torch.nn has too, unlike "
-            "LayerNormLSTM and subclasses of fastlstm.LSTM"
-        )
+        others = "torch.nn has no LayerNormLSTM and no subclass of fastlstm.LSTM to compare with"
+        raise ValueError(f"compare: expected a model with an LSTM or LSTMCell; {others}")
     device = next(model.parameters()).device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         ways = _ways(model, inputs, device, training, quiet)
@@ -101,15 +97,14 @@ def _ways(
             # The outputs are those of the first call: a model may keep a state between calls.
             outputs = _outputs(made, _copied(inputs))
             calls = _calls_of_lstms(made.train(training), _copied(inputs), training)
+            whole: list[ModuleCall] = [(made, _copied(inputs), {})]
+            runs: list[Run] = [partial(_make_calls, each, training) for each in (whole, calls)]
+            ways.append(_Way(name, code, outputs, runs))
         except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
             if name == "converted" and not ways:
                 raise
             if not quiet:
                 print(f"{name} is left out: {str(error).splitlines()[0]}")
-        else:
-            whole: list[ModuleCall] = [(made, _copied(inputs), {})]
-            runs: list[Run] = [partial(_make_calls, each, training) for each in (whole, calls)]
-            ways.append(_Way(name, code, outputs, runs))
     return ways
 
 

@@ -86,10 +86,8 @@ def _advice(rows: Sequence[Comparison]) -> list[str]:
     """Lines of advice: the code of the fastest way, and of the fastest that rounds no weights."""
     lines = []
     if any(math.isnan(row.difference) for row in rows):
-        lines.append(
-            "nan: the outputs cannot be compared. They are not tensors or numbers (in tuples, "
-            "lists, mappings and dataclasses), or differ in their number or shape, or by a NaN."
-        )
+        why = "They are not tensors or numbers, or differ in their number or shape, or by a NaN."
+        lines.append(f"nan: the outputs cannot be compared. {why}")
     best = max(rows, key=lambda row: row.ratio)
     exact = max((row for row in rows if " in " not in row.name), key=lambda row: row.ratio)
     overlap = any(row.quartiles[1] > best.quartiles[0] for row in rows if row is not best)

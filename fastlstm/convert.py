@@ -188,9 +188,7 @@ def _refuse_unconvertible(path: str, module: nn.Module) -> None:
     if isinstance(module, torch.jit.ScriptModule):
         if getattr(module, "original_name", None) in ("LSTM", "LSTMCell"):
             why = "is scripted; convert before torch.jit.script"
-    elif isinstance(module, _LSTMS) and any(
-        "torch.distributed." in str(c) for c in type(module).__mro__
-    ):
+    elif isinstance(module, _LSTMS) and "torch.distributed." in str(type(module).__mro__):
         why = "is sharded; convert before fully_shard"
     if why is not None:
         raise TypeError(f"cannot convert {path}: {type(module).__qualname__} {why}")

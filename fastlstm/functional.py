@@ -120,7 +120,7 @@ def lstm(
     def compute(call: Call) -> Results:
         if training:
             probabilities = input_dropout, recurrent_dropout, zoneout_h, zoneout_c, weight_dropout
-            call = checks.with_training_options(call, dropout, Regularizers(*probabilities))
+            call = call.with_training_options(dropout, Regularizers(*probabilities))
         return _run(call, engine)
 
     form = num_layers, directions, batch_sizes, lengths, reset

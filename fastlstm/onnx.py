@@ -76,8 +76,7 @@ def _lstm(*args: Any, save_cells: bool = False, **_: Any) -> Any:
 
     def stack(parameters: Sequence[Any], rows: int, *columns: int) -> Any:
         """Joins parameters [4H,...] to a tensor [D,rows,...] with the gates in ONNX's order."""
-        is_single = len(parameters) == 1
-        joined = parameters[0] if is_single else op.Concat(*parameters, axis=0)
+        joined = parameters[0] if len(parameters) == 1 else op.Concat(*parameters, axis=0)
         by_gate = op.Reshape(joined, [len(parameters), 4, hidden_size, -1])
         return op.Reshape(op.Gather(by_gate, _GATES, axis=1), [directions, rows, *columns])
 

@@ -51,11 +51,10 @@ def tune(model: nn.Module, *example: Any, seconds: float = 1.0) -> dict[str, dic
     if not calls:
         named = [getattr(module, "_fastlstm_engine", "auto") for module in model.modules()]
         engine = next((name for name in (*named, engines.DEFAULT) if name != "auto"), None)
-        raise ValueError(
-            "tune: expected a model that calls a fastlstm.LSTM as nn.LSTM can be called "
-            "(fastlstm.convert makes one of each nn.LSTM; an LSTMCell has no choice)"
-            + (f" with engine 'auto', got engine {engine!r}" if engine else "")
-        )
+        expected = "a model that calls a fastlstm.LSTM as nn.LSTM can be called, with engine 'auto'"
+        note = "fastlstm.convert makes one of each nn.LSTM; an LSTMCell has no choice"
+        got = f"engine {engine!r}" if engine else f"none ({note})"
+        raise ValueError(f"tune: expected {expected}, got {got}")
     found = {}
     for key, call in calls.items():
         default = engines.default_engine(call).name

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..engine.by_reference import run_reference
-from ..engine.call import LAYOUTS, Call, Regularizers, Results, weight_shapes
+from ..engine.call import LAYOUTS, Call, Regularizers, Results, stack_shapes
 from .child import Case
 
 # The kinds of arithmetic with the bits of their significands, and one more for bfloat16, which is
@@ -65,9 +65,7 @@ def draw(option: str, kind: str, device: torch.device) -> Call:
         drawn = torch.randn(*shape, generator=generator, dtype=torch.float64)
         return (drawn / (2 if len(shape) == 1 else shape[-1] ** 0.5)).to(dtype).to(device)
 
-    sizes = [I, *[D * P] * (L - 1)]
-    shapes = [shape for size in sizes for shape in D * weight_shapes(layout, size, H, P)]
-    weights = [values(*shape) for shape in shapes]
+    weights = [values(*shape) for shape in stack_shapes(layout, I, H, P, L, D)]
     lengths = torch.linspace(T, "packed" in option, B).long()
     batch_sizes = (torch.arange(T).unsqueeze(1) < lengths).sum(1) if "packed" in option else None
     rows = (T, B) if batch_sizes is None else (int(lengths.sum()),)

@@ -72,11 +72,9 @@ def stepwise_is_wrong(device: torch.device, dtype: torch.dtype) -> bool:
                     verdict = thread.submit(_compare, device, dtype).result()
             _compared[key] = verdict.removeprefix(PASSED)
             if _compared[key]:
-                text = (
-                    f"fastlstm's kernels are not used on {device} in {dtype}: {verdict}. Instead "
-                    "of them the equations in Python run, which are slower. Please report this "
-                    "with the output of `python -m fastlstm check`."
-                )
+                problem = f"fastlstm's kernels are not used on {device} in {dtype}: {verdict}"
+                advice = "Please report this with the output of `python -m fastlstm check`."
+                text = f"{problem}. The equations in Python run instead, which are slower. {advice}"
                 warnings.warn(text, RuntimeWarning, stacklevel=2)
         return bool(_compared[key])
 

@@ -56,9 +56,8 @@ def _row(case: Case, device: torch.device) -> Row:
     call = draw(option, kind, device)
     if engine.why_not(call):
         return {"result": NOT_SERVED}
-    found, again = (
-        results(engine.run, call, call.input.dtype, name not in PREPACKED) for _ in range(2)
-    )
+    differentiates = name not in PREPACKED
+    found, again = (results(engine.run, call, call.input.dtype, differentiates) for _ in range(2))
     correct = _expected(option, kind, torch.device("cpu"))
     error, reason = judge(option, PREPACKED.get(name, BITS[kind]), found, correct)
     unequal = [key for key in found if not torch.equal(found[key], again[key])]

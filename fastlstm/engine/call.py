@@ -168,6 +168,15 @@ class Call(NamedTuple):
         weights = [function(weight) for weight in self.weights]
         return replaced(self, input=function(self.input), hx=hx, weights=weights)
 
+    def with_training_options(self, dropout: float, regularizers: Regularizers) -> Call:
+        """The call with the dropout and the regularizers of training mode."""
+        is_regularized = any(regularizers)
+        if dropout or is_regularized:
+            check_probabilities(dropout=dropout, **regularizers._asdict())
+        # Masks take their shapes from h_0 and c_0.
+        options = {"hx": self.state(), "regularizers": regularizers} if is_regularized else {}
+        return replaced(self, dropout=dropout, **options)
+
     def describe(self) -> str:
         """Describes the kind of a call for `tune`. Steps and batch round up to powers of two."""
         steps, batch = (1 << (size - 1).bit_length() for size in self.steps_and_batch())
@@ -188,13 +197,12 @@ class Call(NamedTuple):
         if self.is_cell:
             h_0, c_0 = (state.unsqueeze(0) for state in self.state())
             return LstmCall(input.unsqueeze(0), h_0, c_0, weights, self.layout)
-        state: Any = self.hx or (None, None)
+        state: tuple[Any, Any] = self.hx or (None, None)
         if self.hx is not None and self.num_layers > 1:
             rows = slice(k * self.directions, (k + 1) * self.directions)
             state = self.hx[0][rows], self.hx[1][rows]
         options = self.batch_sizes, self.lengths, self.reset
-        arguments: Any = input, *state, weights, self.layout, *options
-        return LstmCall(*arguments)
+        return LstmCall(input, *state, weights, self.layout, *options)
 
 
 _FIELDS = {kind: kind._fields for kind in (LstmCall, Direction, Call)}
@@ -231,3 +239,11 @@ def weight_shapes(layout: str, I: int, H: int, P: int) -> tuple[tuple[int, ...],
     shapes: dict[str, tuple[int, ...]] = {"W_ih": (4 * H, I), "W_hh": (4 * H, P), "W_hr": (P, H)}
     shapes |= {"gain_c": (H,), "bias_c": (H,)}
     return tuple(shapes.get(name, (4 * H,)) for name in weight_names(layout))
+
+
+def stack_shapes(
+    layout: str, I: int, H: int, P: int, num_layers: int, directions: int
+) -> list[tuple[int, ...]]:
+    """The shapes of the weights of all layers and directions, in the order of `Call.weights`."""
+    sizes = [I, *[directions * P] * (num_layers - 1)]
+    return [shape for size in sizes for shape in directions * weight_shapes(layout, size, H, P)]

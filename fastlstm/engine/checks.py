@@ -8,18 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .call import (
-    DTYPES,
-    Call,
-    LstmCall,
-    Regularizers,
-    autocasts,
-    check_probabilities,
-    replaced,
-    state_dtype,
-    weight_names,
-    weight_shapes,
-)
+from .call import DTYPES, Call, LstmCall, autocasts, state_dtype, weight_names, weight_shapes
 
 _BATCH_SIZES = "batch_sizes of shape (steps), dtype int64, on the CPU, as in a PackedSequence"
 
@@ -91,19 +80,9 @@ def check_dims(input: Tensor, batch_sizes: Tensor | None, batch_first: bool = Fa
         check(False, f"input of shape {expected}", tuple(input.shape))
 
 
-def with_training_options(call: Call, dropout: float, regularizers: Regularizers) -> Call:
-    """Returns the call with the dropout and the regularizers of training mode."""
-    is_regularized = any(regularizers)
-    if dropout or is_regularized:
-        check_probabilities(dropout=dropout, **regularizers._asdict())
-    if is_regularized:  # masks take their shapes from h_0 and c_0
-        call = replaced(call, hx=call.state(), regularizers=regularizers)
-    return replaced(call, dropout=dropout)
-
-
 def check_stack(call: Call) -> None:
     """Raises a RuntimeError unless the tensors of a call agree, which aten does not check."""
-    input, call = call.input, replaced(call, hx=call.state(), lengths=None)
+    input, call = call.input, call._replace(hx=call.state(), lengths=None)
     for k in range(call.num_layers):
         layer = call.layer(k, input)
         check_layer(layer)
@@ -157,8 +136,7 @@ def _check_weights(call: LstmCall) -> tuple[int, int]:
     directions, names = call.h_0.size(0), weight_names(call.layout)
     every = f"each of {directions} direction(s) (h_0.size(0))"
     expected = f"weights to hold {', '.join(names)}, as layout says, for {every}"
-    has_all = len(call.weights) == directions * len(names)
-    check(has_all, expected, f"{len(call.weights)} tensors")
+    check(len(call.weights) == directions * len(names), expected, f"{len(call.weights)} tensors")
     W_ih = call.weights[0]
     expected = "W_ih of shape (4 * hidden_size, input_size)"
     check(W_ih.dim() == 2 and W_ih.size(0) % 4 == 0, expected, tuple(W_ih.shape))

@@ -95,8 +95,7 @@ class _Layer(Function):
             gradients: Any = _batch_grads(grads[:4], call)
         else:
             apply: Any = _BatchGrads.apply
-            saved = output, cells, gates
-            gradients = apply(*grads[:4], *saved, ctx.engine, ctx.layout, *tensors)
+            gradients = apply(*grads[:4], output, cells, gates, ctx.engine, ctx.layout, *tensors)
         state_grads, d_gates = gradients[:3], gradients[3:]
         if lengths is not None:  # a NaN in the padding must not reach dL/dW_ih
             input = torch.where(live_steps(input, lengths), input, 0.0)

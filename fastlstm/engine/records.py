@@ -57,12 +57,7 @@ def store(key: str, value: str | None) -> None:
         found = _read(file)
         if found is not None:
             _put(found, key, value)
-            write_json(file, found)
-
-
-def write_json(file: Path, value: Any) -> None:
-    """Writes a value as `write_text` writes text."""
-    write_text(file, json.dumps(value, indent=1))
+            write_text(file, json.dumps(found, indent=1))
 
 
 def write_text(file: Path, text: str) -> None:
@@ -103,8 +98,7 @@ def _read(file: Path) -> dict[str, str] | None:
 
 def verdict_key(engine: str, device: torch.device, instructions: str = "") -> str:
     """The key of the verdict on an engine. A GPU has an index; see `check` for `instructions`."""
-    parts = engine, instructions, machine(device)
-    return f"{_CHECK}{', '.join(filter(None, parts))}"
+    return _CHECK + ", ".join(filter(None, (engine, instructions, machine(device))))
 
 
 def on_record(engine: str, device: torch.device) -> str:

@@ -59,10 +59,9 @@ def prepare(module: nn.Module) -> nn.Module:
     if parametrize.is_parametrized(module):
         note = "is parametrized, which torch cannot compile"
     if of_torch is None or note:
-        raise RuntimeError(
-            f"{type(module).__name__}: torch.jit.script compiles what convert(to='torch') gives, "
-            f"but this module {note}; use torch.jit.trace, torch.compile or torch.export"
-        )
+        problem = f"torch.jit.script compiles what convert(to='torch') gives; this module {note}"
+        remedy = "use torch.jit.trace, torch.compile or torch.export"
+        raise RuntimeError(f"{type(module).__name__}: {problem}; {remedy}")
     cls = type(module)
     if cls not in _in_script:
         named = "__module__", "__qualname__", "__firstlineno__"  # where torch finds the source

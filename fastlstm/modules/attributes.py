@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import _build
-from ..engine.call import LAYOUTS, weight_shapes
+from ..engine.call import LAYOUTS, stack_shapes, weight_shapes
 
 torch_lstm: Any = nn.LSTM  # its methods run on modules that do not inherit from it
 CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -81,12 +81,10 @@ def _describe(*attributes: Any) -> tuple[str, list[tuple[int, ...]]]:
     is_probability = isinstance(dropout, (int, float)) and 0 <= dropout <= 1
     if not (are_flags and are_sizes and is_probability and num_layers > 0):
         return "", []
-    directions, output_size = 1 + bidirectional, proj_size if proj_size > 0 else hidden_size
+    output_size = proj_size if proj_size > 0 else hidden_size
     layout = LAYOUTS[bias, output_size != hidden_size, normalizes]
-    sizes = input_size, directions * output_size
-    shapes = [weight_shapes(layout, size, hidden_size, output_size) for size in sizes]
-    first, other = (each * directions for each in shapes)
-    return layout, [*first, *other * (num_layers - 1)]
+    sizes = input_size, hidden_size, output_size
+    return layout, stack_shapes(layout, *sizes, num_layers, 1 + bidirectional)
 
 
 _describe_once = functools.lru_cache(typed=True)(_describe)  # `typed`, because True == 1
@@ -144,9 +142,8 @@ def run_torch_lstm(lstm: Any, input: Any, hx: Any) -> Any:
     for weight, shape in zip(read_weights(lstm)[0], shapes, strict=False):
         is_small = isinstance(weight, Tensor) and weight.numel() < math.prod(shape)
         if is_small and len(shape) == 2:
-            expected = f"a weight of shape {shape}, as the attributes describe it"
-            got = tuple(weight.shape)
-            raise RuntimeError(f"{type(lstm).__name__}: expected {expected}, got {got}")
+            expected = f"expected a weight of shape {shape}, as the attributes describe it"
+            raise RuntimeError(f"{type(lstm).__name__}: {expected}, got {tuple(weight.shape)}")
     return run_torch(torch_lstm.forward, lstm, input, hx)
 
 
@@ -158,8 +155,7 @@ def run_torch(forward: Callable[..., Any], module: Any, input: Any, hx: Any) -> 
         if not isinstance(hx, (tuple, list)) or len(hx) != 2 or _are_tensors(hx):
             raise
         kinds = " and ".join(type(state).__name__ for state in hx)
-        expected = "hx: expected a pair of tensors (h_0, c_0)"
-        raise type(error)(f"{expected}, got {kinds}") from error
+        raise type(error)(f"hx: expected a pair of tensors (h_0, c_0), got {kinds}") from error
 
 
 def refuse_as_torch(lstm: Any, input: Any, hx: Any) -> None:

@@ -85,7 +85,6 @@ class LSTMCell(CellModule, EngineModule, nn.RNNCellBase):
     _fastlstm_of = nn.LSTMCell
     _fastlstm_check_engine = staticmethod(engines.check_engine)
     _fastlstm_options = ("engine",)
-    engine: str
 
     def __init__(
         self,

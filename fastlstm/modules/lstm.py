@@ -106,16 +106,9 @@ class SequenceModule(nn.Module):
             return plain
         return self._fastlstm_call(input, hx, lengths, reset, bool(return_cell_states))
 
-    def _fastlstm_call(
-        self,
-        input: Any,
-        hx: State | None,
-        lengths: Tensor | None,
-        reset: Tensor | None,
-        return_cell_states: bool,
-    ) -> tuple[Any, ...]:
-        """Runs a call of any kind; `lengths` is int64."""
-        options = lengths, reset, return_cell_states
+    def _fastlstm_call(self, input: Any, hx: State | None, *options: Any) -> tuple[Any, ...]:
+        """Runs a call of any kind with lengths (in int64), reset and return_cell_states."""
+        lengths, reset, return_cell_states = options
         weights, layout, dtype = self._fastlstm_weights()
         if layout is None or dtype is None:
             return self._fastlstm_as_torch(input, hx, *options)
@@ -142,8 +135,7 @@ class SequenceModule(nn.Module):
             shape = data.shape[:2] if batch_sizes is None else None
             reset = checks.as_reset(reset, shape, self.batch_first)
         form = self.num_layers, 1 + self.bidirectional, batch_sizes, lengths, reset
-        modes = self.training, 0.0, None, return_cell_states
-        call = Call(data, hx, weights, layout, *form, *modes)
+        call = Call(data, hx, weights, layout, *form, self.training, 0.0, None, return_cell_states)
         output, state, *cells = run_steps_first(self._fastlstm_compute, call, self.batch_first)
         if not is_batched:
             h_n, c_n = state[0].squeeze(1), state[1].squeeze(1)
@@ -223,7 +215,6 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
     _fastlstm_options = ("engine", *Regularizers._fields)
     check_forward_args = torch_lstm.check_forward_args
     get_expected_cell_size = torch_lstm.get_expected_cell_size
-    engine: str
     input_dropout: float
     recurrent_dropout: float
     zoneout_h: float
@@ -272,5 +263,5 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
     def _fastlstm_compute(self, call: Call) -> Results:
         regularizers = self._fastlstm_regularizers
         if self.training and (self.dropout or any(regularizers)):
-            call = checks.with_training_options(call, self.dropout, regularizers)
+            call = call.with_training_options(self.dropout, regularizers)
         return engines.choose(call, self._fastlstm_engine).run(call)

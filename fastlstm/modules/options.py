@@ -48,6 +48,7 @@ class EngineModule(nn.Module):
     nobody else uses, and private methods have such names too.
     """
 
+    engine: str
     _fastlstm_engine = "auto"
     _fastlstm_regularizers = NO_REGULARIZERS
     _fastlstm_of: ClassVar[type[nn.Module]]  # the class that convert(to="torch") gives
@@ -92,10 +93,9 @@ class EngineModule(nn.Module):
         given = {name: state_dict.get(prefix + name) for name in self._parameters}
         int8 = [name for name, t in given.items() if getattr(t, "dtype", None) is torch.int8]
         if int8 and not self._load_state_dict_pre_hooks:  # a hook of the user may dequantize them
-            others[-1].append(
-                f"{prefix}{int8[0]}: expected floating weights, got int8 of a prepacked layer; "
-                "load them into fastlstm.prepack(model, torch.int8), then call fastlstm.unpack"
-            )
+            problem = "expected floating weights, got int8 of a prepacked layer"
+            remedy = "load them into fastlstm.prepack(model, torch.int8), then call fastlstm.unpack"
+            others[-1].append(f"{prefix}{int8[0]}: {problem}; {remedy}")
             return
         super()._load_from_state_dict(state_dict, prefix, *others)
 

@@ -26,17 +26,13 @@ def check_additions(path: str, layer: nn.Module, used: Iterable[str]) -> None:
     refused = added & {*used, "_compiled_call_impl", *(f"prepacked_{name}" for name in names)}
     parametrizations: Any = getattr(layer, "parametrizations", ())
     if refused := refused | set(parametrizations) - names:
-        raise ValueError(
-            f"prepack: {path} has {', '.join(sorted(refused))}, set on the module, which a "
-            "prepacked layer cannot take over: it uses the name itself, or the value works only on "
-            "the old layer"
-        )
+        has = f"{path} has {', '.join(sorted(refused))}, set on the module"
+        why = "which a prepacked layer uses itself, or which works only on the old layer"
+        raise ValueError(f"prepack: {has}, {why}")
     own_forward = MethodType(type(layer).forward, layer)
     if vars(layer).get("forward", own_forward) != own_forward:
-        raise ValueError(
-            f"prepack: {path} has a forward of its own, set on the module, which would go on with "
-            "the weights before prepack; take it off first, and set it again after prepack"
-        )
+        has = f"{path} has a forward of its own, set on the module, which has the old weights"
+        raise ValueError(f"prepack: {has}; take it off first, and set it again after prepack")
 
 
 def copy_additions(layer: nn.Module, to: nn.Module, own: Iterable[str]) -> None:

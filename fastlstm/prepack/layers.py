@@ -78,10 +78,9 @@ class Prepacked(nn.Module):
     def train(self, mode: bool = True) -> Prepacked:
         """Stays in eval mode. A true `mode` raises a RuntimeError: there is nothing to train."""
         if mode:
-            raise RuntimeError(
-                f"{type(self).__name__} has no training mode: its weights are prepacked. Train the "
-                "model before prepack, or turn it back: fastlstm.unpack(model)"
-            )
+            remedy = "train the model before prepack, or turn it back: fastlstm.unpack(model)"
+            problem = "has no training mode: its weights are prepacked"
+            raise RuntimeError(f"{type(self).__name__} {problem}; {remedy}")
         return super().train(False)
 
     def extra_repr(self) -> str:
@@ -145,11 +144,9 @@ class Prepacked(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Prepacked:
         probe = fn(torch.empty(0, dtype=self.dtype))
         if probe.device.type != "cpu" or probe.dtype != self.dtype:
-            raise RuntimeError(
-                f"{type(self).__name__} cannot be moved to {probe.dtype} on {probe.device}: its "
-                f"weights are prepacked for {self.dtype} on the CPU. Move the model before "
-                "prepack, or turn it back first: fastlstm.unpack(model)"
-            )
+            ours, got = f"{type(self).__name__} of {self.dtype}", f"{probe.dtype} on {probe.device}"
+            remedy = "move the model before prepack, or turn it back: fastlstm.unpack(model)"
+            raise RuntimeError(f"{ours} on the CPU cannot be moved to {got}; {remedy}")
         before = {name: self.get_buffer(name) for name in self._op_names}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, buffer in before.items():
@@ -236,10 +233,7 @@ class PrepackedLSTM(Prepacked, SequenceModule):
 
     proj_size: int
     _layer_class, _torch = LSTM, nn.LSTM
-    _attribute_names = (
-        *("input_size", "hidden_size", "num_layers", "bias"),
-        *("batch_first", "dropout", "bidirectional", "proj_size"),
-    )
+    _attribute_names = tuple(name for name in nn.LSTM.__constants__ if name != "mode")
 
     def _fastlstm_plain(self, input: Tensor) -> tuple[Any, ...] | None:
         is_plain = input.dtype is self.dtype and is_eager()

@@ -128,8 +128,7 @@ def _of_torch_ao(quantized: Any, weights: torch.dtype | None) -> Prepacked:
     kind = PrepackedLSTM if type(quantized).__name__ == "LSTM" else PrepackedLSTMCell
     state, has_int8 = torch_ao.weights_of(quantized)
     weights = weights or (torch.int8 if has_int8 else None)
-    names = [name for name in kind._attribute_names if hasattr(quantized, name)]
-    sizes = {name: getattr(quantized, name) for name in names}
+    sizes = {n: getattr(quantized, n) for n in kind._attribute_names if hasattr(quantized, n)}
     layer: Prepacked = kind(kind._layer_class(**sizes).eval(), weights)
     layer.load_state_dict(state)
     copy_additions(quantized, layer, {*layer.own_names(), *torch_ao.ATTRIBUTES})

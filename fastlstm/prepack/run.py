@@ -25,11 +25,9 @@ def run_prepacked(call: Call, dtype: torch.dtype, name: str) -> Results:
     if call.input.dtype != dtype:
         raise ValueError(f"{name}: expected input of dtype {dtype}, got {call.input.dtype}")
     if _is_differentiated(call):
-        raise RuntimeError(
-            f"{name}: prepacked weights give no gradients, nor do they take part in torch.func "
-            "transforms; call within torch.inference_mode() or torch.no_grad() and outside "
-            "torch.func, or turn the model back: fastlstm.unpack(model)"
-        )
+        problem = f"{name}: prepacked weights give no gradients and serve no torch.func transforms"
+        remedy = "call in no_grad() and outside torch.func, or turn it back: fastlstm.unpack(model)"
+        raise RuntimeError(f"{problem}; {remedy}")
     # A compiler, a tracer, a dispatch mode or a tensor subclass has to see the op.
     if (
         torch.compiler.is_compiling()

@@ -477,7 +477,7 @@ def test_what_keeps_stepwise_from_being_compared(verdict, compared, plant, monke
     else:
         monkeypatch.setattr(first_use, "can_check", lambda: False)
     is_wrong = verdict not in (None, "passed")
-    with warns(f"{verdict}. Ins", is_wrong):
+    with warns(f"{verdict}. The", is_wrong):
         assert runs_the_op(stepwise()) != is_wrong
     assert compared == []
 
