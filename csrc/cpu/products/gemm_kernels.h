@@ -57,7 +57,6 @@ struct PanelProduct {
 
 // The bytes in front of a row that is encoded as int8. The first four are the row's scale.
 constexpr int64_t kInt8RowHeader = 64;
-constexpr int32_t kUnsignedZeroPoint = 128;  // makes int8 elements unsigned
 
 struct GemmLayout {
   Format format;                      // of panels
