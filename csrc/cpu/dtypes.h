@@ -18,18 +18,10 @@ constexpr Dtype dtype_of_type = std::is_same_v<T, double>     ? Dtype::kFloat64
                                 : std::is_same_v<T, bfloat16> ? Dtype::kBFloat16
                                                               : Dtype::kFloat16;
 
-// Calls macro(format, PyTorch's name of the dtype of weights before they are packed). In bfloat16x2
-// a float32 is the sum of two bfloat16 (products/split_float32.h); no prepacked weight has it.
-#define FASTLSTM_FOR_EACH_FORMAT(macro)                                                    \
-  macro(float32, Float) macro(float64, Double) macro(bfloat16, BFloat16) macro(int8, Char) \
-      macro(bfloat16x2, Float)
-
-#define FASTLSTM_NAME(name, unpacked) name,
-enum class Format { FASTLSTM_FOR_EACH_FORMAT(FASTLSTM_NAME) };
-#undef FASTLSTM_NAME
-#define FASTLSTM_NAME(name, unpacked) #name,
-constexpr const char* kFormatNames[] = {FASTLSTM_FOR_EACH_FORMAT(FASTLSTM_NAME)};
-#undef FASTLSTM_NAME
+// The formats of products. In bfloat16x2 a float32 is the sum of two bfloat16
+// (products/split_float32.h); no prepacked weight has it.
+enum class Format { float32, float64, bfloat16, int8, bfloat16x2 };
+constexpr const char* kFormatNames[] = {"float32", "float64", "bfloat16", "int8", "bfloat16x2"};
 constexpr int kFormats = sizeof kFormatNames / sizeof *kFormatNames;
 
 // Returns the format of rows that are stored in a dtype. No kernel multiplies float16.

@@ -55,7 +55,7 @@ static int64_t l2_cache_bytes() {
 
 CpuMachine cpu_machine() {
   const KernelTable& table = kernel_table();
-  const RowKernel<ForwardStep<bfloat16, float>>& bfloat16_kernel = table.BFloat16.row;
+  const RowKernel<ForwardStep<bfloat16, float>>& bfloat16_kernel = kernels<bfloat16>().row;
   return {at::in_parallel_region() ? 1 : at::get_num_threads(), l2_cache_bytes(), table.gemms,
           bfloat16_kernel.run != nullptr, table.min_rows_to_fuse_input};
 }

@@ -12,13 +12,8 @@ const KernelTable& kernel_table();
 CpuMachine cpu_machine();
 
 template <typename T>
-const Kernels<T>& kernels();
-#define FASTLSTM_KERNELS(T, A, name)   \
-  template <>                          \
-  inline const Kernels<T>& kernels() { \
-    return kernel_table().name;        \
-  }
-FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_KERNELS)
-#undef FASTLSTM_KERNELS
+const Kernels<T>& kernels() {
+  return kernel_table();
+}
 
 }  // namespace fastlstm

@@ -197,13 +197,13 @@ const GemmKernels* gemm_of(const KernelTable& table) {
 // Adds a case: all instruction sets with fused multiply-add give the same bits, because the source
 // and not the compiler says which multiply-adds are fused.
 template <typename T>
-void add_comparison(Kernels<T> KernelTable::* kernels) {
-  testing::Case(testing::text("cells/same bits/", testing::name_of<T>()), [=] {
+void add_comparison() {
+  testing::Case(testing::text("cells/same bits/", testing::name_of<T>()), [] {
     std::vector<KernelTable> tables = testing::tables();
     std::erase_if(tables, [](const auto& t) { return t.target == std::string("baseline"); });
     for (const int64_t H : {3, 37})
       for (size_t i = 1; i < tables.size(); ++i) {
-        const Kernels<T>&a = tables[0].*kernels, &b = tables[i].*kernels;
+        const Kernels<T>&a = tables[0], &b = tables[i];
         const auto *const gemm_a = gemm_of<T>(tables[0]), *const gemm_b = gemm_of<T>(tables[i]);
         const std::string where = testing::text(tables[i].target, ", H ", H);
         const Shape steps{4, 3, H};
@@ -220,7 +220,8 @@ void add_comparison(Kernels<T> KernelTable::* kernels) {
 }
 
 template <typename T>
-void add_cases(const KernelTable& table, const Kernels<T>& kernels) {
+void add_cases(const KernelTable& table) {
+  const Kernels<T>& kernels = table;
   const std::string group = "cells/", dtype = std::string("/") + testing::name_of<T>() + "/";
   const auto row = kernels.row;
   if (has_stepwise_kernels(row))
@@ -248,13 +249,11 @@ void add_cases(const KernelTable& table, const Kernels<T>& kernels) {
 
 const bool added = [] {
   for (const KernelTable& table : testing::tables()) {
-    add_cases<float>(table, table.Float);
-    add_cases<double>(table, table.Double);
-    add_cases<bfloat16>(table, table.BFloat16);
-    add_cases<float16>(table, table.Half);
+    add_cases<float>(table), add_cases<double>(table);
+    add_cases<bfloat16>(table), add_cases<float16>(table);
   }
-  add_comparison<float>(&KernelTable::Float), add_comparison<double>(&KernelTable::Double);
-  add_comparison<bfloat16>(&KernelTable::BFloat16), add_comparison<float16>(&KernelTable::Half);
+  add_comparison<float>(), add_comparison<double>();
+  add_comparison<bfloat16>(), add_comparison<float16>();
   return true;
 }();
 

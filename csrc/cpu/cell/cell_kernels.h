@@ -20,10 +20,6 @@ struct Columns {
     return x;
   }
   template <typename T>
-  FASTLSTM_INLINE Gates<Vec<A>> load_gates(const T* row, int64_t stride) const {
-    return {load(row), load(row + stride), load(row + 2 * stride), load(row + 3 * stride)};
-  }
-  template <typename T>
   FASTLSTM_INLINE void store(const Vec<A>& x, T* row) const {
     FASTLSTM_ISA::store(x, row + first, count);
   }
@@ -55,8 +51,9 @@ FASTLSTM_INLINE void backward_vector(const BackwardRow<T>& row, const Columns<A>
                                      int64_t hidden_size, Vec<A> d_h_next) {
   const Vec<A> dh = d_h_next + (columns.load(row.d_output) + columns.load(row.d_h_n));
   Vec<A> dc = columns.load(row.dc) + columns.load(row.d_cells);
+  const auto gate = [&](int k) { return columns.load(row.gates + k * hidden_size); };
   const auto d_pre =
-      step_backward(columns.load_gates(row.gates, hidden_size), columns.load(row.c_prev),
+      step_backward(Gates<Vec<A>>{gate(0), gate(1), gate(2), gate(3)}, columns.load(row.c_prev),
                     columns.load(row.c), dh, dc, row.reset);
   columns.store(dc, row.dc);
   columns.store_gates(d_pre, row.d_gates, hidden_size);
@@ -87,7 +84,7 @@ static void prefetch_backward(const BackwardRow<T>* rows, int64_t count, const U
   }
 }
 
-template <typename T, typename A>
+template <typename T, typename A = State_t<T>>
 static void forward_cells(const ForwardRow<T>* rows, int64_t count, const StepSums<A>& sums,
                           const Units& units) {
   constexpr int L = Vec<A>::lanes;
@@ -101,7 +98,7 @@ static void forward_cells(const ForwardRow<T>* rows, int64_t count, const StepSu
   }
 }
 
-template <typename T, typename A>
+template <typename T, typename A = State_t<T>>
 static void backward_cells(const BackwardRow<T>* rows, int64_t count, const A* sums, int64_t stride,
                            const Units& units) {
   constexpr int L = Vec<A>::lanes;
@@ -115,5 +112,9 @@ static void backward_cells(const BackwardRow<T>* rows, int64_t count, const A* s
         backward_vector<T, A>(rows[r], {column, n}, units.hidden_size, d_h_next);
     }
 }
+
+template <typename T>
+constexpr CellKernels<T> cell = {prefetch_forward<T>, prefetch_backward<T>, forward_cells<T>,
+                                 backward_cells<T>};
 
 }  // namespace fastlstm::FASTLSTM_ISA

@@ -35,20 +35,18 @@ static_assert(kHeaderBytes == 64);  // panels are aligned to cache lines
 
 inline PrepackedHeader header_of(const GemmKernels& gemm, int64_t rows, int64_t columns,
                                  bool in_gate_order) {
-  PrepackedHeader header{.lanes = gemm.lanes,
-                         .vectors = gemm.max_vectors,
-                         .rows = rows,
-                         .columns = columns,
-                         .in_gate_order = in_gate_order};
+  PrepackedHeader header{.lanes = gemm.lanes, .vectors = gemm.max_vectors, .rows = rows};
+  header.columns = columns, header.in_gate_order = in_gate_order;
   std::strcpy(header.format, kFormatNames[static_cast<int>(gemm.format)]);
   return header;
 }
 
+// Returns the dtype of a weight before it is packed.
 inline at::ScalarType unpacked_dtype(Format format) {
-#define FASTLSTM_DTYPE(name, unpacked) at::k##unpacked,
-  constexpr at::ScalarType kDtypes[] = {FASTLSTM_FOR_EACH_FORMAT(FASTLSTM_DTYPE)};
-#undef FASTLSTM_DTYPE
-  return kDtypes[static_cast<int>(format)];
+  return format == Format::int8       ? at::kChar
+         : format == Format::bfloat16 ? at::kBFloat16
+         : format == Format::float64  ? at::kDouble
+                                      : at::kFloat;
 }
 
 inline const GemmKernels& gemm_named(std::string_view format) {

@@ -27,14 +27,11 @@ struct Kernels {
   const CellKernels<T>* cell = nullptr;  // for the tiled engine
 };
 
-#define FASTLSTM_MEMBER(T, A, name) Kernels<T> name;
-struct KernelTable {
+struct KernelTable : Kernels<float>, Kernels<double>, Kernels<bfloat16>, Kernels<float16> {
   const char* target;
-  FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_MEMBER)
   GemmTable gemms;
   int64_t min_rows_to_fuse_input = INT64_MAX;  // see CpuMachine
 };
-#undef FASTLSTM_MEMBER
 
 // The GEMM kernels on AMX tiles. A function makes them, because no code of AMX may run when other
 // processors load the library.

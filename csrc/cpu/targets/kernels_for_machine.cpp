@@ -22,7 +22,7 @@ KernelTable kernels_for_machine(const char* capability) {
     table.gemms[Format::int8] = &avx_vnni::int8_gemm;
   if (is_avx512 && __builtin_cpu_supports("avx512bf16")) {
     table.gemms[Format::bfloat16] = &avx512_bf16::bfloat16_gemm;
-    table.BFloat16.cell = &avx512_bf16::bfloat16_cell;
+    table.Kernels<bfloat16>::cell = &avx512_bf16::bfloat16_cell;
   }
   if (__builtin_cpu_is("intel"))
     table.min_rows_to_fuse_input = 48;  // measured on a Xeon with AMX (family 6, model 207)
@@ -51,7 +51,7 @@ KernelTable kernels_for_machine(const char*) {
   if (has_dot_product()) table.gemms[Format::int8] = &neon_dotprod::int8_gemm;
   if (has_bfloat16()) {
     table.gemms[Format::bfloat16] = &neon_bf16::bfloat16_gemm;
-    table.BFloat16.cell = &neon_bf16::bfloat16_cell;
+    table.Kernels<bfloat16>::cell = &neon_bf16::bfloat16_cell;
   }
   return table;
 }

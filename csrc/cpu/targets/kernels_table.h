@@ -51,10 +51,6 @@ static constexpr RowKernels<T, A> row_kernels() {
             run_row<NormForwardStep<T, A>>,       run_row<NormBackwardStep<T, A>>};
 }
 
-template <typename T>
-constexpr CellKernels<T> cell = {prefetch_forward<T>, prefetch_backward<T>,
-                                 forward_cells<T, State_t<T>>, backward_cells<T, State_t<T>>};
-
 constexpr int kRows = Target::tile_rows, kVectors = Target::tile_vectors;
 constexpr GemmKernels float32_gemm =
     make_training_gemm<kRows, kVectors, float, float>(Format::float32);
@@ -64,11 +60,11 @@ constexpr GemmKernels bfloat16_gemm =
     with_rounding(make_inference_gemm<kRows, kVectors, bfloat16, float>(Format::bfloat16));
 constexpr GemmKernels int8_gemm = make_int8_gemm<Target::int8_tile_rows, kVectors, DotProduct>();
 
-const KernelTable table = {FASTLSTM_STRING(FASTLSTM_ISA),
-                           {row_kernels<float, float>(), &cell<float>},
+const KernelTable table = {{row_kernels<float, float>(), &cell<float>},
                            {row_kernels<double, double>(), &cell<double>},
                            {row_kernels<bfloat16, float>(), &cell<bfloat16>},
                            {row_kernels<float16, float>(), &cell<float16>},
+                           FASTLSTM_STRING(FASTLSTM_ISA),
                            {&float32_gemm, &float64_gemm, &bfloat16_gemm, &int8_gemm}};
 
 }  // namespace fastlstm::FASTLSTM_ISA
