@@ -79,10 +79,7 @@ at::Tensor block_of(int64_t bytes) {
   shrink(cache, kCacheBytes - bytes);
   if (cache.bytes + bytes > kCacheBytes) return block;
   cache.bytes += bytes;
-  const auto is_smaller = [](const at::Tensor& a, const at::Tensor& b) {
-    return a.nbytes() < b.nbytes();
-  };
-  blocks.insert(std::lower_bound(blocks.begin(), blocks.end(), block, is_smaller), block);
+  blocks.insert(std::ranges::lower_bound(blocks, block.nbytes(), {}, &at::Tensor::nbytes), block);
   return block;
 }
 

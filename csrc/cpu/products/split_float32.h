@@ -25,8 +25,7 @@ constexpr int64_t kPanelPlane = 2 * kTileElements, kPanelPlaneFloats = kPanelPla
 
 // Whether all numbers are finite: 0 * x is NaN if x is not finite. Four sums hide latency.
 FASTLSTM_INLINE bool all_finite(const float* sums, int64_t vectors) {
-  Vec<float> zeros[4];
-  for (auto& zero : zeros) zero = Vec<float>(0.0f);
+  Vec<float> zeros[4] = {};
   for (int64_t i = 0; i < vectors; ++i)
     zeros[i % 4] = fused(Vec<float>::load(sums + i * kTileRows), Vec<float>(0.0f), zeros[i % 4]);
   const Vec<float> all = (zeros[0] + zeros[1]) + (zeros[2] + zeros[3]);
@@ -66,13 +65,14 @@ struct SplitFloat32 {
     planes[1] = _mm512_maskz_mov_epi32(finite, second);
   }
 
-  // Splits 16 pairs of numbers. A lane of to[p] is plane p of a number of `first` and of `second`.
+  // Splits 16 pairs of numbers. Stores plane p, 16 pairs of bfloat16, to `to` + p * stride.
   FASTLSTM_INLINE static void split_pairs(const Vec<float>& first, const Vec<float>& second,
-                                          Vec<float> (&to)[kPlanes]) {
+                                          float* to, int64_t stride) {
     __m512i of_first[kPlanes], of_second[kPlanes];
     split(_mm512_castps_si512(first.v), of_first), split(_mm512_castps_si512(second.v), of_second);
     for (int p = 0; p < kPlanes; ++p)
-      to[p].v = _mm512_castsi512_ps(
+      _mm512_storeu_si512(
+          to + p * stride,
           _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(of_first[p], 16), of_second[p]));
   }
   // With an odd number of blocks, rows do not compete for the same sets of the L1 cache.
@@ -85,11 +85,10 @@ struct SplitFloat32 {
     float* at = static_cast<float*>(to);
     for (int64_t k = 0; k < K; k += kBlockTerms, at += kPlanes * kTileRows) {
       const int64_t left = K - k, more = left - kTileRows;
-      Vec<float> first, second(0.0f), pairs[kPlanes];
+      Vec<float> first, second(0.0f);
       load(row + k, first, left < kTileRows ? left : kTileRows);
       if (more > 0) load(row + k + kTileRows, second, more < kTileRows ? more : kTileRows);
-      split_pairs(first, second, pairs);
-      for (int p = 0; p < kPlanes; ++p) pairs[p].store(at + p * kTileRows);
+      split_pairs(first, second, at, kTileRows);
     }
   }
 
@@ -107,12 +106,11 @@ struct SplitFloat32 {
   FASTLSTM_INLINE static void pack_rows(const void* const* rows, int64_t column, int64_t count,
                                         int64_t terms, float* to) {
     for (int64_t k = 0; k < kTileRows; ++k, to += kTileRows) {
-      Vec<float> first(0.0f), second(0.0f), pairs[kPlanes];
+      Vec<float> first(0.0f), second(0.0f);
       const auto row = [&](int64_t i) { return static_cast<const float*>(rows[i]) + column; };
       if (k < terms) load(row(k), first, count);
       if (k + kTileRows < terms) load(row(k + kTileRows), second, count);
-      split_pairs(first, second, pairs);
-      for (int p = 0; p < kPlanes; ++p) pairs[p].store(to + p * kPanelPlaneFloats);
+      split_pairs(first, second, to, kPanelPlaneFloats);
     }
   }
   FASTLSTM_INLINE static void pack_columns(const void* const* columns, int64_t k, int64_t count,
