@@ -87,36 +87,28 @@ class SortedRows {
   const bool* reset_;                            // [T,B], or nullptr
 };
 
-// The order in which one direction visits the time steps. The forward pass visits its k-th step at
-// time forward_time(k), the backward pass at backward_time(k). Both functions are their own
-// inverses, so they also return k for a time t.
-class DirectionRows {
- public:
-  DirectionRows(const SortedRows& rows, bool reverse) : rows_(rows), reverse_(reverse) {}
+// The order in which the forward or the backward pass of one direction visits the time steps.
+struct DirectionRows {
+  const SortedRows& rows;
+  const bool reverse, backward;  // whether the direction is the reverse one, and the pass
 
-  const SortedRows& sorted() const { return rows_; }
-  int64_t forward_time(int64_t k) const { return reverse_ ? rows_.steps() - 1 - k : k; }
-  int64_t backward_time(int64_t k) const { return forward_time(rows_.steps() - 1 - k); }
+  // Returns the time of the k-th step of the pass, and also k for a time.
+  int64_t time(int64_t k) const { return reverse != backward ? rows.steps() - 1 - k : k; }
   // The time steps of a row that the forward pass visits first and last.
-  int64_t first_time(int64_t row) const { return reverse_ ? rows_.length(row) - 1 : 0; }
-  int64_t last_time(int64_t row) const { return reverse_ ? 0 : rows_.length(row) - 1; }
+  int64_t first_time(int64_t row) const { return reverse ? rows.length(row) - 1 : 0; }
+  int64_t last_time(int64_t row) const { return reverse ? 0 : rows.length(row) - 1; }
   // The time steps that the forward pass visits before and after t.
-  int64_t time_before(int64_t t) const { return reverse_ ? t + 1 : t - 1; }
-  int64_t time_after(int64_t t) const { return reverse_ ? t - 1 : t + 1; }
+  int64_t time_before(int64_t t) const { return reverse ? t + 1 : t - 1; }
+  int64_t time_after(int64_t t) const { return reverse ? t - 1 : t + 1; }
 
-  // Returns pointer_to(t, row) for the live rows of the steps k of a chunk, in the order of a pass.
-  auto live_pointers(const Range& chunk, bool backward, const auto& pointer_to) const {
+  // Returns pointer_to(t, row) for the live rows of the steps k of a chunk.
+  auto live_pointers(const Range& chunk, const auto& pointer_to) const {
     std::vector<decltype(pointer_to(0, 0))> pointers;
-    for (int64_t k = chunk.begin; k < chunk.end; ++k) {
-      const int64_t t = backward ? backward_time(k) : forward_time(k);
-      for (int64_t row = 0; row < rows_.live_rows(t); ++row) pointers.push_back(pointer_to(t, row));
-    }
+    for (int64_t k = chunk.begin; k < chunk.end; ++k)
+      for (int64_t row = 0; row < rows.live_rows(time(k)); ++row)
+        pointers.push_back(pointer_to(time(k), row));
     return pointers;
   }
-
- private:
-  const SortedRows& rows_;
-  bool reverse_;
 };
 
 // The rows of a sequence [T,B,size] or [R,size], such as the input. Its memory is used directly if
@@ -155,23 +147,23 @@ class Zeros {
 
 // Finds the state before a step of one direction (csrc/README.md, "Rules").
 template <typename T>
-class PreviousState {
+struct PreviousState {
   using A = State_t<T>;
-
- public:
-  // output, cells and last_c are of direction d.
-  PreviousState(const LayerCall& layer, const DirectionRows& rows, int64_t d, const T* output,
-                const A* cells, const A* last_c, const Zeros<T>& zeros)
-      : rows_(rows),
-        zeros_(zeros),
-        sizes_(layer.sizes()),
-        h_0_tensor_(layer.h_0.contiguous()),
-        c_0_tensor_(as_dtype(layer.c_0, state_dtype(layer.input.scalar_type())).contiguous()),
-        h_0_(direction_data<const T>(h_0_tensor_, d)),
-        c_0_(direction_data<const A>(c_0_tensor_, d)),
-        output_(output),
-        cells_(cells),
-        last_c_(last_c) {}
+  const LayerCall& layer;
+  const DirectionRows& order;
+  const int64_t d;        // the direction
+  const T* const output;  // [R,P] of the direction; rows lie D * P elements apart
+  const A* const cells;   // [R,H] of the direction, or nullptr if cells are not saved
+  const A* const last_c;  // [B,H], the last c of each row; read if there are no cells
+  const Zeros<T>& zeros;
+  const Sizes sizes = layer.sizes();
+  // Contiguous; c_0 in the dtype of the state.
+  const Tensor h_0_tensor = layer.h_0.contiguous(),
+               c_0_tensor =
+                   as_dtype(layer.c_0, state_dtype(layer.input.scalar_type())).contiguous();
+  const T* const h_0 = direction_data<const T>(h_0_tensor, d);  // [B,P]
+  const A* const c_0 = direction_data<const A>(c_0_tensor, d);  // [B,H]
+  const bool h_0_is_zero = is_zero(h_0, sizes.batch* sizes.output_size);
 
   struct State {
     const T* h;  // [P]
@@ -180,14 +172,13 @@ class PreviousState {
   // If all bits of h_0 are zero, h is zeros.values() at the first step. The product of that step
   // with W_hh is then skipped.
   State at(int64_t t, int64_t row) const {
-    const SortedRows& rows = rows_.sorted();
-    if (rows.is_reset(t, row)) return {zeros_.values(), zeros_.states()};
-    const int64_t b = rows.batch_index(row), H = sizes_.hidden_size, P = sizes_.output_size;
-    if (t == rows_.first_time(row))
-      return {h_0_is_zero_ ? zeros_.values() : h_0_ + b * P, c_0_ + b * H};
-    const int64_t before = rows.flat_index(rows_.time_before(t), row);
-    return {output_ + before * sizes_.directions * P,
-            cells_ ? cells_ + before * H : last_c_ + b * H};
+    const SortedRows& rows = order.rows;
+    if (rows.is_reset(t, row)) return {zeros.values(), zeros.states()};
+    const int64_t b = rows.batch_index(row), H = sizes.hidden_size, P = sizes.output_size;
+    if (t == order.first_time(row))
+      return {h_0_is_zero ? zeros.values() : h_0 + b * P, c_0 + b * H};
+    const int64_t before = rows.flat_index(order.time_before(t), row);
+    return {output + before * sizes.directions * P, cells ? cells + before * H : last_c + b * H};
   }
 
  private:
@@ -196,17 +187,6 @@ class PreviousState {
     const size_t size = count * sizeof(T);
     return size > 0 && bytes[0] == 0 && std::memcmp(bytes, bytes + 1, size - 1) == 0;
   }
-
-  const DirectionRows& rows_;
-  const Zeros<T>& zeros_;
-  Sizes sizes_;
-  Tensor h_0_tensor_, c_0_tensor_;  // contiguous, c_0 in the dtype of the state
-  const T* h_0_;                    // [B,P] of the direction
-  const A* c_0_;                    // [B,H] of the direction
-  const T* output_;                 // [R,P]; rows lie D * P elements apart
-  const A* cells_;                  // [R,H], or nullptr if cells are not saved
-  const A* last_c_;                 // [B,H], the last c of each row; read if there are no cells
-  bool h_0_is_zero_ = is_zero(h_0_, sizes_.batch* sizes_.output_size);
 };
 
 }  // namespace fastlstm

@@ -49,8 +49,8 @@ class Matrix {
   int64_t width(int64_t panel) const { return first_column(panel + 1) - first_column(panel); }
   int64_t max_panel_width() const { return divide_up(grains_, panel_count_) * grain_columns_; }
   int64_t max_group_width() const { return max_panel_width() * panels_at_once(1); }
-  Range panels_of_group(int64_t group, int64_t groups) const {
-    return part_of(panel_count(), group, groups);
+  Range panels_of(const Worker& worker, const ThreadGrid& grid) const {
+    return part_of(panel_count(), worker.unit_group, grid.unit_groups);
   }
   Range columns(const Range& panels) const {
     return {first_column(panels.begin), std::min(first_column(panels.end), N_)};

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstring>
 
 #include "cpu/targets/kernels.h"
 
@@ -91,12 +90,10 @@ void weight_gradient_gemm(const GemmKernels& gemm, const std::vector<const void*
                           bool accumulate) {
   const int64_t rows = a.size(), bytes_of_sum = bytes_of(gemm.sum_dtype);
   std::vector<std::vector<void*>> c;
-  for (const auto& [b, N, to] : gradients) {
+  for (const auto& [b, N, to] : gradients)
     c.push_back(row_pointers(static_cast<char*>(to), M, N * bytes_of_sum));
-    if (rows == 0 && !accumulate) std::memset(to, 0, M * N * bytes_of_sum);
-  }
-  if (bias && rows == 0 && !accumulate) std::memset(bias, 0, M * bytes_of_sum);
-  for (int64_t r = 0; r < rows; r += kRowsAtATime, accumulate = true) {
+  // Without rows the loop runs once and writes zeros, unless there is something to add to.
+  for (int64_t r = 0; r < rows || (r == 0 && !accumulate); r += kRowsAtATime, accumulate = true) {
     const int64_t K = std::min(kRowsAtATime, rows - r);
     std::vector<Matrix> panels;
     int64_t multiply_adds = 0;  // for a row of c

@@ -5,7 +5,7 @@
 #pragma once
 #include <utility>
 
-#include "core/flat_rows.h"
+#include "core/operators.h"
 #include "cpu/gemm/encoded_rows.h"
 #include "cpu/gemm/parallel_gemm.h"
 #include "cpu/stages/cells.h"
@@ -26,8 +26,8 @@ class ProjectionForward {
   void run(StepRows<ForwardRow<T>>& step, const Worker& worker) const {
     for (int64_t r = 0; r < step.count; ++r)
       step.gemm_rows[r] = encoded_.encode(step.cell_rows[r].h, worker.index * batch_ + r);
-    serial_gemm(step.gemm_rows.data(), step.count, w_hr_,
-                w_hr_.panels_of_group(worker.unit_group, grid_.unit_groups), step.h.data());
+    serial_gemm(step.gemm_rows.data(), step.count, w_hr_, w_hr_.panels_of(worker, grid_),
+                step.h.data());
   }
 
  private:
@@ -45,17 +45,17 @@ class ProjectionBackward {
   using A = State_t<T>;
 
  public:
-  // gates [R,4H] and cells [R,H] of direction d, saved by the forward pass.
-  ProjectionBackward(const LayerCall& layer, const CpuPlan& plan, const DirectionRows& rows,
+  // gates [...,4H] and cells [...,H] of direction d, saved by the forward pass.
+  ProjectionBackward(const LayerCall& layer, const CpuPlan& plan, const DirectionRows& order,
                      int64_t d, const Tensor& gates, const Tensor& cells)
       : plan_(plan),
-        rows_(rows),
+        order_(order),
         hidden_size_(layer.hidden_size.expect_int()),
         output_size_(layer.output_size.expect_int()),
         w_hr_(matrix_of(*plan.gemm, layer.directions[d].w_hr.contiguous(), false,
                         plan.grid.unit_groups, plan.w_hh)),
         grad_w_hr_(at::empty({output_size_, hidden_size_}, layer.state_options())) {
-    const Tensor o = gates.narrow(1, 3 * hidden_size_, hidden_size_).to(cells.scalar_type());
+    const Tensor o = gates.narrow(-1, 3 * hidden_size_, hidden_size_).to(cells.scalar_type());
     unprojected_ = hidden_state(o, cells).to(layer.input.scalar_type());
   }
 
@@ -64,7 +64,7 @@ class ProjectionBackward {
 
   // The memory [P] for dL/dh_t of a row, which is kept for the steps of a chunk.
   T* d_h(int64_t t, int64_t row) const {
-    const int64_t step_in_chunk = rows_.backward_time(t) % plan_.chunk_steps;
+    const int64_t step_in_chunk = order_.time(t) % plan_.chunk_steps;
     return d_h_.data<T>() + (step_in_chunk * batch() + row) * output_size_;
   }
 
@@ -72,7 +72,7 @@ class ProjectionBackward {
   // gemm_rows with W_hh plus the gradients of output and h_n. `zeros`: see Accumulators.
   void compute_d_h(const StepRows<BackwardRow<T>>& step, const Matrix& w_hh, const Worker& worker,
                    const void* zeros) const {
-    const Range panels = w_hh.panels_of_group(worker.unit_group, plan_.grid.unit_groups);
+    const Range panels = w_hh.panels_of(worker, plan_.grid);
     const auto [begin, end] = w_hh.columns(panels);
     const auto first = step.gemm_rows.begin();
     const auto d_h = [&](int64_t r) { return static_cast<T*>(step.h[r]); };
@@ -98,29 +98,27 @@ class ProjectionBackward {
   }
 
   void add_weight_gradient(const Range& chunk) {
-    const auto d_h_rows =
-        rows_.live_pointers(chunk, /*backward=*/true,
-                            [&](int64_t t, int64_t row) -> const void* { return d_h(t, row); });
-    auto unprojected_rows =
-        rows_.live_pointers(chunk, /*backward=*/true, [&](int64_t t, int64_t row) -> const void* {
-          return const_data<T>(unprojected_) + rows_.sorted().flat_index(t, row) * hidden_size_;
-        });
+    const auto d_h_rows = order_.live_pointers(
+        chunk, [&](int64_t t, int64_t row) -> const void* { return d_h(t, row); });
+    auto unprojected_rows = order_.live_pointers(chunk, [&](int64_t t, int64_t row) -> const void* {
+      return const_data<T>(unprojected_) + order_.rows.flat_index(t, row) * hidden_size_;
+    });
     weight_gradient_gemm(*plan_.gemm, d_h_rows, output_size_,
                          {{std::move(unprojected_rows), hidden_size_, data<A>(grad_w_hr_)}},
                          nullptr, /*accumulate=*/chunk.begin > 0);
   }
 
  private:
-  int64_t batch() const { return rows_.sorted().batch(); }
+  int64_t batch() const { return order_.rows.batch(); }
 
   const CpuPlan& plan_;
-  const DirectionRows& rows_;
+  const DirectionRows& order_;
   int64_t hidden_size_, output_size_;
   Matrix w_hr_;                                                           // [P,H]
   Scratch d_h_ = scratch<T>(plan_.chunk_steps * batch() * output_size_);  // [chunk_steps,B,P]
   // dL/dh_t as the GEMM takes it, [workers,B] rows
   EncodedRows<T> encoded_{*plan_.gemm, plan_.grid.workers() * batch(), output_size_};
-  Tensor unprojected_, grad_w_hr_;  // [R,H] o * tanh(c), [P,H]
+  Tensor unprojected_, grad_w_hr_;  // [R,H] or [T,B,H] o * tanh(c); [P,H]
 };
 
 }  // namespace fastlstm

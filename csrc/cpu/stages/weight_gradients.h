@@ -44,11 +44,10 @@ class WeightGradients {
                          bias, accumulate);
   }
 
-  // Returns the gradients of W_ih, of W_hh and, if there are biases, of b_ih (b_hh has the same).
-  std::vector<Tensor> all() const {
-    std::vector<Tensor> gradients{grad_w_ih_, grad_w_hh_};
+  // Appends the gradients of W_ih, of W_hh and, if there are biases, of b_ih (b_hh has the same).
+  void append_to(std::vector<Tensor>& gradients) const {
+    gradients.insert(gradients.end(), {grad_w_ih_, grad_w_hh_});
     if (grad_bias_.defined()) gradients.push_back(grad_bias_);
-    return gradients;
   }
 
  private:

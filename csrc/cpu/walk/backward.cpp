@@ -8,6 +8,7 @@
 // forward pass, and all threads share the products of a chunk. Arithmetic limits their speed.
 #include <cmath>
 
+#include "core/flat_rows.h"
 #include "cpu/gemm/parallel_gemm.h"
 #include "cpu/stages/projection.h"
 #include "cpu/stages/weight_gradients.h"
@@ -60,9 +61,7 @@ class TiledBackward {
       if (call.rows.has_padding()) all_d_gates_.zero_();
     }
     if (call.layer.projects())
-      projection_.emplace(call.layer, call.plan, order_, d,
-                          flat(call.gates[d], call.sizes.flat_rows),
-                          flat(call.cells[d], call.sizes.flat_rows));
+      projection_.emplace(call.layer, call.plan, order_, d, call.gates[d], call.cells[d]);
     if (request_.input) {
       w_ih_.emplace(weight(direction().w_ih, 1, call.plan.w_ih));
       if (!call.plan.gemm->multiplies_source_rows())
@@ -82,18 +81,17 @@ class TiledBackward {
   void run(int64_t k, int64_t phase, const Worker& worker) {
     auto& [step, encoded, cells] = buffers_[worker.index];
     const void* const encoded_zeros = encoded.zeros(zeros());
-    if (phase == 0) collect_rows(order_.backward_time(k), worker);
+    if (phase == 0) collect_rows(order_.time(k), worker);
     if (projection_ && phase == 0)
       return projection_->compute_d_h(step, w_hh_, worker, encoded_zeros);
     if (projection_) projection_->encode_d_h(step, worker, zeros());
     const Matrix& w = w_hh_or_hr();
-    cells.run(w, w.panels_of_group(worker.unit_group, call_.plan.grid.unit_groups), step,
-              encoded_zeros);
+    cells.run(w, w.panels_of(worker, call_.plan.grid), step, encoded_zeros);
   }
 
   void end_chunk(const Range& chunk) {
     const auto pointers = [&](const auto& pointer_to) {
-      return order_.live_pointers(chunk, /*backward=*/true, pointer_to);
+      return order_.live_pointers(chunk, pointer_to);
     };
     const auto d_gates =
         pointers([&](int64_t t, int64_t row) -> const T* { return this->d_gates(t, row); });
@@ -114,7 +112,7 @@ class TiledBackward {
 
   void append_weight_gradients(std::vector<Tensor>& gradients) const {
     if (request_.return_d_gates) return gradients.push_back(all_d_gates_);
-    for (const Tensor& gradient : weight_gradients_.all()) gradients.push_back(gradient);
+    weight_gradients_.append_to(gradients);
     if (projection_) gradients.push_back(projection_->weight_gradient());
   }
 
@@ -142,7 +140,7 @@ class TiledBackward {
   T* d_gates(int64_t t, int64_t row) const {  // [4H]
     if (all_d_gates_.defined())
       return data<T>(all_d_gates_) + call_.rows.flat_index(t, row) * 4 * hidden();
-    const int64_t step_in_ring = order_.backward_time(t) % ring_steps();
+    const int64_t step_in_ring = order_.time(t) % ring_steps();
     return d_gates_ring_.data<T>() + (step_in_ring * batch() + row) * 4 * hidden();
   }
 
@@ -152,7 +150,7 @@ class TiledBackward {
     std::vector<const T*> from;
     std::vector<void*> to;
     for (int64_t row = 0; row < call_.rows.live_rows(0); ++row) {
-      const int64_t t = order_.first_time(row), k = order_.backward_time(t);
+      const int64_t t = order_.first_time(row), k = order_.time(t);
       if (k < chunk.begin || k >= chunk.end) continue;
       T* const grad = grad_h_0_ + call_.rows.batch_index(row) * call_.sizes.output_size;
       if (call_.rows.is_reset(t, row))
@@ -212,7 +210,7 @@ class TiledBackward {
   const TiledBackwardCall<T>& call_;
   const int64_t d_;
   const GradientRequest& request_ = call_.in.request;
-  const DirectionRows order_{call_.rows, d_ == 1};
+  const DirectionRows order_{call_.rows, d_ == 1, /*backward=*/true};
   const Matrix w_hh_ = weight(direction().w_hh, call_.plan.grid.unit_groups, call_.plan.w_hh);
   // The tensors of this direction.
   const A* const cells_ = direction_data<const A>(call_.cells, d_);      // [R,H]

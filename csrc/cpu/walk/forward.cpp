@@ -78,17 +78,16 @@ class TiledForward {
   void begin_chunk(const Range& chunk) {
     chunk_ = chunk;
     if (!steps_ahead_) return;
-    const auto x = order_.live_pointers(chunk, /*backward=*/false,
-                                        [&](int64_t t, int64_t row) { return call_.x.at(t, row); });
-    const auto gates =
-        order_.live_pointers(chunk, /*backward=*/false,
-                             [&](int64_t t, int64_t row) -> void* { return x_gates(t, row); });
+    const auto x =
+        order_.live_pointers(chunk, [&](int64_t t, int64_t row) { return call_.x.at(t, row); });
+    const auto gates = order_.live_pointers(
+        chunk, [&](int64_t t, int64_t row) -> void* { return x_gates(t, row); });
     parallel_gemm(encoded_x_.encode(x), weights_.w_ih, {gates.data(), weights_.bias.data<void>()});
   }
 
   // Runs a worker's part of step k of the walk. Phase 0: the cells. Phase 1: the projection.
   void run(int64_t k, int64_t phase, const Worker& worker) {
-    if (phase == 0) return run_cells(order_.forward_time(k), worker);
+    if (phase == 0) return run_cells(order_.time(k), worker);
     projection_->run(buffers_[worker.index].step, worker);
   }
 
@@ -117,7 +116,7 @@ class TiledForward {
 
   // The input part of the gates of a row, in gate order (stages/cells.h).
   A* x_gates(int64_t t, int64_t row) const {
-    const int64_t step_in_chunk = order_.forward_time(t) - chunk_.begin;
+    const int64_t step_in_chunk = order_.time(t) - chunk_.begin;
     return x_gates_.data<A>() + (step_in_chunk * rows_.batch() + row) * weights_.w_ih.N();
   }
 
@@ -152,7 +151,7 @@ class TiledForward {
   const SortedRows& rows_ = call_.rows;
   const ThreadGrid& grid_ = call_.plan.grid;
   const int64_t steps_ahead_ = call_.plan.steps_ahead;
-  const DirectionRows order_{rows_, d_ == 1};
+  const DirectionRows order_{rows_, d_ == 1, /*backward=*/false};
   const ForwardWeights weights_ = forward_weights<A>(call_.plan, call_.layer, d_);
   const Scratch x_gates_ =  // [steps_ahead,B,w_ih.N()] of the chunk
       scratch<A>(steps_ahead_ * rows_.batch() * weights_.w_ih.N());
