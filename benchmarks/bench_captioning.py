@@ -88,7 +88,7 @@ def vocabulary_projection(vocab: int, args: argparse.Namespace) -> dict[str, Cal
 
         return run
 
-    blockwise = lambda: linear_cross_entropy(hidden, linear, targets, weights)[0]
+    blockwise = lambda: linear_cross_entropy(hidden, linear, targets, weights, 0.0)[0]
     return {
         f"blocks of {BLOCK}": make(blockwise),
         "F.cross_entropy": make(lambda: F.cross_entropy(linear(hidden), targets, reduction="sum")),

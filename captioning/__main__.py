@@ -11,9 +11,7 @@ from captioning.commands import COMMANDS
 from captioning.console import printable, say
 from captioning.errors import CaptioningError
 
-EPILOG = """begin with:  captioning demo
-more:        captioning COMMAND --help
-"""
+EPILOG = "begin with:  captioning demo\nmore:        captioning COMMAND --help"
 
 
 class Parser(argparse.ArgumentParser):

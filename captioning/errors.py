@@ -20,7 +20,5 @@ def list_reasons(found: Mapping[str, Sequence[str]]) -> list[str]:
 
     `found` has the names of what was skipped or refused, by reason. A line has at most five names.
     """
-    return [
-        f"{len(names)} x {reason}: {', '.join(names[:5])}" + (", ..." if len(names) > 5 else "")
-        for reason, names in found.items()
-    ]
+    listed = lambda names: ", ".join([*names[:5], "..."] if len(names) > 5 else names)
+    return [f"{len(names)} x {reason}: {listed(names)}" for reason, names in found.items()]

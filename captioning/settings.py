@@ -41,18 +41,15 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
 def check_settings(settings: Any) -> None:
     """Checks the fields of a dataclass that are in `ALLOWED`."""
     for entry in fields(settings):
-        name, value = entry.name, getattr(settings, entry.name)
-        allowed = ALLOWED.get(name)
-        if value is None or allowed is None:
-            continue
-        if isinstance(allowed[0], str):
+        name, value, allowed = entry.name, getattr(settings, entry.name), ALLOWED.get(entry.name)
+        if allowed and isinstance(allowed[0], str):
             check_choice(name, value, allowed)
-            continue
-        low, high = allowed
-        kind, types = ("an integer", {int}) if entry.type is int else ("a number", {int, float})
-        if type(value) not in types or not low <= value <= high:
-            expected = f"{kind} from {low} to {high}"
-            raise CaptioningError(f"{name}: expected {expected}, got {abbreviate(value)}")
+        elif allowed:
+            low, high = allowed
+            kind, types = ("an integer", {int}) if entry.type is int else ("a number", {int, float})
+            if type(value) not in types or not low <= value <= high:
+                expected = f"{kind} from {low} to {high}"
+                raise CaptioningError(f"{name}: expected {expected}, got {abbreviate(value)}")
 
 
 @dataclass(frozen=True)
@@ -209,21 +206,6 @@ def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:
         except ValueError as error:
             raise CaptioningError(f"--set {name}: expected a number, got {text}") from error
     return found
-
-
-def autocast_dtype(name: str, device: str) -> torch.dtype | None:
-    """Returns the dtype of autocast for a value of the setting `autocast`; None for no autocast.
-
-    "auto" is bfloat16 if the device has instructions for it.
-    """
-    if name == "auto" and device.startswith("cuda"):
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    elif name == "auto" and device == "cpu":
-        found: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
-        fast = bool(found.get("avx512_bf16") or found.get("amx_bf16"))
-    else:
-        fast = name == "bfloat16"
-    return torch.bfloat16 if fast else None
 
 
 def choose_device(name: str = "auto") -> str:

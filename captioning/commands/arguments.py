@@ -18,13 +18,12 @@ def add_device(parser: Any) -> None:
     parser.add_argument("--device", default="auto", help=text)
 
 
-def add_lstm(parser: Any) -> None:
-    parser.add_argument("--lstm", choices=LSTMS, default="fastlstm", help=LSTM_HELP)
-
-
 def add_decoder(parser: Any) -> None:
+    """Adds the options of a new captioner: its decoder, the LSTM that runs, and the device."""
     texts = "; ".join(f"{name}: {kind.help}" for name, kind in DECODERS.items())
     parser.add_argument("--decoder", choices=tuple(DECODERS), help=f"{texts} (lstm)")
+    parser.add_argument("--lstm", choices=LSTMS, default="fastlstm", help=LSTM_HELP)
+    add_device(parser)
 
 
 def add_on_error(parser: Any) -> None:

@@ -28,8 +28,7 @@ METHOD_OF = {"neighbors": "beam", "beam_size": "beam", "temperature": "sample", 
 def add(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
     option("checkpoint", type=Path, help="the captioner, such as runs/demo/best.pt")
-    text = "files, folders, globs; each further *.pt adds a captioner to an ensemble"
-    option("pictures", nargs="*", help=text)
+    option("pictures", nargs="*", help="files, folders, globs; further *.pt form an ensemble")
     option("--annotations", type=Path, help="caption the pictures of a COCO captions file")
     option("--images", type=Path, help="picture folder, if the captions file names no folder")
     option("--features", type=Path, help="folder of feature caches, as for train")
@@ -37,8 +36,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     option("--json", type=Path, help=text)
     option("--sheet", type=Path, help="PNG to write: the pictures with captions below")
     option("--attention", type=Path, help="PNG to write: where the decoder looked, for one picture")
-    text = "how to search (beam, as training chose it)"
-    option("--method", choices=("beam", "greedy", "sample"), default="beam", help=text)
+    option("--method", choices=("beam", "greedy", "sample"), default="beam", help="search (beam)")
     option("--beam-size", type=int, help="beam: captions that are kept (as training chose)")
     text = "beam: weight of captions of similar training pictures, 0 for none (as training chose)"
     option("--neighbors", type=float, help=text)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from captioning.cnn.pretrained import FrozenCNN, load_cnn
-from captioning.commands.arguments import add_decoder, add_device, add_lstm
+from captioning.commands.arguments import add_decoder
 from captioning.console import say
 from captioning.data import scenes
 from captioning.data.coco import load_coco
@@ -22,16 +22,15 @@ from captioning.results.figures import write_sheet
 from captioning.results.metrics import score_captions
 from captioning.results.report import Section, examples, write_report
 from captioning.search.generate import caption_files
-from captioning.settings import DecodeConfig, TrainConfig, choose_device
+from captioning.settings import DecodeConfig, choose_device
 from captioning.training.pipeline import locked, train_locked
 from captioning.training.processes import Process
 from captioning.training.request import TrainingRequest
 
+FACTS = "count, size, color, shape and background"
 SECTION_TEXTS = {
-    "val": "New pictures. Their combinations of count, size, color, shape and background occur in "
-    "the training pictures.",
-    "unseen": "Combinations of count, size, color, shape and background that no training picture "
-    "shows.",
+    "val": f"New pictures. Their combinations of {FACTS} occur in the training pictures.",
+    "unseen": f"Combinations of {FACTS} that no training picture shows.",
 }
 
 
@@ -42,8 +41,6 @@ def add(parser: argparse.ArgumentParser) -> None:
     option("--epochs", type=int, help=f"passes over the captions ({defaults})")
     option("--seed", type=int, default=0, help="seed of pictures, weights and order (0)")
     add_decoder(parser)
-    add_device(parser)
-    add_lstm(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -67,10 +64,9 @@ def demo(
     """
     output, start = Path(output), time.perf_counter()
     settings = {"batches_of": "captions", "dropout": 0.0, "image_at": "first", "min_count": 1}
-    # The defaults are for large sets. A captioner hardly overfits to this small one, because the
-    # captions of a scene state the same facts in few words.
-    large = {n: getattr(TrainConfig(), n) for n in ("label_smoothing", "consensus", "ema")}
-    settings |= {**large, "learning_rate": 4e-3, **DECODERS[decoder].demo}
+    # A captioner hardly overfits to scenes: their captions state the same facts in few words.
+    settings |= {"label_smoothing": 0.0, "consensus": 0.0, "ema": 0.0, "learning_rate": 4e-3}
+    settings |= DECODERS[decoder].demo
     settings |= {"decoder": decoder, "seed": seed, "no_neighbors": True, "autocast": "none"}
     if epochs is not None:
         settings["epochs"] = epochs
@@ -104,10 +100,8 @@ def _report(
 
     say("4/4  writing the report")
     seconds = sum(entry["seconds"] for entry in history)
-    text = (
-        f"Trained for {len(history)} epochs ({seconds:.0f} s) on drawn pictures. Captions are "
-        "parsed back into facts. In green captions all six facts are right."
-    )
+    text = f"Trained for {len(history)} epochs ({seconds:.0f} s) on drawn pictures. "
+    text += "Captions are parsed back into facts. In green captions all six facts are right."
     report, sheet = output / "report.html", output / "contact_sheet.png"
     parts = list(sections.values())
     write_report(report, "Captions of drawn scenes", text, parts, history, checkpoint, cnn)

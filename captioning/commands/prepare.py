@@ -25,8 +25,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     check_folder(args.output)
     source = convert.read_source(args.source)
-    given = {name: getattr(args, name) for name in ("val", "test")}
-    given = {name: share for name, share in given.items() if share is not None}
+    given = {k: v for k, v in vars(args).items() if k in ("val", "test") and v is not None}
     if given and source.splits:
         options = " and ".join(f"--{name}" for name in given)
         say(f"{options} ignored: the splits are from {args.source}", error=True)

@@ -35,8 +35,22 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     check_address(args.host, args.port)
-    name = ", ".join(map(str, args.checkpoint))
-    serve(*load_captioner(args.checkpoint, args.device), args.host, args.port, name)
+    checkpoint, cnn = load_captioner(args.checkpoint, args.device)
+    import gradio as gr
+
+    # Both signals end `block_thread` below. A shell's background jobs would ignore SIGINT.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    with tempfile.TemporaryDirectory(prefix="captioning-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder  # where Gradio keeps uploads
+        name = ", ".join(map(str, args.checkpoint))
+        page = build_page(checkpoint, cnn, name)
+        theme = gr.themes.Default(font="system-ui", font_mono="ui-monospace")
+        options: Any = {"server_name": args.host, "server_port": args.port, "quiet": True}
+        options |= {"max_file_size": MAX_FILE, "run_history": False, "share": False}  # Colab shares
+        page.launch(theme=theme, footer_links=["api"], prevent_thread_lock=True, **options)
+        say(f"{name}: {page.local_url} (Ctrl-C to stop)")
+        page.block_thread()
 
 
 def check_address(host: str, port: int | None) -> None:
@@ -105,21 +119,3 @@ def build_page(checkpoint: Checkpoint, cnn: FrozenCNN, name: str) -> Any:
         events, outputs = [picture.change, beams.release], [words, maps, found]
         gr.on(events, caption, [picture, beams], outputs, **options)
     return page.queue(max_size=50)
-
-
-def serve(checkpoint: Checkpoint, cnn: FrozenCNN, host: str, port: int | None, name: str) -> None:
-    """Serves the page until Ctrl-C or SIGTERM; see `build_page`."""
-    import gradio as gr
-
-    # Both signals end `block_thread` below. A shell's background jobs would ignore SIGINT.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
-    with tempfile.TemporaryDirectory(prefix="captioning-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder  # where Gradio keeps uploads
-        page = build_page(checkpoint, cnn, name)
-        theme = gr.themes.Default(font="system-ui", font_mono="ui-monospace")
-        options: Any = {"server_name": host, "server_port": port, "max_file_size": MAX_FILE}
-        options |= {"quiet": True, "run_history": False, "share": False}  # on Colab it would share
-        page.launch(theme=theme, footer_links=["api"], prevent_thread_lock=True, **options)
-        say(f"{name}: {page.local_url} (Ctrl-C to stop)")
-        page.block_thread()

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from captioning.cnn.pretrained import DEFAULT_CNN
-from captioning.commands.arguments import add_decoder, add_device, add_lstm, add_on_error
+from captioning.commands.arguments import add_decoder, add_on_error
 from captioning.errors import CaptioningError
 from captioning.settings import SET_NAMES, SMALL_SET, describe_setting, parse_settings
 from captioning.training.pipeline import train_captioner
@@ -16,11 +16,9 @@ SAMPLES = 5  # the default of --self-critical
 
 def add(parser: argparse.ArgumentParser) -> None:
     rows = [f"  {name:16} {describe_setting(name)}" for name in SET_NAMES]
-    parser.description = (
-        "train a captioner; each picture is encoded once, and the features are kept\n\n"
-        f"Defaults a | b | c are for fewer than {SMALL_SET:,} pictures, for more, and for\n"
-        "--self-critical. Fewer than 6,000 pictures get more epochs, up to 60."
-    )
+    text = f"Defaults a | b | c are for fewer than {SMALL_SET:,} pictures, for more, and for\n"
+    text += "--self-critical. Fewer than 6,000 pictures get more epochs, up to 60."
+    parser.description = f"train a captioner; each picture is encoded only once\n\n{text}"
     curves = "curves: tensorboard --logdir OUTPUT (install it before: pip install tensorboard)"
     parser.epilog = "\n".join(["settings of --set NAME=VALUE:", *rows, "", curves])
     option = parser.add_argument
@@ -47,10 +45,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     text = "keep no captions of training pictures in best.pt, which could help beam search"
     option("--no-neighbors", action="store_true", default=None, help=text)
     add_on_error(parser)
-    add_device(parser)
     option("--workers", type=int, help="processes that load pictures (0; on CUDA 4)")
     option("--seed", type=int, help="seed of initial weights, order and dropout (0)")
-    add_lstm(parser)
     text = "a setting of the list below; may be repeated"
     option("--set", action="append", default=[], metavar="NAME=VALUE", help=text)
 

@@ -35,8 +35,8 @@ class EncodedCaptions:
         if not captions:
             raise CaptioningError("there is no caption to train on")
         self.cut = sum(len(tokenize(caption)) > max_words for caption in captions)
-        rows = [row for row, group in enumerate(groups) for _ in group]
-        self.image = torch.tensor(rows)  # the index of each caption's picture
+        # The index of each caption's picture.
+        self.image = torch.arange(len(groups)).repeat_interleave(torch.tensor([*map(len, groups)]))
         tokens = [torch.tensor(vocabulary.encode(caption, max_words)) for caption in captions]
         self.lengths = torch.tensor([len(row) for row in tokens])
         self.tokens = pad_sequence(tokens, batch_first=True, padding_value=PAD).int()

@@ -27,12 +27,6 @@ class ImageError(CaptioningError):
     """A picture that is missing, broken or too large."""
 
 
-def image_files(folder: Path) -> list[Path]:
-    """Returns all files in `folder` and its subfolders that have the extension of a picture."""
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
-    return sorted(path for path in found if path.is_file())
-
-
 def load_image(
     path: str | Path | BinaryIO, min_side: int = 0, max_pixels: int = MAX_PIXELS
 ) -> Image.Image:
@@ -49,20 +43,20 @@ def load_image(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image: Image.Image = Image.open(path, formats=FORMATS)
-            width, height = image.size
-            if isinstance(image, TiffImagePlugin.TiffImageFile):  # a tile can exceed the picture
-                width = max(width, image.tag_v2.get(TiffImagePlugin.TILEWIDTH, 0))
-                height = max(height, image.tag_v2.get(TiffImagePlugin.TILELENGTH, 0))
-            if width * height > max_pixels:
-                size = f"{width} x {height} pixels"
-                raise ImageError(f"{where}{size}, expected at most {max_pixels:,} in all")
-            if min_side:
-                image.draft("RGB", (min_side, min_side))
-            image.load()
-            with contextlib.suppress(Exception):  # EXIF data may be damaged; the pixels are not
-                ImageOps.exif_transpose(image, in_place=True)
-            return _to_rgb(image)
+            with Image.open(path, formats=FORMATS) as image:  # is closed after an error too
+                width, height = image.size
+                if isinstance(image, TiffImagePlugin.TiffImageFile):  # a tile may be larger
+                    width = max(width, image.tag_v2.get(TiffImagePlugin.TILEWIDTH, 0))
+                    height = max(height, image.tag_v2.get(TiffImagePlugin.TILELENGTH, 0))
+                if width * height > max_pixels:
+                    size = f"{width} x {height} pixels"
+                    raise ImageError(f"{where}{size}, expected at most {max_pixels:,} in all")
+                if min_side:
+                    image.draft("RGB", (min_side, min_side))
+                image.load()
+                with contextlib.suppress(Exception):  # EXIF data may be damaged; the pixels are not
+                    ImageOps.exif_transpose(image, in_place=True)
+                return _to_rgb(image)
     except ImageError:
         raise
     except UnidentifiedImageError as error:

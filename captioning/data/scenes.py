@@ -143,14 +143,11 @@ def fact_scores(written: Mapping[int, str], truth: Mapping[int, Facts | None]) -
 
     `written` has a caption for each picture, and `truth` the facts, both by the picture's id.
     """
-    right = dict.fromkeys((*Facts._fields, "all"), 0)
-    for image_id, facts in truth.items():
-        stated = parse(written[image_id])
-        if stated is not None:
-            for name in Facts._fields:
-                right[name] += getattr(stated, name) == getattr(facts, name)
-            right["all"] += stated == facts
-    return {name: count / len(truth) for name, count in right.items()}
+    pairs = [(stated, truth[i]) for i in truth if (stated := parse(written[i]))]
+    share = lambda right: sum(right) / len(truth)
+    facts = Facts._fields
+    shares = {fact: share(getattr(a, fact) == getattr(b, fact) for a, b in pairs) for fact in facts}
+    return shares | {"all": share(a == b for a, b in pairs)}
 
 
 Combination = tuple[int, str, str, str, str]

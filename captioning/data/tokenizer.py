@@ -7,8 +7,8 @@ vocabulary, leaves out more of a caption.
 
 import re
 import sys
-from collections.abc import Callable, Iterable
-from functools import cache, lru_cache
+from collections.abc import Iterable
+from functools import lru_cache
 
 # coco-caption drops these before it scores. It does not list ";", but it calls its PTBTokenizer in
 # a way that drops ";" too.
@@ -19,14 +19,6 @@ _STRAIGHT = str.maketrans({"‘": "`", "’": "'", "“": "``", "”": "''"})  #
 _ABBREVIATIONS = set("st ave blvd dr mr mrs ms jr sr rd vs etc no ft mt".split())
 
 
-@cache
-def _treebank() -> Callable[[str], list[str]]:
-    """Returns nltk's tokenizer. Its import takes more than a second, so it is not at the top."""
-    from nltk.tokenize import NLTKWordTokenizer
-
-    return NLTKWordTokenizer().tokenize
-
-
 @lru_cache(2**20)  # every caption is tokenized several times; COCO has 620,000 captions
 def ptb_tokenize(caption: str) -> tuple[str, ...]:
     """Returns the words that coco-caption scores.
@@ -35,8 +27,10 @@ def ptb_tokenize(caption: str) -> tuple[str, ...]:
     coco-caption does not drop. The result equals that of the Java PTBTokenizer for 99.9 % of 65,014
     captions of COCO.
     """
+    from nltk.tokenize import NLTKWordTokenizer  # not at the top, because it takes over a second
+
     words = []
-    for word in _treebank()(caption.lower().translate(_STRAIGHT)):
+    for word in NLTKWordTokenizer().tokenize(caption.lower().translate(_STRAIGHT)):
         word = _BRACKETS.get(word, word)
         if re.fullmatch(r"\.{2,}", word):
             continue

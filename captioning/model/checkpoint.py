@@ -92,10 +92,8 @@ def load_checkpoint(path: str | Path, lstm: str = "fastlstm", device: str = "cpu
         search, stored = DecodeConfig(**data["search"]), data["neighbors"]
         neighbors, training = stored and Neighbors.from_state_dict(stored), dict(data["training"])
     except Exception as error:  # a damaged file raises exceptions of many kinds
-        reason = (
-            "damaged, or not a captioner of this version: " + " ".join(str(error).split())[:300]
-        )
-        raise CaptioningError(f"{path} is {reason}") from error
+        reason = "damaged, or not a captioner of this version: " + " ".join(str(error).split())
+        raise CaptioningError(f"{path} is {reason[:350]}") from error
     # The CNN's weights may be a file. A file of that name next to the checkpoint is preferred,
     # because both may have been moved together.
     moved = os.path.join(os.path.dirname(path), os.path.basename(cnn.weights))
@@ -125,12 +123,9 @@ def load_ensemble(
             expected = f"expected the words and the CNN of {paths[0]} ({wanted}), for an ensemble"
             hint = "train --members N makes such captioners"
             raise CaptioningError(f"{path}: {expected}; got other words or CNN ({got}); {hint}")
-    if len(found) == 1:
-        return first
-    search = DecodeConfig(
-        beam_size=max(one.search.beam_size for one in found),
-        length_penalty=fmean(one.search.length_penalty for one in found),
-        neighbors=fmean(one.search.neighbors for one in found),
-    )
+    size = max(one.search.beam_size for one in found)
+    penalty = fmean(one.search.length_penalty for one in found)
+    weight = fmean(one.search.neighbors for one in found)
+    search = replace(first.search, beam_size=size, length_penalty=penalty, neighbors=weight)
     neighbors = next((one.neighbors for one in found if one.neighbors), None)
     return replace(first, models=[one.model for one in found], search=search, neighbors=neighbors)

@@ -51,20 +51,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def linear_cross_entropy(
-    hidden: Tensor,
-    linear: nn.Linear,
-    targets: Tensor,
-    token_weights: Tensor,
-    label_smoothing: float = 0.0,
+    hidden: Tensor, linear: nn.Linear, targets: Tensor, weights: Tensor, label_smoothing: float
 ) -> tuple[Tensor, Tensor]:
     """Computes the weighted sum of the cross-entropies of ``linear(hidden)``, in nats.
 
     `hidden` [N,H] has the inputs of the output layer for N tokens, `targets` int64 [N] the indices
-    of the correct words, and `token_weights` [N] a factor for the loss of each token.
+    of the correct words, and `weights` [N] a factor for the loss of each token.
     `label_smoothing` is the share of the target that is spread over the vocabulary.
 
     Returns the sum, and the sum without weights and label smoothing. Both are scalars in float32,
     or in float64 for float64 weights. The first can be differentiated once, the second cannot.
     """
-    others = targets, token_weights, label_smoothing
+    others = targets, weights, label_smoothing
     return _LinearCrossEntropy.apply(hidden, linear.weight, linear.bias, *others)

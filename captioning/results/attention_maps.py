@@ -24,6 +24,7 @@ def attends(checkpoint: Checkpoint) -> bool:
     return all(hasattr(model.decoder, "attention") for model in checkpoint.models)
 
 
+@torch.no_grad()
 def attention_weights(checkpoint: Checkpoint, features: Tensor, words: Sequence[str]) -> Tensor:
     """Returns the weights [words,side,side] of a picture's cells before each word of a caption.
 
@@ -32,12 +33,9 @@ def attention_weights(checkpoint: Checkpoint, features: Tensor, words: Sequence[
     """
     index, device = checkpoint.vocabulary.index, next(checkpoint.model.parameters()).device
     tokens = torch.tensor([[*(index.get(word, UNK) for word in words), END]], device=device)
-    found = []
-    with torch.no_grad():
-        for model in checkpoint.models:
-            cells = model.encoder.embed(features.to(device))
-            decoder: Any = model.decoder
-            found.append(decoder.attention(cells, tokens)[0, :-1])
+    images = [model.encoder.embed(features.to(device)) for model in checkpoint.models]
+    decoders: Any = [model.decoder for model in checkpoint.models]
+    found = [d.attention(cells, tokens)[0, :-1] for d, cells in zip(decoders, images, strict=True)]
     weights = torch.stack(found).float().mean(0).cpu()
     side = math.isqrt(weights.size(1))  # the feature map is a square, like the CNN's input
     return weights.unflatten(1, (side, side))
@@ -50,12 +48,9 @@ def attention_maps(
 
     `view` is the picture as the CNN sees it (`Transform.view`), and `features` [1,cells,C].
     """
-    found = []
-    for word, weights in zip(words, attention_weights(checkpoint, features, words), strict=True):
-        picture = view.copy()
-        picture.paste("black", mask=shade(weights, picture.size))
-        found.append((picture, printable(word)))
-    return found
+    black, weights = Image.new("RGB", view.size), attention_weights(checkpoint, features, words)
+    maps = [Image.composite(black, view, shade(each, view.size)) for each in weights]
+    return [*zip(maps, map(printable, words), strict=True)]
 
 
 def file_maps(checkpoint: Checkpoint, cnn: FrozenCNN, path: Path, caption: str) -> Maps:

@@ -72,30 +72,24 @@ def write_sheet(path: str | Path, captions: Mapping[Path, str]) -> None:
     """Writes a PNG of at most `MAX_SHEET` picture files with captions below."""
     wrap = lambda caption: textwrap.fill(printable(caption) or "(nothing)", 38)
     pictures = [(thumbnail(picture), wrap(caption)) for picture, caption in captions.items()]
-    title_style = {"y": -0.04, "pad": 0, "va": "top", "fontsize": 11}
-    _write_grid(path, pictures, 3, (3.6, 3.4), 90, title_style)
+    _write_grid(path, pictures, 3, (3.6, 3.4), 90, y=-0.04, pad=0, va="top", fontsize=11)
 
 
 def write_panels(path: str | Path, maps: Maps) -> None:
     """Writes a PNG with a panel for each picture of `file_maps`."""
-    _write_grid(path, maps, 6, (1.8, 2.05), 100, {"fontsize": 13})
+    _write_grid(path, maps, 6, (1.8, 2.05), 100, fontsize=13)
 
 
 def _write_grid(
-    path: str | Path,
-    pictures: Sequence[tuple[Image.Image, str]],
-    columns: int,
-    size: tuple[float, float],
-    dpi: int,
-    style: Mapping[str, Any],
+    path: str | Path, panels: Maps, columns: int, size: tuple[float, float], dpi: int, **style: Any
 ) -> None:
-    """Writes a PNG of pictures with titles in a grid. `size` is that of one picture, in inches."""
-    rows = -(-len(pictures) // columns)
+    """Writes a PNG of panels with titles in a grid. `size` is that of a panel, in inches."""
+    rows = -(-len(panels) // columns)
     figure = new_figure((size[0] * columns, size[1] * rows))
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
-    for axes, (image, title) in zip(grid.flat, pictures, strict=False):
+    for axes, (image, title) in zip(grid.flat, panels, strict=False):
         axes.imshow(image, interpolation="lanczos")
         axes.set_title(title, parse_math=False, **style)
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=dpi))

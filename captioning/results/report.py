@@ -67,11 +67,10 @@ def write_report(
     labels = [y for y, names in figures.CURVES.items() if any(names[0] in e for e in history)]
     plots = [partial(figures.draw_curves, history=history, label=label) for label in labels]
     environment = Environment(loader=PackageLoader("captioning", "."), autoescape=True)
-    template = environment.get_template("results/report.html")
     values: dict[str, Any] = {"title": title, "text": text, "sections": sections}
     values |= {"curves": [figures.svg(plot, (4.8, 2.9)) for plot in plots], "maps_for": maps_for}
     functions = {"examples": examples, "picture_and_maps": _picture_and_maps}
-    write_text(path, template.render(values | functions))
+    write_text(path, environment.get_template("results/report.html").render(values | functions))
 
 
 def _picture_and_maps(path: Path, caption: str, maps_for: MapsFor | None) -> dict[str, Any]:

@@ -8,12 +8,12 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from captioning import console
 from captioning.cnn.features import DONE, FeatureCache
 from captioning.cnn.pretrained import FrozenCNN
-from captioning.data.images import image_files
+from captioning.data.images import EXTENSIONS
 from captioning.data.vocabulary import Vocabulary
 from captioning.errors import CaptioningError
 from captioning.model.checkpoint import Checkpoint
@@ -38,10 +38,7 @@ class Caption:
 
 
 def decode_batch(
-    checkpoint: Checkpoint,
-    features: Tensor,
-    config: DecodeConfig,
-    generator: torch.Generator | None = None,
+    checkpoint: Checkpoint, features: Tensor, config: DecodeConfig, rng: Generator | None = None
 ) -> list[list[Hypothesis]]:
     """Returns the hypotheses of each of M pictures, best first, from their features [M,...].
 
@@ -53,7 +50,7 @@ def decode_batch(
         images = [model.encoder.embed(features) for model in checkpoint.models]
     decoders = [model.decoder for model in checkpoint.models]
     if config.method != "beam":
-        return [[h] for h in write_captions(decoders, images, config, generator)]
+        return [[h] for h in write_captions(decoders, images, config, rng)]
     found = [beam_search(d, image, config) for d, image in zip(decoders, images, strict=True)]
     merged = [_merge(groups) for groups in zip(*found, strict=True)]
     if not neighbors or not config.neighbors:
@@ -92,7 +89,7 @@ def generate_captions(
     config: DecodeConfig | None = None,
     batch_size: int = 64,
     progress: str | None = None,
-    generator: torch.Generator | None = None,
+    generator: Generator | None = None,
 ) -> list[list[Caption]]:
     """Writes captions for M pictures from their features; returns those of each, best first.
 
@@ -102,7 +99,7 @@ def generate_captions(
     """
     config, vocabulary = config or checkpoint.search, checkpoint.vocabulary
     device = next(checkpoint.model.parameters()).device
-    generator = generator or torch.Generator(device).manual_seed(config.seed)
+    generator = generator or Generator(device).manual_seed(config.seed)
     for model in checkpoint.models:
         model.eval()
     found: list[list[Caption]] = []
@@ -137,15 +134,16 @@ def find_pictures(patterns: Sequence[str]) -> list[Path]:
     for pattern in patterns:
         path = Path(pattern)
         if path.is_dir():
-            matches = image_files(path)
+            matches = [match for match in path.rglob("*") if match.suffix.lower() in EXTENSIONS]
         else:
             names = [pattern] if path.exists() else glob.glob(pattern, recursive=True)
-            matches = [match for match in sorted(map(Path, names)) if match.is_file()]
-        if not matches:
+            matches = [Path(name) for name in names]
+        files = sorted(match for match in matches if match.is_file())
+        if not files:
             missing = not path.exists() and not glob.has_magic(pattern)
             why = "no such file or folder" if missing else "no picture found"
             raise CaptioningError(f"{pattern}: {why}")
-        found |= dict.fromkeys(matches)
+        found |= dict.fromkeys(files)
     return list(found)
 
 
@@ -181,7 +179,7 @@ def caption_files(
         A result for each path, in order.
     """
     device, config = next(cnn.parameters()).device, config or checkpoint.search
-    generator = torch.Generator(device).manual_seed(config.seed)
+    generator = Generator(device).manual_seed(config.seed)
     for rows in torch.arange(len(paths)).split(batch_size):
         chunk = [paths[row] for row in rows.tolist()]
         if cache:

@@ -7,8 +7,8 @@ captions of similar training pictures.
 from collections import defaultdict
 from collections.abc import Iterator
 from itertools import product
-from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from captioning.cnn.features import FeatureTable
@@ -27,15 +27,6 @@ MAX_PICTURES = 2000  # validation pictures that are used
 BATCH = 64  # pictures
 
 
-class _Candidate(NamedTuple):
-    """A caption that beam search found for a validation picture."""
-
-    score: float  # with the length penalty LENGTH_PENALTIES[0]
-    length: int  # number of tokens
-    agreement: float  # with the captions of similar training pictures
-    cider: float  # CIDEr-D against the captions of the validation picture
-
-
 def choose_search(
     checkpoint: Checkpoint, val: FeatureTable, neighbors: Neighbors | None = None
 ) -> str:
@@ -49,9 +40,11 @@ def choose_search(
     count = min(len(val.images), MAX_PICTURES)
     with progress(None, "choose the search", total=len(BEAM_SIZES) * count, unit="img") as bar:
         for size in BEAM_SIZES:
-            for group in _candidates(checkpoint, val, neighbors, size):
+            for scores, lengths, agreement, ciders in _candidates(checkpoint, val, neighbors, size):
                 for penalty, weight in product(LENGTH_PENALTIES, weights):
-                    total[size, penalty, weight] += _best(group, penalty, weight).cider
+                    # A score is already divided by length ** LENGTH_PENALTIES[0].
+                    ranks = scores / lengths ** (penalty - LENGTH_PENALTIES[0]) + weight * agreement
+                    total[size, penalty, weight] += ciders[ranks.argmax()]
                 bar.update()
     best = max(total, key=total.__getitem__)
     checkpoint.search = DecodeConfig("beam", *best)
@@ -64,8 +57,13 @@ def choose_search(
 
 def _candidates(
     checkpoint: Checkpoint, val: FeatureTable, neighbors: Neighbors | None, size: int
-) -> Iterator[list[_Candidate]]:
-    """Yields the captions that beam search with `size` beams finds for each picture."""
+) -> Iterator[list[np.ndarray]]:
+    """Yields four arrays [captions] about the captions that `size` beams find for each picture.
+
+    They are the scores with the length penalty LENGTH_PENALTIES[0], the numbers of tokens, the
+    agreement with the captions of similar training pictures, and the CIDEr-D against the picture's
+    own captions.
+    """
     vocabulary = checkpoint.vocabulary
     # CIDEr-D must compare all words of the validation captions, as `score_captions` does. The
     # captioner's own vocabulary would turn unknown words into <unk>.
@@ -83,11 +81,4 @@ def _candidates(
         for picture, group, row in zip(pictures.tolist(), groups, agreement, strict=True):
             ciders = cider.scores(picture, [tokens(vocabulary.decode(h.tokens)) for h in group])
             scores, lengths = [h.score for h in group], [len(h.tokens) for h in group]
-            yield [*map(_Candidate, scores, lengths, row, ciders)]
-
-
-def _best(group: list[_Candidate], penalty: float, weight: float) -> _Candidate:
-    """Returns the caption that ranks first with this length penalty and weight of the agreement."""
-    # A score is already divided by length ** LENGTH_PENALTIES[0].
-    exponent = penalty - LENGTH_PENALTIES[0]
-    return max(group, key=lambda one: one.score / one.length**exponent + weight * one.agreement)
+            yield [*map(np.array, (scores, lengths, row, ciders))]

@@ -30,7 +30,17 @@ def train(setup: Setup, output: str | Path, process: Process = SINGLE) -> list[d
     is resumed, and had validation pictures before, best.pt is not written again. Returns an entry
     for each epoch: its loss or reward, and the scores on validation pictures, if any.
     """
-    return _Run(setup, Path(output), process).run()
+    run = _Run(setup, Path(output), process)
+    trainer, history = run.trainer, run.history
+    if cut := trainer.captions.cut:
+        reason = f"they have more than {setup.config.max_words} words (max_words)"
+        say(f"{cut:,} of {len(trainer.captions):,} captions were cut: {reason}")
+    for epoch in range(trainer.step // run.steps_per_epoch, setup.config.epochs):
+        history.append(run.train_epoch(epoch))
+        run.validate_and_save(history[-1])
+    if run.curves:
+        run.curves.close()
+    return history
 
 
 @torch.no_grad()
@@ -43,13 +53,12 @@ def validate(checkpoint: Checkpoint, table: FeatureTable) -> tuple[float, Scores
     scores = score_table(checkpoint, table, DecodeConfig("greedy"), "validate")
     model, captions = checkpoint.model.eval(), table.encode(checkpoint.vocabulary, max_words=200)
     device = next(model.parameters()).device
-    total, tokens = 0.0, 0
+    total = 0.0
     for indices in torch.arange(len(captions)).split(256):
         batch = captions.batch(indices)
         inputs = (t.to(device) for t in (table.read(batch.images), batch.rows, batch.captions))
         total += float(model(*inputs, batch.lengths)[0])
-        tokens += int((batch.lengths - 1).sum())
-    return total / tokens, scores
+    return total / int((captions.lengths - 1).sum()), scores
 
 
 def score_table(
@@ -76,19 +85,6 @@ class _Run:
         self.steps_per_epoch = len(self.trainer.batches(0))
         self.steps = self.steps_per_epoch * self.config.epochs
         self.curves = new_curves(output / "tensorboard") if process.is_first else None
-
-    def run(self) -> list[dict[str, float]]:
-        """Runs all epochs that are left; returns the history."""
-        trainer, history = self.trainer, self.history
-        if cut := trainer.captions.cut:
-            reason = f"they have more than {self.config.max_words} words (max_words)"
-            say(f"{cut:,} of {len(trainer.captions):,} captions were cut: {reason}")
-        for epoch in range(trainer.step // self.steps_per_epoch, self.config.epochs):
-            history.append(self.train_epoch(epoch))
-            self.validate_and_save(history[-1])
-        if self.curves:
-            self.curves.close()
-        return history
 
     def train_epoch(self, epoch: int) -> dict[str, float]:
         """Runs the steps of an epoch (0 is the first); returns its entry for the history."""

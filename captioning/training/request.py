@@ -66,6 +66,5 @@ class TrainingRequest:
     @property
     def splits(self) -> dict[str, tuple[Path, Path | None]]:
         """The captions file of each split that has one, and the folder of its pictures or None."""
-        names = ("train", "val", "test")
-        found = {name: (getattr(self, name), getattr(self, f"{name}_images")) for name in names}
-        return {split: pair for split, pair in found.items() if pair[0]}
+        names = [name for name in ("train", "val", "test") if getattr(self, name)]
+        return {name: (getattr(self, name), getattr(self, f"{name}_images")) for name in names}

@@ -56,19 +56,16 @@ def set_up(request: TrainingRequest, device: str = "cpu") -> Setup:
     if resumes and previous:
         settings = previous.training["config"] | select(MAY_CHANGE, given)
     else:
-        batches_of, critical = (
-            given.get("batches_of", decoder.batches_of),
-            given.get("self_critical"),
-        )
-        settings = preset(len(data["train"].images), batches_of, bool(critical)) | given
+        batches_of = given.get("batches_of", decoder.batches_of)
+        critical = bool(given.get("self_critical"))
+        settings = preset(len(data["train"].images), batches_of, critical) | given
     config = TrainConfig(**select(TRAIN_FIELDS, settings))
     vocabulary = previous.vocabulary if previous else Vocabulary.build(captions, config.min_count)
 
     cnn = load_cnn(cnn_config).to(device)
     old_dir = Path(previous.training.get("features", "nowhere") if previous else "nowhere")
     folder = request.features or (old_dir if old_dir.is_dir() else request.output / "features")
-    default_workers = 4 if device.startswith("cuda") else 0
-    workers = default_workers if request.workers is None else request.workers
+    workers = 4 * device.startswith("cuda") if request.workers is None else request.workers
     tables = {}
     for split, (annotations, _) in request.splits.items():
         images = data[split].images
@@ -85,8 +82,7 @@ def set_up(request: TrainingRequest, device: str = "cpu") -> Setup:
         model.set_word_frequencies(map(vocabulary.encode, captions))
         checkpoint = Checkpoint([model], vocabulary, cnn.config)
     checkpoint.training |= {"features": os.path.abspath(folder), "captions": digest}
-    if not resumes:
-        checkpoint.training["start"] = request.start and os.path.abspath(request.start)
+    checkpoint.training.setdefault("start", request.start and os.path.abspath(request.start))
     return Setup(checkpoint, config, tables, resumes)
 
 

@@ -22,7 +22,7 @@ from captioning.errors import CaptioningError
 from captioning.model.captioner import Captioner
 from captioning.model.checkpoint import Checkpoint
 from captioning.model.cider import CiderD
-from captioning.settings import TrainConfig, autocast_dtype
+from captioning.settings import TrainConfig
 from captioning.training.processes import SINGLE, Process
 
 
@@ -122,9 +122,15 @@ class Trainer:
             self.model.load_state_dict(state["weights"])
 
     def autocast(self) -> Any:
-        device = self.process.device.split(":")[0]
-        dtype = autocast_dtype(self.config.autocast, device)
-        return torch.autocast(device, dtype, enabled=dtype is not None)
+        """Returns the autocast context; "auto" means bfloat16 if the device computes it faster."""
+        device, setting = self.process.device.split(":")[0], self.config.autocast
+        enabled = setting == "bfloat16"
+        if setting == "auto" and device == "cuda":
+            enabled = torch.cuda.is_bf16_supported(including_emulation=False)
+        elif setting == "auto" and device == "cpu":
+            found: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+            enabled = bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+        return torch.autocast(device, torch.bfloat16, enabled=enabled)
 
     def batches(self, epoch: int) -> list[Tensor]:
         """Returns the batches of an epoch, each the indices of some captions."""

@@ -70,7 +70,7 @@ def test_autocast_works_in_16_bits_and_accumulates_in_32(inputs, monkeypatch):
     linear, hidden = linear.float(), hidden.detach().float().requires_grad_()
     plain = (F.cross_entropy(linear(hidden), targets, reduction="none") * weights).sum()
     with torch.autocast("cpu", torch.bfloat16):
-        loss, nll = linear_cross_entropy(hidden, linear, targets, weights.float())
+        loss, nll = linear_cross_entropy(hidden, linear, targets, weights.float(), 0.0)
         scores = torch.cat([linear(part) for part in hidden.chunk(5)]).float()
     assert loss.dtype == nll.dtype == torch.float32
     torch.testing.assert_close(nll, F.cross_entropy(scores, targets, reduction="sum"))
