@@ -55,7 +55,7 @@ _MODULE = [
     "-k inductor or another_processor or test_layer or batched_grad or test_commands",
 ]
 _PREPACKED = "prepacked", "prepacked_errors", "prepacked_models", "prepacked_saved"
-_SEARCH = "test_search test_probabilities test_neighbors test_ensemble test_decoders test_decoder"
+_SEARCH = "test_search test_neighbors test_ensemble test_decoders"
 _SEARCH += " test_loss test_words test_datasets test_checkpoint test_metrics test_self_critical"
 
 

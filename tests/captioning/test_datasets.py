@@ -23,10 +23,8 @@ def coco(tmp_path):
         for i in (1, 2, 3):
             Image.new("RGB", (4, 4)).save(tmp_path / f"{i}.png")
         images = [{"id": i, "file_name": f"{i}.png"} for i in (1, 2, 3)]
-        captions = [
-            {"id": 10 * i + k, "image_id": i, "caption": f"picture {i} caption {k}"}
-            for i, k in itertools.product((1, 2, 3), (1, 2))
-        ]
+        text_of, pairs = "picture {} caption {}".format, itertools.product((1, 2, 3), (1, 2))
+        captions = [{"id": 10 * i + k, "image_id": i, "caption": text_of(i, k)} for i, k in pairs]
         data = {"images": images, "annotations": captions}
         change(data)
         path = tmp_path / "captions.json"

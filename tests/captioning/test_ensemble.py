@@ -18,8 +18,6 @@ from captioning.results.attention_maps import attention_weights
 from captioning.search.generate import decode_batch
 from captioning.settings import DecodeConfig
 
-METHODS = ("greedy", "beam", "sample")
-
 
 def another(checkpoint, seed=1, **sizes):
     """Makes a captioner with the same words and CNN, and with other, larger weights."""
@@ -64,7 +62,7 @@ def test_the_probability_of_a_word_is_the_mean_of_the_members(pair):
                 assert hypothesis.log_probs == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["greedy", "beam", "sample"])
 def test_members_write_other_captions_together_than_alone(pair, method):
     one, two, features = pair
 
@@ -158,8 +156,6 @@ def test_other_words_and_another_cnn_are_refused(files):
     words = Vocabulary([*other.vocabulary.words[:-1], "another"])
     for change in ({"vocabulary": words}, {"cnn": replace(other.cnn, fingerprint="0" * 32)}):
         replace(other, **change).save(files[1])
-        with pytest.raises(
-            CaptioningError, match=r"b\.pt: expected the words and the CNN of .*a\."
-        ):
+        with pytest.raises(CaptioningError, match=r"b\.pt: expected the words and .* of .*a\.pt"):
             load_ensemble(files)
     assert len(load_ensemble(files[:1]).models) == 1

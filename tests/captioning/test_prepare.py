@@ -159,10 +159,9 @@ def test_every_format_gives_the_same_captions(kind, run, pictures, tmp_path):
     if kind == "karpathy":
         source = tmp_path / "dataset.json"
         splits = ["restval"] * 6 + ["val"] * 2 + ["test"] * 2
-        images = [
-            {"filename": name, "split": split, "sentences": [{"raw": c} for c in captions]}
-            for (name, captions), split in zip(expected.items(), splits, strict=True)
-        ]
+        raw = {name: [{"raw": caption} for caption in expected[name]] for name in NAMES}
+        pairs = zip(NAMES, splits, strict=True)
+        images = [{"filename": n, "split": split, "sentences": raw[n]} for n, split in pairs]
         source.write_text(json.dumps({"images": images}))
     elif kind == "folder":
         source = pictures

@@ -101,14 +101,11 @@ def drawn(section, tmp_path, monkeypatch):
     return draw
 
 
-def test_draws_loss_of_training_and_validation(drawn):
+def test_draws_the_losses_of_the_first_stage_and_the_reward_of_the_second(drawn):
     loss, val_loss, cider = drawn(HISTORY)
     assert loss == ("loss (nats per word)", [1, 2, 3], [2, 1, 2 / 3])
     assert val_loss == ("loss (nats per word)", [1, 2, 3], [3, 1.5, 1])
     assert cider == ("CIDEr-D (validation)", [1, 2, 3], [0.1, 0.2, 0.3])
-
-
-def test_draws_the_reward_of_self_critical_training(drawn):
     history = [{"epoch": e, "reward": e / 5, "val_loss": 2.0, "CIDEr-D": 0.1 * e} for e in (1, 2)]
     reward, cider = drawn(history)
     assert reward == ("reward (CIDEr-D of samples)", [1, 2], [0.2, 0.4])

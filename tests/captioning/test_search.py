@@ -1,4 +1,4 @@
-"""The searches, on decoders that are so small that all captions can be enumerated."""
+"""The searches, on decoders so small that all captions can be enumerated, and probabilities."""
 
 import itertools
 import math
@@ -6,11 +6,14 @@ import math
 import pytest
 import torch
 
-from captioning.data.vocabulary import END, PAD, START, UNK
-from captioning.errors import CaptioningError
+from captioning.cnn.pretrained import CNNConfig
+from captioning.data.vocabulary import END, PAD, SPECIAL, START, UNK, Vocabulary
+from captioning.model.captioner import Captioner
+from captioning.model.checkpoint import Checkpoint
 from captioning.model.lstm import DecoderRNN
 from captioning.search import decoding
 from captioning.search.decoding import random_words, write_tokens
+from captioning.search.generate import decode_batch, generate_captions
 from captioning.settings import DecodeConfig, ModelConfig
 
 E, V, STEPS = 5, 7, 3  # three words: 4, 5 and 6
@@ -49,14 +52,18 @@ def every_caption():
     return ended + [list(w) for w in itertools.product(words, repeat=STEPS)]
 
 
+@torch.no_grad()
+def log_probs(decoder, image, tokens):
+    """Computes the log-probabilities of a caption by teacher forcing, without special words."""
+    captions = torch.tensor([[START, *tokens]])
+    hidden, _ = decoder.unroll(image[None], captions, torch.tensor([captions.size(1)]))
+    scores = decoder.linear(hidden).double()
+    scores[:, [PAD, START, UNK]] = -torch.inf
+    return scores.log_softmax(1).gather(1, captions[0, 1:, None]).squeeze(1)
+
+
 def log_prob(model, image, tokens):
-    state, word, total = model.start(image[None]), START, 0.0
-    for token in tokens:
-        scores, state = model.step(torch.tensor([word]), state)
-        scores[:, [PAD, START, UNK]] = -torch.inf
-        total += scores.log_softmax(1)[0, token].item()
-        word = token
-    return total
+    return log_probs(model, image, tokens).sum().item()
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 0.7, 1.0])
@@ -204,16 +211,6 @@ def test_samples_follow_the_model(model, image):
     torch.testing.assert_close(log_probs[:, 0].exp(), expected[tokens[:, 0]])
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda m, x: beam_search(m, x, 0), "beam_size: expected an integer from 1 to .* got 0"),
-    (lambda m, x: beam_search(m, x, length_penalty=-1.0), "length_penalty: expected a number"),
-    (lambda m, x: sample(m, x, temperature=0.0), "temperature: expected a number from"),
-])  # fmt: skip
-def test_wrong_options_are_refused(model, image, call, message):
-    with pytest.raises(CaptioningError, match=message):
-        call(model, image)
-
-
 def test_captions_that_cannot_become_one_of_the_best_are_dropped():
     """The decoder computes only one row when the other cannot become one of the best two."""
     table = {"": {"a": 0.9, "b": 0.1}, "a": {".": 0.55, "a": 0.45}, "b": {".": 0.6, "b": 0.4}}
@@ -224,3 +221,35 @@ def test_captions_that_cannot_become_one_of_the_best_are_dropped():
     found = beam_search(decoder, torch.zeros(1, 1), 2, 0.0)[0]
     assert [h.tokens for h in found] == [[4, END], [4, 4, 4, END]]
     assert rows == [1, 2, 2, 1]
+
+
+CONFIGS = [DecodeConfig("greedy"), DecodeConfig("sample", temperature=2.0)]
+CONFIGS += [DecodeConfig("beam", 4), DecodeConfig("beam", 3, length_penalty=0.0)]
+
+
+@pytest.mark.parametrize("decoder", ["lstm", "attention"])
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.method)
+def test_probabilities_are_those_of_teacher_forcing(decoder, config):
+    torch.manual_seed(3)
+    model = Captioner(ModelConfig(6, 12, 8, 16, max_seq_length=7, decoder=decoder, grid=2)).eval()
+    for parameter in model.decoder.parameters():
+        parameter.data *= 3  # so that probabilities differ from word to word
+    model.decoder.linear.bias.data[END] += 1
+    features = 3 * torch.randn((24, 6) if decoder == "lstm" else (24, 4, 6))
+    words, lengths = Vocabulary([*SPECIAL, *"abcdefgh"]), set()
+    checkpoint = Checkpoint([model], words, CNNConfig())
+    found = decode_batch(checkpoint, features, config, torch.Generator().manual_seed(0))
+    images = model.encoder.embed(features)
+    for image, hypotheses in zip(images, found, strict=True):
+        for hypothesis in hypotheses:
+            expected = log_probs(model.decoder, image, hypothesis.tokens)
+            values = torch.tensor(hypothesis.log_probs, dtype=torch.float64)
+            torch.testing.assert_close(values, expected, atol=1e-5, rtol=1e-5)
+            lengths.add((len(values), END in hypothesis.tokens))
+    assert len(lengths) > 1  # captions of different lengths
+    written = generate_captions(checkpoint, features, config)
+    for image, (best, *_) in zip(images, written, strict=True):
+        tokens = [words.index[word] for word, _ in best.words]
+        expected = log_probs(model.decoder, image, tokens).exp().tolist()
+        assert [p for _, p in best.words] == pytest.approx(expected, abs=1e-5)
+        assert best.text == words.decode(tokens)

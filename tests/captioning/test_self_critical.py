@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from captioning.data.vocabulary import END, PAD, START, UNK
-from captioning.errors import CaptioningError
 from captioning.model.checkpoint import load_checkpoint
 from captioning.model.cider import CiderD
 from captioning.settings import TrainConfig
@@ -99,8 +98,3 @@ def test_a_resumed_run_equals_a_whole_one(start, tmp_path, interrupted):
         assert torch.equal(tensor, broken.model.state_dict()[name]), name
     for a, b in zip(whole.training["history"], broken.training["history"], strict=True):
         assert a["reward"] == b["reward"]
-
-
-def test_one_sample_has_nothing_to_be_compared_with():
-    with pytest.raises(CaptioningError, match="self_critical: expected 0, or at least 2"):
-        TrainConfig(self_critical=1)

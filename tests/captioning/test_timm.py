@@ -33,16 +33,15 @@ def weights(tmp_path_factory, timm):
     return save
 
 
-# Sides of the maps of a transformer with a class token, a CNN, and a model with a map [B,h,w,C].
-SIDES = {"test_vit": 10, "test_convnext": 5, "test_mambaout": 5}
-
-
 @pytest.fixture
 def picture():
     return Image.effect_mandelbrot((80, 60), (-2, -1, 1, 1), 50).convert("RGB")
 
 
-@pytest.mark.parametrize("name, side", [*SIDES.items()])
+# A transformer with a class token, a CNN, a model with a map [B,h,w,C]; the sides of their maps.
+@pytest.mark.parametrize(
+    "name, side", [("test_vit", 10), ("test_convnext", 5), ("test_mambaout", 5)]
+)
 def test_the_vector_and_the_map_are_those_of_timm(name, side, weights, picture, timm):
     path = weights(name)
     net = timm.create_model(name, num_classes=0).eval()

@@ -184,10 +184,14 @@ def test_the_learning_rate_rises_then_falls():
     ({"learning_rate": float("nan")}, "learning_rate: expected a number"),
     ({"autocast": "int8"}, "autocast: expected one of"),
     ({"batches_of": "words"}, "batches_of: expected one of"),
+    ({"beam_size": 0}, "beam_size: expected an integer from 1 to .* got 0"),
+    ({"length_penalty": -1.0}, "length_penalty: expected a number"),
+    ({"temperature": 0.0}, "temperature: expected a number from"),
 ])  # fmt: skip
 def test_wrong_settings_are_refused(change, message):
+    kind = TrainConfig if hasattr(TrainConfig, *change) else DecodeConfig
     with pytest.raises(CaptioningError, match=message):
-        TrainConfig(**change)
+        kind(**change)
 
 
 def test_an_exploding_loss_names_the_last_checkpoint(new_checkpoint, data, tmp_path, monkeypatch):
