@@ -23,6 +23,9 @@ namespace fastlstm {
 struct alignas(16) Bits128 {
   uint32_t word[4];
 };
+struct alignas(8) Bits64 {
+  uint32_t low, high;
+};
 
 // Returns `error`. Unless it is success, clears it in CUDA, which would report it again later.
 inline cudaError_t cleared(cudaError_t error) {
@@ -64,12 +67,6 @@ cudaError_t launch_cooperative(void (*kernel)(P...), dim3 grid, dim3 block, size
 //
 // mma_* compute d += a b for a tile of 16x8x16 (16-bit) or 16x8x8 (TF32) per warp. The PTX manual
 // shows which lane has which element, under "Matrix Fragments for mma".
-
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-constexpr bool kRunsPersistent = false;
-#else
-constexpr bool kRunsPersistent = true;
-#endif
 
 #if defined(FASTLSTM_EMULATOR)
 

@@ -11,25 +11,23 @@
 namespace fastlstm {
 namespace {
 
-// What a unit of a row needs in a step besides d_gates of other units.
-template <typename T>
-struct BackwardInputs {
-  ThreadUnit at;
-  T *d_i, *d_f;  // where the gradients of gates i and f go; g and o follow at the same distance
-  Gates<T> gates;
-  float c, c_prev, d_cells;
-  T d_output, d_h;
-  unsigned char reset;
-};
-
 // "Before" and "after" in a TimeStep mean the order of this backward walk. "First" and "last" step
 // mean the order of forward.
 template <class P, int kUnits, int kRowTile>
 struct PersistentBackward {
   using T = typename P::T;
   using Call = BackwardLaunch<T>;
-  using Inputs = BackwardInputs<T>;
   using Result = float;  // dL/dc_{t-1}
+
+  // What a unit of a row needs in a step besides d_gates of other units.
+  struct Inputs {
+    ThreadUnit at;
+    T *d_i, *d_f;  // where the gradients of gates i and f go; g and o follow at the same distance
+    Gates<T> gates;
+    float c, c_prev, d_cells;
+    T d_output, d_h;
+    unsigned char reset;
+  };
 
   const Call& call;
   const Tiling& tiling;
@@ -42,10 +40,8 @@ struct PersistentBackward {
     return d.d_gates + flat_row * 4 * width + block.column(at);
   }
 
-  __device__ void prefetch_step(const TimeStep& step, const ThreadUnit& at) const {
-    if (step.t_prefetch < 0 || !at.exists || !block.is_live(step.t_prefetch, at.row)) return;
+  __device__ void prefetch_inputs(const ThreadUnit& at, int64_t flat_row) const {
     const int column = block.column(at);
-    const int64_t flat_row = step.offset_prefetch + at.batch_row;
     for (int gate = 0; gate < 4; ++gate) {
       prefetch(d.gates + (flat_row * 4 + gate) * hidden_size + column);
       prefetch(d_gates_at(at, flat_row) + gate * width);
@@ -54,11 +50,10 @@ struct PersistentBackward {
     if (d.d_output) prefetch(d.d_output + flat_row * call.d_output_stride + column);
   }
 
-  __device__ BackwardInputs<T> load_inputs(const TimeStep& step, const ThreadUnit& at) const {
-    prefetch_step(step, at);
+  __device__ Inputs load_inputs(const TimeStep& step, const ThreadUnit& at) const {
     const int column = block.column(at);
     const int64_t flat_row = step.offset + at.batch_row, index = block.state_index(at);
-    BackwardInputs<T> in;
+    Inputs in;
     in.at = at;
     in.d_i = d_gates_at(at, flat_row);
     in.d_f = in_register(in.d_i + width);
@@ -92,7 +87,7 @@ struct PersistentBackward {
     return block.is_reset(t, row) ? MultipliedRow<T>{} : d_gates_of(row, block.offset(t));
   }
 
-  __device__ float compute_and_publish(const BackwardInputs<T>& in) const {
+  __device__ float compute_and_publish(const Inputs& in) const {
     const ThreadUnit& at = in.at;
     if (at.pass_row >= kRowTile) return 0.0f;  // all lanes of a warp return, or all call publish
     float dc = 0.0f;

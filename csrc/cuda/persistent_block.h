@@ -202,8 +202,12 @@ struct Block {
   __device__ void run_pass(const Walk& walk, const TimeStep& step, int pass) const {
     typename Walk::Inputs inputs[kUnitsPerThread];
 #pragma unroll
-    for (int j = 0; j < kUnitsPerThread; ++j)
-      inputs[j] = walk.load_inputs(step, thread_unit(step.t, pass, j));
+    for (int j = 0; j < kUnitsPerThread; ++j) {
+      const ThreadUnit at = thread_unit(step.t, pass, j);
+      if (step.t_prefetch >= 0 && at.exists && is_live(step.t_prefetch, at.row))
+        walk.prefetch_inputs(at, step.offset_prefetch + at.batch_row);
+      inputs[j] = walk.load_inputs(step, at);
+    }
     if (pass_is_live(step.t, pass))
       multiply(pass, [&](int row) { return walk.multiplied_row(step, row); });
     __syncthreads();
@@ -231,10 +235,11 @@ struct Block {
 template <class Walk>
 __global__ void __launch_bounds__(kThreads, 1)
     walk_kernel(typename Walk::Call call, Tiling tiling) {
-  if constexpr (kRunsPersistent)
-    Walk{call, tiling}.walk();
-  else
-    __trap();
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  __trap();  // the host code launches no persistent kernel on older GPUs
+#else
+  Walk{call, tiling}.walk();
+#endif
 }
 
 template <template <class, int, int> class Walk, class P, class Call>

@@ -108,24 +108,20 @@ struct LoadedChunks {
   // pieces after that one is there. To poll all of them would delay the stores of the values in L2.
   __device__ void wait(const LanePieces<T> (&lane_pieces)[kNTiles], int begin,
                        uint32_t wait_limit) {
-    while (const Bits128* const piece = missing_piece(lane_pieces, begin)) {
-      await_piece(piece, wait_limit);
+    while (true) {
+      const Bits128* missing = nullptr;
+      for_each_piece([&](int i, int j) {
+        if (lane_pieces[j].is_exchanged && is_unwritten(words[i][j]))
+          missing = lane_pieces[j].at(begin + i);
+      });
+      if (!missing) break;
+      await_piece(missing, wait_limit);
       for_each_piece([&](int i, int j) {
         if (is_unwritten(words[i][j]) && lane_pieces[j].is_exchanged)
           words[i][j] = load_exchanged(lane_pieces[j].at(begin + i));
       });
     }
     __syncwarp();
-  }
-
-  __device__ const Bits128* missing_piece(const LanePieces<T> (&lane_pieces)[kNTiles],
-                                          int begin) const {
-    const Bits128* piece = nullptr;
-    for_each_piece([&](int i, int j) {
-      if (lane_pieces[j].is_exchanged && is_unwritten(words[i][j]))
-        piece = lane_pieces[j].at(begin + i);
-    });
-    return piece;
   }
 
   template <class F>

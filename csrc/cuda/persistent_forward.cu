@@ -12,28 +12,23 @@
 namespace fastlstm {
 namespace {
 
-// What a unit of a row needs in a step besides h_{t-1}.
-template <typename T>
-struct ForwardInputs {
-  ThreadUnit at;
-  T* h_exchange;        // where h_t is published
-  Gates<T> from_x;      // the input's part of the gates, x W_ih^T + b
-  unsigned char reset;  // whether the state is zeroed before the step
-};
-
-template <typename T>
-struct UnitResult {
-  Gates<float> gates;
-  float c;
-  T h;
-};
-
 template <class P, int kUnits, int kRowTile>
 struct PersistentForward {
   using T = typename P::T;
   using Call = ForwardLaunch<T>;
-  using Inputs = ForwardInputs<T>;
-  using Result = UnitResult<T>;
+
+  // What a unit of a row needs in a step besides h_{t-1}.
+  struct Inputs {
+    ThreadUnit at;
+    T* h_exchange;        // where h_t is published
+    Gates<T> from_x;      // the input's part of the gates, x W_ih^T + b
+    unsigned char reset;  // whether the state is zeroed before the step
+  };
+  struct Result {
+    Gates<float> gates;
+    float c;
+    T h;
+  };
 
   const Call& call;
   const Tiling& tiling;
@@ -46,18 +41,15 @@ struct PersistentForward {
     return d.exchange + flat_row * call.exchange_stride + block.column(at);
   }
 
-  __device__ void prefetch_step(const TimeStep& step, const ThreadUnit& at) const {
-    if (step.t_prefetch < 0 || !at.exists || !block.is_live(step.t_prefetch, at.row)) return;
+  __device__ void prefetch_inputs(const ThreadUnit& at, int64_t flat_row) const {
     const int column = block.column(at);
-    const int64_t flat_row = step.offset_prefetch + at.batch_row;
     for (int gate = 0; gate < 4; ++gate)
       prefetch(d.gates + (flat_row * 4 + gate) * hidden_size + column);
     prefetch(exchange_at(at, flat_row));
   }
 
-  __device__ ForwardInputs<T> load_inputs(const TimeStep& step, const ThreadUnit& at) const {
-    prefetch_step(step, at);
-    ForwardInputs<T> in;
+  __device__ Inputs load_inputs(const TimeStep& step, const ThreadUnit& at) const {
+    Inputs in;
     in.at = at;
     const int column = block.column(at);
     const int64_t flat_row = step.offset + at.batch_row;
@@ -76,10 +68,10 @@ struct PersistentForward {
     return {d.exchange + (step.offset_before + block.batch_row[row]) * call.exchange_stride, true};
   }
 
-  __device__ UnitResult<T> compute_and_publish(const ForwardInputs<T>& in) const {
+  __device__ Result compute_and_publish(const Inputs& in) const {
     const ThreadUnit& at = in.at;
     if (at.pass_row >= kRowTile) return {};  // all lanes of a warp return, or all call publish
-    UnitResult<T> result = {{0.0f, 0.0f, 0.0f, 0.0f}, 0.0f, T(0.0f)};
+    Result result = {{0.0f, 0.0f, 0.0f, 0.0f}, 0.0f, T(0.0f)};
     if (at.live) {
       const auto from_h = block.template sums<4>(at.pass_row, 4 * at.unit);
       const auto gates = activate(to_float(in.from_x) + bits_as<Gates<float>>(from_h));
@@ -91,7 +83,7 @@ struct PersistentForward {
     return result;
   }
 
-  __device__ void store(const TimeStep& step, const ThreadUnit& at, UnitResult<T> result) const {
+  __device__ void store(const TimeStep& step, const ThreadUnit& at, Result result) const {
     if (!at.exists) return;
     const int column = block.column(at);
     const int64_t flat_row = step.offset + at.batch_row;

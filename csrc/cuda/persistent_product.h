@@ -25,9 +25,7 @@ template <typename Value, void (*kMma)(float (&)[4], const Bits128&, uint32_t, u
 struct TensorCores {
   using T = Value;
   using FragmentA = Bits128;
-  struct FragmentB {
-    uint32_t low, high;
-  };
+  using FragmentB = Bits64;
   static __device__ uint32_t operand(uint32_t word) { return word; }
   static __device__ FragmentB fragment_b(uint32_t low, uint32_t high) { return {low, high}; }
   static __device__ void mma(float (&d)[4], const FragmentA& a, const FragmentB& b) {
@@ -84,9 +82,6 @@ template <class P, int kRows>
 struct SliceLayout {
   static constexpr int kRegisters = kRows == 8 ? 2 : 4;
   static constexpr bool kBroadcastFragments = std::is_same<P, Ffma>::value;
-  struct alignas(8) Pair {
-    uint32_t low, high;
-  };
 
   // Finds what the i-th word in shared memory holds: word `word` of row `row` of the slice.
   static __device__ void source_of(int i, int chunks, int& row, int& word) {
@@ -100,7 +95,7 @@ struct SliceLayout {
 
   static __device__ Bits128 load_fragment(const uint32_t* slice, int index) {
     if constexpr (kRegisters == 4) return reinterpret_cast<const Bits128*>(slice)[index];
-    const auto [low, high] = reinterpret_cast<const Pair*>(slice)[index];
+    const auto [low, high] = reinterpret_cast<const Bits64*>(slice)[index];
     return {{low, 0, high, 0}};
   }
 

@@ -103,9 +103,8 @@ inline Tiling make_tiling(const CudaTask& task, int units, int row_tile, int row
   tiling.units = units, tiling.row_tile = row_tile, tiling.row_groups = row_groups;
   tiling.unit_blocks = static_cast<int>(divide_up(task.hidden_size, units));
   tiling.group_rows = static_cast<int>(divide_up(task.batch, row_groups));
-  tiling.directions = directions;
+  tiling.directions = directions, tiling.ffma = task.ffma();
   tiling.exchange_width = static_cast<int>(task.exchange_width());
-  tiling.ffma = task.ffma();
   tiling.shared_bytes = shared_bytes_of(task, tiling);
   return tiling;
 }

@@ -365,4 +365,3 @@ inline cudaError_t launch(dim3 grid, dim3 block, size_t shared_bytes, Residency 
 #define gridDim (simt::machine()->grid_size)
 inline void __syncthreads() { simt::arrive(simt::self().block->barrier); }
 inline void __syncwarp() { simt::arrive(simt::self().warp->barrier); }
-inline void __trap() { throw simt::Fault("a trap"); }
