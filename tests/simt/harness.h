@@ -31,9 +31,11 @@ struct Failure : std::runtime_error {
 };
 
 // Runs the cases with these names, or prints the names of all cases if `names` is {"--list"}.
-// Returns the exit status: 0 if all cases pass, 1 if a case fails, 2 if a name does not exist.
+// Returns the exit status: 0 if all cases pass, 1 if one fails or there is no name, 2 if a name
+// does not exist.
 inline int run_cases(const std::vector<std::string>& names) {
-  int failures = 0;
+  if (names.empty()) std::puts("expected --list or names of cases");
+  int failures = names.empty();
   if (names == std::vector<std::string>{"--list"})
     for (const auto& [name, body] : cases()) std::puts(name.c_str());
   else
@@ -120,19 +122,19 @@ Bytes bytes_of(const Values&... values) {
   return bytes;
 }
 
-// Checks that no error is larger than `multiple` * `unit` * the largest expected value. If the
-// largest expected value is below 1, 1 is used instead.
+// Checks that no error is larger than `multiple` * `unit_roundoff` * the largest expected value. If
+// the largest expected value is below 1, 1 is used instead.
 template <typename T>
-void check_close(const std::vector<T>& actual, const std::vector<double>& expected, double unit,
-                 double multiple, const std::string& what) {
+void check_close(const std::vector<T>& actual, const std::vector<double>& expected,
+                 double unit_roundoff, double multiple, const std::string& what) {
   check(actual.size() == expected.size(), what, ": size ", actual.size(), ", expected ",
         expected.size());
   double scale = 1;
   for (double e : expected) scale = std::fmax(scale, std::fabs(e));
   for (size_t i = 0; i < actual.size(); ++i) {
     const double error = std::fabs(to_double(actual[i]) - expected[i]);
-    check(error <= multiple * unit * scale, what, "[", i, "] = ", to_double(actual[i]),
-          ", expected ", expected[i], ": ", error / (unit * scale), " roundoffs, at most ",
+    check(error <= multiple * unit_roundoff * scale, what, "[", i, "] = ", to_double(actual[i]),
+          ", expected ", expected[i], ": ", error / (unit_roundoff * scale), " roundoffs, at most ",
           multiple);
   }
 }

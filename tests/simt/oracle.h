@@ -49,14 +49,6 @@ struct Solution {
   Values d_gates, d_h_0, d_c_0;           // gradients: [T,B,4H] [B,H] [B,H]
 };
 
-// n random factors 0, 0.25, 0.5, 0.75 or 1, which every dtype represents exactly.
-inline Values random_mask(int64_t n, unsigned seed) {
-  std::mt19937 random(seed);
-  Values values(n);
-  for (double& v : values) v = (random() % 5) / 4.0;
-  return values;
-}
-
 // A random problem. `round` rounds each value to the dtype of the kernel. The directions of one
 // seed have the same lengths and resets, and different values.
 template <typename Round>
@@ -86,7 +78,8 @@ Problem random_problem(int64_t T, int64_t B, int64_t H, const Options& options, 
   }
   if (options.reset)
     for (int64_t i = 0; i < T * B; ++i) p.reset.push_back(common() % 4 == 0);
-  if (options.masks) p.h_mask = random_mask(B * H, seed + direction);
+  if (options.masks)  // factors that every dtype represents exactly
+    for (int64_t i = 0; i < B * H; ++i) p.h_mask.push_back(random() % 5 / 4.0);
   return p;
 }
 

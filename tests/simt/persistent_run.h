@@ -200,10 +200,10 @@ struct Run {
     check(launch_walk(call, tiling(), nullptr) == cudaSuccess, "launch");
   }
 
-  void check_both(double unit) {
+  void check_both() {
     forward();
     backward();
-    compare(unit);
+    compare();
   }
 
   // The bytes of all results of the first direction, by name.
@@ -219,8 +219,9 @@ struct Run {
             {"d_c_0", bytes_of(d.d_c)}};
   }
 
-  // Checks all results of forward and backward against the oracle; `unit` is the unit roundoff.
-  void compare(double unit) const {
+  // Checks all results of forward and backward against the oracle.
+  void compare() const {
+    const double unit_roundoff = task.allow_tf32 ? 0x1p-11 : roundoff<T>();
     for (int d = 0; d < shape.directions; ++d) {
       const auto solution = oracle::solve(problems[d]);
       const auto& b = buffers.direction[d];
@@ -228,25 +229,25 @@ struct Run {
       for (int64_t r = 0; r < buffers.flat_rows; ++r)
         for (int64_t j = 0; j < shape.H; ++j)
           output.push_back(buffers.output[(r * shape.directions + d) * shape.H + j]);
-      check_close(output, flat<double>(solution.output, shape.H), unit, 16, "output");
-      check_close(b.h_n, solution.h_n, unit, 16, "h_n");
-      check_close(b.c_n, solution.c_n, unit, 16, "c_n");
-      check_close(b.gates, flat<double>(solution.gates, 4 * shape.H), unit, 16, "gates");
+      check_close(output, flat<double>(solution.output, shape.H), unit_roundoff, 16, "output");
+      check_close(b.h_n, solution.h_n, unit_roundoff, 16, "h_n");
+      check_close(b.c_n, solution.c_n, unit_roundoff, 16, "c_n");
+      check_close(b.gates, flat<double>(solution.gates, 4 * shape.H), unit_roundoff, 16, "gates");
       for (int64_t t = 0; t < shape.T; ++t)
         for (int64_t row = 0; row < buffers.rows[t]; ++row) {
           const float* cells = &b.cells[(buffers.offsets[t] + row) * shape.H];
           const double* expected = &solution.cells[(t * shape.B + row) * shape.H];
           if (problems[d].alive(t, row))
             check_close(std::vector<float>(cells, cells + shape.H),
-                        oracle::Values(expected, expected + shape.H), unit, 16, "cells");
+                        oracle::Values(expected, expected + shape.H), unit_roundoff, 16, "cells");
           else
             check(std::all_of(cells, cells + shape.H, [](float c) { return !std::isnan(c); }),
                   "cells at a dead position are undefined");
         }
       check_close(unpadded(b.d_gates, width(true)), flat<double>(solution.d_gates, 4 * shape.H),
-                  unit, 32, "d_gates");
-      check_close(b.d_h, solution.d_h_0, unit, 32, "d_h_0");
-      check_close(b.d_c, solution.d_c_0, unit, 32, "d_c_0");
+                  unit_roundoff, 32, "d_gates");
+      check_close(b.d_h, solution.d_h_0, unit_roundoff, 32, "d_h_0");
+      check_close(b.d_c, solution.d_c_0, unit_roundoff, 32, "d_c_0");
     }
   }
 };

@@ -7,14 +7,15 @@ namespace {
 
 using namespace persistent;
 
-// Adds the cases of one arithmetic; `unit` is its unit roundoff.
+// Adds the cases of one arithmetic. allow_tf32 matters only for float32.
 template <typename T>
-void add(const char* kind, bool allow_tf32, double unit) {
-  const std::string prefix = std::string("persistent/") + kind + "/";
+void add(bool allow_tf32) {
+  const std::string prefix = text("persistent/", allow_tf32 ? "tf32" : name_of<T>(), "/");
+  const bool has_wide_tiles = compiled_tiles<T>(allow_tf32).back()[1] == 16;
   const auto add_shape = [&](const std::string& name, const Shape& shape, int seeds = 2) {
     Case(prefix + name, [=] {
       for (simt::seed() = 1; simt::seed() <= unsigned(seeds); ++simt::seed())
-        Run<T>(shape, simt::seed(), allow_tf32).check_both(unit);
+        Run<T>(shape, simt::seed(), allow_tf32).check_both();
     });
   };
   // T, B, H, form, directions, reverse, reset, units, row tile, row groups, order
@@ -30,7 +31,7 @@ void add(const char* kind, bool allow_tf32, double unit) {
   add_shape("deep", {2, 2, 136, kDense, 1, false, false, 32, 8, 1}, 1);
   // Rows of h with more chunks than two groups of loads can have in flight.
   add_shape("very deep", {2, 2, 520, kDense, 1, true, false, 32, 8, 1}, 1);
-  if (is_compiled(dtype_of<T>() == Dtype::kFloat32 && !allow_tf32, 8, 16)) {
+  if (has_wide_tiles) {
     add_shape("very deep, wide tile", {2, 10, 520, kDense, 1, false, false, 32, 16, 1}, 1);
     add_shape("wide tile", {3, 11, 24, kDense, 1, false, false, 16, 16, 1}, 1);
     add_shape("wide tile, packed", {4, 18, 16, kPacked, 1, true, false, 8, 16, 1}, 1);
@@ -48,13 +49,12 @@ void add(const char* kind, bool allow_tf32, double unit) {
       s.reverse = s.directions == 1 && draw(0, 1);
       s.reset = s.form != kPacked && draw(0, 1);
       s.units = 8 << draw(0, 2);
-      s.row_tile =
-          is_compiled(dtype_of<T>() == Dtype::kFloat32 && !allow_tf32, 8, 16) ? 8 << draw(0, 1) : 8;
+      s.row_tile = has_wide_tiles ? 8 << draw(0, 1) : 8;
       s.row_groups = draw(1, std::min(3, s.B));
       s.order = s.form == kLengths && draw(0, 1);
       simt::seed() = n;
       try {
-        Run<T>(s, n, allow_tf32).check_both(unit);
+        Run<T>(s, n, allow_tf32).check_both();
       } catch (const std::exception& error) {
         throw testing::Failure(testing::text(
             "T ", s.T, " B ", s.B, " H ", s.H, " form ", s.form, " directions ", s.directions,
@@ -107,8 +107,7 @@ void add(const char* kind, bool allow_tf32, double unit) {
   });
 }
 const bool added =
-    (add<float>("float32", false, 0x1p-24), add<float>("tf32", true, 0x1p-11),
-     add<bfloat16>("bfloat16", false, 0x1p-9), add<float16>("float16", false, 0x1p-11), true);
+    (add<float>(false), add<float>(true), add<bfloat16>(false), add<float16>(false), true);
 
 // After one step each output is the exact output rounded to nearest, because sums are in float32.
 template <typename T>

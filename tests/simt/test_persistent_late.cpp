@@ -18,7 +18,7 @@ const testing::Case late("persistent/a block that starts late", [] {
         pass();
         check(simt::late_polls() == 0, simt::late_polls(), " polls before the last block started");
       }
-      run.compare(allow_tf32 ? 0x1p-11 : 0x1p-24);
+      run.compare();
     }
   }
 });

@@ -36,7 +36,7 @@ const Case two_threads("runtime/two threads, one function, different slices", []
   runtime::shared().attribute_is_set = nullptr;
   for (auto* run : {&large, &small}) {
     run->backward();
-    run->compare(0x1p-24);
+    run->compare();
   }
 });
 
