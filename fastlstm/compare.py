@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import zip_longest
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -233,8 +233,7 @@ def _numbers(leaf: Any) -> Tensor | None:
         return None
     if leaf.is_nested:
         leaf = torch.cat([row.flatten() for row in leaf.unbind()])
-    numbers: Tensor = leaf.to_dense().to(torch.complex128)
-    return numbers
+    return cast(Tensor, leaf.to_dense().to(torch.complex128))
 
 
 def main(function: str, **options: Any) -> None:

@@ -10,7 +10,7 @@ Second derivatives are those of the reference.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -175,8 +175,7 @@ def _batch_grads(grads: Sequence[Tensor | None], call: LstmCall) -> tuple[Tensor
     added = [input.new_zeros(*input.shape[:2], gates)] * len(directions)
     results, pull, *_ = torch.func.vjp(layer, input, call.h_0, call.c_0, *added)
     given = [torch.zeros_like(r) if g is None else g for g, r in zip(grads, results, strict=True)]
-    gradients: tuple[Tensor, ...] = pull(tuple(given))
-    return gradients
+    return cast(tuple[Tensor, ...], pull(tuple(given)))
 
 
 def _previous_hidden(

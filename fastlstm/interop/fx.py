@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -18,5 +18,4 @@ def as_node(module: nn.Module, input: Any, **options: Any) -> tuple[Any, Any]:
         raise TypeError(f"{cls.__name__}: torch.fx cannot trace its own forward; {remedy}")
     used = {k: v for k, v in options.items() if v is not None and v is not False}
     target = input.tracer.path_of_module(module)
-    node: tuple[Any, Any] = input.tracer.create_proxy("call_module", target, (input,), used)
-    return node
+    return cast(tuple[Any, Any], input.tracer.create_proxy("call_module", target, (input,), used))
