@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import io
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -17,6 +20,16 @@ import fastlstm
 from fastlstm import _build, reference
 from fastlstm.engine.call import LAYOUTS
 
+
+def saved(value: Any, weights_only: bool = False) -> Any:
+    """Returns what torch.load makes of the file that torch.save writes."""
+    torch.save(value, file := io.BytesIO())
+    file.seek(0)
+    return torch.load(file, weights_only=weights_only)
+
+
+COPIES = [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value)), saved]
+every_copy = pytest.mark.parametrize("copied", COPIES, ids=["deepcopy", "pickle", "save"])
 needs_expecttest = pytest.mark.skipif(not find_spec("expecttest"), reason="opcheck imports it")
 
 

@@ -118,13 +118,6 @@ class Result:
     name: str = "a name"
 
 
-class Opaque:
-    """An output that fastlstm.compare does not look into."""
-
-    def __init__(self, y):
-        self.y = y
-
-
 class Model(nn.Module):
     def __init__(self, function, lstm=None):
         super().__init__()
@@ -171,7 +164,7 @@ def test_outputs_of_every_kind_are_compared(name):
 
 
 NOT_COMPARED = {
-    "an object": lambda y: (y, Opaque(y)),
+    "an object": lambda y: (y, type("Opaque", (), {"y": y})()),
     "a set": lambda y: {y.sum().item()},
     "nothing": lambda y: None,
     "another shape": lambda y: y.new_zeros(int(1e9 * y.norm()) % 9973),
@@ -244,8 +237,6 @@ def test_variants_that_cannot_run_are_left_out(capsys):
 
 
 def test_errors():
-    with pytest.raises(TypeError, match="model: expected a module, got the class LSTM"):
-        compare(nn.LSTM)
     prepacked = fastlstm.prepack(fastlstm.LSTM(4, 32).eval())
     for model in (nn.Linear(2, 3), prepacked):
         with pytest.raises(ValueError, match="expected a model with an LSTM or LSTMCell"):

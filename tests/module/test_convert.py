@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import io
 import pickle
 import types
 import warnings
@@ -10,6 +9,7 @@ from abc import ABC
 
 import pytest
 import torch
+from samples import every_copy
 from torch import nn
 from torch.nn.utils import parametrizations
 
@@ -162,12 +162,11 @@ def test_attributes_that_users_set_stay():
     assert not torch.equal(lstm(x)[0], lstm.eval()(x)[0])
 
 
-@pytest.mark.parametrize("change", [convert, fastlstm.prepack, fastlstm.unpack])
-def test_an_argument_that_is_not_a_module(change):
-    with pytest.raises(TypeError, match="model: expected a module, got the class LSTM"):
-        change(nn.LSTM)
-    with pytest.raises(TypeError, match="model: expected a module, got list"):
-        change([nn.LSTM(3, 4)])
+@pytest.mark.parametrize("name", ["compare", "convert", "prepack", "tune", "unpack"])
+def test_an_argument_that_is_not_a_module(name):
+    for argument, got in ((nn.LSTM, "the class LSTM"), ([nn.LSTM(3, 4)], "list")):
+        with pytest.raises(TypeError, match=f"model: expected a module, got {got}"):
+            getattr(fastlstm, name)(argument)
 
 
 @both_ways
@@ -180,16 +179,11 @@ def test_a_model_without_lstms_is_an_error(to):
     assert convert(already, to) is already
 
 
-def test_nn_lstm_has_no_attribute_engine():
-    lstm = fastlstm.LSTM(3, 5)
-    lstm.engine = "reference"
-    assert not hasattr(convert(lstm, to="torch"), "engine")
-
-
 def test_options_that_nn_lstm_lacks_are_named_once_per_module():
     first = fastlstm.LSTM(3, 3, dropout=0.0, recurrent_dropout=0.5, zoneout_c=0.1)
     model = nn.ModuleDict({"a": first, "again": first, "plain": fastlstm.LSTM(3, 5)})
     model["last"] = nn.Sequential(fastlstm.LSTM(3, 5, weight_dropout=0.2))
+    first.engine = "reference"
     with pytest.warns(UserWarning, match="^convert: ") as caught:
         convert(model, to="torch")
     assert [str(warning.message) for warning in caught] == [
@@ -197,6 +191,7 @@ def test_options_that_nn_lstm_lacks_are_named_once_per_module():
         "convert: last.0 goes on without weight_dropout=0.2, which nn.LSTM lacks",
     ]
     assert {warning.filename for warning in caught} == {__file__}
+    assert not hasattr(model["a"], "engine")  # nn.LSTM has no such attribute
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert convert(model)["a"].zoneout_c == 0.1  # convert kept the option
@@ -217,19 +212,6 @@ def test_parametrizations_both_ways(cls):
     back = convert(converted, to="torch")
     assert isinstance(back, cls) and getattr(back, name).count_nonzero() == 0
     torch.testing.assert_close(back(argument), converted(argument), **CLOSE)
-
-
-def pickled(model):
-    return pickle.loads(pickle.dumps(model))
-
-
-def saved(model):
-    torch.save(model, buffer := io.BytesIO())
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=False)
-
-
-copied = pytest.mark.parametrize("copied", [copy.deepcopy, pickled, saved])
 
 
 class Doubled(nn.LSTM):
@@ -257,7 +239,7 @@ class Mixin:
 Wrapped = type("Wrapped", (Mixin, type(convert(nn.LSTM(1, 1)))), {"__module__": __name__})
 
 
-@copied
+@every_copy
 @pytest.mark.parametrize("cls", [nn.LSTM, Doubled, nn.LSTMCell])
 def test_a_class_on_top_of_a_converted_one_is_copied(copied, cls):
     """Libraries add methods to a module in this way."""
@@ -319,7 +301,7 @@ def test_a_subclass_keeps_its_methods_and_runs_fastlstm(cls, batched, calls):
     torch.testing.assert_close(back(argument), expected, **CLOSE)
 
 
-@copied
+@every_copy
 @pytest.mark.parametrize("make", [Model, lambda: Doubled(3, 5).double()])
 def test_a_converted_module_is_copied_and_saved(copied, make):
     converted = convert(make())
@@ -374,10 +356,9 @@ def test_one_graph(allow_rnn):
     torch.testing.assert_close(found, model(x), **CLOSE)
 
 
-PARTS = ["permute_hidden", "_update_flat_weights", "_weights_have_changed"]
-
-
-@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize(
+    "name", "permute_hidden _update_flat_weights _weights_have_changed".split()
+)
 def test_a_subclass_that_overrides_a_part_of_forward_stays(name):
     own = type("Own", (nn.LSTM,), {name: lambda self, *_: False})
     model = nn.ModuleDict({"first": nn.LSTM(3, 5), "own": nn.Sequential(own(3, 5))})
@@ -387,14 +368,6 @@ def test_a_subclass_that_overrides_a_part_of_forward_stays(name):
     told = f"own.0 stays as it is: its class Own overrides {name}, which LSTM.forward calls"
     assert str(warning.message) == f"convert: {told}" and warning.filename == __file__
     assert is_converted(model["first"]) and type(model["own"][0]) is own
-
-
-@needs_kernels
-def test_prepack_refuses_a_layer_with_a_forward_of_its_own():
-    lstm = layer("torch").eval()
-    lstm.forward = functools.partial(lambda f, x: f(2 * x), lstm.forward)
-    with pytest.raises(ValueError, match="^prepack: the model itself has a forward of its own"):
-        fastlstm.prepack(lstm)
 
 
 @needs_kernels

@@ -36,6 +36,10 @@ LENGTHS, RESET = torch.ones(3).long(), torch.ones(3, 3).bool()
 BAD = {
     "1-D without state": (lambda x, w: {"input": x[0, 0], "hx": None}, r"input.*\(2,?\)"),
     "W_hh": (lambda x, w: {"weights": [w[0], w[1][:, :4], *w[2:]], "hx": None}, "W_hh.*20, 4"),
+    "W_hh, lengths": (
+        lambda x, w: {"weights": [w[0], w[1][:, :4]], "hx": None, "lengths": LENGTHS},
+        "W_hh.*20, 4",
+    ),
     "no steps": (lambda x, w: {"input": x[:0]}, r"sequence length to be larger than 0"),
     "h_0 layers": (lambda x, w: {"hx": (THREE.to(x), STATE.to(x))}, r"h_0.*3, 3, 5"),
     "c_0 layers": (lambda x, w: {"hx": (STATE.to(x), THREE.to(x))}, r"c_0.*3, 3, 5"),
@@ -43,6 +47,7 @@ BAD = {
     "weights: none": (lambda x, w: {"weights": []}, r"weights.*0 tensors"),
     "layout": (lambda x, w: {"layout": "bias projection"}, r"weights.*4 tensors"),
     "lengths negative": (lambda x, w: {"lengths": -LENGTHS}, r"lengths.*between 0.*4.*-1"),
+    "lengths: two": (lambda x, w: {"lengths": LENGTHS[:2]}, r"lengths of shape .*3.*, got .*2"),
     "lengths too long": (lambda x, w: {"lengths": 5 * LENGTHS}, r"lengths.*between 0.*4.*5"),
     "batch_sizes grow": (packed_input([3, 2, 3]), r"batch_sizes.*never to grow"),
     "batch_sizes zero": (packed_input([3, 3, 2, 0]), r"batch_sizes.*fall below 1"),
@@ -168,10 +173,11 @@ MISTAKES = {
         (lambda: cell()(ROW.to_sparse()), "^input: .*layout torch.sparse_coo$"),
         (lambda: cell(True)(ROW.to_sparse()), "^input: .*layout .*_coo$"),
         (lambda: lstm()(X, reset=zeros(T, B) + 1j), "^reset: .*bool or numbers, got .*complex64$"),
+        (lambda: lstm()(X, lengths=torch.ones(B)), "lengths.*integers.*torch.float32"),
+        (lambda: lstm()(X, lengths=torch.ones(B).bool()), "lengths.*integers.*torch.bool"),
+        (lambda: lstm()(X, lengths=torch.ones(B) + 1j), "lengths.*integers.*torch.complex64"),
     ],
     ValueError: [
-        (lambda: fastlstm.prepack(lstm(), "int8"), "torch.int8, got 'int8'"),
-        (lambda: fastlstm.prepack(nn.GRU(I, H)), "a model with a fastlstm.LSTM or LSTMCell"),
         (lambda: fastlstm.convert(nn.GRU(I, H)), "GRUs are not supported"),
         (lambda: fastlstm.convert(cell(True)), r"prepacked; fastlstm.unpack\(model\) turns them b"),
         (lambda: fastlstm.unpack(lstm()), "without prepacked layers"),
@@ -421,9 +427,3 @@ def test_a_batched_state_with_an_unbatched_input(route):
     for hx in ((h, h), (h[0], h), torch.stack([h, h])):
         with pytest.raises(RuntimeError, match="For unbatched 1-D input, hx and cx should also be"):
             module(route, fastlstm.LSTMCell)(x, hx)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.complex64])
-def test_lengths_are_integers(dtype):
-    with pytest.raises(TypeError, match=f"lengths.*integers.*{dtype}"):
-        fastlstm.LSTM(I, H)(zeros(T, B, I), lengths=torch.ones(B).to(dtype))

@@ -1,14 +1,11 @@
 """fastlstm.LSTM and LSTMCell behave as torch.nn.LSTM and torch.nn.LSTMCell."""
 
-import copy
-import io
 import itertools
-import pickle
 import warnings
 
 import pytest
 import torch
-from samples import draw, every_module_route, every_op_route, with_gradients
+from samples import draw, every_copy, every_module_route, every_op_route, saved, with_gradients
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
@@ -35,10 +32,6 @@ def pair(route=None, cls="LSTM", **options):
     if route:
         modules[0].engine = route.engine
     return modules
-
-
-def cell_pair(route=None, **options):
-    return pair(route, "LSTMCell", **options)
 
 
 def state(route, module, *batch):
@@ -124,12 +117,6 @@ def test_parameters_are_those_of_torch(options):
     assert ours.state_dict()._metadata == theirs.state_dict()._metadata
 
 
-def saved(model, weights_only=False):
-    torch.save(model, file := io.BytesIO())
-    file.seek(0)
-    return torch.load(file, weights_only=weights_only)
-
-
 @every_option
 def test_state_dict_both_ways(options):
     ours, theirs = pair(**options)
@@ -158,7 +145,7 @@ def test_constructor_errors_and_warnings():
 
 
 @every_module_route
-@pytest.mark.parametrize("copied", [lambda m: pickle.loads(pickle.dumps(m)), copy.deepcopy, saved])
+@every_copy
 def test_copies(route, copied):
     ours, _ = pair(route, num_layers=2, dropout=0.1, bidirectional=True)
     x = draw(route, 3, 2, 3)
@@ -219,7 +206,7 @@ def test_data_parallel_replicas():
 @every_module_route
 @pytest.mark.parametrize("bias", [False, True])
 def test_cell(route, bias):
-    ours, theirs = cell_pair(route, bias=bias)
+    ours, theirs = pair(route, "LSTMCell", bias=bias)
     for batch in ((), (1,), (4,), (0,)):
         x, h, c = (draw(route, *batch, size) for size in (3, 5, 5))
         assert_same(ours, theirs, x, (h, c))
@@ -229,7 +216,7 @@ def test_cell(route, bias):
 @every_module_route
 def test_state_of_a_cell_may_be_written_to(route):
     """Users often set the state of rows to zero in place when an episode begins."""
-    ours, theirs = cell_pair(route)
+    ours, theirs = pair(route, "LSTMCell")
     x = draw(route, 4, 2, 3)
     found = []
     for cell in (ours, theirs):
@@ -255,7 +242,7 @@ def tensor_types(result):
 @every_module_route
 def test_results_keep_tensor_subclasses(route):
     """Results have the subclass of input, state or weights. A Parameter is not such a subclass."""
-    lstm, cell = pair(route, num_layers=2), cell_pair(route)
+    lstm, cell = pair(route, num_layers=2), pair(route, "LSTMCell")
     steps, h, c = draw(route, 4, 3, 3), draw(route, 2, 3, 5), draw(route, 2, 3, 5)
     tagged = lambda t: t.as_subclass(Tagged)
     for (ours, theirs), x, state in ((lstm, steps, (h, c)), (cell, steps[0], (h[0], c[0]))):
@@ -281,20 +268,13 @@ def record(mode, func, types, args=(), kwargs=None):
     return func(*args, **(kwargs or {}))
 
 
-class SeenFunctions(TorchFunctionMode):
-    __torch_function__ = record
-
-
-class SeenOps(TorchDispatchMode):
-    __torch_dispatch__ = record
-
-
 @every_op_route
 def test_modes_see_the_op(route):
-    lstm, _ = pair(route, num_layers=2)
-    cell, _ = cell_pair(route)
-    for kind, name in ((SeenFunctions, "fastlstm.lstm"), (SeenOps, "fastlstm.lstm.default")):
-        with kind() as seen:
+    (lstm, _), (cell, _) = pair(route, num_layers=2), pair(route, "LSTMCell")
+    members = {"__torch_function__": record, "__torch_dispatch__": record}
+    kinds = {TorchFunctionMode: "fastlstm.lstm", TorchDispatchMode: "fastlstm.lstm.default"}
+    for kind, name in kinds.items():
+        with type("Seen", (kind,), members)() as seen:
             seen.names = []
             lstm(draw(route, 4, 2, 3))
             cell(draw(route, 2, 3))

@@ -1,6 +1,8 @@
 """ONNX export: each layer becomes one LSTM node, and onnxruntime gives the module's results."""
 
 import collections
+import functools
+import traceback
 
 import pytest
 import torch
@@ -75,41 +77,27 @@ def test_onnxruntime_gives_the_same(given, options):
             torch.testing.assert_close(torch.from_numpy(a), b, rtol=1e-5, atol=1e-5)
 
 
-LACKS = ["proj_size", "reset", "return_cell_states", "layer normalization", "prepack"]
-
-
-class WithOption(nn.Module):
-    def __init__(self, what):
-        super().__init__()
-        self.what, self.lstm = what, fastlstm.LSTM(3, 5, proj_size=2 if what == "proj_size" else 0)
-        if what == "layer normalization":
-            self.lstm = fastlstm.LayerNormLSTM(3, 5)
-        if what == "prepack":
-            fastlstm.prepack(self.eval())
-
-    def forward(self, x):
-        if self.what == "reset":
-            return self.lstm(x, reset=x[..., 0] > 0)[0]
-        if self.what == "return_cell_states":
-            return self.lstm(x, return_cell_states=True)[2]
-        return self.lstm(x)[0]
+LSTM = functools.partial(fastlstm.LSTM, 3, 5)
+LACKS = {  # by the option that ONNX lacks: a function that makes an LSTM, and options of its call
+    "proj_size": (lambda: LSTM(proj_size=2), {}),
+    "reset": (LSTM, {"reset": torch.zeros(4, 2)}),
+    "return_cell_states": (LSTM, {"return_cell_states": True}),
+    "layer normalization": (lambda: fastlstm.LayerNormLSTM(3, 5), {}),
+    "prepack": (lambda: fastlstm.prepack(LSTM().eval()), {}),
+}
 
 
 @needs_op
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 @pytest.mark.parametrize("what", LACKS)
 def test_the_error_names_the_option_that_onnx_lacks(what):
-    model = WithOption(what).eval()
+    make, given = LACKS[what]
+    model, x = make().eval(), torch.randn(4, 2, 3)
     options = {"custom_translation_table": fastlstm.onnx.translations(), "verbose": False}
     with pytest.raises(torch.onnx.errors.OnnxExporterError) as error:
-        torch.onnx.export(model, (torch.randn(4, 2, 3),), dynamo=True, **options)
+        torch.onnx.export(model, (x,), kwargs=given, dynamo=True, **options)
     message = "operator of ONNX has no" if what != "prepack" else "onnx: export a model before"
-    assert f"{message} {what}" in causes(error.value)
-
-
-def causes(error):
-    cause = error.__cause__
-    return f"{error}\n" + ("" if cause is None else causes(cause))
+    assert f"{message} {what}" in "".join(traceback.format_exception(error.value))
 
 
 def test_without_the_extension(monkeypatch):
@@ -118,38 +106,21 @@ def test_without_the_extension(monkeypatch):
         fastlstm.onnx.translations()
 
 
-def test_the_tracing_exporter(tmp_path):
-    x, path = torch.randn(6, 2, 3), tmp_path / "model.onnx"
-    lstm = fastlstm.LSTM(3, 5, num_layers=2, bidirectional=True).eval()
-    # The LSTM is inside a model, because this exporter passes default arguments by position.
-    torch.onnx.export(nn.Sequential(lstm), (x,), path, dynamo=False)
-    session = onnxruntime.InferenceSession(path)
-    (name,) = (given.name for given in session.get_inputs())
-    expected = lstm(x)[0].detach()
-    torch.testing.assert_close(torch.from_numpy(session.run(None, {name: x.numpy()})[0]), expected)
-
-
-def test_a_plain_call_needs_no_translations(monkeypatch):
+@pytest.mark.filterwarnings("ignore")  # torch warns of the older exporter and of tracing
+@pytest.mark.parametrize("dynamo", [False, True])
+@pytest.mark.parametrize("given", ["", "lengths"])
+def test_export_without_translations(dynamo, given, tmp_path, monkeypatch):
     """A library that exports the models of its users cannot be given the table of fastlstm."""
     monkeypatch.setattr(engines, "has_onnx_translations", False)
-    lstm, x = fastlstm.LSTM(3, 5, num_layers=2, bidirectional=True).eval(), torch.randn(6, 2, 3)
-    program = torch.onnx.export(lstm, (x,), dynamo=True, verbose=False)
-    assert [node.op_type for node in program.model.graph].count("LSTM") == 2
-    torch.testing.assert_close(program(x)[0], lstm(x)[0].detach())
-
-
-@pytest.mark.filterwarnings("ignore")  # torch warns of this exporter and of tracing
-@pytest.mark.parametrize("dynamo", [False, True])
-def test_lengths_need_no_translations(dynamo, tmp_path, monkeypatch):
-    monkeypatch.setattr(engines, "has_onnx_translations", False)
     model, path = Model(num_layers=2, bidirectional=True).eval(), tmp_path / "model.onnx"
-    x, lengths = torch.randn(6, 3, 3), torch.tensor([6, 2, 0])
-    arguments = (x, None, None, lengths) if dynamo else (x, {"lengths": lengths})
-    torch.onnx.export(model, arguments, path, dynamo=dynamo, verbose=False)
+    example = inputs(model, 3, 6, given)
+    torch.onnx.export(model, (), path, kwargs=example, dynamo=dynamo, verbose=False)
+    assert [node.op_type for node in onnx.load(path).graph.node].count("LSTM") == 2
     session = onnxruntime.InferenceSession(path)
-    names = [given.name for given in session.get_inputs()]
-    found = session.run(None, dict(zip(names, (x.numpy(), lengths.numpy()), strict=True)))
-    for a, b in zip(found, model(x, lengths=lengths), strict=True):
+    names = [each.name for each in session.get_inputs()]
+    tensors = [tensor.numpy() for tensor in example.values()]
+    found = session.run(None, dict(zip(names, tensors, strict=True)))
+    for a, b in zip(found, model(**example), strict=True):
         torch.testing.assert_close(torch.from_numpy(a), b.detach())
 
 

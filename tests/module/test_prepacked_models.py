@@ -88,25 +88,21 @@ def test_parametrized_weights_are_prepacked_with_their_value(source):
 
 
 @pytest.mark.parametrize("weights", [None, *SMALLER_DTYPES], ids=str)
-class TestCompilers:
-    def test_compile(self, weights):
-        model = prepacked_tagger(weights=weights)
+@pytest.mark.parametrize("by", ["compile", "trace", "export"])
+def test_compilers(by, weights, tmp_path):
+    model, inputs = prepacked_tagger(weights=weights), [X + 1]
+    if by == "compile":
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-        assert torch.equal(compiled(X), model(X))
-
-    def test_trace(self, weights):
-        model = prepacked_tagger(weights=weights)
+    elif by == "trace":
         with pytest.warns(torch.jit.TracerWarning):  # sizes become constants
-            traced = torch.jit.trace(model, (X,), check_trace=False)
-        assert torch.equal(traced(X + 1), model(X + 1))
-
-    def test_export(self, weights, tmp_path):
-        model, steps = prepacked_tagger(weights=weights), torch.export.Dim("T")
-        program = torch.export.export(model, (X,), dynamic_shapes=({0: steps},))
+            compiled = torch.jit.trace(model, (X,), check_trace=False)
+    else:
+        shapes = ({0: torch.export.Dim("T")},)
+        program = torch.export.export(model, (X,), dynamic_shapes=shapes)
         torch.export.save(program, tmp_path / "tagger.pt2")
-        loaded = torch.export.load(tmp_path / "tagger.pt2")
-        for x in (X, torch.cat([X, X + 1])):
-            assert torch.equal(loaded.module()(x), model(x))
+        compiled = torch.export.load(tmp_path / "tagger.pt2").module()
+        inputs.append(torch.cat([X, X + 1]))
+    assert all(torch.equal(compiled(x), model(x)) for x in inputs)
 
 
 @pytest.mark.parametrize("weights", [None, *SMALLER_DTYPES], ids=str)

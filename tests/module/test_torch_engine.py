@@ -15,7 +15,6 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastlstm
-from fastlstm import functional
 from fastlstm.engine import torch_lstm
 from fastlstm.engine.call import LstmCall
 
@@ -232,23 +231,6 @@ def test_every_engine_draws_the_same_dropout(route):
         results.append(case.results(lstm))
     torch.testing.assert_close(*results, **EXACT)
     assert not torch.equal(results[0][0], case.results(lstm.eval())[0])
-
-
-def test_wrong_lengths():
-    lstm, x = fastlstm.LSTM(3, 4), torch.randn(5, 2, 3)
-    lstm.engine = "torch"
-    packed = pack_padded_sequence(x, torch.tensor([5, 5]))
-    for lengths, input, message in [
-        ([1, 6], x, r"lengths between 0 and the number of steps 5, got \[1, 6\]"),
-        ([1, -1], x, r"lengths between 0 and the number of steps 5, got \[1, -1\]"),
-        ([1, 2, 3], x, r"lengths of shape \(2,\), got \(3,\)"),
-        ([5, 5], packed, "lengths cannot be combined with batch_sizes"),
-    ]:
-        with pytest.raises(RuntimeError, match=message):
-            lstm(input, lengths=torch.tensor(lengths))
-    weights = [torch.zeros(16, 3), torch.zeros(16, 5)]
-    with pytest.raises(RuntimeError, match=r"W_hh of shape \(16, 4\), got \(16, 5\)"):
-        functional.lstm(x, None, weights, lengths=torch.tensor([1, 2]), engine="torch")
 
 
 def test_no_value_is_read():

@@ -120,10 +120,8 @@ def test_which_calls_are_measured():
     assert len(sizes) == 5 and all("training on cpu" in call for call in sizes)
     assert "batch up to 1, steps up to 4" in sizes[0] and "packed" in sizes[2]
     assert "batch up to 8, steps up to 4" in sizes[3]
-    assert (
-        "output size (6, 4, 3), num_layers 2, directions 2" in sizes[4]
-        and "batch up to 4, steps up to 8" in sizes[4]
-    )
+    assert "output size (6, 4, 3), num_layers 2, directions 2" in sizes[4]
+    assert "batch up to 4, steps up to 8" in sizes[4]
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -155,8 +153,6 @@ def test_real_times():
 def test_a_model_without_a_call_to_measure():
     with pytest.raises(ValueError, match=r"expected a model that .*fastlstm\.convert"):
         tune_with(nn.LSTM(4, 6), OP_IS_FASTER)
-    with pytest.raises(TypeError, match="model: expected a module, got the class LSTM"):
-        tune_with(fastlstm.LSTM, OP_IS_FASTER)
 
 
 BAD = ["", "[" * 100_000, "[]", '{"call": 5}', '{"call": {"engine": "torch"}}']
@@ -178,12 +174,6 @@ def test_a_damaged_or_foreign_file_is_ignored_and_kept(file, content):
     assert list(json.loads(file.read_text()).values()) == ["torch"]
 
 
-def test_a_folder_in_place_of_the_file(file):
-    file.mkdir(parents=True)
-    with pytest.warns(RuntimeWarning, match="ignores .*tuned.json, which is a folder; set FASTL"):
-        assert records.load() is None
-
-
 def test_entries_of_other_machines_stay_and_change_nothing(file, torch_calls):
     lstm = fastlstm.LSTM(4, 6)
     tune_with(lstm, TORCH_IS_FASTER)
@@ -203,9 +193,10 @@ def test_the_environment_variable(tmp_path, torch_calls, monkeypatch):
     tune_with(lstm, TORCH_IS_FASTER)
     lstm(X)
     assert torch_calls and not list(tmp_path.iterdir())
-    monkeypatch.setenv("FASTLSTM_TUNE", str(tmp_path))  # a folder
-    with pytest.warns(RuntimeWarning, match="fastlstm ignores"):
-        tune_with(lstm, TORCH_IS_FASTER)
+    monkeypatch.setenv("FASTLSTM_TUNE", str(tmp_path))
+    for call in (records.load, lambda: tune_with(lstm, TORCH_IS_FASTER)):
+        with pytest.warns(RuntimeWarning, match="ignores .*, which is a folder; set FASTLSTM"):
+            call()
     (tmp_path / "file").touch()
     monkeypatch.setenv("FASTLSTM_TUNE", str(tmp_path / "file" / "tuned.json"))
     with pytest.raises(OSError, match="file"):
