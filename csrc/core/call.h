@@ -101,7 +101,7 @@ struct DispatcherFunction<function, std::tuple<const C&...>, std::tuple<const O&
   }
 };
 template <typename Result, typename Call, typename Options>
-Options options_of(Result (*)(Call, const Options&));
+Options options_of(Result (*)(Call, Options));
 // `function` in the form that m.impl takes.
 template <auto function>
 constexpr auto op = DispatcherFunction<function, decltype(std::declval<LstmCall>().as_tuple()),

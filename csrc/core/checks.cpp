@@ -134,15 +134,9 @@ LayerCall to_layer_call(LstmCall call, bool allows_prepacked) {
   layer.directions = layer.weight_layout.directions(std::exchange(layer.weights, {}),
                                                     layer.h_0.sym_size(0).expect_int());
   layer.input_size = layer.input.sym_size(-1);
-  if (layer.packed()) {
-    layer.steps = layer.batch_sizes->sym_size(0);
-    layer.batch = layer.h_0.sym_size(1);
-    layer.flat_rows = layer.input.sym_size(0);
-  } else {
-    layer.steps = layer.input.sym_size(0);
-    layer.batch = layer.input.sym_size(1);
-    layer.flat_rows = layer.steps * layer.batch;
-  }
+  layer.steps = layer.packed() ? layer.batch_sizes->sym_size(0) : layer.input.sym_size(0);
+  layer.batch = (layer.packed() ? layer.h_0 : layer.input).sym_size(1);
+  layer.flat_rows = layer.packed() ? layer.input.sym_size(0) : layer.steps * layer.batch;
   return layer;
 }
 

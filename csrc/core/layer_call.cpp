@@ -14,13 +14,9 @@ Sizes LayerCall::sizes() const {
 
 std::vector<c10::SymInt> LayerCall::sequence_shape(const c10::SymInt& size,
                                                    bool per_direction) const {
-  std::vector<c10::SymInt> shape;
-  if (per_direction) shape.push_back(num_directions());
-  if (packed())
-    shape.push_back(flat_rows);
-  else
-    shape.insert(shape.end(), {steps, batch});
-  shape.push_back(size);
+  std::vector<c10::SymInt> shape = input.sym_sizes().vec();
+  shape.back() = size;
+  if (per_direction) shape.insert(shape.begin(), num_directions());
   return shape;
 }
 
@@ -28,12 +24,12 @@ at::TensorOptions LayerCall::state_options() const {
   return input.options().dtype(state_dtype(input.scalar_type()));
 }
 
-ForwardTensors::ForwardTensors(const LayerCall& layer, bool save_cells, bool save_gates) {
-  const auto options = layer.input.options(), state = layer.state_options();
+ForwardTensors::ForwardTensors(const LayerCall& layer, const ForwardOptions& options) {
+  const auto dtype = layer.input.options(), state = layer.state_options();
   const auto hidden = layer.hidden_size, outputs = layer.num_directions() * layer.output_size;
-  output = at::empty_symint(layer.sequence_shape(outputs, /*per_direction=*/false), options);
-  if (save_cells) cells = at::empty_symint(layer.sequence_shape(hidden, true), state);
-  if (save_gates) gates = at::empty_symint(layer.sequence_shape(4 * hidden, true), options);
+  output = at::empty_symint(layer.sequence_shape(outputs, /*per_direction=*/false), dtype);
+  if (options.save_cells) cells = at::empty_symint(layer.sequence_shape(hidden, true), state);
+  if (options.save_gates) gates = at::empty_symint(layer.sequence_shape(4 * hidden, true), dtype);
   h_n = layer.h_0.clone(at::MemoryFormat::Contiguous);
   c_n = layer.c_0.to(state, /*non_blocking=*/false, /*copy=*/true).contiguous();
 }
@@ -44,16 +40,6 @@ std::string LayerCall::options_in_use() const {
   if (h_mask) names += ", recurrent dropout";
   if (normalizes()) names += ", layer normalization";
   return names.erase(0, 2);
-}
-
-LayerCall as_float(const LayerCall& original) {
-  LayerCall layer = original;
-  const auto convert = [](Tensor& tensor, const char*) {
-    if (tensor.is_floating_point()) tensor = tensor.to(at::kFloat);
-  };
-  for_each_tensor(layer, convert);
-  for (Direction& d : layer.directions) for_each_weight(d, convert);
-  return layer;
 }
 
 std::vector<WalkStep> walk(const LayerCall& layer, bool reverse) {

@@ -48,7 +48,7 @@ struct ForwardTensors {
   Tensor cells;   // [D,T,B,H] or [D,R,H], in state_dtype
   Tensor gates;   // [D,T,B,4H] or [D,R,4H], the activated i, f, g, o
 
-  ForwardTensors(const LayerCall& layer, bool save_cells, bool save_gates);
+  ForwardTensors(const LayerCall& layer, const ForwardOptions& options);
   ForwardResult result(const LayerCall& layer) const {
     return {output, h_n, c_n.to(layer.c_0.scalar_type()), cells, gates};
   }
@@ -57,8 +57,6 @@ struct ForwardTensors {
 // Checks shapes, dtypes and devices. The sizes of prepacked matrices are checked when their header
 // is read.
 LayerCall check_layer(LstmCall call, bool allows_prepacked = false);
-
-LayerCall as_float(const LayerCall& layer);
 
 // Checks the arguments that only backward has. `has_memory`: false for meta tensors.
 void check_backward(const LayerCall& layer, const BackwardArguments& arguments,

@@ -78,20 +78,27 @@ CpuPlan plan_of(const LayerCall& layer, CpuTask task, std::string_view engine) {
   return make_plan(task, cpu_machine());
 }
 
+LayerCall as_float(LayerCall layer) {
+  const auto convert = [](Tensor& tensor, const char*) {
+    if (tensor.is_floating_point()) tensor = tensor.to(at::kFloat);
+  };
+  for_each_tensor(layer, convert);
+  for (Direction& d : layer.directions) for_each_weight(d, convert);
+  return layer;
+}
+
 // Run the engine of a plan. The results have the dtypes of the layer.
-ForwardResult forward(const LayerCall& layer, const CpuPlan& plan, bool save_cells,
-                      bool save_gates) {
+ForwardResult forward(const LayerCall& layer, const CpuPlan& plan, const ForwardOptions& options) {
   const auto dtype = layer.input.scalar_type();
   if (plan.dtype != dtype_of(dtype)) {
-    const auto [output, h_n, c_n, cells, gates] =
-        forward(as_float(layer), plan, save_cells, save_gates);
+    const auto [output, h_n, c_n, cells, gates] = forward(as_float(layer), plan, options);
     return {output.to(dtype), h_n.to(dtype), c_n.to(layer.c_0.scalar_type()), cells,
             gates.defined() ? gates.to(dtype) : gates};
   }
-  if (plan.gemm) return tiled_forward(layer, plan, save_cells, save_gates);
+  if (plan.gemm) return tiled_forward(layer, plan, options);
   return dispatch_dtype(plan.dtype, [&](auto t) {
     using T = decltype(t);
-    return stepwise_forward<T, State_t<T>, CpuStepKernels>(layer, save_cells, save_gates);
+    return stepwise_forward<T, State_t<T>, CpuStepKernels>(layer, options);
   });
 }
 
@@ -131,8 +138,7 @@ ForwardResult lstm_cpu(LstmCall call, const ForwardOptions& options) {
   CpuTask task = task_of(layer);
   task.saves_for_backward = options.save_cells || options.save_gates;
   if (layer.is_prepacked()) task.prepacked = prepacked_format(layer, options.engine);
-  return forward(layer, plan_of(layer, task, options.engine), options.save_cells,
-                 options.save_gates);
+  return forward(layer, plan_of(layer, task, options.engine), options);
 }
 
 }  // namespace fastlstm

@@ -32,8 +32,7 @@ ForwardResult lstm_cuda(LstmCall call, const ForwardOptions& options) {
     using T = decltype(t);
     if constexpr (!std::is_same_v<T, double>)
       if (tiling) return persistent_forward<T>(layer, *tiling, options);
-    return stepwise_forward<T, decltype(a), CudaStepKernels>(layer, options.save_cells,
-                                                             options.save_gates);
+    return stepwise_forward<T, decltype(a), CudaStepKernels>(layer, options);
   });
 }
 

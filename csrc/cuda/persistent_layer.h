@@ -34,7 +34,7 @@ ForwardResult persistent_forward(const LayerCall& layer, const Tiling& tiling,
   const int64_t hidden = s.hidden_size, width = tiling.exchange_width;
   const Tensor input = flat(layer.input, s.flat_rows);
   // Gates that are not saved need memory too, for the input's part of the gates.
-  ForwardTensors tensors(layer, options.save_cells, /*save_gates=*/true);
+  ForwardTensors tensors(layer, {options.save_cells, /*save_gates=*/true, options.engine});
   const Tensor h_0 = padded_and_aligned(layer.h_0, width);
   const Tensor exchange =
       width == hidden ? tensors.output

@@ -21,12 +21,9 @@
 #if defined(__CUDACC__)
 #define FASTLSTM_INLINE __host__ __device__ __forceinline__
 #define FASTLSTM_INLINE_LAMBDA
-#elif defined(__GNUC__)
+#else
 #define FASTLSTM_INLINE inline __attribute__((always_inline))
 #define FASTLSTM_INLINE_LAMBDA __attribute__((always_inline))
-#else
-#define FASTLSTM_INLINE inline
-#define FASTLSTM_INLINE_LAMBDA
 #endif
 
 namespace fastlstm {
@@ -69,35 +66,23 @@ template <>
 struct Constants<float> {
   using Bits = uint32_t;                             // an integer of the size of a float
   static constexpr float round_shift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  static constexpr float max_exponent = 87.0f,
-                         tanh_saturates = 10.0f;  // limits of |x|, so k <= 126
+  static constexpr float max_exponent = 87.0f, tanh_saturates = 10.0f;  // limits of |x|; k <= 126
   static constexpr Bits exponent_bias = 127, mantissa_bits = 23;
   // The coefficients of (exp(r) - 1) / r, from r^0 on.
-  static constexpr double coefficients[] = {1.0,
-                                            0.49999998154059619,
-                                            0.16666543621031182,
-                                            0.041667199855066106,
-                                            0.0083665205757436044,
-                                            0.0013882521767132332};
+  static constexpr double coefficients[] = {1.0000000000000000,    0.49999998154059619,
+                                            0.16666543621031182,   0.041667199855066106,
+                                            0.0083665205757436044, 0.0013882521767132332};
 };
 template <>
 struct Constants<double> {
   using Bits = uint64_t;
-  static constexpr double round_shift = 6755399441055744.0;  // 1.5 * 2^52
-  static constexpr double max_exponent = 708.5,
-                          tanh_saturates = 20.0;  // limits of |x|, so k <= 1022
+  static constexpr double round_shift = 6755399441055744.0;             // 1.5 * 2^52
+  static constexpr double max_exponent = 708.5, tanh_saturates = 20.0;  // limits of |x|; k <= 1022
   static constexpr Bits exponent_bias = 1023, mantissa_bits = 52;
-  static constexpr double coefficients[] = {1.0,
-                                            0.50000000000000052,
-                                            0.16666666666666589,
-                                            0.041666666666576755,
-                                            0.0083333333333895521,
-                                            0.0013888888931564846,
-                                            0.00019841269719005343,
-                                            2.4801505273827253e-5,
-                                            2.7557407545020756e-6,
-                                            2.7626037876158938e-7,
-                                            2.5053773975691708e-8};
+  static constexpr double coefficients[] = {
+      1.0000000000000000,    0.50000000000000052,   0.16666666666666589,    0.041666666666576755,
+      0.0083333333333895521, 0.0013888888931564846, 0.00019841269719005343, 2.4801505273827253e-5,
+      2.7557407545020756e-6, 2.7626037876158938e-7, 2.5053773975691708e-8};
 };
 
 template <typename A>

@@ -52,26 +52,17 @@ FASTLSTM_INLINE Normalizer<A> normalizer(const ThreadGroup& group, int64_t n, A 
   return {mean, inverse_square_root(squares * inverse_n + A(kNormEpsilon))};
 }
 
-// Returns the gradient of an element x of a row, given d, the gradient of LN(x). One part comes
-// through the mean of the row, which mean_d gives (the mean of d over the row), and one through its
-// standard deviation, which mean_dx gives (the mean of d * LN(x)).
-template <typename A>
-struct NormalizerGradient {
-  Normalizer<A> normal;
-  A mean_d, mean_dx;
-  FASTLSTM_INLINE A operator()(A x, A d) const {
-    return normal.scale * fused(-normal(x), mean_dx, d - mean_d);
-  }
-};
-
-// x(k) returns an element of the row, and d(k) the gradient of LN of the element.
+// Returns a function of k, the gradient of element x(k) of a row. d(k) is the gradient of LN of the
+// element. One part of the result comes through the mean of the row, which the mean of d gives, and
+// one through its standard deviation, which the mean of d * LN(x) gives.
 template <typename A, typename ThreadGroup, typename X, typename D>
-FASTLSTM_INLINE NormalizerGradient<A> normalizer_gradient(const ThreadGroup& group, int64_t n,
-                                                          A inverse_n, const Normalizer<A>& normal,
-                                                          const X& x, const D& d) {
+FASTLSTM_INLINE auto normalizer_gradient(const ThreadGroup& group, int64_t n, A inverse_n,
+                                         const Normalizer<A>& normal, const X& x, const D& d) {
   const A mean_d = group.total(n, d) * inverse_n;
   const A mean_dx = group.total(n, [&](int64_t k) { return d(k) * normal(x(k)); }) * inverse_n;
-  return {normal, mean_d, mean_dx};
+  return [=](int64_t k) FASTLSTM_INLINE_LAMBDA {
+    return normal.scale * fused(-normal(x(k)), mean_dx, d(k) - mean_d);
+  };
 }
 
 template <typename T, typename A, typename ThreadGroup>
@@ -83,8 +74,8 @@ FASTLSTM_INLINE void step_row(const NormForwardStep<T, A>& s, int64_t row, bool 
   const T* const h_gates_row = s.h_gates + row * 4 * hidden_size;
   T* const gates_row = s.gates + row * 4 * hidden_size;
   A* const cells = s.cells + row * hidden_size;
-  const auto normal_h = normalizer<A>(group, 4 * hidden_size, inverse_size / 4,
-                                      [&](int64_t k) { return A(h_gates_row[k]); });
+  const auto normal_h = normalizer(group, 4 * hidden_size, inverse_size / 4,
+                                   [&](int64_t k) { return A(h_gates_row[k]); });
   group.each(hidden_size, [&](int64_t u) FASTLSTM_INLINE_LAMBDA {
     auto pre = load_gates<T, A>(s.x_gates + row * 4 * hidden_size, u, hidden_size);
     if (!reset) {
@@ -98,7 +89,7 @@ FASTLSTM_INLINE void step_row(const NormForwardStep<T, A>& s, int64_t row, bool 
     cells[u] = next_cell(gates, reset ? A(0) : s.c_state[row * hidden_size + u]);
   });
   const auto normal_c =
-      normalizer<A>(group, hidden_size, inverse_size, [&](int64_t u) { return cells[u]; });
+      normalizer(group, hidden_size, inverse_size, [&](int64_t u) { return cells[u]; });
   group.each(hidden_size, [&](int64_t u) FASTLSTM_INLINE_LAMBDA {
     const A normed = fused(A(s.gain_c[u]), normal_c(cells[u]), A(s.bias_c[u]));
     const A h = hidden_state(A(gates_row[3 * hidden_size + u]), normed);
@@ -127,7 +118,7 @@ FASTLSTM_INLINE void step_row(const NormBackwardStep<T, A>& s, int64_t row, bool
   const A* const before = cells_before(s, row);
   const auto c_prev = [&](int64_t u) { return reset ? A(0) : before[u]; };
   const auto c = [&](int64_t u) { return s.cells[row * hidden_size + u]; };
-  const auto normal_c = normalizer<A>(group, hidden_size, inverse_size, c);
+  const auto normal_c = normalizer(group, hidden_size, inverse_size, c);
   group.each(hidden_size, [&](int64_t u) FASTLSTM_INLINE_LAMBDA {
     const A dh = take_hidden_gradient<A>(s, row, u);
     const A normed = fused(A(s.gain_c[u]), normal_c(c(u)), A(s.bias_c[u]));
@@ -135,13 +126,12 @@ FASTLSTM_INLINE void step_row(const NormBackwardStep<T, A>& s, int64_t row, bool
     d_normed[u] = d.c;
     d_gates[3 * hidden_size + u] = T(d.o_pre);  // may overwrite gate o, which is not used again
   });
-  const auto c_gradient =
-      normalizer_gradient<A>(group, hidden_size, inverse_size, normal_c, c,
-                             [&](int64_t u) { return d_normed[u] * A(s.gain_c[u]); });
+  const auto d_c = [&](int64_t u) { return d_normed[u] * A(s.gain_c[u]); };
+  const auto c_gradient = normalizer_gradient(group, hidden_size, inverse_size, normal_c, c, d_c);
   group.each(hidden_size, [&](int64_t u) FASTLSTM_INLINE_LAMBDA {
     A* const dc_state = s.dc_state + row * hidden_size + u;
     A dc = *dc_state + s.d_cells[row * s.d_cells_stride + u];
-    dc += c_gradient(c(u), d_normed[u] * A(s.gain_c[u]));
+    dc += c_gradient(u);
     Gates<A> d_pre = next_cell_backward(gates_at(u), c_prev(u), dc);
     d_pre.o = A(d_gates[3 * hidden_size + u]);
     store_gates(d_gates, u, hidden_size, d_pre);
@@ -150,11 +140,11 @@ FASTLSTM_INLINE void step_row(const NormBackwardStep<T, A>& s, int64_t row, bool
   const T* const h_gates_row = s.h_gates + row * 4 * hidden_size;
   const auto x = [&](int64_t k) { return A(h_gates_row[k]); };
   const auto d = [&](int64_t k) { return A(d_gates[k]) * A(s.gain_hh[k]); };
-  const auto normal_h = normalizer<A>(group, 4 * hidden_size, inverse_size / 4, x);
+  const auto normal_h = normalizer(group, 4 * hidden_size, inverse_size / 4, x);
   const auto h_gradient =
-      normalizer_gradient<A>(group, 4 * hidden_size, inverse_size / 4, normal_h, x, d);
+      normalizer_gradient(group, 4 * hidden_size, inverse_size / 4, normal_h, x, d);
   group.each(4 * hidden_size, [&](int64_t k) FASTLSTM_INLINE_LAMBDA {
-    d_h_gates[k] = T(reset ? A(0) : h_gradient(x(k), d(k)));
+    d_h_gates[k] = T(reset ? A(0) : h_gradient(k));
   });
 }
 

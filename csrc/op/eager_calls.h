@@ -268,7 +268,7 @@ inline PyObject* plain_lstm(PyObject*, PyObject* const* values, Py_ssize_t, PyOb
   const auto call = plain_call(arguments);
   if (!call) Py_RETURN_NONE;
   auto [output, h_n, c_n, cells, gates] = [&] {
-    const WithoutGil no_gil;
+    const pybind11::gil_scoped_release no_gil;
     return call_eagerly(*call, {/*save_cells=*/false, /*save_gates=*/false, "auto"});
   }();
   if (arguments.batch_first == Py_True) output = output.transpose(0, 1);

@@ -4,6 +4,7 @@
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/object_ptr.h>
+#include <torch/csrc/utils/pybind.h>
 #include <torch/csrc/utils/python_numbers.h>
 #include <torch/csrc/utils/python_strings.h>
 
@@ -45,22 +46,13 @@ T from_python(PyObject* object, const auto& argument) {
 }
 
 // Returns tensors as a Python tuple. An undefined tensor becomes None.
-template <typename... Tensors>
-PyObject* to_python(std::tuple<Tensors...> results) {
-  THPObjectPtr tuple(PyTuple_New(sizeof...(Tensors)));
-  if (!tuple) throw python_error();
-  Py_ssize_t k = 0;
-  const auto store = [&](Tensor& tensor) {
-    PyTuple_SET_ITEM(tuple.get(), k++, THPVariable_Wrap(std::move(tensor)));
+PyObject* to_python(auto results) {
+  const auto pack = [](auto&... tensors) {
+    return PyTuple_Pack(sizeof...(tensors),
+                        THPObjectPtr(THPVariable_Wrap(std::move(tensors))).get()...);
   };
-  std::apply([&](Tensors&... tensors) { (store(tensors), ...); }, results);
-  return tuple.release();
+  return std::apply(pack, results);
 }
-
-struct WithoutGil {
-  PyThreadState* const state = PyEval_SaveThread();
-  ~WithoutGil() { PyEval_RestoreThread(state); }
-};
 
 template <typename Result, typename... Args>
 PyObject* call_from_python(Result (*function)(Args...), PyObject* const* args, Py_ssize_t count) {
@@ -73,7 +65,7 @@ PyObject* call_from_python(Result (*function)(Args...), PyObject* const* args, P
     const std::tuple<std::decay_t<Args>...> arguments{
         from_python<std::decay_t<Args>>(args[I], I)...};
     return to_python([&] {
-      const WithoutGil no_gil;
+      const pybind11::gil_scoped_release no_gil;
       return std::apply(function, arguments);
     }());
   }(std::index_sequence_for<Args...>());

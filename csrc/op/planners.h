@@ -58,9 +58,8 @@ inline py::dict plan_cpu(const std::string& dtype, int64_t input_size, int64_t h
   const auto least = std::min({input_size, hidden_size, batch, steps, threads, l2_cache_bytes});
   if (least < 1 || directions < 1 || directions > 2)
     throw std::invalid_argument("plan_cpu: expected sizes of at least 1, and directions 1 or 2");
-  const int64_t rows = steps * batch, output_size = hidden_size;
-  CpuTask task{dtype_named(dtype), directions,  steps,      batch, rows,
-               input_size,         hidden_size, output_size};
+  CpuTask task{dtype_named(dtype), directions, steps, batch, steps * batch, input_size};
+  task.hidden_size = task.output_size = hidden_size;
   task.saves_for_backward = training, task.backward = backward;
   CpuMachine machine = cpu_machine();
   machine.threads = threads, machine.l2_cache_bytes = l2_cache_bytes;

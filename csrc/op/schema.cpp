@@ -10,7 +10,7 @@ namespace {
 
 ForwardResult lstm_meta(LstmCall call, const ForwardOptions& options) {
   const LayerCall layer = check_layer(std::move(call), /*allows_prepacked=*/true);
-  return ForwardTensors(layer, options.save_cells, options.save_gates).result(layer);
+  return ForwardTensors(layer, options).result(layer);
 }
 
 BackwardResult lstm_backward_meta(LstmCall call, const BackwardArguments& arguments) {
@@ -19,12 +19,11 @@ BackwardResult lstm_backward_meta(LstmCall call, const BackwardArguments& argume
   const auto like = [](const Tensor& t) { return at::empty_symint(t.sym_sizes(), t.options()); };
   std::vector<Tensor> grad_weights;
   for (Direction d : layer.directions) {
-    if (arguments.request.return_d_gates) {
-      grad_weights.push_back(like(arguments.gates.select(0, 0)));
-      continue;
-    }
     for_each_weight(d, [&](Tensor& w, const char*) { w = like(w); });
-    append_gradients(grad_weights, d);
+    if (arguments.request.return_d_gates)
+      grad_weights.push_back(like(arguments.gates.select(0, 0)));
+    else
+      append_gradients(grad_weights, d);
   }
   return {arguments.request.input ? like(layer.input) : at::empty({0}, layer.input.options()),
           like(layer.h_0), like(layer.c_0), grad_weights};

@@ -122,8 +122,7 @@ class StepwiseBackward : DirectionWalk {
     if (norms_) d_x_gates = norms_->gradients(call_.input, bias_of(w_), d_gates_, others);
     if (layer_.projects() && !call_.request.return_d_gates)
       others.w_hr = at::mm(d_projected_.t(), unprojected());
-    const auto h_prev = [&] { return h_prev_; };
-    call_.add_gradients(w_, d_gates_, d_x_gates, d_h_gates(), h_prev, others);
+    call_.add_gradients(w_, d_gates_, d_x_gates, d_h_gates(), [&] { return h_prev_; }, others);
   }
 
  private:

@@ -22,7 +22,7 @@ inline void multiply_input(const LayerCall& layer, const Direction& w, const Ten
     at::addmm_out(x_gates, *bias_of(w), input, w.w_ih.t());
   else
     at::mm_out(x_gates, input, w.w_ih.t());
-  if (layer.normalizes()) x_gates.copy_(RowNorm(x_gates, w.gain_ih, bias_of(w)).y());
+  if (layer.normalizes()) x_gates.copy_(RowNorm(x_gates, w.gain_ih, bias_of(w)).y);
 }
 
 // The part of one direction's walk that forward and backward share.
@@ -136,12 +136,12 @@ class StepwiseForward : DirectionWalk {
 }  // namespace stepwise
 
 template <typename T, typename A, typename StepKernels>
-ForwardResult stepwise_forward(const LayerCall& layer, bool save_cells, bool save_gates) {
+ForwardResult stepwise_forward(const LayerCall& layer, const ForwardOptions& options) {
   const Sizes s = layer.sizes();
   const Tensor input = flat(layer.input, s.flat_rows);
-  const ForwardTensors tensors(layer, save_cells, save_gates);
+  const ForwardTensors tensors(layer, options);
   for (int64_t d = 0; d < s.directions; ++d) {
-    Tensor x_gates = save_gates
+    Tensor x_gates = options.save_gates
                          ? flat(tensors.gates[d], s.flat_rows)
                          : at::empty({s.flat_rows, 4 * s.hidden_size}, layer.input.options());
     stepwise::multiply_input(layer, layer.directions[d], input, x_gates);

@@ -10,22 +10,18 @@
 namespace fastlstm {
 
 // y = (x - mean) * scale * gain + bias over the last dimension of x [R,size].
-class RowNorm {
- public:
-  RowNorm(const Tensor& x, const Tensor& gain, const OptionalTensor& bias)
-      : x_(x.to(state_dtype(x.scalar_type()))), gain_(gain.to(x_.scalar_type())) {
-    const OptionalTensor shift = bias ? OptionalTensor(bias->to(x_.scalar_type())) : std::nullopt;
-    std::tie(y_, mean_, scale_) =
-        at::native_layer_norm(x_, {x.size(-1)}, gain_, shift, kNormEpsilon);
-  }
-  const Tensor& y() const { return y_; }
-  std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& d_y) const {
-    return at::native_layer_norm_backward(d_y.to(x_.scalar_type()), x_, {x_.size(-1)}, mean_,
-                                          scale_, gain_, gain_, {true, true, true});
-  }
+struct RowNorm {
+  Tensor x, gain, y, mean, scale;
 
- private:
-  Tensor x_, gain_, y_, mean_, scale_;
+  RowNorm(const Tensor& rows, const Tensor& weight, const OptionalTensor& bias)
+      : x(rows.to(state_dtype(rows.scalar_type()))), gain(weight.to(x.scalar_type())) {
+    const OptionalTensor shift = bias ? OptionalTensor(bias->to(x.scalar_type())) : std::nullopt;
+    std::tie(y, mean, scale) = at::native_layer_norm(x, {x.size(-1)}, gain, shift, kNormEpsilon);
+  }
+  std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& d_y) const {
+    return at::native_layer_norm_backward(d_y.to(x.scalar_type()), x, {x.size(-1)}, mean, scale,
+                                          gain, gain, {true, true, true});
+  }
 };
 
 // What layer normalization adds to the backward walk of a direction.
@@ -39,7 +35,7 @@ class NormsBackward {
         d_normed_cells_(at::empty_like(cells)),
         cells_norm_(cells, w.gain_c, w.bias_c) {}
 
-  const Tensor& normed_cells() const { return cells_norm_.y(); }
+  const Tensor& normed_cells() const { return cells_norm_.y; }
   NormBackwardStep<T, A> step(const BackwardStep<T, A>& step, const NormWeights<T>& weights,
                               int64_t offset) const {
     const auto at = [&](const Tensor& rows) { return offset * rows.size(1); };

@@ -27,13 +27,13 @@ struct TiledForwardCall {
   const Zeros<T> zeros{std::max(sizes.hidden_size, sizes.output_size)};
   Tensor output, h_n, c_n, cells, gates;  // cells and gates are undefined if they are not saved
 
-  TiledForwardCall(const LayerCall& layer, const CpuPlan& plan, bool save_cells, bool save_gates)
+  TiledForwardCall(const LayerCall& layer, const CpuPlan& plan, const ForwardOptions& options)
       : layer(layer), plan(plan) {
     const int64_t D = sizes.directions, H = sizes.hidden_size, P = sizes.output_size;
     const auto dtype = layer.input.scalar_type(), dtype_of_state = state_dtype(dtype);
     output = empty_sequence(D * P, dtype, /*per_direction=*/false);
-    if (save_cells) cells = empty_sequence(H, dtype_of_state, /*per_direction=*/true);
-    if (save_gates) gates = empty_sequence(4 * H, dtype, /*per_direction=*/true);
+    if (options.save_cells) cells = empty_sequence(H, dtype_of_state, /*per_direction=*/true);
+    if (options.save_gates) gates = empty_sequence(4 * H, dtype, /*per_direction=*/true);
     h_n = at::detail::empty_cpu({D, sizes.batch, P}, dtype);
     c_n = at::detail::empty_cpu({D, sizes.batch, H}, dtype_of_state);
     if (!rows.has_padding()) return;
@@ -170,9 +170,9 @@ class TiledForward {
 };
 
 template <typename T>
-ForwardResult run_forward(const LayerCall& layer, const CpuPlan& plan, bool save_cells,
-                          bool save_gates) {
-  const TiledForwardCall<T> call(layer, plan, save_cells, save_gates);
+ForwardResult run_forward(const LayerCall& layer, const CpuPlan& plan,
+                          const ForwardOptions& options) {
+  const TiledForwardCall<T> call(layer, plan, options);
   const int64_t directions = call.sizes.directions, steps = call.rows.steps();
   std::optional<TiledForward<T>> walks[2];  // without malloc, which is slow for a single step
   for (int64_t d = 0; d < directions; ++d) walks[d].emplace(call, d);
@@ -189,11 +189,10 @@ ForwardResult run_forward(const LayerCall& layer, const CpuPlan& plan, bool save
 
 }  // namespace
 
-ForwardResult tiled_forward(const LayerCall& layer, const CpuPlan& plan, bool save_cells,
-                            bool save_gates) {
-  return dispatch_dtype(plan.dtype, [&](auto t) {
-    return run_forward<decltype(t)>(layer, plan, save_cells, save_gates);
-  });
+ForwardResult tiled_forward(const LayerCall& layer, const CpuPlan& plan,
+                            const ForwardOptions& options) {
+  return dispatch_dtype(plan.dtype,
+                        [&](auto t) { return run_forward<decltype(t)>(layer, plan, options); });
 }
 
 }  // namespace fastlstm

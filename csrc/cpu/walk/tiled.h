@@ -8,8 +8,8 @@
 namespace fastlstm {
 
 // The tensors of the layer have plan.dtype.
-ForwardResult tiled_forward(const LayerCall& layer, const CpuPlan& plan, bool save_cells,
-                            bool save_gates);
+ForwardResult tiled_forward(const LayerCall& layer, const CpuPlan& plan,
+                            const ForwardOptions& options);
 BackwardResult tiled_backward(const LayerCall& layer, const CpuPlan& plan,
                               const BackwardArguments& in);
 
