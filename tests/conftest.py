@@ -41,13 +41,14 @@ def checked_gpu(monkeypatch):
 
 @pytest.fixture
 def kind(request):
-    """The name of a dtype, or "tf32": float32 with TF32 allowed. Sets the flags of torch for it."""
+    """The name of a dtype, float32 by default, or "tf32": float32 with TF32 allowed in torch."""
     # nn.LSTM obeys the flag of cuDNN, fastlstm that of matmul.
     backends = torch.backends.cudnn, torch.backends.cuda.matmul
     before = [backend.allow_tf32 for backend in backends]
+    name = getattr(request, "param", "float32")
     for backend in backends:
-        backend.allow_tf32 = request.param == "tf32"
-    yield request.param
+        backend.allow_tf32 = name == "tf32"
+    yield name
     for backend, allowed in zip(backends, before, strict=True):
         backend.allow_tf32 = allowed
 

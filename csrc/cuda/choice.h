@@ -1,8 +1,6 @@
 // Chooses the engine of the op for a call on a GPU: the persistent engine if it is requested by
 // name, otherwise the stepwise engine, which serves every call.
 #pragma once
-#include <c10/cuda/CUDAFunctions.h>
-
 #include <algorithm>
 #include <cstdlib>
 #include <optional>
@@ -43,7 +41,8 @@ inline uint32_t wait_limit_milliseconds() {
 // device supports no cooperative launches. capability is the GPU's. But code for less than sm_80
 // has no persistent kernels: then capability is the code's. It is 0 if no code can run on the GPU.
 inline CudaDevice cuda_device() {
-  const int index = c10::cuda::current_device();
+  int index = 0;
+  check_cuda(cudaGetDevice(&index), "cudaGetDevice");
   const auto attribute = [&](cudaDeviceAttr name) {
     int value = 0;
     check_cuda(cudaDeviceGetAttribute(&value, name, index), "cudaDeviceGetAttribute");

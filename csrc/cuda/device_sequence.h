@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../core/layer_call.h"
+#include "../pointers.h"
 #include "persistent.h"
 
 namespace fastlstm {
@@ -51,15 +52,11 @@ struct DeviceSequence {
     } else if (layer.lengths) {
       lengths = layer.lengths->contiguous();
       sequence.lengths = lengths.const_data_ptr<int64_t>();
-      if (sorts_rows) {
-        order = at::argsort(lengths, /*dim=*/0, /*descending=*/true);
-        sequence.order = order.const_data_ptr<int64_t>();
-      }
+      if (sorts_rows) order = at::argsort(lengths, /*dim=*/0, /*descending=*/true);
+      sequence.order = data_or_null<int64_t>(order);
     }
-    if (layer.reset) {
-      reset = layer.reset->contiguous();
-      sequence.reset = reset.const_data_ptr<bool>();
-    }
+    if (layer.reset) reset = layer.reset->contiguous();
+    sequence.reset = data_or_null<bool>(reset);
   }
 };
 

@@ -61,7 +61,6 @@ STEPS = [{}, op_call.PACKED, op_call.RAGGED, MASKED, {"norms": True, **MASKED}]
 
 
 @pytest.mark.parametrize("options", [*STEPS, {"proj_size": 4, **MASKED}], ids=str)
-@pytest.mark.parametrize("kind", ["float32"], indirect=True)
 def test_events_of_a_step(kind, options):
     """A step is a product of ATen and a kernel of ours; with a projection, two of each."""
 
@@ -92,14 +91,12 @@ def test_engine(kind, engine, options):
         Call(kind, **options).check(engine)
 
 
-@pytest.mark.parametrize("kind", ["float32"], indirect=True)
 def test_auto_is_stepwise(kind):
     call = Call(kind, hidden_size=64)
     auto, stepwise, persistent = (call.forward(e)[0] for e in ("auto", "stepwise", "persistent"))
     assert torch.equal(auto, stepwise) and not torch.equal(auto, persistent)
 
 
-@pytest.mark.parametrize("kind", ["float32"], indirect=True)
 def test_recurrent_dropout_is_stepwise(kind):
     call = Call(kind, h_mask=True)
     saved = call.forward("stepwise")
@@ -118,7 +115,6 @@ def test_h_0_that_starts_anywhere(kind):
 
 
 @pytest.mark.parametrize("engine, options", op_call.GPU_CALLS, ids=str)
-@pytest.mark.parametrize("kind", ["float32"], indirect=True)
 def test_any_strides(kind, engine, options):
     for seed in range(4 if options.get("batch", 5) == 5 else 0):
         call, restride = Call(kind, **options), Draw(seed).restride
@@ -136,9 +132,8 @@ def test_either_backward_takes_either_forward(kind, forward, backward):
     call.check_backward(call.backward(call.forward(forward), backward))
 
 
-@pytest.mark.parametrize("kind", ["float32"], indirect=True)
 @pytest.mark.parametrize("form", ["packed", "lengths"])
-@pytest.mark.parametrize("engine", ["stepwise", "persistent"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_gradients_of_gates(kind, form, engine):
     call = Call(kind, form, directions=2, reset=form == "lengths")
     saved = call.forward(engine)
@@ -150,7 +145,7 @@ def test_gradients_of_gates(kind, form, engine):
 
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16"], indirect=True)
-@pytest.mark.parametrize("engine", ["stepwise", "persistent"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_padding_may_hold_anything(kind, engine):
     call = Call(kind, "lengths", directions=2)
     call.input = call.input.masked_fill(~call.live[..., None], float("nan"))
@@ -163,9 +158,12 @@ MEMSET, LAUNCH, COOPERATIVE_LAUNCH = range(3)  # kinds of events
 
 
 @pytest.fixture
-def use():
-    yield lambda device, stream: ops().use(device, stream)
+def device():
+    """The emulated device, which has its usual settings again after a test."""
+    yield ops()
     ops().use(0, 0)
+    ops().refuse(SMS, 720)
+    ops().set_code(90)
 
 
 LARGE = [dict(hidden_size=200), dict(batch=40, hidden_size=64)]
@@ -173,16 +171,16 @@ LARGE = [dict(hidden_size=200), dict(batch=40, hidden_size=64)]
 
 @pytest.mark.parametrize("options", [{}, op_call.PACKED, op_call.RAGGED, *LARGE], ids=str)
 @pytest.mark.parametrize("kind", ["float32", "bfloat16"], indirect=True)
-def test_launches(kind, options, use):
+def test_launches(kind, options, device):
     """Kernels run on the call's stream, after the memory for exchanged values is cleared."""
     call = Call(kind, **options)
-    use(1, 7)
-    ops().take_events()
+    device.use(1, 7)
+    device.take_events()
     saved = call.forward("persistent")
-    forward = ops().take_events()
+    forward = device.take_events()
     call.backward(saved, "persistent")
-    for events, rows in ((forward, 1), (ops().take_events(), 4)):
-        assert {(device, stream) for _, device, stream, _, _ in events} == {(1, 7)}
+    for events, rows in ((forward, 1), (device.take_events(), 4)):
+        assert {(index, stream) for _, index, stream, _, _ in events} == {(1, 7)}
         kinds = [kind for kind, *_ in events]
         first = kinds.index(COOPERATIVE_LAUNCH)
         assert kinds[first - 1] == MEMSET and MEMSET not in kinds[first:]
@@ -202,21 +200,13 @@ def test_one_step_from_c_0_of_either_dtype(kind, options):
         call.check("auto")
 
 
-@pytest.fixture
-def refuse():
-    """A function that sets the CUDA error with which the device refuses persistent launches."""
-    yield lambda code: ops().refuse(1, code)
-    ops().refuse(SMS, 720)
-
-
 # cudaErrorInvalidConfiguration, ...LaunchOutOfResources, ...CooperativeLaunchTooLarge,
 # ...NotPermitted, ...NotSupported, ...IllegalAddress
 @pytest.mark.parametrize("code", [9, 701, 720, 800, 801, 700])
-@pytest.mark.parametrize("kind", ["float32"], indirect=True)
-def test_a_refused_launch_is_an_error(kind, code, refuse):
+def test_a_refused_launch_is_an_error(kind, code, device):
     call = Call(kind, directions=2)
     saved = call.forward("persistent")
-    refuse(code)
+    device.refuse(1, code)
     expected = "launch of the persistent engine with .* failed: .*FASTLSTM_FREE_SMS=N leaves"
     for run_it in (call.forward, lambda engine: call.backward(saved, engine)):
         with pytest.raises(RuntimeError, match=expected):
@@ -224,24 +214,16 @@ def test_a_refused_launch_is_an_error(kind, code, refuse):
     call.check_forward(call.forward("stepwise"))
 
 
-@pytest.fixture
-def compiled_for():
-    """A function that sets the capability that the kernels were compiled for; 0: no kernels."""
-    yield lambda capability: ops().set_code(capability)
-    ops().set_code(90)
-
-
-@pytest.mark.parametrize("kind", ["float32"], indirect=True)
-def test_code_for_older_gpus_is_stepwise(kind, compiled_for):
+def test_code_for_older_gpus_is_stepwise(kind, device):
     call, expected = Call(kind), Call(kind).forward("stepwise")
-    assert ops().cuda_device(0) == (SMS, 90, "")
-    compiled_for(75)
-    assert ops().cuda_device(0) == (SMS, 75, "")
+    assert device.cuda_device(0) == (SMS, 90, "")
+    device.set_code(75)
+    assert device.cuda_device(0) == (SMS, 75, "")
     assert torch.equal(call.forward("auto")[0], expected[0])
     with pytest.raises(RuntimeError, match="on sm_75 with 24 SMs"):
         call.forward("persistent")
-    compiled_for(0)
-    assert ops().cuda_device(0) == (SMS, 0, "")
+    device.set_code(0)
+    assert device.cuda_device(0) == (SMS, 0, "")
 
 
 RUN_ON_4_SMS = """
@@ -269,7 +251,6 @@ def test_variables_of_the_environment():
         assert f'{name}: expected a number of {what} or more, got "{value}"' in done.stdout
 
 
-@pytest.mark.parametrize("kind", ["float32"], indirect=True)
 def test_bits_do_not_depend_on_the_batch(kind):
     call = Call(kind, batch=9)
     # Multiples of 1/8: ATen's product with W_ih is exact, so its rounding depends on no other rows.
@@ -280,7 +261,6 @@ def test_bits_do_not_depend_on_the_batch(kind):
     assert torch.equal(call.forward("persistent")[0], whole[:, 3:5])
 
 
-@pytest.mark.parametrize("kind", ["float32"], indirect=True)  # restores the flags
 def test_float32_is_multiplied_as_torch_backends_cuda_matmul_says(kind):
     """The setting for cuDNN does not matter, and settings of other threads do not change."""
     call = Call(kind, hidden_size=64)
