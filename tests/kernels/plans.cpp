@@ -93,7 +93,7 @@ void check_plan(const std::string& what, const CpuTask& task, const CpuMachine& 
     check(gemm.trains() && !task.prepacked && (same_dtype || task.steps == 1) &&
               (task.backward || gemm.takes(found.dtype)),
           what, ": a form that these kernels do not have");
-    const int64_t few_rows = task.backward ? 48 : 12;
+    const int64_t few_rows = task.backward ? 192 : 12;
     check(
         form != MatrixForm::kInPlace || (task.batch <= few_rows && (same_dtype || !task.backward)),
         what, ": many rows times weights in place");

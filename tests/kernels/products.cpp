@@ -222,16 +222,17 @@ struct Problem {
   void check_unpacked_columns(const Matrix<A>& expected) const {
     const int64_t lanes = gemm.lanes, stride = b.of_row[0].size();
     const std::vector<T> columns = b.joined();  // [N,k_begin + K]
-    std::vector<A> padded_bias(N + lanes);
+    std::vector<A> padded_bias(N + 2 * lanes);
     if (before == Before::kBias) std::copy_n(bias.of_row[0].begin(), N, padded_bias.begin());
-    for (int64_t n = 0; n < N; n += lanes) {
-      const int64_t count = std::min(lanes, N - n);
-      Matrix<A> c(rows, N + lanes);
+    const int64_t most = rows == 1 ? 2 * lanes : lanes;
+    for (int64_t n = 0; n < N; n += most) {
+      const int64_t count = std::min(most, N - n);
+      Matrix<A> c(rows, N + most);
       fill(c);
       std::vector<void*> to;
       for (auto& row : c.of_row) to.push_back(&row[n]);
       auto product = panel_product(0, 0, rows, to.data(), before);
-      product.panel = nullptr, product.shape = {0, lanes, 1};
+      product.panel = nullptr, product.shape = {0, most, 1};
       if (product.bias) product.bias = &padded_bias[n];
       const T* const from = &columns[n * stride];
       gemm.multiply_unpacked_columns(product, {from, stride, count}, from);

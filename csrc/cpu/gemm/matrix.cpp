@@ -150,14 +150,18 @@ void Matrix::multiply_on_demand(Call call, const Range& panels, Scratch& buffer)
 void Matrix::multiply_columns_in_place(const Call& call, const Range& panels) const {
   const int64_t gates = source_.gates;
   for (int64_t gate = 0; gate < gates; ++gate)
-    for (int64_t p = panels.begin + gate; p < panels.end; p += gates) {
+    for (int64_t p = panels.begin + gate, last; p < panels.end; p = last + gates) {
+      last = call.rows == 1 && gemm_->unpacked_vectors_of_one_row > 1 && p + gates < panels.end
+                 ? p + gates
+                 : p;
       const int64_t next_gate_panel = std::min(panels.begin + (gate + 1) % gates, panels.end - 1);
-      const int64_t next_panel = p + gates < panels.end ? p + gates : next_gate_panel;
-      const UnpackedColumns columns = unpacked_columns(p);
+      const int64_t next_panel = last + gates < panels.end ? last + gates : next_gate_panel;
+      UnpackedColumns columns = unpacked_columns(p);
+      if (last > p) columns.count += unpacked_columns(last).count, columns.vectors_apart = gates;
       for (int64_t k = 0; k < K_; k += call.kc) {
         const int64_t end = std::min(k + call.kc, K_);
         const void* const next = end < K_ ? columns.first : unpacked_columns(next_panel).first;
-        gemm_->multiply_unpacked_columns(product_of(call, {p, p + 1}, k), columns,
+        gemm_->multiply_unpacked_columns(product_of(call, {p, last + 1}, k), columns,
                                          static_cast<const char*>(next) + gemm_->bytes(end % K_));
       }
     }

@@ -85,10 +85,11 @@ struct PanelColumn {
 };
 
 // `count` columns of a matrix that is not packed. If the matrix is transposed, its columns lie
-// `stride` elements apart, otherwise its rows do.
+// `stride` elements apart, otherwise its rows do. The sums of a second vector of columns are
+// written `vectors_apart` vectors after those of the first.
 struct UnpackedColumns {
   const void* first;
-  int64_t stride, count;
+  int64_t stride, count, vectors_apart = 1;
 };
 
 // A kernel that a format does not need is nullptr.
@@ -112,8 +113,9 @@ struct GemmFunctions {
   void (*put_rows)(const PanelProduct& product, const void* sums, int64_t stride);
 
   // The next four are for training, and for weights that are not prepacked.
-  // Like `multiply`, with a vector of columns of a transposed matrix in place of a panel. The sums
-  // of lanes without a column are arbitrary. `next`: the terms of the next call, to be prefetched.
+  // Like `multiply`, with a vector of columns of a transposed matrix in place of a panel, or two
+  // vectors if there is one row. The sums of lanes without a column are arbitrary. `next`: the
+  // terms of the next call, to be prefetched.
   void (*multiply_unpacked_columns)(const PanelProduct& product, const UnpackedColumns& columns,
                                     const void* next);
   // Like `multiply`, with columns of a matrix that is not transposed in place of a panel. Elements
@@ -142,7 +144,8 @@ struct GemmTuning {
   double l2_share = 0.75;  // of the L2 cache for the panels of a step; rows and sums need the rest
   // For one call of `multiply`. One row with one panel has too few sums to hide latency.
   int64_t panels_at_once = 1, panels_at_once_of_one_row = 1;
-  const char* instruction_set = nullptr;  // a name for users
+  int64_t unpacked_vectors_of_one_row = 1;  // 2 hide latency, but read twice as many columns
+  const char* instruction_set = nullptr;    // a name for users
   // Kernels for fewer rows than the limit, with the same panels and the same bits.
   int64_t few_rows_limit = 0;
   const GemmKernels* few_rows_gemm = nullptr;

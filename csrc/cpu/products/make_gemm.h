@@ -27,6 +27,7 @@ static constexpr GemmKernels make_training_gemm(Format format) {
   if constexpr (sizeof(T) < sizeof(A)) gemm.put_rows = put_rows<A, T>;
   // Every tile of rows transposes the squares again. AVX-512 has registers for tiles of 8 rows.
   gemm.multiply_unpacked_columns = multiply_unpacked_columns<(sizeof(Vec<A>) == 64 ? 8 : R), T, A>;
+  gemm.unpacked_vectors_of_one_row = sizeof(Vec<A>) == 64 ? 1 : 2;
   if constexpr (sizeof(T) == sizeof(A))
     gemm.multiply_unpacked_rows = multiply_unpacked_rows<R, V, A>;
   gemm.transpose = transpose<T>, gemm.sum_rows = sum_rows<T, A>;

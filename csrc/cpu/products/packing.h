@@ -43,8 +43,8 @@ FASTLSTM_INLINE void transpose_square(Vec<A> (&x)[Vec<A>::lanes]) {
 template <typename A>
 static void transpose_vector(const A* const* from, int64_t K, A* to, int64_t stride) {
   constexpr int L = Vec<A>::lanes;
-  int64_t k = 0;
-  for (; k + L <= K; k += L) {
+  for (int64_t next = 0; next < K && K >= L; next += L) {
+    const int64_t k = next + L <= K ? next : K - L;  // the last square repeats elements
     Vec<A> x[L];
 #pragma GCC unroll 16
     for (int n = 0; n < L; ++n) x[n] = Vec<A>::load(from[n] + k);
@@ -52,7 +52,7 @@ static void transpose_vector(const A* const* from, int64_t K, A* to, int64_t str
 #pragma GCC unroll 16
     for (int n = 0; n < L; ++n) x[n].store(to + (k + n) * stride);
   }
-  for (; k < K; ++k)  // by memcpy: a pair of 16-bit elements may not be aligned to 32 bits
+  for (int64_t k = 0; k < K && K < L; ++k)  // by memcpy, since pairs of 16 bits may not be aligned
     for (int n = 0; n < L; ++n) __builtin_memcpy(to + k * stride + n, from[n] + k, sizeof(A));
 }
 

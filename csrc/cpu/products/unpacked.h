@@ -4,7 +4,9 @@
 // A transposed matrix: squares of lanes x lanes elements are transposed in registers and multiplied
 // from there. With few rows memory bounds the product. So each column is prefetched a few cache
 // lines ahead, also beyond its end, because the prefetcher of a processor starts anew with every
-// column. With more rows the shuffles bound it, because every tile of rows repeats them.
+// column. With more rows the shuffles bound it, because every tile of rows repeats them. The sums
+// of one row and one vector of columns would be one chain of dependent instructions, so a single
+// row is multiplied by two vectors at a time.
 //
 // A matrix that is not transposed: register tiles read its rows like those of a panel, only a few
 // rows at a time. The sums wait in a buffer meanwhile. So each page of the matrix is visited once;
@@ -15,10 +17,10 @@
 
 namespace fastlstm::FASTLSTM_ISA {
 
-// Adds n terms from term k on to the sums: sum[r] += a[r][k + i] * columns[k + i] for i < n. A
-// square has n = lanes * terms_per_lane terms; fewer only at the end of a sum.
+// Adds terms [k + begin, k + end) to the sums: sum[r] += a[r][k + i] * columns[k + i]. They are
+// terms of a square, which has lanes * terms_per_lane terms from term k on.
 template <int R, typename T, typename A>
-FASTLSTM_INLINE void add_square(const T* const* a, int64_t k, int64_t n,
+FASTLSTM_INLINE void add_square(const T* const* a, int64_t k, int64_t begin, int64_t end,
                                 const UnpackedColumns& columns, Vec<A> (&sum)[R]) {
   using Step = DotStep<T>;
   constexpr int L = Vec<A>::lanes, P = Step::terms_per_lane;
@@ -26,63 +28,94 @@ FASTLSTM_INLINE void add_square(const T* const* a, int64_t k, int64_t n,
   auto* column = static_cast<const T*>(columns.first) + k;
 #pragma GCC unroll 16
   for (int l = 0; l < L; ++l) {
-    x[l] = n == L * P ? Vec<A>::load(column) : Step::load_first(column, n);
+    x[l] = end == L * P ? Vec<A>::load(column) : Step::load_first(column, end);
     if (l + 1 < columns.count) column += columns.stride;  // otherwise repeats the last column
   }
   transpose_square(x);
 #pragma GCC unroll 16
   for (int l = 0; l < L; ++l) {
-    if (l * P >= n) return;
+    if (l * P < begin) continue;
+    if (l * P >= end) return;
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const T* const terms = a[r] + k + l * P;
-      const Vec<A> row =
-          l * P + P <= n ? Step::template broadcast<P>(terms) : Step::template broadcast<1>(terms);
+      const Vec<A> row = l * P + P <= end ? Step::template broadcast<P>(terms)
+                                          : Step::template broadcast<1>(terms);
       sum[r] = Step::multiply_add(row, x[l], sum[r]);
     }
   }
 }
 
-template <typename T, typename A, int R>
+// Like add_square, with the last n terms, from term k on. If `repeats`, the square begins with
+// terms before term k, which are loaded again and not added.
+template <int R, typename T, typename A>
+FASTLSTM_INLINE void add_last_terms(const T* const* a, int64_t k, int64_t n, bool repeats,
+                                    const UnpackedColumns& columns, Vec<A> (&sum)[R]) {
+  constexpr int L = Vec<A>::lanes;
+  if (DotStep<T>::terms_per_lane == 1 && repeats)
+    add_square(a, k + n - L, L - n, L, columns, sum);
+  else
+    add_square(a, k, 0, n, columns, sum);
+}
+
+// Multiplies R rows by V vectors of columns.
+template <typename T, typename A, int R, int V>
 static void multiply_unpacked_tile(const PanelProduct& p, const UnpackedColumns& columns,
-                                   const void* next, Int<R>, int64_t first_row) {
+                                   const void* next, Int<R>, Int<V>, int64_t first_row) {
   constexpr int L = Vec<A>::lanes, square = L * DotStep<T>::terms_per_lane;
   constexpr int64_t kTermsAhead = 512 / sizeof(T);  // of the prefetch
-  const T* a[R];
-  Vec<A> sum[R], partial[R];
+  const T *a[R], *next_terms = static_cast<const T*>(next);
+  UnpackedColumns vector[V];
+  Vec<A> sum[V][R], partial[V][R];
+  for (int r = 0; r < R; ++r) a[r] = static_cast<const T*>(p.a[first_row + r]);
 #pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
-    a[r] = static_cast<const T*>(p.a[first_row + r]);
-    sum[r] = Vec<A>(A(0));
-  }
+  for (int i = 0; i < V * R; ++i) sum[i / R][i % R] = Vec<A>(A(0));
+  for (int v = 0; v < V; ++v)
+    vector[v] = {static_cast<const T*>(columns.first) + v * L * columns.stride, columns.stride,
+                 columns.count - v * L};
   const int64_t end = p.k_begin + p.K;
   for (int64_t first = p.k_begin; first < end; first += kTermsPerPartialSum) {
     const int64_t last = end - first < kTermsPerPartialSum ? end : first + kTermsPerPartialSum;
+    for (int v = 0; v < V; ++v)
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) partial[r] = Vec<A>(A(0));
+      for (int r = 0; r < R; ++r) partial[v][r] = Vec<A>(A(0));
     int64_t k = first;
     for (; k + square <= last; k += square) {
       const int64_t ahead = k + kTermsAhead;
-      auto* fetched = ahead < end ? static_cast<const T*>(columns.first) + ahead
-                                  : static_cast<const T*>(next) + (ahead - end);
+      const bool is_new_line = sizeof(Vec<A>) == 64 || (k - first) % (64 / sizeof(T)) == 0;
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) {
+        auto* fetched = ahead < end ? static_cast<const T*>(vector[v].first) + ahead
+                                    : next_terms + v * L * columns.stride + (ahead - end);
 #pragma GCC unroll 16
-      for (int l = 0; l < L; ++l, fetched += columns.stride) __builtin_prefetch(fetched);
-      add_square(a, k, square, columns, partial);
+        for (int l = 0; l < L && is_new_line; ++l, fetched += columns.stride)
+          __builtin_prefetch(fetched);
+        add_square(a, k, 0, square, vector[v], partial[v]);
+      }
     }
-    if (k < last) add_square(a, k, last - k, columns, partial);
+    for (int v = 0; v < V; ++v) {
+      if (k < last)
+        add_last_terms(a, k, last - k, last - p.k_begin >= square, vector[v], partial[v]);
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) sum[r] = first == p.k_begin ? partial[r] : sum[r] + partial[r];
+      for (int r = 0; r < R; ++r)
+        sum[v][r] = first == p.k_begin ? partial[v][r] : sum[v][r] + partial[v][r];
+    }
   }
+  for (int v = 0; v < V; ++v)
 #pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) put_sums(p, sum[r], static_cast<A*>(p.c[first_row + r]), 0);
+    for (int r = 0; r < R; ++r)
+      put_sums(p, sum[v][r], static_cast<A*>(p.c[first_row + r]), v * columns.vectors_apart);
 }
 
 // GemmFunctions::multiply_unpacked_columns.
 template <int R, typename T, typename A>
 static void multiply_unpacked_columns(const PanelProduct& p, const UnpackedColumns& columns,
                                       const void* next) {
-  for_row_tiles<R>(p.rows,
-                   [&](auto... tile) { multiply_unpacked_tile<T, A>(p, columns, next, tile...); });
+  if (columns.count > Vec<A>::lanes)
+    return multiply_unpacked_tile<T, A>(p, columns, next, Int<1>(), Int<2>(), 0);
+  for_row_tiles<R>(p.rows, [&](auto rows, int64_t first_row) {
+    multiply_unpacked_tile<T, A>(p, columns, next, rows, Int<1>(), first_row);
+  });
 }
 
 // The terms (rows of the matrix) that are multiplied at a time, while the next are prefetched.
