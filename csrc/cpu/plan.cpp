@@ -114,7 +114,7 @@ MatrixForm matrix_form(const CpuTask& task, const CpuMachine& machine, const Cpu
   const int64_t times_l2 = gemm.bytes(4 * task.hidden_size * K) / machine.l2_cache_bytes;
   const int64_t few_reads = std::min<int64_t>(3 + times_l2, 16);
   // In place, a forward product transposes the weights in registers anew for every tile of rows.
-  const int64_t few_rows = reads > 1 ? 8 : task.backward ? 192 : 12;
+  const int64_t few_rows = reads > 1 ? 8 : task.backward ? 192 : 16;
   if (rows <= few_rows && reads <= few_reads && (same_bits || !task.backward))
     return MatrixForm::kInPlace;
   const bool is_forward_step = task.steps == 1 && !task.backward;

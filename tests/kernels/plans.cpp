@@ -93,7 +93,7 @@ void check_plan(const std::string& what, const CpuTask& task, const CpuMachine& 
     check(gemm.trains() && !task.prepacked && (same_dtype || task.steps == 1) &&
               (task.backward || gemm.takes(found.dtype)),
           what, ": a form that these kernels do not have");
-    const int64_t few_rows = task.backward ? 192 : 12;
+    const int64_t few_rows = task.backward ? 192 : 16;
     check(
         form != MatrixForm::kInPlace || (task.batch <= few_rows && (same_dtype || !task.backward)),
         what, ": many rows times weights in place");
@@ -211,7 +211,7 @@ void check_forms(const NamedMachine& named) {
       check(found == expected, named.name, ", backward ", backward, ", T ", steps, ", B ", batch,
             ", H ", size, ": form ", int(found));
     };
-    is(MatrixForm::kInPlace, 1, 12, 64);
+    is(MatrixForm::kInPlace, 1, 16, 64);
     is(MatrixForm::kInPlace, 7, 8, 1494);
     is(MatrixForm::kPanels, 7, 8, 64);
     is(MatrixForm::kPanels, 100, 8, 1494);
