@@ -76,7 +76,7 @@ ForwardResult call_lstm(const LstmCall& call, const ForwardOptions& options);
 BackwardResult call_lstm_backward(const LstmCall& call, const BackwardArguments& arguments);
 
 // The dispatcher passes a member of type T of the structs above as a Passed<T>. `owned` converts it
-// to a T. The functions `passed` and `options_of` have no body: only decltype uses them.
+// to a T. `passed` and `options_of` are never called: only decltype uses them.
 c10::string_view passed(const std::string&);
 at::TensorList passed(const std::vector<Tensor>&);
 bool passed(const bool&);

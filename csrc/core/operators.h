@@ -1,4 +1,4 @@
-// The ATen operators that csrc calls: the headers of all operators take ten seconds to compile.
+// Only the ATen operators that csrc calls: the headers of all take ten seconds to compile.
 #pragma once
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/_unsafe_view.h>

@@ -16,8 +16,8 @@
 #include <cstring>
 
 // FASTLSTM_INLINE makes a function always inline, and with nvcc a function of host and device.
-// FASTLSTM_INLINE_LAMBDA does so after the parameters of a long lambda. GCC inlines only short ones
-// by itself, and it does not vectorize a loop that contains a call.
+// FASTLSTM_INLINE_LAMBDA, after the parameters of a lambda, makes the lambda always inline: GCC
+// inlines only short lambdas by itself, and it does not vectorize a loop that contains a call.
 #if defined(__CUDACC__)
 #define FASTLSTM_INLINE __host__ __device__ __forceinline__
 #define FASTLSTM_INLINE_LAMBDA
@@ -128,9 +128,9 @@ FASTLSTM_INLINE Exponential<A> exponential(const A& x) {
   return {power_of_two<exponent_offset>(shifted, k), r * expm1_over_r<C, factor>(r)};
 }
 
-// Returns 1 / (1 + exp(-x)), computed as 4 / (4 + 4 exp(-x)). Both formulas give the same bits, but
-// for the largest k, 126 (in double 1022), 4 exp(-x) overflows to infinity. Then the result is 0,
-// while the first formula would give a number that is subnormal or nearly so.
+// Returns 1 / (1 + exp(-x)), computed as 4 / (4 + 4 exp(-x)). Both formulas give the same bits
+// except for the largest k, 126 (in double 1022): then 4 exp(-x) overflows to infinity and the
+// result is 0, while the first formula would give a number that is subnormal or nearly so.
 template <typename C, typename A>
 FASTLSTM_INLINE A sigmoid(const A& x) {
   const Exponential<A> e = exponential<C, -1, 2>(clamp(x, A(C::max_exponent)));

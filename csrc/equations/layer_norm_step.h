@@ -53,8 +53,8 @@ FASTLSTM_INLINE Normalizer<A> normalizer(const ThreadGroup& group, int64_t n, A 
 }
 
 // Returns a function of k, the gradient of element x(k) of a row. d(k) is the gradient of LN of the
-// element. One part of the result comes through the mean of the row, which the mean of d gives, and
-// one through its standard deviation, which the mean of d * LN(x) gives.
+// element. The mean of d gives the part of the result that comes through the mean of the row, and
+// the mean of d * LN(x) gives the part that comes through the standard deviation of the row.
 template <typename A, typename ThreadGroup, typename X, typename D>
 FASTLSTM_INLINE auto normalizer_gradient(const ThreadGroup& group, int64_t n, A inverse_n,
                                          const Normalizer<A>& normal, const X& x, const D& d) {

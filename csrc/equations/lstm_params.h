@@ -5,7 +5,7 @@
 // arithmetic (float for the 16-bit types, else T itself).
 //
 // Only `lengths`, `reset`, `reset_after` and `h_mask` may be nullptr. An output that is not
-// requested points to another output, and a missing gradient is one row of zeros with stride 0.
+// requested gets the pointer of another output. A missing gradient is one row of zeros, stride 0.
 //
 // A row is live at step t if it has not ended: t < lengths[row]. A dead row keeps its state, and
 // its output is zero. All rows of packed data and of dense data are live.
@@ -18,7 +18,7 @@ struct Step {
   static constexpr bool kWholeRows = false;  // whether a kernel needs sums over a whole row
 
   int64_t t, rows, hidden_size;
-  int64_t prev_rows;       // WalkStep::prev_rows: the rows from here on start from h_0, c_0
+  int64_t prev_rows;       // WalkStep::prev_rows; the rows from this index on start from h_0, c_0
   bool reverse;            // whether the walk goes from the last step to the first
   const int64_t* lengths;  // [rows], or nullptr if all rows are live
   const bool* reset;       // [rows] whether the state is zeroed before this step; nullptr: no row
@@ -30,7 +30,7 @@ struct HiddenOutput : Step {
   T* h_state;       // [rows,H] receives h_t
   const T* h_mask;  // [rows,H] W_hh multiplies h_mask * h; nullptr: W_hh multiplies h
   T* h_masked;      // [rows,H] receives h_mask * h_t; not used without h_mask
-  T* output;  // [rows,H] receives h_t, 0 for dead rows. May be h_state, then dead rows lose it
+  T* output;  // [rows,H] receives h_t, 0 for dead rows; may be h_state (dead rows then lose h)
   int64_t output_stride;
 };
 

@@ -1,6 +1,6 @@
-// The Autocast keys. Like nn.LSTM, the op casts its tensors to the autocast dtype of 16 bits,
-// except on a CPU a float32 c_0 of a layer with a projection. Autocast caches the cast copy of a
-// weight until the autocast region ends.
+// The Autocast keys. Like nn.LSTM, the op casts its tensors to the autocast dtype of 16 bits. One
+// exception: on a CPU, a layer with a projection keeps a float32 c_0. Autocast caches the cast copy
+// of a weight until the autocast region ends.
 #include <ATen/autocast_mode.h>
 #include <torch/library.h>
 

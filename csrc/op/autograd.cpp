@@ -22,8 +22,8 @@ OptionalTensor if_defined(const Tensor& tensor) {
 
 // Returns an alias of `tensor` without its autograd graph; a wrapper tensor is returned itself. The
 // alias shares the version counter, by which autograd detects writes in place, and keeps the memory
-// if the user assigns `weight.data = other`. An output would instead make a reference cycle with
-// its node, and the cycle would leak if a hook of saved tensors raises.
+// if the user assigns `weight.data = other`. Saving an output itself would make a reference cycle
+// of the output and its node, which would leak if a hook of saved tensors raises an error.
 Tensor detached_alias(const Tensor& tensor) {
   if (is_wrapper(tensor)) return tensor;
   return Tensor(tensor.unsafeGetTensorImpl()->shallow_copy_and_detach(
@@ -97,7 +97,7 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
     const auto layout = WeightLayout::of(saved.call.layout);
     const bool input_needs_grad = ctx->needs_input_grad(0);
     const bool state_needs_grad = ctx->needs_input_grad({{1, 3}});
-    // If no weight needs a gradient, a request for d_gates instead skips the GEMMs for the weights.
+    // If no weight needs a gradient, lstm_backward returns d_gates and skips the weights' GEMMs.
     const bool weights_need_grad = ctx->needs_input_grad({{kFirstWeight, end}});
     const bool return_d_gates = !weights_need_grad && !layout.normalizes;
     // The guard makes the dispatcher skip its slow fallback for ops without an Autograd kernel.

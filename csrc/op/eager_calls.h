@@ -102,7 +102,7 @@ inline Tensor as_step(const Tensor& rows, bool skips_dispatcher) {
 }
 inline Tensor as_rows(const Tensor& state, bool skips_dispatcher) {
   const c10::SmallVector<int64_t, 4> sizes(state.sizes().begin() + 1, state.sizes().end());
-  // No view, because autograd drops the hooks of a view that is written to in place.
+  // _unsafe_view makes no view for autograd, which drops the hooks of a view written in place.
   if (!skips_dispatcher) return at::_unsafe_view(state, sizes);
   state.unsafeGetTensorImpl()->set_sizes_contiguous(sizes);
   return state;
@@ -195,8 +195,8 @@ constexpr const char* kPlainNames[] = {
     "batch_first", "dropout"};
 static_assert(sizeof(PlainArguments) == std::size(kPlainNames) * sizeof(PyObject*));
 
-// Reads the arguments of a Python call, which must name all of them in this order. Only a defect of
-// fastlstm's Python files gives other names. They do not catch the SystemError.
+// Reads the arguments of a Python call, which must name all of them in the order of kPlainNames.
+// Other names are a defect of fastlstm's Python files, which do not catch the SystemError.
 inline PlainArguments plain_arguments(PyObject* const* values, PyObject* names) {
   static const auto expected = [] {
     std::vector<PyObject*> all;

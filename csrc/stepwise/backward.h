@@ -42,7 +42,7 @@ struct BackwardTensors {
   }
 
   // Appends the gradients of one direction's weights, and adds the direction's part of grad_input.
-  // It is called for direction 0 first. Without layer normalization the first three are equal.
+  // It is called for direction 0 first. Without layer normalization the three [R,4H] are the same.
   //   d_gates    [R,4H] the gradient of the pre-activations
   //   d_x_gates  [R,4H] the gradient of W_ih x
   //   d_h_gates  [R,4H] the gradient of W_hh h_{t-1}
@@ -109,7 +109,7 @@ class StepwiseBackward : DirectionWalk {
         StepKernels::run(norms_->step(step, norm_weights<T>(), now->offset));
       else
         StepKernels::run(step);
-      // At the first step of the walk this is the gradient of h_0, which may not be requested.
+      // At the first step of the walk the GEMM gives dL/dh_0, which may not be requested.
       if (call_.request.state || now->prev_rows > 0)
         dh.at(0, now->rows).addmm_(d_h_gates.at(now->offset, now->rows), w_.w_hh);
     }
