@@ -33,7 +33,7 @@ static KernelTable choose() {
   GemmTable& gemms = table.gemms;
   gemms[Format::bfloat16x2] = &amx.bfloat16x2;
   if (gemms[Format::bfloat16] == &avx512_bf16::bfloat16_gemm &&
-      gemms[Format::int8] == &avx512_vnni::int8_gemm)  // the AMX kernels use their functions
+      gemms[Format::int8] == &avx512_vnni::int8_gemm)  // the AMX kernels call these
     gemms[Format::bfloat16] = &amx.bfloat16, gemms[Format::int8] = &amx.int8;
 #endif
   return table;

@@ -11,7 +11,7 @@ namespace {
 // A thread is used only if it gets at least this much work, since waking it takes microseconds.
 constexpr int64_t kWalkMultiplyAddsPerThread = 1 << 21;  // in all steps of a walk
 constexpr int64_t kStepMultiplyAddsPerThread = 1 << 17;  // in a single step
-constexpr int64_t kStepBytesPerThread = 128 << 10;       // of prepacked weights, counted per 4 rows
+constexpr int64_t kStepBytesPerThread = 128 << 10;       // prepacked weights, read for every 4 rows
 
 // The largest number of rows for which panels are packed on demand.
 constexpr int64_t kMaxRowsOnDemand = 512;
@@ -105,8 +105,8 @@ MatrixForm matrix_form(const CpuTask& task, const CpuMachine& machine, const Cpu
   const GemmKernels& gemm = *plan.gemm;
   const bool same_bits = forms_give_same_bits(task, plan);
   // If the bits differ, only a single step may have another form than panels. A forward step in
-  // another form uses the training kernels of its dtype, which must exist. Before a backward pass,
-  // the kernels for panels must not encode rows either, so that both passes round alike.
+  // another form uses the training kernels of its dtype, which must exist and do not encode rows.
+  // If a backward pass follows, `gemm` must not encode rows either: then both passes round alike.
   const bool step_has_kernels = machine.training_gemm(plan.dtype) && task.is_dense &&
                                 (!task.saves_for_backward || gemm.takes(plan.dtype));
   if (!same_bits && (task.steps > 1 || task.prepacked || !(task.backward || step_has_kernels)))

@@ -1,9 +1,9 @@
 // Pointers to the rows of a layer, for dense, packed, ragged and batch-first input alike.
 //
-// A row is one sequence of the batch. The CPU engine numbers rows by length: row 0 is the longest.
-// So the live rows of a step, those that have not ended, are always the rows [0, live_rows(t)).
-// Tensors [B,...] have a row at batch_index(row), and tensors [R,...] or [T,B,...] have its element
-// of step t at flat_index(t, row).
+// A row is one sequence of the batch. The tiled engine numbers rows by length: row 0 is the
+// longest. So the live rows of a step, those that have not ended, are always the rows [0,
+// live_rows(t)). Tensors [B,...] have a row at batch_index(row), and tensors [R,...] or [T,B,...]
+// have its element of step t at flat_index(t, row).
 #pragma once
 #include <algorithm>
 #include <cstring>
@@ -92,7 +92,7 @@ struct DirectionRows {
   const SortedRows& rows;
   const bool reverse, backward;  // whether the direction is the reverse one, and the pass
 
-  // Returns the time of the k-th step of the pass, and also k for a time.
+  // Returns the time of the k-th step of the pass, or, given a time, its k.
   int64_t time(int64_t k) const { return reverse != backward ? rows.steps() - 1 - k : k; }
   // The time steps of a row that the forward pass visits first and last.
   int64_t first_time(int64_t row) const { return reverse ? rows.length(row) - 1 : 0; }

@@ -117,7 +117,7 @@ FASTLSTM_INLINE Vec<A> operator-(const Vec<A>& a) {
 typedef int32_t Int32Vec __attribute__((vector_size(FASTLSTM_VECTOR_BYTES)));
 using Int8Quads = Int32Vec;  // each lane holds four int8, neighboring terms of a column
 
-// Stores the lowest byte of each lane. Targets overload it, since GCC moves each byte by itself.
+// Stores the lowest byte of each lane. Targets overload it, since GCC moves the bytes one by one.
 template <typename Ints>
 FASTLSTM_INLINE void store_lowest_bytes(const Ints& x, void* to) {
   typedef int8_t Bytes __attribute__((vector_size(sizeof(Ints) / 4)));

@@ -196,8 +196,8 @@ struct Block {
     }
   }
 
-  // Runs one step for kRowTile batch rows. Loads what does not come from other blocks before it
-  // waits for them, and stores what they do not wait for last.
+  // Runs one step for kRowTile batch rows. First it loads what does not come from other blocks,
+  // then it waits for them. Last it stores what other blocks do not wait for.
   template <class Walk>
   __device__ void run_pass(const Walk& walk, const TimeStep& step, int pass) const {
     typename Walk::Inputs inputs[kUnitsPerThread];

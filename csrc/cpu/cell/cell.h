@@ -51,7 +51,7 @@ struct CellKernels {
   void (*prefetch_backward)(const BackwardRow<T>* rows, int64_t count, const Units& units);
   void (*forward)(const ForwardRow<T>* rows, int64_t count, const StepSums<A>& sums,
                   const Units& units);
-  // sums: d_gates_{t+1} W_hh, or dL/dh_t W_hr with a projection; whole vectors, `stride` apart.
+  // sums: d_gates_{t+1} W_hh, or dL/dh_t W_hr with a projection; rows of vectors, `stride` apart.
   void (*backward)(const BackwardRow<T>* rows, int64_t count, const A* sums, int64_t stride,
                    const Units& units);
 };

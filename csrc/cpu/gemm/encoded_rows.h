@@ -1,5 +1,5 @@
 // Encodes rows of T with K elements each in the format that GEMM kernels multiply. Rows that have
-// this format are not copied. 16-bit rows in other formats are widened to float32.
+// this format are not copied. 16-bit rows that do not have it are widened to float32.
 #pragma once
 #include <ATen/Parallel.h>
 

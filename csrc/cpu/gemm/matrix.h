@@ -32,7 +32,7 @@ class Matrix {
  public:
   static constexpr int64_t kAllTogether = 0;  // a value for `groups`
   // Packs the matrix if the form is kPanels; otherwise keeps the source. `groups`: how many groups
-  // of threads will share the panels. If there are enough columns, all get the same number. With
+  // of threads will share the panels. With enough columns, all groups get equally many panels. With
   // kAllTogether panels are as wide as possible, and one call multiplies all of them.
   Matrix(const GemmKernels& gemm, MatrixSource source, int64_t groups,
          MatrixForm form = MatrixForm::kPanels);
@@ -123,8 +123,8 @@ class Matrix {
 Matrix matrix_of(const GemmKernels& gemm, const at::Tensor& w, bool transposed, int64_t groups,
                  MatrixForm form = MatrixForm::kPanels);
 
-// Returns the transpose of a weight W [4H,K], columns in gate order (stages/cells.h): a panel of
-// four vectors, or several narrower neighbors, hold the four gates of the same units. The columns
+// Returns the transpose of a weight W [4H,K], columns in gate order (stages/cells.h): one panel of
+// four vectors, or neighboring narrower panels, hold the four gates of the same units. The columns
 // that pad the last vector repeat the last unit, and nobody reads their sums.
 Matrix gate_matrix_of(const GemmKernels& gemm, const at::Tensor& w,
                       MatrixForm form = MatrixForm::kPanels);

@@ -76,7 +76,7 @@ FASTLSTM_INLINE void for_each_product(const Body& body) {
 }
 
 // Multiplies two tiles of A by a pair of tiles of B. Tiles 0 to 3 hold the sums, 4 and 5 hold A, 6
-// and 7 hold B. If there is a single row, tile 5 holds no row, and nobody reads its sums.
+// and 7 hold B. If there is a single row, tile 5 has no use, and nobody reads its sums.
 template <typename T, int kPlanes>
 static void multiply_pair(TileRows<kPlanes>& a, PanelTiles b, char* sums, int64_t stride) {
   const int64_t rows = a.count(), lower = rows > 1 ? rows / 2 : 1,

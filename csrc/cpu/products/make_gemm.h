@@ -25,7 +25,7 @@ template <int R, int V, typename T, typename A>
 static constexpr GemmKernels make_training_gemm(Format format) {
   GemmKernels gemm = make_inference_gemm<R, V, T, A, /*trains=*/true>(format);
   if constexpr (sizeof(T) < sizeof(A)) gemm.put_rows = put_rows<A, T>;
-  // Every tile of rows transposes the squares again. AVX-512 has registers for tiles of 8 rows.
+  // Every tile of rows transposes the matrix again. AVX-512 has registers for tiles of 8 rows.
   gemm.multiply_unpacked_columns = multiply_unpacked_columns<(sizeof(Vec<A>) == 64 ? 8 : R), T, A>;
   gemm.unpacked_vectors_of_one_row = sizeof(Vec<A>) == 64 ? 1 : 2;
   if constexpr (sizeof(T) == sizeof(A))

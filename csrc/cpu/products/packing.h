@@ -6,9 +6,9 @@
 
 namespace fastlstm::FASTLSTM_ISA {
 
-// One stage of transposing a square in registers, which replaces each pair of rows x[i] and
-// x[i + distance]. A block is 16 bytes of a register. If `distance` is less than the elements of a
-// block, the stage interleaves the elements of the two rows within each block, as unpacklo and
+// One stage of transposing a square in registers. It shuffles each pair of rows x[i] and x[i +
+// distance]. A block is 16 bytes of a register. If `distance` is less than the number of elements
+// in a block, the stage interleaves the elements of the two rows within each block, as unpacklo and
 // unpackhi on x86 do. Otherwise x[i] receives the blocks 0, 2, ... of both rows, and x[i +
 // distance] the blocks 1, 3, ...
 template <int distance, typename A>

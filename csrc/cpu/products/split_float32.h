@@ -20,7 +20,7 @@ namespace fastlstm::FASTLSTM_ISA {
 
 constexpr int64_t kBlockTerms = 32;
 constexpr int64_t kTileElements = 16 * 32;  // bfloat16 elements
-// One plane of a block of a panel, two tiles, in bfloat16 elements, and in pairs moved as floats.
+// The size of one plane (two tiles) of a block of a panel, in bfloat16 elements and in floats.
 constexpr int64_t kPanelPlane = 2 * kTileElements, kPanelPlaneFloats = kPanelPlane / 2;
 
 // Whether all numbers are finite: 0 * x is NaN if x is not finite. Four sums hide latency.

@@ -1,4 +1,4 @@
-// The GEMM kernels of a target that has AMX tiles. Its source file includes it once, at its end.
+// The GEMM kernels of a target that has AMX tiles. The target's source file includes this one once.
 #pragma once
 #include "cpu/products/split_float32.h"
 #include "cpu/targets/kernels.h"

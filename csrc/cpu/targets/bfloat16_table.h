@@ -1,4 +1,4 @@
-// The kernels for bfloat16 of a target that has dot products of pairs, which includes it once.
+// The kernels for bfloat16. A target that has dot products of pairs includes this file once.
 #pragma once
 #include "cpu/cell/cell_kernels.h"
 #include "cpu/products/make_gemm.h"

@@ -1,5 +1,5 @@
-// The kernels for int8 of a target that has dot products of four, which includes it once. The
-// target declares add_quads and kZeroPoint.
+// The kernels for int8. A target that has dot products of four includes this file once. It declares
+// add_quads and kZeroPoint before.
 #pragma once
 #include "cpu/products/int8_tiles.h"
 #include "cpu/targets/kernels.h"
