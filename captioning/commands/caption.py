@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check_captioner(args: argparse.Namespace, checkpoint: Checkpoint, count: int) -> None:
-    """Refuses options that need another captioner or another number `count` of pictures."""
+    """Refuses options that do not suit the captioner or the number of pictures, `count`."""
     if args.neighbors and not checkpoint.neighbors:
         expected = "expected a captioner that keeps its training pictures"
         raise CaptioningError(f"--neighbors: {expected}, got {args.checkpoint}")

@@ -59,8 +59,8 @@ def demo(
 ) -> dict[str, Section]:
     """Runs the whole demonstration in the folder `output`; returns the report's sections by split.
 
-    A captioner that an earlier demo trained in the folder is deleted. `epochs` None is the number
-    of the decoder's `demo` settings. `splits` has the number of pictures of each split.
+    A captioner that an earlier demo trained in the folder is deleted. Without `epochs` the number
+    is taken from the decoder's `demo` settings. `splits` has the number of pictures of each split.
     """
     output, start = Path(output), time.perf_counter()
     settings = {"batches_of": "captions", "dropout": 0.0, "image_at": "first", "min_count": 1}

@@ -47,7 +47,8 @@ def run(args: argparse.Namespace) -> None:
         page = build_page(checkpoint, cnn, name)
         theme = gr.themes.Default(font="system-ui", font_mono="ui-monospace")
         options: Any = {"server_name": args.host, "server_port": args.port, "quiet": True}
-        options |= {"max_file_size": MAX_FILE, "run_history": False, "share": False}  # Colab shares
+        # By default Gradio would make a public link to the page if it runs in Colab.
+        options |= {"max_file_size": MAX_FILE, "run_history": False, "share": False}
         page.launch(theme=theme, footer_links=["api"], prevent_thread_lock=True, **options)
         say(f"{name}: {page.local_url} (Ctrl-C to stop)")
         page.block_thread()

@@ -57,7 +57,7 @@ class EncodedCaptions:
         """Divides all captions into random batches of about `batch_size`; returns their indices.
 
         With `by_picture` all captions of a picture are in the same batch. So there are at most as
-        many batches as pictures, and their sizes differ if the pictures' numbers of captions do.
+        many batches as pictures. Sizes differ if pictures have different numbers of captions.
         """
         if not by_picture:
             return random_batches(len(self), batch_size, seed, epoch)

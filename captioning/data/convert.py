@@ -35,7 +35,7 @@ class Source:
 
 
 def read_source(path: str | Path) -> Source:
-    """Reads captions in one of the `FORMATS`; the name of the file or folder decides in which."""
+    """Reads captions in one of the `FORMATS`: a JSON file as Karpathy's, any other as a table."""
     path = Path(path)
     if path.is_dir():
         names = ("captions.txt", "captions.csv", "captions.tsv")
@@ -138,8 +138,8 @@ def prepare(
 
     If a split has no pictures, its file from an earlier run is removed, because the pictures in
     that file may be in another split now. `shares` divides the pictures, if the source has no
-    splits. What cannot be used is an error, or with `on_error` "skip" left out. Returns the number
-    of pictures of each split, and for each reason what was skipped.
+    splits. Bad pictures, captions and rows raise an error, or with `on_error` "skip" are left out.
+    Returns the number of pictures of each split, and what was skipped, by reason.
     """
     if not images.is_dir():
         raise CaptioningError(f"images: {images} is not a folder")

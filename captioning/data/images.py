@@ -32,7 +32,7 @@ def load_image(
 ) -> Image.Image:
     """Reads a picture of any bit depth as RGB, upright by its EXIF data, transparency on white.
 
-    With `min_side` above 0 a JPEG may be decoded to a smaller size, of at least `min_side` a side.
+    If `min_side` > 0, a JPEG may be decoded at a smaller size, with sides of at least `min_side`.
     Raises `ImageError` if the file is missing, broken or in none of `FORMATS`, or if the picture
     has more than `max_pixels` pixels by the header of its file.
     """
@@ -104,8 +104,8 @@ class Transform:
 
     def view(self, image: Image.Image) -> Image.Image:
         """Returns the square that the CNN sees, before normalization."""
-        # A crop is resized from only the part that is kept, instead of cropped from the resized
-        # picture. So the work is bounded even for a very long picture.
+        # The crop is cut out first, and only the crop is resized, not the whole picture. So the
+        # work is bounded even for a very long picture.
         side = min(image.size) * self.crop_size / self.resize_size
         left, top = ((length - side) / 2 for length in image.size)
         box = None if self.squash else (left, top, left + side, top + side)

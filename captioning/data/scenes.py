@@ -45,7 +45,7 @@ PLACES = {  # x and y of the middle of the group, as a fraction of the side
     "in the middle": (0.5, 0.5),
 }
 SPLITS = {"train": 2000, "val": 300, "unseen": 300}
-HELD_OUT = 72  # combinations that only "unseen" has; the 360 others still have all pairs of facts
+HELD_OUT = 72  # combinations only in "unseen"; any two facts of one occur together in the others
 
 
 class Facts(NamedTuple):
@@ -62,7 +62,7 @@ class Facts(NamedTuple):
 def draw_shape(
     draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, radius: float, color: tuple[int, ...]
 ) -> None:
-    """Draws one shape around (x, y). All shapes of a radius cover about the same area."""
+    """Draws one shape around (x, y). All shapes of a radius have about the same width."""
     r = radius
     if shape == "circle":
         draw.ellipse([x - r, y - r, x + r, y + r], fill=color)

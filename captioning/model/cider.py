@@ -46,7 +46,7 @@ class CiderD:
         pairs = np.unique(self.table.ids.astype(np.int64) * len(references) + picture_of_entry)
         frequency = np.bincount(pairs // len(references), minlength=len(self.index))
         # The inverse document frequency of each n-gram. The last entry is for n-grams that no
-        # reference has: like pycocoevalcap, it counts them as if one picture had them.
+        # reference has. They count as if one picture had them, as in pycocoevalcap.
         self.idf = math.log(len(references)) - np.log(np.append(frequency, 1))
 
     def scores(self, picture: int, captions: Sequence[Sequence[int]]) -> list[float]:

@@ -54,7 +54,7 @@ def attention_maps(
 
 
 def file_maps(checkpoint: Checkpoint, cnn: FrozenCNN, path: Path, caption: str) -> Maps:
-    """Returns the picture that the CNN sees, with the word "", and then the maps of its caption."""
+    """Returns the picture that the CNN sees, with an empty word, and then a map for each word."""
     image = load_image(path, 2 * cnn.transform.resize_size)
     view, features = cnn.transform.view(image), cnn.encode(image)
     return [(view, ""), *attention_maps(checkpoint, view, features, tokenize(caption))]

@@ -18,7 +18,6 @@ History = Sequence[Mapping[str, float]]
 INK, ACCENT = "#22303c", "#2a6f97"
 MAX_SHEET = 300  # pictures in a sheet; matplotlib draws at most 65,536 pixels along a side
 
-
 # The curves of each plot, by the label of the plot's y axis. A plot is drawn if the history has its
 # first curve.
 CURVES = {

@@ -68,7 +68,7 @@ def score_captions(
     elif meteor:
         notes.insert(0, "METEOR needs Java, which was not found")
     overall: dict[str, float] = {}
-    columns: list[list[float]] = []  # of each score, the numbers of all pictures
+    columns: list[list[float]] = []  # for each score, its values of all pictures
     for names, scorer in scorers:
         with contextlib.redirect_stdout(io.StringIO()):  # Bleu prints its progress
             total, values = scorer.compute_score(expected, written)

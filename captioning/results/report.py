@@ -56,8 +56,8 @@ def write_report(
 ) -> None:
     """Writes an HTML file that needs no other file.
 
-    `text` is the paragraph below the title. The curves are those of the `history` of training. If
-    the captioner in `checkpoint`, whose CNN is `cnn`, attends, the page shows its attention maps.
+    `text` is the paragraph below the title. The curves are those of the `history` of training. The
+    page shows attention maps if `checkpoint`, whose CNN is `cnn`, has a decoder with attention.
     """
     from jinja2 import Environment, PackageLoader  # not at the top, because few commands need it
 

@@ -67,10 +67,10 @@ def write_tokens(
 ) -> tuple[Tensor, Tensor]:
     """Writes one caption for each of B pictures, word by word.
 
-    `images` has for each decoder the B pictures as its encoder embeds them. With several decoders
-    the probability of a word is the mean of their probabilities. Returns the int64 tokens [B,T],
-    with <pad> after <end>, and their log-probabilities [B,T], with 0 after <end>. The
-    log-probabilities do not depend on the temperature.
+    `images` has one tensor [B,...] for each decoder: the pictures as that captioner's encoder
+    embeds them. With several decoders the probability of a word is the mean of their probabilities.
+    Returns the int64 tokens [B,T], with <pad> after <end>, and their log-probabilities [B,T], with
+    0 after <end>. The log-probabilities do not depend on the temperature.
     """
     steps = min(decoder.max_seq_length for decoder in decoders)
     count, device = len(images[0]), images[0].device
@@ -170,9 +170,9 @@ def _extend(
     """Extends captions by one word, and returns the 2 K most probable results of each picture.
 
     `groups` has the captions of each picture, R in all, and `log_probs` [R,V] the log-probabilities
-    of their next word. A result is a caption, whose score is the sum of its log-probabilities, and
-    the row of `log_probs` that has its last word. Each of the K captions of a picture can be
-    extended by <end> in only one way. So at most K of the 2 K results are finished.
+    of their next word. A result is a pair: a caption, with the sum of its log-probabilities as its
+    score, and the row of `log_probs` that has its last word. Each of the K captions of a picture
+    can be extended by <end> in only one way. So at most K of the 2 K results are finished.
     """
     beginnings, counts = [one for group in groups for one in group], [*map(len, groups)]
     values, words = log_probs.topk(min(2 * k, log_probs.size(1)))

@@ -25,10 +25,10 @@ from captioning.training.trainer import Trainer, learning_rate
 def train(setup: Setup, output: str | Path, process: Process = SINGLE) -> list[dict[str, float]]:
     """Trains a captioner and writes last.pt, best.pt and tensorboard/ into `output`.
 
-    best.pt holds the epoch with the highest CIDEr-D on the validation pictures, the first of them
-    if several are equal. Without validation pictures best.pt holds the last epoch. But if the run
-    is resumed, and had validation pictures before, best.pt is not written again. Returns an entry
-    for each epoch: its loss or reward, and the scores on validation pictures, if any.
+    best.pt holds the first epoch that has the highest CIDEr-D on the validation pictures. Without
+    validation pictures best.pt holds the last epoch, unless a resumed run had validation pictures
+    before: then best.pt is not written again. Returns an entry for each epoch: its loss or reward,
+    and the scores on validation pictures, if any.
     """
     run = _Run(setup, Path(output), process)
     trainer, history = run.trainer, run.history

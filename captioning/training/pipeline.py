@@ -78,7 +78,7 @@ def train_locked(request: TrainingRequest, process: Process) -> list[dict[str, f
 
 def check_members(request: TrainingRequest) -> None:
     """Refuses to resume with fewer members than the folder holds."""
-    # If last.pt is in the folder itself, its run had one member, and only one member can resume.
+    # If last.pt is in the folder itself, one member was trained, so only one can be resumed.
     folder, members = request.output, request.members
     is_single, held_members = (folder / "last.pt").exists(), len([*folder.glob("[0-9]*/last.pt")])
     if request.resume and (members > 1 if is_single else members < held_members):

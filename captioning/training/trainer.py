@@ -145,8 +145,8 @@ class Trainer:
     def train_step(self, indices: Tensor, steps: int) -> float:
         """Trains on one of `batches`, in a run of `steps` steps.
 
-        Returns the metric of the batch before the step: the mean cross-entropy per token in nats,
-        without label smoothing and without caption weights, like the loss on --val.
+        Returns the batch's metric with the weights before the step: the mean cross-entropy per
+        token in nats, without label smoothing and caption weights, like the loss on --val.
         """
         process, config = self.process, self.config
         torch.manual_seed(self.seed)
