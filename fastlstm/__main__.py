@@ -28,7 +28,7 @@ def devices() -> list[tuple[torch.device, str]]:
 
 
 def engines_of(device: torch.device) -> tuple[str, ...]:
-    """What "auto" runs without options, with lengths, with others; then the names to request."""
+    """What "auto" runs without options, with lengths, with other options; then names to request."""
     with torch._subclasses.FakeTensorMode():
         input = torch.empty(1, 1, 1, device=device)
         weights = [torch.empty(4, 1, device=device)] * 2
@@ -37,7 +37,7 @@ def engines_of(device: torch.device) -> tuple[str, ...]:
     named = [row.name for row in engines.BY_NAME.values() if not row.why_not(plain)]
     calls = plain, plain._replace(lengths=lengths), plain._replace(return_cell_states=True)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a GPU without kernels, which the table shows
+        warnings.simplefilter("ignore")  # the table shows a GPU without kernels
         chosen = [engines.default_engine(call).name for call in calls]
     return *chosen, ", ".join(name for name in named if name != "op")
 

@@ -86,7 +86,7 @@ def gpu_properties(index: int) -> tuple[int, int, str]:
     """The number of multiprocessors of a GPU, its compute capability (90 for 9.0), and an error.
 
     FASTLSTM_FREE_SMS lowers the number. The capability is that of the kernels if they were built
-    for less than sm_80, and 0 if they cannot run, for lack of code or for the error.
+    for less than sm_80. It is 0 if they cannot run: they have no code for the GPU, or CUDA failed.
     """
     sm_count, capability, error = torch.ops.fastlstm.cuda_device(index)
     return sm_count, capability, error.partition("\n")[0]  # CUDA appends hints for debugging
@@ -119,7 +119,7 @@ def rebuild_command() -> str:
 
 
 def _load_cuda(path: Path) -> str | None:
-    """Loads the library of a wheel that needs CUDA, or returns the reason why it is not loaded."""
+    """Loads the CUDA library of a wheel, or returns the reason why the library is not loaded."""
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is not a CUDA build"
     try:

@@ -58,7 +58,7 @@ def compare(
         A row for each way.
 
     Raises:
-        TypeError, ValueError: `fastlstm.convert` refuses the model, or it has no LSTM of torch.nn.
+        TypeError, ValueError: `convert` refuses the model, or torch.nn lacks each of its LSTMs.
     """
     converted = convert(copy.deepcopy(model), to="torch")  # raises if convert refuses the model
     if not any(isinstance(module, (nn.LSTM, nn.LSTMCell)) for module in converted.modules()):
@@ -136,7 +136,7 @@ def _convert_to_engine(engine: str, model: nn.Module) -> nn.Module:
 
 
 def _rows(ways: Sequence[_Way], times: Sequence[list[float]]) -> list[Comparison]:
-    """The rows. `times` has the seconds of each run of each way, a list over rounds."""
+    """Returns a row for each way. `times` has a list for each run of each way: seconds by round."""
     rows = []
     for way, whole, lstms in zip(ways, times[::2], times[1::2], strict=True):
         ratios = [first / time for first, time in zip(times[0], whole, strict=True)]
@@ -167,7 +167,7 @@ def _tensors(value: Any) -> list[Tensor]:
 
 
 def _copied(value: Any) -> Any:
-    """A copy without a graph; what required a gradient still does."""
+    """A copy without a graph. Its tensors require a gradient if the originals do."""
     tensors = _tensors(value)
     copies = [tensor.detach().clone().requires_grad_(tensor.requires_grad) for tensor in tensors]
     return copy.deepcopy(value, dict(zip(map(id, tensors), copies, strict=True)))

@@ -138,7 +138,7 @@ def convert(
         to: "fastlstm" turns nn.LSTM and nn.LSTMCell into those of fastlstm; "torch" goes back.
             Options that nn.LSTM lacks (zoneout, for instance) then have no effect.
         keep_class: whether a converted nn.LSTM or nn.LSTMCell is still one. If not, it is only a
-            `fastlstm.LSTM` or `LSTMCell`, even if convert has kept the class before. Subclasses
+            `fastlstm.LSTM` or `LSTMCell`, even if an earlier convert kept the class. Subclasses
             always keep their class.
 
     Raises:
@@ -215,7 +215,7 @@ _stand_ins = {of_torch: both for of_torch, _, both in CLASSES}
 
 
 def _stand_in(cls: type[nn.Module], of_torch: type[nn.Module]) -> type[nn.Module]:
-    """The class that stands in for `cls`, a subclass of torch's; made once."""
+    """The class that stands in for `cls`, a subclass of `of_torch`. It is made once."""
     if cls not in _stand_ins:
         methods = _LSTMMethods if of_torch is nn.LSTM else _LSTMCellMethods
         members = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}

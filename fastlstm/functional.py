@@ -92,7 +92,7 @@ def lstm(
     Raises:
         RuntimeError: a tensor has the wrong shape, dtype, device or values, or T = 0.
         TypeError: an argument is no tensor, or `lengths` does not hold integers.
-        ValueError: the value of `engine`, `num_layers` or a probability is not one of those above.
+        ValueError: `engine`, `layout`, `num_layers` or a probability has none of the values above.
     """
     named = {f"weights[{k}]": weight for k, weight in enumerate(weights)}
     checks.check_dense(input, hx, named, batch_sizes=batch_sizes, reset=reset)

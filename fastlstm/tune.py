@@ -15,7 +15,7 @@ from .engine.engines import Engine
 from .engine.timing import in_turn, runner
 from .modules.options import check_model
 
-MARGIN = 1.03  # the least speedup over the default engine for which another is chosen
+MARGIN = 1.03  # another engine is chosen only if its speedup over the default is at least this
 
 
 def tune(model: nn.Module, *example: Any, seconds: float = 1.0) -> dict[str, dict[str, float]]:
@@ -39,7 +39,7 @@ def tune(model: nn.Module, *example: Any, seconds: float = 1.0) -> dict[str, dic
 
     Raises:
         TypeError: `model` is no module.
-        ValueError: no such call was made.
+        ValueError: the model makes no call that can be measured.
         OSError: the file of FASTLSTM_TUNE cannot be written; this process uses the result.
     """
     check_model(model)

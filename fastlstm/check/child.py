@@ -22,7 +22,7 @@ PROGRAM = "from fastlstm.check import worker; worker.main()"
 SILENCE = 20.0  # seconds without a result after which the child counts as hanging
 READY = "fastlstm is imported"  # the child's first line
 UNCHECKED, NOT_SERVED = "not checked", "not served"
-_INSTRUCTIONS = ("ATEN_CPU_CAPABILITY", "FASTLSTM_AMX")  # the child does not inherit the user's
+_INSTRUCTIONS = ("ATEN_CPU_CAPABILITY", "FASTLSTM_AMX")  # the child does not inherit them
 _VARIABLES = {"FASTLSTM_TUNE": "off", "FASTLSTM_WAIT_SECONDS": "1"}
 
 Case = dict[str, str]  # engine, dtype (a key of BITS) and option (a name in OPTIONS or TIMED)
@@ -39,9 +39,9 @@ def check_cases(
     """Returns a row of `check` for each case that its engine serves, and keeps the verdicts.
 
     If an engine hangs, crashes or raises an error, its other cases are left out, and a new child
-    goes on with the engines after it. A GPU has an index, `cases` are sorted by engine, `end` is a
-    time of `time.monotonic`, and `instructions` is "" or a variable NAME=VALUE that chooses an
-    instruction set of the CPU.
+    goes on with the engines after it. `device` has an index if it is a GPU, `cases` are sorted by
+    engine, `end` is a time of `time.monotonic`, and `instructions` is "" or a variable NAME=VALUE
+    that chooses an instruction set of the CPU.
     """
     left: list[Row] = [{**case, "instructions": instructions} for case in cases]
     found: list[Row] = []

@@ -1,6 +1,6 @@
 """Chooses the engine of each call.
 
-That is the engine that the caller names, or that `fastlstm.tune` stored, or the first that can.
+The caller names it, `fastlstm.tune` stored it, or it is the first engine that serves the call.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def tuned_engine(call: Call) -> Engine | None:
 
 
 def default_engine(call: Call) -> Engine:
-    """Returns the engine that "auto" stands for if nothing was measured: the first that can."""
+    """Returns the engine of "auto" if nothing was measured: the first that serves the call."""
     is_traced = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
     torch_first = call.input.is_cuda or (is_traced and exports_without_us())
     for name in ("torch", "op") if torch_first else ("op", "torch"):

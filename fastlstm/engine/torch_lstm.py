@@ -19,8 +19,8 @@ from .call import DTYPES, Call, LstmCall, Results, autocasts, live_steps, replac
 from .checks import check_lengths
 from .stack import run_layers
 
-# A power of two is exact in every dtype, TF32 too. The gates are shut if |W_hh h + b| < 32000 for i
-# and f, because sigmoid(-746) is 0 and sigmoid(746) is 1 in float64. Other dtypes need less.
+# A power of two is exact in every dtype, TF32 too. i is 0 and f is 1 if |W_hh h + b| < 32000 for
+# both, because sigmoid(-746) is 0 and sigmoid(746) is 1 in float64. Other dtypes need less.
 SHUT = 2.0**15
 
 
@@ -85,7 +85,7 @@ def _run_layer(*layer: Any) -> tuple[Tensor, Tensor, Tensor, None]:
 
 
 def _wide_weights(call: LstmCall, added: int) -> list[Tensor]:
-    """Returns weights and biases. W_ih gets `added` columns, the first of which shuts the gates.
+    """Returns weights and biases. W_ih gets `added` columns; the first holds -SHUT and SHUT.
 
     They are parts of one tensor, matrices first, which is cuDNN's layout. From any other layout
     PyTorch copies the weights, and warns.

@@ -15,7 +15,7 @@ ATTRIBUTES = (
 
 
 def is_quantized(module: nn.Module) -> bool:
-    """Whether quantize_dynamic made a module of an LSTM or LSTMCell."""
+    """Whether a module is an LSTM or LSTMCell that quantize_dynamic has quantized."""
     cls = type(module)
     is_dynamic = cls.__module__ == "torch.ao.nn.quantized.dynamic.modules.rnn"
     return is_dynamic and cls.__name__ in ("LSTM", "LSTMCell")

@@ -63,7 +63,7 @@ def named_weights(layer: nn.Module) -> dict[str, Any]:
 
 
 def described_weights(lstm: Any) -> tuple[str, list[tuple[int, ...]]]:
-    """Layout and shapes of weights by the attributes; no shapes if nn.LSTM may refuse those."""
+    """Layout and shapes by an LSTM's attributes; no shapes if nn.LSTM may refuse the attributes."""
     describe = _describe if torch.compiler.is_compiling() else _describe_once
     try:
         flags = lstm.bias, lstm.bidirectional, lstm.batch_first

@@ -107,7 +107,7 @@ class SequenceModule(nn.Module):
         return self._fastlstm_call(input, hx, lengths, reset, bool(return_cell_states))
 
     def _fastlstm_call(self, input: Any, hx: State | None, *options: Any) -> tuple[Any, ...]:
-        """Runs a call of any kind with lengths (in int64), reset and return_cell_states."""
+        """Runs any call. `options` are lengths (in int64), reset and return_cell_states."""
         lengths, reset, return_cell_states = options
         weights, layout, dtype = self._fastlstm_weights()
         if layout is None or dtype is None:

@@ -12,7 +12,7 @@ from ..modules.attributes import named_weights
 
 # The names of a module's tables: its parameters, buffers, submodules, and each kind of hooks.
 _TABLES = [name for name, value in vars(nn.Module()).items() if isinstance(value, dict)]
-# Attributes that are not copied: those that hold weights, and those that functions below treat.
+# Attributes that are not copied: they hold weights, or the functions below handle them.
 _NOT_COPIED = (
     *("_flat_weights", "_flat_weights_names", "_flat_weight_refs", "_all_weights"),
     *("parametrizations", "_non_persistent_buffers_set", "forward"),
@@ -20,7 +20,7 @@ _NOT_COPIED = (
 
 
 def check_additions(path: str, layer: nn.Module, used: Iterable[str]) -> None:
-    """Raises a ValueError for additions that a prepacked layer, which uses `used`, cannot take."""
+    """Raises a ValueError for additions that a prepacked layer with names `used` cannot take."""
     names = set(named_weights(layer))
     added = {*vars(layer), *layer._parameters, *layer._buffers, *layer._modules}
     refused = added & {*used, "_compiled_call_impl", *(f"prepacked_{name}" for name in names)}

@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import _build
 
 _LARGEST = 127  # the largest int8 weight
-SMALLER = (torch.bfloat16, torch.int8)  # formats of fewer bits, for layers of 32 or 16 bits
+SMALLER = (torch.bfloat16, torch.int8)  # formats of 16 and 8 bits, for all layers but float64
 KNOWN = (torch.float32, torch.float64, torch.float16, *SMALLER)
 
 
