@@ -296,7 +296,7 @@ def against_the_oracle(draw):
 
 
 def damage(draw, tensor, engine):
-    """Returns a tensor that a call must refuse in place of the given one."""
+    """Returns a damaged form of a tensor, which a call must refuse."""
     kind = draw.pick("shorter", "longer", "flat", "dims", "transposed", "dtype", "meta", "memory")
     if kind == "memory" and engine == "reference":  # ATen does not check the storage
         kind = "longer"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastlstm.engine.call import LstmCall
 
-# Tolerances are multiples of these unit roundoffs. For bfloat16 (2**-8) tests allow only half.
+# Tolerances are multiples of these unit roundoffs; for bfloat16, of half its unit roundoff 2**-8.
 ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "tf32": 2.0**-11}
 ROUNDOFF |= {"bfloat16": 2.0**-9, "float16": 2.0**-11}
 TOLERANCE = 32
@@ -99,7 +99,7 @@ class Call:
         vars(self).update(given)
 
     def _expect(self, sample: Sample, padded: dict[str, Any]) -> list[Tensor]:
-        """Stores the oracle's results and gradients; returns the gradients of the results."""
+        """Stores the oracle's results and gradients; returns the gradients given to backward."""
         wide = [t.to(torch.float64, copy=True).requires_grad_() for t in floating(padded)]
         h_mask = padded["h_mask"].double() if sample.h_mask else None
         outputs = sample.oracle({**with_floating(padded, wide), "h_mask": h_mask})

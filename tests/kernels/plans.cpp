@@ -188,8 +188,8 @@ void check_threads(const NamedMachine& named) {
     }
 }
 
-// Checks that x_gates of several steps are computed at once, unless a step has many rows: then it
-// multiplies its input together with h. With a narrow input fewer rows are needed for this.
+// Checks that x_gates of several steps are computed at once, unless a step has many rows: then each
+// step multiplies its input together with h. With a narrow input this begins at fewer rows.
 void check_steps_ahead(const NamedMachine& named) {
   for (const int64_t input_size : {4, 40})
     for (const int64_t batch : {1, 32, 300}) {
@@ -201,7 +201,7 @@ void check_steps_ahead(const NamedMachine& named) {
     }
 }
 
-// Checks that W_hh stays in place for few steps of few rows. A larger W_hh stays for more steps.
+// Checks that W_hh is read in place for few steps of few rows: for more steps if W_hh is large.
 void check_forms(const NamedMachine& named) {
   for (const bool backward : {false, true}) {
     const auto is = [&](MatrixForm expected, int64_t steps, int64_t batch, int64_t size) {

@@ -178,7 +178,7 @@ struct Problem {
     multiply(other, 1, gemm.panels_at_once_for(1), gemm.multiply);
     check_same(other, c, text() + ": row by row");
 
-    if (!gemm.trains()) return;  // a product only for prepacked weights
+    if (!gemm.trains()) return;  // kernels only for prepacked weights
     fill(other);
     const void* const fetched[] = {a.at()[0]};
     Prefetch prefetch{fetched, 1, 0, 4, 1};
@@ -402,7 +402,7 @@ struct Int8Problem {
     check_zeros(panels);
   }
 
-  // Checks put_rows with sums of products of the stored bytes, as AMX's tiles compute them.
+  // Checks put_rows with the sums that AMX's tiles compute: from elements with zero_point added.
   void check_put_rows(const Panels<int8_t>& panels, const Matrix<float>& expected) const {
     Matrix<float> c(rows, N, 0.25f);
     for (size_t p = 0; p < panels.all.size(); ++p) {

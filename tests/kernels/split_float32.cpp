@@ -135,7 +135,7 @@ void check_special(const GemmKernels& gemm, unsigned seed) {
     }
 }
 
-// Checks that of two terms with opposite signs that overflow, the first gives the infinite sum.
+// Checks that if two terms of a sum overflow to opposite infinities, the sum is the first of them.
 void check_overflow(const GemmKernels& gemm, unsigned seed) {
   Problem p(seed);
   p.K += 2;

@@ -231,7 +231,7 @@ def test_opcheck_forward(route, sample):
 
     op = torch.ops.fastlstm.lstm.default
     torch.library.opcheck(op, (), sample.arguments(device=route.device))
-    # AOTAutograd's test needs gradients of all results. lstm_layer drops the gates: they have none.
+    # AOTAutograd's test needs gradients of all results. Gates have none, so lstm_layer drops them.
     padded = with_leaves(sample.padded(device=route.device))
     without_aot = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(op, (), sample.as_layer(padded), test_utils=without_aot)

@@ -95,7 +95,7 @@ f32 flushed(f32 x) { return std::fabs(x) < 0x1p-126f ? std::copysign(0.0f, x) : 
 
 f32 ex2_approx_ftz(f32 a) { return flushed(static_cast<f32>(std::exp2(f64(flushed(a))))); }
 f32 rcp_approx_ftz(f32 a) { return flushed(static_cast<f32>(1.0 / f64(flushed(a)))); }
-// If |b| is above 2^126, the quotient is 0.
+// If |b| is above 2^126, the quotient is 0, or NaN if a is infinite.
 f32 div_approx(f32 a, f32 b) {
   const f32 size = std::fabs(b);
   if (size > 0x1p126f && std::isfinite(size))

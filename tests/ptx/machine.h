@@ -41,7 +41,7 @@ void run(const Launch& launch);
 
 // --- the state of a running grid, for the handlers of instructions ---
 
-// Lanes of a warp, as a mask, that are at the instruction `pc`; at a warp barrier also its members.
+// Lanes of a warp that are at instruction `pc`. At a warp barrier, `members` is the barrier's mask.
 struct Group {
   uint32_t pc = 0, lanes = 0, members = 0;
   enum State : uint8_t { kReady, kAtWarpBarrier, kAtCollective, kAtBlockBarrier } state = kReady;

@@ -9,7 +9,7 @@ inline unsigned& resident_blocks() { return ptx::options().resident_blocks; }
 }  // namespace simt
 
 namespace runtime {
-// Sequence::wait_limit. Each read of the clock sets it forward by a microsecond.
+// The value of Sequence::wait_limit. Each read of the interpreter's clock takes one microsecond.
 constexpr uint32_t kWaitLimit = 1'000'000;
 struct Runtime {
   int& shared_bytes = ptx::options().shared_bytes;

@@ -77,7 +77,7 @@ constexpr Value of_dtype(Value float64, Value float32, Value bfloat16, Value flo
   return std::is_same_v<T, fastlstm::bfloat16> ? bfloat16 : float16;
 }
 
-// The unit roundoff of T. For bfloat16 it is half of the unit roundoff 2^-8.
+// The unit roundoff of T; for bfloat16 only half of it, 2^-9, so that tests are stricter.
 template <typename T>
 double roundoff() {
   return of_dtype<T>(0x1p-53, 0x1p-24, 0x1p-9, 0x1p-11);

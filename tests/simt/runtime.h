@@ -24,7 +24,7 @@ struct cudaFuncAttributes {
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 
 namespace runtime {
-// Sequence::wait_limit. Each read of the clock sets it forward by a millisecond.
+// The value of Sequence::wait_limit. Each read of the emulator's clock takes one millisecond.
 constexpr uint32_t kWaitLimit = 1'000'000;
 
 struct Event {

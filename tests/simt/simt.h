@@ -132,8 +132,8 @@ inline unsigned& resident_blocks() {
   static unsigned n = 1024;
   return n;
 }
-// The number of polls, by all threads together, after which the last block of a cooperative launch
-// starts.
+// After so many calls of await_store, by all threads together, the last block of a cooperative
+// launch starts.
 inline int& late_polls() {
   static int n = 0;
   return n;

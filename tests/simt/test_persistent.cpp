@@ -29,7 +29,7 @@ void add(bool allow_tf32) {
   add_shape("lengths sorted by a table", {4, 9, 16, kLengths, 1, true, false, 8, 8, 2, true});
   add_shape("resets", {4, 4, 16, kDense, 1, false, true});
   add_shape("deep", {2, 2, 136, kDense, 1, false, false, 32, 8, 1}, 1);
-  // Rows of h with more chunks than two groups of loads can have in flight.
+  // Rows so long that in backward each warp loads several groups of chunks.
   add_shape("very deep", {2, 2, 520, kDense, 1, true, false, 32, 8, 1}, 1);
   if (has_wide_tiles) {
     add_shape("very deep, wide tile", {2, 10, 520, kDense, 1, false, false, 32, 16, 1}, 1);

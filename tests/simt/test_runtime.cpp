@@ -12,8 +12,8 @@ using testing::Case;
 using testing::check;
 
 // Two threads launch the same kernel with different amounts of shared memory. The thread with the
-// smaller amount sets the attribute of the kernel between the other thread's call that sets it and
-// the other thread's launch. This launch must not fail.
+// larger amount sets the attribute of the kernel, then the other thread sets it, then the first
+// thread launches. This launch must not fail.
 const Case two_threads("runtime/two threads, one function, different slices", [] {
   persistent::Run<float> large({2, 2, 128}, 1, false), small({2, 2, 64}, 2, false);
   static thread_local bool is_larger = false;

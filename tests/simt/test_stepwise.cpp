@@ -10,7 +10,7 @@ using namespace stepwise;
 
 const auto launch = [](auto& step) { check(launch_step(step, nullptr) == cudaSuccess, "launch"); };
 
-// The four rows: an ordinary row, reset before the next step, dead, and at its last step.
+// One step with a projection. Rows: ordinary, reset before the next step, dead, at its last step.
 template <typename T, typename A>
 void run_projected(int64_t P) {
   constexpr int64_t B = 4, kReset = 1, kDead = 2, kLast = 3;
