@@ -46,18 +46,6 @@ FASTLSTM_INLINE void add_square(const T* const* a, int64_t k, int64_t begin, int
   }
 }
 
-// Like add_square, with the last n terms, from term k on. If `repeats`, the square begins with
-// terms before term k, which are loaded again and not added.
-template <int R, typename T, typename A>
-FASTLSTM_INLINE void add_last_terms(const T* const* a, int64_t k, int64_t n, bool repeats,
-                                    const UnpackedColumns& columns, Vec<A> (&sum)[R]) {
-  constexpr int L = Vec<A>::lanes;
-  if (DotStep<T>::terms_per_lane == 1 && repeats)
-    add_square(a, k + n - L, L - n, L, columns, sum);
-  else
-    add_square(a, k, 0, n, columns, sum);
-}
-
 // Multiplies R rows by V vectors of columns.
 template <typename T, typename A, int R, int V>
 static void multiply_unpacked_tile(const PanelProduct& p, const UnpackedColumns& columns,
@@ -93,9 +81,11 @@ static void multiply_unpacked_tile(const PanelProduct& p, const UnpackedColumns&
         add_square(a, k, 0, square, vector[v], partial[v]);
       }
     }
+    // The last terms end a square whose first terms are loaded again, and not added.
+    const bool fills_square = DotStep<T>::terms_per_lane == 1 && last - p.k_begin >= square;
+    const int64_t start = fills_square ? last - square : k;
     for (int v = 0; v < V; ++v) {
-      if (k < last)
-        add_last_terms(a, k, last - k, last - p.k_begin >= square, vector[v], partial[v]);
+      if (k < last) add_square(a, start, k - start, last - start, vector[v], partial[v]);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r)
         sum[v][r] = first == p.k_begin ? partial[v][r] : sum[v][r] + partial[v][r];
