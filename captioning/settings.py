@@ -63,7 +63,7 @@ class ModelConfig:
         hidden_size: size of the LSTM's state.
         num_layers: number of LSTM layers.
         max_seq_length: maximum number of tokens of a caption, <end> included.
-        dropout: of the LSTM's inputs, between its layers, and of the output layer's inputs.
+        dropout: its probability for the inputs of the LSTM, of its layers, and of the output layer.
         image_at: the steps at which the lstm decoder reads the image, "first" or "every".
         decoder: a name in `captioning.DECODERS`.
         grid: the number of cells along each side if the CNN pools to "grid", else 0.
@@ -116,7 +116,7 @@ class TrainConfig:
 
     Args:
         epochs: passes over all captions.
-        batch_size: captions in a step of all processes; in self-critical training: pictures.
+        batch_size: captions (self-critical training: pictures) of a step, in all processes.
         learning_rate: highest learning rate, after the warmup; then it falls to a fiftieth.
         seed: of initial weights, order of the captions and dropout.
         self_critical: 0 for cross-entropy; N >= 2 for the CIDEr-D of N captions of each picture.

@@ -66,7 +66,7 @@ def info() -> None:
     if len(described) == 1:
         _print_row("cuda", "none visible")
 
-    print("\nEngines (op: one of fastlstm's engines, by the sizes of the call)")
+    print("\nEngines (op: one of fastlstm's engines, chosen by the sizes of the call)")
     if engines.DEFAULT != "auto":
         engines.check_engine(engines.DEFAULT)
         print(f"  FASTLSTM_ENGINE={engines.DEFAULT} is used if the code names no engine")
@@ -97,12 +97,12 @@ def main(argv: list[str] | None = None) -> None:
     returns = "returns the model, and the arguments with which to call it"
     timed.add_argument("function", metavar="package.module:function", help=returns)
     timed.add_argument("--training", action="store_true", help="time training steps")
-    timed.add_argument("--seconds", type=float, default=1.0, help="for each variant; default: 1")
+    timed.add_argument("--seconds", type=float, default=1.0, help="for each row; default: 1")
     saved = "write the table into NAME.md, and a chart into NAME.svg"
     timed.add_argument("--save", metavar="NAME", help=saved)
     about = "compare each engine with the LSTM's equations, and time it next to nn.LSTM"
     checked = commands.add_parser("check", help=about, description=about)
-    checked.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda if it is there")
+    checked.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda if usable here")
     checked.add_argument("--json", type=Path, metavar="FILE", help="write all results to a file")
     checked.add_argument("--seconds", type=float, default=60.0, help="at most; default: 60")
     args = parser.parse_args(argv)

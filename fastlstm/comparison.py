@@ -86,7 +86,7 @@ def _advice(rows: Sequence[Comparison]) -> list[str]:
     """Lines of advice: the code of the fastest way, and of the fastest that rounds no weights."""
     lines = []
     if any(math.isnan(row.difference) for row in rows):
-        why = "They are not tensors or numbers, or differ in their number or shape, or by a NaN."
+        why = "They are not tensors or numbers, their count or shapes differ, or one has a NaN."
         lines.append(f"nan: the outputs cannot be compared. {why}")
     best = max(rows, key=lambda row: row.ratio)
     exact = max((row for row in rows if " in " not in row.name), key=lambda row: row.ratio)

@@ -39,7 +39,7 @@ def load_image(
     where = f"{path}: " if isinstance(path, (str, Path)) else ""
     if where and os.path.exists(str(path)) and not os.path.isfile(str(path)):
         # To open a named pipe would block.
-        raise ImageError(f"{where}no file, but a folder, a pipe or a device")
+        raise ImageError(f"{where}not a file, but a folder, a pipe or a device")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
