@@ -116,7 +116,7 @@ def test_h_0_that_starts_anywhere(kind):
 
 @pytest.mark.parametrize("engine, options", op_call.GPU_CALLS, ids=str)
 def test_any_strides(kind, engine, options):
-    for seed in range(4 if options.get("batch", 5) == 5 else 0):
+    for seed in range(4 if options.get("batch", 5) == 5 else 1):  # more rows take longer
         call, restride = Call(kind, **options), Draw(seed).restride
         for name, value in vars(call).items():
             if isinstance(value, torch.Tensor) and name != "live":
