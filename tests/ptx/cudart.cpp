@@ -1,12 +1,12 @@
 // Replaces NVIDIA's CUDA runtime for the project's object files. It reads the PTX that nvcc embeds
 // in them. A launch runs in the interpreter to its end. Device memory is host memory.
-#include "cudart.h"
-
 #include <cuda_runtime_api.h>
 
+#include <cstdio>
 #include <cstring>
 #include <map>
 #include <memory>
+#include <set>
 #include <vector>
 
 #include "machine.h"
@@ -103,7 +103,7 @@ cudaError_t launch(const void* host, dim3 grid, dim3 block, void** arguments, si
 
 }  // namespace
 
-std::set<std::string> faults_of_all_kernels() {
+int decode_all_kernels() {
   std::set<std::string> faults;
   for (const auto& [name, text] : runtime().texts) {
     try {
@@ -112,7 +112,8 @@ std::set<std::string> faults_of_all_kernels() {
       faults.insert(fault.what());
     }
   }
-  return faults;
+  for (const std::string& fault : faults) std::puts(fault.c_str());
+  return !faults.empty();
 }
 
 }  // namespace ptx

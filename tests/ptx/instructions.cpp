@@ -585,7 +585,8 @@ std::map<std::string, Operation> make_operations() {
   all["add.u64"] = all["add.s64"];
   all["cvta.to.global.u64"] = all["cvta.global.u64"] = all["mov.u64"];
 
-  all["trap"] = {trap_handler, {}};
+  all["ld"] = {load_handler, {}}, all["st"] = {store_handler, {}};
+  all["prefetch"] = {prefetch_handler, {}}, all["trap"] = {trap_handler, {}};
   all["call.uni vprintf"] = {print_handler, {Size::k64, Size::k64}};
   all["bar.sync"] = {nothing, {Size::k32}, Control::kBlockBarrier, -1};
   all["bar.warp.sync"] = {nothing, {Size::k32}, Control::kWarpBarrier, 0};
@@ -608,7 +609,5 @@ const std::map<std::string, Operation>& operations() {
   static const std::map<std::string, Operation> all = make_operations();
   return all;
 }
-
-MemoryHandlers memory_handlers() { return {load_handler, store_handler, prefetch_handler}; }
 
 }  // namespace ptx

@@ -100,17 +100,16 @@ struct Kernel {
 // call. They differ, so that an address of one space is not valid in another.
 constexpr uint64_t kParamBase = 0x10000, kSharedBase = 0x400, kArgumentBase = 0x20000;
 
-struct Variable {
-  std::unique_ptr<unsigned char[]> memory;
-  uint64_t address() const { return reinterpret_cast<uint64_t>(memory.get()); }
-};
-// The global variables, by name, which all kernels of a program share.
-using Variables = std::map<std::string, Variable>;
+// The memory of the global variables, by name, which all kernels of a program share.
+using Variables = std::map<std::string, std::unique_ptr<unsigned char[]>>;
 
 // Decodes a kernel, from ".entry" to the closing brace. A Fault names what is not implemented.
 std::unique_ptr<Kernel> parse_kernel(const std::string& text, const Variables& variables);
 // Returns the text of each kernel of a module, by name, and adds the module's variables.
 std::map<std::string, std::string> split_module(const std::string& text, Variables& variables);
+// Decodes every kernel of the program and prints the features of PTX that are not implemented.
+// Returns 1 if there are any, otherwise 0.
+int decode_all_kernels();
 
 // The size of an operand.
 enum class Size : uint8_t { kPredicate, k16, k32, k64 };
@@ -120,11 +119,7 @@ struct Operation {
   Control control = Control::kPlain;
   int members = -1;  // as in Instruction
 };
+// The operations by their opcode; ld, st and prefetch without their qualifiers and operands.
 const std::map<std::string, Operation>& operations();
-
-struct MemoryHandlers {
-  Handler load, store, prefetch;
-};
-MemoryHandlers memory_handlers();
 
 }  // namespace ptx

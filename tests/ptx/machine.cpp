@@ -90,7 +90,8 @@ void start(Block& block, Machine& m, uint32_t index) {
   }
 }
 
-void release_block(Block& block) {
+void release_block_if_complete(Block& block) {
+  if (block.warps_waiting == 0 || block.warps_waiting != block.warps_alive) return;
   ++block.epoch;
   block.warps_waiting = 0;
   for (Warp& warp : block.warps) {
@@ -98,10 +99,6 @@ void release_block(Block& block) {
     warp.at_block_barrier = false;
     for (Group& g : warp.groups) ++g.pc, g.state = Group::kReady;
   }
-}
-
-void release_block_if_complete(Block& block) {
-  if (block.warps_waiting > 0 && block.warps_waiting == block.warps_alive) release_block(block);
 }
 
 // A group arrives at bar.sync. Returns whether all threads of the warp have arrived.

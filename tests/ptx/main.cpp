@@ -3,35 +3,23 @@
 //   --random-lanes      lets lanes of a warp run apart if PTX allows it
 //   --delays            lets relaxed stores reach memory late and in any order
 //   --decode            decodes all kernels and prints the features that are not implemented
-#include "cudart.h"
 #include "harness.h"
 #include "machine.h"
-
-namespace {
-
-int decode() {
-  const auto faults = ptx::faults_of_all_kernels();
-  for (const std::string& fault : faults) std::puts(fault.c_str());
-  return !faults.empty();
-}
-
-}  // namespace
 
 int main(int argc, char** argv) {
   ptx::Options& o = ptx::options();
   std::vector<std::string> names;
-  const std::map<std::string, bool*> flags = {{"--random-lanes", &o.random_lanes},
-                                              {"--delays", &o.delays}};
   for (int i = 1; i < argc; ++i) {
     const std::string option = argv[i];
-    if (option == "--decode") return decode();
-    if (const auto flag = flags.find(option); flag != flags.end()) {
-      *flag->second = true;
-    } else if (option == "--seed-offset" && i + 1 < argc) {
+    if (option == "--decode") return ptx::decode_all_kernels();
+    if (option == "--random-lanes")
+      o.random_lanes = true;
+    else if (option == "--delays")
+      o.delays = true;
+    else if (option == "--seed-offset" && i + 1 < argc)
       o.seed_offset = std::stoi(argv[++i]);
-    } else {
+    else
       names.push_back(option);
-    }
   }
   return testing::run_cases(names);
 }

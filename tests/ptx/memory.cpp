@@ -19,14 +19,7 @@ struct Plain {
   Plain(const Plain<U>&) {}
   T* allocate(size_t n) { return static_cast<T*>(std::malloc(n * sizeof(T))); }
   void deallocate(T* p, size_t) { std::free(p); }
-  template <typename U>
-  bool operator==(const Plain<U>&) const {
-    return true;
-  }
-  template <typename U>
-  bool operator!=(const Plain<U>&) const {
-    return false;
-  }
+  bool operator==(const Plain&) const = default;
 };
 
 constexpr size_t kAlignment = 256;  // the same as cudaMalloc's
@@ -74,6 +67,14 @@ void release(void* p) {
   std::free(p);
 }
 
+// Returns `race` if the two accesses are a data race, another message if they are relaxed accesses
+// of different sizes, or null if there is no race.
+const char* judge(const Visit& before, const Visit& now, const char* race) {
+  if (!unordered(before, now)) return nullptr;
+  if (!before.strong || !now.strong) return race;
+  return before.bytes == now.bytes ? nullptr : "relaxed accesses of different sizes";
+}
+
 }  // namespace
 
 const Allocation* find_allocation(uintptr_t address, bool with_shadow) {
@@ -91,16 +92,6 @@ const Allocation* find_allocation(uintptr_t address, bool with_shadow) {
 OwnMemory::OwnMemory() { ++table().own; }
 OwnMemory::~OwnMemory() { --table().own; }
 
-namespace {
-// Returns `race` if the two accesses are a data race, another message if they are relaxed accesses
-// of different sizes, or null if there is no race.
-const char* judge(const Visit& before, const Visit& now, const char* race) {
-  if (!unordered(before, now)) return nullptr;
-  if (!before.strong || !now.strong) return race;
-  return before.bytes == now.bytes ? nullptr : "relaxed accesses of different sizes";
-}
-}  // namespace
-
 const char* visit(Shadow& shadow, const Visit& now, bool is_store) {
   const char* race = judge(shadow.store, now, "another thread's store");
   if (is_store) {
@@ -116,14 +107,12 @@ const char* visit(Shadow& shadow, const Visit& now, bool is_store) {
 
 }  // namespace ptx
 
+// The library's array forms of these functions call them.
 void* operator new(size_t bytes) { return ptx::allocate(bytes, 1); }
-void* operator new[](size_t bytes) { return ptx::allocate(bytes, 1); }
 void* operator new(size_t bytes, std::align_val_t align) {
   return ptx::allocate(bytes, static_cast<size_t>(align));
 }
 void operator delete(void* p) noexcept { ptx::release(p); }
-void operator delete[](void* p) noexcept { ptx::release(p); }
 void operator delete(void* p, size_t) noexcept { ptx::release(p); }
-void operator delete[](void* p, size_t) noexcept { ptx::release(p); }
 void operator delete(void* p, std::align_val_t) noexcept { ptx::release(p); }
 void operator delete(void* p, size_t, std::align_val_t) noexcept { ptx::release(p); }

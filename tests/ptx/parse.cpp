@@ -18,24 +18,18 @@ std::string trimmed(const std::string& s) {
   return s.substr(begin, s.find_last_not_of(" \t\r\n") - begin + 1);
 }
 
-std::string without_comments(const std::string& text) {
-  std::string out;
-  for (size_t i = 0; i < text.size(); ++i) {
-    if (text.compare(i, 2, "//") == 0)
-      i = std::min(text.find('\n', i), text.size()) - 1;
-    else if (text.compare(i, 2, "/*") == 0)
-      i = text.find("*/", i) + 1;
-    else
-      out += text[i];
-  }
-  return out;
-}
-
 std::vector<std::string> split(const std::string& s, char separator) {
   std::vector<std::string> parts;
   std::stringstream in(s);
   for (std::string part; std::getline(in, part, separator);) parts.push_back(part);
   return parts;
+}
+
+// nvcc writes only comments that end with their line.
+std::string without_comments(const std::string& text) {
+  std::string out;
+  for (const std::string& line : split(text, '\n')) out += line.substr(0, line.find("//")) + '\n';
+  return out;
 }
 
 // The size of each PTX type in bytes; 0 for a predicate.
@@ -58,7 +52,8 @@ int special_register(const std::string& text) {
 class Parser {
  public:
   Parser(const std::string& source, const Variables& variables) : text_(without_comments(source)) {
-    for (const auto& [name, variable] : variables) symbols_[name] = variable.address();
+    for (const auto& [name, memory] : variables)
+      symbols_[name] = reinterpret_cast<uint64_t>(memory.get());
   }
 
   std::unique_ptr<Kernel> run() {
@@ -344,10 +339,8 @@ class Parser {
       throw Fault("not implemented: a scope without .relaxed, or .relaxed without a scope");
     const size_t open = rest.find('['), close = rest.find(']');
     read_address(in, trimmed(rest.substr(open + 1, close - open - 1)));
-    if (words[0] == "prefetch") {
-      in.run = memory_handlers().prefetch;
-      return;
-    }
+    in.run = operations().at(words[0]).run;
+    if (words[0] == "prefetch") return;
     const bool load = words[0] == "ld";
     const auto values = operands_of(load ? rest.substr(0, open) : rest.substr(close + 1));
     if (values.size() != a.elements || a.bytes == 0)
@@ -359,7 +352,6 @@ class Parser {
       a.register_bytes[i] = static_cast<uint8_t>(bytes);
       in.op[1 + i] = operand(values[i], bytes, load);
     }
-    in.run = load ? memory_handlers().load : memory_handlers().store;
   }
 
   // Decodes an address: register, register+n, symbol or symbol+n.
@@ -396,7 +388,7 @@ std::map<std::string, std::string> split_module(const std::string& text, Variabl
     auto memory = std::make_unique<unsigned char[]>(std::stoul((*at)[2]));
     size_t i = 0;
     for (const std::string& byte : split((*at)[3], ',')) memory[i++] = std::stoi(byte);
-    variables[(*at)[1]] = {std::move(memory)};
+    variables[(*at)[1]] = std::move(memory);
   }
   std::map<std::string, std::string> kernels;
   const auto next_entry = [&](size_t from) { return text.find(".entry ", from); };

@@ -1,6 +1,5 @@
 // The emulator's names that the test cases of tests/simt use, implemented by the interpreter.
 #pragma once
-#include "cudart.h"
 #include "machine.h"
 
 namespace simt {
