@@ -149,11 +149,10 @@ void Matrix::multiply_on_demand(Call call, const Range& panels, Scratch& buffer)
 // Multiplies the panels in the order of their memory: one gate after the other.
 void Matrix::multiply_columns_in_place(const Call& call, const Range& panels) const {
   const int64_t gates = source_.gates;
+  const int64_t stride = gates * (call.rows == 1 ? gemm_->unpacked_vectors_of_one_row : 1);
   for (int64_t gate = 0; gate < gates; ++gate)
-    for (int64_t p = panels.begin + gate, last; p < panels.end; p = last + gates) {
-      last = call.rows == 1 && gemm_->unpacked_vectors_of_one_row > 1 && p + gates < panels.end
-                 ? p + gates
-                 : p;
+    for (int64_t p = panels.begin + gate; p < panels.end; p += stride) {
+      const int64_t last = p + gates < panels.end ? p + stride - gates : p;
       const int64_t next_gate_panel = std::min(panels.begin + (gate + 1) % gates, panels.end - 1);
       const int64_t next_panel = last + gates < panels.end ? last + gates : next_gate_panel;
       UnpackedColumns columns = unpacked_columns(p);

@@ -56,11 +56,12 @@ static void multiply_unpacked_tile(const PanelProduct& p, const UnpackedColumns&
   UnpackedColumns vector[V];
   Vec<A> sum[V][R], partial[V][R];
   for (int r = 0; r < R; ++r) a[r] = static_cast<const T*>(p.a[first_row + r]);
-#pragma GCC unroll 8
-  for (int i = 0; i < V * R; ++i) sum[i / R][i % R] = Vec<A>(A(0));
-  for (int v = 0; v < V; ++v)
+  for (int v = 0; v < V; ++v) {
     vector[v] = {static_cast<const T*>(columns.first) + v * L * columns.stride, columns.stride,
                  columns.count - v * L};
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) sum[v][r] = Vec<A>(A(0));
+  }
   const int64_t end = p.k_begin + p.K;
   for (int64_t first = p.k_begin; first < end; first += kTermsPerPartialSum) {
     const int64_t last = end - first < kTermsPerPartialSum ? end : first + kTermsPerPartialSum;
