@@ -63,7 +63,7 @@ class ModelConfig:
         hidden_size: size of the LSTM's state.
         num_layers: number of LSTM layers.
         max_seq_length: maximum number of tokens of a caption, <end> included.
-        dropout: its probability for the inputs of the LSTM, of its layers, and of the output layer.
+        dropout: probability at the LSTM's inputs, between its layers, and before the output layer.
         image_at: the steps at which the lstm decoder reads the image, "first" or "every".
         decoder: a name in `captioning.DECODERS`.
         grid: the number of cells along each side if the CNN pools to "grid", else 0.
