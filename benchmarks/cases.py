@@ -204,11 +204,11 @@ def _groups() -> tuple[Group, ...]:
                    module="LSTMCell", prepacked=weights, **forward_only)
             for weights in ("float32", "bfloat16", "int8")
         ),
-        _group("torch-ao", "prepacked in int8, beside torch.ao's", LARGE,
+        _group("torch-ao", "prepacked in int8, compared with torch.ao", LARGE,
                prepacked="int8", peer="torch.ao", **forward_only),
-        _group("onnxruntime", "prepacked in float32, beside onnxruntime", DENSE,
+        _group("onnxruntime", "prepacked in float32, compared with onnxruntime", DENSE,
                prepacked="float32", peer="onnxruntime", **forward_only),
-        _group("onnxruntime-int8", "prepacked in int8, beside onnxruntime's int8", DENSE,
+        _group("onnxruntime-int8", "prepacked in int8, compared with onnxruntime's int8", DENSE,
                prepacked="int8", peer="onnxruntime int8", **forward_only),
     )  # fmt: skip
 

@@ -67,7 +67,7 @@ def with_projects_divided(groups: Sequence[Record]) -> list[Record]:
             continue
         for resets in (True, False):
             results = [r for r in group["results"] if r["case"]["resets"] == resets]
-            kind = "with resets, beside a loop over the steps" if resets else "without resets"
+            kind = "with resets, against a loop over the steps" if resets else "without resets"
             title = f"LSTMs of known projects {kind}"
             found.append({"key": "real", "title": title, "results": results})
     return [group for group in found if group["results"]]

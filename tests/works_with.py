@@ -377,7 +377,7 @@ def thop():
     assert profile(converted, (x,), custom_ops=own, verbose=False)[0] == operations
 
 
-@case("d2l and copies", "`if not isinstance(rnn, nn.LSTM)`: one state, else two", package="")
+@case("d2l and copies", "a state (h, c) if `isinstance(rnn, nn.LSTM)`, else one tensor", package="")
 def d2l():
     def call(rnn):
         state = torch.zeros(1, 2, 8)

@@ -160,7 +160,7 @@ def test_none_installs_pure_python_that_works(small_project, tmp_path):
 @pytest.mark.parametrize("source", [None, "https://example.com/fastlstm"])
 @pytest.mark.parametrize("folder", [".", "captioning"])
 def test_the_description_has_no_relative_link(folder, source, project):
-    """A package index shows README without the files beside it."""
+    """A package index shows README without the files next to it."""
     path = project / folder / "pyproject.toml"
     if source:
         text = path.read_text().replace("[project.urls]\n", "")
