@@ -43,12 +43,12 @@ struct Normalizer {
   FASTLSTM_INLINE A operator()(A x) const { return (x - mean) * scale; }
 };
 
-// Returns LN of the row at(0), ..., at(n - 1). inverse_n is 1 / n.
-template <typename A, typename ThreadGroup, typename At>
+// Returns LN of the row x(0), ..., x(n - 1). inverse_n is 1 / n.
+template <typename A, typename ThreadGroup, typename X>
 FASTLSTM_INLINE Normalizer<A> normalizer(const ThreadGroup& group, int64_t n, A inverse_n,
-                                         const At& at) {
-  const A mean = group.total(n, at) * inverse_n;
-  const A squares = group.total(n, [&](int64_t k) { return (at(k) - mean) * (at(k) - mean); });
+                                         const X& x) {
+  const A mean = group.total(n, x) * inverse_n;
+  const A squares = group.total(n, [&](int64_t k) { return (x(k) - mean) * (x(k) - mean); });
   return {mean, inverse_square_root(squares * inverse_n + A(kNormEpsilon))};
 }
 
@@ -122,29 +122,29 @@ FASTLSTM_INLINE void step_row(const NormBackwardStep<T, A>& s, int64_t row, bool
   group.each(hidden_size, [&](int64_t u) FASTLSTM_INLINE_LAMBDA {
     const A dh = take_hidden_gradient<A>(s, row, u);
     const A normed = fused(A(s.gain_c[u]), normal_c(c(u)), A(s.bias_c[u]));
-    const HiddenStateGradient<A> d = hidden_state_backward(gates_at(u).o, normed, dh);
-    d_normed[u] = d.c;
-    d_gates[3 * hidden_size + u] = T(d.o_pre);  // may overwrite gate o, which is not used again
+    const HiddenStateGradient<A> through_h = hidden_state_backward(gates_at(u).o, normed, dh);
+    d_normed[u] = through_h.c;
+    d_gates[3 * hidden_size + u] = T(through_h.o_pre);  // may overwrite gate o, used just before
   });
-  const auto d_c = [&](int64_t u) { return d_normed[u] * A(s.gain_c[u]); };
-  const auto c_gradient = normalizer_gradient(group, hidden_size, inverse_size, normal_c, c, d_c);
+  const auto d_ln_c = [&](int64_t u) { return d_normed[u] * A(s.gain_c[u]); };
+  const auto d_c = normalizer_gradient(group, hidden_size, inverse_size, normal_c, c, d_ln_c);
   group.each(hidden_size, [&](int64_t u) FASTLSTM_INLINE_LAMBDA {
     A* const dc_state = s.dc_state + row * hidden_size + u;
     A dc = *dc_state + s.d_cells[row * s.d_cells_stride + u];
-    dc += c_gradient(u);
+    dc += d_c(u);
     Gates<A> d_pre = next_cell_backward(gates_at(u), c_prev(u), dc);
     d_pre.o = A(d_gates[3 * hidden_size + u]);
     store_gates(d_gates, u, hidden_size, d_pre);
     *dc_state = reset ? A(0) : dc;
   });
   const T* const h_gates_row = s.h_gates + row * 4 * hidden_size;
-  const auto x = [&](int64_t k) { return A(h_gates_row[k]); };
-  const auto d = [&](int64_t k) { return A(d_gates[k]) * A(s.gain_hh[k]); };
-  const auto normal_h = normalizer(group, 4 * hidden_size, inverse_size / 4, x);
-  const auto h_gradient =
-      normalizer_gradient(group, 4 * hidden_size, inverse_size / 4, normal_h, x, d);
+  const auto h_gate = [&](int64_t k) { return A(h_gates_row[k]); };
+  const auto d_ln_h = [&](int64_t k) { return A(d_gates[k]) * A(s.gain_hh[k]); };
+  const auto normal_h = normalizer(group, 4 * hidden_size, inverse_size / 4, h_gate);
+  const auto d_h_gate =
+      normalizer_gradient(group, 4 * hidden_size, inverse_size / 4, normal_h, h_gate, d_ln_h);
   group.each(4 * hidden_size, [&](int64_t k) FASTLSTM_INLINE_LAMBDA {
-    d_h_gates[k] = T(reset ? A(0) : h_gradient(k));
+    d_h_gates[k] = T(reset ? A(0) : d_h_gate(k));
   });
 }
 

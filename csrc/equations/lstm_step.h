@@ -37,9 +37,9 @@ FASTLSTM_INLINE void store_gates(T* row, int64_t unit, int64_t hidden_size, cons
 
 template <typename T, typename A>
 FASTLSTM_INLINE void store_hidden(const HiddenOutput<T>& s, int64_t row, int64_t unit, A h) {
-  const int64_t at = row * s.hidden_size + unit;
-  s.h_state[at] = T(h);
-  if (s.h_mask) s.h_masked[at] = T(A(T(h)) * A(s.h_mask[at]));
+  const int64_t index = row * s.hidden_size + unit;
+  s.h_state[index] = T(h);
+  if (s.h_mask) s.h_masked[index] = T(A(T(h)) * A(s.h_mask[index]));
   s.output[row * s.output_stride + unit] = T(h);
 }
 
@@ -98,12 +98,12 @@ FASTLSTM_INLINE bool has_step_after(const HiddenGradientInput<T>& s, int64_t row
 // Returns dL/dh_t of a unit of a live row, and sets dh_state of the unit to zero.
 template <typename A, typename T>
 FASTLSTM_INLINE A take_hidden_gradient(const HiddenGradientInput<T>& s, int64_t row, int64_t unit) {
-  const int64_t at = row * s.hidden_size + unit;
-  const bool after = has_step_after(s, row);
-  A dh = A(s.dh_state[at]);
-  if (after && s.h_mask) dh = A(T(dh * A(s.h_mask[at])));
-  if (after && s.reset_after && s.reset_after[row]) dh = A(0);
-  s.dh_state[at] = T(A(0));
+  const int64_t index = row * s.hidden_size + unit;
+  const bool has_after = has_step_after(s, row);
+  A dh = A(s.dh_state[index]);
+  if (has_after && s.h_mask) dh = A(T(dh * A(s.h_mask[index])));
+  if (has_after && s.reset_after && s.reset_after[row]) dh = A(0);
+  s.dh_state[index] = T(A(0));
   return dh + A(s.d_output[row * s.d_output_stride + unit]);
 }
 

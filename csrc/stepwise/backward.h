@@ -42,24 +42,24 @@ struct BackwardTensors {
   }
 
   // Appends the gradients of one direction's weights, and adds the direction's part of grad_input.
-  // It is called for direction 0 first. Without layer normalization the three [R,4H] are the same.
+  // Direction 0 comes first. Without layer normalization the first three tensors are the same.
   //   d_gates    [R,4H] the gradient of the pre-activations
   //   d_x_gates  [R,4H] the gradient of W_ih x
   //   d_h_gates  [R,4H] the gradient of W_hh h_{t-1}
   //   h_prev()   [R,P]  returns the rows that W_hh multiplied
-  //   others     the gradients of all weights except W_ih, W_hh and b_ih
+  //   grads      the gradients of all weights except W_ih, W_hh and b_ih, which this adds
   void add_gradients(const Direction& w, const Tensor& d_gates, const Tensor& d_x_gates,
-                     const Tensor& d_h_gates, const auto& h_prev, Direction others = {}) {
-    const bool first = grad_weights.empty();
-    if (request.input && first) at::mm_out(grad_input, d_x_gates, w.w_ih);
-    if (request.input && !first) grad_input.addmm_(d_x_gates, w.w_ih);
+                     const Tensor& d_h_gates, const auto& h_prev, Direction grads = {}) {
+    const bool is_first_direction = grad_weights.empty();
+    if (request.input && is_first_direction) at::mm_out(grad_input, d_x_gates, w.w_ih);
+    if (request.input && !is_first_direction) grad_input.addmm_(d_x_gates, w.w_ih);
     if (request.return_d_gates)
       return grad_weights.push_back(
           d_gates.view_symint(layer.sequence_shape(4 * sizes.hidden_size, false)));
-    others.w_ih = at::mm(d_x_gates.t(), input);
-    others.w_hh = at::mm(d_h_gates.t(), h_prev());
-    if (layer.has_bias()) others.b_ih = d_gates.sum(0);
-    append_gradients(grad_weights, others);
+    grads.w_ih = at::mm(d_x_gates.t(), input);
+    grads.w_hh = at::mm(d_h_gates.t(), h_prev());
+    if (layer.has_bias()) grads.b_ih = d_gates.sum(0);
+    append_gradients(grad_weights, grads);
   }
 
   BackwardResult result() const {
@@ -72,20 +72,20 @@ template <typename T, typename A, typename StepKernels>
 class StepwiseBackward : DirectionWalk {
  public:
   // d_gates [R,4H] receives the gradients of the pre-activations.
-  StepwiseBackward(BackwardTensors& call, int64_t d, const Tensor& d_gates)
-      : DirectionWalk(call.layer, d),
-        call_(call),
+  StepwiseBackward(BackwardTensors& tensors, int64_t d, const Tensor& d_gates)
+      : DirectionWalk(tensors.layer, d),
+        tensors_(tensors),
         d_gates_(d_gates),
-        gates_(call.gates[d]),
-        cells_(call.cells[d]),
-        h_prev_(multiplied_hidden(layer_, d, call.columns_of(call.output, d))),
+        gates_(tensors.gates[d]),
+        cells_(tensors.cells[d]),
+        h_prev_(multiplied_hidden(layer_, d, tensors.columns_of(tensors.output, d))),
         zero_row_(at::zeros({1, sizes_.hidden_size}, layer_.input.options())),
-        d_output_(call.d_output.defined() ? call.columns_of(call.d_output, d) : zero_row_),
-        d_cells_(call.d_cells.defined()
-                     ? call.d_cells[d]
+        d_output_(tensors.d_output.defined() ? tensors.columns_of(tensors.d_output, d) : zero_row_),
+        d_cells_(tensors.d_cells.defined()
+                     ? tensors.d_cells[d]
                      : at::zeros({1, sizes_.hidden_size}, layer_.state_options())),
-        dh_(call.grad_h_0[d]),
-        dc_(call.grad_c_0[d]) {
+        dh_(tensors.grad_h_0[d]),
+        dc_(tensors.grad_c_0[d]) {
     if (layer_.normalizes()) norms_.emplace(w_, h_prev_, cells_);
     if (layer_.projects()) {
       d_hidden_ = at::empty({sizes_.batch, sizes_.hidden_size}, layer_.input.options());
@@ -110,19 +110,19 @@ class StepwiseBackward : DirectionWalk {
       else
         StepKernels::run(step);
       // At the first step of the walk the GEMM gives dL/dh_0, which may not be requested.
-      if (call_.request.state || now->prev_rows > 0)
+      if (tensors_.request.state || now->prev_rows > 0)
         dh.at(0, now->rows).addmm_(d_h_gates.at(now->offset, now->rows), w_.w_hh);
     }
-    if (call_.request.state) mask_grad_h_0();
+    if (tensors_.request.state) mask_grad_h_0();
   }
 
   void add_gradients() {
     Tensor d_x_gates = d_gates_;
-    Direction others;
-    if (norms_) d_x_gates = norms_->gradients(call_.input, bias_of(w_), d_gates_, others);
-    if (layer_.projects() && !call_.request.return_d_gates)
-      others.w_hr = at::mm(d_projected_.t(), unprojected());
-    call_.add_gradients(w_, d_gates_, d_x_gates, d_h_gates(), [&] { return h_prev_; }, others);
+    Direction grads;
+    if (norms_) d_x_gates = norms_->gradients(tensors_.input, bias_of(w_), d_gates_, grads);
+    if (layer_.projects() && !tensors_.request.return_d_gates)
+      grads.w_hr = at::mm(d_projected_.t(), unprojected());
+    tensors_.add_gradients(w_, d_gates_, d_x_gates, d_h_gates(), [&] { return h_prev_; }, grads);
   }
 
  private:
@@ -143,7 +143,7 @@ class StepwiseBackward : DirectionWalk {
 
   HiddenGradientInput<T> hidden_gradient(const WalkStep& now, const WalkStep* after) const {
     HiddenGradientInput<T> step{};
-    static_cast<Step&>(step) = begin(now, sizes_.output_size);
+    static_cast<Step&>(step) = step_arguments(now, sizes_.output_size);
     step.dh_state = data<T>(dh_), step.h_mask = data_or_null<T>(h_mask_);
     step.rows_after = after ? after->rows : 0, step.reset_after = reset_at(after);
     step.d_output_stride = stride_of(d_output_);
@@ -162,7 +162,7 @@ class StepwiseBackward : DirectionWalk {
     step.gates = const_data<T>(gates_) + now.offset * 4 * hidden;
     step.cells = const_data<A>(cells_) + now.offset * hidden;
     step.prev_cells = const_data<A>(cells_) + now.prev_offset * hidden;
-    step.c_0 = const_data<A>(call_.c_0) + d_ * sizes_.batch * hidden;
+    step.c_0 = const_data<A>(tensors_.c_0) + d_ * sizes_.batch * hidden;
     step.d_cells_stride = stride_of(d_cells_);
     step.d_cells = const_data<A>(d_cells_) + now.offset * step.d_cells_stride;
     step.dc_state = data<A>(dc_);
@@ -184,7 +184,7 @@ class StepwiseBackward : DirectionWalk {
     dh_.masked_fill_(reset.unsqueeze(1), 0);
   }
 
-  BackwardTensors& call_;
+  BackwardTensors& tensors_;
   Tensor d_gates_, gates_, cells_, h_prev_;
   Tensor zero_row_;            // [1,H] zeros
   Tensor d_output_, d_cells_;  // [R,P], [R,H]; one row of zeros if the gradient was not given
@@ -199,17 +199,17 @@ class StepwiseBackward : DirectionWalk {
 
 template <typename T, typename A, typename StepKernels>
 BackwardResult stepwise_backward(const LayerCall& layer, const BackwardArguments& in) {
-  stepwise::BackwardTensors call(layer, in);
+  stepwise::BackwardTensors tensors(layer, in);
   Tensor d_gates;
-  for (int64_t d = 0; d < call.sizes.directions; ++d) {
-    if (d == 0 || call.request.return_d_gates)
-      d_gates =
-          at::empty({call.sizes.flat_rows, 4 * call.sizes.hidden_size}, layer.input.options());
-    stepwise::StepwiseBackward<T, A, StepKernels> walk(call, d, d_gates);
+  for (int64_t d = 0; d < tensors.sizes.directions; ++d) {
+    if (d == 0 || tensors.request.return_d_gates)
+      d_gates = at::empty({tensors.sizes.flat_rows, 4 * tensors.sizes.hidden_size},
+                          layer.input.options());
+    stepwise::StepwiseBackward<T, A, StepKernels> walk(tensors, d, d_gates);
     walk.run();
     walk.add_gradients();
   }
-  return call.result();
+  return tensors.result();
 }
 
 }  // namespace fastlstm

@@ -41,8 +41,8 @@ class DirectionWalk {
       if (weight->defined()) *weight = weight->contiguous();
   }
 
-  // The arguments of a step that all kernels share, for rows of `size` units.
-  Step begin(const WalkStep& now, int64_t size) const {
+  // Returns the arguments of a step that all kernels share, for rows of `size` units.
+  Step step_arguments(const WalkStep& now, int64_t size) const {
     return {now.t,         now.rows, size, now.prev_rows, d_ == 1, data_or_null<int64_t>(lengths_),
             reset_at(&now)};
   }
@@ -96,14 +96,14 @@ class StepwiseForward : DirectionWalk {
         StepKernels::run(step);
       if (!layer_.projects()) continue;
       at::mm_out(projected.at(0, now.rows), unprojected.at(0, now.rows), w_hr);
-      StepKernels::run(ProjectionForwardStep<T, A>{output_of(now), const_data<T>(projected_)});
+      StepKernels::run(ProjectionForwardStep<T, A>{hidden_output(now), const_data<T>(projected_)});
     }
   }
 
  private:
-  HiddenOutput<T> output_of(const WalkStep& now) const {
+  HiddenOutput<T> hidden_output(const WalkStep& now) const {
     HiddenOutput<T> step{};
-    static_cast<Step&>(step) = begin(now, sizes_.output_size);
+    static_cast<Step&>(step) = step_arguments(now, sizes_.output_size);
     step.h_state = data<T>(h_), step.h_masked = data<T>(h_masked_);
     step.h_mask = data_or_null<T>(h_mask_);
     step.output_stride = output_.stride(0);
@@ -114,7 +114,7 @@ class StepwiseForward : DirectionWalk {
   ForwardStep<T, A> cell_step(const WalkStep& now) const {
     const int64_t hidden = sizes_.hidden_size;
     ForwardStep<T, A> step{};
-    static_cast<HiddenOutput<T>&>(step) = output_of(now);
+    static_cast<HiddenOutput<T>&>(step) = hidden_output(now);
     if (layer_.projects()) {
       step.h_state = step.output = data<T>(unprojected_), step.h_mask = nullptr;
       step.hidden_size = step.output_stride = hidden;

@@ -24,7 +24,7 @@ struct RowNorm {
   }
 };
 
-// What layer normalization adds to the backward walk of a direction.
+// What layer normalization adds to the backward walk of a direction. Its tensors have R rows.
 template <typename T, typename A>
 class NormsBackward {
  public:
@@ -37,10 +37,10 @@ class NormsBackward {
 
   const Tensor& normed_cells() const { return cells_norm_.y; }
   NormBackwardStep<T, A> step(const BackwardStep<T, A>& step, const NormWeights<T>& weights,
-                              int64_t offset) const {
-    const auto at = [&](const Tensor& rows) { return offset * rows.size(1); };
-    return {step, weights, const_data<T>(h_gates_) + at(h_gates_),
-            data<T>(d_h_gates_) + at(d_h_gates_), data<A>(d_normed_cells_) + at(d_normed_cells_)};
+                              int64_t first_row) const {
+    const int64_t cell = first_row * d_normed_cells_.size(1), gate = first_row * h_gates_.size(1);
+    return {step, weights, const_data<T>(h_gates_) + gate, data<T>(d_h_gates_) + gate,
+            data<A>(d_normed_cells_) + cell};
   }
   // The gradient [R,4H] of W_hh h_{t-1}; the steps of the walk fill it.
   const Tensor& d_h_gates() const { return d_h_gates_; }
