@@ -55,24 +55,24 @@ inline bool persistent_engine_fits(int64_t hidden_size, int64_t batch, int64_t s
 inline py::dict plan_cpu(const std::string& dtype, int64_t input_size, int64_t hidden_size,
                          int64_t batch, int64_t steps, int64_t directions, bool training,
                          bool backward, int64_t threads, int64_t l2_cache_bytes) {
-  const auto least = std::min({input_size, hidden_size, batch, steps, threads, l2_cache_bytes});
-  if (least < 1 || directions < 1 || directions > 2)
-    throw std::invalid_argument("plan_cpu: expected sizes of at least 1, and directions 1 or 2");
+  const auto smallest = std::min({input_size, hidden_size, batch, steps, threads, l2_cache_bytes});
+  if (smallest < 1 || directions < 1 || directions > 2)
+    throw std::invalid_argument("plan_cpu: expected directions 1 or 2, and no number below 1");
   CpuTask task{dtype_named(dtype), directions, steps, batch, steps * batch, input_size};
   task.hidden_size = task.output_size = hidden_size;
   task.saves_for_backward = training, task.backward = backward;
   CpuMachine machine = cpu_machine();
   machine.threads = threads, machine.l2_cache_bytes = l2_cache_bytes;
-  const CpuPlan chosen = make_plan(task, machine);
+  const CpuPlan plan = make_plan(task, machine);
   constexpr const char* kWeightForms[] = {"panels", "panel on demand", "in place"};
-  const char* const dtype_name = kDtypeNames[static_cast<int>(chosen.dtype)];
-  const GemmKernels* const gemm = chosen.gemm;  // nullptr: the stepwise engine computes
+  const char* const dtype_name = kDtypeNames[static_cast<int>(plan.dtype)];
+  const GemmKernels* const gemm = plan.gemm;  // nullptr: the stepwise engine computes
   return py::dict("engine"_a = gemm ? "tiled" : "stepwise", "dtype"_a = dtype_name,
                   "product"_a = gemm ? kFormatNames[static_cast<int>(gemm->format)] : dtype_name,
-                  "weights"_a = kWeightForms[static_cast<int>(chosen.w_hh)],
-                  "unit_groups"_a = chosen.grid.unit_groups,
-                  "row_groups"_a = chosen.grid.row_groups, "directions"_a = chosen.grid.directions,
-                  "steps_ahead"_a = chosen.steps_ahead, "chunk_steps"_a = chosen.chunk_steps);
+                  "weights"_a = kWeightForms[static_cast<int>(plan.w_hh)],
+                  "unit_groups"_a = plan.grid.unit_groups, "row_groups"_a = plan.grid.row_groups,
+                  "directions"_a = plan.grid.directions, "steps_ahead"_a = plan.steps_ahead,
+                  "chunk_steps"_a = plan.chunk_steps);
 }
 
 }  // namespace fastlstm::planners
