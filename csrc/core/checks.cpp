@@ -21,9 +21,9 @@ struct NamedSize {
 using Shape = c10::SmallVector<NamedSize, 4>;
 std::ostream& operator<<(std::ostream& out, const Shape& shape) {
   std::vector<c10::SymInt> sizes;
-  for (const NamedSize& each : shape) {
-    out << (sizes.empty() ? "(" : ", ") << each.name;
-    sizes.push_back(each.size);
+  for (const NamedSize& dimension : shape) {
+    out << (sizes.empty() ? "(" : ", ") << dimension.name;
+    sizes.push_back(dimension.size);
   }
   return out << ") = " << c10::SymIntArrayRef(sizes);
 }
@@ -42,11 +42,11 @@ NamedSize size_of(const LayerCall& layer, Extent extent) {
 enum class Leading { kState, kAllDirections, kPerDirection };
 Shape shape_of(const LayerCall& layer, Leading leading, Extent size) {
   Shape shape;
-  const bool by_rows = leading != Leading::kState && layer.packed();
+  const bool has_packed_rows = leading != Leading::kState && layer.packed();
   if (leading != Leading::kAllDirections) shape.push_back({"directions", layer.num_directions()});
-  if (by_rows) shape.push_back({"packed rows", layer.flat_rows});
-  if (leading != Leading::kState && !by_rows) shape.push_back({"steps", layer.steps});
-  if (!by_rows) shape.push_back({"batch", layer.batch});
+  if (has_packed_rows) shape.push_back({"packed rows", layer.flat_rows});
+  if (leading != Leading::kState && !has_packed_rows) shape.push_back({"steps", layer.steps});
+  if (!has_packed_rows) shape.push_back({"batch", layer.batch});
   shape.push_back(size_of(layer, size));
   return shape;
 }
@@ -67,9 +67,9 @@ void check_tensor(const Tensor& tensor, const char* name, const Shape& shape, at
               dtype == input.scalar_type() ? " like input" : "", ", got ", tensor.scalar_type());
 }
 
-// Sets hidden_size and output_size from the shapes of the first direction's weights. Prepacked
+// Finds hidden_size and output_size in the shapes of the first direction's weights. Prepacked
 // matrices are tensors of bytes, so for them the shapes of h_0 and c_0 decide.
-void find_sizes(LayerCall& layer) {
+void set_hidden_sizes(LayerCall& layer) {
   if (layer.is_prepacked()) {
     TORCH_CHECK(layer.c_0.dim() == 3, "lstm: expected c_0 to have 3 dimension(s), got shape ",
                 layer.c_0.sym_sizes());
@@ -122,7 +122,7 @@ void check_input(const LstmCall& call) {
               " cannot be combined with batch_sizes (packed input)");
 }
 
-// Sets all sizes except hidden_size and output_size, which find_sizes sets.
+// Sets all sizes except hidden_size and output_size, which set_hidden_sizes sets.
 LayerCall to_layer_call(LstmCall call, bool allows_prepacked) {
   LayerCall layer;
   static_cast<LstmCall&>(layer) = std::move(call);
@@ -143,12 +143,12 @@ LayerCall to_layer_call(LstmCall call, bool allows_prepacked) {
 void check_batch_sizes(const LayerCall& layer) {
   const Tensor sizes = layer.batch_sizes->contiguous();
   const int64_t* size = sizes.const_data_ptr<int64_t>();
-  int64_t total = 0, last = layer.batch.expect_int();
-  for (int64_t t = 0; t < sizes.size(0); total += last, ++t) {
-    TORCH_CHECK(size[t] > 0 && size[t] <= last && (t > 0 || size[t] == last),
+  int64_t total = 0, previous = layer.batch.expect_int();
+  for (int64_t t = 0; t < sizes.size(0); total += previous, ++t) {
+    TORCH_CHECK(size[t] > 0 && size[t] <= previous && (t > 0 || size[t] == previous),
                 "lstm: expected batch_sizes to start with the batch size ", layer.batch,
                 " and never to grow or fall below 1, got ", size[t], " at step ", t);
-    last = size[t];
+    previous = size[t];
   }
   TORCH_CHECK(total == layer.flat_rows,
               "lstm: expected batch_sizes to sum to input.size(0) = ", layer.flat_rows, ", got ",
@@ -160,7 +160,7 @@ void check_batch_sizes(const LayerCall& layer) {
 LayerCall check_layer(LstmCall call, bool allows_prepacked) {
   check_input(call);
   LayerCall layer = to_layer_call(std::move(call), allows_prepacked);
-  find_sizes(layer);
+  set_hidden_sizes(layer);
   check_weights(layer);
   TORCH_CHECK(layer.steps > 0, "Expected sequence length to be larger than 0 in RNN");
   const Tensor& input = layer.input;

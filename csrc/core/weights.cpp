@@ -7,15 +7,15 @@
 namespace fastlstm {
 
 WeightLayout WeightLayout::of(c10::string_view words) {
-  std::string_view left(words.data(), words.size());
-  const auto take_word = [&left](std::string_view word) {
-    if (left.substr(0, left.find(' ')) != word) return false;
-    left.remove_prefix(std::min(word.size() + 1, left.size()));
+  std::string_view remaining(words.data(), words.size());
+  const auto take_word = [&remaining](std::string_view word) {
+    if (remaining.substr(0, remaining.find(' ')) != word) return false;
+    remaining.remove_prefix(std::min(word.size() + 1, remaining.size()));
     return true;
   };
   WeightLayout layout;
   layout.bias = take_word("bias"), layout.projects = take_word("projection");
-  layout.normalizes = take_word("layer_norm"), layout.format = left;
+  layout.normalizes = take_word("layer_norm"), layout.format = remaining;
   return layout;
 }
 

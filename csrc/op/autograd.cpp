@@ -20,10 +20,10 @@ OptionalTensor if_defined(const Tensor& tensor) {
   return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
 }
 
-// Returns an alias of `tensor` without its autograd graph; a wrapper tensor is returned itself. The
-// alias shares the version counter, by which autograd detects writes in place, and keeps the memory
-// if the user assigns `weight.data = other`. Saving an output itself would make a reference cycle
-// of the output and its node, which would leak if a hook of saved tensors raises an error.
+// Returns an alias of `tensor` without its autograd graph, or a wrapper tensor unchanged. The alias
+// shares the version counter, by which autograd detects writes in place, and keeps the memory if
+// the user assigns `weight.data = other`. A node that saves its output itself refers to the output
+// until autograd has packed it. If a hook of saved tensors raises an error, this cycle would leak.
 Tensor detached_alias(const Tensor& tensor) {
   if (is_wrapper(tensor)) return tensor;
   return Tensor(tensor.unsafeGetTensorImpl()->shallow_copy_and_detach(
@@ -125,8 +125,8 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
     }
   }
 
-  // Stores the gradients at `to`, in the order of the weights. b_hh gets a copy of the gradient of
-  // b_ih, because users scale gradients in place.
+  // Writes the gradients from `to` on, in the order of the weights. b_hh gets a copy of the
+  // gradient of b_ih, because users scale gradients in place.
   static void order_gradients(const std::vector<Tensor>& gradients, const WeightLayout& layout,
                               variable_list::iterator to) {
     for (auto next = gradients.begin(); next != gradients.end();)

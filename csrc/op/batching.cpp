@@ -11,18 +11,18 @@
 namespace fastlstm {
 namespace {
 
-// The weights must not be batched.
+// Calls lstm_backward for each sample, and stacks the results. The weights must not be batched.
 BackwardResult sample_by_sample(LstmCall call, BackwardArguments arguments) {
   std::vector<Tensor*> batched;
   std::vector<Tensor> logical;
-  const auto add = [&](Tensor& tensor, const char* = nullptr) {
+  const auto collect = [&](Tensor& tensor, const char* = nullptr) {
     if (at::isBatchedTensor(tensor)) batched.push_back(&tensor), logical.push_back(tensor);
   };
-  for_each_tensor(call, add);
-  for (Tensor* saved : {&arguments.output, &arguments.cells, &arguments.gates}) add(*saved);
+  for_each_tensor(call, collect);
+  for (Tensor* saved : {&arguments.output, &arguments.cells, &arguments.gates}) collect(*saved);
   for (OptionalTensor* gradient :
        {&arguments.grad_output, &arguments.grad_h_n, &arguments.grad_c_n, &arguments.grad_cells})
-    if (*gradient) add(**gradient);
+    if (*gradient) collect(**gradient);
   auto views = at::MultiBatchVmapTransform::logicalToPhysical(logical);
   const int64_t levels = views[0].numBatchDims();  // several for vmap of vmap
   const auto sizes = views[0].tensor().sizes().slice(0, levels).vec();
@@ -38,9 +38,9 @@ BackwardResult sample_by_sample(LstmCall call, BackwardArguments arguments) {
   }
   std::vector<Tensor> stacked;
   for (size_t k = 0; k < results[0].size(); ++k) {
-    std::vector<Tensor> all;
-    for (const auto& result : results) all.push_back(result[k]);
-    const Tensor physical = at::stack(all).unflatten(0, sizes);
+    std::vector<Tensor> by_sample;
+    for (const auto& result : results) by_sample.push_back(result[k]);
+    const Tensor physical = at::stack(by_sample).unflatten(0, sizes);
     stacked.push_back(views[0].getPhysicalToLogicalMap().apply(physical));
   }
   return {stacked[0], stacked[1], stacked[2], {stacked.begin() + 3, stacked.end()}};

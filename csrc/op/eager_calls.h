@@ -21,7 +21,7 @@
 
 namespace fastlstm {
 
-inline bool skips_dispatcher(const LstmCall& call) {
+inline bool can_skip_dispatcher(const LstmCall& call) {
   bool needs_grad = false;
   c10::DispatchKeySet keys;
   const auto add = [&](const Tensor& tensor, const char* = nullptr) {
@@ -40,7 +40,7 @@ inline bool skips_dispatcher(const LstmCall& call) {
 
 // Calls the op, or its CPU kernel if the call skips the dispatcher. Unsaved cells are undefined.
 inline ForwardResult call_eagerly(LstmCall call, const ForwardOptions& options) {
-  if (!skips_dispatcher(call)) {
+  if (!can_skip_dispatcher(call)) {
     ForwardResult result = call_lstm(call, options);
     if (!options.save_cells) std::get<3>(result) = Tensor();
     return result;
@@ -102,7 +102,7 @@ inline Tensor as_step(const Tensor& rows, bool skips_dispatcher) {
 }
 inline Tensor as_rows(const Tensor& state, bool skips_dispatcher) {
   const c10::SmallVector<int64_t, 4> sizes(state.sizes().begin() + 1, state.sizes().end());
-  // _unsafe_view makes no view for autograd, which drops the hooks of a view written in place.
+  // If a view is written in place, autograd drops its hooks. The result of _unsafe_view is no view.
   if (!skips_dispatcher) return at::_unsafe_view(state, sizes);
   state.unsafeGetTensorImpl()->set_sizes_contiguous(sizes);
   return state;
@@ -113,15 +113,15 @@ inline std::tuple<Tensor, Tensor> lstm_cell(const Tensor& input, const OptionalT
                                             std::string layout, std::string engine) {
   LstmCall call{input, h.value_or(Tensor()), c.value_or(Tensor()), std::move(weights),
                 std::move(layout)};
-  const bool skips = skips_dispatcher(call);
-  // Autograd tracks views even without gradients, and takes as long for it as a small step takes.
+  const bool skips_dispatcher = can_skip_dispatcher(call);
+  // Autograd tracks views even without gradients. That would take as long as a small step.
   std::optional<at::AutoDispatchBelowADInplaceOrView> guard;
   if (!at::GradMode::is_enabled()) guard.emplace();
   for (Tensor* const rows : {&call.input, &call.h_0, &call.c_0})
-    if (rows->defined()) *rows = as_step(*rows, skips);
+    if (rows->defined()) *rows = as_step(*rows, skips_dispatcher);
   const auto [output, h_n, c_n, cells, gates] = call_eagerly(
       with_state(std::move(call)), {/*save_cells=*/false, /*save_gates=*/false, std::move(engine)});
-  return {as_rows(h_n, skips), as_rows(c_n, skips)};
+  return {as_rows(h_n, skips_dispatcher), as_rows(c_n, skips_dispatcher)};
 }
 
 inline bool no_mode_is_active() {

@@ -24,22 +24,22 @@ void fastlstm_bad_length() { throw std::bad_array_new_length(); }
 // Newer headers copy and destroy an exception_ptr by _M_addref and _M_release. Here both are
 // written with what older versions export: exception_ptr(void*), which adds a reference, and
 // ~exception_ptr().
-void fastlstm_exception_of(void* self,
-                           void* exception) __asm__("_ZNSt15__exception_ptr13exception_ptrC1EPv");
-void fastlstm_end_exception(void* self);
-__asm__(".symver fastlstm_end_exception, _ZNSt15__exception_ptr13exception_ptrD1Ev@CXXABI_1.3.3");
+void fastlstm_construct_ptr(void* self,
+                            void* exception) __asm__("_ZNSt15__exception_ptr13exception_ptrC1EPv");
+void fastlstm_destroy_ptr(void* self);
+__asm__(".symver fastlstm_destroy_ptr, _ZNSt15__exception_ptr13exception_ptrD1Ev@CXXABI_1.3.3");
 
 FASTLSTM_HIDDEN void fastlstm_add_reference(void** self) __asm__(
     "_ZNSt15__exception_ptr13exception_ptr9_M_addrefEv");
 void fastlstm_add_reference(void** self) {
   void* counted;  // never destroyed, so the reference stays
-  fastlstm_exception_of(&counted, *self);
+  fastlstm_construct_ptr(&counted, *self);
 }
 
 FASTLSTM_HIDDEN void fastlstm_release(void** self) __asm__(
     "_ZNSt15__exception_ptr13exception_ptr10_M_releaseEv");
 void fastlstm_release(void** self) {
-  fastlstm_end_exception(self);
+  fastlstm_destroy_ptr(self);
   *self = nullptr;
 }
 
