@@ -28,7 +28,7 @@ class _StandIn(nn.Module):
     in Own reaches fastlstm.
     """
 
-    _fastlstm_of: ClassVar[type[nn.Module]]
+    _fastlstm_torch_class: ClassVar[type[nn.Module]]
 
     def __init_subclass__(cls) -> None:
         """Does not call the `__init_subclass__` of Own, which may refuse or list subclasses."""
@@ -36,11 +36,11 @@ class _StandIn(nn.Module):
     def __reduce_ex__(self, protocol: Any) -> Any:
         """For pickle and copy, which cannot find a class that convert made at run time."""
         reduced: Any = super().__reduce_ex__(protocol)
-        if "_fastlstm_of" not in vars(type(self)):  # a subclass of what convert made
+        if "_fastlstm_torch_class" not in vars(type(self)):  # a subclass of what convert made
             return reduced
-        constructor, arguments, *rest = reduced
-        named = [self._fastlstm_of if a is type(self) else a for a in (constructor, *arguments)]
-        return _make, tuple(named), *rest
+        constructor, args, *rest = reduced
+        call = [self._fastlstm_torch_class if a is type(self) else a for a in (constructor, *args)]
+        return _make, tuple(call), *rest
 
 
 def _make(constructor: Any, *arguments: Any) -> nn.Module:
@@ -52,7 +52,7 @@ def _make(constructor: Any, *arguments: Any) -> nn.Module:
     return module
 
 
-def _not_compiled_in_parts(function: Any) -> Any:
+def _skipped_by_compile(function: Any) -> Any:
     """A copy of a function that torch.compile skips, with all that it calls.
 
     Otherwise torch.compile would recompile the same code for each module, up to its limit.
@@ -67,7 +67,7 @@ def _not_compiled_in_parts(function: Any) -> Any:
 
 class _LSTMMethods(LSTM, nn.LSTM):
     __init__ = nn.LSTM.__init__
-    forward = _not_compiled_in_parts(LSTM.forward)
+    forward = _skipped_by_compile(LSTM.forward)
 
 
 class _LSTMCellMethods(LSTMCell, nn.LSTMCell):
@@ -75,11 +75,11 @@ class _LSTMCellMethods(LSTMCell, nn.LSTMCell):
 
 
 class _LSTMStandIn(_StandIn, _LSTMMethods):
-    _fastlstm_of = nn.LSTM
+    _fastlstm_torch_class = nn.LSTM
 
 
 class _LSTMCellStandIn(_StandIn, _LSTMCellMethods):
-    _fastlstm_of = nn.LSTMCell
+    _fastlstm_torch_class = nn.LSTMCell
 
 
 # The class of torch.nn, the class of fastlstm, and the class that is both.
@@ -147,8 +147,8 @@ def convert(
             or sharded. Nothing is changed then.
 
     Warns:
-        UserWarning: for each module that stays as it is: a subclass as above, or, on the way to
-            torch, a subclass of fastlstm.LSTM or LSTMCell. And for each that loses options.
+        UserWarning: for each module that stays as it is (a subclass as above or, on the way to
+            torch, a subclass of fastlstm.LSTM or LSTMCell), and for each that loses options.
     """
     if to not in ("fastlstm", "torch"):
         raise ValueError(f"to: expected 'fastlstm' or 'torch', got {to!r}")
@@ -203,10 +203,10 @@ def _to_fastlstm(module: nn.Module, keep_class: bool) -> tuple[type[nn.Module] |
             return None if cls is target else target, ""
         if issubclass(cls, of_torch) and not issubclass(cls, ours):
             parts = ((name, getattr(of_torch, name, None)) for name in _PARTS_OF_FORWARD)
-            changed = [name for name, part in parts if getattr(cls, name, None) is not part]
-            if changed:
-                which = f"overrides {', '.join(changed)}, which {of_torch.__name__}.forward calls"
-                return None, f"stays as it is: its class {cls.__qualname__} {which}"
+            overridden = [name for name, part in parts if getattr(cls, name, None) is not part]
+            if overridden:
+                why = f"overrides {', '.join(overridden)}, which {of_torch.__name__}.forward calls"
+                return None, f"stays as it is: its class {cls.__qualname__} {why}"
             return _stand_in(cls, of_torch), ""
     return None, ""
 
@@ -219,7 +219,7 @@ def _stand_in(cls: type[nn.Module], of_torch: type[nn.Module]) -> type[nn.Module
     if cls not in _stand_ins:
         methods = _LSTMMethods if of_torch is nn.LSTM else _LSTMCellMethods
         members = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
-        members |= {"_fastlstm_of": cls, "_fastlstm_options": ()}
+        members |= {"_fastlstm_torch_class": cls, "_fastlstm_options": ()}
         _stand_ins[cls] = new_class(cls.__name__, (_StandIn, cls, methods), members, type(cls))
     return _stand_ins[cls]
 

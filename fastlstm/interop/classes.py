@@ -24,16 +24,16 @@ def new_class(name: str, bases: tuple[type, ...], members: dict[str, Any], meta:
 def to_torch(module: nn.Module) -> tuple[type[nn.Module] | None, str]:
     """Returns the class that convert(to="torch") gives a module, or None, and a note for the user.
 
-    That class is the attribute `_fastlstm_of` of the module's own class. The attribute of a base
-    class does not count, because no class of torch.nn computes what a subclass computes.
+    That class is the attribute `_fastlstm_torch_class` of the module's own class. The attribute of
+    a base class does not count, because no class of torch.nn computes what a subclass computes.
     """
     cls = own_class(module)
     regularizers: Any = getattr(module, "_fastlstm_regularizers", None)
     if regularizers is None:
         return None, ""
-    if "_fastlstm_of" not in vars(cls):
+    if "_fastlstm_torch_class" not in vars(cls):
         ours = "LSTM" if issubclass(cls, nn.RNNBase) else "LSTMCell"
         return None, f"stays as it is: its class {cls.__qualname__} derives from fastlstm.{ours}"
     lost = ", ".join(f"{name}={p}" for name, p in regularizers._asdict().items() if p)
-    of_torch: type[nn.Module] = vars(cls)["_fastlstm_of"]
+    of_torch: type[nn.Module] = vars(cls)["_fastlstm_torch_class"]
     return of_torch, f"goes on without {lost}, which nn.LSTM lacks" if lost else ""

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 from .classes import new_class, to_torch
 
 _SCRIPT = torch.jit.script.__globals__  # the globals of the file that defines torch.jit.script
-_in_script: dict[type[nn.Module], type[nn.Module]] = {}  # the classes that `prepare` made
+_script_classes: dict[type[nn.Module], type[nn.Module]] = {}  # the classes that `prepare` made
 
 
 class _InScript:
@@ -63,11 +63,11 @@ def prepare(module: nn.Module) -> nn.Module:
         remedy = "use torch.jit.trace, torch.compile or torch.export"
         raise RuntimeError(f"{type(module).__name__}: {problem}; {remedy}")
     cls = type(module)
-    if cls not in _in_script:
-        named = "__module__", "__qualname__", "__firstlineno__"  # where torch finds the source
-        members = {name: vars(of_torch)[name] for name in named if name in vars(of_torch)}
+    if cls not in _script_classes:
+        location = "__module__", "__qualname__", "__firstlineno__"  # where torch finds the source
+        members = {name: vars(of_torch)[name] for name in location if name in vars(of_torch)}
         members |= {"_fastlstm_class": cls}
         bases = (_InScript, of_torch)
-        _in_script[cls] = new_class(of_torch.__name__, bases, members, type(of_torch))
-    object.__setattr__(module, "__class__", _in_script[cls])
+        _script_classes[cls] = new_class(of_torch.__name__, bases, members, type(of_torch))
+    object.__setattr__(module, "__class__", _script_classes[cls])
     return module

@@ -34,11 +34,11 @@ def read_weights(lstm: Any) -> tuple[list[Any], str | None, torch.dtype | None]:
     library = None if torch.compiler.is_compiling() else _build.library
     if library is not None and library.are_described(weights, parameters, names, shapes):
         return weights, layout, weights[0].dtype
-    by_name = [getattr(lstm, name, None) for name in names]
-    if len(weights) != len(names) or not all(map(is_, weights, by_name)):
-        for weight, ref in zip(by_name, lstm._flat_weight_refs, strict=True):
+    current = [getattr(lstm, name, None) for name in names]
+    if len(weights) != len(names) or not all(map(is_, weights, current)):
+        for weight, ref in zip(current, lstm._flat_weight_refs, strict=True):
             if weight is not None and ref is not None and ref() is not weight:
-                weights = by_name
+                weights = current
     fit = bool(shapes) and shapes_of(weights) == shapes
     return [*weights], layout if fit else None, weights[0].dtype if fit else None
 
@@ -58,8 +58,8 @@ def named_weights(layer: nn.Module) -> dict[str, Any]:
     """Returns the weights of a layer by name, in the order in which the op takes them."""
     if isinstance(layer, nn.RNNBase):
         return dict(zip(layer._flat_weights_names, read_weights(layer)[0], strict=True))
-    named = zip(CELL_WEIGHTS, weights_of_cell(layer)[0], strict=False)
-    return {name: weight for name, weight in named if weight is not None}
+    pairs = zip(CELL_WEIGHTS, weights_of_cell(layer)[0], strict=False)
+    return {name: weight for name, weight in pairs if weight is not None}
 
 
 def described_weights(lstm: Any) -> tuple[str, list[tuple[int, ...]]]:
@@ -99,7 +99,7 @@ def is_pair(hx: Any, h_shape: tuple[int, ...], c_shape: tuple[int, ...]) -> bool
     return are_tensors and h.shape == h_shape and c.shape == c_shape
 
 
-def fits(
+def takes_arguments(
     lstm: Any, input: Tensor, hx: Any, batch_sizes: Any, weight: Tensor, dtype: torch.dtype
 ) -> bool:
     """Whether nn.LSTM with weights of `dtype` on the device of `weight` takes input and state."""
@@ -121,7 +121,7 @@ def fits(
     return has_shapes and hx[0].device == hx[1].device == input.device
 
 
-def fit_cell(input: Tensor, hx: tuple[Tensor, Tensor], shapes: list[Any]) -> bool:
+def shapes_fit(input: Tensor, hx: tuple[Tensor, Tensor], shapes: list[Any]) -> bool:
     """Whether these are the shapes of an LSTMCell's weights, for this input and state."""
     hidden_size = hx[1].size(-1)
     layout = "bias" if len(shapes) == 4 else ""
@@ -144,10 +144,10 @@ def run_torch_lstm(lstm: Any, input: Any, hx: Any) -> Any:
         if is_small and len(shape) == 2:
             expected = f"expected a weight of shape {shape}, as the attributes describe it"
             raise RuntimeError(f"{type(lstm).__name__}: {expected}, got {tuple(weight.shape)}")
-    return run_torch(torch_lstm.forward, lstm, input, hx)
+    return run_forward(torch_lstm.forward, lstm, input, hx)
 
 
-def run_torch(forward: Callable[..., Any], module: Any, input: Any, hx: Any) -> Any:
+def run_forward(forward: Callable[..., Any], module: Any, input: Any, hx: Any) -> Any:
     """Runs a forward of torch.nn; if hx holds anything but tensors, the error says so."""
     try:
         return forward(module, input, hx)
@@ -165,7 +165,7 @@ def refuse_as_torch(lstm: Any, input: Any, hx: Any) -> None:
         torch_lstm.check_input(lstm, input.data, input.batch_sizes)
         if isinstance(hx, (tuple, list)) and _are_tensors(hx):
             torch_lstm.check_forward_args(lstm, input.data, hx, input.batch_sizes)
-    run_torch(torch_lstm.forward, lstm, input, hx)
+    run_forward(torch_lstm.forward, lstm, input, hx)
 
 
 def _are_tensors(values: Iterable[Any]) -> bool:

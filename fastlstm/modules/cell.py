@@ -15,7 +15,7 @@ from ..engine.checks import check_dense
 from ..engine.stack import run_cell
 from ..interop import fx
 from ..interop.scripting import prepare
-from .attributes import fit_cell, is_pair, run_torch, shapes_of, weights_of_cell
+from .attributes import is_pair, run_forward, shapes_fit, shapes_of, weights_of_cell
 from .options import EngineModule
 
 
@@ -53,7 +53,7 @@ class CellModule(nn.Module):
         h, c = self._fastlstm_step(input.unsqueeze(0), hx)
         return h.squeeze(0), c.squeeze(0)
 
-    def _fastlstm_torch(self) -> Any:
+    def _fastlstm_torch_module(self) -> Any:
         """A module on which nn.LSTMCell.forward runs."""
         return self
 
@@ -63,7 +63,7 @@ class CellModule(nn.Module):
         if is_unbatched and any(isinstance(state, Tensor) and state.dim() == 2 for state in hx):
             # nn.LSTMCell would abort the process.
             raise RuntimeError("For unbatched 1-D input, hx and cx should also be 1-D")
-        state: State = run_torch(nn.LSTMCell.forward, self._fastlstm_torch(), input, hx)
+        state: State = run_forward(nn.LSTMCell.forward, self._fastlstm_torch_module(), input, hx)
         return state
 
 
@@ -82,7 +82,7 @@ class LSTMCell(CellModule, EngineModule, nn.RNNCellBase):
     """
 
     __prepare_scriptable__ = prepare  # for torch.jit.script
-    _fastlstm_of = nn.LSTMCell
+    _fastlstm_torch_class = nn.LSTMCell
     _fastlstm_check_engine = staticmethod(engines.check_engine)
     _fastlstm_options = ("engine",)
 
@@ -109,7 +109,7 @@ class LSTMCell(CellModule, EngineModule, nn.RNNCellBase):
             except (RuntimeError, TypeError):
                 is_plain = False  # the code below raises the error again, or runs nn.LSTMCell
         check_dense(input, hx, {})
-        if not fit_cell(input, hx, shapes_of(weights)):
+        if not shapes_fit(input, hx, shapes_of(weights)):
             return self._fastlstm_as_torch(input, hx)
         dtype = weights[0].dtype
         if input.dtype != dtype and not torch._C._is_any_autocast_enabled():

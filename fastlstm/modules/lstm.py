@@ -21,7 +21,7 @@ from ..engine.call import LAYOUTS, Call, Regularizers, Results, State, check_pro
 from ..engine.stack import run_steps_first
 from ..interop import fx, nested
 from ..interop.scripting import prepare
-from .attributes import fits, read_weights, refuse_as_torch, run_torch_lstm, torch_lstm
+from .attributes import read_weights, refuse_as_torch, run_torch_lstm, takes_arguments, torch_lstm
 from .options import NO_REGULARIZERS, EngineModule
 
 
@@ -32,8 +32,8 @@ class SequenceModule(nn.Module):
     batch_first: bool
     bidirectional: bool
     permute_hidden = torch_lstm.permute_hidden
-    # Weights, layout, parameters and names for `plain_lstm`, or None if it may not compute a call.
-    _fastlstm_plain: Callable[[Tensor], tuple[Any, ...] | None]
+    # Weights, layout, parameters and names for `plain_lstm`, or None if a call may not use it.
+    _fastlstm_plain_layer: Callable[[Tensor], tuple[Any, ...] | None]
     # Weights, layout and the dtype of the input; see `read_weights`.
     _fastlstm_weights: Callable[[], tuple[list[Any], str | None, torch.dtype | None]]
     _fastlstm_compute: Callable[[Call], Results]  # computes a call after its checks
@@ -68,8 +68,8 @@ class SequenceModule(nn.Module):
             or a nested tensor, so is the output, with the same batch sizes or offsets.
         """
         if type(input) is not Tensor and isinstance(input, fx.Proxy):
-            named = {"lengths": lengths, "reset": reset, "return_cell_states": return_cell_states}
-            return fx.as_node(self, input, hx=hx, **named)
+            options = {"lengths": lengths, "reset": reset, "return_cell_states": return_cell_states}
+            return fx.as_node(self, input, hx=hx, **options)
         if lengths is not None and getattr(lengths, "dtype", None) is not torch.int64:
             lengths = checks.as_lengths(lengths)
         bool_reset = reset
@@ -79,7 +79,7 @@ class SequenceModule(nn.Module):
         plain: tuple[Any, ...] | None = None
         try:
             if type(input) is Tensor and self.num_layers == 1 and not return_cell_states:
-                layer = self._fastlstm_plain(input)
+                layer = self._fastlstm_plain_layer(input)
                 if layer is not None:
                     weights, layout, parameters, names = layer
                     plain = _build.library.plain_lstm(
@@ -117,12 +117,12 @@ class SequenceModule(nn.Module):
             data, batch_sizes, sorted_indices, unsorted_indices = input
         elif isinstance(data, Tensor) and data.is_nested:
             if SequenceModule._fastlstm_extends(self, *options):
-                named = "lengths, reset and return_cell_states"
-                raise RuntimeError(f"LSTM: {named} cannot be combined with a nested tensor")
+                names = "lengths, reset and return_cell_states"
+                raise RuntimeError(f"LSTM: {names} cannot be combined with a nested tensor")
             return nested.run(partial(SequenceModule.forward, self), data, hx, self.batch_first)
         elif not isinstance(data, Tensor) or data.layout is not torch.strided:
             checks.check_dense(data, None, {})  # raises
-        if not fits(self, data, hx, batch_sizes, weights[0], dtype):
+        if not takes_arguments(self, data, hx, batch_sizes, weights[0], dtype):
             self._fastlstm_refuse(input, hx)
         is_batched, batch_dim = batch_sizes is not None or data.dim() == 3, 1 - self.batch_first
         if not is_batched:
@@ -134,8 +134,9 @@ class SequenceModule(nn.Module):
         if reset is not None:
             shape = data.shape[:2] if batch_sizes is None else None
             reset = checks.as_reset(reset, shape, self.batch_first)
-        form = self.num_layers, 1 + self.bidirectional, batch_sizes, lengths, reset
-        call = Call(data, hx, weights, layout, *form, self.training, 0.0, None, return_cell_states)
+        shape_options = self.num_layers, 1 + self.bidirectional, batch_sizes, lengths, reset
+        modes = self.training, 0.0, None, return_cell_states
+        call = Call(data, hx, weights, layout, *shape_options, *modes)
         output, state, *cells = run_steps_first(self._fastlstm_compute, call, self.batch_first)
         if not is_batched:
             h_n, c_n = state[0].squeeze(1), state[1].squeeze(1)
@@ -149,19 +150,19 @@ class SequenceModule(nn.Module):
         if self._fastlstm_extends(*options):
             expected = "weights of the shapes that its attributes (hidden_size, ...) describe"
             raise RuntimeError(f"{type(self).__name__}: expected {expected}")
-        result: tuple[Any, ...] = run_torch_lstm(self._fastlstm_torch(), input, hx)
+        result: tuple[Any, ...] = run_torch_lstm(self._fastlstm_torch_module(), input, hx)
         return result
 
     def _fastlstm_extends(self, lengths: Any, reset: Any, return_cell_states: bool) -> bool:
         """Whether a call uses an option that nn.LSTM lacks."""
         return lengths is not None or reset is not None or return_cell_states
 
-    def _fastlstm_torch(self) -> Any:
+    def _fastlstm_torch_module(self) -> Any:
         """A module on which the methods of nn.LSTM run."""
         return self
 
     def _fastlstm_refuse(self, input: Any, hx: Any) -> None:
-        refuse_as_torch(self._fastlstm_torch(), input, hx)
+        refuse_as_torch(self._fastlstm_torch_module(), input, hx)
 
 
 def _with_batch(
@@ -209,7 +210,7 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
     """
 
     __prepare_scriptable__ = prepare  # for torch.jit.script
-    _fastlstm_of = nn.LSTM
+    _fastlstm_torch_class = nn.LSTM
     _fastlstm_normalizes = False
     _fastlstm_check_engine = staticmethod(engines.check_engine)
     _fastlstm_options = ("engine", *Regularizers._fields)
@@ -247,7 +248,7 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
         if any(given):
             self._fastlstm_regularizers = given
 
-    def _fastlstm_plain(self, input: Tensor) -> tuple[Any, ...] | None:
+    def _fastlstm_plain_layer(self, input: Tensor) -> tuple[Any, ...] | None:
         is_plain = self._fastlstm_regularizers is NO_REGULARIZERS
         if not (is_plain and self._fastlstm_engine == "auto" and engines.auto_means_op()):
             return None

@@ -51,7 +51,7 @@ class EngineModule(nn.Module):
     engine: str
     _fastlstm_engine = "auto"
     _fastlstm_regularizers = NO_REGULARIZERS
-    _fastlstm_of: ClassVar[type[nn.Module]]  # the class that convert(to="torch") gives
+    _fastlstm_torch_class: ClassVar[type[nn.Module]]  # the class that convert(to="torch") gives
     _fastlstm_options: ClassVar[tuple[str, ...]] = ()  # the attributes that are options
     _fastlstm_check_engine: ClassVar[Any]  # checks a value of the option `engine`
     _get_name = qualified_name
@@ -88,16 +88,16 @@ class EngineModule(nn.Module):
             changed = self._fastlstm_regularizers._replace(**{name: value})
             vars(self)["_fastlstm_regularizers"] = changed if any(changed) else NO_REGULARIZERS
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
         """Refuses int8 weights of a prepacked layer, which mean nothing without their scales."""
         given = {name: state_dict.get(prefix + name) for name in self._parameters}
         int8 = [name for name, t in given.items() if getattr(t, "dtype", None) is torch.int8]
         if int8 and not self._load_state_dict_pre_hooks:  # a hook of the user may dequantize them
             problem = "expected floating weights, got int8 of a prepacked layer"
             remedy = "load them into fastlstm.prepack(model, torch.int8), then call fastlstm.unpack"
-            others[-1].append(f"{prefix}{int8[0]}: {problem}; {remedy}")
+            rest[-1].append(f"{prefix}{int8[0]}: {problem}; {remedy}")
             return
-        super()._load_from_state_dict(state_dict, prefix, *others)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def extra_repr(self) -> str:
         options = {**self._fastlstm_regularizers._asdict(), "engine": self._fastlstm_engine}

@@ -19,11 +19,11 @@ _NOT_COPIED = (
 )
 
 
-def check_additions(path: str, layer: nn.Module, used: Iterable[str]) -> None:
-    """Raises a ValueError for additions that a prepacked layer with names `used` cannot take."""
+def check_additions(path: str, layer: nn.Module, own_names: Iterable[str]) -> None:
+    """Raises a ValueError for additions that a prepacked layer cannot take: it uses `own_names`."""
     names = set(named_weights(layer))
     added = {*vars(layer), *layer._parameters, *layer._buffers, *layer._modules}
-    refused = added & {*used, "_compiled_call_impl", *(f"prepacked_{name}" for name in names)}
+    refused = added & {*own_names, "_compiled_call_impl", *(f"prepacked_{name}" for name in names)}
     parametrizations: Any = getattr(layer, "parametrizations", ())
     if refused := refused | set(parametrizations) - names:
         has = f"{path} has {', '.join(sorted(refused))}, set on the module"
@@ -35,13 +35,13 @@ def check_additions(path: str, layer: nn.Module, used: Iterable[str]) -> None:
         raise ValueError(f"prepack: {has}; take it off first, and set it again after prepack")
 
 
-def copy_additions(layer: nn.Module, to: nn.Module, own: Iterable[str]) -> None:
+def copy_additions(layer: nn.Module, to: nn.Module, skipped: Iterable[str]) -> None:
     """Copies the attributes and the contents of the tables of a layer to another module.
 
     The two modules do not share a table: a hook that is added to one later is not the other's.
-    The names `own` are not copied.
+    The names `skipped` are not copied.
     """
-    excluded = {*own, *_NOT_COPIED}
+    excluded = {*skipped, *_NOT_COPIED}
     for name, value in vars(layer).items():
         if name in _TABLES:
             vars(to)[name].update({k: v for k, v in value.items() if k not in excluded})

@@ -1,4 +1,4 @@
-"""Prepacked layers. They have no parameters, so that no copy of a weight can be out of date."""
+"""Prepacked layers. They have no parameters, which could differ from the prepacked weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..engine.call import LAYOUTS, Call, Results, State, replaced, state_dtype, 
 from ..engine.checks import check_dense
 from ..engine.engines import is_eager
 from ..interop.classes import own_class
-from ..modules.attributes import CELL_WEIGHTS, described_weights, fit_cell, named_weights
+from ..modules.attributes import CELL_WEIGHTS, described_weights, named_weights, shapes_fit
 from ..modules.cell import CellModule, LSTMCell
 from ..modules.lstm import LSTM, SequenceModule
 from ..modules.options import qualified_name
@@ -43,24 +43,24 @@ class Prepacked(nn.Module):
     bias: bool
     dtype: torch.dtype
     weights: torch.dtype
-    _torch: Any  # nn.LSTM or nn.LSTMCell
+    _torch_class: Any  # nn.LSTM or nn.LSTMCell
     _layer_class: type[nn.Module]  # of the layer that was prepacked
     _attribute_names: tuple[str, ...]  # attributes of the layer that are copied
     _shapes: dict[str, tuple[int, ...]]  # of every weight, in the order in which the op takes them
     _layout: str  # names the weights of a direction, then their format
-    _op_names: list[str]  # of the buffers that the op takes
+    _buffer_names: list[str]  # of the buffers that the op takes
     _frozen: set[str]  # the weights that required no gradient
     _get_name = qualified_name
 
     def __init__(self, layer: nn.Module, weights: torch.dtype | None = None) -> None:
         """Takes the weights of a layer, and all that its user has put on it."""
         super().__init__()
-        named = named_weights(layer)
-        copy_additions(layer, self, named)
+        by_name = named_weights(layer)
+        copy_additions(layer, self, by_name)
         self._layer_class = own_class(layer)
         parameters = layer.named_parameters(recurse=False, remove_duplicate=False)
         self._frozen = {name for name, p in parameters if not p.requires_grad}
-        tensors = {name: weight.detach() for name, weight in named.items()}
+        tensors = {name: weight.detach() for name, weight in by_name.items()}
         self.__dict__["_shapes"] = {name: tuple(t.shape) for name, t in tensors.items()}
         self.dtype = next(iter(tensors.values())).dtype
         self.weights = weights or self.dtype
@@ -69,8 +69,8 @@ class Prepacked(nn.Module):
     @classmethod
     def own_names(cls) -> set[str]:
         """The names that this class uses and a layer of torch.nn does not."""
-        others = {*dir(nn.Module()), *cls._attribute_names}
-        return {*vars(Prepacked), *Prepacked.__annotations__} - others
+        common = {*dir(nn.Module()), *cls._attribute_names}
+        return {*vars(Prepacked), *Prepacked.__annotations__} - common
 
     def _fastlstm_compute(self, call: Call) -> Results:
         return run_prepacked(call, self.dtype, type(self).__name__)
@@ -84,14 +84,14 @@ class Prepacked(nn.Module):
         return super().train(False)
 
     def extra_repr(self) -> str:
-        return f"{self._torch.extra_repr(self)}, weights={self.weights}"
+        return f"{self._torch_class.extra_repr(self)}, weights={self.weights}"
 
     def _pack(self, tensors: dict[str, Tensor]) -> None:
         """Prepacks matrices of any dtype; int8 matrices come with `NAME_scale`."""
         base_names = {name.split("_l")[0] for name in self._shapes}
         layout = LAYOUTS["bias_ih" in base_names, "weight_hr" in base_names, False]
         self._layout = f"{layout} {formats.name_of(self.weights)}".strip()
-        self._op_names = [f"prepacked_{name}" for name in self._shapes]
+        self._buffer_names = [f"prepacked_{name}" for name in self._shapes]
         for name, shape in self._shapes.items():
             tensor, scale = tensors[name], tensors.get(f"{name}_scale")
             if problem := formats.problem(name, tensor, scale, shape, self.weights):
@@ -128,18 +128,18 @@ class Prepacked(nn.Module):
             layer._all_weights = [[*names] for _, names in by_suffix]
             layer._flat_weights_names = [*self._shapes]
             layer._init_flat_weights()
-        for name in self._attribute_names:  # copy_additions copies them, if nobody deleted them
+        for name in self._attribute_names:  # copy_additions copies those that nobody deleted
             vars(layer).pop(name, None)
-        copy_additions(self, layer, {*self.own_names(), *self._op_names})
+        copy_additions(self, layer, {*self.own_names(), *self._buffer_names})
         return layer
 
-    def _fastlstm_torch(self) -> Any:
+    def _fastlstm_torch_module(self) -> Any:
         """A module on which the methods of nn.LSTM or nn.LSTMCell run."""
-        return self._rebuild(self._torch).requires_grad_(False)
+        return self._rebuild(self._torch_class).requires_grad_(False)
 
     def _op_weights(self) -> list[Tensor]:
         buffers = self._buffers
-        return [buffers[name] for name in self._op_names]  # type: ignore[misc]
+        return [buffers[name] for name in self._buffer_names]  # type: ignore[misc]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Prepacked:
         probe = fn(torch.empty(0, dtype=self.dtype))
@@ -147,9 +147,9 @@ class Prepacked(nn.Module):
             ours, got = f"{type(self).__name__} of {self.dtype}", f"{probe.dtype} on {probe.device}"
             remedy = "move the model before prepack, or turn it back: fastlstm.unpack(model)"
             raise RuntimeError(f"{ours} on the CPU cannot be moved to {got}; {remedy}")
-        before = {name: self.get_buffer(name) for name in self._op_names}
+        old_buffers = {name: self.get_buffer(name) for name in self._buffer_names}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, buffer in before.items():
+        for name, buffer in old_buffers.items():
             if self.get_buffer(name).dtype != buffer.dtype:
                 self._buffers[name] = buffer
         return self
@@ -181,10 +181,10 @@ class Prepacked(nn.Module):
             destination[prefix + name] = tensor
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
         """Takes weights of any dtype, also those of the model before prepack."""
-        _, _, missing_keys, unexpected_keys, error_msgs = others
-        super()._load_from_state_dict(state_dict, prefix, *others)  # runs hooks, loads additions
+        _, _, missing_keys, unexpected_keys, error_msgs = rest
+        super()._load_from_state_dict(state_dict, prefix, *rest)  # runs hooks, loads additions
         tensors, used = self._unpacked(), set()
         for name, shape in self._shapes.items():
             key = prefix + name
@@ -207,7 +207,7 @@ class Prepacked(nn.Module):
         self._pack(tensors)
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = {k: v for k, v in self._buffers.items() if k not in self._op_names}
+        kept = {k: v for k, v in self._buffers.items() if k not in self._buffer_names}
         return {**self.__dict__, "_buffers": kept, "_unpacked_weights": self._unpacked()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -232,10 +232,10 @@ class PrepackedLSTM(Prepacked, SequenceModule):
     """
 
     proj_size: int
-    _layer_class, _torch = LSTM, nn.LSTM
+    _layer_class, _torch_class = LSTM, nn.LSTM
     _attribute_names = tuple(name for name in nn.LSTM.__constants__ if name != "mode")
 
-    def _fastlstm_plain(self, input: Tensor) -> tuple[Any, ...] | None:
+    def _fastlstm_plain_layer(self, input: Tensor) -> tuple[Any, ...] | None:
         is_plain = input.dtype is self.dtype and is_eager()
         return (self._op_weights(), self._layout, None, None) if is_plain else None
 
@@ -268,7 +268,7 @@ class PrepackedLSTMCell(Prepacked, CellModule):
         input_size, hidden_size, bias: as in `LSTMCell`.
     """
 
-    _layer_class, _torch = LSTMCell, nn.LSTMCell
+    _layer_class, _torch_class = LSTMCell, nn.LSTMCell
     _attribute_names = ("input_size", "hidden_size", "bias")
 
     def _fastlstm_step(self, input: Tensor, hx: State | None) -> State:
@@ -284,7 +284,7 @@ class PrepackedLSTMCell(Prepacked, CellModule):
             except RuntimeError:
                 is_plain = False  # the code below raises it again
         check_dense(input, hx, {})
-        if not fit_cell(input, hx, [*self._shapes.values()]):
+        if not shapes_fit(input, hx, [*self._shapes.values()]):
             return self._fastlstm_as_torch(input, hx)
         _, state, _ = self._fastlstm_compute(Call(input, hx, weights, self._layout, is_cell=True))
         return state

@@ -22,7 +22,7 @@ from . import formats
 from .additions import check_additions, copy_additions
 from .layers import Prepacked, PrepackedLSTM, PrepackedLSTMCell, require_extension
 
-_CONVERTED = tuple(cls for _, *both in CLASSES for cls in both)  # LSTM, LSTMCell, their stand-ins
+_CONVERTED = tuple(cls for _, *ours in CLASSES for cls in ours)  # LSTM, LSTMCell, their stand-ins
 
 
 @overload
@@ -93,7 +93,7 @@ def prepack(
             text = f"prepack: {path or 'the model itself'} stays as it is: {why}"
             warnings.warn(text, UserWarning, stacklevel=2)
     prepacked = {layer: _prepacked_class(layer)(layer, weights) for layer in layers.values()}
-    prepacked |= {module: _of_torch_ao(module, weights) for module in quantized}
+    prepacked |= {module: _prepack_quantized(module, weights) for module in quantized}
     return _replace(model, prepacked)
 
 
@@ -123,14 +123,14 @@ def _hint(model: nn.Module) -> str:
     return f", got one with {', '.join(others)}{note}" if others else ""
 
 
-def _of_torch_ao(quantized: Any, weights: torch.dtype | None) -> Prepacked:
+def _prepack_quantized(quantized: Any, weights: torch.dtype | None) -> Prepacked:
     """A prepacked layer with the weights of quantize_dynamic. By default int8 stays int8."""
     kind = PrepackedLSTM if type(quantized).__name__ == "LSTM" else PrepackedLSTMCell
-    state, has_int8 = torch_ao.weights_of(quantized)
+    state_dict, has_int8 = torch_ao.weights_of(quantized)
     weights = weights or (torch.int8 if has_int8 else None)
     sizes = {n: getattr(quantized, n) for n in kind._attribute_names if hasattr(quantized, n)}
     layer: Prepacked = kind(kind._layer_class(**sizes).eval(), weights)
-    layer.load_state_dict(state)
+    layer.load_state_dict(state_dict)
     copy_additions(quantized, layer, {*layer.own_names(), *torch_ao.ATTRIBUTES})
     return layer
 

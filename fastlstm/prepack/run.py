@@ -48,5 +48,5 @@ def _is_differentiated(call: Call) -> bool:
         duals = [forward_ad.unpack_dual(t) for t in tensors]  # type: ignore[no-untyped-call]
         if any(dual.tangent is not None for dual in duals):
             return True
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
-    return transforms_active() and any(map(wrapped, tensors))
+    is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+    return transforms_active() and any(map(is_wrapped, tensors))

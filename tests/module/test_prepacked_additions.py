@@ -172,7 +172,7 @@ def parametrized(lstm):
     (lambda m: setattr(m, "dtype", torch.float32), "lstm has dtype, set on the module"),
     (lambda m: setattr(m, "weights", nn.Linear(1, 1)), "lstm has weights, set on the module"),
     (lambda m: m.register_buffer("prepacked_weight_ih_l0", torch.ones(1)), "prepacked_weight"),
-    (lambda m: setattr(m, "_op_names", []), "lstm has _op_names"),
+    (lambda m: setattr(m, "_buffer_names", []), "lstm has _buffer_names"),
     (lambda m: m.compile(backend="eager"), "lstm has _compiled_call_impl, set"),
     (lambda m: setattr(m, "forward", lambda x: x), "lstm has a forward of its own"),
     (parametrized, "lstm has gain, set on the module"),
