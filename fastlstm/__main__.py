@@ -28,18 +28,18 @@ def devices() -> list[tuple[torch.device, str]]:
 
 
 def engines_of(device: torch.device) -> tuple[str, ...]:
-    """What "auto" runs without options, with lengths, with other options; then names to request."""
+    """Names of engines: of "auto" without options, with lengths, with reset; of all that serve."""
     with torch._subclasses.FakeTensorMode():
         input = torch.empty(1, 1, 1, device=device)
         weights = [torch.empty(4, 1, device=device)] * 2
         lengths = torch.empty(1, dtype=torch.int64, device=device)
     plain = Call(input, None, weights, "")
-    named = [row.name for row in engines.BY_NAME.values() if not row.why_not(plain)]
+    serving = [name for name, each in engines.BY_NAME.items() if not each.why_not(plain)]
     calls = plain, plain._replace(lengths=lengths), plain._replace(return_cell_states=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the table shows a GPU without kernels
         chosen = [engines.default_engine(call).name for call in calls]
-    return *chosen, ", ".join(name for name in named if name != "op")
+    return *chosen, ", ".join(name for name in serving if name != "op")
 
 
 def _print_row(name: str, *cells: str) -> None:
@@ -54,8 +54,8 @@ def info() -> None:
 
     print("\nExtension")
     reason = _build.unavailable_reason()
-    remedy = f"not used: {reason}\n  to build it: {_build.rebuild_command()}"
-    print(f"  {'loaded' if reason is None else remedy}")
+    not_used = f"not used: {reason}\n  to build it: {_build.rebuild_command()}"
+    print(f"  {'loaded' if reason is None else not_used}")
     for key, value in _build.build_record().items():
         _print_row(key, ", ".join(value) if isinstance(value, list) else str(value or "-"))
 
@@ -75,11 +75,11 @@ def info() -> None:
         _print_row(str(device), *engines_of(device))
     print(f"\n{_plan.ON_A_GPU}")
     if _build.has_kernels("cpu"):
-        built = _build.library.build_info()
-        cache = f"L2 cache of {built['l2_cache_bytes'] >> 10} KiB a core"
+        build_info = _build.library.build_info()
+        cache = f"L2 cache of {build_info['l2_cache_bytes'] >> 10} KiB a core"
         print(f"\nMatrix products on the CPU ({cache})")
         _print_row("", "tile", "instructions")
-        for dtype, (instructions, rows, columns) in built["products"].items():
+        for dtype, (instructions, rows, columns) in build_info["products"].items():
             _print_row(dtype, f"{rows} x {columns}", instructions)
 
 
@@ -93,24 +93,24 @@ def main(argv: list[str] | None = None) -> None:
     about = "show which engine a call without options would get, for any device"
     _plan.add_arguments(commands.add_parser("plan", help=about, description=about))
     about = "time a model with nn.LSTM, converted and prepacked"
-    timed = commands.add_parser("compare", help=about, description=about)
-    returns = "returns the model, and the arguments with which to call it"
-    timed.add_argument("function", metavar="package.module:function", help=returns)
-    timed.add_argument("--training", action="store_true", help="time training steps")
-    timed.add_argument("--seconds", type=float, default=1.0, help="for each row; default: 1")
-    saved = "write the table into NAME.md, and a chart into NAME.svg"
-    timed.add_argument("--save", metavar="NAME", help=saved)
+    compare_parser = commands.add_parser("compare", help=about, description=about)
+    function_help = "returns the model, and the arguments with which to call it"
+    compare_parser.add_argument("function", metavar="package.module:function", help=function_help)
+    compare_parser.add_argument("--training", action="store_true", help="time training steps")
+    compare_parser.add_argument("--seconds", type=float, default=1.0, help="per row; default: 1")
+    save_help = "write the table into NAME.md, and a chart into NAME.svg"
+    compare_parser.add_argument("--save", metavar="NAME", help=save_help)
     about = "compare each engine with the LSTM's equations, and time it next to nn.LSTM"
-    checked = commands.add_parser("check", help=about, description=about)
-    checked.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda if usable here")
-    checked.add_argument("--json", type=Path, metavar="FILE", help="write all results to a file")
-    checked.add_argument("--seconds", type=float, default=60.0, help="at most; default: 60")
+    check_parser = commands.add_parser("check", help=about, description=about)
+    check_parser.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda if usable")
+    check_parser.add_argument("--json", type=Path, metavar="FILE", help="write all results as JSON")
+    check_parser.add_argument("--seconds", type=float, default=60.0, help="at most; default: 60")
     args = parser.parse_args(argv)
     if args.command == "plan":
         _plan.run(args)
     elif args.command == "compare":
         if not args.seconds >= 0:
-            timed.error(f"argument --seconds: expected 0 or more, got {args.seconds}")
+            compare_parser.error(f"argument --seconds: expected 0 or more, got {args.seconds}")
         compare_command(args.function, training=args.training, seconds=args.seconds, save=args.save)
     elif args.command == "check":
         raise SystemExit(check_command(args.device, args.seconds, args.json))

@@ -22,7 +22,7 @@ import torch
 VERSION = "0.1.0"  # of fastlstm
 INTERFACE = 2  # the version of the functions of fastlstm._C: kInterface of csrc/op/module.cpp
 _PACKAGE = Path(__file__).resolve().parent
-_reason: str | None = "it has not been loaded yet"
+_why_unavailable: str | None = "it has not been loaded yet"
 _cuda_reason: str | None = None  # why a wheel's CUDA kernels are not loaded
 device_types: tuple[str, ...] = ()  # the device types that the loaded extension has kernels for
 library: Any = None  # the module fastlstm._C once it is loaded
@@ -30,11 +30,11 @@ library: Any = None  # the module fastlstm._C once it is loaded
 
 def extension_available() -> bool:
     """Whether the extension is loaded, so that `torch.ops.fastlstm` exists."""
-    return _reason is None
+    return _why_unavailable is None
 
 
 def unavailable_reason() -> str | None:
-    return _reason
+    return _why_unavailable
 
 
 def build_record() -> dict[str, Any]:
@@ -58,11 +58,11 @@ def engines_of_the_op() -> dict[str, tuple[str, ...]]:
 def why_no_kernels(device: torch.device) -> str | None:
     """Why the op cannot run on a device, or None if it can; a meta tensor needs no kernels."""
     if not device_types:
-        return f"the extension is not available ({_reason})"
+        return f"the extension is not available ({_why_unavailable})"
     if device.type == "meta":
         return None
     if device.type not in device_types:
-        return f"it is built for {', '.join(device_types)}, and the input is on {device.type}"
+        return f"the extension is for {', '.join(device_types)}, and the input is on {device.type}"
     if device.type == "cuda" and not torch.compiler.is_compiling():
         return _why_not_this_gpu(device.index or 0)
     return None
@@ -74,7 +74,7 @@ def _why_not_this_gpu(index: int) -> str | None:
     _, capability, error = gpu_properties(index)
     if capability:
         return None
-    return error or f"they were built for {build_record()['cuda_arch_list']}, not for this GPU"
+    return error or f"its kernels are for {build_record()['cuda_arch_list']}, not for this GPU"
 
 
 def _minor(version: str) -> str:
@@ -134,8 +134,8 @@ def _load() -> str | None:
     global library, device_types, _cuda_reason
     record = build_record()
     if not record and (_PACKAGE.parent / "setup.py").is_file():
-        where = f"{_PACKAGE.parent} is a source folder that was not built"
-        return f"{where}; Python imports it, not an installed package"
+        problem = f"{_PACKAGE.parent} is a source folder that was not built"
+        return f"{problem}; Python imports it, not an installed package"
     if not record:
         return "it was not built"
     if not record["kinds"]:
@@ -148,8 +148,8 @@ def _load() -> str | None:
         library = importlib.import_module("fastlstm._C")
     except ImportError as error:
         return f"it cannot be loaded: {error}"
-    if (built := getattr(library, "interface", None)) != INTERFACE:
-        expected = f"expected an extension with interface {INTERFACE}, got {built}"
+    if (interface := getattr(library, "interface", None)) != INTERFACE:
+        expected = f"expected an extension with interface {INTERFACE}, got {interface}"
         cause = f"it was built from other source files; to build it again: {rebuild_command()}"
         raise ImportError(f"fastlstm: {expected}: {cause}")
     if "cuda" in record["kinds"] and folder.is_dir():
@@ -179,9 +179,9 @@ def warn_of_no_cuda_kernels(device: torch.device) -> None:
 
 def load() -> None:
     """Loads the extension; if it cannot be used, warns once with the reason and the remedy."""
-    global _reason
-    _reason = _load()
-    if _reason is not None:
-        text = f"fastlstm runs without its extension: {_reason}. Now {_WITHOUT_KERNELS}"
+    global _why_unavailable
+    _why_unavailable = _load()
+    if _why_unavailable is not None:
+        text = f"fastlstm runs without its extension: {_why_unavailable}. Now {_WITHOUT_KERNELS}"
         remedy = f"prepack is not available. To build it: {rebuild_command()}"
         warnings.warn(f"{text} {remedy}", RuntimeWarning, stacklevel=3)

@@ -24,7 +24,7 @@ def _why_not_torch(call: Call) -> str | None:
         return reason
     if call.input.dtype not in (*DTYPES, torch.complex64, torch.complex128):
         return f"PyTorch's own LSTM does not serve an input of {call.input.dtype}"
-    if torch.compiler.is_compiling() and not engines.exports_without_us():
+    if torch.compiler.is_compiling() and not engines.exports_without_translations():
         return "torch.compile and torch.export trace our op, and not PyTorch's own LSTM"
     if transforms_active() or forward_ad._current_level >= 0:
         return "PyTorch's own LSTM knows no torch.func transforms and no forward-mode derivatives"
@@ -44,10 +44,10 @@ def _why_not_op(name: str, device_types: tuple[str, ...], call: Call) -> str | N
     if call.regularizers is not None and call.regularizers.zones_out():
         return "only the reference computes zoneout"
     if forward_ad._current_level >= 0 or (transforms_active() and not serves_transforms(call)):
-        only = "padded input without masks, projections, autocast and compiled code"
-        return f"it has no forward-mode derivatives or functionalize; torch.func takes only {only}"
-    drops = call.regularizers is not None and call.regularizers.recurrent_dropout
-    needs_stepwise = bool(drops) or "layer_norm" in call.layout
+        lacks = "packed input, masks, projections, layer normalization, autocast or torch.compile"
+        return f"it has no forward-mode derivatives, no functionalize, and in torch.func no {lacks}"
+    has_h_mask = call.regularizers is not None and bool(call.regularizers.recurrent_dropout)
+    needs_stepwise = has_h_mask or "layer_norm" in call.layout
     if name == "tiled" and needs_stepwise:
         return "it has no layer normalization and no recurrent dropout"
     if name == "persistent" and (needs_stepwise or not _fits_persistent(call)):
@@ -88,10 +88,10 @@ def _op_engine(name: str, *device_types: str) -> Engine:
     return Engine("op" if name == "auto" else name, why_not, run, is_sound)
 
 
-_ROWS = (
+_ENGINES = (
     Engine("torch", _why_not_torch, run_torch),
     Engine("reference", lambda call: None, run_reference),
     _op_engine("auto", "cpu", "cuda", "meta"),
     *(_op_engine(name, *types, "meta") for name, types in _build.engines_of_the_op().items()),
 )
-engines.BY_NAME |= {row.name: row for row in _ROWS}
+engines.BY_NAME |= {engine.name: engine for engine in _ENGINES}

@@ -1,4 +1,4 @@
-"""`python -m fastlstm plan`: which engine a call without options gets, and why no other."""
+"""`python -m fastlstm plan`: the engine of a call without options, and why not the others."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def run(args: argparse.Namespace) -> None:
     with torch.set_grad_enabled(not args.inference):
         chosen = engines.choose(call)
         print(f"auto: {chosen.name}\n")
-    for row in engines.BY_NAME.values():
-        if row is not chosen:
-            print(f"  {row.name:<12}{row.why_not(call) or 'can be requested by name'}")
+    for engine in engines.BY_NAME.values():
+        if engine is not chosen:
+            print(f"  {engine.name:<12}{engine.why_not(call) or 'can be requested by name'}")
     if args.device == "cpu" and engines.BY_NAME["op"].why_not(call) is None:
         _print_cpu_plans(args, call)
     if args.device == "cuda":
@@ -54,22 +54,22 @@ def run(args: argparse.Namespace) -> None:
 
 def _plain_call(args: argparse.Namespace) -> Call:
     """A call of these sizes. Its tensors are fake: they have a shape and no memory."""
-    I, H, layers = args.input or args.hidden, args.hidden, (args.layers, 1 + args.bidirectional)
+    I, H, L, D = args.input or args.hidden, args.hidden, args.layers, 1 + args.bidirectional
     options: dict[str, Any] = {"dtype": getattr(torch, args.dtype), "device": args.device}
     with torch._subclasses.FakeTensorMode():
-        weights = [torch.empty(*s, **options) for s in stack_shapes("bias", I, H, H, *layers)]
+        weights = [torch.empty(*s, **options) for s in stack_shapes("bias", I, H, H, L, D)]
         input = torch.empty(args.steps, args.batch, I, **options)
-    return Call(input, None, weights, "bias", *layers)
+    return Call(input, None, weights, "bias", L, D)
 
 
 def _print_cpu_plans(args: argparse.Namespace, call: Call) -> None:
     """Prints how the first layer is computed: forward, and in training also backward."""
-    values: dict[str, Any] = dict(dtype=args.dtype, batch=args.batch, steps=args.steps)
-    values |= dict(input_size=call.input.size(-1), hidden_size=args.hidden)
-    values |= dict(directions=call.directions, training=not args.inference)
-    values["l2_cache_bytes"] = _build.library.build_info()["l2_cache_bytes"]
+    sizes: dict[str, Any] = dict(dtype=args.dtype, batch=args.batch, steps=args.steps)
+    sizes |= dict(input_size=call.input.size(-1), hidden_size=args.hidden)
+    sizes |= dict(directions=call.directions, training=not args.inference)
+    sizes["l2_cache_bytes"] = _build.library.build_info()["l2_cache_bytes"]
     for backward in [False] if args.inference else [False, True]:
-        plan = _build.library.plan_cpu(**values, threads=torch.get_num_threads(), backward=backward)
+        plan = _build.library.plan_cpu(**sizes, threads=torch.get_num_threads(), backward=backward)
         print(f"\n{'backward' if backward else 'forward'}")
         for key, value in plan.items():
             print(f"  {key.replace('_', ' '):<24}{value}")

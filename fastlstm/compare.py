@@ -58,12 +58,12 @@ def compare(
         A row for each way.
 
     Raises:
-        TypeError, ValueError: `convert` refuses the model, or torch.nn lacks each of its LSTMs.
+        TypeError, ValueError: `convert` refuses the model, or torch.nn has none of its LSTMs.
     """
     converted = convert(copy.deepcopy(model), to="torch")  # raises if convert refuses the model
     if not any(isinstance(module, (nn.LSTM, nn.LSTMCell)) for module in converted.modules()):
-        others = "torch.nn has no LayerNormLSTM and no subclass of fastlstm.LSTM to compare with"
-        raise ValueError(f"compare: expected a model with an LSTM or LSTMCell; {others}")
+        got = "a LayerNormLSTM or a subclass of fastlstm.LSTM, which torch.nn does not have"
+        raise ValueError(f"compare: expected a model with an LSTM or LSTMCell, got one with {got}")
     device = next(model.parameters()).device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         ways = _ways(model, inputs, device, training, quiet)
@@ -91,18 +91,18 @@ def _ways(
 ) -> list[_Way]:
     """The ways that run the model; the others are printed with the reason."""
     ways: list[_Way] = []
-    for name, code, make in _conversions(device, training):
+    for name, code, convert_copy in _conversions(device, training):
         try:
-            made = make(copy.deepcopy(model).train(training))
+            converted = convert_copy(copy.deepcopy(model).train(training))
             # The outputs are those of the first call: a model may keep a state between calls.
-            outputs = _outputs(made, _copied(inputs))
-            calls = _calls_of_lstms(made.train(training), _copied(inputs), training)
-            whole: list[ModuleCall] = [(made, _copied(inputs), {})]
+            outputs = _outputs(converted, _copied(inputs))
+            calls = _calls_of_lstms(converted.train(training), _copied(inputs), training)
+            whole: list[ModuleCall] = [(converted, _copied(inputs), {})]
             runs: list[Run] = [partial(_make_calls, each, training) for each in (whole, calls)]
             ways.append(_Way(name, code, outputs, runs))
         except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
             if name == "converted" and not ways:
-                raise
+                raise  # nn.LSTM could not run the model either
             if not quiet:
                 print(f"{name} is left out: {str(error).splitlines()[0]}")
     return ways
@@ -150,7 +150,7 @@ def _rows(ways: Sequence[_Way], times: Sequence[list[float]]) -> list[Comparison
 
 
 def _leaves(value: Any) -> Iterator[Any]:
-    """What lies in nested tuples (packed sequences too), lists, mappings and dataclasses."""
+    """The values in nested tuples (packed sequences too), lists, mappings and dataclasses."""
     if isinstance(value, Mapping):
         value = list(value.values())
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -240,12 +240,12 @@ def main(function: str, **options: Any) -> None:
     """`python -m fastlstm compare`: compares the model and the inputs that a function returns."""
     expected = f"function: expected package.module:function, got {function}"
     try:
-        make = pkgutil.resolve_name(function)
+        factory = pkgutil.resolve_name(function)
     except (ImportError, AttributeError, ValueError) as error:
         raise SystemExit(f"{expected}: {error}") from None
-    if not callable(make):
-        raise SystemExit(f"{expected}, which is no function, but of type {type(make).__name__}")
-    made = make()
+    if not callable(factory):
+        raise SystemExit(f"{expected}, which is no function, but of type {type(factory).__name__}")
+    made = factory()
     if not isinstance(made, (tuple, list)) or not made or not isinstance(made[0], nn.Module):
         got = type(made).__name__
         raise SystemExit(f"function: expected {function} to return (model, *inputs), got {got}")

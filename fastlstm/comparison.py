@@ -47,8 +47,8 @@ def table(rows: Sequence[Comparison], training: bool) -> str:
 def save(rows: Sequence[Comparison], training: bool, machine: str, name: str) -> None:
     """Writes NAME.md, which also names the machine, and NAME.svg. Makes their folder."""
     Path(name).parent.mkdir(parents=True, exist_ok=True)
-    head, *others = _cells(rows, training)
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *others]
+    head, *body = _cells(rows, training)
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *body]
     text = [f"| {' | '.join(cells)} |" for cells in lines]
     text += ["", *(f"- {line}" for line in (*_advice(rows), f"Measured on {machine}."))]
     records.write_text(Path(f"{name}.md"), "\n".join(text))
@@ -77,13 +77,13 @@ def _chart(rows: Sequence[Comparison], mode: str) -> str:
         parts.append(f'<rect x="170" y="{base - 14}" width="{end - 170:.1f}" height="18"/>')
         label = f"{row.ratio:.2f} ({row.milliseconds:.3f} ms)"
         parts.append(f'<text x="{end + 6:.1f}" y="{base}">{label}</text>')
-    one = f"{170 + scale:.1f}"
-    parts.append(f'<line x1="{one}" x2="{one}" y1="26" y2="{height - 4}"/>')
+    x_of_1 = f"{170 + scale:.1f}"
+    parts.append(f'<line x1="{x_of_1}" x2="{x_of_1}" y1="26" y2="{height - 4}"/>')
     return "\n".join([*parts, "</svg>"])
 
 
 def _advice(rows: Sequence[Comparison]) -> list[str]:
-    """Lines of advice: the code of the fastest way, and of the fastest that rounds no weights."""
+    """The code of the fastest way, and of the fastest that is not prepacked in another dtype."""
     lines = []
     if any(math.isnan(row.difference) for row in rows):
         why = "They are not tensors or numbers, their count or shapes differ, or one has a NaN."

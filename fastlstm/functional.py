@@ -75,7 +75,7 @@ def lstm(
             h_t = z * h_{t-1} + (1 - z) * o * tanh(f * c_{t-1} + i * g), z zero or one (zoneout,
             Krueger et al., 2017). With a projection, h is the projected h.
         zoneout_c: the same for c: c_t = z * c_{t-1} + (1 - z) * (f * c_{t-1} + i * g). Without
-            `training` neither kind of zoneout acts (in the paper z is then its probability).
+            `training` there is no zoneout (in the paper z is then the probability itself).
         weight_dropout: probability of dropping a weight of W_hh for the whole call; the others are
             divided by 1 - p (DropConnect as in AWD-LSTM, Merity et al., 2018).
         engine: one of `ENGINES`. With "auto" the environment variable FASTLSTM_ENGINE (read at
@@ -94,15 +94,15 @@ def lstm(
         TypeError: an argument is no tensor, or `lengths` does not hold integers.
         ValueError: `engine`, `layout`, `num_layers` or a probability has none of the values above.
     """
-    named = {f"weights[{k}]": weight for k, weight in enumerate(weights)}
-    checks.check_dense(input, hx, named, batch_sizes=batch_sizes, reset=reset)
+    by_name = {f"weights[{k}]": weight for k, weight in enumerate(weights)}
+    checks.check_dense(input, hx, by_name, batch_sizes=batch_sizes, reset=reset)
     if not hasattr(num_layers, "__index__") or num_layers < 1:
         raise ValueError(f"num_layers: expected a positive integer, got {num_layers!r}")
     directions = 2 if bidirectional else 1
     count = num_layers * directions
     if layout is None:
-        each = len(weights) // count
-        layout = LAYOUTS[each >= 4, each in (3, 5), False]
+        per_direction = len(weights) // count
+        layout = LAYOUTS[per_direction >= 4, per_direction in (3, 5), False]
     if len(weights) != count * len(weight_names(layout)):
         every = f"each of {num_layers} layer(s) and {directions} direction(s)"
         expected = f"weights to hold 2 to 5 tensors, or what layout says, for {every}"
@@ -123,9 +123,10 @@ def lstm(
             call = call.with_training_options(dropout, Regularizers(*probabilities))
         return _run(call, engine)
 
-    form = num_layers, directions, batch_sizes, lengths, reset
+    shape_options = num_layers, directions, batch_sizes, lengths, reset
     modes = training, 0.0, None, bool(return_cell_states)
-    return run_steps_first(compute, Call(input, hx, weights, layout, *form, *modes), batch_first)
+    call = Call(input, hx, weights, layout, *shape_options, *modes)
+    return run_steps_first(compute, call, batch_first)
 
 
 def _run(call: Call, engine: str) -> Results:

@@ -43,7 +43,7 @@ def translations() -> dict[Any, Callable[..., Any]]:
     _operators()  # raises the ImportError
     engines.has_onnx_translations = True
     ops = torch.ops.fastlstm
-    return {ops.lstm.default: _lstm, ops.lstm_prepacked.default: _prepacked}
+    return {ops.lstm.default: _lstm, ops.lstm_prepacked.default: _refuse_prepacked}
 
 
 def _operators() -> Any:
@@ -54,7 +54,7 @@ def _operators() -> Any:
         raise ImportError(text, name=error.name) from error
 
 
-def _prepacked(*args: Any, **options: Any) -> Any:
+def _refuse_prepacked(*args: Any, **options: Any) -> Any:
     raise RuntimeError("onnx: export a model before prepack, or what fastlstm.unpack returns")
 
 

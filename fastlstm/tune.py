@@ -49,20 +49,20 @@ def tune(model: nn.Module, *example: Any, seconds: float = 1.0) -> dict[str, dic
     finally:
         records.calls_to_tune = None
     if not calls:
-        named = [getattr(module, "_fastlstm_engine", "auto") for module in model.modules()]
-        engine = next((name for name in (*named, engines.DEFAULT) if name != "auto"), None)
+        names = [getattr(module, "_fastlstm_engine", "auto") for module in model.modules()]
+        engine = next((name for name in (*names, engines.DEFAULT) if name != "auto"), None)
         expected = "a model that calls a fastlstm.LSTM as nn.LSTM can be called, with engine 'auto'"
         note = "fastlstm.convert makes one of each nn.LSTM; an LSTMCell has no choice"
         got = f"engine {engine!r}" if engine else f"none ({note})"
         raise ValueError(f"tune: expected {expected}, got {got}")
-    found = {}
+    times_by_call = {}
     for key, call in calls.items():
         default = engines.default_engine(call).name
         times = _measure(call, default, seconds)
         chosen = next(iter(times))
         records.store(key, None if chosen == default else chosen)
-        found[call.describe()] = times
-    return found
+        times_by_call[call.describe()] = times
+    return times_by_call
 
 
 def _measure(call: Call, default: str, seconds: float) -> dict[str, float]:

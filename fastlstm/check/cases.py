@@ -13,8 +13,8 @@ from ..engine.by_reference import run_reference
 from ..engine.call import LAYOUTS, Call, Regularizers, Results, stack_shapes
 from .child import Case
 
-# The kinds of arithmetic with the bits of their significands, and one more for bfloat16, which is
-# judged strictly. A roundoff is 2**-bits. "tf32" is float32 with matrix products in TF32.
+# The bits of the significand for each kind of arithmetic; a roundoff is 2**-bits. bfloat16 has 8,
+# but 9 make its check stricter. "tf32" is float32 with matrix products in TF32.
 BITS = {"float64": 53, "float32": 24, "tf32": 11, "bfloat16": 9, "float16": 11}
 # Prepacked layers with float32 input are checked like engines, with a roundoff of 2**-bits too.
 PREPACKED = {"prepacked": 24, "prepacked in bfloat16": 11, "prepacked in int8": 11}
@@ -42,14 +42,14 @@ SIZES = {
 
 def cases_of(engines: Sequence[str], device: torch.device, timed: bool = False) -> list[Case]:
     """The cases of each engine. If `timed`, engines of the op also have the calls of TIMED."""
-    found = []
+    cases = []
     kinds = [kind for kind in BITS if kind != "tf32" or device.type == "cuda"]
     for engine in engines:
         pairs = [*product(OPTIONS, ["float32"] if engine in PREPACKED else kinds)]
         if timed and engine != "torch" and engine not in PREPACKED:
             pairs += product(TIMED, ["float32", "bfloat16"])
-        found += [{"engine": engine, "dtype": kind, "option": option} for option, kind in pairs]
-    return found
+        cases += [{"engine": engine, "dtype": kind, "option": option} for option, kind in pairs]
+    return cases
 
 
 def draw(option: str, kind: str, device: torch.device) -> Call:
@@ -66,7 +66,7 @@ def draw(option: str, kind: str, device: torch.device) -> Call:
         return (drawn / (2 if len(shape) == 1 else shape[-1] ** 0.5)).to(dtype).to(device)
 
     weights = [values(*shape) for shape in stack_shapes(layout, I, H, P, L, D)]
-    lengths = torch.linspace(T, "packed" in option, B).long()
+    lengths = torch.linspace(T, "packed" in option, B).long()  # down to 1 or 0
     batch_sizes = (torch.arange(T).unsqueeze(1) < lengths).sum(1) if "packed" in option else None
     rows = (T, B) if batch_sizes is None else (int(lengths.sum()),)
     hx = None if "no state" in option else (values(L * D, B, P), values(L * D, B, H))
@@ -87,15 +87,15 @@ def results(
     """The results and gradients of a call by name. Upstream gradients are rounded to `dtype`."""
     call = call.mapped(lambda tensor: tensor.detach().requires_grad_(differentiates))
     output, (h_n, c_n), cells = run(call)
-    found = {"output": output, "h_n": h_n, "c_n": c_n}
+    tensors = {"output": output, "h_n": h_n, "c_n": c_n}
     if call.return_cell_states:
-        found["cell states"] = cells[0]
+        tensors["cell states"] = cells[0]
     if differentiates:
         options: Any = {"generator": torch.Generator().manual_seed(1), "dtype": torch.float64}
-        upstream = [torch.randn(r.shape, **options).to(dtype).to(r) for r in found.values()]
-        gradients = torch.autograd.grad([*found.values()], call.tensors(), upstream)
-        found |= {f"gradient {k}": gradient for k, gradient in enumerate(gradients)}
-    return {name: value.detach() for name, value in found.items()}
+        upstream = [torch.randn(r.shape, **options).to(dtype).to(r) for r in tensors.values()]
+        gradients = torch.autograd.grad([*tensors.values()], call.tensors(), upstream)
+        tensors |= {f"gradient {k}": gradient for k, gradient in enumerate(gradients)}
+    return {name: value.detach() for name, value in tensors.items()}
 
 
 def expected(option: str, kind: str, device: torch.device) -> dict[str, Tensor]:
@@ -105,14 +105,13 @@ def expected(option: str, kind: str, device: torch.device) -> dict[str, Tensor]:
 
 
 def judge(
-    option: str, bits: int, found: dict[str, Tensor], correct: dict[str, Tensor]
+    option: str, bits: int, got: dict[str, Tensor], correct: dict[str, Tensor]
 ) -> tuple[float, str]:
     """The largest error, in roundoffs of max(1, the largest value), and what is wrong, or ''."""
     errors = {}
-    for name, value in found.items():
+    for name, value in got.items():
         error = (value.to(correct[name]) - correct[name]).abs().max()
         errors[name] = (error / correct[name].abs().max().clamp(min=1)).item() * 2.0**bits
     limit = 4 * TOLERANCE if "layer norm" in option else TOLERANCE
     wrong = ", ".join(f"{name} {e:.3g}" for name, e in errors.items() if not e <= limit)
-    text = f"errors in roundoffs, of {limit} allowed: {wrong}" if wrong else ""
-    return max(errors.values()), text
+    return max(errors.values()), f"errors above {limit} roundoffs: {wrong}" if wrong else ""

@@ -54,15 +54,15 @@ def check(
     if not seconds > 0:
         raise ValueError(f"seconds: expected a positive number, got {seconds!r}")
     end = time.monotonic() + seconds
-    of_the_op = _build.engines_of_the_op().items() if _build.has_kernels(device.type) else ()
-    ours = [name for name, types in of_the_op if device.type in types]
-    lower: list[str] = []
+    types_by_engine = _build.engines_of_the_op() if _build.has_kernels(device.type) else {}
+    ours = [name for name, types in types_by_engine.items() if device.type in types]
+    lower_sets: list[str] = []
     if ours and device.type == "cpu":
-        ours, lower = [*ours, *PREPACKED], _lower_sets()
+        ours, lower_sets = [*ours, *PREPACKED], _lower_sets()
     cases = {"": cases_of(["torch", *ours], device, timed=True)}
-    cases |= {name: cases_of(ours, device) for name in lower}
+    cases |= {variable: cases_of(ours, device) for variable in lower_sets}
     show = _progress(sum(map(len, cases.values()))) if not quiet else lambda row: None
-    rows = [row for name in cases for row in check_cases(device, cases[name], end, name, show)]
+    rows = [row for key in cases for row in check_cases(device, cases[key], end, key, show)]
     passed = all(row["result"] == PASSED for row in rows)
     report = {"machine": records.machine(device), "passed": passed, "cases": rows}
     if not quiet:
@@ -83,8 +83,8 @@ def _device_of(device: torch.device | str | None) -> torch.device:
 def _lower_sets() -> list[str]:
     """The environment variables that select each instruction set below that of the processor."""
     names = "default", "avx2", "avx512"
-    own = torch.backends.cpu.get_cpu_capability().lower()
-    lower = names[: names.index(own)] if own in names else ()
+    highest = torch.backends.cpu.get_cpu_capability().lower()
+    lower = names[: names.index(highest)] if highest in names else ()
     without_amx = ["FASTLSTM_AMX=0"] if torch.cpu._is_amx_tile_supported() else []
     return [*without_amx, *(f"ATEN_CPU_CAPABILITY={name}" for name in reversed(lower))]
 
@@ -112,21 +112,20 @@ def _table(report: dict[str, Any]) -> str:
         errors = [row["error"] for row in rows if row["result"] == PASSED]
         error = f"{max(errors):.1f}" if errors else "-"
         lines.append(f"{name:<54}{f'{len(errors)} of {len(rows)}':>12}{error:>30}")
-    others = [row for row in cases if row["result"] != PASSED]
-    for reason, of_reason in _grouped(others, "result", "reason").items():
+    not_passed = [row for row in cases if row["result"] != PASSED]
+    for reason, rows_of_reason in _grouped(not_passed, "result", "reason").items():
         lines += ["", f"{reason}:"]
-        for name, rows in _grouped(of_reason, "engine", "instructions").items():
+        for name, rows in _grouped(rows_of_reason, "engine", "instructions").items():
             calls = "; ".join(f"{row['dtype']}, {row['option']}" for row in rows)
-            every = len(rows) == len(by_engine[name])
-            lines.append(f"  {name}: {'every case' if every else calls}")
+            is_every_case = len(rows) == len(by_engine[name])
+            lines.append(f"  {name}: {'every case' if is_every_case else calls}")
     timed = [row for row in cases if "ratio" in row]
     lines += ["", f"{'call':<40}{'engine':>12}{'ms':>10}{'nn.LSTM / engine':>18}"] if timed else []
     for row in timed:
         call = f"{row['option']}, {row['dtype']}"
         figures = f"{row['milliseconds']:>10.3f}{row['ratio']:>18.2f}"
         lines.append(f"{call:<40}{row['engine']:>12}{figures}")
-    count = sum(row["result"] == PASSED for row in cases)
-    return "\n".join([*lines, "", f"{count} of {len(cases)} cases passed"])
+    return "\n".join([*lines, "", f"{len(cases) - len(not_passed)} of {len(cases)} cases passed"])
 
 
 def _grouped(rows: list[Row], *keys: str) -> dict[str, list[Row]]:

@@ -23,10 +23,10 @@ SILENCE = 20.0  # seconds without a result after which the child counts as hangi
 READY = "fastlstm is imported"  # the child's first line
 UNCHECKED, NOT_SERVED = "not checked", "not served"
 _INSTRUCTIONS = ("ATEN_CPU_CAPABILITY", "FASTLSTM_AMX")  # the child does not inherit them
-_VARIABLES = {"FASTLSTM_TUNE": "off", "FASTLSTM_WAIT_SECONDS": "1"}
+_CHILD_VARIABLES = {"FASTLSTM_TUNE": "off", "FASTLSTM_WAIT_SECONDS": "1"}
 
 Case = dict[str, str]  # engine, dtype (a key of BITS) and option (a name in OPTIONS or TIMED)
-Row = dict[str, Any]
+Row = dict[str, Any]  # an entry of the list "cases" that `check` returns
 
 
 def check_cases(
@@ -36,7 +36,7 @@ def check_cases(
     instructions: str = "",
     show: Callable[[Row], object] = lambda row: None,
 ) -> list[Row]:
-    """Returns a row of `check` for each case that its engine serves, and keeps the verdicts.
+    """Returns a row for each case that its engine serves, and keeps the verdicts.
 
     If an engine hangs, crashes or raises an error, its other cases are left out, and a new child
     goes on with the engines after it. `device` has an index if it is a GPU, `cases` are sorted by
@@ -44,27 +44,27 @@ def check_cases(
     that chooses an instruction set of the CPU.
     """
     left: list[Row] = [{**case, "instructions": instructions} for case in cases]
-    found: list[Row] = []
+    served: list[Row] = []
     while left:
         rows = []
         for row in _rows(device, left, end):
             show(row)
             rows.append(row)
-        found += (row for row in rows if row["result"] != NOT_SERVED)
+        served += (row for row in rows if row["result"] != NOT_SERVED)
         left = left[len(rows) :]
         if row["result"] == UNCHECKED:  # for a reason that holds for the other cases too
-            found += ({**case, "result": UNCHECKED, "reason": row["reason"]} for case in left)
+            served += ({**case, "result": UNCHECKED, "reason": row["reason"]} for case in left)
             break
         left = [case for case in left if case["engine"] != row["engine"]]
     for engine in dict.fromkeys(case["engine"] for case in cases):
-        verdict = verdict_on([row for row in found if row["engine"] == engine])
+        verdict = verdict_on([row for row in served if row["engine"] == engine])
         if not verdict.startswith((PASSED, FAILED)):
             continue
         try:
             records.store(records.verdict_key(engine, device, instructions), verdict)
         except OSError as error:
             warnings.warn(f"fastlstm cannot keep the result of its check: {error}", stacklevel=3)
-    return found
+    return served
 
 
 def verdict_on(rows: Sequence[Row]) -> str:
@@ -79,9 +79,9 @@ def verdict_on(rows: Sequence[Row]) -> str:
 
 def _rows(device: torch.device, cases: Sequence[Row], end: float) -> Iterator[Row]:
     """The rows of the cases that a child computes. If it ends early, the last row says why."""
-    kept = {name: value for name, value in os.environ.items() if name not in _INSTRUCTIONS}
+    inherited = {k: value for k, value in os.environ.items() if k not in _INSTRUCTIONS}
     chosen = [cases[0]["instructions"].split("=")] if cases[0]["instructions"] else []
-    environment = {**kept, **_VARIABLES, **dict(chosen)}
+    environment = {**inherited, **_CHILD_VARIABLES, **dict(chosen)}
     program = f"import sys; sys.path[:] = {sys.path!r}; {PROGRAM}"  # it imports this very package
     command = [sys.executable, "-c", program, str(device), json.dumps(cases)]
     pipes: Any = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -93,7 +93,7 @@ def _rows(device: torch.device, cases: Sequence[Row], end: float) -> Iterator[Ro
             limit = min(end, time.monotonic() + SILENCE) if is_ready else end
             timer = threading.Timer(max(0.0, limit - time.monotonic()), child.kill)
             timer.start()
-            line = child.stdout.readline() or (child.wait(), "")[1]
+            line = child.stdout.readline() or (child.wait(), "")[1]  # the timer limits both calls
             timer.cancel()
             if line.startswith('{"result"'):
                 rows.append({**cases[len(rows)], **json.loads(line)})

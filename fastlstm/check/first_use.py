@@ -23,8 +23,8 @@ from ..engine.records import PASSED
 from .cases import BITS, cases_of, draw, expected, judge, results
 from .child import check_cases, verdict_on
 
-DEVICE_TYPE = "cuda"  # of the kernels that have to be checked
-SECONDS = 60.0  # that a check may take
+DEVICE_TYPE = "cuda"  # the kernels for this device type have to be checked
+SECONDS = 60.0  # the time limit of a check
 SMALL = "reset, lengths, both directions"  # the case that is compared before the first use
 _compared: dict[tuple[torch.device, torch.dtype], str] = {}  # what is wrong, or ""
 _lock = threading.Lock()  # one check at a time
@@ -93,8 +93,8 @@ def _compare(device: torch.device, dtype: torch.dtype) -> str:
     is_tf32 = query("cuda", "matmul") == "tf32" if query else torch.backends.cuda.matmul.allow_tf32
     bits = BITS["tf32" if is_tf32 and kind == "float32" else kind]
     try:
-        found = results(partial(run_op, engine="stepwise"), draw(SMALL, kind, device), dtype)
-        return judge(SMALL, bits, found, expected(SMALL, kind, device))[1]
+        got = results(partial(run_op, engine="stepwise"), draw(SMALL, kind, device), dtype)
+        return judge(SMALL, bits, got, expected(SMALL, kind, device))[1]
     except torch.OutOfMemoryError:
         raise
     except (AssertionError, RuntimeError) as error:

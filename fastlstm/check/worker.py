@@ -22,7 +22,7 @@ from .cases import BITS, PREPACKED, TIMED, draw, expected, judge, results
 from .child import NOT_SERVED, READY, UNCHECKED, Case, Row
 
 _NO_MEMORY = re.compile("MemoryError|out of memory|enough memory|allocate memory|ALLOC_FAILED")
-_SECONDS = 0.05  # of a call that is timed
+_SECONDS = 0.05  # how long a call and nn.LSTM are timed
 _expected = functools.cache(expected)  # each engine is compared with the same results
 
 
@@ -52,15 +52,15 @@ def _row(case: Case, device: torch.device) -> Row:
     """Runs a case twice, compares it with the equations on the CPU, and times a typical call."""
     name, option, kind = case["engine"], case["option"], case["dtype"]
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = kind == "tf32"
-    engine = _prepacked(name) if name in PREPACKED else BY_NAME[name]
+    engine = _prepacked_engine(name) if name in PREPACKED else BY_NAME[name]
     call = draw(option, kind, device)
     if engine.why_not(call):
         return {"result": NOT_SERVED}
     differentiates = name not in PREPACKED
-    found, again = (results(engine.run, call, call.input.dtype, differentiates) for _ in range(2))
+    first, second = (results(engine.run, call, call.input.dtype, differentiates) for _ in range(2))
     correct = _expected(option, kind, torch.device("cpu"))
-    error, reason = judge(option, PREPACKED.get(name, BITS[kind]), found, correct)
-    unequal = [key for key in found if not torch.equal(found[key], again[key])]
+    error, reason = judge(option, PREPACKED.get(name, BITS[kind]), first, correct)
+    unequal = [key for key in first if not torch.equal(first[key], second[key])]
     if unequal and name != "torch" and not reason:  # cuDNN does not promise the same bits
         reason = f"other bits when it ran again: {', '.join(unequal)}"
     row: Row = {"result": FAILED if reason else PASSED, "reason": reason}
@@ -72,13 +72,13 @@ def _time(engine: Engine, call: Call, option: str) -> Row:
     for weight in call.weights:
         weight.requires_grad_("training" in option)
     with torch.set_grad_enabled("training" in option):
-        runs = [runner(call, by) for by in (BY_NAME["torch"], engine)]
+        runs = [runner(call, each) for each in (BY_NAME["torch"], engine)]
         theirs, ours = in_turn(runs, call.input.device, _SECONDS)
     ratio = statistics.median(map(truediv, theirs, ours))
     return {"milliseconds": 1e3 * statistics.median(ours), "ratio": ratio}
 
 
-def _prepacked(name: str) -> Engine:
+def _prepacked_engine(name: str) -> Engine:
     """Returns an engine that prepacks the weights of a call, and runs it as prepacked layers do."""
     weight_dtype = getattr(torch, name.partition(" in ")[2] or "float32")
 
@@ -88,7 +88,7 @@ def _prepacked(name: str) -> Engine:
         return BY_NAME["op"].why_not(call)
 
     def run(call: Call) -> Results:
-        rows = len(call.weights[0])  # 4H; W_hr has fewer, and no gates
+        rows = len(call.weights[0])  # 4H, but fewer in W_hr, which has no gates
         pack = functools.partial(formats.pack, scale=None, format=weight_dtype)
         packed = [pack(w, by_gates=len(w) == rows) if w.dim() == 2 else w for w in call.weights]
         layout = f"{call.layout} {formats.name_of(weight_dtype)}".strip()

@@ -102,8 +102,8 @@ class LstmCall(NamedTuple):
     @property
     def directions(self) -> list[Direction]:
         names, weights = weight_names(self.layout), self.weights
-        parts = (weights[k : k + len(names)] for k in range(0, len(weights), len(names)))
-        return [Direction(**dict(zip(names, part, strict=True))) for part in parts]
+        groups = (weights[k : k + len(names)] for k in range(0, len(weights), len(names)))
+        return [Direction(**dict(zip(names, group, strict=True))) for group in groups]
 
 
 class Call(NamedTuple):
@@ -182,10 +182,10 @@ class Call(NamedTuple):
         steps, batch = (1 << (size - 1).bit_length() for size in self.steps_and_batch())
         trains = torch.is_grad_enabled() and any(t.requires_grad for t in self.tensors())
         mode = "training" if trains else "inference"
-        form = "padded" if self.batch_sizes is None else "packed"
+        data = "padded" if self.batch_sizes is None else "packed"
         sizes = self.input.size(-1), self.weights[0].size(0) // 4, self.weights[1].size(-1)
         return (
-            f"{mode} on {self.input.device.type} in {self.dtype()}, {form}, batch up to {batch}, "
+            f"{mode} on {self.input.device.type} in {self.dtype()}, {data}, batch up to {batch}, "
             f"steps up to {steps}, input, hidden and output size {sizes}, num_layers "
             f"{self.num_layers}, directions {self.directions}, {self.layout or 'no bias'}"
         )
@@ -216,7 +216,7 @@ def replaced(entry: _Entry, **changes: Any) -> _Entry:
     return kind(*values)
 
 
-# A layout names the weights that a direction has besides W_ih and W_hh, in words and in this order.
+# A layout names the weights that a direction has besides W_ih and W_hh, by words of `_WORDS`.
 # `LAYOUTS` maps (has biases, has a projection, has layer normalization) to the layout.
 _NAMES = Direction._fields
 _WORDS = {"bias": _NAMES[2:4], "projection": _NAMES[4:5], "layer_norm": _NAMES[5:]}

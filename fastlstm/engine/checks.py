@@ -60,8 +60,8 @@ def as_reset(reset: Any, shape: torch.Size | None, batch_first: bool) -> Tensor:
     if not isinstance(reset, Tensor):
         raise TypeError(f"reset: expected a tensor, got {type(reset).__name__}")
     if shape is not None and reset.shape != shape:
-        names = "(batch, steps)" if batch_first else "(steps, batch)"
-        check(False, f"reset of shape {names} = {tuple(shape)}", describe(reset))
+        dims = "(batch, steps)" if batch_first else "(steps, batch)"
+        check(False, f"reset of shape {dims} = {tuple(shape)}", describe(reset))
     if reset.is_complex():
         raise TypeError(f"reset: expected a tensor of bool or numbers, got dtype {reset.dtype}")
     if reset.is_floating_point() and _is_readable(reset) and bool(reset.isnan().any()):
@@ -96,8 +96,8 @@ def check_layer(call: LstmCall) -> None:
     *others, last = (str(dtype).removeprefix("torch.") for dtype in DTYPES)
     check(input.dtype in DTYPES, f"input of dtype {', '.join(others)} or {last}", input.dtype)
     check_dims(input, batch_sizes)
-    h_0_shape = "h_0 of shape (1 or 2 directions, batch, output size)"
-    check(h_0.dim() == 3 and h_0.size(0) in (1, 2), h_0_shape, tuple(h_0.shape))
+    expected = "h_0 of shape (1 or 2 directions, batch, output size)"
+    check(h_0.dim() == 3 and h_0.size(0) in (1, 2), expected, tuple(h_0.shape))
     if batch_sizes is None:
         steps, batch = input.shape[:2]
         _check_steps(steps)
@@ -145,7 +145,7 @@ def _check_weights(call: LstmCall) -> tuple[int, int]:
     shapes = weight_shapes(call.layout, call.input.size(-1), hidden_size, output_size)
     for direction in call.directions:
         for name, shape in zip(names, shapes, strict=True):
-            _check_tensor(call, name, shape, of=direction)
+            _check_tensor(call, name, shape, direction=direction)
     return hidden_size, output_size
 
 
@@ -177,10 +177,10 @@ def _is_readable(tensor: Tensor) -> bool:
 
 
 def _check_tensor(
-    call: Call | LstmCall, name: str, shape: tuple[int, ...], *dtypes: torch.dtype, of: Any = None
+    call: Call | LstmCall, name: str, shape: tuple[int, ...], *dtypes: Any, direction: Any = None
 ) -> None:
-    """Checks a tensor of a call, or of the direction `of`. By default its dtype is the input's."""
-    input, tensor = call.input, getattr(of or call, name)
+    """Checks a tensor of a call or of a direction. By default its dtype is that of the input."""
+    input, tensor = call.input, getattr(direction or call, name)
     if tensor is None:
         return
     check(tuple(tensor.shape) == shape, f"{name} of shape {shape}", tuple(tensor.shape))

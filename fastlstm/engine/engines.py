@@ -47,9 +47,9 @@ def check_engine(name: Any) -> None:
 
 
 def choose(call: Call, requested: str = "auto") -> Engine:
-    """Returns the engine of a call, or the reference if the engine failed its check on this GPU.
+    """Returns the engine of a call, or the reference if its kernels are wrong on this GPU.
 
-    A requested engine that cannot serve the call, or did not pass the check, is a RuntimeError.
+    A RuntimeError if a requested engine cannot serve the call, or "persistent" passed no check.
     """
     name = DEFAULT if requested == "auto" else requested
     if name == "auto":
@@ -85,7 +85,7 @@ def tuned_engine(call: Call) -> Engine | None:
 def default_engine(call: Call) -> Engine:
     """Returns the engine of "auto" if nothing was measured: the first that serves the call."""
     is_traced = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
-    torch_first = call.input.is_cuda or (is_traced and exports_without_us())
+    torch_first = call.input.is_cuda or (is_traced and exports_without_translations())
     for name in ("torch", "op") if torch_first else ("op", "torch"):
         if BY_NAME[name].why_not(call) is None:
             return BY_NAME[name]
@@ -105,7 +105,7 @@ def is_eager() -> bool:
     return not torch.compiler.is_compiling() and forward_ad._current_level < 0
 
 
-def exports_without_us() -> bool:
+def exports_without_translations() -> bool:
     """Whether torch.onnx.export runs without our translations: it can export only nn.LSTM."""
     if torch._C._get_tracing_state() is not None:
         return torch.onnx.is_in_onnx_export()

@@ -1,10 +1,10 @@
 """Runs a call by the op `torch.ops.fastlstm.lstm`, also under `torch.func`.
 
-torch.func refuses the op's own autograd, which is C++. So two `autograd.Function`s call the op: the
-layer, and its gradients by input, state and gates, which have a batch dimension. The gradients of
-the weights are plain products. vmap folds the mapped dimension into the batch, so `vmap(grad(...))`
-walks all samples at once. If weights are mapped (an ensemble), each member has a call of its own.
-Second derivatives are those of the reference.
+torch.func refuses the op's own autograd, which is C++. So two `autograd.Function`s call the op: one
+is the layer, the other its gradients by input, state and gates, which all have a batch dimension.
+The gradients of the weights are plain products. vmap folds the mapped dimension into the batch, so
+`vmap(grad(...))` walks all samples at once. If weights are mapped (an ensemble), each member has a
+call of its own. Second derivatives are those of the reference.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def run_op(call: Call, engine: str) -> Results:
         return run_layers(replaced(call, hx=call.state()), lstm_layer, engine)
     # Dynamo and tensor subclasses know torch.ops only.
     if is_compiling or has_torch_function_variadic(call.input, *(call.hx or ()), *call.weights):
-        call, saves = replaced(call, hx=call.state()), call.return_cell_states
-        return run_layers(call, torch.ops.fastlstm.lstm, saves, False, engine)
+        call, save_cells = replaced(call, hx=call.state()), call.return_cell_states
+        return run_layers(call, torch.ops.fastlstm.lstm, save_cells, False, engine)
     return run_extension(call, engine)
 
 
@@ -60,7 +60,7 @@ def lstm_layer(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return output, h_n, c_n, cells
 
 
-def _call(layout: Any, lengths: Any, reset: Any, *tensors: Any) -> LstmCall:
+def _layer_call(layout: Any, lengths: Any, reset: Any, *tensors: Any) -> LstmCall:
     """The call of a layer, from the arguments of `_Layer` without `engine`."""
     input, h_0, c_0, *weights = tensors
     return LstmCall(input, h_0, c_0, weights, layout, lengths=lengths, reset=reset)
@@ -71,12 +71,12 @@ _BATCH: _Dims = (None, None, 0, 1, 1, 1, 1)
 
 
 class _Layer(Function):
-    """From engine, layout, lengths, reset, input, h_0, c_0, weights: output, h_n, ..., gates."""
+    """Maps engine, layout, lengths, reset, input, h_0, c_0, weights to the results of the op."""
 
     @staticmethod
     def forward(engine: str, *layer: Any) -> Any:
         saved = {"save_cells": True, "save_gates": True}
-        return torch.ops.fastlstm.lstm(*_call(*layer), **saved, engine=engine)
+        return torch.ops.fastlstm.lstm(*_layer_call(*layer), **saved, engine=engine)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -87,7 +87,7 @@ class _Layer(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         output, cells, gates, *tensors = ctx.saved_tensors
-        call = _call(ctx.layout, *tensors)
+        call = _layer_call(ctx.layout, *tensors)
         input, lengths = call.input, call.lengths
         if all(g is None for g in grads):
             return (None,) * (len(_BATCH) + len(call.weights))
@@ -123,7 +123,7 @@ class _BatchGrads(Function):
 
     @staticmethod
     def forward(*args: Any) -> Any:
-        saved, engine, call = args[:7], args[7], _call(*args[8:])
+        saved, engine, call = args[:7], args[7], _layer_call(*args[8:])
         requested = {"input_needs_grad": True, "state_needs_grad": True, "return_d_gates": True}
         backward = torch.ops.fastlstm.lstm_backward
         *state, d_gates = backward(*call, *saved, **requested, engine=engine)
@@ -142,8 +142,8 @@ class _BatchGrads(Function):
 
         def function(*floating: Tensor) -> tuple[Tensor, ...]:
             rest = iter(floating)
-            incoming_now = [next(rest) if is_given else None for is_given in are_given]
-            return _batch_grads(incoming_now, _call(ctx.layout, lengths, reset, *rest))
+            upstream = [next(rest) if is_given else None for is_given in are_given]
+            return _batch_grads(upstream, _layer_call(ctx.layout, lengths, reset, *rest))
 
         floating = [t for t in (*incoming, *tensors) if t is not None]
         gradients = iter(torch.func.vjp(function, *floating)[1](grads))
@@ -159,8 +159,8 @@ class _BatchGrads(Function):
 def _batch_grads(grads: Sequence[Tensor | None], call: LstmCall) -> tuple[Tensor, ...]:
     """Computes by the reference what `_BatchGrads` returns, so that it can be differentiated."""
     input, directions = call.input, call.directions
-    gates = directions[0].W_ih.shape[0]
-    eye = torch.eye(gates, dtype=input.dtype, device=input.device)
+    rows = directions[0].W_ih.shape[0]  # 4H
+    eye = torch.eye(rows, dtype=input.dtype, device=input.device)
     zero = torch.zeros_like(eye)
 
     def layer(input: Tensor, h_0: Tensor, c_0: Tensor, *added: Tensor) -> Any:
@@ -172,10 +172,10 @@ def _batch_grads(grads: Sequence[Tensor | None], call: LstmCall) -> tuple[Tensor
         input = torch.cat([input, *added], -1)
         return reference.lstm_layer(*replaced(call, input=input, h_0=h_0, c_0=c_0, weights=wide))
 
-    added = [input.new_zeros(*input.shape[:2], gates)] * len(directions)
-    results, pull, *_ = torch.func.vjp(layer, input, call.h_0, call.c_0, *added)
+    added = [input.new_zeros(*input.shape[:2], rows)] * len(directions)  # its gradient: d_gates
+    results, pull_back, *_ = torch.func.vjp(layer, input, call.h_0, call.c_0, *added)
     given = [torch.zeros_like(r) if g is None else g for g, r in zip(grads, results, strict=True)]
-    return cast(tuple[Tensor, ...], pull(tuple(given)))
+    return cast(tuple[Tensor, ...], pull_back(tuple(given)))
 
 
 def _previous_hidden(

@@ -34,8 +34,8 @@ _CHECK = "check of "  # how the key of a verdict begins
 def load() -> None:
     """Reads the file, if there is one and FASTLSTM_TUNE is not "off"."""
     file = _file()
-    found = file and _read(file)
-    for key, value in (found or {}).items():
+    entries = file and _read(file)
+    for key, value in (entries or {}).items():
         (checked if key.startswith(_CHECK) else tuned)[key] = value
 
 
@@ -54,10 +54,10 @@ def store(key: str, value: str | None) -> None:
         # Windows and some file systems have no such locks.
         with contextlib.suppress(AttributeError, OSError):
             fcntl.flock(lock, fcntl.LOCK_EX)
-        found = _read(file)
-        if found is not None:
-            _put(found, key, value)
-            write_text(file, json.dumps(found, indent=1))
+        entries = _read(file)
+        if entries is not None:
+            _put(entries, key, value)
+            write_text(file, json.dumps(entries, indent=1))
 
 
 def write_text(file: Path, text: str) -> None:
@@ -76,15 +76,15 @@ def _put(entries: dict[str, str], key: str, value: str | None) -> None:
 def _file() -> Path | None:
     """The path of the file, or None if FASTLSTM_TUNE is "off"."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    given = os.environ.get("FASTLSTM_TUNE") or f"{cache}/fastlstm/tuned.json"
-    return None if given == "off" else Path(os.path.expanduser(given))
+    path = os.environ.get("FASTLSTM_TUNE") or f"{cache}/fastlstm/tuned.json"
+    return None if path == "off" else Path(os.path.expanduser(path))
 
 
 def _read(file: Path) -> dict[str, str] | None:
     """The content of the file, {} if there is no file; None, with a warning, if it is not ours."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-        if not all(isinstance(value, str) for value in found.values()):
+        entries = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        if not all(isinstance(value, str) for value in entries.values()):
             raise ValueError("expected names of engines, or verdicts")
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         problem = f"is not what fastlstm.tune writes ({error!r}); delete it"
@@ -93,7 +93,7 @@ def _read(file: Path) -> dict[str, str] | None:
         text = f"fastlstm ignores {file}, which {problem}, or set FASTLSTM_TUNE=off"
         warnings.warn(text, RuntimeWarning, stacklevel=4)
         return None
-    return dict(found)
+    return dict(entries)
 
 
 def verdict_key(engine: str, device: torch.device, instructions: str = "") -> str:
@@ -118,8 +118,8 @@ def machine(device: torch.device) -> str:
         parts = [name, _driver()]
     else:
         cpus = Path("/proc/cpuinfo")  # only on Linux
-        found = re.search("model name.*: (.*)", cpus.read_text()) if cpus.exists() else None
-        name = found[1] if found else platform.processor()
+        match = re.search("model name.*: (.*)", cpus.read_text()) if cpus.exists() else None
+        name = match[1] if match else platform.processor()
         parts = [name, torch.backends.cpu.get_cpu_capability()]
     built = f"fastlstm {build.get('commit')} of {build.get('date')}"
     return ", ".join([*parts, f"torch {torch.__version__}", built])
@@ -136,6 +136,6 @@ def conditions(device: torch.device) -> str:
 def _driver() -> str:
     """The version of NVIDIA's driver, or of the newest CUDA that the driver supports."""
     file = Path("/proc/driver/nvidia/version")  # only on Linux
-    found = re.search(r"NVRM version:.*?(\d+\.[\d.]+)", file.read_text()) if file.exists() else None
+    match = re.search(r"NVRM version:.*?(\d+\.[\d.]+)", file.read_text()) if file.exists() else None
     cuda = getattr(torch._C, "_cuda_getDriverVersion", lambda: "unknown")
-    return f"driver {found[1] if found else cuda()}"
+    return f"driver {match[1] if match else cuda()}"

@@ -79,7 +79,7 @@ def lstm_layer(
         weights: for each direction W_ih [4H,I], W_hh [4H,P], then b_ih, b_hh [4H] ("bias"), W_hr
             [P,H] ("projection"), and gain_ih, gain_hh [4H], gain_c, bias_c [H] ("layer_norm"; the
             equations are those of `fastlstm.LayerNormLSTM`).
-        layout: the words of the weights that there are, in this order, with spaces between them.
+        layout: the words above of the weights that are given, in that order, joined by spaces.
         batch_sizes: [T] int64 on the CPU, the number of rows of each step, as in a PackedSequence.
         lengths: [B] int64. After its last step a row keeps its state, and its output is zero.
         reset: [T,B] bool. h and c are zero before such a step; no gradient passes it.
@@ -92,13 +92,13 @@ def lstm_layer(
         output [T,B,D*P] (or [N,D*P]), h_n [D,B,P], c_n [D,B,H] in c_0's dtype, and every cell state
         [D,T,B,H] (or [D,N,H]) in the state dtype.
     """
-    dtype, c_dtype, wide = input.dtype, c_0.dtype, state_dtype(input.dtype)
-    input, h_0, c_0, *weights = (t.to(wide) for t in (input, h_0, c_0, *weights))
+    dtype, c_dtype, working = input.dtype, c_0.dtype, state_dtype(input.dtype)
+    input, h_0, c_0, *weights = (t.to(working) for t in (input, h_0, c_0, *weights))
     live = None
     if lengths is not None:
         live = live_steps(input, lengths)
         input = torch.where(live, input, 0.0)  # a NaN in the padding must not reach dL/dW_ih
-    h_mask, *masks = (None if m is None else m.to(wide) for m in (h_mask, zoneout_h, zoneout_c))
+    h_mask, *masks = (m if m is None else m.to(working) for m in (h_mask, zoneout_h, zoneout_c))
     call = LstmCall(input, h_0, c_0, weights, layout, batch_sizes, lengths, reset, h_mask)
     walks = [_walk(call, masks, live, d, w) for d, w in enumerate(call.directions)]
     outputs, h_n, c_n, cells = zip(*walks, strict=True)
@@ -112,27 +112,27 @@ def _walk(
     """Walks direction d. `h` and `c` hold the states of all rows, also of rows that have ended."""
     sizes = None if call.batch_sizes is None else call.batch_sizes.tolist()
     by_step: Any = torch.unbind if sizes is None else lambda sequence: sequence.split(sizes)
-    steps = by_step(affine(call.input, weights.W_ih, weights.b_ih, weights.gain_ih))
+    x_gates = by_step(affine(call.input, weights.W_ih, weights.b_ih, weights.gain_ih))
     masks_h, masks_c = (None if mask is None else by_step(mask[d]) for mask in masks)
     h, c, reset = call.h_0[d], call.c_0[d], call.reset
     outputs, cells = [], []
-    for t in reversed(range(len(steps))) if d == 1 else range(len(steps)):
-        count = None if sizes is None else steps[t].shape[0]
-        h_prev, c_prev = h[:count], c[:count]
+    for t in reversed(range(len(x_gates))) if d == 1 else range(len(x_gates)):
+        rows = None if sizes is None else x_gates[t].shape[0]
+        h_prev, c_prev = h[:rows], c[:rows]
         h_t, c_t = h_prev, c_prev
         if reset is not None:
             h_t = torch.where(reset[t].unsqueeze(-1), 0.0, h_t)
             c_t = torch.where(reset[t].unsqueeze(-1), 0.0, c_t)
-        h_in = h_t if call.h_mask is None else h_t * call.h_mask[d, :count]
-        h_new, c_new = cell(steps[t], h_in, c_t, weights)
+        h_in = h_t if call.h_mask is None else h_t * call.h_mask[d, :rows]
+        h_new, c_new = cell(x_gates[t], h_in, c_t, weights)
         h_t = h_new if masks_h is None else zoneout(masks_h[t], h_t, h_new)
         c_t = c_new if masks_c is None else zoneout(masks_c[t], c_t, c_new)
         outputs.append(h_t if live is None else torch.where(live[t], h_t, 0.0))
         if live is not None:
             h_t, c_t = torch.where(live[t], h_t, h_prev), torch.where(live[t], c_t, c_prev)
         cells.append(c_t)
-        h = h_t if count is None else torch.cat([h_t, h[count:]])
-        c = c_t if count is None else torch.cat([c_t, c[count:]])
+        h = h_t if rows is None else torch.cat([h_t, h[rows:]])
+        c = c_t if rows is None else torch.cat([c_t, c[rows:]])
     if d == 1:
         outputs, cells = outputs[::-1], cells[::-1]
     join = torch.stack if sizes is None else torch.cat

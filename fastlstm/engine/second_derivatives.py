@@ -31,7 +31,7 @@ def of_layer(grads: Sequence[Tensor | None], *fields: Any) -> list[Tensor | None
         results = reference.lstm_layer(views[0], views[1], views[2], views[3:], *call[4:])
         pairs = [(r, g) for r, g in zip(results, grads, strict=False) if g is not None]
         needed = [tensor for tensor in views if tensor.requires_grad]
-        outputs, given = [r for r, _ in pairs], [g.reshape(r.shape) for r, g in pairs]
-        modes = {"create_graph": True, "allow_unused": True}
-        gradients = iter(torch.autograd.grad(outputs, needed, given, **modes))
+        outputs, upstream = [r for r, _ in pairs], [g.reshape(r.shape) for r, g in pairs]
+        options = {"create_graph": True, "allow_unused": True}
+        gradients = iter(torch.autograd.grad(outputs, needed, upstream, **options))
     return [next(gradients) if tensor.requires_grad else None for tensor in views]

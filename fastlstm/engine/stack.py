@@ -96,8 +96,8 @@ def regularize(call: LstmCall, p: Regularizers) -> tuple[LstmCall, list[Tensor |
     if not p.zones_out():
         return call, []
 
-    def zoneout_mask(state: Tensor, p: float) -> Tensor | None:
+    def zoneout_mask(state: Tensor, probability: float) -> Tensor | None:
         shape = (state.size(0), *input.shape[:-1], state.size(-1))
-        return input.new_empty(shape).bernoulli_(p) if p > 0 else None
+        return input.new_empty(shape).bernoulli_(probability) if probability else None
 
     return call, [zoneout_mask(h_0, p.zoneout_h), zoneout_mask(call.c_0, p.zoneout_c)]

@@ -14,7 +14,7 @@ from .engines import Engine
 
 Run = Callable[[], object]
 
-SAMPLE = 1e-2  # seconds of a sample, at least
+SAMPLE_SECONDS = 1e-2  # at least; a sample is one or more calls
 LEAST_ROUNDS = 5
 
 
@@ -37,8 +37,8 @@ def in_turn(
     runs: Sequence[Run], device: torch.device, seconds: float, shows: bool = False
 ) -> list[list[float]]:
     """Times functions in turn. Returns seconds per call, for each function a list over rounds."""
-    once = [min(seconds_of(run, device) for _ in range(2)) for run in runs]
-    counts = [max(1, round(SAMPLE / max(each, 1e-7))) for each in once]
+    seconds_once = [min(seconds_of(run, device) for _ in range(2)) for run in runs]
+    counts = [max(1, round(SAMPLE_SECONDS / max(each, 1e-7))) for each in seconds_once]
     times: list[list[float]] = [[] for _ in runs]
     start, elapsed = time.monotonic(), 0.0
     while len(times[0]) < LEAST_ROUNDS or elapsed < seconds:

@@ -1,10 +1,10 @@
 """PyTorch's own LSTM as an engine, and how it serves calls with lengths.
 
 PyTorch's LSTM takes no lengths, so the input gets one more feature: 1 after the end of a row and 0
-before. Its weight is -SHUT in gate i and SHUT in gate f, so that after the end i is 0 and f is 1,
-exactly and in every dtype: c keeps its value. The second direction walks over the padding first,
-and its state stays zero until the row begins. So every row runs all steps, and the host reads no
-length.
+before. Its weight is -SATURATE in gate i and SATURATE in gate f, so that after the end i is 0 and f
+is 1, exactly and in every dtype: c keeps its value. The second direction walks over the padding
+first, and its state stays zero until the row begins. So every row runs all steps, and the host
+reads no length.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .stack import run_layers
 
 # A power of two is exact in every dtype, TF32 too. i is 0 and f is 1 if |W_hh h + b| < 32000 for
 # both, because sigmoid(-746) is 0 and sigmoid(746) is 1 in float64. Other dtypes need less.
-SHUT = 2.0**15
+SATURATE = 2.0**15
 
 
 def why_no_lengths(call: Call) -> str | None:
@@ -69,8 +69,8 @@ def _run_layer(*layer: Any) -> tuple[Tensor, Tensor, Tensor, None]:
     input, lengths, h_0, steps = call.input, call.lengths, call.h_0, call.input.size(0)
     assert lengths is not None
     live = live_steps(input, lengths)
-    # Tensor cores need a multiple of 8 as the input size, and cuDNN's persistent kernels, which
-    # PyTorch uses in float16, a multiple of 128. So a multiple of 128 stays one.
+    # Tensor cores need an input size that is a multiple of 8. cuDNN's persistent kernels, which
+    # PyTorch uses in float16, need a multiple of 128, so a size that is one stays one.
     added = 8 - input.size(-1) % 8 if input.size(-1) % 128 else 128
     ended = F.pad((~live).to(input.dtype), (0, added - 1))
     wide = torch.cat([torch.where(live, input, 0.0), ended], -1)  # without a NaN of the padding
@@ -85,21 +85,21 @@ def _run_layer(*layer: Any) -> tuple[Tensor, Tensor, Tensor, None]:
 
 
 def _wide_weights(call: LstmCall, added: int) -> list[Tensor]:
-    """Returns weights and biases. W_ih gets `added` columns; the first holds -SHUT and SHUT.
+    """Returns weights and biases. W_ih gets `added` columns: first +-SATURATE, then zeros.
 
     They are parts of one tensor, matrices first, which is cuDNN's layout. From any other layout
     PyTorch copies the weights, and warns.
     """
     W_ih = call.weights[0]
-    shut = W_ih.new_zeros(4, W_ih.size(0) // 4, added)
-    shut[0, :, 0], shut[1, :, 0] = -SHUT, SHUT
+    columns = W_ih.new_zeros(4, W_ih.size(0) // 4, added)
+    columns[0, :, 0], columns[1, :, 0] = -SATURATE, SATURATE
     no_bias, weights = W_ih.new_zeros(W_ih.size(0)), list[Tensor]()
     for w in call.directions:
         if w.b_ih is None:
             w = replaced(w, b_ih=no_bias, b_hh=no_bias)
-        weights += replaced(w, W_ih=torch.cat([w.W_ih, shut.flatten(0, 1)], 1)).tensors()
+        weights += replaced(w, W_ih=torch.cat([w.W_ih, columns.flatten(0, 1)], 1)).tensors()
     order = sorted(range(len(weights)), key=lambda k: -weights[k].dim())
     whole = torch.cat([weights[k].flatten() for k in order])
     parts = torch.split(whole, [weights[k].numel() for k in order])
-    placed = dict(zip(order, parts, strict=True))
-    return [placed[k].view_as(weight) for k, weight in enumerate(weights)]
+    part_of = dict(zip(order, parts, strict=True))
+    return [part_of[k].view_as(weight) for k, weight in enumerate(weights)]

@@ -24,7 +24,7 @@ def _forward(
 
 
 def _backward(*call: Any, **options: Any) -> int:
-    """Twice as many: the gradients of both factors of each product."""
+    """Twice the operations of forward: each product has the gradients of its two factors."""
     return 2 * _forward(*call)
 
 

@@ -26,19 +26,19 @@ def run(forward: Callable[..., Any], input: Any, hx: Any, batch_first: bool) -> 
         raise TypeError(f"input: expected {expected}, got {got}")
     if not input.size(0):
         raise RuntimeError("input: expected a nested tensor with rows, got one without")
-    values, offsets, row_sizes = input.values(), input.offsets(), input.lengths()
+    values, offsets, row_sizes = input.values(), input.offsets(), input.lengths()  # None: no gaps
     lengths, longest = offsets.diff() if row_sizes is None else row_sizes, input._get_max_seqlen()
     if row_sizes is not None and bool((lengths > offsets.diff()).any()):
         raise RuntimeError("input: expected a nested tensor whose rows do not overlap")
     steps = torch.arange(longest, device=values.device)
-    are_real = steps < lengths.unsqueeze(1)
+    is_real_step = steps < lengths.unsqueeze(1)
     indices = (offsets[:-1].unsqueeze(1) + steps).clamp_max(len(values) - 1)
     padded: Tensor = values.index_select(0, indices.flatten()).unflatten(0, indices.shape)
-    padded = torch.where(are_real.unsqueeze(-1), padded, 0.0)
+    padded = torch.where(is_real_step.unsqueeze(-1), padded, 0.0)
     padded = padded if batch_first else padded.transpose(0, 1)
     output, state = forward(padded, hx, lengths=lengths)
-    results = (output if batch_first else output.transpose(0, 1))[are_real]
+    results = (output if batch_first else output.transpose(0, 1))[is_real_step]
     if row_sizes is not None:
-        empty = results.new_zeros(len(values), results.size(1))
-        results = empty.index_copy(0, indices[are_real], results)
+        zeros = results.new_zeros(len(values), results.size(1))
+        results = zeros.index_copy(0, indices[is_real_step], results)
     return _from_jagged(results, offsets, row_sizes, max_seqlen=longest), state

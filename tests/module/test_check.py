@@ -172,7 +172,7 @@ pack = worker.formats.pack  # scales that are wrong by 3 %
 worker.formats.pack = lambda w, *rest, **more: pack(1.03 * w, *rest, **more)
 worker.main()
 """
-ERRORS, BITS = "errors in roundoffs, of 32 allowed: ", "other bits when it ran again: "
+ERRORS, BITS = "errors above 32 roundoffs: ", "other bits when it ran again: "
 FOUND = {
     "no bias": "memory",
     "layer norm, lengths": "memory",

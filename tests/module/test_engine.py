@@ -76,7 +76,7 @@ def test_which_engine_auto_chooses(device, kernels, chosen, change, monkeypatch)
 @needs_op
 @pytest.mark.parametrize("engine, device, change, why", [
     ("persistent", "cpu", PLAIN, "it runs on cuda, meta, and the input is on cpu"),
-    ("tiled", "cuda", PLAIN, "it is built for cpu, and the input is on cuda"),
+    ("tiled", "cuda", PLAIN, "the extension is for cpu, and the input is on cuda"),
     ("stepwise", "cpu", {"dtype": torch.int64}, "the input is torch.int64"),
     ("tiled", "cpu", DROPOUT, "it has no layer normalization and no recurrent dropout"),
     ("tiled", "cpu", {"layout": "bias layer_norm"}, "it has no layer norm.* dropout"),
@@ -131,7 +131,7 @@ def test_a_measured_engine_runs_only_calls_that_it_serves(monkeypatch):
 @needs_op
 def test_an_engine_of_the_op_without_the_extension(monkeypatch):
     monkeypatch.setattr(_build, "device_types", ())
-    monkeypatch.setattr(_build, "_reason", "it was not built")
+    monkeypatch.setattr(_build, "_why_unavailable", "it was not built")
     with pytest.raises(RuntimeError, match=r"extension is not available \(it was not built\)"):
         engines.choose(call_on("cpu"), "tiled")
 
@@ -200,7 +200,7 @@ def test_a_call_runs_few_python_functions(name):
     assert 0 < len(seen) <= max_calls and len({code.co_filename for code in seen}) <= max_files
 
 
-NOT_BUILT = "they were built for 9.0, not for this GPU"
+NOT_BUILT = "its kernels are for 9.0, not for this GPU"
 FAILED = "cudaGetDevice failed: insufficient"
 
 

@@ -101,7 +101,7 @@ def test_the_error_names_the_option_that_onnx_lacks(what):
 
 
 def test_without_the_extension(monkeypatch):
-    monkeypatch.setattr(_build, "_reason", "it was not built")
+    monkeypatch.setattr(_build, "_why_unavailable", "it was not built")
     with pytest.raises(RuntimeError, match=r"onnx: the extension is not available .* to=\"torch\""):
         fastlstm.onnx.translations()
 

@@ -131,7 +131,7 @@ def test_a_subclass_stays_unchanged(kind):
 
 def test_without_the_extension(monkeypatch):
     saved = pickle.dumps(prepacked_copy(small()))
-    monkeypatch.setattr(_build, "_reason", "it was not built")
+    monkeypatch.setattr(_build, "_why_unavailable", "it was not built")
     monkeypatch.setattr(_build, "device_types", ())
     for call in (lambda: prepack(small()), lambda: pickle.loads(saved)):
         with pytest.raises(RuntimeError, match="prepack needs the extension: it was not built"):

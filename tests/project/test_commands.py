@@ -40,7 +40,7 @@ def test_an_import_loads_no_compiler():
 
 
 def test_info_says_why_the_extension_is_not_used(capsys, monkeypatch):
-    monkeypatch.setattr(_build, "_reason", "it was built for another torch")
+    monkeypatch.setattr(_build, "_why_unavailable", "it was built for another torch")
     command_line.main([])
     out = capsys.readouterr().out
     assert "  not used: it was built for another torch\n" in out
