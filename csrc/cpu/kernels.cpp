@@ -46,16 +46,16 @@ const KernelTable& kernel_table() {
 
 static int64_t l2_cache_bytes() {
 #if defined(__linux__) && defined(_SC_LEVEL2_CACHE_SIZE)
-  static const int64_t known = sysconf(_SC_LEVEL2_CACHE_SIZE);
+  static const int64_t bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
 #else
-  constexpr int64_t known = 0;
+  constexpr int64_t bytes = 0;
 #endif
-  return known > 0 ? known : 1 << 20;
+  return bytes > 0 ? bytes : 1 << 20;
 }
 
 CpuMachine cpu_machine() {
   const KernelTable& table = kernel_table();
-  const RowKernel<ForwardStep<bfloat16, float>>& bfloat16_kernel = kernels<bfloat16>().row;
+  const RowKernel<ForwardStep<bfloat16, float>>& bfloat16_kernel = kernels<bfloat16>().row_kernels;
   return {at::in_parallel_region() ? 1 : at::get_num_threads(), l2_cache_bytes(), table.gemms,
           bfloat16_kernel.run != nullptr, table.min_rows_to_fuse_input};
 }

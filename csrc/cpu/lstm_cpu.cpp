@@ -21,7 +21,7 @@ struct CpuStepKernels {
   template <template <typename, typename> class S, typename T, typename A>
   static void run(const S<T, A>& step) {
     constexpr int64_t kUnitsPerPart = 256, kUnitsPerThread = 2048;
-    const RowKernel<S<T, A>>& kernel = kernels<T>().row;
+    const RowKernel<S<T, A>>& kernel = kernels<T>().row_kernels;
     const int64_t units = step.kWholeRows ? std::max<int64_t>(step.hidden_size, 1) : kUnitsPerPart;
     const int64_t parts = divide_up(step.hidden_size, units);
     const int64_t grain = 1 + kUnitsPerThread / (units + 1);

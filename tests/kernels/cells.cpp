@@ -208,12 +208,12 @@ void add_comparison() {
         const std::string where = testing::text(tables[i].target, ", H ", H);
         const Shape steps{4, 3, H};
         const stepwise::Shape resets{4, 3, H, oracle::kDense, false, true};
-        if (has_stepwise_kernels(a.row) && has_stepwise_kernels(b.row))
-          check(run_steps(a.row, resets, 1, H) == run_steps(b.row, resets, 1, H), where,
-                ": stepwise");
+        if (has_stepwise_kernels(a.row_kernels) && has_stepwise_kernels(b.row_kernels))
+          check(run_steps(a.row_kernels, resets, 1, H) == run_steps(b.row_kernels, resets, 1, H),
+                where, ": stepwise");
         if (gemm_a && gemm_b)
-          check(TiledLayer<T>(*gemm_a, *a.cell, steps, 1).run() ==
-                    TiledLayer<T>(*gemm_b, *b.cell, steps, 1).run(),
+          check(TiledLayer<T>(*gemm_a, *a.cell_kernels, steps, 1).run() ==
+                    TiledLayer<T>(*gemm_b, *b.cell_kernels, steps, 1).run(),
                 where);
       }
   });
@@ -223,7 +223,7 @@ template <typename T>
 void add_cases(const KernelTable& table) {
   const Kernels<T>& kernels = table;
   const std::string group = "cells/", dtype = std::string("/") + testing::name_of<T>() + "/";
-  const auto row = kernels.row;
+  const auto row = kernels.row_kernels;
   if (has_stepwise_kernels(row))
     testing::Case(group + table.target + dtype + "a layer of the stepwise engine", [row] {
       unsigned seed = 0;
@@ -241,10 +241,10 @@ void add_cases(const KernelTable& table) {
   testing::Case(tiled + "a layer of the tiled engine", [gemm, kernels] {
     unsigned seed = 0;
     for (const int64_t H : {1, 3, 4, 7, 16, 37, 70})
-      TiledLayer<T>(*gemm, *kernels.cell, {4, int64_t(1 + H % 7), H}, ++seed).run();
+      TiledLayer<T>(*gemm, *kernels.cell_kernels, {4, int64_t(1 + H % 7), H}, ++seed).run();
   });
   testing::Case(tiled + "NaN and infinity",
-                [gemm, kernels] { check_special(*kernels.cell, gemm->lanes); });
+                [gemm, kernels] { check_special(*kernels.cell_kernels, gemm->lanes); });
 }
 
 const bool added = [] {

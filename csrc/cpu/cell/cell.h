@@ -9,8 +9,8 @@ namespace fastlstm {
 template <typename T>
 struct ForwardRow {
   using A = State_t<T>;
-  const A* x_gates;  // [unit vectors][4 gates][lanes] x_t W_ih^T + b; nullptr if StepSums has x
-  T* gates;          // [4H] receives the activated i, f, g, o, unless it is nullptr
+  const A* x_gates;  // [unit vectors][4 gates][lanes] x_t W_ih^T + b; nullptr if StepSums::x has it
+  T* gates;          // [4H] receives the activated i, f, g, o; nullptr if they are not saved
   const A* c_prev;   // [H]
   A* c;              // [H] receives c_t; may be the same memory as c_prev
   T* h;              // [H] receives o tanh(c_t)
@@ -35,12 +35,12 @@ struct Units {
   int64_t first, count, hidden_size;
 };
 
-// The sums of a step's products for one vector of units: rows [4 gates][lanes], `stride` apart.
+// The products of a step for one vector of units: rows [4 gates][lanes], `stride` elements apart.
 template <typename A>
 struct StepSums {
   const A* h;  // h_{t-1} W_hh^T
   int64_t stride;
-  const A* x = nullptr;  // x_t W_ih^T + b in place of the rows' x_gates, or nullptr
+  const A* x = nullptr;  // x_t W_ih^T + b; nullptr if ForwardRow::x_gates holds this
 };
 
 template <typename T>
@@ -51,7 +51,7 @@ struct CellKernels {
   void (*prefetch_backward)(const BackwardRow<T>* rows, int64_t count, const Units& units);
   void (*forward)(const ForwardRow<T>* rows, int64_t count, const StepSums<A>& sums,
                   const Units& units);
-  // sums: d_gates_{t+1} W_hh, or dL/dh_t W_hr with a projection; rows of vectors, `stride` apart.
+  // sums: d_gates_{t+1} W_hh, or with a projection dL/dh_t W_hr; rows lie `stride` elements apart.
   void (*backward)(const BackwardRow<T>* rows, int64_t count, const A* sums, int64_t stride,
                    const Units& units);
 };

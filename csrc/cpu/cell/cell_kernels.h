@@ -45,11 +45,11 @@ FASTLSTM_INLINE void forward_vector(const ForwardRow<T>& row, const Columns<A>& 
   if (row.gates) columns.store_gates(gates, row.gates, hidden_size);
 }
 
-// Computes the gradients of one vector of units of a row. d_h_next: part of `sums` (cell.h).
+// Computes the gradients of one vector of units of a row. from_product: see CellKernels::backward.
 template <typename T, typename A>
 FASTLSTM_INLINE void backward_vector(const BackwardRow<T>& row, const Columns<A>& columns,
-                                     int64_t hidden_size, Vec<A> d_h_next) {
-  const Vec<A> dh = d_h_next + (columns.load(row.d_output) + columns.load(row.d_h_n));
+                                     int64_t hidden_size, Vec<A> from_product) {
+  const Vec<A> dh = from_product + (columns.load(row.d_output) + columns.load(row.d_h_n));
   Vec<A> dc = columns.load(row.dc) + columns.load(row.d_cells);
   const auto gate = [&](int k) { return columns.load(row.gates + k * hidden_size); };
   const auto d_pre =
@@ -104,17 +104,17 @@ static void backward_cells(const BackwardRow<T>* rows, int64_t count, const A* s
   constexpr int L = Vec<A>::lanes;
   for (int64_t r = 0; r < count; ++r)
     for (int64_t v = 0; v < units.count; v += L) {
-      const Vec<A> d_h_next = Vec<A>::load(sums + r * stride + v);
+      const Vec<A> from_product = Vec<A>::load(sums + r * stride + v);
       const int64_t column = units.first + v, n = units.count - v;
       if (n >= L)
-        backward_vector<T, A>(rows[r], {column, L}, units.hidden_size, d_h_next);
+        backward_vector<T, A>(rows[r], {column, L}, units.hidden_size, from_product);
       else
-        backward_vector<T, A>(rows[r], {column, n}, units.hidden_size, d_h_next);
+        backward_vector<T, A>(rows[r], {column, n}, units.hidden_size, from_product);
     }
 }
 
 template <typename T>
-constexpr CellKernels<T> cell = {prefetch_forward<T>, prefetch_backward<T>, forward_cells<T>,
-                                 backward_cells<T>};
+constexpr CellKernels<T> cell_kernels = {prefetch_forward<T>, prefetch_backward<T>,
+                                         forward_cells<T>, backward_cells<T>};
 
 }  // namespace fastlstm::FASTLSTM_ISA

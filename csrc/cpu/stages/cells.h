@@ -129,14 +129,14 @@ class CellsForward {
   // Runs one step for a worker's rows and units. `zeros`: as in Accumulators::compute.
   void run(const ForwardWeights& weights, const Worker& worker, const StepRows<ForwardRow<T>>& step,
            const void* zeros) {
-    const Range own_vectors =
+    const Range worker_vectors =
         part_of(divide_up(hidden_size_, gemm_.lanes), worker.unit_group, plan_.grid.unit_groups);
-    const int64_t at_once = vectors_at_once(step.count);
-    const int64_t parts = divide_up(own_vectors.end - own_vectors.begin, at_once);
+    const int64_t part_vectors = vectors_at_once(step.count);
+    const int64_t parts = divide_up(worker_vectors.end - worker_vectors.begin, part_vectors);
     reversed_ = !reversed_;
     for (int64_t i = 0; i < parts; ++i) {
-      const int64_t first = own_vectors.begin + (reversed_ ? parts - 1 - i : i) * at_once;
-      const Range vectors{first, std::min(first + at_once, own_vectors.end)};
+      const int64_t first = worker_vectors.begin + (reversed_ ? parts - 1 - i : i) * part_vectors;
+      const Range vectors{first, std::min(first + part_vectors, worker_vectors.end)};
       for (int64_t r = 0; r < step.count; r += h_sums_.rows())
         run_buffer(weights, vectors, step, r, zeros);
     }
@@ -157,11 +157,11 @@ class CellsForward {
       from_x = x_sums_.compute(w_ih, panels_of(w_ih, vectors), &step.x[first], count, gemm_.kc,
                                nullptr, bias);
     for (int64_t v = vectors.begin; v < vectors.end; ++v)
-      cell_.prefetch_forward(rows, count, units(v));
+      kernels_.prefetch_forward(rows, count, units(v));
     const A* from_h = h_sums_.compute(w_hh, panels_of(w_hh, vectors), &step.gemm_rows[first], count,
                                       w_hh.K(), zeros);
     for (int64_t v = vectors.begin; v < vectors.end; ++v, from_h += width) {
-      cell_.forward(rows, count, {from_h, h_sums_.stride(), from_x}, units(v));
+      kernels_.forward(rows, count, {from_h, h_sums_.stride(), from_x}, units(v));
       if (from_x) from_x += width;
     }
   }
@@ -182,7 +182,7 @@ class CellsForward {
 
   const CpuPlan& plan_;
   const GemmKernels& gemm_ = *plan_.gemm;
-  const CellKernels<T>& cell_ = *kernels<T>().cell;
+  const CellKernels<T>& kernels_ = *kernels<T>().cell_kernels;
   int64_t hidden_size_;
   // The order changes from step to step: the weights that were read last are still in the L2 cache.
   bool reversed_ = true;
@@ -214,9 +214,9 @@ class CellsBackward {
       for (int64_t r = 0; r < step.count; r += sums_.rows()) {
         const int64_t n = std::min(sums_.rows(), step.count - r);
         const BackwardRow<T>* const rows = &step.cell_rows[r];
-        cell_.prefetch_backward(rows, n, units);
+        kernels_.prefetch_backward(rows, n, units);
         const A* const sums = sums_.compute(w_hh_or_hr, group, &step.gemm_rows[r], n, kKc, zeros);
-        cell_.backward(rows, n, sums, sums_.stride(), units);
+        kernels_.backward(rows, n, sums, sums_.stride(), units);
       }
     };
     w_hh_or_hr.for_panel_groups(panels, step.count, run_group, reversed_);
@@ -226,7 +226,7 @@ class CellsBackward {
   // The most rows in the buffer if weights are in panels, and the terms that stay in the L2 cache.
   static constexpr int64_t kRowsAtOnce = 96, kKc = 1024;
 
-  const CellKernels<T>& cell_ = *kernels<T>().cell;
+  const CellKernels<T>& kernels_ = *kernels<T>().cell_kernels;
   int64_t hidden_size_;
   bool reversed_ = true;  // as in CellsForward
   Accumulators<A> sums_;

@@ -8,6 +8,6 @@ namespace fastlstm::FASTLSTM_ISA {
 
 const GemmKernels bfloat16_gemm = with_rounding(
     make_training_gemm<Target::tile_rows, Target::tile_vectors, bfloat16, float>(Format::bfloat16));
-const CellKernels<bfloat16> bfloat16_cell = cell<bfloat16>;
+const CellKernels<bfloat16> bfloat16_cell = cell_kernels<bfloat16>;
 
 }  // namespace fastlstm::FASTLSTM_ISA

@@ -23,8 +23,8 @@ struct RowKernels : RowKernel<ForwardStep<T, A>>,
 template <typename T>
 struct Kernels {
   // For the stepwise engine; nullptr for 16-bit types if the target has no kernels for them.
-  RowKernels<T, State_t<T>> row;
-  const CellKernels<T>* cell = nullptr;  // for the tiled engine
+  RowKernels<T, State_t<T>> row_kernels;
+  const CellKernels<T>* cell_kernels = nullptr;  // for the tiled engine
 };
 
 struct KernelTable : Kernels<float>, Kernels<double>, Kernels<bfloat16>, Kernels<float16> {

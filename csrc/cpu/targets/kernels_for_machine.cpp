@@ -22,7 +22,7 @@ KernelTable kernels_for_machine(const char* capability) {
     table.gemms[Format::int8] = &avx_vnni::int8_gemm;
   if (is_avx512 && __builtin_cpu_supports("avx512bf16")) {
     table.gemms[Format::bfloat16] = &avx512_bf16::bfloat16_gemm;
-    table.Kernels<bfloat16>::cell = &avx512_bf16::bfloat16_cell;
+    table.Kernels<bfloat16>::cell_kernels = &avx512_bf16::bfloat16_cell;
   }
   if (__builtin_cpu_is("intel"))
     table.min_rows_to_fuse_input = 48;  // measured on a Xeon with AMX (family 6, model 207)
@@ -33,13 +33,13 @@ KernelTable kernels_for_machine(const char* capability) {
 
 #elif defined(__aarch64__)
 #if defined(__APPLE__)
-static bool has(const char* feature) {
+static bool has_feature(const char* feature) {
   int value = 0;
   size_t size = sizeof value;
   return sysctlbyname(feature, &value, &size, nullptr, 0) == 0 && value != 0;
 }
-static bool has_dot_product() { return has("hw.optional.arm.FEAT_DotProd"); }
-static bool has_bfloat16() { return has("hw.optional.arm.FEAT_BF16"); }
+static bool has_dot_product() { return has_feature("hw.optional.arm.FEAT_DotProd"); }
+static bool has_bfloat16() { return has_feature("hw.optional.arm.FEAT_BF16"); }
 #else
 // Bits 20 and 14 are Linux's HWCAP_ASIMDDP and HWCAP2_BF16, which older headers do not define.
 static bool has_dot_product() { return getauxval(AT_HWCAP) >> 20 & 1; }
@@ -51,7 +51,7 @@ KernelTable kernels_for_machine(const char*) {
   if (has_dot_product()) table.gemms[Format::int8] = &neon_dotprod::int8_gemm;
   if (has_bfloat16()) {
     table.gemms[Format::bfloat16] = &neon_bf16::bfloat16_gemm;
-    table.Kernels<bfloat16>::cell = &neon_bf16::bfloat16_cell;
+    table.Kernels<bfloat16>::cell_kernels = &neon_bf16::bfloat16_cell;
   }
   return table;
 }

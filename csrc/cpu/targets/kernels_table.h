@@ -60,10 +60,10 @@ constexpr GemmKernels bfloat16_gemm =
     with_rounding(make_inference_gemm<kRows, kVectors, bfloat16, float>(Format::bfloat16));
 constexpr GemmKernels int8_gemm = make_int8_gemm<Target::int8_tile_rows, kVectors, DotProduct>();
 
-const KernelTable table = {{row_kernels<float, float>(), &cell<float>},
-                           {row_kernels<double, double>(), &cell<double>},
-                           {row_kernels<bfloat16, float>(), &cell<bfloat16>},
-                           {row_kernels<float16, float>(), &cell<float16>},
+const KernelTable table = {{row_kernels<float, float>(), &cell_kernels<float>},
+                           {row_kernels<double, double>(), &cell_kernels<double>},
+                           {row_kernels<bfloat16, float>(), &cell_kernels<bfloat16>},
+                           {row_kernels<float16, float>(), &cell_kernels<float16>},
                            FASTLSTM_STRING(FASTLSTM_ISA),
                            {&float32_gemm, &float64_gemm, &bfloat16_gemm, &int8_gemm}};
 
