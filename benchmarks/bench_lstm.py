@@ -100,8 +100,8 @@ class Bench:
         names = self.engine, "torch.nn"
         ours, theirs = (memory.measure(cases, name) for name in names)
         return {
-            case: {"torch": b, "fastlstm": a}
-            for case, a, b in zip(cases, ours, theirs, strict=True)
+            case: {"torch": their_peak, "fastlstm": our_peak}
+            for case, our_peak, their_peak in zip(cases, ours, theirs, strict=True)
         }
 
     def _peaks(self, cases: list[Case]) -> dict[str, float]:

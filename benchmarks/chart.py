@@ -50,8 +50,8 @@ def bars(lstm: Record, programs: Record) -> Iterator[tuple[str, str, list[float]
     groups = {group["key"]: group for group in lstm["groups"]}
     for key in GROUPS:
         for mode in MODES:
-            if found := ratios(groups[key]["results"], mode):
-                yield groups[key]["title"], mode, found
+            if values := ratios(groups[key]["results"], mode):
+                yield groups[key]["title"], mode, values
 
 
 def speed(lstm: Record, programs: Record, colors: dict[str, str]) -> Figure:
@@ -61,16 +61,16 @@ def speed(lstm: Record, programs: Record, colors: dict[str, str]) -> Figure:
     figure.suptitle("nn.LSTM's time / fastlstm's time", color=colors["text"])
     axes = figure.subplots()
     previous = ""
-    for y, (title, mode, found) in enumerate(drawn):
-        mean = statistics.geometric_mean(found)
-        worst = f" ({min(found):.2f})" if len(found) > 1 else ""
+    for y, (title, mode, values) in enumerate(drawn):
+        mean = statistics.geometric_mean(values)
+        worst = f" ({min(values):.2f})" if len(values) > 1 else ""
         axes.barh(-y, mean, color=colors[mode], height=0.8)
         axes.text(mean, -y, f" {mean:.2f}{worst}", va="center", color=colors["text"])
         if title != previous:
             axes.text(-0.1, -y, title, va="center", ha="right", color=colors["text"])
         previous = title
     axes.axvline(1, color=colors["line"], linestyle="--")
-    axes.set_xlim(0, 1.45 * max(statistics.geometric_mean(found) for *_, found in drawn))
+    axes.set_xlim(0, 1.45 * max(statistics.geometric_mean(values) for *_, values in drawn))
     legend = [Patch(color=colors[mode], label=mode) for mode in MODES]
     axes.legend(handles=legend, loc="upper right", labelcolor=colors["text"], frameon=False)
     axes.axis("off")
@@ -105,13 +105,13 @@ def heat_map(grid: Record, colors: dict[str, str]) -> Figure:
 
 def steps(grid: Record, colors: dict[str, str]) -> Figure:
     """Draws the seconds of a call over its number of steps, with all threads."""
-    most = max(cell["threads"] for cell in grid["steps"])
+    all_threads = max(cell["threads"] for cell in grid["steps"])
     figure = Figure(figsize=(7.2, 2.8), layout="constrained")
     for axes, mode in zip(figure.subplots(1, len(MODES)), MODES, strict=True):
-        cells = [c for c in grid["steps"] if (c["threads"], c["mode"]) == (most, mode)]
-        for who, color in (("torch", colors["line"]), ("fastlstm", colors["training"])):
-            seconds = [1e3 * cell["seconds"][who] for cell in cells]
-            label = "nn.LSTM" if who == "torch" else "fastlstm"
+        cells = [c for c in grid["steps"] if (c["threads"], c["mode"]) == (all_threads, mode)]
+        for side, color in (("torch", colors["line"]), ("fastlstm", colors["training"])):
+            seconds = [1e3 * cell["seconds"][side] for cell in cells]
+            label = "nn.LSTM" if side == "torch" else "fastlstm"
             axes.loglog([cell["steps"] for cell in cells], seconds, "o-", color=color, label=label)
         axes.set_title(mode, color=colors["text"], fontsize=10)
         axes.set_xlabel("steps", color=colors["text"])

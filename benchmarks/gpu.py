@@ -44,9 +44,9 @@ def grid() -> list[Case]:
     The order is random so that a run that is stopped early has cases of all sizes.
     """
     sizes = product(PRECISIONS, MODES, SIZES, BATCHES, (1, LONG, 100, 512))
-    found = [Case(B, T, H, H, mode, precision) for precision, mode, H, B, T in sizes]
-    random.Random(0).shuffle(found)
-    return [*REAL, *found]
+    cases = [Case(B, T, H, H, mode, precision) for precision, mode, H, B, T in sizes]
+    random.Random(0).shuffle(cases)
+    return [*REAL, *cases]
 
 
 def measure(case: Case, engines: Sequence[str], device: str = "cuda") -> Row:
@@ -56,7 +56,7 @@ def measure(case: Case, engines: Sequence[str], device: str = "cuda") -> Row:
         "torch.nn us", the time of nn.LSTM in microseconds, and for each engine the time of nn.LSTM
         divided by the time of the engine, or the error message if the engine failed.
     """
-    found: Row = {}
+    row: Row = {}
     with settings(case):
         theirs = build(case, "torch.nn", device)
         for engine in engines:
@@ -65,11 +65,11 @@ def measure(case: Case, engines: Sequence[str], device: str = "cuda") -> Row:
                 check_agreement(case, theirs, ours)
                 pairs = alternate(theirs.step, ours.step, CLOCKS[device], EFFORT)
             except RuntimeError as error:  # unsupported case, or a wrong result
-                found[engine] = str(error).splitlines()[0]
+                row[engine] = str(error).splitlines()[0]
             else:
-                found[engine] = pairs.ratio
-                found["torch.nn us"] = 1e6 * statistics.median(pairs.baseline)
-    return found
+                row[engine] = pairs.ratio
+                row["torch.nn us"] = 1e6 * statistics.median(pairs.baseline)
+    return row
 
 
 def summary(rows: Sequence[Row], engines: Sequence[str]) -> str:
@@ -106,9 +106,9 @@ def measure_all(path: Path, limit: float, engines: Sequence[str]) -> None:
     record = machine.describe("cuda") | {"complete": False, "rows": []}
 
     def measured(row: Row) -> tuple[str, Row]:
-        found = measure(row["case"], engines)
-        words = [f"{k} {v:.2f}" if isinstance(v, float) else f"{k}: {v}" for k, v in found.items()]
-        return f"{row['case']}: {'; '.join(words)}", found | {"case": vars(row["case"])}
+        result = measure(row["case"], engines)
+        words = [f"{k} {v:.2f}" if isinstance(v, float) else f"{k}: {v}" for k, v in result.items()]
+        return f"{row['case']}: {'; '.join(words)}", result | {"case": vars(row["case"])}
 
     write_rows(path, record, "rows", [{"case": case} for case in grid()], measured, end)
     print(summary(record["rows"], engines))

@@ -38,11 +38,11 @@ def measure(case: Case, effort: Effort) -> Pairs:
 
 def cells() -> list[Case]:
     """Returns the cases of the heat map: of 64 steps, or of fewer if the layer is large."""
-    found = []
+    cases = []
     for mode, rows, units in product(MODES, ROWS, HIDDEN_SIZES):
         steps = max(4, min(64, int(LARGEST / (units * units * rows))))
-        found.append(Case(rows, steps, units, units, mode=mode))
-    return found
+        cases.append(Case(rows, steps, units, units, mode=mode))
+    return cases
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -84,8 +84,8 @@ def main() -> None:
         for implementation in ("nn.LSTM", "fastlstm.LSTM"):
             command = [sys.executable, __file__, "--calls", str(args.calls)]
             command += ["--measure", implementation, kind]
-            found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-            row.append(f"{json.loads(found) / 2**20:.0f}")
+            printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            row.append(f"{json.loads(printed) / 2**20:.0f}")
         rows.append(row)
         print(*row, flush=True)
     text = f"{machine.line(machine.describe('cpu'))}; {args.calls} calls.\n\n"

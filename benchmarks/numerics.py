@@ -48,7 +48,7 @@ def errors(dtype: torch.dtype, device: str, engine: str) -> list[list[float]]:
     def error(module: nn.Module) -> list[float]:
         module.to(device, dtype).load_state_dict(exact.state_dict())
         pairs = zip(results(module, *tensors), truth, strict=True)
-        return [((found - true).norm() / true.norm()).item() for found, true in pairs]
+        return [((result - true).norm() / true.norm()).item() for result, true in pairs]
 
     return [error(nn.LSTM(INPUT, HIDDEN)), error(ours)]
 

@@ -152,17 +152,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--json", type=Path, metavar="FILE.json", help="also write the figures to this file")
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
-    found, rows = {}, []
+    microseconds, rows = {}, []
     for name, columns in cases(args.batch, args.input, args.hidden).items():
         with torch.set_grad_enabled("gradients" in name):
-            us = found[name] = measure(columns, args.seconds)
+            us = microseconds[name] = measure(columns, args.seconds)
         cells = [f"{us[c]:.1f}" if c in us else "-" for c in ("nn", "module", "op", "nothing")]
         cells.append(f"{us['nn'] / us['module']:.2f}" if "nn" in us else "-")
         rows.append([name, *cells])
     sizes = f"B {args.batch}, I {args.input}, H {args.hidden}, {args.threads} thread(s)"
     print(table([f"one step, {sizes}: us", "nn", "module", "op", "nothing", "nn / module"], rows))
     if args.json:
-        args.json.write_text(json.dumps(found, indent=1) + "\n")
+        args.json.write_text(json.dumps(microseconds, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -32,10 +32,10 @@ def quantized_by_torch_ao(module: nn.Module) -> nn.Module:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.ao warns that it is deprecated
-        whole = torch.ao.quantization.quantize_dynamic(
+        quantized = torch.ao.quantization.quantize_dynamic(
             torch.nn.Sequential(module), {type(module)}, dtype=torch.qint8
         )
-    return whole[0]
+    return quantized[0]
 
 
 def save_onnx(lstm: Any, path: Path) -> None:
@@ -103,9 +103,9 @@ class Onnxruntime:
         assert self.process.stdin
         self.process.stdin.write(f"{calls}\n")
         self.process.stdin.flush()
-        found = self._read()
+        seconds = self._read()
         self.process.send_signal(signal.SIGSTOP)
-        return found
+        return seconds
 
     def __del__(self) -> None:
         self.process.kill()

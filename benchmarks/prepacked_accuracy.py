@@ -36,14 +36,14 @@ def random_layer(size: int) -> list[str]:
         exact = copy.deepcopy(lstm).double()(x.double())[0]
         cells = []
         for weights in WEIGHTS:
-            found = fastlstm.prepack(copy.deepcopy(lstm), weights)(x)[0]
-            cells += [error(found[t], exact[t]) for t in (0, STEPS - 1)]
+            output = fastlstm.prepack(copy.deepcopy(lstm), weights)(x)[0]
+            cells += [error(output[t], exact[t]) for t in (0, STEPS - 1)]
     return cells
 
 
-def error(found: Tensor, exact: Tensor) -> str:
-    """Returns the relative error of `found`, as text."""
-    return f"{((found - exact).norm() / exact.norm()).item():.1e}"
+def error(output: Tensor, exact: Tensor) -> str:
+    """Returns the relative error of `output`, as text."""
+    return f"{((output - exact).norm() / exact.norm()).item():.1e}"
 
 
 def facts_right(demo: Path) -> list[str]:
@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--write", type=Path, metavar="FILE.md", help="also put the tables into this file")
     args = parser.parse_args(arguments)
     text = report(args.demo)
-    publish(text, args.write, "packed")
+    publish(text, args.write, "prepacked")
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ class Heads(nn.Module):
         For each cell, the heads predict whether a shape is there, its color, shape and size, and
         the background. For each quarter of the picture, they predict how many shapes have each
         attribute, as a linear function of the sum of the features. So the average of the features
-        tells the counts, too.
+        determines the counts, too.
 
         `features` are the feature maps [B,channels,GRID,GRID], and `grid` the attribute grids
         [B,attributes + 1,GRID,GRID].

@@ -52,7 +52,7 @@ def calls_of_lstms(run: Callable[[], object]) -> dict[bool, list[ModuleCall]]:
 
 
 def seconds_of_lstms(run: Callable[[], object]) -> float:
-    """Returns the seconds of only the calls of a program's LSTMs, with the program's inputs."""
+    """Repeats only the calls of a program's LSTMs, and returns the seconds that they take."""
     taken = 0.0
     for training, calls in calls_of_lstms(run).items():
         step = partial(_make_calls, calls, training)
@@ -64,7 +64,7 @@ def measure(name: str, rounds: int) -> Record:
     """Times each way of a program `rounds` times; returns the entry for the JSON file."""
     program = PROGRAMS[name]
     ways = program.make(False)
-    results = [run() for run in ways.values()]  # which also warms up
+    results = [run() for run in ways.values()]  # this warms up, too
     times = [[cpu_time_clock(run, 1) for run in ways.values()] for _ in range(rounds)]
     record: Record = {"name": name, "version": program.version()}
     for field in ("title", "work", "measure"):
@@ -102,9 +102,9 @@ def tables(record: Record) -> str:
     for entry in record["programs"]:
         first = entry["ways"][UNCHANGED]
         name = f"{entry['title']}: {entry['work']} ({entry['version']})"
-        taken = [f"{first['seconds']:.2f} s", f"{entry['share']:.0%}"]
-        times.append([name, *taken, *row(entry, cell)])
-        show = lambda way, of=first["result"]: "same" if way["result"] == of else way["result"]
+        totals = [f"{first['seconds']:.2f} s", f"{entry['share']:.0%}"]
+        times.append([name, *totals, *row(entry, cell)])
+        show = lambda way, base=first["result"]: "same" if way["result"] == base else way["result"]
         if entry["measure"] != TIME_ONLY:
             result = f"{entry['title']}: {entry['measure']}"
             results.append([result, first["result"], *row(entry, show)])
@@ -128,8 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = sys.argv[1:] if arguments is None else arguments
     record = {"command": machine.command("programs", words), **machine.describe("cpu")}
     path = args.output or machine.result_path("programs", record)
-    found = json.loads(path.read_text())["programs"] if path.exists() else []
-    entries = {entry["name"]: entry for entry in found}
+    kept = json.loads(path.read_text())["programs"] if path.exists() else []
+    entries = {entry["name"]: entry for entry in kept}
     for name in args.program:
         if PROGRAMS[name].version() is None:
             print(f"left out: pip install {PROGRAMS[name].install}  # {name}", file=sys.stderr)

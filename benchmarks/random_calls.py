@@ -116,18 +116,18 @@ def measure(case: Case, pairs: int) -> float:
     return ratio
 
 
-def report(found: dict[Case, float]) -> None:
+def report(ratio_of: dict[Case, float]) -> None:
     """Prints the geometric mean and the worst ratio of each group, and the ten worst calls."""
     groups: dict[str, list[float]] = {}
-    for case, ratio in found.items():
+    for case, ratio in ratio_of.items():
         groups.setdefault(group(case), []).append(ratio)
     print(f"\n{'torch.nn / fastlstm':24} calls   mean  worst")
-    for name, ratios in [*sorted(groups.items()), ("all", list(found.values()))]:
+    for name, ratios in [*sorted(groups.items()), ("all", list(ratio_of.values()))]:
         mean = statistics.geometric_mean(ratios)
         print(f"{name:24} {len(ratios):5}  {mean:5.2f}  {min(ratios):5.2f}")
-    below = sum(ratio < SLOW for ratio in found.values())
-    print(f"\n{below} of {len(found)} calls are below {SLOW}. The slowest:")
-    for case, ratio in sorted(found.items(), key=lambda item: item[1])[:10]:
+    below = sum(ratio < SLOW for ratio in ratio_of.values())
+    print(f"\n{below} of {len(ratio_of)} calls are below {SLOW}. The slowest:")
+    for case, ratio in sorted(ratio_of.items(), key=lambda item: item[1])[:10]:
         print(f"{ratio:6.2f}  {case}")
 
 
@@ -141,11 +141,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         torch.set_num_threads(args.threads)
     settle_malloc()
     print(line(describe("cpu")))
-    found: dict[Case, float] = {}
+    ratio_of: dict[Case, float] = {}
     for number, case in enumerate(draw(args.count, args.seed), 1):
-        found[case] = measure(case, args.pairs)
-        print(f"{number:4} {found[case]:6.2f}  {case}", flush=True)
-    report(found)
+        ratio_of[case] = measure(case, args.pairs)
+        print(f"{number:4} {ratio_of[case]:6.2f}  {case}", flush=True)
+    report(ratio_of)
 
 
 if __name__ == "__main__":

@@ -28,9 +28,9 @@ def ratios(results: Iterable[Result], mode: str | None = None) -> list[float]:
 
 def means(results: Sequence[Result]) -> str:
     """Returns a line with the geometric mean and the worst ratio of each mode."""
-    found = {mode: ratios(results, mode) for mode in ("inference", "training")}
+    by_mode = {mode: ratios(results, mode) for mode in ("inference", "training")}
     line = lambda each: f"mean {statistics.geometric_mean(each):.2f}, worst {min(each):.2f}"
-    words = [f"{mode}: {line(each)}" for mode, each in found.items() if each]
+    words = [f"{mode}: {line(each)}" for mode, each in by_mode.items() if each]
     failed = sum("error" in result for result in results)
     return "; ".join([*words, *[f"{failed} failed"] * bool(failed)])
 

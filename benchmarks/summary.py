@@ -25,12 +25,12 @@ Record = dict[str, Any]
 MODES = ("inference", "training")
 
 
-def cell(found: Sequence[float]) -> str:
+def cell(values: Sequence[float]) -> str:
     """Returns the geometric mean and, in brackets, the worst ratio."""
-    if not found:
+    if not values:
         return "-"
-    mean = f"{statistics.geometric_mean(found):.2f}"
-    return mean if len(found) == 1 else f"{mean} ({min(found):.2f})"
+    mean = f"{statistics.geometric_mean(values):.2f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.2f})"
 
 
 def row(group: Record) -> list[str]:
@@ -40,8 +40,8 @@ def row(group: Record) -> list[str]:
     count = f"{len(results)}, {failed} failed" if failed else f"{len(results)}"
     cells = [group["title"], count, *(cell(ratios(results, mode)) for mode in MODES)]
     for kind in ("allocated", "resident"):
-        found = [ratio for r in results if (ratio := memory_ratio(r, kind)) is not None]
-        cells.append(f"{max(found):.2f}" if found else "-")
+        memory_ratios = [ratio for r in results if (ratio := memory_ratio(r, kind)) is not None]
+        cells.append(f"{max(memory_ratios):.2f}" if memory_ratios else "-")
     return cells
 
 
@@ -60,17 +60,17 @@ def summary(record: Record) -> str:
 
 def with_projects_divided(groups: Sequence[Record]) -> list[Record]:
     """Returns the groups, with "real" divided into two: cases with resets and cases without."""
-    found = []
+    divided = []
     for group in groups:
         if group["key"] != "real":
-            found.append(group)
+            divided.append(group)
             continue
         for resets in (True, False):
             results = [r for r in group["results"] if r["case"]["resets"] == resets]
             kind = "with resets, against a loop over the steps" if resets else "without resets"
             title = f"LSTMs of known projects {kind}"
-            found.append({"key": "real", "title": title, "results": results})
-    return [group for group in found if group["results"]]
+            divided.append({"key": "real", "title": title, "results": results})
+    return [group for group in divided if group["results"]]
 
 
 def newest(pattern: str) -> list[Record]:
@@ -91,8 +91,8 @@ def write_documents() -> None:
     records = newest("lstm-cpu-2*.json")
     document = ROOT / "docs" / "reference" / "figures.md"
     replace_section(document, "benchmark", "\n\n".join(map(summary, records)))
-    whole = map(programs.tables, newest("programs-cpu-2*.json"))
-    replace_section(ROOT / "docs" / "programs.md", "programs", "\n\n".join(whole))
+    program_tables = map(programs.tables, newest("programs-cpu-2*.json"))
+    replace_section(ROOT / "docs" / "programs.md", "programs", "\n\n".join(program_tables))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

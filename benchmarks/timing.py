@@ -53,7 +53,7 @@ def cpu_time_clock(step: Step, calls: int) -> float:
 class WarmedUp:
     """Wraps a step so that every measurement first makes the calls once without timing them.
 
-    A peer in another process uses the caches between two measurements of the step.
+    The first calls fill the caches, which a peer in another process has used in the meantime.
     """
 
     def __init__(self, step: Step) -> None:

@@ -175,9 +175,9 @@ def against_torch(draw):
     weight_dtype = next(theirs.parameters()).dtype
     found = call(ours, weight_dtype)
     with torch.backends.mkldnn.flags(enabled=False):  # ATen's operators support every dtype
-        others = [call(theirs, weight_dtype)]
+        their_results = [call(theirs, weight_dtype)]
     try:
-        others.append(call(theirs, weight_dtype))
+        their_results.append(call(theirs, weight_dtype))
     except RuntimeError as error:
         if ONEDNN_ERROR not in str(error):
             raise
@@ -187,7 +187,7 @@ def against_torch(draw):
     has_nan = any(t.isnan().any() for t in tensors)
     # These engines call torch.mm, which with AMX spreads a NaN to the row before it.
     mixes_rows = ours.engine in ("stepwise", "reference") and dtype == torch.bfloat16
-    for k, (a, b, true) in enumerate(zip(found, others[-1], truth, strict=True)):
+    for k, (a, b, true) in enumerate(zip(found, their_results[-1], truth, strict=True)):
         if has_nan:  # nn.LSTM skips some products with zeros, where fastlstm gets 0 * NaN = NaN
             found[k] = a = torch.where(a.isnan() & (b == 0), b, a)
         wrong = b.isfinite() & ~a.isfinite() & ~(true.abs() > largest_of(dtype))
@@ -195,14 +195,14 @@ def against_torch(draw):
         if weight_dtype == dtype:  # not under autocast
             assert a.dtype == b.dtype, f"result {k} has {a.dtype}, expected {b.dtype}"
         exact = dtype in (torch.float32, torch.float64) and not any_size
-        # If only c_n has a gradient, the engines compute 0 * NaN for o. The reference skips o.
+        # If only c_n has a gradient, the engines compute 0 * NaN for gate o. The reference skips o.
         if exact and ours.engine != "reference":
             assert torch.equal(a.isnan(), b.isnan()), f"result {k}: other elements are NaN"
     with torch.no_grad():
         for weight in theirs.parameters():
             weight.mul_(1 + torch.finfo(dtype).eps / 2 * torch.randn_like(weight))
     sizes += [weight.abs().max().item() for weight in theirs.parameters()]
-    compare(found, truth, [*others, call(theirs, torch.float64)], dtype, max(sizes))
+    compare(found, truth, [*their_results, call(theirs, torch.float64)], dtype, max(sizes))
 
 
 def largest_of(dtype):
@@ -210,12 +210,12 @@ def largest_of(dtype):
     return torch.finfo(dtype).max / 8
 
 
-def compare(found, truth, others, dtype, largest_given):
-    """Checks that no error in `found` is much larger than the largest error in `others`.
+def compare(found, truth, their_results, dtype, largest_given):
+    """Checks that no error in `found` is much larger than the largest error in `their_results`.
 
-    `truth` is nn.LSTM's result in float64. `others` are nn.LSTM's results in this dtype, with and
-    without oneDNN, and in float64 with weights that are wrong by a roundoff, to show how errors
-    grow in this call. `largest_given` is the largest absolute argument or weight.
+    `truth` is nn.LSTM's result in float64. `their_results` are nn.LSTM's results in this dtype,
+    with and without oneDNN, and in float64 with weights that are wrong by a roundoff, to show how
+    errors grow in this call. `largest_given` is the largest absolute argument or weight.
     """
     info = torch.finfo(dtype)
     largest = max((t.abs().max().item() for t in truth if t.numel()), default=0)
@@ -231,13 +231,13 @@ def compare(found, truth, others, dtype, largest_given):
         for result, true in zip(results, truth, strict=True):
             assert result.shape == true.shape, f"shape {result.shape}, expected {true.shape}"
             if true.numel() and (true.abs() <= largest_of(dtype)).all():
-                largest = true.abs().max().item() + 1e-300
+                scale = true.abs().max().item() + 1e-300
                 error = (result.double() - true).abs().max().item()
-                values.append(max(error - floor, 0) / largest if error == error else float("inf"))
+                values.append(max(error - floor, 0) / scale if error == error else float("inf"))
         return values
 
     allowed = 64 * info.eps
-    allowed += 20 * max(error for other in others for error in [0, *errors(other, base_floor)])
+    allowed += 20 * max(e for each in their_results for e in [0, *errors(each, base_floor)])
     for k, error in enumerate(errors(found, floor)):
         assert error <= allowed, f"result {k}: relative error {error}, expected at most {allowed}"
 
@@ -249,8 +249,8 @@ def layer_arguments(draw, dtype):
     sizes = steps, batch, input_size, H, proj_size, draw.pick(1, 2)
     flags = {"bias": draw.chance(0.8), "norms": draw.chance(0.2), "reset": draw.chance(0.3)}
     lengths = tuple(draw.int(0, steps) for _ in range(batch)) if draw.chance(0.4) else None
-    more = {"h_mask": draw.chance(0.2), "seed": draw.int(0, 1 << 30)}
-    sample = Sample("fuzzed", *sizes, **flags, lengths=lengths, **more)
+    drawn = {"h_mask": draw.chance(0.2), "seed": draw.int(0, 1 << 30)}
+    sample = Sample("fuzzed", *sizes, **flags, lengths=lengths, **drawn)
     return sample.padded(dtype), LAYOUTS[sample.bias, sample.proj_size > 0, sample.norms]
 
 
@@ -356,8 +356,8 @@ def damaged_forward(draw):
 
 
 def damage_argument(draw, layer, arguments, name):
-    no_tensor = draw.pick(3, "x", [1.0], (), True, float("nan"))
-    damaged = lambda t: no_tensor if draw.chance(0.3) else damage(draw, t, arguments["engine"])
+    not_a_tensor = draw.pick(3, "x", [1.0], (), True, float("nan"))
+    damaged = lambda t: not_a_tensor if draw.chance(0.3) else damage(draw, t, arguments["engine"])
     texts = name  # the error must have one of these texts, which `|` separates
     if name == "number":
         numbers = {"num_layers": draw.pick(0, -1, 1.5, None, "2"), "dropout": draw.pick(-1, 2, "x")}

@@ -33,8 +33,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = ROOT / "build" / "mutants"
-# A run of tests that takes longer has noticed the fault. These are seconds of CPU time, which does
-# not depend on other programs, and of wall time, for a fault that makes the tests wait forever.
+# Tests that take longer than a limit count as having noticed the fault. The limits are seconds of
+# CPU time, which does not depend on other programs, and of wall time, for tests that wait forever.
 CPU_TIME_LIMIT, TIME_LIMIT = 900, 3600
 
 # Arguments of pytest. One process runs each item, until one fails; quick tests come first.
@@ -140,8 +140,8 @@ class Fault(NamedTuple):
     def __str__(self):
         return f"{self.file}:{self.line}:{self.column}: {self.old!r} becomes {self.new!r}"
 
-    def plant(self, tree):
-        path = tree / self.file
+    def plant(self, folder):
+        path = folder / self.file
         lines = path.read_text().splitlines(keepends=True)
         line, end = lines[self.line - 1], self.column + len(self.old)
         assert line[self.column : end] == self.old, self
@@ -203,7 +203,7 @@ def all_faults(part):
     return [f for f in found if f.new != f.old]
 
 
-def chosen(count, seed):
+def draw_faults(count, seed):
     """Draws the faults: of each part as many as its share says, then shuffled."""
     generator, found = random.Random(seed), []
     for name, part in PARTS.items():
@@ -221,16 +221,16 @@ class Tree:
         files = subprocess.run(["git", "ls-files", "-z", "-co", "--exclude-standard"],
                                cwd=ROOT, capture_output=True, text=True, check=True)  # fmt: skip
         for name in filter(None, files.stdout.split("\0")):
-            to = folder / name
-            now = (ROOT / name).read_bytes() if (ROOT / name).is_file() else None
-            if now is not None and not (to.is_file() and to.read_bytes() == now):
-                to.parent.mkdir(parents=True, exist_ok=True)
-                to.write_bytes(now)
+            copy = folder / name
+            content = (ROOT / name).read_bytes() if (ROOT / name).is_file() else None
+            if content is not None and not (copy.is_file() and copy.read_bytes() == content):
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.write_bytes(content)
         [built] = ROOT.glob("fastlstm/_C*.so")
         self.library = folder / "fastlstm" / built.name
         shutil.copy2(built, self.library)
         shutil.copy2(built.with_name("_build_info.json"), folder / "fastlstm")
-        shutil.copy2(built, folder / "whole.so")
+        shutil.copy2(built, folder / "unchanged.so")
         self.environment = os.environ | {"PYTHONPATH": str(folder), "FASTLSTM_TUNE": "off"}
         # The objects and compiler commands of the last build of the project.
         ninja = max(ROOT.glob("build/*/build.ninja"), key=lambda path: path.stat().st_mtime)
@@ -263,20 +263,20 @@ class Tree:
             text = self.commands[target].replace(target, mutant).replace("-O3", "-O1")
             self.run(*shlex.split(text.replace(f"{ROOT}/csrc", f"{self.folder}/csrc")))
         if changed:
-            where = Path(torch.__file__).parent / "lib"
-            libraries = f"-L{where}", "-lc10", "-ltorch", "-ltorch_cpu", "-ltorch_python"
+            folder = Path(torch.__file__).parent / "lib"
+            libraries = f"-L{folder}", "-lc10", "-ltorch", "-ltorch_cpu", "-ltorch_python"
             self.run("c++", "-shared", "-fopenmp", *(objects.get(t, t) for t in self.includes),
-                     f"-Wl,-rpath,{where}", *libraries, "-o", str(self.library))  # fmt: skip
+                     f"-Wl,-rpath,{folder}", *libraries, "-o", str(self.library))  # fmt: skip
         return bool(kernels) and not baseline
 
-    def failed(self, names, every_instruction_set):
+    def failed(self, selection, every_instruction_set):
         """Runs tests; returns the first one that failed, or "" if none did.
 
         They run in a fork of this process, which has imported torch and pytest but not fastlstm.
         """
-        files, _, selected = names.partition(" -k ")
+        files, _, selected = selection.partition(" -k ")
         words = ["-x", "-q", "-p", "no:cacheprovider"]
-        words += [names] if "::" in names else files.split()
+        words += [selection] if "::" in selection else files.split()
         words += ["-k", selected] if selected else []
         log = self.folder / "log"
         child = os.fork()
@@ -295,9 +295,9 @@ class Tree:
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         text = log.read_text(errors="replace")
         if re.search(r"\.(?:cu|cpp|h):\d+:\d+: error: ", text):
-            raise subprocess.CalledProcessError(status, names)
-        told = re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", text, re.M)
-        return "" if status in (0, 5) else (told or [f"exit status {status}"])[0]
+            raise subprocess.CalledProcessError(status, selection)
+        failed = re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", text, re.M)
+        return "" if status in (0, 5) else (failed or [f"exit status {status}"])[0]
 
     def notices(self, fault, tests):
         """Returns what noticed the fault: a test, "the compiler", or "" if nothing did.
@@ -305,26 +305,26 @@ class Tree:
         Returns None if that test fails without the fault, too.
         """
         before = (self.folder / fault.file).read_text()
-        every, by = False, ""
+        every_isa, by = False, ""
         fault.plant(self.folder)
         try:
             if not fault.file.endswith(".py"):
-                every = self.compile(fault)
-            by = next(filter(None, (self.failed(names, every) for names in tests)), "")
+                every_isa = self.compile(fault)
+            by = next(filter(None, (self.failed(each, every_isa) for each in tests)), "")
         except subprocess.CalledProcessError:
             return "the compiler"
         finally:
             (self.folder / fault.file).write_text(before)
-            shutil.copy2(self.folder / "whole.so", self.library)
-        if by.startswith("tests/") and self.failed(by, every):
+            shutil.copy2(self.folder / "unchanged.so", self.library)
+        if by.startswith("tests/") and self.failed(by, every_isa):
             print(f"fails without the fault, too: {by}")
             return None
         return by
 
 
-def known(results):
-    """Returns what noticed each fault so far, from the file of results."""
-    lines = results.read_text().splitlines() if results.exists() else []
+def recorded(path):
+    """Returns {fault: what noticed it} for the faults in the file of results."""
+    lines = path.read_text().splitlines() if path.exists() else []
     return {record["fault"]: record["noticed by"] for record in map(json.loads, lines)}
 
 
@@ -333,11 +333,11 @@ def report(faults, results):
 
     Faults that do not compile are left out.
     """
-    found = [(fault, results[str(fault)]) for fault in faults if str(fault) in results]
-    found = [(fault, by) for fault, by in found if by != "the compiler"]
-    print(*(f"survives: {fault}" for fault, by in found if not by), sep="\n")
+    pairs = [(fault, results[str(fault)]) for fault in faults if str(fault) in results]
+    pairs = [(fault, by) for fault, by in pairs if by != "the compiler"]
+    print(*(f"survives: {fault}" for fault, by in pairs if not by), sep="\n")
     for part in (*PARTS, ""):
-        noticed = [bool(by) for fault, by in found if part in (fault.part, "")]
+        noticed = [bool(by) for fault, by in pairs if part in (fault.part, "")]
         print(f"{part or 'all'}: {sum(noticed)} of {len(noticed)} noticed")
 
 
@@ -352,10 +352,10 @@ def main():
     parser.add_argument("--report", action="store_true", help="only print the results so far")
     arguments = parser.parse_args()
     results = OUTPUT / f"results-{arguments.count}-{arguments.seed}.jsonl"
-    every = chosen(arguments.count, arguments.seed)
-    every = [fault for fault in every if arguments.part in (None, fault.part)]
+    drawn = draw_faults(arguments.count, arguments.seed)
+    drawn = [fault for fault in drawn if arguments.part in (None, fault.part)]
     k, n = map(int, arguments.worker.split("/"))
-    faults = [] if arguments.report else [f for f in every[k::n] if str(f) not in known(results)]
+    faults = [] if arguments.report else [f for f in drawn[k::n] if str(f) not in recorded(results)]
     tree = Tree(OUTPUT / f"tree-{k}") if faults else None
     for fault in faults:
         by = tree.notices(fault, PARTS[fault.part].tests)
@@ -363,7 +363,7 @@ def main():
             with results.open("a") as file:
                 file.write(json.dumps({"fault": str(fault), "noticed by": by}) + "\n")
         print(f"{fault}: {'unknown' if by is None else by or 'SURVIVES'}", flush=True)
-    report(every, known(results))
+    report(drawn, recorded(results))
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ from fastlstm.engine.call import LstmCall
 ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "tf32": 2.0**-11}
 ROUNDOFF |= {"bfloat16": 2.0**-9, "float16": 2.0**-11}
 TOLERANCE = 32
-# The error that is allowed, as a multiple of nn.LSTM's. Because both round and sum in different
-# orders, the error of either may be up to 1.7 times the error of the other.
-FACTOR = 2
+# The largest error that is allowed, divided by nn.LSTM's error. Two LSTMs that sum in different
+# orders round differently: the error of one may be up to 1.7 times the error of the other.
+MAX_ERROR_RATIO = 2
 
 
 def dtype_of(kind: str) -> torch.dtype:

@@ -21,14 +21,14 @@ from fastlstm import _build, reference
 from fastlstm.engine.call import LAYOUTS
 
 
-def saved(value: Any, weights_only: bool = False) -> Any:
+def reloaded(value: Any, weights_only: bool = False) -> Any:
     """Returns what torch.load makes of the file that torch.save writes."""
     torch.save(value, file := io.BytesIO())
     file.seek(0)
     return torch.load(file, weights_only=weights_only)
 
 
-COPIES = [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value)), saved]
+COPIES = [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value)), reloaded]
 every_copy = pytest.mark.parametrize("copied", COPIES, ids=["deepcopy", "pickle", "save"])
 needs_expecttest = pytest.mark.skipif(not find_spec("expecttest"), reason="opcheck imports it")
 

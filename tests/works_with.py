@@ -1,4 +1,4 @@
-"""Models of other libraries compared with their converted copies; docs/reference/works-with.md.
+"""Compares models of other libraries with converted copies; docs/reference/works-with.md.
 
     pip install ".[works-with]"
     python tests/works_with.py --write docs/reference/works-with.md
@@ -78,26 +78,26 @@ def both(model):
 
 def same(model, call, **tolerance):
     """Compares the outputs of the model and its copy, and the gradients of their mean squares."""
-    found = []
+    results = []
     for m in both(model):
         m.zero_grad()
         torch.manual_seed(0)
         leaves = [x for x in tree_leaves(call(m)) if isinstance(x, Tensor)]
         outputs = [x for x in leaves if x.is_floating_point()]
         torch.stack([x.square().mean() for x in outputs]).sum().backward()
-        found.append((outputs, [p.grad for p in m.parameters() if p.grad is not None]))
-    assert found[0][1], "no gradients"
-    torch.testing.assert_close(*found, **tolerance)
+        results.append((outputs, [p.grad for p in m.parameters() if p.grad is not None]))
+    assert results[0][1], "no gradients"
+    torch.testing.assert_close(*results, **tolerance)
 
 
 def same_losses(train):
     """Compares the losses that train(change) returns, with nn.LSTM and with the converted model."""
-    found = []
+    losses = []
     for change in (lambda model: model, fastlstm.convert):
         torch.manual_seed(0)
-        found.append(train(change))
-    assert found[0]
-    torch.testing.assert_close(*found)
+        losses.append(train(change))
+    assert losses[0]
+    torch.testing.assert_close(*losses)
 
 
 class Tagger(nn.Module):
@@ -373,8 +373,8 @@ def thop():
     model, converted = both(Tagger())
     x = torch.randn(2, 5, 4)
     operations, _ = profile(model, (x,), verbose=False)
-    own = {type(converted.lstm): count_lstm}
-    assert profile(converted, (x,), custom_ops=own, verbose=False)[0] == operations
+    counters = {type(converted.lstm): count_lstm}
+    assert profile(converted, (x,), custom_ops=counters, verbose=False)[0] == operations
 
 
 @case("d2l and copies", "a state (h, c) if `isinstance(rnn, nn.LSTM)`, else one tensor", package="")

@@ -77,7 +77,7 @@ def inference(model: nn.Module, run: Callable[[Any], Any]) -> Ways:
 
 
 def training(run: Callable[[Callable[[Any], Any]], Any]) -> Ways:
-    """Returns the ways to run a training. `run` makes a model and calls its argument with it."""
+    """Returns the ways to run a training. `run` takes a function that may convert its model."""
     return {UNCHANGED: partial(run, nn.Identity()), "converted": partial(run, fastlstm.convert)}
 
 

@@ -102,15 +102,15 @@ def neuralforecast_lstm(small: bool) -> Ways:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     quiet = ("logger", "enable_progress_bar", "enable_checkpointing", "enable_model_summary")
     options = {"h": YEAR, "input_size": 60, "max_steps": 3 if small else FORECAST_STEPS}
-    known, year = AirPassengersDF[:-YEAR], AirPassengersDF["y"].to_numpy()[-YEAR:]
+    history, year = AirPassengersDF[:-YEAR], AirPassengersDF["y"].to_numpy()[-YEAR:]
 
     def run(convert: Any) -> float:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model = convert(LSTM(**options, accelerator="cpu", **dict.fromkeys(quiet, False)))
             forecast = NeuralForecast([model], freq="ME")
-            forecast.fit(known)
-            found = forecast.predict()["LSTM"].to_numpy()
-        return float(np.mean(np.abs(found - year) / year))
+            forecast.fit(history)
+            predicted = forecast.predict()["LSTM"].to_numpy()
+        return float(np.mean(np.abs(predicted - year) / year))
 
     return training(run)

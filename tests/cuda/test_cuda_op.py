@@ -35,18 +35,18 @@ def ops():
     sources += [*SIMT.glob("*.h"), *SIMT.glob("op/**/*.*")]
     if not LIBRARY.exists() or LIBRARY.stat().st_mtime < max(s.stat().st_mtime for s in sources):
         LIBRARY.parent.mkdir(parents=True, exist_ok=True)
-        fresh = LIBRARY.with_suffix(".new")
+        new_library = LIBRARY.with_suffix(".new")
         flags = "-std=c++20 -O1 -w -fPIC -shared -U_FORTIFY_SOURCE -DFASTLSTM_EMULATOR".split()
         # The library must not find the kernels of an extension that was built for a GPU.
         flags += ["-Wl,-Bsymbolic"] if sys.platform == "linux" else []
-        own = SIMT, SIMT / "op", ROOT / "csrc/cuda", ROOT / "csrc"
-        include = [f"-I{folder}" for folder in own]
+        folders = SIMT, SIMT / "op", ROOT / "csrc/cuda", ROOT / "csrc"
+        include = [f"-I{folder}" for folder in folders]
         include += [f"-isystem{folder}" for folder in cpp_extension.include_paths()]
         kernels = map(str, sorted(ROOT.glob("csrc/cuda/*.cu")))
         source = str(SIMT / "op/emulated_op.cpp"), "-x", "c++", *kernels
         torch_lib = f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu", "-lc10"
-        check(*CXX, *flags, *include, *source, "-o", str(fresh), *torch_lib)
-        os.replace(fresh, LIBRARY)
+        check(*CXX, *flags, *include, *source, "-o", str(new_library), *torch_lib)
+        os.replace(new_library, LIBRARY)
     ctypes.CDLL(extension.__file__, mode=ctypes.RTLD_GLOBAL)  # csrc/op is in it
     torch.ops.load_library(str(LIBRARY))
     return torch.ops.fastlstm_emulated
@@ -106,7 +106,7 @@ def test_recurrent_dropout_is_stepwise(kind):
 
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16"], indirect=True)
-def test_h_0_that_starts_anywhere(kind):
+def test_h_0_that_is_not_aligned(kind):
     call = Call(kind, directions=2)
     storage = call.h_0.new_empty(call.h_0.numel() + 1)
     call.h_0 = storage[1:].view_as(call.h_0).copy_(call.h_0)
@@ -179,12 +179,12 @@ def test_launches(kind, options, device):
     saved = call.forward("persistent")
     forward = device.take_events()
     call.backward(saved, "persistent")
-    for events, rows in ((forward, 1), (device.take_events(), 4)):
+    for events, values_per_unit in ((forward, 1), (device.take_events(), 4)):
         assert {(index, stream) for _, index, stream, _, _ in events} == {(1, 7)}
         kinds = [kind for kind, *_ in events]
         first = kinds.index(COOPERATIVE_LAUNCH)
         assert kinds[first - 1] == MEMSET and MEMSET not in kinds[first:]
-        exchanged = rows * saved[0].numel() * saved[0].element_size()
+        exchanged = values_per_unit * saved[0].numel() * saved[0].element_size()
         assert sum(size for kind, _, _, size, _ in events if kind == MEMSET) >= exchanged
         assert all(blocks <= SMS for kind, *_, blocks in events if kind == COOPERATIVE_LAUNCH)
 

@@ -63,9 +63,9 @@ def test_errors_are_like_those_of_nn_lstm(kind, batch, hidden_size):
     exact = copy.deepcopy(theirs).double()
     with torch.no_grad():
         results = [(y, *state) for y, state in (lstm(x), theirs(x), exact(x.double()))]
-    for ours, torchs, right in zip(*results, strict=True):
-        error = (ours.double() - right).abs().max()
-        assert error <= 4 * (torchs.double() - right).abs().max() + 1e-7
+    for a, b, true in zip(*results, strict=True):
+        error = (a.double() - true).abs().max()
+        assert error <= 4 * (b.double() - true).abs().max() + 1e-7
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -164,7 +164,7 @@ def test_no_synchronization():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_nan_keeps_nobody_waiting(dtype):
-    """This NaN has the bits of memory for exchanged values that no block has written yet."""
+    """The bits of this NaN are those that mark an exchanged value as not written yet."""
     lstm, x = large(dtype, steps=5)
     ones = torch.full((x.element_size() * x.numel(),), 255, dtype=torch.uint8, device="cuda")
     x = ones.view(dtype).view_as(x).requires_grad_()

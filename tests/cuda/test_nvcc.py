@@ -1,4 +1,4 @@
-"""Every .cu file compiles with bare nvcc, without register spill or stack frame."""
+"""Every .cu file compiles with nvcc and without torch; no register spills and no stack frames."""
 
 import re
 import shutil
@@ -8,10 +8,10 @@ from native_programs import NVCC, ROOT, cases_of, check, make
 
 CUDA = ROOT / "csrc/cuda"
 SOURCES = sorted(CUDA.glob("*.cu"))
-FAST = {"80", "90"}
+TESTED_BY_DEFAULT = {"80", "90"}
 ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "110", "120")
-# Arithmetic, units and rows of a tile.
-FEW = ("BFloat16Mma, 8, 8", "BFloat16Mma, 32, 16", "Tf32Mma, 16, 8", "Ffma, 8, 8")
+# Arithmetic, units and rows of each tile that is compiled by default.
+TILES = ("BFloat16Mma, 8, 8", "BFloat16Mma, 32, 16", "Tf32Mma, 16, 8", "Ffma, 8, 8")
 
 pytestmark = pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc on PATH")
 
@@ -29,17 +29,17 @@ def check_compiled(source, architecture, folder):
     assert not re.search(r"\d+ bytes smem", report), report
 
 
-def slow_unless_fast(source, architecture):
-    fast = architecture in FAST and not source.name.startswith("persistent_")
-    marks = () if fast else pytest.mark.slow
+def case(source, architecture):
+    is_quick = architecture in TESTED_BY_DEFAULT and not source.name.startswith("persistent_")
+    marks = () if is_quick else pytest.mark.slow
     return pytest.param(source, architecture, marks=marks, id=f"{source.name}-{architecture}")
 
 
-PAIRS = [slow_unless_fast(source, arch) for source in SOURCES for arch in ARCHITECTURES]
+CASES = [case(source, arch) for source in SOURCES for arch in ARCHITECTURES]
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("source, architecture", PAIRS)
+@pytest.mark.parametrize("source, architecture", CASES)
 def test_compiles_without_spills(source, architecture, tmp_path):
     check_compiled(source, architecture, tmp_path)
 
@@ -52,7 +52,7 @@ def test_few_compile_without_spills(name, tmp_path):
     text, launchers = re.subn(r"template cudaError_t launch_walk[^;]*;", "", text)
     assert launchers == 3
     walk = f"Persistent{name.capitalize()}"
-    kernels = ", ".join(f"(const void*)(walk_kernel<{walk}<{tile}>>)" for tile in FEW)
+    kernels = ", ".join(f"(const void*)(walk_kernel<{walk}<{tile}>>)" for tile in TILES)
     text += f"namespace fastlstm {{ extern const void* const kernels[] = {{{kernels}}}; }}\n"
     (tmp_path / "few.cu").write_text(text)
     check_compiled(tmp_path / "few.cu", "90", tmp_path)

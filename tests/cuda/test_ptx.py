@@ -1,4 +1,4 @@
-"""The cases of tests/simt with the PTX that nvcc makes, by the interpreter of tests/ptx."""
+"""Runs the cases of tests/simt with the PTX that nvcc makes, in the interpreter of tests/ptx."""
 
 import functools
 

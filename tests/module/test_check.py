@@ -203,7 +203,7 @@ def test_an_engine_that_computes_something_else(file, monkeypatch):
     assert all(verdicts(file)[name].startswith("failed: float32, plain: er") for name in PREPACKED)
 
 
-def test_the_cases_tell_every_option():
+def test_the_cases_of_all_options_differ():
     drawn = [draw(case, "float32", CPU) for case in OPTIONS]
     options = [(*c[3:], c.input.shape, c.hx is None) for c in drawn]  # c[:3]: input, hx, weights
     assert len({*map(str, options)}) == len(OPTIONS)

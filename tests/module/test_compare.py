@@ -35,7 +35,7 @@ class Tagger(nn.Module):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Sets simulated seconds in pairs, the model's and its LSTMs', a pair for each variant."""
+    """Sets simulated seconds: for each variant two, of the whole model and of its LSTMs."""
 
     def set_clock(*seconds, of_rounds=(1.0, 1.0)):
         def alternate(steps, *_, **options):

@@ -45,20 +45,20 @@ def test_per_sample_gradients(route, kind, options):
         tensors += [draw(route, samples, states, 4) for _ in range(2)]
     weights = {n: p.detach() for n, p in lstm.named_parameters()}
 
-    def one(weights, tensors, given):
+    def sample_loss(weights, tensors, given):
         more = {"return_cell_states": True} if kind == "cells" else {}
         hx = {"hx": tuple(tensors[1:])} if tensors[1:] else {}
         return loss(lstm, weights, tensors[0], **given, **hx, **more)
 
-    found = vmap(grad(one, argnums=(0, 1)), in_dims=(None, 0, 0))(weights, tensors, given)
+    found = vmap(grad(sample_loss, argnums=(0, 1)), in_dims=(None, 0, 0))(weights, tensors, given)
 
     for k in range(samples):
         leaves = {n: p.clone().requires_grad_() for n, p in weights.items()}
-        own = [t[k].clone().requires_grad_() for t in tensors]
-        one(leaves, own, {n: t[k] for n, t in given.items()}).backward()
+        sample_leaves = [t[k].clone().requires_grad_() for t in tensors]
+        sample_loss(leaves, sample_leaves, {n: t[k] for n, t in given.items()}).backward()
         for name, leaf in leaves.items():
             torch.testing.assert_close(found[0][name][k], leaf.grad, **CLOSE)
-        for tensor, leaf in zip(found[1], own, strict=True):
+        for tensor, leaf in zip(found[1], sample_leaves, strict=True):
             torch.testing.assert_close(tensor[k], leaf.grad, **CLOSE)
 
 

@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from samples import draw, every_copy, every_module_route, every_op_route, saved, with_gradients
+from samples import draw, every_copy, every_module_route, every_op_route, reloaded, with_gradients
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
@@ -123,7 +123,7 @@ def test_state_dict_both_ways(options):
     torch.manual_seed(1)
     for source, target in ((ours, theirs), (theirs, ours)):
         source.reset_parameters()
-        target.load_state_dict(saved(source.state_dict(), weights_only=True))
+        target.load_state_dict(reloaded(source.state_dict(), weights_only=True))
         x = torch.randn(3, 2, 3, dtype=torch.float64)
         torch.testing.assert_close(tensors(ours(x)), tensors(theirs(x)), **CLOSE)
 

@@ -57,8 +57,8 @@ def replayed(lstm, x, lengths=None):
             x = F.dropout(x, lstm.dropout)
         h_0 = x.new_zeros(directions, x.size(1), lstm.proj_size or lstm.hidden_size)
         c_0 = x.new_zeros(directions, x.size(1), lstm.hidden_size)
-        here = weights[layer * per_layer : (layer + 1) * per_layer]
-        call, zones = regularize(LstmCall(x, h_0, c_0, here, layout), probabilities)
+        layer_weights = weights[layer * per_layer : (layer + 1) * per_layer]
+        call, zones = regularize(LstmCall(x, h_0, c_0, layer_weights, layout), probabilities)
         masks = call.h_mask, *(zones or (None, None))
         x, h, c, _ = oracle(call.input, h_0, c_0, call.weights, lengths, None, *masks)
         h_n.append(h)

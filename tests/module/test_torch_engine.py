@@ -8,7 +8,7 @@ import random
 
 import pytest
 import torch
-from op_call import FACTOR
+from op_call import MAX_ERROR_RATIO
 from oracle import oracle
 from samples import TORCH_ROUTES
 from torch import nn
@@ -191,7 +191,7 @@ def test_error_against_nn_lstm(route, dtype, options):
 
     plain_errors = errors(plain, case.truth(of_all_steps=True))
     ratios = [a / b for a, b in zip(errors(found, case.truth()), plain_errors, strict=True)]
-    assert all(ratio <= FACTOR for ratio in ratios), ratios
+    assert all(ratio <= MAX_ERROR_RATIO for ratio in ratios), ratios
 
 
 @every_device

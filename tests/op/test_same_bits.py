@@ -37,7 +37,7 @@ class Case(NamedTuple):
 
 
 def draw(rng, stepwise=False, **fixed):
-    """Draws a case. Sizes go from 1 to more than a register tile, a chunk, or one thread's work."""
+    """Draws a case: from sizes of 1 to sizes that need several tiles, chunks or threads."""
     dtype = rng.choice([torch.float32, torch.float32, torch.float64, *HALF])
     I, H = rng.choice([1, 3, 17, 40, 96, 533]), rng.choice([1, 5, 16, 33, 64, 130, 200])
     T, B = rng.choice([1, 1, 2, 7, 30, 70]), rng.choice([1, 2, 3, 8, 21, 70, 400])
@@ -157,13 +157,13 @@ def single_steps_or_a_sequence(rng):
 def a_sequence_or_its_parts(rng):
     case = draw(rng, bidirectional=False)
     lstm, x, h, c, _ = case
-    at = rng.randint(1, len(x))
+    split = rng.randint(1, len(x))
     output, state = lstm(x, (h, c))
-    first, last = lstm(x[:at], (h, c))
+    first, last = lstm(x[:split], (h, c))
     if x.dtype in HALF:
-        return case, {"output": output[:at]}, {"output": first}
-    if at < len(x):
-        second, last = lstm(x[at:], last)
+        return case, {"output": output[:split]}, {"output": first}
+    if split < len(x):
+        second, last = lstm(x[split:], last)
         first = torch.cat([first, second])
     pair = zip(OUTPUTS, (first, *last), strict=True)
     return case, dict(zip(OUTPUTS, (output, *state), strict=True)), dict(pair)
@@ -188,10 +188,10 @@ ON_AMX = _build.has_kernels("cpu") and "amx" in str(_build.library.build_info()[
 
 
 def check(promise, seed):
-    case, one, other = promise(random.Random(seed))
+    case, first, second = promise(random.Random(seed))
     if ON_AMX and case.x.dtype == torch.bfloat16 and promise not in PROMISES[:3]:
         return  # with AMX, products of few rows sum in another order
-    different = [name for name in one.keys() & other if not torch.equal(one[name], other[name])]
+    different = [n for n in first.keys() & second if not torch.equal(first[n], second[n])]
     assert not different, f"{promise.__name__}, seed {seed}, {case}: other bits in {different}"
 
 

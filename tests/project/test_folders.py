@@ -24,8 +24,8 @@ def folder_of(file):
 def included(file):
     """Returns {name in the include: path} for the files of csrc that a file includes."""
     names = re.findall(r'^#include "(.+)"', file.read_text(), re.M)
-    beside = {name: (file.parent / name).resolve() for name in names}
-    found = {name: path if path.exists() else CSRC / name for name, path in beside.items()}
+    next_to_file = {name: (file.parent / name).resolve() for name in names}
+    found = {name: path if path.exists() else CSRC / name for name, path in next_to_file.items()}
     # A file that does not exist in csrc belongs to the emulator of tests/simt.
     return {name: path for name, path in found.items() if path.exists()}
 
@@ -45,8 +45,8 @@ def test_the_map_lists_the_folders_from_top_to_bottom():
     table = (CSRC / "README.md").read_text().split("## Every file")[0]
     cells = re.findall(r"^\|(.*?)\|", table.split("|---|---|")[1], re.M)
     listed = [name for cell in cells for name in re.findall(r"`([\w/]+)/`", cell)]
-    there = {file.parent.relative_to(CSRC).as_posix() for file in FILES} - {"."}
-    assert set(listed) >= there
+    folders = {file.parent.relative_to(CSRC).as_posix() for file in FILES} - {"."}
+    assert set(listed) >= folders
     pairs = [(a, b, found) for a, targets in includes().items() for b, found in targets.items()]
     pairs = [pair for pair in pairs if {*pair[:2]} <= {*listed}]
     assert not [found for a, b, found in pairs if listed.index(a) > listed.index(b)]
@@ -109,8 +109,8 @@ def test_the_map_of_the_tests_is_complete():
     text = (tests / "README.md").read_text()
     listed, from_source = text.split("## From source to tests")
     names = set(re.findall(r"`(?:\w+/)?(\w+\.py)`", listed))
-    there = {file.name for file in tests.rglob("*.py")} - {"distributed.py"}
-    assert names == there
+    files = {file.name for file in tests.rglob("*.py")} - {"distributed.py"}
+    assert names == files
     rows = re.findall(r"^\| (`.+?) \| (`.+) \|$", from_source, re.M)
     quoted = re.compile(r"`([\w/.]+)`")
     missing = [t for _, row in rows for t in quoted.findall(row) if not (root / t).exists()]

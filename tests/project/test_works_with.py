@@ -70,7 +70,7 @@ def example(monkeypatch, request):
 
 
 @pytest.fixture
-def norms(monkeypatch):
+def gradient_norms(monkeypatch):
     """The gradient norm of every batch, recorded where the library clips it."""
     found, clip = [], nn.utils.clip_grad_norm_
 
@@ -87,12 +87,12 @@ def norms(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("example", NEEDS, indirect=True)
-def test_the_gradients_are_those_of_nn_lstm(example, norms):
+def test_the_gradients_are_those_of_nn_lstm(example, gradient_norms):
     """With the same seed all episodes are equal, and all gradient norms agree in four digits."""
     returns, norms_of = {}, {}
     for lstm in example.LSTMS:
-        norms.clear()
-        returns[lstm], norms_of[lstm] = example.train(lstm, 2048, 32), [*norms]
+        gradient_norms.clear()
+        returns[lstm], norms_of[lstm] = example.train(lstm, 2048, 32), [*gradient_norms]
     assert len(norms_of["nn.LSTM"]) >= 32
     for lstm in example.LSTMS:
         assert returns[lstm] == returns["nn.LSTM"]
