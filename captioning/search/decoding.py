@@ -31,7 +31,7 @@ def best_first(hypotheses: Iterable[Hypothesis]) -> list[Hypothesis]:
 
 
 def _log_probs(scores: Tensor) -> Tensor:
-    """Returns float32 log-probabilities [B,V] that exclude <pad>, <start> and <unk> (-inf)."""
+    """Returns float32 log-probabilities [B,V]; those of <pad>, <start> and <unk> are -inf."""
     scores = scores.float()
     scores[:, [PAD, START, UNK]] = -torch.inf
     return scores.log_softmax(1)
@@ -67,8 +67,8 @@ def write_tokens(
 ) -> tuple[Tensor, Tensor]:
     """Writes one caption for each of B pictures, word by word.
 
-    `images` has one tensor [B,...] for each decoder: the pictures as that captioner's encoder
-    embeds them. With several decoders the probability of a word is the mean of their probabilities.
+    `images` has one tensor [B,...] for each decoder: the pictures as the encoder of the same
+    captioner embeds them. With several decoders the probability of a word is the mean over them.
     Returns the int64 tokens [B,T], with <pad> after <end>, and their log-probabilities [B,T], with
     0 after <end>. The log-probabilities do not depend on the temperature.
     """
@@ -80,11 +80,11 @@ def write_tokens(
     states = [decoder.start(image) for decoder, image in zip(decoders, images, strict=True)]
     words = torch.full_like(unfinished, START)
     for t in range(steps):
-        pairs = [decoder.step(words, s) for decoder, s in zip(decoders, states, strict=True)]
-        scores, states = pairs[0][0], [state for _, state in pairs]
-        if len(pairs) > 1:
+        outputs = [decoder.step(words, s) for decoder, s in zip(decoders, states, strict=True)]
+        scores, states = outputs[0][0], [state for _, state in outputs]
+        if len(outputs) > 1:
             # The log of the sum of the probabilities. `_log_probs` turns the sum into the mean.
-            scores = torch.stack([s.float().log_softmax(1) for s, _ in pairs]).logsumexp(0)
+            scores = torch.stack([s.float().log_softmax(1) for s, _ in outputs]).logsumexp(0)
         candidates = _log_probs(scores)
         words = choose(candidates, unfinished, t)
         tokens[unfinished, t] = words
@@ -98,7 +98,7 @@ def write_tokens(
     return tokens[:, : t + 1], log_probs[:, : t + 1]
 
 
-def write_captions(
+def greedy_or_sample(
     decoders: Sequence[Decoder],
     images: Sequence[Tensor],
     config: DecodeConfig,
@@ -113,10 +113,10 @@ def write_captions(
         shape = len(images[0]), min(decoder.max_seq_length for decoder in decoders)
         uniform = torch.rand(shape, generator=generator, device=images[0].device)
         choose = random_words(uniform, config.temperature)
-    hypotheses, found = [], write_tokens(decoders, images, choose)
-    for row, values in zip(*(tensor.tolist() for tensor in found), strict=True):
-        length = row.index(END) + 1 if END in row else len(row)
-        hypotheses.append(Hypothesis(row[:length], values[:length], sum(values[:length])))
+    hypotheses, arrays = [], write_tokens(decoders, images, choose)
+    for tokens, log_probs in zip(*(tensor.tolist() for tensor in arrays), strict=True):
+        length = tokens.index(END) + 1 if END in tokens else len(tokens)
+        hypotheses.append(Hypothesis(tokens[:length], log_probs[:length], sum(log_probs[:length])))
     return hypotheses
 
 
@@ -142,25 +142,25 @@ def beam_search(decoder: Decoder, image: Tensor, config: DecodeConfig) -> list[l
         scores, state = decoder.step(words, state)
         extended = zip([*live], _extend(_log_probs(scores), [*live.values()], k), strict=True)
         live, rows = {}, []
-        for picture, pairs in extended:
-            ends = [h for h, _ in pairs[:k] if h.tokens[-1] == END or length == steps]
-            new = [h._replace(score=h.score / length**penalty) for h in ends]
-            finished[picture] = best = best_first(finished[picture] + new)[:k]
+        for picture, extensions in extended:
+            ended = [h for h, _ in extensions[:k] if h.tokens[-1] == END or length == steps]
+            scored = [h._replace(score=h.score / length**penalty) for h in ended]
+            finished[picture] = best = best_first(finished[picture] + scored)[:k]
             # Each word lowers the negative sum of log-probabilities, and the length is at most
             # `steps`. So an unfinished caption can reach at most sum / steps ** penalty, which is
-            # above the score of the K-th best finished caption only if the sum is above `least`.
-            least = best[-1].score * steps**penalty if len(best) == k else -torch.inf
-            unfinished = [pair for pair in pairs if pair[0].tokens[-1] != END][:k]
-            unfinished = [pair for pair in unfinished if pair[0].score > least]
+            # above that of the K-th best finished caption only if the sum is above `least_sum`.
+            least_sum = best[-1].score * steps**penalty if len(best) == k else -torch.inf
+            unfinished = [pair for pair in extensions if pair[0].tokens[-1] != END][:k]
+            unfinished = [pair for pair in unfinished if pair[0].score > least_sum]
             # With one beam the search ends at the first <end>, as greedy search does.
-            if unfinished and not (k == 1 and ends):
+            if unfinished and not (k == 1 and ended):
                 live[picture] = [h for h, _ in unfinished]
                 rows += [row for _, row in unfinished]
         if not live or length == steps:
             break
-        last = [h.tokens[-1] for beginnings in live.values() for h in beginnings]
-        words, chosen = torch.tensor([last, rows], device=image.device)
-        state = decoder.select(state, chosen)
+        last_words = [h.tokens[-1] for group in live.values() for h in group]
+        words, kept_rows = torch.tensor([last_words, rows], device=image.device)
+        state = decoder.select(state, kept_rows)
     return finished
 
 
@@ -171,23 +171,23 @@ def _extend(
 
     `groups` has the captions of each picture, R in all, and `log_probs` [R,V] the log-probabilities
     of their next word. A result is a pair: a caption, with the sum of its log-probabilities as its
-    score, and the row of `log_probs` that has its last word. Each of the K captions of a picture
-    can be extended by <end> in only one way. So at most K of the 2 K results are finished.
+    score, and the row of `log_probs` of the caption that it extends. Each of the K captions of a
+    picture can be extended by <end> in only one way. So at most K of the 2 K results are finished.
     """
-    beginnings, counts = [one for group in groups for one in group], [*map(len, groups)]
+    captions, counts = [h for group in groups for h in group], [*map(len, groups)]
     values, words = log_probs.topk(min(2 * k, log_probs.size(1)))
-    sums = values + values.new_tensor([h.score for h in beginnings]).unsqueeze(1)
+    sums = values + values.new_tensor([h.score for h in captions]).unsqueeze(1)
     padded = pad_sequence(sums.split(counts), batch_first=True, padding_value=-torch.inf)
     totals, places = padded.flatten(1).topk(min(2 * k, padded[0].numel()))
     first_rows = torch.tensor([0, *counts[:-1]], device=words.device).cumsum(0).unsqueeze(1)
     # Pictures with fewer captions have padding with sums of -inf, which is left out below. Without
     # the clamp, padding of the last pictures would have row numbers beyond the last row.
-    rows = (first_rows + places // words.size(1)).clamp(max=len(beginnings) - 1)
-    flat = rows * words.size(1) + places % words.size(1)
-    fields = (tensor.tolist() for tensor in (totals, words.take(flat), values.take(flat), rows))
+    rows = (first_rows + places // words.size(1)).clamp(max=len(captions) - 1)
+    entries = rows * words.size(1) + places % words.size(1)
+    fields = (t.tolist() for t in (totals, words.take(entries), values.take(entries), rows))
 
     def extend(total: float, word: int, log_prob: float, row: int) -> tuple[Hypothesis, int]:
-        tokens, log_probs, _ = beginnings[row]
+        tokens, log_probs, _ = captions[row]
         return Hypothesis([*tokens, word], [*log_probs, log_prob], total), row
 
     pictures = [[*map(extend, *picture)] for picture in zip(*fields, strict=True)]

@@ -17,7 +17,7 @@ from captioning.data.images import EXTENSIONS
 from captioning.data.vocabulary import Vocabulary
 from captioning.errors import CaptioningError
 from captioning.model.checkpoint import Checkpoint
-from captioning.search.decoding import Hypothesis, beam_search, best_first, write_captions
+from captioning.search.decoding import Hypothesis, beam_search, best_first, greedy_or_sample
 from captioning.settings import DecodeConfig
 
 
@@ -27,8 +27,8 @@ class Caption:
 
     Attributes:
         text: the sentence.
-        words: each word, including <end>, with its probability. If several captioners wrote the
-            caption by beam search, the probabilities are those of one captioner that found it.
+        words: each word, including <end>, with its probability. After beam search with several
+            captioners the probabilities come from only one of those that found the caption.
         score: the search ranks captions by this number.
     """
 
@@ -50,9 +50,9 @@ def decode_batch(
         images = [model.encoder.embed(features) for model in checkpoint.models]
     decoders = [model.decoder for model in checkpoint.models]
     if config.method != "beam":
-        return [[h] for h in write_captions(decoders, images, config, rng)]
-    found = [beam_search(d, image, config) for d, image in zip(decoders, images, strict=True)]
-    merged = [_merge(groups) for groups in zip(*found, strict=True)]
+        return [[h] for h in greedy_or_sample(decoders, images, config, rng)]
+    per_model = [beam_search(d, image, config) for d, image in zip(decoders, images, strict=True)]
+    merged = [_merge(groups) for groups in zip(*per_model, strict=True)]
     if not neighbors or not config.neighbors:
         return merged
     agreement = neighbors.agreement(features, [[h.tokens for h in group] for group in merged])
@@ -66,9 +66,9 @@ def _merge(groups: Sequence[list[Hypothesis]]) -> list[Hypothesis]:
     caption contributes the score of its own worst hypothesis. The log-probabilities are those of
     one captioner that found the caption.
     """
-    scores = [{tuple(h.tokens): h.score for h in group} for group in groups]
+    all_scores = [{tuple(h.tokens): h.score for h in group} for group in groups]
     distinct = {tuple(h.tokens): h for group in groups for h in group}
-    mean = lambda tokens: fmean(own.get(tokens, min(own.values())) for own in scores)
+    mean = lambda tokens: fmean(scores.get(tokens, min(scores.values())) for scores in all_scores)
     return best_first(h._replace(score=mean(tokens)) for tokens, h in distinct.items())
 
 
@@ -94,21 +94,21 @@ def generate_captions(
     """Writes captions for M pictures from their features; returns those of each, best first.
 
     `features` [M,...] are on any device. Without `config` the search is the one that training
-    chose. `progress` is the title of a progress bar. The random numbers of sampling are from
-    `generator`, or else from one with the seed of `config`. The models are in eval mode afterwards.
+    chose. `progress` is the title of a progress bar. `generator` draws the random numbers of
+    sampling; None makes one with the seed of `config`. The models are in eval mode afterwards.
     """
     config, vocabulary = config or checkpoint.search, checkpoint.vocabulary
     device = next(checkpoint.model.parameters()).device
     generator = generator or Generator(device).manual_seed(config.seed)
     for model in checkpoint.models:
         model.eval()
-    found: list[list[Caption]] = []
+    captions: list[list[Caption]] = []
     with console.progress(None, progress, total=len(features), unit="img") as bar:
         for chunk in features.split(batch_size) if len(features) else ():
             decoded = decode_batch(checkpoint, chunk.to(device), config, generator)
-            found += [[_caption(h, vocabulary) for h in hypotheses] for hypotheses in decoded]
+            captions += [[_caption(h, vocabulary) for h in hypotheses] for hypotheses in decoded]
             bar.update(len(chunk))
-    return found
+    return captions
 
 
 def best_captions(
@@ -119,7 +119,7 @@ def best_captions(
     `ids` are in the order of `features`; `options` are passed to `generate_captions`.
     """
     captions = generate_captions(checkpoint, features, **options)
-    return {i: found[0].text for i, found in zip(ids, captions, strict=True)}
+    return {i: ranked[0].text for i, ranked in zip(ids, captions, strict=True)}
 
 
 def _caption(hypothesis: Hypothesis, vocabulary: Vocabulary) -> Caption:
@@ -130,7 +130,7 @@ def _caption(hypothesis: Hypothesis, vocabulary: Vocabulary) -> Caption:
 
 def find_pictures(patterns: Sequence[str]) -> list[Path]:
     """Expands files, folders (with all subfolders) and globs; lists each picture once."""
-    found: dict[Path, None] = {}
+    pictures: dict[Path, None] = {}
     for pattern in patterns:
         path = Path(pattern)
         if path.is_dir():
@@ -143,8 +143,8 @@ def find_pictures(patterns: Sequence[str]) -> list[Path]:
             missing = not path.exists() and not glob.has_magic(pattern)
             why = "no such file or folder" if missing else "no picture found"
             raise CaptioningError(f"{pattern}: {why}")
-        found |= dict.fromkeys(files)
-    return list(found)
+        pictures |= dict.fromkeys(files)
+    return list(pictures)
 
 
 @dataclass(frozen=True)

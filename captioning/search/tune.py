@@ -75,10 +75,10 @@ def _candidates(
     for pictures in torch.arange(len(val.images))[:MAX_PICTURES].split(BATCH):
         features = val.read(pictures)
         groups = decode_batch(checkpoint, features.to(device), config)
-        found = [[h.tokens for h in group] for group in groups]
+        captions = [[h.tokens for h in group] for group in groups]
         zeros = [[0.0] * len(group) for group in groups]
-        agreement = neighbors.agreement(features, found) if neighbors else zeros
-        for picture, group, row in zip(pictures.tolist(), groups, agreement, strict=True):
+        agreement = neighbors.agreement(features, captions) if neighbors else zeros
+        for picture, group, agreed in zip(pictures.tolist(), groups, agreement, strict=True):
             ciders = cider.scores(picture, [tokens(vocabulary.decode(h.tokens)) for h in group])
             scores, lengths = [h.score for h in group], [len(h.tokens) for h in group]
-            yield [*map(np.array, (scores, lengths, row, ciders))]
+            yield [*map(np.array, (scores, lengths, agreed, ciders))]

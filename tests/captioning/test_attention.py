@@ -16,7 +16,7 @@ from captioning.model.captioner import Captioner
 from captioning.results.attention_maps import attends, attention_maps, attention_weights, shade
 from captioning.results.metrics import score_captions
 from captioning.results.report import Section, write_report
-from captioning.search.decoding import write_captions
+from captioning.search.decoding import greedy_or_sample
 from captioning.settings import DecodeConfig, ModelConfig
 
 E, H, V, GRID = 6, 8, 12, 3
@@ -85,7 +85,7 @@ def test_learns_which_cell_decides():
         optimizer.step()
     model.encoder.train()  # after 80 steps BatchNorm's running statistics are not exact yet
     image = model.encoder.embed(features)
-    found = write_captions([model.decoder.eval()], [image], DecodeConfig("greedy"))
+    found = greedy_or_sample([model.decoder.eval()], [image], DecodeConfig("greedy"))
     assert [h.tokens for h in found] == captions[:, 1:].tolist()
 
 

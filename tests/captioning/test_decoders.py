@@ -17,7 +17,7 @@ from captioning.model.captioner import DECODERS, Captioner, decoder_class
 from captioning.model.checkpoint import load_checkpoint
 from captioning.model.layers import LSTM_WEIGHTS, Dropout, prepack_lstms
 from captioning.model.lstm import DecoderRNN
-from captioning.search.decoding import beam_search, write_captions
+from captioning.search.decoding import beam_search, greedy_or_sample
 from captioning.settings import POOLS, DecodeConfig, ModelConfig
 from fastlstm import PrepackedLSTM, PrepackedLSTMCell
 
@@ -138,7 +138,7 @@ def test_prepacked_weights(config, decoder, image, weights):
     assert all(str(lstm.weights).endswith(weights) for lstm in packed)
     assert len(packed) == hasattr(decoder, "lstm")
     if weights == "float32":
-        greedy = [write_captions([d], [image], DecodeConfig("greedy")) for d in (frozen, decoder)]
+        greedy = [greedy_or_sample([d], [image], DecodeConfig("greedy")) for d in (frozen, decoder)]
         beams = [beam_search(d, image, DecodeConfig()) for d in (frozen, decoder)]
         assert greedy[0] == greedy[1] and beams[0] == beams[1]
     with torch.no_grad():

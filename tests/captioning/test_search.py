@@ -24,11 +24,11 @@ def beam_search(model, image, beam_size=5, length_penalty=0.7):
 
 
 def greedy_search(model, image):
-    return decoding.write_captions([model], [image], DecodeConfig("greedy"))
+    return decoding.greedy_or_sample([model], [image], DecodeConfig("greedy"))
 
 
 def sample(model, image, generator=None, **options):
-    return decoding.write_captions([model], [image], DecodeConfig("sample", **options), generator)
+    return decoding.greedy_or_sample([model], [image], DecodeConfig("sample", **options), generator)
 
 
 @pytest.fixture
