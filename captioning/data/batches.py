@@ -36,32 +36,32 @@ class EncodedCaptions:
             raise CaptioningError("there is no caption to train on")
         self.cut = sum(len(tokenize(caption)) > max_words for caption in captions)
         # The index of each caption's picture.
-        self.image = torch.arange(len(groups)).repeat_interleave(torch.tensor([*map(len, groups)]))
+        self.picture_of = torch.tensor([i for i, group in enumerate(groups) for _ in group])
         tokens = [torch.tensor(vocabulary.encode(caption, max_words)) for caption in captions]
         self.lengths = torch.tensor([len(row) for row in tokens])
         self.tokens = pad_sequence(tokens, batch_first=True, padding_value=PAD).int()
 
     def __len__(self) -> int:
-        return len(self.image)
+        return len(self.picture_of)
 
     def batch(self, indices: Tensor) -> Batch:
         indices = indices[self.lengths[indices].argsort(descending=True, stable=True)]
         lengths = self.lengths[indices]
-        images, rows = self.image[indices].unique(return_inverse=True)
+        images, rows = self.picture_of[indices].unique(return_inverse=True)
         captions = self.tokens[indices, : int(lengths[0])].long()
         return Batch(indices, images, rows, captions, lengths)
 
-    def epoch(
+    def batches(
         self, batch_size: int, seed: int, epoch: int, by_picture: bool = False
     ) -> list[Tensor]:
-        """Divides all captions into random batches of about `batch_size`; returns their indices.
+        """Returns the random batches of an epoch, about `batch_size` caption indices each.
 
         With `by_picture` all captions of a picture are in the same batch. So there are at most as
         many batches as pictures. Sizes differ if pictures have different numbers of captions.
         """
         if not by_picture:
             return random_batches(len(self), batch_size, seed, epoch)
-        counts = self.image.unique_consecutive(return_counts=True)[1]
+        counts = self.picture_of.unique_consecutive(return_counts=True)[1]
         captions_of = torch.arange(len(self)).split(counts.tolist())
         per_batch = max(1.0, batch_size * len(counts) / len(self))
         batches = random_batches(len(counts), per_batch, seed, epoch)

@@ -16,8 +16,8 @@ from captioning.errors import CaptioningError, list_reasons
 from captioning.files import read_json
 
 ON_ERROR = ("refuse", "skip")  # what to do with pictures and captions that cannot be used
-# The fields that a file must have, and their types.
-COLUMNS: dict[str, dict[str, type]] = {
+# The fields that each entry of a captions file must have, and their types.
+FIELDS: dict[str, dict[str, type]] = {
     "images": {"id": int, "file_name": str},
     "annotations": {"id": int, "image_id": int, "caption": str},
 }
@@ -89,9 +89,9 @@ def load_references(
     """
     coco, data = COCO(), read_json(annotations)
     try:
-        for table, columns in COLUMNS.items():
+        for table, fields in FIELDS.items():
             for row in data[table]:
-                if not all(isinstance(row[key], kind) for key, kind in columns.items()):
+                if not all(isinstance(row[key], kind) for key, kind in fields.items()):
                     raise TypeError(abbreviate(row))
         coco.dataset = data
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
@@ -105,8 +105,8 @@ def load_references(
     for table, index in (("images", coco.imgs), ("annotations", coco.anns)):
         if len(index) < len(data[table]):
             raise CaptioningError(f"{annotations}: ids occur more than once in {table!r}")
-    if lost := [*(coco.imgToAnns.keys() - coco.imgs.keys())]:
-        raise CaptioningError(f"{annotations}: annotations of unknown pictures: {lost[:5]}")
+    if unknown := [*(coco.imgToAnns.keys() - coco.imgs.keys())]:
+        raise CaptioningError(f"{annotations}: annotations of unknown pictures: {unknown[:5]}")
     captions = {i: [a["caption"] for a in coco.imgToAnns.get(i, [])] for i in coco.imgs}
     paths = {i: folder / image["file_name"] for i, image in coco.imgs.items()}
     return CaptionDataset([CaptionedImage(i, path, captions[i]) for i, path in paths.items()])

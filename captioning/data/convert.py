@@ -26,16 +26,16 @@ FORMATS = (
 
 @dataclass
 class Source:
-    """What a captions file of another format says. All dictionaries are by file name."""
+    """The contents of a captions file of another format. All dictionaries are by file name."""
 
     captions: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     splits: dict[str, str] = field(default_factory=dict)  # empty if the file has no splits
     ids: dict[str, int] = field(default_factory=dict)  # only of the pictures that have an id
-    bad_rows: list[str] = field(default_factory=list)  # the place and the content of each
+    bad_rows: list[str] = field(default_factory=list)  # for each, its place and content, as text
 
 
 def read_source(path: str | Path) -> Source:
-    """Reads captions in one of the `FORMATS`: a JSON file as Karpathy's, any other as a table."""
+    """Reads captions in one of the `FORMATS`: JSON files in Karpathy's format, others as tables."""
     path = Path(path)
     if path.is_dir():
         names = ("captions.txt", "captions.csv", "captions.tsv")
@@ -60,8 +60,8 @@ def _read_karpathy(path: Path) -> Source:
         expected = f"Karpathy's format, images with filename, split and sentences ({error!r})"
         hint = "COCO caption files need no preparation"
         raise CaptioningError(f"{path}: expected {expected}; {hint}") from error
-    if strange := [split for split in source.splits.values() if split not in SPLITS][:5]:
-        raise CaptioningError(f"{path}: unknown splits {strange}, expected {SPLITS}")
+    if unknown := [split for split in source.splits.values() if split not in SPLITS][:5]:
+        raise CaptioningError(f"{path}: unknown splits {unknown}, expected {SPLITS}")
     return source
 
 
@@ -70,12 +70,12 @@ def _read_csv(path: Path) -> Source:
     source, (header, _, body) = Source(), read_text(path).partition("\n")
     separator = max(",\t;|", key=header.count)
     names = [column.strip().strip('"').lower() for column in header.split(separator)]
-    images = [c for c in ("image", "image_name", "file_name", "filename") if c in names]
-    texts = [c for c in ("caption", "comment", "text") if c in names]
-    if not images or not texts:
+    image_names = [c for c in ("image", "image_name", "file_name", "filename") if c in names]
+    caption_names = [c for c in ("caption", "comment", "text") if c in names]
+    if not image_names or not caption_names:
         expected = "expected a first line with the columns image and caption"
         raise CaptioningError(f"{path}: {expected}, got {header!r}")
-    image, text = names.index(images[0]), names.index(texts[0])
+    image_column, caption_column = names.index(image_names[0]), names.index(caption_names[0])
     try:
         # The row "end" is added. If it is not read back as a row of its own, a quote is still open.
         rows = list(csv.reader(io.StringIO(f"{body}\nend"), delimiter=separator))
@@ -91,7 +91,7 @@ def _read_csv(path: Path) -> Source:
             continue
         # A caption in the last column may contain separators without quotes.
         row[len(names) - 1 :] = [separator.join(row[len(names) - 1 :])]
-        source.captions[row[image].strip()].append(row[text].strip())
+        source.captions[row[image_column].strip()].append(row[caption_column].strip())
     return source
 
 
@@ -148,22 +148,22 @@ def prepare(
         skipped["bad row"] = source.bad_rows
     kept = _check_pictures(source, images, skipped)
     split_of = source.splits or shares.draw(kept)
-    parts = {split: [name for name in kept if split_of.get(name) == split] for split in SPLITS}
+    names_of = {split: [name for name in kept if split_of.get(name) == split] for split in SPLITS}
     lines = list_reasons(skipped)
     if skipped and on_error == "refuse":
         raise CaptioningError(*lines, "(--on-error skip leaves them out)")
-    if not parts["train"]:
+    if not names_of["train"]:
         raise CaptioningError(*lines, "no picture is left to train on")
-    for split, names in parts.items():
+    for split, names in names_of.items():
         path = output / f"captions_{split}.json"
         if names:
             folder = os.path.relpath(images, output)
             info = {"description": f"{split} split", "image_folder": folder}
-            write_json(path, _coco(names, kept, source, info))
+            write_json(path, _coco_data(names, kept, source, info))
         elif path.exists():
             path.unlink()
             say(f"removed {path} of an earlier run: no picture is in this split now")
-    return {split: len(names) for split, names in parts.items()}, skipped
+    return {split: len(names) for split, names in names_of.items()}, skipped
 
 
 def _check_pictures(
@@ -185,10 +185,10 @@ def _check_pictures(
     return kept
 
 
-def _coco(
+def _coco_data(
     names: Sequence[str], kept: Mapping[str, list[str]], source: Source, info: dict[str, str]
 ) -> dict[str, object]:
-    """Returns a COCO captions file of the pictures `names`."""
+    """Returns the data of a COCO captions file with the pictures `names` of `kept`."""
     ids = {name: source.ids.get(name, i) for i, name in enumerate(source.captions, 1)}
     if twice := [i for i, n in Counter(ids[name] for name in names).items() if n > 1]:
         raise CaptioningError(f"several pictures have the same id: {twice[:5]}")

@@ -30,7 +30,7 @@ class ImageError(CaptioningError):
 def load_image(
     path: str | Path | BinaryIO, min_side: int = 0, max_pixels: int = MAX_PIXELS
 ) -> Image.Image:
-    """Reads a picture of any bit depth as RGB, upright by its EXIF data, transparency on white.
+    """Reads any picture as 8-bit RGB: turned upright by its EXIF data, on white if transparent.
 
     If `min_side` > 0, a JPEG may be decoded at a smaller size, with sides of at least `min_side`.
     Raises `ImageError` if the file is missing, broken or in none of `FORMATS`, or if the picture
@@ -97,8 +97,8 @@ class Transform:
 
     resize_size: int  # length of the shorter side of the picture before the crop
     crop_size: int  # side of the square that is cut from the middle
-    mean: tuple[float, ...]  # of each channel, subtracted from values of 0 to 1
-    std: tuple[float, ...]  # of each channel, by which the difference is divided
+    mean: tuple[float, ...]  # of each channel; values v from 0 to 1 become (v - mean) / std
+    std: tuple[float, ...]  # of each channel
     interpolation: str = "bilinear"
     squash: bool = False  # whether to squash the whole picture into the square instead of a crop
 

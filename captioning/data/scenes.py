@@ -2,8 +2,8 @@
 
 A scene is a group of one to three equal shapes on a plain background. Six facts describe it: the
 count, size, color and shape, the background, and the place. The first five have 432 combinations,
-and there are five places. A scene has five captions. Each states all six facts in another order, so
-a caption can be parsed back into facts, and it can be counted how many facts are right.
+and there are five places. A scene has five captions. Each states all six facts in another order.
+The facts can be parsed from a caption, so the right facts of a written caption can be counted.
 
 There are 2,000 scenes to train on, 300 other scenes with the same combinations (val), and 300
 scenes with combinations that the training scenes do not have (unseen). They are written to
@@ -45,7 +45,7 @@ PLACES = {  # x and y of the middle of the group, as a fraction of the side
     "in the middle": (0.5, 0.5),
 }
 SPLITS = {"train": 2000, "val": 300, "unseen": 300}
-HELD_OUT = 72  # combinations only in "unseen"; any two facts of one occur together in the others
+HELD_OUT = 72  # combinations only in "unseen"; each pair of their facts occurs in seen ones too
 
 
 class Facts(NamedTuple):
@@ -72,8 +72,8 @@ def draw_shape(
     elif shape == "triangle":
         draw.polygon([(x, y - 1.05 * r), (x - r, y + 0.85 * r), (x + r, y + 0.85 * r)], fill=color)
     else:  # a star has ten corners, five far from the middle and five near it
-        ends = [((1.15 * r, 0.48 * r)[i % 2], i * math.pi / 5) for i in range(10)]
-        corners = [(x + reach * math.sin(a), y - reach * math.cos(a)) for reach, a in ends]
+        polar = [((1.15 * r, 0.48 * r)[i % 2], i * math.pi / 5) for i in range(10)]
+        corners = [(x + reach * math.sin(a), y - reach * math.cos(a)) for reach, a in polar]
         draw.polygon(corners, fill=color)
 
 
@@ -131,10 +131,10 @@ _NUMBER = {word: number for number, word in COUNTS.items()}
 
 def parse(caption: str) -> Facts | None:
     """Returns the facts that a caption states, or None if one is missing or stated twice."""
-    found = [pattern.findall(caption) for pattern in (_GROUP, _BACKGROUND, _PLACE)]
-    if any(len(f) != 1 for f in found):
+    matches = [pattern.findall(caption) for pattern in (_GROUP, _BACKGROUND, _PLACE)]
+    if any(len(f) != 1 for f in matches):
         return None
-    (count, size, color, shape), background, place = (f[0] for f in found)
+    (count, size, color, shape), background, place = (f[0] for f in matches)
     return Facts(_NUMBER[count], size, color, shape, background, place)
 
 
@@ -167,7 +167,7 @@ def generate(root: str | Path, splits: dict[str, int] = SPLITS, seed: int = 0) -
     Args:
         root: the folder.
         splits: the number of pictures of each split. Only "unseen" has unseen combinations.
-        seed: of all that is random; the same arguments give the same pictures.
+        seed: the seed of all random choices; the same arguments give the same pictures.
     """
     root, first = Path(root), 1
     seen, unseen = split_combinations(seed)

@@ -2,7 +2,7 @@
 
 The rules are regular expressions, so nothing is downloaded. `ptb_tokenize`, for the metrics,
 imitates the Java PTBTokenizer of coco-caption, the original of pycocoevalcap. `tokenize`, for the
-vocabulary, leaves out more of a caption.
+vocabulary, leaves out brackets too, and words that have no letter or digit.
 """
 
 import re

@@ -83,18 +83,18 @@ class Trainer:
 
     def _check_batches(self) -> None:
         """Refuses batches too small for BatchNorm, or for the number of processes."""
-        config, images, processes = self.config, self.captions.image, self.process.world_size
+        config, pictures, processes = self.config, self.captions.picture_of, self.process.world_size
         smallest, too_small = min(map(len, self.batches(0))), False
         # In train mode BatchNorm needs at least two vectors. A picture has one vector, or many if
         # the CNN pools to a grid. Self-critical training stays in eval mode.
         needs_two_pictures = not self.model.config.grid and not config.self_critical
         # If a batch has more captions than any one picture has, it describes at least two pictures.
-        if needs_two_pictures and smallest <= images.bincount().max():
-            every = (batch for epoch in range(config.epochs) for batch in self.batches(epoch))
-            too_small = any(len(images[batch].unique()) < 2 for batch in every)
+        if needs_two_pictures and smallest <= pictures.bincount().max():
+            batches = (batch for epoch in range(config.epochs) for batch in self.batches(epoch))
+            too_small = any(len(pictures[batch].unique()) < 2 for batch in batches)
         if too_small or smallest < processes:
             expected = "two pictures in each batch, for BatchNorm, and a caption for each process "
-            expected += f"({processes}); got {config.batch_size} of {len(images)} captions"
+            expected += f"({processes}); got {config.batch_size} of {len(self.captions)} captions"
             raise CaptioningError(f"batch_size: expected {expected}")
 
     @property
@@ -128,14 +128,14 @@ class Trainer:
         if setting == "auto" and device == "cuda":
             enabled = torch.cuda.is_bf16_supported(including_emulation=False)
         elif setting == "auto" and device == "cpu":
-            found: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
-            enabled = bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+            capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+            enabled = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
         return torch.autocast(device, torch.bfloat16, enabled=enabled)
 
     def batches(self, epoch: int) -> list[Tensor]:
         """Returns the batches of an epoch, each the indices of some captions."""
         by_picture = self.config.batches_of == "pictures"
-        return self.captions.epoch(self.config.batch_size, self.config.seed, epoch, by_picture)
+        return self.captions.batches(self.config.batch_size, self.config.seed, epoch, by_picture)
 
     @property
     def seed(self) -> int:
@@ -176,14 +176,14 @@ class Trainer:
         process, config = self.process, self.config
         batch = self.captions.batch(indices)
         tokens = int((batch.lengths - 1).sum())
-        own = slice(process.rank, None, process.world_size)
-        lengths = batch.lengths[own]
+        own_rows = slice(process.rank, None, process.world_size)
+        lengths = batch.lengths[own_rows]
         torch.manual_seed(self.seed * 1009 + process.rank)  # dropout differs by process
         self.model.train()
-        captions = batch.captions[own, : int(lengths[0])]
-        tensors = self.table.read(batch.images), batch.rows[own], captions
+        captions = batch.captions[own_rows, : int(lengths[0])]
+        tensors = self.table.read(batch.images), batch.rows[own_rows], captions
         inputs = (tensor.to(process.device) for tensor in tensors)
-        weights = self.caption_weights[batch.indices[own]].to(process.device)
+        weights = self.caption_weights[batch.indices[own_rows]].to(process.device)
         with self.autocast():
             loss, nll = self.parallel(*inputs, lengths, weights, config.label_smoothing)
         return loss, tokens, nll / tokens

@@ -130,10 +130,10 @@ def test_long_captions_are_cut_and_still_end():
 
 def test_an_epoch_takes_every_caption_once_in_an_order_of_its_own():
     encoded = EncodedCaptions([["a"] * 101], Vocabulary.build(["a"]))
-    first = encoded.epoch(10, seed=0, epoch=0)
+    first = encoded.batches(10, seed=0, epoch=0)
     assert sorted(torch.cat(first).tolist()) == list(range(101))
     assert {len(batch) for batch in first} == {10, 11}
-    same, other = encoded.epoch(10, 0, 0), encoded.epoch(10, 0, 1)
+    same, other = encoded.batches(10, 0, 0), encoded.batches(10, 0, 1)
     assert torch.equal(torch.cat(first), torch.cat(same))
     assert not torch.equal(torch.cat(first), torch.cat(other))
 
@@ -141,11 +141,11 @@ def test_an_epoch_takes_every_caption_once_in_an_order_of_its_own():
 def test_batches_of_pictures_take_all_their_captions():
     images = [["a"] * count for count in (3, 0, 5, 1, 2, 4, 5, 4)]
     encoded = EncodedCaptions(images, Vocabulary.build(["a"]))
-    batches = encoded.epoch(8, seed=0, epoch=0, by_picture=True)
-    assert len(batches) == len(encoded.epoch(8, 0, 0)) == 3
+    batches = encoded.batches(8, seed=0, epoch=0, by_picture=True)
+    assert len(batches) == len(encoded.batches(8, 0, 0)) == 3
     assert sorted(torch.cat(batches).tolist()) == list(range(24))
-    pictures = [set(encoded.image[batch].tolist()) for batch in batches]
+    pictures = [set(encoded.picture_of[batch].tolist()) for batch in batches]
     assert sorted(map(len, pictures)) == [2, 2, 3] and len(set.union(*pictures)) == 7
-    assert len(encoded.epoch(2, 0, 0, by_picture=True)) == 7
-    other = encoded.epoch(8, 0, 1, by_picture=True)
+    assert len(encoded.batches(2, 0, 0, by_picture=True)) == 7
+    other = encoded.batches(8, 0, 1, by_picture=True)
     assert not torch.equal(torch.cat(batches), torch.cat(other))
