@@ -15,7 +15,7 @@ EPILOG = "begin with:  captioning demo\nmore:        captioning COMMAND --help"
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that prints one line about a wrong argument, and one that names the help."""
+    """A parser whose error is two lines: what is wrong, and how to print the help."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {printable(message)}\n({self.prog} --help says more)\n")
@@ -66,7 +66,7 @@ def run(argv: list[str]) -> int:
         commands.add_parser(name, help=text, description=text, formatter_class=formatter)
     name, *arguments = argv or ["--help"]
     if name not in COMMANDS:
-        parser.parse_args([name, *arguments])
+        parser.parse_args([name, *arguments])  # exits, with the help, the version or an error
         return 0
     module = importlib.import_module(f"captioning.commands.{name}")
     command = commands.choices[name]

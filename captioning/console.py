@@ -28,7 +28,7 @@ def _is_silent() -> bool:
 
 
 def say(*lines: object, error: bool = False) -> None:
-    """Prints lines above a progress bar: errors to stderr, others to stdout in process 0 only."""
+    """Prints lines above any progress bar: errors to stderr, others to stdout in process 0 only."""
     stream = sys.stderr if error else sys.stdout
     tqdm = sys.modules.get("tqdm")  # without it there is no progress bar
     write = tqdm.tqdm.write if tqdm else print
@@ -37,8 +37,8 @@ def say(*lines: object, error: bool = False) -> None:
     stream.flush()  # a program may wait for the line, such as the address that `serve` prints
 
 
-def progress(work: Iterable[Any] | None, title: str | None, **more: Any) -> Any:
-    """Returns `tqdm(work, title, **more)`, which shows the progress of work on stderr.
+def progress(work: Iterable[Any] | None, title: str | None, **options: Any) -> Any:
+    """Returns `tqdm(work, title, **options)`, which shows the progress of work on stderr.
 
     If stderr is not a terminal, a line is printed after each tenth of the work. Without a title,
     and in all but the first of several processes, nothing is shown.
@@ -46,7 +46,7 @@ def progress(work: Iterable[Any] | None, title: str | None, **more: Any) -> Any:
     from tqdm import tqdm  # not at the top, so that __main__ can report that it is missing
 
     class Lines(tqdm):  # type: ignore[misc]
-        tenths = 0  # number of tenths that were printed
+        tenths = 0  # how many tenths of the work were done at the last line
 
         def display(self, msg: str | None = None, pos: int | None = None) -> None:
             """Prints a line if another tenth is done; tqdm calls this after each item."""
@@ -58,9 +58,9 @@ def progress(work: Iterable[Any] | None, title: str | None, **more: Any) -> Any:
         def clear(self, *_: Any, **__: Any) -> None:
             """Does nothing, because there is no bar to remove."""
 
-    more["disable"] = title is None or _is_silent()
+    options["disable"] = title is None or _is_silent()
     if sys.stderr.isatty():
-        return tqdm(work, title, **more)
+        return tqdm(work, title, **options)
     line = "{desc}: {n_fmt}/{total_fmt} in {elapsed}, {rate_fmt}{postfix}"
-    options = {"bar_format": line, "leave": False, "mininterval": 0, "miniters": 1}
-    return Lines(work, title, **options, **more)
+    options |= {"bar_format": line, "leave": False, "mininterval": 0, "miniters": 1}
+    return Lines(work, title, **options)

@@ -15,10 +15,10 @@ class CaptioningError(Exception):
         return "\n".join(self.args)
 
 
-def list_reasons(found: Mapping[str, Sequence[str]]) -> list[str]:
+def list_reasons(names_by_reason: Mapping[str, Sequence[str]]) -> list[str]:
     """Returns a line for each reason, such as "7 x missing picture: val/1.png, val/2.png, ...".
 
-    `found` has the names of what was skipped or refused, by reason. A line has at most five names.
+    The names are those of what was skipped or refused. A line has at most five names.
     """
-    listed = lambda names: ", ".join([*names[:5], "..."] if len(names) > 5 else names)
-    return [f"{len(names)} x {reason}: {listed(names)}" for reason, names in found.items()]
+    show = lambda names: ", ".join([*names[:5], "..."] if len(names) > 5 else names)
+    return [f"{len(names)} x {reason}: {show(names)}" for reason, names in names_by_reason.items()]

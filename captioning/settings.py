@@ -63,7 +63,7 @@ class ModelConfig:
         hidden_size: size of the LSTM's state.
         num_layers: number of LSTM layers.
         max_seq_length: maximum number of tokens of a caption, <end> included.
-        dropout: probability at the LSTM's inputs, between its layers, and before the output layer.
+        dropout: probability of dropout at the LSTM's inputs, between its layers and at its outputs.
         image_at: the steps at which the lstm decoder reads the image, "first" or "every".
         decoder: a name in `captioning.DECODERS`.
         grid: the number of cells along each side if the CNN pools to "grid", else 0.
@@ -127,7 +127,7 @@ class TrainConfig:
         warmup: number of steps over which the learning rate rises.
         clip_norm: maximum norm of the gradient; 0 for no limit.
         label_smoothing: share of the target that is spread over the vocabulary.
-        consensus: share of a caption's weight that depends on its agreement with the others.
+        consensus: share of a caption's weight that depends on the other captions of its picture.
         ema: decay of the running average of the weights, which is saved; 0 for no average.
         autocast: "none", "bfloat16", or "auto" for bfloat16 if the device computes it faster.
     """
@@ -187,13 +187,13 @@ def describe_setting(name: str) -> str:
         return "avg (or 2x2), and grid for --decoder attention: how to pool the feature map"
     text = f"{ModelConfig.__doc__}{TrainConfig.__doc__}".split(f"{name}: ")[1].partition("\n")[0]
     presets = preset(6000), preset(SMALL_SET), preset(6000, self_critical=True)
-    values = [str(one.get(name, _DECLARED[name].default)) for one in presets]
+    values = [str(chosen.get(name, _DECLARED[name].default)) for chosen in presets]
     return f"{values[0] if len({*values}) == 1 else ' | '.join(values)}: {text}"
 
 
 def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:
     """Reads settings from texts NAME=VALUE, for the names in `SET_NAMES`."""
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for pair in pairs:
         # Hyphens before the = are replaced: label-smoothing=0.1 sets label_smoothing.
         name, _, text = pair.replace("-", "_", pair.partition("=")[0].count("-")).partition("=")
@@ -202,10 +202,10 @@ def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:
             raise CaptioningError(f"--set: expected NAME=VALUE, NAME of {names}; got {pair}")
         kind: Any = str if name == "pool" else _DECLARED[name].type
         try:
-            found[name] = kind(text)
+            settings[name] = kind(text)
         except ValueError as error:
             raise CaptioningError(f"--set {name}: expected a number, got {text}") from error
-    return found
+    return settings
 
 
 def choose_device(name: str = "auto") -> str:

@@ -49,13 +49,13 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     search = search_of(args)
-    others = [name for name in args.pictures if name.endswith(".pt") and not Path(name).is_dir()]
+    pt_files = [p for p in args.pictures if p.endswith(".pt") and not Path(p).is_dir()]
     if args.checkpoint.suffix.lower() in EXTENSIONS or args.checkpoint.is_dir():
         raise CaptioningError(f"expected a captioner, then pictures; got {args.checkpoint} first")
-    args.pictures = [name for name in args.pictures if name not in others]
+    args.pictures = [name for name in args.pictures if name not in pt_files]
     check_output(args.json, args.attention, args.sheet)
     dataset = pictures_of(args)
-    checkpoint, cnn = load_captioner([args.checkpoint, *others], args.device, args.lstm_weights)
+    checkpoint, cnn = load_captioner([args.checkpoint, *pt_files], args.device, args.lstm_weights)
     check_captioner(args, checkpoint, len(dataset.images))
     config = replace(checkpoint.search, **search)
     start, captioned, images, cache = time.perf_counter(), {}, dataset.images, None
@@ -63,13 +63,13 @@ def run(args: argparse.Namespace) -> int:
         cache = extract_features(cnn, images, args.features, args.annotations, "skip")
     results = caption_files(checkpoint, cnn, [image.path for image in images], config, cache)
     bar = progress(results, "caption" if args.json else None, total=len(images), unit="img")
-    for image, item in zip(images, bar, strict=True):
-        if item.error:
-            say(item.error, error=True)
+    for image, result in zip(images, bar, strict=True):
+        if result.error:
+            say(result.error, error=True)
             continue
-        captioned[image.id] = item
+        captioned[image.id] = result
         if not args.json:
-            say(f"{item.path}: {item.captions[0].text}")
+            say(f"{result.path}: {result.captions[0].text}")
     count, seconds = len(captioned), time.perf_counter() - start
     write_results(args, checkpoint, cnn, captioned)
     failed = len(images) - count + len(dataset.skipped.get("missing picture", ()))

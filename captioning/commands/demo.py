@@ -121,8 +121,8 @@ def _caption(checkpoint: Checkpoint, cnn: FrozenCNN, output: Path, split: str) -
     """Captions a split by greedy search, and counts the facts that are right."""
     dataset = load_coco(captions_file(output, split))
     paths = [image.path for image in dataset.images]
-    found = caption_files(checkpoint, cnn, paths, DecodeConfig("greedy"))
-    written = {i: item.captions[0].text for i, item in zip(dataset.references, found, strict=True)}
+    files = caption_files(checkpoint, cnn, paths, DecodeConfig("greedy"))
+    written = {i: file.captions[0].text for i, file in zip(dataset.references, files, strict=True)}
     truth = {image.id: scenes.parse(image.captions[0]) for image in dataset.images}
     scores = score_captions(written, dataset.references)
     facts = scenes.fact_scores(written, truth)

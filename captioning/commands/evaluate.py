@@ -27,24 +27,24 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    files = [path for path in args.inputs if path.suffix == ".json"]
-    paths = [path for path in args.inputs if path not in files]
-    if len(files) > 1:
-        raise CaptioningError(f"expected one file of captions, got {', '.join(map(str, files))}")
+    jsons = [path for path in args.inputs if path.suffix == ".json"]
+    checkpoints = [path for path in args.inputs if path not in jsons]
+    if len(jsons) > 1:
+        raise CaptioningError(f"expected one file of captions, got {', '.join(map(str, jsons))}")
     check_output(args.json, args.report)
-    results = read_results(files[0]) if files else {}
-    need_pictures = bool(args.report) or not files
+    results = read_results(jsons[0]) if jsons else {}
+    need_pictures = bool(args.report) or not jsons
     dataset = load_references(args.references, args.images, need_pictures)
     check_references(results or dataset.references, dataset.references)
-    checkpoint, cnn = load_captioner(paths, args.device) if paths else (None, None)
-    if checkpoint and cnn and not files:
-        found = caption_files(checkpoint, cnn, [image.path for image in dataset.images])
-        bar = progress(found, "caption", total=len(dataset.images), unit="img")
-        for image, item in zip(dataset.images, bar, strict=True):
-            if item.error:
-                say(item.error, error=True)
+    checkpoint, cnn = load_captioner(checkpoints, args.device) if checkpoints else (None, None)
+    if checkpoint and cnn and not jsons:
+        files = caption_files(checkpoint, cnn, [image.path for image in dataset.images])
+        bar = progress(files, "caption", total=len(dataset.images), unit="img")
+        for image, file in zip(dataset.images, bar, strict=True):
+            if file.error:
+                say(file.error, error=True)
             else:
-                results[image.id] = item.captions[0].text
+                results[image.id] = file.captions[0].text
     scores = score_captions(results, dataset.references, args.meteor)
     say(*str(scores).splitlines())
     if args.json:

@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
     checkpoint, cnn = load_captioner(args.checkpoint, args.device)
     import gradio as gr
 
-    # Both signals end `block_thread` below. A shell's background jobs would ignore SIGINT.
+    # Both signals stop the page. SIGINT is set too: a shell's background jobs begin by ignoring it.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="captioning-") as folder:
@@ -91,15 +91,15 @@ def build_page(checkpoint: Checkpoint, cnn: FrozenCNN, name: str) -> Any:
     def caption(picture: dict[str, Any] | None, beams: float) -> tuple[Any, Any, Any]:
         if not picture:
             return None, None, None
-        path, size = picture.get("path"), min(max(int(beams), 1), MAX_BEAM)
+        path, beam_size = picture.get("path"), min(max(int(beams), 1), MAX_BEAM)
         try:
             if not isinstance(path, str):
                 raise ImageError("expected the path of an uploaded file")
-            captions, maps = caption_picture(checkpoint, cnn, path, size)
+            captions, maps = caption_picture(checkpoint, cnn, path, beam_size)
         except ImageError as error:
             raise gr.Error(f"No caption: {error}", print_exception=False) from error
         words = [(word, f"{p:.0%}") for word, p in captions[0].words if word != "<end>"]
-        return words, maps, [asdict(one) for one in captions]
+        return words, maps, [asdict(c) for c in captions]
 
     cleanup = (600, 3600)  # every 600 seconds Gradio deletes uploads older than 3,600 seconds
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=cleanup) as page:
@@ -112,11 +112,11 @@ def build_page(checkpoint: Checkpoint, cnn: FrozenCNN, name: str) -> Any:
             with gr.Column():
                 words = gr.HighlightedText(label="Caption, and the probability of each word")
                 maps = gr.Gallery(columns=6, label="Where it looked", visible=attends(checkpoint))
-                found = gr.JSON(label="All captions, for programs")
+                all_captions = gr.JSON(label="All captions, for programs")
         count, decoder = len(checkpoint.vocabulary), checkpoint.model.config.decoder
         gr.Markdown(f"`{name}`. CNN: {checkpoint.cnn.name}. Decoder: {decoder}. {count:,} words.")
         # Without `preprocess`, because Gradio's own message about a broken picture says less.
         options: Any = {"api_name": "caption", "preprocess": False, "concurrency_limit": 1}
-        events, outputs = [picture.change, beams.release], [words, maps, found]
+        events, outputs = [picture.change, beams.release], [words, maps, all_captions]
         gr.on(events, caption, [picture, beams], outputs, **options)
     return page.queue(max_size=50)

@@ -75,7 +75,7 @@ class AttentionDecoder(nn.Module):
         return AttentionState(h, c, pictures, cells, double_keys, image.new_zeros(image.shape[:2]))
 
     def advance(self, vectors: Tensor, state: AttentionState) -> AttentionState:
-        """Does a step: attends to the cells, and reads the vectors [B,E] of words; see `read`."""
+        """Does a step: attends to the cells; the LSTM reads the vectors [B,E] of `embed_words`."""
         h, c, picture, cells, double_keys, _ = state
         double_query = 2 * self.query(h).unsqueeze(1)
         # The paper has tanh(x), which is 2 sigmoid(2 x) - 1. A CPU computes sigmoid six times as
@@ -87,13 +87,13 @@ class AttentionDecoder(nn.Module):
         h, c = self.lstm(torch.cat([vectors, context], 1), (h, c))
         return AttentionState(h, c, picture, cells, double_keys, weights)
 
-    def read(self, words: Tensor) -> Tensor:
+    def embed_words(self, words: Tensor) -> Tensor:
         # Training reads the words of all steps in one call. So the gradient of the embedding is
         # computed once, and the dropout mask is drawn once, instead of in each step.
         return self.dropout(self.embed(words))
 
     def step(self, words: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState]:
-        state = self.advance(self.read(words), state)
+        state = self.advance(self.embed_words(words), state)
         return self.linear(self.dropout(state.h)), state
 
     @staticmethod
@@ -112,7 +112,7 @@ class AttentionDecoder(nn.Module):
         state, hidden = self.start(image), []
         if rows is not None:  # the captions of a picture share its keys and its dropout mask
             state = self.select(state, rows)
-        words = self.read(captions[:, :-1]).unbind(1)
+        words = self.embed_words(captions[:, :-1]).unbind(1)
         for vectors, count in zip(words, packed.batch_sizes.tolist(), strict=False):
             if count < len(state.h):  # some captions have ended
                 state = AttentionState(*(tensor[:count] for tensor in state))
@@ -125,7 +125,7 @@ class AttentionDecoder(nn.Module):
         """Returns the weights [B,T,cells] of the cells before each of the tokens [B,T]."""
         state, words, weights = self.start(image), torch.full_like(tokens[:, 0], START), []
         for t in range(tokens.size(1)):
-            state = self.advance(self.read(words), state)
+            state = self.advance(self.embed_words(words), state)
             weights.append(state.weights)
             words = tokens[:, t]
         return torch.stack(weights, 1)

@@ -114,18 +114,18 @@ def load_ensemble(
     Raises:
         CaptioningError: see `load_checkpoint`; or the words or the CNNs of the checkpoints differ.
     """
-    found = [load_checkpoint(path, lstm, device) for path in paths]
-    first = found[0]
-    for path, other in zip(paths, found, strict=True):
+    checkpoints = [load_checkpoint(path, lstm, device) for path in paths]
+    first = checkpoints[0]
+    for path, other in zip(paths, checkpoints, strict=True):
         same_words = other.vocabulary.words == first.vocabulary.words
         if not same_words or other.cnn.fingerprint != first.cnn.fingerprint:
-            wanted, got = (f"{one.cnn.name}, pooled by {one.cnn.pool}" for one in (first, other))
+            wanted, got = (f"{cnn.name}, pooled by {cnn.pool}" for cnn in (first.cnn, other.cnn))
             expected = f"expected the words and the CNN of {paths[0]} ({wanted}), for an ensemble"
             hint = "train --members N makes such captioners"
             raise CaptioningError(f"{path}: {expected}; got other words or CNN ({got}); {hint}")
-    size = max(one.search.beam_size for one in found)
-    penalty = fmean(one.search.length_penalty for one in found)
-    weight = fmean(one.search.neighbors for one in found)
+    size = max(c.search.beam_size for c in checkpoints)
+    penalty = fmean(c.search.length_penalty for c in checkpoints)
+    weight = fmean(c.search.neighbors for c in checkpoints)
     search = replace(first.search, beam_size=size, length_penalty=penalty, neighbors=weight)
-    neighbors = next((one.neighbors for one in found if one.neighbors), None)
-    return replace(first, models=[one.model for one in found], search=search, neighbors=neighbors)
+    neighbors = next((c.neighbors for c in checkpoints if c.neighbors), None)
+    return replace(first, models=[c.model for c in checkpoints], search=search, neighbors=neighbors)

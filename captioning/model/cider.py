@@ -36,14 +36,14 @@ class CiderD:
     def __init__(self, references: Sequence[Sequence[Sequence[int]]]) -> None:
         self.index: dict[Ngram, int] = {}
         added: dict[Ngram, int] = {}
-        self.table = self._encode([c for captions in references for c in captions], added)
+        self.encoded = self._encode([c for captions in references for c in captions], added)
         self.index = added
         # Picture i has the references first[i] to first[i + 1] - 1.
         self.first = np.cumsum([0, *map(len, references)])
         picture_of_caption = np.repeat(np.arange(len(references)), np.diff(self.first))
-        picture_of_entry = np.repeat(picture_of_caption, np.diff(self.table.ends, prepend=0))
+        picture_of_entry = np.repeat(picture_of_caption, np.diff(self.encoded.ends, prepend=0))
         # A number for each distinct pair of an n-gram and a picture whose references have it.
-        pairs = np.unique(self.table.ids.astype(np.int64) * len(references) + picture_of_entry)
+        pairs = np.unique(self.encoded.ids.astype(np.int64) * len(references) + picture_of_entry)
         frequency = np.bincount(pairs // len(references), minlength=len(self.index))
         # The inverse document frequency of each n-gram. The last entry is for n-grams that no
         # reference has. They count as if one picture had them, as in pycocoevalcap.
@@ -54,22 +54,22 @@ class CiderD:
         return self.weighted_scores(captions, {picture: 1.0})
 
     def weighted_scores(
-        self, captions: Sequence[Sequence[int]], pictures: Mapping[int, float]
+        self, captions: Sequence[Sequence[int]], factors: Mapping[int, float]
     ) -> list[float]:
-        """Returns for each caption the sum over pictures of pictures[i] * CIDEr-D against i."""
-        spans = [(self.first[i], self.first[i + 1], factor) for i, factor in pictures.items()]
+        """Returns for each caption the sum over pictures i of factors[i] * CIDEr-D against i."""
+        spans = [(self.first[i], self.first[i + 1], factor) for i, factor in factors.items()]
         rows = np.concatenate([np.arange(a, b) for a, b, _ in spans])
         shares = np.concatenate([np.full(b - a, factor / max(1, b - a)) for a, b, factor in spans])
-        return self._compare(self._encode(captions, {}), _select(self.table, rows), shares)
+        return self._compare(self._encode(captions, {}), _select(self.encoded, rows), shares)
 
     def consensus(self, captions: Sequence[Sequence[int]]) -> list[float]:
         """Returns the CIDEr-D of each caption against the others, or 0 if it is the only one."""
-        found, other_count = self._encode(captions, {}), max(1, len(captions) - 1)
-        totals = self._compare(found, found, np.full(len(captions), 1 / other_count))
+        encoded, other_count = self._encode(captions, {}), max(1, len(captions) - 1)
+        totals = self._compare(encoded, encoded, np.full(len(captions), 1 / other_count))
         # `totals` include the comparison of each caption with itself, which is subtracted. Its
         # cosine is 1 for each n for which the norm of the caption's weights is not 0.
-        own = (self._norms(found) > 0).sum(1) * 10 / N / other_count
-        return [total - itself for total, itself in zip(totals, own.tolist(), strict=True)]
+        self_scores = (self._norms(encoded) > 0).sum(1) * 10 / N / other_count
+        return [total - own for total, own in zip(totals, self_scores.tolist(), strict=True)]
 
     def _encode(self, captions: Sequence[Sequence[int]], added: dict[Ngram, int]) -> _Captions:
         """Returns the n-grams of captions; puts those that `self.index` lacks into `added`."""
@@ -106,10 +106,10 @@ class CiderD:
         tfidf, reference_norms = self._weights(captions), self._norms(references)
         norms, begin, totals = self._norms(captions), 0, []
         for i, end in enumerate(captions.ends.tolist()):
-            own = captions.ids[begin:end]
+            caption_ids = captions.ids[begin:end]
             # values[k] is the weight of the n-gram ids[k] in this caption, 0 if it does not occur.
-            values, positions = np.zeros(len(ids)), np.searchsorted(ids, own)
-            hits = ids[positions] == own
+            values, positions = np.zeros(len(ids)), np.searchsorted(ids, caption_ids)
+            hits = ids[positions] == caption_ids
             values[positions[hits]] = tfidf[begin:end][hits]
             products = np.minimum(values[inverse], weights) * weights
             sums = np.bincount(bins, products, N * len(references.ends)).reshape(-1, N)

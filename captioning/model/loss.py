@@ -18,9 +18,9 @@ BLOCK = 800  # tokens; larger blocks are not faster; 800 x 10,000 float32 scores
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, *others: Any
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, *constants: Any
     ) -> tuple[Tensor, Tensor]:
-        targets, token_weights, label_smoothing = others
+        targets, token_weights, label_smoothing = constants
         w, b = (parameter.detach().requires_grad_() for parameter in (weight, bias))
         # Under autocast the scores are bfloat16, and log_softmax converts them to this dtype.
         dtype = torch.promote_types(weight.dtype, torch.float32)
@@ -62,5 +62,5 @@ def linear_cross_entropy(
     Returns the sum, and the sum without weights and label smoothing. Both are scalars in float32,
     or in float64 for float64 weights. The first can be differentiated once, the second cannot.
     """
-    others = targets, weights, label_smoothing
-    return _LinearCrossEntropy.apply(hidden, linear.weight, linear.bias, *others)
+    constants = targets, weights, label_smoothing
+    return _LinearCrossEntropy.apply(hidden, linear.weight, linear.bias, *constants)

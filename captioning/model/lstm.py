@@ -57,24 +57,24 @@ class DecoderRNN(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         image = image if rows is None else image[rows]
         inputs = torch.cat([image.unsqueeze(1), self.embed(captions[:, :-1])], 1)
-        packed = pack_padded_sequence(self._read(inputs, image), lengths, batch_first=True)
+        packed = pack_padded_sequence(self._lstm_inputs(inputs, image), lengths, batch_first=True)
         hidden = self.lstm(packed)[0].data[len(captions) :]  # step 0, the image, has no target
         targets = pack_padded_sequence(captions[:, 1:], lengths - 1, batch_first=True).data
         return self.dropout(hidden), targets
 
-    def _read(self, inputs: Tensor, image: Tensor) -> Tensor:
-        """Adds the image [B,E] to inputs [B,T,E] if every step reads it, and applies dropout."""
+    def _lstm_inputs(self, inputs: Tensor, image: Tensor) -> Tensor:
+        """Appends the image [B,E] to inputs [B,T,E] if every step reads it; applies dropout."""
         if self.every_step:
             inputs = torch.cat([inputs, image.unsqueeze(1).expand(-1, inputs.size(1), -1)], 2)
         return self.dropout(inputs)
 
     def start(self, image: Tensor) -> State:
-        h, c = self.lstm(self._read(image.unsqueeze(1), image))[1]
+        h, c = self.lstm(self._lstm_inputs(image.unsqueeze(1), image))[1]
         return State(h, c, image)
 
     def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
         h, c, image = state
-        output, (h, c) = self.lstm(self._read(self.embed(words).unsqueeze(1), image), (h, c))
+        output, (h, c) = self.lstm(self._lstm_inputs(self.embed(words).unsqueeze(1), image), (h, c))
         return self.linear(self.dropout(output.squeeze(1))), State(h, c, image)
 
     @staticmethod

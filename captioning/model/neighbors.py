@@ -34,12 +34,12 @@ class Neighbors:
     """The features and captions of all N training pictures, from which the nearest are taken."""
 
     mean: Tensor  # [C], the mean of the features
-    axes: Tensor  # float16 [C,A]; the A columns of (features - mean) @ axes have equal variances
+    axes: Tensor  # float16 [C,A], A principal axes, each divided by the deviation along it
     directions: Tensor  # float16 [N,A], (features - mean) @ axes, with rows of length 1
     captions: Sequence[Sequence[Sequence[int]]]  # the tokens of each caption, without <start>
 
     @classmethod
-    def of(cls, table: FeatureTable, vocabulary: Vocabulary) -> "Neighbors":
+    def from_table(cls, table: FeatureTable, vocabulary: Vocabulary) -> "Neighbors":
         parts = torch.arange(len(table.images)).split(256)
         features = torch.cat([_vectors(table.read(rows)) for rows in parts])
         mean = features.mean(0)
@@ -68,12 +68,12 @@ class Neighbors:
         nearest = min(NEAREST, len(self.directions))
         cosines, pictures = (directions @ self.directions.float().t()).topk(nearest)
         shares = (cosines / TEMPERATURE).softmax(1)
-        found = []
+        rows = []
         for group, near, share in zip(captions, pictures.tolist(), shares.tolist(), strict=True):
             agreed = self.cider.weighted_scores(group, dict(zip(near, share, strict=True)))
-            others = self.cider.consensus(group)
-            found.append([a + OTHERS_WEIGHT * b for a, b in zip(agreed, others, strict=True)])
-        return found
+            mutual = self.cider.consensus(group)
+            rows.append([a + OTHERS_WEIGHT * b for a, b in zip(agreed, mutual, strict=True)])
+        return rows
 
     def state_dict(self) -> dict[str, Any]:
         """Returns tensors that a checkpoint can hold."""

@@ -35,10 +35,10 @@ def attention_weights(checkpoint: Checkpoint, features: Tensor, words: Sequence[
     tokens = torch.tensor([[*(index.get(word, UNK) for word in words), END]], device=device)
     images = [model.encoder.embed(features.to(device)) for model in checkpoint.models]
     decoders: Any = [model.decoder for model in checkpoint.models]
-    found = [d.attention(cells, tokens)[0, :-1] for d, cells in zip(decoders, images, strict=True)]
-    weights = torch.stack(found).float().mean(0).cpu()
-    side = math.isqrt(weights.size(1))  # the feature map is a square, like the CNN's input
-    return weights.unflatten(1, (side, side))
+    weights = [d.attention(x, tokens)[0, :-1] for d, x in zip(decoders, images, strict=True)]
+    mean = torch.stack(weights).float().mean(0).cpu()
+    side = math.isqrt(mean.size(1))  # the feature map is a square, like the CNN's input
+    return mean.unflatten(1, (side, side))
 
 
 def attention_maps(
@@ -49,7 +49,7 @@ def attention_maps(
     `view` is the picture as the CNN sees it (`Transform.view`), and `features` [1,cells,C].
     """
     black, weights = Image.new("RGB", view.size), attention_weights(checkpoint, features, words)
-    maps = [Image.composite(black, view, shade(each, view.size)) for each in weights]
+    maps = [Image.composite(black, view, shade(w, view.size)) for w in weights]
     return [*zip(maps, map(printable, words), strict=True)]
 
 

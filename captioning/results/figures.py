@@ -30,10 +30,10 @@ CURVES = {
 def draw_curves(axes: Any, history: History, label: str) -> None:
     """Draws the plot of `CURVES` that has this label."""
     for name in CURVES[label]:
-        color, title = (INK, "training") if name in ("loss", "reward") else (ACCENT, "validation")
+        color, legend = (INK, "training") if name in ("loss", "reward") else (ACCENT, "validation")
         points = [(entry["epoch"], entry[name]) for entry in history if name in entry]
         if points:
-            axes.plot(*zip(*points, strict=True), color=color, label=title)
+            axes.plot(*zip(*points, strict=True), color=color, label=legend)
     if len(axes.lines) > 1:
         axes.legend(frameon=False)
     axes.set(xlabel="epoch", ylabel=label, ylim=(0, None))

@@ -92,7 +92,7 @@ def brief(scores: Mapping[str, float]) -> str:
 def _notes(written: Sequence[str]) -> list[str]:
     """Returns the notes about the scores of these captions."""
     notes = []
-    # CIDEr-D weights an n-gram by log(pictures / pictures that have it), which is log(1) = 0 here.
+    # The weight of an n-gram is log(pictures / pictures with it). For one picture it is log(1) = 0.
     if len(written) == 1:
         notes.append("CIDEr-D of a single picture is 0, whatever its caption")
     elif len(written) < FEW_PICTURES:

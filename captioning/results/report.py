@@ -32,17 +32,17 @@ class Section:
     # Of drawn scenes: the share of captions in which each fact is right, and the ids of the
     # pictures whose captions have all facts right.
     facts: Mapping[str, float] = field(default_factory=dict)
-    right: Collection[int] = ()
+    right_ids: Collection[int] = ()
 
     def score(self, picture: CaptionedImage) -> float:
         return self.scores.per_image[picture.id]["CIDEr-D"]
 
 
-def examples(section: Section, each: int = 8, seed: int = 0) -> dict[str, list[CaptionedImage]]:
-    """Chooses the pictures to show: `each` at random, `each` best and `each` worst by CIDEr-D."""
+def examples(section: Section, count: int = 8, seed: int = 0) -> dict[str, list[CaptionedImage]]:
+    """Chooses pictures to show: `count` at random, the best and the worst `count` by CIDEr-D."""
     ordered = sorted(section.pictures, key=section.score, reverse=True)
-    drawn = random.Random(seed).sample(ordered, min(each, len(ordered)))
-    return {"Drawn at random": drawn, "Best": ordered[:each], "Worst": ordered[::-1][:each]}
+    drawn = random.Random(seed).sample(ordered, min(count, len(ordered)))
+    return {"Drawn at random": drawn, "Best": ordered[:count], "Worst": ordered[::-1][:count]}
 
 
 def write_report(
@@ -76,8 +76,8 @@ def write_report(
 def _picture_and_maps(path: Path, caption: str, maps_for: MapsFor | None) -> dict[str, Any]:
     """Returns a picture and its attention maps as data URIs, or the error if it is broken."""
     try:
-        found = maps_for(path, caption)[1:] if maps_for else []
-        maps = [(word, data_uri(picture.resize((160, 160)))) for picture, word in found]
+        word_maps = maps_for(path, caption)[1:] if maps_for else []
+        maps = [(word, data_uri(picture.resize((160, 160)))) for picture, word in word_maps]
         return {"uri": data_uri(figures.thumbnail(path)), "maps": maps}
     except ImageError as error:
         return {"error": str(error)}

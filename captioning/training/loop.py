@@ -76,8 +76,8 @@ class _Run:
         self.checkpoint, self.config, self.process = setup.checkpoint, setup.config, process
         self.val_table = setup.tables.get("val")
         self.last, self.best = output / "last.pt", output / "best.pt"
-        kind = SelfCriticalTrainer if self.config.self_critical else Trainer
-        self.trainer = kind(self.checkpoint, self.config, setup.tables["train"], process)
+        trainer_class = SelfCriticalTrainer if self.config.self_critical else Trainer
+        self.trainer = trainer_class(self.checkpoint, self.config, setup.tables["train"], process)
         self.history: list[dict[str, float]] = []  # an entry for each finished epoch
         if setup.resumes:
             self.trainer.load_state_dict(self.checkpoint.training["trainer"])
@@ -94,9 +94,9 @@ class _Run:
         for done, indices in enumerate(bar, 1):
             value = trainer.train_step(indices, self.steps)
             if not math.isfinite(value):
-                kept = f". {self.last} holds epoch {epoch}" if epoch else ""
+                saved = f". {self.last} holds epoch {epoch}" if epoch else ""
                 problem = f"{metric} became {value} in step {trainer.step}"
-                raise CaptioningError(f"{problem}: lower --learning-rate{kept}")
+                raise CaptioningError(f"{problem}: lower --learning-rate{saved}")
             total += value
             if self.curves:
                 self.curves.add_scalar(f"train/{metric}", value, trainer.step)

@@ -157,7 +157,7 @@ def finish(paths: list[Path], lstm: str, device: str, setup: Setup, no_neighbors
     ensemble.neighbors = None
     if "val" in tables:
         keeps = len(tables["train"].images) < SMALL_SET and not no_neighbors
-        neighbors = Neighbors.of(tables["train"], ensemble.vocabulary) if keeps else None
+        neighbors = Neighbors.from_table(tables["train"], ensemble.vocabulary) if keeps else None
         say(prefix + choose_search(ensemble, tables["val"], neighbors))
     for path in paths:
         member = load_checkpoint(path, lstm)
@@ -180,6 +180,6 @@ def summary(history: list[dict[str, float]], best: Path) -> str:
 def describe_scores(checkpoint: Checkpoint, table: FeatureTable) -> str:
     """Returns a line with the scores on the test pictures, by greedy and by the chosen search."""
     searches = DecodeConfig("greedy"), checkpoint.search
-    found = [score_table(checkpoint, table, config, "test").overall for config in searches]
-    parts = [f"{s.method} {brief(scores)}" for s, scores in zip(searches, found, strict=True)]
+    all_scores = [score_table(checkpoint, table, config, "test").overall for config in searches]
+    parts = [f"{s.method} {brief(scores)}" for s, scores in zip(searches, all_scores, strict=True)]
     return f"test, {len(table.images):,} pictures: {'; '.join(parts)}"

@@ -27,7 +27,7 @@ class TrainingRequest:
 
     `train`, `val` and `test` are COCO captions files. `settings` has fields of `ModelConfig` and
     `TrainConfig`, and the CNN's "pool". `resume` takes all missing settings from the run that
-    it continues, and `start` takes the missing sizes and pool from the captioner. Other missing
+    it continues, and `start` takes the missing sizes and pool from its checkpoint. Other missing
     settings depend on the number of pictures (`captioning.settings.preset`), or have defaults.
     """
 

@@ -106,7 +106,7 @@ def test_an_attention_map_is_the_mean_of_the_members(attentive, grid_cnn, data):
 def test_the_search_combines_the_searches_of_the_members(files, data):
     one, two = map(load_checkpoint, files)
     one.search, two.search = DecodeConfig("beam", 20, 0.4), DecodeConfig("beam", 5, 1.0, 4.0)
-    two.neighbors = Neighbors.of(data.train, data.vocabulary)
+    two.neighbors = Neighbors.from_table(data.train, data.vocabulary)
     for checkpoint, path in zip((one, two), files, strict=True):
         checkpoint.save(path)
     both = load_ensemble(files)

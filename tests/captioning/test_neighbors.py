@@ -66,7 +66,7 @@ def test_the_caption_that_agrees_comes_first(three):
 def test_only_beam_search_uses_neighbors(new_checkpoint, data):
     one, features = new_checkpoint(), data.val.read()
     plain = {m: decode_batch(one, features, DecodeConfig(m)) for m in ("greedy", "beam")}
-    one.neighbors, near = Neighbors.of(data.train, data.vocabulary), {"neighbors": 5.0}
+    one.neighbors, near = Neighbors.from_table(data.train, data.vocabulary), {"neighbors": 5.0}
     assert decode_batch(one, features, DecodeConfig("greedy", **near)) == plain["greedy"]
     assert decode_batch(one, features, DecodeConfig("beam")) == plain["beam"]
     found = decode_batch(one, features, DecodeConfig("beam", **near))
@@ -75,7 +75,7 @@ def test_only_beam_search_uses_neighbors(new_checkpoint, data):
 
 
 def test_neighbors_are_all_training_pictures_with_whitened_features(data):
-    found = Neighbors.of(data.train, data.vocabulary)
+    found = Neighbors.from_table(data.train, data.vocabulary)
     features = data.train.read()
     torch.testing.assert_close(found.mean, features.mean(0))
     numbers = (features - features.mean(0)) @ found.axes.float()
@@ -101,7 +101,7 @@ def test_a_checkpoint_keeps_neighbors(new_checkpoint, data, tmp_path):
     checkpoint = new_checkpoint()
     checkpoint.save(tmp_path / "without.pt")
     assert load_checkpoint(tmp_path / "without.pt").neighbors is None
-    before = checkpoint.neighbors = Neighbors.of(data.train, data.vocabulary)
+    before = checkpoint.neighbors = Neighbors.from_table(data.train, data.vocabulary)
     checkpoint.save(tmp_path / "c.pt")
     after = load_checkpoint(tmp_path / "c.pt").neighbors
     assert after.captions == before.captions
@@ -122,7 +122,7 @@ def test_training_keeps_neighbors_if_they_help_on_val(new_checkpoint, data, monk
         return [[hypothesis(one, -1.0), hypothesis(two, -1.5)] for one, two in found]
 
     monkeypatch.setattr(tune, "decode_batch", beams)
-    line = tune.choose_search(checkpoint, val, Neighbors.of(val, data.vocabulary))
+    line = tune.choose_search(checkpoint, val, Neighbors.from_table(val, data.vocabulary))
     assert (checkpoint.neighbors is not None) == helps
     assert ("captions of similar training pictures" in line) == helps
     assert (checkpoint.search.neighbors in tune.NEIGHBOR_WEIGHTS[1:]) == helps
