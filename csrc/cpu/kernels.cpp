@@ -21,7 +21,6 @@ static bool use_amx() {
   TORCH_CHECK(value == "0" || value == "1", "FASTLSTM_AMX: expected 0 or 1, got \"", value, "\"");
   return value == "1" && at::cpu::init_amx();
 }
-
 #endif
 
 static KernelTable choose() {

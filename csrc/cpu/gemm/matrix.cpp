@@ -4,7 +4,6 @@
 
 namespace fastlstm {
 
-constexpr int64_t kGates = 4;
 // The most bytes of one row of a panel if a matrix that is not transposed is multiplied in place.
 constexpr int64_t kInPlacePanelBytes = 4096;
 // With more rows, waiting for the next panel costs less than prefetching it during a product.
@@ -39,8 +38,8 @@ Matrix::Matrix(const GemmKernels& gemm, MatrixSource source, int64_t groups, Mat
   if (form != MatrixForm::kPanels) source_ = std::move(source);
   cut_into_panels(groups);
   if (form != MatrixForm::kPanels) return;
-  own_ = Scratch(nbytes());
-  first_ = own_.data<char>();
+  panels_ = Scratch(nbytes());
+  first_ = panels_.data<char>();
   constexpr int64_t kPackRows = 128;  // threads share blocks of a panel, since panels may be few
   const int64_t blocks = divide_up(K_, kPackRows), panels = panel_count();
   const MatrixRows rows{source.rows.data(), source.transposed};
@@ -54,11 +53,11 @@ Matrix::Matrix(const GemmKernels& gemm, MatrixSource source, int64_t groups, Mat
 }
 
 Range Matrix::next_group(const Range& panels, int64_t rows, bool backwards) const {
-  const int64_t most =
+  const int64_t max_count =
       std::min(grains_per_panel_ ? panel_count() : panels_at_once(rows), panels.end - panels.begin);
   const int64_t first = backwards ? panels.end - 1 : panels.begin, step = backwards ? -1 : 1;
   int64_t count = 1;
-  while (count < most && width(first + step * count) == width(first)) ++count;
+  while (count < max_count && width(first + step * count) == width(first)) ++count;
   return backwards ? Range{panels.end - count, panels.end}
                    : Range{panels.begin, panels.begin + count};
 }
@@ -89,7 +88,7 @@ UnpackedColumns Matrix::unpacked_columns(int64_t panel) const {
           std::min(gemm_->lanes, gate_width - unit)};
 }
 
-PanelProduct Matrix::product_of(const Call& call, const Range& panels, int64_t k) const {
+PanelProduct Matrix::product_of(const GemmArguments& call, const Range& panels, int64_t k) const {
   const auto [begin, end] = columns(panels);
   const int64_t count = panels.end - panels.begin, width = this->width(panels.begin);
   const int64_t columns = call.to.whole_vectors ? count * width : end - begin;
@@ -105,18 +104,18 @@ PanelProduct Matrix::product_of(const Call& call, const Range& panels, int64_t k
 void Matrix::multiply_panels(const Range& panels, const void* const* a, int64_t rows, int64_t kc,
                              const Destination& to, Scratch& buffer) const {
   if (rows == 0) return;  // kernels expect at least one row
-  const Call call{a, rows, kc, to.whole_vectors ? columns(panels).begin : 0, to};
+  const GemmArguments call{a, rows, kc, to.whole_vectors ? columns(panels).begin : 0, to, buffer};
   if (form_ == MatrixForm::kPanels)
     multiply_from_panels(call, panels);
   else if (form_ == MatrixForm::kPanelOnDemand)
-    multiply_on_demand(call, panels, buffer);
+    multiply_on_demand(call, panels);
   else if (source_.transposed)
     multiply_columns_in_place(call, panels);
   else
-    multiply_rows_in_place(call, panels, buffer);
+    multiply_rows_in_place(call, panels);
 }
 
-void Matrix::multiply_from_panels(const Call& call, const Range& panels) const {
+void Matrix::multiply_from_panels(const GemmArguments& call, const Range& panels) const {
   for (int64_t k = 0; k == 0 || k < K_; k += call.kc)
     for_panel_groups(panels, call.rows, [&](const Range& group) {
       PanelProduct product = product_of(call, group, k);
@@ -126,17 +125,17 @@ void Matrix::multiply_from_panels(const Call& call, const Range& panels) const {
     });
 }
 
-// Packs each kc terms of a panel into `buffer` right before they are multiplied.
-void Matrix::multiply_on_demand(Call call, const Range& panels, Scratch& buffer) const {
+// Packs each kc terms of a panel into the buffer right before they are multiplied.
+void Matrix::multiply_on_demand(GemmArguments call, const Range& panels) const {
   const int64_t kc = call.kc = round_up(std::min(call.kc, K_), gemm_->k_multiple);
   const int64_t blocks = divide_up(K_, kc), bytes = gemm_->max_width() * gemm_->bytes(kc);
-  if (buffer.nbytes() < bytes) buffer = Scratch(bytes);
+  if (call.buffer.nbytes() < bytes) call.buffer = Scratch(bytes);
   const MatrixRows rows{source_.rows.data(), source_.transposed};
   for (int64_t i = panels.begin * blocks; i < panels.end * blocks; ++i) {
     const int64_t p = i / blocks, next = i + 1, next_k = next % blocks * kc;
     PanelProduct product = product_of(call, {p, p + 1}, i % blocks * kc);
-    gemm_->pack(rows, product.k_begin, product.K, shape(p), buffer.data<void>());
-    product.panel = buffer.data<void>();
+    gemm_->pack(rows, product.k_begin, product.K, shape(p), call.buffer.data<void>());
+    product.panel = call.buffer.data<void>();
     Prefetch prefetch{};
     if (next < panel_count() * blocks && call.rows < kMaxRowsToPrefetch) {
       prefetch = prefetch_of(next / blocks, next_k, std::min(kc, K_ - next_k), product);
@@ -146,8 +145,9 @@ void Matrix::multiply_on_demand(Call call, const Range& panels, Scratch& buffer)
   }
 }
 
-// Multiplies the panels in the order of their memory: one gate after the other.
-void Matrix::multiply_columns_in_place(const Call& call, const Range& panels) const {
+// Multiplies the panels of one gate after those of another, which is the order in memory. One row
+// may take two panels of a gate in a call; `last` is the second of them.
+void Matrix::multiply_columns_in_place(const GemmArguments& call, const Range& panels) const {
   const int64_t gates = source_.gates;
   const int64_t stride = gates * (call.rows == 1 ? gemm_->unpacked_vectors_of_one_row : 1);
   for (int64_t gate = 0; gate < gates; ++gate)
@@ -166,13 +166,13 @@ void Matrix::multiply_columns_in_place(const Call& call, const Range& panels) co
     }
 }
 
-void Matrix::multiply_rows_in_place(const Call& call, const Range& panels, Scratch& buffer) const {
+void Matrix::multiply_rows_in_place(const GemmArguments& call, const Range& panels) const {
   const int64_t bytes = 2 * call.rows * max_panel_width() * bytes_of(gemm_->sum_dtype);
-  if (buffer.nbytes() < bytes) buffer = Scratch(bytes);
+  if (call.buffer.nbytes() < bytes) call.buffer = Scratch(bytes);
   for (int64_t p = panels.begin; p < panels.end; ++p)
     for (int64_t k = 0; k < K_; k += call.kc)
       gemm_->multiply_unpacked_rows(product_of(call, {p, p + 1}, k), unpacked_columns(p),
-                                    buffer.data<void>());
+                                    call.buffer.data<void>());
 }
 
 Matrix matrix_of(const GemmKernels& gemm, const at::Tensor& w, bool transposed, int64_t groups,
@@ -185,10 +185,10 @@ Matrix matrix_of(const GemmKernels& gemm, const at::Tensor& w, bool transposed, 
 }
 
 Matrix gate_matrix_of(const GemmKernels& gemm, const at::Tensor& w, MatrixForm form) {
-  const int64_t lanes = gemm.lanes, hidden = w.size(0) / kGates, K = w.size(1);
-  MatrixSource source{{}, true, K, gate_columns(hidden, lanes), w, kGates};
+  const int64_t lanes = gemm.lanes, hidden = w.size(0) / 4, K = w.size(1);
+  MatrixSource source{{}, true, K, gate_columns(hidden, lanes), w, 4};
   for (int64_t n = 0; n < source.N && form != MatrixForm::kInPlace; ++n) {
-    const int64_t gate = n / lanes % kGates, unit = n / lanes / kGates * lanes + n % lanes;
+    const int64_t gate = n / lanes % 4, unit = n / lanes / 4 * lanes + n % lanes;
     const int64_t row = gate * hidden + std::min(unit, hidden - 1);
     source.rows.push_back(const_data<char>(w) + row * K * w.element_size());
   }

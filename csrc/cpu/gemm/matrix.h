@@ -15,7 +15,7 @@ struct MatrixSource {
   bool transposed = false;        // columns are contiguous instead of rows
   int64_t K = 0, N = 0;
   at::Tensor tensor = {};  // owns the elements; contiguous [K,N] or, if transposed, [N,K]
-  int64_t gates = 1;       // 4 if the columns are in gate order (stages/cells.h)
+  int64_t gates = 1;       // 4 if the columns are in gate order (gate_matrix_of)
 };
 
 // Where a product writes its results. `rows` and `bias` begin at column 0 of the matrix or, if
@@ -80,10 +80,11 @@ class Matrix {
 
  private:
   // The arguments of multiply_panels. `to` begins at column `origin` of the matrix.
-  struct Call {
+  struct GemmArguments {
     const void* const* a;
     int64_t rows, kc, origin;
     const Destination& to;
+    Scratch& buffer;
   };
 
   void cut_into_panels(int64_t groups);
@@ -103,11 +104,11 @@ class Matrix {
   // Describes the source of terms [k, k + terms) of a panel, which `product` will prefetch.
   Prefetch prefetch_of(int64_t panel, int64_t k, int64_t terms, const PanelProduct& product) const;
   // The arguments of a kernel for terms [k, k + kc) of panels of one width, without `panel`.
-  PanelProduct product_of(const Call& call, const Range& panels, int64_t k) const;
-  void multiply_from_panels(const Call& call, const Range& panels) const;
-  void multiply_on_demand(Call call, const Range& panels, Scratch& buffer) const;
-  void multiply_columns_in_place(const Call& call, const Range& panels) const;
-  void multiply_rows_in_place(const Call& call, const Range& panels, Scratch& buffer) const;
+  PanelProduct product_of(const GemmArguments& call, const Range& panels, int64_t k) const;
+  void multiply_from_panels(const GemmArguments& call, const Range& panels) const;
+  void multiply_on_demand(GemmArguments call, const Range& panels) const;
+  void multiply_columns_in_place(const GemmArguments& call, const Range& panels) const;
+  void multiply_rows_in_place(const GemmArguments& call, const Range& panels) const;
 
   const GemmKernels* gemm_;
   int64_t K_, N_;
@@ -115,7 +116,7 @@ class Matrix {
   // A grain is the narrowest possible panel. If grains_per_panel_ is 0, panels share them evenly.
   int64_t grain_columns_ = 0, grains_ = 0, grains_per_panel_ = 0, panel_count_ = 0;
   MatrixSource source_;   // if the form is not kPanels
-  Scratch own_;           // owns panels that were packed here
+  Scratch panels_;        // owns panels that were packed here
   at::Tensor prepacked_;  // owns prepacked panels
   char* first_ = nullptr;
 };
@@ -123,9 +124,9 @@ class Matrix {
 Matrix matrix_of(const GemmKernels& gemm, const at::Tensor& w, bool transposed, int64_t groups,
                  MatrixForm form = MatrixForm::kPanels);
 
-// Returns the transpose of a weight W [4H,K], columns in gate order (stages/cells.h): one panel of
-// four vectors, or neighboring narrower panels, hold the four gates of the same units. The columns
-// that pad the last vector repeat the last unit, and nobody reads their sums.
+// Returns the transpose of a weight [4H,K], with columns in gate order (stages/cells.h): one panel
+// of four vectors, or neighboring narrower panels, have the four gates of one vector of units. The
+// columns that pad the last vector repeat the last unit. Nobody reads their sums.
 Matrix gate_matrix_of(const GemmKernels& gemm, const at::Tensor& w,
                       MatrixForm form = MatrixForm::kPanels);
 inline int64_t gate_columns(int64_t hidden_size, int64_t lanes) {
