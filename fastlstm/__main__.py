@@ -73,7 +73,7 @@ def info() -> None:
     _print_row("", "without options", "with lengths=", "with reset=, ...", "by name")
     for device, _ in described:
         _print_row(str(device), *engines_of(device))
-    print(f"\n{_plan.ON_A_GPU}")
+    print(f"\n{_plan.GPU_NOTE}")
     if _build.has_kernels("cpu"):
         build_info = _build.library.build_info()
         cache = f"L2 cache of {build_info['l2_cache_bytes'] >> 10} KiB a core"

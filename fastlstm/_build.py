@@ -23,7 +23,7 @@ VERSION = "0.1.0"  # of fastlstm
 INTERFACE = 2  # the version of the functions of fastlstm._C: kInterface of csrc/op/module.cpp
 _PACKAGE = Path(__file__).resolve().parent
 _why_unavailable: str | None = "it has not been loaded yet"
-_cuda_reason: str | None = None  # why a wheel's CUDA kernels are not loaded
+_why_no_cuda: str | None = None  # why a wheel's CUDA kernels are not loaded
 device_types: tuple[str, ...] = ()  # the device types that the loaded extension has kernels for
 library: Any = None  # the module fastlstm._C once it is loaded
 
@@ -131,7 +131,7 @@ def _load_cuda(path: Path) -> str | None:
 
 def _load() -> str | None:
     """Imports the extension, or returns the reason why it is not imported."""
-    global library, device_types, _cuda_reason
+    global library, device_types, _why_no_cuda
     record = build_record()
     if not record and (_PACKAGE.parent / "setup.py").is_file():
         problem = f"{_PACKAGE.parent} is a source folder that was not built"
@@ -153,8 +153,8 @@ def _load() -> str | None:
         cause = f"it was built from other source files; to build it again: {rebuild_command()}"
         raise ImportError(f"fastlstm: {expected}: {cause}")
     if "cuda" in record["kinds"] and folder.is_dir():
-        _cuda_reason = _load_cuda(folder / "libfastlstm_cuda.so")
-    device_types = tuple(kind for kind in record["kinds"] if not (kind == "cuda" and _cuda_reason))
+        _why_no_cuda = _load_cuda(folder / "libfastlstm_cuda.so")
+    device_types = tuple(kind for kind in record["kinds"] if not (kind == "cuda" and _why_no_cuda))
     return None
 
 
@@ -171,7 +171,7 @@ def warn_of_no_cuda_kernels(device: torch.device) -> None:
     if not (reason := why_no_kernels(device)):
         return
     if "cuda" not in device_types:
-        reason = _cuda_reason or build_record()["note"] or reason
+        reason = _why_no_cuda or build_record()["note"] or reason
     text = f"fastlstm has no CUDA kernels: {reason}. On a GPU {_WITHOUT_KERNELS}"
     remedy = f"To build them: FASTLSTM_BUILD=cuda {rebuild_command()}"
     warnings.warn(f"{text} {remedy}", RuntimeWarning, stacklevel=2)

@@ -11,8 +11,8 @@ from fastlstm import _build
 from fastlstm.engine import engines
 from fastlstm.engine.call import Call, stack_shapes
 
-DTYPES = ("float32", "float64", "bfloat16", "float16")
-ON_A_GPU = """\
+DTYPE_NAMES = ("float32", "float64", "bfloat16", "float16")
+GPU_NOTE = """\
 On a GPU calls with no option except lengths= run PyTorch's own LSTM (cuDNN), at the speed of
 nn.LSTM. Other options and compiled graphs run our kernels, which have never run on a GPU: run
 `python -m fastlstm check`, which compares their results with the equations."""
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layers", type=_size, default=1, help="num_layers; default: 1")
     parser.add_argument("--bidirectional", action="store_true", help="layers of two directions")
     parser.add_argument("--inference", action="store_true", help="without gradients")
-    parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help=f"default: {DTYPES[0]}")
+    parser.add_argument("--dtype", choices=DTYPE_NAMES, default="float32", help="default: float32")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
     if args.device == "cpu" and engines.BY_NAME["op"].why_not(call) is None:
         _print_cpu_plans(args, call)
     if args.device == "cuda":
-        print(f"\n{ON_A_GPU}")
+        print(f"\n{GPU_NOTE}")
 
 
 def _plain_call(args: argparse.Namespace) -> Call:

@@ -92,7 +92,7 @@ for _, _ours, _both in CLASSES:
     _both.__name__ = _ours.__name__  # repr shows it; pickle reads __qualname__
 
 # nn.LSTM.forward always calls these methods. fastlstm does not, so it could miss an override.
-_PARTS_OF_FORWARD = (
+_CALLED_BY_FORWARD = (
     "_init_flat_weights _update_flat_weights _weights_have_changed check_forward_args "
     "check_hidden_size check_input get_expected_cell_size get_expected_hidden_size permute_hidden"
 ).split()
@@ -202,8 +202,8 @@ def _to_fastlstm(module: nn.Module, keep_class: bool) -> tuple[type[nn.Module] |
             target = both if keep_class else ours
             return None if cls is target else target, ""
         if issubclass(cls, of_torch) and not issubclass(cls, ours):
-            parts = ((name, getattr(of_torch, name, None)) for name in _PARTS_OF_FORWARD)
-            overridden = [name for name, part in parts if getattr(cls, name, None) is not part]
+            methods = {name: getattr(of_torch, name, None) for name in _CALLED_BY_FORWARD}
+            overridden = [k for k, method in methods.items() if getattr(cls, k, None) is not method]
             if overridden:
                 why = f"overrides {', '.join(overridden)}, which {of_torch.__name__}.forward calls"
                 return None, f"stays as it is: its class {cls.__qualname__} {why}"

@@ -53,7 +53,7 @@ def check(
     device = _device_of(device)
     if not seconds > 0:
         raise ValueError(f"seconds: expected a positive number, got {seconds!r}")
-    end = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds
     types_by_engine = _build.engines_of_the_op() if _build.has_kernels(device.type) else {}
     ours = [name for name, types in types_by_engine.items() if device.type in types]
     lower_sets: list[str] = []
@@ -62,7 +62,7 @@ def check(
     cases = {"": cases_of(["torch", *ours], device, timed=True)}
     cases |= {variable: cases_of(ours, device) for variable in lower_sets}
     show = _progress(sum(map(len, cases.values()))) if not quiet else lambda row: None
-    rows = [row for key in cases for row in check_cases(device, cases[key], end, key, show)]
+    rows = [row for k in cases for row in check_cases(device, cases[k], deadline, k, show)]
     passed = all(row["result"] == PASSED for row in rows)
     report = {"machine": records.machine(device), "passed": passed, "cases": rows}
     if not quiet:

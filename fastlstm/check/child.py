@@ -32,7 +32,7 @@ Row = dict[str, Any]  # an entry of the list "cases" that `check` returns
 def check_cases(
     device: torch.device,
     cases: Sequence[Case],
-    end: float,
+    deadline: float,
     instructions: str = "",
     show: Callable[[Row], object] = lambda row: None,
 ) -> list[Row]:
@@ -40,14 +40,14 @@ def check_cases(
 
     If an engine hangs, crashes or raises an error, its other cases are left out, and a new child
     goes on with the engines after it. `device` has an index if it is a GPU, `cases` are sorted by
-    engine, `end` is a time of `time.monotonic`, and `instructions` is "" or a variable NAME=VALUE
-    that chooses an instruction set of the CPU.
+    engine, `deadline` is a time of `time.monotonic`, and `instructions` is "" or a variable
+    NAME=VALUE that chooses an instruction set of the CPU.
     """
     left: list[Row] = [{**case, "instructions": instructions} for case in cases]
     served: list[Row] = []
     while left:
         rows = []
-        for row in _rows(device, left, end):
+        for row in _rows_from_child(device, left, deadline):
             show(row)
             rows.append(row)
         served += (row for row in rows if row["result"] != NOT_SERVED)
@@ -77,11 +77,11 @@ def verdict_on(rows: Sequence[Row]) -> str:
     return PASSED if rows else f"{UNCHECKED}: the engine serves no case"
 
 
-def _rows(device: torch.device, cases: Sequence[Row], end: float) -> Iterator[Row]:
+def _rows_from_child(device: torch.device, cases: Sequence[Row], deadline: float) -> Iterator[Row]:
     """The rows of the cases that a child computes. If it ends early, the last row says why."""
     inherited = {k: value for k, value in os.environ.items() if k not in _INSTRUCTIONS}
-    chosen = [cases[0]["instructions"].split("=")] if cases[0]["instructions"] else []
-    environment = {**inherited, **_CHILD_VARIABLES, **dict(chosen)}
+    variables = [cases[0]["instructions"].split("=")] if cases[0]["instructions"] else []
+    environment = {**inherited, **_CHILD_VARIABLES, **dict(variables)}
     program = f"import sys; sys.path[:] = {sys.path!r}; {PROGRAM}"  # it imports this very package
     command = [sys.executable, "-c", program, str(device), json.dumps(cases)]
     pipes: Any = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -90,7 +90,7 @@ def _rows(device: torch.device, cases: Sequence[Row], end: float) -> Iterator[Ro
     last_text, is_ready, line = "", False, "\n"
     try:
         while line:
-            limit = min(end, time.monotonic() + SILENCE) if is_ready else end
+            limit = min(deadline, time.monotonic() + SILENCE) if is_ready else deadline
             timer = threading.Timer(max(0.0, limit - time.monotonic()), child.kill)
             timer.start()
             line = child.stdout.readline() or (child.wait(), "")[1]  # the timer limits both calls
@@ -108,7 +108,7 @@ def _rows(device: torch.device, cases: Sequence[Row], end: float) -> Iterator[Ro
     if len(rows) == len(cases) or has_raised:
         return
     result, reason = FAILED, f"the process ended with status {child.returncode}: {last_text}"
-    if time.monotonic() >= end:
+    if time.monotonic() >= deadline:
         result, reason = UNCHECKED, "the time is over"
     elif time.monotonic() >= limit:
         reason = f"it hangs: no result after {SILENCE:g} s"

@@ -206,13 +206,13 @@ class Call(NamedTuple):
 
 
 _FIELDS = {kind: kind._fields for kind in (LstmCall, Direction, Call)}
-_Entry = TypeVar("_Entry", LstmCall, Direction, Call)
+_Tuple = TypeVar("_Tuple", LstmCall, Direction, Call)
 
 
-def replaced(entry: _Entry, **changes: Any) -> _Entry:
+def replaced(old: _Tuple, **changes: Any) -> _Tuple:
     """Returns the named tuple with changes, as `_replace`, which torch 2.8 cannot compile."""
-    kind = type(entry)
-    values: Any = [changes.get(name, x) for name, x in zip(_FIELDS[kind], entry, strict=True)]
+    kind = type(old)
+    values: Any = [changes.get(name, x) for name, x in zip(_FIELDS[kind], old, strict=True)]
     return kind(*values)
 
 

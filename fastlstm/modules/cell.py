@@ -104,8 +104,8 @@ class LSTMCell(CellModule, EngineModule, nn.RNNCellBase):
         is_plain = engine == "auto" and engines.auto_means_op()
         if is_plain and library.are_plain(input, hx, weights):
             try:
-                step: State = library.lstm_cell(input, *hx, weights, layout, "auto")
-                return step
+                state: State = library.lstm_cell(input, *hx, weights, layout, "auto")
+                return state
             except (RuntimeError, TypeError):
                 is_plain = False  # the code below raises the error again, or runs nn.LSTMCell
         check_dense(input, hx, {})

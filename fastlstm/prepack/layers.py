@@ -279,8 +279,8 @@ class PrepackedLSTMCell(Prepacked, CellModule):
         is_plain = input.dtype is self.dtype and is_eager() and _build.library.are_plain(*tensors)
         if is_plain and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
             try:
-                step: State = _build.library.lstm_cell(*tensors, weights, self._layout, "auto")
-                return step
+                state: State = _build.library.lstm_cell(*tensors, weights, self._layout, "auto")
+                return state
             except RuntimeError:
                 is_plain = False  # the code below raises it again
         check_dense(input, hx, {})

@@ -136,14 +136,14 @@ def _prepack_quantized(quantized: Any, weights: torch.dtype | None) -> Prepacked
 
 
 def _check_layer(path: str, module: nn.Module, weights: torch.dtype | None) -> None:
-    tensor = next(iter(module.parameters()))
-    smaller = () if tensor.dtype == torch.float64 else formats.SMALLER
-    allowed = tuple(dict.fromkeys((None, tensor.dtype, *smaller)))
-    if weights not in allowed or tensor.dtype not in DTYPES:
+    first = next(iter(module.parameters()))
+    smaller = () if first.dtype == torch.float64 else formats.SMALLER
+    allowed = tuple(dict.fromkeys((None, first.dtype, *smaller)))
+    if weights not in allowed or first.dtype not in DTYPES:
         expected = f"weights to be one of {', '.join(map(str, allowed))}"
-        raise ValueError(f"prepack: {path} is {tensor.dtype}: expected {expected}, got {weights}")
-    if tensor.device.type != "cpu":
-        raise ValueError(f"prepack: expected {path} on the CPU, got {tensor.device}")
+        raise ValueError(f"prepack: {path} is {first.dtype}: expected {expected}, got {weights}")
+    if first.device.type != "cpu":
+        raise ValueError(f"prepack: expected {path} on the CPU, got {first.device}")
     if module.training:
         raise ValueError(f"prepack: expected {path} in eval mode: call model.eval() first")
     check_additions(path, module, _prepacked_class(module).own_names())

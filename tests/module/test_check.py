@@ -230,9 +230,9 @@ def children(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A GPU")
     monkeypatch.setattr(child, "PROGRAM", BEGIN + PASS)
     records.machine.cache_clear()
-    started, rows = [], child._rows
+    started, rows = [], child._rows_from_child
     noted = lambda gpu, cases, end: started.append(cases[0]["engine"]) or rows(gpu, cases, end)
-    monkeypatch.setattr(child, "_rows", noted)
+    monkeypatch.setattr(child, "_rows_from_child", noted)
     return started
 
 
