@@ -96,9 +96,9 @@ def _ways(
             converted = convert_copy(copy.deepcopy(model).train(training))
             # The outputs are those of the first call: a model may keep a state between calls.
             outputs = _outputs(converted, _copied(inputs))
-            calls = _calls_of_lstms(converted.train(training), _copied(inputs), training)
-            whole: list[ModuleCall] = [(converted, _copied(inputs), {})]
-            runs: list[Run] = [partial(_make_calls, each, training) for each in (whole, calls)]
+            lstm_calls = _calls_of_lstms(converted.train(training), _copied(inputs), training)
+            model_call: list[ModuleCall] = [(converted, _copied(inputs), {})]
+            runs: list[Run] = [partial(_make_calls, c, training) for c in (model_call, lstm_calls)]
             ways.append(_Way(name, code, outputs, runs))
         except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
             if name == "converted" and not ways:
@@ -138,11 +138,11 @@ def _convert_to_engine(engine: str, model: nn.Module) -> nn.Module:
 def _rows(ways: Sequence[_Way], times: Sequence[list[float]]) -> list[Comparison]:
     """Returns a row for each way. `times` has a list for each run of each way: seconds by round."""
     rows = []
-    for way, whole, lstms in zip(ways, times[::2], times[1::2], strict=True):
-        ratios = [first / time for first, time in zip(times[0], whole, strict=True)]
+    for way, model_times, lstm_times in zip(ways, times[::2], times[1::2], strict=True):
+        ratios = [first / time for first, time in zip(times[0], model_times, strict=True)]
         low, ratio, high = statistics.quantiles(ratios, n=4, method="inclusive")
-        seconds = statistics.median(whole)
-        share = min(1.0, statistics.median(lstms) / seconds)
+        seconds = statistics.median(model_times)
+        share = min(1.0, statistics.median(lstm_times) / seconds)
         difference = _difference(way.outputs, ways[0].outputs)
         figures = 1e3 * seconds, ratio, (low, high), share, difference
         rows.append(Comparison(way.name, *figures, way.code))

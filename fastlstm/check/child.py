@@ -72,8 +72,8 @@ def verdict_on(rows: Sequence[Row]) -> str:
     for result in (FAILED, UNCHECKED):
         for row in rows:
             if row["result"] == result:
-                where = filter(None, (row["instructions"], row["dtype"], row["option"]))
-                return f"{result}: {', '.join(where)}: {row['reason']}"
+                case = filter(None, (row["instructions"], row["dtype"], row["option"]))
+                return f"{result}: {', '.join(case)}: {row['reason']}"
     return PASSED if rows else f"{UNCHECKED}: the engine serves no case"
 
 
