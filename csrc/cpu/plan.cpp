@@ -36,8 +36,8 @@ const GemmKernels& gemm_for(const CpuTask& task, const CpuMachine& machine) {
   const GemmKernels* const split = machine.gemms[Format::bfloat16x2];
   // A single step is bound by reading the weights once, so splitting them would not pay.
   if (split && is_float32 && task.precision == Precision::kTf32 && task.steps > 1) return *split;
-  const bool rounds = is_float32 && !task.projects && task.precision == Precision::kBf16;
-  const GemmKernels* const gemm = machine.training_gemm(rounds ? Dtype::kBFloat16 : task.dtype);
+  const bool uses_bf16 = is_float32 && !task.projects && task.precision == Precision::kBf16;
+  const GemmKernels* const gemm = machine.training_gemm(uses_bf16 ? Dtype::kBFloat16 : task.dtype);
   return gemm ? *gemm : *machine.gemms[Format::float32];
 }
 

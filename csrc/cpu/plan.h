@@ -69,10 +69,10 @@ struct CpuPlan {
   const GemmKernels* gemm = nullptr;  // of the tiled engine; nullptr: the stepwise engine runs
   MatrixForm w_ih = MatrixForm::kPanels, w_hh = MatrixForm::kPanels;  // w_hh: of W_hr too
   ThreadGrid grid;
-  // Forward: one product multiplies the inputs of so many steps, before the walk over these steps.
-  // If it is 0, each step multiplies its own input.
+  // Forward: the number of steps whose inputs one product multiplies, before the walk over them. If
+  // it is 0, each step multiplies its own input.
   int64_t steps_ahead = 0;
-  int64_t chunk_steps = 1;  // backward: products multiply d_gates of so many steps at once
+  int64_t chunk_steps = 1;  // backward: the number of steps whose d_gates one product multiplies
   // Forward: the rows and vectors of units whose sums the cell equations read at a time.
   int64_t buffer_rows = 1, buffer_unit_vectors = 1;
 };

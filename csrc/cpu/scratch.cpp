@@ -24,9 +24,9 @@ constexpr int64_t kSmallBytes = 128 << 10;  // malloc serves blocks below this s
 struct BlockCache {
   std::vector<at::Tensor> blocks;  // the smallest first
   int64_t bytes = 0;               // of all blocks
-  std::atomic_flag taken = ATOMIC_FLAG_INIT;
-  bool try_lock() { return !taken.test_and_set(std::memory_order_acquire); }
-  void unlock() { taken.clear(std::memory_order_release); }
+  std::atomic_flag is_locked = ATOMIC_FLAG_INIT;
+  bool try_lock() { return !is_locked.test_and_set(std::memory_order_acquire); }
+  void unlock() { is_locked.clear(std::memory_order_release); }
 };
 using Lock = std::unique_lock<BlockCache>;
 
@@ -97,10 +97,10 @@ Scratch::Scratch(int64_t bytes) : nbytes_(bytes) {
 at::Tensor empty_on_huge_pages(at::IntArrayRef sizes, const at::TensorOptions& options) {
   at::Tensor tensor(at::detail::empty_cpu(sizes, options));
 #if defined(__linux__)
-  constexpr uintptr_t kPage = 2 << 20, kMapped = 32 << 20;
+  constexpr uintptr_t kHugePage = 2 << 20, kMinBytes = 32 << 20;
   const auto begin = reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr());
-  const uintptr_t first = (begin + kPage - 1) / kPage * kPage;
-  if (tensor.nbytes() >= kMapped)
+  const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage;
+  if (tensor.nbytes() >= kMinBytes)
     madvise(reinterpret_cast<void*>(first), begin + tensor.nbytes() - first, MADV_HUGEPAGE);
 #endif
   return tensor;

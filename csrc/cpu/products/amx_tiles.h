@@ -52,7 +52,7 @@ class TileRows {
  private:
   static constexpr int64_t kBytes = kPlanes * kLineBytes;
   const void* const* rows_;
-  int64_t count_, begin_, whole_, rest_, stride_;
+  int64_t count_, begin_, whole_, rest_, stride_;  // whole_ blocks, then a block of rest_ bytes
   bool at_one_stride_;
   alignas(64) char gathered_[kMaxRows][kBytes], last_[kMaxRows][kLineBytes];
 };

@@ -23,16 +23,16 @@ struct MatrixRows {
 // The part of a matrix from which the next panel will be packed. It is fetched into the L2 cache
 // during a product, so that memory and arithmetic overlap.
 struct Prefetch {
-  const void* const* rows;      // [count], or columns, if the matrix is transposed
-  int64_t count, begin, end;    // bytes [begin, end) of each row are fetched
-  int64_t lines_per_call;       // cache lines
-  int64_t row = 0, at = begin;  // the row and the byte of the next cache line
+  const void* const* rows;                  // [count], or columns, if the matrix is transposed
+  int64_t count, begin, end;                // bytes [begin, end) of each row are fetched
+  int64_t lines_per_call;                   // cache lines that one call of fetch() prefetches
+  int64_t next_row = 0, next_byte = begin;  // of the next cache line
 
   inline __attribute__((always_inline)) void fetch() {
-    for (int64_t n = 0; n < lines_per_call && row < count; ++n) {
-      __builtin_prefetch(static_cast<const char*>(rows[row]) + at, 0, 2);
-      at += 64;
-      if (at >= end) at = begin, ++row;
+    for (int64_t n = 0; n < lines_per_call && next_row < count; ++n) {
+      __builtin_prefetch(static_cast<const char*>(rows[next_row]) + next_byte, 0, 2);
+      next_byte += 64;
+      if (next_byte >= end) next_byte = begin, ++next_row;
     }
   }
 };
@@ -69,7 +69,7 @@ struct GemmLayout {
   int64_t header_bytes = 0;           // in front of a panel, for each of its columns
   int64_t k_multiple = 1;             // panels are padded with zeros to a multiple of so many terms
   int64_t kc = 512;                   // KC: the terms for which a panel stays in the L2 cache
-  int32_t zero_point = 0;             // added to the elements of a row that is encoded as int8
+  int32_t zero_point = 0;             // added to each element of a row that is encoded as int8
 
   int64_t bytes(int64_t elements) const { return elements * element_bits / 8; }
   int64_t max_width() const { return max_vectors * lanes; }
@@ -142,7 +142,7 @@ struct GemmTuning {
   // The second number holds if each thread encodes the rows for itself.
   int64_t min_rows_per_panel_load = 3, min_encoded_rows_per_panel_load = 3;
   double l2_share = 0.75;  // of the L2 cache for the panels of a step; rows and sums need the rest
-  // For one call of `multiply`. One row with one panel has too few sums to hide latency.
+  // The panels in one call of `multiply`. One row with one panel has too few sums to hide latency.
   int64_t panels_at_once = 1, panels_at_once_of_one_row = 1;
   int64_t unpacked_vectors_of_one_row = 1;  // two hide latency, but read twice the columns
   const char* instruction_set = nullptr;    // a name for users

@@ -116,9 +116,9 @@ static void multiply_int8_tile(const PanelProduct& p, Int<R>, Int<V>, Int<W>, in
       Int8Quads terms[V];
 #pragma GCC unroll 8
       for (int v = 0; v < V; ++v) {
-        const char* const at = b + v / W * p.panel_stride + v % W * L * kQuad;
-        __builtin_prefetch(at + kPrefetchBytes);
-        terms[v] = read<Int8Quads>(at);
+        const char* const from = b + v / W * p.panel_stride + v % W * L * kQuad;
+        __builtin_prefetch(from + kPrefetchBytes);
+        terms[v] = read<Int8Quads>(from);
       }
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {

@@ -82,13 +82,13 @@ struct SplitFloat32 {
 
   static void encode(const void* from, int64_t K, void* to) {
     const float* const row = static_cast<const float*>(from);
-    float* at = static_cast<float*>(to);
-    for (int64_t k = 0; k < K; k += kBlockTerms, at += kPlanes * kTileRows) {
+    float* block = static_cast<float*>(to);
+    for (int64_t k = 0; k < K; k += kBlockTerms, block += kPlanes * kTileRows) {
       const int64_t left = K - k, more = left - kTileRows;
       Vec<float> first, second(0.0f);
       load(row + k, first, left < kTileRows ? left : kTileRows);
       if (more > 0) load(row + k + kTileRows, second, more < kTileRows ? more : kTileRows);
-      split_pairs(first, second, at, kTileRows);
+      split_pairs(first, second, block, kTileRows);
     }
   }
 

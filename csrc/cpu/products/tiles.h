@@ -165,10 +165,10 @@ struct Tile {
     Vec<A> b[V];
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) {
-      const T* const at = panel + v / W * stride + v % W * L * DotStep<T>::terms_per_lane;
+      const T* const from = panel + v / W * stride + v % W * L * DotStep<T>::terms_per_lane;
       // For one row, which reads the panel once, the hardware prefetcher is faster (Intel Xeon).
-      if constexpr (R > 1) __builtin_prefetch(reinterpret_cast<const char*>(at) + prefetch_bytes);
-      b[v] = keep_in_register(Vec<A>::load(at));
+      if constexpr (R > 1) __builtin_prefetch(reinterpret_cast<const char*>(from) + prefetch_bytes);
+      b[v] = keep_in_register(Vec<A>::load(from));
     }
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {

@@ -82,7 +82,7 @@ static void multiply_unpacked_tile(const PanelProduct& p, const UnpackedColumns&
         add_square(a, k, 0, square, vector[v], partial[v]);
       }
     }
-    // The last terms end a square whose first terms are loaded again, and not added.
+    // If possible the last square ends at the last term. Terms that were added before are skipped.
     const bool fills_square = DotStep<T>::terms_per_lane == 1 && last - p.k_begin >= square;
     const int64_t start = fills_square ? last - square : k;
     for (int v = 0; v < V; ++v) {

@@ -30,20 +30,20 @@ static void multiply_int8(const PanelProduct& p) {
 }
 
 AmxGemms amx_gemms() {
-  AmxGemms all{SplitFloat32::gemm(), avx512_bf16::bfloat16_gemm, avx512_vnni::int8_gemm};
+  AmxGemms gemms{SplitFloat32::gemm(), avx512_bf16::bfloat16_gemm, avx512_vnni::int8_gemm};
   const auto move_to_tiles = [&](GemmKernels& gemm) {
-    gemm.tile_rows = all.bfloat16x2.tile_rows;
+    gemm.tile_rows = gemms.bfloat16x2.tile_rows;
     gemm.end_thread = Amx::release, gemm.instruction_set = FASTLSTM_STRING(FASTLSTM_ISA);
   };
-  move_to_tiles(all.bfloat16), move_to_tiles(all.int8);
-  all.bfloat16.k_multiple = kBlockTerms;
-  all.bfloat16.pack = pack_bfloat16, all.bfloat16.multiply = multiply_bfloat16;
-  all.bfloat16.min_rows_per_panel_load = 2 * all.bfloat16.tile_rows;
-  all.bfloat16.bytes_ahead = 256 << 10;
-  all.bfloat16.panels_at_once = all.bfloat16.panels_at_once_of_one_row = 1;
-  all.int8.multiply = multiply_int8;
-  all.int8.few_rows_gemm = &avx512_vnni::int8_gemm, all.int8.few_rows_limit = 8;
-  return all;
+  move_to_tiles(gemms.bfloat16), move_to_tiles(gemms.int8);
+  gemms.bfloat16.k_multiple = kBlockTerms;
+  gemms.bfloat16.pack = pack_bfloat16, gemms.bfloat16.multiply = multiply_bfloat16;
+  gemms.bfloat16.min_rows_per_panel_load = 2 * gemms.bfloat16.tile_rows;
+  gemms.bfloat16.bytes_ahead = 256 << 10;
+  gemms.bfloat16.panels_at_once = gemms.bfloat16.panels_at_once_of_one_row = 1;
+  gemms.int8.multiply = multiply_int8;
+  gemms.int8.few_rows_gemm = &avx512_vnni::int8_gemm, gemms.int8.few_rows_limit = 8;
+  return gemms;
 }
 
 }  // namespace fastlstm::FASTLSTM_ISA
