@@ -22,7 +22,7 @@ from . import reference
 from .call import Call, LstmCall, Results, autocasts, live_steps, replaced
 from .stack import run_extension, run_layers
 
-_Dims = tuple[int | None, ...]
+_Dims = tuple[int | None, ...]  # a dimension of each argument or result, or None
 
 
 def run_op(call: Call, engine: str) -> Results:
@@ -140,15 +140,15 @@ class _BatchGrads(Function):
         tensors = ctx.saved_tensors[6:]  # input, h_0, c_0 and the weights
         are_given = [g is not None for g in incoming]
 
-        def function(*floating: Tensor) -> tuple[Tensor, ...]:
+        def recompute(*floating: Tensor) -> tuple[Tensor, ...]:
             rest = iter(floating)
             upstream = [next(rest) if is_given else None for is_given in are_given]
             return _batch_grads(upstream, _layer_call(ctx.layout, lengths, reset, *rest))
 
         floating = [t for t in (*incoming, *tensors) if t is not None]
-        gradients = iter(torch.func.vjp(function, *floating)[1](grads))
+        gradients = iter(torch.func.vjp(recompute, *floating)[1](grads))
         incoming_grads = [next(gradients) if is_given else None for is_given in are_given]
-        # `function` computes output, cells and gates itself, so they have no gradients.
+        # `recompute` computes output, cells and gates anew, so they have no gradients.
         return *incoming_grads, *[None] * 7, *gradients
 
     @staticmethod
@@ -174,8 +174,8 @@ def _batch_grads(grads: Sequence[Tensor | None], call: LstmCall) -> tuple[Tensor
 
     added = [input.new_zeros(*input.shape[:2], rows)] * len(directions)  # its gradient: d_gates
     results, pull_back, *_ = torch.func.vjp(layer, input, call.h_0, call.c_0, *added)
-    given = [torch.zeros_like(r) if g is None else g for g, r in zip(grads, results, strict=True)]
-    return cast(tuple[Tensor, ...], pull_back(tuple(given)))
+    grads = [torch.zeros_like(r) if g is None else g for g, r in zip(grads, results, strict=True)]
+    return cast(tuple[Tensor, ...], pull_back(tuple(grads)))
 
 
 def _previous_hidden(
@@ -220,8 +220,8 @@ def _fold(
     return tuple(r.unflatten(d, (size, batch)) for r, d in zip(results, dims, strict=True)), dims
 
 
-def _by_member(call: Callable[..., Any], info: Any, in_dims: Any, args: Any) -> tuple[Tensor, ...]:
-    """Calls once for each member of the mapped dimension, and stacks the results at dimension 0."""
+def _by_member(run: Callable[..., Any], info: Any, in_dims: Any, args: Any) -> tuple[Tensor, ...]:
+    """Runs once for each member of the mapped dimension, and stacks the results at dimension 0."""
 
     def member(value: Any, dims: Any, k: int) -> Any:
         if isinstance(value, list):
@@ -229,7 +229,7 @@ def _by_member(call: Callable[..., Any], info: Any, in_dims: Any, args: Any) -> 
         return value if dims is None else value.select(dims, k)
 
     pairs = list(zip(args, in_dims, strict=True))
-    results = [call(*(member(*pair, k) for pair in pairs)) for k in range(info.batch_size)]
+    results = [run(*(member(*pair, k) for pair in pairs)) for k in range(info.batch_size)]
     return tuple(torch.stack(members) for members in zip(*results, strict=True))
 
 

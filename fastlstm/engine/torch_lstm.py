@@ -70,7 +70,7 @@ def _run_layer(*layer: Any) -> tuple[Tensor, Tensor, Tensor, None]:
     assert lengths is not None
     live = live_steps(input, lengths)
     # Tensor cores need an input size that is a multiple of 8. cuDNN's persistent kernels, which
-    # PyTorch uses in float16, need a multiple of 128, so a size that is one stays one.
+    # PyTorch uses in float16, need a multiple of 128: such a size stays a multiple of 128.
     added = 8 - input.size(-1) % 8 if input.size(-1) % 128 else 128
     ended = F.pad((~live).to(input.dtype), (0, added - 1))
     wide = torch.cat([torch.where(live, input, 0.0), ended], -1)  # without a NaN of the padding
@@ -79,13 +79,13 @@ def _run_layer(*layer: Any) -> tuple[Tensor, Tensor, Tensor, None]:
     output, (h_n, c_n), _ = run_torch(plain)
     output = torch.where(live, output, 0.0)
     last = (lengths - 1).clamp(0, steps - 1).view(1, -1, 1).expand_as(h_0[:1])
-    h_last = output[..., : h_0.size(-1)].gather(0, last)
+    h_last = output[..., : h_0.size(-1)].gather(0, last)  # after the end h changes with o
     h_last = torch.where((lengths > 0).unsqueeze(-1), h_last, h_0[:1].to(output.dtype))
     return output, torch.cat([h_last, h_n[1:]]), c_n, None
 
 
 def _wide_weights(call: LstmCall, added: int) -> list[Tensor]:
-    """Returns weights and biases. W_ih gets `added` columns: first +-SATURATE, then zeros.
+    """Returns weights and biases. W_ih gets `added` columns: one of +-SATURATE, then zeros.
 
     They are parts of one tensor, matrices first, which is cuDNN's layout. From any other layout
     PyTorch copies the weights, and warns.

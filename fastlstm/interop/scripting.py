@@ -23,7 +23,7 @@ class _InScript:
     then `type(module)` is this class.
     """
 
-    _fastlstm_class: type[nn.Module]
+    _fastlstm_class: type[nn.Module]  # the module's own class
 
     def __init_subclass__(cls) -> None:
         """Does not call the `__init_subclass__` of a user's class."""
