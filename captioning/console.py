@@ -45,7 +45,7 @@ def progress(work: Iterable[Any] | None, title: str | None, **options: Any) -> A
     """
     from tqdm import tqdm  # not at the top, so that __main__ can report that it is missing
 
-    class Lines(tqdm):  # type: ignore[misc]
+    class ProgressLines(tqdm):  # type: ignore[misc]
         tenths = 0  # how many tenths of the work were done at the last line
 
         def display(self, msg: str | None = None, pos: int | None = None) -> None:
@@ -63,4 +63,4 @@ def progress(work: Iterable[Any] | None, title: str | None, **options: Any) -> A
         return tqdm(work, title, **options)
     line = "{desc}: {n_fmt}/{total_fmt} in {elapsed}, {rate_fmt}{postfix}"
     options |= {"bar_format": line, "leave": False, "mininterval": 0, "miniters": 1}
-    return Lines(work, title, **options)
+    return ProgressLines(work, title, **options)

@@ -40,13 +40,13 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
 
 def check_settings(settings: Any) -> None:
     """Checks the fields of a dataclass that are in `ALLOWED`."""
-    for entry in fields(settings):
-        name, value, allowed = entry.name, getattr(settings, entry.name), ALLOWED.get(entry.name)
+    for field in fields(settings):
+        name, value, allowed = field.name, getattr(settings, field.name), ALLOWED.get(field.name)
         if allowed and isinstance(allowed[0], str):
             check_choice(name, value, allowed)
         elif allowed:
             low, high = allowed
-            kind, types = ("an integer", {int}) if entry.type is int else ("a number", {int, float})
+            kind, types = ("an integer", {int}) if field.type is int else ("a number", {int, float})
             if type(value) not in types or not low <= value <= high:
                 expected = f"{kind} from {low} to {high}"
                 raise CaptioningError(f"{name}: expected {expected}, got {abbreviate(value)}")
@@ -175,7 +175,7 @@ def preset(
 # The settings without an option of their own, which `train --set NAME=VALUE` takes.
 SET_NAMES = "pool min_count max_seq_length max_words dropout image_at batches_of warmup".split()
 SET_NAMES += "clip_norm label_smoothing consensus ema autocast".split()
-_DECLARED = {entry.name: entry for kind in (ModelConfig, TrainConfig) for entry in fields(kind)}
+_FIELDS = {field.name: field for kind in (ModelConfig, TrainConfig) for field in fields(kind)}
 
 
 def describe_setting(name: str) -> str:
@@ -187,7 +187,7 @@ def describe_setting(name: str) -> str:
         return "avg (or 2x2), and grid for --decoder attention: how to pool the feature map"
     text = f"{ModelConfig.__doc__}{TrainConfig.__doc__}".split(f"{name}: ")[1].partition("\n")[0]
     presets = preset(6000), preset(SMALL_SET), preset(6000, self_critical=True)
-    values = [str(chosen.get(name, _DECLARED[name].default)) for chosen in presets]
+    values = [str(chosen.get(name, _FIELDS[name].default)) for chosen in presets]
     return f"{values[0] if len({*values}) == 1 else ' | '.join(values)}: {text}"
 
 
@@ -200,7 +200,7 @@ def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:
         if name not in SET_NAMES or not text:
             names = ", ".join(SET_NAMES)
             raise CaptioningError(f"--set: expected NAME=VALUE, NAME of {names}; got {pair}")
-        kind: Any = str if name == "pool" else _DECLARED[name].type
+        kind: Any = str if name == "pool" else _FIELDS[name].type
         try:
             settings[name] = kind(text)
         except ValueError as error:

@@ -47,7 +47,7 @@ class FeatureCache:
             arrays = [np.load(file, mmap_mode="c") for file in (path, state_path)]
         except (OSError, ValueError, EOFError) as error:
             raise CaptioningError(f"{path} is damaged ({error}): delete it") from error
-        if (arrays[1] != DONE).any():  # a complete cache needs no writing, so it may be read-only
+        if (arrays[1] != DONE).any():  # the files of a complete cache may be read-only
             arrays = [np.load(file, mmap_mode="r+") for file in (path, state_path)]
         self.features, self.state = map(torch.from_numpy, arrays)
 
@@ -81,7 +81,7 @@ def extract_features(
 
     `images` are all pictures of the captions file, in its order. With `on_error` "refuse" a broken
     picture is an error, even if an earlier call skipped it; "skip" prints the names of broken
-    pictures and marks them in the cache. `workers` processes load pictures; 0 is this process.
+    pictures and marks them in the cache. `workers` processes load pictures; 0 for this process.
     """
     path = cache_path(folder, annotations, cnn, images)
     dtype = "float16" if cnn.grid else "float32"

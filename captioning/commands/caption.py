@@ -21,7 +21,7 @@ from captioning.results.figures import MAX_SHEET, write_panels, write_sheet
 from captioning.search.generate import CaptionedFile, caption_files, find_pictures
 from captioning.settings import DecodeConfig
 
-# The options that only one method has, and that method.
+# Options that only one search method uses, and that method.
 METHOD_OF = {"neighbors": "beam", "beam_size": "beam", "temperature": "sample", "seed": "sample"}
 
 

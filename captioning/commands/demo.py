@@ -62,7 +62,7 @@ def demo(
     A captioner that an earlier demo trained in the folder is deleted. Without `epochs` the number
     is taken from the decoder's `demo` settings. `splits` has the number of pictures of each split.
     """
-    output, start = Path(output), time.perf_counter()
+    output, start_time = Path(output), time.perf_counter()
     settings = {"batches_of": "captions", "dropout": 0.0, "image_at": "first", "min_count": 1}
     # A captioner hardly overfits to scenes: their captions state the same facts in few words.
     settings |= {"label_smoothing": 0.0, "consensus": 0.0, "ema": 0.0, "learning_rate": 4e-3}
@@ -82,7 +82,7 @@ def demo(
             (output / name).unlink(missing_ok=True)
         shutil.rmtree(output / "tensorboard", ignore_errors=True)
         history = train_locked(request, Process(device=device))
-        return _report(output, lstm, device, history, start)
+        return _report(output, lstm, device, history, start_time)
 
 
 def captions_file(output: Path, split: str) -> Path:
@@ -90,7 +90,7 @@ def captions_file(output: Path, split: str) -> Path:
 
 
 def _report(
-    output: Path, lstm: str, device: str, history: list[dict[str, float]], start: float
+    output: Path, lstm: str, device: str, history: list[dict[str, float]], start_time: float
 ) -> dict[str, Section]:
     """Captions new pictures, scores the captions, and writes the report; returns its sections."""
     say("3/4  captioning and scoring pictures that training never saw")
@@ -108,11 +108,11 @@ def _report(
     drawn = [(s, p) for s in parts for p in examples(s)["Drawn at random"][:3]]
     write_sheet(sheet, {picture.path: s.captions[picture.id] for s, picture in drawn})
     for split, section in sections.items():
-        written = [{"image_id": i, "caption": text} for i, text in section.captions.items()]
+        written = [{"image_id": i, "caption": caption} for i, caption in section.captions.items()]
         write_json(output / f"results_{split}.json", written)
         say("", *f"{split}: {section.scores}".splitlines())
         say("facts: " + "  ".join(f"{k} {v:.3f}" for k, v in section.facts.items()))
-    say("", f"training {seconds:.0f} s, this run {time.perf_counter() - start:.0f} s")
+    say("", f"training {seconds:.0f} s, this run {time.perf_counter() - start_time:.0f} s")
     say(f"report: {report}", f"contact sheet: {sheet}")
     return sections
 

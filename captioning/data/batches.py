@@ -19,7 +19,7 @@ class Batch:
     """
 
     indices: Tensor  # [B], the index of each caption in the training set
-    images: Tensor  # [M], rows of the feature table, each picture once
+    images: Tensor  # [M], positions of the pictures in the feature table, each once
     rows: Tensor  # [B], the position in `images` of the picture that each caption describes
     captions: Tensor  # [B,T], <start>, the words, <end>, then <pad>
     lengths: Tensor  # [B], the number of tokens of each caption, with <start> and <end>

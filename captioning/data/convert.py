@@ -19,7 +19,7 @@ from captioning.files import read_json, read_text, write_json
 SPLITS = ("train", "val", "test")
 FORMATS = (
     "captions: a table whose header names the columns image and caption, separated by comma, tab, "
-    "semicolon or bar (or a folder with it as captions.txt, .csv or .tsv); or dataset_coco.json, "
+    "semicolon or bar; a folder with this table in captions.txt, .csv or .tsv; dataset_coco.json, "
     "dataset_flickr8k.json or dataset_flickr30k.json of Karpathy and Fei-Fei, which have splits"
 )
 

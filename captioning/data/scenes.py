@@ -150,7 +150,7 @@ def fact_scores(written: Mapping[int, str], truth: Mapping[int, Facts | None]) -
     return shares | {"all": share(a == b for a, b in pairs)}
 
 
-Combination = tuple[int, str, str, str, str]
+Combination = tuple[int, str, str, str, str]  # the facts without the place
 
 
 def split_combinations(seed: int = 0) -> tuple[list[Combination], list[Combination]]:
@@ -169,14 +169,14 @@ def generate(root: str | Path, splits: dict[str, int] = SPLITS, seed: int = 0) -
         splits: the number of pictures of each split. Only "unseen" has unseen combinations.
         seed: the seed of all random choices; the same arguments give the same pictures.
     """
-    root, first = Path(root), 1
+    root, first_id = Path(root), 1
     seen, unseen = split_combinations(seed)
     for split, count in splits.items():
         rng, combinations = random.Random(f"{seed} {split}"), unseen if split == "unseen" else seen
         data: dict[str, Any] = {"info": {"image_folder": f"../{split}"}}
         data |= {"images": [], "annotations": []}
         (root / split).mkdir(parents=True, exist_ok=True)
-        for number in progress(range(first, first + count), f"draw {split}"):
+        for number in progress(range(first_id, first_id + count), f"draw {split}"):
             facts = Facts(*rng.choice(combinations), place=rng.choice(list(PLACES)))
             name = f"{number:06d}.png"
             draw_scene(rng, facts).save(root / split / name, compress_level=1)
@@ -184,5 +184,5 @@ def generate(root: str | Path, splits: dict[str, int] = SPLITS, seed: int = 0) -
             for k, caption in enumerate(captions(facts), 5 * (number - 1) + 1):
                 data["annotations"].append({"id": k, "image_id": number, "caption": caption})
         write_json(root / "annotations" / f"captions_{split}.json", data)
-        first += count
+        first_id += count
     return root

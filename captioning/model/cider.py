@@ -102,16 +102,16 @@ class CiderD:
         """Returns for each caption the sum over references r of shares[r] * CIDEr-D against r."""
         ids, inverse = np.unique(references.ids, return_inverse=True)
         ids = np.append(ids, np.iinfo(ids.dtype).max)  # the search below always finds an entry
-        bins, weights = _bins(references), self._weights(references)
-        tfidf, reference_norms = self._weights(captions), self._norms(references)
+        bins, reference_weights = _bins(references), self._weights(references)
+        caption_weights, reference_norms = self._weights(captions), self._norms(references)
         norms, begin, totals = self._norms(captions), 0, []
         for i, end in enumerate(captions.ends.tolist()):
             caption_ids = captions.ids[begin:end]
             # values[k] is the weight of the n-gram ids[k] in this caption, 0 if it does not occur.
             values, positions = np.zeros(len(ids)), np.searchsorted(ids, caption_ids)
             hits = ids[positions] == caption_ids
-            values[positions[hits]] = tfidf[begin:end][hits]
-            products = np.minimum(values[inverse], weights) * weights
+            values[positions[hits]] = caption_weights[begin:end][hits]
+            products = np.minimum(values[inverse], reference_weights) * reference_weights
             sums = np.bincount(bins, products, N * len(references.ends)).reshape(-1, N)
             begin, norm_products = end, reference_norms * norms[i]
             cosines = np.divide(sums, norm_products, out=np.zeros_like(sums), where=sums > 0).sum(1)

@@ -42,14 +42,14 @@ def choose_search(
         for size in BEAM_SIZES:
             for scores, lengths, agreement, ciders in _candidates(checkpoint, val, neighbors, size):
                 for penalty, weight in product(LENGTH_PENALTIES, weights):
-                    # A score is already divided by length ** LENGTH_PENALTIES[0].
-                    ranks = scores / lengths ** (penalty - LENGTH_PENALTIES[0]) + weight * agreement
-                    total[size, penalty, weight] += ciders[ranks.argmax()]
+                    # `scores` are already divided by length ** LENGTH_PENALTIES[0].
+                    final = scores / lengths ** (penalty - LENGTH_PENALTIES[0]) + weight * agreement
+                    total[size, penalty, weight] += ciders[final.argmax()]
                 bar.update()
-    best = max(total, key=total.__getitem__)
+    best = beams, length_penalty, neighbor_weight = max(total, key=total.__getitem__)
     checkpoint.search = DecodeConfig("beam", *best)
-    message = f"search chosen on --val: {best[0]} beams, length penalty {best[1]}"
-    if neighbors and best[2]:
+    message = f"search chosen on --val: {beams} beams, length penalty {length_penalty}"
+    if neighbors and neighbor_weight:
         checkpoint.neighbors = neighbors
         message += ", captions of similar training pictures"
     return f"{message}: CIDEr-D {total[best] / count:.3f}"

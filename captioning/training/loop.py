@@ -109,10 +109,10 @@ class _Run:
 
     def validate_and_save(self, entry: dict[str, float]) -> None:
         """Validates and saves the epoch of `entry`, which is the last of the history."""
-        ciders = [e["CIDEr-D"] for e in self.history[:-1] if "CIDEr-D" in e]
+        earlier = [e["CIDEr-D"] for e in self.history[:-1] if "CIDEr-D" in e]
         if self.val_table and self.process.is_first:
-            averaged = replace(self.checkpoint, models=[self.trainer.averaged])
-            loss, scores = validate(averaged, self.val_table)
+            checkpoint = replace(self.checkpoint, models=[self.trainer.model_to_save])
+            loss, scores = validate(checkpoint, self.val_table)
             if len(self.history) == 1:
                 say(*(f"note: {note}" for note in scores.notes))
             entry |= {"val_loss": loss, **scores.overall}
@@ -128,7 +128,7 @@ class _Run:
         # With scores best.pt is the best epoch so far. Without scores it is this epoch, unless an
         # earlier epoch had scores. best.pt is written first: if the run is killed between the two
         # files, it resumes from the older last.pt and repeats this epoch.
-        if entry["CIDEr-D"] > max(ciders, default=-1.0) if "CIDEr-D" in entry else not ciders:
+        if entry["CIDEr-D"] > max(earlier, default=-1.0) if "CIDEr-D" in entry else not earlier:
             self.save(self.best)
         self.save(self.last)
 
@@ -137,7 +137,7 @@ class _Run:
         if self.process.is_first:
             state = {"config": asdict(self.config), "trainer": self.trainer.state_dict()}
             self.checkpoint.training |= {**state, "history": self.history}
-            replace(self.checkpoint, models=[self.trainer.averaged]).save(path)
+            replace(self.checkpoint, models=[self.trainer.model_to_save]).save(path)
 
 
 def describe(entry: dict[str, float]) -> str:

@@ -98,7 +98,7 @@ class Trainer:
             raise CaptioningError(f"batch_size: expected {expected}")
 
     @property
-    def averaged(self) -> Captioner:
+    def model_to_save(self) -> Captioner:
         """The captioner that is validated and saved: with averaged weights if `config.ema` > 0."""
         return cast(Captioner, self.average.module) if self.average else self.model
 
@@ -109,7 +109,7 @@ class Trainer:
         return average.lerp(weight, 1 - decay)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what training needs to resume, besides the weights of `averaged`."""
+        """Returns what training needs to resume, besides the weights of `model_to_save`."""
         state = {"optimizer": self.optimizer.state_dict(), "step": self.step}
         return state | ({"weights": self.model.state_dict()} if self.average else {})
 
