@@ -10,10 +10,10 @@
 // Allocates managed memory, which host and GPU share, from large pieces that are never freed.
 // Without a GPU the memory is host memory, so that --list works.
 void* operator new(size_t bytes) {
-  constexpr size_t kPiece = size_t{256} << 20, kAligned = 256;
+  constexpr size_t kPiece = size_t{256} << 20, kAlignment = 256;
   static char* next = nullptr;
   static size_t left = 0;
-  bytes = (bytes + kAligned - 1) / kAligned * kAligned;
+  bytes = (bytes + kAlignment - 1) / kAlignment * kAlignment;
   if (bytes > left) {
     left = bytes > kPiece ? bytes : kPiece;
     void* piece = nullptr;

@@ -18,7 +18,7 @@ constexpr uint32_t kWaitLimit = 10'000;  // Sequence::wait_limit
 struct Runtime {
   int shared_bytes = 227 * 1024;
 };
-inline Runtime& shared() {
+inline Runtime& state() {
   static Runtime value;
   return value;
 }

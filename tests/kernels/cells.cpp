@@ -173,16 +173,16 @@ bool has_stepwise_kernels(const RowKernels<T, A>& kernels) {
 }
 
 // Checks a layer of the stepwise engine and returns the bytes of its results. Each call of a kernel
-// computes `together` units.
+// computes `units_per_call` units.
 template <typename T, typename A>
 Bytes run_steps(const RowKernels<T, A>& kernels, const stepwise::Shape& shape, unsigned seed,
-                int64_t together) {
+                int64_t units_per_call) {
   return stepwise::run<T, A>(shape, seed, [&](const auto& step) {
     using StepOf = std::decay_t<decltype(step)>;
     for (int64_t b = 0; b < step.rows; ++b)
-      for (int64_t u = 0; u < shape.H; u += together)
+      for (int64_t u = 0; u < shape.H; u += units_per_call)
         static_cast<const RowKernel<StepOf>&>(kernels).run(step, b, u,
-                                                           std::min(u + together, shape.H));
+                                                           std::min(u + units_per_call, shape.H));
   });
 }
 

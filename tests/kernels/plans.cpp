@@ -9,7 +9,7 @@ namespace {
 using namespace fastlstm;
 using testing::check;
 
-// Returns the fields of GEMM kernels that the planner reads. The kernels themselves are missing.
+// Returns GemmKernels without functions that compute: with only the fields that the planner reads.
 GemmKernels gemm_of(Format format, int64_t bytes, int64_t lanes, int64_t rows, bool trains = true) {
   GemmKernels gemm{};
   gemm.format = gemm.source_format = format, gemm.element_bits = 8 * bytes, gemm.lanes = lanes;
@@ -155,20 +155,20 @@ void check_split(const NamedMachine& named) {
     const CpuPlan found = make_plan(task, named.machine);
     return found.gemm && found.gemm->format == Format::bfloat16x2;
   };
-  const bool has = named.machine.gemms[Format::bfloat16x2] != nullptr;
-  check(splits(task) == has, named.name);
-  const auto with = [&](const auto& change) {
+  const bool amx = named.machine.gemms[Format::bfloat16x2] != nullptr;
+  check(splits(task) == amx, named.name);
+  const auto splits_if = [&](const auto& change) {
     CpuTask other = task;
     change(other);
     return splits(other);
   };
-  check(with([](CpuTask& t) { t.projects = true; }) == has, named.name, ": a projection");
-  check(with([](CpuTask& t) { t.backward = true; }) == has, named.name, ": backward");
-  check(!with([](CpuTask& t) { t.precision = Precision::kFloat32; }), named.name, ": unasked");
-  check(!with([](CpuTask& t) { t.precision = Precision::kBf16; }), named.name, ": bf16");
-  check(!with([](CpuTask& t) { t.dtype = Dtype::kFloat64; }), named.name, ": float64");
-  check(!with([](CpuTask& t) { t.prepacked = Format::float32; }), named.name, ": prepacked");
-  check(!with([](CpuTask& t) { t.steps = t.total_rows = 1; }), named.name, ": a single step");
+  check(splits_if([](CpuTask& t) { t.projects = true; }) == amx, named.name, ": a projection");
+  check(splits_if([](CpuTask& t) { t.backward = true; }) == amx, named.name, ": backward");
+  check(!splits_if([](CpuTask& t) { t.precision = Precision::kFloat32; }), named.name, ": float32");
+  check(!splits_if([](CpuTask& t) { t.precision = Precision::kBf16; }), named.name, ": bf16");
+  check(!splits_if([](CpuTask& t) { t.dtype = Dtype::kFloat64; }), named.name, ": float64");
+  check(!splits_if([](CpuTask& t) { t.prepacked = Format::float32; }), named.name, ": prepacked");
+  check(!splits_if([](CpuTask& t) { t.steps = t.total_rows = 1; }), named.name, ": a single step");
 }
 
 // Checks that a small layer gets one thread and a large layer gets all threads.
@@ -204,19 +204,19 @@ void check_steps_ahead(const NamedMachine& named) {
 // Checks that W_hh is read in place for few steps of few rows: for more steps if W_hh is large.
 void check_forms(const NamedMachine& named) {
   for (const bool backward : {false, true}) {
-    const auto is = [&](MatrixForm expected, int64_t steps, int64_t batch, int64_t size) {
+    const auto expect_form = [&](MatrixForm expected, int64_t steps, int64_t batch, int64_t size) {
       CpuTask task = task_of(Dtype::kFloat32, steps, batch, size, size);
       task.backward = backward;
       const MatrixForm found = make_plan(task, named.machine).w_hh;
       check(found == expected, named.name, ", backward ", backward, ", T ", steps, ", B ", batch,
             ", H ", size, ": form ", int(found));
     };
-    is(MatrixForm::kInPlace, 1, 16, 64);
-    is(MatrixForm::kInPlace, 7, 8, 1494);
-    is(MatrixForm::kPanels, 7, 8, 64);
-    is(MatrixForm::kPanels, 100, 8, 1494);
-    is(MatrixForm::kPanelOnDemand, 2, 95, 1040);
-    is(MatrixForm::kPanels, 3, 95, 1040);
+    expect_form(MatrixForm::kInPlace, 1, 16, 64);
+    expect_form(MatrixForm::kInPlace, 7, 8, 1494);
+    expect_form(MatrixForm::kPanels, 7, 8, 64);
+    expect_form(MatrixForm::kPanels, 100, 8, 1494);
+    expect_form(MatrixForm::kPanelOnDemand, 2, 95, 1040);
+    expect_form(MatrixForm::kPanels, 3, 95, 1040);
   }
 }
 

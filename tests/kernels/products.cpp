@@ -30,7 +30,7 @@ struct Matrix {
       for (T& x : row) x = random.number<T>();
   }
   Matrix(const Matrix&) = delete;
-  void* const* at() const { return pointers.data(); }
+  void* const* row_pointers() const { return pointers.data(); }
   std::vector<T> joined() const {
     std::vector<T> all;
     for (const auto& row : of_row) all.insert(all.end(), row.begin(), row.end());
@@ -82,10 +82,10 @@ struct Panels {
   }
 
   // Extends `product`, which has the panel `first`, by the next panels of the same width, up to
-  // `most` panels in all. Returns the index of the panel after them.
-  size_t take(PanelProduct& product, size_t first, int64_t most) const {
+  // `max_panels` panels in all. Returns the index of the panel after them.
+  size_t add_panels(PanelProduct& product, size_t first, int64_t max_panels) const {
     size_t end = first + 1;
-    while (end < all.size() && int64_t(end - first) < most &&
+    while (end < all.size() && int64_t(end - first) < max_panels &&
            all[end].shape.vectors == product.shape.vectors) {
       product.shape.columns += all[end].shape.columns;
       const int64_t distance = all[first + 1].offset - all[first].offset;
@@ -95,8 +95,8 @@ struct Panels {
   }
 };
 
-// The first term of each sum: zero, a bias for each column, or the value in the destination.
-enum class Before { kNothing, kBias, kSums };
+// The first term of each sum: zero, a bias for each column, or the value in the destination c.
+enum class FirstTerm { kZero, kBias, kC };
 
 // A random product of a matrix a [rows,k_begin + K] with b, over the terms [k_begin, k_begin + K).
 template <typename T>
@@ -107,32 +107,32 @@ struct Problem {
   const int64_t rows = random.between(1, 2 * gemm.tile_rows + 1), k_begin = random.between(0, 3);
   const int64_t K = random_terms(random), N = random.between(1, 9 * gemm.lanes + 1);
   const bool transposed = random.coin();  // b is [N,k_begin + K] if true, else [k_begin + K,N]
-  const Before before = Before(random.between(0, 2));
+  const FirstTerm first_term = FirstTerm(random.between(0, 2));
   Matrix<T> a{rows, k_begin + K, random};
   Matrix<T> b{transposed ? N : k_begin + K, transposed ? k_begin + K : N, random};
   Matrix<A> bias{1, N, random};
   Matrix<A> sums{rows, N, random};  // what the products are added to
-  Panels<T> panels{gemm, {b.at(), transposed}, k_begin, K, N};
+  Panels<T> panels{gemm, {b.row_pointers(), transposed}, k_begin, K, N};
 
   Problem(const GemmKernels& gemm, unsigned seed) : gemm(gemm), random(seed) {}
 
   // The product of rows [first, first + count) with one panel, written to c.
   PanelProduct panel_product(size_t panel, int64_t first, int64_t count, void* const* c,
-                             Before before) const {
+                             FirstTerm first_term) const {
     const auto& [shape, offset] = panels.all[panel];
-    const bool adds = before == Before::kSums;
-    const void* const added = before == Before::kBias ? bias.at()[0] : nullptr;
-    return {a.at() + first, count, k_begin, K, &panels.data[offset], shape, c + first, adds, added};
+    const bool adds = first_term == FirstTerm::kC;
+    const void* const added = first_term == FirstTerm::kBias ? bias.pointers[0] : nullptr;
+    return {&a.pointers[first], count, k_begin, K, &panels.data[offset], shape,
+            c + first,          adds,  added};
   }
-  // Calls run(product) for all rows and panels, up to `step` rows and `most_panels` panels at a
-  // time.
+  // Calls run(product) for all rows and panels: at most `step` rows and `max_panels` panels a call.
   template <typename C, typename Run>
-  void multiply(Matrix<C>& c, int64_t step, int64_t most_panels, const Run& run) const {
+  void multiply(Matrix<C>& c, int64_t step, int64_t max_panels, const Run& run) const {
     for (int64_t first = 0; first < rows; first += step)
       for (size_t p = 0; p < panels.all.size();) {
         const int64_t count = std::min(step, rows - first);
-        auto product = panel_product(p, first, count, c.at(), before);
-        p = panels.take(product, p, most_panels);
+        auto product = panel_product(p, first, count, c.row_pointers(), first_term);
+        p = panels.add_panels(product, p, max_panels);
         run(product);
       }
   }
@@ -142,19 +142,19 @@ struct Problem {
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t n = 0; n < N; ++n)
         c.of_row[r][n] =
-            from_double<C>(before == Before::kSums ? to_double(sums.of_row[r][n]) : NAN);
+            from_double<C>(first_term == FirstTerm::kC ? to_double(sums.of_row[r][n]) : NAN);
   }
   std::string text() const {
     return testing::text(rows, " rows, terms [", k_begin, ", ", k_begin + K, "), ", N,
-                         " columns, transposed ", transposed, ", before ", int(before));
+                         " columns, transposed ", transposed, ", first term ", int(first_term));
   }
 
   void check_sums(const Matrix<A>& c) const {
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t n = 0; n < N; ++n) {
         double sum = 0, size = 0;
-        if (before != Before::kNothing)
-          sum = to_double(before == Before::kBias ? bias.of_row[0][n] : sums.of_row[r][n]);
+        if (first_term != FirstTerm::kZero)
+          sum = to_double(first_term == FirstTerm::kBias ? bias.of_row[0][n] : sums.of_row[r][n]);
         size = std::fabs(sum);
         for (int64_t k = k_begin; k < k_begin + K; ++k) {
           const double term =
@@ -180,7 +180,7 @@ struct Problem {
 
     if (!gemm.trains()) return;  // kernels only for prepacked weights
     fill(other);
-    const void* const fetched[] = {a.at()[0]};
+    const void* const fetched[] = {a.pointers[0]};
     Prefetch prefetch{fetched, 1, 0, 4, 1};
     multiply(other, rows, gemm.panels_at_once,
              [&](auto p) { p.prefetch = &prefetch, gemm.multiply(p); });
@@ -197,7 +197,7 @@ struct Problem {
     fill(expected);
     put_rows(expected);
     check_same(rounded, expected, text() + ": rounded");
-    if (before != Before::kSums) {
+    if (first_term != FirstTerm::kC) {
       for (int64_t r = 0; r < rows; ++r)
         for (int64_t n = 0; n < N; ++n)
           expected.of_row[r][n] = from_double<T>(to_double(c.of_row[r][n]));
@@ -211,10 +211,10 @@ struct Problem {
       const int64_t width = panels.all[p].shape.vectors * gemm.lanes;
       std::vector<A> buffer(rows * width);
       const auto to = rows_of(buffer.data(), rows, width);
-      auto product = panel_product(p, 0, rows, to.data(), Before::kNothing);
+      auto product = panel_product(p, 0, rows, to.data(), FirstTerm::kZero);
       product.shape.first_column = 0, product.shape.columns = width;
       gemm.multiply(product);
-      gemm.put_rows(panel_product(p, 0, rows, c.at(), before), buffer.data(), width);
+      gemm.put_rows(panel_product(p, 0, rows, c.row_pointers(), first_term), buffer.data(), width);
     }
   }
 
@@ -223,16 +223,16 @@ struct Problem {
     const int64_t lanes = gemm.lanes, stride = b.of_row[0].size();
     const std::vector<T> columns = b.joined();  // [N,k_begin + K]
     std::vector<A> padded_bias(N + 2 * lanes);
-    if (before == Before::kBias) std::copy_n(bias.of_row[0].begin(), N, padded_bias.begin());
-    const int64_t most = rows == 1 ? 2 * lanes : lanes;
-    for (int64_t n = 0; n < N; n += most) {
-      const int64_t count = std::min(most, N - n);
-      Matrix<A> c(rows, N + most);
+    if (first_term == FirstTerm::kBias) std::copy_n(bias.of_row[0].begin(), N, padded_bias.begin());
+    const int64_t width = rows == 1 ? 2 * lanes : lanes;
+    for (int64_t n = 0; n < N; n += width) {
+      const int64_t count = std::min(width, N - n);
+      Matrix<A> c(rows, N + width);
       fill(c);
       std::vector<void*> to;
       for (auto& row : c.of_row) to.push_back(&row[n]);
-      auto product = panel_product(0, 0, rows, to.data(), before);
-      product.panel = nullptr, product.shape = {0, most, 1};
+      auto product = panel_product(0, 0, rows, to.data(), first_term);
+      product.panel = nullptr, product.shape = {0, width, 1};
       if (product.bias) product.bias = &padded_bias[n];
       const T* const from = &columns[n * stride];
       gemm.multiply_unpacked_columns(product, {from, stride, count}, from);
@@ -249,7 +249,7 @@ struct Problem {
     std::vector<A> buffer(2 * rows * vectors * gemm.lanes);
     Matrix<A> c(rows, N);
     fill(c);
-    auto product = panel_product(0, 0, rows, c.at(), before);
+    auto product = panel_product(0, 0, rows, c.row_pointers(), first_term);
     product.panel = nullptr, product.shape = {0, N, vectors};
     gemm.multiply_unpacked_rows(product, {elements.data(), N, N}, buffer.data());
     check_same(c, expected, text() + ": unpacked rows");
@@ -263,7 +263,7 @@ void check_transpose(const GemmKernels& gemm, unsigned seed) {
   const int64_t begin = random.between(0, columns), end = random.between(begin, columns);
   const Matrix<T> from(rows, columns, random);
   std::vector<T> to(rows * (end - begin));
-  gemm.transpose(from.at(), rows, begin, end, to.data());
+  gemm.transpose(from.row_pointers(), rows, begin, end, to.data());
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t m = begin; m < end; ++m)
       check(same_bits(to[(m - begin) * rows + r], from.of_row[r][m]), "transposed [", rows, ", ",
@@ -278,7 +278,7 @@ void check_sum_rows(const GemmKernels& gemm, unsigned seed) {
   const bool accumulate = random.coin();
   const Matrix<T> matrix(rows, K, random);
   std::vector<A> sums(rows, accumulate ? A(0.5) : A(NAN));
-  gemm.sum_rows(matrix.at(), rows, K, sums.data(), accumulate);
+  gemm.sum_rows(matrix.row_pointers(), rows, K, sums.data(), accumulate);
   for (int64_t r = 0; r < rows; ++r) {
     double sum = accumulate ? 0.5 : 0, size = sum;
     for (T x : matrix.of_row[r]) sum += to_double(x), size += std::fabs(to_double(x));
@@ -293,7 +293,7 @@ void check_encoded(const GemmKernels& gemm, unsigned seed) {
   const int64_t K = random_terms(random);
   const Matrix<float> row(1, K, random);
   std::vector<bfloat16> encoded(gemm.encoded_bytes(K) / 2);
-  gemm.encode(row.at()[0], K, encoded.data());
+  gemm.encode(row.pointers[0], K, encoded.data());
   for (size_t k = 0; k < encoded.size(); ++k)
     check(encoded[k].bits == bfloat16(k < size_t(K) ? row.of_row[0][k] : 0.0f).bits, "encoded ", k,
           " of ", K);
@@ -328,8 +328,8 @@ struct Int8Problem {
   // Encodes the rows and checks the rounding error.
   void encode() {
     for (int64_t r = 0; r < rows; ++r) {
-      gemm.encode(source.at()[r], K, encoded.at()[r]);
-      const float scale = scale_of(encoded.at()[r]);
+      gemm.encode(source.pointers[r], K, encoded.pointers[r]);
+      const float scale = scale_of(encoded.pointers[r]);
       int largest = 0;
       for (int64_t k = 0; k < K; ++k) {
         largest = std::max(largest, std::abs(term(r, k)));
@@ -342,7 +342,7 @@ struct Int8Problem {
 
   // Packs the weights with their scales, and checks that they can be unpacked.
   Panels<int8_t> pack() const {
-    Panels<int8_t> panels(gemm, {weights.at(), true}, 0, K, N);
+    Panels<int8_t> panels(gemm, {weights.row_pointers(), true}, 0, K, N);
     for (const auto& [shape, offset] : panels.all) {
       const int64_t width = shape.vectors * gemm.lanes;
       auto* const panel = reinterpret_cast<char*>(&panels.data[offset]);
@@ -368,15 +368,15 @@ struct Int8Problem {
   PanelProduct panel_product(const Matrix<int8_t>& a, int64_t first, int64_t count,
                              const Panels<int8_t>& panels, size_t panel, Matrix<float>& c) const {
     const auto& [shape, offset] = panels.all[panel];
-    return {a.at() + first, count, 0, K, &panels.data[offset], shape, c.at() + first, true};
+    return {&a.pointers[first], count, 0, K, &panels.data[offset], shape, &c.pointers[first], true};
   }
   void multiply(const Matrix<int8_t>& a, const Panels<int8_t>& panels, int64_t step,
-                int64_t most_panels, Matrix<float>& c) const {
+                int64_t max_panels, Matrix<float>& c) const {
     const int64_t count = a.of_row.size();
     for (int64_t first = 0; first < count; first += step)
       for (size_t p = 0; p < panels.all.size();) {
         auto product = panel_product(a, first, std::min(step, count - first), panels, p, c);
-        p = panels.take(product, p, most_panels);
+        p = panels.add_panels(product, p, max_panels);
         gemm.multiply(product);
       }
   }
@@ -390,7 +390,7 @@ struct Int8Problem {
       for (int64_t n = 0; n < N; ++n) {
         int64_t sum = 0;  // exact
         for (int64_t k = 0; k < K; ++k) sum += term(r, k) * weights.of_row[n][k];
-        const double product = double(sum) * scale_of(encoded.at()[r]) * scales.of_row[0][n];
+        const double product = double(sum) * scale_of(encoded.pointers[r]) * scales.of_row[0][n];
         check(std::fabs(c.of_row[r][n] - (0.25 + product)) <=
                   4 * roundoff<float>() * (0.25 + std::fabs(product)),
               rows, " rows, ", K, " terms, ", N, " columns: row ", r, ", column ", n, ": ",

@@ -161,7 +161,7 @@ void check_transposed(const GemmKernels& gemm, unsigned seed) {
     std::vector<float> of_column;
     for (int64_t r = 0; r < p.rows; ++r) of_column.push_back(p.a[r * p.K + column]);
     gemm.encode(of_column.data(), p.rows, expected.data());
-    // encode leaves the padding that encoded_bytes adds unwritten.
+    // The row ends with padding that `encode` does not write.
     const int64_t written = gemm.bytes(round_up(p.rows, 32));
     check(std::memcmp(&found[(column - begin) * bytes], expected.data(), written) == 0, "seed ",
           seed, ": column ", column, " of [", begin, ", ", end, ")");

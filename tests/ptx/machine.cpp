@@ -41,9 +41,9 @@ Dim3 unravel(uint32_t i, const Dim3& size) {
 
 uint32_t special_value(int which, const Launch& launch, const Block& block, uint32_t thread) {
   if (which == kLaneid) return thread % kLanes;
-  const Dim3 of[] = {unravel(thread, launch.block), unravel(block.index, launch.grid), launch.block,
-                     launch.grid};
-  const Dim3& d = of[which / 3];
+  const Dim3 values[] = {unravel(thread, launch.block), unravel(block.index, launch.grid),
+                         launch.block, launch.grid};
+  const Dim3& d = values[which / 3];
   return which % 3 == 0 ? d.x : which % 3 == 1 ? d.y : d.z;
 }
 
@@ -272,11 +272,11 @@ bool is_blocked(Warp& warp) {
 [[noreturn]] void report_standstill(const Machine& m, const char* what) {
   std::ostringstream out;
   out << m.launch.kernel->short_name() << ": " << what;
-  int told = 0;
+  int printed = 0;
   for (const Block& block : m.blocks)
     for (const Warp& warp : block.warps)
       for (const Group& g : warp.groups)
-        if (told++ < 6)
+        if (printed++ < 6)
           out << "\n    block " << block.index << ", warp " << warp.index << ", lanes " << std::hex
               << g.lanes << std::dec << " at \"" << m.launch.kernel->code[g.pc].text << '"';
   throw Fault(out.str());
@@ -339,9 +339,9 @@ void run(const Launch& launch) {
   Machine m{launch, ++number, 0, {}, {}, {}};
   m.random.seed((options().seed + options().seed_offset) * 7919 + 1);
   const auto blocks = static_cast<uint32_t>(launch.grid.count());
-  const uint32_t together = launch.cooperative ? blocks : 4;
-  for (uint32_t first = 0; first < blocks; first += together)
-    run_blocks(m, first, std::min(together, blocks - first));
+  const uint32_t at_once = launch.cooperative ? blocks : 4;
+  for (uint32_t first = 0; first < blocks; first += at_once)
+    run_blocks(m, first, std::min(at_once, blocks - first));
 }
 
 }  // namespace ptx

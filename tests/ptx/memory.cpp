@@ -69,7 +69,7 @@ void release(void* p) {
 
 // Returns `race` if the two accesses are a data race, another message if they are relaxed accesses
 // of different sizes, or null if there is no race.
-const char* judge(const Visit& before, const Visit& now, const char* race) {
+const char* race_between(const Visit& before, const Visit& now, const char* race) {
   if (!unordered(before, now)) return nullptr;
   if (!before.strong || !now.strong) return race;
   return before.bytes == now.bytes ? nullptr : "relaxed accesses of different sizes";
@@ -93,10 +93,10 @@ OwnMemory::OwnMemory() { ++table().own; }
 OwnMemory::~OwnMemory() { --table().own; }
 
 const char* visit(Shadow& shadow, const Visit& now, bool is_store) {
-  const char* race = judge(shadow.store, now, "another thread's store");
+  const char* race = race_between(shadow.store, now, "another thread's store");
   if (is_store) {
     for (const Visit& load : {shadow.load, shadow.other_load})
-      if (!race) race = judge(load, now, "another thread's load");
+      if (!race) race = race_between(load, now, "another thread's load");
     shadow.store = now;
   } else {
     if (unordered(shadow.load, now)) shadow.other_load = shadow.load;

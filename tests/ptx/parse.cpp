@@ -79,8 +79,8 @@ class Parser {
     const size_t name = text_.find(".entry") + 6, open = text_.find('(', name);
     kernel_->name = trimmed(text_.substr(name, open - name));
     const size_t close = text_.find(')', open);
-    for (const std::string& one : split(text_.substr(open + 1, close - open - 1), ','))
-      read_parameter(one);
+    for (const std::string& parameter : split(text_.substr(open + 1, close - open - 1), ','))
+      read_parameter(parameter);
     at_ = text_.find('{', close) + 1;
   }
 
@@ -290,7 +290,7 @@ class Parser {
       opcode += " " + parts[1];
       parts.erase(parts.begin(), parts.begin() + 2);
     }
-    // The operand of this conversion may be a 64-bit register, of which the lower half counts.
+    // The operand of this conversion may be a 64-bit register. Then its lower half is converted.
     if (opcode == "cvt.s64.s32" && registers_.count(parts[1]) && registers_[parts[1]].bytes == 8)
       opcode += " of 64 bits";
     const auto found = operations().find(opcode);

@@ -13,7 +13,7 @@ constexpr uint32_t kWaitLimit = 1'000'000;
 struct Runtime {
   int& shared_bytes = ptx::options().shared_bytes;
 };
-inline Runtime& shared() {
+inline Runtime& state() {
   static Runtime r;
   return r;
 }

@@ -73,7 +73,7 @@ struct Run {
   Run(const Shape& shape, unsigned seed, bool allow_tf32)
       : shape(shape),
         task{shape.H, shape.B, shape.T, shape.directions, dtype_of<T>(), allow_tf32, false} {
-    runtime::shared().shared_bytes = 1 << 20;  // enough for tiles that are too large for a GPU
+    runtime::state().shared_bytes = 1 << 20;  // enough for tiles that are too large for a GPU
     for (int d = 0; d < shape.directions; ++d)
       problems.push_back(oracle::random_problem(shape.T, shape.B, shape.H,
                                                 {shape.form, d == 1 || shape.reverse, shape.reset},
@@ -96,29 +96,29 @@ struct Run {
       typename Buffers<T>::Direction d;
       d.w_hh = converted<T>(p.w_hh);
       d.h_0 = d.h_n = converted<T>(p.h_0);
-      d.h_0 = padded(d.h_0, width(false));
+      d.h_0 = padded(d.h_0, exchange_width(false));
       d.c_0 = d.c_n = converted<float>(p.c_0);
       d.gates = flat<T>(p.x_gates, 4 * shape.H);
       d.cells = unwritten<float>(b.flat_rows * shape.H);
-      d.d_gates = unwritten<T>(b.flat_rows * 4 * width(true));
+      d.d_gates = unwritten<T>(b.flat_rows * 4 * exchange_width(true));
       d.d_h = converted<T>(p.d_h_n);
       d.d_c = converted<float>(p.d_c_n);
       d.d_cells = flat<float>(p.d_cells, shape.H);
-      if (width(false) != shape.H)
-        d.exchange = unwritten<T>(b.flat_rows * shape.directions * width(false));
+      if (exchange_width(false) != shape.H)
+        d.exchange = unwritten<T>(b.flat_rows * shape.directions * exchange_width(false));
       b.direction.push_back(d);
     }
     b.d_output = unwritten<T>(b.output.size());
     for (int d = 0; d < shape.directions; ++d) {
-      const auto one = flat<T>(problems[d].d_output, shape.H);
+      const auto rows = flat<T>(problems[d].d_output, shape.H);
       for (int64_t r = 0; r < b.flat_rows; ++r)
-        std::copy(&one[r * shape.H], &one[r * shape.H] + shape.H,
+        std::copy(&rows[r * shape.H], &rows[r * shape.H] + shape.H,
                   &b.d_output[(r * shape.directions + d) * shape.H]);
     }
   }
 
-  // The width of a row that blocks exchange: of h in forward, of one gate's gradient in backward.
-  int64_t width(bool backward) const {
+  // The padded width of a row that blocks exchange: h in forward, one gate's gradient in backward.
+  int64_t exchange_width(bool backward) const {
     CudaTask padded = task;
     padded.backward = backward;
     return padded.exchange_width();
@@ -171,7 +171,7 @@ struct Run {
     for (int d = 0; d < shape.directions; ++d) {
       auto& b = buffers.direction[d];
       T* const output = buffers.output.data() + d * shape.H;
-      T* const exchange = b.exchange.empty() ? output : b.exchange.data() + d * width(false);
+      T* const exchange = b.exchange.empty() ? output : &b.exchange[d * exchange_width(false)];
       float* const cells = save ? b.cells.data() : nullptr;
       call.direction[d] = {b.w_hh.data(), b.h_0.data(), b.gates.data(), output,
                            exchange,      cells,        b.h_n.data(),   b.c_n.data()};
@@ -179,7 +179,7 @@ struct Run {
     call.first_reverse = shape.reverse;
     call.save_gates = save;
     call.output_stride = shape.directions * shape.H;
-    call.exchange_stride = shape.directions * width(false);
+    call.exchange_stride = shape.directions * exchange_width(false);
     check(launch_walk(call, tiling(), nullptr) == cudaSuccess, "launch");
   }
 
@@ -214,7 +214,7 @@ struct Run {
             {"cells", bytes_of(d.cells)},
             {"h_n", bytes_of(d.h_n)},
             {"c_n", bytes_of(d.c_n)},
-            {"d_gates", bytes_of(unpadded(d.d_gates, width(true)))},
+            {"d_gates", bytes_of(unpadded(d.d_gates, exchange_width(true)))},
             {"d_h_0", bytes_of(d.d_h)},
             {"d_c_0", bytes_of(d.d_c)}};
   }
@@ -244,8 +244,8 @@ struct Run {
             check(std::all_of(cells, cells + shape.H, [](float c) { return !std::isnan(c); }),
                   "cells at a dead position are undefined");
         }
-      check_close(unpadded(b.d_gates, width(true)), flat<double>(solution.d_gates, 4 * shape.H),
-                  unit_roundoff, 32, "d_gates");
+      check_close(unpadded(b.d_gates, exchange_width(true)),
+                  flat<double>(solution.d_gates, 4 * shape.H), unit_roundoff, 32, "d_gates");
       check_close(b.d_h, solution.d_h_0, unit_roundoff, 32, "d_h_0");
       check_close(b.d_c, solution.d_c_0, unit_roundoff, 32, "d_c_0");
     }

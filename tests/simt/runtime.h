@@ -44,7 +44,7 @@ struct Runtime {
   std::vector<Event> events;
   std::function<void()> attribute_is_set;  // if set, called after a function's attribute is set
 };
-inline Runtime& shared() {
+inline Runtime& state() {
   static Runtime r;
   return r;
 }
@@ -69,12 +69,12 @@ template <typename... P, size_t... kIndex>
 cudaError_t launch(simt::Residency residency, void (*kernel)(P...), dim3 grid, dim3 block,
                    void** arguments, size_t shared_bytes, cudaStream_t stream,
                    std::index_sequence<kIndex...>) {
-  const std::lock_guard<std::mutex> lock(shared().mutex);
+  const std::lock_guard<std::mutex> lock(state().mutex);
   const int device = thread().device;
-  const auto limit = shared().shared_limit.find({device, reinterpret_cast<const void*>(kernel)});
-  const size_t most = limit == shared().shared_limit.end() ? 48 * 1024 : limit->second;
-  if (shared_bytes > most) return result(cudaErrorInvalidValue);
-  shared().events.push_back(
+  const auto limit = state().shared_limit.find({device, reinterpret_cast<const void*>(kernel)});
+  const size_t max_bytes = limit == state().shared_limit.end() ? 48 * 1024 : limit->second;
+  if (shared_bytes > max_bytes) return result(cudaErrorInvalidValue);
+  state().events.push_back(
       {residency == simt::kAllBlocks ? Event::kCooperativeLaunch : Event::kLaunch, device, stream,
        shared_bytes, grid.x * grid.y * grid.z});
   return result(simt::launch(grid, block, shared_bytes, residency,
@@ -99,7 +99,7 @@ cudaError_t cudaLaunchCooperativeKernel(void (*kernel)(P...), dim3 grid, dim3 bl
 
 template <typename Function>
 cudaError_t cudaFuncSetAttribute(Function* function, cudaFuncAttribute, int value) {
-  runtime::Runtime& r = runtime::shared();
+  runtime::Runtime& r = runtime::state();
   if (value < 0 || value > r.shared_bytes) return runtime::result(cudaErrorInvalidValue);
   std::unique_lock<std::mutex> lock(r.mutex);
   r.shared_limit[{runtime::thread().device, reinterpret_cast<const void*>(function)}] = value;
@@ -109,7 +109,7 @@ cudaError_t cudaFuncSetAttribute(Function* function, cudaFuncAttribute, int valu
 }
 
 inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
-  attributes->ptxVersion = runtime::shared().code;
+  attributes->ptxVersion = runtime::state().code;
   return runtime::result(attributes->ptxVersion ? cudaSuccess : cudaErrorNoKernelImageForDevice);
 }
 
@@ -118,15 +118,15 @@ inline cudaError_t cudaGetDevice(int* device) {
   return cudaSuccess;
 }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int /*device*/) {
-  const auto& [sms, bytes] = std::tie(runtime::shared().sm_count, runtime::shared().shared_bytes);
+  const auto& [sms, bytes] = std::tie(runtime::state().sm_count, runtime::state().shared_bytes);
   const int values[] = {9, 0, sms, bytes, 1};
   *value = values[attribute];
   return cudaSuccess;
 }
 
 inline cudaError_t cudaMemsetAsync(void* address, int byte, size_t count, cudaStream_t stream) {
-  const std::lock_guard<std::mutex> lock(runtime::shared().mutex);
-  runtime::shared().events.push_back(
+  const std::lock_guard<std::mutex> lock(runtime::state().mutex);
+  runtime::state().events.push_back(
       {runtime::Event::kMemset, runtime::thread().device, stream, count, 0});
   std::memset(address, byte, count);
   return cudaSuccess;

@@ -352,8 +352,8 @@ inline cudaError_t launch(dim3 grid, dim3 block, size_t shared_bytes, Residency 
   } current(&m);
   m.grid_size = grid, m.block_size = block, m.body = &body;
   m.random.seed(seed());
-  const unsigned together = residency == kAllBlocks ? blocks : 1;
-  for (unsigned b = 0; b < blocks; b += together) run_blocks(m, b, together, shared_bytes);
+  const unsigned at_once = residency == kAllBlocks ? blocks : 1;
+  for (unsigned b = 0; b < blocks; b += at_once) run_blocks(m, b, at_once, shared_bytes);
   return cudaSuccess;
 }
 

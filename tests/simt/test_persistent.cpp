@@ -85,23 +85,23 @@ void add(bool allow_tf32) {
   });
 
   Case(prefix + "nothing saved", [=] {
-    Run<T> saving({4, 3, 16}, 3, allow_tf32), sparing({4, 3, 16}, 3, allow_tf32);
+    Run<T> saving({4, 3, 16}, 3, allow_tf32), without({4, 3, 16}, 3, allow_tf32);
     saving.forward();
-    const auto x_gates = sparing.buffers.direction[0].gates;
-    sparing.forward(false);
-    check(bytes_of(saving.buffers.output) == bytes_of(sparing.buffers.output), "output differs");
-    check(bytes_of(x_gates) == bytes_of(sparing.buffers.direction[0].gates), "gates were written");
-    check(std::isnan(sparing.buffers.direction[0].cells[0]), "cells were written");
+    const auto x_gates = without.buffers.direction[0].gates;
+    without.forward(false);
+    check(bytes_of(saving.buffers.output) == bytes_of(without.buffers.output), "output differs");
+    check(bytes_of(x_gates) == bytes_of(without.buffers.direction[0].gates), "gates were written");
+    check(std::isnan(without.buffers.direction[0].cells[0]), "cells were written");
   });
 
   Case(prefix + "no gradient of the state", [=] {
-    Run<T> whole({4, 3, 16}, 3, allow_tf32), sparing({4, 3, 16}, 3, allow_tf32);
-    whole.forward();
-    whole.backward();
-    sparing.forward();
-    const auto d_h_n = sparing.buffers.direction[0].d_h;
-    sparing.backward(false);
-    const auto &a = whole.buffers.direction[0], &b = sparing.buffers.direction[0];
+    Run<T> with_gradient({4, 3, 16}, 3, allow_tf32), without({4, 3, 16}, 3, allow_tf32);
+    with_gradient.forward();
+    with_gradient.backward();
+    without.forward();
+    const auto d_h_n = without.buffers.direction[0].d_h;
+    without.backward(false);
+    const auto &a = with_gradient.buffers.direction[0], &b = without.buffers.direction[0];
     check(bytes_of(a.d_gates) == bytes_of(b.d_gates), "d_gates differ");
     check(bytes_of(d_h_n) == bytes_of(b.d_h), "d_h was written");
   });
@@ -170,7 +170,7 @@ void check_nan_travels() {
   run.forward();
   run.backward();
   for (T y : run.buffers.output) check(std::isnan(to_double(y)), "output is not NaN");
-  for (T d : run.unpadded(b.d_gates, run.width(true)))
+  for (T d : run.unpadded(b.d_gates, run.exchange_width(true)))
     check(std::isnan(to_double(d)), "d_gates is not NaN");
 }
 const Case nan_travels("persistent/NaN travels", [] {
@@ -199,7 +199,7 @@ const Case refused("persistent/refused if the blocks do not fit", [] {
     failed = true;
   }
   simt::resident_blocks() = 1024;
-  check(failed && std::isnan(run.buffers.output[0]), "the launch must be refused and nothing run");
+  check(failed && std::isnan(run.buffers.output[0]), "the launch was not refused, or a kernel ran");
 });
 
 }  // namespace

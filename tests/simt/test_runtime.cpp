@@ -22,7 +22,7 @@ const Case two_threads("runtime/two threads, one function, different slices", []
     const auto status = event.get_future().wait_for(std::chrono::seconds(60));
     check(status == std::future_status::ready, "the other thread does not reach its launch");
   };
-  runtime::shared().attribute_is_set = [&] {
+  runtime::state().attribute_is_set = [&] {
     (is_larger ? large_is_set : small_is_set).set_value();
     if (is_larger) wait(small_is_set);
   };
@@ -33,7 +33,7 @@ const Case two_threads("runtime/two threads, one function, different slices", []
   wait(large_is_set);
   small.forward();
   other.get();
-  runtime::shared().attribute_is_set = nullptr;
+  runtime::state().attribute_is_set = nullptr;
   for (auto* run : {&large, &small}) {
     run->backward();
     run->compare();
@@ -55,7 +55,7 @@ const Case errors("runtime/an error is returned once", [] {
     return fastlstm::launch_cooperative(nothing_kernel<0>, dim3(blocks), dim3(32), shared_bytes,
                                         nullptr, 0);
   };
-  const int most = runtime::shared().shared_bytes;
+  const int most = runtime::state().shared_bytes;
   check_error([&] { return cooperative(1, most); }, 0, "all shared memory");
   check_error([&] { return cooperative(1, most + 1); }, 1, "more than all shared memory");
   simt::resident_blocks() = 1;

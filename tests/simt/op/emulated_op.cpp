@@ -10,14 +10,14 @@
 TORCH_LIBRARY(fastlstm_emulated, m) {
   m.def("lstm", fastlstm::op<fastlstm::lstm_cuda>);
   m.def("lstm_backward", fastlstm::op<fastlstm::lstm_backward_cuda>);
-  simt::resident_blocks() = runtime::shared().sm_count;
+  simt::resident_blocks() = runtime::state().sm_count;
   // Lets cooperative launches of more than `blocks` blocks fail with a CUDA error.
   m.def("refuse", [](int64_t blocks, int64_t error) {
     simt::resident_blocks() = static_cast<unsigned>(blocks);
     simt::refusal() = static_cast<cudaError_t>(error);
   });
   // Sets the compute capability that the kernels were compiled for; 0: no kernels.
-  m.def("set_code", [](int64_t code) { runtime::shared().code = static_cast<int>(code); });
+  m.def("set_code", [](int64_t code) { runtime::state().code = static_cast<int>(code); });
   m.def("cuda_device", fastlstm::cuda_device_of);
   m.def("use", [](int64_t device, int64_t stream) {
     runtime::thread().device = static_cast<int>(device);
@@ -26,7 +26,7 @@ TORCH_LIBRARY(fastlstm_emulated, m) {
   // Returns the runtime::Events since the last call, each as [kind, device, stream, bytes, blocks].
   m.def("take_events", [] {
     std::vector<std::vector<int64_t>> events;
-    for (const auto& e : std::exchange(runtime::shared().events, {}))
+    for (const auto& e : std::exchange(runtime::state().events, {}))
       events.push_back({e.kind, e.device, reinterpret_cast<int64_t>(e.stream),
                         static_cast<int64_t>(e.bytes), e.blocks});
     return events;
