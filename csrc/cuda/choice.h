@@ -38,8 +38,8 @@ inline uint32_t wait_limit_milliseconds() {
 }
 
 // Describes the current device for the planner. sm_count leaves out free_sms(), and is 0 if the
-// device supports no cooperative launches. capability is the GPU's. But code for less than sm_80
-// has no persistent kernels: then capability is the code's. It is 0 if no code can run on the GPU.
+// device supports no cooperative launches. capability is that of the GPU, or of the compiled code
+// if the code is for less than sm_80 (without persistent kernels); 0 if the GPU can run no code.
 inline CudaDevice cuda_device() {
   int index = 0;
   check_cuda(cudaGetDevice(&index), "cudaGetDevice");

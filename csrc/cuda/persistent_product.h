@@ -187,18 +187,18 @@ struct WarpProduct {
 template <int kChunks, class Product, typename T, int kNTiles>
 __device__ void add_chunks(Product& product, const LanePieces<T> (&lane_pieces)[kNTiles], int first,
                            int last, uint32_t wait_limit) {
-  LoadedChunks<T, kChunks, kNTiles> one, other;
+  LoadedChunks<T, kChunks, kNTiles> buffer, other_buffer;
   const auto multiply = [&](auto& loaded, auto& next, int begin) {
     const int end = begin + kChunks;
     if (end < last) next.load(lane_pieces, end);
     product.add(loaded.words, begin, last);
     if (end < last) next.wait(lane_pieces, end, wait_limit);
   };
-  one.load(lane_pieces, first);
-  one.wait(lane_pieces, first, wait_limit);
+  buffer.load(lane_pieces, first);
+  buffer.wait(lane_pieces, first, wait_limit);
   for (int begin = first; begin < last; begin += 2 * kChunks) {
-    multiply(one, other, begin);
-    if (begin + kChunks < last) multiply(other, one, begin + kChunks);
+    multiply(buffer, other_buffer, begin);
+    if (begin + kChunks < last) multiply(other_buffer, buffer, begin + kChunks);
   }
 }
 
