@@ -34,7 +34,7 @@ class SortedRows {
       : steps_(layer.steps.expect_int()),
         batch_(layer.batch.expect_int()),
         packed_(layer.packed()),
-        numbers_(2 * (batch_ + steps_)) {
+        arrays_(2 * (batch_ + steps_)) {
     std::iota(batch_index_, batch_index_ + batch_, 0);
     std::fill_n(live_rows_, steps_, batch_);
     if (packed_) {
@@ -79,18 +79,18 @@ class SortedRows {
   int64_t steps_, batch_;
   bool packed_;
   int64_t total_rows_ = 0;
-  std::vector<int64_t> numbers_;  // the memory of the four arrays below
-  int64_t *const batch_index_ = numbers_.data(), *const length_ = batch_index_ + batch_;  // [B]
-  int64_t* const live_rows_ = length_ + batch_;                                           // [T]
+  std::vector<int64_t> arrays_;  // the memory of the four arrays below
+  int64_t *const batch_index_ = arrays_.data(), *const length_ = batch_index_ + batch_;  // [B]
+  int64_t* const live_rows_ = length_ + batch_;                                          // [T]
   int64_t* const offset_ = live_rows_ + steps_;  // [T] flat index of row 0 of packed data
   Tensor reset_tensor_;                          // the owner of reset_
   const bool* reset_;                            // [T,B], or nullptr
 };
 
-// The order in which the forward or the backward pass of one direction visits the time steps.
-struct DirectionRows {
+// The order in which a pass, forward or backward, of one direction visits the time steps.
+struct StepOrder {
   const SortedRows& rows;
-  const bool reverse, backward;  // whether the direction is the reverse one, and the pass
+  const bool reverse, backward;  // whether it is the reverse direction, and the backward pass
 
   // Returns the time of the k-th step of the pass, or, given a time, its k.
   int64_t time(int64_t k) const { return reverse != backward ? rows.steps() - 1 - k : k; }
@@ -150,7 +150,7 @@ template <typename T>
 struct PreviousState {
   using A = State_t<T>;
   const LayerCall& layer;
-  const DirectionRows& order;
+  const StepOrder& order;
   const int64_t d;        // the direction
   const T* const output;  // [R,P] of the direction; rows lie D * P elements apart
   const A* const cells;   // [R,H] of the direction, or nullptr if cells are not saved

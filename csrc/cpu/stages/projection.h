@@ -46,8 +46,8 @@ class ProjectionBackward {
 
  public:
   // gates [...,4H] and cells [...,H] of direction d, saved by the forward pass.
-  ProjectionBackward(const LayerCall& layer, const CpuPlan& plan, const DirectionRows& order,
-                     int64_t d, const Tensor& gates, const Tensor& cells)
+  ProjectionBackward(const LayerCall& layer, const CpuPlan& plan, const StepOrder& order, int64_t d,
+                     const Tensor& gates, const Tensor& cells)
       : plan_(plan),
         order_(order),
         hidden_size_(layer.hidden_size.expect_int()),
@@ -112,7 +112,7 @@ class ProjectionBackward {
   int64_t batch() const { return order_.rows.batch(); }
 
   const CpuPlan& plan_;
-  const DirectionRows& order_;
+  const StepOrder& order_;
   int64_t hidden_size_, output_size_;
   Matrix w_hr_;                                                           // [P,H]
   Scratch d_h_ = scratch<T>(plan_.chunk_steps * batch() * output_size_);  // [chunk_steps,B,P]

@@ -79,8 +79,8 @@ class TiledBackward {
 
   // Runs a worker's part of step k of the walk back. The cells are the last phase.
   void run(int64_t k, int64_t phase, const Worker& worker) {
-    auto& [step, encoded, cells] = buffers_[worker.index];
-    const void* const encoded_zeros = encoded.zeros(zeros());
+    auto& [step, next_d_gates, cells] = buffers_[worker.index];
+    const void* const encoded_zeros = next_d_gates.zeros(zeros());
     if (phase == 0) collect_rows(order_.time(k), worker);
     if (projection_ && phase == 0)
       return projection_->compute_d_h(step, w_hh_, worker, encoded_zeros);
@@ -119,7 +119,7 @@ class TiledBackward {
  private:
   struct WorkerBuffers {
     StepRows<BackwardRow<T>> step;
-    EncodedRows<T> encoded;  // d_gates of the step that the forward pass visits next
+    EncodedRows<T> next_d_gates;  // of the step that the forward pass visits next
     CellsBackward<T> cells;
   };
 
@@ -175,7 +175,7 @@ class TiledBackward {
 
   void collect_rows(int64_t t, const Worker& worker) {
     const SortedRows& rows = call_.rows;
-    auto& [step, encoded, cells] = buffers_[worker.index];
+    auto& [step, next_d_gates, cells] = buffers_[worker.index];
     const int64_t after = order_.time_after(t);
     step.count = 0;
     for (int64_t row = worker.row_group; row < rows.live_rows(t);
@@ -183,8 +183,8 @@ class TiledBackward {
       const bool is_last = t == order_.last_time(row);
       const int64_t r = step.count++;
       step.gemm_rows[r] = is_last || rows.is_reset(after, row)
-                              ? encoded.zeros(zeros())
-                              : encoded.encode(d_gates(after, row), r);
+                              ? next_d_gates.zeros(zeros())
+                              : next_d_gates.encode(d_gates(after, row), r);
       if (projection_) step.h[r] = projection_->d_h(t, row);
       step.cell_rows[r] = cell_row(t, row, is_last);
     }
@@ -210,7 +210,7 @@ class TiledBackward {
   const TiledBackwardCall<T>& call_;
   const int64_t d_;
   const GradientRequest& request_ = call_.in.request;
-  const DirectionRows order_{call_.rows, d_ == 1, /*backward=*/true};
+  const StepOrder order_{call_.rows, d_ == 1, /*backward=*/true};
   const Matrix w_hh_ = weight(direction().w_hh, call_.plan.grid.unit_groups, call_.plan.w_hh);
   // The tensors of this direction.
   const A* const cells_ = direction_data<const A>(call_.cells, d_);      // [R,H]

@@ -151,7 +151,7 @@ class TiledForward {
   const SortedRows& rows_ = call_.rows;
   const ThreadGrid& grid_ = call_.plan.grid;
   const int64_t steps_ahead_ = call_.plan.steps_ahead;
-  const DirectionRows order_{rows_, d_ == 1, /*backward=*/false};
+  const StepOrder order_{rows_, d_ == 1, /*backward=*/false};
   const ForwardWeights weights_ = forward_weights<A>(call_.plan, call_.layer, d_);
   const Scratch x_gates_ =  // [steps_ahead,B,w_ih.N()] of the chunk
       scratch<A>(steps_ahead_ * rows_.batch() * weights_.w_ih.N());
