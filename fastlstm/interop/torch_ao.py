@@ -1,4 +1,4 @@
-"""What torch.ao.quantization.quantize_dynamic makes of an LSTM or LSTMCell."""
+"""LSTMs and LSTMCells that torch.ao.quantization.quantize_dynamic has quantized."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def weights_of(quantized: Any) -> tuple[dict[str, Tensor], bool]:
     """Returns weights, biases and scales of a quantized module by name, and whether it has int8.
 
     The int8 weights have a scale for each row. -128 becomes -127. Weights with zero points other
-    than 0, which quantize_dynamic does not make by default, are dequantized, and so is float16.
+    than 0 (not the default of quantize_dynamic) are dequantized, and so are float16 weights.
     """
     state = dict(quantized.get_bias()) if quantized.bias else {}
     has_int8 = False

@@ -63,9 +63,9 @@ class EngineModule(nn.Module):
 
     def __new__(cls, *args: Any, **options: Any) -> Any:
         """Refuses keywords that users may expect, with an error that says what to write instead."""
-        wrong = _INSTEAD.keys() & options.keys()
-        if wrong and cls.__init__.__module__.startswith("fastlstm."):
-            name = wrong.pop()
+        refused = _INSTEAD.keys() & options.keys()
+        if refused and cls.__init__.__module__.startswith("fastlstm."):
+            name = refused.pop()
             problem = f"got an unexpected keyword argument {name!r}"
             raise TypeError(f"{cls.__name__}.__init__() {problem}; {_INSTEAD[name]}")
         return super().__new__(cls)

@@ -27,8 +27,8 @@ def check_additions(path: str, layer: nn.Module, own_names: Iterable[str]) -> No
     parametrizations: Any = getattr(layer, "parametrizations", ())
     if refused := refused | set(parametrizations) - names:
         has = f"{path} has {', '.join(sorted(refused))}, set on the module"
-        why = "which a prepacked layer uses itself, or which works only on the old layer"
-        raise ValueError(f"prepack: {has}, {why}")
+        why = "a prepacked layer uses this name itself, or cannot take over what it holds"
+        raise ValueError(f"prepack: {has}; {why}")
     own_forward = MethodType(type(layer).forward, layer)
     if vars(layer).get("forward", own_forward) != own_forward:
         has = f"{path} has a forward of its own, set on the module, which has the old weights"

@@ -118,7 +118,7 @@ class Prepacked(nn.Module):
 
     def _rebuild(self, cls: Any) -> Any:
         """Returns a layer of another class, such as nn.LSTM, with these weights and additions."""
-        tensors, layer = self._unpacked(), cls(1, 1, bias=False, device="meta")
+        tensors, layer = self._unpacked(), cls(1, 1, bias=False, device="meta")  # filled below
         for name in self._shapes:
             weight = formats.dequantize(tensors[name], tensors.get(f"{name}_scale"))
             weight = nn.Parameter(weight.to(self.dtype), name not in self._frozen)
@@ -151,7 +151,7 @@ class Prepacked(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, buffer in old_buffers.items():
             if self.get_buffer(name).dtype != buffer.dtype:
-                self._buffers[name] = buffer
+                self._buffers[name] = buffer  # the op takes this dtype
         return self
 
     def __getattr__(self, name: str) -> Any:
