@@ -24,12 +24,12 @@ namespace fastlstm {
 inline bool can_skip_dispatcher(const LstmCall& call) {
   bool needs_grad = false;
   c10::DispatchKeySet keys;
-  const auto add = [&](const Tensor& tensor, const char* = nullptr) {
+  const auto inspect = [&](const Tensor& tensor, const char* = nullptr) {
     keys = keys | tensor.key_set();
     needs_grad = needs_grad || tensor.requires_grad();
   };
-  for_each_tensor(call, add);
-  for (const Tensor& weight : call.weights) add(weight);
+  for_each_tensor(call, inspect);
+  for (const Tensor& weight : call.weights) inspect(weight);
   if (needs_grad && at::GradMode::is_enabled()) return false;
   const auto local = c10::impl::tls_local_dispatch_key_set();
   const auto ignored = c10::autograd_dispatch_keyset_with_ADInplaceOrView |
@@ -60,7 +60,7 @@ inline void set_zero_state(LstmCall& call, int64_t directions, int64_t batch, in
   call.h_0 = output_size == hidden_size ? call.c_0 : zeros(output_size);
 }
 
-inline LstmCall with_state(LstmCall call) {
+inline LstmCall fill_state(LstmCall call) {
   TORCH_CHECK(call.h_0.defined() == call.c_0.defined(),
               "lstm: expected h_0 and c_0, or None for both, got one of them");
   if (call.h_0.defined()) return call;
@@ -85,7 +85,7 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor> lstm(
                 std::move(layout)};
   call.batch_sizes = batch_sizes, call.lengths = lengths, call.reset = reset, call.h_mask = h_mask;
   auto [output, h_n, c_n, cells, gates] = call_eagerly(
-      with_state(std::move(call)), {save_cells, /*save_gates=*/false, std::move(engine)});
+      fill_state(std::move(call)), {save_cells, /*save_gates=*/false, std::move(engine)});
   return {std::move(output), std::move(h_n), std::move(c_n), std::move(cells)};
 }
 
@@ -120,7 +120,7 @@ inline std::tuple<Tensor, Tensor> lstm_cell(const Tensor& input, const OptionalT
   for (Tensor* const rows : {&call.input, &call.h_0, &call.c_0})
     if (rows->defined()) *rows = as_step(*rows, skips_dispatcher);
   const auto [output, h_n, c_n, cells, gates] = call_eagerly(
-      with_state(std::move(call)), {/*save_cells=*/false, /*save_gates=*/false, std::move(engine)});
+      fill_state(std::move(call)), {/*save_cells=*/false, /*save_gates=*/false, std::move(engine)});
   return {as_rows(h_n, skips_dispatcher), as_rows(c_n, skips_dispatcher)};
 }
 
