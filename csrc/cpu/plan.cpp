@@ -111,15 +111,15 @@ MatrixForm matrix_form(const CpuTask& task, const CpuMachine& machine, const Cpu
                                 (!task.saves_for_backward || gemm.takes(plan.dtype));
   if (!same_bits && (task.steps > 1 || task.prepacked || !(task.backward || step_has_kernels)))
     return MatrixForm::kPanels;
-  const int64_t times_l2 = gemm.bytes(4 * task.hidden_size * K) / machine.l2_cache_bytes;
-  const int64_t few_reads = std::min<int64_t>(3 + times_l2, 16);
+  const int64_t weights_per_l2 = gemm.bytes(4 * task.hidden_size * K) / machine.l2_cache_bytes;
+  const int64_t max_reads_in_place = std::min<int64_t>(3 + weights_per_l2, 16);
   // In place, a forward product transposes the weights in registers anew for every tile of rows.
-  const int64_t few_rows = reads > 1 ? 8 : task.backward ? 192 : 16;
-  if (rows <= few_rows && reads <= few_reads && (same_bits || !task.backward))
+  const int64_t max_rows_in_place = reads > 1 ? 8 : task.backward ? 192 : 16;
+  if (rows <= max_rows_in_place && reads <= max_reads_in_place && (same_bits || !task.backward))
     return MatrixForm::kInPlace;
   const bool is_forward_step = task.steps == 1 && !task.backward;
   const bool on_demand_pays =
-      reads <= 2 && rows <= kMaxRowsOnDemand && (task.steps == 1 || times_l2 > 0);
+      reads <= 2 && rows <= kMaxRowsOnDemand && (task.steps == 1 || weights_per_l2 > 0);
   return is_forward_step || on_demand_pays ? MatrixForm::kPanelOnDemand : MatrixForm::kPanels;
 }
 

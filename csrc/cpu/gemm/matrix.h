@@ -115,10 +115,10 @@ class Matrix {
   MatrixForm form_ = MatrixForm::kPanels;
   // A grain is the narrowest possible panel. If grains_per_panel_ is 0, panels share them evenly.
   int64_t grain_columns_ = 0, grains_ = 0, grains_per_panel_ = 0, panel_count_ = 0;
-  MatrixSource source_;   // if the form is not kPanels
-  Scratch panels_;        // owns panels that were packed here
-  at::Tensor prepacked_;  // owns prepacked panels
-  char* first_ = nullptr;
+  MatrixSource source_;    // if the form is not kPanels
+  Scratch panels_;         // owns panels that were packed here
+  at::Tensor prepacked_;   // owns prepacked panels
+  char* first_ = nullptr;  // the first panel
 };
 
 Matrix matrix_of(const GemmKernels& gemm, const at::Tensor& w, bool transposed, int64_t groups,

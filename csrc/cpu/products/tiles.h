@@ -114,7 +114,7 @@ constexpr int64_t kPrefetchBytes = 2048;
 template <int R, int V, int W, typename A>
 struct Tile {
   static constexpr int L = Vec<A>::lanes;
-  int64_t stride;  // elements from one panel to the next
+  int64_t panel_stride;  // elements from one panel to the next
   Vec<A> sum[R][V];
   int64_t term_stride = W * L;  // elements from one term of a panel to the next
   int64_t prefetch_bytes = kPrefetchBytes;
@@ -126,7 +126,7 @@ struct Tile {
     clear();
     add(a, 0, K < kTermsPerPartialSum ? K : kTermsPerPartialSum, panel, prefetch);
     for (int64_t k = kTermsPerPartialSum; k < K; k += kTermsPerPartialSum) {
-      Tile partial{stride, {}};
+      Tile partial{panel_stride, {}};
       partial.clear();
       partial.add(a, k, K - k < kTermsPerPartialSum ? K : k + kTermsPerPartialSum,
                   panel + k * W * L, prefetch);
@@ -165,7 +165,7 @@ struct Tile {
     Vec<A> b[V];
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) {
-      const T* const from = panel + v / W * stride + v % W * L * DotStep<T>::terms_per_lane;
+      const T* const from = panel + v / W * panel_stride + v % W * L * DotStep<T>::terms_per_lane;
       // For one row, which reads the panel once, the hardware prefetcher is faster (Intel Xeon).
       if constexpr (R > 1) __builtin_prefetch(reinterpret_cast<const char*>(from) + prefetch_bytes);
       b[v] = keep_in_register(Vec<A>::load(from));
@@ -210,7 +210,7 @@ static void multiply_tile(const PanelProduct& p, Fetch prefetch, Int<R>, Int<V>,
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) __builtin_prefetch(c[r] + column + v * L);
   }
-  tile.multiply(a, p.K, static_cast<const T*>(p.panel) + panel * tile.stride, prefetch);
+  tile.multiply(a, p.K, static_cast<const T*>(p.panel) + panel * tile.panel_stride, prefetch);
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8

@@ -85,9 +85,9 @@ class Accumulators {
   int64_t rows() const { return rows_.size(); }
   int64_t stride() const { return stride_; }  // elements from one row to the next
 
-  // Returns the sums [rows, stride()] of rows and neighboring panels, plus the bias if it is not
-  // nullptr. If each a[r] is `zeros`, the row of zeros, the product is skipped and the bias is not
-  // added. So 0 times an infinite weight is 0 if all rows are zeros, and NaN if there are others.
+  // Returns the products [rows, stride()] of the rows `a` with neighboring panels, plus the bias if
+  // it is not nullptr. `zeros` is the address of the zero row. If all rows have it, the results are
+  // 0, without the bias and even if a weight is infinite. Among other rows 0 * infinity is NaN.
   const A* compute(const Matrix& matrix, const Range& panels, const void* const* a, int64_t rows,
                    int64_t kc, const void* zeros, const void* bias = nullptr) {
     if (std::all_of(a, a + rows, [zeros](const void* row) { return row == zeros; }))
