@@ -19,14 +19,14 @@ class Batch:
     """
 
     indices: Tensor  # [B], the index of each caption in the training set
-    images: Tensor  # [M], positions of the pictures in the feature table, each once
-    rows: Tensor  # [B], the position in `images` of the picture that each caption describes
+    pictures: Tensor  # [M], positions of the pictures in the feature table, each once
+    rows: Tensor  # [B], the position in `pictures` of the picture that each caption describes
     captions: Tensor  # [B,T], <start>, the words, <end>, then <pad>
     lengths: Tensor  # [B], the number of tokens of each caption, with <start> and <end>
 
 
 class EncodedCaptions:
-    """All captions of a training set as tokens; `cut` is how many had more than `max_words`."""
+    """The tokens of `groups`, the captions of each picture; `cut` had more than `max_words`."""
 
     def __init__(
         self, groups: list[list[str]], vocabulary: Vocabulary, max_words: int = 50
@@ -47,9 +47,9 @@ class EncodedCaptions:
     def batch(self, indices: Tensor) -> Batch:
         indices = indices[self.lengths[indices].argsort(descending=True, stable=True)]
         lengths = self.lengths[indices]
-        images, rows = self.picture_of[indices].unique(return_inverse=True)
+        pictures, rows = self.picture_of[indices].unique(return_inverse=True)
         captions = self.tokens[indices, : int(lengths[0])].long()
-        return Batch(indices, images, rows, captions, lengths)
+        return Batch(indices, pictures, rows, captions, lengths)
 
     def batches(
         self, batch_size: int, seed: int, epoch: int, by_picture: bool = False

@@ -31,7 +31,7 @@ class Source:
     captions: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     splits: dict[str, str] = field(default_factory=dict)  # empty if the file has no splits
     ids: dict[str, int] = field(default_factory=dict)  # only of the pictures that have an id
-    bad_rows: list[str] = field(default_factory=list)  # for each, its place and content, as text
+    bad_rows: list[str] = field(default_factory=list)  # messages about rows with too few columns
 
 
 def read_source(path: str | Path) -> Source:
@@ -66,7 +66,7 @@ def _read_karpathy(path: Path) -> Source:
 
 
 def _read_csv(path: Path) -> Source:
-    """Reads a table with a header. Rows with too few columns become `bad_rows`."""
+    """Reads a table with a header. Adds rows with too few columns to `bad_rows`."""
     source, (header, _, body) = Source(), read_text(path).partition("\n")
     separator = max(",\t;|", key=header.count)
     names = [column.strip().strip('"').lower() for column in header.split(separator)]

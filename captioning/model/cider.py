@@ -25,7 +25,7 @@ class _Captions(NamedTuple):
 
     ids: np.ndarray  # [E], the n-gram's index in `CiderD.index`
     counts: np.ndarray  # [E], how often the n-gram occurs in its caption
-    sizes: np.ndarray  # [E], n - 1
+    sizes: np.ndarray  # [E], the n-gram's length n, minus 1
     ends: np.ndarray  # [C], the end of each caption's entries
     lengths: np.ndarray  # [C], the number of tokens of each caption
 

@@ -51,12 +51,12 @@ def random_words(uniform: Tensor, temperature: float = 1.0) -> Choose:
     """
 
     def choose(log_probs: Tensor, unfinished: Tensor, t: int) -> Tensor:
-        sums = (log_probs / temperature).softmax(1).cumsum(1)
-        total = sums[:, -1:]
+        cumulative = (log_probs / temperature).softmax(1).cumsum(1)
+        total = cumulative[:, -1:]
         # uniform * total may round up to total, for which `searchsorted` returns V, not a word.
         below_total = total.nextafter(torch.zeros_like(total))
         points = torch.minimum(uniform[unfinished, t, None] * total, below_total)
-        return torch.searchsorted(sums, points, right=True).squeeze(1)
+        return torch.searchsorted(cumulative, points, right=True).squeeze(1)
 
     return choose
 
@@ -85,10 +85,10 @@ def write_tokens(
         if len(outputs) > 1:
             # The log of the sum of the probabilities. `_log_probs` turns the sum into the mean.
             scores = torch.stack([s.float().log_softmax(1) for s, _ in outputs]).logsumexp(0)
-        candidates = _log_probs(scores)
-        words = choose(candidates, unfinished, t)
+        next_log_probs = _log_probs(scores)
+        words = choose(next_log_probs, unfinished, t)
         tokens[unfinished, t] = words
-        log_probs[unfinished, t] = candidates.gather(1, words.unsqueeze(1)).squeeze(1)
+        log_probs[unfinished, t] = next_log_probs.gather(1, words.unsqueeze(1)).squeeze(1)
         rows = (words != END).nonzero().squeeze(1)
         if not len(rows):
             break

@@ -63,7 +63,7 @@ def train_locked(request: TrainingRequest, process: Process) -> list[dict[str, f
         if (folder / "last.pt").exists():
             hint = "--resume, or another --output"
             raise CaptioningError(f"{folder} holds a captioner already: {hint}")
-    # If any run, or the run that it resumes, had --no-neighbors, no captions are kept.
+    # If any run had --no-neighbors, also before it was resumed, no best.pt keeps captions.
     no_neighbors = False
     for run in runs:
         setup, history = _do_run(run, process)
@@ -114,9 +114,9 @@ def runs_of(request: TrainingRequest) -> list[TrainingRequest]:
             run = replace(request, output=output, features=features, settings=settings)
         resumes = run.resume and (run.output / "last.pt").exists()
         if run.settings.get("self_critical") and not run.start and not resumes:
-            kept = select(run.settings.keys() - SECOND_STAGE_SETTINGS, run.settings)
+            first_settings = select(run.settings.keys() - SECOND_STAGE_SETTINGS, run.settings)
             run = replace(run, features=run.features or run.output / "features")
-            first = replace(run, output=run.output / FIRST_STAGE, settings=kept)
+            first = replace(run, output=run.output / FIRST_STAGE, settings=first_settings)
             runs.append(first)
             # The second stage reads the sizes of the captioner from the first stage.
             run = replace(run, start=first.output / "best.pt")

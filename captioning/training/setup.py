@@ -57,8 +57,8 @@ def set_up(request: TrainingRequest, device: str = "cpu") -> Setup:
         settings = previous.training["config"] | select(MAY_CHANGE, given)
     else:
         batches_of = given.get("batches_of", decoder.batches_of)
-        critical = bool(given.get("self_critical"))
-        settings = preset(len(data["train"].images), batches_of, critical) | given
+        self_critical = bool(given.get("self_critical"))
+        settings = preset(len(data["train"].images), batches_of, self_critical) | given
     config = TrainConfig(**select(TRAIN_FIELDS, settings))
     vocabulary = previous.vocabulary if previous else Vocabulary.build(captions, config.min_count)
 

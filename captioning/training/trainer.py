@@ -181,7 +181,7 @@ class Trainer:
         torch.manual_seed(self.seed * 1009 + process.rank)  # dropout differs by process
         self.model.train()
         captions = batch.captions[own_rows, : int(lengths[0])]
-        tensors = self.table.read(batch.images), batch.rows[own_rows], captions
+        tensors = self.table.read(batch.pictures), batch.rows[own_rows], captions
         inputs = (tensor.to(process.device) for tensor in tensors)
         weights = self.caption_weights[batch.indices[own_rows]].to(process.device)
         with self.autocast():

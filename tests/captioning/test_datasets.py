@@ -113,7 +113,7 @@ def test_batches_are_sorted_and_share_pictures():
     encoded = EncodedCaptions([["a", "a b c"], [], ["b c"]], vocabulary)
     batch = encoded.batch(torch.tensor([0, 1, 2]))
     assert batch.indices.tolist() == [1, 2, 0]
-    assert batch.images.tolist() == [0, 2]
+    assert batch.pictures.tolist() == [0, 2]
     assert batch.lengths.tolist() == [5, 4, 3]
     assert batch.rows.tolist() == [0, 1, 0]
     a, b, c = (vocabulary.index[w] for w in "abc")

@@ -120,7 +120,7 @@ def test_the_weight_of_a_caption_is_that_of_its_loss(new_checkpoint, data):
     trainer.caption_weights[:] = 0
     trainer.caption_weights[3] = 2.0
     loss, _, _ = trainer.objective(torch.arange(10))
-    given = data.train.read(batch.images), batch.rows, batch.captions, batch.lengths
+    given = data.train.read(batch.pictures), batch.rows, batch.captions, batch.lengths
     expected, _ = trainer.model(*given, 2.0 * (batch.indices == 3))
     torch.testing.assert_close(loss, expected)
 
