@@ -130,7 +130,7 @@ def lstm(
 
 
 def _run(call: Call, engine: str) -> Results:
-    """Runs a call on the chosen engine. Checks the shapes for PyTorch's LSTM, which does not."""
+    """Runs a call on the chosen engine. PyTorch's LSTM would not check the shapes."""
     chosen = choose(call, engine)
     if chosen.name == "torch":
         checks.check_stack(call)

@@ -51,7 +51,7 @@ def tune(model: nn.Module, *example: Any, seconds: float = 1.0) -> dict[str, dic
     if not calls:
         names = [getattr(module, "_fastlstm_engine", "auto") for module in model.modules()]
         engine = next((name for name in (*names, engines.DEFAULT) if name != "auto"), None)
-        expected = "a model that calls a fastlstm.LSTM as nn.LSTM can be called, with engine 'auto'"
+        expected = "a model that calls a fastlstm.LSTM, engine 'auto', with only options of nn.LSTM"
         note = "fastlstm.convert makes one of each nn.LSTM; an LSTMCell has no choice"
         got = f"engine {engine!r}" if engine else f"none ({note})"
         raise ValueError(f"tune: expected {expected}, got {got}")

@@ -45,7 +45,7 @@ def why_not_persistent(device: torch.device) -> str:
     with _lock:
         verdict = records.on_record("persistent", device)
         if not verdict and can_check():
-            text = 'fastlstm checks the engine "persistent" on this GPU, and keeps the result; it'
+            text = 'fastlstm checks the engine "persistent" on this GPU and keeps the result. This'
             warnings.warn(f"{text} takes up to {SECONDS:.0f} s", RuntimeWarning, stacklevel=2)
             cases = cases_of(["persistent"], device)
             verdict = verdict_on(check_cases(device, cases, time.monotonic() + SECONDS))

@@ -39,7 +39,7 @@ def main() -> None:
             if not _NO_MEMORY.search(text):
                 _print(json.dumps({"result": FAILED, "reason": text.partition("\n")[0]}))
                 return  # after an error a GPU may not work in this process any more
-            row = {"result": UNCHECKED, "reason": "memory"}
+            row = {"result": UNCHECKED, "reason": "out of memory"}
         _print(json.dumps(row))
 
 
@@ -90,9 +90,9 @@ def _prepacked_engine(name: str) -> Engine:
     def run(call: Call) -> Results:
         rows = len(call.weights[0])  # 4H, but fewer in W_hr, which has no gates
         pack = functools.partial(formats.pack, scale=None, format=weight_dtype)
-        packed = [pack(w, by_gates=len(w) == rows) if w.dim() == 2 else w for w in call.weights]
+        weights = [pack(w, by_gates=len(w) == rows) if w.dim() == 2 else w for w in call.weights]
         layout = f"{call.layout} {formats.name_of(weight_dtype)}".strip()
-        call = call._replace(hx=call.state(), weights=packed, layout=layout)
+        call = call._replace(hx=call.state(), weights=weights, layout=layout)
         return run_prepacked(call, torch.float32, name)
 
     return Engine(name, why_not, run)

@@ -128,8 +128,8 @@ def machine(device: torch.device) -> str:
 def conditions(device: torch.device) -> str:
     """What the time of a call depends on besides the call, as part of its key."""
     query = getattr(torch._C, "_get_fp32_precision_getter", lambda *_: "as torch 2.8 does")
-    products = ("mkldnn", "rnn"), ("cuda", "rnn"), ("cuda", "matmul")  # our kernels read the last
-    precision = ", ".join(query(*product) for product in products)
+    operations = ("mkldnn", "rnn"), ("cuda", "rnn"), ("cuda", "matmul")  # our kernels read the last
+    precision = ", ".join(query(*each) for each in operations)
     return f"{machine(device)}, {torch.get_num_threads()} threads, float32 {precision}"
 
 
@@ -137,5 +137,5 @@ def _driver() -> str:
     """The version of NVIDIA's driver, or of the newest CUDA that the driver supports."""
     file = Path("/proc/driver/nvidia/version")  # only on Linux
     match = re.search(r"NVRM version:.*?(\d+\.[\d.]+)", file.read_text()) if file.exists() else None
-    cuda = getattr(torch._C, "_cuda_getDriverVersion", lambda: "unknown")
-    return f"driver {match[1] if match else cuda()}"
+    newest_cuda = getattr(torch._C, "_cuda_getDriverVersion", lambda: "unknown")
+    return f"driver {match[1] if match else newest_cuda()}"

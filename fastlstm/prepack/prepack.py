@@ -77,8 +77,8 @@ def prepack(
         raise ValueError(f"weights: expected None or one of {known}, got {weights!r}")
     check_model(model)
     require_extension()
-    kinds = (*_CONVERTED, nn.LSTM, nn.LSTMCell) if convert else _CONVERTED
-    layers = {path: m for path, m in model.named_modules() if own_class(m) in kinds}
+    classes = (*_CONVERTED, nn.LSTM, nn.LSTMCell) if convert else _CONVERTED
+    layers = {path: m for path, m in model.named_modules() if own_class(m) in classes}
     quantized = [module for module in model.modules() if torch_ao.is_quantized(module)]
     if not layers and not quantized:
         expected = f"a model with a fastlstm.LSTM or LSTMCell{_hint(model)}"
@@ -117,19 +117,19 @@ def _hint(model: nn.Module) -> str:
         return ", and not one that is prepacked already; fastlstm.unpack turns it back"
     if any(own_class(module) in (nn.LSTM, nn.LSTMCell) for module in modules):
         return "; convert=True takes nn.LSTM and nn.LSTMCell"
-    kinds = (nn.LSTM, nn.LSTMCell, LSTM, LSTMCell)
-    others = sorted({own_class(m).__qualname__ for m in modules if isinstance(m, kinds)})
+    classes = (nn.LSTM, nn.LSTMCell, LSTM, LSTMCell)
+    refused = sorted({own_class(m).__qualname__ for m in modules if isinstance(m, classes)})
     note = ", which cannot be prepacked: it normalizes layers, or is a subclass of your own"
-    return f", got one with {', '.join(others)}{note}" if others else ""
+    return f", got one with {', '.join(refused)}{note}" if refused else ""
 
 
 def _prepack_quantized(quantized: Any, weights: torch.dtype | None) -> Prepacked:
     """A prepacked layer with the weights of quantize_dynamic. By default int8 stays int8."""
-    kind = PrepackedLSTM if type(quantized).__name__ == "LSTM" else PrepackedLSTMCell
+    cls = PrepackedLSTM if type(quantized).__name__ == "LSTM" else PrepackedLSTMCell
     state_dict, has_int8 = torch_ao.weights_of(quantized)
     weights = weights or (torch.int8 if has_int8 else None)
-    sizes = {n: getattr(quantized, n) for n in kind._attribute_names if hasattr(quantized, n)}
-    layer: Prepacked = kind(kind._layer_class(**sizes).eval(), weights)
+    sizes = {n: getattr(quantized, n) for n in cls._attribute_names if hasattr(quantized, n)}
+    layer: Prepacked = cls(cls._layer_class(**sizes).eval(), weights)
     layer.load_state_dict(state_dict)
     copy_additions(quantized, layer, {*layer.own_names(), *torch_ao.ATTRIBUTES})
     return layer
