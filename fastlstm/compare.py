@@ -245,8 +245,12 @@ def main(function: str, **options: Any) -> None:
         raise SystemExit(f"{expected}: {error}") from None
     if not callable(factory):
         raise SystemExit(f"{expected}, which is no function, but of type {type(factory).__name__}")
-    made = factory()
-    if not isinstance(made, (tuple, list)) or not made or not isinstance(made[0], nn.Module):
-        got = type(made).__name__
+    returned = factory()
+    if (
+        not isinstance(returned, (tuple, list))
+        or not returned
+        or not isinstance(returned[0], nn.Module)
+    ):
+        got = type(returned).__name__
         raise SystemExit(f"function: expected {function} to return (model, *inputs), got {got}")
-    compare(*made, **options)
+    compare(*returned, **options)

@@ -60,9 +60,9 @@ def choose(call: Call, requested: str = "auto") -> Engine:
         check_engine(name)
         engine = BY_NAME[name]
         if reason := engine.why_not(call):
-            others = ", ".join(each for each in ENGINES[1:] if not BY_NAME[each].why_not(call))
+            serving = ", ".join(each for each in ENGINES[1:] if not BY_NAME[each].why_not(call))
             problem = f"engine {name!r} cannot serve this call: {reason}"
-            raise RuntimeError(f"{problem}; use one of auto, {others}")
+            raise RuntimeError(f"{problem}; use one of auto, {serving}")
     return engine if engine.is_sound(call) else BY_NAME["reference"]
 
 
