@@ -245,12 +245,8 @@ def main(function: str, **options: Any) -> None:
         raise SystemExit(f"{expected}: {error}") from None
     if not callable(factory):
         raise SystemExit(f"{expected}, which is no function, but of type {type(factory).__name__}")
-    returned = factory()
-    if (
-        not isinstance(returned, (tuple, list))
-        or not returned
-        or not isinstance(returned[0], nn.Module)
-    ):
-        got = type(returned).__name__
+    result = factory()
+    if not isinstance(result, (tuple, list)) or not result or not isinstance(result[0], nn.Module):
+        got = type(result).__name__
         raise SystemExit(f"function: expected {function} to return (model, *inputs), got {got}")
-    compare(*returned, **options)
+    compare(*result, **options)
