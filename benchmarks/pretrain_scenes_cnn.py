@@ -87,7 +87,7 @@ class Heads(nn.Module):
         """
         attributes, background = grid[:, :-1], grid[:, -1].long()
         scores = self.cell(features)
-        *kinds, there, backgrounds = scores.split([*KIND_SIZES, 1, len(BACKGROUNDS)], 1)
+        *kinds, presence, backgrounds = scores.split([*KIND_SIZES, 1, len(BACKGROUNDS)], 1)
         shape_there = attributes[:, : KIND_SIZES[0]].sum(1)
         losses = {"background": F.cross_entropy(backgrounds, background)}
         for name, kind, target in zip(
@@ -95,7 +95,7 @@ class Heads(nn.Module):
         ):
             of_cells = F.cross_entropy(kind, target.argmax(1), reduction="none")
             losses[name] = (of_cells * shape_there).sum() / shape_there.sum()
-        losses["there"] = 10 * F.binary_cross_entropy_with_logits(there[:, 0], shape_there)
+        losses["there"] = 10 * F.binary_cross_entropy_with_logits(presence[:, 0], shape_there)
 
         def quarters(map_: Tensor) -> Tensor:
             return F.avg_pool2d(map_, GRID // 2, divisor_override=1).flatten(2).transpose(1, 2)

@@ -194,23 +194,23 @@ def faults_in_cpp(text):
 
 def all_faults(part):
     """Returns every fault that can be planted in the files of a part."""
-    found = []
+    faults = []
     for pattern in PARTS[part].files:
         for path in sorted(ROOT.glob(pattern)):
             search = faults_in_python if path.suffix == ".py" else faults_in_cpp
             name = str(path.relative_to(ROOT))
-            found += [Fault(part, name, *place) for place in search(path.read_text())]
-    return [f for f in found if f.new != f.old]
+            faults += [Fault(part, name, *place) for place in search(path.read_text())]
+    return [f for f in faults if f.new != f.old]
 
 
 def draw_faults(count, seed):
     """Draws the faults: of each part as many as its share says, then shuffled."""
-    generator, found = random.Random(seed), []
+    generator, faults = random.Random(seed), []
     for name, part in PARTS.items():
         every = all_faults(name)
-        found += generator.sample(every, min(len(every), round(count * part.share)))
-    generator.shuffle(found)
-    return found
+        faults += generator.sample(every, min(len(every), round(count * part.share)))
+    generator.shuffle(faults)
+    return faults
 
 
 class Tree:

@@ -144,17 +144,17 @@ class Sample:
     def as_layer(self, padded: dict[str, Any]) -> dict[str, Any]:
         """Converts the result of `padded` to arguments for `Route.lstm_layer`; differentiable."""
         layout = LAYOUTS[self.bias, self.proj_size > 0, self.norms]
-        found = {**padded, "layout": layout, "batch_sizes": None}
+        layer = {**padded, "layout": layout, "batch_sizes": None}
         if self.packed:
-            packed = pack_padded_sequence(found["input"], torch.tensor(self.lengths))
-            found |= {"input": packed.data, "batch_sizes": packed.batch_sizes, "lengths": None}
+            packed = pack_padded_sequence(layer["input"], torch.tensor(self.lengths))
+            layer |= {"input": packed.data, "batch_sizes": packed.batch_sizes, "lengths": None}
             for name in self.zoneout:
-                found[name] = self._pack_each(found[name])
+                layer[name] = self._pack_each(layer[name])
         elif self.lengths is not None:
-            found["lengths"] = torch.tensor(self.lengths, device=found["input"].device).long()
+            layer["lengths"] = torch.tensor(self.lengths, device=layer["input"].device).long()
         if self.change:
-            self.change(found)
-        return found
+            self.change(layer)
+        return layer
 
     def oracle(self, padded: dict[str, Any]) -> list[Tensor]:
         """Returns the oracle's results; output and cells are packed if the sample is."""

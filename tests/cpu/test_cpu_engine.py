@@ -198,12 +198,12 @@ def test_working_memory_is_bounded():
     # The last LSTM packs 72 MB of weights, but at most 64 MiB are kept.
     assert 32 << 20 < release() <= 64 << 20
     assert release() == 0
-    lstm, kept = fastlstm.LSTM(64, 128), []
+    lstm, kept_bytes = fastlstm.LSTM(64, 128), []
     for sizes in ([64], range(64), range(64, 0, -1)):
         for steps in sizes:
             lstm(torch.randn(steps + 1, 32, 64))[0].sum().backward()
-        kept.append(release())
-    assert max(kept) <= 1.5 * kept[0]  # not a block for every size
+        kept_bytes.append(release())
+    assert max(kept_bytes) <= 1.5 * kept_bytes[0]  # not a block for every size
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
@@ -243,6 +243,6 @@ def test_a_step_that_resets_begins_from_zeros(rows, bidirectional):
     reset = torch.arange(rows) % 3 == 0
     before = h.clone(), c.clone()
     output, state = lstm(x, (h, c), reset=reset.unsqueeze(0))
-    kept = (~reset).float().unsqueeze(-1)
-    expected, expected_state = lstm(x, (h * kept, c * kept))
+    keep = (~reset).float().unsqueeze(-1)
+    expected, expected_state = lstm(x, (h * keep, c * keep))
     assert same((output, *state), (expected, *expected_state)) and same((h, c), before)

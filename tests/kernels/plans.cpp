@@ -70,39 +70,38 @@ bool can_take(const GemmKernels& gemm, Dtype dtype) {
 }
 
 void check_plan(const std::string& what, const CpuTask& task, const CpuMachine& machine) {
-  const CpuPlan found = make_plan(task, machine);
-  check(found.dtype == task.dtype || (bytes_of(task.dtype) == 2 && found.dtype == Dtype::kFloat32),
-        what, ": converted to ", int(found.dtype));
-  if (!found.gemm) return;  // the stepwise engine
-  const ThreadGrid& grid = found.grid;
-  const GemmKernels& gemm = *found.gemm;
+  const CpuPlan plan = make_plan(task, machine);
+  check(plan.dtype == task.dtype || (bytes_of(task.dtype) == 2 && plan.dtype == Dtype::kFloat32),
+        what, ": converted to ", int(plan.dtype));
+  if (!plan.gemm) return;  // the stepwise engine
+  const ThreadGrid& grid = plan.grid;
+  const GemmKernels& gemm = *plan.gemm;
   check(grid.threads() >= 1 && grid.threads() <= machine.threads && grid.row_groups <= task.batch &&
             grid.unit_groups <= (task.hidden_size + gemm.lanes - 1) / gemm.lanes &&
             grid.directions <= task.directions,
         what, ": a grid of ", grid.unit_groups, "x", grid.row_groups, "x", grid.directions);
-  check(can_take(gemm, found.dtype), what, ": rows of ", int(found.dtype), " for ",
-        int(gemm.format));
+  check(can_take(gemm, plan.dtype), what, ": rows of ", int(plan.dtype), " for ", int(gemm.format));
   // With a projection the rows must have the dtype of the state.
-  check(!task.projects || bytes_of(found.dtype) > 2, what, ": a projection in 16 bits");
+  check(!task.projects || bytes_of(plan.dtype) > 2, what, ": a projection in 16 bits");
   if (task.prepacked)
     check(gemm.format == *task.prepacked, what, ": kernels of another format than the weights");
   if (task.backward) check(gemm.trains(), what, ": kernels that cannot train");
-  const bool same_dtype = gemm.takes(found.dtype) && gemm.sum_dtype == found.dtype;
-  for (const MatrixForm form : {found.w_ih, found.w_hh}) {
+  const bool same_dtype = gemm.takes(plan.dtype) && gemm.sum_dtype == plan.dtype;
+  for (const MatrixForm form : {plan.w_ih, plan.w_hh}) {
     if (form == MatrixForm::kPanels) continue;
     check(gemm.trains() && !task.prepacked && (same_dtype || task.steps == 1) &&
-              (task.backward || gemm.takes(found.dtype)),
+              (task.backward || gemm.takes(plan.dtype)),
           what, ": a form that these kernels do not have");
     const int64_t few_rows = task.backward ? 192 : 16;
     check(
         form != MatrixForm::kInPlace || (task.batch <= few_rows && (same_dtype || !task.backward)),
         what, ": many rows times weights in place");
   }
-  check(found.steps_ahead >= 0 && found.steps_ahead <= task.steps && found.chunk_steps >= 1 &&
-            found.chunk_steps <= task.steps,
-        what, ": ", found.steps_ahead, " steps ahead, chunks of ", found.chunk_steps);
-  check(found.buffer_rows >= 1 && found.buffer_unit_vectors >= 1, what, ": ", found.buffer_rows,
-        " rows and ", found.buffer_unit_vectors, " tiles at once");
+  check(plan.steps_ahead >= 0 && plan.steps_ahead <= task.steps && plan.chunk_steps >= 1 &&
+            plan.chunk_steps <= task.steps,
+        what, ": ", plan.steps_ahead, " steps ahead, chunks of ", plan.chunk_steps);
+  check(plan.buffer_rows >= 1 && plan.buffer_unit_vectors >= 1, what, ": ", plan.buffer_rows,
+        " rows and ", plan.buffer_unit_vectors, " tiles at once");
 }
 
 // A task with as many output features as units.
@@ -152,8 +151,8 @@ void check_split(const NamedMachine& named) {
   CpuTask task = task_of(Dtype::kFloat32, 2, 1, 1, 1);
   task.precision = Precision::kTf32;
   const auto splits = [&](const CpuTask& task) {
-    const CpuPlan found = make_plan(task, named.machine);
-    return found.gemm && found.gemm->format == Format::bfloat16x2;
+    const CpuPlan plan = make_plan(task, named.machine);
+    return plan.gemm && plan.gemm->format == Format::bfloat16x2;
   };
   const bool amx = named.machine.gemms[Format::bfloat16x2] != nullptr;
   check(splits(task) == amx, named.name);

@@ -94,12 +94,12 @@ DELETED = "deleted"
 
 def cases_of(table):
     """Returns {name: Case} for a table {attribute: [(new value, *other fields of Case)]}."""
-    found = {}
+    cases = {}
     for name, values in table.items():
         for value, *more in values:
             change = deletes(name) if value == DELETED else sets(**{name: value})
-            found[f"{name} {value} {more}"] = Case(change, *more)
-    return found
+            cases[f"{name} {value} {more}"] = Case(change, *more)
+    return cases
 
 
 ATTRIBUTES = cases_of({
@@ -203,8 +203,8 @@ def compare(ours, theirs, context):
     if isinstance(theirs, type) or isinstance(ours, type):
         assert ours is theirs, f"{context}: {ours}, torch.nn: {theirs}"
         return
-    told = lambda message: f"{context}: {message}"
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5, msg=told)
+    with_context = lambda message: f"{context}: {message}"
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5, msg=with_context)
 
 
 def layers(cls, case, dtype):

@@ -62,8 +62,8 @@ def runs(monkeypatch):
 
 
 def verdicts(file):
-    found = json.loads(file.read_text()) if file.exists() else {}
-    return {key.removeprefix("check of ").split(",")[0]: value for key, value in found.items()}
+    stored = json.loads(file.read_text()) if file.exists() else {}
+    return {key.removeprefix("check of ").split(",")[0]: value for key, value in stored.items()}
 
 
 def test_a_child_that_completes_its_task(file, runs):
@@ -77,8 +77,8 @@ def test_a_child_that_completes_its_task(file, runs):
 def test_what_a_case_tells(file, runs):
     """After a wrong result, and without memory for a case, the child goes on."""
     program = "say('failed', reason='wrong'); say('passed'); say('not served')"
-    found = runs(f"{BEGIN}{program}; say('not checked', reason='memory')", "one one two three")
-    assert found == [("one", "failed", "wrong"), ("one", "passed", ""),
+    rows = runs(f"{BEGIN}{program}; say('not checked', reason='memory')", "one one two three")
+    assert rows == [("one", "failed", "wrong"), ("one", "passed", ""),
                      ("three", "not checked", "memory")]  # fmt: skip
     assert verdicts(file) == {"one": "failed: float32, plain: wrong"}
 
@@ -117,9 +117,9 @@ UNKNOWN = {
 
 @pytest.mark.parametrize("program", UNKNOWN)
 def test_a_child_that_tells_nothing_of_the_kernels(program, file, runs):
-    found = runs(program)
-    assert [row[:2] for row in found] == [("one", "not checked"), ("two", "not checked")]
-    assert all(re.fullmatch(UNKNOWN[program], row[2]) for row in found) and verdicts(file) == {}
+    rows = runs(program)
+    assert [row[:2] for row in rows] == [("one", "not checked"), ("two", "not checked")]
+    assert all(re.fullmatch(UNKNOWN[program], row[2]) for row in rows) and verdicts(file) == {}
 
 
 def test_the_time_is_over(file, runs, monkeypatch):
@@ -127,9 +127,9 @@ def test_the_time_is_over(file, runs, monkeypatch):
     clock = SimpleNamespace(monotonic=lambda: now)
     monkeypatch.setattr(child, "time", clock)
     end_time = lambda row: setattr(clock, "monotonic", lambda: now + 61)
-    found = runs(f"{BEGIN}say('passed'); time.sleep(99)", "one two two three", show=end_time)
+    rows = runs(f"{BEGIN}say('passed'); time.sleep(99)", "one two two three", show=end_time)
     left = [(name, "not checked", "the time is over") for name in ("two", "two", "three")]
-    assert found == [("one", "passed", ""), *left] and verdicts(file) == {"one": "passed"}
+    assert rows == [("one", "passed", ""), *left] and verdicts(file) == {"one": "passed"}
 
 
 def test_what_the_child_inherits(runs, monkeypatch):
@@ -191,9 +191,9 @@ def test_an_engine_that_computes_something_else(file, monkeypatch):
     cases = [c for c in cases_of(["stepwise", "tiled"], CPU) if c["dtype"] == "float32"]
     prepacked = cases_of([*PREPACKED], CPU)[:: len(OPTIONS)]
     rows = child.check_cases(CPU, cases + prepacked, time.monotonic() + 100)
-    found = {row["option"]: row for row in rows if row["engine"] == "stepwise"}
-    assert list(found) == OPTIONS
-    for option, row in found.items():
+    by_option = {row["option"]: row for row in rows if row["engine"] == "stepwise"}
+    assert list(by_option) == OPTIONS
+    for option, row in by_option.items():
         reason = FOUND.get(option, "")
         result = "not checked" if reason == "out of memory" else "failed" if reason else "passed"
         assert row["result"] == result and row.get("reason", "").startswith(reason), row
@@ -577,9 +577,9 @@ def test_the_whole_check_of_a_cpu(file, tmp_path, capsys):
     output = tmp_path / "found.json"
     status, printed = command("--json", str(output), "--seconds", "900"), capsys.readouterr().out
     assert status == 0, printed
-    found = json.loads(output.read_text())
-    assert found["passed"] and found["machine"] in printed
-    of = lambda *names: [tuple(row[name] for name in names) for row in found["cases"]]
+    result = json.loads(output.read_text())
+    assert result["passed"] and result["machine"] in printed
+    of = lambda *names: [tuple(row[name] for name in names) for row in result["cases"]]
     sets = {instructions for (instructions,) in of("instructions")}
     if torch.backends.cpu.get_cpu_capability() == "AVX512":
         amx = ["FASTLSTM_AMX=0"] if torch.cpu._is_amx_tile_supported() else []
@@ -593,7 +593,7 @@ def test_the_whole_check_of_a_cpu(file, tmp_path, capsys):
             options = {row[2] for row in rows if row[:2] == (engine, instructions)}
             timed = TIMED if engine not in PREPACKED and not instructions else ()
             assert options == {*OPTIONS, *timed} - lacks
-    ratios = [row["ratio"] for row in found["cases"] if row["option"] in TIMED]
+    ratios = [row["ratio"] for row in result["cases"] if row["option"] in TIMED]
     assert len(ratios) == 16 and min(ratios) > 0
     assert set(json.loads(file.read_text()).values()) == {"passed"}
 
@@ -625,9 +625,9 @@ def test_bad_arguments(children, monkeypatch):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there(capsys):
-    found = fastlstm.check("cuda", seconds=120)
-    assert {row["result"] for row in found["cases"]} == {"not checked"} and not found["passed"]
-    assert "no GPU" in found["machine"]
+    result = fastlstm.check("cuda", seconds=120)
+    assert {row["result"] for row in result["cases"]} == {"not checked"} and not result["passed"]
+    assert "no GPU" in result["machine"]
     printed = capsys.readouterr().out
     assert "\n\nnot checked, the process ended with status 1: " in printed
     assert printed.endswith("\n  torch: every case\n\n0 of 80 cases passed\n")

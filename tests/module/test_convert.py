@@ -56,9 +56,9 @@ def test_a_model_both_ways(keep_class):
     assert all(module is modules[name] for name, module in model.named_modules())
     assert all(is_converted(m, keep_class) for m in (model.encoder, model.cell, model.shared))
     assert type(model.gru) is nn.GRU and model.blocks[1] is model.shared
-    found = dict(model.named_parameters())
-    assert list(found) == list(parameters) and list(model.state_dict()) == keys
-    assert all(found[name] is parameter for name, parameter in parameters.items())
+    converted = dict(model.named_parameters())
+    assert list(converted) == list(parameters) and list(model.state_dict()) == keys
+    assert all(converted[name] is parameter for name, parameter in parameters.items())
     assert repr(model) == text.replace("LSTM", "fastlstm.LSTM")
     torch.testing.assert_close(model(x), expected, **CLOSE)
     model(x).sum().backward()
@@ -365,8 +365,8 @@ def test_a_subclass_that_overrides_a_part_of_forward_stays(name):
     with pytest.warns(UserWarning, match="^convert: ") as caught:
         convert(model)
     (warning,) = caught
-    told = f"own.0 stays as it is: its class Own overrides {name}, which LSTM.forward calls"
-    assert str(warning.message) == f"convert: {told}" and warning.filename == __file__
+    message = f"own.0 stays as it is: its class Own overrides {name}, which LSTM.forward calls"
+    assert str(warning.message) == f"convert: {message}" and warning.filename == __file__
     assert is_converted(model["first"]) and type(model["own"][0]) is own
 
 

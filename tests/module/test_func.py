@@ -23,8 +23,8 @@ def lstm():
 
 def loss(lstm, weights, x, **arguments):
     output, (h_n, c_n), *cells = functional_call(lstm, weights, (x,), arguments)
-    found = output.sin().sum() + h_n.cos().sum() + c_n.square().sum()
-    return found + sum(c.tanh().square().sum() for c in cells)
+    total = output.sin().sum() + h_n.cos().sum() + c_n.square().sum()
+    return total + sum(c.tanh().square().sum() for c in cells)
 
 
 @every_route
@@ -124,10 +124,10 @@ def test_gradients_outside_of_vmap(route):
     lstm = make(route)
     x = torch.randn(5, 4, 3, dtype=torch.float64).to(route.device)
     vmap(lambda x: lstm(x)[0])(x).sin().sum().backward()
-    found = {n: p.grad for n, p in lstm.named_parameters()}
+    gradients = {n: p.grad for n, p in lstm.named_parameters()}
     lstm.zero_grad()
     lstm(x.transpose(0, 1))[0].sin().sum().backward()
-    torch.testing.assert_close(found, grads(dict(lstm.named_parameters())), **CLOSE)
+    torch.testing.assert_close(gradients, grads(dict(lstm.named_parameters())), **CLOSE)
 
 
 @every_route

@@ -19,9 +19,9 @@ every_module = pytest.mark.parametrize(
 
 def gates(module, kind):
     """Returns the parts i, f, g and o of each parameter whose name begins with `kind`."""
-    found = [p.detach().chunk(4) for n, p in module.named_parameters() if n.startswith(kind)]
-    assert len(found) == (1 if hasattr(module, "weight_hh") else 4)
-    return [list(f) for f in found]
+    parts = [p.detach().chunk(4) for n, p in module.named_parameters() if n.startswith(kind)]
+    assert len(parts) == (1 if hasattr(module, "weight_hh") else 4)
+    return [list(f) for f in parts]
 
 
 @every_module

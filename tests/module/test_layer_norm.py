@@ -39,12 +39,12 @@ def test_parameters():
     lstm = fastlstm.LayerNormLSTM(3, 4, 2, bidirectional=True, proj_size=2)
     torch.manual_seed(0)
     plain = nn.LSTM(3, 4, 2, bidirectional=True, proj_size=2)
-    found = dict(lstm.named_parameters())
+    parameters = dict(lstm.named_parameters())
     for name, p in plain.named_parameters():
-        assert torch.equal(found.pop(name), p)
+        assert torch.equal(parameters.pop(name), p)
     suffixes = ["l0", "l0_reverse", "l1", "l1_reverse"]
     sizes = {"gain_ih": 16, "gain_hh": 16, "gain_c": 4, "bias_c": 4}
-    assert list(found) == [f"{name}_{suffix}" for suffix in suffixes for name in sizes]
-    for name, p in found.items():
+    assert list(parameters) == [f"{name}_{suffix}" for suffix in suffixes for name in sizes]
+    for name, p in parameters.items():
         value = 0 if name.startswith("bias") else 1
         assert torch.equal(p, torch.full((sizes[name.split("_l")[0]],), float(value))), name

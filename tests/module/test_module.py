@@ -218,7 +218,7 @@ def test_state_of_a_cell_may_be_written_to(route):
     """Users often set the state of rows to zero in place when an episode begins."""
     ours, theirs = pair(route, "LSTMCell")
     x = draw(route, 4, 2, 3)
-    found = []
+    results = []
     for cell in (ours, theirs):
         hx = cell(x[0])
         for t in range(1, 4):
@@ -227,8 +227,8 @@ def test_state_of_a_cell_may_be_written_to(route):
             hx = cell(x[t], hx)
         hx[0].mul_(2)
         (hx[0].sin().sum() + hx[1].sum()).backward()
-        found.append([*hx, *(p.grad for p in cell.parameters())])
-    torch.testing.assert_close(*found, **CLOSE)
+        results.append([*hx, *(p.grad for p in cell.parameters())])
+    torch.testing.assert_close(*results, **CLOSE)
 
 
 class Tagged(Tensor):

@@ -36,12 +36,12 @@ def inputs(model, batch, steps, given):
     lstm = model.lstm
     states = lstm.num_layers * (2 if lstm.bidirectional else 1)
     x = torch.randn(batch, steps, 3)
-    found = {"x": x if lstm.batch_first else x.transpose(0, 1).contiguous()}
+    tensors = {"x": x if lstm.batch_first else x.transpose(0, 1).contiguous()}
     if "state" in given:
-        found |= {"h_0": torch.randn(states, batch, 5), "c_0": torch.randn(states, batch, 5)}
+        tensors |= {"h_0": torch.randn(states, batch, 5), "c_0": torch.randn(states, batch, 5)}
     if "lengths" in given:
-        found["lengths"] = torch.arange(batch) * 5 % steps + 1
-    return found
+        tensors["lengths"] = torch.arange(batch) * 5 % steps + 1
+    return tensors
 
 
 def export(model, given):

@@ -49,8 +49,8 @@ def results(module, x, hx, precision, **given):
     SETTING.fp32_precision = precision
     leaves = [t.detach().clone().requires_grad_() for t in (x, *hx)]
     output, (h_n, c_n) = module(leaves[0], (leaves[1], leaves[2]), **given)
-    found = with_gradients([output, h_n, c_n], [*leaves, *module.parameters()])
-    return [t.detach() for t in found]
+    tensors = with_gradients([output, h_n, c_n], [*leaves, *module.parameters()])
+    return [t.detach() for t in tensors]
 
 
 def errors(found, truth):
@@ -88,8 +88,8 @@ def test_a_single_step_obeys_in_training():
     lstm, x = fastlstm.LSTM(24, 600), torch.randn(1, 5, 24)
     hx = (torch.randn(1, 5, 600), torch.randn(1, 5, 600))
     usual, rounded = (results(lstm, x, hx, precision) for precision in ("none", "bf16"))
-    found, (least, most) = errors(rounded, usual), ERRORS["bf16"]
-    assert found[0] > least and found.max() < most
+    relative, (least, most) = errors(rounded, usual), ERRORS["bf16"]
+    assert relative[0] > least and relative.max() < most
     with torch.no_grad():
         SETTING.fp32_precision = "bf16"
         assert torch.equal(lstm(x, hx)[0], usual[0])
@@ -100,14 +100,14 @@ def test_the_setting_and_the_one_it_inherits_are_read_in_every_call():
     lstm, x, parent = fastlstm.LSTM(24, 40), torch.randn(7, 5, 24), torch.backends.mkldnn
     before = parent.fp32_precision
     try:
-        found = []
+        outputs = []
         for own, inherited in (("none", "none"), ("bf16", "none"), ("none", "bf16"), ("ieee",) * 2):
             SETTING.fp32_precision, parent.fp32_precision = own, inherited
-            found.append(lstm(x)[0])
+            outputs.append(lstm(x)[0])
     finally:
         parent.fp32_precision = before
-    assert torch.equal(found[0], found[3]) and torch.equal(found[1], found[2])
-    assert not torch.equal(found[0], found[1])
+    assert torch.equal(outputs[0], outputs[3]) and torch.equal(outputs[1], outputs[2])
+    assert not torch.equal(outputs[0], outputs[1])
 
 
 @torch.no_grad()
@@ -129,23 +129,23 @@ import sys, torch, fastlstm
 torch.manual_seed(0)
 lstm = fastlstm.LSTM(40, 256, bidirectional=True)
 x = torch.randn(3, 70, 40)
-found = []
+results = []
 for precision in ("none", "ieee", "tf32"):
     torch.backends.mkldnn.rnn.fp32_precision = precision
     output, state = lstm(x)
-    found.append([output, *state, *torch.autograd.grad(output.sin().sum(), lstm.parameters())])
-torch.save(found, sys.argv[1])
+    results.append([output, *state, *torch.autograd.grad(output.sin().sum(), lstm.parameters())])
+torch.save(results, sys.argv[1])
 """
 
 
 @needs_amx
 def test_amx_changes_only_tf32(tmp_path):
-    found = []
+    results = []
     for amx in "01":
         command = [sys.executable, "-c", SCRIPT, str(tmp_path / amx)]
         subprocess.run(command, env={**os.environ, "FASTLSTM_AMX": amx}, check=True)
-        found.append(torch.load(tmp_path / amx))
-    for without, with_tiles, same in zip(*found, (True, True, False), strict=True):
+        results.append(torch.load(tmp_path / amx))
+    for without, with_tiles, same in zip(*results, (True, True, False), strict=True):
         for a, b in zip(without, with_tiles, strict=True):
             assert torch.equal(a, b) == same
             torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)

@@ -63,13 +63,13 @@ def encoded(rows, weights):
 
 
 def dequantized(state_dict):
-    found = {}
+    weights = {}
     for name, tensor in state_dict.items():
         if not name.endswith("_scale"):
-            found[name] = tensor.double()
+            weights[name] = tensor.double()
             if (scale := state_dict.get(f"{name}_scale")) is not None:
-                found[name] *= scale.double().unsqueeze(1)
-    return found
+                weights[name] *= scale.double().unsqueeze(1)
+    return weights
 
 
 def step(w, suffix, weights, x, h, c):

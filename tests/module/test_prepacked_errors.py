@@ -62,13 +62,13 @@ def test_errors_of_a_cell(call, error, message):
 @every_weights
 def test_the_op_refuses_weights_that_are_not_prepacked(weights):
     prepacked = prepacked_copy(small(proj_size=7), weights)
-    own, op = prepacked._op_weights(), torch.ops.fastlstm.lstm_prepacked
+    good, op = prepacked._op_weights(), torch.ops.fastlstm.lstm_prepacked
     for wrong, message in (
-        (own[1].clone().zero_(), "pack the model again"),
-        (own[0], r"expected a prepacked matrix \[40, 7\] of gates, got \[40, 6\]"),
-        (own[1][:-16], "bytes of a prepacked matrix"),
+        (good[1].clone().zero_(), "pack the model again"),
+        (good[0], r"expected a prepacked matrix \[40, 7\] of gates, got \[40, 6\]"),
+        (good[1][:-16], "bytes of a prepacked matrix"),
     ):
-        given = [own[0], wrong, *own[2:]]
+        given = [good[0], wrong, *good[2:]]
         with pytest.raises(RuntimeError, match=message):
             op(X6, torch.zeros(1, 3, 7), torch.zeros(1, 3, 10), given, prepacked._layout)
 

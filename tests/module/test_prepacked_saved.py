@@ -60,11 +60,11 @@ def test_the_names_of_the_state_dict():
     for weights in (None, torch.bfloat16):
         assert prepacked_tagger(weights=weights).state_dict().keys() == names
     whole = {n for n in names if "weight" in n and "linear" not in n}
-    found = prepacked_tagger(weights=torch.int8).state_dict()
-    assert found.keys() == names | {f"{n}_scale" for n in whole}
+    state = prepacked_tagger(weights=torch.int8).state_dict()
+    assert state.keys() == names | {f"{n}_scale" for n in whole}
     for n in whole:
-        assert found[n].dtype == torch.int8 and found[n].abs().max() == 127
-        assert found[f"{n}_scale"].shape == found[n].shape[:1]
+        assert state[n].dtype == torch.int8 and state[n].abs().max() == 127
+        assert state[f"{n}_scale"].shape == state[n].shape[:1]
 
 
 @pytest.mark.parametrize("source", [None, *SMALLER_DTYPES], ids=str)

@@ -47,12 +47,12 @@ def results(module, x, hx=None):
     torch.manual_seed(1)
     output, state = module(x, hx)
     data = output.data if isinstance(output, PackedSequence) else output
-    found = [data, *state]
+    tensors = [data, *state]
     if torch.is_grad_enabled():
         leaf = x.data if isinstance(x, PackedSequence) else x
-        loss = sum((t.float().sin().sum() for t in found), torch.zeros(()))
-        found += torch.autograd.grad(loss, [leaf, *module.parameters()])
-    return found
+        loss = sum((t.float().sin().sum() for t in tensors), torch.zeros(()))
+        tensors += torch.autograd.grad(loss, [leaf, *module.parameters()])
+    return tensors
 
 
 def same_bits(a, b):
@@ -70,8 +70,8 @@ def test_bits(options, form, dtype):
         lengths = torch.tensor([4, 3, 1, 1, 1, 1] if ours.batch_first else [2, 6, 5, 6])
         x = pack_padded_sequence(x, lengths, ours.batch_first, enforce_sorted=False)
     for training in (True, False):
-        found = results(ours.train(training), x), results(theirs.train(training), x)
-        assert same_bits(*found)
+        both = results(ours.train(training), x), results(theirs.train(training), x)
+        assert same_bits(*both)
     with torch.no_grad():
         assert same_bits(results(ours, x), results(theirs, x))
 

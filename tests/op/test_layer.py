@@ -118,11 +118,11 @@ def test_gradients_of_some_arguments_only(route, sample):
     padded = with_leaves(sample.padded(device=route.device))
     found = sample.mask_cells(route.lstm_layer(**sample.as_layer(padded)))
     given = [g.to(route.device) for g in cotangents(found)]
-    wanted = floating(padded)
-    together = torch.autograd.grad(found, wanted, given, retain_graph=True)
+    leaves = floating(padded)
+    at_once = torch.autograd.grad(found, leaves, given, retain_graph=True)
     for which in (slice(0, 3), slice(0, 1), slice(1, 2), slice(2, 3), slice(3, None)):
-        separately = torch.autograd.grad(found, wanted[which], given, retain_graph=True)
-        assert all(map(torch.equal, separately, together[which]))
+        separately = torch.autograd.grad(found, leaves[which], given, retain_graph=True)
+        assert all(map(torch.equal, separately, at_once[which]))
 
     class Calls(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -132,7 +132,7 @@ def test_gradients_of_some_arguments_only(route, sample):
 
     requests = []
     with Calls():
-        torch.autograd.grad(found, wanted[:1], given)
+        torch.autograd.grad(found, leaves[:1], given)
     assert requests == [not sample.norms]
 
 

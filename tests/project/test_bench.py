@@ -98,9 +98,9 @@ def test_the_pictures_show_the_newest_results(tmp_path):
     """docs/pictures has the texts that `python benchmarks/chart.py` writes, in the same order."""
     chart = pytest.importorskip("chart", reason="needs matplotlib", exc_type=ImportError)
     chart.draw(tmp_path)
-    kept = BENCHMARKS.parent / "docs" / "pictures"
-    assert sorted(p.name for p in kept.iterdir()) == sorted(p.name for p in tmp_path.iterdir())
-    for path in kept.iterdir():
+    stored = BENCHMARKS.parent / "docs" / "pictures"
+    assert sorted(p.name for p in stored.iterdir()) == sorted(p.name for p in tmp_path.iterdir())
+    for path in stored.iterdir():
         old, new = (re.findall("<text.*?>(.*?)</text>", p.read_text(), re.S)
                     for p in (path, tmp_path / path.name))  # fmt: skip
         assert old and old == new, path.name

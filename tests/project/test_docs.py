@@ -112,23 +112,23 @@ def test_the_map_of_csrc_is_complete():
 def in_the_reference():
     """Returns {full name: object} for all that docs/reference describes."""
     directive = re.compile(r"^\.\. auto(class|function|exception|data|module):: ([\w.]+)", re.M)
-    found = {}
+    objects = {}
     for page in (ROOT / "docs" / "reference").glob("*.md"):
         for kind, name in directive.findall(page.read_text()):
             if kind == "module":
                 members = public(importlib.import_module(name))
-                found |= {f"{name}.{k}": v for k, v in members.items()}
+                objects |= {f"{name}.{k}": v for k, v in members.items()}
             else:
                 module, _, attribute = name.rpartition(".")
-                found[name] = getattr(importlib.import_module(module), attribute)
-    return found
+                objects[name] = getattr(importlib.import_module(module), attribute)
+    return objects
 
 
 def public(module):
     """Returns the public names of a module: its __all__, or what it defines if it has none."""
     values = {name: value for name, value in vars(module).items() if not name.startswith("_")}
-    own = [n for n, v in values.items() if getattr(v, "__module__", "") == module.__name__]
-    names = getattr(module, "__all__", own)
+    defined_here = [n for n, v in values.items() if getattr(v, "__module__", "") == module.__name__]
+    names = getattr(module, "__all__", defined_here)
     return {name: getattr(module, name) for name in names if name != "__version__"}
 
 

@@ -24,21 +24,21 @@ def folder_of(file):
 def included(file):
     """Returns {name in the include: path} for the files of csrc that a file includes."""
     names = re.findall(r'^#include "(.+)"', file.read_text(), re.M)
-    next_to_file = {name: (file.parent / name).resolve() for name in names}
-    found = {name: path if path.exists() else CSRC / name for name, path in next_to_file.items()}
+    next_to = {name: (file.parent / name).resolve() for name in names}
+    paths = {name: path if path.exists() else CSRC / name for name, path in next_to.items()}
     # A file that does not exist in csrc belongs to the emulator of tests/simt.
-    return {name: path for name, path in found.items() if path.exists()}
+    return {name: path for name, path in paths.items() if path.exists()}
 
 
 def includes():
     """Returns for each pair of folders the includes from the first to the second."""
-    found = defaultdict(lambda: defaultdict(list))
+    between = defaultdict(lambda: defaultdict(list))
     for file in FILES:
         for name, target in included(file).items():
             source, other = folder_of(file), folder_of(target)
             if source != other:
-                found[source][other].append(f"{file.relative_to(CSRC)} -> {name}")
-    return found
+                between[source][other].append(f"{file.relative_to(CSRC)} -> {name}")
+    return between
 
 
 def test_the_map_lists_the_folders_from_top_to_bottom():
@@ -63,15 +63,15 @@ def test_only_the_python_module_includes_python():
 
 def imports(file):
     """Returns the fastlstm modules that a file imports, in functions too, such as engine.call."""
-    package, found = file.relative_to(PYTHON).parts[:-1], set()
+    package, modules = file.relative_to(PYTHON).parts[:-1], set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.level or node.module.startswith("fastlstm")):
             base = package[: len(package) + 1 - node.level] if node.level else ()
             parts = *base, *(node.module or "").removeprefix("fastlstm").split(".")
             module = ".".join(filter(None, parts))
             names = {f"{module}.{name.name}".strip(".") for name in node.names}
-            found |= names & MODULES.keys() or {module}
-    return found & MODULES.keys() - {""}
+            modules |= names & MODULES.keys() or {module}
+    return modules & MODULES.keys() - {""}
 
 
 def test_imports_of_fastlstm_go_down():

@@ -112,15 +112,15 @@ def test_sdist_has_the_sources_and_no_build_results(project):
 
 def test_captioning_is_a_distribution_of_its_own(project, tmp_path):
     target, folder = tmp_path / "target", project / "captioning"
-    own = {f"captioning/{path}" for path in files_below(folder)}
+    sources = {f"captioning/{path}" for path in files_below(folder)}
     install(folder, target)
     shutil.rmtree(folder / "build", ignore_errors=True)
     with tarfile.open(make_sdist(folder)) as tar:
         carried = {f"captioning/{name.partition('/')[2]}" for name in tar.getnames()}
-    assert own <= carried
+    assert sources <= carried
     about = {f"captioning/{name}" for name in ("pyproject.toml", "README.md", "LICENSE")}
     installed = {path for path in files_below(target) if "__pycache__" not in path}
-    assert {path for path in installed if path.startswith("captioning/")} == own - about
+    assert {path for path in installed if path.startswith("captioning/")} == sources - about
     folders = {path.partition("/")[0] for path in installed}
     assert folders == {"bin", "captioning", "fastlstm_captioning-0.1.0.dist-info"}
     done = run(target / "bin" / "captioning", "--version", PYTHONPATH=f"{target}:{ROOT}")

@@ -72,17 +72,17 @@ def example(monkeypatch, request):
 @pytest.fixture
 def gradient_norms(monkeypatch):
     """The gradient norm of every batch, recorded where the library clips it."""
-    found, clip = [], nn.utils.clip_grad_norm_
+    norms, clip = [], nn.utils.clip_grad_norm_
 
     def record(*args, **kwargs):
         norm = clip(*args, **kwargs)
-        found.append(norm.item())
+        norms.append(norm.item())
         return norm
 
     monkeypatch.setattr(nn.utils, "clip_grad_norm_", record)
     if find_spec("rl_games"):
         monkeypatch.setattr("rl_games.common.a2c_common.clip_grad_norm_", record)
-    return found
+    return norms
 
 
 @pytest.mark.slow
