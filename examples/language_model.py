@@ -55,7 +55,7 @@ class TorchLSTM(nn.Module):
         super().__init__()
         self.p = p
         self.layers = nn.ModuleList(nn.LSTM(hidden, hidden) for _ in range(layers))
-        # The check that unsafe=True skips would draw a mask.
+        # unsafe=True skips a check that would draw a mask, so the seed gives the same masks.
         for module in self.layers:
             parametrize.register_parametrization(module, "weight_hh_l0", nn.Dropout(p), unsafe=True)
 

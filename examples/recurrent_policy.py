@@ -127,9 +127,9 @@ def train(lstm: str, args: argparse.Namespace) -> tuple[float, float]:
             for t in reversed(range(args.steps - 1)):
                 advantage[t] += args.discount * args.trace * goes_on[t] * advantage[t + 1]
         logits, value_now, _ = policy(x, first, resets)  # learn from the whole sequence at once
-        chosen = torch.distributions.Categorical(logits=logits)
-        loss = F.mse_loss(value_now, value + advantage) - 0.01 * chosen.entropy().mean()
-        loss = loss - (chosen.log_prob(action) * advantage).mean()
+        distribution = torch.distributions.Categorical(logits=logits)
+        loss = F.mse_loss(value_now, value + advantage) - 0.01 * distribution.entropy().mean()
+        loss = loss - (distribution.log_prob(action) * advantage).mean()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(policy.parameters(), 0.5)

@@ -284,8 +284,8 @@ def against_the_oracle(draw):
     engine = draw.pick("auto", "stepwise", *[] if only_stepwise else ["tiled"])
     found = list(torch.ops.fastlstm.lstm(**leaves, engine=engine)[:4])
     if call["lengths"] is not None:
-        live = torch.arange(len(layer["input"]))[:, None] < call["lengths"]
-        found[3] = torch.where(live[..., None], found[3], 0.0)
+        real = torch.arange(len(layer["input"]))[:, None] < call["lengths"]
+        found[3] = torch.where(real[..., None], found[3], 0.0)
     torch.autograd.backward(found, [g.view(f.shape) for g, f in zip(gradients, found, strict=True)])
     found += [leaf.grad for leaf in floating(leaves)]
     expected += [leaf.grad for leaf in floating(truth)]

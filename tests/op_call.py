@@ -89,7 +89,7 @@ class Call:
             options |= {"lengths": lengths, "packed": form == "packed"}
         sample = Sample("call", steps, batch, **options)
         padded = sample.padded(dtype_of(kind))
-        self.live = torch.arange(steps)[:, None] < torch.tensor(sample.lengths or [steps] * batch)
+        self.real = torch.arange(steps)[:, None] < torch.tensor(sample.lengths or [steps] * batch)
         self.grads = [grad.to(device) for grad in self._expect(sample, padded)]
         given = sample.as_layer(padded)
         for name, value in given.items():
@@ -108,11 +108,11 @@ class Call:
         grads[3] = grads[3].to(cells_dtype)
         if self.form == "lengths":
             for grad in (grads[0], grads[3]):
-                grad *= self.live[..., None]
+                grad *= self.real[..., None]
         gradients = torch.autograd.grad(outputs, wide, [g.double() for g in grads])
         grad_input, grad_h_0, grad_c_0, *grad_weights = gradients
         if self.form == "packed":
-            grad_input = grad_input[self.live]
+            grad_input = grad_input[self.real]
         if sample.bias:  # the op returns one gradient for both biases
             per_direction = len(grad_weights) // sample.directions
             grad_weights = [g for k, g in enumerate(grad_weights) if k % per_direction != 3]
@@ -153,7 +153,7 @@ class Call:
         names = "output", "h_n", "c_n", "cells"
         for actual, expected, what in zip(results, self.expected, names, strict=False):
             if what == "cells" and self.form == "lengths":
-                actual = actual.cpu() * self.live[..., None]  # unspecified after the end of a row
+                actual = actual.cpu() * self.real[..., None]  # unspecified after the end of a row
             self.check_close(actual, expected, what)
 
     def check_backward(self, results: Sequence[Any]) -> None:

@@ -174,8 +174,8 @@ class Sample:
         output, h_n, c_n, cells = results
         if self.lengths is not None and not self.packed:
             lengths = torch.tensor(self.lengths, device=cells.device)
-            live = torch.arange(self.steps, device=cells.device)[:, None] < lengths
-            cells = torch.where(live[..., None], cells, 0.0)
+            real = torch.arange(self.steps, device=cells.device)[:, None] < lengths
+            cells = torch.where(real[..., None], cells, 0.0)
         return [output, h_n, c_n, cells]
 
 

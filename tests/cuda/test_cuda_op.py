@@ -119,7 +119,7 @@ def test_any_strides(kind, engine, options):
     for seed in range(4 if options.get("batch", 5) == 5 else 1):  # more rows take longer
         call, restride = Call(kind, **options), Draw(seed).restride
         for name, value in vars(call).items():
-            if isinstance(value, torch.Tensor) and name != "live":
+            if isinstance(value, torch.Tensor) and name != "real":
                 setattr(call, name, restride(value))
         call.weights, call.grads = ([restride(t) for t in ts] for ts in (call.weights, call.grads))
         call.check(engine)
@@ -148,8 +148,8 @@ def test_gradients_of_gates(kind, form, engine):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_padding_may_hold_anything(kind, engine):
     call = Call(kind, "lengths", directions=2)
-    call.input = call.input.masked_fill(~call.live[..., None], float("nan"))
-    call.grads[0] = call.grads[0].masked_fill(~call.live[..., None], float("nan"))
+    call.input = call.input.masked_fill(~call.real[..., None], float("nan"))
+    call.grads[0] = call.grads[0].masked_fill(~call.real[..., None], float("nan"))
     call.check(engine)
 
 

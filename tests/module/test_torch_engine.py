@@ -97,7 +97,7 @@ class Case:
         self.lstm = lstm.to(device)
         lstm.engine = "torch"
         self.lengths = torch.tensor(lengths, dtype=torch.long)
-        self.live = (torch.arange(steps)[:, None] < self.lengths)[..., None]
+        self.real = (torch.arange(steps)[:, None] < self.lengths)[..., None]
         D, P = 1 + lstm.bidirectional, lstm.proj_size or lstm.hidden_size
         batch, states = len(lengths), lstm.num_layers * D
         state = (states, batch, P), (states, batch, lstm.hidden_size)
@@ -114,7 +114,7 @@ class Case:
         leaves = [t.detach().clone().requires_grad_() for t in self.leaves]
         x, options = leaves[0], {}
         if padding is not None:
-            x = torch.where(self.live.to(x.device), x, padding)
+            x = torch.where(self.real.to(x.device), x, padding)
             options["lengths"] = self.lengths
         x = x.transpose(0, 1) if module.batch_first else x
         output, state = module(x, tuple(leaves[1:]) or None, **options)
@@ -162,7 +162,7 @@ def test_any_call(route, seed):
     has_state = not lstm.bidirectional and draw.random() < 0.6
     case = Case(lstm, lengths, steps, has_state, route.device)
     found = case.results(lstm)
-    assert not torch.where(case.live.to(found[0].device), 0.0, found[0]).any()
+    assert not torch.where(case.real.to(found[0].device), 0.0, found[0]).any()
     truth = case.truth()
     lstm.engine = "auto"
     for k, each in enumerate(zip(found, truth, case.results(lstm, 1e30), strict=True)):
