@@ -74,7 +74,7 @@ def test_a_child_that_completes_its_task(file, runs):
     assert torch.backends.cpu.get_cpu_capability() in key and torch.__version__ in key
 
 
-def test_what_a_case_tells(file, runs):
+def test_each_case_has_a_result_and_a_reason(file, runs):
     """After a wrong result, and without memory for a case, the child goes on."""
     program = "say('failed', reason='wrong'); say('passed'); say('not served')"
     rows = runs(f"{BEGIN}{program}; say('not checked', reason='memory')", "one one two three")
@@ -116,7 +116,7 @@ UNKNOWN = {
 
 
 @pytest.mark.parametrize("program", UNKNOWN)
-def test_a_child_that_tells_nothing_of_the_kernels(program, file, runs):
+def test_a_child_that_ends_before_its_first_case(program, file, runs):
     rows = runs(program)
     assert [row[:2] for row in rows] == [("one", "not checked"), ("two", "not checked")]
     assert all(re.fullmatch(UNKNOWN[program], row[2]) for row in rows) and verdicts(file) == {}
@@ -276,7 +276,7 @@ def test_the_tests_of_a_gpu_begin_no_check(children, checked_gpu):
     assert not first_use.stepwise_is_wrong(GPU, torch.float32)
 
 
-OTHERS = {
+CHANGES = {
     "GPU": lambda patch: patch.setattr(torch.cuda, "get_device_name", lambda device: "Another GPU"),
     "driver": lambda patch: patch.setattr(records, "_driver", lambda: "driver 999.1"),
     "torch": lambda patch: patch.setattr(torch, "__version__", "2.99.0"),
@@ -284,11 +284,11 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("other", OTHERS)
-def test_a_check_counts_for_one_machine_and_build(other, children, file, monkeypatch):
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_check_counts_for_one_machine_and_build(change, children, file, monkeypatch):
     with checks():
         choose("persistent")
-    OTHERS[other](monkeypatch)
+    CHANGES[change](monkeypatch)
     records.machine.cache_clear()
     with checks():
         choose("persistent")

@@ -18,8 +18,8 @@ import fastlstm.__main__
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
-OTHERS = "README CONTRIBUTING SECURITY csrc/README benchmarks/README tests/README".split()
-DOCS = [*(ROOT / f"{name}.md" for name in OTHERS), *PAGES]
+OTHER_PAGES = "README CONTRIBUTING SECURITY csrc/README benchmarks/README tests/README".split()
+DOCS = [*(ROOT / f"{name}.md" for name in OTHER_PAGES), *PAGES]
 SEVERAL_PROCESSES = ROOT / "docs" / "howto" / "several-processes.md"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 FOLDERS = ("csrc", "fastlstm", "captioning", "benchmarks", "tests", "docs", "examples")

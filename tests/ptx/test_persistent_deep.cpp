@@ -17,7 +17,7 @@ void add(bool allow_tf32) {
     const int chunks = kWarps * (2 * chunks_in_flight(ffma, false, units, row_tile) + 1);
     Shape of_long_rows{2, row_tile, chunks * kChunkBytes / int(sizeof(T)) - 3};
     Shape of_many_rows{4, 4 * kThreads + 9, 2 * units - 3, kLengths};
-    of_many_rows.reset = of_many_rows.order = true;
+    of_many_rows.reset = of_many_rows.has_order = true;
     for (Shape shape : {of_long_rows, of_many_rows}) {
       shape.units = units, shape.row_tile = row_tile;
       const char* const name = shape.B > row_tile ? " many rows" : "";

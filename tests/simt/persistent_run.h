@@ -25,7 +25,7 @@ struct Shape {
   bool reverse = false;  // whether a single direction goes backward in time
   bool reset = false;
   int units = 8, row_tile = 8, row_groups = 1;  // the tiling, see plan.h
-  bool order = false;  // whether the kernel gets a table of the rows sorted by length
+  bool has_order = false;  // whether the kernel gets a table of the rows sorted by length
 };
 
 template <typename T>
@@ -154,7 +154,7 @@ struct Run {
   Sequence sequence() {
     const auto* const lengths = shape.form == kDense ? nullptr : problems[0].length.data();
     const auto* const offsets = shape.form == kPacked ? buffers.offsets.data() : nullptr;
-    const auto* const order = shape.order ? buffers.order.data() : nullptr;
+    const auto* const order = shape.has_order ? buffers.order.data() : nullptr;
     const auto* const resets = reinterpret_cast<const bool*>(problems[0].reset.data());
     return {shape.T,   shape.B, shape.H, lengths, offsets, order, shape.reset ? resets : nullptr,
             wait_limit};

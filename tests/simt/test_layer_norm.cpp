@@ -19,8 +19,8 @@ std::map<std::string, Values> run(int64_t H) {
   constexpr int64_t B = 4, kPrevRows = 3;
   std::mt19937 random(1);
   std::normal_distribution<double> normal;
-  const auto draw = [&](auto zero, int64_t n, double scale, double mean = 0) {
-    using To = decltype(zero);
+  const auto draw = [&](auto element, int64_t n, double scale, double mean = 0) {
+    using To = decltype(element);
     std::vector<To> values(n);
     for (To& v : values)
       v = from_double<To>(to_double(from_double<Given>(mean + scale * normal(random))));

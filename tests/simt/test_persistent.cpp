@@ -18,7 +18,7 @@ void add(bool allow_tf32) {
         Run<T>(shape, simt::seed(), allow_tf32).check_both();
     });
   };
-  // T, B, H, form, directions, reverse, reset, units, row tile, row groups, order
+  // T, B, H, form, directions, reverse, reset, units, row tile, row groups, has_order
   add_shape("one step", {1, 2, 8});
   add_shape("two blocks of units", {4, 3, 16});
   add_shape("odd sizes", {3, 5, 13, kDense, 1, false, false, 8, 8, 2});
@@ -51,7 +51,7 @@ void add(bool allow_tf32) {
       s.units = 8 << draw(0, 2);
       s.row_tile = has_wide_tiles ? 8 << draw(0, 1) : 8;
       s.row_groups = draw(1, std::min(3, s.B));
-      s.order = s.form == kLengths && draw(0, 1);
+      s.has_order = s.form == kLengths && draw(0, 1);
       simt::seed() = n;
       try {
         Run<T>(s, n, allow_tf32).check_both();

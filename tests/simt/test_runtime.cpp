@@ -55,9 +55,9 @@ const Case errors("runtime/an error is returned once", [] {
     return fastlstm::launch_cooperative(nothing_kernel<0>, dim3(blocks), dim3(32), shared_bytes,
                                         nullptr, 0);
   };
-  const int most = runtime::state().shared_bytes;
-  check_error([&] { return cooperative(1, most); }, 0, "all shared memory");
-  check_error([&] { return cooperative(1, most + 1); }, 1, "more than all shared memory");
+  const int max_bytes = runtime::state().shared_bytes;
+  check_error([&] { return cooperative(1, max_bytes); }, 0, "all shared memory");
+  check_error([&] { return cooperative(1, max_bytes + 1); }, 1, "more than all shared memory");
   simt::resident_blocks() = 1;
   for (int code : {9, 701, 720, 800, 801}) {
     simt::refusal() = static_cast<cudaError_t>(code);
