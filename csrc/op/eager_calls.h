@@ -284,7 +284,7 @@ inline PyObject* are_plain(PyObject*, PyObject* const* objects, Py_ssize_t count
   END_HANDLE_TH_ERRORS
 }
 
-inline PyObject* are_described(PyObject*, PyObject* const* args, Py_ssize_t count) {
+inline PyObject* have_names_and_shapes(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   TORCH_CHECK_TYPE(count == 4, "expected 4 arguments, got ", count);
   const Objects weights = items_of(args[0]), names = items_of(args[2]), shapes = items_of(args[3]);

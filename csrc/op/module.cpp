@@ -18,7 +18,7 @@ static PyMethodDef method(const char* name, const char* doc, int flags = METH_FA
 
 // The version of the functions below. A change of their arguments needs another number here and in
 // fastlstm/_build.py, which refuses a module of another version.
-constexpr int kInterface = 2;
+constexpr int kInterface = 3;
 
 static PyMethodDef kEagerCalls[] = {
     method<fastlstm::fast_method<&fastlstm::lstm>>(
@@ -40,9 +40,9 @@ static PyMethodDef kEagerCalls[] = {
         METH_FASTCALL | METH_KEYWORDS),
     method<fastlstm::are_plain>(
         "are_plain", "Whether a call of these tensors, lists of tensors and None is plain."),
-    method<fastlstm::are_described>(
-        "are_described",
-        "are_described(weights, parameters, names, shapes)\n\n"
+    method<fastlstm::have_names_and_shapes>(
+        "have_names_and_shapes",
+        "have_names_and_shapes(weights, parameters, names, shapes)\n\n"
         "Whether the weights are the entries of `parameters` with these names, have these shapes "
         "and are of no subclass."),
     {nullptr, nullptr, 0, nullptr}};
@@ -50,9 +50,9 @@ static PyMethodDef kEagerCalls[] = {
 static std::vector<fastlstm::OptionalTensor> gradients_by_python(
     const std::vector<at::Tensor>& result_gradients, const fastlstm::LstmCall& call) {
   const py::gil_scoped_acquire gil;
-  const py::object of_layer =
-      py::module_::import("fastlstm.engine.second_derivatives").attr("of_layer");
-  return std::apply(of_layer, std::tuple_cat(std::tie(result_gradients), call.as_tuple()))
+  const py::object recorded_gradients =
+      py::module_::import("fastlstm.engine.second_derivatives").attr("recorded_gradients");
+  return std::apply(recorded_gradients, std::tuple_cat(std::tie(result_gradients), call.as_tuple()))
       .cast<std::vector<fastlstm::OptionalTensor>>();
 }
 

@@ -1,6 +1,6 @@
 """Second derivatives: gradients of a layer, computed by operations that autograd records.
 
-The backward of the op calls `of_layer` under create_graph (csrc/op/autograd.cpp).
+The backward of the op calls `recorded_gradients` under create_graph (csrc/op/autograd.cpp).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from . import reference
 from .call import LstmCall, autocasts
 
 
-def of_layer(grads: Sequence[Tensor | None], *fields: Any) -> list[Tensor | None]:
+def recorded_gradients(grads: Sequence[Tensor | None], *fields: Any) -> list[Tensor | None]:
     """Returns the gradients of a layer's input, h_0, c_0 and weights.
 
     `grads` are those of output, h_n, c_n and cells; `fields` those of an `LstmCall`.

@@ -32,7 +32,7 @@ def read_weights(lstm: Any) -> tuple[list[Any], str | None, torch.dtype | None]:
     names, weights, parameters = lstm._flat_weights_names, lstm._flat_weights, lstm._parameters
     layout, shapes = described_weights(lstm)
     library = None if torch.compiler.is_compiling() else _build.library
-    if library is not None and library.are_described(weights, parameters, names, shapes):
+    if library is not None and library.have_names_and_shapes(weights, parameters, names, shapes):
         return weights, layout, weights[0].dtype
     current = [getattr(lstm, name, None) for name in names]
     if len(weights) != len(names) or not all(map(is_, weights, current)):
