@@ -36,7 +36,7 @@ def measure(case: Case, effort: Effort) -> Pairs:
         return alternate(theirs.step, ours.step, cpu_clock, effort)
 
 
-def cells() -> list[Case]:
+def heat_map_cases() -> list[Case]:
     """Returns the cases of the heat map: of 64 steps, or of fewer if the layer is large."""
     cases = []
     for mode, rows, units in product(MODES, ROWS, HIDDEN_SIZES):
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for number in dict.fromkeys((1, threads)):
         torch.set_num_threads(number)
         by_steps = [Case(8, steps, 128, 128, mode=mode) for mode in MODES for steps in STEPS]
-        for key, cases in (("cells", cells()), ("steps", by_steps)):
+        for key, cases in (("cells", heat_map_cases()), ("steps", by_steps)):
             for case in cases:
                 pairs = measure(case, effort)
                 sizes = {"rows": case.batch, "hidden_size": case.hidden_size, "steps": case.steps}

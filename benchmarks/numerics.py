@@ -5,7 +5,7 @@
 
 The error of a tensor is the root mean square of its deviation from the exact tensor, divided by the
 root mean square of the exact tensor. The exact tensors are results of nn.LSTM in float64, on the
-same input and weights: those are rounded to the dtype first.
+same input and weights, which are rounded to the dtype first.
 """
 
 from __future__ import annotations

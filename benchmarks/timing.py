@@ -27,7 +27,7 @@ def settle_malloc() -> None:
 
 
 def cpu_clock(step: Step, calls: int) -> float:
-    """Calls `step` and returns the seconds per call.
+    """Calls `step` and returns the seconds per call, by the wall clock.
 
     If `step` has a method `seconds`, as a step that runs in another process, that method measures.
     """

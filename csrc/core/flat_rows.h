@@ -49,7 +49,7 @@ inline Tensor without_padding(const LayerCall& layer, const Tensor& sequence) {
 // Returns the state [R,size] before every flat row. At the first step of a row this is `initial`
 // [B,size] (h_0 or c_0), afterwards the row of `states` [R,size] of the previous step of the walk.
 // It is 0 if the step resets the row or the row has ended. The result concatenates ranges of rows:
-// two for padded data, as adjacent ranges are merged, and at most two per row for packed data.
+// two for padded data and at most 2 B for packed data, as adjacent ranges are merged.
 inline Tensor state_before(const LayerCall& layer, int64_t d, const Tensor& states,
                            const Tensor& initial) {
   struct RowRange {

@@ -85,8 +85,8 @@ struct Block {
   // another kernel (NCCL's, for example) may keep the other blocks from starting.
   mutable uint32_t current_wait_limit = 20 * sequence.wait_limit;
 
-  // Sets batch_row and length. Row i of the group is row group + i * row_groups of the sorted
-  // batch.
+  // Sets batch_row and length. Row i of the group has position `group` + row_groups * i in the
+  // sorted batch.
   __device__ void find_rows() const {
     for (int i = thread; i < tiling.group_rows; i += kThreads) {
       const int position = group + tiling.row_groups * i;

@@ -7,10 +7,10 @@
 // have a fixed order. So the result of a row depends neither on the division of the work nor on
 // the other rows.
 //
-// Within a chunk the values of k are in an order in which the four words that a lane loads are its
-// B operands of two mma instructions. So tensor cores need no shuffle. The slice is stored in the
-// same order (SliceLayout::source_of). A pass reads the slice from shared memory once. The time of
-// this read bounds the product.
+// The terms of a chunk have an order that makes the four words that a lane loads its B operands of
+// two mma instructions, so tensor cores need no shuffle. The slice is stored in the same order
+// (SliceLayout::source_of). A pass reads the slice from shared memory once. The time of this read
+// bounds the product.
 #pragma once
 #include "persistent_exchange.h"
 
@@ -76,8 +76,8 @@ struct Ffma {
 // step is one of the two mma instructions of a chunk. The registers of a lane are neighbors, so one
 // load reads a fragment. A tile of 8 rows has no registers for rows 8 to 15.
 //
-// With Ffma, [quarter of a chunk][row] replaces [lane]. A load of a warp reads eight neighboring
-// fragments, each of them for four lanes.
+// With Ffma, [4 quarters of a chunk][8 rows] replaces [32 lanes]. A lane reads all quarters of its
+// row. In each load four lanes read the same fragment, and the warp eight neighboring fragments.
 template <class P, int kRows>
 struct SliceLayout {
   static constexpr int kRegisters = kRows == 8 ? 2 : 4;

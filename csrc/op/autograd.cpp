@@ -22,8 +22,8 @@ OptionalTensor if_defined(const Tensor& tensor) {
 
 // Returns an alias of `tensor` without its autograd graph, or a wrapper tensor unchanged. The alias
 // shares the version counter, by which autograd detects writes in place, and keeps the memory if
-// the user assigns `weight.data = other`. A node that saves its output itself refers to the output
-// until autograd has packed it. If a hook of saved tensors raises an error, this cycle would leak.
+// the user assigns `weight.data = other`. If the output itself were saved, it and the node would
+// refer to each other until autograd packs it, and leak if a hook of saved tensors raises an error.
 Tensor detached_alias(const Tensor& tensor) {
   if (is_wrapper(tensor)) return tensor;
   return Tensor(tensor.unsafeGetTensorImpl()->shallow_copy_and_detach(

@@ -1,5 +1,5 @@
 // Gradients that can be differentiated again. Python computes them: the Python module sets the
-// function below (op/module.cpp). A program without Python can contain the ops (examples/cpp).
+// function below (op/module.cpp). It stays nullptr in a program without Python (examples/cpp).
 #pragma once
 #include <vector>
 

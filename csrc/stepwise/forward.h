@@ -130,7 +130,7 @@ class StepwiseForward : DirectionWalk {
   Tensor h_, c_;                    // [B,P], [B,H] the state
   Tensor h_masked_;                 // [B,P] h_mask * h, which W_hh multiplies; h_ without h_mask
   Tensor output_, cells_;           // [R,P] columns of `output`, [R,H]
-  Tensor unprojected_, projected_;  // with a projection: [B,H] o tanh(c), and [B,P] times W_hr^T
+  Tensor unprojected_, projected_;  // with a projection: o tanh(c) [B,H], W_hr (o tanh(c)) [B,P]
 };
 
 }  // namespace stepwise

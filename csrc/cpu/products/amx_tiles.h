@@ -67,7 +67,7 @@ struct PanelTiles {
       row;            // from one row of a tile to the next
 };
 
-// Calls body(plane of A, plane of B) for each product of planes that is computed, smallest first.
+// Calls body(plane of A, plane of B) for each computed product of planes, the largest values last.
 template <int kPlanes, typename Body>
 FASTLSTM_INLINE void for_each_product(const Body& body) {
   static_assert(kPlanes <= 2);

@@ -68,7 +68,7 @@ struct GemmLayout {
   int vectors_multiple = 1;           // every panel has a multiple of so many vectors
   int64_t header_bytes = 0;           // in front of a panel, for each of its columns
   int64_t k_multiple = 1;             // panels are padded with zeros to a multiple of so many terms
-  int64_t kc = 512;                   // KC: the terms for which a panel stays in the L2 cache
+  int64_t kc = 512;                   // KC: terms multiplied at a time; their panel fits into L2
   int32_t zero_point = 0;             // added to each element of a row that is encoded as int8
 
   int64_t bytes(int64_t elements) const { return elements * element_bits / 8; }

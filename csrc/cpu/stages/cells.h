@@ -223,7 +223,7 @@ class CellsBackward {
   }
 
  private:
-  // The most rows in the buffer if weights are in panels, and the terms that stay in the L2 cache.
+  // The most rows in the buffer if weights are in panels, and the terms multiplied at a time (KC).
   static constexpr int64_t kRowsAtOnce = 96, kKc = 1024;
 
   const CellKernels<T>& kernels_ = *kernels<T>().cell_kernels;
