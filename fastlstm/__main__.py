@@ -28,7 +28,7 @@ def devices() -> list[tuple[torch.device, str]]:
 
 
 def engines_of(device: torch.device) -> tuple[str, ...]:
-    """Names of engines: of "auto" without options, with lengths, with others; of all that serve."""
+    """Names what "auto" picks without options, with lengths, with others; then all that serve."""
     with torch._subclasses.FakeTensorMode():
         input = torch.empty(1, 1, 1, device=device)
         weights = [torch.empty(4, 1, device=device)] * 2

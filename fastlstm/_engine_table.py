@@ -34,8 +34,8 @@ def _why_not_torch(call: Call) -> str | None:
 def _why_not_op(name: str, device_types: tuple[str, ...], call: Call) -> str | None:
     """Why an engine of the op, which runs on these devices, cannot serve a call."""
     device, dtype = call.input.device, call.input.dtype
-    has_cpu_kernels = device.type == "cpu" and "cpu" in _build.device_types
-    if not has_cpu_kernels and (reason := _build.why_no_kernels(device)):
+    is_cpu_with_kernels = device.type == "cpu" and "cpu" in _build.device_types
+    if not is_cpu_with_kernels and (reason := _build.why_no_kernels(device)):
         return reason
     if device.type not in device_types:
         return f"it runs on {', '.join(device_types)}, and the input is on {device.type}"

@@ -83,7 +83,7 @@ def _chart(rows: Sequence[Comparison], mode: str) -> str:
 
 
 def _advice(rows: Sequence[Comparison]) -> list[str]:
-    """The code of the fastest way, and of the fastest that is not prepacked in another dtype."""
+    """Notes on the rows, the code of the fastest way, and of the fastest that does not round."""
     lines = []
     if any(math.isnan(row.difference) for row in rows):
         why = "They are not tensors or numbers, their count or shapes differ, or one has a NaN."

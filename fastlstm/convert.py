@@ -53,7 +53,7 @@ def _make(constructor: Any, *arguments: Any) -> nn.Module:
 
 
 def _skipped_by_compile(function: Any) -> Any:
-    """A copy of a function that torch.compile skips, with all that it calls.
+    """A copy of a function. torch.compile traces neither the copy nor what the copy calls.
 
     Otherwise torch.compile would recompile the same code for each module, up to its limit.
     """

@@ -48,8 +48,8 @@ class CNNConfig:
         name: "scenes_cnn", a torchvision classifier, "timm:NAME", "efficientnet_lite0" (or 1 or 2
             instead of 0), or several of these joined by "+".
         weights: name of torchvision's or timm's weights, or a file of weights for timm.
-        pool: the features of a picture: "avg" for the input [C] of the removed layer, "2x2" for it
-            and the means of the feature map's four quarters, "grid" for the map's cells [cells,C].
+        pool: the features of a picture: "avg" is the input [C] of the removed layer, "2x2" adds the
+            means of the feature map's four quarters, "grid" is the map's cells [cells,C].
         transform: how pictures are prepared; None for the default of the CNN, see `load_cnn`.
         fingerprint: the `FrozenCNN.fingerprint` that is required; "" to allow any.
     """

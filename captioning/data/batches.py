@@ -26,7 +26,7 @@ class Batch:
 
 
 class EncodedCaptions:
-    """The tokens of `groups`, the captions of each picture; `cut` had more than `max_words`."""
+    """The tokens of `groups`, the captions of each picture, each cut after `max_words` words."""
 
     def __init__(
         self, groups: list[list[str]], vocabulary: Vocabulary, max_words: int = 50
@@ -34,7 +34,7 @@ class EncodedCaptions:
         captions = [caption for group in groups for caption in group]
         if not captions:
             raise CaptioningError("there is no caption to train on")
-        self.cut = sum(len(tokenize(caption)) > max_words for caption in captions)
+        self.cut = sum(len(tokenize(caption)) > max_words for caption in captions)  # a number
         # The index of each caption's picture.
         self.picture_of = torch.tensor([i for i, group in enumerate(groups) for _ in group])
         tokens = [torch.tensor(vocabulary.encode(caption, max_words)) for caption in captions]

@@ -146,9 +146,9 @@ def beam_search(decoder: Decoder, image: Tensor, config: DecodeConfig) -> list[l
             ended = [h for h, _ in extensions[:k] if h.tokens[-1] == END or length == steps]
             scored = [h._replace(score=h.score / length**penalty) for h in ended]
             finished[picture] = best = best_first(finished[picture] + scored)[:k]
-            # Each word lowers the negative sum of log-probabilities, and the length is at most
-            # `steps`. So an unfinished caption can reach at most sum / steps ** penalty, which is
-            # above that of the K-th best finished caption only if the sum is above `least_sum`.
+            # The sum of log-probabilities is negative, each word lowers it, and the length is at
+            # most `steps`. So an unfinished caption can get at most the score sum / steps **
+            # penalty, and beats the K-th best finished one only if its sum is above `least_sum`.
             least_sum = best[-1].score * steps**penalty if len(best) == k else -torch.inf
             unfinished = [pair for pair in extensions if pair[0].tokens[-1] != END][:k]
             unfinished = [pair for pair in unfinished if pair[0].score > least_sum]
@@ -190,6 +190,6 @@ def _extend(
         tokens, log_probs, _ = captions[row]
         return Hypothesis([*tokens, word], [*log_probs, log_prob], total), row
 
-    pictures = [[*map(extend, *picture)] for picture in zip(*fields, strict=True)]
+    results = [[*map(extend, *picture)] for picture in zip(*fields, strict=True)]
     # A score of -inf is padding, or has a word that must not be written.
-    return [[pair for pair in picture if pair[0].score != -torch.inf] for picture in pictures]
+    return [[pair for pair in pairs if pair[0].score != -torch.inf] for pairs in results]

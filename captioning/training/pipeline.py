@@ -63,7 +63,7 @@ def train_locked(request: TrainingRequest, process: Process) -> list[dict[str, f
         if (folder / "last.pt").exists():
             hint = "--resume, or another --output"
             raise CaptioningError(f"{folder} holds a captioner already: {hint}")
-    # If any run had --no-neighbors, also before it was resumed, no best.pt keeps captions.
+    # If any run has --no-neighbors, no best.pt keeps captions. A resumed run keeps the setting.
     no_neighbors = False
     for run in runs:
         setup, history = _do_run(run, process)

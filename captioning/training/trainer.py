@@ -83,15 +83,15 @@ class Trainer:
 
     def _check_batches(self) -> None:
         """Refuses batches too small for BatchNorm, or for the number of processes."""
-        config, pictures, processes = self.config, self.captions.picture_of, self.process.world_size
-        smallest, too_small = min(map(len, self.batches(0))), False
+        config, processes, too_small = self.config, self.process.world_size, False
+        picture_of, smallest = self.captions.picture_of, min(map(len, self.batches(0)))
         # In train mode BatchNorm needs at least two vectors. A picture has one vector, or many if
         # the CNN pools to a grid. Self-critical training stays in eval mode.
         needs_two_pictures = not self.model.config.grid and not config.self_critical
         # If a batch has more captions than any one picture has, it describes at least two pictures.
-        if needs_two_pictures and smallest <= pictures.bincount().max():
+        if needs_two_pictures and smallest <= picture_of.bincount().max():
             batches = (batch for epoch in range(config.epochs) for batch in self.batches(epoch))
-            too_small = any(len(pictures[batch].unique()) < 2 for batch in batches)
+            too_small = any(len(picture_of[batch].unique()) < 2 for batch in batches)
         if too_small or smallest < processes:
             expected = "two pictures in each batch, for BatchNorm, and a caption for each process "
             expected += f"({processes}); got {config.batch_size} of {len(self.captions)} captions"

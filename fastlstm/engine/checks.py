@@ -116,8 +116,8 @@ def check_layer(call: LstmCall) -> None:
 
 
 def _check_batch_sizes(batch_sizes: Tensor, batch: int, rows: int) -> None:
-    are_integers = batch_sizes.dtype == torch.int64 and batch_sizes.is_cpu
-    check(batch_sizes.dim() == 1 and are_integers, _BATCH_SIZES, describe(batch_sizes))
+    is_int64_on_cpu = batch_sizes.dtype == torch.int64 and batch_sizes.is_cpu
+    check(batch_sizes.dim() == 1 and is_int64_on_cpu, _BATCH_SIZES, describe(batch_sizes))
     _check_steps(batch_sizes.numel())
     sizes = batch_sizes.tolist()
     expected = f"batch_sizes to start with the batch size {batch} and never to grow or fall below 1"

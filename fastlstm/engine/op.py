@@ -1,10 +1,10 @@
 """Runs a call by the op `torch.ops.fastlstm.lstm`, also under `torch.func`.
 
-torch.func refuses the op's own autograd, which is C++. So two `autograd.Function`s call the op: one
-is the layer, the other its gradients by input, state and gates, which all have a batch dimension.
-The gradients of the weights are plain products. vmap folds the mapped dimension into the batch, so
-`vmap(grad(...))` walks all samples at once. If weights are mapped (an ensemble), each member has a
-call of its own. Second derivatives are those of the reference.
+torch.func refuses the op's own autograd, which is C++. So two `autograd.Function`s call the op. One
+computes the layer, the other its gradients by input, state and gates. These gradients have a batch
+dimension. vmap folds the mapped dimension into it, so `vmap(grad(...))` walks all samples at once.
+The gradients of the weights are plain products. If weights are mapped (an ensemble), each member
+has a call of its own. Second derivatives are those of the reference.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class _Layer(Function):
 
 
 class _BatchGrads(Function):
-    """Takes gradients of output, h_n, c_n, cells; output, cells, gates; and what `_Layer` takes.
+    """Takes gradients (of output, h_n, c_n, cells), output, cells, gates; and `_Layer`'s arguments.
 
     Returns dL/dinput, dL/dh_0, dL/dc_0, and dL/d(pre-activations) [T,B,4H] of each direction.
     """

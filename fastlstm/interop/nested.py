@@ -26,7 +26,7 @@ def run(forward: Callable[..., Any], input: Any, hx: Any, batch_first: bool) -> 
         raise TypeError(f"input: expected {expected}, got {got}")
     if not input.size(0):
         raise RuntimeError("input: expected a nested tensor with rows, got one without")
-    values, offsets, row_sizes = input.values(), input.offsets(), input.lengths()  # None: no gaps
+    values, offsets, row_sizes = input.values(), input.offsets(), input.lengths()
     lengths, longest = offsets.diff() if row_sizes is None else row_sizes, input._get_max_seqlen()
     if row_sizes is not None and bool((lengths > offsets.diff()).any()):
         raise RuntimeError("input: expected a nested tensor whose rows do not overlap")
@@ -38,7 +38,7 @@ def run(forward: Callable[..., Any], input: Any, hx: Any, batch_first: bool) -> 
     padded = padded if batch_first else padded.transpose(0, 1)
     output, state = forward(padded, hx, lengths=lengths)
     results = (output if batch_first else output.transpose(0, 1))[is_real_step]
-    if row_sizes is not None:
+    if row_sizes is not None:  # there may be gaps between the rows
         zeros = results.new_zeros(len(values), results.size(1))
         results = zeros.index_copy(0, indices[is_real_step], results)
     return _from_jagged(results, offsets, row_sizes, max_seqlen=longest), state
