@@ -98,11 +98,10 @@ def check_layer(call: LstmCall) -> None:
     check_dims(input, batch_sizes)
     expected = "h_0 of shape (1 or 2 directions, batch, output size)"
     check(h_0.dim() == 3 and h_0.size(0) in (1, 2), expected, tuple(h_0.shape))
-    if batch_sizes is None:
-        steps, batch = input.shape[:2]
-        _check_steps(steps)
-    else:
-        steps, batch = batch_sizes.numel(), h_0.size(1)
+    steps, batch = input.shape[:2] if batch_sizes is None else (batch_sizes.numel(), h_0.size(1))
+    if steps == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+    if batch_sizes is not None:
         _check_batch_sizes(batch_sizes, batch, input.size(0))
         _refuse_for_packed(call)
     directions = h_0.size(0)
@@ -116,19 +115,13 @@ def check_layer(call: LstmCall) -> None:
 
 
 def _check_batch_sizes(batch_sizes: Tensor, batch: int, rows: int) -> None:
-    is_int64_on_cpu = batch_sizes.dtype == torch.int64 and batch_sizes.is_cpu
-    check(batch_sizes.dim() == 1 and is_int64_on_cpu, _BATCH_SIZES, describe(batch_sizes))
-    _check_steps(batch_sizes.numel())
+    """Checks batch_sizes of at least one step, in int64."""
+    check(batch_sizes.dim() == 1 and batch_sizes.is_cpu, _BATCH_SIZES, describe(batch_sizes))
     sizes = batch_sizes.tolist()
     expected = f"batch_sizes to start with the batch size {batch} and never to grow or fall below 1"
     fit = sizes[0] == batch and sizes[-1] > 0 and sizes == sorted(sizes, reverse=True)
     check(fit, expected, sizes)
     check(sum(sizes) == rows, f"batch_sizes to sum to input.size(0) = {rows}", sum(sizes))
-
-
-def _check_steps(steps: int) -> None:
-    if steps == 0:
-        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
 
 
 def _check_weights(call: LstmCall) -> tuple[int, int]:
