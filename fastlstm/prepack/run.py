@@ -29,12 +29,9 @@ def run_prepacked(call: Call, dtype: torch.dtype, name: str) -> Results:
         remedy = "call in no_grad() and outside torch.func, or turn it back: fastlstm.unpack(model)"
         raise RuntimeError(f"{problem}; {remedy}")
     # A compiler, a tracer, a dispatch mode or a tensor subclass has to see the op.
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._is_tracing()
-        or torch._C._len_torch_dispatch_stack()
-        or has_torch_function_variadic(call.input, *call.state())
-    ):
+    is_traced = torch.compiler.is_compiling() or torch._C._is_tracing()
+    is_traced = is_traced or torch._C._len_torch_dispatch_stack() > 0
+    if is_traced or has_torch_function_variadic(call.input, *call.state()):
         return run_layers(call, torch.ops.fastlstm.lstm_prepacked, call.return_cell_states)
     return run_extension(call, "auto")
 
