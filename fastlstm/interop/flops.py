@@ -29,8 +29,7 @@ def _backward(*call: Any, **options: Any) -> int:
 
 
 def register() -> None:
-    """Registers the formulas of the ops that the extension has."""
+    """Registers the formulas of the ops."""
     formulas = {"lstm": _forward, "lstm_prepacked": _forward, "lstm_backward": _backward}
     for name, formula in formulas.items():
-        if hasattr(torch.ops.fastlstm, name):
-            register_flop_formula(getattr(torch.ops.fastlstm, name))(formula)
+        register_flop_formula(getattr(torch.ops.fastlstm, name))(formula)
