@@ -83,10 +83,7 @@ class _LSTMCellStandIn(_StandIn, _LSTMCellMethods):
 
 
 # The class of torch.nn, the class of fastlstm, and the class that is both.
-CLASSES: tuple[tuple[type[nn.Module], type[nn.Module], type[nn.Module]], ...] = (
-    (nn.LSTM, LSTM, _LSTMStandIn),
-    (nn.LSTMCell, LSTMCell, _LSTMCellStandIn),
-)
+CLASSES = (nn.LSTM, LSTM, _LSTMStandIn), (nn.LSTMCell, LSTMCell, _LSTMCellStandIn)
 _LSTMS = tuple(chain(*CLASSES))
 for _, _ours, _both in CLASSES:
     _both.__name__ = _ours.__name__  # repr shows it; pickle reads __qualname__
@@ -211,7 +208,7 @@ def _to_fastlstm(module: nn.Module, keep_class: bool) -> tuple[type[nn.Module] |
     return None, ""
 
 
-_stand_ins = {of_torch: both for of_torch, _, both in CLASSES}
+_stand_ins: dict[type[nn.Module], type[nn.Module]] = {cls: both for cls, _, both in CLASSES}
 
 
 def _stand_in(cls: type[nn.Module], of_torch: type[nn.Module]) -> type[nn.Module]:
