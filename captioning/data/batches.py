@@ -8,7 +8,6 @@ from torch.nn.utils.rnn import pad_sequence
 
 from captioning.data.tokenizer import tokenize
 from captioning.data.vocabulary import PAD, Vocabulary
-from captioning.errors import CaptioningError
 
 
 @dataclass(frozen=True)
@@ -28,12 +27,8 @@ class Batch:
 class EncodedCaptions:
     """The tokens of `groups`, the captions of each picture, each cut after `max_words` words."""
 
-    def __init__(
-        self, groups: list[list[str]], vocabulary: Vocabulary, max_words: int = 50
-    ) -> None:
+    def __init__(self, groups: list[list[str]], vocabulary: Vocabulary, max_words: int) -> None:
         captions = [caption for group in groups for caption in group]
-        if not captions:
-            raise CaptioningError("there is no caption to train on")
         self.cut = sum(len(tokenize(caption)) > max_words for caption in captions)  # a number
         # The index of each caption's picture.
         self.picture_of = torch.tensor([i for i, group in enumerate(groups) for _ in group])

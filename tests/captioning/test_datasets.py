@@ -110,7 +110,7 @@ def test_pictures_without_captions_are_skipped_where_captions_are_needed(coco):
 
 def test_batches_are_sorted_and_share_pictures():
     vocabulary = Vocabulary.build(["a b c d e"])
-    encoded = EncodedCaptions([["a", "a b c"], [], ["b c"]], vocabulary)
+    encoded = EncodedCaptions([["a", "a b c"], [], ["b c"]], vocabulary, 50)
     batch = encoded.batch(torch.tensor([0, 1, 2]))
     assert batch.indices.tolist() == [1, 2, 0]
     assert batch.pictures.tolist() == [0, 2]
@@ -129,7 +129,7 @@ def test_long_captions_are_cut_and_still_end():
 
 
 def test_an_epoch_takes_every_caption_once_in_an_order_of_its_own():
-    encoded = EncodedCaptions([["a"] * 101], Vocabulary.build(["a"]))
+    encoded = EncodedCaptions([["a"] * 101], Vocabulary.build(["a"]), 50)
     first = encoded.batches(10, seed=0, epoch=0)
     assert sorted(torch.cat(first).tolist()) == list(range(101))
     assert {len(batch) for batch in first} == {10, 11}
@@ -140,7 +140,7 @@ def test_an_epoch_takes_every_caption_once_in_an_order_of_its_own():
 
 def test_batches_of_pictures_take_all_their_captions():
     images = [["a"] * count for count in (3, 0, 5, 1, 2, 4, 5, 4)]
-    encoded = EncodedCaptions(images, Vocabulary.build(["a"]))
+    encoded = EncodedCaptions(images, Vocabulary.build(["a"]), 50)
     batches = encoded.batches(8, seed=0, epoch=0, by_picture=True)
     assert len(batches) == len(encoded.batches(8, 0, 0)) == 3
     assert sorted(torch.cat(batches).tolist()) == list(range(24))
