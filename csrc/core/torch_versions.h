@@ -14,12 +14,11 @@ namespace fastlstm {
 constexpr auto kMkldnn = at::Float32Backend::MKLDNN, kCuda = at::Float32Backend::CUDA;
 constexpr auto kRnn = at::Float32Op::RNN, kMatmul = at::Float32Op::MATMUL;
 using Float32Precision = at::Float32Precision;
-constexpr auto kIeee = Float32Precision::IEEE, kTf32 = Float32Precision::TF32,
-               kBf16 = Float32Precision::BF16;
+constexpr auto kTf32 = Float32Precision::TF32, kBf16 = Float32Precision::BF16;
 #else
 constexpr auto kMkldnn = "mkldnn", kCuda = "cuda", kRnn = "rnn", kMatmul = "matmul";
 using Float32Precision = std::string;
-constexpr auto kIeee = "ieee", kTf32 = "tf32", kBf16 = "bf16";
+constexpr auto kTf32 = "tf32", kBf16 = "bf16";
 #endif
 
 #if FASTLSTM_TORCH >= 209
