@@ -2,9 +2,9 @@
 // and how threads divide the work.
 //
 // A plan is a pure function of the call (CpuTask) and the machine (CpuMachine), which need not be
-// the machine that runs this code. The engines follow the plan and decide nothing themselves. A
-// plan changes the time of a call, and its results within the rounding of their dtype. This file
-// does not know ATen.
+// the machine that runs this code. The engines follow the plan and decide nothing themselves. Two
+// plans of a call differ in its time, and in its results only by rounding errors. This file does
+// not know ATen.
 #pragma once
 #include "cpu/products/gemm_kernels.h"
 
@@ -31,7 +31,7 @@ enum class Precision { kFloat32, kTf32, kBf16 };
 struct CpuTask {
   Dtype dtype;  // of the input
   int64_t directions = 1, steps = 1, batch = 1;
-  int64_t total_rows = 1;  // the rows of all steps together that have not ended
+  int64_t total_rows = 1;  // the sum over all steps of the rows that have not ended
   int64_t input_size = 1, hidden_size = 1, output_size = 1;
   bool projects = false;
   bool needs_stepwise = false;  // layer normalization, recurrent dropout, or engine "stepwise"
@@ -67,7 +67,7 @@ enum class MatrixForm { kPanels, kPanelOnDemand, kInPlace };
 struct CpuPlan {
   Dtype dtype;                        // in which the layer is computed
   const GemmKernels* gemm = nullptr;  // of the tiled engine; nullptr: the stepwise engine runs
-  MatrixForm w_ih = MatrixForm::kPanels, w_hh = MatrixForm::kPanels;  // w_hh: of W_hr too
+  MatrixForm w_ih = MatrixForm::kPanels, w_hh = MatrixForm::kPanels;  // w_hh: W_hh and W_hr
   ThreadGrid grid;
   // Forward: the number of steps whose inputs one product multiplies, before the walk over them. If
   // it is 0, each step multiplies its own input.

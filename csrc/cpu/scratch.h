@@ -21,7 +21,7 @@ class Scratch {
   int64_t nbytes_ = 0;
   void* data_ = nullptr;
   c10::DataPtr small_;  // owns a small block, which malloc keeps for the next call
-  at::Tensor large_;    // owns a large block, together with the blocks that are kept
+  at::Tensor large_;    // owns a large block, which scratch.cpp may keep for the next call
 };
 
 template <typename T>

@@ -38,8 +38,8 @@ inline uint32_t wait_limit_milliseconds() {
 }
 
 // Describes the current device for the planner. sm_count leaves out free_sms(), and is 0 if the
-// device supports no cooperative launches. capability is that of the GPU. If the code for it was
-// compiled for less than sm_80, it is that of the code, or 0 if the build has no code for the GPU.
+// device supports no cooperative launches. If the code for the GPU was compiled for sm_80 or newer,
+// capability is the GPU's. Otherwise it is the code's, or 0 if the build has no code for the GPU.
 inline CudaDevice cuda_device() {
   int index = 0;
   check_cuda(cudaGetDevice(&index), "cudaGetDevice");

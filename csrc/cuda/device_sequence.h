@@ -29,7 +29,7 @@ struct DeviceSequence {
   Tensor offsets_and_lengths, lengths, order, reset;
   Sequence sequence = {};
 
-  // If `sorts_rows`, a batch with `lengths` is sorted, so that rows of similar length share a pass.
+  // If `sorts_rows`, sorts by `lengths`: a pass (persistent_block.h) gets rows of similar length.
   DeviceSequence(const LayerCall& layer, bool sorts_rows) {
     for (const Direction& w : layer.directions) w_hh.push_back(w.w_hh.contiguous());
     const int64_t steps = layer.steps.expect_int(), batch = layer.batch.expect_int();

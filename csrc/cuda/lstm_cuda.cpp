@@ -14,7 +14,7 @@ struct CudaStepKernels {
   }
 };
 
-// Returns function(T(), A()). T is the C++ type of `dtype`, A the type of the cell state with it.
+// Returns function(T(), A()). T is the C++ type of `dtype`, A the type of its cell state.
 auto dispatch(at::ScalarType dtype, const auto& function) {
 #define FASTLSTM_CASE(T, A, name) \
   if (dtype == at::k##name) return function(T(), A());

@@ -111,7 +111,7 @@ struct PersistentBackward {
     if (at.live) block.cell_state_of(at) = dc;
   }
 
-  // Loads the slice: row u is column first_unit + u of W_hh, with `width` values for each gate.
+  // Runs all steps. Row u of the slice is column first_unit + u of W_hh: `width` values per gate.
   __device__ void walk() const {
     block.load(d.d_c, [&](int unit, int k) {
       const int gate = k / width, source_unit = k % width;

@@ -99,7 +99,7 @@ struct PersistentForward {
       store_gates(d.gates + flat_row * 4 * hidden_size, column, hidden_size, result.gates);
   }
 
-  // Loads the slice: row 4 u + gate is the row of W_hh of that gate of unit first_unit + u.
+  // Runs all steps. Row 4 u + gate of the slice is row gate * H + first_unit + u of W_hh.
   __device__ void walk() const {
     block.load(d.c_n, [&](int row, int k) {
       const int gate = row % 4, unit = row / 4;

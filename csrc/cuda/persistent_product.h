@@ -7,8 +7,8 @@
 // have a fixed order. So the result of a row depends neither on the division of the work nor on
 // the other rows.
 //
-// The terms of a chunk have an order that makes the four words that a lane loads its B operands of
-// two mma instructions, so tensor cores need no shuffle. The slice is stored in the same order
+// The order of the terms of a chunk is chosen so that the four words that a lane loads are its B
+// operands of two mma instructions, without a shuffle. The slice is stored in the same order
 // (SliceLayout::source_of). A pass reads the slice from shared memory once. The time of this read
 // bounds the product.
 #pragma once

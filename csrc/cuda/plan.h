@@ -72,7 +72,7 @@ struct Tiling {
   bool has_passes() const { return group_rows > row_tile; }  // several passes in a step
 };
 
-// The rows of a block's slice of W_hh, in backward of the transpose of W_hh.
+// The rows of a block's slice: of W_hh in forward, of the transpose of W_hh in backward.
 constexpr int matrix_rows(bool backward, int units) { return backward ? units : 4 * units; }
 
 // Whether launch_tile (persistent_block.h) instantiates the kernels for a tile shape.

@@ -4,8 +4,8 @@
 // two rows in elements. T is the dtype of the tensors, A the dtype of the cell state and of the
 // arithmetic (float for the 16-bit types, else T itself).
 //
-// Only `lengths`, `reset`, `reset_after` and `h_mask` may be nullptr. The pointer of an output that
-// is not requested equals that of another output. A missing gradient is a zero row with stride 0.
+// Only `lengths`, `reset`, `reset_after` and `h_mask` may be nullptr. An output that is not
+// requested has the pointer of another output. A missing gradient is a zero row with stride 0.
 //
 // A row is live at step t if it has not ended: t < lengths[row]. A dead row keeps its state, and
 // its output is zero. All rows of packed data and of dense data are live.

@@ -102,7 +102,7 @@ inline Tensor as_step(const Tensor& rows, bool skips_dispatcher) {
 }
 inline Tensor as_rows(const Tensor& state, bool skips_dispatcher) {
   const c10::SmallVector<int64_t, 4> sizes(state.sizes().begin() + 1, state.sizes().end());
-  // If a view is written in place, autograd drops its hooks. The result of _unsafe_view is no view.
+  // Autograd drops the hooks of a view that the user writes in place. _unsafe_view makes no view.
   if (!skips_dispatcher) return at::_unsafe_view(state, sizes);
   state.unsafeGetTensorImpl()->set_sizes_contiguous(sizes);
   return state;

@@ -17,7 +17,7 @@ void Matrix::cut_into_panels(int64_t groups) {
   const int64_t max_grains = !in_place    ? gemm_->max_vectors / grain_vectors
                              : transposed ? 1
                                           : kInPlacePanelBytes / gemm_->bytes(gemm_->lanes);
-  if (form_ != MatrixForm::kPanels && !transposed)  // only in backward: all threads share panels
+  if (form_ != MatrixForm::kPanels && !transposed)  // backward: at least one panel for each thread
     groups = std::max<int64_t>(groups, at::get_num_threads());
   if (groups == kAllTogether) grains_per_panel_ = max_grains, groups = 1;
   panel_count_ = std::min(grains_, divide_up(divide_up(grains_, max_grains), groups) * groups);
@@ -40,7 +40,7 @@ Matrix::Matrix(const GemmKernels& gemm, MatrixSource source, int64_t groups, Mat
   if (form != MatrixForm::kPanels) return;
   panels_ = Scratch(nbytes());
   first_ = panels_.data<char>();
-  constexpr int64_t kPackRows = 128;  // threads share blocks of a panel, since panels may be few
+  constexpr int64_t kPackRows = 128;  // several threads may pack one panel, since panels may be few
   const int64_t blocks = divide_up(K_, kPackRows), panels = panel_count();
   const MatrixRows rows{source.rows.data(), source.transposed};
   at::parallel_for(0, blocks * panels, (1 << 15) / (64 * kPackRows), [&](int64_t i, int64_t last) {
@@ -145,8 +145,8 @@ void Matrix::multiply_on_demand(GemmArguments call, const Range& panels) const {
   }
 }
 
-// Multiplies the panels of one gate after those of another, which is the order in memory. One row
-// may take two panels of a gate in a call; `last` is the second of them.
+// Multiplies all panels of a gate, then those of the next gate: this is the order in memory. With
+// one row, a call may multiply two panels of a gate, and `last` is the second of these panels.
 void Matrix::multiply_columns_in_place(const GemmArguments& call, const Range& panels) const {
   const int64_t gates = source_.gates;
   const int64_t stride = gates * (call.rows == 1 ? gemm_->unpacked_vectors_of_one_row : 1);

@@ -10,7 +10,7 @@
 namespace fastlstm {
 namespace {
 
-// The sum of so many products of an unsigned and a signed int8 fits into int32.
+// The largest number of products of an unsigned and a signed int8 whose sum fits into int32.
 constexpr int64_t kMaxInt8Terms = std::numeric_limits<int32_t>::max() / (255 * 127);
 
 // Calls visit(row of the weight, PanelColumn) for each column that is not padding.

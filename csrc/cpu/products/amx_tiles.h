@@ -107,7 +107,7 @@ static void multiply_pair(TileRows<kPlanes>& a, PanelTiles b, char* sums, int64_
   Amx::store<2>(sums, stride), Amx::store<3>(sums + kLineBytes, stride);
 }
 
-// Multiplies one tile of A, tile 4, by two pairs of tiles of B, tiles 5 to 7.
+// Multiplies a tile of A (tile 4) by two pairs of tiles of B (tiles 5, 6, 7, and 5 again).
 template <typename T, int kPlanes>
 static void multiply_two_pairs(TileRows<kPlanes>& a, PanelTiles b, char* sums, int64_t stride) {
   const int64_t rows = a.count();

@@ -65,9 +65,9 @@ struct GemmLayout {
   int64_t element_bits;               // the same in a panel and in source_format
   int64_t lanes;                      // columns in a vector
   int max_vectors;                    // of the widest panel
-  int vectors_multiple = 1;           // every panel has a multiple of so many vectors
+  int vectors_multiple = 1;           // the vectors of each panel are a multiple of this
   int64_t header_bytes = 0;           // in front of a panel, for each of its columns
-  int64_t k_multiple = 1;             // panels are padded with zeros to a multiple of so many terms
+  int64_t k_multiple = 1;             // in panels K is padded with zeros to a multiple of this
   int64_t kc = 512;                   // KC: terms multiplied at a time; their panel fits into L2
   int32_t zero_point = 0;             // added to each element of a row that is encoded as int8
 
@@ -136,7 +136,7 @@ struct GemmKernels;
 // Settings for speed. No result depends on them.
 struct GemmTuning {
   double relative_speed = 1;      // multiply-adds in a unit of time, compared with float32
-  int64_t tile_rows;              // MR: a product is fastest with a multiple of so many rows
+  int64_t tile_rows;              // MR: a product is fastest if its rows are a multiple of MR
   int64_t bytes_ahead = 2 << 20;  // of x_gates computed ahead of a walk; less for fast kernels
   // With fewer rows a product takes no less time, because it waits for panels from the L2 cache.
   // The second number holds if each thread encodes the rows for itself.

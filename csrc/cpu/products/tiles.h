@@ -104,7 +104,7 @@ FASTLSTM_INLINE void for_row_tiles(int64_t rows, const Body& body) {
   }
 }
 
-// Sums are added up from partial sums of so many terms. The rounding error then grows with
+// The number of terms of a partial sum. A sum adds partial sums, so its rounding error grows with
 // kTermsPerPartialSum + K / kTermsPerPartialSum instead of K.
 constexpr int64_t kTermsPerPartialSum = 256;
 // How far ahead a panel is prefetched, since it may be neither in the L1 nor in the L2 cache.

@@ -1,5 +1,5 @@
-// The kernels for int8. A target that has dot products of four includes this file once. It declares
-// add_quads and kZeroPoint before.
+// The kernels for int8. A target that has dot products of four includes this file once, after it
+// has declared add_quads and kZeroPoint.
 #pragma once
 #include "cpu/products/int8_tiles.h"
 #include "cpu/targets/kernels.h"
