@@ -1,8 +1,8 @@
 """Loads the extension `fastlstm._C` if it fits the running torch; else says why not.
 
 setup.py leaves a record of what it built. A library that was built for another torch may crash on
-loading, so the record is compared before anything is loaded. A wheel has a library for each of
-several minor versions of torch, in the folders torch_2_8 and so on.
+loading, so the record is compared with this torch before anything is loaded. A wheel has a library
+for each of several minor versions of torch, in the folders torch_2_8 and so on.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ def _minor(version: str) -> str:
 def gpu_properties(index: int) -> tuple[int, int, str]:
     """The number of multiprocessors of a GPU, its compute capability (90 for 9.0), and an error.
 
-    FASTLSTM_FREE_SMS lowers the number. The capability is that of the kernels if they were built
-    for less than sm_80. It is 0 if they cannot run: they have no code for the GPU, or CUDA failed.
+    FASTLSTM_FREE_SMS lowers the number. The capability is the GPU's, or that of kernels built for
+    less than sm_80. It is 0 if they cannot run: they have no code for the GPU, or CUDA failed.
     """
     sm_count, capability, error = torch.ops.fastlstm.cuda_device(index)
     return sm_count, capability, error.partition("\n")[0]  # CUDA appends hints for debugging

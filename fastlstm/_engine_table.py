@@ -1,4 +1,4 @@
-"""The table of the engines: what each engine cannot do, and what runs it."""
+"""The table of the engines: why each cannot serve a call, and the function that runs it."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _fits_persistent(call: Call) -> bool:
 
 
 def _is_sound(name: str, call: Call) -> bool:
-    """Computes `Engine.is_sound` for an engine of the op. Kernels on a CPU need no check."""
+    """`Engine.is_sound`. Kernels on a CPU ("tiled") need no check; a failed "persistent" raises."""
     device = call.input.device
     if device.type != first_use.DEVICE_TYPE or name == "tiled":
         return True

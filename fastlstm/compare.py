@@ -58,7 +58,7 @@ def compare(
         A row for each way.
 
     Raises:
-        TypeError, ValueError: `convert` refuses the model, or torch.nn has none of its LSTMs.
+        TypeError, ValueError: `convert` refuses the model, or torch.nn has no class for its LSTMs.
     """
     converted = convert(copy.deepcopy(model), to="torch")  # raises if convert refuses the model
     if not any(isinstance(module, (nn.LSTM, nn.LSTMCell)) for module in converted.modules()):
@@ -78,7 +78,7 @@ def compare(
 
 
 class _Way(NamedTuple):
-    """A way that runs the model, with the name and the code that `Comparison` has."""
+    """A way that runs the model. Its name and code become those of a `Comparison`."""
 
     name: str
     code: str
@@ -189,7 +189,7 @@ def _calls_of_lstms(model: nn.Module, inputs: Sequence[Any], training: bool) -> 
 
 
 def _make_calls(calls: Sequence[ModuleCall], training: bool) -> None:
-    """Makes each call once, in training with the gradients of its parameters and inputs."""
+    """Makes each call once. In training also computes gradients of its parameters and inputs."""
     with torch.set_grad_enabled(training):
         for module, args, kwargs in calls:
             outputs = [t for t in _tensors(module(*args, **kwargs)) if t.requires_grad]

@@ -34,13 +34,13 @@ class _StandIn(nn.Module):
         """Does not call the `__init_subclass__` of Own, which may refuse or list subclasses."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """For pickle and copy, which cannot find a class that convert made at run time."""
+        """Makes pickle and copy name Own: they cannot find a class that was made at run time."""
         reduced: Any = super().__reduce_ex__(protocol)
-        if "_fastlstm_torch_class" not in vars(type(self)):  # a subclass of what convert made
+        if "_fastlstm_torch_class" not in vars(type(self)):  # a user's subclass of a stand-in
             return reduced
         constructor, args, *rest = reduced
-        call = [self._fastlstm_torch_class if a is type(self) else a for a in (constructor, *args)]
-        return _make, tuple(call), *rest
+        parts = [self._fastlstm_torch_class if a is type(self) else a for a in (constructor, *args)]
+        return _make, tuple(parts), *rest
 
 
 def _make(constructor: Any, *arguments: Any) -> nn.Module:
@@ -126,9 +126,9 @@ def convert(
     `isinstance(module, nn.LSTM)` works as before. `torch.compile` breaks the graph at every
     nn.LSTM; `keep_class=False` gives one graph.
 
-    A module of a subclass of nn.LSTM or nn.LSTMCell keeps its methods too; its `super().forward`
-    then runs fastlstm. If it overrides a method that nn.LSTM.forward calls, such as
-    `permute_hidden`, it stays as it is.
+    A module of a subclass of nn.LSTM or nn.LSTMCell keeps the methods of the subclass, whose
+    `super().forward` then runs fastlstm. If the subclass overrides a method that nn.LSTM.forward
+    calls, such as `permute_hidden`, the module stays as it is.
 
     Args:
         model: any module; it may be an LSTM itself.

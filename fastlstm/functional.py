@@ -124,13 +124,13 @@ def lstm(
         return _run(call, engine)
 
     shape_options = num_layers, directions, batch_sizes, lengths, reset
-    modes = training, 0.0, None, bool(return_cell_states)
+    modes = training, 0.0, None, bool(return_cell_states)  # `compute` adds dropout
     call = Call(input, hx, weights, layout, *shape_options, *modes)
     return run_steps_first(compute, call, batch_first)
 
 
 def _run(call: Call, engine: str) -> Results:
-    """Runs a call on the chosen engine. PyTorch's LSTM would not check the shapes."""
+    """Runs a call on the chosen engine. Checks shapes for PyTorch's LSTM, which does not."""
     chosen = choose(call, engine)
     if chosen.name == "torch":
         checks.check_stack(call)

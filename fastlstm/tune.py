@@ -21,16 +21,16 @@ MARGIN = 1.03  # another engine is chosen only if its speedup over the default i
 def tune(model: nn.Module, *example: Any, seconds: float = 1.0) -> dict[str, dict[str, float]]:
     """Measures which engine is the fastest for the LSTM calls of a model, and remembers it.
 
-    The model runs once, in its mode and under the gradient mode of the caller. The engines take
-    turns for each kind of call of a `fastlstm.LSTM` with engine "auto" and no option that nn.LSTM
-    lacks. An engine that is at least 3 % faster than the choice of "auto", twice in a row, is
-    stored for this machine, number of threads and versions, and "auto" follows it from now on.
+    The model runs once, in its present training or eval mode and the caller's gradient mode. The
+    engines take turns for each kind of call of a `fastlstm.LSTM` with engine "auto" and no option
+    that nn.LSTM lacks. An engine that is at least 3 % faster than the choice of "auto", twice in a
+    row, is stored for this machine, number of threads and versions, and "auto" then follows it.
     Batch sizes and steps round up to powers of two, so that similar calls are of one kind.
 
     Args:
         model: any module with a `fastlstm.LSTM`.
         example: the arguments with which the model is called.
-        seconds: how long each kind of call is measured, and again to confirm another engine.
+        seconds: how long each kind of call is measured; twice as long if another engine wins.
 
     Returns:
         For each kind of call the median microseconds of a call (in training also its gradients) of

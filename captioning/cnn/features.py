@@ -58,8 +58,8 @@ def cache_path(
     """Returns the path of the cache for the pictures of a captions file: folder/STEM-HASH.npy.
 
     STEM is the name of the captions file. The hash is of the CNN's name, weights, pooling and
-    transform, the folder of the captions file, and the id, file name and file size of each picture,
-    but not of its contents, because it would take too long to read all files.
+    transform, the folder of the captions file, and the id, file name and file size of each picture.
+    The contents of pictures are not hashed, because it would take too long to read all files.
     """
     annotations = Path(annotations)
     parts = [annotations.resolve().parent, cnn.config.name, cnn.config.fingerprint]

@@ -81,7 +81,7 @@ class FrozenCNN(nn.Module):
         self.requires_grad_(False)
         # Convolutions on a CPU are up to twice as fast. torch's type hints lack the argument.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.train()
+        self.train()  # eval mode, see below
         size = transform.crop_size
         self.feature_shape = tuple(self(torch.zeros(1, 3, size, size)).shape[1:])
         self.grid = math.isqrt(self.feature_shape[0]) if config.pool == "grid" else 0
@@ -266,7 +266,7 @@ def _timm(config: CNNConfig) -> FrozenCNN:
     if not timm.is_model(model):
         raise CaptioningError(f"CNN {config.name!r}: expected one of timm.list_models()")
     is_file = os.path.isfile(weights)
-    overlay = {"file": weights, "custom_load": False} if is_file else None
+    overlay = {"file": weights, "custom_load": False} if is_file else None  # never as .npz
     name = f"{model}.{tag if is_file or weights == 'DEFAULT' else weights}".rstrip(".")
     try:
         make = lambda: timm.create_model(name, True, pretrained_cfg_overlay=overlay, num_classes=0)

@@ -25,11 +25,11 @@ class Batch:
 
 
 class EncodedCaptions:
-    """The tokens of `groups`, the captions of each picture, each cut after `max_words` words."""
+    """Tokens of captions, each cut after `max_words` words. A group has a picture's captions."""
 
     def __init__(self, groups: list[list[str]], vocabulary: Vocabulary, max_words: int) -> None:
         captions = [caption for group in groups for caption in group]
-        self.cut = sum(len(tokenize(caption)) > max_words for caption in captions)  # a number
+        self.cut = sum(len(tokenize(caption)) > max_words for caption in captions)  # how many
         # The index of each caption's picture.
         self.picture_of = torch.tensor([i for i, group in enumerate(groups) for _ in group])
         tokens = [torch.tensor(vocabulary.encode(caption, max_words)) for caption in captions]
@@ -58,8 +58,8 @@ class EncodedCaptions:
             return random_batches(len(self), batch_size, seed, epoch)
         counts = self.picture_of.unique_consecutive(return_counts=True)[1]
         captions_of = torch.arange(len(self)).split(counts.tolist())
-        per_batch = max(1.0, batch_size * len(counts) / len(self))
-        batches = random_batches(len(counts), per_batch, seed, epoch)
+        pictures_per_batch = max(1.0, batch_size * len(counts) / len(self))
+        batches = random_batches(len(counts), pictures_per_batch, seed, epoch)
         return [torch.cat([captions_of[i] for i in pictures.tolist()]) for pictures in batches]
 
 

@@ -47,7 +47,7 @@ def random_words(uniform: Tensor, temperature: float = 1.0) -> Choose:
     """Returns a `Choose` that draws words at random.
 
     Each of the random numbers `uniform` [B,steps] in [0, 1) decides one word. `temperature` divides
-    the log-probabilities; below 1 probable words are drawn more often.
+    the log-probabilities. A temperature below 1 favors the probable words.
     """
 
     def choose(log_probs: Tensor, unfinished: Tensor, t: int) -> Tensor:
@@ -83,7 +83,7 @@ def write_tokens(
         outputs = [decoder.step(words, s) for decoder, s in zip(decoders, states, strict=True)]
         scores, states = outputs[0][0], [state for _, state in outputs]
         if len(outputs) > 1:
-            # The log of the sum of the probabilities. `_log_probs` turns the sum into the mean.
+            # The log of the sum of the probabilities. No division: `_log_probs` normalizes it.
             scores = torch.stack([s.float().log_softmax(1) for s, _ in outputs]).logsumexp(0)
         next_log_probs = _log_probs(scores)
         words = choose(next_log_probs, unfinished, t)
@@ -113,8 +113,8 @@ def greedy_or_sample(
         shape = len(images[0]), min(decoder.max_seq_length for decoder in decoders)
         uniform = torch.rand(shape, generator=generator, device=images[0].device)
         choose = random_words(uniform, config.temperature)
-    hypotheses, arrays = [], write_tokens(decoders, images, choose)
-    for tokens, log_probs in zip(*(tensor.tolist() for tensor in arrays), strict=True):
+    hypotheses, written = [], write_tokens(decoders, images, choose)
+    for tokens, log_probs in zip(*(tensor.tolist() for tensor in written), strict=True):
         length = tokens.index(END) + 1 if END in tokens else len(tokens)
         hypotheses.append(Hypothesis(tokens[:length], log_probs[:length], sum(log_probs[:length])))
     return hypotheses
@@ -147,8 +147,8 @@ def beam_search(decoder: Decoder, image: Tensor, config: DecodeConfig) -> list[l
             scored = [h._replace(score=h.score / length**penalty) for h in ended]
             finished[picture] = best = best_first(finished[picture] + scored)[:k]
             # The sum of log-probabilities is negative, each word lowers it, and the length is at
-            # most `steps`. So an unfinished caption can get at most the score sum / steps **
-            # penalty, and beats the K-th best finished one only if its sum is above `least_sum`.
+            # most `steps`. So an unfinished caption scores at most sum / steps**penalty. It can
+            # beat the K-th best finished caption only if its sum is above `least_sum`.
             least_sum = best[-1].score * steps**penalty if len(best) == k else -torch.inf
             unfinished = [pair for pair in extensions if pair[0].tokens[-1] != END][:k]
             unfinished = [pair for pair in unfinished if pair[0].score > least_sum]
@@ -171,25 +171,25 @@ def _extend(
 
     `groups` has the captions of each picture, R in all, and `log_probs` [R,V] the log-probabilities
     of their next word. A result is a pair: a caption, with the sum of its log-probabilities as its
-    score, and the row of `log_probs` of the caption that it extends. Each of the K captions of a
-    picture can be extended by <end> in only one way. So at most K of the 2 K results are finished.
+    score, and the row of `log_probs` of the caption that it extends. Each of the K captions is
+    extended by <end> in one way. So at most K of the 2 K results are finished, and K can go on.
     """
     captions, counts = [h for group in groups for h in group], [*map(len, groups)]
     values, words = log_probs.topk(min(2 * k, log_probs.size(1)))
     sums = values + values.new_tensor([h.score for h in captions]).unsqueeze(1)
     padded = pad_sequence(sums.split(counts), batch_first=True, padding_value=-torch.inf)
-    totals, places = padded.flatten(1).topk(min(2 * k, padded[0].numel()))
+    totals, positions = padded.flatten(1).topk(min(2 * k, padded[0].numel()))
     first_rows = torch.tensor([0, *counts[:-1]], device=words.device).cumsum(0).unsqueeze(1)
     # Pictures with fewer captions have padding with sums of -inf, which is left out below. Without
     # the clamp, padding of the last pictures would have row numbers beyond the last row.
-    rows = (first_rows + places // words.size(1)).clamp(max=len(captions) - 1)
-    entries = rows * words.size(1) + places % words.size(1)
-    fields = (t.tolist() for t in (totals, words.take(entries), values.take(entries), rows))
+    rows = (first_rows + positions // words.size(1)).clamp(max=len(captions) - 1)
+    indices = rows * words.size(1) + positions % words.size(1)
+    fields = (t.tolist() for t in (totals, words.take(indices), values.take(indices), rows))
 
     def extend(total: float, word: int, log_prob: float, row: int) -> tuple[Hypothesis, int]:
         tokens, log_probs, _ = captions[row]
         return Hypothesis([*tokens, word], [*log_probs, log_prob], total), row
 
-    results = [[*map(extend, *picture)] for picture in zip(*fields, strict=True)]
+    results = [[*map(extend, *columns)] for columns in zip(*fields, strict=True)]
     # A score of -inf is padding, or has a word that must not be written.
     return [[pair for pair in pairs if pair[0].score != -torch.inf] for pairs in results]

@@ -91,7 +91,7 @@ def generate_captions(
     progress: str | None = None,
     generator: Generator | None = None,
 ) -> list[list[Caption]]:
-    """Writes captions for M pictures from their features; returns those of each, best first.
+    """Writes captions for M pictures from their features; returns the list of each, best first.
 
     `features` [M,...] are on any device. Without `config` the search is the one that training
     chose. `progress` is the title of a progress bar. `generator` draws the random numbers of

@@ -16,7 +16,7 @@ from .child import Case
 # The bits of the significand for each kind of arithmetic; a roundoff is 2**-bits. bfloat16 has 8,
 # but 9 make its check stricter. "tf32" is float32 with matrix products in TF32.
 BITS = {"float64": 53, "float32": 24, "tf32": 11, "bfloat16": 9, "float16": 11}
-# Prepacked layers with float32 input are checked like engines, with a roundoff of 2**-bits too.
+# Bits like those above for prepacked layers with float32 input, which are checked like engines.
 PREPACKED = {"prepacked": 24, "prepacked in bfloat16": 11, "prepacked in int8": 11}
 TOLERANCE = 32  # the largest error allowed, in roundoffs; 4 times that with layer normalization
 
@@ -107,7 +107,7 @@ def expected(option: str, kind: str, device: torch.device) -> dict[str, Tensor]:
 def judge(
     option: str, bits: int, got: dict[str, Tensor], correct: dict[str, Tensor]
 ) -> tuple[float, str]:
-    """The largest error, in roundoffs of max(1, the largest value), and what is wrong, or ''."""
+    """The largest error in roundoffs of max(1, largest correct value); what is wrong, or ''."""
     errors = {}
     for name, value in got.items():
         error = (value.to(correct[name]) - correct[name]).abs().max()

@@ -24,8 +24,8 @@ def check(
 ) -> dict[str, Any]:
     """Compares the results and gradients of each engine with the equations, and times it.
 
-    Every engine of the device computes calls with each option and dtype that it serves, which are
-    compared with `fastlstm.reference` in float64 on the CPU. A second run has to give the same
+    Every engine of the device computes calls with each option and dtype that it serves. The results
+    are compared with `fastlstm.reference` in float64 on the CPU. A second run has to give the same
     bits. On a CPU, prepacked layers are checked too, and every instruction set that the processor
     has. Typical calls are timed next to nn.LSTM. Child processes do all this, so that a kernel that
     hangs or crashes does no harm. The verdict on each engine is kept for this machine, torch and
@@ -62,7 +62,7 @@ def check(
     cases = {"": cases_of(["torch", *ours], device, timed=True)}
     cases |= {variable: cases_of(ours, device) for variable in lower_sets}
     show = _progress(sum(map(len, cases.values()))) if not quiet else lambda row: None
-    rows = [row for k in cases for row in check_cases(device, cases[k], deadline, k, show)]
+    rows = [row for var in cases for row in check_cases(device, cases[var], deadline, var, show)]
     passed = all(row["result"] == PASSED for row in rows)
     report = {"machine": records.machine(device), "passed": passed, "cases": rows}
     if not quiet:

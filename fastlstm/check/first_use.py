@@ -1,8 +1,8 @@
 """Checks our CUDA kernels on this GPU before their first use, if a check can run at that time.
 
 The kernels of the persistent engine wait for each other and could hang, so they run only after a
-check in a child process has passed. The stepwise kernels cannot hang: if there was no such check, a
-small layer is compared with the equations before their first use.
+check in a child process has passed. The stepwise kernels cannot hang: if `fastlstm.check` has not
+checked them on this GPU, a small layer is compared with the equations before their first use.
 """
 
 from __future__ import annotations

@@ -18,9 +18,9 @@ def run_reference(call: Call) -> Results:
     return run_layers(replaced(call, hx=call.state()), _run_layer)
 
 
-def _run_layer(*layer: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _run_layer(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     count = len(LstmCall._fields)
-    call, zoneout_masks = LstmCall(*layer[:count]), layer[count:]
+    call, zoneout_masks = LstmCall(*arguments[:count]), arguments[count:]
     device = call.input.device.type
     if not autocasts(device):
         check_layer(call)

@@ -37,7 +37,7 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
 def zero_state(
     input: Tensor, rows: Sequence[int], H: int, P: int, dtype: torch.dtype | None = None
 ) -> State:
-    """h [*rows,P] and c [*rows,H] of zeros, one tensor if P is H; by default in input.dtype."""
+    """Zeros h [*rows,P] and c [*rows,H], the same tensor if P is H; by default in input.dtype."""
     c = input.new_zeros(*rows, H, dtype=dtype)
     return (c if P == H else input.new_zeros(*rows, P, dtype=dtype)), c
 

@@ -56,7 +56,7 @@ def lengths_on_device_of(input: Tensor, lengths: Tensor) -> Tensor:
 
 
 def as_reset(reset: Any, shape: torch.Size | None, batch_first: bool) -> Tensor:
-    """Returns a reset as bool: any number but 0 is true. If `shape` is None, it is not checked."""
+    """Returns a reset as bool: any number but 0 is true. Checks the shape if one is given."""
     if not isinstance(reset, Tensor):
         raise TypeError(f"reset: expected a tensor, got {type(reset).__name__}")
     if shape is not None and reset.shape != shape:
@@ -82,7 +82,7 @@ def check_dims(input: Tensor, batch_sizes: Tensor | None, batch_first: bool = Fa
 
 def check_stack(call: Call) -> None:
     """Raises a RuntimeError unless the tensors of a call agree, which aten does not check."""
-    input, call = call.input, call._replace(hx=call.state(), lengths=None)
+    input, call = call.input, call._replace(hx=call.state(), lengths=None)  # run_torch checks them
     for k in range(call.num_layers):
         layer = call.layer(k, input)
         check_layer(layer)

@@ -67,7 +67,7 @@ def choose(call: Call, requested: str = "auto") -> Engine:
 
 
 def tuned_engine(call: Call) -> Engine | None:
-    """Returns the engine that was measured as the fastest, if it serves the call and may run."""
+    """Returns the engine that `tune` stored, if it may run; while `tune` runs, notes the call."""
     if call.is_cell or call.options() or not isinstance(call.input.numel(), int):
         return None  # `tune` measures no options, and under a tracer sizes may be symbols
     device = call.input.device
@@ -107,8 +107,8 @@ def is_eager() -> bool:
 
 def exports_without_translations() -> bool:
     """Whether torch.onnx.export runs without our translations: it can export only nn.LSTM."""
-    if torch._C._get_tracing_state() is not None:
+    if torch._C._get_tracing_state() is not None:  # the exporter with dynamo=False
         return torch.onnx.is_in_onnx_export()
     if not torch.compiler.is_compiling() or torch.compiler.is_dynamo_compiling():
         return False
-    return torch.onnx.is_in_onnx_export() and not has_onnx_translations
+    return torch.onnx.is_in_onnx_export() and not has_onnx_translations  # dynamo=True

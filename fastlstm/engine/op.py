@@ -75,8 +75,8 @@ class _Layer(Function):
 
     @staticmethod
     def forward(engine: str, *layer: Any) -> Any:
-        saved = {"save_cells": True, "save_gates": True}
-        return torch.ops.fastlstm.lstm(*_layer_call(*layer), **saved, engine=engine)
+        options = {"save_cells": True, "save_gates": True}
+        return torch.ops.fastlstm.lstm(*_layer_call(*layer), **options, engine=engine)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -96,11 +96,11 @@ class _Layer(Function):
         else:
             apply: Any = _BatchGrads.apply
             gradients = apply(*grads[:4], output, cells, gates, ctx.engine, ctx.layout, *tensors)
-        state_grads, d_gates = gradients[:3], gradients[3:]
+        input_state_grads, d_gates = gradients[:3], gradients[3:]
         if lengths is not None:  # a NaN in the padding must not reach dL/dW_ih
             input = torch.where(live_steps(input, lengths), input, 0.0)
         weight_grads: list[Tensor] = []
-        rows = input.shape[0] * input.shape[1]  # the older vmap has no rule for flatten
+        rows = input.shape[0] * input.shape[1]  # under is_grads_batched flatten has no rule
         for d, h in enumerate(output.chunk(len(d_gates), -1)):
             d_rows = d_gates[d].reshape(rows, d_gates[d].shape[-1])
             h_prev = _previous_hidden(h, call.h_0[d], lengths, call.reset, reverse=d == 1)
@@ -108,7 +108,7 @@ class _Layer(Function):
             if call.layout:  # "bias"; calls with other layouts do not come here
                 bias_grad = d_rows.sum(0)
                 weight_grads += [bias_grad, bias_grad.clone()]  # users scale gradients in place
-        return None, None, None, None, *state_grads, *weight_grads
+        return None, None, None, None, *input_state_grads, *weight_grads
 
     @staticmethod
     def vmap(info: Any, in_dims: _Dims, *args: Any) -> Any:
@@ -126,8 +126,8 @@ class _BatchGrads(Function):
         saved, engine, call = args[:7], args[7], _layer_call(*args[8:])
         requested = {"input_needs_grad": True, "state_needs_grad": True, "return_d_gates": True}
         backward = torch.ops.fastlstm.lstm_backward
-        *state, d_gates = backward(*call, *saved, **requested, engine=engine)
-        return *state, *d_gates
+        *gradients, d_gates = backward(*call, *saved, **requested, engine=engine)
+        return *gradients, *d_gates
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -148,7 +148,7 @@ class _BatchGrads(Function):
         floating = [t for t in (*incoming, *tensors) if t is not None]
         gradients = iter(torch.func.vjp(recompute, *floating)[1](grads))
         incoming_grads = [next(gradients) if is_given else None for is_given in are_given]
-        # `recompute` computes output, cells and gates anew, so they have no gradients.
+        # None: output, cells, gates (`recompute` makes them anew), engine, layout, lengths, reset.
         return *incoming_grads, *[None] * 7, *gradients
 
     @staticmethod
@@ -181,7 +181,7 @@ def _batch_grads(grads: Sequence[Tensor | None], call: LstmCall) -> tuple[Tensor
 def _previous_hidden(
     output: Tensor, h_0: Tensor, lengths: Tensor | None, reset: Tensor | None, reverse: bool
 ) -> Tensor:
-    """Returns h_{t-1} of every step [T,B,H] as W_hh saw it, for the `output` of one direction."""
+    """Returns h_{t-1} of every step [T,B,H], 0 at a reset, from the `output` of one direction."""
     if reverse:
         h_prev = torch.cat([output[1:], h_0.unsqueeze(0)])
         if lengths is not None:
@@ -239,8 +239,8 @@ def _vmap_of_backward(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
         raise RuntimeError("lstm_backward: expected at least one sample under vmap")
 
     def backward(*inputs: Any) -> tuple[Tensor, ...]:
-        *state, weights = torch.ops.fastlstm.lstm_backward(*inputs)
-        return *state, *weights
+        *gradients, d_weights = torch.ops.fastlstm.lstm_backward(*inputs)
+        return *gradients, *d_weights
 
     d_input, d_h_0, d_c_0, *d_weights = _by_member(backward, info, in_dims, args)
     return (d_input, d_h_0, d_c_0, d_weights), (0, 0, 0, [0] * len(d_weights))

@@ -1,7 +1,7 @@
 """What `fastlstm.tune` and `fastlstm.check` found on this machine: a JSON object of strings.
 
-For a kind of call it has the engine that `tune` found to be faster than the one that would run
-anyway. For an engine that `check` has checked it has the verdict. The file is read at import.
+For a kind of call it has the engine that `tune` found to be faster than the default engine. For an
+engine that `check` has checked it has the verdict. The file is read at import.
 """
 
 from __future__ import annotations

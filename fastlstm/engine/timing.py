@@ -42,7 +42,7 @@ def in_turn(
     times: list[list[float]] = [[] for _ in runs]
     start, elapsed = time.monotonic(), 0.0
     while len(times[0]) < LEAST_ROUNDS or elapsed < seconds:
-        for k in sorted(range(len(runs)), reverse=len(times[0]) % 2 == 1):
+        for k in sorted(range(len(runs)), reverse=len(times[0]) % 2 == 1):  # there and back
             sample = lambda k=k: [runs[k]() for _ in range(counts[k])]
             times[k].append(seconds_of(sample, device) / counts[k])
         elapsed = time.monotonic() - start

@@ -79,7 +79,7 @@ def _run_layer(*layer: Any) -> tuple[Tensor, Tensor, Tensor, None]:
     output, (h_n, c_n), _ = run_torch(plain)
     output = torch.where(live, output, 0.0)
     last = (lengths - 1).clamp(0, steps - 1).view(1, -1, 1).expand_as(h_0[:1])
-    h_last = output[..., : h_0.size(-1)].gather(0, last)  # after the end h changes with o
+    h_last = output[..., : h_0.size(-1)].gather(0, last)  # not h_n: after the end h follows o
     h_last = torch.where((lengths > 0).unsqueeze(-1), h_last, h_0[:1].to(output.dtype))
     return output, torch.cat([h_last, h_n[1:]]), c_n, None
 

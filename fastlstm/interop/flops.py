@@ -14,7 +14,7 @@ Size = tuple[int, ...]
 def _forward(
     input: Size, h_0: Size, c_0: Size, weights: Any, layout: str = "bias", *_: Any, **options: Any
 ) -> int:
-    """2 operations for each weight, row and step. Every row has all steps, also with `lengths`."""
+    """2 operations for each weight, row and step. Steps after the end of a row count too."""
     rows = math.prod(input[:-1])  # T * B, or the rows of packed data
     directions, hidden_size, output_size = h_0[0], c_0[-1], h_0[-1]
     weights_per_direction = 4 * hidden_size * (input[-1] + output_size)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nested._internal import nested_tensor
 
-# nested_tensor_from_jagged calls this function, after a check for torch.fx that logs a line.
+# nested_tensor_from_jagged calls it too, but only after a check for torch.fx, which logs a line.
 _from_jagged: Any = nested_tensor.nested_view_from_values_offsets_lengths
 
 
@@ -26,9 +26,9 @@ def run(forward: Callable[..., Any], input: Any, hx: Any, batch_first: bool) -> 
         raise TypeError(f"input: expected {expected}, got {got}")
     if not input.size(0):
         raise RuntimeError("input: expected a nested tensor with rows, got one without")
-    values, offsets, row_sizes = input.values(), input.offsets(), input.lengths()
-    lengths, longest = offsets.diff() if row_sizes is None else row_sizes, input._get_max_seqlen()
-    if row_sizes is not None and bool((lengths > offsets.diff()).any()):
+    values, offsets, stored = input.values(), input.offsets(), input.lengths()
+    lengths, longest = offsets.diff() if stored is None else stored, input._get_max_seqlen()
+    if stored is not None and bool((lengths > offsets.diff()).any()):
         raise RuntimeError("input: expected a nested tensor whose rows do not overlap")
     steps = torch.arange(longest, device=values.device)
     is_real_step = steps < lengths.unsqueeze(1)
@@ -38,7 +38,7 @@ def run(forward: Callable[..., Any], input: Any, hx: Any, batch_first: bool) -> 
     padded = padded if batch_first else padded.transpose(0, 1)
     output, state = forward(padded, hx, lengths=lengths)
     results = (output if batch_first else output.transpose(0, 1))[is_real_step]
-    if row_sizes is not None:  # there may be gaps between the rows
+    if stored is not None:  # there may be gaps between the rows
         zeros = results.new_zeros(len(values), results.size(1))
         results = zeros.index_copy(0, indices[is_real_step], results)
-    return _from_jagged(results, offsets, row_sizes, max_seqlen=longest), state
+    return _from_jagged(results, offsets, stored, max_seqlen=longest), state

@@ -32,7 +32,7 @@ class _InScript:
         if _is_compiling():
             return super().__getattribute__(name)
         cls = type(self)._fastlstm_class
-        if name == "__class__":  # isinstance() accepts `cls` as well as type(module)
+        if name == "__class__":  # isinstance() reads it, and accepts type(module) too
             return cls
         object.__setattr__(self, "__class__", cls)
         return getattr(self, name)

@@ -26,8 +26,8 @@ CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 def read_weights(lstm: Any) -> tuple[list[Any], str | None, torch.dtype | None]:
     """Returns the weights of an LSTM, their layout and their dtype.
 
-    The weights are `_flat_weights`, or are read by name if one was replaced after that list was
-    made. Layout and dtype are None if the attributes describe other shapes.
+    The weights are `_flat_weights`, or are read by name if one was replaced (the test is nn.LSTM's
+    `_weights_have_changed`). Layout and dtype are None if the attributes describe other shapes.
     """
     names, weights, parameters = lstm._flat_weights_names, lstm._flat_weights, lstm._parameters
     layout, shapes = described_weights(lstm)

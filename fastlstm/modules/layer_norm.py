@@ -32,8 +32,8 @@ class LayerNormLSTM(LSTM):
 
     def __init__(self, input_size: int, hidden_size: int, *args: Any, **options: Any) -> None:
         super().__init__(input_size, hidden_size, *args, **options)
-        gates = 4 * hidden_size
-        sizes = {"gain_ih": gates, "gain_hh": gates, "gain_c": hidden_size, "bias_c": hidden_size}
+        rows = 4 * hidden_size
+        sizes = {"gain_ih": rows, "gain_hh": rows, "gain_c": hidden_size, "bias_c": hidden_size}
         for names in self._all_weights:
             suffix = names[0].removeprefix("weight_ih")
             for name, size in sizes.items():

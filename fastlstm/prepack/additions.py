@@ -20,7 +20,7 @@ _NOT_COPIED = (
 
 
 def check_additions(path: str, layer: nn.Module, own_names: Iterable[str]) -> None:
-    """Raises a ValueError for additions that a prepacked layer, which uses `own_names`, refuses."""
+    """Raises a ValueError for additions that clash with `own_names`, or cannot be prepacked."""
     names = set(named_weights(layer))
     added = {*vars(layer), *layer._parameters, *layer._buffers, *layer._modules}
     refused = added & {*own_names, "_compiled_call_impl", *(f"prepacked_{name}" for name in names)}
@@ -38,7 +38,7 @@ def check_additions(path: str, layer: nn.Module, own_names: Iterable[str]) -> No
 def copy_additions(layer: nn.Module, to: nn.Module, skipped: Iterable[str]) -> None:
     """Copies the attributes and the contents of the tables of a layer to another module.
 
-    The two modules do not share a table: a hook that is added to one later is only its own.
+    The two modules share no table: a hook that is added to one later is not on the other.
     The names `skipped` are not copied.
     """
     excluded = {*skipped, *_NOT_COPIED}

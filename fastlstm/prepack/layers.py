@@ -1,4 +1,4 @@
-"""Prepacked layers. They have no parameters, which could differ from the prepacked weights."""
+"""Prepacked layers. Parameters could differ from the prepacked weights, so they have none."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Prepacked(nn.Module):
             if problem := formats.problem(name, tensor, scale, shape, self.weights):
                 raise ValueError(problem)
             if len(shape) == 1:
-                buffer = tensor.to(self.dtype).to(state_dtype(self.dtype), copy=True)
+                buffer = tensor.to(self.dtype).to(state_dtype(self.dtype), copy=True)  # rounded
             else:
                 by_gates = not name.startswith("weight_hr")
                 buffer = formats.pack(tensor, scale, self.weights, by_gates)
@@ -151,7 +151,7 @@ class Prepacked(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, buffer in old_buffers.items():
             if self.get_buffer(name).dtype != buffer.dtype:
-                self._buffers[name] = buffer  # the op takes this dtype
+                self._buffers[name] = buffer  # biases of 16-bit layers stay float32
         return self
 
     def __getattr__(self, name: str) -> Any:
@@ -244,7 +244,7 @@ class PrepackedLSTM(Prepacked, SequenceModule):
         return self._op_weights(), self._layout if fit else None, self.dtype
 
     def _fastlstm_refuse(self, input: Any, hx: Any) -> None:
-        super()._fastlstm_refuse(input, hx)
+        super()._fastlstm_refuse(input, hx)  # nn.LSTM may take another device
         raise RuntimeError(f"{type(self).__name__}: expected input and hx on the CPU")
 
     def _fastlstm_compute(self, call: Call) -> Results:

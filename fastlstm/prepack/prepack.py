@@ -63,7 +63,7 @@ def prepack(
         convert: whether to convert nn.LSTM and nn.LSTMCell first.
 
     Raises:
-        ValueError: `weights` is none of these or does not suit a layer's dtype; a layer is in
+        ValueError: `weights` is no such format or does not suit a layer's dtype; a layer is in
             training mode or not on the CPU; you have put something on it that a prepacked layer
             cannot take; or there is nothing to prepack. Nothing is changed then.
         RuntimeError: the extension is not available.
@@ -102,7 +102,7 @@ def _prepacked_class(layer: nn.Module) -> Any:
 
 
 def _replace(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> nn.Module:
-    """Replaces modules of a model in place; returns the model, or the module that replaces it."""
+    """Replaces modules in a model and in replacements; returns the model or what replaces it."""
     for module in [*model.modules(), *replacements.values()]:
         for name, child in module._modules.items():
             if child in replacements:
@@ -128,8 +128,8 @@ def _prepack_quantized(quantized: Any, weights: torch.dtype | None) -> Prepacked
     cls = PrepackedLSTM if type(quantized).__name__ == "LSTM" else PrepackedLSTMCell
     state_dict, has_int8 = torch_ao.weights_of(quantized)
     weights = weights or (torch.int8 if has_int8 else None)
-    sizes = {n: getattr(quantized, n) for n in cls._attribute_names if hasattr(quantized, n)}
-    layer: Prepacked = cls(cls._layer_class(**sizes).eval(), weights)
+    attributes = {n: getattr(quantized, n) for n in cls._attribute_names if hasattr(quantized, n)}
+    layer: Prepacked = cls(cls._layer_class(**attributes).eval(), weights)
     layer.load_state_dict(state_dict)
     copy_additions(quantized, layer, {*layer.own_names(), *torch_ao.ATTRIBUTES})
     return layer
