@@ -23,9 +23,8 @@ bool computes_in_float32(const CpuTask& task, const CpuMachine& machine, const G
   if (bytes_of(task.dtype) != 2) return false;
   const bool takes_dtype = gemm.takes(task.dtype);
   const bool is_one_step = task.steps == 1 && task.is_dense && !task.has_resets;
-  if (!task.prepacked) return task.projects || (is_one_step && !takes_dtype);
-  if (task.dtype == Dtype::kBFloat16)
-    return !takes_dtype || task.projects || !machine.training_gemm(task.dtype);
+  if (!task.prepacked) return !takes_dtype && (task.projects || is_one_step);
+  if (task.dtype == Dtype::kBFloat16) return !takes_dtype || !machine.training_gemm(task.dtype);
   return gemm.format != Format::float32 || task.projects || is_one_step;
 }
 

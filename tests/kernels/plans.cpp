@@ -81,8 +81,8 @@ void check_plan(const std::string& what, const CpuTask& task, const CpuMachine& 
             grid.directions <= task.directions,
         what, ": a grid of ", grid.unit_groups, "x", grid.row_groups, "x", grid.directions);
   check(can_take(gemm, plan.dtype), what, ": rows of ", int(plan.dtype), " for ", int(gemm.format));
-  // With a projection the rows must have the dtype of the state.
-  check(!task.projects || bytes_of(plan.dtype) > 2, what, ": a projection in 16 bits");
+  check(!task.projects || bytes_of(plan.dtype) > 2 || gemm.takes(plan.dtype), what,
+        ": a projection in 16 bits, whose rows are widened");
   if (task.prepacked)
     check(gemm.format == *task.prepacked, what, ": kernels of another format than the weights");
   if (task.backward) check(gemm.trains(), what, ": kernels that cannot train");

@@ -133,11 +133,13 @@ inline int64_t gate_columns(int64_t hidden_size, int64_t lanes) {
   return 4 * lanes * divide_up(hidden_size, lanes);
 }
 
-// Computes c[r] = a[r] * the columns of some panels.
-inline void serial_gemm(const void* const* a, int64_t rows, const Matrix& matrix,
-                        const Range& panels, void* const* c) {
+// Computes c[r] = a[r] * the columns of some panels. Each c[r] is a row [N] of T.
+template <typename T>
+void serial_gemm(const void* const* a, int64_t rows, const Matrix& matrix, const Range& panels,
+                 void* const* c) {
   Scratch buffer;
-  matrix.multiply_panels(panels, a, rows, matrix.K(), {c}, buffer);
+  const Destination to{.rows = c, .c_is_16_bit = sizeof(T) == 2};
+  matrix.multiply_panels(panels, a, rows, matrix.K(), to, buffer);
 }
 
 }  // namespace fastlstm

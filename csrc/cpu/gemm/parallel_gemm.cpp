@@ -14,8 +14,6 @@ namespace {
 constexpr int64_t kMultiplyAddsOfAThread = 1 << 19;
 // With fewer rows, loading all panels in one more thread costs more than it helps.
 constexpr int64_t kRowsOfAThread = 24;
-// The rows that are summed at a time in a weight gradient.
-constexpr int64_t kRowsAtATime = 1024;
 // Up to this size the panels of a weight gradient are small compared with c. Then all panels are
 // multiplied together, so that each row of c is written as a whole.
 constexpr int64_t kBytesOfSmallPanels = 128 << 10;
@@ -90,15 +88,16 @@ void weight_gradient_gemm(const GemmKernels& gemm, const std::vector<const void*
                           bool accumulate) {
   const int64_t rows = a.size(), bytes_of_sum = bytes_of(gemm.sum_dtype);
   std::vector<std::vector<void*>> c;
-  for (const auto& [b, N, to] : gradients)
-    c.push_back(row_pointers(static_cast<char*>(to), M, N * bytes_of_sum));
+  for (const auto& [b, to] : gradients)
+    c.push_back(row_pointers(static_cast<char*>(to.data_ptr()), M, to.size(1) * to.element_size()));
   // Without rows the loop runs once and writes zeros, unless there is something to add to.
   for (int64_t r = 0; r < rows || (r == 0 && !accumulate); r += kRowsAtATime, accumulate = true) {
     const int64_t K = std::min(kRowsAtATime, rows - r);
     std::vector<Matrix> panels;
     int64_t multiply_adds = 0;  // for a row of c
-    for (const auto& [b, N, to] : gradients) {
+    for (const auto& [b, to] : gradients) {
       const int64_t b_rows = b.size(), begin = std::min(r, b_rows), end = std::min(r + K, b_rows);
+      const int64_t N = to.size(1);
       const bool small = gemm.bytes((end - begin) * N) <= kBytesOfSmallPanels;
       panels.emplace_back(gemm,
                           MatrixSource{{b.begin() + begin, b.begin() + end}, false, end - begin, N},
@@ -115,8 +114,9 @@ void weight_gradient_gemm(const GemmKernels& gemm, const std::vector<const void*
                       accumulate);
       Scratch buffer;
       for (size_t i = 0; i < panels.size(); ++i)
-        panels[i].multiply_panels({0, panels[i].panel_count()}, a_rows.data(), count, kRowsAtATime,
-                                  {c[i].data() + begin, nullptr, accumulate}, buffer);
+        panels[i].multiply_panels(
+            {0, panels[i].panel_count()}, a_rows.data(), count, kRowsAtATime,
+            {c[i].data() + begin, nullptr, accumulate, gradients[i].c.element_size() == 2}, buffer);
     });
   }
 }

@@ -13,12 +13,15 @@ void parallel_gemm(const std::vector<const void*>& a, const Matrix& matrix, cons
 void parallel_gemm_into(const std::vector<const void*>& a, const Matrix& matrix,
                         const std::vector<void*>& c, Dtype dtype, bool accumulate);
 
+// The rows r that are summed at a time in a weight gradient.
+constexpr int64_t kRowsAtATime = 1024;
+
 // The gradient c [M,N] of one weight: c[m][n] = or += the sum of a[r][m] * b[r][n] over all rows r.
 struct WeightGradient {
   // [R] rows [N] in GemmKernels::source_format. Rows of zeros at the end may be left out.
   std::vector<const void*> b;
-  int64_t N;
-  void* c;  // contiguous, of sum_dtype
+  // Contiguous, of sum_dtype. If c is written from at most kRowsAtATime rows, it may have 16 bits.
+  at::Tensor c;
 };
 
 // Computes several weight gradients that have the same rows a, and the gradient of the bias if

@@ -92,10 +92,14 @@ static void multiply_unpacked_tile(const PanelProduct& p, const UnpackedColumns&
         sum[v][r] = first == p.k_begin ? partial[v][r] : sum[v][r] + partial[v][r];
     }
   }
-  for (int v = 0; v < V; ++v)
+  const auto put = [&](auto c) {
+    for (int v = 0; v < V; ++v)
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r)
-      put_sums(p, sum[v][r], static_cast<A*>(p.c[first_row + r]), v * columns.vectors_apart);
+      for (int r = 0; r < R; ++r)
+        put_sums(p, sum[v][r], static_cast<decltype(c)*>(p.c[first_row + r]),
+                 v * columns.vectors_apart);
+  };
+  p.c_is_16_bit ? put(T()) : put(A());
 }
 
 // GemmFunctions::multiply_unpacked_columns.

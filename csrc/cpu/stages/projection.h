@@ -9,6 +9,7 @@
 #include "cpu/gemm/encoded_rows.h"
 #include "cpu/gemm/parallel_gemm.h"
 #include "cpu/stages/cells.h"
+#include "cpu/stages/weight_gradients.h"
 
 namespace fastlstm {
 
@@ -26,8 +27,8 @@ class ProjectionForward {
   void run(StepRows<ForwardRow<T>>& step, const Worker& worker) const {
     for (int64_t r = 0; r < step.count; ++r)
       step.gemm_rows[r] = encoded_.encode(step.cell_rows[r].h, worker.index * batch_ + r);
-    serial_gemm(step.gemm_rows.data(), step.count, w_hr_, w_hr_.panels_of(worker, grid_),
-                step.h.data());
+    serial_gemm<T>(step.gemm_rows.data(), step.count, w_hr_, w_hr_.panels_of(worker, grid_),
+                   step.h.data());
   }
 
  private:
@@ -54,13 +55,14 @@ class ProjectionBackward {
         output_size_(layer.output_size.expect_int()),
         w_hr_(matrix_of(*plan.gemm, layer.directions[d].w_hr.contiguous(), false,
                         plan.grid.unit_groups, plan.w_hh)),
-        grad_w_hr_(at::empty({output_size_, hidden_size_}, layer.state_options())) {
+        grad_w_hr_(
+            at::empty({output_size_, hidden_size_}, weight_gradient_options<T>(plan, layer))) {
     const Tensor o = gates.narrow(-1, 3 * hidden_size_, hidden_size_).to(cells.scalar_type());
     unprojected_ = hidden_state(o, cells).to(layer.input.scalar_type());
   }
 
   const Matrix& w_hr() const { return w_hr_; }
-  const Tensor& weight_gradient() const { return grad_w_hr_; }  // [P,H] in the state's dtype
+  const Tensor& weight_gradient() const { return grad_w_hr_; }  // [P,H]
 
   // The memory [P] for dL/dh_t of a row, which is kept for the steps of a chunk.
   T* d_h(int64_t t, int64_t row) const {
@@ -77,7 +79,7 @@ class ProjectionBackward {
     const auto first = step.gemm_rows.begin();
     const auto d_h = [&](int64_t r) { return static_cast<T*>(step.h[r]); };
     if (std::any_of(first, first + step.count, [&](const void* d) { return d != zeros; }))
-      serial_gemm(step.gemm_rows.data(), step.count, w_hh, panels, step.h.data());
+      serial_gemm<T>(step.gemm_rows.data(), step.count, w_hh, panels, step.h.data());
     else  // no product, so that zero times an infinite weight is not NaN
       for (int64_t r = 0; r < step.count; ++r) std::fill(d_h(r) + begin, d_h(r) + end, T(A(0)));
     // The gradients of output and h_n are usually small, so adding these two first rounds less.
@@ -104,8 +106,8 @@ class ProjectionBackward {
       return const_data<T>(unprojected_) + order_.rows.flat_index(t, row) * hidden_size_;
     });
     weight_gradient_gemm(*plan_.gemm, d_h_rows, output_size_,
-                         {{std::move(unprojected_rows), hidden_size_, data<A>(grad_w_hr_)}},
-                         nullptr, /*accumulate=*/chunk.begin > 0);
+                         {{std::move(unprojected_rows), grad_w_hr_}}, nullptr,
+                         /*accumulate=*/chunk.begin > 0);
   }
 
  private:

@@ -12,14 +12,23 @@
 
 namespace fastlstm {
 
-// The gradients of the weights of one direction, in the dtype of the state.
+// Returns the dtype in which gradients of weights are computed: T if they are the sum of one
+// product, which is rounded as it is written, or the dtype of the state, in which products add up.
+template <typename T>
+at::TensorOptions weight_gradient_options(const CpuPlan& plan, const LayerCall& layer) {
+  const Sizes s = layer.sizes();
+  const bool one_product = plan.chunk_steps == s.steps && s.steps * s.batch <= kRowsAtATime;
+  return one_product && plan.gemm->takes(dtype_of_type<T>) ? layer.input.options()
+                                                           : layer.state_options();
+}
+
+// The gradients of the weights of one direction.
 template <typename T>
 class WeightGradients {
   using A = State_t<T>;
 
  public:
-  WeightGradients(const GemmKernels& gemm, const LayerCall& layer, int64_t max_chunk_rows)
-      : gemm_(gemm), layer_(layer), max_chunk_rows_(max_chunk_rows) {}
+  WeightGradients(const CpuPlan& plan, const LayerCall& layer) : plan_(plan), layer_(layer) {}
 
   // Returns rows of d_gates [4H] in the format in which add() expects them.
   std::vector<const void*> encode(const std::vector<const T*>& d_gates) const {
@@ -39,9 +48,8 @@ class WeightGradients {
       bias = nullptr;
     }
     weight_gradient_gemm(gemm_, encoded, width_,
-                         {{std::move(x_rows), sizes_.input_size, data<A>(grad_w_ih_)},
-                          {std::move(h_rows), sizes_.output_size, data<A>(grad_w_hh_)}},
-                         bias, accumulate);
+                         {{std::move(x_rows), grad_w_ih_}, {std::move(h_rows), grad_w_hh_}}, bias,
+                         accumulate);
   }
 
   // Appends the gradients of W_ih, of W_hh and, if there are biases, of b_ih (b_hh has the same).
@@ -69,18 +77,19 @@ class WeightGradients {
     });
   }
 
-  const GemmKernels& gemm_;
+  const CpuPlan& plan_;
   const LayerCall& layer_;
-  const int64_t max_chunk_rows_;
+  const GemmKernels& gemm_ = *plan_.gemm;
   const Sizes sizes_ = layer_.sizes();
+  const int64_t max_chunk_rows_ = plan_.chunk_steps * sizes_.batch;
   const int64_t width_ = 4 * sizes_.hidden_size;
-  const at::TensorOptions options_ = layer_.state_options();
+  const at::TensorOptions options_ = weight_gradient_options<T>(plan_, layer_);
   EncodedRows<T> encoded_d_gates_{gemm_, max_chunk_rows_, width_, /*packs=*/true};
   EncodedRows<T> encoded_x_{gemm_, max_chunk_rows_, sizes_.input_size, /*packs=*/true};
   EncodedRows<T> encoded_h_{gemm_, max_chunk_rows_, sizes_.output_size, /*packs=*/true};
   Tensor grad_w_ih_ = empty_on_huge_pages({width_, sizes_.input_size}, options_);   // [4H,I]
   Tensor grad_w_hh_ = empty_on_huge_pages({width_, sizes_.output_size}, options_);  // [4H,P]
-  Tensor grad_bias_ = layer_.has_bias() ? at::empty({width_}, options_) : Tensor();
+  Tensor grad_bias_ = layer_.has_bias() ? at::empty({width_}, layer_.state_options()) : Tensor();
 };
 
 }  // namespace fastlstm

@@ -224,7 +224,7 @@ class TiledBackward {
   Tensor all_d_gates_;           // [T,B,4H] or [R,4H], if d_gates are requested
   const Scratch d_gates_ring_ =  // [ring_steps(),B,4H], if not
       scratch<T>(request_.return_d_gates ? 0 : ring_steps() * batch() * 4 * hidden());
-  WeightGradients<T> weight_gradients_{*call_.plan.gemm, call_.layer, chunk_rows()};
+  WeightGradients<T> weight_gradients_{call_.plan, call_.layer};
   std::optional<ProjectionBackward<T>> projection_;
   std::optional<Matrix> w_ih_;  // defined if grad_input is requested
   // d_gates in the format that is multiplied by W_ih, if the weight gradients need another format.
