@@ -197,6 +197,7 @@ struct Problem {
     fill(expected);
     put_rows(expected);
     check_same(rounded, expected, text() + ": rounded");
+    if (transposed && !on_tiles) check_unpacked_columns(rounded);
     if (first_term != FirstTerm::kC) {
       for (int64_t r = 0; r < rows; ++r)
         for (int64_t n = 0; n < N; ++n)
@@ -219,7 +220,8 @@ struct Problem {
   }
 
   // Checks that a product with columns that are not packed gives the same bits.
-  void check_unpacked_columns(const Matrix<A>& expected) const {
+  template <typename C>
+  void check_unpacked_columns(const Matrix<C>& expected) const {
     const int64_t lanes = gemm.lanes, stride = b.of_row[0].size();
     const std::vector<T> columns = b.joined();  // [N,k_begin + K]
     std::vector<A> padded_bias(N + 2 * lanes);
@@ -227,12 +229,12 @@ struct Problem {
     const int64_t width = rows == 1 ? 2 * lanes : lanes;
     for (int64_t n = 0; n < N; n += width) {
       const int64_t count = std::min(width, N - n);
-      Matrix<A> c(rows, N + width);
+      Matrix<C> c(rows, N + width);
       fill(c);
       std::vector<void*> to;
       for (auto& row : c.of_row) to.push_back(&row[n]);
       auto product = panel_product(0, 0, rows, to.data(), first_term);
-      product.panel = nullptr, product.shape = {0, width, 1};
+      product.panel = nullptr, product.shape = {0, width, 1}, product.c_is_16_bit = sizeof(C) == 2;
       if (product.bias) product.bias = &padded_bias[n];
       const T* const from = &columns[n * stride];
       gemm.multiply_unpacked_columns(product, {from, stride, count}, from);
