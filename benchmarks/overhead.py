@@ -44,22 +44,16 @@ def op(name: str, tensors: Sequence[Any], weights: Sequence[Tensor], layout: str
     """Returns a call of a function of the extension, or None if it does not take these tensors.
 
     `tensors` are the input, h_0 and c_0, then, if needed, batch_sizes, lengths and reset. The
-    arguments after `layout` differ between versions of fastlstm, so their types are read from the
-    docstring of the function: an optional tensor is the next of `tensors[3:]`, a bool is False, and
-    a string is "auto".
+    arguments after `layout` differ between versions of fastlstm, so their names are read from the
+    docstring of the function.
     """
     function = getattr(_build.library, name, None)
-    signature = re.match(r"\w+\((.*?)\) ->", getattr(function, "__doc__", ""))
+    signature = re.match(rf"{name}\((.*)\)", getattr(function, "__doc__", None) or "")
     if function is None or signature is None:
         return None
-    kinds = re.findall(r"\w+: ([^,]+)", signature[1])[5:]
-    if tensors[1] is None and "None" not in signature[1].split(",")[1]:
-        return None
-    optional = iter(tensors[3:])
-    rest = [
-        next(optional, None) if "None" in kind else False if kind == "bool" else "auto"
-        for kind in kinds
-    ]
+    options: dict[str, Any] = {"save_cells": False, "engine": "auto"}
+    options |= zip(("batch_sizes", "lengths", "reset"), tensors[3:], strict=False)
+    rest = [options.get(option) for option in signature[1].split(", ")[5:]]
     arguments = (*tensors[:3], weights, layout, *rest)
     return lambda: function(*arguments)
 
