@@ -73,6 +73,15 @@ def test_pictures_are_reproducible_and_differ(tmp_path, scenes_root):
     assert len(set(pictures)) == 8
 
 
+def test_every_shape_lies_inside_its_picture():
+    rng, size = random.Random(0), scenes.IMAGE_SIZE
+    edges = (0, 0, size, 1), (0, size - 1, size, size), (0, 0, 1, size), (size - 1, 0, size, size)
+    for facts in rng.sample(EVERY_SCENE, 400):
+        picture = scenes.draw_scene(rng, facts)
+        background = [(size, picture.getpixel((0, 0)))]
+        assert all(picture.crop(edge).getcolors() == background for edge in edges), facts
+
+
 def test_captions_cannot_be_guessed_without_looking():
     seen, _ = scenes.split_combinations()
     rng = random.Random(1)

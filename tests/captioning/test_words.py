@@ -28,6 +28,7 @@ def test_metrics_keep_brackets_and_straighten_quotes_as_coco_caption_does():
     ("(a) well-kept [garden] {green} ...", ["a", "well-kept", "garden", "green"]),
     ("A man -LRB- left -RRB-", ["a", "man", "left"]),
     ("a man’s “new” ‘hat’, it isn’t", ["a", "man", "'s", "new", "hat", "it", "is", "n't"]),
+    ("a dog. dr. fox of the u.s. team", "a dog dr. fox of the u.s. team".split()),
     ("...", []),
     ("", []),
     ("日本 café", ["日本", "café"]),

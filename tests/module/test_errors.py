@@ -329,6 +329,10 @@ def test_the_module_compares_input_with_its_parameters(route):
             built(other)
     with pytest.raises(RuntimeError, match=message.format("meta", here)):
         built(x.to("meta"))
+    h, c = zeros(2, 1, B, H, device=route.device)
+    for hx in ((h.to("meta"), c), (h, c.to("meta"))):
+        with pytest.raises(RuntimeError, match="device|meta"):
+            built(x, hx)
     with pytest.raises(RuntimeError, match=message.format(here, "meta")):
         built.to("meta")(x)
 
