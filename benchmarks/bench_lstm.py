@@ -24,7 +24,7 @@ import torch
 from cases import GROUPS, MODES, Case, Group
 from flops import flops, gemm_peak, peak_shapes
 from report import Result, Table, means, write_json
-from timing import Effort, Pairs, WarmedUp, alternate, cpu_clock, settle_malloc
+from timing import Effort, Pairs, WarmedUp, alternate, settle_malloc, wall_clock
 from workload import build, check_agreement, ragged_lengths, settings
 
 from fastlstm.functional import ENGINES
@@ -119,7 +119,7 @@ class Bench:
         theirs, ours = (build(case, name, "cpu") for name in (case.peer, self.engine))
         check_agreement(case, theirs, ours)
         step = WarmedUp(ours.step) if isinstance(theirs.step, peers.Onnxruntime) else ours.step
-        return alternate(theirs.step, step, cpu_clock, self.effort)
+        return alternate(theirs.step, step, wall_clock, self.effort)
 
     def measure(self, case: Case) -> Result:
         """Measures one case. benchmarks/README.md describes the entries of the result."""

@@ -19,7 +19,7 @@ import torch
 from cases import Case
 from machine import command, describe, result_path
 from report import write_json
-from timing import Effort, Pairs, alternate, cpu_clock, settle_malloc
+from timing import Effort, Pairs, alternate, settle_malloc, wall_clock
 from workload import build, check_agreement, settings
 
 MODES = ("inference", "training")
@@ -33,7 +33,7 @@ def measure(case: Case, effort: Effort) -> Pairs:
     with settings(case):
         theirs, ours = build(case, "torch.nn", "cpu"), build(case, "auto", "cpu")
         check_agreement(case, theirs, ours)
-        return alternate(theirs.step, ours.step, cpu_clock, effort)
+        return alternate(theirs.step, ours.step, wall_clock, effort)
 
 
 def heat_map_cases() -> list[Case]:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from cases import Case
 from machine import describe, line
-from timing import Effort, alternate, cpu_clock, cpu_time_clock, settle_malloc
+from timing import Effort, alternate, cpu_time_clock, settle_malloc, wall_clock
 from workload import build, check_agreement, settings
 
 # For each instruction set, the values of `VARIABLES`, which PyTorch, oneDNN and MKL read.
@@ -104,7 +104,7 @@ def measure(case: Case, pairs: int) -> float:
 
     A ratio below 1 is measured again with three times as many pairs.
     """
-    clock = cpu_time_clock if torch.get_num_threads() == 1 else cpu_clock
+    clock = cpu_time_clock if torch.get_num_threads() == 1 else wall_clock
     with settings(case):
         theirs, ours = build(case, "torch.nn", "cpu"), build(case, "auto", "cpu")
         check_agreement(case, theirs, ours)

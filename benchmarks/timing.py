@@ -26,7 +26,7 @@ def settle_malloc() -> None:
     torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
-def cpu_clock(step: Step, calls: int) -> float:
+def wall_clock(step: Step, calls: int) -> float:
     """Calls `step` and returns the seconds per call, by the wall clock.
 
     If `step` has a method `seconds`, as a step that runs in another process, that method measures.
@@ -63,8 +63,8 @@ class WarmedUp:
         return self.step()
 
     def seconds(self, calls: int) -> float:
-        cpu_clock(self.step, calls)
-        return cpu_clock(self.step, calls)
+        wall_clock(self.step, calls)
+        return wall_clock(self.step, calls)
 
 
 def cuda_clock(step: Step, calls: int) -> float:
@@ -78,7 +78,7 @@ def cuda_clock(step: Step, calls: int) -> float:
     return start.elapsed_time(end) / 1000 / calls
 
 
-CLOCKS: dict[str, Clock] = {"cpu": cpu_clock, "cuda": cuda_clock}
+CLOCKS: dict[str, Clock] = {"cpu": wall_clock, "cuda": cuda_clock}
 
 
 @dataclass(frozen=True)

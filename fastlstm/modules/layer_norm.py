@@ -38,7 +38,7 @@ class LayerNormLSTM(LSTM):
             suffix = names[0].removeprefix("weight_ih")
             for name, size in sizes.items():
                 names.append(name + suffix)
-                empty = self.get_parameter(names[0]).new_empty(size)
+                empty = self.get_parameter("weight_ih_l0").new_empty(size)
                 self.register_parameter(name + suffix, nn.Parameter(empty))
         self._flat_weights_names = [name for names in self._all_weights for name in names]
         self._init_flat_weights()

@@ -18,7 +18,7 @@ import peers  # noqa: E402
 import random_calls  # noqa: E402
 import summary  # noqa: E402
 from cases import GROUPS, Case, Group  # noqa: E402
-from timing import Pairs, cpu_clock  # noqa: E402
+from timing import Pairs, wall_clock  # noqa: E402
 from workload import build, check_agreement, settings  # noqa: E402
 
 from fastlstm import _build  # noqa: E402
@@ -46,7 +46,7 @@ def test_both_sides_do_the_same_work(case):
     with settings(case):
         expected, actual = build(case, case.peer, "cpu"), build(case, "auto", "cpu")
         check_agreement(case, expected, actual)
-        assert cpu_clock(expected.step, 3) > 0
+        assert wall_clock(expected.step, 3) > 0
         if case.mode == "inference" or case.saturated:
             assert expected.step().requires_grad == (case.mode == "training")
             return

@@ -64,8 +64,8 @@ def test_an_engine_of_the_environment_that_does_not_exist(monkeypatch):
     ("mine:model", r"mine:model to return \(model, \*inputs\), got Sequential$"),
 ])  # fmt: skip
 def test_compare_refuses_a_function_that_makes_no_model(function, message, tmp_path, monkeypatch):
-    code = "import torch\nnumber = 3\nnothing = lambda: None\nmodel = torch.nn.Sequential"
-    (tmp_path / "mine.py").write_text(code)
+    code = "from torch.nn import *\nnumber = 3\nnothing = lambda: None\n"
+    (tmp_path / "mine.py").write_text(code + "model = lambda: Sequential(Identity())")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(SystemExit, match=f"^function: expected .*{message}"):
         command_line.main(["compare", function])
