@@ -113,7 +113,7 @@ MatrixForm matrix_form(const CpuTask& task, const CpuMachine& machine, const Cpu
   const int64_t weights_per_l2 = gemm.bytes(4 * task.hidden_size * K) / machine.l2_cache_bytes;
   const int64_t max_reads_in_place = std::min<int64_t>(3 + weights_per_l2, 16);
   // In place, a forward product transposes the weights in registers anew for every tile of rows.
-  const int64_t max_rows_in_place = reads > 1 ? 8 : task.backward ? 192 : 16;
+  const int64_t max_rows_in_place = reads > 1 ? 8 : task.backward ? 192 : gemm.max_rows_in_place;
   if (rows <= max_rows_in_place && reads <= max_reads_in_place && (same_bits || !task.backward))
     return MatrixForm::kInPlace;
   const bool is_forward_step = task.steps == 1 && !task.backward;

@@ -144,6 +144,7 @@ struct GemmTuning {
   double l2_share = 0.75;  // of the L2 cache for the panels of a step; rows and sums need the rest
   // The panels in one call of `multiply`. One row with one panel has too few sums to hide latency.
   int64_t panels_at_once = 1, panels_at_once_of_one_row = 1;
+  int64_t max_rows_in_place = 16;           // of a single step: with more, packing pays
   int64_t unpacked_vectors_of_one_row = 1;  // two hide latency, but read twice the columns
   const char* instruction_set = nullptr;    // a name for users
   // Kernels for fewer rows than the limit, with the same panels and the same bits.
