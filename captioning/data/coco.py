@@ -1,10 +1,14 @@
-"""Reads COCO captions files."""
+"""Reads COCO captions files, with pycocotools."""
 
+import contextlib
+import io
 import os
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from pycocotools.coco import COCO
 
 from captioning.console import abbreviate
 from captioning.data.tokenizer import clean
@@ -83,27 +87,28 @@ def load_references(
     The picture files may be missing. With `need_folder` the paths of the pictures are complete;
     without, they are the names in the captions file.
     """
-    data = read_json(annotations)
+    coco, data = COCO(), read_json(annotations)
     try:
         for table, fields in FIELDS.items():
             for row in data[table]:
                 if not all(isinstance(row[key], kind) for key, kind in fields.items()):
                     raise TypeError(abbreviate(row))
+        coco.dataset = data
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
+            coco.createIndex()
         folder = _picture_folder(data, annotations, image_folder) if need_folder else Path()
     except (LookupError, TypeError, AttributeError) as error:
         expected = "expected a COCO captions file, of images with an id and a file_name and "
         expected += f"annotations with an id, an image_id and a caption; got {error!r}"
         hint = "(captioning prepare converts other formats)"
         raise CaptioningError(f"{annotations}: {expected} {hint}") from error
-    for table in FIELDS:
-        if len({row["id"] for row in data[table]}) < len(data[table]):
+    for table, index in (("images", coco.imgs), ("annotations", coco.anns)):
+        if len(index) < len(data[table]):
             raise CaptioningError(f"{annotations}: ids occur more than once in {table!r}")
-    paths = {row["id"]: folder / row["file_name"] for row in data["images"]}
-    captions: defaultdict[int, list[str]] = defaultdict(list)
-    for row in data["annotations"]:
-        captions[row["image_id"]].append(row["caption"])
-    if unknown := [*(captions.keys() - paths.keys())]:
+    if unknown := [*(coco.imgToAnns.keys() - coco.imgs.keys())]:
         raise CaptioningError(f"{annotations}: annotations of unknown pictures: {unknown[:5]}")
+    captions = {i: [a["caption"] for a in coco.imgToAnns.get(i, [])] for i in coco.imgs}
+    paths = {i: folder / image["file_name"] for i, image in coco.imgs.items()}
     return CaptionDataset([CaptionedImage(i, path, captions[i]) for i, path in paths.items()])
 
 
