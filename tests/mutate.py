@@ -11,6 +11,7 @@ otherwise compiled for each instruction set, is compiled for the baseline only.
 
 import argparse
 import ast
+import filecmp
 import io
 import json
 import os
@@ -221,11 +222,12 @@ class Tree:
         files = subprocess.run(["git", "ls-files", "-z", "-co", "--exclude-standard"],
                                cwd=ROOT, capture_output=True, text=True, check=True)  # fmt: skip
         for name in filter(None, files.stdout.split("\0")):
-            copy = folder / name
-            content = (ROOT / name).read_bytes() if (ROOT / name).is_file() else None
-            if content is not None and not (copy.is_file() and copy.read_bytes() == content):
+            source, copy = ROOT / name, folder / name
+            if source.is_file() and not (
+                copy.is_file() and filecmp.cmp(source, copy, shallow=False)
+            ):
                 copy.parent.mkdir(parents=True, exist_ok=True)
-                copy.write_bytes(content)
+                shutil.copy(source, copy)  # keeps that it can be executed
         [built] = ROOT.glob("fastlstm/_C*.so")
         self.library = folder / "fastlstm" / built.name
         shutil.copy2(built, self.library)

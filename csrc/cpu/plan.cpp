@@ -11,7 +11,7 @@ namespace {
 // A thread is used only if it gets at least this much work, since waking it takes microseconds.
 constexpr int64_t kWalkMultiplyAddsPerThread = 1 << 21;  // in all steps of a walk
 constexpr int64_t kStepMultiplyAddsPerThread = 1 << 17;  // in a single step
-constexpr int64_t kStepBytesPerThread = 128 << 10;       // prepacked weights, read for every 4 rows
+constexpr int64_t kStepBytesPerThread = 128 << 10;       // prepacked weights; 4 rows read them once
 
 // The largest number of rows for which panels are packed on demand.
 constexpr int64_t kMaxRowsOnDemand = 512;
@@ -103,9 +103,9 @@ MatrixForm matrix_form(const CpuTask& task, const CpuMachine& machine, const Cpu
                        int64_t K, int64_t reads, int64_t rows) {
   const GemmKernels& gemm = *plan.gemm;
   const bool same_bits = forms_give_same_bits(task, plan);
-  // If the bits differ, only a single step may have another form than panels. A forward step in
-  // another form uses the training kernels of its dtype, which must exist and do not encode rows.
-  // If a backward pass follows, `gemm` must not encode rows either: then both passes round alike.
+  // If the forms give different bits, only a single step may use a form other than panels. A
+  // forward step then uses the training kernels of its dtype, which must exist and do not encode
+  // rows. If backward follows, `gemm` must not encode rows either, so that both passes round alike.
   const bool step_has_kernels = machine.training_gemm(plan.dtype) && task.is_dense &&
                                 (!task.saves_for_backward || gemm.takes(plan.dtype));
   if (!same_bits && (task.steps > 1 || task.prepacked || !(task.backward || step_has_kernels)))
@@ -140,8 +140,8 @@ void size_cell_buffer(const CpuTask& task, CpuPlan& plan) {
   plan.buffer_unit_vectors = std::clamp<int64_t>(kBufferBytes / bytes_of_vector, 1, unit_vectors);
 }
 
-// Returns CpuPlan::steps_ahead: so many steps that their x_gates stay in the cache until the walk
-// reads them; 0 if a step has enough rows to make reading W_ih at every step cheap.
+// Returns CpuPlan::steps_ahead: as many steps as have x_gates that fit into the cache until the
+// walk reads them; 0 if a step has enough rows to make reading W_ih at every step cheap.
 int64_t steps_ahead(const CpuTask& task, const CpuMachine& machine, const CpuPlan& plan) {
   const GemmKernels& gemm = *plan.gemm;
   // If x_gates of all steps take less memory than W_ih, one product reads W_ih only once.
@@ -161,7 +161,7 @@ int64_t steps_ahead(const CpuTask& task, const CpuMachine& machine, const CpuPla
   return steps > 1 ? std::clamp<int64_t>(steps / plan.grid.directions, 1, task.steps) : 0;
 }
 
-// Returns CpuPlan::chunk_steps: so many steps that their d_gates stay in the cache; more with
+// Returns CpuPlan::chunk_steps: as many steps as have d_gates that fit into the cache; more with
 // larger weights, because every chunk reads and writes the gradients of the weights.
 int64_t chunk_steps(const CpuTask& task, const CpuPlan& plan) {
   const int64_t chunk_bytes = plan.dtype == Dtype::kFloat64 ? 3 << 17 : 1 << 20;

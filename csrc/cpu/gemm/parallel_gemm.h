@@ -25,8 +25,8 @@ struct WeightGradient {
 };
 
 // Computes several weight gradients that have the same rows a, and the gradient of the bias if
-// `bias` [M] is not nullptr: bias[m] = or += the sum of a[r][m]. It multiplies so many rows of a
-// and b at a time that they stay in the caches. b is packed into panels. Threads share blocks of
+// `bias` [M] is not nullptr: bias[m] = or += the sum of a[r][m]. It multiplies only as many rows
+// of a and b at a time as fit into the caches. b is packed into panels. Threads share blocks of
 // columns of a and transpose them: a column of a gives a row of c.
 void weight_gradient_gemm(const GemmKernels& gemm, const std::vector<const void*>& a, int64_t M,
                           const std::vector<WeightGradient>& gradients, void* bias,

@@ -1,7 +1,7 @@
 // The projection h_t = W_hr (o * tanh(c)) of Sak et al. (2014), for a worker's rows and units.
 //
-// It needs o * tanh(c) of all units, so it is a second phase of each step: after the cells in the
-// forward pass, before the cells in the backward pass.
+// It needs o * tanh(c) of all units, so each step has two phases. In the forward pass they are the
+// cells, then the projection; in the backward pass dL/dh_t, then the cells.
 #pragma once
 #include <utility>
 
