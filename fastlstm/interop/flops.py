@@ -29,7 +29,8 @@ def _backward(*call: Any, **options: Any) -> int:
 
 
 def register() -> None:
-    """Registers the formulas of the ops."""
+    """Registers the formulas of the ops that the extension has."""
     formulas = {"lstm": _forward, "lstm_prepacked": _forward, "lstm_backward": _backward}
     for name, formula in formulas.items():
-        register_flop_formula(getattr(torch.ops.fastlstm, name))(formula)
+        if hasattr(torch.ops.fastlstm, name):
+            register_flop_formula(getattr(torch.ops.fastlstm, name))(formula)
