@@ -176,6 +176,7 @@ CALLS = {
     "packed": lambda lstm: lstm(pack_padded_sequence(X, [4, 2, 1])),
     "two layers": lambda lstm: lstm(X, HX, **LENGTHS, **RESET),
     "converted": lambda lstm: lstm(X),
+    "prepacked": lambda lstm: lstm(X),
 }
 
 
@@ -185,6 +186,8 @@ def test_a_call_runs_few_python_functions(name):
     seen, lstm = [], fastlstm.LSTM(4, 5, 2 if name == "two layers" else 1)
     if name == "converted":
         lstm = fastlstm.convert(torch.nn.LSTM(4, 5))
+    if name == "prepacked":
+        lstm = fastlstm.prepack(lstm.eval())
     CALLS[name](lstm)  # fills caches
 
     def note(frame, event, _):
@@ -198,6 +201,17 @@ def test_a_call_runs_few_python_functions(name):
         sys.setprofile(None)
     max_calls, max_files = (19, 8) if name in ("packed", "two layers") else (6, 4)
     assert 0 < len(seen) <= max_calls and len({code.co_filename for code in seen}) <= max_files
+
+
+@needs_op
+def test_a_call_without_gradients_skips_the_dispatcher():
+    lstm = fastlstm.LSTM(4, 5)
+    for expected, mode in (([], torch.no_grad()), (list(X.shape), torch.enable_grad())):
+        with mode, torch.profiler.profile(record_shapes=True) as profiler:
+            lstm(X)
+        # Only the dispatcher records the shapes of what it passes on.
+        [shapes] = [e.input_shapes for e in profiler.events() if e.name == "fastlstm::lstm"]
+        assert shapes[:1] == [expected] * bool(expected)
 
 
 NOT_BUILT = "its kernels are for 9.0, not for this GPU"
