@@ -51,7 +51,9 @@ ThreadGrid walk_grid(const CpuTask& task, const CpuMachine& machine, const CpuPl
   const int64_t unit_vectors = divide_up(task.hidden_size, gemm.lanes);
   const int64_t min_rows =
       gemm.takes(plan.dtype) ? gemm.min_rows_per_panel_load : gemm.min_encoded_rows_per_panel_load;
-  const double work = task.total_rows * 4 * hidden * hidden;
+  const bool fuses_input =  // see steps_ahead
+      !task.backward && task.total_rows / task.steps >= machine.min_rows_to_fuse_input;
+  const double work = task.total_rows * 4 * hidden * (hidden + fuses_input * task.input_size);
   const int64_t threads = std::min<int64_t>(machine.threads, 1 + work / kWalkMultiplyAddsPerThread);
   ThreadGrid fastest;
   double least_us = 1e300;
@@ -102,21 +104,22 @@ bool forms_give_same_bits(const CpuTask& task, const CpuPlan& plan) {
 MatrixForm matrix_form(const CpuTask& task, const CpuMachine& machine, const CpuPlan& plan,
                        int64_t K, int64_t reads, int64_t rows) {
   const GemmKernels& gemm = *plan.gemm;
-  const bool same_bits = forms_give_same_bits(task, plan);
-  // If the forms give different bits, only a single step may use a form other than panels. A
-  // forward step then uses the training kernels of its dtype, which must exist and do not encode
-  // rows. If backward follows, `gemm` must not encode rows either, so that both passes round alike.
-  const bool step_has_kernels = machine.training_gemm(plan.dtype) && task.is_dense &&
-                                (!task.saves_for_backward || gemm.takes(plan.dtype));
-  if (!same_bits && (task.steps > 1 || task.prepacked || !(task.backward || step_has_kernels)))
+  // Panels on demand give the bits of panels if the kernels take the rows without encoding. If they
+  // do not, only a single step may use another form. Its forward pass then uses the training
+  // kernels of its dtype, unless a backward pass follows, because both passes must round alike.
+  const bool takes_dtype = !task.prepacked && gemm.takes(plan.dtype);
+  const bool step_has_kernels =
+      machine.training_gemm(plan.dtype) && task.is_dense && !task.saves_for_backward;
+  if (!takes_dtype && (task.steps > 1 || task.prepacked || !(task.backward || step_has_kernels)))
     return MatrixForm::kPanels;
   const int64_t weights_per_l2 = gemm.bytes(4 * task.hidden_size * K) / machine.l2_cache_bytes;
-  const int64_t max_reads_in_place = std::min<int64_t>(3 + weights_per_l2, 16);
+  const int64_t max_reads = std::min<int64_t>(3 + weights_per_l2, 16);
   // In place, a forward product transposes the weights in registers anew for every tile of rows.
-  const int64_t max_rows_in_place = reads > 1 ? 8 : task.backward ? 192 : gemm.max_rows_in_place;
-  if (rows <= max_rows_in_place && reads <= max_reads_in_place && (same_bits || !task.backward))
-    return MatrixForm::kInPlace;
+  const int64_t max_rows = reads > 1 ? 8 : task.backward ? 192 : gemm.max_rows_in_place;
   const bool is_forward_step = task.steps == 1 && !task.backward;
+  const bool may_differ = is_forward_step && task.is_dense;
+  if ((may_differ || forms_give_same_bits(task, plan)) && rows <= max_rows && reads <= max_reads)
+    return MatrixForm::kInPlace;
   const bool on_demand_pays =
       reads <= 2 && rows <= kMaxRowsOnDemand && (task.steps == 1 || weights_per_l2 > 0);
   return is_forward_step || on_demand_pays ? MatrixForm::kPanelOnDemand : MatrixForm::kPanels;

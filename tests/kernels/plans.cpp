@@ -89,13 +89,13 @@ void check_plan(const std::string& what, const CpuTask& task, const CpuMachine& 
   const bool same_dtype = gemm.takes(plan.dtype) && gemm.sum_dtype == plan.dtype;
   for (const MatrixForm form : {plan.w_ih, plan.w_hh}) {
     if (form == MatrixForm::kPanels) continue;
-    check(gemm.trains() && !task.prepacked && (same_dtype || task.steps == 1) &&
+    check(gemm.trains() && !task.prepacked && (gemm.takes(plan.dtype) || task.steps == 1) &&
               (task.backward || gemm.takes(plan.dtype)),
           what, ": a form that these kernels do not have");
     const int64_t few_rows = task.backward ? 192 : 16;
-    check(
-        form != MatrixForm::kInPlace || (task.batch <= few_rows && (same_dtype || !task.backward)),
-        what, ": many rows times weights in place");
+    check(form != MatrixForm::kInPlace ||
+              (task.batch <= few_rows && (same_dtype || (task.steps == 1 && !task.backward))),
+          what, ": many rows times weights in place");
   }
   check(plan.steps_ahead >= 0 && plan.steps_ahead <= task.steps && plan.chunk_steps >= 1 &&
             plan.chunk_steps <= task.steps,
