@@ -41,7 +41,7 @@ enum class Extent { kNone, kGates, kInput, kHidden, kOutput, kOutputs, kProjecti
 struct NamedWeight {
   const char* name;
   Tensor Direction::* tensor;
-  bool WeightLayout::* is_there;         // the word of the layout that says whether it is there
+  bool WeightLayout::* is_there;         // whether a call has this weight
   Extent rows, columns = Extent::kNone;  // its shape
 
   bool is_matrix() const { return columns != Extent::kNone; }

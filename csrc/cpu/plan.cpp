@@ -11,7 +11,7 @@ namespace {
 // A thread is used only if it gets at least this much work, since waking it takes microseconds.
 constexpr int64_t kWalkMultiplyAddsPerThread = 1 << 21;  // in all steps of a walk
 constexpr int64_t kStepMultiplyAddsPerThread = 1 << 17;  // in a single step
-constexpr int64_t kStepBytesPerThread = 128 << 10;       // prepacked weights; 4 rows read them once
+constexpr int64_t kStepBytesPerThread = 128 << 10;       // prepacked weights, read once per 4 rows
 
 // The largest number of rows for which panels are packed on demand.
 constexpr int64_t kMaxRowsOnDemand = 512;
@@ -28,7 +28,7 @@ bool computes_in_float32(const CpuTask& task, const CpuMachine& machine, const G
   return gemm.format != Format::float32 || task.projects || is_one_step;
 }
 
-// Returns the kernels for a layer that keeps its dtype (see computes_in_float32).
+// Returns the first choice of kernels for a layer. make_plan may still replace them.
 const GemmKernels& gemm_for(const CpuTask& task, const CpuMachine& machine) {
   if (task.prepacked) return *machine.gemms[*task.prepacked];
   const bool is_float32 = task.dtype == Dtype::kFloat32;
@@ -104,9 +104,9 @@ bool forms_give_same_bits(const CpuTask& task, const CpuPlan& plan) {
 MatrixForm matrix_form(const CpuTask& task, const CpuMachine& machine, const CpuPlan& plan,
                        int64_t K, int64_t reads, int64_t rows) {
   const GemmKernels& gemm = *plan.gemm;
-  // Panels on demand give the bits of panels if the kernels take the rows without encoding. If they
-  // do not, only a single step may use another form. Its forward pass then uses the training
-  // kernels of its dtype, unless a backward pass follows, because both passes must round alike.
+  // Panels on demand give the bits of panels if the kernels take the rows without encoding. With
+  // encoding only a single step may have a form other than panels. Its forward pass then uses the
+  // training kernels. If a backward pass follows, it keeps panels, so that both passes round alike.
   const bool takes_dtype = !task.prepacked && gemm.takes(plan.dtype);
   const bool step_has_kernels =
       machine.training_gemm(plan.dtype) && task.is_dense && !task.saves_for_backward;
@@ -143,8 +143,8 @@ void size_cell_buffer(const CpuTask& task, CpuPlan& plan) {
   plan.buffer_unit_vectors = std::clamp<int64_t>(kBufferBytes / bytes_of_vector, 1, unit_vectors);
 }
 
-// Returns CpuPlan::steps_ahead: as many steps as have x_gates that fit into the cache until the
-// walk reads them; 0 if a step has enough rows to make reading W_ih at every step cheap.
+// Returns CpuPlan::steps_ahead: so many steps that their x_gates stay in the cache until the walk
+// reads them. Returns 0 if a step has so many rows that reading W_ih at every step is cheap.
 int64_t steps_ahead(const CpuTask& task, const CpuMachine& machine, const CpuPlan& plan) {
   const GemmKernels& gemm = *plan.gemm;
   // If x_gates of all steps take less memory than W_ih, one product reads W_ih only once.
@@ -164,8 +164,8 @@ int64_t steps_ahead(const CpuTask& task, const CpuMachine& machine, const CpuPla
   return steps > 1 ? std::clamp<int64_t>(steps / plan.grid.directions, 1, task.steps) : 0;
 }
 
-// Returns CpuPlan::chunk_steps: as many steps as have d_gates that fit into the cache; more with
-// larger weights, because every chunk reads and writes the gradients of the weights.
+// Returns CpuPlan::chunk_steps: so many steps that their d_gates fit into the cache, or more if the
+// weights are large, because every chunk reads and writes the gradients of the weights.
 int64_t chunk_steps(const CpuTask& task, const CpuPlan& plan) {
   const int64_t chunk_bytes = plan.dtype == Dtype::kFloat64 ? 3 << 17 : 1 << 20;
   const int64_t rows =

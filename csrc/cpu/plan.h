@@ -2,9 +2,9 @@
 // and how threads divide the work.
 //
 // A plan is a pure function of the call (CpuTask) and the machine (CpuMachine), which need not be
-// the machine that runs this code. The engines follow the plan and decide nothing themselves. Two
-// plans of a call differ in its time, and in its results only by rounding errors. This file does
-// not know ATen.
+// the machine that runs this code. The engines follow the plan and decide nothing themselves. With
+// another plan a call takes another time, and its results differ only by rounding errors. This file
+// does not know ATen.
 #pragma once
 #include "cpu/products/gemm_kernels.h"
 

@@ -36,7 +36,7 @@ struct Vec {
   FASTLSTM_INLINE void store(A* to) const { std::memcpy(to, &v, sizeof v); }
 };
 
-// Load and store a vector. A load converts bfloat16 or float16 in memory, a store rounds to them.
+// Load and store a vector. A load widens bfloat16 and float16 to float, and a store rounds to them.
 template <typename A>
 FASTLSTM_INLINE void load(const A* from, Vec<A>& x) {
   x = Vec<A>::load(from);
@@ -115,7 +115,7 @@ FASTLSTM_INLINE Vec<A> operator-(const Vec<A>& a) {
 }
 
 typedef int32_t Int32Vec __attribute__((vector_size(FASTLSTM_VECTOR_BYTES)));
-using Int8Quads = Int32Vec;  // each lane holds four int8, neighboring terms of a column
+using Int8Quads = Int32Vec;  // each lane holds four int8: neighboring elements of a column
 
 // Stores the lowest byte of each lane. Targets overload it, since GCC moves the bytes one by one.
 template <typename Ints>

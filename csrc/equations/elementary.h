@@ -36,8 +36,8 @@ FASTLSTM_INLINE To bits_as(From from) {
   return to;
 }
 
-// Returns x * y + sum, rounded once if the target has a fused multiply-add. The build flags
-// limit what the compiler fuses by itself: in f * c + i * g it could choose either product.
+// Returns x * y + sum, rounded once if the target has a fused multiply-add. The flags in setup.py
+// limit what else the compiler fuses, because in f * c + i * g it could fuse either product.
 template <typename A>
 FASTLSTM_INLINE A fused(const A& x, const A& y, const A& sum) {
   return x * y + sum;

@@ -22,8 +22,8 @@ OptionalTensor if_defined(const Tensor& tensor) {
 
 // Returns an alias of `tensor` without its autograd graph, or a wrapper tensor unchanged. The alias
 // shares the version counter, by which autograd detects writes in place, and keeps the memory if
-// the user assigns `weight.data = other`. If the output itself were saved, it and its node would
-// refer to each other while it is saved. An error in a hook of saved tensors would then leak both.
+// the user assigns `weight.data = other`. If the output itself were saved, the output and its node
+// would own each other during the save, and an error in a hook of saved tensors would leak both.
 Tensor detached_alias(const Tensor& tensor) {
   if (is_wrapper(tensor)) return tensor;
   return Tensor(tensor.unsafeGetTensorImpl()->shallow_copy_and_detach(

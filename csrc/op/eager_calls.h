@@ -38,7 +38,7 @@ inline bool can_skip_dispatcher(const LstmCall& call) {
          c10::DispatchKey::CPU;
 }
 
-// Calls the op, or its CPU kernel if the call skips the dispatcher. Unsaved cells are undefined.
+// Calls the op, or its CPU kernel without the dispatcher. Unsaved cells are an undefined tensor.
 inline ForwardResult call_eagerly(LstmCall call, const ForwardOptions& options) {
   if (!can_skip_dispatcher(call)) {
     ForwardResult result = call_lstm(call, options);

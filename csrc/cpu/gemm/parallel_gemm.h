@@ -20,7 +20,7 @@ constexpr int64_t kRowsAtATime = 1024;
 struct WeightGradient {
   // [R] rows [N] in GemmKernels::source_format. Rows of zeros at the end may be left out.
   std::vector<const void*> b;
-  // Contiguous, of sum_dtype. If c is written from at most kRowsAtATime rows, it may have 16 bits.
+  // Contiguous, of sum_dtype. If at most kRowsAtATime rows are summed in all, c may have 16 bits.
   at::Tensor c;
 };
 

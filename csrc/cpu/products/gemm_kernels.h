@@ -138,8 +138,8 @@ struct GemmTuning {
   double relative_speed = 1;      // multiply-adds in a unit of time, compared with float32
   int64_t tile_rows;              // MR: a product is fastest if its rows are a multiple of MR
   int64_t bytes_ahead = 2 << 20;  // of x_gates computed ahead of a walk; less for fast kernels
-  // With fewer rows a product takes no less time, because it waits for panels from the L2 cache.
-  // The second number holds if each thread encodes the rows for itself.
+  // Fewer rows than this take the same time, because a product waits for panels from the L2 cache.
+  // The second number is for rows that each thread encodes for itself.
   int64_t min_rows_per_panel_load = 3, min_encoded_rows_per_panel_load = 3;
   double l2_share = 0.75;  // of the L2 cache for the panels of a step; rows and sums need the rest
   // The panels in one call of `multiply`. One row with one panel has too few sums to hide latency.

@@ -6,11 +6,11 @@
 
 namespace fastlstm::FASTLSTM_ISA {
 
-// One stage of transposing a square in registers. It shuffles each pair of rows x[i] and x[i +
-// distance]. A block is 16 bytes of a register. If `distance` is less than the number of elements
-// in a block, the stage interleaves the elements of the two rows within each block, as unpacklo and
-// unpackhi on x86 do. Otherwise x[i] receives the blocks 0, 2, ... of both rows, and x[i +
-// distance] the blocks 1, 3, ...
+// One stage of transposing a square in registers. It shuffles each pair of registers a = x[i] and
+// b = x[i + distance]. A block is 16 bytes of a register: `block` elements. If distance < block,
+// the elements of a and b are interleaved within each block, as x86 does by unpacklo (the new a)
+// and unpackhi (the new b). Otherwise the new a has the blocks 0, 2, ... of a and then of b, and
+// the new b has the blocks 1, 3, ... of a and then of b.
 template <int distance, typename A>
 FASTLSTM_INLINE void transpose_stage(Vec<A> (&x)[Vec<A>::lanes]) {
   constexpr int L = Vec<A>::lanes, block = 16 / sizeof(A);

@@ -86,8 +86,8 @@ class Accumulators {
   int64_t stride() const { return stride_; }  // elements from one row to the next
 
   // Returns the products [rows, stride()] of the rows `a` with neighboring panels, plus the bias if
-  // it is not nullptr. `zeros` is the address of the zero row. If all rows have it, the results are
-  // 0, without the bias and even if a weight is infinite. Among other rows 0 * infinity is NaN.
+  // it is not nullptr. `zeros` is the address of the zero row. If all rows are the zero row, the
+  // results are 0, without the bias and even if a weight is infinite. Else 0 * infinity is NaN.
   const A* compute(const Matrix& matrix, const Range& panels, const void* const* a, int64_t rows,
                    int64_t kc, const void* zeros, const void* bias = nullptr) {
     if (std::all_of(a, a + rows, [zeros](const void* row) { return row == zeros; }))

@@ -120,7 +120,7 @@ class ProjectionBackward {
   Scratch d_h_ = scratch<T>(plan_.chunk_steps * batch() * output_size_);  // [chunk_steps,B,P]
   // dL/dh_t as the GEMM takes it, [workers,B] rows
   EncodedRows<T> encoded_{*plan_.gemm, plan_.grid.workers() * batch(), output_size_};
-  Tensor unprojected_, grad_w_hr_;  // [R,H] or [T,B,H] o * tanh(c); [P,H]
+  Tensor unprojected_, grad_w_hr_;  // o * tanh(c) [R,H] or [T,B,H]; the gradient [P,H]
 };
 
 }  // namespace fastlstm

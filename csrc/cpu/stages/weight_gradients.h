@@ -12,8 +12,8 @@
 
 namespace fastlstm {
 
-// Returns the dtype in which gradients of weights are computed: T if they are the sum of one
-// product, which is rounded as it is written, or the dtype of the state, in which products add up.
+// Returns the options of weight gradients: of dtype T if one product gives the whole gradient and
+// rounds it, otherwise of the dtype of the state, in which several products are added.
 template <typename T>
 at::TensorOptions weight_gradient_options(const CpuPlan& plan, const LayerCall& layer) {
   const Sizes s = layer.sizes();
