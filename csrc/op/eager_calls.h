@@ -133,7 +133,7 @@ inline bool no_mode_is_active() {
          !at::autocast::is_autocast_enabled(at::kCPU);
 }
 
-inline bool is_exact_tensor(PyObject* object) {  // of no subclass except Parameter
+inline bool is_exact_tensor(PyObject* object) {  // a Tensor or a Parameter, no other class
   auto* const its_class = reinterpret_cast<PyObject*>(Py_TYPE(object));
   return its_class == THPVariableClass || its_class == ParameterClass;
 }

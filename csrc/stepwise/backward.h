@@ -47,7 +47,7 @@ struct BackwardTensors {
   //   d_x_gates  [R,4H] the gradient of W_ih x
   //   d_h_gates  [R,4H] the gradient of W_hh h_{t-1}
   //   h_prev()   [R,P]  returns the rows that W_hh multiplied
-  //   grads      the gradients of all weights except W_ih, W_hh and b_ih, which this adds
+  //   grads      the gradients of the other weights; those of W_ih, W_hh and b_ih are added here
   void add_gradients(const Direction& w, const Tensor& d_gates, const Tensor& d_x_gates,
                      const Tensor& d_h_gates, const auto& h_prev, Direction grads = {}) {
     const bool is_first_direction = grad_weights.empty();

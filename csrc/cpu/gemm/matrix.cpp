@@ -17,7 +17,7 @@ void Matrix::cut_into_panels(int64_t groups) {
   const int64_t max_grains = !in_place    ? gemm_->max_vectors / grain_vectors
                              : transposed ? 1
                                           : kInPlacePanelBytes / gemm_->bytes(gemm_->lanes);
-  if (form_ != MatrixForm::kPanels && !transposed)  // backward: at least one panel for each thread
+  if (form_ != MatrixForm::kPanels && !transposed)  // a weight in backward: a panel for each thread
     groups = std::max<int64_t>(groups, at::get_num_threads());
   if (groups == kAllTogether) grains_per_panel_ = max_grains, groups = 1;
   panel_count_ = std::min(grains_, divide_up(divide_up(grains_, max_grains), groups) * groups);
