@@ -12,8 +12,8 @@
 
 namespace fastlstm::FASTLSTM_ISA {
 
-// The ThreadGroup (lstm_step.h) of a single thread, for the indices [begin, end) of a row. If a step
-// needs sums over whole rows, [begin, end) is the whole row.
+// The ThreadGroup (lstm_step.h) of a single thread, for the indices [begin, end) of a row. If a
+// step needs sums over whole rows, [begin, end) is the whole row.
 struct OneThread {
   int64_t begin, end;
 
