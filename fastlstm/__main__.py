@@ -28,7 +28,7 @@ def devices() -> list[tuple[torch.device, str]]:
 
 
 def engines_of(device: torch.device) -> tuple[str, ...]:
-    """The cells of a row: what "auto" picks for three calls, then the engines by name."""
+    """A device's row of the table: what "auto" picks for three calls, then the engines by name."""
     with torch._subclasses.FakeTensorMode():
         input = torch.empty(1, 1, 1, device=device)
         weights = [torch.empty(4, 1, device=device)] * 2
@@ -37,7 +37,7 @@ def engines_of(device: torch.device) -> tuple[str, ...]:
     serving = [name for name, each in engines.BY_NAME.items() if not each.why_not(plain)]
     calls = plain, plain._replace(lengths=lengths), plain._replace(return_cell_states=True)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the table itself shows that there are no kernels
+        warnings.simplefilter("ignore")  # of missing kernels, which the table shows
         chosen = [engines.default_engine(call).name for call in calls]
     return *chosen, ", ".join(name for name in serving if name != "op")
 

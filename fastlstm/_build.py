@@ -51,7 +51,7 @@ def has_kernels(device: torch.device | str) -> bool:
 
 
 def engines_of_the_op() -> dict[str, tuple[str, ...]]:
-    """The device types of each engine of the op, by the name of the engine."""
+    """The device types of each engine of `torch.ops.fastlstm.lstm`, by the engine's name."""
     return library.engines() if library is not None else {}
 
 
@@ -85,8 +85,8 @@ def _minor(version: str) -> str:
 def gpu_properties(index: int) -> tuple[int, int, str]:
     """The number of multiprocessors of a GPU, its compute capability (90 for 9.0), and an error.
 
-    FASTLSTM_FREE_SMS lowers the number. The capability is the GPU's, or that of kernels built for
-    less than sm_80. It is 0 if they cannot run: they have no code for the GPU, or CUDA failed.
+    FASTLSTM_FREE_SMS is subtracted from the number. The capability is the GPU's or, if the
+    kernels were built for less than sm_80, theirs. It is 0 if they cannot run, or if CUDA failed.
     """
     sm_count, capability, error = torch.ops.fastlstm.cuda_device(index)
     return sm_count, capability, error.partition("\n")[0]  # CUDA appends hints for debugging

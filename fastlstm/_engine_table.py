@@ -71,7 +71,7 @@ def _fits_persistent(call: Call) -> bool:
 
 
 def _is_sound(name: str, call: Call) -> bool:
-    """`Engine.is_sound`. Kernels on a CPU ("tiled") need no check; a failed "persistent" raises."""
+    """`Engine.is_sound`: true for CPU kernels ("tiled"). Raises if "persistent" passed no check."""
     device = call.input.device
     if device.type != first_use.DEVICE_TYPE or name == "tiled":
         return True

@@ -31,7 +31,7 @@ class _StandIn(nn.Module):
     _fastlstm_torch_class: ClassVar[type[nn.Module]]
 
     def __init_subclass__(cls) -> None:
-        """Does not call the `__init_subclass__` of Own, which may refuse or list subclasses."""
+        """Does not call the `__init_subclass__` of Own, which may refuse or register subclasses."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Makes pickle and copy name Own: they cannot find a class that was made at run time."""

@@ -75,7 +75,7 @@ def lstm(
             h_t = z * h_{t-1} + (1 - z) * o * tanh(f * c_{t-1} + i * g), z zero or one (zoneout,
             Krueger et al., 2017). With a projection, h is the projected h.
         zoneout_c: the same for c: c_t = z * c_{t-1} + (1 - z) * (f * c_{t-1} + i * g). Without
-            `training` there is no zoneout (in the paper z is then the probability itself).
+            `training` there is no zoneout (the paper takes the probability as z in that case).
         weight_dropout: probability of dropping a weight of W_hh for the whole call; the others are
             divided by 1 - p (DropConnect as in AWD-LSTM, Merity et al., 2018).
         engine: one of `ENGINES`. With "auto" the environment variable FASTLSTM_ENGINE (read at
@@ -130,7 +130,7 @@ def lstm(
 
 
 def _run(call: Call, engine: str) -> Results:
-    """Runs a call on the chosen engine. Checks shapes for PyTorch's LSTM, which does not."""
+    """Runs a call on the chosen engine, after the checks of shapes that PyTorch's LSTM lacks."""
     chosen = choose(call, engine)
     if chosen.name == "torch":
         checks.check_stack(call)

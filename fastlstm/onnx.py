@@ -68,7 +68,7 @@ def _lstm(*args: Any, save_cells: bool = False, **_: Any) -> Any:
         "PackedSequence": call.batch_sizes is not None,
         "reset": call.reset is not None,
         "recurrent dropout": call.h_mask is not None,
-        "return_cell_states": save_cells or any(args[count : count + 1]),  # by position
+        "return_cell_states": save_cells or any(args[count : count + 1]),  # keyword or positional
     }.items():
         if is_used:
             raise RuntimeError(f"onnx: the LSTM operator of ONNX has no {name}")
@@ -90,5 +90,5 @@ def _lstm(*args: Any, save_cells: bool = False, **_: Any) -> Any:
     options = {"hidden_size": hidden_size, "direction": direction}
     y, h_n, c_n = op.LSTM(call.input, W, R, B, lengths, call.h_0, call.c_0, **options)
     y = op.Reshape(op.Transpose(y, perm=[0, 2, 1, 3]), [0, 0, -1])  # [T,D,B,H] -> [T,B,D*H]
-    unused = op.Identity(c_n)  # in place of the op's cells and gates
+    unused = op.Identity(c_n)  # stands for the op's cells and gates, which nobody reads
     return y, h_n, c_n, unused, unused

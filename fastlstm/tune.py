@@ -21,10 +21,10 @@ MARGIN = 1.03  # another engine is chosen only if its speedup over the default i
 def tune(model: nn.Module, *example: Any, seconds: float = 1.0) -> dict[str, dict[str, float]]:
     """Measures which engine is the fastest for the LSTM calls of a model, and remembers it.
 
-    The model runs once, in its present training or eval mode and the caller's gradient mode. The
-    engines take turns for each kind of call of a `fastlstm.LSTM` with engine "auto" and no option
-    that nn.LSTM lacks. An engine that is at least 3 % faster than the choice of "auto", twice in a
-    row, is stored for this machine, number of threads and versions, and "auto" then follows it.
+    The model runs once, in its present training or eval mode and the caller's gradient mode. Its
+    calls of a `fastlstm.LSTM` are measured if they have engine "auto" and no option that nn.LSTM
+    lacks. The engines take turns. One that is at least 3 % faster than the choice of "auto", twice
+    in a row, is stored for this machine, number of threads and versions. "auto" then follows it.
     Batch sizes and steps round up to powers of two, so that similar calls are of one kind.
 
     Args:
@@ -40,7 +40,7 @@ def tune(model: nn.Module, *example: Any, seconds: float = 1.0) -> dict[str, dic
     Raises:
         TypeError: `model` is no module.
         ValueError: the model makes no call that can be measured.
-        OSError: the file of FASTLSTM_TUNE cannot be written; this process uses the result.
+        OSError: the file of FASTLSTM_TUNE cannot be written; this process still uses the result.
     """
     check_model(model)
     records.calls_to_tune = calls = dict[str, Call]()

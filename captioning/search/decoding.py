@@ -67,8 +67,8 @@ def write_tokens(
 ) -> tuple[Tensor, Tensor]:
     """Writes one caption for each of B pictures, word by word.
 
-    `images` has one tensor [B,...] for each decoder: the pictures as the encoder of the same
-    captioner embeds them. With several decoders the probability of a word is the mean over them.
+    `images` has one tensor [B,...] for each decoder: the pictures, embedded by the encoder of
+    that decoder's captioner. With several decoders the probability of a word is the mean over them.
     Returns the int64 tokens [B,T], with <pad> after <end>, and their log-probabilities [B,T], with
     0 after <end>. The log-probabilities do not depend on the temperature.
     """
@@ -170,9 +170,9 @@ def _extend(
     """Extends captions by one word, and returns the 2 K most probable results of each picture.
 
     `groups` has the captions of each picture, R in all, and `log_probs` [R,V] the log-probabilities
-    of their next word. A result is a pair: a caption, with the sum of its log-probabilities as its
-    score, and the row of `log_probs` of the caption that it extends. Each of the K captions is
-    extended by <end> in one way. So at most K of the 2 K results are finished, and K can go on.
+    of their next word. A result is a pair: the longer caption, whose score is the sum of its
+    log-probabilities, and the row in `log_probs` of the caption that was extended. Only one of the
+    extensions of a caption ends with <end>. So at most K of the 2 K results are finished.
     """
     captions, counts = [h for group in groups for h in group], [*map(len, groups)]
     values, words = log_probs.topk(min(2 * k, log_probs.size(1)))

@@ -32,7 +32,7 @@ def choose_search(
 ) -> str:
     """Sets `checkpoint.search` to the beam search with the best CIDEr-D on `val`.
 
-    If the captions of similar training pictures, `neighbors`, improve CIDEr-D, it also sets
+    If `neighbors` (the captions of similar training pictures) improve CIDEr-D, it also sets
     `checkpoint.neighbors`. Returns a line for the user about the choice.
     """
     weights = NEIGHBOR_WEIGHTS if neighbors else (0,)

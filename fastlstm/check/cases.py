@@ -16,7 +16,7 @@ from .child import Case
 # The bits of the significand for each kind of arithmetic; a roundoff is 2**-bits. bfloat16 has 8,
 # but 9 make its check stricter. "tf32" is float32 with matrix products in TF32.
 BITS = {"float64": 53, "float32": 24, "tf32": 11, "bfloat16": 9, "float16": 11}
-# Bits like those above for prepacked layers with float32 input, which are checked like engines.
+# The same for prepacked layers, which are checked like engines, with float32 input.
 PREPACKED = {"prepacked": 24, "prepacked in bfloat16": 11, "prepacked in int8": 11}
 TOLERANCE = 32  # the largest error allowed, in roundoffs; 4 times that with layer normalization
 
@@ -66,7 +66,7 @@ def draw(option: str, kind: str, device: torch.device) -> Call:
         return (drawn / (2 if len(shape) == 1 else shape[-1] ** 0.5)).to(dtype).to(device)
 
     weights = [values(*shape) for shape in stack_shapes(layout, I, H, P, L, D)]
-    lengths = torch.linspace(T, "packed" in option, B).long()  # down to 1 or 0
+    lengths = torch.linspace(T, "packed" in option, B).long()  # from T to 1 if packed, else to 0
     batch_sizes = (torch.arange(T).unsqueeze(1) < lengths).sum(1) if "packed" in option else None
     rows = (T, B) if batch_sizes is None else (int(lengths.sum()),)
     hx = None if "no state" in option else (values(L * D, B, P), values(L * D, B, H))
@@ -107,7 +107,7 @@ def expected(option: str, kind: str, device: torch.device) -> dict[str, Tensor]:
 def judge(
     option: str, bits: int, got: dict[str, Tensor], correct: dict[str, Tensor]
 ) -> tuple[float, str]:
-    """The largest error in roundoffs of max(1, largest correct value); what is wrong, or ''."""
+    """The largest error in units of max(1, largest |correct|) / 2**bits; what is wrong, or ''."""
     errors = {}
     for name, value in got.items():
         error = (value.to(correct[name]) - correct[name]).abs().max()

@@ -23,7 +23,7 @@ SILENCE = 20.0  # seconds without a result after which the child counts as hangi
 READY = "fastlstm is imported"  # the child's first line
 UNCHECKED, NOT_SERVED = "not checked", "not served"
 _INSTRUCTIONS = ("ATEN_CPU_CAPABILITY", "FASTLSTM_AMX")  # the child does not inherit them
-_CHILD_VARIABLES = {"FASTLSTM_TUNE": "off", "FASTLSTM_WAIT_SECONDS": "1"}  # a hang ends soon
+_CHILD_VARIABLES = {"FASTLSTM_TUNE": "off", "FASTLSTM_WAIT_SECONDS": "1"}  # a wait ends after 1 s
 
 Case = dict[str, str]  # engine, dtype (a key of BITS) and option (a name in OPTIONS or TIMED)
 Row = dict[str, Any]  # an entry of the list "cases" that `check` returns
@@ -93,7 +93,7 @@ def _rows_from_child(device: torch.device, cases: Sequence[Row], deadline: float
             limit = min(deadline, time.monotonic() + SILENCE) if is_ready else deadline
             timer = threading.Timer(max(0.0, limit - time.monotonic()), child.kill)
             timer.start()
-            line = child.stdout.readline() or (child.wait(), "")[1]  # the timer ends wait() too
+            line = child.stdout.readline() or (child.wait(), "")[1]  # the timer limits both
             timer.cancel()
             if line.startswith('{"result"'):
                 rows.append({**cases[len(rows)], **json.loads(line)})

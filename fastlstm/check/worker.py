@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def _print(text: str) -> None:
-    """Prints a line of its own, whatever a library has printed before."""
+    """Prints a line, after a line break in case a library has printed half a line."""
     print(f"\n{text}", flush=True)
 
 

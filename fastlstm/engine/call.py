@@ -37,7 +37,7 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
 def zero_state(
     input: Tensor, rows: Sequence[int], H: int, P: int, dtype: torch.dtype | None = None
 ) -> State:
-    """Zeros h [*rows,P] and c [*rows,H], the same tensor if P is H; by default in input.dtype."""
+    """Zeros h [*rows,P] and c [*rows,H], one tensor if P == H; by default in input.dtype."""
     c = input.new_zeros(*rows, H, dtype=dtype)
     return (c if P == H else input.new_zeros(*rows, P, dtype=dtype)), c
 
@@ -173,7 +173,7 @@ class Call(NamedTuple):
         is_regularized = any(regularizers)
         if dropout or is_regularized:
             check_probabilities(dropout=dropout, **regularizers._asdict())
-        # Masks take their shapes from h_0 and c_0.
+        # Masks need h_0 and c_0, not None, because they have the same shapes.
         options = {"hx": self.state(), "regularizers": regularizers} if is_regularized else {}
         return replaced(self, dropout=dropout, **options)
 

@@ -82,7 +82,7 @@ def check_dims(input: Tensor, batch_sizes: Tensor | None, batch_first: bool = Fa
 
 def check_stack(call: Call) -> None:
     """Raises a RuntimeError unless the tensors of a call agree, which aten does not check."""
-    input, call = call.input, call._replace(hx=call.state(), lengths=None)  # run_torch checks them
+    input, call = call.input, call._replace(hx=call.state(), lengths=None)  # lengths: see run_torch
     for k in range(call.num_layers):
         layer = call.layer(k, input)
         check_layer(layer)
@@ -115,7 +115,7 @@ def check_layer(call: LstmCall) -> None:
 
 
 def _check_batch_sizes(batch_sizes: Tensor, batch: int, rows: int) -> None:
-    """Checks batch_sizes of at least one step, in int64."""
+    """Checks `batch_sizes`, which is already known to be int64 with at least one element."""
     check(batch_sizes.dim() == 1 and batch_sizes.is_cpu, _BATCH_SIZES, describe(batch_sizes))
     sizes = batch_sizes.tolist()
     expected = f"batch_sizes to start with the batch size {batch} and never to grow or fall below 1"
@@ -150,7 +150,7 @@ def _refuse_for_packed(call: Call | LstmCall) -> None:
 
 
 def check_lengths(call: Call | LstmCall) -> None:
-    """Raises a RuntimeError unless the lengths fit the input. `check_dims` comes first."""
+    """Raises a RuntimeError unless the lengths fit the input, which passed `check_dims`."""
     if call.lengths is None:
         return
     _refuse_for_packed(call)

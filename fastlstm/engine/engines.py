@@ -106,7 +106,7 @@ def is_eager() -> bool:
 
 
 def exports_without_translations() -> bool:
-    """Whether torch.onnx.export runs without our translations: it can export only nn.LSTM."""
+    """Whether torch.onnx.export runs without our translations, so that it exports only nn.LSTM."""
     if torch._C._get_tracing_state() is not None:  # the exporter with dynamo=False
         return torch.onnx.is_in_onnx_export()
     if not torch.compiler.is_compiling() or torch.compiler.is_dynamo_compiling():

@@ -1,10 +1,10 @@
 """Runs a call by the op `torch.ops.fastlstm.lstm`, also under `torch.func`.
 
-torch.func refuses the op's own autograd, which is C++. So two `autograd.Function`s call the op. One
-computes the layer, the other its gradients by input, state and gates. These gradients have a batch
-dimension. vmap folds the mapped dimension into it, so `vmap(grad(...))` walks all samples at once.
-The gradients of the weights are plain products. If weights are mapped (an ensemble), each member
-has a call of its own. Second derivatives are those of the reference.
+torch.func refuses the op's own autograd, which is C++. So two `autograd.Function`s call the op:
+`_Layer` computes the layer, `_BatchGrads` the gradients that have a batch dimension (of input,
+state and gates). vmap folds the mapped dimension into the batch, so `vmap(grad(...))` walks all
+samples at once. The gradients of the weights are plain products. If weights are mapped (an
+ensemble), each member has a call of its own. Second derivatives are those of the reference.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class _Layer(Function):
         input, lengths = call.input, call.lengths
         if all(g is None for g in grads):
             return (None,) * (len(_BATCH) + len(call.weights))
-        if forward_ad._current_level >= 0:  # a jvp of this backward, which `_BatchGrads` lacks
+        if forward_ad._current_level >= 0:  # forward mode, which `_BatchGrads` lacks
             gradients: Any = _batch_grads(grads[:4], call)
         else:
             apply: Any = _BatchGrads.apply
@@ -100,12 +100,12 @@ class _Layer(Function):
         if lengths is not None:  # a NaN in the padding must not reach dL/dW_ih
             input = torch.where(live_steps(input, lengths), input, 0.0)
         weight_grads: list[Tensor] = []
-        rows = input.shape[0] * input.shape[1]  # under is_grads_batched flatten has no rule
+        rows = input.shape[0] * input.shape[1]  # `flatten` fails under is_grads_batched
         for d, h in enumerate(output.chunk(len(d_gates), -1)):
             d_rows = d_gates[d].reshape(rows, d_gates[d].shape[-1])
             h_prev = _previous_hidden(h, call.h_0[d], lengths, call.reset, reverse=d == 1)
             weight_grads += [d_rows.t() @ t.reshape(rows, t.shape[-1]) for t in (input, h_prev)]
-            if call.layout:  # "bias"; calls with other layouts do not come here
+            if call.layout:  # "bias": `serves_transforms` admits no other layout
                 bias_grad = d_rows.sum(0)
                 weight_grads += [bias_grad, bias_grad.clone()]  # users scale gradients in place
         return None, None, None, None, *input_state_grads, *weight_grads
@@ -164,7 +164,7 @@ def _batch_grads(grads: Sequence[Tensor | None], call: LstmCall) -> tuple[Tensor
     zero = torch.zeros_like(eye)
 
     def layer(input: Tensor, h_0: Tensor, c_0: Tensor, *added: Tensor) -> Any:
-        """Adds `added` to the pre-activations: as more input, whose weights are the identity."""
+        """Adds `added` to the pre-activations: as a part of the input that has identity weights."""
         wide: list[Tensor] = []
         for w in directions:
             identities = [eye if w is other else zero for other in directions]
@@ -213,7 +213,7 @@ def _fold(
         return tensor.movedim(mapped or 0, batch).flatten(batch, batch + 1)
 
     c_0, mapped = args[count - 1], in_dims[count - 1]
-    batch = c_0.size(1 if mapped is None or mapped > 1 else 2)  # unflatten cannot infer 0 rows
+    batch = c_0.size(1 if mapped is None or mapped > 1 else 2)  # -1 would fail for 0 rows
     folded = [fold(*each) for each in zip(args, in_dims, batch_dims, strict=False)]
     results = function.apply(*folded, *args[count:])
     dims = result_dims[: len(results)]

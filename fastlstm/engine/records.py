@@ -112,7 +112,7 @@ def on_record(engine: str, device: torch.device) -> str:
 
 @functools.cache
 def machine(device: torch.device) -> str:
-    """What the results of an engine depend on: the processor or GPU, and what was built for it."""
+    """What the results of an engine depend on: the processor or GPU, torch, fastlstm's build."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device) if torch.cuda.is_available() else "no GPU"
         parts = [name, _driver()]

@@ -1,8 +1,8 @@
 """The LSTM in plain PyTorch: the specification that every engine is tested against.
 
 It also computes the calls that no other engine serves: forward-mode derivatives, some transforms of
-`torch.func`, zoneout, devices and dtypes without a kernel, and every call that PyTorch's LSTM does
-not serve if the extension is not built.
+`torch.func`, zoneout, devices and dtypes without a kernel and, if the extension is not built, every
+call that PyTorch's LSTM does not serve.
 
 With x the input of a step, and h and c the state before it::
 

@@ -36,13 +36,13 @@ def seconds_of(run: Run, device: torch.device) -> float:
 def in_turn(
     runs: Sequence[Run], device: torch.device, seconds: float, shows: bool = False
 ) -> list[list[float]]:
-    """Times functions in turn. Returns seconds per call, for each function a list over rounds."""
+    """Times functions in turn. Returns for each function a list: seconds per call in each round."""
     seconds_once = [min(seconds_of(run, device) for _ in range(2)) for run in runs]
     counts = [max(1, round(SAMPLE_SECONDS / max(each, 1e-7))) for each in seconds_once]
     times: list[list[float]] = [[] for _ in runs]
     start, elapsed = time.monotonic(), 0.0
     while len(times[0]) < LEAST_ROUNDS or elapsed < seconds:
-        for k in sorted(range(len(runs)), reverse=len(times[0]) % 2 == 1):  # there and back
+        for k in sorted(range(len(runs)), reverse=len(times[0]) % 2 == 1):  # odd rounds: reversed
             sample = lambda k=k: [runs[k]() for _ in range(counts[k])]
             times[k].append(seconds_of(sample, device) / counts[k])
         elapsed = time.monotonic() - start

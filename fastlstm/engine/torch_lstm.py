@@ -19,8 +19,8 @@ from .call import DTYPES, Call, LstmCall, Results, autocasts, live_steps, replac
 from .checks import check_lengths
 from .stack import run_layers
 
-# A power of two is exact in every dtype, TF32 too. i is 0 and f is 1 if |W_hh h + b| < 32000 for
-# both, because sigmoid(-746) is 0 and sigmoid(746) is 1 in float64. Other dtypes need less.
+# A power of two is exact in every dtype, TF32 too. i is 0 and f is 1 if |W_hh h + b| < 32000 in
+# both gates: sigmoid is exactly 0 below -746 and 1 above 746 in float64, sooner in other dtypes.
 SATURATE = 2.0**15
 
 
@@ -70,7 +70,7 @@ def _run_layer(*layer: Any) -> tuple[Tensor, Tensor, Tensor, None]:
     assert lengths is not None
     live = live_steps(input, lengths)
     # Tensor cores need an input size that is a multiple of 8. cuDNN's persistent kernels, which
-    # PyTorch uses in float16, need a multiple of 128: such a size stays a multiple of 128.
+    # PyTorch uses in float16, need a multiple of 128, so a multiple of 128 grows by 128.
     added = 8 - input.size(-1) % 8 if input.size(-1) % 128 else 128
     ended = F.pad((~live).to(input.dtype), (0, added - 1))
     wide = torch.cat([torch.where(live, input, 0.0), ended], -1)  # without a NaN of the padding
@@ -79,7 +79,7 @@ def _run_layer(*layer: Any) -> tuple[Tensor, Tensor, Tensor, None]:
     output, (h_n, c_n), _ = run_torch(plain)
     output = torch.where(live, output, 0.0)
     last = (lengths - 1).clamp(0, steps - 1).view(1, -1, 1).expand_as(h_0[:1])
-    h_last = output[..., : h_0.size(-1)].gather(0, last)  # not h_n: after the end h follows o
+    h_last = output[..., : h_0.size(-1)].gather(0, last)  # not h_n: gate o changes h after the end
     h_last = torch.where((lengths > 0).unsqueeze(-1), h_last, h_0[:1].to(output.dtype))
     return output, torch.cat([h_last, h_n[1:]]), c_n, None
 

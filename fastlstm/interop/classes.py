@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 
 
 def own_class(module: nn.Module) -> type[nn.Module]:
-    """The class of a module, without the class that parametrize puts before it."""
+    """The class of a module before `parametrize` replaced the class by a subclass."""
     cls = module.__class__  # type(module) may be the class that scripting.py gave it
     return cls.__bases__[0] if parametrize.is_parametrized(module) else cls
 
@@ -24,8 +24,8 @@ def new_class(name: str, bases: tuple[type, ...], members: dict[str, Any], meta:
 def to_torch(module: nn.Module) -> tuple[type[nn.Module] | None, str]:
     """Returns the class that convert(to="torch") gives a module, or None, and a note for the user.
 
-    That class is the attribute `_fastlstm_torch_class` of the module's own class. The attribute of
-    a base class does not count, because no class of torch.nn computes what a subclass computes.
+    That class is the attribute `_fastlstm_torch_class` of the module's own class. A subclass that
+    inherits the attribute gets None, because it may compute what no class of torch.nn computes.
     """
     cls = own_class(module)
     regularizers: Any = getattr(module, "_fastlstm_regularizers", None)

@@ -32,7 +32,7 @@ class _InScript:
         if _is_compiling():
             return super().__getattribute__(name)
         cls = type(self)._fastlstm_class
-        if name == "__class__":  # isinstance() reads it, and accepts type(module) too
+        if name == "__class__":  # so isinstance() accepts both classes
             return cls
         object.__setattr__(self, "__class__", cls)
         return getattr(self, name)

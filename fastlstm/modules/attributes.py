@@ -63,7 +63,7 @@ def named_weights(layer: nn.Module) -> dict[str, Any]:
 
 
 def described_weights(lstm: Any) -> tuple[str, list[tuple[int, ...]]]:
-    """Layout and shapes by an LSTM's attributes; no shapes if nn.LSTM may refuse the attributes."""
+    """Layout and shapes that an LSTM's attributes describe; "", [] if nn.LSTM may refuse them."""
     describe = _describe if torch.compiler.is_compiling() else _describe_once
     try:
         flags = lstm.bias, lstm.bidirectional, lstm.batch_first
@@ -136,7 +136,7 @@ def shapes_of(weights: list[Any]) -> list[Any]:
 def run_torch_lstm(lstm: Any, input: Any, hx: Any) -> Any:
     """Runs nn.LSTM.forward. Raises a RuntimeError for a matrix that is too small.
 
-    oneDNN, which computes padded input, compares no shapes: it would read beyond the matrix.
+    oneDNN compares no shapes, and would read beyond the matrix. It never gets packed input.
     """
     shapes = [] if isinstance(input, PackedSequence) else described_weights(lstm)[1]
     for weight, shape in zip(read_weights(lstm)[0], shapes, strict=False):

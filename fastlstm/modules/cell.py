@@ -42,7 +42,7 @@ class CellModule(nn.Module):
                 return fx.as_node(self, input, hx=hx)
             check_dense(input, None, {})
         is_batched = input.dim() == 2
-        # nn.LSTMCell does not read input_size, and reads hidden_size only to make a state.
+        # nn.LSTMCell needs hidden_size only to make a state, so it may be missing if hx is given.
         size = getattr(self, "hidden_size", None)
         shape: Any = (input.size(0), size) if is_batched else (size,)
         if input.dim() not in (1, 2) or (hx is not None and not is_pair(hx, shape, shape)):

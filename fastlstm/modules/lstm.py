@@ -1,8 +1,8 @@
 """`LSTM`: a drop-in for torch.nn.LSTM.
 
-The modules inherit from the bases of torch.nn (not from nn.LSTM, whose subclasses torch.compile
-refuses), so parameters, their names, order and initial values, repr, errors and pickles are those
-of torch.nn.
+The modules inherit from nn.RNNBase and nn.RNNCellBase, so parameters, their names, order and
+initial values, repr, errors and pickles are those of torch.nn. They do not inherit from nn.LSTM,
+because torch.compile refuses its subclasses.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class SequenceModule(nn.Module):
         if isinstance(input, PackedSequence):
             data, batch_sizes, sorted_indices, unsorted_indices = input
         elif isinstance(data, Tensor) and data.is_nested:
-            if SequenceModule._fastlstm_extends(self, *options):  # regularizers are allowed
+            if SequenceModule._fastlstm_extends(self, *options):  # only these are refused
                 names = "lengths, reset and return_cell_states"
                 raise RuntimeError(f"LSTM: {names} cannot be combined with a nested tensor")
             return nested.run(partial(SequenceModule.forward, self), data, hx, self.batch_first)

@@ -51,5 +51,5 @@ def copy_additions(layer: nn.Module, to: nn.Module, skipped: Iterable[str]) -> N
     to._non_persistent_buffers_set |= layer._non_persistent_buffers_set.difference(excluded)
     hooks: dict[int, Any] = to._load_state_dict_pre_hooks
     for key, hook in hooks.items():
-        if hook.with_module:  # it passes the layer on to the user's function
+        if hook.with_module:  # the hook gives the layer to the user's function
             hooks[key] = type(hook)(hook.hook, to)

@@ -1,4 +1,4 @@
-"""Prepacked layers. Parameters could differ from the prepacked weights, so they have none."""
+"""Prepacked layers. They have no parameters, which could differ from the prepacked weights."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ class Prepacked(nn.Module):
             layer._all_weights = [[*names] for _, names in by_suffix]
             layer._flat_weights_names = [*self._shapes]
             layer._init_flat_weights()
-        for name in self._attribute_names:  # copy_additions copies those that nobody deleted
+        for name in self._attribute_names:  # copy_additions sets those that still exist
             vars(layer).pop(name, None)
         copy_additions(self, layer, {*self.own_names(), *self._buffer_names})
         return layer
@@ -244,7 +244,7 @@ class PrepackedLSTM(Prepacked, SequenceModule):
         return self._op_weights(), self._layout if fit else None, self.dtype
 
     def _fastlstm_refuse(self, input: Any, hx: Any) -> None:
-        super()._fastlstm_refuse(input, hx)  # nn.LSTM may take another device
+        super()._fastlstm_refuse(input, hx)  # returns if nn.LSTM accepts the device
         raise RuntimeError(f"{type(self).__name__}: expected input and hx on the CPU")
 
     def _fastlstm_compute(self, call: Call) -> Results:

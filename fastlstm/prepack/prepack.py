@@ -47,7 +47,7 @@ def prepack(
     itself an LSTM, only the result is prepacked: `frozen = prepack(lstm)`.
     `state_dict` still has the weights by their names and `load_state_dict` takes those of the model
     before prepack. Training mode, another dtype or device, and gradients are refused with an error.
-    Attributes, hooks, buffers, parameters and submodules that you have put on a layer go along, and
+    Attributes, hooks, buffers, parameters and submodules that you have put on a layer are kept, and
     `unpack` brings them back. Parametrized weights are prepacked with their present values, without
     their parametrization.
 
@@ -102,7 +102,7 @@ def _prepacked_class(layer: nn.Module) -> Any:
 
 
 def _replace(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> nn.Module:
-    """Replaces modules in a model and in replacements; returns the model or what replaces it."""
+    """Replaces modules in a model and in the new modules; returns the model or what replaces it."""
     for module in [*model.modules(), *replacements.values()]:
         for name, child in module._modules.items():
             if child in replacements:
