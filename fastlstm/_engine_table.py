@@ -45,7 +45,7 @@ def _why_not_op(name: str, device_types: tuple[str, ...], call: Call) -> str | N
         return "only the reference computes zoneout"
     if forward_ad._current_level >= 0 or (transforms_active() and not serves_transforms(call)):
         lacks = "packed input, masks, projections, layer normalization, autocast or torch.compile"
-        return f"it has no forward-mode derivatives, no functionalize, and in torch.func no {lacks}"
+        return f"it lacks forward-mode derivatives, functionalize, and in torch.func {lacks}"
     has_h_mask = call.regularizers is not None and bool(call.regularizers.recurrent_dropout)
     needs_stepwise = has_h_mask or "layer_norm" in call.layout
     if name == "tiled" and needs_stepwise:

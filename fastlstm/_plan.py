@@ -14,8 +14,8 @@ from fastlstm.engine.call import Call, stack_shapes
 DTYPE_NAMES = ("float32", "float64", "bfloat16", "float16")
 GPU_NOTE = """\
 On a GPU calls with no option except lengths= run PyTorch's own LSTM (cuDNN), at the speed of
-nn.LSTM. Other options and compiled graphs run our kernels, which have never run on a GPU: run
-`python -m fastlstm check`, which compares their results with the equations."""
+nn.LSTM. Other options and compiled graphs run our kernels, which have never run on a GPU.
+`python -m fastlstm check` compares their results with the equations."""
 
 
 def _size(text: str) -> int:

@@ -51,9 +51,9 @@ def tune(model: nn.Module, *example: Any, seconds: float = 1.0) -> dict[str, dic
     if not calls:
         names = [getattr(module, "_fastlstm_engine", "auto") for module in model.modules()]
         engine = next((name for name in (*names, engines.DEFAULT) if name != "auto"), None)
-        expected = "a model that calls a fastlstm.LSTM, engine 'auto', with only options of nn.LSTM"
+        expected = "a model that calls a fastlstm.LSTM of engine 'auto' without options of fastlstm"
         note = "fastlstm.convert makes one of each nn.LSTM; an LSTMCell has no choice"
-        got = f"engine {engine!r}" if engine else f"none ({note})"
+        got = f"engine {engine!r}" if engine else f"no such call ({note})"
         raise ValueError(f"tune: expected {expected}, got {got}")
     times_by_call = {}
     for key, call in calls.items():
