@@ -51,8 +51,7 @@ ThreadGrid walk_grid(const CpuTask& task, const CpuMachine& machine, const CpuPl
   const int64_t unit_vectors = divide_up(task.hidden_size, gemm.lanes);
   const int64_t min_rows =
       gemm.takes(plan.dtype) ? gemm.min_rows_per_panel_load : gemm.min_encoded_rows_per_panel_load;
-  const bool fuses_input =  // see steps_ahead
-      !task.backward && task.total_rows / task.steps >= machine.min_rows_to_fuse_input;
+  const bool fuses_input = !task.backward && task.mean_rows() >= machine.min_rows_to_fuse_input;
   const double work = task.total_rows * 4 * hidden * (hidden + fuses_input * task.input_size);
   const int64_t threads = std::min<int64_t>(machine.threads, 1 + work / kWalkMultiplyAddsPerThread);
   ThreadGrid fastest;
@@ -117,9 +116,9 @@ MatrixForm matrix_form(const CpuTask& task, const CpuMachine& machine, const Cpu
   // In place, a forward product transposes the weights in registers anew for every tile of rows.
   const int64_t max_rows = reads > 1 ? 8 : task.backward ? 192 : gemm.max_rows_in_place;
   const bool is_forward_step = task.steps == 1 && !task.backward;
-  const bool may_differ = is_forward_step && task.is_dense;
-  if ((may_differ || forms_give_same_bits(task, plan)) && rows <= max_rows && reads <= max_reads)
-    return MatrixForm::kInPlace;
+  const bool allows_in_place =
+      forms_give_same_bits(task, plan) || (is_forward_step && task.is_dense);
+  if (allows_in_place && rows <= max_rows && reads <= max_reads) return MatrixForm::kInPlace;
   const bool on_demand_pays =
       reads <= 2 && rows <= kMaxRowsOnDemand && (task.steps == 1 || weights_per_l2 > 0);
   return is_forward_step || on_demand_pays ? MatrixForm::kPanelOnDemand : MatrixForm::kPanels;
@@ -153,10 +152,10 @@ int64_t steps_ahead(const CpuTask& task, const CpuMachine& machine, const CpuPla
     return task.steps;
   // Multiplying a narrow input at every step costs less than writing and reading its x_gates.
   const bool is_narrow = gemm.takes(plan.dtype) && task.input_size <= task.hidden_size / 16;
-  const int64_t mean_rows = task.total_rows / task.steps;
   const int64_t tile_rows = gemm.tile_rows * plan.grid.row_groups;
-  if (mean_rows >= (is_narrow ? tile_rows : std::max(machine.min_rows_to_fuse_input, tile_rows)))
-    return 0;
+  const int64_t min_rows =
+      is_narrow ? tile_rows : std::max(machine.min_rows_to_fuse_input, tile_rows);
+  if (task.mean_rows() >= min_rows) return 0;
   const int64_t bytes_of_row = 4 * task.hidden_size * (plan.dtype == Dtype::kFloat64 ? 8 : 4);
   const int64_t rows_ahead = std::max(gemm.bytes_ahead / bytes_of_row, gemm.tile_rows);
   const int64_t steps = rows_ahead / std::max<int64_t>(task.batch, 1);

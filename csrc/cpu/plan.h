@@ -32,6 +32,7 @@ struct CpuTask {
   Dtype dtype;  // of the input
   int64_t directions = 1, steps = 1, batch = 1;
   int64_t total_rows = 1;  // the sum over all steps of the rows that have not ended
+  int64_t mean_rows() const { return total_rows / steps; }  // of a step
   int64_t input_size = 1, hidden_size = 1, output_size = 1;
   bool projects = false;
   bool needs_stepwise = false;  // layer normalization, recurrent dropout, or engine "stepwise"
