@@ -26,7 +26,7 @@ ForwardResult without_undefined(ForwardResult result) {
 }
 
 template <auto function>
-static auto op_named(const char* name) {
+static auto op_with_signature_of(const char* name) {
   return c10::Dispatcher::singleton()
       .findSchemaOrThrow(name, "")
       .typed<std::remove_cvref_t<decltype(*op<function>)>>();
@@ -38,13 +38,13 @@ static auto call_op(const auto& op, const LstmCall& call, const auto& options) {
 }
 
 ForwardResult call_lstm(const LstmCall& call, const ForwardOptions& options) {
-  static const auto lstm = op_named<call_lstm>("fastlstm::lstm");
-  static const auto prepacked = op_named<call_lstm>("fastlstm::lstm_prepacked");
+  static const auto lstm = op_with_signature_of<call_lstm>("fastlstm::lstm");
+  static const auto prepacked = op_with_signature_of<call_lstm>("fastlstm::lstm_prepacked");
   return call_op(WeightLayout::of(call.layout).format.empty() ? lstm : prepacked, call, options);
 }
 
 BackwardResult call_lstm_backward(const LstmCall& call, const BackwardArguments& arguments) {
-  static const auto backward = op_named<call_lstm_backward>("fastlstm::lstm_backward");
+  static const auto backward = op_with_signature_of<call_lstm_backward>("fastlstm::lstm_backward");
   return call_op(backward, call, arguments);
 }
 

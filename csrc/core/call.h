@@ -22,7 +22,7 @@ struct LstmCall {
   }
 };
 
-void for_each_tensor(auto& call, const auto& visit) {
+void for_each_non_weight(auto& call, const auto& visit) {
   visit(call.input, "input"), visit(call.h_0, "h_0"), visit(call.c_0, "c_0");
   if (call.batch_sizes) visit(*call.batch_sizes, "batch_sizes");
   if (call.lengths) visit(*call.lengths, "lengths");

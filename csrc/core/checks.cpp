@@ -40,14 +40,14 @@ NamedSize size_of(const LayerCall& layer, Extent extent) {
 // The dimensions of a tensor before its last one: [D,B] for kState; [T,B] or [R] for
 // kAllDirections, whose last dimension is D * P; [D,T,B] or [D,R] for kPerDirection.
 enum class Leading { kState, kAllDirections, kPerDirection };
-Shape shape_of(const LayerCall& layer, Leading leading, Extent size) {
+Shape shape_of(const LayerCall& layer, Leading leading, Extent last) {
   Shape shape;
   const bool has_packed_rows = leading != Leading::kState && layer.packed();
   if (leading != Leading::kAllDirections) shape.push_back({"directions", layer.num_directions()});
   if (has_packed_rows) shape.push_back({"packed rows", layer.flat_rows});
   if (leading != Leading::kState && !has_packed_rows) shape.push_back({"steps", layer.steps});
   if (!has_packed_rows) shape.push_back({"batch", layer.batch});
-  shape.push_back(size_of(layer, size));
+  shape.push_back(size_of(layer, last));
   return shape;
 }
 
@@ -180,19 +180,19 @@ void check_backward(const LayerCall& layer, const BackwardArguments& a, bool has
   TORCH_CHECK(!a.request.return_d_gates || !layer.normalizes(),
               "lstm_backward: expected no layer normalization with return_d_gates");
   const auto expect = [&](const OptionalTensor& tensor, const char* name, Leading leading,
-                          Extent size, at::ScalarType dtype) {
+                          Extent last, at::ScalarType dtype) {
     if (!tensor) return;
-    check_tensor(*tensor, name, shape_of(layer, leading, size), dtype, layer.input);
+    check_tensor(*tensor, name, shape_of(layer, leading, last), dtype, layer.input);
     if (has_memory) check_memory(*tensor, name);
   };
-  const auto dtype = layer.input.scalar_type(), state = state_dtype(dtype);
+  const auto dtype = layer.input.scalar_type(), cell_dtype = state_dtype(dtype);
   expect(a.output, "the saved output", Leading::kAllDirections, Extent::kOutputs, dtype);
-  expect(a.cells, "the saved cells", Leading::kPerDirection, Extent::kHidden, state);
+  expect(a.cells, "the saved cells", Leading::kPerDirection, Extent::kHidden, cell_dtype);
   expect(a.gates, "the saved gates", Leading::kPerDirection, Extent::kGates, dtype);
   expect(a.grad_output, "grad_output", Leading::kAllDirections, Extent::kOutputs, dtype);
   expect(a.grad_h_n, "grad_h_n", Leading::kState, Extent::kOutput, dtype);
   expect(a.grad_c_n, "grad_c_n", Leading::kState, Extent::kHidden, layer.c_0.scalar_type());
-  expect(a.grad_cells, "grad_cells", Leading::kPerDirection, Extent::kHidden, state);
+  expect(a.grad_cells, "grad_cells", Leading::kPerDirection, Extent::kHidden, cell_dtype);
 }
 
 void check_memory(const Tensor& tensor, const char* name) {
@@ -209,7 +209,7 @@ void check_memory(const Tensor& tensor, const char* name) {
 }
 
 void check_values(const LayerCall& layer) {
-  for_each_tensor(layer, check_memory);
+  for_each_non_weight(layer, check_memory);
   for (const Direction& w : layer.directions) for_each_weight(w, check_memory);
   if (layer.packed()) check_batch_sizes(layer);
   if (layer.lengths && layer.lengths->device().is_cpu()) {

@@ -25,13 +25,13 @@ at::TensorOptions LayerCall::state_options() const {
 }
 
 ForwardTensors::ForwardTensors(const LayerCall& layer, const ForwardOptions& options) {
-  const auto dtype = layer.input.options(), state = layer.state_options();
-  const auto hidden = layer.hidden_size, outputs = layer.num_directions() * layer.output_size;
-  output = at::empty_symint(layer.sequence_shape(outputs, /*per_direction=*/false), dtype);
-  if (options.save_cells) cells = at::empty_symint(layer.sequence_shape(hidden, true), state);
-  if (options.save_gates) gates = at::empty_symint(layer.sequence_shape(4 * hidden, true), dtype);
+  const auto like_input = layer.input.options(), like_state = layer.state_options();
+  const auto H = layer.hidden_size, outputs = layer.num_directions() * layer.output_size;
+  output = at::empty_symint(layer.sequence_shape(outputs, /*per_direction=*/false), like_input);
+  if (options.save_cells) cells = at::empty_symint(layer.sequence_shape(H, true), like_state);
+  if (options.save_gates) gates = at::empty_symint(layer.sequence_shape(4 * H, true), like_input);
   h_n = layer.h_0.clone(at::MemoryFormat::Contiguous);
-  c_n = layer.c_0.to(state, /*non_blocking=*/false, /*copy=*/true).contiguous();
+  c_n = layer.c_0.to(like_state, /*non_blocking=*/false, /*copy=*/true).contiguous();
 }
 
 std::string LayerCall::options_in_use() const {

@@ -8,8 +8,8 @@ namespace fastlstm {
 
 using at::Tensor;
 
-// The weights of one direction, undefined if the layer does not have them; 4H in the order i, f, g,
-// o. The matrices may be prepacked (cpu/gemm/prepacked.h).
+// The weights of one direction. A weight that the layer does not have is an undefined tensor. Gates
+// are in the order i, f, g, o. The matrices may be prepacked (cpu/gemm/prepacked.h).
 struct Direction {
   Tensor w_ih;        // [4H,I]
   Tensor w_hh;        // [4H,P]

@@ -82,7 +82,7 @@ LayerCall as_float(LayerCall layer) {
   const auto convert = [](Tensor& tensor, const char*) {
     if (tensor.is_floating_point()) tensor = tensor.to(at::kFloat);
   };
-  for_each_tensor(layer, convert);
+  for_each_non_weight(layer, convert);
   for (Direction& d : layer.directions) for_each_weight(d, convert);
   return layer;
 }

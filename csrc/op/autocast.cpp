@@ -15,7 +15,7 @@ ForwardResult lstm_autocast(LstmCall call, const ForwardOptions& options) {
       at::autocast::get_autocast_dispatch_key_from_device_type(device));
   const auto dtype = at::autocast::get_autocast_dtype(device);
   const Tensor c_0 = call.c_0;
-  for_each_tensor(call, [dtype](Tensor& tensor, const char*) {
+  for_each_non_weight(call, [dtype](Tensor& tensor, const char*) {
     tensor = at::autocast::cached_cast(dtype, tensor, device);
   });
   const bool projects = WeightLayout::of(call.layout).projects;

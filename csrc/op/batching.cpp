@@ -18,7 +18,7 @@ BackwardResult sample_by_sample(LstmCall call, BackwardArguments arguments) {
   const auto collect = [&](Tensor& tensor, const char* = nullptr) {
     if (at::isBatchedTensor(tensor)) batched.push_back(&tensor), logical.push_back(tensor);
   };
-  for_each_tensor(call, collect);
+  for_each_non_weight(call, collect);
   for (Tensor* saved : {&arguments.output, &arguments.cells, &arguments.gates}) collect(*saved);
   for (OptionalTensor* gradient :
        {&arguments.grad_output, &arguments.grad_h_n, &arguments.grad_c_n, &arguments.grad_cells})

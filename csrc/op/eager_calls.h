@@ -28,7 +28,7 @@ inline bool can_skip_dispatcher(const LstmCall& call) {
     keys = keys | tensor.key_set();
     needs_grad = needs_grad || tensor.requires_grad();
   };
-  for_each_tensor(call, inspect);
+  for_each_non_weight(call, inspect);
   for (const Tensor& weight : call.weights) inspect(weight);
   if (needs_grad && at::GradMode::is_enabled()) return false;
   const auto local = c10::impl::tls_local_dispatch_key_set();
