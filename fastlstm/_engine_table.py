@@ -24,7 +24,7 @@ def _why_not_torch(call: Call) -> str | None:
         return reason
     if call.input.dtype not in (*DTYPES, torch.complex64, torch.complex128):
         return f"PyTorch's own LSTM does not serve an input of {call.input.dtype}"
-    if torch.compiler.is_compiling() and not engines.exports_without_translations():
+    if torch.compiler.is_compiling() and not engines.onnx_export_lacks_op():
         return "torch.compile and torch.export trace our op, and not PyTorch's own LSTM"
     if transforms_active() or forward_ad._current_level >= 0:
         return "PyTorch's own LSTM knows no torch.func transforms and no forward-mode derivatives"
@@ -45,9 +45,9 @@ def _why_not_op(name: str, device_types: tuple[str, ...], call: Call) -> str | N
         return "only the reference computes zoneout"
     if forward_ad._current_level >= 0 or (transforms_active() and not serves_transforms(call)):
         lacks = "packed input, masks, projections, layer normalization, autocast or torch.compile"
-        return f"it lacks forward-mode derivatives, functionalize, and in torch.func {lacks}"
-    has_h_mask = call.regularizers is not None and bool(call.regularizers.recurrent_dropout)
-    needs_stepwise = has_h_mask or "layer_norm" in call.layout
+        return f"it lacks forward-mode derivatives and functionalize, and torch.func with {lacks}"
+    drops_h = call.regularizers is not None and bool(call.regularizers.recurrent_dropout)
+    needs_stepwise = drops_h or "layer_norm" in call.layout
     if name == "tiled" and needs_stepwise:
         return "it has no layer normalization and no recurrent dropout"
     if name == "persistent" and (needs_stepwise or not _fits_persistent(call)):
@@ -71,10 +71,10 @@ def _fits_persistent(call: Call) -> bool:
 
 
 def _is_sound(name: str, call: Call) -> bool:
-    """`Engine.is_sound`: true for CPU kernels ("tiled"). Raises if "persistent" passed no check."""
+    """Implements `Engine.is_sound`. Raises an error if "persistent" has not passed its check."""
     device = call.input.device
-    if device.type != first_use.DEVICE_TYPE or name == "tiled":
-        return True
+    if device.type != first_use.CHECKED_DEVICE_TYPE or name == "tiled":
+        return True  # the kernels of the CPU need no check
     if name != "persistent":
         return not first_use.stepwise_is_wrong(device, call.dtype())
     if reason := first_use.why_not_persistent(device):

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from .interop.classes import new_class, own_class, to_torch
+from .interop.classes import new_class, to_torch, unparametrized_class
 from .interop.torch_ao import is_quantized
 from .modules.cell import CellModule, LSTMCell
 from .modules.lstm import LSTM, SequenceModule
@@ -34,7 +34,7 @@ class _StandIn(nn.Module):
         """Does not call the `__init_subclass__` of Own, which may refuse or register subclasses."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Makes pickle and copy name Own: they cannot find a class that was made at run time."""
+        """Makes pickle and copy store the name of Own: a class made at run time cannot be found."""
         reduced: Any = super().__reduce_ex__(protocol)
         if "_fastlstm_torch_class" not in vars(type(self)):  # a user's subclass of a stand-in
             return reduced
@@ -193,7 +193,7 @@ def _refuse_unconvertible(path: str, module: nn.Module) -> None:
 
 def _to_fastlstm(module: nn.Module, keep_class: bool) -> tuple[type[nn.Module] | None, str]:
     """The new class of a module, or None if the class stays, and a warning for the user or ''."""
-    cls = own_class(module)
+    cls = unparametrized_class(module)
     for of_torch, ours, both in CLASSES:
         if cls in (of_torch, both):
             target = both if keep_class else ours

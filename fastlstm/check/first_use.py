@@ -23,7 +23,7 @@ from ..engine.records import PASSED
 from .cases import BITS, cases_of, draw, expected, judge, results
 from .child import check_cases, verdict_on
 
-DEVICE_TYPE = "cuda"  # the kernels for this device type have to be checked
+CHECKED_DEVICE_TYPE = "cuda"  # only the kernels for this device type are checked
 SECONDS = 60.0  # the time limit of a check
 SMALL = "reset, lengths, both directions"  # the case that is compared before the first use
 _compared: dict[tuple[torch.device, torch.dtype], str] = {}  # what is wrong, or ""

@@ -85,7 +85,7 @@ def tuned_engine(call: Call) -> Engine | None:
 def default_engine(call: Call) -> Engine:
     """Returns the engine of "auto" if nothing was measured: the first that serves the call."""
     is_traced = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
-    torch_first = call.input.is_cuda or (is_traced and exports_without_translations())
+    torch_first = call.input.is_cuda or (is_traced and onnx_export_lacks_op())
     for name in ("torch", "op") if torch_first else ("op", "torch"):
         if BY_NAME[name].why_not(call) is None:
             return BY_NAME[name]
@@ -105,8 +105,8 @@ def is_eager() -> bool:
     return not torch.compiler.is_compiling() and forward_ad._current_level < 0
 
 
-def exports_without_translations() -> bool:
-    """Whether torch.onnx.export runs without our translations, so that it exports only nn.LSTM."""
+def onnx_export_lacks_op() -> bool:
+    """Whether torch.onnx.export runs and cannot translate our op, only PyTorch's own LSTM."""
     if torch._C._get_tracing_state() is not None:  # the exporter with dynamo=False
         return torch.onnx.is_in_onnx_export()
     if not torch.compiler.is_compiling() or torch.compiler.is_dynamo_compiling():

@@ -119,14 +119,14 @@ def _walk(
     for t in reversed(range(len(x_gates))) if d == 1 else range(len(x_gates)):
         rows = None if sizes is None else x_gates[t].shape[0]
         h_prev, c_prev = h[:rows], c[:rows]
-        h_t, c_t = h_prev, c_prev
+        h_in, c_in = h_prev, c_prev
         if reset is not None:
-            h_t = torch.where(reset[t].unsqueeze(-1), 0.0, h_t)
-            c_t = torch.where(reset[t].unsqueeze(-1), 0.0, c_t)
-        h_in = h_t if call.h_mask is None else h_t * call.h_mask[d, :rows]
-        h_new, c_new = cell(x_gates[t], h_in, c_t, weights)
-        h_t = h_new if masks_h is None else zoneout(masks_h[t], h_t, h_new)
-        c_t = c_new if masks_c is None else zoneout(masks_c[t], c_t, c_new)
+            h_in = torch.where(reset[t].unsqueeze(-1), 0.0, h_in)
+            c_in = torch.where(reset[t].unsqueeze(-1), 0.0, c_in)
+        h_masked = h_in if call.h_mask is None else h_in * call.h_mask[d, :rows]
+        h_new, c_new = cell(x_gates[t], h_masked, c_in, weights)
+        h_t = h_new if masks_h is None else zoneout(masks_h[t], h_in, h_new)
+        c_t = c_new if masks_c is None else zoneout(masks_c[t], c_in, c_new)
         outputs.append(h_t if live is None else torch.where(live[t], h_t, 0.0))
         if live is not None:
             h_t, c_t = torch.where(live[t], h_t, h_prev), torch.where(live[t], c_t, c_prev)

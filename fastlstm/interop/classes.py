@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 
-def own_class(module: nn.Module) -> type[nn.Module]:
+def unparametrized_class(module: nn.Module) -> type[nn.Module]:
     """The class of a module before `parametrize` replaced the class by a subclass."""
     cls = module.__class__  # type(module) may be the class that scripting.py gave it
     return cls.__bases__[0] if parametrize.is_parametrized(module) else cls
@@ -27,7 +27,7 @@ def to_torch(module: nn.Module) -> tuple[type[nn.Module] | None, str]:
     That class is the attribute `_fastlstm_torch_class` of the module's own class. A subclass that
     inherits the attribute gets None, because it may compute what no class of torch.nn computes.
     """
-    cls = own_class(module)
+    cls = unparametrized_class(module)
     regularizers: Any = getattr(module, "_fastlstm_regularizers", None)
     if regularizers is None:
         return None, ""

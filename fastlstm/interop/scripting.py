@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 
 from .classes import new_class, to_torch
 
-_SCRIPT = torch.jit.script.__globals__  # the globals of the file that defines torch.jit.script
+_SCRIPT_GLOBALS = torch.jit.script.__globals__  # of the file that defines torch.jit.script
 _script_classes: dict[type[nn.Module], type[nn.Module]] = {}  # the classes that `prepare` made
 
 
@@ -48,7 +48,7 @@ class _InScript:
 def _is_compiling() -> bool:
     """Whether torch.jit.script is among the callers."""
     frame: Any = sys._getframe(2)
-    while frame is not None and frame.f_globals is not _SCRIPT:
+    while frame is not None and frame.f_globals is not _SCRIPT_GLOBALS:
         frame = frame.f_back
     return frame is not None
 

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import PackedSequence
 from .. import _build
 from ..engine.call import LAYOUTS, stack_shapes, weight_shapes
 
-torch_lstm: Any = nn.LSTM  # its methods run on modules that do not inherit from it
+nn_lstm: Any = nn.LSTM  # its methods run on modules that do not inherit from it
 CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
@@ -144,7 +144,7 @@ def run_torch_lstm(lstm: Any, input: Any, hx: Any) -> Any:
         if is_small and len(shape) == 2:
             expected = f"expected a weight of shape {shape}, as the attributes describe it"
             raise RuntimeError(f"{type(lstm).__name__}: {expected}, got {tuple(weight.shape)}")
-    return run_forward(torch_lstm.forward, lstm, input, hx)
+    return run_forward(nn_lstm.forward, lstm, input, hx)
 
 
 def run_forward(forward: Callable[..., Any], module: Any, input: Any, hx: Any) -> Any:
@@ -162,10 +162,10 @@ def refuse_as_torch(lstm: Any, input: Any, hx: Any) -> None:
     """Raises nn.LSTM's error for an input and a state; checks also packed input, unlike nn.LSTM."""
     if isinstance(input, PackedSequence):
         lstm._update_flat_weights()
-        torch_lstm.check_input(lstm, input.data, input.batch_sizes)
+        nn_lstm.check_input(lstm, input.data, input.batch_sizes)
         if isinstance(hx, (tuple, list)) and _are_tensors(hx):
-            torch_lstm.check_forward_args(lstm, input.data, hx, input.batch_sizes)
-    run_forward(torch_lstm.forward, lstm, input, hx)
+            nn_lstm.check_forward_args(lstm, input.data, hx, input.batch_sizes)
+    run_forward(nn_lstm.forward, lstm, input, hx)
 
 
 def _are_tensors(values: Iterable[Any]) -> bool:

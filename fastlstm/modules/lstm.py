@@ -21,7 +21,7 @@ from ..engine.call import LAYOUTS, Call, Regularizers, Results, State, check_pro
 from ..engine.stack import run_steps_first
 from ..interop import fx, nested
 from ..interop.scripting import prepare
-from .attributes import read_weights, refuse_as_torch, run_torch_lstm, takes_arguments, torch_lstm
+from .attributes import nn_lstm, read_weights, refuse_as_torch, run_torch_lstm, takes_arguments
 from .options import NO_REGULARIZERS, EngineModule
 
 
@@ -31,7 +31,7 @@ class SequenceModule(nn.Module):
     num_layers: int
     batch_first: bool
     bidirectional: bool
-    permute_hidden = torch_lstm.permute_hidden
+    permute_hidden = nn_lstm.permute_hidden
     # Weights, layout, parameters and names for `plain_lstm`, or None if a call may not use it.
     _fastlstm_plain_layer: Callable[[Tensor], tuple[Any, ...] | None]
     # Weights, layout and the dtype of the input; see `read_weights`.
@@ -116,7 +116,7 @@ class SequenceModule(nn.Module):
         if isinstance(input, PackedSequence):
             data, batch_sizes, sorted_indices, unsorted_indices = input
         elif isinstance(data, Tensor) and data.is_nested:
-            if SequenceModule._fastlstm_extends(self, *options):  # only these are refused
+            if SequenceModule._fastlstm_exceeds_torch(self, *options):  # only these are refused
                 names = "lengths, reset and return_cell_states"
                 raise RuntimeError(f"LSTM: {names} cannot be combined with a nested tensor")
             return nested.run(partial(SequenceModule.forward, self), data, hx, self.batch_first)
@@ -147,13 +147,13 @@ class SequenceModule(nn.Module):
 
     def _fastlstm_as_torch(self, input: Any, hx: Any, *options: Any) -> tuple[Any, ...]:
         """Runs nn.LSTM, for weights of other shapes than the attributes describe."""
-        if self._fastlstm_extends(*options):
+        if self._fastlstm_exceeds_torch(*options):
             expected = "weights of the shapes that its attributes (hidden_size, ...) describe"
             raise RuntimeError(f"{type(self).__name__}: expected {expected}")
         result: tuple[Any, ...] = run_torch_lstm(self._fastlstm_torch_module(), input, hx)
         return result
 
-    def _fastlstm_extends(self, lengths: Any, reset: Any, return_cell_states: bool) -> bool:
+    def _fastlstm_exceeds_torch(self, lengths: Any, reset: Any, return_cell_states: bool) -> bool:
         """Whether a call uses an option that nn.LSTM lacks."""
         return lengths is not None or reset is not None or return_cell_states
 
@@ -214,8 +214,8 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
     _fastlstm_normalizes = False
     _fastlstm_check_engine = staticmethod(engines.check_engine)
     _fastlstm_options = ("engine", *Regularizers._fields)
-    check_forward_args = torch_lstm.check_forward_args
-    get_expected_cell_size = torch_lstm.get_expected_cell_size
+    check_forward_args = nn_lstm.check_forward_args
+    get_expected_cell_size = nn_lstm.get_expected_cell_size
     input_dropout: float
     recurrent_dropout: float
     zoneout_h: float
@@ -257,9 +257,9 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
 
     _fastlstm_weights = read_weights
 
-    def _fastlstm_extends(self, *options: Any) -> bool:
-        is_regularized = self.training and any(self._fastlstm_regularizers)
-        return is_regularized or self._fastlstm_normalizes or super()._fastlstm_extends(*options)
+    def _fastlstm_exceeds_torch(self, *options: Any) -> bool:
+        is_extended = self._fastlstm_normalizes or super()._fastlstm_exceeds_torch(*options)
+        return is_extended or (self.training and any(self._fastlstm_regularizers))
 
     def _fastlstm_compute(self, call: Call) -> Results:
         regularizers = self._fastlstm_regularizers

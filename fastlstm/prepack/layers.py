@@ -15,7 +15,7 @@ from .. import _build
 from ..engine.call import LAYOUTS, Call, Results, State, replaced, state_dtype, zero_state
 from ..engine.checks import check_dense
 from ..engine.engines import is_eager
-from ..interop.classes import own_class
+from ..interop.classes import unparametrized_class
 from ..modules.attributes import CELL_WEIGHTS, described_weights, named_weights, shapes_fit
 from ..modules.cell import CellModule, LSTMCell
 from ..modules.lstm import LSTM, SequenceModule
@@ -57,7 +57,7 @@ class Prepacked(nn.Module):
         super().__init__()
         by_name = named_weights(layer)
         copy_additions(layer, self, by_name)
-        self._layer_class = own_class(layer)
+        self._layer_class = unparametrized_class(layer)
         parameters = layer.named_parameters(recurse=False, remove_duplicate=False)
         self._frozen = {name for name, p in parameters if not p.requires_grad}
         tensors = {name: weight.detach() for name, weight in by_name.items()}

@@ -13,7 +13,7 @@ from ..convert import CLASSES, Model
 from ..convert import convert as convert_modules
 from ..engine.call import DTYPES
 from ..interop import torch_ao
-from ..interop.classes import own_class
+from ..interop.classes import unparametrized_class
 from ..modules.attributes import named_weights
 from ..modules.cell import LSTMCell
 from ..modules.lstm import LSTM
@@ -78,7 +78,7 @@ def prepack(
     check_model(model)
     require_extension()
     classes = (*_CONVERTED, nn.LSTM, nn.LSTMCell) if convert else _CONVERTED
-    layers = {path: m for path, m in model.named_modules() if own_class(m) in classes}
+    layers = {path: m for path, m in model.named_modules() if unparametrized_class(m) in classes}
     quantized = [module for module in model.modules() if torch_ao.is_quantized(module)]
     if not layers and not quantized:
         expected = f"a model with a fastlstm.LSTM or LSTMCell{_hint(model)}"
@@ -115,12 +115,12 @@ def _hint(model: nn.Module) -> str:
     modules = list(model.modules())
     if any(isinstance(module, Prepacked) for module in modules):
         return ", and not one that is prepacked already; fastlstm.unpack turns it back"
-    if any(own_class(module) in (nn.LSTM, nn.LSTMCell) for module in modules):
+    if any(unparametrized_class(module) in (nn.LSTM, nn.LSTMCell) for module in modules):
         return "; convert=True takes nn.LSTM and nn.LSTMCell"
     classes = (nn.LSTM, nn.LSTMCell, LSTM, LSTMCell)
-    refused = sorted({own_class(m).__qualname__ for m in modules if isinstance(m, classes)})
+    refused = {unparametrized_class(m).__qualname__ for m in modules if isinstance(m, classes)}
     note = ", which cannot be prepacked: it normalizes layers, or is a subclass of your own"
-    return f", got one with {', '.join(refused)}{note}" if refused else ""
+    return f", got one with {', '.join(sorted(refused))}{note}" if refused else ""
 
 
 def _prepack_quantized(quantized: Any, weights: torch.dtype | None) -> Prepacked:

@@ -420,7 +420,7 @@ WRONG = {
 @pytest.fixture
 def compared(monkeypatch):
     """The dtypes of all comparisons. Stepwise kernels on the CPU are compared as if on a GPU."""
-    monkeypatch.setattr(first_use, "DEVICE_TYPE", "cpu")
+    monkeypatch.setattr(first_use, "CHECKED_DEVICE_TYPE", "cpu")
     monkeypatch.setattr(first_use, "can_check", lambda: True)
     dtypes, compare = [], first_use._compare
     noted = lambda device, dtype: dtypes.append(dtype) or compare(device, dtype)
