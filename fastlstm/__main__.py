@@ -70,7 +70,7 @@ def info() -> None:
     if engines.DEFAULT != "auto":
         engines.check_engine(engines.DEFAULT)
         print(f"  FASTLSTM_ENGINE={engines.DEFAULT} is used if the code names no engine")
-    _print_row("", "without options", "with lengths=", "with reset=, ...", "by name")
+    _print_row("", "without options", "with lengths=", "most other options", "by name")
     for device, _ in described:
         _print_row(str(device), *engines_of(device))
     print(f"\n{_plan.GPU_NOTE}")

@@ -85,8 +85,8 @@ def _minor(version: str) -> str:
 def gpu_properties(index: int) -> tuple[int, int, str]:
     """The number of multiprocessors of a GPU, its compute capability (90 for 9.0), and an error.
 
-    FASTLSTM_FREE_SMS is subtracted from the number. The capability is the GPU's or, if the
-    kernels were built for less than sm_80, theirs. It is 0 if they cannot run, or if CUDA failed.
+    FASTLSTM_FREE_SMS is subtracted from the number. The capability is the GPU's, or that
+    of the kernels if they were built for less than sm_80, or 0 if they cannot run or CUDA failed.
     """
     sm_count, capability, error = torch.ops.fastlstm.cuda_device(index)
     return sm_count, capability, error.partition("\n")[0]  # CUDA appends hints for debugging

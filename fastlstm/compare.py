@@ -209,9 +209,9 @@ def _outputs(model: nn.Module, inputs: Sequence[Any]) -> list[Any]:
     return [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
 
 
-def _difference(outputs: list[Any], others: list[Any]) -> float:
-    """The largest difference between two numbers at the same place of the two lists."""
-    differences = (_difference_of_leaves(*pair) for pair in zip_longest(outputs, others))
+def _difference(outputs: list[Any], first_outputs: list[Any]) -> float:
+    """The largest difference from the first way's outputs; NaN if a pair cannot be compared."""
+    differences = (_difference_of_leaves(*pair) for pair in zip_longest(outputs, first_outputs))
     return max(differences, default=math.nan, key=lambda d: math.inf if math.isnan(d) else d)
 
 

@@ -68,13 +68,13 @@ def _lstm(*args: Any, save_cells: bool = False, **_: Any) -> Any:
         "PackedSequence": call.batch_sizes is not None,
         "reset": call.reset is not None,
         "recurrent dropout": call.h_mask is not None,
-        "return_cell_states": save_cells or any(args[count : count + 1]),  # keyword or positional
+        "return_cell_states": save_cells or any(args[count : count + 1]),  # it may be positional
     }.items():
         if is_used:
             raise RuntimeError(f"onnx: the LSTM operator of ONNX has no {name}")
     hidden_size, directions = call.c_0.shape[2], call.h_0.shape[0]
 
-    def stack(parameters: Sequence[Any], rows: int, *columns: int) -> Any:
+    def in_onnx_order(parameters: Sequence[Any], rows: int, *columns: int) -> Any:
         """Joins parameters [4H,...] to a tensor [D,rows,...] with the gates in ONNX's order."""
         joined = parameters[0] if len(parameters) == 1 else op.Concat(*parameters, axis=0)
         by_gate = op.Reshape(joined, [len(parameters), 4, hidden_size, -1])
@@ -82,9 +82,9 @@ def _lstm(*args: Any, save_cells: bool = False, **_: Any) -> Any:
 
     weights = call.directions
     biases = [b for w in weights for b in (w.b_ih, w.b_hh) if b is not None]
-    W = stack([w.W_ih for w in weights], 4 * hidden_size, -1)
-    R = stack([w.W_hh for w in weights], 4 * hidden_size, -1)
-    B = stack(biases, 8 * hidden_size) if biases else None
+    W = in_onnx_order([w.W_ih for w in weights], 4 * hidden_size, -1)
+    R = in_onnx_order([w.W_hh for w in weights], 4 * hidden_size, -1)
+    B = in_onnx_order(biases, 8 * hidden_size) if biases else None
     lengths = None if call.lengths is None else op.Cast(call.lengths, to=6)  # int32
     direction = "bidirectional" if directions == 2 else "forward"
     options = {"hidden_size": hidden_size, "direction": direction}

@@ -33,7 +33,7 @@ def tune(model: nn.Module, *example: Any, seconds: float = 1.0) -> dict[str, dic
         seconds: how long each kind of call is measured; twice as long if another engine wins.
 
     Returns:
-        For each kind of call the median microseconds of a call (in training also its gradients) of
+        For each kind of call the median microseconds (in training with gradients) by engine:
         "op" (the op, whose planner chooses an engine), "torch" (PyTorch's own LSTM) and, on a GPU
         where it passed `fastlstm.check`, "persistent". The first is what "auto" uses from now on.
 

@@ -93,7 +93,7 @@ def _rows_from_child(device: torch.device, cases: Sequence[Row], deadline: float
             limit = min(deadline, time.monotonic() + SILENCE) if is_ready else deadline
             timer = threading.Timer(max(0.0, limit - time.monotonic()), child.kill)
             timer.start()
-            line = child.stdout.readline() or (child.wait(), "")[1]  # the timer limits both
+            line = child.stdout.readline() or (child.wait(), "")[1]  # the timer ends either wait
             timer.cancel()
             if line.startswith('{"result"'):
                 rows.append({**cases[len(rows)], **json.loads(line)})
@@ -104,8 +104,8 @@ def _rows_from_child(device: torch.device, cases: Sequence[Row], deadline: float
         timer.cancel()
         child.kill()
         child.stdout.close()
-    has_raised = child.returncode == 0 and rows and rows[-1]["result"] == FAILED
-    if len(rows) == len(cases) or has_raised:
+    stopped_at_error = child.returncode == 0 and rows and rows[-1]["result"] == FAILED
+    if len(rows) == len(cases) or stopped_at_error:
         return
     result, reason = FAILED, f"the process ended with status {child.returncode}: {last_text}"
     if time.monotonic() >= deadline:

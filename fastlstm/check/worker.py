@@ -88,7 +88,7 @@ def _prepacked_engine(name: str) -> Engine:
         return BY_NAME["op"].why_not(call)
 
     def run(call: Call) -> Results:
-        rows = len(call.weights[0])  # 4H; only W_hr has fewer rows, and has no gates
+        rows = len(call.weights[0])  # 4H for W_ih and W_hh; W_hr has fewer rows, and no gates
         pack = functools.partial(formats.pack, scale=None, format=weight_dtype)
         weights = [pack(w, by_gates=len(w) == rows) if w.dim() == 2 else w for w in call.weights]
         layout = f"{call.layout} {formats.name_of(weight_dtype)}".strip()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nested._internal import nested_tensor
 
-# Not nested_tensor_from_jagged, which calls this function too: its check for torch.fx logs a line.
+# The public nested_tensor_from_jagged calls this function after a check that logs a warning.
 _from_jagged: Any = nested_tensor.nested_view_from_values_offsets_lengths
 
 
