@@ -44,8 +44,8 @@ def weighting(outputs):
 def run(arguments, compute=None):
     leaves = [t.detach().clone().requires_grad_() for t in floating(arguments)]
     outputs = (compute or torch.ops.fastlstm.lstm)(**with_floating(arguments, leaves))[:3]
-    graph = [y for y in outputs if y.requires_grad]  # the oracle's zeros have no graph
-    gradients = torch.autograd.grad(graph, leaves, weighting(graph), materialize_grads=True)
+    with_grad = [y for y in outputs if y.requires_grad]  # the oracle may return constant zeros
+    gradients = torch.autograd.grad(with_grad, leaves, weighting(with_grad), materialize_grads=True)
     return [*outputs, *gradients]
 
 
@@ -134,10 +134,10 @@ def test_without_tiles_of_amx():
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("number", [1, 2, 3])
-def test_two_directions_in_several_chunks(packed, number, threads):
+@pytest.mark.parametrize("thread_count", [1, 2, 3])
+def test_two_directions_in_several_chunks(packed, thread_count, threads):
     """With 61 steps the backward pass takes several chunks of steps."""
-    threads(number)
+    threads(thread_count)
     torch.manual_seed(0)
     theirs = nn.LSTM(3, 64, bidirectional=True, dtype=torch.float64)
     x = torch.randn(61, 7, 3, dtype=torch.float64)
@@ -203,7 +203,7 @@ def test_working_memory_is_bounded():
         for steps in sizes:
             lstm(torch.randn(steps + 1, 32, 64))[0].sum().backward()
         kept_bytes.append(release())
-    assert max(kept_bytes) <= 1.5 * kept_bytes[0]  # not a block for every size
+    assert max(kept_bytes) <= 1.5 * kept_bytes[0]  # no memory is kept for each number of steps
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])

@@ -10,7 +10,7 @@ from native_programs import CXX, ROOT, check, make, missing
 ARM64 = platform.machine() in ("aarch64", "arm64")
 
 
-def program(*cxx, flags=()):
+def build_program(*cxx, flags=()):
     folder = ROOT / "build/kernels" / Path(cxx[0]).name
     make("kernels", folder, "CXXFLAGS=-Werror", *flags, cxx=cxx)
     return str(folder / "kernels")
@@ -25,7 +25,7 @@ def check_every_case(*command):
 
 @pytest.mark.skipif(bool(missing()), reason="no make or C++")
 def test_on_this_machine():
-    checked = check_every_case(program(*CXX))
+    checked = check_every_case(build_program(*CXX))
     assert ("neon" if ARM64 else "baseline") in checked
 
 
@@ -42,6 +42,6 @@ MISSING = [f"{tool} (Debian: {PACKAGES[tool]})" for tool in PACKAGES if not shut
 @pytest.mark.skipif(bool(MISSING), reason=f"not on PATH: {', '.join(MISSING)}")
 @pytest.mark.parametrize("processor", PROCESSORS)
 def test_on_arm64(processor):
-    kernels = program("aarch64-linux-gnu-g++", flags=["LDFLAGS=-static"])
+    kernels = build_program("aarch64-linux-gnu-g++", flags=["LDFLAGS=-static"])
     checked = check_every_case("qemu-aarch64", "-cpu", processor, kernels)
     assert checked == {"neon"} | PROCESSORS[processor]

@@ -57,10 +57,10 @@ def Call(kind, *args, **options):
 
 
 MASKED = {"h_mask": True, **op_call.RAGGED}
-STEPS = [{}, op_call.PACKED, op_call.RAGGED, MASKED, {"norms": True, **MASKED}]
+STEPWISE_OPTIONS = [{}, op_call.PACKED, op_call.RAGGED, MASKED, {"norms": True, **MASKED}]
 
 
-@pytest.mark.parametrize("options", [*STEPS, {"proj_size": 4, **MASKED}], ids=str)
+@pytest.mark.parametrize("options", [*STEPWISE_OPTIONS, {"proj_size": 4, **MASKED}], ids=str)
 def test_events_of_a_step(kind, options):
     """A step is a product of ATen and a kernel of ours; with a projection, two of each."""
 
@@ -137,11 +137,11 @@ def test_either_backward_takes_either_forward(kind, forward, backward):
 def test_gradients_of_gates(kind, form, engine):
     call = Call(kind, form, directions=2, reset=form == "lengths")
     saved = call.forward(engine)
-    weights, d_gates = (call.backward(saved, engine, return_d_gates=b)[3] for b in (False, True))
+    d_weights, d_gates = (call.backward(saved, engine, return_d_gates=b)[3] for b in (False, True))
     assert len(d_gates) == 2
     for d in range(2):
         assert d_gates[d].shape == saved[4][d].shape and d_gates[d].is_contiguous()
-        torch.testing.assert_close(d_gates[d].flatten(0, -2).sum(0), weights[3 * d + 2])
+        torch.testing.assert_close(d_gates[d].flatten(0, -2).sum(0), d_weights[3 * d + 2])
 
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16"], indirect=True)
@@ -161,9 +161,9 @@ MEMSET, LAUNCH, COOPERATIVE_LAUNCH = range(3)  # kinds of events
 def device():
     """The emulated device, which has its usual settings again after a test."""
     yield ops()
-    ops().use(0, 0)
-    ops().refuse(SMS, 720)
-    ops().set_code(90)
+    ops().set_device_and_stream(0, 0)
+    ops().refuse_larger_launches(SMS, 720)
+    ops().set_capability(90)
 
 
 LARGE = [dict(hidden_size=200), dict(batch=40, hidden_size=64)]
@@ -174,7 +174,7 @@ LARGE = [dict(hidden_size=200), dict(batch=40, hidden_size=64)]
 def test_launches(kind, options, device):
     """Kernels run on the call's stream, after the memory for exchanged values is cleared."""
     call = Call(kind, **options)
-    device.use(1, 7)
+    device.set_device_and_stream(1, 7)
     device.take_events()
     saved = call.forward("persistent")
     forward = device.take_events()
@@ -206,7 +206,7 @@ def test_one_step_from_c_0_of_either_dtype(kind, options):
 def test_a_refused_launch_is_an_error(kind, code, device):
     call = Call(kind, directions=2)
     saved = call.forward("persistent")
-    device.refuse(1, code)
+    device.refuse_larger_launches(1, code)
     expected = "launch of the persistent engine with .* failed: .*FASTLSTM_FREE_SMS=N leaves"
     for run_it in (call.forward, lambda engine: call.backward(saved, engine)):
         with pytest.raises(RuntimeError, match=expected):
@@ -217,12 +217,12 @@ def test_a_refused_launch_is_an_error(kind, code, device):
 def test_code_for_older_gpus_is_stepwise(kind, device):
     call, expected = Call(kind), Call(kind).forward("stepwise")
     assert device.cuda_device(0) == (SMS, 90, "")
-    device.set_code(75)
+    device.set_capability(75)
     assert device.cuda_device(0) == (SMS, 75, "")
     assert torch.equal(call.forward("auto")[0], expected[0])
     with pytest.raises(RuntimeError, match="on sm_75 with 24 SMs"):
         call.forward("persistent")
-    device.set_code(0)
+    device.set_capability(0)
     assert device.cuda_device(0) == (SMS, 0, "")
 
 
@@ -233,7 +233,7 @@ call = test_cuda_op.Call("float32", hidden_size=64)
 call.forward("persistent")
 blocks = [event[4] for event in test_cuda_op.ops().take_events() if event[0] == 2]
 assert max(blocks) <= 4, blocks
-test_cuda_op.Call("float32", hidden_size=256).forward("persistent")
+test_cuda_op.Call("float32", hidden_size=256).forward("persistent")  # fails: it needs more SMs
 """
 
 
@@ -253,7 +253,7 @@ def test_variables_of_the_environment():
 
 def test_bits_do_not_depend_on_the_batch(kind):
     call = Call(kind, batch=9)
-    # Multiples of 1/8: ATen's product with W_ih is exact, so its rounding depends on no other rows.
+    # With multiples of 1/8, ATen's product with W_ih is exact, however many rows it has.
     call.input = (call.input * 8).round() / 8
     call.weights = [(w * 8).round() / 8 for w in call.weights]
     whole = call.forward("persistent")[0]

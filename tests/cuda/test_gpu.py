@@ -36,8 +36,8 @@ def test_engine(kind, engine, options):
         op_call.Call(kind, **options, ops=torch.ops.fastlstm, device="cuda").check(engine)
 
 
-def large(dtype, hidden_size=512, batch=64, steps=100):
-    """Returns a layer and an input. The engine is "persistent" if it serves the call."""
+def large_layer(dtype, hidden_size=512, batch=64, steps=100):
+    """Returns a layer and an input. Without FASTLSTM_ENGINE, "persistent" runs if it can."""
     torch.manual_seed(0)
     lstm = fastlstm.LSTM(hidden_size, hidden_size, device="cuda", dtype=dtype)
     x = torch.randn(steps, batch, hidden_size, device="cuda", dtype=dtype, requires_grad=True)
@@ -58,19 +58,19 @@ def run(lstm, x):
 @pytest.mark.parametrize("batch", [1, 16, 64, 128])
 @pytest.mark.parametrize("hidden_size", [256, 1024])
 def test_errors_are_like_those_of_nn_lstm(kind, batch, hidden_size):
-    lstm, x = large(op_call.dtype_of(kind), hidden_size, batch)
+    lstm, x = large_layer(op_call.dtype_of(kind), hidden_size, batch)
     theirs = fastlstm.convert(copy.deepcopy(lstm), to="torch")
     exact = copy.deepcopy(theirs).double()
     with torch.no_grad():
         results = [(y, *state) for y, state in (lstm(x), theirs(x), exact(x.double()))]
-    for a, b, true in zip(*results, strict=True):
-        error = (a.double() - true).abs().max()
-        assert error <= 4 * (b.double() - true).abs().max() + 1e-7
+    for got, torch_got, want in zip(*results, strict=True):
+        error = (got.double() - want).abs().max()
+        assert error <= 4 * (torch_got.double() - want).abs().max() + 1e-7
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_same_bits_every_time(dtype):
-    lstm, x = large(dtype)
+    lstm, x = large_layer(dtype)
     first = run(lstm, x)
     for _ in range(10):
         assert all(torch.equal(a, b) for a, b in zip(first, run(lstm, x), strict=True))
@@ -90,7 +90,7 @@ def test_large_batch():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("packed", [False, True])
 def test_cuda_graph(dtype, packed):
-    lstm, x = large(dtype, steps=20)
+    lstm, x = large_layer(dtype, steps=20)
     lengths = sorted((1 + i % 20 for i in range(64)), reverse=True)
     sequence = x.detach()
     if packed:
@@ -119,22 +119,22 @@ def test_cuda_graph(dtype, packed):
 
 @pytest.mark.parametrize("training", [False, True])
 def test_what_auto_runs(training):
-    """PyTorch's own kernels for a plain call, ours with an option, none of them persistent."""
-    lstm, x = large(torch.bfloat16, hidden_size=256, batch=16, steps=20)
+    """With `reset` our kernels run, otherwise PyTorch's own. No persistent kernel runs."""
+    lstm, x = large_layer(torch.bfloat16, hidden_size=256, batch=16, steps=20)
     lstm.engine, x = "auto", x.detach()
     lengths = torch.full((16,), 20, device="cuda")
     reset = torch.zeros(20, 16, dtype=torch.bool, device="cuda")
     for options, is_ours in (({}, False), ({"lengths": lengths}, False), ({"reset": reset}, True)):
-        with torch.set_grad_enabled(training), profile(activities=[ProfilerActivity.CUDA]) as run_:
+        with torch.set_grad_enabled(training), profile(activities=[ProfilerActivity.CUDA]) as trace:
             lstm(x, **options)
             torch.cuda.synchronize()
-        names = [event.name for event in run_.events()]
+        names = [event.name for event in trace.events()]
         assert any("fastlstm" in name for name in names) == is_ours, names
         assert not any("walk_kernel" in name for name in names), names
 
 
 def test_two_streams():
-    calls = [large(torch.bfloat16), large(torch.float32, hidden_size=256)]
+    calls = [large_layer(torch.bfloat16), large_layer(torch.float32, hidden_size=256)]
     expected = [run(*call) for call in calls]
     torch.cuda.synchronize()
     streams = [torch.cuda.Stream() for _ in calls]
@@ -149,7 +149,7 @@ def test_two_streams():
 
 
 def test_no_synchronization():
-    lstm, x = large(torch.bfloat16, steps=20)
+    lstm, x = large_layer(torch.bfloat16, steps=20)
     lengths = torch.randint(0, 21, (64,), device="cuda")
     packed = torch.nn.utils.rnn.pack_padded_sequence(x, [20] * 32 + [7] * 32)
     run(lstm, x)
@@ -165,7 +165,7 @@ def test_no_synchronization():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_nan_keeps_nobody_waiting(dtype):
     """The bits of this NaN are those that mark an exchanged value as not written yet."""
-    lstm, x = large(dtype, steps=5)
+    lstm, x = large_layer(dtype, steps=5)
     ones = torch.full((x.element_size() * x.numel(),), 255, dtype=torch.uint8, device="cuda")
     x = ones.view(dtype).view_as(x).requires_grad_()
     assert all(t.isnan().all() for t in run(lstm, x)[:3])
@@ -189,9 +189,9 @@ def test_lengths_by_cudnn_wait_for_nothing(dtype, options):
 
 
 @pytest.mark.parametrize("engine", ["torch", "stepwise"])
-def test_lengths_that_lie_do_no_harm(engine):
-    """They are on the device, so nobody checks them; they must not lead outside the tensors."""
-    lstm, x = large(torch.bfloat16, steps=20)
+def test_lengths_out_of_range_do_no_harm(engine):
+    """Lengths on the GPU are not checked. None may cause an access outside the tensors."""
+    lstm, x = large_layer(torch.bfloat16, steps=20)
     lstm.engine = engine
     lengths = torch.randint(-5, 50, (64,), device="cuda")
     assert torch.equal(lstm(x, lengths=lengths)[0], lstm(x, lengths=lengths.clamp(0, 20))[0])
@@ -200,7 +200,7 @@ def test_lengths_that_lie_do_no_harm(engine):
 
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compile(dynamic):
-    lstm, x = large(torch.bfloat16, hidden_size=128, steps=12)
+    lstm, x = large_layer(torch.bfloat16, hidden_size=128, steps=12)
     expected = run(lstm, x)
     compiled = torch.compile(lstm, fullgraph=True, dynamic=dynamic)
     y, _ = compiled(x)

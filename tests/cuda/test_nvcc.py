@@ -22,9 +22,9 @@ def check_compiled(source, architecture, folder):
     flags = f"-arch=sm_{architecture}", "-Xptxas=-v", "-Werror=all-warnings"
     report = check(*NVCC, *flags, "-c", str(source), "-o", str(folder / "out.o"))
     kinds = "stack frame", "spill stores", "spill loads"
-    frames = re.findall(", ".join(rf"(\d+) bytes {kind}" for kind in kinds), report)
-    assert frames, f"ptxas reported no kernel:\n{report}"
-    assert set(frames) == {("0", "0", "0")}, report
+    byte_counts = re.findall(", ".join(rf"(\d+) bytes {kind}" for kind in kinds), report)
+    assert byte_counts, f"ptxas reported no kernel:\n{report}"
+    assert set(byte_counts) == {("0", "0", "0")}, report
     # The planner counts dynamic shared memory only.
     assert not re.search(r"\d+ bytes smem", report), report
 

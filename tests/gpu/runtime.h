@@ -14,7 +14,7 @@ inline unsigned& resident_blocks() {
 }  // namespace simt
 
 namespace runtime {
-constexpr uint32_t kWaitLimit = 10'000;  // Sequence::wait_limit
+constexpr uint32_t kWaitLimit = 10'000;  // the value of Sequence::wait_limit, in milliseconds
 struct Runtime {
   int shared_bytes = 227 * 1024;
 };

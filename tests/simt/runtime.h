@@ -39,10 +39,10 @@ struct Event {
 struct Runtime {
   std::mutex mutex;  // guards this state and the emulator
   int sm_count = 24, shared_bytes = 227 * 1024;
-  int code = 90;  // the compute capability that the kernels were compiled for; 0: no kernels
+  int compiled_capability = 90;  // for which the kernels were compiled; 0: no kernels
   std::map<std::pair<int, const void*>, int> shared_limit;  // bytes, by device and function
   std::vector<Event> events;
-  std::function<void()> attribute_is_set;  // if set, called after a function's attribute is set
+  std::function<void()> on_attribute_set;  // if set, called after a function's attribute is set
 };
 inline Runtime& state() {
   static Runtime r;
@@ -104,12 +104,12 @@ cudaError_t cudaFuncSetAttribute(Function* function, cudaFuncAttribute, int valu
   std::unique_lock<std::mutex> lock(r.mutex);
   r.shared_limit[{runtime::thread().device, reinterpret_cast<const void*>(function)}] = value;
   lock.unlock();
-  if (r.attribute_is_set) r.attribute_is_set();
+  if (r.on_attribute_set) r.on_attribute_set();
   return cudaSuccess;
 }
 
 inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
-  attributes->ptxVersion = runtime::state().code;
+  attributes->ptxVersion = runtime::state().compiled_capability;
   return runtime::result(attributes->ptxVersion ? cudaSuccess : cudaErrorNoKernelImageForDevice);
 }
 

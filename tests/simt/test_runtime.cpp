@@ -14,7 +14,7 @@ using testing::check;
 // Two threads launch the same kernel with different amounts of shared memory. The thread with the
 // larger amount sets the attribute of the kernel, then the other thread sets it, then the first
 // thread launches. This launch must not fail.
-const Case two_threads("runtime/two threads, one function, different slices", [] {
+const Case two_threads("runtime/two threads, one kernel, different shared memory", [] {
   persistent::Run<float> large({2, 2, 128}, 1, false), small({2, 2, 64}, 2, false);
   static thread_local bool is_larger = false;
   std::promise<void> large_is_set, small_is_set;
@@ -22,7 +22,7 @@ const Case two_threads("runtime/two threads, one function, different slices", []
     const auto status = event.get_future().wait_for(std::chrono::seconds(60));
     check(status == std::future_status::ready, "the other thread does not reach its launch");
   };
-  runtime::state().attribute_is_set = [&] {
+  runtime::state().on_attribute_set = [&] {
     (is_larger ? large_is_set : small_is_set).set_value();
     if (is_larger) wait(small_is_set);
   };
@@ -33,7 +33,7 @@ const Case two_threads("runtime/two threads, one function, different slices", []
   wait(large_is_set);
   small.forward();
   other.get();
-  runtime::state().attribute_is_set = nullptr;
+  runtime::state().on_attribute_set = nullptr;
   for (auto* run : {&large, &small}) {
     run->backward();
     run->compare();

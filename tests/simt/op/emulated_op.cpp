@@ -12,14 +12,14 @@ TORCH_LIBRARY(fastlstm_emulated, m) {
   m.def("lstm_backward", fastlstm::op<fastlstm::lstm_backward_cuda>);
   simt::resident_blocks() = runtime::state().sm_count;
   // Lets cooperative launches of more than `blocks` blocks fail with a CUDA error.
-  m.def("refuse", [](int64_t blocks, int64_t error) {
+  m.def("refuse_larger_launches", [](int64_t blocks, int64_t error) {
     simt::resident_blocks() = static_cast<unsigned>(blocks);
     simt::refusal() = static_cast<cudaError_t>(error);
   });
   // Sets the compute capability that the kernels were compiled for; 0: no kernels.
-  m.def("set_code", [](int64_t code) { runtime::state().code = static_cast<int>(code); });
+  m.def("set_capability", [](int64_t c) { runtime::state().compiled_capability = int(c); });
   m.def("cuda_device", fastlstm::cuda_device_of);
-  m.def("use", [](int64_t device, int64_t stream) {
+  m.def("set_device_and_stream", [](int64_t device, int64_t stream) {
     runtime::thread().device = static_cast<int>(device);
     runtime::thread().stream = reinterpret_cast<cudaStream_t>(stream);
   });
