@@ -27,9 +27,9 @@ struct Amx {
     std::memset(tiles[t], 0, sizeof tiles[t]);
   }
   // Adds the product of the tiles a and b to the tile `sum`. A row of b has the elements of two
-  // (bfloat16) or four (int8) consecutive rows of a matrix, interleaved. For bfloat16, one sum has
-  // the products of even rows and another those of odd rows; both begin with zero. Then the two are
-  // added, and their sum is added to `sum`. Subnormal numbers count as zeros.
+  // (bfloat16) or four (int8) consecutive rows of a matrix, interleaved. For bfloat16, the even
+  // rows of that matrix have one sum and the odd rows another; both begin with zero. Then the two
+  // sums are added, and the result is added to `sum`. Subnormal numbers count as zeros.
   template <typename T, int sum, int a, int b>
   static void multiply_add() {
     for (int r = 0; r < rows[a]; ++r) {

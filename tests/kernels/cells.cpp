@@ -206,15 +206,15 @@ void add_comparison() {
         const Kernels<T>&a = tables[0], &b = tables[i];
         const auto *const gemm_a = gemm_of<T>(tables[0]), *const gemm_b = gemm_of<T>(tables[i]);
         const std::string where = testing::text(tables[i].target, ", H ", H);
-        const Shape steps{4, 3, H};
+        const Shape shape{4, 3, H};
         const stepwise::Shape resets{4, 3, H, oracle::kDense, false, true};
         if (has_stepwise_kernels(a.row_kernels) && has_stepwise_kernels(b.row_kernels))
           check(run_steps(a.row_kernels, resets, 1, H) == run_steps(b.row_kernels, resets, 1, H),
                 where, ": stepwise");
         if (gemm_a && gemm_b)
-          check(TiledLayer<T>(*gemm_a, *a.cell_kernels, steps, 1).run() ==
-                    TiledLayer<T>(*gemm_b, *b.cell_kernels, steps, 1).run(),
-                where);
+          check(TiledLayer<T>(*gemm_a, *a.cell_kernels, shape, 1).run() ==
+                    TiledLayer<T>(*gemm_b, *b.cell_kernels, shape, 1).run(),
+                where, ": tiled");
       }
   });
 }
@@ -223,15 +223,15 @@ template <typename T>
 void add_cases(const KernelTable& table) {
   const Kernels<T>& kernels = table;
   const std::string group = "cells/", dtype = std::string("/") + testing::name_of<T>() + "/";
-  const auto row = kernels.row_kernels;
-  if (has_stepwise_kernels(row))
-    testing::Case(group + table.target + dtype + "a layer of the stepwise engine", [row] {
+  const auto row_kernels = kernels.row_kernels;
+  if (has_stepwise_kernels(row_kernels))
+    testing::Case(group + table.target + dtype + "a layer of the stepwise engine", [row_kernels] {
       unsigned seed = 0;
       for (const int64_t H : {1, 3, 4, 16, 37})
         for (const auto form : {oracle::kDense, oracle::kLengths}) {
           const stepwise::Shape shape{3, 3, H, form, H % 2 == 0, true};
-          const Bytes whole = run_steps(row, shape, ++seed, H);
-          check(whole == run_steps(row, shape, seed, 1), "H ", H,
+          const Bytes whole = run_steps(row_kernels, shape, ++seed, H);
+          check(whole == run_steps(row_kernels, shape, seed, 1), "H ", H,
                 ": the bits of a unit depend on the other units");
         }
     });

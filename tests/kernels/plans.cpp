@@ -82,7 +82,7 @@ void check_plan(const std::string& what, const CpuTask& task, const CpuMachine& 
         what, ": a grid of ", grid.unit_groups, "x", grid.row_groups, "x", grid.directions);
   check(can_take(gemm, plan.dtype), what, ": rows of ", int(plan.dtype), " for ", int(gemm.format));
   check(!task.projects || bytes_of(plan.dtype) > 2 || gemm.takes(plan.dtype), what,
-        ": a projection in 16 bits, whose rows are widened");
+        ": a projection whose 16-bit rows must be converted");
   if (task.prepacked)
     check(gemm.format == *task.prepacked, what, ": kernels of another format than the weights");
   if (task.backward) check(gemm.trains(), what, ": kernels that cannot train");
@@ -101,7 +101,7 @@ void check_plan(const std::string& what, const CpuTask& task, const CpuMachine& 
             plan.chunk_steps <= task.steps,
         what, ": ", plan.steps_ahead, " steps ahead, chunks of ", plan.chunk_steps);
   check(plan.buffer_rows >= 1 && plan.buffer_unit_vectors >= 1, what, ": ", plan.buffer_rows,
-        " rows and ", plan.buffer_unit_vectors, " tiles at once");
+        " rows and ", plan.buffer_unit_vectors, " vectors of units in a buffer");
 }
 
 // A task with as many output features as units.
@@ -155,11 +155,11 @@ void check_split(const NamedMachine& named) {
     return plan.gemm && plan.gemm->format == Format::bfloat16x2;
   };
   const bool amx = named.machine.gemms[Format::bfloat16x2] != nullptr;
-  check(splits(task) == amx, named.name);
+  check(splits(task) == amx, named.name, ": tf32");
   const auto splits_if = [&](const auto& change) {
-    CpuTask other = task;
-    change(other);
-    return splits(other);
+    CpuTask changed = task;
+    change(changed);
+    return splits(changed);
   };
   check(splits_if([](CpuTask& t) { t.projects = true; }) == amx, named.name, ": a projection");
   check(splits_if([](CpuTask& t) { t.backward = true; }) == amx, named.name, ": backward");
@@ -188,7 +188,7 @@ void check_threads(const NamedMachine& named) {
 }
 
 // Checks that x_gates of several steps are computed at once, unless a step has many rows: then each
-// step multiplies its input together with h. With a narrow input this begins at fewer rows.
+// step multiplies its input together with h. If the input is narrow, 32 rows are many.
 void check_steps_ahead(const NamedMachine& named) {
   for (const int64_t input_size : {4, 40})
     for (const int64_t batch : {1, 32, 300}) {
@@ -200,7 +200,7 @@ void check_steps_ahead(const NamedMachine& named) {
     }
 }
 
-// Checks that W_hh is read in place for few steps of few rows: for more steps if W_hh is large.
+// Checks the form of W_hh for few and many steps, few and many rows, and a small and a large W_hh.
 void check_forms(const NamedMachine& named) {
   for (const bool backward : {false, true}) {
     const auto expect_form = [&](MatrixForm expected, int64_t steps, int64_t batch, int64_t size) {

@@ -111,7 +111,7 @@ struct Problem {
   Matrix<T> a{rows, k_begin + K, random};
   Matrix<T> b{transposed ? N : k_begin + K, transposed ? k_begin + K : N, random};
   Matrix<A> bias{1, N, random};
-  Matrix<A> sums{rows, N, random};  // what the products are added to
+  Matrix<A> old_c{rows, N, random};  // the value of c to which the products are added if kC
   Panels<T> panels{gemm, {b.row_pointers(), transposed}, k_begin, K, N};
 
   Problem(const GemmKernels& gemm, unsigned seed) : gemm(gemm), random(seed) {}
@@ -121,28 +121,28 @@ struct Problem {
                              FirstTerm first_term) const {
     const auto& [shape, offset] = panels.all[panel];
     const bool adds = first_term == FirstTerm::kC;
-    const void* const added = first_term == FirstTerm::kBias ? bias.pointers[0] : nullptr;
+    const void* const bias_row = first_term == FirstTerm::kBias ? bias.pointers[0] : nullptr;
     return {&a.pointers[first], count, k_begin, K, &panels.data[offset], shape,
-            c + first,          adds,  added};
+            c + first,          adds,  bias_row};
   }
-  // Calls run(product) for all rows and panels: at most `step` rows and `max_panels` panels a call.
+  // Calls run(product) for all rows and panels, at most `max_rows` and `max_panels` of them a call.
   template <typename C, typename Run>
-  void multiply(Matrix<C>& c, int64_t step, int64_t max_panels, const Run& run) const {
-    for (int64_t first = 0; first < rows; first += step)
+  void multiply(Matrix<C>& c, int64_t max_rows, int64_t max_panels, const Run& run) const {
+    for (int64_t first = 0; first < rows; first += max_rows)
       for (size_t p = 0; p < panels.all.size();) {
-        const int64_t count = std::min(step, rows - first);
+        const int64_t count = std::min(max_rows, rows - first);
         auto product = panel_product(p, first, count, c.row_pointers(), first_term);
         p = panels.add_panels(product, p, max_panels);
         run(product);
       }
   }
-  // Initializes a destination: with `sums`, or with NaN if the products overwrite it.
+  // Initializes a destination: with `old_c`, or with NaN if the products overwrite it.
   template <typename C>
   void fill(Matrix<C>& c) const {
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t n = 0; n < N; ++n)
         c.of_row[r][n] =
-            from_double<C>(first_term == FirstTerm::kC ? to_double(sums.of_row[r][n]) : NAN);
+            from_double<C>(first_term == FirstTerm::kC ? to_double(old_c.of_row[r][n]) : NAN);
   }
   std::string text() const {
     return testing::text(rows, " rows, terms [", k_begin, ", ", k_begin + K, "), ", N,
@@ -152,18 +152,18 @@ struct Problem {
   void check_sums(const Matrix<A>& c) const {
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t n = 0; n < N; ++n) {
-        double sum = 0, size = 0;
+        double sum = 0, magnitude = 0;
         if (first_term != FirstTerm::kZero)
-          sum = to_double(first_term == FirstTerm::kBias ? bias.of_row[0][n] : sums.of_row[r][n]);
-        size = std::fabs(sum);
+          sum = to_double(first_term == FirstTerm::kBias ? bias.of_row[0][n] : old_c.of_row[r][n]);
+        magnitude = std::fabs(sum);
         for (int64_t k = k_begin; k < k_begin + K; ++k) {
           const double term =
               to_double(a.of_row[r][k]) * to_double(transposed ? b.of_row[n][k] : b.of_row[k][n]);
-          sum += term, size += std::fabs(term);
+          sum += term, magnitude += std::fabs(term);
         }
         const double error = std::fabs(to_double(c.of_row[r][n]) - sum);
-        check(error <= (2 + std::sqrt(double(K))) * roundoff<A>() * size, this->text(), ": row ", r,
-              ", column ", n, ": ", to_double(c.of_row[r][n]), ", expected ", sum);
+        check(error <= (2 + std::sqrt(double(K))) * roundoff<A>() * magnitude, this->text(),
+              ": row ", r, ", column ", n, ": ", to_double(c.of_row[r][n]), ", expected ", sum);
       }
   }
 
@@ -282,9 +282,9 @@ void check_sum_rows(const GemmKernels& gemm, unsigned seed) {
   std::vector<A> sums(rows, accumulate ? A(0.5) : A(NAN));
   gemm.sum_rows(matrix.row_pointers(), rows, K, sums.data(), accumulate);
   for (int64_t r = 0; r < rows; ++r) {
-    double sum = accumulate ? 0.5 : 0, size = sum;
-    for (T x : matrix.of_row[r]) sum += to_double(x), size += std::fabs(to_double(x));
-    check(std::fabs(sums[r] - sum) <= (2 + std::sqrt(double(K))) * roundoff<A>() * size,
+    double sum = accumulate ? 0.5 : 0, magnitude = sum;
+    for (T x : matrix.of_row[r]) sum += to_double(x), magnitude += std::fabs(to_double(x));
+    check(std::fabs(sums[r] - sum) <= (2 + std::sqrt(double(K))) * roundoff<A>() * magnitude,
           "sum of row ", r, " of ", K, " terms: ", sums[r], ", expected ", sum);
   }
 }
@@ -372,12 +372,12 @@ struct Int8Problem {
     const auto& [shape, offset] = panels.all[panel];
     return {&a.pointers[first], count, 0, K, &panels.data[offset], shape, &c.pointers[first], true};
   }
-  void multiply(const Matrix<int8_t>& a, const Panels<int8_t>& panels, int64_t step,
+  void multiply(const Matrix<int8_t>& a, const Panels<int8_t>& panels, int64_t max_rows,
                 int64_t max_panels, Matrix<float>& c) const {
     const int64_t count = a.of_row.size();
-    for (int64_t first = 0; first < count; first += step)
+    for (int64_t first = 0; first < count; first += max_rows)
       for (size_t p = 0; p < panels.all.size();) {
-        auto product = panel_product(a, first, std::min(step, count - first), panels, p, c);
+        auto product = panel_product(a, first, std::min(max_rows, count - first), panels, p, c);
         p = panels.add_panels(product, p, max_panels);
         gemm.multiply(product);
       }
