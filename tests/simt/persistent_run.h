@@ -78,20 +78,19 @@ struct Run {
       problems.push_back(oracle::random_problem(shape.T, shape.B, shape.H,
                                                 {shape.form, d == 1 || shape.reverse, shape.reset},
                                                 seed, rounded<T>, d));
-    auto& b = buffers;
     const auto& length = problems[0].length;
     for (int64_t t = 0, offset = 0; t < shape.T; ++t) {
       const int64_t rows = problems[0].rows(t);
-      b.rows.push_back(rows);
-      b.offsets.push_back(offset);
+      buffers.rows.push_back(rows);
+      buffers.offsets.push_back(offset);
       offset += rows;
-      b.flat_rows = offset;
+      buffers.flat_rows = offset;
     }
-    b.order.resize(shape.B);
-    std::iota(b.order.begin(), b.order.end(), 0);
-    std::stable_sort(b.order.begin(), b.order.end(),
+    buffers.order.resize(shape.B);
+    std::iota(buffers.order.begin(), buffers.order.end(), 0);
+    std::stable_sort(buffers.order.begin(), buffers.order.end(),
                      [&](int64_t x, int64_t y) { return length[x] > length[y]; });
-    b.output = unwritten<T>(b.flat_rows * shape.directions * shape.H);
+    buffers.output = unwritten<T>(buffers.flat_rows * shape.directions * shape.H);
     for (const auto& p : problems) {
       typename Buffers<T>::Direction d;
       d.w_hh = converted<T>(p.w_hh);
@@ -99,21 +98,21 @@ struct Run {
       d.h_0 = padded(d.h_0, exchange_width(false));
       d.c_0 = d.c_n = converted<float>(p.c_0);
       d.gates = flat<T>(p.x_gates, 4 * shape.H);
-      d.cells = unwritten<float>(b.flat_rows * shape.H);
-      d.d_gates = unwritten<T>(b.flat_rows * 4 * exchange_width(true));
+      d.cells = unwritten<float>(buffers.flat_rows * shape.H);
+      d.d_gates = unwritten<T>(buffers.flat_rows * 4 * exchange_width(true));
       d.d_h = converted<T>(p.d_h_n);
       d.d_c = converted<float>(p.d_c_n);
       d.d_cells = flat<float>(p.d_cells, shape.H);
       if (exchange_width(false) != shape.H)
-        d.exchange = unwritten<T>(b.flat_rows * shape.directions * exchange_width(false));
-      b.direction.push_back(d);
+        d.exchange = unwritten<T>(buffers.flat_rows * shape.directions * exchange_width(false));
+      buffers.direction.push_back(d);
     }
-    b.d_output = unwritten<T>(b.output.size());
+    buffers.d_output = unwritten<T>(buffers.output.size());
     for (int d = 0; d < shape.directions; ++d) {
       const auto rows = flat<T>(problems[d].d_output, shape.H);
-      for (int64_t r = 0; r < b.flat_rows; ++r)
+      for (int64_t r = 0; r < buffers.flat_rows; ++r)
         std::copy(&rows[r * shape.H], &rows[r * shape.H] + shape.H,
-                  &b.d_output[(r * shape.directions + d) * shape.H]);
+                  &buffers.d_output[(r * shape.directions + d) * shape.H]);
     }
   }
 

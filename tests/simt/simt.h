@@ -107,7 +107,7 @@ struct Machine {
   std::unordered_map<const void*, std::vector<Fiber*>> awaiting;
   const std::function<void()>* body = nullptr;
   Fiber* current = nullptr;
-  size_t running = 0;
+  size_t unfinished = 0;
   std::exception_ptr fault;
   std::minstd_rand random;
   ucontext_t scheduler;
@@ -132,8 +132,8 @@ inline unsigned& resident_blocks() {
   static unsigned n = 1024;
   return n;
 }
-// After so many calls of await_store, by all threads together, the last block of a cooperative
-// launch starts.
+// How many calls of await_store, by all threads together, come before the last block of a
+// cooperative launch starts. Each of them subtracts 1.
 inline int& late_polls() {
   static int n = 0;
   return n;
@@ -196,7 +196,7 @@ inline void fiber_main() {
   } catch (...) {
     m.fault = std::current_exception();
   }
-  --m.running;
+  --m.unfinished;
   leave(m, *m.current, true);
 }
 
@@ -306,7 +306,7 @@ inline void run_blocks(Machine& m, unsigned first, unsigned count, size_t shared
   const unsigned threads = m.block_size.x * m.block_size.y * m.block_size.z;
   m.blocks = std::vector<Block>(count);
   m.fibers = std::vector<Fiber>(size_t(count) * threads);
-  m.running = m.fibers.size();
+  m.unfinished = m.fibers.size();
   m.ready.clear(), m.awaiting.clear();
   for (unsigned b = 0; b < count; ++b) {
     Block& block = m.blocks[b];
@@ -326,11 +326,11 @@ inline void run_blocks(Machine& m, unsigned first, unsigned count, size_t shared
       (is_late ? m.late : m.ready).push_back(&f);
     }
   }
-  while (m.running > 0) {
+  while (m.unfinished > 0) {
     if (late_polls() == 0 || m.ready.empty())
       std::move(m.late.begin(), m.late.end(), std::back_inserter(m.ready)), m.late.clear();
     if (m.ready.empty())
-      throw Fault("deadlock: " + std::to_string(m.running) +
+      throw Fault("deadlock: " + std::to_string(m.unfinished) +
                   " threads wait at a barrier that not all threads reach, or for a value that no "
                   "thread stores");
     m.current = take_ready(m);

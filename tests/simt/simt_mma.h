@@ -31,11 +31,11 @@ void mma_16bit(float (&d)[4], const W& a, uint32_t b0, uint32_t b1) {
   const auto all = post(mine, 6);
   const unsigned g = self().lane / 4, q = self().lane % 4;
   for (unsigned i = 0; i < 4; ++i) {
-    const unsigned upper = i / 2, column = 2 * q + i % 2;
+    const unsigned second_row = i / 2, column = 2 * q + i % 2;
     for (unsigned k = 0; k < 16; ++k) {
-      const unsigned peer = k % 8 / 2, half = k % 2, high = k / 8;
-      d[i] += half_of_word<H>(all[4 * g + peer][2 * high + upper], half) *
-              half_of_word<H>(all[4 * column + peer][4 + high], half);
+      const unsigned peer = k % 8 / 2, half = k % 2, second_k = k / 8;
+      d[i] += half_of_word<H>(all[4 * g + peer][2 * second_k + second_row], half) *
+              half_of_word<H>(all[4 * column + peer][4 + second_k], half);
     }
   }
 }

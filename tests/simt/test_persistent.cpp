@@ -29,7 +29,7 @@ void add(bool allow_tf32) {
   add_shape("lengths sorted by a table", {4, 9, 16, kLengths, 1, true, false, 8, 8, 2, true});
   add_shape("resets", {4, 4, 16, kDense, 1, false, true});
   add_shape("deep", {2, 2, 136, kDense, 1, false, false, 32, 8, 1}, 1);
-  // Rows so long that in backward each warp loads several groups of chunks.
+  // Rows so long that in backward each warp loads its chunks (kChunkBytes) in several groups.
   add_shape("very deep", {2, 2, 520, kDense, 1, true, false, 32, 8, 1}, 1);
   if (has_wide_tiles) {
     add_shape("very deep, wide tile", {2, 10, 520, kDense, 1, false, false, 32, 16, 1}, 1);
@@ -64,8 +64,8 @@ void add(bool allow_tf32) {
     }
   });
 
-  // The result of a row depends neither on the tiling nor on the other rows.
-  Case(prefix + "same bits for every division", [=] {
+  // The bits of a row do not depend on the tiling.
+  Case(prefix + "same bits for every tiling", [=] {
     simt::seed() = 1;
     const auto bits_of = [&](int units, int tile, int groups) {
       Shape shape{3, 17, 40, kPacked, 1, false, false, units, tile, groups};

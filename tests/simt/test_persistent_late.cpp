@@ -1,5 +1,5 @@
-// The persistent engine when one block starts late: the other blocks must wait for its start longer
-// than they wait for a value of a block that runs.
+// The persistent engine when one block starts late: the other blocks wait for their first value 20
+// times as long as for later values, so that the late block can start.
 #include "persistent_run.h"
 
 namespace {
@@ -16,7 +16,7 @@ const testing::Case late("persistent/a block that starts late", [] {
                                std::function<void()>([&] { run.backward(); })}) {
         simt::late_polls() = 10 * kWaitLimit;
         pass();
-        check(simt::late_polls() == 0, simt::late_polls(), " polls before the last block started");
+        check(simt::late_polls() == 0, "the late block began ", simt::late_polls(), " polls early");
       }
       run.compare();
     }

@@ -21,14 +21,14 @@ void run_projected(int64_t P) {
     for (double& v : values) v = to_double(from_double<T>(normal(random)));
     return values;
   };
-  const oracle::Values projected = draw(B * P), before = draw(B * P), mask = draw(B * P);
+  const oracle::Values projected = draw(B * P), h_before = draw(B * P), mask = draw(B * P);
   const oracle::Values d_output = draw(B * P), dh = draw(B * P);
   oracle::Values output, h, masked, d_projected, dh_after;
   for (int64_t i = 0; i < B * P; ++i) {
     const int64_t b = i / P;
     output.push_back(b == kDead ? 0 : projected[i]);
-    h.push_back(b == kDead ? before[i] : projected[i]);
-    masked.push_back(b == kDead ? before[i] : projected[i] * mask[i]);
+    h.push_back(b == kDead ? h_before[i] : projected[i]);
+    masked.push_back(b == kDead ? h_before[i] : projected[i] * mask[i]);
     const double factor = b == kReset ? 0 : b == kLast ? 1 : mask[i];
     d_projected.push_back(b == kDead ? 0 : factor * dh[i] + d_output[i]);
     dh_after.push_back(b == kDead ? dh[i] : 0);
@@ -41,7 +41,7 @@ void run_projected(int64_t P) {
   const auto mask_T = converted<T>(mask), projected_T = converted<T>(projected);
   const auto d_output_T = converted<T>(d_output);
 
-  auto h_state = converted<T>(before), h_masked = h_state, output_T = unwritten<T>(B * P);
+  auto h_state = converted<T>(h_before), h_masked = h_state, output_T = unwritten<T>(B * P);
   ProjectionForwardStep<T, A> forward{};
   static_cast<Step&>(forward) = common;
   forward.projected = projected_T.data(), forward.h_state = h_state.data();
@@ -94,8 +94,8 @@ void add_cases() {
 const bool added = (add_cases<double, double>(), add_cases<float, float>(),
                     add_cases<bfloat16, float>(), add_cases<float16, float>(), true);
 
-// If there are more rows than the grid is high, a block processes several rows.
-const Case many_rows("stepwise/more rows than a grid is high", [] {
+// If a grid cannot have a thread for each row, a thread computes several rows.
+const Case many_rows("stepwise/more rows than a grid has threads", [] {
   const int64_t rows = 1024 * 8 + 3, H = 1;
   const std::vector<float> x_gates(rows * 4, 0.0f), h_gates(rows * 4, 0.0f);
   std::vector<float> c_state(rows, 2.0f), h_state = unwritten<float>(rows);
