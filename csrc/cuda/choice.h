@@ -38,8 +38,8 @@ inline uint32_t wait_limit_milliseconds() {
 }
 
 // Describes the current device for the planner. sm_count leaves out free_sms(), and is 0 if the
-// device supports no cooperative launches. If the code for the GPU was compiled for sm_80 or newer,
-// capability is the GPU's. Otherwise it is the code's, or 0 if the build has no code for the GPU.
+// device supports no cooperative launches. capability is the GPU's if the kernels for this GPU were
+// compiled for sm_80 or newer, else the one that they were compiled for, or 0 without such kernels.
 inline CudaDevice cuda_device() {
   int index = 0;
   check_cuda(cudaGetDevice(&index), "cudaGetDevice");
@@ -48,16 +48,16 @@ inline CudaDevice cuda_device() {
     check_cuda(cudaDeviceGetAttribute(&value, name, index), "cudaDeviceGetAttribute");
     return value;
   };
-  int code = 0;
-  const cudaError_t error = compiled_capability(&code);
-  const bool has_code =
+  int compiled = 0;
+  const cudaError_t error = compiled_capability(&compiled);
+  const bool has_kernels =
       error != cudaErrorNoKernelImageForDevice && error != cudaErrorInvalidDeviceFunction;
-  if (has_code) check_cuda(error, "cudaFuncGetAttributes");
+  if (has_kernels) check_cuda(error, "cudaFuncGetAttributes");
   const int capability = 10 * attribute(cudaDevAttrComputeCapabilityMajor) +
                          attribute(cudaDevAttrComputeCapabilityMinor);
   const bool cooperates = attribute(cudaDevAttrCooperativeLaunch);
   const int64_t sms = cooperates ? attribute(cudaDevAttrMultiProcessorCount) - free_sms() : 0;
-  return {static_cast<int>(std::max<int64_t>(sms, 0)), code < 80 ? code : capability,
+  return {static_cast<int>(std::max<int64_t>(sms, 0)), compiled < 80 ? compiled : capability,
           attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)};
 }
 

@@ -90,10 +90,11 @@ struct BackwardLaunch {
 // Computes all steps in one cooperative launch, divided as `tiling` says. After an error nothing
 // has run. The error is cudaErrorInvalidValue if the kernels are not compiled for the tile shape.
 template <typename T>
-cudaError_t launch_walk(const ForwardLaunch<T>& call, const Tiling& tiling, cudaStream_t stream);
+cudaError_t launch_walk(const ForwardLaunch<T>& args, const Tiling& tiling, cudaStream_t stream);
 template <typename T>
-cudaError_t launch_walk(const BackwardLaunch<T>& call, const Tiling& tiling, cudaStream_t stream);
+cudaError_t launch_walk(const BackwardLaunch<T>& args, const Tiling& tiling, cudaStream_t stream);
 
+// Copies `count` values from the host to the device. `host` may be freed after the call.
 cudaError_t launch_upload(const int64_t* host, int64_t count, int64_t* device, cudaStream_t stream);
 
 }  // namespace fastlstm

@@ -11,12 +11,12 @@
 namespace fastlstm {
 namespace {
 
-// "Before" and "after" in a TimeStep mean the order of this backward walk. "First" and "last" step
-// mean the order of forward.
+// The members _before and _after of a TimeStep follow the order of this backward walk.
+// is_first_step and is_last_step follow the order of the forward walk.
 template <class P, int kUnits, int kRowTile>
 struct PersistentBackward {
   using T = typename P::T;
-  using Call = BackwardLaunch<T>;
+  using Args = BackwardLaunch<T>;
   using Result = float;  // dL/dc_{t-1}
 
   // What a unit of a row needs in a step besides d_gates of other units.
@@ -29,12 +29,12 @@ struct PersistentBackward {
     unsigned char reset;
   };
 
-  const Call& call;
+  const Args& args;
   const Tiling& tiling;
-  const Block<P, kUnits, kUnits, kRowTile> block{call.sequence, tiling, call.first_reverse,
+  const Block<P, kUnits, kUnits, kRowTile> block{args.sequence, tiling, args.first_reverse,
                                                  4 * tiling.exchange_width};
-  const BackwardDirection<T> d = in_registers(call.direction, block.direction);
-  const int hidden_size = call.sequence.hidden_size, width = tiling.exchange_width;
+  const BackwardDirection<T> d = in_registers(args.direction, block.direction);
+  const int hidden_size = args.sequence.hidden_size, width = tiling.exchange_width;
 
   __device__ T* d_gates_at(const ThreadUnit& at, int64_t flat_row) const {
     return d.d_gates + flat_row * 4 * width + block.column(at);
@@ -47,7 +47,7 @@ struct PersistentBackward {
       prefetch(d_gates_at(at, flat_row) + gate * width);
     }
     prefetch(d.cells + flat_row * hidden_size + column);
-    if (d.d_output) prefetch(d.d_output + flat_row * call.d_output_stride + column);
+    if (d.d_output) prefetch(d.d_output + flat_row * args.d_output_stride + column);
   }
 
   __device__ Inputs load_inputs(const TimeStep& step, const ThreadUnit& at) const {
@@ -64,7 +64,7 @@ struct PersistentBackward {
     in.c_prev = block.is_first_step(step.t, at.row)
                     ? d.c_0[index]
                     : d.cells[(step.offset_after + at.batch_row) * hidden_size + column];
-    in.d_output = d.d_output ? d.d_output[flat_row * call.d_output_stride + column] : T(0.0f);
+    in.d_output = d.d_output ? d.d_output[flat_row * args.d_output_stride + column] : T(0.0f);
     in.d_h = block.is_last_step(step.t, at.row) ? d.d_h[index] : T(0.0f);
     in.d_cells = d.d_cells ? d.d_cells[flat_row * hidden_size + column] : 0.0f;
     return in;
@@ -121,7 +121,7 @@ struct PersistentBackward {
                  : T(0.0f);
     });
     block.run(*this, !block.reverse);
-    if (!call.state_needs_grad) return;
+    if (!args.state_needs_grad) return;
     for (int pass = 0; pass < block.passes; ++pass) run_initial_state(pass);
   }
 
@@ -143,8 +143,8 @@ struct PersistentBackward {
 }  // namespace
 
 template <typename T>
-cudaError_t launch_walk(const BackwardLaunch<T>& call, const Tiling& tiling, cudaStream_t stream) {
-  return launch_planned<PersistentBackward>(call, tiling, stream);
+cudaError_t launch_walk(const BackwardLaunch<T>& args, const Tiling& tiling, cudaStream_t stream) {
+  return launch_planned<PersistentBackward>(args, tiling, stream);
 }
 
 template cudaError_t launch_walk(const BackwardLaunch<float>&, const Tiling&, cudaStream_t);

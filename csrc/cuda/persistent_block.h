@@ -72,7 +72,7 @@ struct Block {
   const bool reverse = first_reverse || direction == 1;
   const int thread = in_register(static_cast<int>(threadIdx.x));
   const int lane = thread % 32, warp = thread / 32;
-  const int first_chunk = warp * chunks / kWarps, last_chunk = (warp + 1) * chunks / kWarps;
+  const int first_chunk = warp * chunks / kWarps, end_chunk = (warp + 1) * chunks / kWarps;
   // The arrays in shared memory, as shared_bytes_of (plan.h) counts them: the slice; partial_sums
   // [kWarps][kRowTile][partial_stride(kRows)]; cell_state [group_rows][kUnits]; for each row of the
   // group its batch row and its length, which is -1 if the row does not exist.
@@ -173,9 +173,9 @@ struct Block {
     LanePieces<T> lane_pieces[kRowTile / 8];
 #pragma unroll
     for (int j = 0; j < kRowTile / 8; ++j)
-      lane_pieces[j] = pieces_of_lane(rows[j], last_chunk, k_size, lane);
+      lane_pieces[j] = pieces_of_lane(rows[j], end_chunk, k_size, lane);
     WarpProduct<P, kRows, kRowTile> product{slice, chunks, lane};
-    add_chunks<kChunks>(product, lane_pieces, first_chunk, last_chunk, current_wait_limit);
+    add_chunks<kChunks>(product, lane_pieces, first_chunk, end_chunk, current_wait_limit);
     // The widest tile (kChunks = 1) has no register left, so it keeps the limit of the first value.
     for (const auto& pieces : lane_pieces)
       if (kChunks > 1 && pieces.is_exchanged) current_wait_limit = sequence.wait_limit;
@@ -189,10 +189,10 @@ struct Block {
     for (int n = 0; n < sequence.steps; ++n) {
       const int t = from_last ? sequence.steps - 1 - n : n, inc = from_last ? -1 : 1;
       const int t_prefetch = t + kPrefetch * inc;
-      const TimeStep at = {
+      const TimeStep step = {
           t, t - inc, t_prefetch, offset(t), offset_before, offset(t + inc), offset(t_prefetch)};
-      for (int pass = 0; pass < passes; ++pass) run_pass(walk, at, pass);
-      offset_before = at.offset;
+      for (int pass = 0; pass < passes; ++pass) run_pass(walk, step, pass);
+      offset_before = step.offset;
     }
   }
 
@@ -234,23 +234,23 @@ struct Block {
 
 template <class Walk>
 __global__ void __launch_bounds__(kThreads, 1)
-    walk_kernel(typename Walk::Call call, Tiling tiling) {
+    walk_kernel(typename Walk::Args args, Tiling tiling) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
   __trap();  // the host code launches no persistent kernel on older GPUs
 #else
-  Walk{call, tiling}.walk();
+  Walk{args, tiling}.walk();
 #endif
 }
 
-template <template <class, int, int> class Walk, class P, class Call>
-cudaError_t launch_tile(const Call& call, const Tiling& tiling, cudaStream_t stream) {
+template <template <class, int, int> class Walk, class P, class Args>
+cudaError_t launch_tile(const Args& args, const Tiling& tiling, cudaStream_t stream) {
   cudaError_t error = cudaErrorInvalidValue;  // if the tile shape is not compiled
   const auto launch_if_planned = [&](auto units, auto rows) {
     if constexpr (is_compiled(std::is_same<P, Ffma>::value, units, rows))
       if (tiling.units == units && tiling.row_tile == rows)
         error = launch_cooperative(walk_kernel<Walk<P, units, rows>>,
                                    dim3(static_cast<unsigned>(tiling.blocks())), dim3(kThreads),
-                                   static_cast<size_t>(tiling.shared_bytes), stream, call, tiling);
+                                   static_cast<size_t>(tiling.shared_bytes), stream, args, tiling);
   };
   constexpr std::integral_constant<int, 8> k8{};
   constexpr std::integral_constant<int, 16> k16{};
@@ -261,15 +261,15 @@ cudaError_t launch_tile(const Call& call, const Tiling& tiling, cudaStream_t str
   return error;
 }
 
-template <template <class, int, int> class Walk, template <typename> class Call, typename T>
-cudaError_t launch_planned(const Call<T>& call, const Tiling& tiling, cudaStream_t stream) {
+template <template <class, int, int> class Walk, template <typename> class Args, typename T>
+cudaError_t launch_planned(const Args<T>& args, const Tiling& tiling, cudaStream_t stream) {
   if constexpr (std::is_same<T, bfloat16>::value)
-    return launch_tile<Walk, BFloat16Mma>(call, tiling, stream);
+    return launch_tile<Walk, BFloat16Mma>(args, tiling, stream);
   else if constexpr (std::is_same<T, float16>::value)
-    return launch_tile<Walk, Float16Mma>(call, tiling, stream);
+    return launch_tile<Walk, Float16Mma>(args, tiling, stream);
   else
-    return tiling.ffma ? launch_tile<Walk, Ffma>(call, tiling, stream)
-                       : launch_tile<Walk, Tf32Mma>(call, tiling, stream);
+    return tiling.ffma ? launch_tile<Walk, Ffma>(args, tiling, stream)
+                       : launch_tile<Walk, Tf32Mma>(args, tiling, stream);
 }
 
 }  // namespace fastlstm

@@ -67,12 +67,12 @@ struct LanePieces {
   }
 };
 
-// `last`: the chunk after the last chunk of the warp. k_size: the number of values in the row.
+// end_chunk: the chunk after the last chunk of the warp. k_size: the number of values in the row.
 template <typename T>
-__device__ LanePieces<T> pieces_of_lane(const MultipliedRow<T>& row, int last, int k_size,
+__device__ LanePieces<T> pieces_of_lane(const MultipliedRow<T>& row, int end_chunk, int k_size,
                                         int lane) {
   const int offset = lane % 4 * (kPerChunk<T> / 4);
-  const int end = min(last, (k_size - offset + kPerChunk<T> - 1) / kPerChunk<T>);
+  const int end = min(end_chunk, (k_size - offset + kPerChunk<T> - 1) / kPerChunk<T>);
   if (!row.values) return {nullptr, 0, false};
   return {row.values + offset, end, row.is_exchanged};
 }

@@ -15,7 +15,7 @@ namespace {
 template <class P, int kUnits, int kRowTile>
 struct PersistentForward {
   using T = typename P::T;
-  using Call = ForwardLaunch<T>;
+  using Args = ForwardLaunch<T>;
 
   // What a unit of a row needs in a step besides h_{t-1}.
   struct Inputs {
@@ -30,15 +30,15 @@ struct PersistentForward {
     T h;
   };
 
-  const Call& call;
+  const Args& args;
   const Tiling& tiling;
-  const Block<P, 4 * kUnits, kUnits, kRowTile> block{call.sequence, tiling, call.first_reverse,
+  const Block<P, 4 * kUnits, kUnits, kRowTile> block{args.sequence, tiling, args.first_reverse,
                                                      tiling.exchange_width};
-  const ForwardDirection<T> d = in_registers(call.direction, block.direction);
-  const int hidden_size = call.sequence.hidden_size;
+  const ForwardDirection<T> d = in_registers(args.direction, block.direction);
+  const int hidden_size = args.sequence.hidden_size;
 
   __device__ T* exchange_at(const ThreadUnit& at, int64_t flat_row) const {
-    return d.exchange + flat_row * call.exchange_stride + block.column(at);
+    return d.exchange + flat_row * args.exchange_stride + block.column(at);
   }
 
   __device__ void prefetch_inputs(const ThreadUnit& at, int64_t flat_row) const {
@@ -65,7 +65,7 @@ struct PersistentForward {
     if (!block.is_live(step.t, row) || block.is_reset(step.t, row)) return {};
     if (block.is_first_step(step.t, row))
       return {d.h_0 + int64_t(block.batch_row[row]) * block.k_size, false};
-    return {d.exchange + (step.offset_before + block.batch_row[row]) * call.exchange_stride, true};
+    return {d.exchange + (step.offset_before + block.batch_row[row]) * args.exchange_stride, true};
   }
 
   __device__ Result compute_and_publish(const Inputs& in) const {
@@ -92,10 +92,10 @@ struct PersistentForward {
       block.cell_state_of(at) = result.c;
     else
       result.c = block.cell_state_of(at);
-    if (d.output != d.exchange) d.output[flat_row * call.output_stride + column] = result.h;
+    if (d.output != d.exchange) d.output[flat_row * args.output_stride + column] = result.h;
     if (last) d.h_n[block.state_index(at)] = result.h, d.c_n[block.state_index(at)] = result.c;
     if (d.cells) d.cells[flat_row * hidden_size + column] = result.c;
-    if (call.save_gates)
+    if (args.save_gates)
       store_gates(d.gates + flat_row * 4 * hidden_size, column, hidden_size, result.gates);
   }
 
@@ -114,8 +114,8 @@ struct PersistentForward {
 }  // namespace
 
 template <typename T>
-cudaError_t launch_walk(const ForwardLaunch<T>& call, const Tiling& tiling, cudaStream_t stream) {
-  return launch_planned<PersistentForward>(call, tiling, stream);
+cudaError_t launch_walk(const ForwardLaunch<T>& args, const Tiling& tiling, cudaStream_t stream) {
+  return launch_planned<PersistentForward>(args, tiling, stream);
 }
 
 template cudaError_t launch_walk(const ForwardLaunch<float>&, const Tiling&, cudaStream_t);

@@ -8,18 +8,18 @@ namespace fastlstm {
 // Launches the walk, one or two directions at a time as `tiling` says. direction_of(d) returns the
 // arguments of a direction. Immediately before the first launch all bits of `exchange` are set
 // (persistent.h), so that the memory is still in L2 when the kernel starts.
-template <typename Call, typename DirectionOf>
-void launch_directions(Call& call, const LayerCall& layer, const Tiling& tiling,
+template <typename Args, typename DirectionOf>
+void launch_directions(Args& args, const LayerCall& layer, const Tiling& tiling,
                        const Tensor& exchange, const DirectionOf& direction_of) {
   const auto stream = c10::cuda::getCurrentCUDAStream();
-  call.sequence.wait_limit = wait_limit_milliseconds();
+  args.sequence.wait_limit = wait_limit_milliseconds();
   for (int64_t first = 0; first < layer.num_directions(); first += tiling.directions) {
-    call.first_reverse = first == 1;
-    for (int k = 0; k < tiling.directions; ++k) call.direction[k] = direction_of(first + k);
+    args.first_reverse = first == 1;
+    for (int k = 0; k < tiling.directions; ++k) args.direction[k] = direction_of(first + k);
     if (first == 0)
       check_cuda(cudaMemsetAsync(exchange.data_ptr(), 0xff, exchange.nbytes(), stream),
                  "cudaMemsetAsync");
-    const cudaError_t error = launch_walk(call, tiling, stream);
+    const cudaError_t error = launch_walk(args, tiling, stream);
     TORCH_CHECK(error == cudaSuccess, "lstm: the launch of the persistent engine with ",
                 tiling.blocks(), " blocks at once failed: ", cudaGetErrorString(error),
                 ". If MPS or another program holds multiprocessors, FASTLSTM_FREE_SMS=N leaves "
@@ -41,11 +41,11 @@ ForwardResult persistent_forward(const LayerCall& layer, const Tiling& tiling,
                       : at::empty({s.flat_rows, s.directions * width}, layer.input.options());
   const DeviceSequence on_device(layer, tiling.has_passes());
 
-  ForwardLaunch<T> call{};
-  call.sequence = on_device.sequence;
-  call.save_gates = options.save_gates;
-  call.output_stride = s.directions * hidden;
-  call.exchange_stride = s.directions * width;
+  ForwardLaunch<T> args{};
+  args.sequence = on_device.sequence;
+  args.save_gates = options.save_gates;
+  args.output_stride = s.directions * hidden;
+  args.exchange_stride = s.directions * width;
   const auto direction_of = [&](int64_t d) -> ForwardDirection<T> {
     Tensor x_gates = flat(tensors.gates[d], s.flat_rows);
     stepwise::multiply_input(layer, layer.directions[d], input, x_gates);
@@ -57,7 +57,7 @@ ForwardResult persistent_forward(const LayerCall& layer, const Tiling& tiling,
     memory.h_n = data<T>(tensors.h_n[d]), memory.c_n = data<float>(tensors.c_n[d]);
     return memory;
   };
-  launch_directions(call, layer, tiling, exchange, direction_of);
+  launch_directions(args, layer, tiling, exchange, direction_of);
   if (!options.save_gates) tensors.gates = Tensor();
   return tensors.result(layer);
 }
@@ -71,10 +71,10 @@ BackwardResult persistent_backward(const LayerCall& layer, const Tiling& tiling,
   const DeviceSequence on_device(layer, tiling.has_passes());
   const Tensor d_gates = at::empty({s.directions, s.flat_rows, 4 * width}, layer.input.options());
 
-  BackwardLaunch<T> call{};
-  call.sequence = on_device.sequence;
-  call.d_output_stride = s.directions * hidden;
-  call.state_needs_grad = in.request.state;
+  BackwardLaunch<T> args{};
+  args.sequence = on_device.sequence;
+  args.d_output_stride = s.directions * hidden;
+  args.state_needs_grad = in.request.state;
   const auto direction_of = [&](int64_t d) -> BackwardDirection<T> {
     BackwardDirection<T> memory{};
     memory.w_hh = data<T>(on_device.w_hh[d]), memory.c_0 = data<float>(tensors.c_0[d]);
@@ -85,11 +85,11 @@ BackwardResult persistent_backward(const LayerCall& layer, const Tiling& tiling,
     memory.d_c = data<float>(tensors.grad_c_0[d]);
     return memory;
   };
-  launch_directions(call, layer, tiling, d_gates, direction_of);
+  launch_directions(args, layer, tiling, d_gates, direction_of);
   for (int64_t d = 0; d < s.directions; ++d) {
-    const Tensor rows = d_gates[d].view({s.flat_rows, 4, width}).narrow(2, 0, hidden);
-    const Tensor dense = rows.reshape({s.flat_rows, 4 * hidden});  // copies if width > hidden
-    tensors.add_gradients(layer.directions[d], dense, dense, dense, [&] {
+    const Tensor unpadded = d_gates[d].view({s.flat_rows, 4, width}).narrow(2, 0, hidden);
+    const Tensor flat_d_gates = unpadded.reshape({s.flat_rows, 4 * hidden});  // copies if padded
+    tensors.add_gradients(layer.directions[d], flat_d_gates, flat_d_gates, flat_d_gates, [&] {
       return multiplied_hidden(layer, d, tensors.columns_of(tensors.output, d));
     });
   }

@@ -7,10 +7,9 @@
 // have a fixed order. So the result of a row depends neither on the division of the work nor on
 // the other rows.
 //
-// The order of the terms of a chunk is chosen so that the four words that a lane loads are its B
-// operands of two mma instructions, without a shuffle. The slice is stored in the same order
-// (SliceLayout::source_of). A pass reads the slice from shared memory once. The time of this read
-// bounds the product.
+// The terms of a chunk are ordered so that the four words that a lane loads are its B operands of
+// two mma instructions, without a shuffle. The slice has the same order (SliceLayout::source_of). A
+// pass reads the slice from shared memory once, and this read bounds the product.
 #pragma once
 #include "persistent_exchange.h"
 
@@ -144,13 +143,13 @@ struct WarpProduct {
   int chunks, lane;
   float tile[kMTiles][kNTiles][4] = {};
 
-  // Multiplies the loaded chunks from `begin` on that lie before chunk `last`. words[i][j] is the
+  // Multiplies the loaded chunks from `begin` on that lie before chunk `end`. words[i][j] is the
   // lane's piece of chunk begin + i, of batch row 8 j + lane / 4 of the pass.
   template <int kChunks>
-  __device__ void add(const Bits128 (&words)[kChunks][kNTiles], int begin, int last) {
+  __device__ void add(const Bits128 (&words)[kChunks][kNTiles], int begin, int end) {
 #pragma unroll
     for (int i = 0; i < kChunks; ++i) {
-      if (begin + i >= last) break;
+      if (begin + i >= end) break;
 #pragma unroll
       for (int k_step = 0; k_step < 2; ++k_step) {
         typename P::FragmentB b[kNTiles];
@@ -183,22 +182,22 @@ struct WarpProduct {
   }
 };
 
-// Multiplies the chunks [first, last) of a warp, and loads the next kChunks meanwhile.
+// Multiplies the chunks [first, end) of a warp, and loads the next kChunks meanwhile.
 template <int kChunks, class Product, typename T, int kNTiles>
 __device__ void add_chunks(Product& product, const LanePieces<T> (&lane_pieces)[kNTiles], int first,
-                           int last, uint32_t wait_limit) {
+                           int end, uint32_t wait_limit) {
   LoadedChunks<T, kChunks, kNTiles> buffer, other_buffer;
   const auto multiply = [&](auto& loaded, auto& next, int begin) {
-    const int end = begin + kChunks;
-    if (end < last) next.load(lane_pieces, end);
-    product.add(loaded.words, begin, last);
-    if (end < last) next.wait(lane_pieces, end, wait_limit);
+    const int next_begin = begin + kChunks;
+    if (next_begin < end) next.load(lane_pieces, next_begin);
+    product.add(loaded.words, begin, end);
+    if (next_begin < end) next.wait(lane_pieces, next_begin, wait_limit);
   };
   buffer.load(lane_pieces, first);
   buffer.wait(lane_pieces, first, wait_limit);
-  for (int begin = first; begin < last; begin += 2 * kChunks) {
+  for (int begin = first; begin < end; begin += 2 * kChunks) {
     multiply(buffer, other_buffer, begin);
-    if (begin + kChunks < last) multiply(other_buffer, buffer, begin + kChunks);
+    if (begin + kChunks < end) multiply(other_buffer, buffer, begin + kChunks);
   }
 }
 

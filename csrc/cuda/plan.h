@@ -137,7 +137,7 @@ inline double step_clocks(const CudaTask& task, const Tiling& tiling, int sm_cou
 }
 
 // Returns the division that takes the fewest clocks, or nothing if no division fits: all blocks
-// must run at the same time, with the shared memory that they need.
+// must run at the same time, with the shared memory that they need. All sizes must fit into an int.
 inline std::optional<Tiling> best_tiling(const CudaTask& task, const CudaDevice& device) {
   const bool possible = task.dtype != Dtype::kFloat64 && device.capability >= 80 &&
                         task.hidden_size > 0 && task.hidden_size <= (1 << 20) && task.batch > 0 &&

@@ -1,5 +1,5 @@
-// The kernels of the stepwise engine, which call step_row() (equations/), as the CPU does: one
-// launch for a step, after the GEMM of that step. A thread computes one unit of a row. With layer
+// The kernels of the stepwise engine, which call step_row() (equations/), as the CPU does. A step
+// has one launch, or two with a projection. A thread computes one unit of a row. With layer
 // normalization a block computes a whole row, since the sums run over the row. The time of a launch
 // bounds a step, which moves few megabytes at most.
 #include <algorithm>

@@ -165,38 +165,38 @@ struct Run {
 
   void forward(bool save = true) {
     task.backward = false;
-    ForwardLaunch<T> call{};
-    call.sequence = sequence();
+    ForwardLaunch<T> args{};
+    args.sequence = sequence();
     for (int d = 0; d < shape.directions; ++d) {
       auto& b = buffers.direction[d];
       T* const output = buffers.output.data() + d * shape.H;
       T* const exchange = b.exchange.empty() ? output : &b.exchange[d * exchange_width(false)];
       float* const cells = save ? b.cells.data() : nullptr;
-      call.direction[d] = {b.w_hh.data(), b.h_0.data(), b.gates.data(), output,
+      args.direction[d] = {b.w_hh.data(), b.h_0.data(), b.gates.data(), output,
                            exchange,      cells,        b.h_n.data(),   b.c_n.data()};
     }
-    call.first_reverse = shape.reverse;
-    call.save_gates = save;
-    call.output_stride = shape.directions * shape.H;
-    call.exchange_stride = shape.directions * exchange_width(false);
-    check(launch_walk(call, tiling(), nullptr) == cudaSuccess, "launch");
+    args.first_reverse = shape.reverse;
+    args.save_gates = save;
+    args.output_stride = shape.directions * shape.H;
+    args.exchange_stride = shape.directions * exchange_width(false);
+    check(launch_walk(args, tiling(), nullptr) == cudaSuccess, "launch");
   }
 
   void backward(bool state_needs_grad = true) {
     task.backward = true;
-    BackwardLaunch<T> call{};
-    call.sequence = sequence();
+    BackwardLaunch<T> args{};
+    args.sequence = sequence();
     for (int d = 0; d < shape.directions; ++d) {
       auto& b = buffers.direction[d];
       const T* const d_output = buffers.d_output.data() + d * shape.H;
-      call.direction[d] = {b.w_hh.data(),    b.c_0.data(), b.gates.data(),
+      args.direction[d] = {b.w_hh.data(),    b.c_0.data(), b.gates.data(),
                            b.cells.data(),   d_output,     b.d_cells.data(),
                            b.d_gates.data(), b.d_h.data(), b.d_c.data()};
     }
-    call.first_reverse = shape.reverse;
-    call.state_needs_grad = state_needs_grad;
-    call.d_output_stride = shape.directions * shape.H;
-    check(launch_walk(call, tiling(), nullptr) == cudaSuccess, "launch");
+    args.first_reverse = shape.reverse;
+    args.state_needs_grad = state_needs_grad;
+    args.d_output_stride = shape.directions * shape.H;
+    check(launch_walk(args, tiling(), nullptr) == cudaSuccess, "launch");
   }
 
   void check_both() {
