@@ -85,7 +85,7 @@ def _is_sound(name: str, call: Call) -> bool:
 def _op_engine(name: str, *device_types: str) -> Engine:
     why_not = functools.partial(_why_not_op, name, device_types)
     run, is_sound = functools.partial(run_op, engine=name), functools.partial(_is_sound, name)
-    return Engine("op" if name == "auto" else name, why_not, run, is_sound)
+    return Engine("op" if name == "auto" else name, why_not, run, is_sound)  # "op": the op chooses
 
 
 _ENGINES = (
