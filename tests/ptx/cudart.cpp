@@ -73,7 +73,7 @@ cudaError_t result(cudaError_t error) {
 
 Kernel& kernel_of(Function& f) {
   if (f.kernel) return *f.kernel;
-  const OwnMemory own;
+  const RecordingPause pause;
   f.kernel = parse_kernel(f.text, runtime().variables);
   return *f.kernel;
 }

@@ -79,7 +79,7 @@ Operation select() {
 }
 
 template <typename F>
-Operation predicates(int sources, F) {
+Operation predicate_operation(int sources, F) {
   const Handler run = [](Warp& w, const Instruction& in, uint32_t lanes) {
     set_predicate(w, in.op[0], lanes, F()(w.predicates[in.op[1]], w.predicates[in.op[2]]));
   };
@@ -229,7 +229,7 @@ template <int k>
 struct Tile {
   f64 a[16][k], b[k][8];
 
-  void finish(Warp& w, const Instruction& in) const {
+  void multiply(Warp& w, const Instruction& in) const {
     for (int lane = 0; lane < kLanes; ++lane) {
       const int group = lane >> 2, in_group = lane & 3;
       for (int i = 0; i < 4; ++i) {
@@ -244,11 +244,11 @@ struct Tile {
 
 // The layout is in the section "Matrix Fragments for mma.m16n8k16 with floating point type" of the
 // PTX ISA. Register r has the elements 2 r (in its lower half) and 2 r + 1.
-template <f32 (*value)(u16)>
+template <f32 (*to_f32)(u16)>
 void mma_m16n8k16_handler(Warp& w, const Instruction& in, uint32_t) {
   Tile<16> tile;
   const auto element = [&](int operand, int i, int lane) {
-    return value(static_cast<u16>(w.lanes<u32>(in.op[operand + i / 2])[lane] >> 16 * (i & 1)));
+    return to_f32(static_cast<u16>(w.lanes<u32>(in.op[operand + i / 2])[lane] >> 16 * (i & 1)));
   };
   for (int lane = 0; lane < kLanes; ++lane) {
     const int group = lane >> 2, in_group = lane & 3;
@@ -262,7 +262,7 @@ void mma_m16n8k16_handler(Warp& w, const Instruction& in, uint32_t) {
       tile.b[row][group] = element(8, i, lane);
     }
   }
-  tile.finish(w, in);
+  tile.multiply(w, in);
 }
 
 // The layout is in the section "Matrix Fragments for mma.m16n8k8" of the PTX ISA, type .tf32. The
@@ -283,7 +283,7 @@ void mma_m16n8k8_tf32_handler(Warp& w, const Instruction& in, uint32_t) {
     for (int i = 0; i < 2; ++i)
       tile.b[i == 0 ? in_group : in_group + 4][group] = element(8 + i, lane);
   }
-  tile.finish(w, in);
+  tile.multiply(w, in);
 }
 
 // The operation of an mma instruction: d, a, b and c have 14 registers together.
@@ -297,28 +297,28 @@ uint64_t address_of(Warp& w, const Instruction& in, int lane) {
   return base + in.access.displacement;
 }
 
-Visit visit_of(const Warp& w, const Instruction& in, int lane) {
-  Visit v;
-  v.launch = w.machine->number;
-  v.block = w.block->index;
-  v.thread = w.index * kLanes + lane;
-  v.block_epoch = w.block->epoch;
-  v.warp_epoch = w.epoch;
-  v.bytes = in.access.bytes;
-  v.strong = in.access.strong;
-  return v;
+AccessRecord record_of(const Warp& w, const Instruction& in, int lane) {
+  AccessRecord record;
+  record.launch = w.machine->launch_number;
+  record.block = w.block->index;
+  record.thread = w.index * kLanes + lane;
+  record.block_epoch = w.block->epoch;
+  record.warp_epoch = w.epoch;
+  record.bytes = in.access.bytes;
+  record.strong = in.access.strong;
+  return record;
 }
 
-void check_race(const Warp& w, const Instruction& in, int lane, Shadow& shadow, const Visit& now,
-                bool is_store) {
-  if (const char* const race = visit(shadow, now, is_store))
+void check_race(const Warp& w, const Instruction& in, int lane, Shadow& shadow,
+                const AccessRecord& now, bool is_store) {
+  if (const char* const race = record_access(shadow, now, is_store))
     fault(w, in, lane, std::string("a data race with ") + race);
 }
 
 // Checks an access to global memory and returns the host address of its bytes.
 unsigned char* global_bytes(Warp& w, const Instruction& in, int lane, uint64_t address,
                             unsigned bytes, bool is_store) {
-  if (in.recent.launch != w.machine->number || address < in.recent.begin ||
+  if (in.recent.launch != w.machine->launch_number || address < in.recent.begin ||
       address + bytes > in.recent.end) {
     const Allocation* const a = find_allocation(address, true);
     if (!a || address + bytes > a->end)
@@ -327,11 +327,11 @@ unsigned char* global_bytes(Warp& w, const Instruction& in, int lane, uint64_t a
                     std::to_string(a->end - a->begin) + " bytes, at " +
                     std::to_string(address - a->begin)
               : "an access to memory that is not allocated");
-    in.recent = {w.machine->number, a->begin, a->end, a->shadow};
+    in.recent = {w.machine->launch_number, a->begin, a->end, a->shadow};
   }
   auto* const shadow = static_cast<Shadow*>(in.recent.shadow);
   if (shadow) {
-    const Visit now = visit_of(w, in, lane);
+    const AccessRecord now = record_of(w, in, lane);
     const uint64_t begin = address - in.recent.begin;
     for (uint64_t at = begin / kGranule; at <= (begin + bytes - 1) / kGranule; ++at)
       check_race(w, in, lane, shadow[at], now, is_store);
@@ -350,7 +350,7 @@ unsigned char* shared_bytes(Warp& w, const Instruction& in, int lane, uint64_t a
     std::memset(&block.written[at], 1, bytes);
   else if (std::memchr(&block.written[at], 0, bytes))
     fault(w, in, lane, "shared memory is read before it was written, at " + std::to_string(at));
-  const Visit now = visit_of(w, in, lane);
+  const AccessRecord now = record_of(w, in, lane);
   for (uint64_t word = at / 4; word <= (at + bytes - 1) / 4; ++word)
     check_race(w, in, lane, block.shadow[word], now, is_store);
   return &block.shared[at];
@@ -365,10 +365,10 @@ unsigned char* bytes_at(Warp& w, const Instruction& in, int lane, bool is_store)
   if (a.space == Space::kGlobal) return global_bytes(w, in, lane, address, bytes, is_store);
   if (a.space == Space::kShared) return shared_bytes(w, in, lane, address, bytes, is_store);
   if (address >= kArgumentBase) {
-    const uint32_t all = w.machine->launch.kernel->argument_bytes;
+    const uint32_t argument_bytes = w.machine->launch.kernel->argument_bytes;
     const uint64_t at = address - kArgumentBase;
-    if (at + bytes > all) fault(w, in, lane, "an access beyond the arguments of a call");
-    return &w.arguments[size_t(lane) * all + at];
+    if (at + bytes > argument_bytes) fault(w, in, lane, "an access beyond the arguments of a call");
+    return &w.arguments[size_t(lane) * argument_bytes + at];
   }
   const auto& parameters = w.machine->launch.parameters;
   const uint64_t at = address - kParamBase;
@@ -451,8 +451,8 @@ void trap_handler(Warp& w, const Instruction& in, uint32_t lanes) {
 void print_handler(Warp& w, const Instruction& in, uint32_t lanes) {
   for_lanes(lanes, [&](int lane) {
     const u64 at = w.lanes<u64>(in.op[0])[lane] - kArgumentBase;
-    const size_t own = size_t(lane) * w.machine->launch.kernel->argument_bytes;
-    const auto* const format = value_at<const char*>(&w.arguments[own + at]);
+    const size_t lane_offset = size_t(lane) * w.machine->launch.kernel->argument_bytes;
+    const auto* const format = value_at<const char*>(&w.arguments[lane_offset + at]);
     if (std::strchr(format, '%')) fault(w, in, lane, "not implemented: printf with values");
     std::fputs(format, stdout);
   });
@@ -538,11 +538,11 @@ std::map<std::string, Operation> make_operations() {
   all["mov.b32 pack"] = pack<u32, u16>(), all["mov.b64 pack"] = pack<u64, u32>();
   all["mov.b32 unpack"] = unpack<u32, u16>(), all["mov.b64 unpack"] = unpack<u64, u32>();
 
-  all["mov.pred"] = predicates(1, [](u32 a, u32) { return a; });
-  all["not.pred"] = predicates(1, [](u32 a, u32) { return ~a; });
-  all["and.pred"] = predicates(2, [](u32 a, u32 b) { return a & b; });
-  all["or.pred"] = predicates(2, [](u32 a, u32 b) { return a | b; });
-  all["xor.pred"] = predicates(2, [](u32 a, u32 b) { return a ^ b; });
+  all["mov.pred"] = predicate_operation(1, [](u32 a, u32) { return a; });
+  all["not.pred"] = predicate_operation(1, [](u32 a, u32) { return ~a; });
+  all["and.pred"] = predicate_operation(2, [](u32 a, u32 b) { return a & b; });
+  all["or.pred"] = predicate_operation(2, [](u32 a, u32 b) { return a | b; });
+  all["xor.pred"] = predicate_operation(2, [](u32 a, u32 b) { return a ^ b; });
 
   add_words<u16>(all, "16"), add_words<u32>(all, "32"), add_words<u64>(all, "64");
   add_integers<s16>(all, "s16"), add_integers<u16>(all, "u16");
@@ -562,7 +562,7 @@ std::map<std::string, Operation> make_operations() {
   all["ex2.approx.ftz.f32"] = lanewise([](f32 a) -> f32 { return ex2_approx_ftz(a); });
 
   all["cvt.s64.s32"] = lanewise([](s32 a) -> s64 { return a; });
-  all["cvt.s64.s32 of 64 bits"] = lanewise([](u64 a) -> s64 { return static_cast<s32>(a); });
+  all["cvt.s64.s32 of a b64 register"] = lanewise([](u64 a) -> s64 { return static_cast<s32>(a); });
   all["cvt.s8.s32"] = lanewise([](s32 a) -> s16 { return static_cast<int8_t>(a); });
   all["cvt.s16.s8"] = lanewise([](u16 a) -> s16 { return static_cast<int8_t>(a); });
   all["cvt.u64.u32"] = lanewise([](u32 a) -> u64 { return a; });
@@ -581,8 +581,8 @@ std::map<std::string, Operation> make_operations() {
   all["cvt.f32.bf16"] = lanewise([](u16 a) -> f32 { return from_bf16(a); });
   all["cvt.f32.f16"] = lanewise([](u16 a) -> f32 { return from_f16(a); });
   all["cvt.rna.tf32.f32"] = lanewise([](f32 a) -> u32 { return to_tf32(a); });
-  // Global addresses are the same as generic addresses.
   all["add.u64"] = all["add.s64"];
+  // Global addresses are the same as generic addresses.
   all["cvta.to.global.u64"] = all["cvta.global.u64"] = all["mov.u64"];
 
   all["ld"] = {load_handler, {}}, all["st"] = {store_handler, {}};

@@ -103,7 +103,7 @@ constexpr uint64_t kParamBase = 0x10000, kSharedBase = 0x400, kArgumentBase = 0x
 // The memory of the global variables, by name, which all kernels of a program share.
 using Variables = std::map<std::string, std::unique_ptr<unsigned char[]>>;
 
-// Decodes a kernel, from ".entry" to the closing brace. A Fault names what is not implemented.
+// Decodes a kernel, from ".entry" to the closing brace. Throws a Fault for an unknown feature.
 std::unique_ptr<Kernel> parse_kernel(const std::string& text, const Variables& variables);
 // Returns the text of each kernel of a module, by name, and adds the module's variables.
 std::map<std::string, std::string> split_module(const std::string& text, Variables& variables);
@@ -119,7 +119,7 @@ struct Operation {
   Control control = Control::kPlain;
   int members = -1;  // as in Instruction
 };
-// The operations by their opcode; ld, st and prefetch without their qualifiers and operands.
+// The operations by opcode. For ld, st and prefetch, the key has no qualifiers; only `run` is set.
 const std::map<std::string, Operation>& operations();
 
 }  // namespace ptx

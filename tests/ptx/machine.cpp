@@ -90,7 +90,7 @@ void start(Block& block, Machine& m, uint32_t index) {
   }
 }
 
-void release_block_if_complete(Block& block) {
+void release_block_barrier_if_complete(Block& block) {
   if (block.warps_waiting == 0 || block.warps_waiting != block.warps_alive) return;
   ++block.epoch;
   block.warps_waiting = 0;
@@ -202,14 +202,14 @@ void exit_lanes(Warp& warp, Group& g, uint32_t lanes) {
   drop_empty(warp);
   if (warp.alive) return;
   --warp.block->warps_alive;
-  release_block_if_complete(*warp.block);
+  release_block_barrier_if_complete(*warp.block);
 }
 
 // Executes up to `budget` instructions of a group and returns how many it executed.
 int run_group(Warp& warp, Group& g, int budget) {
   const std::vector<Instruction>& code = warp.machine->launch.kernel->code;
-  const bool alone = warp.groups.size() == 1, together = !options().random_lanes;
-  const uint32_t meeting = alone || !together ? ~0u : meeting_point(warp, g);
+  const bool alone = warp.groups.size() == 1;
+  const uint32_t meeting = alone || options().random_lanes ? ~0u : meeting_point(warp, g);
   const uint32_t lanes = g.lanes;
   uint32_t pc = g.pc;
   int done = 0;
@@ -245,7 +245,7 @@ int run_group(Warp& warp, Group& g, int budget) {
     } else if (active != lanes) {
       fault(warp, in, 0, "the guard is true for some lanes and false for others");
     } else if (in.control == Control::kBlockBarrier) {
-      if (enter_block_barrier(warp, g, in)) release_block_if_complete(*warp.block);
+      if (enter_block_barrier(warp, g, in)) release_block_barrier_if_complete(*warp.block);
       stopped = true;
     } else if (in.control == Control::kWarpBarrier) {
       stopped = !pass_warp_barrier(warp, g, in) || !alone;
@@ -334,9 +334,9 @@ void run_blocks(Machine& m, uint32_t first, uint32_t count) {
 }  // namespace
 
 void run(const Launch& launch) {
-  const OwnMemory own;
-  static uint32_t number = 0;
-  Machine m{launch, ++number, 0, {}, {}, {}};
+  const RecordingPause pause;
+  static uint32_t launch_number = 0;
+  Machine m{launch, ++launch_number, 0, {}, {}, {}};
   m.random.seed((options().seed + options().seed_offset) * 7919 + 1);
   const auto blocks = static_cast<uint32_t>(launch.grid.count());
   const uint32_t at_once = launch.cooperative ? blocks : 4;

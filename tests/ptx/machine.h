@@ -89,7 +89,7 @@ struct Delayed {
 // The state of a launch.
 struct Machine {
   const Launch& launch;
-  uint32_t number = 0;       // the number of the launch
+  uint32_t launch_number = 0;
   int without_progress = 0;  // the number of instructions since the last progress
   std::minstd_rand random;
   std::vector<Block> blocks;

@@ -12,25 +12,25 @@ namespace {
 
 // An allocator for the table of allocations, because operator new, replaced below, uses the table.
 template <typename T>
-struct Plain {
+struct MallocAllocator {
   using value_type = T;
-  Plain() = default;
+  MallocAllocator() = default;
   template <typename U>
-  Plain(const Plain<U>&) {}
+  MallocAllocator(const MallocAllocator<U>&) {}
   T* allocate(size_t n) { return static_cast<T*>(std::malloc(n * sizeof(T))); }
   void deallocate(T* p, size_t) { std::free(p); }
-  bool operator==(const Plain&) const = default;
+  bool operator==(const MallocAllocator&) const = default;
 };
 
 constexpr size_t kAlignment = 256;  // the same as cudaMalloc's
 
-// All recorded allocations, by their end; `own` is the number of OwnMemory objects.
+// All recorded allocations, by their end; `pauses` is the number of RecordingPause objects.
 struct Table {
   std::mutex mutex;
   std::map<uintptr_t, Allocation, std::less<uintptr_t>,
-           Plain<std::pair<const uintptr_t, Allocation>>>
+           MallocAllocator<std::pair<const uintptr_t, Allocation>>>
       by_end;
-  int own = 0;
+  int pauses = 0;
 };
 Table& table() {
   alignas(Table) static unsigned char memory[sizeof(Table)];  // never destroyed
@@ -41,12 +41,12 @@ Table& table() {
 void* allocate(size_t bytes, size_t align) {
   Table& t = table();
   const std::lock_guard<std::mutex> lock(t.mutex);
-  if (t.own == 0) align = std::max(align, kAlignment);
+  if (t.pauses == 0) align = std::max(align, kAlignment);
   void* const p = align <= alignof(std::max_align_t)
                       ? std::malloc(bytes ? bytes : 1)
                       : std::aligned_alloc(align, (bytes + align) / align * align);
   if (!p) throw std::bad_alloc();
-  if (t.own > 0) return p;
+  if (t.pauses > 0) return p;
   std::memset(p, kJunk, bytes);
   const auto begin = reinterpret_cast<uintptr_t>(p);
   t.by_end[begin + bytes] = {begin, begin + bytes, nullptr};
@@ -69,7 +69,7 @@ void release(void* p) {
 
 // Returns `race` if the two accesses are a data race, another message if they are relaxed accesses
 // of different sizes, or null if there is no race.
-const char* race_between(const Visit& before, const Visit& now, const char* race) {
+const char* race_between(const AccessRecord& before, const AccessRecord& now, const char* race) {
   if (!unordered(before, now)) return nullptr;
   if (!before.strong || !now.strong) return race;
   return before.bytes == now.bytes ? nullptr : "relaxed accesses of different sizes";
@@ -89,13 +89,13 @@ const Allocation* find_allocation(uintptr_t address, bool with_shadow) {
   return &a;
 }
 
-OwnMemory::OwnMemory() { ++table().own; }
-OwnMemory::~OwnMemory() { --table().own; }
+RecordingPause::RecordingPause() { ++table().pauses; }
+RecordingPause::~RecordingPause() { --table().pauses; }
 
-const char* visit(Shadow& shadow, const Visit& now, bool is_store) {
+const char* record_access(Shadow& shadow, const AccessRecord& now, bool is_store) {
   const char* race = race_between(shadow.store, now, "another thread's store");
   if (is_store) {
-    for (const Visit& load : {shadow.load, shadow.other_load})
+    for (const AccessRecord& load : {shadow.load, shadow.other_load})
       if (!race) race = race_between(load, now, "another thread's load");
     shadow.store = now;
   } else {

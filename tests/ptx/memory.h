@@ -12,7 +12,7 @@
 namespace ptx {
 
 // An access to a piece of memory, with the number of barriers that its thread had passed.
-struct Visit {
+struct AccessRecord {
   uint32_t launch = 0;
   uint32_t block = 0, thread = 0;  // the index of the block in the grid, of the thread in the block
   uint32_t block_epoch = 0, warp_epoch = 0;
@@ -22,11 +22,11 @@ struct Visit {
 
 // The last accesses to a piece of memory: the last store, and the last loads by two threads.
 struct Shadow {
-  Visit store, load, other_load;
+  AccessRecord store, load, other_load;
 };
 
 // Whether two accesses are by different threads, without a barrier between them.
-inline bool unordered(const Visit& before, const Visit& now) {
+inline bool unordered(const AccessRecord& before, const AccessRecord& now) {
   if (before.launch != now.launch) return false;
   if (before.block != now.block) return true;
   if (before.thread == now.thread || before.block_epoch != now.block_epoch) return false;
@@ -34,7 +34,7 @@ inline bool unordered(const Visit& before, const Visit& now) {
 }
 
 // Records an access in its shadow. Returns the access that it races with, as text, or null.
-const char* visit(Shadow& shadow, const Visit& now, bool is_store);
+const char* record_access(Shadow& shadow, const AccessRecord& now, bool is_store);
 
 // --- allocations of the host ---
 
@@ -50,13 +50,13 @@ struct Allocation {
 // Returns the allocation that contains an address, or null; `with_shadow` gives it shadow memory.
 const Allocation* find_allocation(uintptr_t address, bool with_shadow);
 
-// While an object of this class exists, allocations are the interpreter's and are not recorded.
-class OwnMemory {
+// While an object of this class exists, allocations (the interpreter's own) are not recorded.
+class RecordingPause {
  public:
-  OwnMemory();
-  ~OwnMemory();
-  OwnMemory(const OwnMemory&) = delete;
-  OwnMemory& operator=(const OwnMemory&) = delete;
+  RecordingPause();
+  ~RecordingPause();
+  RecordingPause(const RecordingPause&) = delete;
+  RecordingPause& operator=(const RecordingPause&) = delete;
 };
 
 }  // namespace ptx

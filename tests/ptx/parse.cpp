@@ -71,8 +71,8 @@ class Parser {
 
  private:
   struct Register {
-    int bytes;           // 0: a predicate
-    int64_t place = -1;  // its location in the register file, once the register is used
+    int bytes;              // 0: a predicate
+    int64_t location = -1;  // in the register file, once the register is used
   };
 
   void read_header() {
@@ -176,11 +176,11 @@ class Parser {
   }
 
   // Reserves a location in the register file, or the number of a predicate (0 bytes).
-  uint32_t new_place(int bytes) {
+  uint32_t new_location(int bytes) {
     if (bytes == 0) return kernel_->predicates++;
-    const uint32_t place = kernel_->register_bytes;
+    const uint32_t location = kernel_->register_bytes;
     kernel_->register_bytes += kLanes * bytes;
-    return place;
+    return location;
   }
 
   // The location of a constant.
@@ -189,7 +189,7 @@ class Parser {
     if (bytes > 0 && bytes < 8) bits &= (uint64_t{1} << 8 * bytes) - 1;
     const auto [at, is_new] = constants_.try_emplace({bits, bytes}, 0);
     if (is_new) {
-      at->second = new_place(bytes);
+      at->second = new_location(bytes);
       kernel_->constants.push_back({at->second, static_cast<uint8_t>(bytes), bits});
     }
     return at->second;
@@ -199,24 +199,24 @@ class Parser {
     const auto found = registers_.find(name);
     if (found == registers_.end()) throw Fault("no register " + name);
     Register& r = found->second;
-    if (r.place < 0) r.place = new_place(r.bytes);
+    if (r.location < 0) r.location = new_location(r.bytes);
     return r;
   }
 
   // The location of an operand, or its number for a predicate. The operand is a register, an
   // immediate or the address of a symbol, and must have `bytes` bytes (0: a predicate).
   uint32_t operand(const std::string& text, int bytes, bool result) {
-    if (text == "_" && result) return new_place(bytes);
+    if (text == "_" && result) return new_location(bytes);
     if (const int special = special_register(text); special >= 0) {
       if (result || bytes != 4) throw Fault("misuse of " + text);
-      const uint32_t place = new_place(4);
-      kernel_->specials.push_back({place, special});
-      return place;
+      const uint32_t location = new_location(4);
+      kernel_->specials.push_back({location, special});
+      return location;
     }
     if (text[0] == '%') {
       const Register& r = find_register(text);
       if (r.bytes != bytes) throw Fault(text + " is of another size");
-      return static_cast<uint32_t>(r.place);
+      return static_cast<uint32_t>(r.location);
     }
     if (result) throw Fault("result " + text + " is no register");
     if (const auto symbol = symbols_.find(text); symbol != symbols_.end())
@@ -292,7 +292,7 @@ class Parser {
     }
     // The operand of this conversion may be a 64-bit register. Then its lower half is converted.
     if (opcode == "cvt.s64.s32" && registers_.count(parts[1]) && registers_[parts[1]].bytes == 8)
-      opcode += " of 64 bits";
+      opcode += " of a b64 register";
     const auto found = operations().find(opcode);
     if (found == operations().end()) throw Fault("not implemented: " + opcode);
     const Operation& operation = found->second;

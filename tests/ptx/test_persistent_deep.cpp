@@ -1,6 +1,6 @@
 // The persistent engine, for every tile, with two shapes that are too large for the emulator of
-// tests/simt: rows so long that each warp loads several groups of chunks, and so many rows that
-// each thread of a block has several rows.
+// tests/simt: rows so long that each warp loads its chunks (kChunkBytes) in several groups, and so
+// many rows that each thread of a block has several rows.
 #include "persistent_run.h"
 
 namespace {
