@@ -31,15 +31,14 @@ def check_additions(path: str, layer: nn.Module, own_names: Iterable[str]) -> No
         raise ValueError(f"prepack: {has}; {why}")
     own_forward = MethodType(type(layer).forward, layer)
     if vars(layer).get("forward", own_forward) != own_forward:
-        has = f"{path} has a forward of its own, set on the module, which has the old weights"
+        has = f"{path} has a forward of its own, set on the module, which uses the old weights"
         raise ValueError(f"prepack: {has}; take it off first, and set it again after prepack")
 
 
 def copy_additions(layer: nn.Module, to: nn.Module, skipped: Iterable[str]) -> None:
-    """Copies the attributes and the contents of the tables of a layer to another module.
+    """Copies a layer's attributes and tables to another module, except for the names `skipped`.
 
     The two modules share no table: a hook that is added to one later is not on the other.
-    The names `skipped` are not copied.
     """
     excluded = {*skipped, *_NOT_COPIED}
     for name, value in vars(layer).items():

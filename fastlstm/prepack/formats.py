@@ -18,9 +18,9 @@ def problem(
     """Why a weight cannot be prepacked, or None. An int8 weight has a scale for each row."""
     for key, value, expected in ((name, tensor, shape), (f"{name}_scale", scale, shape[:1])):
         if value is not None and tuple(value.shape) != expected:
-            theirs = f"copying a param with shape {value.shape} from checkpoint"
-            ours = f"the shape in current model is {torch.Size(expected)}"
-            return f"size mismatch for {key}: {theirs}, {ours}."
+            in_checkpoint = f"copying a param with shape {value.shape} from checkpoint"
+            in_model = f"the shape in current model is {torch.Size(expected)}"
+            return f"size mismatch for {key}: {in_checkpoint}, {in_model}."
     if scale is not None and not scale.isfinite().all():
         return f"{name}_scale: expected finite scales, got {scale[~scale.isfinite()][0]}"
     if tensor.dtype == torch.int8:

@@ -22,7 +22,7 @@ from . import formats
 from .additions import check_additions, copy_additions
 from .layers import Prepacked, PrepackedLSTM, PrepackedLSTMCell, require_extension
 
-_CONVERTED = tuple(cls for _, *ours in CLASSES for cls in ours)  # LSTM, LSTMCell, their stand-ins
+_OUR_CLASSES = tuple(cls for _, *ours in CLASSES for cls in ours)  # these need no convert=True
 
 
 @overload
@@ -77,7 +77,7 @@ def prepack(
         raise ValueError(f"weights: expected None or one of {known}, got {weights!r}")
     check_model(model)
     require_extension()
-    classes = (*_CONVERTED, nn.LSTM, nn.LSTMCell) if convert else _CONVERTED
+    classes = (*_OUR_CLASSES, nn.LSTM, nn.LSTMCell) if convert else _OUR_CLASSES
     layers = {path: m for path, m in model.named_modules() if unparametrized_class(m) in classes}
     quantized = [module for module in model.modules() if torch_ao.is_quantized(module)]
     if not layers and not quantized:
