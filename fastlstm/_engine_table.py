@@ -63,7 +63,7 @@ def _fits_persistent(call: Call) -> bool:
     if not call.input.is_cuda or torch.compiler.is_compiling():
         return True
     steps, batch = call.steps_and_batch()
-    sizes = call.weights[0].size(0) // 4, batch, steps, call.directions
+    sizes = call.weights[0].size(0) // 4, batch, steps, call.num_directions
     dtype = str(call.dtype()).removeprefix("torch.")
     sms, capability, _ = _build.gpu_properties(call.input.device.index or 0)
     trains = torch.is_grad_enabled()

@@ -66,7 +66,7 @@ def _print_cpu_plans(args: argparse.Namespace, call: Call) -> None:
     """Prints how the first layer is computed: forward, and in training also backward."""
     sizes: dict[str, Any] = dict(dtype=args.dtype, batch=args.batch, steps=args.steps)
     sizes |= dict(input_size=call.input.size(-1), hidden_size=args.hidden)
-    sizes |= dict(directions=call.directions, training=not args.inference)
+    sizes |= dict(directions=call.num_directions, training=not args.inference)
     sizes["l2_cache_bytes"] = _build.library.build_info()["l2_cache_bytes"]
     for backward in [False] if args.inference else [False, True]:
         plan = _build.library.plan_cpu(**sizes, threads=torch.get_num_threads(), backward=backward)

@@ -107,14 +107,14 @@ class LstmCall(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A call of a stack of layers, with the steps before the batch, or of an LSTMCell."""
+    """A call of a stack of layers, which is never batch_first, or of an LSTMCell."""
 
     input: Tensor  # [T,B,I], or the data [N,I] of a PackedSequence; [B,I] of a cell
     hx: State | None  # (h_0 [L*D,B,P], c_0 [L*D,B,H]), None for zeros; (h [B,H], c [B,H]) of a cell
     weights: Sequence[Tensor]  # for each layer, for each direction, those that `layout` names
     layout: str  # names the weights of a direction: a value of `LAYOUTS`
     num_layers: int = 1  # L
-    directions: int = 1  # D
+    num_directions: int = 1  # D
     batch_sizes: Tensor | None = None  # this and the next two are as in `reference.lstm_layer`
     lengths: Tensor | None = None
     reset: Tensor | None = None
@@ -154,7 +154,7 @@ class Call(NamedTuple):
         if self.hx is not None:
             return self.hx
         batch = self.steps_and_batch()[1]
-        rows = (batch,) if self.is_cell else (self.num_layers * self.directions, batch)
+        rows = (batch,) if self.is_cell else (self.num_layers * self.num_directions, batch)
         W_ih, W_hh = self.weights[:2]
         return zero_state(self.input, rows, W_ih.size(0) // 4, W_hh.size(-1))
 
@@ -173,9 +173,9 @@ class Call(NamedTuple):
         is_regularized = any(regularizers)
         if dropout or is_regularized:
             check_probabilities(dropout=dropout, **regularizers._asdict())
-        # Masks need h_0 and c_0, not None, because they have the same shapes.
-        options = {"hx": self.state(), "regularizers": regularizers} if is_regularized else {}
-        return replaced(self, dropout=dropout, **options)
+        # The shapes of masks come from h_0 and c_0, so `hx` must not be None.
+        changes = {"hx": self.state(), "regularizers": regularizers} if is_regularized else {}
+        return replaced(self, dropout=dropout, **changes)
 
     def describe(self) -> str:
         """Describes the kind of a call for `tune`. Steps and batch round up to powers of two."""
@@ -187,7 +187,7 @@ class Call(NamedTuple):
         return (
             f"{mode} on {self.input.device.type} in {self.dtype()}, {data}, batch up to {batch}, "
             f"steps up to {steps}, input, hidden and output size {sizes}, num_layers "
-            f"{self.num_layers}, directions {self.directions}, {self.layout or 'no bias'}"
+            f"{self.num_layers}, directions {self.num_directions}, {self.layout or 'no bias'}"
         )
 
     def layer(self, k: int, input: Tensor) -> LstmCall:
@@ -199,7 +199,7 @@ class Call(NamedTuple):
             return LstmCall(input.unsqueeze(0), h_0, c_0, weights, self.layout)
         state: tuple[Any, Any] = self.hx or (None, None)
         if self.hx is not None and self.num_layers > 1:
-            rows = slice(k * self.directions, (k + 1) * self.directions)
+            rows = slice(k * self.num_directions, (k + 1) * self.num_directions)
             state = self.hx[0][rows], self.hx[1][rows]
         options = self.batch_sizes, self.lengths, self.reset
         return LstmCall(input, *state, weights, self.layout, *options)
@@ -221,17 +221,17 @@ def replaced(old: _Tuple, **changes: Any) -> _Tuple:
 _NAMES = Direction._fields
 _WORDS = {"bias": _NAMES[2:4], "projection": _NAMES[4:5], "layer_norm": _NAMES[5:]}
 LAYOUTS = {has: " ".join(compress(_WORDS, has)) for has in product((False, True), repeat=3)}
-_WEIGHTS = {
+_NAMES_BY_LAYOUT = {
     words: (*_NAMES[:2], *chain(*compress(_WORDS.values(), has))) for has, words in LAYOUTS.items()
 }
 
 
 def weight_names(layout: str) -> tuple[str, ...]:
     """The names of a direction's weights in order. Raises a ValueError for an unknown layout."""
-    if layout not in _WEIGHTS:
+    if layout not in _NAMES_BY_LAYOUT:
         words = f"a selection of the words {', '.join(_WORDS)}, in this order"
         raise ValueError(f"layout: expected {words}, got {layout!r}")
-    return _WEIGHTS[layout]
+    return _NAMES_BY_LAYOUT[layout]
 
 
 def weight_shapes(layout: str, I: int, H: int, P: int) -> tuple[tuple[int, ...], ...]:

@@ -81,20 +81,20 @@ def check_dims(input: Tensor, batch_sizes: Tensor | None, batch_first: bool = Fa
 
 
 def check_stack(call: Call) -> None:
-    """Raises a RuntimeError unless the tensors of a call agree, which aten does not check."""
-    input, call = call.input, call._replace(hx=call.state(), lengths=None)  # lengths: see run_torch
+    """Raises a RuntimeError unless the tensors of a call agree. `run_torch` checks lengths."""
+    input, call = call.input, call._replace(hx=call.state(), lengths=None)
     for k in range(call.num_layers):
         layer = call.layer(k, input)
         check_layer(layer)
-        output_size = call.directions * layer.h_0.size(-1)
+        output_size = call.num_directions * layer.h_0.size(-1)
         input = input.new_empty(1).expand(*input.shape[:-1], output_size)
 
 
 def check_layer(call: LstmCall) -> None:
     """Raises a RuntimeError unless the arguments of one layer agree in shape, dtype and device."""
     input, h_0, batch_sizes = call.input, call.h_0, call.batch_sizes
-    *others, last = (str(dtype).removeprefix("torch.") for dtype in DTYPES)
-    check(input.dtype in DTYPES, f"input of dtype {', '.join(others)} or {last}", input.dtype)
+    *names, last_name = (str(dtype).removeprefix("torch.") for dtype in DTYPES)
+    check(input.dtype in DTYPES, f"input of dtype {', '.join(names)} or {last_name}", input.dtype)
     check_dims(input, batch_sizes)
     expected = "h_0 of shape (1 or 2 directions, batch, output size)"
     check(h_0.dim() == 3 and h_0.size(0) in (1, 2), expected, tuple(h_0.shape))
@@ -127,8 +127,8 @@ def _check_batch_sizes(batch_sizes: Tensor, batch: int, rows: int) -> None:
 def _check_weights(call: LstmCall) -> tuple[int, int]:
     """Returns hidden_size and output_size."""
     directions, names = call.h_0.size(0), weight_names(call.layout)
-    every = f"each of {directions} direction(s) (h_0.size(0))"
-    expected = f"weights to hold {', '.join(names)}, as layout says, for {every}"
+    each_direction = f"each of {directions} direction(s) (h_0.size(0))"
+    expected = f"weights to hold {', '.join(names)}, as layout says, for {each_direction}"
     check(len(call.weights) == directions * len(names), expected, f"{len(call.weights)} tensors")
     W_ih = call.weights[0]
     expected = "W_ih of shape (4 * hidden_size, input_size)"

@@ -26,8 +26,8 @@ class Engine(NamedTuple):
     name: str  # the value of `lstm.engine` that requests it; "op" cannot be requested
     why_not: Callable[[Call], str | None]  # why the engine cannot serve a call, None if it can
     run: Callable[[Call], Results]  # computes a call that the engine serves
-    # Whether the kernels passed their check on the device of a call, or need none. If not, the
-    # reference runs instead, or a RuntimeError is raised.
+    # False if a check found the kernels wrong on the device of a call: the reference runs instead.
+    # Raises a RuntimeError if the engine is "persistent" and has not passed a check there.
     is_sound: Callable[[Call], bool] = lambda call: True
 
 
@@ -47,9 +47,9 @@ def check_engine(name: Any) -> None:
 
 
 def choose(call: Call, requested: str = "auto") -> Engine:
-    """Returns the engine of a call, or the reference if its kernels are wrong on this GPU.
+    """Returns the engine of a call, or the reference if the engine's kernels are wrong.
 
-    A RuntimeError if a requested engine cannot serve the call, or "persistent" passed no check.
+    Raises a RuntimeError if a requested engine cannot serve the call; see also `Engine.is_sound`.
     """
     name = DEFAULT if requested == "auto" else requested
     if name == "auto":

@@ -45,7 +45,7 @@ def serves_transforms(call: Call) -> bool:
     has_masks = p is not None and (p.recurrent_dropout or p.zones_out())
     if has_masks or call.batch_sizes is not None or call.layout not in ("", "bias"):
         return False
-    functionalize = torch._C._functorch.TransformType.Functionalize  # it knows no `Function`
+    functionalize = torch._C._functorch.TransformType.Functionalize  # it refuses a `Function`
     stack = torch._C._functorch.get_interpreter_stack() or ()
     return all(transform.key() != functionalize for transform in stack)
 
@@ -123,10 +123,10 @@ class _BatchGrads(Function):
 
     @staticmethod
     def forward(*args: Any) -> Any:
-        saved, engine, call = args[:7], args[7], _layer_call(*args[8:])
+        grads_and_saved, engine, call = args[:7], args[7], _layer_call(*args[8:])
         requested = {"input_needs_grad": True, "state_needs_grad": True, "return_d_gates": True}
         backward = torch.ops.fastlstm.lstm_backward
-        *gradients, d_gates = backward(*call, *saved, **requested, engine=engine)
+        *gradients, d_gates = backward(*call, *grads_and_saved, **requested, engine=engine)
         return *gradients, *d_gates
 
     @staticmethod
@@ -148,7 +148,7 @@ class _BatchGrads(Function):
         floating = [t for t in (*incoming, *tensors) if t is not None]
         gradients = iter(torch.func.vjp(recompute, *floating)[1](grads))
         incoming_grads = [next(gradients) if is_given else None for is_given in are_given]
-        # None: output, cells, gates (`recompute` makes them anew), engine, layout, lengths, reset.
+        # None for output, cells, gates (`recompute` makes them), engine, layout, lengths and reset.
         return *incoming_grads, *[None] * 7, *gradients
 
     @staticmethod
@@ -213,7 +213,7 @@ def _fold(
         return tensor.movedim(mapped or 0, batch).flatten(batch, batch + 1)
 
     c_0, mapped = args[count - 1], in_dims[count - 1]
-    batch = c_0.size(1 if mapped is None or mapped > 1 else 2)  # -1 would fail for 0 rows
+    batch = c_0.size(1 if mapped is None or mapped > 1 else 2)  # -1 fails if size is 0
     folded = [fold(*each) for each in zip(args, in_dims, batch_dims, strict=False)]
     results = function.apply(*folded, *args[count:])
     dims = result_dims[: len(results)]

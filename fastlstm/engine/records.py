@@ -1,7 +1,7 @@
-"""What `fastlstm.tune` and `fastlstm.check` found on this machine: a JSON object of strings.
+"""The results of `fastlstm.tune` and `fastlstm.check` on this machine: a JSON object of strings.
 
-For a kind of call it has the engine that `tune` found to be faster than the default engine. For an
-engine that `check` has checked it has the verdict. The file is read at import.
+It maps a kind of call to the engine that `tune` found to be faster than the default engine, and an
+engine that `check` has checked to the verdict. The file is read at import.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _read(file: Path) -> dict[str, str] | None:
 
 
 def verdict_key(engine: str, device: torch.device, instructions: str = "") -> str:
-    """The key of the verdict on an engine. A GPU needs an index; see `check` for `instructions`."""
+    """The key of a verdict; a CUDA `device` has an index, and `check` describes `instructions`."""
     return _CHECK + ", ".join(filter(None, (engine, instructions, machine(device))))
 
 

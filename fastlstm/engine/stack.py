@@ -16,7 +16,7 @@ from .call import Call, LstmCall, Regularizers, Results, State, live_steps, repl
 def run_steps_first(
     compute: Callable[[Call], Results], call: Call, batch_first: bool
 ) -> tuple[Any, ...]:
-    """Runs a call by `compute`, which takes steps first. Returns what `functional.lstm` returns."""
+    """Runs a call by `compute`, which takes [T,B,...]. Returns what `functional.lstm` returns."""
     batch_first = batch_first and call.batch_sizes is None
     if batch_first:
         reset = None if call.reset is None else call.reset.transpose(0, 1)

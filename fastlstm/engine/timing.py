@@ -14,7 +14,7 @@ from .engines import Engine
 
 Run = Callable[[], object]
 
-SAMPLE_SECONDS = 1e-2  # at least; a sample is one or more calls
+SAMPLE_SECONDS = 1e-2  # about the time of a sample: one call, or more if they are short
 LEAST_ROUNDS = 5
 
 
@@ -34,7 +34,7 @@ def seconds_of(run: Run, device: torch.device) -> float:
 
 
 def in_turn(
-    runs: Sequence[Run], device: torch.device, seconds: float, shows: bool = False
+    runs: Sequence[Run], device: torch.device, seconds: float, shows_progress: bool = False
 ) -> list[list[float]]:
     """Times functions in turn. Returns for each function a list: seconds per call in each round."""
     seconds_once = [min(seconds_of(run, device) for _ in range(2)) for run in runs]
@@ -46,14 +46,14 @@ def in_turn(
             sample = lambda k=k: [runs[k]() for _ in range(counts[k])]
             times[k].append(seconds_of(sample, device) / counts[k])
         elapsed = time.monotonic() - start
-        if shows and sys.stderr.isatty():
+        if shows_progress and sys.stderr.isatty():
             share = min(1.0, elapsed / (seconds or elapsed))
             print(f"\rcompare: {share:4.0%}", end="\r", file=sys.stderr, flush=True)
     return times
 
 
 def runner(call: Call, engine: Engine) -> Run:
-    """Returns a function that runs a detached copy of a call, in training with its gradients."""
+    """Returns a function that runs a detached copy of a call, and its backward pass if any."""
     call = call._replace(hx=call.state())
     call = call.mapped(lambda tensor: tensor.detach().requires_grad_(tensor.requires_grad))
     needed = [tensor for tensor in call.tensors() if tensor.requires_grad]

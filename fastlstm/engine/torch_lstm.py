@@ -30,7 +30,7 @@ def why_no_lengths(call: Call) -> str | None:
         return f"with lengths it does not serve an input of {call.input.dtype}"
     if call.hx is None:
         return None
-    if call.directions == 2:
+    if call.num_directions == 2:
         return "with lengths and two directions it takes no initial state"
     if call.hx[1].dtype != call.input.dtype and not autocasts(call.input.device.type):
         return f"it takes no c_0 of {call.hx[1].dtype} with an input of {call.input.dtype}"
@@ -54,7 +54,7 @@ def run_torch(call: Call) -> Results:
         if not training and torch.is_grad_enabled():
             # cuDNN keeps what backward needs only in training mode.
             training = any(t.requires_grad for t in (input, h_0, c_0, *weights))
-    has_biases, is_bidirectional = "bias" in call.layout, call.directions == 2
+    has_biases, is_bidirectional = "bias" in call.layout, call.num_directions == 2
     options = has_biases, call.num_layers, call.dropout, training, is_bidirectional
     if call.batch_sizes is None:
         output, h_n, c_n = aten.lstm(input, (h_0, c_0), weights, *options, False)  # steps first

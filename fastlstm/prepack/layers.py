@@ -1,4 +1,4 @@
-"""Prepacked layers. They have no parameters, which could differ from the prepacked weights."""
+"""Prepacked layers. They have no parameters, because these could differ from prepacked weights."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Prepacked(nn.Module):
     hidden_size: int
     bias: bool
     dtype: torch.dtype
-    weights: torch.dtype
+    weights: torch.dtype  # the format of the weights
     _torch_class: Any  # nn.LSTM or nn.LSTMCell
     _layer_class: type[nn.Module]  # of the layer that was prepacked
     _attribute_names: tuple[str, ...]  # attributes of the layer that are copied
@@ -97,7 +97,8 @@ class Prepacked(nn.Module):
             if problem := formats.problem(name, tensor, scale, shape, self.weights):
                 raise ValueError(problem)
             if len(shape) == 1:
-                buffer = tensor.to(self.dtype).to(state_dtype(self.dtype), copy=True)  # rounded
+                # A bias is rounded to the layer's dtype and stored in the dtype of the sums.
+                buffer = tensor.to(self.dtype).to(state_dtype(self.dtype), copy=True)
             else:
                 by_gates = not name.startswith("weight_hr")
                 buffer = formats.pack(tensor, scale, self.weights, by_gates)
@@ -128,7 +129,7 @@ class Prepacked(nn.Module):
             layer._all_weights = [[*names] for _, names in by_suffix]
             layer._flat_weights_names = [*self._shapes]
             layer._init_flat_weights()
-        for name in self._attribute_names:  # copy_additions sets those that still exist
+        for name in self._attribute_names:  # copy_additions copies those that this module still has
             vars(layer).pop(name, None)
         copy_additions(self, layer, {*self.own_names(), *self._buffer_names})
         return layer
@@ -249,7 +250,7 @@ class PrepackedLSTM(Prepacked, SequenceModule):
 
     def _fastlstm_compute(self, call: Call) -> Results:
         if call.hx is None:  # prepacked weights do not show the sizes of a state
-            rows = call.num_layers * call.directions, call.steps_and_batch()[1]
+            rows = call.num_layers * call.num_directions, call.steps_and_batch()[1]
             output_size = self.proj_size if self.proj_size > 0 else self.hidden_size
             state = zero_state(call.input, rows, self.hidden_size, output_size, self.dtype)
             call = replaced(call, hx=state)

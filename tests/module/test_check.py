@@ -207,7 +207,7 @@ def test_the_cases_of_all_options_differ():
     drawn = [draw(case, "float32", CPU) for case in OPTIONS]
     options = [(*c[3:], c.input.shape, c.hx is None) for c in drawn]  # c[:3]: input, hx, weights
     assert len({*map(str, options)}) == len(OPTIONS)
-    assert any(call.batch_sizes is not None and call.directions == 2 for call in drawn)
+    assert any(call.batch_sizes is not None and call.num_directions == 2 for call in drawn)
     assert all(0 in c.lengths and 7 in c.lengths for c in drawn if c.lengths is not None)
     resets = [call.reset for call in drawn if call.reset is not None]
     assert resets and all(0 < each.sum() < each.numel() for each in resets)
