@@ -98,22 +98,22 @@ def lstm_layer(
     if lengths is not None:
         live = live_steps(input, lengths)
         input = torch.where(live, input, 0.0)  # a NaN in the padding must not reach dL/dW_ih
-    h_mask, *masks = (m if m is None else m.to(working) for m in (h_mask, zoneout_h, zoneout_c))
+    h_mask, *zoneouts = (m if m is None else m.to(working) for m in (h_mask, zoneout_h, zoneout_c))
     call = LstmCall(input, h_0, c_0, weights, layout, batch_sizes, lengths, reset, h_mask)
-    walks = [_walk(call, masks, live, d, w) for d, w in enumerate(call.directions)]
+    walks = [_walk(call, zoneouts, live, d, w) for d, w in enumerate(call.directions)]
     outputs, h_n, c_n, cells = zip(*walks, strict=True)
     output = torch.cat(outputs, -1).to(dtype)
     return output, torch.stack(h_n).to(dtype), torch.stack(c_n).to(c_dtype), torch.stack(cells)
 
 
 def _walk(
-    call: LstmCall, masks: list[Tensor | None], live: Tensor | None, d: int, weights: Direction
+    call: LstmCall, zoneouts: list[Tensor | None], live: Tensor | None, d: int, weights: Direction
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Walks direction d. `h` and `c` hold the states of all rows, also of rows that have ended."""
     sizes = None if call.batch_sizes is None else call.batch_sizes.tolist()
     by_step: Any = torch.unbind if sizes is None else lambda sequence: sequence.split(sizes)
     x_gates = by_step(affine(call.input, weights.W_ih, weights.b_ih, weights.gain_ih))
-    masks_h, masks_c = (None if mask is None else by_step(mask[d]) for mask in masks)
+    zoneout_h, zoneout_c = (None if mask is None else by_step(mask[d]) for mask in zoneouts)
     h, c, reset = call.h_0[d], call.c_0[d], call.reset
     outputs, cells = [], []
     for t in reversed(range(len(x_gates))) if d == 1 else range(len(x_gates)):
@@ -125,8 +125,8 @@ def _walk(
             c_in = torch.where(reset[t].unsqueeze(-1), 0.0, c_in)
         h_masked = h_in if call.h_mask is None else h_in * call.h_mask[d, :rows]
         h_new, c_new = cell(x_gates[t], h_masked, c_in, weights)
-        h_t = h_new if masks_h is None else zoneout(masks_h[t], h_in, h_new)
-        c_t = c_new if masks_c is None else zoneout(masks_c[t], c_in, c_new)
+        h_t = h_new if zoneout_h is None else zoneout(zoneout_h[t], h_in, h_new)
+        c_t = c_new if zoneout_c is None else zoneout(zoneout_c[t], c_in, c_new)
         outputs.append(h_t if live is None else torch.where(live[t], h_t, 0.0))
         if live is not None:
             h_t, c_t = torch.where(live[t], h_t, h_prev), torch.where(live[t], c_t, c_prev)
