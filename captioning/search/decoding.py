@@ -63,21 +63,21 @@ def random_words(uniform: Tensor, temperature: float = 1.0) -> Choose:
 
 @torch.no_grad()
 def write_tokens(
-    decoders: Sequence[Decoder], images: Sequence[Tensor], choose: Choose
+    decoders: Sequence[Decoder], embedded: Sequence[Tensor], choose: Choose
 ) -> tuple[Tensor, Tensor]:
     """Writes one caption for each of B pictures, word by word.
 
-    `images` has one tensor [B,...] for each decoder: the pictures, embedded by the encoder of
+    `embedded` has one tensor [B,...] for each decoder: the pictures, embedded by the encoder of
     that decoder's captioner. With several decoders the probability of a word is the mean over them.
     Returns the int64 tokens [B,T], with <pad> after <end>, and their log-probabilities [B,T], with
     0 after <end>. The log-probabilities do not depend on the temperature.
     """
     steps = min(decoder.max_seq_length for decoder in decoders)
-    count, device = len(images[0]), images[0].device
+    count, device = len(embedded[0]), embedded[0].device
     tokens = torch.full((count, steps), PAD, device=device)
     log_probs = torch.zeros(tokens.shape, device=device)
     unfinished = torch.arange(count, device=device)
-    states = [decoder.start(image) for decoder, image in zip(decoders, images, strict=True)]
+    states = [decoder.start(image) for decoder, image in zip(decoders, embedded, strict=True)]
     words = torch.full_like(unfinished, START)
     for t in range(steps):
         outputs = [decoder.step(words, s) for decoder, s in zip(decoders, states, strict=True)]
@@ -100,7 +100,7 @@ def write_tokens(
 
 def greedy_or_sample(
     decoders: Sequence[Decoder],
-    images: Sequence[Tensor],
+    embedded: Sequence[Tensor],
     config: DecodeConfig,
     generator: torch.Generator | None = None,
 ) -> list[Hypothesis]:
@@ -110,10 +110,10 @@ def greedy_or_sample(
     """
     choose: Choose = lambda log_probs, *_: log_probs.argmax(1)
     if config.method == "sample":
-        shape = len(images[0]), min(decoder.max_seq_length for decoder in decoders)
-        uniform = torch.rand(shape, generator=generator, device=images[0].device)
+        shape = len(embedded[0]), min(decoder.max_seq_length for decoder in decoders)
+        uniform = torch.rand(shape, generator=generator, device=embedded[0].device)
         choose = random_words(uniform, config.temperature)
-    hypotheses, written = [], write_tokens(decoders, images, choose)
+    hypotheses, written = [], write_tokens(decoders, embedded, choose)
     for tokens, log_probs in zip(*(tensor.tolist() for tensor in written), strict=True):
         length = tokens.index(END) + 1 if END in tokens else len(tokens)
         hypotheses.append(Hypothesis(tokens[:length], log_probs[:length], sum(log_probs[:length])))
@@ -121,7 +121,7 @@ def greedy_or_sample(
 
 
 @torch.no_grad()
-def beam_search(decoder: Decoder, image: Tensor, config: DecodeConfig) -> list[list[Hypothesis]]:
+def beam_search(decoder: Decoder, images: Tensor, config: DecodeConfig) -> list[list[Hypothesis]]:
     """Searches the K = `config.beam_size` best captions of each picture, all pictures at once.
 
     The score of a caption is the sum of its log-probabilities / length ** length_penalty. After
@@ -131,13 +131,13 @@ def beam_search(decoder: Decoder, image: Tensor, config: DecodeConfig) -> list[l
     An unfinished caption is dropped as soon as it cannot become one of the K best any more. After
     the last step unfinished captions count as finished.
 
-    `image` is [B,...], as the encoder embeds the pictures. Returns for each picture K hypotheses,
-    best first, or fewer if the vocabulary allows no more.
+    `images` [B,...] are the pictures, embedded by the encoder. Returns K hypotheses for each
+    picture, best first, or fewer if the vocabulary allows no more.
     """
     k, steps, penalty = config.beam_size, decoder.max_seq_length, config.length_penalty
-    finished: list[list[Hypothesis]] = [[] for _ in image]
-    live = {picture: [Hypothesis([], [], 0.0)] for picture in range(len(image))}
-    words, state = torch.full((len(image),), START, device=image.device), decoder.start(image)
+    finished: list[list[Hypothesis]] = [[] for _ in images]
+    live = {picture: [Hypothesis([], [], 0.0)] for picture in range(len(images))}
+    words, state = torch.full((len(images),), START, device=images.device), decoder.start(images)
     for length in range(1, steps + 1):
         scores, state = decoder.step(words, state)
         extended = zip([*live], _extend(_log_probs(scores), [*live.values()], k), strict=True)
@@ -159,7 +159,7 @@ def beam_search(decoder: Decoder, image: Tensor, config: DecodeConfig) -> list[l
         if not live or length == steps:
             break
         last_words = [h.tokens[-1] for group in live.values() for h in group]
-        words, kept_rows = torch.tensor([last_words, rows], device=image.device)
+        words, kept_rows = torch.tensor([last_words, rows], device=images.device)
         state = decoder.select(state, kept_rows)
     return finished
 

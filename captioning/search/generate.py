@@ -47,16 +47,16 @@ def decode_batch(
     """
     neighbors = checkpoint.neighbors
     with torch.no_grad():
-        images = [model.encoder.embed(features) for model in checkpoint.models]
+        embedded = [model.encoder.embed(features) for model in checkpoint.models]
     decoders = [model.decoder for model in checkpoint.models]
     if config.method != "beam":
-        return [[h] for h in greedy_or_sample(decoders, images, config, rng)]
-    per_model = [beam_search(d, image, config) for d, image in zip(decoders, images, strict=True)]
+        return [[h] for h in greedy_or_sample(decoders, embedded, config, rng)]
+    per_model = [beam_search(d, x, config) for d, x in zip(decoders, embedded, strict=True)]
     merged = [_merge(groups) for groups in zip(*per_model, strict=True)]
     if not neighbors or not config.neighbors:
         return merged
     agreement = neighbors.agreement(features, [[h.tokens for h in group] for group in merged])
-    return rank(merged, agreement, config.neighbors)
+    return rerank(merged, agreement, config.neighbors)
 
 
 def _merge(groups: Sequence[list[Hypothesis]]) -> list[Hypothesis]:
@@ -72,7 +72,7 @@ def _merge(groups: Sequence[list[Hypothesis]]) -> list[Hypothesis]:
     return best_first(h._replace(score=mean(tokens)) for tokens, h in distinct.items())
 
 
-def rank(
+def rerank(
     hypotheses: list[list[Hypothesis]], agreement: list[list[float]], weight: float
 ) -> list[list[Hypothesis]]:
     """Adds weight * agreement to the score of each hypothesis, and sorts by the new scores.

@@ -12,7 +12,7 @@ from captioning.model.cider import CiderD
 from captioning.model.neighbors import Neighbors
 from captioning.search import tune
 from captioning.search.decoding import Hypothesis
-from captioning.search.generate import decode_batch, generate_captions, rank
+from captioning.search.generate import decode_batch, generate_captions, rerank
 from captioning.settings import DecodeConfig
 
 A, B, C = [5, 6, 7, 2], [8, 9, 10, 2], [11, 12, 13, 2]
@@ -57,8 +57,8 @@ def test_the_caption_that_agrees_comes_first(three):
     beams = [hypothesis(B, -1.0), hypothesis(A, -2.0)]
     first = torch.eye(3)[:1]
     found = three.agreement(first, [[B, A]])
-    assert [h.tokens for h in rank([beams], found, 2.0)[0]] == [A, B]
-    ranked = rank([beams], found, 1e-3)[0]
+    assert [h.tokens for h in rerank([beams], found, 2.0)[0]] == [A, B]
+    ranked = rerank([beams], found, 1e-3)[0]
     assert [h.tokens for h in ranked] == [B, A]
     assert [h.score for h in ranked] == [-1 + 1e-3 * found[0][0], -2 + 1e-3 * found[0][1]]
 
@@ -71,7 +71,7 @@ def test_only_beam_search_uses_neighbors(new_checkpoint, data):
     assert decode_batch(one, features, DecodeConfig("beam")) == plain["beam"]
     found = decode_batch(one, features, DecodeConfig("beam", **near))
     agreed = one.neighbors.agreement(features, [[h.tokens for h in g] for g in plain["beam"]])
-    assert found == rank(plain["beam"], agreed, 5.0) != plain["beam"]
+    assert found == rerank(plain["beam"], agreed, 5.0) != plain["beam"]
 
 
 def test_neighbors_are_all_training_pictures_with_whitened_features(data):
