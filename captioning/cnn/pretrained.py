@@ -266,7 +266,7 @@ def _timm(config: CNNConfig) -> FrozenCNN:
     if not timm.is_model(model):
         raise CaptioningError(f"CNN {config.name!r}: expected one of timm.list_models()")
     is_file = os.path.isfile(weights)
-    overlay = {"file": weights, "custom_load": False} if is_file else None  # never as .npz
+    overlay = {"file": weights, "custom_load": False} if is_file else None  # custom_load reads .npz
     name = f"{model}.{tag if is_file or weights == 'DEFAULT' else weights}".rstrip(".")
     try:
         make = lambda: timm.create_model(name, True, pretrained_cfg_overlay=overlay, num_classes=0)

@@ -35,7 +35,7 @@ SECTION_TEXTS = {
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    defaults = ", ".join(f"{name}: {kind.demo['epochs']}" for name, kind in DECODERS.items())
+    defaults = ", ".join(f"{name}: {decoder.demo['epochs']}" for name, decoder in DECODERS.items())
     option = parser.add_argument
     option("--output", type=Path, default=Path("runs/demo"), help="folder (%(default)s)")
     option("--epochs", type=int, help=f"passes over the captions ({defaults})")

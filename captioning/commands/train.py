@@ -11,7 +11,7 @@ from captioning.settings import SET_NAMES, SMALL_SET, describe_setting, parse_se
 from captioning.training.pipeline import train_captioner
 from captioning.training.request import MODEL_FIELDS, TRAIN_FIELDS, TrainingRequest
 
-SAMPLES = 5  # the default of --self-critical
+SAMPLES = 5  # N of --self-critical without a number
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +42,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     option("--members", type=int, default=1, help="captioners to train, for an ensemble (1)")
     option("--start", type=Path, help="checkpoint to take weights, words, sizes and CNN from")
     option("--resume", action="store_true", help="continue from OUTPUT/last.pt, if it exists")
-    text = "keep no captions of training pictures in best.pt, which could help beam search"
+    text = "do not put captions of training pictures, which can help beam search, into best.pt"
     option("--no-neighbors", action="store_true", default=None, help=text)
     add_on_error(parser)
     option("--workers", type=int, help="processes that load pictures (0; on CUDA 4)")

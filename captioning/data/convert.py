@@ -188,7 +188,7 @@ def _check_pictures(
 def _coco_data(
     names: Sequence[str], kept: Mapping[str, list[str]], source: Source, info: dict[str, str]
 ) -> dict[str, object]:
-    """Returns the data of a COCO captions file with the pictures `names` of `kept`."""
+    """Returns the data of a COCO file with the pictures `names`; `kept` has their captions."""
     ids = {name: source.ids.get(name, i) for i, name in enumerate(source.captions, 1)}
     if twice := [i for i, n in Counter(ids[name] for name in names).items() if n > 1]:
         raise CaptioningError(f"several pictures have the same id: {twice[:5]}")

@@ -120,7 +120,7 @@ class Transform:
     def load(self, path: Path) -> Tensor | str:
         """Returns the input of the CNN for a picture file, or what is wrong with the file."""
         try:
-            return self(load_image(path, 2 * self.resize_size))  # twice the size: resizing averages
+            return self(load_image(path, 2 * self.resize_size))  # so that resizing averages pixels
         except ImageError as error:
             return str(error)
 

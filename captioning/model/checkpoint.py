@@ -105,11 +105,11 @@ def load_checkpoint(path: str | Path, lstm: str = "fastlstm", device: str = "cpu
 def load_ensemble(
     paths: Sequence[str | Path], lstm: str = "fastlstm", device: str = "cpu"
 ) -> Checkpoint:
-    """Reads one checkpoint, or several as an ensemble, which averages probabilities or scores.
+    """Reads one checkpoint, or several as an ensemble.
 
-    The number of beams is the largest of the checkpoints' numbers. The length penalty, and the
-    weight of similar pictures, are the means over the checkpoints. The history is taken from
-    the first checkpoint. `lstm` and `device` are those of `load_checkpoint`.
+    An ensemble averages the probabilities of words, in beam search the scores of captions. Its
+    number of beams is the largest of the checkpoints', its length penalty and weight of similar
+    pictures are the means, its history is the first's. `lstm`, `device`: see `load_checkpoint`.
 
     Raises:
         CaptioningError: see `load_checkpoint`; or the words or the CNNs of the checkpoints differ.

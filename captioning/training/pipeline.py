@@ -63,15 +63,15 @@ def train_locked(request: TrainingRequest, process: Process) -> list[dict[str, f
         if (folder / "last.pt").exists():
             hint = "--resume, or another --output"
             raise CaptioningError(f"{folder} holds a captioner already: {hint}")
-    # If any run has --no-neighbors, no best.pt keeps captions. A resumed run keeps the setting.
+    # If any run has `no_neighbors` (a resumed run may have kept it), no best.pt keeps captions.
     no_neighbors = False
     for run in runs:
         setup, history = _do_run(run, process)
         no_neighbors |= setup.config.no_neighbors
     if process.is_first:
-        first_stages = {run.start for run in runs} - {request.start}
+        first_stage_files = {run.start for run in runs} - {request.start}
         files = [run.output / "best.pt" for run in runs]
-        final = [file for file in files if file not in first_stages]
+        final = [file for file in files if file not in first_stage_files]
         finish(final, request.lstm, process.device, setup, no_neighbors)
     return history
 
