@@ -192,7 +192,7 @@ def _groups() -> tuple[Group, ...]:
             LARGE, precision="products in bfloat16",
         ),
         _group("projection", "projection", projection_shapes, proj_size=200),
-        # This case must be as fast as the others: arithmetic on subnormal numbers would be slow.
+        # These gates can be subnormal numbers, which would slow down plain arithmetic.
         _group("saturated", "saturated gates", ((16, 64, 64, 256),), saturated=True),
         *(
             _group(f"prepacked-{weights}", f"prepacked in {weights}", DENSE,

@@ -33,7 +33,7 @@ THEMES = {
 # The groups of bench_lstm.py in the chart of README.
 GROUPS = "packed dense two-layers bfloat16 step cell prepacked-float32 prepacked-int8".split()
 MODES = ("inference", "training")
-# Text is written as text, not as outlines. The same results give the same file.
+# Text is written as text, not as outlines. The salt makes files of equal results equal.
 STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "fastlstm",
@@ -79,12 +79,12 @@ def speed(lstm: Record, programs: Record, colors: dict[str, str]) -> Figure:
 
 def heat_map(grid: Record, colors: dict[str, str]) -> Figure:
     """Draws the ratio over rows and hidden size, for each mode and number of threads."""
-    threads = sorted({cell["threads"] for cell in grid["cells"]})
-    figure = Figure(figsize=(7.2, 2.9 * len(threads)), layout="constrained")
-    axes_grid = figure.subplots(len(threads), len(MODES), squeeze=False)
-    for axes_row, number in zip(axes_grid, threads, strict=True):
+    thread_counts = sorted({cell["threads"] for cell in grid["cells"]})
+    figure = Figure(figsize=(7.2, 2.9 * len(thread_counts)), layout="constrained")
+    axes_grid = figure.subplots(len(thread_counts), len(MODES), squeeze=False)
+    for axes_row, threads in zip(axes_grid, thread_counts, strict=True):
         for axes, mode in zip(axes_row, MODES, strict=True):
-            cells = [c for c in grid["cells"] if (c["threads"], c["mode"]) == (number, mode)]
+            cells = [c for c in grid["cells"] if (c["threads"], c["mode"]) == (threads, mode)]
             rows, sizes = (sorted({c[key] for c in cells}) for key in ("rows", "hidden_size"))
             table = {(c["rows"], c["hidden_size"]): c["ratio"] for c in cells}
             values = [[table[row, size] for size in sizes] for row in rows]
@@ -92,7 +92,7 @@ def heat_map(grid: Record, colors: dict[str, str]) -> Figure:
             for y, line in enumerate(values):
                 for x, ratio in enumerate(line):
                     axes.text(x, y, f"{ratio:.2f}", ha="center", va="center", color="#24292f")
-            name = f"{mode}, {number} thread{'s' * (number > 1)}"
+            name = f"{mode}, {threads} thread{'s' * (threads > 1)}"
             axes.set_title(name, color=colors["text"], fontsize=10)
             axes.spines[:].set_visible(False)
             axes.tick_params(colors=colors["line"])

@@ -54,6 +54,6 @@ def gemm_peak(dtype: torch.dtype, shapes: Iterable[tuple[int, int, int]]) -> flo
 
 
 def peak_shapes(cases: Iterable[Case]) -> list[tuple[int, int, int]]:
-    """Returns (M, N, K) of a square product, and of one product per case that has all its steps."""
-    of_cases = {(c.batch * c.steps, 4 * c.hidden_size, c.input_size + c.hidden_size) for c in cases}
-    return [(1024, 1024, 1024), *sorted(of_cases)]
+    """Returns (M, N, K) of a square product, and of one over all steps of each case."""
+    shapes = {(c.batch * c.steps, 4 * c.hidden_size, c.input_size + c.hidden_size) for c in cases}
+    return [(1024, 1024, 1024), *sorted(shapes)]

@@ -1,4 +1,4 @@
-"""Compare nn.LSTM with each engine of a GPU, to decide when engine "auto" should take which.
+"""Compare nn.LSTM with each engine of a GPU, to decide which engine "auto" takes for which call.
 
     python -m fastlstm check
     python benchmarks/gpu.py gpu.json --limit 200
@@ -105,12 +105,12 @@ def measure_all(path: Path, limit: float, engines: Sequence[str]) -> None:
     end = time.monotonic() + limit
     record = machine.describe("cuda") | {"complete": False, "rows": []}
 
-    def measured(row: Row) -> tuple[str, Row]:
+    def measure_row(row: Row) -> tuple[str, Row]:
         result = measure(row["case"], engines)
         words = [f"{k} {v:.2f}" if isinstance(v, float) else f"{k}: {v}" for k, v in result.items()]
         return f"{row['case']}: {'; '.join(words)}", result | {"case": vars(row["case"])}
 
-    write_rows(path, record, "rows", [{"case": case} for case in grid()], measured, end)
+    write_rows(path, record, "rows", [{"case": case} for case in grid()], measure_row, end)
     print(summary(record["rows"], engines))
 
 

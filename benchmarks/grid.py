@@ -54,18 +54,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     effort = Effort(args.seconds, min_pairs=5, sample=2e-3)
     settle_malloc()
     record = describe("cpu") | {"command": command("grid", words), "cells": [], "steps": []}
-    threads = torch.get_num_threads()
-    for number in dict.fromkeys((1, threads)):
-        torch.set_num_threads(number)
+    for threads in dict.fromkeys((1, torch.get_num_threads())):
+        torch.set_num_threads(threads)
         by_steps = [Case(8, steps, 128, 128, mode=mode) for mode in MODES for steps in STEPS]
         for key, cases in (("cells", heat_map_cases()), ("steps", by_steps)):
             for case in cases:
                 pairs = measure(case, effort)
                 sizes = {"rows": case.batch, "hidden_size": case.hidden_size, "steps": case.steps}
                 seconds = {"torch": min(pairs.baseline), "fastlstm": min(pairs.candidate)}
-                entry = sizes | {"mode": case.mode, "threads": number, "ratio": pairs.ratio}
+                entry = sizes | {"mode": case.mode, "threads": threads, "ratio": pairs.ratio}
                 record[key].append(entry | {"seconds": seconds})
-                print(f"{pairs.ratio:6.2f}  {number} threads  {case}", flush=True)
+                print(f"{pairs.ratio:6.2f}  {threads} threads  {case}", flush=True)
     write_json(args.output or result_path("grid", record), record)
 
 

@@ -116,8 +116,8 @@ def serve(folder: Path, threads: int, int8: bool) -> None:
     """The main function of onnxruntime's process.
 
     The folder has the model lstm.onnx and its input x.npy. The output of a first call is written to
-    y.npy. Then every line of standard input is a number of calls: the process makes these calls and
-    prints the seconds per call. With `int8` the model is quantized first.
+    y.npy, and 0 is printed. Then every line of standard input is a number of calls: the process
+    makes these calls and prints the seconds per call. With `int8` the model is quantized first.
     """
     import onnxruntime
 

@@ -79,8 +79,8 @@ class Heads(nn.Module):
 
         For each cell, the heads predict whether a shape is there, its color, shape and size, and
         the background. For each quarter of the picture, they predict how many shapes have each
-        attribute, as a linear function of the sum of the features. So the average of the features
-        determines the counts, too.
+        attribute, as a linear function of the sum of the features. So the counts can be computed
+        from the means of the quarters, which are features of a captioner (pooling "2x2").
 
         `features` are the feature maps [B,channels,GRID,GRID], and `grid` the attribute grids
         [B,attributes + 1,GRID,GRID].
@@ -93,8 +93,8 @@ class Heads(nn.Module):
         for name, kind, target in zip(
             ("color", "shape", "size"), kinds, attributes.split(KIND_SIZES, 1), strict=True
         ):
-            of_cells = F.cross_entropy(kind, target.argmax(1), reduction="none")
-            losses[name] = (of_cells * shape_there).sum() / shape_there.sum()
+            cell_losses = F.cross_entropy(kind, target.argmax(1), reduction="none")
+            losses[name] = (cell_losses * shape_there).sum() / shape_there.sum()
         losses["there"] = 10 * F.binary_cross_entropy_with_logits(presence[:, 0], shape_there)
 
         def quarters(map_: Tensor) -> Tensor:

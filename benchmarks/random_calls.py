@@ -111,8 +111,8 @@ def measure(case: Case, pairs: int) -> float:
         effort = Effort(0.1, min_pairs=pairs, sample=5e-3)
         ratio = alternate(theirs.step, ours.step, clock, effort).ratio
         if ratio < 1:
-            again = Effort(60.0, min_pairs=3 * pairs, max_pairs=3 * pairs, sample=5e-3)
-            ratio = alternate(theirs.step, ours.step, clock, again).ratio
+            longer = Effort(60.0, min_pairs=3 * pairs, max_pairs=3 * pairs, sample=5e-3)
+            ratio = alternate(theirs.step, ours.step, clock, longer).ratio
     return ratio
 
 

@@ -12,12 +12,12 @@ from typing import Any
 
 Result = dict[str, Any]
 MIB = 2**20
-WHO = ("fastlstm", "torch")
+SIDES = ("fastlstm", "torch")
 
 
 def memory_ratio(result: Result, kind: str) -> float | None:
     """Returns fastlstm's peak memory divided by torch's, or None if either was not measured."""
-    ours, theirs = (result.get("memory", {}).get(who, {}).get(kind) for who in WHO)
+    ours, theirs = (result.get("memory", {}).get(side, {}).get(kind) for side in SIDES)
     return ours / theirs if ours is not None and theirs else None
 
 
@@ -40,7 +40,7 @@ def _time(seconds: float) -> str:
 
 
 def _peaks(result: Result, kind: str) -> str:
-    ours, theirs = (result.get("memory", {}).get(who, {}).get(kind) for who in WHO)
+    ours, theirs = (result.get("memory", {}).get(side, {}).get(kind) for side in SIDES)
     return "-" if ours is None or theirs is None else f"{theirs / MIB:.1f} {ours / MIB:.1f}"
 
 

@@ -29,7 +29,7 @@ def settle_malloc() -> None:
 def wall_clock(step: Step, calls: int) -> float:
     """Calls `step` and returns the seconds per call, by the wall clock.
 
-    If `step` has a method `seconds`, as a step that runs in another process, that method measures.
+    If `step` has a method `seconds`, that method measures; see `WarmedUp` and `peers.Onnxruntime`.
     """
     if measure := getattr(step, "seconds", None):
         return float(measure(calls))

@@ -18,8 +18,8 @@ from torch import nn
 import fastlstm
 
 UNCHANGED = "unchanged"
-# The `measure` of a program with untrained weights. The table of results leaves that program out.
-TIME_ONLY = "the same lines, with weights of no training"  # recorded results have this text
+# The `measure` of a program with untrained weights, whose results are not shown.
+TIME_ONLY = "the same lines, with weights of no training"  # also in benchmarks/results
 Ways = dict[str, Callable[[], Any]]  # by name; each runs the whole program and returns its result
 
 
@@ -31,7 +31,7 @@ class Program(NamedTuple):
             for tests.
         title: what the program does.
         work: what one run of it does, at full size.
-        install: the arguments of `pip install`; `version` looks up the first that is no option.
+        install: arguments of `pip install`; the first that is no option is the program's package.
         measure: what `judge` returns, in words.
         judge: compares a result with the result of the unchanged program; returns a text.
     """

@@ -96,7 +96,7 @@ def easyocr_page(small: bool) -> Ways:
     image, lines = page(small)
     boxes = [[ln[0].box[0], ln[-1].box[2], ln[0].box[1], ln[0].box[3]] for ln in lines]
     characters = recognition_models["gen2"]["english_g2"]["characters"]
-    # EasyOCR checks the files of its own networks, so this one is given as a network of the user.
+    # EasyOCR verifies checksums of its own networks, so this one is given as a user's network.
     network = {"network_params": ENGLISH, "imgH": 64, "lang_list": ["en"]}
     torch.manual_seed(0)
     weights = Model(**ENGLISH, num_class=len(characters) + 1).state_dict()
