@@ -25,8 +25,8 @@ struct CpuStepKernels {
     const int64_t units = step.kWholeRows ? std::max<int64_t>(step.hidden_size, 1) : kUnitsPerPart;
     const int64_t parts = divide_up(step.hidden_size, units);
     const int64_t grain = 1 + kUnitsPerThread / (units + 1);
-    at::parallel_for(0, step.rows * parts, grain, [&](int64_t first, int64_t last) {
-      for (int64_t k = first; k < last; ++k) {
+    at::parallel_for(0, step.rows * parts, grain, [&](int64_t first, int64_t end) {
+      for (int64_t k = first; k < end; ++k) {
         const int64_t begin = k % parts * units;
         kernel.run(step, k / parts, begin, begin + units);
       }

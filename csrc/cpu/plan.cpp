@@ -11,7 +11,7 @@ namespace {
 // A thread is used only if it gets at least this much work, since waking it takes microseconds.
 constexpr int64_t kWalkMultiplyAddsPerThread = 1 << 21;  // in all steps of a walk
 constexpr int64_t kStepMultiplyAddsPerThread = 1 << 17;  // in a single step
-constexpr int64_t kStepBytesPerThread = 128 << 10;       // prepacked weights, read once per 4 rows
+constexpr int64_t kStepBytesPerThread = 128 << 10;       // of prepacked weights, once per 4 rows
 
 // The largest number of rows for which panels are packed on demand.
 constexpr int64_t kMaxRowsOnDemand = 512;
@@ -42,9 +42,9 @@ const GemmKernels& gemm_for(const CpuTask& task, const CpuMachine& machine) {
 
 // Returns the fastest division of a walk among threads, by a model of the time of one step.
 ThreadGrid walk_grid(const CpuTask& task, const CpuMachine& machine, const CpuPlan& plan) {
-  // In a microsecond a thread computes kMultiplyAdds of float32, or loads kBytes that are not in
-  // its L2 cache, if no other program runs. A barrier takes kBarrier microseconds per unit group.
-  constexpr double kMultiplyAdds = 1.2e5, kBytes = 4e4, kBarrier = 0.25;
+  // In a microsecond a thread computes kMultiplyAddsPerUs of float32, or loads kBytesPerUs that
+  // are not in its L2 cache, if no other program runs. A barrier takes kBarrierUs per unit group.
+  constexpr double kMultiplyAddsPerUs = 1.2e5, kBytesPerUs = 4e4, kBarrierUs = 0.25;
   const GemmKernels& gemm = *plan.gemm;
   const double hidden = task.hidden_size;
   const double cache_bytes = gemm.l2_share * machine.l2_cache_bytes;
@@ -61,10 +61,10 @@ ThreadGrid walk_grid(const CpuTask& task, const CpuMachine& machine, const CpuPl
     const int64_t rows = divide_up(task.batch, grid.row_groups);
     const double weights = 4 * hidden * gemm.lanes * divide_up(unit_vectors, grid.unit_groups);
     const double arithmetic =
-        weights * std::max(rows, min_rows) / gemm.relative_speed / kMultiplyAdds;
+        weights * std::max(rows, min_rows) / gemm.relative_speed / kMultiplyAddsPerUs;
     const double bytes = weights * gemm.element_bits / 8;
-    const double loading = bytes > cache_bytes ? bytes / kBytes : 0;
-    const double barrier = grid.unit_groups > 1 ? grid.unit_groups * kBarrier : 0;
+    const double loading = bytes > cache_bytes ? bytes / kBytesPerUs : 0;
+    const double barrier = grid.unit_groups > 1 ? grid.unit_groups * kBarrierUs : 0;
     const double us = task.directions / grid.directions * (std::max(arithmetic, loading) + barrier);
     if (us < least_us) least_us = us, fastest = grid;
   };
@@ -111,8 +111,8 @@ MatrixForm matrix_form(const CpuTask& task, const CpuMachine& machine, const Cpu
       machine.training_gemm(plan.dtype) && task.is_dense && !task.saves_for_backward;
   if (!takes_dtype && (task.steps > 1 || task.prepacked || !(task.backward || step_has_kernels)))
     return MatrixForm::kPanels;
-  const int64_t weights_per_l2 = gemm.bytes(4 * task.hidden_size * K) / machine.l2_cache_bytes;
-  const int64_t max_reads = std::min<int64_t>(3 + weights_per_l2, 16);
+  const int64_t full_l2_caches = gemm.bytes(4 * task.hidden_size * K) / machine.l2_cache_bytes;
+  const int64_t max_reads = std::min<int64_t>(3 + full_l2_caches, 16);
   // In place, a forward product transposes the weights in registers anew for every tile of rows.
   const int64_t max_rows = reads > 1 ? 8 : task.backward ? 192 : gemm.max_rows_in_place;
   const bool is_forward_step = task.steps == 1 && !task.backward;
@@ -120,7 +120,7 @@ MatrixForm matrix_form(const CpuTask& task, const CpuMachine& machine, const Cpu
       forms_give_same_bits(task, plan) || (is_forward_step && task.is_dense);
   if (allows_in_place && rows <= max_rows && reads <= max_reads) return MatrixForm::kInPlace;
   const bool on_demand_pays =
-      reads <= 2 && rows <= kMaxRowsOnDemand && (task.steps == 1 || weights_per_l2 > 0);
+      reads <= 2 && rows <= kMaxRowsOnDemand && (task.steps == 1 || full_l2_caches > 0);
   return is_forward_step || on_demand_pays ? MatrixForm::kPanelOnDemand : MatrixForm::kPanels;
 }
 
@@ -142,8 +142,8 @@ void size_cell_buffer(const CpuTask& task, CpuPlan& plan) {
   plan.buffer_unit_vectors = std::clamp<int64_t>(kBufferBytes / bytes_of_vector, 1, unit_vectors);
 }
 
-// Returns CpuPlan::steps_ahead: so many steps that their x_gates stay in the cache until the walk
-// reads them. Returns 0 if a step has so many rows that reading W_ih at every step is cheap.
+// Returns CpuPlan::steps_ahead: the number of steps whose x_gates stay in the cache until the walk
+// reads them, or 0 if a step has so many rows that reading W_ih at every step is cheap.
 int64_t steps_ahead(const CpuTask& task, const CpuMachine& machine, const CpuPlan& plan) {
   const GemmKernels& gemm = *plan.gemm;
   // If x_gates of all steps take less memory than W_ih, one product reads W_ih only once.
@@ -163,8 +163,8 @@ int64_t steps_ahead(const CpuTask& task, const CpuMachine& machine, const CpuPla
   return steps > 1 ? std::clamp<int64_t>(steps / plan.grid.directions, 1, task.steps) : 0;
 }
 
-// Returns CpuPlan::chunk_steps: so many steps that their d_gates fit into the cache, or more if the
-// weights are large, because every chunk reads and writes the gradients of the weights.
+// Returns CpuPlan::chunk_steps: the number of steps whose d_gates fit into the cache, or more if
+// the weights are large, because every chunk reads and writes the gradients of the weights.
 int64_t chunk_steps(const CpuTask& task, const CpuPlan& plan) {
   const int64_t chunk_bytes = plan.dtype == Dtype::kFloat64 ? 3 << 17 : 1 << 20;
   const int64_t rows =

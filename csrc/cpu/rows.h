@@ -92,8 +92,8 @@ struct StepOrder {
   const SortedRows& rows;
   const bool reverse, backward;  // whether it is the reverse direction, and the backward pass
 
-  // Returns the time of the k-th step of the pass, or, given a time, its k.
-  int64_t time(int64_t k) const { return reverse != backward ? rows.steps() - 1 - k : k; }
+  // Converts k, which counts the steps of the pass, to the time step t, and a time step t to its k.
+  int64_t time_or_k(int64_t x) const { return reverse != backward ? rows.steps() - 1 - x : x; }
   // The time steps of a row that the forward pass visits first and last.
   int64_t first_time(int64_t row) const { return reverse ? rows.length(row) - 1 : 0; }
   int64_t last_time(int64_t row) const { return reverse ? 0 : rows.length(row) - 1; }
@@ -105,8 +105,8 @@ struct StepOrder {
   auto live_pointers(const Range& chunk, const auto& pointer_to) const {
     std::vector<decltype(pointer_to(0, 0))> pointers;
     for (int64_t k = chunk.begin; k < chunk.end; ++k)
-      for (int64_t row = 0; row < rows.live_rows(time(k)); ++row)
-        pointers.push_back(pointer_to(time(k), row));
+      for (int64_t row = 0; row < rows.live_rows(time_or_k(k)); ++row)
+        pointers.push_back(pointer_to(time_or_k(k), row));
     return pointers;
   }
 };

@@ -46,7 +46,7 @@ struct StepSums {
 template <typename T>
 struct CellKernels {
   using A = State_t<T>;
-  // Prefetch most inputs of the next two kernels, before the product of the same rows.
+  // Prefetch most inputs of `forward` and `backward`, before the product of the same rows.
   void (*prefetch_forward)(const ForwardRow<T>* rows, int64_t count, const Units& units);
   void (*prefetch_backward)(const BackwardRow<T>* rows, int64_t count, const Units& units);
   void (*forward)(const ForwardRow<T>* rows, int64_t count, const StepSums<A>& sums,

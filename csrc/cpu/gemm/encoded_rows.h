@@ -23,7 +23,7 @@ class EncodedRows {
     zeros_.resize(bytes_);
   }
 
-  // Returns the encoded row of zeros, which always has the same address. `row`: a row of zeros.
+  // Returns the encoding of `row`, the row of zeros: the same address in every call.
   const void* zeros(const T* row) const {
     return encode_ ? static_cast<const void*>(zeros_.data()) : row;
   }
@@ -38,8 +38,8 @@ class EncodedRows {
   std::vector<const void*> encode(const std::vector<const T*>& rows) const {
     std::vector<const void*> encoded(rows.begin(), rows.end());
     if (!encode_) return encoded;
-    at::parallel_for(0, rows.size(), 1 + (1 << 15) / K_, [&](int64_t r, int64_t last) {
-      for (; r < last; ++r) encoded[r] = encode(rows[r], r);
+    at::parallel_for(0, rows.size(), 1 + (1 << 15) / K_, [&](int64_t r, int64_t end) {
+      for (; r < end; ++r) encoded[r] = encode(rows[r], r);
     });
     return encoded;
   }

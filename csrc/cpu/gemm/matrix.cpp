@@ -43,8 +43,8 @@ Matrix::Matrix(const GemmKernels& gemm, MatrixSource source, int64_t groups, Mat
   constexpr int64_t kPackRows = 128;  // several threads may pack one panel, since panels may be few
   const int64_t blocks = divide_up(K_, kPackRows), panels = panel_count();
   const MatrixRows rows{source.rows.data(), source.transposed};
-  at::parallel_for(0, blocks * panels, (1 << 15) / (64 * kPackRows), [&](int64_t i, int64_t last) {
-    for (; i < last; ++i) {
+  at::parallel_for(0, blocks * panels, (1 << 15) / (64 * kPackRows), [&](int64_t i, int64_t end) {
+    for (; i < end; ++i) {
       const int64_t p = i / blocks, k = i % blocks * kPackRows;
       gemm.pack(rows, k, std::min(kPackRows, K_ - k), shape(p),
                 panel(p) + (gemm.header_bytes + gemm.bytes(k)) * width(p));

@@ -33,7 +33,7 @@ class Matrix {
   static constexpr int64_t kAllTogether = 0;  // a value for `groups`
   // Packs the matrix if the form is kPanels; otherwise keeps the source. `groups`: how many groups
   // of threads will share the panels. With enough columns, all groups get equally many panels. With
-  // kAllTogether panels are as wide as possible, and one call multiplies all of them.
+  // kAllTogether panels are as wide as possible, and one call multiplies all that are equally wide.
   Matrix(const GemmKernels& gemm, MatrixSource source, int64_t groups,
          MatrixForm form = MatrixForm::kPanels);
   // Takes panels that are `offset` bytes behind the start of `data`.

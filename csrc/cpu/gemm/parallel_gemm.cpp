@@ -29,7 +29,7 @@ void for_row_blocks(const GemmKernels& gemm, int64_t rows, int64_t multiply_adds
   const int64_t blocks = threads > 0 ? round_up(divide_up(rows, kBlockRows), threads) : 0;
   std::atomic<int64_t> next = 0;
   at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
-    const ThreadSeries series(gemm);
+    const ThreadStateGuard guard(gemm);
     for (int64_t k; (k = next++) < blocks;) body(k * rows / blocks, (k + 1) * rows / blocks);
   });
 }
@@ -56,9 +56,9 @@ void parallel_gemm(const std::vector<const void*>& a, const Matrix& matrix, cons
     return for_row_blocks(gemm, rows, multiply_adds,
                           [&](int64_t begin, int64_t end) { multiply(begin, end, {0, panels}); });
   const int64_t grain = divide_up(kMultiplyAddsOfAThread, 1 + rows * multiply_adds / panels);
-  at::parallel_for(0, panels, grain, [&](int64_t first, int64_t last) {
-    const ThreadSeries series(gemm);
-    multiply(0, rows, {first, last});
+  at::parallel_for(0, panels, grain, [&](int64_t begin, int64_t end) {
+    const ThreadStateGuard guard(gemm);
+    multiply(0, rows, {begin, end});
   });
 }
 
@@ -72,8 +72,8 @@ void parallel_gemm_into(const std::vector<const void*>& a, const Matrix& matrix,
   const Scratch sums = scratch<float>(rows * N);
   parallel_gemm(a, matrix, {row_pointers(sums.data<float>(), rows, N).data()});
   dispatch_dtype(dtype, [&](auto t) {
-    at::parallel_for(0, rows, 1 + (1 << 15) / N, [&](int64_t r, int64_t last) {
-      for (; r < last; ++r) {
+    at::parallel_for(0, rows, 1 + (1 << 15) / N, [&](int64_t r, int64_t end) {
+      for (; r < end; ++r) {
         const float* const from = sums.data<float>() + r * N;
         auto* const to = static_cast<decltype(t)*>(c[r]);
         for (int64_t n = 0; n < N; ++n)
@@ -91,8 +91,8 @@ void weight_gradient_gemm(const GemmKernels& gemm, const std::vector<const void*
   for (const auto& [b, to] : gradients)
     c.push_back(row_pointers(static_cast<char*>(to.data_ptr()), M, to.size(1) * to.element_size()));
   // Without rows the loop runs once and writes zeros, unless there is something to add to.
-  for (int64_t r = 0; r < rows || (r == 0 && !accumulate); r += kRowsAtATime, accumulate = true) {
-    const int64_t K = std::min(kRowsAtATime, rows - r);
+  for (int64_t r = 0; r < rows || (r == 0 && !accumulate); r += kRowsPerSum, accumulate = true) {
+    const int64_t K = std::min(kRowsPerSum, rows - r);
     std::vector<Matrix> panels;
     int64_t multiply_adds = 0;  // for a row of c
     for (const auto& [b, to] : gradients) {
@@ -115,7 +115,7 @@ void weight_gradient_gemm(const GemmKernels& gemm, const std::vector<const void*
       Scratch buffer;
       for (size_t i = 0; i < panels.size(); ++i)
         panels[i].multiply_panels(
-            {0, panels[i].panel_count()}, a_rows.data(), count, kRowsAtATime,
+            {0, panels[i].panel_count()}, a_rows.data(), count, kRowsPerSum,
             {c[i].data() + begin, nullptr, accumulate, gradients[i].c.element_size() == 2}, buffer);
     });
   }

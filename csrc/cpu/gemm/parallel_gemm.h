@@ -13,14 +13,14 @@ void parallel_gemm(const std::vector<const void*>& a, const Matrix& matrix, cons
 void parallel_gemm_into(const std::vector<const void*>& a, const Matrix& matrix,
                         const std::vector<void*>& c, Dtype dtype, bool accumulate);
 
-// The rows r that are summed at a time in a weight gradient.
-constexpr int64_t kRowsAtATime = 1024;
+// The rows r of a partial sum. A weight gradient adds partial sums.
+constexpr int64_t kRowsPerSum = 1024;
 
 // The gradient c [M,N] of one weight: c[m][n] = or += the sum of a[r][m] * b[r][n] over all rows r.
 struct WeightGradient {
   // [R] rows [N] in GemmKernels::source_format. Rows of zeros at the end may be left out.
   std::vector<const void*> b;
-  // Contiguous, of sum_dtype. If at most kRowsAtATime rows are summed in all, c may have 16 bits.
+  // Contiguous, of sum_dtype. If at most kRowsPerSum rows are summed in all, c may have 16 bits.
   at::Tensor c;
 };
 

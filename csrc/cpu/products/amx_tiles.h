@@ -79,9 +79,9 @@ FASTLSTM_INLINE void for_each_product(const Body& body) {
 // and 7 hold B. If there is a single row, tile 5 has no use, and nobody reads its sums.
 template <typename T, int kPlanes>
 static void multiply_pair(TileRows<kPlanes>& a, PanelTiles b, char* sums, int64_t stride) {
-  const int64_t rows = a.count(), lower = rows > 1 ? rows / 2 : 1,
-                upper = rows > 1 ? rows - lower : 1;
-  Amx::configure({upper, upper, lower, lower, upper, lower, 16, 16});
+  const int64_t rows = a.count(), lower_rows = rows > 1 ? rows / 2 : 1,
+                upper_rows = rows > 1 ? rows - lower_rows : 1;
+  Amx::configure({upper_rows, upper_rows, lower_rows, lower_rows, upper_rows, lower_rows, 16, 16});
   Amx::zero<0>(), Amx::zero<1>(), Amx::zero<2>(), Amx::zero<3>();
   for (int64_t k = 0; k < a.blocks(); ++k, b.first += b.block) {
     const auto block_of_a = a.block(k);
@@ -90,7 +90,7 @@ static void multiply_pair(TileRows<kPlanes>& a, PanelTiles b, char* sums, int64_
       constexpr int i = decltype(plane_of_a)::value, j = decltype(plane_of_b)::value;
       if (loaded_a != i) {
         Amx::load<4>(block_of_a.first + i * kLineBytes, block_of_a.stride);
-        Amx::load<5>(block_of_a.first + i * kLineBytes + upper * block_of_a.stride,
+        Amx::load<5>(block_of_a.first + i * kLineBytes + upper_rows * block_of_a.stride,
                      block_of_a.stride);
       }
       if (loaded_b != j) {
@@ -103,7 +103,7 @@ static void multiply_pair(TileRows<kPlanes>& a, PanelTiles b, char* sums, int64_
     });
   }
   Amx::store<0>(sums, stride), Amx::store<1>(sums + kLineBytes, stride);
-  sums += upper * stride;
+  sums += upper_rows * stride;
   Amx::store<2>(sums, stride), Amx::store<3>(sums + kLineBytes, stride);
 }
 

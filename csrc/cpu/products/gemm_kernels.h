@@ -133,7 +133,7 @@ struct GemmFunctions {
 
 struct GemmKernels;
 
-// Settings for speed. No result depends on them.
+// Settings for speed. They change results at most by rounding errors.
 struct GemmTuning {
   double relative_speed = 1;      // multiply-adds in a unit of time, compared with float32
   int64_t tile_rows;              // MR: a product is fastest if its rows are a multiple of MR
@@ -145,7 +145,7 @@ struct GemmTuning {
   // The panels in one call of `multiply`. One row with one panel has too few sums to hide latency.
   int64_t panels_at_once = 1, panels_at_once_of_one_row = 1;
   int64_t max_rows_in_place = 16;           // of a single step: with more, packing pays
-  int64_t unpacked_vectors_of_one_row = 1;  // two hide latency, but read twice the columns
+  int64_t unpacked_vectors_of_one_row = 1;  // two hide latency; one reads fewer columns at once
   const char* instruction_set = nullptr;    // a name for users
   // Kernels for fewer rows than the limit, with the same panels and the same bits.
   int64_t few_rows_limit = 0;

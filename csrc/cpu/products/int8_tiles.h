@@ -89,11 +89,11 @@ template <int W>
 FASTLSTM_INLINE void put_int8(const PanelProduct& p, Int32Vec sums, int64_t r, int64_t v,
                               int32_t zero_point) {
   constexpr int L = Vec<float>::lanes;
-  const char* const scale =
+  const char* const header =
       static_cast<const char*>(p.panel) + v / W * p.panel_stride + v % W * L * sizeof(float);
-  if (zero_point) sums -= zero_point * read<Int32Vec>(scale + W * L * sizeof(float));
+  if (zero_point) sums -= zero_point * read<Int32Vec>(header + W * L * sizeof(float));
   const Vec<float> whole(__builtin_convertvector(sums, Vec<float>::Native));
-  const Vec<float> scales = Vec<float>::load(scale) * Vec<float>(read<float>(p.a[r]));
+  const Vec<float> scales = Vec<float>::load(header) * Vec<float>(read<float>(p.a[r]));
   put_sums<float, float>(p, whole * scales, static_cast<float*>(p.c[r]), v);
 }
 

@@ -4,9 +4,10 @@
 
 namespace fastlstm::FASTLSTM_ISA {
 
-// GEMM kernels for prepacked weights of T, with sums of A, in tiles of at most R rows x V vectors.
+// GEMM kernels for weights of T, with sums of A, in tiles of at most R rows x V vectors. If not
+// `trains`, they are only for prepacked weights; make_training_gemm adds the kernels for training.
 template <int R, int V, typename T, typename A, bool trains = false>
-static constexpr GemmKernels make_inference_gemm(Format format) {
+static constexpr GemmKernels make_gemm(Format format) {
   static_assert(4 % V == 0, "the four gates of a vector of units are whole panels");
   GemmKernels gemm{};
   gemm.format = gemm.source_format = format, gemm.element_bits = 8 * sizeof(T);
@@ -23,7 +24,7 @@ static constexpr GemmKernels make_inference_gemm(Format format) {
 
 template <int R, int V, typename T, typename A>
 static constexpr GemmKernels make_training_gemm(Format format) {
-  GemmKernels gemm = make_inference_gemm<R, V, T, A, /*trains=*/true>(format);
+  GemmKernels gemm = make_gemm<R, V, T, A, /*trains=*/true>(format);
   if constexpr (sizeof(T) < sizeof(A)) gemm.put_rows = put_rows<A, T>;
   // Every tile of rows transposes the matrix again. AVX-512 has registers for tiles of 8 rows.
   gemm.multiply_unpacked_columns = multiply_unpacked_columns<(sizeof(Vec<A>) == 64 ? 8 : R), T, A>;

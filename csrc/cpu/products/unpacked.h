@@ -17,8 +17,8 @@
 
 namespace fastlstm::FASTLSTM_ISA {
 
-// Adds terms [k + begin, k + end) to the sums: sum[r] += a[r][k + i] * columns[k + i]. They are
-// terms of a square, which has lanes * terms_per_lane terms from term k on.
+// Adds terms [k + begin, k + end) to the sums: sum[r] += a[r][i] * columns[i] for each term i. The
+// terms [k, k + lanes * terms_per_lane) form a square.
 template <int R, typename T, typename A>
 FASTLSTM_INLINE void add_square(const T* const* a, int64_t k, int64_t begin, int64_t end,
                                 const UnpackedColumns& columns, Vec<A> (&sum)[R]) {
@@ -64,12 +64,12 @@ static void multiply_unpacked_tile(const PanelProduct& p, const UnpackedColumns&
   }
   const int64_t end = p.k_begin + p.K;
   for (int64_t first = p.k_begin; first < end; first += kTermsPerPartialSum) {
-    const int64_t last = end - first < kTermsPerPartialSum ? end : first + kTermsPerPartialSum;
+    const int64_t stop = end - first < kTermsPerPartialSum ? end : first + kTermsPerPartialSum;
     for (int v = 0; v < V; ++v)
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) partial[v][r] = Vec<A>(A(0));
     int64_t k = first;
-    for (; k + square <= last; k += square) {
+    for (; k + square <= stop; k += square) {
       const int64_t ahead = k + kTermsAhead;
       const bool is_new_line = sizeof(Vec<A>) == 64 || (k - first) % (64 / sizeof(T)) == 0;
 #pragma GCC unroll 2
@@ -83,10 +83,10 @@ static void multiply_unpacked_tile(const PanelProduct& p, const UnpackedColumns&
       }
     }
     // If possible the last square ends at the last term. Terms that were added before are skipped.
-    const bool fills_square = DotStep<T>::terms_per_lane == 1 && last - p.k_begin >= square;
-    const int64_t start = fills_square ? last - square : k;
+    const bool fills_square = DotStep<T>::terms_per_lane == 1 && stop - p.k_begin >= square;
+    const int64_t start = fills_square ? stop - square : k;
     for (int v = 0; v < V; ++v) {
-      if (k < last) add_square(a, start, k - start, last - start, vector[v], partial[v]);
+      if (k < stop) add_square(a, start, k - start, stop - start, vector[v], partial[v]);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r)
         sum[v][r] = first == p.k_begin ? partial[v][r] : sum[v][r] + partial[v][r];
@@ -174,10 +174,10 @@ static void multiply_unpacked_rows(const PanelProduct& p, const UnpackedColumns&
   const int64_t end = p.k_begin + p.K, width = p.shape.vectors * L;
   A *const sums = static_cast<A*>(buffer), *const partial = sums + p.rows * width;
   for (int64_t first = p.k_begin; first < end; first += kTermsPerPartialSum) {
-    const int64_t last = end - first < kTermsPerPartialSum ? end : first + kTermsPerPartialSum;
+    const int64_t stop = end - first < kTermsPerPartialSum ? end : first + kTermsPerPartialSum;
     A* const to = first == p.k_begin ? sums : partial;
-    for (int64_t k = first; k < last; k += kTermsAtATime) {
-      const int64_t terms = last - k < kTermsAtATime ? last - k : kTermsAtATime;
+    for (int64_t k = first; k < stop; k += kTermsAtATime) {
+      const int64_t terms = stop - k < kTermsAtATime ? stop - k : kTermsAtATime;
       for (int64_t n = 0; n < width; n += V * L)
         with_count<V>(width - n < V * L ? (width - n) / L : V, [&](auto vectors) {
           add_matrix_rows<R>(p, columns, k, terms, n, to + n, k == first, vectors);

@@ -138,14 +138,14 @@ class CellsForward {
       const int64_t first = worker_vectors.begin + (reversed_ ? parts - 1 - i : i) * part_vectors;
       const Range vectors{first, std::min(first + part_vectors, worker_vectors.end)};
       for (int64_t r = 0; r < step.count; r += h_sums_.rows())
-        run_buffer(weights, vectors, step, r, zeros);
+        run_rows(weights, vectors, step, r, zeros);
     }
   }
 
  private:
   // Runs the products and cells of as many rows, from `first` on, as the accumulators hold.
-  void run_buffer(const ForwardWeights& weights, const Range& vectors,
-                  const StepRows<ForwardRow<T>>& step, int64_t first, const void* zeros) {
+  void run_rows(const ForwardWeights& weights, const Range& vectors,
+                const StepRows<ForwardRow<T>>& step, int64_t first, const void* zeros) {
     const Matrix &w_ih = weights.w_ih, &w_hh = weights.w_hh;
     const int64_t width = 4 * gemm_.lanes;  // the gates of a vector of units
     const int64_t count = std::min(h_sums_.rows(), step.count - first);
@@ -166,13 +166,13 @@ class CellsForward {
     }
   }
 
-  // The vectors of units in the buffer: at least as many as one call of the kernel multiplies.
+  // The vectors of units in the accumulators: at least as many as one call of the kernel computes.
   int64_t vectors_at_once(int64_t rows) const {
     return std::max(plan_.buffer_unit_vectors,
                     gemm_.panels_at_once_for(rows) * gemm_.max_vectors / 4);
   }
-  Range panels_of(const Matrix& weights, const Range& vectors) const {
-    const int64_t panels_per_vector = 4 * gemm_.lanes / weights.width(0);
+  Range panels_of(const Matrix& matrix, const Range& vectors) const {
+    const int64_t panels_per_vector = 4 * gemm_.lanes / matrix.width(0);
     return {vectors.begin * panels_per_vector, vectors.end * panels_per_vector};
   }
   Units units(int64_t vector) const {
@@ -200,7 +200,7 @@ class CellsBackward {
       : hidden_size_(hidden_size),
         sums_(w_hh_or_hr.gemm(),
               w_hh_or_hr.form() == MatrixForm::kPanels
-                  ? std::min(round_up(kRowsAtOnce, w_hh_or_hr.gemm().tile_rows), max_rows)
+                  ? std::min(round_up(kAccumulatorRows, w_hh_or_hr.gemm().tile_rows), max_rows)
                   : max_rows,
               w_hh_or_hr.max_group_width() / w_hh_or_hr.gemm().lanes) {}
 
@@ -223,8 +223,8 @@ class CellsBackward {
   }
 
  private:
-  // The most rows in the buffer if weights are in panels, and the terms multiplied at a time (KC).
-  static constexpr int64_t kRowsAtOnce = 96, kKc = 1024;
+  // Rows of the accumulators if the weights are in panels (rounded up to whole tiles), and KC.
+  static constexpr int64_t kAccumulatorRows = 96, kKc = 1024;
 
   const CellKernels<T>& kernels_ = *kernels<T>().cell_kernels;
   int64_t hidden_size_;

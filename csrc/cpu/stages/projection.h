@@ -66,7 +66,7 @@ class ProjectionBackward {
 
   // The memory [P] for dL/dh_t of a row, which is kept for the steps of a chunk.
   T* d_h(int64_t t, int64_t row) const {
-    const int64_t step_in_chunk = order_.time(t) % plan_.chunk_steps;
+    const int64_t step_in_chunk = order_.time_or_k(t) % plan_.chunk_steps;
     return d_h_.data<T>() + (step_in_chunk * batch() + row) * output_size_;
   }
 

@@ -17,7 +17,7 @@ namespace fastlstm {
 template <typename T>
 at::TensorOptions weight_gradient_options(const CpuPlan& plan, const LayerCall& layer) {
   const Sizes s = layer.sizes();
-  const bool one_product = plan.chunk_steps == s.steps && s.steps * s.batch <= kRowsAtATime;
+  const bool one_product = plan.chunk_steps == s.steps && s.steps * s.batch <= kRowsPerSum;
   return one_product && plan.gemm->takes(dtype_of_type<T>) ? layer.input.options()
                                                            : layer.state_options();
 }

@@ -79,11 +79,11 @@ class FlushSubnormals {
 };
 
 // A guard around a thread's products: flushes subnormals, and calls end_thread when it ends.
-class ThreadSeries {
+class ThreadStateGuard {
  public:
-  explicit ThreadSeries(const GemmKernels& gemm) : end_(gemm.end_thread) {}
-  ThreadSeries(const ThreadSeries&) = delete;
-  ~ThreadSeries() {
+  explicit ThreadStateGuard(const GemmKernels& gemm) : end_(gemm.end_thread) {}
+  ThreadStateGuard(const ThreadStateGuard&) = delete;
+  ~ThreadStateGuard() {
     if (end_) end_();
   }
 

@@ -1,9 +1,8 @@
 // The kernel table of one target (csrc/README.md). The target's source file includes it once, after
 // it has opened the instruction set (target_pragma.h), defined FASTLSTM_ISA and declared Target.
 //
-// Files that are compiled for a target contain only plain loops and always-inline functions. An
-// inline function of the standard library would be compiled with AVX-512 in one object file, and
-// the linker might keep that copy for the whole library.
+// Functions that are compiled for a target are always-inline or in namespace FASTLSTM_ISA, so that
+// the linker never merges copies for different targets (csrc/README.md, "Rules").
 #pragma once
 #include "cpu/cell/cell_kernels.h"
 #include "cpu/products/int8_tiles.h"
@@ -18,9 +17,9 @@ struct OneThread {
   int64_t begin, end;
 
   FASTLSTM_INLINE void each(int64_t n, const auto& f) const {
-    const int64_t last = end < n ? end : n;
+    const int64_t stop = end < n ? end : n;
 #pragma omp simd
-    for (int64_t k = begin; k < last; ++k) f(k);
+    for (int64_t k = begin; k < stop; ++k) f(k);
   }
   FASTLSTM_INLINE auto total(int64_t n, const auto& f) const {
     decltype(f(n)) sum(0);
@@ -57,7 +56,7 @@ constexpr GemmKernels float32_gemm =
 constexpr GemmKernels float64_gemm =
     make_training_gemm<kRows, kVectors, double, double>(Format::float64);
 constexpr GemmKernels bfloat16_gemm =
-    with_rounding(make_inference_gemm<kRows, kVectors, bfloat16, float>(Format::bfloat16));
+    with_rounding(make_gemm<kRows, kVectors, bfloat16, float>(Format::bfloat16));
 constexpr GemmKernels int8_gemm = make_int8_gemm<Target::int8_tile_rows, kVectors, DotProduct>();
 
 const KernelTable table = {{row_kernels<float, float>(), &cell_kernels<float>},

@@ -81,7 +81,7 @@ class TiledBackward {
   void run(int64_t k, int64_t phase, const Worker& worker) {
     auto& [step, next_d_gates, cells] = buffers_[worker.index];
     const void* const encoded_zeros = next_d_gates.zeros(zeros());
-    if (phase == 0) collect_rows(order_.time(k), worker);
+    if (phase == 0) collect_rows(order_.time_or_k(k), worker);
     if (projection_ && phase == 0)
       return projection_->compute_d_h(step, w_hh_, worker, encoded_zeros);
     if (projection_) projection_->encode_d_h(step, worker, zeros());
@@ -140,7 +140,7 @@ class TiledBackward {
   T* d_gates(int64_t t, int64_t row) const {  // [4H]
     if (all_d_gates_.defined())
       return data<T>(all_d_gates_) + call_.rows.flat_index(t, row) * 4 * hidden();
-    const int64_t step_in_ring = order_.time(t) % ring_steps();
+    const int64_t step_in_ring = order_.time_or_k(t) % ring_steps();
     return d_gates_ring_.data<T>() + (step_in_ring * batch() + row) * 4 * hidden();
   }
 
@@ -150,7 +150,7 @@ class TiledBackward {
     std::vector<const T*> from;
     std::vector<void*> to;
     for (int64_t row = 0; row < call_.rows.live_rows(0); ++row) {
-      const int64_t t = order_.first_time(row), k = order_.time(t);
+      const int64_t t = order_.first_time(row), k = order_.time_or_k(t);
       if (k < chunk.begin || k >= chunk.end) continue;
       T* const grad = grad_h_0_ + call_.rows.batch_index(row) * call_.sizes.output_size;
       if (call_.rows.is_reset(t, row))

@@ -87,7 +87,7 @@ class TiledForward {
 
   // Runs a worker's part of step k of the walk. Phase 0: the cells. Phase 1: the projection.
   void run(int64_t k, int64_t phase, const Worker& worker) {
-    if (phase == 0) return run_cells(order_.time(k), worker);
+    if (phase == 0) return run_cells(order_.time_or_k(k), worker);
     projection_->run(buffers_[worker.index].step, worker);
   }
 
@@ -116,7 +116,7 @@ class TiledForward {
 
   // The input part of the gates of a row, in gate order (stages/cells.h).
   A* x_gates(int64_t t, int64_t row) const {
-    const int64_t step_in_chunk = order_.time(t) - chunk_.begin;
+    const int64_t step_in_chunk = order_.time_or_k(t) - chunk_.begin;
     return x_gates_.data<A>() + (step_in_chunk * rows_.batch() + row) * weights_.w_ih.N();
   }
 

@@ -26,7 +26,7 @@ void run_workers(const CpuPlan& plan, const Range& range, const auto& work) {
     std::exception_ptr error;
 #pragma omp parallel num_threads(static_cast<int>(workers))
     {
-      const ThreadSeries series(*plan.gemm);
+      const ThreadStateGuard guard(*plan.gemm);
       const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
       for (int64_t i = range.begin; i < range.end; ++i) {
         for (int64_t worker = thread; worker < workers && !has_failed; worker += threads) {
@@ -44,7 +44,7 @@ void run_workers(const CpuPlan& plan, const Range& range, const auto& work) {
     return;
   }
 #endif
-  const ThreadSeries series(*plan.gemm);
+  const ThreadStateGuard guard(*plan.gemm);
   for (int64_t i = range.begin; i < range.end; ++i)
     for (int64_t worker = 0; worker < workers; ++worker) work(i, worker);
 }
