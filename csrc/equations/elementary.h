@@ -36,8 +36,8 @@ FASTLSTM_INLINE To bits_as(From from) {
   return to;
 }
 
-// Returns x * y + sum, rounded once if the target has a fused multiply-add. The flags in setup.py
-// limit what else the compiler fuses, because in f * c + i * g it could fuse either product.
+// Returns x * y + sum, rounded once if the target has a fused multiply-add. In f * c + i * g the
+// compiler could fuse either product. So flags in setup.py limit what it fuses besides these calls.
 template <typename A>
 FASTLSTM_INLINE A fused(const A& x, const A& y, const A& sum) {
   return x * y + sum;

@@ -57,11 +57,11 @@ FASTLSTM_INLINE Normalizer<A> normalizer(const ThreadGroup& group, int64_t n, A 
 // the mean of d * LN(x) gives the part that comes through the standard deviation of the row.
 template <typename A, typename ThreadGroup, typename X, typename D>
 FASTLSTM_INLINE auto normalizer_gradient(const ThreadGroup& group, int64_t n, A inverse_n,
-                                         const Normalizer<A>& normal, const X& x, const D& d) {
+                                         const Normalizer<A>& normalize, const X& x, const D& d) {
   const A mean_d = group.total(n, d) * inverse_n;
-  const A mean_dx = group.total(n, [&](int64_t k) { return d(k) * normal(x(k)); }) * inverse_n;
+  const A mean_dx = group.total(n, [&](int64_t k) { return d(k) * normalize(x(k)); }) * inverse_n;
   return [=](int64_t k) FASTLSTM_INLINE_LAMBDA {
-    return normal.scale * fused(-normal(x(k)), mean_dx, d(k) - mean_d);
+    return normalize.scale * fused(-normalize(x(k)), mean_dx, d(k) - mean_d);
   };
 }
 
@@ -74,24 +74,24 @@ FASTLSTM_INLINE void step_row(const NormForwardStep<T, A>& s, int64_t row, bool 
   const T* const h_gates_row = s.h_gates + row * 4 * hidden_size;
   T* const gates_row = s.gates + row * 4 * hidden_size;
   A* const cells = s.cells + row * hidden_size;
-  const auto normal_h = normalizer(group, 4 * hidden_size, inverse_size / 4,
-                                   [&](int64_t k) { return A(h_gates_row[k]); });
+  const auto normalize_h = normalizer(group, 4 * hidden_size, inverse_size / 4,
+                                      [&](int64_t k) { return A(h_gates_row[k]); });
   group.each(hidden_size, [&](int64_t u) FASTLSTM_INLINE_LAMBDA {
     auto pre = load_gates<T, A>(s.x_gates + row * 4 * hidden_size, u, hidden_size);
     if (!reset) {
       const auto h = load_gates<T, A>(h_gates_row, u, hidden_size);
       const auto gain = load_gates<T, A>(s.gain_hh, u, hidden_size);
-      pre = {fused(gain.i, normal_h(h.i), pre.i), fused(gain.f, normal_h(h.f), pre.f),
-             fused(gain.g, normal_h(h.g), pre.g), fused(gain.o, normal_h(h.o), pre.o)};
+      pre = {fused(gain.i, normalize_h(h.i), pre.i), fused(gain.f, normalize_h(h.f), pre.f),
+             fused(gain.g, normalize_h(h.g), pre.g), fused(gain.o, normalize_h(h.o), pre.o)};
     }
     const Gates<A> gates = activate(pre);
     store_gates(gates_row, u, hidden_size, gates);
     cells[u] = next_cell(gates, reset ? A(0) : s.c_state[row * hidden_size + u]);
   });
-  const auto normal_c =
+  const auto normalize_c =
       normalizer(group, hidden_size, inverse_size, [&](int64_t u) { return cells[u]; });
   group.each(hidden_size, [&](int64_t u) FASTLSTM_INLINE_LAMBDA {
-    const A normed = fused(A(s.gain_c[u]), normal_c(cells[u]), A(s.bias_c[u]));
+    const A normed = fused(A(s.gain_c[u]), normalize_c(cells[u]), A(s.bias_c[u]));
     const A h = hidden_state(A(gates_row[3 * hidden_size + u]), normed);
     store_state(s, row, u, h, cells[u]);
   });
@@ -118,16 +118,16 @@ FASTLSTM_INLINE void step_row(const NormBackwardStep<T, A>& s, int64_t row, bool
   const A* const before = cells_before(s, row);
   const auto c_prev = [&](int64_t u) { return reset ? A(0) : before[u]; };
   const auto c = [&](int64_t u) { return s.cells[row * hidden_size + u]; };
-  const auto normal_c = normalizer(group, hidden_size, inverse_size, c);
+  const auto normalize_c = normalizer(group, hidden_size, inverse_size, c);
   group.each(hidden_size, [&](int64_t u) FASTLSTM_INLINE_LAMBDA {
     const A dh = take_hidden_gradient<A>(s, row, u);
-    const A normed = fused(A(s.gain_c[u]), normal_c(c(u)), A(s.bias_c[u]));
+    const A normed = fused(A(s.gain_c[u]), normalize_c(c(u)), A(s.bias_c[u]));
     const HiddenStateGradient<A> through_h = hidden_state_backward(gates_at(u).o, normed, dh);
     d_normed[u] = through_h.c;
     d_gates[3 * hidden_size + u] = T(through_h.o_pre);  // may overwrite gate o, used just before
   });
   const auto d_ln_c = [&](int64_t u) { return d_normed[u] * A(s.gain_c[u]); };
-  const auto d_c = normalizer_gradient(group, hidden_size, inverse_size, normal_c, c, d_ln_c);
+  const auto d_c = normalizer_gradient(group, hidden_size, inverse_size, normalize_c, c, d_ln_c);
   group.each(hidden_size, [&](int64_t u) FASTLSTM_INLINE_LAMBDA {
     A* const dc_state = s.dc_state + row * hidden_size + u;
     A dc = *dc_state + s.d_cells[row * s.d_cells_stride + u];
@@ -140,9 +140,9 @@ FASTLSTM_INLINE void step_row(const NormBackwardStep<T, A>& s, int64_t row, bool
   const T* const h_gates_row = s.h_gates + row * 4 * hidden_size;
   const auto h_gate = [&](int64_t k) { return A(h_gates_row[k]); };
   const auto d_ln_h = [&](int64_t k) { return A(d_gates[k]) * A(s.gain_hh[k]); };
-  const auto normal_h = normalizer(group, 4 * hidden_size, inverse_size / 4, h_gate);
+  const auto normalize_h = normalizer(group, 4 * hidden_size, inverse_size / 4, h_gate);
   const auto d_h_gate =
-      normalizer_gradient(group, 4 * hidden_size, inverse_size / 4, normal_h, h_gate, d_ln_h);
+      normalizer_gradient(group, 4 * hidden_size, inverse_size / 4, normalize_h, h_gate, d_ln_h);
   group.each(4 * hidden_size, [&](int64_t k) FASTLSTM_INLINE_LAMBDA {
     d_h_gates[k] = T(reset ? A(0) : d_h_gate(k));
   });

@@ -24,13 +24,13 @@ struct Step {
   const bool* reset;       // [rows] whether the state is zeroed before this step; nullptr: no row
 };
 
-// Where a forward step stores h_t. Dead rows are left as they are, except in `output`.
+// Where a forward step stores h_t. Of these tensors a dead row changes only `output`.
 template <typename T>
 struct HiddenOutput : Step {
   T* h_state;       // [rows,H] receives h_t
   const T* h_mask;  // [rows,H] W_hh multiplies h_mask * h; nullptr: W_hh multiplies h
   T* h_masked;      // [rows,H] receives h_mask * h_t; not used without h_mask
-  T* output;  // [rows,H] receives h_t, 0 for dead rows; may be h_state (dead rows then lose h)
+  T* output;  // [rows,H] receives h_t, 0 for dead rows; may be h_state, whose dead rows become 0
   int64_t output_stride;
 };
 

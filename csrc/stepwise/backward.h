@@ -1,5 +1,5 @@
-// The stepwise engine, backward: the steps of the forward walk in opposite order, with one kernel
-// and one GEMM each. Then GEMMs over all steps give the gradients of the weights and the input.
+// The stepwise engine, backward: the steps of the forward walk in opposite order, with the kernels
+// and GEMMs of each. Then GEMMs over all steps give the gradients of the weights and the input.
 #pragma once
 
 #include "stepwise/forward.h"
@@ -94,8 +94,7 @@ class StepwiseBackward : DirectionWalk {
   }
 
   void run() {
-    MovingRows dh(dh_), d_h_gates(this->d_h_gates()), d_hidden(d_hidden_),
-        d_projected(d_projected_);
+    MovingRows dh(dh_), d_h_gates(grad_h_gates()), d_hidden(d_hidden_), d_projected(d_projected_);
     const WalkStep* after = nullptr;
     for (auto now = steps_.rbegin(); now != steps_.rend(); after = &*now++) {
       if (layer_.projects()) {
@@ -122,12 +121,12 @@ class StepwiseBackward : DirectionWalk {
     if (norms_) d_x_gates = norms_->gradients(tensors_.input, bias_of(w_), d_gates_, grads);
     if (layer_.projects() && !tensors_.request.return_d_gates)
       grads.w_hr = at::mm(d_projected_.t(), unprojected());
-    tensors_.add_gradients(w_, d_gates_, d_x_gates, d_h_gates(), [&] { return h_prev_; }, grads);
+    tensors_.add_gradients(w_, d_gates_, d_x_gates, grad_h_gates(), [&] { return h_prev_; }, grads);
   }
 
  private:
   // The gradient [R,4H] of W_hh h_{t-1}.
-  const Tensor& d_h_gates() const { return norms_ ? norms_->d_h_gates() : d_gates_; }
+  const Tensor& grad_h_gates() const { return norms_ ? norms_->d_h_gates() : d_gates_; }
 
   // Returns o tanh(c) of all rows [R,H], 0 after the end of each row.
   Tensor unprojected() const {
@@ -155,14 +154,14 @@ class StepwiseBackward : DirectionWalk {
     const int64_t hidden = sizes_.hidden_size;
     BackwardStep<T, A> step{};
     static_cast<HiddenGradientInput<T>&>(step) = hidden_gradient(now, after);
-    if (layer_.projects()) {
+    if (layer_.projects()) {  // rows_after 0: the projection's step has applied h_mask and reset
       step.hidden_size = hidden, step.rows_after = 0, step.dh_state = data<T>(d_hidden_);
       step.d_output = const_data<T>(zero_row_), step.d_output_stride = 0;
     }
     step.gates = const_data<T>(gates_) + now.offset * 4 * hidden;
     step.cells = const_data<A>(cells_) + now.offset * hidden;
     step.prev_cells = const_data<A>(cells_) + now.prev_offset * hidden;
-    step.c_0 = const_data<A>(tensors_.c_0) + d_ * sizes_.batch * hidden;
+    step.c_0 = const_data<A>(tensors_.c_0) + direction_ * sizes_.batch * hidden;
     step.d_cells_stride = stride_of(d_cells_);
     step.d_cells = const_data<A>(d_cells_) + now.offset * step.d_cells_stride;
     step.dc_state = data<A>(dc_);
@@ -178,7 +177,7 @@ class StepwiseBackward : DirectionWalk {
       dh_.mul_(lengths ? h_mask_.masked_fill(lengths->eq(0).unsqueeze(1), 1) : h_mask_);
     if (!reset_.defined()) return;
     Tensor reset = reset_[steps_[0].t];
-    if (lengths && d_ == 1)
+    if (lengths && direction_ == 1)
       reset = reset_.gather(0, (*lengths - 1).clamp(0, sizes_.steps - 1).unsqueeze(0))[0];
     if (lengths) reset = reset.logical_and(lengths->gt(0));
     dh_.masked_fill_(reset.unsqueeze(1), 0);

@@ -31,7 +31,7 @@ class DirectionWalk {
   DirectionWalk(const LayerCall& layer, int64_t d)
       : layer_(layer),
         w_(layer.directions[d]),
-        d_(d),
+        direction_(d),
         sizes_(layer.sizes()),
         steps_(walk(layer, d == 1)),
         lengths_(contiguous_or_undefined(layer.lengths)),
@@ -43,7 +43,8 @@ class DirectionWalk {
 
   // Returns the arguments of a step that all kernels share, for rows of `size` units.
   Step step_arguments(const WalkStep& now, int64_t size) const {
-    return {now.t,         now.rows, size, now.prev_rows, d_ == 1, data_or_null<int64_t>(lengths_),
+    return {now.t,         now.rows,        size,
+            now.prev_rows, direction_ == 1, data_or_null<int64_t>(lengths_),
             reset_at(&now)};
   }
   template <typename T>
@@ -57,7 +58,7 @@ class DirectionWalk {
  protected:
   const LayerCall& layer_;
   Direction w_;
-  int64_t d_;
+  int64_t direction_;
   Sizes sizes_;
   std::vector<WalkStep> steps_;
   Tensor lengths_, reset_, h_mask_;

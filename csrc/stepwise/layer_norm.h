@@ -37,10 +37,10 @@ class NormsBackward {
 
   const Tensor& normed_cells() const { return cells_norm_.y; }
   NormBackwardStep<T, A> step(const BackwardStep<T, A>& step, const NormWeights<T>& weights,
-                              int64_t first_row) const {
-    const int64_t cell = first_row * d_normed_cells_.size(1), gate = first_row * h_gates_.size(1);
-    return {step, weights, const_data<T>(h_gates_) + gate, data<T>(d_h_gates_) + gate,
-            data<A>(d_normed_cells_) + cell};
+                              int64_t row) const {
+    const int64_t first_cell = row * d_normed_cells_.size(1), first_gate = row * h_gates_.size(1);
+    return {step, weights, const_data<T>(h_gates_) + first_gate, data<T>(d_h_gates_) + first_gate,
+            data<A>(d_normed_cells_) + first_cell};
   }
   // The gradient [R,4H] of W_hh h_{t-1}; the steps of the walk fill it.
   const Tensor& d_h_gates() const { return d_h_gates_; }
@@ -50,12 +50,12 @@ class NormsBackward {
                    Direction& grads) const {
     const auto dtype = input.scalar_type();
     const RowNorm x_norm(at::mm(input, w_.w_ih.t()), w_.gain_ih, bias);
-    const auto [d_x, d_gain_ih, d_bias] = x_norm.backward(d_gates);
+    const auto [d_x_gates, d_gain_ih, d_bias] = x_norm.backward(d_gates);
     const auto d_gain_hh = std::get<1>(RowNorm(h_gates_, w_.gain_hh, {}).backward(d_gates));
     const auto [d_c, d_gain_c, d_bias_c] = cells_norm_.backward(d_normed_cells_);
     grads.gain_ih = d_gain_ih.to(dtype), grads.gain_hh = d_gain_hh.to(dtype);
     grads.gain_c = d_gain_c.to(dtype), grads.bias_c = d_bias_c.to(dtype);
-    return d_x.to(dtype);
+    return d_x_gates.to(dtype);
   }
 
  private:
