@@ -22,8 +22,8 @@ OptionalTensor if_defined(const Tensor& tensor) {
 
 // Returns an alias of `tensor` without its autograd graph, or a wrapper tensor unchanged. The alias
 // shares the version counter, by which autograd detects writes in place, and keeps the memory if
-// the user assigns `weight.data = other`. If the output itself were saved, the output and its node
-// would own each other during the save, and an error in a hook of saved tensors would leak both.
+// the user assigns `weight.data = other`. The output itself must not be saved: it and its node
+// would own each other until the save ends, and an error in a saved-tensor hook would leak both.
 Tensor detached_alias(const Tensor& tensor) {
   if (is_wrapper(tensor)) return tensor;
   return Tensor(tensor.unsafeGetTensorImpl()->shallow_copy_and_detach(
@@ -82,8 +82,8 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     TORCH_CHECK(!grads[4].defined(), "lstm: got a gradient of gates, which is not differentiable");
     SavedCall saved(ctx);
-    const size_t end = kFirstWeight + saved.call.weights.size();
-    variable_list result(end + 2);  // `call` and `options` come last and have no gradient
+    const size_t weights_end = kFirstWeight + saved.call.weights.size();
+    variable_list result(weights_end + 2);  // `call` and `options` come last and have no gradient
     if (std::none_of(grads.begin(), grads.end(), [](const Tensor& g) { return g.defined(); }))
       return result;
     if (at::GradMode::is_enabled()) {
@@ -98,7 +98,7 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
     const bool input_needs_grad = ctx->needs_input_grad(0);
     const bool state_needs_grad = ctx->needs_input_grad({{1, 3}});
     // If no weight needs a gradient, lstm_backward returns d_gates and skips the weights' GEMMs.
-    const bool weights_need_grad = ctx->needs_input_grad({{kFirstWeight, end}});
+    const bool weights_need_grad = ctx->needs_input_grad({{kFirstWeight, weights_end}});
     const bool return_d_gates = !weights_need_grad && !layout.normalizes;
     // The guard makes the dispatcher skip its slow fallback for ops without an Autograd kernel.
     at::AutoDispatchBelowADInplaceOrView guard;

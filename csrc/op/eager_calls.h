@@ -102,7 +102,7 @@ inline Tensor as_step(const Tensor& rows, bool skips_dispatcher) {
 }
 inline Tensor as_rows(const Tensor& state, bool skips_dispatcher) {
   const c10::SmallVector<int64_t, 4> sizes(state.sizes().begin() + 1, state.sizes().end());
-  // Autograd drops the hooks of a view that the user writes in place. _unsafe_view makes no view.
+  // A view would lose its autograd hooks if the user wrote it in place. _unsafe_view makes no view.
   if (!skips_dispatcher) return at::_unsafe_view(state, sizes);
   state.unsafeGetTensorImpl()->set_sizes_contiguous(sizes);
   return state;
@@ -272,9 +272,9 @@ inline PyObject* plain_lstm(PyObject*, PyObject* const* values, Py_ssize_t, PyOb
     return call_eagerly(*call, {/*save_cells=*/false, /*save_gates=*/false, "auto"});
   }();
   if (arguments.batch_first == Py_True) output = output.transpose(0, 1);
-  const THPObjectPtr state(to_python(std::tuple(std::move(h_n), std::move(c_n))));
-  const THPObjectPtr first(THPVariable_Wrap(std::move(output)));
-  return PyTuple_Pack(2, first.get(), state.get());
+  const THPObjectPtr py_state(to_python(std::tuple(std::move(h_n), std::move(c_n))));
+  const THPObjectPtr py_output(THPVariable_Wrap(std::move(output)));
+  return PyTuple_Pack(2, py_output.get(), py_state.get());
   END_HANDLE_TH_ERRORS
 }
 
