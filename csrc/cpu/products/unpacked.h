@@ -50,7 +50,7 @@ FASTLSTM_INLINE void add_square(const T* const* a, int64_t k, int64_t begin, int
 template <typename T, typename A, int R, int V>
 static void multiply_unpacked_tile(const PanelProduct& p, const UnpackedColumns& columns,
                                    const void* next, Int<R>, Int<V>, int64_t first_row) {
-  constexpr int L = Vec<A>::lanes, square = L * DotStep<T>::terms_per_lane;
+  constexpr int L = Vec<A>::lanes, square_terms = L * DotStep<T>::terms_per_lane;
   constexpr int64_t kTermsAhead = 512 / sizeof(T);  // of the prefetch
   const T *a[R], *next_terms = static_cast<const T*>(next);
   UnpackedColumns vector[V];
@@ -69,7 +69,7 @@ static void multiply_unpacked_tile(const PanelProduct& p, const UnpackedColumns&
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) partial[v][r] = Vec<A>(A(0));
     int64_t k = first;
-    for (; k + square <= stop; k += square) {
+    for (; k + square_terms <= stop; k += square_terms) {
       const int64_t ahead = k + kTermsAhead;
       const bool is_new_line = sizeof(Vec<A>) == 64 || (k - first) % (64 / sizeof(T)) == 0;
 #pragma GCC unroll 2
@@ -79,12 +79,12 @@ static void multiply_unpacked_tile(const PanelProduct& p, const UnpackedColumns&
 #pragma GCC unroll 16
         for (int l = 0; l < L && is_new_line; ++l, fetched += columns.stride)
           __builtin_prefetch(fetched);
-        add_square(a, k, 0, square, vector[v], partial[v]);
+        add_square(a, k, 0, square_terms, vector[v], partial[v]);
       }
     }
     // If possible the last square ends at the last term. Terms that were added before are skipped.
-    const bool fills_square = DotStep<T>::terms_per_lane == 1 && stop - p.k_begin >= square;
-    const int64_t start = fills_square ? stop - square : k;
+    const bool fills_square = DotStep<T>::terms_per_lane == 1 && stop - p.k_begin >= square_terms;
+    const int64_t start = fills_square ? stop - square_terms : k;
     for (int v = 0; v < V; ++v) {
       if (k < stop) add_square(a, start, k - start, stop - start, vector[v], partial[v]);
 #pragma GCC unroll 8
