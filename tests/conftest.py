@@ -58,8 +58,8 @@ def pytest_addoption(parser):
 
 
 def pytest_report_header():
-    kinds = ", ".join(_build.build_record().get("kinds", []))
-    extension = _build.unavailable_reason() or f"loaded, kernels for {kinds}"
+    devices = ", ".join(_build.build_record().get("kinds", []))
+    extension = _build.unavailable_reason() or f"loaded, kernels for {devices}"
     return f"torch {torch.__version__}, {torch.get_num_threads()} threads; extension: {extension}"
 
 

@@ -173,7 +173,7 @@ def against_torch(draw):
     ours.load_state_dict(theirs.state_dict())
     ours.engine = draw.pick(*ENGINES)
     weight_dtype = next(theirs.parameters()).dtype
-    found = call(ours, weight_dtype)
+    our_results = call(ours, weight_dtype)
     with torch.backends.mkldnn.flags(enabled=False):  # ATen's operators support every dtype
         their_results = [call(theirs, weight_dtype)]
     try:
@@ -187,9 +187,9 @@ def against_torch(draw):
     has_nan = any(t.isnan().any() for t in tensors)
     # These engines call torch.mm, which with AMX spreads a NaN to the row before it.
     mixes_rows = ours.engine in ("stepwise", "reference") and dtype == torch.bfloat16
-    for k, (a, b, true) in enumerate(zip(found, their_results[-1], truth, strict=True)):
+    for k, (a, b, true) in enumerate(zip(our_results, their_results[-1], truth, strict=True)):
         if has_nan:  # nn.LSTM skips some products with zeros, where fastlstm gets 0 * NaN = NaN
-            found[k] = a = torch.where(a.isnan() & (b == 0), b, a)
+            our_results[k] = a = torch.where(a.isnan() & (b == 0), b, a)
         wrong = b.isfinite() & ~a.isfinite() & ~(true.abs() > largest_of(dtype))
         assert mixes_rows or not wrong.any(), f"result {k} should be finite"
         if weight_dtype == dtype:  # not under autocast
@@ -198,11 +198,11 @@ def against_torch(draw):
         # If only c_n has a gradient, the engines compute 0 * NaN for gate o. The reference skips o.
         if exact and ours.engine != "reference":
             assert torch.equal(a.isnan(), b.isnan()), f"result {k}: other elements are NaN"
-    with torch.no_grad():
+    with torch.no_grad():  # makes the weights wrong by a roundoff: see `compare`
         for weight in theirs.parameters():
             weight.mul_(1 + torch.finfo(dtype).eps / 2 * torch.randn_like(weight))
     sizes += [weight.abs().max().item() for weight in theirs.parameters()]
-    compare(found, truth, [*their_results, call(theirs, torch.float64)], dtype, max(sizes))
+    compare(our_results, truth, [*their_results, call(theirs, torch.float64)], dtype, max(sizes))
 
 
 def largest_of(dtype):
@@ -210,8 +210,8 @@ def largest_of(dtype):
     return torch.finfo(dtype).max / 8
 
 
-def compare(found, truth, their_results, dtype, largest_given):
-    """Checks that no error in `found` is much larger than the largest error in `their_results`.
+def compare(our_results, truth, their_results, dtype, largest_given):
+    """Checks that no error of `our_results` is much larger than the largest of `their_results`.
 
     `truth` is nn.LSTM's result in float64. `their_results` are nn.LSTM's results in this dtype,
     with and without oneDNN, and in float64 with weights that are wrong by a roundoff, to show how
@@ -238,7 +238,7 @@ def compare(found, truth, their_results, dtype, largest_given):
 
     allowed = 64 * info.eps
     allowed += 20 * max(e for each in their_results for e in [0, *errors(each, base_floor)])
-    for k, error in enumerate(errors(found, floor)):
+    for k, error in enumerate(errors(our_results, floor)):
         assert error <= allowed, f"result {k}: relative error {error}, expected at most {allowed}"
 
 
@@ -272,8 +272,8 @@ def as_call(draw, layer, layout):
 
 def against_the_oracle(draw):
     layer, layout = layer_arguments(draw, torch.float64)
-    truth = with_leaves(layer)
-    expected = list(oracle(**truth))
+    oracle_arguments = with_leaves(layer)
+    expected = list(oracle(**oracle_arguments))
     torch.manual_seed(1)
     gradients = [torch.randn(r.shape, dtype=torch.float64) for r in expected]
     pairs = zip(expected, gradients, strict=True)
@@ -288,7 +288,7 @@ def against_the_oracle(draw):
         found[3] = torch.where(real[..., None], found[3], 0.0)
     torch.autograd.backward(found, [g.view(f.shape) for g, f in zip(gradients, found, strict=True)])
     found += [leaf.grad for leaf in floating(leaves)]
-    expected += [leaf.grad for leaf in floating(truth)]
+    expected += [leaf.grad for leaf in floating(oracle_arguments)]
     for k, (a, b) in enumerate(zip(found, expected, strict=True)):
         a = torch.zeros_like(b) if a is None else a
         b = torch.zeros_like(a).view(a.shape) if b is None else b.view(a.shape)
@@ -452,18 +452,18 @@ def damaged_prepacked(draw):
         expect_error(lambda: run(**call, weights=weights), "lstm|packed|memory|sequence|Meta|h_0")
 
 
-KINDS = against_torch, against_torch, against_the_oracle
-KINDS += damaged_backward, damaged_forward, damaged_prepacked
+CHECKS = against_torch, against_torch, against_the_oracle
+CHECKS += damaged_backward, damaged_forward, damaged_prepacked
 
 
 def run(seed):
     """Runs the case of a seed; returns a text that says what failed, or None."""
     draw = Draw(seed)
-    kind = draw.pick(*KINDS)
+    check = draw.pick(*CHECKS)
     try:
-        kind(draw)
+        check(draw)
     except Exception:
-        return f"seed {seed}, {kind.__name__}:\n{traceback.format_exc(limit=-3)}"
+        return f"seed {seed}, {check.__name__}:\n{traceback.format_exc(limit=-3)}"
     return None
 
 

@@ -55,7 +55,7 @@ GPU_CALLS: list[tuple[str, dict[str, Any]]] = [
 
 
 class Call:
-    """The arguments of the ops for a sample. Tests may change these attributes before a call.
+    """The arguments of the ops for a sample, as attributes, which a test may change before a call.
 
     Args:
         kind: see `dtype_of`.

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from fastlstm import LSTM, LSTMCell, prepack
 
 SMALLER_DTYPES = [torch.bfloat16, torch.int8]
-# input_size, hidden_size and options. Panels interleave 2 bfloat16 or 4 int8 elements of a column.
+# input_size, hidden_size and options. If 4 does not divide a size, int8 panels are padded.
 LAYERS: list[tuple[int, int, dict[str, Any]]] = [
     (1, 24, {}),
     (33, 50, {"batch_first": True}),
@@ -65,11 +65,11 @@ def calls(lstm: LSTM, dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]
         x = draw(steps, batch, lstm.input_size)
         return x.transpose(0, 1).contiguous() if lstm.batch_first else x
 
-    count = lstm.num_layers * (2 if lstm.bidirectional else 1)
+    states = lstm.num_layers * (2 if lstm.bidirectional else 1)
 
     def state(*batch: int) -> tuple[Tensor, Tensor]:
         sizes = (lstm.proj_size or lstm.hidden_size, lstm.hidden_size)
-        h, c = (draw(count, *batch, size) for size in sizes)
+        h, c = (draw(states, *batch, size) for size in sizes)
         return h, c
 
     x, lengths = sequence(T, B), torch.tensor([3, 7, 0, 1, 5])

@@ -92,7 +92,7 @@ class Sample:
     zoneout: tuple[str, ...] = ()  # some of the names in ZONEOUT
     expanded: bool = False  # one state for all rows, with a stride of 0
     exact: bool = False  # values are small multiples of 1/128, exact in every dtype
-    change: Callable[[dict[str, Any]], None] | None = None  # changes strides of the arguments
+    restride: Callable[[dict[str, Any]], None] | None = None  # changes strides of the arguments
     seed: int = 0
 
     def padded(self, dtype: torch.dtype = torch.float64, device: str = "cpu") -> dict[str, Any]:
@@ -152,8 +152,8 @@ class Sample:
                 layer[name] = self._pack_each(layer[name])
         elif self.lengths is not None:
             layer["lengths"] = torch.tensor(self.lengths, device=layer["input"].device).long()
-        if self.change:
-            self.change(layer)
+        if self.restride:
+            self.restride(layer)
         return layer
 
     def oracle(self, padded: dict[str, Any]) -> list[Tensor]:
@@ -211,8 +211,8 @@ SAMPLES = [
     Sample("reset_lengths_bidirectional", reset=True, lengths=(4, 1, 3), directions=2),
     Sample("packed", lengths=(4, 2, 1), packed=True),
     Sample("packed_bidirectional_projection", **PACKED),
-    Sample("batch_first", change=_batch_first, directions=2),
-    Sample("strided", change=_strided, reset=True, proj_size=2),
+    Sample("batch_first", restride=_batch_first, directions=2),
+    Sample("strided", restride=_strided, reset=True, proj_size=2),
     Sample("vector_tail", steps=2, batch=5, hidden_size=19),
     Sample("h_mask_reset", h_mask=True, reset=True, directions=2),
     Sample("h_mask_lengths", h_mask=True, lengths=(3, 0, 4), reset=True, directions=2),

@@ -194,8 +194,8 @@ def train_skrl(change):
             state = tuple(s.view(1, -1, steps, hidden)[:, :, 0].contiguous() for s in state)
             ended = (inputs["terminated"] | inputs["truncated"]).view(-1, steps)
             outputs = []
-            ends = [0, *(ended[:, :-1].any(0).nonzero().flatten() + 1).tolist(), steps]
-            for start, end in zip(ends, ends[1:], strict=False):
+            bounds = [0, *(ended[:, :-1].any(0).nonzero().flatten() + 1).tolist(), steps]
+            for start, end in zip(bounds, bounds[1:], strict=False):
                 output, state = self.lstm(x[:, start:end], state)
                 state = tuple(s * ~ended[:, end - 1, None] for s in state)
                 outputs.append(output)

@@ -36,8 +36,8 @@ def data(scenes_root, captions_of, tmp_path_factory):
         dataset = load_coco(captions_of(split), scenes_root / split)
         cache = extract_features(cnn, dataset.images, folder, captions_of(split))
         tables[split] = FeatureTable(dataset, cache)
-    words = Vocabulary.build(c for image in tables["train"].images for c in image.captions)
-    return SimpleNamespace(**tables, vocabulary=words, cnn=cnn, cnn_config=cnn.config)
+    vocabulary = Vocabulary.build(c for image in tables["train"].images for c in image.captions)
+    return SimpleNamespace(**tables, vocabulary=vocabulary, cnn=cnn, cnn_config=cnn.config)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def grid_cnn():
 
 
 @pytest.fixture(scope="module")
-def attentive(data, grid_cnn):
+def attention_checkpoint(data, grid_cnn):
     torch.manual_seed(0)
     features, words = grid_cnn.feature_shape[-1], len(data.vocabulary)
     sizes = ModelConfig(features, words, 16, 24, decoder="attention", grid=grid_cnn.grid)
@@ -75,7 +75,7 @@ def interrupted(monkeypatch):
 
 @pytest.fixture
 def new_checkpoint(data):
-    """A function that makes a captioner. Equal sizes give equal initial weights."""
+    """A function that makes a checkpoint of one captioner. Equal sizes give equal weights."""
 
     def make(lstm="fastlstm", **sizes):
         torch.manual_seed(0)

@@ -106,26 +106,26 @@ def test_the_energies_are_those_of_the_paper(autocast):
 
 
 @pytest.fixture(scope="module")
-def path(data):
+def picture(data):
     return data.val.images[0].path
 
 
-def test_maps_are_the_weights_of_the_decoder(attentive, grid_cnn, path):
-    image = load_image(path)
+def test_maps_are_the_weights_of_the_decoder(attention_checkpoint, grid_cnn, picture):
+    image = load_image(picture)
     view = grid_cnn.transform.view(image)
     words, features = ["a", "red", "square"], grid_cnn.encode(image)
-    found = attention_weights(attentive, features, words)
-    maps = attention_maps(attentive, view, features, words)
+    found = attention_weights(attention_checkpoint, features, words)
+    maps = attention_maps(attention_checkpoint, view, features, words)
     assert [(m.size, word) for m, word in maps] == [((128, 128), word) for word in words]
     assert found.shape == (3, 16, 16)
-    tokens = torch.tensor([[attentive.vocabulary.index[word] for word in words]])
+    tokens = torch.tensor([[attention_checkpoint.vocabulary.index[word] for word in words]])
     with torch.no_grad():
-        cells = attentive.model.encoder.embed(grid_cnn.encode(image))
-    expected = attentive.model.decoder.attention(cells, tokens)[0]
+        cells = attention_checkpoint.model.encoder.embed(grid_cnn.encode(image))
+    expected = attention_checkpoint.model.decoder.attention(cells, tokens)[0]
     torch.testing.assert_close(found.flatten(1), expected)
 
 
-def test_each_cell_of_a_map_lies_over_its_part_of_the_view(attentive, grid_cnn, monkeypatch):
+def test_each_cell_lies_over_its_part_of_the_view(attention_checkpoint, grid_cnn, monkeypatch):
     """All attention is on the cell that differs most from the background: where the square is."""
     picture = Image.new("RGB", (200, 100), (20, 20, 20))
     # The CNN sees x from 50 to 150, so this square is at the top right.
@@ -134,10 +134,11 @@ def test_each_cell_of_a_map_lies_over_its_part_of_the_view(attentive, grid_cnn, 
     differences = (cells - cells[8 * 16 + 2]).abs().sum(1)
     weights = torch.nn.functional.one_hot(differences.argmax(), 256).float()
     attention = weights.expand(1, 2, 256)
-    monkeypatch.setattr(type(attentive.model.decoder), "attention", lambda *_: attention)
+    monkeypatch.setattr(type(attention_checkpoint.model.decoder), "attention", lambda *_: attention)
     view = grid_cnn.transform.view(picture)
-    ((panel, _),) = attention_maps(attentive, view, grid_cnn.encode(picture), ["square"])
-    y, x = divmod(int(panel.convert("RGB").tobytes()[::3].index(max(panel.tobytes()[::3]))), 128)
+    ((panel, _),) = attention_maps(attention_checkpoint, view, grid_cnn.encode(picture), ["square"])
+    red = panel.tobytes()[::3]
+    y, x = divmod(red.index(max(red)), 128)
     assert 128 * 0.6 < x < 128 * 0.9 and 128 * 0.05 < y < 128 * 0.35
 
 
@@ -149,31 +150,30 @@ def test_shade_is_dark_where_the_weight_is_small():
     assert shade(torch.full((4, 4), 1 / 16), (8, 8)).getextrema() == (0, 0)
 
 
-def test_the_report_shows_maps_and_names_broken_pictures(attentive, grid_cnn, data, tmp_path):
+def test_reports_have_maps_and_name_broken_pictures(attention_checkpoint, grid_cnn, data, tmp_path):
     images = [replace(image, path=Path("none.png")) for image in data.val.images[:1]]
     dataset = CaptionDataset(images + data.val.images[1:])
     results = {image.id: 'a red <b> "square"' for image in dataset.images}
     scores = score_captions(results, dataset.references)
     section = Section("val", "", dataset.images, results, scores)
-    write_report(tmp_path / "r.html", "title", "", [section], (), attentive, grid_cnn)
+    write_report(tmp_path / "r.html", "title", "", [section], (), attention_checkpoint, grid_cnn)
     report = (tmp_path / "r.html").read_text()
-    shown = report.count("<figure>")
-    lost = report.count("none.png: no such file")
+    shown, lost = report.count("<figure>"), report.count("none.png: no such file")
     assert lost and report.count('<div class="attention"') == shown - lost > 20
     assert report.count("where it looked for &quot;red&quot;") == shown - lost
 
 
-def test_caption_writes_the_attention_maps(attentive, data, new_checkpoint, path, tmp_path, capsys):
-    attentive.save(tmp_path / "attention.pt")
+def test_caption_writes_maps(attention_checkpoint, data, new_checkpoint, picture, tmp_path, capsys):
+    attention_checkpoint.save(tmp_path / "attention.pt")
     new_checkpoint().save(tmp_path / "plain.pt")
-    assert attends(attentive) and not attends(new_checkpoint())
+    assert attends(attention_checkpoint) and not attends(new_checkpoint())
     out = tmp_path / "out.png"
-    arguments = ["caption", str(tmp_path / "attention.pt"), str(path), "--attention", str(out)]
+    arguments = ["caption", str(tmp_path / "attention.pt"), str(picture), "--attention", str(out)]
     assert main(arguments) == 0
-    with Image.open(out) as picture:
-        assert picture.width > 1000 and len(set(picture.convert("L").tobytes())) > 20
+    with Image.open(out) as image:
+        assert image.width > 1000 and len(set(image.convert("L").tobytes())) > 20
     out.unlink()
-    assert main(["caption", str(tmp_path / "plain.pt"), str(path), "--attention", str(out)]) == 1
+    assert main(["caption", str(tmp_path / "plain.pt"), str(picture), "--attention", str(out)]) == 1
     assert "got 1, --decoder lstm" in capsys.readouterr().err
     assert main([*arguments, str(data.val.images[1].path)]) == 1
     assert "got 2, --decoder attention" in capsys.readouterr().err and not out.exists()

@@ -325,7 +325,7 @@ def test_the_last_lines_of_training(best, scenes_root, captions_of, tmp_path, ca
 
 
 def test_kept_training_pictures(best, scenes_root, captions_of, tmp_path, monkeypatch, capsys):
-    """best.pt keeps them only if --val chose a weight above 0 for them, in the last call."""
+    """best.pt keeps the pictures only if --val of the last call chose a weight above 0 for them."""
     run = tmp_path / "run"
     train = ["train", "--train", captions_of("train"), "--output", run]
     val = ["--val", captions_of("val")]

@@ -71,8 +71,8 @@ class WithoutLSTM(nn.Module):
 def config(request, monkeypatch):
     monkeypatch.setitem(DECODERS, "without", WithoutLSTM)
     name, _, image_at = request.param.partition(" ")
-    own = {"image_at": image_at} if image_at else {}
-    return ModelConfig(1, V, E, H, decoder=name, grid=GRID, **own)
+    options = {"image_at": image_at} if image_at else {}
+    return ModelConfig(1, V, E, H, decoder=name, grid=GRID, **options)
 
 
 @pytest.fixture
@@ -128,28 +128,28 @@ def test_a_decoder_has_all_attributes(config, decoder):
 @pytest.mark.parametrize("weights", LSTM_WEIGHTS)
 def test_prepacked_weights(config, decoder, image, weights):
     """With float32 every search writes the same captions and log-probabilities, bit for bit."""
-    frozen = copy.deepcopy(decoder)
+    copied = copy.deepcopy(decoder)
     if not hasattr(decoder, "lstm") and weights != "float32":
         with pytest.raises(CaptioningError, match="expected .* a decoder with an LSTM"):
-            prepack_lstms(frozen, weights)
+            prepack_lstms(copied, weights)
         return
-    prepack_lstms(frozen, weights)
-    packed = [m for m in frozen.modules() if isinstance(m, (PrepackedLSTM, PrepackedLSTMCell))]
-    assert all(str(lstm.weights).endswith(weights) for lstm in packed)
-    assert len(packed) == hasattr(decoder, "lstm")
+    prepack_lstms(copied, weights)
+    layers = [m for m in copied.modules() if isinstance(m, (PrepackedLSTM, PrepackedLSTMCell))]
+    assert all(str(lstm.weights).endswith(weights) for lstm in layers)
+    assert len(layers) == hasattr(decoder, "lstm")
     if weights == "float32":
-        greedy = [greedy_or_sample([d], [image], DecodeConfig("greedy")) for d in (frozen, decoder)]
-        beams = [beam_search(d, image, DecodeConfig()) for d in (frozen, decoder)]
+        greedy = [greedy_or_sample([d], [image], DecodeConfig("greedy")) for d in (copied, decoder)]
+        beams = [beam_search(d, image, DecodeConfig()) for d in (copied, decoder)]
         assert greedy[0] == greedy[1] and beams[0] == beams[1]
     with torch.no_grad():
-        found, _ = frozen.step(CAPTIONS[:, 0], frozen.start(image))
+        found, _ = copied.step(CAPTIONS[:, 0], copied.start(image))
         expected, _ = decoder.step(CAPTIONS[:, 0], decoder.start(image))
     torch.testing.assert_close(found, expected, rtol=0, atol=0 if weights == "float32" else 0.02)
 
 
-@pytest.mark.parametrize("kind", ["torch", "reference"])
-def test_a_decoder_that_cannot_be_prepacked_stays_in_float32(config, kind):
-    other = decoder_class(config)(config, kind).eval()
+@pytest.mark.parametrize("lstm", ["torch", "reference"])
+def test_a_decoder_that_cannot_be_prepacked_stays_in_float32(config, lstm):
+    other = decoder_class(config)(config, lstm).eval()
     before = [type(module) for module in other.modules()]
     prepack_lstms(other)
     assert [type(module) for module in other.modules()] == before

@@ -33,13 +33,13 @@ def together(*checkpoints):
 
 
 @pytest.fixture(params=["lstm", "attention"])
-def pair(request, new_checkpoint, data, attentive):
+def pair(request, new_checkpoint, data, attention_checkpoint):
     """Two captioners with different sizes, and features that both can read."""
+    one, sizes, features = new_checkpoint(), {"image_at": "every"}, data.val.read()
     if request.param == "attention":
-        cells = torch.randn(5, 256, 48, generator=torch.Generator().manual_seed(0))
-        return another(attentive, 3), another(attentive, embed_size=8, hidden_size=12), cells
-    one = new_checkpoint()
-    return another(one, 3), another(one, embed_size=8, image_at="every"), data.val.read()
+        one, sizes = attention_checkpoint, {"hidden_size": 12}
+        features = torch.randn(5, 256, 48, generator=torch.Generator().manual_seed(0))
+    return another(one, 3), another(one, embed_size=8, **sizes), features
 
 
 def test_the_probability_of_a_word_is_the_mean_of_the_members(pair):
@@ -67,8 +67,8 @@ def test_members_write_other_captions_together_than_alone(pair, method):
     one, two, features = pair
 
     def words(checkpoint):
-        same = torch.Generator().manual_seed(0)
-        found = decode_batch(checkpoint, features, DecodeConfig(method), same)
+        generator = torch.Generator().manual_seed(0)
+        found = decode_batch(checkpoint, features, DecodeConfig(method), generator)
         return [[hypothesis.tokens for hypothesis in group] for group in found]
 
     both, alone = words(together(one, two)), words(one)
@@ -77,7 +77,7 @@ def test_members_write_other_captions_together_than_alone(pair, method):
 
 
 def test_beam_search_ranks_all_that_the_members_find(pair):
-    """A caption's score is the mean over the members. A member that lacks it adds its worst one."""
+    """A caption's score is the mean over the members; one that lacks it counts its worst score."""
     one, two, features = pair
     config = DecodeConfig("beam", 3, 0.7)
     both, *alone = (decode_batch(c, features, config) for c in (together(one, two), one, two))
@@ -86,16 +86,16 @@ def test_beam_search_ranks_all_that_the_members_find(pair):
         assert {tuple(h.tokens) for h in group} == found[0].keys() | found[1].keys()
         assert len(group) == len(found[0].keys() | found[1].keys())
         for hypothesis in group:
-            own = [f.get(tuple(hypothesis.tokens)) for f in found]
-            scores = [(h or part[-1]).score for h, part in zip(own, parts, strict=True)]
+            members = [f.get(tuple(hypothesis.tokens)) for f in found]
+            scores = [(h or part[-1]).score for h, part in zip(members, parts, strict=True)]
             assert hypothesis.score == pytest.approx(sum(scores) / 2)
-            assert hypothesis.log_probs in [h.log_probs for h in own if h]
+            assert hypothesis.log_probs in [h.log_probs for h in members if h]
         scores = [hypothesis.score for hypothesis in group]
         assert scores == sorted(scores, reverse=True)
 
 
-def test_an_attention_map_is_the_mean_of_the_members(attentive, grid_cnn, data):
-    one, two = another(attentive, 3), another(attentive)
+def test_an_attention_map_is_the_mean_of_the_members(attention_checkpoint, grid_cnn, data):
+    one, two = another(attention_checkpoint, 3), another(attention_checkpoint)
     picture, both = data.val.images[0].path, together(one, two)
     words, features = "two small circles".split(), grid_cnn.encode(load_image(picture))
     maps = [attention_weights(c, features, words) for c in (one, two, both)]

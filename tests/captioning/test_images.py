@@ -146,15 +146,15 @@ def test_a_picture_is_never_a_program(eps):
         load_image(eps)
 
 
-def test_a_failing_picture_does_not_end_a_run(eps, attentive, grid_cnn, data, monkeypatch):
-    good = data.val.images[0].path
-    first, second = caption_files(attentive, grid_cnn, [eps, good], DecodeConfig("greedy"))
+def test_a_bad_picture_does_not_end_a_run(eps, attention_checkpoint, grid_cnn, data, monkeypatch):
+    files = [eps, data.val.images[0].path]
+    first, second = caption_files(attention_checkpoint, grid_cnn, files, DecodeConfig("greedy"))
     assert "not a picture" in first.error and second.captions
     # Decoders raise exceptions of many kinds.
     for error in (MemoryError(), subprocess.CalledProcessError(1, "gs"), ZeroDivisionError("0")):
         monkeypatch.setattr(Image.Image, "load", Mock(side_effect=error))
-        with pytest.raises(ImageError, match=f"{good.name}: broken picture \\(.+\\)"):
-            load_image(good)
+        with pytest.raises(ImageError, match=f"{files[1].name}: broken picture \\(.+\\)"):
+            load_image(files[1])
 
 
 @pytest.mark.filterwarnings("error")
@@ -179,8 +179,8 @@ def test_the_transform_does_what_torchvision_does():
     assert torch.equal(again(image), ours)
 
 
-def test_each_batch_draws_its_own_samples(attentive, grid_cnn, data):
+def test_each_batch_draws_its_own_samples(attention_checkpoint, grid_cnn, data):
     pictures = [data.val.images[0].path] * 8
     config = DecodeConfig("sample", temperature=3.0)
-    found = caption_files(attentive, grid_cnn, pictures, config, batch_size=1)
+    found = caption_files(attention_checkpoint, grid_cnn, pictures, config, batch_size=1)
     assert len({item.captions[0].text for item in found}) > 4

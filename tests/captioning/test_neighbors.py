@@ -23,7 +23,7 @@ def hypothesis(tokens, score):
 
 
 @pytest.fixture
-def three():
+def pictures():
     """Three training pictures with features in three directions and different captions."""
     directions = torch.eye(3) - 1 / 3
     directions /= directions.norm(dim=1, keepdim=True)
@@ -31,12 +31,12 @@ def three():
     return Neighbors(mean, torch.eye(3), directions, captions)
 
 
-def test_agreement_is_the_mean_cider_d_weighed_by_similarity(three, monkeypatch):
+def test_agreement_is_the_mean_cider_d_weighed_by_similarity(pictures, monkeypatch):
     monkeypatch.setattr(neighbors, "NEAREST", 2)
     features = torch.tensor([0.9, 0.4, 0.0])
-    found = three.agreement(features[None], [[A, B]])[0]
+    found = pictures.agreement(features[None], [[A, B]])[0]
     offset = features - 1 / 3
-    cosines = (three.directions @ (offset / offset.norm())).tolist()
+    cosines = (pictures.directions @ (offset / offset.norm())).tolist()
     assert cosines[0] > cosines[1] > cosines[2]
     parts = [math.exp(cosine / neighbors.TEMPERATURE) for cosine in cosines[:2]]
     cider = CiderD([[A, A], [B, B], [C]])
@@ -46,17 +46,17 @@ def test_agreement_is_the_mean_cider_d_weighed_by_similarity(three, monkeypatch)
     assert found[0] > found[1] > 0
 
 
-def test_agreement_with_the_other_captions_counts_a_little(three):
+def test_agreement_with_the_other_captions_counts_a_little(pictures):
     picture = torch.eye(3)[:1]
-    alone, pair = three.agreement(picture, [[A]])[0], three.agreement(picture, [[A, A]])[0]
-    other = three.cider.consensus([A, A])[0]
+    alone, pair = pictures.agreement(picture, [[A]])[0], pictures.agreement(picture, [[A, A]])[0]
+    other = pictures.cider.consensus([A, A])[0]
     assert other > 0 and pair == pytest.approx([alone[0] + neighbors.OTHERS_WEIGHT * other] * 2)
 
 
-def test_the_caption_that_agrees_comes_first(three):
+def test_the_caption_that_agrees_comes_first(pictures):
     beams = [hypothesis(B, -1.0), hypothesis(A, -2.0)]
     first = torch.eye(3)[:1]
-    found = three.agreement(first, [[B, A]])
+    found = pictures.agreement(first, [[B, A]])
     assert [h.tokens for h in rerank([beams], found, 2.0)[0]] == [A, B]
     ranked = rerank([beams], found, 1e-3)[0]
     assert [h.tokens for h in ranked] == [B, A]

@@ -82,7 +82,7 @@ def test_each_group_has_a_button_that_hides_the_others(report):
 
 
 @pytest.fixture
-def drawn(section, tmp_path, monkeypatch):
+def drawn_lines(section, tmp_path, monkeypatch):
     """A function that returns the lines which a report draws: [(label of y, x, y)]."""
     from captioning.results import figures as module
 
@@ -101,12 +101,12 @@ def drawn(section, tmp_path, monkeypatch):
     return draw
 
 
-def test_draws_the_losses_of_the_first_stage_and_the_reward_of_the_second(drawn):
-    loss, val_loss, cider = drawn(HISTORY)
+def test_draws_the_losses_of_the_first_stage_and_the_reward_of_the_second(drawn_lines):
+    loss, val_loss, cider = drawn_lines(HISTORY)
     assert loss == ("loss (nats per word)", [1, 2, 3], [2, 1, 2 / 3])
     assert val_loss == ("loss (nats per word)", [1, 2, 3], [3, 1.5, 1])
     assert cider == ("CIDEr-D (validation)", [1, 2, 3], [0.1, 0.2, 0.3])
     history = [{"epoch": e, "reward": e / 5, "val_loss": 2.0, "CIDEr-D": 0.1 * e} for e in (1, 2)]
-    reward, cider = drawn(history)
+    reward, cider = drawn_lines(history)
     assert reward == ("reward (CIDEr-D of samples)", [1, 2], [0.2, 0.4])
     assert cider[2] == [0.1, 0.2]

@@ -41,9 +41,9 @@ def bad(tmp_path_factory, picture):
     return files | {"13300 x 13300 pixels, expected at most": bomb}
 
 
-def test_answers_with_the_captions_and_where_it_looked(attentive, grid_cnn, picture):
-    captions, maps = caption_picture(attentive, grid_cnn, picture, beam_size=3)
-    (item,) = caption_files(attentive, grid_cnn, [picture], DecodeConfig("beam", 3))
+def test_answers_with_the_captions_and_where_it_looked(attention_checkpoint, grid_cnn, picture):
+    captions, maps = caption_picture(attention_checkpoint, grid_cnn, picture, beam_size=3)
+    (item,) = caption_files(attention_checkpoint, grid_cnn, [picture], DecodeConfig("beam", 3))
     assert captions == item.captions and len(captions) == 3
     assert " ".join(word for _, word in maps) == captions[0].text
     assert all(isinstance(image, Image.Image) for image, _ in maps)
@@ -53,15 +53,15 @@ def test_without_attention_there_are_no_maps(new_checkpoint, data, picture):
     assert caption_picture(new_checkpoint(), data.cnn, picture, 2)[1] == []
 
 
-def test_what_is_wrong_with_a_picture_is_said(attentive, grid_cnn, bad):
+def test_what_is_wrong_with_a_picture_is_said(attention_checkpoint, grid_cnn, bad):
     for message, path in bad.items():
         with pytest.raises(ImageError, match=f"^{message}"):
-            caption_picture(attentive, grid_cnn, path, 2)
+            caption_picture(attention_checkpoint, grid_cnn, path, 2)
 
 
-def test_missing_libraries_are_named(attentive, tmp_path, monkeypatch, capsys):
+def test_missing_libraries_are_named(attention_checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    attentive.save(tmp_path / "c.pt")
+    attention_checkpoint.save(tmp_path / "c.pt")
     assert main(["serve", str(tmp_path / "c.pt")]) == 1
     assert "needs gradio: pip install './captioning[serve]'" in capsys.readouterr().err
 
@@ -74,12 +74,12 @@ class Server(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def server(attentive, tmp_path_factory):
+def server(attention_checkpoint, tmp_path_factory):
     pytest.importorskip("gradio", reason="needs Gradio: pip install gradio")
     folder = tmp_path_factory.mktemp("serve")
     for name in ("home", "tmp", "cwd"):
         (folder / name).mkdir()
-    attentive.save(folder / "c.pt")
+    attention_checkpoint.save(folder / "c.pt")
     paths = {"HOME": folder / "home", "TMPDIR": folder / "tmp", "PYTHONPATH": ROOT}
     environment = os.environ | {name: str(path) for name, path in paths.items()}
     command = [sys.executable, "-m", "captioning", "serve", str(folder / "c.pt")]
@@ -116,11 +116,11 @@ def http(server):
         yield client
 
 
-def test_a_client_gets_the_captions_of_the_page(client, attentive, grid_cnn, picture):
+def test_a_client_gets_the_captions_of_the_page(client, attention_checkpoint, grid_cnn, picture):
     from gradio_client import handle_file
 
     words, maps, found = client.predict(handle_file(picture), 3, api_name="/caption")
-    captions, expected = caption_picture(attentive, grid_cnn, picture, 3)
+    captions, expected = caption_picture(attention_checkpoint, grid_cnn, picture, 3)
     assert [caption["text"] for caption in found] == [caption.text for caption in captions]
     tagged = [(word, f"{p:.0%}") for word, p in captions[0].words if word != "<end>"]
     assert [(item["token"], item["class_or_confidence"]) for item in words] == tagged
@@ -152,9 +152,9 @@ def test_files_of_the_machine_are_not_given_out(server, http):
 
 
 @pytest.mark.parametrize("path", [None, 5])
-def test_a_call_without_a_path_is_no_traceback(attentive, grid_cnn, path):
+def test_a_call_without_a_path_is_no_traceback(attention_checkpoint, grid_cnn, path):
     gradio = pytest.importorskip("gradio", reason="needs Gradio: pip install gradio")
-    page = build_page(attentive, grid_cnn, "c.pt")
+    page = build_page(attention_checkpoint, grid_cnn, "c.pt")
     (caption,) = (f.fn for f in page.fns.values() if f.api_name == "caption")
     with pytest.raises(gradio.Error, match="No caption: expected the path of an uploaded file"):
         caption({"path": path}, 3)
@@ -197,7 +197,7 @@ def text(browser):
     return browser.find_element("css selector", "body").text
 
 
-def test_a_picture_is_captioned_in_the_browser(browser, attentive, grid_cnn, picture):
+def test_a_picture_is_captioned_in_the_browser(browser, attention_checkpoint, grid_cnn, picture):
     upload(browser, picture)
     masks = lambda: browser.find_elements("css selector", ".grid-container img")
     wait_for(browser, lambda: masks() and all(m.get_property("naturalWidth") for m in masks()))

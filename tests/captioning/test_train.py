@@ -100,17 +100,17 @@ def test_captions_that_agree_with_the_others_weigh_more(new_checkpoint, data):
     torch.testing.assert_close(weights.mean(1), torch.ones(len(weights)))
     captions = [[data.vocabulary.encode(c)[1:] for c in i.captions] for i in data.train.images]
     expected, cider = [], CiderD(captions)
-    for picture, own in enumerate(captions):
+    for picture, group in enumerate(captions):
         for k in range(5):
-            one, others = (cider._encode(c, {}) for c in ([own[k]], own[:k] + own[k + 1 :]))
+            one, others = (cider._encode(c, {}) for c in ([group[k]], group[:k] + group[k + 1 :]))
             expected += cider._compare(one, others, np.full(4, 1 / 4))
         if picture == 2:
             break
     agreement = torch.tensor(expected).view(3, 5)
     assert (weights[:3].argsort(1) == agreement.argsort(1)).all()
-    floor = torch.tensor([CiderD(captions).consensus(c) for c in captions]).mean() / 5
-    share = (agreement + floor) / (agreement + floor).mean(1, keepdim=True)
-    torch.testing.assert_close(weights[:3], 0.6 + 0.4 * share)
+    shift = torch.tensor([CiderD(captions).consensus(c) for c in captions]).mean() / 5
+    factor = (agreement + shift) / (agreement + shift).mean(1, keepdim=True)
+    torch.testing.assert_close(weights[:3], 0.6 + 0.4 * factor)
 
 
 def test_the_weight_of_a_caption_is_that_of_its_loss(new_checkpoint, data):

@@ -116,8 +116,8 @@ ATTRIBUTES = cases_of({
     "dropout": [(0.5, TWO), (2.0, TWO), (1, TWO), (None,), (DELETED, TWO)],
 }) | {
     "nothing": Case(sets()),
-    "bidirectional for a layer": Case(sets(bidirectional=True, num_layers=1), TWO),
-    "a layer for bidirectional": Case(sets(bidirectional=False, num_layers=2), BOTH),
+    "two directions instead of two layers": Case(sets(bidirectional=True, num_layers=1), TWO),
+    "two layers instead of two directions": Case(sets(bidirectional=False, num_layers=2), BOTH),
 }  # fmt: skip
 WEIGHTS = {
     "_flat_weights set": Case(sets_flat(doubled_first)),
@@ -236,10 +236,10 @@ def layers(cls, case, dtype):
 
 def check(cls, case, prepacks):
     for dtype in (torch.float32, torch.float64):
-        theirs, ways = layers(cls, case, dtype)
+        theirs, makers = layers(cls, case, dtype)
         with torch.backends.mkldnn.flags(enabled=not case.overreads):
             wanted = {name: (given, outcome(theirs, given)) for name, given in calls(theirs, dtype)}
-        for way, make in ways.items():
+        for way, make in makers.items():
             if "prepacked" in way and not prepacks:
                 continue
             layer = make()

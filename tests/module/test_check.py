@@ -173,7 +173,7 @@ worker.formats.pack = lambda w, *rest, **more: pack(1.03 * w, *rest, **more)
 worker.main()
 """
 ERRORS, BITS = "errors above 32 roundoffs: ", "other bits when it ran again: "
-FOUND = {
+REASONS = {
     "no bias": "out of memory",
     "layer norm, lengths": "out of memory",
     "large H": "RuntimeError: CUDA error: an illegal memory access was encountered",
@@ -194,7 +194,7 @@ def test_an_engine_that_computes_something_else(file, monkeypatch):
     by_option = {row["option"]: row for row in rows if row["engine"] == "stepwise"}
     assert list(by_option) == OPTIONS
     for option, row in by_option.items():
-        reason = FOUND.get(option, "")
+        reason = REASONS.get(option, "")
         result = "not checked" if reason == "out of memory" else "failed" if reason else "passed"
         assert row["result"] == result and row.get("reason", "").startswith(reason), row
         json.dumps(row, allow_nan=False)
@@ -230,8 +230,8 @@ def children(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A GPU")
     monkeypatch.setattr(child, "PROGRAM", BEGIN + PASS)
     records.machine.cache_clear()
-    started, rows = [], child._rows_from_child
-    noted = lambda gpu, cases, end: started.append(cases[0]["engine"]) or rows(gpu, cases, end)
+    started, real = [], child._rows_from_child
+    noted = lambda gpu, cases, end: started.append(cases[0]["engine"]) or real(gpu, cases, end)
     monkeypatch.setattr(child, "_rows_from_child", noted)
     return started
 
@@ -257,12 +257,12 @@ def lstm_on_the_gpu(engine="auto"):
     return lstm
 
 
-def checks():
+def check_warning():
     return pytest.warns(RuntimeWarning, match='fastlstm checks the engine "persistent" on this GPU')
 
 
 def test_persistent_by_name_is_checked_once(children, file):
-    with checks():
+    with check_warning():
         assert choose("persistent") == "persistent"
     assert children == ["persistent"] and verdicts(file) == {"persistent": "passed"}
     for _ in range(2):
@@ -286,11 +286,11 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_check_counts_for_one_machine_and_build(change, children, file, monkeypatch):
-    with checks():
+    with check_warning():
         choose("persistent")
     CHANGES[change](monkeypatch)
     records.machine.cache_clear()
-    with checks():
+    with check_warning():
         choose("persistent")
     assert len(children) == 2 and len(json.loads(file.read_text())) == 2
 
@@ -298,7 +298,7 @@ def test_a_check_counts_for_one_machine_and_build(change, children, file, monkey
 def test_persistent_is_not_run_after_a_check_that_failed(children, monkeypatch):
     monkeypatch.setattr(child, "PROGRAM", CRASH)
     lstm, auto, x = lstm_on_the_gpu("persistent"), lstm_on_the_gpu(), on_the_gpu(4, 3, 8)
-    with checks(), pytest.raises(RuntimeError, match=CRASHED):
+    with check_warning(), pytest.raises(RuntimeError, match=CRASHED):
         torch.export.export(lstm, (x,), strict=False)
     records.checked.clear()
     weights, function = [*lstm.parameters()], fastlstm.functional.lstm
@@ -318,11 +318,11 @@ INCOMPLETE = {
 }
 
 
-@pytest.mark.parametrize("program", INCOMPLETE)
-def test_a_check_that_was_not_completed_is_not_kept(program, children, file, monkeypatch):
+@pytest.mark.parametrize("program, reason", INCOMPLETE.items())
+def test_a_check_that_was_not_completed_is_not_kept(program, reason, children, file, monkeypatch):
     monkeypatch.setattr(child, "PROGRAM", BEGIN + program)
     for _ in range(2):
-        with checks(), pytest.raises(RuntimeError, match=f"not checked: {INCOMPLETE[program]}"):
+        with check_warning(), pytest.raises(RuntimeError, match=f"not checked: {reason}"):
             choose("persistent")
     assert len(children) == 2 and verdicts(file) == {}
 
@@ -342,13 +342,13 @@ def test_no_check_while_a_graph_is_captured_or_checks_are_off(off, children, mon
     assert choose("persistent") == "persistent" and children == []
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"check of": {}}', None, "torch"])
+@pytest.mark.parametrize("content", ["", "[]", '{"check of": {}}', "torch"])
 def test_a_record_that_is_corrupt(content, children, file):
     """The check is done again; a file that is not ours stays as it is."""
     file.parent.mkdir()
     key = records.verdict_key("persistent", GPU)
-    is_ours = content in (None, "torch")
-    file.write_text(json.dumps({key: content or "torch"}) if is_ours else str(content))
+    is_ours = content == "torch"  # an engine, so not a verdict
+    file.write_text(json.dumps({key: content}) if is_ours else content)
     with pytest.warns(RuntimeWarning) as caught:
         assert choose("persistent") == "persistent"
     assert any("ignores" in str(each.message) for each in caught) != is_ours
@@ -396,7 +396,7 @@ def test_compare_and_tune_run_persistent_only_after_a_check(state, children, mon
     STATES[state](monkeypatch)
     ran, printed = launches(monkeypatch), lambda: capsys.readouterr().out
     given = lstm_on_the_gpu(), on_the_gpu(4, 3, 8), (on_the_gpu(1, 3, 64),) * 2
-    with checks() if state in ("passes", "fails") else nullcontext():
+    with check_warning() if state in ("passes", "fails") else nullcontext():
         rows = [row.name for row in fastlstm.compare(*given)]
     assert ("engine persistent" in rows) == ("persistent" in ran) == (state == "passes")
     assert "engine stepwise" in rows and "stepwise" in ran
@@ -409,7 +409,7 @@ def test_compare_and_tune_run_persistent_only_after_a_check(state, children, mon
 # --- the stepwise kernels, compared before their first use; here on the CPU ---
 
 X = torch.zeros(5, 3, 4)
-# Changes that make results wrong, by the words with which the warning names the first error.
+# {the first wrong result that the warning names: a change that makes results wrong}
 WRONG = {
     "output": lambda found: (found[0] + 1e-3, *found[1:]),
     "h_n nan": lambda found: (found[0], (found[1][0] * float("nan"), found[1][1]), found[2]),
@@ -522,19 +522,19 @@ def test_float32_in_tf32_is_judged_as_such(kind, compared, plant):
 
 
 @pytest.mark.parametrize("wrong", [False, True])
-@pytest.mark.parametrize("by", ["compile", "export", "strict export"])
-def test_what_traces_a_model_calls_the_comparison(by, wrong, compared, plant):
+@pytest.mark.parametrize("tracer", ["compile", "export", "strict export"])
+def test_what_traces_a_model_calls_the_comparison(tracer, wrong, compared, plant):
     lstm = stepwise()
     right = lstm(X + 1)[0]
     first_use._compared.clear(), compared.clear()
     if wrong:
         plant(WRONG["output"])
     with warns(is_wrong=wrong):
-        if by == "compile":
+        if tracer == "compile":
             torch._dynamo.reset()
             traced = torch.compile(lstm, backend="eager", fullgraph=True)
         else:
-            program = torch.export.export(lstm, (X,), strict=by == "strict export")
+            program = torch.export.export(lstm, (X,), strict=tracer == "strict export")
             ops = {str(node.target) for node in program.graph.nodes}
             assert any("fastlstm.lstm" in op for op in ops) != wrong
             traced = program.module()
@@ -579,14 +579,14 @@ def test_the_whole_check_of_a_cpu(file, tmp_path, capsys):
     assert status == 0, printed
     result = json.loads(output.read_text())
     assert result["passed"] and result["machine"] in printed
-    of = lambda *names: [tuple(row[name] for name in names) for row in result["cases"]]
-    sets = {instructions for (instructions,) in of("instructions")}
+    columns = lambda *names: [tuple(row[name] for name in names) for row in result["cases"]]
+    sets = {instructions for (instructions,) in columns("instructions")}
     if torch.backends.cpu.get_cpu_capability() == "AVX512":
         amx = ["FASTLSTM_AMX=0"] if torch.cpu._is_amx_tile_supported() else []
         assert sets == {"", "ATEN_CPU_CAPABILITY=avx2", "ATEN_CPU_CAPABILITY=default", *amx}
-    rows = of("engine", "instructions", "option", "dtype")
+    rows = columns("engine", "instructions", "option", "dtype")
     unserved = {"layer norm, lengths", "recurrent dropout, both directions"}
-    assert len(rows) == len(set(rows)) and len({*of("dtype")}) == 4
+    assert len(rows) == len(set(rows)) and len({*columns("dtype")}) == 4
     lacking = {"stepwise": set(), "tiled": unserved, **dict.fromkeys(PREPACKED, unserved)}
     for engine, lacks in lacking.items():
         for instructions in sets:

@@ -37,12 +37,12 @@ class Tagger(nn.Module):
 def clock(monkeypatch):
     """Sets simulated seconds: for each variant two, of the whole model and of its LSTMs."""
 
-    def set_clock(*seconds, of_rounds=(1.0, 1.0)):
+    def set_clock(*seconds, baseline_factors=(1.0, 1.0)):
         def alternate(steps, *_, **options):
             for step in steps:
                 step()
-            first = [seconds[0] * factor for factor in of_rounds]
-            return [first, *([each] * len(of_rounds) for each in seconds[1:])]
+            first = [seconds[0] * factor for factor in baseline_factors]
+            return [first, *([each] * len(baseline_factors) for each in seconds[1:])]
 
         monkeypatch.setattr(MODULE, "in_turn", alternate)
 
@@ -219,7 +219,7 @@ def test_a_model_that_keeps_a_state_between_calls():
 
 
 def test_columns_stay_apart(clock, capsys):
-    clock(511.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, of_rounds=(1.0, 6.0))
+    clock(511.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, baseline_factors=(1.0, 6.0))
     compare(Tagger().eval(), *inputs(), seconds=0)
     line = capsys.readouterr().out.splitlines()[2]
     assert line.split()[:6] == ["converted", "1000.000", "1788.50", "1149.75", "to", "2427.25"]

@@ -75,8 +75,8 @@ def test_a_model_both_ways(keep_class):
 def test_keep_class_can_be_changed_later():
     model = convert(convert(Model()), keep_class=False)
     assert type(model.encoder) is fastlstm.LSTM and type(model.cell) is fastlstm.LSTMCell
-    own = model.encoder
-    assert convert(model).encoder is own  # convert does not make it an nn.LSTM again
+    encoder = model.encoder
+    assert convert(model).encoder is encoder  # convert does not make it an nn.LSTM again
 
 
 both_ways = pytest.mark.parametrize("to", ["fastlstm", "torch"])
@@ -244,19 +244,19 @@ Wrapped = type("Wrapped", (Mixin, type(convert(nn.LSTM(1, 1)))), {"__module__": 
 def test_a_class_on_top_of_a_converted_one_is_copied(copied, cls):
     """Libraries add methods to a module in this way."""
     module = convert(cls(3, 5).double())
-    kind = Wrapped if cls is nn.LSTM else type("Wrapped", (Mixin, type(module)), {})
-    module.__class__ = kind
+    subclass = Wrapped if cls is nn.LSTM else type("Wrapped", (Mixin, type(module)), {})
+    module.__class__ = subclass
     argument = x[0] if cls is nn.LSTMCell else x
-    if copied is not copy.deepcopy and kind is not Wrapped:
+    if copied is not copy.deepcopy and subclass is not Wrapped:
         with pytest.raises((pickle.PicklingError, AttributeError), match="Wrapped"):
             copied(module)  # pickle finds no class that was made at run time
         return
     other = copied(module)
-    assert type(other) is kind
+    assert type(other) is subclass
     torch.testing.assert_close(other(argument), module(argument), rtol=0, atol=0)
     with pytest.warns(UserWarning, match="stays as it is: its class Wrapped derives from fastlstm"):
         convert(module, to="torch")
-    assert type(module) is kind
+    assert type(module) is subclass
 
 
 class DoubledCell(nn.LSTMCell):

@@ -42,7 +42,7 @@ TESTED_ELSEWHERE = {
 
 
 def row(name, torch_does, ours_does):
-    """Adds the decorated function(class, Batch) to a row of the page. A row may have several.
+    """Adds the decorated function(class, Case) to a row of the page. A row may have several.
 
     `torch_does` and `ours_does` are its results for nn.LSTM and fastlstm.LSTM, or "raises".
     """
@@ -54,7 +54,7 @@ def row(name, torch_does, ours_does):
     return add
 
 
-class Batch:
+class Case:
     def __init__(self, seed):
         torch.manual_seed(seed)
         draw = random.Random(seed).randint
@@ -77,27 +77,27 @@ def weights_of(lstm):
 
 
 @row("nested tensors", "raises", "jagged")
-def _(cls, batch):
-    rows = [torch.randn(steps, batch.I) for steps in (batch.T, 1)]
-    output, _ = batch.layer(cls)(torch.nested.nested_tensor(rows, layout=torch.jagged))
+def _(cls, case):
+    rows = [torch.randn(steps, case.I) for steps in (case.T, 1)]
+    output, _ = case.layer(cls)(torch.nested.nested_tensor(rows, layout=torch.jagged))
     return str(output.layout).removeprefix("torch.")
 
 
-@row("packed input on a CPU", "more operators for more steps", "one walk")
-def _(cls, batch):
+@row("packed input on a CPU", "more operators for more steps", "no more")
+def _(cls, case):
     def operators(steps):
-        packed = pack_padded_sequence(torch.randn(steps, 3, batch.I), [steps, steps - 1, steps - 2])
-        lstm = batch.layer(cls)
+        packed = pack_padded_sequence(torch.randn(steps, 3, case.I), [steps, steps - 1, steps - 2])
+        lstm = case.layer(cls)
         with torch.profiler.profile() as profile:
             lstm(packed)
         return sum(event.count for event in profile.key_averages())
 
-    return "more operators for more steps" if operators(40) > 2 * operators(10) else "one walk"
+    return "more operators for more steps" if operators(40) > 2 * operators(10) else "no more"
 
 
 @row("`torch.func`: grad, vmap(grad)", "works", "works")
-def _(cls, batch):
-    lstm, x = batch.layer(cls), batch.x
+def _(cls, case):
+    lstm, x = case.layer(cls), case.x
     gradients = vmap(grad(lambda w, x: loss(lstm, w, x)), in_dims=(None, 1))(weights_of(lstm), x)
     (expected,) = torch.autograd.grad(lstm(x[:, 0])[0].square().sum(), lstm.weight_hh_l0)
     torch.testing.assert_close(gradients["weight_hh_l0"][0], expected)
@@ -105,8 +105,8 @@ def _(cls, batch):
 
 
 @row("`torch.func`: vmap without grad", "raises", "works")
-def _(cls, batch):
-    lstm, x = batch.layer(cls), batch.x
+def _(cls, case):
+    lstm, x = case.layer(cls), case.x
     members = {name: torch.stack([w, w]) for name, w in weights_of(lstm).items()}
     found = vmap(lambda w: loss(lstm, w, x))(members)
     torch.testing.assert_close(found, torch.stack([loss(lstm, weights_of(lstm), x)] * 2))
@@ -114,15 +114,15 @@ def _(cls, batch):
 
 
 @row("`torch.func`: jvp, jacfwd, hessian", "raises", "works")
-def _(cls, batch):
-    lstm, x = batch.layer(cls), batch.x
+def _(cls, case):
+    lstm, x = case.layer(cls), case.x
     jvp(lambda x: functional_call(lstm, weights_of(lstm), (x,))[0], (x,), (x,))
     return "works"
 
 
-def compiled(cls, batch):
+def compiled(cls, case):
     torch._dynamo.reset()
-    lstm, x = batch.layer(cls), batch.x
+    lstm, x = case.layer(cls), case.x
     found = torch.compile(lstm, fullgraph=True, backend="aot_eager")(x)[0]
     torch.testing.assert_close(found, lstm(x)[0])
     return "works"
@@ -132,63 +132,63 @@ row("`torch.compile(fullgraph=True)`", "raises", "works")(compiled)
 
 
 @row("`torch.compile(fullgraph=True)`", "works", "works")
-def _(cls, batch):
+def _(cls, case):
     with torch.no_grad(), torch._dynamo.config.patch(allow_rnn=True):
-        return compiled(cls, batch)
+        return compiled(cls, case)
 
 
 @row("ONNX", 2, 2)
-def _(cls, batch):
+def _(cls, case):
     pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
     options = {"dynamo": True, "verbose": False}
     if cls is fastlstm.LSTM:
         options["custom_translation_table"] = fastlstm.onnx.translations()
-    lstm = batch.layer(cls, num_layers=2, bidirectional=True).eval()
-    nodes = torch.onnx.export(lstm, (batch.x,), **options).model_proto.graph.node
+    lstm = case.layer(cls, num_layers=2, bidirectional=True).eval()
+    nodes = torch.onnx.export(lstm, (case.x,), **options).model_proto.graph.node
     return [node.op_type for node in nodes].count("LSTM")
 
 
 @row("ONNX", 2, 2)
-def _(cls, batch):
+def _(cls, case):
     """The same with dynamo=False, which exports by tracing."""
     onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
-    lstm, file = batch.layer(cls, num_layers=2, bidirectional=True).eval(), io.BytesIO()
-    torch.onnx.export(nn.Sequential(lstm), (batch.x,), file, dynamo=False)
+    lstm, file = case.layer(cls, num_layers=2, bidirectional=True).eval(), io.BytesIO()
+    torch.onnx.export(nn.Sequential(lstm), (case.x,), file, dynamo=False)
     nodes = onnx.load_from_string(file.getvalue()).graph.node
     return [node.op_type for node in nodes].count("LSTM")
 
 
 @row("`FlopCounterMode` on a CPU", "nothing", "the matrix products")
-def _(cls, batch):
+def _(cls, case):
     """Forward counts two operations for each weight, row and step; backward counts four."""
-    T, B, I, H, P = batch.T, batch.B, batch.I, batch.H, batch.H // 2
+    T, B, I, H, P = case.T, case.B, case.I, case.H, case.H // 2
     counts, expected = [], []
     projected = [({"proj_size": P}, I + P + P / 4)] if cls is fastlstm.LSTM else []
     for options, per_step in (({}, I + H), *projected):
-        lstm = batch.layer(cls, **options)
+        lstm = case.layer(cls, **options)
         with FlopCounterMode(display=False) as counter:
-            lstm(batch.x)[0].sum().backward()
+            lstm(case.x)[0].sum().backward()
         counts.append(counter.get_total_flops())
         expected.append(3 * 2 * T * B * 4 * H * per_step)
     return "the matrix products" if counts == expected else "nothing" if not any(counts) else counts
 
 
 @row("`isinstance(m, nn.LSTM)`", True, False)
-def _(cls, batch):
-    layer = batch.layer(cls)
-    assert isinstance(fastlstm.convert(nn.LSTM(batch.I, batch.H)), nn.LSTM)
+def _(cls, case):
+    layer = case.layer(cls)
+    assert isinstance(fastlstm.convert(nn.LSTM(case.I, case.H)), nn.LSTM)
     return isinstance(layer, nn.LSTM)
 
 
 @row("`torch.jit.script`", "works", "works")
-def _(cls, batch):
-    torch.jit.script(batch.layer(cls))
+def _(cls, case):
+    torch.jit.script(case.layer(cls))
     return "works"
 
 
 @row("dynamic quantization by torch.ao", "converts it", "leaves it unchanged")
-def _(cls, batch):
-    model = nn.Sequential(batch.layer(cls))
+def _(cls, case):
+    model = nn.Sequential(case.layer(cls))
     quantized = torch.ao.quantization.quantize_dynamic(model, {cls}, dtype=torch.qint8)
     return "leaves it unchanged" if type(quantized[0]) is cls else "converts it"
 
@@ -198,8 +198,8 @@ def cell_of(cls):
 
 
 @row("`retain_grad` of a cell's c", "by h and by c", "by c only")
-def _(cls, batch):
-    cell, x = batch.layer(cell_of(cls)), batch.x
+def _(cls, case):
+    cell, x = case.layer(cell_of(cls)), case.x
     h_1, c_1 = cell(x[0])
     c_1.retain_grad()
     cell(x[1], (h_1, c_1))[0].sum().backward()
@@ -220,18 +220,18 @@ def writing_to(name, module, x):
 
 
 @row(WRITING, "works", "raises")
-def _(cls, batch):
-    return writing_to("bias_ih", batch.layer(cell_of(cls)), batch.x[0])
+def _(cls, case):
+    return writing_to("bias_ih", case.layer(cell_of(cls)), case.x[0])
 
 
 @row(WRITING, "raises", "raises")
-def _(cls, batch):
-    name = random.choice([name for name, _ in batch.layer(cls).named_parameters()])
-    return writing_to(name, batch.layer(cls), batch.x)
+def _(cls, case):
+    name = random.choice([name for name, _ in case.layer(cls).named_parameters()])
+    return writing_to(name, case.layer(cls), case.x)
 
 
-def writing_to_output(cls, batch, **options):
-    batch.layer(cls, **options)(batch.x)[0].mul_(2).sum().backward()
+def writing_to_output(cls, case, **options):
+    case.layer(cls, **options)(case.x)[0].mul_(2).sum().backward()
     return "works"
 
 
@@ -240,24 +240,24 @@ row(WRITING, "works", "raises")(partial(writing_to_output, bidirectional=True))
 
 
 @row(WRITING, "works", "works")
-def _(cls, batch):
-    output, (h_n, c_n) = batch.layer(cls)(batch.x)
+def _(cls, case):
+    output, (h_n, c_n) = case.layer(cls)(case.x)
     (output.sum() + h_n.mul_(2).sum() + c_n.mul_(2).sum()).backward()
     return "works"
 
 
 @row("a parametrized weight", 2, 1)
-def _(cls, batch):
-    lstm, calls = batch.layer(cls), []
+def _(cls, case):
+    lstm, calls = case.layer(cls), []
     nn.utils.parametrize.register_parametrization(lstm, "weight_hh_l0", nn.Identity())
     norm = lstm.parametrizations["weight_hh_l0"][0]
     norm.register_forward_hook(lambda *_: calls.append(1))
-    lstm(batch.x)
+    lstm(case.x)
     return len(calls)
 
 
 @row("`torch.backends.mkldnn.rnn.fp32_precision`", "changes nothing", "multiplies in bfloat16")
-def _(cls, batch):
+def _(cls, case):
     if not _build.library.build_info()["multiplies_bfloat16"]:
         pytest.skip("this processor has no products of bfloat16")
     lstm, x = cls(64, 64), torch.randn(20, 8, 64)
@@ -278,9 +278,9 @@ def test_row(name, k, cls):
     for seed in range(2):
         if expected == "raises":
             with pytest.raises((RuntimeError, AssertionError, torch._dynamo.exc.Unsupported)):
-                function(cls, Batch(seed))
+                function(cls, Case(seed))
         else:
-            assert function(cls, Batch(seed)) == expected
+            assert function(cls, Case(seed)) == expected
 
 
 def test_every_row_of_the_page_has_a_test():

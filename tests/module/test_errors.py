@@ -290,14 +290,14 @@ def calls_of(x, *states):
     return [(zeros(*x), tuple(zeros(*shape) for shape in state)) for state in states]
 
 
-SEQUENCE, ONE, THREE_STATES = (T, B, I), (1, B, H), ((1, B, H),) * 3
+SEQUENCE, FITS, THREE_STATES = (T, B, I), (1, B, H), ((1, B, H),) * 3
 MODULE_CALLS = [
     *((zeros(*x),) for x in [(I,), (1, T, B, I), (T, B, I + 1), (T, I + 1), (0, B, I), (0, I)]),
     (X.double(),),
-    (X, zeros(*ONE)),  # h_0 only
+    (X, zeros(*FITS)),  # h_0 only
     (pack_padded_sequence(X, [4, 2, 1]), (STATE,) * 3),
-    *calls_of(SEQUENCE, ((1, H), (1, H)), ((1, 2, H), ONE), ((2, B, H), ONE), ((1, B, 4), ONE)),
-    *calls_of(SEQUENCE, (ONE, (1, B, 4)), (ONE, (3, B, H)), (ONE,), THREE_STATES),
+    *calls_of(SEQUENCE, ((1, H), (1, H)), ((1, 2, H), FITS), ((2, B, H), FITS), ((1, B, 4), FITS)),
+    *calls_of(SEQUENCE, (FITS, (1, B, 4)), (FITS, (3, B, H)), (FITS,), THREE_STATES),
     *calls_of((T, I), ((1, 1, H), (1, 1, H))),
 ]
 
@@ -405,9 +405,9 @@ NO_STATES = {
 
 
 @every_module_route
-@pytest.mark.parametrize("packs", [False, True])
+@pytest.mark.parametrize("prepack", [False, True])
 @pytest.mark.parametrize("kinds", NO_STATES)
-def test_a_state_of_other_things_than_tensors(route, packs, kinds):
+def test_a_state_of_other_things_than_tensors(route, prepack, kinds):
     if route.device != "cpu":
         pytest.skip("the calls are of tensors on the CPU")
     dense = zeros(T, B, I)
@@ -419,7 +419,7 @@ def test_a_state_of_other_things_than_tensors(route, packs, kinds):
             with pytest.raises(Exception) as theirs:
                 getattr(nn, name)(I, H)(x, hx)
             with pytest.raises(theirs.type, match=rf"^hx: .* pair of tensors .*, got {kinds}$"):
-                (fastlstm.prepack(ours) if packs and fastlstm.has_kernels("cpu") else ours)(x, hx)
+                (fastlstm.prepack(ours) if prepack and fastlstm.has_kernels("cpu") else ours)(x, hx)
 
 
 @every_module_route

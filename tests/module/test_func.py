@@ -62,7 +62,7 @@ def test_per_sample_gradients(route, kind, options):
             torch.testing.assert_close(tensor[k], leaf.grad, **CLOSE)
 
 
-@pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the reference has to serve")
+@pytest.mark.skipif(not _build.has_kernels("cpu"), reason="without kernels the reference serves")
 def test_vmap_is_one_call(lstm, monkeypatch):
     """vmap over samples calls each op once for a layer; vmap over weights once for each member."""
     monkeypatch.setattr(reference, "lstm_layer", None)  # so that a call of it would be an error
@@ -91,8 +91,8 @@ def test_gradients_of_an_ensemble(route):
         for gradients, given in ((found, x), (both, x[:, k])):
             leaves = {n: w.select(1, k).clone().requires_grad_() for n, w in stacked.items()}
             loss(lstm, leaves, given).backward()
-            own = {n: g[k] for n, g in gradients.items()}
-            torch.testing.assert_close(own, grads(leaves), **CLOSE)
+            member = {n: g[k] for n, g in gradients.items()}
+            torch.testing.assert_close(member, grads(leaves), **CLOSE)
 
 
 def grads(leaves):

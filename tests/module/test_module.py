@@ -49,11 +49,11 @@ def tensors(result):
 def assert_same(ours, theirs, *arguments):
     def run(module):
         found = tensors(module(*arguments)) if isinstance(module, LSTMS) else module(*arguments)
-        leaves = [*module.parameters(), *(a for a in flat if a.is_leaf and a.requires_grad)]
+        leaves = [*module.parameters(), *(a for a in floating if a.is_leaf and a.requires_grad)]
         return found, torch.autograd.grad(sum(r.sin().sum() for r in found), leaves)
 
     tensors_given = [a for a in _pytree.tree_leaves(arguments) if isinstance(a, Tensor)]
-    flat = [a.requires_grad_() for a in tensors_given if a.is_floating_point()]
+    floating = [a.requires_grad_() for a in tensors_given if a.is_floating_point()]
     found, expected = run(ours), run(theirs)
     torch.testing.assert_close([*found[0]], [*expected[0]], **CLOSE)
     torch.testing.assert_close(found[1], expected[1], **CLOSE)
@@ -300,9 +300,9 @@ def test_functional_is_the_module(route):
 @every_module_route
 @pytest.mark.parametrize("kind", ["dense", "lengths", "packed"])
 def test_a_seed_decides_every_bit(route, kind):
-    """The initial state is given, because nn.LSTM once differed then (pytorch#104697)."""
+    """With an initial state the bits of nn.LSTM once differed between runs (pytorch#104697)."""
     if route.engine == "torch" and kind == "lengths":
-        pytest.skip("'torch' serves lengths in two directions without h_0 and c_0 only")
+        pytest.skip("'torch' serves lengths in two directions only without h_0 and c_0")
     lstm, _ = pair(route, num_layers=3, dropout=0.5, bidirectional=True, dtype=torch.float32)
     x, hx = draw(route, 20, 7, 3).float(), tuple(draw(route, 2, 6, 7, 5).float())
     lengths = torch.tensor([20, 17, 9, 9, 4, 2, 1])

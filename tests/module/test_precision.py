@@ -76,10 +76,10 @@ def test_the_error_is_that_of_rounding_the_factors(case, given, precision):
     wide, *wide_hx = (t.double() for t in (x, *hx))
     truth = results(copy.deepcopy(lstm).double(), wide, wide_hx, "ieee", **extra)
     rounded, full = (results(lstm, x, hx, name, **extra) for name in (precision, "ieee"))
-    stays = precision == "bf16" and lstm.proj_size > 0
-    least, most = (0, 2e-6) if stays else ERRORS[precision]
+    keeps_bits = precision == "bf16" and lstm.proj_size > 0
+    least, most = (0, 2e-6) if keeps_bits else ERRORS[precision]
     assert least < errors(rounded, truth).max() < most
-    assert errors(full, truth).max() < 2e-6 and torch.equal(rounded[0], full[0]) == stays
+    assert errors(full, truth).max() < 2e-6 and torch.equal(rounded[0], full[0]) == keeps_bits
 
 
 def test_a_single_step_obeys_in_training():

@@ -88,12 +88,12 @@ def test_parametrized_weights_are_prepacked_with_their_value(source):
 
 
 @pytest.mark.parametrize("weights", [None, *SMALLER_DTYPES], ids=str)
-@pytest.mark.parametrize("by", ["compile", "trace", "export"])
-def test_compilers(by, weights, tmp_path):
+@pytest.mark.parametrize("compiler", ["compile", "trace", "export"])
+def test_compilers(compiler, weights, tmp_path):
     model, inputs = prepacked_tagger(weights=weights), [X + 1]
-    if by == "compile":
+    if compiler == "compile":
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    elif by == "trace":
+    elif compiler == "trace":
         with pytest.warns(torch.jit.TracerWarning):  # sizes become constants
             compiled = torch.jit.trace(model, (X,), check_trace=False)
     else:
@@ -115,9 +115,9 @@ def test_autocast(weights, dtype):
 
     def run(cast, h):
         state = cast(torch.ones(1, 3, 10).bfloat16()), torch.ones(1, 3, 10)
-        of_cell = tuple(s[0] for s in state)
+        cell_state = tuple(s[0] for s in state)
         h = cast(h)
-        return [lstm(h), lstm(h, state), cell(h[0]), cell(h[0], of_cell)]
+        return [lstm(h), lstm(h, state), cell(h[0]), cell(h[0], cell_state)]
 
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         h = prepacked["linear"](x)

@@ -59,10 +59,10 @@ def test_the_names_of_the_state_dict():
     names = Tagger().state_dict().keys()
     for weights in (None, torch.bfloat16):
         assert prepacked_tagger(weights=weights).state_dict().keys() == names
-    whole = {n for n in names if "weight" in n and "linear" not in n}
+    matrices = {n for n in names if "weight" in n and "linear" not in n}
     state = prepacked_tagger(weights=torch.int8).state_dict()
-    assert state.keys() == names | {f"{n}_scale" for n in whole}
-    for n in whole:
+    assert state.keys() == names | {f"{n}_scale" for n in matrices}
+    for n in matrices:
         assert state[n].dtype == torch.int8 and state[n].abs().max() == 127
         assert state[f"{n}_scale"].shape == state[n].shape[:1]
 

@@ -123,8 +123,8 @@ def test_what_is_drawn():
     assert set(zoneout_h.unique().tolist()) == {0.0, 1.0}
     masks = dropped == 0, h_mask == 0, zoneout_h, zoneout_c
     for mask, rate in zip(masks, (0.25, 0.25, 0.1, 0.3), strict=True):
-        count = mask.numel()
-        assert abs(mask.float().mean() - rate) < 5 * (rate * (1 - rate) / min(count, 1200)) ** 0.5
+        count = min(mask.numel(), 40 * 30)  # every step has the same mask of the input
+        assert abs(mask.float().mean() - rate) < 5 * (rate * (1 - rate) / count) ** 0.5
     call = LstmCall(x, h_0, c_0, [])
     same, zones = regularize(call, Regularizers())
     assert zones == [] and all(a is b for a, b in zip(same, call, strict=True))

@@ -139,8 +139,8 @@ class Case:
 
     def _with_gradients(self, results, leaves):
         pairs = zip(results, self.grads, strict=True)
-        graph = [(r, g.to(r.device, r.dtype)) for r, g in pairs if r.requires_grad]
-        outputs, given = zip(*graph, strict=True) if graph else ((), ())
+        differentiable = [(r, g.to(r.device, r.dtype)) for r, g in pairs if r.requires_grad]
+        outputs, given = zip(*differentiable, strict=True) if differentiable else ((), ())
         gradients = torch.autograd.grad(outputs, leaves, given, materialize_grads=True)
         return [t.detach() for t in (*results, *gradients)]
 

@@ -73,14 +73,14 @@ def test_results(route, sample):
 @every_route
 @every_sample_and_large
 def test_gradients(route, sample):
-    truth = with_leaves(sample.padded())
-    expected = sample.oracle(truth)
+    oracle_arguments = with_leaves(sample.padded())
+    expected = sample.oracle(oracle_arguments)
     torch.autograd.backward(expected, cotangents(expected))
     padded = with_leaves(sample.padded(device=route.device))
     found = sample.mask_cells(route.lstm_layer(**sample.as_layer(padded)))
     torch.autograd.backward(found, [g.to(route.device) for g in cotangents(found)])
-    names = gradient_names(truth)
-    assert_all_close(gradients(padded), gradients(truth), names, rtol=1e-9, atol=1e-11)
+    names = gradient_names(oracle_arguments)
+    assert_all_close(gradients(padded), gradients(oracle_arguments), names, rtol=1e-9, atol=1e-11)
 
 
 @every_route

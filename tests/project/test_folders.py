@@ -85,11 +85,11 @@ def test_imports_of_fastlstm_go_down():
     upwards = [(a, b) for a, names in below.items() for b in names if place[b] > place[a]]
     assert not upwards
 
-    def floor(name, path=()):
+    def depth(name, path=()):
         assert name not in path, f"a circle of imports: {path}"
-        return 1 + max((floor(other, (*path, name)) for other in below[name]), default=0)
+        return 1 + max((depth(other, (*path, name)) for other in below[name]), default=0)
 
-    assert max(map(floor, below)) <= 7
+    assert max(map(depth, below)) <= 7
 
 
 def test_imports_of_captioning_go_down():
