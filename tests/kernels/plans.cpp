@@ -1,8 +1,11 @@
-// The CPU planner for known machines: what every plan must satisfy, and some decisions.
+// The CPU planner for known machines: what every plan must satisfy, some decisions, and a table of
+// expected plans.
 #include <initializer_list>
+#include <iomanip>
 
 #include "../simt/harness.h"
 #include "cpu/plan.h"
+#include "expected_plans.h"
 
 namespace {
 
@@ -40,10 +43,16 @@ std::vector<NamedMachine> machines() {
   static const GemmTable amx = [] {
     static GemmKernels tiles = *avx512_bf16[Format::bfloat16];
     tiles.tile_rows = 64, tiles.min_rows_per_panel_load = 128, tiles.bytes_ahead = 256 << 10;
+    tiles.max_rows_in_place = 5;
+    static GemmKernels int8 = *avx512_bf16[Format::int8];
+    int8.tile_rows = 64, int8.few_rows_limit = 8, int8.few_rows_gemm = avx512_bf16[Format::int8];
     static GemmKernels split = gemm_of(Format::bfloat16x2, 4, 16, 64);
     split.source_format = Format::float32, split.relative_speed = 3.5, split.bytes_ahead = 0;
+    split.min_rows_per_panel_load = split.min_encoded_rows_per_panel_load = 48;
+    split.l2_share = 0.8;
     GemmTable gemms = avx512_bf16;
-    gemms[Format::bfloat16] = &tiles, gemms[Format::bfloat16x2] = &split;
+    gemms[Format::bfloat16] = &tiles, gemms[Format::int8] = &int8;
+    gemms[Format::bfloat16x2] = &split;
     return gemms;
   }();
   return {{"Intel with AMX", {1, 2 << 20, amx, true, 48}},
@@ -219,7 +228,104 @@ void check_forms(const NamedMachine& named) {
   }
 }
 
+// The words of expected_plans.h, in the order of the enumerators.
+constexpr const char* kDtypeWords[] = {"f64", "f32", "bf16", "f16"};
+constexpr const char* kFormatWords[] = {"f32", "f64", "bf16", "int8", "bf16x2"};
+constexpr const char* kFormWords[] = {"panels", "demand", "place"};
+constexpr const char* kPrecisionWords[] = {"f32", "tf32", "bf16"};
+
+// Returns the enumerator that `word` names.
+template <typename Enum, size_t count>
+Enum enumerator_of(const char* const (&words)[count], const std::string& word) {
+  size_t k = 0;
+  while (k < count && words[k] != word) ++k;
+  check(k < count, "expected_plans.h: unknown word ", word);
+  return static_cast<Enum>(k);
+}
+
+// Changes the task as an option like "D=2" or "rows=7" says.
+void apply_option(CpuTask& task, const std::string& option) {
+  const size_t equals = option.find('=');
+  const std::string name = option.substr(0, equals);
+  const std::string value = equals == std::string::npos ? "" : option.substr(equals + 1);
+  if (name == "D")
+    task.directions = std::stoll(value);
+  else if (name == "P")
+    task.projects = true, task.output_size = std::stoll(value);
+  else if (name == "rows")
+    task.is_dense = false, task.total_rows = std::stoll(value);
+  else if (name == "resets")
+    task.has_resets = true;
+  else if (name == "stepwise")
+    task.needs_stepwise = true;
+  else if (name == "W")
+    task.prepacked = enumerator_of<Format>(kFormatWords, value);
+  else if (name == "as")
+    task.precision = enumerator_of<Precision>(kPrecisionWords, value);
+  else
+    check(false, "expected_plans.h: unknown option ", option);
+}
+
+std::string text_of(const CpuPlan& plan) {
+  const std::string dtype = kDtypeWords[int(plan.dtype)];
+  if (!plan.gemm) return "stepwise " + dtype;
+  const auto& [unit_groups, row_groups, directions] = plan.grid;
+  std::ostringstream out;
+  out << std::left << std::setw(7) << kFormatWords[int(plan.gemm->format)] << std::setw(5) << dtype
+      << std::setw(7) << testing::text(unit_groups, 'x', row_groups, 'x', directions)
+      << std::setw(7) << kFormWords[int(plan.w_ih)] << std::setw(6) << kFormWords[int(plan.w_hh)]
+      << std::right << std::setw(4) << plan.steps_ahead << std::setw(6) << plan.chunk_steps << ' '
+      << plan.buffer_rows << 'x' << plan.buffer_unit_vectors;
+  return out.str();
+}
+
+// Returns a line of expected_plans.h with the plan that make_plan returns for its task.
+std::string with_plan(const std::string& line, CpuMachine machine) {
+  std::istringstream words(line.substr(0, line.find("->")));
+  std::string kind, dtype, option, options;
+  int64_t T = 0, B = 0, I = 0, H = 0;
+  words >> machine.threads >> kind >> dtype >> T >> B >> I >> H;
+  check(bool(words), "expected_plans.h: not a task: ", line);
+  CpuTask task = task_of(enumerator_of<Dtype>(kDtypeWords, dtype), T, B, I, H);
+  constexpr const char* kKinds[] = {"infer", "train", "back"};
+  const int k = enumerator_of<int>(kKinds, kind);
+  task.saves_for_backward = k == 1, task.backward = k == 2;
+  for (; words >> option; options += option + " ") apply_option(task, option);
+  std::ostringstream out;
+  out << std::setw(2) << machine.threads << ' ' << std::left << std::setw(6) << kind << std::setw(4)
+      << dtype << std::right << std::setw(4) << T << std::setw(4) << B << std::setw(5) << I
+      << std::setw(5) << H << "  " << std::left << std::setw(15) << options << "-> "
+      << text_of(make_plan(task, machine));
+  return out.str();
+}
+
+// Checks every plan of expected_plans.h.
+void check_expected_plans() {
+  const std::vector<NamedMachine> all = machines();
+  const NamedMachine* named = nullptr;
+  std::istringstream table(kExpectedPlans);
+  std::string line, heading, changed;
+  for (int k = 0; k < 2; ++k) std::getline(table, line);  // an empty line and names of columns
+  while (std::getline(table, line)) {
+    if (const size_t colon = line.find(':'); colon != std::string::npos) {
+      named = nullptr;
+      for (const NamedMachine& each : all)
+        if (each.name == line.substr(0, colon)) named = &each;
+      check(named, "expected_plans.h: unknown machine: ", line);
+      heading = line + '\n';
+      continue;
+    }
+    check(named, "expected_plans.h: no machine before ", line);
+    const std::string found = with_plan(line, named->machine);
+    if (found == line) continue;
+    changed += heading + found + '\n', heading = "";
+  }
+  check(changed.empty(), "make_plan returns other plans than expected_plans.h for these tasks:\n",
+        changed, "If the planner was changed on purpose, replace the lines of these tasks.");
+}
+
 const bool added = [] {
+  testing::Case("plans/expected", check_expected_plans);
   for (const NamedMachine& named : machines()) {
     testing::Case(std::string("plans/") + named.name, [named] {
       check_machine(named);
