@@ -79,7 +79,7 @@ def draw_shape(
 
 def jitter(rng: random.Random, color: tuple[int, ...], amount: int) -> tuple[int, ...]:
     """Returns a random color whose channels differ from those of `color` by at most `amount`."""
-    return tuple(max(0, min(255, c + rng.randint(-amount, amount))) for c in color)
+    return tuple(c + rng.randint(-amount, amount) for c in color)
 
 
 def new_canvas(rng: random.Random, background: str) -> tuple[Image.Image, ImageDraw.ImageDraw]:

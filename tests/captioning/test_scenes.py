@@ -1,9 +1,12 @@
 """The embedded data set: captions state all facts, splits differ, captions cannot be guessed."""
 
+import hashlib
 import itertools
 import json
 import random
+import re
 from collections import Counter
+from unittest.mock import Mock
 
 import pytest
 
@@ -11,6 +14,7 @@ from captioning.data import scenes
 from captioning.data.coco import load_coco
 
 WORDS = [getattr(scenes, name) for name in "COUNTS SIZES COLORS SHAPES BACKGROUNDS PLACES".split()]
+DIGEST = "980f7d9818939ba86dcba38333aa7282ef129ebe05eeea929dfb50a5547134f6"
 EVERY_SCENE = [scenes.Facts(*words) for words in itertools.product(*WORDS)]
 
 
@@ -71,6 +75,18 @@ def test_pictures_are_reproducible_and_differ(tmp_path, scenes_root):
     first = sorted((scenes_root / "train").iterdir())[:8]
     assert pictures == [path.read_bytes() for path in first]
     assert len(set(pictures)) == 8
+
+
+def test_the_same_arguments_give_the_same_pictures(tmp_path, monkeypatch):
+    """Compares the calls of Pillow, to 4 digits, since its versions may draw other edges."""
+    pillow = Mock()
+    monkeypatch.setattr(scenes, "Image", pillow.Image)
+    monkeypatch.setattr(scenes, "ImageDraw", pillow.ImageDraw)
+    monkeypatch.chdir(tmp_path)
+    scenes.generate("")
+    drawn = re.sub(r"(\.\d{4})\d*|id='\d+'", r"\1", "".join(map(str, pillow.mock_calls)))
+    stated = "".join(path.read_text() for path in sorted(tmp_path.rglob("*.json")))
+    assert hashlib.sha256((drawn + stated).encode()).hexdigest() == DIGEST
 
 
 def test_every_shape_lies_inside_its_picture():
