@@ -70,8 +70,8 @@ def run_extension(call: Call, engine: str) -> Results:
     """Runs an eager call of plain tensors by functions of the extension that skip torch.ops."""
     if call.is_cell:
         h_0, c_0 = call.hx or (None, None)
-        state = _build.library.lstm_cell(call.input, h_0, c_0, call.weights, call.layout, engine)
-        return state[0], state, []
+        h, c = _build.library.lstm_cell(call.input, h_0, c_0, call.weights, call.layout, engine)
+        return h, (h, c), []
     return run_layers(call, _build.library.lstm, call.return_cell_states, engine)
 
 

@@ -48,7 +48,7 @@ def in_turn(
         elapsed = time.monotonic() - start
         if shows_progress and sys.stderr.isatty():
             share = min(1.0, elapsed / (seconds or elapsed))
-            print(f"\rcompare: {share:4.0%}", end="\r", file=sys.stderr, flush=True)
+            print(f"\rcompare: {share:4.0%}", end="\r", file=sys.stderr)
     return times
 
 

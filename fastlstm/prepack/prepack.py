@@ -27,16 +27,14 @@ _OUR_CLASSES = tuple(cls for _, *ours in CLASSES for cls in ours)  # these need 
 
 @overload
 def prepack(
-    model: LSTM | nn.LSTM, weights: torch.dtype | None = None, *, convert: bool = False
+    model: LSTM | nn.LSTM, weights: torch.dtype | None = ..., *, convert: bool = ...
 ) -> PrepackedLSTM: ...
 @overload
 def prepack(
-    model: LSTMCell | nn.LSTMCell, weights: torch.dtype | None = None, *, convert: bool = False
+    model: LSTMCell | nn.LSTMCell, weights: torch.dtype | None = ..., *, convert: bool = ...
 ) -> PrepackedLSTMCell: ...
 @overload
-def prepack(
-    model: Model, weights: torch.dtype | None = None, *, convert: bool = False
-) -> Model: ...
+def prepack(model: Model, weights: torch.dtype | None = ..., *, convert: bool = ...) -> Model: ...
 def prepack(
     model: nn.Module, weights: torch.dtype | None = None, *, convert: bool = False
 ) -> nn.Module:

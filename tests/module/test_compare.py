@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import math
 import sys
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pack_sequence
 
 import fastlstm
 from fastlstm import _build, compare
+from fastlstm.engine import timing
 
 pytestmark = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="the extension is not built")
 MODULE = sys.modules["fastlstm.compare"]  # fastlstm.compare is the function
@@ -70,6 +71,36 @@ def test_rows_and_advice(clock, capsys):
         "Fastest: fastlstm.prepack(model.eval(), torch.int8, convert=True)",
         "Fastest without rounding: fastlstm.prepack(model.eval(), convert=True)",
     ]
+
+
+@pytest.mark.parametrize("kind, seconds, rounds", [("cpu", 0, 5), ("cuda", 7, 7)])
+def test_rounds_alternate_the_order_of_samples(kind, seconds, rounds, monkeypatch, capsys):
+    now, order = [0.0], []
+
+    class Event:
+        def __init__(self, *, enable_timing):
+            self.record = lambda: vars(self).update(time=now[0])
+            self.elapsed_time = lambda end: 1e3 * (end.time - self.time) * end.is_done
+            self.synchronize = lambda: vars(self).update(is_done=enable_timing)
+
+    def run(name, seconds):
+        order.append(name)
+        now[0] += seconds
+
+    clock = SimpleNamespace(monotonic=lambda: now[0])
+    if kind == "cpu":
+        clock.perf_counter = clock.monotonic
+    monkeypatch.setattr(timing, "time", clock)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    runs = [lambda: run("a", 2.0**-9), lambda: run("b", 1.0)]
+    found = timing.in_turn(runs, torch.device(kind), seconds, shows_progress=kind == "cuda")
+    assert found == [[2.0**-9] * rounds, [1.0] * rounds]
+    samples = ["aaaaa", "b"]  # "a" takes about 2 ms, so five calls are near the 10 ms of a sample
+    expected = [text for k in range(rounds) for text in samples[:: (-1) ** k]]
+    assert "".join(order) == "aabb" + "".join(expected)
+    shares = (14, 29, 43, 58, 72, 87, 100) if kind == "cuda" else ()
+    assert capsys.readouterr().err == "".join(f"\rcompare: {share:3}%\r" for share in shares)
 
 
 def test_save_writes_a_table_and_a_chart(clock, tmp_path):

@@ -30,7 +30,11 @@ def packed_input(sizes, **more):
     return lambda x, w: {"input": x.new_zeros(8, I), "batch_sizes": torch.tensor(sizes), **more}
 
 
-STATE, THREE = zeros(1, B, H), zeros(3, B, H)
+def two_layers(weights, h_0, c_0):
+    return {"num_layers": 2, "weights": [*weights, weights[1], *weights[1:]], "hx": (h_0, c_0)}
+
+
+STATE, TWO, THREE = zeros(1, B, H), zeros(2, B, H), zeros(3, B, H)
 LENGTHS, RESET = torch.ones(3).long(), torch.ones(3, 3).bool()
 # For each name: a function that returns bad arguments, and a pattern of the message.
 BAD = {
@@ -41,8 +45,8 @@ BAD = {
         "W_hh.*20, 4",
     ),
     "no steps": (lambda x, w: {"input": x[:0]}, r"sequence length to be larger than 0"),
-    "h_0 layers": (lambda x, w: {"hx": (THREE.to(x), STATE.to(x))}, r"h_0.*3, 3, 5"),
-    "c_0 layers": (lambda x, w: {"hx": (STATE.to(x), THREE.to(x))}, r"c_0.*3, 3, 5"),
+    "h_0 layers": (lambda x, w: two_layers(w, THREE.to(x), TWO.to(x)), r"h_0.*3, 3, 5"),
+    "c_0 layers": (lambda x, w: two_layers(w, TWO.to(x), THREE.to(x)), r"c_0.*3, 3, 5"),
     "weights: ten": (lambda x, w: {"weights": [*w, *w, *w[:2]]}, r"weights.*10 tensors"),
     "weights: none": (lambda x, w: {"weights": []}, r"weights.*0 tensors"),
     "layout": (lambda x, w: {"layout": "bias projection"}, r"weights.*4 tensors"),
@@ -164,6 +168,8 @@ MISTAKES = {
         (lambda: fastlstm.LSTMCell(I, H, engine="torch"), "'engine'; .* lstm.engine = "),
         (lambda: fastlstm.LSTM(I, H, typo=1), r"^LSTM.__init__\(\) got .* 'typo'$"),
         (lambda: fastlstm.LSTM(I, H, recompute=True), "torch.utils.checkpoint"),
+        (lambda: functional.lstm(X, None, [None]), r"^weights\[0\]: .*tensor, got NoneType$"),
+        (lambda: functional.lstm(X[0], None, [], batch_sizes=[B]), "^batch_sizes: .* got list$"),
         (lambda: cell()(torch.nested.nested_tensor([zeros(I)])), "dense tensor, got a nested"),
         (lambda: cell(True)(torch.nested.nested_tensor([zeros(I)])), "dense tensor, got a nested"),
         (lambda: with_a_broken_size()(X), "tuple of ints, ?but got float"),

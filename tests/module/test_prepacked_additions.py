@@ -142,6 +142,7 @@ def test_layers_inside_a_layer():
     lstm.inner = in_a_model(cell=LSTMCell(3, 4))
     prepacked = prepack(lstm)
     assert type(prepacked.inner["cell"]) is fastlstm.PrepackedLSTMCell
+    assert all(buffer.is_shared() for buffer in prepacked.share_memory().inner.buffers())
     assert type(unpack(prepacked).inner["cell"]) is LSTMCell
 
 

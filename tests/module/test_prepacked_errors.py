@@ -25,6 +25,7 @@ X6, W = X[..., :6], nn.Parameter(torch.zeros(40, 6))  # the layers of the tests 
     (lambda m: setattr(m, "engine", "torch"), AttributeError, "engine: a PrepackedLSTM has no"),
     (lambda m: setattr(m, "zoneout_h", 0.5), AttributeError, "zoneout_h: a PrepackedLSTM has"),
     (lambda m: setattr(m, "weight_ih_l0", W), AttributeError, "ih_l0: .* load_state_dict"),
+    (lambda m: setattr(m, "weight_ih_l0", W.data), AttributeError, "ih_l0: .* load_state_dict"),
     (lambda m: m(X), RuntimeError, "equal to input_size. Expected 6, got 16"),
     (lambda m: m(X6.double()), ValueError, "input dtype .*float64.* weight dtype"),
     (lambda m: m(X6, (torch.zeros(1, 3, 9),) * 2), RuntimeError, r"3, 10\), got \[1, 3, 9\]"),

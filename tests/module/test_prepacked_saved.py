@@ -163,6 +163,12 @@ def test_processes_share_a_model(method):
     assert found == model(X).tolist()
 
 
+def test_a_saved_layer_of_an_unknown_format_is_refused():
+    layer = prepacked_copy(small())
+    with pytest.raises(ValueError, match="one of .*int8, got torch.uint8 in a saved layer"):
+        layer.__setstate__(layer.__getstate__() | {"weights": torch.uint8})
+
+
 @pytest.mark.parametrize("name", ["PackedLSTM", "PackedLSTMCell"])
 @pytest.mark.parametrize("module", ["fastlstm", "fastlstm.packed"])
 def test_an_old_name_is_an_error_that_says_the_new_one(module, name):
