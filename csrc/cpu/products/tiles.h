@@ -79,9 +79,7 @@ struct DotStep<bfloat16> {
 };
 
 template <int N>
-struct Int {
-  static constexpr int value = N;
-};
+using Int = std::integral_constant<int, N>;
 
 // Calls body(Int<count>()) for a `count` that is known only at run time, least <= count <= most.
 template <int most, int least = 1, typename Body>
@@ -119,15 +117,13 @@ struct Tile {
   int64_t term_stride = W * L;  // elements from one term of a panel to the next
   int64_t prefetch_bytes = kPrefetchBytes;
 
-  // Sets `sum` to the sums of K products. a[r] points to the first term of row r. During the sums
-  // it calls prefetch->fetch(), unless `prefetch` is the constant nullptr.
+  // Adds K products to `sum`, which is zeros before. a[r] points to the first term of row r. During
+  // the sums it calls prefetch->fetch(), unless `prefetch` is the constant nullptr.
   template <typename T, typename Fetch>
   FASTLSTM_INLINE void multiply(const T* const* a, int64_t K, const T* panel, Fetch prefetch) {
-    clear();
     add(a, 0, K < kTermsPerPartialSum ? K : kTermsPerPartialSum, panel, prefetch);
     for (int64_t k = kTermsPerPartialSum; k < K; k += kTermsPerPartialSum) {
       Tile partial{panel_stride, {}};
-      partial.clear();
       partial.add(a, k, K - k < kTermsPerPartialSum ? K : k + kTermsPerPartialSum,
                   panel + k * W * L, prefetch);
 #pragma GCC unroll 16
@@ -135,13 +131,6 @@ struct Tile {
 #pragma GCC unroll 8
         for (int v = 0; v < V; ++v) sum[r][v] = sum[r][v] + partial.sum[r][v];
     }
-  }
-
-  FASTLSTM_INLINE void clear() {
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) sum[r][v] = Vec<A>(A(0));
   }
 
   // Adds the products of terms [k, end) to the sums. `panel` points to term k.

@@ -54,20 +54,15 @@ static void multiply_unpacked_tile(const PanelProduct& p, const UnpackedColumns&
   constexpr int64_t kTermsAhead = 512 / sizeof(T);  // of the prefetch
   const T *a[R], *next_terms = static_cast<const T*>(next);
   UnpackedColumns vector[V];
-  Vec<A> sum[V][R], partial[V][R];
+  Vec<A> sum[V][R] = {};
   for (int r = 0; r < R; ++r) a[r] = static_cast<const T*>(p.a[first_row + r]);
-  for (int v = 0; v < V; ++v) {
+  for (int v = 0; v < V; ++v)
     vector[v] = {static_cast<const T*>(columns.first) + v * L * columns.stride, columns.stride,
                  columns.count - v * L};
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) sum[v][r] = Vec<A>(A(0));
-  }
   const int64_t end = p.k_begin + p.K;
   for (int64_t first = p.k_begin; first < end; first += kTermsPerPartialSum) {
     const int64_t stop = end - first < kTermsPerPartialSum ? end : first + kTermsPerPartialSum;
-    for (int v = 0; v < V; ++v)
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) partial[v][r] = Vec<A>(A(0));
+    Vec<A> partial[V][R] = {};
     int64_t k = first;
     for (; k + square_terms <= stop; k += square_terms) {
       const int64_t ahead = k + kTermsAhead;
