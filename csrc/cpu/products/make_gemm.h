@@ -6,12 +6,13 @@ namespace fastlstm::FASTLSTM_ISA {
 
 // GEMM kernels for weights of T, with sums of A, in tiles of at most R rows x V vectors. If not
 // `trains`, they are only for prepacked weights; make_training_gemm adds the kernels for training.
-template <int R, int V, typename T, typename A, bool trains = false>
-static constexpr GemmKernels make_gemm(Format format) {
+template <int R, int V, typename T, bool trains = false, typename A = State_t<T>>
+static constexpr GemmKernels make_gemm() {
   static_assert(4 % V == 0, "the four gates of a vector of units are whole panels");
   GemmKernels gemm{};
+  constexpr Format format = *format_of(dtype_of_type<T>);
   gemm.format = gemm.source_format = format, gemm.element_bits = 8 * sizeof(T);
-  if (sizeof(A) == 8) gemm.sum_dtype = Dtype::kFloat64;
+  gemm.sum_dtype = dtype_of_type<A>;
   gemm.lanes = Vec<A>::lanes, gemm.tile_rows = R, gemm.max_vectors = V;
   gemm.pack = pack<T>, gemm.unpack = unpack<T, 1>;
   gemm.multiply = multiply<R, V, T, A, trains>;
@@ -22,9 +23,9 @@ static constexpr GemmKernels make_gemm(Format format) {
   return gemm;
 }
 
-template <int R, int V, typename T, typename A>
-static constexpr GemmKernels make_training_gemm(Format format) {
-  GemmKernels gemm = make_gemm<R, V, T, A, /*trains=*/true>(format);
+template <int R, int V, typename T, typename A = State_t<T>>
+static constexpr GemmKernels make_training_gemm() {
+  GemmKernels gemm = make_gemm<R, V, T, /*trains=*/true>();
   if constexpr (sizeof(T) < sizeof(A)) gemm.put_rows = put_rows<A, T>;
   // Every tile of rows transposes the matrix again. AVX-512 has registers for tiles of 8 rows.
   gemm.multiply_unpacked_columns = multiply_unpacked_columns<(sizeof(Vec<A>) == 64 ? 8 : R), T, A>;

@@ -33,7 +33,6 @@ FASTLSTM_INLINE Vec<float> load_pairs(const bfloat16* from, int64_t n) {
 }
 
 }  // namespace fastlstm::avx512_bf16
-// Included after the overloads above, which it uses.
 #include "cpu/targets/bfloat16_table.h"
 FASTLSTM_TARGET_END
 #endif

@@ -14,7 +14,6 @@ FASTLSTM_INLINE Int32Vec add_quads(const Int32Vec& a, Int8Quads b, Int32Vec sum)
 }
 
 }  // namespace fastlstm::avx512_vnni
-// Included after the declarations above, which it uses.
 #include "cpu/targets/int8_table.h"
 FASTLSTM_TARGET_END
 #endif

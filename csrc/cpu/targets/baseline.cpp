@@ -14,6 +14,5 @@ struct Target {
 using DotProduct = PlainDotProduct;
 
 }  // namespace fastlstm::baseline
-// Included after Target and DotProduct, which it uses.
 #include "cpu/targets/kernels_table.h"
 #endif

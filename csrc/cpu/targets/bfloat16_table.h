@@ -1,4 +1,4 @@
-// The kernels for bfloat16. A target that has dot products of pairs includes this file once.
+// The kernels for bfloat16. A target with dot products of pairs includes them after its overloads.
 #pragma once
 #include "cpu/cell/cell_kernels.h"
 #include "cpu/products/make_gemm.h"
@@ -6,8 +6,8 @@
 
 namespace fastlstm::FASTLSTM_ISA {
 
-const GemmKernels bfloat16_gemm = with_rounding(
-    make_training_gemm<Target::tile_rows, Target::tile_vectors, bfloat16, float>(Format::bfloat16));
+const GemmKernels bfloat16_gemm =
+    with_rounding(make_training_gemm<Target::tile_rows, Target::tile_vectors, bfloat16>());
 const CellKernels<bfloat16> bfloat16_cell = cell_kernels<bfloat16>;
 
 }  // namespace fastlstm::FASTLSTM_ISA

@@ -24,7 +24,7 @@ template <typename T>
 struct Kernels {
   // For the stepwise engine; nullptr for 16-bit types if the target has no kernels for them.
   RowKernels<T, State_t<T>> row_kernels;
-  const CellKernels<T>* cell_kernels = nullptr;  // for the tiled engine
+  const CellKernels<T>* cell_kernels;  // for the tiled engine
 };
 
 struct KernelTable : Kernels<float>, Kernels<double>, Kernels<bfloat16>, Kernels<float16> {

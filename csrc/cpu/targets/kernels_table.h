@@ -1,5 +1,5 @@
 // The kernel table of one target (csrc/README.md). The target's source file includes it once, after
-// it has opened the instruction set (target_pragma.h), defined FASTLSTM_ISA and declared Target.
+// it has opened the instruction set (target_pragma.h) and defined FASTLSTM_ISA, Target, DotProduct.
 //
 // Functions that are compiled for a target are always-inline or in namespace FASTLSTM_ISA, so that
 // the linker never merges copies for different targets (csrc/README.md, "Rules").
@@ -51,12 +51,9 @@ static constexpr RowKernels<T, A> row_kernels() {
 }
 
 constexpr int kRows = Target::tile_rows, kVectors = Target::tile_vectors;
-constexpr GemmKernels float32_gemm =
-    make_training_gemm<kRows, kVectors, float, float>(Format::float32);
-constexpr GemmKernels float64_gemm =
-    make_training_gemm<kRows, kVectors, double, double>(Format::float64);
-constexpr GemmKernels bfloat16_gemm =
-    with_rounding(make_gemm<kRows, kVectors, bfloat16, float>(Format::bfloat16));
+constexpr GemmKernels float32_gemm = make_training_gemm<kRows, kVectors, float>();
+constexpr GemmKernels float64_gemm = make_training_gemm<kRows, kVectors, double>();
+constexpr GemmKernels bfloat16_gemm = with_rounding(make_gemm<kRows, kVectors, bfloat16>());
 constexpr GemmKernels int8_gemm = make_int8_gemm<Target::int8_tile_rows, kVectors, DotProduct>();
 
 const KernelTable table = {{row_kernels<float, float>(), &cell_kernels<float>},

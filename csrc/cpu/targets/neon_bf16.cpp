@@ -19,7 +19,6 @@ FASTLSTM_INLINE Vec<float> add_pairs(const Vec<float>& a, const Vec<float>& b,
 }
 
 }  // namespace fastlstm::neon_bf16
-// Included after the overloads above, which it uses.
 #include "cpu/targets/bfloat16_table.h"
 FASTLSTM_TARGET_END
 #endif
