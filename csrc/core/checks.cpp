@@ -176,14 +176,14 @@ LayerCall check_layer(LstmCall call, bool allows_prepacked) {
   return layer;
 }
 
-void check_backward(const LayerCall& layer, const BackwardArguments& a, bool has_memory) {
+void check_backward(const LayerCall& layer, const BackwardArguments& a) {
   TORCH_CHECK(!a.request.return_d_gates || !layer.normalizes(),
               "lstm_backward: expected no layer normalization with return_d_gates");
   const auto expect = [&](const OptionalTensor& tensor, const char* name, Leading leading,
                           Extent last, at::ScalarType dtype) {
     if (!tensor) return;
     check_tensor(*tensor, name, shape_of(layer, leading, last), dtype, layer.input);
-    if (has_memory) check_memory(*tensor, name);
+    check_memory(*tensor, name);
   };
   const auto dtype = layer.input.scalar_type(), cell_dtype = state_dtype(dtype);
   expect(a.output, "the saved output", Leading::kAllDirections, Extent::kOutputs, dtype);
@@ -196,12 +196,9 @@ void check_backward(const LayerCall& layer, const BackwardArguments& a, bool has
 }
 
 void check_memory(const Tensor& tensor, const char* name) {
-  if (!tensor.defined() || tensor.numel() == 0) return;
-  const size_t needed =
-      tensor.is_contiguous()
-          ? tensor.nbytes() + tensor.storage_offset() * tensor.dtype().itemsize()
-          : at::detail::computeStorageNbytes(tensor.sizes(), tensor.strides(),
-                                             tensor.dtype().itemsize(), tensor.storage_offset());
+  if (tensor.is_meta() || tensor.numel() == 0) return;
+  const size_t needed = at::detail::computeStorageNbytes(
+      tensor.sizes(), tensor.strides(), tensor.dtype().itemsize(), tensor.storage_offset());
   const auto& storage = tensor.storage();
   TORCH_CHECK(storage.nbytes() >= needed && storage.data(), "lstm: expected ", name, " of shape ",
               tensor.sizes(), " to have ", needed, " bytes of memory, got ",

@@ -13,7 +13,7 @@ inline Tensor flat(const Tensor& sequence, int64_t rows) {
 }
 
 inline Tensor contiguous_or_undefined(const OptionalTensor& tensor) {
-  return tensor && tensor->defined() ? tensor->contiguous() : Tensor();
+  return tensor ? tensor->contiguous() : Tensor();
 }
 
 // A view of neighboring rows of a matrix [R,size], which moves from step to step. A new view for

@@ -58,15 +58,15 @@ struct ForwardTensors {
 // is read.
 LayerCall check_layer(LstmCall call, bool allows_prepacked = false);
 
-// Checks the arguments that only backward has. `has_memory`: false for meta tensors.
-void check_backward(const LayerCall& layer, const BackwardArguments& arguments,
-                    bool has_memory = true);
+// Checks the arguments that only backward has.
+void check_backward(const LayerCall& layer, const BackwardArguments& arguments);
 
 // Checks that every tensor has memory, and the values of batch_sizes and lengths. Lengths on a GPU
 // are not checked, because the host would have to wait for them.
 void check_values(const LayerCall& layer);
 
-// Raises an error if the memory of a tensor was freed (tensor.untyped_storage().resize_(0)).
+// Raises an error if the memory of a tensor was freed (tensor.untyped_storage().resize_(0)). A meta
+// tensor has no memory and passes.
 void check_memory(const Tensor& tensor, const char* name);
 
 // The flat rows of one step of a walk. A walk visits the steps in time order, or in reverse.

@@ -15,7 +15,7 @@ ForwardResult lstm_meta(LstmCall call, const ForwardOptions& options) {
 
 BackwardResult lstm_backward_meta(LstmCall call, const BackwardArguments& arguments) {
   const LayerCall layer = check_layer(std::move(call));
-  check_backward(layer, arguments, /*has_memory=*/false);
+  check_backward(layer, arguments);
   const auto like = [](const Tensor& t) { return at::empty_symint(t.sym_sizes(), t.options()); };
   std::vector<Tensor> grad_weights;
   for (Direction d : layer.directions) {
