@@ -28,21 +28,19 @@ BackwardResult sample_by_sample(LstmCall call, BackwardArguments arguments) {
   const auto sizes = views[0].tensor().sizes().slice(0, levels).vec();
   const int64_t samples = c10::multiply_integers(sizes);
   TORCH_CHECK(samples > 0, "lstm_backward: expected at least one sample of batched gradients");
-  std::vector<std::vector<Tensor>> results;  // for each sample the tensors of its BackwardResult
+  std::vector<std::vector<Tensor>> results;  // for each tensor of a BackwardResult all samples
   for (int64_t n = 0; n < samples; ++n) {
     for (size_t i = 0; i < batched.size(); ++i)
       *batched[i] = views[i].tensor().flatten(0, levels - 1)[n];
-    const auto [grad_input, grad_h_0, grad_c_0, grad_weights] = call_lstm_backward(call, arguments);
-    results.push_back({grad_input, grad_h_0, grad_c_0});
-    results[n].insert(results[n].end(), grad_weights.begin(), grad_weights.end());
+    auto [grad_input, grad_h_0, grad_c_0, tensors] = call_lstm_backward(call, arguments);
+    tensors.insert(tensors.begin(), {grad_input, grad_h_0, grad_c_0});
+    results.resize(tensors.size());
+    for (size_t k = 0; k < tensors.size(); ++k) results[k].push_back(tensors[k]);
   }
   std::vector<Tensor> stacked;
-  for (size_t k = 0; k < results[0].size(); ++k) {
-    std::vector<Tensor> by_sample;
-    for (const auto& result : results) by_sample.push_back(result[k]);
-    const Tensor physical = at::stack(by_sample).unflatten(0, sizes);
-    stacked.push_back(views[0].getPhysicalToLogicalMap().apply(physical));
-  }
+  for (const std::vector<Tensor>& samples : results)
+    stacked.push_back(
+        views[0].getPhysicalToLogicalMap().apply(at::stack(samples).unflatten(0, sizes)));
   return {stacked[0], stacked[1], stacked[2], {stacked.begin() + 3, stacked.end()}};
 }
 

@@ -67,11 +67,10 @@ inline LstmCall fill_state(LstmCall call) {
   const auto& w = call.weights;
   TORCH_CHECK(w.size() >= 2 && w[0].dim() == 2 && w[1].dim() == 2,
               "lstm: expected weights that begin with W_ih and W_hh, of 2 dimensions each");
-  const auto num_weights = static_cast<int64_t>(w.size());
   int64_t batch = 0;  // stays 0 if the input has wrong dimensions: then the op raises an error
   if (call.input.dim() == 3) batch = call.input.size(1);
   if (call.batch_sizes) batch = call.batch_sizes->select(0, 0).item<int64_t>();
-  set_zero_state(call, num_weights / WeightLayout::of(call.layout).weights_per_direction(), batch,
+  set_zero_state(call, w.size() / WeightLayout::of(call.layout).weights_per_direction(), batch,
                  w[0].size(0) / 4, w[1].size(1));
   return call;
 }

@@ -40,7 +40,7 @@ template <typename A>
 struct StepSums {
   const A* h;  // h_{t-1} W_hh^T
   int64_t stride;
-  const A* x = nullptr;  // x_t W_ih^T + b; nullptr if ForwardRow::x_gates holds this
+  const A* x;  // x_t W_ih^T + b; nullptr if ForwardRow::x_gates holds this
 };
 
 template <typename T>

@@ -114,7 +114,7 @@ class Matrix {
   int64_t K_, N_;
   MatrixForm form_ = MatrixForm::kPanels;
   // A grain is the narrowest possible panel. If grains_per_panel_ is 0, panels get equal shares.
-  int64_t grain_columns_ = 0, grains_ = 0, grains_per_panel_ = 0, panel_count_ = 0;
+  int64_t grain_columns_, grains_, panel_count_, grains_per_panel_ = 0;
   MatrixSource source_;    // if the form is not kPanels
   Scratch panels_;         // owns panels that were packed here
   at::Tensor prepacked_;   // owns prepacked panels

@@ -18,15 +18,15 @@ constexpr int64_t kRowsOfAThread = 24;
 // multiplied together, so that each row of c is written as a whole.
 constexpr int64_t kBytesOfSmallPanels = 128 << 10;
 
-// Divides rows into blocks and calls body(begin, end) for each block. A thread takes the next block
-// when it is ready. `multiply_adds`: the work for one row.
+// Divides rows, at least one, into blocks and calls body(begin, end) for each block. A thread takes
+// the next block when it is ready. `multiply_adds`: the work for one row.
 void for_row_blocks(const GemmKernels& gemm, int64_t rows, int64_t multiply_adds,
                     const auto& body) {
   constexpr int64_t kBlockRows = 96;
   const int64_t threads = std::min({int64_t(at::get_num_threads()), divide_up(rows, kRowsOfAThread),
                                     1 + rows * multiply_adds / kMultiplyAddsOfAThread});
   // A multiple of the number of threads: otherwise most threads would wait for the last block.
-  const int64_t blocks = threads > 0 ? round_up(divide_up(rows, kBlockRows), threads) : 0;
+  const int64_t blocks = round_up(divide_up(rows, kBlockRows), threads);
   std::atomic<int64_t> next = 0;
   at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
     const ThreadStateGuard guard(gemm);
@@ -52,7 +52,7 @@ void parallel_gemm(const std::vector<const void*>& a, const Matrix& matrix, cons
   const bool few_rows = rows <= gemm.min_rows_per_panel_load ||
                         (rows < kRowsOfAThread * threads &&
                          panels >= std::min(threads, divide_up(rows, kRowsOfAThread)));
-  if (matrix.form() == MatrixForm::kPanels && (panels == 0 || !few_rows))
+  if (matrix.form() == MatrixForm::kPanels && !few_rows)
     return for_row_blocks(gemm, rows, multiply_adds,
                           [&](int64_t begin, int64_t end) { multiply(begin, end, {0, panels}); });
   const int64_t grain = divide_up(kMultiplyAddsOfAThread, 1 + rows * multiply_adds / panels);

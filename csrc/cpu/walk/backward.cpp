@@ -65,7 +65,7 @@ class TiledBackward {
     if (request_.input) {
       w_ih_.emplace(weight(direction().w_ih, 1, call.plan.w_ih));
       if (!call.plan.gemm->multiplies_source_rows())
-        encoded_d_gates_.emplace(*call.plan.gemm, chunk_rows(), 4 * hidden());
+        encoded_d_gates_.emplace(*call.plan.gemm, call.plan.chunk_steps * batch(), 4 * hidden());
       grad_input_.emplace(call.grad_input, call.rows);
     }
     buffers_.reserve(call.plan.grid.workers());
@@ -132,7 +132,6 @@ class TiledBackward {
   const Matrix& w_hh_or_hr() const { return projection_ ? projection_->w_hr() : w_hh_; }
   int64_t batch() const { return call_.rows.batch(); }
   int64_t hidden() const { return call_.sizes.hidden_size; }
-  int64_t chunk_rows() const { return call_.plan.chunk_steps * batch(); }
   const T* zeros() const { return call_.zeros.values(); }
 
   // The steps in the ring of d_gates: those of a chunk, and the one that was visited before.

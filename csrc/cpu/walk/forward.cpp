@@ -3,10 +3,8 @@
 // For each chunk it first multiplies the input of all steps with W_ih. Then it walks over the
 // steps: the product of h_{t-1} with W_hh, the cell equations, and the projection if there is one.
 // A chunk is so small that its gates stay in the cache. If a step has many rows, the whole sequence
-// is one chunk, and each step multiplies its own input (CpuPlan::steps_ahead is 0).
-//
-// All threads share the product of a chunk. In the walk a worker (plan.h) has some of the rows and
-// some of the units.
+// is one chunk, and each step multiplies its own input (CpuPlan::steps_ahead is 0). All threads
+// share the product of a chunk, and workers (plan.h) divide each step.
 #include <ATen/EmptyTensor.h>
 
 #include "cpu/gemm/parallel_gemm.h"
@@ -157,7 +155,7 @@ class TiledForward {
       scratch<A>(steps_ahead_ * rows_.batch() * weights_.w_ih.N());
   const EncodedRows<T> encoded_x_{*call_.plan.gemm, steps_ahead_ * rows_.batch(),
                                   sizes_.input_size};
-  Range chunk_{};
+  Range chunk_;
   // The results of this direction.
   T* const output_ = data<T>(call_.output) + d_ * sizes_.output_size;  // [R,P], D * P apart
   A* const cells_ = direction_data<A>(call_.cells, d_);                // [R,H], or nullptr
