@@ -1,6 +1,5 @@
 // Prepacked weights: matrices of a layer that does not change, packed once for inference on a CPU.
-// Each is a tensor of bytes: a header, then panels. The last word of the layout string of the op
-// (WeightLayout), for example "bias int8", names their format. Biases have the state's dtype.
+// Each is a tensor of bytes: a header, then panels. Biases have the state's dtype.
 #pragma once
 #include <cstring>
 #include <string>
