@@ -83,6 +83,7 @@ def test_the_same_arguments_give_the_same_pictures(tmp_path, monkeypatch):
     monkeypatch.setattr(scenes, "Image", pillow.Image)
     monkeypatch.setattr(scenes, "ImageDraw", pillow.ImageDraw)
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "train").mkdir()  # as after a run that was interrupted
     scenes.generate("")
     drawn = re.sub(r"(\.\d{4})\d*|id='\d+'", r"\1", "".join(map(str, pillow.mock_calls)))
     stated = "".join(path.read_text() for path in sorted(tmp_path.rglob("*.json")))
@@ -96,6 +97,15 @@ def test_every_shape_lies_inside_its_picture():
         picture = scenes.draw_scene(rng, facts)
         background = [(size, picture.getpixel((0, 0)))]
         assert all(picture.crop(edge).getcolors() == background for edge in edges), facts
+
+
+def test_scores_are_shares_of_all_pictures():
+    facts = EVERY_SCENE[0]
+    stated = [scenes.captions(each)[0] for each in (facts, facts._replace(color="blue"))]
+    scores = scenes.fact_scores(
+        dict(enumerate([*stated, "", "a star"])), dict.fromkeys(range(4), facts)
+    )
+    assert scores == {**dict.fromkeys(facts._fields, 0.5), "color": 0.25, "all": 0.25}
 
 
 def test_captions_cannot_be_guessed_without_looking():
