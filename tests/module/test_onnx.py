@@ -13,6 +13,7 @@ from fastlstm import _build
 from fastlstm.engine import engines
 
 needs_op = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="no CPU kernels")
+AS_IMPORTED = engines.has_onnx_translations
 
 LIBRARIES = "onnxscript", "onnx", "onnxruntime"
 MISSING = "the extra onnx is not installed"
@@ -111,7 +112,7 @@ def test_without_the_extension(monkeypatch):
 @pytest.mark.parametrize("given", ["", "lengths"])
 def test_export_without_translations(dynamo, given, tmp_path, monkeypatch):
     """A library that exports the models of its users cannot be given the table of fastlstm."""
-    monkeypatch.setattr(engines, "has_onnx_translations", False)
+    monkeypatch.setattr(engines, "has_onnx_translations", AS_IMPORTED)
     model, path = Model(num_layers=2, bidirectional=True).eval(), tmp_path / "model.onnx"
     example = inputs(model, 3, 6, given)
     torch.onnx.export(model, (), path, kwargs=example, dynamo=dynamo, verbose=False)
@@ -125,6 +126,6 @@ def test_export_without_translations(dynamo, given, tmp_path, monkeypatch):
 
 
 def test_a_cell_needs_no_translations(monkeypatch):
-    monkeypatch.setattr(engines, "has_onnx_translations", False)
+    monkeypatch.setattr(engines, "has_onnx_translations", AS_IMPORTED)
     lstm, x = fastlstm.LSTMCell(3, 5).eval(), torch.randn(2, 3)
     torch.onnx.export(lstm, (x,), dynamo=True, verbose=False)
