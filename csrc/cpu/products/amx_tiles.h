@@ -16,6 +16,15 @@ constexpr int64_t kTileRows = 16, kLineBytes = 64, kMaxRows = 2 * kTileRows;
 constexpr int64_t kPairWidth = 32;  // the columns of two tiles of B
 static_assert(Vec<float>::lanes == kTileRows);
 
+// Returns the bytes from one row to the next, or -1 if the rows do not lie at one positive stride.
+FASTLSTM_INLINE int64_t stride_of(const auto* rows, int64_t count) {
+  const auto row = [&](int64_t r) { return static_cast<const char*>(rows[r]); };
+  const int64_t stride = count > 1 ? row(1) - row(0) : 0;
+  bool at_one_stride = stride >= 0;
+  for (int64_t r = 2; r < count; ++r) at_one_stride &= row(r) - row(r - 1) == stride;
+  return at_one_stride ? stride : -1;
+}
+
 // At most 32 rows of A, as tiles load them, block by block. A block of a row has kPlanes times 64
 // bytes: two planes for float32 (split_float32.h), else one. Tiles load rows directly if all rows
 // lie at one stride. Otherwise, as in the first step and after a reset, a block of all rows is
@@ -26,9 +35,6 @@ class TileRows {
   // A product multiplies bytes [begin, begin + bytes) of each row.
   FASTLSTM_INLINE TileRows(const PanelProduct& p, int64_t begin, int64_t bytes)
       : rows_(p.a), count_(p.rows), begin_(begin), whole_(bytes / kBytes), rest_(bytes % kBytes) {
-    stride_ = count_ > 1 ? row(1) - row(0) : 0;
-    at_one_stride_ = stride_ >= 0;
-    for (int64_t r = 2; r < count_; ++r) at_one_stride_ &= row(r) - row(r - 1) == stride_;
     for (int64_t r = 0; r < count_ && rest_; ++r)
       _mm512_store_si512(
           last_[r], _mm512_maskz_loadu_epi8((uint64_t(1) << rest_) - 1, row(r) + whole_ * kBytes));
@@ -44,7 +50,7 @@ class TileRows {
   };
   FASTLSTM_INLINE Block block(int64_t k) {
     if (k == whole_) return {last_[0], kLineBytes};
-    if (at_one_stride_) return {row(0) + k * kBytes, stride_};
+    if (stride_ >= 0) return {row(0) + k * kBytes, stride_};
     for (int64_t r = 0; r < count_; ++r) std::memcpy(gathered_[r], row(r) + k * kBytes, kBytes);
     return {gathered_[0], kBytes};
   }
@@ -52,8 +58,8 @@ class TileRows {
  private:
   static constexpr int64_t kBytes = kPlanes * kLineBytes;
   const void* const* rows_;
-  int64_t count_, begin_, whole_, rest_, stride_;  // whole_ blocks, then a block of rest_ bytes
-  bool at_one_stride_;
+  int64_t count_, begin_, whole_, rest_;  // whole_ blocks, then a block of rest_ bytes
+  const int64_t stride_ = stride_of(rows_, count_);
   alignas(64) char gathered_[kMaxRows][kBytes], last_[kMaxRows][kLineBytes];
 };
 
@@ -67,6 +73,24 @@ struct PanelTiles {
       row;            // from one row of a tile to the next
 };
 
+// Where tiles store their sums, rows of `stride` bytes, and the bias [columns] with which the sums
+// begin, or nullptr for zeros.
+struct TileSums {
+  char* first;
+  int64_t stride;
+  const char* bias;
+
+  FASTLSTM_INLINE void skip(int64_t bytes) { first += bytes, bias += bias ? bytes : 0; }
+  template <int t>
+  FASTLSTM_INLINE void begin(int64_t byte) const {
+    bias ? Amx::load<t>(bias + byte, 0) : Amx::zero<t>();
+  }
+  template <int t>
+  FASTLSTM_INLINE void store(int64_t row, int64_t byte) const {
+    Amx::store<t>(first + row * stride + byte, stride);
+  }
+};
+
 // Calls body(plane of A, plane of B) for each computed product of planes, the largest values last.
 template <int kPlanes, typename Body>
 FASTLSTM_INLINE void for_each_product(const Body& body) {
@@ -78,11 +102,12 @@ FASTLSTM_INLINE void for_each_product(const Body& body) {
 // Multiplies two tiles of A by a pair of tiles of B. Tiles 0 to 3 hold the sums, 4 and 5 hold A, 6
 // and 7 hold B. If there is a single row, tile 5 has no use, and nobody reads its sums.
 template <typename T, int kPlanes>
-static void multiply_pair(TileRows<kPlanes>& a, PanelTiles b, char* sums, int64_t stride) {
+static void multiply_pair(TileRows<kPlanes>& a, PanelTiles b, const TileSums& sums) {
   const int64_t rows = a.count(), lower_rows = rows > 1 ? rows / 2 : 1,
                 upper_rows = rows > 1 ? rows - lower_rows : 1;
   Amx::configure({upper_rows, upper_rows, lower_rows, lower_rows, upper_rows, lower_rows, 16, 16});
-  Amx::zero<0>(), Amx::zero<1>(), Amx::zero<2>(), Amx::zero<3>();
+  const int64_t second = b.second ? kLineBytes : 0;
+  sums.begin<0>(0), sums.begin<1>(second), sums.begin<2>(0), sums.begin<3>(second);
   for (int64_t k = 0; k < a.blocks(); ++k, b.first += b.block) {
     const auto block_of_a = a.block(k);
     int loaded_a = -1, loaded_b = -1;
@@ -102,17 +127,17 @@ static void multiply_pair(TileRows<kPlanes>& a, PanelTiles b, char* sums, int64_
       Amx::multiply_add<T, 2, 5, 6>(), Amx::multiply_add<T, 3, 5, 7>();
     });
   }
-  Amx::store<0>(sums, stride), Amx::store<1>(sums + kLineBytes, stride);
-  sums += upper_rows * stride;
-  Amx::store<2>(sums, stride), Amx::store<3>(sums + kLineBytes, stride);
+  sums.store<0>(0, 0), sums.store<1>(0, kLineBytes);
+  sums.store<2>(upper_rows, 0), sums.store<3>(upper_rows, kLineBytes);
 }
 
 // Multiplies a tile of A (tile 4) by two pairs of tiles of B (tiles 5, 6, 7, and 5 again).
 template <typename T, int kPlanes>
-static void multiply_two_pairs(TileRows<kPlanes>& a, PanelTiles b, char* sums, int64_t stride) {
+static void multiply_two_pairs(TileRows<kPlanes>& a, PanelTiles b, const TileSums& sums) {
   const int64_t rows = a.count();
   Amx::configure({rows, rows, rows, rows, rows, 16, 16, 16});
-  Amx::zero<0>(), Amx::zero<1>(), Amx::zero<2>(), Amx::zero<3>();
+  sums.begin<0>(0), sums.begin<1>(kLineBytes);
+  sums.begin<2>(2 * kLineBytes), sums.begin<3>(3 * kLineBytes);
   for (int64_t k = 0; k < a.blocks(); ++k, b.first += b.block) {
     const auto block_of_a = a.block(k);
     int loaded_a = -1;
@@ -127,36 +152,44 @@ static void multiply_two_pairs(TileRows<kPlanes>& a, PanelTiles b, char* sums, i
       Amx::multiply_add<T, 2, 4, 7>(), Amx::multiply_add<T, 3, 4, 5>();
     });
   }
-  Amx::store<0>(sums, stride), Amx::store<1>(sums + kLineBytes, stride);
-  Amx::store<2>(sums + 2 * kLineBytes, stride), Amx::store<3>(sums + 3 * kLineBytes, stride);
+  sums.store<0>(0, 0), sums.store<1>(0, kLineBytes);
+  sums.store<2>(0, 2 * kLineBytes), sums.store<3>(0, 3 * kLineBytes);
 }
 
 // Multiplies the rows of a product, at most 32 at a time, by all its columns, at most 64. For each
 // part of the rows it calls put(TileRows of the part, PanelProduct of the part, sums [rows,width]).
+// Sums of one plane of bfloat16 begin as the bias if their vectors are whole, and they are stored
+// in c if whole tiles fit there and the rows of c lie at one stride.
 template <typename T, int kPlanes, typename Put>
 FASTLSTM_INLINE void multiply_on_tiles(const PanelProduct& p, int64_t begin, int64_t bytes,
                                        PanelTiles tiles, const Put& put) {
+  const bool sums_are_results = sizeof(T) == 2 && kPlanes == 1 && !p.accumulate;
   const int64_t vectors = p.panels * p.shape.vectors, pairs = (vectors + 1) / 2;
-  const int64_t width = pairs * kPairWidth, stride = width * sizeof(float);
-  const int64_t parts = (p.rows + kMaxRows - 1) / kMaxRows;
+  const int64_t width = pairs * kPairWidth, parts = (p.rows + kMaxRows - 1) / kMaxRows;
+  const int64_t first_byte = p.shape.first_column * sizeof(float);
   for (int64_t i = 0; i < parts; ++i) {
     const int64_t first = p.rows * i / parts;
     PanelProduct part = p;
     part.a += first, part.c += first, part.rows = p.rows * (i + 1) / parts - first;
     TileRows<kPlanes> a(part, begin, bytes);
-    alignas(64) char sums[kMaxRows * 2 * kPairWidth * sizeof(float)];
+    alignas(64) char buffer[kMaxRows * 2 * kPairWidth * sizeof(float)];
+    TileSums sums{buffer, width * int64_t(sizeof(float)), nullptr};
+    const int64_t stride = stride_of(part.c, part.rows);
+    const bool in_c = sums_are_results && stride > 0 && p.shape.columns == width && !p.c_is_16_bit;
+    if (in_c) sums.first = static_cast<char*>(part.c[0]) + first_byte, sums.stride = stride;
+    if (sums_are_results && p.bias && p.shape.columns == vectors * kTileRows)
+      sums.bias = static_cast<const char*>(p.bias) + first_byte, part.bias = nullptr;
     PanelTiles b = tiles;
     for (int64_t pair = 0; pair < pairs;) {
-      char* const to = sums + 2 * pair * kLineBytes;
       const int64_t count = part.rows <= kTileRows && 2 * pair + 4 <= vectors ? 2 : 1;
       if (2 * pair + 1 == vectors) b.second = 0;  // no second tile: reads the first twice
       if (count == 2)
-        multiply_two_pairs<T>(a, b, to, stride);
+        multiply_two_pairs<T>(a, b, sums);
       else
-        multiply_pair<T>(a, b, to, stride);
-      pair += count, b.first += count * b.pair;
+        multiply_pair<T>(a, b, sums);
+      pair += count, b.first += count * b.pair, sums.skip(2 * count * kLineBytes);
     }
-    put(a, part, sums, width);
+    if (!in_c) put(a, part, buffer, width);
   }
 }
 
