@@ -57,7 +57,6 @@ ThreadGrid walk_grid(const CpuTask& task, const CpuMachine& machine, const CpuPl
   ThreadGrid fastest;
   double least_us = 1e300;
   const auto consider = [&](const ThreadGrid& grid) {
-    if (grid.row_groups > task.batch || grid.unit_groups > unit_vectors) return;
     const int64_t rows = divide_up(task.batch, grid.row_groups);
     const double weights = 4 * hidden * gemm.lanes * divide_up(unit_vectors, grid.unit_groups);
     const double arithmetic =
@@ -87,8 +86,8 @@ ThreadGrid single_step_grid(const CpuTask& task, const CpuMachine& machine, cons
   const int64_t useful_threads =
       task.prepacked ? plan.gemm->bytes(weights) * divide_up(task.batch, 4) / kStepBytesPerThread
                      : weights * task.batch / grid.row_groups / kStepMultiplyAddsPerThread;
-  grid.unit_groups = std::clamp<int64_t>(useful_threads, 1,
-                                         std::min(machine.threads / grid.row_groups, unit_vectors));
+  grid.unit_groups =
+      std::clamp<int64_t>(useful_threads, 1, std::min(machine.threads, unit_vectors));
   return grid;
 }
 
@@ -139,7 +138,7 @@ void size_cell_buffer(const CpuTask& task, CpuPlan& plan) {
   const int64_t bytes_of_vector = 4 * gemm.lanes * bytes_of(gemm.sum_dtype) * (rows + 1);
   const int64_t unit_vectors =
       divide_up(divide_up(task.hidden_size, gemm.lanes), plan.grid.unit_groups);
-  plan.buffer_unit_vectors = std::clamp<int64_t>(kBufferBytes / bytes_of_vector, 1, unit_vectors);
+  plan.buffer_unit_vectors = std::min(kBufferBytes / bytes_of_vector, unit_vectors);
 }
 
 // Returns CpuPlan::steps_ahead: the number of steps whose x_gates stay in the cache until the walk
@@ -190,10 +189,7 @@ CpuPlan make_plan(const CpuTask& task, const CpuMachine& machine) {
     return plan;
   }
   plan.gemm = &gemm_for(task, machine);
-  if (computes_in_float32(task, machine, *plan.gemm)) {
-    plan.dtype = Dtype::kFloat32;
-    if (!task.prepacked) plan.gemm = machine.gemms[Format::float32];
-  }
+  if (computes_in_float32(task, machine, *plan.gemm)) plan.dtype = Dtype::kFloat32;
   if (task.batch < plan.gemm->few_rows_limit) plan.gemm = plan.gemm->few_rows_gemm;
   plan.w_hh = matrix_form(task, machine, plan, task.output_size, task.steps, task.batch);
   const bool has_panels = plan.w_hh == MatrixForm::kPanels;
