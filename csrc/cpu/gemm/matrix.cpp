@@ -146,17 +146,19 @@ void Matrix::multiply_on_demand(GemmArguments call, const Range& panels) const {
 }
 
 // Multiplies all panels of a gate, then those of the next gate: this is the order in memory. With
-// one row, a call may multiply two panels of a gate, and `last` is the second of these panels.
+// one row, a call may multiply several panels of a gate, and `last` is the last of these panels.
 void Matrix::multiply_columns_in_place(const GemmArguments& call, const Range& panels) const {
   const int64_t gates = source_.gates;
   const int64_t stride = gates * (call.rows == 1 ? gemm_->unpacked_vectors_of_one_row : 1);
   for (int64_t gate = 0; gate < gates; ++gate)
     for (int64_t p = panels.begin + gate; p < panels.end; p += stride) {
-      const int64_t last = p + gates < panels.end ? p + stride - gates : p;
+      const int64_t panels_after = std::min((panels.end - 1 - p) / gates, stride / gates - 1);
+      const int64_t last = p + panels_after * gates;
       const int64_t next_gate_panel = std::min(panels.begin + (gate + 1) % gates, panels.end - 1);
       const int64_t next_panel = last + gates < panels.end ? last + gates : next_gate_panel;
       UnpackedColumns columns = unpacked_columns(p);
-      if (last > p) columns.count += unpacked_columns(last).count, columns.vectors_apart = gates;
+      columns.vectors_apart = gates;
+      columns.count = panels_after * gemm_->lanes + unpacked_columns(last).count;
       for (int64_t k = 0; k < K_; k += call.kc) {
         const int64_t end = std::min(k + call.kc, K_);
         const void* const next = end < K_ ? columns.first : unpacked_columns(next_panel).first;

@@ -27,9 +27,12 @@ template <int R, int V, typename T, typename A = State_t<T>>
 static constexpr GemmKernels make_training_gemm() {
   GemmKernels gemm = make_gemm<R, V, T, /*trains=*/true>();
   if constexpr (sizeof(T) < sizeof(A)) gemm.put_rows = put_rows<A, T>;
-  // Every tile of rows transposes the matrix again. AVX-512 has registers for tiles of 8 rows.
-  gemm.multiply_unpacked_columns = multiply_unpacked_columns<(sizeof(Vec<A>) == 64 ? 8 : R), T, A>;
-  gemm.unpacked_vectors_of_one_row = sizeof(Vec<A>) == 64 ? 1 : 2;
+  // Every tile of rows transposes the matrix again. AVX-512 has registers for tiles of 8 rows, and
+  // its squares are so large that one vector of columns at a time keeps it busy.
+  constexpr bool is_avx512 = sizeof(Vec<A>) == 64;
+  constexpr int kRows = is_avx512 ? 8 : R, kVectors = is_avx512 ? 1 : 4;
+  gemm.multiply_unpacked_columns = multiply_unpacked_columns<kRows, kVectors, T, A>;
+  gemm.unpacked_vectors_of_one_row = kVectors;
   if constexpr (sizeof(T) == sizeof(A))
     gemm.multiply_unpacked_rows = multiply_unpacked_rows<R, V, A>;
   gemm.transpose = transpose<T>, gemm.sum_rows = sum_rows<T, A>;

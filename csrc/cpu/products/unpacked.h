@@ -67,7 +67,7 @@ static void multiply_unpacked_tile(const PanelProduct& p, const UnpackedColumns&
     for (; k + square_terms <= stop; k += square_terms) {
       const int64_t ahead = k + kTermsAhead;
       const bool is_new_line = sizeof(Vec<A>) == 64 || (k - first) % (64 / sizeof(T)) == 0;
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int v = 0; v < V; ++v) {
         auto* fetched = ahead < end ? static_cast<const T*>(vector[v].first) + ahead
                                     : next_terms + v * L * columns.stride + (ahead - end);
@@ -97,12 +97,14 @@ static void multiply_unpacked_tile(const PanelProduct& p, const UnpackedColumns&
   p.c_is_16_bit ? put(T()) : put(A());
 }
 
-// GemmFunctions::multiply_unpacked_columns.
-template <int R, typename T, typename A>
+// GemmFunctions::multiply_unpacked_columns, at most R rows or V vectors at a time.
+template <int R, int V, typename T, typename A>
 static void multiply_unpacked_columns(const PanelProduct& p, const UnpackedColumns& columns,
                                       const void* next) {
-  if (columns.count > Vec<A>::lanes)
-    return multiply_unpacked_tile<T, A>(p, columns, next, Int<1>(), Int<2>(), 0);
+  if (p.rows == 1)
+    return with_count<V>((columns.count - 1) / Vec<A>::lanes + 1, [&](auto vectors) {
+      multiply_unpacked_tile<T, A>(p, columns, next, Int<1>(), vectors, 0);
+    });
   for_row_tiles<R>(p.rows, [&](auto rows, int64_t first_row) {
     multiply_unpacked_tile<T, A>(p, columns, next, rows, Int<1>(), first_row);
   });
