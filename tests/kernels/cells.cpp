@@ -98,7 +98,7 @@ class TiledLayer {
         const Units units{unit, std::min(lanes, H_ - unit), H_};
         cell_.prefetch_forward(rows.data(), B_, units);
         const auto sums = multiply(h_prev, {columns.data(), true}, H_, 0, 4 * lanes);
-        cell_.forward(rows.data(), B_, {sums.data(), 4 * lanes}, units);
+        cell_.forward(rows.data(), B_, {sums.data(), 4 * lanes, nullptr}, units);
       }
     }
   }
@@ -155,7 +155,7 @@ void check_special(const CellKernels<T>& cell, int64_t H) {
     std::vector<A> c(H);
     std::vector<T> gates(4 * H), h(H);
     const ForwardRow<T> row{x_gates.data(), gates.data(), c_prev.data(), c.data(), h.data()};
-    cell.forward(&row, 1, {sums.data(), 4 * H}, {0, H, H});
+    cell.forward(&row, 1, {sums.data(), 4 * H, nullptr}, {0, H, H});
     for (int64_t u = 0; u < H; ++u)
       if (std::isnan(x))
         check(std::isnan(c[u]) && std::isnan(to_double(h[u])), "c and h of NaN: ", c[u], ", ",

@@ -247,9 +247,10 @@ struct Problem {
   void check_unpacked_columns(const Matrix<C>& expected) const {
     const int64_t lanes = gemm.lanes, stride = b.of_row[0].size();
     const std::vector<T> columns = b.joined();  // [N,k_begin + K]
-    std::vector<A> padded_bias(N + 2 * lanes);
+    const int64_t most = gemm.unpacked_vectors_of_one_row * lanes;
+    std::vector<A> padded_bias(N + most);
     if (first_term == FirstTerm::kBias) std::copy_n(bias.of_row[0].begin(), N, padded_bias.begin());
-    const int64_t width = rows == 1 ? 2 * lanes : lanes;
+    const int64_t width = rows == 1 ? most : lanes;
     for (int64_t n = 0; n < N; n += width) {
       const int64_t count = std::min(width, N - n);
       Matrix<C> c(rows, N + width);

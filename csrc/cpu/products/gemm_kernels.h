@@ -85,8 +85,8 @@ struct PanelColumn {
 };
 
 // `count` columns of a matrix that is not packed. If the matrix is transposed, its columns lie
-// `stride` elements apart, otherwise its rows do. The sums of a second vector of columns are
-// written `vectors_apart` vectors after those of the first.
+// `stride` elements apart, otherwise its rows do. The sums of each further vector of columns are
+// written `vectors_apart` vectors after those of the one before.
 struct UnpackedColumns {
   const void* first;
   int64_t stride, count, vectors_apart = 1;
@@ -113,9 +113,9 @@ struct GemmFunctions {
   void (*put_rows)(const PanelProduct& product, const void* sums, int64_t stride);
 
   // The next four are for training, and for weights that are not prepacked.
-  // Like `multiply`, with a vector of columns of a transposed matrix in place of a panel, or two
-  // vectors if there is one row. The sums of lanes without a column are arbitrary. `next`: the
-  // terms of the next call, to be prefetched.
+  // Like `multiply`, with a vector of columns of a transposed matrix in place of a panel, or up to
+  // unpacked_vectors_of_one_row of them if there is one row. The sums of lanes without a column are
+  // arbitrary. `next`: the terms of the next call, to be prefetched.
   void (*multiply_unpacked_columns)(const PanelProduct& product, const UnpackedColumns& columns,
                                     const void* next);
   // Like `multiply`, with columns of a matrix that is not transposed in place of a panel. Elements
@@ -145,7 +145,7 @@ struct GemmTuning {
   // The panels in one call of `multiply`. One row with one panel has too few sums to hide latency.
   int64_t panels_at_once = 1, panels_at_once_of_one_row = 1;
   int64_t max_rows_in_place = 16;           // of a single step: with more, packing pays
-  int64_t unpacked_vectors_of_one_row = 1;  // two hide latency; one reads fewer columns at once
+  int64_t unpacked_vectors_of_one_row = 1;  // several hide latency; one reads fewer columns
   const char* instruction_set = nullptr;    // a name for users
   // Kernels for fewer rows than the limit, with the same panels and the same bits.
   int64_t few_rows_limit = 0;

@@ -6,7 +6,7 @@
 // lines ahead, also beyond its end, because the prefetcher of a processor starts anew with every
 // column. With more rows the shuffles bound it, because every tile of rows repeats them. The sums
 // of one row and one vector of columns are one chain of dependent instructions, so a single row may
-// be multiplied by two vectors at a time (unpacked_vectors_of_one_row).
+// be multiplied by several vectors at a time (unpacked_vectors_of_one_row).
 //
 // A matrix that is not transposed: register tiles read its rows like those of a panel, only a few
 // rows at a time. The sums wait in a buffer meanwhile. So each page of the matrix is visited once.
