@@ -179,10 +179,18 @@ def test_what_is_refused_or_skipped_is_named(run, pictures, tmp_path, capsys):
     source.write_text(SOURCES["csv"] + "none.jpg,a dog\n1.jpg,...\n")
     (pictures / "3.jpg").write_bytes(b"broken")
     arguments = "--images", pictures, "--val", 0.2, "--test", 0
+    assert run(source=pictures) == 1
+    assert f"{pictures}: expected one of " in capsys.readouterr().err
+    assert run("--images", source, source=source) == 1
+    assert f"images: {source} is not a folder" in capsys.readouterr().err
     assert run(*arguments, source=source) == 1
     err = capsys.readouterr().err
     assert "2 x bad picture" in err and "3.jpg" in err and "none.jpg" in err
+    assert "1 x caption without words: 1.jpg" in err
     assert not (tmp_path / "data").exists()
     assert run(*arguments, "--on-error", "skip", source=source) == 0
     assert "7 train, 2 val, 0 test" in capsys.readouterr().out
     assert len(names_of(tmp_path, "train")) == 7
+    data = json.loads((tmp_path / "data" / "captions_train.json").read_text())
+    assert [annotation["id"] for annotation in data["annotations"]] == [*range(1, 15)]
+    assert all(image["file_name"] == f"{image['id'] - 1}.jpg" for image in data["images"])
