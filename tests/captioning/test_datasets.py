@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from captioning.data.batches import EncodedCaptions
-from captioning.data.coco import load_coco
+from captioning.data.coco import load_coco, load_references
 from captioning.data.vocabulary import END, PAD, START, Vocabulary
 from captioning.errors import CaptioningError
 
@@ -79,6 +79,20 @@ def test_a_folder_of_pictures_that_is_no_text_is_refused(coco, place):
     path, _ = coco(lambda d: d.update(info={"image_folder": place}))
     with pytest.raises(CaptioningError, match="does not say where its pictures are"):
         load_coco(path)
+
+
+def test_the_folder_of_pictures(coco):
+    path, folder = coco(lambda d: d.update(info={"image_folder": "."}))
+    assert load_coco(path).images == load_coco(path, folder).images
+    assert [str(image.path) for image in load_references(path).images] == [
+        "1.png",
+        "2.png",
+        "3.png",
+    ]
+    with pytest.raises(CaptioningError, match="images: .*captions.json is not a folder"):
+        load_coco(path, path)
+    with pytest.raises(CaptioningError, match="does not say where its pictures are"):
+        load_coco(coco(lambda d: d.update(info=None))[0])
 
 
 def test_skipping_counts_and_names(coco):
