@@ -108,6 +108,12 @@ def test_skipping_counts_and_names(coco):
     assert dataset.skipped["caption without words"][0].endswith("2.png")
 
 
+def test_a_file_without_any_picture_that_is_there(coco):
+    path, folder = coco(lambda d: d.update(images=[{"id": i, "file_name": "x"} for i in (1, 2, 3)]))
+    with pytest.raises(CaptioningError, match="captions.json: no picture is left"):
+        load_coco(path, folder, "skip")
+
+
 def test_pictures_without_captions_are_skipped_where_captions_are_needed(coco):
     def change(data):
         data["annotations"] = data["annotations"][:3]  # no caption of picture 3
@@ -137,8 +143,8 @@ def test_batches_are_sorted_and_share_pictures():
 
 def test_long_captions_are_cut_and_still_end():
     vocabulary = Vocabulary.build(["a"])
-    encoded = EncodedCaptions([["a " * 200, "a a"]], vocabulary, max_words=3)
-    assert encoded.cut == 1 and encoded.lengths.tolist() == [5, 4]
+    encoded = EncodedCaptions([["a " * 200, "a a a"]], vocabulary, max_words=3)
+    assert encoded.cut == 1 and encoded.lengths.tolist() == [5, 5]
     assert encoded.tokens[0].tolist() == [START, 4, 4, 4, END]
 
 
@@ -147,6 +153,7 @@ def test_an_epoch_takes_every_caption_once_in_an_order_of_its_own():
     first = encoded.batches(10, seed=0, epoch=0)
     assert sorted(torch.cat(first).tolist()) == list(range(101))
     assert {len(batch) for batch in first} == {10, 11}
+    assert len(encoded.batches(1000, 0, 0)) == 1
     same, other = encoded.batches(10, 0, 0), encoded.batches(10, 0, 1)
     assert torch.equal(torch.cat(first), torch.cat(same))
     assert not torch.equal(torch.cat(first), torch.cat(other))
