@@ -517,7 +517,7 @@ const bool added = [] {
     add_int8(*table.gemms[Format::int8]);
   }
 #if defined(__x86_64__) && defined(__linux__)
-  const KernelTable& last = testing::tables().back();
+  const KernelTable last = testing::tables().back();
   if (last.target != std::string("avx512") || !last.gemms[Format::bfloat16]->trains()) return true;
   add_tiles(amx_emulated::amx_gemms);
   if (testing::has_amx()) add_tiles(amx::amx_gemms);
