@@ -47,7 +47,7 @@ BAD = {
     "no steps": (lambda x, w: {"input": x[:0]}, r"sequence length to be larger than 0"),
     "h_0 layers": (lambda x, w: two_layers(w, THREE.to(x), TWO.to(x)), r"h_0.*3, 3, 5"),
     "c_0 layers": (lambda x, w: two_layers(w, TWO.to(x), THREE.to(x)), r"c_0.*3, 3, 5"),
-    "weights: ten": (lambda x, w: {"weights": [*w, *w, *w[:2]]}, r"weights.*10 tensors"),
+    "weights: ten": (lambda x, w: {"weights": [*w, *w, *w[:2]]}, r"each of 1 layer.*10 tensors"),
     "weights: none": (lambda x, w: {"weights": []}, r"weights.*0 tensors"),
     "layout": (lambda x, w: {"layout": "bias projection"}, r"weights.*4 tensors"),
     "lengths negative": (lambda x, w: {"lengths": -LENGTHS}, r"lengths.*between 0.*4.*-1"),
@@ -184,6 +184,7 @@ MISTAKES = {
         (lambda: lstm()(X, lengths=torch.ones(B) + 1j), "lengths.*integers.*torch.complex64"),
     ],
     ValueError: [
+        (lambda: functional.lstm(X, None, [], num_layers=0), "^num_layers: .*positive .*, got 0$"),
         (lambda: fastlstm.convert(nn.GRU(I, H)), "GRUs are not supported"),
         (lambda: fastlstm.convert(cell(True)), r"prepacked; fastlstm.unpack\(model\) turns them b"),
         (lambda: fastlstm.unpack(lstm()), "without prepacked layers"),
