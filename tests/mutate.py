@@ -167,11 +167,11 @@ def faults_in_python(text):
             yield node.lineno, node.col_offset, ast.get_source_segment(text, node) or "", "pass"
 
 
-# No fault is planted in comments, strings and lines of the preprocessor, nor in constants that only
-# change the speed: thresholds, sizes of blocks, the capacity of a vector.
+# No fault is planted in comments, strings and lines of the preprocessor, nor in what only changes
+# the speed: thresholds, sizes of blocks, the capacity of a vector, lines that prefetch.
 SKIPPED = re.compile(
     r'//.*|"(?:\\.|[^"])*"|^\s*#.*|static_assert.*|template <.*'
-    r"|constexpr (?:int64_t|double) k.*|SmallVector<.*?>"
+    r"|constexpr (?:int64_t|double) k.*|SmallVector<.*?>|.*[Pp]refetch.*"
 )
 TOKEN = re.compile(
     r"(?<= )(?:[<>]=?|[=!]=|&&|\|\||[-+*/]|[-+]=)(?= )|\b(?:true|false)\b|!(?=\w)"
