@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
 def check_captioner(args: argparse.Namespace, checkpoint: Checkpoint, count: int) -> None:
     """Refuses options that do not suit the captioner or the number of pictures, `count`."""
     if args.neighbors and not checkpoint.neighbors:
-        expected = "expected a captioner that keeps its training pictures"
+        expected = "expected a captioner with captions of training pictures"
         raise CaptioningError(f"--neighbors: {expected}, got {args.checkpoint}")
     if args.attention and not (count == 1 and attends(checkpoint)):
         expected = "expected one picture, and a captioner trained with --decoder attention"

@@ -64,7 +64,7 @@ def demo(
     """
     output, start_time = Path(output), time.perf_counter()
     settings = {"batches_of": "captions", "dropout": 0.0, "image_at": "first", "min_count": 1}
-    # A captioner hardly overfits to scenes: their captions state the same facts in few words.
+    # A captioner hardly overfits to scenes, because all their captions state the same six facts.
     settings |= {"label_smoothing": 0.0, "consensus": 0.0, "ema": 0.0, "learning_rate": 4e-3}
     settings |= DECODERS[decoder].demo
     settings |= {"decoder": decoder, "seed": seed, "no_neighbors": True, "autocast": "none"}
@@ -103,13 +103,13 @@ def _report(
     text = f"Trained for {len(history)} epochs ({seconds:.0f} s) on drawn pictures. "
     text += "Captions are parsed back into facts. In green captions all six facts are right."
     report, sheet = output / "report.html", output / "contact_sheet.png"
-    parts = list(sections.values())
-    write_report(report, "Captions of drawn scenes", text, parts, history, checkpoint, cnn)
-    drawn = [(s, p) for s in parts for p in examples(s)["Drawn at random"][:3]]
+    section_list = list(sections.values())
+    write_report(report, "Captions of drawn scenes", text, section_list, history, checkpoint, cnn)
+    drawn = [(s, p) for s in section_list for p in examples(s)["Drawn at random"][:3]]
     write_sheet(sheet, {picture.path: s.captions[picture.id] for s, picture in drawn})
     for split, section in sections.items():
-        written = [{"image_id": i, "caption": caption} for i, caption in section.captions.items()]
-        write_json(output / f"results_{split}.json", written)
+        results = [{"image_id": i, "caption": caption} for i, caption in section.captions.items()]
+        write_json(output / f"results_{split}.json", results)
         say("", *f"{split}: {section.scores}".splitlines())
         say("facts: " + "  ".join(f"{k} {v:.3f}" for k, v in section.facts.items()))
     say("", f"training {seconds:.0f} s, this run {time.perf_counter() - start_time:.0f} s")
@@ -122,9 +122,9 @@ def _caption(checkpoint: Checkpoint, cnn: FrozenCNN, output: Path, split: str) -
     dataset = load_coco(captions_file(output, split))
     paths = [image.path for image in dataset.images]
     files = caption_files(checkpoint, cnn, paths, DecodeConfig("greedy"))
-    written = {i: file.captions[0].text for i, file in zip(dataset.references, files, strict=True)}
+    captions = {i: file.captions[0].text for i, file in zip(dataset.references, files, strict=True)}
     truth = {image.id: scenes.parse(image.captions[0]) for image in dataset.images}
-    scores = score_captions(written, dataset.references)
-    facts = scenes.fact_scores(written, truth)
-    right = [i for i, caption in written.items() if scenes.parse(caption) == truth[i]]
-    return Section(split, SECTION_TEXTS[split], dataset.images, written, scores, facts, right)
+    scores = score_captions(captions, dataset.references)
+    facts = scenes.fact_scores(captions, truth)
+    right = [i for i, caption in captions.items() if scenes.parse(caption) == truth[i]]
+    return Section(split, SECTION_TEXTS[split], dataset.images, captions, scores, facts, right)

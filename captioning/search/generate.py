@@ -42,8 +42,8 @@ def decode_batch(
 ) -> list[list[Hypothesis]]:
     """Returns the hypotheses of each of M pictures, best first, from their features [M,...].
 
-    In beam search each captioner of the checkpoint searches separately, then the hypotheses of
-    all captioners are ranked together.
+    In beam search each captioner of an ensemble searches separately, then the hypotheses of all
+    captioners are ranked together.
     """
     neighbors = checkpoint.neighbors
     with torch.no_grad():
@@ -167,7 +167,7 @@ def caption_files(
     """Writes captions for picture files. A broken file does not stop the others.
 
     Args:
-        checkpoint: the captioner.
+        checkpoint: the captioner or ensemble.
         cnn: its frozen CNN, from ``load_cnn(checkpoint.cnn)``.
         paths: the files.
         config: how to search; None for the search that training chose.

@@ -36,7 +36,7 @@ def choose_search(
     `checkpoint.neighbors`. Returns a line for the user about the choice.
     """
     weights = NEIGHBOR_WEIGHTS if neighbors else (0,)
-    total: defaultdict[tuple[int, float, float], float] = defaultdict(float)
+    cider_sums: defaultdict[tuple[int, float, float], float] = defaultdict(float)
     count = min(len(val.images), MAX_PICTURES)
     with progress(None, "choose the search", total=len(BEAM_SIZES) * count, unit="img") as bar:
         for size in BEAM_SIZES:
@@ -44,15 +44,15 @@ def choose_search(
                 for penalty, weight in product(LENGTH_PENALTIES, weights):
                     # `scores` are already divided by length ** LENGTH_PENALTIES[0].
                     final = scores / lengths ** (penalty - LENGTH_PENALTIES[0]) + weight * agreement
-                    total[size, penalty, weight] += ciders[final.argmax()]
+                    cider_sums[size, penalty, weight] += ciders[final.argmax()]
                 bar.update()
-    best = beams, length_penalty, neighbor_weight = max(total, key=total.__getitem__)
+    best = beams, length_penalty, neighbor_weight = max(cider_sums, key=cider_sums.__getitem__)
     checkpoint.search = DecodeConfig("beam", *best)
     message = f"search chosen on --val: {beams} beams, length penalty {length_penalty}"
     if neighbors and neighbor_weight:
         checkpoint.neighbors = neighbors
         message += ", captions of similar training pictures"
-    return f"{message}: CIDEr-D {total[best] / count:.3f}"
+    return f"{message}: CIDEr-D {cider_sums[best] / count:.3f}"
 
 
 def _candidates(

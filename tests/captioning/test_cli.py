@@ -341,7 +341,7 @@ def test_kept_training_pictures(best, scenes_root, captions_of, tmp_path, monkey
     capsys.readouterr()
     caption = ["caption", run / "last.pt", scenes_root / "val", "--neighbors"]
     assert call(*caption, 0) == 0 and call(*caption, 1) == 1
-    told = "--neighbors: expected a captioner that keeps its training pictures"
+    told = "--neighbors: expected a captioner with captions of training pictures"
     assert told in capsys.readouterr().err
 
 
