@@ -34,7 +34,7 @@ struct Amx {
   static void multiply_add() {
     for (int r = 0; r < rows[a]; ++r) {
       if constexpr (sizeof(T) == 1) {
-        for (int k = 0; k < rows[b]; ++k) add_fours(tiles[a][r] + k, tiles[b][k], tiles[sum][r]);
+        for (int k = 0; k < rows[b]; ++k) add_dots(tiles[a][r] + k, tiles[b][k], tiles[sum][r]);
         continue;
       }
       Vec<float> sums[2] = {Vec<float>(0.0f), Vec<float>(0.0f)};
@@ -55,9 +55,9 @@ struct Amx {
 
  private:
   // Adds to each of 16 int32 sums the products of four uint8 numbers of A with four int8 of B.
-  static void add_fours(const void* of_a, const void* of_b, void* to) {
-    const auto* const a = static_cast<const uint8_t*>(of_a);
-    const auto* const b = static_cast<const int8_t*>(of_b);
+  static void add_dots(const void* a_bytes, const void* b_bytes, void* to) {
+    const auto* const a = static_cast<const uint8_t*>(a_bytes);
+    const auto* const b = static_cast<const int8_t*>(b_bytes);
     for (int n = 0; n < 64; ++n) {
       int32_t* const sum = static_cast<int32_t*>(to) + n / 4;
       *sum += a[n % 4] * b[n];

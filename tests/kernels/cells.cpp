@@ -91,7 +91,7 @@ class TiledLayer {
       }
       const int64_t lanes = gemm_.lanes;
       for (int64_t unit = 0; unit < H_; unit += lanes) {
-        std::vector<const void*> columns;  // rows of W_hh for one vector of units
+        std::vector<const void*> columns;  // of W_hh transposed, for one vector of units
         for (int64_t gate = 0; gate < 4; ++gate)
           for (int64_t u = unit; u < unit + lanes; ++u)
             columns.push_back(u < H_ ? &w_hh_[(gate * H_ + u) * H_] : zeros_.data());
@@ -113,13 +113,13 @@ class TiledLayer {
       std::vector<const void*> d_gates_next;
       std::vector<BackwardRow<T>> rows;
       for (int64_t b = 0; b < B_; ++b) {
-        const int64_t row = t * B_ + b, state = b * H_;
-        const A* c_prev = t ? &cells_[(row - B_) * H_] : &c_0[state];
+        const int64_t row = t * B_ + b, offset = b * H_;
+        const A* c_prev = t ? &cells_[(row - B_) * H_] : &c_0[offset];
         const bool ends = last || resets(t + 1, b);
         d_gates_next.push_back(ends ? zeros_.data() : &d_gates_[(row + B_) * 4 * H_]);
-        rows.push_back({&d_output[row * H_], last ? &d_h_n[state] : zeros_.data(),
+        rows.push_back({&d_output[row * H_], last ? &d_h_n[offset] : zeros_.data(),
                         &d_cells[row * H_], &gates_[row * 4 * H_], &cells_[row * H_],
-                        resets(t, b) ? state_zeros_.data() : c_prev, &dc[state],
+                        resets(t, b) ? state_zeros_.data() : c_prev, &dc[offset],
                         &d_gates_[row * 4 * H_], resets(t, b)});
       }
       const int64_t max_panel_width = gemm_.max_vectors * gemm_.panels_at_once * gemm_.lanes;

@@ -1,7 +1,7 @@
 // The plans that make_plan returns for some tasks. They show the decisions of the planner, most of
-// them on both sides of a limit. Whoever changes the planner on purpose replaces the lines that the
-// case "plans/expected" prints when it fails. The case reads the part of a line before the arrow as
-// a task, so a new line may consist of that part only until the case prints the whole line.
+// them on both sides of a limit. If a line differs from the plan, the case "plans/expected" fails
+// and prints the right line: copy it here if the planner was changed on purpose. To add a line,
+// write only the part before the arrow, which is the task, and copy the line that the case prints.
 //
 // A heading names a machine of plans.cpp and a decision. A line begins with the number of threads.
 //   kind     infer: forward without saving; train: forward that saves for backward; back: backward

@@ -12,7 +12,7 @@ namespace {
 using namespace fastlstm;
 using testing::check;
 
-// Returns GemmKernels without functions that compute: with only the fields that the planner reads.
+// Returns GemmKernels with only the fields that the planner reads. Its functions do nothing.
 GemmKernels gemm_of(Format format, int64_t bytes, int64_t lanes, int64_t rows, bool trains = true) {
   GemmKernels gemm{};
   gemm.format = gemm.source_format = format, gemm.element_bits = 8 * bytes, gemm.lanes = lanes;
@@ -89,7 +89,8 @@ void check_plan(const std::string& what, const CpuTask& task, const CpuMachine& 
             grid.unit_groups <= (task.hidden_size + gemm.lanes - 1) / gemm.lanes &&
             grid.directions <= task.directions,
         what, ": a grid of ", grid.unit_groups, "x", grid.row_groups, "x", grid.directions);
-  check(can_take(gemm, plan.dtype), what, ": rows of ", int(plan.dtype), " for ", int(gemm.format));
+  check(can_take(gemm, plan.dtype), what, ": dtype ", int(plan.dtype), ", format ",
+        int(gemm.format));
   check(!task.projects || bytes_of(plan.dtype) > 2 || gemm.takes(plan.dtype), what,
         ": a projection whose 16-bit rows must be converted");
   if (task.prepacked)

@@ -22,21 +22,21 @@ int64_t random_terms(Random& random) {
 // A matrix with its own memory for each row, because the kernels get a pointer for each row.
 template <typename T>
 struct Matrix {
-  Matrix(int64_t rows, int64_t columns, T value = T()) : of_row(rows) {
-    for (auto& row : of_row) row.assign(columns, value), pointers.push_back(row.data());
+  Matrix(int64_t row_count, int64_t columns, T value = T()) : rows(row_count) {
+    for (auto& row : rows) row.assign(columns, value), pointers.push_back(row.data());
   }
-  Matrix(int64_t rows, int64_t columns, Random& random) : Matrix(rows, columns) {
-    for (auto& row : of_row)
+  Matrix(int64_t row_count, int64_t columns, Random& random) : Matrix(row_count, columns) {
+    for (auto& row : rows)
       for (T& x : row) x = random.number<T>();
   }
   Matrix(const Matrix&) = delete;
   void* const* row_pointers() const { return pointers.data(); }
   std::vector<T> joined() const {
     std::vector<T> all;
-    for (const auto& row : of_row) all.insert(all.end(), row.begin(), row.end());
+    for (const auto& row : rows) all.insert(all.end(), row.begin(), row.end());
     return all;
   }
-  std::vector<std::vector<T>> of_row;
+  std::vector<std::vector<T>> rows;
   std::vector<void*> pointers;
 };
 
@@ -46,11 +46,10 @@ bool same_bits(const T& x, const T& y) {
 }
 template <typename T>
 void check_same(const Matrix<T>& actual, const Matrix<T>& expected, const std::string& what) {
-  for (size_t r = 0; r < expected.of_row.size(); ++r)
-    for (size_t n = 0; n < expected.of_row[r].size(); ++n)
-      check(same_bits(actual.of_row[r][n], expected.of_row[r][n]), what, ": row ", r, ", column ",
-            n, ": ", to_double(actual.of_row[r][n]), ", expected ",
-            to_double(expected.of_row[r][n]));
+  for (size_t r = 0; r < expected.rows.size(); ++r)
+    for (size_t n = 0; n < expected.rows[r].size(); ++n)
+      check(same_bits(actual.rows[r][n], expected.rows[r][n]), what, ": row ", r, ", column ", n,
+            ": ", to_double(actual.rows[r][n]), ", expected ", to_double(expected.rows[r][n]));
 }
 
 // A matrix of K rows and N columns, packed into panels of a product.
@@ -141,8 +140,8 @@ struct Problem {
   void fill(Matrix<C>& c) const {
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t n = 0; n < N; ++n)
-        c.of_row[r][n] =
-            from_double<C>(first_term == FirstTerm::kC ? to_double(old_c.of_row[r][n]) : NAN);
+        c.rows[r][n] =
+            from_double<C>(first_term == FirstTerm::kC ? to_double(old_c.rows[r][n]) : NAN);
   }
   std::string text() const {
     return testing::text(rows, " rows, terms [", k_begin, ", ", k_begin + K, "), ", N,
@@ -154,16 +153,16 @@ struct Problem {
       for (int64_t n = 0; n < N; ++n) {
         double sum = 0, magnitude = 0;
         if (first_term != FirstTerm::kZero)
-          sum = to_double(first_term == FirstTerm::kBias ? bias.of_row[0][n] : old_c.of_row[r][n]);
+          sum = to_double(first_term == FirstTerm::kBias ? bias.rows[0][n] : old_c.rows[r][n]);
         magnitude = std::fabs(sum);
         for (int64_t k = k_begin; k < k_begin + K; ++k) {
           const double term =
-              to_double(a.of_row[r][k]) * to_double(transposed ? b.of_row[n][k] : b.of_row[k][n]);
+              to_double(a.rows[r][k]) * to_double(transposed ? b.rows[n][k] : b.rows[k][n]);
           sum += term, magnitude += std::fabs(term);
         }
-        const double error = std::fabs(to_double(c.of_row[r][n]) - sum);
+        const double error = std::fabs(to_double(c.rows[r][n]) - sum);
         check(error <= (2 + std::sqrt(double(K))) * roundoff<A>() * magnitude, this->text(),
-              ": row ", r, ", column ", n, ": ", to_double(c.of_row[r][n]), ", expected ", sum);
+              ": row ", r, ", column ", n, ": ", to_double(c.rows[r][n]), ", expected ", sum);
       }
   }
 
@@ -187,8 +186,8 @@ struct Problem {
              [&](auto p) { p.prefetch = &prefetch, gemm.multiply(p); });
     check_same(other, c, text() + ": with prefetch");
 
-    const bool on_tiles = gemm.end_thread;  // AMX adds in another order
-    if (transposed && !on_tiles) check_unpacked_columns(c);
+    const bool on_amx = gemm.end_thread;  // AMX adds in another order; only its kernels have this
+    if (transposed && !on_amx) check_unpacked_columns(c);
     if (!transposed && gemm.multiply_unpacked_rows) check_unpacked_rows(c);
     if (!gemm.put_rows) return;  // sums of float32 and float64 are not rounded
     Matrix<T> rounded(rows, N), expected(rows, N);
@@ -197,22 +196,22 @@ struct Problem {
              [&](auto p) { p.c_is_16_bit = true, gemm.multiply(p); });
     fill(expected);
     put_rows(expected);
-    if (!on_tiles || first_term != FirstTerm::kBias)  // sums on tiles may begin as the bias
+    if (!on_amx || first_term != FirstTerm::kBias)  // AMX may begin a sum with the bias
       check_same(rounded, expected, text() + ": rounded");
-    if (transposed && !on_tiles) check_unpacked_columns(rounded);
+    if (transposed && !on_amx) check_unpacked_columns(rounded);
     if (first_term != FirstTerm::kC) {
       for (int64_t r = 0; r < rows; ++r)
         for (int64_t n = 0; n < N; ++n)
-          expected.of_row[r][n] = from_double<T>(to_double(c.of_row[r][n]));
+          expected.rows[r][n] = from_double<T>(to_double(c.rows[r][n]));
       check_same(rounded, expected, text() + ": rounded once");
     }
   }
 
-  // Checks that rows of whole vectors get the same bits in memory of their own and at one stride.
+  // Checks that c gets the same bits if each row has its own memory and if all are at one stride.
   void check_destinations() const {
     const int64_t width = round_up(N, gemm.max_width());
     std::vector<A> padded_bias(width), at_one_stride(rows * width);
-    std::copy_n(bias.of_row[0].begin(), N, padded_bias.begin());
+    std::copy_n(bias.rows[0].begin(), N, padded_bias.begin());
     Matrix<A> apart(rows, width), together(rows, width);
     const auto multiply_to = [&](void* const* c) {
       for (size_t p = 0; p < panels.all.size(); ++p) {
@@ -225,7 +224,7 @@ struct Problem {
     multiply_to(apart.row_pointers());
     multiply_to(rows_of(at_one_stride.data(), rows, width).data());
     for (int64_t r = 0; r < rows; ++r)
-      std::copy_n(&at_one_stride[r * width], width, together.of_row[r].begin());
+      std::copy_n(&at_one_stride[r * width], width, together.rows[r].begin());
     check_same(together, apart, text() + ": rows at one stride");
   }
 
@@ -245,18 +244,18 @@ struct Problem {
   // Checks that a product with columns that are not packed gives the same bits.
   template <typename C>
   void check_unpacked_columns(const Matrix<C>& expected) const {
-    const int64_t lanes = gemm.lanes, stride = b.of_row[0].size();
+    const int64_t lanes = gemm.lanes, stride = b.rows[0].size();
     const std::vector<T> columns = b.joined();  // [N,k_begin + K]
-    const int64_t most = gemm.unpacked_vectors_of_one_row * lanes;
-    std::vector<A> padded_bias(N + most);
-    if (first_term == FirstTerm::kBias) std::copy_n(bias.of_row[0].begin(), N, padded_bias.begin());
-    const int64_t width = rows == 1 ? most : lanes;
+    const int64_t max_width = gemm.unpacked_vectors_of_one_row * lanes;
+    std::vector<A> padded_bias(N + max_width);
+    if (first_term == FirstTerm::kBias) std::copy_n(bias.rows[0].begin(), N, padded_bias.begin());
+    const int64_t width = rows == 1 ? max_width : lanes;
     for (int64_t n = 0; n < N; n += width) {
       const int64_t count = std::min(width, N - n);
       Matrix<C> c(rows, N + width);
       fill(c);
       std::vector<void*> to;
-      for (auto& row : c.of_row) to.push_back(&row[n]);
+      for (auto& row : c.rows) to.push_back(&row[n]);
       auto product = panel_product(0, 0, rows, to.data(), first_term);
       product.panel = nullptr, product.shape = {0, width, 1}, product.c_is_16_bit = sizeof(C) == 2;
       if (product.bias) product.bias = &padded_bias[n];
@@ -264,8 +263,8 @@ struct Problem {
       gemm.multiply_unpacked_columns(product, {from, stride, count}, from);
       for (int64_t r = 0; r < rows; ++r)
         for (int64_t l = n; l < n + count; ++l)
-          check(same_bits(c.of_row[r][l], expected.of_row[r][l]), text(),
-                ": unpacked columns, row ", r, ", column ", l);
+          check(same_bits(c.rows[r][l], expected.rows[r][l]), text(), ": unpacked columns, row ", r,
+                ", column ", l);
     }
   }
 
@@ -292,7 +291,7 @@ void check_transpose(const GemmKernels& gemm, unsigned seed) {
   gemm.transpose(from.row_pointers(), rows, begin, end, to.data());
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t m = begin; m < end; ++m)
-      check(same_bits(to[(m - begin) * rows + r], from.of_row[r][m]), "transposed [", rows, ", ",
+      check(same_bits(to[(m - begin) * rows + r], from.rows[r][m]), "transposed [", rows, ", ",
             columns, "]: row ", r, ", column ", m);
 }
 
@@ -307,7 +306,7 @@ void check_sum_rows(const GemmKernels& gemm, unsigned seed) {
   gemm.sum_rows(matrix.row_pointers(), rows, K, sums.data(), accumulate);
   for (int64_t r = 0; r < rows; ++r) {
     double sum = accumulate ? 0.5 : 0, magnitude = sum;
-    for (T x : matrix.of_row[r]) sum += to_double(x), magnitude += std::fabs(to_double(x));
+    for (T x : matrix.rows[r]) sum += to_double(x), magnitude += std::fabs(to_double(x));
     check(std::fabs(sums[r] - sum) <= (2 + std::sqrt(double(K))) * roundoff<A>() * magnitude,
           "sum of row ", r, " of ", K, " terms: ", sums[r], ", expected ", sum);
   }
@@ -321,7 +320,7 @@ void check_encoded(const GemmKernels& gemm, unsigned seed) {
   std::vector<bfloat16> encoded(gemm.encoded_bytes(K) / 2);
   gemm.encode(row.pointers[0], K, encoded.data());
   for (size_t k = 0; k < encoded.size(); ++k)
-    check(encoded[k].bits == bfloat16(k < size_t(K) ? row.of_row[0][k] : 0.0f).bits, "encoded ", k,
+    check(encoded[k].bits == bfloat16(k < size_t(K) ? row.rows[0][k] : 0.0f).bits, "encoded ", k,
           " of ", K);
 }
 
@@ -345,11 +344,11 @@ struct Int8Problem {
   Matrix<int8_t> weights{N, K}, encoded{rows, gemm.encoded_bytes(K)};
 
   Int8Problem(const GemmKernels& gemm, unsigned seed) : gemm(gemm), random(seed) {
-    for (auto& column : weights.of_row)
+    for (auto& column : weights.rows)
       for (int8_t& w : column) w = static_cast<int8_t>(random.between(-127, 127));
   }
 
-  int term(int64_t r, int64_t k) const { return term_of(gemm, encoded.of_row[r].data(), k); }
+  int term(int64_t r, int64_t k) const { return term_of(gemm, encoded.rows[r].data(), k); }
 
   // Encodes the rows and checks the rounding error.
   void encode() {
@@ -359,8 +358,8 @@ struct Int8Problem {
       int largest = 0;
       for (int64_t k = 0; k < K; ++k) {
         largest = std::max(largest, std::abs(term(r, k)));
-        check(std::fabs(term(r, k) * scale - source.of_row[r][k]) <= 0.5001f * scale, "encoded ", k,
-              " of ", K, ": ", term(r, k), " times ", scale, ", expected ", source.of_row[r][k]);
+        check(std::fabs(term(r, k) * scale - source.rows[r][k]) <= 0.5001f * scale, "encoded ", k,
+              " of ", K, ": ", term(r, k), " times ", scale, ", expected ", source.rows[r][k]);
       }
       check(largest == 127, "the largest element is ", largest, ", expected 127");
     }
@@ -376,7 +375,7 @@ struct Int8Problem {
       for (int64_t n = 0; n < shape.columns; ++n) {
         const PanelColumn column{panel, width, K, n};
         const size_t index = shape.first_column + n;
-        gemm.put_scale(column, scales.of_row[0][index]);
+        gemm.put_scale(column, scales.rows[0][index]);
         check_unpacked(column, index);
       }
     }
@@ -386,7 +385,7 @@ struct Int8Problem {
     std::vector<int8_t> elements(K);
     float scale;
     gemm.unpack(column, elements.data(), &scale);
-    check(elements == weights.of_row[n] && scale == scales.of_row[0][n], "column ", n, " of ", K,
+    check(elements == weights.rows[n] && scale == scales.rows[0][n], "column ", n, " of ", K,
           " terms differs after unpacking");
   }
 
@@ -398,7 +397,7 @@ struct Int8Problem {
   }
   void multiply(const Matrix<int8_t>& a, const Panels<int8_t>& panels, int64_t max_rows,
                 int64_t max_panels, Matrix<float>& c) const {
-    const int64_t count = a.of_row.size();
+    const int64_t count = a.rows.size();
     for (int64_t first = 0; first < count; first += max_rows)
       for (size_t p = 0; p < panels.all.size();) {
         auto product = panel_product(a, first, std::min(max_rows, count - first), panels, p, c);
@@ -415,12 +414,12 @@ struct Int8Problem {
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t n = 0; n < N; ++n) {
         int64_t sum = 0;  // exact
-        for (int64_t k = 0; k < K; ++k) sum += term(r, k) * weights.of_row[n][k];
-        const double product = double(sum) * scale_of(encoded.pointers[r]) * scales.of_row[0][n];
-        check(std::fabs(c.of_row[r][n] - (0.25 + product)) <=
+        for (int64_t k = 0; k < K; ++k) sum += term(r, k) * weights.rows[n][k];
+        const double product = double(sum) * scale_of(encoded.pointers[r]) * scales.rows[0][n];
+        check(std::fabs(c.rows[r][n] - (0.25 + product)) <=
                   4 * roundoff<float>() * (0.25 + std::fabs(product)),
               rows, " rows, ", K, " terms, ", N, " columns: row ", r, ", column ", n, ": ",
-              c.of_row[r][n], ", expected ", 0.25 + product);
+              c.rows[r][n], ", expected ", 0.25 + product);
       }
     multiply(encoded, panels, 1, gemm.panels_at_once_for(1), row_by_row);
     check_same(row_by_row, c, "row by row");
@@ -439,7 +438,7 @@ struct Int8Problem {
         for (int64_t n = 0; n < shape.columns; ++n)
           for (int64_t k = 0; k < K; ++k)
             sums[r * width + n] +=
-                (term(r, k) + gemm.zero_point) * weights.of_row[shape.first_column + n][k];
+                (term(r, k) + gemm.zero_point) * weights.rows[shape.first_column + n][k];
       gemm.put_rows(panel_product(encoded, 0, rows, panels, p, c), sums.data(), width);
     }
     check_same(c, expected, "put rows");
