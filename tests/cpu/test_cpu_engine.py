@@ -29,7 +29,7 @@ SHAPES = [
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
-def layer(T, B, input_size, H, dtype=torch.float32, directions=1, P=0):
+def layer_arguments(T, B, input_size, H, dtype=torch.float32, directions=1, P=0):
     """Returns arguments of the op. P is the size of the projection; 0: no projection."""
     sizes = T, B, input_size, H, P, directions
     sample = Sample("layer", *sizes, exact=True)
@@ -61,7 +61,7 @@ def ragged(shape, dtype, directions, P):
     """Returns the arguments of a layer whose rows have every length from T down to 0."""
     steps, batch, *_ = shape
     lengths = steps - torch.arange(batch).remainder(steps + 1)
-    return {**layer(*shape, dtype, directions, P), "lengths": lengths}
+    return {**layer_arguments(*shape, dtype, directions, P), "lengths": lengths}
 
 
 def same(a, b):
@@ -117,7 +117,7 @@ def test_every_instruction_set(capability):
     torch_names = {"baseline": "default", "neon": "default"}
     best = _build.library.build_info()["cpu_capability"]
     if capability == torch_names.get(best, best):
-        pytest.skip("the rest of the tests run on it")
+        pytest.skip(f"all other tests use {capability}")
     variables = {"ATEN_CPU_CAPABILITY": capability}
     chosen = run_on_other_kernels("cpu_capability", "not reference and not cuda", variables)
     chosen = torch_names.get(chosen, chosen)
@@ -128,7 +128,7 @@ def test_every_instruction_set(capability):
 
 def test_without_tiles_of_amx():
     if "bfloat16x2" not in _build.library.build_info()["products"]:
-        pytest.skip("the rest of the tests run without them")
+        pytest.skip("no AMX: no test uses its tiles")
     select = "(bfloat16 or int8 or rows_of_zeros or test_few_seeds) and not reference and not cuda"
     assert "amx" not in run_on_other_kernels("products", select, {"FASTLSTM_AMX": "0"})
 
@@ -168,7 +168,7 @@ def test_a_zero_state_is_left_out_of_the_products(P, dtype):
 
 
 def test_several_python_threads_at_once():
-    cases = [layer(8, 16 + k, 24, 64) for k in range(4)] * 5
+    cases = [layer_arguments(8, 16 + k, 24, 64) for k in range(4)] * 5
     expected = [run(case) for case in cases]
     with ThreadPoolExecutor(4) as pool:
         assert all(map(same, pool.map(run, cases), expected))
@@ -179,12 +179,12 @@ class _Outputs(Dataset):
         return 4
 
     def __getitem__(self, index):
-        return torch.ops.fastlstm.lstm(**layer(20, 32, 40, 100))[0]
+        return torch.ops.fastlstm.lstm(**layer_arguments(20, 32, 40, 100))[0]
 
 
 def test_in_forked_workers_of_a_data_loader(threads):
     threads(2)
-    expected = torch.ops.fastlstm.lstm(**layer(20, 32, 40, 100))[0]  # starts threads
+    expected = torch.ops.fastlstm.lstm(**layer_arguments(20, 32, 40, 100))[0]  # starts threads
     loader = DataLoader(_Outputs(), num_workers=2, multiprocessing_context="fork", timeout=60)
     batches = [batch[0] for batch in loader]
     assert same(batches, [expected] * 4)

@@ -78,10 +78,10 @@ def test_events_of_a_step(kind, options):
         _, backward = counted(lambda: call.backward(saved, "stepwise"))
         return torch.tensor([forward, backward])
 
-    steps, in_a_step = options.get("directions", 1) * 10, 2 if "proj_size" in options else 1
+    steps, products_per_step = options.get("directions", 1) * 10, 2 if "proj_size" in options else 1
     forward, backward = ((events(20) - events(10)) / steps).tolist()
-    assert forward[:2] == backward[:2] == [in_a_step, in_a_step]
-    assert forward[2] <= 4 * in_a_step and backward[2] <= 5 * in_a_step
+    assert forward[:2] == backward[:2] == [products_per_step, products_per_step]
+    assert forward[2] <= 4 * products_per_step and backward[2] <= 5 * products_per_step
 
 
 @pytest.mark.parametrize("engine, options", op_call.GPU_CALLS, ids=str)
@@ -244,11 +244,11 @@ def test_variables_of_the_environment():
     environment = os.environ | {"FASTLSTM_FREE_SMS": "20", "FASTLSTM_WAIT_SECONDS": ""}
     done = run(sys.executable, "-c", RUN_ON_4_SMS, *folders, env=environment)
     assert "with 4 SMs, and 20 left free by FASTLSTM_FREE_SMS" in done.stdout, done.stdout
-    sms, seconds = ("FREE_SMS", "multiprocessors, 0"), ("WAIT_SECONDS", "seconds, 1")
-    for (variable, what), value in ((sms, "x"), (sms, "-1"), (seconds, "0"), (seconds, "2.5")):
+    free, wait = ("FREE_SMS", "multiprocessors", 0), ("WAIT_SECONDS", "seconds", 1)
+    for (variable, unit, least), value in ((free, "x"), (free, "-1"), (wait, "0"), (wait, "2.5")):
         name = f"FASTLSTM_{variable}"
         done = run(sys.executable, "-c", RUN_ON_4_SMS, *folders, env=environment | {name: value})
-        assert f'{name}: expected a number of {what} or more, got "{value}"' in done.stdout
+        assert f'{name}: expected a number of {unit}, {least} or more, got "{value}"' in done.stdout
 
 
 def test_bits_do_not_depend_on_the_batch(kind):

@@ -49,8 +49,8 @@ def test_few_compile_without_spills(name, tmp_path):
     """Only the kernels of a few tiles, because all kernels take a minute."""
     text = (CUDA / f"persistent_{name}.cu").read_text()
     text = re.sub('#include "', f"\\g<0>{CUDA}/", text)
-    text, launchers = re.subn(r"template cudaError_t launch_walk[^;]*;", "", text)
-    assert launchers == 3
+    text, removed = re.subn(r"template cudaError_t launch_walk[^;]*;", "", text)
+    assert removed == 3
     walk = f"Persistent{name.capitalize()}"
     kernels = ", ".join(f"(const void*)(walk_kernel<{walk}<{tile}>>)" for tile in TILES)
     text += f"namespace fastlstm {{ extern const void* const kernels[] = {{{kernels}}}; }}\n"

@@ -34,12 +34,12 @@ def test_sanitized(group):
 
 
 def test_too_many_parameters_do_not_compile(tmp_path):
-    """The compiler refuses more than the 4096 bytes that CUDA allows."""
+    """sequence.cu fills the 4096 bytes of parameters that CUDA allows, and cannot have more."""
     flags = "-std=c++20", "-w", "-DFASTLSTM_EMULATOR", "-x", "c++", f"-I{SIMT}", f"-I{CUDA}"
     text = (CUDA / "sequence.cu").read_text()
     assert "(4096 - 16)" in text
-    for most, compiles in [(4096, True), (4104, False)]:
-        (tmp_path / "sequence.cu").write_text(text.replace("(4096 - 16)", f"({most} - 16)"))
+    for limit, compiles in [(4096, True), (4104, False)]:
+        (tmp_path / "sequence.cu").write_text(text.replace("(4096 - 16)", f"({limit} - 16)"))
         done = run(*CXX, *flags, str(tmp_path / "sequence.cu"), "-fsyntax-only")
         assert (done.returncode == 0) == compiles, done.stdout
     assert "more parameters than CUDA allows on every GPU" in done.stdout
