@@ -502,8 +502,8 @@ void add_int8(const GemmKernels& gemm) {
 
 #if defined(__x86_64__) && defined(__linux__)
 void add_tiles(AmxGemms (*amx_gemms)()) {
-  static std::deque<AmxGemms> made;
-  const AmxGemms& amx = made.emplace_back(amx_gemms());
+  static std::deque<AmxGemms> gemms_of_cases;
+  const AmxGemms& amx = gemms_of_cases.emplace_back(amx_gemms());
   add_cases<bfloat16>(amx.bfloat16), add_int8(amx.int8);
 }
 #endif
