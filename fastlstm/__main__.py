@@ -27,17 +27,17 @@ def devices() -> list[tuple[torch.device, str]]:
     return described
 
 
-def engines_of(device: torch.device) -> tuple[str, ...]:
-    """A device's row of the table: what "auto" picks for three calls, then the engines by name."""
+def _engine_cells(device: torch.device) -> tuple[str, ...]:
+    """The cells of a device's row: the choice of "auto" for 3 calls, then the usable engines."""
     with torch._subclasses.FakeTensorMode():
         input = torch.empty(1, 1, 1, device=device)
         weights = [torch.empty(4, 1, device=device)] * 2
         lengths = torch.empty(1, dtype=torch.int64, device=device)
     plain = Call(input, None, weights, "")
-    serving = [name for name, each in engines.BY_NAME.items() if not each.why_not(plain)]
+    serving = [name for name, engine in engines.BY_NAME.items() if not engine.why_not(plain)]
     calls = plain, plain._replace(lengths=lengths), plain._replace(return_cell_states=True)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of missing kernels, which the table shows
+        warnings.simplefilter("ignore")  # the table itself shows that kernels are missing
         chosen = [engines.default_engine(call).name for call in calls]
     return *chosen, ", ".join(name for name in serving if name != "op")
 
@@ -72,7 +72,7 @@ def info() -> None:
         print(f"  FASTLSTM_ENGINE={engines.DEFAULT} is used if the code names no engine")
     _print_row("", "without options", "with lengths=", "most other options", "by name")
     for device, _ in described:
-        _print_row(str(device), *engines_of(device))
+        _print_row(str(device), *_engine_cells(device))
     print(f"\n{_plan.GPU_NOTE}")
     if _build.has_kernels("cpu"):
         build_info = _build.library.build_info()
@@ -85,7 +85,7 @@ def info() -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Runs a command."""
-    about = "show what was built, for which torch, and which engine runs for which dtype"
+    about = "show what was built, for which torch, and which engine runs when"
     parser = argparse.ArgumentParser(prog="python -m fastlstm", description=about)
     parser.add_argument("--version", action="version", version=f"fastlstm {_build.VERSION}")
     commands = parser.add_subparsers(title="commands", dest="command")

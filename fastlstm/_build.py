@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 VERSION = "0.1.0"  # of fastlstm
-INTERFACE = 3  # the version of the functions of fastlstm._C: kInterface of csrc/op/module.cpp
+INTERFACE = 3  # version of the functions of fastlstm._C; equals kInterface of csrc/op/module.cpp
 _PACKAGE = Path(__file__).resolve().parent
 _why_unavailable: str | None = "it has not been loaded yet"
 _why_no_cuda: str | None = None  # why a wheel's CUDA kernels are not loaded
@@ -83,10 +83,10 @@ def _minor(version: str) -> str:
 
 @functools.cache
 def gpu_properties(index: int) -> tuple[int, int, str]:
-    """The number of multiprocessors of a GPU, its compute capability (90 for 9.0), and an error.
+    """Returns a GPU's number of multiprocessors, its compute capability (90 for 9.0), and an error.
 
-    FASTLSTM_FREE_SMS is subtracted from the number. The capability is the GPU's, or that
-    of the kernels if they were built for less than sm_80, or 0 if they cannot run or CUDA failed.
+    FASTLSTM_FREE_SMS is subtracted from the number of multiprocessors. The capability is that of
+    the kernels if they were built for less than sm_80, or 0 if they cannot run or CUDA failed.
     """
     sm_count, capability, error = torch.ops.fastlstm.cuda_device(index)
     return sm_count, capability, error.partition("\n")[0]  # CUDA appends hints for debugging

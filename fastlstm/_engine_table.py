@@ -32,7 +32,7 @@ def _why_not_torch(call: Call) -> str | None:
 
 
 def _why_not_op(name: str, device_types: tuple[str, ...], call: Call) -> str | None:
-    """Why an engine of the op, which runs on these devices, cannot serve a call."""
+    """Why an engine of the op, which has kernels for `device_types`, cannot serve a call."""
     device, dtype = call.input.device, call.input.dtype
     is_cpu_with_kernels = device.type == "cpu" and "cpu" in _build.device_types
     if not is_cpu_with_kernels and (reason := _build.why_no_kernels(device)):
@@ -44,8 +44,8 @@ def _why_not_op(name: str, device_types: tuple[str, ...], call: Call) -> str | N
     if call.regularizers is not None and call.regularizers.zones_out():
         return "only the reference computes zoneout"
     if forward_ad._current_level >= 0 or (transforms_active() and not serves_transforms(call)):
-        lacks = "packed input, masks, projections, layer normalization, autocast or torch.compile"
-        return f"it lacks forward-mode derivatives and functionalize, and torch.func with {lacks}"
+        lacks = "packed input, recurrent dropout, proj_size, layer norm, autocast or torch.compile"
+        return f"it has no forward-mode derivatives, functionalize, or torch.func with {lacks}"
     drops_h = call.regularizers is not None and bool(call.regularizers.recurrent_dropout)
     needs_stepwise = drops_h or "layer_norm" in call.layout
     if name == "tiled" and needs_stepwise:

@@ -41,7 +41,7 @@ def compare(
 ) -> list[Comparison]:
     """Times a model in several ways (as nn.LSTM, converted, prepacked), and compares the outputs.
 
-    Inference on a CPU is also timed with prepacked weights, a call on a GPU with each CUDA engine.
+    Inference on a CPU is also timed with prepacked weights. On a GPU each CUDA engine is timed too.
     Each way calls a copy of the model with a copy of the inputs, and the ways take turns. Outputs
     are compared if they are tensors or numbers, in tuples, lists, mappings and dataclasses. A way
     that cannot run the model is left out, and printed with the reason.
@@ -136,7 +136,7 @@ def _convert_to_engine(engine: str, model: nn.Module) -> nn.Module:
 
 
 def _rows(ways: Sequence[_Way], times: Sequence[list[float]]) -> list[Comparison]:
-    """Returns a row for each way. `times` has a list for each run of each way: its seconds."""
+    """Returns a row for each way. `times` lists the seconds of each run; a way has two runs."""
     rows = []
     for way, model_times, lstm_times in zip(ways, times[::2], times[1::2], strict=True):
         ratios = [first / time for first, time in zip(times[0], model_times, strict=True)]

@@ -83,13 +83,13 @@ def _chart(rows: Sequence[Comparison], mode: str) -> str:
 
 
 def _advice(rows: Sequence[Comparison]) -> list[str]:
-    """Notes, the code of the fastest way, and of the fastest whose name has no " in <dtype>"."""
+    """Notes, code of the fastest way, code of the fastest without " in <dtype>" in its name."""
     lines = []
     if any(math.isnan(row.difference) for row in rows):
         why = "They are not tensors or numbers, their count or shapes differ, or one has a NaN."
         lines.append(f"nan: the outputs cannot be compared. {why}")
     best = max(rows, key=lambda row: row.ratio)
-    unrounded = max((row for row in rows if " in " not in row.name), key=lambda row: row.ratio)
+    best_unrounded = max((row for row in rows if " in " not in row.name), key=lambda row: row.ratio)
     overlap = any(row.quartiles[1] > best.quartiles[0] for row in rows if row is not best)
     if overlap and max((row.quartiles[1] - row.quartiles[0]) / row.ratio for row in rows) > NOISY:
         lines.append("The machine is too noisy to tell: let nothing else run, or measure longer.")
@@ -97,6 +97,6 @@ def _advice(rows: Sequence[Comparison]) -> list[str]:
         lines.append(f"Nothing is faster than {rows[0].name}.")
     else:
         lines.append(f"Fastest: {best.code}")
-        if unrounded is not best and unrounded.quartiles[0] > 1:
-            lines.append(f"Fastest without rounding: {unrounded.code}")
+        if best_unrounded is not best and best_unrounded.quartiles[0] > 1:
+            lines.append(f"Fastest without rounding: {best_unrounded.code}")
     return lines

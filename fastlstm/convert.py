@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from .interop.classes import new_class, to_torch, unparametrized_class
+from .interop.classes import new_class, torch_class, unparametrized_class
 from .interop.torch_ao import is_quantized
 from .modules.cell import CellModule, LSTMCell
 from .modules.lstm import LSTM, SequenceModule
@@ -23,18 +23,18 @@ from .modules.options import check_model
 class _StandIn(nn.Module):
     """First base of the classes that stand in for nn.LSTM, nn.LSTMCell or a subclass of theirs.
 
-    The class that stands in for `class Own(nn.LSTM)` has the bases _StandIn, Own and _LSTMMethods.
-    Python looks for a method in Own, then in fastlstm.LSTM, then in nn.LSTM. So `super().forward`
-    in Own reaches fastlstm.
+    The class that stands in for `class UserLSTM(nn.LSTM)` has the bases _StandIn, UserLSTM and
+    _LSTMMethods. Python looks for a method in UserLSTM, then in fastlstm.LSTM, then in nn.LSTM. So
+    `super().forward` in UserLSTM reaches fastlstm.
     """
 
     _fastlstm_torch_class: ClassVar[type[nn.Module]]
 
     def __init_subclass__(cls) -> None:
-        """Does not call the `__init_subclass__` of Own, which may refuse or register subclasses."""
+        """Bypasses the `__init_subclass__` of UserLSTM, which may refuse or register subclasses."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Makes pickle and copy store the name of Own: a class made at run time cannot be found."""
+        """Makes pickle and copy store UserLSTM: they cannot find a class made at run time."""
         reduced: Any = super().__reduce_ex__(protocol)
         if "_fastlstm_torch_class" not in vars(type(self)):  # a user's subclass of a stand-in
             return reduced
@@ -44,9 +44,9 @@ class _StandIn(nn.Module):
 
 
 def _make(constructor: Any, *arguments: Any) -> nn.Module:
-    """Makes an instance of Own for pickle and copy, and converts it."""
+    """Makes an instance of UserLSTM for pickle and copy, and converts it."""
     module: nn.Module = constructor(*arguments)
-    target, _ = _to_fastlstm(module, keep_class=True)
+    target, _ = _fastlstm_class(module, keep_class=True)
     if target is not None:
         _change_class(module, target)
     return module
@@ -86,7 +86,7 @@ class _LSTMCellStandIn(_StandIn, _LSTMCellMethods):
 CLASSES = (nn.LSTM, LSTM, _LSTMStandIn), (nn.LSTMCell, LSTMCell, _LSTMCellStandIn)
 _LSTMS = tuple(chain(*CLASSES))
 for _, _ours, _both in CLASSES:
-    _both.__name__ = _ours.__name__  # repr shows it; pickle reads __qualname__
+    _both.__name__ = _ours.__name__  # shown by repr; pickle reads __qualname__ instead
 
 # nn.LSTM.forward always calls these methods. fastlstm does not, so it could miss an override.
 _CALLED_BY_FORWARD = (
@@ -155,7 +155,7 @@ def convert(
         _refuse_unconvertible(path, module)
     notes = []
     for path, module in modules.items():
-        target, note = to_torch(module) if to == "torch" else _to_fastlstm(module, keep_class)
+        target, note = torch_class(module) if to == "torch" else _fastlstm_class(module, keep_class)
         if target is not None:
             _change_class(module, target)
         if note:
@@ -191,7 +191,7 @@ def _refuse_unconvertible(path: str, module: nn.Module) -> None:
         raise TypeError(f"cannot convert {path}: {type(module).__qualname__} {why}")
 
 
-def _to_fastlstm(module: nn.Module, keep_class: bool) -> tuple[type[nn.Module] | None, str]:
+def _fastlstm_class(module: nn.Module, keep_class: bool) -> tuple[type[nn.Module] | None, str]:
     """The new class of a module, or None if the class stays, and a warning for the user or ''."""
     cls = unparametrized_class(module)
     for of_torch, ours, both in CLASSES:
@@ -222,7 +222,7 @@ def _stand_in(cls: type[nn.Module], of_torch: type[nn.Module]) -> type[nn.Module
 
 
 def _change_class(module: nn.Module, target: type[nn.Module]) -> None:
-    """Changes the class of a module. Attributes that hold the old forward then hold the new."""
+    """Changes a module's class. Attributes that hold its old forward method get the new one."""
     old = type(module)
     if parametrize.is_parametrized(module):  # keeps the properties that parametrize added
         members = {k: v for k, v in vars(old).items() if k not in ("__dict__", "__weakref__")}

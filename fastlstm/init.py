@@ -70,6 +70,6 @@ def _parameters(lstm: nn.Module, *names: str) -> list[list[Tensor]]:
         raise ValueError("lstm: expected a module with biases, got one with bias=False")
     for name in (name + suffix for suffix in suffixes for name in names):
         if lstm._parameters.get(name) is None:
-            got = "one made from others (a parametrization or pruning); initialize before that"
+            got = "a tensor that parametrization or pruning computes; initialize before that"
             raise ValueError(f"lstm: expected {name} to be a parameter, got {got}")
     return [[lstm.get_parameter(name + suffix) for name in names] for suffix in suffixes]

@@ -52,7 +52,7 @@ def tune(model: nn.Module, *example: Any, seconds: float = 1.0) -> dict[str, dic
         names = [getattr(module, "_fastlstm_engine", "auto") for module in model.modules()]
         engine = next((name for name in (*names, engines.DEFAULT) if name != "auto"), None)
         expected = "a model that calls a fastlstm.LSTM of engine 'auto' without options of fastlstm"
-        note = "fastlstm.convert makes one of each nn.LSTM; an LSTMCell has no choice"
+        note = "fastlstm.convert turns each nn.LSTM into one; LSTMCells are not measured"
         got = f"engine {engine!r}" if engine else f"no such call ({note})"
         raise ValueError(f"tune: expected {expected}, got {got}")
     times_by_call = {}

@@ -16,7 +16,7 @@ from .child import Case
 # The bits of the significand for each kind of arithmetic; a roundoff is 2**-bits. bfloat16 has 8,
 # but 9 make its check stricter. "tf32" is float32 with matrix products in TF32.
 BITS = {"float64": 53, "float32": 24, "tf32": 11, "bfloat16": 9, "float16": 11}
-# The same for prepacked layers, which are checked like engines, with float32 input.
+# The same for prepacked layers with float32 input. 11 allows for the rounding of the weights.
 PREPACKED = {"prepacked": 24, "prepacked in bfloat16": 11, "prepacked in int8": 11}
 TOLERANCE = 32  # the largest error allowed, in roundoffs; 4 times that with layer normalization
 

@@ -22,8 +22,8 @@ PROGRAM = "from fastlstm.check import worker; worker.main()"
 SILENCE = 20.0  # seconds without a result after which the child counts as hanging
 READY = "fastlstm is imported"  # the child's first line
 UNCHECKED, NOT_SERVED = "not checked", "not served"
-_INSTRUCTIONS = ("ATEN_CPU_CAPABILITY", "FASTLSTM_AMX")  # the child does not inherit them
-_CHILD_VARIABLES = {"FASTLSTM_TUNE": "off", "FASTLSTM_WAIT_SECONDS": "1"}  # kernels wait up to 1 s
+_INSTRUCTION_VARIABLES = ("ATEN_CPU_CAPABILITY", "FASTLSTM_AMX")  # the child does not inherit them
+_CHILD_VARIABLES = {"FASTLSTM_TUNE": "off", "FASTLSTM_WAIT_SECONDS": "1"}  # kernels give up early
 
 Case = dict[str, str]  # engine, dtype (a key of BITS) and option (a name in OPTIONS or TIMED)
 Row = dict[str, Any]  # an entry of the list "cases" that `check` returns
@@ -43,19 +43,19 @@ def check_cases(
     engine, `deadline` is a time of `time.monotonic`, and `instructions` is "" or a variable
     NAME=VALUE that chooses an instruction set of the CPU.
     """
-    left: list[Row] = [{**case, "instructions": instructions} for case in cases]
+    remaining: list[Row] = [{**case, "instructions": instructions} for case in cases]
     served: list[Row] = []
-    while left:
+    while remaining:
         rows = []
-        for row in _rows_from_child(device, left, deadline):
+        for row in _rows_from_child(device, remaining, deadline):
             show(row)
             rows.append(row)
         served += (row for row in rows if row["result"] != NOT_SERVED)
-        left = left[len(rows) :]
+        remaining = remaining[len(rows) :]
         if row["result"] == UNCHECKED:  # the last row; its reason holds for the other cases
-            served += ({**case, "result": UNCHECKED, "reason": row["reason"]} for case in left)
+            served += ({**case, "result": UNCHECKED, "reason": row["reason"]} for case in remaining)
             break
-        left = [case for case in left if case["engine"] != row["engine"]]
+        remaining = [case for case in remaining if case["engine"] != row["engine"]]
     for engine in dict.fromkeys(case["engine"] for case in cases):
         verdict = verdict_on([row for row in served if row["engine"] == engine])
         if not verdict.startswith((PASSED, FAILED)):
@@ -79,7 +79,7 @@ def verdict_on(rows: Sequence[Row]) -> str:
 
 def _rows_from_child(device: torch.device, cases: Sequence[Row], deadline: float) -> Iterator[Row]:
     """The rows of the cases that a child computes. If it ends early, the last row says why."""
-    inherited = {k: value for k, value in os.environ.items() if k not in _INSTRUCTIONS}
+    inherited = {k: value for k, value in os.environ.items() if k not in _INSTRUCTION_VARIABLES}
     variables = [cases[0]["instructions"].split("=")] if cases[0]["instructions"] else []
     environment = {**inherited, **_CHILD_VARIABLES, **dict(variables)}
     program = f"import sys; sys.path[:] = {sys.path!r}; {PROGRAM}"  # it imports this very package
@@ -93,7 +93,8 @@ def _rows_from_child(device: torch.device, cases: Sequence[Row], deadline: float
             limit = min(deadline, time.monotonic() + SILENCE) if is_ready else deadline
             timer = threading.Timer(max(0.0, limit - time.monotonic()), child.kill)
             timer.start()
-            line = child.stdout.readline() or (child.wait(), "")[1]  # the timer ends either wait
+            if not (line := child.stdout.readline()):
+                child.wait()  # until the child ends, or the timer kills it
             timer.cancel()
             if line.startswith('{"result"'):
                 rows.append({**cases[len(rows)], **json.loads(line)})
@@ -115,6 +116,5 @@ def _rows_from_child(device: torch.device, cases: Sequence[Row], deadline: float
     elif not is_ready or child.returncode == -9:  # the system kills what needs too much memory
         result = UNCHECKED
     elif child.returncode < 0:
-        number = -child.returncode
-        reason = f"it crashed: {signal.strsignal(number)} (signal {number})"
+        reason = f"it crashed: {signal.strsignal(-child.returncode)} (signal {-child.returncode})"
     yield {**cases[len(rows)], "result": result, "reason": reason}

@@ -21,7 +21,7 @@ def new_class(name: str, bases: tuple[type, ...], members: dict[str, Any], meta:
     return base.__new__(meta, name, bases, members)
 
 
-def to_torch(module: nn.Module) -> tuple[type[nn.Module] | None, str]:
+def torch_class(module: nn.Module) -> tuple[type[nn.Module] | None, str]:
     """Returns the class that convert(to="torch") gives a module, or None, and a note for the user.
 
     That class is the attribute `_fastlstm_torch_class` of the module's own class. A subclass that

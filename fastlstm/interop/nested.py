@@ -26,11 +26,11 @@ def run(forward: Callable[..., Any], input: Any, hx: Any, batch_first: bool) -> 
         raise TypeError(f"input: expected {expected}, got {got}")
     if not input.size(0):
         raise RuntimeError("input: expected a nested tensor with rows, got one without")
-    values, offsets, stored = input.values(), input.offsets(), input.lengths()
-    lengths, longest = offsets.diff() if stored is None else stored, input._get_max_seqlen()
-    if stored is not None and bool((lengths > offsets.diff()).any()):
+    values, offsets, stored_lengths = input.values(), input.offsets(), input.lengths()
+    lengths = offsets.diff() if stored_lengths is None else stored_lengths
+    if stored_lengths is not None and bool((lengths > offsets.diff()).any()):
         raise RuntimeError("input: expected a nested tensor whose rows do not overlap")
-    steps = torch.arange(longest, device=values.device)
+    steps = torch.arange(longest := input._get_max_seqlen(), device=values.device)
     is_real_step = steps < lengths.unsqueeze(1)
     indices = (offsets[:-1].unsqueeze(1) + steps).clamp_max(len(values) - 1)
     padded: Tensor = values.index_select(0, indices.flatten()).unflatten(0, indices.shape)
@@ -38,7 +38,7 @@ def run(forward: Callable[..., Any], input: Any, hx: Any, batch_first: bool) -> 
     padded = padded if batch_first else padded.transpose(0, 1)
     output, state = forward(padded, hx, lengths=lengths)
     results = (output if batch_first else output.transpose(0, 1))[is_real_step]
-    if stored is not None:  # there may be gaps between the rows
+    if stored_lengths is not None:  # there may be gaps between the rows
         zeros = results.new_zeros(len(values), results.size(1))
         results = zeros.index_copy(0, indices[is_real_step], results)
-    return _from_jagged(results, offsets, stored, max_seqlen=longest), state
+    return _from_jagged(results, offsets, stored_lengths, max_seqlen=longest), state

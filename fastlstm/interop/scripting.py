@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from .classes import new_class, to_torch
+from .classes import new_class, torch_class
 
 _SCRIPT_GLOBALS = torch.jit.script.__globals__  # of the file that defines torch.jit.script
 _script_classes: dict[type[nn.Module], type[nn.Module]] = {}  # the classes that `prepare` made
@@ -55,7 +55,7 @@ def _is_compiling() -> bool:
 
 def prepare(module: nn.Module) -> nn.Module:
     """Gives a module a class of torch.nn that torch.jit.script can compile, and returns it."""
-    of_torch, note = to_torch(module)
+    of_torch, note = torch_class(module)
     if parametrize.is_parametrized(module):
         note = "is parametrized, which torch cannot compile"
     if of_torch is None or note:

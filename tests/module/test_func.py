@@ -184,7 +184,7 @@ def test_transforms_compile(lstm):
 
 def test_an_engine_by_name_refuses_forward_mode(lstm):
     lstm.engine = "stepwise"
-    reason = "lacks forward-mode" if _build.has_kernels("cpu") else "not available"
+    reason = "has no forward-mode" if _build.has_kernels("cpu") else "not available"
     x = torch.randn(5, 4, 3, dtype=torch.float64)
     with pytest.raises(RuntimeError, match=f"'stepwise' cannot serve this call.*{reason}"):
         jvp(lambda x: lstm(x)[0], (x,), (x,))
