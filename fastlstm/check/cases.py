@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..engine.by_reference import run_reference
 from ..engine.call import LAYOUTS, Call, Regularizers, Results, stack_shapes
-from .child import Case
+from .parent import Case
 
 # The bits of the significand for each kind of arithmetic; a roundoff is 2**-bits. bfloat16 has 8,
 # but 9 make its check stricter. "tf32" is float32 with matrix products in TF32.

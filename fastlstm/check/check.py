@@ -15,8 +15,8 @@ from .. import _build
 from ..engine import records
 from ..engine.records import PASSED
 from .cases import PREPACKED, cases_of
-from .child import Row, check_cases
 from .first_use import SECONDS
+from .parent import Row, check_cases
 
 
 def check(

@@ -21,7 +21,7 @@ from ..engine import records
 from ..engine.op import run_op
 from ..engine.records import PASSED
 from .cases import BITS, cases_of, draw, expected, judge, results
-from .child import check_cases, verdict_on
+from .parent import check_cases, verdict_on
 
 CHECKED_DEVICE_TYPE = "cuda"  # only the kernels for this device type are checked
 SECONDS = 60.0  # the time limit of a check

@@ -19,7 +19,7 @@ from ..engine.timing import in_turn, runner
 from ..prepack import formats
 from ..prepack.run import run_prepacked
 from .cases import BITS, PREPACKED, TIMED, draw, expected, judge, results
-from .child import NOT_SERVED, READY, UNCHECKED, Case, Row
+from .parent import NOT_SERVED, READY, UNCHECKED, Case, Row
 
 _NO_MEMORY = re.compile("MemoryError|out of memory|enough memory|allocate memory|ALLOC_FAILED")
 _SECONDS = 0.05  # how long a call and nn.LSTM are timed

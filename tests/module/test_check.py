@@ -17,7 +17,7 @@ import torch
 import fastlstm
 from fastlstm import __main__ as command_line
 from fastlstm import _build
-from fastlstm.check import child, first_use
+from fastlstm.check import first_use, parent
 from fastlstm.check.cases import OPTIONS, PREPACKED, TIMED, cases_of, draw
 from fastlstm.engine import engines, records
 from fastlstm.engine.call import Call
@@ -53,9 +53,9 @@ def runs(monkeypatch):
     """A function that checks engines, with a program in place of the worker; returns rows."""
 
     def run(program, names="one two", **options):
-        monkeypatch.setattr(child, "PROGRAM", program)
+        monkeypatch.setattr(parent, "PROGRAM", program)
         cases = [{"engine": name, "dtype": "float32", "option": "plain"} for name in names.split()]
-        rows = child.check_cases(CPU, cases, time.monotonic() + 60, **options)
+        rows = parent.check_cases(CPU, cases, time.monotonic() + 60, **options)
         return [(row["engine"], row["result"], row.get("reason", "")) for row in rows]
 
     return run
@@ -100,7 +100,7 @@ BROKEN = {
 @pytest.mark.parametrize("code", BROKEN)
 def test_a_child_that_breaks(code, file, runs, monkeypatch):
     """The engine's other cases are left out, and a new child goes on with the next engine."""
-    monkeypatch.setattr(child, "SILENCE", 1.5)
+    monkeypatch.setattr(parent, "SILENCE", 1.5)
     start = time.monotonic()
     program = f"{BEGIN}\nif cases[0]['engine'] == 'one':\n    {code}\n{PASS}"
     ((*one, reason), two) = runs(program, "one one two")
@@ -125,7 +125,7 @@ def test_a_child_that_ends_before_its_first_case(program, file, runs):
 def test_the_time_is_over(file, runs, monkeypatch):
     now = time.monotonic()
     clock = SimpleNamespace(monotonic=lambda: now)
-    monkeypatch.setattr(child, "time", clock)
+    monkeypatch.setattr(parent, "time", clock)
     end_time = lambda row: setattr(clock, "monotonic", lambda: now + 61)
     rows = runs(f"{BEGIN}say('passed'); time.sleep(99)", "one two two three", show=end_time)
     left = [(name, "not checked", "the time is over") for name in ("two", "two", "three")]
@@ -187,10 +187,10 @@ REASONS = {
 
 
 def test_an_engine_that_computes_something_else(file, monkeypatch):
-    monkeypatch.setattr(child, "PROGRAM", PLANT)
+    monkeypatch.setattr(parent, "PROGRAM", PLANT)
     cases = [c for c in cases_of(["stepwise", "tiled"], CPU) if c["dtype"] == "float32"]
     prepacked = cases_of([*PREPACKED], CPU)[:: len(OPTIONS)]
-    rows = child.check_cases(CPU, cases + prepacked, time.monotonic() + 100)
+    rows = parent.check_cases(CPU, cases + prepacked, time.monotonic() + 100)
     by_option = {row["option"]: row for row in rows if row["engine"] == "stepwise"}
     assert list(by_option) == OPTIONS
     for option, row in by_option.items():
@@ -228,11 +228,11 @@ def children(monkeypatch):
     monkeypatch.setattr(_build, "_why_not_this_gpu", lambda index: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A GPU")
-    monkeypatch.setattr(child, "PROGRAM", BEGIN + PASS)
+    monkeypatch.setattr(parent, "PROGRAM", BEGIN + PASS)
     records.machine.cache_clear()
-    started, real = [], child._rows_from_child
+    started, real = [], parent._rows_from_child
     noted = lambda gpu, cases, end: started.append(cases[0]["engine"]) or real(gpu, cases, end)
-    monkeypatch.setattr(child, "_rows_from_child", noted)
+    monkeypatch.setattr(parent, "_rows_from_child", noted)
     return started
 
 
@@ -296,7 +296,7 @@ def test_a_check_counts_for_one_machine_and_build(change, children, file, monkey
 
 
 def test_persistent_is_not_run_after_a_check_that_failed(children, monkeypatch):
-    monkeypatch.setattr(child, "PROGRAM", CRASH)
+    monkeypatch.setattr(parent, "PROGRAM", CRASH)
     lstm, auto, x = lstm_on_the_gpu("persistent"), lstm_on_the_gpu(), on_the_gpu(4, 3, 8)
     with check_warning(), pytest.raises(RuntimeError, match=CRASHED):
         torch.export.export(lstm, (x,), strict=False)
@@ -320,7 +320,7 @@ INCOMPLETE = {
 
 @pytest.mark.parametrize("program, reason", INCOMPLETE.items())
 def test_a_check_that_was_not_completed_is_not_kept(program, reason, children, file, monkeypatch):
-    monkeypatch.setattr(child, "PROGRAM", BEGIN + program)
+    monkeypatch.setattr(parent, "PROGRAM", BEGIN + program)
     for _ in range(2):
         with check_warning(), pytest.raises(RuntimeError, match=f"not checked: {reason}"):
             choose("persistent")
@@ -376,7 +376,7 @@ def launches(monkeypatch):
 
 STATES = {
     "passes": lambda patch: None,
-    "fails": lambda patch: patch.setattr(child, "PROGRAM", CRASH),
+    "fails": lambda patch: patch.setattr(parent, "PROGRAM", CRASH),
     "off": lambda patch: patch.setenv("FASTLSTM_CHECK", "off"),
     "no GPU": lambda patch: patch.setattr(torch.cuda, "is_available", lambda: False),
 }
@@ -605,7 +605,7 @@ def test_the_command_says_what_failed(has_tqdm, monkeypatch, capsys):
     if not has_tqdm:
         monkeypatch.setitem(sys.modules, "tqdm", None)
     program = f"{BEGIN}say('passed', error=2)\nfor _ in range(2): say('failed', reason='wrong')"
-    monkeypatch.setattr(child, "PROGRAM", f"{program}\nfor _ in cases[3:]: say('not served')")
+    monkeypatch.setattr(parent, "PROGRAM", f"{program}\nfor _ in cases[3:]: say('not served')")
     status, shown = command(), capsys.readouterr()
     assert status == 1 and "\n\nfailed, wrong:\n  torch: float32, plain; bfloat16, " in shown.out
     assert re.search(r"^torch +1 of 3 +2\.0$", shown.out, re.M)
