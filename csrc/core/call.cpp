@@ -32,8 +32,8 @@ static auto op_with_signature_of(const char* name) {
       .typed<std::remove_cvref_t<decltype(*op<function>)>>();
 }
 
-static auto call_op(const auto& op, const LstmCall& call, const auto& options) {
-  return std::apply([&](const auto&... arguments) { return op.call(arguments...); },
+static auto call_op(const auto& handle, const LstmCall& call, const auto& options) {
+  return std::apply([&](const auto&... arguments) { return handle.call(arguments...); },
                     std::tuple_cat(call.as_tuple(), options.as_tuple()));
 }
 

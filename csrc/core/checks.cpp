@@ -186,10 +186,10 @@ void check_backward(const LayerCall& layer, const BackwardArguments& a) {
     check_memory(*tensor, name);
   };
   const auto dtype = layer.input.scalar_type(), cell_dtype = state_dtype(dtype);
-  expect(a.output, "the saved output", Leading::kAllDirections, Extent::kOutputs, dtype);
+  expect(a.output, "the saved output", Leading::kAllDirections, Extent::kAllOutputs, dtype);
   expect(a.cells, "the saved cells", Leading::kPerDirection, Extent::kHidden, cell_dtype);
   expect(a.gates, "the saved gates", Leading::kPerDirection, Extent::kGates, dtype);
-  expect(a.grad_output, "grad_output", Leading::kAllDirections, Extent::kOutputs, dtype);
+  expect(a.grad_output, "grad_output", Leading::kAllDirections, Extent::kAllOutputs, dtype);
   expect(a.grad_h_n, "grad_h_n", Leading::kState, Extent::kOutput, dtype);
   expect(a.grad_c_n, "grad_c_n", Leading::kState, Extent::kHidden, layer.c_0.scalar_type());
   expect(a.grad_cells, "grad_cells", Leading::kPerDirection, Extent::kHidden, cell_dtype);

@@ -34,9 +34,9 @@ struct WeightLayout {
   std::vector<Direction> directions(std::vector<Tensor> weights, int64_t count) const;
 };
 
-// The size of a dimension: kGates is 4H, kInput I, kHidden H, kOutput P, kOutputs D * P.
+// The size of a dimension: kGates is 4H, kInput I, kHidden H, kOutput P, kAllOutputs D * P.
 // kProjection is P too, but messages call it proj_size. A vector has kNone columns.
-enum class Extent { kNone, kGates, kInput, kHidden, kOutput, kOutputs, kProjection };
+enum class Extent { kNone, kGates, kInput, kHidden, kOutput, kAllOutputs, kProjection };
 
 struct NamedWeight {
   const char* name;

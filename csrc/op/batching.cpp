@@ -28,7 +28,7 @@ BackwardResult sample_by_sample(LstmCall call, BackwardArguments arguments) {
   const auto sizes = views[0].tensor().sizes().slice(0, levels).vec();
   const int64_t samples = c10::multiply_integers(sizes);
   TORCH_CHECK(samples > 0, "lstm_backward: expected at least one sample of batched gradients");
-  std::vector<std::vector<Tensor>> results;  // for each tensor of a BackwardResult all samples
+  std::vector<std::vector<Tensor>> results;  // [tensor of a BackwardResult][sample]
   for (int64_t n = 0; n < samples; ++n) {
     for (size_t i = 0; i < batched.size(); ++i)
       *batched[i] = views[i].tensor().flatten(0, levels - 1)[n];
@@ -38,9 +38,9 @@ BackwardResult sample_by_sample(LstmCall call, BackwardArguments arguments) {
     for (size_t k = 0; k < tensors.size(); ++k) results[k].push_back(tensors[k]);
   }
   std::vector<Tensor> stacked;
-  for (const std::vector<Tensor>& samples : results)
+  for (const std::vector<Tensor>& result : results)
     stacked.push_back(
-        views[0].getPhysicalToLogicalMap().apply(at::stack(samples).unflatten(0, sizes)));
+        views[0].getPhysicalToLogicalMap().apply(at::stack(result).unflatten(0, sizes)));
   return {stacked[0], stacked[1], stacked[2], {stacked.begin() + 3, stacked.end()}};
 }
 

@@ -18,12 +18,12 @@ BackwardResult lstm_backward_meta(LstmCall call, const BackwardArguments& argume
   check_backward(layer, arguments);
   const auto like = [](const Tensor& t) { return at::empty_symint(t.sym_sizes(), t.options()); };
   std::vector<Tensor> grad_weights;
-  for (Direction d : layer.directions) {
-    for_each_weight(d, [&](Tensor& w, const char*) { w = like(w); });
+  for (Direction gradients : layer.directions) {
+    for_each_weight(gradients, [&](Tensor& w, const char*) { w = like(w); });
     if (arguments.request.return_d_gates)
       grad_weights.push_back(like(arguments.gates.select(0, 0)));
     else
-      append_gradients(grad_weights, d);
+      append_gradients(grad_weights, gradients);
   }
   return {arguments.request.input ? like(layer.input) : at::empty({0}, layer.input.options()),
           like(layer.h_0), like(layer.c_0), grad_weights};

@@ -154,7 +154,7 @@ class StepwiseBackward : DirectionWalk {
     const int64_t hidden = sizes_.hidden_size;
     BackwardStep<T, A> step{};
     static_cast<HiddenGradientInput<T>&>(step) = hidden_gradient(now, after);
-    if (layer_.projects()) {  // rows_after 0: the projection's step has applied h_mask and reset
+    if (layer_.projects()) {  // rows_after 0: h_mask and reset were applied to d_projected_ already
       step.hidden_size = hidden, step.rows_after = 0, step.dh_state = data<T>(d_hidden_);
       step.d_output = const_data<T>(zero_row_), step.d_output_stride = 0;
     }
