@@ -11,14 +11,14 @@ namespace {
 // A thread is used only if it gets at least this much work, since waking it takes microseconds.
 constexpr int64_t kWalkMultiplyAddsPerThread = 1 << 21;  // in all steps of a walk
 constexpr int64_t kStepMultiplyAddsPerThread = 1 << 17;  // in a single step
-constexpr int64_t kStepBytesPerThread = 128 << 10;       // of prepacked weights, once per 4 rows
+constexpr int64_t kStepBytesPerThread = 128 << 10;       // prepacked weights, read once per 4 rows
 
 // The largest number of rows for which panels are packed on demand.
 constexpr int64_t kMaxRowsOnDemand = 512;
 
 // Whether a 16-bit layer is computed in float32: its tensors are converted before, and its results
 // are rounded after. With prepacked weights, two cases keep the 16-bit dtype: bfloat16 with weights
-// of bfloat16, and float16 with weights of float32 in a call of several steps.
+// of bfloat16 and a training_gemm; float16 with weights of float32, several steps, no projection.
 bool computes_in_float32(const CpuTask& task, const CpuMachine& machine, const GemmKernels& gemm) {
   if (bytes_of(task.dtype) != 2) return false;
   const bool takes_dtype = gemm.takes(task.dtype);
@@ -102,16 +102,16 @@ bool forms_give_same_bits(const CpuTask& task, const CpuPlan& plan) {
 MatrixForm matrix_form(const CpuTask& task, const CpuMachine& machine, const CpuPlan& plan,
                        int64_t K, int64_t reads, int64_t rows) {
   const GemmKernels& gemm = *plan.gemm;
-  // Panels on demand give the bits of panels if the kernels take the rows without encoding. With
-  // encoding only a single step may have a form other than panels. Its forward pass then uses the
-  // training kernels. If a backward pass follows, it keeps panels, so that both passes round alike.
+  // Panels on demand give the bits of panels if the kernels take the rows without encoding. If rows
+  // are encoded, only a single step may have another form: in backward, or in a forward pass that
+  // has training kernels and saves nothing for backward, so that both passes round alike.
   const bool takes_dtype = !task.prepacked && gemm.takes(plan.dtype);
-  const bool step_has_kernels =
+  const bool can_replace_gemm =
       machine.training_gemm(plan.dtype) && task.is_dense && !task.saves_for_backward;
-  if (!takes_dtype && (task.steps > 1 || task.prepacked || !(task.backward || step_has_kernels)))
+  if (!takes_dtype && (task.steps > 1 || task.prepacked || !(task.backward || can_replace_gemm)))
     return MatrixForm::kPanels;
-  const int64_t full_l2_caches = gemm.bytes(4 * task.hidden_size * K) / machine.l2_cache_bytes;
-  const int64_t max_reads = std::min<int64_t>(3 + full_l2_caches, 16);
+  const int64_t l2_caches_filled = gemm.bytes(4 * task.hidden_size * K) / machine.l2_cache_bytes;
+  const int64_t max_reads = std::min<int64_t>(3 + l2_caches_filled, 16);
   // In place, a forward product transposes the weights in registers anew for every tile of rows.
   const int64_t max_rows = reads > 1 ? 8 : task.backward ? 192 : gemm.max_rows_in_place;
   const bool is_forward_step = task.steps == 1 && !task.backward;
@@ -119,7 +119,7 @@ MatrixForm matrix_form(const CpuTask& task, const CpuMachine& machine, const Cpu
       forms_give_same_bits(task, plan) || (is_forward_step && task.is_dense);
   if (allows_in_place && rows <= max_rows && reads <= max_reads) return MatrixForm::kInPlace;
   const bool on_demand_pays =
-      reads <= 2 && rows <= kMaxRowsOnDemand && (task.steps == 1 || full_l2_caches > 0);
+      reads <= 2 && rows <= kMaxRowsOnDemand && (task.steps == 1 || l2_caches_filled > 0);
   return is_forward_step || on_demand_pays ? MatrixForm::kPanelOnDemand : MatrixForm::kPanels;
 }
 

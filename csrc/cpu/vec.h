@@ -163,11 +163,11 @@ FASTLSTM_INLINE Native shuffle(const Native& a, const Native& b, const Bits& ind
 template <typename A>
 FASTLSTM_INLINE Vec<A> clamp(const Vec<A>& x, const Vec<A>& bound) {  // a NaN stays a NaN
   const typename Vec<A>::Native low = -bound.v;
-  const typename Vec<A>::Native above = x.v < low ? low : x.v;
-  return Vec<A>(above > bound.v ? bound.v : above);
+  const typename Vec<A>::Native raised = x.v < low ? low : x.v;
+  return Vec<A>(raised > bound.v ? bound.v : raised);
 }
 
-template <int exponent_offset, typename A>  // as in elementary.h
+template <int exponent_offset, typename A>  // overloads power_of_two of elementary.h
 FASTLSTM_INLINE Vec<A> power_of_two(const Vec<A>& shifted, const Vec<A>&) {
   using C = elementary::Constants<A>;
   const auto bits = bits_as<typename Registers<A>::Bits>(shifted.v) << C::mantissa_bits;

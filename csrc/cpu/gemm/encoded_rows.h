@@ -23,7 +23,7 @@ class EncodedRows {
     zeros_.resize(bytes_);
   }
 
-  // Returns the encoding of `row`, the row of zeros: the same address in every call.
+  // Returns the encoded row of zeros, which always has the same address. `row`: K zeros.
   const void* zeros(const T* row) const {
     return encode_ ? static_cast<const void*>(zeros_.data()) : row;
   }

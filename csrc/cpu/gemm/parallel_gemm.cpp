@@ -84,7 +84,7 @@ void parallel_gemm_into(const std::vector<const void*>& a, const Matrix& matrix,
 }
 
 void weight_gradient_gemm(const GemmKernels& gemm, const std::vector<const void*>& a, int64_t M,
-                          const std::vector<WeightGradient>& gradients, void* bias,
+                          const std::vector<WeightGradient>& gradients, void* grad_bias,
                           bool accumulate) {
   const int64_t rows = a.size(), bytes_of_sum = bytes_of(gemm.sum_dtype);
   std::vector<std::vector<void*>> c;
@@ -93,15 +93,15 @@ void weight_gradient_gemm(const GemmKernels& gemm, const std::vector<const void*
   // Without rows the loop runs once and writes zeros, unless there is something to add to.
   for (int64_t r = 0; r < rows || (r == 0 && !accumulate); r += kRowsPerSum, accumulate = true) {
     const int64_t K = std::min(kRowsPerSum, rows - r);
-    std::vector<Matrix> panels;
+    std::vector<Matrix> b_panels;
     int64_t multiply_adds = 0;  // for a row of c
     for (const auto& [b, to] : gradients) {
       const int64_t b_rows = b.size(), begin = std::min(r, b_rows), end = std::min(r + K, b_rows);
       const int64_t N = to.size(1);
       const bool small = gemm.bytes((end - begin) * N) <= kBytesOfSmallPanels;
-      panels.emplace_back(gemm,
-                          MatrixSource{{b.begin() + begin, b.begin() + end}, false, end - begin, N},
-                          small && gemm.takes(gemm.sum_dtype) ? Matrix::kAllTogether : 1);
+      b_panels.emplace_back(
+          gemm, MatrixSource{{b.begin() + begin, b.begin() + end}, false, end - begin, N},
+          small && gemm.takes(gemm.sum_dtype) ? Matrix::kAllTogether : 1);
       multiply_adds += (end - begin) * N;
     }
     for_row_blocks(gemm, M, multiply_adds, [&](int64_t begin, int64_t end) {
@@ -109,13 +109,13 @@ void weight_gradient_gemm(const GemmKernels& gemm, const std::vector<const void*
       const Scratch transposed(count * bytes_of_row);
       gemm.transpose(a.data() + r, K, begin, end, transposed.data<char>());
       const auto a_rows = row_pointers<const char>(transposed.data<char>(), count, bytes_of_row);
-      if (bias)
-        gemm.sum_rows(a_rows.data(), count, K, static_cast<char*>(bias) + begin * bytes_of_sum,
+      if (grad_bias)
+        gemm.sum_rows(a_rows.data(), count, K, static_cast<char*>(grad_bias) + begin * bytes_of_sum,
                       accumulate);
       Scratch buffer;
-      for (size_t i = 0; i < panels.size(); ++i)
-        panels[i].multiply_panels(
-            {0, panels[i].panel_count()}, a_rows.data(), count, kRowsPerSum,
+      for (size_t i = 0; i < b_panels.size(); ++i)
+        b_panels[i].multiply_panels(
+            {0, b_panels[i].panel_count()}, a_rows.data(), count, kRowsPerSum,
             {c[i].data() + begin, nullptr, accumulate, gradients[i].c.element_size() == 2}, buffer);
     });
   }

@@ -13,7 +13,7 @@ void parallel_gemm(const std::vector<const void*>& a, const Matrix& matrix, cons
 void parallel_gemm_into(const std::vector<const void*>& a, const Matrix& matrix,
                         const std::vector<void*>& c, Dtype dtype, bool accumulate);
 
-// The rows r of a partial sum. A weight gradient adds partial sums.
+// The number of rows r in a partial sum. A weight gradient adds partial sums.
 constexpr int64_t kRowsPerSum = 1024;
 
 // The gradient c [M,N] of one weight: c[m][n] = or += the sum of a[r][m] * b[r][n] over all rows r.
@@ -25,11 +25,11 @@ struct WeightGradient {
 };
 
 // Computes several weight gradients that have the same rows a, and the gradient of the bias if
-// `bias` [M] is not nullptr: bias[m] = or += the sum of a[r][m]. It multiplies only as many rows
-// of a and b at a time as fit into the caches. b is packed into panels. Threads share blocks of
-// columns of a and transpose them: a column of a gives a row of c.
+// `grad_bias` [M] is not nullptr: grad_bias[m] = or += the sum of a[r][m]. It multiplies only as
+// many rows of a and b at a time as fit into the caches. b is packed into panels. Threads share
+// blocks of columns of a and transpose them: a column of a gives a row of c.
 void weight_gradient_gemm(const GemmKernels& gemm, const std::vector<const void*>& a, int64_t M,
-                          const std::vector<WeightGradient>& gradients, void* bias,
+                          const std::vector<WeightGradient>& gradients, void* grad_bias,
                           bool accumulate);
 
 }  // namespace fastlstm

@@ -70,7 +70,7 @@ struct PanelTiles {
       plane,          // to the same tile of the next plane
       pair,           // to the next pair of neighboring tiles (32 columns)
       second,         // from the first to the second tile of a pair
-      row;            // from one row of a tile to the next
+      stride;         // from one row of a tile to the next
 };
 
 // Where tiles store their sums, rows of `stride` bytes, and the bias [columns] with which the sums
@@ -119,8 +119,8 @@ static void multiply_pair(TileRows<kPlanes>& a, PanelTiles b, const TileSums& su
                      block_of_a.stride);
       }
       if (loaded_b != j) {
-        Amx::load<6>(b.first + j * b.plane, b.row);
-        Amx::load<7>(b.first + j * b.plane + b.second, b.row);
+        Amx::load<6>(b.first + j * b.plane, b.stride);
+        Amx::load<7>(b.first + j * b.plane + b.second, b.stride);
       }
       loaded_a = i, loaded_b = j;
       Amx::multiply_add<T, 0, 4, 6>(), Amx::multiply_add<T, 1, 4, 7>();
@@ -145,10 +145,10 @@ static void multiply_two_pairs(TileRows<kPlanes>& a, PanelTiles b, const TileSum
       constexpr int i = decltype(plane_of_a)::value, j = decltype(plane_of_b)::value;
       if (loaded_a != i) Amx::load<4>(block_of_a.first + i * kLineBytes, block_of_a.stride);
       loaded_a = i;
-      const char* const tile_of_b = b.first + j * b.plane;
-      Amx::load<5>(tile_of_b, b.row), Amx::load<6>(tile_of_b + b.second, b.row);
+      const char* const tile = b.first + j * b.plane;
+      Amx::load<5>(tile, b.stride), Amx::load<6>(tile + b.second, b.stride);
       Amx::multiply_add<T, 0, 4, 5>(), Amx::multiply_add<T, 1, 4, 6>();
-      Amx::load<7>(tile_of_b + b.pair, b.row), Amx::load<5>(tile_of_b + b.pair + b.second, b.row);
+      Amx::load<7>(tile + b.pair, b.stride), Amx::load<5>(tile + b.pair + b.second, b.stride);
       Amx::multiply_add<T, 2, 4, 7>(), Amx::multiply_add<T, 3, 4, 5>();
     });
   }
@@ -158,8 +158,8 @@ static void multiply_two_pairs(TileRows<kPlanes>& a, PanelTiles b, const TileSum
 
 // Multiplies the rows of a product, at most 32 at a time, by all its columns, at most 64. For each
 // part of the rows it calls put(TileRows of the part, PanelProduct of the part, sums [rows,width]).
-// Sums of one plane of bfloat16 begin as the bias if their vectors are whole, and they are stored
-// in c if whole tiles fit there and the rows of c lie at one stride.
+// Sums of bfloat16 with one plane begin with the bias if the last vector of columns is whole, and
+// they are stored in c, without put, if whole tiles fit there and the rows of c lie at one stride.
 template <typename T, int kPlanes, typename Put>
 FASTLSTM_INLINE void multiply_on_tiles(const PanelProduct& p, int64_t begin, int64_t bytes,
                                        PanelTiles tiles, const Put& put) {

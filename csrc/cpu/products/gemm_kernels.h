@@ -85,8 +85,8 @@ struct PanelColumn {
 };
 
 // `count` columns of a matrix that is not packed. If the matrix is transposed, its columns lie
-// `stride` elements apart, otherwise its rows do. The sums of each further vector of columns are
-// written `vectors_apart` vectors after those of the one before.
+// `stride` elements apart, otherwise its rows do. In c the sums of neighboring vectors of columns
+// are `vectors_apart` vectors apart.
 struct UnpackedColumns {
   const void* first;
   int64_t stride, count, vectors_apart = 1;
@@ -145,7 +145,7 @@ struct GemmTuning {
   // The panels in one call of `multiply`. One row with one panel has too few sums to hide latency.
   int64_t panels_at_once = 1, panels_at_once_of_one_row = 1;
   int64_t max_rows_in_place = 16;           // of a single step: with more, packing pays
-  int64_t unpacked_vectors_of_one_row = 1;  // several hide latency; one reads fewer columns
+  int64_t unpacked_vectors_of_one_row = 1;  // several hide latency but read more columns at once
   const char* instruction_set = nullptr;    // a name for users
   // Kernels for fewer rows than the limit, with the same panels and the same bits.
   int64_t few_rows_limit = 0;

@@ -59,9 +59,9 @@ struct SplitFloat32 {
     __m512i cut = _mm512_and_si512(bits, upper);
     cut = _mm512_mask_or_epi32(cut, is_nan, cut, _mm512_set1_epi32(0x400000));  // stays a NaN
     planes[0] = _mm512_mask_mov_epi32(planes[0], large, cut);
-    const __m512i left = minus(bits, planes[0]);
+    const __m512i remainder = minus(bits, planes[0]);
     // The second plane is truncated too: if it were rounded, the sum of both could be infinite.
-    const __m512i second = _mm512_mask_and_epi32(rounded(left), large, left, upper);
+    const __m512i second = _mm512_mask_and_epi32(rounded(remainder), large, remainder, upper);
     planes[1] = _mm512_maskz_mov_epi32(finite, second);
   }
 

@@ -113,11 +113,11 @@ static void multiply_unpacked_columns(const PanelProduct& p, const UnpackedColum
 // The terms (rows of the matrix) that are multiplied at a time, while the next are prefetched.
 constexpr int64_t kTermsAtATime = 32;
 
-// Adds the products of `terms` terms from term k on to the sums of a tile, or to zeros if `first`.
-// `matrix` points to term k, and terms lie `stride` elements apart.
+// Adds the products of `terms` terms from term k on to the sums of a tile, or to zeros if
+// `from_zeros`. `matrix` points to term k, and terms lie `stride` elements apart.
 template <typename A, int R, int V>
 FASTLSTM_INLINE void add_to_tile(const PanelProduct& p, int64_t k, int64_t terms, const A* matrix,
-                                 int64_t stride, A* sums, bool first, Int<R>, Int<V>,
+                                 int64_t stride, A* sums, bool from_zeros, Int<R>, Int<V>,
                                  int64_t first_row) {
   constexpr int L = Vec<A>::lanes;
   const int64_t width = p.shape.vectors * L;
@@ -130,7 +130,7 @@ FASTLSTM_INLINE void add_to_tile(const PanelProduct& p, int64_t k, int64_t terms
     a[r] = static_cast<const A*>(p.a[first_row + r]);
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v)
-      tile.sum[r][v] = first ? Vec<A>(A(0)) : Vec<A>::load(sums + r * width + v * L);
+      tile.sum[r][v] = from_zeros ? Vec<A>(A(0)) : Vec<A>::load(sums + r * width + v * L);
   }
   tile.add(a, k, k + terms, matrix, nullptr);
 #pragma GCC unroll 16
@@ -143,7 +143,7 @@ FASTLSTM_INLINE void add_to_tile(const PanelProduct& p, int64_t k, int64_t terms
 // last column must not be read, so the vectors are copied if the last one is incomplete.
 template <int R, typename A, int V>
 FASTLSTM_INLINE void add_matrix_rows(const PanelProduct& p, const UnpackedColumns& columns,
-                                     int64_t k, int64_t terms, int64_t n, A* sums, bool first,
+                                     int64_t k, int64_t terms, int64_t n, A* sums, bool from_zeros,
                                      Int<V> vectors) {
   constexpr int L = Vec<A>::lanes;
   const A* matrix = static_cast<const A*>(columns.first) + k * columns.stride + n;
@@ -159,7 +159,7 @@ FASTLSTM_INLINE void add_matrix_rows(const PanelProduct& p, const UnpackedColumn
     matrix = copy, stride = V * L;
   }
   for_row_tiles<R>(p.rows, [&](auto rows, int64_t first_row) {
-    add_to_tile(p, k, terms, matrix, stride, sums, first, rows, vectors, first_row);
+    add_to_tile(p, k, terms, matrix, stride, sums, from_zeros, rows, vectors, first_row);
   });
 }
 

@@ -42,14 +42,14 @@ class WeightGradients {
            const std::vector<const T*>& h_prev,      // rows [P]; missing rows at the end are zero
            bool accumulate) {
     auto x_rows = encoded_x_.encode(x), h_rows = encoded_h_.encode(h_prev);
-    A* bias = grad_bias_.defined() ? data<A>(grad_bias_) : nullptr;
-    if (bias && !gemm_.takes(dtype_of_type<T>)) {
+    A* grad_bias = grad_bias_.defined() ? data<A>(grad_bias_) : nullptr;
+    if (grad_bias && !gemm_.takes(dtype_of_type<T>)) {
       add_to_bias(d_gates, accumulate);  // because `encoded` may be rounded
-      bias = nullptr;
+      grad_bias = nullptr;
     }
     weight_gradient_gemm(gemm_, encoded, width_,
-                         {{std::move(x_rows), grad_w_ih_}, {std::move(h_rows), grad_w_hh_}}, bias,
-                         accumulate);
+                         {{std::move(x_rows), grad_w_ih_}, {std::move(h_rows), grad_w_hh_}},
+                         grad_bias, accumulate);
   }
 
   // Appends the gradients of W_ih, of W_hh and, if there are biases, of b_ih (b_hh has the same).
@@ -63,7 +63,7 @@ class WeightGradients {
   void add_to_bias(const std::vector<const T*>& rows, bool accumulate) {
     constexpr int64_t kMinColumnsPerThread = 64;
     constexpr size_t kBlockRows = 32;
-    A* const bias = data<A>(grad_bias_);
+    A* const grad_bias = data<A>(grad_bias_);
     at::parallel_for(0, grad_bias_.numel(), kMinColumnsPerThread, [&](int64_t begin, int64_t end) {
       std::vector<A> total(end - begin, A(0)), block(end - begin);
       for (size_t first = 0; first < rows.size(); first += kBlockRows) {
@@ -73,7 +73,7 @@ class WeightGradients {
         for (int64_t n = begin; n < end; ++n) total[n - begin] += block[n - begin];
       }
       for (int64_t n = begin; n < end; ++n)
-        bias[n] = accumulate ? bias[n] + total[n - begin] : total[n - begin];
+        grad_bias[n] = accumulate ? grad_bias[n] + total[n - begin] : total[n - begin];
     });
   }
 
