@@ -34,7 +34,7 @@ def _why_not_torch(call: Call) -> str | None:
 def _why_not_op(name: str, device_types: tuple[str, ...], call: Call) -> str | None:
     """Why an engine of the op, which has kernels for `device_types`, cannot serve a call."""
     device, dtype = call.input.device, call.input.dtype
-    is_cpu_with_kernels = device.type == "cpu" and "cpu" in _build.device_types
+    is_cpu_with_kernels = device.type == "cpu" and "cpu" in _build.device_types  # saves a call
     if not is_cpu_with_kernels and (reason := _build.why_no_kernels(device)):
         return reason
     if device.type not in device_types:
