@@ -18,7 +18,7 @@ from .engine.torch_lstm import run_torch, why_no_lengths
 
 
 def _why_not_torch(call: Call) -> str | None:
-    if lacking := [option for option in call.options() if option != "lengths"]:
+    if lacking := [option for option in call.extra_options() if option != "lengths"]:
         return f"PyTorch's own LSTM has no {', '.join(lacking)}"
     if call.lengths is not None and (reason := why_no_lengths(call)):
         return reason

@@ -43,7 +43,7 @@ def can_check() -> bool:
 def why_not_persistent(device: torch.device) -> str:
     """Why the persistent engine must not run on a GPU, or "" if it passes or passed a check."""
     with _lock:
-        verdict = records.on_record("persistent", device)
+        verdict = records.verdict("persistent", device)
         if not verdict and can_check():
             text = 'fastlstm checks the engine "persistent" on this GPU and keeps the result. This'
             warnings.warn(f"{text} takes up to {SECONDS:.0f} s", RuntimeWarning, stacklevel=2)
@@ -63,7 +63,7 @@ def stepwise_is_wrong(device: torch.device, dtype: torch.dtype) -> bool:
     key = device, dtype
     with _lock:
         if key not in _compared:
-            verdict = records.on_record("stepwise", device)
+            verdict = records.verdict("stepwise", device)
             if not verdict:
                 if not can_check():
                     return False

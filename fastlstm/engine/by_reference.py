@@ -31,7 +31,7 @@ def _run_layer(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _as_autocast(call: LstmCall, dtype: torch.dtype) -> LstmCall:
-    """Casts as the op does: not float64, and on a CPU not a float32 c_0 if h is projected."""
+    """Casts the call as the op does: no float64 and, on a CPU with a projection, no float32 c_0."""
 
     def cast(value: Any) -> Any:
         is_floating = isinstance(value, Tensor) and value.is_floating_point()

@@ -35,11 +35,11 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def zero_state(
-    input: Tensor, rows: Sequence[int], H: int, P: int, dtype: torch.dtype | None = None
+    input: Tensor, leading: Sequence[int], H: int, P: int, dtype: torch.dtype | None = None
 ) -> State:
-    """Zeros h [*rows,P] and c [*rows,H], one tensor if P == H; by default in input.dtype."""
-    c = input.new_zeros(*rows, H, dtype=dtype)
-    return (c if P == H else input.new_zeros(*rows, P, dtype=dtype)), c
+    """Returns zeros h [*leading,P], c [*leading,H] in `dtype` or input.dtype; h is c if P == H."""
+    c = input.new_zeros(*leading, H, dtype=dtype)
+    return (c if P == H else input.new_zeros(*leading, P, dtype=dtype)), c
 
 
 def live_steps(input: Tensor, lengths: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ class Call(NamedTuple):
     return_cell_states: bool = False  # whether every cell state is a result
     is_cell: bool = False  # whether the call is the step of an LSTMCell
 
-    def options(self) -> list[str]:
+    def extra_options(self) -> list[str]:
         """The options in use that nn.LSTM lacks."""
         used: dict[str, Any] = {
             "lengths": self.lengths is not None,
@@ -154,9 +154,9 @@ class Call(NamedTuple):
         if self.hx is not None:
             return self.hx
         batch = self.steps_and_batch()[1]
-        rows = (batch,) if self.is_cell else (self.num_layers * self.num_directions, batch)
+        leading = (batch,) if self.is_cell else (self.num_layers * self.num_directions, batch)
         W_ih, W_hh = self.weights[:2]
-        return zero_state(self.input, rows, W_ih.size(0) // 4, W_hh.size(-1))
+        return zero_state(self.input, leading, W_ih.size(0) // 4, W_hh.size(-1))
 
     def tensors(self) -> list[Tensor]:
         """The input, the state if there is one, and the weights."""
@@ -217,12 +217,13 @@ def replaced(old: _Tuple, **changes: Any) -> _Tuple:
 
 
 # A layout names the weights that a direction has besides W_ih and W_hh, by words of `_WORDS`.
-# `LAYOUTS` maps (has biases, has a projection, has layer normalization) to the layout.
+# `LAYOUTS` maps flags (has biases, has a projection, has layer normalization) to the layout.
 _NAMES = Direction._fields
 _WORDS = {"bias": _NAMES[2:4], "projection": _NAMES[4:5], "layer_norm": _NAMES[5:]}
-LAYOUTS = {has: " ".join(compress(_WORDS, has)) for has in product((False, True), repeat=3)}
+LAYOUTS = {flags: " ".join(compress(_WORDS, flags)) for flags in product((False, True), repeat=3)}
 _NAMES_BY_LAYOUT = {
-    words: (*_NAMES[:2], *chain(*compress(_WORDS.values(), has))) for has, words in LAYOUTS.items()
+    layout: (*_NAMES[:2], *chain(*compress(_WORDS.values(), flags)))
+    for flags, layout in LAYOUTS.items()
 }
 
 

@@ -103,7 +103,7 @@ def check_layer(call: LstmCall) -> None:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
     if batch_sizes is not None:
         _check_batch_sizes(batch_sizes, batch, input.size(0))
-        _refuse_for_packed(call)
+        _refuse_options_if_packed(call)
     directions = h_0.size(0)
     hidden_size, output_size = _check_weights(call)
     _check_tensor(call, "h_0", (directions, batch, output_size))
@@ -142,7 +142,7 @@ def _check_weights(call: LstmCall) -> tuple[int, int]:
     return hidden_size, output_size
 
 
-def _refuse_for_packed(call: Call | LstmCall) -> None:
+def _refuse_options_if_packed(call: Call | LstmCall) -> None:
     """Raises a RuntimeError for an option that packed input does not have."""
     for name in ("lengths", "reset"):
         if call.batch_sizes is not None and getattr(call, name) is not None:
@@ -153,7 +153,7 @@ def check_lengths(call: Call | LstmCall) -> None:
     """Raises a RuntimeError unless the lengths fit the input, which passed `check_dims`."""
     if call.lengths is None:
         return
-    _refuse_for_packed(call)
+    _refuse_options_if_packed(call)
     steps, batch = call.input.shape[:2]
     _check_tensor(call, "lengths", (batch,), torch.int64)
     if _is_readable(call.lengths):

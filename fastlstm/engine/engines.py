@@ -68,8 +68,8 @@ def choose(call: Call, requested: str = "auto") -> Engine:
 
 def tuned_engine(call: Call) -> Engine | None:
     """Returns the engine that `tune` stored, if it may run; while `tune` runs, notes the call."""
-    if call.is_cell or call.options() or not isinstance(call.input.numel(), int):
-        return None  # `tune` measures no options, and under a tracer sizes may be symbols
+    if call.is_cell or call.extra_options() or not isinstance(call.input.numel(), int):
+        return None  # `tune` measures no such options, and under a tracer sizes may be symbols
     device = call.input.device
     key = f"{call.describe()}; {records.conditions(device)}"
     if records.calls_to_tune is not None:
@@ -77,7 +77,7 @@ def tuned_engine(call: Call) -> Engine | None:
     engine = BY_NAME.get(records.tuned.get(key, ""))
     if engine is None or engine.why_not(call):
         return None
-    if engine.name == "persistent" and records.on_record(engine.name, device) != records.PASSED:
+    if engine.name == "persistent" and records.verdict(engine.name, device) != records.PASSED:
         return None
     return engine
 

@@ -45,7 +45,7 @@ def serves_transforms(call: Call) -> bool:
     has_masks = p is not None and (p.recurrent_dropout or p.zones_out())
     if has_masks or call.batch_sizes is not None or call.layout not in ("", "bias"):
         return False
-    functionalize = torch._C._functorch.TransformType.Functionalize  # it refuses a `Function`
+    functionalize = torch._C._functorch.TransformType.Functionalize  # cannot run a `Function`
     stack = torch._C._functorch.get_interpreter_stack() or ()
     return all(transform.key() != functionalize for transform in stack)
 
@@ -101,9 +101,9 @@ class _Layer(Function):
             input = torch.where(live_steps(input, lengths), input, 0.0)
         weight_grads: list[Tensor] = []
         rows = input.shape[0] * input.shape[1]  # `flatten` fails under is_grads_batched
-        for d, h in enumerate(output.chunk(len(d_gates), -1)):
-            d_rows = d_gates[d].reshape(rows, d_gates[d].shape[-1])
-            h_prev = _previous_hidden(h, call.h_0[d], lengths, call.reset, reverse=d == 1)
+        for k, h in enumerate(output.chunk(len(d_gates), -1)):
+            d_rows = d_gates[k].reshape(rows, d_gates[k].shape[-1])
+            h_prev = _previous_hidden(h, call.h_0[k], lengths, call.reset, reverse=k == 1)
             weight_grads += [d_rows.t() @ t.reshape(rows, t.shape[-1]) for t in (input, h_prev)]
             if call.layout:  # "bias": `serves_transforms` admits no other layout
                 bias_grad = d_rows.sum(0)
@@ -116,7 +116,7 @@ class _Layer(Function):
 
 
 class _BatchGrads(Function):
-    """Takes gradients (of output, h_n, c_n, cells), output, cells, gates; and `_Layer`'s arguments.
+    """Takes dL/d(output, h_n, c_n, cells), then output, cells, gates, then `_Layer`'s arguments.
 
     Returns dL/dinput, dL/dh_0, dL/dc_0, and dL/d(pre-activations) [T,B,4H] of each direction.
     """
@@ -159,12 +159,12 @@ class _BatchGrads(Function):
 def _batch_grads(grads: Sequence[Tensor | None], call: LstmCall) -> tuple[Tensor, ...]:
     """Computes by the reference what `_BatchGrads` returns, so that it can be differentiated."""
     input, directions = call.input, call.directions
-    rows = directions[0].W_ih.shape[0]  # 4H
-    eye = torch.eye(rows, dtype=input.dtype, device=input.device)
+    width = directions[0].W_ih.shape[0]  # 4H
+    eye = torch.eye(width, dtype=input.dtype, device=input.device)
     zero = torch.zeros_like(eye)
 
     def layer(input: Tensor, h_0: Tensor, c_0: Tensor, *added: Tensor) -> Any:
-        """Adds `added` to the pre-activations: as a part of the input that has identity weights."""
+        """Runs the layer. Identity weights add `added`, as more input features, to the gates."""
         wide: list[Tensor] = []
         for w in directions:
             identities = [eye if w is other else zero for other in directions]
@@ -172,7 +172,7 @@ def _batch_grads(grads: Sequence[Tensor | None], call: LstmCall) -> tuple[Tensor
         input = torch.cat([input, *added], -1)
         return reference.lstm_layer(*replaced(call, input=input, h_0=h_0, c_0=c_0, weights=wide))
 
-    added = [input.new_zeros(*input.shape[:2], rows)] * len(directions)  # its gradient: d_gates
+    added = [input.new_zeros(*input.shape[:2], width)] * len(directions)  # its gradient: d_gates
     results, pull_back, *_ = torch.func.vjp(layer, input, call.h_0, call.c_0, *added)
     grads = [torch.zeros_like(r) if g is None else g for g, r in zip(grads, results, strict=True)]
     return cast(tuple[Tensor, ...], pull_back(tuple(grads)))
@@ -205,15 +205,15 @@ def _fold(
         stacked = _by_member(function.apply, info, in_dims, args)
         return stacked, (0,) * len(stacked)
 
-    def fold(tensor: Any, mapped: int | None, batch: int | None) -> Any:
-        if batch is None or tensor is None:
+    def fold(tensor: Any, mapped_dim: int | None, batch_dim: int | None) -> Any:
+        if batch_dim is None or tensor is None:
             return tensor
-        if mapped is None:
+        if mapped_dim is None:
             tensor = tensor.unsqueeze(0).expand(size, *tensor.shape)
-        return tensor.movedim(mapped or 0, batch).flatten(batch, batch + 1)
+        return tensor.movedim(mapped_dim or 0, batch_dim).flatten(batch_dim, batch_dim + 1)
 
-    c_0, mapped = args[count - 1], in_dims[count - 1]
-    batch = c_0.size(1 if mapped is None or mapped > 1 else 2)  # -1 fails if size is 0
+    c_0, c_dim = args[count - 1], in_dims[count - 1]
+    batch = c_0.size(1 if c_dim is None or c_dim > 1 else 2)  # unflatten needs it if size is 0
     folded = [fold(*each) for each in zip(args, in_dims, batch_dims, strict=False)]
     results = function.apply(*folded, *args[count:])
     dims = result_dims[: len(results)]

@@ -1,7 +1,7 @@
 """The results of `fastlstm.tune` and `fastlstm.check` on this machine: a JSON object of strings.
 
-It maps a kind of call to the engine that `tune` found to be faster than the default engine, and an
-engine that `check` has checked to the verdict. The file is read at import.
+For each kind of call it holds the engine that `tune` found to be faster than the default engine,
+and for each engine that `check` has checked the verdict. The file is read at import.
 """
 
 from __future__ import annotations
@@ -97,17 +97,17 @@ def _read(file: Path) -> dict[str, str] | None:
 
 
 def verdict_key(engine: str, device: torch.device, instructions: str = "") -> str:
-    """The key of a verdict; a CUDA `device` has an index, and `check` describes `instructions`."""
+    """The key of a verdict. `device` and `instructions` are as in `check_cases`."""
     return _CHECK + ", ".join(filter(None, (engine, instructions, machine(device))))
 
 
-def on_record(engine: str, device: torch.device) -> str:
+def verdict(engine: str, device: torch.device) -> str:
     """The verdict of a check of an engine on this GPU, or "". Reads the file once per engine."""
     key = verdict_key(engine, device)
     if key not in checked:
         load()  # another process may have checked it
-    verdict = checked.setdefault(key, "")
-    return verdict if verdict.startswith((PASSED, FAILED)) else ""
+    stored = checked.setdefault(key, "")
+    return stored if stored.startswith((PASSED, FAILED)) else ""
 
 
 @functools.cache
