@@ -111,13 +111,13 @@ def takes_arguments(
         return False
     if hx is None:
         return True
-    rows: tuple[int, ...] = (lstm.num_layers * (2 if lstm.bidirectional else 1),)
+    leading: tuple[int, ...] = (lstm.num_layers * (2 if lstm.bidirectional else 1),)
     if batch_sizes is not None:
-        rows = (*rows, int(batch_sizes[0]))
+        leading = (*leading, int(batch_sizes[0]))
     elif input.dim() == 3:
-        rows = (*rows, input.size(0 if lstm.batch_first else 1))
+        leading = (*leading, input.size(0 if lstm.batch_first else 1))
     output_size = lstm.proj_size if lstm.proj_size > 0 else lstm.hidden_size
-    has_shapes = is_pair(hx, (*rows, output_size), (*rows, lstm.hidden_size))
+    has_shapes = is_pair(hx, (*leading, output_size), (*leading, lstm.hidden_size))
     return has_shapes and hx[0].device == hx[1].device == input.device
 
 
@@ -136,7 +136,7 @@ def shapes_of(weights: list[Any]) -> list[Any]:
 def run_torch_lstm(lstm: Any, input: Any, hx: Any) -> Any:
     """Runs nn.LSTM.forward. Raises a RuntimeError for a matrix that is too small.
 
-    oneDNN compares no shapes, and would read beyond the matrix. It never gets packed input.
+    oneDNN compares no shapes, and would read beyond the matrix. Packed input never goes to oneDNN.
     """
     shapes = [] if isinstance(input, PackedSequence) else described_weights(lstm)[1]
     for weight, shape in zip(read_weights(lstm)[0], shapes, strict=False):
@@ -159,7 +159,7 @@ def run_forward(forward: Callable[..., Any], module: Any, input: Any, hx: Any) -
 
 
 def refuse_as_torch(lstm: Any, input: Any, hx: Any) -> None:
-    """Raises nn.LSTM's error for an input and a state; checks also packed input, unlike nn.LSTM."""
+    """Raises nn.LSTM's error; returns if there is none. Checks packed input too, unlike nn.LSTM."""
     if isinstance(input, PackedSequence):
         lstm._update_flat_weights()
         nn_lstm.check_input(lstm, input.data, input.batch_sizes)

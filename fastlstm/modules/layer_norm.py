@@ -20,7 +20,7 @@ class LayerNormLSTM(LSTM):
         h_t = o * tanh(LN(c_t) * gain_c + bias_c)
 
     LN of the gates is over all 4 * hidden_size elements, with the LSTM's b_ih and b_hh as biases.
-    Arguments and `forward` are those of `LSTM`. The stepwise engine computes it, or the reference.
+    Arguments and `forward` are those of `LSTM`. Its engine is "stepwise" or "reference".
 
     Besides the parameters of `LSTM` each layer k has gain_ih_l{k} and gain_hh_l{k}
     [4*hidden_size], gain_c_l{k} and bias_c_l{k} [hidden_size], and those with the suffix _reverse.

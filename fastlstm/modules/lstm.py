@@ -116,7 +116,7 @@ class SequenceModule(nn.Module):
         if isinstance(input, PackedSequence):
             data, batch_sizes, sorted_indices, unsorted_indices = input
         elif isinstance(data, Tensor) and data.is_nested:
-            if SequenceModule._fastlstm_exceeds_torch(self, *options):  # regularizers are fine
+            if SequenceModule._fastlstm_exceeds_torch(self, *options):  # ignores regularizers
                 names = "lengths, reset and return_cell_states"
                 raise RuntimeError(f"LSTM: {names} cannot be combined with a nested tensor")
             return nested.run(partial(SequenceModule.forward, self), data, hx, self.batch_first)
@@ -134,9 +134,8 @@ class SequenceModule(nn.Module):
         if reset is not None:
             shape = data.shape[:2] if batch_sizes is None else None
             reset = checks.as_reset(reset, shape, self.batch_first)
-        shape_options = self.num_layers, 1 + self.bidirectional, batch_sizes, lengths, reset
-        modes = self.training, 0.0, None, return_cell_states  # _fastlstm_compute adds dropout
-        call = Call(data, hx, weights, layout, *shape_options, *modes)
+        fields = self.num_layers, 1 + self.bidirectional, batch_sizes, lengths, reset, self.training
+        call = Call(data, hx, weights, layout, *fields, return_cell_states=return_cell_states)
         output, state, *cells = run_steps_first(self._fastlstm_compute, call, self.batch_first)
         if not is_batched:
             h_n, c_n = state[0].squeeze(1), state[1].squeeze(1)
