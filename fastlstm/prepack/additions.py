@@ -26,16 +26,16 @@ def check_additions(path: str, layer: nn.Module, own_names: Iterable[str]) -> No
     refused = added & {*own_names, "_compiled_call_impl", *(f"prepacked_{name}" for name in names)}
     parametrizations: Any = getattr(layer, "parametrizations", ())
     if refused := refused | set(parametrizations) - names:
-        has = f"{path} has {', '.join(sorted(refused))}, set on the module"
-        why = "a prepacked layer uses this name itself, or cannot take over what it holds"
-        raise ValueError(f"prepack: {has}; {why}")
+        problem = f"{path} has {', '.join(sorted(refused))}, set on the module"
+        reason = "a prepacked layer uses this name itself, or cannot take over what it holds"
+        raise ValueError(f"prepack: {problem}; {reason}")
     own_forward = MethodType(type(layer).forward, layer)
     if vars(layer).get("forward", own_forward) != own_forward:
-        has = f"{path} has a forward of its own, set on the module, which uses the old weights"
-        raise ValueError(f"prepack: {has}; take it off first, and set it again after prepack")
+        problem = f"{path} has a forward of its own, set on the module, which uses the old weights"
+        raise ValueError(f"prepack: {problem}; take it off first, and set it again after prepack")
 
 
-def copy_additions(layer: nn.Module, to: nn.Module, skipped: Iterable[str]) -> None:
+def copy_additions(layer: nn.Module, target: nn.Module, skipped: Iterable[str]) -> None:
     """Copies a layer's attributes and tables to another module, except for the names `skipped`.
 
     The two modules share no table: a hook that is added to one later is not on the other.
@@ -43,12 +43,12 @@ def copy_additions(layer: nn.Module, to: nn.Module, skipped: Iterable[str]) -> N
     excluded = {*skipped, *_NOT_COPIED}
     for name, value in vars(layer).items():
         if name in _TABLES:
-            vars(to)[name].update({k: v for k, v in value.items() if k not in excluded})
+            vars(target)[name].update({k: v for k, v in value.items() if k not in excluded})
         elif name not in excluded:
             is_bound = isinstance(value, MethodType) and value.__self__ is layer
-            vars(to)[name] = MethodType(value.__func__, to) if is_bound else value
-    to._non_persistent_buffers_set |= layer._non_persistent_buffers_set.difference(excluded)
-    hooks: dict[int, Any] = to._load_state_dict_pre_hooks
+            vars(target)[name] = MethodType(value.__func__, target) if is_bound else value
+    target._non_persistent_buffers_set |= layer._non_persistent_buffers_set.difference(excluded)
+    hooks: dict[int, Any] = target._load_state_dict_pre_hooks
     for key, hook in hooks.items():
-        if hook.with_module:  # the hook gives the layer to the user's function
-            hooks[key] = type(hook)(hook.hook, to)
+        if hook.with_module:  # the hook passes its module to the user's function
+            hooks[key] = type(hook)(hook.hook, target)

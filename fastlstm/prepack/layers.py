@@ -1,4 +1,4 @@
-"""Prepacked layers. They have no parameters, because these could differ from prepacked weights."""
+"""Prepacked layers. They have no parameters: a parameter could differ from the prepacked weight."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Prepacked(nn.Module):
     _shapes: dict[str, tuple[int, ...]]  # of every weight, in the order in which the op takes them
     _layout: str  # names the weights of a direction, then their format
     _buffer_names: list[str]  # of the buffers that the op takes
-    _frozen: set[str]  # the weights that required no gradient
+    _without_grad: set[str]  # the weights that required no gradient
     _get_name = qualified_name
 
     def __init__(self, layer: nn.Module, weights: torch.dtype | None = None) -> None:
@@ -59,7 +59,7 @@ class Prepacked(nn.Module):
         copy_additions(layer, self, by_name)
         self._layer_class = unparametrized_class(layer)
         parameters = layer.named_parameters(recurse=False, remove_duplicate=False)
-        self._frozen = {name for name, p in parameters if not p.requires_grad}
+        self._without_grad = {name for name, p in parameters if not p.requires_grad}
         tensors = {name: weight.detach() for name, weight in by_name.items()}
         self.__dict__["_shapes"] = {name: tuple(t.shape) for name, t in tensors.items()}
         self.dtype = next(iter(tensors.values())).dtype
@@ -122,14 +122,14 @@ class Prepacked(nn.Module):
         tensors, layer = self._unpacked(), cls(1, 1, bias=False, device="meta")  # filled below
         for name in self._shapes:
             weight = formats.dequantize(tensors[name], tensors.get(f"{name}_scale"))
-            weight = nn.Parameter(weight.to(self.dtype), name not in self._frozen)
+            weight = nn.Parameter(weight.to(self.dtype), name not in self._without_grad)
             layer.register_parameter(name, weight)
         if isinstance(layer, nn.RNNBase):
             by_suffix = groupby(self._shapes, lambda name: name.partition("_l")[2])
             layer._all_weights = [[*names] for _, names in by_suffix]
             layer._flat_weights_names = [*self._shapes]
             layer._init_flat_weights()
-        for name in self._attribute_names:  # copy_additions copies those that this module still has
+        for name in self._attribute_names:  # copy_additions sets them if this module has them
             vars(layer).pop(name, None)
         copy_additions(self, layer, {*self.own_names(), *self._buffer_names})
         return layer
@@ -186,15 +186,15 @@ class Prepacked(nn.Module):
         """Takes weights of any dtype, also those of the model before prepack."""
         _, _, missing_keys, unexpected_keys, error_msgs = rest
         super()._load_from_state_dict(state_dict, prefix, *rest)  # runs hooks, loads additions
-        tensors, used = self._unpacked(), set()
+        tensors, known_keys = self._unpacked(), set()
         for name, shape in self._shapes.items():
             key = prefix + name
             weight, scale = state_dict.get(key), state_dict.get(f"{key}_scale")
-            used |= {key, f"{key}_scale"}
+            known_keys |= {key, f"{key}_scale"}
             wrong = [each for each in (weight, scale) if not isinstance(each, Tensor | None)]
             if wrong:
                 got = type(wrong[0]).__name__
-                error_msgs.append(f"{key}: expected a tensor, and for int8 its scale, got {got}")
+                error_msgs.append(f"{key} or {key}_scale: expected a tensor, got {got}")
             elif weight is None or (weight.dtype == torch.int8 and scale is None):
                 missing_keys.append(key if weight is None else f"{key}_scale")
             elif problem := formats.problem(key, weight, scale, shape, self.weights):
@@ -204,7 +204,7 @@ class Prepacked(nn.Module):
                 tensors.pop(f"{name}_scale", None)
                 if scale is not None:
                     tensors[f"{name}_scale"] = scale.detach().cpu()
-        unexpected_keys[:] = [key for key in unexpected_keys if key not in used]
+        unexpected_keys[:] = [key for key in unexpected_keys if key not in known_keys]
         self._pack(tensors)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -245,14 +245,14 @@ class PrepackedLSTM(Prepacked, SequenceModule):
         return self._op_weights(), self._layout if fit else None, self.dtype
 
     def _fastlstm_refuse(self, input: Any, hx: Any) -> None:
-        super()._fastlstm_refuse(input, hx)  # returns if nn.LSTM accepts the device
-        raise RuntimeError(f"{type(self).__name__}: expected input and hx on the CPU")
+        super()._fastlstm_refuse(input, hx)  # returns if nn.LSTM accepts the call
+        raise RuntimeError(f"{type(self).__name__}: expected input and hx = (h_0, c_0) on the CPU")
 
     def _fastlstm_compute(self, call: Call) -> Results:
         if call.hx is None:  # prepacked weights do not show the sizes of a state
-            rows = call.num_layers * call.num_directions, call.steps_and_batch()[1]
+            leading = call.num_layers * call.num_directions, call.steps_and_batch()[1]
             output_size = self.proj_size if self.proj_size > 0 else self.hidden_size
-            state = zero_state(call.input, rows, self.hidden_size, output_size, self.dtype)
+            state = zero_state(call.input, leading, self.hidden_size, output_size, self.dtype)
             call = replaced(call, hx=state)
         return super()._fastlstm_compute(call)
 
