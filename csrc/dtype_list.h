@@ -1,9 +1,9 @@
 // The dtypes that the library computes: the dtype of tensors, and that of the cell state and of all
-// sums. Dispatch, instantiations and checks follow from this list.
+// sums. The dispatch and the stepwise kernels of CUDA are made from this list. The CPU's dispatch
+// (cpu/dtypes.h) and the check of a call's dtype (core/layer_call.cpp) name each dtype again.
 #pragma once
 
-// Calls macro(C++ type of a tensor's elements, type of the cell state, PyTorch's name of the
-// dtype).
+// Calls macro(C++ type of an element, type of the cell state, PyTorch's name of the dtype).
 #define FASTLSTM_FOR_EACH_DTYPE(macro)                                                      \
   macro(float, float, Float) macro(double, double, Double) macro(bfloat16, float, BFloat16) \
       macro(float16, float, Half)
