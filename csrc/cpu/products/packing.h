@@ -169,14 +169,16 @@ template <>
         last[2 * l] = columns[l][K - 1], last[2 * l + 1] = bfloat16(0.0f);
     }
   } else {
-    for (int64_t k = 0; k < K; k += 2) {
-      const bfloat16 *even = row(k), *odd = k + 1 < K ? row(k + 1) : nullptr;
-      bfloat16* const row_of_pairs = panel + k * width;
-      for (int64_t n = 0; n < shape.columns; ++n) {
-        row_of_pairs[2 * n] = even[n];
-        row_of_pairs[2 * n + 1] = odd ? odd[n] : bfloat16(0.0f);
+    for (int64_t k = 0; k < K; k += 2)
+      for (int64_t n = 0; n < shape.columns; n += L) {
+        const int64_t count = shape.columns - n < L ? shape.columns - n : L;
+        Vec<float> even, odd(0.0f);  // the elements in the upper halves of the lanes
+        load(row(k) + n, even, count);
+        if (k + 1 < K) load(row(k + 1) + n, odd, count);
+        even.v = bits_as<Vec<float>::Native>(bits_as<FloatBits>(even.v) >> 16 |
+                                             bits_as<FloatBits>(odd.v));
+        even.store(as_pairs(panel) + k / 2 * width + n);
       }
-    }
   }
   for (int64_t k = 0; k < (K + 1) / 2; ++k)
     for (int64_t n = shape.columns; n < width; ++n)
