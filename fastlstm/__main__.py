@@ -27,7 +27,7 @@ def devices() -> list[tuple[torch.device, str]]:
     return described
 
 
-def _engine_cells(device: torch.device) -> tuple[str, ...]:
+def _engine_row(device: torch.device) -> tuple[str, ...]:
     """The cells of a device's row: the choice of "auto" for 3 calls, then the usable engines."""
     with torch._subclasses.FakeTensorMode():
         input = torch.empty(1, 1, 1, device=device)
@@ -72,7 +72,7 @@ def info() -> None:
         print(f"  FASTLSTM_ENGINE={engines.DEFAULT} is used if the code names no engine")
     _print_row("", "without options", "with lengths=", "most other options", "by name")
     for device, _ in described:
-        _print_row(str(device), *_engine_cells(device))
+        _print_row(str(device), *_engine_row(device))
     print(f"\n{_plan.GPU_NOTE}")
     if _build.has_kernels("cpu"):
         build_info = _build.library.build_info()

@@ -85,8 +85,8 @@ def _minor(version: str) -> str:
 def gpu_properties(index: int) -> tuple[int, int, str]:
     """Returns a GPU's number of multiprocessors, its compute capability (90 for 9.0), and an error.
 
-    FASTLSTM_FREE_SMS is subtracted from the number of multiprocessors. The capability is that of
-    the kernels if they were built for less than sm_80, or 0 if they cannot run or CUDA failed.
+    FASTLSTM_FREE_SMS is subtracted from the number. The capability is that of the kernels if they
+    were built for less than sm_80, else the GPU's. It is 0 if they cannot run or CUDA failed.
     """
     sm_count, capability, error = torch.ops.fastlstm.cuda_device(index)
     return sm_count, capability, error.partition("\n")[0]  # CUDA appends hints for debugging

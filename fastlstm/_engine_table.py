@@ -34,8 +34,8 @@ def _why_not_torch(call: Call) -> str | None:
 def _why_not_op(name: str, device_types: tuple[str, ...], call: Call) -> str | None:
     """Why an engine of the op, which has kernels for `device_types`, cannot serve a call."""
     device, dtype = call.input.device, call.input.dtype
-    is_cpu_with_kernels = device.type == "cpu" and "cpu" in _build.device_types  # saves a call
-    if not is_cpu_with_kernels and (reason := _build.why_no_kernels(device)):
+    runs_on_cpu = device.type == "cpu" and "cpu" in _build.device_types  # skips why_no_kernels
+    if not runs_on_cpu and (reason := _build.why_no_kernels(device)):
         return reason
     if device.type not in device_types:
         return f"it runs on {', '.join(device_types)}, and the input is on {device.type}"
@@ -74,7 +74,7 @@ def _is_sound(name: str, call: Call) -> bool:
     """Implements `Engine.is_sound`. Raises an error if "persistent" has not passed its check."""
     device = call.input.device
     if device.type != first_use.CHECKED_DEVICE_TYPE or name == "tiled":
-        return True  # the kernels of the CPU need no check
+        return True  # kernels of the CPU need no check, and "tiled" has no others
     if name != "persistent":
         return not first_use.stepwise_is_wrong(device, call.dtype())
     if reason := first_use.why_not_persistent(device):
@@ -85,13 +85,13 @@ def _is_sound(name: str, call: Call) -> bool:
 def _op_engine(name: str, *device_types: str) -> Engine:
     why_not = functools.partial(_why_not_op, name, device_types)
     run, is_sound = functools.partial(run_op, engine=name), functools.partial(_is_sound, name)
-    return Engine("op" if name == "auto" else name, why_not, run, is_sound)  # "op": the op chooses
+    return Engine("op" if name == "auto" else name, why_not, run, is_sound)
 
 
 _ENGINES = (
     Engine("torch", _why_not_torch, run_torch),
     Engine("reference", lambda call: None, run_reference),
-    _op_engine("auto", "cpu", "cuda", "meta"),
+    _op_engine("auto", "cpu", "cuda", "meta"),  # the engine "op": the op's planner chooses
     *(_op_engine(name, *types, "meta") for name, types in _build.engines_of_the_op().items()),
 )
 engines.BY_NAME |= {engine.name: engine for engine in _ENGINES}

@@ -189,7 +189,7 @@ def _calls_of_lstms(model: nn.Module, inputs: Sequence[Any], training: bool) -> 
 
 
 def _make_calls(calls: Sequence[ModuleCall], training: bool) -> None:
-    """Makes each call once. In training also computes gradients of its parameters and inputs."""
+    """Makes each call once, in training with the gradients of parameters and inputs."""
     with torch.set_grad_enabled(training):
         for module, args, kwargs in calls:
             outputs = [t for t in _tensors(module(*args, **kwargs)) if t.requires_grad]
@@ -215,10 +215,10 @@ def _difference(outputs: list[Any], first_outputs: list[Any]) -> float:
     return max(differences, default=math.nan, key=lambda d: math.inf if math.isnan(d) else d)
 
 
-def _difference_of_leaves(one: Any, other: Any) -> float:
-    if isinstance(one, str) and one == other:
+def _difference_of_leaves(leaf: Any, first_leaf: Any) -> float:
+    if isinstance(leaf, str) and leaf == first_leaf:
         return 0.0
-    a, b = _numbers(one), _numbers(other)
+    a, b = _numbers(leaf), _numbers(first_leaf)
     if a is None or b is None or a.shape != b.shape:
         return math.nan
     unequal = (a - b)[(a != b) & ~(a.isnan() & b.isnan())].abs()

@@ -71,8 +71,8 @@ def _chart(rows: Sequence[Comparison], mode: str) -> str:
     height, scale = 26 * len(rows) + 34, 300 / max(row.ratio for row in rows)
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 {height}">']
     parts += [f"<style>{STYLE}</style>", f'<text x="4" y="18">{mode}, ratio of times</text>']
-    for y, row in enumerate(rows):
-        base, end = 26 * y + 44, 170 + scale * row.ratio
+    for index, row in enumerate(rows):
+        base, end = 26 * index + 44, 170 + scale * row.ratio
         parts.append(f'<text x="162" y="{base}" text-anchor="end">{row.name}</text>')
         parts.append(f'<rect x="170" y="{base - 14}" width="{end - 170:.1f}" height="18"/>')
         label = f"{row.ratio:.2f} ({row.milliseconds:.3f} ms)"
@@ -83,7 +83,7 @@ def _chart(rows: Sequence[Comparison], mode: str) -> str:
 
 
 def _advice(rows: Sequence[Comparison]) -> list[str]:
-    """Notes, code of the fastest way, code of the fastest without " in <dtype>" in its name."""
+    """Notes, and the code of the fastest way and of the fastest not "prepacked in <dtype>"."""
     lines = []
     if any(math.isnan(row.difference) for row in rows):
         why = "They are not tensors or numbers, their count or shapes differ, or one has a NaN."

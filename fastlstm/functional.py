@@ -124,13 +124,13 @@ def lstm(
         return _run(call, engine)
 
     shape_options = num_layers, directions, batch_sizes, lengths, reset
-    modes = training, 0.0, None, bool(return_cell_states)  # `compute` adds dropout
+    modes = training, 0.0, None, bool(return_cell_states)  # 0.0 and None: set by `compute`
     call = Call(input, hx, weights, layout, *shape_options, *modes)
     return run_steps_first(compute, call, batch_first)
 
 
 def _run(call: Call, engine: str) -> Results:
-    """Runs a call on the chosen engine, after the checks of shapes that PyTorch's LSTM lacks."""
+    """Runs a call on an engine. PyTorch's LSTM does not check all shapes, so `check_stack` does."""
     chosen = choose(call, engine)
     if chosen.name == "torch":
         checks.check_stack(call)

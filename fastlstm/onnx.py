@@ -68,7 +68,7 @@ def _lstm(*args: Any, save_cells: bool = False, **_: Any) -> Any:
         "PackedSequence": call.batch_sizes is not None,
         "reset": call.reset is not None,
         "recurrent dropout": call.h_mask is not None,
-        "return_cell_states": save_cells or any(args[count : count + 1]),  # it may be positional
+        "return_cell_states": save_cells or any(args[count : count + 1]),  # keyword or positional
     }.items():
         if is_used:
             raise RuntimeError(f"onnx: the LSTM operator of ONNX has no {name}")

@@ -56,11 +56,11 @@ def check(
     deadline = time.monotonic() + seconds
     types_by_engine = _build.engines_of_the_op() if _build.has_kernels(device.type) else {}
     ours = [name for name, types in types_by_engine.items() if device.type in types]
-    lower_sets: list[str] = []
+    instruction_variables: list[str] = []
     if ours and device.type == "cpu":
-        ours, lower_sets = [*ours, *PREPACKED], _lower_sets()
+        ours, instruction_variables = [*ours, *PREPACKED], _instruction_variables()
     cases = {"": cases_of(["torch", *ours], device, timed=True)}
-    cases |= {variable: cases_of(ours, device) for variable in lower_sets}
+    cases |= {variable: cases_of(ours, device) for variable in instruction_variables}
     show = _progress(sum(map(len, cases.values()))) if not quiet else lambda row: None
     rows = [row for var in cases for row in check_cases(device, cases[var], deadline, var, show)]
     passed = all(row["result"] == PASSED for row in rows)
@@ -80,7 +80,7 @@ def _device_of(device: torch.device | str | None) -> torch.device:
     return torch.device("cpu") if device.type == "cpu" else torch.device("cuda", device.index or 0)
 
 
-def _lower_sets() -> list[str]:
+def _instruction_variables() -> list[str]:
     """The environment variables that select each instruction set below that of the processor."""
     names = "default", "avx2", "avx512"
     highest = torch.backends.cpu.get_cpu_capability().lower()

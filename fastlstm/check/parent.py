@@ -23,7 +23,7 @@ SILENCE = 20.0  # seconds without a result after which the child counts as hangi
 READY = "fastlstm is imported"  # the child's first line
 UNCHECKED, NOT_SERVED = "not checked", "not served"
 _INSTRUCTION_VARIABLES = ("ATEN_CPU_CAPABILITY", "FASTLSTM_AMX")  # the child does not inherit them
-_CHILD_VARIABLES = {"FASTLSTM_TUNE": "off", "FASTLSTM_WAIT_SECONDS": "1"}  # kernels give up early
+_CHILD_VARIABLES = {"FASTLSTM_TUNE": "off", "FASTLSTM_WAIT_SECONDS": "1"}  # kernels wait only 1 s
 
 Case = dict[str, str]  # engine, dtype (a key of BITS) and option (a name in OPTIONS or TIMED)
 Row = dict[str, Any]  # an entry of the list "cases" that `check` returns
@@ -68,12 +68,12 @@ def check_cases(
 
 
 def verdict_on(rows: Sequence[Row]) -> str:
-    """The verdict on the engine of some rows: "passed", or the worst result with the reason."""
+    """The verdict on an engine by its rows: "passed", or the worst result with the reason."""
     for result in (FAILED, UNCHECKED):
         for row in rows:
             if row["result"] == result:
-                case = filter(None, (row["instructions"], row["dtype"], row["option"]))
-                return f"{result}: {', '.join(case)}: {row['reason']}"
+                words = filter(None, (row["instructions"], row["dtype"], row["option"]))
+                return f"{result}: {', '.join(words)}: {row['reason']}"
     return PASSED if rows else f"{UNCHECKED}: the engine serves no case"
 
 

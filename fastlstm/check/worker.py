@@ -22,7 +22,7 @@ from .cases import BITS, PREPACKED, TIMED, draw, expected, judge, results
 from .parent import NOT_SERVED, READY, UNCHECKED, Case, Row
 
 _NO_MEMORY = re.compile("MemoryError|out of memory|enough memory|allocate memory|ALLOC_FAILED")
-_SECONDS = 0.05  # how long a call and nn.LSTM are timed
+_SECONDS = 0.05  # how long an engine and nn.LSTM are timed, both together
 _expected = functools.cache(expected)  # each engine is compared with the same results
 
 
