@@ -10,7 +10,7 @@ from torch import Tensor
 from .engine import checks
 from .engine.call import LAYOUTS, Call, Regularizers, Results, weight_names
 from .engine.engines import ENGINES, choose
-from .engine.stack import run_cell, run_steps_first
+from .engine.stack import run_cell, run_time_major
 
 __all__ = ["ENGINES", "lstm", "lstm_cell"]
 
@@ -126,7 +126,7 @@ def lstm(
     shape_options = num_layers, directions, batch_sizes, lengths, reset
     modes = training, 0.0, None, bool(return_cell_states)  # 0.0 and None: set by `compute`
     call = Call(input, hx, weights, layout, *shape_options, *modes)
-    return run_steps_first(compute, call, batch_first)
+    return run_time_major(compute, call, batch_first)
 
 
 def _run(call: Call, engine: str) -> Results:

@@ -18,9 +18,9 @@ def run_reference(call: Call) -> Results:
     return run_layers(replaced(call, hx=call.state()), _run_layer)
 
 
-def _run_layer(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _run_layer(*fields_and_masks: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     count = len(LstmCall._fields)
-    call, zoneout_masks = LstmCall(*arguments[:count]), arguments[count:]
+    call, zoneout_masks = LstmCall(*fields_and_masks[:count]), fields_and_masks[count:]
     device = call.input.device.type
     if not autocasts(device):
         check_layer(call)
@@ -31,7 +31,7 @@ def _run_layer(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _as_autocast(call: LstmCall, dtype: torch.dtype) -> LstmCall:
-    """Casts the call as the op does: no float64 and, on a CPU with a projection, no float32 c_0."""
+    """Casts as the op does. Unchanged: float64; float32 c_0 on a CPU if there is a projection."""
 
     def cast(value: Any) -> Any:
         is_floating = isinstance(value, Tensor) and value.is_floating_point()

@@ -1,6 +1,6 @@
 """A call as one value: `Call` is a call of a stack of layers, `LstmCall` the call of one layer.
 
-The op's arguments are in the order of csrc/core/call.h, the weights in that of csrc/core/weights.h.
+csrc/core/call.h has the order of the op's arguments, csrc/core/weights.h the order of weights.
 """
 
 from __future__ import annotations

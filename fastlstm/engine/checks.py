@@ -81,7 +81,7 @@ def check_dims(input: Tensor, batch_sizes: Tensor | None, batch_first: bool = Fa
 
 
 def check_stack(call: Call) -> None:
-    """Raises a RuntimeError unless the tensors of a call agree. `run_torch` checks lengths."""
+    """Raises a RuntimeError unless the tensors agree. Leaves lengths to `run_torch`."""
     input, call = call.input, call._replace(hx=call.state(), lengths=None)
     for k in range(call.num_layers):
         layer = call.layer(k, input)

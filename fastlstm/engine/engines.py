@@ -35,7 +35,7 @@ class Engine(NamedTuple):
 BY_NAME: dict[str, Engine] = {}  # filled by fastlstm/_engine_table.py
 # What users may name; "auto" is no engine, but the choice among them.
 ENGINES = ("auto", "torch", "reference", *_build.engines_of_the_op())
-# The engine that "auto" stands for: FASTLSTM_ENGINE, read once, or the choice of fastlstm.
+# `choose` takes this for "auto": the value of FASTLSTM_ENGINE at import, or "auto" if it is unset.
 DEFAULT = os.environ.get("FASTLSTM_ENGINE") or "auto"
 
 

@@ -26,7 +26,7 @@ _Dims = tuple[int | None, ...]  # a dimension of each argument or result, or Non
 
 
 def run_op(call: Call, engine: str) -> Results:
-    """Runs a call by the op, layer by layer, on an engine that the op knows by its name."""
+    """Runs a call by the op, layer by layer. `engine` is the op's argument, such as "tiled"."""
     is_compiling = torch.compiler.is_compiling()
     if not is_compiling and torch._C._are_functorch_transforms_active():
         return run_layers(replaced(call, hx=call.state()), lstm_layer, engine)
@@ -52,9 +52,9 @@ def serves_transforms(call: Call) -> bool:
 
 def lstm_layer(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Runs a layer as `reference.lstm_layer` does, by the engine that the last argument names."""
-    *layer, engine = arguments
+    *fields, engine = arguments
     apply: Any = _Layer.apply
-    call = LstmCall(*layer)
+    call = LstmCall(*fields)
     tensors = call.lengths, call.reset, call.input, call.h_0, call.c_0, *call.weights
     output, h_n, c_n, cells, _ = apply(engine, call.layout, *tensors)
     return output, h_n, c_n, cells
@@ -74,9 +74,9 @@ class _Layer(Function):
     """Maps engine, layout, lengths, reset, input, h_0, c_0, weights to the results of the op."""
 
     @staticmethod
-    def forward(engine: str, *layer: Any) -> Any:
+    def forward(engine: str, *arguments: Any) -> Any:
         options = {"save_cells": True, "save_gates": True}
-        return torch.ops.fastlstm.lstm(*_layer_call(*layer), **options, engine=engine)
+        return torch.ops.fastlstm.lstm(*_layer_call(*arguments), **options, engine=engine)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -163,17 +163,17 @@ def _batch_grads(grads: Sequence[Tensor | None], call: LstmCall) -> tuple[Tensor
     eye = torch.eye(width, dtype=input.dtype, device=input.device)
     zero = torch.zeros_like(eye)
 
-    def layer(input: Tensor, h_0: Tensor, c_0: Tensor, *added: Tensor) -> Any:
-        """Runs the layer. Identity weights add `added`, as more input features, to the gates."""
+    def layer(input: Tensor, h_0: Tensor, c_0: Tensor, *offsets: Tensor) -> Any:
+        """Runs the layer. Adds `offsets` to its gates: input features with identity weights."""
         wide: list[Tensor] = []
         for w in directions:
             identities = [eye if w is other else zero for other in directions]
             wide += replaced(w, W_ih=torch.cat([w.W_ih, *identities], 1)).tensors()
-        input = torch.cat([input, *added], -1)
+        input = torch.cat([input, *offsets], -1)
         return reference.lstm_layer(*replaced(call, input=input, h_0=h_0, c_0=c_0, weights=wide))
 
-    added = [input.new_zeros(*input.shape[:2], width)] * len(directions)  # its gradient: d_gates
-    results, pull_back, *_ = torch.func.vjp(layer, input, call.h_0, call.c_0, *added)
+    offsets = [input.new_zeros(*input.shape[:2], width)] * len(directions)  # gradient: d_gates
+    results, pull_back, *_ = torch.func.vjp(layer, input, call.h_0, call.c_0, *offsets)
     grads = [torch.zeros_like(r) if g is None else g for g, r in zip(grads, results, strict=True)]
     return cast(tuple[Tensor, ...], pull_back(tuple(grads)))
 
@@ -200,8 +200,8 @@ def _fold(
     If a weight is mapped too, each member is a call of its own. `batch_dims` has the batch
     dimension of each argument before the weights, `result_dims` that of each result.
     """
-    size, count = info.batch_size, len(batch_dims)
-    if any(dim is not None for dim in in_dims[count:]):
+    size, first_weight = info.batch_size, len(batch_dims)
+    if any(dim is not None for dim in in_dims[first_weight:]):
         stacked = _by_member(function.apply, info, in_dims, args)
         return stacked, (0,) * len(stacked)
 
@@ -212,10 +212,10 @@ def _fold(
             tensor = tensor.unsqueeze(0).expand(size, *tensor.shape)
         return tensor.movedim(mapped_dim or 0, batch_dim).flatten(batch_dim, batch_dim + 1)
 
-    c_0, c_dim = args[count - 1], in_dims[count - 1]
-    batch = c_0.size(1 if c_dim is None or c_dim > 1 else 2)  # unflatten needs it if size is 0
+    c_0, c_dim = args[first_weight - 1], in_dims[first_weight - 1]
+    batch = c_0.size(1 if c_dim is None or c_dim > 1 else 2)  # -1 fails in unflatten if size is 0
     folded = [fold(*each) for each in zip(args, in_dims, batch_dims, strict=False)]
-    results = function.apply(*folded, *args[count:])
+    results = function.apply(*folded, *args[first_weight:])
     dims = result_dims[: len(results)]
     return tuple(r.unflatten(d, (size, batch)) for r, d in zip(results, dims, strict=True)), dims
 

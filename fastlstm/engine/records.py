@@ -97,7 +97,7 @@ def _read(file: Path) -> dict[str, str] | None:
 
 
 def verdict_key(engine: str, device: torch.device, instructions: str = "") -> str:
-    """The key of a verdict. `device` and `instructions` are as in `check_cases`."""
+    """The key of a verdict. `instructions`: "", or NAME=VALUE that selects an instruction set."""
     return _CHECK + ", ".join(filter(None, (engine, instructions, machine(device))))
 
 
@@ -128,7 +128,7 @@ def machine(device: torch.device) -> str:
 def conditions(device: torch.device) -> str:
     """What the time of a call depends on besides the call, as part of its key."""
     query = getattr(torch._C, "_get_fp32_precision_getter", lambda *_: "as torch 2.8 does")
-    operations = ("mkldnn", "rnn"), ("cuda", "rnn"), ("cuda", "matmul")  # our kernels read the last
+    operations = ("mkldnn", "rnn"), ("cuda", "rnn"), ("cuda", "matmul")  # our GPU kernels: matmul
     precision = ", ".join(query(*each) for each in operations)
     return f"{machine(device)}, {torch.get_num_threads()} threads, float32 {precision}"
 

@@ -13,7 +13,7 @@ from .. import _build
 from .call import Call, LstmCall, Regularizers, Results, State, live_steps, replaced
 
 
-def run_steps_first(
+def run_time_major(
     compute: Callable[[Call], Results], call: Call, batch_first: bool
 ) -> tuple[Any, ...]:
     """Runs a call by `compute`, which takes [T,B,...]. Returns what `functional.lstm` returns."""

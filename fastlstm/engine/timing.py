@@ -14,7 +14,7 @@ from .engines import Engine
 
 Run = Callable[[], object]
 
-SAMPLE_SECONDS = 1e-2  # about the time of a sample: one call, or more if they are short
+SAMPLE_SECONDS = 1e-2  # roughly; a sample is one call, or several if a call is shorter
 LEAST_ROUNDS = 5
 
 

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 from .. import _build
 from ..engine import checks, engines
 from ..engine.call import LAYOUTS, Call, Regularizers, Results, State, check_probabilities
-from ..engine.stack import run_steps_first
+from ..engine.stack import run_time_major
 from ..interop import fx, nested
 from ..interop.scripting import prepare
 from .attributes import nn_lstm, read_weights, refuse_as_torch, run_torch_lstm, takes_arguments
@@ -116,7 +116,7 @@ class SequenceModule(nn.Module):
         if isinstance(input, PackedSequence):
             data, batch_sizes, sorted_indices, unsorted_indices = input
         elif isinstance(data, Tensor) and data.is_nested:
-            if SequenceModule._fastlstm_exceeds_torch(self, *options):  # ignores regularizers
+            if SequenceModule._fastlstm_exceeds_torch(self, *options):  # regularizers are allowed
                 names = "lengths, reset and return_cell_states"
                 raise RuntimeError(f"LSTM: {names} cannot be combined with a nested tensor")
             return nested.run(partial(SequenceModule.forward, self), data, hx, self.batch_first)
@@ -136,7 +136,7 @@ class SequenceModule(nn.Module):
             reset = checks.as_reset(reset, shape, self.batch_first)
         fields = self.num_layers, 1 + self.bidirectional, batch_sizes, lengths, reset, self.training
         call = Call(data, hx, weights, layout, *fields, return_cell_states=return_cell_states)
-        output, state, *cells = run_steps_first(self._fastlstm_compute, call, self.batch_first)
+        output, state, *cells = run_time_major(self._fastlstm_compute, call, self.batch_first)
         if not is_batched:
             h_n, c_n = state[0].squeeze(1), state[1].squeeze(1)
             return output.squeeze(batch_dim), (h_n, c_n), *(c.squeeze(batch_dim + 1) for c in cells)
