@@ -64,7 +64,7 @@ def named_weights(layer: nn.Module) -> dict[str, Any]:
 
 def described_weights(lstm: Any) -> tuple[str, list[tuple[int, ...]]]:
     """Layout and shapes that an LSTM's attributes describe; "", [] if nn.LSTM may refuse them."""
-    describe = _describe if torch.compiler.is_compiling() else _describe_once
+    describe = _describe if torch.compiler.is_compiling() else _describe_cached
     try:
         flags = lstm.bias, lstm.bidirectional, lstm.batch_first
         sizes = lstm.num_layers, lstm.input_size, lstm.hidden_size, lstm.proj_size
@@ -87,7 +87,7 @@ def _describe(*attributes: Any) -> tuple[str, list[tuple[int, ...]]]:
     return layout, stack_shapes(layout, *sizes, num_layers, 1 + bidirectional)
 
 
-_describe_once = functools.lru_cache(typed=True)(_describe)  # `typed`, because True == 1
+_describe_cached = functools.lru_cache(typed=True)(_describe)  # `typed`, because True == 1
 
 
 def is_pair(hx: Any, h_shape: tuple[int, ...], c_shape: tuple[int, ...]) -> bool:
@@ -121,7 +121,7 @@ def takes_arguments(
     return has_shapes and hx[0].device == hx[1].device == input.device
 
 
-def shapes_fit(input: Tensor, hx: tuple[Tensor, Tensor], shapes: list[Any]) -> bool:
+def cell_shapes_fit(input: Tensor, hx: tuple[Tensor, Tensor], shapes: list[Any]) -> bool:
     """Whether these are the shapes of an LSTMCell's weights, for this input and state."""
     hidden_size = hx[1].size(-1)
     layout = "bias" if len(shapes) == 4 else ""

@@ -15,7 +15,7 @@ from ..engine.checks import check_dense
 from ..engine.stack import run_cell
 from ..interop import fx
 from ..interop.scripting import prepare
-from .attributes import is_pair, run_forward, shapes_fit, shapes_of, weights_of_cell
+from .attributes import cell_shapes_fit, is_pair, run_forward, shapes_of, weights_of_cell
 from .options import EngineModule
 
 
@@ -109,7 +109,7 @@ class LSTMCell(CellModule, EngineModule, nn.RNNCellBase):
             except (RuntimeError, TypeError):
                 is_plain = False  # the code below raises the error again, or runs nn.LSTMCell
         check_dense(input, hx, {})
-        if not shapes_fit(input, hx, shapes_of(weights)):
+        if not cell_shapes_fit(input, hx, shapes_of(weights)):
             return self._fastlstm_as_torch(input, hx)
         dtype = weights[0].dtype
         if input.dtype != dtype and not torch._C._is_any_autocast_enabled():

@@ -16,7 +16,7 @@ from ..engine.call import LAYOUTS, Call, Results, State, replaced, state_dtype, 
 from ..engine.checks import check_dense
 from ..engine.engines import is_eager
 from ..interop.classes import unparametrized_class
-from ..modules.attributes import CELL_WEIGHTS, described_weights, named_weights, shapes_fit
+from ..modules.attributes import CELL_WEIGHTS, cell_shapes_fit, described_weights, named_weights
 from ..modules.cell import CellModule, LSTMCell
 from ..modules.lstm import LSTM, SequenceModule
 from ..modules.options import qualified_name
@@ -34,7 +34,7 @@ def require_extension() -> None:
 class Prepacked(nn.Module):
     """A layer that stores its matrices as this processor reads them.
 
-    `state_dict`, pickle and deepcopy hold the weights unpacked, by the names of the layer, so that
+    `state_dict`, pickle and deepcopy hold the unpacked weights, under their names before prepack:
     another processor can prepack them again. int8 weights come with their scales, `NAME_scale`.
     """
 
@@ -285,7 +285,7 @@ class PrepackedLSTMCell(Prepacked, CellModule):
             except RuntimeError:
                 is_plain = False  # the code below raises it again
         check_dense(input, hx, {})
-        if not shapes_fit(input, hx, [*self._shapes.values()]):
+        if not cell_shapes_fit(input, hx, [*self._shapes.values()]):
             return self._fastlstm_as_torch(input, hx)
         _, state, _ = self._fastlstm_compute(Call(input, hx, weights, self._layout, is_cell=True))
         return state
