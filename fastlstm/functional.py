@@ -104,8 +104,8 @@ def lstm(
         per_direction = len(weights) // count
         layout = LAYOUTS[per_direction >= 4, per_direction in (3, 5), False]
     if len(weights) != count * len(weight_names(layout)):
-        every = f"each of {num_layers} layer(s) and {directions} direction(s)"
-        expected = f"weights to hold 2 to 5 tensors, or those that layout names, for {every}"
+        for_each = f"for each of {num_layers} layer(s) and {directions} direction(s)"
+        expected = f"weights to hold 2 to 5 tensors, or those that layout names, {for_each}"
         checks.check(False, expected, f"{len(weights)} tensors")
     checks.check_dims(input, batch_sizes, batch_first)
     if hx is not None and not hx[0].size(0) == hx[1].size(0) == count:
