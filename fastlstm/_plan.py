@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
         print(f"auto: {chosen.name}\n")
     for engine in engines.BY_NAME.values():
         if engine is not chosen:
-            print(f"  {engine.name:<12}{engine.why_not(call) or 'can be requested by name'}")
+            print(f"  {engine.name:<12}{engine.why_not(call) or 'serves the call too'}")
     if args.device == "cpu" and engines.BY_NAME["op"].why_not(call) is None:
         _print_cpu_plans(args, call)
     if args.device == "cuda":

@@ -59,7 +59,7 @@ def prepare(module: nn.Module) -> nn.Module:
     if parametrize.is_parametrized(module):
         note = "is parametrized, which torch cannot compile"
     if of_torch is None or note:
-        problem = f"torch.jit.script compiles what convert(to='torch') gives, but the module {note}"
+        problem = f"torch.jit.script compiles what convert(to='torch') gives, a module that {note}"
         remedy = "use torch.jit.trace, torch.compile or torch.export"
         raise RuntimeError(f"{type(module).__name__}: {problem}; {remedy}")
     cls = type(module)
