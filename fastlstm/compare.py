@@ -238,13 +238,13 @@ def _numbers(leaf: Any) -> Tensor | None:
 
 def main(function: str, **options: Any) -> None:
     """`python -m fastlstm compare`: compares the model and the inputs that a function returns."""
-    expected = f"function: expected package.module:function, got {function}"
+    problem = f"function: expected package.module:function, got {function}"
     try:
         factory = pkgutil.resolve_name(function)
     except (ImportError, AttributeError, ValueError) as error:
-        raise SystemExit(f"{expected}: {error}") from None
+        raise SystemExit(f"{problem}: {error}") from None
     if not callable(factory):
-        raise SystemExit(f"{expected}, which is no function, but of type {type(factory).__name__}")
+        raise SystemExit(f"{problem}, which is no function, but of type {type(factory).__name__}")
     result = factory()
     if not isinstance(result, (tuple, list)) or not result or not isinstance(result[0], nn.Module):
         got = type(result).__name__

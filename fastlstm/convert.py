@@ -194,27 +194,27 @@ def _refuse_unconvertible(path: str, module: nn.Module) -> None:
 def _fastlstm_class(module: nn.Module, keep_class: bool) -> tuple[type[nn.Module] | None, str]:
     """The new class of a module, or None if the class stays, and a warning for the user or ''."""
     cls = unparametrized_class(module)
-    for of_torch, ours, both in CLASSES:
-        if cls in (of_torch, both):
+    for nn_class, ours, both in CLASSES:
+        if cls in (nn_class, both):
             target = both if keep_class else ours
             return None if cls is target else target, ""
-        if issubclass(cls, of_torch) and not issubclass(cls, ours):
-            methods = {name: getattr(of_torch, name, None) for name in _CALLED_BY_FORWARD}
+        if issubclass(cls, nn_class) and not issubclass(cls, ours):
+            methods = {name: getattr(nn_class, name, None) for name in _CALLED_BY_FORWARD}
             overridden = [k for k, method in methods.items() if getattr(cls, k, None) is not method]
             if overridden:
-                why = f"overrides {', '.join(overridden)}, which {of_torch.__name__}.forward calls"
+                why = f"overrides {', '.join(overridden)}, which {nn_class.__name__}.forward calls"
                 return None, f"stays as it is: its class {cls.__qualname__} {why}"
-            return _stand_in(cls, of_torch), ""
+            return _stand_in(cls, nn_class), ""
     return None, ""
 
 
 _stand_ins: dict[type[nn.Module], type[nn.Module]] = {cls: both for cls, _, both in CLASSES}
 
 
-def _stand_in(cls: type[nn.Module], of_torch: type[nn.Module]) -> type[nn.Module]:
-    """The class that stands in for `cls`, a subclass of `of_torch`. It is made once."""
+def _stand_in(cls: type[nn.Module], nn_class: type[nn.Module]) -> type[nn.Module]:
+    """The class that stands in for `cls`, a subclass of `nn_class`. It is made once."""
     if cls not in _stand_ins:
-        methods = _LSTMMethods if of_torch is nn.LSTM else _LSTMCellMethods
+        methods = _LSTMMethods if nn_class is nn.LSTM else _LSTMCellMethods
         members = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
         members |= {"_fastlstm_torch_class": cls, "_fastlstm_options": ()}
         _stand_ins[cls] = new_class(cls.__name__, (_StandIn, cls, methods), members, type(cls))

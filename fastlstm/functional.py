@@ -123,9 +123,9 @@ def lstm(
             call = call.with_training_options(dropout, Regularizers(*probabilities))
         return _run(call, engine)
 
-    shape_options = num_layers, directions, batch_sizes, lengths, reset
-    modes = training, 0.0, None, bool(return_cell_states)  # 0.0 and None: set by `compute`
-    call = Call(input, hx, weights, layout, *shape_options, *modes)
+    options = num_layers, directions, batch_sizes, lengths, reset, training
+    regularization = 0.0, None  # dropout and regularizers, which `compute` sets in training
+    call = Call(input, hx, weights, layout, *options, *regularization, bool(return_cell_states))
     return run_time_major(compute, call, batch_first)
 
 

@@ -26,7 +26,7 @@ from .parent import check_cases, verdict_on
 CHECKED_DEVICE_TYPE = "cuda"  # only the kernels for this device type are checked
 SECONDS = 60.0  # the time limit of a check
 SMALL = "reset, lengths, both directions"  # the case that is compared before the first use
-_compared: dict[tuple[torch.device, torch.dtype], str] = {}  # what is wrong, or ""
+_problems: dict[tuple[torch.device, torch.dtype], str] = {}  # of the stepwise kernels, or ""
 _lock = threading.Lock()  # one check at a time
 
 
@@ -41,7 +41,7 @@ def can_check() -> bool:
 
 
 def why_not_persistent(device: torch.device) -> str:
-    """Why the persistent engine must not run on a GPU, or "" if it passes or passed a check."""
+    """Why the persistent engine must not run on a GPU, or "" if it has passed a check."""
     with _lock:
         verdict = records.verdict("persistent", device)
         if not verdict and can_check():
@@ -62,7 +62,7 @@ def stepwise_is_wrong(device: torch.device, dtype: torch.dtype) -> bool:
     """
     key = device, dtype
     with _lock:
-        if key not in _compared:
+        if key not in _problems:
             verdict = records.verdict("stepwise", device)
             if not verdict:
                 if not can_check():
@@ -70,13 +70,13 @@ def stepwise_is_wrong(device: torch.device, dtype: torch.dtype) -> bool:
                 # A new thread does not inherit the caller's autocast, gradient mode and tracer.
                 with ThreadPoolExecutor(1) as thread:
                     verdict = thread.submit(_compare, device, dtype).result()
-            _compared[key] = verdict.removeprefix(PASSED)
-            if _compared[key]:
+            _problems[key] = verdict.removeprefix(PASSED)
+            if _problems[key]:
                 problem = f"fastlstm's kernels are not used on {device} in {dtype}: {verdict}"
                 advice = "Please report this with the output of `python -m fastlstm check`."
                 text = f"{problem}. The equations in Python run instead, which are slower. {advice}"
                 warnings.warn(text, RuntimeWarning, stacklevel=2)
-        return bool(_compared[key])
+        return bool(_problems[key])
 
 
 # torch.compile calls these functions instead of tracing them. torch.compiler.assume_constant_result

@@ -29,11 +29,11 @@ def torch_class(module: nn.Module) -> tuple[type[nn.Module] | None, str]:
     """
     cls = unparametrized_class(module)
     regularizers: Any = getattr(module, "_fastlstm_regularizers", None)
-    if regularizers is None:
+    if regularizers is None:  # not an LSTM or LSTMCell of fastlstm
         return None, ""
     if "_fastlstm_torch_class" not in vars(cls):
         ours = "LSTM" if issubclass(cls, nn.RNNBase) else "LSTMCell"
         return None, f"stays as it is: its class {cls.__qualname__} derives from fastlstm.{ours}"
     lost = ", ".join(f"{name}={p}" for name, p in regularizers._asdict().items() if p)
-    of_torch: type[nn.Module] = vars(cls)["_fastlstm_torch_class"]
-    return of_torch, f"goes on without {lost}, which nn.LSTM lacks" if lost else ""
+    target: type[nn.Module] = vars(cls)["_fastlstm_torch_class"]
+    return target, f"goes on without {lost}, which nn.LSTM lacks" if lost else ""

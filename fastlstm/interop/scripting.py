@@ -55,19 +55,19 @@ def _is_compiling() -> bool:
 
 def prepare(module: nn.Module) -> nn.Module:
     """Gives a module a class of torch.nn that torch.jit.script can compile, and returns it."""
-    of_torch, note = torch_class(module)
+    target, note = torch_class(module)
     if parametrize.is_parametrized(module):
         note = "is parametrized, which torch cannot compile"
-    if of_torch is None or note:
+    if target is None or note:
         problem = f"torch.jit.script compiles what convert(to='torch') gives, a module that {note}"
         remedy = "use torch.jit.trace, torch.compile or torch.export"
         raise RuntimeError(f"{type(module).__name__}: {problem}; {remedy}")
     cls = type(module)
     if cls not in _script_classes:
         location = "__module__", "__qualname__", "__firstlineno__"  # where torch finds the source
-        members = {name: vars(of_torch)[name] for name in location if name in vars(of_torch)}
+        members = {name: vars(target)[name] for name in location if name in vars(target)}
         members |= {"_fastlstm_class": cls}
-        bases = (_InScript, of_torch)
-        _script_classes[cls] = new_class(of_torch.__name__, bases, members, type(of_torch))
+        bases = (_InScript, target)
+        _script_classes[cls] = new_class(target.__name__, bases, members, type(target))
     object.__setattr__(module, "__class__", _script_classes[cls])
     return module

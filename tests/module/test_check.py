@@ -32,7 +32,7 @@ def file(tmp_path, monkeypatch):
     path = tmp_path / "cache" / "tuned.json"
     monkeypatch.setenv("FASTLSTM_TUNE", str(path))
     monkeypatch.delenv("FASTLSTM_CHECK", raising=False)
-    monkeypatch.setattr(first_use, "_compared", {})
+    monkeypatch.setattr(first_use, "_problems", {})
     yield path
     records.machine.cache_clear()
 
@@ -510,7 +510,7 @@ def test_modes_do_not_reach_the_layer_that_is_compared(mode, compared):
         call = torch.func.grad(call)
     with MODES[mode]():
         torch.vmap(call)(X.expand(2, -1, -1, -1)) if mode == "vmap" else call(X)
-    assert len(compared) == 1 and set(first_use._compared.values()) == {""}
+    assert len(compared) == 1 and set(first_use._problems.values()) == {""}
 
 
 @pytest.mark.parametrize("kind", ["float32", "tf32"], indirect=True)
@@ -526,7 +526,7 @@ def test_float32_in_tf32_is_judged_as_such(kind, compared, plant):
 def test_what_traces_a_model_calls_the_comparison(tracer, wrong, compared, plant):
     lstm = stepwise()
     right = lstm(X + 1)[0]
-    first_use._compared.clear(), compared.clear()
+    first_use._problems.clear(), compared.clear()
     if wrong:
         plant(WRONG["output"])
     with warns(is_wrong=wrong):
