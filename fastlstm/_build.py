@@ -85,8 +85,8 @@ def _minor(version: str) -> str:
 def gpu_properties(index: int) -> tuple[int, int, str]:
     """Returns a GPU's number of multiprocessors, its compute capability (90 for 9.0), and an error.
 
-    FASTLSTM_FREE_SMS is subtracted from the number. The capability is that of the kernels if they
-    were built for less than sm_80, else the GPU's. It is 0 if they cannot run or CUDA failed.
+    FASTLSTM_FREE_SMS is subtracted from the number. The capability is the GPU's if the kernels were
+    built for sm_80 or newer, else that of the kernels, or 0 if they cannot run or CUDA failed.
     """
     sm_count, capability, error = torch.ops.fastlstm.cuda_device(index)
     return sm_count, capability, error.partition("\n")[0]  # CUDA appends hints for debugging
@@ -158,7 +158,7 @@ def _load() -> str | None:
     return None
 
 
-# The end of the warnings of `warn_of_no_cuda_kernels` and `load`.
+# A sentence in the warnings of `warn_of_no_cuda_kernels` and `load`: what runs instead.
 _WITHOUT_KERNELS = (
     "calls with no option except lengths= run PyTorch's own LSTM, as fast as nn.LSTM; calls with "
     "other options (reset= and others) run in Python, which is slower."

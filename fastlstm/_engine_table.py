@@ -34,7 +34,7 @@ def _why_not_torch(call: Call) -> str | None:
 def _why_not_op(name: str, device_types: tuple[str, ...], call: Call) -> str | None:
     """Why an engine of the op, which has kernels for `device_types`, cannot serve a call."""
     device, dtype = call.input.device, call.input.dtype
-    runs_on_cpu = device.type == "cpu" and "cpu" in _build.device_types  # skips why_no_kernels
+    runs_on_cpu = device.type == "cpu" and "cpu" in _build.device_types  # why_no_kernels is slower
     if not runs_on_cpu and (reason := _build.why_no_kernels(device)):
         return reason
     if device.type not in device_types:

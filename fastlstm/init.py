@@ -41,7 +41,7 @@ def orthogonal_(
 ) -> _Module:
     """Makes the rows of each gate in each W_hh a random (semi-)orthogonal matrix times gain.
 
-    Source: Saxe, McClelland & Ganguli (2014), by `torch.nn.init.orthogonal_`.
+    Calls `torch.nn.init.orthogonal_` for each gate. Source: Saxe, McClelland & Ganguli (2014).
 
     Args:
         lstm: the module.

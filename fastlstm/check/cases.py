@@ -107,7 +107,7 @@ def expected(option: str, kind: str, device: torch.device) -> dict[str, Tensor]:
 def judge(
     option: str, bits: int, got: dict[str, Tensor], correct: dict[str, Tensor]
 ) -> tuple[float, str]:
-    """The largest error in units of max(1, largest |correct|) / 2**bits; what is wrong, or ''."""
+    """The largest error, in roundoffs of max(1, largest |correct|), and what is wrong or ''."""
     errors = {}
     for name, value in got.items():
         error = (value.to(correct[name]) - correct[name]).abs().max()

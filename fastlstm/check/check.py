@@ -25,11 +25,11 @@ def check(
     """Compares the results and gradients of each engine with the equations, and times it.
 
     Every engine of the device computes calls with each option and dtype that it serves. The results
-    are compared with `fastlstm.reference` in float64 on the CPU. A second run has to give the same
-    bits. On a CPU, prepacked layers are checked too, and every instruction set that the processor
-    has. Typical calls are timed next to nn.LSTM. Child processes do all this, so that a kernel that
-    hangs or crashes does no harm. The verdict on each engine is kept for this machine, torch and
-    build of fastlstm, in the file of `fastlstm.tune`.
+    are compared with `fastlstm.reference` in float64 on the CPU. A second run of fastlstm's engines
+    has to give the same bits. On a CPU, prepacked layers are checked too, and every instruction set
+    of the processor. Typical calls are timed next to nn.LSTM. Child processes do all this, so that
+    a kernel that hangs or crashes does no harm. The verdict on each engine is kept for this
+    machine, torch and build of fastlstm, in the file of `fastlstm.tune`.
 
     Args:
         device: "cpu" or a GPU. None is the GPU if fastlstm has kernels for it, else the CPU.
