@@ -81,7 +81,7 @@ def check_dims(input: Tensor, batch_sizes: Tensor | None, batch_first: bool = Fa
 
 
 def check_stack(call: Call) -> None:
-    """Raises a RuntimeError unless the tensors agree. Leaves lengths to `run_torch`."""
+    """Checks every layer by `check_layer`, except for the lengths, which `run_torch` checks."""
     input, call = call.input, call._replace(hx=call.state(), lengths=None)
     for k in range(call.num_layers):
         layer = call.layer(k, input)

@@ -213,7 +213,7 @@ def _fold(
         return tensor.movedim(mapped_dim or 0, batch_dim).flatten(batch_dim, batch_dim + 1)
 
     c_0, c_dim = args[first_weight - 1], in_dims[first_weight - 1]
-    batch = c_0.size(1 if c_dim is None or c_dim > 1 else 2)  # -1 fails in unflatten if size is 0
+    batch = c_0.size(1 if c_dim is None or c_dim > 1 else 2)  # (size, -1) fails if size is 0
     folded = [fold(*each) for each in zip(args, in_dims, batch_dims, strict=False)]
     results = function.apply(*folded, *args[first_weight:])
     dims = result_dims[: len(results)]

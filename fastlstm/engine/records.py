@@ -128,7 +128,7 @@ def machine(device: torch.device) -> str:
 def conditions(device: torch.device) -> str:
     """What the time of a call depends on besides the call, as part of its key."""
     query = getattr(torch._C, "_get_fp32_precision_getter", lambda *_: "as torch 2.8 does")
-    operations = ("mkldnn", "rnn"), ("cuda", "rnn"), ("cuda", "matmul")  # our GPU kernels: matmul
+    operations = ("mkldnn", "rnn"), ("cuda", "rnn"), ("cuda", "matmul")  # our kernels use matmul
     precision = ", ".join(query(*each) for each in operations)
     return f"{machine(device)}, {torch.get_num_threads()} threads, float32 {precision}"
 

@@ -116,7 +116,7 @@ class SequenceModule(nn.Module):
         if isinstance(input, PackedSequence):
             data, batch_sizes, sorted_indices, unsorted_indices = input
         elif isinstance(data, Tensor) and data.is_nested:
-            if SequenceModule._fastlstm_exceeds_torch(self, *options):  # regularizers are allowed
+            if SequenceModule._fastlstm_exceeds_torch(self, *options):  # leaves out regularizers
                 names = "lengths, reset and return_cell_states"
                 raise RuntimeError(f"LSTM: {names} cannot be combined with a nested tensor")
             return nested.run(partial(SequenceModule.forward, self), data, hx, self.batch_first)

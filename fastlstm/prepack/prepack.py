@@ -117,7 +117,7 @@ def _hint(model: nn.Module) -> str:
         return "; convert=True takes nn.LSTM and nn.LSTMCell"
     classes = (nn.LSTM, nn.LSTMCell, LSTM, LSTMCell)
     refused = {unparametrized_class(m).__qualname__ for m in modules if isinstance(m, classes)}
-    note = ", which cannot be prepacked: it normalizes layers, or is a subclass of your own"
+    note = ", which cannot be prepacked: it has layer normalization, or is a subclass of your own"
     return f", got one with {', '.join(sorted(refused))}{note}" if refused else ""
 
 
