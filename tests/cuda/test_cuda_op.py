@@ -138,10 +138,10 @@ def test_gradients_of_gates(kind, form, engine):
     call = Call(kind, form, directions=2, reset=form == "lengths")
     saved = call.forward(engine)
     d_weights, d_gates = (call.backward(saved, engine, return_d_gates=b)[3] for b in (False, True))
-    assert len(d_gates) == 2
-    for d in range(2):
-        assert d_gates[d].shape == saved[4][d].shape and d_gates[d].is_contiguous()
-        torch.testing.assert_close(d_gates[d].flatten(0, -2).sum(0), d_weights[3 * d + 2])
+    d_biases = d_weights[2::3]  # each direction has three: of W_ih, of W_hh, and of both biases
+    for gates, d_z, d_bias in zip(saved[4], d_gates, d_biases, strict=True):
+        assert d_z.shape == gates.shape and d_z.is_contiguous()
+        torch.testing.assert_close(d_z.flatten(0, -2).sum(0), d_bias)
 
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16"], indirect=True)
@@ -268,9 +268,9 @@ def test_float32_is_multiplied_as_torch_backends_cuda_matmul_says(kind):
     def bits(matmul, cudnn):
         torch.backends.cuda.matmul.allow_tf32 = matmul
         torch.backends.cudnn.allow_tf32 = cudnn
-        found = call.forward("persistent")[0]
+        output = call.forward("persistent")[0]
         assert torch.backends.cuda.matmul.allow_tf32 == matmul
-        return found
+        return output
 
     ieee = bits(False, True)
     assert torch.equal(ieee, bits(False, False))

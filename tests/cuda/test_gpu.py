@@ -77,7 +77,7 @@ def test_same_bits_every_time(dtype):
 
 
 def test_large_batch():
-    """The batch has more rows than a grid has thread blocks."""
+    """The batch has more rows than a grid has threads, so that a thread computes several rows."""
     lstm = fastlstm.LSTM(3, 5, device="cuda")
     lstm.engine = "stepwise"
     x = torch.randn(2, 70_000, 3, device="cuda", requires_grad=True)

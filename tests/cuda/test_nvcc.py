@@ -10,7 +10,7 @@ CUDA = ROOT / "csrc/cuda"
 SOURCES = sorted(CUDA.glob("*.cu"))
 TESTED_BY_DEFAULT = {"80", "90"}
 ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "110", "120")
-# Arithmetic, units and rows of each tile that is compiled by default.
+# Arithmetic, units and rows of the tiles of `test_few_compile_without_spills`.
 TILES = ("BFloat16Mma, 8, 8", "BFloat16Mma, 32, 16", "Tf32Mma, 16, 8", "Ffma, 8, 8")
 
 pytestmark = pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc on PATH")

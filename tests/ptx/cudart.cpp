@@ -66,7 +66,7 @@ Runtime& runtime() {
 }
 
 // Records an error as the last error, and returns the error.
-cudaError_t result(cudaError_t error) {
+cudaError_t recorded(cudaError_t error) {
   if (error != cudaSuccess) runtime().last_error = error;
   return error;
 }
@@ -81,15 +81,15 @@ Kernel& kernel_of(Function& f) {
 cudaError_t launch(const void* host, dim3 grid, dim3 block, void** arguments, size_t shared_bytes,
                    bool cooperative) {
   const auto found = runtime().functions.find(host);
-  if (found == runtime().functions.end()) return result(cudaErrorInvalidDeviceFunction);
+  if (found == runtime().functions.end()) return recorded(cudaErrorInvalidDeviceFunction);
   Function& f = found->second;
   const unsigned threads = block.x * block.y * block.z;
   if (threads == 0 || threads > 1024 || grid.x == 0 || grid.y == 0 || grid.z == 0 ||
       grid.y > 65535 || grid.z > 65535)
-    return result(cudaErrorInvalidConfiguration);
-  if (shared_bytes > f.shared_limit) return result(cudaErrorInvalidValue);
+    return recorded(cudaErrorInvalidConfiguration);
+  if (shared_bytes > f.shared_limit) return recorded(cudaErrorInvalidValue);
   if (cooperative && grid.x * grid.y * grid.z > options().resident_blocks)
-    return result(cudaErrorCooperativeLaunchTooLarge);
+    return recorded(cudaErrorCooperativeLaunchTooLarge);
   const Kernel& kernel = kernel_of(f);
   Launch launch{&kernel,    {grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, {}, shared_bytes,
                 cooperative};
@@ -160,15 +160,15 @@ cudaError_t cudaLaunchCooperativeKernel(const void* function, dim3 grid, dim3 bl
 }
 cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute attribute, int value) {
   const auto found = ptx::runtime().functions.find(function);
-  if (found == ptx::runtime().functions.end()) return ptx::result(cudaErrorInvalidDeviceFunction);
+  if (found == ptx::runtime().functions.end()) return ptx::recorded(cudaErrorInvalidDeviceFunction);
   if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize || value < 0 ||
       value > ptx::options().shared_bytes)
-    return ptx::result(cudaErrorInvalidValue);
+    return ptx::recorded(cudaErrorInvalidValue);
   found->second.shared_limit = value;
   return cudaSuccess;
 }
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, const void*) {
-  return ptx::result(cudaErrorNotSupported);  // no test case calls this function
+  return ptx::recorded(cudaErrorNotSupported);  // no test case calls this function
 }
 cudaError_t cudaGetDevice(int* device) {
   *device = 0;
@@ -176,7 +176,7 @@ cudaError_t cudaGetDevice(int* device) {
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   if (attribute != cudaDevAttrMaxSharedMemoryPerBlockOptin)
-    return ptx::result(cudaErrorInvalidValue);
+    return ptx::recorded(cudaErrorInvalidValue);
   *value = ptx::options().shared_bytes;
   return cudaSuccess;
 }

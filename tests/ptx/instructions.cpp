@@ -305,7 +305,7 @@ AccessRecord record_of(const Warp& w, const Instruction& in, int lane) {
   record.block_epoch = w.block->epoch;
   record.warp_epoch = w.epoch;
   record.bytes = in.access.bytes;
-  record.strong = in.access.strong;
+  record.relaxed = in.access.relaxed;
   return record;
 }
 
@@ -318,8 +318,8 @@ void check_race(const Warp& w, const Instruction& in, int lane, Shadow& shadow,
 // Checks an access to global memory and returns the host address of its bytes.
 unsigned char* global_bytes(Warp& w, const Instruction& in, int lane, uint64_t address,
                             unsigned bytes, bool is_store) {
-  if (in.recent.launch != w.machine->launch_number || address < in.recent.begin ||
-      address + bytes > in.recent.end) {
+  if (in.cached.launch != w.machine->launch_number || address < in.cached.begin ||
+      address + bytes > in.cached.end) {
     const Allocation* const a = find_allocation(address, true);
     if (!a || address + bytes > a->end)
       fault(w, in, lane,
@@ -327,12 +327,12 @@ unsigned char* global_bytes(Warp& w, const Instruction& in, int lane, uint64_t a
                     std::to_string(a->end - a->begin) + " bytes, at " +
                     std::to_string(address - a->begin)
               : "an access to memory that is not allocated");
-    in.recent = {w.machine->launch_number, a->begin, a->end, a->shadow};
+    in.cached = {w.machine->launch_number, a->begin, a->end, a->shadow};
   }
-  auto* const shadow = static_cast<Shadow*>(in.recent.shadow);
+  auto* const shadow = static_cast<Shadow*>(in.cached.shadow);
   if (shadow) {
     const AccessRecord now = record_of(w, in, lane);
-    const uint64_t begin = address - in.recent.begin;
+    const uint64_t begin = address - in.cached.begin;
     for (uint64_t at = begin / kGranule; at <= (begin + bytes - 1) / kGranule; ++at)
       check_race(w, in, lane, shadow[at], now, is_store);
   }
@@ -403,7 +403,7 @@ void load_handler(Warp& w, const Instruction& in, uint32_t lanes) {
     for (int i = 0; i < a.elements; ++i) {
       u64 value = 0;
       std::memcpy(&value, from + i * a.bytes, a.bytes);
-      if (a.space == Space::kGlobal && !a.strong && is_unwritten(value, a.bytes))
+      if (a.space == Space::kGlobal && !a.relaxed && is_unwritten(value, a.bytes))
         fault(w, in, lane, "global memory is read before it was written");
       const int unused = 64 - 8 * a.bytes;
       if (a.is_signed) value = static_cast<u64>(static_cast<s64>(value << unused) >> unused);
@@ -422,7 +422,7 @@ void store_handler(Warp& w, const Instruction& in, uint32_t lanes) {
       const auto address = reinterpret_cast<uint64_t>(to);
       const uint32_t bytes = a.bytes * a.elements;
       w.machine->deliver_to(address, bytes);  // stores to the same address stay in order
-      if (a.strong) {
+      if (a.relaxed) {
         w.machine->delayed.push_back({address, bytes, w.block->index, w.index * kLanes + lane, {}});
         to = w.machine->delayed.back().value;
       }

@@ -37,7 +37,7 @@ enum class Space : uint8_t { kParam, kShared, kGlobal };
 // The memory access of ld, st or prefetch.
 struct Access {
   Space space = Space::kGlobal;
-  bool strong = false;             // whether the access is .relaxed, with a scope
+  bool relaxed = false;            // whether the access is .relaxed, with a scope
   bool is_signed = false;          // whether a value narrower than its register is sign-extended
   uint8_t bytes = 0;               // the size of an element
   uint8_t elements = 1;            // 2 or 4 for .v2 or .v4
@@ -47,7 +47,7 @@ struct Access {
 };
 
 // The allocation that an instruction accessed last, as a cache.
-struct Recent {
+struct CachedAllocation {
   uint32_t launch = 0;
   uintptr_t begin = 0, end = 0;
   void* shadow = nullptr;
@@ -62,7 +62,7 @@ struct Instruction {
   int members = -1;      // the operand with the mask of member lanes; -1: all lanes are members
   uint32_t op[16] = {};  // the operands: offsets in the register file, or numbers of predicates
   Access access;
-  mutable Recent recent;
+  mutable CachedAllocation cached;
   std::string text;
 };
 
@@ -97,7 +97,7 @@ struct Kernel {
 };
 
 // The first addresses of three spaces: parameters of the kernel, shared memory, and arguments of a
-// call. They differ, so that an address of one space is not valid in another.
+// call. They differ, so that a kernel that takes one space for another usually fails.
 constexpr uint64_t kParamBase = 0x10000, kSharedBase = 0x400, kArgumentBase = 0x20000;
 
 // The memory of the global variables, by name, which all kernels of a program share.

@@ -165,21 +165,21 @@ void merge(Warp& warp) {
 // meet again. With Options::random_lanes any group may run, and some of its lanes may run ahead.
 Group* choose(Warp& warp) {
   Machine& m = *warp.machine;
-  const bool any = options().random_lanes;
-  if (any && m.random() % 8 == 0) {  // some lanes run ahead
+  const bool random_lanes = options().random_lanes;
+  if (random_lanes && m.random() % 8 == 0) {  // some lanes run ahead
     Group& g = warp.groups[m.random() % warp.groups.size()];
-    const uint32_t some = g.lanes & static_cast<uint32_t>(m.random() * 2654435761u);
-    if (g.state == Group::kReady && some && some != g.lanes) {
+    const uint32_t ahead_lanes = g.lanes & static_cast<uint32_t>(m.random() * 2654435761u);
+    if (g.state == Group::kReady && ahead_lanes && ahead_lanes != g.lanes) {
       Group ahead = g;
-      ahead.lanes = some;
-      g.lanes &= ~some;
+      ahead.lanes = ahead_lanes;
+      g.lanes &= ~ahead_lanes;
       warp.groups.push_back(ahead);
     }
   }
   std::vector<Group*> ready;
   for (Group& g : warp.groups)
     if (g.state == Group::kReady) ready.push_back(&g);
-  if (any) return ready[m.random() % ready.size()];
+  if (random_lanes) return ready[m.random() % ready.size()];
   // Sometimes another group runs, because the group farthest behind may wait for a lane ahead.
   if (ready.size() > 1 && m.random() % 64 == 0) return ready[m.random() % ready.size()];
   return *std::min_element(ready.begin(), ready.end(),
@@ -208,20 +208,20 @@ void exit_lanes(Warp& warp, Group& g, uint32_t lanes) {
 // Executes up to `budget` instructions of a group and returns how many it executed.
 int run_group(Warp& warp, Group& g, int budget) {
   const std::vector<Instruction>& code = warp.machine->launch.kernel->code;
-  const bool alone = warp.groups.size() == 1;
-  const uint32_t meeting = alone || options().random_lanes ? ~0u : meeting_point(warp, g);
+  const bool is_only_group = warp.groups.size() == 1;
+  const uint32_t meeting = is_only_group || options().random_lanes ? ~0u : meeting_point(warp, g);
   const uint32_t lanes = g.lanes;
   uint32_t pc = g.pc;
-  int done = 0;
+  int executed = 0;
   bool stopped = false;  // if true, g.pc is already correct or g no longer exists
-  while (!stopped && done < budget && pc < meeting) {
+  while (!stopped && executed < budget && pc < meeting) {
     const Instruction& in = code[pc];
     uint32_t active = lanes;
     if (in.guard >= 0) {
       const uint32_t p = warp.predicates[in.guard];
       active &= in.guard_negated ? ~p : p;
     }
-    ++done;
+    ++executed;
     if (in.control == Control::kPlain) {
       if (active) in.run(warp, in, active);
       ++pc;
@@ -236,7 +236,7 @@ int run_group(Warp& warp, Group& g, int budget) {
         stopped = true;
       } else {
         g.pc = pc = active ? in.target : pc + 1;
-        stopped = active && !alone;  // another group may be at the target
+        stopped = active && !is_only_group;  // another group may be at the target
       }
     } else if (in.control == Control::kExit) {
       g.pc = ++pc;
@@ -248,7 +248,7 @@ int run_group(Warp& warp, Group& g, int budget) {
       if (enter_block_barrier(warp, g, in)) release_block_barrier_if_complete(*warp.block);
       stopped = true;
     } else if (in.control == Control::kWarpBarrier) {
-      stopped = !pass_warp_barrier(warp, g, in) || !alone;
+      stopped = !pass_warp_barrier(warp, g, in) || !is_only_group;
       pc = g.pc;
     } else if (lanes != (members_of(warp, g, in) & warp.alive)) {
       g.state = Group::kAtCollective;
@@ -259,7 +259,7 @@ int run_group(Warp& warp, Group& g, int budget) {
     }
   }
   if (!stopped) g.pc = pc;
-  return done;
+  return executed;
 }
 
 bool is_blocked(Warp& warp) {
@@ -317,9 +317,9 @@ void run_blocks(Machine& m, uint32_t first, uint32_t count) {
       if (is_blocked(warp)) break;
       Group* const g = choose(warp);
       const int max_count = options().random_lanes ? 1 + static_cast<int>(m.random() % 32) : budget;
-      const int done = run_group(warp, *g, std::min(max_count, budget));
-      budget -= std::max(done, 1);
-      m.without_progress += done;
+      const int executed = run_group(warp, *g, std::min(max_count, budget));
+      budget -= std::max(executed, 1);
+      m.without_progress += executed;
     }
     if (m.without_progress > options().patience)
       report_standstill(m, "no progress, threads wait for values that no thread stores");

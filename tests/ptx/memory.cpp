@@ -71,7 +71,7 @@ void release(void* p) {
 // of different sizes, or null if there is no race.
 const char* race_between(const AccessRecord& before, const AccessRecord& now, const char* race) {
   if (!unordered(before, now)) return nullptr;
-  if (!before.strong || !now.strong) return race;
+  if (!before.relaxed || !now.relaxed) return race;
   return before.bytes == now.bytes ? nullptr : "relaxed accesses of different sizes";
 }
 

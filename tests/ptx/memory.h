@@ -17,7 +17,7 @@ struct AccessRecord {
   uint32_t block = 0, thread = 0;  // the index of the block in the grid, of the thread in the block
   uint32_t block_epoch = 0, warp_epoch = 0;
   uint8_t bytes = 0;
-  bool strong = false;  // whether the access is relaxed
+  bool relaxed = false;
 };
 
 // The last accesses to a piece of memory: the last store, and the last loads by two threads.

@@ -205,10 +205,10 @@ class Parser {
 
   // The location of an operand, or its number for a predicate. The operand is a register, an
   // immediate or the address of a symbol, and must have `bytes` bytes (0: a predicate).
-  uint32_t operand(const std::string& text, int bytes, bool result) {
-    if (text == "_" && result) return new_location(bytes);
+  uint32_t operand(const std::string& text, int bytes, bool is_result) {
+    if (text == "_" && is_result) return new_location(bytes);
     if (const int special = special_register(text); special >= 0) {
-      if (result || bytes != 4) throw Fault("misuse of " + text);
+      if (is_result || bytes != 4) throw Fault("misuse of " + text);
       const uint32_t location = new_location(4);
       kernel_->specials.push_back({location, special});
       return location;
@@ -218,7 +218,7 @@ class Parser {
       if (r.bytes != bytes) throw Fault(text + " is of another size");
       return static_cast<uint32_t>(r.location);
     }
-    if (result) throw Fault("result " + text + " is no register");
+    if (is_result) throw Fault("result " + text + " is no register");
     if (const auto symbol = symbols_.find(text); symbol != symbols_.end())
       return constant(symbol->second, bytes);
     if (text[0] == '0' && std::strchr("fFdD", text[1]) && text[1]) {
@@ -325,7 +325,7 @@ class Parser {
       } else if (word == "v2" || word == "v4") {
         a.elements = static_cast<uint8_t>(word[1] - '0');
       } else if (word == "relaxed") {
-        a.strong = true;
+        a.relaxed = true;
       } else if (word == "gpu" || word == "sys") {
         has_scope = true;
       } else if (type_bytes().count(word)) {
@@ -335,7 +335,7 @@ class Parser {
         throw Fault("not implemented: ." + words[i]);
       }
     }
-    if (a.strong != has_scope)
+    if (a.relaxed != has_scope)
       throw Fault("not implemented: a scope without .relaxed, or .relaxed without a scope");
     const size_t open = rest.find('['), close = rest.find(']');
     read_address(in, trimmed(rest.substr(open + 1, close - open - 1)));

@@ -60,7 +60,7 @@ inline Thread& thread() {
 }
 
 // Records an error as the last error of the thread, and returns the error.
-inline cudaError_t result(cudaError_t error) {
+inline cudaError_t recorded(cudaError_t error) {
   if (error != cudaSuccess) thread().last_error = error;
   return error;
 }
@@ -73,12 +73,12 @@ cudaError_t launch(simt::Residency residency, void (*kernel)(P...), dim3 grid, d
   const int device = thread().device;
   const auto limit = state().shared_limit.find({device, reinterpret_cast<const void*>(kernel)});
   const size_t max_bytes = limit == state().shared_limit.end() ? 48 * 1024 : limit->second;
-  if (shared_bytes > max_bytes) return result(cudaErrorInvalidValue);
+  if (shared_bytes > max_bytes) return recorded(cudaErrorInvalidValue);
   state().events.push_back(
       {residency == simt::kAllBlocks ? Event::kCooperativeLaunch : Event::kLaunch, device, stream,
        shared_bytes, grid.x * grid.y * grid.z});
-  return result(simt::launch(grid, block, shared_bytes, residency,
-                             [&] { kernel(*static_cast<P*>(arguments[kIndex])...); }));
+  return recorded(simt::launch(grid, block, shared_bytes, residency,
+                               [&] { kernel(*static_cast<P*>(arguments[kIndex])...); }));
 }
 
 }  // namespace runtime
@@ -100,7 +100,7 @@ cudaError_t cudaLaunchCooperativeKernel(void (*kernel)(P...), dim3 grid, dim3 bl
 template <typename Function>
 cudaError_t cudaFuncSetAttribute(Function* function, cudaFuncAttribute, int value) {
   runtime::Runtime& r = runtime::state();
-  if (value < 0 || value > r.shared_bytes) return runtime::result(cudaErrorInvalidValue);
+  if (value < 0 || value > r.shared_bytes) return runtime::recorded(cudaErrorInvalidValue);
   std::unique_lock<std::mutex> lock(r.mutex);
   r.shared_limit[{runtime::thread().device, reinterpret_cast<const void*>(function)}] = value;
   lock.unlock();
@@ -110,7 +110,7 @@ cudaError_t cudaFuncSetAttribute(Function* function, cudaFuncAttribute, int valu
 
 inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
   attributes->ptxVersion = runtime::state().compiled_capability;
-  return runtime::result(attributes->ptxVersion ? cudaSuccess : cudaErrorNoKernelImageForDevice);
+  return runtime::recorded(attributes->ptxVersion ? cudaSuccess : cudaErrorNoKernelImageForDevice);
 }
 
 inline cudaError_t cudaGetDevice(int* device) {

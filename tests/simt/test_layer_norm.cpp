@@ -1,5 +1,5 @@
 // One step of the stepwise engine with layer normalization: the kernels of each dtype against those
-// of float64. tests/cuda/test_cuda_op.py compares the kernels of float64 with the oracle.
+// of float64. tests/cuda/test_cuda_op.py compares the kernels of float64 with tests/oracle.py.
 #include <runtime.h>
 
 #include "../../csrc/cuda/launch.h"
