@@ -20,7 +20,7 @@ from . import comparison
 from .comparison import Comparison
 from .convert import convert
 from .engine import records
-from .engine.timing import Run, in_turn
+from .engine.timing import Run, times_of
 from .modules.cell import LSTMCell
 from .modules.lstm import LSTM
 from .prepack.layers import PrepackedLSTM, PrepackedLSTMCell
@@ -68,7 +68,7 @@ def compare(
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         ways = _ways(model, inputs, device, training, quiet)
         runs = [run for way in ways for run in way.runs]
-        rows = _rows(ways, in_turn(runs, device, seconds * len(ways), shows_progress=not quiet))
+        rows = _rows(ways, times_of(runs, device, seconds * len(ways), shows_progress=not quiet))
     if not quiet:
         print(comparison.table(rows, training))
     if save is not None:

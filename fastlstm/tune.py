@@ -12,7 +12,7 @@ from .check import first_use
 from .engine import engines, records
 from .engine.call import Call
 from .engine.engines import Engine
-from .engine.timing import in_turn, runner
+from .engine.timing import runner, times_of
 from .modules.options import check_model
 
 MARGIN = 1.03  # another engine is chosen only if its speedup over the default is at least this
@@ -72,7 +72,7 @@ def _measure(call: Call, default: str, seconds: float) -> dict[str, float]:
     times: dict[str, list[float]] = {}
     chosen, names = default, list(runs)
     for _ in range(2):
-        series = in_turn([runs[name] for name in names], call.input.device, seconds)
+        series = times_of([runs[name] for name in names], call.input.device, seconds)
         times |= dict(zip(names, series, strict=True))
         ratios = {n: statistics.median(map(truediv, times[default], times[n])) for n in names}
         chosen = max(names, key=ratios.__getitem__)

@@ -15,7 +15,7 @@ import torch
 from ..engine.call import Call, Results
 from ..engine.engines import BY_NAME, Engine
 from ..engine.records import FAILED, PASSED
-from ..engine.timing import in_turn, runner
+from ..engine.timing import runner, times_of
 from ..prepack import formats
 from ..prepack.run import run_prepacked
 from .cases import BITS, PREPACKED, TIMED, draw, expected, judge, results
@@ -73,7 +73,7 @@ def _time(engine: Engine, call: Call, option: str) -> Row:
         weight.requires_grad_("training" in option)
     with torch.set_grad_enabled("training" in option):
         runs = [runner(call, each) for each in (BY_NAME["torch"], engine)]
-        theirs, ours = in_turn(runs, call.input.device, _SECONDS)
+        theirs, ours = times_of(runs, call.input.device, _SECONDS)
     ratio = statistics.median(map(truediv, theirs, ours))
     return {"milliseconds": 1e3 * statistics.median(ours), "ratio": ratio}
 

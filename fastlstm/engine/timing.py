@@ -33,7 +33,7 @@ def seconds_of(run: Run, device: torch.device) -> float:
     return time.perf_counter() - begin
 
 
-def in_turn(
+def times_of(
     runs: Sequence[Run], device: torch.device, seconds: float, shows_progress: bool = False
 ) -> list[list[float]]:
     """Times functions in turn. Returns for each function a list: seconds per call in each round."""

@@ -387,7 +387,7 @@ def test_compare_and_tune_run_persistent_only_after_a_check(state, children, mon
     compared, tuned = sys.modules["fastlstm.compare"], sys.modules["fastlstm.tune"]
     once = lambda steps, *_, **__: [(step(), [1.0, 1.0])[1] for step in steps]
     for module in (compared, tuned):
-        monkeypatch.setattr(module, "in_turn", once)
+        monkeypatch.setattr(module, "times_of", once)
     deepcopy = lambda value, memo=(): copy.deepcopy(value, {id(FAKE): FAKE, **dict(memo)})
     monkeypatch.setattr(compared, "copy", SimpleNamespace(deepcopy=deepcopy))
     monkeypatch.setattr(compared, "_difference", lambda found, expected: 0.0)

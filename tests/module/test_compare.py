@@ -45,7 +45,7 @@ def clock(monkeypatch):
             first = [seconds[0] * factor for factor in baseline_factors]
             return [first, *([each] * len(baseline_factors) for each in seconds[1:])]
 
-        monkeypatch.setattr(MODULE, "in_turn", alternate)
+        monkeypatch.setattr(MODULE, "times_of", alternate)
 
     return set_clock
 
@@ -94,7 +94,7 @@ def test_rounds_alternate_the_order_of_samples(kind, seconds, rounds, monkeypatc
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     runs = [lambda: run("a", 2.0**-9), lambda: run("b", 1.0)]
-    found = timing.in_turn(runs, torch.device(kind), seconds, shows_progress=kind == "cuda")
+    found = timing.times_of(runs, torch.device(kind), seconds, shows_progress=kind == "cuda")
     assert found == [[2.0**-9] * rounds, [1.0] * rounds]
     samples = ["aaaaa", "b"]  # "a" takes about 2 ms, so five calls are near the 10 ms of a sample
     expected = [text for k in range(rounds) for text in samples[:: (-1) ** k]]

@@ -36,12 +36,12 @@ def tune_with(model, *series):
     """Calls tune(model, X) with simulated seconds of each engine, series after series."""
     left = list(series)
 
-    def in_turn(names, *_):
+    def times_of(names, *_):
         seconds = left.pop(0) if len(left) > 1 else left[0]
         return [seconds[name] for name in names]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MODULE, "in_turn", in_turn)
+        patch.setattr(MODULE, "times_of", times_of)
         patch.setattr(MODULE, "runner", lambda call, row: row.name)
         return tune(model, X)
 
@@ -128,14 +128,14 @@ def test_which_calls_are_measured():
 def test_which_functions_are_timed(training, monkeypatch, torch_calls):
     lstm, counts, shapes = fastlstm.LSTM(4, 6), [], []
 
-    def in_turn(runs, *_):
+    def times_of(runs, *_):
         torch_calls.clear()
         for run in runs:
             shapes.append([tensor.shape for tensor in run()])
             counts.append(len(torch_calls))
         return [[1.0] for _ in runs]
 
-    monkeypatch.setattr(MODULE, "in_turn", in_turn)
+    monkeypatch.setattr(MODULE, "times_of", times_of)
     with torch.set_grad_enabled(training):
         tune(lstm, X)
     gradients, output = [weight.shape for weight in lstm.parameters()], [(3, 6)] * 5
