@@ -102,7 +102,7 @@ PARTS = {
         0.1,
         [_FIRST, _module_tests("module", "sequences", "errors"), *_NATIVE[3:], *_MODULE],
     ),
-    "cuda": Part(["csrc/cuda/*"], 0.12, _EMULATED),
+    "cuda": Part(["csrc/cuda/*"], 0.12, [*_EMULATED, "tests/cuda/test_ptx.py"]),
     "engines": Part(
         _python("engine/*", "_engine_table"),
         0.1,

@@ -37,6 +37,13 @@ def with_additions(layer):
     return layer
 
 
+def test_a_weight_with_two_names_stays_frozen():
+    layer = LSTM(6, 10).eval()
+    layer.bias_hh_l0 = layer.bias_ih_l0.requires_grad_(False)
+    back = unpack(prepack(layer))
+    assert not back.bias_ih_l0.requires_grad and not back.bias_hh_l0.requires_grad
+
+
 @every_kind
 def test_additions_survive_prepack_and_unpack(kind):
     layer = with_additions(KINDS[kind]())
