@@ -83,7 +83,7 @@ def _chart(rows: Sequence[Comparison], mode: str) -> str:
 
 
 def _advice(rows: Sequence[Comparison]) -> list[str]:
-    """Notes, and the code of the fastest way, also without those that round weights ("in int8")."""
+    """Notes, and the code of the fastest way of all, and of those that do not round ("in int8")."""
     lines = []
     if any(math.isnan(row.difference) for row in rows):
         why = "They are not tensors or numbers, their count or shapes differ, or one has a NaN."

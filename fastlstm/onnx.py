@@ -22,7 +22,7 @@ from .engine.call import LstmCall
 
 __all__ = ["translations"]
 
-_GATES = [0, 3, 1, 2]  # ONNX's order i, o, f, c
+_GATES = [0, 3, 1, 2]  # ONNX's order i, o, f, c (our g), as indices into i, f, g, o
 
 
 def translations() -> dict[Any, Callable[..., Any]]:

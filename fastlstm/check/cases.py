@@ -16,8 +16,8 @@ from .parent import Case
 # The bits of the significand for each kind of arithmetic; a roundoff is 2**-bits. bfloat16 has 8,
 # but 9 make its check stricter. "tf32" is float32 with matrix products in TF32.
 BITS = {"float64": 53, "float32": 24, "tf32": 11, "bfloat16": 9, "float16": 11}
-# The same for prepacked layers with float32 input. 11 allows for the rounding of the weights.
-PREPACKED = {"prepacked": 24, "prepacked in bfloat16": 11, "prepacked in int8": 11}
+# The bits for prepacked layers with float32 input. 11 allow for weights in bfloat16 or int8.
+PREPACKED_BITS = {"prepacked": 24, "prepacked in bfloat16": 11, "prepacked in int8": 11}
 TOLERANCE = 32  # the largest error allowed, in roundoffs; 4 times that with layer normalization
 
 # The words of a case say which options its call has.
@@ -45,8 +45,8 @@ def cases_of(engines: Sequence[str], device: torch.device, timed: bool = False) 
     cases = []
     kinds = [kind for kind in BITS if kind != "tf32" or device.type == "cuda"]
     for engine in engines:
-        pairs = [*product(OPTIONS, ["float32"] if engine in PREPACKED else kinds)]
-        if timed and engine != "torch" and engine not in PREPACKED:
+        pairs = [*product(OPTIONS, ["float32"] if engine in PREPACKED_BITS else kinds)]
+        if timed and engine != "torch" and engine not in PREPACKED_BITS:
             pairs += product(TIMED, ["float32", "bfloat16"])
         cases += [{"engine": engine, "dtype": kind, "option": option} for option, kind in pairs]
     return cases
@@ -99,7 +99,7 @@ def results(
 
 
 def expected(option: str, kind: str, device: torch.device) -> dict[str, Tensor]:
-    """The results of a case by the equations in float64, from inputs of the dtype `kind`."""
+    """The results of a case by the equations in float64, with the values of the case's tensors."""
     call = draw(option, kind, device)
     return results(run_reference, call.mapped(Tensor.double), call.input.dtype)
 
@@ -107,7 +107,7 @@ def expected(option: str, kind: str, device: torch.device) -> dict[str, Tensor]:
 def judge(
     option: str, bits: int, got: dict[str, Tensor], correct: dict[str, Tensor]
 ) -> tuple[float, str]:
-    """The largest error, in roundoffs of max(1, largest |correct|), and what is wrong or ''."""
+    """The largest of error / (roundoff * max(1, |correct|.max())), and what is wrong or ''."""
     errors = {}
     for name, value in got.items():
         error = (value.to(correct[name]) - correct[name]).abs().max()

@@ -14,7 +14,7 @@ import torch
 from .. import _build
 from ..engine import records
 from ..engine.records import PASSED
-from .cases import PREPACKED, cases_of
+from .cases import PREPACKED_BITS, cases_of
 from .first_use import SECONDS
 from .parent import Row, check_cases
 
@@ -58,7 +58,7 @@ def check(
     ours = [name for name, types in types_by_engine.items() if device.type in types]
     instruction_variables: list[str] = []
     if ours and device.type == "cpu":
-        ours, instruction_variables = [*ours, *PREPACKED], _instruction_variables()
+        ours, instruction_variables = [*ours, *PREPACKED_BITS], _instruction_variables()
     cases = {"": cases_of(["torch", *ours], device, timed=True)}
     cases |= {variable: cases_of(ours, device) for variable in instruction_variables}
     show = _progress(sum(map(len, cases.values()))) if not quiet else lambda row: None

@@ -25,8 +25,8 @@ from .parent import check_cases, verdict_on
 
 CHECKED_DEVICE_TYPE = "cuda"  # only the kernels for this device type are checked
 SECONDS = 60.0  # the time limit of a check
-SMALL = "reset, lengths, both directions"  # the case that is compared before the first use
-_problems: dict[tuple[torch.device, torch.dtype], str] = {}  # of the stepwise kernels, or ""
+SMALL_CASE = "reset, lengths, both directions"  # the case that is compared before the first use
+_problems: dict[tuple[torch.device, torch.dtype], str] = {}  # what is wrong with stepwise, or ""
 _lock = threading.Lock()  # one check at a time
 
 
@@ -93,8 +93,8 @@ def _compare(device: torch.device, dtype: torch.dtype) -> str:
     is_tf32 = query("cuda", "matmul") == "tf32" if query else torch.backends.cuda.matmul.allow_tf32
     bits = BITS["tf32" if is_tf32 and kind == "float32" else kind]
     try:
-        got = results(partial(run_op, engine="stepwise"), draw(SMALL, kind, device), dtype)
-        return judge(SMALL, bits, got, expected(SMALL, kind, device))[1]
+        got = results(partial(run_op, engine="stepwise"), draw(SMALL_CASE, kind, device), dtype)
+        return judge(SMALL_CASE, bits, got, expected(SMALL_CASE, kind, device))[1]
     except torch.OutOfMemoryError:
         raise
     except (AssertionError, RuntimeError) as error:

@@ -18,7 +18,7 @@ from ..engine.records import FAILED, PASSED
 from ..engine.timing import runner, times_of
 from ..prepack import formats
 from ..prepack.run import run_prepacked
-from .cases import BITS, PREPACKED, TIMED, draw, expected, judge, results
+from .cases import BITS, PREPACKED_BITS, TIMED, draw, expected, judge, results
 from .parent import NOT_SERVED, READY, UNCHECKED, Case, Row
 
 _NO_MEMORY = re.compile("MemoryError|out of memory|enough memory|allocate memory|ALLOC_FAILED")
@@ -52,14 +52,14 @@ def _row(case: Case, device: torch.device) -> Row:
     """Runs a case twice, compares it with the equations on the CPU, and times a typical call."""
     name, option, kind = case["engine"], case["option"], case["dtype"]
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = kind == "tf32"
-    engine = _prepacked_engine(name) if name in PREPACKED else BY_NAME[name]
+    engine = _prepacked_engine(name) if name in PREPACKED_BITS else BY_NAME[name]
     call = draw(option, kind, device)
     if engine.why_not(call):
         return {"result": NOT_SERVED}
-    differentiates = name not in PREPACKED
+    differentiates = name not in PREPACKED_BITS
     first, second = (results(engine.run, call, call.input.dtype, differentiates) for _ in range(2))
     correct = _expected(option, kind, torch.device("cpu"))
-    error, reason = judge(option, PREPACKED.get(name, BITS[kind]), first, correct)
+    error, reason = judge(option, PREPACKED_BITS.get(name, BITS[kind]), first, correct)
     unequal = [key for key in first if not torch.equal(first[key], second[key])]
     if unequal and name != "torch" and not reason:  # cuDNN does not promise the same bits
         reason = f"other bits when it ran again: {', '.join(unequal)}"

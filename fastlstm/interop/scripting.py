@@ -59,9 +59,9 @@ def prepare(module: nn.Module) -> nn.Module:
     if parametrize.is_parametrized(module):
         note = "is parametrized, which torch cannot compile"
     if target is None or note:
-        problem = f"torch.jit.script compiles what convert(to='torch') gives, a module that {note}"
+        problem = "torch.jit.script compiles the result of convert(to='torch')"
         remedy = "use torch.jit.trace, torch.compile or torch.export"
-        raise RuntimeError(f"{type(module).__name__}: {problem}; {remedy}")
+        raise RuntimeError(f"{type(module).__name__}: {problem}, where the module {note}; {remedy}")
     cls = type(module)
     if cls not in _script_classes:
         location = "__module__", "__qualname__", "__firstlineno__"  # where torch finds the source

@@ -166,8 +166,8 @@ def test_no_synchronization():
 def test_nan_keeps_nobody_waiting(dtype):
     """The bits of this NaN are those that mark an exchanged value as not written yet."""
     lstm, x = large_layer(dtype, steps=5)
-    ones = torch.full((x.element_size() * x.numel(),), 255, dtype=torch.uint8, device="cuda")
-    x = ones.view(dtype).view_as(x).requires_grad_()
+    set_bits = torch.full((x.element_size() * x.numel(),), 255, dtype=torch.uint8, device="cuda")
+    x = set_bits.view(dtype).view_as(x).requires_grad_()
     assert all(t.isnan().all() for t in run(lstm, x)[:3])
     torch.cuda.synchronize()
 
@@ -175,7 +175,7 @@ def test_nan_keeps_nobody_waiting(dtype):
 @pytest.mark.filterwarnings("error:RNN module weights are not part of single contiguous")
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True, "bias": False}, {"proj_size": 64}])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_lengths_by_cudnn_wait_for_nothing(dtype, options):
+def test_lengths_by_cudnn_do_not_synchronize(dtype, options):
     lstm = fastlstm.LSTM(256, 256, num_layers=2, **options, device="cuda", dtype=dtype)
     x = torch.randn(20, 16, 256, device="cuda", dtype=dtype)
     lengths = torch.randint(0, 21, (16,), device="cuda")

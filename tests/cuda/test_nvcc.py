@@ -25,7 +25,7 @@ def check_compiled(source, architecture, folder):
     byte_counts = re.findall(", ".join(rf"(\d+) bytes {kind}" for kind in kinds), report)
     assert byte_counts, f"ptxas reported no kernel:\n{report}"
     assert set(byte_counts) == {("0", "0", "0")}, report
-    # The planner counts dynamic shared memory only.
+    # Static shared memory is forbidden: the planner counts only dynamic shared memory.
     assert not re.search(r"\d+ bytes smem", report), report
 
 

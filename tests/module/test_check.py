@@ -18,7 +18,7 @@ import fastlstm
 from fastlstm import __main__ as command_line
 from fastlstm import _build
 from fastlstm.check import first_use, parent
-from fastlstm.check.cases import OPTIONS, PREPACKED, TIMED, cases_of, draw
+from fastlstm.check.cases import OPTIONS, PREPACKED_BITS, TIMED, cases_of, draw
 from fastlstm.engine import engines, records
 from fastlstm.engine.call import Call
 
@@ -189,7 +189,7 @@ REASONS = {
 def test_an_engine_that_computes_something_else(file, monkeypatch):
     monkeypatch.setattr(parent, "PROGRAM", PLANT)
     cases = [c for c in cases_of(["stepwise", "tiled"], CPU) if c["dtype"] == "float32"]
-    prepacked = cases_of([*PREPACKED], CPU)[:: len(OPTIONS)]
+    prepacked = cases_of([*PREPACKED_BITS], CPU)[:: len(OPTIONS)]
     rows = parent.check_cases(CPU, cases + prepacked, time.monotonic() + 100)
     by_option = {row["option"]: row for row in rows if row["engine"] == "stepwise"}
     assert list(by_option) == OPTIONS
@@ -200,7 +200,7 @@ def test_an_engine_that_computes_something_else(file, monkeypatch):
         json.dumps(row, allow_nan=False)
     assert verdicts(file)["stepwise"].startswith("failed: float32, packed: errors")
     assert verdicts(file)["tiled"] == "passed"
-    assert all(verdicts(file)[name].startswith("failed: float32, plain: er") for name in PREPACKED)
+    assert all(verdicts(file)[k].startswith("failed: float32, plain: er") for k in PREPACKED_BITS)
 
 
 def test_the_cases_of_all_options_differ():
@@ -587,11 +587,11 @@ def test_the_whole_check_of_a_cpu(file, tmp_path, capsys):
     rows = columns("engine", "instructions", "option", "dtype")
     unserved = {"layer norm, lengths", "recurrent dropout, both directions"}
     assert len(rows) == len(set(rows)) and len({*columns("dtype")}) == 4
-    lacking = {"stepwise": set(), "tiled": unserved, **dict.fromkeys(PREPACKED, unserved)}
+    lacking = {"stepwise": set(), "tiled": unserved, **dict.fromkeys(PREPACKED_BITS, unserved)}
     for engine, lacks in lacking.items():
         for instructions in sets:
             options = {row[2] for row in rows if row[:2] == (engine, instructions)}
-            timed = TIMED if engine not in PREPACKED and not instructions else ()
+            timed = TIMED if engine not in PREPACKED_BITS and not instructions else ()
             assert options == {*OPTIONS, *timed} - lacks
     ratios = [row["ratio"] for row in result["cases"] if row["option"] in TIMED]
     assert len(ratios) == 16 and min(ratios) > 0
