@@ -16,7 +16,7 @@ from .parent import Case
 # The bits of the significand for each kind of arithmetic; a roundoff is 2**-bits. bfloat16 has 8,
 # but 9 make its check stricter. "tf32" is float32 with matrix products in TF32.
 BITS = {"float64": 53, "float32": 24, "tf32": 11, "bfloat16": 9, "float16": 11}
-# The bits for prepacked layers with float32 input. 11 allow for weights in bfloat16 or int8.
+# The bits for prepacked layers with float32 input: 11 if the weights are rounded to 16 or 8 bits.
 PREPACKED_BITS = {"prepacked": 24, "prepacked in bfloat16": 11, "prepacked in int8": 11}
 TOLERANCE = 32  # the largest error allowed, in roundoffs; 4 times that with layer normalization
 
@@ -81,7 +81,7 @@ def draw(option: str, kind: str, device: torch.device) -> Call:
     )
 
 
-def results(
+def compute(
     run: Callable[[Call], Results], call: Call, dtype: torch.dtype, differentiates: bool = True
 ) -> dict[str, Tensor]:
     """The results and gradients of a call by name. Upstream gradients are rounded to `dtype`."""
@@ -98,10 +98,10 @@ def results(
     return {name: value.detach() for name, value in tensors.items()}
 
 
-def expected(option: str, kind: str, device: torch.device) -> dict[str, Tensor]:
+def expected_results(option: str, kind: str, device: torch.device) -> dict[str, Tensor]:
     """The results of a case by the equations in float64, with the values of the case's tensors."""
     call = draw(option, kind, device)
-    return results(run_reference, call.mapped(Tensor.double), call.input.dtype)
+    return compute(run_reference, call.mapped(Tensor.double), call.input.dtype)
 
 
 def judge(

@@ -20,7 +20,7 @@ import torch
 from ..engine import records
 from ..engine.op import run_op
 from ..engine.records import PASSED
-from .cases import BITS, cases_of, draw, expected, judge, results
+from .cases import BITS, cases_of, compute, draw, expected_results, judge
 from .parent import check_cases, verdict_on
 
 CHECKED_DEVICE_TYPE = "cuda"  # only the kernels for this device type are checked
@@ -93,8 +93,8 @@ def _compare(device: torch.device, dtype: torch.dtype) -> str:
     is_tf32 = query("cuda", "matmul") == "tf32" if query else torch.backends.cuda.matmul.allow_tf32
     bits = BITS["tf32" if is_tf32 and kind == "float32" else kind]
     try:
-        got = results(partial(run_op, engine="stepwise"), draw(SMALL_CASE, kind, device), dtype)
-        return judge(SMALL_CASE, bits, got, expected(SMALL_CASE, kind, device))[1]
+        got = compute(partial(run_op, engine="stepwise"), draw(SMALL_CASE, kind, device), dtype)
+        return judge(SMALL_CASE, bits, got, expected_results(SMALL_CASE, kind, device))[1]
     except torch.OutOfMemoryError:
         raise
     except (AssertionError, RuntimeError) as error:

@@ -18,12 +18,12 @@ from ..engine.records import FAILED, PASSED
 from ..engine.timing import runner, times_of
 from ..prepack import formats
 from ..prepack.run import run_prepacked
-from .cases import BITS, PREPACKED_BITS, TIMED, draw, expected, judge, results
+from .cases import BITS, PREPACKED_BITS, TIMED, compute, draw, expected_results, judge
 from .parent import NOT_SERVED, READY, UNCHECKED, Case, Row
 
 _NO_MEMORY = re.compile("MemoryError|out of memory|enough memory|allocate memory|ALLOC_FAILED")
 _SECONDS = 0.05  # how long an engine and nn.LSTM are timed, both together
-_expected = functools.cache(expected)  # each engine is compared with the same results
+_expected_results = functools.cache(expected_results)  # the same for every engine
 
 
 def main() -> None:
@@ -57,8 +57,8 @@ def _row(case: Case, device: torch.device) -> Row:
     if engine.why_not(call):
         return {"result": NOT_SERVED}
     differentiates = name not in PREPACKED_BITS
-    first, second = (results(engine.run, call, call.input.dtype, differentiates) for _ in range(2))
-    correct = _expected(option, kind, torch.device("cpu"))
+    first, second = (compute(engine.run, call, call.input.dtype, differentiates) for _ in range(2))
+    correct = _expected_results(option, kind, torch.device("cpu"))
     error, reason = judge(option, PREPACKED_BITS.get(name, BITS[kind]), first, correct)
     unequal = [key for key in first if not torch.equal(first[key], second[key])]
     if unequal and name != "torch" and not reason:  # cuDNN does not promise the same bits

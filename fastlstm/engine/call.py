@@ -37,7 +37,7 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
 def zero_state(
     input: Tensor, leading: Sequence[int], H: int, P: int, dtype: torch.dtype | None = None
 ) -> State:
-    """Returns zeros h [*leading,P], c [*leading,H] in `dtype` or input.dtype; h is c if P == H."""
+    """Zeros h [*leading,P], c [*leading,H] of `dtype` or input.dtype, one tensor if P == H."""
     c = input.new_zeros(*leading, H, dtype=dtype)
     return (c if P == H else input.new_zeros(*leading, P, dtype=dtype)), c
 

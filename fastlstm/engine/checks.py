@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .call import DTYPES, Call, LstmCall, autocasts, state_dtype, weight_names, weight_shapes
 
-_BATCH_SIZES = "batch_sizes of shape (steps), dtype int64, on the CPU, as in a PackedSequence"
+_EXPECTED_SIZES = "batch_sizes of shape (steps), dtype int64, on the CPU, as in a PackedSequence"
 
 
 def check(condition: bool, expected: str, got: object) -> None:
@@ -72,7 +72,7 @@ def as_reset(reset: Any, shape: torch.Size | None, batch_first: bool) -> Tensor:
 def check_dims(input: Tensor, batch_sizes: Tensor | None, batch_first: bool = False) -> None:
     """Raises a RuntimeError unless the input is 3-D, or 2-D with `batch_sizes` in int64."""
     if batch_sizes is not None:
-        check(batch_sizes.dtype == torch.int64, _BATCH_SIZES, describe(batch_sizes))
+        check(batch_sizes.dtype == torch.int64, _EXPECTED_SIZES, describe(batch_sizes))
     if input.dim() != (3 if batch_sizes is None else 2):
         expected = "(batch, steps, input_size)" if batch_first else "(steps, batch, input_size)"
         if batch_sizes is not None:
@@ -116,7 +116,7 @@ def check_layer(call: LstmCall) -> None:
 
 def _check_batch_sizes(batch_sizes: Tensor, batch: int, rows: int) -> None:
     """Checks `batch_sizes`, which is already known to be int64 with at least one element."""
-    check(batch_sizes.dim() == 1 and batch_sizes.is_cpu, _BATCH_SIZES, describe(batch_sizes))
+    check(batch_sizes.dim() == 1 and batch_sizes.is_cpu, _EXPECTED_SIZES, describe(batch_sizes))
     sizes = batch_sizes.tolist()
     expected = f"batch_sizes to start with the batch size {batch} and never to grow or fall below 1"
     fit = sizes[0] == batch and sizes[-1] > 0 and sizes == sorted(sizes, reverse=True)

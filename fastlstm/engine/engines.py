@@ -26,8 +26,8 @@ class Engine(NamedTuple):
     name: str  # the value of `lstm.engine` that requests it; "op" cannot be requested
     why_not: Callable[[Call], str | None]  # why the engine cannot serve a call, None if it can
     run: Callable[[Call], Results]  # computes a call that the engine serves
-    # False if a check found the kernels wrong on the device of a call: the reference runs instead.
-    # Raises a RuntimeError if the engine is "persistent" and has not passed a check there.
+    # False if a check found wrong kernels on the call's device: then the reference serves the call.
+    # Raises a RuntimeError if the engine is "persistent" and has passed no check on that device.
     is_sound: Callable[[Call], bool] = lambda call: True
 
 

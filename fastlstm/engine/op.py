@@ -136,20 +136,20 @@ class _BatchGrads(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        *incoming, lengths, reset = ctx.saved_tensors[:6]
+        *upstream, lengths, reset = ctx.saved_tensors[:6]
         tensors = ctx.saved_tensors[6:]  # input, h_0, c_0 and the weights
-        are_given = [g is not None for g in incoming]
+        are_given = [g is not None for g in upstream]
 
         def recompute(*floating: Tensor) -> tuple[Tensor, ...]:
-            rest = iter(floating)
-            upstream = [next(rest) if is_given else None for is_given in are_given]
-            return _batch_grads(upstream, _layer_call(ctx.layout, lengths, reset, *rest))
+            remaining = iter(floating)
+            upstream = [next(remaining) if is_given else None for is_given in are_given]
+            return _batch_grads(upstream, _layer_call(ctx.layout, lengths, reset, *remaining))
 
-        floating = [t for t in (*incoming, *tensors) if t is not None]
+        floating = [t for t in (*upstream, *tensors) if t is not None]
         gradients = iter(torch.func.vjp(recompute, *floating)[1](grads))
-        incoming_grads = [next(gradients) if is_given else None for is_given in are_given]
+        d_upstream = [next(gradients) if is_given else None for is_given in are_given]
         # None for output, cells, gates (`recompute` makes them), engine, layout, lengths and reset.
-        return *incoming_grads, *[None] * 7, *gradients
+        return *d_upstream, *[None] * 7, *gradients
 
     @staticmethod
     def vmap(info: Any, in_dims: _Dims, *args: Any) -> Any:
@@ -164,7 +164,7 @@ def _batch_grads(grads: Sequence[Tensor | None], call: LstmCall) -> tuple[Tensor
     zero = torch.zeros_like(eye)
 
     def layer(input: Tensor, h_0: Tensor, c_0: Tensor, *offsets: Tensor) -> Any:
-        """Runs the layer. Adds `offsets` to its gates: input features with identity weights."""
+        """Runs the layer with `offsets` added to its gates, as features with identity weights."""
         wide: list[Tensor] = []
         for w in directions:
             identities = [eye if w is other else zero for other in directions]
@@ -172,7 +172,7 @@ def _batch_grads(grads: Sequence[Tensor | None], call: LstmCall) -> tuple[Tensor
         input = torch.cat([input, *offsets], -1)
         return reference.lstm_layer(*replaced(call, input=input, h_0=h_0, c_0=c_0, weights=wide))
 
-    offsets = [input.new_zeros(*input.shape[:2], width)] * len(directions)  # gradient: d_gates
+    offsets = [input.new_zeros(*input.shape[:2], width)] * len(directions)  # gradients: d_gates
     results, pull_back, *_ = torch.func.vjp(layer, input, call.h_0, call.c_0, *offsets)
     grads = [torch.zeros_like(r) if g is None else g for g, r in zip(grads, results, strict=True)]
     return cast(tuple[Tensor, ...], pull_back(tuple(grads)))
@@ -213,7 +213,7 @@ def _fold(
         return tensor.movedim(mapped_dim or 0, batch_dim).flatten(batch_dim, batch_dim + 1)
 
     c_0, c_dim = args[first_weight - 1], in_dims[first_weight - 1]
-    batch = c_0.size(1 if c_dim is None or c_dim > 1 else 2)  # (size, -1) fails if size is 0
+    batch = c_0.size(1 if c_dim is None or c_dim > 1 else 2)  # `unflatten` refuses -1 if size is 0
     folded = [fold(*each) for each in zip(args, in_dims, batch_dims, strict=False)]
     results = function.apply(*folded, *args[first_weight:])
     dims = result_dims[: len(results)]
