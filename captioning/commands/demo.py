@@ -27,10 +27,10 @@ from captioning.training.pipeline import locked, train_locked
 from captioning.training.processes import Process
 from captioning.training.request import TrainingRequest
 
-FACTS = "count, size, color, shape and background"
+COMBINED_FACTS = "count, size, color, shape and background"
 SECTION_TEXTS = {
-    "val": f"New pictures. Their combinations of {FACTS} occur in the training pictures.",
-    "unseen": f"Combinations of {FACTS} that no training picture shows.",
+    "val": f"New pictures. Their combinations of {COMBINED_FACTS} occur in the training pictures.",
+    "unseen": f"Combinations of {COMBINED_FACTS} that no training picture shows.",
 }
 
 

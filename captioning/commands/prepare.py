@@ -13,7 +13,7 @@ from captioning.files import check_folder
 def add(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
     option("source", type=Path, help=convert.FORMATS)
-    option("--images", type=Path, help="folder of the pictures (the source's, or one inside it)")
+    option("--images", type=Path, help="picture folder (the source's folder, or one inside it)")
     option("--output", type=Path, required=True, help="folder to write to")
     text = "share of pictures to {}, if the source has no splits ({})"
     option("--val", type=float, help=text.format("validate on", convert.Shares.val))

@@ -63,7 +63,7 @@ def train_locked(request: TrainingRequest, process: Process) -> list[dict[str, f
         if (folder / "last.pt").exists():
             hint = "--resume, or another --output"
             raise CaptioningError(f"{folder} holds a captioner already: {hint}")
-    # If any run has `no_neighbors` (a resumed run may have kept it), no best.pt keeps captions.
+    # A resumed run may keep its `no_neighbors`. If any run has it, no best.pt gets neighbors.
     no_neighbors = False
     for run in runs:
         setup, history = _do_run(run, process)
@@ -148,11 +148,11 @@ def finish(paths: list[Path], lstm: str, device: str, setup: Setup, no_neighbors
 
     `setup` is that of any of the runs, for its feature tables.
     """
-    tables, several = setup.tables, len(paths) > 1
+    tables, is_ensemble = setup.tables, len(paths) > 1
     ensemble = load_ensemble(paths, lstm, device)
     for model in ensemble.models:
         prepack_lstms(model)
-    prefix = f"ensemble of {len(paths)}: " if several else ""
+    prefix = f"ensemble of {len(paths)}: " if is_ensemble else ""
     # If a resumed run has not written best.pt again, best.pt has the neighbors of the earlier run.
     ensemble.neighbors = None
     if "val" in tables:
@@ -164,7 +164,7 @@ def finish(paths: list[Path], lstm: str, device: str, setup: Setup, no_neighbors
         replace(member, search=ensemble.search, neighbors=ensemble.neighbors).save(path)
     if "test" in tables:
         say(prefix + describe_scores(ensemble, tables["test"]))
-    pattern = paths[0].parents[1] / "*" / "best.pt" if several else paths[0]
+    pattern = paths[0].parents[1] / "*" / "best.pt" if is_ensemble else paths[0]
     say(f"next: captioning caption {pattern} PICTURE")
 
 

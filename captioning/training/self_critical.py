@@ -43,13 +43,13 @@ class SelfCriticalTrainer(Trainer):
         # Every process draws the random numbers of the whole batch, so that the captions do not
         # depend on how many processes there are.
         noise = torch.rand(len(indices), samples, decoder.max_seq_length)
-        own_rows = slice(process.rank, None, process.world_size)
-        pictures = indices[own_rows]
+        own_share = slice(process.rank, None, process.world_size)
+        pictures = indices[own_share]
         features = self.table.read(pictures).to(process.device)
         self.model.eval()
         with torch.no_grad(), self.autocast():
             image = self.model.encoder.embed(features).repeat_interleave(samples, 0)
-            uniform = noise[own_rows].flatten(0, 1).to(process.device)
+            uniform = noise[own_share].flatten(0, 1).to(process.device)
             tokens = write_tokens([decoder], [image], random_words(uniform))[0].cpu()
         lengths = (tokens != PAD).sum(1)
         reward = self.reward(pictures, tokens, lengths)

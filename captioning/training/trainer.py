@@ -77,8 +77,8 @@ class Trainer:
         self.average = AveragedModel(self.model, avg_fn=self._next_average) if config.ema else None
         self.optimizer = torch.optim.Adam(self.parameters, config.learning_rate, fused=True)
         self.step = 0  # number of finished steps
-        several = process.world_size > 1
-        self.parallel = DistributedDataParallel(self.model) if several else self.model
+        is_distributed = process.world_size > 1
+        self.parallel = DistributedDataParallel(self.model) if is_distributed else self.model
         self._check_batches()
 
     def _check_batches(self) -> None:
@@ -94,7 +94,7 @@ class Trainer:
             too_small = any(len(picture_of[batch].unique()) < 2 for batch in batches)
         if too_small or smallest < processes:
             expected = "two pictures in each batch, for BatchNorm, and a caption for each process "
-            expected += f"({processes}); got {config.batch_size} of {len(self.captions)} captions"
+            expected += f"({processes}); got {config.batch_size} for {len(self.captions)} captions"
             raise CaptioningError(f"batch_size: expected {expected}")
 
     @property
@@ -176,14 +176,14 @@ class Trainer:
         process, config = self.process, self.config
         batch = self.captions.batch(indices)
         tokens = int((batch.lengths - 1).sum())
-        own_rows = slice(process.rank, None, process.world_size)
-        lengths = batch.lengths[own_rows]
+        own_share = slice(process.rank, None, process.world_size)
+        lengths = batch.lengths[own_share]
         torch.manual_seed(self.seed * 1009 + process.rank)  # dropout differs by process
         self.model.train()
-        captions = batch.captions[own_rows, : int(lengths[0])]
-        tensors = self.table.read(batch.pictures), batch.rows[own_rows], captions
+        captions = batch.captions[own_share, : int(lengths[0])]
+        tensors = self.table.read(batch.pictures), batch.rows[own_share], captions
         inputs = (tensor.to(process.device) for tensor in tensors)
-        weights = self.caption_weights[batch.indices[own_rows]].to(process.device)
+        weights = self.caption_weights[batch.indices[own_share]].to(process.device)
         with self.autocast():
             loss, nll = self.parallel(*inputs, lengths, weights, config.label_smoothing)
         return loss, tokens, nll / tokens

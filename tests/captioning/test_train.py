@@ -249,7 +249,7 @@ def test_the_first_process_encodes_the_pictures_for_all(captions_of, tmp_path):
 def test_batches_of_one_picture_are_too_small_for_batchnorm(new_checkpoint, data):
     config = TrainConfig(batch_size=5, batches_of="pictures")
     for size in (5, 1):
-        few = f"two pictures in each batch, for BatchNorm, .* got {size} of 480"
+        few = f"two pictures in each batch, for BatchNorm, .* got {size} for 480"
         with pytest.raises(CaptioningError, match=few):
             Trainer(new_checkpoint(), replace(config, batch_size=size), data.train)
     assert len(Trainer(new_checkpoint(), replace(config, batch_size=10), data.train).batches(0))
