@@ -72,7 +72,7 @@ def set_up(request: TrainingRequest, device: str = "cpu") -> Setup:
         cache = extract_features(cnn, images, folder, annotations, request.on_error, workers)
         tables[split] = FeatureTable(data[split], cache)
     if previous:
-        checkpoint = replace(previous, neighbors=None)  # the pictures of the earlier run
+        checkpoint = replace(previous, neighbors=None)  # they are of an earlier run
         checkpoint.training = previous.training if resumes else {}
     else:
         torch.manual_seed(config.seed)

@@ -67,7 +67,7 @@ def _layer_call(layout: Any, lengths: Any, reset: Any, *tensors: Any) -> LstmCal
 
 
 # The batch dimension of engine, layout, lengths, reset, input, h_0 and c_0.
-_BATCH: _Dims = (None, None, 0, 1, 1, 1, 1)
+_BATCH_DIM: _Dims = (None, None, 0, 1, 1, 1, 1)
 
 
 class _Layer(Function):
@@ -90,7 +90,7 @@ class _Layer(Function):
         call = _layer_call(ctx.layout, *tensors)
         input, lengths = call.input, call.lengths
         if all(g is None for g in grads):
-            return (None,) * (len(_BATCH) + len(call.weights))
+            return (None,) * (len(_BATCH_DIM) + len(call.weights))
         if forward_ad._current_level >= 0:  # forward mode, which `_BatchGrads` lacks
             gradients: Any = _batch_grads(grads[:4], call)
         else:
@@ -112,7 +112,7 @@ class _Layer(Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: _Dims, *args: Any) -> Any:
-        return _fold(_Layer, _BATCH, (1, 1, 1, 2, 2), info, in_dims, args)
+        return _fold(_Layer, _BATCH_DIM, (1, 1, 1, 2, 2), info, in_dims, args)
 
 
 class _BatchGrads(Function):
@@ -153,7 +153,7 @@ class _BatchGrads(Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: _Dims, *args: Any) -> Any:
-        return _fold(_BatchGrads, (1, 1, 1, 2, 1, 2, 2, *_BATCH), (1,) * 5, info, in_dims, args)
+        return _fold(_BatchGrads, (1, 1, 1, 2, 1, 2, 2, *_BATCH_DIM), (1,) * 5, info, in_dims, args)
 
 
 def _batch_grads(grads: Sequence[Tensor | None], call: LstmCall) -> tuple[Tensor, ...]:
