@@ -246,3 +246,8 @@ def test_a_step_that_resets_begins_from_zeros(rows, bidirectional):
     keep = (~reset).float().unsqueeze(-1)
     expected, expected_state = lstm(x, (h * keep, c * keep))
     assert same((output, *state), (expected, *expected_state)) and same((h, c), before)
+
+
+def test_an_engine_that_the_cpu_does_not_have():
+    with pytest.raises(RuntimeError, match='engine to be .* on the CPU, .* got "persistent"'):
+        torch.ops.fastlstm.lstm(**layer_arguments(2, 3, 4, 5) | {"engine": "persistent"})
