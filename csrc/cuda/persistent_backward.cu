@@ -93,8 +93,8 @@ struct PersistentBackward {
     float dc = 0.0f;
     Gates<float> d_gates = {0.0f, 0.0f, 0.0f, 0.0f};
     if (at.live) {
-      const float from_next = block.template sums<1>(at.pass_row, at.unit).value[0];
-      const float dh = from_next + (float(in.d_output) + float(in.d_h));
+      const float from_product = block.template sums<1>(at.pass_row, at.unit).value[0];
+      const float dh = from_product + (float(in.d_output) + float(in.d_h));
       const float c_prev = in.reset ? 0.0f : in.c_prev;
       dc = block.cell_state_of(at) + in.d_cells;
       d_gates = step_backward(to_float(in.gates), c_prev, in.c, dh, dc, in.reset);

@@ -49,13 +49,13 @@ ForwardResult persistent_forward(const LayerCall& layer, const Tiling& tiling,
   const auto direction_of = [&](int64_t d) -> ForwardDirection<T> {
     Tensor x_gates = flat(tensors.gates[d], s.flat_rows);
     stepwise::multiply_input(layer, layer.directions[d], input, x_gates);
-    ForwardDirection<T> memory{};
-    memory.w_hh = data<T>(on_device.w_hh[d]), memory.h_0 = data<T>(h_0[d]);
-    memory.gates = data<T>(x_gates), memory.output = data<T>(tensors.output) + d * hidden;
-    memory.exchange = data<T>(exchange) + d * width;
-    if (options.save_cells) memory.cells = data<float>(tensors.cells[d]);
-    memory.h_n = data<T>(tensors.h_n[d]), memory.c_n = data<float>(tensors.c_n[d]);
-    return memory;
+    ForwardDirection<T> pointers{};
+    pointers.w_hh = data<T>(on_device.w_hh[d]), pointers.h_0 = data<T>(h_0[d]);
+    pointers.gates = data<T>(x_gates), pointers.output = data<T>(tensors.output) + d * hidden;
+    pointers.exchange = data<T>(exchange) + d * width;
+    if (options.save_cells) pointers.cells = data<float>(tensors.cells[d]);
+    pointers.h_n = data<T>(tensors.h_n[d]), pointers.c_n = data<float>(tensors.c_n[d]);
+    return pointers;
   };
   launch_directions(args, layer, tiling, exchange, direction_of);
   if (!options.save_gates) tensors.gates = Tensor();
@@ -76,14 +76,14 @@ BackwardResult persistent_backward(const LayerCall& layer, const Tiling& tiling,
   args.d_output_stride = s.directions * hidden;
   args.state_needs_grad = in.request.state;
   const auto direction_of = [&](int64_t d) -> BackwardDirection<T> {
-    BackwardDirection<T> memory{};
-    memory.w_hh = data<T>(on_device.w_hh[d]), memory.c_0 = data<float>(tensors.c_0[d]);
-    memory.gates = data<T>(tensors.gates[d]), memory.cells = data<float>(tensors.cells[d]);
-    if (tensors.d_output.defined()) memory.d_output = data<T>(tensors.d_output) + d * hidden;
-    if (tensors.d_cells.defined()) memory.d_cells = data<float>(tensors.d_cells[d]);
-    memory.d_gates = data<T>(d_gates[d]), memory.d_h = data<T>(tensors.grad_h_0[d]);
-    memory.d_c = data<float>(tensors.grad_c_0[d]);
-    return memory;
+    BackwardDirection<T> pointers{};
+    pointers.w_hh = data<T>(on_device.w_hh[d]), pointers.c_0 = data<float>(tensors.c_0[d]);
+    pointers.gates = data<T>(tensors.gates[d]), pointers.cells = data<float>(tensors.cells[d]);
+    if (tensors.d_output.defined()) pointers.d_output = data<T>(tensors.d_output) + d * hidden;
+    if (tensors.d_cells.defined()) pointers.d_cells = data<float>(tensors.d_cells[d]);
+    pointers.d_gates = data<T>(d_gates[d]), pointers.d_h = data<T>(tensors.grad_h_0[d]);
+    pointers.d_c = data<float>(tensors.grad_c_0[d]);
+    return pointers;
   };
   launch_directions(args, layer, tiling, d_gates, direction_of);
   for (int64_t d = 0; d < s.directions; ++d) {

@@ -9,10 +9,10 @@ namespace fastlstm::FASTLSTM_ISA {
 static void pack_bfloat16(const MatrixRows& matrix, int64_t k_begin, int64_t K,
                           const PanelShape& shape, void* panel) {
   avx512_bf16::bfloat16_gemm.pack(matrix, k_begin, K, shape, panel);
-  const int64_t bytes_of_pairs = 4 * kTileRows * shape.vectors, pairs = (K + 1) / 2;
+  const int64_t bytes_per_pair = 4 * kTileRows * shape.vectors, pairs = (K + 1) / 2;
   const int64_t padded_pairs = (K + kBlockTerms - 1) / kBlockTerms * kTileRows;
-  std::memset(static_cast<char*>(panel) + pairs * bytes_of_pairs, 0,
-              (padded_pairs - pairs) * bytes_of_pairs);
+  std::memset(static_cast<char*>(panel) + pairs * bytes_per_pair, 0,
+              (padded_pairs - pairs) * bytes_per_pair);
 }
 
 static void multiply_bfloat16(const PanelProduct& p) {

@@ -10,8 +10,8 @@ namespace fastlstm::avx512_bf16 {
 
 FASTLSTM_INLINE void load(const bfloat16* from, Vec<float>& x, int64_t n) {
   if (n == Vec<float>::lanes) return load(from, x);
-  const __m256i half = _mm256_maskz_loadu_epi16(static_cast<__mmask16>(first_lanes(n)), from);
-  load(reinterpret_cast<const bfloat16*>(&half), x);
+  const __m256i values = _mm256_maskz_loadu_epi16(static_cast<__mmask16>(first_lanes(n)), from);
+  load(reinterpret_cast<const bfloat16*>(&values), x);
 }
 FASTLSTM_INLINE void store(const Vec<float>& x, bfloat16* to) {  // rounds subnormal numbers to zero
   const __m256bh rounded = _mm512_cvtneps_pbh(x.v);
@@ -19,9 +19,9 @@ FASTLSTM_INLINE void store(const Vec<float>& x, bfloat16* to) {  // rounds subno
 }
 FASTLSTM_INLINE void store(const Vec<float>& x, bfloat16* to, int64_t n) {
   if (n == Vec<float>::lanes) return store(x, to);
-  __m256i half;
-  store(x, reinterpret_cast<bfloat16*>(&half));
-  _mm256_mask_storeu_epi16(to, static_cast<__mmask16>(first_lanes(n)), half);
+  __m256i values;
+  store(x, reinterpret_cast<bfloat16*>(&values));
+  _mm256_mask_storeu_epi16(to, static_cast<__mmask16>(first_lanes(n)), values);
 }
 
 FASTLSTM_INLINE Vec<float> add_pairs(const Vec<float>& a, const Vec<float>& b,
