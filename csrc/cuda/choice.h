@@ -38,8 +38,8 @@ inline uint32_t wait_limit_milliseconds() {
 }
 
 // Describes the current device for the planner. sm_count leaves out free_sms(), and is 0 if the
-// device supports no cooperative launches. capability is the GPU's if the kernels for this GPU were
-// compiled for sm_80 or newer, else the one that they were compiled for, or 0 without such kernels.
+// device supports no cooperative launches. capability is the GPU's, unless the kernels for the GPU
+// were compiled for less than sm_80: then it is theirs. Without kernels for the GPU it is 0.
 inline CudaDevice cuda_device() {
   int index = 0;
   check_cuda(cudaGetDevice(&index), "cudaGetDevice");

@@ -99,7 +99,7 @@ __device__ inline int in_register(int value) {
   asm volatile("" : "+r"(value));
   return __shfl_sync(0xffffffffu, value, threadIdx.x % 32);
 }
-// Tells the compiler also that the pointer, if it is not null, points to global memory.
+// Keeps a pointer in a register, and tells the compiler that it points to global memory or is null.
 template <typename T>
 __device__ inline T* in_register(T* pointer) {
   size_t address = __cvta_generic_to_global(pointer);

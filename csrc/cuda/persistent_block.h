@@ -81,8 +81,8 @@ struct Block {
   float* const cell_state = partial_sums + kWarps * kRowTile * partial_stride(kRows);
   int* const batch_row = reinterpret_cast<int*>(cell_state + tiling.group_rows * kUnits);
   int* const length = batch_row + tiling.group_rows;
-  // The milliseconds that a lane waits for a value: for the first value 20 times as many, because
-  // another kernel (NCCL's, for example) may keep the other blocks from starting.
+  // The milliseconds that a lane waits for a value. It waits 20 times as long for its first value,
+  // because another kernel (NCCL's, for example) may keep the other blocks from starting.
   mutable uint32_t current_wait_limit = 20 * sequence.wait_limit;
 
   // Sets batch_row and length. Row i of the group has position `group` + row_groups * i in the
@@ -196,8 +196,8 @@ struct Block {
     }
   }
 
-  // Runs one step for kRowTile batch rows. First it loads what does not come from other blocks,
-  // then it waits for them. Last it stores what other blocks do not wait for.
+  // Runs one step for kRowTile batch rows. First it loads the inputs that no other block computes,
+  // then it waits for the other blocks. Last it stores the results that no other block waits for.
   template <class Walk>
   __device__ void run_pass(const Walk& walk, const TimeStep& step, int pass) const {
     typename Walk::Inputs inputs[kUnitsPerThread];

@@ -1,6 +1,6 @@
 // Copies the tables of packed data to the device, up to 510 values in a launch of one block. The
 // values are parameters of the kernel, so the host does not wait, and a CUDA graph keeps them. The
-// copy takes the time of its launches.
+// time of the launches bounds the copy.
 #include "device.h"
 #include "persistent.h"
 

@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(kThreads) units_kernel(S<T, A> step) {
   const int64_t unit = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (unit >= step.hidden_size) return;
   const int64_t rows_per_grid = int64_t(gridDim.y) * blockDim.y;
-#pragma unroll 1  // almost always one round; to unroll it the kernel would divide by rows_per_grid
+#pragma unroll 1  // almost always one round; unrolled code would divide by rows_per_grid
   for (int64_t row = int64_t(blockIdx.y) * blockDim.y + threadIdx.y; row < step.rows;
        row += rows_per_grid)
     step_row(step, row, is_reset(step, row), OneUnit{unit});

@@ -1,7 +1,7 @@
 // sigmoid and tanh for float and double.
 //
-// On a GPU they call CUDA's functions. The float sigmoid divides by __fdividef, whose error is up
-// to 2 ulp: an IEEE division would take as long as the rest of the function.
+// On a GPU they call CUDA's functions. The float sigmoid divides with __fdividef, whose error is
+// up to 2 ulp: an IEEE division would take as long as the rest of the function.
 //
 // On the host they have no branches and no library calls, so that the compiler can vectorize a loop
 // over them, and they are templates, so that cpu/vec.h can use them with vectors. Both use
