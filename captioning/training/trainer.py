@@ -74,7 +74,7 @@ class Trainer:
         if config.consensus and not config.self_critical:
             self.caption_weights = consensus_weights(table, self.vocabulary, config.consensus)
         self.parameters = [*self.model.decoder.parameters(), *self.model.encoder.parameters()]
-        self.average = AveragedModel(self.model, avg_fn=self._next_average) if config.ema else None
+        self.averaged = AveragedModel(self.model, avg_fn=self._next_average) if config.ema else None
         self.optimizer = torch.optim.Adam(self.parameters, config.learning_rate, fused=True)
         self.step = 0  # number of finished steps
         is_distributed = process.world_size > 1
@@ -100,7 +100,7 @@ class Trainer:
     @property
     def model_to_save(self) -> Captioner:
         """The captioner that is validated and saved: with averaged weights if `config.ema` > 0."""
-        return cast(Captioner, self.average.module) if self.average else self.model
+        return cast(Captioner, self.averaged.module) if self.averaged else self.model
 
     def _next_average(self, average: Tensor, weight: Tensor, count: Tensor | int) -> Tensor:
         """Returns the running average of a weight after `count` + 1 steps."""
@@ -111,14 +111,14 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """Returns what training needs to resume, besides the weights of `model_to_save`."""
         state = {"optimizer": self.optimizer.state_dict(), "step": self.step}
-        return state | ({"weights": self.model.state_dict()} if self.average else {})
+        return state | ({"weights": self.model.state_dict()} if self.averaged else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
-        # The checkpoint holds the averaged weights, which both `average` and `model` have now.
-        if self.average:
-            self.average.n_averaged.fill_(self.step)
+        # The checkpoint holds the averaged weights, which both `averaged` and `model` have now.
+        if self.averaged:
+            self.averaged.n_averaged.fill_(self.step)
             self.model.load_state_dict(state["weights"])
 
     def autocast(self) -> Any:
@@ -161,8 +161,8 @@ class Trainer:
             nn.utils.clip_grad_norm_(self.parameters, config.clip_norm)
         self.optimizer.step()
         self.step += 1
-        if self.average:
-            self.average.update_parameters(self.model)
+        if self.averaged:
+            self.averaged.update_parameters(self.model)
         if process.world_size > 1:
             dist.all_reduce(metric)
         return metric.item()
