@@ -107,9 +107,9 @@ def load_ensemble(
 ) -> Checkpoint:
     """Reads one checkpoint, or several as an ensemble.
 
-    An ensemble averages the probabilities of words, in beam search the scores of captions. Its
-    number of beams is the largest of the checkpoints', its length penalty and weight of similar
-    pictures are the means, its history is the first's. `lstm`, `device`: see `load_checkpoint`.
+    An ensemble averages the probabilities of words, or in beam search the scores of whole captions.
+    It has the largest beam size of the checkpoints, their mean length penalty and mean weight of
+    similar pictures, and the first checkpoint's history. `lstm`, `device`: see `load_checkpoint`.
 
     Raises:
         CaptioningError: see `load_checkpoint`; or the words or the CNNs of the checkpoints differ.

@@ -24,7 +24,7 @@ NEAREST = 100  # the number of similar training pictures that are used for a new
 TEMPERATURE = 0.15  # the weight of a similar picture is softmax(cosine / TEMPERATURE)
 # There is one principal axis for every PICTURES_PER_AXIS training pictures, within these bounds.
 PICTURES_PER_AXIS, LEAST_AXES, MOST_AXES = 20, 16, 256
-# An axis with a smaller share of the largest standard deviation is rounding error, and is ignored.
+# An axis whose deviation is below this share of the largest is rounding error, and is ignored.
 LEAST_DEVIATION = 0.003
 OTHERS_WEIGHT = 0.02  # the factor of the agreement with the other captions that the search found
 
@@ -68,12 +68,12 @@ class Neighbors:
         nearest = min(NEAREST, len(self.directions))
         cosines, pictures = (directions @ self.directions.float().t()).topk(nearest)
         shares = (cosines / TEMPERATURE).softmax(1)
-        rows = []
+        agreements = []
         for group, near, share in zip(captions, pictures.tolist(), shares.tolist(), strict=True):
             agreed = self.cider.weighted_scores(group, dict(zip(near, share, strict=True)))
             mutual = self.cider.consensus(group)
-            rows.append([a + OTHERS_WEIGHT * b for a, b in zip(agreed, mutual, strict=True)])
-        return rows
+            agreements.append([a + OTHERS_WEIGHT * b for a, b in zip(agreed, mutual, strict=True)])
+        return agreements
 
     def state_dict(self) -> dict[str, Any]:
         """Returns tensors that a checkpoint can hold."""

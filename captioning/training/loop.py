@@ -26,9 +26,9 @@ def train(setup: Setup, output: str | Path, process: Process = SINGLE) -> list[d
     """Trains a captioner and writes last.pt, best.pt and tensorboard/ into `output`.
 
     best.pt holds the first epoch that has the highest CIDEr-D on the validation pictures. Without
-    validation pictures best.pt holds the last epoch. But if the run resumes one that had validation
-    pictures, best.pt is not written again. Returns an entry for each epoch: its loss or reward, and
-    the scores on validation pictures, if any.
+    validation pictures best.pt holds the last epoch. But if `setup` resumes a run whose epochs were
+    validated, best.pt is not written again. Returns an entry for each epoch: its loss or reward,
+    and the scores on validation pictures, if any.
     """
     run = _Run(setup, Path(output), process)
     trainer, history = run.trainer, run.history

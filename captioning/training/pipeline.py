@@ -63,7 +63,7 @@ def train_locked(request: TrainingRequest, process: Process) -> list[dict[str, f
         if (folder / "last.pt").exists():
             hint = "--resume, or another --output"
             raise CaptioningError(f"{folder} holds a captioner already: {hint}")
-    # A resumed run may keep its `no_neighbors`. If any run has it, no best.pt gets neighbors.
+    # Resumed runs may have `no_neighbors` from before. If a run has it, no best.pt gets neighbors.
     no_neighbors = False
     for run in runs:
         setup, history = _do_run(run, process)
@@ -80,9 +80,9 @@ def check_members(request: TrainingRequest) -> None:
     """Refuses to resume with fewer members than the folder holds."""
     # If last.pt is in the folder itself, one member was trained, so only one can be resumed.
     folder, members = request.output, request.members
-    is_single, held_members = (folder / "last.pt").exists(), len([*folder.glob("[0-9]*/last.pt")])
-    if request.resume and (members > 1 if is_single else members < held_members):
-        expected = "1" if is_single else f"at least {held_members}"
+    is_single, saved_members = (folder / "last.pt").exists(), len([*folder.glob("[0-9]*/last.pt")])
+    if request.resume and (members > 1 if is_single else members < saved_members):
+        expected = "1" if is_single else f"at least {saved_members}"
         raise CaptioningError(f"members: expected {expected}, as in {folder}, got {members}")
 
 
@@ -146,7 +146,7 @@ def _do_run(request: TrainingRequest, process: Process) -> tuple[Setup, list[dic
 def finish(paths: list[Path], lstm: str, device: str, setup: Setup, no_neighbors: bool) -> None:
     """Chooses the search of the captioner or ensemble in `paths`, saves it there, and tests it.
 
-    `setup` is that of any of the runs, for its feature tables.
+    `setup` is the setup of any one run. Only its feature tables are used.
     """
     tables, is_ensemble = setup.tables, len(paths) > 1
     ensemble = load_ensemble(paths, lstm, device)
