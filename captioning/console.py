@@ -8,7 +8,7 @@ from typing import Any
 def printable(text: object) -> str:
     """Escapes control characters and others that cannot be printed, such as line breaks."""
     escape = lambda c: c.encode("unicode_escape").decode()
-    joiner = "\u200d"  # makes one emoji of several
+    joiner = "\u200d"  # joins several emoji into one
     return "".join(c if c.isprintable() or c == joiner else escape(c) for c in str(text))
 
 

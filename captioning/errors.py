@@ -18,7 +18,7 @@ class CaptioningError(Exception):
 def list_reasons(names_by_reason: Mapping[str, Sequence[str]]) -> list[str]:
     """Returns a line for each reason, such as "7 x missing picture: val/1.png, val/2.png, ...".
 
-    The names are those of what was skipped or refused. A line has at most five names.
+    `names_by_reason` names what was skipped or refused. A line shows at most five names.
     """
     show = lambda names: ", ".join([*names[:5], "..."] if len(names) > 5 else names)
     return [f"{len(names)} x {reason}: {show(names)}" for reason, names in names_by_reason.items()]

@@ -86,7 +86,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DecodeConfig:
-    """How to write captions. Training chooses a beam search on --val for each checkpoint.
+    """How to write captions. Training chooses the settings of beam search by the scores on --val.
 
     Args:
         method: "beam" for beam search; "greedy" for the most probable word in each step; "sample"
@@ -199,10 +199,10 @@ def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:
         name, _, text = pair.replace("-", "_", pair.partition("=")[0].count("-")).partition("=")
         if name not in SET_NAMES or not text:
             names = ", ".join(SET_NAMES)
-            raise CaptioningError(f"--set: expected NAME=VALUE, NAME of {names}; got {pair}")
-        kind: Any = str if name == "pool" else _FIELDS[name].type
+            raise CaptioningError(f"--set: expected NAME=VALUE, NAME one of {names}; got {pair}")
+        convert: Any = str if name == "pool" else _FIELDS[name].type
         try:
-            settings[name] = kind(text)
+            settings[name] = convert(text)
         except ValueError as error:
             raise CaptioningError(f"--set {name}: expected a number, got {text}") from error
     return settings

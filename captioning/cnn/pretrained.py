@@ -131,8 +131,8 @@ class FrozenCNN(nn.Module):
 def load_cnn(config: CNNConfig) -> FrozenCNN:
     """Makes a CNN with its pretrained weights. `cnn.config` has its transform and fingerprint.
 
-    If the argument `config` has no transform, every CNN but scenes_cnn sees the whole picture,
-    squashed into a square, because captions are about the borders of a picture too.
+    If the argument `config` has no transform, the whole picture is squashed into a square, because
+    captions describe the borders of a picture too. Only scenes_cnn gets a crop from the middle.
 
     Raises:
         CaptioningError: the name or the weights do not exist, the weights cannot be downloaded, or
@@ -266,7 +266,7 @@ def _timm(config: CNNConfig) -> FrozenCNN:
     if not timm.is_model(model):
         raise CaptioningError(f"CNN {config.name!r}: expected one of timm.list_models()")
     is_file = os.path.isfile(weights)
-    overlay = {"file": weights, "custom_load": False} if is_file else None  # custom_load reads .npz
+    overlay = {"file": weights, "custom_load": False} if is_file else None  # True would expect .npz
     name = f"{model}.{tag if is_file or weights == 'DEFAULT' else weights}".rstrip(".")
     try:
         make = lambda: timm.create_model(name, True, pretrained_cfg_overlay=overlay, num_classes=0)
@@ -318,10 +318,10 @@ def _torchvision(config: CNNConfig) -> FrozenCNN:
         reason = str(error).partition("\n")[0]
         raise CaptioningError(f"weights of {name} are damaged ({reason}): delete {file}") from error
     config = replace(config, weights=weights.name)
-    return FrozenCNN(_without_fc(net.eval(), transform.crop_size), config, transform)
+    return FrozenCNN(_without_last_linear(net.eval(), transform.crop_size), config, transform)
 
 
-def _without_fc(net: nn.Module, size: int) -> nn.Module:
+def _without_last_linear(net: nn.Module, size: int) -> nn.Module:
     """Makes a `FrozenCNN.trunk` of a classifier, by removing its last Linear layer."""
     traced = fx.symbolic_trace(net)
     ShapeProp(traced).propagate(torch.zeros(1, 3, size, size))

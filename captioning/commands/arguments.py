@@ -18,7 +18,7 @@ def add_device(parser: Any) -> None:
     parser.add_argument("--device", default="auto", help=text)
 
 
-def add_decoder(parser: Any) -> None:
+def add_captioner_options(parser: Any) -> None:
     """Adds the options of a new captioner: its decoder, the LSTM that runs, and the device."""
     texts = "; ".join(f"{name}: {decoder.help}" for name, decoder in DECODERS.items())
     parser.add_argument("--decoder", choices=tuple(DECODERS), help=f"{texts} (lstm)")

@@ -48,7 +48,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    search = search_of(args)
+    search = search_options(args)
     pt_files = [p for p in args.pictures if p.endswith(".pt") and not Path(p).is_dir()]
     if args.checkpoint.suffix.lower() in EXTENSIONS or args.checkpoint.is_dir():
         raise CaptioningError(f"expected a captioner, then pictures; got {args.checkpoint} first")
@@ -125,7 +125,7 @@ def write_results(
             write_panels(args.attention, file_maps(checkpoint, cnn, item.path, texts[i]))
 
 
-def search_of(args: argparse.Namespace) -> dict[str, Any]:
+def search_options(args: argparse.Namespace) -> dict[str, Any]:
     """Returns the given fields of `DecodeConfig`; refuses options of another method."""
     values = {name: getattr(args, name) for name in METHOD_OF if getattr(args, name) is not None}
     for name in values:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from captioning.cnn.pretrained import FrozenCNN, load_cnn
-from captioning.commands.arguments import add_decoder
+from captioning.commands.arguments import add_captioner_options
 from captioning.console import say
 from captioning.data import scenes
 from captioning.data.coco import load_coco
@@ -40,7 +40,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     option("--output", type=Path, default=Path("runs/demo"), help="folder (%(default)s)")
     option("--epochs", type=int, help=f"passes over the captions ({defaults})")
     option("--seed", type=int, default=0, help="seed of pictures, weights and order (0)")
-    add_decoder(parser)
+    add_captioner_options(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -64,7 +64,7 @@ def demo(
     """
     output, start_time = Path(output), time.perf_counter()
     settings = {"batches_of": "captions", "dropout": 0.0, "image_at": "first", "min_count": 1}
-    # A captioner hardly overfits to scenes, because all their captions state the same six facts.
+    # All captions state the same six facts, so a captioner hardly overfits without regularization.
     settings |= {"label_smoothing": 0.0, "consensus": 0.0, "ema": 0.0, "learning_rate": 4e-3}
     settings |= DECODERS[decoder].demo
     settings |= {"decoder": decoder, "seed": seed, "no_neighbors": True, "autocast": "none"}
@@ -96,7 +96,7 @@ def _report(
     say("3/4  captioning and scoring pictures that training never saw")
     checkpoint = load_checkpoint(output / "best.pt", lstm, device)
     cnn = load_cnn(checkpoint.cnn).to(device)
-    sections = {split: _caption(checkpoint, cnn, output, split) for split in SECTION_TEXTS}
+    sections = {split: _caption_split(checkpoint, cnn, output, split) for split in SECTION_TEXTS}
 
     say("4/4  writing the report")
     seconds = sum(entry["seconds"] for entry in history)
@@ -105,8 +105,8 @@ def _report(
     report, sheet = output / "report.html", output / "contact_sheet.png"
     section_list = list(sections.values())
     write_report(report, "Captions of drawn scenes", text, section_list, history, checkpoint, cnn)
-    drawn = [(s, p) for s in section_list for p in examples(s)["Drawn at random"][:3]]
-    write_sheet(sheet, {picture.path: s.captions[picture.id] for s, picture in drawn})
+    chosen = [(s, p) for s in section_list for p in examples(s)["Drawn at random"][:3]]
+    write_sheet(sheet, {picture.path: s.captions[picture.id] for s, picture in chosen})
     for split, section in sections.items():
         results = [{"image_id": i, "caption": caption} for i, caption in section.captions.items()]
         write_json(output / f"results_{split}.json", results)
@@ -117,7 +117,7 @@ def _report(
     return sections
 
 
-def _caption(checkpoint: Checkpoint, cnn: FrozenCNN, output: Path, split: str) -> Section:
+def _caption_split(checkpoint: Checkpoint, cnn: FrozenCNN, output: Path, split: str) -> Section:
     """Captions a split by greedy search, and counts the facts that are right."""
     dataset = load_coco(captions_file(output, split))
     paths = [image.path for image in dataset.images]

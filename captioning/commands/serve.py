@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
     checkpoint, cnn = load_captioner(args.checkpoint, args.device)
     import gradio as gr
 
-    # Both signals stop the page. A shell starts its background jobs with SIGINT ignored.
+    # Both signals stop the page. SIGINT is set too: shells start background jobs with it ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="captioning-") as folder:

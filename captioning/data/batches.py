@@ -29,7 +29,7 @@ class EncodedCaptions:
 
     def __init__(self, groups: list[list[str]], vocabulary: Vocabulary, max_words: int) -> None:
         captions = [caption for group in groups for caption in group]
-        self.cut = sum(len(tokenize(caption)) > max_words for caption in captions)  # captions cut
+        self.cut_count = sum(len(tokenize(caption)) > max_words for caption in captions)
         # The index of each caption's picture.
         self.picture_of = torch.tensor([i for i, group in enumerate(groups) for _ in group])
         tokens = [torch.tensor(vocabulary.encode(caption, max_words)) for caption in captions]

@@ -70,10 +70,10 @@ def load_image(
 
 def data_uri(image: Image.Image) -> str:
     """Returns a picture as a data URI: a JPEG, or a PNG if it is small or has transparency."""
-    kind = "PNG" if max(image.size) < 160 or "A" in image.mode else "JPEG"
+    file_format = "PNG" if max(image.size) < 160 or "A" in image.mode else "JPEG"
     buffer = io.BytesIO()
-    image.save(buffer, kind, **({"quality": 85} if kind == "JPEG" else {}))
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    image.save(buffer, file_format, **({"quality": 85} if file_format == "JPEG" else {}))
+    return f"data:image/{file_format.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -109,8 +109,8 @@ class Transform:
         side = min(image.size) * self.crop_size / self.resize_size
         left, top = ((length - side) / 2 for length in image.size)
         box = None if self.squash else (left, top, left + side, top + side)
-        kind = Image.Resampling[self.interpolation.upper()]
-        return image.resize((self.crop_size, self.crop_size), kind, box)
+        resampling = Image.Resampling[self.interpolation.upper()]
+        return image.resize((self.crop_size, self.crop_size), resampling, box)
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Returns the input of the CNN for an RGB picture: float32 [3,crop_size,crop_size]."""

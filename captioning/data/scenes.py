@@ -45,7 +45,7 @@ PLACES = {  # x and y of the middle of the group, as a fraction of the side
     "in the middle": (0.5, 0.5),
 }
 SPLITS = {"train": 2000, "val": 300, "unseen": 300}
-HELD_OUT = 72  # unseen combinations; any two of their facts occur together in a seen one
+HELD_OUT = 72  # unseen combinations; each pair of facts in one also occurs in a seen combination
 
 
 class Facts(NamedTuple):

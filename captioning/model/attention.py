@@ -20,7 +20,7 @@ from captioning.errors import CaptioningError
 from captioning.model.layers import Dropout, make_lstm
 from captioning.settings import ModelConfig
 
-# The initial deviation of row and column vectors. BatchNorm gives the cells a deviation of about 1.
+# The initial standard deviation of row and column vectors. BatchNorm gives cells one of about 1.
 POSITION_STD = 0.1
 
 

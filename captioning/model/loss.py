@@ -60,7 +60,7 @@ def linear_cross_entropy(
     `label_smoothing` is the share of the target that is spread over the vocabulary.
 
     Returns the sum, and the sum without weights and label smoothing. Both are scalars in float32,
-    or in float64 for float64 weights. The first can be differentiated once, the second cannot.
+    or in float64 if `linear` is float64. The first can be differentiated once, the second cannot.
     """
     constants = targets, weights, label_smoothing
     return _LinearCrossEntropy.apply(hidden, linear.weight, linear.bias, *constants)

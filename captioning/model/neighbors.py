@@ -24,7 +24,7 @@ NEAREST = 100  # the number of similar training pictures that are used for a new
 TEMPERATURE = 0.15  # the weight of a similar picture is softmax(cosine / TEMPERATURE)
 # There is one principal axis for every PICTURES_PER_AXIS training pictures, within these bounds.
 PICTURES_PER_AXIS, LEAST_AXES, MOST_AXES = 20, 16, 256
-# An axis whose deviation is below this share of the largest is rounding error, and is ignored.
+# An axis with a standard deviation below this share of the largest is rounding error and ignored.
 LEAST_DEVIATION = 0.003
 OTHERS_WEIGHT = 0.02  # the factor of the agreement with the other captions that the search found
 
@@ -34,14 +34,14 @@ class Neighbors:
     """The features and captions of all N training pictures, from which the nearest are taken."""
 
     mean: Tensor  # [C], the mean of the features
-    axes: Tensor  # float16 [C,A], A principal axes, each divided by the deviation along it
+    axes: Tensor  # float16 [C,A], A principal axes, each divided by its standard deviation
     directions: Tensor  # float16 [N,A], (features - mean) @ axes, with rows of length 1
     captions: Sequence[Sequence[Sequence[int]]]  # the tokens of each caption, without <start>
 
     @classmethod
     def from_table(cls, table: FeatureTable, vocabulary: Vocabulary) -> "Neighbors":
-        parts = torch.arange(len(table.images)).split(256)
-        features = torch.cat([_vectors(table.read(rows)) for rows in parts])
+        chunks = torch.arange(len(table.images)).split(256)
+        features = torch.cat([_vectors(table.read(rows)) for rows in chunks])
         mean = features.mean(0)
         features -= mean
         axes = _axes(features).half()
@@ -97,7 +97,7 @@ def _vectors(features: Tensor) -> Tensor:
 
 
 def _axes(features: Tensor) -> Tensor:
-    """Returns the principal axes [C,A] of features [N,C], each divided by the deviation along it.
+    """Returns the principal axes [C,A] of features [N,C], each divided by its standard deviation.
 
     The mean of the features must be 0. This is whitening (Jegou & Chum, 2012, "Negative Evidences
     and Co-occurrences in Image Retrieval"): without it, the few axes along which most pictures

@@ -18,9 +18,9 @@ from captioning.settings import DecodeConfig
 
 
 class Hypothesis(NamedTuple):
-    """A finished caption that a search found."""
+    """A caption that a search found, or that `beam_search` has not finished yet."""
 
-    tokens: list[int]  # with <end>, unless the caption reached the maximum length
+    tokens: list[int]  # with <end>, unless unfinished or of the maximum length
     log_probs: list[float]  # the log-probability of each token
     score: float  # the search ranks captions by this number
 

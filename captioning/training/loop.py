@@ -32,14 +32,14 @@ def train(setup: Setup, output: str | Path, process: Process = SINGLE) -> list[d
     """
     run = _Run(setup, Path(output), process)
     trainer, history = run.trainer, run.history
-    if cut := trainer.captions.cut:
+    if cut := trainer.captions.cut_count:
         reason = f"they have more than {setup.config.max_words} words (max_words)"
         say(f"{cut:,} of {len(trainer.captions):,} captions were cut: {reason}")
     for epoch in range(trainer.step // run.steps_per_epoch, setup.config.epochs):
         history.append(run.train_epoch(epoch))
         run.validate_and_save(history[-1])
-    if run.curves:
-        run.curves.close()
+    if run.curve_writer:
+        run.curve_writer.close()
     return history
 
 
@@ -84,7 +84,7 @@ class _Run:
             self.history += self.checkpoint.training["history"]
         self.steps_per_epoch = len(self.trainer.batches(0))
         self.steps = self.steps_per_epoch * self.config.epochs
-        self.curves = new_curves(output / "tensorboard") if process.is_first else None
+        self.curve_writer = new_curve_writer(output / "tensorboard") if process.is_first else None
 
     def train_epoch(self, epoch: int) -> dict[str, float]:
         """Runs the steps of an epoch (0 is the first); returns its entry for the history."""
@@ -98,8 +98,8 @@ class _Run:
                 problem = f"{metric} became {value} in step {trainer.step}"
                 raise CaptioningError(f"{problem}: lower --learning-rate{saved}")
             total += value
-            if self.curves:
-                self.curves.add_scalar(f"train/{metric}", value, trainer.step)
+            if self.curve_writer:
+                self.curve_writer.add_scalar(f"train/{metric}", value, trainer.step)
             bar.set_postfix_str(f"{metric} {total / done:.3f}", refresh=False)
         seconds = time.perf_counter() - start
         captions = max(1, config.self_critical) * sum(map(len, batches))
@@ -120,10 +120,10 @@ class _Run:
             box = [entry]
             dist.broadcast_object_list(box, 0)
             entry |= box[0]
-        if self.curves:
+        if self.curve_writer:
             for name, number in entry.items():
-                self.curves.add_scalar(f"epoch/{name}", number, int(entry["epoch"]))
-            self.curves.flush()
+                self.curve_writer.add_scalar(f"epoch/{name}", number, int(entry["epoch"]))
+            self.curve_writer.flush()
         say(describe(entry))
         # With scores best.pt is the best epoch so far. Without scores it is this epoch, unless an
         # earlier epoch had scores. best.pt is written first: if the run is killed between the two
@@ -149,7 +149,7 @@ def describe(entry: dict[str, float]) -> str:
     return line + f", {entry['captions_per_second']:,.0f} captions/s"
 
 
-def new_curves(folder: Path) -> Any:
+def new_curve_writer(folder: Path) -> Any:
     """Returns a writer of TensorBoard's curves. Prints a message if TensorBoard is missing."""
     try:
         from torch.utils.tensorboard import SummaryWriter

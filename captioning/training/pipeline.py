@@ -71,8 +71,8 @@ def train_locked(request: TrainingRequest, process: Process) -> list[dict[str, f
     if process.is_first:
         first_stage_files = {run.start for run in runs} - {request.start}
         files = [run.output / "best.pt" for run in runs]
-        final = [file for file in files if file not in first_stage_files]
-        finish(final, request.lstm, process.device, setup, no_neighbors)
+        final_files = [file for file in files if file not in first_stage_files]
+        finish(final_files, request.lstm, process.device, setup, no_neighbors)
     return history
 
 

@@ -59,7 +59,7 @@ class SelfCriticalTrainer(Trainer):
         weights = advantage(reward).flatten()[order].to(process.device)
         inputs = features, rows.to(process.device), captions.to(process.device), lengths[order] + 1
         with self.autocast():
-            loss, _ = self.parallel(*inputs, weights)
+            loss, _ = self.model_or_ddp(*inputs, weights)
         count = lengths.sum()
         if process.world_size > 1:
             count = count.to(process.device)

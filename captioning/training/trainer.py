@@ -78,7 +78,7 @@ class Trainer:
         self.optimizer = torch.optim.Adam(self.parameters, config.learning_rate, fused=True)
         self.step = 0  # number of finished steps
         is_distributed = process.world_size > 1
-        self.parallel = DistributedDataParallel(self.model) if is_distributed else self.model
+        self.model_or_ddp = DistributedDataParallel(self.model) if is_distributed else self.model
         self._check_batches()
 
     def _check_batches(self) -> None:
@@ -138,7 +138,7 @@ class Trainer:
         return self.captions.batches(self.config.batch_size, self.config.seed, epoch, by_picture)
 
     @property
-    def seed(self) -> int:
+    def step_seed(self) -> int:
         """The seed of the next step, the same in all processes."""
         return self.config.seed * 1_000_003 + self.step
 
@@ -149,7 +149,7 @@ class Trainer:
         token in nats, without label smoothing and caption weights, like the loss on --val.
         """
         process, config = self.process, self.config
-        torch.manual_seed(self.seed)
+        torch.manual_seed(self.step_seed)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, self.step, steps)
         loss, count, metric = self.objective(indices)
@@ -178,12 +178,12 @@ class Trainer:
         tokens = int((batch.lengths - 1).sum())
         own_share = slice(process.rank, None, process.world_size)
         lengths = batch.lengths[own_share]
-        torch.manual_seed(self.seed * 1009 + process.rank)  # dropout differs by process
+        torch.manual_seed(self.step_seed * 1009 + process.rank)  # dropout differs by process
         self.model.train()
         captions = batch.captions[own_share, : int(lengths[0])]
         tensors = self.table.read(batch.pictures), batch.rows[own_share], captions
         inputs = (tensor.to(process.device) for tensor in tensors)
         weights = self.caption_weights[batch.indices[own_share]].to(process.device)
         with self.autocast():
-            loss, nll = self.parallel(*inputs, lengths, weights, config.label_smoothing)
+            loss, nll = self.model_or_ddp(*inputs, lengths, weights, config.label_smoothing)
         return loss, tokens, nll / tokens

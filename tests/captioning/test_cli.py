@@ -362,7 +362,7 @@ TRAIN = ["train", "--train", "x", "--output", "o"]
     (["train", os.devnull, "--output", "o"], f"--train FILE; got {os.devnull}\n"),
     ([*TRAIN, "--decoder", "attention", "--set", "pool=2x2"], "pool: expected grid with this"),
     ([*TRAIN, "--set", "pool=grid"], "pool: expected avg or 2x2 with this decoder, got grid"),
-    ([*TRAIN, "--set", "speed=2"], "--set: expected NAME=VALUE, NAME of pool, min_count,"),
+    ([*TRAIN, "--set", "speed=2"], "--set: expected NAME=VALUE, NAME one of pool, min_count,"),
     ([*TRAIN, "--set", "warmup"], "--set: expected NAME=VALUE"),
     ([*TRAIN, "--set", "warmup=x"], "--set warmup: expected a number, got x"),
     ([*TRAIN, "--set", "dropout=nan"], "dropout: expected a number from 0 to"),

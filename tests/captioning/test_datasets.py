@@ -144,7 +144,7 @@ def test_batches_are_sorted_and_share_pictures():
 def test_long_captions_are_cut_and_still_end():
     vocabulary = Vocabulary.build(["a"])
     encoded = EncodedCaptions([["a " * 200, "a a a"]], vocabulary, max_words=3)
-    assert encoded.cut == 1 and encoded.lengths.tolist() == [5, 5]
+    assert encoded.cut_count == 1 and encoded.lengths.tolist() == [5, 5]
     assert encoded.tokens[0].tolist() == [START, 4, 4, 4, END]
 
 

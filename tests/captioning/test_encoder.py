@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from captioning.cnn.pretrained import CNNConfig, FrozenCNN, _without_fc, load_cnn
+from captioning.cnn.pretrained import CNNConfig, FrozenCNN, _without_last_linear, load_cnn
 from captioning.data.images import Transform
 from captioning.errors import CaptioningError
 from captioning.model.captioner import Encoder
@@ -96,7 +96,7 @@ def test_a_vision_transformer_has_a_vector_but_no_map():
     from torchvision.models import VisionTransformer
 
     net = VisionTransformer(32, 16, 1, 2, 8, 16).eval()
-    trunk = _without_fc(net, 32)
+    trunk = _without_last_linear(net, 32)
     vector, grid = trunk(torch.zeros(2, 3, 32, 32))
     assert vector.shape == (2, 8) and grid is None
     with pytest.raises(CaptioningError, match="has no feature map to pool by 'grid'"):
