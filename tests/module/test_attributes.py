@@ -277,3 +277,12 @@ def test_a_plain_call_names_its_arguments():
     for other in (as_h_0, dict(reversed(named.items())), {"input": x}, {}):
         with pytest.raises(SystemError, match="plain_lstm: other arguments than expected"):
             _build.library.plain_lstm(**other)
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", ["hidden_size", "input_size", "num_layers", "proj_size"])
+def test_options_need_weights_of_the_shapes_that_attributes_describe(name):
+    lstm = fastlstm.LSTM(SIZE, SIZE)
+    setattr(lstm, name, 2)
+    with pytest.raises(RuntimeError, match="LSTM: expected weights of the shapes that its attr"):
+        lstm(torch.randn(T, B, SIZE), lengths=torch.full((B,), T))
