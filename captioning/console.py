@@ -28,7 +28,7 @@ def _is_silent() -> bool:
 
 
 def say(*lines: object, error: bool = False) -> None:
-    """Prints lines above any progress bar: errors to stderr, others to stdout in process 0 only."""
+    """Prints above a progress bar: errors to stderr, other lines to stdout (only in process 0)."""
     stream = sys.stderr if error else sys.stdout
     tqdm = sys.modules.get("tqdm")  # without it there is no progress bar
     write = tqdm.tqdm.write if tqdm else print

@@ -14,7 +14,7 @@ SMALL_SET = 20_000  # a training set with fewer pictures is small
 POOLS = ("avg", "2x2", "grid")
 INT32_MAX = 2**31 - 1
 
-# The values that a setting may have: a range with both ends, or one of several words.
+# The values that a setting may have: a range that includes both ends, or one of several words.
 ALLOWED: dict[str, Any] = {
     **dict.fromkeys(("feature_size", "vocab_size", "embed_size", "hidden_size"), (1, 2**20)),
     **dict.fromkeys(("num_layers", "beam_size", "max_seq_length", "max_words"), (1, 1000)),
@@ -116,18 +116,18 @@ class TrainConfig:
 
     Args:
         epochs: passes over all captions.
-        batch_size: captions (self-critical training: pictures) of a step, in all processes.
+        batch_size: captions in a batch (self-critical: pictures), divided among the processes.
         learning_rate: highest learning rate, after the warmup; then it falls to a fiftieth.
         seed: of initial weights, order of the captions and dropout.
         self_critical: 0 for cross-entropy; N >= 2 for the CIDEr-D of N captions of each picture.
-        no_neighbors: whether best.pt must not keep the captions of training pictures.
+        no_neighbors: True to leave the captions of training pictures out of best.pt.
         batches_of: batches of random "captions", or of random "pictures" with all their captions.
         min_count: words that occur less often are not learned.
         max_words: longer captions are cut.
         warmup: number of steps over which the learning rate rises.
         clip_norm: maximum norm of the gradient; 0 for no limit.
         label_smoothing: share of the target that is spread over the vocabulary.
-        consensus: share of a caption's weight that depends on the other captions of its picture.
+        consensus: share of a caption's weight set by its agreement with others of its picture.
         ema: decay of the running average of the weights, which is saved; 0 for no average.
         autocast: "none", "bfloat16", or "auto" for bfloat16 if the device computes it faster.
     """

@@ -44,7 +44,7 @@ class FeatureCache:
             # The state is made last: if it exists, the file of features has its full size.
             np.lib.format.open_memmap(state_path, "w+", "uint8", shape[:1])
         try:
-            arrays = [np.load(file, mmap_mode="c") for file in (path, state_path)]
+            arrays = [np.load(file, mmap_mode="c") for file in (path, state_path)]  # copy-on-write
         except (OSError, ValueError, EOFError) as error:
             raise CaptioningError(f"{path} is damaged ({error}): delete it") from error
         if (arrays[1] != DONE).any():  # the files of a complete cache may be read-only

@@ -129,7 +129,7 @@ class FrozenCNN(nn.Module):
 
 
 def load_cnn(config: CNNConfig) -> FrozenCNN:
-    """Makes a CNN with its pretrained weights. `cnn.config` has its transform and fingerprint.
+    """Returns a CNN with pretrained weights. Its `config` holds its transform and fingerprint.
 
     If the argument `config` has no transform, the whole picture is squashed into a square, because
     captions describe the borders of a picture too. Only scenes_cnn gets a crop from the middle.
@@ -266,7 +266,7 @@ def _timm(config: CNNConfig) -> FrozenCNN:
     if not timm.is_model(model):
         raise CaptioningError(f"CNN {config.name!r}: expected one of timm.list_models()")
     is_file = os.path.isfile(weights)
-    overlay = {"file": weights, "custom_load": False} if is_file else None  # True would expect .npz
+    overlay = {"file": weights, "custom_load": False} if is_file else None  # True is for .npz files
     name = f"{model}.{tag if is_file or weights == 'DEFAULT' else weights}".rstrip(".")
     try:
         make = lambda: timm.create_model(name, True, pretrained_cfg_overlay=overlay, num_classes=0)

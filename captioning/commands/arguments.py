@@ -19,7 +19,7 @@ def add_device(parser: Any) -> None:
 
 
 def add_captioner_options(parser: Any) -> None:
-    """Adds the options of a new captioner: its decoder, the LSTM that runs, and the device."""
+    """Adds the options of a new captioner: its decoder, the LSTM implementation, and the device."""
     texts = "; ".join(f"{name}: {decoder.help}" for name, decoder in DECODERS.items())
     parser.add_argument("--decoder", choices=tuple(DECODERS), help=f"{texts} (lstm)")
     parser.add_argument("--lstm", choices=LSTMS, default="fastlstm", help=LSTM_HELP)

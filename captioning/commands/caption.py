@@ -126,7 +126,7 @@ def write_results(
 
 
 def search_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Returns the given fields of `DecodeConfig`; refuses options of another method."""
+    """Returns the `DecodeConfig` fields given as options; refuses options of another method."""
     values = {name: getattr(args, name) for name in METHOD_OF if getattr(args, name) is not None}
     for name in values:
         if METHOD_OF[name] != args.method:

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def check_address(host: str, port: int | None) -> None:
-    """Refuses an address that this machine cannot listen on. Gradio would try every port first."""
+    """Refuses an address that this machine cannot listen on. Otherwise Gradio tries many ports."""
     if port is not None and not 1 <= port <= 65535:
         raise CaptioningError(f"--port: expected a number from 1 to 65535, got {port}")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
