@@ -36,9 +36,9 @@ def check_output(*paths: Path | None) -> None:
 
 def check_folder(path: Path) -> None:
     """Refuses an output folder whose path, or a part of it, is a file."""
-    for place in (path, *path.parents):
-        if place.exists() and not place.is_dir():
-            raise CaptioningError(f"--output {path}: expected a folder, but {place} is a file")
+    for part in (path, *path.parents):
+        if part.exists() and not part.is_dir():
+            raise CaptioningError(f"--output {path}: expected a folder, but {part} is a file")
 
 
 def write_json(path: str | Path, data: Any, indent: int | None = None) -> None:

@@ -155,10 +155,10 @@ class TrainConfig:
 
 
 def preset(
-    pictures: int, batches_of: str = "captions", self_critical: bool = False
+    picture_count: int, batches_of: str = "captions", self_critical: bool = False
 ) -> dict[str, Any]:
     """Returns settings that suit this number of pictures; other settings keep their defaults."""
-    small = pictures < SMALL_SET
+    small = picture_count < SMALL_SET
     dropout, image_at = (0.4, "every") if small else (0.3, "first")
     chosen: dict[str, Any] = {"batches_of": batches_of, "dropout": dropout, "image_at": image_at}
     if self_critical:
@@ -167,7 +167,7 @@ def preset(
     if small:
         epochs = 6 if batches_of == "captions" else 10
         # With few pictures an epoch has few steps, so there are more epochs.
-        chosen["epochs"] = min(60, max(epochs, 6000 * epochs // max(1, pictures)))
+        chosen["epochs"] = min(60, max(epochs, 6000 * epochs // max(1, picture_count)))
         chosen |= {"learning_rate": 3e-3, "label_smoothing": 0.1, "consensus": 0.5, "ema": 0.99}
     return chosen
 

@@ -62,9 +62,9 @@ def cache_path(
     The contents of pictures are not hashed, because it would take too long to read all files.
     """
     annotations = Path(annotations)
-    parts = [annotations.resolve().parent, cnn.config.name, cnn.config.fingerprint]
+    folder_and_cnn = [annotations.resolve().parent, cnn.config.name, cnn.config.fingerprint]
     pictures = [f"{i.id} {i.path.name} {i.path.stat().st_size}" for i in images]
-    digest = hashlib.sha256(os.fsencode("\n".join(map(str, parts + pictures))))
+    digest = hashlib.sha256(os.fsencode("\n".join(map(str, folder_and_cnn + pictures))))
     return Path(folder) / f"{annotations.stem}-{digest.hexdigest()[:16]}.npy"
 
 

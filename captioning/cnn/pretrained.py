@@ -272,8 +272,8 @@ def _timm(config: CNNConfig) -> FrozenCNN:
         make = lambda: timm.create_model(name, True, pretrained_cfg_overlay=overlay, num_classes=0)
         net = make()
         # timm gives random values to weights that the file lacks, so a second model differs.
-        again = make().state_dict() if is_file else {}
-        if lacking := [k for k, tensor in again.items() if not tensor.equal(net.state_dict()[k])]:
+        second = make().state_dict() if is_file else {}
+        if lacking := [k for k, tensor in second.items() if not tensor.equal(net.state_dict()[k])]:
             raise ValueError(f"the file has no {lacking[0]}")
     except OSError as error:  # errors of a download
         hint = f"{DOWNLOAD_HINT} and give the file: --cnn-weights model.safetensors"

@@ -114,8 +114,8 @@ def write_results(
     """Writes the best captions, by the picture's id, to --json, --sheet and --attention."""
     texts = {i: item.captions[0].text for i, item in best.items()}
     if args.json:
-        file_name = lambda i: {} if args.annotations else {"file_name": str(best[i].path)}
-        results = [{"image_id": i, "caption": text, **file_name(i)} for i, text in texts.items()]
+        file_entry = lambda i: {} if args.annotations else {"file_name": str(best[i].path)}
+        results = [{"image_id": i, "caption": text, **file_entry(i)} for i, text in texts.items()]
         write_json(args.json, results, indent=0)
     if args.sheet and best:
         write_sheet(args.sheet, {item.path: texts[i] for i, item in best.items()})

@@ -38,13 +38,13 @@ def run(args: argparse.Namespace) -> None:
     check_references(results or dataset.references, dataset.references)
     checkpoint, cnn = load_captioner(checkpoints, args.device) if checkpoints else (None, None)
     if checkpoint and cnn and not jsons:
-        files = caption_files(checkpoint, cnn, [image.path for image in dataset.images])
-        bar = progress(files, "caption", total=len(dataset.images), unit="img")
-        for image, file in zip(dataset.images, bar, strict=True):
-            if file.error:
-                say(file.error, error=True)
+        captioned_files = caption_files(checkpoint, cnn, [image.path for image in dataset.images])
+        bar = progress(captioned_files, "caption", total=len(dataset.images), unit="img")
+        for image, captioned in zip(dataset.images, bar, strict=True):
+            if captioned.error:
+                say(captioned.error, error=True)
             else:
-                results[image.id] = file.captions[0].text
+                results[image.id] = captioned.captions[0].text
     scores = score_captions(results, dataset.references, args.meteor)
     say(*str(scores).splitlines())
     if args.json:
