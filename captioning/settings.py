@@ -127,7 +127,7 @@ class TrainConfig:
         warmup: number of steps over which the learning rate rises.
         clip_norm: maximum norm of the gradient; 0 for no limit.
         label_smoothing: share of the target that is spread over the vocabulary.
-        consensus: share of a caption's weight set by its agreement with others of its picture.
+        consensus: share of a caption's loss weight that depends on the picture's other captions.
         ema: decay of the running average of the weights, which is saved; 0 for no average.
         autocast: "none", "bfloat16", or "auto" for bfloat16 if the device computes it faster.
     """

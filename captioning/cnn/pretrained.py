@@ -271,7 +271,7 @@ def _timm(config: CNNConfig) -> FrozenCNN:
     try:
         make = lambda: timm.create_model(name, True, pretrained_cfg_overlay=overlay, num_classes=0)
         net = make()
-        # timm gives random values to weights that the file lacks, so a second model differs.
+        # timm gives random values to weights that the file lacks. They differ in a second model.
         second = make().state_dict() if is_file else {}
         if lacking := [k for k, tensor in second.items() if not tensor.equal(net.state_dict()[k])]:
             raise ValueError(f"the file has no {lacking[0]}")

@@ -29,7 +29,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     for split in ("train", "val", "test"):
         option(f"--{split}-images", type=Path, help="picture folder, if the file names no folder")
     option("--output", type=Path, required=True, help="folder for checkpoints")
-    option("--features", type=Path, help="feature cache folder (--start's, or OUTPUT/features)")
+    option("--features", type=Path, help="feature folder (that of --start, or OUTPUT/features)")
     text = "frozen CNN: resnet152 or another of torchvision, timm:NAME, efficientnet_lite0, 1, 2, "
     option("--cnn", help=f"{text}scenes_cnn, or several joined by + ({DEFAULT_CNN})")
     option("--cnn-weights", help="name of torchvision's or timm's weights, or a file for timm")

@@ -43,7 +43,7 @@ def load_image(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as image:  # is closed after an error too
+            with Image.open(path, formats=FORMATS) as image:
                 width, height = image.size
                 if isinstance(image, TiffImagePlugin.TiffImageFile):  # a tile may be larger
                     width = max(width, image.tag_v2.get(TiffImagePlugin.TILEWIDTH, 0))
@@ -104,8 +104,7 @@ class Transform:
 
     def view(self, image: Image.Image) -> Image.Image:
         """Returns the square that the CNN sees, before normalization."""
-        # The crop is cut out first, and only the crop is resized, not the whole picture. So the
-        # work is bounded even for a very long picture.
+        # Only the crop is resized, so the work is bounded even for a very long picture.
         side = min(image.size) * self.crop_size / self.resize_size
         left, top = ((length - side) / 2 for length in image.size)
         box = None if self.squash else (left, top, left + side, top + side)
@@ -120,7 +119,8 @@ class Transform:
     def load(self, path: Path) -> Tensor | str:
         """Returns the input of the CNN for a picture file, or what is wrong with the file."""
         try:
-            return self(load_image(path, 2 * self.resize_size))  # so that resizing averages pixels
+            # A large JPEG is decoded at twice the size or more, so that resizing averages pixels.
+            return self(load_image(path, 2 * self.resize_size))
         except ImageError as error:
             return str(error)
 
