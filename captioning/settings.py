@@ -173,8 +173,8 @@ def preset(
 
 
 # The settings without an option of their own, which `train --set NAME=VALUE` takes.
-SET_NAMES = "pool min_count max_seq_length max_words dropout image_at batches_of warmup".split()
-SET_NAMES += "clip_norm label_smoothing consensus ema autocast".split()
+SET_OPTION_NAMES = "pool min_count max_seq_length max_words dropout image_at batches_of".split()
+SET_OPTION_NAMES += "warmup clip_norm label_smoothing consensus ema autocast".split()
 _FIELDS = {field.name: field for kind in (ModelConfig, TrainConfig) for field in fields(kind)}
 
 
@@ -192,13 +192,13 @@ def describe_setting(name: str) -> str:
 
 
 def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:
-    """Reads settings from texts NAME=VALUE, for the names in `SET_NAMES`."""
+    """Reads settings from texts NAME=VALUE, for the names in `SET_OPTION_NAMES`."""
     settings: dict[str, Any] = {}
     for pair in pairs:
         # Hyphens before the = are replaced: label-smoothing=0.1 sets label_smoothing.
         name, _, text = pair.replace("-", "_", pair.partition("=")[0].count("-")).partition("=")
-        if name not in SET_NAMES or not text:
-            names = ", ".join(SET_NAMES)
+        if name not in SET_OPTION_NAMES or not text:
+            names = ", ".join(SET_OPTION_NAMES)
             raise CaptioningError(f"--set: expected NAME=VALUE, NAME one of {names}; got {pair}")
         convert: Any = str if name == "pool" else _FIELDS[name].type
         try:

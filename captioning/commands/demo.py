@@ -55,12 +55,12 @@ def demo(
     seed: int = 0,
     decoder: str = "lstm",
     device: str = "auto",
-    splits: dict[str, int] = scenes.SPLITS,
+    split_sizes: dict[str, int] = scenes.SPLIT_SIZES,
 ) -> dict[str, Section]:
     """Runs the whole demonstration in the folder `output`; returns the report's sections by split.
 
     A captioner that an earlier demo trained in the folder is deleted. Without `epochs` the number
-    is taken from the decoder's `demo` settings. `splits` has the number of pictures of each split.
+    is taken from the decoder's `demo` settings. `split_sizes` has each split's number of pictures.
     """
     output, start_time = Path(output), time.perf_counter()
     settings = {"batches_of": "captions", "dropout": 0.0, "image_at": "first", "min_count": 1}
@@ -75,9 +75,9 @@ def demo(
     request = TrainingRequest(**files, **options, output=output, settings=settings)
     device = choose_device(device)
     with locked(output):
-        say(f"1/4  drawing {sum(splits.values()):,} pictures with five captions each")
-        scenes.generate(output / "scenes", splits, seed)
-        say(f"2/4  training an LSTM ({lstm}) on {5 * splits['train']:,} captions")
+        say(f"1/4  drawing {sum(split_sizes.values()):,} pictures with five captions each")
+        scenes.generate(output / "scenes", split_sizes, seed)
+        say(f"2/4  training an LSTM ({lstm}) on {5 * split_sizes['train']:,} captions")
         for name in ("last.pt", "best.pt"):
             (output / name).unlink(missing_ok=True)
         shutil.rmtree(output / "tensorboard", ignore_errors=True)

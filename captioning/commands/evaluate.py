@@ -5,7 +5,7 @@ from pathlib import Path
 
 from captioning.commands.arguments import add_device, load_captioner
 from captioning.console import progress, say
-from captioning.data.coco import load_references
+from captioning.data.coco import load_coco_unchanged
 from captioning.errors import CaptioningError
 from captioning.files import check_output, read_json, write_json
 from captioning.results.metrics import check_references, score_captions
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
     check_output(args.json, args.report)
     results = read_results(jsons[0]) if jsons else {}
     need_pictures = bool(args.report) or not jsons
-    dataset = load_references(args.references, args.images, need_pictures)
+    dataset = load_coco_unchanged(args.references, args.images, need_pictures)
     check_references(results or dataset.references, dataset.references)
     checkpoint, cnn = load_captioner(checkpoints, args.device) if checkpoints else (None, None)
     if checkpoint and cnn and not jsons:

@@ -12,7 +12,7 @@ from captioning.files import check_folder
 
 def add(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
-    option("source", type=Path, help=convert.FORMATS)
+    option("source", type=Path, help=convert.SOURCE_HELP)
     option("--images", type=Path, help="picture folder (the source's folder, or one inside it)")
     option("--output", type=Path, required=True, help="folder to write to")
     text = "share of pictures to {}, if the source has no splits ({})"

@@ -7,7 +7,7 @@ from typing import Any
 from captioning.cnn.pretrained import DEFAULT_CNN
 from captioning.commands.arguments import add_captioner_options, add_on_error
 from captioning.errors import CaptioningError
-from captioning.settings import SET_NAMES, SMALL_SET, describe_setting, parse_settings
+from captioning.settings import SET_OPTION_NAMES, SMALL_SET, describe_setting, parse_settings
 from captioning.training.pipeline import train_captioner
 from captioning.training.request import MODEL_FIELDS, TRAIN_FIELDS, TrainingRequest
 
@@ -15,7 +15,7 @@ SAMPLES = 5  # N of --self-critical without a number
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    rows = [f"  {name:16} {describe_setting(name)}" for name in SET_NAMES]
+    rows = [f"  {name:16} {describe_setting(name)}" for name in SET_OPTION_NAMES]
     text = f"Defaults a | b | c are for fewer than {SMALL_SET:,} pictures, for more, and for\n"
     text += "--self-critical. Fewer than 6,000 pictures get more epochs, up to 60."
     parser.description = f"train a captioner; each picture is encoded only once\n\n{text}"

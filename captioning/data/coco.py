@@ -60,7 +60,7 @@ def load_coco(
     """
     images: list[CaptionedImage] = []
     skipped: defaultdict[str, list[str]] = defaultdict(list)
-    for image in load_references(annotations, image_folder, need_folder=True).images:
+    for image in load_coco_unchanged(annotations, image_folder, need_folder=True).images:
         if not os.path.isfile(image.path):  # also False if the name is too long
             skipped["missing picture"].append(str(image.path))
             continue
@@ -79,7 +79,7 @@ def load_coco(
     return CaptionDataset(images, skipped)
 
 
-def load_references(
+def load_coco_unchanged(
     annotations: str | Path, image_folder: str | Path | None = None, need_folder: bool = False
 ) -> CaptionDataset:
     """Reads the captions of a COCO captions file unchanged, as they are needed for scoring.

@@ -17,7 +17,7 @@ from captioning.errors import CaptioningError, list_reasons
 from captioning.files import read_json, read_text, write_json
 
 SPLITS = ("train", "val", "test")
-FORMATS = (
+SOURCE_HELP = (
     "captions: a table whose header names the columns image and caption, separated by comma, tab, "
     "semicolon or bar; a folder with this table in captions.txt, .csv or .tsv; dataset_coco.json, "
     "dataset_flickr8k.json or dataset_flickr30k.json of Karpathy and Fei-Fei, which have splits"
@@ -35,7 +35,7 @@ class Source:
 
 
 def read_source(path: str | Path) -> Source:
-    """Reads captions in one of the `FORMATS`: JSON files in Karpathy's format, others as tables."""
+    """Reads a JSON file in Karpathy's format, or a table in a file or folder; see `SOURCE_HELP`."""
     path = Path(path)
     if path.is_dir():
         names = ("captions.txt", "captions.csv", "captions.tsv")

@@ -44,8 +44,8 @@ PLACES = {  # x and y of the middle of the group, as a fraction of the side
     "in the bottom right": (0.75, 0.75),
     "in the middle": (0.5, 0.5),
 }
-SPLITS = {"train": 2000, "val": 300, "unseen": 300}
-HELD_OUT = 72  # unseen combinations; each pair of facts in one also occurs in a seen combination
+SPLIT_SIZES = {"train": 2000, "val": 300, "unseen": 300}
+UNSEEN_COUNT = 72  # Any two facts of an unseen combination also occur together in a seen one.
 
 
 class Facts(NamedTuple):
@@ -156,22 +156,22 @@ Combination = tuple[int, str, str, str, str]  # the facts without the place
 def split_combinations(seed: int = 0) -> tuple[list[Combination], list[Combination]]:
     """Divides all combinations of the first five facts into seen and unseen ones."""
     combinations = list(itertools.product(COUNTS, SIZES, COLORS, SHAPES, BACKGROUNDS))
-    unseen = set(random.Random(seed).sample(combinations, HELD_OUT))
+    unseen = set(random.Random(seed).sample(combinations, UNSEEN_COUNT))
     seen = [c for c in combinations if c not in unseen]
     return seen, sorted(unseen)
 
 
-def generate(root: str | Path, splits: dict[str, int] = SPLITS, seed: int = 0) -> Path:
+def generate(root: str | Path, split_sizes: dict[str, int] = SPLIT_SIZES, seed: int = 0) -> Path:
     """Draws the data set into the folder `root`, and returns the folder.
 
     Args:
         root: the folder.
-        splits: the number of pictures of each split. Only "unseen" has unseen combinations.
+        split_sizes: the number of pictures of each split. Only "unseen" has unseen combinations.
         seed: the seed of all random choices; the same arguments give the same pictures.
     """
     root, first_id = Path(root), 1
     seen, unseen = split_combinations(seed)
-    for split, count in splits.items():
+    for split, count in split_sizes.items():
         rng, combinations = random.Random(f"{seed} {split}"), unseen if split == "unseen" else seen
         data: dict[str, Any] = {"info": {"image_folder": f"../{split}"}}
         data |= {"images": [], "annotations": []}

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from captioning.data.batches import EncodedCaptions
-from captioning.data.coco import load_coco, load_references
+from captioning.data.coco import load_coco, load_coco_unchanged
 from captioning.data.vocabulary import END, PAD, START, Vocabulary
 from captioning.errors import CaptioningError
 
@@ -84,7 +84,7 @@ def test_a_folder_of_pictures_that_is_no_text_is_refused(coco, place):
 def test_the_folder_of_pictures(coco):
     path, folder = coco(lambda d: d.update(info={"image_folder": "."}))
     assert load_coco(path).images == load_coco(path, folder).images
-    assert [str(image.path) for image in load_references(path).images] == [
+    assert [str(image.path) for image in load_coco_unchanged(path).images] == [
         "1.png",
         "2.png",
         "3.png",

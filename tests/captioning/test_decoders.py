@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from captioning.__main__ import main
-from captioning.data.coco import load_references
+from captioning.data.coco import load_coco_unchanged
 from captioning.data.vocabulary import END, PAD, START
 from captioning.errors import CaptioningError
 from captioning.model.captioner import DECODERS, Captioner, decoder_class
@@ -246,7 +246,7 @@ def test_only_a_fresh_captioner_takes_the_frequencies_of_words(captions_of, tmp_
     first = load_checkpoint(file)
     bias = first.model.decoder.linear.bias
     words = [first.vocabulary.index[word] for word in ("a", "left")]
-    images = load_references(captions_of("train")).images
+    images = load_coco_unchanged(captions_of("train")).images
     captions = [caption for image in images for caption in image.captions]
     tokens = [token for c in captions for token in first.vocabulary.encode(c)[1:]]
     a, left = (tokens.count(word) + 1 for word in words)

@@ -9,7 +9,7 @@ from PIL import Image
 from captioning.commands.demo import demo
 from captioning.errors import CaptioningError
 
-SMALL = {"epochs": 1, "splits": {"train": 64, "val": 12, "unseen": 12}}
+SMALL = {"epochs": 1, "split_sizes": {"train": 64, "val": 12, "unseen": 12}}
 
 
 @pytest.fixture(scope="module")
