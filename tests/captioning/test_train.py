@@ -261,7 +261,7 @@ def test_captions_of_one_picture_are_refused_before_the_first_step(new_checkpoin
     of_one = lambda *seeds: 1 in (len(pictures(batch)) for batch in random_batches(480, 2, *seeds))
     seed = next(seed for seed in range(1000) if not of_one(seed, 0) and of_one(seed, 1))
     config = replace(FAST, batch_size=2, seed=seed)
-    with pytest.raises(CaptioningError, match="two pictures in each batch.* got 2 of 480"):
+    with pytest.raises(CaptioningError, match="two pictures in each batch.* got 2 for 480"):
         Trainer(new_checkpoint(), config, data.train)
     Trainer(new_checkpoint(), replace(config, epochs=1), data.train)
 
