@@ -62,7 +62,7 @@ class Facts(NamedTuple):
 def draw_shape(
     draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, radius: float, color: tuple[int, ...]
 ) -> None:
-    """Draws one shape around (x, y). All shapes of a radius have about the same width."""
+    """Draws one shape around (x, y). Shapes of the same radius have about the same width."""
     r = radius
     if shape == "circle":
         draw.ellipse([x - r, y - r, x + r, y + r], fill=color)
@@ -95,8 +95,8 @@ def draw_scene(rng: random.Random, facts: Facts) -> Image.Image:
     radius = SIZES[facts.size] * rng.uniform(0.92, 1.08)
     # The shapes stand on a circle of radius `ring` around the group's middle, and do not touch.
     ring = {1: 0.0, 2: 1.5, 3: 1.6}[facts.count] * radius
-    margin = IMAGE_SIZE / 4 - 1 - ring - 1.15 * radius
-    shift = min(7.0 if facts.place == "in the middle" else 14.0, margin)
+    max_shift = IMAGE_SIZE / 4 - 1 - ring - 1.15 * radius
+    shift = min(7.0 if facts.place == "in the middle" else 14.0, max_shift)
     x, y = (IMAGE_SIZE * p + rng.uniform(-shift, shift) for p in PLACES[facts.place])
     turn = rng.uniform(0, 2 * math.pi)
     for i in range(facts.count):

@@ -58,7 +58,7 @@ def choose_search(
 def _candidates(
     checkpoint: Checkpoint, val: FeatureTable, neighbors: Neighbors | None, size: int
 ) -> Iterator[list[np.ndarray]]:
-    """Yields four arrays [captions] about the captions that `size` beams find for each picture.
+    """Yields for each picture four arrays [captions] about the captions that `size` beams find.
 
     They are the scores with the length penalty LENGTH_PENALTIES[0], the numbers of tokens, the
     agreement with the captions of similar training pictures, and the CIDEr-D against the picture's
@@ -68,8 +68,8 @@ def _candidates(
     # CIDEr-D must compare all words of the validation captions, as `score_captions` does. The
     # captioner's own vocabulary would turn unknown words into <unk>.
     all_words = Vocabulary.build(caption for image in val.images for caption in image.captions)
-    tokens = lambda caption: all_words.encode(caption)[1:-1]
-    cider = CiderD([[*map(tokens, image.captions)] for image in val.images])
+    encode = lambda caption: all_words.encode(caption)[1:-1]
+    cider = CiderD([[*map(encode, image.captions)] for image in val.images])
     device = next(checkpoint.model.parameters()).device
     config = DecodeConfig("beam", size, LENGTH_PENALTIES[0])
     for pictures in torch.arange(len(val.images))[:MAX_PICTURES].split(BATCH):
@@ -79,6 +79,6 @@ def _candidates(
         zeros = [[0.0] * len(group) for group in groups]
         agreement = neighbors.agreement(features, captions) if neighbors else zeros
         for picture, group, agreed in zip(pictures.tolist(), groups, agreement, strict=True):
-            ciders = cider.scores(picture, [tokens(vocabulary.decode(h.tokens)) for h in group])
+            ciders = cider.scores(picture, [encode(vocabulary.decode(h.tokens)) for h in group])
             scores, lengths = [h.score for h in group], [len(h.tokens) for h in group]
             yield [*map(np.array, (scores, lengths, agreed, ciders))]

@@ -63,7 +63,7 @@ def train_locked(request: TrainingRequest, process: Process) -> list[dict[str, f
         if (folder / "last.pt").exists():
             hint = "--resume, or another --output"
             raise CaptioningError(f"{folder} holds a captioner already: {hint}")
-    # Resumed runs may have `no_neighbors` from before. If a run has it, no best.pt gets neighbors.
+    # If a run has `no_neighbors`, no best.pt gets neighbors. Resumed runs may have it from last.pt.
     no_neighbors = False
     for run in runs:
         setup, history = _do_run(run, process)
