@@ -25,7 +25,7 @@ class Batch:
 
 
 class EncodedCaptions:
-    """Tokens of captions, each cut after `max_words` words. A group has a picture's captions."""
+    """Tokens of captions, cut after `max_words` words. Each group has one picture's captions."""
 
     def __init__(self, groups: list[list[str]], vocabulary: Vocabulary, max_words: int) -> None:
         captions = [caption for group in groups for caption in group]
@@ -39,7 +39,7 @@ class EncodedCaptions:
     def __len__(self) -> int:
         return len(self.picture_of)
 
-    def batch(self, indices: Tensor) -> Batch:
+    def make_batch(self, indices: Tensor) -> Batch:
         indices = indices[self.lengths[indices].argsort(descending=True, stable=True)]
         lengths = self.lengths[indices]
         pictures, rows = self.picture_of[indices].unique(return_inverse=True)

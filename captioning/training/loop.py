@@ -55,7 +55,7 @@ def validate(checkpoint: Checkpoint, table: FeatureTable) -> tuple[float, Scores
     device = next(model.parameters()).device
     total = 0.0
     for indices in torch.arange(len(captions)).split(256):
-        batch = captions.batch(indices)
+        batch = captions.make_batch(indices)
         inputs = (t.to(device) for t in (table.read(batch.pictures), batch.rows, batch.captions))
         total += float(model(*inputs, batch.lengths)[0])
     return total / int((captions.lengths - 1).sum()), scores

@@ -174,7 +174,7 @@ class Trainer:
         processes; and this process's summand of the metric.
         """
         process, config = self.process, self.config
-        batch = self.captions.batch(indices)
+        batch = self.captions.make_batch(indices)
         tokens = int((batch.lengths - 1).sum())
         own_share = slice(process.rank, None, process.world_size)
         lengths = batch.lengths[own_share]

@@ -131,7 +131,7 @@ def test_pictures_without_captions_are_skipped_where_captions_are_needed(coco):
 def test_batches_are_sorted_and_share_pictures():
     vocabulary = Vocabulary.build(["a b c d e"])
     encoded = EncodedCaptions([["a", "a b c"], [], ["b c"]], vocabulary, 50)
-    batch = encoded.batch(torch.tensor([0, 1, 2]))
+    batch = encoded.make_batch(torch.tensor([0, 1, 2]))
     assert batch.indices.tolist() == [1, 2, 0]
     assert batch.pictures.tolist() == [0, 2]
     assert batch.lengths.tolist() == [5, 4, 3]

@@ -115,7 +115,7 @@ def test_captions_that_agree_with_the_others_weigh_more(new_checkpoint, data):
 
 def test_the_weight_of_a_caption_is_that_of_its_loss(new_checkpoint, data):
     trainer = Trainer(new_checkpoint(), FAST, data.train)
-    batch = trainer.captions.batch(torch.arange(10))
+    batch = trainer.captions.make_batch(torch.arange(10))
     assert batch.indices[3] != 3  # captions are sorted by length
     trainer.caption_weights[:] = 0
     trainer.caption_weights[3] = 2.0
