@@ -120,6 +120,17 @@ def test_vmap_over_any_dimension(route, dim):
 
 
 @every_route
+@pytest.mark.parametrize("dim", [0, 1, 2, -1])
+def test_vmap_over_any_dimension_of_c_0(route, dim):
+    lstm = make(route, num_layers=1, bidirectional=False)
+    x, h_0 = draw(route, 4, 2, 3), draw(route, 1, 2, lstm.hidden_size)
+    c_0 = draw(route, 1, 2, lstm.hidden_size, 5)
+    found = vmap(lambda c: lstm(x, (h_0, c))[0], in_dims=dim)(c_0.movedim(-1, dim))
+    each = [lstm(x, (h_0, c_0[..., k].contiguous()))[0] for k in range(5)]
+    torch.testing.assert_close(found, torch.stack(each))
+
+
+@every_route
 def test_gradients_outside_of_vmap(route):
     lstm = make(route)
     x = torch.randn(5, 4, 3, dtype=torch.float64).to(route.device)
