@@ -188,7 +188,7 @@ MISTAKES = {
         (lambda: fastlstm.convert(nn.GRU(I, H)), "GRUs are not supported"),
         (lambda: fastlstm.convert(cell(True)), r"prepacked; fastlstm.unpack\(model\) turns them b"),
         (lambda: fastlstm.unpack(lstm()), "without prepacked layers"),
-        (lambda: fastlstm.tune(cell(), ROW), "an LSTMCell has no"),
+        (lambda: fastlstm.tune(cell(), ROW), "LSTMCells are not measured"),
         (lambda: fastlstm.tune(lstm("torch"), X), "engine 'auto' .*, got engine 'torch'$"),
         (lambda: fastlstm.compare(cell(True)), "whose LSTMs are prepacked"),
         (lambda: fastlstm.compare(NORMED, X), "^compare: .* LayerNormLSTM .* torch.nn does not"),

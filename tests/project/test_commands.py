@@ -96,7 +96,7 @@ def test_plan_of_a_cpu(capsys):
     command_line.main([*SHAPE, "--device", "cpu"])
     printed = capsys.readouterr().out
     assert "auto: op\n" in printed
-    assert all(f"{name:11} can be requested by name" in printed for name in ("torch", "tiled"))
+    assert all(f"{name:11} serves the call too" in printed for name in ("torch", "tiled"))
     assert "persistent  it runs on cuda, meta, and the input is on cpu" in printed
     assert "\nforward\n" in printed and "\nbackward\n" in printed
     command_line.main([*SHAPE, "--device", "cpu", "--inference", "--bidirectional"])
