@@ -123,9 +123,8 @@ def lstm(
             call = call.with_training_options(dropout, Regularizers(*probabilities))
         return _run(call, engine)
 
-    options = num_layers, directions, batch_sizes, lengths, reset, training
-    regularization = 0.0, None  # dropout and regularizers, which `compute` sets in training
-    call = Call(input, hx, weights, layout, *options, *regularization, bool(return_cell_states))
+    fields = num_layers, directions, batch_sizes, lengths, reset, training
+    call = Call(input, hx, weights, layout, *fields, return_cell_states=bool(return_cell_states))
     return run_time_major(compute, call, batch_first)
 
 

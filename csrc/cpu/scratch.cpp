@@ -60,9 +60,10 @@ at::Tensor new_block(int64_t bytes) {
 // Returns the smallest kept block that is large enough. If there is none, a new block replaces the
 // largest, so that calls of many sizes do not keep a block for each size.
 at::Tensor block_of(int64_t bytes) {
+  if (bytes > kCacheBytes) return new_block(bytes);
   BlockCache& cache = block_cache();
   const Lock lock(cache, std::try_to_lock);
-  if (!lock || bytes > kCacheBytes) return new_block(bytes);
+  if (!lock) return new_block(bytes);
   auto& blocks = cache.blocks;
   auto largest = blocks.end();
   for (auto block = blocks.begin(); block != blocks.end(); ++block) {

@@ -158,7 +158,7 @@ void Matrix::multiply_columns_in_place(const GemmArguments& call, const Range& p
       const int64_t next_panel = last + gates < panels.end ? last + gates : next_gate_panel;
       UnpackedColumns columns = unpacked_columns(p);
       columns.vectors_apart = gates;
-      columns.count = panels_after * gemm_->lanes + unpacked_columns(last).count;
+      if (last > p) columns.count = panels_after * gemm_->lanes + unpacked_columns(last).count;
       for (int64_t k = 0; k < K_; k += call.kc) {
         const int64_t end = std::min(k + call.kc, K_);
         const void* const next = end < K_ ? columns.first : unpacked_columns(next_panel).first;
