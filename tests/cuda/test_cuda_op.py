@@ -3,7 +3,6 @@
 import ctypes
 import functools
 import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -11,42 +10,29 @@ import op_call
 import pytest
 import torch
 from fuzzed_calls import Draw
-from native_programs import CXX, ROOT, check, run
+from native_programs import ROOT, make, missing, run
 from torch.utils import cpp_extension
 
 from fastlstm import _build
 
-SIMT = ROOT / "tests/simt"
 ENGINES = "stepwise", "persistent"
 LIBRARY = ROOT / "build/simt/emulated_op.so"
 
 pytestmark = [
-    pytest.mark.skipif(not shutil.which(CXX[0]), reason=f"{CXX[0]} is not on PATH"),
+    pytest.mark.skipif(bool(missing()), reason=f"not on PATH: {', '.join(missing())}"),
     pytest.mark.skipif(not _build.extension_available(), reason="no extension"),
 ]
 
 
 @functools.cache
 def ops():
-    """Returns torch.ops.fastlstm_emulated, and builds it first if a source is newer."""
+    """Builds torch.ops.fastlstm_emulated with the kernels of tests/simt, and returns it."""
     import fastlstm._C as extension
 
-    sources = [*ROOT.glob("csrc/**/*.h"), *ROOT.glob("csrc/cuda/*"), Path(torch.__file__)]
-    sources += [*SIMT.glob("*.h"), *SIMT.glob("op/**/*.*")]
-    if not LIBRARY.exists() or LIBRARY.stat().st_mtime < max(s.stat().st_mtime for s in sources):
-        LIBRARY.parent.mkdir(parents=True, exist_ok=True)
-        new_library = LIBRARY.with_suffix(".new")
-        flags = "-std=c++20 -O1 -w -fPIC -shared -U_FORTIFY_SOURCE -DFASTLSTM_EMULATOR".split()
-        # The library must not find the kernels of an extension that was built for a GPU.
-        flags += ["-Wl,-Bsymbolic"] if sys.platform == "linux" else []
-        folders = SIMT, SIMT / "op", ROOT / "csrc/cuda", ROOT / "csrc"
-        include = [f"-I{folder}" for folder in folders]
-        include += [f"-isystem{folder}" for folder in cpp_extension.include_paths()]
-        kernels = map(str, sorted(ROOT.glob("csrc/cuda/*.cu")))
-        source = str(SIMT / "op/emulated_op.cpp"), "-x", "c++", *kernels
-        torch_lib = f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu", "-lc10"
-        check(*CXX, *flags, *include, *source, "-o", str(new_library), *torch_lib)
-        os.replace(new_library, LIBRARY)
+    folder = Path(torch.__file__).parent
+    flags = [f"-isystem{path}" for path in cpp_extension.include_paths()]
+    flags += [f"-L{folder / 'lib'}", "-ltorch_cpu", "-lc10"]
+    make("simt", LIBRARY.parent, f"TORCH={folder}", f"TORCH_FLAGS={' '.join(flags)}", str(LIBRARY))
     ctypes.CDLL(extension.__file__, mode=ctypes.RTLD_GLOBAL)  # csrc/op is in it
     torch.ops.load_library(str(LIBRARY))
     return torch.ops.fastlstm_emulated
