@@ -24,7 +24,7 @@ struct CpuStepKernels {
     const RowKernel<S<T, A>>& kernel = kernels<T>().row_kernels;
     const int64_t units = step.kWholeRows ? std::max<int64_t>(step.hidden_size, 1) : kUnitsPerPart;
     const int64_t parts = divide_up(step.hidden_size, units);
-    const int64_t grain = 1 + kUnitsPerThread / (units + 1);
+    const int64_t grain = divide_up(kUnitsPerThread, units);
     at::parallel_for(0, step.rows * parts, grain, [&](int64_t first, int64_t end) {
       for (int64_t k = first; k < end; ++k) {
         const int64_t begin = k % parts * units;

@@ -58,15 +58,15 @@ struct CudaTask {
 
 // A division of the work among blocks. The kernels take it as an argument.
 struct Tiling {
-  int units = 0;           // the hidden units of a block
-  int row_tile = 0;        // the batch rows that a block computes at once, in one pass
-  int unit_blocks = 0;     // the blocks of a row group, which divide the units
-  int row_groups = 0;      // the groups of batch rows, which are independent of each other
-  int group_rows = 0;      // the rows of the largest group
-  int directions = 0;      // the directions that one launch computes
-  int exchange_width = 0;  // CudaTask::exchange_width
-  bool ffma = false;       // CudaTask::ffma
-  int64_t shared_bytes = 0;
+  int units;           // the hidden units of a block
+  int row_tile;        // the batch rows that a block computes at once, in one pass
+  int unit_blocks;     // the blocks of a row group, which divide the units
+  int row_groups;      // the groups of batch rows, which are independent of each other
+  int group_rows;      // the rows of the largest group
+  int directions;      // the directions that one launch computes
+  int exchange_width;  // CudaTask::exchange_width
+  bool ffma;           // CudaTask::ffma
+  int64_t shared_bytes;
 
   int blocks() const { return unit_blocks * row_groups * directions; }
   bool has_passes() const { return group_rows > row_tile; }  // several passes in a step
@@ -99,7 +99,7 @@ inline int64_t shared_bytes_of(const CudaTask& task, const Tiling& tiling) {
 
 inline Tiling make_tiling(const CudaTask& task, int units, int row_tile, int row_groups,
                           int directions) {
-  Tiling tiling;
+  Tiling tiling{};
   tiling.units = units, tiling.row_tile = row_tile, tiling.row_groups = row_groups;
   tiling.unit_blocks = static_cast<int>(divide_up(task.hidden_size, units));
   tiling.group_rows = static_cast<int>(divide_up(task.batch, row_groups));

@@ -93,7 +93,10 @@ ON_EVERY_INSTRUCTION_SET = [
         "the_bits_of_a_layer_that_is_not_prepacked", "the_bits_of_a_cell_that_is_not_prepacked",
         "every_step_against_plain_equations", "rows_of_zeros_and_numbers_out_of_range",
     )),
-    "module/test_sequences.py", "op/test_numerics.py",
+    *(f"module/test_sequences.py::test_{name}" for name in (
+        "lengths_equal_packed_input", "a_reset_stops_a_nan", "cell_states",
+    )),
+    "op/test_numerics.py",
     "module/test_regularizers.py::test_every_dtype",
     "module/test_regularizers.py::test_every_engine_draws_the_same",
     "module/test_layer_norm.py::test_two_bidirectional_layers",

@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import torch
-from samples import REFERENCE_AND_AUTO, Route, every_module_route, every_route
+from samples import REFERENCE_AND_AUTO, Route, Sample, every_module_route, every_route
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
@@ -156,6 +156,7 @@ def with_a_broken_size():
 
 X, ROW = zeros(T, B, I), zeros(B, I)
 NORMED = fastlstm.LayerNormLSTM(I, H)
+OPTIONS = Sample("options", norms=True, h_mask=True, proj_size=2)
 # Mistakes of users: for each type of error, calls and patterns of the message.
 MISTAKES = {
     TypeError: [
@@ -198,6 +199,10 @@ MISTAKES = {
         (lambda: lstm()(X, reset=zeros(B, T)), r"reset .* = \(4, 3\), got \(3, 4\) t.* on cpu$"),
         (lambda: cell()(ROW.double()), "^LSTMCell: .*torch.float32 like the weights, got .*64$"),
         (lambda: fastlstm.has_kernels("gpu"), "gpu"),
+        (
+            lambda: torch.ops.fastlstm.lstm(**OPTIONS.as_layer(OPTIONS.padded()), engine="tiled"),
+            'got "tiled" with proj_size, recurrent dropout, layer normalization$',
+        ),
     ],
 }
 MISTAKES = [(error, *each) for error, calls in MISTAKES.items() for each in calls]

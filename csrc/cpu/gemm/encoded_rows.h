@@ -7,6 +7,7 @@
 
 #include "cpu/products/gemm_kernels.h"
 #include "cpu/scratch.h"
+#include "parts.h"
 
 namespace fastlstm {
 
@@ -38,7 +39,9 @@ class EncodedRows {
   std::vector<const void*> encode(const std::vector<const T*>& rows) const {
     std::vector<const void*> encoded(rows.begin(), rows.end());
     if (!encode_) return encoded;
-    at::parallel_for(0, rows.size(), 1 + (1 << 15) / K_, [&](int64_t r, int64_t end) {
+    constexpr int64_t kElementsPerThread = 1 << 15;
+    const int64_t grain = divide_up(kElementsPerThread, K_);
+    at::parallel_for(0, rows.size(), grain, [&](int64_t r, int64_t end) {
       for (; r < end; ++r) encoded[r] = encode(rows[r], r);
     });
     return encoded;

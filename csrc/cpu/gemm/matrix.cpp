@@ -40,10 +40,11 @@ Matrix::Matrix(const GemmKernels& gemm, MatrixSource source, int64_t groups, Mat
   if (form != MatrixForm::kPanels) return;
   panels_ = Scratch(nbytes());
   first_ = panels_.data<char>();
-  constexpr int64_t kPackRows = 128;  // several threads may pack one panel, since panels may be few
+  // Several threads may pack one panel, since panels may be few.
+  constexpr int64_t kPackRows = 128, kBlocksPerThread = 4;
   const int64_t blocks = divide_up(K_, kPackRows), panels = panel_count();
   const MatrixRows rows{source.rows.data(), source.transposed};
-  at::parallel_for(0, blocks * panels, (1 << 15) / (64 * kPackRows), [&](int64_t i, int64_t end) {
+  at::parallel_for(0, blocks * panels, kBlocksPerThread, [&](int64_t i, int64_t end) {
     for (; i < end; ++i) {
       const int64_t p = i / blocks, k = i % blocks * kPackRows;
       gemm.pack(rows, k, std::min(kPackRows, K_ - k), shape(p),

@@ -46,13 +46,24 @@ FASTLSTM_INLINE void add_square(const T* const* a, int64_t k, int64_t begin, int
   }
 }
 
+// Prefetches the terms that lie some cache lines behind term k of each column. Behind the last
+// term, at `end`, they are the terms of the columns at `next`.
+template <typename A, typename T>
+FASTLSTM_INLINE void prefetch_square(const UnpackedColumns& columns, const T* next, int64_t k,
+                                     int64_t end) {
+  constexpr int64_t kTermsAhead = 512 / sizeof(T);
+  const int64_t ahead = k + kTermsAhead;
+  auto* from = ahead < end ? static_cast<const T*>(columns.first) + ahead : next + (ahead - end);
+#pragma GCC unroll 16
+  for (int l = 0; l < Vec<A>::lanes; ++l, from += columns.stride) __builtin_prefetch(from);
+}
+
 // Multiplies R rows by V vectors of columns.
 template <typename T, typename A, int R, int V>
 static void multiply_unpacked_tile(const PanelProduct& p, const UnpackedColumns& columns,
                                    const void* next, Int<R>, Int<V>, int64_t first_row) {
   constexpr int L = Vec<A>::lanes, square_terms = L * DotStep<T>::terms_per_lane;
-  constexpr int64_t kTermsAhead = 512 / sizeof(T);  // of the prefetch
-  const T *a[R], *next_terms = static_cast<const T*>(next);
+  const T* a[R];
   UnpackedColumns vector[V];
   Vec<A> sum[V][R] = {};
   for (int r = 0; r < R; ++r) a[r] = static_cast<const T*>(p.a[first_row + r]);
@@ -65,15 +76,11 @@ static void multiply_unpacked_tile(const PanelProduct& p, const UnpackedColumns&
     Vec<A> partial[V][R] = {};
     int64_t k = first;
     for (; k + square_terms <= stop; k += square_terms) {
-      const int64_t ahead = k + kTermsAhead;
-      const bool is_new_line = sizeof(Vec<A>) == 64 || (k - first) % (64 / sizeof(T)) == 0;
+      const bool prefetches = sizeof(Vec<A>) == 64 || (k - first) % (64 / sizeof(T)) == 0;
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) {
-        auto* fetched = ahead < end ? static_cast<const T*>(vector[v].first) + ahead
-                                    : next_terms + v * L * columns.stride + (ahead - end);
-#pragma GCC unroll 16
-        for (int l = 0; l < L && is_new_line; ++l, fetched += columns.stride)
-          __builtin_prefetch(fetched);
+        const T* const next_vector = static_cast<const T*>(next) + v * L * columns.stride;
+        if (prefetches) prefetch_square<A>(vector[v], next_vector, k, end);
         add_square(a, k, 0, square_terms, vector[v], partial[v]);
       }
     }

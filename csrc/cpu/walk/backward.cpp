@@ -75,7 +75,7 @@ class TiledBackward {
                           {w_hh_or_hr(), batch(), hidden()}});
   }
 
-  int64_t phases() const { return projection_ ? 2 : 1; }
+  int64_t phases() const { return 1 + projection_.has_value(); }
 
   // Runs a worker's part of step k of the walk back. The cells are the last phase.
   void run(int64_t k, int64_t phase, const Worker& worker) {

@@ -70,7 +70,7 @@ class TiledForward {
                           {call.plan, hidden()}});
   }
 
-  int64_t phases() const { return projection_ ? 2 : 1; }
+  int64_t phases() const { return 1 + projection_.has_value(); }
 
   // Computes x W_ih^T + b for all steps of the chunk, unless each step multiplies its own input.
   void begin_chunk(const Range& chunk) {
