@@ -13,8 +13,7 @@ namespace fastlstm {
 // The dtypes as an enum, for planners, which know no torch.
 enum class Dtype { kFloat64, kFloat32, kBFloat16, kFloat16 };
 
-// The size of an element in bytes. The switch has no default, so that the compiler warns if a new
-// dtype is missing here.
+// The size of an element in bytes. Without a default the compiler warns if a dtype is missing.
 constexpr int bytes_of(Dtype dtype) {
   switch (dtype) {
     case Dtype::kFloat64:

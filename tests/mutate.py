@@ -168,7 +168,10 @@ def faults_in_python(text):
 
 
 # No fault is planted in comments, strings and lines of the preprocessor, nor in what only changes
-# the speed: thresholds, sizes of blocks, the capacity of a vector, lines that prefetch.
+# the speed: thresholds, sizes of blocks, capacities of vectors, functions and lines that prefetch.
+PREFETCH = re.compile(
+    r"(?ms)^( *)(?:struct Prefetch|[^\n/]*\bprefetch_\w+\([^;{]*\)[\w ]*) \{.*?^\1\}"
+)
 SKIPPED = re.compile(
     r'//.*|"(?:\\.|[^"])*"|^\s*#.*|static_assert.*|template <.*'
     r"|constexpr (?:int64_t|double) k.*|SmallVector<.*?>|.*[Pp]refetch.*"
@@ -184,6 +187,7 @@ STATEMENT = re.compile(
 
 def faults_in_cpp(text):
     """Like `faults_in_python`, by patterns of the project's formatting."""
+    text = PREFETCH.sub(lambda found: "\n" * found[0].count("\n"), text)
     for number, line in enumerate(text.splitlines(), 1):
         blank = SKIPPED.sub(lambda found: " " * len(found[0]), line)
         for found in TOKEN.finditer(blank):

@@ -44,8 +44,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    decoder = args.decoder or "lstm"
-    demo(args.output, args.epochs, args.lstm, args.seed, decoder, args.device)
+    demo(args.output, args.epochs, args.lstm, args.seed, args.decoder or "lstm", args.device)
 
 
 def demo(

@@ -102,8 +102,7 @@ def draw_scene(rng: random.Random, facts: Facts) -> Image.Image:
     for i in range(facts.count):
         angle = turn + 2 * math.pi * i / facts.count
         middle = 2 * (x + ring * math.sin(angle)), 2 * (y - ring * math.cos(angle))
-        color = jitter(rng, COLORS[facts.color], 12)
-        draw_shape(draw, facts.shape, *middle, 2 * radius, color)
+        draw_shape(draw, facts.shape, *middle, 2 * radius, jitter(rng, COLORS[facts.color], 12))
     return canvas.reduce(2)
 
 
@@ -157,8 +156,7 @@ def split_combinations(seed: int = 0) -> tuple[list[Combination], list[Combinati
     """Divides all combinations of the first five facts into seen and unseen ones."""
     combinations = list(itertools.product(COUNTS, SIZES, COLORS, SHAPES, BACKGROUNDS))
     unseen = set(random.Random(seed).sample(combinations, UNSEEN_COUNT))
-    seen = [c for c in combinations if c not in unseen]
-    return seen, sorted(unseen)
+    return [c for c in combinations if c not in unseen], sorted(unseen)
 
 
 def generate(root: str | Path, split_sizes: dict[str, int] = SPLIT_SIZES, seed: int = 0) -> Path:

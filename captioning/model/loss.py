@@ -25,8 +25,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # Under autocast the scores are bfloat16, and log_softmax converts them to this dtype.
         dtype = torch.promote_types(weight.dtype, torch.float32)
         grads, losses, nlls = [], [], []
-        # Blocks have equal sizes, because a small last block would read the whole weight matrix for
-        # a few tokens.
+        # Blocks have equal sizes: a small last block would read the whole weight for a few tokens.
         count = max(1, math.ceil(len(hidden) / BLOCK))
         blocks = (tensor.chunk(count) for tensor in (hidden, targets, token_weights))
         for h, target, factor in zip(*blocks, strict=True):

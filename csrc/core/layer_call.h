@@ -54,8 +54,7 @@ struct ForwardTensors {
   }
 };
 
-// Checks shapes, dtypes and devices. The sizes of prepacked matrices are checked when their header
-// is read.
+// Checks shapes, dtypes and devices. Reading the header of a prepacked matrix checks its size.
 LayerCall check_layer(LstmCall call, bool allows_prepacked = false);
 
 // Checks the arguments that only backward has.

@@ -22,8 +22,7 @@ __device__ Direction in_registers(const Direction (&direction)[2], int index) {
   return fetched;
 }
 
-// A unit of a row in a step, which one thread computes. All flags are false for a row that does not
-// exist.
+// A unit of a row in a step, for one thread. All flags are false for a row that does not exist.
 struct ThreadUnit {
   int pass_row;       // the index of the row in the pass
   int row;            // the index of the row in the group of the block

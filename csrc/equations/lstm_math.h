@@ -61,8 +61,7 @@ FASTLSTM_INLINE Gates<A> next_cell_backward(const Gates<A>& gates, const A& c_pr
 
 // Returns the gradients of the four pre-activations. Their product with W_hh is the gradient of
 // h_{t-1}. dh is dL/dh_t. At the call dc is dL/dc_t without the part through h_t, which this
-// function adds. Afterwards dc is dL/dc_{t-1}. If `reset`, the caller passes a c_prev of 0, and dc
-// is 0 afterwards.
+// function adds. Afterwards dc is dL/dc_{t-1}. With `reset` c_prev must be 0, and dc becomes 0.
 template <typename A>
 FASTLSTM_INLINE Gates<A> step_backward(const Gates<A>& gates, const A& c_prev, const A& c,
                                        const A& dh, A& dc, bool reset) {

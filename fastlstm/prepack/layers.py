@@ -139,8 +139,7 @@ class Prepacked(nn.Module):
         return self._rebuild(self._torch_class).requires_grad_(False)
 
     def _op_weights(self) -> list[Tensor]:
-        buffers = self._buffers
-        return [buffers[name] for name in self._buffer_names]  # type: ignore[misc]
+        return [self._buffers[name] for name in self._buffer_names]  # type: ignore[misc]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Prepacked:
         probe = fn(torch.empty(0, dtype=self.dtype))

@@ -51,8 +51,7 @@ FASTLSTM_INLINE void add_square(const T* const* a, int64_t k, int64_t begin, int
 template <typename A, typename T>
 FASTLSTM_INLINE void prefetch_square(const UnpackedColumns& columns, const T* next, int64_t k,
                                      int64_t end) {
-  constexpr int64_t kTermsAhead = 512 / sizeof(T);
-  const int64_t ahead = k + kTermsAhead;
+  const int64_t ahead = k + 512 / int64_t(sizeof(T));
   auto* from = ahead < end ? static_cast<const T*>(columns.first) + ahead : next + (ahead - end);
 #pragma GCC unroll 16
   for (int l = 0; l < Vec<A>::lanes; ++l, from += columns.stride) __builtin_prefetch(from);

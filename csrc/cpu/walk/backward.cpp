@@ -68,7 +68,6 @@ class TiledBackward {
         encoded_d_gates_.emplace(*call.plan.gemm, call.plan.chunk_steps * batch(), 4 * hidden());
       grad_input_.emplace(call.grad_input, call.rows);
     }
-    buffers_.reserve(call.plan.grid.workers());
     for (int64_t k = 0; k < call.plan.grid.workers(); ++k)
       buffers_.push_back({StepRows<BackwardRow<T>>(batch()),
                           {*call.plan.gemm, batch(), 4 * hidden()},
