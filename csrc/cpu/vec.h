@@ -15,6 +15,9 @@ FASTLSTM_INLINE To read(const void* from) {
   return x;
 }
 
+// Like std::min, which is not always inline (csrc/README.md, "Rules").
+FASTLSTM_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
 template <typename A>
 struct Registers {
   typedef typename elementary::Constants<A>::Bits UInt;

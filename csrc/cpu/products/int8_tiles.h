@@ -58,7 +58,7 @@ static void encode_int8(const void* from, int64_t K, void* encoded) {
   Int32Vec magnitudes = {};
   Vec<float> x;
   for (int64_t k = 0; k < K; k += L) {
-    load(row + k, x, K - k < L ? K - k : L);
+    load(row + k, x, smaller(K - k, L));
     const Int32Vec bits = bits_as<Int32Vec>(x.v) & kMagnitude;
     magnitudes = bits > magnitudes ? bits : magnitudes;
   }
@@ -75,7 +75,7 @@ static void encode_int8(const void* from, int64_t K, void* encoded) {
   // If to_whole is added to a number, the lowest byte is the rounded number plus the zero point.
   const Vec<float> to_whole(0x1.8p23f + zero_point);
   for (int64_t k = 0; k < K; k += L) {
-    load(row + k, x, K - k < L ? K - k : L);
+    load(row + k, x, smaller(K - k, L));
     // The product is not fused with the sum, so that all processors get the same integers.
     const Vec<float> whole = keep_in_register(x * Vec<float>(inverse)) + to_whole;
     store_lowest_bytes(bits_as<Int32Vec>(whole.v), to + kInt8RowHeader + k);

@@ -80,7 +80,7 @@ static void pack(const MatrixRows& matrix, int64_t k_begin, int64_t K, const Pan
       const A* from = static_cast<const A*>(matrix.rows[k_begin + k]) + shape.first_column;
       for (int64_t n = 0; n < width; n += L) {
         Vec<A> x;
-        load(from + n, x, shape.columns - n < L ? shape.columns - n : L);
+        load(from + n, x, smaller(shape.columns - n, L));
         x.store(panel + k * width + n);
       }
     }
@@ -140,7 +140,7 @@ FASTLSTM_INLINE float* as_pairs(bfloat16* from) { return reinterpret_cast<float*
   bfloat16* const to = static_cast<bfloat16*>(encoded);
   Vec<float> x;
   for (int64_t k = 0; k < K; k += L) {
-    const int64_t n = K - k < L ? K - k : L;
+    const int64_t n = smaller(K - k, L);
     load(row + k, x, n);
     store(x, to + k, n);
   }
@@ -171,7 +171,7 @@ template <>
   } else {
     for (int64_t k = 0; k < K; k += 2)
       for (int64_t n = 0; n < shape.columns; n += L) {
-        const int64_t count = shape.columns - n < L ? shape.columns - n : L;
+        const int64_t count = smaller(shape.columns - n, L);
         Vec<float> even, odd(0.0f);  // the elements in the upper halves of the lanes
         load(row(k) + n, even, count);
         if (k + 1 < K) load(row(k + 1) + n, odd, count);
@@ -205,7 +205,7 @@ static void transpose(const void* const* from, int64_t rows, int64_t begin, int6
     for (int l = 0; l < L; ++l) columns[l] = as_pairs(pairs[l]);
     for (; r + 2 * L <= rows; r += 2 * L)
       for (int64_t m = begin; m < end; m += 64) {
-        const int64_t count = end - m < 64 ? end - m : 64;
+        const int64_t count = smaller(end - m, 64);
         pack<T>({from + r, false}, 0, 2 * L, {m, count, 64 / L}, pairs);
         transpose_vector(columns, count, as_pairs(to + (m - begin) * rows + r), rows / 2);
       }

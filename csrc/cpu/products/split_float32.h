@@ -86,8 +86,8 @@ struct SplitFloat32 {
     for (int64_t k = 0; k < K; k += kBlockTerms, block += kPlanes * kTileRows) {
       const int64_t left = K - k, more = left - kTileRows;
       Vec<float> first, second(0.0f);
-      load(row + k, first, left < kTileRows ? left : kTileRows);
-      if (more > 0) load(row + k + kTileRows, second, more < kTileRows ? more : kTileRows);
+      load(row + k, first, smaller(left, kTileRows));
+      if (more > 0) load(row + k + kTileRows, second, smaller(more, kTileRows));
       split_pairs(first, second, block, kTileRows);
     }
   }
@@ -128,8 +128,8 @@ struct SplitFloat32 {
     float* to = static_cast<float*>(panel);
     for (int64_t k = 0; k < K; k += kBlockTerms, to += kPlanes * kPanelPlaneFloats)
       for (int64_t n = 0; n < kPairWidth; n += kTileRows) {
-        const int64_t left = shape.columns - n, terms = K - k < kBlockTerms ? K - k : kBlockTerms;
-        const int64_t count = left < 0 ? 0 : left < kTileRows ? left : kTileRows;
+        const int64_t left = shape.columns - n, terms = smaller(K - k, kBlockTerms);
+        const int64_t count = left < 0 ? 0 : smaller(left, kTileRows);
         const int64_t column = shape.first_column + n;
         if (matrix.transposed)
           pack_columns(matrix.rows + column, k_begin + k, count, terms, to + n * kTileRows);
@@ -191,12 +191,12 @@ struct SplitFloat32 {
                         void* transposed) {
     const int64_t bytes_of_row = encoded_bytes(rows);
     for (int64_t column = begin; column < end; column += kTileRows) {
-      const int64_t count = end - column < kTileRows ? end - column : kTileRows;
+      const int64_t count = smaller(end - column, kTileRows);
       char* const to = static_cast<char*>(transposed) + (column - begin) * bytes_of_row;
       for (int64_t k = 0; k < rows; k += kBlockTerms) {
         // A panel of these columns, whose tiles are then transposed.
         alignas(64) float pairs[kPlanes * kPanelPlaneFloats];
-        pack_rows(from + k, column, count, rows - k < kBlockTerms ? rows - k : kBlockTerms, pairs);
+        pack_rows(from + k, column, count, smaller(rows - k, kBlockTerms), pairs);
         float* const rows_of_pairs = reinterpret_cast<float*>(to + k * kBytesOfTerm);
         for (int p = 0; p < kPlanes; ++p)
           transpose_tile(pairs + p * kPanelPlaneFloats, kTileRows, rows_of_pairs + p * kTileRows,

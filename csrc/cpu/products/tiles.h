@@ -121,11 +121,10 @@ struct Tile {
   // the sums it calls prefetch->fetch(), unless `prefetch` is the constant nullptr.
   template <typename T, typename Fetch>
   FASTLSTM_INLINE void multiply(const T* const* a, int64_t K, const T* panel, Fetch prefetch) {
-    add(a, 0, K < kTermsPerPartialSum ? K : kTermsPerPartialSum, panel, prefetch);
+    add(a, 0, smaller(K, kTermsPerPartialSum), panel, prefetch);
     for (int64_t k = kTermsPerPartialSum; k < K; k += kTermsPerPartialSum) {
       Tile partial{panel_stride, {}};
-      partial.add(a, k, K - k < kTermsPerPartialSum ? K : k + kTermsPerPartialSum,
-                  panel + k * W * L, prefetch);
+      partial.add(a, k, smaller(K, k + kTermsPerPartialSum), panel + k * W * L, prefetch);
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8

@@ -71,7 +71,7 @@ static void multiply_unpacked_tile(const PanelProduct& p, const UnpackedColumns&
                  columns.count - v * L};
   const int64_t end = p.k_begin + p.K;
   for (int64_t first = p.k_begin; first < end; first += kTermsPerPartialSum) {
-    const int64_t stop = end - first < kTermsPerPartialSum ? end : first + kTermsPerPartialSum;
+    const int64_t stop = smaller(end, first + kTermsPerPartialSum);
     Vec<A> partial[V][R] = {};
     int64_t k = first;
     for (; k + square_terms <= stop; k += square_terms) {
@@ -159,7 +159,7 @@ FASTLSTM_INLINE void add_matrix_rows(const PanelProduct& p, const UnpackedColumn
     for (int64_t i = 0; i < terms; ++i)
       for (int64_t v = 0; v < V * L; v += L) {
         Vec<A> x;
-        load(matrix + i * stride + v, x, count - v < L ? count - v : L);
+        load(matrix + i * stride + v, x, smaller(count - v, L));
         x.store(copy + i * V * L + v);
       }
     matrix = copy, stride = V * L;
@@ -177,10 +177,10 @@ static void multiply_unpacked_rows(const PanelProduct& p, const UnpackedColumns&
   const int64_t end = p.k_begin + p.K, width = p.shape.vectors * L;
   A *const sums = static_cast<A*>(buffer), *const partial = sums + p.rows * width;
   for (int64_t first = p.k_begin; first < end; first += kTermsPerPartialSum) {
-    const int64_t stop = end - first < kTermsPerPartialSum ? end : first + kTermsPerPartialSum;
+    const int64_t stop = smaller(end, first + kTermsPerPartialSum);
     A* const to = first == p.k_begin ? sums : partial;
     for (int64_t k = first; k < stop; k += kTermsAtATime) {
-      const int64_t terms = stop - k < kTermsAtATime ? stop - k : kTermsAtATime;
+      const int64_t terms = smaller(stop - k, kTermsAtATime);
       for (int64_t n = 0; n < width; n += V * L)
         with_count<V>(width - n < V * L ? (width - n) / L : V, [&](auto vectors) {
           add_matrix_rows<R>(p, columns, k, terms, n, to + n, k == first, vectors);

@@ -17,7 +17,7 @@ struct OneThread {
   int64_t begin, end;
 
   FASTLSTM_INLINE void each(int64_t n, const auto& f) const {
-    const int64_t stop = end < n ? end : n;
+    const int64_t stop = smaller(end, n);
 #pragma omp simd
     for (int64_t k = begin; k < stop; ++k) f(k);
   }
