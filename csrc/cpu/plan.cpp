@@ -166,9 +166,8 @@ int64_t steps_ahead(const CpuTask& task, const CpuMachine& machine, const CpuPla
 // the weights are large, because every chunk reads and writes the gradients of the weights.
 int64_t chunk_steps(const CpuTask& task, const CpuPlan& plan) {
   const int64_t chunk_bytes = plan.dtype == Dtype::kFloat64 ? 3 << 17 : 1 << 20;
-  const int64_t rows =
-      std::max<int64_t>(chunk_bytes / (4 * task.hidden_size * bytes_of(plan.dtype)),
-                        (task.input_size + task.hidden_size) / 2);
+  const int64_t rows = std::max<int64_t>(chunk_bytes / plan.gemm->bytes(4 * task.hidden_size),
+                                         (task.input_size + task.hidden_size) / 2);
   return std::clamp<int64_t>(rows / std::max<int64_t>(task.batch, 1), 1, task.steps);
 }
 

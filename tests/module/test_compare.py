@@ -41,6 +41,7 @@ def clock(monkeypatch):
     def set_clock(*seconds, baseline_factors=(1.0, 1.0)):
         def alternate(steps, *_, **options):
             for step in steps:
+                assert step.args[0]  # calls of the model or of its LSTMs
                 step()
             first = [seconds[0] * factor for factor in baseline_factors]
             return [first, *([each] * len(baseline_factors) for each in seconds[1:])]

@@ -101,7 +101,6 @@ bf16 forw 4096   16 1 132 90 -> none
 bf16 forw  256    0 1 132 90 -> none
 bf16 forw  256   16 1  40 75 -> none
 bf16 forw  256   16 1   0 90 -> none
-f32  forw   64   40 1  58 89 -> 8x8 8x3x1 14 rows 64 wide 17968 bytes 18149 2 chunks
 )";
 
 const Case expected("plan/expected", [] {
