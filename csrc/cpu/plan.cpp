@@ -14,7 +14,7 @@ constexpr int64_t kStepMultiplyAddsPerThread = 1 << 17;  // in a single step
 constexpr int64_t kStepBytesPerThread = 128 << 10;       // prepacked weights, read once per 4 rows
 
 // The largest number of rows for which panels are packed on demand.
-constexpr int64_t kMaxRowsOnDemand = 512;
+constexpr int64_t kMaxRowsOnDemand = 768;
 
 // Whether a 16-bit layer is computed in float32: its tensors are converted before, and its results
 // are rounded after. With prepacked weights, two cases keep the 16-bit dtype: bfloat16 with weights

@@ -89,8 +89,8 @@ Intel with AVX-512: forms of a matrix that one step reads
  1 infer f32    1  17   64 1024                 -> f32    f32  1x1x1  demand demand   0     1 17x1
  1 back  f32    1 192   64   64                 -> f32    f32  1x1x1  place  place    0     1 48x1
  1 back  f32    1 193   64   64                 -> f32    f32  1x1x1  demand demand   0     1 48x1
- 1 back  f32    1 512   64   64                 -> f32    f32  1x1x1  demand demand   0     1 48x1
- 1 back  f32    1 513   64   64                 -> f32    f32  1x1x1  panels panels   0     1 48x1
+ 1 back  f32    1 768   64   64                 -> f32    f32  1x1x1  demand demand   0     1 48x1
+ 1 back  f32    1 769   64   64                 -> f32    f32  1x1x1  panels panels   0     1 48x1
 Intel with AMX: forms of a matrix if the kernels encode rows, or need many rows
  1 infer bf16   1   5   64   64                 -> bf16   bf16 1x1x1  place  place    0     1 5x4
  1 infer bf16   1   6   64   64                 -> bf16   bf16 1x1x1  demand demand   0     1 6x1
@@ -116,8 +116,8 @@ Intel with AVX-512: steps ahead
  1 infer f32   20   6    5   64                 -> f32    f32  1x1x1  panels panels  20    20 6x1
  1 infer f32    2  64  127   64                 -> f32    f32  1x1x1  panels panels   0     2 48x1
  1 infer f32    2  64  128   64                 -> f32    f32  1x1x1  panels panels   2     2 48x1
- 1 infer f32    8  64 1024   64                 -> f32    f32  1x1x1  demand panels   8     8 48x1
- 1 infer f32    9  64 1024   64                 -> f32    f32  1x1x1  panels panels   0     9 48x1
+ 1 infer f32   12  64 1024   64                 -> f32    f32  1x1x1  demand panels  12    12 48x1
+ 1 infer f32   13  64 1024   64                 -> f32    f32  1x1x1  panels panels   0    13 48x1
  1 infer f32  100   8   64  300                 -> f32    f32  1x1x1  panels panels  54    27 12x1
  4 infer f32  100   8   64  300  D=2            -> f32    f32  2x1x2  panels panels  27    27 12x1
  1 infer f64  100   8   64  300                 -> f64    f64  1x1x1  panels panels  27    22 12x1
