@@ -32,6 +32,8 @@ constexpr std::optional<Format> format_of(Dtype dtype) {
                                     : Format::bfloat16;
 }
 
+constexpr int64_t kElementsPerThread = 1 << 15;  // a thread is woken to convert at least so many
+
 // Calls function(T()) with the C++ type T of a dtype.
 auto dispatch_dtype(Dtype dtype, const auto& function) {
   return dtype == Dtype::kFloat64    ? function(double())

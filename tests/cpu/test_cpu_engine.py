@@ -96,8 +96,7 @@ ON_EVERY_INSTRUCTION_SET = [
     *(f"module/test_sequences.py::test_{name}" for name in (
         "lengths_equal_packed_input", "a_reset_stops_a_nan", "cell_states",
     )),
-    "op/test_numerics.py",
-    "module/test_regularizers.py::test_every_dtype",
+    "op/test_numerics.py", "module/test_regularizers.py::test_every_dtype",
     "module/test_regularizers.py::test_every_engine_draws_the_same",
     "module/test_layer_norm.py::test_two_bidirectional_layers",
 ]  # fmt: skip

@@ -121,6 +121,7 @@ const Case expected("plan/expected", [] {
     if (found != line.substr(arrow)) wrong += "\n" + line.substr(0, arrow) + found;
   }
   check(wrong.empty(), wrong);
+  check(!best_tiling({9, 9, 9, 1, Dtype::kFloat64, false}, CudaDevice::of(132, 90)), "float64");
 });
 
 }  // namespace

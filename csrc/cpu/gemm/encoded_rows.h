@@ -39,7 +39,6 @@ class EncodedRows {
   std::vector<const void*> encode(const std::vector<const T*>& rows) const {
     std::vector<const void*> encoded(rows.begin(), rows.end());
     if (!encode_) return encoded;
-    constexpr int64_t kElementsPerThread = 1 << 15;
     const int64_t grain = divide_up(kElementsPerThread, K_);
     at::parallel_for(0, rows.size(), grain, [&](int64_t r, int64_t end) {
       for (; r < end; ++r) encoded[r] = encode(rows[r], r);

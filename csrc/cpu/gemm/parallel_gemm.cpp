@@ -10,8 +10,8 @@
 namespace fastlstm {
 namespace {
 
-// With fewer multiply-adds or sums to convert, waking another thread costs more than it helps.
-constexpr int64_t kMultiplyAddsOfAThread = 1 << 19, kSumsOfAThread = 1 << 15;
+// With fewer multiply-adds, waking another thread costs more than it helps.
+constexpr int64_t kMultiplyAddsOfAThread = 1 << 19;
 // With fewer rows, loading all panels in one more thread costs more than it helps.
 constexpr int64_t kRowsOfAThread = 24;
 // Up to this size the panels of a weight gradient are small compared with c. Then all panels are
@@ -72,7 +72,7 @@ void parallel_gemm_into(const std::vector<const void*>& a, const Matrix& matrix,
   const Scratch sums = scratch<float>(rows * N);
   parallel_gemm(a, matrix, {row_pointers(sums.data<float>(), rows, N).data()});
   dispatch_dtype(dtype, [&](auto t) {
-    at::parallel_for(0, rows, divide_up(kSumsOfAThread, N), [&](int64_t r, int64_t end) {
+    at::parallel_for(0, rows, divide_up(kElementsPerThread, N), [&](int64_t r, int64_t end) {
       for (; r < end; ++r) {
         const float* const from = sums.data<float>() + r * N;
         auto* const to = static_cast<decltype(t)*>(c[r]);

@@ -172,8 +172,7 @@ struct Tile {
 template <typename A, typename C>
 FASTLSTM_INLINE void put_sums(const PanelProduct& p, const Vec<A>& sums, C* row, int64_t v) {
   const int64_t column = p.shape.first_column + v * Vec<A>::lanes;
-  const int64_t left = p.shape.columns - v * Vec<A>::lanes;
-  const int64_t n = left < Vec<A>::lanes ? left : Vec<A>::lanes;
+  const int64_t n = smaller(p.shape.columns - v * Vec<A>::lanes, Vec<A>::lanes);
   Vec<A> before(A(0));
   if (p.accumulate)
     load(row + column, before, n);

@@ -51,7 +51,8 @@ FASTLSTM_INLINE void add_square(const T* const* a, int64_t k, int64_t begin, int
 template <typename A, typename T>
 FASTLSTM_INLINE void prefetch_square(const UnpackedColumns& columns, const T* next, int64_t k,
                                      int64_t end) {
-  const int64_t ahead = k + 512 / int64_t(sizeof(T));
+  constexpr int64_t kTermsAhead = 512 / sizeof(T);
+  const int64_t ahead = k + kTermsAhead;
   auto* from = ahead < end ? static_cast<const T*>(columns.first) + ahead : next + (ahead - end);
 #pragma GCC unroll 16
   for (int l = 0; l < Vec<A>::lanes; ++l, from += columns.stride) __builtin_prefetch(from);
@@ -182,7 +183,7 @@ static void multiply_unpacked_rows(const PanelProduct& p, const UnpackedColumns&
     for (int64_t k = first; k < stop; k += kTermsAtATime) {
       const int64_t terms = smaller(stop - k, kTermsAtATime);
       for (int64_t n = 0; n < width; n += V * L)
-        with_count<V>(width - n < V * L ? (width - n) / L : V, [&](auto vectors) {
+        with_count<V>(smaller((width - n) / L, V), [&](auto vectors) {
           add_matrix_rows<R>(p, columns, k, terms, n, to + n, k == first, vectors);
         });
     }
