@@ -191,7 +191,7 @@ def faults_in_cpp(text):
     for number, line in enumerate(text.splitlines(), 1):
         blank = SKIPPED.sub(lambda found: " " * len(found[0]), line)
         for found in TOKEN.finditer(blank):
-            yield number, found.start(), found[0], REPLACEMENT.get(found[0]) or off_by_one(found[0])
+            yield number, found.start(), found[0], REPLACEMENT.get(found[0], off_by_one(found[0]))
         statement = STATEMENT.match(blank.rstrip())
         if statement and statement[1].count("(") == statement[1].count(")"):
             yield number, statement.start(1), line[statement.start(1) : statement.end(1)], ";"
