@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "../simt/stepwise_run.h"
+#include "cpu/gemm/gate_order.h"
 #include "cpu/plan.h"
 #include "parts.h"
 #include "targets.h"
@@ -59,7 +60,7 @@ class TiledLayer {
     return sums;
   }
 
-  // x_gates [T,B,4H] in the order [T,B,vector of units,4,lanes], padded with zeros.
+  // x_gates [T,B,4H] in gate order, padded with zeros.
   std::vector<A> ordered_x_gates() const {
     const auto x_gates = converted<A>(problem_.x_gates);
     const int64_t lanes = gemm_.lanes, width = round_up(H_, lanes);
@@ -67,7 +68,8 @@ class TiledLayer {
     for (int64_t row = 0; row < steps_ * B_; ++row)
       for (int64_t gate = 0; gate < 4; ++gate)
         for (int64_t u = 0; u < H_; ++u)
-          ordered[row * 4 * width + u / lanes * 4 * lanes + gate * lanes + u % lanes] =
+          ordered[row * 4 * width + u / lanes * 4 * lanes +
+                  gate * order_.lanes_at(u / lanes * lanes) + u % lanes] =
               x_gates[(row * 4 + gate) * H_ + u];
     return ordered;
   }
@@ -93,12 +95,14 @@ class TiledLayer {
       for (int64_t unit = 0; unit < H_; unit += lanes) {
         std::vector<const void*> columns;  // of W_hh transposed, for one vector of units
         for (int64_t gate = 0; gate < 4; ++gate)
-          for (int64_t u = unit; u < unit + lanes; ++u)
+          for (int64_t u = unit; u < unit + order_.lanes_at(unit); ++u)
             columns.push_back(u < H_ ? &w_hh_[(gate * H_ + u) * H_] : zeros_.data());
+        columns.resize(4 * lanes, zeros_.data());
         const Units units{unit, std::min(lanes, H_ - unit), H_};
         cell_.prefetch_forward(rows.data(), B_, units);
         const auto sums = multiply(h_prev, {columns.data(), true}, H_, 0, 4 * lanes);
-        cell_.forward(rows.data(), B_, {sums.data(), 4 * lanes, nullptr}, units);
+        cell_.forward(rows.data(), B_, {sums.data(), 4 * lanes, nullptr, order_.lanes_at(unit)},
+                      units);
       }
     }
   }
@@ -136,6 +140,7 @@ class TiledLayer {
   const GemmKernels& gemm_;
   const CellKernels<T>& cell_;
   const int64_t steps_, B_, H_;
+  const GateOrder order_{gemm_, H_};
   const unsigned seed_;
   const oracle::Problem problem_ =
       oracle::random_problem(steps_, B_, H_, {oracle::kDense, false, true}, seed_, rounded<T>);
@@ -155,7 +160,7 @@ void check_special(const CellKernels<T>& cell, int64_t H) {
     std::vector<A> c(H);
     std::vector<T> gates(4 * H), h(H);
     const ForwardRow<T> row{x_gates.data(), gates.data(), c_prev.data(), c.data(), h.data()};
-    cell.forward(&row, 1, {sums.data(), 4 * H, nullptr}, {0, H, H});
+    cell.forward(&row, 1, {sums.data(), 4 * H, nullptr, H}, {0, H, H});
     for (int64_t u = 0; u < H; ++u)
       if (std::isnan(x))
         check(std::isnan(c[u]) && std::isnan(to_double(h[u])), "c and h of NaN: ", c[u], ", ",

@@ -4,8 +4,10 @@
 #include <iomanip>
 
 #include "../simt/harness.h"
+#include "cpu/gemm/gate_order.h"
 #include "cpu/plan.h"
 #include "expected_plans.h"
+#include "parts.h"
 
 namespace {
 
@@ -325,7 +327,31 @@ void check_expected_plans() {
         changed, "If the planner was changed on purpose, replace the lines of these tasks.");
 }
 
+// Checks that each vector of units has its four gates, one after the other, and that the gates of
+// the last vector have as few lanes as fill whole vectors of the kernels.
+void check_gate_order() {
+  const auto check_order = [](int64_t lanes, int multiple, const std::vector<int64_t>& last_lanes) {
+    GemmKernels gemm{};
+    gemm.lanes = lanes, gemm.vectors_multiple = multiple;
+    for (int64_t H = 1, n = 0; H <= 2 * lanes; ++H, n = 0) {
+      const GateOrder order(gemm, H);
+      const std::string where = testing::text(lanes, " lanes, multiple ", multiple, ", H ", H);
+      for (int64_t first = 0; first < H; first += lanes)
+        for (int64_t gate = 0; gate < 4; ++gate)
+          for (int64_t k = 0; k < order.lanes_at(first); ++k)
+            check(order.row(n++) == gate * H + std::min(first + k, H - 1), where, ", column ", n);
+      check(n == order.columns() && order.lanes_at(H - 1) == last_lanes[(H - 1) % lanes], where);
+      check(GateOrder(gemm, H, true).columns() == 4 * round_up(H, lanes), where);
+    }
+  };
+  check_order(2, 1, {1, 2});
+  check_order(4, 1, {1, 2, 4, 4});
+  check_order(8, 1, {2, 2, 4, 4, 8, 8, 8, 8});
+  check_order(8, 2, {4, 4, 4, 4, 8, 8, 8, 8});
+}
+
 const bool added = [] {
+  testing::Case("plans/gate_order", check_gate_order);
   testing::Case("plans/expected", check_expected_plans);
   for (const NamedMachine& named : machines()) {
     testing::Case(std::string("plans/") + named.name, [named] {

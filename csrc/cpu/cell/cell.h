@@ -9,7 +9,7 @@ namespace fastlstm {
 template <typename T>
 struct ForwardRow {
   using A = State_t<T>;
-  const A* x_gates;  // [unit vectors][4 gates][lanes] x_t W_ih^T + b; nullptr if StepSums::x has it
+  const A* x_gates;  // in gate order: x_t W_ih^T + b; nullptr if StepSums::x has it
   T* gates;          // [4H] receives the activated i, f, g, o; nullptr if they are not saved
   const A* c_prev;   // [H]
   A* c;              // [H] receives c_t; may be the same memory as c_prev
@@ -35,12 +35,14 @@ struct Units {
   int64_t first, count, hidden_size;
 };
 
-// The products of a step for one vector of units: rows [4 gates][lanes], `stride` elements apart.
+// The products of a step for one vector of units: rows [4 gates][gate_lanes], `stride` elements
+// apart. A vector can be read at each gate.
 template <typename A>
 struct StepSums {
   const A* h;  // h_{t-1} W_hh^T
   int64_t stride;
   const A* x;  // x_t W_ih^T + b; nullptr if ForwardRow::x_gates holds this
+  int64_t gate_lanes;
 };
 
 template <typename T>

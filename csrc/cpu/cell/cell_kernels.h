@@ -30,13 +30,13 @@ struct Columns {
   }
 };
 
-// Computes one vector of units of a row. The pre-activations are x + h, both [4 gates][lanes].
+// Computes one vector of units of a row. The pre-activations are x + h, both [4][gate_lanes].
 template <typename T, typename A>
 FASTLSTM_INLINE void forward_vector(const ForwardRow<T>& row, const Columns<A>& columns,
-                                    int64_t hidden_size, const A* x, const A* h) {
-  constexpr int L = Vec<A>::lanes;
-  const auto pre = [&](int gate) {
-    return Vec<A>::load(x + gate * L) + Vec<A>::load(h + gate * L);
+                                    int64_t hidden_size, const A* x, const A* h,
+                                    int64_t gate_lanes) {
+  const auto pre = [&](int64_t gate) {
+    return Vec<A>::load(x + gate * gate_lanes) + Vec<A>::load(h + gate * gate_lanes);
   };
   const auto gates = activate(Gates<Vec<A>>{pre(0), pre(1), pre(2), pre(3)});
   const Vec<A> c = next_cell(gates, columns.load(row.c_prev));
@@ -92,9 +92,10 @@ static void forward_cells(const ForwardRow<T>* rows, int64_t count, const StepSu
     const A* const h = sums.h + r * sums.stride;
     const A* const x = sums.x ? sums.x + r * sums.stride : rows[r].x_gates + 4 * units.first;
     if (units.count == L)  // a constant count, so that the compiler needs no masks
-      forward_vector<T, A>(rows[r], {units.first, L}, units.hidden_size, x, h);
+      forward_vector<T, A>(rows[r], {units.first, L}, units.hidden_size, x, h, L);
     else
-      forward_vector<T, A>(rows[r], {units.first, units.count}, units.hidden_size, x, h);
+      forward_vector<T, A>(rows[r], {units.first, units.count}, units.hidden_size, x, h,
+                           sums.gate_lanes);
   }
 }
 

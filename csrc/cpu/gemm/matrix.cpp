@@ -19,7 +19,8 @@ void Matrix::cut_into_panels(int64_t groups) {
                                           : kInPlacePanelBytes / gemm_->bytes(gemm_->lanes);
   if (form_ != MatrixForm::kPanels && !transposed)  // a weight in backward: a panel for each thread
     groups = std::max<int64_t>(groups, at::get_num_threads());
-  if (groups == kAllTogether) grains_per_panel_ = max_grains, groups = 1;
+  all_together_ = groups == kAllTogether;
+  if (groups <= 0) grains_per_panel_ = max_grains, groups = 1;
   panel_count_ = std::min(grains_, divide_up(divide_up(grains_, max_grains), groups) * groups);
 }
 
@@ -55,7 +56,7 @@ Matrix::Matrix(const GemmKernels& gemm, MatrixSource source, int64_t groups, Mat
 
 Range Matrix::next_group(const Range& panels, int64_t rows, bool backwards) const {
   const int64_t max_count =
-      std::min(grains_per_panel_ ? panel_count() : panels_at_once(rows), panels.end - panels.begin);
+      std::min(all_together_ ? panel_count() : panels_at_once(rows), panels.end - panels.begin);
   const int64_t first = backwards ? panels.end - 1 : panels.begin, step = backwards ? -1 : 1;
   int64_t count = 1;
   while (count < max_count && width(first + step * count) == width(first)) ++count;
@@ -187,15 +188,13 @@ Matrix matrix_of(const GemmKernels& gemm, const at::Tensor& w, bool transposed, 
   return {gemm, std::move(source), groups, form};
 }
 
-Matrix gate_matrix_of(const GemmKernels& gemm, const at::Tensor& w, MatrixForm form) {
-  const int64_t lanes = gemm.lanes, hidden = w.size(0) / 4, K = w.size(1);
-  MatrixSource source{{}, true, K, gate_columns(hidden, lanes), w, 4};
-  for (int64_t n = 0; n < source.N && form != MatrixForm::kInPlace; ++n) {
-    const int64_t gate = n / lanes % 4, unit = n / lanes / 4 * lanes + n % lanes;
-    const int64_t row = gate * hidden + std::min(unit, hidden - 1);
-    source.rows.push_back(const_data<char>(w) + row * K * w.element_size());
-  }
-  return {gemm, std::move(source), 1, form};
+Matrix gate_matrix_of(const GemmKernels& gemm, const at::Tensor& w, const GateOrder& order,
+                      MatrixForm form) {
+  const int64_t K = w.size(1);
+  MatrixSource source{{}, true, K, order.columns(), w, 4};
+  for (int64_t n = 0; n < source.N && form != MatrixForm::kInPlace; ++n)
+    source.rows.push_back(const_data<char>(w) + order.row(n) * K * w.element_size());
+  return {gemm, std::move(source), Matrix::kInGateOrder, form};
 }
 
 }  // namespace fastlstm

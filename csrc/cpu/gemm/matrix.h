@@ -3,6 +3,7 @@
 #pragma once
 #include <algorithm>
 
+#include "cpu/gemm/gate_order.h"
 #include "cpu/plan.h"
 #include "cpu/scratch.h"
 #include "pointers.h"
@@ -15,7 +16,7 @@ struct MatrixSource {
   bool transposed = false;        // columns are contiguous instead of rows
   int64_t K = 0, N = 0;
   at::Tensor tensor = {};  // owns the elements; contiguous [K,N] or, if transposed, [N,K]
-  int64_t gates = 1;       // 4 if the columns are in gate order (gate_matrix_of)
+  int64_t gates = 1;       // 4 if the columns are in gate order
 };
 
 // Where a product writes its results. `rows` and `bias` begin at column 0 of the matrix or, if
@@ -30,10 +31,11 @@ struct Destination {
 
 class Matrix {
  public:
-  static constexpr int64_t kAllTogether = 0;  // a value for `groups`
+  static constexpr int64_t kAllTogether = 0, kInGateOrder = -1;  // values for `groups`
   // Packs the matrix if the form is kPanels; otherwise keeps the source. `groups`: how many groups
   // of threads will share the panels. With enough columns, all groups get equally many panels. With
   // kAllTogether panels are as wide as possible, and one call multiplies all that are equally wide.
+  // With kInGateOrder, too, all panels but the last are as wide as possible.
   Matrix(const GemmKernels& gemm, MatrixSource source, int64_t groups,
          MatrixForm form = MatrixForm::kPanels);
   // Takes panels that are `offset` bytes behind the start of `data`.
@@ -115,6 +117,7 @@ class Matrix {
   MatrixForm form_ = MatrixForm::kPanels;
   // A grain is the narrowest possible panel. If grains_per_panel_ is 0, panels get equal shares.
   int64_t grain_columns_, grains_, panel_count_, grains_per_panel_ = 0;
+  bool all_together_ = false;
   MatrixSource source_;    // if the form is not kPanels
   Scratch panels_;         // owns panels that were packed here
   at::Tensor prepacked_;   // owns prepacked panels
@@ -124,14 +127,11 @@ class Matrix {
 Matrix matrix_of(const GemmKernels& gemm, const at::Tensor& w, bool transposed, int64_t groups,
                  MatrixForm form = MatrixForm::kPanels);
 
-// Returns the transpose of a weight [4H,K], with columns in gate order (stages/cells.h): one panel
-// of four vectors, or neighboring narrower panels, have the four gates of one vector of units. The
-// columns that pad the last vector repeat the last unit. Nobody reads their sums.
-Matrix gate_matrix_of(const GemmKernels& gemm, const at::Tensor& w,
+// Returns the transpose of a weight [4H,K], with columns in gate order: one panel of four vectors,
+// or neighboring narrower panels, have the four gates of one vector of units. In place the order
+// must have all lanes. Nobody reads the sums of padding.
+Matrix gate_matrix_of(const GemmKernels& gemm, const at::Tensor& w, const GateOrder& order,
                       MatrixForm form = MatrixForm::kPanels);
-inline int64_t gate_columns(int64_t hidden_size, int64_t lanes) {
-  return 4 * lanes * divide_up(hidden_size, lanes);
-}
 
 // Computes c[r] = a[r] * the columns of some panels. Each c[r] is a row [N] of T.
 template <typename T>

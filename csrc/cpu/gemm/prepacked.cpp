@@ -13,17 +13,14 @@ namespace {
 // The largest number of products of an unsigned and a signed int8 whose sum fits into int32.
 constexpr int64_t kMaxInt8Terms = std::numeric_limits<int32_t>::max() / (255 * 127);
 
-// Calls visit(row of the weight, PanelColumn) for each column that is not padding.
+// Calls visit(row of the weight, PanelColumn) for each column.
 void for_each_column(const Matrix& matrix, const PrepackedHeader& header, const auto& visit) {
-  const int64_t lanes = header.lanes, hidden = header.rows / 4;
+  const GateOrder order(matrix.gemm(), header.rows / 4);
   for (int64_t p = 0; p < matrix.panel_count(); ++p) {
     const auto [first, end] = matrix.columns({p, p + 1});
-    for (int64_t column = first; column < end; ++column) {
-      const int64_t gate = column / lanes % 4, unit = column / (4 * lanes) * lanes + column % lanes;
-      const int64_t row = header.in_gate_order ? gate * hidden + unit : column;
-      if (!header.in_gate_order || unit < hidden)
-        visit(row, PanelColumn{matrix.panel(p), matrix.width(p), matrix.K(), column - first});
-    }
+    for (int64_t column = first; column < end; ++column)
+      visit(header.in_gate_order ? order.row(column) : column,
+            PanelColumn{matrix.panel(p), matrix.width(p), matrix.K(), column - first});
   }
 }
 
@@ -31,7 +28,7 @@ Tensor pack_as(const GemmKernels& gemm, const Tensor& weight, const OptionalTens
                bool in_gate_order) {
   const int64_t rows = weight.size(0), K = weight.size(1);
   const Matrix matrix = in_gate_order
-                            ? gate_matrix_of(gemm, weight)
+                            ? gate_matrix_of(gemm, weight, GateOrder(gemm, rows / 4))
                             : matrix_of(gemm, weight, true, prepacked_groups(in_gate_order));
   Tensor prepacked = at::empty({kHeaderBytes + matrix.nbytes()}, at::kByte);
   const PrepackedHeader header = header_of(gemm, rows, K, in_gate_order);

@@ -18,7 +18,7 @@ std::tuple<at::Tensor, std::optional<at::Tensor>> unpack_weight(const at::Tensor
 
 // The first bytes of a prepacked weight [rows,columns].
 struct PrepackedHeader {
-  char magic[8] = {'f', 'a', 's', 't', 'l', 's', 't', '1'}, format[16] = {};
+  char magic[8] = {'f', 'a', 's', 't', 'l', 's', 't', '2'}, format[16] = {};
   int64_t lanes = 0, vectors = 0;  // of the widest panel on the processor that packed the weight
   int64_t rows = 0, columns = 0, in_gate_order = 0;
 
@@ -58,7 +58,9 @@ inline const GemmKernels& gemm_named(std::string_view format) {
 
 // W_hr, the matrix that is not in gate order, is cut into panels for four groups of threads, since
 // the threads of later calls are not known.
-inline int64_t prepacked_groups(bool in_gate_order) { return in_gate_order ? 1 : 4; }
+inline int64_t prepacked_groups(bool in_gate_order) {
+  return in_gate_order ? Matrix::kInGateOrder : 4;
+}
 
 // The transpose of a weight [rows,K] that pack_weight packed. It uses the memory of `prepacked`.
 inline Matrix prepacked_matrix(const GemmKernels& gemm, const at::Tensor& prepacked, int64_t rows,
@@ -73,7 +75,7 @@ inline Matrix prepacked_matrix(const GemmKernels& gemm, const at::Tensor& prepac
                 in_gate_order ? " of gates" : "", ", got [", header.rows, ", ", header.columns, "]",
                 header.in_gate_order ? " of gates" : "");
   }
-  const int64_t columns = in_gate_order ? gate_columns(rows / 4, gemm.lanes) : rows;
+  const int64_t columns = in_gate_order ? GateOrder(gemm, rows / 4).columns() : rows;
   return {gemm, K, columns, prepacked_groups(in_gate_order), prepacked, kHeaderBytes};
 }
 

@@ -3,9 +3,6 @@
 // Accumulators receive the products for a few rows and a few vectors of units. Then the cell
 // equations read these sums from the L1 cache. Arithmetic limits the speed if there are many rows,
 // and reading the weights if there are few.
-//
-// Gate order is the order of the columns of W_ih^T, W_hh^T and the bias in the forward pass, as an
-// array [vectors of units][4 gates i, f, g, o][lanes].
 #pragma once
 #include <c10/util/SmallVector.h>
 
@@ -18,6 +15,7 @@ namespace fastlstm {
 
 // The weights of one direction in the form in which the forward pass reads them.
 struct ForwardWeights {
+  GateOrder order;
   Matrix w_ih;                 // W_ih^T [I,4H], columns in gate order
   Matrix w_hh;                 // W_hh^T [P,4H], columns in gate order
   std::optional<Matrix> w_hr;  // W_hr^T [H,P], if the layer projects
@@ -31,20 +29,21 @@ inline Tensor contiguous_source(const GemmKernels& gemm, const Tensor& w) {
 
 // Returns ForwardWeights::bias, padded with zeros.
 template <typename A>
-Scratch bias_in_gate_order(const Direction& w, int64_t lanes) {
+Scratch bias_in_gate_order(const Direction& w, const GateOrder& order) {
   if (!w.b_ih.defined()) return {};
   constexpr auto dtype = c10::CppTypeToScalarType<A>::value;
   const Tensor b_ih = as_dtype(w.b_ih, dtype).contiguous();
   const Tensor b_hh = as_dtype(w.b_hh, dtype).contiguous();
   const A *const ih = const_data<A>(b_ih), *const hh = const_data<A>(b_hh);
-  const int64_t hidden = b_ih.numel() / 4;
-  Scratch ordered = scratch<A>(gate_columns(hidden, lanes));
+  const int64_t hidden = order.hidden_size;
+  Scratch ordered = scratch<A>(order.columns());
   A* to = ordered.data<A>();
-  for (int64_t unit = 0; unit < hidden; unit += lanes)
-    for (int64_t gate = 0; gate < 4; ++gate, to += lanes) {
-      const int64_t first = gate * hidden + unit, units = std::min(lanes, hidden - unit);
+  for (int64_t unit = 0; unit < hidden; unit += order.lanes)
+    for (int64_t gate = 0; gate < 4; ++gate) {
+      const int64_t lanes = order.lanes_at(unit), units = std::min(lanes, hidden - unit);
+      const int64_t first = gate * hidden + unit;
       for (int64_t k = 0; k < units; ++k) to[k] = ih[first + k] + hh[first + k];
-      std::fill(to + units, to + lanes, A(0));
+      to = std::fill_n(to + units, lanes - units, A(0));
     }
   return ordered;
 }
@@ -56,17 +55,20 @@ ForwardWeights forward_weights(const CpuPlan& plan, const LayerCall& layer, int6
   const Direction& w = layer.directions[d];
   const GemmKernels& gemm = *plan.gemm;
   const Sizes s = layer.sizes();
+  const bool in_place = plan.w_ih == MatrixForm::kInPlace || plan.w_hh == MatrixForm::kInPlace;
+  const GateOrder order(gemm, s.hidden_size, in_place);
   const auto matrix = [&](const Tensor& weight, int64_t rows, int64_t K, MatrixForm form,
                           bool in_gate_order) {
     if (layer.is_prepacked()) return prepacked_matrix(gemm, weight, rows, K, in_gate_order);
     const Tensor source = contiguous_source(gemm, weight);
-    return in_gate_order ? gate_matrix_of(gemm, source, form)
+    return in_gate_order ? gate_matrix_of(gemm, source, order, form)
                          : matrix_of(gemm, source, true, plan.grid.unit_groups, form);
   };
-  ForwardWeights weights{matrix(w.w_ih, 4 * s.hidden_size, s.input_size, plan.w_ih, true),
+  ForwardWeights weights{order,
+                         matrix(w.w_ih, 4 * s.hidden_size, s.input_size, plan.w_ih, true),
                          matrix(w.w_hh, 4 * s.hidden_size, s.output_size, plan.w_hh, true),
                          {},
-                         bias_in_gate_order<A>(w, gemm.lanes)};
+                         bias_in_gate_order<A>(w, order)};
   if (w.w_hr.defined())
     weights.w_hr.emplace(matrix(w.w_hr, s.output_size, s.hidden_size, plan.w_hh, false));
   return weights;
@@ -161,7 +163,8 @@ class CellsForward {
     const A* from_h = h_sums_.compute(w_hh, panels_of(w_hh, vectors), &step.gemm_rows[first], count,
                                       w_hh.K(), zeros);
     for (int64_t v = vectors.begin; v < vectors.end; ++v, from_h += width) {
-      kernels_.forward(rows, count, {from_h, h_sums_.stride(), from_x}, units(v));
+      const int64_t lanes = weights.order.lanes_at(v * gemm_.lanes);
+      kernels_.forward(rows, count, {from_h, h_sums_.stride(), from_x, lanes}, units(v));
       if (from_x) from_x += width;
     }
   }
@@ -173,7 +176,8 @@ class CellsForward {
   }
   Range panels_of(const Matrix& matrix, const Range& vectors) const {
     const int64_t panels_per_vector = 4 * gemm_.lanes / matrix.width(0);
-    return {vectors.begin * panels_per_vector, vectors.end * panels_per_vector};
+    return {vectors.begin * panels_per_vector,
+            std::min(vectors.end * panels_per_vector, matrix.panel_count())};
   }
   Units units(int64_t vector) const {
     const int64_t unit = vector * gemm_.lanes;

@@ -111,10 +111,10 @@ class TiledForward {
     return output_ + rows_.flat_index(t, row) * sizes_.directions * sizes_.output_size;
   }
 
-  // The input part of the gates of a row, in gate order (stages/cells.h).
+  // The input part of the gates of a row, in gate order.
   A* x_gates(int64_t t, int64_t row) const {
     const int64_t step_in_chunk = order_.time_or_k(t) - chunk_.begin;
-    return x_gates_.data<A>() + (step_in_chunk * rows_.batch() + row) * weights_.w_ih.N();
+    return x_gates_.data<A>() + (step_in_chunk * rows_.batch() + row) * x_gates_stride_;
   }
 
   void run_cells(int64_t t, const Worker& worker) {
@@ -150,8 +150,10 @@ class TiledForward {
   const int64_t steps_ahead_ = call_.plan.steps_ahead;
   const StepOrder order_{rows_, d_ == 1, /*backward=*/false};
   const ForwardWeights weights_ = forward_weights<A>(call_.plan, call_.layer, d_);
-  const Scratch x_gates_ =  // [steps_ahead,B,w_ih.N()] of the chunk
-      scratch<A>(steps_ahead_ * rows_.batch() * weights_.w_ih.N());
+  // A row of x_gates has all lanes, because a cell reads whole vectors.
+  const int64_t x_gates_stride_ = 4 * round_up(hidden(), weights_.order.lanes);
+  const Scratch x_gates_ =  // [steps_ahead,B,x_gates_stride] of the chunk
+      scratch<A>(steps_ahead_ * rows_.batch() * x_gates_stride_);
   const EncodedRows<T> encoded_x_{*call_.plan.gemm, steps_ahead_ * rows_.batch(),
                                   sizes_.input_size};
   Range chunk_;
