@@ -48,6 +48,11 @@ def live_steps(input: Tensor, lengths: Tensor) -> Tensor:
     return (steps.unsqueeze(1) < lengths).unsqueeze(-1)
 
 
+def only_live(sequence: Tensor, live: Tensor) -> Tensor:
+    """`sequence` with zeros after the end of each row, where it may have been NaN."""
+    return torch.where(live, sequence, 0.0)
+
+
 class Regularizers(NamedTuple):
     """Probabilities, as `functional.lstm` takes them."""
 

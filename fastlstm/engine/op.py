@@ -19,7 +19,7 @@ from torch.overrides import has_torch_function_variadic
 
 from .. import _build
 from . import reference
-from .call import Call, LstmCall, Results, autocasts, live_steps, replaced
+from .call import Call, LstmCall, Results, autocasts, live_steps, only_live, replaced
 from .stack import run_extension, run_layers
 
 _Dims = tuple[int | None, ...]  # a dimension of each argument or result, or None
@@ -41,9 +41,8 @@ def serves_transforms(call: Call) -> bool:
     """Whether the op can serve a call under the transforms of torch.func that are active."""
     if torch.compiler.is_compiling() or autocasts(call.input.device.type):
         return False
-    p = call.regularizers
-    has_masks = p is not None and (p.recurrent_dropout or p.zones_out())
-    if has_masks or call.batch_sizes is not None or call.layout not in ("", "bias"):
+    has_mask = "recurrent_dropout" in call.extra_options()
+    if has_mask or call.batch_sizes is not None or call.layout not in ("", "bias"):
         return False
     functionalize = torch._C._functorch.TransformType.Functionalize  # cannot run a `Function`
     stack = torch._C._functorch.get_interpreter_stack() or ()
@@ -87,10 +86,10 @@ class _Layer(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         output, cells, gates, *tensors = ctx.saved_tensors
+        if all(g is None for g in grads):
+            return None, None, *(None for _ in tensors)
         call = _layer_call(ctx.layout, *tensors)
         input, lengths = call.input, call.lengths
-        if all(g is None for g in grads):
-            return (None,) * (len(_BATCH_DIM) + len(call.weights))
         if forward_ad._current_level >= 0:  # forward mode, which `_BatchGrads` lacks
             gradients: Any = _batch_grads(grads[:4], call)
         else:
@@ -98,7 +97,7 @@ class _Layer(Function):
             gradients = apply(*grads[:4], output, cells, gates, ctx.engine, ctx.layout, *tensors)
         input_state_grads, d_gates = gradients[:3], gradients[3:]
         if lengths is not None:  # a NaN in the padding must not reach dL/dW_ih
-            input = torch.where(live_steps(input, lengths), input, 0.0)
+            input = only_live(input, live_steps(input, lengths))
         weight_grads: list[Tensor] = []
         rows = input.shape[0] * input.shape[1]  # `flatten` fails under is_grads_batched
         for k, h in enumerate(output.chunk(len(d_gates), -1)):
@@ -112,7 +111,7 @@ class _Layer(Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: _Dims, *args: Any) -> Any:
-        return _fold(_Layer, _BATCH_DIM, (1, 1, 1, 2, 2), info, in_dims, args)
+        return _fold(_Layer, _BATCH_DIM, info, in_dims, args)
 
 
 class _BatchGrads(Function):
@@ -153,7 +152,7 @@ class _BatchGrads(Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: _Dims, *args: Any) -> Any:
-        return _fold(_BatchGrads, (1, 1, 1, 2, 1, 2, 2, *_BATCH_DIM), (1,) * 5, info, in_dims, args)
+        return _fold(_BatchGrads, (1, 1, 1, 2, 1, 2, 2, *_BATCH_DIM), info, in_dims, args)
 
 
 def _batch_grads(grads: Sequence[Tensor | None], call: LstmCall) -> tuple[Tensor, ...]:
@@ -174,7 +173,7 @@ def _batch_grads(grads: Sequence[Tensor | None], call: LstmCall) -> tuple[Tensor
 
     offsets = [input.new_zeros(*input.shape[:2], width)] * len(directions)  # gradients: d_gates
     results, pull_back, *_ = torch.func.vjp(layer, input, call.h_0, call.c_0, *offsets)
-    grads = [torch.zeros_like(r) if g is None else g for g, r in zip(grads, results, strict=True)]
+    grads = [torch.zeros_like(results[k]) if g is None else g for k, g in enumerate(grads)]
     return cast(tuple[Tensor, ...], pull_back(tuple(grads)))
 
 
@@ -192,13 +191,11 @@ def _previous_hidden(
     return h_prev if reset is None else torch.where(reset.unsqueeze(-1), 0.0, h_prev)
 
 
-def _fold(
-    function: Any, batch_dims: _Dims, result_dims: _Dims, info: Any, in_dims: _Dims, args: Any
-) -> Any:
+def _fold(function: Any, batch_dims: _Dims, info: Any, in_dims: _Dims, args: Any) -> Any:
     """The vmap of a Function: folds the mapped dimension into the batch.
 
     If a weight is mapped too, each member is a call of its own. `batch_dims` has the batch
-    dimension of each argument before the weights, `result_dims` that of each result.
+    dimension of each argument before the weights. Of a result it is the last but one.
     """
     size, first_weight = info.batch_size, len(batch_dims)
     if any(dim is not None for dim in in_dims[first_weight:]):
@@ -216,21 +213,20 @@ def _fold(
     batch = c_0.size(1 if c_dim is None or c_dim > 1 else 2)  # `unflatten` refuses -1 if size is 0
     folded = [fold(*each) for each in zip(args, in_dims, batch_dims, strict=False)]
     results = function.apply(*folded, *args[first_weight:])
-    dims = result_dims[: len(results)]
-    return tuple(r.unflatten(d, (size, batch)) for r, d in zip(results, dims, strict=True)), dims
+    dims = tuple(r.dim() - 2 for r in results)
+    return tuple(r.unflatten(-2, (size, batch)) for r in results), dims
 
 
 def _by_member(run: Callable[..., Any], info: Any, in_dims: Any, args: Any) -> tuple[Tensor, ...]:
     """Runs once for each member of the mapped dimension, and stacks the results at dimension 0."""
 
     def member(value: Any, dims: Any, k: int) -> Any:
-        if isinstance(value, list):
-            return [member(*each, k) for each in zip(value, dims, strict=True)]
+        if isinstance(value, (tuple, list)):
+            return [member(value[j], dim, k) for j, dim in enumerate(dims)]
         return value if dims is None else value.select(dims, k)
 
-    pairs = list(zip(args, in_dims, strict=True))
-    results = [run(*(member(*pair, k) for pair in pairs)) for k in range(info.batch_size)]
-    return tuple(torch.stack(members) for members in zip(*results, strict=True))
+    results = [run(*member(args, in_dims, k)) for k in range(info.batch_size)]
+    return tuple(map(lambda *members: torch.stack(members), *results))
 
 
 def _vmap_of_backward(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:

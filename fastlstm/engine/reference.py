@@ -26,13 +26,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .call import Direction, LstmCall, live_steps, state_dtype
+from .call import Direction, LstmCall, live_steps, only_live, state_dtype
 
 
 def cell(x_gates: Tensor, h: Tensor, c: Tensor, weights: Direction) -> tuple[Tensor, Tensor]:
     """One step: `x_gates` [B,4H] = W_ih x + b_ih, `h` [B,P], `c` [B,H]; returns the next h, c."""
     h_gates = affine(h, weights.W_hh, weights.b_hh, weights.gain_hh)
-    i, f, g, o = (x_gates + h_gates).chunk(4, dim=-1)
+    i, f, g, o = (x_gates + h_gates).chunk(4, 1)
     c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
     c_normalized = c if weights.gain_c is None else layer_norm(c, weights.gain_c, weights.bias_c)
     h = torch.sigmoid(o) * torch.tanh(c_normalized)
@@ -94,10 +94,8 @@ def lstm_layer(
     """
     dtype, c_dtype, working = input.dtype, c_0.dtype, state_dtype(input.dtype)
     input, h_0, c_0, *weights = (t.to(working) for t in (input, h_0, c_0, *weights))
-    live = None
-    if lengths is not None:
-        live = live_steps(input, lengths)
-        input = torch.where(live, input, 0.0)  # a NaN in the padding must not reach dL/dW_ih
+    live = None if lengths is None else live_steps(input, lengths)
+    input = input if live is None else only_live(input, live)  # a NaN must not reach dL/dW_ih
     h_mask, *zoneouts = (m if m is None else m.to(working) for m in (h_mask, zoneout_h, zoneout_c))
     call = LstmCall(input, h_0, c_0, weights, layout, batch_sizes, lengths, reset, h_mask)
     walks = [_walk(call, zoneouts, live, d, w) for d, w in enumerate(call.directions)]
@@ -121,13 +119,12 @@ def _walk(
         h_prev, c_prev = h[:rows], c[:rows]
         h_in, c_in = h_prev, c_prev
         if reset is not None:
-            h_in = torch.where(reset[t].unsqueeze(-1), 0.0, h_in)
-            c_in = torch.where(reset[t].unsqueeze(-1), 0.0, c_in)
+            h_in, c_in = (torch.where(reset[t, :, None], 0.0, state) for state in (h_in, c_in))
         h_masked = h_in if call.h_mask is None else h_in * call.h_mask[d, :rows]
         h_new, c_new = cell(x_gates[t], h_masked, c_in, weights)
         h_t = h_new if zoneout_h is None else zoneout(zoneout_h[t], h_in, h_new)
         c_t = c_new if zoneout_c is None else zoneout(zoneout_c[t], c_in, c_new)
-        outputs.append(h_t if live is None else torch.where(live[t], h_t, 0.0))
+        outputs.append(h_t if live is None else only_live(h_t, live[t]))
         if live is not None:
             h_t, c_t = torch.where(live[t], h_t, h_prev), torch.where(live[t], c_t, c_prev)
         cells.append(c_t)

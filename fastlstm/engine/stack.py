@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import _build
-from .call import Call, LstmCall, Regularizers, Results, State, live_steps, replaced
+from .call import Call, LstmCall, Regularizers, Results, State, live_steps, only_live, replaced
 
 
 def run_time_major(
@@ -28,7 +28,7 @@ def run_time_major(
         return output, state
     cells = torch.stack([c.movedim(0, -2).flatten(-2) for c in layer_cells]).to(state[1].dtype)
     if call.lengths is not None:
-        cells = torch.where(live_steps(call.input, call.lengths), cells, 0.0)
+        cells = only_live(cells, live_steps(call.input, call.lengths))
     return output, state, cells.transpose(1, 2) if batch_first else cells
 
 

@@ -40,13 +40,14 @@ def times_of(
     seconds_once = [min(seconds_of(run, device) for _ in range(2)) for run in runs]
     counts = [max(1, round(SAMPLE_SECONDS / max(each, 1e-7))) for each in seconds_once]
     times: list[list[float]] = [[] for _ in runs]
-    start, elapsed = time.monotonic(), 0.0
-    while len(times[0]) < LEAST_ROUNDS or elapsed < seconds:
-        for k in sorted(range(len(runs)), reverse=len(times[0]) % 2 == 1):  # odd rounds: reversed
+    order, start = list(range(len(runs))), time.monotonic()
+    while min(map(len, times)) < LEAST_ROUNDS or time.monotonic() - start < seconds:
+        for k in order:
             sample = lambda k=k: [runs[k]() for _ in range(counts[k])]
             times[k].append(seconds_of(sample, device) / counts[k])
-        elapsed = time.monotonic() - start
+        order.reverse()
         if shows_progress and sys.stderr.isatty():
+            elapsed = time.monotonic() - start
             share = min(1.0, elapsed / (seconds or elapsed))
             print(f"\rcompare: {share:4.0%}", end="\r", file=sys.stderr)
     return times
@@ -62,6 +63,6 @@ def runner(call: Call, engine: Engine) -> Run:
         output = engine.run(call)[0]
         if not output.requires_grad:
             return output
-        return torch.autograd.grad(output, needed, torch.ones_like(output), allow_unused=True)
+        return torch.autograd.grad(output, needed, torch.ones_like(output))
 
     return run

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .call import DTYPES, Call, LstmCall, Results, autocasts, live_steps, replaced
+from .call import DTYPES, Call, LstmCall, Results, autocasts, live_steps, only_live, replaced
 from .checks import check_lengths
 from .stack import run_layers
 
@@ -73,14 +73,14 @@ def _run_layer(*layer: Any) -> tuple[Tensor, Tensor, Tensor, None]:
     # PyTorch uses in float16, need a multiple of 128, so a multiple of 128 grows by 128.
     added = 8 - input.size(-1) % 8 if input.size(-1) % 128 else 128
     ended = F.pad((~live).to(input.dtype), (0, added - 1))
-    wide = torch.cat([torch.where(live, input, 0.0), ended], -1)  # without a NaN of the padding
+    wide = torch.cat([only_live(input, live), ended], -1)
     layout = "bias projection" if "projection" in call.layout else "bias"
     plain = Call(wide, (h_0, call.c_0), _wide_weights(call, added), layout, 1, len(call.directions))
     output, (h_n, c_n), _ = run_torch(plain)
-    output = torch.where(live, output, 0.0)
-    last = (lengths - 1).clamp(0, steps - 1).view(1, -1, 1).expand_as(h_0[:1])
+    output = only_live(output, live)
+    last = (lengths.clamp(1, steps) - 1).view(1, -1, 1).expand_as(h_0[:1])
     h_last = output[..., : h_0.size(-1)].gather(0, last)  # not h_n: gate o changes h after the end
-    h_last = torch.where((lengths > 0).unsqueeze(-1), h_last, h_0[:1].to(output.dtype))
+    h_last = torch.where(live[0], h_last, h_0[:1].to(output.dtype))
     return output, torch.cat([h_last, h_n[1:]]), c_n, None
 
 
@@ -90,7 +90,7 @@ def _wide_weights(call: LstmCall, added: int) -> list[Tensor]:
     They are parts of one tensor, matrices first, which is cuDNN's layout. From any other layout
     PyTorch copies the weights, and warns.
     """
-    W_ih = call.weights[0]
+    W_ih, *_ = call.weights
     columns = W_ih.new_zeros(4, W_ih.size(0) // 4, added)
     columns[0, :, 0], columns[1, :, 0] = -SATURATE, SATURATE
     no_bias, weights = W_ih.new_zeros(W_ih.size(0)), list[Tensor]()
@@ -100,6 +100,6 @@ def _wide_weights(call: LstmCall, added: int) -> list[Tensor]:
         weights += replaced(w, W_ih=torch.cat([w.W_ih, columns.flatten(0, 1)], 1)).tensors()
     order = sorted(range(len(weights)), key=lambda k: -weights[k].dim())
     whole = torch.cat([weights[k].flatten() for k in order])
-    parts = torch.split(whole, [weights[k].numel() for k in order])
-    part_of = dict(zip(order, parts, strict=True))
+    parts = iter(torch.split(whole, [weights[k].numel() for k in order]))
+    part_of = {k: next(parts) for k in order}
     return [part_of[k].view_as(weight) for k, weight in enumerate(weights)]

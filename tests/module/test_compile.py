@@ -147,6 +147,10 @@ def test_dtypes_under_autocast_are_those_of_torch(route, proj_size, state):
         results += [output, h_n, c_n]
         sum(r.float().sin().sum() for r in results).backward()
     torch.testing.assert_close(found, expected, rtol=0, atol=0.03)  # compares the dtypes too
+    ours.engine = "reference"
+    with torch.autocast(route.device, torch.bfloat16):
+        output, state = ours(x, hx)
+    torch.testing.assert_close([output, *state], expected, rtol=0, atol=0.03)
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert (a.grad - b.grad).norm() <= 0.05 * b.grad.norm()
 

@@ -7,7 +7,8 @@ import samples
 import torch
 from samples import Route, draw, every_route
 from torch import nn
-from torch.func import functional_call, functionalize, grad, hessian, jacfwd, jacrev, jvp, vmap
+from torch.func import functional_call, functionalize, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+from torch.nn.utils.rnn import PackedSequence
 
 import fastlstm
 from fastlstm import _build, reference
@@ -56,9 +57,8 @@ def test_per_sample_gradients(route, kind, options):
         leaves = {n: p.clone().requires_grad_() for n, p in weights.items()}
         sample_leaves = [t[k].clone().requires_grad_() for t in tensors]
         sample_loss(leaves, sample_leaves, {n: t[k] for n, t in given.items()}).backward()
-        for name, leaf in leaves.items():
-            torch.testing.assert_close(found[0][name][k], leaf.grad, **CLOSE)
-        for tensor, leaf in zip(found[1], sample_leaves, strict=True):
+        found_leaves = *(found[0][name] for name in leaves), *found[1]
+        for tensor, leaf in zip(found_leaves, (*leaves.values(), *sample_leaves), strict=True):
             torch.testing.assert_close(tensor[k], leaf.grad, **CLOSE)
 
 
@@ -69,12 +69,12 @@ def test_vmap_is_one_call(lstm, monkeypatch):
     calls = []
     for name in ("lstm", "lstm_backward"):
         op = getattr(torch.ops.fastlstm, name)
-        counted = lambda *a, _op=op, **k: calls.append(1) or _op(*a, **k)
+        counted = lambda *a, _op=op, **k: calls.append(a[9:13]) or _op(*a, **k)
         monkeypatch.setattr(torch.ops.fastlstm, name, counted)
     x = torch.randn(5, 4, 3, dtype=torch.float64)
     weights = {n: p.detach() for n, p in lstm.named_parameters()}
     vmap(grad(lambda w, x: loss(lstm, w, x)), in_dims=(None, 0))(weights, x)
-    assert len(calls) == 4
+    assert [[g is None for g in given] for given in calls[2:]] == [[False] * 3 + [True]] * 2
     ensemble = {n: torch.stack([w] * 3) for n, w in weights.items()}
     vmap(grad(lambda w: loss(lstm, w, x)))(ensemble)
     assert len(calls) == 4 + 3 * 4
@@ -92,11 +92,7 @@ def test_gradients_of_an_ensemble(route):
             leaves = {n: w.select(1, k).clone().requires_grad_() for n, w in stacked.items()}
             loss(lstm, leaves, given).backward()
             member = {n: g[k] for n, g in gradients.items()}
-            torch.testing.assert_close(member, grads(leaves), **CLOSE)
-
-
-def grads(leaves):
-    return {name: leaf.grad for name, leaf in leaves.items()}
+            torch.testing.assert_close(member, {n: w.grad for n, w in leaves.items()}, **CLOSE)
 
 
 @every_route
@@ -113,20 +109,12 @@ def test_vmap_of_vmap(route):
 @every_route
 @pytest.mark.parametrize("dim", [0, 1, 2, -1])
 def test_vmap_over_any_dimension(route, dim):
-    lstm = make(route)
-    x = draw(route, 4, 2, 3, 5)
+    lstm = make(route, num_layers=1, bidirectional=False)
+    x, h_0, c_0 = draw(route, 4, 2, 3, 5), draw(route, 1, 2, 4), draw(route, 1, 2, 4, 5)
     found = vmap(lambda x: lstm(x)[0], in_dims=dim, out_dims=1)(x.movedim(-1, dim))
     torch.testing.assert_close(found, torch.stack([lstm(x[..., k])[0] for k in range(5)], 1))
-
-
-@every_route
-@pytest.mark.parametrize("dim", [0, 1, 2, -1])
-def test_vmap_over_any_dimension_of_c_0(route, dim):
-    lstm = make(route, num_layers=1, bidirectional=False)
-    x, h_0 = draw(route, 4, 2, 3), draw(route, 1, 2, lstm.hidden_size)
-    c_0 = draw(route, 1, 2, lstm.hidden_size, 5)
-    found = vmap(lambda c: lstm(x, (h_0, c))[0], in_dims=dim)(c_0.movedim(-1, dim))
-    each = [lstm(x, (h_0, c_0[..., k].contiguous()))[0] for k in range(5)]
+    found = vmap(lambda c: lstm(x[..., 0], (h_0, c))[0], in_dims=dim)(c_0.movedim(-1, dim))
+    each = [lstm(x[..., 0], (h_0, c_0[..., k].contiguous()))[0] for k in range(5)]
     torch.testing.assert_close(found, torch.stack(each))
 
 
@@ -138,7 +126,8 @@ def test_gradients_outside_of_vmap(route):
     gradients = {n: p.grad for n, p in lstm.named_parameters()}
     lstm.zero_grad()
     lstm(x.transpose(0, 1))[0].sin().sum().backward()
-    torch.testing.assert_close(gradients, grads(dict(lstm.named_parameters())), **CLOSE)
+    expected = {n: p.grad for n, p in lstm.named_parameters()}
+    torch.testing.assert_close(gradients, expected, **CLOSE)
 
 
 @every_route
@@ -155,24 +144,28 @@ def test_second_derivatives_with_every_option(route):
     torch.testing.assert_close(found, expected, **CLOSE)
 
 
-@pytest.mark.parametrize("kind", ["projection", "autocast"])
+@pytest.mark.parametrize("kind", ["proj_size", "recurrent_dropout", "packed", "autocast"])
 def test_vmap_that_the_reference_serves(kind):
-    lstm = make(Route("auto"), proj_size=2 if kind == "projection" else 0).float()
-    x = torch.randn(5, 4, 3)
+    options = {kind: 1} if kind in ("proj_size", "recurrent_dropout") else {}
+    lstm = make(Route("auto"), **options).float()
+    form = (lambda x: PackedSequence(x, torch.tensor([2, 2]))) if kind == "packed" else lambda x: x
+    loss = lambda x: lstm(form(x))[1][0].float().square().sum()
+    leaf = torch.randn(5, 4, 3, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
-        found = vmap(grad(lambda x: lstm(x)[0].float().square().sum()))(x)
+        found = vmap(grad(loss), randomness="same")(leaf.detach())
         lstm.engine = "reference"
-        leaf = x.transpose(0, 1).clone().requires_grad_()
-        lstm(leaf)[0].float().square().sum().backward()
-    torch.testing.assert_close(found, leaf.grad.transpose(0, 1))
+        sum(map(loss, leaf)).backward()
+    torch.testing.assert_close(found, leaf.grad)
 
 
 def test_jacobians(lstm):
     x = torch.randn(3, 2, 3, dtype=torch.float64)
     reverse, forward = (jac(lambda x: lstm(x)[0])(x) for jac in (jacrev, jacfwd))
+    output, pull_back = vjp(lambda x: lstm(x)[0], x)
+    transposed = jacfwd(lambda g: pull_back(g)[0])(output)
     expected = torch.autograd.functional.jacobian(lambda x: lstm(x)[0], x)
-    torch.testing.assert_close(reverse, expected, **CLOSE)
-    torch.testing.assert_close(forward, expected, **CLOSE)
+    for found in (reverse, forward, transposed.permute(3, 4, 5, 0, 1, 2)):
+        torch.testing.assert_close(found, expected, **CLOSE)
 
 
 def test_functionalize(lstm):
@@ -184,10 +177,7 @@ def test_functionalize(lstm):
 def test_transforms_compile(lstm):
     x = torch.randn(5, 4, 3, dtype=torch.float64)
     weights = {n: p.detach() for n, p in lstm.named_parameters()}
-
-    def per_sample(weights, x):
-        return vmap(grad(lambda w, x: loss(lstm, w, x)), in_dims=(None, 0))(weights, x)
-
+    per_sample = lambda w, x: vmap(grad(lambda w, x: loss(lstm, w, x)), in_dims=(None, 0))(w, x)
     compiled = torch.compile(per_sample, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(weights, x), per_sample(weights, x), **CLOSE)
     torch._dynamo.reset()

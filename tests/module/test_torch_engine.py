@@ -1,9 +1,6 @@
-"""Engine "torch": the bits of nn.LSTM, and lengths.
+"""Engine "torch": the bits of nn.LSTM, and lengths."""
 
-With lengths, torch_lstm.py adds an input feature that is nonzero in padding, and weights for it
-that shut the gates, so that c stays as it is.
-"""
-
+import itertools
 import random
 
 import pytest
@@ -30,7 +27,6 @@ STACKS = [
     {"num_layers": 3, "dropout": 0.4},
     {"proj_size": 2, "bidirectional": True, "num_layers": 2, "dropout": 0.4},
 ]
-every_stack = pytest.mark.parametrize("options", STACKS, ids=str)
 
 
 def pair(cls=nn.LSTM, **options):
@@ -59,7 +55,7 @@ def same_bits(a, b):
     return len(a) == len(b) and all(map(torch.equal, a, b))
 
 
-@every_stack
+@pytest.mark.parametrize("options", STACKS, ids=str)
 @pytest.mark.parametrize("form", ["dense", "packed", "unbatched"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_bits(options, form, dtype):
@@ -241,6 +237,18 @@ def test_no_value_is_read():
     output, (h_n, c_n) = lstm(x, lengths=lengths)
     (output.sum() + h_n.sum() + c_n.sum()).backward()
     assert lstm.weight_ih_l0.grad.shape == lstm.weight_ih_l0.shape
+
+
+def test_cudnn_keeps_what_backward_needs_only_in_training_mode(monkeypatch):
+    lstm = fastlstm.LSTM(3, 4, device="meta")
+    lstm.engine, seen = "torch", []
+    note = lambda x, hx, _, *options: seen.append((hx[0].is_contiguous(), options[3])) or (x, *hx)
+    monkeypatch.setattr(torch._VF, "lstm", note)
+    x, state = torch.empty(5, 2, 3, device="meta"), torch.empty(1, 4, 2, device="meta").mT
+    for training, enabled, needed in itertools.product((False, True), repeat=3):
+        with torch.set_grad_enabled(enabled):
+            lstm.train(training).requires_grad_(needed)(x, (state, state))
+    assert seen == [(True, training) for training in [False] * 3 + [True] * 5]
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])

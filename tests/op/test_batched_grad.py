@@ -45,3 +45,6 @@ def test_batched_gradients(route, batched, sample):
     for results, wanted in ((every, every), (slice(2, 3), slice(3)), (slice(2), slice(3, None))):
         call = outputs[results], floating(padded)[wanted], given[results]
         torch.testing.assert_close(list(batched(*call, **keep)), one_by_one(*call), **CLOSE)
+    if route.engine != "reference" and batched is by_vmap:
+        with pytest.raises(RuntimeError, match="lstm_backward: expected at least one sample"):
+            batched(outputs, floating(padded), [g[:0] for g in given], **keep)
