@@ -251,5 +251,5 @@ def stack_shapes(
     layout: str, I: int, H: int, P: int, num_layers: int, directions: int
 ) -> list[tuple[int, ...]]:
     """The shapes of the weights of all layers and directions, in the order of `Call.weights`."""
-    sizes = [I, *[directions * P] * (num_layers - 1)]
+    sizes = [directions * P if k else I for k in range(num_layers)]
     return [shape for size in sizes for shape in directions * weight_shapes(layout, size, H, P)]

@@ -23,7 +23,7 @@ nn_lstm: Any = nn.LSTM  # its methods run on modules that do not inherit from it
 CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
-def read_weights(lstm: Any) -> tuple[list[Any], str | None, torch.dtype | None]:
+def read_weights(lstm: Any) -> tuple[list[Any], str | None, Any]:
     """Returns the weights of an LSTM, their layout and their dtype.
 
     The weights are `_flat_weights`, or are read by name if one was replaced (the test is nn.LSTM's
@@ -35,7 +35,7 @@ def read_weights(lstm: Any) -> tuple[list[Any], str | None, torch.dtype | None]:
     if library is not None and library.have_names_and_shapes(weights, parameters, names, shapes):
         return weights, layout, weights[0].dtype
     current = [getattr(lstm, name, None) for name in names]
-    if len(weights) != len(names) or not all(map(is_, weights, current)):
+    if not all(map(is_, weights, current)):
         for weight, ref in zip(current, lstm._flat_weight_refs, strict=True):
             if weight is not None and ref is not None and ref() is not weight:
                 weights = current
@@ -79,7 +79,7 @@ def _describe(*attributes: Any) -> tuple[str, list[tuple[int, ...]]]:
     are_flags = all(type(flag) is bool for flag in (bias, bidirectional, batch_first))
     are_sizes = all(type(n) is not bool and hasattr(n, "__index__") for n in numbers)
     is_probability = isinstance(dropout, (int, float)) and 0 <= dropout <= 1
-    if not (are_flags and are_sizes and is_probability and num_layers > 0):
+    if not (are_flags and are_sizes and is_probability):
         return "", []
     output_size = proj_size if proj_size > 0 else hidden_size
     layout = LAYOUTS[bias, output_size != hidden_size, normalizes]
@@ -123,9 +123,9 @@ def takes_arguments(
 
 def cell_shapes_fit(input: Tensor, hx: tuple[Tensor, Tensor], shapes: list[Any]) -> bool:
     """Whether these are the shapes of an LSTMCell's weights, for this input and state."""
-    hidden_size = hx[1].size(-1)
+    (_, input_size), (_, hidden_size) = input.shape, hx[1].shape
     layout = "bias" if len(shapes) == 4 else ""
-    return shapes == [*weight_shapes(layout, input.size(-1), hidden_size, hidden_size)]
+    return shapes == [*weight_shapes(layout, input_size, hidden_size, hidden_size)]
 
 
 def shapes_of(weights: list[Any]) -> list[Any]:

@@ -107,13 +107,13 @@ class LSTMCell(CellModule, EngineModule, nn.RNNCellBase):
                 state: State = library.lstm_cell(input, *hx, weights, layout, "auto")
                 return state
             except (RuntimeError, TypeError):
-                is_plain = False  # the code below raises the error again, or runs nn.LSTMCell
+                library = None  # the code below raises the error again, or runs nn.LSTMCell
         check_dense(input, hx, {})
         if not cell_shapes_fit(input, hx, shapes_of(weights)):
             return self._fastlstm_as_torch(input, hx)
-        dtype = weights[0].dtype
-        if input.dtype != dtype and not torch._C._is_any_autocast_enabled():
-            expected = f"input of dtype {dtype} like the weights"
+        W_ih, *_ = weights
+        if input.dtype != W_ih.dtype and not torch._C._is_any_autocast_enabled():
+            expected = f"input of dtype {W_ih.dtype} like the weights"
             raise RuntimeError(f"LSTMCell: expected {expected}, got {input.dtype}")
         call = Call(input, hx, weights, layout, is_cell=True)
         return run_cell(engines.choose(call, engine).run, call)

@@ -35,7 +35,7 @@ class SequenceModule(nn.Module):
     # Weights, layout, parameters and names for `plain_lstm`, or None if a call may not use it.
     _fastlstm_plain_layer: Callable[[Tensor], tuple[Any, ...] | None]
     # Weights, layout and the dtype of the input; see `read_weights`.
-    _fastlstm_weights: Callable[[], tuple[list[Any], str | None, torch.dtype | None]]
+    _fastlstm_weights: Callable[[], tuple[list[Any], str | None, Any]]
     _fastlstm_compute: Callable[[Call], Results]  # computes a call after its checks
 
     def forward(
@@ -110,7 +110,7 @@ class SequenceModule(nn.Module):
         """Runs any call. `options` are lengths (in int64), reset and return_cell_states."""
         lengths, reset, return_cell_states = options
         weights, layout, dtype = self._fastlstm_weights()
-        if layout is None or dtype is None:
+        if layout is None:
             return self._fastlstm_as_torch(input, hx, *options)
         data, batch_sizes, sorted_indices, unsorted_indices = input, None, None, None
         if isinstance(input, PackedSequence):
@@ -251,7 +251,7 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
         is_plain = self._fastlstm_regularizers is NO_REGULARIZERS
         if not (is_plain and self._fastlstm_engine == "auto" and engines.auto_means_op()):
             return None
-        layout = LAYOUTS[self.bias is True, self.proj_size > 0, self._fastlstm_normalizes]
+        layout = LAYOUTS[self.bias is True, bool(self.proj_size), self._fastlstm_normalizes]
         return self._flat_weights, layout, self._parameters, self._flat_weights_names
 
     _fastlstm_weights = read_weights

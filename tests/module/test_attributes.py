@@ -140,9 +140,10 @@ WEIGHTS = {
     "a weight replaced": Case(replaces("weight_hh_l0", 4 * SIZE, SIZE)),
     "a larger weight": Case(replaces("weight_hh_l0", 8 * SIZE, SIZE)),
     "a smaller weight": Case(replaces("weight_hh_l0", SIZE, SIZE), {}, True),
-    "a bias of one number": Case(replaces("bias_hh_l0", 1)),
-    "a bias of three numbers": Case(replaces("bias_hh_l0", 3)),
+    **{f"a bias of size {n}": Case(replaces("bias_hh_l0", n)) for n in (1, 3)},
     "a parametrized weight": Case(lambda lstm: parametrizations.weight_norm(lstm, "weight_hh_l0")),
+    "a layer less, in training": Case(sets(num_layers=1, training=True), TWO),
+    **{f"dropout {p} in training": Case(sets(dropout=p, training=True), TWO) for p in (-0.5, 1.5)},
     "all weights None": Case(lambda lstm: [setattr(lstm, n, None) for n in lstm.state_dict()]),
 }
 CELL_WEIGHTS = {

@@ -148,7 +148,7 @@ def test_an_unknown_engine_lists_the_known():
 
 def test_the_chosen_engine_runs(monkeypatch):
     """The attribute of the layer overrides the default, which the environment sets."""
-    lstm, x = fastlstm.LSTM(3, 5), torch.zeros(2, 1, 3)
+    inputs = {fastlstm.LSTM(3, 5): torch.zeros(2, 1, 3), fastlstm.LSTMCell(3, 5): torch.zeros(1, 3)}
     built = _build.has_kernels("cpu")
     for default, engine, runs in (
         ("auto", "auto", built),
@@ -157,10 +157,11 @@ def test_the_chosen_engine_runs(monkeypatch):
         *(("reference", name, True) for name in ("stepwise", "tiled") if built),
     ):
         monkeypatch.setattr(engines, "DEFAULT", default)
-        lstm.engine = engine
-        with torch.profiler.profile() as profile:
-            lstm(x)
-        assert ("fastlstm::lstm" in {event.name for event in profile.events()}) == runs
+        for layer, x in inputs.items():
+            layer.engine = engine
+            with torch.profiler.profile() as profile:
+                layer(x)
+            assert ("fastlstm::lstm" in {event.name for event in profile.events()}) == runs
 
 
 X, HX = torch.randn(4, 3, 4), (torch.zeros(2, 3, 5), torch.zeros(2, 3, 5))

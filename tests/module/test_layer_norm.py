@@ -34,10 +34,14 @@ def test_two_bidirectional_layers(route, bias, proj_size):
     torch.testing.assert_close(c_n.cpu(), torch.cat([first[2], second[2]]), **EXACT)
 
 
-def test_parameters():
+@pytest.mark.parametrize("anew", [False, True])
+def test_parameters(anew):
     torch.manual_seed(0)
     lstm = fastlstm.LayerNormLSTM(3, 4, 2, bidirectional=True, proj_size=2)
     torch.manual_seed(0)
+    if anew:
+        lstm.reset_parameters()
+        torch.manual_seed(0)
     plain = nn.LSTM(3, 4, 2, bidirectional=True, proj_size=2)
     parameters = dict(lstm.named_parameters())
     for name, p in plain.named_parameters():

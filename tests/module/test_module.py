@@ -48,18 +48,13 @@ def tensors(result):
 
 def assert_same(ours, theirs, *arguments):
     def run(module):
-        found = tensors(module(*arguments)) if isinstance(module, LSTMS) else module(*arguments)
+        found = _pytree.tree_leaves(module(*arguments))
         leaves = [*module.parameters(), *(a for a in floating if a.is_leaf and a.requires_grad)]
         return found, torch.autograd.grad(sum(r.sin().sum() for r in found), leaves)
 
     tensors_given = [a for a in _pytree.tree_leaves(arguments) if isinstance(a, Tensor)]
     floating = [a.requires_grad_() for a in tensors_given if a.is_floating_point()]
-    found, expected = run(ours), run(theirs)
-    torch.testing.assert_close([*found[0]], [*expected[0]], **CLOSE)
-    torch.testing.assert_close(found[1], expected[1], **CLOSE)
-
-
-LSTMS = (fastlstm.LSTM, nn.LSTM)
+    torch.testing.assert_close(run(ours), run(theirs), **CLOSE)
 
 
 @every_module_route
@@ -82,11 +77,9 @@ def test_packed_sequences(route, options, enforce_sorted):
     x = draw(route, 3, 4, 3) if options["batch_first"] else draw(route, 4, 3, 3)
     packed = pack_padded_sequence(x, lengths, options["batch_first"], enforce_sorted)
     for hx in (None, state(route, theirs, 3)):
-        (found, found_state), (expected, expected_state) = ours(packed, hx), theirs(packed, hx)
-        assert isinstance(found, PackedSequence)
-        found, expected = ({k: t for k, t in p._asdict().items() if t is not None}
-                           for p in (found, expected))  # fmt: skip
-        torch.testing.assert_close((found, found_state), (expected, expected_state), **CLOSE)
+        found = ours(packed, hx)
+        assert isinstance(found[0], PackedSequence)
+        torch.testing.assert_close(found, theirs(packed, hx), **CLOSE)
 
 
 @every_module_route
@@ -235,16 +228,13 @@ class Tagged(Tensor):
     """A subclass of Tensor, which results keep."""
 
 
-def tensor_types(result):
-    return [type(t) for t in _pytree.tree_leaves(result) if isinstance(t, Tensor)]
-
-
 @every_module_route
 def test_results_keep_tensor_subclasses(route):
     """Results have the subclass of input, state or weights. A Parameter is not such a subclass."""
     lstm, cell = pair(route, num_layers=2), pair(route, "LSTMCell")
     steps, h, c = draw(route, 4, 3, 3), draw(route, 2, 3, 5), draw(route, 2, 3, 5)
     tagged = lambda t: t.as_subclass(Tagged)
+    types = lambda result: {type(t) for t in _pytree.tree_leaves(result)}
     for (ours, theirs), x, state in ((lstm, steps, (h, c)), (cell, steps[0], (h[0], c[0]))):
         for expected_type, *arguments in (
             (Tensor, x),
@@ -255,12 +245,12 @@ def test_results_keep_tensor_subclasses(route):
             (Tagged, x, (tagged(state[0]), state[1])),
         ):
             found, expected = ours(*arguments), theirs(*arguments)
-            assert set(tensor_types(found)) == set(tensor_types(expected)) == {expected_type}
+            assert types(found) == types(expected) == {expected_type}
             torch.testing.assert_close(found, expected, **CLOSE)
         name, weight = next(theirs.named_parameters())
         for module in (ours, theirs):
             setattr(module, name, nn.Parameter(tagged(weight.detach())))
-        assert set(tensor_types(ours(x))) == set(tensor_types(theirs(x))) == {Tagged}
+        assert types(ours(x)) == types(theirs(x)) == {Tagged}
 
 
 def record(mode, func, types, args=(), kwargs=None):
@@ -269,21 +259,25 @@ def record(mode, func, types, args=(), kwargs=None):
 
 
 @every_op_route
-def test_modes_see_the_op(route):
-    (lstm, _), (cell, _) = pair(route, num_layers=2), pair(route, "LSTMCell")
+@pytest.mark.parametrize("bias", [False, True])
+def test_modes_see_the_op(route, bias):
+    (lstm, _), (cell, _) = pair(route, num_layers=2), pair(route, "LSTMCell", bias=bias)
     members = {"__torch_function__": record, "__torch_dispatch__": record}
     kinds = {TorchFunctionMode: "fastlstm.lstm", TorchDispatchMode: "fastlstm.lstm.default"}
     for kind, name in kinds.items():
         with type("Seen", (kind,), members)() as seen:
             seen.names = []
             lstm(draw(route, 4, 2, 3))
-            cell(draw(route, 2, 3))
-        assert seen.names.count(name) == 3
+            for batch in ((), (2,)):
+                x, *hx = (draw(route, *batch, size) for size in (3, 5, 5))
+                cell(x), cell(x, hx)
+        assert seen.names.count(name) == 6
 
 
 @every_module_route
-def test_functional_is_the_module(route):
-    ours, _ = pair(route, num_layers=2, bidirectional=True, proj_size=2)
+@pytest.mark.parametrize("bias", [False, True])
+def test_functional_is_the_module(route, bias):
+    ours, _ = pair(route, num_layers=2, bias=bias, bidirectional=True, proj_size=2)
     x = draw(route, 3, 4, 3)
     packed = pack_padded_sequence(x, torch.tensor([3, 2, 2, 1]))
     options = {"num_layers": 2, "bidirectional": True, "engine": route.engine}
