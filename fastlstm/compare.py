@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import zip_longest
+from operator import truediv
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -137,14 +138,14 @@ def _convert_to_engine(engine: str, model: nn.Module) -> nn.Module:
 
 def _rows(ways: Sequence[_Way], times: Sequence[list[float]]) -> list[Comparison]:
     """Returns a row for each way. `times` lists the seconds of each run; a way has two runs."""
-    rows = []
-    for way, model_times, lstm_times in zip(ways, times[::2], times[1::2], strict=True):
-        ratios = [first / time for first, time in zip(times[0], model_times, strict=True)]
+    rows, remaining, first = [], iter(times), ways[0].outputs
+    for way in ways:
+        model_times, lstm_times = next(remaining), next(remaining)
+        ratios = map(truediv, times[0], model_times)
         low, ratio, high = statistics.quantiles(ratios, n=4, method="inclusive")
         seconds = statistics.median(model_times)
         share = min(1.0, statistics.median(lstm_times) / seconds)
-        difference = _difference(way.outputs, ways[0].outputs)
-        figures = 1e3 * seconds, ratio, (low, high), share, difference
+        figures = 1e3 * seconds, ratio, (low, high), share, _difference(way.outputs, first)
         rows.append(Comparison(way.name, *figures, way.code))
     return rows
 
@@ -169,8 +170,8 @@ def _tensors(value: Any) -> list[Tensor]:
 def _copied(value: Any) -> Any:
     """A copy without a graph. Its tensors require a gradient if the originals do."""
     tensors = _tensors(value)
-    copies = [tensor.detach().clone().requires_grad_(tensor.requires_grad) for tensor in tensors]
-    return copy.deepcopy(value, dict(zip(map(id, tensors), copies, strict=True)))
+    copies = {id(t): t.detach().clone().requires_grad_(t.requires_grad) for t in tensors}
+    return copy.deepcopy(value, copies)
 
 
 def _calls_of_lstms(model: nn.Module, inputs: Sequence[Any], training: bool) -> list[ModuleCall]:
@@ -245,8 +246,8 @@ def main(function: str, **options: Any) -> None:
         raise SystemExit(f"{problem}: {error}") from None
     if not callable(factory):
         raise SystemExit(f"{problem}, which is no function, but of type {type(factory).__name__}")
-    result = factory()
-    if not isinstance(result, (tuple, list)) or not result or not isinstance(result[0], nn.Module):
-        got = type(result).__name__
+    made = factory()
+    if not isinstance(made, (tuple, list)) or not isinstance(next(iter(made), None), nn.Module):
+        got = type(made).__name__
         raise SystemExit(f"function: expected {function} to return (model, *inputs), got {got}")
-    compare(*result, **options)
+    compare(*made, **options)

@@ -70,10 +70,10 @@ def _measure(call: Call, default: str, seconds: float) -> dict[str, float]:
     candidates = (engines.BY_NAME.get(name) for name in ("torch", "op", "persistent"))
     runs = {e.name: runner(call, e) for e in candidates if e and _may_run(e, call)}
     times: dict[str, list[float]] = {}
-    chosen, names = default, list(runs)
+    names = list(runs)
     for _ in range(2):
-        series = times_of([runs[name] for name in names], call.input.device, seconds)
-        times |= dict(zip(names, series, strict=True))
+        series = iter(times_of([runs[name] for name in names], call.input.device, seconds))
+        times |= {name: next(series) for name in names}
         ratios = {n: statistics.median(map(truediv, times[default], times[n])) for n in names}
         chosen = max(names, key=ratios.__getitem__)
         if ratios[chosen] < MARGIN:

@@ -58,7 +58,7 @@ def pack(tensor: Tensor, scale: Tensor | None, format: torch.dtype, by_gates: bo
     name = name_of(format)
     if format != torch.int8:
         tensor, scale = dequantize(tensor, scale).to(getattr(torch, name)), None
-    elif scale is None or tensor.dtype != torch.int8:
+    elif tensor.dtype != torch.int8:
         tensor, scale = quantize(dequantize(tensor, scale))
     packed: Tensor = _build.library.pack_weight(tensor.contiguous(), scale, name, by_gates)
     return packed

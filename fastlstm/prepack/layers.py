@@ -49,7 +49,7 @@ class Prepacked(nn.Module):
     _shapes: dict[str, tuple[int, ...]]  # of every weight, in the order in which the op takes them
     _layout: str  # names the weights of a direction, then their format
     _buffer_names: list[str]  # of the buffers that the op takes
-    _without_grad: set[str]  # the weights that required no gradient
+    _without_grad: set[str]  # the parameters that required no gradient
     _get_name = qualified_name
 
     def __init__(self, layer: nn.Module, weights: torch.dtype | None = None) -> None:
@@ -58,7 +58,7 @@ class Prepacked(nn.Module):
         by_name = named_weights(layer)
         copy_additions(layer, self, by_name)
         self._layer_class = unparametrized_class(layer)
-        parameters = layer.named_parameters(recurse=False, remove_duplicate=False)
+        parameters = layer.named_parameters(remove_duplicate=False)
         self._without_grad = {name for name, p in parameters if not p.requires_grad}
         tensors = {name: weight.detach() for name, weight in by_name.items()}
         self.__dict__["_shapes"] = {name: tuple(t.shape) for name, t in tensors.items()}
@@ -119,7 +119,8 @@ class Prepacked(nn.Module):
 
     def _rebuild(self, cls: Any) -> Any:
         """Returns a layer of another class, such as nn.LSTM, with these weights and additions."""
-        tensors, layer = self._unpacked(), cls(1, 1, bias=False, device="meta")  # filled below
+        tensors, layer = self._unpacked(), cls.__new__(cls)  # the loop and copy_additions fill it
+        nn.Module.__init__(layer)
         for name in self._shapes:
             weight = formats.dequantize(tensors[name], tensors.get(f"{name}_scale"))
             weight = nn.Parameter(weight.to(self.dtype), name not in self._without_grad)
@@ -129,8 +130,6 @@ class Prepacked(nn.Module):
             layer._all_weights = [[*names] for _, names in by_suffix]
             layer._flat_weights_names = [*self._shapes]
             layer._init_flat_weights()
-        for name in self._attribute_names:  # copy_additions sets them if this module has them
-            vars(layer).pop(name, None)
         copy_additions(self, layer, {*self.own_names(), *self._buffer_names})
         return layer
 
@@ -142,7 +141,7 @@ class Prepacked(nn.Module):
         return [self._buffers[name] for name in self._buffer_names]  # type: ignore[misc]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Prepacked:
-        probe = fn(torch.empty(0, dtype=self.dtype))
+        probe = fn(torch.tensor([], dtype=self.dtype))
         if probe.device.type != "cpu" or probe.dtype != self.dtype:
             ours, got = f"{type(self).__name__} of {self.dtype}", f"{probe.dtype} on {probe.device}"
             remedy = "move the model before prepack, or turn it back: fastlstm.unpack(model)"
@@ -243,14 +242,10 @@ class PrepackedLSTM(Prepacked, SequenceModule):
         fit = described_weights(self)[1] == [*self._shapes.values()]
         return self._op_weights(), self._layout if fit else None, self.dtype
 
-    def _fastlstm_refuse(self, input: Any, hx: Any) -> None:
-        super()._fastlstm_refuse(input, hx)  # returns if nn.LSTM accepts the call
-        raise RuntimeError(f"{type(self).__name__}: expected input and hx = (h_0, c_0) on the CPU")
-
     def _fastlstm_compute(self, call: Call) -> Results:
         if call.hx is None:  # prepacked weights do not show the sizes of a state
             leading = call.num_layers * call.num_directions, call.steps_and_batch()[1]
-            output_size = self.proj_size if self.proj_size > 0 else self.hidden_size
+            _, output_size = self._shapes["weight_hh_l0"]
             state = zero_state(call.input, leading, self.hidden_size, output_size, self.dtype)
             call = replaced(call, hx=state)
         return super()._fastlstm_compute(call)

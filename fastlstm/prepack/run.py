@@ -30,7 +30,7 @@ def run_prepacked(call: Call, dtype: torch.dtype, name: str) -> Results:
         raise RuntimeError(f"{problem}; {remedy}")
     # A compiler, a tracer, a dispatch mode or a tensor subclass has to see the op.
     is_traced = torch.compiler.is_compiling() or torch._C._is_tracing()
-    is_traced = is_traced or torch._C._len_torch_dispatch_stack() > 0
+    is_traced = is_traced or bool(torch._C._len_torch_dispatch_stack())
     if is_traced or has_torch_function_variadic(call.input, *call.state()):
         return run_layers(call, torch.ops.fastlstm.lstm_prepacked, call.return_cell_states)
     return run_extension(call, "auto")
