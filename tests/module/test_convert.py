@@ -74,9 +74,8 @@ def test_a_model_both_ways(keep_class):
 
 def test_keep_class_can_be_changed_later():
     model = convert(convert(Model()), keep_class=False)
-    assert type(model.encoder) is fastlstm.LSTM and type(model.cell) is fastlstm.LSTMCell
-    encoder = model.encoder
-    assert convert(model).encoder is encoder  # convert does not make it an nn.LSTM again
+    for again in (model, convert(model)):  # convert does not make it an nn.LSTM again
+        assert [*map(type, (again.encoder, again.cell))] == [fastlstm.LSTM, fastlstm.LSTMCell]
 
 
 both_ways = pytest.mark.parametrize("to", ["fastlstm", "torch"])
@@ -173,8 +172,6 @@ def test_an_argument_that_is_not_a_module(name):
 def test_a_model_without_lstms_is_an_error(to):
     with pytest.raises(ValueError, match="convert: expected a model with an LSTM or LSTMCell"):
         convert(nn.Sequential(nn.GRU(3, 4)), to)
-    with pytest.raises(ValueError, match="to: expected 'fastlstm' or 'torch', got 'haste'"):
-        convert(nn.LSTM(3, 5), to="haste")
     already = nn.Sequential(nn.LSTM(3, 4) if to == "torch" else fastlstm.LSTM(3, 4))
     assert convert(already, to) is already
 
@@ -222,10 +219,6 @@ class Doubled(nn.LSTM):
     def forward(self, input, hx=None, times=2):
         output, state = super().forward(input, hx)
         return output * times, state
-
-    def zeros(self, rows):
-        h = torch.zeros(self.num_layers, rows, self.hidden_size, dtype=self.weight_ih_l0.dtype)
-        return h, h
 
     def extra_repr(self):
         return "doubled"

@@ -167,6 +167,7 @@ MISTAKES = {
         *((lambda p=p: cell(p)(NESTED), "^input: .*dense tensor, got a nested") for p in (0, 1)),
         (lambda: lstm(hidden_size=H + 0.5)(X), "tuple of ints, ?but got float"),  # C++ reads it
         (lambda: lstm()(X, zeros(2, 1, B, H)), "tuple of Tensors"),
+        (lambda: fastlstm.compare(torch.jit.script(nn.LSTM(I, H)), X), "is scripted"),
         (lambda: lstm()(X, None, LENGTHS), "from 2 to 3 positional arguments but 4 were given$"),
         (lambda: lstm()(X.to_sparse()), "^input: .*got one of layout .*_coo$"),
         *((lambda p=p: cell(p)(ROW.to_sparse()), "^input: .*layout .*_coo$") for p in (0, 1)),
@@ -180,9 +181,12 @@ MISTAKES = {
         (lambda: fastlstm.convert(nn.GRU(I, H)), "GRUs are not supported"),
         (lambda: fastlstm.convert(cell(True)), r"prepacked; fastlstm.unpack\(model\) turns them b"),
         (lambda: fastlstm.unpack(lstm()), "without prepacked layers"),
+        (lambda: fastlstm.convert(cell(), "haste"), "^to: .*'fastlstm' or 'torch', got 'haste'$"),
+        (lambda: fastlstm.tune(nn.LSTM(I, H), X), r"expected a model that .*fastlstm\.convert"),
         (lambda: fastlstm.tune(cell(), ROW), "LSTMCells are not measured"),
         (lambda: fastlstm.tune(lstm("torch"), X), "engine 'auto' .*, got engine 'torch'$"),
         (lambda: fastlstm.compare(cell(True)), "whose LSTMs are prepacked"),
+        (lambda: fastlstm.compare(nn.GRU(I, H), X), "expected a model with an LSTM or LSTMCell"),
         (lambda: fastlstm.compare(NORMED, X), "^compare: .* LayerNormLSTM .* torch.nn does not"),
     ],
     RuntimeError: [

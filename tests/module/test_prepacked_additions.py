@@ -69,7 +69,6 @@ def test_additions_survive_prepack_and_unpack(kind):
 
 def register_all(layer, log):
     """Registers hooks of each kind. A hook appends its name and its module to `log`."""
-
     note = lambda name: lambda module, *_: log.append((name, module))
     layer.register_forward_pre_hook(note("before"))
     layer.register_forward_pre_hook(note("by name"), with_kwargs=True)
@@ -110,15 +109,9 @@ def test_hooks_survive_prepack_and_unpack(kind):
 
 def test_a_hook_may_rename_the_weights():
     lstm = small()
-
-    def rename(module, state, prefix, *_):
-        state[f"{prefix}W"] = state.pop(f"{prefix}weight_ih_l0")
-
-    def name_back(module, state, prefix, *_):
-        state[f"{prefix}weight_ih_l0"] = state.pop(f"{prefix}W")
-
-    lstm.register_state_dict_post_hook(rename)
-    lstm.register_load_state_dict_pre_hook(name_back)
+    rename = lambda a, b: lambda _, state, at, *__: state.update({at + b: state.pop(at + a)})
+    lstm.register_state_dict_post_hook(rename("weight_ih_l0", "W"))
+    lstm.register_load_state_dict_pre_hook(rename("W", "weight_ih_l0"))
     prepacked, other = prepacked_copy(lstm), prepacked_copy(lstm, torch.int8)
     assert "W" in prepacked.state_dict()
     prepacked.load_state_dict({k: v * 2 for k, v in lstm.state_dict().items()})
@@ -134,13 +127,17 @@ def test_nothing_is_shared(way):
     handle.remove()
     new.register_forward_pre_hook(lambda module, _: calls.append(module))
     new.register_buffer("more", torch.ones(1), persistent=False)
-    new.inner = nn.Linear(1, 1)
+    new.inner, new.gain = nn.Linear(1, 1), nn.Parameter(torch.ones(1))
     with torch.no_grad():
         run(old)
         assert calls == []
-        run(new)
-    assert calls == [new, new]
-    assert not hasattr(old, "more") and not hasattr(old, "inner")
+        expected = run(new)
+        assert calls == [new, new]
+        for tensor in (*old.parameters(), *old.buffers()):
+            tensor.zero_()
+        assert same_bits(run(new), expected)
+    for name in ("more", "inner", "gain"):
+        assert hasattr(new, name) and not hasattr(old, name)
     assert "more" not in old._non_persistent_buffers_set
 
 

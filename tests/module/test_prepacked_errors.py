@@ -6,6 +6,7 @@ import pytest
 import torch
 from prepacked_layers import Tagger, X, every_weights, in_a_model, prepacked_copy, same_bits, small
 from torch import nn
+from torch.autograd.forward_ad import dual_level, make_dual
 from torch.func import jvp, vmap
 from torch.nn.utils import prune
 
@@ -24,15 +25,16 @@ X6, W = X[..., :6], nn.Parameter(torch.zeros(40, 6))  # the layers of the tests 
     (lambda m: m.weight_hr_l0, AttributeError, "no attribute 'weight_hr_l0'"),
     (lambda m: setattr(m, "engine", "torch"), AttributeError, "engine: a PrepackedLSTM has no"),
     (lambda m: setattr(m, "zoneout_h", 0.5), AttributeError, "zoneout_h: a PrepackedLSTM has"),
-    (lambda m: setattr(m, "weight_ih_l0", W), AttributeError, "ih_l0: .* load_state_dict"),
+    (lambda m: m.register_parameter("weight_ih_l0", W), AttributeError, "l0: .* load_state_dict"),
     (lambda m: setattr(m, "weight_ih_l0", W.data), AttributeError, "ih_l0: .* load_state_dict"),
     (lambda m: m(X), RuntimeError, "equal to input_size. Expected 6, got 16"),
-    (lambda m: m(X6.double()), ValueError, "input dtype .*float64.* weight dtype"),
+    (lambda m: m(X6.half()), ValueError, "input dtype .*float16.* weight dtype"),
     (lambda m: m(X6, (torch.zeros(1, 3, 9),) * 2), RuntimeError, r"3, 10\), got \[1, 3, 9\]"),
     (lambda m: m(X6, (torch.zeros(2, 3, 10),) * 2), RuntimeError, r"\[0\] size \(1, 3, 10\)"),
     (lambda m: m(X6.clone().requires_grad_()), RuntimeError, "give no gradients"),
     (lambda m: vmap(lambda x: m(x)[0])(X6[None]), RuntimeError, "gradients and serve no"),
     (lambda m: jvp(lambda x: m(x)[0], (X6,), (X6,)), RuntimeError, "give no gradients"),
+    (dual_level()(lambda m: m(make_dual(X6, X6))), RuntimeError, "give no gradients"),
 ])  # fmt: skip
 @pytest.mark.parametrize("weights", [None, torch.int8], ids=str)
 def test_errors_of_a_layer(call, error, message, weights):
@@ -48,7 +50,7 @@ def test_errors_of_a_layer(call, error, message, weights):
 
 @pytest.mark.parametrize("call, error, message", [
     (lambda m: m(X[0]), RuntimeError, "input_size: got 16.* expected 6"),
-    (lambda m: m(X6[0].double()), ValueError, "dtype torch.float32, got torch.float64"),
+    (lambda m: m(X6[0].half()), ValueError, "dtype torch.float32, got torch.float16"),
     (lambda m: m(X6), ValueError, "Expected input to be 1D or 2D, got 3D"),
     (lambda m: m(X6[0], torch.zeros(3, 10)), TypeError, "must be tuple of Tensors"),
     (lambda m: m(X6[0], (torch.zeros(3, 9),) * 2), RuntimeError, "got 9.* expected 10"),
@@ -58,6 +60,15 @@ def test_errors_of_a_layer(call, error, message, weights):
 def test_errors_of_a_cell(call, error, message):
     with pytest.raises(error, match=message):
         call(prepacked_copy(LSTMCell(6, 10).eval(), torch.bfloat16))
+
+
+def test_transforms_of_other_values():
+    prepacked = prepacked_copy(small())
+    expected = prepacked(X6)
+    with dual_level():
+        assert same_bits(prepacked(X6), expected)
+    shifted = vmap(lambda number: number + prepacked(X6)[0])(torch.zeros(2))
+    assert torch.equal(shifted[1], expected[0])
 
 
 @every_weights
@@ -74,17 +85,10 @@ def test_the_op_refuses_weights_that_are_not_prepacked(weights):
             op(X6, torch.zeros(1, 3, 7), torch.zeros(1, 3, 10), given, prepacked._layout)
 
 
-class OwnLSTM(LSTM):
-    pass
-
-
-def with_nan():
-    lstm = LSTM(3, 4)
-    nn.init.constant_(lstm.weight_hh_l0, float("nan"))
-    return lstm
-
-
+OwnLSTM = type("OwnLSTM", (LSTM,), {})
 PRUNED = prune.l1_unstructured(LSTM(3, 4), "weight_hh_l0", 0.5)
+WITH_NAN, WITH_NONE = LSTM(3, 4), LSTM(3, 4)
+WITH_NAN.weight_hh_l0.data[2, 1], WITH_NONE.weight_hh_l0 = torch.nan, None
 
 
 @pytest.mark.parametrize("bad, arguments, error, message", [
@@ -94,7 +98,8 @@ PRUNED = prune.l1_unstructured(LSTM(3, 4), "weight_hh_l0", 0.5)
     (LSTM(3, 4, dtype=torch.float16), (torch.float32,), ValueError, "bad is torch.float16"),
     (LSTM(3, 4, device="meta"), (), ValueError, "expected bad on the CPU, got meta"),
     (LSTMCell(3, 0), (), ValueError, "expected sizes of at least 1 in bad"),
-    (with_nan(), (torch.int8,), ValueError, "bad: weight_hh_l0: .* finite .* int8, got nan"),
+    (WITH_NAN, (torch.int8,), ValueError, "bad: weight_hh_l0: .* finite .* int8, got nan"),
+    (WITH_NONE, (), TypeError, "weight_hh_l0 of bad to be a tensor, got None"),
     (PRUNED, (), ValueError, "weight_hh_l0 of bad is computed by a hook .*; make it permanent"),
 ])  # fmt: skip
 @pytest.mark.parametrize("convert", [False, True])
@@ -124,10 +129,12 @@ def test_a_model_that_prepack_cannot_change():
 
 @pytest.mark.parametrize("kind", [LayerNormLSTM, OwnLSTM])
 def test_a_subclass_stays_unchanged(kind):
-    model = in_a_model(a=kind(3, 4), b=LSTM(3, 4))
-    with pytest.warns(UserWarning, match=f"prepack: a stays as it is: its class {kind.__name__} "):
+    model = in_a_model(a=kind(3, 4), b=LSTM(3, 4), c=nn.LSTM(3, 4))
+    message = f"prepack: a stays as it is: its class {kind.__name__} "
+    with pytest.warns(UserWarning, match=message) as caught:
         prepack(model)
-    assert type(model["a"]) is kind and type(model["b"]) is PrepackedLSTM
+    assert [warning.filename for warning in caught] == [__file__]
+    assert [*map(type, model.values())] == [kind, PrepackedLSTM, nn.LSTM]
 
 
 def test_without_the_extension(monkeypatch):

@@ -10,12 +10,12 @@ from prepacked_layers import (
     X,
     every_weights,
     in_a_model,
-    make,
     prepacked_copy,
     prepacked_tagger,
     small,
 )
 from torch import nn
+from torch._subclasses import FakeTensorMode
 from torch.nn.utils import parametrizations
 
 import fastlstm
@@ -143,8 +143,14 @@ def test_weights_for_another_processor_are_refused(weights):
         prepacked(X[..., :6])
 
 
+def test_fake_tensors():
+    model = prepacked_tagger()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert model(torch.ones(7, 5, 16)).shape == (5, 4)
+
+
 def test_opcheck():
-    prepacked = prepacked_copy(make((6, 10, {"bidirectional": True})), torch.int8)
+    prepacked = prepacked_copy(small(bidirectional=True), torch.int8)
     x = X[..., :6]
     state = torch.zeros(2, 3, 10)
     arguments = (x, state, state, prepacked._op_weights(), prepacked._layout)

@@ -36,7 +36,8 @@ def tune_with(model, *series):
     """Calls tune(model, X) with simulated seconds of each engine, series after series."""
     left = list(series)
 
-    def times_of(names, *_):
+    def times_of(names, _, seconds_in_all):
+        assert seconds_in_all == 1  # the default
         seconds = left.pop(0) if len(left) > 1 else left[0]
         return [seconds[name] for name in names]
 
@@ -47,11 +48,6 @@ def tune_with(model, *series):
 
 
 OP_IS_FASTER, TORCH_IS_FASTER = {"op": [1.0], "torch": [2.0]}, {"op": [2.0], "torch": [1.0]}
-
-
-def load_as_a_new_process():
-    records.tuned.clear()
-    records.load()
 
 
 def test_the_faster_engine_is_chosen_and_remembered(file, torch_calls):
@@ -77,7 +73,7 @@ def test_the_faster_engine_is_chosen_and_remembered(file, torch_calls):
     lstm.engine = "tiled"
     assert not runs_torch(X)
     lstm.engine = "auto"
-    load_as_a_new_process()
+    records.tuned.clear(), records.load()  # as a new process does
     assert runs_torch(X)
 
     (times,) = tune_with(lstm, OP_IS_FASTER).values()
@@ -87,8 +83,8 @@ def test_the_faster_engine_is_chosen_and_remembered(file, torch_calls):
 
 @pytest.mark.parametrize("series, chosen", [
     ([{"op": [1.0], "torch": [1.0]}], "op"),  # a tie
-    ([{"op": [1.02], "torch": [1.0]}], "op"),  # a difference below 3 %
-    ([{"op": [1.04], "torch": [1.0]}], "torch"),
+    ([{"op": [1.029], "torch": [1.0]}], "op"),  # a difference below 3 %
+    ([{"op": [1.03], "torch": [1.0]}], "torch"),
     ([TORCH_IS_FASTER, OP_IS_FASTER], "op"),  # the second series contradicts the first
     ([TORCH_IS_FASTER, TORCH_IS_FASTER, OP_IS_FASTER], "torch"),  # a third is not measured
     # Outliers do not count.
@@ -150,11 +146,6 @@ def test_real_times():
     assert set(times) == {"op", "torch"} and all(0 < us < 1e6 for us in times.values())
 
 
-def test_a_model_without_a_call_to_measure():
-    with pytest.raises(ValueError, match=r"expected a model that .*fastlstm\.convert"):
-        tune_with(nn.LSTM(4, 6), OP_IS_FASTER)
-
-
 BAD = ["", "[" * 100_000, "[]", '{"call": 5}', '{"call": {"engine": "torch"}}']
 
 
@@ -179,7 +170,7 @@ def test_entries_of_other_machines_stay_and_change_nothing(file, torch_calls):
     tune_with(lstm, TORCH_IS_FASTER)
     ((key, _),) = json.loads(file.read_text()).items()
     file.write_text(json.dumps({f"another {key}": "torch"}))
-    load_as_a_new_process()
+    records.tuned.clear(), records.load()  # as a new process does
     lstm(X)
     assert not torch_calls
     tune_with(lstm, TORCH_IS_FASTER)
