@@ -60,8 +60,8 @@ def _read_karpathy(path: Path) -> Source:
         expected = f"Karpathy's format, images with filename, split and sentences ({error!r})"
         hint = "COCO caption files need no preparation"
         raise CaptioningError(f"{path}: expected {expected}; {hint}") from error
-    if unknown := [split for split in source.splits.values() if split not in SPLITS][:5]:
-        raise CaptioningError(f"{path}: unknown splits {unknown}, expected {SPLITS}")
+    if unknown := [split for split in source.splits.values() if split not in SPLITS]:
+        raise CaptioningError(f"{path}: unknown splits {unknown[:5]}, expected {SPLITS}")
     return source
 
 

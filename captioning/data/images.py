@@ -46,8 +46,8 @@ def load_image(
             with Image.open(path, formats=FORMATS) as image:
                 width, height = image.size
                 if isinstance(image, TiffImagePlugin.TiffImageFile):  # a tile may be larger
-                    width = max(width, image.tag_v2.get(TiffImagePlugin.TILEWIDTH, 0))
-                    height = max(height, image.tag_v2.get(TiffImagePlugin.TILELENGTH, 0))
+                    width = max(width, image.tag_v2.get(TiffImagePlugin.TILEWIDTH, width))
+                    height = max(height, image.tag_v2.get(TiffImagePlugin.TILELENGTH, height))
                 if width * height > max_pixels:
                     size = f"{width} x {height} pixels"
                     raise ImageError(f"{where}{size}, expected at most {max_pixels:,} in all")
@@ -72,7 +72,7 @@ def data_uri(image: Image.Image) -> str:
     """Returns a picture as a data URI: a JPEG, or a PNG if it is small or has transparency."""
     file_format = "PNG" if max(image.size) < 160 or "A" in image.mode else "JPEG"
     buffer = io.BytesIO()
-    image.save(buffer, file_format, **({"quality": 85} if file_format == "JPEG" else {}))
+    image.save(buffer, file_format, quality=85)  # PNG ignores the quality
     return f"data:image/{file_format.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
@@ -83,7 +83,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return image.point(lambda value: value * (255 / largest)).convert("L").convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         white, image = Image.new("RGB", image.size, "white"), image.convert("RGBA")
-        white.paste(image, (0, 0), image)
+        white.paste(image, mask=image)
         return white
     return image if image.mode == "RGB" else image.convert("RGB")
 

@@ -114,7 +114,7 @@ class AttentionDecoder(nn.Module):
             state = self.select(state, rows)
         words = self.embed_words(captions[:, :-1]).unbind(1)
         for vectors, count in zip(words, packed.batch_sizes.tolist(), strict=False):
-            if count < len(state.h):  # some captions have ended
+            if count != len(state.h):  # some captions have ended
                 state = AttentionState(*(tensor[:count] for tensor in state))
             state = self.advance(vectors[:count], state)
             hidden.append(state.h)
@@ -123,9 +123,8 @@ class AttentionDecoder(nn.Module):
     @torch.no_grad()
     def attention(self, image: Tensor, tokens: Tensor) -> Tensor:
         """Returns the weights [B,T,cells] of the cells before each of the tokens [B,T]."""
-        state, words, weights = self.start(image), torch.full_like(tokens[:, 0], START), []
-        for t in range(tokens.size(1)):
+        state, weights = self.start(image), []
+        for words in F.pad(tokens[:, :-1], (1, 0), value=START).unbind(1):
             state = self.advance(self.embed_words(words), state)
             weights.append(state.weights)
-            words = tokens[:, t]
         return torch.stack(weights, 1)

@@ -87,6 +87,6 @@ class Captioner(nn.Module):
         hidden, targets = self.decoder.unroll(image, captions, lengths, rows)
         weights = torch.ones_like(targets, dtype=hidden.dtype)
         if caption_weights is not None:
-            token_weights = caption_weights.unsqueeze(1).expand(-1, captions.size(1) - 1)
+            token_weights = caption_weights.unsqueeze(1).expand_as(captions)
             weights = pack_padded_sequence(token_weights, lengths - 1, batch_first=True).data
         return linear_cross_entropy(hidden, self.decoder.linear, targets, weights, label_smoothing)

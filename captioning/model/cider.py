@@ -69,7 +69,7 @@ class CiderD:
         # `totals` include the comparison of each caption with itself, which is subtracted. Its
         # cosine is 1 for each n for which the norm of the caption's weights is not 0.
         self_scores = (self._norms(encoded) > 0).sum(1) * 10 / N / other_count
-        return [total - own for total, own in zip(totals, self_scores.tolist(), strict=True)]
+        return [*map(float, np.array(totals) - self_scores)]
 
     def _encode(self, captions: Sequence[Sequence[int]], added: dict[Ngram, int]) -> _Captions:
         """Returns the n-grams of captions; puts those that `self.index` lacks into `added`."""
@@ -130,6 +130,6 @@ def _select(captions: _Captions, rows: np.ndarray) -> _Captions:
     begins = np.concatenate([[0], captions.ends])[rows]
     counts = captions.ends[rows] - begins
     ends = np.cumsum(counts)
-    entries = np.arange(ends[-1] if len(ends) else 0) + np.repeat(begins - (ends - counts), counts)
+    entries = np.arange(counts.sum()) + np.repeat(begins - (ends - counts), counts)
     parts = (captions.ids[entries], captions.counts[entries], captions.sizes[entries])
     return _Captions(*parts, ends, captions.lengths[rows])

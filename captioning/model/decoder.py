@@ -40,7 +40,7 @@ class Decoder(Protocol):
         `lstm` is "fastlstm", "torch" for nn.LSTM, or "reference".
         """
 
-    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+    def parameters(self) -> Iterator[nn.Parameter]:
         """Returns the parameters, as every module does."""
 
     def unroll(

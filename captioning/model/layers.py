@@ -12,10 +12,9 @@ LSTM_WEIGHTS = ("float32", "bfloat16", "int8")  # dtypes of prepacked weights
 LSTM_HELP = "which LSTM runs; torch: nn.LSTM; reference: fastlstm in plain PyTorch"
 
 
-def make_lstm(kind: str, *sizes: int, cell: bool = False, dropout: float = 0.0) -> nn.Module:
-    """Makes an LSTM of a `kind` in `LSTMS` with batch_first=True, or with `cell` an LSTM cell."""
+def make_lstm(kind: str, *sizes: int, cell: bool = False, **options: float) -> nn.Module:
+    """Makes an LSTM of a `kind` in `LSTMS`, or with `cell` an LSTM cell, with nn.LSTM's options."""
     library = nn if kind == "torch" else fastlstm
-    options = {} if cell else {"batch_first": True, "dropout": dropout}
     lstm = (library.LSTMCell if cell else library.LSTM)(*sizes, **options)
     if kind == "reference":
         lstm.engine = "reference"
@@ -30,7 +29,7 @@ class Dropout(nn.Dropout):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self.training or not 0 < self.p < 1 or not input.is_cpu:
+        if not (self.training and self.p and input.is_cpu):
             return super().forward(input)
         mask = torch.rand(input.shape).ge_(self.p).mul_(1 / (1 - self.p))
         return input * mask.to(input.dtype)

@@ -47,8 +47,8 @@ class DecoderRNN(nn.Module):
         self.embed = nn.Embedding(config.vocab_size, embed_size, PAD)
         self.every_step = config.image_at == "every"
         sizes = embed_size * (1 + self.every_step), hidden_size, config.num_layers
-        # With one layer nn.LSTM warns of a dropout above 0.
-        self.lstm = make_lstm(lstm, *sizes, dropout=dropout if config.num_layers > 1 else 0.0)
+        between = dropout if config.num_layers > 1 else 0.0  # with one layer nn.LSTM warns of it
+        self.lstm = make_lstm(lstm, *sizes, batch_first=True, dropout=between)
         self.linear = nn.Linear(hidden_size, config.vocab_size)
         self.dropout = Dropout(dropout)
 

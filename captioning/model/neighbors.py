@@ -72,7 +72,7 @@ class Neighbors:
         for group, near, share in zip(captions, pictures.tolist(), shares.tolist(), strict=True):
             agreed = self.cider.weighted_scores(group, dict(zip(near, share, strict=True)))
             mutual = self.cider.consensus(group)
-            agreements.append([a + OTHERS_WEIGHT * b for a, b in zip(agreed, mutual, strict=True)])
+            agreements.append([*map(lambda a, b: a + OTHERS_WEIGHT * b, agreed, mutual)])
         return agreements
 
     def state_dict(self) -> dict[str, Any]:
@@ -110,6 +110,6 @@ def _axes(features: Tensor) -> Tensor:
         torch.default_generator.manual_seed(0)
         _, deviations, axes = torch.svd_lowrank(features, computed, niter=6)
     deviations, axes = deviations[:count], axes[:, :count]
-    axes = torch.where(deviations > LEAST_DEVIATION * deviations[0], axes / deviations, 0.0)
+    axes = torch.where(deviations > LEAST_DEVIATION * deviations.max(), axes / deviations, 0.0)
     # Values up to 1 do not overflow in float16. The cosines do not depend on the factor.
-    return axes / axes.abs().max().clamp_min(1e-30)
+    return axes / axes.abs().max().clamp_min(torch.finfo().tiny)

@@ -6,6 +6,7 @@ Decoders must be in eval mode.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import count
 from typing import NamedTuple
 
 import torch
@@ -73,18 +74,18 @@ def write_tokens(
     0 after <end>. The log-probabilities do not depend on the temperature.
     """
     steps = min(decoder.max_seq_length for decoder in decoders)
-    count, device = len(embedded[0]), embedded[0].device
-    tokens = torch.full((count, steps), PAD, device=device)
+    device = embedded[0].device
+    tokens = torch.full((len(embedded[0]), steps), PAD, device=device)
     log_probs = torch.zeros(tokens.shape, device=device)
-    unfinished = torch.arange(count, device=device)
-    states = [decoder.start(image) for decoder, image in zip(decoders, embedded, strict=True)]
+    unfinished = torch.arange(len(tokens), device=device)
+    states = [(d, d.start(image)) for d, image in zip(decoders, embedded, strict=True)]
     words = torch.full_like(unfinished, START)
     for t in range(steps):
-        outputs = [decoder.step(words, s) for decoder, s in zip(decoders, states, strict=True)]
-        scores, states = outputs[0][0], [state for _, state in outputs]
-        if len(outputs) > 1:
+        outputs = [(d, *d.step(words, state)) for d, state in states]
+        scores, states = outputs[0][1], [(d, state) for d, _, state in outputs]
+        if outputs[1:]:
             # The log of the sum of the probabilities. No division: `_log_probs` normalizes it.
-            scores = torch.stack([s.float().log_softmax(1) for s, _ in outputs]).logsumexp(0)
+            scores = torch.stack([s.float().log_softmax(1) for _, s, _ in outputs]).logsumexp(0)
         next_log_probs = _log_probs(scores)
         words = choose(next_log_probs, unfinished, t)
         tokens[unfinished, t] = words
@@ -92,9 +93,9 @@ def write_tokens(
         rows = (words != END).nonzero().squeeze(1)
         if not len(rows):
             break
-        if len(rows) < len(unfinished):
+        if len(rows) != len(unfinished):
             unfinished, words = unfinished[rows], words[rows]
-            states = [d.select(s, rows) for d, s in zip(decoders, states, strict=True)]
+            states = [(d, d.select(state, rows)) for d, state in states]
     return tokens[:, : t + 1], log_probs[:, : t + 1]
 
 
@@ -113,11 +114,12 @@ def greedy_or_sample(
         shape = len(embedded[0]), min(decoder.max_seq_length for decoder in decoders)
         uniform = torch.rand(shape, generator=generator, device=embedded[0].device)
         choose = random_words(uniform, config.temperature)
-    hypotheses, written = [], write_tokens(decoders, embedded, choose)
-    for tokens, log_probs in zip(*(tensor.tolist() for tensor in written), strict=True):
+
+    def hypothesis(tokens: list[int], log_probs: list[float]) -> Hypothesis:
         length = tokens.index(END) + 1 if END in tokens else len(tokens)
-        hypotheses.append(Hypothesis(tokens[:length], log_probs[:length], sum(log_probs[:length])))
-    return hypotheses
+        return Hypothesis(tokens[:length], log_probs[:length], sum(log_probs[:length]))
+
+    return [*map(hypothesis, *(t.tolist() for t in write_tokens(decoders, embedded, choose)))]
 
 
 @torch.no_grad()
@@ -138,11 +140,12 @@ def beam_search(decoder: Decoder, images: Tensor, config: DecodeConfig) -> list[
     finished: list[list[Hypothesis]] = [[] for _ in images]
     live = {picture: [Hypothesis([], [], 0.0)] for picture in range(len(images))}
     words, state = torch.full((len(images),), START, device=images.device), decoder.start(images)
-    for length in range(1, steps + 1):
+    for length in count(1):
         scores, state = decoder.step(words, state)
-        extended = zip([*live], _extend(_log_probs(scores), [*live.values()], k), strict=True)
+        # Only one of the extensions of a caption ends with <end>, so at most K of 2 K are finished.
+        extended = _extend(_log_probs(scores), live, 2 * k)
         live, rows = {}, []
-        for picture, extensions in extended:
+        for picture, extensions in extended.items():
             ended = [h for h, _ in extensions[:k] if h.tokens[-1] == END or length == steps]
             scored = [h._replace(score=h.score / length**penalty) for h in ended]
             finished[picture] = best = best_first(finished[picture] + scored)[:k]
@@ -165,20 +168,19 @@ def beam_search(decoder: Decoder, images: Tensor, config: DecodeConfig) -> list[
 
 
 def _extend(
-    log_probs: Tensor, groups: list[list[Hypothesis]], k: int
-) -> list[list[tuple[Hypothesis, int]]]:
-    """Extends captions by one word, and returns the 2 K most probable results of each picture.
+    log_probs: Tensor, live: dict[int, list[Hypothesis]], most: int
+) -> dict[int, list[tuple[Hypothesis, int]]]:
+    """Extends captions by one word, and returns the `most` most probable results of each picture.
 
-    `groups` has the captions of each picture, R in all, and `log_probs` [R,V] the log-probabilities
+    `live` has the captions of each picture, R in all, and `log_probs` [R,V] the log-probabilities
     of their next word. A result is a pair: the longer caption, whose score is the sum of its
-    log-probabilities, and the row in `log_probs` of the caption that was extended. Only one of the
-    extensions of a caption ends with <end>. So at most K of the 2 K results are finished.
+    log-probabilities, and the row in `log_probs` of the caption that was extended.
     """
-    captions, counts = [h for group in groups for h in group], [*map(len, groups)]
-    values, words = log_probs.topk(min(2 * k, log_probs.size(1)))
+    captions, counts = [h for group in live.values() for h in group], [*map(len, live.values())]
+    values, words = log_probs.topk(min(most, log_probs.size(1)))
     sums = values + values.new_tensor([h.score for h in captions]).unsqueeze(1)
     padded = pad_sequence(sums.split(counts), batch_first=True, padding_value=-torch.inf)
-    totals, positions = padded.flatten(1).topk(min(2 * k, padded[0].numel()))
+    totals, positions = padded.flatten(1).topk(min(most, padded[0].numel()))
     first_rows = torch.tensor([0, *counts[:-1]], device=words.device).cumsum(0).unsqueeze(1)
     # Pictures with fewer captions have padding with sums of -inf, which is left out below. Without
     # the clamp, padding of the last pictures would have row numbers beyond the last row.
@@ -190,6 +192,6 @@ def _extend(
         tokens, log_probs, _ = captions[row]
         return Hypothesis([*tokens, word], [*log_probs, log_prob], total), row
 
-    results = [[*map(extend, *columns)] for columns in zip(*fields, strict=True)]
+    results = {i: map(extend, *columns) for i, *columns in zip(live, *fields, strict=True)}
     # A score of -inf is padding, or has a word that must not be written.
-    return [[pair for pair in pairs if pair[0].score != -torch.inf] for pairs in results]
+    return {i: [p for p in pairs if p[0].score != -torch.inf] for i, pairs in results.items()}

@@ -20,6 +20,8 @@ from captioning.model.checkpoint import Checkpoint
 from captioning.search.decoding import Hypothesis, beam_search, best_first, greedy_or_sample
 from captioning.settings import DecodeConfig
 
+BATCH = 64  # pictures that are captioned at once
+
 
 @dataclass(frozen=True)
 class Caption:
@@ -37,6 +39,7 @@ class Caption:
     score: float
 
 
+@torch.no_grad()
 def decode_batch(
     checkpoint: Checkpoint, features: Tensor, config: DecodeConfig, rng: Generator | None = None
 ) -> list[list[Hypothesis]]:
@@ -45,21 +48,19 @@ def decode_batch(
     In beam search each captioner of an ensemble searches separately, then the hypotheses of all
     captioners are ranked together.
     """
-    neighbors = checkpoint.neighbors
-    with torch.no_grad():
-        embedded = [model.encoder.embed(features) for model in checkpoint.models]
-    decoders = [model.decoder for model in checkpoint.models]
+    models, neighbors = checkpoint.models, checkpoint.neighbors
     if config.method != "beam":
-        return [[h] for h in greedy_or_sample(decoders, embedded, config, rng)]
-    per_model = [beam_search(d, x, config) for d, x in zip(decoders, embedded, strict=True)]
-    merged = [_merge(groups) for groups in zip(*per_model, strict=True)]
+        embedded = [model.encoder.embed(features) for model in models]
+        return [[h] for h in greedy_or_sample([m.decoder for m in models], embedded, config, rng)]
+    per_model = [beam_search(m.decoder, m.encoder.embed(features), config) for m in models]
+    merged = [*map(_merge, *per_model)]
     if not neighbors or not config.neighbors:
         return merged
     agreement = neighbors.agreement(features, [[h.tokens for h in group] for group in merged])
     return rerank(merged, agreement, config.neighbors)
 
 
-def _merge(groups: Sequence[list[Hypothesis]]) -> list[Hypothesis]:
+def _merge(*groups: list[Hypothesis]) -> list[Hypothesis]:
     """Merges the hypotheses that several captioners found for one picture, best first.
 
     The score of a caption is the mean of the captioners' scores. A captioner that did not find the
@@ -87,7 +88,7 @@ def generate_captions(
     checkpoint: Checkpoint,
     features: Tensor,
     config: DecodeConfig | None = None,
-    batch_size: int = 64,
+    batch_size: int = BATCH,
     progress: str | None = None,
     generator: Generator | None = None,
 ) -> list[list[Caption]]:
@@ -123,8 +124,8 @@ def best_captions(
 
 
 def _caption(hypothesis: Hypothesis, vocabulary: Vocabulary) -> Caption:
-    pairs = zip(hypothesis.tokens, torch.tensor(hypothesis.log_probs).exp().tolist(), strict=True)
-    words = [(vocabulary.words[t], probability) for t, probability in pairs]
+    probabilities = torch.tensor(hypothesis.log_probs).exp().tolist()
+    words = [*map(lambda t, p: (vocabulary.words[t], p), hypothesis.tokens, probabilities)]
     return Caption(vocabulary.decode(hypothesis.tokens), words, hypothesis.score)
 
 
@@ -181,16 +182,16 @@ def caption_files(
     device, config = next(cnn.parameters()).device, config or checkpoint.search
     generator = Generator(device).manual_seed(config.seed)
     for rows in torch.arange(len(paths)).split(batch_size):
-        chunk = [paths[row] for row in rows.tolist()]
         if cache:
             done = cache.state[rows] == DONE
             features = cache.features[rows[done]]
-            errors = [None if ok else f"{p}: broken" for p, ok in zip(chunk, done, strict=True)]
+            errors = {row: f"{paths[row]}: broken" for row in rows[~done].tolist()}
         else:
-            inputs = [cnn.transform.load(path) for path in chunk]
-            errors = [item if isinstance(item, str) else None for item in inputs]
-            pixels = [item for item in inputs if isinstance(item, Tensor)]
+            inputs = {row: cnn.transform.load(paths[row]) for row in rows.tolist()}
+            errors = {row: item for row, item in inputs.items() if isinstance(item, str)}
+            pixels = [item for item in inputs.values() if isinstance(item, Tensor)]
             features = cnn(torch.stack(pixels).to(device)) if pixels else torch.empty(0)
         captions = iter(generate_captions(checkpoint, features, config, generator=generator))
-        for path, error in zip(chunk, errors, strict=True):
-            yield CaptionedFile(path, [] if error else next(captions), error)
+        for row in rows.tolist():
+            error = errors.get(row)
+            yield CaptionedFile(paths[row], [] if error else next(captions), error)

@@ -17,14 +17,13 @@ from captioning.data.vocabulary import Vocabulary
 from captioning.model.checkpoint import Checkpoint
 from captioning.model.cider import CiderD
 from captioning.model.neighbors import Neighbors
-from captioning.search.generate import decode_batch
+from captioning.search.generate import BATCH, decode_batch
 from captioning.settings import DecodeConfig
 
 # The values that are tried. If several combinations are equally good, the first is chosen.
 BEAM_SIZES, LENGTH_PENALTIES = (5, 20), (0.7, 0.5, 0.9, 1.1)
 NEIGHBOR_WEIGHTS = (0, 1, 2, 4, 6, 8, 12, 16)
 MAX_PICTURES = 2000  # validation pictures that are used
-BATCH = 64  # pictures
 
 
 def choose_search(
@@ -76,7 +75,7 @@ def _candidates(
         features = val.read(pictures)
         groups = decode_batch(checkpoint, features.to(device), config)
         captions = [[h.tokens for h in group] for group in groups]
-        zeros = [[0.0] * len(group) for group in groups]
+        zeros = [np.zeros(len(group)) for group in groups]
         agreement = neighbors.agreement(features, captions) if neighbors else zeros
         for picture, group, agreed in zip(pictures.tolist(), groups, agreement, strict=True):
             ciders = cider.scores(picture, [encode(vocabulary.decode(h.tokens)) for h in group])
