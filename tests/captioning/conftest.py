@@ -29,8 +29,7 @@ def captions_of(scenes_root):
 
 @pytest.fixture(scope="session")
 def data(scenes_root, captions_of, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("features")
-    cnn = load_cnn(CNNConfig("scenes_cnn", pool="2x2"))
+    folder, cnn = tmp_path_factory.mktemp("features"), load_cnn(CNNConfig("scenes_cnn", pool="2x2"))
     tables = {}
     for split in ("train", "val"):
         dataset = load_coco(captions_of(split), scenes_root / split)

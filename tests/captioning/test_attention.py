@@ -50,6 +50,9 @@ def test_weights_are_a_distribution_and_the_cells_matter(image):
 
 def test_the_place_of_a_cell_is_its_row_and_its_column(image):
     model = decoder()
+    start, places = model.start(image), (model.row[:, None] + model.column).flatten(0, 1)
+    torch.testing.assert_close(start.cells, image + places)
+    assert start.weights.shape == (3, CELLS) and 0.05 < places.std() < 0.3
     mirrored = image.view(3, GRID, GRID, E).flip(2).reshape(image.shape)
     expected = scores_of(model, image)
     assert not torch.allclose(scores_of(model, mirrored), expected)
@@ -101,6 +104,7 @@ def test_the_energies_are_those_of_the_paper(autocast):
         found = decoder.advance(words, start).weights
         keys, query = decoder.key(start.cells).float(), decoder.query(start.h).float()
     energies = (keys + query.unsqueeze(1)).tanh() @ decoder.energy.weight.squeeze(0)
+    assert decoder.query.bias is None and decoder.energy.bias is None
     assert found.dtype == torch.float32 and found.std() > 0.01
     torch.testing.assert_close(found, energies.softmax(1), rtol=1e-5, atol=1e-6)
 

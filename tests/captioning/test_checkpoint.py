@@ -46,12 +46,10 @@ def contents(path):
 
 def test_a_flipped_bit_is_refused_or_changes_nothing(new_checkpoint, tmp_path):
     """PyTorch does not check CRCs. Without our check 77 of 300 files load with other contents."""
-    path = tmp_path / "c.pt"
-    checkpoint = new_checkpoint(embed_size=4, hidden_size=6)
+    path, checkpoint = tmp_path / "c.pt", new_checkpoint(embed_size=4, hidden_size=6)
     checkpoint.training = {"history": [{"epoch": 1, "loss": 2.0}], "features": "features"}
     checkpoint.save(path)
-    good, expected = path.read_bytes(), contents(path)
-    refused = 0
+    good, expected, refused = path.read_bytes(), contents(path), 0
     for bit in random.Random(0).sample(range(8 * len(good)), 300):
         damaged = bytearray(good)
         damaged[bit // 8] ^= 1 << bit % 8
@@ -121,13 +119,11 @@ def test_missing_files_and_folders_are_named(tmp_path):
 def test_a_full_disk_leaves_the_old_checkpoint(new_checkpoint, tmp_path, monkeypatch):
     path = tmp_path / "c.pt"
     new_checkpoint().save(path)
-    before = path.read_bytes()
-    full = OSError(28, "No space left on device")
+    before, full = path.read_bytes(), OSError(28, "No space left on device")
     monkeypatch.setattr(os, "fsync", Mock(side_effect=full))
     with pytest.raises(OSError, match="No space left on device"):
         new_checkpoint().save(path)
-    assert path.read_bytes() == before
-    assert [p.name for p in tmp_path.iterdir()] == ["c.pt"]
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["c.pt"]
 
 
 def test_another_cnn_than_the_one_it_was_trained_on_is_refused(new_checkpoint):

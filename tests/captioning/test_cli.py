@@ -38,12 +38,6 @@ def no_captioner(monkeypatch):
         monkeypatch.setattr(path, lambda *_: pytest.fail("loaded"))
 
 
-def test_the_version_is_told(capsys):
-    with pytest.raises(SystemExit):
-        main(["--version"])
-    assert capsys.readouterr().out == f"captioning {captioning.__version__}\n"
-
-
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_and_explains_its_arguments(command, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -56,12 +50,15 @@ def test_every_command_has_help_and_explains_its_arguments(command, capsys):
         assert len(text) > 4 and "`" not in text, action.option_strings
 
 
-def test_without_arguments_it_introduces_itself(capsys):
+@pytest.mark.parametrize("arguments, told", [
+    (["--version"], [f"captioning {captioning.__version__}\n"]),
+    ([], ["begin with:  captioning demo", *COMMANDS]),
+])  # fmt: skip
+def test_introduces_itself(arguments, told, capsys):
     with pytest.raises(SystemExit) as stop:
-        main([])
-    assert stop.value.code == 0
+        main(arguments)
     out = capsys.readouterr().out
-    assert all(name in out for name in COMMANDS) and "begin with:  captioning demo" in out
+    assert stop.value.code == 0 and all(text in out for text in told)
 
 
 @pytest.mark.parametrize("arguments, message", [
@@ -145,15 +142,13 @@ def test_missing_pictures_are_scored_and_named(best, scenes_root, captions_of, t
     scores = ["evaluate", results, "--references", val]
     capsys.readouterr()
     assert call(*scores) == 0
-    expected = capsys.readouterr().out
-    missing = sorted(folder.iterdir())[:2]
+    expected, missing = capsys.readouterr().out, sorted(folder.iterdir())[:2]
     for path in missing:
         path.unlink()
     assert call(*scores, "--report", report, "--images", folder) == 0
     assert capsys.readouterr().out.startswith(expected)
     assert report.read_text().count("<figure>") == 8 + 8 + 8
     assert f"{missing[0].name}: no such file" in report.read_text()
-
     assert call("caption", best, "--annotations", val, "--images", folder, "--json", results) == 1
     err = capsys.readouterr().err
     assert all(f"{path}: no such file" in err for path in missing)
@@ -208,7 +203,7 @@ def test_captions_files_folders_and_globs(best, scenes_root, tmp_path, capsys, m
     (tmp_path / "val" / "broken.png").write_text("no picture")
     unseen, sheet = scenes_root / "unseen", tmp_path / "sheet.png"
     first = next(unseen.iterdir())
-    more = "--method", method, tmp_path / "val", unseen / "*.png"
+    more = "--method", method, tmp_path / "val", unseen / "**" / "*.png"
     assert call("caption", best, "--sheet", sheet, first, *more) == 1
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 24 and str(first) in out.splitlines()[0]
@@ -288,8 +283,7 @@ def test_attention_trains_resumes_and_searches(scenes_root, tmp_path, capsys):
     train += "--decoder attention --learning-rate 0.01 --batch-size 48 --hidden-size 32".split()
     train += "--embed-size 24 --set warmup=5 --set dropout=0 --set label-smoothing=0".split()
     train += ["--set", "ema=0"]
-    assert call(*train, "--epochs", 2) == 0
-    assert call(*train, "--epochs", 6, "--resume") == 0
+    assert call(*train, "--epochs", 2) == 0 and call(*train, "--epochs", 6, "--resume") == 0
     training = load_checkpoint(run / "last.pt").training
     assert training["config"]["batches_of"] == "pictures"
     history = training["history"]
@@ -336,8 +330,7 @@ def test_kept_training_pictures(best, scenes_root, captions_of, tmp_path, monkey
     assert kept() is None  # without --val no weight is chosen
     assert call(*train, *val, "--resume", "--epochs", 2) == 0
     assert len(kept().captions) == 96 and load_checkpoint(run / "best.pt").search.neighbors == 5
-    assert call(*train, *val, "--resume", "--no-neighbors") == 0
-    assert kept() is None
+    assert call(*train, *val, "--resume", "--no-neighbors") == 0 and kept() is None
     capsys.readouterr()
     caption = ["caption", run / "last.pt", scenes_root / "val", "--neighbors"]
     assert call(*caption, 0) == 0 and call(*caption, 1) == 1
@@ -350,6 +343,7 @@ TRAIN = ["train", "--train", "x", "--output", "o"]
 
 @pytest.mark.parametrize("arguments, message", [
     (["caption", "none.pt", "x.png"], "x.png: no such file or folder"),
+    (["caption", "none.pt", "*.png"], "*.png: no picture found"),
     (["caption", "none.pt"], "expected pictures to caption, or --annotations; got neither"),
     (["caption", "c.pt", "x", "--annotations", "x"], "or --annotations; got both"),
     (["caption", "x.jpg", "c.pt"], "expected a captioner, then pictures; got x.jpg first"),

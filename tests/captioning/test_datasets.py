@@ -2,15 +2,19 @@
 
 import itertools
 import json
+from dataclasses import FrozenInstanceError
 
 import pytest
 import torch
 from PIL import Image
 
-from captioning.data.batches import EncodedCaptions
-from captioning.data.coco import load_coco, load_coco_unchanged
+from captioning.data.batches import Batch, EncodedCaptions
+from captioning.data.coco import CaptionDataset, CaptionedImage, load_coco, load_coco_unchanged
+from captioning.data.convert import Shares
+from captioning.data.images import Transform
 from captioning.data.vocabulary import END, PAD, START, Vocabulary
 from captioning.errors import CaptioningError
+from captioning.search.generate import Caption, CaptionedFile
 
 DEEP = json.loads("[" * 900 + "]" * 900)
 
@@ -34,28 +38,32 @@ def coco(tmp_path):
     return write
 
 
+def test_values_do_not_change():
+    for kind in (Batch, Caption, CaptionDataset, CaptionedFile, CaptionedImage, Shares, Transform):
+        with pytest.raises(FrozenInstanceError):
+            object.__new__(kind).path = "another"
+
+
 def test_reads_pictures_with_their_captions(coco):
     dataset = load_coco(*coco())
     assert [image.id for image in dataset.images] == [1, 2, 3]
     assert dataset.images[1].captions == ["picture 2 caption 1", "picture 2 caption 2"]
-    assert dataset.references[3] == dataset.images[2].captions
-    assert not dataset.skipped
+    assert dataset.references[3] == dataset.images[2].captions and not dataset.skipped
+
+
+WRONG = [("images", {"id": "x49"}), ("images", {"id": 1.0}), ("images", {"file_name": ["1.png"]})]
+WRONG += [("annotations", {name: DEEP}) for name in ("id", "image_id", "caption")]
+WRONG += [("annotations", {"image_id": "1"}), ("annotations", {"caption": None})]
 
 
 @pytest.mark.parametrize("change, message", [
+    *((lambda d, t=t, v=v: d[t][0].update(v), "expected a COCO captions file") for t, v in WRONG),
     (lambda d: d.pop("images"), "expected a COCO captions file"),
     (lambda d: d.update(annotations=5), "expected a COCO captions file"),
     (lambda d: d["images"][0].pop("file_name"), "expected a COCO captions file"),
-    (lambda d: d["annotations"][0].update(caption=None), "expected a COCO captions file"),
-    (lambda d: d["images"][0].update(id="x49"), "expected a COCO captions file"),
-    (lambda d: d["images"][0].update(id=1.0), "expected a COCO captions file"),
-    (lambda d: d["annotations"][0].update(image_id=[1]), "expected a COCO captions file"),
-    (lambda d: d["images"][0].update(file_name=["1.png"]), "expected a COCO captions file"),
     (lambda d: d["images"][0].update(file_name="x" * 5000), "1 x missing picture: .*xxx"),
     (lambda d: d["images"][0].update(file_name="\0.png"), r"missing picture: .*/\\x00.png"),
     (lambda d: d["images"][0].update(file_name="\ud800"), r"missing picture: .*/\\ud800"),
-    (lambda d: d["annotations"][0].update(caption=DEEP), "expected a COCO captions file"),
-    (lambda d: d["annotations"][0].update(image_id="1"), "expected a COCO captions file"),
     (lambda d: d["images"].append({"id": 1, "file_name": "1.png"}), "once in 'images'"),
     (lambda d: d["annotations"].append(d["annotations"][0]), "more than once in 'annotations'"),
     (lambda d: d["annotations"][0].update(image_id=99), "unknown pictures: .99."),
@@ -74,25 +82,17 @@ def test_truncated_json_says_where(coco):
         load_coco("nowhere.json", ".")
 
 
-@pytest.mark.parametrize("place", [5, ["a"], {}, True])
-def test_a_folder_of_pictures_that_is_no_text_is_refused(coco, place):
-    path, _ = coco(lambda d: d.update(info={"image_folder": place}))
-    with pytest.raises(CaptioningError, match="does not say where its pictures are"):
-        load_coco(path)
-
-
 def test_the_folder_of_pictures(coco):
     path, folder = coco(lambda d: d.update(info={"image_folder": "."}))
     assert load_coco(path).images == load_coco(path, folder).images
-    assert [str(image.path) for image in load_coco_unchanged(path).images] == [
-        "1.png",
-        "2.png",
-        "3.png",
-    ]
+    names = [str(image.path) for image in load_coco_unchanged(path).images]
+    assert names == ["1.png", "2.png", "3.png"]
     with pytest.raises(CaptioningError, match="images: .*captions.json is not a folder"):
         load_coco(path, path)
-    with pytest.raises(CaptioningError, match="does not say where its pictures are"):
-        load_coco(coco(lambda d: d.update(info=None))[0])
+    for info in (None, {}, *({"image_folder": place} for place in (5, ["a"], {}, True))):
+        path, _ = coco(lambda d, info=info: d.update(info=info))
+        with pytest.raises(CaptioningError, match="does not say where its pictures are"):
+            load_coco(path)
 
 
 def test_skipping_counts_and_names(coco):
@@ -106,12 +106,9 @@ def test_skipping_counts_and_names(coco):
     (missing,) = dataset.skipped["missing picture"]
     assert missing.endswith("x.png")
     assert dataset.skipped["caption without words"][0].endswith("2.png")
-
-
-def test_a_file_without_any_picture_that_is_there(coco):
-    path, folder = coco(lambda d: d.update(images=[{"id": i, "file_name": "x"} for i in (1, 2, 3)]))
+    nowhere = [{"id": i, "file_name": "x"} for i in (1, 2, 3)]
     with pytest.raises(CaptioningError, match="captions.json: no picture is left"):
-        load_coco(path, folder, "skip")
+        load_coco(*coco(lambda d: d.update(images=nowhere)), "skip")
 
 
 def test_pictures_without_captions_are_skipped_where_captions_are_needed(coco):
@@ -132,10 +129,8 @@ def test_batches_are_sorted_and_share_pictures():
     vocabulary = Vocabulary.build(["a b c d e"])
     encoded = EncodedCaptions([["a", "a b c"], [], ["b c"]], vocabulary, 50)
     batch = encoded.make_batch(torch.tensor([0, 1, 2]))
-    assert batch.indices.tolist() == [1, 2, 0]
-    assert batch.pictures.tolist() == [0, 2]
-    assert batch.lengths.tolist() == [5, 4, 3]
-    assert batch.rows.tolist() == [0, 1, 0]
+    assert batch.indices.tolist() == [1, 2, 0] and batch.pictures.tolist() == [0, 2]
+    assert batch.lengths.tolist() == [5, 4, 3] and batch.rows.tolist() == [0, 1, 0]
     a, b, c = (vocabulary.index[w] for w in "abc")
     rows = [START, a, b, c, END], [START, b, c, END, PAD], [START, a, END, PAD, PAD]
     assert batch.captions.tolist() == [*rows]
@@ -152,8 +147,7 @@ def test_an_epoch_takes_every_caption_once_in_an_order_of_its_own():
     encoded = EncodedCaptions([["a"] * 101], Vocabulary.build(["a"]), 50)
     first = encoded.batches(10, seed=0, epoch=0)
     assert sorted(torch.cat(first).tolist()) == list(range(101))
-    assert {len(batch) for batch in first} == {10, 11}
-    assert len(encoded.batches(1000, 0, 0)) == 1
+    assert {len(batch) for batch in first} == {10, 11} and len(encoded.batches(1000, 0, 0)) == 1
     same, other = encoded.batches(10, 0, 0), encoded.batches(10, 0, 1)
     assert torch.equal(torch.cat(first), torch.cat(same))
     assert not torch.equal(torch.cat(first), torch.cat(other))

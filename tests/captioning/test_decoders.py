@@ -23,7 +23,7 @@ from fastlstm import PrepackedLSTM, PrepackedLSTMCell
 
 E, H, V, GRID = 6, 8, 12, 3
 ROWS = [START, 5, 6, 7, 8, END], [START, 9, 5, END, PAD, PAD], [START, 4, END, PAD, PAD, PAD]
-CAPTIONS = torch.tensor(ROWS)
+CAPTIONS = nn.functional.pad(torch.tensor(ROWS), (0, 1), value=PAD)  # T may be larger
 LENGTHS = torch.tensor([6, 4, 3])
 
 
@@ -91,8 +91,7 @@ def test_steps_and_unrolled_captions_agree(decoder, image):
     hidden, targets = decoder.unroll(image, CAPTIONS, LENGTHS)
     # The results are packed: for each step, those of the captions that have not ended.
     assert targets.tolist() == [5, 9, 4, 6, 5, END, 7, END, 8, END]
-    expected = iter(decoder.linear(hidden))
-    state = decoder.start(image)
+    expected, state = iter(decoder.linear(hidden)), decoder.start(image)
     for t in range(5):
         scores, state = decoder.step(CAPTIONS[:, t], state)
         for row in scores[LENGTHS - 1 > t]:
@@ -109,8 +108,7 @@ def test_select_moves_the_state_of_captions(decoder, image):
 
 def test_captions_may_share_pictures(decoder, image):
     image, rows = image[:2].requires_grad_(), torch.tensor([1, 1, 0])
-    inputs = [image, *decoder.parameters()]
-    outcomes = []
+    inputs, outcomes = [image, *decoder.parameters()], []
     for images, options in ((image, {"rows": rows}), (image[rows], {})):
         hidden, _ = decoder.unroll(images, CAPTIONS, LENGTHS, **options)
         outcomes.append((hidden, torch.autograd.grad(hidden.sum(), inputs, allow_unused=True)))
@@ -147,14 +145,16 @@ def test_prepacked_weights(config, decoder, image, weights):
     torch.testing.assert_close(found, expected, rtol=0, atol=0 if weights == "float32" else 0.02)
 
 
-@pytest.mark.parametrize("lstm", ["torch", "reference"])
-def test_a_decoder_that_cannot_be_prepacked_stays_in_float32(config, lstm):
-    other = decoder_class(config)(config, lstm).eval()
+@pytest.mark.parametrize("kind", ["torch cpu", "reference cpu", "fastlstm meta"])
+def test_a_decoder_that_cannot_be_prepacked_stays_in_float32(config, kind):
+    lstm, device = kind.split()
+    other = decoder_class(config)(config, lstm).eval().to(device)
     before = [type(module) for module in other.modules()]
     prepack_lstms(other)
     assert [type(module) for module in other.modules()] == before
-    with pytest.raises(CaptioningError, match="--lstm-weights int8: expected fastlstm"):
-        prepack_lstms(other, "int8")
+    for weights, told in (("int8", "--lstm-weights int8: expected"), ("x", "weights: .* got 'x'")):
+        with pytest.raises(CaptioningError, match=told):
+            prepack_lstms(other, weights)
 
 
 def test_help_and_errors_name_every_decoder(capsys):
@@ -163,8 +163,13 @@ def test_help_and_errors_name_every_decoder(capsys):
     words = " ".join(capsys.readouterr().out.split())
     for name, kind in DECODERS.items():
         assert f"{name}: {kind.help}" in words
-    with pytest.raises(CaptioningError, match=f"one of .*{'.*'.join(DECODERS)}.*, got 'none'"):
-        decoder_class(ModelConfig(1, 1, decoder="none"))
+    for change, message in (
+        ({"decoder": "none"}, f"one of .*{'.*'.join(DECODERS)}.*, got 'none'"),
+        ({"grid": 0}, "grid: expected 1 or more for decoder 'attention', got 0"),
+        ({"num_layers": 2}, "num_layers: the attention decoder has one layer"),
+    ):
+        with pytest.raises(CaptioningError, match=message):
+            Captioner(ModelConfig(1, 1, **{"decoder": "attention", "grid": 1} | change))
 
 
 def lstm_decoder(**options):
@@ -200,10 +205,11 @@ def test_dropout_keeps_the_mean_and_sends_gradients_where_it_let_values_through(
     y = dropout(x)
     y.sum().backward()
     kept = y != 0
+    torch.manual_seed(0)
+    assert torch.equal(kept, torch.rand(x.shape) >= 0.4)
     assert abs(kept.double().mean() - 0.6) < 0.003  # four standard deviations
     torch.testing.assert_close(y[kept], torch.full_like(y[kept], 1 / 0.6))
-    assert torch.equal(x.grad, y)
-    assert not torch.equal(dropout(x), y)
+    assert torch.equal(x.grad, y) and not torch.equal(dropout(x), y)
     assert torch.equal(dropout.eval()(x), x)
 
 
@@ -220,9 +226,13 @@ def test_a_prediction_depends_on_earlier_words_and_the_image_only():
 
 def test_parameters_are_named_as_in_the_lecture():
     lstm = {f"lstm.{kind}_{end}_l0" for kind in ("weight", "bias") for end in ("ih", "hh")}
-    assert (
-        set(lstm_decoder().state_dict()) == {"embed.weight", "linear.weight", "linear.bias"} | lstm
-    )
+    names = set(lstm_decoder().state_dict())
+    assert names == {"embed.weight", "linear.weight", "linear.bias"} | lstm
+
+
+def test_only_several_layers_have_dropout_between_them():
+    found = [lstm_decoder(num_layers=count, dropout=0.3).lstm.dropout for count in (1, 2)]
+    assert found == [0.0, 0.3]
 
 
 @pytest.mark.parametrize("sizes", [{}, {"decoder": "attention", "grid": 2}])

@@ -32,8 +32,7 @@ def save(folder, name="resnet18"):
     """Saves random weights of a CNN where torchvision looks for the downloaded ones."""
     from torchvision import models
 
-    url = models.get_model_weights(name).DEFAULT.url
-    weights = models.get_model(name).state_dict()
+    url, weights = models.get_model_weights(name).DEFAULT.url, models.get_model(name).state_dict()
     torch.save(weights, folder / "checkpoints" / url.rpartition("/")[2])
 
 
@@ -43,11 +42,9 @@ def frozen(name="resnet18", pool="avg"):
 
 def test_no_parameter_or_statistic_of_the_resnet_changes_in_training():
     cnn, encoder = frozen(), Encoder(512, 8)
-    model = torch.nn.ModuleList([cnn, encoder])
-    before = copy.deepcopy(cnn.state_dict())
+    model, before = torch.nn.ModuleList([cnn, encoder]), copy.deepcopy(cnn.state_dict())
     assert any(name.endswith("running_mean") for name in before)
-    weights = [p.clone() for p in encoder.parameters()]
-    statistics = encoder.bn.running_mean.clone()
+    weights, statistics = [p.clone() for p in encoder.parameters()], encoder.bn.running_mean.clone()
     optimizer = torch.optim.Adam(model.parameters(), 0.1)  # gets the parameters of the CNN too
     for _ in range(3):
         model.train()
@@ -58,8 +55,7 @@ def test_no_parameter_or_statistic_of_the_resnet_changes_in_training():
     assert all(torch.equal(v, before[k]) for k, v in cnn.state_dict().items())
     assert not any(p.requires_grad for p in cnn.parameters())
     assert not any(map(torch.equal, encoder.parameters(), weights))
-    assert not torch.equal(encoder.bn.running_mean, statistics)
-    assert encoder.bn.momentum == 0.01
+    assert not torch.equal(encoder.bn.running_mean, statistics) and encoder.bn.momentum == 0.01
 
 
 def test_a_cpu_encodes_a_few_pictures_at_a_time_with_the_same_result():
@@ -76,8 +72,7 @@ def test_a_cpu_encodes_a_few_pictures_at_a_time_with_the_same_result():
 def test_avg_is_the_network_without_its_fc_and_grid_averages_to_it():
     from torchvision.models import resnet18
 
-    cnn = frozen()
-    whole = resnet18(weights=None).eval()
+    cnn, whole = frozen(), resnet18(weights=None).eval()
     state = {name.removeprefix("trunk."): v for name, v in cnn.state_dict().items()}
     whole.load_state_dict(state, strict=False)
     whole.fc = nn.Identity()

@@ -42,14 +42,14 @@ def test_a_cache_is_a_numpy_file_of_the_cnns_features(cnn, images, tmp_path):
     cache = extract(cnn, images, tmp_path)
     expected = cnn(torch.stack([cnn.transform(load_image(i.path)) for i in images]))
     torch.testing.assert_close(FeatureTable(CaptionDataset(images), cache).read(), expected)
-    assert cache.path == path_of(cnn, images, tmp_path)
-    assert cache.state.tolist() == [DONE] * 12
+    assert cache.path == path_of(cnn, images, tmp_path) and cache.state.tolist() == [DONE] * 12
     assert np.array_equal(np.load(cache.path), cache.features)
+    grid = load_cnn(CNNConfig("scenes_cnn", pool="grid"))
+    assert extract(grid, images[:2], tmp_path).features.dtype == torch.float16
 
 
 def test_a_killed_run_continues_where_it_stopped(cnn, images, tmp_path, monkeypatch):
-    whole = extract(cnn, images, tmp_path / "whole")
-    seen = []
+    whole, seen = extract(cnn, images, tmp_path / "whole"), []
 
     def watched(path, *args):
         if len(seen) == 8:
@@ -76,8 +76,7 @@ def test_a_killed_run_continues_where_it_stopped(cnn, images, tmp_path, monkeypa
 def test_another_cnn_or_picture_gets_another_file_and_the_old_one_stays(cnn, images, tmp_path):
     extract(cnn, images, tmp_path)
     first = path_of(cnn, images, tmp_path)
-    before = first.read_bytes()
-    other = load_cnn(CNNConfig("scenes_cnn", pool="avg"))
+    before, other = first.read_bytes(), load_cnn(CNNConfig("scenes_cnn", pool="avg"))
     changed, named = (load_cnn(CNNConfig("scenes_cnn", pool="2x2")) for _ in range(2))
     changed.trunk.body[0].weight.data += 1
     changed.config = replace(changed.config, fingerprint=changed.fingerprint())
@@ -87,8 +86,7 @@ def test_another_cnn_or_picture_gets_another_file_and_the_old_one_stays(cnn, ima
     again = [replace(image, id=image.id + 1) for image in images]
     calls = (other, changed, cropped, named), (images[:-1], images[::-1], again)
     for arguments in [(c, images) for c in calls[0]] + [(cnn, pictures) for pictures in calls[1]]:
-        known = set(tmp_path.glob("*.npy"))
-        new = extract(*arguments, tmp_path)
+        known, new = set(tmp_path.glob("*.npy")), extract(*arguments, tmp_path)
         state = new.path.with_suffix(".state.npy")
         assert {*tmp_path.glob("*.npy")} - known == {new.path, state}
         expected = torch.stack([arguments[0].transform.load(i.path) for i in arguments[1]])
@@ -130,11 +128,6 @@ def test_worker_processes_change_nothing(cnn, images, tmp_path):
     alone = extract(cnn, images, tmp_path / "a")
     helped = extract(cnn, images, tmp_path / "b", workers=2)
     assert torch.equal(alone.features, helped.features)
-
-
-def test_a_grid_is_float16(images, tmp_path):
-    grid = load_cnn(CNNConfig("scenes_cnn", pool="grid"))
-    assert extract(grid, images[:2], tmp_path).features.dtype == torch.float16
 
 
 def test_a_full_disk_is_noticed_before_the_first_picture(cnn, images, tmp_path, monkeypatch):

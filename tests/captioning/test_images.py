@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import EpsImagePlugin, Image, ImageOps
 
-from captioning.data.images import MAX_PIXELS, ImageError, Transform, load_image
+from captioning.data.images import MAX_PIXELS, ImageError, Transform, data_uri, load_image
 from captioning.search.generate import caption_files
 from captioning.settings import DecodeConfig
 
@@ -30,7 +30,7 @@ def save(path, image, **options):
     ("RGBA", "clear.png", (10, 20, 30, 0), (255, 255, 255)),
     ("RGBA", "solid.png", (10, 20, 30, 255), (10, 20, 30)),
     ("CMYK", "print.tif", (0, 255, 255, 0), (255, 0, 0)),
-    ("I;16", "deep.png", 65280, (254, 254, 254)),
+    ("I;16", "deep.png", 65535, (255, 255, 255)),
     ("F", "float.tif", 7.5, (255, 255, 255)),
     ("RGB", "plain.bmp", (1, 2, 3), (1, 2, 3)),
 ])  # fmt: skip
@@ -122,7 +122,7 @@ def test_broken_files_are_named(tmp_path):
     for name, message in (told | {"absent.png": "no such file"}).items():
         with pytest.raises(ImageError, match=f"{name}: {message}"):
             load_image(tmp_path / name)
-    with pytest.raises(ImageError):
+    with pytest.raises(ImageError, match="not a file, but a folder, a pipe or a device"):
         load_image(tmp_path)
 
 
@@ -147,8 +147,8 @@ def test_a_picture_is_never_a_program(eps):
 
 
 def test_a_bad_picture_does_not_end_a_run(eps, attention_checkpoint, grid_cnn, data, monkeypatch):
-    files = [eps, data.val.images[0].path]
-    first, second = caption_files(attention_checkpoint, grid_cnn, files, DecodeConfig("greedy"))
+    files, search = [eps, data.val.images[0].path], DecodeConfig("greedy")
+    first, second = caption_files(attention_checkpoint, grid_cnn, files, search, batch_size=1)
     assert "not a picture" in first.error and second.captions
     # Decoders raise exceptions of many kinds.
     for error in (MemoryError(), subprocess.CalledProcessError(1, "gs"), ZeroDivisionError("0")):
@@ -179,8 +179,13 @@ def test_the_transform_does_what_torchvision_does():
     assert torch.equal(again(image), ours)
 
 
+def test_only_small_and_transparent_pictures_are_png_in_a_page():
+    start = lambda mode, side: data_uri(Image.new(mode, (9, side)))[:27]
+    assert start("RGB", 159) == start("RGBA", 160) == "data:image/png;base64,iVBOR"
+    assert start("RGB", 160) == "data:image/jpeg;base64,/9j/"
+
+
 def test_each_batch_draws_its_own_samples(attention_checkpoint, grid_cnn, data):
-    pictures = [data.val.images[0].path] * 8
-    config = DecodeConfig("sample", temperature=3.0)
+    pictures, config = [data.val.images[0].path] * 8, DecodeConfig("sample", temperature=3.0)
     found = caption_files(attention_checkpoint, grid_cnn, pictures, config, batch_size=1)
     assert len({item.captions[0].text for item in found}) > 4

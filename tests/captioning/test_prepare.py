@@ -26,12 +26,9 @@ def run(pictures, tmp_path):
     """A function that runs the command on captions of the pictures, with more arguments."""
     source = pictures.parent / "captions.txt"
     source.write_text("image,caption\n" + "".join(f"{name},picture {name}\n" for name in NAMES))
-
-    def call(*arguments, source=source):
-        words = ["prepare", source, "--output", tmp_path / "data", *arguments]
-        return main([str(word) for word in words])
-
-    return call
+    call = lambda *words: main([str(word) for word in words])
+    output = "--output", tmp_path / "data"
+    return lambda *more, source=source: call("prepare", source, *output, *more)
 
 
 def names_of(tmp_path, split):
@@ -49,17 +46,21 @@ def test_a_bad_row_is_reported_or_left_out(run, pictures, tmp_path, capsys, good
     assert run() == 1
     err = capsys.readouterr().err
     assert "1 x bad row: " in err and message in err and "--on-error skip" in err
-    assert run("--on-error", "skip") == 0
-    assert "skipped 1 x bad row: " in capsys.readouterr().out
+    assert run("--on-error", "skip") == 0 and "skipped 1 x bad row: " in capsys.readouterr().out
     data = json.loads((tmp_path / "data" / "captions_train.json").read_text())
     assert [a["caption"] for a in data["annotations"]] == ["A dog runs ."] * 2
 
 
-@pytest.mark.parametrize("dogs", [1, 40_000])
-def test_a_quote_that_is_never_closed_is_an_error(tmp_path, dogs):
+@pytest.mark.parametrize("header, dogs, message", [
+    ("image,caption", 1, "a quote that is not closed"),
+    ("image,caption", 40_000, "a quote that is not closed"),
+    ("image,x", 1, "expected a first line with the columns image and caption, got 'image,x'$"),
+    ("x,caption", 1, "expected a first line with the columns image and caption, got 'x,caption'$"),
+])  # fmt: skip
+def test_damaged_tables_are_refused(tmp_path, header, dogs, message):
     rows = '1.jpg,"a' + " dog" * dogs + "\n2.jpg,a cat\n"
-    (tmp_path / "captions.txt").write_text(f"image,caption\n{rows}")
-    with pytest.raises(CaptioningError, match="captions.txt: a quote that is not closed"):
+    (tmp_path / "captions.txt").write_text(f"{header}\n{rows}")
+    with pytest.raises(CaptioningError, match=f"captions.txt: {message}"):
         read_source(tmp_path / "captions.txt")
 
 
@@ -102,6 +103,7 @@ def test_small_sets_are_validated_too(pictures, tmp_path, count, shares, expecte
     source = read_source(path)
     counts, _ = prepare(source, pictures, tmp_path / "o", Shares(**shares))
     assert tuple(counts.values()) == expected
+    assert "".join(name[0] for name in Shares(**shares).draw(NAMES)) == "7815342096"
 
 
 @pytest.mark.parametrize("source", ["captions.txt", "."])
@@ -142,8 +144,7 @@ def test_damaged_karpathy_files_are_refused(run, pictures, tmp_path, capsys, cha
     second = first | {"filename": "2.jpg", "cocoid": 2}
     (tmp_path / "k.json").write_text(json.dumps({"images": [first | change, second]}))
     assert run("--images", pictures, source=tmp_path / "k.json") == 1
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "data").exists()
+    assert message in capsys.readouterr().err and not (tmp_path / "data").exists()
 
 
 ROWS = [(i, k) for i in range(10) for k in (0, 1)]
@@ -157,8 +158,7 @@ def test_every_format_gives_the_same_captions(kind, run, pictures, tmp_path):
     expected = {name: [f"picture {name[0]}, caption {k}" for k in (0, 1)] for name in NAMES}
     source = tmp_path / "captions.txt"
     if kind == "karpathy":
-        source = tmp_path / "dataset.json"
-        splits = ["restval"] * 6 + ["val"] * 2 + ["test"] * 2
+        source, splits = tmp_path / "dataset.json", ["restval"] * 6 + ["val"] * 2 + ["test"] * 2
         raw = {name: [{"raw": caption} for caption in expected[name]] for name in NAMES}
         pairs = zip(NAMES, splits, strict=True)
         images = [{"filename": n, "split": split, "sentences": raw[n]} for n, split in pairs]
@@ -179,15 +179,13 @@ def test_what_is_refused_or_skipped_is_named(run, pictures, tmp_path, capsys):
     source.write_text(SOURCES["csv"] + "none.jpg,a dog\n1.jpg,...\n")
     (pictures / "3.jpg").write_bytes(b"broken")
     arguments = "--images", pictures, "--val", 0.2, "--test", 0
-    assert run(source=pictures) == 1
-    assert f"{pictures}: expected one of " in capsys.readouterr().err
+    assert run(source=pictures) == 1 and f"{pictures}: expected one of " in capsys.readouterr().err
     assert run("--images", source, source=source) == 1
     assert f"images: {source} is not a folder" in capsys.readouterr().err
     assert run(*arguments, source=source) == 1
     err = capsys.readouterr().err
     assert "2 x bad picture" in err and "3.jpg" in err and "none.jpg" in err
-    assert "1 x caption without words: 1.jpg" in err
-    assert not (tmp_path / "data").exists()
+    assert "1 x caption without words: 1.jpg" in err and not (tmp_path / "data").exists()
     assert run(*arguments, "--on-error", "skip", source=source) == 0
     assert "7 train, 2 val, 0 test" in capsys.readouterr().out
     assert len(names_of(tmp_path, "train")) == 7

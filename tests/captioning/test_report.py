@@ -108,5 +108,4 @@ def test_draws_the_losses_of_the_first_stage_and_the_reward_of_the_second(drawn_
     assert cider == ("CIDEr-D (validation)", [1, 2, 3], [0.1, 0.2, 0.3])
     history = [{"epoch": e, "reward": e / 5, "val_loss": 2.0, "CIDEr-D": 0.1 * e} for e in (1, 2)]
     reward, cider = drawn_lines(history)
-    assert reward == ("reward (CIDEr-D of samples)", [1, 2], [0.2, 0.4])
-    assert cider[2] == [0.1, 0.2]
+    assert reward == ("reward (CIDEr-D of samples)", [1, 2], [0.2, 0.4]) and cider[2] == [0.1, 0.2]

@@ -22,8 +22,7 @@ def test_every_caption_of_every_scene_parses_back_to_its_facts():
     assert len(EVERY_SCENE) == 6 * 4 * 3 * 2 * 3 * 5
     for facts in EVERY_SCENE:
         five = scenes.captions(facts)
-        assert len(set(five)) == 5
-        assert all(scenes.parse(caption) == facts for caption in five)
+        assert len(set(five)) == 5 and all(scenes.parse(caption) == facts for caption in five)
 
 
 def test_the_captions_state_the_facts_in_different_orders():
@@ -73,8 +72,7 @@ def test_pictures_are_reproducible_and_differ(tmp_path, scenes_root):
     again = scenes.generate(tmp_path, {"train": 8})
     pictures = [path.read_bytes() for path in sorted((again / "train").iterdir())]
     first = sorted((scenes_root / "train").iterdir())[:8]
-    assert pictures == [path.read_bytes() for path in first]
-    assert len(set(pictures)) == 8
+    assert pictures == [path.read_bytes() for path in first] and len(set(pictures)) == 8
 
 
 def test_the_same_arguments_give_the_same_pictures(tmp_path, monkeypatch):
@@ -102,9 +100,8 @@ def test_every_shape_lies_inside_its_picture():
 def test_scores_are_shares_of_all_pictures():
     facts = EVERY_SCENE[0]
     stated = [scenes.captions(each)[0] for each in (facts, facts._replace(color="blue"))]
-    scores = scenes.fact_scores(
-        dict(enumerate([*stated, "", "a star"])), dict.fromkeys(range(4), facts)
-    )
+    written = dict(enumerate([*stated, "", "a star"]))
+    scores = scenes.fact_scores(written, dict.fromkeys(range(4), facts))
     assert scores == {**dict.fromkeys(facts._fields, 0.5), "color": 0.25, "all": 0.25}
 
 

@@ -26,7 +26,7 @@ def test_the_reward_is_pycocoevalcaps_cider_d():
     rng = random.Random(0)
     caption = lambda: [*rng.choices(range(4, 10), k=rng.randint(1, 8)), END]
     text = lambda tokens: " ".join(f"w{token}" for token in tokens)
-    references = [[caption() for _ in range(5)] for _ in range(30)]
+    references = [[caption() for _ in range(rng.randint(1, 5))] for _ in range(30)]
     written = [caption() for _ in range(28)] + [references[28][0], [END]]
     wanted = {i: [text(r) for r in group] for i, group in enumerate(references)}
     _, expected = Cider().compute_score(wanted, {i: [text(c)] for i, c in enumerate(written)})
@@ -35,6 +35,15 @@ def test_the_reward_is_pycocoevalcaps_cider_d():
     assert found == pytest.approx(expected.tolist(), rel=1e-12)
     assert found[28] > 1 and len({round(value, 6) for value in found}) > 20
     assert cider.scores(3, written[:4])[3] == found[3]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_consensus_is_the_mean_score_against_the_others(count):
+    captions = [[5], [5, 6, END], [5, 6, 7, 8, END]][:count]
+    cider = CiderD([*([caption] for caption in captions), [[9]]])
+    scores = [[cider.scores(j, [c])[0] for j in range(count)] for c in captions]
+    expected = [(sum(row) - row[i]) / max(1, count - 1) for i, row in enumerate(scores)]
+    assert cider.consensus(captions) == pytest.approx(expected, abs=1e-12)
 
 
 def test_the_advantage_compares_with_the_mean_of_the_others():

@@ -41,15 +41,14 @@ def bad(tmp_path_factory, picture):
     return files | {"13300 x 13300 pixels, expected at most": bomb}
 
 
-def test_answers_with_the_captions_and_where_it_looked(attention_checkpoint, grid_cnn, picture):
+def test_answers_with_the_captions_and_where_it_looked(
+    attention_checkpoint, grid_cnn, picture, new_checkpoint, data
+):
     captions, maps = caption_picture(attention_checkpoint, grid_cnn, picture, beam_size=3)
     (item,) = caption_files(attention_checkpoint, grid_cnn, [picture], DecodeConfig("beam", 3))
     assert captions == item.captions and len(captions) == 3
     assert " ".join(word for _, word in maps) == captions[0].text
     assert all(isinstance(image, Image.Image) for image, _ in maps)
-
-
-def test_without_attention_there_are_no_maps(new_checkpoint, data, picture):
     assert caption_picture(new_checkpoint(), data.cnn, picture, 2)[1] == []
 
 

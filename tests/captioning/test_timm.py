@@ -43,8 +43,7 @@ def picture():
     "name, side", [("test_vit", 10), ("test_convnext", 5), ("test_mambaout", 5)]
 )
 def test_the_vector_and_the_map_are_those_of_timm(name, side, weights, picture, timm):
-    path = weights(name)
-    net = timm.create_model(name, num_classes=0).eval()
+    path, net = weights(name), timm.create_model(name, num_classes=0).eval()
     timm.models.load_checkpoint(net, path, strict=False)
     vector, grid = (load_cnn(CNNConfig(f"timm:{name}", path, p)) for p in ("avg", "grid"))
     pixels = vector.transform(picture)[None]

@@ -28,7 +28,7 @@ def test_metrics_keep_brackets_and_straighten_quotes_as_coco_caption_does():
     ("(a) well-kept [garden] {green} ...", ["a", "well-kept", "garden", "green"]),
     ("A man -LRB- left -RRB-", ["a", "man", "left"]),
     ("a man’s “new” ‘hat’, it isn’t", ["a", "man", "'s", "new", "hat", "it", "is", "n't"]),
-    ("a dog. dr. fox of the u.s. team", "a dog dr. fox of the u.s. team".split()),
+    ("a dog. mrs. fox, dr. of the u.s. ave. a", "a dog mrs. fox dr. of the u.s. ave. a".split()),
     ("on tv. a tvs. a", "on tv. a tvs a".split()),  # a word of two letters may be an abbreviation
     ("...", []),
     ("", []),
@@ -47,9 +47,6 @@ def test_vocabulary_counts_and_orders():
     assert vocabulary.words == ["<pad>", "<start>", "<end>", "<unk>", "a", "dog"]
     assert vocabulary.encode("A cat saw a dog!") == [START, 4, UNK, UNK, 4, 5, END]
     assert vocabulary.decode([START, 4, 5, END, 4, PAD]) == "a dog"
-
-
-def test_order_of_captions_does_not_matter():
     captions = ["b a c", "c a", "d"]
     assert Vocabulary.build(captions).words == Vocabulary.build(captions[::-1]).words
 
