@@ -153,8 +153,7 @@ def test_the_model_stays_as_it_is():
     assert torch.equal(torch.get_rng_state(), random)
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
     assert type(model.lstm) is nn.LSTM and model.training and model.lstm.training
-    assert all(p.grad is None for p in model.parameters())
-    assert not model.lstm._forward_pre_hooks
+    assert all(p.grad is None for p in model.parameters()) and not model.lstm._forward_pre_hooks
 
 
 @dataclasses.dataclass
