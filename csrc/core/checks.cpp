@@ -199,10 +199,9 @@ void check_memory(const Tensor& tensor, const char* name) {
   if (tensor.is_meta() || tensor.numel() == 0) return;
   const size_t needed = at::detail::computeStorageNbytes(
       tensor.sizes(), tensor.strides(), tensor.dtype().itemsize(), tensor.storage_offset());
-  const auto& storage = tensor.storage();
-  TORCH_CHECK(storage.nbytes() >= needed && storage.data(), "lstm: expected ", name, " of shape ",
-              tensor.sizes(), " to have ", needed, " bytes of memory, got ",
-              storage.data() ? storage.nbytes() : 0);
+  const size_t present = tensor.storage().data() ? tensor.storage().nbytes() : size_t{};
+  TORCH_CHECK(present >= needed, "lstm: expected ", name, " of shape ", tensor.sizes(), " to have ",
+              needed, " bytes of memory, got ", present);
 }
 
 void check_values(const LayerCall& layer) {

@@ -104,8 +104,7 @@ inline Tensor multiplied_hidden(const LayerCall& layer, int64_t d, const Tensor&
 // Returns dL/dh_n or dL/dc_n, 0 if it was not given, in new memory that backward updates in place.
 inline Tensor final_state_gradient(const OptionalTensor& grad, const Tensor& state,
                                    const at::TensorOptions& options) {
-  return grad ? grad->to(options, /*non_blocking=*/false, /*copy=*/true).contiguous()
-              : at::zeros(state.sizes(), options);
+  return grad ? at::empty(state.sizes(), options).copy_(*grad) : at::zeros(state.sizes(), options);
 }
 
 }  // namespace fastlstm

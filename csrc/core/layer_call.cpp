@@ -31,7 +31,7 @@ ForwardTensors::ForwardTensors(const LayerCall& layer, const ForwardOptions& opt
   if (options.save_cells) cells = at::empty_symint(layer.sequence_shape(H, true), like_state);
   if (options.save_gates) gates = at::empty_symint(layer.sequence_shape(4 * H, true), like_input);
   h_n = layer.h_0.clone(at::MemoryFormat::Contiguous);
-  c_n = layer.c_0.to(like_state, /*non_blocking=*/false, /*copy=*/true).contiguous();
+  c_n = at::empty_symint(layer.c_0.sym_sizes(), like_state).copy_(layer.c_0);
 }
 
 std::string LayerCall::options_in_use() const {
@@ -49,7 +49,7 @@ std::vector<WalkStep> walk(const LayerCall& layer, bool reverse) {
   const int64_t* size = layer.packed() ? sizes.const_data_ptr<int64_t>() : nullptr;
   for (int64_t t = 0, offset = 0; t < steps; ++t) {
     const int64_t rows = size ? size[t] : batch;
-    walk_steps[reverse ? steps - 1 - t : t] = {t, offset, rows, 0, 0};
+    walk_steps[reverse ? steps - 1 - t : t] = {.t = t, .offset = offset, .rows = rows};
     offset += rows;
   }
   for (int64_t k = 1; k < steps; ++k) {

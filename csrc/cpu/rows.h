@@ -5,8 +5,11 @@
 // live_rows(t)). Tensors [B,...] have a row at batch_index(row), and tensors [R,...] or [T,B,...]
 // have its element of step t at flat_index(t, row).
 #pragma once
+#include <c10/util/SmallVector.h>
+
 #include <algorithm>
 #include <cstring>
+#include <functional>
 #include <numeric>
 #include <vector>
 
@@ -34,16 +37,19 @@ class SortedRows {
       : steps_(layer.steps.expect_int()),
         batch_(layer.batch.expect_int()),
         packed_(layer.packed()),
-        arrays_(2 * (batch_ + steps_)) {
-    std::iota(batch_index_, batch_index_ + batch_, 0);
-    std::fill_n(live_rows_, steps_, batch_);
+        batch_index_(batch_),
+        length_(batch_),
+        live_rows_(steps_, batch_),
+        offset_(steps_) {
+    std::iota(batch_index_.begin(), batch_index_.end(), int64_t{});
     if (packed_) {
       const Tensor sizes = layer.batch_sizes->contiguous();
-      std::copy_n(sizes.const_data_ptr<int64_t>(), steps_, live_rows_);
+      std::copy_n(sizes.const_data_ptr<int64_t>(), steps_, live_rows_.begin());
     } else if (layer.lengths) {
       sort(layer.lengths->contiguous());
+      has_padding_ = live_rows_.back() != batch_;
     }
-    for (int64_t t = 0; t < steps_; ++t) offset_[t] = total_rows_, total_rows_ += live_rows_[t];
+    std::exclusive_scan(live_rows_.begin(), live_rows_.end(), offset_.begin(), int64_t{});
     for (int64_t t = steps_ - 1, row = 0; t >= 0; --t)
       for (; row < live_rows_[t]; ++row) length_[row] = t + 1;
     if (layer.reset) reset_tensor_ = layer.reset->contiguous();
@@ -55,7 +61,7 @@ class SortedRows {
   int64_t batch() const { return batch_; }
   int64_t live_rows(int64_t t) const { return live_rows_[t]; }
   // Whether padded input has positions after the end of a row, to which no step writes.
-  bool has_padding() const { return !packed_ && total_rows_ < steps_ * batch_; }
+  bool has_padding() const { return has_padding_; }
   int64_t batch_index(int64_t row) const { return batch_index_[row]; }
   int64_t length(int64_t row) const { return length_[row]; }  // 0 for a row without steps
   int64_t flat_index(int64_t t, int64_t row) const {
@@ -68,23 +74,22 @@ class SortedRows {
  private:
   void sort(const Tensor& lengths) {
     const int64_t* const length = lengths.const_data_ptr<int64_t>();
-    std::stable_sort(batch_index_, batch_index_ + batch_,
-                     [length](int64_t a, int64_t b) { return length[a] > length[b]; });
-    for (int64_t t = 0, rows = batch_; t < steps_; ++t) {
-      while (rows > 0 && length[batch_index_[rows - 1]] <= t) --rows;
-      live_rows_[t] = rows;
+    std::ranges::stable_sort(batch_index_, std::greater(), [&](int64_t b) { return length[b]; });
+    for (int64_t t = 0; int64_t& live : live_rows_) {
+      const auto is_live = [&](int64_t b) { return length[b] > t; };
+      live = std::ranges::partition_point(batch_index_, is_live) - batch_index_.begin();
+      ++t;
     }
   }
 
+  using Indices = c10::SmallVector<int64_t, 16>;  // without malloc, which is slow for a single step
+
   int64_t steps_, batch_;
-  bool packed_;
-  int64_t total_rows_ = 0;
-  std::vector<int64_t> arrays_;  // the memory of the four arrays below
-  int64_t *const batch_index_ = arrays_.data(), *const length_ = batch_index_ + batch_;  // [B]
-  int64_t* const live_rows_ = length_ + batch_;                                          // [T]
-  int64_t* const offset_ = live_rows_ + steps_;  // [T] flat index of row 0 of packed data
-  Tensor reset_tensor_;                          // the owner of reset_
-  const bool* reset_;                            // [T,B], or nullptr
+  bool packed_, has_padding_{};
+  Indices batch_index_, length_;  // [B]
+  Indices live_rows_, offset_;    // [T]; offset_: the flat index of row 0 of packed data
+  Tensor reset_tensor_;           // the owner of reset_
+  const bool* reset_;             // [T,B], or nullptr
 };
 
 // The order in which a pass, forward or backward, of one direction visits the time steps.
@@ -103,7 +108,7 @@ struct StepOrder {
 
   // Returns pointer_to(t, row) for the live rows of the steps k of a chunk.
   auto live_pointers(const Range& chunk, const auto& pointer_to) const {
-    std::vector<decltype(pointer_to(0, 0))> pointers;
+    std::vector<decltype(pointer_to(chunk.begin, chunk.begin))> pointers;
     for (int64_t k = chunk.begin; k < chunk.end; ++k)
       for (int64_t row = 0; row < rows.live_rows(time_or_k(k)); ++row)
         pointers.push_back(pointer_to(time_or_k(k), row));
@@ -117,8 +122,7 @@ template <typename T>
 class SequenceRows {
  public:
   SequenceRows(const Tensor& tensor, const SortedRows& rows)
-      : tensor_(tensor.stride(-1) == 1 || tensor.size(-1) == 1 ? tensor : tensor.contiguous()),
-        rows_(rows) {}
+      : tensor_(tensor.stride(-1) == 1 ? tensor : tensor.contiguous()), rows_(rows) {}
   T* at(int64_t t, int64_t row) const {  // [size]
     return tensor_.dim() == 3 ? data_ + t * step_stride_ + rows_.batch_index(row) * row_stride_
                               : data_ + rows_.flat_index(t, row) * row_stride_;
@@ -128,7 +132,7 @@ class SequenceRows {
   Tensor tensor_;
   const SortedRows& rows_;
   T* data_ = const_cast<T*>(const_data<T>(tensor_));
-  int64_t step_stride_ = tensor_.dim() == 3 ? tensor_.stride(0) : 0;
+  int64_t step_stride_ = tensor_.stride(0);  // of padded input
   int64_t row_stride_ = tensor_.stride(-2);
 };
 
@@ -185,7 +189,7 @@ struct PreviousState {
   static bool is_zero(const T* values, int64_t count) {
     const auto* const bytes = reinterpret_cast<const char*>(values);
     const size_t size = count * sizeof(T);
-    return size > 0 && bytes[0] == 0 && std::memcmp(bytes, bytes + 1, size - 1) == 0;
+    return size != 0 && *bytes == 0 && std::memcmp(bytes, bytes + 1, size - 1) == 0;
   }
 };
 

@@ -9,8 +9,12 @@
 
 #include <algorithm>
 #include <atomic>
+#include <functional>
 #include <mutex>
+#include <numeric>
 #include <vector>
+
+#include "parts.h"
 
 namespace fastlstm {
 namespace {
@@ -23,7 +27,6 @@ constexpr int64_t kSmallBytes = 128 << 10;  // malloc serves blocks below this s
 // is not a std::mutex: try_lock built with glibc 2.34 or newer does not run with an older glibc.
 struct BlockCache {
   std::vector<at::Tensor> blocks;  // the smallest first
-  int64_t bytes = 0;               // of all blocks
   std::atomic_flag is_locked = ATOMIC_FLAG_INIT;
   bool try_lock() { return !is_locked.test_and_set(std::memory_order_acquire); }
   void unlock() { is_locked.clear(std::memory_order_release); }
@@ -38,19 +41,9 @@ BlockCache& block_cache() {
 // Whether no call uses the block: the cache has the only reference.
 bool is_free(const at::Tensor& block) { return block.use_count() == 1; }
 
-void free_block(BlockCache& cache, std::vector<at::Tensor>::iterator block) {
-  cache.bytes -= block->nbytes();
-  cache.blocks.erase(block);
-}
-
-// Frees blocks that no call uses until at most `bytes` are kept.
-void shrink(BlockCache& cache, int64_t bytes) {
-  auto& blocks = cache.blocks;
-  while (cache.bytes > bytes) {
-    const auto block = std::find_if(blocks.begin(), blocks.end(), is_free);
-    if (block == blocks.end()) return;
-    free_block(cache, block);
-  }
+int64_t bytes_of(const std::vector<at::Tensor>& blocks) {
+  return std::transform_reduce(blocks.begin(), blocks.end(), int64_t{}, std::plus(),
+                               [](const at::Tensor& block) { return block.nbytes(); });
 }
 
 at::Tensor new_block(int64_t bytes) {
@@ -65,21 +58,21 @@ at::Tensor block_of(int64_t bytes) {
   const Lock lock(cache, std::try_to_lock);
   if (!lock) return new_block(bytes);
   auto& blocks = cache.blocks;
-  auto largest = blocks.end();
-  for (auto block = blocks.begin(); block != blocks.end(); ++block) {
-    if (!is_free(*block)) continue;
-    if (static_cast<int64_t>(block->nbytes()) >= bytes) {
-      std::atomic_thread_fence(std::memory_order_acquire);  // pairs with its last user's release
-      return *block;
-    }
-    largest = block;
+  const auto first = std::ranges::lower_bound(blocks, bytes, {}, &at::Tensor::nbytes);
+  const auto fitting = std::find_if(first, blocks.end(), is_free);
+  if (fitting != blocks.end()) {
+    std::atomic_thread_fence(std::memory_order_acquire);  // pairs with its last user's release
+    return *fitting;
   }
-  if (largest != blocks.end()) free_block(cache, largest);
+  const auto largest = std::find_if(blocks.rbegin(), blocks.rend(), is_free);
+  if (largest != blocks.rend()) blocks.erase(std::prev(largest.base()));
   at::Tensor block = new_block(bytes);
-  shrink(cache, kCacheBytes - bytes);
-  if (cache.bytes + bytes > kCacheBytes) return block;
-  cache.bytes += bytes;
-  blocks.insert(std::ranges::lower_bound(blocks, block.nbytes(), {}, &at::Tensor::nbytes), block);
+  while (bytes_of(blocks) > kCacheBytes - bytes) {
+    const auto smallest = std::ranges::find_if(blocks, is_free);
+    if (smallest == blocks.end()) return block;
+    blocks.erase(smallest);
+  }
+  blocks.insert(std::ranges::lower_bound(blocks, bytes, {}, &at::Tensor::nbytes), block);
   return block;
 }
 
@@ -97,11 +90,11 @@ Scratch::Scratch(int64_t bytes) : nbytes_(bytes) {
 at::Tensor empty_on_huge_pages(at::IntArrayRef sizes, const at::TensorOptions& options) {
   at::Tensor tensor(at::detail::empty_cpu(sizes, options));
 #if defined(__linux__)
-  constexpr uintptr_t kHugePage = 2 << 20, kMinBytes = 32 << 20;
-  const auto begin = reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr());
-  const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage;
-  if (tensor.nbytes() >= kMinBytes)
-    madvise(reinterpret_cast<void*>(first), begin + tensor.nbytes() - first, MADV_HUGEPAGE);
+  constexpr int64_t kHugePage = 2 << 20, kMinBytes = 32 << 20;
+  const auto begin = reinterpret_cast<int64_t>(tensor.mutable_data_ptr());
+  const int64_t first = round_up(begin, kHugePage), bytes = tensor.nbytes();
+  if (bytes >= kMinBytes)
+    madvise(reinterpret_cast<void*>(first), begin + bytes - first, MADV_HUGEPAGE);
 #endif
   return tensor;
 }
@@ -110,9 +103,10 @@ int64_t release_scratch() {
   BlockCache& cache = block_cache();
   const Lock lock(cache, std::try_to_lock);
   if (!lock) return 0;
-  const int64_t before = cache.bytes;
-  shrink(cache, 0);
-  return before - cache.bytes;
+  const auto in_use = std::ranges::stable_partition(cache.blocks, is_free).begin();
+  const std::vector<at::Tensor> freed(cache.blocks.begin(), in_use);
+  cache.blocks.erase(cache.blocks.begin(), in_use);
+  return bytes_of(freed);
 }
 
 }  // namespace fastlstm

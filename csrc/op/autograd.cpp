@@ -48,8 +48,7 @@ struct SavedCall {
     const auto& [output, h_n, c_n, cells, gates] = result;
     variable_list saved{call.input, call.h_0, call.c_0};
     // Backward of a single step reads only the shape of the output, which h_0 has too.
-    const bool same_shape_as_h_0 =
-        !call.batch_sizes && call.h_0.sym_size(0) == 1 && call.input.sym_size(0) == 1;
+    const bool same_shape_as_h_0 = output.sym_sizes() == call.h_0.sym_sizes();
     saved.push_back(same_shape_as_h_0 ? call.h_0 : detached_alias(output));
     for (const Tensor* tensor : {&cells, &gates}) saved.push_back(detached_alias(*tensor));
     for (const OptionalTensor* option :
@@ -89,9 +88,10 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
     if (at::GradMode::is_enabled()) {
       connect_weights(saved.call.weights);
       TORCH_CHECK(differentiable_gradients, "lstm: create_graph needs the Python package fastlstm");
-      const auto gradients =
-          differentiable_gradients({grads.begin(), grads.begin() + 4}, saved.call);
-      for (size_t k = 0; k < gradients.size(); ++k) result[k] = gradients[k].value_or(Tensor());
+      grads.pop_back();  // of gates
+      auto to = result.begin();
+      for (const OptionalTensor& gradient : differentiable_gradients(grads, saved.call))
+        *to++ = gradient.value_or(Tensor());
       return result;
     }
     const auto layout = WeightLayout::of(saved.call.layout);
@@ -117,11 +117,12 @@ struct LstmFunction : torch::autograd::Function<LstmFunction> {
   // Connects the saved weights, which are detached, to their graph again, for second derivatives.
   static void connect_weights(std::vector<Tensor>& weights) {
     const auto node = torch::autograd::get_current_node();
-    for (size_t k = 0; k < weights.size(); ++k) {
-      const auto& edge = node->next_edge(kFirstWeight + k);
-      if (!edge.is_valid() || weights[k].requires_grad()) continue;
-      weights[k] = weights[k].detach();
-      torch::autograd::impl::set_gradient_edge(weights[k], edge);
+    auto next = node->next_edges().begin() + kFirstWeight;
+    for (Tensor& weight : weights) {
+      const torch::autograd::Edge& edge = *next++;
+      if (!edge.is_valid() || weight.requires_grad()) continue;
+      weight = weight.detach();
+      torch::autograd::impl::set_gradient_edge(weight, edge);
     }
   }
 

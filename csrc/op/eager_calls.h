@@ -65,13 +65,13 @@ inline LstmCall fill_state(LstmCall call) {
               "lstm: expected h_0 and c_0, or None for both, got one of them");
   if (call.h_0.defined()) return call;
   const auto& w = call.weights;
-  TORCH_CHECK(w.size() >= 2 && w[0].dim() == 2 && w[1].dim() == 2,
+  TORCH_CHECK(w.size() > 1 && w[1].dim() == 2,
               "lstm: expected weights that begin with W_ih and W_hh, of 2 dimensions each");
   int64_t batch = 0;  // stays 0 if the input has wrong dimensions: then the op raises an error
   if (call.input.dim() == 3) batch = call.input.size(1);
   if (call.batch_sizes) batch = call.batch_sizes->select(0, 0).item<int64_t>();
   set_zero_state(call, w.size() / WeightLayout::of(call.layout).weights_per_direction(), batch,
-                 w[0].size(0) / 4, w[1].size(1));
+                 w[1].size(0) / 4, w[1].size(1));
   return call;
 }
 
@@ -84,7 +84,7 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor> lstm(
                 std::move(layout)};
   call.batch_sizes = batch_sizes, call.lengths = lengths, call.reset = reset, call.h_mask = h_mask;
   auto [output, h_n, c_n, cells, gates] = call_eagerly(
-      fill_state(std::move(call)), {save_cells, /*save_gates=*/false, std::move(engine)});
+      fill_state(std::move(call)), {.save_cells = save_cells, .engine = std::move(engine)});
   return {std::move(output), std::move(h_n), std::move(c_n), std::move(cells)};
 }
 
@@ -93,7 +93,7 @@ inline Tensor as_step(const Tensor& rows, bool skips_dispatcher) {
   if (!skips_dispatcher) return rows.unsqueeze(0);
   Tensor step = at::detail::make_tensor<c10::TensorImpl>(
       c10::TensorImpl::VIEW, c10::Storage(rows.storage()), rows.key_set(), rows.dtype());
-  c10::SmallVector<int64_t, 4> sizes{1}, strides{0};
+  c10::SmallVector<int64_t, 4> sizes{1}, strides{rows.numel()};
   sizes.append(rows.sizes().begin(), rows.sizes().end());
   strides.append(rows.strides().begin(), rows.strides().end());
   step.unsafeGetTensorImpl()->set_sizes_and_strides(sizes, strides, rows.storage_offset());
@@ -113,13 +113,10 @@ inline std::tuple<Tensor, Tensor> lstm_cell(const Tensor& input, const OptionalT
   LstmCall call{input, h.value_or(Tensor()), c.value_or(Tensor()), std::move(weights),
                 std::move(layout)};
   const bool skips_dispatcher = can_skip_dispatcher(call);
-  // Autograd tracks views even without gradients. That would take as long as a small step.
-  std::optional<at::AutoDispatchBelowADInplaceOrView> guard;
-  if (!at::GradMode::is_enabled()) guard.emplace();
   for (Tensor* const rows : {&call.input, &call.h_0, &call.c_0})
     if (rows->defined()) *rows = as_step(*rows, skips_dispatcher);
-  const auto [output, h_n, c_n, cells, gates] = call_eagerly(
-      fill_state(std::move(call)), {/*save_cells=*/false, /*save_gates=*/false, std::move(engine)});
+  const auto [output, h_n, c_n, cells, gates] =
+      call_eagerly(fill_state(std::move(call)), {.engine = std::move(engine)});
   return {as_rows(h_n, skips_dispatcher), as_rows(c_n, skips_dispatcher)};
 }
 
@@ -202,9 +199,7 @@ inline PlainArguments plain_arguments(PyObject* const* values, PyObject* names) 
     for (const char* name : kPlainNames) all.push_back(PyUnicode_InternFromString(name));
     return all;
   }();
-  const auto is_equal = [](PyObject* a, PyObject* b) {
-    return a == b || PyUnicode_Compare(a, b) == 0;
-  };
+  const auto is_equal = [](PyObject* a, PyObject* b) { return PyUnicode_Compare(a, b) == 0; };
   if (!names || !std::ranges::equal(items_of(names), expected, is_equal)) {
     PyErr_Format(PyExc_SystemError, "plain_lstm: other arguments than expected: %R",
                  names ? names : Py_None);
@@ -235,7 +230,7 @@ inline std::optional<LstmCall> plain_call(const PlainArguments& a) {
   call.reset = from_python<OptionalTensor>(a.reset, "reset");
   const auto hidden_size = from_python<int64_t>(a.hidden_size, "hidden_size");
   const auto proj_size = from_python<int64_t>(a.proj_size, "proj_size");
-  const int64_t output_size = proj_size > 0 ? proj_size : hidden_size;
+  const int64_t output_size = proj_size ? proj_size : hidden_size;
   const int64_t directions = from_python<bool>(a.bidirectional, "bidirectional") ? 2 : 1;
   const bool batch_first = from_python<bool>(a.batch_first, "batch_first");
   if (call.input.dim() != 3 ||
@@ -268,7 +263,7 @@ inline PyObject* plain_lstm(PyObject*, PyObject* const* values, Py_ssize_t, PyOb
   if (!call) Py_RETURN_NONE;
   auto [output, h_n, c_n, cells, gates] = [&] {
     const pybind11::gil_scoped_release no_gil;
-    return call_eagerly(*call, {/*save_cells=*/false, /*save_gates=*/false, "auto"});
+    return call_eagerly(*call, {.engine = "auto"});
   }();
   if (arguments.batch_first == Py_True) output = output.transpose(0, 1);
   const THPObjectPtr py_state(to_python(std::tuple(std::move(h_n), std::move(c_n))));

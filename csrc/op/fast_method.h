@@ -33,10 +33,9 @@ T from_python(PyObject* object, const auto& argument) {
     return THPUtils_unpackString(object);
   } else if constexpr (std::is_same_v<T, std::vector<Tensor>>) {
     expect(PyList_Check(object) || PyTuple_Check(object), "a list of Tensors");
-    T tensors;
-    tensors.reserve(Py_SIZE(object));
+    T tensors(Py_SIZE(object));
     for (Py_ssize_t k = 0; k < Py_SIZE(object); ++k)
-      tensors.push_back(from_python<Tensor>(PySequence_Fast_GET_ITEM(object, k), argument));
+      tensors[k] = from_python<Tensor>(PySequence_Fast_GET_ITEM(object, k), argument);
     return tensors;
   } else {  // Tensor or OptionalTensor
     if (std::is_same_v<T, OptionalTensor> && object == Py_None) return T();

@@ -45,7 +45,7 @@ static PyMethodDef kEagerCalls[] = {
         "have_names_and_shapes(weights, parameters, names, shapes)\n\n"
         "Whether the weights are the entries of `parameters` with these names, have these shapes "
         "and are of no subclass."),
-    {nullptr, nullptr, 0, nullptr}};
+    {}};
 
 static std::vector<fastlstm::OptionalTensor> gradients_by_python(
     const std::vector<at::Tensor>& result_gradients, const fastlstm::LstmCall& call) {

@@ -20,9 +20,9 @@ constexpr const char* kDtypeNames[] = {"float64", "float32", "bfloat16", "float1
 inline py::dict build_info() {
   const CpuMachine machine = cpu_machine();
   py::dict gemms;  // by format: (instruction set, rows and columns of a register tile)
-  for (int k = 0; k < kFormats; ++k)
-    if (const GemmKernels* const gemm = machine.gemms.by_format[k])
-      gemms[kFormatNames[k]] =
+  for (const GemmKernels* const gemm : machine.gemms.by_format)
+    if (gemm)
+      gemms[kFormatNames[static_cast<int>(gemm->format)]] =
           py::make_tuple(gemm->instruction_set, gemm->tile_rows, gemm->max_width());
   return py::dict("cpu_capability"_a = kernel_table().target,
                   "multiplies_bfloat16"_a = machine.training_gemm(Dtype::kBFloat16) != nullptr,
@@ -30,8 +30,8 @@ inline py::dict build_info() {
 }
 
 inline Dtype dtype_named(const std::string& name) {
-  for (int k = 0; k < 4; ++k)
-    if (name == kDtypeNames[k]) return static_cast<Dtype>(k);
+  const auto* const found = std::ranges::find(kDtypeNames, name);
+  if (found != std::end(kDtypeNames)) return static_cast<Dtype>(found - kDtypeNames);
   throw std::invalid_argument(
       R"(dtype: expected "float32", "float64", "bfloat16" or "float16", got ")" + name + '"');
 }
@@ -48,8 +48,8 @@ inline bool persistent_engine_fits(int64_t hidden_size, int64_t batch, int64_t s
   CudaTask task{hidden_size, batch, steps, directions, dtype_named(dtype), matmul_allows_tf32()};
   const CudaDevice device = CudaDevice::of(sm_count, capability);
   const bool forward = best_tiling(task, device).has_value();
-  task.backward = true;
-  return forward && (!training || best_tiling(task, device));
+  task.backward = training;
+  return forward && best_tiling(task, device);
 }
 
 inline py::dict plan_cpu(const std::string& dtype, int64_t input_size, int64_t hidden_size,

@@ -109,7 +109,7 @@ class StepwiseBackward : DirectionWalk {
       else
         StepKernels::run(step);
       // At the first step of the walk the GEMM gives dL/dh_0, which may not be requested.
-      if (tensors_.request.state || now->prev_rows > 0)
+      if (tensors_.request.state || now->prev_rows != 0)
         dh.at(0, now->rows).addmm_(d_h_gates.at(now->offset, now->rows), w_.w_hh);
     }
     if (tensors_.request.state) mask_grad_h_0();

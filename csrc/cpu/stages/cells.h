@@ -7,6 +7,7 @@
 #include <c10/util/SmallVector.h>
 
 #include <optional>
+#include <utility>
 
 #include "cpu/gemm/prepacked.h"
 #include "cpu/rows.h"
@@ -81,7 +82,8 @@ class Accumulators {
   // `vectors`: the largest number of vectors of columns in one call of `compute`.
   Accumulators(const GemmKernels& gemm, int64_t rows, int64_t vectors)
       : stride_(vectors * gemm.lanes), sums_(scratch<A>(rows * stride_)), rows_(rows) {
-    for (int64_t r = 0; r < rows; ++r) rows_[r] = sums_.data<A>() + r * stride_;
+    A* next = sums_.data<A>();
+    for (void*& row : rows_) row = std::exchange(next, next + stride_);
   }
 
   int64_t rows() const { return rows_.size(); }
@@ -117,7 +119,7 @@ struct StepRows {
   c10::SmallVector<const void*, 8> gemm_rows;
   c10::SmallVector<void*, 8> h;  // with a projection: rows [P] of T that receive h_t or dL/dh_t
   c10::SmallVector<Row, 8> cell_rows;
-  int64_t count = 0;  // the number of rows
+  int64_t count{};  // the number of rows
 };
 
 // The forward products and cells of one worker.
@@ -135,9 +137,9 @@ class CellsForward {
         part_of(divide_up(hidden_size_, gemm_.lanes), worker.unit_group, plan_.grid.unit_groups);
     const int64_t part_vectors = vectors_at_once(step.count);
     const int64_t parts = divide_up(worker_vectors.end - worker_vectors.begin, part_vectors);
-    reversed_ = !reversed_;
+    const bool reversed = std::exchange(reversed_, !reversed_);
     for (int64_t i = 0; i < parts; ++i) {
-      const int64_t first = worker_vectors.begin + (reversed_ ? parts - 1 - i : i) * part_vectors;
+      const int64_t first = worker_vectors.begin + (reversed ? parts - 1 - i : i) * part_vectors;
       const Range vectors{first, std::min(first + part_vectors, worker_vectors.end)};
       for (int64_t r = 0; r < step.count; r += h_sums_.rows())
         run_rows(weights, vectors, step, r, zeros);
@@ -169,6 +171,9 @@ class CellsForward {
     }
   }
 
+  Accumulators<A> accumulators() const {
+    return {gemm_, plan_.buffer_rows, 4 * vectors_at_once(1)};
+  }
   // The vectors of units in the accumulators: at least as many as one call of the kernel computes.
   int64_t vectors_at_once(int64_t rows) const {
     return std::max(plan_.buffer_unit_vectors,
@@ -189,9 +194,8 @@ class CellsForward {
   const CellKernels<T>& kernels_ = *kernels<T>().cell_kernels;
   int64_t hidden_size_;
   // The order changes from step to step: the weights that were read last are still in the L2 cache.
-  bool reversed_ = true;
-  Accumulators<A> x_sums_{gemm_, plan_.buffer_rows, 4 * vectors_at_once(1)};
-  Accumulators<A> h_sums_{gemm_, plan_.buffer_rows, 4 * vectors_at_once(1)};
+  bool reversed_{};
+  Accumulators<A> x_sums_ = accumulators(), h_sums_ = accumulators();
 };
 
 // The backward product and cells of one worker. The product gives the gradient of o * tanh(c).
@@ -211,7 +215,6 @@ class CellsBackward {
   // Runs one step for a worker's rows and the units of some panels. `zeros`: see Accumulators.
   void run(const Matrix& w_hh_or_hr, const Range& panels, const StepRows<BackwardRow<T>>& step,
            const void* zeros) {
-    reversed_ = !reversed_;
     const auto run_group = [&](const Range& group) {
       const auto [begin, end] = w_hh_or_hr.columns(group);
       const Units units{begin, end - begin, hidden_size_};
@@ -223,7 +226,8 @@ class CellsBackward {
         kernels_.backward(rows, n, sums, sums_.stride(), units);
       }
     };
-    w_hh_or_hr.for_panel_groups(panels, step.count, run_group, reversed_);
+    w_hh_or_hr.for_panel_groups(panels, step.count, run_group,
+                                std::exchange(reversed_, !reversed_));
   }
 
  private:
@@ -232,7 +236,7 @@ class CellsBackward {
 
   const CellKernels<T>& kernels_ = *kernels<T>().cell_kernels;
   int64_t hidden_size_;
-  bool reversed_ = true;  // as in CellsForward
+  bool reversed_{};  // as in CellsForward
   Accumulators<A> sums_;
 };
 

@@ -3,6 +3,7 @@
 // If a chunk has many rows, arithmetic takes the time, otherwise reading and writing the gradients.
 #pragma once
 #include <algorithm>
+#include <functional>
 #include <utility>
 
 #include "core/layer_call.h"
@@ -61,19 +62,20 @@ class WeightGradients {
  private:
   // Adds rows of d_gates to the gradient of the biases, summed in blocks of rows to round less.
   void add_to_bias(const std::vector<const T*>& rows, bool accumulate) {
-    constexpr int64_t kMinColumnsPerThread = 64;
-    constexpr size_t kBlockRows = 32;
+    constexpr int64_t kMinColumnsPerThread = 64, kBlockRows = 32;
     A* const grad_bias = data<A>(grad_bias_);
     at::parallel_for(0, grad_bias_.numel(), kMinColumnsPerThread, [&](int64_t begin, int64_t end) {
-      std::vector<A> total(end - begin, A(0)), block(end - begin);
-      for (size_t first = 0; first < rows.size(); first += kBlockRows) {
-        std::fill(block.begin(), block.end(), A(0));
-        for (size_t r = first; r < std::min(first + kBlockRows, rows.size()); ++r)
-          for (int64_t n = begin; n < end; ++n) block[n - begin] += A(rows[r][n]);
-        for (int64_t n = begin; n < end; ++n) total[n - begin] += block[n - begin];
+      std::vector<A> total(end - begin), block;
+      for (auto row = rows.begin(); row != rows.end();) {
+        block.assign(total.size(), A());
+        for (const auto last = row + std::min<int64_t>(kBlockRows, rows.end() - row); row != last;
+             ++row)
+          std::transform(block.begin(), block.end(), *row + begin, block.begin(),
+                         [](A sum, T x) { return sum + A(x); });
+        std::transform(total.begin(), total.end(), block.begin(), total.begin(), std::plus());
       }
-      for (int64_t n = begin; n < end; ++n)
-        grad_bias[n] = accumulate ? grad_bias[n] + total[n - begin] : total[n - begin];
+      std::transform(total.begin(), total.end(), grad_bias + begin, grad_bias + begin,
+                     [=](A sum, A before) { return accumulate ? before + sum : sum; });
     });
   }
 

@@ -44,7 +44,7 @@ struct TiledBackwardCall {
   // Whether both directions add to grad_input, which then begins as zeros. If there is one chunk,
   // direction 0 writes all steps before direction 1 adds to them.
   bool accumulates_grad_input() const {
-    return sizes.directions > 1 && plan.chunk_steps < rows.steps();
+    return sizes.directions != 1 && plan.chunk_steps != rows.steps();
   }
 };
 
@@ -65,12 +65,12 @@ class TiledBackward {
     if (request_.input) {
       w_ih_.emplace(weight(direction().w_ih, 1, call.plan.w_ih));
       if (!call.plan.gemm->multiplies_source_rows())
-        encoded_d_gates_.emplace(*call.plan.gemm, call.plan.chunk_steps * batch(), 4 * hidden());
+        encoded_d_gates_.emplace(*call.plan.gemm, call.plan.chunk_steps * batch(), width_);
       grad_input_.emplace(call.grad_input, call.rows);
     }
-    for (int64_t k = 0; k < call.plan.grid.workers(); ++k)
+    while (std::ssize(buffers_) != call.plan.grid.workers())
       buffers_.push_back({StepRows<BackwardRow<T>>(batch()),
-                          {*call.plan.gemm, batch(), 4 * hidden()},
+                          {*call.plan.gemm, batch(), width_},
                           {w_hh_or_hr(), batch(), hidden()}});
   }
 
@@ -105,7 +105,7 @@ class TiledBackward {
     const auto x = pointers([&](int64_t t, int64_t row) { return call_.x.at(t, row); });
     auto h_prev = pointers([&](int64_t t, int64_t row) { return previous_.at(t, row).h; });
     drop_last_zeros(h_prev, d_gates);
-    weight_gradients_.add(d_gates, encoded, x, h_prev, /*accumulate=*/chunk.begin > 0);
+    weight_gradients_.add(d_gates, encoded, x, h_prev, /*accumulate=*/chunk.begin != 0);
     if (projection_) projection_->add_weight_gradient(chunk);
   }
 
@@ -137,9 +137,9 @@ class TiledBackward {
   int64_t ring_steps() const { return call_.plan.chunk_steps + 1; }
   T* d_gates(int64_t t, int64_t row) const {  // [4H]
     if (all_d_gates_.defined())
-      return data<T>(all_d_gates_) + call_.rows.flat_index(t, row) * 4 * hidden();
+      return data<T>(all_d_gates_) + call_.rows.flat_index(t, row) * width_;
     const int64_t step_in_ring = order_.time_or_k(t) % ring_steps();
-    return d_gates_ring_.data<T>() + (step_in_ring * batch() + row) * 4 * hidden();
+    return d_gates_ring_.data<T>() + (step_in_ring * batch() + row) * width_;
   }
 
   // Writes dL/dh_0 of the rows whose first step is in the chunk: d_gates W_hh, or zeros if the
@@ -156,7 +156,7 @@ class TiledBackward {
       else
         from.push_back(d_gates(t, row)), to.push_back(grad);
     }
-    const EncodedRows<T> encoded(*call_.plan.gemm, from.size(), 4 * hidden());
+    const EncodedRows<T> encoded(*call_.plan.gemm, from.size(), width_);
     parallel_gemm_into(encoded.encode(from), w_hh_, to, dtype_of_type<T>, /*accumulate=*/false);
   }
 
@@ -166,7 +166,7 @@ class TiledBackward {
     const auto finite = [](T x) { return std::isfinite(A(x)); };
     while (!h_prev.empty() && h_prev.back() == zeros()) {
       const T* const last = d_gates[h_prev.size() - 1];
-      if (!std::all_of(last, last + 4 * hidden(), finite)) return;
+      if (!std::all_of(last, last + width_, finite)) return;
       h_prev.pop_back();
     }
   }
@@ -196,7 +196,7 @@ class TiledBackward {
                                              : zeros(),
         .d_h_n = is_last && d_h_n_ ? d_h_n_ + b * P : zeros(),
         .d_cells = d_cells_ ? d_cells_ + flat * hidden() : call_.zeros.states(),
-        .gates = gates_ + flat * 4 * hidden(),
+        .gates = gates_ + flat * width_,
         .c = cells_ + flat * hidden(),
         .c_prev = previous_.at(t, row).c,
         .dc = grad_c_0_ + b * hidden(),
@@ -206,7 +206,7 @@ class TiledBackward {
   }
 
   const TiledBackwardCall<T>& call_;
-  const int64_t d_;
+  const int64_t d_, width_ = 4 * call_.sizes.hidden_size;  // width_: of a row of d_gates
   const GradientRequest& request_ = call_.in.request;
   const StepOrder order_{call_.rows, d_ == 1, /*backward=*/true};
   const Matrix w_hh_ = weight(direction().w_hh, call_.plan.grid.unit_groups, call_.plan.w_hh);
@@ -221,7 +221,7 @@ class TiledBackward {
   const PreviousState<T> previous_{call_.layer, order_, d_, output_, cells_, nullptr, call_.zeros};
   Tensor all_d_gates_;           // [T,B,4H] or [R,4H], if d_gates are requested
   const Scratch d_gates_ring_ =  // [ring_steps(),B,4H], if not
-      scratch<T>(request_.return_d_gates ? 0 : ring_steps() * batch() * 4 * hidden());
+      request_.return_d_gates ? Scratch() : scratch<T>(ring_steps() * batch() * width_);
   WeightGradients<T> weight_gradients_{call_.plan, call_.layer};
   std::optional<ProjectionBackward<T>> projection_;
   std::optional<Matrix> w_ih_;  // defined if grad_input is requested
@@ -237,7 +237,7 @@ BackwardResult run_backward(const LayerCall& layer, const CpuPlan& plan,
   const TiledBackwardCall<T> call{layer, plan, in};
   if (call.rows.has_padding() || call.accumulates_grad_input()) call.grad_input.zero_();
   const int64_t directions = call.sizes.directions, steps = call.rows.steps();
-  std::optional<TiledBackward<T>> walks[2];
+  std::array<std::optional<TiledBackward<T>>, kMaxDirections> walks;
   for (int64_t d = 0; d < directions; ++d) walks[d].emplace(call, d);
   const int64_t chunks = divide_up(steps, plan.chunk_steps);
   for (int64_t i = 0; i < chunks; ++i) {

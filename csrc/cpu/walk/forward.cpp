@@ -62,7 +62,7 @@ class TiledForward {
     if (weights_.w_hr) projection_.emplace(rows_.batch(), grid_, *weights_.w_hr);
     const GemmKernels& gemm = *call.plan.gemm;
     const int64_t batch = rows_.batch();
-    for (int64_t k = 0; k < grid_.workers(); ++k)
+    while (std::ssize(buffers_) != grid_.workers())
       buffers_.push_back({StepRows<ForwardRow<T>>(batch),
                           {gemm, steps_ahead_ ? 0 : batch, sizes_.input_size},
                           {gemm, batch, sizes_.output_size},
@@ -173,7 +173,8 @@ ForwardResult run_forward(const LayerCall& layer, const CpuPlan& plan,
                           const ForwardOptions& options) {
   const TiledForwardCall<T> call(layer, plan, options);
   const int64_t directions = call.sizes.directions, steps = call.rows.steps();
-  std::optional<TiledForward<T>> walks[2];  // without malloc, which is slow for a single step
+  // Without malloc, which is slow for a single step.
+  std::array<std::optional<TiledForward<T>>, kMaxDirections> walks;
   for (int64_t d = 0; d < directions; ++d) walks[d].emplace(call, d);
   const int64_t chunk_steps = plan.steps_ahead ? plan.steps_ahead : steps;
   for (int64_t begin = 0; begin < steps; begin += chunk_steps) {

@@ -5,7 +5,7 @@
 #include <omp.h>
 #endif
 
-#include <atomic>
+#include <array>
 #include <exception>
 
 #include "cpu/plan.h"
@@ -22,18 +22,18 @@ void run_workers(const CpuPlan& plan, const Range& range, const auto& work) {
 #ifdef _OPENMP
   if (workers > 1 && !at::in_parallel_region()) {
     // An exception that left the OpenMP region by itself would end the process.
-    std::atomic<bool> has_failed = false;
     std::exception_ptr error;
 #pragma omp parallel num_threads(static_cast<int>(workers))
     {
       const ThreadStateGuard guard(*plan.gemm);
       const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
       for (int64_t i = range.begin; i < range.end; ++i) {
-        for (int64_t worker = thread; worker < workers && !has_failed; worker += threads) {
+        for (int64_t worker = thread; worker < workers; worker += threads) {
           try {
             work(i, worker);
           } catch (...) {
-            if (!has_failed.exchange(true)) error = std::current_exception();
+#pragma omp critical
+            error = std::current_exception();
           }
         }
         if (plan.grid.unit_groups == 1) continue;
@@ -49,11 +49,13 @@ void run_workers(const CpuPlan& plan, const Range& range, const auto& work) {
     for (int64_t worker = 0; worker < workers; ++worker) work(i, worker);
 }
 
+constexpr int64_t kMaxDirections = 2;
+
 // Calls walks[d]->run(k, phase, worker) for every direction d, every step k of a chunk, each phase
 // of a step and every worker of the plan.
 void run_steps(const CpuPlan& plan, int64_t directions, const Range& chunk, auto& walks) {
   const ThreadGrid& grid = plan.grid;
-  const int64_t phases = walks[0]->phases();
+  const int64_t phases = walks.front()->phases();
   const Range range{chunk.begin * phases, chunk.end * phases};  // i = step * phases + phase
   for (int64_t d = 0; d < directions; d += grid.directions)
     run_workers(plan, range, [&](int64_t i, int64_t worker) {
