@@ -32,6 +32,13 @@ def _nothing_measured(monkeypatch):
 
 
 @pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def checked_gpu(monkeypatch):
     """The kernels count as checked on the GPU, so that no test begins with their check."""
     for engine in ("stepwise", "persistent"):

@@ -1,10 +1,6 @@
 """Random calls, each drawn from a seed: a call must give the right result or a plain error.
 
-    python tests/fuzzed_calls.py 1234        # one call
-    python tests/fuzzed_calls.py 0 500       # the calls of 500 seeds
-
-The program prints each seed before its call, so that the last line before a crash names the seed.
-tests/op/test_fuzzed_calls.py runs the program in a process of its own.
+python tests/fuzzed_calls.py 0 500       # the calls of 500 seeds; without 500: of one seed
 """
 
 import random
@@ -213,9 +209,8 @@ def largest_of(dtype):
 def compare(our_results, truth, their_results, dtype, largest_given):
     """Checks that no error of `our_results` is much larger than the largest of `their_results`.
 
-    `truth` is nn.LSTM's result in float64. `their_results` are nn.LSTM's results in this dtype,
-    with and without oneDNN, and in float64 with weights that are wrong by a roundoff, to show how
-    errors grow in this call. `largest_given` is the largest absolute argument or weight.
+    `truth` is nn.LSTM's result in float64, `their_results` those in this dtype, and in float64 with
+    weights that are wrong by a roundoff. `largest_given` is the largest argument or weight.
     """
     info = torch.finfo(dtype)
     largest = max((t.abs().max().item() for t in truth if t.numel()), default=0)

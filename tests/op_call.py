@@ -33,23 +33,16 @@ GPU_CALLS: list[tuple[str, dict[str, Any]]] = [
       for engine, batch in (("stepwise", 5), ("persistent", 5), ("persistent", 13))
       for form in ("dense", "packed", "lengths")),
     ("stepwise", {"h_mask": True, "reset": True, "bias": False}),
-    ("stepwise", {"h_mask": True, **RAGGED}),
-    ("stepwise", {"h_mask": True, **PACKED}),
+    ("stepwise", {"h_mask": True, **RAGGED}), ("stepwise", {"h_mask": True, **PACKED}),
     ("stepwise", {"proj_size": 5, "bias": False}),
-    ("stepwise", {"proj_size": 5, "h_mask": True, **RAGGED}),
-    ("stepwise", {"proj_size": 5, "h_mask": True, **PACKED}),
-    ("stepwise", {"norms": True}),
-    ("stepwise", {"norms": True, **RAGGED}),
-    ("stepwise", {"norms": True, **PACKED}),
+    *(("stepwise", {"proj_size": 5, "h_mask": True, **form}) for form in (RAGGED, PACKED)),
+    *(("stepwise", {"norms": True, **form}) for form in ({}, RAGGED, PACKED)),
     ("stepwise", {"norms": True, "h_mask": True, "reset": True, "bias": False}),
     ("stepwise", {"norms": True, "hidden_size": 270, "steps": 2, "batch": 3}),
     # Thread blocks exchange padded rows; results and gradients must have no padding.
-    ("persistent", RAGGED),
-    ("persistent", {"bias": False, "hidden_size": 13}),
-    ("persistent", {"hidden_size": 10, **PACKED}),
-    ("persistent", {"hidden_size": 13, **RAGGED}),
-    ("persistent", {"steps": 1}),
-    ("persistent", {"batch": 1}),
+    ("persistent", RAGGED), ("persistent", {"bias": False, "hidden_size": 13}),
+    ("persistent", {"hidden_size": 10, **PACKED}), ("persistent", {"hidden_size": 13, **RAGGED}),
+    ("persistent", {"steps": 1}), ("persistent", {"batch": 1}),
     ("persistent", {"batch": 21, "steps": 3, **PACKED}),
 ]  # fmt: skip
 
@@ -57,12 +50,7 @@ GPU_CALLS: list[tuple[str, dict[str, Any]]] = [
 class Call:
     """The arguments of the ops for a sample, as attributes, which a test may change before a call.
 
-    Args:
-        kind: see `dtype_of`.
-        form: "dense", "packed" or "lengths".
-        ops: an object with the functions of torch.ops.fastlstm, which is the default.
-        device: where the ops run. Values are drawn and compared on the CPU.
-        options: other options of a `Sample`.
+    `form` is "dense", "packed" or "lengths". Values are drawn and compared on the CPU.
     """
 
     def __init__(

@@ -238,6 +238,7 @@ LARGE_SAMPLES = [
     Sample("long", steps=6, batch=5, hidden_size=130, lengths=(6, 0, 3, 1, 5), directions=2),
     Sample("large_packed", steps=5, batch=4, hidden_size=64, lengths=(5, 5, 2, 1), packed=True),
     Sample("large_h_mask", steps=3, batch=5, hidden_size=130, h_mask=True, lengths=(3, 0, 3, 1, 2)),
+    Sample("one_step_reset", steps=1, batch=30, hidden_size=20, reset=True, directions=2),
     Sample("expanded", expanded=True),
     Sample("empty_batch", batch=0, directions=2),
     Sample("empty_batch_lengths", batch=0, lengths=(), reset=True),

@@ -14,7 +14,7 @@ from oracle import oracle
 from samples import Sample, floating, with_floating
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 import fastlstm
 from fastlstm import _build
@@ -142,22 +142,15 @@ def test_two_directions_in_several_chunks(packed, thread_count, threads):
     threads(thread_count)
     torch.manual_seed(0)
     theirs = nn.LSTM(3, 64, bidirectional=True, dtype=torch.float64)
-    x = torch.randn(61, 7, 3, dtype=torch.float64)
+    x, hx = torch.randn(61, 7, 3, dtype=torch.float64), torch.randn(2, 2, 7, 64).double()
     lengths = torch.tensor([61, 55, 41, 41, 20, 3, 1]) if packed else torch.full((7,), 61)
     results = []
     for lstm in (fastlstm.convert(copy.deepcopy(theirs)), theirs):
-        leaf = x.clone().requires_grad_()
-        output, state = lstm(pack_padded_sequence(leaf, lengths))
+        leaves = [t.clone().requires_grad_() for t in (x, *hx)]
+        output, state = lstm(pack_padded_sequence(leaves[0], lengths), tuple(leaves[1:]))
         (output.data.sin().sum() + state[0].sum() + state[1].cos().sum()).backward()
-        results.append([output.data, leaf.grad, *(p.grad for p in lstm.parameters())])
+        results.append([output.data, *(t.grad for t in (*leaves, *lstm.parameters()))])
     torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)
-
-
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -167,6 +160,12 @@ def test_a_zero_state_is_left_out_of_the_products(P, dtype):
     zeros = torch.zeros_like(arguments["h_0"])
     multiplied = run(arguments | {"h_0": -zeros})  # -0 is not left out
     assert same(run(arguments | {"h_0": zeros}), multiplied)
+    step, end = ragged((1, 20, 17, 50), dtype, 2, P), zeros.clone()
+    end[-1, -1, -1] = 1
+    for k in (1, 1 + len(step["weights"]) // 2):
+        step["weights"][k] = torch.full_like(step["weights"][k], torch.inf)
+    outputs = (torch.ops.fastlstm.lstm(**step | {"h_0": h_0})[0] for h_0 in (zeros, -zeros, end))
+    assert [y.isfinite().all().item() for y in outputs] == [True, False, False]
 
 
 def test_several_python_threads_at_once():
@@ -176,20 +175,12 @@ def test_several_python_threads_at_once():
         assert all(map(same, pool.map(run, cases), expected))
 
 
-class _Outputs(Dataset):
-    def __len__(self):
-        return 4
-
-    def __getitem__(self, index):
-        return torch.ops.fastlstm.lstm(**layer_arguments(20, 32, 40, 100))[0]
-
-
 def test_in_forked_workers_of_a_data_loader(threads):
     threads(2)
-    expected = torch.ops.fastlstm.lstm(**layer_arguments(20, 32, 40, 100))[0]  # starts threads
-    loader = DataLoader(_Outputs(), num_workers=2, multiprocessing_context="fork", timeout=60)
-    batches = [batch[0] for batch in loader]
-    assert same(batches, [expected] * 4)
+    run = lambda _: torch.ops.fastlstm.lstm(**layer_arguments(20, 32, 40, 100))[0]
+    expected, options = run(0), {"num_workers": 2, "multiprocessing_context": "fork"}
+    loader = DataLoader(range(4), collate_fn=run, timeout=60, **options)
+    assert same(loader, [expected] * 4)  # the first call has started threads
 
 
 def test_working_memory_is_bounded():
@@ -234,22 +225,3 @@ def test_changed_weights_are_seen_at_once(mode, steps):
     lstm.double(), torch_lstm.double()
     x = x.double()
     check()
-
-
-@pytest.mark.parametrize("rows", [1, 5, 30])
-@pytest.mark.parametrize("bidirectional", [False, True])
-@torch.no_grad()
-def test_a_step_that_resets_begins_from_zeros(rows, bidirectional):
-    lstm = fastlstm.LSTM(9, 20, bidirectional=bidirectional)
-    x, h, c = torch.randn(1, rows, 9), *torch.randn(2, 1 + bidirectional, rows, 20)
-    reset = torch.arange(rows) % 3 == 0
-    before = h.clone(), c.clone()
-    output, state = lstm(x, (h, c), reset=reset.unsqueeze(0))
-    keep = (~reset).float().unsqueeze(-1)
-    expected, expected_state = lstm(x, (h * keep, c * keep))
-    assert same((output, *state), (expected, *expected_state)) and same((h, c), before)
-
-
-def test_an_engine_that_the_cpu_does_not_have():
-    with pytest.raises(RuntimeError, match='engine to be .* on the CPU, .* got "persistent"'):
-        torch.ops.fastlstm.lstm(**layer_arguments(2, 3, 4, 5) | {"engine": "persistent"})

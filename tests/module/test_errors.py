@@ -14,7 +14,8 @@ from fastlstm.engine.call import LstmCall
 from fastlstm.engine.checks import check_layer
 
 T, B, I, H = 4, 3, 2, 5
-zeros = torch.zeros
+zeros, library = torch.zeros, fastlstm._build.library
+needs_kernels = pytest.mark.skipif(not fastlstm.has_kernels("cpu"), reason="no CPU kernels")
 # The messages of newer and of older versions of torch.
 OTHER_DTYPE = r"input dtype \(.*64\) .* weight dtype|type torch.float32, got type torch\..*64"
 
@@ -35,14 +36,13 @@ def two_layers(weights, h_0, c_0):
 
 
 STATE, TWO, THREE = zeros(1, B, H), zeros(2, B, H), zeros(3, B, H)
-LENGTHS, RESET = torch.ones(3).long(), torch.ones(3, 3).bool()
+LENGTHS, TWO_0, RESET = torch.ones(3).long(), torch.tensor([2, 0, 0]), torch.ones(3, 3).bool()
 # For each name: a function that returns bad arguments, and a pattern of the message.
 BAD = {
     "1-D without state": (lambda x, w: {"input": x[0, 0], "hx": None}, r"input.*\(2,?\)"),
     "W_hh": (lambda x, w: {"weights": [w[0], w[1][:, :4], *w[2:]], "hx": None}, "W_hh.*20, 4"),
     "W_hh, lengths": (
-        lambda x, w: {"weights": [w[0], w[1][:, :4]], "hx": None, "lengths": LENGTHS},
-        "W_hh.*20, 4",
+        lambda x, w: {"weights": [w[0], w[1][:, :4]], "hx": None, "lengths": LENGTHS}, "W_hh.*20, 4"
     ),
     "no steps": (lambda x, w: {"input": x[:0]}, r"sequence length to be larger than 0"),
     "h_0 layers": (lambda x, w: two_layers(w, THREE.to(x), TWO.to(x)), r"h_0.*3, 3, 5"),
@@ -50,16 +50,16 @@ BAD = {
     "weights: ten": (lambda x, w: {"weights": [*w, *w, *w[:2]]}, r"each of 1 layer.*10 tensors"),
     "weights: none": (lambda x, w: {"weights": []}, r"weights.*0 tensors"),
     "layout": (lambda x, w: {"layout": "bias projection"}, r"weights.*4 tensors"),
-    "lengths negative": (lambda x, w: {"lengths": -LENGTHS}, r"lengths.*between 0.*4.*-1"),
+    "lengths negative": (lambda x, w: {"lengths": LENGTHS - TWO_0}, r"lengths.*between 0.*4.*-1"),
     "lengths: two": (lambda x, w: {"lengths": LENGTHS[:2]}, r"lengths of shape .*3.*, got .*2"),
-    "lengths too long": (lambda x, w: {"lengths": 5 * LENGTHS}, r"lengths.*between 0.*4.*5"),
+    "lengths too long": (lambda x, w: {"lengths": 3 + TWO_0.flip(0)}, r"lengths.*between 0.*4.*5"),
     "batch_sizes grow": (packed_input([3, 2, 3]), r"batch_sizes.*never to grow"),
     "batch_sizes zero": (packed_input([3, 3, 2, 0]), r"batch_sizes.*fall below 1"),
     "batch_sizes sum": (packed_input([3, 3, 1]), r"batch_sizes to sum to.*8.*7"),
     "batch_sizes first": (packed_input([2, 2, 2, 2]), r"batch_sizes.*3"),
     "packed with lengths": (packed_input([3, 3, 2], lengths=LENGTHS), r"lengths.*batch_sizes"),
     "packed with reset": (packed_input([3, 3, 2], reset=RESET), r"reset.*batch_sizes"),
-}
+}  # fmt: skip
 
 
 @every_module_route
@@ -95,7 +95,8 @@ BAD_LAYERS = [
     (packed_as(torch.tensor([[B]])), "batch_sizes of shape .steps., dtype int64.* got .1, 1"),
     (packed_as(torch.tensor([B]).float()), "batch_sizes of shape .steps., dtype int64.* got .1"),
     (lambda call: {"h_mask": STATE[0]}, "h_mask of shape .*1, 3, 5.* got .3, 5.$"),
-    (lambda call: {"lengths": call.input.new_ones(B)}, "lengths of dtype .* got .*([Ff]loat)"),
+    (lambda call: {"h_0": STATE.double()}, "h_0 of dtype [^ ]+ like input, got .*([Dd]ouble|64)"),
+    (lambda call: {"lengths": call.input.new_ones(B)}, "lengths of dtype [^ ]+, got .*([Ff]loat)"),
 ]
 
 
@@ -124,18 +125,6 @@ def test_a_reset_of_numbers_is_true_where_not_zero(route, batch_first):
     assert not torch.equal(lstm(x)[0], expected)
 
 
-@pytest.mark.parametrize("kind", ["LSTM", "LayerNormLSTM", "prepacked"])
-def test_a_reset_of_nan_raises(kind):
-    lstm = getattr(fastlstm, kind, fastlstm.LSTM)(I, H).eval()
-    lstm = fastlstm.prepack(lstm) if kind == "prepacked" else lstm
-    reset = torch.zeros(T, B, dtype=torch.float16)
-    with torch.no_grad():
-        lstm(zeros(T, B, I), reset=reset)
-        reset[1, 2] = torch.nan
-        with pytest.raises(RuntimeError, match="reset of true or false, or of numbers, got NaN$"):
-            lstm(zeros(T, B, I), reset=reset)
-
-
 def lstm(engine="auto", **attributes):
     built = fastlstm.LSTM(I, H)
     built.engine = engine
@@ -148,9 +137,26 @@ def cell(prepacks=False):
     return fastlstm.prepack(built.eval()) if prepacks else built
 
 
-X, ROW, NESTED = zeros(T, B, I), zeros(B, I), torch.nested.nested_tensor([zeros(I)])
-NORMED = fastlstm.LayerNormLSTM(I, H)
+def prepacked_op(norms=(), **options):
+    lstm = fastlstm.prepack(fastlstm.LSTM(I, H).eval())
+    layout = lstm._layout.replace("bias", "bias layer_norm") if norms else lstm._layout
+    weights = [*lstm._op_weights(), *norms]
+    return torch.ops.fastlstm.lstm_prepacked(X, STATE, STATE, weights, layout, **options)
+
+
+X, ROW, BACKWARD = zeros(T, B, I), zeros(B, I), [*[None] * 8, *[zeros(T, B, I)] * 3, True, True]
+NORMED, first = fastlstm.LayerNormLSTM(I, H), fastlstm.LSTM(I, H, batch_first=True)
+NORMS, WEIGHTS = ([p.detach() for p in layer.parameters()] for layer in (NORMED, first))
+CALL = [X, STATE, STATE, WEIGHTS, "bias", None, None, None, None, False, "auto"]
 OPTIONS = Sample("options", norms=True, h_mask=True, proj_size=2)
+nest = functools.partial(torch.nested.nested_tensor, layout=torch.jagged)
+JAGGED, FLAT = nest([zeros(2, I), zeros(3, I)]), nest([zeros(2), zeros(3)])
+NESTED, from_jagged = (
+    (JAGGED, torch.nested.nested_tensor([zeros(I)])),
+    torch.nested.nested_tensor_from_jagged,
+)
+OVERLAP = from_jagged(zeros(5, I), torch.tensor([0, 2, 5]), torch.tensor([3, 2]))
+IN_NESTED = {"lengths": LENGTHS[:2], "reset": zeros(3, 2), "return_cell_states": True}
 # Mistakes of users: for each type of error, calls and patterns of the message.
 MISTAKES = {
     TypeError: [
@@ -164,8 +170,10 @@ MISTAKES = {
         (lambda: fastlstm.LSTM(I, H, recompute=True), "torch.utils.checkpoint"),
         (lambda: functional.lstm(X, None, [None]), r"^weights\[0\]: .*tensor, got NoneType$"),
         (lambda: functional.lstm(X[0], None, [], batch_sizes=[B]), "^batch_sizes: .* got list$"),
-        *((lambda p=p: cell(p)(NESTED), "^input: .*dense tensor, got a nested") for p in (0, 1)),
+        *((lambda p=p: cell(p)(NESTED[p]), "^input: .*dense tensor, got a nest") for p in (0, 1)),
         (lambda: lstm(hidden_size=H + 0.5)(X), "tuple of ints, ?but got float"),  # C++ reads it
+        *((lambda x=x: lstm()(x), "nested tensor of layout torch.jagged and .*, got")
+          for x in (torch.nested.nested_tensor([ROW]), JAGGED.transpose(1, 2), FLAT)),
         (lambda: lstm()(X, zeros(2, 1, B, H)), "tuple of Tensors"),
         (lambda: fastlstm.compare(torch.jit.script(nn.LSTM(I, H)), X), "is scripted"),
         (lambda: lstm()(X, None, LENGTHS), "from 2 to 3 positional arguments but 4 were given$"),
@@ -177,6 +185,9 @@ MISTAKES = {
         (lambda: lstm()(X, lengths=torch.ones(B) + 1j), "lengths.*integers.*torch.complex64"),
     ],
     ValueError: [
+        *((lambda bad=bad: functional.lstm(**arguments(Route("auto")), layout=bad),
+           f"layout: expected a selection of the words bias, .*, in this order, got {bad!r}$")
+          for bad in ("projection bias", "bias bias", "biases", "bias int8", 4)),
         (lambda: functional.lstm(X, None, [], num_layers=0), "^num_layers: .*positive .*, got 0$"),
         (lambda: fastlstm.convert(nn.GRU(I, H)), "GRUs are not supported"),
         (lambda: fastlstm.convert(cell(True)), r"prepacked; fastlstm.unpack\(model\) turns them b"),
@@ -194,20 +205,82 @@ MISTAKES = {
         (lambda: lstm()(X, reset=zeros(B, T)), r"reset .* = \(4, 3\), got \(3, 4\) t.* on cpu$"),
         (lambda: cell()(ROW.double()), "^LSTMCell: .*torch.float32 like the weights, got .*64$"),
         (lambda: fastlstm.has_kernels("gpu"), "gpu"),
-        (
-            lambda: torch.ops.fastlstm.lstm(**OPTIONS.as_layer(OPTIONS.padded()), engine="tiled"),
-            'got "tiled" with proj_size, recurrent dropout, layer normalization$',
-        ),
+        *((lambda name=name: lstm()(JAGGED, **{name: IN_NESTED[name]}),
+           f"{name}.* cannot be combined with a nested tensor") for name in IN_NESTED),
+        (lambda: lstm()(from_jagged(zeros(0, I), torch.tensor([0]))), "^input: .*with rows, got o"),
+        (lambda: lstm()(OVERLAP), "^input: .* whose rows do not overlap$"),
+        (lambda: torch.ops.fastlstm.lstm(**OPTIONS.as_layer(OPTIONS.padded()), engine="tiled"),
+         'got "tiled" with proj_size, recurrent dropout, layer normalization$'),
+        (lambda: library.lstm(*CALL[:-1], "persistent"), 'be .* on the CPU, .* got "persistent"$'),
+        (lambda: first(X, reset=RESET[0]), "reset of shape .* = .4, 3., got .3,"),
+        (lambda: first(X, reset=zeros(B, T)), r"reset of shape .batch, steps. = .4, 3.*\(3, 4\)"),
+        (lambda: first(X[0], reset=LENGTHS[:, None]), r"reset of shape \(3,\) for unbatched input"),
+        (lambda: first(X[0], lengths=LENGTHS[:1]), r"lengths of shape \(\) for unbatched input"),
+        (lambda: functional.lstm(X[0], None, WEIGHTS, batch_first=True), "shape .batch, steps, in"),
+        *((lambda f=make: f()(X, reset=zeros(T, B).half() / 0), "false, or of numbers, got NaN$")
+          for make in (lstm, lambda: NORMED, lambda: fastlstm.prepack(lstm().eval()))),
+        (lambda: prepacked_op(h_mask=STATE), "neither layer norm.*, recurrent dropout nor .*step"),
+        (lambda: prepacked_op(engine="stepwise"), "neither layer normalization, recurrent dropout"),
+        (lambda: prepacked_op(norms=NORMS[4:]), "neither layer normalization, recurrent dropout"),
+        (lambda: torch.ops.fastlstm.lstm_backward(X, STATE, STATE, [], "int8", *BACKWARD),
+         'layout to be of the words bias, projection, layer_norm, in this order, got "int8"$'),
+        (lambda: library.pack_weight(ROW, None, "int8", 0), "with scales, got .*without scales$"),
     ],
-}
+}  # fmt: skip
 MISTAKES = [(error, *each) for error, calls in MISTAKES.items() for each in calls]
 
 
-@pytest.mark.skipif(not fastlstm.has_kernels("cpu"), reason="the extension is not built")
+@needs_kernels
 @pytest.mark.parametrize("error, call, message", MISTAKES)
 def test_mistakes_of_users(error, call, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@needs_kernels
+def test_arguments_of_the_extension():
+    """A wrong argument is named by its index. Cells that are not saved are None."""
+    run = library.lstm
+    for x in (X, X.clone().requires_grad_()):
+        assert run(x, *CALL[1:])[3] is None and run(x, *CALL[1:-2], True, "auto")[3] is not None
+    kinds = ["Tensor", "Tensor", "Tensor", "list of Tensors", "str", *["Tensor"] * 4, "bool", "str"]
+    for k, kind in enumerate(kinds):
+        with pytest.raises(TypeError, match=f"^argument {k}: expected a {kind}, got int$"):
+            run(*CALL[:k], 3, *CALL[k + 1 :])
+    for function, count in ((run, 10), (library.have_names_and_shapes, 3)):
+        with pytest.raises(TypeError, match=f"^expected {count + 1} arguments, got {count}$"):
+            function(*CALL[:count])
+    for weights in (WEIGHTS[:1], [WEIGHTS[0], WEIGHTS[1][0]]):
+        with pytest.raises(RuntimeError, match="weights that begin with W_ih and W_hh"):
+            run(X, None, None, weights, "", *CALL[5:])
+
+
+@needs_kernels
+def test_which_calls_are_plain():
+    x, plain = zeros(2), library.are_plain
+    assert all(plain(x, y) for y in (None, x, nn.Parameter(x), LENGTHS, RESET, [x, x], (None, x)))
+    assert all(plain(x.to(dtype)) for dtype in (x.dtype, torch.float64, torch.bfloat16, torch.half))
+    others = LENGTHS.int(), x + 1j, x.to_sparse(), torch.nested.nested_tensor([x]), x.to("meta")
+    assert not any(map(plain, (*others, LENGTHS, RESET)))
+    assert not any(plain(x, other) for other in (*others, x.double(), 3, [x, 3], {0: x}))
+
+
+@needs_kernels
+def test_answers_of_the_planners():
+    names = "input_size", "hidden_size", "batch", "steps", "threads", "l2_cache_bytes", "directions"
+    options = {"dtype": "float32", "training": True, "backward": True}
+    plan = lambda **given: library.plan_cpu(**dict.fromkeys(names, 1) | options | given)
+    for wrong in (*({name: 0} for name in names), {"directions": 3}, {"dtype": "int8"}):
+        with pytest.raises(ValueError, match='or 2, and no number below 1$|dtype: .* got "int8"$'):
+            plan(**wrong)
+    large = {"input_size": 8, "hidden_size": 512, "batch": 64, "steps": 100, "directions": 2}
+    plans = [plan(**large | {"threads": n}) for n in (1, 4)]
+    one, four = (p["unit_groups"] * p["row_groups"] * p["directions"] for p in plans)
+    assert (one, plans[0]["engine"], plans[0]["steps_ahead"]) == (1, "tiled", 0) and 1 < four <= 4
+    assert [plan(hidden_size=512, backward=b)["steps_ahead"] for b in (False, True)] == [0, 1]
+    fits = lambda *given: library.persistent_engine_fits(given[0], 64, 9, 2, *given[1:], 132, 90)
+    found = [fits(H, dtype, H > 99) for H in (64, 9000) for dtype in ("float32", "bfloat16")]
+    assert found == [True, True, False, False] and not fits(64, "float64", True)
 
 
 def test_has_kernels_takes_any_name_of_a_device():
@@ -216,50 +289,6 @@ def test_has_kernels_takes_any_name_of_a_device():
         assert fastlstm.has_kernels(device) == expected
     assert fastlstm.has_kernels("cuda:1") == fastlstm.has_kernels("cuda")
     assert not fastlstm.has_kernels("meta")
-
-
-@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
-def test_nested_tensors():
-    rows, lstm = [zeros(2, I), zeros(3, I)], fastlstm.LSTM(I, H)
-    jagged = torch.nested.nested_tensor(rows, layout=torch.jagged)
-    options = {"lengths": torch.tensor([2, 3]), "reset": zeros(3, 2), "return_cell_states": True}
-    for name, given in options.items():
-        with pytest.raises(RuntimeError, match=f"{name}.* cannot be combined with a nested tensor"):
-            lstm(jagged, **{name: given})
-    flat = torch.nested.nested_tensor([row[:, 0] for row in rows], layout=torch.jagged)
-    for nested in (torch.nested.nested_tensor(rows), jagged.transpose(1, 2), flat):
-        with pytest.raises(TypeError, match=r"nested tensor of layout torch.jagged and .*, got"):
-            lstm(nested)
-    with pytest.raises(TypeError, match="^input: expected a dense tensor, got a nested one"):
-        fastlstm.LSTMCell(I, H)(jagged)
-    empty = torch.nested.nested_tensor_from_jagged(zeros(0, I), torch.tensor([0]))
-    with pytest.raises(RuntimeError, match="^input: expected a nested tensor with rows, got one w"):
-        lstm(empty)
-    offsets, lengths = torch.tensor([0, 2, 5]), torch.tensor([3, 2])
-    overlap = torch.nested.nested_tensor_from_jagged(zeros(5, I), offsets, lengths)
-    with pytest.raises(RuntimeError, match="^input: .* whose rows do not overlap$"):
-        lstm(overlap)
-
-
-def test_messages_state_shapes_as_the_user_passed_them():
-    lstm = fastlstm.LSTM(I, H, batch_first=True)
-    x = torch.zeros(B, T, I)
-    with pytest.raises(RuntimeError, match=r"reset of shape \(batch, steps\) = \(3, 4\).*\(4, 3\)"):
-        lstm(x, reset=torch.zeros(T, B))
-    for name, shape, wrong in (("reset", r"\(4,\)", (4, 1)), ("lengths", r"\(\)", (1,))):
-        with pytest.raises(RuntimeError, match=rf"{name} of shape {shape} for unbatched input"):
-            lstm(x[0], **{name: torch.ones(wrong).long()})
-    weights = [p.detach() for p in lstm.parameters()]
-    with pytest.raises(RuntimeError, match=r"input of shape \(batch, steps, input_size\)"):
-        functional.lstm(x[0], None, weights, batch_first=True)
-
-
-@pytest.mark.parametrize("layout", ["projection bias", "bias bias", "biases", "bias int8", 4])
-def test_bad_layout(layout):
-    given = arguments(Route("auto"))
-    message = f"layout: expected a selection of the words bias, .*, in this order, got {layout!r}"
-    with pytest.raises(ValueError, match=message):
-        functional.lstm(**given, layout=layout)
 
 
 @every_module_route

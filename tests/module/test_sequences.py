@@ -1,6 +1,7 @@
 """The forms of ragged batches: packed, lengths, nested; resets and cell states."""
 
 import functools
+import itertools
 import subprocess
 import sys
 
@@ -166,6 +167,21 @@ def test_a_reset_stops_a_nan(route):
     hx = (torch.full((1, 1, 4), torch.nan).to(x), torch.full((1, 1, 4), torch.inf).to(x))
     reset = torch.arange(4, device=route.device)[:, None] == 0
     torch.testing.assert_close(lstm(x, hx, reset=reset), lstm(x), **EXACT)
+
+
+@pytest.mark.skipif(not fastlstm.has_kernels("cpu"), reason="the extension is not built")
+def test_a_plain_call_runs_no_more_python():
+    for prepacks, bias, batch_first, both, proj_size in itertools.product(*[(False, True)] * 5):
+        lstm = fastlstm.LSTM(3, 4, 1, bias, batch_first, 0.0, both, int(proj_size))
+        lstm = fastlstm.prepack(lstm.eval()) if prepacks else lstm
+        x = torch.randn(2, 5, 3) if batch_first else torch.randn(5, 2, 3)
+        hx = tuple(torch.randn(1 + both, 2, size) for size in (proj_size or 4, 4))
+        ragged = {"lengths": torch.tensor([5, 3]), "reset": torch.rand(x.shape[:2]) < 0.4}
+        forms = (x, None, None, None), (x, hx, None, None), (x, hx, *ragged.values())
+        expected = [lstm._fastlstm_call(*form, False) for form in forms]
+        lstm._fastlstm_call = None
+        found = [lstm(x), lstm(x, hx), lstm(x, hx, **ragged)]
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 @every_route

@@ -120,36 +120,26 @@ def test_gradients_of_some_arguments_only(route, sample):
     given = [g.to(route.device) for g in cotangents(found)]
     leaves = floating(padded)
     at_once = torch.autograd.grad(found, leaves, given, retain_graph=True)
-    for which in (slice(0, 3), slice(0, 1), slice(1, 2), slice(2, 3), slice(3, None)):
-        separately = torch.autograd.grad(found, leaves[which], given, retain_graph=True)
-        assert all(map(torch.equal, separately, at_once[which]))
 
     class Calls(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             if func is torch.ops.fastlstm.lstm_backward.default:
-                requests.append(len(args) > 18 and args[18])  # return_d_gates
+                requests.append([*args[16:], False][:3])  # of input and state; return_d_gates
             return func(*args, **(kwargs or {}))
 
-    requests = []
-    with Calls():
-        torch.autograd.grad(found, leaves[:1], given)
-    assert requests == [not sample.norms]
-
-
-@pytest.fixture
-def one_thread():
-    """One thread, because thousands of tiny calls are slower with more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    for a, z, *wanted in ((0, 3, 1, 1), (0, 1, 1, 0), (1, 2, 0, 1), (2, 3, 0, 1), (3, 99, 0, 0)):
+        requests = []
+        with Calls():
+            separately = torch.autograd.grad(found, leaves[a:z], given, retain_graph=True)
+        assert all(map(torch.equal, separately, at_once[a:z]))
+        assert requests == [[*wanted, a < 3 and not sample.norms]]
 
 
 @every_route
 @every_sample
 @pytest.mark.parametrize("check", [gradcheck, gradgradcheck])
-@pytest.mark.usefixtures("one_thread")
-def test_gradcheck(route, sample, check):
+def test_gradcheck(route, sample, check, threads):
+    threads(1)  # thousands of tiny calls are slower with more
     padded = with_leaves(sample.padded(device=route.device))
 
     def function(*tensors):
@@ -221,6 +211,13 @@ def test_saved_tensors_are_not_read_after_the_end_of_a_row(route, proj_size):
         *state, weights = torch.ops.fastlstm.lstm_backward(**arguments, **filled_in)
         results.append([*state, *weights])
     assert all(map(torch.equal, *results))
+    arguments |= {"input_needs_grad": False, "return_d_gates": True}
+    grad_input, _, _, d_gates = torch.ops.fastlstm.lstm_backward(**arguments, **saved)
+    real = torch.arange(4)[:, None] < torch.tensor(sample.lengths)
+    assert grad_input.shape == (0,) and torch.stack(d_gates).shape == saved["gates"].shape
+    assert all((d.abs().sum(-1).cpu() > 0).equal(real) for d in d_gates)
+    not_saved = torch.ops.fastlstm.lstm(**sample.arguments(device=route.device))[3:]
+    assert [tensor.shape for tensor in not_saved] == [(0,), (0,)]
 
 
 @needs_expecttest

@@ -1,8 +1,4 @@
-"""Rounding errors: each result has at most a small multiple of the error of nn.LSTM.
-
-The truth is the oracle in float64, computed from the same tensors, which are already rounded to the
-dtype of the call. The error of a result is the root mean square of its difference from the truth.
-"""
+"""Rounding errors: each result has at most a small multiple of the error of nn.LSTM."""
 
 import copy
 
@@ -46,7 +42,7 @@ class Oracle(nn.Module):
         return output, (h_n, c_n)
 
 
-def error(found, truth):
+def error(found, truth):  # the truth is the oracle in float64 of the same tensors
     return (found.double().cpu() - truth).square().mean().sqrt().item()
 
 

@@ -13,7 +13,6 @@ import fastlstm
 from fastlstm import _build
 
 pytestmark = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="no CPU kernels")
-Results = dict[str, Tensor]
 OUTPUTS = ("output", "h_n", "c_n")
 HALF = (torch.bfloat16, torch.float16)
 
