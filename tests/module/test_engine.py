@@ -203,13 +203,13 @@ def test_a_call_runs_few_python_functions(name):
 
 @needs_op
 def test_a_call_without_gradients_skips_the_dispatcher():
-    lstm = fastlstm.LSTM(4, 5)
-    for expected, mode in (([], torch.no_grad()), ([list(X.shape)], torch.enable_grad())):
-        with mode, torch.profiler.profile(record_shapes=True) as profiler:
+    for grad, trains in ((False, True), (True, False), (True, True)):
+        lstm = fastlstm.LSTM(4, 5).requires_grad_(trains)
+        with torch.set_grad_enabled(grad), torch.profiler.profile(record_shapes=True) as trace:
             lstm(X)
         # Only the dispatcher records the shapes of what it passes on.
-        [shapes] = [e.input_shapes for e in profiler.events() if e.name == "fastlstm::lstm"]
-        assert shapes[:1] == expected
+        [shapes] = [e.input_shapes for e in trace.events() if e.name == "fastlstm::lstm"]
+        assert shapes[:1] == [list(X.shape)] * (grad and trains)
 
 
 NOT_BUILT = "its kernels are for 9.0, not for this GPU"

@@ -27,7 +27,6 @@ keep = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
 
 
 def one_by_one(outputs, leaves, given):
-    """The expected result, computed with COUNT backward passes."""
     found = [torch.autograd.grad(outputs, leaves, g, **keep) for g in zip(*given, strict=True)]
     return [torch.stack(gradients) for gradients in zip(*found, strict=True)]
 

@@ -30,8 +30,7 @@ class Case(NamedTuple):
         return f"{self.lstm}, {tuple(self.x.shape)} {self.x.dtype}, lengths {self.lengths}"
 
     @property
-    def trains(self):
-        """True unless the LSTM is prepacked, which has no gradients."""
+    def trains(self):  # a prepacked LSTM has no gradients
         return isinstance(self.lstm, fastlstm.LSTM)
 
 
