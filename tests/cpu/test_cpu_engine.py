@@ -3,6 +3,7 @@
 import copy
 import functools
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -136,14 +137,14 @@ def test_without_tiles_of_amx():
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("thread_count", [1, 2, 3])
-def test_two_directions_in_several_chunks(packed, thread_count, threads):
-    """With 61 steps the backward pass takes several chunks of steps."""
+@pytest.mark.parametrize("thread_count, hidden", [(1, 64), (2, 8), (3, 64)])
+def test_two_directions_in_several_chunks(packed, thread_count, hidden, threads):
+    """With 64 units backward takes several chunks; with 8, weight gradients sum in two parts."""
     threads(thread_count)
     torch.manual_seed(0)
-    theirs = nn.LSTM(3, 64, bidirectional=True, dtype=torch.float64)
-    x, hx = torch.randn(61, 7, 3, dtype=torch.float64), torch.randn(2, 2, 7, 64).double()
-    lengths = torch.tensor([61, 55, 41, 41, 20, 3, 1]) if packed else torch.full((7,), 61)
+    theirs = nn.LSTM(3, hidden, bidirectional=True, dtype=torch.float64)
+    x, hx = torch.randn(171, 7, 3).double(), torch.randn(2, 2, 7, hidden).double()
+    lengths = torch.tensor([171, 171, 170, 170, 170, 169, 5] if packed else [171] * 7)
     results = []
     for lstm in (fastlstm.convert(copy.deepcopy(theirs)), theirs):
         leaves = [t.clone().requires_grad_() for t in (x, *hx)]
@@ -225,3 +226,58 @@ def test_changed_weights_are_seen_at_once(mode, steps):
     lstm.double(), torch_lstm.double()
     x = x.double()
     check()
+
+
+def packed(weight, scale=None, format="float32"):
+    return _build.library.pack_weight(weight, scale, format, False)
+
+
+INT8, ONES = torch.zeros(8, 5, dtype=torch.int8), torch.ones(8)
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ((ONES,), "two dimensions in Float on the CPU, without scales, got [8] Float on cpu without s"),
+    ((torch.zeros(8, 0),), "got [8, 0]"),
+    ((torch.zeros(8, 5, device="meta"),), "got [8, 5] Float on meta without scales"),
+    ((torch.zeros(8, 5).to_sparse(),), "weight of two dimensions"),
+    ((INT8.float(), None, "bfloat16"), "in BFloat16 on the CPU, without scales, got [8, 5] Float"),
+    ((INT8.float(), ONES), "without scales, got [8, 5] Float on cpu with scales"),
+    ((INT8, None, "int8"), "in Char on the CPU, with scales, got [8, 5] Char on cpu without s"),
+    ((INT8, ONES.double(), "int8"), "a scale of float32 for each of 8 rows, got [8]"),
+    ((INT8, ONES.to("meta"), "int8"), "a scale of float32 for each of 8 rows, got [8]"),
+    ((INT8, ONES[1:], "int8"), "a scale of float32 for each of 8 rows, got [7]"),
+    ((INT8, ONES[None], "int8"), "a scale of float32 for each of 8 rows, got [1, 8]"),
+    ((INT8.new_zeros(1, 66312), ONES[1:2], "int8"), "at most 66311 columns of int8, got 66312"),
+    ((INT8, None, "bfloat16x2"), 'a format that fastlstm.prepack takes, got "bfloat16x2"'),
+])  # fmt: skip
+def test_weights_that_cannot_be_packed(arguments, message):
+    with pytest.raises(RuntimeError, match=re.escape(message)):
+        packed(*arguments)
+
+
+@pytest.mark.parametrize("change, message", [
+    *((change, r"got a tensor \[.*\] of .*: pack the model again") for change in (
+        torch.zeros_like, lambda w: w.view(torch.int8), lambda w: w[None], lambda w: w[:64],
+        lambda w: w.as_strided((len(w) // 2,), (2,)),
+    )),
+    (lambda w: w[:-16], r"expected \d+ bytes of a prepacked matrix \[8, 5\], got"),
+    (lambda w: w.index_fill(0, torch.arange(8, 24), ord("A")), f'got "{"A" * 15}"$'),
+    (lambda w: torch.cat([w[:24], w[24:25] + 1, w[25:]]),  # the lanes
+     r"\(float32 in panels of (\d+)x(\d)\), got weights in float32 in panels of (?!\1)\d+x\2"),
+])  # fmt: skip
+def test_bytes_that_are_no_prepacked_weight(change, message):
+    with pytest.raises(RuntimeError, match=message):
+        _build.library.unpack_weight(change(packed(torch.zeros(8, 5))))
+
+
+def test_prepacked_weights_of_other_sizes():
+    packed(INT8.new_zeros(1, 66311), ONES[:1], "int8"), packed(ONES[:1, None])
+    prepacked = fastlstm.prepack(fastlstm.LSTM(6, 10, proj_size=7).eval(), torch.int8)
+    states = [torch.zeros(1, 3, size) for size in (6, 7, 10)]
+    w_ih, w_hh, *others, w_hr = prepacked._op_weights()
+    for given, message in (
+        ((w_ih, w_ih, *others, w_hr), r"\[40, 7\] of gates, got \[40, 6\] of gates$"),
+        ((w_ih, w_hh, *others, w_ih), r"\[7, 10\], got \[40, 6\] of gates$"),
+    ):
+        with pytest.raises(RuntimeError, match=f"expected a prepacked matrix {message}"):
+            torch.ops.fastlstm.lstm_prepacked(*states, given, prepacked._layout)

@@ -34,6 +34,10 @@ SSE2: the stepwise engine converts 16-bit types if it has no kernels for them
 Intel with AMX: kernels and dtype
  1 infer f32    2  64   64   64  as=tf32        -> bf16x2 f32  1x1x1  panels panels   0     2 64x1
  1 train f32    1  64   64   64  as=tf32        -> f32    f32  1x1x1  demand demand   0     1 64x1
+ 1 infer f32    2  64   64   64  as=tf32 P=32   -> bf16x2 f32  1x1x1  panels panels   0     2 64x1
+ 1 back  f32    2  64   64   64  as=tf32        -> bf16x2 f32  1x1x1  panels panels   0     2 64x1
+ 1 infer f64    2  64   64   64  as=tf32        -> f64    f64  1x1x1  panels panels   0     2 48x1
+ 1 infer f32    2  64   64   64  W=f32 as=tf32  -> f32    f32  1x1x1  panels panels   0     2 48x1
  1 back  f32    2  64   64   64  as=bf16        -> bf16   f32  1x1x1  panels panels   0     2 64x1
  1 back  f32    2  64   64   64  as=bf16 P=32   -> f32    f32  1x1x1  place  panels   0     2 48x1
  1 infer bf16   2  64   64   64  P=32           -> bf16   bf16 1x1x1  panels panels   0     2 64x1
@@ -48,7 +52,7 @@ Intel with AMX: kernels and dtype
  1 infer f16    2  64   64   64  W=bf16         -> bf16   f32  1x1x1  panels panels   0     2 64x1
  1 infer bf16   1  64   64   64  W=bf16         -> bf16   bf16 1x1x1  panels panels   0     1 64x1
  1 infer bf16   2  64   64   64  W=int8         -> int8   f32  1x1x1  panels panels   0     2 64x1
- 1 infer f32    2   7   64   64  W=int8         -> int8   f32  1x1x1  panels panels   2     2 8x1
+ 1 infer f32    2   7   64   64  W=int8         -> int8   f32  1x1x1  panels panels   2     2 12x1
  1 infer f32    2   8   64   64  W=int8         -> int8   f32  1x1x1  panels panels   2     2 64x1
 Intel with AVX-512: kernels and dtype, without training kernels for bfloat16
  1 infer f32    2  64   64   64  as=bf16        -> f32    f32  1x1x1  panels panels   0     2 48x1
@@ -110,6 +114,10 @@ Intel with AVX-512: forms of a matrix that several steps read
  1 infer f32    2   9  255  255                 -> f32    f32  1x1x1  panels panels   2     2 12x1
  1 infer f32    2   9  256  256                 -> f32    f32  1x1x1  demand demand   2     2 9x1
  1 infer f32    3   9  256  256                 -> f32    f32  1x1x1  demand panels   3     3 12x1
+SSE2: forms of a matrix in backward
+ 1 back  f32    7   8 1494 1494                 -> f32    f32  1x1x1  place  place    7     7 8x1
+ 1 back  f32    2  95 1040 1040                 -> f32    f32  1x1x1  place  demand   2     2 12x1
+ 1 back  f32    3  95 1040 1040                 -> f32    f32  1x1x1  demand panels   3     3 12x1
 Intel with AVX-512: steps ahead
  1 infer f32   20   5    4   64                 -> f32    f32  1x1x1  panels panels  20    20 6x1
  1 infer f32   20   6    4   64                 -> f32    f32  1x1x1  panels panels   0    20 6x1
@@ -120,8 +128,10 @@ Intel with AVX-512: steps ahead
  1 infer f32   13  64 1024   64                 -> f32    f32  1x1x1  panels panels   0    13 48x1
  1 infer f32  100   8   64  300                 -> f32    f32  1x1x1  panels panels  54    27 12x1
  4 infer f32  100   8   64  300  D=2            -> f32    f32  2x1x2  panels panels  27    27 12x1
- 1 infer f64  100   8   64  300                 -> f64    f64  1x1x1  panels panels  27    22 12x1
+ 1 infer f64  100   8   64  300                 -> f64    f64  1x1x1  panels panels   5    22 12x1
  1 infer f32  100   1   64 2000                 -> f32    f32  1x1x1  demand panels  65   100 6x1
+NEON: no tiles split float32
+ 1 infer f32    2  64   64   64  as=tf32        -> f32    f32  1x1x1  panels panels   2     2 50x1
 AVX2: steps ahead without a limit of rows
  1 infer f32   20  64   65 1024                 -> f32    f32  1x1x1  panels panels   2     8 12x1
  1 infer f32   20  65   65 1024                 -> f32    f32  1x1x1  panels panels   0     8 12x1
@@ -130,7 +140,7 @@ Intel with AVX-512: rows of a buffer, and steps of a chunk
  1 infer f32   20  47   64  256                 -> f32    f32  1x1x1  panels panels  10     5 48x1
  1 infer f32   20  48   64  257                 -> f32    f32  1x1x1  panels panels   0     5 12x1
  1 back  f32  100   8   64  300                 -> f32    f32  1x1x1  panels panels  54    27 12x1
- 1 back  f64  100   1   64  128                 -> f64    f64  1x1x1  panels panels 100    96 6x1
+ 1 back  f64  100   1   64  128                 -> f64    f64  1x1x1  panels panels  96    96 6x1
  1 back  f32  100 600   64 1024                 -> f32    f32  1x1x1  panels panels   0     1 12x1
 )";
 

@@ -1,13 +1,13 @@
-// The CPU planner for known machines: what every plan must satisfy, some decisions, and a table of
-// expected plans.
+// The CPU planner for known machines: what every plan must satisfy, a table of expected plans, and
+// that the machines have the settings of the real kernels.
 #include <initializer_list>
 #include <iomanip>
 
-#include "../simt/harness.h"
 #include "cpu/gemm/gate_order.h"
 #include "cpu/plan.h"
 #include "expected_plans.h"
 #include "parts.h"
+#include "targets.h"
 
 namespace {
 
@@ -22,26 +22,22 @@ GemmKernels gemm_of(Format format, int64_t bytes, int64_t lanes, int64_t rows, b
   gemm.tile_rows = rows, gemm.max_vectors = 4, gemm.relative_speed = 4.0 / bytes;
   if (format != Format::float32 && format != Format::float64)
     gemm.encode = [](const void*, int64_t, void*) {};
+  if (bytes == 8) gemm.bytes_ahead = 3 << 17;
   if (trains) gemm.transpose = [](const void* const*, int64_t, int64_t, int64_t, void*) {};
   return gemm;
 }
 
-struct NamedMachine {
-  const char* name;
-  CpuMachine machine;
-};
-
-std::vector<NamedMachine> machines() {
-  static const auto table_of = [](int64_t lanes, int64_t rows, bool trains_bfloat16) {
-    const auto* const all = new GemmKernels[]{
-        gemm_of(Format::float32, 4, lanes, rows), gemm_of(Format::float64, 8, lanes / 2, rows),
-        gemm_of(Format::bfloat16, 2, lanes, rows, trains_bfloat16),
-        gemm_of(Format::int8, 1, lanes, 4, false)};
+std::map<std::string, CpuMachine> machines() {
+  static const auto table_of = [](int64_t lanes, int64_t rows, int64_t int8_rows, bool bfloat16) {
+    const auto* const all = new GemmKernels[]{gemm_of(Format::float32, 4, lanes, rows),
+                                              gemm_of(Format::float64, 8, lanes / 2, rows),
+                                              gemm_of(Format::bfloat16, 2, lanes, rows, bfloat16),
+                                              gemm_of(Format::int8, 1, lanes, int8_rows, false)};
     return GemmTable{{all, all + 1, all + 2, all + 3}};
   };
-  static const GemmTable avx512 = table_of(16, 6, false), avx512_bf16 = table_of(16, 6, true),
-                         avx2 = table_of(8, 6, false), neon = table_of(4, 5, true),
-                         sse = table_of(4, 2, false);
+  static const GemmTable avx512 = table_of(16, 6, 4, false), avx512_bf16 = table_of(16, 6, 6, true),
+                         avx2 = table_of(8, 6, 4, false), neon = table_of(4, 5, 4, true),
+                         sse = table_of(4, 2, 2, false);
   static const GemmTable amx = [] {
     static GemmKernels tiles = *avx512_bf16[Format::bfloat16];
     tiles.tile_rows = 64, tiles.min_rows_per_panel_load = 128, tiles.bytes_ahead = 256 << 10;
@@ -65,7 +61,7 @@ std::vector<NamedMachine> machines() {
           {"SSE2", {1, 256 << 10, sse, false}}};
 }
 
-std::string text_of(const char* name, const CpuTask& task, const CpuMachine& machine) {
+std::string text_of(const std::string& name, const CpuTask& task, const CpuMachine& machine) {
   return testing::text(name, ", ", machine.threads, " threads, dtype ", int(task.dtype), ", T ",
                        task.steps, ", B ", task.batch, ", I ", task.input_size, ", H ",
                        task.hidden_size, ", directions ", task.directions, ", saves ",
@@ -148,87 +144,13 @@ void for_tasks(const auto& body) {
             }
 }
 
-void check_machine(const NamedMachine& named) {
-  CpuMachine machine = named.machine;
+void check_machine(const std::string& name, CpuMachine machine) {
   for_tasks([&](const CpuTask& task) {
     for (const int64_t threads : {1, 2, 3, 16, 128}) {
       machine.threads = threads;
-      check_plan(text_of(named.name, task, machine), task, machine);
+      check_plan(text_of(name, task, machine), task, machine);
     }
   });
-}
-
-// Checks that float32 is split into bfloat16 only if that is requested and the processor has AMX.
-void check_split(const NamedMachine& named) {
-  CpuTask task = task_of(Dtype::kFloat32, 2, 1, 1, 1);
-  task.precision = Precision::kTf32;
-  const auto splits = [&](const CpuTask& task) {
-    const CpuPlan plan = make_plan(task, named.machine);
-    return plan.gemm && plan.gemm->format == Format::bfloat16x2;
-  };
-  const bool amx = named.machine.gemms[Format::bfloat16x2] != nullptr;
-  check(splits(task) == amx, named.name, ": tf32");
-  const auto splits_if = [&](const auto& change) {
-    CpuTask changed = task;
-    change(changed);
-    return splits(changed);
-  };
-  check(splits_if([](CpuTask& t) { t.projects = true; }) == amx, named.name, ": a projection");
-  check(splits_if([](CpuTask& t) { t.backward = true; }) == amx, named.name, ": backward");
-  check(!splits_if([](CpuTask& t) { t.precision = Precision::kFloat32; }), named.name, ": float32");
-  check(!splits_if([](CpuTask& t) { t.precision = Precision::kBf16; }), named.name, ": bf16");
-  check(!splits_if([](CpuTask& t) { t.dtype = Dtype::kFloat64; }), named.name, ": float64");
-  check(!splits_if([](CpuTask& t) { t.prepacked = Format::float32; }), named.name, ": prepacked");
-  check(!splits_if([](CpuTask& t) { t.steps = t.total_rows = 1; }), named.name, ": a single step");
-}
-
-// Checks that a small layer gets one thread and a large layer gets all threads.
-void check_threads(const NamedMachine& named) {
-  CpuMachine machine = named.machine;
-  machine.threads = 4;
-  for (const int64_t steps : {1, 20})
-    for (const bool prepacked : {false, true}) {
-      const auto threads = [&](int64_t size) {
-        CpuTask task = task_of(Dtype::kFloat32, steps, 1, size, size);
-        if (prepacked) task.prepacked = Format::float32;
-        return make_plan(task, machine).grid.threads();
-      };
-      const std::string what = testing::text(named.name, ", T ", steps, ", prepacked ", prepacked);
-      check(threads(64) == 1, what, ": ", threads(64), " threads for 64 units");
-      check(threads(1024) == 4, what, ": ", threads(1024), " threads for 1,024 units");
-    }
-}
-
-// Checks that x_gates of several steps are computed at once, unless a step has many rows: then each
-// step multiplies its input together with h. If the input is narrow, 32 rows are many.
-void check_steps_ahead(const NamedMachine& named) {
-  for (const int64_t input_size : {4, 40})
-    for (const int64_t batch : {1, 32, 300}) {
-      const CpuTask task = task_of(Dtype::kFloat32, 20, batch, input_size, 64);
-      const int64_t ahead = make_plan(task, named.machine).steps_ahead;
-      const int64_t fused_rows = input_size == 4 ? 32 : named.machine.min_rows_to_fuse_input;
-      check((ahead == 0) == (batch >= fused_rows), named.name, ", I ", input_size, ", B ", batch,
-            ": ", ahead, " steps ahead");
-    }
-}
-
-// Checks the form of W_hh for few and many steps, few and many rows, and a small and a large W_hh.
-void check_forms(const NamedMachine& named) {
-  for (const bool backward : {false, true}) {
-    const auto expect_form = [&](MatrixForm expected, int64_t steps, int64_t batch, int64_t size) {
-      CpuTask task = task_of(Dtype::kFloat32, steps, batch, size, size);
-      task.backward = backward;
-      const MatrixForm found = make_plan(task, named.machine).w_hh;
-      check(found == expected, named.name, ", backward ", backward, ", T ", steps, ", B ", batch,
-            ", H ", size, ": form ", int(found));
-    };
-    expect_form(MatrixForm::kInPlace, 1, 16, 64);
-    expect_form(MatrixForm::kInPlace, 7, 8, 1494);
-    expect_form(MatrixForm::kPanels, 7, 8, 64);
-    expect_form(MatrixForm::kPanels, 100, 8, 1494);
-    expect_form(MatrixForm::kPanelOnDemand, 2, 95, 1040);
-    expect_form(MatrixForm::kPanels, 3, 95, 1040);
-  }
 }
 
 // The words of expected_plans.h, in the order of the enumerators.
@@ -304,22 +226,20 @@ std::string with_plan(const std::string& line, CpuMachine machine) {
 
 // Checks every plan of expected_plans.h.
 void check_expected_plans() {
-  const std::vector<NamedMachine> all = machines();
-  const NamedMachine* named = nullptr;
+  const auto all = machines();
+  auto machine = all.end();
   std::istringstream table(kExpectedPlans);
   std::string line, heading, changed;
   for (int k = 0; k < 2; ++k) std::getline(table, line);  // an empty line and names of columns
   while (std::getline(table, line)) {
     if (const size_t colon = line.find(':'); colon != std::string::npos) {
-      named = nullptr;
-      for (const NamedMachine& each : all)
-        if (each.name == line.substr(0, colon)) named = &each;
-      check(named, "expected_plans.h: unknown machine: ", line);
+      machine = all.find(line.substr(0, colon));
+      check(machine != all.end(), "expected_plans.h: unknown machine: ", line);
       heading = line + '\n';
       continue;
     }
-    check(named, "expected_plans.h: no machine before ", line);
-    const std::string found = with_plan(line, named->machine);
+    check(machine != all.end(), "expected_plans.h: no machine before ", line);
+    const std::string found = with_plan(line, machine->second);
     if (found == line) continue;
     changed += heading + found + '\n', heading = "";
   }
@@ -350,18 +270,45 @@ void check_gate_order() {
   check_order(8, 2, {4, 4, 4, 4, 8, 8, 8, 8});
 }
 
+// Checks that the kernels have the settings that the machine `name` has.
+void check_settings(const std::string& name, const GemmTable& kernels) {
+  const auto settings_of = [](const GemmKernels& gemm) {
+    return std::tuple(gemm.source_format, gemm.sum_dtype, gemm.element_bits, gemm.lanes,
+                      gemm.relative_speed, gemm.tile_rows, gemm.bytes_ahead, gemm.l2_share,
+                      gemm.min_rows_per_panel_load, gemm.min_encoded_rows_per_panel_load,
+                      gemm.max_rows_in_place, gemm.few_rows_limit, gemm.encode != nullptr);
+  };
+  const CpuMachine machine = machines().at(name);
+  for (const GemmKernels* const gemm : kernels.by_format)
+    if (gemm)
+      check(settings_of(*gemm) == settings_of(*machine.gemms[gemm->format]), name,
+            ": the kernels for ", kFormatWords[int(gemm->format)], " have other settings");
+}
+
+void check_all_settings() {
+#if defined(__x86_64__)
+  check_settings("SSE2", baseline::table.gemms), check_settings("AVX2", avx2::table.gemms);
+  check_settings("Intel with AVX-512", avx512::table.gemms);
+  GemmTable gemms = avx512::table.gemms;
+  gemms[Format::bfloat16] = &avx512_bf16::bfloat16_gemm;
+  gemms[Format::int8] = &avx512_vnni::int8_gemm;
+  check_settings("AMD with AVX-512", gemms);
+  if (testing::tables().back().target != std::string("avx512")) return;
+  const AmxGemms amx = amx_emulated::amx_gemms();
+  gemms[Format::bfloat16x2] = &amx.bfloat16x2, gemms[Format::bfloat16] = &amx.bfloat16;
+  gemms[Format::int8] = &amx.int8;
+  check_settings("Intel with AMX", gemms);
+#else
+  check_settings("NEON", neon::table.gemms);
+#endif
+}
+
 const bool added = [] {
   testing::Case("plans/gate_order", check_gate_order);
   testing::Case("plans/expected", check_expected_plans);
-  for (const NamedMachine& named : machines()) {
-    testing::Case(std::string("plans/") + named.name, [named] {
-      check_machine(named);
-      check_split(named);
-      check_threads(named);
-      check_steps_ahead(named);
-      check_forms(named);
-    });
-  }
+  testing::Case("plans/settings of the kernels", check_all_settings);
+  for (const auto& [name, machine] : machines())
+    testing::Case("plans/" + name, [=] { check_machine(name, machine); });
   return true;
 }();
 

@@ -15,8 +15,8 @@ using namespace testing;
 
 // Returns a random length near the lengths at which the kernels split a sum or a loop.
 int64_t random_terms(Random& random) {
-  const int64_t around[] = {1, 8, 32, 64, 256, 512};
-  return std::max<int64_t>(1, around[random.between(0, 5)] + random.between(-5, 5));
+  const int64_t around[] = {1, 8, 16, 32, 64, 256, 512};
+  return std::max<int64_t>(1, around[random.between(0, 6)] + random.between(-5, 5));
 }
 
 // A matrix with its own memory for each row, because the kernels get a pointer for each row.
@@ -80,17 +80,22 @@ struct Panels {
       gemm.pack(matrix, k_begin, K, shape, &data[offset] + shape.vectors * gemm.lanes * header);
   }
 
-  // Extends `product`, which has the panel `first`, by the next panels of the same width, up to
-  // `max_panels` panels in all. Returns the index of the panel after them.
-  size_t add_panels(PanelProduct& product, size_t first, int64_t max_panels) const {
-    size_t end = first + 1;
-    while (end < all.size() && int64_t(end - first) < max_panels &&
-           all[end].shape.vectors == product.shape.vectors) {
-      product.shape.columns += all[end].shape.columns;
-      const int64_t distance = all[first + 1].offset - all[first].offset;
-      product.panel_stride = distance * int64_t(sizeof(T)), ++product.panels, ++end;
-    }
-    return end;
+  // Calls run(product) for all rows and panels, at most `max_rows` and `max_panels` of them a call.
+  // Panels of a call have one width. product_of(panel, first row, count) returns the product with
+  // one panel.
+  void multiply(int64_t rows, int64_t max_rows, int64_t max_panels, const auto& product_of,
+                const auto& run) const {
+    for (int64_t first = 0; first < rows; first += max_rows)
+      for (size_t p = 0, next; p < all.size(); p = next) {
+        PanelProduct product = product_of(p, first, std::min(max_rows, rows - first));
+        for (next = p + 1; next < all.size() && product.panels < max_panels &&
+                           all[next].shape.vectors == product.shape.vectors;
+             ++next, ++product.panels) {
+          product.shape.columns += all[next].shape.columns;
+          product.panel_stride = (all[p + 1].offset - all[p].offset) * int64_t(sizeof(T));
+        }
+        run(product);
+      }
   }
 };
 
@@ -124,16 +129,11 @@ struct Problem {
     return {&a.pointers[first], count, k_begin, K, &panels.data[offset], shape,
             c + first,          adds,  bias_row};
   }
-  // Calls run(product) for all rows and panels, at most `max_rows` and `max_panels` of them a call.
-  template <typename C, typename Run>
-  void multiply(Matrix<C>& c, int64_t max_rows, int64_t max_panels, const Run& run) const {
-    for (int64_t first = 0; first < rows; first += max_rows)
-      for (size_t p = 0; p < panels.all.size();) {
-        const int64_t count = std::min(max_rows, rows - first);
-        auto product = panel_product(p, first, count, c.row_pointers(), first_term);
-        p = panels.add_panels(product, p, max_panels);
-        run(product);
-      }
+  void multiply(const auto& c, int64_t max_rows, int64_t max_panels, const auto& run) const {
+    const auto product_of = [&](size_t panel, int64_t first, int64_t count) {
+      return panel_product(panel, first, count, c.row_pointers(), first_term);
+    };
+    panels.multiply(rows, max_rows, max_panels, product_of, run);
   }
   // Initializes a destination: with `old_c`, or with NaN if the products overwrite it.
   template <typename C>
@@ -207,7 +207,8 @@ struct Problem {
     }
   }
 
-  // Checks that c gets the same bits if each row has its own memory and if all are at one stride.
+  // Checks that c gets the same bits if each row has its own memory and if all are at one stride,
+  // and that the columns that pad a panel are zeros.
   void check_destinations() const {
     const int64_t width = round_up(N, gemm.max_width());
     std::vector<A> padded_bias(width), at_one_stride(rows * width);
@@ -222,6 +223,8 @@ struct Problem {
       }
     };
     multiply_to(apart.row_pointers());
+    for (const auto& row : apart.rows)
+      check(std::count(row.begin() + N, row.end(), A()) == width - N, text(), ": padding");
     multiply_to(rows_of(at_one_stride.data(), rows, width).data());
     for (int64_t r = 0; r < rows; ++r)
       std::copy_n(&at_one_stride[r * width], width, together.rows[r].begin());
@@ -397,13 +400,10 @@ struct Int8Problem {
   }
   void multiply(const Matrix<int8_t>& a, const Panels<int8_t>& panels, int64_t max_rows,
                 int64_t max_panels, Matrix<float>& c) const {
-    const int64_t count = a.rows.size();
-    for (int64_t first = 0; first < count; first += max_rows)
-      for (size_t p = 0; p < panels.all.size();) {
-        auto product = panel_product(a, first, std::min(max_rows, count - first), panels, p, c);
-        p = panels.add_panels(product, p, max_panels);
-        gemm.multiply(product);
-      }
+    const auto product_of = [&](size_t panel, int64_t first, int64_t count) {
+      return panel_product(a, first, count, panels, panel, c);
+    };
+    panels.multiply(a.rows.size(), max_rows, max_panels, product_of, gemm.multiply);
   }
 
   void run() {

@@ -1,10 +1,10 @@
-"""The errors of prepack, of prepacked layers and of the op for prepacked weights."""
+"""The errors of prepack and of prepacked layers."""
 
 import pickle
 
 import pytest
 import torch
-from prepacked_layers import Tagger, X, every_weights, in_a_model, prepacked_copy, same_bits, small
+from prepacked_layers import Tagger, X, in_a_model, prepacked_copy, same_bits, small
 from torch import nn
 from torch.autograd.forward_ad import dual_level, make_dual
 from torch.func import jvp, vmap
@@ -69,20 +69,6 @@ def test_transforms_of_other_values():
         assert same_bits(prepacked(X6), expected)
     shifted = vmap(lambda number: number + prepacked(X6)[0])(torch.zeros(2))
     assert torch.equal(shifted[1], expected[0])
-
-
-@every_weights
-def test_the_op_refuses_weights_that_are_not_prepacked(weights):
-    prepacked = prepacked_copy(small(proj_size=7), weights)
-    good, op = prepacked._op_weights(), torch.ops.fastlstm.lstm_prepacked
-    for wrong, message in (
-        (good[1].clone().zero_(), "pack the model again"),
-        (good[0], r"expected a prepacked matrix \[40, 7\] of gates, got \[40, 6\]"),
-        (good[1][:-16], "bytes of a prepacked matrix"),
-    ):
-        given = [good[0], wrong, *good[2:]]
-        with pytest.raises(RuntimeError, match=message):
-            op(X6, torch.zeros(1, 3, 7), torch.zeros(1, 3, 10), given, prepacked._layout)
 
 
 OwnLSTM = type("OwnLSTM", (LSTM,), {})
