@@ -141,7 +141,6 @@ def lstm_case(draw):
 
 
 def cell_case(draw):
-    """Returns the same as `lstm_case`, for an nn.LSTMCell and a fastlstm.LSTMCell."""
     dtype, I, H = draw.pick(*DTYPES), draw.int(1, 20), draw.int(1, 40)
     bias, wild = draw.chance(0.8), dtype != torch.float64
     theirs, ours = (k(I, H, bias=bias, dtype=dtype) for k in (nn.LSTMCell, fastlstm.LSTMCell))

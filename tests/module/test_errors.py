@@ -36,6 +36,7 @@ def two_layers(weights, h_0, c_0):
     return {"num_layers": 2, "weights": [*weights, weights[1], *weights[1:]], "hx": (h_0, c_0)}
 
 
+X, ROW, BACKWARD = zeros(T, B, I), zeros(B, I), [*[None] * 8, *[zeros(T, B, I)] * 3, True, True]
 STATE, TWO, THREE = zeros(1, B, H), zeros(2, B, H), zeros(3, B, H)
 LENGTHS, TWO_0, RESET = torch.ones(3).long(), torch.tensor([2, 0, 0]), torch.ones(3, 3).bool()
 # For each name: a function that returns bad arguments, and a pattern of the message.
@@ -138,14 +139,13 @@ def cell(prepacks=False):
     return fastlstm.prepack(built.eval()) if prepacks else built
 
 
-def prepacked_op(norms=(), **options):
+def prepacked_op(x=X, norms=(), **options):
     lstm = fastlstm.prepack(fastlstm.LSTM(I, H).eval())
     layout = lstm._layout.replace("bias", "bias layer_norm") if norms else lstm._layout
     weights = [*lstm._op_weights(), *norms]
-    return torch.ops.fastlstm.lstm_prepacked(X, STATE, STATE, weights, layout, **options)
+    return torch.ops.fastlstm.lstm_prepacked(x, STATE, STATE, weights, layout, **options)
 
 
-X, ROW, BACKWARD = zeros(T, B, I), zeros(B, I), [*[None] * 8, *[zeros(T, B, I)] * 3, True, True]
 NORMED, first = fastlstm.LayerNormLSTM(I, H), fastlstm.LSTM(I, H, batch_first=True)
 NORMS, WEIGHTS = ([p.detach() for p in layer.parameters()] for layer in (NORMED, first))
 CALL = [X, STATE, STATE, WEIGHTS, "bias", None, None, None, None, False, "auto"]
@@ -222,6 +222,7 @@ MISTAKES = {
           for make in (lstm, lambda: NORMED, lambda: fastlstm.prepack(lstm().eval()))),
         (lambda: torch.ops.fastlstm.lstm(*CALL[:3], [*first.parameters()], save_gates=True)[4].sum()
          .backward(), "got a gradient of gates, which is not differentiable$"),
+        (lambda: prepacked_op(X.clone().requires_grad_())[0].sum().backward(), "not implemented"),
         (lambda: prepacked_op(h_mask=STATE), "neither layer norm.*, recurrent dropout nor .*step"),
         (lambda: prepacked_op(engine="stepwise"), "neither layer normalization, recurrent dropout"),
         (lambda: prepacked_op(norms=NORMS[4:]), "neither layer normalization, recurrent dropout"),
