@@ -200,8 +200,7 @@ def against_torch(draw):
     compare(our_results, truth, [*their_results, call(theirs, torch.float64)], dtype, max(sizes))
 
 
-def largest_of(dtype):
-    """Returns the limit above which a true value may overflow in a result of this dtype."""
+def largest_of(dtype):  # a larger true value may overflow in a result
     return torch.finfo(dtype).max / 8
 
 

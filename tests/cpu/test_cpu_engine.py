@@ -38,7 +38,6 @@ def layer_arguments(T, B, input_size, H, dtype=torch.float32, directions=1, P=0)
 
 
 def weighting(outputs):
-    """Returns the factors of the outputs in the loss: multiples of 1/64 between -1 and 1."""
     return [torch.arange(y.numel()).remainder(129).sub(64).to(y).view_as(y) / 64 for y in outputs]
 
 

@@ -223,6 +223,9 @@ MISTAKES = {
         (lambda: torch.ops.fastlstm.lstm(*CALL[:3], [*first.parameters()], save_gates=True)[4].sum()
          .backward(), "got a gradient of gates, which is not differentiable$"),
         (lambda: prepacked_op(X.clone().requires_grad_())[0].sum().backward(), "not implemented"),
+        (lambda: torch.ops.fastlstm.lstm_backward(*(t.to("meta") for t in CALL[:3]),
+          [w.to("meta") for w in WEIGHTS], "bias", *BACKWARD), "the saved output of shape .* = "),
+        (lambda: torch.ops.fastlstm.lstm_backward(*CALL[:6], -LENGTHS, *BACKWARD[2:]), "lengths"),
         (lambda: prepacked_op(h_mask=STATE), "neither layer norm.*, recurrent dropout nor .*step"),
         (lambda: prepacked_op(engine="stepwise"), "neither layer normalization, recurrent dropout"),
         (lambda: prepacked_op(norms=NORMS[4:]), "neither layer normalization, recurrent dropout"),
@@ -296,7 +299,6 @@ def test_has_kernels_takes_any_name_of_a_device():
 
 @every_module_route
 def test_bad_input_raises_under_no_grad_too(route):
-    """The checks run with every dispatch key."""
     given = arguments(route)
     given["hx"] = given["hx"][0][..., :4], given["hx"][1]
     for mode in (torch.no_grad(), torch.inference_mode(), torch.autocast(route.device)):
