@@ -231,8 +231,7 @@ def test_parameters_are_named_as_in_the_lecture():
 
 
 def test_only_several_layers_have_dropout_between_them():
-    found = [lstm_decoder(num_layers=count, dropout=0.3).lstm.dropout for count in (1, 2)]
-    assert found == [0.0, 0.3]
+    assert [lstm_decoder(num_layers=n, dropout=0.3).lstm.dropout for n in (1, 2)] == [0.0, 0.3]
 
 
 @pytest.mark.parametrize("sizes", [{}, {"decoder": "attention", "grid": 2}])

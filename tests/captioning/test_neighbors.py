@@ -85,9 +85,8 @@ def test_the_caption_that_agrees_comes_first(pictures):
 
 
 def test_only_beam_search_uses_neighbors(new_checkpoint, data):
-    one, features = new_checkpoint(), data.val.read()
+    one, features, near = new_checkpoint(), data.val.read(), {"neighbors": 5.0}
     plain = {m: decode_batch(one, features, DecodeConfig(m)) for m in ("greedy", "beam")}
-    near = {"neighbors": 5.0}
     assert decode_batch(one, features, DecodeConfig("beam", **near)) == plain["beam"]
     one.neighbors = Neighbors.from_table(data.train, data.vocabulary)
     assert decode_batch(one, features, DecodeConfig("greedy", **near)) == plain["greedy"]

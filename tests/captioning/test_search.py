@@ -208,6 +208,8 @@ def test_samples_follow_the_model(model, image):
     expected, found = scores.softmax(1)[0], torch.bincount(tokens[:, 0], minlength=V) / 4000
     assert (found - expected).abs().max() < 4 * (0.25 / 4000) ** 0.5  # four standard deviations
     torch.testing.assert_close(log_probs[:, 0].exp(), expected[tokens[:, 0]])
+    after_end = (tokens == END).cumsum(1).cumsum(1) > 1
+    assert after_end.any() and not tokens[after_end].any() and not log_probs[after_end].any()
 
 
 def test_captions_that_cannot_become_one_of_the_best_are_dropped():
