@@ -20,13 +20,12 @@ State = tuple[Tensor, Tensor]  # h and c
 Results = tuple[Tensor, State, list[Tensor]]
 
 # Read at import, because torch 2.11 cannot trace `is_autocast_available`.
-_DEVICES = "cpu", "cuda", "mps", "xpu"
-_AUTOCAST_DEVICES = frozenset(filter(torch.amp.is_autocast_available, _DEVICES))
+_CAN_AUTOCAST = frozenset(filter(torch.amp.is_autocast_available, ("cpu", "cuda", "mps", "xpu")))
 
 
 def autocasts(device_type: str) -> bool:
     """Whether autocast is on for a device type."""
-    return device_type in _AUTOCAST_DEVICES and torch.is_autocast_enabled(device_type)
+    return device_type in _CAN_AUTOCAST and torch.is_autocast_enabled(device_type)
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -154,24 +153,27 @@ class Call(NamedTuple):
             return self.input.size(0), self.input.size(1)
         return self.batch_sizes.size(0), int(self.batch_sizes[0])
 
+    def state_sizes(self) -> tuple[int, int]:  # of c and of h
+        W_ih, W_hh = self.weights[:2]
+        *_, output_size = W_hh.shape
+        return W_ih.size(0) // 4, output_size
+
     def state(self) -> State:
         """The initial state: `hx`, or zeros if `hx` is None."""
         if self.hx is not None:
             return self.hx
         batch = self.steps_and_batch()[1]
         leading = (batch,) if self.is_cell else (self.num_layers * self.num_directions, batch)
-        W_ih, W_hh = self.weights[:2]
-        return zero_state(self.input, leading, W_ih.size(0) // 4, W_hh.size(-1))
+        return zero_state(self.input, leading, *self.state_sizes())
 
     def tensors(self) -> list[Tensor]:
         """The input, the state if there is one, and the weights."""
         return [self.input, *(self.hx or ()), *self.weights]
 
-    def mapped(self, function: Callable[[Tensor], Tensor]) -> Call:
-        """The call with the results of `function` in place of its `tensors`."""
-        hx = None if self.hx is None else (function(self.hx[0]), function(self.hx[1]))
-        weights = [function(weight) for weight in self.weights]
-        return replaced(self, input=function(self.input), hx=hx, weights=weights)
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Call:
+        """The call with the results of `change` in place of its `tensors`."""
+        hx: Any = None if self.hx is None else tuple(map(change, self.hx))
+        return self._replace(input=change(self.input), hx=hx, weights=[*map(change, self.weights)])
 
     def with_training_options(self, dropout: float, regularizers: Regularizers) -> Call:
         """The call with the dropout and the regularizers of training mode."""
@@ -188,7 +190,7 @@ class Call(NamedTuple):
         trains = torch.is_grad_enabled() and any(t.requires_grad for t in self.tensors())
         mode = "training" if trains else "inference"
         data = "padded" if self.batch_sizes is None else "packed"
-        sizes = self.input.size(-1), self.weights[0].size(0) // 4, self.weights[1].size(-1)
+        sizes = self.input.size(-1), *self.state_sizes()
         return (
             f"{mode} on {self.input.device.type} in {self.dtype()}, {data}, batch up to {batch}, "
             f"steps up to {steps}, input, hidden and output size {sizes}, num_layers "
@@ -203,7 +205,7 @@ class Call(NamedTuple):
             h_0, c_0 = (state.unsqueeze(0) for state in self.state())
             return LstmCall(input.unsqueeze(0), h_0, c_0, weights, self.layout)
         state: tuple[Any, Any] = self.hx or (None, None)
-        if self.hx is not None and self.num_layers > 1:
+        if self.hx is not None and self.num_layers != 1:
             rows = slice(k * self.num_directions, (k + 1) * self.num_directions)
             state = self.hx[0][rows], self.hx[1][rows]
         options = self.batch_sizes, self.lengths, self.reset
@@ -240,11 +242,11 @@ def weight_names(layout: str) -> tuple[str, ...]:
     return _NAMES_BY_LAYOUT[layout]
 
 
-def weight_shapes(layout: str, I: int, H: int, P: int) -> tuple[tuple[int, ...], ...]:
-    """The shapes of a direction's weights, in the order of their names."""
+def weight_shapes(layout: str, I: int, H: int, P: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of a direction's weights by name, in order."""
     shapes: dict[str, tuple[int, ...]] = {"W_ih": (4 * H, I), "W_hh": (4 * H, P), "W_hr": (P, H)}
     shapes |= {"gain_c": (H,), "bias_c": (H,)}
-    return tuple(shapes.get(name, (4 * H,)) for name in weight_names(layout))
+    return {name: shapes.get(name, (4 * H,)) for name in weight_names(layout)}
 
 
 def stack_shapes(
@@ -252,4 +254,4 @@ def stack_shapes(
 ) -> list[tuple[int, ...]]:
     """The shapes of the weights of all layers and directions, in the order of `Call.weights`."""
     sizes = [directions * P if k else I for k in range(num_layers)]
-    return [shape for size in sizes for shape in directions * weight_shapes(layout, size, H, P)]
+    return [*chain(*(directions * [*weight_shapes(layout, n, H, P).values()] for n in sizes))]

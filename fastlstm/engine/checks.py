@@ -29,7 +29,7 @@ def check_dense(input: Any, hx: Any, weights: Mapping[str, Any], **optional: Any
     if hx is not None and not (isinstance(hx, (tuple, list)) and len(hx) == 2):
         got = f"{len(hx)} items" if isinstance(hx, (tuple, list)) else type(hx).__name__
         raise TypeError(f"hx: expected a pair (h_0, c_0), got {got}")
-    states = {} if hx is None else dict(zip(("h_0", "c_0"), hx, strict=True))
+    states = dict(zip(("h_0", "c_0"), hx or (), strict=False))
     options = {name: value for name, value in optional.items() if value is not None}
     for name, value in {"input": input, **states, **weights, **options}.items():
         if not isinstance(value, Tensor):
@@ -137,7 +137,7 @@ def _check_weights(call: LstmCall) -> tuple[int, int]:
     output_size = hidden_size if W_hr is None else W_hr.size(0)
     shapes = weight_shapes(call.layout, call.input.size(-1), hidden_size, output_size)
     for direction in call.directions:
-        for name, shape in zip(names, shapes, strict=True):
+        for name, shape in shapes.items():
             _check_tensor(call, name, shape, direction=direction)
     return hidden_size, output_size
 

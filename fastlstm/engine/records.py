@@ -33,8 +33,7 @@ _CHECK = "check of "  # how the key of a verdict begins
 
 def load() -> None:
     """Reads the file, if there is one and FASTLSTM_TUNE is not "off"."""
-    file = _file()
-    entries = file and _read(file)
+    entries = _read(file) if (file := _file()) else None
     for key, value in (entries or {}).items():
         (checked if key.startswith(_CHECK) else tuned)[key] = value
 
@@ -46,8 +45,7 @@ def store(key: str, value: str | None) -> None:
     file cannot be written, which raises an OSError, this process has the entry nevertheless.
     """
     _put(checked if key.startswith(_CHECK) else tuned, key, value)
-    file = _file()
-    if file is None:
+    if (file := _file()) is None:
         return
     file.parent.mkdir(parents=True, exist_ok=True)
     with open(f"{file}.lock", "w") as lock:
@@ -57,7 +55,7 @@ def store(key: str, value: str | None) -> None:
         entries = _read(file)
         if entries is not None:
             _put(entries, key, value)
-            write_text(file, json.dumps(entries, indent=1))
+            write_text(file, json.dumps(entries, indent=" "))
 
 
 def write_text(file: Path, text: str) -> None:

@@ -125,7 +125,7 @@ def cell_shapes_fit(input: Tensor, hx: tuple[Tensor, Tensor], shapes: list[Any])
     """Whether these are the shapes of an LSTMCell's weights, for this input and state."""
     (_, input_size), (_, hidden_size) = input.shape, hx[1].shape
     layout = "bias" if len(shapes) == 4 else ""
-    return shapes == [*weight_shapes(layout, input_size, hidden_size, hidden_size)]
+    return shapes == [*weight_shapes(layout, input_size, hidden_size, hidden_size).values()]
 
 
 def shapes_of(weights: list[Any]) -> list[Any]:
