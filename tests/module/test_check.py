@@ -436,9 +436,9 @@ def plant(monkeypatch):
     return lambda change: replace(lambda *args, **options: change(right(*args, **options)))
 
 
-def stepwise(dtype=torch.float32):
+def stepwise(dtype=torch.float32, engine="stepwise"):
     lstm = fastlstm.LSTM(4, 8, dtype=dtype)
-    lstm.engine = "stepwise"
+    lstm.engine = engine
     return lstm
 
 
@@ -458,6 +458,7 @@ def test_stepwise_is_compared_once_for_each_dtype(compared):
     for dtype in (torch.float32, torch.float32, torch.bfloat16, torch.float32):
         assert runs_the_op(stepwise(dtype), X.to(dtype))
     assert runs_the_op(fastlstm.LSTM(4, 8, 2))  # "auto" is the op too
+    assert runs_the_op(stepwise(torch.float64, "tiled"), X.double())  # is not compared
     assert compared == [torch.float32, torch.bfloat16]
 
 
@@ -511,7 +512,8 @@ def test_modes_do_not_reach_the_layer_that_is_compared(mode, compared):
         call = torch.func.grad(call)
     with MODES[mode]():
         torch.vmap(call)(X.expand(2, -1, -1, -1)) if mode == "vmap" else call(X)
-    assert len(compared) == 1 and set(first_use._problems.values()) == {""}
+    assert compared == [torch.bfloat16 if mode == "autocast" else torch.float32]
+    assert set(first_use._problems.values()) == {""}
 
 
 @pytest.mark.parametrize("kind", ["float32", "tf32"], indirect=True)

@@ -84,9 +84,11 @@ def test_which_engine_auto_chooses(device, kernels, chosen, change, monkeypatch)
     ("torch", "cpu", {**LENGTHS, **RESET}, "PyTorch's own LSTM has no reset"),
     ("torch", "cpu", CELLS | ZONEOUT, "no return_cell_states, zoneout_c"),
     ("torch", "cpu", {"layout": "bias layer_norm"}, "has no layer normalization"),
+    ("tiled", "cpu", PLAIN, r"extension is not available \(it was not built\)"),
 ])  # fmt: skip
 def test_a_named_engine_that_cannot_serve_a_call(engine, device, change, why, monkeypatch):
-    monkeypatch.setattr(_build, "device_types", ("cpu",))
+    monkeypatch.setattr(_build, "device_types", () if "it was not built" in why else ("cpu",))
+    monkeypatch.setattr(_build, "_why_unavailable", "it was not built")
     message = f"engine '{engine}' cannot serve this call: .*{why}; use one of auto, .*reference"
     with pytest.raises(RuntimeError, match=message):
         engines.choose(call_on(device, **change), engine)
@@ -102,11 +104,12 @@ def test_a_named_engine_that_cannot_serve_a_call(engine, device, change, why, mo
     (DROPOUT, (132, 90), False),
     ({"dtype": BF16}, (40, 75), False),
     ({"dtype": BF16}, (0, 90), False),
+    ({"device": "meta", "dtype": BF16}, (0, 90), True),
 ])  # fmt: skip
 def test_which_calls_the_persistent_engine_serves(change, gpu, serves, monkeypatch):
     monkeypatch.setattr(_build, "device_types", ("cpu", "cuda"))
     monkeypatch.setattr(_build, "gpu_properties", {0: (*gpu, "")}.__getitem__)
-    reason = engines.BY_NAME["persistent"].why_not(call_on("cuda", **change))
+    reason = engines.BY_NAME["persistent"].why_not(call_on(**{"device": "cuda"} | change))
     assert (reason is None) == serves
     assert serves or str(reason).startswith("it has no float64, ")
 
@@ -126,14 +129,6 @@ def test_a_measured_engine_runs_only_calls_that_it_serves(monkeypatch):
             weights = [torch.empty(2048, 512, **options)] * 2
             call = Call(torch.empty(9, batch, 512, **options), None, weights, "")
         assert engines.choose(call).name == chosen
-
-
-@needs_op
-def test_an_engine_of_the_op_without_the_extension(monkeypatch):
-    monkeypatch.setattr(_build, "device_types", ())
-    monkeypatch.setattr(_build, "_why_unavailable", "it was not built")
-    with pytest.raises(RuntimeError, match=r"extension is not available \(it was not built\)"):
-        engines.choose(call_on("cpu"), "tiled")
 
 
 def test_an_unknown_engine_lists_the_known():

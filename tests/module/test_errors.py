@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastlstm
-from fastlstm import functional
+from fastlstm import functional, reference
 from fastlstm.engine.call import LstmCall
 from fastlstm.engine.checks import check_layer
 
@@ -37,15 +37,14 @@ def two_layers(weights, h_0, c_0):
 
 
 X, ROW, BACKWARD = zeros(T, B, I), zeros(B, I), [*[None] * 8, *[zeros(T, B, I)] * 3, True, True]
-STATE, TWO, THREE = zeros(1, B, H), zeros(2, B, H), zeros(3, B, H)
+STATE, TWO, THREE = (zeros(n, B, H) for n in (1, 2, 3))
+short_W_hh = lambda W_ih, W_hh, *rest: {"weights": [W_ih, W_hh[:, :4], *rest], "hx": None}
 LENGTHS, TWO_0, RESET = torch.ones(3).long(), torch.tensor([2, 0, 0]), torch.ones(3, 3).bool()
 # For each name: a function that returns bad arguments, and a pattern of the message.
 BAD = {
     "1-D without state": (lambda x, w: {"input": x[0, 0], "hx": None}, r"input.*\(2,?\)"),
-    "W_hh": (lambda x, w: {"weights": [w[0], w[1][:, :4], *w[2:]], "hx": None}, "W_hh.*20, 4"),
-    "W_hh, lengths": (
-        lambda x, w: {"weights": [w[0], w[1][:, :4]], "hx": None, "lengths": LENGTHS}, "W_hh.*20, 4"
-    ),
+    "W_hh": (lambda x, w: short_W_hh(*w), "W_hh.*20, 4"),
+    "W_hh, lengths": (lambda x, w: short_W_hh(*w[:2]) | {"lengths": LENGTHS}, "W_hh.*20, 4"),
     "no steps": (lambda x, w: {"input": x[:0]}, r"sequence length to be larger than 0"),
     "h_0 layers": (lambda x, w: two_layers(w, THREE.to(x), TWO.to(x)), r"h_0.*3, 3, 5"),
     "c_0 layers": (lambda x, w: two_layers(w, TWO.to(x), THREE.to(x)), r"c_0.*3, 3, 5"),
@@ -99,6 +98,8 @@ BAD_LAYERS = [
     (lambda call: {"h_mask": STATE[0]}, "h_mask of shape .*1, 3, 5.* got .3, 5.$"),
     (lambda call: {"h_0": STATE.double()}, "h_0 of dtype [^ ]+ like input, got .*([Dd]ouble|64)"),
     (lambda call: {"lengths": call.input.new_ones(B)}, "lengths of dtype [^ ]+, got .*([Ff]loat)"),
+    (lambda call: {"reset": RESET}, "reset of shape .*4, 3.* got .3, 3.$"),
+    (lambda call: {"c_0": STATE.to("meta")}, "c_0 on .* like input, got meta$"),
 ]
 
 
@@ -128,9 +129,7 @@ def test_a_reset_of_numbers_is_true_where_not_zero(route, batch_first):
 
 
 def lstm(engine="auto", **attributes):
-    built = fastlstm.LSTM(I, H)
-    built.engine = engine
-    vars(built).update(attributes)
+    vars(built := module(Route(engine))).update(attributes)
     return built
 
 
@@ -149,13 +148,11 @@ def prepacked_op(x=X, norms=(), **options):
 NORMED, first = fastlstm.LayerNormLSTM(I, H), fastlstm.LSTM(I, H, batch_first=True)
 NORMS, WEIGHTS = ([p.detach() for p in layer.parameters()] for layer in (NORMED, first))
 CALL = [X, STATE, STATE, WEIGHTS, "bias", None, None, None, None, False, "auto"]
-OPTIONS = Sample("options", norms=True, h_mask=True, proj_size=2)
+OPTIONS = Sample("options", norms=True, h_mask=True, proj_size=2).arguments() | {"engine": "tiled"}
 nest = functools.partial(torch.nested.nested_tensor, layout=torch.jagged)
 JAGGED, FLAT = nest([zeros(2, I), zeros(3, I)]), nest([zeros(2), zeros(3)])
-NESTED, from_jagged = (
-    (JAGGED, torch.nested.nested_tensor([zeros(I)])),
-    torch.nested.nested_tensor_from_jagged,
-)
+NESTED = JAGGED, torch.nested.nested_tensor([zeros(I)])
+from_jagged = torch.nested.nested_tensor_from_jagged
 OVERLAP = from_jagged(zeros(5, I), torch.tensor([0, 2, 5]), torch.tensor([3, 2]))
 IN_NESTED = {"lengths": LENGTHS[:2], "reset": zeros(3, 2), "return_cell_states": True}
 # Mistakes of users: for each type of error, calls and patterns of the message.
@@ -181,15 +178,16 @@ MISTAKES = {
         (lambda: lstm()(X.to_sparse()), "^input: .*got one of layout .*_coo$"),
         *((lambda p=p: cell(p)(ROW.to_sparse()), "^input: .*layout .*_coo$") for p in (0, 1)),
         (lambda: lstm()(X, reset=zeros(T, B) + 1j), "^reset: .*bool or numbers, got .*complex64$"),
-        (lambda: lstm()(X, lengths=torch.ones(B)), "lengths.*integers.*torch.float32"),
-        (lambda: lstm()(X, lengths=torch.ones(B).bool()), "lengths.*integers.*torch.bool"),
-        (lambda: lstm()(X, lengths=torch.ones(B) + 1j), "lengths.*integers.*torch.complex64"),
+        (lambda: lstm()(X, reset=[[0]]), "^reset: expected a tensor, got list$"),
+        *((lambda n=n: lstm()(X, lengths=n), f"^lengths: .*tensor of integers, got {got}")
+          for n, got in (([1], "list"), (X, ".*float32"), (RESET, ".*bool"), (X + 1j, ".*compl"))),
     ],
     ValueError: [
         *((lambda bad=bad: functional.lstm(**arguments(Route("auto")), layout=bad),
            f"layout: expected a selection of the words bias, .*, in this order, got {bad!r}$")
           for bad in ("projection bias", "bias bias", "biases", "bias int8", 4)),
         (lambda: functional.lstm(X, None, [], num_layers=0), "^num_layers: .*positive .*, got 0$"),
+        (lambda: reference.lstm_layer(X, STATE, STATE, [zeros(4 * H, I)] * 3), "2 is shorter"),
         (lambda: fastlstm.convert(nn.GRU(I, H)), "GRUs are not supported"),
         (lambda: fastlstm.convert(cell(True)), r"prepacked; fastlstm.unpack\(model\) turns them b"),
         (lambda: fastlstm.unpack(lstm()), "without prepacked layers"),
@@ -206,12 +204,12 @@ MISTAKES = {
         (lambda: lstm()(X, reset=zeros(B, T)), r"reset .* = \(4, 3\), got \(3, 4\) t.* on cpu$"),
         (lambda: cell()(ROW.double()), "^LSTMCell: .*torch.float32 like the weights, got .*64$"),
         (lambda: fastlstm.has_kernels("gpu"), "gpu"),
+        (lambda: lstm()(X, lengths=LENGTHS.to("meta")), "lengths with values, .* on cpu, .* meta$"),
         *((lambda name=name: lstm()(JAGGED, **{name: IN_NESTED[name]}),
            f"{name}.* cannot be combined with a nested tensor") for name in IN_NESTED),
         (lambda: lstm()(from_jagged(zeros(0, I), torch.tensor([0]))), "^input: .*with rows, got o"),
         (lambda: lstm()(OVERLAP), "^input: .* whose rows do not overlap$"),
-        (lambda: torch.ops.fastlstm.lstm(**OPTIONS.as_layer(OPTIONS.padded()), engine="tiled"),
-         'got "tiled" with proj_size, recurrent dropout, layer normalization$'),
+        (lambda: torch.ops.fastlstm.lstm(**OPTIONS), "proj_size, recurrent .*, layer normaliz.*$"),
         (lambda: library.lstm(*CALL[:-1], "persistent"), 'be .* on the CPU, .* got "persistent"$'),
         (lambda: first(X, reset=RESET[0]), "reset of shape .* = .4, 3., got .3,"),
         (lambda: first(X, reset=zeros(B, T)), r"reset of shape .batch, steps. = .4, 3.*\(3, 4\)"),
@@ -315,6 +313,7 @@ def test_functional_cell(route):
         torch.testing.assert_close(cell((h, -h), *weights), torch.lstm_cell(x, (h, -h), *weights))
     with pytest.raises(RuntimeError, match="b_ih and b_hh"):
         cell((h, h), w_ih, w_hh, b_ih)
+    assert cell(None, w_ih, w_hh)[1].shape == (B, H)
     with pytest.raises(RuntimeError, match="c_0.*1, 3, 5"):
         cell((h, h[:2]), w_ih, w_hh)
     with pytest.raises(TypeError, match=r"hx: expected a pair \(h_0, c_0\), got 1 items"):

@@ -7,6 +7,7 @@ import samples
 import torch
 from samples import Route, draw, every_route
 from torch import nn
+from torch.autograd import forward_ad
 from torch.func import functional_call, functionalize, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 from torch.nn.utils.rnn import PackedSequence
 
@@ -82,8 +83,7 @@ def test_vmap_is_one_call(lstm, monkeypatch):
 
 @every_route
 def test_gradients_of_an_ensemble(route):
-    lstm = make(route)
-    x = draw(route, 4, 2, 3)
+    lstm, x = make(route), draw(route, 4, 2, 3)
     stacked = {n: torch.stack([p.detach(), 2 * p.detach()], 1) for n, p in lstm.named_parameters()}
     found = vmap(grad(lambda w: loss(lstm, w, x)), in_dims=1)(stacked)
     both = vmap(grad(lambda w, x: loss(lstm, w, x)), in_dims=(1, 1))(stacked, x)
@@ -97,8 +97,7 @@ def test_gradients_of_an_ensemble(route):
 
 @every_route
 def test_vmap_of_vmap(route):
-    lstm = make(route)
-    x = draw(route, 2, 3, 4, 3)
+    lstm, x = make(route), draw(route, 2, 3, 4, 3)
     weights = {n: p.detach() for n, p in lstm.named_parameters()}
     per_sample = grad(lambda w, x: loss(lstm, w, x))
     found = vmap(vmap(per_sample, in_dims=(None, 0)), in_dims=(None, 0))(weights, x)
@@ -120,8 +119,7 @@ def test_vmap_over_any_dimension(route, dim):
 
 @every_route
 def test_gradients_outside_of_vmap(route):
-    lstm = make(route)
-    x = torch.randn(5, 4, 3, dtype=torch.float64).to(route.device)
+    lstm, x = make(route), draw(route, 5, 4, 3)
     vmap(lambda x: lstm(x)[0])(x).sin().sum().backward()
     gradients = {n: p.grad for n, p in lstm.named_parameters()}
     lstm.zero_grad()
@@ -132,8 +130,7 @@ def test_gradients_outside_of_vmap(route):
 
 @every_route
 def test_second_derivatives_with_every_option(route):
-    lstm = make(route, num_layers=1)
-    x = torch.randn(3, 2, 3, dtype=torch.float64).to(route.device)
+    lstm, x = make(route, num_layers=1), draw(route, 3, 2, 3)
     reset = torch.tensor([[0, 0], [1, 0], [0, 1]], device=route.device).bool()
     lengths = torch.tensor([3, 1], device=route.device)
     given = {"lengths": lengths, "reset": reset, "return_cell_states": True}
@@ -183,12 +180,17 @@ def test_transforms_compile(lstm):
     torch._dynamo.reset()
 
 
-def test_an_engine_by_name_refuses_forward_mode(lstm):
-    lstm.engine = "stepwise"
-    reason = "has no forward-mode" if _build.has_kernels("cpu") else "not available"
-    x = torch.randn(5, 4, 3, dtype=torch.float64)
-    with pytest.raises(RuntimeError, match=f"'stepwise' cannot serve this call.*{reason}"):
-        jvp(lambda x: lstm(x)[0], (x,), (x,))
+def test_forward_mode_without_torch_func():
+    """The reference computes the tangent, and an engine by name refuses the call."""
+    lstm, (x, tangent) = make(Route("auto"), num_layers=1), draw(Route("auto"), 2, 5, 4, 3)
+    expected = jvp(lambda x: lstm(x)[0], (x,), (tangent,))[1]
+    with torch.no_grad(), forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, tangent)
+        found = forward_ad.unpack_dual(lstm(dual)[0]).tangent
+        torch.testing.assert_close(found, expected, **CLOSE)
+        for lstm.engine in ("stepwise", "torch"):
+            with pytest.raises(RuntimeError, match="serve.*(no forward-mode|is not available)"):
+                lstm(dual)
 
 
 @pytest.mark.parametrize("module", [nn.LSTM(3, 4), fastlstm.LSTM(3, 4)], ids=["torch", "fastlstm"])

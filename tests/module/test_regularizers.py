@@ -178,7 +178,7 @@ def test_invalid_probability(name, value):
 
 def test_no_option_of_the_function_is_on_by_default():
     lstm, x = nn.LSTM(3, 4, 2), torch.randn(5, 2, 3)
-    for options in ({"training": True}, dict.fromkeys(("dropout", *ALL), 0.9)):
+    for options in ({"training": True, "engine": "torch"}, dict.fromkeys(("dropout", *ALL), 0.9)):
         output, _ = functional.lstm(x, None, lstm._flat_weights, num_layers=2, **options)
         torch.testing.assert_close(output, lstm(x)[0])
 

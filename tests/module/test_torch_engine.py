@@ -276,7 +276,7 @@ def test_the_input_size_is_padded_to_a_multiple_of_8(input_size, wide, monkeypat
     lstm = fastlstm.LSTM(input_size, 3)
     lstm.engine = "torch"
     lstm(torch.randn(4, 2, input_size), lengths=torch.tensor([4, 1]))
-    assert [call.input.size(-1) for call in seen] == [wide]
+    assert [(call.input.size(-1), call.training) for call in seen] == [(wide, False)]
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])

@@ -1,6 +1,7 @@
 """fastlstm.tune with simulated times, and the file in which it stores the results."""
 
 import json
+import linecache
 import sys
 
 import pytest
@@ -157,8 +158,9 @@ def test_a_damaged_or_foreign_file_is_ignored_and_kept(file, content):
         records.load()
     assert not records.tuned
     lstm = fastlstm.LSTM(4, 6)
-    with pytest.warns(RuntimeWarning, match="fastlstm ignores .*tuned.json"):
+    with pytest.warns(RuntimeWarning, match="fastlstm ignores .*tuned.json") as caught:
         tune_with(lstm, TORCH_IS_FASTER)
+    assert "return tune(" in linecache.getline(caught[0].filename, caught[0].lineno)
     assert file.read_text() == content and len(records.tuned) == 1
     file.unlink()  # as the warning advises
     tune_with(lstm, TORCH_IS_FASTER)
