@@ -364,21 +364,21 @@ def test_replaced_weights_that_do_not_fit_the_module(sizes, compiles):
 @every_module_route
 def test_the_module_compares_input_with_its_parameters(route):
     built, x = module(route), torch.zeros(T, B, I, device=route.device)
-    message = "not at the same device, found input tensor at {} and parameter tensor at {}"
+    message = "not at the same device, found input tensor at {} and {} tensor at {}"
     here = str(x.device)
     odd, flat = module(route).double(), module(route).double()
     odd.weight_ih_l0 = flat._flat_weights[0] = nn.Parameter(odd.weight_ih_l0.float())
     for run, other in ((built, x.long()), *((run, x.double()) for run in (built, odd, flat))):
         with pytest.raises(ValueError, match=OTHER_DTYPE):
             run(other)
-    with pytest.raises(RuntimeError, match=message.format("meta", here)):
+    with pytest.raises(RuntimeError, match=message.format("meta", "parameter", here)):
         built(x.to("meta"))
     h, c = zeros(2, 1, B, H, device=route.device)
     for hx in ((h.to("meta"), c), (h, c.to("meta"))):
-        with pytest.raises(RuntimeError, match="device|meta"):
+        with pytest.raises(RuntimeError, match=message.format(here, "hidden", "meta")):
             built(x, hx)
     built.weight_ih_l0 = nn.Parameter(built.weight_ih_l0.to("meta"))
-    with pytest.raises(RuntimeError, match=message.format(here, "meta")):
+    with pytest.raises(RuntimeError, match=message.format(here, "parameter", "meta")):
         built(x)
 
 

@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from prepacked_layers import flat
 from samples import draw, every_copy, every_module_route, every_op_route, reloaded, with_gradients
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
@@ -38,12 +39,6 @@ def state(route, module, *batch):
     rows = module.num_layers * (1 + module.bidirectional)
     sizes = module.proj_size or module.hidden_size, module.hidden_size
     return tuple(draw(route, rows, *batch, size) for size in sizes)
-
-
-def tensors(result):
-    """Returns output, h_n and c_n of an LSTM's result; of a PackedSequence its data."""
-    output, (h_n, c_n) = result
-    return [output.data if isinstance(output, PackedSequence) else output, h_n, c_n]
 
 
 def assert_same(ours, theirs, *arguments):
@@ -92,7 +87,7 @@ def test_dropout_draws_the_mask_of_torch(route, p):
     results = []
     for module in (ours, theirs):
         torch.manual_seed(1)
-        results.append(tensors(module(x)))
+        results.append(flat(module(x)))
     torch.testing.assert_close(*results, **CLOSE)
 
 
@@ -118,7 +113,13 @@ def test_state_dict_both_ways(options):
         source.reset_parameters()
         target.load_state_dict(reloaded(source.state_dict(), weights_only=True))
         x = torch.randn(3, 2, 3, dtype=torch.float64)
-        torch.testing.assert_close(tensors(ours(x)), tensors(theirs(x)), **CLOSE)
+        torch.testing.assert_close(flat(ours(x)), flat(theirs(x)), **CLOSE)
+
+
+def test_a_subclass_passes_keywords_to_its_other_bases():
+    initialize = classmethod(lambda cls, **options: setattr(cls, "options", options))
+    other = type("Other", (), {"__init_subclass__": initialize})
+    assert type("Own", (fastlstm.LSTM, other), {}, tag=1).options == {"tag": 1}
 
 
 def test_constructor_errors_and_warnings():
@@ -142,13 +143,13 @@ def test_constructor_errors_and_warnings():
 def test_copies(route, copied):
     ours, _ = pair(route, num_layers=2, dropout=0.1, bidirectional=True)
     x = draw(route, 3, 2, 3)
-    expected, other = tensors(ours.eval()(x)), copied(ours)
+    expected, other = flat(ours.eval()(x)), copied(ours)
     assert type(other) is fastlstm.LSTM and not other.training and repr(other) == repr(ours)
-    torch.testing.assert_close(tensors(other(x)), expected, rtol=0, atol=0)
+    torch.testing.assert_close(flat(other(x)), expected, rtol=0, atol=0)
     with torch.no_grad():
         other.weight_hh_l0.zero_()
     assert not torch.equal(other(x)[0], expected[0])
-    torch.testing.assert_close(tensors(ours(x)), expected, rtol=0, atol=0)
+    torch.testing.assert_close(flat(ours(x)), expected, rtol=0, atol=0)
 
 
 @every_module_route
@@ -162,7 +163,7 @@ def test_parametrizations(route):
     assert_same(ours, theirs, x)
     for module in (ours, theirs):
         parametrize.remove_parametrizations(module, "weight_hh_l0")
-    torch.testing.assert_close(tensors(ours(x)), tensors(theirs(x)), **CLOSE)
+    torch.testing.assert_close(flat(ours(x)), flat(theirs(x)), **CLOSE)
 
 
 @every_module_route
@@ -191,7 +192,7 @@ def test_data_parallel_replicas():
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # nn.LSTM warns if its weights are not one block of memory
         found = replica(x)
-    torch.testing.assert_close(tensors(found), tensors(ours(x)), rtol=0, atol=0)
+    torch.testing.assert_close(flat(found), flat(ours(x)), rtol=0, atol=0)
     found[0].sum().backward()
     assert all(p.grad is not None for p in ours.parameters())
 
@@ -288,7 +289,7 @@ def test_functional_is_the_module(route, bias):
     ):
         ours.batch_first = "batch_first" in more
         found = functional.lstm(data, None, list(ours.parameters()), **more, **options)
-        torch.testing.assert_close(tensors(found), tensors(ours(given)), rtol=0, atol=0)
+        torch.testing.assert_close(flat(found), flat(ours(given)), rtol=0, atol=0)
 
 
 @every_module_route
@@ -305,7 +306,7 @@ def test_a_seed_decides_every_bit(route, kind):
 
     def run(seed):
         torch.manual_seed(seed)
-        return with_gradients(tensors(lstm(given, hx, **options)), list(lstm.parameters()))
+        return with_gradients(flat(lstm(given, hx, **options)), list(lstm.parameters()))
 
     torch.use_deterministic_algorithms(True)
     try:
