@@ -219,7 +219,7 @@ _Tuple = TypeVar("_Tuple", LstmCall, Direction, Call)
 def replaced(old: _Tuple, **changes: Any) -> _Tuple:
     """Returns the named tuple with changes, as `_replace`, which torch 2.8 cannot compile."""
     kind = type(old)
-    values: Any = [changes.get(name, x) for name, x in zip(_FIELDS[kind], old, strict=True)]
+    values: Any = [changes.get(name, old[k]) for k, name in enumerate(_FIELDS[kind])]
     return kind(*values)
 
 
