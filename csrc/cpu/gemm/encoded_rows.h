@@ -59,7 +59,7 @@ class EncodedRows {
   }
 
   decltype(GemmKernels::encode) encode_;
-  int64_t K_, bytes_ = 0;
+  int64_t K_, bytes_{};
   Scratch rows_;
   std::vector<char> zeros_;
 };

@@ -29,8 +29,8 @@ Matrix::Matrix(const GemmKernels& gemm, int64_t K, int64_t N, int64_t groups,
     : gemm_(&gemm), K_(K), N_(N), prepacked_(data) {
   cut_into_panels(groups);
   const int64_t bytes = offset + nbytes();
-  TORCH_CHECK(data.is_contiguous() && int64_t(data.nbytes()) == bytes, "lstm_prepacked: expected ",
-              bytes, " bytes of a prepacked matrix [", N, ", ", K, "], got ", data.sizes());
+  TORCH_CHECK(int64_t(data.nbytes()) == bytes, "lstm_prepacked: expected ", bytes,
+              " bytes of a prepacked matrix [", N, ", ", K, "], got ", data.sizes());
   first_ = static_cast<char*>(const_cast<void*>(data.const_data_ptr())) + offset;
 }
 
@@ -64,18 +64,23 @@ Range Matrix::next_group(const Range& panels, int64_t rows, bool backwards) cons
                    : Range{panels.begin, panels.begin + count};
 }
 
-Prefetch Matrix::prefetch_of(int64_t panel, int64_t k, int64_t terms,
+Prefetch Matrix::prefetch_of(int64_t panel, int64_t k, int64_t kc,
                              const PanelProduct& product) const {
   const PanelShape shape = this->shape(panel);
   const bool by_columns = source_.transposed;
-  const int64_t count = by_columns ? shape.columns : terms;
+  const int64_t terms = std::min(kc, K_ - k), count = by_columns ? shape.columns : terms;
   const int64_t begin = gemm_->bytes(by_columns ? k : shape.first_column);
   const int64_t end = begin + gemm_->bytes(by_columns ? terms : shape.columns);
-  const int64_t lines = count * divide_up(end - begin, 64);
   const int64_t calls =
       std::max<int64_t>(product.rows / gemm_->tile_rows * (product.K / kTermsPerFetch), 1);
   return {source_.rows.data() + (by_columns ? shape.first_column : k), count, begin, end,
-          divide_up(lines, calls)};
+          divide_up(count * divide_up(end - begin, 64), calls)};
+}
+
+const char* Matrix::prefetch_after(const Range& panels, int64_t p, int64_t last, int64_t k) const {
+  const int64_t next = last + source_.gates, gate = (last - panels.begin + 1) % source_.gates;
+  if (k >= K_) p = next < panels.end ? next : std::min(panels.begin + gate, panels.end - 1), k = 0;
+  return static_cast<const char*>(unpacked_columns(p).first) + gemm_->bytes(k);
 }
 
 UnpackedColumns Matrix::unpacked_columns(int64_t panel) const {
@@ -134,21 +139,20 @@ void Matrix::multiply_on_demand(GemmArguments call, const Range& panels) const {
   if (call.buffer.nbytes() < bytes) call.buffer = Scratch(bytes);
   const MatrixRows rows{source_.rows.data(), source_.transposed};
   for (int64_t i = panels.begin * blocks; i < panels.end * blocks; ++i) {
-    const int64_t p = i / blocks, next = i + 1, next_k = next % blocks * kc;
+    const int64_t p = i / blocks;
     PanelProduct product = product_of(call, {p, p + 1}, i % blocks * kc);
     gemm_->pack(rows, product.k_begin, product.K, shape(p), call.buffer.data<void>());
     product.panel = call.buffer.data<void>();
     Prefetch prefetch{};
-    if (next < panel_count() * blocks && call.rows < kMaxRowsToPrefetch) {
-      prefetch = prefetch_of(next / blocks, next_k, std::min(kc, K_ - next_k), product);
+    if (i + 1 < panel_count() * blocks && call.rows < kMaxRowsToPrefetch) {
+      prefetch = prefetch_of((i + 1) / blocks, (i + 1) % blocks * kc, kc, product);
       product.prefetch = &prefetch;
     }
     gemm_->multiply(product);
   }
 }
 
-// Multiplies all panels of a gate, then those of the next gate: this is the order in memory. With
-// one row, a call may multiply several panels of a gate, and `last` is the last of these panels.
+// Multiplies gate by gate, as memory has them. With one row a call may take several panels.
 void Matrix::multiply_columns_in_place(const GemmArguments& call, const Range& panels) const {
   const int64_t gates = source_.gates;
   const int64_t stride = gates * (call.rows == 1 ? gemm_->unpacked_vectors_of_one_row : 1);
@@ -156,17 +160,12 @@ void Matrix::multiply_columns_in_place(const GemmArguments& call, const Range& p
     for (int64_t p = panels.begin + gate; p < panels.end; p += stride) {
       const int64_t panels_after = std::min((panels.end - 1 - p) / gates, stride / gates - 1);
       const int64_t last = p + panels_after * gates;
-      const int64_t next_gate_panel = std::min(panels.begin + (gate + 1) % gates, panels.end - 1);
-      const int64_t next_panel = last + gates < panels.end ? last + gates : next_gate_panel;
       UnpackedColumns columns = unpacked_columns(p);
       columns.vectors_apart = gates;
       if (last > p) columns.count = panels_after * gemm_->lanes + unpacked_columns(last).count;
-      for (int64_t k = 0; k < K_; k += call.kc) {
-        const int64_t end = std::min(k + call.kc, K_);
-        const void* const next = end < K_ ? columns.first : unpacked_columns(next_panel).first;
+      for (int64_t k = 0; k < K_; k += call.kc)
         gemm_->multiply_unpacked_columns(product_of(call, {p, last + 1}, k), columns,
-                                         static_cast<const char*>(next) + gemm_->bytes(end % K_));
-      }
+                                         prefetch_after(panels, p, last, k + call.kc));
     }
 }
 

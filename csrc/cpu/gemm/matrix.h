@@ -103,8 +103,10 @@ class Matrix {
   }
   Range next_group(const Range& panels, int64_t rows, bool backwards) const;
   UnpackedColumns unpacked_columns(int64_t panel) const;
-  // Describes the source of terms [k, k + terms) of a panel, which `product` will prefetch.
-  Prefetch prefetch_of(int64_t panel, int64_t k, int64_t terms, const PanelProduct& product) const;
+  // Describes up to kc terms of a panel from term k on, which `product` will prefetch.
+  Prefetch prefetch_of(int64_t panel, int64_t k, int64_t kc, const PanelProduct& product) const;
+  // Returns where the call after panels p .. last reads: term k, or, at the end, the next panel.
+  const char* prefetch_after(const Range& panels, int64_t p, int64_t last, int64_t k) const;
   // The arguments of a kernel for terms [k, k + kc) of panels of one width, without `panel`.
   PanelProduct product_of(const GemmArguments& call, const Range& panels, int64_t k) const;
   void multiply_from_panels(const GemmArguments& call, const Range& panels) const;

@@ -102,14 +102,13 @@ FASTLSTM_INLINE void for_each_product(const Body& body) {
 // and 7 hold B. If there is a single row, tile 5 has no use, and nobody reads its sums.
 template <typename T, int kPlanes>
 static void multiply_pair(TileRows<kPlanes>& a, PanelTiles b, const TileSums& sums) {
-  const int64_t rows = a.count(), lower_rows = rows > 1 ? rows / 2 : 1,
-                upper_rows = rows > 1 ? rows - lower_rows : 1;
+  const int64_t rows = a.count(), upper_rows = (rows + 1) / 2, lower_rows = rows / 2 + (rows == 1);
   Amx::configure({upper_rows, upper_rows, lower_rows, lower_rows, upper_rows, lower_rows, 16, 16});
   const int64_t second = b.second ? kLineBytes : 0;
   sums.begin<0>(0), sums.begin<1>(second), sums.begin<2>(0), sums.begin<3>(second);
   for (int64_t k = 0; k < a.blocks(); ++k, b.first += b.block) {
     const auto block_of_a = a.block(k);
-    int loaded_a = -1, loaded_b = -1;
+    int loaded_a = kPlanes, loaded_b = kPlanes;  // none
     for_each_product<kPlanes>([&](auto plane_of_a, auto plane_of_b) {
       constexpr int i = decltype(plane_of_a)::value, j = decltype(plane_of_b)::value;
       if (loaded_a != i) {
@@ -139,7 +138,7 @@ static void multiply_two_pairs(TileRows<kPlanes>& a, PanelTiles b, const TileSum
   sums.begin<2>(2 * kLineBytes), sums.begin<3>(3 * kLineBytes);
   for (int64_t k = 0; k < a.blocks(); ++k, b.first += b.block) {
     const auto block_of_a = a.block(k);
-    int loaded_a = -1;
+    int loaded_a = kPlanes;  // none
     for_each_product<kPlanes>([&](auto plane_of_a, auto plane_of_b) {
       constexpr int i = decltype(plane_of_a)::value, j = decltype(plane_of_b)::value;
       if (loaded_a != i) Amx::load<4>(block_of_a.first + i * kLineBytes, block_of_a.stride);
