@@ -98,6 +98,7 @@ def test_parameters_are_those_of_torch(options):
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.equal(a, b) and a.requires_grad
     assert repr(ours) == f"fastlstm.{theirs}"
+    assert repr(fastlstm.LSTM(3, 4, zoneout_c=0.1)) == "fastlstm.LSTM(3, 4, zoneout_c=0.1)"
     assert str(nn.Sequential(ours)) == str(nn.Sequential(theirs)).replace("LSTM", "fastlstm.LSTM")
     shapes = [[[p.shape for p in w] for w in m.all_weights] for m in (ours, theirs)]
     assert shapes[0] == shapes[1]

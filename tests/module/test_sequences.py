@@ -20,6 +20,11 @@ EXACT = {"rtol": 1e-12, "atol": 1e-12}
 make = functools.partial(samples.make, num_layers=2, bidirectional=True)
 
 
+@pytest.fixture(autouse=True)
+def _no_nn_lstm(monkeypatch):
+    monkeypatch.setattr(nn.LSTM, "forward", None)  # only a call that fits no engine may run it
+
+
 def run(module, x, hx=None, **arguments):
     """Returns padded outputs, h_n, c_n, and gradients of parameters and states."""
     leaves = [t.requires_grad_() for t in (*module.parameters(), *(hx or ()))]
