@@ -48,7 +48,7 @@ cudaError_t launch_cooperative(void (*kernel)(P...), dim3 grid, dim3 block, size
                                cudaStream_t stream, std::common_type_t<P>... arguments) {
   // Allows the kernel all shared memory of the device, not only `shared_bytes`: the limit holds for
   // the launches of all host threads, and another thread may launch this kernel with more.
-  int device = 0, most_bytes = 0;
+  int device{}, most_bytes{};
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess)
     error = cudaDeviceGetAttribute(&most_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
@@ -87,7 +87,7 @@ inline void give_up() { throw simt::Fault("a block waits in vain"); }
 // Lets the emulator run other threads between two polls.
 inline void await_store(const Bits128* address) { simt::await_store(address->word, 4); }
 inline void prefetch(const void* address) { *static_cast<const volatile char*>(address); }
-using simt::milliseconds, simt::shuffle, simt::shuffle_xor, simt::to_tf32, std::min;
+using simt::milliseconds, simt::shuffle, simt::shuffle_xor, simt::to_tf32, std::max, std::min;
 using simt::mma_bfloat16, simt::mma_float16, simt::mma_tf32;
 
 #else

@@ -26,13 +26,6 @@ struct Sequence {
   uint32_t wait_limit;     // how many milliseconds a block waits for a value of another block
 };
 
-// The number of steps of a batch row, clamped because the host cannot check lengths on a device.
-FASTLSTM_INLINE int live_steps(const Sequence& sequence, int64_t row) {
-  if (!sequence.lengths) return sequence.steps;
-  const int64_t length = sequence.lengths[row];
-  return length < 0 ? 0 : length > sequence.steps ? sequence.steps : static_cast<int>(length);
-}
-
 template <typename T>
 struct ForwardDirection {
   const T* w_hh;  // [4H,H]

@@ -93,7 +93,7 @@ struct PersistentBackward {
     float dc = 0.0f;
     Gates<float> d_gates = {0.0f, 0.0f, 0.0f, 0.0f};
     if (at.live) {
-      const float from_product = block.template sums<1>(at.pass_row, at.unit).value[0];
+      const float from_product = block.template sums<float>(at.pass_row, at.unit);
       const float dh = from_product + (float(in.d_output) + float(in.d_h));
       const float c_prev = in.reset ? 0.0f : in.c_prev;
       dc = block.cell_state_of(at) + in.d_cells;
@@ -133,7 +133,7 @@ struct PersistentBackward {
       const ThreadUnit at = block.thread_unit(0, pass, j);
       if (!at.live) continue;
       const int64_t index = block.state_index(at);
-      d.d_h[index] = T(block.template sums<1>(at.pass_row, at.unit).value[0]);
+      d.d_h[index] = T(block.template sums<float>(at.pass_row, at.unit));
       d.d_c[index] = block.cell_state_of(at);
     }
     __syncthreads();

@@ -33,10 +33,10 @@ struct ThreadUnit {
   int batch_row;
 };
 
-// The products of kCount neighboring rows of the slice with one batch row.
-template <int kCount>
-struct alignas(4 * kCount) Sums {
-  float value[kCount];
+// Floats that one load reads.
+template <class Floats>
+struct alignas(sizeof(Floats)) Aligned {
+  Floats value;
 };
 
 // A step of a walk: its time step t and the first flat row `offset` of that time step. The same for
@@ -51,7 +51,9 @@ struct TimeStep {
 template <class P, int kRows, int kUnits, int kRowTile>
 struct Block {
   using T = typename P::T;
-  static constexpr int kUnitsPerThread = (kUnits * kRowTile + kThreads - 1) / kThreads;
+  using Product = WarpProduct<P, kRows, kRowTile>;
+  static constexpr int kNTiles = Product::kNTiles;
+  static constexpr int kUnitsPerThread = divide_up(kUnits * kRowTile, kThreads);
   static constexpr int kChunks =
       chunks_in_flight(std::is_same<P, Ffma>::value, kRows == kUnits, kUnits, kRowTile);
 
@@ -59,14 +61,14 @@ struct Block {
   const Tiling& tiling;
   const bool first_reverse;
   const int k_size;  // CudaTask::k_size, the number of values in an exchanged row
-  const int chunks = (k_size + kPerChunk<T> - 1) / kPerChunk<T>;
+  const int chunks = divide_up(k_size, kPerChunk<T>);
   // The last block along the units may have fewer units than kUnits.
   const int unit_block = blockIdx.x % tiling.unit_blocks;
   const int first_unit = unit_block * kUnits;
   const int units = min(sequence.hidden_size - first_unit, kUnits);
   const int exchanged_units = min(tiling.exchange_width - first_unit, kUnits);
   const int group = blockIdx.x / tiling.unit_blocks % tiling.row_groups;
-  const int passes = (tiling.group_rows + kRowTile - 1) / kRowTile;
+  const int passes = divide_up(tiling.group_rows, kRowTile);
   const int direction = blockIdx.x / tiling.unit_blocks / tiling.row_groups;
   const bool reverse = first_reverse || direction == 1;
   const int thread = in_register(static_cast<int>(threadIdx.x));
@@ -84,6 +86,12 @@ struct Block {
   // because another kernel (NCCL's, for example) may keep the other blocks from starting.
   mutable uint32_t current_wait_limit = 20 * sequence.wait_limit;
 
+  // The number of steps of a batch row, clamped because the host cannot check lengths on a device.
+  __device__ int live_steps(int row) const {
+    if (!sequence.lengths) return sequence.steps;
+    return static_cast<int>(max(min(sequence.lengths[row], int64_t(sequence.steps)), int64_t(0)));
+  }
+
   // Sets batch_row and length. Row i of the group has position `group` + row_groups * i in the
   // sorted batch.
   __device__ void find_rows() const {
@@ -93,7 +101,7 @@ struct Block {
       const int row =
           exists && sequence.order ? static_cast<int>(sequence.order[position]) : position;
       batch_row[i] = row;
-      length[i] = exists ? live_steps(sequence, row) : -1;
+      length[i] = exists ? live_steps(row) : -1;
     }
   }
 
@@ -107,12 +115,11 @@ struct Block {
       if (length[i / kUnits] >= 0 && i % kUnits < units)
         cell_state[i] = initial[int64_t(batch_row[i / kUnits]) * sequence.hidden_size + first_unit +
                                 i % kUnits];
-    __syncthreads();
   }
 
   // The first flat row of a step, or 0 for a step that does not exist.
   __device__ int64_t offset(int t) const {
-    if (t < 0 || t >= sequence.steps) return 0;
+    if (static_cast<unsigned>(t) >= static_cast<unsigned>(sequence.steps)) return {};
     return sequence.offsets ? sequence.offsets[t] : int64_t(t) * sequence.batch;
   }
 
@@ -155,8 +162,9 @@ struct Block {
 
   // Whether any row of a pass is live. All threads of the block get the same answer.
   __device__ bool pass_is_live(int t, int pass) const {
-    for (int i = pass * kRowTile; i < (pass + 1) * kRowTile && i < tiling.group_rows; ++i)
-      if (t < length[i]) return true;
+#pragma unroll 1  // mostly the first row is live
+    for (int row = 0; row < kRowTile; ++row)
+      if (is_live(t, pass * kRowTile + row)) return true;
     return false;
   }
 
@@ -164,16 +172,15 @@ struct Block {
   // `sums` returns the results.
   template <class RowOf>
   __device__ void multiply(int pass, const RowOf& multiplied_row) const {
-    MultipliedRow<T> rows[kRowTile / 8];
+    MultipliedRow<T> rows[kNTiles];
 #pragma unroll
-    for (int j = 0; j < kRowTile / 8; ++j)
-      rows[j] = multiplied_row(pass * kRowTile + 8 * j + lane / 4);
+    for (int j = 0; j < kNTiles; ++j) rows[j] = multiplied_row(pass * kRowTile + 8 * j + lane / 4);
     __syncwarp();  // keeps the loads above, and those of load_inputs, before the wait below
-    LanePieces<T> lane_pieces[kRowTile / 8];
+    LanePieces<T> lane_pieces[kNTiles];
 #pragma unroll
-    for (int j = 0; j < kRowTile / 8; ++j)
+    for (int j = 0; j < kNTiles; ++j)
       lane_pieces[j] = pieces_of_lane(rows[j], end_chunk, k_size, lane);
-    WarpProduct<P, kRows, kRowTile> product{slice, chunks, lane};
+    Product product{slice, chunks, lane};
     add_chunks<kChunks>(product, lane_pieces, first_chunk, end_chunk, current_wait_limit);
     // The widest tile (kChunks = 1) has no register left, so it keeps the limit of the first value.
     for (const auto& pieces : lane_pieces)
@@ -218,14 +225,14 @@ struct Block {
     __syncthreads();  // before the next pass overwrites the sums
   }
 
-  // Returns the products of batch row b of the pass with rows r to r + kCount - 1 of the slice.
-  template <int kCount>
-  __device__ Sums<kCount> sums(int b, int r) const {
-    Sums<kCount> sum = {};
+  // Returns the products of batch row b of the pass with one or four rows of the slice, from r on.
+  template <class Sum>
+  __device__ Sum sums(int b, int r) const {
+    Sum sum = {};
     for (int w = 0; w < kWarps; ++w) {
-      const auto part = *reinterpret_cast<const Sums<kCount>*>(
+      const auto part = *reinterpret_cast<const Aligned<Sum>*>(
           partial_sums + (w * kRowTile + b) * partial_stride(kRows) + r);
-      for (int i = 0; i < kCount; ++i) sum.value[i] += part.value[i];
+      sum = sum + part.value;
     }
     return sum;
   }
@@ -234,9 +241,7 @@ struct Block {
 template <class Walk>
 __global__ void __launch_bounds__(kThreads, 1)
     walk_kernel(typename Walk::Args args, Tiling tiling) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-  __trap();  // the host code launches no persistent kernel on older GPUs
-#else
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800  // the host launches none on older GPUs
   Walk{args, tiling}.walk();
 #endif
 }

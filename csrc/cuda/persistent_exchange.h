@@ -14,6 +14,9 @@
 
 namespace fastlstm {
 
+// divide_up of parts.h, for kernels.
+constexpr __host__ __device__ int divide_up(int a, int b) { return (a + b - 1) / b; }
+
 template <typename T>
 constexpr int kPerChunk = kChunkBytes / sizeof(T);
 
@@ -23,10 +26,8 @@ using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint16_t>;
 // Returns the bits of a value. A NaN with all bits set, which would mark the value as not written,
 // becomes another NaN.
 template <typename T>
-FASTLSTM_INLINE Bits<T> published_bits(T value) {
-  constexpr Bits<T> kLargest = static_cast<Bits<T>>(~Bits<T>(1));
-  const auto bits = bits_as<Bits<T>>(value);
-  return bits < kLargest ? bits : kLargest;
+__device__ Bits<T> published_bits(T value) {
+  return min(bits_as<Bits<T>>(value), static_cast<Bits<T>>(~Bits<T>(1)));
 }
 
 // Whether one of four words has not been written yet.
@@ -51,8 +52,8 @@ __device__ void publish(T* address, T value, int unit, bool store) {
 // The row that the slice is multiplied by: exchanged h or d_gates of a batch row, or its h_0.
 template <typename T>
 struct MultipliedRow {
-  const T* values = nullptr;  // nullptr: zeros
-  bool is_exchanged = false;  // whether other blocks write it while the kernel runs
+  const T* values;    // nullptr: zeros
+  bool is_exchanged;  // whether other blocks write it while the kernel runs
 };
 
 // What a lane loads of a row: one piece of each chunk.
@@ -72,8 +73,8 @@ template <typename T>
 __device__ LanePieces<T> pieces_of_lane(const MultipliedRow<T>& row, int end_chunk, int k_size,
                                         int lane) {
   const int offset = lane % 4 * (kPerChunk<T> / 4);
-  const int end = min(end_chunk, (k_size - offset + kPerChunk<T> - 1) / kPerChunk<T>);
-  if (!row.values) return {nullptr, 0, false};
+  const int end = min(end_chunk, divide_up(k_size - offset, kPerChunk<T>));
+  if (!row.values) return {};
   return {row.values + offset, end, row.is_exchanged};
 }
 
@@ -98,7 +99,7 @@ struct LoadedChunks {
 
   __device__ void load(const LanePieces<T> (&lane_pieces)[kNTiles], int begin) {
     for_each_piece([&](int i, int j) {
-      words[i][j] = {{0, 0, 0, 0}};
+      words[i][j] = {};
       if (begin + i < lane_pieces[j].end)
         words[i][j] = load_exchanged(lane_pieces[j].at(begin + i));
     });

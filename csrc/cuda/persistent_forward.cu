@@ -73,8 +73,8 @@ struct PersistentForward {
     if (at.pass_row >= kRowTile) return {};  // all lanes of a warp return, or all call publish
     Result result = {{0.0f, 0.0f, 0.0f, 0.0f}, 0.0f, T(0.0f)};
     if (at.live) {
-      const auto from_h = block.template sums<4>(at.pass_row, 4 * at.unit);
-      const auto gates = activate(to_float(in.from_x) + bits_as<Gates<float>>(from_h));
+      const auto from_h = block.template sums<Gates<float>>(at.pass_row, 4 * at.unit);
+      const auto gates = activate(to_float(in.from_x) + from_h);
       const float c_prev = block.cell_state_of(at);
       const float c = next_cell(gates, in.reset ? 0.0f : c_prev);
       result = {gates, c, T(hidden_state(gates.o, c))};

@@ -79,23 +79,22 @@ struct Ffma {
 // row. In each load four lanes read the same fragment, and the warp eight neighboring fragments.
 template <class P, int kRows>
 struct SliceLayout {
-  static constexpr int kRegisters = kRows == 8 ? 2 : 4;
+  static constexpr int kHalves = std::min(kRows, 16) / 8;  // of a tile: 2, or 1 if it has 8 rows
+  static constexpr int kRegisters = 2 * kHalves;
   static constexpr bool kBroadcastFragments = std::is_same<P, Ffma>::value;
 
   // Finds what the i-th word in shared memory holds: word `word` of row `row` of the slice.
   static __device__ void source_of(int i, int chunks, int& row, int& word) {
     const int r = i % kRegisters, lane = i / kRegisters % 32, k_step = i / (kRegisters * 32) % 2;
     const int chunk = i / (kRegisters * 64) % chunks, tile = i / (kRegisters * 64) / chunks;
-    const bool lower_rows = kRegisters == 4 && r % 2 == 1;
-    const int high = kRegisters == 4 ? r / 2 : r;
-    row = 16 * tile + (kBroadcastFragments ? lane % 8 : lane / 4) + 8 * lower_rows;
-    word = 16 * chunk + 4 * (kBroadcastFragments ? lane / 8 : lane % 4) + 2 * k_step + high;
+    row = 16 * tile + (kBroadcastFragments ? lane % 8 : lane / 4) + 8 * (r % kHalves);
+    word = 16 * chunk + 4 * (kBroadcastFragments ? lane / 8 : lane % 4) + 2 * k_step + r / kHalves;
   }
 
   static __device__ Bits128 load_fragment(const uint32_t* slice, int index) {
-    if constexpr (kRegisters == 4) return reinterpret_cast<const Bits128*>(slice)[index];
+    if constexpr (kHalves == 2) return reinterpret_cast<const Bits128*>(slice)[index];
     const auto [low, high] = reinterpret_cast<const Bits64*>(slice)[index];
-    return {{low, 0, high, 0}};
+    return {{low, low, high, high}};  // nobody reads the sums of rows 8 to 15
   }
 
   static __device__ typename P::FragmentA load(const uint32_t* slice, int chunks, int tile,
@@ -137,7 +136,8 @@ constexpr __host__ __device__ int partial_stride(int rows) { return rows + kPart
 // (N): lane 4 g + q has rows g and g + 8 and columns 2 q and 2 q + 1 of each tile.
 template <class P, int kRows, int kRowTile>
 struct WarpProduct {
-  static constexpr int kMTiles = (kRows + 15) / 16, kNTiles = kRowTile / 8;
+  using Layout = SliceLayout<P, kRows>;
+  static constexpr int kMTiles = kRows / (8 * Layout::kHalves), kNTiles = kRowTile / 8;
 
   const uint32_t* slice;
   int chunks, lane;
@@ -159,7 +159,7 @@ struct WarpProduct {
                                P::operand(words[i][j].word[2 * k_step + 1]));
 #pragma unroll
         for (int m = 0; m < kMTiles; ++m) {
-          const auto a = SliceLayout<P, kRows>::load(slice, chunks, m, begin + i, k_step, lane);
+          const auto a = Layout::load(slice, chunks, m, begin + i, k_step, lane);
 #pragma unroll
           for (int j = 0; j < kNTiles; ++j) P::mma(tile[m][j], a, b[j]);
         }
@@ -176,7 +176,7 @@ struct WarpProduct {
       for (int j = 0; j < kNTiles; ++j) {
         float* column = partial_sums + (8 * j + 2 * q) * stride + 16 * m + g;
         column[0] = tile[m][j][0], column[stride] = tile[m][j][1];
-        if (kRows > 8) column[8] = tile[m][j][2], column[stride + 8] = tile[m][j][3];
+        if (Layout::kHalves == 2) column[8] = tile[m][j][2], column[stride + 8] = tile[m][j][3];
       }
     }
   }

@@ -8,6 +8,7 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <optional>
 
 #include "../dtype_list.h"
@@ -140,15 +141,15 @@ inline double step_clocks(const CudaTask& task, const Tiling& tiling, int sm_cou
 // must run at the same time, with the shared memory that they need. All sizes must fit into an int.
 inline std::optional<Tiling> best_tiling(const CudaTask& task, const CudaDevice& device) {
   const bool possible = task.dtype != Dtype::kFloat64 && device.capability >= 80 &&
-                        task.hidden_size > 0 && task.hidden_size <= (1 << 20) && task.batch > 0 &&
-                        task.steps > 0 && std::max(task.batch, task.steps) < INT32_MAX;
+                        task.hidden_size > 0 && task.steps > 0 &&
+                        std::max(task.batch, task.steps) < INT32_MAX;
   if (!possible) return std::nullopt;
   std::optional<Tiling> best;
-  double least = 0;
+  double least = std::numeric_limits<double>::infinity();
   const auto consider = [&](const Tiling& tiling) {
     if (tiling.shared_bytes > device.shared_bytes) return;
     const double clocks = step_clocks(task, tiling, device.sm_count);
-    if (!best || clocks < least) best = tiling, least = clocks;
+    if (clocks < least) best = tiling, least = clocks;
   };
   for (int directions = task.directions; directions >= 1; --directions)
     for (int units : {8, 16, 32}) {

@@ -23,7 +23,7 @@ cudaError_t launch_upload(const int64_t* host, int64_t count, int64_t* device,
                           cudaStream_t stream) {
   for (int64_t done = 0; done < count; done += kMaxValues) {
     Values values;
-    const int size = static_cast<int>(count - done < kMaxValues ? count - done : kMaxValues);
+    const int size = static_cast<int>(std::min<int64_t>(count - done, kMaxValues));
     std::memcpy(values.value, host + done, size * sizeof(int64_t));
     const cudaError_t error =
         launch(upload_kernel, dim3(1), dim3(kThreads), 0, stream, values, size, device + done);

@@ -56,7 +56,7 @@ FASTLSTM_INLINE Gates<A> next_cell_backward(const Gates<A>& gates, const A& c_pr
   const A dc_t = dc;
   dc = dc_t * gates.f;
   return {dc_t * gates.g * gates.i * (one - gates.i), dc_t * c_prev * gates.f * (one - gates.f),
-          dc_t * gates.i * fused(-gates.g, gates.g, one), A(0)};
+          dc_t * gates.i * fused(-gates.g, gates.g, one), A()};
 }
 
 // Returns the gradients of the four pre-activations. Their product with W_hh is the gradient of

@@ -92,7 +92,7 @@ FASTLSTM_INLINE void step_row(const ProjectionForwardStep<T, A>& s, int64_t row,
 
 template <typename T>
 FASTLSTM_INLINE bool has_step_after(const HiddenGradientInput<T>& s, int64_t row) {
-  return row < s.rows_after && (!s.lengths || s.t + (s.reverse ? -1 : 1) < s.lengths[row]);
+  return row < s.rows_after && (!s.lengths || s.reverse || s.t + 1 < s.lengths[row]);
 }
 
 // Returns dL/dh_t of a unit of a live row, and sets dh_state of the unit to zero.
