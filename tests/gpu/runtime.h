@@ -7,10 +7,6 @@ inline unsigned& seed() {
   static unsigned value = 1;
   return value;
 }
-inline unsigned& resident_blocks() {
-  static unsigned value = 1;
-  return value;
-}
 }  // namespace simt
 
 namespace runtime {

@@ -88,8 +88,6 @@ cudaError_t launch(const void* host, dim3 grid, dim3 block, void** arguments, si
       grid.y > 65535 || grid.z > 65535)
     return recorded(cudaErrorInvalidConfiguration);
   if (shared_bytes > f.shared_limit) return recorded(cudaErrorInvalidValue);
-  if (cooperative && grid.x * grid.y * grid.z > options().resident_blocks)
-    return recorded(cudaErrorCooperativeLaunchTooLarge);
   const Kernel& kernel = kernel_of(f);
   Launch launch{&kernel,    {grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, {}, shared_bytes,
                 cooperative};

@@ -298,15 +298,10 @@ uint64_t address_of(Warp& w, const Instruction& in, int lane) {
 }
 
 AccessRecord record_of(const Warp& w, const Instruction& in, int lane) {
-  AccessRecord record;
-  record.launch = w.machine->launch_number;
-  record.block = w.block->index;
-  record.thread = w.index * kLanes + lane;
-  record.block_epoch = w.block->epoch;
-  record.warp_epoch = w.epoch;
-  record.bytes = in.access.bytes;
-  record.relaxed = in.access.relaxed;
-  return record;
+  const auto thread = static_cast<uint32_t>(w.index * kLanes + lane);
+  const auto bytes = static_cast<uint8_t>(in.access.bytes);
+  return {w.machine->launch_number, w.block->index, thread, w.block->epoch, w.epoch, bytes,
+          in.access.relaxed};
 }
 
 void check_race(const Warp& w, const Instruction& in, int lane, Shadow& shadow,
@@ -590,11 +585,7 @@ std::map<std::string, Operation> make_operations() {
   all["call.uni vprintf"] = {print_handler, {Size::k64, Size::k64}};
   all["bar.sync"] = {nothing, {Size::k32}, Control::kBlockBarrier, -1};
   all["bar.warp.sync"] = {nothing, {Size::k32}, Control::kWarpBarrier, 0};
-  // Each read sets the clock forward by a microsecond.
-  all["mov.u64 %globaltimer"] = lanewise([] {
-    static u64 now = 0;
-    return now += 1000;
-  });
+  all["mov.u64 %globaltimer"] = lanewise([] { return options().nanoseconds += 1000; });
   all["shfl.sync.idx.b32"] = shuffle<Shuffle::kIdx>();
   all["shfl.sync.bfly.b32"] = shuffle<Shuffle::kBfly>();
   all["mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"] = mma(mma_m16n8k16_handler<from_bf16>);

@@ -14,12 +14,12 @@ namespace ptx {
 
 struct Options {
   unsigned seed = 1;
-  bool random_lanes = false;  // whether lanes may run ahead of their warp if PTX allows it
-  bool delays = false;        // whether relaxed stores reach memory late and in any order
-  int patience = 20'000'000;  // after so many instructions without progress there is a deadlock
-  int seed_offset = 0;        // added to the seed
-  unsigned resident_blocks = 1024;  // how many blocks of a cooperative launch fit on the device
-  int shared_bytes = 227 * 1024;    // the most shared memory of a block
+  bool random_lanes = false;      // whether lanes may run ahead of their warp if PTX allows it
+  bool delays = false;            // whether relaxed stores reach memory late and in any order
+  uint64_t nanoseconds = 0;       // the clock; each read sets it forward by a microsecond
+  int patience = 20'000'000;      // after so many instructions without progress there is a deadlock
+  int seed_offset = 0;            // added to the seed
+  int shared_bytes = 227 * 1024;  // the most shared memory of a block
 };
 Options& options();
 

@@ -4,7 +4,6 @@
 
 namespace simt {
 inline unsigned& seed() { return ptx::options().seed; }
-inline unsigned& resident_blocks() { return ptx::options().resident_blocks; }
 }  // namespace simt
 
 namespace runtime {

@@ -1,6 +1,6 @@
 // The persistent engine, for every tile, with two shapes that are too large for the emulator of
 // tests/simt: rows so long that each warp loads its chunks (kChunkBytes) in several groups, and so
-// many rows that each thread of a block has several rows.
+// many rows that each thread of a block has several rows. A block waits in vain.
 #include "persistent_run.h"
 
 namespace {
@@ -28,6 +28,24 @@ void add(bool allow_tf32) {
     }
   }
 }
+
+// A launch ends if the value of a missing block does not come within wait_limit milliseconds, or
+// within 20 times as many if it is the first value that a block waits for.
+const testing::Case vain("persistent/a value that never comes", [] {
+  for (const bool is_first : {true, false}) {
+    Run<float> run({3, 1, 16}, 1, false);
+    if (!is_first) std::fill_n(&run.buffers.output[8], 8, 0.5f);  // the missing values of step 0
+    run.wait_limit = 3, run.missing_blocks = 1;
+    ptx::options().nanoseconds = uint64_t{100} << 20;
+    std::string waited = "no end";
+    try {
+      run.forward();
+    } catch (const ptx::Fault&) {
+      waited = text((ptx::options().nanoseconds >> 20) - 100);
+    }
+    check(waited == (is_first ? "61" : "4"), "waited ", waited, " milliseconds");
+  }
+});
 
 const bool added =
     (add<float>(false), add<float>(true), add<bfloat16>(false), add<float16>(false), true);

@@ -94,14 +94,10 @@ Bytes run(const Shape& shape, unsigned seed, const Launch& launch) {
   if (!shape.save) return bytes_of(output, h_state, c_state);
   zero_missing(gates, 4 * H);
   check_close(gates, solution.gates, roundoff<T>(), 16, "gates");
-  for (int64_t t = 0; t < steps; ++t)
-    for (int64_t b = 0; b < B; ++b)
-      if (problem.alive(t, b)) {
-        const int64_t at = (t * B + b) * H;
-        check_close(std::vector<A>(&cells[at], &cells[at] + H),
-                    oracle::Values(&solution.cells[at], &solution.cells[at] + H), roundoff<T>(), 16,
-                    "cells");
-      }
+  auto live_cells = cells;
+  for (int64_t i = 0; i < steps * B * H; ++i)
+    if (!problem.alive(i / H / B, i / H % B)) live_cells[i] = 0;
+  check_close(live_cells, solution.cells, roundoff<T>(), 8, "cells");
 
   const auto d_output = converted<T>(problem.d_output);
   const auto d_cells = converted<A>(problem.d_cells);

@@ -8,30 +8,25 @@ using namespace fastlstm;
 using testing::Case;
 using testing::check;
 
-struct Card {
-  const char* name;
-  int sms, capability;
-};
-constexpr Card kCards[] = {{"H100", 132, 90},  {"A100", 108, 80}, {"L4", 58, 89},
-                           {"A10", 72, 86},    {"T4", 40, 75},    {"4090", 128, 89},
-                           {"B200", 148, 100}, {"MIG", 14, 90}};
+// H100, A100, L4, A10, T4, 4090, B200, and a part of an H100.
+const CudaDevice kDevices[] = {CudaDevice::of(132, 90),  CudaDevice::of(108, 80),
+                               CudaDevice::of(58, 89),   CudaDevice::of(72, 86),
+                               CudaDevice::of(40, 75),   CudaDevice::of(128, 89),
+                               CudaDevice::of(148, 100), CudaDevice::of(14, 90)};
 
 // Checks that a tiling covers the task and fits on the GPU.
-void check_tiling(const Tiling& t, const CudaTask& task, const Card& card) {
+void check_tiling(const Tiling& t, const CudaTask& task, const CudaDevice& device) {
   const std::string where =
-      testing::text(card.name, " H ", task.hidden_size, " B ", task.batch, " T ", task.steps, " D ",
-                    task.directions, " dtype ", int(task.dtype), " tf32 ", task.allow_tf32,
-                    " backward ", task.backward, ": ");
-  const auto device = CudaDevice::of(card.sms, card.capability);
-  check(card.capability >= 80, where, "the GPU has no tensor cores for this engine");
-  check(task.dtype != Dtype::kFloat64, where, "this engine does not support the dtype");
+      testing::text("sm_", device.capability, " H ", task.hidden_size, " B ", task.batch, " D ",
+                    task.directions, " dtype ", int(task.dtype), " backward ", task.backward, ": ");
   check(is_compiled(task.ffma(), t.units, t.row_tile), where, "the tile is not compiled");
-  check(t.blocks() >= 1 && t.blocks() <= card.sms, where, t.blocks(), " blocks");
+  check(t.blocks() >= 1 && t.blocks() <= device.sm_count, where, t.blocks(), " blocks");
   check(int64_t(t.unit_blocks) * t.units >= task.hidden_size &&
             int64_t(t.unit_blocks - 1) * t.units < task.hidden_size,
         where, "some units have no block, or some block has no units");
   check(int64_t(t.row_groups) * t.group_rows >= task.batch && t.row_groups <= task.batch, where,
         "some rows have no group, or some group has no rows");
+  check(t.has_passes() == (divide_up(t.group_rows, t.row_tile) > 1), where, "passes");
   check(t.directions >= 1 && t.directions <= task.directions, where, t.directions, " directions");
   check(t.shared_bytes == shared_bytes_of(task, t) && t.shared_bytes <= device.shared_bytes, where,
         t.shared_bytes, " bytes of shared memory");
@@ -57,16 +52,18 @@ const Case fits("plan/every tiling fits", [] {
     task.dtype = static_cast<Dtype>(draw(0, 3));
     task.allow_tf32 = draw(0, 1);
     task.backward = draw(0, 1);
-    const Card& card = kCards[draw(0, 7)];
-    const auto device = CudaDevice::of(card.sms, card.capability);
+    const CudaDevice& device = kDevices[draw(0, 7)];
     const auto chosen = best_tiling(task, device);
     if (!chosen) continue;
-    check_tiling(*chosen, task, card), ++with_tiling;
+    check_tiling(*chosen, task, device), ++with_tiling;
+    const auto tight =
+        best_tiling(task, {device.sm_count, device.capability, chosen->shared_bytes});
+    check(tight && tight->shared_bytes == chosen->shared_bytes, "shared memory that just suffices");
     const int64_t groups = draw(1, divide_up(task.batch, 8));
     const Tiling other = make_tiling(task, 8 << draw(0, 2), 8, static_cast<int>(groups), 1);
-    if (other.blocks() <= card.sms && other.shared_bytes <= device.shared_bytes)
-      check(step_clocks(task, *chosen, card.sms) <= step_clocks(task, other, card.sms),
-            "another tiling takes fewer clocks");
+    const auto clocks = [&](const Tiling& t) { return step_clocks(task, t, device.sm_count); };
+    if (other.blocks() <= device.sm_count && other.shared_bytes <= device.shared_bytes)
+      check(clocks(*chosen) <= clocks(other), "another tiling takes fewer clocks");
   }
   check(with_tiling > 6000, "only ", with_tiling, " of 20000 tasks have a tiling");
 });
@@ -91,6 +88,7 @@ bf16 forw 1024   64 1 132 90 -> 16x16 64x2x1 32 rows 1024 wide 168192 bytes 6919
 bf16 back 1024   64 1 132 90 -> 16x16 64x2x1 32 rows 1024 wide 143616 bytes 140957 4 chunks
 tf32 back  512  128 2 132 90 -> 16x16 32x2x2 64 rows 512 wide 145920 bytes 281914 4 chunks
 f32  forw  512  128 1 132 90 -> 16x8 32x4x1 32 rows 512 wide 150784 bytes 142639 2 chunks
+f32  forw   64    9 1 132 90 -> 8x8 8x2x1 5 rows 64 wide 17608 bytes 17760 2 chunks
 f32  back  512  128 1 132 90 -> 16x8 32x4x1 32 rows 512 wide 138496 bytes 214397 2 chunks
 tf32 forw  250    1 1  58 89 -> 8x8 32x1x1 1 rows 252 wide 42024 bytes 19032 4 chunks
 tf32 back  253    9 2  58 89 -> 16x16 16x1x2 9 rows 253 wide 76424 bytes 29715 4 chunks
@@ -115,13 +113,20 @@ const Case expected("plan/expected", [] {
     std::istringstream(line) >> dtype >> mode >> task.hidden_size >> task.batch >>
         task.directions >> sms >> capability;
     task.dtype = dtype == "bf16" ? Dtype::kBFloat16 : Dtype::kFloat32;
-    task.allow_tf32 = dtype == "tf32", task.backward = mode == "back";
+    task.allow_tf32 = dtype == "tf32", task.backward |= mode == "back";
     const size_t arrow = line.find("-> ") + 3;
     const auto found = plan_of(task, CudaDevice::of(sms, capability));
     if (found != line.substr(arrow)) wrong += "\n" + line.substr(0, arrow) + found;
   }
   check(wrong.empty(), wrong);
-  check(!best_tiling({9, 9, 9, 1, Dtype::kFloat64, false}, CudaDevice::of(132, 90)), "float64");
+  const auto has_plan = [](int64_t hidden_size, int64_t steps, Dtype dtype, int capability = 80) {
+    const CudaDevice device = CudaDevice::of(132, capability);
+    return best_tiling({hidden_size, 9, steps, 1, dtype, false}, device).has_value();
+  };
+  check(has_plan(1, 1, Dtype::kFloat32) && has_plan(1, INT32_MAX - 1, Dtype::kFloat32), "limits");
+  check(!has_plan(0, 1, Dtype::kFloat32) && !has_plan(1, 0, Dtype::kFloat32), "empty");
+  check(!has_plan(1, INT32_MAX, Dtype::kFloat32), "steps do not fit into an int");
+  check(!has_plan(1, 1, Dtype::kFloat64) && !has_plan(1, 1, Dtype::kFloat32, 79), "not supported");
 });
 
 }  // namespace

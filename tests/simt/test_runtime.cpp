@@ -1,7 +1,9 @@
-// The host code of a launch (device.h), with a CUDA runtime that records its calls (runtime.h).
+// The host code of a launch (device.h), with a CUDA runtime that records its calls (runtime.h), and
+// a block that starts late.
 #include <chrono>
 #include <future>
 
+#include "../../csrc/cuda/launch.h"
 #include "device.h"
 #include "harness.h"
 #include "persistent_run.h"
@@ -40,6 +42,37 @@ const Case two_threads("runtime/two threads, one kernel, different shared memory
   }
 });
 
+const Case grids("runtime/blocks and shared memory of a launch", [] {
+  std::vector<double> memory(8193 * 4);
+  std::vector<int64_t> zeros(8193);
+  std::string found;
+  const auto add = [&](const char* what, cudaError_t error) {
+    check(error == cudaSuccess, what, ": error ", error);
+    found += what;
+    for (const runtime::Event& e : std::exchange(runtime::state().events, {}))
+      found += testing::text(' ', e.blocks, 'x', e.bytes);
+  };
+  // All rows are dead, so that the kernels need no other memory.
+  const auto add_step = [&](const char* what, auto step, int64_t rows, int64_t hidden_size) {
+    step.rows = rows, step.hidden_size = step.output_stride = hidden_size;
+    step.lengths = zeros.data();
+    step.output = step.cells = step.c_state = step.gates = memory.data();
+    add(what, fastlstm::launch_step(step, nullptr));
+  };
+  using Forward = fastlstm::ForwardStep<double, double>;
+  runtime::state().events.clear();
+  for (const auto& [rows, hidden_size] : std::map<int64_t, int64_t>{
+           {0, 5}, {1, 1}, {2, 300}, {5, 0}, {8, 32}, {9, 33}, {8 * 1024 + 1, 1}})
+    add_step(" step", Forward{}, rows, hidden_size);
+  add_step(" norm", fastlstm::NormForwardStep<double, double>{}, 3, 5);
+  for (int64_t count : {0, 1, 510, 511})
+    add(" upload", fastlstm::launch_upload(zeros.data(), count, &zeros[1000], nullptr));
+  const std::string expected =
+      " step step 1x0 step 4x0 step step 1x0 step 3x0 step 1024x0 norm 3x64"
+      " upload upload 1x0 upload 1x0 upload 1x0 1x0";
+  check(found == expected, "found", found, ", expected", expected);
+});
+
 template <int kNumber>
 __global__ void nothing_kernel(int) {}
 
@@ -51,26 +84,37 @@ void check_error(Launch launch, int code, const char* what) {
 }
 
 const Case errors("runtime/an error is returned once", [] {
-  const auto cooperative = [](unsigned blocks, size_t shared_bytes) {
-    return fastlstm::launch_cooperative(nothing_kernel<0>, dim3(blocks), dim3(32), shared_bytes,
-                                        nullptr, 0);
+  const auto cooperative = [](size_t shared_bytes) {
+    return fastlstm::launch_cooperative(nothing_kernel<0>, 1, 32, shared_bytes, nullptr, 0);
   };
   const int max_bytes = runtime::state().shared_bytes;
-  check_error([&] { return cooperative(1, max_bytes); }, 0, "all shared memory");
-  check_error([&] { return cooperative(1, max_bytes + 1); }, 1, "more than all shared memory");
-  simt::resident_blocks() = 1;
-  for (int code : {9, 701, 720, 800, 801}) {
-    simt::refusal() = static_cast<cudaError_t>(code);
-    check_error([&] { return cooperative(2, 0); }, code, "refused");
+  check_error([&] { return cooperative(max_bytes); }, 0, "all shared memory");
+  check_error([&] { return cooperative(max_bytes + 1); }, 1, "more than all shared memory");
+  const auto ordinary = [](unsigned threads, size_t shared_bytes) {
+    return fastlstm::launch(nothing_kernel<1>, 1, threads, shared_bytes, nullptr, 0);
+  };
+  check_error([&] { return ordinary(2048, 0); }, 1, "too many threads");
+  check_error([&] { return ordinary(32, 1 << 16); }, 1, "no attribute");
+});
+
+// The other blocks wait for their first value 20 times as long as for later values, so that a late
+// block can start.
+const Case late("persistent/a block that starts late", [] {
+  constexpr uint32_t kWaitLimit = 50'000;
+  for (bool allow_tf32 : {true, false}) {
+    for (const auto& shape :
+         {persistent::Shape{3, 2, 64}, persistent::Shape{4, 3, 64, oracle::kLengths, 1, true}}) {
+      persistent::Run<float> run(shape, 1, allow_tf32);
+      run.wait_limit = kWaitLimit;
+      for (const auto& pass : {std::function<void()>([&] { run.forward(); }),
+                               std::function<void()>([&] { run.backward(); })}) {
+        simt::late_polls() = 10 * kWaitLimit;
+        pass();
+        check(simt::late_polls() == 0, "the late block began ", simt::late_polls(), " polls early");
+      }
+      run.compare();
+    }
   }
-  simt::resident_blocks() = 1024;
-  simt::refusal() = cudaErrorCooperativeLaunchTooLarge;
-  check_error(
-      [&] { return fastlstm::launch(nothing_kernel<1>, dim3(1), dim3(2048), 0, nullptr, 0); }, 1,
-      "too many threads");
-  check_error(
-      [&] { return fastlstm::launch(nothing_kernel<1>, dim3(1), dim3(32), 1 << 16, nullptr, 0); },
-      1, "no attribute");
 });
 
 }  // namespace
