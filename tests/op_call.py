@@ -40,7 +40,7 @@ GPU_CALLS: list[tuple[str, dict[str, Any]]] = [
     ("stepwise", {"norms": True, "h_mask": True, "reset": True, "bias": False}),
     ("stepwise", {"norms": True, "hidden_size": 270, "steps": 2, "batch": 3}),
     # Thread blocks exchange padded rows; results and gradients must have no padding.
-    ("persistent", RAGGED), ("persistent", {"bias": False, "hidden_size": 13}),
+    ("persistent", RAGGED), ("persistent", {"bias": False, "hidden_size": 15}),
     ("persistent", {"hidden_size": 10, **PACKED}), ("persistent", {"hidden_size": 13, **RAGGED}),
     ("persistent", {"steps": 1}), ("persistent", {"batch": 1}),
     ("persistent", {"batch": 21, "steps": 3, **PACKED}),

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <c10/cuda/CUDAStream.h>
 
+#include <numeric>
 #include <vector>
 
 #include "../core/layer_call.h"
@@ -18,7 +19,7 @@ inline void check_cuda(cudaError_t error, const char* call) {
 // Returns rows [..., size] padded with zeros to `width` values, in 16-byte-aligned memory.
 inline Tensor padded_and_aligned(const Tensor& rows, int64_t width) {
   const int64_t padding = width - rows.size(-1);
-  if (padding > 0) return at::constant_pad_nd(rows, {0, padding});
+  if (padding) return at::constant_pad_nd(rows, {0, padding});
   const Tensor dense = rows.contiguous();
   return reinterpret_cast<uintptr_t>(dense.data_ptr()) % 16 == 0 ? dense : dense.clone();
 }
@@ -38,15 +39,13 @@ struct DeviceSequence {
     if (layer.packed()) {
       const Tensor sizes = layer.batch_sizes->contiguous();
       const int64_t* size = sizes.const_data_ptr<int64_t>();
-      std::vector<int64_t> host(steps + batch);  // offsets, then lengths
-      for (int64_t t = 0, offset = 0; t < steps; offset += size[t], ++t) {
-        host[t] = offset;
-        const int64_t rows_after = t + 1 < steps ? size[t + 1] : 0;
-        std::fill(&host[steps] + rows_after, &host[steps] + size[t], t + 1);
-      }
-      offsets_and_lengths = at::empty({steps + batch}, layer.input.options().dtype(at::kLong));
+      std::vector<int64_t> host(steps);  // offsets, then lengths
+      std::exclusive_scan(size, size + steps, host.begin(), int64_t{});
+      for (int64_t t = steps; t--;) host.resize(steps + size[t], t + 1);  // sizes do not increase
+      const auto count = static_cast<int64_t>(host.size());
+      offsets_and_lengths = at::empty({count}, layer.input.options().dtype(at::kLong));
       int64_t* const data = offsets_and_lengths.mutable_data_ptr<int64_t>();
-      check_cuda(launch_upload(host.data(), steps + batch, data, c10::cuda::getCurrentCUDAStream()),
+      check_cuda(launch_upload(host.data(), count, data, c10::cuda::getCurrentCUDAStream()),
                  "launch_upload");
       sequence.offsets = data, sequence.lengths = data + steps;
     } else if (layer.lengths) {

@@ -48,7 +48,8 @@ struct SavedCall {
     const auto& [output, h_n, c_n, cells, gates] = result;
     variable_list saved{call.input, call.h_0, call.c_0};
     // Backward of a single step reads only the shape of the output, which h_0 has too.
-    const bool same_shape_as_h_0 = output.sym_sizes() == call.h_0.sym_sizes();
+    const bool same_shape_as_h_0 =
+        !call.batch_sizes && call.h_0.sym_size(0) == 1 && call.input.sym_size(0) == 1;
     saved.push_back(same_shape_as_h_0 ? call.h_0 : detached_alias(output));
     for (const Tensor* tensor : {&cells, &gates}) saved.push_back(detached_alias(*tensor));
     for (const OptionalTensor* option :

@@ -10,7 +10,7 @@ import op_call
 import pytest
 import torch
 from fuzzed_calls import Draw
-from native_programs import ROOT, make, missing, run
+from native_programs import ROOT, check, make, missing
 from torch.utils import cpp_extension
 
 from fastlstm import _build
@@ -77,18 +77,30 @@ def test_engine(kind, engine, options):
         Call(kind, **options).check(engine)
 
 
-def test_auto_is_stepwise(kind):
-    call = Call(kind, hidden_size=64)
-    auto, stepwise, persistent = (call.forward(e)[0] for e in ("auto", "stepwise", "persistent"))
-    assert torch.equal(auto, stepwise) and not torch.equal(auto, persistent)
-
-
-def test_recurrent_dropout_is_stepwise(kind):
-    call = Call(kind, h_mask=True)
-    saved = call.forward("stepwise")
+def refuses(call, engine, message, saved=None):
+    """Checks that forward and backward raise an error."""
+    saved = saved or call.forward("stepwise")
     for run_it in (call.forward, lambda engine: call.backward(saved, engine)):
-        with pytest.raises(RuntimeError, match="without .* recurrent dropout, .* got .* with rec"):
-            run_it("persistent")
+        with pytest.raises(RuntimeError, match=message):
+            run_it(engine)
+
+
+def test_engines_that_are_refused():
+    for engine in ("fast", "tiled"):
+        refuses(Call("float32"), engine, 'expected engine to be "auto", "stepwise"')
+    refuses(Call("float64"), "persistent", 'the engine "persistent" takes')
+    message = "without .* recurrent dropout, .* got .* with rec"
+    refuses(Call("bfloat16", h_mask=True), "persistent", message)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_arguments_that_are_refused(engine):
+    call = Call("float32", "lengths")
+    saved = call.forward(engine)
+    with pytest.raises(RuntimeError, match="expected grad_output"):
+        call.backward(saved, engine, [call.grads[0][1:], *call.grads[1:]])
+    call.lengths = call.lengths + 1
+    refuses(call, engine, "expected lengths between 0 and .* 5, got 6", saved)
 
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16"], indirect=True)
@@ -149,13 +161,14 @@ def device():
     yield ops()
     ops().set_device_and_stream(0, 0)
     ops().refuse_larger_launches(SMS, 720)
-    ops().set_capability(90)
+    ops().set_kernels(90, 0)
+    ops().set_sms(SMS)
 
 
-LARGE = [dict(hidden_size=200), dict(batch=40, hidden_size=64)]
+SIZES = [dict(hidden_size=13), dict(hidden_size=200), dict(batch=40, hidden_size=64)]
 
 
-@pytest.mark.parametrize("options", [{}, op_call.PACKED, op_call.RAGGED, *LARGE], ids=str)
+@pytest.mark.parametrize("options", [{}, op_call.PACKED, op_call.RAGGED, *SIZES], ids=str)
 @pytest.mark.parametrize("kind", ["float32", "bfloat16"], indirect=True)
 def test_launches(kind, options, device):
     """Kernels run on the call's stream, after the memory for exchanged values is cleared."""
@@ -165,13 +178,16 @@ def test_launches(kind, options, device):
     saved = call.forward("persistent")
     forward = device.take_events()
     call.backward(saved, "persistent")
-    for events, values_per_unit in ((forward, 1), (device.take_events(), 4)):
+    hidden_size, item = call.h_0.shape[-1], call.h_0.element_size()
+    # The bytes of a row that blocks exchange: h in forward, four gates in backward.
+    row_bytes = -(-hidden_size * item // 16) * 16, -(-hidden_size * item // 4) * 16
+    for events, size in zip((forward, device.take_events()), row_bytes, strict=True):
         assert {(index, stream) for _, index, stream, _, _ in events} == {(1, 7)}
         kinds = [kind for kind, *_ in events]
         first = kinds.index(COOPERATIVE_LAUNCH)
         assert kinds[first - 1] == MEMSET and MEMSET not in kinds[first:]
-        exchanged = values_per_unit * saved[0].numel() * saved[0].element_size()
-        assert sum(size for kind, _, _, size, _ in events if kind == MEMSET) >= exchanged
+        cleared = [size for kind, _, _, size, _ in events if kind == MEMSET]
+        assert cleared == [saved[0].numel() // hidden_size * size]
         assert all(blocks <= SMS for kind, *_, blocks in events if kind == COOPERATIVE_LAUNCH)
 
 
@@ -194,47 +210,76 @@ def test_a_refused_launch_is_an_error(kind, code, device):
     saved = call.forward("persistent")
     device.refuse_larger_launches(1, code)
     expected = "launch of the persistent engine with .* failed: .*FASTLSTM_FREE_SMS=N leaves"
-    for run_it in (call.forward, lambda engine: call.backward(saved, engine)):
-        with pytest.raises(RuntimeError, match=expected):
-            run_it("persistent")
+    refuses(call, "persistent", expected, saved)
     call.check_forward(call.forward("stepwise"))
 
 
-def test_code_for_older_gpus_is_stepwise(kind, device):
-    call, expected = Call(kind), Call(kind).forward("stepwise")
-    assert device.cuda_device(0) == (SMS, 90, "")
-    device.set_capability(75)
-    assert device.cuda_device(0) == (SMS, 75, "")
-    assert torch.equal(call.forward("auto")[0], expected[0])
-    with pytest.raises(RuntimeError, match="on sm_75 with 24 SMs"):
-        call.forward("persistent")
-    device.set_capability(0)
-    assert device.cuda_device(0) == (SMS, 0, "")
+def test_auto_is_stepwise(kind, device):
+    call = Call(kind, hidden_size=64)
+    auto, stepwise, persistent = (call.forward(e)[0] for e in ("auto", "stepwise", "persistent"))
+    assert torch.equal(auto, stepwise) and not torch.equal(auto, persistent)
+    device.set_kernels(75, 0)  # code for older GPUs
+    assert torch.equal(call.forward("auto")[0], stepwise)
+    refuses(call, "persistent", "on sm_75 with 24 SMs")
 
 
-RUN_ON_4_SMS = """
-import sys; sys.path[:0] = sys.argv[1:]
-import test_cuda_op
-call = test_cuda_op.Call("float32", hidden_size=64)
-call.forward("persistent")
-blocks = [event[4] for event in test_cuda_op.ops().take_events() if event[0] == 2]
-assert max(blocks) <= 4, blocks
-test_cuda_op.Call("float32", hidden_size=256).forward("persistent")  # fails: it needs more SMs
-"""
+def test_properties_of_a_device(device):
+    # Errors: 98 cudaErrorInvalidDeviceFunction, 209 cudaErrorNoKernelImageForDevice
+    for compiled, error, found in [(79, 0, 79), (80, 0, 90), (90, 98, 0), (90, 209, 0)]:
+        device.set_kernels(compiled, error)
+        assert device.cuda_device(1) == (SMS, found, "")
+    device.set_kernels(90, 700)
+    *nothing, message = device.cuda_device(0)
+    assert nothing == [0, 0] and message.startswith("lstm: cudaFuncGetAttributes failed: an error")
+
+
+def test_one_multiprocessor(kind, device):
+    """Each direction has a launch. Its block has several passes, with rows sorted by length."""
+    device.set_sms(1)
+    device.take_events()
+    Call(kind, "lengths", directions=2, batch=17, steps=3).check("persistent")
+    launches = [(kind, blocks) for kind, *_, blocks in device.take_events()]
+    assert launches == 2 * [(MEMSET, 0), (COOPERATIVE_LAUNCH, 1), (COOPERATIVE_LAUNCH, 1)]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_nothing_saved(engine):
+    call = Call("bfloat16", "lengths", directions=2)
+    saved, alone = call.forward(engine), ops().lstm(*call.arguments(), False, False, engine)
+    assert all(map(torch.equal, alone[:3], saved)) and not any(t.numel() for t in alone[3:])
+
+
+TOO_FEW = "with {} SMs, and {} left free by FASTLSTM_FREE_SMS"
+NO_SMS = 'FASTLSTM_FREE_SMS: expected a number of multiprocessors, 0 or more, got "{}"'
+NO_TIME = 'FASTLSTM_WAIT_SECONDS: expected a number of seconds, 1 or more, got "{}"'
+SETTINGS = [  # FASTLSTM_FREE_SMS, FASTLSTM_WAIT_SECONDS in s and in ms, the error of a large call
+    ("20", "", 60_000, TOO_FEW.format(4, 20)),
+    ("0", "1", 1000, TOO_FEW.format(24, 0)),
+    ("99", "200000", 100_000_000, TOO_FEW.format(0, 99)),
+    *((value, "1", 1000, NO_SMS.format(value)) for value in ("x", "-1")),
+    *(("", value, None, NO_TIME.format(value)) for value in ("0", "2.5")),
+]
+
+
+def check_setting(free, wait, milliseconds, message):
+    os.environ |= {"FASTLSTM_FREE_SMS": free, "FASTLSTM_WAIT_SECONDS": wait}
+    try:
+        assert ops().wait_limit() == milliseconds
+        Call("float32", hidden_size=800, steps=1).forward("persistent")
+    except RuntimeError as error:
+        assert message in str(error)
+    else:
+        raise AssertionError(f"expected an error: {message}")
 
 
 def test_variables_of_the_environment():
-    """With FASTLSTM_FREE_SMS a launch has fewer blocks. A bad value of a variable is an error."""
+    """Each setting needs a new process, because the library reads a variable once."""
     ops()
-    folders = str(ROOT / "tests"), str(ROOT / "tests/cuda")
-    environment = os.environ | {"FASTLSTM_FREE_SMS": "20", "FASTLSTM_WAIT_SECONDS": ""}
-    done = run(sys.executable, "-c", RUN_ON_4_SMS, *folders, env=environment)
-    assert "with 4 SMs, and 20 left free by FASTLSTM_FREE_SMS" in done.stdout, done.stdout
-    free, wait = ("FREE_SMS", "multiprocessors", 0), ("WAIT_SECONDS", "seconds", 1)
-    for (variable, unit, least), value in ((free, "x"), (free, "-1"), (wait, "0"), (wait, "2.5")):
-        name = f"FASTLSTM_{variable}"
-        done = run(sys.executable, "-c", RUN_ON_4_SMS, *folders, env=environment | {name: value})
-        assert f'{name}: expected a number of {unit}, {least} or more, got "{value}"' in done.stdout
+    pool = 'multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1)'
+    code = f"{pool}.starmap(test_cuda_op.check_setting, test_cuda_op.SETTINGS, chunksize=1)"
+    folders = ROOT / "tests", ROOT / "tests/cuda"
+    start = "import multiprocessing, sys; sys.path[:0] = sys.argv[1:]; import test_cuda_op"
+    check(sys.executable, "-c", f"{start}; test_cuda_op.ops(); {code}", *folders)
 
 
 def test_bits_do_not_depend_on_the_batch(kind):
@@ -262,11 +307,3 @@ def test_float32_is_multiplied_as_torch_backends_cuda_matmul_says(kind):
     assert torch.equal(ieee, bits(False, False))
     tf32 = bits(True, False)
     assert not torch.equal(ieee, tf32) and torch.equal(tf32, bits(True, True))
-
-
-def test_engines_that_are_refused():
-    for engine in ("fast", "tiled"):
-        with pytest.raises(RuntimeError, match='expected engine to be "auto", "stepwise"'):
-            Call("float32").forward(engine)
-    with pytest.raises(RuntimeError, match='the engine "persistent" takes'):
-        Call("float64").forward("persistent")

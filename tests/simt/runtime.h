@@ -6,7 +6,6 @@
 #include <functional>
 #include <map>
 #include <mutex>
-#include <tuple>
 #include <vector>
 
 #include "simt.h"
@@ -39,7 +38,8 @@ struct Event {
 struct Runtime {
   std::mutex mutex;  // guards this state and the emulator
   int sm_count = 24, shared_bytes = 227 * 1024;
-  int compiled_capability = 90;  // for which the kernels were compiled; 0: no kernels
+  int compiled_capability = 90;                             // for which the kernels were compiled
+  cudaError_t attributes_error = cudaSuccess;               // the result of cudaFuncGetAttributes
   std::map<std::pair<int, const void*>, int> shared_limit;  // bytes, by device and function
   std::vector<Event> events;
   std::function<void()> on_attribute_set;  // if set, called after a function's attribute is set
@@ -110,16 +110,17 @@ cudaError_t cudaFuncSetAttribute(Function* function, cudaFuncAttribute, int valu
 
 inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
   attributes->ptxVersion = runtime::state().compiled_capability;
-  return runtime::recorded(attributes->ptxVersion ? cudaSuccess : cudaErrorNoKernelImageForDevice);
+  return runtime::recorded(runtime::state().attributes_error);
 }
 
 inline cudaError_t cudaGetDevice(int* device) {
   *device = runtime::thread().device;
   return cudaSuccess;
 }
-inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int /*device*/) {
-  const auto& [sms, bytes] = std::tie(runtime::state().sm_count, runtime::state().shared_bytes);
-  const int values[] = {9, 0, sms, bytes, 1};
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
+  const runtime::Runtime& r = runtime::state();
+  if (device != runtime::thread().device) return runtime::recorded(cudaErrorInvalidValue);
+  const int values[] = {9, 0, r.sm_count, r.shared_bytes, 1};
   *value = values[attribute];
   return cudaSuccess;
 }

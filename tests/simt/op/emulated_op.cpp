@@ -4,21 +4,29 @@
 #include <torch/library.h>
 
 #undef TORCH_LIBRARY_IMPL  // so that lstm_cuda.cpp does not register the real ops for CUDA
-#define TORCH_LIBRARY_IMPL(ns, key, m) [[maybe_unused]] static void registration(torch::Library& m)
+#define TORCH_LIBRARY_IMPL(ns, key, m) static void registration(torch::Library& m)
 #include "../../../csrc/cuda/lstm_cuda.cpp"
 
 TORCH_LIBRARY(fastlstm_emulated, m) {
-  m.def("lstm", fastlstm::op<fastlstm::lstm_cuda>);
-  m.def("lstm_backward", fastlstm::op<fastlstm::lstm_backward_cuda>);
+  for (const std::string name : {"lstm", "lstm_backward"}) {
+    auto& dispatcher = c10::Dispatcher::singleton();
+    const auto& schema = dispatcher.findSchemaOrThrow(("fastlstm::" + name).c_str(), "").schema();
+    m.def(schema.cloneWithName("fastlstm_emulated::" + name, ""));
+  }
+  registration(m);
   simt::resident_blocks() = runtime::state().sm_count;
   // Lets cooperative launches of more than `blocks` blocks fail with a CUDA error.
   m.def("refuse_larger_launches", [](int64_t blocks, int64_t error) {
     simt::resident_blocks() = static_cast<unsigned>(blocks);
     simt::refusal() = static_cast<cudaError_t>(error);
   });
-  // Sets the compute capability that the kernels were compiled for; 0: no kernels.
-  m.def("set_capability", [](int64_t c) { runtime::state().compiled_capability = int(c); });
+  m.def("set_kernels", [](int64_t capability, int64_t error) {
+    runtime::state().compiled_capability = static_cast<int>(capability);
+    runtime::state().attributes_error = static_cast<cudaError_t>(error);
+  });
+  m.def("set_sms", [](int64_t count) { runtime::state().sm_count = static_cast<int>(count); });
   m.def("cuda_device", fastlstm::cuda_device_of);
+  m.def("wait_limit", [] { return int64_t{fastlstm::wait_limit_milliseconds()}; });
   m.def("set_device_and_stream", [](int64_t device, int64_t stream) {
     runtime::thread().device = static_cast<int>(device);
     runtime::thread().stream = reinterpret_cast<cudaStream_t>(stream);
