@@ -1,7 +1,7 @@
 """Fixtures: a tiny embedded data set, its features, and captioners with random weights."""
 
-import itertools
 from types import SimpleNamespace
+from unittest.mock import DEFAULT, Mock
 
 import pytest
 import torch
@@ -58,15 +58,10 @@ def interrupted(monkeypatch):
     """A function that calls `train` and interrupts it in step number `step`, like Ctrl-C."""
 
     def call(trainer, step, train):
-        real, steps = trainer.train_step, itertools.count(1)
-
-        def train_step(self, *args):
-            if next(steps) == step:
-                raise KeyboardInterrupt
-            return real(self, *args)
-
+        effects = [DEFAULT] * (step - 1) + [KeyboardInterrupt]
+        train_step = Mock(wraps=trainer.train_step, side_effect=effects)
         with monkeypatch.context() as patch:
-            patch.setattr(trainer, "train_step", train_step)
+            patch.setattr(trainer, "train_step", lambda *args: train_step(*args))  # binds self
             pytest.raises(KeyboardInterrupt, train)
 
     return call

@@ -25,9 +25,9 @@ CAPTIONS = torch.tensor([[START, 5, 6, 7, END], [START, 9, 5, END, PAD], [START,
 LENGTHS = torch.tensor([5, 4, 3])
 
 
-def decoder(lstm="fastlstm"):
+def decoder():
     torch.manual_seed(0)
-    return AttentionDecoder(ModelConfig(1, V, E, H, grid=GRID), lstm).eval()
+    return AttentionDecoder(ModelConfig(1, V, E, H, grid=GRID)).eval()
 
 
 def scores_of(decoder, image):

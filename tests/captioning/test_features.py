@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import DEFAULT, Mock
 
 import numpy as np
 import pytest
@@ -49,28 +50,20 @@ def test_a_cache_is_a_numpy_file_of_the_cnns_features(cnn, images, tmp_path):
 
 
 def test_a_killed_run_continues_where_it_stopped(cnn, images, tmp_path, monkeypatch):
-    whole, seen = extract(cnn, images, tmp_path / "whole"), []
-
-    def watched(path, *args):
-        if len(seen) == 8:
-            raise KeyboardInterrupt
-        seen.append(path)
-        return load_image(path, *args)
-
-    monkeypatch.setattr(captioning.data.images, "load_image", watched)
+    whole = extract(cnn, images, tmp_path / "whole")
+    load = Mock(wraps=load_image, side_effect=[DEFAULT] * 8 + [KeyboardInterrupt])
+    monkeypatch.setattr(captioning.data.images, "load_image", load)
     with pytest.raises(KeyboardInterrupt):
         extract(cnn, images, tmp_path)
     state = np.load(path_of(cnn, images, tmp_path).with_suffix(".state.npy"))
     assert (state == DONE).sum() == 5
-    seen.clear()
-    watch = lambda path, *args: seen.append(path) or load_image(path, *args)
-    monkeypatch.setattr(captioning.data.images, "load_image", watch)
+    load.reset_mock(side_effect=True)
     cache = extract(cnn, images, tmp_path)
-    assert seen == [image.path for image in images[5:]]
+    assert [call.args[0] for call in load.mock_calls] == [image.path for image in images[5:]]
     assert torch.equal(cache.features, whole.features)
-    seen.clear()
+    load.reset_mock()
     extract(cnn, images, tmp_path)
-    assert not seen
+    load.assert_not_called()
 
 
 def test_another_cnn_or_picture_gets_another_file_and_the_old_one_stays(cnn, images, tmp_path):

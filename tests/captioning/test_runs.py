@@ -1,5 +1,7 @@
 """Commands that do several runs: members, and both stages of self-critical training."""
 
+from unittest.mock import DEFAULT, Mock
+
 import pytest
 import torch
 
@@ -85,16 +87,10 @@ def test_self_critical_training_begins_with_cross_entropy(train, tmp_path, quick
 
 def test_both_stages_resume_where_they_stopped(train, tmp_path, quick, monkeypatch, capsys):
     command, run = [*train, "--self-critical", "2", "--epochs", "2"], tmp_path / "run"
-    real, killed = pipeline.train, []
-
-    def stopped(*args):
-        if args[0].config.self_critical and len(killed) == 0:
-            killed.append(1)
-            raise KeyboardInterrupt
-        return real(*args)
-
-    monkeypatch.setattr(pipeline, "train", stopped)
-    assert main(command) == 130 and not (run / "last.pt").exists()
+    stopped = Mock(wraps=pipeline.train, side_effect=[DEFAULT, KeyboardInterrupt])  # of stage two
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "train", stopped)
+        assert main(command) == 130 and not (run / "last.pt").exists()
     written = (run / "cross-entropy" / "last.pt").stat().st_mtime_ns
     assert main(command) == 1 and "cross-entropy holds a captioner" in capsys.readouterr().err
     assert main([*command, "--resume"]) == 0

@@ -3,13 +3,13 @@
 import json
 import math
 import os
-import subprocess
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
 from unittest.mock import Mock
 
 import distributed
+import native_programs
 import numpy as np
 import pytest
 import torch
@@ -207,11 +207,7 @@ def in_two_processes(*command):
     """Runs Python with this command line in two processes of torchrun; returns the output."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    command = [*torchrun, *map(str, command)]
-    done = subprocess.run(command, env=environment, timeout=120, **pipes)
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+    return native_programs.check(*torchrun, *command, env=environment, timeout=120)
 
 
 def test_two_processes_do_what_one_does(scenes_root, data, tmp_path):

@@ -2,9 +2,9 @@
 
 import functools
 import itertools
-import subprocess
 import sys
 
+import native_programs
 import pytest
 import samples
 import torch
@@ -149,9 +149,7 @@ def test_second_derivatives_of_nested_rows_are_an_error(route):
 def test_a_first_nested_call_logs_nothing():
     code = "import torch, fastlstm; rows = torch.nested.nested_tensor([torch.ones(2, 3)], "
     code += "layout=torch.jagged); fastlstm.LSTM(3, 4)(rows)"
-    command = [sys.executable, "-W", "ignore", "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert native_programs.check(sys.executable, "-W", "ignore", "-c", code) == ""
 
 
 @every_route

@@ -5,6 +5,7 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -127,12 +128,7 @@ def test_random_calls_are_measured_by_group(capsys):
 
 
 def test_a_slow_call_is_measured_again(monkeypatch):
-    tries = []
-
-    def alternate(theirs, ours, clock, effort):
-        tries.append(effort.min_pairs)
-        return Pairs([0.9 if len(tries) == 1 else 1.2], [1.0])
-
+    alternate = Mock(side_effect=[Pairs([0.9], [1.0]), Pairs([1.2], [1.0])])
     monkeypatch.setattr(random_calls, "alternate", alternate)
     assert random_calls.measure(replace(TINY, lengths=True), pairs=2) == 1.2
-    assert tries == [2, 6]
+    assert [effort.min_pairs for (*_, effort), _ in alternate.call_args_list] == [2, 6]
