@@ -15,7 +15,7 @@ from samples import with_gradients
 import fastlstm
 from fastlstm import _build
 
-SETTING = torch.backends.mkldnn.rnn
+SETTING, INHERITED = torch.backends.mkldnn.rnn, torch.backends.mkldnn
 INFO = _build.library.build_info() if _build.has_kernels("cpu") else {"products": {}}
 has_amx = "bfloat16x2" in INFO["products"]
 needs_amx = pytest.mark.skipif(not has_amx, reason="this processor has no AMX with bfloat16")
@@ -40,9 +40,9 @@ CASES = [
 
 @pytest.fixture(autouse=True)
 def _restore():
-    before = SETTING.fp32_precision
+    before = SETTING.fp32_precision, INHERITED.fp32_precision
     yield
-    SETTING.fp32_precision = before
+    SETTING.fp32_precision, INHERITED.fp32_precision = before
 
 
 def results(module, x, hx, precision, **given):
@@ -97,15 +97,10 @@ def test_a_single_step_obeys_in_training():
 
 @torch.no_grad()
 def test_the_setting_and_the_one_it_inherits_are_read_in_every_call():
-    lstm, x, parent = fastlstm.LSTM(24, 40), torch.randn(7, 5, 24), torch.backends.mkldnn
-    before = parent.fp32_precision
-    try:
-        outputs = []
-        for own, inherited in (("none", "none"), ("bf16", "none"), ("none", "bf16"), ("ieee",) * 2):
-            SETTING.fp32_precision, parent.fp32_precision = own, inherited
-            outputs.append(lstm(x)[0])
-    finally:
-        parent.fp32_precision = before
+    lstm, x, outputs = fastlstm.LSTM(24, 40), torch.randn(7, 5, 24), []
+    for precisions in (("none", "none"), ("bf16", "none"), ("none", "bf16"), ("ieee",) * 2):
+        SETTING.fp32_precision, INHERITED.fp32_precision = precisions
+        outputs.append(lstm(x)[0])
     assert torch.equal(outputs[0], outputs[3]) and torch.equal(outputs[1], outputs[2])
     assert not torch.equal(outputs[0], outputs[1])
 
@@ -153,13 +148,10 @@ def test_amx_changes_only_tf32(tmp_path):
 
 @torch.no_grad()
 @every_precision
-def test_a_row_depends_neither_on_its_batch_nor_on_threads(precision):
+def test_a_row_depends_neither_on_its_batch_nor_on_threads(precision, threads):
     SETTING.fp32_precision = precision
     lstm, x = fastlstm.LSTM(48, 100), torch.randn(9, 33, 48)
-    together, threads = lstm(x)[0], torch.get_num_threads()
+    together = lstm(x)[0]
     assert torch.equal(lstm(x[:, 5:6])[0], together[:, 5:6])
-    try:
-        torch.set_num_threads(1)
-        assert torch.equal(lstm(x)[0], together)
-    finally:
-        torch.set_num_threads(threads)
+    threads(1)
+    assert torch.equal(lstm(x)[0], together)

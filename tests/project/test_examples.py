@@ -6,7 +6,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import torch
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -33,11 +32,9 @@ def test_examples_run(example):
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 @pytest.mark.parametrize("example", ["stream"], indirect=True)
-def test_a_stream_runs(example):
+def test_a_stream_runs(example, threads):
     """Each way to run the stream gives the scores of nn.LSTM, within the error of its weights."""
-    threads = torch.get_num_threads()
     errors = example.main(["--hidden", "48", "--seconds", "1"])
-    torch.set_num_threads(threads)
     limits = {"nn.LSTM": 0, "onnxruntime": 1e-5, "prepack, float32": 1e-5}
     limits |= {"prepack, bfloat16": 0.01, "prepack, int8": 0.05}
     if any(find_spec(name) is None for name in ("onnxruntime", "onnxscript")):

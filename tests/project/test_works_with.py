@@ -61,12 +61,10 @@ NEEDS |= {"ppo_rl_games": "rl_games", "ppo_torchrl": "torchrl"}
 
 
 @pytest.fixture
-def example(monkeypatch, request):
+def example(monkeypatch, request, threads):
     pytest.importorskip(NEEDS[request.param])
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    threads = torch.get_num_threads()
-    yield importlib.import_module(request.param)
-    torch.set_num_threads(threads)
+    return importlib.import_module(request.param)
 
 
 @pytest.fixture
