@@ -352,9 +352,7 @@ def main():
     parser.add_argument("--count", type=int, default=250, help="of all faults; default: 250")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--part", choices=PARTS, help="only faults of this part")
-    parser.add_argument(
-        "--worker", default="0/1", help="0/2 and 1/2 divide the faults between two processes"
-    )
+    parser.add_argument("--worker", default="0/1", help="0/2 and 1/2: each takes half the faults")
     parser.add_argument("--report", action="store_true", help="only print the results so far")
     arguments = parser.parse_args()
     results = OUTPUT / f"results-{arguments.count}-{arguments.seed}.jsonl"

@@ -119,12 +119,11 @@ class Call:
         saved: Sequence[Tensor],
         engine: str,
         grads: list[Tensor | None] | None = None,
-        state_needs_grad: bool = True,
         return_d_gates: bool = False,
     ) -> tuple[Any, ...]:
         output, _, _, cells, gates = saved
         given = *self.arguments(), *(grads or self.grads), output, cells, gates
-        return self.ops.lstm_backward(*given, True, state_needs_grad, return_d_gates, engine)
+        return self.ops.lstm_backward(*given, True, True, return_d_gates, engine)
 
     def check(self, engine: str) -> None:
         saved = self.forward(engine)

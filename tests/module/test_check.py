@@ -552,13 +552,8 @@ def store_many(first):
 
 
 def test_processes_at_once_lose_nothing(file):
-    fork = multiprocessing.get_context("fork")
-    processes = [fork.Process(target=store_many, args=(25 * k,)) for k in range(4)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-    assert [process.exitcode for process in processes] == [0] * 4
+    with multiprocessing.get_context("fork").Pool(4) as pool:
+        pool.map_async(store_many, range(0, 100, 25), chunksize=1).get(60)
     assert len(json.loads(file.read_text())) == 200 and not list(file.parent.glob("*.new"))
 
 

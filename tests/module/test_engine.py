@@ -1,5 +1,6 @@
 """Which engine serves a call, by its options, FASTLSTM_ENGINE and the kernels that were built."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -220,15 +221,12 @@ def test_a_gpu_without_kernels_warns_once(monkeypatch, why):
     monkeypatch.setattr(_build, "device_types", kinds)
     monkeypatch.setattr(_build, "gpu_properties", lambda index: (0, 0, error))
     monkeypatch.setattr(_build, "build_record", lambda: record)
-    caches = _build.warn_of_no_cuda_kernels, _build._why_not_this_gpu
-    for cached in caches:
-        cached.cache_clear()
+    for name in ("warn_of_no_cuda_kernels", "_why_not_this_gpu"):  # with new caches
+        monkeypatch.setattr(_build, name, functools.cache(getattr(_build, name).__wrapped__))
     message = f"no CUDA kernels: {why}.*To build them: FASTLSTM_BUILD=cuda .*pip install"
     with pytest.warns(RuntimeWarning, match=message) as caught:
         chosen = [engines.choose(call_on("cuda", **each)).name for each in (PLAIN, *[RESET] * 2)]
     assert chosen == ["torch", "reference", "reference"] and len(caught) == 1
-    for cached in caches:
-        cached.cache_clear()
 
 
 def in_a_process(engine, code):
