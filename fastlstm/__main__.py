@@ -30,10 +30,9 @@ def devices() -> list[tuple[torch.device, str]]:
 def _engine_row(device: torch.device) -> tuple[str, ...]:
     """The cells of a device's row: the choice of "auto" for 3 calls, then the usable engines."""
     with torch._subclasses.FakeTensorMode():
-        input = torch.empty(1, 1, 1, device=device)
         weights = [torch.empty(4, 1, device=device)] * 2
         lengths = torch.empty(1, dtype=torch.int64, device=device)
-    plain = Call(input, None, weights, "")
+        plain = Call(torch.empty(1, 1, 1, device=device), None, weights, "")
     serving = [name for name, engine in engines.BY_NAME.items() if not engine.why_not(plain)]
     calls = plain, plain._replace(lengths=lengths), plain._replace(return_cell_states=True)
     with warnings.catch_warnings():

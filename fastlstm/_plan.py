@@ -58,8 +58,7 @@ def _plain_call(args: argparse.Namespace) -> Call:
     options: dict[str, Any] = {"dtype": getattr(torch, args.dtype), "device": args.device}
     with torch._subclasses.FakeTensorMode():
         weights = [torch.empty(*s, **options) for s in stack_shapes("bias", I, H, H, L, D)]
-        input = torch.empty(args.steps, args.batch, I, **options)
-    return Call(input, None, weights, "bias", L, D)
+        return Call(torch.empty(args.steps, args.batch, I, **options), None, weights, "bias", L, D)
 
 
 def _print_cpu_plans(args: argparse.Namespace, call: Call) -> None:

@@ -22,14 +22,13 @@ from .comparison import Comparison
 from .convert import convert
 from .engine import records
 from .engine.timing import Run, times_of
-from .modules.cell import LSTMCell
-from .modules.lstm import LSTM
-from .prepack.layers import PrepackedLSTM, PrepackedLSTMCell
+from .modules.cell import CellModule, LSTMCell
+from .modules.lstm import LSTM, SequenceModule
 from .prepack.prepack import prepack
 
 ModuleCall = tuple[nn.Module, Sequence[Any], dict[str, Any]]
 
-LSTMS = (nn.LSTM, nn.LSTMCell, LSTM, LSTMCell, PrepackedLSTM, PrepackedLSTMCell)
+LSTMS = (nn.LSTM, nn.LSTMCell, SequenceModule, CellModule)
 
 
 def compare(

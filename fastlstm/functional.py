@@ -162,7 +162,6 @@ def lstm_cell(
     if (b_ih is None) != (b_hh is None):
         raise RuntimeError("lstm_cell: expected both b_ih and b_hh or neither, got one of them")
     weights = [weight for weight in (w_ih, w_hh, b_ih, b_hh) if weight is not None]
-    names = "w_ih", "w_hh", "b_ih", "b_hh"
-    checks.check_dense(input, hx, dict(zip(names, weights, strict=False)))
+    checks.check_dense(input, hx, {"w_ih": w_ih, "w_hh": w_hh}, b_ih=b_ih, b_hh=b_hh)
     call = Call(input, hx, weights, "bias" if len(weights) == 4 else "", is_cell=True)
     return run_cell(lambda call: _run(call, engine), call)

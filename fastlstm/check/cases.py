@@ -71,8 +71,7 @@ def draw(option: str, kind: str, device: torch.device) -> Call:
     rows = (T, B) if batch_sizes is None else (int(lengths.sum()),)
     hx = None if "no state" in option else (values(L * D, B, P), values(L * D, B, H))
     reset = torch.rand(T, B, generator=generator) < 0.3
-    call = Call(values(*rows, I), hx, weights, layout, L, D, batch_sizes)
-    return call._replace(
+    return Call(values(*rows, I), hx, weights, layout, L, D, batch_sizes)._replace(
         lengths=lengths.flip(0).to(device) if "lengths" in option else None,
         reset=reset.to(device) if "reset" in option else None,
         # A probability of 1 drops all of h: this mask is the same on every device.

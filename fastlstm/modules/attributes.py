@@ -140,8 +140,7 @@ def run_torch_lstm(lstm: Any, input: Any, hx: Any) -> Any:
     """
     shapes = [] if isinstance(input, PackedSequence) else described_weights(lstm)[1]
     for weight, shape in zip(read_weights(lstm)[0], shapes, strict=False):
-        is_small = isinstance(weight, Tensor) and weight.numel() < math.prod(shape)
-        if is_small and len(shape) == 2:
+        if isinstance(weight, Tensor) and weight.numel() < math.prod(shape) and len(shape) == 2:
             expected = f"expected a weight of shape {shape}, as the attributes describe it"
             raise RuntimeError(f"{type(lstm).__name__}: {expected}, got {tuple(weight.shape)}")
     return run_forward(nn_lstm.forward, lstm, input, hx)

@@ -101,8 +101,7 @@ class LSTMCell(CellModule, EngineModule, nn.RNNCellBase):
             hx = zero_state(input, (input.size(0),), self.hidden_size, self.hidden_size)
         weights, layout = weights_of_cell(self)
         engine, library = self._fastlstm_engine, _build.library
-        is_plain = engine == "auto" and engines.auto_means_op()
-        if is_plain and library.are_plain(input, hx, weights):
+        if engine == "auto" and engines.auto_means_op() and library.are_plain(input, hx, weights):
             try:
                 state: State = library.lstm_cell(input, *hx, weights, layout, "auto")
                 return state

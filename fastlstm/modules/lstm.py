@@ -123,7 +123,7 @@ class SequenceModule(nn.Module):
         elif not isinstance(data, Tensor) or data.layout is not torch.strided:
             checks.check_dense(data, None, {})  # raises
         if not takes_arguments(self, data, hx, batch_sizes, weights[0], dtype):
-            self._fastlstm_refuse(input, hx)
+            refuse_as_torch(self._fastlstm_torch_module(), input, hx)
         is_batched, batch_dim = batch_sizes is not None or data.dim() == 3, 1 - self.batch_first
         if not is_batched:
             data, hx, lengths, reset = _with_batch(batch_dim, data, hx, lengths, reset)
@@ -159,9 +159,6 @@ class SequenceModule(nn.Module):
     def _fastlstm_torch_module(self) -> Any:
         """A module on which the methods of nn.LSTM run."""
         return self
-
-    def _fastlstm_refuse(self, input: Any, hx: Any) -> None:
-        refuse_as_torch(self._fastlstm_torch_module(), input, hx)
 
 
 def _with_batch(

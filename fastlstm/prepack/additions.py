@@ -24,8 +24,7 @@ def check_additions(path: str, layer: nn.Module, own_names: Iterable[str]) -> No
     names = set(named_weights(layer))
     added = {*vars(layer), *layer._parameters, *layer._buffers, *layer._modules}
     refused = added & {*own_names, "_compiled_call_impl", *(f"prepacked_{name}" for name in names)}
-    parametrizations: Any = getattr(layer, "parametrizations", ())
-    if refused := refused | set(parametrizations) - names:
+    if refused := refused | set(getattr(layer, "parametrizations", ())) - names:
         problem = f"{path} has {', '.join(sorted(refused))}, set on the module"
         reason = "a prepacked layer uses this name itself, or cannot take over what it holds"
         raise ValueError(f"prepack: {problem}; {reason}")

@@ -151,9 +151,8 @@ def _check_layer(path: str, module: nn.Module, weights: torch.dtype | None) -> N
         if weight is None:
             raise TypeError(f"prepack: expected {name} of {path} to be a tensor, got None")
         if name not in module._parameters and not parametrize.is_parametrized(module, name):
-            remedy = "make it permanent first (prune.remove, remove_weight_norm)"
             cause = f"prepack: {name} of {path} is computed by a hook in every call"
-            raise ValueError(f"{cause}; {remedy}")
+            raise ValueError(f"{cause}; make it permanent first (prune.remove, remove_weight_norm)")
         format = weights or weight.dtype
         if problem := formats.problem(name, weight, None, tuple(weight.shape), format):
             raise ValueError(f"prepack: {path}: {problem}")

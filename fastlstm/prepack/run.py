@@ -19,8 +19,7 @@ def run_prepacked(call: Call, dtype: torch.dtype, name: str) -> Results:
     casts = autocasts("cpu") and call.input.is_floating_point()
     if casts and torch.float64 not in (call.input.dtype, dtype):
         h_0, c_0 = call.state()
-        keeps_c_0 = c_0.dtype == state_dtype(dtype)
-        state = h_0.to(dtype), c_0 if keeps_c_0 else c_0.to(dtype)
+        state = h_0.to(dtype), c_0 if c_0.dtype == state_dtype(dtype) else c_0.to(dtype)
         call = replaced(call, input=call.input.to(dtype), hx=state)
     if call.input.dtype != dtype:
         raise ValueError(f"{name}: expected input of dtype {dtype}, got {call.input.dtype}")
