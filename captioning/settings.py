@@ -38,22 +38,26 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
         raise CaptioningError(f"{name}: expected one of {choices}, got {abbreviate(value)}")
 
 
-def check_settings(settings: Any) -> None:
-    """Checks the fields of a dataclass that are in `ALLOWED`."""
-    for field in fields(settings):
-        name, value, allowed = field.name, getattr(settings, field.name), ALLOWED.get(field.name)
-        if allowed and isinstance(allowed[0], str):
-            check_choice(name, value, allowed)
-        elif allowed:
-            low, high = allowed
-            kind, types = ("an integer", {int}) if field.type is int else ("a number", {int, float})
-            if type(value) not in types or not low <= value <= high:
-                expected = f"{kind} from {low} to {high}"
-                raise CaptioningError(f"{name}: expected {expected}, got {abbreviate(value)}")
+@dataclass(frozen=True)
+class CheckedSettings:
+    """A dataclass that checks those of its fields that are in `ALLOWED`."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            name, value, allowed = field.name, getattr(self, field.name), ALLOWED.get(field.name)
+            if allowed and isinstance(allowed[0], str):
+                check_choice(name, value, allowed)
+            elif allowed:
+                low, high = allowed
+                is_int = field.type is int
+                kind, types = ("an integer", {int}) if is_int else ("a number", {int, float})
+                if type(value) not in types or not low <= value <= high:
+                    expected = f"{kind} from {low} to {high}"
+                    raise CaptioningError(f"{name}: expected {expected}, got {abbreviate(value)}")
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(CheckedSettings):
     """The sizes of a captioner.
 
     Args:
@@ -80,12 +84,9 @@ class ModelConfig:
     decoder: str = "lstm"
     grid: int = 0
 
-    def __post_init__(self) -> None:
-        check_settings(self)
-
 
 @dataclass(frozen=True)
-class DecodeConfig:
+class DecodeConfig(CheckedSettings):
     """How to write captions. Training chooses the settings of beam search by the scores on --val.
 
     Args:
@@ -106,12 +107,9 @@ class DecodeConfig:
     temperature: float = 1.0
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        check_settings(self)
-
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(CheckedSettings):
     """How to train.
 
     Args:
@@ -149,7 +147,7 @@ class TrainConfig:
     autocast: str = "auto"
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        super().__post_init__()
         if self.self_critical == 1:
             raise CaptioningError("self_critical: expected 0, or at least 2 captions, got 1")
 
