@@ -91,11 +91,10 @@ def extract_features(
     rows = (cache.state == TO_DO).nonzero().flatten().tolist()
     # The loader makes batches of row numbers, and `load` reads the pictures of a batch.
     load = partial(_load, images, cnn.transform)
-    loader = DataLoader(cast(Any, rows), batch_size, num_workers=workers, collate_fn=load)
     broken: list[str] = []
     title = f"encode {printable(path.stem.rpartition('-')[0])}" if rows else None
     with progress(None, title, total=len(rows), unit="img") as bar:
-        for loaded in loader:
+        for loaded in DataLoader(cast(Any, rows), batch_size, num_workers=workers, collate_fn=load):
             good = {row: pixels for row, pixels in loaded if isinstance(pixels, Tensor)}
             errors = {row: error for row, error in loaded if isinstance(error, str)}
             broken += errors.values()

@@ -25,14 +25,8 @@ from captioning.console import progress
 from captioning.files import write_json
 
 IMAGE_SIZE = 128  # side of a picture in pixels
-COLORS = {
-    "red": (220, 50, 47),
-    "green": (60, 160, 60),
-    "blue": (50, 90, 210),
-    "yellow": (240, 200, 40),
-    "purple": (140, 70, 180),
-    "orange": (240, 130, 30),
-}
+COLORS = {"red": (220, 50, 47), "green": (60, 160, 60), "blue": (50, 90, 210)}
+COLORS |= {"yellow": (240, 200, 40), "purple": (140, 70, 180), "orange": (240, 130, 30)}
 SHAPES = ("circle", "square", "triangle", "star")
 COUNTS = {1: "a", 2: "two", 3: "three"}
 SIZES = {"small": 6.5, "large": 10.4}  # radius in pixels
@@ -162,10 +156,8 @@ def split_combinations(seed: int = 0) -> tuple[list[Combination], list[Combinati
 def generate(root: str | Path, split_sizes: dict[str, int] = SPLIT_SIZES, seed: int = 0) -> Path:
     """Draws the data set into the folder `root`, and returns the folder.
 
-    Args:
-        root: the folder.
-        split_sizes: the number of pictures of each split. Only "unseen" has unseen combinations.
-        seed: the seed of all random choices; the same arguments give the same pictures.
+    `split_sizes` is the number of pictures of each split. Only "unseen" has unseen combinations.
+    The same arguments give the same pictures.
     """
     root, first_id = Path(root), 1
     seen, unseen = split_combinations(seed)

@@ -46,12 +46,11 @@ def ptb_tokenize(caption: str) -> tuple[str, ...]:
 def tokenize(caption: str) -> tuple[str, ...]:
     """Returns the words that a captioner learns.
 
-    They are the words of `ptb_tokenize` that contain a letter or a digit. Punctuation is left out
-    because the metrics ignore it and because each sign would cost a decoding step. Brackets are
-    left out because people cannot read -lrb-.
+    Punctuation is left out because the metrics ignore it and because each sign would cost a
+    decoding step. Brackets are left out because people cannot read -lrb-.
     """
-    words = (word for word in ptb_tokenize(caption) if any(c.isalnum() for c in word))
-    return tuple(word for word in words if word not in _NOT_LEARNED)
+    is_learned = lambda word: word not in _NOT_LEARNED and any(c.isalnum() for c in word)
+    return tuple(filter(is_learned, ptb_tokenize(caption)))
 
 
 def clean(captions: Iterable[str]) -> list[str]:

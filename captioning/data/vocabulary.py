@@ -35,8 +35,7 @@ class Vocabulary:
 
     def encode(self, caption: str, max_words: int | None = None) -> list[int]:
         """Returns the indices of <start>, the first `max_words` words of a caption, and <end>."""
-        words = tokenize(caption)[:max_words]
-        return [START, *(self.index.get(word, UNK) for word in words), END]
+        return [START, *(self.index.get(word, UNK) for word in tokenize(caption)[:max_words]), END]
 
     def decode(self, indices: Iterable[int]) -> str:
         """Returns the caption up to <end>; of the special words only <unk> is written."""

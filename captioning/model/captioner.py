@@ -80,11 +80,9 @@ class Captioner(nn.Module):
             caption_weights: [B], a factor for the loss of each caption; None for 1.
             label_smoothing: share of the target that is spread over the vocabulary.
 
-        Returns the loss, and the cross-entropy without weights and label smoothing, which has no
-        gradient.
+        Returns the loss, and without gradient the cross-entropy without weights and smoothing.
         """
-        image = self.encoder.embed(features)
-        hidden, targets = self.decoder.unroll(image, captions, lengths, rows)
+        hidden, targets = self.decoder.unroll(self.encoder.embed(features), captions, lengths, rows)
         weights = torch.ones_like(targets, dtype=hidden.dtype)
         if caption_weights is not None:
             token_weights = caption_weights.unsqueeze(1).expand_as(captions)

@@ -35,10 +35,7 @@ class Decoder(Protocol):
     max_seq_length: int
 
     def __init__(self, config: ModelConfig, lstm: str = "fastlstm") -> None:
-        """Makes a decoder with the sizes of `config`.
-
-        `lstm` is "fastlstm", "torch" for nn.LSTM, or "reference".
-        """
+        """Makes a decoder with the sizes of `config`; `lstm` is as in `load_checkpoint`."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Returns the parameters, as every module does."""
@@ -65,11 +62,7 @@ class Decoder(Protocol):
         """Returns the state before <start>."""
 
     def step(self, words: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Feeds one word [B] of each caption.
-
-        Returns:
-            The scores [B,V] (logits) of the next word, and the new state.
-        """
+        """Feeds one word [B] of each caption; returns the logits [B,V] of the next, and a state."""
 
     @staticmethod
     def select(state: Any, rows: Tensor) -> Any:

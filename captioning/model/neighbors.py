@@ -59,9 +59,8 @@ class Neighbors:
         """Returns a number for each of the captions (tokens) that were found for M pictures.
 
         The agreement of a caption is the weighted mean of its CIDEr-D against the captions of the
-        `NEAREST` most similar training pictures, plus `OTHERS_WEIGHT` times its CIDEr-D
-        against the other captions that were found for its picture. `features` are [M,C] or
-        [M,cells,C].
+        `NEAREST` most similar training pictures, plus `OTHERS_WEIGHT` times its CIDEr-D against the
+        other captions that were found for its picture. `features` are [M,C] or [M,cells,C].
         """
         vectors = _vectors(features).cpu() - self.mean
         directions = F.normalize(vectors @ self.axes.float(), dim=1)

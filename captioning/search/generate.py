@@ -76,10 +76,7 @@ def _merge(*groups: list[Hypothesis]) -> list[Hypothesis]:
 def rerank(
     hypotheses: list[list[Hypothesis]], agreement: list[list[float]], weight: float
 ) -> list[list[Hypothesis]]:
-    """Adds weight * agreement to the score of each hypothesis, and sorts by the new scores.
-
-    `agreement` has a number for each hypothesis of each picture; see `Neighbors.agreement`.
-    """
+    """Adds weight * `Neighbors.agreement` to the scores of hypotheses; sorts by the new scores."""
     add = lambda h, agreed: h._replace(score=h.score + weight * agreed)
     return [best_first(map(add, *pair)) for pair in zip(hypotheses, agreement, strict=True)]
 
@@ -137,8 +134,7 @@ def find_pictures(patterns: Sequence[str]) -> list[Path]:
         if path.is_dir():
             matches = [match for match in path.rglob("*") if match.suffix.lower() in EXTENSIONS]
         else:
-            names = [pattern] if path.exists() else glob.glob(pattern, recursive=True)
-            matches = [Path(name) for name in names]
+            matches = [path] if path.exists() else [*map(Path, glob.glob(pattern, recursive=True))]
         files = sorted(match for match in matches if match.is_file())
         if not files:
             missing = not path.exists() and not glob.has_magic(pattern)

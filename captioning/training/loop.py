@@ -125,8 +125,7 @@ class _Run:
                 self.curve_writer.add_scalar(f"epoch/{name}", number, int(entry["epoch"]))
             self.curve_writer.flush()
         say(describe(entry))
-        # With scores best.pt is the best epoch so far. Without scores it is this epoch, unless an
-        # earlier epoch had scores. best.pt is written first: if the run is killed between the two
+        # best.pt, which `train` describes, is written first: if the run is killed between the two
         # files, it resumes from the older last.pt and repeats this epoch.
         if entry["CIDEr-D"] > max(earlier, default=-1.0) if "CIDEr-D" in entry else not earlier:
             self.save(self.best)

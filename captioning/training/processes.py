@@ -40,9 +40,8 @@ def distributed(device: str) -> Iterator[Process]:
     # The other processes wait while the first encodes all pictures, which can take long.
     wait = timedelta(days=2)
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=wait)
-    process = Process(dist.get_rank(), dist.get_world_size(), device)
     try:
-        yield process
+        yield Process(dist.get_rank(), dist.get_world_size(), device)
         dist.barrier()  # gloo aborts if a process leaves while others communicate
     finally:
         # The group must end before the interpreter does. Otherwise a thread of the group may ask
