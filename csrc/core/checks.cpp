@@ -196,7 +196,7 @@ void check_backward(const LayerCall& layer, const BackwardArguments& a) {
 }
 
 void check_memory(const Tensor& tensor, const char* name) {
-  if (tensor.is_meta() || tensor.numel() == 0) return;
+  if (tensor.is_meta()) return;
   const size_t needed = at::detail::computeStorageNbytes(
       tensor.sizes(), tensor.strides(), tensor.dtype().itemsize(), tensor.storage_offset());
   const size_t present = tensor.storage().data() ? tensor.storage().nbytes() : size_t{};
