@@ -64,11 +64,17 @@ def why_no_kernels(device: torch.device) -> str | None:
     if device.type not in device_types:
         return f"the extension is for {', '.join(device_types)}, and the input is on {device.type}"
     if device.type == "cuda" and not torch.compiler.is_compiling():
-        _, capability, error = gpu_properties(device.index or 0)
-        if not capability:
-            built_for = build_record()["cuda_arch_list"]
-            return error or f"its kernels are for {built_for}, not for this GPU"
+        return _why_not_this_gpu(device.index or 0)
     return None
+
+
+@functools.cache
+def _why_not_this_gpu(index: int) -> str | None:
+    """Why the kernels cannot run on a GPU, or None if they can."""
+    _, capability, error = gpu_properties(index)
+    if capability:
+        return None
+    return error or f"its kernels are for {build_record()['cuda_arch_list']}, not for this GPU"
 
 
 def _minor(version: str) -> str:

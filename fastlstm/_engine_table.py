@@ -26,7 +26,7 @@ def _why_not_torch(call: Call) -> str | None:
         return f"PyTorch's own LSTM does not serve an input of {call.input.dtype}"
     if torch.compiler.is_compiling() and not engines.onnx_export_lacks_op():
         return "torch.compile and torch.export trace our op, and not PyTorch's own LSTM"
-    if transforms_active() or forward_ad._current_level != -1:
+    if transforms_active() or forward_ad._current_level >= 0:
         return "PyTorch's own LSTM knows no torch.func transforms and no forward-mode derivatives"
     return None
 
@@ -43,7 +43,7 @@ def _why_not_op(name: str, device_types: tuple[str, ...], call: Call) -> str | N
         return f"it computes {', '.join(map(str, DTYPES))}, and the input is {dtype}"
     if call.regularizers is not None and call.regularizers.zones_out():
         return "only the reference computes zoneout"
-    if forward_ad._current_level != -1 or (transforms_active() and not serves_transforms(call)):
+    if forward_ad._current_level >= 0 or (transforms_active() and not serves_transforms(call)):
         lacks = "packed input, recurrent dropout, proj_size, layer norm, autocast or torch.compile"
         return f"it has no forward-mode derivatives, functionalize, or torch.func with {lacks}"
     drops_h = call.regularizers is not None and bool(call.regularizers.recurrent_dropout)
@@ -65,7 +65,7 @@ def _fits_persistent(call: Call) -> bool:
     (hidden_size, _), (steps, batch) = call.state_sizes(), call.steps_and_batch()
     sizes = hidden_size, batch, steps, call.num_directions
     dtype = str(call.dtype()).removeprefix("torch.")
-    sms, capability, _ = _build.gpu_properties(call.input.device.index)
+    sms, capability, _ = _build.gpu_properties(call.input.device.index or 0)
     trains = torch.is_grad_enabled()
     return bool(_build.library.persistent_engine_fits(*sizes, dtype, trains, sms, capability))
 

@@ -137,9 +137,8 @@ def _convert_to_engine(engine: str, model: nn.Module) -> nn.Module:
 
 def _rows(ways: Sequence[_Way], times: Sequence[list[float]]) -> list[Comparison]:
     """Returns a row for each way. `times` lists the seconds of each run; a way has two runs."""
-    rows, remaining, first = [], iter(times), ways[0].outputs
-    for way in ways:
-        model_times, lstm_times = next(remaining), next(remaining)
+    rows, first = [], ways[0].outputs
+    for way, model_times, lstm_times in zip(ways, times[::2], times[1::2], strict=True):
         ratios = map(truediv, times[0], model_times)
         low, ratio, high = statistics.quantiles(ratios, n=4, method="inclusive")
         seconds = statistics.median(model_times)

@@ -72,8 +72,8 @@ def _measure(call: Call, default: str, seconds: float) -> dict[str, float]:
     times: dict[str, list[float]] = {}
     names = list(runs)
     for _ in range(2):
-        series = iter(times_of([runs[name] for name in names], call.input.device, seconds))
-        times |= {name: next(series) for name in names}
+        series = times_of([runs[name] for name in names], call.input.device, seconds)
+        times |= dict(zip(names, series, strict=True))
         ratios = {n: statistics.median(map(truediv, times[default], times[n])) for n in names}
         chosen = max(names, key=ratios.__getitem__)
         if ratios[chosen] < MARGIN:

@@ -8,6 +8,8 @@ import torch
 from fastlstm import _build
 from fastlstm.engine import records
 
+SLOW_LEFT_OUT = pytest.StashKey[int]()
+
 # Two threads by default, so that parallel code runs in parallel, the same way on every machine.
 if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(2)
@@ -77,3 +79,9 @@ def pytest_collection_modifyitems(config, items):
         slow = [item for item in items if item.get_closest_marker("slow")]
         items[:] = [item for item in items if not item.get_closest_marker("slow")]
         config.hook.pytest_deselected(items=slow)
+        config.stash[SLOW_LEFT_OUT] = len(slow)
+
+
+def pytest_terminal_summary(terminalreporter):
+    if count := terminalreporter.config.stash.get(SLOW_LEFT_OUT, 0):
+        terminalreporter.write_line(f"{count} slow tests left out; --slow runs them")

@@ -8,7 +8,7 @@ vocabulary, leaves out brackets too, and words that have no letter or digit.
 import re
 import sys
 from collections.abc import Iterable
-from functools import cache
+from functools import lru_cache
 
 # coco-caption drops these before it scores. It does not list ";", but it calls its PTBTokenizer in
 # a way that drops ";" too.
@@ -19,7 +19,7 @@ _STRAIGHT = str.maketrans({"‘": "`", "’": "'", "“": "``", "”": "''"})  #
 _ABBREVIATIONS = set("st ave blvd dr mr mrs ms jr sr rd vs etc no ft mt".split())
 
 
-@cache  # every caption is tokenized several times
+@lru_cache(2**20)  # every caption is tokenized several times; COCO has 620,000 captions
 def ptb_tokenize(caption: str) -> tuple[str, ...]:
     """Returns the words that coco-caption scores.
 

@@ -116,13 +116,13 @@ def load_ensemble(
     """
     checkpoints = [load_checkpoint(path, lstm, device) for path in paths]
     first = checkpoints[0]
-    for i, other in enumerate(checkpoints):
+    for path, other in zip(paths, checkpoints, strict=True):
         same_words = other.vocabulary.words == first.vocabulary.words
         if not same_words or other.cnn.fingerprint != first.cnn.fingerprint:
             wanted, got = (f"{cnn.name}, pooled by {cnn.pool}" for cnn in (first.cnn, other.cnn))
             expected = f"expected the words and the CNN of {paths[0]} ({wanted}), for an ensemble"
             hint = "train --members N makes such captioners"
-            raise CaptioningError(f"{paths[i]}: {expected}; got other words or CNN ({got}); {hint}")
+            raise CaptioningError(f"{path}: {expected}; got other words or CNN ({got}); {hint}")
     size = max(c.search.beam_size for c in checkpoints)
     penalty = fmean(c.search.length_penalty for c in checkpoints)
     weight = fmean(c.search.neighbors for c in checkpoints)

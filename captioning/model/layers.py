@@ -29,7 +29,7 @@ class Dropout(nn.Dropout):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if not (self.training and self.p and input.is_cpu):
+        if not self.training or not 0 < self.p < 1 or not input.is_cpu:
             return super().forward(input)
         mask = torch.rand(input.shape).ge_(self.p).mul_(1 / (1 - self.p))
         return input * mask.to(input.dtype)

@@ -26,7 +26,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dtype = torch.promote_types(weight.dtype, torch.float32)
         grads, losses, nlls = [], [], []
         # Blocks have equal sizes: a small last block would read the whole weight for a few tokens.
-        count = math.ceil(len(hidden) / BLOCK)
+        count = max(1, math.ceil(len(hidden) / BLOCK))
         blocks = (tensor.chunk(count) for tensor in (hidden, targets, token_weights))
         for h, target, factor in zip(*blocks, strict=True):
             leaf = h.detach().requires_grad_()

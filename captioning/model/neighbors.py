@@ -71,7 +71,7 @@ class Neighbors:
         for group, near, share in zip(captions, pictures.tolist(), shares.tolist(), strict=True):
             agreed = self.cider.weighted_scores(group, dict(zip(near, share, strict=True)))
             mutual = self.cider.consensus(group)
-            agreements.append([*map(lambda a, b: a + OTHERS_WEIGHT * b, agreed, mutual)])
+            agreements.append([a + OTHERS_WEIGHT * b for a, b in zip(agreed, mutual, strict=True)])
         return agreements
 
     def state_dict(self) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def decode_batch(
         embedded = [model.encoder.embed(features) for model in models]
         return [[h] for h in greedy_or_sample([m.decoder for m in models], embedded, config, rng)]
     per_model = [beam_search(m.decoder, m.encoder.embed(features), config) for m in models]
-    merged = [*map(_merge, *per_model)]
+    merged = [_merge(*groups) for groups in zip(*per_model, strict=True)]
     if not neighbors or not config.neighbors:
         return merged
     agreement = neighbors.agreement(features, [[h.tokens for h in group] for group in merged])
@@ -121,8 +121,8 @@ def best_captions(
 
 
 def _caption(hypothesis: Hypothesis, vocabulary: Vocabulary) -> Caption:
-    probabilities = torch.tensor(hypothesis.log_probs).exp().tolist()
-    words = [*map(lambda t, p: (vocabulary.words[t], p), hypothesis.tokens, probabilities)]
+    pairs = zip(hypothesis.tokens, torch.tensor(hypothesis.log_probs).exp().tolist(), strict=True)
+    words = [(vocabulary.words[t], probability) for t, probability in pairs]
     return Caption(vocabulary.decode(hypothesis.tokens), words, hypothesis.score)
 
 

@@ -1,4 +1,8 @@
-"""Chooses the beam search of a captioner by CIDEr-D on validation pictures."""
+"""Chooses the beam search of a captioner by CIDEr-D on validation pictures.
+
+The choice is the number of beams, the length penalty, and the weight of the agreement with the
+captions of similar training pictures.
+"""
 
 from collections import defaultdict
 from collections.abc import Iterator

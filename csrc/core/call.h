@@ -31,8 +31,8 @@ void for_each_non_weight(auto& call, const auto& visit) {
 }
 
 struct ForwardOptions {
-  bool save_cells{}, save_gates{};  // whether cells and gates are returned
-  std::string engine;               // "auto" or the name of an engine
+  bool save_cells = false, save_gates = false;  // whether cells and gates are returned
+  std::string engine;                           // "auto" or the name of an engine
   auto as_tuple() const { return std::tie(save_cells, save_gates, engine); }
 };
 

@@ -199,7 +199,7 @@ void check_memory(const Tensor& tensor, const char* name) {
   if (tensor.is_meta()) return;
   const size_t needed = at::detail::computeStorageNbytes(
       tensor.sizes(), tensor.strides(), tensor.dtype().itemsize(), tensor.storage_offset());
-  const size_t present = tensor.storage().data() ? tensor.storage().nbytes() : size_t{};
+  const size_t present = tensor.storage().data() ? tensor.storage().nbytes() : size_t{0};
   TORCH_CHECK(present >= needed, "lstm: expected ", name, " of shape ", tensor.sizes(), " to have ",
               needed, " bytes of memory, got ", present);
 }

@@ -70,11 +70,11 @@ void check_memory(const Tensor& tensor, const char* name);
 
 // The flat rows of one step of a walk. A walk visits the steps in time order, or in reverse.
 struct WalkStep {
-  int64_t t;              // time step
-  int64_t offset;         // its first flat row
-  int64_t rows;           // batch_sizes[t] for packed data; else B, the ended rows included
-  int64_t prev_offset{};  // `offset` of the step that the walk visits before this one
-  int64_t prev_rows{};    // `rows` of that step; 0 if this is the first step of the walk
+  int64_t t;                // time step
+  int64_t offset;           // its first flat row
+  int64_t rows;             // batch_sizes[t] for packed data; else B, the ended rows included
+  int64_t prev_offset = 0;  // `offset` of the step that the walk visits before this one
+  int64_t prev_rows = 0;    // `rows` of that step; 0 if this is the first step of the walk
 };
 std::vector<WalkStep> walk(const LayerCall& layer, bool reverse);
 

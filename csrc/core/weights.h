@@ -25,7 +25,7 @@ struct Direction {
 // prepacked matrices. For example "bias int8".
 struct WeightLayout {
   bool matrices = true;  // W_ih and W_hh, which every layer has
-  bool bias{}, projects{}, normalizes{};
+  bool bias = false, projects = false, normalizes = false;
   std::string format;  // the format of prepacked matrices; empty if they are not prepacked
 
   static WeightLayout of(c10::string_view words);

@@ -50,7 +50,7 @@ CpuTask task_of(const LayerCall& layer) {
   if (layer.lengths) {
     const Tensor lengths = layer.lengths->contiguous();
     const int64_t* first = lengths.const_data_ptr<int64_t>();
-    task.total_rows = std::accumulate(first, first + task.batch, int64_t{});
+    task.total_rows = std::accumulate(first, first + task.batch, int64_t(0));
   }
   return task;
 }

@@ -41,7 +41,7 @@ class SortedRows {
         length_(batch_),
         live_rows_(steps_, batch_),
         offset_(steps_) {
-    std::iota(batch_index_.begin(), batch_index_.end(), int64_t{});
+    std::iota(batch_index_.begin(), batch_index_.end(), 0);
     if (packed_) {
       const Tensor sizes = layer.batch_sizes->contiguous();
       std::copy_n(sizes.const_data_ptr<int64_t>(), steps_, live_rows_.begin());
@@ -49,7 +49,7 @@ class SortedRows {
       sort(layer.lengths->contiguous());
       has_padding_ = live_rows_.back() != batch_;
     }
-    std::exclusive_scan(live_rows_.begin(), live_rows_.end(), offset_.begin(), int64_t{});
+    std::exclusive_scan(live_rows_.begin(), live_rows_.end(), offset_.begin(), int64_t(0));
     for (int64_t t = steps_ - 1, row = 0; t >= 0; --t)
       for (; row < live_rows_[t]; ++row) length_[row] = t + 1;
     if (layer.reset) reset_tensor_ = layer.reset->contiguous();
@@ -85,7 +85,7 @@ class SortedRows {
   using Indices = c10::SmallVector<int64_t, 16>;  // without malloc, which is slow for a single step
 
   int64_t steps_, batch_;
-  bool packed_, has_padding_{};
+  bool packed_, has_padding_ = false;
   Indices batch_index_, length_;  // [B]
   Indices live_rows_, offset_;    // [T]; offset_: the flat index of row 0 of packed data
   Tensor reset_tensor_;           // the owner of reset_
@@ -108,7 +108,7 @@ struct StepOrder {
 
   // Returns pointer_to(t, row) for the live rows of the steps k of a chunk.
   auto live_pointers(const Range& chunk, const auto& pointer_to) const {
-    std::vector<decltype(pointer_to(chunk.begin, chunk.begin))> pointers;
+    std::vector<decltype(pointer_to(0, 0))> pointers;
     for (int64_t k = chunk.begin; k < chunk.end; ++k)
       for (int64_t row = 0; row < rows.live_rows(time_or_k(k)); ++row)
         pointers.push_back(pointer_to(time_or_k(k), row));
@@ -122,7 +122,8 @@ template <typename T>
 class SequenceRows {
  public:
   SequenceRows(const Tensor& tensor, const SortedRows& rows)
-      : tensor_(tensor.stride(-1) == 1 ? tensor : tensor.contiguous()), rows_(rows) {}
+      : tensor_(tensor.stride(-1) == 1 || tensor.size(-1) == 1 ? tensor : tensor.contiguous()),
+        rows_(rows) {}
   T* at(int64_t t, int64_t row) const {  // [size]
     return tensor_.dim() == 3 ? data_ + t * step_stride_ + rows_.batch_index(row) * row_stride_
                               : data_ + rows_.flat_index(t, row) * row_stride_;
@@ -189,7 +190,7 @@ struct PreviousState {
   static bool is_zero(const T* values, int64_t count) {
     const auto* const bytes = reinterpret_cast<const char*>(values);
     const size_t size = count * sizeof(T);
-    return size != 0 && *bytes == 0 && std::memcmp(bytes, bytes + 1, size - 1) == 0;
+    return size > 0 && bytes[0] == 0 && std::memcmp(bytes, bytes + 1, size - 1) == 0;
   }
 };
 

@@ -42,7 +42,7 @@ BlockCache& block_cache() {
 bool is_free(const at::Tensor& block) { return block.use_count() == 1; }
 
 int64_t bytes_of(const std::vector<at::Tensor>& blocks) {
-  return std::transform_reduce(blocks.begin(), blocks.end(), int64_t{}, std::plus(),
+  return std::transform_reduce(blocks.begin(), blocks.end(), int64_t(0), std::plus(),
                                [](const at::Tensor& block) { return block.nbytes(); });
 }
 

@@ -41,10 +41,10 @@ inline uint32_t wait_limit_milliseconds() {
 // device supports no cooperative launches. capability is the GPU's, unless the kernels for the GPU
 // were compiled for less than sm_80: then it is theirs. Without kernels for the GPU it is 0.
 inline CudaDevice cuda_device() {
-  int index{};
+  int index = 0;
   check_cuda(cudaGetDevice(&index), "cudaGetDevice");
   const auto attribute = [&](cudaDeviceAttr name) {
-    int value{};
+    int value = 0;
     check_cuda(cudaDeviceGetAttribute(&value, name, index), "cudaDeviceGetAttribute");
     return value;
   };

@@ -48,7 +48,7 @@ cudaError_t launch_cooperative(void (*kernel)(P...), dim3 grid, dim3 block, size
                                cudaStream_t stream, std::common_type_t<P>... arguments) {
   // Allows the kernel all shared memory of the device, not only `shared_bytes`: the limit holds for
   // the launches of all host threads, and another thread may launch this kernel with more.
-  int device{}, most_bytes{};
+  int device = 0, most_bytes = 0;
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess)
     error = cudaDeviceGetAttribute(&most_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);

@@ -19,7 +19,7 @@ inline void check_cuda(cudaError_t error, const char* call) {
 // Returns rows [..., size] padded with zeros to `width` values, in 16-byte-aligned memory.
 inline Tensor padded_and_aligned(const Tensor& rows, int64_t width) {
   const int64_t padding = width - rows.size(-1);
-  if (padding) return at::constant_pad_nd(rows, {0, padding});
+  if (padding > 0) return at::constant_pad_nd(rows, {0, padding});
   const Tensor dense = rows.contiguous();
   return reinterpret_cast<uintptr_t>(dense.data_ptr()) % 16 == 0 ? dense : dense.clone();
 }
@@ -40,7 +40,7 @@ struct DeviceSequence {
       const Tensor sizes = layer.batch_sizes->contiguous();
       const int64_t* size = sizes.const_data_ptr<int64_t>();
       std::vector<int64_t> host(steps);  // offsets, then lengths
-      std::exclusive_scan(size, size + steps, host.begin(), int64_t{});
+      std::exclusive_scan(size, size + steps, host.begin(), int64_t(0));
       for (int64_t t = steps; t--;) host.resize(steps + size[t], t + 1);  // sizes do not increase
       const auto count = static_cast<int64_t>(host.size());
       offsets_and_lengths = at::empty({count}, layer.input.options().dtype(at::kLong));

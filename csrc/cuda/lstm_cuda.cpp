@@ -20,7 +20,7 @@ auto dispatch(at::ScalarType dtype, const auto& function) {
   if (dtype == at::k##name) return function(T(), A());
   FASTLSTM_FOR_EACH_DTYPE(FASTLSTM_CASE)
 #undef FASTLSTM_CASE
-  throw std::logic_error("check_layer lets no other dtype pass");
+  TORCH_INTERNAL_ASSERT(false, "check_layer lets no ", dtype, " pass");
 }
 
 ForwardResult lstm_cuda(LstmCall call, const ForwardOptions& options) {

@@ -115,11 +115,12 @@ struct Block {
       if (length[i / kUnits] >= 0 && i % kUnits < units)
         cell_state[i] = initial[int64_t(batch_row[i / kUnits]) * sequence.hidden_size + first_unit +
                                 i % kUnits];
+    __syncthreads();
   }
 
   // The first flat row of a step, or 0 for a step that does not exist.
   __device__ int64_t offset(int t) const {
-    if (static_cast<unsigned>(t) >= static_cast<unsigned>(sequence.steps)) return {};
+    if (t < 0 || t >= sequence.steps) return 0;
     return sequence.offsets ? sequence.offsets[t] : int64_t(t) * sequence.batch;
   }
 
@@ -241,7 +242,9 @@ struct Block {
 template <class Walk>
 __global__ void __launch_bounds__(kThreads, 1)
     walk_kernel(typename Walk::Args args, Tiling tiling) {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800  // the host launches none on older GPUs
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  __trap();  // the host code launches no persistent kernel on older GPUs
+#else
   Walk{args, tiling}.walk();
 #endif
 }

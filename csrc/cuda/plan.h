@@ -141,8 +141,8 @@ inline double step_clocks(const CudaTask& task, const Tiling& tiling, int sm_cou
 // must run at the same time, with the shared memory that they need. All sizes must fit into an int.
 inline std::optional<Tiling> best_tiling(const CudaTask& task, const CudaDevice& device) {
   const bool possible = task.dtype != Dtype::kFloat64 && device.capability >= 80 &&
-                        task.hidden_size > 0 && task.steps > 0 &&
-                        std::max(task.batch, task.steps) < INT32_MAX;
+                        task.hidden_size > 0 && task.hidden_size <= (1 << 20) && task.batch > 0 &&
+                        task.steps > 0 && std::max(task.batch, task.steps) < INT32_MAX;
   if (!possible) return std::nullopt;
   std::optional<Tiling> best;
   double least = std::numeric_limits<double>::infinity();

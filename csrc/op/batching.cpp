@@ -27,7 +27,7 @@ BackwardResult sample_by_sample(LstmCall call, BackwardArguments arguments) {
   const int64_t levels = views[0].numBatchDims();  // several for vmap of vmap
   const auto sizes = views[0].tensor().sizes().slice(0, levels).vec();
   const int64_t samples = c10::multiply_integers(sizes);
-  TORCH_CHECK(samples, "lstm_backward: expected at least one sample of batched gradients");
+  TORCH_CHECK(samples > 0, "lstm_backward: expected at least one sample of batched gradients");
   std::vector<std::vector<Tensor>> results;  // [tensor of a BackwardResult][sample]
   for (int64_t n = 0; n < samples; ++n) {
     for (size_t i = 0; i < batched.size(); ++i)

@@ -65,13 +65,13 @@ inline LstmCall fill_state(LstmCall call) {
               "lstm: expected h_0 and c_0, or None for both, got one of them");
   if (call.h_0.defined()) return call;
   const auto& w = call.weights;
-  TORCH_CHECK(w.size() > 1 && w[1].dim() == 2,
+  TORCH_CHECK(w.size() >= 2 && w[0].dim() == 2 && w[1].dim() == 2,
               "lstm: expected weights that begin with W_ih and W_hh, of 2 dimensions each");
   int64_t batch = 0;  // stays 0 if the input has wrong dimensions: then the op raises an error
   if (call.input.dim() == 3) batch = call.input.size(1);
   if (call.batch_sizes) batch = call.batch_sizes->select(0, 0).item<int64_t>();
   set_zero_state(call, w.size() / WeightLayout::of(call.layout).weights_per_direction(), batch,
-                 w[1].size(0) / 4, w[1].size(1));
+                 w[0].size(0) / 4, w[1].size(1));
   return call;
 }
 
@@ -113,6 +113,9 @@ inline std::tuple<Tensor, Tensor> lstm_cell(const Tensor& input, const OptionalT
   LstmCall call{input, h.value_or(Tensor()), c.value_or(Tensor()), std::move(weights),
                 std::move(layout)};
   const bool skips_dispatcher = can_skip_dispatcher(call);
+  // Autograd tracks views even without gradients. That would take as long as a small step.
+  std::optional<at::AutoDispatchBelowADInplaceOrView> guard;
+  if (!at::GradMode::is_enabled()) guard.emplace();
   for (Tensor* const rows : {&call.input, &call.h_0, &call.c_0})
     if (rows->defined()) *rows = as_step(*rows, skips_dispatcher);
   const auto [output, h_n, c_n, cells, gates] =
@@ -230,7 +233,7 @@ inline std::optional<LstmCall> plain_call(const PlainArguments& a) {
   call.reset = from_python<OptionalTensor>(a.reset, "reset");
   const auto hidden_size = from_python<int64_t>(a.hidden_size, "hidden_size");
   const auto proj_size = from_python<int64_t>(a.proj_size, "proj_size");
-  const int64_t output_size = proj_size ? proj_size : hidden_size;
+  const int64_t output_size = proj_size > 0 ? proj_size : hidden_size;
   const int64_t directions = from_python<bool>(a.bidirectional, "bidirectional") ? 2 : 1;
   const bool batch_first = from_python<bool>(a.batch_first, "batch_first");
   if (call.input.dim() != 3 ||

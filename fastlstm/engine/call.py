@@ -155,8 +155,7 @@ class Call(NamedTuple):
 
     def state_sizes(self) -> tuple[int, int]:  # of c and of h
         W_ih, W_hh = self.weights[:2]
-        *_, output_size = W_hh.shape
-        return W_ih.size(0) // 4, output_size
+        return W_ih.size(0) // 4, W_hh.size(-1)
 
     def state(self) -> State:
         """The initial state: `hx`, or zeros if `hx` is None."""
@@ -205,7 +204,7 @@ class Call(NamedTuple):
             h_0, c_0 = (state.unsqueeze(0) for state in self.state())
             return LstmCall(input.unsqueeze(0), h_0, c_0, weights, self.layout)
         state: tuple[Any, Any] = self.hx or (None, None)
-        if self.hx is not None and self.num_layers != 1:
+        if self.hx is not None and self.num_layers > 1:
             rows = slice(k * self.num_directions, (k + 1) * self.num_directions)
             state = self.hx[0][rows], self.hx[1][rows]
         options = self.batch_sizes, self.lengths, self.reset
@@ -219,7 +218,7 @@ _Tuple = TypeVar("_Tuple", LstmCall, Direction, Call)
 def replaced(old: _Tuple, **changes: Any) -> _Tuple:
     """Returns the named tuple with changes, as `_replace`, which torch 2.8 cannot compile."""
     kind = type(old)
-    values: Any = [changes.get(name, old[k]) for k, name in enumerate(_FIELDS[kind])]
+    values: Any = [changes.get(name, x) for name, x in zip(_FIELDS[kind], old, strict=True)]
     return kind(*values)
 
 

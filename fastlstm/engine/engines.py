@@ -102,13 +102,13 @@ def auto_means_op() -> bool:
 
 def is_eager() -> bool:
     """Whether code runs neither under torch.compile nor in forward-mode differentiation."""
-    return not torch.compiler.is_compiling() and forward_ad._current_level == -1
+    return not torch.compiler.is_compiling() and forward_ad._current_level < 0
 
 
 def onnx_export_lacks_op() -> bool:
     """Whether torch.onnx.export runs and cannot translate our op, only PyTorch's own LSTM."""
     if torch._C._get_tracing_state() is not None:  # the exporter with dynamo=False
         return torch.onnx.is_in_onnx_export()
-    if torch.compiler.is_compiling() == torch.compiler.is_dynamo_compiling():  # neither, or both
+    if not torch.compiler.is_compiling() or torch.compiler.is_dynamo_compiling():
         return False
     return torch.onnx.is_in_onnx_export() and not has_onnx_translations  # dynamo=True

@@ -173,7 +173,7 @@ def _batch_grads(grads: Sequence[Tensor | None], call: LstmCall) -> tuple[Tensor
 
     offsets = [input.new_zeros(*input.shape[:2], width)] * len(directions)  # gradients: d_gates
     results, pull_back, *_ = torch.func.vjp(layer, input, call.h_0, call.c_0, *offsets)
-    grads = [torch.zeros_like(results[k]) if g is None else g for k, g in enumerate(grads)]
+    grads = [torch.zeros_like(r) if g is None else g for g, r in zip(grads, results, strict=True)]
     return cast(tuple[Tensor, ...], pull_back(tuple(grads)))
 
 
@@ -222,11 +222,11 @@ def _by_member(run: Callable[..., Any], info: Any, in_dims: Any, args: Any) -> t
 
     def member(value: Any, dims: Any, k: int) -> Any:
         if isinstance(value, (tuple, list)):
-            return [member(value[j], dim, k) for j, dim in enumerate(dims)]
+            return [member(*each, k) for each in zip(value, dims, strict=True)]
         return value if dims is None else value.select(dims, k)
 
     results = [run(*member(args, in_dims, k)) for k in range(info.batch_size)]
-    return tuple(map(lambda *members: torch.stack(members), *results))
+    return tuple(torch.stack(members) for members in zip(*results, strict=True))
 
 
 def _vmap_of_backward(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:

@@ -55,7 +55,7 @@ def store(key: str, value: str | None) -> None:
         entries = _read(file)
         if entries is not None:
             _put(entries, key, value)
-            write_text(file, json.dumps(entries, indent=" "))
+            write_text(file, json.dumps(entries, indent=1))
 
 
 def write_text(file: Path, text: str) -> None:

@@ -32,7 +32,7 @@ from .call import Direction, LstmCall, live_steps, only_live, state_dtype
 def cell(x_gates: Tensor, h: Tensor, c: Tensor, weights: Direction) -> tuple[Tensor, Tensor]:
     """One step: `x_gates` [B,4H] = W_ih x + b_ih, `h` [B,P], `c` [B,H]; returns the next h, c."""
     h_gates = affine(h, weights.W_hh, weights.b_hh, weights.gain_hh)
-    i, f, g, o = (x_gates + h_gates).chunk(4, 1)
+    i, f, g, o = (x_gates + h_gates).chunk(4, dim=-1)
     c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
     c_normalized = c if weights.gain_c is None else layer_norm(c, weights.gain_c, weights.bias_c)
     h = torch.sigmoid(o) * torch.tanh(c_normalized)

@@ -29,7 +29,7 @@ def recorded_gradients(grads: Sequence[Tensor | None], *fields: Any) -> list[Ten
         # the history of an argument, such as an input that was computed with the same weight.
         views = [tensor.view_as(tensor) for tensor in (*call[:3], *call.weights)]
         results = reference.lstm_layer(views[0], views[1], views[2], views[3:], *call[4:])
-        pairs = [(results[k], g) for k, g in enumerate(grads) if g is not None]
+        pairs = [(r, g) for r, g in zip(results, grads, strict=False) if g is not None]
         needed = [tensor for tensor in views if tensor.requires_grad]
         outputs, upstream = [r for r, _ in pairs], [g.reshape(r.shape) for r, g in pairs]
         options = {"create_graph": True, "allow_unused": True}

@@ -63,6 +63,6 @@ def runner(call: Call, engine: Engine) -> Run:
         output = engine.run(call)[0]
         if not output.requires_grad:
             return output
-        return torch.autograd.grad(output, needed, torch.ones_like(output))
+        return torch.autograd.grad(output, needed, torch.ones_like(output), allow_unused=True)
 
     return run

@@ -73,7 +73,7 @@ def _run_layer(*layer: Any) -> tuple[Tensor, Tensor, Tensor, None]:
     # PyTorch uses in float16, need a multiple of 128, so a multiple of 128 grows by 128.
     added = 8 - input.size(-1) % 8 if input.size(-1) % 128 else 128
     ended = F.pad((~live).to(input.dtype), (0, added - 1))
-    wide = torch.cat([only_live(input, live), ended], -1)
+    wide = torch.cat([only_live(input, live), ended], -1)  # without a NaN of the padding
     layout = "bias projection" if "projection" in call.layout else "bias"
     plain = Call(wide, (h_0, call.c_0), _wide_weights(call, added), layout, 1, len(call.directions))
     output, (h_n, c_n), _ = run_torch(plain)
@@ -90,7 +90,7 @@ def _wide_weights(call: LstmCall, added: int) -> list[Tensor]:
     They are parts of one tensor, matrices first, which is cuDNN's layout. From any other layout
     PyTorch copies the weights, and warns.
     """
-    W_ih, *_ = call.weights
+    W_ih = call.weights[0]
     columns = W_ih.new_zeros(4, W_ih.size(0) // 4, added)
     columns[0, :, 0], columns[1, :, 0] = -SATURATE, SATURATE
     no_bias, weights = W_ih.new_zeros(W_ih.size(0)), list[Tensor]()
@@ -100,6 +100,6 @@ def _wide_weights(call: LstmCall, added: int) -> list[Tensor]:
         weights += replaced(w, W_ih=torch.cat([w.W_ih, columns.flatten(0, 1)], 1)).tensors()
     order = sorted(range(len(weights)), key=lambda k: -weights[k].dim())
     whole = torch.cat([weights[k].flatten() for k in order])
-    parts = iter(torch.split(whole, [weights[k].numel() for k in order]))
-    part_of = {k: next(parts) for k in order}
+    parts = torch.split(whole, [weights[k].numel() for k in order])
+    part_of = dict(zip(order, parts, strict=True))
     return [part_of[k].view_as(weight) for k, weight in enumerate(weights)]

@@ -35,7 +35,7 @@ def read_weights(lstm: Any) -> tuple[list[Any], str | None, Any]:
     if library is not None and library.have_names_and_shapes(weights, parameters, names, shapes):
         return weights, layout, weights[0].dtype
     current = [getattr(lstm, name, None) for name in names]
-    if not all(map(is_, weights, current)):
+    if len(weights) != len(names) or not all(map(is_, weights, current)):
         for weight, ref in zip(current, lstm._flat_weight_refs, strict=True):
             if weight is not None and ref is not None and ref() is not weight:
                 weights = current
@@ -79,7 +79,7 @@ def _describe(*attributes: Any) -> tuple[str, list[tuple[int, ...]]]:
     are_flags = all(type(flag) is bool for flag in (bias, bidirectional, batch_first))
     are_sizes = all(type(n) is not bool and hasattr(n, "__index__") for n in numbers)
     is_probability = isinstance(dropout, (int, float)) and 0 <= dropout <= 1
-    if not (are_flags and are_sizes and is_probability):
+    if not (are_flags and are_sizes and is_probability and num_layers > 0):
         return "", []
     output_size = proj_size if proj_size > 0 else hidden_size
     layout = LAYOUTS[bias, output_size != hidden_size, normalizes]

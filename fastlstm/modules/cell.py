@@ -110,9 +110,9 @@ class LSTMCell(CellModule, EngineModule, nn.RNNCellBase):
         check_dense(input, hx, {})
         if not cell_shapes_fit(input, hx, shapes_of(weights)):
             return self._fastlstm_as_torch(input, hx)
-        W_ih, *_ = weights
-        if input.dtype != W_ih.dtype and not torch._C._is_any_autocast_enabled():
-            expected = f"input of dtype {W_ih.dtype} like the weights"
+        dtype = weights[0].dtype
+        if input.dtype != dtype and not torch._C._is_any_autocast_enabled():
+            expected = f"input of dtype {dtype} like the weights"
             raise RuntimeError(f"LSTMCell: expected {expected}, got {input.dtype}")
         call = Call(input, hx, weights, layout, is_cell=True)
         return run_cell(engines.choose(call, engine).run, call)

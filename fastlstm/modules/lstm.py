@@ -248,7 +248,7 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
         is_plain = self._fastlstm_regularizers is NO_REGULARIZERS
         if not (is_plain and self._fastlstm_engine == "auto" and engines.auto_means_op()):
             return None
-        layout = LAYOUTS[self.bias is True, bool(self.proj_size), self._fastlstm_normalizes]
+        layout = LAYOUTS[self.bias is True, self.proj_size > 0, self._fastlstm_normalizes]
         return self._flat_weights, layout, self._parameters, self._flat_weights_names
 
     _fastlstm_weights = read_weights

@@ -49,7 +49,7 @@ class Prepacked(nn.Module):
     _shapes: dict[str, tuple[int, ...]]  # of every weight, in the order in which the op takes them
     _layout: str  # names the weights of a direction, then their format
     _buffer_names: list[str]  # of the buffers that the op takes
-    _without_grad: set[str]  # the parameters that required no gradient
+    _without_grad: set[str]  # the weights that required no gradient
     _get_name = qualified_name
 
     def __init__(self, layer: nn.Module, weights: torch.dtype | None = None) -> None:
@@ -58,7 +58,7 @@ class Prepacked(nn.Module):
         by_name = named_weights(layer)
         copy_additions(layer, self, by_name)
         self._layer_class = unparametrized_class(layer)
-        parameters = layer.named_parameters(remove_duplicate=False)
+        parameters = layer.named_parameters(recurse=False, remove_duplicate=False)
         self._without_grad = {name for name, p in parameters if not p.requires_grad}
         tensors = {name: weight.detach() for name, weight in by_name.items()}
         self.__dict__["_shapes"] = {name: tuple(t.shape) for name, t in tensors.items()}

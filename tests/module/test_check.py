@@ -225,6 +225,7 @@ def children(monkeypatch):
     """The engine of each child process that is started; the machine seems to have a GPU."""
     monkeypatch.setattr(_build, "device_types", ("cpu", "cuda"))
     monkeypatch.setattr(_build, "gpu_properties", lambda index: (132, 90, ""))
+    monkeypatch.setattr(_build, "_why_not_this_gpu", lambda index: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A GPU")
     monkeypatch.setattr(parent, "PROGRAM", BEGIN + PASS)

@@ -70,7 +70,7 @@ CHOSEN = [(*key, change) for key, changes in CHOSEN.items() for change in change
 def test_which_engine_auto_chooses(device, kernels, chosen, change, monkeypatch):
     monkeypatch.setattr(engines, "DEFAULT", "auto")
     monkeypatch.setattr(_build, "device_types", KERNELS[kernels])
-    monkeypatch.setattr(_build, "gpu_properties", lambda index: (132, 90, ""))
+    monkeypatch.setattr(_build, "_why_not_this_gpu", lambda index: None)
     assert engines.choose(call_on(device, **change)).name == chosen
 
 
@@ -221,8 +221,8 @@ def test_a_gpu_without_kernels_warns_once(monkeypatch, why):
     monkeypatch.setattr(_build, "device_types", kinds)
     monkeypatch.setattr(_build, "gpu_properties", lambda index: (0, 0, error))
     monkeypatch.setattr(_build, "build_record", lambda: record)
-    uncached = _build.warn_of_no_cuda_kernels.__wrapped__
-    monkeypatch.setattr(_build, "warn_of_no_cuda_kernels", functools.cache(uncached))
+    for name in ("warn_of_no_cuda_kernels", "_why_not_this_gpu"):  # with new caches
+        monkeypatch.setattr(_build, name, functools.cache(getattr(_build, name).__wrapped__))
     message = f"no CUDA kernels: {why}.*To build them: FASTLSTM_BUILD=cuda .*pip install"
     with pytest.warns(RuntimeWarning, match=message) as caught:
         chosen = [engines.choose(call_on("cuda", **each)).name for each in (PLAIN, *[RESET] * 2)]

@@ -59,7 +59,7 @@ class EncodedRows {
   }
 
   decltype(GemmKernels::encode) encode_;
-  int64_t K_, bytes_{};
+  int64_t K_, bytes_ = 0;
   Scratch rows_;
   std::vector<char> zeros_;
 };

@@ -108,7 +108,7 @@ static void multiply_pair(TileRows<kPlanes>& a, PanelTiles b, const TileSums& su
   sums.begin<0>(0), sums.begin<1>(second), sums.begin<2>(0), sums.begin<3>(second);
   for (int64_t k = 0; k < a.blocks(); ++k, b.first += b.block) {
     const auto block_of_a = a.block(k);
-    int loaded_a = kPlanes, loaded_b = kPlanes;  // none
+    int loaded_a = -1, loaded_b = -1;
     for_each_product<kPlanes>([&](auto plane_of_a, auto plane_of_b) {
       constexpr int i = decltype(plane_of_a)::value, j = decltype(plane_of_b)::value;
       if (loaded_a != i) {
@@ -138,7 +138,7 @@ static void multiply_two_pairs(TileRows<kPlanes>& a, PanelTiles b, const TileSum
   sums.begin<2>(2 * kLineBytes), sums.begin<3>(3 * kLineBytes);
   for (int64_t k = 0; k < a.blocks(); ++k, b.first += b.block) {
     const auto block_of_a = a.block(k);
-    int loaded_a = kPlanes;  // none
+    int loaded_a = -1;
     for_each_product<kPlanes>([&](auto plane_of_a, auto plane_of_b) {
       constexpr int i = decltype(plane_of_a)::value, j = decltype(plane_of_b)::value;
       if (loaded_a != i) Amx::load<4>(block_of_a.first + i * kLineBytes, block_of_a.stride);

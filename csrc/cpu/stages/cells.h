@@ -82,8 +82,7 @@ class Accumulators {
   // `vectors`: the largest number of vectors of columns in one call of `compute`.
   Accumulators(const GemmKernels& gemm, int64_t rows, int64_t vectors)
       : stride_(vectors * gemm.lanes), sums_(scratch<A>(rows * stride_)), rows_(rows) {
-    A* next = sums_.data<A>();
-    for (void*& row : rows_) row = std::exchange(next, next + stride_);
+    for (int64_t r = 0; r < rows; ++r) rows_[r] = sums_.data<A>() + r * stride_;
   }
 
   int64_t rows() const { return rows_.size(); }
@@ -119,7 +118,7 @@ struct StepRows {
   c10::SmallVector<const void*, 8> gemm_rows;
   c10::SmallVector<void*, 8> h;  // with a projection: rows [P] of T that receive h_t or dL/dh_t
   c10::SmallVector<Row, 8> cell_rows;
-  int64_t count{};  // the number of rows
+  int64_t count = 0;  // the number of rows
 };
 
 // The forward products and cells of one worker.
@@ -194,7 +193,7 @@ class CellsForward {
   const CellKernels<T>& kernels_ = *kernels<T>().cell_kernels;
   int64_t hidden_size_;
   // The order changes from step to step: the weights that were read last are still in the L2 cache.
-  bool reversed_{};
+  bool reversed_ = false;
   Accumulators<A> x_sums_ = accumulators(), h_sums_ = accumulators();
 };
 
@@ -236,7 +235,7 @@ class CellsBackward {
 
   const CellKernels<T>& kernels_ = *kernels<T>().cell_kernels;
   int64_t hidden_size_;
-  bool reversed_{};  // as in CellsForward
+  bool reversed_ = false;  // as in CellsForward
   Accumulators<A> sums_;
 };
 

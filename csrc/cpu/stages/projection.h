@@ -107,7 +107,7 @@ class ProjectionBackward {
     });
     weight_gradient_gemm(*plan_.gemm, d_h_rows, output_size_,
                          {{std::move(unprojected_rows), grad_w_hr_}}, nullptr,
-                         /*accumulate=*/chunk.begin != 0);
+                         /*accumulate=*/chunk.begin > 0);
   }
 
  private:

@@ -34,9 +34,9 @@ KernelTable kernels_for_machine(const char* capability) {
 #elif defined(__aarch64__)
 #if defined(__APPLE__)
 static bool has_feature(const char* feature) {
-  int value{};  // stays 0 if the system does not know the feature
+  int value = 0;
   size_t size = sizeof value;
-  return !sysctlbyname(feature, &value, &size, nullptr, 0) && value;
+  return sysctlbyname(feature, &value, &size, nullptr, 0) == 0 && value != 0;
 }
 static bool has_dot_product() { return has_feature("hw.optional.arm.FEAT_DotProd"); }
 static bool has_bfloat16() { return has_feature("hw.optional.arm.FEAT_BF16"); }

@@ -44,7 +44,7 @@ struct TiledBackwardCall {
   // Whether both directions add to grad_input, which then begins as zeros. If there is one chunk,
   // direction 0 writes all steps before direction 1 adds to them.
   bool accumulates_grad_input() const {
-    return sizes.directions != 1 && plan.chunk_steps != rows.steps();
+    return sizes.directions > 1 && plan.chunk_steps < rows.steps();
   }
 };
 
@@ -68,7 +68,7 @@ class TiledBackward {
         encoded_d_gates_.emplace(*call.plan.gemm, call.plan.chunk_steps * batch(), width_);
       grad_input_.emplace(call.grad_input, call.rows);
     }
-    while (std::ssize(buffers_) != call.plan.grid.workers())
+    for (int64_t k = 0; k < call.plan.grid.workers(); ++k)
       buffers_.push_back({StepRows<BackwardRow<T>>(batch()),
                           {*call.plan.gemm, batch(), width_},
                           {w_hh_or_hr(), batch(), hidden()}});
@@ -105,7 +105,7 @@ class TiledBackward {
     const auto x = pointers([&](int64_t t, int64_t row) { return call_.x.at(t, row); });
     auto h_prev = pointers([&](int64_t t, int64_t row) { return previous_.at(t, row).h; });
     drop_last_zeros(h_prev, d_gates);
-    weight_gradients_.add(d_gates, encoded, x, h_prev, /*accumulate=*/chunk.begin != 0);
+    weight_gradients_.add(d_gates, encoded, x, h_prev, /*accumulate=*/chunk.begin > 0);
     if (projection_) projection_->add_weight_gradient(chunk);
   }
 

@@ -62,7 +62,7 @@ class TiledForward {
     if (weights_.w_hr) projection_.emplace(rows_.batch(), grid_, *weights_.w_hr);
     const GemmKernels& gemm = *call.plan.gemm;
     const int64_t batch = rows_.batch();
-    while (std::ssize(buffers_) != grid_.workers())
+    for (int64_t k = 0; k < grid_.workers(); ++k)
       buffers_.push_back({StepRows<ForwardRow<T>>(batch),
                           {gemm, steps_ahead_ ? 0 : batch, sizes_.input_size},
                           {gemm, batch, sizes_.output_size},

@@ -6,6 +6,7 @@
 #endif
 
 #include <array>
+#include <atomic>
 #include <exception>
 
 #include "cpu/plan.h"
@@ -22,18 +23,18 @@ void run_workers(const CpuPlan& plan, const Range& range, const auto& work) {
 #ifdef _OPENMP
   if (workers > 1 && !at::in_parallel_region()) {
     // An exception that left the OpenMP region by itself would end the process.
+    std::atomic<bool> has_failed = false;
     std::exception_ptr error;
 #pragma omp parallel num_threads(static_cast<int>(workers))
     {
       const ThreadStateGuard guard(*plan.gemm);
       const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
       for (int64_t i = range.begin; i < range.end; ++i) {
-        for (int64_t worker = thread; worker < workers; worker += threads) {
+        for (int64_t worker = thread; worker < workers && !has_failed; worker += threads) {
           try {
             work(i, worker);
           } catch (...) {
-#pragma omp critical
-            error = std::current_exception();
+            if (!has_failed.exchange(true)) error = std::current_exception();
           }
         }
         if (plan.grid.unit_groups == 1) continue;
