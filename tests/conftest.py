@@ -21,6 +21,9 @@ torch.backends.disable_global_flags = lambda: None
 # By default cuDNN multiplies float32 in TF32. The tests of TF32 turn it on again.
 torch.backends.cudnn.allow_tf32 = False
 
+# Of a header that few models include, precompiling takes longer than it saves.
+os.environ["TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS"] = "0"
+
 # Tests neither read nor write the file of fastlstm.tune and fastlstm.check.
 os.environ["FASTLSTM_TUNE"] = "off"
 

@@ -8,7 +8,6 @@ from native_programs import NVCC, ROOT, cases_of, check, make
 
 CUDA = ROOT / "csrc/cuda"
 SOURCES = sorted(CUDA.glob("*.cu"))
-TESTED_BY_DEFAULT = {"80", "90"}
 ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "110", "120")
 # Arithmetic, units and rows of the tiles of `test_few_compile_without_spills`.
 TILES = ("BFloat16Mma, 8, 8", "BFloat16Mma, 32, 16", "Tf32Mma, 16, 8", "Ffma, 8, 8")
@@ -30,7 +29,7 @@ def check_compiled(source, architecture, folder):
 
 
 def case(source, architecture):
-    is_quick = architecture in TESTED_BY_DEFAULT and not source.name.startswith("persistent_")
+    is_quick = architecture == "90" and not source.name.startswith("persistent_")
     marks = () if is_quick else pytest.mark.slow
     return pytest.param(source, architecture, marks=marks, id=f"{source.name}-{architecture}")
 

@@ -35,7 +35,10 @@ def package(tmp_path_factory):
     B, T = torch.export.Dim("B"), torch.export.Dim("T")
     model, x = Tagger().eval(), torch.randn(3, 6, 8)
     program = torch.export.export(model, (x,), dynamic_shapes=({0: B, 1: T},))
-    return torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+    quicker = {"compile_wrapper_opt_level": "O0", "precompile_headers": False}
+    configs = {f"aot_inductor.{name}": value for name, value in quicker.items()}
+    compiled = torch._inductor.aoti_compile_and_package
+    return compiled(program, package_path=str(path), inductor_configs=configs)
 
 
 @torch.no_grad()

@@ -20,17 +20,21 @@ from fastlstm import _build
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# A source that compiles in seconds, in place of csrc. `import fastlstm` needs the module, and an op
-# for which it registers a rule.
+# A source that compiles in a second. `import fastlstm` needs the module, and this op.
 MODULE = """
+#include <Python.h>
 #include <torch/version.h>
-#include <pybind11/pybind11.h>
-PYBIND11_MODULE(_C, m) {
-  const auto library = pybind11::module_::import("torch.library");
-  library.attr("define")("fastlstm::lstm_backward", "(Tensor x) -> Tensor");
-  m.def("engines", [] { return pybind11::dict(); });
-  m.attr("interface") = 3;
-  m.def("answer", [] { return 0; });
+int answer() { return 0; }
+PyMODINIT_FUNC PyInit__C() {
+  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C"};
+  PyObject* const module = PyModule_Create(&definition);
+  PyObject* const names = PyModule_GetDict(module);
+  PyModule_AddIntConstant(module, "interface", 3);
+  PyModule_AddIntConstant(module, "answer", answer());
+  PyRun_String("engines = dict\\nfrom torch.library import define\\n"
+               "define('fastlstm::lstm_backward', '(Tensor x) -> Tensor')\\n",
+               Py_file_input, names, names);
+  return module;
 }
 """
 
@@ -270,15 +274,15 @@ def test_a_wheel_has_a_folder_for_each_torch(small_project, tmp_path):
     targets = small_project / "csrc" / "cpu" / "targets"
     targets.mkdir(parents=True)
     # All versions of torch share the objects of csrc/cpu/targets.
-    (targets / "kernel.cpp").write_text("int kernel() { return 7; }")
-    module = MODULE.replace("return 0", "return kernel()")
-    (small_project / "csrc" / "module.cpp").write_text(f"int kernel();\n{module}")
+    (targets / "kernel.cpp").write_text("int answer() { return 7; }")
+    module = MODULE.replace("{ return 0; }", ";")
+    (small_project / "csrc" / "module.cpp").write_text(module)
     (tmp_path / here).mkdir()
     (tmp_path / here / "torch").symlink_to(Path(torch.__file__).parent)
     target, headers = tmp_path / "target", str(tmp_path / here)
     install(small_project, target, FASTLSTM_BUILD="cpu", FASTLSTM_TORCH_HEADERS=headers)
     assert record(target)["torch"] == [here]
-    code = "from fastlstm import _C, _build; print(_C.__file__, _build.library.answer())"
+    code = "from fastlstm import _C, _build; print(_C.__file__, _build.library.answer)"
     done = run_python(target, code)
     assert re.search(rf"/torch_{here.replace('.', '_')}/_C\S+ 7\n$", done.stdout), done.stdout
 
