@@ -18,8 +18,7 @@ History = Sequence[Mapping[str, float]]
 INK, ACCENT = "#22303c", "#2a6f97"
 MAX_SHEET = 300  # pictures in a sheet; matplotlib draws at most 65,536 pixels along a side
 
-# The curves of each plot, by the label of the plot's y axis. A plot is drawn if the history has its
-# first curve.
+# The curves of each plot, by the label of its y axis. If the first is missing, there is no plot.
 CURVES = {
     "loss (nats per word)": ("loss", "val_loss"),
     "reward (CIDEr-D of samples)": ("reward",),

@@ -4,12 +4,10 @@
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
 #include <ATen/cpu/Utils.h>
+#include <unistd.h>
 
 #include <cstdlib>
 #include <string>
-#if defined(__linux__)
-#include <unistd.h>
-#endif
 
 namespace fastlstm {
 
@@ -43,20 +41,24 @@ const KernelTable& kernel_table() {
   return chosen;
 }
 
-static int64_t l2_cache_bytes() {
-#if defined(__linux__) && defined(_SC_LEVEL2_CACHE_SIZE)
-  static const int64_t bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
-#else
-  constexpr int64_t bytes = 0;
+static CpuMachine machine_without_threads() {
+  const RowKernel<ForwardStep<bfloat16, float>>& bfloat16_kernel = kernels<bfloat16>().row_kernels;
+  CpuMachine machine{.gemms = kernel_table().gemms};
+  machine.has_16_bit_row_kernels = bfloat16_kernel.run != nullptr;
+  machine.min_rows_to_fuse_input = kernel_table().min_rows_to_fuse_input;
+#ifdef _SC_LEVEL3_CACHE_SIZE
+  const int64_t l2 = sysconf(_SC_LEVEL2_CACHE_SIZE), l3 = sysconf(_SC_LEVEL3_CACHE_SIZE);
+  if (l2 > 0) machine.l2_cache_bytes = l2;
+  if (l3 > 0) machine.l3_cache_bytes = l3;
 #endif
-  return bytes > 0 ? bytes : 1 << 20;
+  return machine;
 }
 
 CpuMachine cpu_machine() {
-  const KernelTable& table = kernel_table();
-  const RowKernel<ForwardStep<bfloat16, float>>& bfloat16_kernel = kernels<bfloat16>().row_kernels;
-  return {at::in_parallel_region() ? 1 : at::get_num_threads(), l2_cache_bytes(), table.gemms,
-          bfloat16_kernel.run != nullptr, table.min_rows_to_fuse_input};
+  static const CpuMachine known = machine_without_threads();
+  CpuMachine machine = known;
+  machine.threads = at::in_parallel_region() ? 1 : at::get_num_threads();
+  return machine;
 }
 
 }  // namespace fastlstm

@@ -43,8 +43,9 @@ const GemmKernels& gemm_for(const CpuTask& task, const CpuMachine& machine) {
 // Returns the fastest division of a walk among threads, by a model of the time of one step.
 ThreadGrid walk_grid(const CpuTask& task, const CpuMachine& machine, const CpuPlan& plan) {
   // In a microsecond a thread computes kMultiplyAddsPerUs of float32, or loads kBytesPerUs that
-  // are not in its L2 cache, if no other program runs. A barrier takes kBarrierUs per unit group.
-  constexpr double kMultiplyAddsPerUs = 1.2e5, kBytesPerUs = 4e4, kBarrierUs = 0.25;
+  // are not in its L2 cache, if no other program runs: fewer if all threads together read more
+  // than kL3Share of the L3 cache. A barrier takes kBarrierUs per unit group.
+  constexpr double kMultiplyAddsPerUs = 1.2e5, kBytesPerUs = 4e4, kL3Share = 0.4, kBarrierUs = 0.25;
   const GemmKernels& gemm = *plan.gemm;
   const double hidden = task.hidden_size;
   const double cache_bytes = gemm.l2_share * machine.l2_cache_bytes;
@@ -62,7 +63,9 @@ ThreadGrid walk_grid(const CpuTask& task, const CpuMachine& machine, const CpuPl
     const double arithmetic =
         weights * std::max(rows, min_rows) / gemm.relative_speed / kMultiplyAddsPerUs;
     const double bytes = weights * gemm.element_bits / 8;
-    const double loading = bytes > cache_bytes ? bytes / kBytesPerUs : 0;
+    const double l3_caches = bytes * grid.unit_groups * grid.directions / machine.l3_cache_bytes;
+    const double bytes_per_us = kBytesPerUs / (1 + 3 * std::max(l3_caches - kL3Share, 0.0));
+    const double loading = bytes > cache_bytes ? bytes / bytes_per_us : 0;
     const double barrier = grid.unit_groups > 1 ? grid.unit_groups * kBarrierUs : 0;
     const double us = task.directions / grid.directions * (std::max(arithmetic, loading) + barrier);
     if (us < least_us) least_us = us, fastest = grid;

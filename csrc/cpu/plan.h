@@ -3,8 +3,7 @@
 //
 // A plan is a pure function of the call (CpuTask) and the machine (CpuMachine), which need not be
 // the machine that runs this code. The engines follow the plan and decide nothing themselves. With
-// another plan a call takes another time, and its results differ only by rounding errors. This file
-// does not know ATen.
+// another plan a call takes another time, and its results differ only by rounding errors.
 #pragma once
 #include "cpu/products/gemm_kernels.h"
 
@@ -19,6 +18,7 @@ struct CpuMachine {
   // If a step has at least this many rows on average, and each row group fills a register tile,
   // each step multiplies its own input together with h_{t-1} (steps_ahead is 0).
   int64_t min_rows_to_fuse_input = INT64_MAX;
+  int64_t l3_cache_bytes = 32 << 20;  // which the cores share
 
   // Returns the kernels that multiply a dtype in training, or nullptr.
   const GemmKernels* training_gemm(Dtype dtype) const;

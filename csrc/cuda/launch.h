@@ -1,5 +1,4 @@
-// The interface of the stepwise kernels. No function here waits for the GPU, allocates memory or
-// uses another stream.
+// The stepwise kernels. No function waits for the GPU, allocates memory or uses another stream.
 #pragma once
 #include "../equations/layer_norm_step.h"
 #include "dtypes.h"

@@ -92,8 +92,7 @@ struct Block {
     return static_cast<int>(max(min(sequence.lengths[row], int64_t(sequence.steps)), int64_t(0)));
   }
 
-  // Sets batch_row and length. Row i of the group has position `group` + row_groups * i in the
-  // sorted batch.
+  // Sets batch_row and length. Row i of the group: `group` + row_groups * i in the sorted batch.
   __device__ void find_rows() const {
     for (int i = thread; i < tiling.group_rows; i += kThreads) {
       const int position = group + tiling.row_groups * i;

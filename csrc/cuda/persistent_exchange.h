@@ -23,8 +23,7 @@ constexpr int kPerChunk = kChunkBytes / sizeof(T);
 template <typename T>
 using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint16_t>;
 
-// Returns the bits of a value. A NaN with all bits set, which would mark the value as not written,
-// becomes another NaN.
+// Returns the bits of a value. A NaN that would mark it as not written becomes another NaN.
 template <typename T>
 __device__ Bits<T> published_bits(T value) {
   return min(bits_as<Bits<T>>(value), static_cast<Bits<T>>(~Bits<T>(1)));

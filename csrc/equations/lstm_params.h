@@ -43,8 +43,7 @@ struct ForwardStep : HiddenOutput<T> {
   A* cells;          // [rows,H]  receives c_t, or the kept state of a dead row; may be c_state
 };
 
-// The part of a forward step after the product with W_hr, if the layer projects h. hidden_size is
-// proj_size here.
+// The part of a forward step after the product with W_hr. hidden_size is proj_size here.
 template <typename T, typename A>
 struct ProjectionForwardStep : HiddenOutput<T> {
   const T* projected;  // [rows,H] h_t

@@ -114,6 +114,9 @@ Intel with AVX-512: forms of a matrix that several steps read
  1 infer f32    2   9  255  255                 -> f32    f32  1x1x1  panels panels   2     2 12x1
  1 infer f32    2   9  256  256                 -> f32    f32  1x1x1  demand demand   2     2 9x1
  1 infer f32    3   9  256  256                 -> f32    f32  1x1x1  demand panels   3     3 12x1
+AMD with AVX-512: two directions at the same time, unless their weights fill the L3 cache
+ 2 infer f32  100   2    8  512  D=2            -> f32    f32  1x1x2  panels panels  64   100 6x1
+ 2 infer f32  100   2    8 1018  D=2            -> f32    f32  2x1x1  panels panels  64   100 6x1
 SSE2: forms of a matrix in backward
  1 back  f32    7   8 1494 1494                 -> f32    f32  1x1x1  place  place    7     7 8x1
  1 back  f32    2  95 1040 1040                 -> f32    f32  1x1x1  place  demand   2     2 12x1
@@ -135,7 +138,6 @@ NEON: no tiles split float32
 AVX2: steps ahead without a limit of rows
  1 infer f32   20  64   65 1024                 -> f32    f32  1x1x1  panels panels   2     8 12x1
  1 infer f32   20  65   65 1024                 -> f32    f32  1x1x1  panels panels   0     8 12x1
- 4 infer f32   20  64   65 1024  D=2            -> f32    f32  1x2x2  panels panels   1     8 12x1
 Intel with AVX-512: rows of a buffer, and steps of a chunk
  1 infer f32   20  47   64  256                 -> f32    f32  1x1x1  panels panels  10     5 48x1
  1 infer f32   20  48   64  257                 -> f32    f32  1x1x1  panels panels   0     5 12x1

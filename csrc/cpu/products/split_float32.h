@@ -48,8 +48,7 @@ struct SplitFloat32 {
     };
     planes[0] = rounded(bits);
     planes[1] = rounded(minus(bits, planes[0]));
-    // A number that would round to infinity is truncated instead. An infinity or a NaN is in the
-    // first plane only.
+    // What would round to infinity is truncated. Infinity and NaN are in the first plane only.
     const __m512i magnitude = _mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff));
     const __mmask16 large = _mm512_cmpge_epu32_mask(magnitude, _mm512_set1_epi32(0x7f7f8000));
     if (__builtin_expect(large == 0, 1)) return;

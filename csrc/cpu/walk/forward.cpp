@@ -172,17 +172,20 @@ template <typename T>
 ForwardResult run_forward(const LayerCall& layer, const CpuPlan& plan,
                           const ForwardOptions& options) {
   const TiledForwardCall<T> call(layer, plan, options);
-  const int64_t directions = call.sizes.directions, steps = call.rows.steps();
-  // Without malloc, which is slow for a single step.
-  std::array<std::optional<TiledForward<T>>, kMaxDirections> walks;
-  for (int64_t d = 0; d < directions; ++d) walks[d].emplace(call, d);
+  const int64_t steps = call.rows.steps(), together = plan.grid.directions;
   const int64_t chunk_steps = plan.steps_ahead ? plan.steps_ahead : steps;
-  for (int64_t begin = 0; begin < steps; begin += chunk_steps) {
-    const Range chunk{begin, std::min(begin + chunk_steps, steps)};
-    for (int64_t d = 0; d < directions; ++d) walks[d]->begin_chunk(chunk);
-    run_steps(plan, directions, chunk, walks);
+  // Directions that do not run at the same time do not share the caches: one ends, one begins.
+  for (int64_t first = 0; first < call.sizes.directions; first += together) {
+    // Without malloc, which is slow for a single step.
+    std::array<std::optional<TiledForward<T>>, kMaxDirections> walks;
+    for (int64_t d = 0; d < together; ++d) walks[d].emplace(call, first + d);
+    for (int64_t begin = 0; begin < steps; begin += chunk_steps) {
+      const Range chunk{begin, std::min(begin + chunk_steps, steps)};
+      for (int64_t d = 0; d < together; ++d) walks[d]->begin_chunk(chunk);
+      run_steps(plan, together, chunk, walks);
+    }
+    for (int64_t d = 0; d < together; ++d) walks[d]->copy_final_states();
   }
-  for (int64_t d = 0; d < directions; ++d) walks[d]->copy_final_states();
   return {call.output, call.h_n, as_dtype(call.c_n, layer.c_0.scalar_type()), call.cells,
           call.gates};
 }
