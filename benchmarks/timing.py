@@ -81,6 +81,10 @@ def cuda_clock(step: Step, calls: int) -> float:
 CLOCKS: dict[str, Clock] = {"cpu": wall_clock, "cuda": cuda_clock}
 
 
+# One call of torch.nn may take minutes: backward of long packed input with a projection.
+LONG_SECONDS = 10.0
+
+
 @dataclass(frozen=True)
 class Effort:
     """How long a case is measured.
@@ -88,7 +92,7 @@ class Effort:
     Attributes:
         seconds: the time for all pairs of samples.
         min_pairs: at least this many pairs are taken. A case that is too slow for them stops after
-            three times `seconds`, with 3 pairs or more.
+            three times `seconds`, with 3 pairs or more, or 1 pair if that takes `LONG_SECONDS`.
         max_pairs: at most this many pairs are taken.
         sample: the shortest time of one sample, in seconds.
     """
@@ -126,8 +130,9 @@ class Pairs:
 
 def warm_up(step: Step, clock: Clock, sample: float) -> int:
     """Runs a few calls and returns how many calls take at least `sample` seconds."""
-    step()
     duration = clock(step, 1)
+    if duration < LONG_SECONDS:
+        duration = clock(step, 1)
     if duration < sample:
         duration = min(duration, clock(step, 2), clock(step, 4))
     return max(1, math.ceil(sample / duration))
@@ -146,7 +151,8 @@ def alternate(baseline: Step, candidate: Step, clock: Clock, effort: Effort) -> 
             elapsed = time.perf_counter() - start
             if done >= effort.min_pairs and elapsed >= effort.seconds:
                 break
-            if done >= 3 and elapsed >= 3 * effort.seconds:
+            few = 1 if elapsed >= LONG_SECONDS else 3
+            if done >= few and elapsed >= 3 * effort.seconds:
                 break
             for step in (baseline, candidate) if done % 2 else (candidate, baseline):
                 samples[step].append(clock(step, calls[step]))
