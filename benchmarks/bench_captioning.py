@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from memory import allocated
 from report import write_json
-from timing import settle_malloc
 
 from captioning.cnn.pretrained import CNNConfig
 from captioning.data.vocabulary import SPECIAL, Vocabulary
@@ -124,7 +123,6 @@ def main() -> None:
     add("--repeats", type=int, default=7)
     add("--json", type=Path, help="also write the numbers to this JSON file")
     args = parser.parse_args()
-    settle_malloc()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {args.batch}")
     print(f"{'':28}{'fastlstm':>12}{'torch':>12}{'ratio':>8}   captions/s")
     rows = []

@@ -24,7 +24,7 @@ import torch
 from cases import GROUPS, MODES, Case, Group
 from flops import flops, gemm_peak, peak_shapes
 from report import Result, Table, means, write_json
-from timing import Effort, Pairs, WarmedUp, alternate, settle_malloc, wall_clock
+from timing import Effort, Pairs, WarmedUp, alternate, wall_clock
 from workload import build, check_agreement, ragged_lengths, settings
 
 from fastlstm.functional import ENGINES
@@ -90,7 +90,6 @@ class Bench:
         self.effort = Effort(seconds, 5 if args.quick else 9)
         cases = [case for group in args.groups for case in group.cases]
         self.memory = self._memory([c for c in cases if c.mode == "training"])
-        settle_malloc()
         self.peaks = self._peaks(cases)
 
     def _memory(self, cases: list[Case]) -> dict[Case, dict[str, memory.Peak]]:

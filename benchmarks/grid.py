@@ -19,7 +19,7 @@ import torch
 from cases import Case
 from machine import command, describe, result_path
 from report import write_json
-from timing import Effort, Pairs, alternate, settle_malloc, wall_clock
+from timing import Effort, Pairs, alternate, wall_clock
 from workload import build, check_agreement, settings
 
 MODES = ("inference", "training")
@@ -52,7 +52,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     words = sys.argv[1:] if arguments is None else arguments
     effort = Effort(args.seconds, min_pairs=5, sample=2e-3)
-    settle_malloc()
     record = describe("cpu") | {"command": command("grid", words), "cells": [], "steps": []}
     for threads in dict.fromkeys((1, torch.get_num_threads())):
         torch.set_num_threads(threads)

@@ -25,7 +25,7 @@ import torch
 from apps import PROGRAMS, TIME_ONLY, UNCHANGED
 from markdown import table
 from report import write_json
-from timing import cpu_time_clock, settle_malloc
+from timing import cpu_time_clock
 from torch import nn
 
 from fastlstm.compare import LSTMS, ModuleCall, _copied, _make_calls
@@ -124,7 +124,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, help="a JSON file; other programs in it are kept")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    settle_malloc()
     words = sys.argv[1:] if arguments is None else arguments
     record = {"command": machine.command("programs", words), **machine.describe("cpu")}
     path = args.output or machine.result_path("programs", record)

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from cases import Case
 from machine import describe, line
-from timing import Effort, alternate, cpu_time_clock, settle_malloc, wall_clock
+from timing import Effort, alternate, cpu_time_clock, wall_clock
 from workload import build, check_agreement, settings
 
 # For each instruction set, the values of `VARIABLES`, which PyTorch, oneDNN and MKL read.
@@ -139,7 +139,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | limits)
     if args.threads:
         torch.set_num_threads(args.threads)
-    settle_malloc()
     print(line(describe("cpu")))
     ratio_of: dict[Case, float] = {}
     for number, case in enumerate(draw(args.count, args.seed), 1):

@@ -24,7 +24,7 @@ from typing import Any
 import machine
 import torch
 from markdown import publish, table
-from timing import cpu_time_clock, settle_malloc
+from timing import cpu_time_clock
 
 sys.path.insert(0, str(machine.ROOT / "examples"))
 
@@ -69,7 +69,6 @@ def main() -> None:
     add("--write", type=Path, metavar="FILE", help="also put the table into this file")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    settle_malloc()
     cases = product(args.library, args.hidden)
     rows = [measure(name, args.steps, hidden, args.rounds) for name, hidden in cases]
     head = ["whole training", "frames a second, nn.LSTM"]

@@ -15,17 +15,6 @@ Step = Callable[[], object]
 Clock = Callable[[Step, int], float]  # (step, calls) -> seconds per call
 
 
-def settle_malloc() -> None:
-    """Brings malloc into the state that it has in a process that has run for a while.
-
-    glibc's malloc maps each block above a threshold anew, which costs page faults. Freeing a mapped
-    block of up to 32 MiB raises the threshold to the size of that block. Without this function the
-    time of a case would depend on the cases before it, and nn.LSTM, which allocates large blocks,
-    would be up to a fifth slower at some shapes.
-    """
-    torch.empty(31 * 2**20, dtype=torch.uint8)
-
-
 def wall_clock(step: Step, calls: int) -> float:
     """Calls `step` and returns the seconds per call, by the wall clock.
 

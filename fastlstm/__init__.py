@@ -1,5 +1,7 @@
 """A fused LSTM for PyTorch: `fastlstm.LSTM` is a drop-in for `torch.nn.LSTM`."""
 
+import torch
+
 from fastlstm import _build
 from fastlstm.engine import records
 from fastlstm.interop import flops
@@ -9,6 +11,9 @@ records.build = _build.build_record()
 records.load()
 if _build.extension_available():
     flops.register()
+
+# glibc maps blocks of MBs anew for each call, with page faults, until one of this size was freed.
+torch.empty(31 << 20, dtype=torch.uint8, device="cpu")
 
 from fastlstm import _engine_table, functional, init, onnx  # noqa: E402, F401
 from fastlstm._build import has_kernels  # noqa: E402

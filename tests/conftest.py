@@ -21,11 +21,8 @@ torch.backends.disable_global_flags = lambda: None
 # By default cuDNN multiplies float32 in TF32. The tests of TF32 turn it on again.
 torch.backends.cudnn.allow_tf32 = False
 
-# Of a header that few models include, precompiling takes longer than it saves.
-os.environ["TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS"] = "0"
-
-# Tests neither read nor write the file of fastlstm.tune and fastlstm.check.
-os.environ["FASTLSTM_TUNE"] = "off"
+# Tests do not use the file of tune and check. Precompiling inductor's header would not pay.
+os.environ |= {"TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS": "0", "FASTLSTM_TUNE": "off"}
 
 
 @pytest.fixture(autouse=True)

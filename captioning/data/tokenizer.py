@@ -10,8 +10,7 @@ import sys
 from collections.abc import Iterable
 from functools import lru_cache
 
-# coco-caption drops these before it scores. It does not list ";", but it calls its PTBTokenizer in
-# a way that drops ";" too.
+# coco-caption drops these before it scores; its PTBTokenizer is called so that it drops ";" too.
 _PUNCTUATION = {"''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"}
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 _NOT_LEARNED = frozenset(_BRACKETS.values())

@@ -4,8 +4,7 @@ Before each word the decoder weights the cells of the CNN's feature map by what 
 far, and reads the weighted mean together with the last word. The first input is <start>, and each
 target is the next word. The image is not an input, but the first state is computed from the mean of
 the cells. The decoder adds two learned vectors to each cell, one for the cell's row and one for the
-cell's column. The paper has no such vectors, but without them the decoder cannot tell left from
-right.
+cell's column. The paper has no such vectors; a decoder without them cannot tell left from right.
 """
 
 from typing import Any, NamedTuple

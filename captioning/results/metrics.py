@@ -1,7 +1,6 @@
 """Scores captions against references by BLEU-1 to 4, ROUGE-L, CIDEr-D and METEOR.
 
-The scorers are those of pycocoevalcap. They get the words of `ptb_tokenize`, so only METEOR needs
-Java.
+The scorers are pycocoevalcap's. They get the words of `ptb_tokenize`, so only METEOR needs Java.
 """
 
 import contextlib

@@ -45,9 +45,8 @@ struct CudaTask {
   // Whether products are computed by fused multiply-adds instead of tensor cores.
   bool ffma() const { return dtype == Dtype::kFloat32 && !allow_tf32; }
   int64_t element_bytes() const { return bytes_of(dtype); }
-  // The number of values in an exchanged row of h, or in each gate of an exchanged row of d_gates:
-  // hidden_size, rounded up so that a row is a multiple of 16 bytes. The block with the last units
-  // stores zeros after them.
+  // The values in an exchanged row of h, or in a gate of one of d_gates: hidden_size, rounded up to
+  // 16 bytes a row. The block with the last units stores zeros after them.
   int64_t exchange_width() const {
     const int64_t multiple = std::max<int64_t>((backward ? 4 : 16) / element_bytes(), 1);
     return round_up(hidden_size, multiple);

@@ -21,9 +21,8 @@ FASTLSTM_HIDDEN char fastlstm_single_threaded __asm__("__libc_single_threaded") 
     "_ZSt28__throw_bad_array_new_lengthv");
 void fastlstm_bad_length() { throw std::bad_array_new_length(); }
 
-// Newer headers copy and destroy an exception_ptr by _M_addref and _M_release. Here both are
-// written with what older versions export: exception_ptr(void*), which adds a reference, and
-// ~exception_ptr().
+// Newer headers copy and destroy an exception_ptr by _M_addref and _M_release. These use what older
+// versions export: exception_ptr(void*), which adds a reference, and ~exception_ptr().
 void fastlstm_construct_ptr(void* self,
                             void* exception) __asm__("_ZNSt15__exception_ptr13exception_ptrC1EPv");
 void fastlstm_destroy_ptr(void* self);

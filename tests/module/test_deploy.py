@@ -35,9 +35,8 @@ def package(tmp_path_factory):
     B, T = torch.export.Dim("B"), torch.export.Dim("T")
     model, x = Tagger().eval(), torch.randn(3, 6, 8)
     program = torch.export.export(model, (x,), dynamic_shapes=({0: B, 1: T},))
-    compiled = torch._inductor.aoti_compile_and_package
-    quicker = {"aot_inductor.precompile_headers": False}  # of AOTInductor's own headers
-    return compiled(program, package_path=str(path), inductor_configs=quicker)
+    args = dict(package_path=str(path), inductor_configs={"aot_inductor.precompile_headers": False})
+    return torch._inductor.aoti_compile_and_package(program, **args)
 
 
 @torch.no_grad()

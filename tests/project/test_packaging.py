@@ -288,11 +288,9 @@ def test_a_wheel_has_a_folder_for_each_torch(small_project, tmp_path):
 
 
 @pytest.mark.parametrize("built, running, fits", [
-    (("2.13.0+cpu", None), ("2.13.1", None), True),
+    (("2.13.0+cpu", None), ("2.13.1", None), True), (("2.13.0", None), ("2.14.0", None), False),
     (("2.13.0", "13.0"), ("2.13.0+cu131", "13.1"), True),
-    (("2.13.0", None), ("2.14.0", None), False),
-    (("2.13.0", None), ("2.13.0", "13.0"), False),
-    (("2.13.0", "13.0"), ("2.13.0", None), False),
+    (("2.13.0", None), ("2.13.0", "13.0"), False), (("2.13.0", "13.0"), ("2.13.0", None), False),
     (("2.13.0", "12.8"), ("2.13.0", "13.0"), False),
     ((["2.8", "2.13"], None), ("2.13.1+cu130", "13.0"), True),
     ((["2.8", "2.13"], None), ("2.1.0", None), False),
@@ -314,12 +312,9 @@ def load_setup():
 
 
 @pytest.mark.parametrize("request_, cpu, cuda, kinds", [
-    ("auto", [], [], ["cpu", "cuda"]),
-    ("auto", [], ["no nvcc"], ["cpu"]),
-    ("auto", ["no torch"], [], []),
-    ("cpu", [], ["no nvcc"], ["cpu"]),
-    ("cuda", [], [], ["cpu", "cuda"]),
-    ("none", [], [], []),
+    ("auto", [], [], ["cpu", "cuda"]), ("auto", [], ["no nvcc"], ["cpu"]),
+    ("auto", ["no torch"], [], []), ("cpu", [], ["no nvcc"], ["cpu"]),
+    ("cuda", [], [], ["cpu", "cuda"]), ("none", [], [], []),
 ])  # fmt: skip
 def test_choose(request_, cpu, cuda, kinds):
     chosen, note = load_setup().choose(request_, cpu, cuda)
