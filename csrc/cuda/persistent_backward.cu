@@ -73,7 +73,7 @@ struct PersistentBackward {
   __device__ MultipliedRow<T> d_gates_of(int row, int64_t offset) const {
     return {d.d_gates + (offset + block.batch_row[row]) * 4 * width, true};
   }
-  // The row that the slice multiplies: d_gates of the step before, or zeros if it has no gradient.
+  // The row that the slice multiplies: d_gates of the step before, or zeros if that gives none.
   __device__ MultipliedRow<T> multiplied_row(const TimeStep& step, int row) const {
     if (!block.is_live(step.t, row) || block.is_last_step(step.t, row) ||
         block.is_reset(step.t_before, row))

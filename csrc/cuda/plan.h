@@ -45,7 +45,7 @@ struct CudaTask {
   // Whether products are computed by fused multiply-adds instead of tensor cores.
   bool ffma() const { return dtype == Dtype::kFloat32 && !allow_tf32; }
   int64_t element_bytes() const { return bytes_of(dtype); }
-  // The values in an exchanged row of h, or in a gate of one of d_gates: hidden_size, rounded up to
+  // The width of an exchanged row of h, or of a gate in one of d_gates: hidden_size, rounded up to
   // 16 bytes a row. The block with the last units stores zeros after them.
   int64_t exchange_width() const {
     const int64_t multiple = std::max<int64_t>((backward ? 4 : 16) / element_bytes(), 1);
