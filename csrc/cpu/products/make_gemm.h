@@ -30,7 +30,7 @@ static constexpr GemmKernels make_training_gemm() {
   // Every tile of rows transposes the matrix again. AVX-512 has registers for tiles of 8 rows, and
   // its squares are so large that one vector of columns at a time keeps it busy.
   constexpr bool is_avx512 = sizeof(Vec<A>) == 64;
-  constexpr int kRows = is_avx512 ? 8 : R, kVectors = is_avx512 ? 1 : 4;
+  constexpr int kRows = is_avx512 ? 8 : R, kVectors = is_avx512 ? 1 : 2;
   gemm.multiply_unpacked_columns = multiply_unpacked_columns<kRows, kVectors, T, A>;
   gemm.unpacked_vectors_of_one_row = kVectors;
   if constexpr (sizeof(T) == sizeof(A))

@@ -67,7 +67,8 @@ struct DotStep<bfloat16> {
   template <int count>
   FASTLSTM_INLINE static Vec<float> broadcast(const bfloat16* a) {
     const uint32_t pair = count == 2 ? read<uint32_t>(a) : a->bits;
-    return Vec<float>(bits_as<Vec<float>::Native>(Registers<float>::Bits{} + pair));
+    return keep_in_register(
+        Vec<float>(bits_as<Vec<float>::Native>(Registers<float>::Bits{} + pair)));
   }
   FASTLSTM_INLINE static Vec<float> multiply_add(const Vec<float>& a, const Vec<float>& b,
                                                  const Vec<float>& sum) {
@@ -227,9 +228,52 @@ FASTLSTM_INLINE void multiply_tiles(const PanelProduct& p, Fetch prefetch) {
                              [&](auto... tile) { multiply_tile<T, A, C>(p, prefetch, tile...); });
 }
 
+// With so few terms, a register tile takes longer to begin and to end than to add its terms.
+constexpr int kFewTerms = 3;
+
+// Multiplies the rows [first, first + R) by all panels of K terms. A row is written from its first
+// column to its last one, since writing c takes the time. The sums have the bits of a tile.
+template <typename A, int K, int R>
+static void multiply_few_terms(const PanelProduct& p, Int<K>, Int<R>, int64_t first) {
+  constexpr int L = Vec<A>::lanes;
+  const int64_t vectors = p.shape.vectors, columns = p.shape.columns;
+  const bool only_stores = !p.accumulate && !p.bias;
+  Vec<A> x[R][K];
+  A* c[R];
+  for (int r = 0; r < R; ++r) {
+    c[r] = static_cast<A*>(p.c[first + r]) + p.shape.first_column;
+    for (int k = 0; k < K; ++k)
+      x[r][k] = Vec<A>(static_cast<const A*>(p.a[first + r])[p.k_begin + k]);
+  }
+  const char* panel = static_cast<const char*>(p.panel);
+  for (int64_t n = 0; n < columns; panel += p.panel_stride)
+    for (int64_t v = 0; v < vectors; ++v, n += L) {
+      Vec<A> b[K];
+      for (int k = 0; k < K; ++k)
+        b[k] = Vec<A>::load(reinterpret_cast<const A*>(panel) + (k * vectors + v) * L);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        Vec<A> sum(A(0));
+#pragma GCC unroll 4
+        for (int k = 0; k < K; ++k) sum = fused(x[r][k], b[k], sum);
+        if (only_stores && n + L <= columns)
+          (Vec<A>(A(0)) + sum).store(c[r] + n);
+        else
+          put_sums(p, sum, c[r] - p.shape.first_column, n / L);
+      }
+    }
+}
+
 // GemmFunctions::multiply. Narrow panels of double ignore the prefetch, so that less is compiled.
 template <int R, int V, typename T, typename A, bool trains>
 static void multiply(const PanelProduct& p) {
+  if constexpr (trains && sizeof(T) == sizeof(A))
+    if (p.K > 0 && p.K <= kFewTerms)
+      return with_count<kFewTerms>(p.K, [&](auto terms) {
+        for_row_tiles<8 / decltype(terms)::value>(p.rows, [&](auto rows, int64_t first) {
+          multiply_few_terms<A>(p, terms, rows, first);
+        });
+      });
   if constexpr (trains) {
     constexpr int narrowest = sizeof(T) == 8 ? V : 1;
     if constexpr (sizeof(T) < sizeof(A))

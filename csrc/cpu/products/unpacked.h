@@ -118,7 +118,7 @@ static void multiply_unpacked_columns(const PanelProduct& p, const UnpackedColum
 }
 
 // The terms (rows of the matrix) that are multiplied at a time, while the next are prefetched.
-constexpr int64_t kTermsAtATime = 32;
+constexpr int64_t kTermsAtATime = 16;
 
 // Adds the products of `terms` terms from term k on to the sums of a tile, or to zeros if
 // `from_zeros`. `matrix` points to term k, and terms lie `stride` elements apart.
