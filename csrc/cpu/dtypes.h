@@ -1,6 +1,5 @@
 // The dtypes on the CPU, and the formats of rows and matrices in products.
 #pragma once
-#include <optional>
 #include <type_traits>
 
 #include "cpu/half.h"
@@ -19,17 +18,18 @@ constexpr Dtype dtype_of_type = std::is_same_v<T, double>     ? Dtype::kFloat64
                                                               : Dtype::kFloat16;
 
 // The formats of products. In bfloat16x2 a float32 is the sum of two bfloat16
-// (products/split_float32.h); no prepacked weight has it.
-enum class Format { float32, float64, bfloat16, int8, bfloat16x2 };
-constexpr const char* kFormatNames[] = {"float32", "float64", "bfloat16", "int8", "bfloat16x2"};
+// (products/split_float32.h). No prepacked weight has bfloat16x2 or float16.
+enum class Format { float32, float64, bfloat16, int8, bfloat16x2, float16 };
+constexpr const char* kFormatNames[] = {"float32", "float64",    "bfloat16",
+                                        "int8",    "bfloat16x2", "float16"};
 constexpr int kFormats = sizeof kFormatNames / sizeof *kFormatNames;
 
-// Returns the format of rows that are stored in a dtype. No kernel multiplies float16.
-constexpr std::optional<Format> format_of(Dtype dtype) {
-  if (dtype == Dtype::kFloat16) return std::nullopt;
-  return dtype == Dtype::kFloat64   ? Format::float64
-         : dtype == Dtype::kFloat32 ? Format::float32
-                                    : Format::bfloat16;
+// Returns the format of rows that are stored in a dtype.
+constexpr Format format_of(Dtype dtype) {
+  return dtype == Dtype::kFloat64    ? Format::float64
+         : dtype == Dtype::kFloat32  ? Format::float32
+         : dtype == Dtype::kBFloat16 ? Format::bfloat16
+                                     : Format::float16;
 }
 
 constexpr int64_t kElementsPerThread = 1 << 15;  // a thread is woken to convert at least so many

@@ -28,9 +28,19 @@ bool computes_in_float32(const CpuTask& task, const CpuMachine& machine, const G
   return gemm.format != Format::float32 || task.projects || is_one_step;
 }
 
+// Whether a layer multiplies 16-bit weights in place, even if larger layers of its dtype multiply
+// float32: in a single step of few rows, where converting the weights takes longer. The bits are
+// those of float32, except with a projection, whose input would be rounded.
+bool reads_16_bits_once(const CpuTask& task, const GemmKernels& gemm) {
+  return bytes_of(task.dtype) == 2 && task.steps == 1 && task.is_dense && !task.prepacked &&
+         !task.backward && !task.projects && task.batch <= gemm.max_rows_in_place;
+}
+
 // Returns the first choice of kernels for a layer. make_plan may still replace them.
 const GemmKernels& gemm_for(const CpuTask& task, const CpuMachine& machine) {
   if (task.prepacked) return *machine.gemms[*task.prepacked];
+  const GemmKernels& own = *machine.gemms[format_of(task.dtype)];
+  if (reads_16_bits_once(task, own)) return own;
   const bool is_float32 = task.dtype == Dtype::kFloat32;
   const GemmKernels* const split = machine.gemms[Format::bfloat16x2];
   // A single step is bound by reading the weights once, so splitting them would not pay.
@@ -177,8 +187,7 @@ int64_t chunk_steps(const CpuTask& task, const CpuPlan& plan) {
 }  // namespace
 
 const GemmKernels* CpuMachine::training_gemm(Dtype dtype) const {
-  const auto format = format_of(dtype);
-  const GemmKernels* const gemm = format ? gemms[*format] : nullptr;
+  const GemmKernels* const gemm = gemms[format_of(dtype)];
   return gemm && gemm->trains() ? gemm : nullptr;
 }
 
@@ -197,7 +206,8 @@ CpuPlan make_plan(const CpuTask& task, const CpuMachine& machine) {
   const bool has_panels = plan.w_hh == MatrixForm::kPanels;
   const bool is_single_step =
       !task.backward && task.steps == 1 && (!has_panels || (task.prepacked && task.is_dense));
-  if (!has_panels && !task.backward) plan.gemm = machine.training_gemm(plan.dtype);
+  const GemmKernels* const training_gemm = machine.training_gemm(plan.dtype);
+  if (!has_panels && !task.backward && training_gemm) plan.gemm = training_gemm;
   plan.grid =
       is_single_step ? single_step_grid(task, machine, plan) : walk_grid(task, machine, plan);
   size_cell_buffer(task, plan);

@@ -5,6 +5,8 @@
 // the machine that runs this code. The engines follow the plan and decide nothing themselves. With
 // another plan a call takes another time, and its results differ only by rounding errors.
 #pragma once
+#include <optional>
+
 #include "cpu/products/gemm_kernels.h"
 
 namespace fastlstm {

@@ -68,8 +68,9 @@ template <typename A>
 FASTLSTM_INLINE void store(const Vec<A>& x, bfloat16* to) {
   store_halves(bfloat16_bits(bits_as<FloatBits>(x.v)), to);
 }
-FASTLSTM_INLINE void load(const float16* from, Vec<float>& x) {
-  x.v = from_float16<Vec<float>::Native>(load_halves(from));
+template <typename A>
+FASTLSTM_INLINE void load(const float16* from, Vec<A>& x) {
+  x.v = from_float16<typename Vec<A>::Native>(load_halves(from));
 }
 FASTLSTM_INLINE void store(const Vec<float>& x, float16* to) {
   store_halves(float16_bits<Vec<float>::Native>(bits_as<FloatBits>(x.v)), to);

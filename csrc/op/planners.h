@@ -21,7 +21,7 @@ inline py::dict build_info() {
   const CpuMachine machine = cpu_machine();
   py::dict gemms;  // by format: (instruction set, rows and columns of a register tile)
   for (const GemmKernels* const gemm : machine.gemms.by_format)
-    if (gemm)
+    if (gemm && gemm->multiply)
       gemms[kFormatNames[static_cast<int>(gemm->format)]] =
           py::make_tuple(gemm->instruction_set, gemm->tile_rows, gemm->max_width());
   return py::dict("cpu_capability"_a = kernel_table().target,

@@ -54,6 +54,13 @@ Intel with AMX: kernels and dtype
  1 infer bf16   2  64   64   64  W=int8         -> int8   f32  1x1x1  panels panels   0     2 64x1
  1 infer f32    2   7   64   64  W=int8         -> int8   f32  1x1x1  panels panels   2     2 12x1
  1 infer f32    2   8   64   64  W=int8         -> int8   f32  1x1x1  panels panels   2     2 64x1
+AVX2: a single step of few rows multiplies 16-bit weights in place
+ 1 infer bf16   1  16   64   64                 -> bf16   bf16 1x1x1  place  place    0     1 16x8
+ 1 train bf16   1  16   64   64                 -> bf16   bf16 1x1x1  place  place    0     1 16x8
+ 1 infer bf16   1  16   64   64  P=32           -> f32    f32  1x1x1  place  place    0     1 16x8
+ 1 infer bf16   1  17   64   64                 -> f32    f32  1x1x1  demand demand   0     1 17x1
+ 1 infer f16    1   6   64   64                 -> f16    f16  1x1x1  place  place    0     1 6x8
+ 1 infer f16    1   7   64   64                 -> f32    f32  1x1x1  place  place    0     1 7x8
 Intel with AVX-512: kernels and dtype, without training kernels for bfloat16
  1 infer f32    2  64   64   64  as=bf16        -> f32    f32  1x1x1  panels panels   0     2 48x1
  1 infer bf16   2  64   64   64                 -> f32    bf16 1x1x1  panels panels   0     2 48x1

@@ -20,7 +20,8 @@ GemmKernels gemm_of(Format format, int64_t bytes, int64_t lanes, int64_t rows, b
   gemm.format = gemm.source_format = format, gemm.element_bits = 8 * bytes, gemm.lanes = lanes;
   gemm.sum_dtype = format == Format::float64 ? Dtype::kFloat64 : Dtype::kFloat32;
   gemm.tile_rows = rows, gemm.max_vectors = 4, gemm.relative_speed = 4.0 / bytes;
-  if (format != Format::float32 && format != Format::float64)
+  if (format == Format::float16) gemm.relative_speed = 1, gemm.max_rows_in_place = rows;
+  if (format != Format::float32 && format != Format::float64 && format != Format::float16)
     gemm.encode = [](const void*, int64_t, void*) {};
   if (bytes == 8) gemm.bytes_ahead = 3 << 17;
   if (trains) gemm.transpose = [](const void* const*, int64_t, int64_t, int64_t, void*) {};
@@ -32,8 +33,9 @@ std::map<std::string, CpuMachine> machines() {
     const auto* const all = new GemmKernels[]{gemm_of(Format::float32, 4, lanes, rows),
                                               gemm_of(Format::float64, 8, lanes / 2, rows),
                                               gemm_of(Format::bfloat16, 2, lanes, rows, bfloat16),
-                                              gemm_of(Format::int8, 1, lanes, int8_rows, false)};
-    return GemmTable{{all, all + 1, all + 2, all + 3}};
+                                              gemm_of(Format::int8, 1, lanes, int8_rows, false),
+                                              gemm_of(Format::float16, 2, lanes, rows, false)};
+    return GemmTable{{all, all + 1, all + 2, all + 3, nullptr, all + 4}};
   };
   static const GemmTable avx512 = table_of(16, 6, 4, false), avx512_bf16 = table_of(16, 6, 6, true),
                          avx2 = table_of(8, 6, 4, false), neon = table_of(4, 5, 4, true),
@@ -97,7 +99,9 @@ void check_plan(const std::string& what, const CpuTask& task, const CpuMachine& 
   const bool same_dtype = gemm.takes(plan.dtype) && gemm.sum_dtype == plan.dtype;
   for (const MatrixForm form : {plan.w_ih, plan.w_hh}) {
     if (form == MatrixForm::kPanels) continue;
-    check(gemm.trains() && !task.prepacked && (gemm.takes(plan.dtype) || task.steps == 1) &&
+    const bool is_16_bit_step = bytes_of(plan.dtype) == 2 && task.steps == 1 && !task.backward;
+    check((gemm.trains() || is_16_bit_step) && !task.prepacked &&
+              (gemm.takes(plan.dtype) || task.steps == 1) &&
               (task.backward || gemm.takes(plan.dtype)),
           what, ": a form that these kernels do not have");
     const int64_t few_rows = task.backward ? 192 : 16;
@@ -155,7 +159,7 @@ void check_machine(const std::string& name, CpuMachine machine) {
 
 // The words of expected_plans.h, in the order of the enumerators.
 constexpr const char* kDtypeWords[] = {"f64", "f32", "bf16", "f16"};
-constexpr const char* kFormatWords[] = {"f32", "f64", "bf16", "int8", "bf16x2"};
+constexpr const char* kFormatWords[] = {"f32", "f64", "bf16", "int8", "bf16x2", "f16"};
 constexpr const char* kFormWords[] = {"panels", "demand", "place"};
 constexpr const char* kPrecisionWords[] = {"f32", "tf32", "bf16"};
 

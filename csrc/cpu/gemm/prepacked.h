@@ -44,6 +44,7 @@ inline PrepackedHeader header_of(const GemmKernels& gemm, int64_t rows, int64_t 
 inline at::ScalarType unpacked_dtype(Format format) {
   return format == Format::int8       ? at::kChar
          : format == Format::bfloat16 ? at::kBFloat16
+         : format == Format::float16  ? at::kHalf
          : format == Format::float64  ? at::kDouble
                                       : at::kFloat;
 }

@@ -22,18 +22,24 @@ namespace fastlstm::FASTLSTM_ISA {
 template <typename T>
 struct DotStep {
   static constexpr int terms_per_lane = 1;
+  using V = Vec<State_t<T>>;
 
   // Broadcasts the next `count` terms of a row, at most terms_per_lane.
   template <int count>
-  FASTLSTM_INLINE static Vec<T> broadcast(const T* a) {
-    return Vec<T>(*a);
+  FASTLSTM_INLINE static V broadcast(const T* a) {
+    if constexpr (sizeof(T) == 2) {
+      const HalfRegister halves = HalfRegister{} + a->bits;
+      return load_first(reinterpret_cast<const T*>(&halves), V::lanes);
+    } else {
+      return V(*a);
+    }
   }
-  FASTLSTM_INLINE static Vec<T> multiply_add(const Vec<T>& a, const Vec<T>& b, const Vec<T>& sum) {
+  FASTLSTM_INLINE static V multiply_add(const V& a, const V& b, const V& sum) {
     return fused(a, b, sum);
   }
   // Loads the first n elements of `from`. The other lanes are zero.
-  FASTLSTM_INLINE static Vec<T> load_first(const T* from, int64_t n) {
-    Vec<T> x;
+  FASTLSTM_INLINE static V load_first(const T* from, int64_t n) {
+    V x;
     load(from, x, n);
     return x;
   }

@@ -22,6 +22,9 @@ FASTLSTM_INLINE Vec<double> fused(const Vec<double>& x, const Vec<double>& y,
   return Vec<double>(_mm256_fmadd_pd(x.v, y.v, sum.v));
 }
 
+FASTLSTM_INLINE void load(const float16* from, Vec<float>& x) {
+  x.v = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+}
 FASTLSTM_INLINE void store_lowest_bytes(const Int32Vec& x, void* to) {
   const __m256i to_front = _mm256_broadcastsi128_si256(_mm_setr_epi32(0x0c080400, -1, -1, -1));
   const __m256i quads = _mm256_shuffle_epi8((__m256i)x, to_front);

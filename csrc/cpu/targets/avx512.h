@@ -37,6 +37,9 @@ FASTLSTM_INLINE uint32_t first_lanes(int64_t n) { return (1u << n) - 1; }
   FASTLSTM_INLINE Vec<A> power_of_two(const Vec<A>&, const Vec<A>& k) {               \
     return Vec<A>(_mm512_scalef_##suffix(Vec<A>(1 << exponent_offset).v, k.v));       \
   }
+FASTLSTM_INLINE void load(const float16* from, Vec<float>& x) {
+  x.v = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
 FASTLSTM_OVERLOADS(float, ps, __mmask16)
 FASTLSTM_OVERLOADS(double, pd, __mmask8)
 #undef FASTLSTM_OVERLOADS

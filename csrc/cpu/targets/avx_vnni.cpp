@@ -1,7 +1,7 @@
 // The target AVX_VNNI, which laptops have since 2021: int8 by dot products of four.
 #if defined(__x86_64__)
 #include "cpu/targets/target_pragma.h"
-FASTLSTM_TARGET("avx2,fma,avxvnni")
+FASTLSTM_TARGET("avx2,fma,f16c,avxvnni")
 #define FASTLSTM_ISA avx_vnni
 #define FASTLSTM_VECTOR_BYTES 32
 #include "cpu/targets/avx2.h"

@@ -54,13 +54,15 @@ constexpr int kRows = Target::tile_rows, kVectors = Target::tile_vectors;
 constexpr GemmKernels float32_gemm = make_training_gemm<kRows, kVectors, float>();
 constexpr GemmKernels float64_gemm = make_training_gemm<kRows, kVectors, double>();
 constexpr GemmKernels bfloat16_gemm = with_rounding(make_gemm<kRows, kVectors, bfloat16>());
+constexpr GemmKernels float16_gemm = make_gemm_in_place<kRows, kVectors, float16, float>();
 constexpr GemmKernels int8_gemm = make_int8_gemm<Target::int8_tile_rows, kVectors, DotProduct>();
 
-const KernelTable table = {{row_kernels<float, float>(), &cell_kernels<float>},
-                           {row_kernels<double, double>(), &cell_kernels<double>},
-                           {row_kernels<bfloat16, float>(), &cell_kernels<bfloat16>},
-                           {row_kernels<float16, float>(), &cell_kernels<float16>},
-                           FASTLSTM_STRING(FASTLSTM_ISA),
-                           {&float32_gemm, &float64_gemm, &bfloat16_gemm, &int8_gemm}};
+const KernelTable table = {
+    {row_kernels<float, float>(), &cell_kernels<float>},
+    {row_kernels<double, double>(), &cell_kernels<double>},
+    {row_kernels<bfloat16, float>(), &cell_kernels<bfloat16>},
+    {row_kernels<float16, float>(), &cell_kernels<float16>},
+    FASTLSTM_STRING(FASTLSTM_ISA),
+    {{&float32_gemm, &float64_gemm, &bfloat16_gemm, &int8_gemm, nullptr, &float16_gemm}}};
 
 }  // namespace fastlstm::FASTLSTM_ISA
