@@ -73,6 +73,7 @@ struct DotStep<bfloat16> {
   template <int count>
   FASTLSTM_INLINE static Vec<float> broadcast(const bfloat16* a) {
     const uint32_t pair = count == 2 ? read<uint32_t>(a) : a->bits;
+    // Otherwise the compiler splits the pair and broadcasts its elements one by one.
     return keep_in_register(
         Vec<float>(bits_as<Vec<float>::Native>(Registers<float>::Bits{} + pair)));
   }
