@@ -206,8 +206,8 @@ CpuPlan make_plan(const CpuTask& task, const CpuMachine& machine) {
   const bool has_panels = plan.w_hh == MatrixForm::kPanels;
   const bool is_single_step =
       !task.backward && task.steps == 1 && (!has_panels || (task.prepacked && task.is_dense));
-  const GemmKernels* const training_gemm = machine.training_gemm(plan.dtype);
-  if (!has_panels && !task.backward && training_gemm) plan.gemm = training_gemm;
+  if (!has_panels && !task.backward && !plan.gemm->takes(plan.dtype))
+    plan.gemm = machine.training_gemm(plan.dtype);
   plan.grid =
       is_single_step ? single_step_grid(task, machine, plan) : walk_grid(task, machine, plan);
   size_cell_buffer(task, plan);

@@ -20,7 +20,7 @@ GemmKernels gemm_of(Format format, int64_t bytes, int64_t lanes, int64_t rows, b
   gemm.format = gemm.source_format = format, gemm.element_bits = 8 * bytes, gemm.lanes = lanes;
   gemm.sum_dtype = format == Format::float64 ? Dtype::kFloat64 : Dtype::kFloat32;
   gemm.tile_rows = rows, gemm.max_vectors = 4, gemm.relative_speed = 4.0 / bytes;
-  if (format == Format::float16) gemm.relative_speed = 1, gemm.max_rows_in_place = rows;
+  if (format == Format::float16) gemm.max_rows_in_place = rows;
   if (format != Format::float32 && format != Format::float64 && format != Format::float16)
     gemm.encode = [](const void*, int64_t, void*) {};
   if (bytes == 8) gemm.bytes_ahead = 3 << 17;

@@ -4,17 +4,19 @@
 
 namespace fastlstm::FASTLSTM_ISA {
 
-// GEMM kernels for weights of T in place, with sums of A, in tiles of at most R rows x V vectors.
-template <int R, int V, typename T, typename A>
-static constexpr GemmKernels make_gemm_in_place() {
+// GEMM kernels for weights of T, with sums of A, in tiles of at most R rows x V vectors. If not
+// `trains`, they are only for prepacked weights and for weights in place; make_training_gemm adds
+// the kernels for training. Weights of float16 have no panels.
+template <int R, int V, typename T, bool trains = false, typename A = State_t<T>>
+static constexpr GemmKernels make_gemm() {
   static_assert(4 % V == 0, "the four gates of a vector of units are whole panels");
   GemmKernels gemm{};
   gemm.format = gemm.source_format = format_of(dtype_of_type<T>);
   gemm.element_bits = 8 * sizeof(T), gemm.sum_dtype = dtype_of_type<A>;
   gemm.lanes = Vec<A>::lanes, gemm.tile_rows = R, gemm.max_vectors = V;
+  gemm.relative_speed = 4.0 / sizeof(T);
   gemm.panels_at_once = 4 / V;
   gemm.panels_at_once_of_one_row = V == 4 ? 2 : 4 / V;
-  if (std::is_same_v<T, float16>) gemm.max_rows_in_place = R;  // each tile converts its own terms
   gemm.instruction_set = FASTLSTM_STRING(FASTLSTM_ISA);
   // Every tile of rows transposes the matrix again. AVX-512 has registers for tiles of 8 rows, and
   // its squares are so large that one vector of columns at a time keeps it busy.
@@ -22,17 +24,12 @@ static constexpr GemmKernels make_gemm_in_place() {
   constexpr int kRows = is_avx512 ? 8 : R, kVectors = is_avx512 ? 1 : 2;
   gemm.multiply_unpacked_columns = multiply_unpacked_columns<kRows, kVectors, T, A>;
   gemm.unpacked_vectors_of_one_row = kVectors;
-  return gemm;
-}
-
-// Kernels for panels too. If not `trains`, panels are only for prepacked weights;
-// make_training_gemm adds the kernels for training.
-template <int R, int V, typename T, bool trains = false, typename A = State_t<T>>
-static constexpr GemmKernels make_gemm() {
-  GemmKernels gemm = make_gemm_in_place<R, V, T, A>();
-  gemm.pack = pack<T>, gemm.unpack = unpack<T, 1>;
-  gemm.multiply = multiply<R, V, T, A, trains>;
-  gemm.relative_speed = 4.0 / sizeof(T);
+  if constexpr (std::is_same_v<T, float16>) {
+    gemm.max_rows_in_place = R;  // each tile of rows converts its own terms
+  } else {
+    gemm.pack = pack<T>, gemm.unpack = unpack<T, 1>;
+    gemm.multiply = multiply<R, V, T, A, trains>;
+  }
   return gemm;
 }
 

@@ -82,7 +82,7 @@ struct DotStep<bfloat16> {
     return add_pairs(a, b, sum);
   }
   FASTLSTM_INLINE static Vec<float> load_first(const bfloat16* from, int64_t n) {
-    return load_pairs(from, n);
+    return n == 2 * Vec<float>::lanes ? Vec<float>::load(from) : load_pairs(from, n);
   }
 };
 
@@ -241,32 +241,27 @@ constexpr int kFewTerms = 3;
 // Multiplies the rows [first, first + R) by all panels of K terms. A row is written from its first
 // column to its last one, since writing c takes the time. The sums have the bits of a tile.
 template <typename A, int K, int R>
-static void multiply_few_terms(const PanelProduct& p, Int<K>, Int<R>, int64_t first) {
+static void multiply_few_terms(PanelProduct p, Int<K>, Int<R>, int64_t first) {
   constexpr int L = Vec<A>::lanes;
-  const int64_t vectors = p.shape.vectors, columns = p.shape.columns;
-  const bool only_stores = !p.accumulate && !p.bias;
   Vec<A> x[R][K];
   A* c[R];
   for (int r = 0; r < R; ++r) {
-    c[r] = static_cast<A*>(p.c[first + r]) + p.shape.first_column;
+    c[r] = static_cast<A*>(p.c[first + r]);
     for (int k = 0; k < K; ++k)
       x[r][k] = Vec<A>(static_cast<const A*>(p.a[first + r])[p.k_begin + k]);
   }
   const char* panel = static_cast<const char*>(p.panel);
-  for (int64_t n = 0; n < columns; panel += p.panel_stride)
-    for (int64_t v = 0; v < vectors; ++v, n += L) {
+  for (int64_t vector = 0; vector * L < p.shape.columns; panel += p.panel_stride)
+    for (int64_t v = 0; v < p.shape.vectors; ++v, ++vector) {
       Vec<A> b[K];
       for (int k = 0; k < K; ++k)
-        b[k] = Vec<A>::load(reinterpret_cast<const A*>(panel) + (k * vectors + v) * L);
+        b[k] = Vec<A>::load(reinterpret_cast<const A*>(panel) + (k * p.shape.vectors + v) * L);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         Vec<A> sum(A(0));
 #pragma GCC unroll 4
         for (int k = 0; k < K; ++k) sum = fused(x[r][k], b[k], sum);
-        if (only_stores && n + L <= columns)
-          (Vec<A>(A(0)) + sum).store(c[r] + n);
-        else
-          put_sums(p, sum, c[r] - p.shape.first_column, n / L);
+        put_sums(p, sum, c[r], vector);
       }
     }
 }

@@ -28,7 +28,7 @@ FASTLSTM_INLINE void add_square(const T* const* a, int64_t k, int64_t begin, int
   auto* column = static_cast<const T*>(columns.first) + k;
 #pragma GCC unroll 16
   for (int l = 0; l < L; ++l) {
-    x[l] = P > 1 && end == L * P ? Vec<A>::load(column) : Step::load_first(column, end);
+    x[l] = Step::load_first(column, end);
     if (l + 1 < columns.count) column += columns.stride;  // otherwise repeats the last column
   }
   transpose_square(x);

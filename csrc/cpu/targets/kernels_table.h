@@ -54,7 +54,7 @@ constexpr int kRows = Target::tile_rows, kVectors = Target::tile_vectors;
 constexpr GemmKernels float32_gemm = make_training_gemm<kRows, kVectors, float>();
 constexpr GemmKernels float64_gemm = make_training_gemm<kRows, kVectors, double>();
 constexpr GemmKernels bfloat16_gemm = with_rounding(make_gemm<kRows, kVectors, bfloat16>());
-constexpr GemmKernels float16_gemm = make_gemm_in_place<kRows, kVectors, float16, float>();
+constexpr GemmKernels float16_gemm = make_gemm<kRows, kVectors, float16>();
 constexpr GemmKernels int8_gemm = make_int8_gemm<Target::int8_tile_rows, kVectors, DotProduct>();
 
 const KernelTable table = {
