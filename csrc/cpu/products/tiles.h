@@ -116,8 +116,9 @@ constexpr int64_t kTermsPerPartialSum = 256;
 // How far ahead a panel is prefetched, since it may be neither in the L1 nor in the L2 cache.
 constexpr int64_t kPrefetchBytes = 2048;
 
-// A register tile of R rows x V vectors. It reads V / W panels of W vectors each.
-template <int R, int V, int W, typename A>
+// A register tile of R rows x V vectors. It reads V / W panels of W vectors each, and prefetches
+// them into the L1 cache, or into the L2 cache if the matrix comes from memory.
+template <int R, int V, int W, typename A, bool from_memory = false>
 struct Tile {
   static constexpr int L = Vec<A>::lanes;
   int64_t panel_stride;  // elements from one panel to the next
@@ -163,7 +164,9 @@ struct Tile {
     for (int v = 0; v < V; ++v) {
       const T* const from = panel + v / W * panel_stride + v % W * L * DotStep<T>::terms_per_lane;
       // For one row, which reads the panel once, the hardware prefetcher is faster (Intel Xeon).
-      if constexpr (R > 1) __builtin_prefetch(reinterpret_cast<const char*>(from) + prefetch_bytes);
+      if constexpr (R > 1 || from_memory)
+        __builtin_prefetch(reinterpret_cast<const char*>(from) + prefetch_bytes, 0,
+                           from_memory ? 2 : 3);
       b[v] = keep_in_register(Vec<A>::load(from));
     }
 #pragma GCC unroll 16

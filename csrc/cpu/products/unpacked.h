@@ -4,9 +4,10 @@
 // A transposed matrix: squares of lanes x lanes elements are transposed in registers and multiplied
 // from there. With few rows memory bounds the product. So each column is prefetched a few cache
 // lines ahead, also beyond its end, because the prefetcher of a processor starts anew with every
-// column. With more rows the shuffles bound it, because every tile of rows repeats them. The sums
-// of one row and one vector of columns are one chain of dependent instructions, so a single row may
-// be multiplied by several vectors at a time (unpacked_vectors_of_one_row).
+// column. The lines go to the L2 cache: the L1 cache waits for too few lines at a time. With more
+// rows the shuffles bound it, because every tile of rows repeats them. The sums of one row and one
+// vector of columns are one chain of dependent instructions, so a single row may be multiplied by
+// several vectors at a time (unpacked_vectors_of_one_row).
 //
 // A matrix that is not transposed: register tiles read its rows like those of a panel, only a few
 // rows at a time. The sums wait in a buffer meanwhile. So each page of the matrix is visited once.
@@ -51,11 +52,11 @@ FASTLSTM_INLINE void add_square(const T* const* a, int64_t k, int64_t begin, int
 template <typename A, typename T>
 FASTLSTM_INLINE void prefetch_square(const UnpackedColumns& columns, const T* next, int64_t k,
                                      int64_t end) {
-  constexpr int64_t kTermsAhead = 512 / sizeof(T);
+  constexpr int64_t kTermsAhead = 1024 / sizeof(T);
   const int64_t ahead = k + kTermsAhead;
   auto* from = ahead < end ? static_cast<const T*>(columns.first) + ahead : next + (ahead - end);
 #pragma GCC unroll 16
-  for (int l = 0; l < Vec<A>::lanes; ++l, from += columns.stride) __builtin_prefetch(from);
+  for (int l = 0; l < Vec<A>::lanes; ++l, from += columns.stride) __builtin_prefetch(from, 0, 2);
 }
 
 // Multiplies R rows by V vectors of columns.
@@ -76,11 +77,11 @@ static void multiply_unpacked_tile(const PanelProduct& p, const UnpackedColumns&
     Vec<A> partial[V][R] = {};
     int64_t k = first;
     for (; k + square_terms <= stop; k += square_terms) {
-      const bool prefetches = sizeof(Vec<A>) == 64 || (k - first) % (64 / sizeof(T)) == 0;
+      const bool begins_line = (k - first) % (64 / sizeof(T)) == 0;
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) {
         const T* const next_vector = static_cast<const T*>(next) + v * L * columns.stride;
-        if (prefetches) prefetch_square<A>(vector[v], next_vector, k, end);
+        if (begins_line) prefetch_square<A>(vector[v], next_vector, k, end);
         add_square(a, k, 0, square_terms, vector[v], partial[v]);
       }
     }
@@ -128,7 +129,7 @@ FASTLSTM_INLINE void add_to_tile(const PanelProduct& p, int64_t k, int64_t terms
                                  int64_t first_row) {
   constexpr int L = Vec<A>::lanes;
   const int64_t width = p.shape.vectors * L;
-  Tile<R, V, V, A> tile{
+  Tile<R, V, V, A, /*from_memory=*/true> tile{
       0, {}, stride, first_row == 0 ? kTermsAtATime * stride * int64_t(sizeof(A)) : 0};
   const A* a[R];
   sums += first_row * width;
