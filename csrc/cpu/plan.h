@@ -55,8 +55,7 @@ struct ThreadGrid {
   int64_t threads() const { return workers() * directions; }
 };
 
-// One of the workers of a direction, and its groups. Its rows are row_group + i * row_groups, so
-// that rows that are sorted by length spread evenly over the groups.
+// One of the workers of a direction, and its groups (SortedRows::for_rows_of_group).
 struct Worker {
   int64_t index, unit_group, row_group;
 };

@@ -15,6 +15,7 @@
 
 #include "core/layer_call.h"
 #include "cpu/dtypes.h"
+#include "parts.h"
 #include "pointers.h"
 
 namespace fastlstm {
@@ -66,6 +67,16 @@ class SortedRows {
   int64_t length(int64_t row) const { return length_[row]; }  // 0 for a row without steps
   int64_t flat_index(int64_t t, int64_t row) const {
     return packed_ ? offset_[t] + row : t * batch_ + batch_index_[row];
+  }
+  // Calls body(row) for the live rows of step t that one of several row groups has. If all rows are
+  // equally long, a group has neighbors, so that threads seldom write to the same cache line.
+  // Otherwise a group has every `groups`-th row, so that long and short rows spread evenly.
+  void for_rows_of_group(int64_t t, int64_t group, int64_t groups, const auto& body) const {
+    const bool has_neighbors = live_rows_[steps_ - 1] == batch_;
+    const int64_t stride = has_neighbors ? 1 : groups;
+    Range rows{group, live_rows_[t]};
+    if (has_neighbors) rows = part_of(batch_, group, groups);
+    for (int64_t row = rows.begin; row < rows.end; row += stride) body(row);
   }
   bool is_reset(int64_t t, int64_t row) const {
     return reset_ && reset_[t * batch_ + batch_index_[row]];

@@ -176,8 +176,7 @@ class TiledBackward {
     auto& [step, next_d_gates, cells] = buffers_[worker.index];
     const int64_t after = order_.time_after(t);
     step.count = 0;
-    for (int64_t row = worker.row_group; row < rows.live_rows(t);
-         row += call_.plan.grid.row_groups) {
+    rows.for_rows_of_group(t, worker.row_group, call_.plan.grid.row_groups, [&](int64_t row) {
       const bool is_last = t == order_.last_time(row);
       const int64_t r = step.count++;
       step.gemm_rows[r] = is_last || rows.is_reset(after, row)
@@ -185,7 +184,7 @@ class TiledBackward {
                               : next_d_gates.encode(d_gates(after, row), r);
       if (projection_) step.h[r] = projection_->d_h(t, row);
       step.cell_rows[r] = cell_row(t, row, is_last);
-    }
+    });
   }
 
   BackwardRow<T> cell_row(int64_t t, int64_t row, bool is_last) const {

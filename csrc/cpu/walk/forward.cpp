@@ -122,14 +122,14 @@ class TiledForward {
     // All zero rows of h share one encoded row, which the cells recognize by its address.
     const void* const zeros = encoded_h.zeros(call_.zeros.values());
     step.count = 0;
-    for (int64_t row = worker.row_group; row < rows_.live_rows(t); row += grid_.row_groups) {
+    rows_.for_rows_of_group(t, worker.row_group, grid_.row_groups, [&](int64_t row) {
       const int64_t r = step.count++;
       const auto before = previous_.at(t, row);
       step.cell_rows[r] = cell_row(t, row, before.c);
       if (projection_) step.h[r] = output(t, row);
       if (!steps_ahead_) step.x[r] = encoded_x.encode(call_.x.at(t, row), r);
       step.gemm_rows[r] = before.h == call_.zeros.values() ? zeros : encoded_h.encode(before.h, r);
-    }
+    });
     cells.run(weights_, worker, step, zeros);
   }
 
