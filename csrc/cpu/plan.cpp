@@ -50,6 +50,18 @@ const GemmKernels& gemm_for(const CpuTask& task, const CpuMachine& machine) {
   return gemm ? *gemm : *machine.gemms[Format::float32];
 }
 
+// Whether each step of a forward walk multiplies its own input, which is not narrow.
+bool fuses_input(const CpuTask& task, const CpuMachine& machine, const CpuPlan& plan) {
+  // If the weights take a larger share of the L3 cache, few rows would wait for W_ih at every step.
+  constexpr double kL3Share = 0.3;
+  constexpr int64_t kRowsPerLoad = 48;
+  const int64_t weights = 4 * task.hidden_size * (task.input_size + task.output_size);
+  const bool fits =
+      plan.gemm->bytes(weights) * plan.grid.directions <= kL3Share * machine.l3_cache_bytes;
+  const int64_t rows = task.mean_rows();
+  return rows >= machine.min_rows_to_fuse_input && (fits || rows >= kRowsPerLoad);
+}
+
 // Returns the fastest division of a walk among threads, by a model of the time of one step.
 ThreadGrid walk_grid(const CpuTask& task, const CpuMachine& machine, const CpuPlan& plan) {
   // In a microsecond a thread computes kMultiplyAddsPerUs of float32, or loads kBytesPerUs that
@@ -62,8 +74,8 @@ ThreadGrid walk_grid(const CpuTask& task, const CpuMachine& machine, const CpuPl
   const int64_t unit_vectors = divide_up(task.hidden_size, gemm.lanes);
   const int64_t min_rows =
       gemm.takes(plan.dtype) ? gemm.min_rows_per_panel_load : gemm.min_encoded_rows_per_panel_load;
-  const bool fuses_input = !task.backward && task.mean_rows() >= machine.min_rows_to_fuse_input;
-  const double work = task.total_rows * 4 * hidden * (hidden + fuses_input * task.input_size);
+  const bool multiplies_input = !task.backward && fuses_input(task, machine, plan);
+  const double work = task.total_rows * 4 * hidden * (hidden + multiplies_input * task.input_size);
   const int64_t threads = std::min<int64_t>(machine.threads, 1 + work / kWalkMultiplyAddsPerThread);
   ThreadGrid fastest;
   double least_us = 1e300;
@@ -155,7 +167,7 @@ void size_cell_buffer(const CpuTask& task, CpuPlan& plan) {
 }
 
 // Returns CpuPlan::steps_ahead: the number of steps whose x_gates stay in the cache until the walk
-// reads them, or 0 if a step has so many rows that reading W_ih at every step is cheap.
+// reads them, or 0 if reading W_ih at every step is cheaper.
 int64_t steps_ahead(const CpuTask& task, const CpuMachine& machine, const CpuPlan& plan) {
   const GemmKernels& gemm = *plan.gemm;
   // If x_gates of all steps take less memory than W_ih, one product reads W_ih only once.
@@ -164,10 +176,8 @@ int64_t steps_ahead(const CpuTask& task, const CpuMachine& machine, const CpuPla
     return task.steps;
   // Multiplying a narrow input at every step costs less than writing and reading its x_gates.
   const bool is_narrow = gemm.takes(plan.dtype) && task.input_size <= task.hidden_size / 16;
-  const int64_t tile_rows = gemm.tile_rows * plan.grid.row_groups;
-  const int64_t min_rows =
-      is_narrow ? tile_rows : std::max(machine.min_rows_to_fuse_input, tile_rows);
-  if (task.mean_rows() >= min_rows) return 0;
+  const bool fills_tiles = task.mean_rows() >= gemm.tile_rows * plan.grid.row_groups;
+  if (fills_tiles && (is_narrow || fuses_input(task, machine, plan))) return 0;
   const int64_t bytes_of_row = 4 * task.hidden_size * (plan.dtype == Dtype::kFloat64 ? 8 : 4);
   const int64_t rows_ahead = std::max(gemm.bytes_ahead / bytes_of_row, gemm.tile_rows);
   const int64_t steps = rows_ahead / std::max<int64_t>(task.batch, 1);

@@ -17,8 +17,8 @@ struct CpuMachine {
   int64_t l2_cache_bytes = 1 << 20;  // of one core
   GemmTable gemms;
   bool has_16_bit_row_kernels = true;  // whether the stepwise engine has kernels for 16-bit types
-  // If a step has at least this many rows on average, and each row group fills a register tile,
-  // each step multiplies its own input together with h_{t-1} (steps_ahead is 0).
+  // With fewer rows in a step on average, the input of several steps is multiplied ahead, unless it
+  // is narrow. Otherwise each step may multiply its own input (CpuPlan::steps_ahead is 0).
   int64_t min_rows_to_fuse_input = INT64_MAX;
   int64_t l3_cache_bytes = 32 << 20;  // which the cores share
 

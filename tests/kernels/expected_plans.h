@@ -140,6 +140,12 @@ Intel with AVX-512: steps ahead
  4 infer f32  100   8   64  300  D=2            -> f32    f32  2x1x2  panels panels  27    27 12x1
  1 infer f64  100   8   64  300                 -> f64    f64  1x1x1  panels panels   5    22 12x1
  1 infer f32  100   1   64 2000                 -> f32    f32  1x1x1  demand panels  65   100 6x1
+AMD with AVX-512: steps ahead if weights fill the L3 cache, unless rows are many
+ 1 infer f32   40  20  716  512                 -> f32    f32  1x1x1  panels panels   0    30 12x1
+ 1 infer f32   40  20  717  512                 -> f32    f32  1x1x1  panels panels  12    30 12x1
+ 1 infer f32   40  47  717  512                 -> f32    f32  1x1x1  panels panels   5    13 12x1
+ 1 infer f32   40  48  717  512                 -> f32    f32  1x1x1  panels panels   0    12 12x1
+ 2 infer f32   40  20  300  512  D=2            -> f32    f32  1x1x2  panels panels   6    20 12x1
 NEON: no tiles split float32
  1 infer f32    2  64   64   64  as=tf32        -> f32    f32  1x1x1  panels panels   2     2 50x1
 AVX2: steps ahead without a limit of rows
