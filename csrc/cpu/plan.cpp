@@ -53,11 +53,10 @@ const GemmKernels& gemm_for(const CpuTask& task, const CpuMachine& machine) {
 // Whether each step of a forward walk multiplies its own input, which is not narrow.
 bool fuses_input(const CpuTask& task, const CpuMachine& machine, const CpuPlan& plan) {
   // If the weights take a larger share of the L3 cache, few rows would wait for W_ih at every step.
-  constexpr double kL3Share = 0.3;
+  constexpr double kL3ShareOfWeights = 0.3;
   constexpr int64_t kRowsPerLoad = 48;
-  const int64_t weights = 4 * task.hidden_size * (task.input_size + task.output_size);
-  const bool fits =
-      plan.gemm->bytes(weights) * plan.grid.directions <= kL3Share * machine.l3_cache_bytes;
+  const int64_t bytes = plan.gemm->bytes(task.weights()) * plan.grid.directions;
+  const bool fits = bytes <= kL3ShareOfWeights * machine.l3_cache_bytes;
   const int64_t rows = task.mean_rows();
   return rows >= machine.min_rows_to_fuse_input && (fits || rows >= kRowsPerLoad);
 }
@@ -102,15 +101,15 @@ ThreadGrid walk_grid(const CpuTask& task, const CpuMachine& machine, const CpuPl
 // Returns the division of a single forward step among threads. Reading the weights bounds it, so
 // threads divide the units, and the rows only if there are more threads than vectors of units.
 ThreadGrid single_step_grid(const CpuTask& task, const CpuMachine& machine, const CpuPlan& plan) {
-  const int64_t weights = 4 * task.hidden_size * (task.input_size + task.output_size);
   const int64_t unit_vectors = divide_up(task.hidden_size, plan.gemm->lanes);
   ThreadGrid grid;
   if (!task.prepacked)
     grid.row_groups = std::clamp<int64_t>(task.batch / 64, 1,
                                           std::max<int64_t>(machine.threads / unit_vectors, 1));
   const int64_t useful_threads =
-      task.prepacked ? plan.gemm->bytes(weights) * divide_up(task.batch, 4) / kStepBytesPerThread
-                     : weights * task.batch / grid.row_groups / kStepMultiplyAddsPerThread;
+      task.prepacked
+          ? plan.gemm->bytes(task.weights()) * divide_up(task.batch, 4) / kStepBytesPerThread
+          : task.weights() * task.batch / grid.row_groups / kStepMultiplyAddsPerThread;
   grid.unit_groups =
       std::clamp<int64_t>(useful_threads, 1, std::min(machine.threads, unit_vectors));
   return grid;

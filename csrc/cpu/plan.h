@@ -36,6 +36,7 @@ struct CpuTask {
   int64_t total_rows = 1;  // the sum over all steps of the rows that have not ended
   int64_t mean_rows() const { return total_rows / steps; }  // of a step
   int64_t input_size = 1, hidden_size = 1, output_size = 1;
+  int64_t weights() const { return 4 * hidden_size * (input_size + output_size); }  // W_ih and W_hh
   bool projects = false;
   bool needs_stepwise = false;  // layer normalization, recurrent dropout, or engine "stepwise"
   bool is_dense = true;         // all rows have all steps: neither packed input nor lengths

@@ -72,11 +72,9 @@ class SortedRows {
   // equally long, a group has neighbors, so that threads seldom write to the same cache line.
   // Otherwise a group has every `groups`-th row, so that long and short rows spread evenly.
   void for_rows_of_group(int64_t t, int64_t group, int64_t groups, const auto& body) const {
-    const bool has_neighbors = live_rows_[steps_ - 1] == batch_;
-    const int64_t stride = has_neighbors ? 1 : groups;
-    Range rows{group, live_rows_[t]};
-    if (has_neighbors) rows = part_of(batch_, group, groups);
-    for (int64_t row = rows.begin; row < rows.end; row += stride) body(row);
+    const bool has_neighbors = live_rows_.back() == batch_;
+    const Range rows = has_neighbors ? part_of(batch_, group, groups) : Range{group, live_rows_[t]};
+    for (int64_t row = rows.begin; row < rows.end; row += has_neighbors ? 1 : groups) body(row);
   }
   bool is_reset(int64_t t, int64_t row) const {
     return reset_ && reset_[t * batch_ + batch_index_[row]];

@@ -242,7 +242,8 @@ FASTLSTM_INLINE void multiply_tiles(const PanelProduct& p, Fetch prefetch) {
 constexpr int kFewTerms = 3;
 
 // Multiplies the rows [first, first + R) by all panels of K terms. A row is written from its first
-// column to its last one, since writing c takes the time. The sums have the bits of a tile.
+// column to its last one, since writing c takes the time. The sums have the bits of a tile. `p` is
+// a copy, so that the compiler knows that writing c does not change it.
 template <typename A, int K, int R>
 static void multiply_few_terms(PanelProduct p, Int<K>, Int<R>, int64_t first) {
   constexpr int L = Vec<A>::lanes;
