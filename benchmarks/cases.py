@@ -208,6 +208,8 @@ def _groups() -> tuple[Group, ...]:
                prepacked="int8", peer="torch.ao", **forward_only),
         _group("onnxruntime", "prepacked in float32, compared with onnxruntime", DENSE,
                prepacked="float32", peer="onnxruntime", **forward_only),
+        _group("onnxruntime-plain", "without prepack, compared with onnxruntime", DENSE,
+               peer="onnxruntime", **forward_only),
         _group("onnxruntime-int8", "prepacked in int8, compared with onnxruntime's int8", DENSE,
                prepacked="int8", peer="onnxruntime int8", **forward_only),
     )  # fmt: skip
