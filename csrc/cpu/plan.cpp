@@ -169,14 +169,14 @@ void size_cell_buffer(const CpuTask& task, CpuPlan& plan) {
 // reads them, or 0 if reading W_ih at every step is cheaper.
 int64_t steps_ahead(const CpuTask& task, const CpuMachine& machine, const CpuPlan& plan) {
   const GemmKernels& gemm = *plan.gemm;
-  // If x_gates of all steps take less memory than W_ih, one product reads W_ih only once.
-  if (forms_give_same_bits(task, plan) &&
-      task.steps * task.batch <= std::min(task.input_size, kMaxRowsOnDemand))
-    return task.steps;
+  // If x_gates of all steps take little memory compared with W_ih, one product reads W_ih once.
+  const int64_t rows = forms_give_same_bits(task, plan) ? task.steps * task.batch : INT64_MAX;
+  if (rows <= std::min(task.input_size, kMaxRowsOnDemand)) return task.steps;
   // Multiplying a narrow input at every step costs less than writing and reading its x_gates.
   const bool is_narrow = gemm.takes(plan.dtype) && task.input_size <= task.hidden_size / 16;
   const bool fills_tiles = task.mean_rows() >= gemm.tile_rows * plan.grid.row_groups;
   if (fills_tiles && (is_narrow || fuses_input(task, machine, plan))) return 0;
+  if (rows <= 2 * task.input_size) return task.steps;
   const int64_t bytes_of_row = 4 * task.hidden_size * (plan.dtype == Dtype::kFloat64 ? 8 : 4);
   const int64_t rows_ahead = std::max(gemm.bytes_ahead / bytes_of_row, gemm.tile_rows);
   const int64_t steps = rows_ahead / std::max<int64_t>(task.batch, 1);

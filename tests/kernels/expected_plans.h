@@ -139,10 +139,12 @@ Intel with AVX-512: steps ahead
  1 infer f32  100   8   64  300                 -> f32    f32  1x1x1  panels panels  54    27 12x1
  4 infer f32  100   8   64  300  D=2            -> f32    f32  2x1x2  panels panels  27    27 12x1
  1 infer f64  100   8   64  300                 -> f64    f64  1x1x1  panels panels   5    22 12x1
- 1 infer f32  100   1   64 2000                 -> f32    f32  1x1x1  demand panels  65   100 6x1
+ 1 infer f32  128   1   64 2000                 -> f32    f32  1x1x1  demand panels 128   128 6x1
+ 1 infer f32  129   1   64 2000                 -> f32    f32  1x1x1  demand panels  65   129 6x1
 AMD with AVX-512: steps ahead if weights fill the L3 cache, unless rows are many
  1 infer f32   40  20  716  512                 -> f32    f32  1x1x1  panels panels   0    30 12x1
- 1 infer f32   40  20  717  512                 -> f32    f32  1x1x1  panels panels  12    30 12x1
+ 1 infer f32   71  20  717  512                 -> f32    f32  1x1x1  panels panels  71    30 12x1
+ 1 infer f32   72  20  717  512                 -> f32    f32  1x1x1  panels panels  12    30 12x1
  1 infer f32   40  47  717  512                 -> f32    f32  1x1x1  panels panels   5    13 12x1
  1 infer f32   40  48  717  512                 -> f32    f32  1x1x1  panels panels   0    12 12x1
  2 infer f32   40  20  300  512  D=2            -> f32    f32  1x1x2  panels panels   6    20 12x1
@@ -155,7 +157,7 @@ Intel with AVX-512: rows of a buffer, and steps of a chunk
  1 infer f32   20  47   64  256                 -> f32    f32  1x1x1  panels panels  10     5 48x1
  1 infer f32   20  48   64  257                 -> f32    f32  1x1x1  panels panels   0     5 12x1
  1 back  f32  100   8   64  300                 -> f32    f32  1x1x1  panels panels  54    27 12x1
- 1 back  f64  100   1   64  128                 -> f64    f64  1x1x1  panels panels  96    96 6x1
+ 1 back  f64  200   1   64  128                 -> f64    f64  1x1x1  panels panels  96    96 6x1
  1 back  f32  100 600   64 1024                 -> f32    f32  1x1x1  panels panels   0     1 12x1
 )";
 
