@@ -23,11 +23,13 @@ struct GateOrder {
   int64_t columns() const { return 4 * ((hidden_size - 1) / lanes * lanes + last_lanes); }
   // The lanes of a gate in the vector of units that begins with `unit`.
   int64_t lanes_at(int64_t unit) const { return unit + lanes > hidden_size ? last_lanes : lanes; }
-  // The row of the weight [4 * hidden_size,K] for a column. Padding repeats the last unit.
-  int64_t row(int64_t column) const {
-    const int64_t first = column / (4 * lanes) * lanes, n = column % (4 * lanes);
-    const int64_t gate = n / lanes_at(first), unit = first + n % lanes_at(first);
-    return gate * hidden_size + std::min(unit, hidden_size - 1);
+  // Calls body(row of the weight [4 * hidden_size,K]) for each column in order. Padding repeats the
+  // last unit.
+  void for_each_row(const auto& body) const {
+    for (int64_t unit = 0; unit < hidden_size; unit += lanes)
+      for (int64_t gate = 0; gate < 4; ++gate)
+        for (int64_t k = unit, end = unit + lanes_at(unit); k < end; ++k)
+          body(gate * hidden_size + std::min(k, hidden_size - 1));
   }
 };
 

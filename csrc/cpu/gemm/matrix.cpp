@@ -189,10 +189,14 @@ Matrix matrix_of(const GemmKernels& gemm, const at::Tensor& w, bool transposed, 
 
 Matrix gate_matrix_of(const GemmKernels& gemm, const at::Tensor& w, const GateOrder& order,
                       MatrixForm form) {
-  const int64_t K = w.size(1);
+  const int64_t K = w.size(1), bytes_of_row = K * w.element_size();
   MatrixSource source{{}, true, K, order.columns(), w, 4};
-  for (int64_t n = 0; n < source.N && form != MatrixForm::kInPlace; ++n)
-    source.rows.push_back(const_data<char>(w) + order.row(n) * K * w.element_size());
+  if (form != MatrixForm::kInPlace) {
+    source.rows.resize(source.N);
+    auto to = source.rows.begin();
+    const char* const first = const_data<char>(w);
+    order.for_each_row([&](int64_t row) { *to++ = first + row * bytes_of_row; });
+  }
   return {gemm, std::move(source), Matrix::kInGateOrder, form};
 }
 

@@ -15,11 +15,13 @@ constexpr int64_t kMaxInt8Terms = std::numeric_limits<int32_t>::max() / (255 * 1
 
 // Calls visit(row of the weight, PanelColumn) for each column.
 void for_each_column(const Matrix& matrix, const PrepackedHeader& header, const auto& visit) {
+  std::vector<int64_t> rows;
   const GateOrder order(matrix.gemm(), header.rows / 4);
+  order.for_each_row([&](int64_t row) { rows.push_back(row); });
   for (int64_t p = 0; p < matrix.panel_count(); ++p) {
     const auto [first, end] = matrix.columns({p, p + 1});
     for (int64_t column = first; column < end; ++column)
-      visit(header.in_gate_order ? order.row(column) : column,
+      visit(header.in_gate_order ? rows[column] : column,
             PanelColumn{matrix.panel(p), matrix.width(p), matrix.K(), column - first});
   }
 }
