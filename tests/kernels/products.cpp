@@ -180,7 +180,7 @@ struct Problem {
     check_sums(c);
 
     fill(other);
-    multiply(other, 1, gemm.panels_at_once_for(1), gemm.multiply);
+    multiply(other, 1, gemm.panels_at_once, gemm.multiply);
     check_same(other, c, text() + ": row by row");
 
     check_destinations();
@@ -426,7 +426,7 @@ struct Int8Problem {
               rows, " rows, ", K, " terms, ", N, " columns: row ", r, ", column ", n, ": ",
               c.rows[r][n], ", expected ", 0.25 + product);
       }
-    multiply(encoded, panels, 1, gemm.panels_at_once_for(1), row_by_row);
+    multiply(encoded, panels, 1, gemm.panels_at_once, row_by_row);
     check_same(row_by_row, c, "row by row");
     check_put_rows(panels, c);
     check_zeros(panels);

@@ -9,6 +9,10 @@ constexpr int64_t kInPlacePanelBytes = 4096;
 // With more rows, waiting for the next panel costs less than prefetching it during a product.
 constexpr int64_t kMaxRowsToPrefetch = 64;
 
+// The most bytes of the panels of one call, which reads them from the L2 cache for each tile of
+// rows, and the most terms that callers multiply at a time.
+constexpr int64_t kBytesAtOnce = 512 << 10, kMaxTermsAtOnce = 1024;
+
 void Matrix::cut_into_panels(int64_t groups) {
   const bool in_place = form_ == MatrixForm::kInPlace, transposed = source_.transposed;
   const int64_t grain_vectors = in_place ? 1 : gemm_->vectors_multiple;
@@ -19,9 +23,16 @@ void Matrix::cut_into_panels(int64_t groups) {
                                           : kInPlacePanelBytes / gemm_->bytes(gemm_->lanes);
   if (form_ != MatrixForm::kPanels && !transposed)  // a weight in backward: a panel for each thread
     groups = std::max<int64_t>(groups, at::get_num_threads());
-  all_together_ = groups == kAllTogether;
+  const bool all_together = groups == kAllTogether;
   if (groups <= 0) grains_per_panel_ = max_grains, groups = 1;
   panel_count_ = std::min(grains_, divide_up(divide_up(grains_, max_grains), groups) * groups);
+  const int64_t panel_bytes =
+      gemm_->max_width() * gemm_->bytes(std::clamp<int64_t>(K_, 1, kMaxTermsAtOnce));
+  panels_at_once_ = in_place ? 1 : 4 / gemm_->max_vectors;
+  if (form_ == MatrixForm::kPanels)
+    panels_at_once_ =
+        std::clamp(kBytesAtOnce / panel_bytes, panels_at_once_, gemm_->panels_at_once);
+  if (all_together) panels_at_once_ = panel_count_;
 }
 
 Matrix::Matrix(const GemmKernels& gemm, int64_t K, int64_t N, int64_t groups,
@@ -54,9 +65,8 @@ Matrix::Matrix(const GemmKernels& gemm, MatrixSource source, int64_t groups, Mat
   });
 }
 
-Range Matrix::next_group(const Range& panels, int64_t rows, bool backwards) const {
-  const int64_t max_count =
-      std::min(all_together_ ? panel_count() : panels_at_once(rows), panels.end - panels.begin);
+Range Matrix::next_group(const Range& panels, bool backwards) const {
+  const int64_t max_count = std::min(panels_at_once_, panels.end - panels.begin);
   const int64_t first = backwards ? panels.end - 1 : panels.begin, step = backwards ? -1 : 1;
   int64_t count = 1;
   while (count < max_count && width(first + step * count) == width(first)) ++count;
@@ -124,7 +134,7 @@ void Matrix::multiply_panels(const Range& panels, const void* const* a, int64_t 
 
 void Matrix::multiply_from_panels(const GemmArguments& call, const Range& panels) const {
   for (int64_t k = 0; k == 0 || k < K_; k += call.kc)
-    for_panel_groups(panels, call.rows, [&](const Range& group) {
+    for_panel_groups(panels, [&](const Range& group) {
       PanelProduct product = product_of(call, group, k);
       product.panel = panel(group.begin) + width(group.begin) * gemm_->bytes(k);
       product.panel_stride = width(group.begin) * bytes_of_column();

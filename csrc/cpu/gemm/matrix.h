@@ -50,7 +50,7 @@ class Matrix {
   int64_t panel_count() const { return panel_count_; }
   int64_t width(int64_t panel) const { return first_column(panel + 1) - first_column(panel); }
   int64_t max_panel_width() const { return divide_up(grains_, panel_count_) * grain_columns_; }
-  int64_t max_group_width() const { return max_panel_width() * panels_at_once(1); }
+  int64_t panels_at_once() const { return panels_at_once_; }  // the most in one call of a kernel
   Range panels_of(const Worker& worker, const ThreadGrid& grid) const {
     return part_of(panel_count(), worker.unit_group, grid.unit_groups);
   }
@@ -69,12 +69,11 @@ class Matrix {
   // `buffer` is the thread's and grows as needed.
   void multiply_panels(const Range& panels, const void* const* a, int64_t rows, int64_t kc,
                        const Destination& to, Scratch& buffer) const;
-  // Calls body(group) for each group of panels that one call of the kernel multiplies by `rows`
-  // rows. Begins with the last group if `backwards`.
-  void for_panel_groups(Range panels, int64_t rows, const auto& body,
-                        bool backwards = false) const {
+  // Calls body(group) for each group of panels that one call of the kernel multiplies. Begins with
+  // the last group if `backwards`.
+  void for_panel_groups(Range panels, const auto& body, bool backwards = false) const {
     while (panels.begin < panels.end) {
-      const Range group = next_group(panels, rows, backwards);
+      const Range group = next_group(panels, backwards);
       body(group);
       (backwards ? panels.end : panels.begin) = backwards ? group.begin : group.end;
     }
@@ -98,10 +97,7 @@ class Matrix {
   int64_t bytes_of_column() const {
     return gemm_->header_bytes + gemm_->bytes(round_up(K_, gemm_->k_multiple));
   }
-  int64_t panels_at_once(int64_t rows) const {
-    return form_ == MatrixForm::kInPlace ? 1 : gemm_->panels_at_once_for(rows);
-  }
-  Range next_group(const Range& panels, int64_t rows, bool backwards) const;
+  Range next_group(const Range& panels, bool backwards) const;
   UnpackedColumns unpacked_columns(int64_t panel) const;
   // Describes up to kc terms of a panel from term k on, which `product` will prefetch.
   Prefetch prefetch_of(int64_t panel, int64_t k, int64_t kc, const PanelProduct& product) const;
@@ -119,7 +115,7 @@ class Matrix {
   MatrixForm form_ = MatrixForm::kPanels;
   // A grain is the narrowest possible panel. If grains_per_panel_ is 0, panels get equal shares.
   int64_t grain_columns_, grains_, panel_count_, grains_per_panel_ = 0;
-  bool all_together_ = false;
+  int64_t panels_at_once_;
   MatrixSource source_;    // if the form is not kPanels
   Scratch panels_;         // owns panels that were packed here
   at::Tensor prepacked_;   // owns prepacked panels

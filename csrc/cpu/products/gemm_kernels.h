@@ -142,19 +142,18 @@ struct GemmTuning {
   // The second number is for rows that each thread encodes for itself.
   int64_t min_rows_per_panel_load = 3, min_encoded_rows_per_panel_load = 3;
   double l2_share = 0.75;  // of the L2 cache for the panels of a step; rows and sums need the rest
-  // The panels in one call of `multiply`. One row with one panel has too few sums to hide latency.
-  int64_t panels_at_once = 1, panels_at_once_of_one_row = 1;
-  int64_t max_rows_in_place = 16;           // of a single step: with more, packing pays
+  int64_t panels_at_once = 1;      // in one call of `multiply`, at least 4 gates of a vector
+  int64_t max_rows_in_place = 16;  // of a single step: with more, packing pays
   int64_t unpacked_vectors_of_one_row = 1;  // several hide latency but read more columns at once
   const char* instruction_set = nullptr;    // a name for users
   // Kernels for fewer rows than the limit, with the same panels and the same bits.
   int64_t few_rows_limit = 0;
   const GemmKernels* few_rows_gemm = nullptr;
-
-  int64_t panels_at_once_for(int64_t rows) const {
-    return rows == 1 ? panels_at_once_of_one_row : panels_at_once;
-  }
 };
+
+// The columns of one call of `multiply` for most kernels: with fewer columns, preparing the call
+// takes a larger share of its time.
+constexpr int64_t kColumnsAtOnce = 256;
 
 struct GemmKernels : GemmLayout, GemmFunctions, GemmTuning {
   bool trains() const { return transpose; }

@@ -200,7 +200,7 @@ static constexpr GemmKernels make_int8_gemm() {
   gemm.k_multiple = kInt8Multiple, gemm.header_bytes = kColumnHeader;
   gemm.zero_point = Dot::zero_point;
   gemm.encode = encode_int8<Dot::zero_point>, gemm.encoded_bytes = encoded_bytes_int8;
-  gemm.panels_at_once = gemm.panels_at_once_of_one_row = 4 / V;
+  gemm.panels_at_once = kColumnsAtOnce / (V * gemm.lanes);
   gemm.instruction_set = FASTLSTM_STRING(FASTLSTM_ISA);
   gemm.kc = int64_t(1) << 62;  // K is never divided: a scale belongs to a whole row
   return gemm;

@@ -15,8 +15,7 @@ static constexpr GemmKernels make_gemm() {
   gemm.element_bits = 8 * sizeof(T), gemm.sum_dtype = dtype_of_type<A>;
   gemm.lanes = Vec<A>::lanes, gemm.tile_rows = R, gemm.max_vectors = V;
   gemm.relative_speed = 4.0 / sizeof(T);
-  gemm.panels_at_once = 4 / V;
-  gemm.panels_at_once_of_one_row = V == 4 ? 2 : 4 / V;
+  gemm.panels_at_once = kColumnsAtOnce / (V * gemm.lanes);
   gemm.instruction_set = FASTLSTM_STRING(FASTLSTM_ISA);
   // Every tile of rows transposes the matrix again. AVX-512 has registers for tiles of 8 rows, and
   // its squares are so large that one vector of columns at a time keeps it busy.

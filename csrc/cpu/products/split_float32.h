@@ -214,7 +214,7 @@ struct SplitFloat32 {
     gemm.min_rows_per_panel_load = gemm.min_encoded_rows_per_panel_load = 3 * kTileRows;
     gemm.l2_share = 0.8;
     gemm.bytes_ahead = 0;  // only as many rows ahead as fill a tile (steps_ahead in plan.cpp)
-    gemm.panels_at_once = gemm.panels_at_once_of_one_row = 2;
+    gemm.panels_at_once = 2;
     gemm.pack = pack, gemm.multiply = multiply;
     gemm.encode = encode, gemm.encoded_bytes = encoded_bytes;
     gemm.transpose = transpose, gemm.end_thread = Amx::release;

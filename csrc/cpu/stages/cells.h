@@ -127,19 +127,23 @@ class CellsForward {
   using A = State_t<T>;
 
  public:
-  CellsForward(const CpuPlan& plan, int64_t hidden_size) : plan_(plan), hidden_size_(hidden_size) {}
+  CellsForward(const CpuPlan& plan, const Matrix& w_hh, int64_t hidden_size)
+      : plan_(plan),
+        hidden_size_(hidden_size),
+        vectors_at_once_(
+            std::max(plan.buffer_unit_vectors, w_hh.panels_at_once() * gemm_.max_vectors / 4)) {}
 
   // Runs one step for a worker's rows and units. `zeros`: as in Accumulators::compute.
   void run(const ForwardWeights& weights, const Worker& worker, const StepRows<ForwardRow<T>>& step,
            const void* zeros) {
     const Range worker_vectors =
         part_of(divide_up(hidden_size_, gemm_.lanes), worker.unit_group, plan_.grid.unit_groups);
-    const int64_t part_vectors = vectors_at_once(step.count);
-    const int64_t parts = divide_up(worker_vectors.end - worker_vectors.begin, part_vectors);
+    const int64_t parts = divide_up(worker_vectors.end - worker_vectors.begin, vectors_at_once_);
     const bool reversed = std::exchange(reversed_, !reversed_);
     for (int64_t i = 0; i < parts; ++i) {
-      const int64_t first = worker_vectors.begin + (reversed ? parts - 1 - i : i) * part_vectors;
-      const Range vectors{first, std::min(first + part_vectors, worker_vectors.end)};
+      const int64_t first =
+          worker_vectors.begin + (reversed ? parts - 1 - i : i) * vectors_at_once_;
+      const Range vectors{first, std::min(first + vectors_at_once_, worker_vectors.end)};
       for (int64_t r = 0; r < step.count; r += h_sums_.rows())
         run_rows(weights, vectors, step, r, zeros);
     }
@@ -170,14 +174,7 @@ class CellsForward {
     }
   }
 
-  Accumulators<A> accumulators() const {
-    return {gemm_, plan_.buffer_rows, 4 * vectors_at_once(1)};
-  }
-  // The vectors of units in the accumulators: at least as many as one call of the kernel computes.
-  int64_t vectors_at_once(int64_t rows) const {
-    return std::max(plan_.buffer_unit_vectors,
-                    gemm_.panels_at_once_for(rows) * gemm_.max_vectors / 4);
-  }
+  Accumulators<A> accumulators() const { return {gemm_, plan_.buffer_rows, 4 * vectors_at_once_}; }
   Range panels_of(const Matrix& matrix, const Range& vectors) const {
     const int64_t panels_per_vector = 4 * gemm_.lanes / matrix.width(0);
     return {vectors.begin * panels_per_vector,
@@ -192,6 +189,8 @@ class CellsForward {
   const GemmKernels& gemm_ = *plan_.gemm;
   const CellKernels<T>& kernels_ = *kernels<T>().cell_kernels;
   int64_t hidden_size_;
+  // The vectors of units in the accumulators: at least as many as one call of the kernel computes.
+  int64_t vectors_at_once_;
   // The order changes from step to step: the weights that were read last are still in the L2 cache.
   bool reversed_ = false;
   Accumulators<A> x_sums_ = accumulators(), h_sums_ = accumulators();
@@ -205,11 +204,12 @@ class CellsBackward {
  public:
   CellsBackward(const Matrix& w_hh_or_hr, int64_t max_rows, int64_t hidden_size)
       : hidden_size_(hidden_size),
-        sums_(w_hh_or_hr.gemm(),
-              w_hh_or_hr.form() == MatrixForm::kPanels
-                  ? std::min(round_up(kAccumulatorRows, w_hh_or_hr.gemm().tile_rows), max_rows)
-                  : max_rows,
-              w_hh_or_hr.max_group_width() / w_hh_or_hr.gemm().lanes) {}
+        sums_(
+            w_hh_or_hr.gemm(),
+            w_hh_or_hr.form() == MatrixForm::kPanels
+                ? std::min(round_up(kAccumulatorRows, w_hh_or_hr.gemm().tile_rows), max_rows)
+                : max_rows,
+            w_hh_or_hr.panels_at_once() * w_hh_or_hr.max_panel_width() / w_hh_or_hr.gemm().lanes) {}
 
   // Runs one step for a worker's rows and the units of some panels. `zeros`: see Accumulators.
   void run(const Matrix& w_hh_or_hr, const Range& panels, const StepRows<BackwardRow<T>>& step,
@@ -225,8 +225,7 @@ class CellsBackward {
         kernels_.backward(rows, n, sums, sums_.stride(), units);
       }
     };
-    w_hh_or_hr.for_panel_groups(panels, step.count, run_group,
-                                std::exchange(reversed_, !reversed_));
+    w_hh_or_hr.for_panel_groups(panels, run_group, std::exchange(reversed_, !reversed_));
   }
 
  private:

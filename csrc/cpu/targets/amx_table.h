@@ -40,7 +40,7 @@ AmxGemms amx_gemms() {
   gemms.bfloat16.pack = pack_bfloat16, gemms.bfloat16.multiply = multiply_bfloat16;
   gemms.bfloat16.min_rows_per_panel_load = 2 * gemms.bfloat16.tile_rows;
   gemms.bfloat16.bytes_ahead = 256 << 10, gemms.bfloat16.max_rows_in_place = 5;
-  gemms.bfloat16.panels_at_once = gemms.bfloat16.panels_at_once_of_one_row = 1;
+  gemms.bfloat16.panels_at_once = gemms.int8.panels_at_once = 1;
   gemms.int8.multiply = multiply_int8;
   gemms.int8.few_rows_gemm = &avx512_vnni::int8_gemm, gemms.int8.few_rows_limit = 8;
   return gemms;

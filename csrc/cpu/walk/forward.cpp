@@ -66,7 +66,7 @@ class TiledForward {
       buffers_.push_back({StepRows<ForwardRow<T>>(batch),
                           {gemm, steps_ahead_ ? 0 : batch, sizes_.input_size},
                           {gemm, batch, sizes_.output_size},
-                          {call.plan, hidden()}});
+                          {call.plan, weights_.w_hh, hidden()}});
   }
 
   int64_t phases() const { return 1 + projection_.has_value(); }
