@@ -115,9 +115,10 @@ ThreadGrid single_step_grid(const CpuTask& task, const CpuMachine& machine, cons
   return grid;
 }
 
-// Whether all forms of a matrix give the same bits.
-bool forms_give_same_bits(const CpuTask& task, const CpuPlan& plan) {
-  return !task.prepacked && plan.gemm->takes(plan.dtype) && plan.gemm->sum_dtype == plan.dtype;
+// Whether products take rows of the plan's dtype as they are, and add them in that dtype. Then all
+// forms of a matrix give the same bits.
+bool keeps_dtype(const CpuPlan& plan) {
+  return plan.gemm->takes(plan.dtype) && plan.gemm->sum_dtype == plan.dtype;
 }
 
 // Returns the best form of a matrix [K,4H] that the call reads `reads` times, each time for at most
@@ -140,7 +141,7 @@ MatrixForm matrix_form(const CpuTask& task, const CpuMachine& machine, const Cpu
   const int64_t max_rows = reads > 1 ? 8 : task.backward ? 192 : gemm.max_rows_in_place;
   const bool is_forward_step = task.steps == 1 && !task.backward;
   const bool allows_in_place =
-      forms_give_same_bits(task, plan) || (is_forward_step && task.is_dense);
+      (takes_dtype && keeps_dtype(plan)) || (is_forward_step && task.is_dense);
   if (allows_in_place && rows <= max_rows && reads <= max_reads) return MatrixForm::kInPlace;
   const bool on_demand_pays =
       reads <= 2 && rows <= kMaxRowsOnDemand && (task.steps == 1 || l2_caches_filled > 0);
@@ -170,8 +171,8 @@ void size_cell_buffer(const CpuTask& task, CpuPlan& plan) {
 int64_t steps_ahead(const CpuTask& task, const CpuMachine& machine, const CpuPlan& plan) {
   const GemmKernels& gemm = *plan.gemm;
   // If x_gates of all steps take little memory compared with W_ih, one product reads W_ih once.
-  const int64_t rows = forms_give_same_bits(task, plan) ? task.steps * task.batch : INT64_MAX;
-  if (rows <= std::min(task.input_size, kMaxRowsOnDemand)) return task.steps;
+  const int64_t rows = keeps_dtype(plan) ? task.steps * task.batch : INT64_MAX;
+  if (!task.prepacked && rows <= std::min(task.input_size, kMaxRowsOnDemand)) return task.steps;
   // Multiplying a narrow input at every step costs less than writing and reading its x_gates.
   const bool is_narrow = gemm.takes(plan.dtype) && task.input_size <= task.hidden_size / 16;
   const bool fills_tiles = task.mean_rows() >= gemm.tile_rows * plan.grid.row_groups;

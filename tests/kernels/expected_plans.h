@@ -145,6 +145,10 @@ AMD with AVX-512: steps ahead if weights fill the L3 cache, unless rows are many
  1 infer f32   40  20  716  512                 -> f32    f32  1x1x1  panels panels   0    30 12x1
  1 infer f32   71  20  717  512                 -> f32    f32  1x1x1  panels panels  71    30 12x1
  1 infer f32   72  20  717  512                 -> f32    f32  1x1x1  panels panels  12    30 12x1
+ 1 infer f32   71  20  717  512  W=f32          -> f32    f32  1x1x1  panels panels  71    30 12x1
+ 1 infer f32   72  20  717  512  W=f32          -> f32    f32  1x1x1  panels panels  12    30 12x1
+ 1 infer f32    2  20  717  512  W=f32          -> f32    f32  1x1x1  panels panels   2     2 12x1
+ 1 infer bf16  71  20 1200  800  W=bf16         -> bf16   bf16 1x1x1  panels panels   8    50 12x1
  1 infer f32   40  47  717  512                 -> f32    f32  1x1x1  panels panels   5    13 12x1
  1 infer f32   40  48  717  512                 -> f32    f32  1x1x1  panels panels   0    12 12x1
  2 infer f32   40  20  300  512  D=2            -> f32    f32  1x1x2  panels panels   6    20 12x1
