@@ -140,8 +140,7 @@ MatrixForm matrix_form(const CpuTask& task, const CpuMachine& machine, const Cpu
   // In place, a forward product transposes the weights in registers anew for every tile of rows.
   const int64_t max_rows = reads > 1 ? 8 : task.backward ? 192 : gemm.max_rows_in_place;
   const bool is_forward_step = task.steps == 1 && !task.backward;
-  const bool allows_in_place =
-      (takes_dtype && keeps_dtype(plan)) || (is_forward_step && task.is_dense);
+  const bool allows_in_place = keeps_dtype(plan) || (is_forward_step && task.is_dense);
   if (allows_in_place && rows <= max_rows && reads <= max_reads) return MatrixForm::kInPlace;
   const bool on_demand_pays =
       reads <= 2 && rows <= kMaxRowsOnDemand && (task.steps == 1 || l2_caches_filled > 0);

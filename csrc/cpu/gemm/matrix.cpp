@@ -9,9 +9,9 @@ constexpr int64_t kInPlacePanelBytes = 4096;
 // With more rows, waiting for the next panel costs less than prefetching it during a product.
 constexpr int64_t kMaxRowsToPrefetch = 64;
 
-// The most bytes of the panels of one call, which reads them from the L2 cache for each tile of
-// rows, and the most terms that callers multiply at a time.
-constexpr int64_t kBytesAtOnce = 512 << 10, kMaxTermsAtOnce = 1024;
+// The most bytes of the panels of one call, since each tile of rows reads them from the L2 cache.
+// Of longer columns only so many terms count, so that one row has two panels to hide latency.
+constexpr int64_t kBytesAtOnce = 512 << 10, kCountedTerms = 1024;
 
 void Matrix::cut_into_panels(int64_t groups) {
   const bool in_place = form_ == MatrixForm::kInPlace, transposed = source_.transposed;
@@ -27,7 +27,7 @@ void Matrix::cut_into_panels(int64_t groups) {
   if (groups <= 0) grains_per_panel_ = max_grains, groups = 1;
   panel_count_ = std::min(grains_, divide_up(divide_up(grains_, max_grains), groups) * groups);
   const int64_t panel_bytes =
-      gemm_->max_width() * gemm_->bytes(std::clamp<int64_t>(K_, 1, kMaxTermsAtOnce));
+      gemm_->max_width() * gemm_->bytes(std::clamp<int64_t>(K_, 1, kCountedTerms));
   panels_at_once_ = in_place ? 1 : 4 / gemm_->max_vectors;
   if (form_ == MatrixForm::kPanels)
     panels_at_once_ =

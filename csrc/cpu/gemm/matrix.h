@@ -51,6 +51,7 @@ class Matrix {
   int64_t width(int64_t panel) const { return first_column(panel + 1) - first_column(panel); }
   int64_t max_panel_width() const { return divide_up(grains_, panel_count_) * grain_columns_; }
   int64_t panels_at_once() const { return panels_at_once_; }  // the most in one call of a kernel
+  int64_t max_group_width() const { return max_panel_width() * panels_at_once_; }
   Range panels_of(const Worker& worker, const ThreadGrid& grid) const {
     return part_of(panel_count(), worker.unit_group, grid.unit_groups);
   }

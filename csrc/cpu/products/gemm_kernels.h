@@ -142,7 +142,7 @@ struct GemmTuning {
   // The second number is for rows that each thread encodes for itself.
   int64_t min_rows_per_panel_load = 3, min_encoded_rows_per_panel_load = 3;
   double l2_share = 0.75;  // of the L2 cache for the panels of a step; rows and sums need the rest
-  int64_t panels_at_once = 1;      // in one call of `multiply`, at least 4 gates of a vector
+  int64_t panels_at_once = 1;      // in one call of `multiply`: at least four gates of a vector
   int64_t max_rows_in_place = 16;  // of a single step: with more, packing pays
   int64_t unpacked_vectors_of_one_row = 1;  // several hide latency but read more columns at once
   const char* instruction_set = nullptr;    // a name for users

@@ -204,12 +204,11 @@ class CellsBackward {
  public:
   CellsBackward(const Matrix& w_hh_or_hr, int64_t max_rows, int64_t hidden_size)
       : hidden_size_(hidden_size),
-        sums_(
-            w_hh_or_hr.gemm(),
-            w_hh_or_hr.form() == MatrixForm::kPanels
-                ? std::min(round_up(kAccumulatorRows, w_hh_or_hr.gemm().tile_rows), max_rows)
-                : max_rows,
-            w_hh_or_hr.panels_at_once() * w_hh_or_hr.max_panel_width() / w_hh_or_hr.gemm().lanes) {}
+        sums_(w_hh_or_hr.gemm(),
+              w_hh_or_hr.form() == MatrixForm::kPanels
+                  ? std::min(round_up(kAccumulatorRows, w_hh_or_hr.gemm().tile_rows), max_rows)
+                  : max_rows,
+              w_hh_or_hr.max_group_width() / w_hh_or_hr.gemm().lanes) {}
 
   // Runs one step for a worker's rows and the units of some panels. `zeros`: see Accumulators.
   void run(const Matrix& w_hh_or_hr, const Range& panels, const StepRows<BackwardRow<T>>& step,
