@@ -1,8 +1,7 @@
 // Packs matrices into panels, unpacks columns, transposes blocks of a matrix, and sums rows.
 // Included once for each target. Memory bounds all of these.
 #pragma once
-#include "cpu/products/gemm_kernels.h"
-#include "cpu/vec.h"
+#include "cpu/products/tiles.h"
 
 namespace fastlstm::FASTLSTM_ISA {
 
@@ -147,6 +146,21 @@ FASTLSTM_INLINE float* as_pairs(bfloat16* from) { return reinterpret_cast<float*
   if (K % 2) to[K] = bfloat16(0.0f);
 }
 
+// Interleaves elements of 16 bits: x becomes the pairs (x[0], y[0]), (x[1], y[1]) ... of the first
+// half of the elements, and y those of the second half.
+FASTLSTM_INLINE void interleave(Vec<float>& x, Vec<float>& y) {
+  typedef uint16_t Halves __attribute__((vector_size(FASTLSTM_VECTOR_BYTES)));
+  constexpr int count = 2 * Vec<float>::lanes;
+  Halves first, second;
+  for (int j = 0; j < count; ++j) {
+    first[j] = j / 2 + j % 2 * count;
+    second[j] = first[j] + count / 2;
+  }
+  const Halves a = bits_as<Halves>(x.v), b = bits_as<Halves>(y.v);
+  x.v = bits_as<Vec<float>::Native>(shuffle(a, b, first));
+  y.v = bits_as<Vec<float>::Native>(shuffle(a, b, second));
+}
+
 // GemmFunctions::pack, for pairs of bfloat16.
 template <>
 [[maybe_unused]] void pack<bfloat16>(const MatrixRows& matrix, int64_t k_begin, int64_t K,
@@ -170,14 +184,14 @@ template <>
     }
   } else {
     for (int64_t k = 0; k < K; k += 2)
-      for (int64_t n = 0; n < shape.columns; n += L) {
-        const int64_t count = smaller(shape.columns - n, L);
-        Vec<float> even, odd(0.0f);  // the elements in the upper halves of the lanes
-        load(row(k) + n, even, count);
-        if (k + 1 < K) load(row(k + 1) + n, odd, count);
-        even.v = bits_as<Vec<float>::Native>(bits_as<FloatBits>(even.v) >> 16 |
-                                             bits_as<FloatBits>(odd.v));
-        even.store(as_pairs(panel) + k / 2 * width + n);
+      for (int64_t n = 0; n < shape.columns; n += 2 * L) {
+        const int64_t count = smaller(shape.columns - n, 2 * L);
+        Vec<float> x = DotStep<bfloat16>::load_first(row(k) + n, count), y(0.0f);
+        if (k + 1 < K) y = DotStep<bfloat16>::load_first(row(k + 1) + n, count);
+        interleave(x, y);
+        float* const to = as_pairs(panel) + k / 2 * width + n;
+        x.store(to);
+        if (n + L < width) y.store(to + L);
       }
   }
   for (int64_t k = 0; k < (K + 1) / 2; ++k)
