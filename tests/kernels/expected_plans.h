@@ -111,6 +111,13 @@ Intel with AMX: forms of a matrix if the kernels encode rows, or need many rows
  1 train f32    1   5   64   64  as=bf16        -> bf16   f32  1x1x1  panels panels   1     1 64x1
  1 back  f32    1   5   64   64  as=bf16        -> bf16   f32  1x1x1  demand demand   1     1 64x1
  1 back  f32    2   5  512  512  as=bf16        -> bf16   f32  1x1x1  panels panels   2     2 64x1
+ 1 back  bf16   1   5   64   64                 -> bf16   bf16 1x1x1  place  place    1     1 64x1
+ 1 back  bf16   1   6   64   64                 -> bf16   bf16 1x1x1  demand demand   1     1 64x1
+ 1 back  bf16   1   5   64   64  rows=4         -> bf16   bf16 1x1x1  demand demand   1     1 64x1
+AMD with AVX-512: a single step backward reads bfloat16 in place
+ 1 back  bf16   1  16   64   64                 -> bf16   bf16 1x1x1  place  place    0     1 18x1
+ 1 back  bf16   1  17   64   64                 -> bf16   bf16 1x1x1  demand demand   0     1 18x1
+ 1 back  bf16   2   8   64   64                 -> bf16   bf16 1x1x1  panels panels   2     2 12x1
 Intel with AVX-512: forms of a matrix that several steps read
  1 infer f32    3   8   64   64                 -> f32    f32  1x1x1  panels place    3     3 8x4
  1 infer f32    4   8   64   64                 -> f32    f32  1x1x1  panels panels   4     4 12x1

@@ -104,9 +104,9 @@ void check_plan(const std::string& what, const CpuTask& task, const CpuMachine& 
               (gemm.takes(plan.dtype) || task.steps == 1) &&
               (task.backward || gemm.takes(plan.dtype)),
           what, ": a form that these kernels do not have");
-    const int64_t few_rows = task.backward ? 192 : 16;
+    const int64_t few_rows = task.backward && same_dtype ? 192 : 16;
     check(form != MatrixForm::kInPlace ||
-              (task.batch <= few_rows && (same_dtype || (task.steps == 1 && !task.backward))),
+              (task.batch <= few_rows && (same_dtype || (task.steps == 1 && task.is_dense))),
           what, ": many rows times weights in place");
   }
   check(plan.steps_ahead >= 0 && plan.steps_ahead <= task.steps && plan.chunk_steps >= 1 &&

@@ -118,8 +118,8 @@ struct GemmFunctions {
   // arbitrary. `next`: the terms of the next call, to be prefetched.
   void (*multiply_unpacked_columns)(const PanelProduct& product, const UnpackedColumns& columns,
                                     const void* next);
-  // Like `multiply`, with columns of a matrix that is not transposed in place of a panel. Elements
-  // must have sum_dtype. `buffer` has 2 * rows * width elements.
+  // Like `multiply`, with columns of a matrix that is not transposed in place of a panel. `buffer`
+  // has 2 * rows * width elements.
   void (*multiply_unpacked_rows)(const PanelProduct& product, const UnpackedColumns& columns,
                                  void* buffer);
   // Transposes columns [begin, end) of a matrix [rows,N] of source_format to rows in the format of

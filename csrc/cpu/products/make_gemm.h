@@ -36,8 +36,7 @@ template <int R, int V, typename T, typename A = State_t<T>>
 static constexpr GemmKernels make_training_gemm() {
   GemmKernels gemm = make_gemm<R, V, T, /*trains=*/true>();
   if constexpr (sizeof(T) < sizeof(A)) gemm.put_rows = put_rows<A, T>;
-  if constexpr (sizeof(T) == sizeof(A))
-    gemm.multiply_unpacked_rows = multiply_unpacked_rows<R, V, A>;
+  gemm.multiply_unpacked_rows = multiply_unpacked_rows<R, V, T, A>;
   gemm.transpose = transpose<T>, gemm.sum_rows = sum_rows<T, A>;
   if (sizeof(T) == 8) gemm.bytes_ahead = 3 << 17;  // limits the peak memory
   return gemm;

@@ -10,11 +10,11 @@
 // several vectors at a time (unpacked_vectors_of_one_row).
 //
 // A matrix that is not transposed: register tiles read its rows like those of a panel, only a few
-// rows at a time. The sums wait in a buffer meanwhile. So each page of the matrix is visited once.
-// If a tile read all rows at once, each page would be visited again for every few columns.
+// rows at a time. (Rows of bfloat16 are packed as pairs first, which stay in the L1 cache.) The
+// sums wait in a buffer meanwhile. So each page of the matrix is visited once. If a tile read all
+// rows at once, each page would be visited again for every few columns.
 #pragma once
 #include "cpu/products/packing.h"
-#include "cpu/products/tiles.h"
 
 namespace fastlstm::FASTLSTM_ISA {
 
@@ -123,19 +123,19 @@ constexpr int64_t kTermsAtATime = 16;
 
 // Adds the products of `terms` terms from term k on to the sums of a tile, or to zeros if
 // `from_zeros`. `matrix` points to term k, and terms lie `stride` elements apart.
-template <typename A, int R, int V>
-FASTLSTM_INLINE void add_to_tile(const PanelProduct& p, int64_t k, int64_t terms, const A* matrix,
+template <typename A, typename T, int R, int V>
+FASTLSTM_INLINE void add_to_tile(const PanelProduct& p, int64_t k, int64_t terms, const T* matrix,
                                  int64_t stride, A* sums, bool from_zeros, Int<R>, Int<V>,
                                  int64_t first_row) {
   constexpr int L = Vec<A>::lanes;
   const int64_t width = p.shape.vectors * L;
   Tile<R, V, V, A, /*from_memory=*/true> tile{
-      0, {}, stride, first_row == 0 ? kTermsAtATime * stride * int64_t(sizeof(A)) : 0};
-  const A* a[R];
+      0, {}, stride, first_row == 0 ? kTermsAtATime * stride * int64_t(sizeof(T)) : 0};
+  const T* a[R];
   sums += first_row * width;
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
-    a[r] = static_cast<const A*>(p.a[first_row + r]);
+    a[r] = static_cast<const T*>(p.a[first_row + r]);
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v)
       tile.sum[r][v] = from_zeros ? Vec<A>(A(0)) : Vec<A>::load(sums + r * width + v * L);
@@ -147,24 +147,27 @@ FASTLSTM_INLINE void add_to_tile(const PanelProduct& p, int64_t k, int64_t terms
     for (int v = 0; v < V; ++v) tile.sum[r][v].store(sums + r * width + v * L);
 }
 
-// Calls add_to_tile for all rows, and for V vectors of columns from column n on. Memory after the
-// last column must not be read, so the vectors are copied if the last one is incomplete.
-template <int R, typename A, int V>
+// Calls add_to_tile for all rows, and for V vectors of columns from column n on. They are packed
+// first if a lane holds two terms, or if the last vector is incomplete, since memory after the last
+// column must not be read.
+template <int R, typename T, typename A, int V>
 FASTLSTM_INLINE void add_matrix_rows(const PanelProduct& p, const UnpackedColumns& columns,
                                      int64_t k, int64_t terms, int64_t n, A* sums, bool from_zeros,
                                      Int<V> vectors) {
   constexpr int L = Vec<A>::lanes;
-  const A* matrix = static_cast<const A*>(columns.first) + k * columns.stride + n;
+  const T* matrix = static_cast<const T*>(columns.first) + k * columns.stride + n;
   int64_t stride = columns.stride;
-  A copy[kTermsAtATime * V * L];
-  if (const int64_t count = columns.count - n; count < V * L) {
-    for (int64_t i = 0; i < terms; ++i)
-      for (int64_t v = 0; v < V * L; v += L) {
-        Vec<A> x;
-        load(matrix + i * stride + v, x, smaller(count - v, L));
-        x.store(copy + i * V * L + v);
-      }
-    matrix = copy, stride = V * L;
+  T panel[kTermsAtATime * V * L];
+  const int64_t count = smaller(columns.count - n, V * L);
+  if (DotStep<T>::terms_per_lane > 1 || count < V * L) {
+    const void* rows[kTermsAtATime];
+    for (int64_t i = 0; i < terms; ++i) {
+      rows[i] = matrix + i * stride;
+      const T* const next = matrix + (i + kTermsAtATime) * stride;
+      for (int v = 0; v < V; ++v) __builtin_prefetch(next + v * L, 0, 2);
+    }
+    pack<T>({rows, false}, 0, terms, {0, count, V}, panel);
+    matrix = panel, stride = V * L;
   }
   for_row_tiles<R>(p.rows, [&](auto rows, int64_t first_row) {
     add_to_tile(p, k, terms, matrix, stride, sums, from_zeros, rows, vectors, first_row);
@@ -172,7 +175,7 @@ FASTLSTM_INLINE void add_matrix_rows(const PanelProduct& p, const UnpackedColumn
 }
 
 // GemmFunctions::multiply_unpacked_rows. `buffer` has the sums, then partial sums.
-template <int R, int V, typename A>
+template <int R, int V, typename T, typename A>
 static void multiply_unpacked_rows(const PanelProduct& p, const UnpackedColumns& columns,
                                    void* buffer) {
   constexpr int L = Vec<A>::lanes;
@@ -185,15 +188,18 @@ static void multiply_unpacked_rows(const PanelProduct& p, const UnpackedColumns&
       const int64_t terms = smaller(stop - k, kTermsAtATime);
       for (int64_t n = 0; n < width; n += V * L)
         with_count<V>(smaller((width - n) / L, V), [&](auto vectors) {
-          add_matrix_rows<R>(p, columns, k, terms, n, to + n, k == first, vectors);
+          add_matrix_rows<R, T>(p, columns, k, terms, n, to + n, k == first, vectors);
         });
     }
     for (int64_t n = 0; to == partial && n < p.rows * width; n += L)
       (Vec<A>::load(sums + n) + Vec<A>::load(partial + n)).store(sums + n);
   }
-  for (int64_t r = 0; r < p.rows; ++r)
-    for (int64_t v = 0; v < p.shape.vectors; ++v)
-      put_sums(p, Vec<A>::load(sums + r * width + v * L), static_cast<A*>(p.c[r]), v);
+  const auto put = [&](auto c) {
+    for (int64_t r = 0; r < p.rows; ++r)
+      for (int64_t v = 0; v < p.shape.vectors; ++v)
+        put_sums(p, Vec<A>::load(sums + r * width + v * L), static_cast<decltype(c)*>(p.c[r]), v);
+  };
+  p.c_is_16_bit ? put(T()) : put(A());
 }
 
 }  // namespace fastlstm::FASTLSTM_ISA
