@@ -115,6 +115,7 @@ PanelProduct Matrix::product_of(const GemmArguments& call, const Range& panels, 
   product.shape = {begin - call.origin, columns, width / gemm_->lanes}, product.panels = count;
   product.c = call.to.rows, product.c_is_16_bit = call.to.c_is_16_bit;
   product.accumulate = call.to.accumulate || k > 0, product.bias = call.to.bias;
+  product.backwards = call.to.backwards;
   return product;
 }
 
@@ -133,13 +134,15 @@ void Matrix::multiply_panels(const Range& panels, const void* const* a, int64_t 
 }
 
 void Matrix::multiply_from_panels(const GemmArguments& call, const Range& panels) const {
+  const auto multiply_group = [&](const Range& group, int64_t k) {
+    PanelProduct product = product_of(call, group, k);
+    product.panel = panel(group.begin) + width(group.begin) * gemm_->bytes(k);
+    product.panel_stride = width(group.begin) * bytes_of_column();
+    gemm_->multiply(product);
+  };
   for (int64_t k = 0; k == 0 || k < K_; k += call.kc)
-    for_panel_groups(panels, [&](const Range& group) {
-      PanelProduct product = product_of(call, group, k);
-      product.panel = panel(group.begin) + width(group.begin) * gemm_->bytes(k);
-      product.panel_stride = width(group.begin) * bytes_of_column();
-      gemm_->multiply(product);
-    });
+    for_panel_groups(
+        panels, [&](const Range& group) { multiply_group(group, k); }, call.to.backwards);
 }
 
 // Packs each kc terms of a panel into the buffer right before they are multiplied.

@@ -27,6 +27,7 @@ struct Destination {
   bool accumulate = false;     // the results are added to what is there
   bool c_is_16_bit = false;    // elements of the rows have 16 bits (PanelProduct)
   bool whole_vectors = false;  // columns that pad the last vector are written too
+  bool backwards = false;      // begin with the last panel, if the form is kPanels
 };
 
 class Matrix {

@@ -53,6 +53,7 @@ struct PanelProduct {
   int64_t panel_stride = 0;      // bytes from one panel to the next
   Prefetch* prefetch = nullptr;  // only a hint
   bool c_is_16_bit = false;      // sums are rounded to the dtype of a; K must be all terms
+  bool backwards = false;        // begin with the last panel, which may be in the cache; a hint
 };
 
 // The bytes in front of a row that is encoded as int8. The first four are the row's scale.

@@ -224,10 +224,13 @@ FASTLSTM_INLINE void for_tiles(const PanelProduct& p, const Body& tile) {
   with_count<V, narrowest>(p.shape.vectors, [&](auto width) {
     constexpr int W = decltype(width)::value;
     for_row_tiles<R>(p.rows, [&](auto rows, int64_t first) {
-      int64_t panel = 0;
+      int64_t done = 0;
+      const auto panel = [&](int64_t count) {
+        return p.backwards ? p.panels - count - done : done;
+      };
       if constexpr (decltype(rows)::value * 2 * W <= kMaxSumsOfTwoPanels)
-        for (; panel + 2 <= p.panels; panel += 2) tile(rows, Int<2 * W>(), width, first, panel);
-      for (; panel < p.panels; ++panel) tile(rows, width, width, first, panel);
+        for (; done + 2 <= p.panels; done += 2) tile(rows, Int<2 * W>(), width, first, panel(2));
+      for (; done < p.panels; ++done) tile(rows, width, width, first, panel(1));
     });
   });
 }

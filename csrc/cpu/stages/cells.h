@@ -7,7 +7,6 @@
 #include <c10/util/SmallVector.h>
 
 #include <optional>
-#include <utility>
 
 #include "cpu/gemm/prepacked.h"
 #include "cpu/rows.h"
@@ -89,15 +88,18 @@ class Accumulators {
   int64_t stride() const { return stride_; }  // elements from one row to the next
 
   // Returns the products [rows, stride()] of the rows `a` with neighboring panels, plus the bias if
-  // it is not nullptr. `zeros` is the address of the zero row. If all rows are the zero row, the
-  // results are 0, without the bias and even if a weight is infinite. Else 0 * infinity is NaN.
+  // it is not nullptr. `backwards`: see Destination. `zeros` is the address of the zero row. If all
+  // rows are the zero row, the results are 0, without the bias and even if a weight is infinite.
+  // Else 0 * infinity is NaN.
   const A* compute(const Matrix& matrix, const Range& panels, const void* const* a, int64_t rows,
-                   int64_t kc, const void* zeros, const void* bias = nullptr) {
+                   int64_t kc, bool backwards, const void* zeros, const void* bias = nullptr) {
     if (std::all_of(a, a + rows, [zeros](const void* row) { return row == zeros; }))
       std::fill_n(sums_.data<A>(), rows * stride_, A(0));
     else
-      matrix.multiply_panels(panels, a, rows, kc,
-                             {.rows = rows_.data(), .bias = bias, .whole_vectors = true}, buffer_);
+      matrix.multiply_panels(
+          panels, a, rows, kc,
+          {.rows = rows_.data(), .bias = bias, .whole_vectors = true, .backwards = backwards},
+          buffer_);
     return sums_.data<A>();
   }
 
@@ -139,10 +141,10 @@ class CellsForward {
     const Range worker_vectors =
         part_of(divide_up(hidden_size_, gemm_.lanes), worker.unit_group, plan_.grid.unit_groups);
     const int64_t parts = divide_up(worker_vectors.end - worker_vectors.begin, vectors_at_once_);
-    const bool reversed = std::exchange(reversed_, !reversed_);
+    backwards_ = !backwards_;
     for (int64_t i = 0; i < parts; ++i) {
       const int64_t first =
-          worker_vectors.begin + (reversed ? parts - 1 - i : i) * vectors_at_once_;
+          worker_vectors.begin + (backwards_ ? parts - 1 - i : i) * vectors_at_once_;
       const Range vectors{first, std::min(first + vectors_at_once_, worker_vectors.end)};
       for (int64_t r = 0; r < step.count; r += h_sums_.rows())
         run_rows(weights, vectors, step, r, zeros);
@@ -162,11 +164,11 @@ class CellsForward {
     const A* from_x = nullptr;
     if (!rows->x_gates)
       from_x = x_sums_.compute(w_ih, panels_of(w_ih, vectors), &step.x[first], count, gemm_.kc,
-                               nullptr, bias);
+                               backwards_, nullptr, bias);
     for (int64_t v = vectors.begin; v < vectors.end; ++v)
       kernels_.prefetch_forward(rows, count, units(v));
     const A* from_h = h_sums_.compute(w_hh, panels_of(w_hh, vectors), &step.gemm_rows[first], count,
-                                      w_hh.K(), zeros);
+                                      w_hh.K(), backwards_, zeros);
     for (int64_t v = vectors.begin; v < vectors.end; ++v, from_h += width) {
       const int64_t lanes = weights.order.lanes_at(v * gemm_.lanes);
       kernels_.forward(rows, count, {from_h, h_sums_.stride(), from_x, lanes}, units(v));
@@ -191,8 +193,8 @@ class CellsForward {
   int64_t hidden_size_;
   // The vectors of units in the accumulators: at least as many as one call of the kernel computes.
   int64_t vectors_at_once_;
-  // The order changes from step to step: the weights that were read last are still in the L2 cache.
-  bool reversed_ = false;
+  // The order changes from step to step: the weights that were read last are still in the cache.
+  bool backwards_ = false;
   Accumulators<A> x_sums_ = accumulators(), h_sums_ = accumulators();
 };
 
@@ -220,11 +222,13 @@ class CellsBackward {
         const int64_t n = std::min(sums_.rows(), step.count - r);
         const BackwardRow<T>* const rows = &step.cell_rows[r];
         kernels_.prefetch_backward(rows, n, units);
-        const A* const sums = sums_.compute(w_hh_or_hr, group, &step.gemm_rows[r], n, kKc, zeros);
+        const A* const sums =
+            sums_.compute(w_hh_or_hr, group, &step.gemm_rows[r], n, kKc, backwards_, zeros);
         kernels_.backward(rows, n, sums, sums_.stride(), units);
       }
     };
-    w_hh_or_hr.for_panel_groups(panels, run_group, std::exchange(reversed_, !reversed_));
+    backwards_ = !backwards_;
+    w_hh_or_hr.for_panel_groups(panels, run_group, backwards_);
   }
 
  private:
@@ -233,7 +237,7 @@ class CellsBackward {
 
   const CellKernels<T>& kernels_ = *kernels<T>().cell_kernels;
   int64_t hidden_size_;
-  bool reversed_ = false;  // as in CellsForward
+  bool backwards_ = false;  // as in CellsForward
   Accumulators<A> sums_;
 };
 
