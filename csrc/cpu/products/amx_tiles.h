@@ -8,7 +8,6 @@
 // from the L1 and L2 caches bounds these kernels.
 #pragma once
 #include "cpu/products/packing.h"
-#include "cpu/products/tiles.h"
 
 namespace fastlstm::FASTLSTM_ISA {
 

@@ -10,9 +10,9 @@
 // several vectors at a time (unpacked_vectors_of_one_row).
 //
 // A matrix that is not transposed: register tiles read its rows like those of a panel, only a few
-// rows at a time. (Rows of bfloat16 are packed as pairs first, which stay in the L1 cache.) The
-// sums wait in a buffer meanwhile. So each page of the matrix is visited once. If a tile read all
-// rows at once, each page would be visited again for every few columns.
+// rows at a time. The sums wait in a buffer meanwhile. So each page of the matrix is visited once.
+// If a tile read all rows at once, each page would be visited again for every few columns. Rows of
+// bfloat16 are first packed as pairs, which the L1 cache keeps until all rows of a are multiplied.
 #pragma once
 #include "cpu/products/packing.h"
 
