@@ -139,16 +139,17 @@ MatrixForm matrix_form(const CpuTask& task, const CpuMachine& machine, const Cpu
   const int64_t max_reads = std::min<int64_t>(3 + l2_caches_filled, 16);
   // In place, a forward product transposes the weights in registers anew for every tile of rows.
   // A product of bfloat16 in backward interleaves them, which pays for fewer rows, too.
-  const bool is_one_step = task.steps == 1 && task.is_dense;
+  const bool is_one_step = task.steps == 1, same_bits = keeps_dtype(plan);
   const bool allows_in_place =
-      keeps_dtype(plan) || (is_one_step && (takes_dtype || !task.backward));
-  const bool is_float_gradient = task.backward && keeps_dtype(plan);
-  const int64_t max_rows = reads > 1 ? 8 : is_float_gradient ? 192 : gemm.max_rows_in_place;
+      same_bits || (is_one_step && task.is_dense && (takes_dtype || !task.backward));
+  const int64_t max_rows = reads > 1                    ? 8
+                           : task.backward && same_bits ? 192
+                                                        : gemm.max_rows_in_place;
   if (allows_in_place && rows <= max_rows && reads <= max_reads) return MatrixForm::kInPlace;
   const bool on_demand_pays =
-      reads <= 2 && rows <= kMaxRowsOnDemand && (task.steps == 1 || l2_caches_filled > 0);
-  const bool is_forward_step = task.steps == 1 && !task.backward;
-  return is_forward_step || on_demand_pays ? MatrixForm::kPanelOnDemand : MatrixForm::kPanels;
+      reads <= 2 && rows <= kMaxRowsOnDemand && (is_one_step || l2_caches_filled > 0);
+  const bool is_on_demand = (is_one_step && !task.backward) || on_demand_pays;
+  return is_on_demand ? MatrixForm::kPanelOnDemand : MatrixForm::kPanels;
 }
 
 // Chooses buffer_rows and buffer_unit_vectors. If h is short, many rows at a time need fewer calls

@@ -19,8 +19,8 @@ struct MatrixSource {
   int64_t gates = 1;       // 4 if the columns are in gate order
 };
 
-// Where a product writes its results. `rows` and `bias` begin at column 0 of the matrix or, if
-// whole_vectors, at the first column of the panels that are multiplied.
+// Where a product writes its results, and in which order. `rows` and `bias` begin at column 0 of
+// the matrix or, if whole_vectors, at the first column of the panels that are multiplied.
 struct Destination {
   void* const* rows;
   const void* bias = nullptr;  // of sum_dtype, or nullptr; not read if `accumulate`

@@ -161,7 +161,7 @@ FASTLSTM_INLINE void add_matrix_rows(const PanelProduct& p, const UnpackedColumn
   const int64_t count = smaller(columns.count - n, V * L);
   if (DotStep<T>::terms_per_lane > 1 || count < V * L) {
     const void* rows[kTermsAtATime];
-    for (int64_t i = 0; i < terms; ++i) {
+    for (int64_t i = 0; i < terms; ++i) {  // tiles then read the panel, so this prefetches for them
       rows[i] = matrix + i * stride;
       const T* const next = matrix + (i + kTermsAtATime) * stride;
       for (int v = 0; v < V; ++v) __builtin_prefetch(next + v * L, 0, 2);
