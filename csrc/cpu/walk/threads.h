@@ -8,12 +8,32 @@
 #include <array>
 #include <atomic>
 #include <exception>
+#include <thread>
 
 #include "cpu/plan.h"
 #include "cpu/targets/kernels.h"
 #include "parts.h"
 
 namespace fastlstm {
+
+// Lets threads wait for each other. OpenMP's barrier makes a system call, as long as a short step.
+class StepBarrier {
+ public:
+  // Returns when all threads have called it as often as the calling thread.
+  void wait(int64_t threads) {
+    const int64_t step = step_;
+    if (++arrived_ == threads) arrived_ = 0, ++step_;
+    for (int spins = 0; step_ == step; ++spins) {
+      if (spins >= 1000) std::this_thread::yield();  // after 30 us another program may run
+#ifdef __x86_64__
+      __builtin_ia32_pause();
+#endif
+    }
+  }
+
+ private:
+  alignas(64) std::atomic<int64_t> arrived_ = 0, step_ = 0;  // each in a cache line of its own
+};
 
 // Calls work(i, worker) for every i of `range` in order and for all workers of a plan, each in a
 // thread. If OpenMP starts fewer threads, a thread runs several workers, always the same ones. If
@@ -25,6 +45,7 @@ void run_workers(const CpuPlan& plan, const Range& range, const auto& work) {
     // An exception that left the OpenMP region by itself would end the process.
     std::atomic<bool> has_failed = false;
     std::exception_ptr error;
+    StepBarrier barrier;
 #pragma omp parallel num_threads(static_cast<int>(workers))
     {
       const ThreadStateGuard guard(*plan.gemm);
@@ -37,8 +58,7 @@ void run_workers(const CpuPlan& plan, const Range& range, const auto& work) {
             if (!has_failed.exchange(true)) error = std::current_exception();
           }
         }
-        if (plan.grid.unit_groups == 1) continue;
-#pragma omp barrier
+        if (plan.grid.unit_groups > 1) barrier.wait(threads);
       }
     }
     if (error) std::rethrow_exception(error);
@@ -52,8 +72,7 @@ void run_workers(const CpuPlan& plan, const Range& range, const auto& work) {
 
 constexpr int64_t kMaxDirections = 2;
 
-// Calls walks[d]->run(k, phase, worker) for every direction d, every step k of a chunk, each phase
-// of a step and every worker of the plan.
+// Calls walks[d]->run(k, phase, worker) for each direction d, step k, phase of a step, and worker.
 void run_steps(const CpuPlan& plan, int64_t directions, const Range& chunk, auto& walks) {
   const ThreadGrid& grid = plan.grid;
   const int64_t phases = walks.front()->phases();
