@@ -146,9 +146,12 @@ MatrixForm matrix_form(const CpuTask& task, const CpuMachine& machine, const Cpu
                            : task.backward && same_bits ? 192
                                                         : gemm.max_rows_in_place;
   if (allows_in_place && rows <= max_rows && reads <= max_reads) return MatrixForm::kInPlace;
-  const bool on_demand_pays =
-      reads <= 2 && rows <= kMaxRowsOnDemand && (is_one_step || l2_caches_filled > 0);
-  const bool is_on_demand = (is_one_step && !task.backward) || on_demand_pays;
+  // Threads find panels that they packed themselves in their caches, if each gets its share.
+  const bool threads_share_panels = reads == 1 && !task.backward && machine.threads > 1 &&
+                                    machine.threads * gemm.max_width() <= 2 * task.hidden_size;
+  const bool pays = is_one_step || l2_caches_filled > 0 || threads_share_panels;
+  const bool is_on_demand =
+      (is_one_step && !task.backward) || (pays && reads <= 2 && rows <= kMaxRowsOnDemand);
   return is_on_demand ? MatrixForm::kPanelOnDemand : MatrixForm::kPanels;
 }
 

@@ -66,19 +66,19 @@ Intel with AVX-512: kernels and dtype, without training kernels for bfloat16
  1 infer bf16   2  64   64   64                 -> f32    bf16 1x1x1  panels panels   0     2 48x1
  1 infer bf16   2  64   64   64  W=bf16         -> bf16   f32  1x1x1  panels panels   0     2 48x1
 Intel with AVX-512: a walk uses only as many threads as get enough work
- 4 infer f32   20   1   64  161                 -> f32    f32  1x1x1  panels panels  20    20 6x1
- 4 infer f32   20   1   64  162                 -> f32    f32  2x1x1  panels panels  20    20 6x1
- 4 infer f32   20   1   64  162  D=2            -> f32    f32  1x1x2  panels panels  20    20 6x1
- 4 infer f32   20   1   64  220  D=2            -> f32    f32  2x1x1  panels panels  20    20 6x1
+ 4 infer f32   20   1   64  161                 -> f32    f32  1x1x1  demand panels  20    20 6x1
+ 4 infer f32   20   1   64  162                 -> f32    f32  2x1x1  demand panels  20    20 6x1
+ 4 infer f32   20   1   64  162  D=2            -> f32    f32  1x1x2  demand panels  20    20 6x1
+ 4 infer f32   20   1   64  220  D=2            -> f32    f32  2x1x1  demand panels  20    20 6x1
 16 infer f32   20  47  640   32                 -> f32    f32  1x2x1  panels panels  20    20 24x1
 16 infer f32   20  48  640   32                 -> f32    f32  1x16x1 panels panels  20    20 6x1
 16 back  f32   20  48  640   32                 -> f32    f32  1x2x1  panels panels   0    20 24x1
 Intel with AVX-512: the threads of a walk divide units and rows
- 4 infer f32   20   5   64  128                 -> f32    f32  2x2x1  panels panels  20    20 6x1
- 4 infer f32   20   9   64  128                 -> f32    f32  1x3x1  panels panels  20    20 6x1
+ 4 infer f32   20   5   64  128                 -> f32    f32  2x2x1  demand panels  20    20 6x1
+ 4 infer f32   20   9   64  128                 -> f32    f32  1x3x1  demand panels  20    20 6x1
 64 infer f32   20   3   64 1024                 -> f32    f32  22x1x1 demand panels  20    20 6x1
 AMD with AVX-512: the speed of the kernels changes the grid
-16 infer f32   20   8   64  512                 -> f32    f32  8x2x1  panels panels  20    20 6x1
+16 infer f32   20   8   64  512                 -> f32    f32  8x2x1  demand panels  20    20 6x1
 16 infer f32   20   8   64  512  as=bf16        -> bf16   f32  5x3x1  panels panels  20    20 6x1
 Intel with AMX: tiles multiply many rows at a time, so the threads divide units
 16 infer f32   20  64  512 1024  as=tf32        -> bf16x2 f32  16x1x1 panels panels   0    12 64x1

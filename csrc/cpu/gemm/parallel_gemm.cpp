@@ -11,7 +11,7 @@ namespace fastlstm {
 namespace {
 
 // With fewer multiply-adds, waking another thread costs more than it helps.
-constexpr int64_t kMultiplyAddsOfAThread = 1 << 19;
+constexpr int64_t kMultiplyAddsOfAThread = 1 << 18;
 // With fewer rows, loading all panels in one more thread costs more than it helps.
 constexpr int64_t kRowsOfAThread = 24;
 // Up to this size the panels of a weight gradient are small compared with c. Then all panels are
@@ -24,7 +24,7 @@ void for_row_blocks(const GemmKernels& gemm, int64_t rows, int64_t multiply_adds
                     const auto& body) {
   constexpr int64_t kBlockRows = 96;
   const int64_t threads = std::min({int64_t(at::get_num_threads()), divide_up(rows, kRowsOfAThread),
-                                    1 + rows * multiply_adds / kMultiplyAddsOfAThread});
+                                    1 + rows * multiply_adds / (2 * kMultiplyAddsOfAThread)});
   // A multiple of the number of threads: otherwise most threads would wait for the last block.
   const int64_t blocks = round_up(divide_up(rows, kBlockRows), threads);
   std::atomic<int64_t> next = 0;
