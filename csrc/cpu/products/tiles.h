@@ -130,15 +130,18 @@ struct Tile {
   // the sums it calls prefetch->fetch(), unless `prefetch` is the constant nullptr.
   template <typename T, typename Fetch>
   FASTLSTM_INLINE void multiply(const T* const* a, int64_t K, const T* panel, Fetch prefetch) {
-    add(a, 0, smaller(K, kTermsPerPartialSum), panel, prefetch);
-    for (int64_t k = kTermsPerPartialSum; k < K; k += kTermsPerPartialSum) {
-      Tile partial{panel_stride, {}};
-      partial.add(a, k, smaller(K, k + kTermsPerPartialSum), panel + k * W * L, prefetch);
-#pragma GCC unroll 16
-      for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-        for (int v = 0; v < V; ++v) sum[r][v] = sum[r][v] + partial.sum[r][v];
+    A earlier[R][V * L];  // partial sums in memory: the registers have the next partial sum
+    int64_t k = 0;
+    for (; K - k > kTermsPerPartialSum; k += kTermsPerPartialSum) {
+      add(a, k, k + kTermsPerPartialSum, panel + k * W * L, prefetch);
+      if (k > 0) add_sums(earlier);
+      for_each([&](int r, int v) {
+        sum[r][v].store(earlier[r] + v * L);
+        sum[r][v] = Vec<A>(A(0));
+      });
     }
+    add(a, k, K, panel + k * W * L, prefetch);
+    if (k > 0) add_sums(earlier);
   }
 
   // Adds the products of terms [k, end) to the sums. `panel` points to term k.
@@ -156,7 +159,19 @@ struct Tile {
     if (P > 1 && k < end) add_terms<1>(a, k, panel);
   }
 
+  // Calls body(r, v) for each vector v of each row r.
+  FASTLSTM_INLINE static void for_each(const auto& body) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) body(r, v);
+  }
+
  private:
+  FASTLSTM_INLINE void add_sums(const A (&sums)[R][V * L]) {
+    for_each([&](int r, int v) { sum[r][v] = Vec<A>::load(sums[r] + v * L) + sum[r][v]; });
+  }
+
   template <int count, typename T>
   FASTLSTM_INLINE void add_terms(const T* const* a, int64_t k, const T* panel) {
     Vec<A> b[V];
@@ -192,27 +207,52 @@ FASTLSTM_INLINE void put_sums(const PanelProduct& p, const Vec<A>& sums, C* row,
   store(before + sums, row + column, n);
 }
 
+// The epilogue of a tile: like put_sums for all its sums. c[r]: column `column` of the panels in
+// row r of C. Whole vectors of C have a short way, since with few terms the epilogue takes a tenth.
+template <int R, int V, int W, typename A, typename C>
+FASTLSTM_INLINE void put_tile(const PanelProduct& p, const Tile<R, V, W, A>& tile, C* const* c,
+                              int64_t column) {
+  constexpr int L = Vec<A>::lanes;
+  const int64_t first_column = p.shape.first_column + column;
+  const auto put = [&](const auto& before) {
+    tile.for_each([&](int r, int v) {
+      const auto* const old = reinterpret_cast<const A*>(c[r]) + v * L;
+      store(before(old, v) + tile.sum[r][v], c[r] + v * L);
+    });
+  };
+  if (!std::is_same_v<A, C> || p.shape.columns - column < V * L) {
+    A sums[R][V * L];
+    tile.for_each([&](int r, int v) { tile.sum[r][v].store(sums[r] + v * L); });
+#pragma GCC unroll 1
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 1
+      for (int v = 0; v < V; ++v)
+        put_sums(p, Vec<A>::load(sums[r] + v * L), c[r] - first_column, column / L + v);
+  } else if (p.accumulate) {
+    put([](const A* old, int) { return Vec<A>::load(old); });
+  } else if (const auto* const bias = static_cast<const A*>(p.bias)) {
+    put([&](const A*, int v) { return Vec<A>::load(bias + first_column + v * L); });
+  } else {
+    put([](const A*, int) { return Vec<A>(A(0)); });
+  }
+}
+
 // Multiplies the rows [first, first + R) by V / W panels of W vectors.
 template <typename T, typename A, typename C, typename Fetch, int R, int V, int W>
 static void multiply_tile(const PanelProduct& p, Fetch prefetch, Int<R>, Int<V>, Int<W>,
                           int64_t first, int64_t panel) {
   constexpr int L = Vec<A>::lanes;
-  const int64_t column = p.shape.first_column + panel * W * L;
+  const int64_t column = panel * W * L;
   Tile<R, V, W, A> tile{p.panel_stride / int64_t(sizeof(T)), {}};
   const T* a[R];
   C* c[R];
-#pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
     a[r] = static_cast<const T*>(p.a[first + r]) + p.k_begin;
-    c[r] = static_cast<C*>(p.c[first + r]);
-#pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) __builtin_prefetch(c[r] + column + v * L);
+    c[r] = static_cast<C*>(p.c[first + r]) + p.shape.first_column + column;
   }
+  if (p.accumulate) tile.for_each([&](int r, int v) { __builtin_prefetch(c[r] + v * L); });
   tile.multiply(a, p.K, static_cast<const T*>(p.panel) + panel * tile.panel_stride, prefetch);
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) put_sums<A, C>(p, tile.sum[r][v], c[r], panel * W + v);
+  put_tile(p, tile, c, column);
 }
 
 // Calls tile(Int<r>(), Int<v>(), Int<W>(), first row, first panel) for each tile of a product. A
