@@ -131,17 +131,17 @@ struct Tile {
   template <typename T, typename Fetch>
   FASTLSTM_INLINE void multiply(const T* const* a, int64_t K, const T* panel, Fetch prefetch) {
     A earlier[R][V * L];  // partial sums in memory: the registers have the next partial sum
-    int64_t k = 0;
-    for (; K - k > kTermsPerPartialSum; k += kTermsPerPartialSum) {
-      add(a, k, k + kTermsPerPartialSum, panel + k * W * L, prefetch);
-      if (k > 0) add_sums(earlier);
+    for (int64_t k = 0;; k += kTermsPerPartialSum) {
+      const int64_t end = smaller(K, k + kTermsPerPartialSum);
+      add(a, k, end, panel + k * W * L, prefetch);
+      if (k > 0)
+        for_each([&](int r, int v) { sum[r][v] = Vec<A>::load(earlier[r] + v * L) + sum[r][v]; });
+      if (end == K) return;
       for_each([&](int r, int v) {
         sum[r][v].store(earlier[r] + v * L);
         sum[r][v] = Vec<A>(A(0));
       });
     }
-    add(a, k, K, panel + k * W * L, prefetch);
-    if (k > 0) add_sums(earlier);
   }
 
   // Adds the products of terms [k, end) to the sums. `panel` points to term k.
@@ -168,10 +168,6 @@ struct Tile {
   }
 
  private:
-  FASTLSTM_INLINE void add_sums(const A (&sums)[R][V * L]) {
-    for_each([&](int r, int v) { sum[r][v] = Vec<A>::load(sums[r] + v * L) + sum[r][v]; });
-  }
-
   template <int count, typename T>
   FASTLSTM_INLINE void add_terms(const T* const* a, int64_t k, const T* panel) {
     Vec<A> b[V];
@@ -207,34 +203,43 @@ FASTLSTM_INLINE void put_sums(const PanelProduct& p, const Vec<A>& sums, C* row,
   store(before + sums, row + column, n);
 }
 
-// The epilogue of a tile: like put_sums for all its sums. c[r]: column `column` of the panels in
-// row r of C. Whole vectors of C have a short way, since with few terms the epilogue takes a tenth.
+// GemmFunctions::put_rows.
+template <typename A, typename C>
+static void put_rows(const PanelProduct& p, const void* sums, int64_t stride) {
+  for (int64_t r = 0; r < p.rows; ++r) {
+    const A* const row = static_cast<const A*>(sums) + r * stride;
+    for (int64_t v = 0; v * Vec<A>::lanes < p.shape.columns; ++v)
+      put_sums<A, C>(p, Vec<A>::load(row + v * Vec<A>::lanes), static_cast<C*>(p.c[r]), v);
+  }
+}
+
+// The epilogue of a tile whose first row is `first`, and whose first column is column `column` of
+// the panels. c: the R rows of C from there on. Whole vectors have a short way, since with few
+// terms the epilogue takes a tenth of the time.
 template <int R, int V, int W, typename A, typename C>
 FASTLSTM_INLINE void put_tile(const PanelProduct& p, const Tile<R, V, W, A>& tile, C* const* c,
-                              int64_t column) {
+                              int64_t first, int64_t column) {
   constexpr int L = Vec<A>::lanes;
   const int64_t first_column = p.shape.first_column + column;
-  const auto put = [&](const auto& before) {
-    tile.for_each([&](int r, int v) {
-      const auto* const old = reinterpret_cast<const A*>(c[r]) + v * L;
-      store(before(old, v) + tile.sum[r][v], c[r] + v * L);
-    });
-  };
-  if (!std::is_same_v<A, C> || p.shape.columns - column < V * L) {
-    A sums[R][V * L];
-    tile.for_each([&](int r, int v) { tile.sum[r][v].store(sums[r] + v * L); });
-#pragma GCC unroll 1
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 1
-      for (int v = 0; v < V; ++v)
-        put_sums(p, Vec<A>::load(sums[r] + v * L), c[r] - first_column, column / L + v);
-  } else if (p.accumulate) {
-    put([](const A* old, int) { return Vec<A>::load(old); });
-  } else if (const auto* const bias = static_cast<const A*>(p.bias)) {
-    put([&](const A*, int v) { return Vec<A>::load(bias + first_column + v * L); });
-  } else {
-    put([](const A*, int) { return Vec<A>(A(0)); });
+  const int64_t columns = smaller(p.shape.columns - column, V * L);
+  if constexpr (std::is_same_v<A, C>) {
+    const auto put = [&](const auto& before) {
+      tile.for_each(
+          [&](int r, int v) { (before(c[r] + v * L, v) + tile.sum[r][v]).store(c[r] + v * L); });
+    };
+    if (columns == V * L && p.accumulate)
+      return put([](const A* old, int) { return Vec<A>::load(old); });
+    if (columns == V * L && p.bias)
+      return put([bias = static_cast<const A*>(p.bias) + first_column](const A*, int v) {
+        return Vec<A>::load(bias + v * L);
+      });
+    if (columns == V * L) return put([](const A*, int) { return Vec<A>(A(0)); });
   }
+  A sums[R][V * L];
+  tile.for_each([&](int r, int v) { tile.sum[r][v].store(sums[r] + v * L); });
+  PanelProduct part = p;
+  part.c += first, part.rows = R, part.shape = {first_column, columns, V};
+  put_rows<A, C>(part, sums, V * L);
 }
 
 // Multiplies the rows [first, first + R) by V / W panels of W vectors.
@@ -252,7 +257,7 @@ static void multiply_tile(const PanelProduct& p, Fetch prefetch, Int<R>, Int<V>,
   }
   if (p.accumulate) tile.for_each([&](int r, int v) { __builtin_prefetch(c[r] + v * L); });
   tile.multiply(a, p.K, static_cast<const T*>(p.panel) + panel * tile.panel_stride, prefetch);
-  put_tile(p, tile, c, column);
+  put_tile(p, tile, c, first, column);
 }
 
 // Calls tile(Int<r>(), Int<v>(), Int<W>(), first row, first panel) for each tile of a product. A
@@ -331,16 +336,6 @@ static void multiply(const PanelProduct& p) {
       return multiply_tiles<R, V, T, A, A, narrowest>(p, p.prefetch);
   }
   multiply_tiles<R, V, T, A, A>(p, nullptr);
-}
-
-// GemmFunctions::put_rows.
-template <typename A, typename C>
-static void put_rows(const PanelProduct& p, const void* sums, int64_t stride) {
-  for (int64_t r = 0; r < p.rows; ++r) {
-    const A* const row = static_cast<const A*>(sums) + r * stride;
-    for (int64_t v = 0; v * Vec<A>::lanes < p.shape.columns; ++v)
-      put_sums<A, C>(p, Vec<A>::load(row + v * Vec<A>::lanes), static_cast<C*>(p.c[r]), v);
-  }
 }
 
 }  // namespace fastlstm::FASTLSTM_ISA

@@ -133,18 +133,12 @@ FASTLSTM_INLINE void add_to_tile(const PanelProduct& p, int64_t k, int64_t terms
       0, {}, stride, first_row == 0 ? kTermsAtATime * stride * int64_t(sizeof(T)) : 0};
   const T* a[R];
   sums += first_row * width;
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) {
-    a[r] = static_cast<const T*>(p.a[first_row + r]);
-#pragma GCC unroll 8
-    for (int v = 0; v < V; ++v)
-      tile.sum[r][v] = from_zeros ? Vec<A>(A(0)) : Vec<A>::load(sums + r * width + v * L);
-  }
+  for (int r = 0; r < R; ++r) a[r] = static_cast<const T*>(p.a[first_row + r]);
+  tile.for_each([&](int r, int v) {
+    tile.sum[r][v] = from_zeros ? Vec<A>(A(0)) : Vec<A>::load(sums + r * width + v * L);
+  });
   tile.add(a, k, k + terms, matrix, nullptr);
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) tile.sum[r][v].store(sums + r * width + v * L);
+  tile.for_each([&](int r, int v) { tile.sum[r][v].store(sums + r * width + v * L); });
 }
 
 // Calls add_to_tile for all rows, and for V vectors of columns from column n on. They are packed
@@ -194,12 +188,7 @@ static void multiply_unpacked_rows(const PanelProduct& p, const UnpackedColumns&
     for (int64_t n = 0; to == partial && n < p.rows * width; n += L)
       (Vec<A>::load(sums + n) + Vec<A>::load(partial + n)).store(sums + n);
   }
-  const auto put = [&](auto c) {
-    for (int64_t r = 0; r < p.rows; ++r)
-      for (int64_t v = 0; v < p.shape.vectors; ++v)
-        put_sums(p, Vec<A>::load(sums + r * width + v * L), static_cast<decltype(c)*>(p.c[r]), v);
-  };
-  p.c_is_16_bit ? put(T()) : put(A());
+  p.c_is_16_bit ? put_rows<A, T>(p, sums, width) : put_rows<A, A>(p, sums, width);
 }
 
 }  // namespace fastlstm::FASTLSTM_ISA
