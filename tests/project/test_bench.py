@@ -115,6 +115,19 @@ def test_the_engines_of_a_gpu_are_compared_before_they_are_timed(monkeypatch):
     assert "the results differ by" in gpu.measure(TINY, ["auto"], device="cpu")["auto"]
 
 
+def test_results_in_16_bits_are_compared_with_float64(monkeypatch):
+    limits = check_agreement.__globals__["AGREEMENT"]
+    for name in ("bfloat16", "float32"):
+        monkeypatch.setitem(limits, name, -1.0)
+    case = replace(TINY, precision="bfloat16")
+    expected, actual = build(case, "torch.nn", "cpu"), build(case, "auto", "cpu")
+    check_agreement(case, expected, actual)
+    with torch.no_grad():
+        actual.leaves[1].mul_(1.1)
+    with pytest.raises(RuntimeError, match="the results differ"):
+        check_agreement(case, expected, actual)
+
+
 def test_random_calls_are_measured_by_group(capsys):
     drawn = list(random_calls.draw(300, seed=7))
     assert drawn[:20] == list(random_calls.draw(20, seed=7)) != list(random_calls.draw(20, seed=8))
