@@ -75,6 +75,12 @@ inline Tensor in_memory(const Tensor& tensor) {
 ForwardResult call_lstm(const LstmCall& call, const ForwardOptions& options);
 BackwardResult call_lstm_backward(const LstmCall& call, const BackwardArguments& arguments);
 
+// Gradients that can be differentiated again: of input, h_0, c_0 and the weights. The arguments are
+// the gradients of output, h_n, c_n and cells, undefined if missing, and the call. Python computes
+// them: op/module.cpp sets the function, which stays nullptr without Python (examples/cpp).
+inline std::vector<OptionalTensor> (*differentiable_gradients)(const std::vector<Tensor>&,
+                                                               const LstmCall&) = nullptr;
+
 // The dispatcher passes a member of type T of the structs above as a Passed<T>. `owned` converts it
 // to a T. `passed` and `options_of` are never called: only decltype uses them.
 c10::string_view passed(const std::string&);

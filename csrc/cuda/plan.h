@@ -44,16 +44,15 @@ struct CudaTask {
 
   // Whether products are computed by fused multiply-adds instead of tensor cores.
   bool ffma() const { return dtype == Dtype::kFloat32 && !allow_tf32; }
-  int64_t element_bytes() const { return bytes_of(dtype); }
   // The width of an exchanged row of h, or of a gate in one of d_gates: hidden_size, rounded up to
   // 16 bytes a row. The block with the last units stores zeros after them.
   int64_t exchange_width() const {
-    const int64_t multiple = std::max<int64_t>((backward ? 4 : 16) / element_bytes(), 1);
+    const int64_t multiple = std::max<int64_t>((backward ? 4 : 16) / bytes_of(dtype), 1);
     return round_up(hidden_size, multiple);
   }
   // The number of values in an exchanged row of h or d_gates.
   int64_t k_size() const { return (backward ? 4 : 1) * exchange_width(); }
-  int64_t chunks() const { return divide_up(k_size(), kChunkBytes / element_bytes()); }
+  int64_t chunks() const { return divide_up(k_size(), kChunkBytes / bytes_of(dtype)); }
 };
 
 // A division of the work among blocks. The kernels take it as an argument.
@@ -120,7 +119,7 @@ inline double step_clocks(const CudaTask& task, const Tiling& tiling, int sm_cou
   // Multiply-adds per clock, in one SM:
   const double multiply_adds = task.ffma() ? 128 : task.dtype == Dtype::kFloat32 ? 512 : 1024;
   const auto k_size = static_cast<double>(task.k_size());
-  const double bytes = k_size * static_cast<double>(task.element_bytes());  // of an exchanged row
+  const double bytes = k_size * static_cast<double>(bytes_of(task.dtype));  // of an exchanged row
   const double slice_rows = matrix_rows(task.backward, tiling.units);
   const double all_rows = static_cast<double>(task.batch) * tiling.directions;
   const double exchange = std::max(tiling.group_rows * bytes / kL2ToSm,

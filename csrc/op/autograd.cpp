@@ -8,7 +8,6 @@
 #include <algorithm>
 
 #include "core/layer_call.h"
-#include "op/second_derivatives.h"
 
 namespace fastlstm {
 namespace {

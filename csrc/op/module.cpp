@@ -5,7 +5,6 @@
 #include "cpu/scratch.h"
 #include "op/eager_calls.h"
 #include "op/planners.h"
-#include "op/second_derivatives.h"
 
 namespace py = pybind11;
 using namespace py::literals;

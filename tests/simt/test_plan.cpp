@@ -30,11 +30,11 @@ void check_tiling(const Tiling& t, const CudaTask& task, const CudaDevice& devic
   check(t.directions >= 1 && t.directions <= task.directions, where, t.directions, " directions");
   check(t.shared_bytes == shared_bytes_of(task, t) && t.shared_bytes <= device.shared_bytes, where,
         t.shared_bytes, " bytes of shared memory");
-  check(t.shared_bytes > matrix_rows(task.backward, t.units) * task.k_size() * task.element_bytes(),
+  check(t.shared_bytes > matrix_rows(task.backward, t.units) * task.k_size() * bytes_of(task.dtype),
         where, "the slice of W_hh does not fit into shared memory");
   check(t.exchange_width >= task.hidden_size && t.exchange_width <= t.unit_blocks * t.units, where,
         t.exchange_width, " values exchanged");
-  check(task.k_size() * task.element_bytes() % 16 == 0, where, "rows are not aligned");
+  check(task.k_size() * bytes_of(task.dtype) % 16 == 0, where, "rows are not aligned");
 }
 
 const Case fits("plan/every tiling fits", [] {
