@@ -75,9 +75,9 @@ inline Tensor in_memory(const Tensor& tensor) {
 ForwardResult call_lstm(const LstmCall& call, const ForwardOptions& options);
 BackwardResult call_lstm_backward(const LstmCall& call, const BackwardArguments& arguments);
 
-// Gradients that can be differentiated again: of input, h_0, c_0 and the weights. The arguments are
-// the gradients of output, h_n, c_n and cells, undefined if missing, and the call. Python computes
-// them: op/module.cpp sets the function, which stays nullptr without Python (examples/cpp).
+// Python's function for gradients of input, h_0, c_0 and the weights that can be differentiated
+// again, from the gradients of output, h_n, c_n and cells. It is nullptr in a program without
+// Python.
 inline std::vector<OptionalTensor> (*differentiable_gradients)(const std::vector<Tensor>&,
                                                                const LstmCall&) = nullptr;
 

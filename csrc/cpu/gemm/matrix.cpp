@@ -134,15 +134,15 @@ void Matrix::multiply_panels(const Range& panels, const void* const* a, int64_t 
 }
 
 void Matrix::multiply_from_panels(const GemmArguments& call, const Range& panels) const {
-  const auto multiply_group = [&](const Range& group, int64_t k) {
-    PanelProduct product = product_of(call, group, k);
-    product.panel = panel(group.begin) + width(group.begin) * gemm_->bytes(k);
-    product.panel_stride = width(group.begin) * bytes_of_column();
-    gemm_->multiply(product);
-  };
-  for (int64_t k = 0; k == 0 || k < K_; k += call.kc)
-    for_panel_groups(
-        panels, [&](const Range& group) { multiply_group(group, k); }, call.to.backwards);
+  for (int64_t k = 0; k == 0 || k < K_; k += call.kc) {
+    const auto multiply_group = [&](const Range& group) {
+      PanelProduct product = product_of(call, group, k);
+      product.panel = panel(group.begin) + width(group.begin) * gemm_->bytes(k);
+      product.panel_stride = width(group.begin) * bytes_of_column();
+      gemm_->multiply(product);
+    };
+    for_panel_groups(panels, multiply_group, call.to.backwards);
+  }
 }
 
 // Packs each kc terms of a panel into the buffer right before they are multiplied.

@@ -18,19 +18,24 @@ constexpr int64_t kRowsOfAThread = 24;
 // multiplied together, so that each row of c is written as a whole.
 constexpr int64_t kBytesOfSmallPanels = 128 << 10;
 
-// Divides rows, at least one, into blocks and calls body(begin, end) for each block. A thread takes
-// the next block when it is ready. `multiply_adds`: the work for one row.
-void for_row_blocks(const GemmKernels& gemm, int64_t rows, int64_t multiply_adds,
-                    const auto& body) {
-  constexpr int64_t kBlockRows = 96;
+constexpr int64_t kBlockRows = 96;
+// With fewer terms in the sums of a weight gradient, writing c takes the time. Then each thread
+// writes one block. PyTorch's threads add gradients in the same blocks, so its cache holds them.
+constexpr int64_t kMinTerms = 16;
+
+// Divides rows, at least one, into blocks and calls body(begin, end) for each block. Thread i
+// begins with block i and then takes the next ones. `multiply_adds`: the work for one row.
+void for_row_blocks(const GemmKernels& gemm, int64_t rows, int64_t block_rows,
+                    int64_t multiply_adds, const auto& body) {
   const int64_t threads = std::min({int64_t(at::get_num_threads()), divide_up(rows, kRowsOfAThread),
                                     1 + rows * multiply_adds / (2 * kMultiplyAddsOfAThread)});
   // A multiple of the number of threads: otherwise most threads would wait for the last block.
-  const int64_t blocks = round_up(divide_up(rows, kBlockRows), threads);
-  std::atomic<int64_t> next = 0;
-  at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+  const int64_t blocks = round_up(divide_up(rows, block_rows), threads);
+  std::atomic<int64_t> next = threads;
+  at::parallel_for(0, threads, 1, [&](int64_t i, int64_t end) {
     const ThreadStateGuard guard(gemm);
-    for (int64_t k; (k = next++) < blocks;) body(k * rows / blocks, (k + 1) * rows / blocks);
+    for (; i < end; ++i)
+      for (int64_t k = i; k < blocks; k = next++) body(k * rows / blocks, (k + 1) * rows / blocks);
   });
 }
 
@@ -53,7 +58,7 @@ void parallel_gemm(const std::vector<const void*>& a, const Matrix& matrix, cons
                         (rows < kRowsOfAThread * threads &&
                          panels >= std::min(threads, divide_up(rows, kRowsOfAThread)));
   if (matrix.form() == MatrixForm::kPanels && !few_rows)
-    return for_row_blocks(gemm, rows, multiply_adds,
+    return for_row_blocks(gemm, rows, kBlockRows, multiply_adds,
                           [&](int64_t begin, int64_t end) { multiply(begin, end, {0, panels}); });
   const int64_t grain = divide_up(kMultiplyAddsOfAThread, 1 + rows * multiply_adds / panels);
   at::parallel_for(0, panels, grain, [&](int64_t begin, int64_t end) {
@@ -102,9 +107,10 @@ void weight_gradient_gemm(const GemmKernels& gemm, const std::vector<const void*
       b_panels.emplace_back(
           gemm, MatrixSource{{b.begin() + begin, b.begin() + end}, false, end - begin, N},
           small && gemm.takes(gemm.sum_dtype) ? Matrix::kAllTogether : 1);
-      multiply_adds += (end - begin) * N;
+      multiply_adds += std::max(end - begin, kMinTerms) * N;
     }
-    for_row_blocks(gemm, M, multiply_adds, [&](int64_t begin, int64_t end) {
+    const int64_t block_rows = K < kMinTerms ? M : kBlockRows;
+    for_row_blocks(gemm, M, block_rows, multiply_adds, [&](int64_t begin, int64_t end) {
       const int64_t count = end - begin, bytes_of_row = gemm.bytes_of_row(K);
       const Scratch transposed(count * bytes_of_row);
       gemm.transpose(a.data() + r, K, begin, end, transposed.data<char>());
