@@ -13,9 +13,18 @@ namespace fastlstm {
 // The dtypes as an enum, for planners, which know no torch.
 enum class Dtype { kFloat64, kFloat32, kBFloat16, kFloat16 };
 
-// The size of an element in bytes.
+// The size of an element in bytes. Without a default the compiler warns if a dtype is missing.
 constexpr int bytes_of(Dtype dtype) {
-  return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2;
+  switch (dtype) {
+    case Dtype::kFloat64:
+      return 8;
+    case Dtype::kFloat32:
+      return 4;
+    case Dtype::kBFloat16:
+    case Dtype::kFloat16:
+      return 2;
+  }
+  return 0;  // not reached: no value of Dtype is left
 }
 
 }  // namespace fastlstm

@@ -17,6 +17,7 @@ template <typename T>
 const T* const_data(const at::Tensor& tensor) {
   return static_cast<const T*>(tensor.const_data_ptr());
 }
+// nullptr for an undefined tensor.
 template <typename T>
 const T* data_or_null(const at::Tensor& tensor) {
   return tensor.defined() ? const_data<T>(tensor) : nullptr;

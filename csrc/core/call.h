@@ -75,11 +75,11 @@ inline Tensor in_memory(const Tensor& tensor) {
 ForwardResult call_lstm(const LstmCall& call, const ForwardOptions& options);
 BackwardResult call_lstm_backward(const LstmCall& call, const BackwardArguments& arguments);
 
-// Python's function for gradients of input, h_0, c_0 and the weights that can be differentiated
-// again, from the gradients of output, h_n, c_n and cells. It is nullptr in a program without
-// Python.
-inline std::vector<OptionalTensor> (*differentiable_gradients)(const std::vector<Tensor>&,
-                                                               const LstmCall&) = nullptr;
+// Returns gradients of input, h_0, c_0 and the weights that can be differentiated again, from the
+// gradients of output, h_n, c_n and cells, which are undefined tensors if missing. Python computes
+// them: op/module.cpp sets the function. It stays nullptr without Python (examples/cpp).
+inline std::vector<OptionalTensor> (*differentiable_gradients)(
+    const std::vector<Tensor>& result_gradients, const LstmCall& call) = nullptr;
 
 // The dispatcher passes a member of type T of the structs above as a Passed<T>. `owned` converts it
 // to a T. `passed` and `options_of` are never called: only decltype uses them.

@@ -7,6 +7,7 @@
 
 #include "core/torch_versions.h"
 #include "cpu/kernels.h"
+#include "cpu/plan.h"
 #include "cuda/plan.h"
 
 namespace fastlstm::planners {

@@ -20,7 +20,7 @@ constexpr int64_t kBytesOfSmallPanels = 128 << 10;
 
 constexpr int64_t kBlockRows = 96;
 // With fewer terms in the sums of a weight gradient, writing c takes the time. Then each thread
-// writes one block. PyTorch's threads add gradients in the same blocks, so its cache holds them.
+// writes one block, which its cache may hold: PyTorch's threads add gradients in the same blocks.
 constexpr int64_t kMinTerms = 16;
 
 // Divides rows, at least one, into blocks and calls body(begin, end) for each block. Thread i

@@ -5,6 +5,7 @@
 #pragma once
 #include <utility>
 
+#include "core/operators.h"
 #include "cpu/gemm/encoded_rows.h"
 #include "cpu/gemm/parallel_gemm.h"
 #include "cpu/stages/cells.h"

@@ -6,6 +6,7 @@
 
 namespace fastlstm::FASTLSTM_ISA {
 
+// See PlainDotProduct (vec.h).
 struct DotProductOfQuads {
   static constexpr int32_t zero_point = kZeroPoint;
   using Row = Int32Vec;

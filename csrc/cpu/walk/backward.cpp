@@ -209,6 +209,7 @@ class TiledBackward {
   const GradientRequest& request_ = call_.in.request;
   const StepOrder order_{call_.rows, d_ == 1, /*backward=*/true};
   const Matrix w_hh_ = weight(direction().w_hh, call_.plan.grid.unit_groups, call_.plan.w_hh);
+  // The tensors of this direction.
   const A* const cells_ = direction_data<const A>(call_.cells, d_);      // [R,H]
   const T* const gates_ = direction_data<const T>(call_.gates, d_);      // [R,4H]
   const T* const d_h_n_ = direction_data<const T>(call_.d_h_n, d_);      // [B,P], or nullptr
@@ -235,7 +236,7 @@ BackwardResult run_backward(const LayerCall& layer, const CpuPlan& plan,
   const TiledBackwardCall<T> call{layer, plan, in};
   if (call.rows.has_padding() || call.accumulates_grad_input()) call.grad_input.zero_();
   const int64_t directions = call.sizes.directions, steps = call.rows.steps();
-  std::array<std::optional<TiledBackward<T>>, 2> walks;
+  std::array<std::optional<TiledBackward<T>>, kMaxDirections> walks;
   for (int64_t d = 0; d < directions; ++d) walks[d].emplace(call, d);
   const int64_t chunks = divide_up(steps, plan.chunk_steps);
   for (int64_t i = 0; i < chunks; ++i) {

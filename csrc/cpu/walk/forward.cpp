@@ -157,6 +157,7 @@ class TiledForward {
   const EncodedRows<T> encoded_x_{*call_.plan.gemm, steps_ahead_ * rows_.batch(),
                                   sizes_.input_size};
   Range chunk_;
+  // The results of this direction.
   T* const output_ = data<T>(call_.output) + d_ * sizes_.output_size;  // [R,P], D * P apart
   A* const cells_ = direction_data<A>(call_.cells, d_);                // [R,H], or nullptr
   T* const gates_ = direction_data<T>(call_.gates, d_);                // [R,4H], or nullptr
@@ -176,7 +177,7 @@ ForwardResult run_forward(const LayerCall& layer, const CpuPlan& plan,
   // Directions that do not run at the same time do not share the caches: one ends, one begins.
   for (int64_t first = 0; first < call.sizes.directions; first += together) {
     // Without malloc, which is slow for a single step.
-    std::array<std::optional<TiledForward<T>>, 2> walks;
+    std::array<std::optional<TiledForward<T>>, kMaxDirections> walks;
     for (int64_t d = 0; d < together; ++d) walks[d].emplace(call, first + d);
     for (int64_t begin = 0; begin < steps; begin += chunk_steps) {
       const Range chunk{begin, std::min(begin + chunk_steps, steps)};

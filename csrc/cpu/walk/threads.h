@@ -70,6 +70,8 @@ void run_workers(const CpuPlan& plan, const Range& range, const auto& work) {
     for (int64_t worker = 0; worker < workers; ++worker) work(i, worker);
 }
 
+constexpr int64_t kMaxDirections = 2;
+
 // Calls walks[d]->run(k, phase, worker) for each direction d, step k, phase of a step, and worker.
 void run_steps(const CpuPlan& plan, int64_t directions, const Range& chunk, auto& walks) {
   const ThreadGrid& grid = plan.grid;
