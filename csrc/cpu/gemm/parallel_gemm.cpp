@@ -21,6 +21,7 @@ constexpr int64_t kBytesOfSmallPanels = 128 << 10;
 constexpr int64_t kBlockRows = 96;
 // With fewer terms in the sums of a weight gradient, writing c takes the time. Then each thread
 // writes one block, which its cache may hold: PyTorch's threads add gradients in the same blocks.
+// PyTorch adds gradients of at most kElementsPerThread elements in one thread.
 constexpr int64_t kMinTerms = 16;
 
 // Divides rows, at least one, into blocks and calls body(begin, end) for each block. Thread i
@@ -107,7 +108,8 @@ void weight_gradient_gemm(const GemmKernels& gemm, const std::vector<const void*
       b_panels.emplace_back(
           gemm, MatrixSource{{b.begin() + begin, b.begin() + end}, false, end - begin, N},
           small && gemm.takes(gemm.sum_dtype) ? Matrix::kAllTogether : 1);
-      multiply_adds += std::max(end - begin, kMinTerms) * N;
+      const int64_t min_terms = M * N > kElementsPerThread ? kMinTerms : 0;
+      multiply_adds += std::max(end - begin, min_terms) * N;
     }
     const int64_t block_rows = K < kMinTerms ? M : kBlockRows;
     for_row_blocks(gemm, M, block_rows, multiply_adds, [&](int64_t begin, int64_t end) {
