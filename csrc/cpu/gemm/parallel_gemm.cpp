@@ -1,6 +1,7 @@
 #include "cpu/gemm/parallel_gemm.h"
 
 #include <ATen/Parallel.h>
+#include <ATen/TensorIterator.h>
 
 #include <algorithm>
 #include <atomic>
@@ -21,7 +22,7 @@ constexpr int64_t kBytesOfSmallPanels = 128 << 10;
 constexpr int64_t kBlockRows = 96;
 // With fewer terms in the sums of a weight gradient, writing c takes the time. Then each thread
 // writes one block, which its cache may hold: PyTorch's threads add gradients in the same blocks.
-// PyTorch adds gradients of at most kElementsPerThread elements in one thread.
+// PyTorch adds gradients of at most GRAIN_SIZE elements in one thread.
 constexpr int64_t kMinTerms = 16;
 
 // Divides rows, at least one, into blocks and calls body(begin, end) for each block. Thread i
@@ -103,13 +104,12 @@ void weight_gradient_gemm(const GemmKernels& gemm, const std::vector<const void*
     int64_t multiply_adds = 0;  // for a row of c
     for (const auto& [b, to] : gradients) {
       const int64_t b_rows = b.size(), begin = std::min(r, b_rows), end = std::min(r + K, b_rows);
-      const int64_t N = to.size(1);
-      const bool small = gemm.bytes((end - begin) * N) <= kBytesOfSmallPanels;
-      b_panels.emplace_back(
-          gemm, MatrixSource{{b.begin() + begin, b.begin() + end}, false, end - begin, N},
-          small && gemm.takes(gemm.sum_dtype) ? Matrix::kAllTogether : 1);
-      const int64_t min_terms = M * N > kElementsPerThread ? kMinTerms : 0;
-      multiply_adds += std::max(end - begin, min_terms) * N;
+      const int64_t terms = end - begin, N = to.size(1);
+      const bool small = gemm.bytes(terms * N) <= kBytesOfSmallPanels;
+      b_panels.emplace_back(gemm,
+                            MatrixSource{{b.begin() + begin, b.begin() + end}, false, terms, N},
+                            small && gemm.takes(gemm.sum_dtype) ? Matrix::kAllTogether : 1);
+      multiply_adds += (M * N > at::internal::GRAIN_SIZE ? std::max(terms, kMinTerms) : terms) * N;
     }
     const int64_t block_rows = K < kMinTerms ? M : kBlockRows;
     for_row_blocks(gemm, M, block_rows, multiply_adds, [&](int64_t begin, int64_t end) {
