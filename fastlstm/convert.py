@@ -88,10 +88,11 @@ _LSTMS = tuple(chain(*CLASSES))
 for _, _ours, _both in CLASSES:
     _both.__name__ = _ours.__name__  # shown by repr; pickle reads __qualname__ instead
 
-# nn.LSTM.forward always calls these methods. fastlstm does not, so it could miss an override.
-_CALLED_BY_FORWARD = (
-    "_init_flat_weights _update_flat_weights _weights_have_changed check_forward_args "
-    "check_hidden_size check_input get_expected_cell_size get_expected_hidden_size permute_hidden"
+# nn.LSTM.forward always uses these members. fastlstm does not, so it could miss an override.
+_USED_BY_FORWARD = (
+    "_flat_weights _init_flat_weights _update_flat_weights _weights_have_changed "
+    "check_forward_args check_hidden_size check_input get_expected_cell_size "
+    "get_expected_hidden_size permute_hidden"
 ).split()
 
 
@@ -195,17 +196,28 @@ def _fastlstm_class(module: nn.Module, keep_class: bool) -> tuple[type[nn.Module
     """The new class of a module, or None if the class stays, and a warning for the user or ''."""
     cls = unparametrized_class(module)
     for nn_class, ours, both in CLASSES:
+        if issubclass(cls, nn_class) and not issubclass(cls, ours):
+            if why := _why_it_stays(module, cls, nn_class):
+                return None, f"stays as it is: {why}, which {nn_class.__name__}.forward uses"
+        elif cls is not both:
+            continue
         if cls in (nn_class, both):
             target = both if keep_class else ours
             return None if cls is target else target, ""
-        if issubclass(cls, nn_class) and not issubclass(cls, ours):
-            methods = {name: getattr(nn_class, name, None) for name in _CALLED_BY_FORWARD}
-            overridden = [k for k, method in methods.items() if getattr(cls, k, None) is not method]
-            if overridden:
-                why = f"overrides {', '.join(overridden)}, which {nn_class.__name__}.forward calls"
-                return None, f"stays as it is: its class {cls.__qualname__} {why}"
-            return _stand_in(cls, nn_class), ""
+        return _stand_in(cls, nn_class), ""
     return None, ""
+
+
+def _why_it_stays(module: nn.Module, cls: type[nn.Module], nn_class: type[nn.Module]) -> str:
+    """What the class or the module overrides that nn_class.forward uses; '' if nothing."""
+    base = {name: getattr(nn_class, name, None) for name in _USED_BY_FORWARD}
+    overridden = [name for name, member in base.items() if getattr(cls, name, None) is not member]
+    if overridden:
+        return f"its class {cls.__qualname__} overrides {', '.join(overridden)}"
+    own = [name for name in base if name in vars(module) and name != "_flat_weights"]
+    if type(vars(module).get("_flat_weights", [])) not in (list, tuple, type(None)):
+        own.append("_flat_weights")
+    return f"it has its own {', '.join(own)}" if own else ""
 
 
 _stand_ins: dict[type[nn.Module], type[nn.Module]] = {cls: both for cls, _, both in CLASSES}

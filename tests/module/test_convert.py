@@ -350,17 +350,67 @@ def test_one_graph(allow_rnn):
 
 
 @pytest.mark.parametrize(
-    "name", "permute_hidden _update_flat_weights _weights_have_changed".split()
+    "name", "permute_hidden _update_flat_weights _weights_have_changed _flat_weights".split()
 )
 def test_a_subclass_that_overrides_a_part_of_forward_stays(name):
-    own = type("Own", (nn.LSTM,), {name: lambda self, *_: False})
+    make_member = (lambda f: property(f, f)) if name == "_flat_weights" else (lambda f: f)
+    own = type("Own", (nn.LSTM,), {name: make_member(lambda self, *_: [])})
     model = nn.ModuleDict({"first": nn.LSTM(3, 5), "own": nn.Sequential(own(3, 5))})
     with pytest.warns(UserWarning, match="^convert: ") as caught:
         convert(model)
     (warning,) = caught
-    message = f"own.0 stays as it is: its class Own overrides {name}, which LSTM.forward calls"
+    message = f"own.0 stays as it is: its class Own overrides {name}, which LSTM.forward uses"
     assert str(warning.message) == f"convert: {message}" and warning.filename == __file__
     assert is_converted(model["first"]) and type(model["own"][0]) is own
+
+
+class Scaled(list):
+    """Weights that are doubled when nn.LSTM reads them."""
+
+    def __iter__(self):
+        return (2 * weight for weight in super().__iter__())
+
+
+def scales(lstm):
+    class Own(nn.LSTM):
+        """Computes its `_flat_weights` from its parameters in every call."""
+
+        @property
+        def _flat_weights(self):
+            return [2 * weight for weight in self.parameters()]
+
+        @_flat_weights.setter
+        def _flat_weights(self, weights):
+            pass
+
+    lstm.__class__ = Own
+    return "its class scales.<locals>.Own overrides _flat_weights"
+
+
+def holds_scaled(lstm):
+    lstm._flat_weights = Scaled(lstm._flat_weights)
+    return "it has its own _flat_weights"
+
+
+def permutes(lstm):
+    lstm.permute_hidden = lambda hx, permutation: (-hx[0], -hx[1])
+    return "it has its own permute_hidden"
+
+
+@pytest.mark.parametrize("change", [scales, holds_scaled, permutes])
+@pytest.mark.parametrize("keep_class", [True, False])
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2}, {"bidirectional": True}], ids=str)
+def test_an_lstm_with_flat_weights_of_its_own_stays(change, keep_class, options):
+    model = nn.ModuleDict({"first": nn.LSTM(3, 5), "own": nn.LSTM(3, 5, **options).double()})
+    why = change(model["own"])
+    expected = model["own"](x)
+    with pytest.warns(UserWarning, match="^convert: ") as caught:
+        convert(model, keep_class=keep_class)
+    assert [str(warning.message) for warning in caught] == [
+        f"convert: own stays as it is: {why}, which LSTM.forward uses"
+    ]
+    torch.testing.assert_close(model["own"](x), expected, rtol=0, atol=0)
+    assert [isinstance(m, fastlstm.LSTM) for m in model.values()] == [True, False]
 
 
 @needs_kernels
