@@ -10,7 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import _build
-from .call import Call, LstmCall, Regularizers, Results, State, live_steps, only_live, replaced
+from .call import (
+    Call,
+    LstmCall,
+    Regularizers,
+    Results,
+    State,
+    autocasts,
+    live_steps,
+    only_live,
+    replaced,
+)
 
 
 def run_time_major(
@@ -36,7 +46,9 @@ def run_cell(compute: Callable[[Call], Results], call: Call) -> State:
     """Returns the next h and c [B,H] of a cell's call."""
     _, (h, c), _ = compute(call)
     dtype = call.input.dtype if call.hx is None else call.hx[1].dtype
-    if c.dtype != dtype and c.is_cpu:  # torch.lstm_cell too casts back under autocast on a CPU
+    if autocasts(call.input.device.type):  # torch.lstm_cell promotes c and the gates
+        dtype = torch.promote_types(dtype, call.dtype())
+    if c.dtype != dtype and c.is_cpu:
         return h.to(dtype), c.to(dtype)
     return h, c
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import _build
-from ..engine.call import LAYOUTS, stack_shapes, weight_shapes
+from ..engine.call import LAYOUTS, stack_shapes, state_dtype, weight_shapes
 
 nn_lstm: Any = nn.LSTM  # its methods run on modules that do not inherit from it
 CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -66,7 +66,7 @@ def described_weights(lstm: Any) -> tuple[str, list[tuple[int, ...]]]:
     """Layout and shapes that an LSTM's attributes describe; "", [] if nn.LSTM may refuse them."""
     describe = _describe if torch.compiler.is_compiling() else _describe_cached
     try:
-        flags = lstm.bias, lstm.bidirectional, lstm.batch_first
+        flags = lstm.bias, lstm.bidirectional, lstm.batch_first, lstm.training
         sizes = lstm.num_layers, lstm.input_size, lstm.hidden_size, lstm.proj_size
         return describe(getattr(lstm, "_fastlstm_normalizes", False), *flags, *sizes, lstm.dropout)
     except AttributeError:
@@ -74,9 +74,10 @@ def described_weights(lstm: Any) -> tuple[str, list[tuple[int, ...]]]:
 
 
 def _describe(*attributes: Any) -> tuple[str, list[tuple[int, ...]]]:
-    normalizes, bias, bidirectional, batch_first, *numbers, dropout = attributes
+    normalizes, bias, bidirectional, batch_first, training, *numbers, dropout = attributes
     num_layers, input_size, hidden_size, proj_size = numbers
-    are_flags = all(type(flag) is bool for flag in (bias, bidirectional, batch_first))
+    flags = bias, bidirectional, batch_first, training
+    are_flags = all(type(flag) is bool for flag in flags)
     are_sizes = all(type(n) is not bool and hasattr(n, "__index__") for n in numbers)
     is_probability = isinstance(dropout, (int, float)) and 0 <= dropout <= 1
     if not (are_flags and are_sizes and is_probability and num_layers > 0):
@@ -102,12 +103,15 @@ def is_pair(hx: Any, h_shape: tuple[int, ...], c_shape: tuple[int, ...]) -> bool
 def takes_arguments(
     lstm: Any, input: Tensor, hx: Any, batch_sizes: Any, weight: Tensor, dtype: torch.dtype
 ) -> bool:
-    """Whether nn.LSTM with weights of `dtype` on the device of `weight` takes input and state."""
+    """Whether our engines take input and state, for weights of `dtype` on the device of `weight`.
+
+    If not, nn.LSTM decides whether there is a result or an error.
+    """
     if input.dim() not in ((2, 3) if batch_sizes is None else (2,)):
         return False
     if input.size(-1) != lstm.input_size or input.device != weight.device:
         return False
-    if input.dtype != dtype and not torch._C._is_any_autocast_enabled():
+    if not is_uniform(input, hx, dtype):
         return False
     if hx is None:
         return True
@@ -119,6 +123,34 @@ def takes_arguments(
     output_size = lstm.proj_size if lstm.proj_size > 0 else lstm.hidden_size
     has_shapes = is_pair(hx, (*leading, output_size), (*leading, lstm.hidden_size))
     return has_shapes and hx[0].device == hx[1].device == input.device
+
+
+def is_uniform(input: Tensor, hx: Any, dtype: torch.dtype) -> bool:
+    """Whether input and state are dense and of `dtype`; c may have the dtype of the cell state.
+
+    Under autocast the dtypes may differ.
+    """
+    pair = hx if isinstance(hx, (tuple, list)) else ()
+    states = [state for state in pair if isinstance(state, Tensor)]
+    for tensor in (input, *states):
+        if tensor.layout is not torch.strided or tensor.is_nested:
+            return False
+    if torch._C._is_any_autocast_enabled():
+        return True
+    dtypes = (dtype,), (dtype,), (dtype, state_dtype(dtype))
+    return all(t.dtype in fit for t, fit in zip((input, *states), dtypes, strict=False))
+
+
+def check_tensor(input: Any) -> None:
+    """Raises an AttributeError, as nn.LSTM does, for an input that is no tensor."""
+    if not isinstance(input, Tensor):
+        raise AttributeError(f"input: expected a tensor, got {type(input).__name__}")
+
+
+def cell_takes(input: Tensor, hx: tuple[Tensor, Tensor], dtype: torch.dtype, device: Any) -> bool:
+    """Whether our engines take these arguments of an LSTMCell, besides their shapes."""
+    is_on_device = all(tensor.device == device for tensor in (input, *hx))
+    return is_on_device and is_uniform(input, hx, dtype)
 
 
 def cell_shapes_fit(input: Tensor, hx: tuple[Tensor, Tensor], shapes: list[Any]) -> bool:
@@ -157,14 +189,18 @@ def run_forward(forward: Callable[..., Any], module: Any, input: Any, hx: Any) -
         raise type(error)(f"hx: expected a pair of tensors (h_0, c_0), got {kinds}") from error
 
 
-def refuse_as_torch(lstm: Any, input: Any, hx: Any) -> None:
-    """Raises nn.LSTM's error; returns if there is none. Checks packed input too, unlike nn.LSTM."""
+def run_as_torch(lstm: Any, input: Any, hx: Any) -> Any:
+    """Runs nn.LSTM.forward on arguments that our engines do not take.
+
+    Checks shapes of packed input too, which nn.LSTM does not.
+    """
     if isinstance(input, PackedSequence):
         lstm._update_flat_weights()
-        nn_lstm.check_input(lstm, input.data, input.batch_sizes)
+        data = input.data.to(lstm._flat_weights[0].dtype)  # nn.LSTM does not compare packed dtypes
+        nn_lstm.check_input(lstm, data, input.batch_sizes)
         if isinstance(hx, (tuple, list)) and _are_tensors(hx):
             nn_lstm.check_forward_args(lstm, input.data, hx, input.batch_sizes)
-    run_forward(nn_lstm.forward, lstm, input, hx)
+    return run_forward(nn_lstm.forward, lstm, input, hx)
 
 
 def _are_tensors(values: Iterable[Any]) -> bool:

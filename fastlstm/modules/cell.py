@@ -11,11 +11,18 @@ from torch import Tensor, nn
 from .. import _build
 from ..engine import engines
 from ..engine.call import Call, State, zero_state
-from ..engine.checks import check_dense
 from ..engine.stack import run_cell
 from ..interop import fx
 from ..interop.scripting import prepare
-from .attributes import cell_shapes_fit, is_pair, run_forward, shapes_of, weights_of_cell
+from .attributes import (
+    cell_shapes_fit,
+    cell_takes,
+    check_tensor,
+    is_pair,
+    run_forward,
+    shapes_of,
+    weights_of_cell,
+)
 from .options import EngineModule
 
 
@@ -40,7 +47,7 @@ class CellModule(nn.Module):
         if type(input) is not Tensor or input.is_nested:
             if isinstance(input, fx.Proxy):
                 return fx.as_node(self, input, hx=hx)
-            check_dense(input, None, {})
+            check_tensor(input)
         is_batched = input.dim() == 2
         # nn.LSTMCell needs hidden_size only to make a state, so it may be missing if hx is given.
         size = getattr(self, "hidden_size", None)
@@ -58,7 +65,7 @@ class CellModule(nn.Module):
         return self
 
     def _fastlstm_as_torch(self, input: Tensor, hx: Any) -> State:
-        """Returns the result, or raises the error, of nn.LSTMCell for shapes that do not fit."""
+        """Returns the result, or raises the error, of nn.LSTMCell for other arguments."""
         is_unbatched = hx is not None and input.dim() == 1
         if is_unbatched and any(isinstance(state, Tensor) and state.dim() == 2 for state in hx):
             # nn.LSTMCell would abort the process.
@@ -97,6 +104,7 @@ class LSTMCell(CellModule, EngineModule, nn.RNNCellBase):
         super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
 
     def _fastlstm_step(self, input: Tensor, hx: State | None) -> State:
+        given = hx
         if hx is None:
             hx = zero_state(input, (input.size(0),), self.hidden_size, self.hidden_size)
         weights, layout = weights_of_cell(self)
@@ -107,12 +115,9 @@ class LSTMCell(CellModule, EngineModule, nn.RNNCellBase):
                 return state
             except (RuntimeError, TypeError):
                 library = None  # the code below raises the error again, or runs nn.LSTMCell
-        check_dense(input, hx, {})
         if not cell_shapes_fit(input, hx, shapes_of(weights)):
-            return self._fastlstm_as_torch(input, hx)
-        dtype = weights[0].dtype
-        if input.dtype != dtype and not torch._C._is_any_autocast_enabled():
-            expected = f"input of dtype {dtype} like the weights"
-            raise RuntimeError(f"LSTMCell: expected {expected}, got {input.dtype}")
+            return self._fastlstm_as_torch(input, given)
+        if not cell_takes(input, hx, weights[0].dtype, weights[0].device):
+            return self._fastlstm_as_torch(input, given)
         call = Call(input, hx, weights, layout, is_cell=True)
         return run_cell(engines.choose(call, engine).run, call)

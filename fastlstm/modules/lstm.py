@@ -21,7 +21,14 @@ from ..engine.call import LAYOUTS, Call, Regularizers, Results, State, check_pro
 from ..engine.stack import run_time_major
 from ..interop import fx, nested
 from ..interop.scripting import prepare
-from .attributes import nn_lstm, read_weights, refuse_as_torch, run_torch_lstm, takes_arguments
+from .attributes import (
+    check_tensor,
+    nn_lstm,
+    read_weights,
+    run_as_torch,
+    run_torch_lstm,
+    takes_arguments,
+)
 from .options import NO_REGULARIZERS, EngineModule
 
 
@@ -78,7 +85,8 @@ class SequenceModule(nn.Module):
         # An eager call of one layer on a CPU skips most of the Python below.
         plain: tuple[Any, ...] | None = None
         try:
-            if type(input) is Tensor and self.num_layers == 1 and not return_cell_states:
+            is_simple = self.num_layers == 1 and type(self.training) is bool  # nn.LSTM needs a bool
+            if type(input) is Tensor and is_simple and not return_cell_states:
                 layer = self._fastlstm_plain_layer(input)
                 if layer is not None:
                     weights, layout, parameters, names = layer
@@ -120,10 +128,11 @@ class SequenceModule(nn.Module):
                 names = "lengths, reset and return_cell_states"
                 raise RuntimeError(f"LSTM: {names} cannot be combined with a nested tensor")
             return nested.run(partial(SequenceModule.forward, self), data, hx, self.batch_first)
-        elif not isinstance(data, Tensor) or data.layout is not torch.strided:
-            checks.check_dense(data, None, {})  # raises
+        check_tensor(data)
         if not takes_arguments(self, data, hx, batch_sizes, weights[0], dtype):
-            refuse_as_torch(self._fastlstm_torch_module(), input, hx)
+            result: tuple[Any, ...] = run_as_torch(self._fastlstm_torch_module(), input, hx)
+            if not self._fastlstm_exceeds_torch(*options):
+                return result
         is_batched, batch_dim = batch_sizes is not None or data.dim() == 3, 1 - self.batch_first
         if not is_batched:
             data, hx, lengths, reset = _with_batch(batch_dim, data, hx, lengths, reset)

@@ -13,10 +13,15 @@ from torch import Tensor, nn
 
 from .. import _build
 from ..engine.call import LAYOUTS, Call, Results, State, replaced, state_dtype, zero_state
-from ..engine.checks import check_dense
 from ..engine.engines import is_eager
 from ..interop.classes import unparametrized_class
-from ..modules.attributes import CELL_WEIGHTS, cell_shapes_fit, described_weights, named_weights
+from ..modules.attributes import (
+    CELL_WEIGHTS,
+    cell_shapes_fit,
+    cell_takes,
+    described_weights,
+    named_weights,
+)
 from ..modules.cell import CellModule, LSTMCell
 from ..modules.lstm import LSTM, SequenceModule
 from ..modules.options import qualified_name
@@ -267,6 +272,7 @@ class PrepackedLSTMCell(Prepacked, CellModule):
     _attribute_names = ("input_size", "hidden_size", "bias")
 
     def _fastlstm_step(self, input: Tensor, hx: State | None) -> State:
+        given = hx
         if hx is None:
             sizes = self.hidden_size, self.hidden_size
             hx = zero_state(input, (input.size(0),), *sizes, self.dtype)
@@ -278,9 +284,10 @@ class PrepackedLSTMCell(Prepacked, CellModule):
                 return state
             except RuntimeError:
                 is_plain = False  # the code below raises it again
-        check_dense(input, hx, {})
         if not cell_shapes_fit(input, hx, [*self._shapes.values()]):
-            return self._fastlstm_as_torch(input, hx)
+            return self._fastlstm_as_torch(input, given)
+        if not cell_takes(input, hx, self.dtype, weights[0].device):
+            return self._fastlstm_as_torch(input, given)
         _, state, _ = self._fastlstm_compute(Call(input, hx, weights, self._layout, is_cell=True))
         return state
 
