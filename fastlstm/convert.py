@@ -128,8 +128,8 @@ def convert(
     nn.LSTM; `keep_class=False` gives one graph.
 
     A module of a subclass of nn.LSTM or nn.LSTMCell keeps the methods of the subclass, whose
-    `super().forward` then runs fastlstm. If the subclass overrides a method that nn.LSTM.forward
-    calls, such as `permute_hidden`, the module stays as it is.
+    `super().forward` then runs fastlstm. If the subclass or the module itself overrides what
+    nn.LSTM.forward uses, such as `permute_hidden` or `_flat_weights`, the module stays as it is.
 
     Args:
         model: any module; it may be an LSTM itself.

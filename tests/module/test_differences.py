@@ -1,6 +1,7 @@
 """Each row of docs/reference/differences.md: what nn.LSTM of torch 2.13 and fastlstm.LSTM do."""
 
 import io
+import itertools
 import random
 import re
 from functools import partial
@@ -10,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 from torch.func import functional_call, grad, jvp, vmap
-from torch.nn.utils.rnn import pack_padded_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.utils import _pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 import fastlstm
@@ -37,6 +39,7 @@ TESTED_ELSEWHERE = {
     "16-bit types on a CPU": "op/test_numerics.py",
     "TF32 on a GPU": "cuda/test_cuda_op.py",
     "gradients in eval mode": "module/test_torch_engine.py",
+    "float16 or bfloat16 under autocast": "module/test_differences.py",
     "which engine runs": "module/test_engine.py",
 }
 
@@ -270,6 +273,112 @@ def _(cls, case):
     return "changes nothing" if torch.equal(exact, rounded) else "multiplies in bfloat16"
 
 
+NAN = "NaN or infinity in W_hh, one step without a state"
+
+
+@row(NAN, "NaN", "finite")
+def _(cls, case):
+    """With a state both are NaN, or saturated by an infinity."""
+    number = random.choice([float("nan"), float("inf")])
+    options = random.choice([{}, {"batch_first": True}, {"bias": False}])
+    lstm, cell = case.layer(cls, **options), case.layer(cell_of(cls))
+    torch.nn.init.constant_(lstm.weight_hh_l0, number)
+    torch.nn.init.constant_(cell.weight_hh, number)
+    x, zeros = torch.randn(1, 1, case.I), torch.zeros(1, 1, case.H)
+    mixed = zeros.clone().index_fill_(2, torch.tensor(0), 1)  # 0 * inf in all rows of W_hh but one
+    for module, given, state in ((lstm, x, mixed), (cell, x[0], mixed[0])):
+        assert module(given, (state, state))[0].isnan().any()
+    results = lstm(x)[0], lstm(pack_padded_sequence(x, [1]))[0].data, cell(x[0])[0]
+    if all(r.isnan().all() for r in results):
+        return "NaN"
+    return "finite" if all(r.isfinite().all() for r in results) else "mixed"
+
+
+WIDE_C = "c in float32, input and h in 16 bits"
+
+
+def with_wide_c(module, case, dtype, *layers):
+    x, h = torch.ones(*layers, 1, case.I, dtype=dtype), torch.ones(*layers, 1, case.H, dtype=dtype)
+    results = _pytree.tree_leaves(module(x, (h, h.float())))
+    return [str(t.dtype).removeprefix("torch.") for t in results]
+
+
+@row(WIDE_C, ["float32", "float32"], "16 bits and float32")
+def _(cls, case):
+    for dtype in (torch.bfloat16, torch.float16):
+        found = with_wide_c(case.layer(cell_of(cls), dtype=dtype), case, dtype)
+        if found == [str(dtype).removeprefix("torch."), "float32"]:
+            found = "16 bits and float32"
+    return found
+
+
+@row(WIDE_C, "raises", ["bfloat16", "bfloat16", "float32"])
+def _(cls, case):
+    lstm = cls(case.I, case.H, proj_size=1, dtype=torch.bfloat16)
+    x = torch.ones(1, 1, case.I, dtype=torch.bfloat16)
+    output, (h, c) = lstm(x, (x[..., :1], torch.ones(1, 1, case.H)))
+    return [str(t.dtype).removeprefix("torch.") for t in (output, h, c)]
+
+
+@row("types of errors", "NotImplementedError", "TypeError")
+def _(cls, case):
+    with pytest.raises((NotImplementedError, TypeError)) as error:
+        case.layer(cls)(torch.nested.nested_tensor([torch.randn(2, case.I)]))
+    return error.type.__name__
+
+
+@row("types of errors", "TypeError", "RuntimeError")
+def _(cls, case):
+    with pytest.raises((RuntimeError, TypeError)) as error:
+        case.layer(cls)(PackedSequence(torch.randn(3, case.I), torch.tensor([2.0, 1.0])))
+    return error.type.__name__
+
+
+FLOATS = {str(d).removeprefix("torch."): d for d in (torch.float32, torch.bfloat16, torch.float16)}
+FORMS = [("LSTM", "dense"), ("LSTM", "packed"), ("LSTM, proj_size", "dense")]
+FORMS += [("LSTM, proj_size", "packed"), ("LSTMCell", "dense")]
+
+
+def dtypes_under_autocast(cls, module, form, dtype, autocast, **options):
+    """The dtypes of output, h and c as a row of the page has them, or "an error"."""
+    dtype, x = FLOATS.get(dtype, torch.float64), torch.randn(3, 2, 4)
+    given = x.to(dtype) if form == "dense" else pack_padded_sequence(x.to(dtype), [3, 1])
+    if module == "LSTMCell":
+        call = lambda: cell_of(cls)(4, 6, dtype=dtype)(given[0])
+    else:
+        options |= {"proj_size": 2} if "proj" in module else {}
+        call = lambda: cls(4, 6, dtype=dtype, **options)(given)
+    try:
+        with torch.autocast("cpu", FLOATS[autocast]):
+            results = _pytree.tree_leaves(call())
+    except RuntimeError:
+        return "an error"
+    floating = [t for t in results if t is not None and t.is_floating_point()]
+    return ", ".join(str(t.dtype).removeprefix("torch.") for t in floating)
+
+
+def autocast_rows(**options):
+    for (module, form), dtype, autocast in itertools.product(FORMS, FLOATS, [*FLOATS][1:]):
+        call = module, form, dtype, autocast
+        yield *call, *(dtypes_under_autocast(c, *call, **options) for c in (nn.LSTM, fastlstm.LSTM))
+
+
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2}, {"batch_first": True}], ids=str)
+def test_the_table_of_autocast(options):
+    table = re.findall(r"^\| (LSTM.*) \|$", PAGE.read_text(), re.M)
+    expected = [tuple(line.split(" | ")) for line in table]
+    for wanted, found in zip(expected, autocast_rows(**options), strict=True):
+        *_, torch_does, ours_does = wanted
+        assert found[:4] == wanted[:4] and found[5] == ours_does, (found, wanted)
+        if torch_does == "an error":  # some processors have instructions for it
+            assert found[4] in ("an error", ours_does)
+        else:
+            assert found[4] == torch_does, (found, wanted)
+    assert dtypes_under_autocast(
+        fastlstm.LSTM, "LSTM", "dense", "float64", "bfloat16", **options
+    ) == ("float64, float64, float64")
+
+
 @pytest.mark.parametrize("cls", [nn.LSTM, fastlstm.LSTM], ids=["torch", "fastlstm"])
 @pytest.mark.parametrize("name, k", [(name, k) for name in ROWS for k in range(len(ROWS[name]))])
 def test_row(name, k, cls):
@@ -284,6 +393,7 @@ def test_row(name, k, cls):
 
 
 def test_every_row_of_the_page_has_a_test():
-    names = re.findall(r"^\| ([^|]+?) \|", PAGE.read_text(), re.M)
+    text = PAGE.read_text().partition("## Autocast")[0]  # the table of autocast has its own test
+    names = re.findall(r"^\| ([^|]+?) \|", text, re.M)
     assert {*names} == {*ROWS, *TESTED_ELSEWHERE}
     assert all((PAGE.parents[2] / "tests" / file).exists() for file in TESTED_ELSEWHERE.values())
