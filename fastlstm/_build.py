@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 VERSION = "0.1.0"  # of fastlstm
-INTERFACE = 3  # version of the functions of fastlstm._C; equals kInterface of csrc/op/module.cpp
+INTERFACE = 4  # version of the functions of fastlstm._C; equals kInterface of csrc/op/module.cpp
 _PACKAGE = Path(__file__).resolve().parent
 _why_unavailable: str | None = "it has not been loaded yet"
 _why_no_cuda: str | None = None  # why a wheel's CUDA kernels are not loaded

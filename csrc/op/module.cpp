@@ -3,7 +3,7 @@
 
 #include "cpu/gemm/prepacked.h"
 #include "cpu/scratch.h"
-#include "op/eager_calls.h"
+#include "op/plain_calls.h"
 #include "op/planners.h"
 
 namespace py = pybind11;
@@ -17,7 +17,7 @@ static PyMethodDef method(const char* name, const char* doc, int flags = METH_FA
 
 // The version of the functions below. A change of their arguments needs another number here and in
 // fastlstm/_build.py, which refuses a module of another version.
-constexpr int kInterface = 3;
+constexpr int kInterface = 4;
 
 static PyMethodDef kEagerCalls[] = {
     method<fastlstm::fast_method<&fastlstm::lstm>>(
@@ -33,12 +33,14 @@ static PyMethodDef kEagerCalls[] = {
         "None. Returns the new h and c."),
     method<fastlstm::plain_lstm>(
         "plain_lstm",
-        "Calls an LSTM of one layer. All arguments are passed by name: those of the call, and the "
-        "attributes of the module. Returns the results of nn.LSTM, or None if the call is not "
-        "plain or if the weights are not the entries of `parameters` with these names.",
-        METH_FASTCALL | METH_KEYWORDS),
-    method<fastlstm::are_plain>(
-        "are_plain", "Whether a call of these tensors, lists of tensors and None is plain."),
+        "plain_lstm(module, source, input, hx, lengths, reset)\n\n"
+        "Calls an LSTM, all its layers. `source` says where the weights are: (weights, words, "
+        "parameters, names). Returns the results of nn.LSTM, or NotImplemented if the call is not "
+        "plain."),
+    method<fastlstm::plain_lstm_cell>(
+        "plain_lstm_cell",
+        "plain_lstm_cell(module, source, input, hx)\n\n"
+        "Calls an LSTMCell in the same way. Returns h and c, or NotImplemented."),
     method<fastlstm::have_names_and_shapes>(
         "have_names_and_shapes",
         "have_names_and_shapes(weights, parameters, names, shapes)\n\n"

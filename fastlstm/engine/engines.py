@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch.autograd import forward_ad
 
 from .. import _build
 from . import records
@@ -97,12 +96,7 @@ def default_engine(call: Call) -> Engine:
 def auto_means_op() -> bool:
     """Whether an eager call on a CPU with engine "auto" can go to the op without `choose`."""
     is_default = DEFAULT == "auto" and not records.tuned and records.calls_to_tune is None
-    return is_default and "cpu" in _build.device_types and is_eager()
-
-
-def is_eager() -> bool:
-    """Whether code runs neither under torch.compile nor in forward-mode differentiation."""
-    return not torch.compiler.is_compiling() and forward_ad._current_level < 0
+    return is_default and "cpu" in _build.device_types
 
 
 def onnx_export_lacks_op() -> bool:

@@ -15,6 +15,7 @@ from ..engine.stack import run_cell
 from ..interop import fx
 from ..interop.scripting import prepare
 from .attributes import (
+    CELL_WEIGHTS,
     cell_shapes_fit,
     cell_takes,
     check_tensor,
@@ -32,6 +33,8 @@ class CellModule(nn.Module):
     input_size: int
     hidden_size: int
     bias: bool
+    # The source of the weights for `plain_lstm_cell`, or None if no call is plain.
+    _fastlstm_plain_weights: Callable[[], tuple[Any, ...] | None]
     _fastlstm_step: Callable[[Tensor, State | None], State]  # the next state of a batch of rows
 
     def forward(self, input: Tensor, hx: State | None = None) -> State:
@@ -44,6 +47,16 @@ class CellModule(nn.Module):
         Returns:
             The next (h, c).
         """
+        if not torch.compiler.is_compiling():
+            source = self._fastlstm_plain_weights()
+            if source is not None:
+                plain: State = _build.library.plain_lstm_cell(self, source, input, hx)
+                if plain is not NotImplemented:
+                    return plain
+        return self._fastlstm_call(input, hx)
+
+    def _fastlstm_call(self, input: Tensor, hx: State | None) -> State:
+        """Runs any call."""
         if type(input) is not Tensor or input.is_nested:
             if isinstance(input, fx.Proxy):
                 return fx.as_node(self, input, hx=hx)
@@ -103,21 +116,19 @@ class LSTMCell(CellModule, EngineModule, nn.RNNCellBase):
     ) -> None:
         super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
 
+    def _fastlstm_plain_weights(self) -> tuple[Any, ...] | None:
+        if self._fastlstm_engine != "auto" or not engines.auto_means_op():
+            return None
+        return None, "", self._parameters, CELL_WEIGHTS
+
     def _fastlstm_step(self, input: Tensor, hx: State | None) -> State:
         given = hx
         if hx is None:
             hx = zero_state(input, (input.size(0),), self.hidden_size, self.hidden_size)
         weights, layout = weights_of_cell(self)
-        engine, library = self._fastlstm_engine, _build.library
-        if engine == "auto" and engines.auto_means_op() and library.are_plain(input, hx, weights):
-            try:
-                state: State = library.lstm_cell(input, *hx, weights, layout, "auto")
-                return state
-            except (RuntimeError, TypeError):
-                library = None  # the code below raises the error again, or runs nn.LSTMCell
         if not cell_shapes_fit(input, hx, shapes_of(weights)):
             return self._fastlstm_as_torch(input, given)
         if not cell_takes(input, hx, weights[0].dtype, weights[0].device):
             return self._fastlstm_as_torch(input, given)
         call = Call(input, hx, weights, layout, is_cell=True)
-        return run_cell(engines.choose(call, engine).run, call)
+        return run_cell(engines.choose(call, self._fastlstm_engine).run, call)

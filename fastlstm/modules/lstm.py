@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .. import _build
 from ..engine import checks, engines
-from ..engine.call import LAYOUTS, Call, Regularizers, Results, State, check_probabilities
+from ..engine.call import Call, Regularizers, Results, State, check_probabilities
 from ..engine.stack import run_time_major
 from ..interop import fx, nested
 from ..interop.scripting import prepare
@@ -39,8 +39,8 @@ class SequenceModule(nn.Module):
     batch_first: bool
     bidirectional: bool
     permute_hidden = nn_lstm.permute_hidden
-    # Weights, layout, parameters and names for `plain_lstm`, or None if a call may not use it.
-    _fastlstm_plain_layer: Callable[[Tensor], tuple[Any, ...] | None]
+    # The source of the weights for `plain_lstm` of the extension, or None if no call is plain.
+    _fastlstm_plain_weights: Callable[[], tuple[Any, ...] | None]
     # Weights, layout and the dtype of the input; see `read_weights`.
     _fastlstm_weights: Callable[[], tuple[list[Any], str | None, Any]]
     _fastlstm_compute: Callable[[Call], Results]  # computes a call after its checks
@@ -74,49 +74,26 @@ class SequenceModule(nn.Module):
             shapes as in `functional.lstm`, without B if unbatched. If the input is a PackedSequence
             or a nested tensor, so is the output, with the same batch sizes or offsets.
         """
-        if type(input) is not Tensor and isinstance(input, fx.Proxy):
-            options = {"lengths": lengths, "reset": reset, "return_cell_states": return_cell_states}
-            return fx.as_node(self, input, hx=hx, **options)
-        if lengths is not None and getattr(lengths, "dtype", None) is not torch.int64:
-            lengths = checks.as_lengths(lengths)
-        bool_reset = reset
-        if reset is not None and getattr(reset, "dtype", None) is not torch.bool:
-            bool_reset = checks.as_reset(reset, None, self.batch_first)
-        # An eager call of one layer on a CPU skips most of the Python below.
-        plain: tuple[Any, ...] | None = None
-        try:
-            is_simple = self.num_layers == 1 and type(self.training) is bool  # nn.LSTM needs a bool
-            if type(input) is Tensor and is_simple and not return_cell_states:
-                layer = self._fastlstm_plain_layer(input)
-                if layer is not None:
-                    weights, layout, parameters, names = layer
-                    plain = _build.library.plain_lstm(
-                        input=input,
-                        hx=hx,
-                        weights=weights,
-                        layout=layout,
-                        parameters=parameters,
-                        names=names,
-                        lengths=lengths,
-                        reset=bool_reset,
-                        input_size=self.input_size,
-                        hidden_size=self.hidden_size,
-                        proj_size=self.proj_size,
-                        num_layers=self.num_layers,
-                        bias=self.bias,
-                        bidirectional=self.bidirectional,
-                        batch_first=self.batch_first,
-                        dropout=self.dropout,
-                    )
-        except (AttributeError, RuntimeError, TypeError):
-            plain = None  # the code below raises the error again, or runs nn.LSTM
-        if plain is not None:  # None says that the call is not plain
-            return plain
-        return self._fastlstm_call(input, hx, lengths, reset, bool(return_cell_states))
+        if not (return_cell_states or torch.compiler.is_compiling()):
+            source = self._fastlstm_plain_weights()
+            if source is not None:
+                call = input, hx, lengths, reset
+                plain: tuple[Any, ...] = _build.library.plain_lstm(self, source, *call)
+                if plain is not NotImplemented:
+                    return plain
+        return self._fastlstm_call(input, hx, lengths, reset, return_cell_states)
 
     def _fastlstm_call(self, input: Any, hx: State | None, *options: Any) -> tuple[Any, ...]:
-        """Runs any call. `options` are lengths (in int64), reset and return_cell_states."""
+        """Runs any call. `options` are lengths, reset and return_cell_states."""
         lengths, reset, return_cell_states = options
+        if type(input) is not Tensor and isinstance(input, fx.Proxy):
+            given = {"lengths": lengths, "reset": reset, "return_cell_states": return_cell_states}
+            return fx.as_node(self, input, hx=hx, **given)
+        if lengths is not None:
+            lengths = checks.as_lengths(lengths)
+        if reset is not None:
+            checks.as_reset(reset, None, self.batch_first)  # raises for what is no reset at all
+        options = lengths, reset, bool(return_cell_states)
         weights, layout, dtype = self._fastlstm_weights()
         if layout is None:
             return self._fastlstm_as_torch(input, hx, *options)
@@ -144,7 +121,7 @@ class SequenceModule(nn.Module):
             shape = data.shape[:2] if batch_sizes is None else None
             reset = checks.as_reset(reset, shape, self.batch_first)
         fields = self.num_layers, 1 + self.bidirectional, batch_sizes, lengths, reset, self.training
-        call = Call(data, hx, weights, layout, *fields, return_cell_states=return_cell_states)
+        call = Call(data, hx, weights, layout, *fields, return_cell_states=options[2])
         output, state, *cells = run_time_major(self._fastlstm_compute, call, self.batch_first)
         if not is_batched:
             h_n, c_n = state[0].squeeze(1), state[1].squeeze(1)
@@ -253,12 +230,12 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
         if any(given):
             self._fastlstm_regularizers = given
 
-    def _fastlstm_plain_layer(self, input: Tensor) -> tuple[Any, ...] | None:
+    def _fastlstm_plain_weights(self) -> tuple[Any, ...] | None:
         is_plain = self._fastlstm_regularizers is NO_REGULARIZERS
         if not (is_plain and self._fastlstm_engine == "auto" and engines.auto_means_op()):
             return None
-        layout = LAYOUTS[self.bias is True, self.proj_size > 0, self._fastlstm_normalizes]
-        return self._flat_weights, layout, self._parameters, self._flat_weights_names
+        words = "layer_norm" if self._fastlstm_normalizes else ""
+        return self._flat_weights, words, self._parameters, self._flat_weights_names
 
     _fastlstm_weights = read_weights
 

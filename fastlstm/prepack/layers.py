@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from .. import _build
 from ..engine.call import LAYOUTS, Call, Results, State, replaced, state_dtype, zero_state
-from ..engine.engines import is_eager
 from ..interop.classes import unparametrized_class
 from ..modules.attributes import (
     CELL_WEIGHTS,
@@ -142,6 +141,10 @@ class Prepacked(nn.Module):
         """A module on which the methods of nn.LSTM or nn.LSTMCell run."""
         return self._rebuild(self._torch_class).requires_grad_(False)
 
+    def _fastlstm_plain_weights(self) -> tuple[Any, ...] | None:
+        weights = [*map(self._buffers.__getitem__, self._buffer_names)]
+        return weights, self._layout, None, self._shapes
+
     def _op_weights(self) -> list[Tensor]:
         return [self._buffers[name] for name in self._buffer_names]  # type: ignore[misc]
 
@@ -239,10 +242,6 @@ class PrepackedLSTM(Prepacked, SequenceModule):
     _layer_class, _torch_class = LSTM, nn.LSTM
     _attribute_names = tuple(name for name in nn.LSTM.__constants__ if name != "mode")
 
-    def _fastlstm_plain_layer(self, input: Tensor) -> tuple[Any, ...] | None:
-        is_plain = input.dtype is self.dtype and is_eager()
-        return (self._op_weights(), self._layout, None, None) if is_plain else None
-
     def _fastlstm_weights(self) -> tuple[list[Any], str | None, torch.dtype | None]:
         fit = described_weights(self)[1] == [*self._shapes.values()]
         return self._op_weights(), self._layout if fit else None, self.dtype
@@ -276,14 +275,7 @@ class PrepackedLSTMCell(Prepacked, CellModule):
         if hx is None:
             sizes = self.hidden_size, self.hidden_size
             hx = zero_state(input, (input.size(0),), *sizes, self.dtype)
-        weights, tensors = self._op_weights(), (input, *hx)
-        is_plain = input.dtype is self.dtype and is_eager() and _build.library.are_plain(*tensors)
-        if is_plain and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
-            try:
-                state: State = _build.library.lstm_cell(*tensors, weights, self._layout, "auto")
-                return state
-            except RuntimeError:
-                is_plain = False  # the code below raises it again
+        weights = self._op_weights()
         if not cell_shapes_fit(input, hx, [*self._shapes.values()]):
             return self._fastlstm_as_torch(input, given)
         if not cell_takes(input, hx, self.dtype, weights[0].device):

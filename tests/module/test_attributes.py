@@ -266,22 +266,6 @@ def test_cell(name):
 
 
 @needs_kernels
-def test_a_plain_call_names_its_arguments():
-    lstm, x = fastlstm.LSTM(SIZE, SIZE), torch.randn(T, B, SIZE)
-    named = {"input": x, "hx": None, "weights": lstm._flat_weights, "layout": "bias"}
-    named |= {"parameters": lstm._parameters, "names": lstm._flat_weights_names}
-    named |= {"lengths": None, "reset": None}
-    sizes = "input_size", "hidden_size", "proj_size", "num_layers"
-    for name in (*sizes, "bias", "bidirectional", "batch_first", "dropout"):
-        named[name] = getattr(lstm, name)
-    assert torch.equal(_build.library.plain_lstm(**named)[0], lstm(x)[0])
-    as_h_0 = {"h_0" if name == "hx" else name: value for name, value in named.items()}
-    for other in (as_h_0, dict(reversed(named.items())), {"input": x}, {}):
-        with pytest.raises(SystemError, match="plain_lstm: other arguments than expected"):
-            _build.library.plain_lstm(**other)
-
-
-@needs_kernels
 @pytest.mark.parametrize("name", ["hidden_size", "input_size", "num_layers", "proj_size"])
 def test_options_need_weights_of_the_shapes_that_attributes_describe(name):
     lstm = fastlstm.LSTM(SIZE, SIZE)

@@ -261,16 +261,6 @@ def test_arguments_of_the_extension():
 
 
 @needs_kernels
-def test_which_calls_are_plain():
-    x, plain = zeros(2), library.are_plain
-    assert all(plain(x, y) for y in (None, x, nn.Parameter(x), LENGTHS, RESET, [x, x], (None, x)))
-    assert all(plain(x.to(dtype)) for dtype in (x.dtype, torch.float64, torch.bfloat16, torch.half))
-    others = LENGTHS.int(), x + 1j, x.to_sparse(), torch.nested.nested_tensor([x]), x.to("meta")
-    assert not any(map(plain, (*others, LENGTHS, RESET)))
-    assert not any(plain(x, other) for other in (*others, x.double(), 3, [x, 3], {0: x}))
-
-
-@needs_kernels
 def test_answers_of_the_planners():
     names = "input_size", "hidden_size", "batch", "steps", "threads", "l2_cache_bytes", "directions"
     options = {"dtype": "float32", "training": True, "backward": True}

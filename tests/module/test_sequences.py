@@ -108,6 +108,7 @@ def test_nested_rows_are_padded_to_the_longest(monkeypatch):
     compute = lstm._fastlstm_compute
     watch = lambda call: seen.append(call.input.shape) or compute(call)
     monkeypatch.setattr(lstm, "_fastlstm_compute", watch)
+    monkeypatch.setattr(lstm, "_fastlstm_plain_weights", lambda: None)
     starts, lengths = torch.tensor([4, 0]), torch.tensor([2, 5])
     gaps = torch.nested.narrow(torch.randn(2, 9, 3), 1, starts, lengths, layout=torch.jagged)
     flat = torch.nested.nested_tensor_from_jagged(torch.randn(7, 3), torch.tensor([0, 2, 7]))
