@@ -9,7 +9,9 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "settings": ("DecodeConfig", "ModelConfig", "TrainConfig"),
     "cnn.pretrained": ("CNNConfig", "load_cnn"),
+    "data.images": ("ImageError",),
     "errors": ("CaptioningError",),
+    "image_captioner": ("ImageCaptioner", "load"),
     "model.captioner": ("DECODERS",),
     "model.checkpoint": ("Checkpoint", "load_checkpoint", "load_ensemble"),
     "model.decoder": ("Decoder",),

@@ -10,19 +10,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from captioning.cnn.pretrained import FrozenCNN, load_cnn
-from captioning.commands.arguments import add_captioner_options
+from captioning.commands.arguments import add_new_captioner
 from captioning.console import say
 from captioning.data import scenes
 from captioning.data.coco import load_coco
 from captioning.files import write_json
+from captioning.image_captioner import ImageCaptioner, load
 from captioning.model.captioner import DECODERS
-from captioning.model.checkpoint import Checkpoint, load_checkpoint
 from captioning.results.figures import write_sheet
-from captioning.results.metrics import score_captions
 from captioning.results.report import Section, examples, write_report
-from captioning.search.generate import caption_files
-from captioning.settings import DecodeConfig, choose_device
+from captioning.settings import choose_device
 from captioning.training.pipeline import locked, train_locked
 from captioning.training.processes import Process
 from captioning.training.request import TrainingRequest
@@ -40,7 +37,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     option("--output", type=Path, default=Path("runs/demo"), help="folder (%(default)s)")
     option("--epochs", type=int, help=f"passes over the captions ({defaults})")
     option("--seed", type=int, default=0, help="seed of pictures, weights and order (0)")
-    add_captioner_options(parser)
+    add_new_captioner(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -93,17 +90,16 @@ def _report(
 ) -> dict[str, Section]:
     """Captions new pictures, scores the captions, and writes the report; returns its sections."""
     say("3/4  captioning and scoring pictures that training never saw")
-    checkpoint = load_checkpoint(output / "best.pt", lstm, device)
-    cnn = load_cnn(checkpoint.cnn).to(device)
-    sections = {split: _caption_split(checkpoint, cnn, output, split) for split in SECTION_TEXTS}
+    captioner = load(output / "best.pt", device=device, lstm=lstm)
+    sections = {split: _caption_split(captioner, output, split) for split in SECTION_TEXTS}
 
     say("4/4  writing the report")
     seconds = sum(entry["seconds"] for entry in history)
     text = f"Trained for {len(history)} epochs ({seconds:.0f} s) on drawn pictures. "
     text += "Captions are parsed back into facts. In green captions all six facts are right."
     report, sheet = output / "report.html", output / "contact_sheet.png"
-    section_list = list(sections.values())
-    write_report(report, "Captions of drawn scenes", text, section_list, history, checkpoint, cnn)
+    section_list, parts = list(sections.values()), (captioner.checkpoint, captioner.cnn)
+    write_report(report, "Captions of drawn scenes", text, section_list, history, *parts)
     chosen = [(s, p) for s in section_list for p in examples(s)["Drawn at random"][:3]]
     write_sheet(sheet, {picture.path: s.captions[picture.id] for s, picture in chosen})
     for split, section in sections.items():
@@ -116,14 +112,12 @@ def _report(
     return sections
 
 
-def _caption_split(checkpoint: Checkpoint, cnn: FrozenCNN, output: Path, split: str) -> Section:
+def _caption_split(captioner: ImageCaptioner, output: Path, split: str) -> Section:
     """Captions a split by greedy search, and counts the facts that are right."""
     dataset = load_coco(captions_file(output, split))
-    paths = [image.path for image in dataset.images]
-    files = caption_files(checkpoint, cnn, paths, DecodeConfig("greedy"))
-    captions = {i: file.captions[0].text for i, file in zip(dataset.references, files, strict=True)}
+    scores = captioner.evaluate(captions_file(output, split), method="greedy")
+    captions = scores.captions
     truth = {image.id: scenes.parse(image.captions[0]) for image in dataset.images}
-    scores = score_captions(captions, dataset.references)
     facts = scenes.fact_scores(captions, truth)
     right = [i for i, caption in captions.items() if scenes.parse(caption) == truth[i]]
     return Section(split, SECTION_TEXTS[split], dataset.images, captions, scores, facts, right)

@@ -1,61 +1,66 @@
-"""`captioning evaluate` scores captions or captioners; see `captioning.results`."""
+"""`captioning evaluate` scores a captioner, or captions; see `captioning.results`."""
 
 import argparse
 from pathlib import Path
 
-from captioning.commands.arguments import add_device, load_captioner
-from captioning.console import progress, say
+from captioning.commands.arguments import (
+    add_captioner,
+    add_search,
+    load_captioner,
+    search_options,
+)
+from captioning.console import say
 from captioning.data.coco import load_coco_unchanged
 from captioning.errors import CaptioningError
 from captioning.files import check_output, read_json, write_json
+from captioning.image_captioner import captions_file
 from captioning.results.metrics import check_references, score_captions
 from captioning.results.report import Section, write_report
-from captioning.search.generate import caption_files
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
-    text = "captions (JSON in COCO's results format) or captioners (*.pt; several are an ensemble)"
-    text += "; with both, the captioners only add curves and attention maps to --report"
+    text = "a captioner (several *.pt are an ensemble), or captions (JSON in COCO's results format)"
     option("inputs", type=Path, nargs="+", help=text)
-    option("--references", type=Path, required=True, help="COCO captions file")
-    option("--images", type=Path, help="picture folder, if the file names no folder")
+    text = "folder that prepare wrote, for its test split or else val; or a COCO captions file"
+    option("data", type=Path, help=text)
+    option("--images", type=Path, help="picture folder, if the captions file names no folder")
     option("--meteor", action="store_true", help="compute METEOR too (needs Java)")
-    option("--json", type=Path, help="JSON to write: scores, also of each picture")
+    option("--json", type=Path, help="JSON to write: scores, and of each picture also the caption")
     option("--report", type=Path, help="HTML page to write: scores and pictures")
-    add_device(parser)
+    add_search(parser)
+    add_captioner(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    jsons = [path for path in args.inputs if path.suffix == ".json"]
-    checkpoints = [path for path in args.inputs if path not in jsons]
-    if len(jsons) > 1:
-        raise CaptioningError(f"expected one file of captions, got {', '.join(map(str, jsons))}")
+    search, file = search_options(args), captions_file(args.data)
+    is_captions = args.inputs[0].suffix == ".json"
+    if is_captions and args.inputs[1:]:
+        got = ", ".join(map(str, args.inputs))
+        raise CaptioningError(f"expected captioners, or one file of captions; got {got}")
     check_output(args.json, args.report)
-    results = read_results(jsons[0]) if jsons else {}
-    need_pictures = bool(args.report) or not jsons
-    dataset = load_coco_unchanged(args.references, args.images, need_pictures)
+    results = read_results(args.inputs[0]) if is_captions else {}
+    need_folder = bool(args.report) or not is_captions
+    dataset = load_coco_unchanged(file, args.images, need_folder)
     check_references(results or dataset.references, dataset.references)
-    checkpoint, cnn = load_captioner(checkpoints, args.device) if checkpoints else (None, None)
-    if checkpoint and cnn and not jsons:
-        captioned_files = caption_files(checkpoint, cnn, [image.path for image in dataset.images])
-        bar = progress(captioned_files, "caption", total=len(dataset.images), unit="img")
-        for image, captioned in zip(dataset.images, bar, strict=True):
-            if captioned.error:
-                say(captioned.error, error=True)
-            else:
-                results[image.id] = captioned.captions[0].text
-    scores = score_captions(results, dataset.references, args.meteor)
+    captioner = None if is_captions else load_captioner(args, args.inputs)
+    if captioner:
+        scores = captioner.evaluate(file, args.images, meteor=args.meteor, **search)
+    else:
+        say(f"{len(dataset.images):,} pictures of {file}")
+        scores = score_captions(results, dataset.references, args.meteor)
     say(*str(scores).splitlines())
     if args.json:
-        data = {"scores": scores.overall, "notes": scores.notes, "per_image": scores.per_image}
+        per_image = {i: {"caption": scores.captions[i], **s} for i, s in scores.per_image.items()}
+        data = {"scores": scores.overall, "notes": scores.notes, "per_image": per_image}
         write_json(args.json, data, indent=1)
     if args.report:
-        pictures = [image for image in dataset.images if image.id in results]
+        pictures = [image for image in dataset.images if image.id in scores.captions]
         text = f"Captions of {len(pictures)} pictures"
-        sections = [Section(args.inputs[0].name, text, pictures, results, scores)]
-        history = checkpoint.training.get("history", []) if checkpoint else []
-        write_report(args.report, "Evaluation of captions", "", sections, history, checkpoint, cnn)
+        sections = [Section(args.inputs[0].name, text, pictures, scores.captions, scores)]
+        parts = (captioner.checkpoint, captioner.cnn) if captioner else (None, None)
+        history = captioner.checkpoint.training.get("history", []) if captioner else []
+        write_report(args.report, "Evaluation of captions", "", sections, history, *parts)
         say(f"report: {args.report}")
 
 

@@ -5,16 +5,15 @@ import os
 import signal
 import socket
 import tempfile
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from captioning.cnn.pretrained import FrozenCNN
-from captioning.commands.arguments import add_device, load_captioner
+from captioning.commands.arguments import add_captioner, load_captioner
 from captioning.console import say
 from captioning.data.images import ImageError, load_image
 from captioning.errors import CaptioningError
-from captioning.model.checkpoint import Checkpoint
+from captioning.image_captioner import ImageCaptioner
 from captioning.results.attention_maps import Maps, attends, attention_maps
 from captioning.search.generate import Caption, generate_captions
 
@@ -30,12 +29,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     text = "address to listen on; 0.0.0.0 lets other machines in (127.0.0.1)"
     parser.add_argument("--host", default="127.0.0.1", help=text)
     parser.add_argument("--port", type=int, help="port (the first free one from 7860 on)")
-    add_device(parser)
+    add_captioner(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     check_address(args.host, args.port)
-    checkpoint, cnn = load_captioner(args.checkpoint, args.device)
+    captioner = load_captioner(args, args.checkpoint)
     import gradio as gr
 
     # Both signals stop the page. SIGINT is set too: shells start background jobs with it ignored.
@@ -44,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="captioning-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # where Gradio keeps uploads
         name = ", ".join(map(str, args.checkpoint))
-        page = build_page(checkpoint, cnn, name)
+        page = build_page(captioner, name)
         theme = gr.themes.Default(font="system-ui", font_mono="ui-monospace")
         options: Any = {"server_name": args.host, "server_port": args.port, "quiet": True}
         # By default Gradio would make a public link to the page if it runs in Colab.
@@ -68,15 +67,16 @@ def check_address(host: str, port: int | None) -> None:
 
 
 def caption_picture(
-    checkpoint: Checkpoint, cnn: FrozenCNN, picture: str | Path, beam_size: int
+    captioner: ImageCaptioner, picture: str | Path, beam_size: int
 ) -> tuple[list[Caption], Maps]:
     """Captions a picture file by beam search; raises `ImageError` if it is broken or too large.
 
     Returns the captions, best first, and the attention maps of the best one, [] without attention.
     """
+    checkpoint, cnn = captioner.checkpoint, captioner.cnn
     with open(picture, "rb") as file:
         image = load_image(file, 2 * cnn.transform.resize_size, MAX_PIXELS)
-    features, config = cnn.encode(image), replace(checkpoint.search, beam_size=beam_size)
+    features, config = cnn.encode(image), captioner.search(method="beam", beam_size=beam_size)
     (captions,) = generate_captions(checkpoint, features, config)
     if not attends(checkpoint):
         return captions, []
@@ -84,9 +84,11 @@ def caption_picture(
     return captions, attention_maps(checkpoint, cnn.transform.view(image), features, words)
 
 
-def build_page(checkpoint: Checkpoint, cnn: FrozenCNN, name: str) -> Any:
+def build_page(captioner: ImageCaptioner, name: str) -> Any:
     """Makes the page, a gradio.Blocks. It shows the `name` of the captioner."""
     import gradio as gr
+
+    checkpoint = captioner.checkpoint
 
     def caption(picture: dict[str, Any] | None, beams: float) -> tuple[Any, Any, Any]:
         if not picture:
@@ -95,7 +97,7 @@ def build_page(checkpoint: Checkpoint, cnn: FrozenCNN, name: str) -> Any:
         try:
             if not isinstance(path, str):
                 raise ImageError("expected the path of an uploaded file")
-            captions, maps = caption_picture(checkpoint, cnn, path, beam_size)
+            captions, maps = caption_picture(captioner, path, beam_size)
         except ImageError as error:
             raise gr.Error(f"No caption: {error}", print_exception=False) from error
         words = [(word, f"{p:.0%}") for word, p in captions[0].words if word != "<end>"]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from captioning.cnn.pretrained import DEFAULT_CNN
-from captioning.commands.arguments import add_captioner_options, add_on_error
+from captioning.commands.arguments import add_new_captioner, add_on_error
 from captioning.errors import CaptioningError
 from captioning.settings import SET_OPTION_NAMES, SMALL_SET, describe_setting, parse_settings
 from captioning.training.pipeline import train_captioner
@@ -33,7 +33,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     text = "frozen CNN: resnet152 or another of torchvision, timm:NAME, efficientnet_lite0, 1, 2, "
     option("--cnn", help=f"{text}scenes_cnn, or several joined by + ({DEFAULT_CNN})")
     option("--cnn-weights", help="name of torchvision's or timm's weights, or a file for timm")
-    add_captioner_options(parser)
+    add_new_captioner(parser)
     for name in ("embed_size", "hidden_size", "num_layers", "epochs", "batch_size"):
         option(f"--{name.replace('_', '-')}", type=int, help=describe_setting(name))
     option("--learning-rate", type=float, help=describe_setting("learning_rate"))

@@ -68,6 +68,17 @@ def load_image(
         raise ImageError(f"{where}broken picture ({str(error) or type(error).__name__})") from error
 
 
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Returns a PIL picture as `load_image` would read it from a file; does not change it."""
+    try:
+        image.load()  # Pillow reads a file only when its pixels are needed
+        with contextlib.suppress(Exception):  # EXIF data may be damaged; the pixels are not
+            image = ImageOps.exif_transpose(image)
+        return _to_rgb(image)
+    except Exception as error:  # decoders raise exceptions of many kinds
+        raise ImageError(f"broken picture ({str(error) or type(error).__name__})") from error
+
+
 def data_uri(image: Image.Image) -> str:
     """Returns a picture as a data URI: a JPEG, or a PNG if it is small or has transparency."""
     file_format = "PNG" if max(image.size) < 160 or "A" in image.mode else "JPEG"
@@ -116,11 +127,13 @@ class Transform:
         pixels = torch.from_numpy(np.array(self.view(image))).permute(2, 0, 1).float().div(255)
         return self.normalize(pixels)
 
-    def load(self, path: Path) -> Tensor | str:
-        """Returns the input of the CNN for a picture file, or what is wrong with the file."""
+    def load(self, picture: Path | Image.Image) -> Tensor | str:
+        """Returns the input of the CNN for a picture or its file, or what is wrong with it."""
         try:
+            if isinstance(picture, Image.Image):
+                return self(upright_rgb(picture))
             # A large JPEG is decoded at twice the size or more, so that resizing averages pixels.
-            return self(load_image(path, 2 * self.resize_size))
+            return self(load_image(picture, 2 * self.resize_size))
         except ImageError as error:
             return str(error)
 

@@ -46,7 +46,7 @@ class Captioner(nn.Module):
 
     def __init__(self, config: ModelConfig, lstm: str = "fastlstm") -> None:
         super().__init__()
-        self.config = config
+        self.config, self.lstm = config, lstm
         self.encoder = Encoder(config.feature_size, config.embed_size)
         self.decoder: Decoder = decoder_class(config)(config, lstm)
 

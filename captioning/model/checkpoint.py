@@ -4,10 +4,11 @@ The file has only tensors and plain containers, and it is read with ``weights_on
 code of an untrusted checkpoint can run.
 """
 
+import contextlib
 import io
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
@@ -22,6 +23,7 @@ from captioning.data.vocabulary import Vocabulary
 from captioning.errors import CaptioningError
 from captioning.files import write_atomically
 from captioning.model.captioner import Captioner
+from captioning.model.layers import LSTMS, check_lstm
 from captioning.model.neighbors import Neighbors
 from captioning.settings import DecodeConfig, ModelConfig
 
@@ -58,6 +60,8 @@ class Checkpoint:
         data: dict[str, Any] = {"format": FORMAT, "vocabulary": self.vocabulary.words}
         data |= {"model": asdict(self.model.config), "weights": self.model.state_dict()}
         data |= {"cnn": asdict(self.cnn), "search": asdict(self.search), "training": self.training}
+        if self.model.lstm not in LSTMS:  # without the folder, which may name a person
+            data["lstm"] = os.path.basename(self.model.lstm)
         data["neighbors"] = self.neighbors.state_dict() if self.neighbors else None
         buffer = io.BytesIO()  # the errors of torch.save do not say why a file cannot be written
         torch.save(data, buffer)
@@ -69,15 +73,19 @@ def load_checkpoint(path: str | Path, lstm: str = "fastlstm", device: str = "cpu
 
     Args:
         path: the file.
-        lstm: the LSTM to run: "fastlstm", "torch" for nn.LSTM, or "reference".
+        lstm: the LSTM to run: "fastlstm", "torch" for nn.LSTM, "reference", or "FILE.py:CLASS" for
+            a class of your own. A captioner that was trained with a class of one's own needs that
+            class again: a checkpoint holds no code, and no file that it names is run.
         device: the device of the model, which is in eval mode.
 
     Raises:
-        CaptioningError: the file is missing, damaged, or not a checkpoint of this version.
+        CaptioningError: the file is missing, damaged, or not a checkpoint of this version; or
+            it was trained with another LSTM.
     """
     if not os.path.isfile(path):
         raise CaptioningError(f"{path}: no such file; expected a captioner such as best.pt")
-    try:
+    check_lstm(lstm)
+    with _refuse_damage(path):
         with zipfile.ZipFile(path) as archive:
             if broken := archive.testzip():  # PyTorch does not check CRCs
                 raise ValueError(f"{broken} has a wrong CRC")
@@ -85,21 +93,35 @@ def load_checkpoint(path: str | Path, lstm: str = "fastlstm", device: str = "cpu
         if data["format"] != FORMAT:
             raise ValueError(f"expected a checkpoint of {FORMAT}, got {abbreviate(data['format'])}")
         vocabulary = Vocabulary(data["vocabulary"])
-        model = Captioner(ModelConfig(**data["model"]), lstm)
-        model.load_state_dict(data["weights"])
+        model, weights = Captioner(ModelConfig(**data["model"]), lstm), data["weights"]
+        own, names = data.get("lstm"), (set(weights), set(model.state_dict()))
+        others = {n for n in names[0] ^ names[1] if n.startswith("decoder.lstm.")}
+    if (own and lstm in LSTMS) or (others and lstm not in LSTMS):
+        hint = f"give its file, --lstm {own}" if own else "leave --lstm out"
+        expected = f"expected the LSTM that it was trained with, {own or 'fastlstm'}"
+        raise CaptioningError(f"{path}: {expected}; got {lstm}; {hint}")
+    with _refuse_damage(path):
+        model.load_state_dict(weights)
         transform = Transform(**data["cnn"].pop("transform"))
         cnn = CNNConfig(**data["cnn"], transform=transform)
         search, stored = DecodeConfig(**data["search"]), data["neighbors"]
         neighbors, training = stored and Neighbors.from_state_dict(stored), dict(data["training"])
-    except Exception as error:  # a damaged file raises exceptions of many kinds
-        reason = "damaged, or not a captioner of this version: " + " ".join(str(error).split())
-        raise CaptioningError(f"{path} is {reason[:350]}") from error
     # The CNN's weights may be a file. A file of that name next to the checkpoint is preferred,
     # because both may have been moved together.
     moved = os.path.join(os.path.dirname(path), os.path.basename(cnn.weights))
     if os.path.isfile(moved):
         cnn = replace(cnn, weights=moved)
     return Checkpoint([model.to(device).eval()], vocabulary, cnn, search, neighbors, training)
+
+
+@contextlib.contextmanager
+def _refuse_damage(path: str | Path) -> Iterator[None]:
+    """Turns each exception into the error that the file is damaged."""
+    try:
+        yield
+    except Exception as error:  # a damaged file raises exceptions of many kinds
+        reason = "damaged, or not a captioner of this version: " + " ".join(str(error).split())
+        raise CaptioningError(f"{path} is {reason[:350]}") from error
 
 
 def load_ensemble(

@@ -5,15 +5,31 @@ from torch import Tensor, nn
 
 import fastlstm
 from captioning.errors import CaptioningError
+from captioning.model.own_lstm import check_own_lstm, own_lstm_class
 from captioning.settings import check_choice
 
 LSTMS = ("fastlstm", "torch", "reference")
 LSTM_WEIGHTS = ("float32", "bfloat16", "int8")  # dtypes of prepacked weights
-LSTM_HELP = "which LSTM runs; torch: nn.LSTM; reference: fastlstm in plain PyTorch"
+LSTM_HELP = "the LSTM: fastlstm, torch (nn.LSTM), reference (fastlstm in plain PyTorch), or "
+LSTM_HELP += "FILE.py:CLASS, a module class of your own that is called like nn.LSTM (fastlstm)"
+
+
+def check_lstm(kind: str, num_layers: int = 1) -> None:
+    """Refuses what is neither in `LSTMS` nor "FILE.py:CLASS" with a class like nn.LSTM."""
+    if kind not in LSTMS:
+        check_own_lstm(kind, num_layers)
 
 
 def make_lstm(kind: str, *sizes: int, cell: bool = False, **options: float) -> nn.Module:
-    """Makes an LSTM of a `kind` in `LSTMS`, or with `cell` an LSTM cell, with nn.LSTM's options."""
+    """Makes an LSTM, or with `cell` an LSTM cell, with the options of nn.LSTM.
+
+    `kind` is one of `LSTMS`, or "FILE.py:CLASS", which can make no LSTM cell.
+    """
+    if kind not in LSTMS:
+        if cell:
+            expected = f"expected one of {LSTMS} with this decoder, which needs an LSTM cell"
+            raise CaptioningError(f"lstm: {expected}; got {kind}")
+        return own_lstm_class(kind)(*sizes, **options)
     library = nn if kind == "torch" else fastlstm
     lstm = (library.LSTMCell if cell else library.LSTM)(*sizes, **options)
     if kind == "reference":

@@ -47,8 +47,11 @@ class DecoderRNN(nn.Module):
         self.embed = nn.Embedding(config.vocab_size, embed_size, PAD)
         self.every_step = config.image_at == "every"
         sizes = embed_size * (1 + self.every_step), hidden_size, config.num_layers
-        between = dropout if config.num_layers > 1 else 0.0  # with one layer nn.LSTM warns of it
-        self.lstm = make_lstm(lstm, *sizes, batch_first=True, dropout=between)
+        # With one layer nn.LSTM warns of dropout, and an LSTM of one's own may have none.
+        options: dict[str, Any] = {"batch_first": True}
+        if config.num_layers > 1 and dropout:
+            options["dropout"] = dropout
+        self.lstm = make_lstm(lstm, *sizes, **options)
         self.linear = nn.Linear(hidden_size, config.vocab_size)
         self.dropout = Dropout(dropout)
 

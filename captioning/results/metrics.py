@@ -7,7 +7,7 @@ import contextlib
 import io
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,9 @@ class Scores:
     overall: dict[str, float]  # the score of all captions, by its name
     per_image: dict[int, dict[str, float]]  # the scores of each caption, by the picture's id
     notes: list[str]  # sentences that a reader must know about the scores
+    captions: dict[int, str] = field(
+        default_factory=dict
+    )  # the captions that were scored, by the picture's id
 
     def __str__(self) -> str:
         line = "  ".join(f"{name} {value:.3f}" for name, value in self.overall.items())
@@ -74,7 +77,7 @@ def score_captions(
         overall |= zip(names, np.atleast_1d(total).tolist(), strict=True)
         columns += np.atleast_2d(values).tolist()
     rows = (dict(zip(overall, row, strict=True)) for row in zip(*columns, strict=True))
-    return Scores(overall, dict(zip(ids, rows, strict=True)), notes)
+    return Scores(overall, dict(zip(ids, rows, strict=True)), notes, dict(captions))
 
 
 def check_references(ids: Iterable[int], references: Mapping[int, Sequence[str]]) -> None:

@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Generator, Tensor
 
 from captioning import console
@@ -146,9 +147,9 @@ def find_pictures(patterns: Sequence[str]) -> list[Path]:
 
 @dataclass(frozen=True)
 class CaptionedFile:
-    """The captions of one file, best first, or the reason why the file has no caption."""
+    """The captions of one picture, best first, or the reason why it has no caption."""
 
-    path: Path
+    path: Path | Image.Image
     captions: list[Caption]
     error: str | None = None
 
@@ -156,7 +157,7 @@ class CaptionedFile:
 def caption_files(
     checkpoint: Checkpoint,
     cnn: FrozenCNN,
-    paths: Sequence[Path],
+    paths: Sequence[Path | Image.Image],
     config: DecodeConfig | None = None,
     cache: FeatureCache | None = None,
     batch_size: int = 32,
@@ -166,7 +167,7 @@ def caption_files(
     Args:
         checkpoint: the captioner or ensemble.
         cnn: its frozen CNN, from ``load_cnn(checkpoint.cnn)``.
-        paths: the files.
+        paths: the files, or PIL pictures.
         config: how to search; None for the search that training chose.
         cache: the features of exactly these files, if they have been encoded before; then the
             files are not read. None to read and encode the files.

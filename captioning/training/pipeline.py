@@ -14,7 +14,7 @@ from captioning.console import say
 from captioning.errors import CaptioningError
 from captioning.files import check_folder
 from captioning.model.checkpoint import Checkpoint, load_checkpoint, load_ensemble
-from captioning.model.layers import prepack_lstms
+from captioning.model.layers import LSTMS, prepack_lstms
 from captioning.model.neighbors import Neighbors
 from captioning.results.metrics import brief
 from captioning.search.tune import choose_search
@@ -165,7 +165,8 @@ def finish(paths: list[Path], lstm: str, device: str, setup: Setup, no_neighbors
     if "test" in tables:
         say(prefix + describe_scores(ensemble, tables["test"]))
     pattern = paths[0].parents[1] / "*" / "best.pt" if is_ensemble else paths[0]
-    say(f"next: captioning caption {pattern} PICTURE")
+    own_lstm = "" if lstm in LSTMS else f" --lstm {lstm}"
+    say(f"next: captioning caption {pattern} PICTURE{own_lstm}")
 
 
 def summary(history: list[dict[str, float]], best: Path) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from captioning.data.coco import ON_ERROR
 from captioning.errors import CaptioningError
-from captioning.model.layers import LSTMS
+from captioning.model.layers import check_lstm
 from captioning.settings import ModelConfig, TrainConfig, check_choice
 
 # The names of the settings. The three sizes that are left out follow from the CNN and the captions.
@@ -55,13 +55,13 @@ class TrainingRequest:
         if unknown := sorted(self.settings.keys() - known):
             names = ", ".join(sorted(known))
             raise CaptioningError(f"settings: expected {names}; got {unknown[0]}")
-        check_choice("lstm", self.lstm, LSTMS)
         check_choice("on_error", self.on_error, ON_ERROR)
         if self.members < 1:
             raise CaptioningError(f"members: expected 1 or more, got {self.members}")
         # The constructors refuse wrong values here, before the pictures are encoded.
-        ModelConfig(1, 1, **select(MODEL_FIELDS, self.settings))
+        sizes = ModelConfig(1, 1, **select(MODEL_FIELDS, self.settings))
         TrainConfig(**select(TRAIN_FIELDS, self.settings))
+        check_lstm(self.lstm, sizes.num_layers)
 
     @property
     def splits(self) -> dict[str, tuple[Path, Path | None]]:

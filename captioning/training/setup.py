@@ -44,6 +44,7 @@ def set_up(request: TrainingRequest, device: str = "cpu") -> Setup:
     # be checked without them is checked before `load_cnn`.
     decoder_config = ModelConfig(1, 1, grid=1, **select({"decoder"}, request.settings))
     decoder = decoder_class(previous.model.config if previous else decoder_config)
+    decoder(decoder_config, request.lstm)  # refuses an LSTM that the decoder cannot use
     cnn_config = previous.cnn if previous else _new_cnn(request, decoder)
     if previous and path:
         _check_same(request, previous, resumes, path)

@@ -117,10 +117,13 @@ def test_trains_captions_and_evaluates(best, captions_of, tmp_path, capsys):
     results, scores = tmp_path / "r.json", tmp_path / "s.json"
     assert call("caption", best, "--annotations", val, "--json", results) == 0
     assert len(json.loads(results.read_text())) == 12
-    given = results, "--references", val, "--report", report, "--json", scores, best
+    given = best, val, "--report", report, "--json", scores
     assert call("evaluate", *given) == 0
     assert "BLEU-4" in capsys.readouterr().out and "<svg" in report.read_text()
-    assert set(json.loads(scores.read_text())) == {"scores", "notes", "per_image"}
+    written = json.loads(scores.read_text())
+    assert set(written) == {"scores", "notes", "per_image"}
+    captions = {str(row["image_id"]): row["caption"] for row in json.loads(results.read_text())}
+    assert {i: row["caption"] for i, row in written["per_image"].items()} == captions
 
 
 def test_a_missing_reference(best, scenes_root, captions_of, tmp_path, no_captioner, capsys):
@@ -128,7 +131,7 @@ def test_a_missing_reference(best, scenes_root, captions_of, tmp_path, no_captio
     lonely = data["images"][3]["id"]
     data["annotations"] = [a for a in data["annotations"] if a["image_id"] != lonely]
     (tmp_path / "c.json").write_text(json.dumps(data))
-    files = "--references", tmp_path / "c.json", "--images", scenes_root / "val"
+    files = tmp_path / "c.json", "--images", scenes_root / "val"
     assert call("evaluate", best, *files) == 1
     assert f"pictures without a reference, by their id: [{lonely}]" in capsys.readouterr().err
 
@@ -139,7 +142,7 @@ def test_missing_pictures_are_scored_and_named(best, scenes_root, captions_of, t
     shutil.copytree(scenes_root / "val", folder)
     results, report = tmp_path / "r.json", tmp_path / "report.html"
     assert call("caption", best, "--annotations", val, "--json", results) == 0
-    scores = ["evaluate", results, "--references", val]
+    scores = ["evaluate", results, val]
     capsys.readouterr()
     assert call(*scores) == 0
     expected, missing = capsys.readouterr().out, sorted(folder.iterdir())[:2]
@@ -313,7 +316,7 @@ def test_the_last_lines_of_training(best, scenes_root, captions_of, tmp_path, ca
     assert test.startswith("test, 12 pictures: greedy CIDEr-D ")
     assert following == f"next: captioning caption {path} PICTURE"
     # `evaluate` uses the search that training chose, so it gets the score that training printed.
-    assert call("evaluate", path, "--references", unseen, "--json", scores) == 0
+    assert call("evaluate", path, unseen, "--json", scores) == 0
     overall = json.loads(scores.read_text())["scores"]
     assert test.endswith(f"beam CIDEr-D {overall['CIDEr-D']:.3f}, BLEU-4 {overall['BLEU-4']:.3f}")
 
@@ -348,8 +351,10 @@ TRAIN = ["train", "--train", "x", "--output", "o"]
     (["caption", "c.pt", "x", "--annotations", "x"], "or --annotations; got both"),
     (["caption", "x.jpg", "c.pt"], "expected a captioner, then pictures; got x.jpg first"),
     (["caption", ".", "c.pt"], "expected a captioner, then pictures; got . first"),
-    (["evaluate", "none.json", "--references", "none.json"], "none.json: No such file"),
-    (["evaluate", "none.pt", "--references", "none.json"], "none.json: No such file"),
+    (["evaluate", "none.json", "none.json"], "none.json: No such file"),
+    (["evaluate", "none.pt", "none.json"], "none.json: No such file"),
+    (["evaluate", "none.pt", "."], ".: expected a folder with captions_test.json or captions_val"),
+    (["evaluate", "a.json", "b.pt", "c.json"], "or one file of captions; got a.json, b.pt"),
     (["prepare", "none.txt", "--output", "o"], "none.txt: No such file"),
     (["train", "--output", "o"], "expected the folder that prepare wrote, or --train"),
     (["train", ".", "--output", "o"], "captions_train.json, or --train FILE; got .\n"),

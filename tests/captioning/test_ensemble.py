@@ -11,6 +11,7 @@ from captioning.commands.serve import caption_picture
 from captioning.data.images import load_image
 from captioning.data.vocabulary import PAD, START, UNK, Vocabulary
 from captioning.errors import CaptioningError
+from captioning.image_captioner import ImageCaptioner
 from captioning.model.captioner import Captioner
 from captioning.model.checkpoint import load_checkpoint, load_ensemble
 from captioning.model.neighbors import Neighbors
@@ -99,7 +100,7 @@ def test_an_attention_map_is_the_mean_of_the_members(attention_checkpoint, grid_
     words, features = "two small circles".split(), grid_cnn.encode(load_image(picture))
     maps = [attention_weights(c, features, words) for c in (one, two, both)]
     torch.testing.assert_close(maps[2], (maps[0] + maps[1]) / 2)
-    assert caption_picture(both, grid_cnn, picture, 2)[1]
+    assert caption_picture(ImageCaptioner(both, grid_cnn), picture, 2)[1]
 
 
 def test_the_search_combines_the_searches_of_the_members(files, data):
@@ -140,12 +141,12 @@ def test_every_command_takes_several_captioners(files, scenes_root, tmp_path, da
     options = ["--annotations", str(val), "--json", str(results)]
     assert main(["caption", *names, *options]) == 0
     report = tmp_path / "report.html"
-    evaluate = ["evaluate", str(results), "--references", str(val), "--report", str(report)]
-    assert main([*evaluate, *names]) == 0 and "Evaluation of captions" in report.read_text()
+    evaluate = ["evaluate", *names, str(val), "--report", str(report)]
+    assert main(evaluate) == 0 and "Evaluation of captions" in report.read_text()
     capsys.readouterr()
-    assert main(["evaluate", *names, "--references", str(val)]) == 0
+    assert main(["evaluate", *names, str(val)]) == 0
     scored = capsys.readouterr().out
-    assert main(["evaluate", str(results), "--references", str(val)]) == 0
+    assert main(["evaluate", str(results), str(val)]) == 0
     assert capsys.readouterr().out == scored
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 from captioning.__main__ import main
 from captioning.commands.serve import build_page, caption_picture
 from captioning.data.images import ImageError
+from captioning.image_captioner import ImageCaptioner
 from captioning.search.generate import caption_files
 from captioning.settings import DecodeConfig
 
@@ -44,18 +45,20 @@ def bad(tmp_path_factory, picture):
 def test_answers_with_the_captions_and_where_it_looked(
     attention_checkpoint, grid_cnn, picture, new_checkpoint, data
 ):
-    captions, maps = caption_picture(attention_checkpoint, grid_cnn, picture, beam_size=3)
+    captions, maps = caption_picture(
+        ImageCaptioner(attention_checkpoint, grid_cnn), picture, beam_size=3
+    )
     (item,) = caption_files(attention_checkpoint, grid_cnn, [picture], DecodeConfig("beam", 3))
     assert captions == item.captions and len(captions) == 3
     assert " ".join(word for _, word in maps) == captions[0].text
     assert all(isinstance(image, Image.Image) for image, _ in maps)
-    assert caption_picture(new_checkpoint(), data.cnn, picture, 2)[1] == []
+    assert caption_picture(ImageCaptioner(new_checkpoint(), data.cnn), picture, 2)[1] == []
 
 
 def test_what_is_wrong_with_a_picture_is_said(attention_checkpoint, grid_cnn, bad):
     for message, path in bad.items():
         with pytest.raises(ImageError, match=f"^{message}"):
-            caption_picture(attention_checkpoint, grid_cnn, path, 2)
+            caption_picture(ImageCaptioner(attention_checkpoint, grid_cnn), path, 2)
 
 
 def test_missing_libraries_are_named(attention_checkpoint, tmp_path, monkeypatch, capsys):
@@ -119,7 +122,7 @@ def test_a_client_gets_the_captions_of_the_page(client, attention_checkpoint, gr
     from gradio_client import handle_file
 
     words, maps, found = client.predict(handle_file(picture), 3, api_name="/caption")
-    captions, expected = caption_picture(attention_checkpoint, grid_cnn, picture, 3)
+    captions, expected = caption_picture(ImageCaptioner(attention_checkpoint, grid_cnn), picture, 3)
     assert [caption["text"] for caption in found] == [caption.text for caption in captions]
     tagged = [(word, f"{p:.0%}") for word, p in captions[0].words if word != "<end>"]
     assert [(item["token"], item["class_or_confidence"]) for item in words] == tagged
@@ -153,7 +156,7 @@ def test_files_of_the_machine_are_not_given_out(server, http):
 @pytest.mark.parametrize("path", [None, 5])
 def test_a_call_without_a_path_is_no_traceback(attention_checkpoint, grid_cnn, path):
     gradio = pytest.importorskip("gradio", reason="needs Gradio: pip install gradio")
-    page = build_page(attention_checkpoint, grid_cnn, "c.pt")
+    page = build_page(ImageCaptioner(attention_checkpoint, grid_cnn), "c.pt")
     (caption,) = (f.fn for f in page.fns.values() if f.api_name == "caption")
     with pytest.raises(gradio.Error, match="No caption: expected the path of an uploaded file"):
         caption({"path": path}, 3)
