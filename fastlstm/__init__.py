@@ -28,9 +28,8 @@ from fastlstm.modules.lstm import LSTM  # noqa: E402
 from fastlstm.packed import __getattr__ as __getattr__  # noqa: E402  # refuses fastlstm.PackedLSTM
 from fastlstm.prepack.layers import PrepackedLSTM, PrepackedLSTMCell  # noqa: E402
 from fastlstm.prepack.prepack import prepack, unpack  # noqa: E402
-from fastlstm.tune import tune  # noqa: E402
 
 __version__ = _build.VERSION
 __all__ = ["Comparison", "LSTM", "LSTMCell", "LayerNormLSTM", "PrepackedLSTM", "PrepackedLSTMCell"]
 __all__ += ["check", "compare", "convert", "functional", "has_kernels", "init", "onnx", "prepack"]
-__all__ += ["reference", "tune", "unpack", "__version__"]
+__all__ += ["reference", "unpack", "__version__"]

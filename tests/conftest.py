@@ -21,13 +21,12 @@ torch.backends.disable_global_flags = lambda: None
 # By default cuDNN multiplies float32 in TF32. The tests of TF32 turn it on again.
 torch.backends.cudnn.allow_tf32 = False
 
-# Tests do not use the file of tune and check. Precompiling inductor's header would not pay.
-os.environ |= {"TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS": "0", "FASTLSTM_TUNE": "off"}
+# Tests do not use the file of check. Precompiling inductor's header would not pay.
+os.environ |= {"TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS": "0", "FASTLSTM_RECORDS": "off"}
 
 
 @pytest.fixture(autouse=True)
-def _nothing_measured(monkeypatch):
-    monkeypatch.setattr(records, "tuned", {})
+def _nothing_checked(monkeypatch):
     monkeypatch.setattr(records, "checked", {})
 
 

@@ -109,9 +109,9 @@ PARTS = {
         [_module_tests("engine", "errors", "sequences", "torch_engine", "func"), *_MODULE],
     ),
     "modules": Part(
-        _python("modules/*", "functional", "convert", "compare", "tune"),
+        _python("modules/*", "functional", "convert", "compare"),
         0.14,
-        [_module_tests("module", "errors", "sequences", "convert", "compare", "tune"), *_MODULE],
+        [_module_tests("module", "errors", "sequences", "convert", "compare"), *_MODULE],
     ),
     "prepack": Part(_python("prepack/*"), 0.06, [_module_tests(*_PREPACKED), *_MODULE]),
     "captioning": Part(
@@ -237,7 +237,7 @@ class Tree:
         shutil.copy2(built, self.library)
         shutil.copy2(built.with_name("_build_info.json"), folder / "fastlstm")
         shutil.copy2(built, folder / "unchanged.so")
-        self.environment = os.environ | {"PYTHONPATH": str(folder), "FASTLSTM_TUNE": "off"}
+        self.environment = os.environ | {"PYTHONPATH": str(folder), "FASTLSTM_RECORDS": "off"}
         # The objects and compiler commands of the last build of the project.
         ninja = max(ROOT.glob("build/*/build.ninja"), key=lambda path: path.stat().st_mtime)
         tool = "ninja", "-C", str(ninja.parent), "-t"

@@ -29,7 +29,7 @@ def check(
     has to give the same bits. On a CPU, prepacked layers are checked too, and every instruction set
     of the processor. Typical calls are timed next to nn.LSTM. Child processes do all this, so that
     a kernel that hangs or crashes does no harm. The verdict on each engine is kept for this
-    machine, torch and build of fastlstm, in the file of `fastlstm.tune`.
+    machine, torch and build of fastlstm, in the file that FASTLSTM_RECORDS names.
 
     Args:
         device: "cpu" or a GPU. None is the GPU if fastlstm has kernels for it, else the CPU.

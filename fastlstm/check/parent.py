@@ -23,7 +23,8 @@ SILENCE = 20.0  # seconds without a result after which the child counts as hangi
 READY = "fastlstm is imported"  # the child's first line
 UNCHECKED, NOT_SERVED = "not checked", "not served"
 _INSTRUCTION_VARIABLES = ("ATEN_CPU_CAPABILITY", "FASTLSTM_AMX")  # the child does not inherit them
-_CHILD_VARIABLES = {"FASTLSTM_TUNE": "off", "FASTLSTM_WAIT_SECONDS": "1"}  # kernels wait only 1 s
+# The kernels of the child wait only 1 s.
+_CHILD_VARIABLES = {"FASTLSTM_RECORDS": "off", "FASTLSTM_WAIT_SECONDS": "1"}
 
 Case = dict[str, str]  # engine, dtype (a key of BITS) and option (a name in OPTIONS or TIMED)
 Row = dict[str, Any]  # an entry of the list "cases" that `check` returns

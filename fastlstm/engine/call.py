@@ -183,19 +183,6 @@ class Call(NamedTuple):
         changes = {"hx": self.state(), "regularizers": regularizers} if is_regularized else {}
         return replaced(self, dropout=dropout, **changes)
 
-    def describe(self) -> str:
-        """Describes the kind of a call for `tune`. Steps and batch round up to powers of two."""
-        steps, batch = (1 << (size - 1).bit_length() for size in self.steps_and_batch())
-        trains = torch.is_grad_enabled() and any(t.requires_grad for t in self.tensors())
-        mode = "training" if trains else "inference"
-        data = "padded" if self.batch_sizes is None else "packed"
-        sizes = self.input.size(-1), *self.state_sizes()
-        return (
-            f"{mode} on {self.input.device.type} in {self.dtype()}, {data}, batch up to {batch}, "
-            f"steps up to {steps}, input, hidden and output size {sizes}, num_layers "
-            f"{self.num_layers}, directions {self.num_directions}, {self.layout or 'no bias'}"
-        )
-
     def layer(self, k: int, input: Tensor) -> LstmCall:
         """The call of layer k. If `hx` is None, h_0 and c_0 are None, or zeros for a cell."""
         count = len(self.weights) // self.num_layers

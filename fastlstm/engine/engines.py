@@ -1,6 +1,6 @@
 """Chooses the engine of each call.
 
-The caller names it, `fastlstm.tune` stored it, or it is the first engine that serves the call.
+The caller names it, or it is the first engine that serves the call.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import _build
-from . import records
 from .call import Call, Results
 
 transforms_active = torch._C._are_functorch_transforms_active
@@ -52,9 +51,7 @@ def choose(call: Call, requested: str = "auto") -> Engine:
     """
     name = DEFAULT if requested == "auto" else requested
     if name == "auto":
-        is_tuned = records.tuned or records.calls_to_tune is not None
-        engine = tuned_engine(call) if is_tuned and not torch.compiler.is_compiling() else None
-        engine = engine or default_engine(call)
+        engine = default_engine(call)
     else:
         check_engine(name)
         engine = BY_NAME[name]
@@ -65,24 +62,8 @@ def choose(call: Call, requested: str = "auto") -> Engine:
     return engine if engine.is_sound(call) else BY_NAME["reference"]
 
 
-def tuned_engine(call: Call) -> Engine | None:
-    """Returns the engine that `tune` stored, if it may run; while `tune` runs, notes the call."""
-    if call.is_cell or call.extra_options() or not isinstance(call.input.numel(), int):
-        return None  # `tune` measures no such options, and under a tracer sizes may be symbols
-    device = call.input.device
-    key = f"{call.describe()}; {records.conditions(device)}"
-    if records.calls_to_tune is not None:
-        records.calls_to_tune.setdefault(key, call)
-    engine = BY_NAME.get(records.tuned.get(key, ""))
-    if engine is None or engine.why_not(call):
-        return None
-    if engine.name == "persistent" and records.verdict(engine.name, device) != records.PASSED:
-        return None
-    return engine
-
-
 def default_engine(call: Call) -> Engine:
-    """Returns the engine of "auto" if nothing was measured: the first that serves the call."""
+    """Returns the engine of "auto": the first that serves the call."""
     is_traced = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
     torch_first = call.input.is_cuda or (is_traced and onnx_export_lacks_op())
     for name in ("torch", "op") if torch_first else ("op", "torch"):
@@ -95,8 +76,7 @@ def default_engine(call: Call) -> Engine:
 
 def auto_means_op() -> bool:
     """Whether an eager call on a CPU with engine "auto" can go to the op without `choose`."""
-    is_default = DEFAULT == "auto" and not records.tuned and records.calls_to_tune is None
-    return is_default and "cpu" in _build.device_types
+    return DEFAULT == "auto" and "cpu" in _build.device_types
 
 
 def onnx_export_lacks_op() -> bool:

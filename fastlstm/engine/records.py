@@ -1,7 +1,6 @@
-"""The results of `fastlstm.tune` and `fastlstm.check` on this machine: a JSON object of strings.
+"""What `fastlstm.check` found on this machine: a JSON object of strings, read at import.
 
-For each kind of call it holds the engine that `tune` found to be faster than the default engine,
-and for each engine that `check` has checked the verdict. The file is read at import.
+For each engine, machine, torch and build of fastlstm that was checked it holds the verdict.
 """
 
 from __future__ import annotations
@@ -23,28 +22,23 @@ try:
 except ImportError:  # on Windows
     fcntl: Any = None  # type: ignore[no-redef]
 
-tuned: dict[str, str] = {}  # engines by call
 checked: dict[str, str] = {}  # verdicts by engine and machine
-calls_to_tune: dict[str, Any] | None = None  # the calls of the model that tune runs, else None
 build: dict[str, Any] = {}  # the record of the loaded build, which is part of each key
 PASSED, FAILED = "passed", "failed"  # how a verdict begins
-_CHECK = "check of "  # how the key of a verdict begins
 
 
 def load() -> None:
-    """Reads the file, if there is one and FASTLSTM_TUNE is not "off"."""
-    entries = _read(file) if (file := _file()) else None
-    for key, value in (entries or {}).items():
-        (checked if key.startswith(_CHECK) else tuned)[key] = value
+    """Reads the file, if there is one and FASTLSTM_RECORDS is not "off"."""
+    checked.update((_read(file) if (file := _file()) else None) or {})
 
 
-def store(key: str, value: str | None) -> None:
-    """Keeps an engine or a verdict under its key, for this process and for later ones.
+def store(key: str, verdict: str) -> None:
+    """Keeps a verdict under its key, for this process and for later ones.
 
-    A value of None removes the entry. A file with other content than ours stays as it is. If the
-    file cannot be written, which raises an OSError, this process has the entry nevertheless.
+    A file with other content than ours stays as it is. If the file cannot be written, which raises
+    an OSError, this process has the verdict nevertheless.
     """
-    _put(checked if key.startswith(_CHECK) else tuned, key, value)
+    checked[key] = verdict
     if (file := _file()) is None:
         return
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -54,8 +48,7 @@ def store(key: str, value: str | None) -> None:
             fcntl.flock(lock, fcntl.LOCK_EX)
         entries = _read(file)
         if entries is not None:
-            _put(entries, key, value)
-            write_text(file, json.dumps(entries, indent=1))
+            write_text(file, json.dumps(entries | {key: verdict}, indent=1))
 
 
 def write_text(file: Path, text: str) -> None:
@@ -65,16 +58,10 @@ def write_text(file: Path, text: str) -> None:
     os.replace(new, file)
 
 
-def _put(entries: dict[str, str], key: str, value: str | None) -> None:
-    entries.pop(key, None)
-    if value is not None:
-        entries[key] = value
-
-
 def _file() -> Path | None:
-    """The path of the file, or None if FASTLSTM_TUNE is "off"."""
+    """The path of the file, or None if FASTLSTM_RECORDS is "off"."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    path = os.environ.get("FASTLSTM_TUNE") or f"{cache}/fastlstm/tuned.json"
+    path = os.environ.get("FASTLSTM_RECORDS") or f"{cache}/fastlstm/records.json"
     return None if path == "off" else Path(os.path.expanduser(path))
 
 
@@ -83,12 +70,12 @@ def _read(file: Path) -> dict[str, str] | None:
     try:
         entries = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         if not all(isinstance(value, str) for value in entries.values()):
-            raise ValueError("expected names of engines, or verdicts")
+            raise ValueError("expected verdicts")
     except (OSError, ValueError, AttributeError, RecursionError) as error:
-        problem = f"is not what fastlstm.tune writes ({error!r}); delete it"
+        problem = f"is not what fastlstm.check writes ({error!r}); delete it"
         if file.is_dir():
-            problem = "is a folder; set FASTLSTM_TUNE to the path of a file"
-        text = f"fastlstm ignores {file}, which {problem}, or set FASTLSTM_TUNE=off"
+            problem = "is a folder; set FASTLSTM_RECORDS to the path of a file"
+        text = f"fastlstm ignores {file}, which {problem}, or set FASTLSTM_RECORDS=off"
         warnings.warn(text, RuntimeWarning, stacklevel=4)
         return None
     return dict(entries)
@@ -96,7 +83,7 @@ def _read(file: Path) -> dict[str, str] | None:
 
 def verdict_key(engine: str, device: torch.device, instructions: str = "") -> str:
     """The key of a verdict. `instructions`: "", or NAME=VALUE that selects an instruction set."""
-    return _CHECK + ", ".join(filter(None, (engine, instructions, machine(device))))
+    return "check of " + ", ".join(filter(None, (engine, instructions, machine(device))))
 
 
 def verdict(engine: str, device: torch.device) -> str:
@@ -121,14 +108,6 @@ def machine(device: torch.device) -> str:
         parts = [name, torch.backends.cpu.get_cpu_capability()]
     built = f"fastlstm {build.get('commit')} of {build.get('date')}"
     return ", ".join([*parts, f"torch {torch.__version__}", built])
-
-
-def conditions(device: torch.device) -> str:
-    """What the time of a call depends on besides the call, as part of its key."""
-    query = getattr(torch._C, "_get_fp32_precision_getter", lambda *_: "as torch 2.8 does")
-    operations = ("mkldnn", "rnn"), ("cuda", "rnn"), ("cuda", "matmul")  # our kernels use matmul
-    precision = ", ".join(query(*each) for each in operations)
-    return f"{machine(device)}, {torch.get_num_threads()} threads, float32 {precision}"
 
 
 def _driver() -> str:

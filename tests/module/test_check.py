@@ -29,8 +29,8 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 @pytest.fixture(autouse=True)
 def file(tmp_path, monkeypatch):
     """The path of the file with the verdicts. At first nothing was checked, and checks are on."""
-    path = tmp_path / "cache" / "tuned.json"
-    monkeypatch.setenv("FASTLSTM_TUNE", str(path))
+    path = tmp_path / "cache" / "records.json"
+    monkeypatch.setenv("FASTLSTM_RECORDS", str(path))
     monkeypatch.delenv("FASTLSTM_CHECK", raising=False)
     monkeypatch.setattr(first_use, "_problems", {})
     yield path
@@ -137,7 +137,7 @@ def test_what_the_child_inherits(runs, monkeypatch):
     monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")
     monkeypatch.setenv("OF_THE_USER", "kept")
     monkeypatch.setattr(sys, "path", [*sys.path, "/of the user's"])
-    names = "ATEN_CPU_CAPABILITY FASTLSTM_AMX FASTLSTM_TUNE FASTLSTM_WAIT_SECONDS OF_THE_USER"
+    names = "ATEN_CPU_CAPABILITY FASTLSTM_AMX FASTLSTM_RECORDS FASTLSTM_WAIT_SECONDS OF_THE_USER"
     program = f"{BEGIN}say('', reason=[sys.path, *map(os.environ.get, {names.split()})])"
     rows = []
     runs(program, "x", instructions="FASTLSTM_AMX=0", show=rows.append)
@@ -356,14 +356,6 @@ def test_a_record_that_is_corrupt(content, children, file):
     assert records.checked[key] == "passed" and (is_ours or file.read_text() == content)
 
 
-def test_auto_follows_a_measurement_only_after_a_check(children, monkeypatch):
-    key = f"{call_on_the_gpu().describe()}; {records.conditions(GPU)}"
-    monkeypatch.setitem(records.tuned, key, "persistent")
-    assert choose() == "torch"
-    records.checked[records.verdict_key("persistent", GPU)] = "passed"
-    assert choose() == "persistent" and children == []
-
-
 def launches(monkeypatch):
     """Replaces all engines by ones that return zeros. Returns the list of engines that ran."""
     ran = []
@@ -383,11 +375,10 @@ STATES = {
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_compare_and_tune_run_persistent_only_after_a_check(state, children, monkeypatch, capsys):
-    compared, tuned = sys.modules["fastlstm.compare"], sys.modules["fastlstm.tune"]
+def test_compare_runs_persistent_only_after_a_check(state, children, monkeypatch, capsys):
+    compared = sys.modules["fastlstm.compare"]
     once = lambda steps, *_, **__: [(step(), [1.0, 1.0])[1] for step in steps]
-    for module in (compared, tuned):
-        monkeypatch.setattr(module, "times_of", once)
+    monkeypatch.setattr(compared, "times_of", once)
     deepcopy = lambda value, memo=(): copy.deepcopy(value, {id(FAKE): FAKE, **dict(memo)})
     monkeypatch.setattr(compared, "copy", SimpleNamespace(deepcopy=deepcopy))
     monkeypatch.setattr(compared, "_difference", lambda found, expected: 0.0)
@@ -402,8 +393,6 @@ def test_compare_and_tune_run_persistent_only_after_a_check(state, children, mon
     assert ("engine persistent" in rows) == ("persistent" in ran) == (state == "passes")
     assert "engine stepwise" in rows and "stepwise" in ran
     assert ("engine persistent is left out: " in printed()) == (state != "passes")
-    (times,) = fastlstm.tune(*given).values()
-    assert ("persistent" in times) == ("persistent" in ran) == (state == "passes")
     assert len(children) == (state in ("passes", "fails"))
 
 
@@ -549,18 +538,49 @@ def test_what_traces_a_model_calls_the_comparison(tracer, wrong, compared, plant
 def store_many(first):
     for k in range(first, first + 25):
         records.store(f"check of {k}", "passed")
-        records.store(f"call {k}", "torch")
 
 
 def test_processes_at_once_lose_nothing(file):
     with multiprocessing.get_context("fork").Pool(4) as pool:
         pool.map_async(store_many, range(0, 100, 25), chunksize=1).get(60)
-    assert len(json.loads(file.read_text())) == 200 and not list(file.parent.glob("*.new"))
+    assert len(json.loads(file.read_text())) == 100 and not list(file.parent.glob("*.new"))
+
+
+BAD = ["", "[" * 100_000, "[]", '{"check of a": 5}', '{"check of a": {"engine": "torch"}}']
+
+
+@pytest.mark.parametrize("content", BAD)
+def test_a_damaged_or_foreign_file_is_ignored_and_kept(content, file):
+    file.parent.mkdir()
+    file.write_text(content)
+    ignores = "fastlstm ignores .*records.json.*FASTLSTM_RECORDS=off"
+    for call in (records.load, lambda: records.store("check of b", "passed")):
+        with pytest.warns(RuntimeWarning, match=ignores):
+            call()
+    assert file.read_text() == content and records.checked == {"check of b": "passed"}
+    file.unlink()  # as the warning advises
+    records.store("check of b", "passed")
+    assert json.loads(file.read_text()) == {"check of b": "passed"}
+
+
+def test_the_variable_that_names_the_file(tmp_path, monkeypatch):
+    store = lambda: records.store("check of a", "passed")
+    monkeypatch.setenv("FASTLSTM_RECORDS", "off")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    store()
+    assert not (tmp_path / "cache").exists()
+    monkeypatch.setenv("FASTLSTM_RECORDS", str(tmp_path))
+    for call in (records.load, store):
+        with pytest.warns(RuntimeWarning, match="ignores .*, which is a folder; set FASTLSTM"):
+            call()
+    monkeypatch.delenv("FASTLSTM_RECORDS")
+    store()
+    assert (tmp_path / "cache/fastlstm/records.json").exists()
 
 
 def test_a_file_that_cannot_be_written(tmp_path, runs, monkeypatch):
     (tmp_path / "file").touch()
-    monkeypatch.setenv("FASTLSTM_TUNE", str(tmp_path / "file" / "tuned.json"))
+    monkeypatch.setenv("FASTLSTM_RECORDS", str(tmp_path / "file" / "records.json"))
     with pytest.warns(UserWarning, match="cannot keep the result of its check"):
         runs(BEGIN + PASS, "one")
     assert list(records.checked.values()) == ["passed"]

@@ -161,7 +161,7 @@ def test_attributes_that_users_set_stay():
     assert not torch.equal(lstm(x)[0], lstm.eval()(x)[0])
 
 
-@pytest.mark.parametrize("name", ["compare", "convert", "prepack", "tune", "unpack"])
+@pytest.mark.parametrize("name", ["compare", "convert", "prepack", "unpack"])
 def test_an_argument_that_is_not_a_module(name):
     for argument, got in ((nn.LSTM, "the class LSTM"), ([nn.LSTM(3, 4)], "list")):
         with pytest.raises(TypeError, match=f"model: expected a module, got {got}"):

@@ -10,7 +10,7 @@ import torch
 
 import fastlstm
 from fastlstm import _build, functional
-from fastlstm.engine import engines, records
+from fastlstm.engine import engines
 from fastlstm.engine.call import Call, Regularizers
 
 needs_op = pytest.mark.skipif(not _build.has_kernels("cpu"), reason="no CPU kernels")
@@ -112,23 +112,6 @@ def test_which_calls_the_persistent_engine_serves(change, gpu, serves, monkeypat
     reason = engines.BY_NAME["persistent"].why_not(call_on(**{"device": "cuda"} | change))
     assert (reason is None) == serves
     assert serves or str(reason).startswith("it has no float64, ")
-
-
-@needs_op
-def test_a_measured_engine_runs_only_calls_that_it_serves(monkeypatch):
-    """Sizes with the same next power of two share a measurement, so some may not be served."""
-    monkeypatch.setattr(_build, "device_types", ("cpu", "cuda"))
-    monkeypatch.setattr(_build, "gpu_properties", lambda index: (16, 90, ""))
-    always = type("Always", (dict,), {"get": lambda *_: "persistent"})  # for every call
-    monkeypatch.setattr(records, "tuned", always(any="persistent"))  # not empty
-    key = records.verdict_key("persistent", torch.device("cuda", 0))
-    monkeypatch.setitem(records.checked, key, "passed")
-    options = {"device": "cuda", "dtype": torch.bfloat16}
-    for batch, chosen in ((257, "persistent"), (512, "torch")):
-        with torch._subclasses.FakeTensorMode():
-            weights = [torch.empty(2048, 512, **options)] * 2
-            call = Call(torch.empty(9, batch, 512, **options), None, weights, "")
-        assert engines.choose(call).name == chosen
 
 
 def test_an_unknown_engine_lists_the_known():

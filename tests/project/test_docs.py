@@ -51,7 +51,7 @@ WITH_CODE = [doc for doc in DOCS if code(doc, "python") and doc != SEVERAL_PROCE
 @pytest.mark.parametrize("doc", WITH_CODE, ids=lambda d: str(d.relative_to(ROOT)))
 def test_python_runs(doc, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FASTLSTM_TUNE", str(tmp_path / "tuned.json"))
+    monkeypatch.setenv("FASTLSTM_RECORDS", str(tmp_path / "records.json"))
     for name, library in NEEDED.items():
         if any(f"from {name}" in snippet for snippet in code(doc, "python")):
             pytest.importorskip(library, reason=f"needs {library}")
