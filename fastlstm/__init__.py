@@ -25,7 +25,6 @@ from fastlstm.engine import reference  # noqa: E402
 from fastlstm.modules.cell import LSTMCell  # noqa: E402
 from fastlstm.modules.layer_norm import LayerNormLSTM  # noqa: E402
 from fastlstm.modules.lstm import LSTM  # noqa: E402
-from fastlstm.packed import __getattr__ as __getattr__  # noqa: E402  # refuses fastlstm.PackedLSTM
 from fastlstm.prepack.layers import PrepackedLSTM, PrepackedLSTMCell  # noqa: E402
 from fastlstm.prepack.prepack import prepack, unpack  # noqa: E402
 

@@ -9,12 +9,6 @@ from torch import nn
 
 from ..engine.call import Regularizers, check_probabilities
 
-_INSTEAD = {
-    "engine": "set it on the module: lstm.engine = ...",
-    "layer_norm": "fastlstm.LayerNormLSTM normalizes",
-    "recompute": "torch.utils.checkpoint saves the memory of any module",
-    "zoneout": "fastlstm.LSTM takes zoneout_h and zoneout_c",
-}
 NO_REGULARIZERS = Regularizers()
 
 
@@ -60,15 +54,6 @@ class EngineModule(nn.Module):
         super().__init_subclass__(**options)
         for name in vars(cls).get("_fastlstm_options", ()):
             setattr(cls, name, _Option(name))
-
-    def __new__(cls, *args: Any, **options: Any) -> Any:
-        """Refuses keywords that users may expect, with an error that says what to write instead."""
-        refused = _INSTEAD.keys() & options.keys()
-        if refused and cls.__init__.__module__.startswith("fastlstm."):
-            name = refused.pop()
-            problem = f"got an unexpected keyword argument {name!r}"
-            raise TypeError(f"{cls.__name__}.__init__() {problem}; {_INSTEAD[name]}")
-        return super().__new__(cls)
 
     def _fastlstm_has(self, name: str) -> bool:
         """Whether an attribute is an option, and not something that the user has set."""

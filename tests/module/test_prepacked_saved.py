@@ -2,7 +2,6 @@
 
 import copy
 import os
-import pickle
 import re
 import sys
 
@@ -169,13 +168,3 @@ def test_a_saved_layer_that_does_not_fit_is_refused():
     ):
         with pytest.raises(ValueError, match=message):
             layer.__setstate__(layer.__getstate__() | change)
-
-
-@pytest.mark.parametrize("name", ["PackedLSTM", "PackedLSTMCell"])
-@pytest.mark.parametrize("module", ["fastlstm", "fastlstm.packed"])
-def test_an_old_name_is_an_error_that_says_the_new_one(module, name):
-    pickled = f"c{module}\n{name}\n.".encode()
-    for load in (lambda: pickle.loads(pickled), lambda: exec(f"from {module} import {name}")):
-        with pytest.raises(ImportError, match=f"is now fastlstm.Prep{name[1:]}; if a pickle"):
-            load()
-    assert not hasattr(fastlstm, "PackedGRU")
