@@ -1,6 +1,6 @@
 // The Autograd key. Forward saves cells and gates. Backward is a separate op, so that a compiled
 // graph holds one forward and one backward node for any number of steps. Under create_graph
-// fastlstm/engine/second_derivatives.py computes gradients that can be differentiated instead.
+// fastlstm/engine/by_reference.py computes gradients that can be differentiated instead.
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/library.h>

@@ -52,7 +52,7 @@ static std::vector<fastlstm::OptionalTensor> gradients_by_python(
     const std::vector<at::Tensor>& result_gradients, const fastlstm::LstmCall& call) {
   const py::gil_scoped_acquire gil;
   const py::object recorded_gradients =
-      py::module_::import("fastlstm.engine.second_derivatives").attr("recorded_gradients");
+      py::module_::import("fastlstm.engine.by_reference").attr("recorded_gradients");
   return std::apply(recorded_gradients, std::tuple_cat(std::tie(result_gradients), call.as_tuple()))
       .cast<std::vector<fastlstm::OptionalTensor>>();
 }
