@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 
 def unparametrized_class(module: nn.Module) -> type[nn.Module]:
     """The class of a module before `parametrize` replaced the class by a subclass."""
-    cls = module.__class__  # type(module) may be the class that scripting.py gave it
+    cls = type(module)
     return cls.__bases__[0] if parametrize.is_parametrized(module) else cls
 
 

@@ -13,7 +13,6 @@ from ..engine import engines
 from ..engine.call import Call, State, zero_state
 from ..engine.stack import run_cell
 from ..interop import fx
-from ..interop.scripting import prepare
 from .attributes import (
     CELL_WEIGHTS,
     cell_shapes_fit,
@@ -101,7 +100,6 @@ class LSTMCell(CellModule, EngineModule, nn.RNNCellBase):
         engine: which engine runs, one of `fastlstm.functional.ENGINES`; may be set at any time.
     """
 
-    __prepare_scriptable__ = prepare  # for torch.jit.script
     _fastlstm_torch_class = nn.LSTMCell
     _fastlstm_check_engine = staticmethod(engines.check_engine)
     _fastlstm_options = ("engine",)

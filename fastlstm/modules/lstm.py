@@ -20,7 +20,6 @@ from ..engine import checks, engines
 from ..engine.call import Call, Regularizers, Results, State, check_probabilities
 from ..engine.stack import run_time_major
 from ..interop import fx, nested
-from ..interop.scripting import prepare
 from .attributes import (
     check_tensor,
     nn_lstm,
@@ -191,7 +190,6 @@ class LSTM(SequenceModule, EngineModule, nn.RNNBase):
         engine: which engine runs, one of `fastlstm.functional.ENGINES`; may be set at any time.
     """
 
-    __prepare_scriptable__ = prepare  # for torch.jit.script
     _fastlstm_torch_class = nn.LSTM
     _fastlstm_normalizes = False
     _fastlstm_check_engine = staticmethod(engines.check_engine)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import nn
@@ -83,6 +83,14 @@ class EngineModule(nn.Module):
             rest[-1].append(f"{prefix}{int8[0]}: {problem}; {remedy}")
             return
         super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """Refuses torch.jit.script, which can compile only the modules of torch.nn."""
+        remedy = (
+            'script a copy: torch.jit.script(fastlstm.convert(copy.deepcopy(model), to="torch"))'
+        )
+        problem = f"torch.jit.script cannot compile a {type(self).__name__} of fastlstm"
+        raise RuntimeError(f"{problem}; script a copy: {script}")
 
     def extra_repr(self) -> str:
         options = {**self._fastlstm_regularizers._asdict(), "engine": self._fastlstm_engine}

@@ -1,11 +1,10 @@
 """torch.jit.script, torch.jit.trace and torch.fx with models that contain fastlstm's LSTMs."""
 
-import io
+import copy
 
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations
 
 import fastlstm
 from fastlstm import _build, convert, prepack
@@ -39,27 +38,16 @@ every_model = pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 
 
 @every_model
-def test_script_compiles_nn_lstm_and_leaves_the_model_unchanged(make):
+def test_script_is_refused_and_compiles_a_copy_in_torch(make):
     model = make()
-    modules = list(model.modules())
-    for _ in range(2):
-        scripted = torch.jit.script(model)
-        assert list(model.modules()) == modules
-        names = [scripted.lstm.original_name, scripted.cell.original_name]
-        assert names == ["LSTM", "LSTMCell"] and "fastlstm::" not in str(scripted.inlined_graph)
-        torch.testing.assert_close(scripted(x), model(x))
-    with torch.no_grad():
-        model.lstm.weight_hh_l0.zero_()
-    torch.testing.assert_close(scripted(x), model(x))  # the Parameters are shared
-    torch.jit.save(scripted, buffer := io.BytesIO())
-    buffer.seek(0)
-    torch.testing.assert_close(torch.jit.load(buffer)(x), model(x))
-
-
-def test_a_parametrized_layer_is_refused():
-    lstm = parametrizations.weight_norm(fastlstm.LSTM(3, 5), "weight_hh_l0")
-    with pytest.raises(RuntimeError, match="LSTM: torch.jit.script compiles .* is parametrized"):
-        torch.jit.script(nn.Sequential(lstm))
+    refused = r"cannot compile a LSTM of fastlstm; script a copy: .*convert.*, to=\"torch\"\)\)$"
+    with pytest.raises(RuntimeError, match=refused):
+        torch.jit.script(model)
+    with pytest.raises(RuntimeError, match="cannot compile a LSTMCell of fastlstm"):
+        torch.jit.script(model.cell)
+    scripted = torch.jit.script(convert(copy.deepcopy(model), to="torch"))
+    assert "fastlstm::" not in str(scripted.inlined_graph)
+    torch.testing.assert_close(scripted(x), model(x))
 
 
 @needs_kernels

@@ -35,6 +35,7 @@ T, B, I, H = 4, 3, 2, 5
 TRANSFORMATIONS = {}
 # By transformation: the row of differences.md, and the part of the calls' names that differs.
 EXCEPTIONS = {
+    "script": ("`torch.jit.script`", ""),
     "vmap": ("`torch.func`: vmap without grad", ""),
     "jvp": ("`torch.func`: jvp, jacfwd, hessian", ""),
     "forward_mode": ("`torch.func`: jvp, jacfwd, hessian", ""),
