@@ -86,9 +86,7 @@ class EngineModule(nn.Module):
 
     def __prepare_scriptable__(self) -> NoReturn:
         """Refuses torch.jit.script, which can compile only the modules of torch.nn."""
-        remedy = (
-            'script a copy: torch.jit.script(fastlstm.convert(copy.deepcopy(model), to="torch"))'
-        )
+        script = 'torch.jit.script(fastlstm.convert(copy.deepcopy(model), to="torch"))'
         problem = f"torch.jit.script cannot compile a {type(self).__name__} of fastlstm"
         raise RuntimeError(f"{problem}; script a copy: {script}")
 
