@@ -84,6 +84,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("pack_weight", &pack_weight, "A weight packed into panels as this processor reads them");
   m.def("unpack_weight", &unpack_weight, "The weight that pack_weight packed, and its scales");
   m.attr("interface") = kInterface;
+  // Found now, by one thread: an import in a first call could release the GIL, and another thread
+  // that waits for the result would hold it.
+  packed_sequence_class(), torch_permute_hidden();
   PyModule_AddFunctions(m.ptr(), kEagerCalls);
   differentiable_gradients = gradients_by_python;
 }

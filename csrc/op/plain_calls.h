@@ -179,6 +179,7 @@ struct PlainWeights {
     if (static_cast<int64_t>(objects.size()) != module.num_layers * count) return {};
     const bool are_prepacked = weights.are_prepacked();
     if (are_prepacked && PyDict_Size(source.names) != std::ssize(objects)) return {};
+    weights.tensors.reserve(objects.size());
     Py_ssize_t position = 0;
     auto next = objects.begin();
     for (int64_t k = 0; k < module.num_layers; ++k)
@@ -232,7 +233,7 @@ struct PlainResults {
 };
 
 // Runs the layers one after the other. The steps are the first dimension.
-inline PlainResults run_layers(const PlainCall& plain, const LstmCall& call) {
+inline PlainResults run_layers(const PlainCall& plain, LstmCall call) {
   const auto& [module, weights, input, h_0, c_0, lengths, reset, sizes, sorted, unsorted, batched] =
       plain;
   const int64_t directions = module.directions, batch = plain.batch();
@@ -242,11 +243,11 @@ inline PlainResults run_layers(const PlainCall& plain, const LstmCall& call) {
   for (int64_t k = 0; k < module.num_layers; ++k) {
     if (k > 0 && module.dropout > 0)
       results.output = at::dropout(results.output, module.dropout, /*train=*/true);
-    LstmCall layer = call;
+    LstmCall layer = k + 1 == module.num_layers ? std::move(call) : call;
     layer.input = results.output;
     const auto first = weights.tensors.begin() + k * per_layer;
     layer.weights.assign(first, first + per_layer);
-    if (!call.h_0.defined()) {
+    if (!layer.h_0.defined()) {
       set_zero_state(layer, directions, batch, module.hidden_size, module.output_size);
     } else if (module.num_layers > 1) {
       for (Tensor* const state : {&layer.h_0, &layer.c_0})
@@ -254,11 +255,10 @@ inline PlainResults run_layers(const PlainCall& plain, const LstmCall& call) {
     }
     auto [output, h_n, c_n, cells, gates] = call_eagerly(std::move(layer), {.engine = "auto"});
     results.output = std::move(output);
-    all_h.push_back(std::move(h_n)), all_c.push_back(std::move(c_n));
+    results.h_n = std::move(h_n), results.c_n = std::move(c_n);
+    if (module.num_layers > 1) all_h.push_back(results.h_n), all_c.push_back(results.c_n);
   }
-  const bool is_one = module.num_layers == 1;
-  results.h_n = is_one ? all_h[0] : at::cat(all_h);
-  results.c_n = is_one ? all_c[0] : at::cat(all_c);
+  if (module.num_layers > 1) results.h_n = at::cat(all_h), results.c_n = at::cat(all_c);
   return results;
 }
 
@@ -286,7 +286,7 @@ inline PlainResults run(const PlainCall& plain) {
   const bool transposes = plain.module.batch_first && !plain.batch_sizes;
   if (transposes) call.input = call.input.transpose(0, 1);
   if (transposes && call.reset) call.reset = call.reset->transpose(0, 1);
-  PlainResults results = run_layers(plain, call);
+  PlainResults results = run_layers(plain, std::move(call));
   if (transposes) results.output = results.output.transpose(0, 1);
   for (Tensor* const state : {&results.h_n, &results.c_n}) {
     if (!plain.is_batched) *state = state->squeeze(1);
@@ -371,14 +371,18 @@ inline bool read_options(PyObject* lengths, PyObject* reset, PlainCall& plain) {
   return true;
 }
 
-inline bool permutes_as_torch(PyObject* module) {
-  static PyObject* const torch_function =
+inline PyObject* torch_permute_hidden() {
+  static PyObject* const function =
       pybind11::object(pybind11::module_::import("torch.nn").attr("LSTM").attr("permute_hidden"))
           .release()
           .ptr();
+  return function;
+}
+
+inline bool permutes_as_torch(PyObject* module) {
   auto method = attribute<"permute_hidden">(module);
   return method && PyMethod_Check(method.get()) &&
-         PyMethod_GET_FUNCTION(method.get()) == torch_function &&
+         PyMethod_GET_FUNCTION(method.get()) == torch_permute_hidden() &&
          PyMethod_GET_SELF(method.get()) == module;
 }
 

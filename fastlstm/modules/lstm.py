@@ -76,8 +76,8 @@ class SequenceModule(nn.Module):
         if not (return_cell_states or torch.compiler.is_compiling()):
             source = self._fastlstm_plain_weights()
             if source is not None:
-                call = input, hx, lengths, reset
-                plain: tuple[Any, ...] = _build.library.plain_lstm(self, source, *call)
+                run = _build.library.plain_lstm  # not *args, which would take longer
+                plain: tuple[Any, ...] = run(self, source, input, hx, lengths, reset)
                 if plain is not NotImplemented:
                     return plain
         return self._fastlstm_call(input, hx, lengths, reset, return_cell_states)
