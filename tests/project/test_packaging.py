@@ -9,12 +9,12 @@ import sys
 import tarfile
 import venv
 from pathlib import Path
-from unittest.mock import Mock
 
 import native_programs
 import pytest
 import setuptools
 import torch
+from symbols import check_symbols
 
 from fastlstm import _build
 
@@ -24,7 +24,10 @@ ROOT = Path(__file__).resolve().parents[2]
 MODULE = """
 #include <Python.h>
 #include <torch/version.h>
+#include <exception>
 int answer() { return 0; }
+// Copying calls a function that libstdc++ of GCC 8 does not export.
+std::exception_ptr copied(const std::exception_ptr& error) { return error; }
 PyMODINIT_FUNC PyInit__C() {
   static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C"};
   PyObject* const module = PyModule_Create(&definition);
@@ -162,23 +165,16 @@ def test_none_installs_pure_python_that_works(small_project, tmp_path):
     assert f"False {target}/fastlstm/__init__.py" in done.stdout
 
 
-@pytest.mark.parametrize("source", [None, "https://example.com/fastlstm"])
 @pytest.mark.parametrize("folder", [".", "captioning"])
-def test_the_description_has_no_relative_link(folder, source, project):
-    """A package index shows README without the files next to it."""
-    path = project / folder / "pyproject.toml"
-    if source:
-        text = path.read_text().replace("[project.urls]\n", "")
-        path.write_text(f'{text}\n[project.urls]\nSource = "{source}"\n')
+def test_the_description_has_no_relative_link(folder, project):
+    """A package index shows the description without the files next to it."""
     code = "from setuptools import build_meta as b; b.prepare_metadata_for_build_wheel('.')"
-    assert run(sys.executable, "-c", code, cwd=path.parent, FASTLSTM_BUILD="none").returncode == 0
-    (metadata,) = path.parent.glob("*.dist-info/METADATA")
+    done = run(sys.executable, "-c", code, cwd=project / folder, FASTLSTM_BUILD="none")
+    assert done.returncode == 0, done.stdout
+    (metadata,) = (project / folder).glob("*.dist-info/METADATA")
     described = metadata.read_text().partition("\n\n")[2]
     links = re.findall(r"(?:\]\(|(?:src|srcset|href)=.)([^)\"' ]*)", described)
-    assert described and bool(links) == (bool(source) and folder == ".")
-    for link in links:
-        kind, file = re.fullmatch(rf"{source}/(blob|raw)/v0\.1\.0/([^#]+)(?:#.*)?", link).groups()
-        assert (ROOT / file).exists() and (kind == "raw") == (file[-4:] in (".svg", ".png"))
+    assert described and not [link for link in links if not link.startswith("https:")]
 
 
 def isolated(python, project, hook, **env):
@@ -279,12 +275,16 @@ def test_a_wheel_has_a_folder_for_each_torch(small_project, tmp_path):
     (small_project / "csrc" / "module.cpp").write_text(module)
     (tmp_path / here).mkdir()
     (tmp_path / here / "torch").symlink_to(Path(torch.__file__).parent)
-    target, headers = tmp_path / "target", str(tmp_path / here)
-    install(small_project, target, FASTLSTM_BUILD="cpu", FASTLSTM_TORCH_HEADERS=headers)
+    build = "release/build_wheel.py", "bdist_wheel", "--dist-dir", tmp_path / "dist"
+    done = run(sys.executable, *build, cwd=small_project, FASTLSTM_TORCH_HEADERS=tmp_path / here)
+    assert done.returncode == 0, done.stdout
+    target = tmp_path / "target"
+    install(next((tmp_path / "dist").iterdir()), target)
     assert record(target)["torch"] == [here]
     code = "from fastlstm import _C, _build; print(_C.__file__, _build.library.answer)"
     done = run_python(target, code)
     assert re.search(rf"/torch_{here.replace('.', '_')}/_C\S+ 7\n$", done.stdout), done.stdout
+    check_symbols(next(target.rglob("_C*.so")))
 
 
 @pytest.mark.parametrize("built, running, fits", [
@@ -333,7 +333,7 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "/nowhere/c++")
     assert "no C++ compiler ('/nowhere/c++' is not on PATH" in setup.missing_for_cpu()[0]
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    assert f"are not in {tmp_path} (CUDA_HOME)" in setup.missing_for_cuda()[-1]
+    assert "no CUDA toolkit: no nvcc and header in CUDA_HOME" in setup.missing_for_cuda()[-1]
     monkeypatch.setattr(setup.torch, "__version__", "2.7.1+cpu")
     with pytest.raises(SystemExit, match="needs torch 2.8 or newer, .* has 2.7.1"):
         setup.check_torch_version()
@@ -341,45 +341,14 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
     assert setup.missing_for_cpu()[0].startswith("the build saw no torch: install torch first")
 
 
-def program(path, prints):
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(f"#!/bin/sh\necho '{prints}'\n")
-    path.chmod(0o755)
-
-
-@pytest.mark.parametrize("source", ["torch", "nvidia-smi"])
-@pytest.mark.parametrize("gpus, arches", [
-    ([(9, 0)], "9.0+PTX"),
-    ([(9, 0), (7, 5), (9, 0)], "7.5;9.0+PTX"),
-    ([(8, 7), (13, 0)], "8.6;12.0+PTX"),  # the newest kernels that these GPUs run
-    ([(7, 0), (8, 0)], "8.0+PTX"),  # the first has no kernels
-    ([(7, 0)], "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"),
-    ([], "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"),
-])  # fmt: skip
-def test_kernels_are_for_the_gpus_of_this_machine(source, gpus, arches, tmp_path, monkeypatch):
-    known = (75, 80, 86, 87, 89, 90, 100, 120, 121)  # as in CUDA 12.9, which lacks 11.0
-    program(tmp_path / "bin" / "nvcc", " ".join(f"compute_{arch}" for arch in known))
-    lines = [f"{major}.{minor}" for major, minor in gpus if source == "nvidia-smi"]
-    program(tmp_path / "bin" / "nvidia-smi", "\n".join(lines) or "NVIDIA-SMI has failed")
-    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
-    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(gpus))
-    old_driver = RuntimeError("The NVIDIA driver on your system is too old")
-    capability = Mock(side_effect=gpus.__getitem__ if source == "torch" else old_driver)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
-    setup = load_setup()
-    assert setup.cuda_arch_list(str(tmp_path)) == arches
-    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.6")
-    assert setup.cuda_arch_list(str(tmp_path)) == "8.6"
-
-
-def test_wheels_have_kernels_for_all_gpus(tmp_path, monkeypatch):
-    program(tmp_path / "bin" / "nvcc", "compute_75 compute_80 compute_90 compute_120")
-    monkeypatch.setattr(torch.cuda, "device_count", Mock(side_effect=AssertionError))
-    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
-    (tmp_path / "2.13" / "torch" / "include").mkdir(parents=True)
-    monkeypatch.setenv("FASTLSTM_TORCH_HEADERS", str(tmp_path / "2.13"))
-    assert load_setup().cuda_arch_list(str(tmp_path)) == "7.5;8.0;9.0;12.0+PTX"
+def test_kernels_are_for_all_gpus_that_nvcc_supports(tmp_path, monkeypatch):
+    """setup.py asks for them if no GPU is visible, and release/build_wheel.py always."""
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text("#!/bin/sh\necho compute_75 compute_80 compute_87 compute_90 compute_120\n")
+    nvcc.chmod(0o755)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert load_setup().all_gpus() == "7.5;8.0;9.0;12.0+PTX"
 
 
 def test_one_version_and_one_torch_floor():

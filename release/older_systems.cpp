@@ -1,7 +1,7 @@
 // Defines functions that the headers of newer glibc and libstdc++ call and that manylinux_2_28
 // (glibc 2.28, libstdc++ of GCC 8) does not export, so that a library that was linked on a newer
 // system runs on an older one. They are hidden from other libraries.
-// tests/project/test_symbols.py checks the symbols of the built libraries.
+// release/build_wheel.py compiles this file into a wheel; tests/symbols.py checks its libraries.
 #include <exception>
 #include <new>
 #include <sstream>
