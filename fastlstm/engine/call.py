@@ -147,11 +147,13 @@ class Call(NamedTuple):
         return dtype
 
     def steps_and_batch(self) -> tuple[int, int]:
+        """T and B; while torch.jit traces they are tensors, so that the trace takes other sizes."""
         if self.is_cell:
             return 1, self.input.size(0)
         if self.batch_sizes is None:
             return self.input.size(0), self.input.size(1)
-        return self.batch_sizes.size(0), int(self.batch_sizes[0])
+        batch: Any = self.batch_sizes[0]
+        return self.batch_sizes.size(0), batch if torch.jit.is_tracing() else int(batch)
 
     def state_sizes(self) -> tuple[int, int]:  # of c and of h
         W_ih, W_hh = self.weights[:2]
