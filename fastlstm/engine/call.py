@@ -153,7 +153,7 @@ class Call(NamedTuple):
         if self.batch_sizes is None:
             return self.input.size(0), self.input.size(1)
         batch: Any = self.batch_sizes[0]
-        return self.batch_sizes.size(0), batch if torch.jit.is_tracing() else int(batch)
+        return self.batch_sizes.size(0), batch if torch._C._is_tracing() else int(batch)
 
     def state_sizes(self) -> tuple[int, int]:  # of c and of h
         W_ih, W_hh = self.weights[:2]

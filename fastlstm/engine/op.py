@@ -30,8 +30,8 @@ def run_op(call: Call, engine: str) -> Results:
     is_compiling = torch.compiler.is_compiling()
     if not is_compiling and torch._C._are_functorch_transforms_active():
         return run_layers(replaced(call, hx=call.state()), lstm_layer, engine)
-    # Dynamo and tensor subclasses know torch.ops only. torch.jit.trace has to see how the zeros of a
-    # state get their batch size.
+    # Dynamo and tensor subclasses know torch.ops only. torch.jit.trace has to see how the zeros of
+    # a state get their batch size.
     is_traced = is_compiling or torch._C._is_tracing()
     if is_traced or has_torch_function_variadic(call.input, *(call.hx or ()), *call.weights):
         call, save_cells = replaced(call, hx=call.state()), call.return_cell_states
