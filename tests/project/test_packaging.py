@@ -32,14 +32,14 @@ PyMODINIT_FUNC PyInit__C() {
   static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C"};
   PyObject* const module = PyModule_Create(&definition);
   PyObject* const names = PyModule_GetDict(module);
-  PyModule_AddIntConstant(module, "interface", 3);
+  PyModule_AddIntConstant(module, "interface", INTERFACE);
   PyModule_AddIntConstant(module, "answer", answer());
   PyRun_String("engines = dict\\nfrom torch.library import define\\n"
                "define('fastlstm::lstm_backward', '(Tensor x) -> Tensor')\\n",
                Py_file_input, names, names);
   return module;
 }
-"""
+""".replace("INTERFACE", str(_build.INTERFACE))
 
 FORWARD_EQUALS_TORCH = """
 import torch, fastlstm
