@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,19 +11,21 @@ from captioning.errors import CaptioningError
 
 
 def write_atomically(path: str | Path, write: Callable[[Any], Any]) -> None:
-    """Calls ``write(file)`` on a temporary file next to `path`, and then moves it to `path`."""
+    """Calls ``write(file)`` on a temporary file next to `path`, and then moves it to `path`.
+
+    The temporary file is in a new folder, which no other writer of `path` has. The folder is
+    removed even after an error.
+    """
     path = Path(os.path.realpath(path))  # so that a symbolic link is not replaced by a file
     check_output(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.new")
-    try:
+    with tempfile.TemporaryDirectory(prefix=".captioning-", dir=path.parent) as folder:
+        temporary = Path(folder, "file")
         with temporary.open("wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def check_output(*paths: Path | None) -> None:
